@@ -1,0 +1,45 @@
+"""auxnet: train a deep CNN once, with classifiers at several depths, and take away a ladder of models.
+
+Names are imported when they are first used, so that `import auxnet` does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AuxNet": "network",
+    "OutputReport": "evaluation",
+    "Recipe": "recipe",
+    "evaluate": "evaluation",
+    "fit": "train",
+    "joint": "methods",
+    "load": "checkpoint",
+    "multiway": "methods",
+    "pairwise": "methods",
+    "resnet": "residual",
+}
+__all__ = ["__version__", *_HOME]
+
+if TYPE_CHECKING:
+    from auxnet.checkpoint import load as load
+    from auxnet.evaluation import OutputReport as OutputReport
+    from auxnet.evaluation import evaluate as evaluate
+    from auxnet.methods import joint as joint
+    from auxnet.methods import multiway as multiway
+    from auxnet.methods import pairwise as pairwise
+    from auxnet.network import AuxNet as AuxNet
+    from auxnet.recipe import Recipe as Recipe
+    from auxnet.residual import resnet as resnet
+    from auxnet.train import fit as fit
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"auxnet.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'auxnet' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

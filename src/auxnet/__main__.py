@@ -1,0 +1,7 @@
+"""`python -m auxnet` is `auxnet`."""
+
+import sys
+
+from auxnet.cli import main
+
+sys.exit(main())

@@ -1,0 +1,128 @@
+"""AuxNet: a trunk cut into K segments, with a classifier (head) after each one.
+
+Output k = 1..K (shallow to deep) sees segments 1..k and head k only, so that it can be taken away as a
+model of its own (`AuxNet.truncate`). What the segments are made of is not known here: `residual` builds them.
+
+Shapes: N images, C channels, H x W pixels, K outputs; `features_k` is what crosses the cut after segment k.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+RelativeTo = Literal["final", "last_auxiliary"]
+
+
+class AuxNet(nn.Module):
+    """K segments, K heads: one forward gives the logits of all outputs.
+
+    `depths` holds the layer of each output in the paper's count (stem = 1, every convolution of a block one
+    more, the final classifier L); its last entry is the depth L of the whole network.
+    """
+
+    def __init__(self, segments: Iterable[nn.Module], heads: Iterable[nn.Module], depths: Sequence[int]) -> None:
+        super().__init__()
+        self.segments = nn.ModuleList(segments)
+        self.heads = nn.ModuleList(heads)
+        self.depths = tuple(depths)
+        if not len(self.segments) == len(self.heads) == len(self.depths) > 0:
+            raise ValueError(
+                f"one head and one depth to each segment, got {len(self.segments)} segments, "
+                f"{len(self.heads)} heads, {len(self.depths)} depths"
+            )
+
+    @property
+    def outputs(self) -> int:
+        """K, the number of outputs."""
+        return len(self.heads)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """What crosses each of the K cuts, shallow to deep, for images [N, C, H, W]."""
+        features = []
+        for segment in self.segments:
+            images = segment(images)
+            features.append(images)
+        return features
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Logits of all outputs, each [N, classes], shallow to deep, for images [N, C, H, W]."""
+        return tuple(head(x) for head, x in zip(self.heads, self.features(images), strict=True))
+
+    def truncate(self, output: int) -> nn.Module:
+        """A copy of output k alone: images [N, C, H, W] -> logits [N, classes], with no parameter it does not use.
+
+        Raises ValueError if there is no such output (they count from 1, shallow to deep).
+        """
+        self.check_output(output)
+        trunk = nn.Sequential(*self.segments[:output])
+        return copy.deepcopy(nn.Sequential(OrderedDict(trunk=trunk, head=self.heads[output - 1])))
+
+    def check_output(self, output: int) -> None:
+        """Raise ValueError unless `output` is one of 1..K."""
+        if not 1 <= output <= self.outputs:
+            raise ValueError(f"output must be one of 1..{self.outputs} (shallow to deep), got {output}")
+
+    def loss_weights(self, gamma: float = 2.0, floor: float = 0.01, relative_to: RelativeTo = "final") -> Tensor:
+        """lambda_k = max(floor, (l_k / L)^gamma), float64 [K]; the final output weighs 1 (paper, section 3.1).
+
+        `relative_to="final"` is the paper's L, the depth of the network; `"last_auxiliary"` is what the
+        authors' code divides by, the depth of the last auxiliary output.
+        """
+        return loss_weights(self.depths, gamma, floor, relative_to)
+
+
+def loss_weights(
+    depths: Sequence[int], gamma: float = 2.0, floor: float = 0.01, relative_to: RelativeTo = "final"
+) -> Tensor:
+    """The weights of `AuxNet.loss_weights` from depths alone. Raises ValueError for impossible values."""
+    if gamma < 0:
+        raise ValueError(f"gamma must be 0 (all outputs alike) or more, got {gamma}")
+    if not 0 <= floor <= 1:
+        raise ValueError(f"floor must lie in 0..1, got {floor}")
+    if relative_to not in ("final", "last_auxiliary"):
+        raise ValueError(f"relative_to must be 'final' or 'last_auxiliary', got {relative_to!r}")
+    auxiliary = torch.tensor(depths[:-1], dtype=torch.float64)
+    reference = depths[-1] if relative_to == "final" or not len(auxiliary) else depths[-2]
+    return torch.cat([(auxiliary / reference).pow(gamma).clamp(min=floor), torch.ones(1, dtype=torch.float64)])
+
+
+@contextmanager
+def statistics_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within, BatchNorm still normalises by the batch itself but leaves its running statistics alone."""
+    norms = [m for module in modules for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    tracked = [norm.track_running_stats for norm in norms]
+    for norm in norms:
+        norm.track_running_stats = not norm.training and norm.track_running_stats
+    try:
+        yield
+    finally:
+        for norm, track in zip(norms, tracked, strict=True):
+            norm.track_running_stats = track
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Trainable and frozen parameters; buffers (running statistics) are not parameters."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def multiply_adds(module: nn.Module, image_shape: Sequence[int]) -> int:
+    """Multiply-adds of convolutions and matrix products for one image of shape (C, H, W), counted exactly."""
+    twin = copy.deepcopy(module).to("meta").eval()
+    image = torch.empty(1, *image_shape, device="meta", dtype=next(twin.parameters()).dtype)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        twin(image)
+    return int(counter.get_total_flops()) // 2
+
+
+def costs(net: AuxNet, image_shape: Sequence[int]) -> list[tuple[int, int]]:
+    """(parameters, multiply-adds) of each output as a model of its own, for images of shape (C, H, W)."""
+    alone = (net.truncate(k) for k in range(1, net.outputs + 1))
+    return [(count_parameters(model), multiply_adds(model, image_shape)) for model in alone]

@@ -1,0 +1,110 @@
+"""What a recipe will do, before it is done: outputs, weights, effective steps, cost, time, and what looks unwise."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from auxnet import data
+from auxnet.methods import step_scales
+from auxnet.network import costs
+from auxnet.recipe import Recipe
+from auxnet.residual import resnet
+from auxnet.train import build, device_of, load_data, network_options, step_scale_of, threads_of
+
+MEASURED_STEPS = 4
+
+
+@dataclass(frozen=True)
+class PlannedOutput:
+    """One output, and the trunk segment that ends in it."""
+
+    output: int
+    depth: int
+    weight: float
+    """lambda"""
+    params: int
+    macs: int
+    step: float
+    """what a gradient of L_k that reaches this segment from its own output is multiplied by, times eta"""
+    steps_above: float
+    """the same, summed over this output and all above it"""
+    decay: float
+    """weight decay that the segment sees in one training step, in multiples of eta * weight_decay"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `plan` found out."""
+
+    outputs: list[PlannedOutput]
+    train: int
+    val: int
+    test: int
+    seconds_per_epoch: float
+    """from the median of a few steps on random images; the first step is not counted"""
+    warnings: list[str]
+
+
+def plan(recipe: Recipe) -> Plan:
+    """Work out a recipe without training by it. Raises what `fit` would raise for the same recipe."""
+    with threads_of(recipe), torch.random.fork_rng(devices=[]):
+        dataset = load_data(recipe)
+        outputs = planned_outputs(recipe, dataset)
+        return Plan(
+            outputs,
+            len(dataset.train),
+            len(dataset.val),
+            len(dataset.test),
+            seconds_per_step(recipe, dataset) * len(dataset.train) / recipe.batch_size,
+            warnings_of(recipe, [output.depth for output in outputs]),
+        )
+
+
+def planned_outputs(recipe: Recipe, dataset: data.DataSet) -> list[PlannedOutput]:
+    """Depth, weight, cost and effective multipliers of each output under the recipe's method."""
+    net = resnet(**network_options(recipe, dataset))
+    lambdas = net.loss_weights(recipe.gamma, recipe.floor, recipe.relative_to).tolist()
+    c = step_scales(lambdas, step_scale_of(recipe))
+    rows = []
+    for k, (depth, (params, macs)) in enumerate(zip(net.depths, costs(net, dataset.image_shape), strict=True)):
+        if recipe.method == "joint":  # one update: segment k at its own scale
+            own, above, decay = c[k] * lambdas[k], c[k] * sum(lambdas[k:]), c[k]
+        else:  # an update per output k and above
+            own, above = c[k] * lambdas[k], sum(a * w for a, w in zip(c[k:], lambdas[k:], strict=True))
+            decay = sum(c[k:])
+        rows.append(PlannedOutput(k + 1, depth, lambdas[k], params, macs, own, above, decay))
+    return rows
+
+
+def seconds_per_step(recipe: Recipe, dataset: data.DataSet) -> float:
+    """The median time of a training step, measured on random images."""
+    device = device_of(recipe)
+    net, method = build(recipe, dataset, device)
+    net.train()
+    images = torch.randn(recipe.batch_size, *dataset.image_shape, device=device).to(memory_format=torch.channels_last)
+    labels = torch.randint(dataset.num_classes, (recipe.batch_size,), device=device)
+    times = []
+    for _ in range(1 + MEASURED_STEPS):
+        began = time.perf_counter()
+        method.step(images, labels).cpu()
+        times.append(time.perf_counter() - began)
+    return sorted(times[1:])[MEASURED_STEPS // 2]
+
+
+def warnings_of(recipe: Recipe, depths: list[int]) -> list[str]:
+    """What the paper advises against (section 3.1): very shallow outputs, and too many of them."""
+    final, blocks = depths[-1], (depths[-1] - 2) // 2
+    warnings = [
+        f"output {k} sits at layer {depth} of {final}: features that shallow tell classes apart poorly, "
+        "and its loss may not converge"
+        for k, depth in enumerate(depths[:-1], start=1)
+        if depth < final / 5
+    ]
+    if 3 * len(depths) > blocks:
+        warnings.append(
+            f"{len(depths)} outputs on {blocks} blocks: fewer than three blocks to an output tends to over-fit"
+        )
+    return warnings

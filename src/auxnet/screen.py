@@ -1,0 +1,104 @@
+"""What a person sees in the terminal: progress, and tables that align."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from auxnet.plan import Plan
+    from auxnet.train import Progress
+
+
+@contextmanager
+def training_progress(console: Console) -> Iterator[Callable[[Progress], None]]:
+    """A live bar on a terminal; a line per epoch where the output goes elsewhere."""
+    text = "epoch {task.fields[epoch]}  {task.fields[rate]}  {task.fields[left]} left"
+    columns = (TextColumn(text), BarColumn(bar_width=24), TextColumn("{task.fields[errors]}"))
+    with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("", total=None, epoch="", rate="", left="", errors="")
+
+        def watch(progress: Progress) -> None:
+            words = {
+                "epoch": f"{progress.epoch}/{progress.epochs}",
+                "rate": f"{progress.images_per_second:,.0f} images/s",
+                "left": duration(progress.seconds_left),
+                "errors": val_errors(progress.val_errors),
+            }
+            finished = progress.epoch - 1 + progress.step / progress.steps
+            bar.update(task, total=progress.epochs, completed=finished, **words)
+            if progress.done and not console.is_terminal:
+                print_line(console, "epoch {epoch}  {rate}  {left} left  {errors}".format(**words))
+
+        yield watch
+
+
+def print_line(console: Console, text: str) -> None:
+    """A line as it stands: not wrapped, not coloured, not read as markup."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def outputs_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
+    """The ladder: one line per output of a finished run."""
+    table = _table(title, "output", "depth", "parameters", "multiply-adds", "validation error", "test error")
+    for row in rows:
+        errors = (per_cent(row["val_error"]), per_cent(row["test_error"]))
+        table.add_row(str(row["output"]), str(row["depth"]), count(row["params"]), count(row["macs"]), *errors)
+    return table
+
+
+def plan_table(plan: Plan) -> Table:
+    """One line per planned output, shallow to deep."""
+    columns = (
+        "output",
+        "layer",
+        "lambda",
+        "parameters",
+        "multiply-adds",
+        "step, own loss",
+        "step, all losses",
+        "decay",
+    )
+    table = _table("segment k ends in output k; steps and decay in multiples of the recipe's", *columns)
+    for o in plan.outputs:
+        multipliers = (f"{o.step:.3f}", f"{o.steps_above:.3f}", f"{o.decay:.3f}")
+        table.add_row(str(o.output), str(o.depth), f"{o.weight:.4f}", count(o.params), count(o.macs), *multipliers)
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def val_errors(errors: Sequence[float]) -> str:
+    """Validation errors of all outputs, shallow to deep."""
+    return f"val. error {' / '.join(f'{100 * e:.1f}' for e in errors)} %" if errors else ""
+
+
+def per_cent(fraction: float) -> str:
+    """0.0875 -> 8.75 %."""
+    return f"{100 * fraction:.2f} %"
+
+
+def count(number: int) -> str:
+    """Exact, with thousands apart."""
+    return f"{number:,}"
+
+
+def duration(seconds: float) -> str:
+    """7 s, 3:05 min, 2:03:05 h."""
+    minutes, left = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02}:{left:02} h"
+    return f"{minutes}:{left:02} min" if minutes else f"{left} s"

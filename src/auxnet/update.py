@@ -1,0 +1,95 @@
+"""What a training method is made of: optimizers that are handed their gradients, and a step that does so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Gradients = list[Tensor | None]
+Optimizer = Callable[[Any], torch.optim.Optimizer]  # parameter groups -> torch.optim.Optimizer
+
+
+class Group(NamedTuple):
+    """Parameters that share a step: `scale` multiplies the step size, `decay` the weight decay."""
+
+    parameters: list[nn.Parameter]
+    scale: float = 1.0
+    decay: float = 1.0
+
+
+class Update:
+    """An optimizer over groups of parameters; calling it with their gradients is one of its steps.
+
+    It works on aliases that share the parameters' storage but not their version counters. Autograd then lets
+    weights change between two backwards of one forward, and the later one sees them changed: multi-way, live.
+    """
+
+    def __init__(self, optimizer: Optimizer, groups: Sequence[Group], clip: float | None = None) -> None:
+        if clip is not None and not clip > 0:
+            raise ValueError(f"clip must be a gradient norm above 0, got {clip}")
+        self.clip = clip
+        self.trunk = groups[0].parameters
+        self.parameters = [p for group in groups for p in group.parameters]
+        self.aliases = [p.data for p in self.parameters]
+        aliases = iter(self.aliases)
+        self.optimizer = optimizer(
+            [{"params": [next(aliases) for _ in group.parameters], "scale": group.scale} for group in groups]
+        )
+        for settings, group in zip(self.optimizer.param_groups, groups, strict=True):
+            if "weight_decay" in settings:
+                settings["weight_decay"] *= group.decay
+            settings["eta"] = settings["lr"]
+            settings["lr"] *= group.scale
+
+    def __call__(self, gradients: Gradients) -> None:
+        """One step along these gradients, one for each of `parameters` and in their order."""
+        if self.aliases[0].data_ptr() != self.parameters[0].data_ptr():
+            raise RuntimeError("the net was moved after its method was built: build the method after net.to(...)")
+        for alias, gradient in zip(self.aliases, gradients, strict=True):
+            alias.grad = gradient
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(self.aliases, self.clip)
+        self.optimizer.step()
+
+    def set_lr(self, eta: float) -> None:
+        """The step size from now on; each group keeps its own share of it."""
+        for settings in self.optimizer.param_groups:
+            settings["eta"], settings["lr"] = eta, eta * settings["scale"]
+
+    def rescale_trunk(self, scale: float) -> None:
+        """Change the first group's share of the step size."""
+        settings = self.optimizer.param_groups[0]
+        settings["scale"], settings["lr"] = scale, settings["eta"] * scale
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of training, bound to a net. Build it after the net is on its device.
+
+    `step(images [N, C, H, W], labels [N])` trains on one batch and returns the losses [K] that it started
+    from, detached, shallow to deep.
+    """
+
+    step: Callable[[Tensor, Tensor], Tensor]
+    updates: list[Update]
+
+    def set_lr(self, lr: float) -> None:
+        """The step size eta from now on, for every output."""
+        for update in self.updates:
+            update.set_lr(lr)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer states: one, or one per output where outputs have their own."""
+        return {"optimizers": [update.optimizer.state_dict() for update in self.updates]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave. Raises ValueError if it is another method's or another net's."""
+        states = state["optimizers"]
+        if len(states) != len(self.updates):
+            raise ValueError(f"this method has {len(self.updates)} optimizers, the state has {len(states)}")
+        for update, optimizer_state in zip(self.updates, states, strict=True):
+            update.optimizer.load_state_dict(optimizer_state)
