@@ -168,9 +168,9 @@ def _split(arrays: Mapping[str, Arrays], val_fraction: float, seed: int) -> tupl
                 kept, held = stratified_split(labels, fraction, split_seed)
             except ValueError:
                 counts = torch.bincount(labels).tolist()
-                few = ", ".join(repr(c) for c, n in zip(arrays["train"].classes, counts, strict=False) if n == 1)
+                few = next(repr(c) for c, n in zip(arrays["train"].classes, counts, strict=False) if n == 1)
                 raise ValueError(
-                    f"too few images of {few} to carve a {name} split from: give at least three of each class"
+                    f"class {few} has too few images to carve a {name} split from: give three or more of each class"
                 ) from None
             splits["train"] = Split(images[kept], labels[kept])
             splits[name] = Split(images[held], labels[held])
@@ -261,8 +261,7 @@ def _find(name: str, data_dir: str | Path | None, image_size: int | None) -> dic
         except FileNotFoundError as error:
             forms = ", ".join([*formats.CIFAR_FORMS.get(name, ["train_32x32.mat"]), "train-*.parquet"])
             raise FileNotFoundError(
-                f"{name} was not found: looked in {looked}, then {error}; "
-                f"give a data_dir that holds one of {forms}"
+                f"{name} was not found: looked in {looked}, then {error}; give a data_dir that holds one of {forms}"
             ) from error
     for folder in (Path(name).expanduser(), root / name) if name.strip() else ():
         if folder.is_dir():
@@ -359,15 +358,17 @@ def _from_hub(name: str, address: str, image_size: int | None) -> dict[str, _Par
     reason = "it has no train-*.parquet"
     for cached in (True, False):
         try:
-            several = [] if cached or config else _hub_folders(repo)
-            if len(several) < 2:
+            folders = [] if cached else _hub_folders(repo)  # first: it answers or fails within seconds
+            several = len(folders) > 1 and not config
+            if not several:
                 fetch = partial(snapshot_download, repo, repo_type="dataset", allow_patterns=pattern)
                 folder = Path(str(fetch(local_files_only=cached, etag_timeout=5)))
         except Exception as error:  # whatever the network throws
             reason = _first_line(error)
             continue
-        if len(several) > 1:
-            raise ValueError(f"{repo} holds several data sets, give one of them: {', '.join(several)}")
+        if several:
+            choices = ", ".join(f"hf:{repo}/{each}" for each in folders)
+            raise ValueError(f"{repo} holds several data sets, give one of them: {choices}")
         try:
             parts = _parquet_parts(folder / config, image_size)
         except FileNotFoundError as error:  # some of the shards only
@@ -376,6 +377,18 @@ def _from_hub(name: str, address: str, image_size: int | None) -> dict[str, _Par
         if "train" in parts and ("test" in parts or name.startswith("hf:")):
             return parts
     raise FileNotFoundError(f"{repo} could not be fetched from the hub: {reason}")
+
+
+def _hub_folders(repo: str) -> list[str]:
+    """The folders of a data set on the hub that hold parquet files."""
+    from huggingface_hub import HfApi
+
+    files = [file.rfilename for file in HfApi().dataset_info(repo, timeout=5).siblings or ()]
+    return sorted({file.rpartition("/")[0] for file in files if file.endswith(".parquet")})
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 # ------------------------------------------------------------------------------------------------ cache
@@ -408,7 +421,7 @@ def _remember(entry: Path, arrays: Arrays) -> None:
             half.mkdir()
             np.save(half / "images.npy", arrays.images, allow_pickle=False)
             np.save(half / "labels.npy", arrays.labels, allow_pickle=False)
-            crc32 = [zlib.crc32(arrays.images), zlib.crc32(arrays.labels)]
+            crc32 = [zlib.crc32(arrays.images.data), zlib.crc32(arrays.labels.data)]
             (half / "about.json").write_text(json.dumps({"crc32": crc32, "classes": arrays.classes}))
             shutil.rmtree(entry, ignore_errors=True)  # a damaged one, if any
             os.replace(half, entry)

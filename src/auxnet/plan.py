@@ -69,7 +69,9 @@ def planned_outputs(recipe: Recipe, dataset: data.DataSet) -> list[PlannedOutput
     lambdas = net.loss_weights(recipe.gamma, recipe.floor, recipe.relative_to).tolist()
     c = step_scales(lambdas, step_scale_of(recipe))
     rows = []
-    for k, (depth, (params, macs)) in enumerate(zip(net.depths, costs(net, (dataset.channels, *dataset.image_size)), strict=True)):
+    for k, (depth, (params, macs)) in enumerate(
+        zip(net.depths, costs(net, (dataset.channels, *dataset.image_size)), strict=True)
+    ):
         if recipe.method == "joint":  # one update: segment k at its own scale
             own, above, decay = c[k] * lambdas[k], c[k] * sum(lambdas[k:]), c[k]
         else:  # an update per output k and above
@@ -84,7 +86,9 @@ def seconds_per_step(recipe: Recipe, dataset: data.DataSet) -> float:
     device = device_of(recipe)
     net, method = build(recipe, dataset, device)
     net.train()
-    images = torch.randn(recipe.batch_size, dataset.channels, *dataset.image_size, device=device).to(memory_format=torch.channels_last)
+    images = torch.randn(recipe.batch_size, dataset.channels, *dataset.image_size, device=device).to(
+        memory_format=torch.channels_last
+    )
     labels = torch.randint(dataset.num_classes, (recipe.batch_size,), device=device)
     times = []
     for _ in range(1 + MEASURED_STEPS):

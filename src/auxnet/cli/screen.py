@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from auxnet.train import Progress
 
 
+def console() -> Console:
+    """Standard output; tables are never squeezed where it is not a terminal."""
+    plain = Console()
+    return plain if plain.is_terminal else Console(width=max(plain.width, 160))
+
+
 @contextmanager
 def training_progress(console: Console) -> Iterator[Callable[[Progress], None]]:
     """A live bar on a terminal; a line per epoch where the output goes elsewhere."""
@@ -26,7 +32,7 @@ def training_progress(console: Console) -> Iterator[Callable[[Progress], None]]:
         task = bar.add_task("", total=None, epoch="", rate="", left="", errors="")
 
         def watch(progress: Progress) -> None:
-            words = {
+            words: dict[str, Any] = {
                 "epoch": f"{progress.epoch}/{progress.epochs}",
                 "rate": f"{progress.images_per_second:,.0f} images/s",
                 "left": duration(progress.seconds_left),
@@ -45,9 +51,16 @@ def print_line(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+def show_tables(console: Console, tables: dict[str, Any], epochs: dict[str, int]) -> None:
+    """The ladder after the last epoch, and after the best on validation where that is another."""
+    console.print(outputs_table(tables["last"], f"after epoch {epochs['last']}, the last"))
+    if epochs["best"] != epochs["last"]:
+        console.print(outputs_table(tables["best"], f"after epoch {epochs['best']}, the best on validation"))
+
+
 def outputs_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
     """The ladder: one line per output of a finished run."""
-    table = _table(title, "output", "depth", "parameters", "multiply-adds", "validation error", "test error")
+    table = _table(title, "output", "depth", "parameters", "MACs", "val. error", "test error")
     for row in rows:
         errors = (per_cent(row["val_error"]), per_cent(row["test_error"]))
         table.add_row(str(row["output"]), str(row["depth"]), count(row["params"]), count(row["macs"]), *errors)
@@ -56,17 +69,10 @@ def outputs_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
 
 def plan_table(plan: Plan) -> Table:
     """One line per planned output, shallow to deep."""
-    columns = (
-        "output",
-        "layer",
-        "lambda",
-        "parameters",
-        "multiply-adds",
-        "step, own loss",
-        "step, all losses",
-        "decay",
+    title = (
+        "segment k ends in output k; its steps (along its own loss, and all) and decay are multiples of the recipe's"
     )
-    table = _table("segment k ends in output k; steps and decay in multiples of the recipe's", *columns)
+    table = _table(title, "output", "depth", "lambda", "parameters", "MACs", "own step", "all steps", "decay")
     for o in plan.outputs:
         multipliers = (f"{o.step:.3f}", f"{o.steps_above:.3f}", f"{o.decay:.3f}")
         table.add_row(str(o.output), str(o.depth), f"{o.weight:.4f}", count(o.params), count(o.macs), *multipliers)

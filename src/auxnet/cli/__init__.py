@@ -1,0 +1,71 @@
+"""The command line. Here, and nowhere else, arguments are parsed and things are printed.
+
+Exit status: 0; 2 for something that cannot be asked for; 1 for something that failed; 130 when interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from auxnet import __version__
+from auxnet.recipe import nearest
+
+COMMANDS = {  # name: (module of this package that holds the function of that name, what it does)
+    "train": ("training", "train by a recipe, and print the table of outputs"),
+    "plan": ("training", "say what a recipe will do, and cost, without training"),
+    "evaluate": ("choosing", "say what each output of a run is worth, from what it saved"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; every error is one line, never a traceback (AUXNET_DEBUG=1 shows it)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except KeyboardInterrupt:
+        print("auxnet: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return 0
+    except Exception as error:
+        if os.environ.get("AUXNET_DEBUG"):
+            raise
+        asked = isinstance(error, ValueError | FileExistsError | FileNotFoundError)
+        expected = asked or isinstance(error, OSError | RuntimeError)
+        kind = "" if expected else f"unexpected {type(error).__name__} (AUXNET_DEBUG=1 shows where): "
+        print(f"auxnet: {kind}{' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if asked else 1
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        print(f"auxnet {__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        raise ValueError(f"there is no command {words[0]!r}{nearest(words[0], list(COMMANDS))}; see auxnet --help")
+    module, _ = COMMANDS[words[0]]
+    status = getattr(import_module(f"auxnet.cli.{module}"), words[0])(words[1:])
+    return int(status or 0)
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: auxnet COMMAND [--help] [options]",
+            "",
+            "Train a deep CNN once, with classifiers at several depths; ship the smallest that is good enough.",
+            "",
+            *lines,
+            "",
+            "auxnet train, with nothing else, trains on an embedded data set in about a minute.",
+        ]
+    )

@@ -1,0 +1,57 @@
+"""Words of a command line as dataclasses, by tyro, with errors of one line."""
+
+from __future__ import annotations
+
+import io
+from contextlib import redirect_stderr
+from typing import TypeVar
+
+import tyro
+
+from auxnet.recipe import read_recipe
+
+Options = TypeVar("Options")
+
+
+def parse(options: type[Options], words: list[str], default: Options | None = None) -> Options:
+    """The words as options; tyro's complaints, which fill a box, become one line. --help exits."""
+    complaint = io.StringIO()
+    command = options.__name__.lower()
+    try:
+        with redirect_stderr(complaint):
+            prog = f"auxnet {command}"
+            return tyro.cli(options, args=words, prog=prog, **({} if default is None else {"default": default}))
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(f"{_one_line(complaint.getvalue())}; see auxnet {command} --help") from None
+
+
+def parse_with_recipe(options: type[Options], words: list[str]) -> Options:
+    """Options of which a recipe is one: its file, if --config names one, gives the defaults of the flags."""
+    config = _value_of("--config", words)
+    return parse(options, words, options(recipe=read_recipe(config)) if config else None)  # type: ignore[call-arg]
+
+
+def _value_of(flag: str, words: list[str]) -> str | None:
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == flag and following:
+            return following
+        if word.startswith(f"{flag}="):
+            return word.removeprefix(f"{flag}=")
+    return None
+
+
+def _one_line(box: str) -> str:
+    """What tyro says at the top of its box, with the first thing it suggests."""
+    parts: list[list[str]] = [[]]
+    for line in box.splitlines():
+        text = line.strip("│ ")
+        if text.startswith("─"):
+            parts.append([])
+        elif text and not text.startswith(("╭", "╰")):
+            parts[-1].append(text)
+    suggestion = (
+        f"; perhaps you meant {parts[1][1]}" if len(parts) > 1 and parts[1][:1] == ["Perhaps you meant:"] else ""
+    )
+    return " ".join(parts[0]).rstrip(".") + suggestion

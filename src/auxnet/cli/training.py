@@ -1,0 +1,77 @@
+"""`auxnet train` and `auxnet plan`."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
+
+from auxnet.cli import screen
+from auxnet.cli.arguments import parse_with_recipe
+from auxnet.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train by a recipe, and print the table of outputs. Flags win over the file."""
+
+    recipe: OmitArgPrefixes[Recipe] = field(default_factory=Recipe)
+    config: Path | None = None
+    """a recipe file (YAML), such as the recipe.yaml of a run"""
+    out: Path | None = None
+    """the run directory (default: a new folder under runs/)"""
+    resume: FlagCreatePairsOff[bool] = False
+    """go on with the run in --out, by its own recipe"""
+    overwrite: FlagCreatePairsOff[bool] = False
+    """replace the run in --out"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Say what a recipe will do, and what it will cost, without training."""
+
+    recipe: OmitArgPrefixes[Recipe] = field(default_factory=Recipe)
+    config: Path | None = None
+    """a recipe file (YAML)"""
+
+
+def train(words: list[str]) -> None:
+    """`auxnet train`."""
+    options = parse_with_recipe(Train, words)
+    if options.resume and options.out is None:
+        raise ValueError("--resume goes on with a run: name it with --out")
+    from auxnet.train import fit
+
+    console = screen.console()
+    with screen.training_progress(console) as watch:
+        out = options.out or _unused_folder(options.recipe)
+        run = fit(options.recipe, out, resume=options.resume, overwrite=options.overwrite, watch=watch)
+    screen.show_tables(console, run.summary, run.summary["epochs"])
+    data, device = run.summary["data"], run.summary["device"]
+    images = f"{data['train']:,} training, {data['val']:,} validation and {data['test']:,} test images"
+    time = f"{screen.duration(run.summary['wall_seconds'])} on {device['name']}, {device['threads']} threads"
+    screen.print_line(console, f"{images}; seed {run.summary['seed']}; {time}\nthe run lies in {run.folder}")
+
+
+def plan(words: list[str]) -> None:
+    """`auxnet plan`."""
+    options = parse_with_recipe(Plan, words)
+    from auxnet.plan import plan as work_out
+
+    console = screen.console()
+    planned = work_out(options.recipe)
+    console.print(screen.plan_table(planned))
+    images = f"{planned.train:,} training, {planned.val:,} validation and {planned.test:,} test images"
+    epoch = planned.seconds_per_epoch
+    total = f"{screen.duration(epoch)} an epoch, {screen.duration(epoch * options.recipe.epochs)} in all"
+    screen.print_line(console, f"{images}; about {total} (measured just now)")
+    for warning in planned.warnings:
+        screen.print_line(console, f"warning: {warning}")
+
+
+def _unused_folder(recipe: Recipe) -> Path:
+    name = f"runs/{Path(recipe.data.removeprefix('hf:')).name}-{recipe.depth}-{recipe.method}"
+    numbered = (Path(name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
+    return next(folder for folder in numbered if not folder.exists())
