@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import shutil
 import tempfile
 import zlib
@@ -255,7 +256,7 @@ def _find(name: str, data_dir: str | Path | None, image_size: int | None) -> dic
         for folder in folders:
             if parts := _named(name, folder, folder != root, image_size):
                 return parts
-        looked = " and ".join(str(folder) for folder in folders) or "no folder (no data_dir, no AUXNET_DATA)"
+        looked = " and ".join(str(folder) for folder in folders) or "no folder (data_dir and AUXNET_DATA are not set)"
         try:
             return _from_hub(name, _HUB[name], image_size)
         except FileNotFoundError as error:
@@ -345,15 +346,11 @@ def _parquet_parts(folder: Path, image_size: int | None, below: bool = True) -> 
 def _from_hub(name: str, address: str, image_size: int | None) -> dict[str, _Part]:
     """The parquet shards of "owner/name[/config]": those in the hub's own cache, or else fetched."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-    owner, _, rest = address.partition("/")
-    short, _, config = rest.partition("/")
-    repo = f"{owner}/{short}"
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise ValueError(f"data {name!r}: a data set on the hub is given as hf:owner/name") from error
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)/?(.*)", address)
+    if not match:
+        raise ValueError(f"data {name!r}: a data set on the hub is given as hf:owner/name")
+    repo, config = match[1], match[2].strip("/")
     pattern = f"{config}/*.parquet" if config else "*.parquet"
     reason = "it has no train-*.parquet"
     for cached in (True, False):

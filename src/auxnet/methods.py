@@ -184,12 +184,14 @@ def supervise(head: nn.Module, x: Tensor, labels: Tensor, loss: Loss) -> tuple[T
 
 
 def gradients(
-    of: Sequence[Tensor], wrt: Sequence[Tensor], entering: Sequence[Tensor] | None = None, keep: bool = False
+    of: Sequence[Tensor], wrt: Sequence[Tensor], entering: Sequence[Tensor | None] = (None,), keep: bool = False
 ) -> Gradients:
-    """Gradients of `of` (with `entering` arriving there from above) with respect to `wrt`; None where unused."""
-    if not wrt:
-        return []
-    return list(torch.autograd.grad(of, wrt, entering, retain_graph=keep, allow_unused=True))
+    """Gradients of `of`, with `entering` arriving there from above, with respect to `wrt`; None where unused."""
+    reached = [(x, gradient) for x, gradient in zip(of, entering, strict=True) if x.requires_grad]
+    if not (wrt and reached):  # all that lies below is frozen
+        return [None] * len(wrt)
+    x, gradient = zip(*reached, strict=True)
+    return list(torch.autograd.grad(x, wrt, gradient, retain_graph=keep, allow_unused=True))
 
 
 # ---- steps -----------------------------------------------------------------------------------------------------

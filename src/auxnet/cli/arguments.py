@@ -20,7 +20,9 @@ def parse(options: type[Options], words: list[str], default: Options | None = No
     try:
         with redirect_stderr(complaint):
             prog = f"auxnet {command}"
-            return tyro.cli(options, args=words, prog=prog, **({} if default is None else {"default": default}))
+            if default is None:
+                return tyro.cli(options, args=words, prog=prog)
+            return tyro.cli(options, args=words, prog=prog, default=default)
     except SystemExit as stop:
         if not stop.code:
             raise

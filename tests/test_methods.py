@@ -1,0 +1,407 @@
+"""The laws of the three methods, against backpropagation and SGD written out by hand in float64 (no autograd)."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+import auxnet
+from auxnet.methods import adaptive_scales, step_scales
+from auxnet.update import Update
+
+ETA, MOMENTUM, DECAY = 0.3, 0.9, 0.02
+K, CLASSES, WIDTH, N = 4, 3, 5, 7
+WEIGHTS = [0.9, 0.6, 0.7, 1.0]  # chosen so that the division by their sum acts in some passes and not in others
+
+
+# ---- a net small enough to differentiate by hand: x_k = tanh(W_k x_{k-1}), logits_k = x_k V_k' + b_k -----------------
+
+
+def hand_net():
+    torch.manual_seed(1)
+    segments = [nn.Sequential(nn.Linear(WIDTH, WIDTH, bias=False), nn.Tanh()) for _ in range(K)]
+    heads = [nn.Linear(WIDTH, CLASSES) for _ in range(K)]
+    return auxnet.AuxNet(segments, heads, depths=[2, 3, 4, 5]).double()
+
+
+def batches(count=4):
+    g = torch.Generator().manual_seed(2)
+    return [
+        (torch.randn(N, WIDTH, generator=g, dtype=torch.float64), torch.randint(CLASSES, (N,), generator=g))
+        for _ in range(count)
+    ]
+
+
+def weights_of(net):
+    return (
+        [segment[0].weight.detach().clone() for segment in net.segments],
+        [head.weight.detach().clone() for head in net.heads],
+        [head.bias.detach().clone() for head in net.heads],
+    )
+
+
+def hand_features(W, x):
+    features = [x]
+    for w in W:
+        features.append(torch.tanh(features[-1] @ w.T))
+    return features  # features[0] is the input, features[k] is x_k
+
+
+def hand_head(V, b, x, y):
+    """Loss, dL/dx, dL/dV, dL/db of the mean cross-entropy."""
+    z = x @ V.T + b
+    p = torch.exp(z - z.max(1, keepdim=True).values)
+    p /= p.sum(1, keepdim=True)
+    loss = -torch.log(p[torch.arange(N), y]).mean()
+    dz = p.clone()
+    dz[torch.arange(N), y] -= 1
+    dz /= N
+    return loss, dz @ V, dz.T @ x, dz.sum(0)
+
+
+def hand_trunk(W, features, k, entering):
+    """dL/dW_1..dW_k for a gradient that enters at x_k: features as given, weights as given."""
+    gradients, g = {}, entering
+    for s in range(k, 0, -1):
+        dz = g * (1 - features[s] ** 2)
+        gradients[s] = dz.T @ features[s - 1]
+        g = dz @ W[s - 1]
+    return gradients
+
+
+class HandSGD:
+    """Nesterov SGD with weight decay, one momentum buffer per key."""
+
+    def __init__(self, decay):
+        self.buffers, self.decay = {}, decay
+
+    def step(self, key, parameter, gradient, eta, decay_factor=1.0):
+        d = gradient + self.decay * decay_factor * parameter
+        v = MOMENTUM * self.buffers[key] + d if key in self.buffers else d.clone()
+        self.buffers[key] = v
+        parameter -= eta * (d + MOMENTUM * v)
+
+
+def division(rule, k, losses=None):
+    """What the trunk's step is divided by in pass k = 1..K (METHOD.md section 3)."""
+    if rule == "none":
+        return 1.0
+    if rule == "adaptive" and losses[k - 1] / losses[-1] > 2:
+        return float(losses[k - 1] / losses[-1])
+    return max(1.0, sum(WEIGHTS[k - 1 : K - 1]))
+
+
+def hand_joint(net, data, rule, decay):
+    W, V, b = weights_of(net)
+    sgd = HandSGD(decay)
+    for x, y in data:
+        features = hand_features(W, x)
+        trunk = {s: torch.zeros_like(W[s - 1]) for s in range(1, K + 1)}
+        heads = []
+        for k in range(1, K + 1):
+            _, dx, dV, db = hand_head(V[k - 1], b[k - 1], features[k], y)
+            heads.append((WEIGHTS[k - 1] * dV, WEIGHTS[k - 1] * db))
+            for s, g in hand_trunk(W, features, k, WEIGHTS[k - 1] * dx).items():
+                trunk[s] += g
+        for s in range(1, K + 1):
+            above = sum(WEIGHTS[k - 1] for k in range(s, K)) if rule == "sum" else 0.0
+            sgd.step(("W", s), W[s - 1], trunk[s], ETA / max(1.0, above))
+            sgd.step(("V", s), V[s - 1], heads[s - 1][0], ETA)
+            sgd.step(("b", s), b[s - 1], heads[s - 1][1], ETA)
+    return W, V, b
+
+
+def hand_pairwise(net, data, rule, decay):
+    W, V, b = weights_of(net)
+    sgd = HandSGD(decay)
+    for x, y in data:
+        for k in range(1, K + 1):
+            features = hand_features(W, x)  # new features from the new weights, for every output
+            _, dx, dV, db = hand_head(V[k - 1], b[k - 1], features[k], y)
+            for s, g in hand_trunk(W, features, k, WEIGHTS[k - 1] * dx).items():
+                sgd.step((k, "W", s), W[s - 1], g, ETA / division(rule, k))
+            sgd.step((k, "V"), V[k - 1], dV, ETA)
+            sgd.step((k, "b"), b[k - 1], db, ETA)
+    return W, V, b
+
+
+def hand_multiway(net, data, rule, decay, live):
+    W, V, b = weights_of(net)
+    sgd = HandSGD(decay)
+    for x, y in data:
+        features = hand_features(W, x)  # once
+        old_W = [w.clone() for w in W]
+        heads = [hand_head(V[k], b[k], features[k + 1], y) for k in range(K)]
+        losses = [loss for loss, *_ in heads]
+        for k in range(1, K + 1):
+            _, dx, dV, db = heads[k - 1]
+            gradients = hand_trunk(W if live else old_W, features, k, WEIGHTS[k - 1] * dx)
+            for s, g in gradients.items():
+                sgd.step((k, "W", s), W[s - 1], g, ETA / division(rule, k, losses))
+            sgd.step((k, "V"), V[k - 1], dV, ETA)
+            sgd.step((k, "b"), b[k - 1], db, ETA)
+    return W, V, b
+
+
+def sgd(decay=DECAY, **options):
+    return partial(torch.optim.SGD, lr=ETA, momentum=MOMENTUM, nesterov=True, weight_decay=decay, **options)
+
+
+def trained(make, data, decay=DECAY):
+    net = hand_net()
+    method = make(net, sgd(decay), WEIGHTS)
+    for x, y in data:
+        method.step(x, y)
+    return weights_of(net)
+
+
+def assert_same(a, b, tolerance=1e-12):
+    for group_a, group_b in zip(a, b, strict=True):
+        for x, y in zip(group_a, group_b, strict=True):
+            torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance)
+
+
+def distance(a, b):
+    return max(float((x - y).abs().max()) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True))
+
+
+@pytest.mark.parametrize("rule", ["none", "sum"])
+def test_joint_equals_the_hand_written_computation(rule):
+    made = trained(partial(auxnet.joint, step_scale=rule), batches())
+    assert_same(made, hand_joint(hand_net(), batches(), rule, DECAY))
+
+
+@pytest.mark.parametrize("rule", ["none", "cumulative"])
+def test_pairwise_equals_the_hand_written_computation(rule):
+    made = trained(partial(auxnet.pairwise, step_scale=rule), batches())
+    assert_same(made, hand_pairwise(hand_net(), batches(), rule, DECAY))
+
+
+@pytest.mark.parametrize("rule", ["none", "cumulative", "adaptive"])
+@pytest.mark.parametrize("mode", ["live", "frozen"])
+def test_multiway_equals_the_hand_written_computation(mode, rule):
+    made = trained(partial(auxnet.multiway, mode=mode, step_scale=rule), batches())
+    assert_same(made, hand_multiway(hand_net(), batches(), rule, DECAY, live=mode == "live"))
+
+
+def test_the_readings_of_multiway_are_different_algorithms():
+    live = trained(partial(auxnet.multiway, mode="live"), batches())
+    frozen = trained(partial(auxnet.multiway, mode="frozen"), batches())
+    refreshed = trained(partial(auxnet.pairwise, step_scale="cumulative"), batches())
+    assert min(distance(live, frozen), distance(live, refreshed), distance(frozen, refreshed)) > 1e-3
+
+
+@pytest.mark.parametrize("rule", ["none", "cumulative"])
+def test_fused_equals_frozen_without_decay(rule):
+    frozen = trained(partial(auxnet.multiway, mode="frozen", step_scale=rule), batches(6), decay=0.0)
+    fused = trained(partial(auxnet.multiway, mode="fused", step_scale=rule), batches(6), decay=0.0)
+    assert_same(fused, frozen)
+    assert_same(fused, hand_multiway(hand_net(), batches(6), rule, 0.0, live=False))
+
+
+def test_fused_differs_from_frozen_by_the_order_of_step_times_decay():
+    def gap(decay):
+        frozen = trained(partial(auxnet.multiway, mode="frozen"), batches(3), decay)
+        return distance(frozen, trained(partial(auxnet.multiway, mode="fused"), batches(3), decay))
+
+    coarse, fine = gap(1e-3), gap(1e-4)
+    assert 0 < fine < ETA * 1e-4 * 10
+    assert coarse / fine == pytest.approx(10, rel=0.1)  # linear in the decay
+
+
+def test_fused_decays_a_segment_once_for_every_output_that_reaches_it():
+    net = hand_net()
+    before, *_ = weights_of(net)
+    method = auxnet.multiway(
+        net, partial(torch.optim.SGD, lr=ETA, weight_decay=DECAY), [0, 0, 0, 1e-300], "fused", "none"
+    )
+    method.step(*batches(1)[0])
+    for k, w in enumerate(before, start=1):
+        torch.testing.assert_close(net.segments[k - 1][0].weight.data, w * (1 - ETA * DECAY * (K - k + 1)))
+
+
+# ---- laws that hold on real networks ---------------------------------------------------------------------------------
+
+METHODS = {
+    "joint": auxnet.joint,
+    "pairwise": auxnet.pairwise,
+    "live": partial(auxnet.multiway, mode="live"),
+    "frozen": partial(auxnet.multiway, mode="frozen"),
+    "fused": partial(auxnet.multiway, mode="fused"),
+}
+every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
+
+
+def small(outputs=3, **options):
+    torch.manual_seed(3)
+    net = auxnet.resnet(depth=8, outputs=outputs, **options).to(memory_format=torch.channels_last)
+    return net.train()
+
+
+def images(n=6, size=8):
+    g = torch.Generator().manual_seed(4)
+    x = torch.randn(n, 3, size, size, generator=g).to(memory_format=torch.channels_last)
+    return x, torch.randint(10, (n,), generator=g)
+
+
+@every_method
+@pytest.mark.parametrize("fused_kernel", [False, True])
+@pytest.mark.parametrize("block", ["preact", "original", "plain"])
+def test_with_one_output_every_method_is_ordinary_sgd_to_the_bit(make, fused_kernel, block):
+    optimizer = sgd(1e-4, fused=fused_kernel)
+    ours, ordinary = small(1, block=block), small(1, block=block)
+    method = make(ours, optimizer, [1.0])
+    plain = optimizer(ordinary.parameters())
+    for _ in range(3):
+        x, y = images()
+        losses = method.step(x, y)
+        loss = nn.functional.cross_entropy(ordinary(x)[0], y)
+        plain.zero_grad()
+        loss.backward()
+        plain.step()
+        assert torch.equal(losses, loss.detach()[None])
+    for a, b in zip(ours.state_dict().values(), ordinary.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["pairwise", "live", "frozen"])
+def test_an_update_leaves_deeper_segments_and_other_heads_untouched(name, monkeypatch):
+    net = small()
+    seen = []
+    apply = Update.__call__
+
+    def spy(update, gradients):
+        before = [[p.clone() for p in module.parameters()] for module in (*net.segments, *net.heads)]
+        apply(update, gradients)
+        after = [list(module.parameters()) for module in (*net.segments, *net.heads)]
+        seen.append([not all(map(torch.equal, b, a)) for b, a in zip(before, after, strict=True)])
+
+    monkeypatch.setattr(Update, "__call__", spy)
+    METHODS[name](net, sgd(), net.loss_weights()).step(*images())
+    assert seen == [
+        [True, False, False, True, False, False],
+        [True, True, False, False, True, False],
+        [True, True, True, False, False, True],
+    ]
+
+
+@every_method
+def test_batchnorm_statistics_move_exactly_once_per_batch(make):
+    net, same = small(), small()
+    first_of = [m for m in net.segments[0].modules() if isinstance(m, nn.BatchNorm2d)]
+    make(net, sgd(), net.loss_weights()).step(*images())
+    same(images()[0])  # one forward in training mode
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all(m.num_batches_tracked == 1 for m in norms)
+    assert all(m.track_running_stats for m in norms)
+    for ours, theirs in zip(first_of, same.segments[0].modules(), strict=False):
+        if isinstance(theirs, nn.BatchNorm2d):
+            assert torch.equal(ours.running_mean, theirs.running_mean)
+            assert torch.equal(ours.running_var, theirs.running_var)
+
+
+@every_method
+def test_losses_are_those_of_the_net_before_the_step(make):
+    net = small()
+    x, y = images()
+    expected = [nn.functional.cross_entropy(logits, y).item() for logits in small()(x)]
+    losses = make(net, sgd(), net.loss_weights()).step(x, y)
+    assert losses.shape == (3,)
+    assert not losses.requires_grad
+    if make is not auxnet.pairwise:  # there, later outputs see weights that earlier ones have updated
+        assert losses.tolist() == pytest.approx(expected, rel=1e-5)
+    assert losses[0].item() == pytest.approx(expected[0], rel=1e-5)
+
+
+@every_method
+def test_a_state_taken_up_goes_on_to_the_bit(make):
+    whole, net = small(), small()
+    method = make(whole, sgd(), whole.loss_weights())
+    for _ in range(4):
+        method.set_lr(0.05)
+        method.step(*images())
+    first = make(net, sgd(), net.loss_weights())
+    first.set_lr(0.05)
+    first.step(*images())
+    first.step(*images())
+    second_net = small()
+    second_net.load_state_dict(net.state_dict())
+    second = make(second_net, sgd(), net.loss_weights())
+    second.load_state_dict(first.state_dict())
+    second.step(*images())
+    second.step(*images())
+    for a, b in zip(whole.state_dict().values(), second_net.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+@every_method
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.NAdam])
+def test_any_optimizer_serves(make, kind):
+    net = small()
+    method = make(net, partial(kind, lr=1e-3), net.loss_weights())
+    first = method.step(*images())
+    for _ in range(5):
+        last = method.step(*images())
+    assert last.isfinite().all()
+    assert last.sum() < first.sum()
+
+
+@every_method
+def test_clip_bounds_the_gradient_of_every_update(make):
+    net = small()
+    method = make(net, partial(torch.optim.SGD, lr=1.0), net.loss_weights(), clip=1e-3)
+    method.step(*images())
+    for update in method.updates:
+        norm = torch.cat([alias.grad.flatten() for alias in update.aliases]).norm()
+        assert float(norm) <= 1e-3 * 1.0001
+
+
+@every_method
+def test_frozen_parameters_stay_as_they_are(make):
+    net = small()
+    for p in net.segments[0].parameters():
+        p.requires_grad_(False)
+    before = [p.clone() for p in net.segments[0].parameters()]
+    make(net, sgd(), net.loss_weights()).step(*images())
+    assert all(map(torch.equal, before, net.segments[0].parameters()))
+
+
+def test_a_net_moved_after_its_method_was_built_is_noticed():
+    net = small()
+    method = auxnet.joint(net, sgd(), net.loss_weights())
+    net.double()
+    with pytest.raises(RuntimeError, match="build the method after"):
+        method.step(images()[0].double(), images()[1])
+
+
+def test_step_scales_divide_by_the_weights_of_the_auxiliaries_above():
+    assert step_scales([0.5, 0.8, 0.4, 1.0], "cumulative") == pytest.approx([1 / 1.7, 1 / 1.2, 1.0, 1.0])
+    assert step_scales([0.5, 0.8, 0.4, 1.0], "none") == [1.0] * 4
+    scales = adaptive_scales(torch.tensor([6.0, 3.0, 1.5]), [0.5, 0.6, 1.0])
+    assert scales == pytest.approx([1.5 / 6, 0.6, 1.0])
+
+
+def test_set_lr_keeps_each_groups_share():
+    net = hand_net()
+    method = auxnet.multiway(net, sgd(), WEIGHTS)
+    method.set_lr(0.01)
+    shares = [[group["lr"] for group in update.optimizer.param_groups] for update in method.updates]
+    assert shares == [pytest.approx([0.01 * c, 0.01]) for c in step_scales(WEIGHTS, "cumulative")]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda n: auxnet.joint(n, sgd(), [1.0]), "weights must be 4 finite numbers"),
+        (lambda n: auxnet.joint(n, sgd(), [1, 1, float("nan"), 1]), "weights must be 4 finite numbers"),
+        (lambda n: auxnet.joint(n, sgd(), WEIGHTS, "cumulative"), "step_scale must be one of none, sum"),
+        (lambda n: auxnet.pairwise(n, sgd(), WEIGHTS, "adaptive"), "step_scale must be one of none, cumulative"),
+        (lambda n: auxnet.multiway(n, sgd(), WEIGHTS, "refreshed"), "mode must be one of live, frozen, fused"),
+        (lambda n: auxnet.multiway(n, sgd(), WEIGHTS, "fused", "adaptive"), "needs steps in constant ratio"),
+        (lambda n: auxnet.multiway(n, sgd(), WEIGHTS, clip=0.0), "clip must be a gradient norm above 0"),
+    ],
+)
+def test_impossible_methods_say_why(make, words):
+    with pytest.raises(ValueError, match=words):
+        make(hand_net())
