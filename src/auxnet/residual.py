@@ -117,7 +117,7 @@ def resnet(
             raise ValueError(f"{name} must be {least} or more, got {value}")
     if at is not None and outputs not in (None, len(at) + 1):
         raise ValueError(f"at={tuple(at)} makes {len(at) + 1} outputs, but outputs={outputs}; give one of the two")
-    layers = placement(depth, outputs or 1) if at is None else _checked(depth, at)
+    layers = placement(depth, 1 if outputs is None else outputs) if at is None else _checked(depth, at)
 
     preact = block == "preact"
     stem = _conv3x3(in_channels, 16)

@@ -22,7 +22,18 @@ from auxnet.network import AuxNet
 from auxnet.recipe import Recipe, read_recipe, write_recipe
 from auxnet.update import Method
 
-OURS = ("metrics.jsonl", "summary.json", "model.safetensors", "config.json", "report.html", "recipe.yaml")
+OURS = (
+    "metrics.jsonl",
+    "summary.json",
+    "evaluation.json",
+    "exits.json",
+    "report.html",
+    "model.safetensors",
+    "config.json",
+    "checkpoints/last.pt",
+    "checkpoints/best.safetensors",
+    "recipe.yaml",  # last: what is left after a crash in between is still known as a run
+)
 
 
 @dataclass(frozen=True)
@@ -69,8 +80,8 @@ def check(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
 
 def begin(folder: Path, recipe: Recipe) -> Standing:
     """An empty run directory, what an earlier run left in it removed, with the recipe saved."""
-    for path in [*(folder / name for name in OURS), *(folder / "checkpoints").glob("*")]:
-        path.unlink(missing_ok=True)
+    for name in OURS:
+        (folder / name).unlink(missing_ok=True)
     (folder / "checkpoints").mkdir(exist_ok=True)
     with whole(folder / "recipe.yaml") as partial:
         write_recipe(recipe, partial)

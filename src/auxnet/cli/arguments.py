@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from contextlib import redirect_stderr
 from typing import TypeVar
 
@@ -48,12 +49,10 @@ def _one_line(box: str) -> str:
     """What tyro says at the top of its box, with the first thing it suggests."""
     parts: list[list[str]] = [[]]
     for line in box.splitlines():
-        text = line.strip("│ ")
-        if text.startswith("─"):
+        if re.search("[─-]{5}", line):  # a border or a rule, drawn or typed
             parts.append([])
-        elif text and not text.startswith(("╭", "╰")):
+        elif text := line.strip("│| "):
             parts[-1].append(text)
-    suggestion = (
-        f"; perhaps you meant {parts[1][1]}" if len(parts) > 1 and parts[1][:1] == ["Perhaps you meant:"] else ""
-    )
-    return " ".join(parts[0]).rstrip(".") + suggestion
+    complaint, *further = filter(None, parts)
+    suggestion = f"; perhaps you meant {further[0][1]}" if further and further[0][0] == "Perhaps you meant:" else ""
+    return " ".join(complaint).rstrip(".") + suggestion

@@ -1,0 +1,178 @@
+"""Laws of the batches: augmentation draws what it claims, validation draws nothing, numbers are exact."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from auxnet.batches import augment, batches, normalise, order
+
+torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Split:
+    images: Tensor
+    labels: Tensor
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def unique_pixels(n: int, h: int, w: int, c: int) -> Tensor:
+    """[n, h, w, c] int64 in which no number occurs twice and none is 0."""
+    return torch.arange(1, n * h * w * c + 1).view(n, h, w, c)
+
+
+def split_of(n: int, c: int = 3) -> Split:
+    images = torch.randint(0, 256, (n, 8, 6, c), dtype=torch.uint8, generator=generator(1))
+    return Split(images, torch.arange(n))
+
+
+def crops(image_HWC: Tensor, pad: int) -> dict[tuple[int, int, bool], Tensor]:
+    """All outcomes of the augmentation, by hand: slices of the padded image, and their mirror images."""
+    H, W, _ = image_HWC.shape
+    padded = torch.nn.functional.pad(image_HWC, (0, 0, pad, pad, pad, pad))
+    outcomes = {}
+    for top in range(2 * pad + 1):
+        for left in range(2 * pad + 1):
+            crop = padded[top : top + H, left : left + W]
+            outcomes[top, left, False] = crop
+            outcomes[top, left, True] = crop.flip(1)
+    return outcomes
+
+
+@pytest.mark.parametrize("c", [1, 3])
+def test_every_augmented_image_is_a_slice_of_its_padded_image_and_every_slice_occurs(c: int) -> None:
+    images = unique_pixels(400, 5, 7, c)
+    out = augment(images, generator(), pad=2, flip=True)
+    seen = set()
+    for image, result in zip(images, out, strict=True):
+        matches = [key for key, crop in crops(image, 2).items() if torch.equal(crop, result)]
+        assert len(matches) == 1
+        seen.add(matches[0])
+    assert len(seen) == 25 * 2
+
+
+def test_all_crops_and_both_mirrorings_are_equally_likely() -> None:
+    pad, n = 2, 20_000
+    image = unique_pixels(1, 5, 5, 1)[0]
+    out = augment(image.expand(n, -1, -1, -1), generator(3), pad, flip=True)
+    # With pad < size the middle pixel of the image survives every crop; where it lies tells the crop apart,
+    # and so does the pixel to its right, which tells the mirroring apart.
+    outcomes = crops(image, pad)
+    assert all((crop == image[2, 2, 0]).sum() == 1 for crop in outcomes.values())
+    flat = out.view(n, -1)
+    counts = {key: int((flat == crop.flatten()).all(1).sum()) for key, crop in outcomes.items()}
+    assert sum(counts.values()) == n
+    p = 1 / len(counts)
+    five_sigma = 5 * (n * p * (1 - p)) ** 0.5
+    assert all(abs(count - n * p) < five_sigma for count in counts.values())
+    chi_square = sum((count - n * p) ** 2 / (n * p) for count in counts.values())
+    assert chi_square < 49 + 5 * (2 * 49) ** 0.5  # 49 degrees of freedom
+    mirrored = sum(count for (_, _, flip), count in counts.items() if flip)
+    assert abs(mirrored - n / 2) < 5 * (n / 4) ** 0.5
+
+
+def test_images_of_a_batch_are_augmented_independently() -> None:
+    out = augment(unique_pixels(1, 5, 5, 1).expand(200, -1, -1, -1), generator(), pad=2, flip=True)
+    assert len(out.view(200, -1).unique(dim=0)) > 40
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_without_padding_only_mirroring_remains(flip: bool) -> None:
+    images = unique_pixels(64, 3, 4, 3)
+    out = augment(images, generator(), pad=0, flip=flip)
+    same = (out == images).all(3).all(2).all(1)
+    mirrored = (out == images.flip(2)).all(3).all(2).all(1)
+    assert (same ^ mirrored).all()
+    assert bool(mirrored.any()) == flip
+
+
+def test_augment_leaves_its_input_alone() -> None:
+    images = unique_pixels(4, 3, 3, 3)
+    before = images.clone()
+    for pad, flip in ((0, False), (1, True)):
+        augment(images, generator(), pad, flip).fill_(0)
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("c", [1, 3])
+def test_normalise_equals_the_formula_in_float64(c: int) -> None:
+    images = split_of(5, c).images
+    mean, std = (125.3, 123.0, 113.9)[:c], (63.0, 62.1, 66.7)[:c]
+    expected = ((images.double() - torch.tensor(mean).double()) / torch.tensor(std).double()).permute(0, 3, 1, 2)
+    got = normalise(images, mean, std)
+    assert got.dtype == torch.float32
+    assert got.shape == (5, c, 8, 6)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_normalise_accepts_a_view_and_leaves_it_alone() -> None:
+    images = split_of(6).images
+    view, before = images[::2, 1:], images.clone()
+    got = normalise(view, (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+    torch.testing.assert_close(got, normalise(view.contiguous(), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0)))
+    assert torch.equal(images, before)
+
+
+def test_without_a_generator_all_images_come_in_order_and_unaugmented() -> None:
+    split = split_of(10)
+    mean, std = (0.0,) * 3, (1.0,) * 3
+    out = list(batches(split, 4, mean, std, pad=4, flip=True))
+    assert [len(labels) for _, labels in out] == [4, 4, 2]
+    assert torch.equal(torch.cat([labels for _, labels in out]), split.labels)
+    assert torch.equal(torch.cat([images for images, _ in out]).permute(0, 2, 3, 1), split.images.float())
+
+
+def test_with_a_generator_each_image_comes_once_beside_its_label_in_a_new_order_each_epoch() -> None:
+    split, random = split_of(50), generator()
+    epochs = []
+    for _ in range(2):
+        out = list(batches(split, 8, (0.0,) * 3, (1.0,) * 3, generator=random))
+        images, labels = (torch.cat(column) for column in zip(*out, strict=True))
+        assert labels.sort().values.tolist() == list(range(50))
+        assert torch.equal(images.permute(0, 2, 3, 1), split.images[labels].float())
+        epochs.append(labels)
+    assert not torch.equal(epochs[0], split.labels)
+    assert not torch.equal(*epochs)
+
+
+def test_the_same_generator_state_gives_the_same_epoch_and_no_global_state_is_touched() -> None:
+    split, state = split_of(30), torch.random.get_rng_state()
+
+    def epoch() -> Tensor:
+        made = batches(split, 7, (9.0,) * 3, (2.0,) * 3, generator=generator(5), pad=2, flip=True)
+        return torch.cat([images for images, _ in made])
+
+    assert torch.equal(epoch(), epoch())
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_order_is_a_permutation_fixed_by_the_seed() -> None:
+    assert order(100, generator(1)).sort().values.tolist() == list(range(100))
+    assert torch.equal(order(100, generator(1)), order(100, generator(1)))
+
+
+def test_the_type_asked_for_is_the_type_given() -> None:
+    images, _ = next(batches(split_of(4), 4, (0.0,) * 3, (1.0,) * 3, dtype=torch.bfloat16))
+    assert images.dtype == torch.bfloat16
+    assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"pad": -1}, "pad must be 0 pixels or more, got -1"),
+        ({"mean": (0.0,)}, r"one mean and one std per channel \(3\)"),
+        ({"std": (1.0, 0.0, 1.0)}, "std must be above 0"),
+    ],
+)
+def test_a_wrong_request_is_refused_at_the_call(options: dict[str, object], message: str) -> None:
+    given = {"batch_size": 4, "mean": (0.0,) * 3, "std": (1.0,) * 3} | options
+    with pytest.raises(ValueError, match=message):
+        batches(split_of(4), **given)

@@ -1,0 +1,242 @@
+"""The command line as a person meets it: every error one line, the right exit status, nothing lost."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import auxnet
+from auxnet.cli import COMMANDS, main
+
+CIFAR = Path(__file__).parents[2] / "shared" / "data"
+FAST = ["--depth", "8", "--epochs", "1", "--batch-size", "256", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "a"
+    assert main(["train", *FAST, "--out", str(folder)]) == 0
+    return folder
+
+
+def fails(capsys, words, status, *says):
+    """The command fails with this status and one line that says all this."""
+    assert main([str(w) for w in words]) == status
+    out, err = capsys.readouterr()
+    assert err.startswith("auxnet: ")
+    assert err.count("\n") == 1, err
+    for text in says:
+        assert text in err
+    return out
+
+
+def pictures(folder, sizes=((8, 8),) * 8, classes=("cat", "dog")):
+    rng = np.random.default_rng(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for i, size in enumerate(sizes):
+            Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name / f"{i}.png")
+    return folder
+
+
+def test_train_ends_with_the_table_of_outputs_and_where_the_run_lies(tmp_path, capsys):
+    assert main(["train", *FAST, "--out", str(tmp_path / "a")]) == 0
+    out = capsys.readouterr().out
+    for word in ("output", "depth", "parameters", "MACs", "val. error", "test error", "epoch 1/1"):
+        assert word in out
+    assert out.rstrip().endswith(f"the run lies in {tmp_path / 'a'}")
+    assert max(map(len, out.splitlines())) <= 160
+
+
+def test_flags_win_over_the_file(tmp_path, capsys):
+    (tmp_path / "r.yaml").write_text("depth: 8\nepochs: 1\nbatch_size: 256\nthreads: 1\noutputs: 2\n")
+    assert main(["train", f"--config={tmp_path / 'r.yaml'}", "--outputs", "3", "--out", str(tmp_path / "a")]) == 0
+    assert auxnet.load(tmp_path / "a").depths == (3, 5, 8)
+
+
+def test_plan_prints_and_trains_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "--depth", "14", "--outputs", "6", "--threads", "1"]) == 0
+    out = capsys.readouterr().out
+    for word in ("lambda", "own step", "all steps", "decay", "MACs", "an epoch", "1,293 training"):
+        assert word in out
+    assert "warning: 6 outputs on 6 blocks" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_shows_the_multipliers_of_each_method(capsys):
+    def row(*words):
+        assert main(["plan", "--depth", "20", "--gamma", "0", "--threads", "1", *words]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        return [line.split()[-3:] for line in lines if line.split()[:1] in (["1"], ["2"], ["3"])]
+
+    # lambda = 1, 1, 1: segment 1 lies below two auxiliary outputs, segment 2 below one, segment 3 below none
+    assert row("--method", "joint") == [["0.500", "1.500", "0.500"], ["1.000", "2.000", "1.000"], ["1.000"] * 3]
+    assert row("--method", "pairwise") == [["1.000", "3.000", "3.000"], ["1.000", "2.000", "2.000"], ["1.000"] * 3]
+    assert row("--method", "multiway") == [["0.500", "2.500", "2.500"], ["1.000", "2.000", "2.000"], ["1.000"] * 3]
+
+
+def test_evaluate_recomputes_the_table_from_what_was_saved(run, capsys):
+    assert main(["evaluate", str(run), "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    import json
+
+    for row in json.loads((run / "summary.json").read_text())["last"]:
+        assert f"{100 * row['test_error']:.2f}" in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"usage: auxnet {command}" in capsys.readouterr().out
+
+
+def test_help_and_import_do_not_wait_for_torch():
+    code = "import sys, auxnet, auxnet.cli; auxnet.cli.main(['--help']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+    assert all(command in done.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["trian"], "there is no command 'trian'; perhaps you meant 'train'"),
+        (["train", "--dept", "20"], "perhaps you meant --depth"),
+        (["train", "--depth", "x"], "--depth"),
+        (["train", "--depth", "21"], "depth must be 6n + 2"),
+        (["train", "--method", "jint"], "'jint'"),
+        (["train", "--at", "9", "7"], "at must be increasing layers"),
+        (["train", "--at", "7", "99"], "at must be increasing layers in 3..17"),
+        (["train", "--outputs", "99"], "outputs must lie in 1..9"),
+        (["train", "--data", "cifar11"], "cifar10"),
+        (["train", "--data", "/no/such/folder"], "/no/such/folder"),
+        (["train", "--optimizer", "SDG"], "perhaps you meant 'SGD'"),
+        (["train", "--optimizer", "LBFGS"], "LBFGS"),
+        (["train", "--device", "fpga"], "device 'fpga'"),
+        (["train", "--config", "/no/file.yaml"], "there is no recipe file /no/file.yaml"),
+        (["train", "--resume"], "name it with --out"),
+        (["train", "--method", "joint", "--step-scale", "adaptive"], "step_scale must be one of none, sum"),
+        (["train", "--mode", "fused", "--step-scale", "adaptive"], "constant ratio"),
+        (["evaluate"], "run"),
+        (["evaluate", "/no/run"], "/no/run is not a run directory"),
+        (["plan", "--depth", "22"], "the nearest are 20 and 26"),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else None,
+)
+def test_what_cannot_be_asked_for_is_one_line_and_status_2(words, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fails(capsys, words, 2, says)
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_a_misspelt_recipe_key_names_the_file_and_the_right_one(tmp_path, capsys):
+    (tmp_path / "r.yaml").write_text("epocs: 3\n")
+    fails(capsys, ["train", "--config", tmp_path / "r.yaml"], 2, "r.yaml", "'epocs'", "'epochs'")
+
+
+def test_a_data_set_that_is_not_there_says_where_it_was_looked_for(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    fails(
+        capsys,
+        ["train", "--data", "svhn", "--data-dir", tmp_path, "--out", tmp_path / "a"],
+        2,
+        str(tmp_path),
+        "--data-dir",
+    )
+
+
+def test_pictures_train_and_bad_ones_are_named(tmp_path, capsys):
+    good = pictures(tmp_path / "good")
+    assert main(["train", "--data", str(good), *FAST, "--outputs", "2", "--out", str(tmp_path / "a")]) == 0
+    capsys.readouterr()
+
+    (good / "dog" / "3.png").write_bytes((good / "dog" / "3.png").read_bytes()[:60])
+    fails(capsys, ["train", "--data", good, *FAST, "--out", tmp_path / "b"], 1, "3.png")
+
+    unequal = pictures(tmp_path / "unequal", sizes=[(8, 8), (9, 7), (8, 8), (8, 8)])
+    fails(capsys, ["train", "--data", unequal, *FAST, "--out", tmp_path / "c"], 2, "--image-size")
+
+    one = pictures(tmp_path / "one", classes=["cat"])
+    fails(capsys, ["train", "--data", one, *FAST, "--out", tmp_path / "d"], 2, "class")
+
+
+def test_an_existing_run_is_never_overwritten_by_accident(run, capsys):
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    fails(capsys, ["train", *FAST, "--out", run], 2, "--resume", "--overwrite")
+    fails(capsys, ["train", *FAST, "--seed", "5", "--out", run, "--resume"], 2, "was begun with seed=0")
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+@contextlib.contextmanager
+def mounted(folder, options):
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("mounting a tmpfs needs rights that are not had here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_status_1(tmp_path, capsys):
+    with mounted(tmp_path / "disk", "size=64k") as disk:
+        (disk / "precious.txt").write_text("kept")
+        fails(capsys, ["train", *FAST, "--out", disk / "a"], 1, "No space left")
+        assert (disk / "precious.txt").read_text() == "kept"
+        assert not list(disk.rglob("*.partial"))
+
+
+def test_a_read_only_folder_is_one_line_and_status_1(tmp_path, capsys):
+    with mounted(tmp_path / "disk", "ro") as disk:
+        fails(capsys, ["train", *FAST, "--out", disk / "a"], 1, str(disk))
+
+
+def test_an_interrupt_is_130_and_the_run_goes_on_with_resume(tmp_path):
+    command = [sys.executable, "-m", "auxnet", "train", *FAST, "--out", str(tmp_path / "a")]
+    command[command.index("--epochs") + 1] = "200"
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("epoch 2/"):
+            break
+    process.send_signal(2)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "auxnet: interrupted\n"
+    assert (tmp_path / "a" / "checkpoints" / "last.pt").exists()
+
+
+def test_an_unexpected_error_is_still_one_line(run, capsys, monkeypatch):
+    monkeypatch.setattr("auxnet.train.tables", lambda *a: {}["nothing"])
+    monkeypatch.setattr("auxnet.train.load_data", lambda *a: {}["nothing"])
+    fails(capsys, ["evaluate", run], 1, "unexpected KeyError", "AUXNET_DEBUG")
+
+
+@pytest.mark.skipif(not CIFAR.is_dir(), reason="needs ../shared/data")
+def test_the_real_cifar10_is_found_in_a_data_dir(capsys):
+    os.environ.pop("AUXNET_CACHE")  # decoded once, kept for the next run of the tests
+    words = [
+        "plan",
+        "--data",
+        "cifar10",
+        "--data-dir",
+        str(CIFAR),
+        "--depth",
+        "8",
+        "--batch-size",
+        "8",
+        "--threads",
+        "1",
+    ]
+    assert main(words) == 0
+    assert "45,000 training, 5,000 validation and 10,000 test images" in capsys.readouterr().out

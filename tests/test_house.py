@@ -1,0 +1,96 @@
+"""The house: imports run one way, only `cli` talks, modules stay small, README's code runs."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "auxnet"
+MODULES = sorted(p for p in SOURCE.rglob("*.py"))
+
+# Each floor may import from the floors below it, and from its own to the left of it.
+FLOORS = [
+    ["recipe"],
+    ["network", "residual", "update"],
+    ["methods"],
+    ["formats", "data", "batches", "checkpoint", "rundir"],
+    ["scores", "latency", "evaluation", "selection", "exits", "hub", "export", "predict"],
+    ["train", "plan"],
+    ["report"],
+    ["cli"],
+]
+
+
+def name_of(path):
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imports_of(path):
+    """Modules of this package that a file imports, also inside functions; type-only imports do not count."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and getattr(block.test, "id", "") == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module == "auxnet":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("auxnet."):
+            yield node.module.split(".")[1]
+        elif isinstance(node, ast.Import):
+            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("auxnet."))
+
+
+def test_imports_run_one_way():
+    order = [module for floor in FLOORS for module in floor]
+    for path in MODULES:
+        name = name_of(path)
+        if name in ("__init__", "__main__"):
+            continue
+        assert name in order, f"{name} has no floor in the house"
+        for imported in imports_of(path):
+            if imported in order and imported != name:
+                assert order.index(imported) < order.index(name), f"{name} imports {imported}, which is above it"
+
+
+def test_methods_import_torch_and_the_network_only():
+    assert set(imports_of(SOURCE / "methods.py")) == {"network", "update"}
+
+
+def test_nothing_outside_the_command_line_prints_or_parses():
+    for path in MODULES:
+        if name_of(path) in ("cli", "__main__"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("print", "input")
+            assert not called, f"{path} prints in line {node.lineno}"
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [getattr(node, "module", None) or "", *(a.name for a in node.names)]
+                assert not {"argparse", "tyro", "rich"} & {n.split(".")[0] for n in names}, f"{path} parses or prints"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_every_module_says_what_it_is_for_and_stays_small(path):
+    text = path.read_text()
+    assert ast.get_docstring(ast.parse(text)), f"{path} does not say what it is for"
+    assert len(text.splitlines()) <= 400, f"{path} holds more than one idea"
+
+
+def readme_blocks():
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("code", readme_blocks())
+def test_the_readmes_code_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_the_readme_has_code():
+    assert len(readme_blocks()) >= 1

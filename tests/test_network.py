@@ -1,0 +1,206 @@
+"""Trunk, segments, heads: structure, check values of the literature, truncation, loss weights."""
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import auxnet
+from auxnet.network import costs, count_parameters, multiply_adds, statistics_kept
+from auxnet.residual import placement
+
+
+@pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)])
+def test_parameters_are_the_published_ones(depth, millions):
+    net = auxnet.resnet(depth, block="original")
+    assert round(count_parameters(net) / 1e6, 1 if depth == 110 else 2) == millions
+
+
+def test_multiply_adds_of_resnet_20_are_the_hand_count():
+    def hand(projections):
+        conv = 32 * 32 * 9 * 3 * 16  # stem
+        for stage, side in enumerate((32, 16, 8)):
+            c = 16 * 2**stage
+            first = 9 * (c if stage == 0 else c // 2) * c
+            conv += side * side * (first + 5 * 9 * c * c)
+            conv += side * side * (c // 2) * c if projections and stage else 0
+        return conv + 64 * 10
+
+    assert multiply_adds(auxnet.resnet(20, block="original"), (3, 32, 32)) == hand(projections=False)
+    assert multiply_adds(auxnet.resnet(20, block="preact"), (3, 32, 32)) == hand(projections=True)
+    assert round(hand(projections=True) / 1e6, 1) == 40.8  # the published 40.8M
+
+
+def test_outputs_of_auxnet_56_5_are_the_papers():
+    net = auxnet.resnet(56, 5, block="original")
+    assert net.depths == (15, 25, 35, 45, 56)
+    truncated = [params for params, _ in costs(net, (3, 32, 32))]
+    assert [int(p / 1e4) / 100 for p in truncated] == [0.03, 0.09, 0.18, 0.48, 0.85]
+    assert auxnet.resnet(56, at=(15, 25, 35, 45)).depths == net.depths
+
+
+@given(n=st.integers(1, 30), k=st.integers(1, 40))
+def test_placement_is_even_from_the_top(n, k):
+    depth, blocks = 6 * n + 2, 3 * n
+    if k > blocks:
+        with pytest.raises(ValueError, match="outputs must lie in"):
+            placement(depth, k)
+        return
+    layers = placement(depth, k)
+    assert len(layers) == k - 1
+    ends = [(layer - 1) // 2 for layer in layers] + [blocks]
+    assert {b - a for a, b in pairwise(ends)} <= {blocks // k}
+    assert all(layer >= 3 for layer in layers)
+
+
+@pytest.mark.parametrize("block", ["plain", "original", "preact"])
+@pytest.mark.parametrize("width", [1, 2])
+@pytest.mark.parametrize("size", [8, 9, 32, 64])
+def test_every_form_takes_every_size_and_truncates_exactly(block, width, size):
+    net = auxnet.resnet(8, 3, block=block, width=width, num_classes=4, in_channels=1).eval()
+    x = torch.randn(2, 1, size, size)
+    with torch.no_grad():
+        logits = net(x)
+        for k, expected in enumerate(logits, start=1):
+            alone = net.truncate(k)
+            assert torch.equal(alone(x), expected)
+            used = {name for name, _ in alone.named_parameters()}
+            assert sum(p.numel() for p in alone.parameters()) == costs(net, (1, size, size))[k - 1][0]
+            assert len(used) == len([*net.segments[:k].parameters(), *net.heads[k - 1].parameters()])
+    assert all(z.shape == (2, 4) for z in logits)
+
+
+def test_a_truncated_model_is_a_copy():
+    net = auxnet.resnet(8, 2)
+    alone = net.truncate(1)
+    with torch.no_grad():
+        next(alone.parameters()).zero_()
+    assert next(net.parameters()).abs().sum() > 0
+
+
+def test_a_plain_network_has_no_shortcut_and_an_original_one_has():
+    plain = auxnet.resnet(8, block="plain").eval().segments[0]
+    original = auxnet.resnet(8, block="original").eval().segments[0]
+    for block in (plain[3], original[3], plain[4], original[4]):
+        nn.init.zeros_(block.conv2.weight)  # F = 0: what is left is f(h(x))
+    x = torch.randn(2, 16, 6, 6).relu()
+    assert torch.equal(plain[3](x), torch.zeros_like(x))
+    assert torch.equal(original[3](x), x)
+    subsampled = torch.cat([x[:, :, ::2, ::2], torch.zeros(2, 16, 3, 3)], 1)
+    assert torch.equal(original[4](x), subsampled)  # option A: no parameters, zeros for the missing channels
+
+
+def test_preactivation_blocks_leave_the_identity_untouched():
+    segment = auxnet.resnet(8).eval().segments[0]
+    nn.init.zeros_(segment[1].conv2.weight)
+    x = torch.randn(2, 16, 6, 6)
+    assert torch.equal(segment[1](x), x)
+
+
+@pytest.mark.parametrize(
+    ("block", "head", "forms"),
+    [
+        ("preact", "default", [True, True, True]),
+        ("original", "default", [False, False, False]),
+        ("preact", "linear", [False, False, True]),
+        ("original", "bn_relu", [True, True, False]),
+    ],
+)
+def test_auxiliary_heads_take_the_form_of_the_final_one_unless_told(block, head, forms):
+    net = auxnet.resnet(8, 3, block=block, head=head)
+    assert [h.bn is not None for h in net.heads] == forms
+    assert all(torch.equal(h.fc.bias, torch.zeros(10)) for h in net.heads)
+
+
+def test_a_head_leaves_the_trunks_feature_as_it_was():
+    net = auxnet.resnet(8, 3)
+    features = net.features(torch.randn(2, 3, 8, 8))
+    for head, x in zip(net.heads, features, strict=True):
+        before = x.clone()
+        head(x)
+        assert torch.equal(x, before)
+
+
+def test_loss_weights_are_the_papers_and_the_authors():
+    net = auxnet.resnet(56, 5)
+    assert net.loss_weights().tolist() == pytest.approx(
+        [(15 / 56) ** 2, (25 / 56) ** 2, (35 / 56) ** 2, (45 / 56) ** 2, 1]
+    )
+    authors = net.loss_weights(relative_to="last_auxiliary").tolist()
+    assert authors == pytest.approx([0.111, 0.309, 0.605, 1, 1], abs=1e-3)
+    assert net.loss_weights(gamma=0).tolist() == [1] * 5
+    assert net.loss_weights(gamma=1).tolist() == pytest.approx([15 / 56, 25 / 56, 35 / 56, 45 / 56, 1])
+    assert net.loss_weights(gamma=20, floor=0.03).tolist()[:3] == [0.03] * 3
+    assert auxnet.resnet(8).loss_weights(relative_to="last_auxiliary").tolist() == [1]
+
+
+def test_counting_leaves_the_net_as_it_was():
+    net = auxnet.resnet(8, 2).train()
+    before = copy.deepcopy(net.state_dict())
+    costs(net, (3, 8, 8))
+    assert net.training
+    assert all(map(torch.equal, before.values(), net.state_dict().values()))
+
+
+def test_kept_statistics_still_normalise_by_the_batch():
+    norm = nn.BatchNorm2d(3)
+    x = torch.randn(4, 3, 5, 5) * 7 + 3
+    with statistics_kept([norm]):
+        y = norm(x)
+    torch.testing.assert_close(y, F.batch_norm(x, None, None, training=True))
+    assert norm.num_batches_tracked == 0
+    assert torch.equal(norm.running_mean, torch.zeros(3))
+    norm.eval()
+    with statistics_kept([norm]):
+        torch.testing.assert_close(norm(x), x / (1 + norm.eps) ** 0.5)
+    assert norm.track_running_stats
+
+
+@settings(deadline=None)
+@given(depth=st.integers(-3, 200))
+def test_depths_other_than_6n_plus_2_are_refused_with_the_nearest(depth):
+    if depth >= 8 and depth % 6 == 2:
+        return
+    with pytest.raises(ValueError, match=f"depth must be 6n \\+ 2 .*got {depth}; the nearest are"):
+        placement(depth, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"depth": 28, "width": 10}, "WRN-28-10 is depth 26"),
+        ({"at": (7, 5)}, "at must be increasing layers in 3..17"),
+        ({"at": (1, 5)}, "at must be increasing"),
+        ({"at": (4,)}, "each the end of a block"),
+        ({"at": (19,)}, "at must be increasing layers in 3..17"),
+        ({"at": (5, 9), "outputs": 2}, "makes 3 outputs, but outputs=2"),
+        ({"outputs": 10}, "outputs must lie in 1..9"),
+        ({"outputs": 0}, "outputs must lie in 1..9"),
+        ({"block": "bottleneck"}, "block must be one of plain, original, preact"),
+        ({"head": "mlp"}, "head must be one of"),
+        ({"width": 0}, "width must be 1 or more"),
+        ({"num_classes": 1}, "num_classes must be 2 or more"),
+        ({"in_channels": 0}, "in_channels must be 1 or more"),
+    ],
+)
+def test_impossible_networks_say_why(options, words):
+    with pytest.raises(ValueError, match=words):
+        auxnet.resnet(**{"depth": 20, **options})
+
+
+def test_there_is_no_output_zero():
+    with pytest.raises(ValueError, match=r"output must be one of 1\.\.2"):
+        auxnet.resnet(8, 2).truncate(0)
+    with pytest.raises(ValueError, match="gamma must be 0"):
+        auxnet.resnet(8, 2).loss_weights(gamma=-1)
+    with pytest.raises(ValueError, match="floor must lie in"):
+        auxnet.resnet(8, 2).loss_weights(floor=2)
+    with pytest.raises(ValueError, match="relative_to must be"):
+        auxnet.resnet(8, 2).loss_weights(relative_to="middle")
+    with pytest.raises(ValueError, match="one head and one depth to each segment"):
+        auxnet.AuxNet([nn.Identity()], [], [3])

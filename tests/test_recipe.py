@@ -1,0 +1,83 @@
+"""The recipe: one schema for files and flags, strict and complete."""
+
+import ast
+import inspect
+from dataclasses import fields, replace
+from itertools import pairwise
+
+import pytest
+import yaml
+
+from auxnet.recipe import Recipe, read_recipe, recipe_from, write_recipe
+
+
+def test_a_recipe_saved_and_read_is_the_same(tmp_path):
+    recipe = Recipe(at=(7, 13), clip=1.0, milestones=(0.5,), method="joint", data="some: folder #1", lr=1e-7)
+    write_recipe(recipe, tmp_path / "r.yaml")
+    assert read_recipe(tmp_path / "r.yaml") == recipe
+    assert list(yaml.safe_load((tmp_path / "r.yaml").read_text())) == [f.name for f in fields(Recipe)]  # complete
+
+
+def test_every_field_has_a_help_text():
+    body = ast.parse(inspect.getsource(Recipe)).body[0].body
+    told = [a for a, b in pairwise(body) if isinstance(a, ast.AnnAssign) and isinstance(b, ast.Expr)]
+    assert [a.target.id for a in told] == [field.name for field in fields(Recipe)]
+
+
+def test_yaml_numbers_serve_as_people_write_them(tmp_path):
+    (tmp_path / "r.yaml").write_text("lr: 1e-2\nweight_decay: 0\nat: [7, 13]\nclip: null\n")
+    recipe = read_recipe(tmp_path / "r.yaml")
+    assert (recipe.lr, recipe.weight_decay, recipe.at, recipe.clip) == (0.01, 0.0, (7, 13), None)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("epoch: 3", "there is no recipe key 'epoch'; perhaps you meant 'epochs'"),
+        ("zzz: 3", "there is no recipe key 'zzz'$"),
+        ("depth: twenty", "depth must be a whole number, got 'twenty'"),
+        ("depth: 20.5", "depth must be a whole number"),
+        ("depth: true", "depth must be a whole number"),
+        ("nesterov: 1", "nesterov must be true or false, got 1"),
+        ("at: 7", "at must be a list of numbers or none, got 7"),
+        ("at: [a]", "at must be a whole number"),
+        ("method: jointly", "method must be one of joint, pairwise, multiway, got 'jointly'"),
+        ("- 1", "must hold 'key: value' lines, got a list"),
+        ("a: [", "is not a YAML recipe"),
+        ("lr: .nan", "lr must be above 0 and finite"),
+        ("lr: -1", "lr must be above 0"),
+        ("epochs: 0", "epochs must be 1 or more"),
+        ("batch_size: 0", "batch_size must be 1 or more"),
+        ("momentum: 1", "momentum must be 0 or more and below 1"),
+        ("milestones: [0.5, 2]", "milestones must be shares of the run"),
+        ("val_fraction: 0", "val_fraction must be above 0"),
+        ("clip: 0", "clip must be above 0"),
+        ("label_smoothing: 1", "label_smoothing must be"),
+        ("threads: 0", "threads must be 1 or more"),
+        ("method: joint\nmode: fused", "mode='fused' is multiway's, but method='joint'"),
+        ("!!python/object/apply:os.system ['true']", "is not a YAML recipe"),
+    ],
+)
+def test_a_bad_file_is_named_with_what_is_wrong(tmp_path, text, words):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ValueError, match=words) as caught:
+        read_recipe(tmp_path / "bad.yaml")
+    assert "bad.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no recipe file .*none\.yaml"):
+        read_recipe(tmp_path / "none.yaml")
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="is not a YAML recipe"):
+        read_recipe(tmp_path / "bad.yaml")
+
+
+def test_an_empty_file_is_the_default_recipe(tmp_path):
+    (tmp_path / "r.yaml").write_text("")
+    assert read_recipe(tmp_path / "r.yaml") == Recipe() == recipe_from({})
+    assert replace(Recipe(), depth=56).depth == 56

@@ -1,0 +1,223 @@
+"""Training: reproducible to the byte, resumable, sealed from the test set, and careful with what is on disk."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+import auxnet
+from auxnet import rundir, train
+from auxnet.recipe import Recipe, read_recipe
+
+TINY = Recipe(depth=8, outputs=3, epochs=3, batch_size=256, threads=1, device="cpu")
+
+
+def bytes_of(folder):
+    return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    torch.set_num_threads(1)
+    return auxnet.fit(TINY, tmp_path_factory.mktemp("runs") / "a")
+
+
+def test_the_same_recipe_gives_the_same_bytes_of_weights(run, tmp_path):
+    torch.manual_seed(99)  # what the caller drew before makes no difference
+    drawn = torch.get_rng_state()
+    auxnet.fit(TINY, tmp_path / "b")
+    assert bytes_of(tmp_path / "b") == bytes_of(run.folder)
+    assert torch.equal(torch.get_rng_state(), drawn)  # nor does training make one to the caller
+    auxnet.fit(replace(TINY, seed=1), tmp_path / "c")
+    assert bytes_of(tmp_path / "c") != bytes_of(run.folder)
+
+
+def test_a_recipe_saved_and_loaded_trains_the_same_weights(run, tmp_path):
+    auxnet.fit(read_recipe(run.folder / "recipe.yaml"), tmp_path / "b")
+    assert bytes_of(tmp_path / "b") == bytes_of(run.folder)
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "joint"},
+        {"method": "pairwise"},
+        {"mode": "live"},
+        {"mode": "frozen"},
+        {"mode": "fused"},
+        {"optimizer": "AdamW", "lr": 1e-3},
+    ],
+    ids=lambda o: "-".join(map(str, o.values())),
+)
+def test_resume_equals_an_uninterrupted_run_bit_for_bit(tmp_path, options):
+    recipe = replace(TINY, augment="crop+flip", **options)
+    auxnet.fit(recipe, tmp_path / "whole")
+
+    def stop(progress):
+        if progress.epoch == 3 and progress.step == 2:
+            raise StopError
+
+    with pytest.raises(StopError):
+        auxnet.fit(recipe, tmp_path / "cut", watch=stop)
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "spl')  # torn, as by a crash
+    auxnet.fit(recipe, tmp_path / "cut", resume=True)
+    assert bytes_of(tmp_path / "cut") == bytes_of(tmp_path / "whole")
+    whole, cut = (rundir.read_metrics(tmp_path / name) for name in ("whole", "cut"))
+    assert [{**row, "seconds": 0} for row in cut] == [{**row, "seconds": 0} for row in whole]
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "cut")]
+    assert summaries[0]["last"] == summaries[1]["last"]
+    assert summaries[0]["best"] == summaries[1]["best"]
+
+
+def test_the_run_directory_holds_what_was_promised(run):
+    assert {p.name for p in run.folder.iterdir()} == {
+        "recipe.yaml",
+        "metrics.jsonl",
+        "summary.json",
+        "model.safetensors",
+        "config.json",
+        "checkpoints",
+    }
+    rows = rundir.read_metrics(run.folder)
+    assert [(r["epoch"], r["split"], r["output"]) for r in rows] == [
+        (e, s, k) for e in (1, 2, 3) for s in ("train", "val") for k in (1, 2, 3)
+    ]
+    assert set(rows[0]) == {"epoch", "split", "output", "depth", "loss", "error", "lr", "seconds"}
+    summary = run.summary
+    assert summary == json.loads((run.folder / "summary.json").read_text())
+    assert [row["depth"] for row in summary["last"]] == [3, 5, 8]
+    assert set(summary["last"][0]) >= {"output", "depth", "params", "macs", "val_error", "test_error"}
+    assert summary["epochs"]["last"] == 3
+    assert summary["versions"]["torch"] == torch.__version__
+    assert summary["data"] == {"name": "digits", "train": 1293, "val": 145, "test": 359}
+
+
+def test_the_best_epoch_is_the_one_of_least_validation_error(run):
+    val = [r for r in rundir.read_metrics(run.folder) if r["split"] == "val"]
+    means = {e: sum(r["error"] for r in val if r["epoch"] == e) / 3 for e in (1, 2, 3)}
+    best = run.summary["epochs"]["best"]
+    assert best == min(means, key=lambda e: (means[e], e))
+    assert [r["error"] for r in val if r["epoch"] == best] == [row["val_error"] for row in run.summary["best"]]
+
+
+def test_what_was_saved_is_what_was_trained(run):
+    loaded = auxnet.load(run.folder)
+    assert not loaded.training
+    for a, b in zip(loaded.state_dict().values(), run.net.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    dataset = train.load_data(TINY)
+    again = train.tables(run.folder, dataset, torch.device("cpu"))
+    assert again["last"] == run.summary["last"]
+    assert again["best"] == run.summary["best"]
+
+
+def test_the_test_set_chooses_nothing(run, tmp_path, monkeypatch):
+    """With absurd test labels the weights, the metrics and the chosen epoch stay the same."""
+    honest = train.load_data
+
+    def absurd(recipe):
+        dataset = honest(recipe)
+        labels = (dataset.test.labels + 1) % 10
+        return replace(dataset, test=replace(dataset.test, labels=labels))
+
+    monkeypatch.setattr(train, "load_data", absurd)
+    other = auxnet.fit(TINY, tmp_path / "b")
+    assert bytes_of(other.folder) == bytes_of(run.folder)
+    assert other.summary["epochs"] == run.summary["epochs"]
+    assert other.summary["last"] != run.summary["last"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_name(tmp_path, monkeypatch):
+    honest = train.training_batches
+
+    def poisoned(*args):
+        for i, (x, y) in enumerate(honest(*args), start=1):
+            yield (x * float("nan") if i == 2 else x), y
+
+    monkeypatch.setattr(train, "training_batches", poisoned)
+    with pytest.raises(RuntimeError, match=r"loss of output 1 \(layer 3\) became nan in epoch 1, step 2"):
+        auxnet.fit(TINY, tmp_path / "a")
+
+
+def test_a_run_is_never_lost_by_accident(run, tmp_path):
+    before = bytes_of(run.folder)
+    with pytest.raises(FileExistsError, match="--resume continues it, --overwrite replaces it"):
+        auxnet.fit(TINY, run.folder)
+    with pytest.raises(ValueError, match="was begun with epochs=3"):
+        auxnet.fit(replace(TINY, epochs=9), run.folder, resume=True)
+    with pytest.raises(ValueError, match="give one of the two"):
+        auxnet.fit(TINY, run.folder, resume=True, overwrite=True)
+    with pytest.raises(ValueError, match="depth must be"):  # a recipe that cannot be does not cost the old run
+        auxnet.fit(replace(TINY, depth=9), run.folder, overwrite=True)
+    assert bytes_of(run.folder) == before
+
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError, match="holds other files"):
+            auxnet.fit(TINY, tmp_path / "mine", overwrite=overwrite)
+    with pytest.raises(FileExistsError, match="is a file"):
+        auxnet.fit(TINY, tmp_path / "mine" / "thesis.txt")
+    with pytest.raises(FileNotFoundError, match="no run to resume"):
+        auxnet.fit(TINY, tmp_path / "nowhere", resume=True)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_overwrite_leaves_what_is_not_ours(tmp_path):
+    auxnet.fit(replace(TINY, epochs=1), tmp_path / "a")
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    (tmp_path / "a" / "checkpoints" / "kept.bin").write_text("mine")
+    auxnet.fit(replace(TINY, epochs=1, seed=1), tmp_path / "a", overwrite=True)
+    assert (tmp_path / "a" / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "a" / "checkpoints" / "kept.bin").read_text() == "mine"
+    assert read_recipe(tmp_path / "a" / "recipe.yaml").seed == 1
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    auxnet.fit(replace(TINY, epochs=1), tmp_path / "a")
+    state = tmp_path / "a" / "checkpoints" / "last.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(RuntimeError, match=r"last\.pt is damaged"):
+        auxnet.fit(replace(TINY, epochs=1), tmp_path / "a", resume=True)
+
+
+@pytest.mark.parametrize("where", ["config.json", "model.safetensors"])
+def test_a_damaged_run_is_named(run, tmp_path, where):
+    shutil.copytree(run.folder, tmp_path / "a")
+    path = tmp_path / "a" / where
+    path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2])
+    with pytest.raises(RuntimeError, match=f"{where} is damaged"):
+        auxnet.load(tmp_path / "a")
+
+
+def test_the_step_size_falls_at_the_milestones():
+    recipe = Recipe(epochs=10, milestones=(0.4, 0.6), lr=1.0)
+    assert [train.lr_at(recipe, e) for e in range(1, 11)] == pytest.approx([1] * 4 + [0.1] * 2 + [0.01] * 4)
+
+
+def test_any_optimizer_of_torch_is_named_and_a_misspelt_one_suggested():
+    with pytest.raises(ValueError, match="no optimizer 'AdmW'; perhaps you meant 'AdamW'"):
+        train.optimizer_of(replace(TINY, optimizer="AdmW"))
+    adam = train.optimizer_of(replace(TINY, optimizer="AdamW", lr=1e-3))([torch.zeros(1, requires_grad=True)])
+    assert adam.param_groups[0]["weight_decay"] == 1e-4
+
+
+def test_a_device_that_is_not_there_is_said():
+    with pytest.raises(ValueError, match="device 'cuda:7' cannot be used here"):
+        train.device_of(replace(TINY, device="cuda:7"))
+    with pytest.raises(ValueError, match="device 'fpga' cannot be used here"):
+        train.device_of(replace(TINY, device="fpga"))
+
+
+def test_label_smoothing_is_that_of_torch():
+    net, method = train.build(replace(TINY, label_smoothing=0.1), train.load_data(TINY), torch.device("cpu"))
+    x, y = torch.randn(4, 1, 8, 8), torch.arange(4)
+    expected = [torch.nn.functional.cross_entropy(z, y, label_smoothing=0.1) for z in net.train()(x)]
+    assert method.step(x, y)[0].item() == pytest.approx(expected[0].item(), rel=1e-5)
