@@ -149,7 +149,7 @@ def test_a_data_set_that_is_not_there_says_where_it_was_looked_for(tmp_path, cap
         ["train", "--data", "svhn", "--data-dir", tmp_path, "--out", tmp_path / "a"],
         2,
         str(tmp_path),
-        "--data-dir",
+        "data_dir",
     )
 
 

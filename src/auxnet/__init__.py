@@ -10,29 +10,37 @@ __version__ = "0.1.0"
 
 _HOME = {
     "AuxNet": "network",
+    "Method": "update",
     "OutputReport": "evaluation",
+    "PretrainedAuxNet": "hub",
     "Recipe": "recipe",
     "evaluate": "evaluation",
+    "export": "exporting",
     "fit": "train",
     "joint": "methods",
-    "load": "checkpoint",
+    "load": "hub",
     "multiway": "methods",
     "pairwise": "methods",
+    "predict": "prediction",
     "resnet": "residual",
 }
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
-    from auxnet.checkpoint import load as load
     from auxnet.evaluation import OutputReport as OutputReport
     from auxnet.evaluation import evaluate as evaluate
+    from auxnet.exporting import export as export
+    from auxnet.hub import PretrainedAuxNet as PretrainedAuxNet
+    from auxnet.hub import load as load
     from auxnet.methods import joint as joint
     from auxnet.methods import multiway as multiway
     from auxnet.methods import pairwise as pairwise
     from auxnet.network import AuxNet as AuxNet
+    from auxnet.prediction import predict as predict
     from auxnet.recipe import Recipe as Recipe
     from auxnet.residual import resnet as resnet
     from auxnet.train import fit as fit
+    from auxnet.update import Method as Method
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,8 @@ COMMANDS = {  # name: (module of this package that holds the function of that na
     "train": ("training", "train by a recipe, and print the table of outputs"),
     "plan": ("training", "say what a recipe will do, and cost, without training"),
     "evaluate": ("choosing", "say what each output of a run is worth, from what it saved"),
+    "export": ("shipping", "write one output, or the early exit, for another runtime, and prove it equal"),
+    "predict": ("shipping", "say what is in image files"),
 }
 
 

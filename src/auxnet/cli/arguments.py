@@ -53,6 +53,6 @@ def _one_line(box: str) -> str:
             parts.append([])
         elif text := line.strip("│| "):
             parts[-1].append(text)
-    complaint, *further = filter(None, parts)
+    complaint, *further = filter(None, parts[1:])  # above the first border stands at most a title
     suggestion = f"; perhaps you meant {further[0][1]}" if further and further[0][0] == "Perhaps you meant:" else ""
     return " ".join(complaint).rstrip(".") + suggestion

@@ -1,0 +1,32 @@
+# The two commands of the README, and what CI runs. Everything happens in .venv; nothing else is touched.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check install clean
+
+demo: .venv/installed                ## train on the embedded digits, end with the table of outputs
+	$(BIN)/auxnet train --out runs/demo --overwrite
+
+test: check                          ## linter, types, and the whole suite
+	$(BIN)/pytest
+
+check: .venv/tested
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("auxnet needs Python 3.11 or newer: make PYTHON=...") if sys.version_info < (3, 11) else 0'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/tested: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:                               ## remove what make made, not your runs
+	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,78 @@
+"""What the training loop adds to the bare step: images/s of whole epochs, data and all, against steps on one batch.
+
+    python benchmarks/loop.py [--method multiway] [--depth 20] [--outputs 3] [--images 5120] [--rounds 5] [--json FILE]
+
+Epochs and bare steps alternate; the limit is 0.93 of the bare step's images/s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from auxnet import train
+from auxnet.data import DataSet, Split
+from auxnet.recipe import Recipe
+from auxnet.rundir import provenance
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    options.add_argument("--method", default="multiway")
+    options.add_argument("--depth", type=int, default=20)
+    options.add_argument("--outputs", type=int, default=3)
+    options.add_argument("--images", type=int, default=1280)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options.add_argument("--json", type=Path)
+    asked = options.parse_args()
+    torch.set_num_threads(asked.threads)
+
+    recipe = replace(Recipe(), method=asked.method, depth=asked.depth, outputs=asked.outputs)
+    dataset = _like_cifar(asked.images)
+    device = torch.device("cpu")
+    net, method = train.build(recipe, dataset, device)
+    net.train()
+    random = torch.Generator().manual_seed(0)
+    x, y = next(train.training_batches(recipe, dataset, device, random))
+    steps = asked.images // recipe.batch_size
+
+    loop, bare = [], []
+    for i in track(range(asked.rounds + 1), "measuring", transient=True):
+        began = time.perf_counter()
+        for images, labels in train.training_batches(recipe, dataset, device, random):
+            method.step(images, labels)
+        middle = time.perf_counter()
+        for _ in range(steps):
+            method.step(x, y)
+        if i:  # the first round warms up
+            loop.append(middle - began)
+            bare.append(time.perf_counter() - middle)
+    ratios = [b / a for a, b in zip(loop, bare, strict=True)]
+    low, median, high = statistics.quantiles(ratios)
+    rate = asked.images / statistics.median(loop)
+    Console().print(
+        f"loop / bare step, images/s: {median:.3f} ({low:.3f} .. {high:.3f}); the loop: {rate:.0f} images/s"
+    )
+    if asked.json:
+        settings = {k: v for k, v in vars(asked).items() if k != "json"}
+        result = {"settings": settings, "loop/bare": [low, median, high], "loop_seconds": loop, "bare_seconds": bare}
+        asked.json.write_text(json.dumps({**result, **provenance(device)}, indent=1) + "\n")
+
+
+def _like_cifar(images: int) -> DataSet:
+    split = Split(torch.randint(256, (images, 32, 32, 3), dtype=torch.uint8), torch.randint(10, (images,)))
+    classes = tuple("0123456789")
+    return DataSet("random", classes, split, split, split, (125.0,) * 3, (63.0,) * 3, pad=4, flip=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""`auxnet export` and `auxnet predict`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TextIO
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from tyro.conf import FlagCreatePairsOff, Positional
+
+from auxnet.cli import screen
+from auxnet.cli.arguments import parse
+
+if TYPE_CHECKING:
+    from auxnet.prediction import Prediction, Unreadable
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write one output of a run, or its early exit, for another runtime, and prove it equal to the run."""
+
+    run: Positional[Path]
+    """the run directory"""
+    output: int | None = None
+    """the output, from 1, shallow to deep (default: the final one); of an early exit, the last one"""
+    format: Literal["safetensors", "onnx", "torch", "onnx-early-exit"] = "onnx"
+    """a folder for auxnet.load and the hub; ONNX; torch.export (.pt2); ONNX that stops early, one image at a time"""
+    out: Path | None = None
+    """the file or folder (default: named after the run, in this folder)"""
+    which: Literal["last", "best"] = "last"
+    """weights of the last epoch, or of the best one on validation"""
+    fold: bool = True
+    """torch: make BatchNorm part of the convolution before it (ONNX files always are)"""
+    confidence: Literal["entropy", "top", "margin"] | None = None
+    """early exit: what thresholds are of (default: RUN/exits.json)"""
+    thresholds: tuple[float, ...] | None = None
+    """early exit: of each output but the last; entropy at most, top and margin at least"""
+    temperatures: tuple[float, ...] | None = None
+    """early exit: of each output (default: 1)"""
+    data_dir: str | None = None
+    """where data sets lie, if not where they lay in training"""
+    images: int = 64
+    """validation images that the export is compared on"""
+    overwrite: FlagCreatePairsOff[bool] = False
+    """replace what is there"""
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Say what is in image files, in their order; exit status 1 if some could not be read."""
+
+    model: Positional[str]
+    """a run, an exported folder, an ONNX file made by auxnet export, or hf:owner/name"""
+    paths: Positional[tuple[str, ...]] = ()
+    """image files; folders, searched below too; - for a list of them on standard input"""
+    output: int | None = None
+    """the output, from 1, shallow to deep (default: the deepest there is)"""
+    top: int = 3
+    """how many classes to name"""
+    format: Literal["table", "csv", "jsonl"] = "table"
+    """for eyes, or for programs"""
+    batch_size: int = 32
+    """images at a time"""
+    which: Literal["last", "best"] = "last"
+    """of a run: weights of the last epoch, or of the best one on validation"""
+    out: Path | None = None
+    """a file to write to"""
+    overwrite: FlagCreatePairsOff[bool] = False
+    """replace the file"""
+
+
+def export(words: list[str]) -> None:
+    """`auxnet export`."""
+    o = parse(Export, words)
+    from auxnet.exporting import export as write
+    from auxnet.exporting import rule_from
+
+    rule = rule_from(o.confidence, o.thresholds, o.temperatures)
+    settings = {"which": o.which, "fold": o.fold, "rule": rule, "data_dir": o.data_dir, "images": o.images}
+    done = write(o.run, o.output, o.format, o.out, overwrite=o.overwrite, **settings)  # type: ignore[arg-type]
+    what = f"output {done.output}" if done.exits is None else f"early exit over outputs 1..{done.output}"
+    console = screen.console()
+    screen.print_line(console, f"{done.path}: {what} of {o.run} as {done.format}, {done.bytes:,} bytes")
+    if done.exits is not None:
+        shares = ", ".join(f"{n} at {k}" for k, n in enumerate(done.exits, start=1))
+        screen.print_line(console, f"exits of the {done.images} images: {shares}")
+    equal = f"run again on {done.images} validation images: the largest difference of a logit is {done.difference:.2g}"
+    screen.print_line(console, equal)
+
+
+def predict(words: list[str]) -> int:
+    """`auxnet predict`."""
+    options = parse(Predict, words)
+    paths = [path for given in options.paths for path in (_listed() if given == "-" else [given])]
+    if options.out is not None and options.out.exists() and not options.overwrite:
+        raise FileExistsError(f"{options.out} exists: name another with --out, or replace it with --overwrite")
+    from auxnet.prediction import Prediction
+    from auxnet.prediction import predict as ask
+
+    settings = {"output": options.output, "top": options.top, "batch_size": options.batch_size}
+    answers = ask(options.model, paths, which=options.which, **settings)  # type: ignore[arg-type]
+    unreadable, resized = 0, []
+
+    def readable() -> Iterator[Prediction]:
+        nonlocal unreadable
+        for answer in answers:
+            if isinstance(answer, Prediction):
+                if answer.resized_from is not None:
+                    resized.append(answer)
+                yield answer
+            else:
+                unreadable += 1
+                _complain(answer)
+
+    with _destination(options.out) as file:
+        {"table": _table, "csv": _csv, "jsonl": _jsonl}[options.format](readable(), options.top, file)
+    if resized:
+        (H, W), name = resized[0].resized_from or (0, 0), _shown(resized[0].image)
+        print(f"auxnet: note: {len(resized)} images were resized, the first one {name}, {W}x{H}", file=sys.stderr)
+    if unreadable:
+        print(f"auxnet: {unreadable} images could not be read", file=sys.stderr)
+    return 1 if unreadable else 0
+
+
+def _listed() -> list[str]:
+    return [line for line in (line.rstrip("\r\n") for line in sys.stdin) if line]
+
+
+def _complain(answer: Unreadable) -> None:
+    print(f"auxnet: {_shown(answer.image)}: {_shown(answer.reason)}", file=sys.stderr)
+
+
+def _shown(name: str) -> str:
+    """A file name that can be printed, whatever bytes it is made of."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+@contextmanager
+def _destination(out: Path | None) -> Iterator[TextIO]:
+    if out is None:
+        yield sys.stdout
+        return
+    from auxnet.checkpoint import whole
+
+    with whole(out) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        yield file
+
+
+def _table(answers: Iterator[Prediction], top: int, file: TextIO) -> None:
+    table = Table(box=SIMPLE_HEAD)
+    for column in ("image", "output", "class", "probability", *(["then"] if top > 1 else [])):
+        table.add_column(column, justify="right" if column in ("output", "probability") else "left", overflow="fold")
+    for a in answers:
+        then = ", ".join(f"{c} {screen.per_cent(p)}" for c, p in zip(a.classes[1:], a.probabilities[1:], strict=True))
+        cells = (_shown(a.image), str(a.output), a.classes[0], screen.per_cent(a.probabilities[0]), then)
+        table.add_row(*(escape(cell) for cell in cells[: 5 if top > 1 else 4]))
+    if table.row_count:
+        console = screen.console() if file is sys.stdout else Console(file=file, width=160)
+        console.print(table)
+
+
+def _csv(answers: Iterator[Prediction], top: int, file: TextIO) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    for row, a in enumerate(answers):
+        if row == 0:
+            each = [f"{what}_{rank}" for rank in range(1, len(a.classes) + 1) for what in ("class", "probability")]
+            writer.writerow(["image", "output", *each])
+        pairs = [text for c, p in zip(a.classes, a.probabilities, strict=True) for text in (c, f"{p:.6f}")]
+        writer.writerow([_shown(a.image), a.output, *pairs])
+
+
+def _jsonl(answers: Iterator[Prediction], top: int, file: TextIO) -> None:
+    for a in answers:
+        line = {
+            "image": _shown(a.image),
+            "output": a.output,
+            "predictions": [
+                {"class": c, "probability": round(p, 6)} for c, p in zip(a.classes, a.probabilities, strict=True)
+            ],
+            "resized_from": a.resized_from,
+        }
+        print(json.dumps(line, ensure_ascii=False), file=file)
