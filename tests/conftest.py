@@ -11,3 +11,19 @@ def one_seeded_thread(tmp_path_factory):
     torch.manual_seed(0)
     os.environ["AUXNET_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
     os.environ.pop("AUXNET_DATA", None)
+
+
+@pytest.fixture
+def own_cache_and_no_network(tmp_path, monkeypatch):
+    """A cache of decoded arrays of the test's own, an empty cache of the hub, and no hub to be reached."""
+    monkeypatch.setenv("AUXNET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.fixture
+def home(tmp_path):
+    """An empty folder for data, beside the caches."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    return folder

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
@@ -26,22 +26,25 @@ def console() -> Console:
 @contextmanager
 def training_progress(console: Console) -> Iterator[Callable[[Progress], None]]:
     """A live bar on a terminal; a line per epoch where the output goes elsewhere."""
-    text = "epoch {task.fields[epoch]}  {task.fields[rate]}  {task.fields[left]} left"
-    columns = (TextColumn(text), BarColumn(bar_width=24), TextColumn("{task.fields[errors]}"))
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[errors]}"),
+    )
     with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=None, epoch="", rate="", left="", errors="")
+        task = bar.add_task("reading the data", total=None, errors="")
 
         def watch(progress: Progress) -> None:
-            words: dict[str, Any] = {
-                "epoch": f"{progress.epoch}/{progress.epochs}",
-                "rate": f"{progress.images_per_second:,.0f} images/s",
-                "left": duration(progress.seconds_left),
-                "errors": val_errors(progress.val_errors),
-            }
+            stands = (
+                f"epoch {progress.epoch}/{progress.epochs}  {progress.images_per_second:,.0f} images/s  "
+                f"{duration(progress.seconds_left)} left"
+            )
+            errors = val_errors(progress.val_errors)
             finished = progress.epoch - 1 + progress.step / progress.steps
-            bar.update(task, total=progress.epochs, completed=finished, **words)
+            bar.update(task, total=progress.epochs, completed=finished, description=stands, errors=errors)
             if progress.done and not console.is_terminal:
-                print_line(console, "epoch {epoch}  {rate}  {left} left  {errors}".format(**words))
+                print_line(console, f"{stands}  {errors}")
 
         yield watch
 

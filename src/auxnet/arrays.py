@@ -1,0 +1,56 @@
+"""The arrays that every reader of a data set returns, and the one error it raises for damaged content.
+
+Shapes: N images, H x W pixels, C channels (1 grey, 3 red-green-blue).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+
+VERSION = 1  # of what the readers return: raise it when they change, and no cache of older arrays is used
+
+
+class Arrays(NamedTuple):
+    """Images, uint8 [N, H, W, C]; labels, int64 [N] in 0..len(classes)-1; the names of the classes."""
+
+    images: Pixels
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+
+
+def labels_of(
+    values: Sequence[Any], classes: tuple[str, ...], where: str | Path
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Labels as int64, and the names of the classes: those given, or else the distinct labels, sorted.
+
+    Raises RuntimeError for the first label that has no class, or is neither a text nor a whole number from 0.
+    """
+    texts = isinstance(values[0], str) and not classes
+    highest = len(classes) - 1 if classes else 2**31
+    for row, value in enumerate(values):
+        number = isinstance(value, int | float) and value % 1 == 0 and 0 <= value <= highest
+        if not (isinstance(value, str) if texts else number):
+            rule = "a text, as the others are" if texts else f"a whole number in 0..{highest}"
+            raise RuntimeError(f"{where}: label {value!r} in row {row} must be {rule}")
+    if classes:
+        return np.array(values, np.int64), classes
+    names, labels = np.unique(np.array(values, None if texts else np.int64), return_inverse=True)
+    return labels.astype(np.int64), tuple(str(name) for name in names)
+
+
+@contextmanager
+def reading(where: str | Path, what: str) -> Iterator[None]:
+    """Whatever goes wrong while reading foreign bytes is one error: RuntimeError, naming the file."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise RuntimeError(f"{where}: not a readable {what} ({reason})") from error

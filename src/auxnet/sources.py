@@ -1,0 +1,184 @@
+"""Where the files of a data set lie: in a folder of the caller's, or fetched from the Hugging Face hub.
+
+Nothing is read here but names; each split found comes with the reader that fits its form.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from auxnet import cifar, formats
+from auxnet.arrays import Arrays
+from auxnet.pictures import image_files
+
+NAMES = ("digits", "cifar10", "cifar100", "svhn")
+_HUB = {
+    "cifar10": "uoft-cs/cifar10/plain_text",
+    "cifar100": "uoft-cs/cifar100/cifar100",
+    "svhn": "ufldl-stanford/svhn/cropped_digits",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split as it lies on disk: its files, and how to read them."""
+
+    files: Sequence[Path]
+    read: Callable[[], Arrays]
+    key: str
+    """what, beside the files, the arrays depend on"""
+
+
+def find(name: str, data_dir: str | Path | None, image_size: int | None) -> dict[str, Part]:
+    """The splits of the data set `name` on disk, fetched from the hub if need be: "train" at least.
+
+    Raises ValueError for a name that cannot be, FileNotFoundError for data that is not there, RuntimeError for
+    folders of which the classes disagree.
+    """
+    root = Path(data_dir or os.environ.get("AUXNET_DATA") or "").expanduser()
+    given = bool(data_dir or os.environ.get("AUXNET_DATA"))
+    if given and not root.is_dir():
+        raise FileNotFoundError(f"data_dir {root} is not a folder: give the one that holds the data")
+    if name.startswith("hf:"):
+        return _from_hub(name, name.removeprefix("hf:"), image_size)
+    if name in NAMES:
+        folders = [root / name, root] if given else []
+        for folder in folders:
+            if parts := _named(name, folder, folder != root, image_size):
+                return parts
+        looked = " and ".join(str(folder) for folder in folders) or "no folder (data_dir and AUXNET_DATA are not set)"
+        try:
+            return _from_hub(name, _HUB[name], image_size)
+        except FileNotFoundError as error:
+            forms = ", ".join([*cifar.FORMS.get(name, ["train_32x32.mat"]), "train-*.parquet"])
+            raise FileNotFoundError(
+                f"{name} was not found: looked in {looked}, then {error}; give a data_dir that holds one of {forms}"
+            ) from error
+    for folder in (Path(name).expanduser(), root / name) if name.strip() else ():
+        if folder.is_dir():
+            return _in_folder(folder, image_size)
+        if folder.exists():
+            raise ValueError(f"data {name!r} is a file: give the folder that holds it, or one of {', '.join(NAMES)}")
+    if os.sep in name or name.startswith((".", "~")):
+        raise FileNotFoundError(f"data {name!r}: there is no such folder")
+    close = difflib.get_close_matches(name.lower(), NAMES, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}?" if close else f"give one of {', '.join(NAMES)}, a folder, or hf:owner/name"
+    raise ValueError(f"data {name!r} is neither a known data set nor a folder: {hint}")
+
+
+def _named(name: str, folder: Path, below: bool, image_size: int | None) -> dict[str, Part]:
+    """The splits of a named set in any of its own forms in `folder`; {} if there is none.
+
+    Only a folder of its own is searched one folder `below`: elsewhere that may be another data set.
+    """
+    if not folder.is_dir():
+        return {}
+    for home, deeper in ((folder / _HUB[name].split("/")[2], False), (folder, below)):
+        if parts := _complete(folder, _parquet_parts(home, image_size, deeper)):
+            return parts
+    for form in cifar.FORMS.get(name, ()):
+        source = folder / form
+        if source.exists():
+            files = [path for path in source.iterdir() if path.is_file()] if source.is_dir() else [source]
+            return {
+                part: Part(files, partial(cifar.read, source, name, part), f"{name} {part}")
+                for part in ("train", "test")
+            }
+    mats = {part: folder / f"{part}_32x32.mat" for part in ("train", "test", "extra")} if name == "svhn" else {}
+    found = {part: Part([f], partial(formats.svhn, f), "mat") for part, f in mats.items() if f.is_file()}
+    return _complete(folder, found)
+
+
+def _complete(folder: Path, parts: dict[str, Part]) -> dict[str, Part]:
+    """The parts of a named set, which must bring its own test set."""
+    missing = {"train", "test"} - set(parts)
+    if parts and missing:
+        raise FileNotFoundError(f"{folder} holds {', '.join(sorted(parts))} but lacks {', '.join(sorted(missing))}")
+    return parts
+
+
+def _in_folder(folder: Path, image_size: int | None) -> dict[str, Part]:
+    """The splits of a folder of parquet shards or of class folders."""
+    if parts := _parquet_parts(folder, image_size):
+        if "train" not in parts:
+            raise FileNotFoundError(f"{folder} has parquet shards, but none named train-*.parquet")
+        return parts
+    homes = {home.name: home for home in formats.subfolders(folder)}
+    if "train" in homes and formats.subfolders(homes["train"]):
+        named = {"train": "train", "test": "test", "val": "val", "validation": "val", "valid": "val"}
+        homes = {split: homes[home] for home, split in named.items() if home in homes}
+        classes = {split: {home.name for home in formats.subfolders(homes[split])} for split in homes}
+        for split in homes:
+            if odd := sorted(classes[split] ^ classes["train"]):
+                raise RuntimeError(
+                    f"{folder}: train and {split} must have the same classes, differ in {', '.join(odd)}"
+                )
+    else:
+        homes = {"train": folder}
+    parts = {}
+    for split, home in homes.items():
+        files = {each: image_files(each) for each in formats.subfolders(home)}
+        if split == "train" and (empty := [str(each) for each, found in files.items() if not found]):
+            raise ValueError(f"{empty[0]} holds no image: put some in, or remove the folder")
+        every = [file for found in files.values() for file in found]
+        parts[split] = Part(every, partial(formats.class_folders, home, image_size), f"folders {image_size}")
+    return parts
+
+
+def _parquet_parts(folder: Path, image_size: int | None, below: bool = True) -> dict[str, Part]:
+    """The splits that lie in a folder as parquet shards."""
+    return {
+        split: Part(files, partial(formats.parquet, files, image_size), f"parquet {image_size}")
+        for split, files in formats.parquet_splits(folder, below).items()
+    }
+
+
+def _from_hub(name: str, address: str, image_size: int | None) -> dict[str, Part]:
+    """The parquet shards of "owner/name[/config]": those in the hub's own cache, or else fetched."""
+    from huggingface_hub import snapshot_download
+
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)/?(.*)", address)
+    if not match:
+        raise ValueError(f"data {name!r}: a data set on the hub is given as hf:owner/name")
+    repo, config = match[1], match[2].strip("/")
+    pattern = f"{config}/*.parquet" if config else "*.parquet"
+    reason = "it has no train-*.parquet"
+    for cached in (True, False):
+        try:
+            folders = [] if cached else _hub_folders(repo)  # first: it answers or fails within seconds
+            several = len(folders) > 1 and not config
+            if not several:
+                fetch = partial(snapshot_download, repo, repo_type="dataset", allow_patterns=pattern)
+                folder = Path(str(fetch(local_files_only=cached, etag_timeout=5)))
+        except Exception as error:  # whatever the network throws
+            reason = _first_line(error)
+            continue
+        if several:
+            choices = ", ".join(f"hf:{repo}/{each}" for each in folders)
+            raise ValueError(f"{repo} holds several data sets, give one of them: {choices}")
+        try:
+            parts = _parquet_parts(folder / config, image_size)
+        except FileNotFoundError as error:  # some of the shards only
+            reason = _first_line(error)
+            continue
+        if "train" in parts and ("test" in parts or name.startswith("hf:")):
+            return parts
+    raise FileNotFoundError(f"{repo} could not be fetched from the hub: {reason}")
+
+
+def _hub_folders(repo: str) -> list[str]:
+    """The folders of a data set on the hub that hold parquet files."""
+    from huggingface_hub import HfApi
+
+    files = [file.rfilename for file in HfApi().dataset_info(repo, timeout=5).siblings or ()]
+    return sorted({file.rpartition("/")[0] for file in files if file.endswith(".parquet")})
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

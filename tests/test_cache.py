@@ -1,0 +1,87 @@
+"""Laws of the cache: without a trace in what is loaded, made anew whenever it should, never trusted."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from auxnet import formats
+from auxnet.arrays import Arrays
+from auxnet.data import load
+from writers import folder_of, rows, same
+
+pytestmark = pytest.mark.usefixtures("own_cache_and_no_network")
+
+
+def counting(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """A list that grows by each folder of class folders that is really read."""
+    reads: list[Path] = []
+    real = formats.class_folders
+
+    def read(folder: Path, image_size: int | None = None) -> Arrays:
+        reads.append(folder)
+        return real(folder, image_size)
+
+    monkeypatch.setattr(formats, "class_folders", read)
+    return reads
+
+
+def test_the_cache_gives_the_same_bytes_without_reading_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads, own = counting(monkeypatch), folder_of(home, 12)
+    first, second = load(str(own)), load(str(own))
+    assert len(reads) == 1
+    assert first.classes == second.classes
+    assert all(same(getattr(first, split), getattr(second, split)) for split in ("train", "val", "test"))
+    load(str(own), image_size=4)
+    assert len(reads) == 2
+
+
+def test_the_cache_is_rebuilt_when_a_source_changes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads, own = counting(monkeypatch), folder_of(home, 12)
+    before = load(str(own))
+    file = own / "a" / "0001.png" if (own / "a" / "0001.png").exists() else next((own / "a").iterdir())
+    file.write_bytes(next((own / "b").iterdir()).read_bytes())
+    os.utime(file, ns=(1, 1))
+    after = load(str(own))
+    assert len(reads) == 2
+    assert rows(after.train, after.val, after.test) != rows(before.train, before.val, before.test)
+    next((own / "c").iterdir()).unlink()
+    load(str(own))
+    assert len(reads) == 3
+
+
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy", "about.json"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "flipped"])
+def test_a_damaged_cache_is_rebuilt(
+    name: str, damage: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, own = counting(monkeypatch), folder_of(home, 12)
+    before = load(str(own))
+    file = next((tmp_path / "cache").glob(f"*/{name}"))
+    content = bytearray(file.read_bytes())
+    content[-20 if name != "about.json" else 12] ^= 1
+    made = {"missing": None, "empty": b"", "truncated": bytes(content)[:-9], "flipped": bytes(content)}[damage]
+    if made is None:
+        file.unlink()
+    else:
+        file.write_bytes(made)
+    for _ in range(2):
+        after = load(str(own))
+        assert all(same(getattr(before, split), getattr(after, split)) for split in ("train", "val", "test"))
+    assert len(reads) == 2
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_a_pickle_in_the_cache_is_not_loaded(home: Path, tmp_path: Path) -> None:
+    own = folder_of(home)
+    before = load(str(own))
+    file = next((tmp_path / "cache").glob("*/images.npy"))
+    np.save(file, np.array([{"an": "object"}], object), allow_pickle=True)
+    assert same(load(str(own)).train, before.train)
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "file").write_text("in the way")
+    monkeypatch.setenv("AUXNET_CACHE", str(home / "file" / "cache"))
+    assert len(load(str(folder_of(home))).classes) == 3

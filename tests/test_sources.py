@@ -1,0 +1,170 @@
+"""Laws of finding: each data set in each of its forms, no other in its place, and words where there is none."""
+
+import io
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from auxnet import data, formats
+from auxnet.data import DataSet, load
+from writers import (
+    CIFAR10,
+    SOURCES,
+    cifar_files,
+    folder_of,
+    layout_of,
+    rows,
+    tiny,
+    write_cifar,
+    write_folders,
+    write_parquet,
+)
+
+pytestmark = pytest.mark.usefixtures("own_cache_and_no_network")
+
+REAL = Path(__file__).parents[2] / "shared" / "data"
+
+
+def check(found: DataSet, train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]) -> None:
+    assert np.array_equal(found.test.images.numpy(), test[0])
+    assert np.array_equal(found.test.labels.numpy(), test[1])
+    assert rows(found.train, found.val) == sorted(image.tobytes() for image in train[0])
+    label_of = {image.tobytes(): label for image, label in zip(*train, strict=True)}
+    for split in (found.train, found.val):
+        assert [label_of[image.numpy().tobytes()] for image in split.images] == split.labels.tolist()
+
+
+@pytest.mark.parametrize("below", [True, False])
+@pytest.mark.parametrize(("name", "source"), SOURCES)
+def test_cifar_is_found_in_each_of_its_own_forms(name: str, source: str, below: bool, home: Path) -> None:
+    count = 10 if name == "cifar10" else 100
+    train, test = tiny(3 * count, count, seed=1), tiny(count, count, seed=2)
+    write_cifar(home / name if below else home, source, cifar_files(layout_of(source), train, test))
+    found = load(name, home)
+    check(found, train, test)
+    assert found.mean == (data._STATISTICS[name][0])
+    assert (found.pad, found.flip) == (4, True)
+
+
+@pytest.mark.parametrize("folder", ["", "cifar10", "cifar10/plain_text", "plain_text"])
+def test_cifar_is_found_as_parquet_shards(folder: str, home: Path) -> None:
+    train, test = tiny(30, 10, seed=1), tiny(10, 10, seed=2)
+    write_parquet(home / folder / "train-00000-of-00001.parquet", *train, CIFAR10)
+    write_parquet(home / folder / "test-00000-of-00001.parquet", *test, CIFAR10)
+    check(load("cifar10", home), train, test)
+    check(load("cifar10", home, seed=9), train, test)
+
+
+def test_data_of_another_name_are_not_taken(home: Path) -> None:
+    for part in ("train", "test"):
+        write_parquet(home / "cifar10" / f"{part}.parquet", *tiny(30, 10), CIFAR10)
+        write_parquet(home / "cifar100" / f"{part}.parquet", *tiny(30, 10), CIFAR10)
+    with pytest.raises(FileNotFoundError, match="svhn was not found"):
+        load("svhn", home)
+    with pytest.raises(RuntimeError, match="cifar100 must have 100 classes, what was found has 10"):
+        load("cifar100", home)
+
+
+@pytest.mark.parametrize("extra", [False, True])
+def test_svhn_is_trained_on_train_and_extra_where_it_is_there(extra: bool, home: Path) -> None:
+    parts = {"train": tiny(30, 10, 1), "test": tiny(10, 10, 2), "extra": tiny(20, 10, 3)}
+    for form in ("mat", "parquet"):
+        folder = home / form / "svhn"
+        folder.mkdir(parents=True)
+        for part, (images, labels) in parts.items():
+            if part == "extra" and not extra:
+                continue
+            if form == "mat":
+                y = np.where(labels == 0, 10, labels)[:, None].astype(np.uint8)
+                savemat(folder / f"{part}_32x32.mat", {"X": images.transpose(1, 2, 3, 0), "y": y})
+            else:
+                write_parquet(folder / "cropped_digits" / f"{part}.parquet", images, labels, list("0123456789"))
+        found = load("svhn", home / form)
+        train = (np.concatenate([parts["train"][n], parts["extra"][n]]) if extra else parts["train"][n] for n in (0, 1))
+        check(found, tuple(train), parts["test"])
+        assert (found.mean, found.std, found.pad, found.flip) == ((0.0,) * 3, (255.0,) * 3, 0, False)
+
+
+def test_data_dir_may_come_from_the_environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_of(home)
+    monkeypatch.setenv("AUXNET_DATA", str(home))
+    assert load("own").classes == ("a", "b", "c")
+
+
+def test_missing_data_say_at_once_where_was_looked_and_what_to_give(home: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(FileNotFoundError) as caught:
+        load("cifar10", home)
+    assert time.monotonic() - start < 5
+    message = str(caught.value)
+    for part in (str(home / "cifar10"), "uoft-cs/cifar10", "offline", "cifar-10-python.tar.gz", "train-*.parquet"):
+        assert part in message
+    with pytest.raises(FileNotFoundError, match="looked in no folder"):
+        load("svhn")
+    with pytest.raises(FileNotFoundError, match="is not a folder: give the one that holds the data"):
+        load("cifar10", home / "nowhere")
+    with pytest.raises(FileNotFoundError, match="some/body could not be fetched"):
+        load("hf:some/body")
+
+
+def test_a_named_set_without_its_test_set_is_not_taken_for_whole(home: Path) -> None:
+    write_parquet(home / "cifar10" / "train.parquet", *tiny(30, 10), CIFAR10)
+    with pytest.raises(FileNotFoundError, match="cifar10 holds train but lacks test"):
+        load("cifar10", home)
+
+
+def test_a_data_set_in_the_hubs_own_cache_is_read_without_the_network(tmp_path: Path) -> None:
+    store = tmp_path / "hub" / "datasets--some--body"
+    (store / "refs").mkdir(parents=True)
+    (store / "refs" / "main").write_text("0" * 40)
+    train, test = tiny(30, 3, size=8), tiny(6, 3, seed=2, size=8)
+    for part, (images, labels) in (("train", train), ("test", test)):
+        write_parquet(store / "snapshots" / ("0" * 40) / "data" / f"{part}-00000-of-00001.parquet", images, labels)
+    check(load("hf:some/body"), train, test)
+    check(load("hf:some/body/data"), train, test)
+
+
+def test_a_path_that_is_not_there_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match=r"'\./nowhere': there is no such folder"):
+        load("./nowhere")
+
+
+def test_a_class_may_be_called_train(home: Path) -> None:
+    write_folders(home, *tiny(30, 3, size=8), ["bus", "car", "train"])
+    assert load(str(home)).classes == ("bus", "car", "train")
+
+
+def test_folders_that_disagree_about_the_classes_are_refused(home: Path) -> None:
+    write_folders(home / "train", *tiny(30, 3, size=8), ["a", "b", "c"])
+    write_folders(home / "test", *tiny(9, 3, size=8), ["a", "b", "d"])
+    with pytest.raises(RuntimeError, match="train and test must have the same classes, differ in c, d"):
+        load(str(home))
+
+
+def test_an_empty_class_folder_is_refused(home: Path) -> None:
+    own = folder_of(home)
+    (own / "d").mkdir()
+    with pytest.raises(ValueError, match="own/d holds no image"):
+        load(str(own))
+
+
+# --------------------------------------------------------------------------------------------------------------- real
+
+
+@pytest.mark.skipif(not (REAL / "cifar10").is_dir(), reason="the real CIFAR-10 is not here")
+def test_the_real_cifar_10_is_what_its_parquet_says(tmp_path: Path) -> None:
+    shards = formats.parquet_splits(REAL / "cifar10")
+    assert [len(shards[split]) for split in ("train", "test")] == [2, 1]
+    table = pq.read_table(shards["test"][0]).slice(4000, 200)
+    pq.write_table(table, tmp_path / "test.parquet")
+    got = formats.parquet([tmp_path / "test.parquet"])
+    cells = table.column("img").to_pylist()
+    expected = [np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGB")) for cell in cells]
+    assert np.array_equal(got.images, expected)
+    assert got.labels.tolist() == table.column("label").to_pylist()
+    assert got.classes == tuple(CIFAR10)
