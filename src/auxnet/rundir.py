@@ -73,8 +73,8 @@ def check(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
         raise FileExistsError(f"{folder} holds a run already: --resume continues it, --overwrite replaces it")
     elif not is_run and folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} holds other files: name a new folder for the run")
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(nearest, os.W_OK):
         raise PermissionError(f"{folder} cannot be written to")
 
 
@@ -82,7 +82,7 @@ def begin(folder: Path, recipe: Recipe) -> Standing:
     """An empty run directory, what an earlier run left in it removed, with the recipe saved."""
     for name in OURS:
         (folder / name).unlink(missing_ok=True)
-    (folder / "checkpoints").mkdir(exist_ok=True)
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     with whole(folder / "recipe.yaml") as partial:
         write_recipe(recipe, partial)
     return Standing()
