@@ -15,10 +15,10 @@ FLOORS = [
     ["recipe"],
     ["network", "residual", "update"],
     ["methods"],
-    ["formats", "data", "batches", "checkpoint", "rundir"],
-    ["scores", "latency", "evaluation", "selection", "exits", "hub", "export", "predict"],
-    ["train", "plan"],
-    ["report"],
+    ["arrays", "pictures", "formats", "cifar", "cache", "sources", "data", "batches", "checkpoint", "rundir"],
+    ["scores", "latency", "evaluation", "thresholds", "selection", "exits", "hub", "graphs", "runtimes", "prediction"],
+    ["train", "plan", "exporting"],
+    ["report_page", "report"],
     ["cli"],
 ]
 

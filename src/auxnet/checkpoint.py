@@ -23,6 +23,9 @@ def whole(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
+        umask = os.umask(0)
+        os.umask(umask)
+        partial.chmod(0o666 & ~umask)  # safetensors makes files that only their owner can read
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
@@ -63,21 +66,34 @@ def load_weights(path: Path, net: AuxNet) -> None:
         raise RuntimeError(f"{path} is damaged or of another network: {str(error).splitlines()[0]}") from None
 
 
+def build_net(config: Any, where: Path | str) -> AuxNet:
+    """The net that a config.json describes, with random weights: of a run, or of one "output" taken out of it.
+
+    Raises RuntimeError, naming `where` it was read, if it does not describe a network of this program.
+    """
+    try:
+        net = resnet(**config["network"])
+        if config.get("output") is None:
+            return net
+        alone = net.truncate(config["output"])
+        depths = net.depths[config["output"] - 1 : config["output"]]
+        return AuxNet([alone.get_submodule("trunk")], [alone.get_submodule("head")], depths)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RuntimeError(f"{where} does not describe a network of this program: {error}") from None
+
+
 def load(run: Path | str, which: str = "last") -> AuxNet:
     """The net of a run directory, in evaluation mode: of the last epoch, or the "best" one on validation.
 
-    Raises FileNotFoundError if there is none, RuntimeError if its files are damaged.
+    `auxnet.load` (in `hub`) takes exported folders and the hub too. Raises FileNotFoundError if there is none,
+    RuntimeError if its files are damaged.
     """
     folder = Path(run)
     if which not in ("last", "best"):
         raise ValueError(f"which must be 'last' or 'best', got {which!r}")
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no run directory {folder}")
-    config = read_json(folder / "config.json")
-    try:
-        net = resnet(**config["network"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RuntimeError(f"{folder / 'config.json'} does not describe a network of this program: {error}") from None
+    net = build_net(read_json(folder / "config.json"), folder / "config.json")
     load_weights(folder / ("model.safetensors" if which == "last" else "checkpoints/best.safetensors"), net)
     return net.eval()
 

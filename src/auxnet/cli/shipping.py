@@ -41,9 +41,9 @@ class Export:
     fold: bool = True
     """torch: make BatchNorm part of the convolution before it (ONNX files always are)"""
     confidence: Literal["entropy", "top", "margin"] | None = None
-    """early exit: what thresholds are of (default: RUN/exits.json)"""
+    """early exit: what is compared with the thresholds (default: RUN/exits.json)"""
     thresholds: tuple[float, ...] | None = None
-    """early exit: of each output but the last; entropy at most, top and margin at least"""
+    """early exit: least confidence, in 0..1, to leave at each output but the last"""
     temperatures: tuple[float, ...] | None = None
     """early exit: of each output (default: 1)"""
     data_dir: str | None = None
@@ -125,9 +125,11 @@ def predict(words: list[str]) -> int:
         {"table": _table, "csv": _csv, "jsonl": _jsonl}[options.format](readable(), options.top, file)
     if resized:
         (H, W), name = resized[0].resized_from or (0, 0), _shown(resized[0].image)
-        print(f"auxnet: note: {len(resized)} images were resized, the first one {name}, {W}x{H}", file=sys.stderr)
+        print(
+            f"auxnet: note: {len(resized)} of the images were resized, the first one {name}, {W}x{H}", file=sys.stderr
+        )
     if unreadable:
-        print(f"auxnet: {unreadable} images could not be read", file=sys.stderr)
+        print(f"auxnet: {unreadable} of the images could not be read", file=sys.stderr)
     return 1 if unreadable else 0
 
 

@@ -1,0 +1,263 @@
+"""Export a run: one output, or the early exit, into a form that runs elsewhere, proven equal to its source.
+
+Every export is run again in its own runtime on validation images before it gets its name.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from auxnet import __version__
+from auxnet.arrays import Pixels
+from auxnet.batches import normalise
+from auxnet.checkpoint import read_json, whole
+from auxnet.evaluation import fingerprint
+from auxnet.graphs import EarlyExitGraph, ExitRule, OneOutput, folded, need, write_onnx, write_torch
+from auxnet.hub import FILES, PretrainedAuxNet, load, model_card, position_of, take_out
+from auxnet.network import AuxNet
+from auxnet.recipe import read_run_recipe
+from auxnet.runtimes import Answers, open_model, open_onnx
+from auxnet.train import load_data
+
+Format = Literal["safetensors", "onnx", "torch", "onnx-early-exit"]
+TOLERANCE = 1e-4, 1e-5  # of a logit: absolute, and relative to the largest one
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how far its answers are from those of its source."""
+
+    path: Path
+    format: Format
+    output: int
+    """of the run; the deepest one of an early exit"""
+    bytes: int
+    images: int
+    """that it was compared on"""
+    difference: float
+    """largest, of any logit"""
+    exits: tuple[int, ...] | None = None
+    """early exit: how many of the images left at each output"""
+
+
+def export(
+    run: Path | str,
+    output: int | None = None,
+    format: Format = "onnx",
+    out: Path | str | None = None,
+    *,
+    which: str = "last",
+    fold: bool = True,
+    rule: ExitRule | None = None,
+    data_dir: str | None = None,
+    images: int = 64,
+    overwrite: bool = False,
+) -> Exported:
+    """Write one output of a run (default: the final one) to `out`, and prove it equal to the run's net.
+
+    "safetensors": a folder for `auxnet.load` and the hub; "onnx", "torch" (torch.export): uint8 images
+    [N, H, W, C] -> logits and probabilities; "onnx-early-exit": one image -> those and its exit, by `rule`
+    (default: RUN/exits.json) over outputs 1..`output`. `fold` makes BatchNorm part of the convolution before it
+    in "torch"; ONNX files always are. It is compared on that many validation `images`, looked for under
+    `data_dir` if not where they lay in training. The default `out` is named after the run, in this folder.
+
+    Raises ValueError, FileNotFoundError or FileExistsError for what cannot be asked for, RuntimeError if the
+    export differs from its source: then there is nothing at `out`.
+    """
+    if format not in get_args(Format):
+        raise ValueError(f"format must be one of {', '.join(get_args(Format))}, got {format!r}")
+    if images < 2:
+        raise ValueError(f"images must be 2 or more, to compare on, got {images}")
+    recipe = read_run_recipe(run)
+    net = load(run, which)
+    output = net.outputs if output is None else output
+    position_of(net, output)
+    path = Path(out) if out is not None else Path(_name(Path(run), output, format))
+    _check_free(path, format, overwrite)
+    if format.startswith("onnx"):
+        need("onnx", "onnxscript", "onnxruntime")
+    if format == "onnx-early-exit":
+        if rule is None and which != "last":
+            raise ValueError("exits.json is for the last weights: give confidence and thresholds for the best ones")
+        rule = _rule(Path(run), rule, net.outputs, output)
+        rule.check(output)
+    elif rule is not None:
+        raise ValueError(f"an exit rule is for onnx-early-exit, not for {format}: leave it out")
+    pixels = _some(load_data(replace(recipe, data_dir=data_dir or recipe.data_dir)).val.images, images)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if format == "safetensors":
+        return _folder(net, output, path, pixels)
+    with whole(path) as partial:
+        answers = _write(net, output, format, partial, pixels, fold, rule)
+        difference, exits = _compare(net, output, rule, pixels, answers)
+        size = partial.stat().st_size
+    return Exported(path, format, output, size, len(pixels), difference, exits)
+
+
+def _write(
+    net: PretrainedAuxNet, output: int, format: Format, path: Path, pixels: Pixels, fold: bool, rule: ExitRule | None
+) -> Answers:
+    """Write the file, and give what it answers in its own runtime."""
+    facts = _facts(net, output, format, rule)
+    example = torch.from_numpy(pixels)
+    if rule is not None:
+        write_onnx(EarlyExitGraph(_shallow(net, output), rule, net.mean, net.std), example[:1], path, facts)
+        return open_onnx(path).ask(pixels)
+    model = net.truncate(output).eval()
+    if format == "onnx":
+        write_onnx(OneOutput(model, net.mean, net.std), example[:2], path, facts)
+        return open_onnx(path).ask(pixels)
+    write_torch(OneOutput(folded(model) if fold else model, net.mean, net.std), example[:2], path, facts)
+    with torch.inference_mode():
+        program = torch.export.load(io.BytesIO(path.read_bytes())).module()
+        logits, probabilities = program(example)
+    return Answers(logits.numpy(), probabilities.numpy(), np.full(len(pixels), output))
+
+
+def _folder(net: PretrainedAuxNet, output: int, path: Path, pixels: Pixels) -> Exported:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        alone = take_out(net, output)
+        alone.card = model_card(alone)
+        alone.save_pretrained(partial)
+        answers = open_model(partial).ask(pixels)
+        difference, _ = _compare(net, output, None, pixels, answers)
+        size = sum(file.stat().st_size for file in partial.iterdir())
+        if path.is_dir():
+            shutil.rmtree(path)
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Exported(path, "safetensors", output, size, len(pixels), difference)
+
+
+@torch.inference_mode()
+def _compare(
+    net: PretrainedAuxNet, output: int, rule: ExitRule | None, pixels: Pixels, answers: Answers
+) -> tuple[float, tuple[int, ...] | None]:
+    """The largest difference from the whole net in PyTorch, and the exits. Raises RuntimeError if they differ."""
+    logits_KNC = torch.stack(net(normalise(torch.from_numpy(pixels), net.mean, net.std)))[:output]
+    exits_N = torch.full((len(pixels),), output)
+    if rule is not None:
+        exits_N = exits_by(rule, logits_KNC)
+        left = torch.from_numpy(answers.exits)
+        for n in (exits_N != left).nonzero().flatten().tolist():
+            k = int(min(exits_N[n], left[n]))
+            gap = abs(float(rule.value(logits_KNC[k - 1, n : n + 1], k)) - rule.thresholds[k - 1])
+            if gap > TOLERANCE[0]:
+                raise RuntimeError(f"the export differs: image {n} leaves at {int(left[n])}, and not {int(exits_N[n])}")
+        exits_N = left
+    expected = logits_KNC[exits_N - 1, torch.arange(len(pixels))]
+    got = torch.from_numpy(answers.logits)
+    difference, allowed = float((got - expected).abs().max()), TOLERANCE[0] + TOLERANCE[1] * float(expected.abs().max())
+    if not difference <= allowed:
+        raise RuntimeError(f"the export differs by {difference:.2g} in a logit (allowed: {allowed:.2g}): not kept")
+    classes, got_classes = expected.argmax(1), got.argmax(1)
+    margin = (expected.gather(1, classes[:, None]) - expected.gather(1, got_classes[:, None])).max()
+    if float(margin) > 2 * allowed:
+        raise RuntimeError("the export predicts another class for some images: not kept")
+    return difference, None if rule is None else tuple(torch.bincount(exits_N, minlength=output + 1)[1:].tolist())
+
+
+def exits_by(rule: ExitRule, logits_KNC: Tensor) -> Tensor:
+    """The output [N], from 1, at which each image leaves, by the logits of all K."""
+    exits_N = torch.full((logits_KNC.shape[1],), len(logits_KNC))
+    for k in range(len(logits_KNC) - 1, 0, -1):
+        exits_N[rule.sure(logits_KNC[k - 1], k)] = k
+    return exits_N
+
+
+def _shallow(net: AuxNet, output: int) -> AuxNet:
+    return AuxNet(net.segments[:output], net.heads[:output], net.depths[:output]).eval()
+
+
+def _some(images: Tensor, count: int) -> Pixels:
+    """At most `count` images [N, H, W, C], spread evenly over all."""
+    chosen = torch.linspace(0, len(images) - 1, min(count, len(images))).round().long()
+    return images[chosen].contiguous().numpy()
+
+
+def _facts(net: PretrainedAuxNet, output: int, format: Format, rule: ExitRule | None) -> dict[str, Any]:
+    facts = {
+        "auxnet_version": __version__,
+        "kind": "output" if rule is None else "early-exit",
+        "output": output,
+        "depth": net.depths[output - 1],
+        "classes": list(net.classes),
+        "image_size": list(net.image_size),
+        "mean": list(net.mean),
+        "std": list(net.std),
+        "input": "uint8 [N, H, W, C], 0..255, not normalised",
+        "run": net.source.get("run"),
+        "weights": net.source.get("weights"),
+    }
+    if rule is not None:
+        facts |= {
+            "confidence": rule.confidence,
+            "thresholds": list(rule.thresholds),
+            "temperatures": list(rule.temperatures),
+        }
+    return facts
+
+
+def _rule(run: Path, rule: ExitRule | None, outputs: int, output: int) -> ExitRule:
+    """The rule given, or that of RUN/exits.json cut at `output`."""
+    if rule is not None:
+        return rule
+    file = run / "exits.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{run} holds no exits.json (auxnet exits writes it): give confidence and {output - 1} thresholds"
+        )
+    try:
+        saved = read_json(file)
+        rule = ExitRule(saved["confidence"], tuple(saved["thresholds"]), tuple(saved["temperatures"]))
+        rule.check(outputs)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RuntimeError(f"{file} does not hold the exits of this run: {error}") from None
+    if saved.get("weights_sha256") != fingerprint(run):
+        raise RuntimeError(f"{file} was made for other weights than the run's: run `auxnet exits {run}` again")
+    return ExitRule(rule.confidence, rule.thresholds[: output - 1], rule.temperatures[:output])
+
+
+def _name(run: Path, output: int, format: Format) -> str:
+    name = run.resolve().name
+    if format == "onnx-early-exit":
+        return f"{name}-early-exit-{output}.onnx"
+    return f"{name}-output-{output}" + {"onnx": ".onnx", "torch": ".pt2", "safetensors": ""}[format]
+
+
+def _check_free(path: Path, format: Format, overwrite: bool) -> None:
+    """Refuse to replace what is not to be replaced."""
+    suffix = {"onnx": ".onnx", "onnx-early-exit": ".onnx", "torch": ".pt2", "safetensors": ""}[format]
+    if suffix and path.suffix != suffix:
+        raise ValueError(f"out must end in {suffix} for {format}, got {path}")
+    if not path.exists():
+        return
+    if not overwrite:
+        raise FileExistsError(f"{path} exists: name another with --out, or replace it with --overwrite")
+    if path.is_dir() != (format == "safetensors"):
+        raise FileExistsError(f"{path} is a {'folder' if path.is_dir() else 'file'}: name another with --out")
+    if path.is_dir() and (foreign := sorted({file.name for file in path.iterdir()} - set(FILES))):
+        raise FileExistsError(f"{path} holds other files ({foreign[0]}): name another folder with --out")
+
+
+def rule_from(
+    confidence: str | None, thresholds: Sequence[float] | None, temperatures: Sequence[float] | None
+) -> ExitRule | None:
+    """The rule that options spell out, temperatures 1 by default; None where none of them is given."""
+    if confidence is None and thresholds is None and temperatures is None:
+        return None
+    if confidence is None or thresholds is None:
+        raise ValueError("confidence and thresholds make an exit rule together: give both, or neither (exits.json)")
+    return ExitRule(confidence, tuple(thresholds), tuple(temperatures or [1.0] * (len(thresholds) + 1)))  # type: ignore[arg-type]

@@ -1,0 +1,228 @@
+"""A trained net with all that it takes to use it, in the layout of the Hugging Face hub: load, save, push.
+
+A folder holds config.json (network, classes, preprocessing), model.safetensors and README.md, the model card.
+Reading and pushing are huggingface_hub's own mixin. A run directory is such a folder too, and so is one output
+that was exported: its net has that output alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, snapshot_download
+from huggingface_hub.errors import HFValidationError
+
+from auxnet import __version__
+from auxnet.checkpoint import build_net, load_weights, read_json, save_weights
+from auxnet.network import AuxNet
+
+FILES = ("config.json", "model.safetensors", "README.md")
+
+
+class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipeline_tag="image-classification"):
+    """An AuxNet that knows its classes and its preprocessing, with the hub's `save_pretrained` and `push_to_hub`.
+
+    `classes` names the columns of the logits. Pixels 0..255 become (pixel - `mean`) / `std`, per channel, at
+    `image_size` (H, W). `numbers` holds the number, in the run, of each output here: 1..K, or the one taken out.
+    `source` says where the net comes from: run, epoch, data, table of outputs, versions.
+    """
+
+    def __init__(
+        self,
+        network: dict[str, Any],
+        classes: list[str],
+        preprocessing: dict[str, Any],
+        output: int | None = None,
+        source: dict[str, Any] | None = None,
+        model_type: str = "auxnet",
+        auxnet_version: str = __version__,
+    ) -> None:
+        if model_type != "auxnet":
+            raise RuntimeError(f"the model is of type {model_type!r}, not 'auxnet'")
+        net = build_net({"network": network, "output": output}, "config.json")
+        super().__init__(net.segments, net.heads, net.depths)
+        self.numbers = tuple(range(1, net.outputs + 1)) if output is None else (output,)
+        self.classes = tuple(classes)
+        self.image_size: tuple[int, int] = (int(preprocessing["image_size"][0]), int(preprocessing["image_size"][1]))
+        self.mean: tuple[float, ...] = tuple(map(float, preprocessing["mean"]))
+        self.std: tuple[float, ...] = tuple(map(float, preprocessing["std"]))
+        self.source = source or {}
+        self.card: str | None = None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What config.json holds."""
+        return dict(cast(dict[str, Any], self._hub_mixin_config))
+
+    def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
+        """The card that the folder brought, or one written from `source`."""
+        return ModelCard(self.card or model_card(self))
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_weights(save_directory / "model.safetensors", self)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, revision: str | None = None, **_: Any) -> PretrainedAuxNet:
+        folder = Path(model_id)
+        return load(folder if folder.is_dir() else _fetched(model_id, revision))
+
+
+def load(source: Path | str, which: str = "last") -> PretrainedAuxNet:
+    """The net of a run directory, an exported folder or `hf:owner/name`, in evaluation mode.
+
+    `which` chooses the weights of a run: of the last epoch, or the "best" one on validation.
+
+    Raises FileNotFoundError if there is no such thing, ValueError for a `which` or a name that cannot be,
+    RuntimeError for files that are damaged or not of this program.
+    """
+    if which not in ("last", "best"):
+        raise ValueError(f"which must be 'last' or 'best', got {which!r}")
+    name = str(source)
+    folder = _fetched(name.removeprefix("hf:"), None) if name.startswith("hf:") else Path(source)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}: give a run, an exported folder, or hf:owner/name")
+    is_run = (folder / "recipe.yaml").is_file()
+    if which == "best" and not is_run:
+        raise ValueError(f"{source} is no run directory, so it holds no 'best' weights: leave which out")
+    where = folder / "config.json"
+    config = read_json(where)
+    net = _from_config(config, where)
+    load_weights(folder / ("model.safetensors" if which == "last" else "checkpoints/best.safetensors"), net)
+    if (folder / "summary.json").is_file():
+        net.source = provenance(folder, which)
+        net._hub_mixin_config = {**net.config, "source": net.source}
+    elif (folder / "README.md").is_file():
+        net.card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    return net.eval()
+
+
+def take_out(net: PretrainedAuxNet, output: int) -> PretrainedAuxNet:
+    """The model of one output (its number in the run), with no parameter it does not use.
+
+    Raises ValueError if there is no such output.
+    """
+    position = position_of(net, output)
+    if net.numbers == (output,):
+        return net
+    alone = net.truncate(position)
+    taken = PretrainedAuxNet(**{**net.config, "output": output})
+    taken.load_state_dict(
+        AuxNet([alone.get_submodule("trunk")], [alone.get_submodule("head")], taken.depths).state_dict()
+    )
+    return taken.eval()
+
+
+def position_of(net: PretrainedAuxNet, output: int) -> int:
+    """Where, from 1, the output of this number stands in the net. Raises ValueError if it is not there."""
+    if output not in net.numbers:
+        held = f"1..{net.numbers[-1]} (shallow to deep)" if net.numbers[0] == 1 else f"{net.numbers[0]}, the only one"
+        raise ValueError(f"output must be {held}, got {output}")
+    return net.numbers.index(output) + 1
+
+
+def provenance(run: Path, which: str) -> dict[str, Any]:
+    """What a model that leaves its run takes along of summary.json and the recipe."""
+    from auxnet.recipe import read_run_recipe
+
+    summary = read_json(run / "summary.json")
+    recipe = read_run_recipe(run)
+    try:
+        return {
+            "run": run.resolve().name,
+            "weights": which,
+            "epoch": summary["epochs"][which],
+            "table": summary[which],
+            "method": summary["method"],
+            "data": summary["data"],
+            "seed": summary["seed"],
+            "versions": summary["versions"],
+            "commit": summary["commit"],
+            "recipe": {
+                key: getattr(recipe, key)
+                for key in ("depth", "block", "width", "epochs", "batch_size", "optimizer", "lr")
+            },
+        }
+    except (KeyError, TypeError):
+        raise RuntimeError(f"{run / 'summary.json'} is damaged: it does not hold what a finished run writes") from None
+
+
+def model_card(net: PretrainedAuxNet) -> str:
+    """README.md for the hub, in Markdown with the hub's header: what the net is, what it is worth, how to use it."""
+    source = net.source
+    tags = ["image-classification", "early-exit", "auxiliary-outputs", "model_hub_mixin", "pytorch_model_hub_mixin"]
+    header = ModelCardData(library_name="auxnet", pipeline_tag="image-classification", tags=tags).to_yaml()
+    outputs = f"output {net.numbers[0]}" if len(net.numbers) == 1 else f"{len(net.numbers)} outputs"
+    shown = ", ".join(net.classes[:20]) + (", ..." if len(net.classes) > 20 else "")
+    H, W = net.image_size
+    lines = [
+        f"---\n{header}\n---\n",
+        f"# {source.get('run', 'auxnet model')}: {outputs} of a network trained with auxiliary outputs\n",
+        f"Classes ({len(net.classes)}): {shown}. Images: {W} x {H} pixels, {len(net.mean)} channel(s), 0..255, less "
+        f"the mean {_numbers(net.mean)}, divided by {_numbers(net.std)}.\n",
+        "```python\nimport auxnet\n\nnet = auxnet.load(FOLDER)  # or hf:owner/name\nlogits = net(images)  "
+        "# one [N, classes] per output, for normalised images [N, C, H, W]\n```\n",
+    ]
+    if source:
+        lines += _worth(source, net.numbers)
+    return "\n".join(lines)
+
+
+def _worth(source: Mapping[str, Any], numbers: Sequence[int]) -> list[str]:
+    data, recipe = source["data"], source["recipe"]
+    rows = [
+        f"| {row['output']} | {row['depth']} | {row['params']:,} | {row['macs']:,} | {100 * row['val_error']:.2f} % "
+        f"| {100 * row['test_error']:.2f} % |"
+        for row in source["table"]
+        if row["output"] in numbers
+    ]
+    images = f"{data['train']:,} training, {data['val']:,} validation, {data['test']:,} test images"
+    settings = ", ".join(f"{key} {value}" for key, value in recipe.items())
+    versions = ", ".join(f"{name} {version}" for name, version in source["versions"].items())
+    return [
+        "| output | depth | parameters | MACs | validation error | test error |",
+        "|---|---|---|---|---|---|",
+        *rows,
+        f"\nData: {data['name']} ({images}). Weights: {source['weights']}, of epoch {source['epoch']}; seed "
+        f"{source['seed']}.\n\nMethod: {source['method']}. Recipe: {settings}.\n\nMade with {versions}, commit "
+        f"{source['commit'] or 'unknown'}.\n",
+    ]
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
+
+
+def _from_config(config: Any, where: Path) -> PretrainedAuxNet:
+    build_net(config, where)
+    if config.get("model_type") != "auxnet":
+        raise RuntimeError(f"{where} describes a model of type {config.get('model_type')!r}, not 'auxnet'")
+    known = ("network", "classes", "preprocessing", "output", "source", "auxnet_version")
+    try:
+        net = PretrainedAuxNet(**{key: config[key] for key in known if key in config})
+        whole = len(net.classes) == net.heads[0].fc.out_features and len(net.mean) == len(net.std) > 0  # type: ignore[union-attr]
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise RuntimeError(f"{where} is damaged: classes or preprocessing cannot be read ({error})") from None
+    if not whole:
+        raise RuntimeError(f"{where} is damaged: its classes or preprocessing do not fit its network")
+    return net
+
+
+def _fetched(repo: str, revision: str | None) -> Path:
+    """The folder of a model on the hub: as the hub has it now, or else as it lies in the hub's own cache."""
+    misnamed = ValueError(f"a model on the hub is given as hf:owner/name, got {'hf:' + repo!r}")
+    if repo.count("/") != 1:
+        raise misnamed
+    reason = ""
+    for cached in (False, True):
+        try:
+            found = snapshot_download(
+                repo, revision=revision, allow_patterns=list(FILES), etag_timeout=5, local_files_only=cached
+            )
+            return Path(str(found))
+        except HFValidationError:
+            raise misnamed from None
+        except Exception as error:  # whatever the network throws
+            reason = reason or " ".join((str(error) or type(error).__name__).splitlines()[:1])
+    raise FileNotFoundError(f"hf:{repo} could not be fetched, and is not in the hub's cache: {reason}")

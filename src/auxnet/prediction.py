@@ -1,0 +1,147 @@
+"""Predict the classes of image files, in the order they are given; one that cannot be read does not stop the rest.
+
+Images are decoded as in training (upright by EXIF, transparency dropped, the first frame, the upper 8 of 16
+bits), made grey or red-green-blue as the model was trained, and brought to its size: shorter side, middle part.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from auxnet.arrays import Pixels
+from auxnet.pictures import decode, image_files
+from auxnet.runtimes import Answers, Runnable, open_model
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest classes of one image."""
+
+    image: str
+    output: int
+    """of the run, from 1: the one that answered"""
+    classes: tuple[str, ...]
+    """likeliest first"""
+    probabilities: tuple[float, ...]
+    resized_from: tuple[int, int] | None
+    """(H, W) in pixels, where the file has another size than the model"""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that could not be read, and why."""
+
+    image: str
+    reason: str
+
+
+def predict(
+    model: Path | str | Runnable,
+    images: Iterable[Path | str],
+    *,
+    output: int | None = None,
+    top: int = 3,
+    batch_size: int = 32,
+    which: str = "last",
+) -> Iterator[Prediction | Unreadable]:
+    """One answer per image, in order: of files, and of the image files in and below folders, sorted.
+
+    `model`: a run, an exported folder, `hf:owner/name`, or an ONNX file of this program; `output` as numbered
+    in the run (default: its deepest). Raises, at once, ValueError for an option that cannot be or an empty
+    list, and what `runtimes.open_model` raises.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+    if top < 1:
+        raise ValueError(f"top must be 1 or more, got {top}")
+    given = list(images)
+    if not given:
+        raise ValueError("there are no images to predict: name files or folders, or - for a list on standard input")
+    runnable = model if isinstance(model, Runnable) else open_model(model, output, which)
+    return _answers(runnable, _files(given), top, batch_size)
+
+
+def _files(given: Iterable[Path | str]) -> Iterator[Path | Unreadable]:
+    for path in map(Path, given):
+        if path.is_dir():
+            found = image_files(path)
+            yield from found
+            if not found:
+                yield Unreadable(str(path), "the folder holds no images")
+        else:
+            yield path
+
+
+def _answers(
+    model: Runnable, files: Iterable[Path | Unreadable], top: int, batch_size: int
+) -> Iterator[Prediction | Unreadable]:
+    waiting: list[Unreadable | tuple[str, Pixels, tuple[int, int] | None]] = []
+    readable = 0
+    for file in files:
+        waiting.append(file if isinstance(file, Unreadable) else _read(file, model))
+        readable += not isinstance(waiting[-1], Unreadable)
+        if readable == batch_size:
+            yield from _batch(model, waiting, top)
+            waiting, readable = [], 0
+    yield from _batch(model, waiting, top)
+
+
+def _batch(
+    model: Runnable, waiting: list[Unreadable | tuple[str, Pixels, tuple[int, int] | None]], top: int
+) -> Iterator[Prediction | Unreadable]:
+    pixels = [each[1] for each in waiting if not isinstance(each, Unreadable)]
+    answers: Answers | None = model.ask(np.stack(pixels)) if pixels else None
+    row = 0
+    for each in waiting:
+        if isinstance(each, Unreadable) or answers is None:
+            assert isinstance(each, Unreadable)
+            yield each
+            continue
+        probabilities: NDArray[np.float32] = answers.probabilities[row]
+        best = np.argsort(-probabilities, kind="stable")[:top]
+        yield Prediction(
+            each[0],
+            int(answers.exits[row]),
+            tuple(model.classes[c] for c in best),
+            tuple(float(probabilities[c]) for c in best),
+            each[2],
+        )
+        row += 1
+
+
+def _read(file: Path, model: Runnable) -> Unreadable | tuple[str, Pixels, tuple[int, int] | None]:
+    """An image as the model wants it, and its own size where that is another."""
+    from PIL.Image import DecompressionBombWarning
+
+    if not file.exists():
+        return Unreadable(str(file), "there is no such file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", DecompressionBombWarning)  # PIL itself raises only at twice its limit
+            pixels = decode(file, str(file), None)
+    except (RuntimeError, OSError, MemoryError) as error:
+        reason = " ".join(str(error).split()).removeprefix(f"{file}: ")
+        return Unreadable(str(file), reason or type(error).__name__)
+    size = pixels.shape[0], pixels.shape[1]
+    return str(file), fitted(pixels, model.image_size, model.channels), None if size == model.image_size else size
+
+
+def fitted(pixels: Pixels, image_size: tuple[int, int], channels: int) -> Pixels:
+    """[H, W, 1 or 3] at another size (shorter side, middle part) and number of channels."""
+    from PIL import Image, ImageOps
+
+    if pixels.shape == (*image_size, channels):
+        return pixels
+    image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+    if pixels.shape[:2] != image_size:
+        image = ImageOps.fit(image, (image_size[1], image_size[0]), Image.Resampling.BILINEAR)
+    image = image.convert("L" if channels == 1 else "RGB")
+    drawn = np.asarray(image, np.uint8)
+    return drawn[..., None] if channels == 1 else drawn

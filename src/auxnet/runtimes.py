@@ -1,0 +1,126 @@
+"""A model, whatever it lies in, as one function of images: a run, an exported folder, the hub, or ONNX.
+
+Shapes: N images, H x W pixels, C channels; images are uint8 [N, H, W, C].
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from auxnet.arrays import Pixels
+from auxnet.batches import normalise
+from auxnet.graphs import need
+from auxnet.hub import load, position_of
+
+Floats = NDArray[np.float32]
+
+
+class Answers(NamedTuple):
+    """Logits and probabilities, float32 [N, classes], and the output that each image left at, int64 [N]."""
+
+    logits: Floats
+    probabilities: Floats
+    exits: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """A model that can be asked: what it wants to see, what its answers mean, and itself."""
+
+    classes: tuple[str, ...]
+    image_size: tuple[int, int]
+    """(H, W) in pixels"""
+    channels: int
+    """C: 1 grey, 3 red-green-blue"""
+    ask: Callable[[Pixels], Answers]
+
+
+def open_model(source: Path | str, output: int | None = None, which: str = "last") -> Runnable:
+    """A run directory, an exported folder, `hf:owner/name`, or an ONNX file of this program.
+
+    `output` is that of the run (default: the deepest there is); an ONNX file has the one it was exported with.
+
+    Raises FileNotFoundError, ValueError for a file or an output that cannot be used, RuntimeError for damage.
+    """
+    path = Path(source)
+    if str(source).startswith("hf:") or path.is_dir():
+        return _open_net(source, output, which)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there is no model {source}: give a run, an exported folder, an ONNX file, or hf:owner/name"
+        )
+    if which != "last":
+        raise ValueError(f"{source} is a file with its own weights: leave which={which!r} out")
+    if path.suffix != ".onnx":
+        rule = "a model is a run, an exported folder, an .onnx file, or hf:owner/name"
+        raise ValueError(f"{source} cannot be asked here: {rule} (a .pt2 is for torch.export.load)")
+    return open_onnx(path, output)
+
+
+def _open_net(source: Path | str, output: int | None, which: str) -> Runnable:
+    net = load(source, which)
+    number = net.numbers[-1] if output is None else output
+    model = net.truncate(position_of(net, number)).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def ask(images: Pixels) -> Answers:
+        logits = model(normalise(torch.from_numpy(images), net.mean, net.std))
+        return Answers(logits.numpy(), logits.softmax(1).numpy(), np.full(len(images), number))
+
+    return Runnable(net.classes, net.image_size, len(net.mean), ask)
+
+
+def open_onnx(path: Path, output: int | None = None, threads: int = 0) -> Runnable:
+    """An ONNX file of this program in onnxruntime, on `threads` CPU threads (0: as many as there are cores).
+
+    Raises ValueError if it was not made here or has another output, RuntimeError if it is damaged.
+    """
+    need("onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises a different one for every kind of damage
+        raise RuntimeError(f"{path} is no readable ONNX file: {' '.join(str(error).split())[:200]}") from None
+    facts = _facts(session.get_modelmeta().custom_metadata_map, path)
+    early = facts["kind"] == "early-exit"
+    if output is not None and (early or output != facts["output"]):
+        held = "decides for each image which output answers" if early else f"holds output {facts['output']} alone"
+        raise ValueError(f"{path} {held}: output {output} cannot be asked of it")
+
+    def ask(images: Pixels) -> Answers:
+        if not early:
+            logits, probabilities = session.run(None, {"images": images})
+            return Answers(logits, probabilities, np.full(len(images), facts["output"]))
+        each = [session.run(None, {"images": images[i : i + 1]}) for i in range(len(images))]
+        logits, probabilities, exits = (np.concatenate(parts) for parts in zip(*each, strict=True))
+        return Answers(logits, probabilities, exits)
+
+    H, W = facts["image_size"]
+    return Runnable(tuple(facts["classes"]), (H, W), len(facts["mean"]), ask)
+
+
+def _facts(metadata: dict[str, str], path: Path) -> dict[str, Any]:
+    """What `graphs.write_onnx` put into the metadata."""
+    if "auxnet_version" not in metadata:
+        raise ValueError(
+            f"{path} was not exported by auxnet: its metadata has no auxnet_version, so its classes and "
+            "preprocessing are unknown; export it with auxnet export"
+        )
+    try:
+        facts = {key: json.loads(value) for key, value in metadata.items()}
+        needed = {key: facts[key] for key in ("kind", "output", "image_size", "classes", "mean")}
+    except (json.JSONDecodeError, KeyError) as error:
+        raise RuntimeError(f"{path} is damaged: its metadata cannot be read ({error})") from None
+    return {**facts, **needed}

@@ -1,0 +1,174 @@
+"""Every export equals its source, skips what it says it skips, and never replaces what it should not."""
+
+import numpy as np
+import pytest
+import torch
+
+from auxnet import exporting
+from auxnet.batches import normalise
+from auxnet.cli import main
+from auxnet.exporting import export
+from auxnet.graphs import ExitRule, folded
+from auxnet.hub import load
+from auxnet.runtimes import open_model
+from auxnet.scores import confidence
+from shipped import write_run
+
+HALF = ExitRule("margin", (0.02, 0.05), (1.5, 0.7, 2.0))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("export"))
+
+
+@pytest.fixture(scope="module")
+def onnx_file(run):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    export(run, 2, "onnx", run.parent / "two.onnx")
+    return run.parent / "two.onnx"
+
+
+@pytest.fixture(scope="module")
+def early(run):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    return export(run, format="onnx-early-exit", out=run.parent / "early.onnx", rule=HALF)
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(3).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+
+
+@torch.no_grad()
+def logits_of(run, pixels):
+    net = load(run)
+    return torch.stack(net(normalise(torch.from_numpy(pixels), net.mean, net.std)))
+
+
+def test_the_onnx_file_equals_its_source_at_any_batch_size(run, onnx_file, pixels):
+    model = open_model(onnx_file)
+    expected = logits_of(run, pixels)[1]
+    for n in (1, 2, 5):
+        answers = model.ask(pixels[:n])
+        np.testing.assert_allclose(answers.logits, expected[:n], atol=1e-4)
+        np.testing.assert_allclose(answers.probabilities, expected[:n].softmax(1), atol=1e-5)
+    assert model.classes == load(run).classes
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_the_torch_export_equals_its_source_at_any_batch_size(run, tmp_path, pixels, fold):
+    done = export(run, 2, "torch", tmp_path / "two.pt2", fold=fold)
+    model = torch.export.load(done.path).module()
+    for n in (1, 5):
+        logits, _ = model(torch.from_numpy(pixels[:n]))
+        torch.testing.assert_close(logits, logits_of(run, pixels)[1][:n], atol=1e-4, rtol=0)
+
+
+def test_the_exported_folder_equals_its_source_bit_for_bit(run, tmp_path, pixels):
+    done = export(run, 2, "safetensors", tmp_path / "two")
+    assert done.difference == 0
+    net = load(done.path)
+    assert torch.equal(net(normalise(torch.from_numpy(pixels), net.mean, net.std))[0], logits_of(run, pixels)[1])
+
+
+def test_folding_removes_only_norms_that_follow_a_convolution_and_changes_no_answer(run):
+    model = load(run).truncate(3).eval()
+    norms = [sum(isinstance(m, torch.nn.BatchNorm2d) for m in each.modules()) for each in (model, folded(model))]
+    images = torch.randn(4, 3, 8, 8)
+    assert norms == [7, 4]  # three blocks: bn1 and bn2 each, and the head's
+    torch.testing.assert_close(folded(model)(images), model(images), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["entropy", "top", "margin"])
+def test_the_graphs_confidence_is_that_of_the_exits(kind):
+    logits = 5 * torch.randn(20, 7)
+    rule = ExitRule(kind, (0.5,), (1.7, 1.0))
+    torch.testing.assert_close(rule.value(logits, 1), confidence(logits, kind, 1.7))
+
+
+def test_early_exit_takes_the_same_exits_and_gives_the_same_logits(run, early, pixels):
+    answers = open_model(early.path).ask(pixels)
+    logits = logits_of(run, pixels)
+    for n in range(len(pixels)):
+        sure = [confidence(logits[k, n], "margin", HALF.temperatures[k]) >= HALF.thresholds[k] for k in (0, 1)]
+        left = 1 if sure[0] else 2 if sure[1] else 3
+        assert answers.exits[n] == left
+        np.testing.assert_allclose(answers.logits[n], logits[left - 1, n], atol=1e-4)
+    assert sum(early.exits) == early.images
+
+
+def test_early_exit_holds_the_deeper_segments_inside_a_branch(early):
+    import onnx
+
+    graph = onnx.load(early.path).graph
+    branch = next(node for node in graph.node if node.op_type == "If")
+    assert sum(node.op_type == "Conv" for node in graph.node) == 3  # the stem and the first block
+    leave = next(a.g for a in branch.attribute if a.name == "then_branch")
+    assert not any(node.op_type == "Conv" for node in leave.node)
+
+
+def test_an_export_that_differs_fails_and_leaves_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "folded", lambda model: torch.nn.Sequential(model, torch.nn.Hardtanh(-0.01, 0.01)))
+    with pytest.raises(RuntimeError, match="the export differs by"):
+        export(run, 2, "torch", tmp_path / "two.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_replaced_unless_asked(run, tmp_path):
+    export(run, 1, "safetensors", tmp_path / "one")
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        export(run, 1, "safetensors", tmp_path / "one")
+    export(run, 2, "safetensors", tmp_path / "one", overwrite=True)
+    assert load(tmp_path / "one").numbers == (2,)
+    (tmp_path / "one" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"holds other files \(notes.txt\)"):
+        export(run, 2, "safetensors", tmp_path / "one", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "line"),
+    [
+        (["--output", "4"], 2, "output must be 1..3 (shallow to deep), got 4"),
+        (["--format", "onnx-early-exit"], 2, "holds no exits.json"),
+        (["--format", "onnx-early-exit", "--confidence", "top"], 2, "give both"),
+        (["--format", "onnx-early-exit", "--confidence", "top", "--thresholds", "1"], 2, "one threshold for each"),
+        (["--format", "torch", "--out", "x.onnx"], 2, "out must end in .pt2"),
+        (["--images", "1"], 2, "images must be 2 or more"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line(run, capsys, words, status, line):
+    assert main(["export", str(run), *words]) == status
+    err = capsys.readouterr().err
+    assert line in err
+    assert err.count("\n") == 1
+
+
+def test_a_folder_that_is_no_run_and_a_missing_extra_are_one_line(run, tmp_path, capsys, monkeypatch):
+    assert main(["export", str(tmp_path)]) == 2
+    assert "is not a run directory" in capsys.readouterr().err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["export", str(run)]) == 1
+    assert "pip install 'auxnet[export]'" in capsys.readouterr().err
+
+
+def test_files_that_are_no_model_of_this_program_are_one_line(tmp_path, onnx_file, capsys):
+    import onnx
+
+    foreign = onnx.load(onnx_file)
+    foreign.ClearField("metadata_props")
+    onnx.save(foreign, tmp_path / "foreign.onnx")
+    (tmp_path / "damaged.onnx").write_bytes(onnx_file.read_bytes()[:500])
+    (tmp_path / "model.pt2").write_bytes(b"x")
+    for name, status, words in (
+        ("foreign.onnx", 2, "was not exported by auxnet"),
+        ("damaged.onnx", 1, "is no readable ONNX file"),
+        ("model.pt2", 2, "cannot be asked here"),
+        ("absent", 2, "there is no model"),
+    ):
+        assert main(["predict", str(tmp_path / name), "x.png"]) == status
+        assert words in capsys.readouterr().err
+    assert main(["predict", str(onnx_file), "x.png", "--output", "3"]) == 2
+    assert "holds output 2 alone" in capsys.readouterr().err

@@ -1,0 +1,117 @@
+"""What `auxnet.load` and the hub's mixin give back is what was saved."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import auxnet
+from auxnet.hub import PretrainedAuxNet, load, take_out
+from shipped import write_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    return shutil.copytree(run, tmp_path / "run")
+
+
+def same(one, other):
+    images = torch.randn(3, 3, 8, 8)
+    return all(torch.equal(a, b) for a, b in zip(one(images), other(images), strict=True))
+
+
+def test_a_saved_net_loads_as_it_was(run, tmp_path):
+    net = auxnet.load(run)
+    net.save_pretrained(tmp_path / "saved")
+    again = auxnet.load(tmp_path / "saved")
+    assert same(net, again)
+    assert again.classes == net.classes == ("ant", "bee, wild", 'cow "c"', "dög")
+    assert (again.image_size, again.mean, again.std, again.numbers) == ((8, 8), net.mean, net.std, (1, 2, 3))
+
+
+def test_the_hubs_own_mixin_loads_a_run_and_an_export(run, tmp_path):
+    net = PretrainedAuxNet.from_pretrained(run)
+    take_out(net, 2).save_pretrained(tmp_path / "two")
+    two = PretrainedAuxNet.from_pretrained(str(tmp_path / "two"))
+    images = torch.randn(3, 3, 8, 8)
+    assert not two.training
+    assert torch.equal(two(images)[0], net(images)[1])
+
+
+def test_one_output_taken_out_has_the_parameters_of_the_truncated_net_alone(run):
+    net = load(run)
+    for k in (1, 2, 3):
+        alone = take_out(net, k)
+        count = sum(p.numel() for p in net.truncate(k).parameters())
+        assert sum(p.numel() for p in alone.parameters()) == count
+        assert (alone.outputs, alone.numbers, alone.depths) == (1, (k,), (net.depths[k - 1],))
+
+
+def test_push_sends_the_folder_that_save_writes(run, monkeypatch):
+    sent = {}
+
+    def upload(self, *, folder_path, repo_id, **_):
+        sent[repo_id] = {f.name: f.read_bytes() for f in folder_path.iterdir()}
+        return "url"
+
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.create_repo", lambda self, repo_id, **_: type("R", (), {"repo_id": repo_id})
+    )
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
+    load(run).push_to_hub("me/net")
+    assert set(sent["me/net"]) == {"config.json", "model.safetensors", "README.md"}
+    assert b"| 3 | 8 |" in sent["me/net"]["README.md"]
+
+
+def test_the_card_holds_the_table_of_the_summary(run):
+    row = json.loads((run / "summary.json").read_text())["last"][1]
+    card = str(load(run).generate_model_card())
+    assert f"| 2 | {row['depth']} | {row['params']:,} | {row['macs']:,} | {100 * row['val_error']:.2f} %" in card
+    assert "library_name: auxnet" in card
+
+
+def test_best_weights_are_those_of_the_best_epoch(run):
+    assert same(load(run, "best"), load(run))  # one epoch: the last is the best
+    with pytest.raises(ValueError, match="which must be 'last' or 'best'"):
+        load(run, "worst")
+
+
+@pytest.mark.usefixtures("own_cache_and_no_network")
+def test_a_model_that_the_hub_cannot_give_is_one_clear_line():
+    with pytest.raises(FileNotFoundError, match="hf:no-one/nothing could not be fetched"):
+        load("hf:no-one/nothing")
+    with pytest.raises(ValueError, match="given as hf:owner/name"):
+        load("hf:nothing")
+
+
+def test_damaged_and_foreign_folders_are_told_apart(copied, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        load(tmp_path / "nothing")
+    weights = copied / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(RuntimeError, match=r"model\.safetensors is damaged"):
+        load(copied)
+    config = json.loads((copied / "config.json").read_text())
+    for change, words in (
+        ({"model_type": "bert"}, "of type 'bert'"),
+        ({"classes": ["one"]}, "do not fit"),
+        ({"preprocessing": {}}, "cannot be read"),
+        ({"network": {"layers": 3}}, "does not describe a network"),
+    ):
+        (copied / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(RuntimeError, match=words):
+            load(copied)
+    (copied / "config.json").write_text("[1]")
+    with pytest.raises(RuntimeError, match="does not describe a network"):
+        load(copied)
+
+
+def test_an_output_that_is_not_there_is_named(run):
+    with pytest.raises(ValueError, match=r"output must be 1\.\.3 \(shallow to deep\), got 4"):
+        take_out(load(run), 4)

@@ -1,0 +1,142 @@
+"""Predictions come in the order of the images, from any form of the model alike, whatever the images are like."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from auxnet.cli import main
+from auxnet.exporting import export
+from auxnet.prediction import Prediction, Unreadable, fitted, predict
+from shipped import picture, write_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("predict"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    home = tmp_path / "täst images"
+    (home / "below").mkdir(parents=True)
+    for n in range(5):
+        picture(n, bright=25 * n).save(home / f"{n}, a.png")
+    picture(9, (12, 20)).save(home / "below" / "large.png")
+    return home
+
+
+def test_order_is_kept_under_any_batch_size(run, folder):
+    (folder / "2, broken.png").write_text("this is no picture")
+    expected = [f.name for f in sorted(folder.rglob("*.png"))]
+    for batch_size in (1, 2, 5, 100):
+        answers = list(predict(run, [folder], batch_size=batch_size))
+        assert [a.image.split("/")[-1] for a in answers] == expected
+        assert [isinstance(a, Unreadable) for a in answers] == ["broken" in name for name in expected]
+
+
+def test_a_file_named_twice_is_answered_twice(run, folder):
+    one, two = str(folder / "0, a.png"), str(folder / "4, a.png")
+    assert [a.image for a in predict(run, [two, one, two])] == [two, one, two]
+
+
+def test_run_folder_and_onnx_give_the_same_answers(run, folder, tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    forms = [run] + [
+        export(run, 2, kind, tmp_path / name).path for kind, name in (("safetensors", "s"), ("onnx", "o.onnx"))
+    ]
+    first, *others = [list(predict(form, [folder], output=2, batch_size=2)) for form in forms]
+    for other in others:
+        for a, b in zip(first, other, strict=True):
+            assert (a.image, a.output, a.classes, a.resized_from) == (b.image, b.output, b.classes, b.resized_from)
+            np.testing.assert_allclose(a.probabilities, b.probabilities, atol=1e-5)
+
+
+def test_pictures_of_every_kind_are_read(run, tmp_path):
+    base = picture(1)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    base.convert("L").save(tmp_path / "grey.png")
+    base.convert("RGBA").save(tmp_path / "alpha.png")
+    base.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    base.convert("P").save(tmp_path / "palette.png")
+    base.convert("1").save(tmp_path / "bits.png")
+    base.save(tmp_path / "turned.jpg", exif=exif)
+    base.save(tmp_path / "moving.gif", save_all=True, append_images=[picture(2), picture(3)])
+    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(tmp_path / "sixteen.png")
+    answers = list(predict(run, [tmp_path]))
+    assert len(answers) == 8
+    assert all(isinstance(a, Prediction) for a in answers)
+
+
+def test_transparency_is_dropped_as_in_training(run, tmp_path):
+    picture(1).save(tmp_path / "a.png")
+    picture(1).convert("RGBA").save(tmp_path / "b.png")
+    one, two = predict(run, [tmp_path / "a.png", tmp_path / "b.png"])
+    assert one.probabilities == two.probabilities
+
+
+def test_another_size_is_fitted_by_its_shorter_side_and_its_middle():
+    pixels = np.zeros((4, 12, 3), np.uint8)
+    pixels[:, 4:8] = 200
+    assert (fitted(pixels, (4, 4), 3) == 200).all()
+    assert fitted(pixels, (4, 4), 1).shape == (4, 4, 1)
+    assert fitted(pixels[..., :1], (6, 5), 3).shape == (6, 5, 3)
+
+
+def test_broken_images_are_reported_by_name_and_the_rest_is_done(run, folder, capsys, monkeypatch):
+    (folder / "text.png").write_text("no picture")
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 200)  # large.png, of 240 pixels, is now a bomb
+    assert main(["predict", str(run), str(folder), str(folder / "absent.png"), "--format", "jsonl"]) == 1
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 5
+    for name in ("text.png", "large.png", "absent.png"):
+        assert name in err
+    assert "3 of the images could not be read" in err
+    assert "Traceback" not in err
+
+
+def test_csv_and_json_lines_can_be_read_back(run, folder, capsys):
+    assert main(["predict", str(run), str(folder), "--format", "csv", "--top", "2"]) == 0
+    out, err = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert list(rows[0]) == ["image", "output", "class_1", "probability_1", "class_2", "probability_2"]
+    assert rows[0]["image"] == str(folder / "0, a.png")
+    assert "1 of the images were resized" in err
+    assert main(["predict", str(run), str(folder), "--format", "jsonl"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["image"] for line in lines] == [row["image"] for row in rows]
+    assert [line["predictions"][0]["class"] for line in lines] == [row["class_1"] for row in rows]
+
+
+def test_a_list_on_standard_input_is_followed(run, folder, capsys, monkeypatch):
+    names = [str(folder / f"{n}, a.png") for n in (3, 0)]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(names) + "\n"))
+    assert main(["predict", str(run), "-", "--format", "jsonl"]) == 0
+    assert [json.loads(line)["image"] for line in capsys.readouterr().out.splitlines()] == names
+
+
+def test_the_file_is_written_whole_and_never_over_another(run, folder, tmp_path, capsys):
+    out = tmp_path / "answers.csv"
+    assert main(["predict", str(run), str(folder), "--format", "csv", "--out", str(out)]) == 0
+    assert len(out.read_text().splitlines()) == 7
+    assert main(["predict", str(run), str(folder), "--format", "csv", "--out", str(out)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "there are no images"),
+        (["x.png", "--output", "7"], "output must be 1..3"),
+        (["x.png", "--batch-size", "0"], "batch_size must be 1 or more, got 0"),
+        (["x.png", "--top", "0"], "top must be 1 or more, got 0"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(run, capsys, words, line):
+    assert main(["predict", str(run), *words]) == 2
+    assert line in capsys.readouterr().err
