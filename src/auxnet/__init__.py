@@ -10,10 +10,12 @@ __version__ = "0.1.0"
 
 _HOME = {
     "AuxNet": "network",
+    "EarlyExit": "exits",
     "Method": "update",
     "OutputReport": "evaluation",
     "PretrainedAuxNet": "hub",
     "Recipe": "recipe",
+    "early_exit": "exits",
     "evaluate": "evaluation",
     "export": "exporting",
     "fit": "train",
@@ -23,12 +25,15 @@ _HOME = {
     "pairwise": "methods",
     "predict": "prediction",
     "resnet": "residual",
+    "select": "selection",
 }
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
     from auxnet.evaluation import OutputReport as OutputReport
     from auxnet.evaluation import evaluate as evaluate
+    from auxnet.exits import EarlyExit as EarlyExit
+    from auxnet.exits import early_exit as early_exit
     from auxnet.exporting import export as export
     from auxnet.hub import PretrainedAuxNet as PretrainedAuxNet
     from auxnet.hub import load as load
@@ -39,6 +44,7 @@ if TYPE_CHECKING:
     from auxnet.prediction import predict as predict
     from auxnet.recipe import Recipe as Recipe
     from auxnet.residual import resnet as resnet
+    from auxnet.selection import select as select
     from auxnet.train import fit as fit
     from auxnet.update import Method as Method
 

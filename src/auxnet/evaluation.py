@@ -1,16 +1,24 @@
-"""What each output is worth and what it costs."""
+"""What each output is worth, and what it costs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
 from itertools import chain
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from auxnet.latency import Latency
 from auxnet.network import AuxNet, costs
+from auxnet.scores import Predictions, calibration_error, class_errors, log_loss, predictions, wilson
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+"""(images [N, C, H, W], labels [N])"""
 
 
 @dataclass(frozen=True)
@@ -30,27 +38,80 @@ class OutputReport:
     """fraction in [0, 1]"""
     images: int
     """how many it was measured on"""
+    low: float
+    """95 % interval of the error, Wilson's"""
+    high: float
+    calibration_error: float
+    """expected calibration error, 15 bins (`scores.calibration_error`)"""
+    class_errors: tuple[float | None, ...]
+    """error on the images of each class; None for a class without images"""
 
 
-def evaluate(net: AuxNet, batches: Iterable[tuple[Tensor, Tensor]]) -> list[OutputReport]:
+def evaluate(net: AuxNet, batches: Batches) -> list[OutputReport]:
     """A report per output, shallow to deep, over batches of (images [N, C, H, W], labels [N]).
 
     The net is evaluated in evaluation mode and left in the mode it was in. Raises ValueError without images.
     """
+    shape, batches = image_shape_of(batches)
+    return reports(net, shape, predictions(net, batches))
+
+
+def reports(net: AuxNet, image_shape: tuple[int, ...], said: Predictions) -> list[OutputReport]:
+    """A report per output from what a net said of images of shape (C, H, W)."""
+    rows = []
+    images = len(said.labels)
+    costs_of = costs(net, image_shape)
+    for k, (depth, (params, macs), logits) in enumerate(zip(net.depths, costs_of, said.logits, strict=True), start=1):
+        wrong = int((logits.argmax(1) != said.labels).sum())
+        by_class = tuple(None if error != error else error for error in class_errors(logits, said.labels).tolist())
+        loss, calibration = log_loss(logits, said.labels), calibration_error(logits, said.labels)
+        measured = (loss, wrong / images, images, *wilson(wrong, images), calibration, by_class)
+        rows.append(OutputReport(k, depth, params, macs, *measured))
+    return rows
+
+
+def image_shape_of(batches: Batches) -> tuple[tuple[int, ...], Batches]:
+    """(C, H, W) of the images of batches, and the batches from the first on. Raises ValueError without one."""
     batches = iter(batches)
     first = next(batches, None)
     if first is None:
         raise ValueError("there are no images to evaluate on")
-    losses, errors, images = losses_and_errors(net, chain([first], batches))
-    rows = zip(net.depths, costs(net, first[0].shape[1:]), losses, errors, strict=True)
-    return [
-        OutputReport(k, depth, params, macs, loss, error, images)
-        for k, (depth, (params, macs), loss, error) in enumerate(rows, start=1)
+    return tuple(first[0].shape[1:]), chain([first], batches)
+
+
+def evaluation_of(
+    folder: Path, by_split: Mapping[str, list[OutputReport]], latency: list[Latency] | None
+) -> dict[str, Any]:
+    """What evaluation.json holds of a run: per output its cost, and its worth on each split."""
+    (_, first), *_ = by_split.items()
+    outputs = [
+        {
+            **{key: getattr(report, key) for key in ("output", "depth", "params", "macs")},
+            "latency": None if latency is None else asdict(latency[k]),
+            **{split: _worth(reports[k]) for split, reports in by_split.items()},
+        }
+        for k, report in enumerate(first)
     ]
+    return {"weights": "last", "weights_sha256": fingerprint(folder), "outputs": outputs}
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 of a run's weights: what was worked out for others must not be used with them.
+
+    Raises FileNotFoundError if the run has none.
+    """
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no model.safetensors: is it a finished run?")
+    return sha256(path.read_bytes()).hexdigest()
+
+
+def _worth(report: OutputReport) -> dict[str, Any]:
+    return {key: value for key, value in asdict(report).items() if key not in ("output", "depth", "params", "macs")}
 
 
 @torch.no_grad()
-def losses_and_errors(net: AuxNet, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[list[float], list[float], int]:
+def losses_and_errors(net: AuxNet, batches: Batches) -> tuple[list[float], list[float], int]:
     """Mean loss and error of each output, and the number of images, in evaluation mode."""
     training = net.training
     net.eval()

@@ -17,6 +17,9 @@ COMMANDS = {  # name: (module of this package that holds the function of that na
     "train": ("training", "train by a recipe, and print the table of outputs"),
     "plan": ("training", "say what a recipe will do, and cost, without training"),
     "evaluate": ("choosing", "say what each output of a run is worth, from what it saved"),
+    "select": ("choosing", "choose the cheapest output that is good enough, on validation"),
+    "exits": ("leaving", "solve when an image may leave at a shallow output, on validation"),
+    "report": ("reporting", "show finished runs as one HTML file that opens offline"),
     "export": ("shipping", "write one output, or the early exit, for another runtime, and prove it equal"),
     "predict": ("shipping", "say what is in image files"),
 }

@@ -1,37 +1,276 @@
-"""`auxnet evaluate`."""
+"""`auxnet evaluate` and `auxnet select`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tyro.conf import Positional
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from tyro.conf import FlagCreatePairsOff, Positional
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import parse
 from auxnet.recipe import read_run_recipe
 
+if TYPE_CHECKING:
+    from auxnet.batches import Labelled
+    from auxnet.data import DataSet
+    from auxnet.evaluation import Batches, OutputReport
+    from auxnet.latency import Latency
+    from auxnet.network import AuxNet
+    from auxnet.selection import Choice
+
+WORST = 3
+
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Recompute the table of outputs of a run from the weights it saved."""
+    """Say what each output of a run is worth, and measure what it costs; written to RUN/evaluation.json too."""
 
     run: Positional[Path]
     """the run directory"""
+    latency: bool = True
+    """measure the latency and the peak memory of each output as a model of its own"""
+    classes: FlagCreatePairsOff[bool] = False
+    """the error on every class, not on the worst of each output alone"""
+    json: FlagCreatePairsOff[bool] = False
+    """print JSON instead of tables"""
     data_dir: str | None = None
     """where data sets lie, if not where they lay in training"""
     device: str | None = None
     """auto, cpu, cuda, ... (default: as in training)"""
+    threads: int | None = None
+    """CPU threads (default: as in training)"""
+
+
+@dataclass(frozen=True)
+class Select:
+    """Choose the cheapest output that is good enough on validation; exit status 1 if none meets the budgets."""
+
+    run: Positional[Path]
+    """the run directory"""
+    within: float | None = None
+    """percentage points that its validation error may lie above the best one's (default: 0.5; with a budget, 0)"""
+    max_params: str | None = None
+    """at most so many parameters: 200000, 200k, 0.2M"""
+    max_macs: str | None = None
+    """at most so many multiply-adds for one image: 30M"""
+    max_latency: float | None = None
+    """at most so many milliseconds for one image, measured here and now (median)"""
+    json: FlagCreatePairsOff[bool] = False
+    """print JSON instead of words and a table"""
+    data_dir: str | None = None
+    """where data sets lie, if not where they lay in training"""
+    device: str | None = None
+    """auto, cpu, cuda, ... (default: as in training)"""
+    threads: int | None = None
+    """CPU threads (default: as in training)"""
 
 
 def evaluate(words: list[str]) -> None:
     """`auxnet evaluate`."""
     options = parse(Evaluate, words)
-    recipe = read_run_recipe(options.run)
-    recipe = replace(recipe, data_dir=options.data_dir or recipe.data_dir, device=options.device or recipe.device)
-    from auxnet.checkpoint import read_json
-    from auxnet.train import device_of, load_data, tables, threads_of
+    with opened(options.run, options.data_dir, options.device, options.threads) as run:
+        from auxnet.checkpoint import write_json
+        from auxnet.evaluation import evaluate as measure
+        from auxnet.evaluation import evaluation_of
+        from auxnet.latency import latencies
+        from auxnet.rundir import provenance
+
+        by_split = {"val": measure(run.net, run.batches("val")), "test": measure(run.net, run.batches("test"))}
+        latency = latencies(run.net, run.image_shape) if options.latency else None
+        content = evaluation_of(options.run, by_split, latency)
+        content |= {"classes": list(run.dataset.classes), **provenance(run.device)}
+    try:
+        write_json(options.run / "evaluation.json", content)
+    except OSError as error:
+        print(f"warning: evaluation.json is not written: {error}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(content, indent=2))
+        return
+    console = screen.console()
+    for title, reports in zip(("validation", "test"), by_split.values(), strict=True):
+        console.print(_worth_table(f"{title}, {reports[0].images:,} images (95 % intervals)", reports))
+    console.print(_cost_table(by_split["val"], latency))
+    names = run.dataset.classes
+    if options.classes:
+        console.print(_classes_table("test error by class", names, by_split["test"]))
+    else:
+        for report in by_split["test"]:
+            screen.print_line(console, f"output {report.output} errs most, on test, on {_worst(names, report)}")
+
+
+def select(words: list[str]) -> int:
+    """`auxnet select`."""
+    options = parse(Select, words)
+    from auxnet.selection import checked_budgets, checked_within
+    from auxnet.selection import select as choose
+
+    limits = {
+        "max_params": number("--max-params", options.max_params),
+        "max_macs": number("--max-macs", options.max_macs),
+        "max_latency": options.max_latency,
+    }
+    within = points("--within", options.within)
+    checked_within(within, checked_budgets(**limits))
+    with opened(options.run, options.data_dir, options.device, options.threads) as run:
+        from auxnet.evaluation import evaluate as measure
+
+        choice = choose(run.net, run.batches("val"), within=within, **limits)
+        test = measure(run.net, run.batches("test"))  # after the choice, and only to report it
+    chosen = None if choice.output is None else test[choice.output - 1]
+    if options.json:
+        print(json.dumps({**asdict(choice), "test": None if chosen is None else asdict(chosen)}, indent=2))
+    else:
+        console = screen.console()
+        console.print(_candidates_table(choice))
+        screen.print_line(console, choice.reason)
+        if chosen is not None:
+            images = f"{chosen.images:,} test images, which no choice has seen"
+            screen.print_line(console, f"output {chosen.output} errs by {interval(chosen)} on {images}")
+    return 0 if chosen is not None else 1
+
+
+# ---- a run, opened ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A finished run and its data, on a device."""
+
+    net: AuxNet
+    dataset: DataSet
+    device: Any
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return (self.dataset.channels, *self.dataset.image_size)
+
+    def batches(self, split: str) -> Batches:
+        """The images of "val" or "test", once through."""
+        from auxnet.train import evaluation_batches
+
+        images: Labelled = getattr(self.dataset, split)
+        return evaluation_batches(images, self.dataset, self.device)  # type: ignore[arg-type]
+
+
+@contextmanager
+def opened(folder: Path, data_dir: str | None, device: str | None, threads: int | None) -> Iterator[Opened]:
+    """A run directory's last weights and data; within, its threads are set. Raises as the parts do."""
+    recipe = read_run_recipe(folder)
+    recipe = replace(
+        recipe,
+        data_dir=data_dir or recipe.data_dir,
+        device=device or recipe.device,
+        threads=recipe.threads if threads is None else threads,
+    )
+    from auxnet.checkpoint import load
+    from auxnet.train import device_of, load_data, threads_of, to_device
 
     with threads_of(recipe):
-        again = tables(options.run, load_data(recipe), device_of(recipe))
-    screen.show_tables(screen.console(), again, read_json(options.run / "summary.json")["epochs"])
+        net, place = load(folder), device_of(recipe)
+        dataset = load_data(recipe)
+        classes = net.truncate(1)(next(iter(Opened(net, dataset, "cpu").batches("val")))[0][:1]).shape[1]
+        if classes != dataset.num_classes:
+            raise RuntimeError(f"{folder} tells {classes} classes apart, but its data hold {dataset.num_classes}")
+        yield Opened(to_device(net, place), dataset, place)
+
+
+# ---- words and tables ------------------------------------------------------------------------------------------
+
+
+def number(flag: str, text: str | None) -> float | None:
+    """200000, 200k, 0.2M or 1G as a number. Raises ValueError."""
+    if text is None:
+        return None
+    factor = {"k": 1e3, "m": 1e6, "g": 1e9}.get(text[-1:].lower(), 1.0)
+    try:
+        return float(text if factor == 1.0 else text[:-1]) * factor
+    except ValueError:
+        raise ValueError(f"{flag} must be a number such as 200000, 200k or 0.2M, got {text!r}") from None
+
+
+def points(flag: str, given: float | None) -> float | None:
+    """Percentage points as a fraction. Raises ValueError outside 0..100."""
+    if given is not None and not 0 <= given <= 100:
+        raise ValueError(f"{flag} must be percentage points in 0..100, got {given:g}")
+    return None if given is None else given / 100
+
+
+def interval(report: OutputReport) -> str:
+    """2.79 % (1.5 .. 5.1)."""
+    return f"{screen.per_cent(report.error)} ({100 * report.low:.1f} .. {100 * report.high:.1f})"
+
+
+def table(title: str, *columns: str) -> Table:
+    """An empty table, its columns to the right."""
+    made = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for column in columns:
+        made.add_column(column, justify="right")
+    return made
+
+
+def _worth_table(title: str, reports: Sequence[OutputReport]) -> Table:
+    made = table(title, "output", "depth", "error", "log-loss", "calibration error")
+    for r in reports:
+        made.add_row(str(r.output), str(r.depth), interval(r), f"{r.loss:.4f}", screen.per_cent(r.calibration_error))
+    return made
+
+
+def _cost_table(reports: Sequence[OutputReport], latency: Sequence[Latency] | None) -> Table:
+    if latency is None:
+        made = table("each output as a model of its own", "output", "parameters", "MACs")
+        for r in reports:
+            made.add_row(str(r.output), screen.count(r.params), screen.count(r.macs))
+        return made
+    where = f"{latency[0].device}, threads: {latency[0].threads}, {latency[0].timings[0].runs} turns or fewer"
+    columns = ["output", "parameters", "MACs"]
+    for timing in latency[0].timings:
+        columns += [f"ms, batch {timing.batch}", "images/s"]
+    title = f"each output as a model of its own: median time (quartiles) on {where}; peak of tensors held, one image"
+    made = table(title, *columns, "peak memory")
+    for r, costs in zip(reports, latency, strict=True):
+        cells = [str(r.output), screen.count(r.params), screen.count(r.macs)]
+        for t in costs.timings:
+            cells += [f"{t.median_ms:.2f} ({t.low_ms:.2f} .. {t.high_ms:.2f})", f"{t.images_per_second:,.0f}"]
+        made.add_row(*cells, f"{costs.peak_bytes / 2**20:.2f} MiB")
+    return made
+
+
+def _classes_table(title: str, names: Sequence[str], reports: Sequence[OutputReport]) -> Table:
+    made = table(title, "class", *(f"output {r.output}" for r in reports))
+    for name, *errors in zip(names, *(r.class_errors for r in reports), strict=True):
+        made.add_row(str(name), *("-" if error is None else screen.per_cent(error) for error in errors))
+    return made
+
+
+def _worst(names: Sequence[str], report: OutputReport) -> str:
+    rows = [(error, name) for name, error in zip(names, report.class_errors, strict=True) if error is not None]
+    worst = sorted(rows, key=lambda row: -row[0])[:WORST]
+    return ", ".join(f"{name} ({screen.per_cent(error)})" for error, name in worst)
+
+
+def _candidates_table(choice: Choice) -> Table:
+    timed = choice.candidates[0].latency is not None
+    columns = ["", "output", "depth", "parameters", "MACs", *(["ms, batch 1"] if timed else []), "val. error"]
+    title = f"on {choice.candidates[0].report.images:,} validation images (95 % intervals)"
+    made = table(title, *columns, "points behind the chosen", "McNemar's p", "")
+    for c in choice.candidates:
+        r, against = c.report, c.against_chosen
+        mark = "chosen" if r.output == choice.output else "" if c.meets else "over budget"
+        cells = [mark, str(r.output), str(r.depth), screen.count(r.params), screen.count(r.macs)]
+        cells += [f"{c.latency:.2f}"] if c.latency is not None else []
+        cells.append(interval(r))
+        if against is None or r.output == choice.output:
+            made.add_row(*cells, "", "", "")
+        else:
+            behind = f"{100 * against.difference:+.2f} ({100 * against.low:+.1f} .. {100 * against.high:+.1f})"
+            made.add_row(*cells, behind, f"{against.p_value:.2g}", "" if against.told_apart else "cannot be told apart")
+    return made

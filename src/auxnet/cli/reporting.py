@@ -1,0 +1,38 @@
+"""`auxnet report`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from auxnet.cli import screen
+from auxnet.cli.arguments import parse
+
+
+@dataclass(frozen=True)
+class Report:
+    """Show finished runs as one HTML file that opens offline: curves, choice, early exit, mistakes, recipe."""
+
+    runs: Positional[tuple[Path, ...]]
+    """run directories; several are compared"""
+    out: Path | None = None
+    """the file to write (default: report.html in the run; needed for several runs)"""
+    data_dir: str | None = None
+    """where data sets lie, if not where they lay in training"""
+
+
+def report(words: list[str]) -> None:
+    """`auxnet report`."""
+    options = parse(Report, words)
+    from auxnet.report import checked_path, write_report
+
+    checked_path(options.runs, options.out)
+    console = screen.console()
+    made = write_report(options.runs, options.out, options.data_dir)
+    for line in made.headlines:
+        screen.print_line(console, line)
+    for line in made.missing:
+        screen.print_line(console, f"not shown of {line}")
+    screen.print_line(console, f"the report lies in {made.path}")

@@ -1,0 +1,176 @@
+"""What a model costs in time and memory, measured: latency, throughput, and the peak of what is held at once.
+
+Time is that of a forward in evaluation mode, in float32 and channels_last, BatchNorm not folded, on random
+images that are on the device already. Models that are compared take turns, so that a slow moment of the
+machine falls on all alike, and medians and quartiles are given.
+
+Memory is counted, not sampled: the most bytes of tensors (weights and buffers, the images, and every
+intermediate result) that one forward holds at any moment. It is the same on every machine; what an operator
+uses inside itself (convolution workspaces), the allocator's rounding and the process itself are not in it.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from auxnet.network import AuxNet
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One model at one batch size."""
+
+    batch: int
+    median_ms: float
+    low_ms: float
+    """first quartile"""
+    high_ms: float
+    """third quartile"""
+    images_per_second: float
+    """at the median"""
+    runs: int
+
+
+@dataclass(frozen=True)
+class Latency:
+    """What one output costs as a model of its own."""
+
+    output: int
+    """1..K"""
+    device: str
+    threads: int
+    """PyTorch's threads on the CPU"""
+    timings: tuple[Timing, ...]
+    """one per batch size"""
+    peak_bytes: int
+    """most bytes of tensors held at once, for one image"""
+
+
+def latencies(
+    net: AuxNet,
+    image_shape: Sequence[int],
+    batch_sizes: Sequence[int] = (1, 32),
+    *,
+    threads: int | None = None,
+    seconds: float = 2.0,
+) -> list[Latency]:
+    """Each output as a model of its own (`AuxNet.truncate`), on the net's device, for images of shape (C, H, W).
+
+    `seconds` is about how long each batch size is measured, over all outputs. Raises ValueError.
+    """
+    alone = [net.truncate(k) for k in range(1, net.outputs + 1)]
+    device = next(net.parameters()).device
+    with threads_set(threads):
+        timings = [measure(alone, image_shape, batch, seconds=seconds) for batch in batch_sizes]
+        return [
+            Latency(k, str(device), torch.get_num_threads(), of_output, peak_bytes(model, image_shape))
+            for k, (model, of_output) in enumerate(zip(alone, zip(*timings, strict=True), strict=True), start=1)
+        ]
+
+
+def measure(
+    models: Sequence[nn.Module], image_shape: Sequence[int], batch: int, *, seconds: float = 2.0, least: int = 7
+) -> list[Timing]:
+    """Time models that take turns on the same random images, `least` turns or more, after warming up."""
+    if batch < 1:
+        raise ValueError(f"a batch must hold 1 image or more, got {batch}")
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"seconds of measuring must be above 0 and finite, got {seconds}")
+    device = next(models[0].parameters()).device
+    images = example(image_shape, batch, device)
+    prepared = [model.eval().to(memory_format=torch.channels_last) for model in models]  # type: ignore[call-overload]
+    with torch.inference_mode():
+        began = time.perf_counter()
+        for model in prepared * 2:
+            _milliseconds(model, images)
+        turn = (time.perf_counter() - began) / 2
+        turns = min(max(least, round(seconds / turn)), 1000)
+        measured = [[_milliseconds(model, images) for model in prepared] for _ in range(turns)]
+    quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    low, median, high = torch.tensor(measured, dtype=torch.float64).quantile(quartiles, dim=0).tolist()
+    rows = zip(low, median, high, strict=True)
+    return [Timing(batch, mid, first, third, 1000 * batch / mid, turns) for first, mid, third in rows]
+
+
+def example(image_shape: Sequence[int], batch: int, device: torch.device | str = "cpu") -> Tensor:
+    """Random images [batch, C, H, W] in channels_last, the same every time."""
+    random = torch.Generator().manual_seed(0)
+    images = torch.randn(batch, *image_shape, generator=random)
+    return images.to(device).contiguous(memory_format=torch.channels_last)
+
+
+@contextmanager
+def threads_set(threads: int | None) -> Iterator[None]:
+    """Within, PyTorch uses so many CPU threads; None leaves them as they are. Raises ValueError below 1."""
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be 1 or more, got {threads}")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def peak_bytes(model: nn.Module, image_shape: Sequence[int], batch: int = 1) -> int:
+    """Most bytes of tensors that a forward of `batch` images holds at once: weights, images, results."""
+    device = next(model.parameters()).device
+    training = model.training
+    images = example(image_shape, batch, device)
+    with torch.inference_mode(), _Held() as held:
+        held.hold([*model.parameters(), *model.buffers(), images])
+        model.eval()(images)
+    model.train(training)
+    return int(held.peak)
+
+
+def _milliseconds(model: nn.Module, images: Tensor) -> float:
+    _wait(images.device)
+    began = time.perf_counter()
+    model(images)
+    _wait(images.device)
+    return 1000 * (time.perf_counter() - began)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of storages from the operator that makes them until Python lets go of them."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now, self.peak = 0, 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        self.hold([leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor)])
+        return results
+
+    def hold(self, tensors: Sequence[Tensor]) -> None:
+        """Count the storages of these tensors, each once (views and in-place results share one)."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            address = storage._cdata
+            if address not in self._seen:
+                self._seen.add(address)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._release, address, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+
+    def _release(self, address: int, size: int) -> None:
+        self._seen.discard(address)
+        self.now -= size

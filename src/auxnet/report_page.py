@@ -1,0 +1,245 @@
+"""The HTML of a report: one file with its styles, its program (Plotly among it) and its data inside.
+
+What can be read without a program is written here; the figures are drawn by page/report.js. Every text that
+comes from a user passes `escape` on its way into HTML, and `json_inside_html` on its way into the data.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from auxnet import __version__
+from auxnet.recipe import Recipe
+
+Run = dict[str, Any]
+"""what `report.gather` returns"""
+
+MARK = '<meta name="generator" content="auxnet report">'
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a report of this program."""
+    with path.open("rb") as file:
+        return MARK.encode() in file.read(1000)
+
+
+def page(runs: Sequence[Run], within: float) -> str:
+    """The whole page; `within` (points above the lowest validation error) is what counts as good enough."""
+    from plotly.offline import get_plotlyjs
+
+    several = len(runs) > 1
+    names = " and ".join(dict.fromkeys(run["data"]["name"] for run in runs))
+    title = f"{len(runs)} runs on {names}" if several else f"{runs[0]['name']} on {names}"
+    parts = {
+        "title": escape(f"auxnet: {title}"),
+        "eyebrow": escape(eyebrow(runs)),
+        "headline": _headlines(runs, within),
+        "tiles": "" if several else _tiles(runs[0]),
+        "notes": "".join(f'<p class="note">{escape(note)}</p>' for note in notes(runs)),
+        "outputs_title": "The runs, output by output" if several else "The outputs",
+        "ladder": _ladder(runs),
+        "recipe": _recipes(runs) + _provenance(runs),
+        "footer": escape(f"Made by auxnet {__version__}. This file is complete in itself and opens offline."),
+        "data": json_inside_html({"within": within, "runs": list(runs)}),
+        "plotly": get_plotlyjs(),
+        "css": _asset("report.css"),
+        "js": _asset("report.js"),
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _asset("report.html"))
+
+
+def json_inside_html(content: Any) -> str:
+    """JSON that no browser can take for the end of the element that it lies in."""
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _asset(name: str) -> str:
+    return (resources.files("auxnet") / "page" / name).read_text(encoding="utf-8")
+
+
+# ---- words -----------------------------------------------------------------------------------------------------
+
+
+def eyebrow(runs: Sequence[Run]) -> str:
+    """What the page is about, in a line."""
+    kinds = dict.fromkeys(
+        f"{run['data']['name']}, {run['recipe']['block']} ResNet-{run['recipe']['depth']} with {len(run['outputs'])} "
+        f"output{'s' if len(run['outputs']) > 1 else ''}, trained {run['method']} for {run['epochs']['last']} epochs"
+        for run in runs
+    )
+    return "; ".join(kinds) if len(kinds) < 3 else f"{len(runs)} runs"
+
+
+def headline(run: Run) -> str:
+    """Which output is the smallest that is good enough, in numbers."""
+    outputs = run["outputs"]
+    chosen, deepest = outputs[run["chosen"] - 1], outputs[-1]
+    best = min(row["val"]["error"] for row in outputs)
+    error = f"{_percent(chosen['val']['error'])} validation error"
+    if len(outputs) == 1:
+        return f"The one output has {error}."
+    if chosen is deepest:
+        nearest = min(row["val"]["error"] for row in outputs[:-1])
+        return (
+            f"Only output {chosen['output']}, the deepest, is good enough: {error}, and every smaller one is at least "
+            f"{100 * (nearest - best):.1f} points worse."
+        )
+    above = 100 * (chosen["val"]["error"] - best)
+    place = "the lowest of all" if above == 0 else f"{above:.2f} points above the lowest"
+    shares = [f"{round(100 * chosen[key] / deepest[key])} % of the {word}" for key, word in _COSTS]
+    return (
+        f"Output {chosen['output']} of {len(outputs)} is good enough: {error}, {place}, with {shares[0]} "
+        f"and {shares[1]} of the whole net."
+    )
+
+
+_COSTS = (("params", "parameters"), ("macs", "multiply-adds"))
+
+
+def notes(runs: Sequence[Run]) -> list[str]:
+    """What a reader must know before trusting the figures."""
+    said = [f"{run['name']}: some figures are missing, as {run['missing']}." for run in runs if run["missing"]]
+    if len({run["data"]["name"] for run in runs}) > 1:
+        said.append("These runs are of different data sets: their errors cannot be compared.")
+    elif len({(run["seed"], run["recipe"]["val_fraction"]) for run in runs}) > 1:
+        said.append("These runs were validated on different images (seed or share), and on the same test images.")
+    return said
+
+
+def _headlines(runs: Sequence[Run], within: float) -> str:
+    good = f"Good enough: within {within:g} points of the lowest validation error. Test errors decide nothing here."
+    if len(runs) == 1:
+        reason = runs[0]["reason"]
+        why = f"{reason[0].upper()}{reason[1:]}. " if reason else ""
+        return f'<h1>{_unbroken(headline(runs[0]))}</h1><p class="sub">{escape(why + good)}</p>'
+    lines = "".join(f"<li><strong>{escape(r['name'])}:</strong> {_unbroken(headline(r))}</li>" for r in runs)
+    best = min((row["val"]["error"], run["name"], row["output"]) for run in runs for row in run["outputs"])
+    first = f"{len(runs)} runs: the lowest validation error is {_percent(best[0])}, output {best[2]} of {best[1]}."
+    return f'<h1>{_unbroken(first)}</h1><ul class="headlines">{lines}</ul><p class="sub">{escape(good)}</p>'
+
+
+def _tiles(run: Run) -> str:
+    chosen, deepest = run["outputs"][run["chosen"] - 1], run["outputs"][-1]
+    tiles = []
+    for split, name in (("val", "Validation error"), ("test", "Test error (report only)")):
+        worth = chosen[split]
+        tiles.append((name, _percent(worth["error"]), f"95 %: {_interval(worth)}; n = {worth['n']:,}"))
+    for key, name in (("params", "Parameters"), ("macs", "Multiply-adds an image")):
+        tiles.append((name, f"{chosen[key]:,}", f"whole net: {deepest[key]:,}"))
+    if chosen["latency"] is not None:
+        tiles.append(("Latency, one image", _ms(chosen["latency"]), f"whole net: {_ms(deepest['latency'])}"))
+    cells = "".join(
+        f'<div><dt>{escape(name)}</dt><dd class="big">{escape(value)}</dd><dd class="small">{escape(aside)}</dd></div>'
+        for name, value, aside in tiles
+    )
+    return f'<dl class="tiles" aria-label="Output {chosen["output"]}">{cells}</dl>'
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------
+
+
+def _ladder(runs: Sequence[Run]) -> str:
+    heads = ("output", "depth", "parameters", "MACs", "latency", "validation error", "test error")
+    lines = []
+    for r, run in enumerate(runs):
+        if len(runs) > 1:
+            title = f"{run['name']}: {run['method']}, seed {run['seed']}, {run['epochs']['last']} epochs"
+            lines.append(f'<tr class="run"><th colspan="{len(heads)}" scope="rowgroup">{escape(title)}</th></tr>')
+        for row in run["outputs"]:
+            time = "-" if row["latency"] is None else _ms(row["latency"])
+            cells = [row["output"], row["depth"], f"{row['params']:,}", f"{row['macs']:,}", time]
+            worth = [(_percent(row[s]["error"]), _interval(row[s]), row[s]["n"]) for s in ("val", "test")]
+            body = "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
+            body += "".join(f"<td>{error} <small>[{between}]</small></td>" for error, between, _ in worth)
+            mark = ' class="chosen"' if row["output"] == run["chosen"] else ""
+            lines.append(f'<tr data-run="{r}" data-output="{row["output"]}"{mark}>{body}</tr>')
+    sizes = dict.fromkeys(
+        f"n = {run['outputs'][0]['val']['n']:,} validation and {run['outputs'][0]['test']['n']:,} test images"
+        for run in runs
+    )
+    words = f"In brackets: 95 % Wilson intervals; {'; '.join(sizes)}. Each output as a model of its own."
+    measured = " ".join(dict.fromkeys(run["latency_words"] for run in runs if run["latency_words"]))
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Table of outputs"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        f'<p class="under">{escape(f"{words} {measured}")}</p>'
+    )
+
+
+def _recipes(runs: Sequence[Run]) -> str:
+    """The recipe, what departs from the defaults marked; of several runs a table, what differs marked."""
+    default = asdict(Recipe())
+    if len(runs) == 1:
+        recipe = runs[0]["recipe"]
+        items = "".join(
+            f"<div{' class=differs' if _value(value) != _value(default[key]) else ''}><dt>{escape(key)}</dt>"
+            f"<dd>{escape(_value(value))}</dd></div>"
+            for key, value in recipe.items()
+        )
+        again = escape(f"auxnet train --config {runs[0]['folder']}/recipe.yaml")
+        return (
+            f'<p class="sub">Marked: what departs from the defaults. The same again: <code>{again}</code></p>'
+            f'<dl class="columns">{items}</dl>'
+        )
+    lines = []
+    for key in default:
+        values = [_value(run["recipe"][key]) for run in runs]
+        mark = ' class="differs"' if len(set(values)) > 1 else ""
+        if mark or values[0] != _value(default[key]):
+            cells = "".join(f"<td>{escape(value)}</td>" for value in values)
+            lines.append(f'<tr{mark}><th scope="row">{escape(key)}</th>{cells}</tr>')
+    head = "".join(f'<th scope="col">{escape(run["name"])}</th>' for run in runs)
+    return (
+        '<p class="sub">Marked: what differs between the runs. Left out: defaults that all runs share.</p>'
+        '<div class="scroll" tabindex="0" role="region" aria-label="Recipes"><table>'
+        f'<thead><tr><th scope="col">key</th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    )
+
+
+def _provenance(runs: Sequence[Run]) -> str:
+    parts = []
+    for run in runs:
+        device, images = run["device"], run["data"]
+        items = {
+            "run": run["folder"],
+            "images": f"{images['train']:,} training, {images['val']:,} validation, {images['test']:,} test",
+            "seed": run["seed"],
+            "trained for": f"{run['wall_seconds']:,.0f} s, {run['epochs']['last']} epochs",
+            "device": f"{device['name']} ({device['type']}), {device['threads']} of {device['cores']} threads",
+            "commit": run["commit"] or "not known (not run from git)",
+            **run["versions"],
+        }
+        lines = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(str(v))}</dd></div>" for k, v in items.items())
+        title = "Provenance" if len(runs) == 1 else f"Provenance of {run['name']}"
+        parts.append(f'<h3>{escape(title)}</h3><dl class="columns">{lines}</dl>')
+    return "".join(parts)
+
+
+def _value(value: Any) -> str:
+    return "none" if value is None else " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f} %"
+
+
+def _unbroken(text: str) -> str:
+    """Escaped, and no line ends between a number and its per cent sign."""
+    return escape(text).replace(" %", "&nbsp;%")
+
+
+def _interval(worth: dict[str, Any]) -> str:
+    return f"{100 * worth['low']:.1f} \u2013 {100 * worth['high']:.1f}"
+
+
+def _ms(milliseconds: float) -> str:
+    return f"{milliseconds:,.0f} ms" if milliseconds >= 100 else f"{milliseconds:.3g} ms"

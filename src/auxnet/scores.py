@@ -1,0 +1,209 @@
+"""What logits say about labels: errors, calibration and confidence, each with the doubt that N images leave.
+
+Shapes: K outputs, N images, C classes. Statistics are computed in float64. Errors are fractions in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from auxnet.network import AuxNet
+
+Confidence = Literal["entropy", "top", "margin"]
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The logits of every output for a set of images, and the labels of the images, on the CPU."""
+
+    logits: Tensor
+    """[K, N, C], shallow to deep"""
+    labels: Tensor
+    """int64 [N]"""
+
+    def __post_init__(self) -> None:
+        fit = self.logits.ndim == 3 and self.labels.ndim == 1 and self.logits.shape[1] == len(self.labels)
+        if not fit or not len(self.labels):
+            raise ValueError(
+                f"logits must be [outputs, images, classes] and labels [images], one image or more; "
+                f"got {list(self.logits.shape)} and {list(self.labels.shape)}"
+            )
+
+    @property
+    def wrong(self) -> Tensor:
+        """Whether output k is wrong on image n, bool [K, N]."""
+        return self.logits.argmax(2) != self.labels
+
+    @property
+    def errors(self) -> list[float]:
+        """Error of each output."""
+        return self.wrong.double().mean(1).tolist()
+
+
+@torch.no_grad()
+def predictions(net: AuxNet, batches: Iterable[tuple[Tensor, Tensor]]) -> Predictions:
+    """What every output says of batches of (images [N, C, H, W], labels [N]), in evaluation mode.
+
+    The net is left in the mode it was in. Raises ValueError without images.
+    """
+    training = net.training
+    net.eval()
+    try:
+        parts = [(torch.stack(net(images)).float().cpu(), labels.cpu()) for images, labels in batches]
+    finally:
+        net.train(training)
+    if not parts:
+        raise ValueError("there are no images to evaluate on")
+    logits, labels = zip(*parts, strict=True)
+    return Predictions(torch.cat(logits, dim=1), torch.cat(labels))
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------
+
+
+def wilson(wrong: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval for a share of `wrong` among n (Wilson 1927). Raises ValueError without images."""
+    from scipy.stats import binomtest
+
+    if n < 1:
+        raise ValueError(f"an interval needs one image or more, got {n}")
+    interval = binomtest(int(wrong), int(n)).proportion_ci(level, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def class_errors(logits: Tensor, labels: Tensor) -> Tensor:
+    """Error on the images of each class, float64 [C], for logits [N, C]; nan for a class without images."""
+    table = confusion(logits, labels).double()
+    return 1 - table.diagonal() / table.sum(1)
+
+
+def confusion(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many images of class i (row) were called class j (column), int64 [C, C], for logits [N, C]."""
+    classes = logits.shape[1]
+    return torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2).view(classes, classes)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two classifiers, a and b, on the same images."""
+
+    difference: float
+    """error of a less error of b"""
+    low: float
+    high: float
+    """95 % interval of the difference"""
+    p_value: float
+    """of McNemar's exact test: how likely a difference so large is where there is none"""
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether the images show, at the 5 % level, that one is better."""
+        return self.p_value < 0.05
+
+
+def compare(wrong_a: Tensor, wrong_b: Tensor) -> Comparison:
+    """The errors of two classifiers, bool [N] each, on the same N images.
+
+    McNemar's exact test is a sign test over the images on which exactly one of the two is wrong. The interval
+    is Bonett and Price's adjusted one for paired proportions (2012): it keeps its level where those images are
+    few, but is not the test turned round, so that near 5 % the two may differ. Raises ValueError.
+    """
+    from scipy.stats import binomtest, norm
+
+    if wrong_a.shape != wrong_b.shape or wrong_a.ndim != 1 or not len(wrong_a):
+        raise ValueError(f"both must hold one value per image, got {list(wrong_a.shape)} and {list(wrong_b.shape)}")
+    n = len(wrong_a)
+    only_a = int((wrong_a & ~wrong_b).sum())
+    only_b = int((wrong_b & ~wrong_a).sum())
+    p_value = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    share_a, share_b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
+    centre = share_a - share_b
+    half = float(norm.ppf(0.975)) * ((share_a + share_b - centre**2) / (n + 2)) ** 0.5
+    low, high = max(-1.0, centre - half), min(1.0, centre + half)
+    return Comparison((only_a - only_b) / n, low, high, float(p_value))
+
+
+# ---- probabilities ---------------------------------------------------------------------------------------------
+
+
+def log_loss(logits: Tensor, labels: Tensor) -> float:
+    """Mean cross-entropy in nats, for logits [N, C]."""
+    return float(F.cross_entropy(logits.double(), labels))
+
+
+@dataclass(frozen=True)
+class Bin:
+    """The images whose top probability lies in (low, high]."""
+
+    low: float
+    high: float
+    images: int
+    confidence: float
+    """mean top probability; nan without images"""
+    accuracy: float
+    """share of them that are right; nan without images"""
+
+
+def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> list[Bin]:
+    """The reliability diagram of logits [N, C]: equal-width bins of the top probability (Guo et al. 2017)."""
+    if bins < 1:
+        raise ValueError(f"bins must be 1 or more, got {bins}")
+    top, called = logits.double().softmax(1).max(1)
+    right = (called == labels).double()
+    index = (top * bins).ceil().long().sub(1).clamp(0, bins - 1)
+    count, confidence, accuracy = (
+        torch.zeros(bins, dtype=torch.float64).index_add_(0, index, values)
+        for values in (torch.ones_like(top), top, right)
+    )
+    rows = zip(count.tolist(), (confidence / count).tolist(), (accuracy / count).tolist(), strict=True)
+    return [Bin(b / bins, (b + 1) / bins, int(n), sure, hit) for b, (n, sure, hit) in enumerate(rows)]
+
+
+def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Expected calibration error: |accuracy - confidence| of the bins of `reliability`, weighted by their images."""
+    filled = [b for b in reliability(logits, labels, bins) if b.images]
+    return sum(b.images * abs(b.accuracy - b.confidence) for b in filled) / len(labels)
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The T that minimises the log-loss of logits [N, C] / T (temperature scaling, Guo et al. 2017).
+
+    Searched in 1/20..20: where every image is right no T is the best, and the search ends at its edge.
+    """
+    from scipy.optimize import minimize_scalar
+
+    logits = logits.double()
+    edge = float(torch.tensor(20.0).log())
+
+    def loss(log_t: float) -> float:
+        return float(F.cross_entropy(logits / torch.tensor(log_t, dtype=torch.float64).exp(), labels))
+
+    found = minimize_scalar(loss, bounds=(-edge, edge), method="bounded", options={"xatol": 1e-6})
+    return float(torch.tensor(found.x, dtype=torch.float64).exp())
+
+
+def confidence(logits: Tensor, kind: Confidence = "entropy", temperature: float = 1.0) -> Tensor:
+    """How sure logits [..., C] are, in [0, 1] (more is surer), of shape [...]. Raises ValueError.
+
+    "entropy": 1 - H / log C, where H is BranchyNet's entropy of the probabilities (Teerapittayanon et al. 2016);
+    "top": the largest probability (MSDNet, Huang et al. 2018); "margin": it less the second largest.
+    """
+    check_confidence(kind)
+    if kind == "entropy":
+        log_p = (logits / temperature).log_softmax(-1)
+        entropy = -(log_p.exp() * log_p).sum(-1)
+        return (1 - entropy / torch.tensor(float(logits.shape[-1])).log().item()).clamp(0, 1)
+    top = (logits / temperature).softmax(-1).topk(2, dim=-1).values
+    return top[..., 0].clamp(0, 1) if kind == "top" else (top[..., 0] - top[..., 1]).clamp(0, 1)
+
+
+def check_confidence(kind: str) -> None:
+    """Raise ValueError unless `kind` is a confidence."""
+    if kind not in get_args(Confidence):
+        raise ValueError(f"confidence must be one of {', '.join(get_args(Confidence))}, got {kind!r}")

@@ -1,0 +1,189 @@
+"""Choosing one output of a net, on validation images and under budgets. The test set has no way in.
+
+The rule: of the outputs that meet every budget, take the best on validation, and then the cheapest (in
+multiply-adds) whose error is within a margin of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from auxnet.evaluation import Batches, OutputReport, image_shape_of, reports
+from auxnet.latency import latencies
+from auxnet.network import AuxNet
+from auxnet.scores import Comparison, Predictions, compare, predictions
+
+MARGIN = 0.005
+UNITS = {"params": "parameters", "macs": "MACs", "latency": "ms for one image"}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One output as the choice sees it."""
+
+    report: OutputReport
+    """on validation"""
+    latency: float | None
+    """median milliseconds for one image as a model of its own, where it was measured"""
+    meets: bool
+    """whether it meets every budget"""
+    against_chosen: Comparison | None
+    """this output's errors less the chosen one's, on the same images; None without a choice"""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The output chosen, and why."""
+
+    output: int | None
+    """1..K; None if no output meets the budgets"""
+    reason: str
+    within: float
+    budgets: Mapping[str, float]
+    """those given, of params, macs and latency (ms)"""
+    candidates: tuple[Candidate, ...]
+    """all outputs, shallow to deep"""
+
+
+def select(
+    net: AuxNet,
+    batches: Batches,
+    *,
+    within: float | None = None,
+    max_params: float | None = None,
+    max_macs: float | None = None,
+    max_latency: float | None = None,
+) -> Choice:
+    """Choose an output of `net` on batches of *validation* images. See `choose` for the rule and the errors.
+
+    Latency (ms, one image, the truncated model, PyTorch's current threads) is measured if it is budgeted.
+    """
+    budgets = checked_budgets(max_params=max_params, max_macs=max_macs, max_latency=max_latency)
+    checked_within(within, budgets)
+    shape, batches = image_shape_of(batches)
+    said = predictions(net, batches)
+    measured = [found.timings[0].median_ms for found in latencies(net, shape, (1,))] if "latency" in budgets else None
+    return choose(said, reports(net, shape, said), within=within, budgets=budgets, latency=measured)
+
+
+def choose(
+    said: Predictions,
+    rows: Sequence[OutputReport],
+    *,
+    within: float | None = None,
+    budgets: Mapping[str, float] | None = None,
+    latency: Sequence[float] | None = None,
+) -> Choice:
+    """Choose by what the outputs said of validation images, and their reports on them.
+
+    `within` is a fraction, 0.005 being half a percentage point; without it, MARGIN where no budget is given,
+    and 0 (the best that meets them) where one is. Of equal errors the cheaper output's is the better.
+    Raises ValueError for a margin or budget that cannot be, and for a latency budget without latencies.
+    """
+    budgets = checked_budgets(**{f"max_{name}": value for name, value in (budgets or {}).items()})
+    margin = checked_within(within, budgets)
+    if "latency" in budgets and latency is None:
+        raise ValueError("a latency budget needs the measured latency of each output")
+    times = [None] * len(rows) if latency is None else list(latency)
+    excess = [_excess(row, time, budgets) for row, time in zip(rows, times, strict=True)]
+    meeting = sorted((row for row, over in zip(rows, excess, strict=True) if over <= 1), key=lambda row: row.macs)
+    if not meeting:
+        nearest = min(range(len(rows)), key=excess.__getitem__)
+        chosen, reason = None, f"no output meets {_words(budgets)}; {_miss(rows[nearest], times[nearest], budgets)}"
+    else:
+        best = min(meeting, key=lambda row: row.error)
+        chosen = next(row for row in meeting if row.error <= best.error + margin + 1e-12)
+        reason = _reason(said, chosen, best, rows, margin, budgets)
+    candidates = tuple(
+        Candidate(row, time, over <= 1, None if chosen is None else _compare(said, row, chosen))
+        for row, time, over in zip(rows, times, excess, strict=True)
+    )
+    return Choice(None if chosen is None else chosen.output, reason, margin, budgets, candidates)
+
+
+def checked_budgets(**limits: float | None) -> dict[str, float]:
+    """The budgets given, by name without "max_". Raises ValueError for one that no model could meet."""
+    for name, limit in limits.items():
+        if limit is not None and not 0 < limit < float("inf"):
+            raise ValueError(f"{name} must be above 0 and finite, got {limit}; leave it out for no limit")
+    return {name.removeprefix("max_"): limit for name, limit in limits.items() if limit is not None}
+
+
+def checked_within(within: float | None, budgets: Mapping[str, float]) -> float:
+    """The margin, by default MARGIN without a budget and 0 with one. Raises ValueError outside 0..1."""
+    if within is None:
+        return 0.0 if budgets else MARGIN
+    if not 0 <= within <= 1:
+        raise ValueError(f"within must be a share of images in 0..1 (0.005 is half a percentage point), got {within}")
+    return within
+
+
+def _excess(row: OutputReport, latency: float | None, budgets: Mapping[str, float]) -> float:
+    """The largest cost as a multiple of its budget; 0 without budgets."""
+    return max((_cost(row, latency, name) / limit for name, limit in budgets.items()), default=0.0)
+
+
+def _cost(row: OutputReport, latency: float | None, name: str) -> float:
+    return {"params": row.params, "macs": row.macs, "latency": latency or 0.0}[name]
+
+
+def _compare(said: Predictions, a: OutputReport, b: OutputReport) -> Comparison:
+    return compare(said.wrong[a.output - 1], said.wrong[b.output - 1])
+
+
+def _reason(
+    said: Predictions,
+    chosen: OutputReport,
+    best: OutputReport,
+    rows: Sequence[OutputReport],
+    margin: float,
+    budgets: Mapping[str, float],
+) -> str:
+    under = f" that meets {_words(budgets)}" if budgets else ""
+    names = {best.output: f"the best on validation{under}"}
+    if chosen is best:
+        cheapest = f", and no cheaper one comes within {100 * margin:g} points of it" if margin else ""
+        parts = [f"output {chosen.output} is {names[best.output]} ({_error(chosen)}){cheapest}"]
+    else:
+        behind = 100 * (chosen.error - best.error)
+        parts = [
+            f"output {chosen.output} is the cheapest within {100 * margin:g} points of {names[best.output]}",
+            f"{_error(chosen)}, {behind:.2f} points behind output {best.output}",
+        ]
+    overall = min(rows, key=lambda row: (row.error, row.macs))
+    for other in {best.output: best, overall.output: overall}.values():
+        if other is not chosen:
+            parts.append(_verdict(said, chosen, other))
+    if chosen is overall:
+        alike = [row for row in rows if row.macs < chosen.macs and not _compare(said, row, chosen).told_apart]
+        if alike:
+            parts.append(_verdict(said, chosen, min(alike, key=lambda row: row.macs)))
+    return "; ".join(parts)
+
+
+def _verdict(said: Predictions, chosen: OutputReport, other: OutputReport) -> str:
+    found = _compare(said, other, chosen)
+    images = f"{len(said.labels):,} validation images, McNemar's p = {found.p_value:.2g}"
+    if not found.told_apart:
+        return f"it cannot be told apart from output {other.output} ({_error(other)}) on these {images}"
+    better = "worse" if found.difference < 0 else "better"
+    return f"it is {better} than output {other.output} ({_error(other)}) beyond chance on these {images}"
+
+
+def _miss(row: OutputReport, latency: float | None, budgets: Mapping[str, float]) -> str:
+    over = {name: _cost(row, latency, name) for name, limit in budgets.items()}
+    missed = [f"{_number(name, cost)}" for name, cost in over.items() if cost > budgets[name]]
+    return f"output {row.output} comes nearest with {' and '.join(missed)} ({_error(row)})"
+
+
+def _words(budgets: Mapping[str, float]) -> str:
+    return " and ".join(f"at most {_number(name, limit)}" for name, limit in budgets.items())
+
+
+def _number(name: str, value: float) -> str:
+    return f"{value:.3g} {UNITS[name]}" if name == "latency" else f"{value:,.0f} {UNITS[name]}"
+
+
+def _error(row: OutputReport) -> str:
+    return f"{100 * row.error:.2f} % error"

@@ -1,0 +1,334 @@
+"""The report: what it gathers equals what is counted by hand, and the page works in a real headless Chromium."""
+
+import base64
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import auxnet
+from auxnet import report, report_page, train
+from auxnet.cli import main
+from auxnet.recipe import Recipe
+from auxnet.scores import Predictions
+
+CHROMIUM = "/usr/bin/chromium"
+QUIET = ("background-networking", "component-update", "sync", "gpu")
+EVIL = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A tiny run on digits, and what the module's tests read of it."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    train.fit(Recipe(depth=8, outputs=3, epochs=2, batch_size=256, threads=1), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gathered(run):
+    return report.gather(run, "tiny")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: test)")
+    if not Path(CHROMIUM).exists():
+        pytest.skip(f"there is no {CHROMIUM}: apt-get install chromium")
+    with playwright.sync_playwright() as started:
+        args = ["--no-sandbox", "--no-first-run", *(f"--disable-{each}" for each in QUIET)]
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=args)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser, tmp_path):
+    """A function that opens runs as a page and fails the test if the console or the network hears of anything."""
+    heard, pages = [], []
+
+    def open_it(runs, width=1280, scheme="light"):
+        path = tmp_path / "page.html"
+        path.write_text(report_page.page(runs, 0.5), encoding="utf-8")
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        pages.append(page)
+        page.on("console", lambda message: heard.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: heard.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: (heard.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda r: r.url.startswith(("data:", "blob:", path.as_uri())) or heard.append(r.url))
+        page.goto(path.as_uri())
+        page.wait_for_selector("html[data-ready]")
+        return page
+
+    yield open_it
+    for page in pages:
+        page.close()
+    assert heard == []
+
+
+def move(page, slider, position):
+    page.locator(f"#{slider}").evaluate(
+        "(input, value) => { input.value = value; input.dispatchEvent(new Event('input', {bubbles: true})); }", position
+    )
+
+
+def shown_limits(page):
+    """The limits as the page has them, None for none; and the output that it chose."""
+    limits = {}
+    for name in ("within", "max-params", "max-macs", "max-latency"):
+        value = page.locator(f"#{name}-value").get_attribute("data-value")
+        limits[name] = None if value == "Infinity" else float(value)
+    return limits, page.locator("#answer").get_attribute("data-output")
+
+
+def chosen_by_hand(outputs, limits):
+    """Every output that no budget forbids, the best of them, and the one of fewest MACs near enough to it."""
+    allowed = []
+    for row in outputs:
+        costs = (("max-params", "params"), ("max-macs", "macs"), ("max-latency", "latency"))
+        if not any(limits[flag] is not None and row[key] > limits[flag] for flag, key in costs):
+            allowed.append((row["macs"], row["val"]["error"], row["output"]))
+    if not allowed:
+        return "none"
+    best = min(error for _, error, _ in allowed)
+    return str(min(a for a in allowed if a[1] <= best + limits["within"] / 100 + 1e-9)[2])
+
+
+# ---- what is gathered ------------------------------------------------------------------------------------------
+
+
+def test_errors_and_confusion_are_those_counted_image_by_image(run, gathered):
+    recipe = Recipe(depth=8, outputs=3)
+    dataset = train.load_data(recipe)
+    net = auxnet.load(run)
+    mean, std = torch.tensor(dataset.mean), torch.tensor(dataset.std)
+    images = ((dataset.test.images.float() - mean) / std).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        answers = [logits.argmax(1).tolist() for logits in net(images)]
+    labels = dataset.test.labels.tolist()
+    for k, answer in enumerate(answers):
+        wrong = sum(a != b for a, b in zip(answer, labels, strict=True))
+        assert gathered["outputs"][k]["test"]["error"] == pytest.approx(wrong / len(labels))
+        counts = gathered["confusion"][k]["counts"]
+        assert counts == [
+            [sum(t == i and a == j for t, a in zip(labels, answer, strict=True)) for j in range(10)] for i in range(10)
+        ]
+        assert sum(b["count"] for b in gathered["calibration"][k]["bins"]) == len(labels)
+    deeper = {
+        n
+        for n, label in enumerate(labels)
+        if any(answers[k][n] != label and all(deep[n] == label for deep in answers[k + 1 :]) for k in range(2))
+    }
+    assert gathered["gallery_of"] == len(deeper)
+    assert {item["index"] for item in gathered["gallery"]} <= deeper
+
+
+def test_the_gallery_holds_only_images_that_deeper_outputs_alone_get_right():
+    right, wrong = [5.0, 0.0], [0.0, 5.0]  # label 0 throughout; a row per output, a column per image
+    logits = torch.tensor([[wrong, right, wrong, wrong], [right, wrong, wrong, right], [right, right, wrong, wrong]])
+    test = Predictions(logits, torch.zeros(4, dtype=torch.int64))
+    assert report.only_deeper(test) == [(0, 2), (1, 3)]
+    items = report.gallery(test, torch.zeros(4, 5, 6, 3, dtype=torch.uint8), report.only_deeper(test))
+    assert [(item["index"], item["from"], [a for a, _ in item["answers"]]) for item in items] == [
+        (0, 2, [1, 0, 0]),
+        (1, 3, [0, 1, 0]),
+    ]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_embedded_unchanged(channels):
+    from PIL import Image
+
+    image = torch.randint(256, (7, 9, channels), dtype=torch.uint8)
+    kind, _, content = report.png(image).partition(",")
+    back = Image.open(io.BytesIO(base64.b64decode(content)))
+    assert kind == "data:image/png;base64"
+    assert torch.frombuffer(bytearray(back.tobytes()), dtype=torch.uint8).view(7, 9, channels).equal(image)
+
+
+def test_the_choice_never_looks_at_the_test_set(run, gathered, monkeypatch):
+    honest = train.load_data
+
+    def absurd(recipe):
+        dataset = honest(recipe)
+        dataset.test.labels.copy_(dataset.test.labels.roll(1))
+        return dataset
+
+    monkeypatch.setattr(train, "load_data", absurd)
+    again = report.gather(run, "tiny")
+    assert again["outputs"][2]["test"]["error"] != gathered["outputs"][2]["test"]["error"]
+    assert (again["chosen"], again["reason"]) == (gathered["chosen"], gathered["reason"])
+
+
+def test_a_run_whose_images_are_gone_is_still_shown(run, tmp_path, open_page, gathered):
+    lost = tmp_path / "lost"
+    shutil.copytree(run, lost)
+    recipe = (lost / "recipe.yaml").read_text().replace("data: digits", f"data: {tmp_path}/gone")
+    (lost / "recipe.yaml").write_text(recipe)
+    made = report.write_report([lost])
+    assert made.missing
+    assert "no such folder" in made.missing[0]
+    facts = report.gather(lost, "lost")
+    assert [r["val"]["error"] for r in facts["outputs"]] == [r["val"]["error"] for r in gathered["outputs"]]
+    assert facts["chosen"] == gathered["chosen"]
+    page = open_page([facts])
+    assert "no such folder" in page.locator(".note").inner_text()
+    assert "Not shown" in page.locator("#confusion-plot").inner_text()
+    assert page.locator("#max-latency").is_disabled()
+    assert page.locator("#front-plot .scatterlayer .trace").count() > 3
+
+
+# ---- where it is written ---------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_the_report_and_says_what_it_found(run, capsys):
+    assert main(["report", str(run)]) == 0
+    assert "good enough" in capsys.readouterr().out
+    assert report_page.is_report(run / "report.html")
+    assert main(["report", str(run), "--out", str(run / "report.html")]) == 0
+
+
+def test_what_is_not_a_report_is_never_overwritten(run, tmp_path, capsys):
+    mine = tmp_path / "mine.html"
+    mine.write_text("my thesis")
+    assert main(["report", str(run), "--out", str(mine)]) == 2
+    assert "mine.html is not a report of this program" in capsys.readouterr().err
+    assert mine.read_text() == "my thesis"
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["nowhere"], "nowhere is not a run directory"),
+        (["RUN", "RUN"], "a run is named twice"),
+        (["RUN", "other"], "a report of several runs needs a name: give --out"),
+        (["RUN", "--out", "no/such/page.html"], "there is no folder no/such"),
+        (["RUN", "--out", "."], "is a folder"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_said_in_a_line(run, words, complaint, capsys):
+    assert main(["report", *(str(run) if word == "RUN" else word for word in words)]) == 2
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.count("\n") == 1
+
+
+def test_a_damaged_summary_is_said_in_a_line(run, tmp_path, capsys):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(run, damaged)
+    (damaged / "summary.json").write_text("{}")
+    assert main(["report", str(damaged)]) == 1
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_data_cannot_end_the_element_it_lies_in():
+    content = {"name": "</script><script>alert(1)</script>", "also": "<!-- & \u2028"}
+    text = report_page.json_inside_html(content)
+    assert not {"<", ">", "&"} & set(text)
+    assert json.loads(text) == content
+
+
+# ---- in the browser --------------------------------------------------------------------------------------------
+
+
+def test_the_choice_follows_the_limits_as_a_computation_by_hand_does(gathered, open_page):
+    page = open_page([gathered])
+    limits, chosen = shown_limits(page)
+    assert limits == {"within": 0.5, "max-params": None, "max-macs": None, "max-latency": None}
+    assert chosen == str(gathered["chosen"]) == chosen_by_hand(gathered["outputs"], limits)
+    seen = set()
+    positions = [
+        ("within", "3"),
+        ("within", "0"),
+        *((f"max-{c}", p) for c in ("params", "macs", "latency") for p in (0, 60, 120, 170, 200)),
+    ]
+    for slider, position in positions:
+        move(page, slider, position)
+        limits, chosen = shown_limits(page)
+        assert chosen == chosen_by_hand(gathered["outputs"], limits), limits
+        if chosen == "none":
+            assert page.locator("#choice").inner_text() == "No output meets these limits"
+            assert page.locator("#outputs tr.chosen").count() == 0
+        else:
+            row = gathered["outputs"][int(chosen) - 1]
+            assert f"{100 * row['test']['error']:.2f} %" in page.locator("#costs").inner_text()
+            assert page.locator("#outputs tr.chosen").get_attribute("data-output") == chosen
+        seen.add(chosen)
+    assert len(seen) >= 3
+    move(page, "max-params", 0)
+    page.locator("#reset").click()
+    assert shown_limits(page)[0]["max-params"] is None
+
+
+def test_controls_work_from_the_keyboard(gathered, open_page):
+    page = open_page([gathered])
+    title = "#front-plot .xtitle"
+    assert page.locator(title).text_content() == "multiply-adds for one image"
+    page.locator("#axis input[value=macs]").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator(title).text_content() == "latency of one image (ms)"
+    page.locator("#axis input[value=params]").check()
+    assert page.locator(title).text_content() == "parameters"
+    before = shown_limits(page)[0]["within"]
+    page.locator("#within").focus()
+    page.keyboard.press("ArrowRight")
+    assert shown_limits(page)[0]["within"] == pytest.approx(before + 0.1)
+    page.locator("#confusion-output input[value='1']").check()
+    assert "Output 1" in page.locator("#confusion-note").inner_text()
+    assert "Output 1" in page.locator("#calibration-note").inner_text()
+    page.locator("#curve input[value=train_loss]").check()
+    page.locator("#scale input[value=log]").check()
+    assert page.locator("#learning-plot .ytitle").text_content() == "training loss (nats)"
+
+
+def test_the_theme_follows_the_system_and_can_be_changed(gathered, open_page):
+    page = open_page([gathered], scheme="dark")
+    ink = "getComputedStyle(document.querySelector('#front-plot .xtitle')).fill"
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    dark = page.evaluate(ink)
+    page.locator("#theme").click()
+    assert page.evaluate("document.documentElement.dataset.theme") == "light"
+    assert page.evaluate(ink) == "rgb(27, 31, 36)" != dark
+
+
+def test_every_figure_is_drawn_named_and_fits_a_narrow_screen(gathered, open_page):
+    page = open_page([gathered], width=390)
+    for name in ("front", "learning", "exits", "shares", "calibration", "confusion"):
+        assert page.locator(f"#{name}-plot .main-svg").count() > 0, name
+        assert len(page.locator(f"#{name}-plot").get_attribute("aria-label")) > 20
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    images = page.locator("#images img")
+    assert images.count() == len(gathered["gallery"]) > 0
+    assert images.evaluate_all("all => all.every((i) => i.complete && i.naturalWidth > 0 && i.alt)")
+
+
+def test_names_from_users_stay_text(gathered, open_page):
+    evil = json.loads(json.dumps(gathered))
+    evil["name"] = evil["folder"] = evil["data"]["name"] = evil["recipe"]["data"] = EVIL
+    evil["classes"] = [f"{EVIL}{i}</script><img src=x onerror=alert(2)>" for i in range(10)]
+    page = open_page([evil, {**gathered, "name": "</script><b>other"}])
+    page.locator("#confusion-output input[value='1']").check()
+    page.locator("#confusion-plot").hover()
+    assert EVIL in page.locator("#images .truth").first.inner_text()
+    assert EVIL in page.locator("#run option").first.inner_text()
+    assert page.locator("img[src=x]").count() == 0
+    assert page.locator("main b", has_text="other").count() == 0
+
+
+def test_several_runs_are_laid_over_each_other_and_compared(gathered, open_page):
+    other = json.loads(json.dumps(gathered))
+    other["name"], other["recipe"]["lr"] = "second", 0.05
+    for row in other["outputs"]:
+        row["val"]["error"] /= 2
+    page = open_page([gathered, other])
+    assert page.locator("#outputs tbody tr.run").count() == 2
+    assert "lr" in page.locator("#recipe tr.differs").all_inner_texts()[0]
+    assert page.locator("#learning-plot .legend .traces").count() == 2
+    page.locator("#run").select_option("1")
+    limits, chosen = shown_limits(page)
+    assert chosen == chosen_by_hand(other["outputs"], limits)
+    assert page.locator("#outputs tr.chosen").get_attribute("data-run") == "1"
