@@ -16,4 +16,4 @@ with sync_playwright() as p:
     page.wait_for_timeout(500)
     page.screenshot(path=out)
     browser.close()
-Image.open(out).convert("RGB").quantize(128).save(out, optimize=True)
+Image.open(out).convert("RGB").save(out, optimize=True)

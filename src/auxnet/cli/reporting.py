@@ -30,7 +30,8 @@ def report(words: list[str]) -> None:
 
     checked_path(options.runs, options.out)
     console = screen.console()
-    made = write_report(options.runs, options.out, options.data_dir)
+    with screen.working("evaluating the runs and drawing"):
+        made = write_report(options.runs, options.out, options.data_dir)
     for line in made.headlines:
         screen.print_line(console, line)
     for line in made.missing:

@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bar
+from rich.status import Status
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ def console() -> Console:
     """Standard output; tables are never squeezed where it is not a terminal."""
     plain = Console()
     return plain if plain.is_terminal else Console(width=max(plain.width, 160))
+
+
+def working(on: str) -> Status:
+    """A spinner while something takes its time; on standard error, so that what is printed stays clean."""
+    return Console(stderr=True).status(on)
 
 
 @contextmanager

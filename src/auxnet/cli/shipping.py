@@ -86,7 +86,8 @@ def export(words: list[str]) -> None:
 
     rule = rule_from(o.confidence, o.thresholds, o.temperatures)
     settings = {"which": o.which, "fold": o.fold, "rule": rule, "data_dir": o.data_dir, "images": o.images}
-    done = write(o.run, o.output, o.format, o.out, overwrite=o.overwrite, **settings)  # type: ignore[arg-type]
+    with screen.working("exporting, and running the export on validation images"):
+        done = write(o.run, o.output, o.format, o.out, overwrite=o.overwrite, **settings)  # type: ignore[arg-type]
     what = f"output {done.output}" if done.exits is None else f"early exit over outputs 1..{done.output}"
     console = screen.console()
     screen.print_line(console, f"{done.path}: {what} of {o.run} as {done.format}, {done.bytes:,} bytes")

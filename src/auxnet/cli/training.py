@@ -61,7 +61,8 @@ def plan(words: list[str]) -> None:
     from auxnet.plan import plan as work_out
 
     console = screen.console()
-    planned = work_out(options.recipe)
+    with screen.working("reading the data and measuring a few steps"):
+        planned = work_out(options.recipe)
     console.print(screen.plan_table(planned))
     images = f"{planned.train:,} training, {planned.val:,} validation and {planned.test:,} test images"
     epoch = planned.seconds_per_epoch
