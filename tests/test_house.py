@@ -16,8 +16,8 @@ FLOORS = [
     ["network", "residual", "update"],
     ["methods"],
     ["arrays", "pictures", "formats", "cifar", "cache", "sources", "data", "batches", "checkpoint", "rundir"],
-    ["scores", "latency", "evaluation", "thresholds", "selection", "exits", "hub", "graphs", "runtimes", "prediction"],
-    ["train", "plan", "exporting"],
+    ["scores", "latency", "evaluation", "thresholds", "exits", "hub", "graphs", "runtimes", "prediction"],
+    ["train", "plan", "selection", "exporting"],
     ["report_page", "report"],
     ["cli"],
 ]
