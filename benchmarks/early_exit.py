@@ -22,13 +22,39 @@ import torch
 import auxnet
 from auxnet.exits import EarlyExit
 from auxnet.scores import predictions
-from auxnet.thresholds import _Task, _geometric
+from auxnet.thresholds import anytime, geometric
 
 
 def seconds(model: torch.nn.Module, images: torch.Tensor) -> float:
     began = time.perf_counter()
     model(images)
     return time.perf_counter() - began
+
+
+def measured(exits: EarlyExit, alone: list[torch.nn.Module], fresh, rounds: int) -> dict[str, object]:
+    """The ratio of one policy, in rounds of its own images; medians over the rounds."""
+    ratios, milliseconds, shares_seen = [], [], []
+    for round_ in range(-2, rounds):  # two to warm up
+        images = fresh()
+        began = time.perf_counter()
+        left = exits(images).output
+        took = time.perf_counter() - began
+        shares = torch.bincount(left - 1, minlength=len(alone)) / len(images)
+        costs = [seconds(model, images) for model in alone]
+        ideal = sum(share * cost for share, cost in zip(shares.tolist(), costs, strict=True))
+        if round_ >= 0:
+            ratios.append(ideal / took)
+            milliseconds.append((1000 * took, 1000 * ideal))
+            shares_seen.append(shares)
+    low, median, high = statistics.quantiles(ratios, n=4)
+    took, ideal = (statistics.median(column) for column in zip(*milliseconds, strict=True))
+    return {
+        "ratio": round(median, 3),
+        "quartiles": [round(low, 3), round(high, 3)],
+        "shares": [round(share, 3) for share in torch.stack(shares_seen).mean(0).tolist()],
+        "milliseconds": round(took, 1),
+        "ideal_milliseconds": round(ideal, 1),
+    }
 
 
 def main() -> None:
@@ -41,59 +67,36 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     net = auxnet.resnet(depth=options.depth, outputs=options.outputs).to(memory_format=torch.channels_last).eval()
-    alone = [net.truncate(k) for k in range(1, net.outputs + 1)]
 
     def fresh() -> torch.Tensor:
         return torch.randn(options.batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
 
-    # Random weights, random images: thresholds by which the outputs take shares proportional to q^k.
+    # BatchNorm's statistics, without which the activations of random weights grow from layer to layer.
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        net.train()(fresh())
+        net.eval()
+
+    alone = [net.truncate(k) for k in range(1, net.outputs + 1)]
+
+    # Random weights and images serve: what is measured depends on the exit shares alone, and q sets those.
     said = predictions(net, ((fresh(), torch.zeros(options.batch, dtype=torch.int64)) for _ in range(4)))
-    sure = _Task.of(said, [1.0] * net.outputs, "entropy", None).sure
-    rows = []
+    policies = {f"q = {q}": geometric(said, q, kind="entropy") for q in (0.5, 0.7, 1.0, 1.5)}
+    policies |= {"all at the first": anytime(net.outputs)[0], "all at the final": anytime(net.outputs)[-1]}
+    rows = {}
     with torch.inference_mode():
-        for q in (0.5, 0.7, 1.0, 1.5):
-            exits = EarlyExit(net, _geometric(sure, q))
-            for _ in range(2):
-                for model in (exits, *alone):
-                    model(fresh())
-            ratios, exit_seconds, ideal_seconds, shares_seen = [], [], [], []
-            for _ in range(options.rounds):
-                images = fresh()
-                shares = torch.bincount(exits(images).output - 1, minlength=net.outputs) / options.batch
-                images_new = fresh()  # sizes not seen just before
-                began = time.perf_counter()
-                left = exits(images_new).output
-                took = time.perf_counter() - began
-                shares = torch.bincount(left - 1, minlength=net.outputs) / options.batch
-                costs = [seconds(model, images_new) for model in alone]
-                ideal = sum(share * cost for share, cost in zip(shares.tolist(), costs, strict=True))
-                ratios.append(ideal / took)
-                exit_seconds.append(took)
-                ideal_seconds.append(ideal)
-                shares_seen.append(shares)
-            low, median, high = statistics.quantiles(ratios, n=4)
-            row = {
-                "q": q,
-                "ratio": round(median, 3),
-                "quartiles": [round(low, 3), round(high, 3)],
-                "shares": [round(s, 3) for s in torch.stack(shares_seen).mean(0).tolist()],
-                "milliseconds": round(1000 * statistics.median(exit_seconds), 1),
-                "ideal_milliseconds": round(1000 * statistics.median(ideal_seconds), 1),
-            }
-            rows.append(row)
-            print(
-                f"ratio {row['ratio']:.3f}  ({low:.3f} .. {high:.3f})  q {q}  shares {row['shares']}  "
-                f"{row['milliseconds']} ms, ideal {row['ideal_milliseconds']} ms"
-            )
-    figures = {
-        "claim": "early exit reaches this share of its ideal throughput",
-        "rows": rows,
-        **{key: getattr(options, key) for key in ("batch", "depth", "outputs", "rounds", "threads")},
-        "torch": torch.__version__,
-        "machine": platform.processor() or platform.machine(),
-    }
+        for name, policy in policies.items():
+            row = measured(EarlyExit(net, policy.thresholds), alone, fresh, options.rounds)
+            rows[name] = row
+            low, high = row["quartiles"]
+            times = f"{row['milliseconds']} ms, ideal {row['ideal_milliseconds']} ms"
+            print(f"ratio {row['ratio']:.3f} ({low} .. {high})  {name}: shares {row['shares']}, {times}", flush=True)
     if options.out:
-        options.out.write_text(json.dumps(figures, indent=2) + "\n")
+        where = {"torch": torch.__version__, "cpu": platform.processor() or platform.machine()}
+        settings = {key: value for key, value in vars(options).items() if key != "out"}
+        options.out.write_text(json.dumps({"rows": rows, **settings, **where}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The T that minimises the log-loss of logits [N, C] / T (temperature scaling, Guo et al. 2017).
 
-    Searched in 1/20..20: where every image is right no T is the best, and the search ends at its edge.
+    Searched in 1/20..20: where every image is right the loss falls towards T = 0, and some small T is found.
     """
     from scipy.optimize import minimize_scalar
 

@@ -7,12 +7,16 @@ multiply-adds) whose error is within a margin of it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from auxnet.checkpoint import load
 from auxnet.evaluation import Batches, OutputReport, image_shape_of, reports
 from auxnet.latency import latencies
 from auxnet.network import AuxNet
+from auxnet.recipe import read_run_recipe
 from auxnet.scores import Comparison, Predictions, compare, predictions
+from auxnet.train import device_of, evaluation_batches, load_data, threads_of, to_device
 
 MARGIN = 0.005
 UNITS = {"params": "parameters", "macs": "MACs", "latency": "ms for one image"}
@@ -47,6 +51,31 @@ class Choice:
 
 
 def select(
+    run: Path | str,
+    *,
+    within: float | None = None,
+    max_params: float | None = None,
+    max_macs: float | None = None,
+    max_latency: float | None = None,
+    data_dir: str | None = None,
+) -> Choice:
+    """Choose an output of a run directory's last weights, on the validation images of its data set.
+
+    See `choose` for the rule. Latency (ms, one image, the truncated model, on the device and threads of the
+    recipe) is measured if it is budgeted. Data are looked for under `data_dir` if not where they lay in training.
+    Raises ValueError for what cannot be asked, FileNotFoundError and RuntimeError for what is no sound run.
+    """
+    limits = {"max_params": max_params, "max_macs": max_macs, "max_latency": max_latency}
+    checked_within(within, checked_budgets(**limits))
+    recipe = read_run_recipe(run)
+    recipe = replace(recipe, data_dir=data_dir or recipe.data_dir)
+    with threads_of(recipe):
+        device = device_of(recipe)
+        net, dataset = to_device(load(run), device), load_data(recipe)
+        return select_on(net, evaluation_batches(dataset.val, dataset, device), within=within, **limits)
+
+
+def select_on(
     net: AuxNet,
     batches: Batches,
     *,
@@ -55,10 +84,7 @@ def select(
     max_macs: float | None = None,
     max_latency: float | None = None,
 ) -> Choice:
-    """Choose an output of `net` on batches of *validation* images. See `choose` for the rule and the errors.
-
-    Latency (ms, one image, the truncated model, PyTorch's current threads) is measured if it is budgeted.
-    """
+    """Choose an output of a net on batches of *validation* images, as `select` does."""
     budgets = checked_budgets(max_params=max_params, max_macs=max_macs, max_latency=max_latency)
     checked_within(within, budgets)
     shape, batches = image_shape_of(batches)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from auxnet.scores import Confidence, Predictions, confidence, fit_temperature, wilson
+from auxnet.scores import Comparison, Confidence, Predictions, compare, confidence, fit_temperature, wilson
 
 NEVER = 2.0
 """a threshold that no confidence, which lies in [0, 1], reaches"""
@@ -48,6 +48,8 @@ class Outcome:
     shares: tuple[float, ...]
     """[K], of the images that leave at each output; they sum to one"""
     share_intervals: tuple[tuple[float, float], ...]
+    against_final: Comparison
+    """its errors less those of the final output, on the same images"""
 
 
 def temperatures(said: Predictions) -> tuple[float, ...]:
@@ -67,7 +69,8 @@ def outcome(said: Predictions, policy: Policy, costs: Sequence[float]) -> Outcom
     """What a policy does to the images of `said`, where stopping at output k costs costs[k - 1]."""
     left = leave(said, policy)
     n = len(left)
-    wrong = int(said.wrong[left - 1, torch.arange(n)].sum())
+    wrong_n = said.wrong[left - 1, torch.arange(n)]
+    wrong = int(wrong_n.sum())
     spent = torch.tensor(costs, dtype=torch.float64)[left - 1]
     mean = float(spent.mean())
     half = 1.96 * float(spent.std(correction=0)) / n**0.5
@@ -80,6 +83,7 @@ def outcome(said: Predictions, policy: Policy, costs: Sequence[float]) -> Outcom
         (mean - half, mean + half),
         tuple(count / n for count in counts),
         tuple(wilson(count, n) for count in counts),
+        compare(wrong_n, said.wrong[-1]),
     )
 
 
@@ -140,13 +144,15 @@ def anytime(outputs: int, kind: Confidence = "entropy", scale: Sequence[float] |
 def budgeted(
     said: Predictions, *, points: int = 12, kind: Confidence = "top", scale: Sequence[float] | None = None
 ) -> list[Policy]:
-    """MSDNet's budgeted-batch setting: output k takes a share proportional to q^k of the validation images.
+    """MSDNet's budgeted-batch setting: `geometric` policies for q from 1/10 (shallow) to 10 (deep)."""
+    return [geometric(said, q, kind=kind, scale=scale) for q in torch.logspace(-1, 1, points).tolist()]
 
-    q runs over a geometric grid on both sides of 1; at each output the surest of those left leave.
-    """
-    sure = _confidences(said, kind, scale)
-    scale = tuple(scale or [1.0] * len(said.logits))
-    return [Policy(_geometric(sure, q), kind, scale) for q in torch.logspace(-1, 1, points).tolist()]
+
+def geometric(said: Predictions, q: float, *, kind: Confidence = "top", scale: Sequence[float] | None = None) -> Policy:
+    """Output k takes a share proportional to q^k of the images of `said`: the surest of those that are left."""
+    if not 0 < q < float("inf"):
+        raise ValueError(f"q must be above 0 and finite, got {q}")
+    return Policy(_geometric(_confidences(said, kind, scale), q), kind, tuple(scale or [1.0] * len(said.logits)))
 
 
 # ---- solving ---------------------------------------------------------------------------------------------------
@@ -264,9 +270,10 @@ def _confidences(said: Predictions, kind: Confidence, scale: Sequence[float] | N
 
 def _leave(sure: Tensor, thresholds: Sequence[float]) -> Tensor:
     """The first output 1..K whose threshold is reached, int64 [N]; the final one takes all that are left."""
-    reached = sure >= torch.tensor(thresholds, dtype=torch.float64)[:, None]
-    final = torch.ones(1, sure.shape[1], dtype=torch.bool)
-    return torch.cat([reached, final]).int().argmax(0) + 1
+    left = torch.full((sure.shape[1],), len(sure) + 1)
+    for k in range(len(sure), 0, -1):
+        left.masked_fill_(sure[k - 1] >= thresholds[k - 1], k)
+    return left
 
 
 def _cumulated(values: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from auxnet.evaluation import Batches, OutputReport
     from auxnet.latency import Latency
     from auxnet.network import AuxNet
+    from auxnet.scores import Comparison
     from auxnet.selection import Choice
 
 WORST = 3
@@ -76,7 +77,8 @@ class Select:
 def evaluate(words: list[str]) -> None:
     """`auxnet evaluate`."""
     options = parse(Evaluate, words)
-    with opened(options.run, options.data_dir, options.device, options.threads) as run:
+    opening = opened(options.run, options.data_dir, options.device, options.threads)
+    with screen.working("evaluating"), opening as run:
         from auxnet.checkpoint import write_json
         from auxnet.evaluation import evaluate as measure
         from auxnet.evaluation import evaluation_of
@@ -109,18 +111,16 @@ def evaluate(words: list[str]) -> None:
 def select(words: list[str]) -> int:
     """`auxnet select`."""
     options = parse(Select, words)
-    from auxnet.selection import checked_budgets, checked_within
-    from auxnet.selection import select as choose
-
     limits = {
         "max_params": number("--max-params", options.max_params),
         "max_macs": number("--max-macs", options.max_macs),
-        "max_latency": options.max_latency,
+        "max_latency": above_zero("--max-latency", options.max_latency),
     }
     within = points("--within", options.within)
-    checked_within(within, checked_budgets(**limits))
-    with opened(options.run, options.data_dir, options.device, options.threads) as run:
+    opening = opened(options.run, options.data_dir, options.device, options.threads)
+    with screen.working("comparing the outputs"), opening as run:
         from auxnet.evaluation import evaluate as measure
+        from auxnet.selection import select_on as choose
 
         choice = choose(run.net, run.batches("val"), within=within, **limits)
         test = measure(run.net, run.batches("test"))  # after the choice, and only to report it
@@ -192,9 +192,17 @@ def number(flag: str, text: str | None) -> float | None:
         return None
     factor = {"k": 1e3, "m": 1e6, "g": 1e9}.get(text[-1:].lower(), 1.0)
     try:
-        return float(text if factor == 1.0 else text[:-1]) * factor
+        value = float(text if factor == 1.0 else text[:-1]) * factor
     except ValueError:
         raise ValueError(f"{flag} must be a number such as 200000, 200k or 0.2M, got {text!r}") from None
+    return above_zero(flag, value)
+
+
+def above_zero(flag: str, value: float | None) -> float | None:
+    """The value of a limit. Raises ValueError for one that nothing could meet."""
+    if value is not None and not 0 < value < float("inf"):
+        raise ValueError(f"{flag} must be above 0 and finite, got {value:g}; leave it out for no limit")
+    return value
 
 
 def points(flag: str, given: float | None) -> float | None:
@@ -207,6 +215,11 @@ def points(flag: str, given: float | None) -> float | None:
 def interval(report: OutputReport) -> str:
     """2.79 % (1.5 .. 5.1)."""
     return f"{screen.per_cent(report.error)} ({100 * report.low:.1f} .. {100 * report.high:.1f})"
+
+
+def points_between(found: Comparison) -> str:
+    """+6.90 (+2.3 .. +11.3) points."""
+    return f"{100 * found.difference:+.2f} ({100 * found.low:+.1f} .. {100 * found.high:+.1f}) points"
 
 
 def table(title: str, *columns: str) -> Table:
@@ -230,7 +243,8 @@ def _cost_table(reports: Sequence[OutputReport], latency: Sequence[Latency] | No
         for r in reports:
             made.add_row(str(r.output), screen.count(r.params), screen.count(r.macs))
         return made
-    where = f"{latency[0].device}, threads: {latency[0].threads}, {latency[0].timings[0].runs} turns or fewer"
+    turns = " and ".join(str(timing.runs) for timing in latency[0].timings)
+    where = f"{latency[0].device}, threads: {latency[0].threads}, {turns} turns"
     columns = ["output", "parameters", "MACs"]
     for timing in latency[0].timings:
         columns += [f"ms, batch {timing.batch}", "images/s"]
@@ -271,6 +285,6 @@ def _candidates_table(choice: Choice) -> Table:
         if against is None or r.output == choice.output:
             made.add_row(*cells, "", "", "")
         else:
-            behind = f"{100 * against.difference:+.2f} ({100 * against.low:+.1f} .. {100 * against.high:+.1f})"
+            behind = points_between(against).removesuffix(" points")
             made.add_row(*cells, behind, f"{against.p_value:.2g}", "" if against.told_apart else "cannot be told apart")
     return made

@@ -9,18 +9,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import parse
-from auxnet.cli.choosing import number, opened, points, table
+from auxnet.cli.choosing import above_zero, number, opened, points, points_between, table
 
 if TYPE_CHECKING:
     from auxnet.scores import Predictions
     from auxnet.thresholds import Outcome, Policy
 
-Rows = list[tuple[str, "Policy", "Outcome", "Outcome"]]  # what it is, the policy, on validation, on test
+Row = tuple["Policy", "Outcome", "Outcome"]  # a policy, what it does on validation, and on test
+
+CURVES = {
+    "solved": "solved on validation for bounds on the mean cost",
+    "anytime": "anytime: every image stops at the same output",
+    "budgeted": "budgeted batch: shares proportional to q^k (MSDNet)",
+}
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,57 @@ class Exits:
     """CPU threads (default: as in training)"""
 
 
+@dataclass(frozen=True)
+class Solved:
+    """The answer, the curves around it, and what they were made of."""
+
+    answer: Row
+    curves: dict[str, list[Row]]
+    val: Predictions
+    test: Predictions
+    costs: Sequence[float]
+    unit: str
+
+
 def exits(words: list[str]) -> int:
     """`auxnet exits`."""
     o = parse(Exits, words)
     target, unit = _target(o)
+    with screen.working("solving"):
+        found = _solve(o, target, unit)
+    if isinstance(found, str):
+        print(found)
+        return 1
+    from auxnet.exits import policy_content, save_policy
+
+    policy = found.answer[0]
+    about = {
+        "target": {name: value for name, value in target.items() if value is not None},
+        "common": o.common,
+        "unit": unit,
+        "costs": list(found.costs),
+        **_facts(found.answer),
+        "curves": {
+            name: [{"thresholds": row[0].thresholds, **_facts(row)} for row in rows]
+            for name, rows in found.curves.items()
+        },
+    }
+    written = f"written to {o.run / 'exits.json'}"
+    try:
+        save_policy(o.run, policy, about)
+    except OSError as error:
+        written = ""
+        print(f"warning: exits.json is not written: {error}", file=sys.stderr)
+    if o.json:
+        print(json.dumps(policy_content(o.run, policy, about), indent=2))
+        return 0
+    _show(found)
+    screen.print_line(screen.console(), written)
+    return 0
+
+
+def _solve(o: Exits, target: dict[str, float | None], unit: str) -> Solved | str:
+    """Thresholds and curves from validation images, their outcomes on test; words if no thresholds meet the target."""
     with opened(o.run, o.data_dir, o.device, o.threads) as run:
         from auxnet.exits import exit_latencies, exit_macs
         from auxnet.scores import predictions
@@ -70,49 +122,26 @@ def exits(words: list[str]) -> int:
         if run.net.outputs < 2:
             raise ValueError(f"{o.run} has one output: there is nothing to leave early at")
         val, test = predictions(run.net, run.batches("val")), predictions(run.net, run.batches("test"))
-        shape = run.image_shape
         costs: Sequence[float] = (
-            exit_latencies(run.net, shape, o.confidence) if unit == "ms" else exit_macs(run.net, shape)
+            exit_latencies(run.net, run.image_shape, o.confidence)
+            if unit == "ms"
+            else exit_macs(run.net, run.image_shape)
         )
-    scale = temperatures(val) if o.temperature else (1.0,) * len(costs)
-    policy = solve(val, costs, kind=o.confidence, scale=scale, common=o.common, **target)
-    if policy is None:
-        print(_no_policy(val, costs, target["max_mean_cost"], unit))
-        return 1
+        scale = temperatures(val) if o.temperature else (1.0,) * len(costs)
+        policy = solve(val, costs, kind=o.confidence, scale=scale, common=o.common, **target)
+        if policy is None:
+            return _no_policy(val, costs, target["max_mean_cost"], unit)
 
-    def seen(name: str, policies: Iterable[Policy]) -> Rows:
-        return [(name, p, outcome(val, p, costs), outcome(test, p, costs)) for p in policies]
+        def seen(policies: Iterable[Policy]) -> list[Row]:
+            return [(p, outcome(val, p, costs), outcome(test, p, costs)) for p in policies]
 
-    settings: dict[str, Any] = {"points": o.curve, "kind": o.confidence, "scale": scale}
-    curves = {
-        "solved": seen("solved", sweep(val, costs, common=o.common, **settings)),
-        "anytime": seen("all stop at one output", anytime(len(costs), o.confidence, scale)),
-        "budgeted": seen("geometric shares", budgeted(val, **settings)),
-    }
-    solution = seen("the answer", [policy])
-    about = {
-        "target": {name: value for name, value in target.items() if value is not None},
-        "common": o.common,
-        "unit": unit,
-        "costs": list(costs),
-        **_facts(solution[0]),
-        "curves": {name: [{"thresholds": row[1].thresholds, **_facts(row)} for row in c] for name, c in curves.items()},
-    }
-    from auxnet.exits import policy_content, save_policy
-
-    try:
-        save_policy(o.run, policy, about)
-        written = f"written to {o.run / 'exits.json'}"
-    except OSError as error:
-        written = ""
-        print(f"warning: exits.json is not written: {error}", file=sys.stderr)
-    if o.json:
-        print(json.dumps(policy_content(o.run, policy, about), indent=2))
-        return 0
-    _show(policy, solution, curves, val, test, costs, unit)
-    if written:
-        screen.print_line(screen.console(), written)
-    return 0
+        settings: dict[str, Any] = {"points": o.curve, "kind": o.confidence, "scale": scale}
+        curves = {
+            "solved": seen(sweep(val, costs, common=o.common, **settings)),
+            "anytime": seen(anytime(len(costs), o.confidence, scale)),
+            "budgeted": seen(budgeted(val, **settings)),
+        }
+        return Solved(seen([policy])[0], curves, val, test, costs, unit)
 
 
 def _target(o: Exits) -> tuple[dict[str, float | None], str]:
@@ -120,7 +149,7 @@ def _target(o: Exits) -> tuple[dict[str, float | None], str]:
     given = {
         "--max-error-increase": o.max_error_increase,
         "--max-mean-macs": number("--max-mean-macs", o.max_mean_macs),
-        "--max-mean-latency": o.max_mean_latency,
+        "--max-mean-latency": above_zero("--max-mean-latency", o.max_mean_latency),
     }
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
@@ -131,72 +160,58 @@ def _target(o: Exits) -> tuple[dict[str, float | None], str]:
         increase = points("--max-error-increase", 0.5 if o.max_error_increase is None else o.max_error_increase)
         return {"max_error_increase": increase}, "ms" if o.cost == "latency" else "MACs"
     name, bound = named[0], given[named[0]]
-    if bound is None or not 0 < bound < float("inf"):
-        raise ValueError(f"{name} must be above 0 and finite, got {bound}")
     if o.cost == "latency" and name == "--max-mean-macs":
         raise ValueError("--cost latency goes with --max-error-increase, but --max-mean-macs is given")
     return {"max_mean_cost": bound}, "ms" if name == "--max-mean-latency" else "MACs"
 
 
 def _no_policy(val: Predictions, costs: Sequence[float], bound: float | None, unit: str) -> str:
-    first = f"every image that leaves at output 1 costs {_cost(costs[0], unit)} ({100 * val.errors[0]:.2f} % error)"
-    return f"no thresholds meet a mean of at most {_cost(bound or 0.0, unit)}: {first}"
+    first = f"every image that leaves at output 1 costs {_cost(costs[0])} {unit} ({100 * val.errors[0]:.2f} % error)"
+    return f"no thresholds meet a mean of at most {_cost(bound or 0.0)} {unit}: {first}"
 
 
-def _facts(row: tuple[str, Policy, Outcome, Outcome]) -> dict[str, Any]:
-    return {"val": asdict(row[2]), "test": asdict(row[3])}
+def _facts(row: Row) -> dict[str, Any]:
+    return {"val": asdict(row[1]), "test": asdict(row[2])}
 
 
-def _show(
-    policy: Policy,
-    solution: Rows,
-    curves: dict[str, Rows],
-    val: Predictions,
-    test: Predictions,
-    costs: Sequence[float],
-    unit: str,
-) -> None:
+def _show(found: Solved) -> None:
     console = screen.console()
-    made = table(f"an image leaves at the first output with a confidence ({policy.confidence}) of at least the "
-                 "threshold", "output", "threshold", "temperature", f"{unit} when leaving", "share, val.",
-                 "share, test (95 % interval)")  # fmt: skip
-    for k, cost in enumerate(costs):
-        threshold = policy.thresholds[k] if k < len(policy.thresholds) else None
-        words = "takes the rest" if threshold is None else "never" if threshold > 1 else f"{threshold:.4f}"
-        low, high = solution[0][3].share_intervals[k]
-        share = f"{100 * solution[0][3].shares[k]:.1f} % ({100 * low:.1f} .. {100 * high:.1f})"
-        temperature = f"{policy.temperatures[k]:.3f}" if threshold is not None else ""
-        before = f"{100 * solution[0][2].shares[k]:.1f} %"
-        made.add_row(str(k + 1), words, temperature, _cost(cost, ""), before, share)
+    policy, on_val, on_test = found.answer
+    title = f"an image leaves at the first output whose confidence ({policy.confidence}) reaches the threshold"
+    columns = ("output", "threshold", "temperature", f"{found.unit} when leaving")
+    made = table(title, *columns, "share, val.", "share, test (95 % interval)")
+    for k, cost in enumerate(found.costs):
+        final = k == len(policy.thresholds)
+        words = "takes the rest" if final else _threshold(policy.thresholds[k])
+        low, high = on_test.share_intervals[k]
+        share = f"{100 * on_test.shares[k]:.1f} % ({100 * low:.1f} .. {100 * high:.1f})"
+        temperature = "" if final else f"{policy.temperatures[k]:.3f}"
+        made.add_row(str(k + 1), words, temperature, _cost(cost), f"{100 * on_val.shares[k]:.1f} %", share)
     console.print(made)
-    for name, found, final in (("validation", solution[0][2], val), ("test", solution[0][3], test)):
-        low, high = found.error_interval
-        error = f"error {screen.per_cent(found.error)} ({100 * low:.1f} .. {100 * high:.1f})"
+    for name, seen, said in (("validation", on_val, found.val), ("test", on_test, found.test)):
+        least, most = (_cost(bound) for bound in seen.cost_interval)
         screen.print_line(
             console,
-            f"on {found.images:,} {name} images: {error}, mean {_cost(found.mean_cost, unit)} "
-            f"({_cost(found.cost_interval[0], '')} .. {_cost(found.cost_interval[1], '')}); the final output alone: "
-            f"{screen.per_cent(final.errors[-1])}, {_cost(costs[-1], unit)}",
+            f"on {seen.images:,} {name} images: error {_error(seen)}, mean {_cost(seen.mean_cost)} {found.unit} "
+            f"({least} .. {most}); the final output alone: {screen.per_cent(said.errors[-1])}, "
+            f"{_cost(found.costs[-1])} {found.unit}; {points_between(seen.against_final)} between the two",
         )
-    for rows in curves.values():
-        console.print(_curve(rows, unit))
+    for name, rows in found.curves.items():
+        made = table(CURVES[name], f"mean {found.unit}, test", "error, val.", "error, test", "shares, test")
+        for _, val, test in rows:
+            shares = " / ".join(f"{100 * share:.0f}" for share in test.shares)
+            made.add_row(_cost(test.mean_cost), screen.per_cent(val.error), _error(test), f"{shares} %")
+        console.print(made)
 
 
-def _curve(rows: Rows, unit: str) -> Table:
-    titles = {
-        "solved": "solved on validation for bounds on the mean cost",
-        "all stop at one output": "anytime: every image stops at the same output",
-        "geometric shares": "budgeted batch: shares proportional to q^k (MSDNet)",
-    }
-    made = table(titles[rows[0][0]], f"mean {unit}, test", "error, val.", "error, test", "shares, test")
-    for _, _, val, test in rows:
-        low, high = test.error_interval
-        error = f"{screen.per_cent(test.error)} ({100 * low:.1f} .. {100 * high:.1f})"
-        shares = " / ".join(f"{100 * share:.0f}" for share in test.shares)
-        made.add_row(_cost(test.mean_cost, ""), screen.per_cent(val.error), error, f"{shares} %")
-    return made
+def _threshold(value: float) -> str:
+    return "never" if value > 1 else f"{value:.4f}"
 
 
-def _cost(value: float, unit: str) -> str:
-    text = f"{value:,.0f}" if value >= 1000 else f"{value:.3f}"
-    return f"{text} {unit}" if unit else text
+def _error(seen: Outcome) -> str:
+    low, high = seen.error_interval
+    return f"{screen.per_cent(seen.error)} ({100 * low:.1f} .. {100 * high:.1f})"
+
+
+def _cost(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3f}"

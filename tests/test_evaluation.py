@@ -1,0 +1,133 @@
+"""What each output is worth: reports against the net itself, and `auxnet evaluate` on good and bad folders."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import auxnet
+from auxnet import scores
+from auxnet.cli import main
+from auxnet.network import costs
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "a"
+    auxnet.fit(auxnet.Recipe(depth=8, outputs=3, epochs=1, batch_size=256, device="cpu", threads=1), folder)
+    return folder
+
+
+def fails(capsys, words, status, *says):
+    assert main([str(word) for word in words]) == status
+    out, err = capsys.readouterr()
+    assert err.startswith("auxnet: ")
+    assert err.count("\n") == 1, err
+    for text in says:
+        assert text in err
+    return out
+
+
+def test_a_report_is_what_the_net_does_on_all_images_at_once():
+    net = auxnet.resnet(depth=8, outputs=3, num_classes=4)
+    images, labels = torch.randn(30, 3, 8, 8), torch.arange(30) % 3  # no image of class 3
+    net.requires_grad_(False)
+    reports = auxnet.evaluate(net, [(images[:20], labels[:20]), (images[20:], labels[20:])])
+    assert net.training
+    for report, logits, cost in zip(reports, net.eval()(images), costs(net, (3, 8, 8)), strict=True):
+        wrong = logits.argmax(1) != labels
+        assert (report.params, report.macs) == cost
+        assert report.loss == pytest.approx(float(F.cross_entropy(logits.double(), labels)), rel=1e-6)
+        assert report.error == pytest.approx(float(wrong.double().mean()))
+        assert (report.low, report.high) == scores.wilson(int(wrong.sum()), 30)
+        assert report.images == 30
+        assert report.class_errors == (
+            *(pytest.approx(float(wrong[labels == c].double().mean())) for c in range(3)),
+            None,
+        )
+    assert [report.output for report in reports] == [1, 2, 3]
+    assert [report.depth for report in reports] == list(net.depths)
+
+
+def test_without_images_there_is_no_report():
+    with pytest.raises(ValueError, match="no images to evaluate on"):
+        auxnet.evaluate(auxnet.resnet(depth=8), [])
+
+
+def test_evaluate_writes_what_it_prints_as_json(run, capsys):
+    assert main(["evaluate", str(run), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content == json.loads((run / "evaluation.json").read_text())
+    summary = json.loads((run / "summary.json").read_text())["last"]
+    for row, known in zip(content["outputs"], summary, strict=True):
+        assert row["test"]["error"] == known["test_error"]
+        assert row["val"]["error"] == known["val_error"]
+        assert row["params"] == known["params"]
+        assert [timing["batch"] for timing in row["latency"]["timings"]] == [1, 32]
+        assert row["latency"]["peak_bytes"] > 4 * row["params"]
+    assert content["device"]["threads"] == 1
+
+
+def test_evaluate_names_the_worst_classes_or_all(run, capsys):
+    assert main(["evaluate", str(run), "--no-latency"]) == 0
+    short = capsys.readouterr().out
+    assert short.count("errs most") == 3
+    assert main(["evaluate", str(run), "--no-latency", "--classes"]) == 0
+    assert "test error by class" in capsys.readouterr().out
+
+
+def test_a_run_that_cannot_be_written_to_is_still_evaluated(run, capsys, monkeypatch):
+    def refuse(path, content):
+        raise PermissionError(f"{path}: read-only file system")
+
+    monkeypatch.setattr("auxnet.checkpoint.write_json", refuse)
+    assert main(["evaluate", str(run), "--no-latency"]) == 0
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1
+    assert err.startswith("warning: evaluation.json is not written")
+    assert "calibration error" in out
+
+
+@pytest.mark.parametrize("command", ["evaluate", "select", "exits"])
+def test_a_damaged_or_foreign_run_is_one_line(run, tmp_path, capsys, command):
+    fails(capsys, [command, tmp_path / "nothing"], 2, "nothing is not a run directory")
+    (tmp_path / "file").write_text("x")
+    fails(capsys, [command, tmp_path / "file"], 2, "file is not a run directory")
+
+    def copy(name):
+        shutil.copytree(run, tmp_path / name)
+        return tmp_path / name
+
+    unfinished = copy("unfinished")
+    (unfinished / "config.json").unlink()
+    fails(capsys, [command, unfinished], 2, "holds no config.json")
+    weightless = copy("weightless")
+    (weightless / "model.safetensors").unlink()
+    fails(capsys, [command, weightless], 2, "there are no weights")
+    torn = copy("torn")
+    weights = (torn / "model.safetensors").read_bytes()
+    (torn / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    fails(capsys, [command, torn], 1, "model.safetensors is damaged")
+    garbled = copy("garbled")
+    (garbled / "config.json").write_text("{")
+    fails(capsys, [command, garbled], 1, "config.json is damaged")
+    foreign = copy("foreign")
+    (foreign / "config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": 768}))
+    fails(capsys, [command, foreign], 1, "config.json does not describe a network of this program")
+    (foreign / "recipe.yaml").write_text("layers: 3\n")
+    fails(capsys, [command, foreign], 2, "there is no recipe key 'layers'")
+    other = copy("other")
+    config = json.loads((other / "config.json").read_text())
+    config["network"]["num_classes"] = 7
+    (other / "config.json").write_text(json.dumps(config))
+    fails(capsys, [command, other], 1, "damaged or of another network")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "select", "exits"])
+def test_settings_that_cannot_be_are_one_line(run, capsys, command):
+    fails(capsys, [command, run, "--threads", "0"], 2, "threads must be 1 or more, got 0")
+    fails(capsys, [command, run, "--device", "abacus"], 2, "device 'abacus' cannot be used here")
+    fails(capsys, [command, run, "--output", "2"], 2, "--output")
+    fails(capsys, [command], 2, "run")

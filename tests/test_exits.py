@@ -1,0 +1,303 @@
+"""Early exit as a network: against all outputs computed for all images, and what it is seen to skip."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import auxnet
+from auxnet import train
+from auxnet.cli import main
+from auxnet.exits import EarlyExit, exit_latencies, exit_macs
+from auxnet.network import costs, multiply_adds
+from auxnet.scores import confidence
+from auxnet.thresholds import NEVER
+
+
+def tiny(outputs=3, seed=0):
+    """A net in float64 whose outputs are sure of some images and not of others."""
+    torch.manual_seed(seed)
+    net = auxnet.resnet(depth=8, outputs=outputs, num_classes=4).double()
+    with torch.no_grad():
+        for head in net.heads:
+            head.fc.weight *= 8
+    return net.eval()
+
+
+NET = tiny()
+IMAGES = torch.randn(23, 3, 8, 8, dtype=torch.float64)
+
+
+@torch.no_grad()
+def by_hand(net, images, thresholds, kind, temperatures):
+    """Every output for every image, one image at a time, and then the first one that is sure."""
+    logits, exits = [], []
+    for image in images:
+        said = net(image[None])
+        for k in range(net.outputs):
+            last = k == net.outputs - 1
+            if last or confidence(said[k], kind, temperatures[k]) >= thresholds[k]:
+                logits.append(said[k])
+                exits.append(k + 1)
+                break
+    return torch.cat(logits), exits
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    thresholds=st.lists(st.floats(0, 1.1), min_size=2, max_size=2),
+    kind=st.sampled_from(["entropy", "top", "margin"]),
+    temperatures=st.lists(st.floats(0.2, 5), min_size=3, max_size=3),
+    n=st.integers(1, 23),
+)
+def test_every_image_leaves_once_at_the_first_sure_output_and_in_order(thresholds, kind, temperatures, n):
+    with torch.no_grad():
+        logits, output = EarlyExit(NET, thresholds, kind, temperatures)(IMAGES[:n])
+    expected, exits = by_hand(NET, IMAGES[:n], thresholds, kind, temperatures)
+    assert output.tolist() == exits
+    torch.testing.assert_close(logits, expected)
+
+
+def spread():
+    """Thresholds by which about half of the images leave at each output; none is an image's own confidence."""
+    with torch.no_grad():
+        return [float(confidence(logits).sort().values[10:12].mean()) for logits in NET(IMAGES)[:2]]
+
+
+SPREAD = spread()
+
+
+def test_the_order_is_kept_under_any_batch_size():
+    exits = EarlyExit(NET, SPREAD)
+    with torch.no_grad():
+        whole = exits(IMAGES)
+        assert set(whole.output.tolist()) == {1, 2, 3}
+        for size in (1, 2, 5, 22, 23, 100):
+            parts = [exits(images) for images in IMAGES.split(size)]
+            torch.testing.assert_close(torch.cat([part.logits for part in parts]), whole.logits)
+            assert torch.equal(torch.cat([part.output for part in parts]), whole.output)
+
+
+def test_shares_sum_to_one():
+    output = EarlyExit(NET, SPREAD)(IMAGES).output
+    assert int(torch.bincount(output, minlength=4)[1:].sum()) == len(IMAGES)
+
+
+def test_unreachable_thresholds_give_the_final_output_exactly():
+    for threshold in (1.01, NEVER, float("inf")):
+        found = EarlyExit(NET, [threshold, threshold])(IMAGES)
+        assert torch.equal(found.logits, NET(IMAGES)[-1])
+        assert found.output.tolist() == [3] * 23
+
+
+def test_zero_thresholds_give_the_first_output_exactly():
+    for kind in ("entropy", "top", "margin"):
+        found = EarlyExit(NET, [0.0, 0.0], kind)(IMAGES)
+        assert torch.equal(found.logits, NET(IMAGES)[0])
+        assert found.output.tolist() == [1] * 23
+
+
+def test_images_that_left_are_not_computed_any_more():
+    seen = []
+    handles = [
+        segment.register_forward_hook(lambda module, args, result: seen.append(len(result))) for segment in NET.segments
+    ]
+    try:
+        output = EarlyExit(NET, SPREAD)(IMAGES).output
+        assert seen == [23, int((output > 1).sum()), int((output > 2).sum())]
+        assert 0 < seen[2] < seen[1] < 23
+        seen.clear()
+        EarlyExit(NET, [0.0, 0.0])(IMAGES)
+        assert seen == [23]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def test_no_images_come_out_as_no_logits():
+    found = EarlyExit(NET, [0.5, 0.5])(IMAGES[:0])
+    assert found.logits.shape == (0, 4)
+    assert found.output.shape == (0,)
+
+
+def test_channels_last_stays_channels_last_through_the_compaction():
+    formats = []
+    handle = NET.segments[1].register_forward_pre_hook(
+        lambda module, args: formats.append(args[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    net = NET.to(memory_format=torch.channels_last)
+    EarlyExit(net, SPREAD)(IMAGES.contiguous(memory_format=torch.channels_last))
+    handle.remove()
+    assert formats == [True]
+
+
+def test_a_net_with_one_output_takes_everything():
+    net = tiny(outputs=1)
+    found = EarlyExit(net, [])(IMAGES)
+    assert torch.equal(found.logits, net(IMAGES)[0])
+
+
+def test_the_weights_are_the_nets_own():
+    assert EarlyExit(NET, [0.5, 0.5]).net is NET
+
+
+def test_the_cost_of_an_exit_counts_all_heads_passed():
+    net = auxnet.resnet(depth=20, outputs=4)
+    alone = [macs for _, macs in costs(net, (3, 16, 16))]
+    heads = []
+    for k, features in enumerate(net.features(torch.zeros(1, 3, 16, 16))):
+        heads.append(multiply_adds(net.heads[k], features.shape[1:]))
+    assert exit_macs(net, (3, 16, 16)) == [alone[k] + sum(heads[:k]) for k in range(4)]
+
+
+def test_exit_latencies_are_one_per_output():
+    found = exit_latencies(auxnet.resnet(depth=8, outputs=2), (3, 8, 8), seconds=0.02)
+    assert len(found) == 2
+    assert min(found) > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (([0.5],), "3 outputs need 2 thresholds, got 1"),
+        (([0.5, -0.1],), "thresholds must be 0 or more"),
+        (([0.5, float("nan")],), "thresholds must be 0 or more"),
+        (([0.5, 0.5], "hunch"), "confidence must be one of entropy, top, margin, got 'hunch'"),
+        (([0.5, 0.5], "top", [1.0]), "3 outputs need 3 temperatures, got 1"),
+        (([0.5, 0.5], "top", [1.0, 0.0, 1.0]), "temperatures must be above 0 and finite"),
+    ],
+)
+def test_numbers_that_do_not_fit_the_net_are_refused(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        EarlyExit(NET, *arguments)
+
+
+# ---- the command -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "a"
+    auxnet.fit(auxnet.Recipe(depth=8, outputs=3, epochs=2, batch_size=128, device="cpu", threads=1), folder)
+    return folder
+
+
+def asked(capsys, *words):
+    assert main(["exits", *map(str, words), "--json", "--curve", "3"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_policy_written_is_the_network_that_early_exit_rebuilds(run, capsys):
+    content = asked(capsys, run, "--max-error-increase", "5")
+    assert content == json.loads((run / "exits.json").read_text())
+    exits = auxnet.early_exit(run)
+    assert list(exits.thresholds) == content["thresholds"]
+    assert not exits.training
+    dataset = train.load_data(auxnet.recipe.read_run_recipe(run))
+    wrong, output = [], []
+    with torch.no_grad():
+        for images, labels in train.evaluation_batches(dataset.test, dataset, torch.device("cpu")):
+            found = exits(images)
+            wrong.append(found.logits.argmax(1) != labels)
+            output.append(found.output)
+    assert float(torch.cat(wrong).double().mean()) == pytest.approx(content["test"]["error"])
+    counts = torch.bincount(torch.cat(output), minlength=4)[1:]
+    assert (counts / counts.sum()).tolist() == pytest.approx(content["test"]["shares"])
+    assert content["val"]["against_final"]["difference"] <= 0.05
+
+
+def test_an_absurd_test_set_changes_no_threshold(run, capsys, monkeypatch):
+    honest = asked(capsys, run)
+    load = train.load_data
+
+    def absurd(recipe):
+        dataset = load(recipe)
+        shuffled = dataset.test.labels[torch.randperm(len(dataset.test))]
+        return replace(dataset, test=replace(dataset.test, labels=shuffled))
+
+    monkeypatch.setattr(train, "load_data", absurd)
+    fooled = asked(capsys, run)
+    assert fooled["test"]["error"] != honest["test"]["error"]
+    for key in ("thresholds", "temperatures", "confidence", "val", "costs"):
+        assert fooled[key] == honest[key]
+    for name, curve in honest["curves"].items():
+        assert [p["thresholds"] for p in fooled["curves"][name]] == [p["thresholds"] for p in curve]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--confidence", "margin", "--no-temperature"],
+        ["--common", "--max-error-increase", "10"],
+        ["--max-mean-macs", "100M", "--confidence", "top"],
+        ["--max-mean-latency", "10000"],
+        ["--cost", "latency"],
+    ],
+)
+def test_the_ways_to_ask(run, capsys, words):
+    assert main(["exits", str(run), *words, "--curve", "2"]) == 0
+    out = capsys.readouterr().out
+    for text in ("anytime", "budgeted batch", "validation images", "test images", "exits.json"):
+        assert text in out
+
+
+def test_no_thresholds_meet_this_is_printed_with_exit_status_1(run, capsys):
+    assert main(["exits", str(run), "--max-mean-macs", "1k"]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("no thresholds meet a mean of at most 1,000 MACs: every image that leaves at output 1 costs")
+    assert out.count("\n") == 1
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--max-error-increase", "1", "--max-mean-macs", "1M"], "are two targets: give one"),
+        (["--max-mean-macs", "1M", "--max-mean-latency", "1"], "are two targets: give one"),
+        (["--max-mean-macs", "1M", "--cost", "latency"], "--cost latency goes with --max-error-increase"),
+        (["--max-error-increase=-1"], "--max-error-increase must be percentage points in 0..100, got -1"),
+        (["--max-mean-macs", "0"], "--max-mean-macs must be above 0 and finite, got 0"),
+        (["--max-mean-latency", "nan"], "--max-mean-latency must be above 0 and finite, got nan"),
+        (["--max-mean-macs", "lots"], "--max-mean-macs must be a number such as"),
+        (["--confidence", "hunch"], "hunch"),
+        (["--curve", "1"], "--curve must be 2 points or more, got 1"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_one_line(run, capsys, words, says):
+    assert main(["exits", str(run), *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert says in err
+
+
+def test_a_run_with_one_output_has_nothing_to_leave_early_at(tmp_path, capsys):
+    auxnet.fit(
+        auxnet.Recipe(depth=8, outputs=1, epochs=1, batch_size=512, device="cpu", threads=1, method="joint"),
+        tmp_path / "a",
+    )
+    assert main(["exits", str(tmp_path / "a")]) == 2
+    assert "has one output" in capsys.readouterr().err
+
+
+def test_exits_that_are_missing_stale_or_damaged_are_not_used(run, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "exits.json").unlink(missing_ok=True)
+    with pytest.raises(FileNotFoundError, match=r"holds no exits.json: `auxnet exits .*copy` makes it"):
+        auxnet.early_exit(copy)
+    asked(capsys, copy)
+    content = json.loads((copy / "exits.json").read_text())
+    (copy / "exits.json").write_text(json.dumps({**content, "weights_sha256": "0"}))
+    with pytest.raises(RuntimeError, match="made for other weights"):
+        auxnet.early_exit(copy)
+    (copy / "exits.json").write_text(json.dumps({**content, "thresholds": [0.5]}))
+    with pytest.raises(RuntimeError, match="is damaged or of another network: 3 outputs need 2 thresholds"):
+        auxnet.early_exit(copy)
+    (copy / "exits.json").write_text("[]")
+    with pytest.raises(RuntimeError, match="is damaged"):
+        auxnet.early_exit(copy)

@@ -1,0 +1,174 @@
+"""What logits say: against scikit-learn, scipy, and loops written out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+from scipy.stats import binom
+from sklearn import metrics
+
+import auxnet
+from auxnet import scores
+
+
+def made_up(n=200, classes=4, skill=1.0, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (n,), generator=random)
+    logits = 2 * torch.randn(n, classes, generator=random, dtype=torch.float64)
+    logits[torch.arange(n), labels] += skill
+    return logits, labels
+
+
+def test_predictions_are_what_every_output_says_in_evaluation_mode():
+    net = auxnet.resnet(depth=8, outputs=2).train()
+    images, labels = torch.randn(7, 3, 8, 8), torch.arange(7)
+    said = scores.predictions(net, [(images[:4], labels[:4]), (images[4:], labels[4:])])
+    assert net.training
+    for k, logits in enumerate(net.eval()(images)):
+        torch.testing.assert_close(said.logits[k], logits.detach())
+    assert torch.equal(said.labels, labels)
+    assert said.errors == [float((logits.argmax(1) != labels).double().mean()) for logits in net(images)]
+
+
+def test_without_images_nothing_is_said():
+    with pytest.raises(ValueError, match="there are no images"):
+        scores.predictions(auxnet.resnet(depth=8), [])
+
+
+def test_logits_that_do_not_fit_the_labels_are_refused():
+    with pytest.raises(ValueError, match=r"\[2, 3, 4\] and \[5\]"):
+        scores.Predictions(torch.zeros(2, 3, 4), torch.zeros(5, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(("wrong", "n"), [(0, 10), (3, 10), (10, 10), (121, 5000)])
+def test_wilsons_interval_is_his_formula(wrong, n):
+    z, p = 1.959963984540054, wrong / n
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    assert scores.wilson(wrong, n) == pytest.approx((max(0, middle - half), min(1, middle + half)), abs=1e-9)
+
+
+def test_an_interval_without_images_is_refused():
+    with pytest.raises(ValueError, match="one image or more, got 0"):
+        scores.wilson(0, 0)
+
+
+def test_log_loss_and_confusion_are_scikit_learns():
+    logits, labels = made_up()
+    probabilities = logits.softmax(1).numpy()
+    assert scores.log_loss(logits, labels) == pytest.approx(metrics.log_loss(labels.numpy(), probabilities))
+    called = logits.argmax(1).numpy()
+    assert np.array_equal(scores.confusion(logits, labels).numpy(), metrics.confusion_matrix(labels.numpy(), called))
+
+
+def test_class_errors_are_one_less_recall_and_nan_without_images():
+    logits, labels = made_up(classes=5)
+    labels = labels.clamp(max=3)
+    recall = metrics.recall_score(labels.numpy(), logits.argmax(1).numpy(), average=None, labels=range(4))
+    errors = scores.class_errors(logits, labels)
+    assert errors[:4].numpy() == pytest.approx(1 - recall)
+    assert errors[4].isnan()
+
+
+def test_calibration_error_is_the_loop_over_bins():
+    logits, labels = made_up(500)
+    top, called = logits.softmax(1).max(1)
+    total = 0.0
+    for b in range(15):
+        inside = [i for i in range(500) if b / 15 < top[i] <= (b + 1) / 15]
+        if inside:
+            accuracy = sum(float(called[i] == labels[i]) for i in inside) / len(inside)
+            total += len(inside) / 500 * abs(accuracy - sum(float(top[i]) for i in inside) / len(inside))
+    assert scores.calibration_error(logits, labels) == pytest.approx(total)
+
+
+def test_reliability_bins_hold_every_image_once():
+    logits, labels = made_up()
+    bins = scores.reliability(logits, labels, bins=10)
+    assert sum(b.images for b in bins) == 200
+    assert sum(b.images * b.accuracy for b in bins if b.images) == pytest.approx(
+        float((logits.argmax(1) == labels).sum())
+    )
+    assert all(b.low < b.confidence <= b.high for b in bins if b.images)
+
+
+def test_a_certain_and_always_right_output_is_calibrated():
+    labels = torch.arange(4)
+    assert scores.calibration_error(1e3 * torch.eye(4), labels) == 0
+
+
+def test_mcnemars_p_value_is_the_two_sided_binomial_tail():
+    a = torch.tensor([True] * 9 + [False] * 91)
+    b = torch.tensor([False] * 9 + [True] * 2 + [False] * 89)
+    found = scores.compare(a, b)
+    assert found.difference == pytest.approx(0.07)
+    assert found.p_value == pytest.approx(2 * binom.cdf(2, 11, 0.5))
+    assert found.low < 0.07 < found.high
+
+
+def test_comparing_is_antisymmetric_and_an_output_with_itself_is_no_difference():
+    _, labels = made_up()
+    a, b = labels == 0, labels == 1
+    there, back = scores.compare(a, b), scores.compare(b, a)
+    assert (there.difference, there.low, there.high) == (-back.difference, -back.high, -back.low)
+    assert there.p_value == back.p_value
+    same = scores.compare(a, a)
+    assert (same.difference, same.p_value, same.told_apart) == (0, 1, False)
+
+
+def test_the_interval_of_a_difference_covers_the_truth_about_as_often_as_it_says():
+    random = torch.Generator().manual_seed(0)
+    covered = 0
+    for _ in range(400):
+        draw = torch.rand(200, generator=random)
+        found = scores.compare(draw < 0.08, (draw >= 0.06) & (draw < 0.10))  # 0.08 against 0.04
+        covered += found.low <= 0.04 <= found.high
+    assert 0.91 <= covered / 400 <= 0.99
+
+
+def test_the_temperature_is_the_one_scipy_finds_over_both_scales():
+    logits, labels = made_up(400, skill=2.0)
+    sharp = 3 * logits
+
+    def loss(x):
+        return -log_softmax(sharp.numpy() * np.exp(-x[0]), axis=1)[np.arange(400), labels.numpy()].mean()
+
+    assert scores.fit_temperature(sharp, labels) == pytest.approx(
+        math.exp(minimize(loss, [0.0], method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-12}).x[0]), rel=1e-4
+    )
+    assert scores.fit_temperature(sharp, labels) == pytest.approx(3 * scores.fit_temperature(logits, labels), rel=1e-3)
+
+
+def test_the_temperature_stays_finite_where_every_image_is_right():
+    assert 0.05 <= scores.fit_temperature(9 * torch.eye(3), torch.arange(3)) <= 1
+
+
+def test_confidences_lie_in_0_to_1_and_are_their_formulas():
+    logits, _ = made_up()
+    p = (logits / 2).softmax(1)
+    ordered = p.sort(descending=True).values
+    expected = {
+        "entropy": 1 + (p * p.log()).sum(1) / math.log(4),
+        "top": ordered[:, 0],
+        "margin": ordered[:, 0] - ordered[:, 1],
+    }
+    for kind, values in expected.items():
+        found = scores.confidence(logits, kind, temperature=2.0)
+        torch.testing.assert_close(found, values)
+        assert found.min() >= 0
+        assert found.max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["entropy", "top", "margin"])
+def test_confidence_of_nothing_known_and_of_certainty(kind):
+    unknown = {"entropy": 0.0, "top": 0.25, "margin": 0.0}[kind]
+    assert float(scores.confidence(torch.zeros(4), kind)) == pytest.approx(unknown, abs=1e-6)
+    assert float(scores.confidence(torch.tensor([1e4, 0, 0, 0]), kind)) == 1
+
+
+def test_an_unknown_confidence_is_refused():
+    with pytest.raises(ValueError, match="confidence must be one of entropy, top, margin, got 'hunch'"):
+        scores.confidence(torch.zeros(1, 2), "hunch")

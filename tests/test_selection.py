@@ -1,0 +1,217 @@
+"""Choosing one output: against the rule applied by hand, on made-up and on real validation images."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import auxnet
+from auxnet import train
+from auxnet.cli import main
+from auxnet.evaluation import OutputReport
+from auxnet.scores import Predictions, compare
+from auxnet.selection import MARGIN, choose, select_on
+
+
+def ladder(*wrong_counts, n=1000, params=None):
+    """Predictions of outputs that are wrong on their first so many of n images, and reports of them."""
+    labels = torch.zeros(n, dtype=torch.int64)
+    logits = torch.zeros(len(wrong_counts), n, 2)
+    logits[:, :, 0] = 1
+    for k, wrong in enumerate(wrong_counts):
+        logits[k, :wrong, 1] = 2
+    params = params or [10 ** (k + 2) for k in range(len(wrong_counts))]
+    rows = [
+        OutputReport(k + 1, 10 * (k + 1), params[k], 1000 * (k + 1), 0.0, wrong / n, n, 0.0, 1.0, 0.0, (0.0, None))
+        for k, wrong in enumerate(wrong_counts)
+    ]
+    return Predictions(logits, labels), rows
+
+
+def test_the_cheapest_within_the_margin_of_the_best_is_chosen():
+    said, rows = ladder(80, 55, 52, 50)
+    assert choose(said, rows, within=0.0).output == 4
+    assert choose(said, rows, within=0.002).output == 3
+    assert choose(said, rows, within=0.005).output == 2
+    assert choose(said, rows, within=0.03).output == 1
+    assert choose(said, rows).output == 2  # MARGIN, half a point
+
+
+def test_an_intermediate_output_that_is_the_best_is_chosen_over_deeper_ones():
+    said, rows = ladder(80, 40, 50)
+    choice = choose(said, rows, within=0.0)
+    assert choice.output == 2
+    assert "the best on validation" in choice.reason
+
+
+def test_of_equal_errors_the_cheaper_output_is_the_best():
+    said, rows = ladder(50, 50, 50)
+    assert choose(said, rows, within=0.0).output == 1
+
+
+def test_under_a_budget_the_best_that_meets_it_is_chosen():
+    said, rows = ladder(80, 53, 50)
+    choice = choose(said, rows, budgets={"params": 1000})
+    assert choice.output == 2
+    assert choice.within == 0
+    assert [candidate.meets for candidate in choice.candidates] == [True, True, False]
+    assert choose(said, rows, budgets={"macs": 1500}).output == 1
+    assert choose(said, rows, budgets={"latency": 2.5}, latency=[1.0, 2.0, 3.0]).output == 2
+    assert choose(said, rows, budgets={"params": 1000, "macs": 1500}).output == 1
+    assert choose(said, rows, within=0.03, budgets={"params": 1000}).output == 1
+
+
+def test_no_output_meets_this_is_an_answer_that_names_the_nearest_miss():
+    said, rows = ladder(80, 53, 50)
+    choice = choose(said, rows, budgets={"params": 60, "macs": 5000})
+    assert choice.output is None
+    assert choice.reason == (
+        "no output meets at most 60 parameters and at most 5,000 MACs; "
+        "output 1 comes nearest with 100 parameters (8.00 % error)"
+    )
+    assert all(candidate.against_chosen is None for candidate in choice.candidates)
+
+
+def test_the_paired_test_is_that_of_the_same_images_and_decides_the_words():
+    said, rows = ladder(300, 52, 50)
+    choice = choose(said, rows)
+    assert choice.output == 2
+    for candidate, wrong in zip(choice.candidates, said.wrong, strict=True):
+        assert candidate.against_chosen == compare(wrong, said.wrong[1])
+    assert "cannot be told apart from output 3" in choice.reason
+    apart, rows = ladder(300, 58, 50)
+    assert "worse than output 3 (5.00 % error) beyond chance" in choose(apart, rows, within=0.01).reason
+
+
+def test_a_cheaper_output_that_cannot_be_told_apart_from_the_best_is_pointed_out():
+    said, rows = ladder(300, 52, 50)
+    choice = choose(said, rows, within=0.0)
+    assert choice.output == 3
+    assert "cannot be told apart from output 2" in choice.reason
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    wrong=st.lists(st.integers(0, 50), min_size=1, max_size=5),
+    within=st.one_of(st.none(), st.floats(0, 0.3)),
+    budget=st.one_of(st.none(), st.integers(1, 10**7)),
+)
+def test_the_choice_is_the_rule_applied_by_hand(wrong, within, budget):
+    said, rows = ladder(*wrong, n=50)
+    choice = choose(said, rows, within=within, budgets={} if budget is None else {"params": budget})
+    margin = within if within is not None else (0 if budget else MARGIN)
+    meeting = [row for row in rows if budget is None or row.params <= budget]
+    if not meeting:
+        assert choice.output is None
+    else:
+        best = min(row.error for row in meeting)
+        assert choice.output == min(row.output for row in meeting if row.error <= best + margin + 1e-12)
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
+def test_a_budget_that_no_model_could_meet_is_refused(value):
+    said, rows = ladder(5, 4)
+    with pytest.raises(ValueError, match="max_params must be above 0 and finite"):
+        choose(said, rows, budgets={"params": value})
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan")])
+def test_a_margin_that_is_no_share_is_refused(value):
+    said, rows = ladder(5, 4)
+    with pytest.raises(ValueError, match="within must be a share of images"):
+        choose(said, rows, within=value)
+
+
+def test_a_latency_budget_needs_latencies_and_select_measures_them():
+    said, rows = ladder(5, 4)
+    with pytest.raises(ValueError, match="needs the measured latency"):
+        choose(said, rows, budgets={"latency": 1.0})
+    net = auxnet.resnet(depth=8, outputs=2)
+    choice = select_on(net, [(torch.randn(4, 3, 8, 8), torch.arange(4))], max_latency=1e6)
+    assert all(candidate.latency > 0 for candidate in choice.candidates)
+
+
+def test_select_reads_validation_images_and_nothing_else():
+    net = auxnet.resnet(depth=8, outputs=3, num_classes=4)
+    images, labels = torch.randn(40, 3, 8, 8), torch.arange(40) % 4
+    choice = select_on(net, [(images, labels)], within=0.0)
+    errors = [report.error for report in auxnet.evaluate(net, [(images, labels)])]
+    assert choice.output == errors.index(min(errors)) + 1
+
+
+# ---- the command -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "a"
+    auxnet.fit(auxnet.Recipe(depth=8, outputs=3, epochs=1, batch_size=256, device="cpu", threads=1), folder)
+    return folder
+
+
+def asked(capsys, *words, status=0):
+    assert main(["select", *map(str, words), "--json"]) == status
+    return json.loads(capsys.readouterr().out)
+
+
+def test_select_of_a_run_is_what_the_command_says(run, capsys):
+    choice = auxnet.select(run, max_params=20_000)
+    said = asked(capsys, run, "--max-params", "20k")
+    assert (choice.output, choice.reason) == (said["output"], said["reason"])
+    with pytest.raises(FileNotFoundError, match="is not a run directory"):
+        auxnet.select(run / "nothing")
+    with pytest.raises(ValueError, match="max_params must be above 0"):
+        auxnet.select(run, max_params=0)
+
+
+def test_an_absurd_test_set_changes_no_choice(run, capsys, monkeypatch):
+    honest = asked(capsys, run, "--within", "30")
+    load = train.load_data
+
+    def absurd(recipe):
+        dataset = load(recipe)
+        shuffled = dataset.test.labels[torch.randperm(len(dataset.test))]
+        return replace(dataset, test=replace(dataset.test, labels=shuffled))
+
+    monkeypatch.setattr(train, "load_data", absurd)
+    fooled = asked(capsys, run, "--within", "30")
+    assert fooled.pop("test")["error"] != honest.pop("test")["error"]
+    assert fooled == honest
+
+
+def test_budgets_are_read_with_their_units(run, capsys):
+    params = [candidate["report"]["params"] for candidate in asked(capsys, run)["candidates"]]
+    for text in (f"{params[1]}", f"{params[1] / 1e3}k", f"{params[1] / 1e6}M"):
+        assert [c["meets"] for c in asked(capsys, run, "--max-params", text)["candidates"]] == [True, True, False]
+
+
+def test_no_output_meets_this_is_printed_with_exit_status_1(run, capsys):
+    assert main(["select", str(run), "--max-params", "10"]) == 1
+    out, err = capsys.readouterr()
+    assert out.strip().splitlines()[-1].startswith("no output meets at most 10 parameters; output 1 comes nearest")
+    assert err == ""
+    assert asked(capsys, run, "--max-macs", "1", status=1)["output"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--within", "-1"], "--within must be percentage points in 0..100, got -1"),
+        (["--within", "101"], "--within must be percentage points in 0..100, got 101"),
+        (["--within", "nan"], "--within must be percentage points"),
+        (["--max-params", "few"], "--max-params must be a number such as 200000, 200k or 0.2M, got 'few'"),
+        (["--max-params", "0"], "--max-params must be above 0 and finite, got 0"),
+        (["--max-macs", "-3M"], "--max-macs must be above 0 and finite"),
+        (["--max-latency", "nan"], "--max-latency must be above 0 and finite, got nan"),
+        (["--max-latency", "slow"], "--max-latency"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_one_line(run, capsys, words, says):
+    assert main(["select", str(run), *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert says in err

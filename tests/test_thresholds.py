@@ -1,0 +1,195 @@
+"""Thresholds of early exit: against policies followed image by image, and against trying all thresholds there are."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from auxnet.scores import Predictions, compare, confidence, wilson
+from auxnet.thresholds import (
+    ALWAYS,
+    NEVER,
+    Policy,
+    anytime,
+    budgeted,
+    geometric,
+    leave,
+    outcome,
+    solve,
+    sweep,
+    temperatures,
+)
+
+COSTS = [1.0, 2.0, 3.5]
+
+
+def made_up(seed=0, n=60, outputs=3, classes=4):
+    """Outputs that are surer and better the deeper they are, on images that are easy or hard."""
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (n,), generator=random)
+    ease = 3 * torch.rand(n, generator=random)
+    logits = torch.randn(outputs, n, classes, generator=random)
+    for k in range(outputs):
+        logits[k, torch.arange(n), labels] += ease + 0.7 * k
+    return Predictions(logits, labels)
+
+
+def followed(said, policy, costs):
+    """Errors, costs and exits by a loop over the images."""
+    wrong, spent, exits = [], [], []
+    for n in range(len(said.labels)):
+        for k in range(len(costs)):
+            sure = confidence(said.logits[k, n], policy.confidence, policy.temperatures[k])
+            if k == len(costs) - 1 or sure >= policy.thresholds[k]:
+                wrong.append(bool(said.logits[k, n].argmax() != said.labels[n]))
+                spent.append(costs[k])
+                exits.append(k + 1)
+                break
+    return wrong, spent, exits
+
+
+@pytest.mark.parametrize("kind", ["entropy", "top", "margin"])
+def test_the_outcome_is_that_of_following_the_policy_image_by_image(kind):
+    said = made_up()
+    policy = Policy((0.4, 0.3), kind, (1.5, 0.8, 1.0))
+    wrong, spent, exits = followed(said, policy, COSTS)
+    assert leave(said, policy).tolist() == exits
+    found = outcome(said, policy, COSTS)
+    assert found.error == pytest.approx(sum(wrong) / 60)
+    assert found.error_interval == wilson(sum(wrong), 60)
+    assert found.mean_cost == pytest.approx(sum(spent) / 60)
+    mean = found.mean_cost
+    half = 1.96 * math.sqrt(sum((s - mean) ** 2 for s in spent) / 60 / 60)
+    assert found.cost_interval == pytest.approx((mean - half, mean + half))
+    assert found.shares == pytest.approx([exits.count(k) / 60 for k in (1, 2, 3)])
+    assert found.share_intervals[0] == wilson(exits.count(1), 60)
+    assert found.against_final == compare(torch.tensor(wrong), said.wrong[-1])
+    assert sum(found.shares) == pytest.approx(1)
+
+
+def test_unreachable_thresholds_give_the_final_output_and_zero_thresholds_the_first():
+    said = made_up()
+    assert outcome(said, Policy((NEVER, NEVER), "top", (1.0,) * 3), COSTS).shares == (0, 0, 1)
+    assert outcome(said, Policy((ALWAYS, ALWAYS), "top", (1.0,) * 3), COSTS).shares == (1, 0, 0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), outputs=st.integers(2, 4), increase=st.floats(0, 0.2), common=st.booleans())
+def test_a_solution_keeps_the_error_within_the_target_and_costs_at_most_the_final_output(
+    seed, outputs, increase, common
+):
+    said, costs = made_up(seed, outputs=outputs), list(range(1, outputs + 1))
+    policy = solve(said, costs, max_error_increase=increase, common=common)
+    found = outcome(said, policy, costs)
+    assert found.error <= said.errors[-1] + increase + 1e-9
+    assert found.mean_cost <= costs[-1]
+    assert not common or len(set(policy.thresholds)) == 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), bound=st.floats(1, 4))
+def test_a_solution_keeps_the_mean_cost_within_the_target_and_errs_no_more_than_one_output_in_it(seed, bound):
+    said = made_up(seed)
+    found = outcome(said, solve(said, COSTS, max_mean_cost=bound), COSTS)
+    assert found.mean_cost <= bound * (1 + 1e-9)
+    assert found.error <= min(error for error, cost in zip(said.errors, COSTS, strict=True) if cost <= bound) + 1e-9
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("increase", [0.0, 0.1])
+def test_a_solution_is_near_the_best_of_all_thresholds_and_no_worse_than_the_best_common_one(seed, increase):
+    said = made_up(seed, n=24)
+    bound = round((said.errors[-1] + increase) * 24, 6)
+
+    def cuts(k):
+        sure = confidence(said.logits[k]).sort().values.double()
+        return [ALWAYS, *((sure[1:] + sure[:-1]) / 2).tolist(), NEVER]
+
+    def totals(thresholds):
+        wrong, spent, _ = followed(said, Policy(thresholds, "entropy", (1.0,) * 3), COSTS)
+        return sum(wrong), sum(spent)
+
+    # 26 x 26 policies; the loops of `followed` on precomputed confidences would be no more independent.
+    sure = [confidence(said.logits[k]) for k in range(2)]
+    best = float("inf")
+    for a, b in itertools.product(cuts(0), cuts(1)):
+        left = [0 if sure[0][n] >= a else 1 if sure[1][n] >= b else 2 for n in range(24)]
+        if sum(bool(said.wrong[k, n]) for n, k in enumerate(left)) <= bound + 1e-9:
+            best = min(best, sum(COSTS[k] for k in left))
+    wrong, spent = totals(solve(said, COSTS, max_error_increase=increase).thresholds)
+    assert wrong <= bound
+    assert best <= spent + 1e-9
+    assert spent <= 1.15 * best
+    assert spent <= totals(solve(said, COSTS, max_error_increase=increase, common=True).thresholds)[1]
+
+
+def test_a_bound_below_the_first_outputs_cost_is_met_by_nothing():
+    assert solve(made_up(), COSTS, max_mean_cost=0.99) is None
+
+
+def test_a_looser_target_never_costs_more():
+    said = made_up(n=200)
+    spent = [
+        outcome(said, solve(said, COSTS, max_error_increase=x), COSTS).mean_cost for x in (0.0, 0.02, 0.05, 0.1, 0.3)
+    ]
+    assert all(tight >= loose - 0.02 for tight, loose in itertools.pairwise(spent))
+
+
+def test_the_sweep_runs_from_the_first_outputs_cost_to_the_least_error():
+    said = made_up(n=200)
+    found = [outcome(said, policy, COSTS) for policy in sweep(said, COSTS, points=6)]
+    assert found[0].shares == (1, 0, 0)
+    assert found[-1].error <= min(said.errors) + 1e-9
+    assert all(a.error >= b.error - 1e-9 for a, b in itertools.pairwise(found))
+
+
+def test_anytime_stops_every_image_at_one_output():
+    said = made_up()
+    found = [outcome(said, policy, COSTS) for policy in anytime(3)]
+    assert [one.mean_cost for one in found] == COSTS
+    assert [one.error for one in found] == pytest.approx(said.errors)
+
+
+@pytest.mark.parametrize("q", [0.3, 1.0, 2.0])
+def test_geometric_shares_are_proportional_to_powers_of_q(q):
+    said = made_up(n=1000)
+    shares = outcome(said, geometric(said, q), COSTS).shares
+    total = q + q**2 + q**3
+    assert shares == pytest.approx((q / total, q**2 / total, q**3 / total), abs=0.003)
+    assert len(budgeted(said, points=5)) == 5
+
+
+def test_a_common_threshold_on_entropy_is_branchynets_rule():
+    said = made_up()
+    limit = 0.9  # nats
+    policy = Policy((1 - limit / math.log(4),) * 2, "entropy", (1.0,) * 3)
+    p = said.logits.softmax(-1)
+    entropy = -(p * p.log()).sum(-1)
+    by_entropy = [next((k + 1 for k in range(2) if entropy[k, n] <= limit), 3) for n in range(60)]
+    assert leave(said, policy).tolist() == by_entropy
+
+
+def test_temperatures_are_fitted_output_by_output():
+    said = made_up(n=400)
+    sharper = Predictions(said.logits * torch.tensor([1.0, 2.0, 1.0])[:, None, None], said.labels)
+    one, other = temperatures(said), temperatures(sharper)
+    assert (other[0], other[1] / 2, other[2]) == pytest.approx(one, rel=1e-3)
+
+
+def test_targets_that_cannot_be_are_refused():
+    said = made_up()
+    with pytest.raises(ValueError, match="give one target"):
+        solve(said, COSTS)
+    with pytest.raises(ValueError, match="give one target"):
+        solve(said, COSTS, max_error_increase=0.1, max_mean_cost=2)
+    with pytest.raises(ValueError, match=r"must be a share of images in 0..1, got -0.1"):
+        solve(said, COSTS, max_error_increase=-0.1)
+    with pytest.raises(ValueError, match="bound on the mean cost must be above 0 and finite, got nan"):
+        solve(said, COSTS, max_mean_cost=float("nan"))
+    with pytest.raises(ValueError, match="3 outputs need 3 costs, got 2"):
+        solve(said, COSTS[:2], max_error_increase=0)
+    with pytest.raises(ValueError, match="3 outputs need 2 thresholds, got 1"):
+        leave(said, Policy((0.5,), "top", (1.0,) * 3))
