@@ -214,6 +214,10 @@ def test_an_interrupt_is_130_and_the_run_goes_on_with_resume(tmp_path):
     assert process.returncode == 130
     assert err == "auxnet: interrupted\n"
     assert (tmp_path / "a" / "checkpoints" / "last.pt").exists()
+    resumed = [sys.executable, "-m", "auxnet", "train", "--out", str(tmp_path / "a"), "--resume", "--epochs", "3"]
+    done = subprocess.run(resumed, capture_output=True, text=True, check=False)
+    assert done.returncode == 2  # by its own recipe, which says 200 epochs
+    assert "was begun with epochs=200" in done.stderr
 
 
 def test_an_unexpected_error_is_still_one_line(run, capsys, monkeypatch):

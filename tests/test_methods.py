@@ -22,6 +22,8 @@ def hand_net():
     torch.manual_seed(1)
     segments = [nn.Sequential(nn.Linear(WIDTH, WIDTH, bias=False), nn.Tanh()) for _ in range(K)]
     heads = [nn.Linear(WIDTH, CLASSES) for _ in range(K)]
+    with torch.no_grad():
+        heads[0].bias += torch.tensor([6.0, 0.0, -6.0])  # a first loss more than twice the last, so that the adaptive rule acts there
     return auxnet.AuxNet(segments, heads, depths=[2, 3, 4, 5]).double()
 
 
@@ -178,6 +180,16 @@ def test_pairwise_equals_the_hand_written_computation(rule):
     assert_same(made, hand_pairwise(hand_net(), batches(), rule, DECAY))
 
 
+def test_the_adaptive_rule_acts_on_some_outputs_of_the_hand_net_and_not_on_others():
+    net = hand_net()
+    W, V, b = weights_of(net)
+    x, y = batches(1)[0]
+    losses = [hand_head(V[k], b[k], hand_features(W, x)[k + 1], y)[0] for k in range(K)]
+    above = [bool(loss > 2 * losses[-1]) for loss in losses]
+    assert above[0]
+    assert not all(above[:-1])
+
+
 @pytest.mark.parametrize("rule", ["none", "cumulative", "adaptive"])
 @pytest.mark.parametrize("mode", ["live", "frozen"])
 def test_multiway_equals_the_hand_written_computation(mode, rule):
@@ -289,16 +301,17 @@ def test_an_update_leaves_deeper_segments_and_other_heads_untouched(name, monkey
 @every_method
 def test_batchnorm_statistics_move_exactly_once_per_batch(make):
     net, same = small(), small()
-    first_of = [m for m in net.segments[0].modules() if isinstance(m, nn.BatchNorm2d)]
     make(net, sgd(), net.loss_weights()).step(*images())
-    same(images()[0])  # one forward in training mode
-    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert all(m.num_batches_tracked == 1 for m in norms)
-    assert all(m.track_running_stats for m in norms)
-    for ours, theirs in zip(first_of, same.segments[0].modules(), strict=False):
-        if isinstance(theirs, nn.BatchNorm2d):
-            assert torch.equal(ours.running_mean, theirs.running_mean)
-            assert torch.equal(ours.running_var, theirs.running_var)
+    same(images()[0])  # one forward in training mode, with the weights of before
+    norms = {name: m for name, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert all(m.num_batches_tracked == 1 and m.track_running_stats for m in norms.values())
+    expected = dict(same.named_modules())
+    if make is auxnet.pairwise:  # deeper segments see features of updated weights
+        norms = {name: m for name, m in norms.items() if name.startswith("segments.0.")}
+    assert len(norms) >= 2
+    for name, norm in norms.items():
+        assert torch.equal(norm.running_mean, expected[name].running_mean)
+        assert torch.equal(norm.running_var, expected[name].running_var)
 
 
 @every_method

@@ -202,6 +202,30 @@ def test_the_step_size_falls_at_the_milestones():
     assert [train.lr_at(recipe, e) for e in range(1, 11)] == pytest.approx([1] * 4 + [0.1] * 2 + [0.01] * 4)
 
 
+@pytest.mark.parametrize(("epochs", "lrs"), [(1, [1]), (2, [1, 0.1]), (3, [1, 1, 0.01]), (5, [1, 1, 0.1, 0.01, 0.01])])
+def test_a_short_run_still_starts_at_the_full_step(epochs, lrs):
+    recipe = Recipe(epochs=epochs, lr=1.0)
+    assert [train.lr_at(recipe, e) for e in range(1, epochs + 1)] == pytest.approx(lrs)
+
+
+def test_a_run_that_diverges_in_its_last_step_is_stopped_too(tmp_path):
+    with pytest.raises(RuntimeError, match="on the validation images after epoch 1"):
+        auxnet.fit(replace(TINY, epochs=1, batch_size=2000, lr=1e25), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_an_older_run_is_not_given_up_for_one_that_cannot_begin(tmp_path):
+    auxnet.fit(replace(TINY, epochs=1), tmp_path / "a")
+    before = {p: p.read_bytes() for p in (tmp_path / "a").rglob("*") if p.is_file()}
+    with pytest.raises(RuntimeError, match="dense"):
+        auxnet.fit(replace(TINY, optimizer="SparseAdam", lr=1e-3), tmp_path / "a", overwrite=True)
+    (tmp_path / "a" / "checkpoints" / "last.pt").rename(tmp_path / "elsewhere.pt")
+    with pytest.raises(FileNotFoundError, match="to resume from; --overwrite begins again"):
+        auxnet.fit(replace(TINY, epochs=1), tmp_path / "a", resume=True)
+    (tmp_path / "elsewhere.pt").rename(tmp_path / "a" / "checkpoints" / "last.pt")
+    assert {p: p.read_bytes() for p in (tmp_path / "a").rglob("*") if p.is_file()} == before
+
+
 def test_any_optimizer_of_torch_is_named_and_a_misspelt_one_suggested():
     with pytest.raises(ValueError, match="no optimizer 'AdmW'; perhaps you meant 'AdamW'"):
         train.optimizer_of(replace(TINY, optimizer="AdmW"))

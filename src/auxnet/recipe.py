@@ -26,8 +26,8 @@ class Recipe:
 
     depth: int = 20
     """layers of the network, 6n + 2"""
-    outputs: int | None = 3
-    """outputs, the final one included, placed evenly from the top"""
+    outputs: int | None = None
+    """outputs, the final one included, placed evenly from the top (default: 3, or as --at says)"""
     at: tuple[int, ...] | None = None
     """layers of the auxiliary outputs, in place of --outputs"""
     block: Literal["plain", "original", "preact"] = "preact"
@@ -55,7 +55,7 @@ class Recipe:
     batch_size: int = 128
     """images a step"""
     optimizer: str = "SGD"
-    """any optimizer of torch.optim, by name"""
+    """any optimizer of torch.optim that takes dense gradients of any shape, by name"""
     lr: float = 0.1
     """step size at the start"""
     momentum: float = 0.9
@@ -89,7 +89,7 @@ class Recipe:
             ("lr", 0 < self.lr < float("inf"), "above 0 and finite"),
             ("lr_decay", 0 < self.lr_decay <= 1, "in 0..1, above 0"),
             ("momentum", 0 <= self.momentum < 1, "0 or more and below 1"),
-            ("weight_decay", self.weight_decay >= 0, "0 or more"),
+            ("weight_decay", 0 <= self.weight_decay < float("inf"), "0 or more and finite"),
             ("milestones", all(0 < m < 1 for m in self.milestones), "shares of the run between 0 and 1"),
             ("clip", self.clip is None or self.clip > 0, "above 0"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "0 or more and below 1"),

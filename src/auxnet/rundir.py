@@ -74,25 +74,29 @@ def check(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
     elif not is_run and folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} holds other files: name a new folder for the run")
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{folder} cannot be made: {nearest} is a file")
     if not os.access(nearest, os.W_OK):
         raise PermissionError(f"{folder} cannot be written to")
 
 
-def begin(folder: Path, recipe: Recipe) -> Standing:
-    """An empty run directory, what an earlier run left in it removed, with the recipe saved."""
+def begin(folder: Path, recipe: Recipe) -> None:
+    """Make the run directory, what an earlier run left in it removed, with the recipe saved."""
     for name in OURS:
         (folder / name).unlink(missing_ok=True)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     with whole(folder / "recipe.yaml") as partial:
         write_recipe(recipe, partial)
-    return Standing()
 
 
-def resume(folder: Path, net: AuxNet, method: Method) -> Standing | None:
-    """Fill net and method as the last epoch left them, and drop later lines of the metrics; None without one."""
+def resume(folder: Path, net: AuxNet, method: Method) -> Standing:
+    """Fill net and method as the last epoch left them, and drop later lines of the metrics.
+
+    Raises FileNotFoundError without a checkpoint, RuntimeError if it is damaged or of another recipe.
+    """
     path = folder / "checkpoints" / "last.pt"
     if not path.is_file():
-        return None
+        raise FileNotFoundError(f"{folder} holds no checkpoints/last.pt to resume from; --overwrite begins again")
     state = load_state(path)
     try:
         net.load_state_dict(state["net"])
@@ -109,7 +113,7 @@ def resume(folder: Path, net: AuxNet, method: Method) -> Standing | None:
 def save_epoch(folder: Path, standing: Standing, rows: Iterable[dict[str, Any]], net: AuxNet, method: Method) -> None:
     """Log an epoch, keep its weights if it is the best so far, and make it the one to resume from."""
     with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+        file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
     if standing.best_epoch == standing.epoch:
         save_weights(folder / "checkpoints" / "best.safetensors", net)
     state = {"standing": asdict(standing), "net": net.state_dict(), "method": method.state_dict()}

@@ -6,6 +6,7 @@ The test set is read once, after the last epoch, and nothing is chosen on it.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -75,8 +76,8 @@ def fit(
     with threads_of(recipe), torch.random.fork_rng(devices=[]):
         dataset = load_data(recipe)
         net, method = build(recipe, dataset, device)
-        standing = rundir.resume(folder, net, method) if resume else None
-        standing = _epochs(recipe, dataset, net, method, folder, standing or rundir.begin(folder, recipe), watch)
+        standing = rundir.resume(folder, net, method) if resume else rundir.Standing()
+        standing = _epochs(recipe, dataset, net, method, folder, standing, watch)
         summary = _finish(recipe, dataset, net, folder, standing)
     return Run(folder, net.eval(), summary)
 
@@ -123,7 +124,7 @@ def network_options(recipe: Recipe, dataset: data.DataSet) -> dict[str, Any]:
     """The arguments of `resnet` for a recipe on a data set."""
     return {
         "depth": recipe.depth,
-        "outputs": None if recipe.at else recipe.outputs,
+        "outputs": 3 if recipe.outputs is None and recipe.at is None else recipe.outputs,
         "at": recipe.at,
         "block": recipe.block,
         "width": recipe.width,
@@ -184,7 +185,7 @@ def optimizer_of(recipe: Recipe) -> Callable[[Any], torch.optim.Optimizer]:
 
 def lr_at(recipe: Recipe, epoch: int) -> float:
     """The step size in an epoch (1-based): multiplied by lr_decay at each milestone that lies behind."""
-    passed = sum(epoch - 1 >= round(share * recipe.epochs) for share in recipe.milestones)
+    passed = sum(epoch - 1 >= share * recipe.epochs - 1e-9 for share in recipe.milestones)
     return float(recipe.lr * recipe.lr_decay**passed)
 
 
@@ -213,20 +214,23 @@ def _epochs(
         total, images = torch.zeros(net.outputs, dtype=torch.float64), 0
         for step, (x, labels) in enumerate(training_batches(recipe, dataset, device, random), start=1):
             losses = method.step(x, labels)
-            _check_finite(losses, epoch, step, net)
-            total += losses.double().cpu() * len(labels)
+            _check_finite(losses.tolist(), net, f"in epoch {epoch}, step {step}")
+            total += losses.cpu().double() * len(labels)
             images += len(labels)
             rate = images / (time.perf_counter() - began)
             left = ((recipe.epochs - epoch + 1) * len(dataset.train) - images) / rate
             watch(Progress(epoch, recipe.epochs, step, steps, rate, left, val_errors))
         trained = time.perf_counter() - began
         val_losses, val_errors, _ = losses_and_errors(net, evaluation_batches(dataset.val, dataset, device))
+        _check_finite(val_losses, net, f"on the validation images after epoch {epoch}")
         seconds = time.perf_counter() - began
         standing = standing.after(epoch, val_errors, seconds)
         rows = [
             *_rows(net, epoch, "train", (total / images).tolist(), None, lr, trained),
             *_rows(net, epoch, "val", val_losses, val_errors, lr, seconds - trained),
         ]
+        if epoch == 1:  # only now: what an older run left is not given up for one that cannot even begin
+            rundir.begin(folder, recipe)
         rundir.save_epoch(folder, standing, rows, net, method)
         watch(Progress(epoch, recipe.epochs, steps, steps, images / trained, left, val_errors, done=True))
     return standing
@@ -236,13 +240,13 @@ def _seed(recipe: Recipe, epoch: int) -> int:
     return (recipe.seed * 1_000_003 + epoch) % 2**63
 
 
-def _check_finite(losses: torch.Tensor, epoch: int, step: int, net: AuxNet) -> None:
-    if not losses.isfinite().all():
-        k = int(losses.isfinite().logical_not().nonzero()[0])
-        raise RuntimeError(
-            f"the loss of output {k + 1} (layer {net.depths[k]}) became {losses[k].item()} in epoch {epoch}, step "
-            f"{step}; the run stops there: a smaller --lr, or --clip, may help"
-        )
+def _check_finite(losses: list[float], net: AuxNet, where: str) -> None:
+    for k, loss in enumerate(losses):
+        if not math.isfinite(loss):
+            raise RuntimeError(
+                f"the loss of output {k + 1} (layer {net.depths[k]}) became {loss} {where}; "
+                "the run stops there: a smaller --lr, or --clip, may help"
+            )
 
 
 def _rows(

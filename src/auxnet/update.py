@@ -70,8 +70,8 @@ class Update:
 class Method:
     """A way of training, bound to a net. Build it after the net is on its device.
 
-    `step(images [N, C, H, W], labels [N])` trains on one batch and returns the losses [K] that it started
-    from, detached, shallow to deep.
+    `step(images [N, C, H, W], labels [N])` trains on one batch and returns the losses [K] whose gradients it
+    took, detached, shallow to deep: those of the net before the step, but in pair-wise after each other's updates.
     """
 
     step: Callable[[Tensor, Tensor], Tensor]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from contextlib import redirect_stderr
+from pathlib import Path
 from typing import TypeVar
 
 import tyro
@@ -31,8 +32,11 @@ def parse(options: type[Options], words: list[str], default: Options | None = No
 
 
 def parse_with_recipe(options: type[Options], words: list[str]) -> Options:
-    """Options of which a recipe is one: its file, if --config names one, gives the defaults of the flags."""
+    """Options of which a recipe is one: a file gives the defaults of the flags, --config's or that of a run resumed."""
     config = _value_of("--config", words)
+    out = _value_of("--out", words)
+    if config is None and out and "--resume" in words and (Path(out) / "recipe.yaml").is_file():
+        config = str(Path(out) / "recipe.yaml")
     return parse(options, words, options(recipe=read_recipe(config)) if config else None)  # type: ignore[call-arg]
 
 
