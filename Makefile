@@ -22,8 +22,9 @@ install: .venv/installed
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("auxnet needs Python 3.11 or newer: make PYTHON=...") if sys.version_info < (3, 11) else 0'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable .
-	touch $@
+	$(BIN)/python -m pip install --quiet --editable '.[export]'
+	@touch $@
+	@echo 'installed: . .venv/bin/activate gives the command auxnet'
 
 .venv/tested: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
