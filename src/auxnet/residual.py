@@ -80,7 +80,8 @@ class Classifier(nn.Module):
         """Feature maps [N, channels, H, W] -> logits [N, classes]; x itself is left as it was."""
         if self.bn is not None:
             x = F.relu(self.bn(x), inplace=True)
-        return cast(Tensor, self.fc(x.mean((2, 3))))
+        pooled = x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)  # as x.mean((2, 3)), but its backward stays channels_last
+        return cast(Tensor, self.fc(pooled))
 
 
 def resnet(
