@@ -23,7 +23,9 @@ def hand_net():
     segments = [nn.Sequential(nn.Linear(WIDTH, WIDTH, bias=False), nn.Tanh()) for _ in range(K)]
     heads = [nn.Linear(WIDTH, CLASSES) for _ in range(K)]
     with torch.no_grad():
-        heads[0].bias += torch.tensor([6.0, 0.0, -6.0])  # a first loss more than twice the last, so that the adaptive rule acts there
+        heads[0].bias += torch.tensor(
+            [6.0, 0.0, -6.0]
+        )  # a first loss more than twice the last, so that the adaptive rule acts there
     return auxnet.AuxNet(segments, heads, depths=[2, 3, 4, 5]).double()
 
 
