@@ -10,7 +10,7 @@ demo: .venv/installed                ## train on the embedded digits, end with t
 	$(BIN)/auxnet train
 
 test: check                          ## linter, types, and the whole suite
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 check: .venv/tested
 	$(BIN)/ruff check

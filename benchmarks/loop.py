@@ -2,13 +2,14 @@
 
     python benchmarks/loop.py [--method multiway] [--depth 20] [--outputs 3] [--images 5120] [--rounds 5] [--json FILE]
 
-Epochs and bare steps alternate; the limit is 0.93 of the bare step's images/s.
+Epochs, as `auxnet train` runs them, and bare steps alternate; the limit is 0.93 of the bare step's images/s.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from dataclasses import replace
@@ -18,10 +19,13 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from auxnet import train
+from auxnet.build import build, training_batches
 from auxnet.data import DataSet, Split
+from auxnet.distributed import Team
+from auxnet.epochs import Training, train_epoch
+from auxnet.machine import keep_freed_memory
 from auxnet.recipe import Recipe
-from auxnet.rundir import provenance
+from auxnet.rundir import Standing, provenance
 
 
 def main() -> None:
@@ -35,21 +39,21 @@ def main() -> None:
     options.add_argument("--json", type=Path)
     asked = options.parse_args()
     torch.set_num_threads(asked.threads)
+    keep_freed_memory()  # as `auxnet train` does
 
     recipe = replace(Recipe(), method=asked.method, depth=asked.depth, outputs=asked.outputs)
     dataset = _like_cifar(asked.images)
     device = torch.device("cpu")
-    net, method = train.build(recipe, dataset, device)
+    net, method = build(recipe, dataset, device)
     net.train()
-    random = torch.Generator().manual_seed(0)
-    x, y = next(train.training_batches(recipe, dataset, device, random))
+    training = Training(recipe, dataset, net, method, Team(), Path(), math.inf, 1, lambda progress: None, begun=False)
+    x, y = next(training_batches(recipe, dataset, device, epoch=1))
     steps = asked.images // recipe.batch_size
 
     loop, bare = [], []
     for i in track(range(asked.rounds + 1), "measuring", transient=True):
         began = time.perf_counter()
-        for images, labels in train.training_batches(recipe, dataset, device, random):
-            method.step(images, labels)
+        train_epoch(training, Standing(), noted=lambda: 0)
         middle = time.perf_counter()
         for _ in range(steps):
             method.step(x, y)

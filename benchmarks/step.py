@@ -24,6 +24,7 @@ from rich.progress import track
 from rich.table import Table
 
 import auxnet
+from auxnet.machine import keep_freed_memory
 from auxnet.methods import gradients, parameters, supervise
 from auxnet.rundir import provenance
 
@@ -40,6 +41,7 @@ def main() -> None:
     asked = options.parse_args()
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
+    keep_freed_memory()  # as `auxnet train` does
 
     images = torch.randn(asked.batch_size, 3, asked.image_size, asked.image_size)
     images = images.to(memory_format=torch.channels_last)

@@ -1,20 +1,15 @@
 """Laws of the batches: augmentation draws what it claims, validation draws nothing, numbers are exact."""
 
-from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from auxnet.batches import augment, batches, normalise, order
+from auxnet.batches import augment, batches, normalise, order, seed_of
+from auxnet.data import Split
 
 torch.set_num_threads(1)
-
-
-@dataclass(frozen=True)
-class Split:
-    images: Tensor
-    labels: Tensor
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -119,7 +114,7 @@ def test_normalise_accepts_a_view_and_leaves_it_alone() -> None:
     assert torch.equal(images, before)
 
 
-def test_without_a_generator_all_images_come_in_order_and_unaugmented() -> None:
+def test_without_a_seed_all_images_come_in_order_and_unaugmented() -> None:
     split = split_of(10)
     mean, std = (0.0,) * 3, (1.0,) * 3
     out = list(batches(split, 4, mean, std, pad=4, flip=True))
@@ -128,11 +123,10 @@ def test_without_a_generator_all_images_come_in_order_and_unaugmented() -> None:
     assert torch.equal(torch.cat([images for images, _ in out]).permute(0, 2, 3, 1), split.images.float())
 
 
-def test_with_a_generator_each_image_comes_once_beside_its_label_in_a_new_order_each_epoch() -> None:
-    split, random = split_of(50), generator()
-    epochs = []
-    for _ in range(2):
-        out = list(batches(split, 8, (0.0,) * 3, (1.0,) * 3, generator=random))
+def test_with_a_seed_each_image_comes_once_beside_its_label_in_a_new_order_each_epoch() -> None:
+    split, epochs = split_of(50), []
+    for epoch in range(2):
+        out = list(batches(split, 8, (0.0,) * 3, (1.0,) * 3, seed=(0, epoch)))
         images, labels = (torch.cat(column) for column in zip(*out, strict=True))
         assert labels.sort().values.tolist() == list(range(50))
         assert torch.equal(images.permute(0, 2, 3, 1), split.images[labels].float())
@@ -141,15 +135,70 @@ def test_with_a_generator_each_image_comes_once_beside_its_label_in_a_new_order_
     assert not torch.equal(*epochs)
 
 
-def test_the_same_generator_state_gives_the_same_epoch_and_no_global_state_is_touched() -> None:
+def epoch_of(split: Split, seed: tuple[int, ...] | None = (5, 1), **options: Any) -> list[tuple[Tensor, Tensor]]:
+    return list(batches(split, 7, (9.0,) * 3, (2.0,) * 3, seed=seed, pad=2, flip=True, **options))
+
+
+def assert_same(one: list[tuple[Tensor, Tensor]], two: list[tuple[Tensor, Tensor]]) -> None:
+    assert len(one) == len(two)
+    for (images, labels), (others, other_labels) in zip(one, two, strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(labels, other_labels)
+
+
+def test_the_same_seed_gives_the_same_epoch_and_no_global_state_is_touched() -> None:
     split, state = split_of(30), torch.random.get_rng_state()
-
-    def epoch() -> Tensor:
-        made = batches(split, 7, (9.0,) * 3, (2.0,) * 3, generator=generator(5), pad=2, flip=True)
-        return torch.cat([images for images, _ in made])
-
-    assert torch.equal(epoch(), epoch())
+    assert_same(epoch_of(split), epoch_of(split))
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("seed", [None, (5, 1)])
+@pytest.mark.parametrize("start", [0, 1, 3, 4, 5, 9])
+def test_an_epoch_taken_up_at_a_batch_is_the_tail_of_the_whole_epoch(seed: tuple[int, ...] | None, start: int) -> None:
+    split = split_of(30)
+    assert_same(epoch_of(split, seed, start=start), epoch_of(split, seed)[start:])
+
+
+def test_images_before_the_first_batch_are_not_read() -> None:
+    read = []
+
+    class Watched(Split):
+        def read(self, indices: Tensor) -> Tensor:
+            read.extend(indices.tolist())
+            return super().read(indices)
+
+    split = split_of(30)
+    tail = epoch_of(Watched(split.images, split.labels), start=3)
+    assert read == torch.cat([labels for _, labels in tail]).tolist()  # the labels are the indices
+
+
+@pytest.mark.parametrize("seed", [None, (5, 1)])
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_the_parts_of_a_batch_make_up_the_whole_batch(seed: tuple[int, ...] | None, size: int) -> None:
+    split = split_of(30)
+
+    def part_of(rank: int) -> list[tuple[Tensor, Tensor]]:
+        return epoch_of(split, seed, part=lambda n: slice(rank * n // size, (rank + 1) * n // size))
+
+    parts = [part_of(rank) for rank in range(size)]
+    together = [tuple(map(torch.cat, zip(*of_one, strict=True))) for of_one in zip(*parts, strict=True)]
+    assert_same(together, epoch_of(split, seed))
+
+
+def test_batches_are_augmented_by_numbers_of_their_own() -> None:
+    same = Split(unique_pixels(1, 8, 6, 3).expand(14, -1, -1, -1) % 256, torch.zeros(14, dtype=torch.int64))
+    first, second = (images for images, _ in epoch_of(same))
+    assert not torch.equal(first, second)
+
+
+def test_a_seed_follows_from_the_numbers_and_their_order_and_stays_what_it_is() -> None:
+    assert seed_of(0) == 3456079177858693020
+    assert seed_of(1, 2, 3) == 4987016031672207636
+    every = {seed_of(*numbers) for a in range(30) for b in range(30) for numbers in [(a, b), (a, b, 0), (a + 100, b)]}
+    assert len(every) == 30 * 30 * 3
+    assert all(0 <= seed < 2**63 for seed in every)
+    ones = [f"{seed:063b}".count("1") for seed in every]
+    assert abs(sum(ones) / len(ones) - 31.5) < 5 * (63 / 4 / len(ones)) ** 0.5  # well mixed: half of the bits
 
 
 def test_order_is_a_permutation_fixed_by_the_seed() -> None:
@@ -168,6 +217,8 @@ def test_the_type_asked_for_is_the_type_given() -> None:
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"pad": -1}, "pad must be 0 pixels or more, got -1"),
+        ({"start": -1}, "start must be batch 0 or a later one, got -1"),
+        ({"workers": -1}, "workers must be 0 processes or more, got -1"),
         ({"mean": (0.0,)}, r"one mean and one std per channel \(3\)"),
         ({"std": (1.0, 0.0, 1.0)}, "std must be above 0"),
     ],

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from auxnet import cifar, formats
+from auxnet.reading import cifar, formats
 from writers import (
     CIFAR10,
     CIFAR100,

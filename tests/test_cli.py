@@ -212,8 +212,9 @@ def test_an_interrupt_is_130_and_the_run_goes_on_with_resume(tmp_path):
     process.send_signal(2)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err == "auxnet: interrupted\n"
-    assert (tmp_path / "a" / "checkpoints" / "last.pt").exists()
+    assert err.startswith("auxnet: stopped after epoch ")
+    assert err.endswith(f"the run is saved in {tmp_path / 'a'}, --resume goes on with it\n")
+    assert (tmp_path / "a" / "checkpoints" / "best.safetensors").exists()
     resumed = [sys.executable, "-m", "auxnet", "train", "--out", str(tmp_path / "a"), "--resume", "--epochs", "3"]
     done = subprocess.run(resumed, capture_output=True, text=True, check=False)
     assert done.returncode == 2  # by its own recipe, which says 200 epochs
@@ -222,7 +223,7 @@ def test_an_interrupt_is_130_and_the_run_goes_on_with_resume(tmp_path):
 
 def test_an_unexpected_error_is_still_one_line(run, capsys, monkeypatch):
     monkeypatch.setattr("auxnet.train.tables", lambda *a: {}["nothing"])
-    monkeypatch.setattr("auxnet.train.load_data", lambda *a: {}["nothing"])
+    monkeypatch.setattr("auxnet.build.load_data", lambda *a: {}["nothing"])
     fails(capsys, ["evaluate", run], 1, "unexpected KeyError", "AUXNET_DEBUG")
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from auxnet import data, formats
+from auxnet import data
 from auxnet.data import load, stratified_split
+from auxnet.reading import formats
 from writers import folder_of, rows, same, tiny, write_folders, write_parquet
 
 pytestmark = pytest.mark.usefixtures("own_cache_and_no_network")
@@ -63,7 +64,7 @@ def test_the_same_seed_gives_the_same_data_set() -> None:
 
 def test_digits_are_split_into_all_there_are() -> None:
     digits = load("digits")
-    images, _, _ = formats.digits()
+    images = formats.digits().images
     assert rows(digits.train, digits.val, digits.test) == sorted(image.tobytes() for image in images)
     assert (digits.num_classes, digits.channels, digits.image_size) == (10, 1, (8, 8))
     assert (digits.pad, digits.flip) == (0, False)
@@ -105,7 +106,7 @@ def test_mean_and_std_are_those_of_the_training_split_alone() -> None:
 def test_mean_and_std_are_per_channel_and_a_constant_channel_is_left_alone() -> None:
     images = torch.randint(0, 256, (9, 4, 5, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images[..., 1] = 7
-    mean, std = data.statistics(images)
+    mean, std = data.statistics(data.Split(images, torch.zeros(9, dtype=torch.int64)))
     assert mean == pytest.approx(images.double().mean((0, 1, 2)).tolist())
     expected = images.double().std((0, 1, 2), correction=0).tolist()
     assert std == pytest.approx((expected[0], 1.0, expected[2]))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import auxnet
-from auxnet import train
+from auxnet import build
 from auxnet.cli import main
 from auxnet.exits import EarlyExit, exit_latencies, exit_macs
 from auxnet.network import costs, multiply_adds
@@ -197,10 +197,10 @@ def test_the_policy_written_is_the_network_that_early_exit_rebuilds(run, capsys)
     exits = auxnet.early_exit(run)
     assert list(exits.thresholds) == content["thresholds"]
     assert not exits.training
-    dataset = train.load_data(auxnet.recipe.read_run_recipe(run))
+    dataset = build.load_data(auxnet.recipe.read_run_recipe(run))
     wrong, output = [], []
     with torch.no_grad():
-        for images, labels in train.evaluation_batches(dataset.test, dataset, torch.device("cpu")):
+        for images, labels in build.evaluation_batches(dataset.test, dataset, torch.device("cpu")):
             found = exits(images)
             wrong.append(found.logits.argmax(1) != labels)
             output.append(found.output)
@@ -212,14 +212,14 @@ def test_the_policy_written_is_the_network_that_early_exit_rebuilds(run, capsys)
 
 def test_an_absurd_test_set_changes_no_threshold(run, capsys, monkeypatch):
     honest = asked(capsys, run)
-    load = train.load_data
+    load = build.load_data
 
     def absurd(recipe):
         dataset = load(recipe)
         shuffled = dataset.test.labels[torch.randperm(len(dataset.test))]
         return replace(dataset, test=replace(dataset.test, labels=shuffled))
 
-    monkeypatch.setattr(train, "load_data", absurd)
+    monkeypatch.setattr(build, "load_data", absurd)
     fooled = asked(capsys, run)
     assert fooled["test"]["error"] != honest["test"]["error"]
     for key in ("thresholds", "temperatures", "confidence", "val", "costs"):

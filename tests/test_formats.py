@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.io import savemat
 
-from auxnet import formats
+from auxnet.reading import formats
 from writers import png, tiny, write_parquet
 
 
@@ -24,7 +24,7 @@ def test_svhn_is_read_with_ten_as_the_digit_zero(tmp_path: Path) -> None:
 
 
 def test_digits_fill_the_range_of_a_byte() -> None:
-    images, labels, classes = formats.digits()
+    images, labels, classes, _ = formats.digits()
     assert images.shape == (1797, 8, 8, 1)
     assert images.dtype == np.uint8
     assert (images.min(), images.max(), len(np.unique(images))) == (0, 255, 17)
@@ -112,12 +112,14 @@ def test_svhn_damage_is_named(tmp_path: Path) -> None:
 def test_damaged_parquet_is_named(tmp_path: Path) -> None:
     file = tmp_path / "train.parquet"
     images, labels = tiny(8, 2, size=8)
-    write_parquet(file, [png(images[0]), png(images[1])[:60]], labels[:2])
-    with pytest.raises(RuntimeError, match=r"train\.parquet row 1: not a readable image"):
-        formats.parquet([file])
-    write_parquet(file, [png(images[0]), None], labels[:2])
-    with pytest.raises(RuntimeError, match=r"train\.parquet row 1: holds no image in column 'img'"):
-        formats.parquet([file])
+    write_parquet(file, [png(images[0]), png(images[1])[:60], None, png(images[3])], labels[:4])
+    got = formats.parquet([file])
+    assert np.array_equal(got.images, images[[0, 3]])
+    assert got.labels.tolist() == labels[[0, 3]].tolist()
+    assert [each.partition(" (")[0] for each in got.left_out] == [
+        f"{file} row 1: not a readable image",
+        f"{file} row 2: holds no image",
+    ]
     write_parquet(file, [], np.array([], np.int64))
     with pytest.raises(RuntimeError, match=r"train\.parquet: holds no images"):
         formats.parquet([file])

@@ -147,6 +147,18 @@ def test_counting_leaves_the_net_as_it_was():
     assert all(map(torch.equal, before.values(), net.state_dict().values()))
 
 
+def test_multiply_adds_are_counted_where_a_parameter_enters_a_module():
+    class Token(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.fc = nn.Parameter(torch.zeros(1, 5)), nn.Linear(5, 2)
+
+        def forward(self, x):
+            return self.fc(self.token.expand(len(x), -1)) + x.mean()
+
+    assert multiply_adds(Token(), (3, 4, 4)) == 10
+
+
 def test_kept_statistics_still_normalise_by_the_batch():
     norm = nn.BatchNorm2d(3)
     x = torch.randn(4, 3, 5, 5) * 7 + 3

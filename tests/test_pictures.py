@@ -1,12 +1,13 @@
 """Laws of the pictures: every kind becomes 8 bits, grey or red-green-blue, upright; what cannot is named."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from auxnet import formats, pictures
+from auxnet.reading import formats, pictures
 from writers import png, save_all, tiny
 
 
@@ -85,14 +86,28 @@ def test_image_size_resizes_the_shorter_side_and_cuts_out_the_middle(tmp_path: P
     assert pictures.resize(whole[..., :1], 16).shape == (2, 16, 16, 1)
 
 
-def test_a_truncated_or_false_image_is_named(tmp_path: Path) -> None:
-    images, _ = tiny(2, 2, size=16)
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "1.png").write_bytes(png(images[0]))
+def test_a_truncated_or_false_image_is_left_out_and_named(tmp_path: Path) -> None:
+    images, _ = tiny(3, 2, size=16)
+    for name, image in (("a/1.png", images[0]), ("b/3.png", images[2])):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(png(image))
     for damage in (b"", b"no image", png(images[1])[:200], png(images[1])[:20]):
         (tmp_path / "a" / "2.png").write_bytes(damage)
-        with pytest.raises(RuntimeError, match=r"a/2\.png: not a readable image"):
-            formats.class_folders(tmp_path)
+        got = formats.class_folders(tmp_path)
+        assert np.array_equal(got.images, images[[0, 2]])
+        assert got.labels.tolist() == [0, 1]
+        (left_out,) = got.left_out
+        assert left_out.startswith(f"{tmp_path}/a/2.png: not a readable image (")
+        assert " at 0x" not in left_out  # the same words every time
+
+
+def test_an_image_that_the_system_refuses_is_not_left_out(tmp_path: Path) -> None:
+    save_all(tmp_path, a=Image.new("L", (4, 4)), b=Image.new("L", (4, 4)))
+    (tmp_path / "a" / "b.png").unlink()
+    (tmp_path / "a" / "b.png").symlink_to("b.png")  # a circle
+    both = [(name, partial(pictures.decode, tmp_path / "a" / name, name, None)) for name in ("a.png", "b.png")]
+    with pytest.raises(RuntimeError, match=r"b\.png: not a readable image .*Too many levels"):
+        pictures.stack(both, 2, "")
 
 
 def test_an_image_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

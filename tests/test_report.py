@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import auxnet
-from auxnet import report, report_page, train
+from auxnet import build, report, report_page, train
 from auxnet.cli import main
+from auxnet.data import Split
 from auxnet.recipe import Recipe
 from auxnet.scores import Predictions
 
@@ -103,7 +104,7 @@ def chosen_by_hand(outputs, limits):
 
 def test_errors_and_confusion_are_those_counted_image_by_image(run, gathered):
     recipe = Recipe(depth=8, outputs=3)
-    dataset = train.load_data(recipe)
+    dataset = build.load_data(recipe)
     net = auxnet.load(run)
     mean, std = torch.tensor(dataset.mean), torch.tensor(dataset.std)
     images = ((dataset.test.images.float() - mean) / std).permute(0, 3, 1, 2)
@@ -132,7 +133,8 @@ def test_the_gallery_holds_only_images_that_deeper_outputs_alone_get_right():
     logits = torch.tensor([[wrong, right, wrong, wrong], [right, wrong, wrong, right], [right, right, wrong, wrong]])
     test = Predictions(logits, torch.zeros(4, dtype=torch.int64))
     assert report.only_deeper(test) == [(0, 2), (1, 3)]
-    items = report.gallery(test, torch.zeros(4, 5, 6, 3, dtype=torch.uint8), report.only_deeper(test))
+    split = Split(torch.zeros(4, 5, 6, 3, dtype=torch.uint8), test.labels)
+    items = report.gallery(test, split, report.only_deeper(test))
     assert [(item["index"], item["from"], [a for a, _ in item["answers"]]) for item in items] == [
         (0, 2, [1, 0, 0]),
         (1, 3, [0, 1, 0]),
@@ -151,14 +153,14 @@ def test_images_are_embedded_unchanged(channels):
 
 
 def test_the_choice_never_looks_at_the_test_set(run, gathered, monkeypatch):
-    honest = train.load_data
+    honest = build.load_data
 
     def absurd(recipe):
         dataset = honest(recipe)
         dataset.test.labels.copy_(dataset.test.labels.roll(1))
         return dataset
 
-    monkeypatch.setattr(train, "load_data", absurd)
+    monkeypatch.setattr(build, "load_data", absurd)
     again = report.gather(run, "tiny")
     assert again["outputs"][2]["test"]["error"] != gathered["outputs"][2]["test"]["error"]
     assert (again["chosen"], again["reason"]) == (gathered["chosen"], gathered["reason"])

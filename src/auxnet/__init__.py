@@ -15,21 +15,26 @@ _HOME = {
     "OutputReport": "evaluation",
     "PretrainedAuxNet": "hub",
     "Recipe": "recipe",
+    "attach": "backbones.attaching",
     "early_exit": "exits",
     "evaluate": "evaluation",
     "export": "exporting",
     "fit": "train",
     "joint": "methods",
     "load": "hub",
+    "load_pretrained": "backbones.weights",
     "multiway": "methods",
     "pairwise": "methods",
     "predict": "prediction",
     "resnet": "residual",
     "select": "selection",
+    "sweep": "sweeps.sweeping",
 }
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
+    from auxnet.backbones.attaching import attach as attach
+    from auxnet.backbones.weights import load_pretrained as load_pretrained
     from auxnet.evaluation import OutputReport as OutputReport
     from auxnet.evaluation import evaluate as evaluate
     from auxnet.exits import EarlyExit as EarlyExit
@@ -45,6 +50,7 @@ if TYPE_CHECKING:
     from auxnet.recipe import Recipe as Recipe
     from auxnet.residual import resnet as resnet
     from auxnet.selection import select as select
+    from auxnet.sweeps.sweeping import sweep as sweep
     from auxnet.train import fit as fit
     from auxnet.update import Method as Method
 

@@ -1,30 +1,37 @@
 """From uint8 images to float batches: order, augmentation, normalisation.
 
-Images stay uint8 until the last moment, and every step works on a whole batch at once. All randomness comes
-from the generator that is handed in: the same generator state gives the same epoch again, bit for bit.
+Images stay uint8 until the last moment, and every step works on a whole batch at once. What is random in an epoch
+follows from its seed, and what is random in its batch s from (*seed, s): the same seed gives the same epoch again,
+bit for bit, from whichever batch it is taken up and wherever the images are read from.
 
 Shapes: N images, H x W pixels, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
 
+from auxnet.reading.ahead import read_ahead
+
 
 class Labelled(Protocol):
-    """Anything that holds images [N, H, W, C] (uint8) and their labels [N] (int64), on one device."""
-
-    @property
-    def images(self) -> Tensor:
-        """Images, uint8 [N, H, W, C]."""
+    """Anything that holds the labels of N images and reads the images that are asked for."""
 
     @property
     def labels(self) -> Tensor:
         """Labels, int64 [N]."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of every image."""
+
+    def read(self, indices: Tensor) -> Tensor:
+        """The images of these indices, int64 [n], as uint8 [n, H, W, C]."""
 
 
 def batches(
@@ -34,28 +41,39 @@ def batches(
     std: Sequence[float],
     *,
     device: str | torch.device = "cpu",
-    generator: Generator | None = None,
+    seed: Sequence[int] | None = None,
+    start: int = 0,
     pad: int = 0,
     flip: bool = False,
+    workers: int = 0,
+    part: Callable[[int], slice] = slice,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch of (images [N, C, H, W] in channels_last, labels [N]) on `device`; the last batch may be smaller.
 
-    With a generator: shuffled, and augmented by `pad` and `flip`. Without: in order and never augmented,
-    whatever `pad` and `flip` say. `mean` and `std` are per channel, in 0..255.
+    With a seed, as (recipe.seed, epoch): shuffled, and augmented by `pad` and `flip`. Without: in order and never
+    augmented, whatever `pad` and `flip` say. `start` is the first batch that is given: those before it are not
+    even read. `workers` is the number of processes that read ahead (0: this one reads); it changes no bit of the
+    epoch. `part` says which of the n images of a batch are read and given (default: all), each as it would be in the
+    whole batch. `mean` and `std` are per channel, in 0..255.
 
-    Raises ValueError, at once, for a batch size below 1, a negative pad, or a mean or std that does not fit.
+    Raises ValueError, at once, for a batch size below 1, a negative start, pad or number of workers, or a mean or
+    std that does not fit.
     """
-    channels = split.images.shape[-1]
+    channels = split.image_shape[2]
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if start < 0:
+        raise ValueError(f"start must be batch 0 or a later one, got {start}")
     if pad < 0:
         raise ValueError(f"pad must be 0 pixels or more, got {pad}")
+    if workers < 0:
+        raise ValueError(f"workers must be 0 processes or more, got {workers}")
     if not len(mean) == len(std) == channels:
         raise ValueError(f"one mean and one std per channel ({channels}), got {len(mean)} and {len(std)}")
     if min(std) <= 0:
         raise ValueError(f"std must be above 0 in every channel, got {tuple(std)}")
-    return _epoch(split, batch_size, mean, std, torch.device(device), generator, pad, flip, dtype)
+    return _epoch(split, batch_size, mean, std, torch.device(device), seed, start, pad, flip, workers, part, dtype)
 
 
 def _epoch(
@@ -64,21 +82,36 @@ def _epoch(
     mean: Sequence[float],
     std: Sequence[float],
     device: torch.device,
-    generator: Generator | None,
+    seed: Sequence[int] | None,
+    start: int,
     pad: int,
     flip: bool,
+    workers: int,
+    part: Callable[[int], slice],
     dtype: torch.dtype,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     count = len(split.labels)
-    indices_N = torch.arange(count) if generator is None else order(count, generator)
-    indices_N = indices_N.to(split.images.device)
-    for start in range(0, count, batch_size):
-        chosen = indices_N[start : start + batch_size]
-        images_NHWC = split.images.index_select(0, chosen).to(device)
-        labels_N = split.labels.index_select(0, chosen).to(device)
-        if generator is not None:
-            images_NHWC = augment(images_NHWC, generator, pad, flip)
+    indices_N = torch.arange(count) if seed is None else order(count, _generator(*seed))
+    whole = torch.split(indices_N, batch_size)[start:]
+    chosen_by_step = [indices[part(len(indices))] for indices in whole]
+    read = read_ahead(split.read, split.image_shape, chosen_by_step, workers)
+    for step, (indices, chosen, images) in enumerate(zip(whole, chosen_by_step, read, strict=True), start):
+        images_NHWC = images.to(device)
+        labels_N = split.labels[chosen].to(device)
+        if seed is not None:
+            shifts = draw(len(indices), _generator(*seed, step), pad, flip)
+            images_NHWC = shifted(images_NHWC, pad, *(each[part(len(indices))] for each in shifts))
         yield normalise(images_NHWC, mean, std).to(dtype), labels_N
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed of 63 bits, well mixed, that follows from these numbers and their order; the same for ever."""
+    digest = sha256(",".join(str(int(number)) for number in numbers).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _generator(*numbers: int) -> Generator:
+    return Generator().manual_seed(seed_of(*numbers))
 
 
 def order(n: int, generator: Generator) -> Tensor:
@@ -92,7 +125,20 @@ def augment(images_NHWC: Tensor, generator: Generator, pad: int, flip: bool) -> 
     Images [N, H, W, C] of any type on any device -> a new tensor of the same shape. Each of the
     (2 pad + 1)^2 crops is as likely as any other; with `flip`, so are the image and its mirror image.
     """
-    if pad == 0 and not flip:
+    return shifted(images_NHWC, pad, *draw(len(images_NHWC), generator, pad, flip))
+
+
+def draw(n: int, generator: Generator, pad: int, flip: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """For each of n images the top and the left of its crop, int64 [n] in 0..2 pad, and whether it is mirrored."""
+    where = generator.device
+    top, left = torch.randint(2 * pad + 1, (2, n), generator=generator, device=where)
+    mirrored = torch.randint(2, (n,), generator=generator, device=where) if flip else torch.zeros(n, device=where)
+    return top, left, mirrored.bool()
+
+
+def shifted(images_NHWC: Tensor, pad: int, top_N: Tensor, left_N: Tensor, mirrored_N: Tensor) -> Tensor:
+    """Images [N, H, W, C] padded, cropped and mirrored as drawn: a new tensor of the same shape."""
+    if pad == 0 and not mirrored_N.any():
         return images_NHWC.clone()
     N, H, W, C = images_NHWC.shape
     padded_H, padded_W = H + 2 * pad, W + 2 * pad
@@ -100,14 +146,10 @@ def augment(images_NHWC: Tensor, generator: Generator, pad: int, flip: bool) -> 
     padded[:, pad : pad + H, pad : pad + W] = images_NHWC
 
     # The row and column in `padded` of every pixel of the result.
-    where = generator.device
-    top_N, left_N = torch.randint(2 * pad + 1, (2, N), generator=generator, device=where)
+    where = top_N.device
     rows_NH = torch.arange(H, device=where) + top_N[:, None]
     cols_NW = torch.arange(W, device=where).expand(N, W)
-    if flip:
-        mirrored_N = torch.randint(2, (N,), generator=generator, device=where).bool()
-        cols_NW = torch.where(mirrored_N[:, None], W - 1 - cols_NW, cols_NW)
-    cols_NW = cols_NW + left_N[:, None]
+    cols_NW = torch.where(mirrored_N[:, None], W - 1 - cols_NW, cols_NW) + left_N[:, None]
 
     # One index per pixel into the flat list of padded pixels: one gather makes the whole batch.
     first_row_N = torch.arange(N, device=where) * padded_H

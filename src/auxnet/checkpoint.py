@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from auxnet.backbones.described import net_from
+from auxnet.backbones.named import is_own_code
+from auxnet.documents import read_json
+from auxnet.errors import first_line
 from auxnet.network import AuxNet
-from auxnet.residual import resnet
+from auxnet.recipe import read_run_recipe
+
+FORMAT = 1  # of checkpoints: a later program goes on reading the earlier ones
 
 
 @contextmanager
@@ -29,8 +39,19 @@ def whole(path: Path) -> Iterator[Path]:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
+        _sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk too, where the system can do that."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -39,21 +60,23 @@ def write_json(path: Path, content: Any) -> None:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON. Raises FileNotFoundError, or RuntimeError if the file is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path.parent} holds no {path.name}: is it a finished run?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RuntimeError(f"{path} is damaged: {error}") from None
+def save_weights(path: Path, net: AuxNet, about: dict[str, str] | None = None) -> None:
+    """Weights and buffers of a net as safetensors, in the default memory format whatever the net's.
 
-
-def save_weights(path: Path, net: AuxNet) -> None:
-    """Weights and buffers of a net as safetensors, in the default memory format whatever the net's."""
+    `about` goes into the file's metadata, where `read_about` finds it.
+    """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     with whole(path) as partial:
-        save_file(state, partial)
+        save_file(state, partial, about)
+
+
+def read_about(path: Path) -> dict[str, str]:
+    """The metadata that weights were saved with; {} if the file is damaged or not there."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
 
 
 def load_weights(path: Path, net: AuxNet) -> None:
@@ -63,23 +86,42 @@ def load_weights(path: Path, net: AuxNet) -> None:
     try:
         net.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
-        raise RuntimeError(f"{path} is damaged or of another network: {str(error).splitlines()[0]}") from None
+        raise RuntimeError(f"{path} is damaged or of another network: {first_line(error)}") from None
 
 
-def build_net(config: Any, where: Path | str) -> AuxNet:
+def build_net(config: Any, where: Path | str, trusted: str | None = None) -> AuxNet:
     """The net that a config.json describes, with random weights: of a run, or of one "output" taken out of it.
 
-    Raises RuntimeError, naming `where` it was read, if it does not describe a network of this program.
+    Files come from anywhere, and must not say what is imported: of backbones that are code of the user's own
+    (package.module:function) only the `trusted` one is built (`backbone_of`).
+
+    Raises RuntimeError, naming `where` it was read, if it does not describe a network of this program, or cannot be
+    built here; ValueError for a backbone that is not trusted.
     """
     try:
-        net = resnet(**config["network"])
+        backbone = config["network"].get("backbone")
+        foreign = backbone is not None and is_own_code(backbone) and backbone != trusted
+    except (AttributeError, KeyError, TypeError) as error:
+        raise RuntimeError(f"{where} does not describe a network of this program: {error}") from None
+    if foreign:
+        raise ValueError(
+            f"{where} names the backbone {str(backbone)[:80]!r}, code that is not imported for a file's sake: build it "
+            f"yourself, cut it by auxnet.attach at {str(config['network'].get('cuts'))[:80]}, and load the weights"
+        )
+    try:
+        net = net_from(config["network"])
         if config.get("output") is None:
             return net
         alone = net.truncate(config["output"])
         depths = net.depths[config["output"] - 1 : config["output"]]
         return AuxNet([alone.get_submodule("trunk")], [alone.get_submodule("head")], depths)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise RuntimeError(f"{where} does not describe a network of this program: {error}") from None
+
+
+def backbone_of(run: Path) -> str | None:
+    """The backbone that a run directory's own recipe asks for: code that the user had trained by name."""
+    return read_run_recipe(run).backbone if (run / "recipe.yaml").is_file() else None
 
 
 def load(run: Path | str, which: str = "last") -> AuxNet:
@@ -93,23 +135,50 @@ def load(run: Path | str, which: str = "last") -> AuxNet:
         raise ValueError(f"which must be 'last' or 'best', got {which!r}")
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no run directory {folder}")
-    net = build_net(read_json(folder / "config.json"), folder / "config.json")
+    net = build_net(read_json(folder / "config.json"), folder / "config.json", backbone_of(folder))
     load_weights(folder / ("model.safetensors" if which == "last" else "checkpoints/best.safetensors"), net)
     return net.eval()
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Everything that a training resumes from."""
+    """A checkpoint: everything that a training resumes from, with its format and its checksum."""
     with whole(path) as partial:
-        torch.save(state, partial)
+        partial.write_bytes(pack(state))
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """What `save_state` wrote; tensors and plain values only. Raises RuntimeError if the file is damaged."""
+    """What `save_state` wrote. Raises RuntimeError if the file is damaged, or of a later format than this program's."""
+    return unpack(path.read_bytes(), path)
+
+
+def pack(state: dict[str, Any]) -> bytes:
+    """Tensors and plain values as one line of text (format and SHA-256) and what torch.save makes of them."""
+    payload = io.BytesIO()
+    torch.save(state, payload)
+    checksum = sha256(payload.getbuffer()).hexdigest()
+    return f"auxnet checkpoint {FORMAT} sha256 {checksum}\n".encode() + payload.getvalue()
+
+
+def unpack(data: bytes, where: Path | str) -> dict[str, Any]:
+    """What was packed; nothing is unpickled but tensors and plain values, and only if the checksum holds.
+
+    Raises RuntimeError, naming `where` it was read.
+    """
+    line, _, payload = data.partition(b"\n")
+    head = re.fullmatch(rb"auxnet checkpoint (\d{1,9}) sha256 ([0-9a-f]{64})", line[:200])
+    if not head:
+        raise RuntimeError(f"{where} is damaged, or not a checkpoint of this program")
+    if int(head[1]) != FORMAT:
+        raise RuntimeError(f"{where} has format {int(head[1])}, this version of auxnet reads {FORMAT}: use a later one")
+    if sha256(payload).hexdigest().encode() != head[2]:
+        raise RuntimeError(f"{where} is damaged: its checksum does not hold")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises a different one for every kind of damage
-        raise RuntimeError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+        with zipfile.ZipFile(io.BytesIO(payload)) as records:
+            if any(record.compress_type for record in records.infolist()):  # torch.save compresses nothing
+                raise ValueError("its records are compressed")
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises a different one for every kind of content that it refuses
+        raise RuntimeError(f"{where} is not a checkpoint of this program: {first_line(error)}") from None
     if not isinstance(state, dict):
-        raise RuntimeError(f"{path} is not a checkpoint of this program")
+        raise RuntimeError(f"{where} is not a checkpoint of this program")
     return state

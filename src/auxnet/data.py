@@ -1,4 +1,4 @@
-"""A data set by name, in memory: its three splits, and the normalisation and augmentation that suit it.
+"""A data set by name, in memory or left on disk: its three splits, and the normalisation and augmentation that suit it.
 
 The test set never depends on a seed of the caller's: where the data bring none it is carved out once and for
 all, and the validation set, which does follow the seed, is carved out of the training set alone.
@@ -8,21 +8,25 @@ Shapes: N images, H x W pixels, C channels; images are uint8 [N, H, W, C] throug
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from auxnet.arrays import Arrays
-from auxnet.cache import cached
-from auxnet.formats import digits
-from auxnet.pictures import resize
-from auxnet.sources import find
+from auxnet.machine import available_memory, cores
+from auxnet.reading.cache import cached
+from auxnet.reading.pictures import resize
+from auxnet.reading.sources import Part, find
+from auxnet.reading.splits import OnDisk as OnDisk
+from auxnet.reading.splits import Split as Split
+from auxnet.reading.splits import on_disk, statistics
+from auxnet.reading.survey import survey
 
 AUGMENTATIONS = ("default", "none", "crop", "flip", "crop+flip")
+STREAMS = ("auto", "always", "never")
 
 TEST_FRACTION, TEST_SEED = 0.2, 0  # of the test set, where the data bring none: fixed, so that it never changes
 
@@ -36,25 +40,14 @@ _CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10}
 
 
 @dataclass(frozen=True)
-class Split:
-    """Images, uint8 [N, H, W, C], and their labels, int64 [N]."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True)
 class DataSet:
     """Three splits, the names of the classes, and the normalisation and augmentation that suit the images."""
 
     name: str
     classes: tuple[str, ...]
-    train: Split
-    val: Split
-    test: Split
+    train: Split | OnDisk
+    val: Split | OnDisk
+    test: Split | OnDisk
     mean: tuple[float, ...]
     """per channel, in 0..255"""
     std: tuple[float, ...]
@@ -63,6 +56,10 @@ class DataSet:
     """pixels of padding for the random crop; 0: no crop"""
     flip: bool
     """mirror at random"""
+    workers: int = 0
+    """processes that decode, for `batches`; 0 where the images are in memory"""
+    left_out: tuple[str, ...] = ()
+    """the images that could not be read, each as "where: why" """
 
     @property
     def num_classes(self) -> int:
@@ -72,12 +69,12 @@ class DataSet:
     @property
     def channels(self) -> int:
         """C: 1 for grey images, 3 for colour."""
-        return int(self.train.images.shape[3])
+        return self.train.image_shape[2]
 
     @property
     def image_size(self) -> tuple[int, int]:
         """(H, W) in pixels."""
-        return int(self.train.images.shape[1]), int(self.train.images.shape[2])
+        return self.train.image_shape[:2]
 
 
 def load(
@@ -88,8 +85,11 @@ def load(
     val_fraction: float = 0.1,
     seed: int = 0,
     augment: str = "default",
+    stream: str = "auto",
+    workers: int | None = None,
+    max_corrupt: int = 0,
 ) -> DataSet:
-    """The data set `name`, in memory.
+    """The data set `name`.
 
     `name` is one of `sources.NAMES`, a folder of class folders (in train/ and test/, or to be split), a folder of
     parquet shards, or `hf:owner/name[/config]` on the Hugging Face hub. `data_dir` (else $AUXNET_DATA) is where
@@ -98,8 +98,13 @@ def load(
     the validation set, drawn by `seed`, unless the data bring a validation set. `augment` is one of
     `AUGMENTATIONS`; the default is crop+flip, and none for digits and svhn.
 
+    `stream` is one of `STREAMS`: whether images of folders and parquet stay on disk and are decoded, by `workers`
+    processes (default: one per core), when they are wanted; auto: if in memory they would take more than half of
+    what is available. It changes no image, no order and no statistic. Up to `max_corrupt` images that cannot be
+    read are left out, and said in `DataSet.left_out`.
+
     Raises ValueError for a request that cannot be met, FileNotFoundError for data that is not there,
-    RuntimeError for data that is damaged.
+    RuntimeError for data that is damaged, OSError for files that cannot be read or copied.
     """
     if augment not in AUGMENTATIONS:
         raise ValueError(f"augment must be one of {', '.join(AUGMENTATIONS)}, got {augment!r}")
@@ -107,37 +112,116 @@ def load(
         raise ValueError(f"val_fraction must be above 0 and at most 0.5, got {val_fraction}")
     if image_size is not None and not 4 <= image_size <= 4096:
         raise ValueError(f"image_size must be 4 to 4096 pixels, got {image_size}")
+    if stream not in STREAMS:
+        raise ValueError(f"stream must be one of {', '.join(STREAMS)}, got {stream!r}")
+    workers = cores() if workers is None else workers
+    if workers < 0 or max_corrupt < 0:
+        raise ValueError(f"workers and max_corrupt must be 0 or more, got {workers} and {max_corrupt}")
 
-    arrays = _read(name, data_dir, image_size)
-    classes = arrays["train"].classes
+    parts = find(name, data_dir, image_size)
+    streamed = _streamed(name, parts, stream)
+    read = {
+        split: _on_disk(part, image_size, workers) if streamed else _in_memory(part, image_size)
+        for split, part in parts.items()
+    }
+    left_out = tuple(each for part in read.values() for each in part.left_out)
+    if len(left_out) > max_corrupt:
+        raise RuntimeError(_too_many(left_out, max_corrupt))
+    classes = read["train"].classes
     if len(classes) != _CLASSES.get(name, len(classes)):
         raise RuntimeError(f"{name} must have {_CLASSES[name]} classes, what was found has {len(classes)}")
     if len(classes) < 2:
         raise ValueError(f"{name} has one class only, {classes[0]!r}: a classifier needs at least two")
-    train, val, test = _split(_aligned(name, arrays), val_fraction, seed)
+    train, val, test = _divided(_aligned(name, read), classes, val_fraction, seed)
 
-    mean, std = _STATISTICS.get(name) or statistics(train.images)
+    mean, std = _STATISTICS.get(name) or statistics(train)
     if augment == "default":
         augment = "none" if name in ("digits", "svhn") else "crop+flip"
-    pad = max(1, min(train.images.shape[1:3]) // 8) if "crop" in augment else 0
-    return DataSet(name, classes, train, val, test, mean, std, pad, "flip" in augment)
+    pad = max(1, min(train.image_shape[:2]) // 8) if "crop" in augment else 0
+    workers = workers if streamed else 0
+    return DataSet(name, classes, train, val, test, mean, std, pad, "flip" in augment, workers, left_out)
 
 
-def _read(name: str, data_dir: str | Path | None, image_size: int | None) -> dict[str, Arrays]:
-    """The splits of a data set as the data bring them, "train" at least, each image at its final size."""
-    if name == "digits":
-        arrays = {"train": digits()}
-    else:
-        parts = find(name, data_dir, image_size)
-        arrays = {split: cached(part.files, part.key, part.read) for split, part in parts.items()}
-        if name == "svhn" and (extra := arrays.get("extra")):
-            pair = arrays["train"], extra
-            images, labels = (np.concatenate([part[field] for part in pair]) for field in (0, 1))
-            arrays["train"] = Arrays(images, labels, pair[0].classes)
-        arrays.pop("extra", None)
-    if image_size is not None:
-        arrays = {split: part._replace(images=resize(part.images, image_size)) for split, part in arrays.items()}
-    return arrays
+# ---- read ------------------------------------------------------------------------------------------------------
+
+
+class _Read(NamedTuple):
+    """One of the splits that the data bring, with class names of its own."""
+
+    split: Split | OnDisk
+    classes: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def _streamed(name: str, parts: Mapping[str, Part], stream: str) -> bool:
+    """Whether the images stay on disk. Raises ValueError where they should but cannot."""
+    can = all(part.encoded for part in parts.values())
+    if stream == "always" and not can:
+        raise ValueError(f"stream must be auto or never for {name}: only folders and parquet can stay on disk")
+    if stream == "auto" and can:
+        return sum(part.decoded_bytes() for part in parts.values()) > available_memory() / 2
+    return stream == "always"
+
+
+def _on_disk(part: Part, image_size: int | None, workers: int) -> _Read:
+    assert part.encoded is not None
+    encoded = part.encoded()
+    known = survey(encoded, part.files, image_size, workers)
+    return _Read(on_disk(encoded, known, image_size), encoded.classes, known.left_out)
+
+
+def _in_memory(part: Part, image_size: int | None) -> _Read:
+    images, labels, classes, left_out = cached(part.files, part.key, part.read) if part.files else part.read()
+    images = images if image_size is None else resize(images, image_size)
+    return _Read(Split(torch.from_numpy(images), torch.from_numpy(labels)), classes, left_out)
+
+
+def _too_many(left_out: Sequence[str], max_corrupt: int) -> str:
+    first = "; ".join(left_out[:3]) + ("; ..." if len(left_out) > 3 else "")
+    mend = "repair or remove them" + (f", or give --max-corrupt {len(left_out)}" if len(left_out) < 1000 else "")
+    counted = "1 image" if len(left_out) == 1 else f"{len(left_out)} images"
+    return f"{counted} cannot be read, where at most {max_corrupt} may be left out: {first}; {mend}"
+
+
+def _aligned(name: str, read: Mapping[str, _Read]) -> dict[str, Split | OnDisk]:
+    """All splits with the labels, the image size and the channels of the training split."""
+    train, classes = read["train"].split, read["train"].classes
+    channels = max(part.split.image_shape[2] for part in read.values())
+    aligned: dict[str, Split | OnDisk] = {}
+    for which, (split, own_classes, _) in read.items():
+        if foreign := sorted(set(own_classes) - set(classes)):
+            raise RuntimeError(f"{name}: {which} has classes that train lacks: {', '.join(foreign)}")
+        if split.image_shape[:2] != train.image_shape[:2]:
+            (h, w), (H, W) = split.image_shape[:2], train.image_shape[:2]
+            raise ValueError(
+                f"{name}: images must have one size, train has {W}x{H} and {which} {w}x{h}: "
+                "give --image-size 32 to resize them all"
+            )
+        labels = torch.tensor([classes.index(c) for c in own_classes])[split.labels]
+        aligned[which] = replace(split.with_channels(channels), labels=labels)
+    return aligned
+
+
+# ---- divided ---------------------------------------------------------------------------------------------------
+
+
+def _divided(
+    splits: dict[str, Split | OnDisk], classes: Sequence[str], val_fraction: float, seed: int
+) -> tuple[Split | OnDisk, Split | OnDisk, Split | OnDisk]:
+    """Train, validation and test: those that the data bring, the others carved from train, test first."""
+    for name, fraction, split_seed in (("test", TEST_FRACTION, TEST_SEED), ("val", val_fraction, seed)):
+        if name not in splits:
+            whole = splits["train"]
+            try:
+                kept, held = stratified_split(whole.labels, fraction, split_seed)
+            except ValueError:
+                counts = torch.bincount(whole.labels).tolist()
+                few = next(repr(c) for c, n in zip(classes, counts, strict=False) if n == 1)
+                raise ValueError(
+                    f"class {few} has too few images to carve a {name} split from: give three or more of each class"
+                ) from None
+            splits["train"], splits[name] = whole.part(kept), whole.part(held)
+    return splits["train"], splits["val"], splits["test"]
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -157,57 +241,3 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
         kept.append(by_class[start + number : start + count])
         start += count
     return torch.cat(kept).sort().values, torch.cat(held).sort().values
-
-
-def _split(arrays: Mapping[str, Arrays], val_fraction: float, seed: int) -> tuple[Split, Split, Split]:
-    """Train, validation and test: those that the data bring, the others carved from train, test first."""
-    splits = {
-        name: Split(torch.from_numpy(part.images), torch.from_numpy(part.labels)) for name, part in arrays.items()
-    }
-    for name, fraction, split_seed in (("test", TEST_FRACTION, TEST_SEED), ("val", val_fraction, seed)):
-        if name not in splits:
-            images, labels = splits["train"].images, splits["train"].labels
-            try:
-                kept, held = stratified_split(labels, fraction, split_seed)
-            except ValueError:
-                counts = torch.bincount(labels).tolist()
-                few = next(repr(c) for c, n in zip(arrays["train"].classes, counts, strict=False) if n == 1)
-                raise ValueError(
-                    f"class {few} has too few images to carve a {name} split from: give three or more of each class"
-                ) from None
-            splits["train"] = Split(images[kept], labels[kept])
-            splits[name] = Split(images[held], labels[held])
-    return splits["train"], splits["val"], splits["test"]
-
-
-def _aligned(name: str, arrays: Mapping[str, Arrays]) -> dict[str, Arrays]:
-    """All splits with the labels, the image size and the channels of the training split."""
-    train = arrays["train"]
-    channels = max(part.images.shape[3] for part in arrays.values())
-    aligned = {}
-    for split, part in arrays.items():
-        if foreign := sorted(set(part.classes) - set(train.classes)):
-            raise RuntimeError(f"{name}: {split} has classes that train lacks: {', '.join(foreign)}")
-        if part.images.shape[1:3] != train.images.shape[1:3]:
-            (h, w), (H, W) = part.images.shape[1:3], train.images.shape[1:3]
-            raise ValueError(
-                f"{name}: images must have one size, train has {W}x{H} and {split} {w}x{h}: "
-                "give --image-size 32 to resize them all"
-            )
-        images = part.images if part.images.shape[3] == channels else np.repeat(part.images, channels, axis=3)
-        labels = np.array([train.classes.index(c) for c in part.classes], np.int64)[part.labels]
-        aligned[split] = Arrays(images, labels, train.classes)
-    return aligned
-
-
-def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of images [N, H, W, C], in 0..255; 1 in place of a std of 0."""
-    levels = torch.arange(256, dtype=torch.float64)
-    means, stds = [], []
-    for channel in range(images.shape[3]):
-        counts = torch.bincount(images[..., channel].flatten(), minlength=256).double()
-        mean = (counts @ levels / counts.sum()).item()
-        std = (counts @ (levels - mean).square() / counts.sum()).sqrt().item()
-        means.append(mean)
-        stds.append(std or 1.0)
-    return tuple(means), tuple(stds)

@@ -111,15 +111,17 @@ def _worth(report: OutputReport) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def losses_and_errors(net: AuxNet, batches: Batches) -> tuple[list[float], list[float], int]:
-    """Mean loss and error of each output, and the number of images, in evaluation mode."""
+def tally(net: AuxNet, batches: Batches) -> tuple[Tensor, Tensor]:
+    """Each output's loss, summed over the images (float64 [K]), and how many it gets wrong (int64 [K]).
+
+    In evaluation mode; the net is left in the mode it was in.
+    """
     training = net.training
     net.eval()
-    loss, wrong, images = torch.zeros(net.outputs, dtype=torch.float64), torch.zeros(net.outputs), 0
+    loss, wrong = torch.zeros(net.outputs, dtype=torch.float64), torch.zeros(net.outputs, dtype=torch.int64)
     for x, labels in batches:
         for k, logits in enumerate(net(x)):
             loss[k] += F.cross_entropy(logits, labels, reduction="sum").cpu()
             wrong[k] += (logits.argmax(1) != labels).sum().cpu()
-        images += len(labels)
     net.train(training)
-    return (loss / images).tolist(), (wrong.double() / images).tolist(), images
+    return loss, wrong

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from auxnet.checkpoint import load, read_json, write_json
+from auxnet.checkpoint import load, write_json
+from auxnet.documents import read_json
 from auxnet.evaluation import fingerprint
 from auxnet.latency import measure
 from auxnet.network import AuxNet, multiply_adds
@@ -130,7 +131,7 @@ def early_exit(run: Path | str) -> EarlyExit:
     try:
         made_for = content["weights_sha256"]
         exits = EarlyExit(net, content["thresholds"], content["confidence"], content["temperatures"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RuntimeError(f"{path} is damaged or of another network: {error}") from None
     if made_for != fingerprint(folder):
         raise RuntimeError(f"{path} was made for other weights than the run's: run `auxnet exits {folder}` again")

@@ -18,16 +18,18 @@ import torch
 from torch import Tensor
 
 from auxnet import __version__
-from auxnet.arrays import Pixels
-from auxnet.batches import normalise
-from auxnet.checkpoint import read_json, whole
+from auxnet.backbones.named import is_own_code
+from auxnet.batches import Labelled, normalise
+from auxnet.build import load_data
+from auxnet.checkpoint import whole
+from auxnet.documents import read_json
 from auxnet.evaluation import fingerprint
 from auxnet.graphs import EarlyExitGraph, ExitRule, OneOutput, folded, need, write_onnx, write_torch
 from auxnet.hub import FILES, PretrainedAuxNet, load, model_card, position_of, take_out
 from auxnet.network import AuxNet
+from auxnet.reading.arrays import Pixels
 from auxnet.recipe import read_run_recipe
 from auxnet.runtimes import Answers, open_model, open_onnx
-from auxnet.train import load_data
 
 Format = Literal["safetensors", "onnx", "torch", "onnx-early-exit"]
 TOLERANCE = 1e-4, 1e-5  # of a logit: absolute, and relative to the largest one
@@ -84,6 +86,9 @@ def export(
     position_of(net, output)
     path = Path(out) if out is not None else Path(_name(Path(run), output, format))
     _check_free(path, format, overwrite)
+    backbone = net.config["network"].get("backbone")
+    if format == "safetensors" and backbone is not None and is_own_code(backbone):
+        raise ValueError(f"the code of {backbone} cannot go into a folder of weights: export as onnx or torch")
     if format.startswith("onnx"):
         need("onnx", "onnxscript", "onnxruntime")
     if format == "onnx-early-exit":
@@ -93,7 +98,7 @@ def export(
         rule.check(output)
     elif rule is not None:
         raise ValueError(f"an exit rule is for onnx-early-exit, not for {format}: leave it out")
-    pixels = _some(load_data(replace(recipe, data_dir=data_dir or recipe.data_dir)).val.images, images)
+    pixels = _some(load_data(replace(recipe, data_dir=data_dir or recipe.data_dir)).val, images)
     path.parent.mkdir(parents=True, exist_ok=True)
     if format == "safetensors":
         return _folder(net, output, path, pixels)
@@ -181,10 +186,10 @@ def _shallow(net: AuxNet, output: int) -> AuxNet:
     return AuxNet(net.segments[:output], net.heads[:output], net.depths[:output]).eval()
 
 
-def _some(images: Tensor, count: int) -> Pixels:
+def _some(split: Labelled, count: int) -> Pixels:
     """At most `count` images [N, H, W, C], spread evenly over all."""
-    chosen = torch.linspace(0, len(images) - 1, min(count, len(images))).round().long()
-    return images[chosen].contiguous().numpy()
+    number = len(split.labels)
+    return split.read(torch.linspace(0, number - 1, min(count, number)).round().long()).numpy()
 
 
 def _facts(net: PretrainedAuxNet, output: int, format: Format, rule: ExitRule | None) -> dict[str, Any]:
@@ -223,7 +228,7 @@ def _rule(run: Path, rule: ExitRule | None, outputs: int, output: int) -> ExitRu
         saved = read_json(file)
         rule = ExitRule(saved["confidence"], tuple(saved["thresholds"]), tuple(saved["temperatures"]))
         rule.check(outputs)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RuntimeError(f"{file} does not hold the exits of this run: {error}") from None
     if saved.get("weights_sha256") != fingerprint(run):
         raise RuntimeError(f"{file} was made for other weights than the run's: run `auxnet exits {run}` again")

@@ -7,6 +7,7 @@ that was exported: its net has that output alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +16,8 @@ from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, snap
 from huggingface_hub.errors import HFValidationError
 
 from auxnet import __version__
-from auxnet.checkpoint import build_net, load_weights, read_json, save_weights
+from auxnet.checkpoint import backbone_of, build_net, load_weights, save_weights
+from auxnet.documents import read_json
 from auxnet.network import AuxNet
 
 FILES = ("config.json", "model.safetensors", "README.md")
@@ -26,7 +28,8 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
 
     `classes` names the columns of the logits. Pixels 0..255 become (pixel - `mean`) / `std`, per channel, at
     `image_size` (H, W). `numbers` holds the number, in the run, of each output here: 1..K, or the one taken out.
-    `source` says where the net comes from: run, epoch, data, table of outputs, versions.
+    `source` says where the net comes from: run, epoch, data, table of outputs, versions. `net` is what `network` and
+    `output` describe, where that is built already.
     """
 
     def __init__(
@@ -38,10 +41,12 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         source: dict[str, Any] | None = None,
         model_type: str = "auxnet",
         auxnet_version: str = __version__,
+        net: AuxNet | None = None,
     ) -> None:
         if model_type != "auxnet":
             raise RuntimeError(f"the model is of type {model_type!r}, not 'auxnet'")
-        net = build_net({"network": network, "output": output}, "config.json")
+        self._hub_mixin_config.pop("net", None)  # type: ignore[union-attr]
+        net = net or build_net({"network": network, "output": output}, "config.json")
         super().__init__(net.segments, net.heads, net.depths)
         self.numbers = tuple(range(1, net.outputs + 1)) if output is None else (output,)
         self.classes = tuple(classes)
@@ -66,7 +71,7 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
     @classmethod
     def _from_pretrained(cls, *, model_id: str, revision: str | None = None, **_: Any) -> PretrainedAuxNet:
         folder = Path(model_id)
-        return load(folder if folder.is_dir() else _fetched(model_id, revision))
+        return load(folder) if folder.is_dir() else _load(_fetched(model_id, revision), "last", None)
 
 
 def load(source: Path | str, which: str = "last") -> PretrainedAuxNet:
@@ -79,22 +84,32 @@ def load(source: Path | str, which: str = "last") -> PretrainedAuxNet:
     """
     if which not in ("last", "best"):
         raise ValueError(f"which must be 'last' or 'best', got {which!r}")
-    name = str(source)
-    folder = _fetched(name.removeprefix("hf:"), None) if name.startswith("hf:") else Path(source)
-    if not folder.is_dir():
+    name, folder = str(source), Path(source)
+    from_hub = name.startswith("hf:")
+    if not from_hub and not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}: give a run, an exported folder, or hf:owner/name")
-    is_run = (folder / "recipe.yaml").is_file()
-    if which == "best" and not is_run:
+    if which == "best" and (from_hub or not (folder / "recipe.yaml").is_file()):
         raise ValueError(f"{source} is no run directory, so it holds no 'best' weights: leave which out")
+    if from_hub:
+        return _load(_fetched(name.removeprefix("hf:"), None), which, None)
+    return _load(folder, which, backbone_of(folder))
+
+
+def _load(folder: Path, which: str, trusted: str | None) -> PretrainedAuxNet:
+    """The net in a folder, if its backbone is none of others' code, or is the `trusted` one."""
     where = folder / "config.json"
-    config = read_json(where)
-    net = _from_config(config, where)
+    net = _from_config(read_json(where), where, trusted)
     load_weights(folder / ("model.safetensors" if which == "last" else "checkpoints/best.safetensors"), net)
     if (folder / "summary.json").is_file():
         net.source = provenance(folder, which)
         net._hub_mixin_config = {**net.config, "source": net.source}
     elif (folder / "README.md").is_file():
-        net.card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+        with (folder / "README.md").open(encoding="utf-8", errors="replace") as file:
+            net.card = file.read(2**20)  # a stranger's; ours have 2 kB
+    try:
+        model_card(net)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RuntimeError(f"{folder} is damaged: what it says of its training cannot be read ({error})") from None
     return net.eval()
 
 
@@ -107,11 +122,9 @@ def take_out(net: PretrainedAuxNet, output: int) -> PretrainedAuxNet:
     if net.numbers == (output,):
         return net
     alone = net.truncate(position)
-    taken = PretrainedAuxNet(**{**net.config, "output": output})
-    taken.load_state_dict(
-        AuxNet([alone.get_submodule("trunk")], [alone.get_submodule("head")], taken.depths).state_dict()
-    )
-    return taken.eval()
+    depths = net.depths[position - 1 : position]
+    only = AuxNet([alone.get_submodule("trunk")], [alone.get_submodule("head")], depths)
+    return PretrainedAuxNet(**{**net.config, "output": output}, net=only).eval()
 
 
 def position_of(net: PretrainedAuxNet, output: int) -> int:
@@ -128,6 +141,10 @@ def provenance(run: Path, which: str) -> dict[str, Any]:
 
     summary = read_json(run / "summary.json")
     recipe = read_run_recipe(run)
+    network: dict[str, Any] = {key: getattr(recipe, key) for key in ("depth", "block", "width")}
+    if recipe.backbone is not None:
+        weights = {"pretrained": Path(recipe.pretrained).name} if recipe.pretrained else {}
+        network = {"backbone": recipe.backbone, **weights}
     try:
         return {
             "run": run.resolve().name,
@@ -140,8 +157,8 @@ def provenance(run: Path, which: str) -> dict[str, Any]:
             "versions": summary["versions"],
             "commit": summary["commit"],
             "recipe": {
-                key: getattr(recipe, key)
-                for key in ("depth", "block", "width", "epochs", "batch_size", "optimizer", "lr")
+                **network,
+                **{key: getattr(recipe, key) for key in ("epochs", "batch_size", "optimizer", "lr")},
             },
         }
     except (KeyError, TypeError):
@@ -194,15 +211,24 @@ def _numbers(values: Sequence[float]) -> str:
     return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
 
 
-def _from_config(config: Any, where: Path) -> PretrainedAuxNet:
-    build_net(config, where)
+def _from_config(config: Any, where: Path, trusted: str | None) -> PretrainedAuxNet:
+    built = build_net(config, where, trusted)
     if config.get("model_type") != "auxnet":
         raise RuntimeError(f"{where} describes a model of type {config.get('model_type')!r}, not 'auxnet'")
     known = ("network", "classes", "preprocessing", "output", "source", "auxnet_version")
     try:
-        net = PretrainedAuxNet(**{key: config[key] for key in known if key in config})
-        whole = len(net.classes) == net.heads[0].fc.out_features and len(net.mean) == len(net.std) > 0  # type: ignore[union-attr]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        net = PretrainedAuxNet(**{key: config[key] for key in known if key in config}, net=built)
+        channels = config["network"].get("in_channels", 3)
+        whole = (
+            len(net.classes) == config["network"].get("num_classes", 10)  # 10 is resnet's
+            and all(isinstance(name, str) and name.encode() for name in net.classes)
+            and all(1 <= side <= 4096 for side in net.image_size)
+            and len(net.mean) == len(net.std) == channels
+            and all(map(math.isfinite, net.mean))
+            and all(0 < value < math.inf for value in net.std)
+            and isinstance(net.source, dict)
+        )
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise RuntimeError(f"{where} is damaged: classes or preprocessing cannot be read ({error})") from None
     if not whole:
         raise RuntimeError(f"{where} is damaged: its classes or preprocessing do not fit its network")

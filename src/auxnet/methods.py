@@ -6,6 +6,8 @@ after S_k and eta the step size. Equations carry the labels of the paper's LaTeX
 Pair-wise and multi-way update S_1..S_k and H_k once per output k, each output with an optimizer state of its
 own. There lambda_k scales the gradient of L_k where it enters the trunk, at x_k; the head takes its gradient
 unscaled and at the full step.
+
+Gradients and losses pass through `average`, the mean over the processes that train together.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from auxnet.network import AuxNet, statistics_kept
-from auxnet.update import Gradients, Group, Method, Optimizer, Update
+from auxnet.update import Average, Gradients, Group, Method, Optimizer, Update, alone
 
 Mode = Literal["live", "frozen", "fused"]
 StepScale = Literal["none", "sum", "cumulative", "adaptive"]
@@ -34,6 +36,7 @@ def joint(
     *,
     loss: Loss = F.cross_entropy,
     clip: float | None = None,
+    average: Average = alone,
 ) -> Method:
     """One forward, one backward of the weighted sum of all losses, one update (paper, eq:joint_gradient).
 
@@ -42,13 +45,13 @@ def joint(
     """
     lambdas = _checked(net, weights, step_scale, ("none", "sum"))
     trunk = [Group(parameters(s), c) for s, c in zip(net.segments, step_scales(lambdas, step_scale), strict=True)]
-    update = Update(optimizer, [*trunk, Group(parameters(net.heads))], clip)
+    update = Update(optimizer, [*trunk, Group(parameters(net.heads))], clip, average)
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         losses = [loss(logits, labels) for logits in net(images)]
         objective = torch.stack([w * L for w, L in zip(lambdas, losses, strict=True)]).sum()  # L_K + sum lambda_k L_k
         update(gradients([objective], update.parameters))
-        return torch.stack(losses).detach()
+        return average(torch.stack(losses).detach())
 
     return Method(step, [update])
 
@@ -61,13 +64,14 @@ def pairwise(
     *,
     loss: Loss = F.cross_entropy,
     clip: float | None = None,
+    average: Average = alone,
 ) -> Method:
     """A forward, a backward and an update for each output in turn (paper, eq:pair-wise_gradient).
 
     Output k sees the weights as output k-1 left them: K forwards. BatchNorm statistics move once per batch.
     """
     lambdas = _checked(net, weights, step_scale, ("none", "cumulative"))
-    updates = _update_per_output(net, optimizer, step_scales(lambdas, step_scale), clip)
+    updates = _update_per_output(net, optimizer, step_scales(lambdas, step_scale), clip, average)
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         losses = []
@@ -79,7 +83,7 @@ def pairwise(
             L, supervision, head_gradient = supervise(net.heads[k], x, labels, loss)
             update([*gradients([x], update.trunk, [lambdas[k] * supervision]), *head_gradient])
             losses.append(L)
-        return torch.stack(losses)
+        return average(torch.stack(losses))
 
     return Method(step, updates)
 
@@ -93,6 +97,7 @@ def multiway(
     *,
     loss: Loss = F.cross_entropy,
     clip: float | None = None,
+    average: Average = alone,
 ) -> Method:
     """One forward; with all its features kept, a backward and an update for each output in turn.
 
@@ -109,14 +114,14 @@ def multiway(
     if mode not in get_args(Mode):
         raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
     if mode == "fused":
-        return _fused(net, optimizer, lambdas, step_scale, loss, clip)
+        return _fused(net, optimizer, lambdas, step_scale, loss, clip, average)
     scales = step_scales(lambdas, step_scale)
-    updates = _update_per_output(net, optimizer, scales, clip)
+    updates = _update_per_output(net, optimizer, scales, clip, average)
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         features = net.features(images)
         supervised = [supervise(head, x, labels, loss) for head, x in zip(net.heads, features, strict=True)]
-        losses = torch.stack([L for L, _, _ in supervised])
+        losses = average(torch.stack([L for L, _, _ in supervised]))
         if step_scale == "adaptive":
             for update, scale in zip(updates, adaptive_scales(losses, scales), strict=True):
                 update.rescale_trunk(scale)
@@ -145,12 +150,13 @@ def _fused(
     step_scale: StepScale,
     loss: Loss,
     clip: float | None,
+    average: Average,
 ) -> Method:
     if step_scale == "adaptive":
         raise ValueError("mode='fused' needs steps in constant ratio, and step_scale='adaptive' has none: use 'live'")
     c = step_scales(lambdas, step_scale)
     trunk = [Group(parameters(s), decay=sum(c[k:])) for k, s in enumerate(net.segments)]  # k..K outputs decay S_k
-    update = Update(optimizer, [*trunk, *(Group(parameters(head)) for head in net.heads)], clip)
+    update = Update(optimizer, [*trunk, *(Group(parameters(head)) for head in net.heads)], clip, average)
     trunk_parameters = parameters(net.segments)
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
@@ -161,7 +167,7 @@ def _fused(
         )
         entering = [c_k * w * s for c_k, w, s in zip(c, lambdas, supervisions, strict=True)]
         update([*gradients(features, trunk_parameters, entering), *(g for head in head_gradients for g in head)])
-        return torch.stack(losses)
+        return average(torch.stack(losses))
 
     return Method(step, [update])
 
@@ -213,10 +219,14 @@ def adaptive_scales(losses: Tensor, scales: Sequence[float]) -> list[float]:
     return [final / L if 2 * final < L else scale for L, scale in zip(values, scales, strict=True)]
 
 
-def _update_per_output(net: AuxNet, optimizer: Optimizer, scales: Sequence[float], clip: float | None) -> list[Update]:
+def _update_per_output(
+    net: AuxNet, optimizer: Optimizer, scales: Sequence[float], clip: float | None, average: Average
+) -> list[Update]:
     """For each output k an optimizer over S_1..S_k, at its own scale, and H_k, at the full step."""
     return [
-        Update(optimizer, [Group(parameters(net.segments[:k]), scale), Group(parameters(net.heads[k - 1]))], clip)
+        Update(
+            optimizer, [Group(parameters(net.segments[:k]), scale), Group(parameters(net.heads[k - 1]))], clip, average
+        )
         for k, scale in enumerate(scales, start=1)
     ]
 

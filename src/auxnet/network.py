@@ -115,7 +115,7 @@ def count_parameters(module: nn.Module) -> int:
 
 def multiply_adds(module: nn.Module, image_shape: Sequence[int]) -> int:
     """Multiply-adds of convolutions and matrix products for one image of shape (C, H, W), counted exactly."""
-    twin = copy.deepcopy(module).to("meta").eval()
+    twin = copy.deepcopy(module).to("meta").eval().requires_grad_(False)  # the counter trips over views of parameters
     image = torch.empty(1, *image_shape, device="meta", dtype=next(twin.parameters()).dtype)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         twin(image)

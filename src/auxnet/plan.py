@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from auxnet import data
+from auxnet.backbones.described import net_from
+from auxnet.build import build, load_data, network_options, step_scale_of
+from auxnet.machine import device_of, threads_of
 from auxnet.methods import step_scales
 from auxnet.network import costs
 from auxnet.recipe import Recipe
-from auxnet.residual import resnet
-from auxnet.train import build, device_of, load_data, network_options, step_scale_of, threads_of
 
 MEASURED_STEPS = 4
 
@@ -65,7 +66,7 @@ def plan(recipe: Recipe) -> Plan:
 
 def planned_outputs(recipe: Recipe, dataset: data.DataSet) -> list[PlannedOutput]:
     """Depth, weight, cost and effective multipliers of each output under the recipe's method."""
-    net = resnet(**network_options(recipe, dataset))
+    net = net_from(network_options(recipe, dataset))
     lambdas = net.loss_weights(recipe.gamma, recipe.floor, recipe.relative_to).tolist()
     c = step_scales(lambdas, step_scale_of(recipe))
     rows = []
@@ -107,7 +108,7 @@ def warnings_of(recipe: Recipe, depths: list[int]) -> list[str]:
         for k, depth in enumerate(depths[:-1], start=1)
         if depth < final / 5
     ]
-    if 3 * len(depths) > blocks:
+    if recipe.backbone is None and 3 * len(depths) > blocks:
         warnings.append(
             f"{len(depths)} outputs on {blocks} blocks: fewer than three blocks to an output tends to over-fit"
         )

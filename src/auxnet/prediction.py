@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from auxnet.arrays import Pixels
-from auxnet.pictures import decode, image_files
+from auxnet.reading.arrays import Pixels
+from auxnet.reading.pictures import decode, image_files
 from auxnet.runtimes import Answers, Runnable, open_model
 
 

@@ -8,6 +8,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from auxnet.documents import read_yaml
+
+BACKBONES = "timm:NAME, torchvision:NAME or package.module:function"
+CUTS = "1 or more, or the names of modules"
+OF_RESNETS = ("depth", "outputs", "at", "block", "width", "head")
+OF_BACKBONES = ("cuts", "pretrained")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -23,6 +30,12 @@ class Recipe:
     """share of the training images held out, class by class, for every choice that is made"""
     augment: Literal["default", "none", "crop", "flip", "crop+flip"] = "default"
     """random crops after zero padding, random horizontal flips; default: what suits the data set"""
+    stream: Literal["auto", "always", "never"] = "auto"
+    """leave the images of folders and parquet on disk; auto: if they would take over half of the memory left"""
+    workers: int | None = None
+    """processes that decode images left on disk (default: one per core)"""
+    max_corrupt: int = 0
+    """images that cannot be read and are left out, each told by name, before the run fails"""
 
     depth: int = 20
     """layers of the network, 6n + 2"""
@@ -36,6 +49,12 @@ class Recipe:
     """multiplies the channels (Wide ResNet)"""
     head: Literal["default", "bn_relu", "linear"] = "default"
     """form of the auxiliary heads; default: that of the final one"""
+    backbone: str | None = None
+    """in place of the built-in ResNets: timm:NAME, torchvision:NAME, or package.module:function of your own"""
+    cuts: int | tuple[str, ...] | None = None
+    """the backbone's modules after which outputs are added, or how many even cuts (default: 2)"""
+    pretrained: str | None = None
+    """file of weights for the backbone: .safetensors, or a .pt or .pth of tensors"""
 
     method: Literal["joint", "pairwise", "multiway"] = "multiway"
     """how gradients are propagated"""
@@ -72,6 +91,8 @@ class Recipe:
     """largest gradient norm of an update"""
     label_smoothing: float = 0.0
     """share of the target spread over all classes"""
+    sync_batchnorm: bool = False
+    """under torchrun, BatchNorm normalises by the images of all processes, not by those of its own"""
 
     seed: int = 0
     """of the validation split, the weights, the order and the augmentation"""
@@ -84,6 +105,8 @@ class Recipe:
         for name, hint in get_type_hints(type(self)).items():
             object.__setattr__(self, name, _as(hint, getattr(self, name), name))
         for name, holds, rule in (
+            ("backbone", self.backbone is None or all(self.backbone.partition(":")), BACKBONES),
+            ("cuts", self.cuts is None or (self.cuts > 0 if isinstance(self.cuts, int) else self.cuts != ()), CUTS),
             ("epochs", self.epochs >= 1, "1 or more"),
             ("batch_size", self.batch_size >= 1, "1 or more"),
             ("lr", 0 < self.lr < float("inf"), "above 0 and finite"),
@@ -94,6 +117,8 @@ class Recipe:
             ("clip", self.clip is None or self.clip > 0, "above 0"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "0 or more and below 1"),
             ("val_fraction", 0 < self.val_fraction <= 0.5, "above 0 and at most 0.5"),
+            ("workers", self.workers is None or self.workers >= 0, "0 or more"),
+            ("max_corrupt", self.max_corrupt >= 0, "0 or more"),
             ("threads", self.threads is None or self.threads >= 1, "1 or more"),
             ("seed", 0 <= self.seed < 2**63, "0 or more"),
         ):
@@ -101,18 +126,31 @@ class Recipe:
                 raise ValueError(f"{name} must be {rule}, got {getattr(self, name)}")
         if self.mode != "live" and self.method != "multiway":
             raise ValueError(f"mode={self.mode!r} is multiway's, but method={self.method!r}; leave mode out")
+        self._check_one_network()
+
+    def _check_one_network(self) -> None:
+        """Raise ValueError for fields of the built-in ResNets beside a backbone, or of a backbone without one."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value == field.default:
+                continue
+            if self.backbone is None and field.name in OF_BACKBONES:
+                raise ValueError(f"{field.name}={value!r} is a backbone's, and there is none: name it with backbone")
+            if self.backbone is not None and field.name in OF_RESNETS:
+                mend = "outputs come after cuts" if field.name in ("outputs", "at") else "leave it out"
+                raise ValueError(
+                    f"{field.name}={value!r} is the built-in ResNets', but backbone={self.backbone!r}: {mend}"
+                )
 
 
 def read_recipe(path: Path | str) -> Recipe:
     """The recipe in a YAML file. Raises ValueError for a key or value that cannot be, naming the file."""
-    import yaml
-
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = read_yaml(Path(path))
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no recipe file {path}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML recipe: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not a YAML recipe: {error}") from None
     if content is None:
         content = {}
     if not isinstance(content, dict):
@@ -161,19 +199,17 @@ def _as(hint: Any, value: Any, name: str) -> Any:
             return value
         if get_origin(kind) is tuple and isinstance(value, list | tuple):
             return tuple(_as(get_args(kind)[0], item, name) for item in value)
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if kind is float and isinstance(value, str) and _is_number(value):
+        if kind is float and isinstance(value, int | str) and not isinstance(value, bool) and _is_number(value):
             return float(value)  # YAML reads 1e-4 as a string
         if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
             return value
     raise ValueError(f"{name} must be {_describe(kinds)}, got {value!r}")
 
 
-def _is_number(text: str) -> bool:
+def _is_number(value: int | str) -> bool:
     try:
-        float(text)
-    except ValueError:
+        float(value)
+    except (ValueError, OverflowError):
         return False
     return True
 
@@ -181,6 +217,10 @@ def _is_number(text: str) -> bool:
 def _describe(kinds: tuple[Any, ...]) -> str:
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "none"}
     return " or ".join(
-        f"one of {', '.join(get_args(kind))}" if get_origin(kind) is Literal else words.get(kind, "a list of numbers")
+        f"one of {', '.join(get_args(kind))}" if get_origin(kind) is Literal else words.get(kind, _list_of(kind))
         for kind in kinds
     )
+
+
+def _list_of(kind: Any) -> str:
+    return "a list of names" if str in get_args(kind) else "a list of numbers"

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from auxnet import data, report_page, rundir, train
-from auxnet.checkpoint import load, read_json, whole
+from auxnet import build, data, machine, report_page, rundir
+from auxnet.batches import Labelled
+from auxnet.checkpoint import load, whole
+from auxnet.documents import read_json
 from auxnet.evaluation import OutputReport, fingerprint, reports
 from auxnet.exits import exit_macs
 from auxnet.latency import latencies
@@ -52,9 +54,12 @@ def write_report(runs: Sequence[Path], out: Path | None = None, data_dir: str | 
     names = [run.resolve().name for run in runs]
     shown = [name if names.count(name) == 1 else str(run) for name, run in zip(names, runs, strict=True)]
     gathered = [gather(run, name, data_dir) for run, name in zip(runs, shown, strict=True)]
-    html = report_page.page(gathered, 100 * MARGIN)
+    try:
+        html = report_page.page(gathered, 100 * MARGIN).encode()
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise RuntimeError(f"{' or '.join(map(str, runs))} is damaged: it cannot be shown ({error})") from error
     with whole(path) as partial:
-        partial.write_text(html, encoding="utf-8")
+        partial.write_bytes(html)
     missing = [f"{run['name']}: {run['missing']}" for run in gathered if run["missing"]]
     return Report(path, [report_page.headline(run) for run in gathered], missing)
 
@@ -93,13 +98,13 @@ def gather(run: Path, name: str, data_dir: str | None = None) -> dict[str, Any]:
             **{key: summary[key] for key in ("epochs", "data", "method", "seed", "wall_seconds", "versions", "commit")},
             "device": summary["device"],
         }
-    except (KeyError, TypeError) as error:
+        facts |= dict.fromkeys(("exits", "calibration", "confusion", "gallery", "missing", "latency_words"))
+        facts |= _chosen_by_rows(facts["outputs"])
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise RuntimeError(f"{run} is damaged: its summary, config or metrics lack {error}") from None
-    empty = dict.fromkeys(("exits", "calibration", "confusion", "gallery", "missing", "latency_words"))
-    facts |= {**empty, **_chosen_by_rows(facts["outputs"])}
     recipe = replace(recipe, data_dir=data_dir or recipe.data_dir, device="auto")
     try:
-        dataset = train.load_data(recipe)
+        dataset = build.load_data(recipe)
         if list(dataset.classes) != list(config["classes"]):
             raise ValueError("the data set found has other classes than the run")
     except (OSError, RuntimeError, ValueError) as error:
@@ -110,12 +115,12 @@ def gather(run: Path, name: str, data_dir: str | None = None) -> dict[str, Any]:
 
 def examine(run: Path, recipe: Recipe, dataset: data.DataSet) -> dict[str, Any]:
     """What the images say about the net of a run's last epoch."""
-    device = train.device_of(recipe)
-    with train.threads_of(recipe):
-        net = train.to_device(load(run), device)
+    device = machine.device_of(recipe)
+    with machine.threads_of(recipe):
+        net = machine.to_device(load(run), device)
         shape = (dataset.channels, *dataset.image_size)
         val, test = (
-            predictions(net, train.evaluation_batches(split, dataset, device)) for split in (dataset.val, dataset.test)
+            predictions(net, build.evaluation_batches(split, dataset, device)) for split in (dataset.val, dataset.test)
         )
         on_val, on_test = reports(net, shape, val), reports(net, shape, test)
         times, words = latency_of(run, net, shape, recipe.threads or 1)
@@ -133,7 +138,7 @@ def examine(run: Path, recipe: Recipe, dataset: data.DataSet) -> dict[str, Any]:
         "latency_words": words,
         "calibration": [calibration(logits, test.labels, row) for logits, row in answers],
         "confusion": [confused(logits, test.labels) for logits, _ in answers],
-        "gallery": gallery(test, dataset.test.images, deeper),
+        "gallery": gallery(test, dataset.test, deeper),
         "gallery_of": len(deeper),
         "exits": early_exits(val, test, exit_macs(net, shape)) if net.outputs > 1 else None,
     }
@@ -202,15 +207,28 @@ def _worth(report: OutputReport) -> dict[str, Any]:
 
 def latency_of(run: Path, net: AuxNet, shape: tuple[int, ...], threads: int) -> tuple[list[dict[str, Any]], str]:
     """Latency of one image per output, and how it was measured: by `auxnet evaluate` for these weights, or now."""
+    if saved := saved_latency(run, net.outputs):
+        return saved
+    measured = [asdict(each) for each in latencies(net, shape, (1,), threads=threads, seconds=1.0)]
+    return _of_one_image(measured, "for this report")
+
+
+def saved_latency(run: Path, outputs: int) -> tuple[list[dict[str, Any]], str] | None:
+    """What `auxnet evaluate` saved of latency, if it did, for these weights. Raises RuntimeError if that is damaged."""
     path = run / "evaluation.json"
-    saved = read_json(path) if path.is_file() else {}
-    if saved.get("weights_sha256") == fingerprint(run) and all(row.get("latency") for row in saved["outputs"]):
-        measured, when = [row["latency"] for row in saved["outputs"]], "by auxnet evaluate"
-    else:
-        measured, when = (
-            [asdict(each) for each in latencies(net, shape, (1,), threads=threads, seconds=1.0)],
-            "for this report",
-        )
+    if not path.is_file():
+        return None
+    saved = read_json(path)
+    try:
+        measured = [row["latency"] for row in saved["outputs"]]
+        if saved["weights_sha256"] != fingerprint(run) or len(measured) != outputs or not all(measured):
+            return None
+        return _of_one_image(measured, "by auxnet evaluate")
+    except (AttributeError, KeyError, TypeError) as error:
+        raise RuntimeError(f"{path} is damaged: it does not hold what auxnet evaluate writes ({error})") from None
+
+
+def _of_one_image(measured: list[dict[str, Any]], when: str) -> tuple[list[dict[str, Any]], str]:
     single = [next((t for t in each["timings"] if t["batch"] == 1), None) for each in measured]
     where = f"{measured[0]['device']}, threads: {measured[0]['threads']}"
     words = f"Latency: median of the model alone on one image, {where}, measured {when}."
@@ -268,7 +286,7 @@ def only_deeper(test: Predictions) -> list[tuple[int, int]]:
     return [(n, int(k) + 1) for n, k in enumerate(deepest_wrong) if 0 < k < len(test.logits)]
 
 
-def gallery(test: Predictions, images_NHWC: Tensor, deeper: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+def gallery(test: Predictions, split: Labelled, deeper: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
     """Some of the images that only deeper outputs get right, evenly over the output from which on they are."""
     by_output: dict[int, list[int]] = {}
     for n, k in deeper:
@@ -281,7 +299,7 @@ def gallery(test: Predictions, images_NHWC: Tensor, deeper: Sequence[tuple[int, 
             "from": k,
             "label": int(test.labels[n]),
             "answers": [[a, round(p, 4)] for a, p in zip(answers[:, n].tolist(), sure[:, n].tolist(), strict=True)],
-            "png": png(images_NHWC[n]),
+            "png": png(split.read(torch.tensor([n]))[0]),
         }
         for _, k, n in sorted(sorted(turns)[:MOST_IMAGES], key=lambda each: (each[1], each[2]))
     ]

@@ -49,10 +49,10 @@ def page(runs: Sequence[Run], within: float) -> str:
         "footer": escape(f"Made by auxnet {__version__}. This file is complete in itself and opens offline."),
         "data": json_inside_html({"within": within, "runs": list(runs)}),
         "plotly": get_plotlyjs(),
-        "css": _asset("report.css"),
-        "js": _asset("report.js"),
+        "css": asset("report.css"),
+        "js": asset("report.js"),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _asset("report.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], asset("report.html"))
 
 
 def json_inside_html(content: Any) -> str:
@@ -61,7 +61,8 @@ def json_inside_html(content: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A file of the folder page."""
     return (resources.files("auxnet") / "page" / name).read_text(encoding="utf-8")
 
 
@@ -83,7 +84,7 @@ def headline(run: Run) -> str:
     outputs = run["outputs"]
     chosen, deepest = outputs[run["chosen"] - 1], outputs[-1]
     best = min(row["val"]["error"] for row in outputs)
-    error = f"{_percent(chosen['val']['error'])} validation error"
+    error = f"{percent(chosen['val']['error'])} validation error"
     if len(outputs) == 1:
         return f"The one output has {error}."
     if chosen is deepest:
@@ -119,11 +120,11 @@ def _headlines(runs: Sequence[Run], within: float) -> str:
     if len(runs) == 1:
         reason = runs[0]["reason"]
         why = f"{reason[0].upper()}{reason[1:]}. " if reason else ""
-        return f'<h1>{_unbroken(headline(runs[0]))}</h1><p class="sub">{escape(why + good)}</p>'
-    lines = "".join(f"<li><strong>{escape(r['name'])}:</strong> {_unbroken(headline(r))}</li>" for r in runs)
+        return f'<h1>{unbroken(headline(runs[0]))}</h1><p class="sub">{escape(why + good)}</p>'
+    lines = "".join(f"<li><strong>{escape(r['name'])}:</strong> {unbroken(headline(r))}</li>" for r in runs)
     best = min((row["val"]["error"], run["name"], row["output"]) for run in runs for row in run["outputs"])
-    first = f"{len(runs)} runs: the lowest validation error is {_percent(best[0])}, output {best[2]} of {best[1]}."
-    return f'<h1>{_unbroken(first)}</h1><ul class="headlines">{lines}</ul><p class="sub">{escape(good)}</p>'
+    first = f"{len(runs)} runs: the lowest validation error is {percent(best[0])}, output {best[2]} of {best[1]}."
+    return f'<h1>{unbroken(first)}</h1><ul class="headlines">{lines}</ul><p class="sub">{escape(good)}</p>'
 
 
 def _tiles(run: Run) -> str:
@@ -131,7 +132,7 @@ def _tiles(run: Run) -> str:
     tiles = []
     for split, name in (("val", "Validation error"), ("test", "Test error (report only)")):
         worth = chosen[split]
-        tiles.append((name, _percent(worth["error"]), f"95 %: {_interval(worth)}; n = {worth['n']:,}"))
+        tiles.append((name, percent(worth["error"]), f"95 %: {_interval(worth)}; n = {worth['n']:,}"))
     for key, name in (("params", "Parameters"), ("macs", "Multiply-adds an image")):
         tiles.append((name, f"{chosen[key]:,}", f"whole net: {deepest[key]:,}"))
     if chosen["latency"] is not None:
@@ -156,7 +157,7 @@ def _ladder(runs: Sequence[Run]) -> str:
         for row in run["outputs"]:
             time = "-" if row["latency"] is None else _ms(row["latency"])
             cells = [row["output"], row["depth"], f"{row['params']:,}", f"{row['macs']:,}", time]
-            worth = [(_percent(row[s]["error"]), _interval(row[s]), row[s]["n"]) for s in ("val", "test")]
+            worth = [(percent(row[s]["error"]), _interval(row[s]), row[s]["n"]) for s in ("val", "test")]
             body = "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
             body += "".join(f"<td>{error} <small>[{between}]</small></td>" for error, between, _ in worth)
             mark = ' class="chosen"' if row["output"] == run["chosen"] else ""
@@ -228,11 +229,12 @@ def _value(value: Any) -> str:
     return "none" if value is None else " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _percent(fraction: float) -> str:
+def percent(fraction: float) -> str:
+    """0.0875 -> 8.75 %."""
     return f"{100 * fraction:.2f} %"
 
 
-def _unbroken(text: str) -> str:
+def unbroken(text: str) -> str:
     """Escaped, and no line ends between a number and its per cent sign."""
     return escape(text).replace(" %", "&nbsp;%")
 

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from auxnet.network import AuxNet
 
+MOST_PARAMETERS = 2**29  # of a network that is built: ten times the widest ResNets for such images
+
 Block = Literal["plain", "original", "preact"]
 Head = Literal["default", "bn_relu", "linear"]
 
@@ -80,7 +82,9 @@ class Classifier(nn.Module):
         """Feature maps [N, channels, H, W] -> logits [N, classes]; x itself is left as it was."""
         if self.bn is not None:
             x = F.relu(self.bn(x), inplace=True)
-        pooled = x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)  # as x.mean((2, 3)), but its backward stays channels_last
+        # As x.mean((2, 3)), but backward it neither writes a whole map nor changes the memory format.
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
+        pooled = pixels.sum(1) / pixels.shape[1]
         return cast(Tensor, self.fc(pooled))
 
 
@@ -114,8 +118,15 @@ def resnet(
         ("num_classes", num_classes, 2),
         ("in_channels", in_channels, 1),
     ):
-        if value < least:
-            raise ValueError(f"{name} must be {least} or more, got {value}")
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be {least} or more, got {value!r}")
+    # Two 3x3 convolutions a block, a third of the blocks with each number of channels; the stem; one classifier.
+    parameters = blocks * 6 * (16 * width) ** 2 * (1 + 4 + 16) + 144 * in_channels + 64 * width * num_classes
+    if not parameters <= MOST_PARAMETERS:
+        raise ValueError(
+            f"a network of depth={depth}, width={width}, in_channels={in_channels}, num_classes={num_classes} has "
+            f"more than {MOST_PARAMETERS:,} parameters, and is not built: give less"
+        )
     if at is not None and outputs not in (None, len(at) + 1):
         raise ValueError(f"at={tuple(at)} makes {len(at) + 1} outputs, but outputs={outputs}; give one of the two")
     layers = placement(depth, 1 if outputs is None else outputs) if at is None else _checked(depth, at)
@@ -170,6 +181,8 @@ def _checked(depth: int, at: Sequence[int]) -> tuple[int, ...]:
 
 def _blocks_of(depth: int) -> int:
     """3n blocks of a network of 6n + 2 layers."""
+    if not isinstance(depth, int):
+        raise ValueError(f"depth must be a whole number, 6n + 2, got {depth!r}")
     if depth < 8 or (depth - 2) % 6:
         below = max(8, depth - (depth - 2) % 6)
         wide = " (Wide ResNets count their projections: WRN-28-10 is depth 26, width 10 here)"

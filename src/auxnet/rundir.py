@@ -8,16 +8,21 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from auxnet import __version__
-from auxnet.checkpoint import load_state, save_state, save_weights, whole
+from auxnet.checkpoint import load_state, read_about, save_state, save_weights, whole
+from auxnet.errors import first_line
 from auxnet.network import AuxNet
 from auxnet.recipe import Recipe, read_recipe, write_recipe
 from auxnet.update import Method
@@ -30,29 +35,66 @@ OURS = (
     "report.html",
     "model.safetensors",
     "config.json",
-    "checkpoints/last.pt",
     "checkpoints/best.safetensors",
     "recipe.yaml",  # last: what is left after a crash in between is still known as a run
 )
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How far a training has come."""
+    """How far a training has come, and what it has seen."""
 
     epoch: int = 0
-    """the last one done; epochs count from 1"""
+    """epochs done"""
+    step: int = 0
+    """steps done in the epoch after those"""
+    losses: tuple[float, ...] = ()
+    """the training losses of those steps, one per output, summed over their images"""
+    seconds: float = 0.0
+    """spent in all"""
+    epoch_seconds: float = 0.0
+    """spent in those steps"""
     best_epoch: int = 0
     best_error: float = float("inf")
     """mean over the outputs of their validation errors, in the best epoch"""
-    seconds: float = 0.0
-    """spent in all epochs"""
+    history: tuple[dict[str, Any], ...] = ()
+    """the rows of metrics.jsonl"""
 
-    def after(self, epoch: int, val_errors: list[float], seconds: float) -> Standing:
-        """The standing once another epoch is done; on a tie the earlier epoch stays the best."""
-        error = sum(val_errors) / len(val_errors)
-        better = (epoch, error) if error < self.best_error else (self.best_epoch, self.best_error)
-        return Standing(epoch, *better, self.seconds + seconds)
+    def within(self, step: int, losses: Iterable[float], seconds: float) -> Standing:
+        """The standing in the middle of an epoch, `seconds` after this one."""
+        total, of_epoch = self.seconds + seconds, self.epoch_seconds + seconds
+        return replace(self, step=step, losses=tuple(losses), seconds=total, epoch_seconds=of_epoch)
+
+    def after(self, val_errors: list[float], rows: Iterable[dict[str, Any]], seconds: float) -> Standing:
+        """The standing once the epoch is done; on a tie the earlier epoch stays the best."""
+        epoch, error = self.epoch + 1, sum(val_errors) / len(val_errors)
+        best = (epoch, error) if error < self.best_error else (self.best_epoch, self.best_error)
+        return Standing(epoch, 0, (), self.seconds + seconds, 0.0, *best, (*self.history, *rows))
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Hold a run directory for this process alone; it is made if need be, and removed again if nothing came of it.
+
+    Raises FileExistsError if another process holds it.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise FileExistsError(f"{folder}: another process is training in it; name another folder, or wait") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # the folder may have vanished, or its disk be read-only
+            if made and not any(path.name != LOCK for path in folder.iterdir()):
+                (folder / LOCK).unlink(missing_ok=True)
+                for path in made:
+                    path.rmdir()
+        lock.release()
 
 
 def check(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
@@ -71,7 +113,7 @@ def check(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
         _check_same(read_recipe(folder / "recipe.yaml"), recipe, folder)
     elif is_run and not overwrite:
         raise FileExistsError(f"{folder} holds a run already: --resume continues it, --overwrite replaces it")
-    elif not is_run and folder.is_dir() and any(folder.iterdir()):
+    elif not is_run and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         raise FileExistsError(f"{folder} holds other files: name a new folder for the run")
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
@@ -82,42 +124,98 @@ def check(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
 
 def begin(folder: Path, recipe: Recipe) -> None:
     """Make the run directory, what an earlier run left in it removed, with the recipe saved."""
-    for name in OURS:
-        (folder / name).unlink(missing_ok=True)
+    for path in (*_checkpoints(folder), *(folder / name for name in OURS)):
+        path.unlink(missing_ok=True)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     with whole(folder / "recipe.yaml") as partial:
         write_recipe(recipe, partial)
 
 
-def resume(folder: Path, net: AuxNet, method: Method) -> Standing:
-    """Fill net and method as the last epoch left them, and drop later lines of the metrics.
+def save(folder: Path, standing: Standing, net: AuxNet, method: Method, keep: int) -> None:
+    """A checkpoint of where a training stands, the newest `keep` of them kept; at the end of an epoch its metrics
+    are logged before, and its weights kept after if it is the best so far.
 
-    Raises FileNotFoundError without a checkpoint, RuntimeError if it is damaged or of another recipe.
+    Raises RuntimeError if the weights are not finite (nobody wants to go on from there) or cannot be written.
     """
-    path = folder / "checkpoints" / "last.pt"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no checkpoints/last.pt to resume from; --overwrite begins again")
-    state = load_state(path)
+    for name, tensor in net.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise RuntimeError(f"{name} holds values that are not finite; it is not saved, and the run stops there")
+    state = {"standing": asdict(standing), "net": net.state_dict(), "method": method.state_dict()}
+    try:
+        if standing.step == 0:
+            rows = [row for row in standing.history if row["epoch"] == standing.epoch]
+            with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(_lines(rows))
+                file.flush()
+                os.fsync(file.fileno())
+        save_state(folder / "checkpoints" / f"{standing.epoch:05}-{standing.step:07}.ckpt", state)
+        if standing.step == 0 and standing.best_epoch == standing.epoch:
+            _save_best(folder, standing, net)
+        for old in _checkpoints(folder)[keep:]:
+            old.unlink(missing_ok=True)
+    except OSError as error:
+        if not folder.is_dir():
+            raise RuntimeError(f"{folder} has vanished, and what was saved of the run with it") from error
+        saved = "what was saved before is whole: mend it, then go on with --resume"
+        raise RuntimeError(f"{folder} cannot be written to ({error.strerror}); {saved}") from error
+
+
+def resume(folder: Path) -> dict[str, Any]:
+    """The newest checkpoint of a run that is not damaged; a damaged one is put aside, with a warning.
+
+    Raises FileNotFoundError if there is none, RuntimeError if all are damaged.
+    """
+    found = _checkpoints(folder)
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no checkpoint to resume from; --overwrite begins again")
+    for path in found:
+        try:
+            return load_state(path)
+        except RuntimeError as error:
+            path.replace(path.with_suffix(".damaged"))
+            warnings.warn(f"{error}; the one before it is taken", stacklevel=2)
+    raise RuntimeError(f"{folder}: every checkpoint is damaged ({len(found)}); --overwrite begins again")
+
+
+def take_up(state: dict[str, Any], net: AuxNet, method: Method, where: Path) -> Standing:
+    """Fill net and method from a checkpoint. Raises RuntimeError if it is of another recipe."""
     try:
         net.load_state_dict(state["net"])
         method.load_state_dict(state["method"])
-        standing = Standing(**state["standing"])
+        return Standing(**state["standing"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise RuntimeError(f"{path} does not fit the recipe: {str(error).splitlines()[0]}") from None
-    kept = [json.dumps(row) + "\n" for row in read_metrics(folder) if row["epoch"] <= standing.epoch]
+        raise RuntimeError(f"{where}: the checkpoint does not fit the recipe: {first_line(error)}") from None
+
+
+def restore(folder: Path, standing: Standing, net: AuxNet) -> Standing:
+    """Bring the other files back to what they were at this standing: metrics to the line, the best weights.
+
+    Where the best weights are gone (a later epoch that is lost had replaced them), the best so far is forgotten:
+    the epochs to come, that one again among them, decide.
+    """
     with whole(folder / "metrics.jsonl") as partial:
-        partial.write_text("".join(kept), encoding="utf-8")
-    return standing
+        partial.write_text(_lines(standing.history), encoding="utf-8")
+    if read_about(folder / "checkpoints" / "best.safetensors").get("epoch") == str(standing.best_epoch):
+        return standing
+    if standing.step == 0 and standing.best_epoch == standing.epoch:
+        _save_best(folder, standing, net)
+        return standing
+    return replace(standing, best_epoch=0, best_error=float("inf"))
 
 
-def save_epoch(folder: Path, standing: Standing, rows: Iterable[dict[str, Any]], net: AuxNet, method: Method) -> None:
-    """Log an epoch, keep its weights if it is the best so far, and make it the one to resume from."""
-    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-    if standing.best_epoch == standing.epoch:
-        save_weights(folder / "checkpoints" / "best.safetensors", net)
-    state = {"standing": asdict(standing), "net": net.state_dict(), "method": method.state_dict()}
-    save_state(folder / "checkpoints" / "last.pt", state)
+def _save_best(folder: Path, standing: Standing, net: AuxNet) -> None:
+    save_weights(folder / "checkpoints" / "best.safetensors", net, {"epoch": str(standing.epoch)})
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, the newest first: by the place that they hold in the training, not by their time."""
+    found = (folder / "checkpoints").glob("*.ckpt")
+    named = {path: match for path in found if (match := re.fullmatch(r"(\d{5,})-(\d{7,})", path.stem))}
+    return sorted(named, key=lambda path: (int(named[path][1]), int(named[path][2])), reverse=True)
+
+
+def _lines(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -144,10 +242,13 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 def _check_same(saved: Recipe, recipe: Recipe, folder: Path) -> None:
     """A run goes on by its own recipe; only where it runs may change."""
-    saved = replace(saved, device=recipe.device, threads=recipe.threads, data_dir=recipe.data_dir)
+    elsewhere = ("device", "threads", "data_dir", "stream", "workers")
+    saved = replace(saved, **{key: getattr(recipe, key) for key in elsewhere})
     for key, value in asdict(saved).items():
         if value != getattr(recipe, key):
-            raise ValueError(f"{folder} was begun with {key}={value!r}, and cannot go on with {getattr(recipe, key)!r}")
+            asked = getattr(recipe, key)
+            mend = "leave it out, or train another run with --out"
+            raise ValueError(f"{folder} was begun with {key}={value!r}, and cannot go on with {asked!r}: {mend}")
 
 
 def _commit() -> str | None:

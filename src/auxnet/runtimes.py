@@ -5,7 +5,6 @@ Shapes: N images, H x W pixels, C channels; images are uint8 [N, H, W, C].
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from auxnet.arrays import Pixels
 from auxnet.batches import normalise
+from auxnet.documents import json_value
 from auxnet.graphs import need
 from auxnet.hub import load, position_of
+from auxnet.reading.arrays import Pixels
 
 Floats = NDArray[np.float32]
 
@@ -87,25 +87,34 @@ def open_onnx(path: Path, output: int | None = None, threads: int = 0) -> Runnab
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised, not written
     options.intra_op_num_threads = threads
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        only = {"providers": ["CPUExecutionProvider"], "enable_fallback": 0}  # a fallback would be printed
+        session = onnxruntime.InferenceSession(str(path), options, **only)
+        metadata = session.get_modelmeta().custom_metadata_map
     except Exception as error:  # onnxruntime raises a different one for every kind of damage
         raise RuntimeError(f"{path} is no readable ONNX file: {' '.join(str(error).split())[:200]}") from None
-    facts = _facts(session.get_modelmeta().custom_metadata_map, path)
+    facts = _facts(metadata, path)
     early = facts["kind"] == "early-exit"
     if output is not None and (early or output != facts["output"]):
         held = "decides for each image which output answers" if early else f"holds output {facts['output']} alone"
         raise ValueError(f"{path} {held}: output {output} cannot be asked of it")
 
     def ask(images: Pixels) -> Answers:
-        if not early:
-            logits, probabilities = session.run(None, {"images": images})
-            return Answers(logits, probabilities, np.full(len(images), facts["output"]))
-        each = [session.run(None, {"images": images[i : i + 1]}) for i in range(len(images))]
-        logits, probabilities, exits = (np.concatenate(parts) for parts in zip(*each, strict=True))
-        return Answers(logits, probabilities, exits)
+        try:
+            if early:
+                each = [session.run(None, {"images": images[i : i + 1]}) for i in range(len(images))]
+                answers = Answers(*(np.concatenate(parts) for parts in zip(*each, strict=True)))
+            else:
+                logits, probabilities = session.run(None, {"images": images})
+                answers = Answers(logits, probabilities, np.full(len(images), facts["output"]))
+        except Exception as error:  # onnxruntime's, and those of a graph with other outputs
+            raise RuntimeError(f"{path} cannot be run: {' '.join(str(error).split())[:200]}") from None
+        rows, classes = len(images), len(facts["classes"])
+        if [part.shape for part in answers] != [(rows, classes), (rows, classes), (rows,)]:
+            raise RuntimeError(f"{path} is damaged: it does not answer with {classes} probabilities for each image")
+        return answers
 
     H, W = facts["image_size"]
     return Runnable(tuple(facts["classes"]), (H, W), len(facts["mean"]), ask)
@@ -119,8 +128,14 @@ def _facts(metadata: dict[str, str], path: Path) -> dict[str, Any]:
             "preprocessing are unknown; export it with auxnet export"
         )
     try:
-        facts = {key: json.loads(value) for key, value in metadata.items()}
-        needed = {key: facts[key] for key in ("kind", "output", "image_size", "classes", "mean")}
-    except (json.JSONDecodeError, KeyError) as error:
+        facts = {key: json_value(value) for key, value in metadata.items()}
+        H, W = facts["image_size"]
+        sound = 1 <= H <= 4096 and 1 <= W <= 4096 and len(facts["mean"]) in (1, 3) and isinstance(facts["kind"], str)
+        sound = (
+            sound and facts["output"] >= 1 and all(isinstance(name, str) and name.encode() for name in facts["classes"])
+        )
+    except (KeyError, TypeError, ValueError) as error:
         raise RuntimeError(f"{path} is damaged: its metadata cannot be read ({error})") from None
-    return {**facts, **needed}
+    if not sound:
+        raise RuntimeError(f"{path} is damaged: its metadata describe no model")
+    return facts

@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from auxnet.build import evaluation_batches, load_data
 from auxnet.checkpoint import load
 from auxnet.evaluation import Batches, OutputReport, image_shape_of, reports
 from auxnet.latency import latencies
+from auxnet.machine import device_of, threads_of, to_device
 from auxnet.network import AuxNet
 from auxnet.recipe import read_run_recipe
 from auxnet.scores import Comparison, Predictions, compare, predictions
-from auxnet.train import device_of, evaluation_batches, load_data, threads_of, to_device
 
 MARGIN = 0.005
 UNITS = {"params": "parameters", "macs": "MACs", "latency": "ms for one image"}

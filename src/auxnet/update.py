@@ -11,6 +11,21 @@ from torch import Tensor, nn
 
 Gradients = list[Tensor | None]
 Optimizer = Callable[[Any], torch.optim.Optimizer]  # parameter groups -> torch.optim.Optimizer
+Average = Callable[[Tensor], Tensor]  # a tensor -> its mean over the processes that train together
+
+
+def alone(tensor: Tensor) -> Tensor:
+    """The mean over the processes that train together, where there is only this one."""
+    return tensor
+
+
+def averaged(gradients: Gradients, average: Average) -> Gradients:
+    """The gradients through `average`, all as one tensor: a message costs more than what is in it. Strides stay."""
+    there = [g for g in gradients if g is not None]
+    if not there:
+        return gradients
+    means = iter(average(torch.cat([g.flatten() for g in there])).split_with_sizes([g.numel() for g in there]))
+    return [None if g is None else torch.empty_like(g).copy_(next(means).view_as(g)) for g in gradients]
 
 
 class Group(NamedTuple):
@@ -28,10 +43,13 @@ class Update:
     weights change between two backwards of one forward, and the later one sees them changed: multi-way, live.
     """
 
-    def __init__(self, optimizer: Optimizer, groups: Sequence[Group], clip: float | None = None) -> None:
+    def __init__(
+        self, optimizer: Optimizer, groups: Sequence[Group], clip: float | None = None, average: Average = alone
+    ) -> None:
         if clip is not None and not clip > 0:
             raise ValueError(f"clip must be a gradient norm above 0, got {clip}")
         self.clip = clip
+        self.average = average
         self.trunk = groups[0].parameters
         self.parameters = [p for group in groups for p in group.parameters]
         self.aliases = [p.data for p in self.parameters]
@@ -49,6 +67,8 @@ class Update:
         """One step along these gradients, one for each of `parameters` and in their order."""
         if self.aliases[0].data_ptr() != self.parameters[0].data_ptr():
             raise RuntimeError("the net was moved after its method was built: build the method after net.to(...)")
+        if self.average is not alone:
+            gradients = averaged(gradients, self.average)
         for alias, gradient in zip(self.aliases, gradients, strict=True):
             alias.grad = gradient
         if self.clip is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -19,6 +20,7 @@ COMMANDS = {  # name: (module of this package that holds the function of that na
     "evaluate": ("choosing", "say what each output of a run is worth, from what it saved"),
     "select": ("choosing", "choose the cheapest output that is good enough, on validation"),
     "exits": ("leaving", "solve when an image may leave at a shallow output, on validation"),
+    "sweep": ("sweeping", "train many recipes, and find the best on validation"),
     "report": ("reporting", "show finished runs as one HTML file that opens offline"),
     "export": ("shipping", "write one output, or the early exit, for another runtime, and prove it equal"),
     "predict": ("shipping", "say what is in image files"),
@@ -28,11 +30,12 @@ COMMANDS = {  # name: (module of this package that holds the function of that na
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; every error is one line, never a traceback (AUXNET_DEBUG=1 shows it)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    warnings.showwarning = _warn
     try:
         return _run(words)
-    except KeyboardInterrupt:
-        print("auxnet: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:  # Ctrl-C, or what a training makes of it and of SIGTERM once all is saved
+        print(f"auxnet: {stop or 'interrupted'}", file=sys.stderr)
+        return int(getattr(stop, "status", 130))
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 0
@@ -41,9 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         asked = isinstance(error, ValueError | FileExistsError | FileNotFoundError)
         expected = asked or isinstance(error, OSError | RuntimeError)
+        if asked and os.environ.get("RANK", "0") != "0":  # of torchrun's processes, all asked the same, one says so
+            return 2
         kind = "" if expected else f"unexpected {type(error).__name__} (AUXNET_DEBUG=1 shows where): "
         print(f"auxnet: {kind}{' '.join(str(error).split())}", file=sys.stderr)
         return 2 if asked else 1
+
+
+def _warn(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
+    """A warning of this program as one line; those of libraries are for developers."""
+    if category is UserWarning:
+        print(f"auxnet: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _run(words: list[str]) -> int:

@@ -33,14 +33,15 @@ def parse(options: type[Options], words: list[str], default: Options | None = No
 
 def parse_with_recipe(options: type[Options], words: list[str]) -> Options:
     """Options of which a recipe is one: a file gives the defaults of the flags, --config's or that of a run resumed."""
-    config = _value_of("--config", words)
-    out = _value_of("--out", words)
+    config = value_of("--config", words)
+    out = value_of("--out", words)
     if config is None and out and "--resume" in words and (Path(out) / "recipe.yaml").is_file():
         config = str(Path(out) / "recipe.yaml")
     return parse(options, words, options(recipe=read_recipe(config)) if config else None)  # type: ignore[call-arg]
 
 
-def _value_of(flag: str, words: list[str]) -> str | None:
+def value_of(flag: str, words: list[str]) -> str | None:
+    """The word after a flag, for what must be known before all is parsed."""
     for word, following in zip(words, [*words[1:], ""], strict=True):
         if word == flag and following:
             return following

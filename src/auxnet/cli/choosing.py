@@ -155,10 +155,10 @@ class Opened:
 
     def batches(self, split: str) -> Batches:
         """The images of "val" or "test", once through."""
-        from auxnet.train import evaluation_batches
+        from auxnet.build import evaluation_batches
 
         images: Labelled = getattr(self.dataset, split)
-        return evaluation_batches(images, self.dataset, self.device)  # type: ignore[arg-type]
+        return evaluation_batches(images, self.dataset, self.device)
 
 
 @contextmanager
@@ -171,8 +171,9 @@ def opened(folder: Path, data_dir: str | None, device: str | None, threads: int 
         device=device or recipe.device,
         threads=recipe.threads if threads is None else threads,
     )
+    from auxnet.build import load_data
     from auxnet.checkpoint import load
-    from auxnet.train import device_of, load_data, threads_of, to_device
+    from auxnet.machine import device_of, threads_of, to_device
 
     with threads_of(recipe):
         net, place = load(folder), device_of(recipe)

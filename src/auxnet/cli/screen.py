@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,14 +15,14 @@ from rich.status import Status
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from auxnet.epochs import Progress
     from auxnet.plan import Plan
-    from auxnet.train import Progress
 
 
 def console() -> Console:
-    """Standard output; tables are never squeezed where it is not a terminal."""
-    plain = Console()
-    return plain if plain.is_terminal else Console(width=max(plain.width, 160))
+    """Standard output; tables are never squeezed where it is not a terminal. Of torchrun's processes one talks."""
+    plain = Console(quiet=os.environ.get("RANK", "0") != "0")
+    return plain if plain.is_terminal else Console(width=max(plain.width, 160), quiet=plain.quiet)
 
 
 def working(on: str) -> Status:

@@ -26,6 +26,10 @@ class Train:
     """go on with the run in --out, by its own recipe"""
     overwrite: FlagCreatePairsOff[bool] = False
     """replace the run in --out"""
+    save_every: float = 300
+    """seconds between two checkpoints within an epoch; after every epoch there is one anyway"""
+    keep: int = 2
+    """checkpoints to keep, the newest"""
 
 
 @dataclass(frozen=True)
@@ -42,16 +46,31 @@ def train(words: list[str]) -> None:
     options = parse_with_recipe(Train, words)
     if options.resume and options.out is None:
         raise ValueError("--resume goes on with a run: name it with --out")
+    from auxnet.machine import keep_freed_memory
     from auxnet.train import fit
+
+    keep_freed_memory()
 
     console = screen.console()
     with screen.training_progress(console) as watch:
         out = options.out or _unused_folder(options.recipe)
-        run = fit(options.recipe, out, resume=options.resume, overwrite=options.overwrite, watch=watch)
+        run = fit(
+            options.recipe,
+            out,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            save_every=options.save_every,
+            keep=options.keep,
+            watch=watch,
+        )
+    if not run.summary:  # under torchrun, process 0 has it
+        return
     screen.show_tables(console, run.summary, run.summary["epochs"])
     data, device = run.summary["data"], run.summary["device"]
     images = f"{data['train']:,} training, {data['val']:,} validation and {data['test']:,} test images"
     time = f"{screen.duration(run.summary['wall_seconds'])} on {device['name']}, {device['threads']} threads"
+    for image in data.get("left_out", []):
+        screen.print_line(console, f"left out, for it cannot be read: {image}")
     screen.print_line(console, f"{images}; seed {run.summary['seed']}; {time}\nthe run lies in {run.folder}")
 
 
@@ -73,6 +92,7 @@ def plan(words: list[str]) -> None:
 
 
 def _unused_folder(recipe: Recipe) -> Path:
-    name = f"runs/{Path(recipe.data.removeprefix('hf:')).name}-{recipe.depth}-{recipe.method}"
+    network = str(recipe.depth) if recipe.backbone is None else recipe.backbone.replace(":", "-")
+    name = f"runs/{Path(recipe.data.removeprefix('hf:')).name}-{network}-{recipe.method}"
     numbered = (Path(name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
     return next(folder for folder in numbered if not folder.exists())

@@ -5,6 +5,7 @@ Shapes: N images, H x W pixels, C channels (1 grey, 3 red-green-blue).
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from auxnet.errors import first_line
+
 Pixels = NDArray[np.uint8]
 
-VERSION = 1  # of what the readers return: raise it when they change, and no cache of older arrays is used
+VERSION = 2  # of what the readers return: raise it when they change, and no cache of older arrays is used
 
 
 class Arrays(NamedTuple):
@@ -24,6 +27,8 @@ class Arrays(NamedTuple):
     images: Pixels
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+    """the images that could not be read, each as "where: why" """
 
 
 def labels_of(
@@ -39,11 +44,21 @@ def labels_of(
         number = isinstance(value, int | float) and value % 1 == 0 and 0 <= value <= highest
         if not (isinstance(value, str) if texts else number):
             rule = "a text, as the others are" if texts else f"a whole number in 0..{highest}"
-            raise RuntimeError(f"{where}: label {value!r} in row {row} must be {rule}")
+            raise RuntimeError(f"{where}: label {_shown(value)} in row {row} must be {rule}")
     if classes:
         return np.array(values, np.int64), classes
-    names, labels = np.unique(np.array(values, None if texts else np.int64), return_inverse=True)
-    return labels.astype(np.int64), tuple(str(name) for name in names)
+    names = sorted(set(values))
+    numbers = {name: number for number, name in enumerate(names)}
+    labels = np.array([numbers[value] for value in values], np.int64)
+    return labels, tuple(name if texts else str(int(name)) for name in names)
+
+
+def _shown(value: object) -> str:
+    """A value for an error, in a few words however large it is."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python writes out no number of more than 4300 digits
+        return f"(a huge {type(value).__name__})"
 
 
 @contextmanager
@@ -52,5 +67,5 @@ def reading(where: str | Path, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise RuntimeError(f"{where}: not a readable {what} ({reason})") from error

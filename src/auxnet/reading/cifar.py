@@ -1,21 +1,22 @@
 """CIFAR-10 and CIFAR-100 as their makers publish them: python pickles and binary records, archived or not.
 
-Nothing here trusts what it reads: pickles may hold numbers only, archives are never unpacked to disk, and
-damaged content is a RuntimeError that names the file.
+Nothing here trusts what it reads: pickles may hold numbers and texts only, archives are never unpacked to disk,
+nothing grows far beyond the size of the real files, and damaged content is a RuntimeError that names the file.
 """
 
 from __future__ import annotations
 
+import gzip
 import io
-import pickle
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import BinaryIO, NamedTuple, Self
 
 import numpy as np
 
-from auxnet.arrays import Arrays, Pixels, labels_of, reading
+from auxnet.reading.arrays import Arrays, labels_of, reading
+from auxnet.reading.pickles import text, unpickle
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -73,9 +74,9 @@ def read(source: Path, name: str, part: str) -> Arrays:
             pixels.append(records[:, layout.header :])
             labels.extend(records[:, layout.label].tolist())
         else:
-            batch = _unpickle(contents[member], where)
-            with reading(where, "CIFAR batch"):
-                pixels.append(np.asarray(batch["data"], np.uint8).reshape(-1, 3072))
+            with reading(where, "CIFAR pickle"):
+                batch = unpickle(contents[member])
+                pixels.append(batch["data"].pixels().reshape(-1, 3072))
                 labels.extend(batch["labels" if name == "cifar10" else "fine_labels"])
         if len(labels) != sum(len(rows) for rows in pixels):
             raise RuntimeError(f"{where}: does not hold one label for each image")
@@ -85,8 +86,8 @@ def read(source: Path, name: str, part: str) -> Arrays:
             if layout.names.endswith(".txt"):
                 names = contents[layout.names].decode().split()
             else:
-                meta = _unpickle(contents[layout.names], where)
-                names = [str(n, "utf-8") for n in meta["label_names" if name == "cifar10" else "fine_label_names"]]
+                meta = unpickle(contents[layout.names])
+                names = [text(each) for each in meta["label_names" if name == "cifar10" else "fine_label_names"]]
         if len(names) != len(classes):
             raise RuntimeError(f"{where}: must name {len(classes)} classes, names {len(names)}")
         classes = tuple(names)
@@ -96,66 +97,48 @@ def read(source: Path, name: str, part: str) -> Arrays:
     return Arrays(np.ascontiguousarray(images), *labels_of(labels, classes, source))
 
 
-_LARGEST = 2**28  # bytes; the largest real one, CIFAR-100's training batch, has 155 MB
+_LARGEST = 2**28  # bytes, of a file and of an archive's whole content; the largest real ones have 155 and 186 MB
 
 
 def _contents(source: Path, names: Sequence[str]) -> dict[str, bytes]:
-    """The bytes of those of `names` that a folder or a tar archive holds, read in memory."""
-    if source.is_dir():
-        with reading(source, "folder"):
-            return {name: (source / name).read_bytes() for name in names if (source / name).is_file()}
+    """The bytes of those of `names` that a folder or a tar.gz archive holds, read in memory."""
     contents = {}
-    with reading(source, "tar archive"), tarfile.open(source) as archive:
-        for member in archive:
-            name = Path(member.name).name
-            if name in names and member.isfile() and (file := archive.extractfile(member)):
-                if member.size > _LARGEST:
-                    raise ValueError(f"{member.name} is larger than any file of CIFAR")
-                contents[name] = file.read()
+    if source.is_dir():
+        for path in (source / name for name in names):
+            if path.is_file():
+                with reading(path, "file"), path.open("rb") as file:
+                    contents[path.name] = _whole(file)
+        return contents
+    with reading(source, "tar.gz archive"):
+        with gzip.open(source) as packed:
+            unpacked = io.BytesIO(_whole(packed))
+        with tarfile.open(fileobj=unpacked, mode="r:", tarinfo=_Member) as archive:
+            for member in archive:
+                _check(member)
+                name = Path(member.name).name
+                if name in names and member.isfile() and (inside := archive.extractfile(member)):
+                    contents[name] = inside.read()
     return contents
 
 
-def _unpickle(data: bytes, where: str) -> dict[str, Any]:
-    """A pickled dictionary of numbers, texts and uint8 arrays, its keys made str."""
-    with reading(where, "CIFAR pickle"), io.BytesIO(data) as file:
-        batch = _NumbersOnly(file, encoding="bytes").load()
-        return {str(k, "utf-8") if isinstance(k, bytes) else str(k): v for k, v in batch.items()}
+def _whole(file: BinaryIO | gzip.GzipFile) -> bytes:
+    data = file.read(_LARGEST + 1)
+    if len(data) > _LARGEST:
+        raise ValueError(f"it holds more than {_LARGEST:,} bytes, which nothing of CIFAR does")
+    return data
 
 
-class _NumbersOnly(pickle.Unpickler):
-    """Unpickles what CIFAR's files are made of, with stand-ins for numpy: no code of others runs."""
+class _Member(tarfile.TarInfo):
+    """The header of a member of an archive, checked before anything is done with it."""
 
-    def find_class(self, module: str, name: str) -> Any:
-        """Stand-ins for the four names that a pickled uint8 array needs; any other name is refused."""
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return lambda *_: _PickledArray()
-        if (module, name) == ("numpy", "ndarray"):
-            return "ndarray"
-        if (module, name) == ("numpy", "dtype"):
-            return _PickledType
-        if (module, name) == ("_codecs", "encode"):
-            return lambda text, _: text.encode("latin1")
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which CIFAR's files do not need")
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        _check(member)
+        return member
 
 
-class _PickledType:
-    """Stands for a numpy.dtype: its code alone."""
-
-    def __init__(self, code: str | bytes, *_: object) -> None:
-        self.code = code if isinstance(code, str) else code.decode()
-
-    def __setstate__(self, state: object) -> None:
-        """Byte order and the like: nothing that a uint8 needs."""
-
-
-class _PickledArray:
-    """Stands for a numpy.ndarray of uint8: its shape and bytes."""
-
-    def __setstate__(self, state: tuple[int, tuple[int, ...], _PickledType, bool, bytes]) -> None:
-        _, shape, kind, fortran, data = state
-        if kind.code != "u1":
-            raise pickle.UnpicklingError(f"an array of {kind.code} where CIFAR has u1")
-        self.array = np.frombuffer(data, np.uint8).reshape(shape, order="F" if fortran else "C")
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Pixels:
-        return self.array
+def _check(member: tarfile.TarInfo) -> None:
+    """Raise ValueError where tarfile would read backwards for ever, a long name for hours, or zeros without end."""
+    if not 0 <= member.size <= (_LARGEST if member.isfile() else 2**16) or member.issparse():
+        raise ValueError(f"a member of {member.size} bytes, which CIFAR does not have")

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from auxnet import cifar, formats
-from auxnet.arrays import Arrays
-from auxnet.pictures import image_files
+from auxnet.errors import first_line
+from auxnet.reading import cifar, formats, rows
+from auxnet.reading.arrays import Arrays
+from auxnet.reading.encoded import Encoded
+from auxnet.reading.pictures import image_paths
 
 NAMES = ("digits", "cifar10", "cifar100", "svhn")
 _HUB = {
@@ -29,10 +31,14 @@ _HUB = {
 class Part:
     """One split as it lies on disk: its files, and how to read them."""
 
-    files: Sequence[Path]
+    files: Sequence[Path | str]
     read: Callable[[], Arrays]
     key: str
     """what, beside the files, the arrays depend on"""
+    encoded: Callable[[], Encoded] | None = None
+    """its images left on disk, where they can be reached one by one"""
+    decoded_bytes: Callable[[], int] = int
+    """the memory that its images take, where they may be too many"""
 
 
 def find(name: str, data_dir: str | Path | None, image_size: int | None) -> dict[str, Part]:
@@ -47,6 +53,8 @@ def find(name: str, data_dir: str | Path | None, image_size: int | None) -> dict
         raise FileNotFoundError(f"data_dir {root} is not a folder: give the one that holds the data")
     if name.startswith("hf:"):
         return _from_hub(name, name.removeprefix("hf:"), image_size)
+    if name == "digits":
+        return {"train": Part([], formats.digits, "digits")}
     if name in NAMES:
         folders = [root / name, root] if given else []
         for folder in folders:
@@ -80,7 +88,7 @@ def _named(name: str, folder: Path, below: bool, image_size: int | None) -> dict
     if not folder.is_dir():
         return {}
     for home, deeper in ((folder / _HUB[name].split("/")[2], False), (folder, below)):
-        if parts := _complete(folder, _parquet_parts(home, image_size, deeper)):
+        if parts := _complete(folder, _parquet_parts(home, image_size, deeper, extra=name == "svhn")):
             return parts
     for form in cifar.FORMS.get(name, ()):
         source = folder / form
@@ -90,9 +98,12 @@ def _named(name: str, folder: Path, below: bool, image_size: int | None) -> dict
                 part: Part(files, partial(cifar.read, source, name, part), f"{name} {part}")
                 for part in ("train", "test")
             }
-    mats = {part: folder / f"{part}_32x32.mat" for part in ("train", "test", "extra")} if name == "svhn" else {}
-    found = {part: Part([f], partial(formats.svhn, f), "mat") for part, f in mats.items() if f.is_file()}
-    return _complete(folder, found)
+    names = {"train": ("train", "extra"), "test": ("test",)} if name == "svhn" else {}
+    parts = {}
+    for part in names:
+        if mats := [mat for each in names[part] if (mat := folder / f"{each}_32x32.mat").is_file()]:
+            parts[part] = Part(mats, partial(formats.svhn, *mats), "mat")
+    return _complete(folder, parts)
 
 
 def _complete(folder: Path, parts: dict[str, Part]) -> dict[str, Part]:
@@ -123,19 +134,34 @@ def _in_folder(folder: Path, image_size: int | None) -> dict[str, Part]:
         homes = {"train": folder}
     parts = {}
     for split, home in homes.items():
-        files = {each: image_files(each) for each in formats.subfolders(home)}
+        files = {each: image_paths(each) for each in formats.subfolders(home)}
         if split == "train" and (empty := [str(each) for each, found in files.items() if not found]):
             raise ValueError(f"{empty[0]} holds no image: put some in, or remove the folder")
         every = [file for found in files.values() for file in found]
-        parts[split] = Part(every, partial(formats.class_folders, home, image_size), f"folders {image_size}")
+        parts[split] = Part(
+            every,
+            partial(formats.class_folders, home, image_size),
+            f"folders {image_size}",
+            partial(formats.folder_files, home),
+            partial(formats.folder_bytes, every, image_size),
+        )
     return parts
 
 
-def _parquet_parts(folder: Path, image_size: int | None, below: bool = True) -> dict[str, Part]:
-    """The splits that lie in a folder as parquet shards."""
+def _parquet_parts(folder: Path, image_size: int | None, below: bool = True, extra: bool = False) -> dict[str, Part]:
+    """The splits that lie in a folder as parquet shards; with `extra`, shards of that name are for training too."""
+    shards = formats.parquet_splits(folder, below)
+    if (more := shards.pop("extra", None)) and extra and "train" in shards:
+        shards["train"] = [*shards["train"], *more]
     return {
-        split: Part(files, partial(formats.parquet, files, image_size), f"parquet {image_size}")
-        for split, files in formats.parquet_splits(folder, below).items()
+        split: Part(
+            files,
+            partial(formats.parquet, files, image_size),
+            f"parquet {image_size}",
+            partial(rows.copied, files),
+            partial(formats.parquet_bytes, files, image_size),
+        )
+        for split, files in shards.items()
     }
 
 
@@ -157,15 +183,15 @@ def _from_hub(name: str, address: str, image_size: int | None) -> dict[str, Part
                 fetch = partial(snapshot_download, repo, repo_type="dataset", allow_patterns=pattern)
                 folder = Path(str(fetch(local_files_only=cached, etag_timeout=5)))
         except Exception as error:  # whatever the network throws
-            reason = _first_line(error)
+            reason = first_line(error)
             continue
         if several:
             choices = ", ".join(f"hf:{repo}/{each}" for each in folders)
             raise ValueError(f"{repo} holds several data sets, give one of them: {choices}")
         try:
-            parts = _parquet_parts(folder / config, image_size)
+            parts = _parquet_parts(folder / config, image_size, extra=name == "svhn")
         except FileNotFoundError as error:  # some of the shards only
-            reason = _first_line(error)
+            reason = first_line(error)
             continue
         if "train" in parts and ("test" in parts or name.startswith("hf:")):
             return parts
@@ -178,7 +204,3 @@ def _hub_folders(repo: str) -> list[str]:
 
     files = [file.rfilename for file in HfApi().dataset_info(repo, timeout=5).siblings or ()]
     return sorted({file.rpartition("/")[0] for file in files if file.endswith(".parquet")})
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

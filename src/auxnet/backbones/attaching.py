@@ -1,0 +1,172 @@
+"""`attach`: outputs added to a backbone that was not built for them.
+
+The backbone is taken apart at its cuts (`cuts`) into segments that hold its very modules; its own classifier becomes
+the final head, and a dry run (`dryrun`) says what the other heads must fit, and how deep each output lies.
+
+Shapes: N images, C channels, H x W pixels or positions, T tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from auxnet.backbones.cuts import cut, even_cuts
+from auxnet.backbones.dryrun import Feature, features, outputs
+from auxnet.network import AuxNet
+from auxnet.residual import Classifier
+
+Heads = Callable[[int], nn.Module]  # channels of a feature -> a module: feature -> logits [N, classes]
+
+
+def attach(
+    backbone: nn.Module | Sequence[nn.Module],
+    at: Sequence[str] | str | int | None = None,
+    num_classes: int | None = None,
+    *,
+    example: Tensor | None = None,
+    heads: Heads | None = None,
+) -> AuxNet:
+    """An AuxNet of a backbone's own modules: they and their weights are shared, not copied, and keep their mode.
+
+    `at` names the modules after which the trunk is cut, in order ("layer1", "features.4"), or is the number of cuts,
+    placed evenly by cost (`cuts.even_cuts`). In place of a backbone, a list of modules can be given that are run one
+    after the other: K segments and the classifier. `example` is one image [1, C, H, W] such as the backbone takes
+    (default: 3 x 224 x 224); only its shape matters.
+
+    The backbone's classifier stays the final head, to the bit; for another `num_classes` its last layer is replaced,
+    in a copy. `heads` makes an auxiliary head for a number of channels. The default ones are, for feature maps
+    [N, C, H, W], those of `auxnet.resnet`: BatchNorm and ReLU unless the feature comes out of an activation
+    function, global average pooling, a linear layer; for tokens [N, T, C] and maps [N, H, W, C]: LayerNorm, mean
+    over positions, a linear layer. Depths count the convolutions and linear layers on the longest path to the cut, and
+    for the final output to the logits, as in the paper.
+
+    Raises ValueError, with the place and the mend, for what cannot be traced, cut or run.
+    """
+    shape = tuple((torch.empty(1, 3, 224, 224) if example is None else example).shape[1:])
+    if len(shape) != 3:
+        raise ValueError(f"example must be an image [1, C, H, W], got {list(example.shape)}")  # type: ignore[union-attr]
+    if num_classes is not None and num_classes < 2:
+        raise ValueError(f"num_classes must be 2 or more, got {num_classes}")
+    if isinstance(backbone, nn.Module):
+        if at is None:
+            raise ValueError('at must name the modules to cut after, as at=("layer1", "layer2"), or say how many cuts')
+        classes = _classes_of(backbone, shape)
+        names = even_cuts(backbone, at, shape) if isinstance(at, int) else (at,) if isinstance(at, str) else at
+        *segments, classifier = parts = cast(list[nn.Module], cut(backbone, names, shape))
+        own, training = [backbone], backbone.training
+    else:
+        *segments, classifier = parts = own = list(backbone)
+        training = parts[-1].training
+        if at is not None or not segments:
+            raise ValueError("a list holds K segments and the classifier, cut already: 2 modules or more, without `at`")
+        classes = _classes_of(nn.Sequential(*parts), shape)
+    _check_apart(parts)
+    if num_classes is not None and num_classes != classes:
+        classes = num_classes
+        classifier = _for_classes(classifier, classes)
+    like = next(chain.from_iterable(part.parameters() for part in parts), torch.empty(0))
+    crossing = features(segments, shape)[:-1]
+    auxiliary = [_head(feature, shape, classes, heads).to(like.device, like.dtype) for feature in crossing]
+    modes = {module: module.training for part in own for module in part.modules()}
+    net = AuxNet(segments, [*auxiliary, classifier], depths=range(len(segments))).train(training)
+    for module, mode in modes.items():
+        module.training = mode
+    found = outputs(net, shape)
+    for k, (got, _) in enumerate(found, start=1):
+        if got != classes:
+            mend = "its head, of `heads`, must give them" if k < len(found) else "build the backbone for that many"
+            raise ValueError(f"output {k} gives {got} classes in place of {classes}: {mend}")
+    net.depths = (*(feature.depth for feature in crossing), found[-1][1])
+    return net
+
+
+class TokenClassifier(nn.Module):
+    """LayerNorm, mean over positions, and a linear layer, for features whose channels come last."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.fc = nn.Linear(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens [N, T, C] or maps [N, H, W, C] -> logits [N, classes]."""
+        return cast(Tensor, self.fc(self.norm(x).flatten(1, -2).mean(1)))
+
+
+def _head(feature: Feature, image_shape: Sequence[int], classes: int, heads: Heads | None) -> nn.Module:
+    """A head for what crosses a cut: the caller's, or one that suits it."""
+    channels_first = _channels_first(feature.shape, image_shape)
+    channels = feature.shape[0 if channels_first else -1]
+    if heads is not None:
+        return heads(channels)
+    if len(feature.shape) == 1:
+        head: nn.Module = nn.Linear(channels, classes)
+    elif channels_first:
+        head = Classifier(channels, classes, activate=not feature.activated)
+    else:
+        head = TokenClassifier(channels, classes)
+    nn.init.zeros_(head.bias if isinstance(head, nn.Linear) else head.fc.bias)  # type: ignore[arg-type,union-attr]
+    return head
+
+
+def _channels_first(shape: Sequence[int], image_shape: Sequence[int]) -> bool:
+    """Whether a feature is a map [C, H, W], and not [H, W, C] or tokens [T, C]: a map is shaped like the image."""
+    if len(shape) != 3:
+        return False
+    _, height, width = image_shape
+
+    def unlike(h: int, w: int) -> float:
+        return abs(math.log(h / w) - math.log(height / width))
+
+    a, b, c = shape
+    return unlike(b, c) <= unlike(a, b)
+
+
+def _classes_of(backbone: nn.Module, image_shape: Sequence[int]) -> int:
+    (classes, _), *others = outputs(backbone, image_shape)
+    if others:
+        raise ValueError(f"the backbone gives a tuple of {1 + len(others)}: it must give logits [N, classes] alone")
+    return classes
+
+
+def _for_classes(classifier: nn.Module, classes: int) -> nn.Module:
+    """A copy of a classifier whose last layer is a new one, for another number of classes."""
+    classifier = copy.deepcopy(classifier)
+    layers = [(name, m) for name, m in classifier.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    if not layers:
+        raise ValueError(f"the classifier has no linear layer to replace: build the backbone for {classes} classes")
+    name, last = layers[-1]
+    bias = last.bias is not None
+    new: nn.Module
+    if isinstance(last, nn.Linear):
+        new = nn.Linear(last.in_features, classes, bias)
+    else:
+        new = nn.Conv2d(last.in_channels, classes, last.kernel_size, last.stride, last.padding, bias=bias)  # type: ignore[arg-type]
+    if bias:
+        nn.init.zeros_(new.bias)  # type: ignore[arg-type]
+    new.to(last.weight.device, last.weight.dtype).train(last.training)
+    if not name:
+        return new
+    classifier.set_submodule(name, new)
+    return classifier
+
+
+def _check_apart(parts: Sequence[nn.Module]) -> None:
+    """Raise ValueError if two parts share weights: an output would train, or leave behind, those of another."""
+    owner: dict[int, tuple[str, str]] = {}
+    for k, part in enumerate(parts, start=1):
+        here = f"segment {k}" if k < len(parts) else "the classifier"
+        for name, tensor in chain(part.named_parameters(), part.named_buffers()):
+            there, other = owner.setdefault(id(tensor), (here, name))
+            if there != here:
+                raise ValueError(
+                    f"{other!r} of {there} and {name!r} of {here} are one tensor: cut so that both come to lie in one "
+                    "segment, or build the backbone without sharing"
+                )

@@ -1,0 +1,190 @@
+"""Where a backbone can be cut, and the cutting: after modules that are named, or evenly by cost.
+
+A cut lies after a module whose result is all that crosses: one tensor with a row for each image, which nothing
+changes in place afterwards, since a head looks at it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+from torch import fx, nn
+
+from auxnet.backbones.dryrun import Seen, observe
+from auxnet.backbones.tracing import INSTEAD, Traced, between, crossings, has_weights, holders, trace
+from auxnet.recipe import nearest
+
+NEAR = 0.1  # of a segment's share of the cost: a cut this close to the even one is not looked for any deeper
+
+
+def cut(backbone: nn.Module, names: Sequence[str], image_shape: Sequence[int]) -> list[fx.GraphModule]:
+    """The segments of a backbone that is cut after the modules of these names, and its classifier.
+
+    All are made of the backbone's very modules. The classifier is the last module with weights, and what lies
+    between it and the trunk (pooling). Raises ValueError, naming the place and the mend, where it cannot be cut.
+    """
+    known = [name for name, _ in backbone.named_modules() if name]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"the backbone has no module {name!r}{nearest(name, known)}")
+    chart = _chart(backbone, holders(names), image_shape)
+    stops = [_stop(chart, name) for name in names]
+    for (here, stop), (there, next_stop) in pairwise(zip(names, stops, strict=True)):
+        if chart.order[stop] >= chart.order[next_stop]:
+            raise ValueError(
+                f"at must run from the image to the classifier, but {there!r} does not lie behind {here!r}"
+            )
+    ends = [chart.traced.images, *stops, chart.trunk_end, chart.traced.logits]
+    return [between(chart.traced, start, end) for start, end in pairwise(ends)]
+
+
+def even_cuts(backbone: nn.Module, cuts: int, image_shape: Sequence[int]) -> tuple[str, ...]:
+    """The names of the modules after which `cuts` cuts share a backbone's multiply-adds as evenly as can be.
+
+    A module is looked into only where an even cut falls inside of it and none is near. Raises ValueError if there
+    are not as many places.
+    """
+    if cuts < 1:
+        raise ValueError(f"at must be 1 cut or more, or the names of modules, got {cuts}")
+    opened, closed = {""}, set[str]()
+    chart = _chart(backbone, opened, image_shape)
+    while True:
+        total = max(seen.macs for seen in chart.seen.values())
+        ideals = [total * (i + 1) / (cuts + 1) for i in range(cuts)]
+        costs = _costs(chart)
+        far = [x for x in ideals if all(abs(cost - x) > NEAR * total / (cuts + 1) for cost in costs.values())]
+        inside = {_module_at(chart, x) for x in far} - {None, *closed}
+        if not inside:
+            return _nearest_places(costs, ideals)
+        for name in sorted(filter(None, inside)):
+            try:
+                chart = _chart(backbone, {*opened, name}, image_shape)
+                opened.add(name)
+            except ValueError:  # it cannot be looked into: it stays whole
+                closed.add(name)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A traced backbone, and what a dry run shows of it."""
+
+    traced: Traced
+    seen: dict[fx.Node, Seen]
+    across: dict[fx.Node, list[fx.Node]]
+    """what crosses a cut after a node"""
+    order: dict[fx.Node, int]
+    """its nodes, from the images to the output"""
+
+    def fits(self, node: fx.Node) -> bool:
+        """Whether a cut can lie after a node."""
+        return self.across[node] == [node] and self.seen[node].kept
+
+    @cached_property
+    def trunk_end(self) -> fx.Node:
+        """Where the classifier begins: the earliest cut with but one module with weights behind it."""
+        *_, classifier = (node for node in self.order if node is self.traced.images or self._has_weights(node))
+        found = None
+        for node in reversed(list(self.order)[1 : self.order[classifier]]):
+            if self.fits(node):
+                found = node
+            if found is not None and self._has_weights(node):
+                break
+        if found is None:
+            raise ValueError(f"the backbone has no trunk before its classifier, {classifier.target!r}: {INSTEAD}")
+        return found
+
+    def _has_weights(self, node: fx.Node) -> bool:
+        return has_weights(node, self.traced.values)
+
+    @cached_property
+    def places(self) -> dict[str, fx.Node]:
+        """The modules of the trunk after which a cut can lie; of those that end in one node, the outermost."""
+        end = self.order[self.trunk_end]
+        ends = {
+            nodes[0]: name
+            for name, nodes in sorted(self.traced.ends.items(), key=lambda item: -item[0].count("."))
+            if len(nodes) == 1 and nodes[0] is not None and self.order[nodes[0]] < end and self.fits(nodes[0])
+        }
+        return {ends[node]: node for node in self.order if node in ends}
+
+
+def _chart(backbone: nn.Module, opened: Collection[str], image_shape: Sequence[int]) -> Chart:
+    traced = trace(backbone, opened)
+    order = {node: i for i, node in enumerate(traced.graph.nodes)}
+    return Chart(traced, observe(traced.module(), image_shape), crossings(traced.graph), order)
+
+
+def _stop(chart: Chart, name: str) -> fx.Node:
+    """The node that a cut after a module lies behind. Raises ValueError if no cut can lie there."""
+    calls = chart.traced.ends.get(name, [])
+    if len(calls) != 1:
+        often = f"is called {len(calls)} times" if calls else "is not called by itself"
+        raise ValueError(f"the module {name!r} {often} in the backbone's forward; {_places_near(chart, None)}")
+    [node] = calls
+    if node is None:
+        raise ValueError(
+            f"the module {name!r} gives several values, one tensor must cross; {_places_near(chart, None)}"
+        )
+    across = chart.across[node]
+    if node not in across:
+        raise ValueError(f"what the module {name!r} gives is not used for the output; {_places_near(chart, node)}")
+    if len(across) > 1:
+        values = ", ".join(str(value) for value in across)
+        raise ValueError(
+            f"{len(across)} values cross the cut after {name!r} ({values}), one must; {_places_near(chart, node)}"
+        )
+    if not chart.seen[node].kept:
+        raise ValueError(
+            f"what {name!r} gives is changed in place afterwards, or has no row per image: no head can have it; "
+            f"{_places_near(chart, node)}"
+        )
+    if chart.order[node] >= chart.order[chart.trunk_end]:
+        raise ValueError(
+            f"at {name!r} the trunk is at its end, and there the final output is already; {_places_near(chart, node)}"
+        )
+    return node
+
+
+def _places_near(chart: Chart, node: fx.Node | None) -> str:
+    """The mend: where it can be cut."""
+    places = chart.places
+    names = (
+        list(places) if node is None else sorted(places, key=lambda n: abs(chart.order[places[n]] - chart.order[node]))
+    )
+    return f"cut after {' or '.join(map(repr, names[:3]))}, or {INSTEAD}" if names else INSTEAD
+
+
+def _module_at(chart: Chart, macs: float) -> str | None:
+    """The module with parts in which the cost passes this number; None if it passes elsewhere."""
+    before = 0
+    for node, seen in chart.seen.items():
+        if before < macs < seen.macs:
+            module = chart.traced.values.get(str(node.target)) if node.op == "call_module" else None
+            return str(node.target) if module is not None and any(True for _ in module.children()) else None
+        before = seen.macs
+    return None
+
+
+def _costs(chart: Chart) -> dict[str, int]:
+    """The multiply-adds up to each place that costs less than the trunk; of places that cost the same, the deepest."""
+    deepest = {chart.seen[node].macs: name for name, node in chart.places.items()}
+    deepest.pop(chart.seen[chart.trunk_end].macs, None)
+    return {name: macs for macs, name in deepest.items()}
+
+
+def _nearest_places(costs: dict[str, int], ideals: Sequence[float]) -> tuple[str, ...]:
+    """For each ideal cost the place nearest to it, each behind the one before."""
+    places = list(costs)
+    if len(places) < len(ideals):
+        raise ValueError(
+            f"at={len(ideals)} asks for more cuts than there are places that one tensor crosses: "
+            f"{', '.join(places) or 'none'}; ask for fewer, or {INSTEAD}"
+        )
+    chosen: list[int] = []
+    for i, ideal in enumerate(ideals):
+        free = range(chosen[-1] + 1 if chosen else 0, len(places) - (len(ideals) - 1 - i))
+        chosen.append(min(free, key=[abs(costs[place] - ideal) for place in places].__getitem__))
+    return tuple(places[i] for i in chosen)

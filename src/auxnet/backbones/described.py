@@ -1,0 +1,54 @@
+"""The AuxNet that plain options describe, as a recipe makes them and a config.json keeps them.
+
+They are the arguments of `resnet`, or a backbone by its name: {"backbone", "cuts", "num_classes", "in_channels",
+"image_size"}. The cuts are names: what a search found is written down, and never searched for again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+
+from auxnet.backbones.attaching import attach
+from auxnet.backbones.cuts import even_cuts
+from auxnet.backbones.named import build_backbone
+from auxnet.network import AuxNet
+from auxnet.residual import resnet
+
+LARGEST = 4096  # pixels a side
+
+
+def net_from(options: Mapping[str, Any], pretrained: str | None = None) -> AuxNet:
+    """The net of such options, its weights random but for those of a backbone in the file `pretrained`.
+
+    Raises ValueError for options that describe none, and what `build_backbone` raises.
+    """
+    if "backbone" not in options:
+        return resnet(**options)
+    name, classes, channels = options["backbone"], options["num_classes"], options["in_channels"]
+    height, width = options["image_size"]
+    if not (1 <= height <= LARGEST and 1 <= width <= LARGEST):
+        raise ValueError(f"images must have 1..{LARGEST} pixels a side, got {height} x {width}")
+    backbone = build_backbone(name, classes, channels, pretrained)
+    try:
+        return attach(backbone, tuple(options["cuts"]), classes, example=torch.empty(1, channels, height, width))
+    except ValueError as error:
+        raise ValueError(f"backbone {name}: {error}") from None
+
+
+@cache
+def cuts_of(
+    backbone: str, cuts: int, num_classes: int, in_channels: int, image_size: tuple[int, int]
+) -> tuple[str, ...]:
+    """The names of the modules after which that many even cuts lie, for images of this size (H, W).
+
+    Raises ValueError if there are not as many places, and what `build_backbone` raises.
+    """
+    built = build_backbone(backbone, num_classes, in_channels)
+    try:
+        return even_cuts(built, cuts, (in_channels, *image_size))
+    except ValueError as error:
+        raise ValueError(f"backbone {backbone}, cuts={cuts}: {error}") from None

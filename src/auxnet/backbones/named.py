@@ -1,0 +1,146 @@
+"""A backbone by its name: a model of timm or of torchvision, or what a function of the user's own builds."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from inspect import signature
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from auxnet.backbones.weights import classes_in, load_pretrained
+from auxnet.errors import first_line
+from auxnet.recipe import nearest
+
+LIBRARIES = ("timm", "torchvision")
+Build = Callable[[int], nn.Module]  # number of classes -> a backbone
+
+
+def build_backbone(name: str, num_classes: int, in_channels: int = 3, pretrained: str | None = None) -> nn.Module:
+    """The backbone of a name, for images of that many channels; nothing is downloaded.
+
+    `timm:NAME` and `torchvision:NAME` are models of these libraries, for `num_classes`. `package.module:function` is
+    imported, from the current folder too, and called with `num_classes` and `in_channels` if it has such parameters.
+    With a file of weights, `pretrained`, the classifier is the file's: `attach` replaces it.
+
+    Raises ValueError for a name that leads to no backbone, or weights that do not fit it (`load_pretrained`), and
+    RuntimeError where a package is missing or the code that was called fails.
+    """
+    library, _, what = name.partition(":")
+    if library == "timm":
+        build = _timm(name, what, in_channels)
+    elif library == "torchvision":
+        build = _torchvision(name, what, in_channels)
+    else:
+        build = _own(name, library, what, in_channels)
+    backbone = build(num_classes)
+    if pretrained is None:
+        return backbone
+    theirs = classes_in(pretrained, backbone, num_classes)
+    if theirs != num_classes:
+        backbone = build(theirs)
+    load_pretrained(backbone, pretrained)
+    return backbone
+
+
+def is_own_code(name: str) -> bool:
+    """Whether a name stands for code that is none of a known library's."""
+    return name.partition(":")[0] not in LIBRARIES
+
+
+def _timm(name: str, model: str, in_channels: int) -> Build:
+    timm = _imported(name, "timm")
+    if not timm.is_model(model):
+        raise ValueError(f"timm has no model {model!r}{nearest(model, timm.list_models())}")
+    return lambda classes: _called(name, timm.create_model, model, num_classes=classes, in_chans=in_channels)
+
+
+def _torchvision(name: str, model: str, in_channels: int) -> Build:
+    models = _imported(name, "torchvision").models
+    known = models.list_models(module=models)  # those that classify
+    if model not in known:
+        raise ValueError(f"torchvision has no model {model!r}{nearest(model, known)}")
+    if in_channels != 3:
+        raise ValueError(f"torchvision's models take 3 channels, the images have {in_channels}: timm's take any")
+    extra = {"aux_logits": False, "init_weights": True} if model in ("googlenet", "inception_v3") else {}
+    return lambda classes: _called(name, models.get_model, model, num_classes=classes, **extra)
+
+
+def _own(name: str, module: str, function: str, in_channels: int) -> Build:
+    with _current_folder():
+        try:
+            code = import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise RuntimeError(f"backbone {name}: {module} needs {error.name}: install it") from None
+            mend = "install it, or run in the folder that it lies in"
+            raise ValueError(f"backbone {name}: there is no module {error.name!r}; {mend}") from None
+        except Exception as error:  # the user's code can raise anything
+            raise RuntimeError(f"backbone {name}: importing {module} failed: {first_line(error)}") from None
+    build = getattr(code, function, None)
+    if build is None:
+        known = [key for key, value in vars(code).items() if callable(value)]
+        raise ValueError(f"backbone {name}: {module} has no {function!r}{nearest(function, known)}")
+    if not callable(build):
+        raise ValueError(f"backbone {name}: {function!r} is a {type(build).__name__}, and must be a function")
+    taken = signature(build).parameters
+
+    def called(classes: int) -> nn.Module:
+        options = {"num_classes": classes, "in_channels": in_channels}
+        return _called(name, build, **{key: value for key, value in options.items() if key in taken})
+
+    return called
+
+
+def _called(name: str, build: Callable[..., Any], *arguments: Any, **options: Any) -> nn.Module:
+    """What a function builds, which must be a Module."""
+    try:
+        with _current_folder():
+            backbone = build(*arguments, **options)
+    except Exception as error:  # of code that is not ours
+        raise RuntimeError(f"backbone {name} cannot be built: {type(error).__name__}: {first_line(error)}") from None
+    if not isinstance(backbone, nn.Module):
+        raise ValueError(f"backbone {name} gives a {type(backbone).__name__}, and must give a torch.nn.Module")
+    return backbone
+
+
+def _imported(name: str, library: str) -> ModuleType:
+    try:
+        try:
+            return import_module(library)
+        except RuntimeError as error:
+            if "operator torchvision::" not in str(error):
+                raise
+            _operators_declared()
+            return import_module(library)
+    except ModuleNotFoundError as error:
+        raise RuntimeError(f"backbone {name} needs {error.name}: pip install {error.name}") from None
+    except Exception as error:  # a torchvision that was built for another torch
+        raise RuntimeError(f"backbone {name}: {library} cannot be imported: {first_line(error)}") from None
+
+
+@cache
+def _operators_declared() -> torch.library.Library:
+    """The operators that a torchvision of PyPI looks for beside a CPU build of torch, and no classifier calls."""
+    operators = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+    for operator in ("nms", "qnms"):
+        operators.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
+    return operators
+
+
+@contextmanager
+def _current_folder() -> Iterator[None]:
+    """Within, modules are looked for in the current folder first, as `python -m` does."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)

@@ -1,0 +1,258 @@
+"""A backbone's forward as a torch.fx graph, looked into only as deep as its cuts lie, and cut where one tensor crosses.
+
+A module that holds no cut is called as it is and stays the backbone's own: what it does in training, in evaluation
+or by the size of its input is as before. Only the forwards that lead to a cut are recorded, in both modes.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+INSTEAD = "give the segments themselves: attach([first, second, ..., classifier])"
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What a backbone does to images."""
+
+    graph: fx.Graph
+    """from one placeholder, the images, to one output, the logits"""
+    values: dict[str, Any]
+    """what its nodes name: the backbone's modules, parameters and buffers, and constants"""
+    ends: dict[str, list[fx.Node | None]]
+    """module -> what each of its calls gives, in order; None where that is not one value"""
+
+    @property
+    def images(self) -> fx.Node:
+        """What goes in."""
+        node: fx.Node = next(iter(self.graph.nodes))
+        return node
+
+    @property
+    def logits(self) -> fx.Node:
+        """What comes out."""
+        return next(iter(self.graph.output_node().all_input_nodes))
+
+    def module(self) -> fx.GraphModule:
+        """The whole graph as a module that shares the backbone's."""
+        return fx.GraphModule(self.values, self.graph)
+
+
+def trace(backbone: nn.Module, opened: Collection[str]) -> Traced:
+    """The forward of a backbone, looked into where a module is one of `opened` ("" is the backbone itself).
+
+    An argument that is False in evaluation and True in training becomes the `training` of the module that is made
+    of the graph (dropout as a function). Raises ValueError, naming the place, for a forward that cannot be recorded.
+    """
+    evaluation, constants, ends = _record(backbone, opened, training=False)
+    training, _, _ = _record(backbone, opened, training=True)
+    _follow_training(evaluation, training)
+    _drop_unused(evaluation, backbone)
+    values: dict[str, Any] = {}
+    for node in evaluation.nodes:
+        if node.op in ("call_module", "get_attr") and node.target not in values:
+            name = str(node.target)
+            values[name] = constants[name] if name in constants else _attribute(backbone, name)
+    return Traced(evaluation, values, ends)
+
+
+def crossings(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """For each node, the values computed up to it and used after it; those that no image changes do not count."""
+    last_use = {used: node for node in graph.nodes for used in node.all_input_nodes}
+    varying = _varying(graph)
+    alive: dict[fx.Node, None] = {}
+    found = {}
+    for node in graph.nodes:
+        for used in node.all_input_nodes:
+            if last_use[used] is node:
+                alive.pop(used, None)
+        if node in varying and node in last_use:
+            alive[node] = None
+        found[node] = list(alive)
+    return found
+
+
+def between(traced: Traced, start: fx.Node, stop: fx.Node) -> fx.GraphModule:
+    """What comes after `start` and up to `stop`, as a module: one tensor -> one tensor.
+
+    It shares the backbone's modules and parameters; tensors that are no parameters it has copies of.
+    """
+    varying = _varying(traced.graph)
+    piece = fx.Graph()
+    copies = {start: piece.placeholder("x")}
+
+    def copied(node: fx.Node) -> fx.Node:
+        if node not in copies:
+            if node in varying:
+                raise ValueError(f"{node} crosses the cut beside {start}")
+            copies[node] = piece.node_copy(node, copied)
+        return copies[node]
+
+    nodes = list(traced.graph.nodes)
+    for node in nodes[nodes.index(start) + 1 : nodes.index(stop) + 1]:
+        if node in varying:
+            copies[node] = piece.node_copy(node, copied)
+    piece.output(copied(stop))
+    named = {str(node.target) for node in piece.nodes if node.op in ("call_module", "get_attr")}
+    return fx.GraphModule({name: _own(traced.values[name]) for name in named}, piece)
+
+
+def has_weights(node: fx.Node, values: dict[str, Any]) -> bool:
+    """Whether a node is a module with parameters, or a parameter."""
+    value = values.get(str(node.target)) if node.op in ("call_module", "get_attr") else None
+    return isinstance(value, nn.Parameter) or (isinstance(value, nn.Module) and _any(value.parameters()))
+
+
+def holders(names: Iterable[str]) -> set[str]:
+    """The modules to be opened for these to be seen: all that hold one of them."""
+    return {"", *(name.rsplit(".", n)[0] for name in names for n in range(1, name.count(".") + 1))}
+
+
+# ---- recording -------------------------------------------------------------------------------------------------
+
+
+class _Recorder(fx.Tracer):
+    """Records the calls of modules that are not opened, and remembers what every call gave and where it failed."""
+
+    def __init__(self, opened: Collection[str]) -> None:
+        super().__init__()
+        self.opened = opened
+        self.ends: dict[str, list[fx.Node | None]] = {}
+        self.failed: str | None = None
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """The images alone: other arguments of a forward keep their defaults."""
+        return root_fn, [self.root, self.create_proxy("placeholder", "images", (), {})]
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name not in self.opened
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        name = self.path_of_module(m)
+        try:
+            result = super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed = self.failed or name
+            raise
+        self.ends.setdefault(name, []).append(result.node if isinstance(result, fx.Proxy) else None)
+        return result
+
+
+def _record(
+    backbone: nn.Module, opened: Collection[str], training: bool
+) -> tuple[fx.Graph, dict[str, Any], dict[str, list[fx.Node | None]]]:
+    """The graph in one mode, its constants, and what its modules' calls give. The backbone is left as it was."""
+    recorder = _Recorder(opened)
+    before = set(vars(backbone))
+    try:
+        with _mode(backbone, training):
+            graph = recorder.trace(backbone)
+    except Exception as error:  # a forward that meets a symbol in place of a tensor can raise anything
+        place = f"the forward of {recorder.failed!r}" if recorder.failed else "the backbone's own forward"
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"{place} cannot be traced by torch.fx{_line_of(error)}: {reason[0]}; cut outside of it, or {INSTEAD}"
+        ) from None
+    finally:
+        # torch.fx stows the tensors that a forward makes itself as attributes of the root
+        constants = {name: vars(backbone).pop(name) for name in set(vars(backbone)) - before}
+    return graph, constants, recorder.ends
+
+
+@contextmanager
+def _mode(backbone: nn.Module, training: bool) -> Iterator[None]:
+    """Within, all modules are in one mode."""
+    modes = {module: module.training for module in backbone.modules()}
+    try:
+        for module in modes:
+            module.training = training
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _line_of(error: Exception) -> str:
+    """Where the backbone's code was when it failed."""
+    torchs = str(Path(torch.__file__).parent)
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith(torchs) and frame.filename != __file__:
+            return f" ({Path(frame.filename).name} line {frame.lineno}: `{frame.line}`)"
+    return ""
+
+
+def _follow_training(evaluation: fx.Graph, training: fx.Graph) -> None:
+    """Make one graph of the two: what is False in the one and True in the other is the module's `training`."""
+    flags: list[fx.Node] = []
+
+    def flag() -> fx.Node:
+        if not flags:
+            with evaluation.inserting_after(next(iter(evaluation.nodes))):
+                flags.append(evaluation.get_attr("training"))
+        return flags[0]
+
+    def merged(here: Any, there: Any) -> Any:
+        if repr(here) == repr(there):
+            return here
+        if here is False and there is True:
+            return flag()
+        if isinstance(here, tuple | list) and type(here) is type(there) and len(here) == len(there):
+            return type(here)(map(merged, here, there))
+        if isinstance(here, dict) and isinstance(there, dict) and here.keys() == there.keys():
+            return {key: merged(value, there[key]) for key, value in here.items()}
+        raise LookupError
+
+    pairs = zip(list(evaluation.nodes), list(training.nodes), strict=False)
+    for here, there in pairs:
+        try:
+            if (here.op, here.name, here.target) != (there.op, there.name, there.target):
+                raise LookupError
+            here.args, here.kwargs = merged(here.args, there.args), merged(here.kwargs, there.kwargs)
+        except LookupError:
+            holders = [name for name, _ in here.meta.get("nn_module_stack", {}).values()]
+            place = f"the forward of {holders[-1]!r}" if holders and holders[-1] else "the backbone's own forward"
+            raise ValueError(
+                f"{place} does other things in training than in evaluation, from {there.name!r} on: "
+                f"build the backbone without that (aux_logits=False, for one), or {INSTEAD}"
+            ) from None
+
+
+def _drop_unused(graph: fx.Graph, backbone: nn.Module) -> None:
+    """Drop modules with weights whose result nobody uses: an output must not carry them along."""
+    for node in reversed(list(graph.nodes)):
+        if node.users or node.op not in ("call_module", "get_attr"):
+            continue
+        if node.op == "get_attr" or _any(backbone.get_submodule(str(node.target)).parameters()):
+            graph.erase_node(node)
+
+
+def _varying(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that depend on the images."""
+    varying: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or any(used in varying for used in node.all_input_nodes):
+            varying.add(node)
+    return varying
+
+
+def _attribute(backbone: nn.Module, name: str) -> Any:
+    value: Any = backbone
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _own(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter) else value
+
+
+def _any(things: Iterable[Any]) -> bool:
+    return any(True for _ in things)

@@ -1,0 +1,83 @@
+"""Weights from elsewhere: a pretrained file for a backbone, taken whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from auxnet.errors import first_line
+
+LISTED = 10  # names of each kind of misfit that an error lists
+
+
+def classes_in(path: Path | str, backbone: nn.Module, num_classes: int) -> int:
+    """The number of classes that a file's weights are for, beside a backbone that was built for `num_classes`.
+
+    It is what tensors of that many rows have in the file, and `num_classes` itself where that says nothing. Raises
+    what `load_pretrained` raises for a file that cannot be read.
+    """
+    state = _read(Path(path))
+    theirs = {
+        len(state[name])
+        for name, tensor in backbone.state_dict().items()
+        if name in state and tensor.ndim and len(tensor) == num_classes and state[name].shape[1:] == tensor.shape[1:]
+    }
+    others = theirs - {num_classes}
+    return others.pop() if len(others) == 1 else num_classes
+
+
+def load_pretrained(backbone: nn.Module, path: Path | str) -> None:
+    """Fill a backbone with the weights and buffers of a .safetensors file, or of a .pt or .pth file of tensors.
+
+    A .pt file holds a state dict, or one under "state_dict" or "model"; nothing else is unpickled. Every key must be
+    there, with its shape, and no other: for another number of classes load first, and let `attach` replace the
+    classifier. Raises FileNotFoundError, ValueError with the keys that do not fit (the backbone is then as it was), or
+    RuntimeError for a file that is damaged.
+    """
+    path = Path(path)
+    own = backbone.state_dict()
+    # Files older than BatchNorm's counter of batches are without it, and whole all the same.
+    counters = {name: own[name] for name in own if name.endswith(".num_batches_tracked")}
+    state = {**counters, **_read(path)}
+    misfits = {
+        "missing": [name for name in own if name not in state],
+        "not the backbone's": [name for name in state if name not in own],
+        "of another shape": [
+            f"{name} {list(state[name].shape)} for {list(own[name].shape)}"
+            for name in own
+            if name in state and state[name].shape != own[name].shape
+        ],
+    }
+    if any(misfits.values()):
+        told = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in misfits.items() if names)
+        raise ValueError(f"{path} does not fit the backbone: {told}")
+    backbone.load_state_dict(state)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, by name."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of weights {path}")
+    if path.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
+        raise ValueError(f"weights are read from .safetensors, .pt, .pth and .bin files, not from {path}")
+    content: Any
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # torch.load raises a different one for every kind of damage
+        reason = first_line(error)
+        raise RuntimeError(f"{path} is damaged, or holds more than tensors: {reason}") from None
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{path} holds no state dict: name -> tensor, or one under 'state_dict' or 'model'")
+    return content
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more

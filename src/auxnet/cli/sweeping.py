@@ -1,0 +1,197 @@
+"""`auxnet sweep`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TextColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, UseAppendAction
+
+from auxnet.cli import screen
+from auxnet.cli.arguments import parse, value_of
+from auxnet.recipe import Recipe, read_recipe
+from auxnet.sweeps.space import read_space, shown, space_from_words, written
+
+if TYPE_CHECKING:
+    from auxnet.sweeps.settings import Settings
+    from auxnet.sweeps.sweeping import Sweep as Found
+    from auxnet.sweeps.trials import Trial
+
+BEST = 10  # trials in the table
+ENDED = ("complete", "pruned", "failed")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Train many recipes and find the best on validation: fields of the recipe vary, all else is as the flags say.
+
+    Any number of workers, on any machines that share --out, join a sweep by the same command, or by --out alone.
+    A worker that was stopped is taken up where it stood. What each trial leaves is a run directory, OUT/trials/0007.
+    """
+
+    recipe: OmitArgPrefixes[Recipe] = field(default_factory=Recipe)
+    config: Path | None = None
+    """a recipe file (YAML), for what stays fixed"""
+    out: Path | None = None
+    """the folder of the sweep, new or begun"""
+    vary: UseAppendAction[tuple[str, ...]] = ()
+    """one for each field that varies: gamma=0,1,2 (choices), lr=0.01..0.5:log or depth=8..56:6 (ranges, in steps)"""
+    space: Path | None = None
+    """a YAML file of what varies: 'lr: 0.01..0.5:log' or 'gamma: [0, 1, 2]'"""
+    trials: int | None = None
+    """trials in all, those of other workers among them (default: 20, or the whole grid)"""
+    objective: str = "mean"
+    """the validation error to make small: mean (over the outputs), final, or the number of an output"""
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    """how values are drawn: where it went well (TPE), anywhere, or each combination once"""
+    prune: bool = True
+    """stop a trial that is worse than the median of the others at its epoch, after a third of the epochs"""
+    storage: str | None = None
+    """a database for the study, as a URL (default: a journal in --out)"""
+    processes: int = 1
+    """workers to start on this machine, which share its threads"""
+    show: FlagCreatePairsOff[bool] = False
+    """train nothing; show the sweep in --out as it stands"""
+
+
+def sweep(words: list[str]) -> int:
+    """`auxnet sweep`; exit status 1 if no trial is complete at the end."""
+    begun = _begun(words)
+    config = value_of("--config", words)
+    defaults = Sweep()
+    if begun is not None:
+        how = {key: getattr(begun, key) for key in ("recipe", "objective", "sampler", "prune")}
+        defaults = Sweep(**how)
+    options = parse(Sweep, words, replace(defaults, recipe=read_recipe(config)) if config else defaults)
+    if options.out is None:
+        raise ValueError("name the folder of the sweep, new or begun: --out sweeps/a")
+    console = screen.console()
+    if options.show:
+        from auxnet.sweeps.sweeping import read_sweep
+
+        _show(console, read_sweep(options.out, options.storage))
+        return 0
+    varied = _varied(options)
+    if not varied and begun is not None:
+        varied = {name: written(domain) for name, domain in begun.space.items()}
+    from auxnet.machine import keep_freed_memory
+    from auxnet.sweeps.sweeping import sweep as run
+
+    keep_freed_memory()
+    try:
+        with _progress(console) as watch:
+            done = run(
+                varied,
+                options.out,
+                options.recipe,
+                trials=options.trials,
+                objective=options.objective,
+                sampler=options.sampler,
+                prune=options.prune,
+                storage=options.storage,
+                processes=options.processes,
+                watch=watch,
+            )
+    except KeyboardInterrupt as stop:
+        stop.args = (f"stopped, and saved; auxnet sweep --out {options.out} goes on with it",)
+        raise
+    _show(console, done)
+    return 0 if done.best else 1
+
+
+def _begun(words: list[str]) -> Settings | None:
+    """What the sweep in --out was begun with, if there is one."""
+    out = value_of("--out", words)
+    if out is None or "--show" in words or not (Path(out) / "study.txt").is_file():
+        return None
+    from auxnet.sweeps.trials import open_study
+
+    return open_study(Path(out), value_of("--storage", words)).settings
+
+
+def _varied(options: Sweep) -> dict[str, Any]:
+    """What the words and the file say, of which none may say what the other does."""
+    by_words = space_from_words(options.vary)
+    by_file = read_space(options.space) if options.space else {}
+    if both := sorted(by_words.keys() & by_file.keys()):
+        raise ValueError(f"{both[0]} is varied by --vary and by {options.space}: say it once")
+    return {**by_file, **by_words}
+
+
+# ---- on the screen ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[Sequence[Trial], int], None]]:
+    """A line for each trial that ends; on a terminal, a live bar below."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[best]}"),
+    )
+    known: set[int] | None = None
+    with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("trying what varies", total=None, best="")
+
+        def watch(trials: Sequence[Trial], total: int) -> None:
+            nonlocal known
+            ended = {trial.number: trial for trial in trials if trial.state in ENDED}
+            for number in sorted(ended.keys() - (ended.keys() if known is None else known)):
+                screen.print_line(bar.console, _line(ended[number]))
+            known = set(ended)
+            running = ", ".join(f"{t.number} ({t.epochs} epochs done)" for t in trials if t.state == "running")
+            best = min((t.objective for t in trials if t.state == "complete" and t.objective is not None), default=None)
+            words = "" if best is None else f"best val. error {screen.per_cent(best)}"
+            stands = f"{len(ended)}/{total} trials{f', running {running}' if running else ''}"
+            bar.update(task, total=total, completed=len(ended), description=stands, best=words)
+
+        yield watch
+
+
+def _line(trial: Trial) -> str:
+    """A trial that has ended."""
+    drawn = ", ".join(f"{name} {shown([value])}" for name, value in trial.values.items())
+    if trial.state == "failed":
+        return f"trial {trial.number} failed with {drawn}: {trial.error}"
+    error = "" if trial.objective is None else f" val. error {screen.per_cent(trial.objective)},"
+    time = f"{trial.epochs} epoch{'s' if trial.epochs > 1 else ''}, {screen.duration(trial.seconds)}"
+    return f"trial {trial.number} {trial.state}:{error} {drawn}; {time}"
+
+
+def _show(console: Console, found: Found) -> None:
+    """The best trials, which field matters, what went wrong, and where all lies."""
+    from auxnet.sweeps.sweep_page import headline, importance_of, notes_of, objective_in_words, ranked, write_outcome
+
+    paths = write_outcome(found)
+    order = ranked(found.trials)
+    title = f"the best of {len(order)} trials by validation error, {objective_in_words(found)}"
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for column in ("trial", "state", "val. error", *found.settings.space, "epochs", "time"):
+        table.add_column(column, justify="right")
+    for trial in order[:BEST]:
+        error = "-" if trial.objective is None else screen.per_cent(trial.objective)
+        drawn = [shown([trial.values[name]]) if name in trial.values else "-" for name in found.settings.space]
+        table.add_row(str(trial.number), trial.state, error, *drawn, str(trial.epochs), screen.duration(trial.seconds))
+    console.print(table)
+    states = [trial.state for trial in order]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    lines = [f"{len(states)} of {found.total} trials{f': {counts}' if counts else ''}"]
+    if importance := importance_of(found):
+        shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in importance.items())
+        lines.append(f"share of each field in the variance of the error (fANOVA): {shares}")
+    lines += [f"note: {note}" for note in notes_of(found)]
+    lines.append(headline(found))
+    lines.append(f"written: {', '.join(map(str, paths))}")
+    if found.best is not None:
+        lines.append(f"the best again: auxnet train --config {found.folder}/best.yaml")
+    for line in lines:
+        screen.print_line(console, line)

@@ -1,0 +1,275 @@
+"""Many processes that train one net: who they are, the part of a batch that each takes, and what they add up.
+
+torchrun starts the processes and tells each its place; `team` joins them. Every process draws the same batches
+and takes its part of each; gradients are averaged over all images (`average` of `auxnet.methods`), so that every
+process makes the same updates, those of one process with the whole batch. What is left to each are its norms:
+BatchNorm normalises by the images of its own process, or with `synchronise_norms` by those of all.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+@contextmanager
+def team(device: str | torch.device = "cpu", timeout: float = 1800.0) -> Iterator[Team]:
+    """Within, this process trains together with the others that torchrun started; outside torchrun, alone.
+
+    On the CPU they talk by gloo; with device "cuda" by nccl, each on the GPU of its own number (LOCAL_RANK).
+
+    A process that is killed makes the next operation of the others fail at once (under nccl, torchrun ends them);
+    one that hangs, after `timeout` seconds. Raises ValueError where torchrun's environment is incomplete or no
+    such device is there for this process, RuntimeError if the others cannot be found.
+    """
+    device, size = torch.device(device), int(os.environ.get("WORLD_SIZE", 1))
+    if size == 1:
+        yield Team(device=device)
+        return
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"WORLD_SIZE says {size} processes, but {', '.join(missing)} is not set: start them with torchrun, "
+            "or unset WORLD_SIZE"
+        )
+    rank, device = int(os.environ["RANK"]), _own_device(device)
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            timeout=timedelta(seconds=timeout),
+            device_id=device if device.type == "cuda" else None,
+        )
+    except RuntimeError as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise RuntimeError(
+            f"process {rank} (of {size}, from 0) did not find the others at {where} ({_reason(error)})"
+        ) from error
+    try:
+        yield Team(rank, size, device)
+    finally:
+        if device.type == "cpu" or sys.exc_info()[0] is None:  # nccl, if all is lost, would wait here for the others
+            dist.destroy_process_group()
+
+
+def _own_device(device: torch.device) -> torch.device:
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda" or device.index is not None:
+        raise ValueError(f"many processes train on device 'cpu' or 'cuda' (each on a GPU of its own), got '{device}'")
+    own, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if own >= there:
+        raise ValueError(f"no GPU is left for process {own} of this machine: torchrun --nproc-per-node {there}")
+    device = torch.device("cuda", own)
+    torch.cuda.set_device(device)
+    return device
+
+
+class Team:
+    """The processes that train together, seen from one of them. In a team of one nothing is changed by anything.
+
+    All processes must call its operations in the same order. Each raises RuntimeError if another one is lost.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None) -> None:
+        self.rank, self.size = rank, size
+        self.device = device or torch.device("cpu")
+        """of this process; what the others are told passes through it"""
+        self.images = 0
+        """of the whole batch that was shared last"""
+        self.weight = 1.0 / size
+        """this process's part of them; all parts add up to 1"""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Team:
+        return self  # a net that is copied, its norms with it, stays in the team
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def own(self, n: int) -> slice:
+        """This process's part of n things: consecutive, and as large as the others' or one more; each in one part."""
+        return slice(self.rank * n // self.size, (self.rank + 1) * n // self.size)
+
+    def part(self, n: int) -> slice:
+        """This process's part of a batch of n images: `own`, but fewer than there are processes go whole to each."""
+        return self.own(n) if n >= self.size else slice(n)
+
+    def weigh(self, n: int) -> None:
+        """From now on `average` is the mean over a batch of n images, of which each process has its `part`."""
+        part = self.part(n)
+        self.images = n
+        self.weight = (part.stop - (part.start or 0)) / n if n >= self.size else 1.0 / self.size
+
+    def share(self, *batch: Tensor) -> tuple[Tensor, ...]:
+        """This process's part of each tensor of a batch ([N, ...], one entry per image), to be averaged over."""
+        self.weigh(len(batch[0]))
+        return tuple(tensor[self.part(len(tensor))] for tensor in batch)
+
+    def average(self, tensor: Tensor) -> Tensor:
+        """Its mean over the processes, each weighted by its part of the images; the same to the bit in all."""
+        return tensor if self.size == 1 else self.sum(tensor * self.weight)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Its sum over the processes; exact for integers."""
+        return self._together(dist.all_reduce, tensor)
+
+    def any(self, flag: bool) -> bool:
+        """Whether it holds in any process."""
+        return bool(self.sum(torch.tensor(int(flag))))
+
+    def barrier(self) -> None:
+        """Wait until every process has come here."""
+        self.any(False)
+
+    def broadcast(self, net: nn.Module) -> None:
+        """Give a net's parameters and buffers the values that they have in process 0."""
+        for tensor in net.state_dict().values():
+            tensor.copy_(self._together(dist.broadcast, tensor, src=0))
+
+    def hand_out(self, state: Any) -> Any:
+        """In every process what process 0 gives here: tensors, numbers, strings, and dicts and lists of them."""
+        if self.size == 1:
+            return state
+        file = io.BytesIO()
+        torch.save(state, file)
+        length = int(self._together(dist.broadcast, torch.tensor(file.tell()), src=0))
+        content = torch.frombuffer(file.getbuffer(), dtype=torch.uint8) if self.leads else torch.zeros(length).byte()
+        content = self._together(dist.broadcast, content, src=0)
+        return torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=True)
+
+    def average_buffers(self, net: nn.Module) -> None:
+        """Give a net's buffers, BatchNorm's running statistics, their plain mean over the processes.
+
+        Buffers of integers, BatchNorm's count of batches, take the values of process 0. The mean of the variances
+        of parts is not the variance of the whole: it leaves out how far the means of the parts lie apart.
+        """
+        for buffer in net.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(self.sum(buffer) / self.size)
+            else:
+                buffer.copy_(self._together(dist.broadcast, buffer, src=0))
+
+    def _together(self, operation: Callable[..., Any], tensor: Tensor, **options: Any) -> Tensor:
+        """What an operation of torch.distributed makes of a tensor, which itself stays as it is."""
+        if self.size == 1:
+            return tensor
+        result = tensor.detach().to(self.device, memory_format=torch.contiguous_format, copy=True)
+        try:
+            operation(result, **options)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"process {self.rank} (of {self.size}, from 0) lost the others: {_reason(error)}; "
+                "a run goes on from its last checkpoint with --resume"
+            ) from error
+        return result.to(tensor.device)
+
+
+def _reason(error: Exception) -> str:
+    """What an error of torch.distributed says, without the line of C++ that says it, and advice."""
+    first, *_ = (str(error).strip() or type(error).__name__).splitlines()
+    return re.sub(r"^\[\S+\] ", "", first).split(". ")[0]
+
+
+# ---- BatchNorm over the whole batch ----------------------------------------------------------------------------
+
+
+def synchronise_norms(net: nn.Module, team: Team) -> None:
+    """From now on every BatchNorm of a net normalises, in training, by the images of all processes.
+
+    In place: parameters, buffers and their names stay. The result is that of one process with the whole batch,
+    also where the parts are unequal. Every norm costs two messages forward and one backward.
+    """
+    if team.size == 1:
+        return
+    for norm in net.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            norm.__class__ = TeamNorm  # the module itself stays, and with it whatever refers to it
+            cast(TeamNorm, norm).team = team
+
+
+class TeamNorm(nn.SyncBatchNorm):
+    """BatchNorm over the images of a team, on any device, counting parts that are unequal.
+
+    (PyTorch's own refuses the CPU, and its backward takes the parts for equal.)
+    """
+
+    team: Team
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[N, C, ...] -> the same shape, normalised for each channel; N images in this process."""
+        if not self.training:
+            return super().forward(input)
+        self._check_input_dim(input)
+        mean_here, var_here = torch.batch_norm_update_stats(input.detach(), None, None, 0.0)
+        mean = self.team.average(mean_here)
+        var = self.team.average(var_here + (mean_here - mean) ** 2)  # the law of total variance
+        self._track(mean, var, self.team.images * input[0, 0].numel())
+        normalised: Tensor = _Normalise.apply(input, self.weight, self.bias, mean, var, self.eps, self.team)  # type: ignore[no-untyped-call]
+        return normalised
+
+    def _track(self, mean: Tensor, var: Tensor, values: int) -> None:
+        """Move the running statistics, if they are kept, towards those of a batch with so many values per channel."""
+        if values < 2:
+            raise ValueError(f"BatchNorm needs 2 values per channel, got {values}: is the batch from Team.share?")
+        if not self.track_running_stats or self.running_mean is None:
+            return
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        step = 1.0 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, step)
+        self.running_var.lerp_(var * (values / (values - 1)), step)
+
+
+class _Normalise(torch.autograd.Function):
+    """y = weight x^ + bias, where x^ = (x - mean) / sqrt(var + eps) and the statistics are those of the team.
+
+    dL/dx = weight / sqrt(var + eps) (dy - E[dy] - x^ E[dy x^]), with E the mean over a channel in all processes.
+
+    What comes back here are derivatives of the mean loss of this process's images, one share of what is minimised.
+    In that measure E is `Team.average` of the sums in the processes, over the number of values in this one.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        eps: float,
+        team: Team,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, mean, var)
+        ctx.eps, ctx.team = eps, team
+        return nn.functional.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, var = ctx.saved_tensors
+        dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(  # as if mean and var did not depend on x
+            dy, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
+        )
+        E_dy, E_dy_x = ctx.team.average(torch.stack([dbias, dweight])) * (len(mean) / x.numel())
+        over_std = (var + ctx.eps).rsqrt()
+        scale = over_std if weight is None else over_std * weight
+        slope = scale * over_std * E_dy_x
+        shift = scale * E_dy - slope * mean
+        slope, shift = (c.view(-1, *[1] * (x.dim() - 2)) for c in (slope, shift))
+        dx.addcmul_(slope, x, value=-1).sub_(shift)
+        affine = (g if needed else None for g, needed in zip((dweight, dbias), ctx.needs_input_grad[1:3], strict=True))
+        return dx, *affine, None, None, None, None

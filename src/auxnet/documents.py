@@ -1,0 +1,71 @@
+"""The small text files that a program is given, YAML and JSON, as plain values: bounded in size and in depth.
+
+Such files come from anywhere. A few bytes of YAML can stand for more values than fit in memory (aliases), and a
+few thousand brackets exhaust the stack; both are refused before anything is built of them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+MOST_JSON = 2**24  # bytes; the largest that a run writes, evaluation.json of 50 outputs and 1000 classes, has 2 MB
+MOST_YAML = 2**16  # bytes; a recipe has 1 kB
+DEEPEST = 32
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises FileNotFoundError, or RuntimeError if it is damaged, too large or too deep."""
+    try:
+        return json_value(_text(path, MOST_JSON))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path.parent} holds no {path.name}: is it a finished run?") from None
+    except ValueError as error:
+        raise RuntimeError(f"{path} is damaged: {error}") from None
+
+
+def json_value(text: str) -> Any:
+    """What JSON text says. Raises ValueError for text that is no JSON, or nests deeper than 32."""
+    try:
+        value = json.loads(text)
+        deep = _depth(value) > DEEPEST
+    except RecursionError:
+        deep = True
+    if deep:
+        raise ValueError(f"its values are nested deeper than {DEEPEST}")
+    return value
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds: plain values, no aliases. Raises FileNotFoundError, or ValueError for anything else."""
+    import yaml
+
+    text = _text(path, MOST_YAML)
+    depth = 0
+    try:
+        for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"an alias (*{event.anchor}): write the value out")
+            if depth > DEEPEST:
+                raise ValueError(f"its values are nested deeper than {DEEPEST}")
+        return yaml.safe_load(text)
+    except Exception as error:  # PyYAML raises IndexError, KeyError and others for a tag that its value does not fit
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(reason) from None
+
+
+def _text(path: Path, most: int) -> str:
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it is larger than {most:,} bytes")
+    return data.decode()
+
+
+def _depth(value: Any) -> int:
+    """How deep lists and dictionaries nest in a value: 0 for a number or text."""
+    if not isinstance(value, dict | list):
+        return 0
+    return 1 + max(map(_depth, value.values() if isinstance(value, dict) else value), default=0)

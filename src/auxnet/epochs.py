@@ -1,0 +1,187 @@
+"""The epochs of a training: steps, validation, checkpoints. Whatever stops it, it goes on from the last checkpoint.
+
+Everything random in step s of epoch e follows from (seed, e, s), so that a training that is resumed goes on as if it
+had never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from auxnet import rundir, signals
+from auxnet.batches import seed_of
+from auxnet.build import evaluation_batches, lr_at, training_batches
+from auxnet.data import DataSet
+from auxnet.distributed import Team
+from auxnet.evaluation import tally
+from auxnet.network import AuxNet
+from auxnet.recipe import Recipe
+from auxnet.rundir import Standing
+from auxnet.update import Method
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands; given to `watch` after every step, and once more when an epoch is saved."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    """of this epoch"""
+    images_per_second: float
+    seconds_left: float
+    val_errors: list[float]
+    """of each output after the last epoch that is done; empty in the first"""
+    done: bool = False
+    """whether the epoch is validated and saved"""
+
+
+@dataclass
+class Training:
+    """All that an epoch needs."""
+
+    recipe: Recipe
+    dataset: DataSet
+    net: AuxNet
+    method: Method
+    team: Team
+    folder: Path
+    save_every: float
+    """seconds between two checkpoints within an epoch"""
+    keep: int
+    """how many of the newest checkpoints to keep"""
+    watch: Callable[[Progress], None]
+    begun: bool
+    """whether the run directory is this run's; until its first checkpoint, what an older run left stays"""
+    saved: float = field(default_factory=time.monotonic)
+    """when the last checkpoint was made"""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the net is."""
+        return next(self.net.parameters()).device
+
+    def save(self, standing: Standing) -> None:
+        """Make a checkpoint; of the processes of a team, one writes."""
+        self.team.average_buffers(self.net)
+        if self.team.leads:
+            if not self.begun:
+                rundir.begin(self.folder, self.recipe)
+            rundir.save(self.folder, standing, self.net, self.method, self.keep)
+        self.begun, self.saved = True, time.monotonic()
+
+
+def run_epochs(training: Training, standing: Standing) -> Standing:
+    """Train and validate to the end of the recipe, from where a training stands.
+
+    Raises signals.Stopped, once all is saved, after SIGTERM or Ctrl-C; RuntimeError if a loss stops being finite or
+    the run directory cannot be written to.
+    """
+    with signals.held() as noted:
+        while standing.epoch < training.recipe.epochs:
+            standing = train_epoch(training, standing, noted)
+            standing = validate(training, standing)
+            training.save(standing)
+            training.watch(_progress(training, standing, done=True))
+            _stop_if_asked(training, standing, noted)
+    return standing
+
+
+def train_epoch(training: Training, standing: Standing, noted: Callable[[], int]) -> Standing:
+    """The steps of the epoch at hand that are not done yet; the standing is in the middle of it, at its end."""
+    recipe, net, method, team = training.recipe, training.net, training.method, training.team
+    epoch, began, begun_at = standing.epoch + 1, time.perf_counter(), standing
+    losses = torch.tensor(standing.losses or [0.0] * net.outputs, dtype=torch.float64)
+    method.set_lr(lr_at(recipe, epoch))
+    net.train()
+    images = len(training.dataset.train)
+    batches = training_batches(recipe, training.dataset, training.device, epoch, standing.step, team.part)
+    for step, (x, labels) in enumerate(batches, start=standing.step + 1):
+        n = min(recipe.batch_size, images - (step - 1) * recipe.batch_size)
+        team.weigh(n)
+        torch.manual_seed(seed_of(recipe.seed, epoch, step, team.rank))  # for nets that draw numbers
+        step_losses = method.step(x, labels)
+        _check_finite(step_losses.tolist(), net, f"in epoch {epoch}, step {step}")
+        losses += step_losses.cpu().double() * n
+        standing = begun_at.within(step, losses.tolist(), time.perf_counter() - began)
+        training.watch(_progress(training, standing))
+        due = team.leads and time.monotonic() - training.saved >= training.save_every
+        if team.any(due or noted() > 0):
+            training.save(standing)
+            _stop_if_asked(training, standing, noted)
+    return standing
+
+
+def validate(training: Training, standing: Standing) -> Standing:
+    """The standing after the epoch: each output's loss and error on the validation images, each counted once."""
+    recipe, net, team, dataset = training.recipe, training.net, training.team, training.dataset
+    epoch, began = standing.epoch + 1, time.perf_counter()
+    team.average_buffers(net)
+    said = tally(net, evaluation_batches(dataset.val, dataset, training.device, team.own))
+    losses, wrong = (team.sum(total).double() / len(dataset.val) for total in said)
+    _check_finite(losses.tolist(), net, f"on the validation images after epoch {epoch}")
+    seconds = time.perf_counter() - began
+    means = [loss / len(dataset.train) for loss in standing.losses]
+    lr = lr_at(recipe, epoch)
+    rows = [
+        *_rows(net, epoch, "train", means, None, lr, standing.epoch_seconds),
+        *_rows(net, epoch, "val", losses.tolist(), wrong.tolist(), lr, seconds),
+    ]
+    return standing.after(wrong.tolist(), rows, seconds)
+
+
+def _stop_if_asked(training: Training, standing: Standing, noted: Callable[[], int]) -> None:
+    if training.team.any(noted() > 0):
+        where = f"epoch {standing.epoch + 1}, step {standing.step}" if standing.step else f"epoch {standing.epoch}"
+        saved = f"stopped after {where}; the run is saved in {training.folder}, --resume goes on with it"
+        raise signals.Stopped(noted() or signal.SIGTERM, saved)
+
+
+def _progress(training: Training, standing: Standing, done: bool = False) -> Progress:
+    """Where a training stands, by the pace of the epoch at hand, or of all that are done."""
+    recipe, per_epoch = training.recipe, len(training.dataset.train)
+    steps = -(-per_epoch // recipe.batch_size)
+    images = min(standing.step * recipe.batch_size, per_epoch)
+    if images:
+        rate = images / max(standing.epoch_seconds, 1e-9)
+    else:
+        rate = standing.epoch * per_epoch / max(standing.seconds, 1e-9)
+    left = ((recipe.epochs - standing.epoch) * per_epoch - images) / rate
+    last = [row["error"] for row in standing.history[-training.net.outputs :]]
+    epoch, step = (standing.epoch, steps) if done else (standing.epoch + 1, standing.step)
+    return Progress(epoch, recipe.epochs, step, steps, rate, left, last, done)
+
+
+def _check_finite(losses: list[float], net: AuxNet, where: str) -> None:
+    for k, loss in enumerate(losses):
+        if not math.isfinite(loss):
+            raise RuntimeError(
+                f"the loss of output {k + 1} (layer {net.depths[k]}) became {loss} {where}; "
+                "the run stops there: a smaller --lr, or --clip, may help"
+            )
+
+
+def _rows(
+    net: AuxNet, epoch: int, split: str, losses: list[float], errors: list[float] | None, lr: float, seconds: float
+) -> Iterator[dict[str, Any]]:
+    """Lines of metrics.jsonl. In training, losses are means over the epoch's steps and errors are not measured."""
+    for k, (depth, loss) in enumerate(zip(net.depths, losses, strict=True)):
+        yield {
+            "epoch": epoch,
+            "split": split,
+            "output": k + 1,
+            "depth": depth,
+            "loss": loss,
+            "error": None if errors is None else errors[k],
+            "lr": lr,
+            "seconds": round(seconds, 3),
+        }

@@ -1,0 +1,82 @@
+"""The machine that a training runs on: its device, its cores and threads, its memory and how that is reused."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+
+from auxnet.errors import first_line
+from auxnet.network import AuxNet
+from auxnet.recipe import Recipe
+
+
+def to_device(net: AuxNet, device: torch.device) -> AuxNet:
+    """The net on its device in channels_last, the memory format that convolutions are fastest in."""
+    return net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def device_of(recipe: Recipe) -> torch.device:
+    """The device that a recipe names. Raises ValueError if it cannot be used here."""
+    name = recipe.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {name!r} cannot be used here ({first_line(error)}); try 'cpu'") from None
+    return device
+
+
+@contextmanager
+def threads_of(recipe: Recipe) -> Iterator[None]:
+    """Within, PyTorch uses the CPU threads that a recipe names."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(recipe.threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def keep_freed_memory() -> None:
+    """Have this process reuse the memory of freed tensors in place of giving it back to the system.
+
+    Every training step frees what the next one needs again; fetched anew, it comes page by page, each of them
+    zeroed. (glibc only; elsewhere nothing happens. For a whole process: the commands that train call it.)
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(mmap_max, 0)
+
+
+def available_memory() -> int:
+    """Bytes of memory that may still be used here: what the system has left, and what the limits of a container leave.
+
+    Where the system does not say (elsewhere than on Linux), half of all there is.
+    """
+    left = []
+    with suppress(OSError, ValueError, KeyError):
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        left.append(int(fields["MemAvailable"].split()[0]) * 1024)
+    for limit, used in (  # of control groups, version 2 and 1
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        with suppress(OSError, ValueError):  # not there, or "max"
+            group = Path("/sys/fs/cgroup")
+            left.append(int((group / limit).read_text()) - int((group / used).read_text()))
+    return max(0, min(left)) if left else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def cores() -> int:
+    """CPU cores for this process: those it may run on, divided among the processes that torchrun started here."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, allowed // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))

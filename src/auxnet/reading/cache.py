@@ -1,0 +1,127 @@
+"""The cache of what was made of a data set's files: not made again while the files stay the same.
+
+An entry is a folder of arrays, one JSON file about them, and files that are too large for memory. It holds no
+pickles, is there whole or not at all, is made by one process at a time, and made anew if it is damaged.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from auxnet.reading.arrays import VERSION, Arrays
+
+
+class Entry(NamedTuple):
+    """What the cache holds of some files: arrays by name, facts, and the folder that larger files lie in."""
+
+    folder: Path
+    arrays: dict[str, NDArray[Any]]
+    facts: dict[str, Any]
+
+
+Made = tuple[Mapping[str, NDArray[Any]], Mapping[str, Any]]
+
+
+def cached(files: Sequence[Path | str], key: str, read: Callable[[], Arrays]) -> Arrays:
+    """What `read` makes of the files: from the cache if they have not changed since, else read and put there.
+
+    `key` says what, beside the files, the arrays depend on.
+    """
+
+    def make(folder: Path) -> Made:
+        images, labels, classes, left_out = read()
+        return {"images": images, "labels": labels}, {"classes": classes, "left_out": left_out}
+
+    _, arrays, facts = entry(files, key, make)
+    return Arrays(arrays["images"], arrays["labels"], tuple(facts["classes"]), tuple(facts["left_out"]))
+
+
+def entry(files: Sequence[Path | str], key: str, make: Callable[[Path], Made], large: bool = False) -> Entry:
+    """The entry of these files and this key; where there is none, of what `make` gives: arrays and facts.
+
+    A `large` entry is more than arrays: `make` writes the rest into the folder that it is given, and the entry is
+    of no use outside the cache. Others are done without a cache that cannot be written to, which here is an OSError.
+    The cache is $AUXNET_CACHE, or else ~/.cache/auxnet.
+    """
+    home = Path(os.environ.get("AUXNET_CACHE") or "~/.cache/auxnet").expanduser()
+    place = home / _digest(files, key)
+    with suppress(Exception):  # not there, or damaged in whatever way: made anew
+        return _recalled(place)
+    with _alone(place):
+        with suppress(Exception):  # made by the process that was waited for
+            return _recalled(place)
+        if large:
+            return _kept(place, make)
+        arrays, facts = make(place)
+        with suppress(OSError):
+            return _kept(place, lambda _: (arrays, facts))
+        return Entry(place, dict(arrays), dict(facts))
+
+
+def _digest(files: Sequence[Path | str], key: str) -> str:
+    digest = sha256(json.dumps([VERSION, key]).encode())
+    for path in sorted(map(os.path.abspath, files)):
+        found = os.stat(path)
+        digest.update(os.fsencode(path) + f"\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def _recalled(place: Path) -> Entry:
+    about = json.loads((place / "about.json").read_text())
+    arrays = {name: np.load(place / f"{name}.npy", allow_pickle=False) for name in about["crc32"]["arrays"]}
+    sizes = {name: (place / name).stat().st_size for name in about["sizes"]}
+    if sizes != about["sizes"] or _checksums(arrays, about["facts"]) != about["crc32"]:
+        raise ValueError(f"{place} is damaged")
+    return Entry(place, arrays, about["facts"])
+
+
+def _kept(place: Path, make: Callable[[Path], Made]) -> Entry:
+    """A new entry, there whole or not at all. For one process at a time: what another left half done is removed."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    for half_done in place.parent.glob(f"{place.name}-*"):
+        shutil.rmtree(half_done, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{place.name}-", dir=place.parent, ignore_cleanup_errors=True) as room:
+        half = Path(room) / "entry"
+        half.mkdir()
+        arrays, facts = make(half)
+        sizes = {file.name: file.stat().st_size for file in half.iterdir()}
+        for name, array in arrays.items():
+            np.save(half / f"{name}.npy", array, allow_pickle=False)
+        about = {"facts": facts, "sizes": sizes, "crc32": _checksums(arrays, facts)}
+        (half / "about.json").write_text(json.dumps(about))
+        shutil.rmtree(place, ignore_errors=True)  # a damaged one, if any
+        os.replace(half, place)
+    return Entry(place, dict(arrays), dict(facts))
+
+
+def _checksums(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "arrays": {name: zlib.crc32(np.ascontiguousarray(array).data) for name, array in arrays.items()},
+        "facts": zlib.crc32(json.dumps(facts).encode()),
+    }
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """Within, no other process makes this entry; where the cache cannot be written to, none could keep it."""
+    lock = FileLock(f"{place}.lock")
+    with suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

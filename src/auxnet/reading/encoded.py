@@ -1,0 +1,85 @@
+"""Labelled images that lie on disk, encoded, each of them within reach by its number: what streaming reads from.
+
+Shapes: N images.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Encoded(Protocol):
+    """N encoded images and their labels."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Labels, int64 [N] in 0..len(classes)-1."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+
+    def name(self, index: int) -> str:
+        """Where an image comes from, for errors."""
+
+    def open(self, index: int) -> str | io.BytesIO:
+        """What `pictures.decode` takes. Raises RuntimeError for one that is not there."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files; their paths as one array of bytes, which a million of them fit in."""
+
+    paths: NDArray[np.bytes_]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+
+    def name(self, index: int) -> str:
+        """The path of a file."""
+        return os.fsdecode(self.paths[index])
+
+    def open(self, index: int) -> str:
+        """The path of a file."""
+        return self.name(index)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of parquet shards, copied into one flat file, where row i is the bytes offsets[i] to offsets[i + 1]."""
+
+    copy: Path
+    offsets: NDArray[np.int64]
+    crc32: NDArray[np.uint32]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    shards: Sequence[str]
+    first_rows: Sequence[int]
+    """for each shard, the number of its first row"""
+
+    def name(self, index: int) -> str:
+        """The shard and the row that an image comes from."""
+        shard = int(np.searchsorted(self.first_rows, index, "right")) - 1
+        return f"{self.shards[shard]} row {index - self.first_rows[shard]}"
+
+    def open(self, index: int) -> io.BytesIO:
+        """The bytes of a row. Raises RuntimeError for a row without image, and for a copy that is damaged."""
+        start, end = int(self.offsets[index]), int(self.offsets[index + 1])
+        if start == end:
+            raise RuntimeError(f"{self.name(index)}: holds no image")
+        file = os.open(self.copy, os.O_RDONLY)
+        try:
+            data = os.pread(file, end - start, start)
+        finally:
+            os.close(file)
+        if zlib.crc32(data) != self.crc32[index]:
+            raise OSError(f"{self.copy.parent} is damaged ({self.name(index)}): remove it, and it is made anew")
+        return io.BytesIO(data)

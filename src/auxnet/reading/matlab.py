@@ -1,0 +1,68 @@
+"""MATLAB's .mat files of versions 5 to 7, as far as SVHN needs them: arrays of numbers, by name.
+
+Not by scipy: its reader, in C, ends the process without an error on some damaged files and on cells nested deep.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOST_BYTES = 2**31  # of an array; SVHN's largest has 1.6e9
+HEADER = 128  # bytes; the last two are IM where the file is little-endian, MI where it is big
+MATRIX, COMPRESSED = 14, 15
+NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+
+
+def read_arrays(file: Path, names: Collection[str]) -> dict[str, NDArray[Any]]:
+    """The arrays of these names that a file holds, in its own shapes and types.
+
+    Raises an error of any kind for a file that is damaged or of another form: to be called within `arrays.reading`.
+    """
+    content = np.memmap(file, np.uint8, "r").data
+    order = {b"IM": "<", b"MI": ">"}.get(bytes(content[HEADER - 2 : HEADER]))
+    if order is None:
+        raise ValueError("it is of no version from 5 to 7")
+    found = {}
+    for kind, data in _elements(content[HEADER:], order):
+        if kind == COMPRESSED:
+            ((kind, data),) = _elements(_decompressed(data), order)
+        if kind == MATRIX:
+            _, (_, shape), (_, name), *values = _elements(data, order)
+            if (text := bytes(name).decode("latin1")) in names:
+                ((kind, data),) = values
+                numbers = np.frombuffer(data, order + NUMBERS[kind])
+                found[text] = numbers.reshape(np.frombuffer(shape, order + "i4"), order="F")
+    return found
+
+
+def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
+    """What a run of bytes is made of: of each element its kind (MATRIX, one of NUMBERS, ...) and its bytes."""
+    at = 0
+    while at < len(data):
+        kind, size = struct.unpack_from(f"{order}II", data, at)
+        small = kind >> 16  # the size, of at most 4 bytes that share the head with it
+        start, size = (at + 4, small) if small else (at + 8, size)
+        if size > len(data) - start:
+            raise ValueError(f"it ends within {size} bytes")
+        yield kind & 0xFFFF, data[start : start + size]
+        at = start + size
+        if kind != COMPRESSED:
+            at += -at % 8
+
+
+def _decompressed(data: memoryview) -> memoryview:
+    unpack, content = zlib.decompressobj(), bytearray()
+    for start in range(0, len(data), 2**16):
+        content += unpack.decompress(data[start : start + 2**16])
+        if len(content) > MOST_BYTES:
+            raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes")
+    if not unpack.eof:
+        raise ValueError("it ends within compressed data")
+    return memoryview(content)

@@ -1,0 +1,126 @@
+"""Pickles of CIFAR's batches, read without trust: numbers, texts, lists, dictionaries, uint8 arrays, nothing else.
+
+No code of others runs, no opcode is followed that these files do not need, and what is small stays small: a pickle
+can ask for memory that it does not fill, and make few bytes many by naming them again.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from auxnet.reading.arrays import Pixels
+
+MOST_STEPS = 2**20  # the largest real file, CIFAR-100's training batch, takes some 200,000
+
+
+def unpickle(data: bytes) -> dict[str, Any]:
+    """What a pickled dictionary holds, its keys made str, its arrays `PickledArray`, its tuples lists.
+
+    Raises an error of any kind where the pickle is damaged or asks for more: to be called within `arrays.reading`.
+    """
+    return {text(key): value for key, value in _NumbersOnly(data).load().items()}
+
+
+def text(value: str | bytes) -> str:
+    """A key or a name. Raises ValueError if it is longer than those are."""
+    if len(value) > 1000:
+        raise ValueError(f"a name of {len(value)} characters")
+    return _bytes(value).decode()
+
+
+def _bytes(value: str | bytes) -> bytes:
+    """Bytes, or the text that Python 3 writes for them in the protocols of Python 2."""
+    return value if isinstance(value, bytes) else value.encode("latin1")
+
+
+class _NumbersOnly(pickle._Unpickler):
+    """The unpickler in Python, because the one in C allocates what a file's numbers say before it reads on."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), encoding="bytes")
+        self.dispatch = _Steps()  # type: ignore[misc]
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Stand-ins for the four names that a pickled uint8 array needs; any other name is refused."""
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
+            return lambda *_: PickledArray()
+        if (module, name) == ("numpy", "ndarray"):
+            return "ndarray"
+        if (module, name) == ("numpy", "dtype"):
+            return lambda code, *_: _PickledType(code)
+        if (module, name) == ("_codecs", "encode"):
+            return lambda text, _: text  # encoded by _bytes, once and where it is used
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which CIFAR's files do not need")
+
+
+class _Steps(dict[int, Callable[[Any], None]]):
+    """What each opcode that CIFAR's files are made of does, for a limited number of steps.
+
+    Tuples are made lists, which no dictionary takes as a key: to hash tuples of tuples of tuples takes for ever.
+    """
+
+    OPCODES = (
+        pickle.PROTO + pickle.FRAME + pickle.STOP + pickle.MARK + pickle.POP + pickle.NONE + pickle.NEWTRUE
+        + pickle.NEWFALSE + pickle.INT + pickle.BININT + pickle.BININT1 + pickle.BININT2 + pickle.LONG + pickle.LONG1
+        + pickle.STRING + pickle.BINSTRING + pickle.SHORT_BINSTRING + pickle.BINBYTES + pickle.SHORT_BINBYTES
+        + pickle.UNICODE + pickle.BINUNICODE + pickle.SHORT_BINUNICODE + pickle.EMPTY_LIST + pickle.LIST
+        + pickle.APPEND + pickle.APPENDS + pickle.EMPTY_DICT + pickle.DICT + pickle.SETITEM + pickle.SETITEMS
+        + pickle.PUT + pickle.BINPUT + pickle.LONG_BINPUT + pickle.MEMOIZE + pickle.GET + pickle.BINGET
+        + pickle.LONG_BINGET + pickle.GLOBAL + pickle.STACK_GLOBAL + pickle.REDUCE + pickle.BUILD
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        known = pickle._Unpickler.dispatch
+        super().__init__((code, known[code]) for code in self.OPCODES)
+        self[pickle.EMPTY_TUPLE[0]], self[pickle.TUPLE[0]] = known[pickle.EMPTY_LIST[0]], known[pickle.LIST[0]]
+        for length, code in enumerate(pickle.TUPLE1 + pickle.TUPLE2 + pickle.TUPLE3, start=1):
+            self[code] = partial(_gather, length)
+        self.left = MOST_STEPS
+
+    def __getitem__(self, code: int) -> Callable[[Any], None]:
+        self.left -= 1
+        if self.left < 0:
+            raise pickle.UnpicklingError(f"it takes more than {MOST_STEPS:,} steps, which CIFAR's files do not")
+        return super().__getitem__(code)
+
+    def __missing__(self, code: int) -> Callable[[Any], None]:
+        raise pickle.UnpicklingError(f"it has an opcode {bytes([code])!r}, which CIFAR's files do not need")
+
+
+def _gather(length: int, unpickler: Any) -> None:
+    """Make the upmost values of the stack one list."""
+    if len(unpickler.stack) < length:
+        raise pickle.UnpicklingError("its stack is empty")
+    unpickler.stack[-length:] = [unpickler.stack[-length:]]
+
+
+class _PickledType:
+    """Stands for a numpy.dtype: its code alone."""
+
+    def __init__(self, code: str | bytes) -> None:
+        self.code = code
+
+    def __setstate__(self, state: object) -> None:
+        """Byte order and the like: nothing that a uint8 needs."""
+
+
+class PickledArray:
+    """Stands for a numpy.ndarray of uint8. What it is made of is looked at only where the pixels are asked for."""
+
+    state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def pixels(self) -> Pixels:
+        """The array. Raises an error of any kind where that is not what the pickle holds."""
+        _, shape, kind, fortran, data = self.state
+        if text(kind.code) != "u1":
+            raise pickle.UnpicklingError(f"an array of {text(kind.code)} where CIFAR has u1")
+        return np.frombuffer(_bytes(data), np.uint8).reshape(shape, order="F" if fortran else "C")

@@ -1,0 +1,184 @@
+"""Image files made pixels: found in a folder, decoded by PIL, brought to one size, stacked into one array.
+
+Only the usual formats are decoded, and no decompression bomb; an image that cannot be read is a RuntimeError
+that names it.
+
+Shapes: N images, H x W pixels, C channels (1 grey, 3 red-green-blue).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from auxnet.reading.arrays import Pixels, reading
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+MOST_SCANS = 100
+_DECODERS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no others: fewer to trust, and much faster
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files in a folder and below, sorted, hidden ones left out."""
+    return [Path(path) for path in image_paths(folder)]
+
+
+def image_paths(folder: Path) -> list[str]:
+    """What `image_files` finds, as texts: a million of them take a tenth of the memory.
+
+    Raises OSError for a folder that may not be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    found = []
+    for home, below, names in os.walk(folder, onerror=refuse):
+        below[:] = [name for name in below if not name.startswith(".")]
+        for name in names:
+            path = os.path.join(home, name)
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in IMAGE_SUFFIXES and not name.startswith(".") and os.path.isfile(path):
+                found.append(path)
+    return sorted(found, key=lambda path: path.split(os.sep))
+
+
+def decode(file: Path | str | io.BytesIO, where: str, image_size: int | None) -> Pixels:
+    """An encoded image as [H, W, C], C = 1 where it is grey and else 3; `where` is its name in errors.
+
+    It is turned upright by its EXIF tag, its transparency dropped. With `image_size` the shorter side is brought
+    to that many pixels and the middle square cut out. Raises RuntimeError for an image that cannot be read.
+    """
+    from PIL import Image, ImageOps
+
+    with reading(where, "image"), _no_bombs(), _opened(file) as image:
+        if image.format in ("JPEG", "MPO") and _scans(image) > MOST_SCANS:
+            raise ValueError(f"it goes over its pixels more than {MOST_SCANS} times: a decompression bomb")
+        if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+            raise ValueError(f"mode {image.mode!r} has no known range: save it with 8 bits per channel")
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):  # 16 bits: keep the upper 8
+            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        mode = "L" if upright.mode in ("1", "L", "LA", "La") else "RGB"
+        upright = upright if upright.mode == mode else upright.convert(mode)
+        return _pixels(upright if image_size is None else _fit(upright, image_size))
+
+
+def resize(images: Pixels, image_size: int) -> Pixels:
+    """Images [N, H, W, C] brought to [N, image_size, image_size, C] as by `decode`."""
+    from PIL import Image
+
+    if images.shape[1:3] == (image_size, image_size):
+        return images
+    resized = np.empty((len(images), image_size, image_size, images.shape[3]), np.uint8)
+    for image, place in zip(images, resized, strict=True):
+        place[:] = _pixels(_fit(Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image), image_size))
+    return resized
+
+
+def stack(
+    pictures: Iterable[tuple[str, Callable[[], Pixels]]], count: int, source: str | Path
+) -> tuple[Pixels, NDArray[np.int64], tuple[str, ...]]:
+    """At most `count` images, each with its name, as one array [n, H, W, C]: C = 1 if all are grey.
+
+    Beside them the positions of those n, int64 [n], and of the others, which are damaged, the errors.
+
+    Raises ValueError for images of different sizes, RuntimeError if there is none that can be read.
+    """
+    images, first = np.empty((0, 0, 0, 1), np.uint8), ""
+    kept: list[int] = []
+    left_out: list[str] = []
+    for index, (where, picture) in enumerate(pictures):
+        try:
+            pixels = picture()
+        except RuntimeError as error:
+            left_out.append(damage(error))
+            continue
+        if not kept:
+            try:
+                first, images = where, np.empty((count, *pixels.shape), np.uint8)
+            except MemoryError:
+                size = f"{pixels.shape[1]}x{pixels.shape[0]}"
+                raise ValueError(f"{count} images of {size} do not fit in memory: give --image-size") from None
+        check_size(pixels.shape, where, images.shape[1:3], first)
+        if pixels.shape[2] > images.shape[3]:
+            images = np.repeat(images, 3, axis=3)
+        images[len(kept)] = pixels
+        kept.append(index)
+    if not kept:
+        raise RuntimeError(left_out[0] if left_out else f"{source}: holds no images")
+    return images[: len(kept)], np.array(kept, np.int64), tuple(left_out)
+
+
+def decoded_bytes(count: int, pictures: Iterable[Callable[[], Pixels]], image_size: int | None) -> int:
+    """The memory that `count` coloured images take, of this size or that of the first that can be read."""
+    if image_size is not None:
+        return count * image_size * image_size * 3
+    for picture in pictures:
+        with suppress(RuntimeError):
+            return count * picture()[..., 0].size * 3
+    return 0
+
+
+def check_size(shape: tuple[int, ...], where: str, wanted: tuple[int, ...], first: str) -> None:
+    """Raise ValueError if an image of this shape, (h, w, ...), has not the size (H, W) that the first one has."""
+    if shape[:2] != wanted:
+        (H, W), (h, w) = wanted, shape[:2]
+        raise ValueError(
+            f"images must have one size, {first} is {W}x{H} and {where} is {w}x{h}: "
+            "give --image-size 32 to resize them all"
+        )
+
+
+def damage(error: RuntimeError) -> str:
+    """What an image says that cannot be read. One that the system refuses is not damaged: its error goes on."""
+    if isinstance(error.__cause__, OSError) and error.__cause__.errno is not None:
+        raise error
+    return str(error)
+
+
+def _scans(image: Any) -> int:
+    """How often a JPEG goes over its pixels; a progressive one some ten times."""
+    place = image.fp.tell()
+    image.fp.seek(0)
+    scans: int = image.fp.read().count(b"\xff\xda")
+    image.fp.seek(place)
+    return scans
+
+
+def _opened(file: Path | str | io.BytesIO) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(file, formats=_DECODERS)
+    except UnidentifiedImageError:  # PIL's own words hold an address in memory
+        raise ValueError("none of its forms, or too short") from None
+
+
+@contextmanager
+def _no_bombs() -> Iterator[None]:
+    from PIL.Image import DecompressionBombWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", DecompressionBombWarning)  # PIL itself raises only at twice its limit
+        yield
+
+
+def _fit(image: Any, image_size: int) -> Any:
+    from PIL import Image, ImageOps
+
+    return ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
+
+
+def _pixels(image: Any) -> Pixels:
+    pixels: Pixels = np.asarray(image, np.uint8)
+    return pixels[..., None] if pixels.ndim == 2 else pixels

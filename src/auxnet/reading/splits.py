@@ -1,0 +1,127 @@
+"""A split of a data set: labelled images, in memory or left on disk; both are read, divided and measured alike.
+
+Shapes: N images, H x W pixels, C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import prod, sqrt
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from auxnet.reading.encoded import Encoded
+from auxnet.reading.pictures import decode
+from auxnet.reading.survey import Survey, sums_of
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images, uint8 [N, H, W, C], and their labels, int64 [N]."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        H, W, C = self.images.shape[1:]
+        return H, W, C
+
+    def read(self, indices: Tensor) -> Tensor:
+        """The images of these indices, int64 [n], as uint8 [n, H, W, C]."""
+        return self.images.index_select(0, indices.to(self.images.device))
+
+    def part(self, indices: Tensor) -> Split:
+        """These images alone."""
+        return Split(self.images[indices], self.labels[indices])
+
+    def with_channels(self, channels: int) -> Split:
+        """Grey images with that many equal channels; coloured ones as they are."""
+        if self.images.shape[3] == channels:
+            return self
+        return replace(self, images=self.images.repeat(1, 1, 1, channels))
+
+    def sums(self) -> NDArray[np.int64]:
+        """Of the pixels and of their squares, int64 [2, C]."""
+        total = np.zeros((2, self.image_shape[2]), np.int64)
+        for some in torch.split(self.images, 1024):
+            total += sums_of(some.numpy())
+        return total
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """Images that are decoded when they are read, and their labels, int64 [N], in memory."""
+
+    encoded: Encoded
+    positions: Tensor
+    """of the images of this split among the encoded ones, int64 [N]"""
+    labels: Tensor
+    image_shape: tuple[int, int, int]
+    """(H, W, C)"""
+    image_size: int | None
+    """what they are brought to, as by `pictures.decode`"""
+    sums_of_each: Tensor
+    """of its pixels and of their squares, int64 [N, 2, C]"""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, indices: Tensor) -> Tensor:
+        """The images of these indices, int64 [n], as uint8 [n, H, W, C].
+
+        Raises RuntimeError for an image that is damaged or has another shape: one that changed since it was looked at.
+        """
+        images = np.empty((len(indices), *self.image_shape), np.uint8)
+        for place, position in zip(images, self.positions[indices].tolist(), strict=True):
+            name = self.encoded.name(position)
+            pixels = decode(self.encoded.open(position), name, self.image_size)
+            if pixels.shape[:2] != place.shape[:2] or pixels.shape[2] not in (1, place.shape[2]):
+                raise RuntimeError(f"{name}: has changed since it was looked at: start again")
+            place[:] = pixels
+        return torch.from_numpy(images)
+
+    def part(self, indices: Tensor) -> OnDisk:
+        """These images alone."""
+        chosen = {name: getattr(self, name)[indices] for name in ("positions", "labels", "sums_of_each")}
+        return replace(self, **chosen)
+
+    def with_channels(self, channels: int) -> OnDisk:
+        """Grey images with that many equal channels; coloured ones as they are."""
+        return replace(
+            self,
+            image_shape=(*self.image_shape[:2], channels),
+            sums_of_each=self.sums_of_each.expand(-1, -1, channels),
+        )
+
+    def sums(self) -> NDArray[np.int64]:
+        """Of the pixels and of their squares, int64 [2, C]."""
+        total: NDArray[np.int64] = self.sums_of_each.sum(0).numpy()
+        return total
+
+
+def on_disk(encoded: Encoded, known: Survey, image_size: int | None) -> OnDisk:
+    """The images of a set that can be read, as one split."""
+    positions = torch.from_numpy(known.kept)
+    labels = torch.from_numpy(encoded.labels)[positions]
+    return OnDisk(encoded, positions, labels, known.image_shape, image_size, torch.from_numpy(known.sums))
+
+
+def statistics(split: Split | OnDisk) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of all images, in 0..255; 1 in place of a deviation of 0.
+
+    From sums of whole numbers, so that they are the same to the last bit wherever the images lie.
+    """
+    pixels = len(split) * prod(split.image_shape[:2])
+    means, stds = [], []
+    for total, squares in split.sums().T.tolist():
+        means.append(total / pixels)
+        stds.append(sqrt((pixels * squares - total * total) / (pixels * pixels)) or 1.0)
+    return tuple(means), tuple(stds)

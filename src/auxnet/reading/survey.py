@@ -1,0 +1,101 @@
+"""Every image of a set on disk looked at once, before it is streamed: damage, size, brightness.
+
+So that nothing has to be discovered in the middle of a training, and the mean and the standard deviation of any part
+of the set are known exactly. It takes as long as an epoch without a net, and the cache remembers it.
+
+Shapes: N images, H x W pixels, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from auxnet.reading.ahead import ahead
+from auxnet.reading.arrays import Pixels
+from auxnet.reading.cache import Made, entry
+from auxnet.reading.encoded import Encoded
+from auxnet.reading.pictures import check_size, damage, decode
+
+PIECE = 64  # images looked at by one process at a time
+
+
+class Survey(NamedTuple):
+    """What a set of N images is like."""
+
+    image_shape: tuple[int, int, int]
+    """(H, W, C); C = 1 if all are grey"""
+    kept: NDArray[np.int64]
+    """the positions of the n images that can be read, int64 [n]"""
+    sums: NDArray[np.int64]
+    """of their pixels and of the squares of these, int64 [n, 2, C]"""
+    left_out: tuple[str, ...]
+    """the others, each as "where: why" """
+
+
+class _Look(NamedTuple):
+    """What a few images are like, in order."""
+
+    shapes: list[tuple[int, ...] | None]
+    sums: NDArray[np.int64]
+    left_out: list[str]
+
+
+def survey(encoded: Encoded, files: Sequence[Path | str], image_size: int | None, workers: int) -> Survey:
+    """Look at all images, by `workers` processes, or at what the cache knows of these `files`.
+
+    Raises ValueError for images of different sizes, RuntimeError if none can be read or a process died.
+    """
+    _, arrays, facts = entry(files, f"survey {image_size}", lambda _: _look_at_all(encoded, image_size, workers))
+    H, W, C = facts["image_shape"]
+    return Survey((H, W, C), arrays["kept"], arrays["sums"], tuple(facts["left_out"]))
+
+
+def _look_at_all(encoded: Encoded, image_size: int | None, workers: int) -> Made:
+    count, left_out = len(encoded.labels), []
+    kept, sums, colour = np.zeros(count, bool), np.zeros((count, 2, 3), np.int64), False
+    wanted: tuple[int, ...] = ()
+    first = ""
+    pieces = [range(start, min(start + PIECE, count)) for start in range(0, count, PIECE)]
+    with closing(ahead(partial(_look, encoded, image_size), pieces, workers, 4 * workers + 1)) as looks:
+        for piece, look in zip(pieces, looks, strict=True):
+            left_out += look.left_out
+            sums[piece.start : piece.stop] = look.sums
+            for index, shape in zip(piece, look.shapes, strict=True):
+                if shape is not None:
+                    wanted, first = (wanted, first) if first else (shape[:2], encoded.name(index))
+                    check_size(shape, encoded.name(index), wanted, first)
+                    kept[index], colour = True, colour or shape[2] == 3
+    if not kept.any():
+        raise RuntimeError(left_out[0])
+    channels = 3 if colour else 1
+    facts = {"image_shape": (*wanted, channels), "left_out": left_out}
+    return {"kept": np.flatnonzero(kept), "sums": sums[kept, :, :channels]}, facts
+
+
+def _look(encoded: Encoded, image_size: int | None, piece: range) -> _Look:
+    shapes: list[tuple[int, ...] | None] = []
+    sums, left_out = np.zeros((len(piece), 2, 3), np.int64), []
+    for place, index in enumerate(piece):
+        try:
+            pixels = decode(encoded.open(index), encoded.name(index), image_size)
+        except RuntimeError as error:
+            shapes.append(None)
+            left_out.append(damage(error))
+        else:
+            shapes.append(pixels.shape)
+            sums[place] = sums_of(pixels)
+    return _Look(shapes, sums, left_out)
+
+
+def sums_of(pixels: Pixels) -> NDArray[np.int64]:
+    """The sums of pixels [..., C] and of their squares, over all but the channels: int64 [2, C]; exact."""
+    counts = [np.bincount(pixels[..., channel].ravel(), minlength=256) for channel in range(pixels.shape[-1])]
+    levels = np.arange(256)
+    return np.stack([levels, levels * levels]) @ np.array(counts).T

@@ -1,0 +1,96 @@
+"""What a sweep is: what varies, what stays fixed, what is made small and how; the same for all its workers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from auxnet.recipe import Recipe, recipe_from
+from auxnet.sweeps.space import Space, count_of, domain_of, shown, values_of, written
+
+WHERE = ("device", "threads", "data_dir", "stream", "workers")
+"""recipe fields that say where a trial runs, which each worker decides for itself"""
+SAMPLERS = ("tpe", "random", "grid")
+LARGEST_GRID = 10_000
+HOW = ("objective", "sampler", "prune")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a sweep is. Two workers with the same settings work on the same sweep."""
+
+    recipe: Recipe
+    """what stays fixed"""
+    space: Space
+    """what varies"""
+    objective: str = "mean"
+    """the validation error to make small: mean (over the outputs), final, or the number of an output"""
+    sampler: str = "tpe"
+    prune: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.space:
+            raise ValueError("there is nothing to vary: name a field with --vary lr=0.01..0.5:log, or a --space file")
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
+        if self.objective not in ("mean", "final") and not (self.objective.isdigit() and int(self.objective) >= 1):
+            raise ValueError(f"objective must be mean, final or the number of an output, got {self.objective!r}")
+        if self.sampler == "grid":
+            for field, domain in self.space.items():
+                if count_of(domain) is None:
+                    raise ValueError(f"a grid needs steps: give {field} as {written(domain)}:step, or as choices")
+            if self.grid_size > LARGEST_GRID:
+                raise ValueError(f"a grid of {self.grid_size:,} trials is too large; {LARGEST_GRID:,} are the most")
+
+    @property
+    def grid_size(self) -> int:
+        """How many combinations there are; of a space without end, 0."""
+        return math.prod(count_of(domain) or 0 for domain in self.space.values())
+
+    @property
+    def fewest_epochs(self) -> int:
+        """Of the epochs that a trial may be given."""
+        return int(min(values_of(self.space["epochs"]))) if "epochs" in self.space else self.recipe.epochs
+
+    def recipe_of(self, values: dict[str, Any]) -> Recipe:
+        """The recipe of a trial that drew these values."""
+        return replace(self.recipe, **values)
+
+
+def content_of(settings: Settings) -> dict[str, Any]:
+    """Settings as values that JSON holds."""
+    return {
+        **{key: getattr(settings, key) for key in HOW},
+        "recipe": asdict(settings.recipe),
+        "space": {field: written(domain) for field, domain in settings.space.items()},
+    }
+
+
+def settings_from(content: dict[str, Any]) -> Settings:
+    """What `content_of` made."""
+    return Settings(
+        recipe_from(content["recipe"]),
+        {field: domain_of(field, given) for field, given in content["space"].items()},
+        **{key: content[key] for key in HOW},
+    )
+
+
+def check_same(begun: Settings, given: Settings, folder: Path) -> None:
+    """Refuse settings other than those that a sweep was begun with, naming the first difference.
+
+    Raises ValueError.
+    """
+    free = {*WHERE, *begun.space, *given.space}
+    pairs: list[tuple[str, Any, Any]] = [(key, getattr(begun, key), getattr(given, key)) for key in HOW]
+    for field in {**begun.space, **given.space}:
+        was, now = (written(of.space[field]) if field in of.space else "not varied" for of in (begun, given))
+        pairs.append((f"--vary {field}", was, now))
+    pairs += [(k, v, getattr(given.recipe, k)) for k, v in asdict(begun.recipe).items() if k not in free]
+    for what, was, now in pairs:
+        if was != now:
+            mend = "give the same, or another --out"
+            raise ValueError(
+                f"{folder} was begun with {what}: {shown(was)}, and cannot go on with {shown(now)}; {mend}"
+            )

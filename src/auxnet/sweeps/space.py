@@ -1,0 +1,204 @@
+"""What a sweep varies: fields of a recipe, each over a range or over choices, read from words and checked by its rule.
+
+`lr: 0.01..0.5:log` is a range, drawn evenly in the logarithm; `depth: 8..20:6` one in steps of 6, its ends included;
+`gamma: 0, 1, 2` or `gamma: [0, 1, 2]` are choices. A list is a choice too: `milestones: 0.4 0.6, 0.5 0.75`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from auxnet.documents import read_yaml
+from auxnet.recipe import OF_BACKBONES, Recipe, nearest
+
+FEW = 64  # values that are tried one by one; of more, the ends stand for all
+FORMS = "a range is low..high, low..high:log or low..high:step"
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from low to high, both included."""
+
+    low: float
+    high: float
+    step: float | None = None
+    """None for all numbers between; of whole numbers it is 1 or more"""
+    log: bool = False
+    """whether they are drawn evenly in the logarithm"""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Some values, in the order given."""
+
+    values: tuple[Any, ...]
+
+
+Domain = Range | Choices
+Space = dict[str, Domain]
+
+
+def space_from(content: Mapping[str, Any]) -> Space:
+    """The space in a mapping, field -> range or choices, such as a YAML file holds.
+
+    Raises ValueError for a field that there is not (naming the nearest), a range that is none, or a value outside
+    its field's rule.
+    """
+    known = [field.name for field in fields(Recipe)]
+    for field in content:
+        if field not in known:
+            raise ValueError(f"there is no recipe field {field!r} to vary{nearest(str(field), known)}")
+    return {field: domain_of(field, given) for field, given in content.items()}
+
+
+def space_from_words(words: Sequence[str]) -> dict[str, str]:
+    """`field=range` and `field=choices`, as --vary takes them, as a mapping for `space_from`."""
+    content: dict[str, str] = {}
+    for word in words:
+        field, equals, given = word.partition("=")
+        if not (field and equals and given):
+            raise ValueError(f"--vary takes field=a,b,c or field=low..high, got {word!r}")
+        field = field.replace("-", "_")
+        if field in content:
+            raise ValueError(f"{field} is varied twice: {content[field]} and {given}")
+        content[field] = given
+    return content
+
+
+def read_space(path: Path | str) -> dict[str, Any]:
+    """A YAML file as a mapping for `space_from`. Raises FileNotFoundError, or ValueError if it holds none."""
+    try:
+        content = read_yaml(Path(path))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no space file {path}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not a YAML file: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold 'field: range' or 'field: choices' lines, got a {type(content).__name__}")
+    return content
+
+
+def domain_of(field: str, given: Any) -> Domain:
+    """What a field varies over, its values as the recipe has them. Raises ValueError."""
+    if isinstance(given, str):
+        if ".." in given and _numeric(field) is not None:
+            return _range(field, given)
+        given = [_value(field, word.strip()) for word in given.split(",")]
+    if not isinstance(given, list | tuple):
+        raise ValueError(f"{field} must vary over choices (a, b, c) or a range (low..high), got {given!r}")
+    values = tuple(checked(field, value) for value in given)
+    if len({repr(value) for value in values}) < max(2, len(values)):
+        raise ValueError(f"{field} needs two or more different choices, got {shown(values)}; fix one in the recipe")
+    return Choices(values)
+
+
+def checked(field: str, value: Any) -> Any:
+    """The value as the recipe has it. Raises ValueError outside the field's type or rule."""
+    base = Recipe(backbone="timm:resnet18") if field in OF_BACKBONES else Recipe()
+    return getattr(replace(base, **{field: value}), field)
+
+
+def written(domain: Domain) -> str | list[Any]:
+    """What `domain_of` reads again as the same, in values that JSON and YAML hold."""
+    if isinstance(domain, Choices):
+        return [list(value) if isinstance(value, tuple) else value for value in domain.values]
+    every_whole_number = domain.step == 1 and isinstance(domain.low, int)
+    how = ":log" if domain.log else "" if domain.step is None or every_whole_number else f":{domain.step!r}"
+    return f"{domain.low!r}..{domain.high!r}{how}"
+
+
+def count_of(domain: Domain) -> int | None:
+    """How many values there are, or None if there is no end of them."""
+    if isinstance(domain, Choices):
+        return len(domain.values)
+    return None if domain.step is None else _steps(domain.low, domain.high, domain.step) + 1
+
+
+def values_of(domain: Domain, most: int = FEW) -> tuple[Any, ...]:
+    """The values; of a range that has no end of them, or more than `most`, the two ends."""
+    if isinstance(domain, Choices):
+        return domain.values
+    count = count_of(domain)
+    return (domain.low, domain.high) if count is None or count > most else tuple(_at(domain, n) for n in range(count))
+
+
+def shown(value: Any) -> str:
+    """A value, or some, in words."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(" ".join(map(shown, v)) if isinstance(v, list | tuple) else shown(v) for v in value)
+    return "none" if value is None else str(value)
+
+
+def _range(field: str, text: str) -> Range:
+    kind = _numeric(field)
+    found = re.fullmatch(r"(.+?)\.\.(.+?)(?::(.+))?", text.replace(" ", ""))
+    try:
+        low, high = (_number(end) for end in found.group(1, 2)) if found else (1, 0)
+        how = found[3] if found else None
+        step = _number(how) if how not in (None, "log") else 1 if kind is int else None
+    except ValueError:
+        raise ValueError(f"{field}={text} is not a range of numbers: {FORMS}") from None
+    if not (low < high and (step is None or 0 < step <= high - low)):
+        raise ValueError(f"{field}={text} holds no two numbers: {FORMS}, with low below high")
+    low, high = checked(field, low), checked(field, high)
+    if how == "log" and low <= 0:
+        raise ValueError(f"{field}={text}: a range in the logarithm begins above 0")
+    if kind is int and not isinstance(step, int):
+        raise ValueError(f"{field}={text}: the step must be a whole number, as {field} is")
+    step = float(step) if kind is float and step is not None else step
+    whole = Range(low, high, step, how == "log")
+    return whole if step is None else replace(whole, high=_at(whole, _steps(low, high, step)))
+
+
+def _steps(low: float, high: float, step: float) -> int:
+    return math.floor((high - low) / step + 1e-9)
+
+
+def _at(domain: Range, n: int) -> float:
+    assert domain.step is not None
+    value = domain.low + n * domain.step
+    return value if isinstance(value, int) else round(value, 12)
+
+
+def _numeric(field: str) -> type | None:
+    """int or float for a field that is a number."""
+    return next((kind for kind in _kinds(field) if kind in (int, float)), None)
+
+
+def _kinds(field: str) -> tuple[Any, ...]:
+    hint = get_type_hints(Recipe)[field]
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _number(text: str) -> float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def _value(field: str, word: str) -> Any:
+    """A word as the recipe's field reads it: text stays text, all else is as in YAML, 'none' None where it may be."""
+    import yaml
+
+    kinds = _kinds(field)
+    if type(None) in kinds and word.lower() in ("none", "null"):
+        return None
+    if any(kind is str or get_origin(kind) is Literal for kind in kinds):
+        return word
+    try:
+        value = yaml.safe_load(word)
+        items = next((get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple), None)
+        if items is None or (isinstance(value, int) and int in kinds):
+            return value
+        return word.split() if items is str else [yaml.safe_load(part) for part in word.split()]
+    except yaml.YAMLError:
+        return word

@@ -1,0 +1,241 @@
+"""What a sweep leaves for people: trials.csv, best.yaml, and sweep.html, one file with its figures inside.
+
+The figures are Optuna's; every text that comes from a user passes `escape` on its way into HTML, and
+`json_inside_html` on its way into the data.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from auxnet import __version__
+from auxnet.checkpoint import whole
+from auxnet.recipe import write_recipe
+from auxnet.report_page import asset, json_inside_html, percent, unbroken
+from auxnet.sweeps.journal import optuna
+from auxnet.sweeps.space import count_of, shown, written
+from auxnet.sweeps.sweeping import Sweep
+from auxnet.sweeps.trials import Trial
+
+ENOUGH = 4  # complete trials, before it is said which field matters
+COMPARABLE = ("data", "data_dir", "image_size", "val_fraction", "seed")
+
+
+def write_outcome(sweep: Sweep) -> list[Path]:
+    """Write trials.csv, sweep.html and, once a trial is complete, best.yaml into the sweep's folder; say which."""
+    paths = [sweep.folder / name for name in ("trials.csv", "sweep.html")]
+    with whole(paths[0]) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows_of(sweep))
+    with whole(paths[1]) as partial:
+        partial.write_text(page(sweep), encoding="utf-8")
+    if sweep.best_recipe is not None:
+        paths.append(sweep.folder / "best.yaml")
+        with whole(paths[-1]) as partial:
+            write_recipe(sweep.best_recipe, partial)
+    return paths
+
+
+def rows_of(sweep: Sweep) -> Iterator[list[Any]]:
+    """The lines of trials.csv, by number; errors are fractions."""
+    fields = list(sweep.settings.space)
+    yield ["number", "state", "objective", "epochs", "seconds", *fields, "run", "error"]
+    for trial in sweep.trials:
+        drawn = [json.dumps(value) if isinstance(value, tuple) else value for value in map(trial.values.get, fields)]
+        found = [trial.number, trial.state, trial.objective, trial.epochs, round(trial.seconds, 1)]
+        yield [*found, *drawn, trial.folder.relative_to(sweep.folder), trial.error]
+
+
+def ranked(trials: Sequence[Trial]) -> list[Trial]:
+    """Complete ones first, by their objective; then the pruned, the unfinished, the failed."""
+    order = ("complete", "pruned", "running", "interrupted", "failed")
+    return sorted(trials, key=lambda t: (order.index(t.state), t.objective is None, t.objective or 0, t.number))
+
+
+def importance_of(sweep: Sweep) -> dict[str, float]:
+    """How much of the objective's variance each field accounts for (fANOVA); {} with too few trials to say."""
+    values = [trial.objective for trial in sweep.trials if trial.state == "complete"]
+    if len(values) < ENOUGH or len(set(values)) < 2 or len(sweep.settings.space) < 2:
+        return {}
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    return optuna.importance.get_param_importances(sweep.study, evaluator=evaluator)
+
+
+def notes_of(sweep: Sweep) -> list[str]:
+    """What a reader must know before trusting the comparison."""
+    space, said = sweep.settings.space, []
+    if changed := [field for field in COMPARABLE if field in space]:
+        said.append(f"{', '.join(changed)} varied, so that the trials are validated on different images.")
+    if sweep.settings.objective == "mean" and {"outputs", "at"} & space.keys():
+        said.append("The outputs varied, so that the means are over different outputs; final compares one with one.")
+    if failed := [trial for trial in sweep.trials if trial.state == "failed"]:
+        said.append(f"{len(failed)} of the trials failed; the first: trial {failed[0].number}, {failed[0].error}.")
+    return said
+
+
+def objective_in_words(sweep: Sweep) -> str:
+    """What is made small."""
+    words = {"mean": "mean over the outputs", "final": "final output"}
+    return words.get(sweep.settings.objective, f"output {sweep.settings.objective}")
+
+
+def page(sweep: Sweep) -> str:
+    """The whole page."""
+    from plotly.offline import get_plotlyjs
+
+    figures = dict(_figures(sweep))
+    titles = {**{name: title for name, (title, _, _) in figures.items()}, "trials": "Trials", "space": "Space"}
+    parts = {
+        "title": escape(f"auxnet sweep: {sweep.folder.resolve().name}"),
+        "links": "".join(f'<a href="#{name}">{title}</a>' for name, title in titles.items()),
+        "eyebrow": escape(f"{sweep.folder}: {_progress(sweep)}"),
+        "headline": unbroken(headline(sweep)),
+        "sub": f"Judged by the validation error after the last epoch, {objective_in_words(sweep)}; the test set "
+        "decides nothing, and is not shown.",
+        "tiles": _tiles(sweep),
+        "notes": "".join(f'<p class="note">{escape(note)}</p>' for note in notes_of(sweep)),
+        "figures": "".join(_card(name, title, caption) for name, (title, caption, _) in figures.items()),
+        "trials": _trials(sweep),
+        "space": _space(sweep),
+        "footer": escape(f"Made by auxnet {__version__}. This file is complete in itself and opens offline."),
+        "data": json_inside_html({name: figure for name, (_, _, figure) in figures.items()}),
+        "plotly": get_plotlyjs(),
+        "css": asset("report.css"),
+        "js": asset("sweep.js"),
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], asset("sweep.html"))
+
+
+def headline(sweep: Sweep) -> str:
+    """Which trial is the best, in a sentence."""
+    best = sweep.best
+    if best is None or best.objective is None:
+        return "No trial is complete yet." if not sweep.trials else f"None of {len(sweep.trials)} trials is complete."
+    drawn = ", ".join(f"{field} {shown(value)}" for field, value in best.values.items())
+    return f"Trial {best.number} is the best on validation: {percent(best.objective)} error, with {drawn}."
+
+
+def _progress(sweep: Sweep) -> str:
+    states = [trial.state for trial in sweep.trials]
+    counts = ", ".join(
+        f"{states.count(state)} {state}" for state in dict.fromkeys(t.state for t in ranked(sweep.trials))
+    )
+    begun = f"{len(states)} of {sweep.total} trials begun{f' ({counts})' if counts else ''}"
+    return f"{begun}, sampler {sweep.settings.sampler}"
+
+
+def _tiles(sweep: Sweep) -> str:
+    best = sweep.best
+    if best is None:
+        return ""
+    seconds = sum(trial.seconds for trial in sweep.trials)
+    tiles = [
+        ("Validation error", percent(best.objective or 0), objective_in_words(sweep)),
+        ("Trial", str(best.number), f"{best.epochs} epochs, {best.seconds:,.1f} s"),
+        ("Trained in all", f"{seconds:,.1f} s", f"{sum(trial.epochs for trial in sweep.trials):,} epochs"),
+    ]
+    cells = "".join(
+        f'<div><dt>{escape(name)}</dt><dd class="big">{escape(value)}</dd><dd class="small">{escape(aside)}</dd></div>'
+        for name, value, aside in tiles
+    )
+    again = escape(f"auxnet train --config {sweep.folder}/best.yaml")
+    return f'<dl class="tiles">{cells}</dl><p class="under">The best again, as a run: <code>{again}</code></p>'
+
+
+# ---- figures ---------------------------------------------------------------------------------------------------
+
+
+def _figures(sweep: Sweep) -> Iterator[tuple[str, tuple[str, str, dict[str, Any]]]]:
+    """(id, (title, caption, what Plotly draws)) of each figure that there is something to show in."""
+    from optuna import visualization as draw
+
+    complete = [trial for trial in sweep.trials if trial.state == "complete"]
+    error: dict[str, Any] = {"target": lambda trial: 100 * trial.value, "target_name": "validation error (%)"}
+    in_per_cent = {"title": {"text": "validation error"}, "tickformat": ".0%"}
+    if complete:
+        words = "Each complete trial in the order of their beginning, and the best so far."
+        figure = _plain(draw.plot_optimization_history(sweep.study, target_name="validation error"))
+        figure["layout"] |= {"yaxis": in_per_cent, "legend": {"orientation": "h"}}
+        yield "history", ("History", words, figure)
+    if longest := max((trial.epochs for trial in sweep.trials), default=0):
+        figure = _plain(draw.plot_intermediate_values(sweep.study))
+        epochs = {"title": {"text": "epoch"}, "tick0": 0, "dtick": max(1, longest // 10)}
+        figure["layout"] |= {"yaxis": in_per_cent, "xaxis": epochs, "showlegend": False}
+        yield "learning", ("Learning", "The error after each epoch; a line that ends early was pruned.", figure)
+    if complete:
+        words = "Each field against the error; later trials are darker."
+        yield "slices", ("Slices", words, _plain(draw.plot_slice(sweep.study, **error)))
+    if len(complete) > 1:
+        words = "A line per complete trial through what it drew; the better ones are darker."
+        yield "together", ("Together", words, _plain(draw.plot_parallel_coordinate(sweep.study, **error)))
+    if importance := importance_of(sweep):
+        words = (
+            "Share of the variance between the complete trials that each field accounts for (fANOVA). With few trials "
+            "it says little."
+        )
+        bars = {"type": "bar", "orientation": "h", "x": list(importance.values())[::-1], "y": list(importance)[::-1]}
+        layout = {"xaxis": {"tickformat": ".0%", "title": {"text": "importance"}, "range": [0, 1]}}
+        yield "importance", ("Importance", words, {"data": [bars], "layout": layout})
+
+
+def _plain(figure: Any) -> dict[str, Any]:
+    """A Plotly figure as values that JSON can hold."""
+    content: dict[str, Any] = json.loads(figure.to_json())
+    return content
+
+
+def _card(name: str, title: str, caption: str) -> str:
+    label = escape(f"{title}: {caption}")
+    return (
+        f'<section id="{name}" class="card"><h2>{title}</h2><figure>'
+        f'<div class="scroll"><div class="plot {name}" id="{name}-plot" role="img" aria-label="{label}"></div></div>'
+        f"<figcaption>{escape(caption)}</figcaption></figure></section>"
+    )
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------
+
+
+def _trials(sweep: Sweep) -> str:
+    fields = list(sweep.settings.space)
+    head = "".join(
+        f'<th scope="col">{escape(name)}</th>'
+        for name in ("trial", "state", "validation error", *fields, "epochs", "seconds", "why it failed")
+    )
+    lines = []
+    for trial in ranked(sweep.trials):
+        error = "-" if trial.objective is None else percent(trial.objective)
+        drawn = [shown([trial.values[field]]) if field in trial.values else "-" for field in fields]
+        cells = [trial.number, trial.state, error, *drawn, trial.epochs, f"{trial.seconds:,.1f}"]
+        body = "".join(f"<td>{unbroken(str(cell))}</td>" for cell in cells)
+        mark = ' class="chosen"' if sweep.best and trial.number == sweep.best.number else ""
+        lines.append(
+            f'<tr data-trial="{trial.number}"{mark}>{body}<td class="wide">{escape(trial.error or "")}</td></tr>'
+        )
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Table of trials"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _space(sweep: Sweep) -> str:
+    space, recipe = sweep.settings.space, asdict(sweep.settings.recipe)
+    varied = {field: _in_words(domain) for field, domain in space.items()}
+    fixed = {field: shown([value]) for field, value in recipe.items() if field not in space}
+    items = "".join(
+        f"<div{' class=differs' if field in varied else ''}><dt>{escape(field)}</dt><dd>{escape(value)}</dd></div>"
+        for field, value in {**varied, **fixed}.items()
+    )
+    return f'<p class="sub">Marked: what varied.</p><dl class="columns">{items}</dl>'
+
+
+def _in_words(domain: Any) -> str:
+    said, count = written(domain), count_of(domain)
+    words = said if isinstance(said, str) else shown(said)
+    return f"{words} ({count} values)" if count is not None and isinstance(said, str) else words

@@ -1,0 +1,252 @@
+"""The trials of a sweep: an Optuna study in the sweep's folder, of which any number of workers draw, one trial each.
+
+    sweeps/a/study.txt      the name of the study; the folder is a sweep's once it is there
+             journal.log    the study, if it does not lie in a database: settings, drawn values, errors by epoch
+             claims/        a lock per trial, held by the worker that trains it: a lock dies with its process
+             trials/0007/   the run directory of trial 7
+
+A trial that is begun and not claimed is one whose worker was stopped, and goes on with the next worker that comes.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from auxnet.batches import seed_of
+from auxnet.checkpoint import whole
+from auxnet.errors import first_line
+from auxnet.sweeps.journal import BaseStorage, journal, optuna
+from auxnet.sweeps.settings import LARGEST_GRID, Settings, check_same, content_of, settings_from
+from auxnet.sweeps.space import Choices, shown, values_of
+
+OURS = {"study.txt", "journal.log", "journal.lock", "claims", "trials"}
+TRIALS = 20  # if nobody says how many
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a sweep."""
+
+    number: int
+    state: str
+    """complete, pruned, failed, running, or interrupted (some worker takes it up again)"""
+    objective: float | None
+    """the validation error after its last epoch, a fraction; None before its first"""
+    values: dict[str, Any]
+    """what it drew"""
+    epochs: int
+    """done"""
+    seconds: float
+    """of training, validation included"""
+    error: str | None
+    """why it failed, in a line"""
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Study:
+    """A sweep's study, opened."""
+
+    folder: Path
+    settings: Settings
+    optuna: optuna.Study
+    storage: BaseStorage
+
+
+# ---- opening ---------------------------------------------------------------------------------------------------
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder is a sweep's."""
+    return (folder / "study.txt").is_file()
+
+
+def open_study(folder: Path, storage: str | None = None) -> Study:
+    """A sweep that was begun. Raises FileNotFoundError if there is none."""
+    if not is_sweep(folder):
+        raise FileNotFoundError(f"there is no sweep in {folder}: begin one with --vary lr=0.01..0.5:log")
+    name = (folder / "study.txt").read_text(encoding="utf-8").strip()
+    store = _storage(folder, storage)
+    try:
+        study = optuna.load_study(study_name=name, storage=store, sampler=optuna.samplers.RandomSampler())
+    except KeyError:
+        where = storage or folder / "journal.log"
+        raise FileNotFoundError(
+            f"{where} holds no study {name!r}: give the --storage that {folder} began with"
+        ) from None
+    settings = settings_from(study.user_attrs["settings"])
+    study.pruner = optuna.pruners.MedianPruner(n_warmup_steps=settings.fewest_epochs // 3)
+    return Study(folder, settings, study, store)
+
+
+def join_study(
+    folder: Path, settings: Settings, trials: int | None, storage: str | None, check: Callable[[], None]
+) -> Study:
+    """The sweep in a folder with these settings, begun if need be; `trials`, if given, becomes its total.
+
+    `check` is called before one is begun. Raises FileExistsError if the folder holds something else, ValueError if it
+    is a sweep with other settings.
+    """
+    if trials is not None and trials < 1:
+        raise ValueError(f"trials must be 1 or more, got {trials}")
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file: name a folder for the sweep")
+    found = {path.name for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else set()
+    if found - OURS and not is_sweep(folder):
+        raise FileExistsError(f"{folder} holds other files: name a new folder for the sweep")
+    if not is_sweep(folder):
+        check()
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        if not is_sweep(folder):
+            _begin(folder, settings, storage)
+        study = open_study(folder, storage)
+        check_same(study.settings, settings, folder)
+        if trials is not None:
+            study.optuna.set_user_attr("trials", trials)
+    return study
+
+
+def total_of(study: Study) -> int:
+    """How many trials there shall be in all; whoever names another number changes it for every worker."""
+    size = study.settings.grid_size if study.settings.sampler == "grid" else None
+    total = int(study.optuna.user_attrs.get("trials", size or TRIALS))
+    return min(total, size) if size else total
+
+
+def _begin(folder: Path, settings: Settings, storage: str | None) -> None:
+    """Make the study, and then the file that says so: under the lock of the folder, by one of the workers."""
+    name = f"{folder.resolve().name}-{uuid.uuid4().hex[:8]}"
+    study = optuna.create_study(study_name=name, storage=_storage(folder, storage), direction="minimize")
+    study.set_user_attr("settings", content_of(settings))
+    for name_of_folder in ("claims", "trials"):
+        (folder / name_of_folder).mkdir(exist_ok=True)
+    with whole(folder / "study.txt") as partial:
+        partial.write_text(name + "\n", encoding="utf-8")
+
+
+def _storage(folder: Path, url: str | None) -> BaseStorage:
+    """A database, or the journal in the sweep's folder. Raises ValueError for a URL that is none."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # what there is to say is said by the caller
+    if url is None:
+        return journal(folder / "journal.log")
+    try:
+        return optuna.storages.RDBStorage(url)
+    except Exception as error:  # every database has its own
+        why = first_line(error)
+        raise ValueError(f"--storage {url} cannot be used ({why}): give a URL such as sqlite:///sweeps.db") from None
+
+
+# ---- trials ----------------------------------------------------------------------------------------------------
+
+
+def claim(study: Study) -> tuple[optuna.Trial, FileLock] | None:
+    """A trial for this process alone, while it holds the lock: one that was interrupted, or else a new one.
+
+    None once all are done, or claimed by others.
+    """
+    with FileLock(study.folder / ".lock"):
+        begun = study.optuna.get_trials(deepcopy=False)
+        for trial in begun:
+            if not trial.state.is_finished() and (lock := _hold(study.folder, trial.number)):
+                if not study.storage.get_trial(trial._trial_id).state.is_finished():  # nor finished just now
+                    return _drawn(study, trial.number, trial._trial_id), lock
+                lock.release()
+        if len(begun) >= total_of(study):
+            return None
+        new = study.optuna.ask()
+        lock = _hold(study.folder, new.number)
+        assert lock is not None  # claims are made under the lock of the folder
+        return _drawn(study, new.number, new._trial_id), lock
+
+
+def values_drawn(study: Study, params: dict[str, Any]) -> dict[str, Any]:
+    """What a trial drew, as the recipe has it: Optuna knows lists as text."""
+    values = {}
+    for field, param in params.items():
+        domain = study.settings.space[field]
+        choices = domain.values if isinstance(domain, Choices) else (param,)
+        values[field] = next(value for value in choices if _stored(value) == param)
+    return values
+
+
+def trials_of(study: Study) -> tuple[Trial, ...]:
+    """All trials as they stand, by their numbers."""
+    with FileLock(study.folder / ".lock"):  # nobody claims a trial while it is seen whether somebody has
+        found = study.optuna.get_trials(deepcopy=False)
+        free = {trial.number for trial in found if not trial.state.is_finished() and _free(study.folder, trial.number)}
+    names = {"complete": "complete", "pruned": "pruned", "fail": "failed"}
+    return tuple(
+        Trial(
+            number=trial.number,
+            state=names.get(trial.state.name.lower(), "interrupted" if trial.number in free else "running"),
+            objective=trial.value if trial.value is not None else _latest(trial),
+            values=values_drawn(study, trial.params),
+            epochs=trial.last_step or 0,
+            seconds=trial.user_attrs.get("seconds", 0.0),
+            error=trial.user_attrs.get("error"),
+            folder=folder_of(study, trial.number),
+        )
+        for trial in found
+    )
+
+
+def _latest(trial: optuna.trial.FrozenTrial) -> float | None:
+    return None if trial.last_step is None else trial.intermediate_values[trial.last_step]
+
+
+def folder_of(study: Study, number: int) -> Path:
+    """The run directory of a trial."""
+    return study.folder / "trials" / f"{number:04}"
+
+
+def _drawn(study: Study, number: int, trial_id: int) -> optuna.Trial:
+    """The trial with a value for each field that varies, drawn now where none is.
+
+    What is drawn follows from the seed, the number and the trials before, not from the process that draws.
+    """
+    seed, space = seed_of(study.settings.recipe.seed, number) % 2**32, study.settings.space
+    if study.settings.sampler == "grid":
+        grid = {field: [_stored(v) for v in values_of(domain, LARGEST_GRID)] for field, domain in space.items()}
+        sampler: optuna.samplers.BaseSampler = optuna.samplers.GridSampler(grid, seed=0)
+    elif study.settings.sampler == "random":
+        sampler = optuna.samplers.RandomSampler(seed)
+    else:
+        sampler = optuna.samplers.TPESampler(seed=seed)
+    drawing = optuna.load_study(
+        study_name=study.optuna.study_name, storage=study.storage, sampler=sampler, pruner=study.optuna.pruner
+    )
+    trial = optuna.Trial(drawing, trial_id)
+    for field, domain in space.items():
+        if isinstance(domain, Choices):
+            trial.suggest_categorical(field, [_stored(value) for value in domain.values])
+        elif isinstance(domain.low, int):
+            trial.suggest_int(field, domain.low, int(domain.high), step=int(domain.step or 1), log=domain.log)
+        else:
+            trial.suggest_float(field, domain.low, domain.high, step=domain.step, log=domain.log)
+    return trial
+
+
+def _stored(value: Any) -> Any:
+    return shown([value]) if isinstance(value, tuple) else value
+
+
+def _hold(folder: Path, number: int) -> FileLock | None:
+    lock = FileLock(folder / "claims" / f"{number:04}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        return None
+    return lock
+
+
+def _free(folder: Path, number: int) -> bool:
+    if lock := _hold(folder, number):
+        lock.release()
+    return lock is not None

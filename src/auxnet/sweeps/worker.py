@@ -1,0 +1,96 @@
+"""A worker of a sweep: it claims a trial, trains it from where it stands, tells how it ended, and claims the next."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from auxnet.epochs import Progress
+from auxnet.recipe import Recipe
+from auxnet.rundir import read_metrics
+from auxnet.sweeps.journal import optuna
+from auxnet.sweeps.trials import Study, claim, folder_of, values_drawn
+from auxnet.train import Run, fit
+
+COMPLETE, PRUNED, FAIL = (getattr(optuna.trial.TrialState, name) for name in ("COMPLETE", "PRUNED", "FAIL"))
+PATIENCE = 3  # times that a trial may take its process down at one place before it is given up
+
+
+def work(study: Study, where: dict[str, Any], watch: Callable[[], None] = lambda: None) -> None:
+    """Train trial after trial, until none is left that nobody else trains; `where` is device, threads, data_dir.
+
+    `watch` is called whenever a trial begins, ends an epoch, or ends. What is a trial's own fault fails that trial;
+    a disk that is full, or data that are gone, raise OSError or RuntimeError and leave it to be taken up.
+    """
+    while (claimed := claim(study)) is not None:
+        trial, lock = claimed
+        try:
+            watch()
+            _run(study, trial, where, watch)
+            watch()
+        finally:
+            lock.release()
+
+
+def objective_of(val_errors: Sequence[float], objective: str) -> float:
+    """One number of the validation errors of all outputs, shallow to deep: mean, final, or that of output K.
+
+    Raises ValueError if there is no output K.
+    """
+    if objective == "mean":
+        return sum(val_errors) / len(val_errors)
+    output = len(val_errors) if objective == "final" else int(objective)
+    if output > len(val_errors):
+        raise ValueError(f"objective {output} names an output, and the net has {len(val_errors)}")
+    return val_errors[output - 1]
+
+
+def _run(study: Study, trial: optuna.Trial, where: dict[str, Any], watch: Callable[[], None]) -> None:
+    """Train one trial; a stop leaves it as it stands, to the next worker."""
+    settings, folder = study.settings, folder_of(study, trial.number)
+
+    def follow(progress: Progress) -> None:
+        if progress.done:
+            trial.report(objective_of(progress.val_errors, settings.objective), progress.epoch)
+            watch()
+            if settings.prune and progress.epoch < progress.epochs and trial.should_prune():
+                raise optuna.TrialPruned
+
+    starts = trial.user_attrs.get("starts", [])
+    place = max((path.stem for path in (folder / "checkpoints").glob("*.ckpt")), default="its beginning")
+    trial.set_user_attr("starts", [*starts, place])
+    value, state = None, COMPLETE
+    try:
+        if starts.count(place) >= PATIENCE:
+            raise RuntimeError(
+                f"the process that trained it died {PATIENCE} times at {place}: perhaps for want of memory"
+            )
+        recipe = replace(settings.recipe_of(values_drawn(study, trial.params)), **where)
+        run = _fit(recipe, folder, follow)
+        value = objective_of([row["val_error"] for row in run.summary["last"]], settings.objective)
+    except optuna.TrialPruned:
+        state = PRUNED
+    except (ValueError, RuntimeError) as failure:
+        if isinstance(failure.__cause__, OSError):  # such as a full disk: no fault of the trial
+            raise
+        state = FAIL
+        trial.set_user_attr("error", " ".join(str(failure).split()))
+    except BaseException:
+        trial.set_user_attr("starts", starts)  # stopped in good order
+        raise
+    trial.set_user_attr("seconds", sum(row["seconds"] for row in read_metrics(folder) if row["output"] == 1))
+    study.optuna.tell(trial, value, state)
+
+
+def _fit(recipe: Recipe, folder: Path, watch: Callable[[Progress], None]) -> Run:
+    """Train into a folder that nobody else uses, from the last checkpoint in it if there is one."""
+    if not (folder / "recipe.yaml").is_file():
+        shutil.rmtree(folder, ignore_errors=True)  # what a worker left that was killed in beginning
+        return fit(recipe, folder, watch=watch)
+    try:
+        return fit(recipe, folder, resume=True, watch=watch)
+    except FileNotFoundError:  # killed before the first checkpoint
+        return fit(recipe, folder, overwrite=True, watch=watch)

@@ -1,0 +1,541 @@
+"""Outputs for any backbone: attached nets against the backbones that they are made of, and against `resnet`."""
+
+import copy
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import auxnet
+from auxnet.backbones.cuts import even_cuts
+from auxnet.checkpoint import load_weights, save_weights
+from auxnet.network import multiply_adds
+from auxnet.residual import Classifier, PostActivationBlock, PreActivationBlock
+
+EXAMPLE = torch.zeros(1, 3, 16, 16)
+attach = partial(auxnet.attach, example=EXAMPLE)
+sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3)
+METHODS = {
+    "joint": auxnet.joint,
+    "pairwise": auxnet.pairwise,
+    "live": partial(auxnet.multiway, mode="live"),
+    "frozen": partial(auxnet.multiway, mode="frozen"),
+    "fused": partial(auxnet.multiway, mode="fused"),
+}
+every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
+
+
+# ---- backbones as people write them ----------------------------------------------------------------------------
+
+
+class Residual(nn.Module):
+    """ResNet-8 as one module, pre-activation: stem, three layers, a classifier."""
+
+    def __init__(self, block=PreActivationBlock):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.layer1 = nn.Sequential(block(16, 16, 1))
+        self.layer2 = nn.Sequential(block(16, 32, 2))
+        self.layer3 = nn.Sequential(block(32, 64, 2))
+        self.head = Classifier(64, 10, activate=block is PreActivationBlock)
+
+    def forward(self, x):
+        return self.head(self.layer3(self.layer2(self.layer1(self.stem(x)))))
+
+
+class Dropping(nn.Module):
+    """Dropout as a function and as a module, ReLUs in place, a layer under two names, an unused module."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.relu = nn.ReLU(inplace=True)
+        self.blocks = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.Dropout(0.5), nn.Conv2d(8, 12, 3, 2))
+        self.unused = nn.Conv2d(8, 8, 1)
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(12, 10)
+
+    def forward(self, x, scale=None):
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = F.dropout(x, 0.3, self.training) if scale is None else x * scale
+        self.unused(x)
+        x = F.dropout(self.blocks(x), p=0.3, training=self.training)
+        return self.fc(torch.flatten(self.pool(x), 1))
+
+
+class Mixing(nn.Module):
+    """A block of tokens; by the size of its input it does something else, which torch.fx cannot follow."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.norm, self.attention = nn.LayerNorm(channels), nn.MultiheadAttention(channels, 2, batch_first=True)
+
+    def forward(self, x):
+        if x.sum() > 1e9:
+            return x
+        y = self.norm(x)
+        return x + self.attention(y, y, y, need_weights=False)[0]
+
+
+class Tokens(nn.Module):
+    """A vision transformer: patches, a class token, positions, blocks, the class token's logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, 4)
+        self.token, self.positions = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(1, 17, 8))
+        self.blocks = nn.ModuleList(Mixing(8) for _ in range(3))
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x)[:, 0])
+
+
+class ChannelsLast(nn.Module):
+    """Maps [N, H, W, C], as a Swin has them; a table of numbers that two blocks look at."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, 4)
+        self.table = nn.Buffer(torch.rand(8))
+        self.first, self.second = (nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.GELU()) for _ in range(2))
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.patches(x).permute(0, 2, 3, 1)
+        x = self.first(x) * self.table
+        x = self.second(x) * self.table
+        return self.head(x.mean((1, 2)))
+
+
+BACKBONES = {
+    "residual": (Residual, ("layer1", "layer2")),
+    "dropping": (Dropping, ("relu", "blocks.1")),
+    "tokens": (Tokens, ("blocks.0", "blocks.1")),
+    "channels last": (ChannelsLast, ("first", "second.0")),
+}
+every_backbone = pytest.mark.parametrize(("kind", "at"), BACKBONES.values(), ids=BACKBONES.keys())
+
+
+def build(kind, seed=1):
+    torch.manual_seed(seed)
+    return kind()
+
+
+def images(n=5):
+    g = torch.Generator().manual_seed(2)
+    return torch.randn(n, 3, 16, 16, generator=g), torch.randint(10, (n,), generator=g)
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+# ---- the laws --------------------------------------------------------------------------------------------------
+
+
+@every_backbone
+@pytest.mark.parametrize("training", [True, False])
+def test_segments_compose_to_the_backbone_bit_for_bit(kind, at, training):
+    backbone = build(kind).train(training)
+    untouched = copy.deepcopy(backbone)
+    net = attach(backbone, at)
+    assert net.outputs == 3
+    assert [m.training for m in net.modules()] == [training] * len(list(net.modules()))
+    x, _ = images()
+    for mode in (training, not training):
+        net.train(mode)
+        untouched.train(mode)
+        torch.manual_seed(7)  # dropout
+        expected = untouched(x)
+        torch.manual_seed(7)
+        assert torch.equal(net.heads[-1](net.features(x)[-1]), expected)
+    same(backbone.state_dict(), untouched.state_dict())  # BatchNorm's statistics too
+
+
+@every_backbone
+def test_attaching_leaves_the_backbone_as_it_was(kind, at):
+    backbone = build(kind).train()
+    backbone.get_submodule(at[0]).eval()
+    before, attributes = copy.deepcopy(backbone), set(vars(backbone))
+    net = attach(backbone, at)
+    assert set(vars(backbone)) == attributes
+    same(backbone.state_dict(), before.state_dict())
+    assert [m.training for m in backbone.modules()] == [m.training for m in before.modules()]
+    assert all(p.requires_grad for p in backbone.parameters())
+    own = {id(p) for p in backbone.parameters()}
+    assert {id(p) for p in [*net.segments.parameters(), *net.heads[-1].parameters()]} <= own
+
+
+@every_method
+@pytest.mark.parametrize("block", ["preact", "original", "plain"])
+def test_the_same_net_built_by_resnet_and_by_attach_trains_to_the_same_weights(make, block):
+    built = auxnet.resnet(8, 3, block=block)
+    if block == "preact":
+        backbone = Residual()
+    else:
+        backbone = Residual(partial(PostActivationBlock, skip=block == "original"))
+        backbone.stem = nn.Sequential(backbone.stem, nn.BatchNorm2d(16), nn.ReLU(inplace=True))
+    attached = attach(backbone, ("layer1", "layer2"))
+    assert attached.depths == built.depths == (3, 5, 8)
+    assert [type(head) for head in attached.heads[:-1]] == [Classifier] * 2
+    with torch.no_grad():
+        for mine, theirs in zip(attached.state_dict().values(), built.state_dict().values(), strict=True):
+            mine.copy_(theirs)
+    for net in (built.train(), attached.train()):
+        method = make(net, sgd, net.loss_weights())
+        for _ in range(3):
+            method.step(*images())
+    for mine, theirs in zip(attached.state_dict().values(), built.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@every_backbone
+def test_a_truncated_output_uses_every_parameter_that_it_has(kind, at):
+    net = attach(build(kind), at).eval()
+    x, _ = images()
+    for k, expected in enumerate(net(x), start=1):
+        alone = net.truncate(k)
+        said = alone(x)
+        assert torch.equal(said, expected)
+        unused = torch.autograd.grad(said.sum(), list(alone.parameters()), allow_unused=True)
+        assert all(gradient is not None for gradient in unused)
+
+
+@every_method
+@every_backbone
+def test_every_method_trains_all_of_it_and_nothing_else(make, kind, at):
+    backbone = build(kind)
+    frozen = next(backbone.get_submodule(at[-1].split(".")[0]).parameters())
+    frozen.requires_grad_(False)
+    net = attach(backbone, at).train()
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    ours = {id(p) for p in net.parameters()}
+    others = [(p, p.detach().clone()) for p in backbone.parameters() if id(p) not in ours]
+    make(net, sgd, net.loss_weights()).step(*images())
+    for name, p in net.named_parameters():
+        assert torch.equal(p, before[name]) == (p is frozen), name
+    assert all(torch.equal(p, copied) for p, copied in others)
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all(norm.num_batches_tracked == 1 for norm in norms)
+
+
+@every_backbone
+def test_early_exit_skips_and_keeps_the_order(kind, at):
+    net = attach(build(kind), at).eval()
+    x, _ = images(9)
+    with torch.no_grad():
+        logits = net(x)
+        sure = logits[0].softmax(1).amax(1)
+        threshold = float(sure.sort().values[3:5].mean())
+        said, output = auxnet.EarlyExit(net, [threshold, 2.0], "top")(x)
+    assert output.tolist() == [1 if s >= threshold else 3 for s in sure]
+    expected = torch.where((output == 1)[:, None], logits[0], logits[2])
+    torch.testing.assert_close(said, expected)
+
+
+@pytest.mark.parametrize(("kind", "at"), [BACKBONES["dropping"], BACKBONES["residual"]], ids=["dropping", "residual"])
+def test_an_exported_output_equals_its_source(kind, at, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from auxnet.graphs import OneOutput, write_onnx, write_torch
+
+    net = attach(build(kind), at).eval()
+    graph = OneOutput(net.truncate(2), [120.0] * 3, [60.0] * 3)
+    pixels = torch.randint(256, (4, 16, 16, 3), dtype=torch.uint8)
+    write_onnx(graph, pixels[:2], tmp_path / "two.onnx", {})
+    write_torch(graph, pixels[:2], tmp_path / "two.pt2", {})
+    with torch.no_grad():
+        expected = graph(pixels)[0]
+        exported = torch.export.load(tmp_path / "two.pt2").module()(pixels)[0]
+    session = onnxruntime.InferenceSession(tmp_path / "two.onnx", providers=["CPUExecutionProvider"])
+    [said] = session.run(["logits"], {"images": pixels.numpy()})
+    torch.testing.assert_close(torch.from_numpy(said), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(exported, expected, atol=1e-6, rtol=1e-6)
+
+
+@every_backbone
+def test_its_weights_are_saved_and_read_back_into_one_attached_anew(kind, at, tmp_path):
+    net, anew = attach(build(kind), at).eval(), attach(build(kind, seed=9), at).eval()
+    save_weights(tmp_path / "model.safetensors", net)
+    load_weights(tmp_path / "model.safetensors", anew)
+    x, _ = images()
+    assert all(map(torch.equal, net(x), anew(x)))
+    assert all(map(torch.equal, net(x), copy.deepcopy(net)(x)))
+
+
+# ---- depths, heads, cuts ---------------------------------------------------------------------------------------
+
+
+class Branching(nn.Module):
+    """A convolution, and a squeeze-and-excitation branch of two more; its shortcut has one."""
+
+    def __init__(self, channels_in, channels):
+        super().__init__()
+        self.conv, self.squeeze, self.excite = (
+            nn.Conv2d(a, b, 1) for a, b in ((channels_in, channels), (channels, 2), (2, channels))
+        )
+        self.shortcut = nn.Conv2d(channels_in, channels, 1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        y = y * self.excite(self.squeeze(y.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return F.relu(y + self.shortcut(x))
+
+
+def test_the_depth_of_an_output_counts_the_layers_of_its_longest_path():
+    trunk = [nn.Conv2d(3, 4, 3), Branching(4, 6), nn.Sequential(Branching(6, 6), nn.MaxPool2d(2)), nn.Flatten()]
+    net = attach(nn.Sequential(*trunk, nn.Linear(6 * 7 * 7, 5)), ("0", "1"))
+    assert net.depths == (1, 1 + 3, 1 + 3 + 3 + 1)
+    # patches; per block the projection into queries, keys, values and the one out of them; the classifier
+    assert attach(Tokens(), ("blocks.0", "blocks.1")).depths == (1 + 2, 1 + 4, 1 + 6 + 1)
+
+
+def flat(trunk, classes=6):
+    """A classifier of all that a trunk gives."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(trunk(EXAMPLE).numel(), classes))
+
+
+@pytest.mark.parametrize(
+    ("layers", "form"),
+    [
+        ([nn.Conv2d(3, 4, 1)], "normalise and pool"),
+        ([nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)], "normalise and pool"),
+        ([nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True)], "pool"),
+        ([nn.Conv2d(3, 4, 1), nn.SiLU(), nn.MaxPool2d(2), nn.Dropout()], "pool"),
+        ([Branching(3, 4)], "pool"),
+        ([nn.Conv2d(3, 16, 4, 4), nn.ReLU(), nn.Flatten(2, 3)], "tokens"),
+        ([nn.Conv2d(3, 4, 4, 4), nn.Flatten(2, 3), nn.Unflatten(2, (4, 4))], "normalise and pool"),
+        ([nn.Unflatten(3, (2, 8)), nn.Flatten(1, 3)], "tokens"),
+    ],
+)
+def test_a_head_normalises_unless_the_feature_is_activated_already(layers, form):
+    trunk = nn.Sequential(*layers)
+    head = attach([trunk, nn.Identity(), flat(trunk)]).heads[0]
+    forms = {"normalise and pool": (True, False), "pool": (False, False), "tokens": (False, True)}
+    assert (getattr(head, "bn", None) is not None, hasattr(head, "norm")) == forms[form]
+    assert torch.equal(head.fc.bias, torch.zeros(6))
+
+
+def test_channels_are_found_where_they_are():
+    def channels(shape, image=(3, 16, 16)):
+        made = []
+
+        class Shape(nn.Module):
+            def forward(self, x):
+                return x.new_zeros(len(x), *shape) + x.mean((1, 2, 3)).view(-1, *[1] * len(shape))
+
+        example = torch.zeros(1, *image)
+        trunk = Shape()
+
+        def classifier(channels):
+            made.append(channels)
+            return nn.Sequential(nn.Flatten(), nn.Linear(trunk(example).numel(), 6))
+
+        auxnet.attach([trunk, nn.Identity(), classifier(0)], example=example, heads=classifier)
+        return made[1]
+
+    assert channels((24, 7, 7)) == 24
+    assert channels((7, 7, 24)) == 24
+    assert channels((10, 5, 24), image=(3, 64, 32)) == 24
+    assert channels((24, 4, 6), image=(3, 100, 160)) == 24
+    assert channels((50, 24)) == 24
+    assert channels((24,)) == 24
+
+
+def test_an_output_takes_the_callers_head():
+    net = attach(Residual(), ("layer1", "layer2"), heads=lambda channels: Classifier(channels, 10, activate=False))
+    assert [head.bn for head in net.heads[:2]] == [None, None]
+    assert [head.fc.in_features for head in net.heads[:2]] == [16, 32]
+    with pytest.raises(ValueError, match="output 1 gives 7 classes in place of 10: its head, of `heads`, must give"):
+        attach(Residual(), ("layer1",), heads=lambda channels: Classifier(channels, 7, activate=False))
+
+
+@every_backbone
+def test_another_number_of_classes_replaces_the_last_layer_and_nothing_else(kind, at):
+    backbone = build(kind).eval()
+    before = copy.deepcopy(backbone)
+    net = attach(backbone, at, num_classes=4)
+    x, _ = images()
+    assert [logits.shape for logits in net(x)] == [(5, 4)] * 3
+    assert torch.equal(backbone(x), before(x))  # it keeps its classifier
+    trained = {id(p) for p in net.parameters()}
+    assert sum(id(p) not in trained for p in backbone.parameters()) <= 4  # the classifier's, in one case its norm's too
+    kept = attach(before, at, num_classes=10)
+    assert torch.equal(kept(x)[-1], backbone(x))
+
+
+def test_even_cuts_share_the_cost_and_are_always_the_same():
+    torch.manual_seed(5)
+    widths = [3, 8, 8, 16, 4, 12, 8, 8]
+    layers = [nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths)]
+    blocks = [nn.Sequential(conv, nn.ReLU(inplace=True)) for conv in layers]
+    backbone = nn.Sequential(nn.Sequential(*blocks), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    macs = [16 * 16 * 9 * a * b for a, b in pairwise(widths)]
+    sums = [sum(macs[: i + 1]) for i in range(len(macs))]
+    total = sums[-1] + 80
+    for cuts in (1, 2, 3):
+        names = even_cuts(backbone, cuts, (3, 16, 16))
+        nearest = [
+            min(range(len(sums) - 1), key=lambda i: abs(sums[i] - total * (c + 1) / (cuts + 1))) for c in range(cuts)
+        ]
+        assert names == tuple(f"0.{i}" for i in nearest)
+        assert even_cuts(copy.deepcopy(backbone), cuts, (3, 16, 16)) == names
+        net = attach(backbone, cuts)
+        assert net.depths == attach(backbone, names).depths == (*(i + 1 for i in nearest), 8)
+        assert sum(multiply_adds(s, f) for s, f in _with_inputs(net)) == sums[-1]
+
+
+def _with_inputs(net):
+    shapes = [(3, 16, 16), *(f.shape[1:] for f in net.features(EXAMPLE))]
+    return zip(net.segments, shapes, strict=False)
+
+
+def test_only_what_leads_to_a_cut_is_looked_into():
+    net = attach(Tokens(), ("blocks.0", "blocks.1"))
+    assert isinstance(net.segments[1].get_submodule("blocks.1"), Mixing)  # its forward cannot be traced, and is not
+    assert attach(Tokens(), 2).outputs == 3
+
+
+def test_a_list_of_segments_needs_no_tracing():
+    class Deciding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.conv(x) if x.mean() < 9 else self.conv(2 * x)
+
+    first, second = nn.Conv2d(3, 3, 3), Deciding()
+    net = attach([first, second, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7))])
+    assert list(net.segments) == [first, second]
+    assert net.depths == (1, 3)
+    x, _ = images()
+    assert [logits.shape for logits in net(x)] == [(5, 7)] * 2
+
+
+# ---- what cannot be --------------------------------------------------------------------------------------------
+
+
+class Odd(nn.Module):
+    """A stem and one thing that cannot be cut, traced or run, by name."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+        self.stem, self.left, self.right = (nn.Conv2d(c, 4, 3, padding=1) for c in (3, 4, 4))
+        self.body = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+        self.parts = nn.ModuleList([nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)])
+        self.fc = nn.Linear(4, 10)
+
+    def forward(self, x):
+        x = self.stem(x)
+        if self.what == "control flow" and x.mean() > 0:
+            x = -x
+        if self.what == "training" and self.training:
+            x = self.left(x) + self.right(x)
+        if self.what == "tied":
+            x = F.conv2d(self.body(self.left(x)), self.left.weight)
+        if self.what == "twice":
+            x = self.right(self.right(x))
+        if self.what == "sizes":
+            n, c = x.shape[0], x.shape[1]
+            x = self.body(x)
+            x = x.reshape(n, c, -1)[..., None]
+        x = self.body(self.left(x) + self.right(x))
+        x = self.parts[1](self.parts[0](x))
+        x = self.fc(x.mean((2, 3)))
+        return {"tuple": (x, x), "map": x[..., None]}.get(self.what, x)
+
+
+def test_one_name_is_one_cut():
+    assert attach(Residual(), "layer1").depths == attach(Residual(), ["layer1"]).depths == (3, 8)
+
+
+@pytest.mark.parametrize(
+    ("what", "at", "words"),
+    [
+        ("", ("bodi",), "no module 'bodi'; perhaps you meant 'body'"),
+        ("", ("body.7",), "no module 'body.7'; perhaps you meant 'body"),
+        ("", ("body", "stem"), "'stem' does not lie behind 'body'"),
+        ("", ("body", "body"), "'body' does not lie behind 'body'"),
+        ("", ("left",), r"2 values cross the cut after 'left' \(.*\), one must; cut after 'stem' or 'body'"),
+        ("", ("body.1",), "what 'body.1' gives is changed in place afterwards.*cut after 'body"),
+        ("", ("fc",), "at 'fc' the trunk is at its end"),
+        ("", ("parts.1",), "at 'parts.1' the trunk is at its end.*cut after 'parts.0'"),
+        ("", ("parts",), "'parts' is not called by itself.*cut after 'stem'"),
+        ("", 0, "at must be 1 cut or more"),
+        ("", 5, "at=5 asks for more cuts than there are places.*: stem, body, parts.0; ask for fewer"),
+        ("", None, "at must name the modules"),
+        (
+            "control flow",
+            ("body",),
+            "own forward cannot be traced.*test_attaching.py line .*give the segments themselves",
+        ),
+        ("training", ("body",), "does other things in training than in evaluation.*aux_logits=False"),
+        ("tied", ("body.1",), "is called 2 times"),
+        ("twice", ("right",), "'right' is called 3 times"),
+        ("sizes", ("left",), "values cross"),
+        ("tuple", ("body",), "the backbone gives a tuple of 2"),
+        ("map", ("body",), r"output 1 must be logits \[2, classes\]"),
+    ],
+)
+def test_what_cannot_be_cut_says_where_and_what_to_do(what, at, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        attach(Odd(what), at)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("layers", [[nn.Flatten()], [nn.Flatten(), nn.Linear(768, 10)]])
+def test_a_backbone_without_a_trunk_is_refused(layers):
+    with pytest.raises(ValueError, match=r"asks for more cuts|no trunk before its classifier"):
+        attach(nn.Sequential(*layers), 1)
+
+
+def test_weights_shared_between_segments_are_refused():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)
+            self.two.weight = self.one.weight
+            self.fc = nn.Linear(3, 10)
+
+        def forward(self, x):
+            return self.fc(self.two(self.one(x)).mean((2, 3)))
+
+    with pytest.raises(ValueError, match=r"'one\.weight' of segment 1 and 'two.weight' of segment 2 are one tensor"):
+        attach(Tied(), ("one",))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"example": torch.zeros(1, 1, 16, 16)}, r"does not take images of shape \(1, 16, 16\): .*give an `example`"),
+        ({"example": torch.zeros(1, 3, 20, 20)}, r"does not take images of shape \(3, 20, 20\)"),
+        ({"example": torch.zeros(3, 16, 16)}, r"example must be an image \[1, C, H, W\], got \[3, 16, 16\]"),
+        ({"num_classes": 1}, "num_classes must be 2 or more, got 1"),
+    ],
+)
+def test_images_and_classes_that_do_not_fit_are_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        attach(Tokens(), ("blocks.0",), **arguments)
+
+
+def test_lists_that_do_not_fit_are_refused():
+    conv, classifier = nn.Conv2d(3, 4, 3), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7))
+    with pytest.raises(ValueError, match="cut already: 2 modules or more, without `at`"):
+        attach([conv, classifier], ("0",))
+    with pytest.raises(ValueError, match="2 modules or more"):
+        attach([classifier])
+    with pytest.raises(ValueError, match="segment 2 changes in place what segment 1 gives"):
+        attach([conv, nn.ReLU(inplace=True), classifier])
+    with pytest.raises(ValueError, match="'weight' of segment 1 and 'weight' of segment 2 are one tensor"):
+        attach([same := nn.Conv2d(3, 3, 1), same, conv, classifier])
+    with pytest.raises(ValueError, match=r"segment 1 must give a tensor of 2 rows .* gives a tensor \[6"):
+        attach([nn.Flatten(0, 1), nn.Unflatten(0, (-1, 3)), conv, classifier])

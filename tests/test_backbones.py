@@ -1,0 +1,278 @@
+"""A backbone by its name: trained, resumed, rebuilt and shipped as the built-in nets are; nothing imported unasked."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import auxnet
+from auxnet.backbones.named import build_backbone
+from auxnet.cli import main
+from auxnet.recipe import read_recipe, write_recipe
+from auxnet.sweeps.space import domain_of, written
+from test_cli import fails
+
+CODE = """
+from collections import OrderedDict
+
+from torch import nn
+
+
+def stage(a, b):
+    return nn.Sequential(nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+
+
+def build(num_classes=10, in_channels=3):
+    parts = {"stem": stage(in_channels, 4), "middle": stage(4, 8), "top": stage(8, 8)}
+    end = {"pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "drop": nn.Dropout(0.2)}
+    return nn.Sequential(OrderedDict(parts | end | {"fc": nn.Linear(8, num_classes)}))
+
+
+def of_five_classes():
+    return build(5)
+
+
+def nothing():
+    return None
+
+
+def broken(num_classes):
+    raise KeyError("weights")
+
+
+number = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a module of the user's own, small pictures of three classes, and a run."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "own_nets.py").write_text(CODE)
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("ant", "bee", "cow")):
+        for split, count in (("train", 12), ("test", 4)):
+            (folder / "pics" / split / name).mkdir(parents=True)
+            for n in range(count):
+                pixels = (rng.integers(0, 100, (16, 16, 3)) + 70 * label).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / "pics" / split / name / f"{n}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(train("run", "--backbone", "own_nets:build", "--cuts", "stem", "middle")) == 0
+    return folder
+
+
+def train(out, *words):
+    fast = ["--data", "pics", "--epochs", "2", "--batch-size", "9", "--threads", "1", "--val-fraction", "0.3"]
+    return ["train", *fast, "--out", str(out), *words]
+
+
+@pytest.fixture(autouse=True)
+def here(place, monkeypatch):
+    monkeypatch.chdir(place)
+
+
+def weights_of(run):
+    return load_file(f"{run}/model.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_is_rebuilt_from_what_it_saved():
+    torch.manual_seed(1)
+    sys.path.insert(0, ".")
+    try:
+        import own_nets
+    finally:
+        sys.path.remove(".")
+    net = auxnet.load("run")
+    by_hand = auxnet.attach(own_nets.build(3), ("stem", "middle"), example=torch.zeros(1, 3, 16, 16)).eval()
+    by_hand.load_state_dict(weights_of("run"))
+    images = torch.randn(2, 3, 16, 16)
+    assert all(map(torch.equal, net(images), by_hand(images)))
+    assert (net.depths, net.classes) == (by_hand.depths, ("ant", "bee", "cow"))
+    assert all(row["depth"] == d for row, d in zip(net.source["table"], net.depths, strict=True))
+
+
+def test_cuts_that_were_searched_for_are_saved_as_names():
+    assert main(train("even", "--backbone", "own_nets:build", "--cuts", "2", "--epochs", "1")) == 0
+    network = json.loads(Path("even/config.json").read_text())["network"]
+    assert network["cuts"] == ["stem", "middle"]
+    assert network["image_size"] == [16, 16]
+    assert read_recipe("even/recipe.yaml").cuts == 2
+
+
+def test_plan_shows_the_outputs_that_a_training_has(capsys):
+    words = ["--data", "pics", "--backbone", "own_nets:build", "--cuts", "stem", "--gamma", "1", "--threads", "1"]
+    assert main(["plan", *words]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[:3] for line in out.splitlines() if line.split()[:1] in (["1"], ["2"])] == [
+        ["1", "1", "0.2500"],
+        ["2", "4", "1.0000"],
+    ]
+    assert "blocks" not in out
+
+
+def test_resume_equals_an_uninterrupted_run_bit_for_bit():
+    recipe = read_recipe("run/recipe.yaml")
+
+    def stop(progress):
+        if progress.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        auxnet.fit(recipe, "stopped", save_every=0, watch=stop)
+    assert main(["train", "--out", "stopped", "--resume"]) == 0
+    assert same(weights_of("stopped"), weights_of("run"))
+
+
+def test_what_follows_a_training_takes_such_a_run(capsys):
+    pytest.importorskip("onnxscript")
+    picture = "pics/test/cow/0.png"
+    for words in (
+        ["evaluate", "run"],
+        ["select", "run", "--max-params", "1000"],
+        ["exits", "run", "--max-error-increase", "50"],
+        ["export", "run", "--output", "2", "--out", "two.onnx"],
+        ["export", "run", "--output", "1", "--format", "torch", "--out", "one.pt2"],
+        ["report", "run"],
+        ["predict", "run", picture],
+        ["predict", "two.onnx", picture],
+    ):
+        assert main(words) == 0, words
+    assert capsys.readouterr().out.count("cow") > 1
+
+
+def test_pretrained_weights_are_taken_and_a_classifier_of_other_classes_is_replaced():
+    theirs = build_backbone("own_nets:build", 7)
+    save_file(theirs.state_dict(), "seven.safetensors")
+    for name in ("own_nets:build", "own_nets:of_five_classes"):
+        file = "seven.safetensors"
+        if name.endswith("classes"):
+            theirs, file = build_backbone(name, 3), "five.safetensors"
+            save_file(theirs.state_dict(), file)
+        recipe = replace(read_recipe("run/recipe.yaml"), backbone=name, pretrained=file, lr=1e-12, epochs=1)
+        run = auxnet.fit(recipe, f"from-{file}")
+        taken = run.net.state_dict()
+        for part, segment in (("stem", 0), ("middle", 1), ("top", 2)):
+            weight = theirs.get_submodule(part)[0].weight
+            assert torch.allclose(taken[f"segments.{segment}.{part}.0.weight"], weight, atol=1e-6)
+        assert [len(logits[0]) for logits in run.net(torch.zeros(1, 3, 16, 16))] == [3, 3, 3]
+    shutil.move("five.safetensors", "moved.safetensors")
+    assert main(["train", "--out", "from-five.safetensors", "--resume"]) == 0  # its weights are in the checkpoint
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        (["--backbone", "resnet18"], 2, "backbone must be timm:NAME, torchvision:NAME or package.module:function, got"),
+        (["--backbone", "own_net:build"], 2, "there is no module 'own_net'; install it, or run in the folder"),
+        (["--backbone", "own_nets:biuld"], 2, "own_nets has no 'biuld'; perhaps you meant 'build'"),
+        (["--backbone", "own_nets:number"], 2, "'number' is a int, and must be a function"),
+        (["--backbone", "own_nets:nothing"], 2, "gives a NoneType, and must give a torch.nn.Module"),
+        (["--backbone", "own_nets:broken"], 1, "own_nets:broken cannot be built: KeyError: 'weights'"),
+        (["--backbone", "own_nets:build", "--cuts", "stem", "midle"], 2, "'midle'; perhaps you meant 'middle'"),
+        (["--backbone", "own_nets:build", "--cuts", "middle", "stem"], 2, "'stem' does not lie behind 'middle'"),
+        (["--backbone", "own_nets:build", "--cuts", "9"], 2, "own_nets:build, cuts=9: at=9 asks for more cuts"),
+        (["--backbone", "own_nets:build", "--cuts", "0"], 2, "cuts must be 1 or more, or the names of modules, got 0"),
+        (["--backbone", "own_nets:build", "--depth", "8"], 2, "depth=8 is the built-in ResNets', but backbone="),
+        (
+            ["--backbone", "own_nets:build", "--outputs", "2"],
+            2,
+            "but backbone='own_nets:build': outputs come after cut",
+        ),
+        (["--backbone", "own_nets:build", "--pretrained", "none.pt"], 2, "there is no file of weights none.pt"),
+        (["--cuts", "2"], 2, "cuts=2 is a backbone's, and there is none: name it with backbone"),
+        (["--pretrained", "w.pt"], 2, "pretrained='w.pt' is a backbone's"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_one_line(words, status, says, capsys, tmp_path):
+    fails(capsys, train(tmp_path / "bad", *words), status, says)
+    assert not (tmp_path / "bad").exists()
+
+
+def test_weights_that_do_not_fit_are_listed(capsys, tmp_path):
+    state = build_backbone("own_nets:build", 3).state_dict()
+    del state["stem.0.weight"]
+    save_file(state | {"more": torch.zeros(1)}, tmp_path / "w.safetensors")
+    words = train(tmp_path / "bad", "--backbone", "own_nets:build", "--pretrained", tmp_path / "w.safetensors")
+    fails(capsys, words, 2, "1 missing: stem.0.weight; 1 not the backbone's: more")
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_a_library_that_is_missing_is_named(library, capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)  # as python has it where import must fail
+    words = train(tmp_path / "bad", "--backbone", f"{library}:resnet18")
+    fails(capsys, words, 1, f"backbone {library}:resnet18 needs {library}: pip install {library}")
+
+
+def as_from_elsewhere(folder, backbone, recipes=None):
+    """The run's model in a folder, of a backbone of this name; with a recipe beside it that names another."""
+    folder.mkdir(parents=True)
+    shutil.copy("run/model.safetensors", folder)
+    config = json.loads(Path("run/config.json").read_text())
+    config["network"]["backbone"] = backbone
+    (folder / "config.json").write_text(json.dumps(config))
+    if recipes is not None:
+        write_recipe(replace(read_recipe("run/recipe.yaml"), backbone=recipes), folder / "recipe.yaml")
+    return folder
+
+
+def test_a_strangers_file_imports_nothing(tmp_path, capsys, own_cache_and_no_network):
+    Path("trap.py").write_text("raise SystemExit('imported')")
+    bare = as_from_elsewhere(tmp_path / "bare", "trap:build")
+    beside_another = as_from_elsewhere(tmp_path / "run", "trap:build", "own_nets:build")
+    hub = tmp_path / "hub" / "models--owner--name"
+    as_from_elsewhere(hub / "snapshots" / "abc", "trap:build", "trap:build")
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text("abc")
+    refused = "names the backbone 'trap:build', code that is not imported for a file's sake"
+    for source in (bare, beside_another, "hf:owner/name"):
+        fails(capsys, ["predict", source, "pics"], 2, refused, "cut it by auxnet.attach at ['stem', 'middle']")
+    for source in (bare, "owner/name"):
+        with pytest.raises(ValueError, match=refused):
+            auxnet.PretrainedAuxNet.from_pretrained(source)
+    assert "trap" not in sys.modules
+
+
+@pytest.mark.parametrize("backbone", [3, "", [], {"a": 1}])
+def test_a_config_that_names_no_backbone_is_damaged_or_refused(backbone, tmp_path):
+    with pytest.raises((ValueError, RuntimeError), match=r"config\.json"):
+        auxnet.load(as_from_elsewhere(tmp_path / "odd", backbone))
+
+
+def test_own_code_is_not_exported_into_a_folder_that_could_not_be_loaded(capsys, tmp_path):
+    words = ["export", "run", "--format", "safetensors", "--out", tmp_path / "st"]
+    fails(capsys, words, 2, "the code of own_nets:build cannot go into a folder of weights: export as onnx or torch")
+
+
+def test_a_recipe_with_cuts_is_saved_read_and_varied_as_it_is(tmp_path):
+    for cuts in (3, ("layer1", "layer2.0")):
+        recipe = auxnet.Recipe(backbone="timm:resnet18", cuts=cuts, pretrained="w.pt")
+        write_recipe(recipe, tmp_path / "r.yaml")
+        assert read_recipe(tmp_path / "r.yaml") == recipe
+    domain = domain_of("cuts", "2, stem middle, 3")
+    assert domain.values == (2, ("stem", "middle"), 3)
+    assert domain_of("cuts", written(domain)) == domain
+    with pytest.raises(ValueError, match="cuts must be a whole number or a list of names or none, got 'stem'"):
+        auxnet.Recipe(backbone="timm:resnet18", cuts="stem")
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_a_model_of_a_library_is_built_for_its_images(library):
+    if find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    backbone = build_backbone(f"{library}:resnet18", num_classes=4)
+    assert backbone.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
+    with pytest.raises(ValueError, match=f"{library} has no model 'resnet1'; perhaps you meant 'resnet18'"):
+        build_backbone(f"{library}:resnet1", num_classes=4)

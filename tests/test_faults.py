@@ -1,0 +1,356 @@
+"""Faults, really made: whatever stops a training, it goes on, and ends with the bytes of a run never stopped."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import auxnet
+from auxnet import checkpoint, rundir, signals, train
+from auxnet.documents import read_json
+from auxnet.recipe import Recipe
+
+TINY = Recipe(depth=8, outputs=3, epochs=3, batch_size=256, threads=1, device="cpu", augment="crop+flip")
+STEPS = 6  # of an epoch: 1293 digits
+
+
+def command(folder, *more):
+    recipe = "--depth 8 --outputs 3 --epochs 3 --batch-size 256 --threads 1 --augment crop+flip --device cpu"
+    return [sys.executable, "-m", "auxnet", "train", *recipe.split(), "--out", str(folder), *more]
+
+
+def bytes_of(folder):
+    return (folder / "model.safetensors").read_bytes(), (folder / "checkpoints" / "best.safetensors").read_bytes()
+
+
+def rows_of(folder):
+    return [{**row, "seconds": 0} for row in rundir.read_metrics(folder)]
+
+
+def checkpoints(folder):
+    return sorted(path.name for path in (folder / "checkpoints").glob("*.ckpt"))
+
+
+def at(epoch, step, act):
+    """A `watch` that acts after this step."""
+
+    def watch(progress):
+        if (progress.epoch, progress.step) == (epoch, step) and not progress.done:
+            act()
+
+    return watch
+
+
+def goes_on_to_the_same_end(folder, whole, recipe=TINY):
+    auxnet.fit(recipe, folder, resume=True)
+    assert bytes_of(folder) == bytes_of(whole)
+    assert rows_of(folder) == rows_of(whole)
+    told, expected = (read_json(path / "summary.json") for path in (folder, whole))
+    for what in ("last", "best", "epochs"):
+        assert told[what] == expected[what]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    torch.set_num_threads(1)
+    return auxnet.fit(TINY, tmp_path_factory.mktemp("runs") / "whole").folder
+
+
+# ---- signals ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("step", [2, STEPS])
+def test_a_signal_lets_the_step_end_and_saves(tmp_path, whole, number, status, step):
+    with pytest.raises(signals.Stopped, match=f"stopped after epoch 2, step {step}; the run is saved") as stop:
+        auxnet.fit(TINY, tmp_path / "a", watch=at(2, step, lambda: os.kill(os.getpid(), number)))
+    assert stop.value.status == status
+    assert checkpoints(tmp_path / "a")[-1] == f"00001-{step:07}.ckpt"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    goes_on_to_the_same_end(tmp_path / "a", whole)
+
+
+def test_a_second_signal_acts_at_once(tmp_path):
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(signals.Stopped, match="at once"):
+        auxnet.fit(TINY, tmp_path / "a", watch=at(1, 1, twice))
+    assert not (tmp_path / "a").exists()  # nothing was begun
+
+
+def test_the_command_line_says_how_to_go_on(tmp_path, whole):
+    process = subprocess.Popen(command(tmp_path / "a", "--save-every", "0"), stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: checkpoints(tmp_path / "a"))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
+    said = process.stderr.read()
+    assert said.startswith("auxnet: stopped after epoch ")
+    assert said.endswith(f"the run is saved in {tmp_path / 'a'}, --resume goes on with it\n")
+    goes_on_to_the_same_end(tmp_path / "a", whole)
+
+
+# ---- kill -9 ---------------------------------------------------------------------------------------------------
+
+
+def wait_for(what, seconds=60):
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_kill_9_at_any_moment_loses_nothing(tmp_path, whole):
+    folder, wait = tmp_path / "a", 0.0
+    for kill in range(3):
+        process = subprocess.Popen(command(folder, "--save-every", "0", *(["--resume"] if kill else [])))
+        seen = checkpoints(folder)
+        wait_for(lambda seen=seen, process=process: checkpoints(folder) != seen or process.poll() is not None)
+        time.sleep(wait)  # anywhere in a step, in a save, in a validation
+        wait += 0.037
+        process.kill()
+        process.wait()
+    goes_on_to_the_same_end(folder, whole)
+    assert not [path for path in folder.rglob(".*") if path.name != rundir.LOCK and "partial" not in path.name]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "joint"},
+        {"method": "pairwise"},
+        {"mode": "frozen"},
+        {"mode": "fused"},
+        {"step_scale": "adaptive"},
+        {"optimizer": "AdamW", "lr": 1e-3},
+    ],
+    ids=lambda o: "-".join(map(str, o.values())),
+)
+def test_every_method_goes_on_from_within_an_epoch(tmp_path, options):
+    recipe = replace(TINY, epochs=2, **options)
+    auxnet.fit(recipe, tmp_path / "whole")
+    with pytest.raises(signals.Stopped):
+        auxnet.fit(recipe, tmp_path / "a", watch=at(2, 3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    goes_on_to_the_same_end(tmp_path / "a", tmp_path / "whole", recipe)
+
+
+def test_a_streamed_training_goes_on_to_the_end_of_one_in_memory(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "pics" / name).mkdir(parents=True)
+        for i in range(60):
+            pixels = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pics" / name / f"{i}.png")
+    recipe = replace(TINY, data=str(tmp_path / "pics"), batch_size=16, epochs=2)
+    auxnet.fit(replace(recipe, stream="never"), tmp_path / "whole")
+    recipe = replace(recipe, stream="always", workers=1)
+    with pytest.raises(signals.Stopped):
+        auxnet.fit(recipe, tmp_path / "a", watch=at(2, 3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    goes_on_to_the_same_end(tmp_path / "a", tmp_path / "whole", recipe)
+
+
+# ---- disks -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MB of its own."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(place)], capture_output=True).returncode:
+        pytest.skip("no right to mount a file system here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_stops_the_run_and_costs_nothing_that_was_saved(small_disk, whole):
+    with pytest.raises(RuntimeError, match=r"No space left on device.*--resume"):
+        auxnet.fit(TINY, small_disk / "a", save_every=0, keep=100)
+    assert checkpoints(small_disk / "a")
+    for path in (small_disk / "a" / "checkpoints").iterdir():
+        assert path.suffix in (".ckpt", ".safetensors")  # no half of a file
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    goes_on_to_the_same_end(small_disk / "a", whole)
+
+
+def test_a_folder_that_becomes_read_only_stops_the_run(small_disk, whole):
+    place = small_disk / "a" / "checkpoints"
+
+    def cover():
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", str(place)], check=True)
+
+    with pytest.raises(RuntimeError, match=r"cannot be written to .Read-only file system.; .* --resume"):
+        auxnet.fit(TINY, small_disk / "a", watch=at(2, 2, cover))
+    subprocess.run(["umount", str(place)], check=True)
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    goes_on_to_the_same_end(small_disk / "a", whole)
+
+
+def test_a_run_directory_that_vanishes_is_said(tmp_path):
+    with pytest.raises(RuntimeError, match="has vanished"):
+        auxnet.fit(TINY, tmp_path / "a", watch=at(2, 2, lambda: shutil.rmtree(tmp_path / "a")))
+
+
+# ---- files -----------------------------------------------------------------------------------------------------
+
+
+def stopped(folder, epoch=3, step=2):
+    with pytest.raises(signals.Stopped):
+        auxnet.fit(TINY, folder, watch=at(epoch, step, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: b"",
+        lambda data: data[:2000] + bytes([data[2000] ^ 1]) + data[2001:],
+        lambda data: b"x" + data,
+    ],
+    ids=["torn", "empty", "one bit", "one byte more"],
+)
+def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_taken(tmp_path, whole, damage):
+    folder = stopped(tmp_path / "a")
+    assert checkpoints(folder) == ["00002-0000000.ckpt", "00002-0000002.ckpt"]
+    newest = folder / "checkpoints" / "00002-0000002.ckpt"
+    newest.write_bytes(damage(newest.read_bytes()))
+    with pytest.warns(UserWarning, match=r"00002-0000002.ckpt is damaged.*the one before it is taken"):
+        goes_on_to_the_same_end(folder, whole)
+    assert (folder / "checkpoints" / "00002-0000002.damaged").is_file()
+
+
+def test_with_every_checkpoint_damaged_the_run_says_so(tmp_path):
+    folder = stopped(tmp_path / "a")
+    for path in (folder / "checkpoints").glob("*.ckpt"):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(RuntimeError, match="every checkpoint is damaged"):
+        auxnet.fit(TINY, folder, resume=True)
+
+
+def test_metrics_have_no_line_twice_and_none_torn_after_a_resume(tmp_path, whole):
+    folder = stopped(tmp_path / "a")
+    with (folder / "metrics.jsonl").open("a") as file:  # as if killed between the log and the checkpoint of epoch 3
+        file.write((whole / "metrics.jsonl").read_text().splitlines()[-1] + '\n{"epoch": 3, "spl')
+    goes_on_to_the_same_end(folder, whole)
+
+
+@pytest.mark.parametrize("best", ["lost", "of an epoch to come"])
+def test_the_best_weights_are_found_again(tmp_path, whole, best):
+    """Whatever lies there after a crash between two files, at the end the best weights are those of the best epoch."""
+    folder = stopped(tmp_path / "a", epoch=3, step=1)
+    path = folder / "checkpoints" / "best.safetensors"
+    if best == "lost":
+        path.unlink()
+    else:
+        shutil.copy(whole / "checkpoints" / "best.safetensors", path)
+    auxnet.fit(TINY, folder, resume=True)
+    summary = read_json(folder / "summary.json")
+    assert checkpoint.read_about(path)["epoch"] == str(summary["epochs"]["best"])
+    assert summary["best"] == [
+        {**row, "val_error": error["error"]}
+        for row, error in zip(
+            summary["best"],
+            [r for r in rows_of(folder) if r["split"] == "val" and r["epoch"] == summary["epochs"]["best"]],
+            strict=True,
+        )
+    ]
+
+
+def test_checkpoints_are_ordered_by_the_training_and_not_by_the_clock(tmp_path, whole, monkeypatch):
+    clock = iter(range(10**9, 0, -3600))  # every look at the clock finds it an hour earlier
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
+    folder = stopped(tmp_path / "a")
+    for age, name in enumerate(checkpoints(folder)):
+        os.utime(folder / "checkpoints" / name, (10**9 - age, 10**9 - age))
+    goes_on_to_the_same_end(folder, whole)
+
+
+def test_two_processes_never_train_in_one_run_directory(tmp_path):
+    (tmp_path / "a").mkdir()
+    hold = f"import filelock; lock = filelock.FileLock({str(tmp_path / 'a' / rundir.LOCK)!r}); lock.acquire(); print(1)"
+    other = subprocess.Popen([sys.executable, "-uc", hold + "; input()"], stdin=-1, stdout=-1)
+    assert other.stdout.readline()
+    with pytest.raises(FileExistsError, match="another process is training in it"):
+        auxnet.fit(TINY, tmp_path / "a")
+    other.kill()  # a lock dies with its process, however it dies
+    other.wait()
+    auxnet.fit(replace(TINY, epochs=1), tmp_path / "a")
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------
+
+
+def test_a_nan_planted_in_a_weight_is_never_saved(tmp_path, whole, monkeypatch):
+    built = []
+    honest = train.build
+    monkeypatch.setattr(train, "build", lambda *args: built.append(honest(*args)) or built[-1])
+
+    def plant():
+        next(built[-1][0].segments[1].parameters()).data[0] = float("nan")
+
+    with pytest.raises(RuntimeError, match=r"segments\.1\..* holds values that are not finite"):
+        auxnet.fit(TINY, tmp_path / "a", save_every=0, watch=at(2, 3, plant))
+    assert checkpoints(tmp_path / "a")[-1] == "00001-0000002.ckpt"
+    with pytest.raises(RuntimeError, match=r"the loss of output 2 .* became nan in epoch 2, step 4"):
+        auxnet.fit(TINY, tmp_path / "b", watch=at(2, 3, plant))
+    for name in ("a", "b"):
+        goes_on_to_the_same_end(tmp_path / name, whole)
+
+
+# ---- formats ---------------------------------------------------------------------------------------------------
+
+FORMAT_1 = Path(__file__).parent / "checkpoints" / "format-1.ckpt"
+
+
+def test_checkpoints_of_format_1_stay_loadable():
+    """Written once by `python tests/test_faults.py`, and never again."""
+    net, method = _by_hand()
+    for parameter in net.parameters():
+        torch.nn.init.zeros_(parameter)
+    standing = rundir.take_up(checkpoint.load_state(FORMAT_1), net, method, FORMAT_1)
+    assert (standing.epoch, standing.step, standing.best_epoch) == (1, 2, 1)
+    assert standing.history[0]["loss"] == 0.5
+    for n, parameter in enumerate(net.parameters()):
+        assert parameter.flatten().tolist() == [n + i / 8 for i in range(parameter.numel())]
+    momenta = [s["momentum_buffer"] for u in method.updates for s in u.optimizer.state_dict()["state"].values()]
+    assert [m.flatten()[0].item() for m in momenta] == [float(n) for n in range(len(momenta))]
+
+
+def test_a_checkpoint_of_a_later_format_is_not_guessed_at(tmp_path):
+    (tmp_path / "later.ckpt").write_bytes(FORMAT_1.read_bytes().replace(b"checkpoint 1", b"checkpoint 2", 1))
+    with pytest.raises(RuntimeError, match="has format 2, this version of auxnet reads 1"):
+        checkpoint.load_state(tmp_path / "later.ckpt")
+
+
+def _by_hand():
+    """A net of two segments and live multi-way with momentum, every number of which is known."""
+    linear = torch.nn.Linear
+    net = auxnet.AuxNet([linear(2, 3), linear(3, 3)], [linear(3, 2), linear(3, 2)], (2, 3))
+    method = auxnet.multiway(net, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), [0.5, 1.0])
+    method.step(torch.ones(4, 2), torch.zeros(4, dtype=torch.int64))
+    for n, parameter in enumerate(net.parameters()):
+        parameter.data.copy_(torch.arange(parameter.numel()).view_as(parameter) / 8 + n)
+    states = [s for u in method.updates for s in u.optimizer.state.values()]
+    for n, state in enumerate(states):
+        state["momentum_buffer"].fill_(n)
+    return net, method
+
+
+if __name__ == "__main__":
+    _net, _method = _by_hand()
+    _row = {"epoch": 1, "split": "val", "output": 1, "depth": 2, "loss": 0.5, "error": 0.25, "lr": 0.1, "seconds": 1.0}
+    _standing = rundir.Standing(1, 2, (1.5, 2.5), 3.0, 1.0, 1, 0.25, (_row,))
+    FORMAT_1.parent.mkdir(exist_ok=True)
+    rundir_state = {"standing": rundir.asdict(_standing), "net": _net.state_dict(), "method": _method.state_dict()}
+    checkpoint.save_state(FORMAT_1, rundir_state)

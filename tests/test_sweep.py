@@ -1,0 +1,454 @@
+"""Sweeps: real workers, really killed; every trial once, judged on validation alone; whatever cannot be, a line."""
+
+import csv
+import multiprocessing
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("optuna", reason="optuna is not installed (extra: sweep)")
+
+from auxnet import build, rundir, train
+from auxnet.checkpoint import read_json
+from auxnet.cli import main
+from auxnet.recipe import Recipe, read_recipe
+from auxnet.sweeps import sweep_page, trials, worker
+from auxnet.sweeps.settings import Settings
+from auxnet.sweeps.space import Choices, Range, domain_of, space_from, space_from_words, values_of, written
+from auxnet.sweeps.sweeping import read_sweep, sweep
+
+TINY = Recipe(depth=8, outputs=2, epochs=1, batch_size=512, threads=1, device="cpu")
+CHROMIUM = "/usr/bin/chromium"
+
+
+def flags(recipe=TINY):
+    words = f"--depth 8 --outputs 2 --epochs {recipe.epochs} --batch-size {recipe.batch_size} --threads 1 --device cpu"
+    return words.split()
+
+
+def start(*words):
+    command = [sys.executable, "-m", "auxnet", "sweep", *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def forked(*arguments, target=sweep, **options):
+    """A process that works on a sweep; like `start`, but it need not import torch first."""
+    process = multiprocessing.get_context("fork").Process(target=target, args=arguments, kwargs=options)
+    process.start()
+    return process
+
+
+def wait_for(what, seconds=60):
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def drawn(found):
+    return [(trial.number, trial.state, trial.objective, trial.values) for trial in found.trials]
+
+
+def val_errors(folder):
+    """Of each output by epoch, as metrics.jsonl has them: {epoch: [error of output 1, ...]}."""
+    errors = {}
+    for row in rundir.read_metrics(folder):
+        if row["split"] == "val":
+            errors.setdefault(row["epoch"], []).append(row["error"])
+    return errors
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A sweep of eight trials with pruning."""
+    torch.set_num_threads(1)
+    recipe = replace(TINY, epochs=3, batch_size=256, seed=10)
+    space = {"lr": "0.001..0.5:log", "milestones": [[0.4, 0.6], [0.9]], "method": ["joint", "multiway"]}
+    return sweep(space, tmp_path_factory.mktemp("sweeps") / "a", recipe, trials=8, sampler="random")
+
+
+# ---- what varies -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "given", "domain"),
+    [
+        ("lr", "0.01..0.5:log", Range(0.01, 0.5, None, True)),
+        ("lr", "1e-3..1", Range(0.001, 1.0)),
+        ("depth", "8..21:6", Range(8, 20, 6)),
+        ("width", "1..3", Range(1, 3, 1)),
+        ("gamma", "0..3:1", Range(0.0, 3.0, 1.0)),
+        ("batch_size", "16..64:log", Range(16, 64, 1, True)),
+        ("gamma", "0,1, 2", Choices((0.0, 1.0, 2.0))),
+        ("clip", "none,0.5", Choices((None, 0.5))),
+        ("nesterov", "true,false", Choices((True, False))),
+        ("milestones", "0.4 0.6, 0.9", Choices(((0.4, 0.6), (0.9,)))),
+        ("at", [[3], [5]], Choices(((3,), (5,)))),
+        ("augment", "none,flip", Choices(("none", "flip"))),
+        ("data", "../a,../b", Choices(("../a", "../b"))),
+    ],
+)
+def test_ranges_and_choices_are_read_as_the_field_is_and_written_as_they_are_read(field, given, domain):
+    assert domain_of(field, given) == domain
+    assert domain_of(field, written(domain)) == domain
+    assert [type(value) for value in values_of(domain)] == [
+        type(getattr(Recipe(**{field: v}), field)) for v in values_of(domain)
+    ]
+
+
+def test_a_range_in_steps_holds_its_ends_and_what_lies_between():
+    assert values_of(domain_of("depth", "8..20:6")) == (8, 14, 20)
+    assert values_of(domain_of("momentum", "0..0.9:0.3")) == (0.0, 0.3, 0.6, 0.9)
+    assert values_of(domain_of("seed", "0..1000000")) == (0, 1000000)  # too many: the ends
+    assert values_of(domain_of("lr", "0.1..0.5")) == (0.1, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--vary", "lrr=0.1,0.2"], "there is no recipe field 'lrr' to vary"),
+        (["--vary", "gama=1,2"], "perhaps you meant 'gamma'"),
+        (["--vary", "lr"], "--vary takes field=a,b,c or field=low..high, got 'lr'"),
+        (["--vary", "lr=0.1,0.2", "--vary", "lr=0.3,0.4"], "lr is varied twice"),
+        (["--vary", "lr=0.1"], "lr needs two or more different choices, got 0.1"),
+        (["--vary", "lr=0..1"], "lr must be above 0 and finite, got 0.0"),
+        (["--vary", "lr=0.5..0.1"], "lr=0.5..0.1 holds no two numbers"),
+        (["--vary", "momentum=0.5..1"], "momentum must be 0 or more and below 1, got 1.0"),
+        (["--vary", "floor=0..1:log"], "a range in the logarithm begins above 0"),
+        (["--vary", "width=1..x"], "width=1..x is not a range of numbers"),
+        (["--vary", "width=1..4:0.5"], "the step must be a whole number"),
+        (["--vary", "method=joint,multway"], "method must be one of joint, pairwise, multiway, got 'multway'"),
+        (["--vary", "optimizer=SGD,SDG"], "optimizer=SDG cannot be: torch.optim has no optimizer 'SDG'"),
+        (["--vary", "depth=8..20"], "depth=9 cannot be: depth must be 6n + 2"),
+        (["--vary", "outputs=2,9"], "outputs=9 cannot be: outputs must lie in"),
+        (["--vary", "mode=live,fused", "--method", "joint"], "mode=fused cannot be"),
+        (["--vary", "data=digits,cifar11"], "data=cifar11 cannot be"),
+        (["--vary", "lr=0.1,0.2", "--objective", "3"], "objective 3 names an output, and the net has 2"),
+        (["--vary", "lr=0.1,0.2", "--objective", "best"], "objective must be mean, final or the number of an output"),
+        (["--vary", "lr=0.1..0.2", "--sampler", "grid"], "a grid needs steps"),
+        (["--vary", "seed=0..99999", "--sampler", "grid"], "a grid of 100,000 trials is too large"),
+        (["--vary", "lr=0.1,0.2", "--trials", "0"], "trials must be 1 or more"),
+        (["--vary", "lr=0.1,0.2", "--processes", "0"], "processes must be 1 or more"),
+        (["--vary", "lr=0.1,0.2", "--storage", "no"], "--storage no cannot be used"),
+        (["--vary", "lr=0.1,0.2", "--data", "nowhere"], "nowhere"),
+        ([], "there is nothing to vary"),
+        (["--show"], "there is no sweep in"),
+        (["--space", "no.yaml"], "there is no space file no.yaml"),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else None,
+)
+def test_what_cannot_be_asked_for_is_one_line_and_leaves_nothing(words, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep", "--out", "a", *flags(), *words]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert not [path for path in tmp_path.rglob("*") if path.name in ("study.txt", "recipe.yaml")]
+
+
+def test_a_file_and_words_say_together_what_varies(tmp_path):
+    (tmp_path / "space.yaml").write_text("lr: 0.01..0.5:log\nmilestones: [[0.4, 0.6], [0.9]]\ndepth: 8..20:6\n")
+    from auxnet.sweeps.space import read_space
+
+    assert space_from(read_space(tmp_path / "space.yaml")) == space_from_words_of(
+        "lr=0.01..0.5:log", "milestones=0.4 0.6,0.9", "depth=8..20:6"
+    )
+
+
+def space_from_words_of(*words):
+    return space_from(space_from_words(words))
+
+
+def test_other_files_are_never_made_a_sweep(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert main(["sweep", "--out", str(tmp_path), *flags(), "--vary", "lr=0.1,0.2"]) == 2
+    assert "holds other files" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+# ---- one worker ------------------------------------------------------------------------------------------------
+
+
+def test_a_grid_covers_exactly_the_grid_and_no_trial_is_trained_twice(tmp_path):
+    space = {"gamma": [0, 2], "method": ["joint", "multiway"], "mode": ["live", "fused"]}
+    found = sweep(space, tmp_path / "a", TINY, sampler="grid", trials=100)
+    combinations = [tuple(trial.values.values()) for trial in found.trials]
+    expected = {(g, way, mode) for g in (0.0, 2.0) for way in ("joint", "multiway") for mode in ("live", "fused")}
+    assert len(combinations) == 8
+    assert set(combinations) == expected
+    for trial in found.trials:  # joint has no modes: such a trial fails, in a line, and the sweep goes on
+        impossible = trial.values["method"] == "joint" and trial.values["mode"] == "fused"
+        assert trial.state == ("failed" if impossible else "complete")
+        assert trial.error == ("mode='fused' is multiway's, but method='joint'; leave mode out" if impossible else None)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a" / "trials").rglob("*")}
+    assert drawn(sweep(space, tmp_path / "a", TINY, sampler="grid")) == drawn(found)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a" / "trials").rglob("*")} == before
+
+
+def test_a_sweep_in_two_goes_draws_what_one_would_have_drawn(tmp_path):
+    space = {"lr": "0.01..0.5:log", "gamma": "0..4"}
+    sweep(space, tmp_path / "a", TINY, sampler="random", trials=1)
+    in_two = sweep(space, tmp_path / "a", TINY, sampler="random", trials=3)
+    assert drawn(in_two) == drawn(sweep(space, tmp_path / "b", TINY, sampler="random", trials=3))
+
+
+def test_a_loss_that_stops_being_finite_fails_its_trial_alone(tmp_path, capsys):
+    words = ["--vary", "lr=0.1,1e30", "--sampler", "grid", "--out", str(tmp_path / "a")]
+    assert main(["sweep", *flags(replace(TINY, epochs=2, batch_size=256)), *words]) == 0
+    by_lr = {trial.values["lr"]: trial for trial in read_sweep(tmp_path / "a").trials}
+    assert by_lr[0.1].state == "complete"
+    assert by_lr[1e30].state == "failed"
+    assert "the loss of output" in by_lr[1e30].error
+    assert by_lr[1e30].error in capsys.readouterr().out
+
+
+def test_the_objective_is_the_validation_error_of_the_last_epoch(finished, tmp_path):
+    assert {trial.state for trial in finished.trials} == {"complete", "pruned"}
+    for trial in finished.trials:
+        errors = val_errors(trial.folder)
+        assert trial.epochs == max(errors)
+        assert trial.objective == pytest.approx(statistics.mean(errors[max(errors)]))
+    assert worker.objective_of([0.3, 0.1], "final") == worker.objective_of([0.3, 0.1], "2") == 0.1
+    assert worker.objective_of([0.3, 0.1], "1") == 0.3
+
+
+def test_pruned_are_exactly_those_worse_than_the_median_of_the_complete_at_their_epoch(finished):
+    """Of three epochs, after the first and the second, once five trials are complete."""
+    means = {t.number: {e: statistics.mean(v) for e, v in val_errors(t.folder).items()} for t in finished.trials}
+    complete = []
+    for trial in finished.trials:
+        stopped = next(
+            (
+                epoch
+                for epoch in (1, 2)
+                if len(complete) >= 5
+                and min(means[trial.number][e] for e in range(1, epoch + 1))
+                > statistics.median(means[n][epoch] for n in complete)
+            ),
+            None,
+        )
+        assert (trial.state, trial.epochs) == (("pruned", stopped) if stopped else ("complete", 3))
+        if not stopped:
+            complete.append(trial.number)
+    assert len(complete) < 8
+
+
+def test_the_best_is_chosen_on_validation_whatever_the_test_errors(tmp_path, monkeypatch):
+    space, honest = {"lr": [0.05, 0.2]}, build.load_data
+    found = sweep(space, tmp_path / "a", TINY, sampler="grid")
+
+    def absurd(recipe):
+        dataset = honest(recipe)
+        return replace(dataset, test=replace(dataset.test, labels=(dataset.test.labels + 1) % 10))
+
+    monkeypatch.setattr(train, "load_data", absurd)
+    blind = sweep(space, tmp_path / "b", TINY, sampler="grid")
+    assert drawn(blind) == drawn(found)
+    assert blind.best.number == found.best.number == min(found.trials, key=lambda t: t.objective).number
+    tests = [read_json(s.best.folder / "summary.json")["last"][0]["test_error"] for s in (found, blind)]
+    assert tests[0] != tests[1]
+
+
+def test_the_best_recipe_trains_the_weights_of_the_best_trial(finished, tmp_path):
+    paths = sweep_page.write_outcome(finished)
+    assert [path.name for path in paths] == ["trials.csv", "sweep.html", "best.yaml"]
+    run = train.fit(read_recipe(paths[2]), tmp_path / "again")
+    for name in ("model.safetensors", "recipe.yaml"):
+        assert (run.folder / name).read_bytes() == (finished.best.folder / name).read_bytes()
+    with paths[0].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(int(r["number"]), r["state"], float(r["objective"])) for r in rows] == [
+        (t.number, t.state, t.objective) for t in finished.trials
+    ]
+    assert all((finished.folder / row["run"] / "recipe.yaml").is_file() for row in rows)
+
+
+# ---- many workers ----------------------------------------------------------------------------------------------
+
+
+def every_trial_once(found, count):
+    assert [(trial.number, trial.state) for trial in found.trials] == [(n, "complete") for n in range(count)]
+    assert sorted(path.name for path in (found.folder / "trials").iterdir()) == [f"000{n}" for n in range(count)]
+    assert len({trial.values["lr"] for trial in found.trials}) == count
+    for trial in found.trials:
+        assert [list(val_errors(trial.folder)), len(rundir.read_metrics(trial.folder))] == [[1], 4]
+
+
+def claim_all(folder):
+    """A worker whose trainings take no time, so that all there is to see is who gets which trial."""
+    study = trials.open_study(folder)
+    while (claimed := trials.claim(study)) is not None:
+        trial, lock = claimed
+        study.optuna.tell(trial, 0.5)
+        lock.release()
+
+
+def test_four_workers_in_a_rush_draw_every_trial_once_and_not_one_too_many(tmp_path):
+    settings = Settings(TINY, space_from({"lr": "0.01..0.5"}), sampler="random")
+    trials.join_study(tmp_path / "a", settings, 60, None, check=lambda: None)
+    workers = [forked(tmp_path / "a", target=claim_all) for _ in range(4)]
+    for process in workers:
+        process.join()
+    assert [process.exitcode for process in workers] == [0] * 4
+    found = read_sweep(tmp_path / "a").trials
+    assert [(trial.number, trial.state) for trial in found] == [(n, "complete") for n in range(60)]
+    assert len({trial.values["lr"] for trial in found}) == 60
+
+
+def test_two_commands_started_at_once_complete_every_trial_once(tmp_path):
+    words = ["--out", tmp_path / "a", *flags(), "--vary", "lr=0.01..0.5:log", "--trials", 4]
+    workers = [start(*words) for _ in range(2)]
+    said = [process.communicate() for process in workers]
+    assert [process.returncode for process in workers] == [0, 0], said
+    every_trial_once(read_sweep(tmp_path / "a"), 4)
+
+
+def test_two_workers_started_at_once_on_a_new_database_complete_every_trial_once(tmp_path):
+    url = f"sqlite:///{tmp_path}/new.db"
+    workers = [forked({"lr": "0.01..0.5:log"}, tmp_path / "a", TINY, trials=4, storage=url) for _ in range(2)]
+    for process in workers:
+        process.join()
+    assert [process.exitcode for process in workers] == [0, 0]
+    every_trial_once(read_sweep(tmp_path / "a", url), 4)
+    with pytest.raises(FileNotFoundError, match="give the --storage that"):
+        read_sweep(tmp_path / "a")
+
+
+def test_a_worker_killed_in_a_trial_loses_nothing(tmp_path, monkeypatch):
+    recipe = replace(TINY, epochs=12, batch_size=256)
+    process = forked({"lr": "0.01..0.5:log"}, tmp_path / "a", recipe, trials=1)
+    checkpoints = tmp_path / "a" / "trials" / "0000" / "checkpoints"
+    wait_for(lambda: list(checkpoints.glob("0000[2-9]-*.ckpt")) or not process.is_alive())
+    assert read_sweep(tmp_path / "a").trials[0].state == "running"
+    process.kill()
+    process.join()
+    with (tmp_path / "a" / "journal.log").open("a") as file:
+        file.write('{"op_code": 9, "wor')  # as if it had died in writing this
+    assert read_sweep(tmp_path / "a").trials[0].state == "interrupted"
+    begun, honest = [], worker.fit
+
+    def fit(recipe, folder, **options):
+        begun.append(options.get("resume"))
+        return honest(recipe, folder, **options)
+
+    monkeypatch.setattr(worker, "fit", fit)
+    found = sweep({"lr": "0.01..0.5:log"}, tmp_path / "a", recipe, trials=1)
+    assert begun == [True]
+    assert [(trial.state, trial.epochs) for trial in found.trials] == [("complete", 12)]
+    whole = train.fit(found.best_recipe, tmp_path / "whole")
+    assert (whole.folder / "model.safetensors").read_bytes() == (found.best.folder / "model.safetensors").read_bytes()
+    assert found.best.objective == statistics.mean(val_errors(whole.folder)[12])
+
+
+def test_ctrl_c_stops_all_workers_and_the_folder_alone_says_how_to_go_on(tmp_path):
+    recipe = replace(TINY, epochs=6, batch_size=256)
+    words = ["--out", tmp_path / "a", *flags(recipe), "--vary", "gamma=0,1", "--sampler", "grid", "--no-prune"]
+    process = start(*words, "--processes", 2)
+    folders = tmp_path / "a" / "trials"
+    wait_for(lambda: len(list(folders.glob("*/checkpoints/*.ckpt"))) >= 2 or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130
+    assert error == f"auxnet: stopped, and saved; auxnet sweep --out {tmp_path / 'a'} goes on with it\n"
+    assert "interrupted" in {trial.state for trial in read_sweep(tmp_path / "a").trials}
+    assert main(["sweep", "--out", str(tmp_path / "a")]) == 0
+    found = read_sweep(tmp_path / "a")
+    assert [(trial.state, trial.epochs) for trial in found.trials] == [("complete", 6)] * 2
+    assert {trial.values["gamma"] for trial in found.trials} == {0.0, 1.0}
+
+
+def test_a_trial_that_takes_its_process_down_each_time_is_given_up(tmp_path, monkeypatch):
+    """Three real deaths in the same place: the fourth worker fails the trial, and goes on to the next."""
+
+    def die(recipe, folder, **options):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worker, "fit", die)
+        for _ in range(3):
+            process = forked({"lr": [0.1, 0.2]}, tmp_path / "a", TINY, trials=2)
+            process.join()
+            assert process.exitcode == -signal.SIGKILL
+    found = sweep({"lr": [0.1, 0.2]}, tmp_path / "a", TINY, trials=2)
+    assert [trial.state for trial in found.trials] == ["failed", "complete"]
+    assert "died 3 times" in found.trials[0].error
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--depth", "14"], "was begun with depth: 8, and cannot go on with 14"),
+        (["--vary", "lr=0.01..0.5"], "was begun with --vary lr: 0.001..0.5:log, and cannot go on with 0.01..0.5"),
+        (["--objective", "final"], "was begun with objective: mean, and cannot go on with final"),
+        (["--sampler", "tpe"], "was begun with sampler: random"),
+        (["--no-prune"], "was begun with prune"),
+    ],
+    ids=" ".join,
+)
+def test_another_command_on_the_same_folder_is_refused_with_the_difference(finished, words, says, capsys):
+    assert main(["sweep", "--out", str(finished.folder), *words]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert drawn(read_sweep(finished.folder)) == drawn(finished)
+
+
+def test_a_trials_folder_is_a_run_for_every_other_command(finished, capsys):
+    assert main(["select", str(finished.best.folder)]) == 0
+    pruned = next(trial for trial in finished.trials if trial.state == "pruned")
+    shutil.copytree(pruned.folder, finished.folder.parent / "more")
+    assert main(["train", "--out", str(finished.folder.parent / "more"), "--resume"]) == 0
+    assert max(val_errors(finished.folder.parent / "more")) == 3
+
+
+# ---- what is shown ---------------------------------------------------------------------------------------------
+
+
+def test_show_prints_the_best_trials_and_writes_what_there_is(finished, capsys):
+    assert main(["sweep", "--out", str(finished.folder), "--show"]) == 0
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines() if line.split()[1:2] in (["complete"], ["pruned"])]
+    assert [int(row[0]) for row in rows] == [trial.number for trial in sweep_page.ranked(finished.trials)][:10]
+    assert rows[0][2] == f"{100 * finished.best.objective:.2f}"
+    assert "fANOVA" in out
+    assert f"auxnet train --config {finished.folder}/best.yaml" in out
+
+
+def test_the_page_draws_every_figure_and_needs_nothing_from_elsewhere(finished, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: test)")
+    if not Path(CHROMIUM).exists():
+        pytest.skip(f"there is no {CHROMIUM}: apt-get install chromium")
+    evil = "<script>alert(1)</script></script><img src=x onerror=alert(2)>"
+    worst = replace(finished.trials[-1], state="failed", error=evil)
+    shown = replace(finished, folder=finished.folder, trials=(*finished.trials[:-1], worst))
+    (tmp_path / "page.html").write_text(sweep_page.page(shown), encoding="utf-8")
+    heard = []
+    with playwright.sync_playwright() as started:
+        args = ["--no-sandbox", "--no-first-run", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=args)
+        page = browser.new_page(viewport={"width": 390, "height": 900})
+        page.on("console", lambda message: heard.append(message.text))
+        page.on("pageerror", lambda error: heard.append(str(error)))
+        page.on("dialog", lambda dialog: (heard.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda r: r.url.startswith(("data:", "blob:", "file:")) or heard.append(r.url))
+        page.goto((tmp_path / "page.html").as_uri())
+        page.wait_for_selector("html[data-ready]")
+        for name in ("history", "learning", "slices", "together", "importance"):
+            assert page.locator(f"#{name}-plot .main-svg").count() > 0, name
+        numbers = page.locator("#trials tbody tr").evaluate_all("all => all.map((row) => Number(row.dataset.trial))")
+        assert numbers == [trial.number for trial in sweep_page.ranked(shown.trials)]
+        assert page.locator("#trials tr.chosen").get_attribute("data-trial") == str(finished.best.number)
+        assert evil in page.locator("#trials").inner_text()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        browser.close()
+    assert heard == []

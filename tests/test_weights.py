@@ -1,0 +1,86 @@
+"""Pretrained files: what fits is taken whole; of what does not, nothing is, and the error lists it."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import auxnet
+
+
+def backbone(classes=3):
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, classes))
+
+
+def same(a, b):
+    return all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "w.pth", "nested.pt", "old.pt"])
+def test_every_weight_and_buffer_is_taken(name, tmp_path):
+    source, target = backbone(), backbone()
+    source[1].running_mean += 3
+    state = source.state_dict()
+    if name == "old.pt":  # before BatchNorm counted batches
+        del state["1.num_batches_tracked"]
+    if name.endswith(".safetensors"):
+        save_file(state, tmp_path / name)
+    else:
+        torch.save({"state_dict": state, "epoch": 3} if name == "nested.pt" else state, tmp_path / name)
+    auxnet.load_pretrained(target, tmp_path / name)
+    assert same(source, target)
+
+
+def test_keys_that_are_missing_too_many_or_of_another_shape_are_listed_and_nothing_is_taken(tmp_path):
+    target = backbone()
+    before = copy.deepcopy(target)
+    state = backbone(classes=5).state_dict()
+    del state["0.bias"], state["1.running_var"]
+    state["extra.weight"] = torch.zeros(1)
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"w\.safetensors does not fit the backbone") as caught:
+        auxnet.load_pretrained(target, tmp_path / "w.safetensors")
+    told = str(caught.value).split(": ", 1)[1]
+    assert told == (
+        "2 missing: 0.bias, 1.running_var; 1 not the backbone's: extra.weight; "
+        "2 of another shape: 3.weight [5, 4] for [3, 4], 3.bias [5] for [3]"
+    )
+    assert same(target, before)
+
+
+def test_a_long_list_is_cut_short(tmp_path):
+    save_file({f"x{i}": torch.zeros(1) for i in range(14)}, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"14 not the backbone's: x0, .* and 4 more"):
+        auxnet.load_pretrained(backbone(), tmp_path / "w.safetensors")
+
+
+class Trap:
+    def __reduce__(self):
+        return print, ("unpickled",)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_nothing_but_tensors_is_unpickled(tmp_path, capsys):
+    torch.save({"0.weight": Trap()}, tmp_path / "w.pt")
+    (tmp_path / "v.pt").write_bytes(pickle.dumps(Trap()))
+    for name in ("w.pt", "v.pt"):
+        with pytest.raises(RuntimeError, match="is damaged, or holds more than tensors"):
+            auxnet.load_pretrained(backbone(), tmp_path / name)
+    assert capsys.readouterr().out == ""
+
+
+def test_files_that_are_none_say_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file of weights"):
+        auxnet.load_pretrained(backbone(), tmp_path / "w.pt")
+    (tmp_path / "w.onnx").write_bytes(b"?")
+    with pytest.raises(ValueError, match=r"weights are read from \.safetensors"):
+        auxnet.load_pretrained(backbone(), tmp_path / "w.onnx")
+    (tmp_path / "w.safetensors").write_bytes(b"?")
+    with pytest.raises(RuntimeError, match="is damaged"):
+        auxnet.load_pretrained(backbone(), tmp_path / "w.safetensors")
+    torch.save([1, 2], tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="holds no state dict"):
+        auxnet.load_pretrained(backbone(), tmp_path / "w.pt")
