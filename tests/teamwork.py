@@ -147,10 +147,12 @@ def main(folder, port=None):
         saw = seen_by(t)
         path = Path(folder) / f"rank-{t.rank}.pt"
         torch.save(saw, path)
-        if port is None:
-            return
-        saw["killed"] = lost(t, signal.SIGKILL)
-        torch.save(saw, path)
+        if port is not None:
+            saw["killed"] = lost(t, signal.SIGKILL)
+    saw["threads left"] = sorted((task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir())
+    torch.save(saw, path)
+    if port is None:
+        return
     os.environ.update(WORLD_SIZE="2", MASTER_PORT=port)
     with team("cpu", timeout=2.0) as t:
         saw["stopped"] = lost(t, signal.SIGSTOP)

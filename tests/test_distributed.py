@@ -224,6 +224,12 @@ def test_when_a_process_is_killed_the_others_fail_within_seconds(three):
         assert seconds < 10
 
 
+def test_no_thread_of_a_team_is_left_to_need_python_while_it_shuts_down(two):
+    """One that did aborted the process, now and then."""
+    for each in two:
+        assert not [name for name in each["threads left"] if "gloo" in name]
+
+
 def test_when_a_process_stops_answering_the_others_fail_after_the_timeout(three):
     message, seconds = three[0]["stopped"]  # the timeout is 2 seconds there
     assert "process 0 (of 2, from 0) lost the others: Timed out" in message

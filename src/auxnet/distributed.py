@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib import import_module
 from typing import Any, cast
 
 import torch
@@ -44,6 +45,7 @@ def team(device: str | torch.device = "cpu", timeout: float = 1800.0) -> Iterato
             "or unset WORLD_SIZE"
         )
     rank, device = int(os.environ["RANK"]), _own_device(device)
+    _import_before_the_group()
     try:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
@@ -60,6 +62,15 @@ def team(device: str | torch.device = "cpu", timeout: float = 1800.0) -> Iterato
     finally:
         if device.type == "cpu" or sys.exc_info()[0] is None:  # nccl, if all is lost, would wait here for the others
             dist.destroy_process_group()
+
+
+def _import_before_the_group() -> None:
+    """Import what takes the group, if there is one, as a default argument, and would keep it from being destroyed.
+
+    (PyTorch's optimizers import it.) A group that lives on has threads of gloo that may need the interpreter while it
+    is being shut down, and then abort the process.
+    """
+    import_module("torch.distributed.nn.functional")
 
 
 def _own_device(device: torch.device) -> torch.device:
