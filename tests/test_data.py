@@ -175,3 +175,14 @@ def test_splits_of_different_sizes_are_refused_unless_resized(home: Path) -> Non
     with pytest.raises(ValueError, match="train has 8x8 and test 12x12: give --image-size 32"):
         load(str(home))
     assert load(str(home), image_size=10).test.images.shape[1:3] == (10, 10)
+
+
+def test_some_training_images_are_drawn_class_by_class_and_leave_validation_and_test_alone():
+    whole, some = data.load("digits"), data.load("digits", train_images=500)
+    assert abs(len(some.train) - 500) <= 5
+    counts = torch.bincount(some.train.labels).double() / torch.bincount(whole.train.labels)
+    assert float(counts.max() - counts.min()) < 0.01
+    assert torch.equal(some.val.images, whole.val.images)
+    assert torch.equal(some.test.images, whole.test.images)
+    with pytest.raises(ValueError, match=r"train_images must be at most the 1,2\d\d training images there are, got"):
+        data.load("digits", train_images=5000)

@@ -216,3 +216,15 @@ def test_there_is_no_output_zero():
         auxnet.resnet(8, 2).loss_weights(relative_to="middle")
     with pytest.raises(ValueError, match="one head and one depth to each segment"):
         auxnet.AuxNet([nn.Identity()], [], [3])
+
+
+def test_an_output_alone_shares_its_modules_and_gives_its_logits():
+    net, x = auxnet.resnet(20, 3).eval(), torch.randn(2, 3, 16, 16)
+    for k in (1, 2, 3):
+        alone = net.alone(k)
+        assert torch.equal(alone(x)[0], net(x)[k - 1])
+        assert alone.depths == net.depths[k - 1 : k]
+        assert sum(p.numel() for p in alone.parameters()) == sum(p.numel() for p in net.truncate(k).parameters())
+    assert alone.heads[0] is net.heads[2]
+    with pytest.raises(ValueError, match=r"output must be one of 1\.\.3"):
+        net.alone(4)

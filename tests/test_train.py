@@ -201,3 +201,17 @@ def test_label_smoothing_is_that_of_torch():
     x, y = torch.randn(4, 1, 8, 8), torch.arange(4)
     expected = [torch.nn.functional.cross_entropy(z, y, label_smoothing=0.1) for z in net.train()(x)]
     assert method.step(x, y)[0].item() == pytest.approx(expected[0].item(), rel=1e-5)
+
+
+def test_a_truncated_net_trained_alone_is_that_net_and_nothing_else(tmp_path):
+    recipe = replace(Recipe(), depth=14, outputs=3, alone=2, method="joint", epochs=1, threads=1, train_images=300)
+    run = auxnet.fit(recipe, tmp_path / "a")
+    [row] = run.summary["last"]
+    whole = auxnet.resnet(14, 3, num_classes=10, in_channels=1)
+    assert (row["depth"], row["params"]) == (whole.depths[1], sum(p.numel() for p in whole.truncate(2).parameters()))
+    again = auxnet.load(tmp_path / "a")
+    x = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(again(x)[0], run.net(x)[0])
+    assert all(map(torch.equal, again.state_dict().values(), run.net.state_dict().values()))
+    with pytest.raises(ValueError, match=r"output must be one of 1\.\.3"):
+        auxnet.fit(replace(recipe, alone=4), tmp_path / "b")

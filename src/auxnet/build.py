@@ -30,6 +30,7 @@ def load_data(recipe: Recipe) -> data.DataSet:
         recipe.data_dir,
         image_size=recipe.image_size,
         val_fraction=recipe.val_fraction,
+        train_images=recipe.train_images,
         seed=recipe.seed,
         augment=recipe.augment,
         stream=recipe.stream,
@@ -94,13 +95,18 @@ def network_options(recipe: Recipe, dataset: data.DataSet) -> dict[str, Any]:
     }
 
 
+def net_of(recipe: Recipe, dataset: data.DataSet) -> AuxNet:
+    """The net of a recipe, its weights random but for those that are pretrained."""
+    net = net_from(network_options(recipe, dataset), recipe.pretrained)
+    return net if recipe.alone is None else net.alone(recipe.alone)
+
+
 def build(
     recipe: Recipe, dataset: data.DataSet, device: torch.device, team: Team | None = None
 ) -> tuple[AuxNet, Method]:
     """The net of a recipe, its weights drawn from the seed or pretrained, and the method that trains it."""
-    options = network_options(recipe, dataset)
     torch.manual_seed(recipe.seed)
-    net = to_device(net_from(options, recipe.pretrained), device)
+    net = to_device(net_of(recipe, dataset), device)
     if team is None or team.size == 1:
         return net, build_method(recipe, net)
     team.broadcast(net)
@@ -119,7 +125,8 @@ def build_method(recipe: Recipe, net: AuxNet, average: Average = alone) -> Metho
         "average": average,
     }
     if recipe.method == "multiway":
-        return multiway(net, optimizer_of(recipe), weights, recipe.mode, **options)
+        options |= {"mode": recipe.mode, "state": recipe.state, "order": recipe.order}
+        return multiway(net, optimizer_of(recipe), weights, **options)
     return {"joint": joint, "pairwise": pairwise}[recipe.method](net, optimizer_of(recipe), weights, **options)
 
 

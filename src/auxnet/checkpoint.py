@@ -110,11 +110,7 @@ def build_net(config: Any, where: Path | str, trusted: str | None = None) -> Aux
         )
     try:
         net = net_from(config["network"])
-        if config.get("output") is None:
-            return net
-        alone = net.truncate(config["output"])
-        depths = net.depths[config["output"] - 1 : config["output"]]
-        return AuxNet([alone.get_submodule("trunk")], [alone.get_submodule("head")], depths)
+        return net if config.get("output") is None else net.alone(config["output"])
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise RuntimeError(f"{where} does not describe a network of this program: {error}") from None
 

@@ -83,6 +83,7 @@ def load(
     *,
     image_size: int | None = None,
     val_fraction: float = 0.1,
+    train_images: int | None = None,
     seed: int = 0,
     augment: str = "default",
     stream: str = "auto",
@@ -95,7 +96,8 @@ def load(
     parquet shards, or `hf:owner/name[/config]` on the Hugging Face hub. `data_dir` (else $AUXNET_DATA) is where
     the named sets are looked for first; those that are not there come from the hub. With `image_size` all
     images are brought to a square of that many pixels. `val_fraction` of each class of the training set becomes
-    the validation set, drawn by `seed`, unless the data bring a validation set. `augment` is one of
+    the validation set, drawn by `seed`, unless the data bring a validation set; of the rest, `train_images` are kept
+    if that is given, drawn by `seed` too, class by class. `augment` is one of
     `AUGMENTATIONS`; the default is crop+flip, and none for digits and svhn.
 
     `stream` is one of `STREAMS`: whether images of folders and parquet stay on disk and are decoded, by `workers`
@@ -133,6 +135,7 @@ def load(
     if len(classes) < 2:
         raise ValueError(f"{name} has one class only, {classes[0]!r}: a classifier needs at least two")
     train, val, test = _divided(_aligned(name, read), classes, val_fraction, seed)
+    train = train if train_images is None else _some(train, train_images, seed)
 
     mean, std = _STATISTICS.get(name) or statistics(train)
     if augment == "default":
@@ -222,6 +225,13 @@ def _divided(
                 ) from None
             splits["train"], splits[name] = whole.part(kept), whole.part(held)
     return splits["train"], splits["val"], splits["test"]
+
+
+def _some(train: Split | OnDisk, count: int, seed: int) -> Split | OnDisk:
+    """`count` of the training images, class by class (to the rounding of each class)."""
+    if count > len(train):
+        raise ValueError(f"train_images must be at most the {len(train):,} training images there are, got {count:,}")
+    return train if count == len(train) else train.part(stratified_split(train.labels, count / len(train), seed)[1])
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ that was exported: its net has that output alone.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -121,9 +122,7 @@ def take_out(net: PretrainedAuxNet, output: int) -> PretrainedAuxNet:
     position = position_of(net, output)
     if net.numbers == (output,):
         return net
-    alone = net.truncate(position)
-    depths = net.depths[position - 1 : position]
-    only = AuxNet([alone.get_submodule("trunk")], [alone.get_submodule("head")], depths)
+    only = copy.deepcopy(net.alone(position))
     return PretrainedAuxNet(**{**net.config, "output": output}, net=only).eval()
 
 

@@ -20,10 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from auxnet.network import AuxNet, statistics_kept
-from auxnet.update import Average, Gradients, Group, Method, Optimizer, Update, alone
+from auxnet.update import Average, Gradients, Group, Method, Optimizer, Part, Update, alone
 
 Mode = Literal["live", "frozen", "fused"]
 StepScale = Literal["none", "sum", "cumulative", "adaptive"]
+State = Literal["per_output", "shared"]
+Order = Literal["shallow_first", "deep_first"]
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits [N, classes], labels [N] -> scalar
 Weights = Sequence[float] | Tensor  # lambda [K]
 
@@ -95,6 +97,8 @@ def multiway(
     mode: Mode = "live",
     step_scale: StepScale = "cumulative",
     *,
+    state: State = "per_output",
+    order: Order = "shallow_first",
     loss: Loss = F.cross_entropy,
     clip: float | None = None,
     average: Average = alone,
@@ -109,38 +113,49 @@ def multiway(
 
     `step_scale` divides the trunk's step in pass k: "cumulative" by the sum of the weights of the auxiliary
     outputs k and above, where that exceeds 1; "adaptive" by L_k / L_K in its place, where that exceeds 2.
+
+    Two departures from the paper, to see what its choices are worth: `state="shared"` gives all outputs one optimizer
+    state (one momentum) in place of one each, `order="deep_first"` lets the final output update first.
     """
     lambdas = _checked(net, weights, step_scale, ("none", "cumulative", "adaptive"))
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
+    for name, value, known in (("mode", mode, Mode), ("state", state, State), ("order", order, Order)):
+        if value not in get_args(known):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
     if mode == "fused":
+        if (state, order) != ("per_output", "shallow_first"):
+            raise ValueError("mode='fused' has one update alone: leave state and order out, or use 'live' or 'frozen'")
         return _fused(net, optimizer, lambdas, step_scale, loss, clip, average)
     scales = step_scales(lambdas, step_scale)
-    updates = _update_per_output(net, optimizer, scales, clip, average)
+    updates: list[Update] | list[Part]
+    if state == "per_output":
+        updates = optimizers = _update_per_output(net, optimizer, scales, clip, average)
+    else:
+        updates, optimizers = _shared_update(net, optimizer, scales, clip, average)
+    sequence = range(net.outputs) if order == "shallow_first" else range(net.outputs)[::-1]
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         features = net.features(images)
         supervised = [supervise(head, x, labels, loss) for head, x in zip(net.heads, features, strict=True)]
         losses = average(torch.stack([L for L, _, _ in supervised]))
         if step_scale == "adaptive":
-            for update, scale in zip(updates, adaptive_scales(losses, scales), strict=True):
-                update.rescale_trunk(scale)
+            for k, scale in enumerate(adaptive_scales(losses, scales)):
+                updates[k].rescale_trunk(scale)
 
         def backward(k: int) -> Gradients:
             _, supervision, head_gradient = supervised[k]
-            entering, keep = lambdas[k] * supervision, k + 1 < net.outputs
+            entering, keep = lambdas[k] * supervision, k != sequence[-1]
             return [*gradients([features[k]], updates[k].trunk, [entering], keep), *head_gradient]
 
         if mode == "live":
-            for k, update in enumerate(updates):
-                update(backward(k))
+            for k in sequence:
+                updates[k](backward(k))
         else:
-            old_weights = [backward(k) for k in range(net.outputs)]
-            for update, gradient in zip(updates, old_weights, strict=True):
-                update(gradient)
+            old_weights = [backward(k) for k in sequence]
+            for k, gradient in zip(sequence, old_weights, strict=True):
+                updates[k](gradient)
         return losses
 
-    return Method(step, updates)
+    return Method(step, optimizers)
 
 
 def _fused(
@@ -229,6 +244,18 @@ def _update_per_output(
         )
         for k, scale in enumerate(scales, start=1)
     ]
+
+
+def _shared_update(
+    net: AuxNet, optimizer: Optimizer, scales: Sequence[float], clip: float | None, average: Average
+) -> tuple[list[Part], list[Update]]:
+    """For each output k the same, as a part of one optimizer over all; and that one."""
+    whole = Update(optimizer, [Group(parameters(net.segments)), Group(parameters(net.heads))], clip, average)
+    parts = [
+        Part(whole, parameters(net.segments[:k]), parameters(net.heads[k - 1]), scale)
+        for k, scale in enumerate(scales, start=1)
+    ]
+    return parts, [whole]
 
 
 def _checked(net: AuxNet, weights: Weights, rule: str, rules: Sequence[str]) -> list[float]:

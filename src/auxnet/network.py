@@ -65,6 +65,12 @@ class AuxNet(nn.Module):
         trunk = nn.Sequential(*self.segments[:output])
         return copy.deepcopy(nn.Sequential(OrderedDict(trunk=trunk, head=self.heads[output - 1])))
 
+    def alone(self, output: int) -> AuxNet:
+        """Output k alone as an AuxNet of one segment, sharing its modules. Raises ValueError as `truncate` does."""
+        self.check_output(output)
+        trunk = nn.Sequential(*self.segments[:output])
+        return AuxNet([trunk], [self.heads[output - 1]], self.depths[output - 1 : output])
+
     def check_output(self, output: int) -> None:
         """Raise ValueError unless `output` is one of 1..K."""
         if not 1 <= output <= self.outputs:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from auxnet import data
-from auxnet.backbones.described import net_from
-from auxnet.build import build, load_data, network_options, step_scale_of
+from auxnet.build import build, load_data, net_of, step_scale_of
 from auxnet.machine import device_of, threads_of
 from auxnet.methods import step_scales
 from auxnet.network import costs
@@ -66,7 +65,7 @@ def plan(recipe: Recipe) -> Plan:
 
 def planned_outputs(recipe: Recipe, dataset: data.DataSet) -> list[PlannedOutput]:
     """Depth, weight, cost and effective multipliers of each output under the recipe's method."""
-    net = net_from(network_options(recipe, dataset))
+    net = net_of(replace(recipe, pretrained=None), dataset)
     lambdas = net.loss_weights(recipe.gamma, recipe.floor, recipe.relative_to).tolist()
     c = step_scales(lambdas, step_scale_of(recipe))
     rows = []

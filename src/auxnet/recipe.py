@@ -28,6 +28,8 @@ class Recipe:
     """resize and crop the images of a folder to this many pixels a side"""
     val_fraction: float = 0.1
     """share of the training images held out, class by class, for every choice that is made"""
+    train_images: int | None = None
+    """train on so many of the training images alone, drawn class by class (default: all)"""
     augment: Literal["default", "none", "crop", "flip", "crop+flip"] = "default"
     """random crops after zero padding, random horizontal flips; default: what suits the data set"""
     stream: Literal["auto", "always", "never"] = "auto"
@@ -49,6 +51,8 @@ class Recipe:
     """multiplies the channels (Wide ResNet)"""
     head: Literal["default", "bn_relu", "linear"] = "default"
     """form of the auxiliary heads; default: that of the final one"""
+    alone: int | None = None
+    """train the net of this output by itself, cut off from the others, as if there had never been more"""
     backbone: str | None = None
     """in place of the built-in ResNets: timm:NAME, torchvision:NAME, or package.module:function of your own"""
     cuts: int | tuple[str, ...] | None = None
@@ -60,6 +64,10 @@ class Recipe:
     """how gradients are propagated"""
     mode: Literal["live", "frozen", "fused"] = "live"
     """multiway: what a backward sees of the updates before it"""
+    state: Literal["per_output", "shared"] = "per_output"
+    """multiway: an optimizer state (momentum) for each output, the paper's, or one for all"""
+    order: Literal["shallow_first", "deep_first"] = "shallow_first"
+    """multiway: the order in which outputs update the trunk; the paper's is from shallow to deep"""
     step_scale: Literal["default", "none", "sum", "cumulative", "adaptive"] = "default"
     """division of the trunk's step; default: sum (joint), none (pairwise), cumulative (multiway)"""
     gamma: float = 2.0
@@ -117,6 +125,8 @@ class Recipe:
             ("clip", self.clip is None or self.clip > 0, "above 0"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "0 or more and below 1"),
             ("val_fraction", 0 < self.val_fraction <= 0.5, "above 0 and at most 0.5"),
+            ("train_images", self.train_images is None or self.train_images >= 1, "1 or more"),
+            ("alone", self.alone is None or self.alone >= 1, "an output, from 1 on"),
             ("workers", self.workers is None or self.workers >= 0, "0 or more"),
             ("max_corrupt", self.max_corrupt >= 0, "0 or more"),
             ("threads", self.threads is None or self.threads >= 1, "1 or more"),
@@ -124,8 +134,10 @@ class Recipe:
         ):
             if not holds:
                 raise ValueError(f"{name} must be {rule}, got {getattr(self, name)}")
-        if self.mode != "live" and self.method != "multiway":
-            raise ValueError(f"mode={self.mode!r} is multiway's, but method={self.method!r}; leave mode out")
+        for name, paper in (("mode", "live"), ("state", "per_output"), ("order", "shallow_first")):
+            value = getattr(self, name)
+            if value != paper and self.method != "multiway":
+                raise ValueError(f"{name}={value!r} is multiway's, but method={self.method!r}; leave {name} out")
         self._check_one_network()
 
     def _check_one_network(self) -> None:

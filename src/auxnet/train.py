@@ -86,6 +86,7 @@ def _finish(recipe: Recipe, dataset: DataSet, net: AuxNet, folder: Path, standin
         "model_type": "auxnet",
         "auxnet_version": __version__,
         "network": network_options(recipe, dataset),
+        **({} if recipe.alone is None else {"output": recipe.alone}),
         "classes": list(dataset.classes),
         "preprocessing": {"image_size": list(dataset.image_size), "mean": dataset.mean, "std": dataset.std},
     }

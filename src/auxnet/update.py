@@ -86,6 +86,23 @@ class Update:
         settings["scale"], settings["lr"] = scale, settings["eta"] * scale
 
 
+class Part:
+    """An update of some of an `Update`'s parameters, which leaves the others and their optimizer state alone."""
+
+    def __init__(self, whole: Update, trunk: list[nn.Parameter], rest: list[nn.Parameter], scale: float) -> None:
+        self.whole, self.trunk, self.parameters, self.scale = whole, trunk, [*trunk, *rest], scale
+
+    def __call__(self, gradients: Gradients) -> None:
+        """One step along these gradients, one for each of `parameters` and in their order."""
+        own = {id(p): gradient for p, gradient in zip(self.parameters, gradients, strict=True)}
+        self.whole.rescale_trunk(self.scale)
+        self.whole([own.get(id(p)) for p in self.whole.parameters])
+
+    def rescale_trunk(self, scale: float) -> None:
+        """Change the share of the step size that the trunk has in this update."""
+        self.scale = scale
+
+
 @dataclass(frozen=True)
 class Method:
     """A way of training, bound to a net. Build it after the net is on its device.
