@@ -20,7 +20,7 @@ FLOORS = [
     ["ahead", "survey", "splits", "data", "batches", "distributed"],
     ["checkpoint", "rundir", "signals"],
     ["scores", "latency", "evaluation", "thresholds", "exits", "hub", "graphs", "runtimes", "prediction"],
-    ["build", "epochs", "train", "plan", "selection", "exporting"],
+    ["processes", "build", "epochs", "train", "plan", "selection", "exporting"],
     ["report_page", "report", "space", "settings", "journal", "trials", "worker", "sweeping", "sweep_page"],
     ["cli"],
 ]

@@ -335,13 +335,13 @@ def test_a_worker_killed_in_a_trial_loses_nothing(tmp_path, monkeypatch):
     with (tmp_path / "a" / "journal.log").open("a") as file:
         file.write('{"op_code": 9, "wor')  # as if it had died in writing this
     assert read_sweep(tmp_path / "a").trials[0].state == "interrupted"
-    begun, honest = [], worker.fit
+    begun, honest = [], train.fit
 
     def fit(recipe, folder, **options):
         begun.append(options.get("resume"))
         return honest(recipe, folder, **options)
 
-    monkeypatch.setattr(worker, "fit", fit)
+    monkeypatch.setattr(train, "fit", fit)
     found = sweep({"lr": "0.01..0.5:log"}, tmp_path / "a", recipe, trials=1)
     assert begun == [True]
     assert [(trial.state, trial.epochs) for trial in found.trials] == [("complete", 12)]
@@ -374,7 +374,7 @@ def test_a_trial_that_takes_its_process_down_each_time_is_given_up(tmp_path, mon
         os.kill(os.getpid(), signal.SIGKILL)
 
     with monkeypatch.context() as patched:
-        patched.setattr(worker, "fit", die)
+        patched.setattr(train, "fit", die)
         for _ in range(3):
             process = forked({"lr": [0.1, 0.2]}, tmp_path / "a", TINY, trials=2)
             process.join()

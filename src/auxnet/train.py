@@ -5,6 +5,7 @@ The test set is read once, after the last epoch, and nothing is chosen on it.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -77,6 +78,17 @@ def fit(
         standing = run_epochs(training, standing)
         summary = _finish(recipe, dataset, net, folder, standing) if here.leads else {}
     return Run(folder, net.eval(), summary)
+
+
+def fit_on(recipe: Recipe, folder: Path, watch: Callable[[Progress], None] = lambda progress: None) -> Run:
+    """Train into a folder that nobody else uses, from the last checkpoint in it if there is one."""
+    if not (folder / "recipe.yaml").is_file():
+        shutil.rmtree(folder, ignore_errors=True)  # what a process left that was killed in beginning
+        return fit(recipe, folder, watch=watch)
+    try:
+        return fit(recipe, folder, resume=True, watch=watch)
+    except FileNotFoundError:  # killed before the first checkpoint
+        return fit(recipe, folder, overwrite=True, watch=watch)
 
 
 def _finish(recipe: Recipe, dataset: DataSet, net: AuxNet, folder: Path, standing: rundir.Standing) -> dict[str, Any]:

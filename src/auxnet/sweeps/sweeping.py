@@ -7,30 +7,24 @@ sweep never looks at that. Whatever stops a worker, its trial goes on from its l
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from functools import lru_cache, partial
 from pathlib import Path
-from signal import SIGTERM
 from typing import Any
 
 import torch
 
 from auxnet.build import build, load_data
 from auxnet.data import DataSet
-from auxnet.machine import cores, device_of, keep_freed_memory, threads_of
+from auxnet.machine import device_of, threads_of
+from auxnet.processes import work_together
 from auxnet.recipe import Recipe
-from auxnet.signals import Stopped, held
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.settings import WHERE, Settings
 from auxnet.sweeps.space import Range, shown, space_from, values_of
-from auxnet.sweeps.trials import Study, Trial, join_study, open_study, total_of, trials_of
+from auxnet.sweeps.trials import Trial, join_study, open_study, total_of, trials_of
 from auxnet.sweeps.worker import objective_of, work
 
 Watch = Callable[[Sequence[Trial], int], None]
@@ -98,10 +92,17 @@ def sweep(
         load_data(recipe)
     study = join_study(Path(out), settings, trials, storage, check=lambda: check_space(settings))
     where = {field: getattr(recipe, field) for field in WHERE if field not in settings.space}
+
+    def see() -> None:
+        watch(trials_of(study), total_of(study))
+
     if processes == 1:
-        work(study, where, lambda: watch(trials_of(study), total_of(study)))
+        work(study, where, see)
     else:
-        _work_together(processes, study, storage, where, watch)
+        wrong = work_together(processes, partial(_work, study.folder, storage), where, see)
+        left = [trial.number for trial in trials_of(study) if trial.state == "interrupted"]
+        if left or len(trials_of(study)) < total_of(study):
+            raise RuntimeError("; ".join([*wrong, "the same command again goes on with the sweep"]))
     return read_sweep(out, storage)
 
 
@@ -146,72 +147,6 @@ def _data_of(recipe: Recipe) -> Recipe:
     return replace(Recipe(), **{field: getattr(recipe, field) for field in DATA})
 
 
-# ---- workers of this machine -----------------------------------------------------------------------------------
-
-
-def _work_together(count: int, study: Study, storage: str | None, where: dict[str, Any], watch: Watch) -> None:
-    """Start processes that work on a sweep, and wait for them. Raises RuntimeError if they leave trials undone."""
-    context = multiprocessing.get_context("spawn")
-    processes: list[SpawnProcess] = []
-    complaints: list[Connection] = []
-    with held() as noted:
-        try:
-            for place in _places(count, where):
-                complaint, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_process, args=(study.folder, storage, place, theirs))
-                process.start()
-                theirs.close()
-                processes.append(process)
-                complaints.append(complaint)
-            while running := [process.sentinel for process in processes if process.is_alive()]:
-                wait(running, timeout=1.0)
-                watch(trials_of(study), total_of(study))
-                if noted():
-                    raise Stopped(noted(), "stopped")
-        finally:
-            for process in processes:
-                process.terminate()  # it saves what it trains, and ends
-            for process in processes:
-                process.join()
-    left = [trial.number for trial in trials_of(study) if trial.state == "interrupted"]
-    if left or len(trials_of(study)) < total_of(study):
-        died = [f"a worker was killed by signal {-p.exitcode}" for p in processes if p.exitcode and p.exitcode < 0]
-        said = []
-        for complaint in complaints:
-            with suppress(EOFError):
-                said.append(complaint.recv())
-        raise RuntimeError("; ".join(dict.fromkeys([*said, *died, "the same command again goes on with the sweep"])))
-
-
-def _places(count: int, where: dict[str, Any]) -> list[dict[str, Any]]:
-    """`where` for each of `count` workers: threads, decoding processes and GPUs divided among them."""
-    places = [dict(where) for _ in range(count)]
-    gpus = torch.cuda.device_count()
-    for n, place in enumerate(places):
-        if "threads" in where:
-            place["threads"] = max(1, (where["threads"] or torch.get_num_threads()) // count)
-        if "workers" in where and where["workers"] != 0:
-            place["workers"] = max(1, (where["workers"] or cores()) // count)
-        if where.get("device") in ("auto", "cuda") and gpus > 1:
-            place["device"] = f"cuda:{n % gpus}"
-    return places
-
-
-def _process(folder: Path, storage: str | None, where: dict[str, Any], complain: Connection) -> None:
-    """A worker in a process of its own, which ends when the one that started it does."""
-    if os.name == "posix":
-        os.setpgrp()  # Ctrl-C in a terminal reaches the parent alone, which passes it on once
-    parent = multiprocessing.parent_process()
-
-    def end_with_parent() -> None:
-        if parent is not None and not parent.is_alive():
-            raise Stopped(SIGTERM, "the process that started this worker has ended")
-
-    keep_freed_memory()
-    try:
-        work(open_study(folder, storage), where, end_with_parent)
-    except KeyboardInterrupt as stop:
-        sys.exit(getattr(stop, "status", 130))
-    except Exception as error:
-        complain.send(" ".join(str(error).split()) or type(error).__name__)
-        sys.exit(1)
+def _work(folder: Path, storage: str | None, where: dict[str, Any], watch: Callable[[], None]) -> None:
+    """What each of several processes does."""
+    work(open_study(folder, storage), where, watch)

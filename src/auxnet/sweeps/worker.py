@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from auxnet.epochs import Progress
-from auxnet.recipe import Recipe
 from auxnet.rundir import read_metrics
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.trials import Study, claim, folder_of, values_drawn
-from auxnet.train import Run, fit
+from auxnet.train import fit_on
 
 COMPLETE, PRUNED, FAIL = (getattr(optuna.trial.TrialState, name) for name in ("COMPLETE", "PRUNED", "FAIL"))
 PATIENCE = 3  # times that a trial may take its process down at one place before it is given up
@@ -69,7 +66,7 @@ def _run(study: Study, trial: optuna.Trial, where: dict[str, Any], watch: Callab
                 f"the process that trained it died {PATIENCE} times at {place}: perhaps for want of memory"
             )
         recipe = replace(settings.recipe_of(values_drawn(study, trial.params)), **where)
-        run = _fit(recipe, folder, follow)
+        run = fit_on(recipe, folder, follow)
         value = objective_of([row["val_error"] for row in run.summary["last"]], settings.objective)
     except optuna.TrialPruned:
         state = PRUNED
@@ -83,14 +80,3 @@ def _run(study: Study, trial: optuna.Trial, where: dict[str, Any], watch: Callab
         raise
     trial.set_user_attr("seconds", sum(row["seconds"] for row in read_metrics(folder) if row["output"] == 1))
     study.optuna.tell(trial, value, state)
-
-
-def _fit(recipe: Recipe, folder: Path, watch: Callable[[Progress], None]) -> Run:
-    """Train into a folder that nobody else uses, from the last checkpoint in it if there is one."""
-    if not (folder / "recipe.yaml").is_file():
-        shutil.rmtree(folder, ignore_errors=True)  # what a worker left that was killed in beginning
-        return fit(recipe, folder, watch=watch)
-    try:
-        return fit(recipe, folder, resume=True, watch=watch)
-    except FileNotFoundError:  # killed before the first checkpoint
-        return fit(recipe, folder, overwrite=True, watch=watch)

@@ -1,0 +1,91 @@
+"""Workers of one machine: processes that each take up work until none is left, and end with the one that began them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from signal import SIGTERM
+from typing import Any
+
+import torch
+
+from auxnet.machine import cores, keep_freed_memory
+from auxnet.signals import Stopped, held
+
+Work = Callable[[dict[str, Any], Callable[[], None]], None]
+"""(where, watch): `where` is device, threads, ... of this worker; it calls `watch` now and then"""
+
+
+def work_together(count: int, work: Work, where: Mapping[str, Any], watch: Callable[[], None]) -> list[str]:
+    """Start `count` processes that do `work`, wait for them, and say in a line each what went wrong with them.
+
+    `where` is divided among them (`_places`). `watch` is called about once a second, here. Raises signals.Stopped
+    after Ctrl-C or SIGTERM, once each has saved what it has in hand.
+    """
+    context = multiprocessing.get_context("spawn")
+    processes: list[SpawnProcess] = []
+    complaints: list[Connection] = []
+    with held() as noted:
+        try:
+            for place in _places(count, where):
+                complaint, theirs = context.Pipe(duplex=False)
+                process = context.Process(target=_process, args=(work, place, theirs))
+                process.start()
+                theirs.close()
+                processes.append(process)
+                complaints.append(complaint)
+            while running := [process.sentinel for process in processes if process.is_alive()]:
+                wait(running, timeout=1.0)
+                watch()
+                if noted():
+                    raise Stopped(noted(), "stopped")
+        finally:
+            for process in processes:
+                process.terminate()  # it saves what it trains, and ends
+            for process in processes:
+                process.join()
+    said = []
+    for complaint in complaints:
+        with suppress(EOFError):
+            said.append(complaint.recv())
+    died = [f"a worker was killed by signal {-p.exitcode}" for p in processes if p.exitcode and p.exitcode < 0]
+    return list(dict.fromkeys([*said, *died]))
+
+
+def _places(count: int, where: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """`where` for each of `count` workers: threads, decoding processes and GPUs divided among them."""
+    places = [dict(where) for _ in range(count)]
+    gpus = torch.cuda.device_count()
+    for n, place in enumerate(places):
+        if "threads" in where:
+            place["threads"] = max(1, (where["threads"] or torch.get_num_threads()) // count)
+        if "workers" in where and where["workers"] != 0:
+            place["workers"] = max(1, (where["workers"] or cores()) // count)
+        if where.get("device") in ("auto", "cuda") and gpus > 1:
+            place["device"] = f"cuda:{n % gpus}"
+    return places
+
+
+def _process(work: Work, where: dict[str, Any], complain: Connection) -> None:
+    """A worker in a process of its own, which ends when the one that started it does."""
+    if os.name == "posix":
+        os.setpgrp()  # Ctrl-C in a terminal reaches the parent alone, which passes it on once
+    parent = multiprocessing.parent_process()
+
+    def end_with_parent() -> None:
+        if parent is not None and not parent.is_alive():
+            raise Stopped(SIGTERM, "the process that started this worker has ended")
+
+    keep_freed_memory()
+    try:
+        work(where, end_with_parent)
+    except KeyboardInterrupt as stop:
+        sys.exit(getattr(stop, "status", 130))
+    except Exception as error:
+        complain.send(" ".join(str(error).split()) or type(error).__name__)
+        sys.exit(1)
