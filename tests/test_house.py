@@ -21,12 +21,29 @@ FLOORS = [
     ["checkpoint", "rundir", "signals"],
     ["scores", "latency", "evaluation", "thresholds", "exits", "hub", "graphs", "runtimes", "prediction"],
     ["processes", "build", "epochs", "train", "plan", "selection", "exporting"],
-    ["report_page", "report", "space", "settings", "journal", "trials", "worker", "sweeping", "sweep_page"],
+    [
+        "report_page",
+        "report",
+        "space",
+        "settings",
+        "journal",
+        "trials",
+        "worker",
+        "sweeping",
+        "sweep_page",
+        "spec",
+        "running",
+    ],
     ["cli"],
 ]
 
 
-PACKAGES = ("reading", "sweeps", "backbones")  # folders of the house; their modules stand on floors of their own
+PACKAGES = (
+    "reading",
+    "sweeps",
+    "studies",
+    "backbones",
+)  # folders of the house; their modules stand on floors of their own
 
 
 def name_of(path):

@@ -1,0 +1,92 @@
+"""The trainings of a study: each in a run directory of its own, once, by as many processes as like to join.
+
+OUT/trials/NAME/         a run directory; the name follows from the recipe, so that studies share what they share
+    trials/NAME.failed   why a training cannot succeed, such as a loss that became infinite: not tried again
+    claims/NAME.lock     held by the process that trains it; a lock dies with its process
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from auxnet.checkpoint import whole
+from auxnet.epochs import Progress
+from auxnet.processes import work_together
+from auxnet.studies.spec import Trial
+from auxnet.train import fit_on
+
+Watch = Callable[[Sequence[Trial]], None]
+"""is told, now and then, which trials are left"""
+
+
+def folder_of(out: Path, trial: Trial) -> Path:
+    """The run directory of a trial."""
+    return out / "trials" / trial.name
+
+
+def is_done(out: Path, trial: Trial) -> bool:
+    """Whether it was trained to its end."""
+    return (folder_of(out, trial) / "summary.json").is_file()
+
+
+def why_failed(out: Path, trial: Trial) -> str | None:
+    """Why a trial failed; None if it did not."""
+    path = folder_of(out, trial).with_suffix(".failed")
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
+
+def left_of(out: Path, trials: Sequence[Trial]) -> list[Trial]:
+    """Those that are not trained, and have not failed."""
+    return [trial for trial in trials if not is_done(out, trial) and why_failed(out, trial) is None]
+
+
+def train(out: Path, trials: Sequence[Trial], processes: int, where: dict[str, Any], watch: Watch) -> None:
+    """Train what is left of `trials`, in `processes` processes; what others train at the moment is waited for.
+
+    Raises RuntimeError if processes die and leave trials undone; OSError for a disk that is full; signals.Stopped
+    after Ctrl-C or SIGTERM, once the steps at hand are done and saved.
+    """
+    for folder in ("trials", "claims"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    watch(left_of(out, trials))
+    if processes == 1:
+        _work(out, trials, where, lambda: watch(left_of(out, trials)))
+        return
+    wrong = work_together(processes, partial(_work, out, trials), where, lambda: watch(left_of(out, trials)))
+    if left_of(out, trials):
+        raise RuntimeError("; ".join([*wrong, "the same command again goes on with the study"]))
+
+
+def _work(out: Path, trials: Sequence[Trial], where: dict[str, Any], watch: Callable[[], None]) -> None:
+    """Train one trial after the other, until all are done, failed, or in other hands."""
+    for trial in trials:
+        lock = FileLock(out / "claims" / f"{trial.name}.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            continue
+        try:
+            if trial in left_of(out, [trial]):
+                _train(out, replace(trial, recipe=replace(trial.recipe, **where)), watch)
+                watch()
+        finally:
+            lock.release()
+
+
+def _train(out: Path, trial: Trial, watch: Callable[[], None]) -> None:
+    def follow(progress: Progress) -> None:
+        watch()
+
+    try:
+        fit_on(trial.recipe, folder_of(out, trial), follow)
+    except (ValueError, RuntimeError) as failure:
+        if isinstance(failure.__cause__, OSError):  # such as a full disk: no fault of the trial
+            raise
+        with whole(folder_of(out, trial).with_suffix(".failed")) as partial_file:
+            partial_file.write_text(" ".join(str(failure).split()) + "\n", encoding="utf-8")
