@@ -109,7 +109,7 @@ def _finish(recipe: Recipe, dataset: DataSet, net: AuxNet, folder: Path, standin
         images["left_out"] = list(dataset.left_out)
     summary = {
         "epochs": {"last": standing.epoch, "best": standing.best_epoch},
-        **tables(folder, dataset, device),
+        **tables(folder, dataset, device, same=standing.best_epoch == standing.epoch),
         "method": f"multiway, {recipe.mode}" if recipe.method == "multiway" else recipe.method,
         "data": {"name": dataset.name, **images},
         "seed": recipe.seed,
@@ -120,9 +120,13 @@ def _finish(recipe: Recipe, dataset: DataSet, net: AuxNet, folder: Path, standin
     return summary
 
 
-def tables(folder: Path, dataset: DataSet, device: torch.device) -> dict[str, list[dict[str, Any]]]:
-    """The tables of outputs of a run from the weights it saved: {"last": rows, "best": rows on validation}."""
-    return {which: _table(checkpoint.load(folder, which), dataset, device) for which in ("last", "best")}
+def tables(folder: Path, dataset: DataSet, device: torch.device, same: bool) -> dict[str, list[dict[str, Any]]]:
+    """The tables of outputs of a run from the weights it saved: {"last": rows, "best": rows on validation}.
+
+    `same` says that the last epoch is the best one, so that one table serves for both.
+    """
+    last = _table(checkpoint.load(folder, "last"), dataset, device)
+    return {"last": last, "best": last if same else _table(checkpoint.load(folder, "best"), dataset, device)}
 
 
 def _table(net: AuxNet, dataset: DataSet, device: torch.device) -> list[dict[str, Any]]:
