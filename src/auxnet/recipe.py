@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -110,7 +111,7 @@ class Recipe:
     """CPU threads (default: PyTorch's choice)"""
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
+        for name, hint in _hints(type(self)).items():
             object.__setattr__(self, name, _as(hint, getattr(self, name), name))
         for name, holds, rule in (
             ("backbone", self.backbone is None or all(self.backbone.partition(":")), BACKBONES),
@@ -153,6 +154,9 @@ class Recipe:
                 raise ValueError(
                     f"{field.name}={value!r} is the built-in ResNets', but backbone={self.backbone!r}: {mend}"
                 )
+
+
+_hints = cache(get_type_hints)  # a study makes hundreds of recipes
 
 
 def read_recipe(path: Path | str) -> Recipe:

@@ -21,6 +21,7 @@ COMMANDS = {  # name: (module of this package that holds the function of that na
     "select": ("choosing", "choose the cheapest output that is good enough, on validation"),
     "exits": ("leaving", "solve when an image may leave at a shallow output, on validation"),
     "sweep": ("sweeping", "train many recipes, and find the best on validation"),
+    "study": ("studying", "run one of the paper's experiments, and judge its claims"),
     "report": ("reporting", "show finished runs as one HTML file that opens offline"),
     "export": ("shipping", "write one output, or the early exit, for another runtime, and prove it equal"),
     "predict": ("shipping", "say what is in image files"),

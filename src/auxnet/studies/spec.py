@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from hashlib import sha256
 from importlib.resources import files
 from json import dumps
@@ -63,7 +64,7 @@ class Trial:
     seed: int
     recipe: Recipe
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Its folder: the same recipe has the same name in every study, and is trained once."""
         recipe = self.recipe
@@ -181,4 +182,5 @@ def _home() -> Any:
 
 def differing(recipe: Recipe) -> dict[str, Any]:
     """What a recipe says other than the default one, and where it runs left out."""
-    return {k: v for k, v in asdict(recipe).items() if k not in WHERE and v != getattr(Recipe(), k)}
+    usual = asdict(Recipe())
+    return {key: value for key, value in asdict(recipe).items() if key not in WHERE and value != usual[key]}

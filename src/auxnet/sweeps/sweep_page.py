@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from auxnet import __version__
 from auxnet.checkpoint import whole
+from auxnet.figures_page import page_of_figures, table_of
 from auxnet.recipe import write_recipe
-from auxnet.report_page import asset, json_inside_html, percent, unbroken
+from auxnet.report_page import percent, unbroken
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.space import count_of, shown, written
 from auxnet.sweeps.sweeping import Sweep
@@ -87,29 +86,18 @@ def objective_in_words(sweep: Sweep) -> str:
 
 def page(sweep: Sweep) -> str:
     """The whole page."""
-    from plotly.offline import get_plotlyjs
-
-    figures = dict(_figures(sweep))
-    titles = {**{name: title for name, (title, _, _) in figures.items()}, "trials": "Trials", "space": "Space"}
-    parts = {
-        "title": escape(f"auxnet sweep: {sweep.folder.resolve().name}"),
-        "links": "".join(f'<a href="#{name}">{title}</a>' for name, title in titles.items()),
-        "eyebrow": escape(f"{sweep.folder}: {_progress(sweep)}"),
-        "headline": unbroken(headline(sweep)),
-        "sub": f"Judged by the validation error after the last epoch, {objective_in_words(sweep)}; the test set "
+    return page_of_figures(
+        "auxnet sweep",
+        f"auxnet sweep: {sweep.folder.resolve().name}",
+        f"{sweep.folder}: {_progress(sweep)}",
+        headline(sweep),
+        f"Judged by the validation error after the last epoch, {objective_in_words(sweep)}; the test set "
         "decides nothing, and is not shown.",
-        "tiles": _tiles(sweep),
-        "notes": "".join(f'<p class="note">{escape(note)}</p>' for note in notes_of(sweep)),
-        "figures": "".join(_card(name, title, caption) for name, (title, caption, _) in figures.items()),
-        "trials": _trials(sweep),
-        "space": _space(sweep),
-        "footer": escape(f"Made by auxnet {__version__}. This file is complete in itself and opens offline."),
-        "data": json_inside_html({name: figure for name, (_, _, figure) in figures.items()}),
-        "plotly": get_plotlyjs(),
-        "css": asset("report.css"),
-        "js": asset("sweep.js"),
-    }
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], asset("sweep.html"))
+        _tiles(sweep),
+        notes_of(sweep),
+        dict(_figures(sweep)),
+        {"trials": ("All trials, the best first", _trials(sweep)), "space": ("What varied", _space(sweep))},
+    )
 
 
 def headline(sweep: Sweep) -> str:
@@ -190,24 +178,12 @@ def _plain(figure: Any) -> dict[str, Any]:
     return content
 
 
-def _card(name: str, title: str, caption: str) -> str:
-    label = escape(f"{title}: {caption}")
-    return (
-        f'<section id="{name}" class="card"><h2>{title}</h2><figure>'
-        f'<div class="scroll"><div class="plot {name}" id="{name}-plot" role="img" aria-label="{label}"></div></div>'
-        f"<figcaption>{escape(caption)}</figcaption></figure></section>"
-    )
-
-
 # ---- tables ----------------------------------------------------------------------------------------------------
 
 
 def _trials(sweep: Sweep) -> str:
     fields = list(sweep.settings.space)
-    head = "".join(
-        f'<th scope="col">{escape(name)}</th>'
-        for name in ("trial", "state", "validation error", *fields, "epochs", "seconds", "why it failed")
-    )
+    head = ("trial", "state", "validation error", *fields, "epochs", "seconds", "why it failed")
     lines = []
     for trial in ranked(sweep.trials):
         error = "-" if trial.objective is None else percent(trial.objective)
@@ -218,10 +194,7 @@ def _trials(sweep: Sweep) -> str:
         lines.append(
             f'<tr data-trial="{trial.number}"{mark}>{body}<td class="wide">{escape(trial.error or "")}</td></tr>'
         )
-    return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="Table of trials"><table>'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-    )
+    return table_of(head, lines, "Table of trials")
 
 
 def _space(sweep: Sweep) -> str:

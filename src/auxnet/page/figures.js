@@ -1,5 +1,5 @@
 "use strict";
-// The figures of a sweep, as Optuna describes them, drawn into their places in the colours of the page.
+// Figures as Plotly describes them, drawn into their places in the colours of the page.
 (() => {
   const figures = JSON.parse(document.getElementById("data").textContent);
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();

@@ -1,0 +1,126 @@
+"""`auxnet study`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TextColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from tyro.conf import FlagCreatePairsOff, Positional
+
+from auxnet.cli import screen
+from auxnet.cli.arguments import parse
+
+if TYPE_CHECKING:
+    from auxnet.studies.ledger import Findings
+    from auxnet.studies.spec import Trial
+
+
+@dataclass(frozen=True)
+class Study:
+    """One of the paper's experiments: its trainings, its tables, and a verdict on each of its claims.
+
+    What is trained already is not trained again, also by another study; the same command, given again or elsewhere at
+    the same time, takes part. Nothing is chosen on the test set.
+    """
+
+    name: Positional[str] = ""
+    """compact, gamma, intermediate, methods, outputs, settings, systems, vanishing, or a FILE.yaml (none: list them)"""
+    scale: Literal["smoke", "small", "full"] = "small"
+    """a minute; an afternoon on two cores; the paper's own schedule, for GPUs"""
+    seeds: int | None = None
+    """trainings of each variant (default: as the study says)"""
+    out: Path = Path("runs/studies")
+    """where the trainings lie, of all studies together"""
+    report: Path | None = None
+    """the folder for tables, figures and ledger (default: OUT/NAME-SCALE)"""
+    processes: int = 1
+    """trainings at a time, which share the threads and are dealt out to the GPUs"""
+    show: FlagCreatePairsOff[bool] = False
+    """train nothing; show what is there"""
+    data_dir: str | None = None
+    """where data sets lie (default: $AUXNET_DATA)"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps"""
+    threads: int | None = None
+    """CPU threads, of all processes together (default: PyTorch's choice)"""
+
+
+def study(words: list[str]) -> int:
+    """`auxnet study`; exit status 1 if a training failed."""
+    options = parse(Study, words)
+    from auxnet.studies.spec import names, read_study
+
+    console = screen.console()
+    if not options.name:
+        for name in names():
+            screen.print_line(console, f"{name:<14}{read_study(name, 'small').question}")
+        return 0
+    made = read_study(options.name, options.scale, options.seeds)
+    if options.processes < 1:
+        raise ValueError(f"processes must be 1 or more, got {options.processes}")
+    where: dict[str, Any] = {"data_dir": options.data_dir, "device": options.device, "threads": options.threads}
+    with screen.working("loading PyTorch"):
+        from auxnet.machine import keep_freed_memory
+        from auxnet.studies.ledger import findings_of
+        from auxnet.studies.running import train
+        from auxnet.studies.study_page import write_findings
+    trials = list(made.trials(where))
+    if not options.show:
+        keep_freed_memory()
+        try:
+            with _progress(console, len(trials)) as watch:
+                train(options.out, trials, options.processes, where, watch)
+        except KeyboardInterrupt as stop:
+            stop.args = ("stopped, and saved; the same command again goes on with the study",)
+            raise
+    found = findings_of(made, options.out)
+    paths = write_findings(found, options.report or options.out / f"{made.name}-{made.scale}")
+    _show(console, found)
+    screen.print_line(console, f"written: {', '.join(map(str, paths))}")
+    return 1 if any(row["failed"] for row in found.rows) else 0
+
+
+@contextmanager
+def _progress(console: Console, total: int) -> Iterator[Callable[[Sequence[Trial]], None]]:
+    """A live bar on a terminal; elsewhere a line for each training that ends."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24))
+    known: int | None = None
+    with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("training", total=total)
+
+        def watch(left: Sequence[Trial]) -> None:
+            nonlocal known
+            done = total - len(left)
+            words = f"{done}/{total} trainings done"
+            if known is not None and done > known and not console.is_terminal:
+                screen.print_line(console, words)
+            known = done
+            bar.update(task, completed=done, description=words)
+
+        yield watch
+
+
+def _show(console: Console, found: Findings) -> None:
+    from auxnet.studies.ledger import averages
+    from auxnet.studies.study_page import HEAD, cells_of, headline, notes
+    from auxnet.studies.verdicts import in_words
+
+    table = Table(title=f"{found.study.name}, {found.study.scale}", box=SIMPLE_HEAD, title_justify="left")
+    for column in HEAD:
+        table.add_column(column, justify="left" if column == "variant" else "right")
+    for average in averages(found.rows):
+        table.add_row(*cells_of(found, average))
+    console.print(table)
+    screen.print_line(console, f"{found.study.question} {headline(found)}")
+    for verdict in found.verdicts:
+        screen.print_line(console, f"- {verdict.claim.says}: {in_words(verdict)}")
+    for note in notes(found):
+        screen.print_line(console, note)

@@ -1,0 +1,225 @@
+"""What a study leaves for people: study.md, study.html, and the ledger as JSON lines and CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from auxnet.checkpoint import whole
+from auxnet.figures_page import page_of_figures, table_of
+from auxnet.report_page import unbroken
+from auxnet.studies.ledger import Average, Findings, MeanAndSpread, Row, averages, write_rows
+from auxnet.studies.verdicts import FEWEST, Verdict, in_words
+
+HEAD = (
+    "variant",
+    "output",
+    "depth",
+    "parameters",
+    "MACs",
+    "test error, %",
+    "at the best epoch, %",
+    "n",
+    "published, %",
+)
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#7f7f7f", "#8c564b", "#17becf", "#9467bd")
+
+
+def write_findings(found: Findings, folder: Path) -> list[Path]:
+    """Write all of it into `folder`; say which files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "study.md", folder / "study.html"]
+    for path, text in zip(paths, (markdown(found), page(found)), strict=True):
+        with whole(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+    return [*paths, *write_rows(found.rows, folder)]
+
+
+def headline(found: Findings) -> str:
+    """How many claims hold, in a sentence."""
+    if not found.verdicts:
+        return f"{_progress(found.rows)}."
+    words = [verdict.word for verdict in found.verdicts]
+    counts = [f"{words.count(word)} {word}" for word in ("holds", "does not hold", "cannot be told") if word in words]
+    return f"Of {len(words)} claims at this scale: {', '.join(counts)}."
+
+
+def markdown(found: Findings) -> str:
+    """The study as Markdown."""
+    study = found.study
+    parts = [f"# {study.name}, {study.scale}: {study.question}", study.note, headline(found)]
+    if found.verdicts:
+        lines = ["| claim | found |", "|---|---|"]
+        lines += [
+            f"| {_of_data(found, v)}{v.claim.says} ({v.claim.better} < {v.claim.worse}) | {in_words(v)} |"
+            for v in found.verdicts
+        ]
+        parts += ["\n".join(lines), _method(found)]
+    table = [f"| {' | '.join(HEAD)} |", f"|---|{'---:|' * (len(HEAD) - 1)}"]
+    table += [f"| {' | '.join(cells_of(found, average))} |" for average in averages(found.rows)]
+    parts += ["\n".join(table), *notes(found)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def notes(found: Findings) -> Iterator[str]:
+    """Where the figures come from, what is missing, and what failed."""
+    done = [row for row in found.rows if row["last"]]
+    if len(done) < len(found.rows):
+        yield f"Not complete: {_progress(found.rows)}."
+    for row in found.rows:
+        if row["failed"]:
+            yield f"Failed: {row['variant']}, {row['data']}, seed {row['seed']}: {row['failed']}"
+    if done:
+        hours = sum(row["wall_seconds"] for row in done) / 3600
+        commits = ", ".join(dict.fromkeys(str(row["commit"]) for row in done))
+        versions = ", ".join(dict.fromkeys(f"torch {row['versions']['torch']}" for row in done))
+        devices = ", ".join(
+            dict.fromkeys(f"{row['device']['name']}, {row['device']['threads']} thread(s)" for row in done)
+        )
+        images = done[0]["images"]
+        yield (
+            f"{len(done)} trainings, {hours:.1f} hours in all, on {devices}; {versions}, commit {commits}. "
+            f"{images['train']:,} training, {images['val']:,} validation and {images['test']:,} test images. Errors "
+            "are of the last epoch, and of the epoch that was best on validation; ± is the deviation over the seeds."
+        )
+
+
+def page(found: Findings) -> str:
+    """The study as one HTML page."""
+    study = found.study
+    claims = [
+        f'<tr class="{v.word.replace(" ", "-")}"><td class="wide">{unbroken(_of_data(found, v) + v.claim.says)}</td>'
+        f"<td>{escape(str(v.claim.better))} &lt; {escape(str(v.claim.worse))}</td>"
+        f'<td class="wide">{unbroken(in_words(v))}</td></tr>'
+        for v in found.verdicts
+    ]
+    errors = [
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells_of(found, each))}</tr>"
+        for each in averages(found.rows)
+    ]
+    claimed = {
+        "claims": ("What is claimed, and what was found", table_of(("claim", "sides", "found"), claims, "Claims"))
+    }
+    return page_of_figures(
+        "auxnet study",
+        f"auxnet study: {study.name}",
+        f"{study.name} at scale {study.scale}: {_progress(found.rows)}",
+        study.question[0].upper() + study.question[1:],
+        f"<strong>{escape(headline(found))}</strong> {escape(study.note)} {escape(_method(found) if claims else '')}",
+        "",
+        list(notes(found)),
+        dict(figures(found)),
+        {**(claimed if claims else {}), "errors": ("Every output", table_of(HEAD, errors, "Errors"))},
+    )
+
+
+def figures(found: Findings) -> Iterator[tuple[str, tuple[str, str, dict[str, Any]]]]:
+    """(id, (title, caption, what Plotly draws)): the claims as intervals, and errors against each cost."""
+    if told := [v for v in found.verdicts if len(v.differences) > 1]:
+        words = "Mean difference and its 95 % interval; points are seeds. Right of the line speaks for the claim."
+        yield "differences", ("Claims", words, _differences(found, told))
+    if any(row["last"] for row in found.rows):
+        for key, title in (("macs", "multiply-adds"), ("params", "parameters"), ("depth", "depth")):
+            words = f"Test error of every output against its {title}: mean and standard deviation over the seeds."
+            yield key, (f"Error against {title}", words, _against(found, key, title))
+
+
+def _differences(found: Findings, told: Sequence[Verdict]) -> dict[str, Any]:
+    names = [f"{_of_data(found, v)}{v.claim.better} < {v.claim.worse}" for v in told]
+    seeds = {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "seeds",
+        "x": [100 * d for v in told for d in v.differences],
+        "y": [name for name, v in zip(names, told, strict=True) for _ in v.differences],
+        "marker": {"symbol": "line-ns-open", "size": 12, "color": COLOURS[6]},
+    }
+    means = {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "mean, 95 %",
+        "x": [100 * v.mean for v in told],
+        "y": names,
+        "marker": {"size": 10, "color": COLOURS[0]},
+        "error_x": {"type": "data", "array": [100 * (v.high - v.mean) for v in told], "thickness": 2},
+    }
+    layout = {
+        "xaxis": {"title": {"text": "difference of the test errors, points"}},
+        "yaxis": {"autorange": "reversed", "showgrid": True},
+        "shapes": [
+            {"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": COLOURS[1]}}
+        ],
+        "height": 120 + 44 * len(told),
+        "legend": {"orientation": "h", "y": 1.12},
+    }
+    return {"data": [seeds, means], "layout": layout}
+
+
+def _against(found: Findings, key: str, title: str) -> dict[str, Any]:
+    rows = list(averages(found.rows))
+    ladders: dict[str, list[Average]] = {}
+    for row in rows:
+        ladders.setdefault(f"{row.variant}{f', {row.data}' if len(found.study.datasets) > 1 else ''}", []).append(row)
+    data = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": name,
+            "x": [getattr(row, key) for row in ladder],
+            "y": [row.test[0] for row in ladder],
+            "error_y": {"type": "data", "array": [row.test[1] or 0 for row in ladder], "thickness": 1},
+            "line": {"color": COLOURS[n % len(COLOURS)], "dash": "solid" if n < len(COLOURS) else "dot"},
+        }
+        for n, (name, ladder) in enumerate(ladders.items())
+    ]
+    axis = {"title": {"text": title}, "type": "linear" if key == "depth" else "log"}
+    return {"data": data, "layout": {"xaxis": axis, "yaxis": {"title": {"text": "test error"}, "tickformat": ".0%"}}}
+
+
+def cells_of(found: Findings, average: Average) -> list[str]:
+    """The line of one output in the table: what stands under each of `HEAD`."""
+    several = len(found.study.datasets) > 1
+    published = found.study.published.get(average.variant)
+    last = average.output == max(a.output for a in averages(found.rows) if a.variant == average.variant)
+    told = (
+        f"{published['error']} ({published['source']})" if published and last and _same_data(average, published) else ""
+    )
+    return [
+        f"{average.variant}, {average.data}" if several else average.variant,
+        str(average.output),
+        str(average.depth),
+        f"{average.params:,}",
+        f"{average.macs / 1e6:.1f} M",
+        _plus_minus(average.test),
+        _plus_minus(average.best_test),
+        str(average.n),
+        told,
+    ]
+
+
+def _same_data(average: Average, published: Mapping[str, Any]) -> bool:
+    return str(published.get("data", "cifar10")) == average.data
+
+
+def _plus_minus(value: MeanAndSpread) -> str:
+    mean, spread = value
+    return f"{100 * mean:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")
+
+
+def _method(found: Findings) -> str:
+    return (
+        f"A difference is taken seed by seed; the interval is Student's, 95 %, over the seeds. With {FEWEST} seeds or "
+        "more a claim holds where the whole interval is above 0, and does not where it is below; of such intervals "
+        f"({len(found.verdicts)} here) one in twenty misses by chance."
+    )
+
+
+def _of_data(found: Findings, verdict: Verdict) -> str:
+    return f"{verdict.data}: " if len(found.study.datasets) > 1 else ""
+
+
+def _progress(rows: Sequence[Row]) -> str:
+    done, failed = sum(bool(row["last"]) for row in rows), sum(row["failed"] is not None for row in rows)
+    return f"{done} of {len(rows)} trainings done{f', {failed} failed' if failed else ''}"

@@ -1,0 +1,103 @@
+"""What the seeds say of a claim: paired differences, their interval, and a verdict in plain words.
+
+A claim is that one side errs less than another. Both were trained with the same seeds (the same validation split, the
+same order of the images), so that the difference is taken seed by seed. The errors are those of the last epoch on the
+test images: nothing was chosen on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, sqrt
+from statistics import mean, stdev
+from typing import Any, Literal
+
+from auxnet.studies.spec import Claim, Side
+
+LEVEL = 0.95
+FEWEST = 3  # seeds: the spread of two is known too badly to judge by
+
+Word = Literal["holds", "does not hold", "cannot be told"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim on one data set, and what came out."""
+
+    claim: Claim
+    data: str
+    differences: tuple[float, ...]
+    """error of the worse side less that of the better one, seed by seed, as fractions; above 0 speaks for the claim"""
+    mean: float
+    low: float
+    """of the 95 % interval of the mean difference, by Student's t over the seeds; -inf with a single seed"""
+    high: float
+    word: Word
+    why: str = ""
+    """what keeps it from being told, other than the spread of the seeds"""
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The mean of values, and the ends of its 95 % interval by Student's t; infinite ends for a single value."""
+    from scipy.stats import t
+
+    center = mean(values)
+    if len(values) < 2:
+        return center, -inf, inf
+    half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * stdev(values) / sqrt(len(values))
+    return center, center - half, center + half
+
+
+def judge(claim: Claim, data: str, rows: Sequence[Mapping[str, Any]]) -> Verdict:
+    """The verdict on a claim from the rows of a ledger: of the seeds with which both sides were trained to the end."""
+    better, worse = (errors_of(side, data, rows) for side in (claim.better, claim.worse))
+    seeds = sorted(better.keys() & worse.keys())
+    failed = [
+        row
+        for row in rows
+        if row["data"] == data and row["failed"] and row["variant"] in (claim.better.variant, claim.worse.variant)
+    ]
+    if not seeds:
+        return Verdict(claim, data, (), 0.0, -inf, inf, "cannot be told", "nothing is trained yet")
+    differences = tuple(worse[seed] - better[seed] for seed in seeds)
+    center, low, high = interval(differences)
+    why = ""
+    if failed:
+        why = f"{len(failed)} of the trainings failed, and are in no mean"
+    elif len(seeds) < FEWEST:
+        why = f"{FEWEST} seeds are the fewest to judge by"
+    if why or low <= claim.margin <= high:
+        word: Word = "cannot be told"
+    else:
+        word = "holds" if low > claim.margin else "does not hold"
+    return Verdict(claim, data, differences, center, low, high, word, why)
+
+
+def errors_of(side: Side, data: str, rows: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """The test error of one side of a claim after the last epoch, by seed.
+
+    Raises ValueError for an output that its variant does not have.
+    """
+    found = {}
+    for row in rows:
+        if row["variant"] == side.variant and row["data"] == data and row["last"]:
+            errors = [output["test_error"] for output in row["last"]]
+            if side.output == "mean":
+                found[row["seed"]] = mean(errors)
+            elif side.output != "final" and not 1 <= int(side.output) <= len(errors):
+                raise ValueError(f"a claim names {side}, but {side.variant} has {len(errors)} outputs")
+            else:
+                found[row["seed"]] = errors[-1 if side.output == "final" else int(side.output) - 1]
+    return found
+
+
+def in_words(verdict: Verdict) -> str:
+    """The verdict with its figures, in percentage points."""
+    if not verdict.differences:
+        return f"{verdict.word}: {verdict.why}"
+    points = f"{100 * verdict.mean:+.2f} points"
+    n = len(verdict.differences)
+    if n > 1:
+        points += f" ({100 * verdict.low:+.2f} .. {100 * verdict.high:+.2f}, {n} seeds)"
+    return f"{verdict.word} at this scale: {points}" + (f"; {verdict.why}" if verdict.why else "")

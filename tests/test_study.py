@@ -1,0 +1,263 @@
+"""Studies: what is declared is trained, once; what is claimed is judged by paired seeds; nothing is dropped."""
+
+import csv
+import json
+import math
+import multiprocessing
+import statistics
+import time
+
+import pytest
+from filelock import FileLock
+
+from auxnet import train as training
+from auxnet.cli import main
+from auxnet.recipe import Recipe
+from auxnet.studies import running
+from auxnet.studies.ledger import averages, findings_of
+from auxnet.studies.spec import SCALES, Claim, Side, names, read_study
+from auxnet.studies.study_page import headline, markdown
+from auxnet.studies.verdicts import in_words, interval, judge
+
+OWN = """
+question: does it work?
+variants:
+  one: {method: joint, outputs: 1}
+  two: {gamma: 1}
+claims:
+  - {says: "two beats one", better: two, worse: one}
+  - {says: "the mean too", better: "two:mean", worse: "one:1"}
+published:
+  one: {error: 5.5, source: somebody, data: digits}
+scales:
+  smoke:
+    seeds: 3
+    base: {data: digits, train_images: 100, depth: 8, outputs: 2, epochs: 1, batch_size: 50, lr: 0.05}
+"""
+HERE = {"threads": 1, "device": "cpu", "data_dir": None}
+
+
+@pytest.fixture
+def own(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(OWN)
+    return path
+
+
+def row(variant, seed, *errors, failed=None):
+    last = [{"output": k, "test_error": error} for k, error in enumerate(errors, start=1)]
+    return {"variant": variant, "seed": seed, "data": "digits", "last": last, "failed": failed}
+
+
+# ---- what is declared ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", names())
+def test_every_study_at_every_scale_describes_trainings_that_can_be(name, scale):
+    study = read_study(name, scale)
+    trials = list(study.trials())
+    assert len(trials) == len(study.variants) * study.seeds * len(study.datasets)
+    assert len({trial.name for trial in trials}) == len(trials)  # no variant is another by mistake
+    if scale != "smoke":
+        assert study.seeds >= 3
+
+
+def test_studies_share_a_training_that_is_the_same_and_no_other():
+    names_of = {
+        name: {trial.variant: trial.name for trial in read_study(name, "small", 1).trials()}
+        for name in ("methods", "gamma", "outputs", "settings", "compact")
+    }
+    live = names_of["methods"]["live"]
+    assert live == names_of["gamma"]["gamma-2"] == names_of["outputs"]["3"] == names_of["settings"]["paper"]
+    assert live == names_of["compact"]["auxnet-20"]
+    assert names_of["methods"]["plain"] == names_of["compact"]["resnet-20"]
+    assert len({name for each in names_of.values() for name in each.values()}) == 24
+
+
+def test_where_a_training_runs_changes_no_name_and_anything_else_does():
+    study = read_study("methods", "smoke")
+    here, there = (next(study.trials(where)).name for where in ({"threads": 1}, {"threads": 2, "device": "cpu"}))
+    assert here == there
+    assert len({next(iter(read_study("methods", scale).trials())).name for scale in SCALES}) == 3
+
+
+def test_a_null_leaves_a_key_of_the_base_out(own):
+    own.write_text(OWN.replace("two: {gamma: 1}", "two: {outputs: null, at: [3, 5]}"))
+    assert read_study(str(own), "smoke").recipe("two", "digits").outputs is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("question", "qestion", "a study has no key 'qestion'; perhaps you meant 'question'"),
+        ("seeds: 3", "seed: 3", "scale smoke has no key 'seed'; perhaps you meant 'seeds'"),
+        ("seeds: 3", "seeds: 0", "seeds must be 1 or more, got 0"),
+        ("{gamma: 1}", "{gama: 1}", "variant two: there is no recipe key 'gama'; perhaps you meant 'gamma'"),
+        ("better: two,", "better: tow,", "a claim names 'tow'; perhaps you meant 'two', no variant"),
+        ("two:mean", "two:median", "a claim's side is VARIANT, VARIANT:mean or VARIANT:NUMBER, got two:median"),
+        ("variants:", "variants: [", "is not a YAML study"),
+    ],
+)
+def test_a_study_file_that_cannot_be_says_why(own, old, new, words):
+    own.write_text(OWN.replace(old, new, 1))
+    with pytest.raises(ValueError, match=words):
+        read_study(str(own), "smoke")
+
+
+def test_unknown_studies_and_scales_are_one_line(own, capsys):
+    assert main(["study", "methds"]) == 2
+    assert "there is no study 'methds'; perhaps you meant 'methods'" in capsys.readouterr().err
+    assert main(["study", str(own)]) == 2
+    assert "it has no scale 'small', but smoke" in capsys.readouterr().err
+    assert main(["study", "nowhere.yaml"]) == 2
+    assert capsys.readouterr().err == "auxnet: there is no study file nowhere.yaml\n"
+    assert main(["study", "methods", "--processes", "0"]) == 2
+    assert "processes must be 1 or more" in capsys.readouterr().err
+    assert main(["study"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == names()
+
+
+# ---- what is claimed -------------------------------------------------------------------------------------------
+
+
+def test_an_interval_is_students():
+    values = [1.0, 2.0, 4.0]
+    mean, low, high = interval(values)
+    half = 4.302652729911275 * statistics.stdev(values) / math.sqrt(3)  # the table's t for two degrees of freedom
+    assert (mean, low, high) == pytest.approx((7 / 3, 7 / 3 - half, 7 / 3 + half))
+    assert interval([2.0]) == (2.0, -math.inf, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "word"),
+    [
+        ([0.10, 0.11, 0.12], [0.20, 0.21, 0.22], "holds"),
+        ([0.20, 0.21, 0.22], [0.10, 0.11, 0.12], "does not hold"),
+        ([0.10, 0.20, 0.30], [0.11, 0.19, 0.31], "cannot be told"),
+        ([0.10, 0.11], [0.20, 0.21], "cannot be told"),  # two seeds
+    ],
+)
+def test_a_verdict_follows_the_interval_of_the_paired_differences(better, worse, word):
+    rows = [row("a", seed, 0.9, e) for seed, e in enumerate(better)] + [row("b", s, e) for s, e in enumerate(worse)]
+    verdict = judge(Claim("a beats b", Side("a"), Side("b")), "digits", rows)
+    assert verdict.word == word
+    assert verdict.differences == pytest.approx([b - a for a, b in zip(better, worse, strict=True)])
+
+
+def test_seeds_are_paired_by_their_number_and_those_of_one_side_alone_wait():
+    rows = [row("a", 2, 0.3), row("a", 0, 0.1), row("a", 1, 0.2), row("b", 1, 0.7), row("b", 0, 0.5)]
+    verdict = judge(Claim("", Side("a"), Side("b")), "digits", rows)
+    assert verdict.differences == pytest.approx([0.4, 0.5])
+
+
+def test_a_failed_training_keeps_a_claim_from_being_told():
+    rows = [row("a", s, 0.1 + s / 100) for s in range(4)] + [row("b", s, 0.5 + s / 100) for s in range(3)]
+    claim = Claim("", Side("a"), Side("b"))
+    assert judge(claim, "digits", rows).word == "holds"
+    verdict = judge(claim, "digits", [*rows, row("b", 3, failed="the loss became inf")])
+    assert verdict.word == "cannot be told"
+    assert "1 of the trainings failed" in in_words(verdict)
+
+
+def test_the_mean_of_outputs_and_single_outputs_are_sides_too():
+    rows = [row("a", s, 0.2, 0.4) for s in range(3)] + [row("b", s, 0.6, 0.3) for s in range(3)]
+    assert judge(Claim("", Side("a", "mean"), Side("b", "1")), "digits", rows).mean == pytest.approx(0.3)
+    with pytest.raises(ValueError, match="a claim names b:3, but b has 2 outputs"):
+        judge(Claim("", Side("a"), Side("b", "3")), "digits", rows)
+
+
+# ---- what is trained -------------------------------------------------------------------------------------------
+
+
+def test_a_study_from_its_file_to_its_verdicts(own, tmp_path, capsys, monkeypatch):
+    fitted, honest = [], training.fit
+
+    def fit(recipe, folder, **options):
+        fitted.append((recipe.seed, recipe.gamma))
+        return honest(recipe, folder, **options)
+
+    monkeypatch.setattr(training, "fit", fit)
+    words = ["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--threads", "1"]
+    assert main([*words, "--seeds", "2"]) == 0
+    assert fitted == [(0, 2.0), (0, 1.0), (1, 2.0), (1, 1.0)]  # a seed of all variants before the next
+    assert main(words) == 0
+    assert len(fitted) == 6  # the third seed alone
+    said = capsys.readouterr().out
+    assert "two beats one" in said
+    folder = tmp_path / "out" / "own-smoke"
+    rows = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    assert [(r["variant"], r["seed"]) for r in rows] == [(v, s) for s in range(3) for v in ("one", "two")]
+    for r in rows:
+        summary = json.loads((tmp_path / "out" / "trials" / r["training"] / "summary.json").read_text())
+        assert [line["test_error"] for line in r["last"]] == [line["test_error"] for line in summary["last"]]
+        assert r["commit"] == summary["commit"]
+        assert Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in r["recipe"].items()}).seed == r["seed"]
+    with (folder / "outputs.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 9
+    text = (folder / "study.md").read_text()
+    finals = [r["last"][-1]["test_error"] for r in rows if r["variant"] == "two"]
+    assert f"{100 * statistics.mean(finals):.2f} ± {100 * statistics.stdev(finals):.2f}" in text
+    assert "5.5 (somebody)" in text
+    assert "| does it work?" not in text
+    assert (folder / "study.html").read_text().count("<tr") == 2 + 2 + 3
+
+
+def test_a_training_that_fails_is_told_and_the_others_go_on(own, tmp_path, capsys):
+    own.write_text(OWN.replace("two: {gamma: 1}", "two: {lr: 1.0e+30}"))
+    words = ["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--threads", "1", "--seeds", "1"]
+    assert main(words) == 1
+    said = capsys.readouterr().out
+    assert "Failed: two, digits, seed 0: the loss of output" in said
+    study = read_study(str(own), "smoke", 1)
+    found = findings_of(study, tmp_path / "out")
+    assert [(r["variant"], bool(r["last"])) for r in found.rows] == [("one", True), ("two", False)]
+    assert [average.variant for average in averages(found.rows)] == ["one"]
+    assert "cannot be told" in headline(found)
+    began = time.monotonic()
+    assert main(words) == 1  # nothing is tried again
+    assert time.monotonic() - began < 20
+    assert "1 failed" in markdown(findings_of(study, tmp_path / "out"))
+
+
+def test_nothing_is_trained_to_show_a_study(own, tmp_path, capsys):
+    assert main(["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--show"]) == 0
+    assert "0 of 6 trainings done" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "trials").exists()
+
+
+def test_two_processes_train_each_once_and_what_another_holds_is_left_to_it(own, tmp_path):
+    out, trials = tmp_path / "out", list(read_study(str(own), "smoke", 2).trials(HERE))
+    running.train(out, trials[:3], 2, HERE, lambda left: None)
+    assert running.left_of(out, trials) == trials[3:]
+    with FileLock(out / "claims" / f"{trials[3].name}.lock"):
+        context = multiprocessing.get_context("fork")
+        other = context.Process(target=running.train, args=(out, trials, 1, HERE, lambda left: None))
+        other.start()
+        other.join(60)
+    assert other.exitcode == 0
+    assert running.left_of(out, trials) == trials[3:]
+
+
+def test_a_training_that_was_stopped_goes_on_from_its_checkpoint(own, tmp_path, monkeypatch):
+    own.write_text(OWN.replace("epochs: 1", "epochs: 2"))
+    out, [trial] = tmp_path / "out", list(read_study(str(own), "smoke", 1).trials(HERE))[:1]
+
+    def stop_at_the_first_checkpoint(left):
+        if list(running.folder_of(out, trial).glob("checkpoints/*.ckpt")):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        running.train(out, [trial], 1, HERE, stop_at_the_first_checkpoint)
+    assert running.left_of(out, [trial]) == [trial]
+    resumed, honest = [], training.fit
+
+    def fit(recipe, folder, **options):
+        resumed.append(options.get("resume"))
+        return honest(recipe, folder, **options)
+
+    monkeypatch.setattr(training, "fit", fit)
+    running.train(out, [trial], 1, HERE, lambda left: None)
+    assert resumed == [True]
+    assert running.is_done(out, trial)
