@@ -111,7 +111,7 @@ class Recipe:
     """CPU threads (default: PyTorch's choice)"""
 
     def __post_init__(self) -> None:
-        for name, hint in _hints(type(self)).items():
+        for name, hint in _hints().items():
             object.__setattr__(self, name, _as(hint, getattr(self, name), name))
         for name, holds, rule in (
             ("backbone", self.backbone is None or all(self.backbone.partition(":")), BACKBONES),
@@ -156,7 +156,10 @@ class Recipe:
                 )
 
 
-_hints = cache(get_type_hints)  # a study makes hundreds of recipes
+@cache
+def _hints() -> dict[str, Any]:
+    """The types of the fields, worked out once: a study makes hundreds of recipes."""
+    return get_type_hints(Recipe)
 
 
 def read_recipe(path: Path | str) -> Recipe:
