@@ -5,14 +5,14 @@ after S_k and eta the step size. Equations carry the labels of the paper's LaTeX
 
 Pair-wise and multi-way update S_1..S_k and H_k once per output k, each output with an optimizer state of its
 own. There lambda_k scales the gradient of L_k where it enters the trunk, at x_k; the head takes its gradient
-unscaled and at the full step.
+unscaled and at the full step. An output with lambda_k = 0 is discarded (`Method.set_weights`).
 
 Gradients and losses pass through `average`, the mean over the processes that train together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -20,12 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from auxnet.network import AuxNet, statistics_kept
-from auxnet.update import Average, Gradients, Group, Method, Optimizer, Update, alone
+from auxnet.update import Average, Gradients, Method, Optimizer, Update, Weights, alone
 
 Mode = Literal["live", "frozen", "fused"]
-StepScale = Literal["none", "sum", "cumulative", "adaptive"]
+StepScale = Literal["none", "sum", "equilibrium", "cumulative", "adaptive"]
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits [N, classes], labels [N] -> scalar
-Weights = Sequence[float] | Tensor  # lambda [K]
+Taught = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits, labels, the final output's logits -> scalar
+Combine = Callable[[Tensor], Tensor]  # gradients of K outputs [K, parameters] -> one [parameters]
 
 
 def joint(
@@ -35,25 +36,39 @@ def joint(
     step_scale: StepScale = "sum",
     *,
     loss: Loss = F.cross_entropy,
+    taught: Taught | None = None,
+    combine: Combine | None = None,
     clip: float | None = None,
     average: Average = alone,
 ) -> Method:
     """One forward, one backward of the weighted sum of all losses, one update (paper, eq:joint_gradient).
 
     `step_scale`: "sum" divides the step of a segment by the sum of the weights of the auxiliary outputs at
-    or above it, where that exceeds 1; "none" does not.
+    or above it, where that exceeds 1; "equilibrium" by the number of outputs there (IMTA); "none" does not.
+
+    `combine` makes one gradient of the trunk out of those of all lambda_k L_k, K backwards, in place of their sum.
     """
-    lambdas = _checked(net, weights, step_scale, ("none", "sum"))
-    trunk = [Group(parameters(s), c) for s, c in zip(net.segments, step_scales(lambdas, step_scale), strict=True)]
-    update = Update(optimizer, [*trunk, Group(parameters(net.heads))], clip, average)
+    lambdas = _checked(net, weights, step_scale, ("none", "sum", "equilibrium"))
+    trunk, heads = parameters(net.segments), parameters(net.heads)
+    update = Update(optimizer, [*(parameters(s) for s in net.segments), heads], clip, average)
+
+    def weigh(weights: Weights) -> None:
+        lambdas[:] = _checked(net, weights)
+        update.rescale([*step_scales(lambdas, step_scale), 1.0])
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
-        losses = [loss(logits, labels) for logits in net(images)]
-        objective = torch.stack([w * L for w, L in zip(lambdas, losses, strict=True)]).sum()  # L_K + sum lambda_k L_k
-        update(gradients([objective], update.parameters))
+        losses = losses_of(net(images), labels, loss, taught)
+        weighted = [w * L for w, L in zip(lambdas, losses, strict=True) if w > 0]
+        objective = torch.stack(weighted).sum()  # L_K + sum lambda_k L_k
+        if combine is None:
+            update(gradients([objective], [*trunk, *heads]))
+        else:
+            of_trunk = [gradients([L], trunk, keep=True) for L in weighted]
+            update([*combined(of_trunk, trunk, combine, average), *gradients([objective], heads)])
         return average(torch.stack(losses).detach())
 
-    return Method(step, [update])
+    weigh(weights)
+    return Method(step, [update], weigh)
 
 
 def pairwise(
@@ -71,7 +86,11 @@ def pairwise(
     Output k sees the weights as output k-1 left them: K forwards. BatchNorm statistics move once per batch.
     """
     lambdas = _checked(net, weights, step_scale, ("none", "cumulative"))
-    updates = _update_per_output(net, optimizer, step_scales(lambdas, step_scale), clip, average)
+    updates = _update_per_output(net, optimizer, clip, average)
+
+    def weigh(weights: Weights) -> None:
+        lambdas[:] = _checked(net, weights)
+        _rescale(updates, step_scales(lambdas, step_scale))
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         losses = []
@@ -80,12 +99,14 @@ def pairwise(
             with statistics_kept(net.segments[:k]):
                 for segment in net.segments[: k + 1]:
                     x = segment(x)
-            L, supervision, head_gradient = supervise(net.heads[k], x, labels, loss)
-            update([*gradients([x], update.trunk, [lambdas[k] * supervision]), *head_gradient])
+            ((L, supervision, head_gradient),) = supervise([net.heads[k]], [x], labels, loss)
+            if lambdas[k] > 0:
+                update([*gradients([x], update.trunk, [lambdas[k] * supervision]), *head_gradient])
             losses.append(L)
         return average(torch.stack(losses))
 
-    return Method(step, updates)
+    weigh(weights)
+    return Method(step, updates, weigh)
 
 
 def multiway(
@@ -96,6 +117,7 @@ def multiway(
     step_scale: StepScale = "cumulative",
     *,
     loss: Loss = F.cross_entropy,
+    taught: Taught | None = None,
     clip: float | None = None,
     average: Average = alone,
 ) -> Method:
@@ -114,33 +136,37 @@ def multiway(
     if mode not in get_args(Mode):
         raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
     if mode == "fused":
-        return _fused(net, optimizer, lambdas, step_scale, loss, clip, average)
-    scales = step_scales(lambdas, step_scale)
-    updates = _update_per_output(net, optimizer, scales, clip, average)
+        return _fused(net, optimizer, lambdas, step_scale, loss, taught, clip, average)
+    updates = _update_per_output(net, optimizer, clip, average)
+
+    def weigh(weights: Weights) -> None:
+        lambdas[:] = _checked(net, weights)
+        _rescale(updates, step_scales(lambdas, step_scale))
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         features = net.features(images)
-        supervised = [supervise(head, x, labels, loss) for head, x in zip(net.heads, features, strict=True)]
+        supervised = supervise(net.heads, features, labels, loss, taught)
         losses = average(torch.stack([L for L, _, _ in supervised]))
         if step_scale == "adaptive":
-            for update, scale in zip(updates, adaptive_scales(losses, scales), strict=True):
-                update.rescale_trunk(scale)
+            _rescale(updates, adaptive_scales(losses, step_scales(lambdas, step_scale)))
+        kept = [k for k in range(net.outputs) if lambdas[k] > 0]
 
         def backward(k: int) -> Gradients:
             _, supervision, head_gradient = supervised[k]
-            entering, keep = lambdas[k] * supervision, k + 1 < net.outputs
+            entering, keep = lambdas[k] * supervision, k < kept[-1]
             return [*gradients([features[k]], updates[k].trunk, [entering], keep), *head_gradient]
 
         if mode == "live":
-            for k, update in enumerate(updates):
-                update(backward(k))
+            for k in kept:
+                updates[k](backward(k))
         else:
-            old_weights = [backward(k) for k in range(net.outputs)]
-            for update, gradient in zip(updates, old_weights, strict=True):
-                update(gradient)
+            old_weights = {k: backward(k) for k in kept}
+            for k, gradient in old_weights.items():
+                updates[k](gradient)
         return losses
 
-    return Method(step, updates)
+    weigh(weights)
+    return Method(step, updates, weigh)
 
 
 def _fused(
@@ -149,27 +175,34 @@ def _fused(
     lambdas: list[float],
     step_scale: StepScale,
     loss: Loss,
+    taught: Taught | None,
     clip: float | None,
     average: Average,
 ) -> Method:
     if step_scale == "adaptive":
         raise ValueError("mode='fused' needs steps in constant ratio, and step_scale='adaptive' has none: use 'live'")
-    c = step_scales(lambdas, step_scale)
-    trunk = [Group(parameters(s), decay=sum(c[k:])) for k, s in enumerate(net.segments)]  # k..K outputs decay S_k
-    update = Update(optimizer, [*trunk, *(Group(parameters(head)) for head in net.heads)], clip, average)
+    trunk = [parameters(segment) for segment in net.segments]
+    update = Update(optimizer, [*trunk, *(parameters(head) for head in net.heads)], clip, average)
     trunk_parameters = parameters(net.segments)
 
-    def step(images: Tensor, labels: Tensor) -> Tensor:
-        features = net.features(images)
-        losses, supervisions, head_gradients = zip(
-            *(supervise(head, x, labels, loss) for head, x in zip(net.heads, features, strict=True)),
-            strict=True,
-        )
-        entering = [c_k * w * s for c_k, w, s in zip(c, lambdas, supervisions, strict=True)]
-        update([*gradients(features, trunk_parameters, entering), *(g for head in head_gradients for g in head)])
-        return average(torch.stack(losses))
+    def weigh(weights: Weights) -> None:
+        lambdas[:] = _checked(net, weights)
+        c = [c_k if w > 0 else 0.0 for c_k, w in zip(step_scales(lambdas, step_scale), lambdas, strict=True)]
+        decays = [sum(c[k:]) for k in range(net.outputs)]  # outputs k..K decay S_k
+        update.rescale([1.0] * 2 * net.outputs, [*decays, *([1.0] * net.outputs)])
 
-    return Method(step, [update])
+    def step(images: Tensor, labels: Tensor) -> Tensor:
+        features, c = net.features(images), step_scales(lambdas, step_scale)
+        supervised = supervise(net.heads, features, labels, loss, taught)
+        kept = [k for k in range(net.outputs) if lambdas[k] > 0]
+        entering = [c[k] * lambdas[k] * supervised[k][1] for k in kept]
+        of_trunk = gradients([features[k] for k in kept], trunk_parameters, entering)
+        of_heads = [g if w > 0 else None for w, (*_, head) in zip(lambdas, supervised, strict=True) for g in head]
+        update([*of_trunk, *of_heads])
+        return average(torch.stack([L for L, _, _ in supervised]))
+
+    weigh(lambdas)
+    return Method(step, [update], weigh)
 
 
 # ---- gradients -------------------------------------------------------------------------------------------------
@@ -180,13 +213,26 @@ def parameters(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad]
 
 
-def supervise(head: nn.Module, x: Tensor, labels: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Gradients]:
-    """L_k, the supervision dL_k/dx_k, and the gradient of the head's own parameters."""
-    x = x.detach().requires_grad_()
-    L = loss(head(x), labels)
-    supervision, *head_gradient = gradients([L], [x, *parameters(head)])
-    assert supervision is not None
-    return L.detach(), supervision, head_gradient
+def losses_of(logits: Sequence[Tensor], labels: Tensor, loss: Loss, taught: Taught | None = None) -> list[Tensor]:
+    """L_k of each output. With `taught`, those of the auxiliary outputs look at what the final one says, as it is."""
+    if taught is None:
+        return [loss(z, labels) for z in logits]
+    *auxiliary, final = logits
+    return [*(taught(z, labels, final.detach()) for z in auxiliary), loss(final, labels)]
+
+
+def supervise(
+    heads: Iterable[nn.Module], features: Sequence[Tensor], labels: Tensor, loss: Loss, taught: Taught | None = None
+) -> list[tuple[Tensor, Tensor, Gradients]]:
+    """For each head L_k, the supervision dL_k/dx_k, and the gradient of the head's own parameters."""
+    heads, cut = list(heads), [x.detach().requires_grad_() for x in features]
+    losses = losses_of([head(x) for head, x in zip(heads, cut, strict=True)], labels, loss, taught)
+    supervised = []
+    for head, x, L in zip(heads, cut, losses, strict=True):
+        supervision, *head_gradient = gradients([L], [x, *parameters(head)])
+        assert supervision is not None
+        supervised.append((L.detach(), supervision, head_gradient))
+    return supervised
 
 
 def gradients(
@@ -200,6 +246,14 @@ def gradients(
     return list(torch.autograd.grad(x, wrt, gradient, retain_graph=keep, allow_unused=True))
 
 
+def combined(rows: Sequence[Gradients], wrt: Sequence[Tensor], combine: Combine, average: Average) -> Gradients:
+    """One gradient out of K: K times what `combine` makes of them, so that their mean would be their sum."""
+    whole = [[torch.zeros_like(p) if g is None else g for g, p in zip(row, wrt, strict=True)] for row in rows]
+    one = len(rows) * combine(average(torch.stack([torch.cat([g.flatten() for g in row]) for row in whole])))
+    parts = one.split_with_sizes([p.numel() for p in wrt])
+    return [torch.empty_like(p).copy_(part.view_as(p)) for part, p in zip(parts, wrt, strict=True)]
+
+
 # ---- steps -----------------------------------------------------------------------------------------------------
 
 
@@ -207,9 +261,12 @@ def step_scales(lambdas: Sequence[float], rule: StepScale) -> list[float]:
     """c_k = 1 / max(1, sum of lambda_j over auxiliary outputs j >= k); all 1 under "none".
 
     Joint applies c_k to the step of segment k ("sum"), multi-way to the trunk's step in pass k ("cumulative").
+    "equilibrium": one over the number of outputs k and above, discarded ones not counted.
     """
     if rule == "none":
         return [1.0] * len(lambdas)
+    if rule == "equilibrium":
+        return [1.0 / max(1, sum(w > 0 for w in lambdas[k:])) for k in range(len(lambdas))]
     return [1.0 / max(1.0, sum(lambdas[k:-1])) for k in range(len(lambdas))]
 
 
@@ -219,22 +276,26 @@ def adaptive_scales(losses: Tensor, scales: Sequence[float]) -> list[float]:
     return [final / L if 2 * final < L else scale for L, scale in zip(values, scales, strict=True)]
 
 
-def _update_per_output(
-    net: AuxNet, optimizer: Optimizer, scales: Sequence[float], clip: float | None, average: Average
-) -> list[Update]:
-    """For each output k an optimizer over S_1..S_k, at its own scale, and H_k, at the full step."""
+def _update_per_output(net: AuxNet, optimizer: Optimizer, clip: float | None, average: Average) -> list[Update]:
+    """For each output k an optimizer over S_1..S_k and H_k."""
     return [
-        Update(
-            optimizer, [Group(parameters(net.segments[:k]), scale), Group(parameters(net.heads[k - 1]))], clip, average
-        )
-        for k, scale in enumerate(scales, start=1)
+        Update(optimizer, [parameters(net.segments[:k]), parameters(net.heads[k - 1])], clip, average)
+        for k in range(1, net.outputs + 1)
     ]
 
 
-def _checked(net: AuxNet, weights: Weights, rule: str, rules: Sequence[str]) -> list[float]:
+def _rescale(updates: Sequence[Update], scales: Sequence[float]) -> None:
+    """The trunk at its own scale in each output's update, the head at the full step."""
+    for update, scale in zip(updates, scales, strict=True):
+        update.rescale([scale, 1.0])
+
+
+def _checked(net: AuxNet, weights: Weights, rule: str = "none", rules: Sequence[str] = ("none",)) -> list[float]:
     lambdas = [float(w) for w in weights]
     if len(lambdas) != net.outputs or not all(0 <= w < float("inf") for w in lambdas):
         raise ValueError(f"weights must be {net.outputs} finite numbers >= 0, one per output, got {lambdas}")
+    if not any(lambdas):
+        raise ValueError(f"weights must leave at least one output above 0 (0 discards it), got {lambdas}")
     if rule not in rules:
         raise ValueError(f"step_scale must be one of {', '.join(rules)} for this method, got {rule!r}")
     return lambdas
