@@ -13,14 +13,14 @@ MODULES = sorted(p for p in SOURCE.rglob("*.py"))
 # Each floor may import from the floors below it, and from its own to the left of it.
 FLOORS = [
     ["errors", "documents", "recipe"],
-    ["network", "residual", "update", "machine"],
+    ["network", "residual", "update", "averaging", "machine"],
     ["dryrun", "tracing", "cuts", "attaching", "weights", "named", "described"],
-    ["methods"],
+    ["methods", "losses"],
     ["arrays", "pictures", "encoded", "matlab", "formats", "pickles", "cifar", "cache", "rows", "sources"],
-    ["ahead", "survey", "splits", "data", "batches", "distributed"],
+    ["ahead", "survey", "splits", "data", "batches", "mixing", "distributed"],
     ["checkpoint", "rundir", "signals"],
     ["scores", "latency", "evaluation", "thresholds", "exits", "hub", "graphs", "runtimes", "prediction"],
-    ["build", "epochs", "train", "plan", "selection", "exporting"],
+    ["schedules", "build", "epochs", "train", "plan", "selection", "exporting"],
     ["report_page", "report", "space", "settings", "journal", "trials", "worker", "sweeping", "sweep_page"],
     ["cli"],
 ]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import auxnet
-from auxnet import build, epochs, machine, rundir, train
+from auxnet import build, epochs, machine, rundir, schedules, train
 from auxnet.recipe import Recipe, read_recipe
 
 TINY = Recipe(depth=8, outputs=3, epochs=3, batch_size=256, threads=1, device="cpu")
@@ -155,13 +155,13 @@ def test_a_damaged_run_is_named(run, tmp_path, where):
 
 def test_the_step_size_falls_at_the_milestones():
     recipe = Recipe(epochs=10, milestones=(0.4, 0.6), lr=1.0)
-    assert [build.lr_at(recipe, e) for e in range(1, 11)] == pytest.approx([1] * 4 + [0.1] * 2 + [0.01] * 4)
+    assert [schedules.lr_at(recipe, e) for e in range(1, 11)] == pytest.approx([1] * 4 + [0.1] * 2 + [0.01] * 4)
 
 
 @pytest.mark.parametrize(("epochs", "lrs"), [(1, [1]), (2, [1, 0.1]), (3, [1, 1, 0.01]), (5, [1, 1, 0.1, 0.01, 0.01])])
 def test_a_short_run_still_starts_at_the_full_step(epochs, lrs):
     recipe = Recipe(epochs=epochs, lr=1.0)
-    assert [build.lr_at(recipe, e) for e in range(1, epochs + 1)] == pytest.approx(lrs)
+    assert [schedules.lr_at(recipe, e) for e in range(1, epochs + 1)] == pytest.approx(lrs)
 
 
 def test_a_run_that_diverges_in_its_last_step_is_stopped_too(tmp_path):
