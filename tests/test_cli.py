@@ -85,7 +85,7 @@ def test_plan_shows_the_weights_that_a_recipe_gives_itself(capsys):
     assert main(["plan", "--depth", "20", "--threads", "1", "--method", "joint", "--weights", "0.3", "0.6"]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split() for line in lines if line.split()[:1] in (["1"], ["2"], ["3"])]
-    assert [next(word for word in row[2:] if "." in word) for row in rows] == ["0.300", "0.600", "1.000"]
+    assert [next(word for word in row[2:] if "." in word) for row in rows] == ["0.3000", "0.6000", "1.0000"]
 
 
 def test_evaluate_recomputes_the_table_from_what_was_saved(run, capsys):
@@ -120,7 +120,7 @@ def test_help_and_import_do_not_wait_for_torch():
         (["train", "--depth", "x"], "--depth"),
         (
             ["train", "--weights", "1", "1", "1", "1"],
-            "weights must be one number for all auxiliary outputs, 2 for each",
+            "weights must be one number for all auxiliary outputs",
         ),
         (
             ["train", "--method", "pairwise", "--step-scale", "equilibrium"],
