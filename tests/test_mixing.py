@@ -5,7 +5,10 @@ from random import Random
 import pytest
 import torch
 
+import auxnet
+from auxnet import epochs
 from auxnet.mixing import mixed, rectangle
+from auxnet.recipe import Recipe
 
 N, H, W, CLASSES = 6, 8, 12, 5
 
@@ -77,3 +80,18 @@ def test_the_shares_of_mixup_are_those_of_a_beta_distribution():
     shares = torch.tensor([float(mixed(x, y, CLASSES, 0.5, 0.0, Random(seed))[1][1, 1]) for seed in range(2000)])
     assert float(shares.mean()) == pytest.approx(0.5, abs=0.03)
     assert float(shares.var()) == pytest.approx(1 / 8, abs=0.01)  # 1 / (4 (2 alpha + 1))
+
+
+def test_every_step_of_a_training_mixes_by_a_draw_of_its_own_and_nothing_else_is_mixed(tmp_path, monkeypatch):
+    states, sizes = [], []
+
+    def seen(images, labels, classes, mixup, cutmix, draw):
+        states.append(hash(draw.getstate()))
+        sizes.append(len(images))
+        return mixed(images, labels, classes, mixup, cutmix, draw)
+
+    monkeypatch.setattr(epochs, "mixed", seen)
+    recipe = Recipe(depth=8, epochs=2, batch_size=500, threads=1, device="cpu", mixup=0.2, ema=0.9)
+    auxnet.fit(recipe, tmp_path / "a")
+    assert len(set(states)) == len(states)
+    assert sizes == [500, 500, 293] * 2

@@ -201,3 +201,14 @@ def test_label_smoothing_is_that_of_torch():
     x, y = torch.randn(4, 1, 8, 8), torch.arange(4)
     expected = [torch.nn.functional.cross_entropy(z, y, label_smoothing=0.1) for z in net.train()(x)]
     assert method.step(x, y)[0].item() == pytest.approx(expected[0].item(), rel=1e-5)
+
+
+def test_class_weights_are_counted_on_the_training_images():
+    dataset = build.load_data(TINY)
+    few = (dataset.train.labels != 3) | (torch.arange(len(dataset.train)) % 4 == 0)  # a fourth of the threes
+    dataset = replace(dataset, train=dataset.train.part(few.nonzero().flatten()))
+    counts = torch.bincount(dataset.train.labels).tolist()
+    z, y = torch.randn(4, 10, dtype=torch.float64), torch.tensor([3, 1, 2, 9])
+    loss = build.loss_of(replace(TINY, class_weights="balanced"), dataset, torch.device("cpu"))
+    by_hand = [sum(counts) / (10 * counts[c]) * -z[n].log_softmax(0)[c] for n, c in enumerate(y.tolist())]
+    assert loss(z.float(), y).item() == pytest.approx(float(sum(by_hand) / 4), rel=1e-5)
