@@ -24,8 +24,8 @@ from rich.progress import track
 from rich.table import Table
 
 import auxnet
+from auxnet.gradients import gradients, parameters, supervise
 from auxnet.machine import keep_freed_memory
-from auxnet.methods import gradients, parameters, supervise
 from auxnet.rundir import provenance
 
 
@@ -101,7 +101,7 @@ class LiveParts:
     def seconds(self, images: torch.Tensor, labels: torch.Tensor) -> float:
         began = time.perf_counter()
         features = self.net.features(images)
-        entering = [supervise(h, x, labels, F.cross_entropy)[1] for h, x in zip(self.net.heads, features, strict=True)]
+        entering = [each.supervision for each in supervise(self.net.heads, features, labels, F.cross_entropy)]
         total = time.perf_counter() - began
         for k, (x, gradient) in enumerate(zip(features, entering, strict=True), start=1):
             trunk = parameters(self.net.segments[:k])

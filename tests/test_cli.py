@@ -81,6 +81,13 @@ def test_plan_shows_the_multipliers_of_each_method(capsys):
     assert row("--method", "multiway") == [["0.500", "2.500", "2.500"], ["1.000", "2.000", "2.000"], ["1.000"] * 3]
 
 
+def test_plan_shows_the_weights_that_a_recipe_gives_itself(capsys):
+    assert main(["plan", "--depth", "20", "--threads", "1", "--method", "joint", "--weights", "0.3", "0.6"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines if line.split()[:1] in (["1"], ["2"], ["3"])]
+    assert [next(word for word in row[2:] if "." in word) for row in rows] == ["0.3000", "0.6000", "1.0000"]
+
+
 def test_evaluate_recomputes_the_table_from_what_was_saved(run, capsys):
     assert main(["evaluate", str(run), "--device", "cpu"]) == 0
     out = capsys.readouterr().out
@@ -111,6 +118,15 @@ def test_help_and_import_do_not_wait_for_torch():
         (["trian"], "there is no command 'trian'; perhaps you meant 'train'"),
         (["train", "--dept", "20"], "perhaps you meant --depth"),
         (["train", "--depth", "x"], "--depth"),
+        (
+            ["train", "--weights", "1", "1", "1", "1"],
+            "weights must be one number for all auxiliary outputs",
+        ),
+        (
+            ["train", "--method", "pairwise", "--step-scale", "equilibrium"],
+            "step_scale must be one of none, cumulative",
+        ),
+        (["train", "--aggregator", "UPGrad"], "aggregator='UPGrad' is joint's, but method='multiway'"),
         (["train", "--depth", "21"], "depth must be 6n + 2"),
         (["train", "--method", "jint"], "'jint'"),
         (["train", "--at", "9", "7"], "at must be increasing layers"),

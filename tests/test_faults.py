@@ -308,6 +308,57 @@ def test_a_nan_planted_in_a_weight_is_never_saved(tmp_path, whole, monkeypatch):
         goes_on_to_the_same_end(tmp_path / name, whole)
 
 
+# ---- what changes from epoch to epoch ----------------------------------------------------------------------------
+
+CHANGING = {
+    "everything at once": {
+        "epochs": 4,
+        "ema": 0.9,
+        "mixup": 0.3,
+        "cutmix": 1.0,
+        "weights": (0.5,),
+        "weight_schedule": "linear",
+        "discard_after": 0.5,
+        "distill": 0.3,
+        "class_weights": "balanced",
+        "label_smoothing": 0.1,
+        "schedule": "cosine",
+        "warmup": 1,
+    },
+    "joint": {"method": "joint", "ema": 0.99, "discard_after": 0.4, "optimizer": "AdamW", "lr": 1e-3},
+    "pairwise": {"method": "pairwise", "discard_after": 0.4, "loss": "square_hinge", "lr": 0.01},
+    "fused": {"mode": "fused", "discard_after": 0.4},
+}
+
+
+@pytest.mark.parametrize("fields", CHANGING.values(), ids=CHANGING.keys())
+@pytest.mark.parametrize("epoch", [2, 3])
+def test_a_run_whose_losses_change_goes_on_to_the_same_bytes(tmp_path, fields, epoch):
+    recipe = replace(TINY, **fields)
+    auxnet.fit(recipe, tmp_path / "whole")
+
+    def stop():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(signals.Stopped):
+        auxnet.fit(recipe, tmp_path / "a", watch=at(epoch, 3, stop))
+    goes_on_to_the_same_end(tmp_path / "a", tmp_path / "whole", recipe)
+
+
+def test_heads_that_are_discarded_stay_as_they_are_from_that_epoch_on(tmp_path):
+    recipe = replace(TINY, epochs=4, discard_after=0.5)
+    auxnet.fit(recipe, tmp_path / "a", keep=4)
+    states = [checkpoint.load_state(tmp_path / "a" / "checkpoints" / f"0000{e}-0000000.ckpt")["net"] for e in (1, 2, 4)]
+    for name in ("heads.0.fc.weight", "heads.1.bn.weight", "heads.1.fc.bias"):
+        before, at_its_epoch, after = (state[name] for state in states)
+        assert not torch.equal(before, at_its_epoch)
+        assert torch.equal(at_its_epoch, after)
+    assert not torch.equal(states[1]["heads.2.fc.weight"], states[2]["heads.2.fc.weight"])
+    rows = rundir.read_metrics(tmp_path / "a")
+    final = [row["error"] for row in rows if row["split"] == "val" and row["output"] == 3]
+    assert read_json(tmp_path / "a" / "summary.json")["epochs"]["best"] == final.index(min(final)) + 1
+
+
 # ---- formats ---------------------------------------------------------------------------------------------------
 
 FORMAT_1 = Path(__file__).parent / "checkpoints" / "format-1.ckpt"

@@ -1,5 +1,6 @@
 """The laws of the three methods, against backpropagation and SGD written out by hand in float64 (no autograd)."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -239,9 +240,7 @@ def test_fused_differs_from_frozen_by_the_order_of_step_times_decay():
 def test_fused_decays_a_segment_once_for_every_output_that_reaches_it():
     net = hand_net()
     before, *_ = weights_of(net)
-    method = auxnet.multiway(
-        net, partial(torch.optim.SGD, lr=ETA, weight_decay=DECAY), [0, 0, 0, 1e-300], "fused", "none"
-    )
+    method = auxnet.multiway(net, partial(torch.optim.SGD, lr=ETA, weight_decay=DECAY), [1e-300] * K, "fused", "none")
     method.step(*batches(1)[0])
     for k, w in enumerate(before, start=1):
         torch.testing.assert_close(net.segments[k - 1][0].weight.data, w * (1 - ETA * DECAY * (K - k + 1)))
@@ -419,11 +418,154 @@ def test_set_lr_keeps_each_groups_share():
     assert shares == [pytest.approx([0.01 * c, 0.01]) for c in step_scales(WEIGHTS, "cumulative")]
 
 
+# ---- weights that change ---------------------------------------------------------------------------------------------
+
+
+def without_the_first_output(net):
+    """The same weights and statistics with one output fewer: segments 1 and 2 are one, and the first head is gone."""
+    first, second, *rest = copy.deepcopy(net.segments)
+    heads = copy.deepcopy(net.heads)
+    return auxnet.AuxNet([nn.Sequential(first, second), *rest], heads[1:], net.depths[1:])
+
+
+def hand_over(method, net, other_method, other_net):
+    """Each optimizer's state of a parameter, from a method to that of `without_the_first_output`."""
+    lacking = len(method.updates) - len(other_method.updates)  # 1 where the discarded output had its own
+    names = {id(p): name for name, p in net.named_parameters()}
+    for mine, other in zip(method.updates[lacking:], other_method.updates, strict=True):
+        state = {names[id(p)]: mine.optimizer.state[a] for p, a in zip(mine.parameters, mine.aliases, strict=True)}
+        kept = [s for name, s in state.items() if not name.startswith("heads.0.")]
+        for alias, s in zip(other.aliases, kept, strict=True):
+            other.optimizer.state[alias] = {key: v.clone() if torch.is_tensor(v) else v for key, v in s.items()}
+
+
+@every_method
+@pytest.mark.parametrize(
+    "optimizer", [sgd(), partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.1)], ids=["SGD", "AdamW"]
+)
+def test_a_discarded_loss_has_exactly_no_effect_from_then_on(make, optimizer):
+    """The net goes on to the bit as one from which the output is taken away, optimizer states and all."""
+    net = small(block="original").double()
+    method = make(net, optimizer, [0.9, 0.6, 1.0])
+    x, y = images()
+    for _ in range(2):
+        method.step(x.double(), y)
+    other = without_the_first_output(net)
+    other_method = make(other, optimizer, [0.6, 1.0])
+    hand_over(method, net, other_method, other)
+    head = [p.clone() for p in net.heads[0].parameters()]
+    method.set_weights([0.0, 0.6, 1.0])
+    for _ in range(3):
+        losses = method.step(x.double(), y)
+        assert torch.equal(losses[1:], other_method.step(x.double(), y))
+    assert losses[0].isfinite()
+    for a, b in zip(without_the_first_output(net).state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert all(map(torch.equal, head, net.heads[0].parameters()))  # no decay, no momentum
+
+
+@every_method
+def test_before_it_is_discarded_an_output_has_an_effect(make):
+    net, other = small(), small()
+    make(net, sgd(), [0.5, 0.5, 1.0]).step(*images())
+    method = make(other, sgd(), [0.5, 0.5, 1.0])
+    method.set_weights([0.0, 0.5, 1.0])
+    method.step(*images())
+    weights = [next(each.segments[0].parameters()) for each in (net, other)]
+    assert not torch.equal(*weights)
+
+
+@every_method
+def test_weights_that_are_set_are_those_of_a_method_built_with_them(make):
+    net, other = small(), small()
+    method, other_method = make(net, sgd(), [0.3, 0.1, 1.0]), make(other, sgd(), [0.9, 0.8, 1.0])
+    other_method.set_weights([0.3, 0.1, 1.0])
+    for _ in range(2):
+        method.step(*images())
+        other_method.step(*images())
+    assert all(map(torch.equal, net.state_dict().values(), other.state_dict().values()))
+
+
+# ---- what others did: gradient equilibrium, self-distillation, one gradient out of many ------------------------------
+
+
+def test_equilibrium_is_the_rescaling_of_gradients_at_every_cut():
+    """IMTA's recursion by hand: at the cut of output i, 1 / (K-i+1) of its gradient, (K-i) / (K-i+1) from above."""
+    net, data = hand_net(), batches()
+    W, V, b = weights_of(net)
+    optimizer = HandSGD(0.0)
+    for x, y in data:
+        features = hand_features(W, x)
+        g = torch.zeros_like(features[K])
+        for i in range(K, 0, -1):
+            _, dx, dV, db = hand_head(V[i - 1], b[i - 1], features[i], y)
+            g = WEIGHTS[i - 1] * dx / (K - i + 1) + g * (K - i) / (K - i + 1)
+            dz = g * (1 - features[i] ** 2)
+            g = dz @ W[i - 1]  # with the weights of before
+            optimizer.step(("W", i), W[i - 1], dz.T @ features[i - 1], ETA)
+            optimizer.step(("V", i), V[i - 1], WEIGHTS[i - 1] * dV, ETA)
+            optimizer.step(("b", i), b[i - 1], WEIGHTS[i - 1] * db, ETA)
+    assert_same(trained(partial(auxnet.joint, step_scale="equilibrium"), data, decay=0.0), (W, V, b))
+
+
+TAUGHT = {"joint": auxnet.joint, "frozen": METHODS["frozen"], "fused": METHODS["fused"], "live": auxnet.multiway}
+
+
+@pytest.mark.parametrize("make", TAUGHT.values(), ids=TAUGHT.keys())
+def test_a_taught_output_sees_what_the_final_one_says_as_it_is(make):
+    """No gradient reaches the final output through what it teaches."""
+    net, seen = small(), []
+
+    def taught(z, y, final):
+        assert not final.requires_grad
+        seen.append(final)
+        return nn.functional.mse_loss(z, final)
+
+    method = make(net, sgd(), [0.5, 0.5, 1.0], taught=taught)
+    expected = small()(images()[0])
+    losses = method.step(*images())
+    assert losses[0].item() == pytest.approx(nn.functional.mse_loss(expected[0], expected[-1]).item(), rel=1e-5)
+    assert losses[2].item() == pytest.approx(nn.functional.cross_entropy(expected[2], images()[1]).item(), rel=1e-5)
+    assert len(seen) == 2
+    alone = small()
+    make(alone, sgd(), [0.5, 0.5, 1.0]).step(*images())
+    for a, b in zip(net.heads[-1].parameters(), alone.heads[-1].parameters(), strict=True):
+        assert torch.equal(a, b)  # nor does its own head feel it
+
+
+def test_joint_gradients_combined_by_their_mean_are_joint():
+    combined = trained(partial(auxnet.joint, combine=lambda rows: rows.mean(0)), batches())
+    assert_same(combined, hand_joint(hand_net(), batches(), "sum", DECAY))
+
+
+def test_what_is_combined_is_the_gradient_of_every_weighted_loss_zero_where_an_output_does_not_reach():
+    net, rows = hand_net(), []
+    W, V, b = weights_of(net)
+    x, y = batches(1)[0]
+
+    def last(jacobian):
+        rows.extend(jacobian)
+        return jacobian[-1]
+
+    method = auxnet.joint(net, partial(torch.optim.SGD, lr=ETA), WEIGHTS, "none", combine=last)
+    method.step(x, y)
+    features = hand_features(W, x)
+    for k, row in enumerate(rows, start=1):
+        _, dx, *_ = hand_head(V[k - 1], b[k - 1], features[k], y)
+        by_hand = hand_trunk(W, features, k, WEIGHTS[k - 1] * dx)
+        expected = [by_hand.get(s, torch.zeros(WIDTH, WIDTH, dtype=torch.float64)) for s in range(1, K + 1)]
+        torch.testing.assert_close(row, torch.cat([g.flatten() for g in expected]), rtol=1e-12, atol=1e-12)
+    for s in range(K):  # K times what came out of it
+        torch.testing.assert_close(net.segments[s][0].weight.data, W[s] - ETA * K * rows[-1].view(K, WIDTH, WIDTH)[s])
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda n: auxnet.joint(n, sgd(), [1.0]), "weights must be 4 finite numbers"),
         (lambda n: auxnet.joint(n, sgd(), [1, 1, float("nan"), 1]), "weights must be 4 finite numbers"),
+        (lambda n: auxnet.joint(n, sgd(), [0.0] * K), "weights must leave at least one output above 0"),
+        (lambda n: auxnet.joint(n, sgd(), WEIGHTS).set_weights([1.0]), "weights must be 4 finite numbers"),
         (lambda n: auxnet.joint(n, sgd(), WEIGHTS, "cumulative"), "step_scale must be one of none, sum"),
         (lambda n: auxnet.pairwise(n, sgd(), WEIGHTS, "adaptive"), "step_scale must be one of none, cumulative"),
         (lambda n: auxnet.multiway(n, sgd(), WEIGHTS, "refreshed"), "mode must be one of live, frozen, fused"),

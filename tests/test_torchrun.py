@@ -78,3 +78,22 @@ def test_three_processes_go_on_with_what_one_began(tmp_path):
     assert job.returncode == 0, err
     assert out.count("the run lies in") == 1
     assert len(rundir.read_metrics(tmp_path / "a")) == 12
+
+
+def test_two_processes_average_teach_and_discard_as_one_does(tmp_path):
+    words = "--sync-batchnorm --ema 0.9 --class-weights balanced --distill 0.3 --discard-after 0.5 --warmup 1"
+    team = torchrun(2, tmp_path / "team", *words.split())
+    fields = {"ema": 0.9, "class_weights": "balanced", "distill": 0.3, "discard_after": 0.5, "warmup": 1}
+    alone = auxnet.fit(replace(TINY, sync_batchnorm=True, **fields), tmp_path / "alone")
+    _, err = team.communicate(timeout=120)
+    assert team.returncode == 0, err
+    weights = load_file(tmp_path / "team" / "model.safetensors")
+    for name, tensor in load_file(alone.folder / "model.safetensors").items():
+        assert weights[name].sub(tensor).abs().max() <= 1e-3 * max(1, tensor.abs().max()), name
+
+
+def test_two_processes_mix_their_images(tmp_path):
+    team = torchrun(2, tmp_path / "team", "--mixup", "0.3", "--cutmix", "1", "--ema", "0.9")
+    _, err = team.communicate(timeout=120)
+    assert team.returncode == 0, err
+    assert len(rundir.read_metrics(tmp_path / "team")) == 12

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import auxnet
-from auxnet import build, epochs, machine, rundir, train
+from auxnet import build, epochs, machine, rundir, schedules, train
 from auxnet.recipe import Recipe, read_recipe
 
 TINY = Recipe(depth=8, outputs=3, epochs=3, batch_size=256, threads=1, device="cpu")
@@ -155,13 +155,13 @@ def test_a_damaged_run_is_named(run, tmp_path, where):
 
 def test_the_step_size_falls_at_the_milestones():
     recipe = Recipe(epochs=10, milestones=(0.4, 0.6), lr=1.0)
-    assert [build.lr_at(recipe, e) for e in range(1, 11)] == pytest.approx([1] * 4 + [0.1] * 2 + [0.01] * 4)
+    assert [schedules.lr_at(recipe, e) for e in range(1, 11)] == pytest.approx([1] * 4 + [0.1] * 2 + [0.01] * 4)
 
 
 @pytest.mark.parametrize(("epochs", "lrs"), [(1, [1]), (2, [1, 0.1]), (3, [1, 1, 0.01]), (5, [1, 1, 0.1, 0.01, 0.01])])
 def test_a_short_run_still_starts_at_the_full_step(epochs, lrs):
     recipe = Recipe(epochs=epochs, lr=1.0)
-    assert [build.lr_at(recipe, e) for e in range(1, epochs + 1)] == pytest.approx(lrs)
+    assert [schedules.lr_at(recipe, e) for e in range(1, epochs + 1)] == pytest.approx(lrs)
 
 
 def test_a_run_that_diverges_in_its_last_step_is_stopped_too(tmp_path):
@@ -215,3 +215,14 @@ def test_a_truncated_net_trained_alone_is_that_net_and_nothing_else(tmp_path):
     assert all(map(torch.equal, again.state_dict().values(), run.net.state_dict().values()))
     with pytest.raises(ValueError, match=r"output must be one of 1\.\.3"):
         auxnet.fit(replace(recipe, alone=4), tmp_path / "b")
+
+
+def test_class_weights_are_counted_on_the_training_images():
+    dataset = build.load_data(TINY)
+    few = (dataset.train.labels != 3) | (torch.arange(len(dataset.train)) % 4 == 0)  # a fourth of the threes
+    dataset = replace(dataset, train=dataset.train.part(few.nonzero().flatten()))
+    counts = torch.bincount(dataset.train.labels).tolist()
+    z, y = torch.randn(4, 10, dtype=torch.float64), torch.tensor([3, 1, 2, 9])
+    loss = build.loss_of(replace(TINY, class_weights="balanced"), dataset, torch.device("cpu"))
+    by_hand = [sum(counts) / (10 * counts[c]) * -z[n].log_softmax(0)[c] for n, c in enumerate(y.tolist())]
+    assert loss(z.float(), y).item() == pytest.approx(float(sum(by_hand) / 4), rel=1e-5)

@@ -1,4 +1,4 @@
-"""What a recipe describes, made: its data, its batches, its net, its method, its step sizes."""
+"""What a recipe describes, made: its data, its batches, its net, its loss, its method."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from inspect import signature
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from auxnet import batches, data
 from auxnet.backbones.described import cuts_of, net_from
 from auxnet.distributed import Team, synchronise_norms
+from auxnet.errors import first_line
+from auxnet.gradients import Combine, Loss
+from auxnet.losses import balanced, cross_entropy, square_hinge, taught
 from auxnet.machine import to_device
 from auxnet.methods import StepScale, joint, multiway, pairwise
 from auxnet.network import AuxNet
 from auxnet.recipe import Recipe, nearest
+from auxnet.schedules import lambdas_at
 from auxnet.update import Average, Method, alone
 
 PIXELS = 2**21  # evaluated at a time: 25 MB of float32 in three channels
@@ -83,9 +86,10 @@ def network_options(recipe: Recipe, dataset: data.DataSet) -> dict[str, Any]:
             "in_channels": dataset.channels,
             "image_size": list(dataset.image_size),
         }
+    outputs = {"even": recipe.outputs, "stages": 3, "blocks": (recipe.depth - 2) // 2}[recipe.placement]
     return {
         "depth": recipe.depth,
-        "outputs": 3 if recipe.outputs is None and recipe.at is None else recipe.outputs,
+        "outputs": 3 if outputs is None and recipe.at is None else outputs,
         "at": recipe.at,
         "block": recipe.block,
         "width": recipe.width,
@@ -107,27 +111,69 @@ def build(
     """The net of a recipe, its weights drawn from the seed or pretrained, and the method that trains it."""
     torch.manual_seed(recipe.seed)
     net = to_device(net_of(recipe, dataset), device)
+    loss = loss_of(recipe, dataset, device)
     if team is None or team.size == 1:
-        return net, build_method(recipe, net)
+        return net, build_method(recipe, net, loss)
     team.broadcast(net)
     if recipe.sync_batchnorm:
         synchronise_norms(net, team)
-    return net, build_method(recipe, net, team.average)
+    return net, build_method(recipe, net, loss, team.average)
 
 
-def build_method(recipe: Recipe, net: AuxNet, average: Average = alone) -> Method:
-    """The method of a recipe, bound to a net that is on its device."""
-    weights = net.loss_weights(recipe.gamma, recipe.floor, recipe.relative_to)
+def build_method(recipe: Recipe, net: AuxNet, loss: Loss, average: Average = alone) -> Method:
+    """The method of a recipe, bound to a net that is on its device. Raises ValueError for what it cannot have."""
+    weights = lambdas_at(recipe, net.depths)
     options: dict[str, Any] = {
         "step_scale": step_scale_of(recipe),
-        "loss": partial(F.cross_entropy, label_smoothing=recipe.label_smoothing),
+        "loss": loss,
         "clip": recipe.clip,
         "average": average,
     }
+    if recipe.distill > 0:
+        options["taught"] = partial(taught, loss=loss, share=recipe.distill, temperature=recipe.temperature)
+    if recipe.aggregator is not None:
+        if recipe.method != "joint":
+            raise ValueError(f"aggregator={recipe.aggregator!r} is joint's, but method={recipe.method!r}: leave it out")
+        options["combine"] = aggregator_of(recipe.aggregator)
     if recipe.method == "multiway":
         options |= {"mode": recipe.mode, "state": recipe.state, "order": recipe.order}
         return multiway(net, optimizer_of(recipe), weights, **options)
     return {"joint": joint, "pairwise": pairwise}[recipe.method](net, optimizer_of(recipe), weights, **options)
+
+
+def loss_of(recipe: Recipe, dataset: data.DataSet, device: torch.device) -> Loss:
+    """The loss of a recipe at one output, its class weights those of the training images."""
+    weights = None
+    if recipe.class_weights == "balanced":
+        weights = balanced(dataset.train.labels, dataset.num_classes).to(device)
+    if recipe.loss == "square_hinge":
+        return partial(square_hinge, class_weights=weights)
+    return partial(cross_entropy, smoothing=recipe.label_smoothing, class_weights=weights)
+
+
+def aggregator_of(name: str) -> Combine:
+    """An aggregator of torchjd, by name, with its own defaults: gradients [K, parameters] -> one [parameters].
+
+    Raises ValueError if there is none of that name, it needs more than a name, or torchjd is not there.
+    """
+    try:
+        from torchjd import aggregation
+    except ImportError:
+        raise ValueError(f"aggregator={name!r} is torchjd's, which is not installed: pip install torchjd") from None
+    known = {
+        each: kind
+        for each, kind in vars(aggregation).items()
+        if isinstance(kind, type) and issubclass(kind, aggregation.Aggregator) and kind is not aggregation.Aggregator
+    }
+    if name not in known:
+        raise ValueError(f"torchjd has no aggregator {name!r}{nearest(name, [*known])}")
+    try:
+        made: Combine = known[name]()
+    except (TypeError, ImportError) as error:
+        raise ValueError(f"torchjd's {name} cannot be made from its name alone ({first_line(error)})") from None
+    if hasattr(made, "reset"):
+        raise ValueError(f"torchjd's {name} remembers steps, and a run could not be resumed: choose another aggregator")
+    return made
 
 
 def step_scale_of(recipe: Recipe) -> StepScale:
@@ -157,9 +203,3 @@ def optimizer_of(recipe: Recipe) -> Callable[[Any], torch.optim.Optimizer]:
     }
     accepted = signature(kind).parameters
     return partial(kind, **{name: value for name, value in settings.items() if name in accepted})
-
-
-def lr_at(recipe: Recipe, epoch: int) -> float:
-    """The step size in an epoch (1-based): multiplied by lr_decay at each milestone that lies behind."""
-    passed = sum(epoch - 1 >= share * recipe.epochs - 1e-9 for share in recipe.milestones)
-    return float(recipe.lr * recipe.lr_decay**passed)

@@ -11,21 +11,29 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from auxnet import rundir, signals
+from auxnet.averaging import follow, settle_norms
 from auxnet.batches import seed_of
-from auxnet.build import evaluation_batches, lr_at, training_batches
+from auxnet.build import evaluation_batches, training_batches
 from auxnet.data import DataSet
 from auxnet.distributed import Team
 from auxnet.evaluation import tally
+from auxnet.mixing import mixed
 from auxnet.network import AuxNet
 from auxnet.recipe import Recipe
 from auxnet.rundir import Standing
+from auxnet.schedules import lambdas_at, lr_at
 from auxnet.update import Method
+
+SETTLING = 100  # batches that the norms of an averaged net are measured on
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,13 @@ class Training:
     """whether the run directory is this run's; until its first checkpoint, what an older run left stays"""
     saved: float = field(default_factory=time.monotonic)
     """when the last checkpoint was made"""
+    average: AuxNet | None = None
+    """the moving average of the net, where the recipe asks for one"""
+
+    @property
+    def judged(self) -> AuxNet:
+        """The net that is validated and kept: the average, or the one that is trained."""
+        return self.net if self.average is None else self.average
 
     @property
     def device(self) -> torch.device:
@@ -76,7 +91,7 @@ class Training:
         if self.team.leads:
             if not self.begun:
                 rundir.begin(self.folder, self.recipe)
-            rundir.save(self.folder, standing, self.net, self.method, self.keep)
+            rundir.save(self.folder, standing, self.net, self.method, self.keep, self.average)
         self.begun, self.saved = True, time.monotonic()
 
 
@@ -101,16 +116,19 @@ def train_epoch(training: Training, standing: Standing, noted: Callable[[], int]
     recipe, net, method, team = training.recipe, training.net, training.method, training.team
     epoch, began, begun_at = standing.epoch + 1, time.perf_counter(), standing
     losses = torch.tensor(standing.losses or [0.0] * net.outputs, dtype=torch.float64)
+    method.set_weights(lambdas_at(recipe, net.depths, epoch))
     method.set_lr(lr_at(recipe, epoch))
     net.train()
-    images = len(training.dataset.train)
-    batches = training_batches(recipe, training.dataset, training.device, epoch, standing.step, team.part)
-    for step, (x, labels) in enumerate(batches, start=standing.step + 1):
-        n = min(recipe.batch_size, images - (step - 1) * recipe.batch_size)
-        team.weigh(n)
+    steps = -(-len(training.dataset.train) // recipe.batch_size)
+    for step, n, x, labels in _team_batches(training, epoch, standing.step):
         torch.manual_seed(seed_of(recipe.seed, epoch, step, team.rank))  # for nets that draw numbers
+        if recipe.mixup > 0 or recipe.cutmix > 0:
+            drawn = Random(seed_of(recipe.seed, epoch, step, 0, 0))  # the same in all processes
+            x, labels = mixed(x, labels, training.dataset.num_classes, recipe.mixup, recipe.cutmix, drawn)
         step_losses = method.step(x, labels)
         _check_finite(step_losses.tolist(), net, f"in epoch {epoch}, step {step}")
+        if training.average is not None and recipe.ema is not None:
+            follow(training.average, net, recipe.ema, standing.epoch * steps + step)
         losses += step_losses.cpu().double() * n
         standing = begun_at.within(step, losses.tolist(), time.perf_counter() - began)
         training.watch(_progress(training, standing))
@@ -121,10 +139,25 @@ def train_epoch(training: Training, standing: Standing, noted: Callable[[], int]
     return standing
 
 
+def _team_batches(training: Training, epoch: int, start: int = 0) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """The batches of an epoch after `start` steps: (step, images of the whole batch, this process's images, labels)."""
+    recipe, team, images = training.recipe, training.team, len(training.dataset.train)
+    batches = training_batches(recipe, training.dataset, training.device, epoch, start, team.part)
+    for step, (x, labels) in enumerate(batches, start=start + 1):
+        n = min(recipe.batch_size, images - (step - 1) * recipe.batch_size)
+        team.weigh(n)
+        yield step, n, x, labels
+
+
 def validate(training: Training, standing: Standing) -> Standing:
-    """The standing after the epoch: each output's loss and error on the validation images, each counted once."""
-    recipe, net, team, dataset = training.recipe, training.net, training.team, training.dataset
+    """The standing after the epoch: each output's loss and error on the validation images, each counted once.
+
+    Where auxiliary losses are to be discarded, epochs are compared by the final output alone.
+    """
+    recipe, net, team, dataset = training.recipe, training.judged, training.team, training.dataset
     epoch, began = standing.epoch + 1, time.perf_counter()
+    if net is training.average:
+        settle_norms(net, (x for _, _, x, _ in islice(_team_batches(training, epoch), SETTLING)))
     team.average_buffers(net)
     said = tally(net, evaluation_batches(dataset.val, dataset, training.device, team.own))
     losses, wrong = (team.sum(total).double() / len(dataset.val) for total in said)
@@ -136,7 +169,8 @@ def validate(training: Training, standing: Standing) -> Standing:
         *_rows(net, epoch, "train", means, None, lr, standing.epoch_seconds),
         *_rows(net, epoch, "val", losses.tolist(), wrong.tolist(), lr, seconds),
     ]
-    return standing.after(wrong.tolist(), rows, seconds)
+    compared = wrong if recipe.discard_after is None else wrong[-1:]
+    return standing.after(compared.tolist(), rows, seconds)
 
 
 def _stop_if_asked(training: Training, standing: Standing, noted: Callable[[], int]) -> None:

@@ -5,29 +5,28 @@ after S_k and eta the step size. Equations carry the labels of the paper's LaTeX
 
 Pair-wise and multi-way update S_1..S_k and H_k once per output k, each output with an optimizer state of its
 own. There lambda_k scales the gradient of L_k where it enters the trunk, at x_k; the head takes its gradient
-unscaled and at the full step.
+unscaled and at the full step. An output with lambda_k = 0 is discarded (`Method.set_weights`).
 
 Gradients and losses pass through `average`, the mean over the processes that train together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from auxnet.gradients import Combine, Loss, Supervised, Taught, combined, gradients, losses_of, parameters, supervise
 from auxnet.network import AuxNet, statistics_kept
-from auxnet.update import Average, Gradients, Group, Method, Optimizer, Part, Update, alone
+from auxnet.update import Average, Gradients, Method, Optimizer, Part, Update, Weights, alone
 
 Mode = Literal["live", "frozen", "fused"]
-StepScale = Literal["none", "sum", "cumulative", "adaptive"]
+StepScale = Literal["none", "sum", "equilibrium", "cumulative", "adaptive"]
 State = Literal["per_output", "shared"]
 Order = Literal["shallow_first", "deep_first"]
-Loss = Callable[[Tensor, Tensor], Tensor]  # logits [N, classes], labels [N] -> scalar
-Weights = Sequence[float] | Tensor  # lambda [K]
 
 
 def joint(
@@ -37,25 +36,39 @@ def joint(
     step_scale: StepScale = "sum",
     *,
     loss: Loss = F.cross_entropy,
+    taught: Taught | None = None,
+    combine: Combine | None = None,
     clip: float | None = None,
     average: Average = alone,
 ) -> Method:
     """One forward, one backward of the weighted sum of all losses, one update (paper, eq:joint_gradient).
 
     `step_scale`: "sum" divides the step of a segment by the sum of the weights of the auxiliary outputs at
-    or above it, where that exceeds 1; "none" does not.
+    or above it, where that exceeds 1; "equilibrium" by the number of outputs there (IMTA); "none" does not.
+
+    `combine` makes one gradient of the trunk out of those of all lambda_k L_k, K backwards, in place of their sum.
     """
-    lambdas = _checked(net, weights, step_scale, ("none", "sum"))
-    trunk = [Group(parameters(s), c) for s, c in zip(net.segments, step_scales(lambdas, step_scale), strict=True)]
-    update = Update(optimizer, [*trunk, Group(parameters(net.heads))], clip, average)
+    lambdas = _checked(net, weights, step_scale, ("none", "sum", "equilibrium"))
+    trunk, heads = parameters(net.segments), parameters(net.heads)
+    update = Update(optimizer, [*(parameters(s) for s in net.segments), heads], clip, average)
+
+    def weigh(weights: Weights) -> None:
+        lambdas[:] = _checked(net, weights)
+        update.rescale([*step_scales(lambdas, step_scale), 1.0])
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
-        losses = [loss(logits, labels) for logits in net(images)]
-        objective = torch.stack([w * L for w, L in zip(lambdas, losses, strict=True)]).sum()  # L_K + sum lambda_k L_k
-        update(gradients([objective], update.parameters))
+        losses = losses_of(net(images), labels, loss, taught)
+        weighted = [w * L for w, L in zip(lambdas, losses, strict=True) if w > 0]
+        objective = torch.stack(weighted).sum()  # L_K + sum lambda_k L_k
+        if combine is None:
+            update(gradients([objective], [*trunk, *heads]))
+        else:
+            of_trunk = [gradients([L], trunk, keep=True) for L in weighted]
+            update([*combined(of_trunk, trunk, combine, average), *gradients([objective], heads)])
         return average(torch.stack(losses).detach())
 
-    return Method(step, [update])
+    weigh(weights)
+    return Method(step, [update], weigh)
 
 
 def pairwise(
@@ -73,7 +86,11 @@ def pairwise(
     Output k sees the weights as output k-1 left them: K forwards. BatchNorm statistics move once per batch.
     """
     lambdas = _checked(net, weights, step_scale, ("none", "cumulative"))
-    updates = _update_per_output(net, optimizer, step_scales(lambdas, step_scale), clip, average)
+    updates = _update_per_output(net, optimizer, clip, average)
+
+    def weigh(weights: Weights) -> None:
+        lambdas[:] = _checked(net, weights)
+        _rescale(updates, step_scales(lambdas, step_scale))
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         losses = []
@@ -82,12 +99,14 @@ def pairwise(
             with statistics_kept(net.segments[:k]):
                 for segment in net.segments[: k + 1]:
                     x = segment(x)
-            L, supervision, head_gradient = supervise(net.heads[k], x, labels, loss)
-            update([*gradients([x], update.trunk, [lambdas[k] * supervision]), *head_gradient])
+            ((_, L, supervision, of_head),) = supervise([net.heads[k]], [x], labels, loss)
+            if lambdas[k] > 0:
+                update([*gradients([x], update.trunk, [lambdas[k] * supervision]), *of_head])
             losses.append(L)
         return average(torch.stack(losses))
 
-    return Method(step, updates)
+    weigh(weights)
+    return Method(step, updates, weigh)
 
 
 def multiway(
@@ -100,6 +119,7 @@ def multiway(
     state: State = "per_output",
     order: Order = "shallow_first",
     loss: Loss = F.cross_entropy,
+    taught: Taught | None = None,
     clip: float | None = None,
     average: Average = alone,
 ) -> Method:
@@ -124,38 +144,42 @@ def multiway(
     if mode == "fused":
         if (state, order) != ("per_output", "shallow_first"):
             raise ValueError("mode='fused' has one update alone: leave state and order out, or use 'live' or 'frozen'")
-        return _fused(net, optimizer, lambdas, step_scale, loss, clip, average)
-    scales = step_scales(lambdas, step_scale)
-    updates: list[Update] | list[Part]
+        return _fused(net, optimizer, lambdas, step_scale, loss, taught, clip, average)
+    updates: Sequence[Update] | Sequence[Part]
     if state == "per_output":
-        updates = optimizers = _update_per_output(net, optimizer, scales, clip, average)
+        updates = optimizers = _update_per_output(net, optimizer, clip, average)
     else:
-        updates, optimizers = _shared_update(net, optimizer, scales, clip, average)
+        updates, optimizers = _parts_of_one_update(net, optimizer, clip, average)
     sequence = range(net.outputs) if order == "shallow_first" else range(net.outputs)[::-1]
+
+    def weigh(weights: Weights) -> None:
+        lambdas[:] = _checked(net, weights)
+        _rescale(updates, step_scales(lambdas, step_scale))
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         features = net.features(images)
-        supervised = [supervise(head, x, labels, loss) for head, x in zip(net.heads, features, strict=True)]
-        losses = average(torch.stack([L for L, _, _ in supervised]))
-        if step_scale == "adaptive":
-            for k, scale in enumerate(adaptive_scales(losses, scales)):
-                updates[k].rescale_trunk(scale)
+        supervised: Iterable[Supervised] = supervise(net.heads, features, labels, loss, taught, sequence)
+        if step_scale == "adaptive":  # the one rule that needs all losses before the first backward
+            supervised = list(supervised)
+            known = average(torch.stack([each.loss for each in sorted(supervised, key=lambda each: each.k)]))
+            _rescale(updates, adaptive_scales(known, step_scales(lambdas, step_scale)))
+        losses: dict[int, Tensor] = {}
+        *_, last = (k for k in sequence if lambdas[k] > 0)
 
-        def backward(k: int) -> Gradients:
-            _, supervision, head_gradient = supervised[k]
-            entering, keep = lambdas[k] * supervision, k != sequence[-1]
-            return [*gradients([features[k]], updates[k].trunk, [entering], keep), *head_gradient]
+        def backwards() -> Iterator[tuple[int, Gradients]]:
+            """Each output's gradients when its turn comes: what enters at another x_j is not held."""
+            for k, losses[k], supervision, of_head in supervised:
+                if lambdas[k] > 0:
+                    entering = lambdas[k] * supervision
+                    of_trunk = gradients([features[k]], updates[k].trunk, [entering], keep=k != last)
+                    yield k, [*of_trunk, *of_head]
 
-        if mode == "live":
-            for k in sequence:
-                updates[k](backward(k))
-        else:
-            old_weights = [backward(k) for k in sequence]
-            for k, gradient in zip(sequence, old_weights, strict=True):
-                updates[k](gradient)
-        return losses
+        for k, gradient in backwards() if mode == "live" else list(backwards()):
+            updates[k](gradient)
+        return average(torch.stack([losses[k] for k in range(net.outputs)]))
 
-    return Method(step, optimizers)
+    weigh(weights)
+    return Method(step, optimizers, weigh)
 
 
 def _fused(
@@ -164,55 +188,36 @@ def _fused(
     lambdas: list[float],
     step_scale: StepScale,
     loss: Loss,
+    taught: Taught | None,
     clip: float | None,
     average: Average,
 ) -> Method:
     if step_scale == "adaptive":
         raise ValueError("mode='fused' needs steps in constant ratio, and step_scale='adaptive' has none: use 'live'")
-    c = step_scales(lambdas, step_scale)
-    trunk = [Group(parameters(s), decay=sum(c[k:])) for k, s in enumerate(net.segments)]  # k..K outputs decay S_k
-    update = Update(optimizer, [*trunk, *(Group(parameters(head)) for head in net.heads)], clip, average)
+    trunk = [parameters(segment) for segment in net.segments]
+    update = Update(optimizer, [*trunk, *(parameters(head) for head in net.heads)], clip, average)
     trunk_parameters = parameters(net.segments)
 
+    def weigh(weights: Weights) -> None:
+        lambdas[:] = _checked(net, weights)
+        c = [c_k if w > 0 else 0.0 for c_k, w in zip(step_scales(lambdas, step_scale), lambdas, strict=True)]
+        decays = [sum(c[k:]) for k in range(net.outputs)]  # outputs k..K decay S_k
+        update.rescale([1.0] * 2 * net.outputs, [*decays, *([1.0] * net.outputs)])
+
     def step(images: Tensor, labels: Tensor) -> Tensor:
-        features = net.features(images)
-        losses, supervisions, head_gradients = zip(
-            *(supervise(head, x, labels, loss) for head, x in zip(net.heads, features, strict=True)),
-            strict=True,
-        )
-        entering = [c_k * w * s for c_k, w, s in zip(c, lambdas, supervisions, strict=True)]
-        update([*gradients(features, trunk_parameters, entering), *(g for head in head_gradients for g in head)])
+        features, c = net.features(images), step_scales(lambdas, step_scale)
+        losses, entering, of_heads = [], {}, Gradients()
+        for k, L, supervision, of_head in supervise(net.heads, features, labels, loss, taught):
+            losses.append(L)
+            if lambdas[k] > 0:
+                entering[k] = c[k] * lambdas[k] * supervision
+            of_heads += of_head if lambdas[k] > 0 else [None] * len(of_head)
+        of_trunk = gradients([features[k] for k in entering], trunk_parameters, [*entering.values()])
+        update([*of_trunk, *of_heads])
         return average(torch.stack(losses))
 
-    return Method(step, [update])
-
-
-# ---- gradients -------------------------------------------------------------------------------------------------
-
-
-def parameters(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a module that are to be trained."""
-    return [p for p in module.parameters() if p.requires_grad]
-
-
-def supervise(head: nn.Module, x: Tensor, labels: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Gradients]:
-    """L_k, the supervision dL_k/dx_k, and the gradient of the head's own parameters."""
-    x = x.detach().requires_grad_()
-    L = loss(head(x), labels)
-    supervision, *head_gradient = gradients([L], [x, *parameters(head)])
-    assert supervision is not None
-    return L.detach(), supervision, head_gradient
-
-
-def gradients(
-    of: Sequence[Tensor], wrt: Sequence[Tensor], entering: Sequence[Tensor | None] = (None,), keep: bool = False
-) -> Gradients:
-    """Gradients of `of`, with `entering` arriving there from above, with respect to `wrt`; None where unused."""
-    reached = [(x, gradient) for x, gradient in zip(of, entering, strict=True) if x.requires_grad]
-    if not (wrt and reached):  # all that lies below is frozen
-        return [None] * len(wrt)
-    x, gradient = zip(*reached, strict=True)
-    return list(torch.autograd.grad(x, wrt, gradient, retain_graph=keep, allow_unused=True))
+    weigh(lambdas)
+    return Method(step, [update], weigh)
 
 
 # ---- steps -----------------------------------------------------------------------------------------------------
@@ -222,9 +227,12 @@ def step_scales(lambdas: Sequence[float], rule: StepScale) -> list[float]:
     """c_k = 1 / max(1, sum of lambda_j over auxiliary outputs j >= k); all 1 under "none".
 
     Joint applies c_k to the step of segment k ("sum"), multi-way to the trunk's step in pass k ("cumulative").
+    "equilibrium": one over the number of outputs k and above, discarded ones not counted.
     """
     if rule == "none":
         return [1.0] * len(lambdas)
+    if rule == "equilibrium":
+        return [1.0 / max(1, sum(w > 0 for w in lambdas[k:])) for k in range(len(lambdas))]
     return [1.0 / max(1.0, sum(lambdas[k:-1])) for k in range(len(lambdas))]
 
 
@@ -234,34 +242,35 @@ def adaptive_scales(losses: Tensor, scales: Sequence[float]) -> list[float]:
     return [final / L if 2 * final < L else scale for L, scale in zip(values, scales, strict=True)]
 
 
-def _update_per_output(
-    net: AuxNet, optimizer: Optimizer, scales: Sequence[float], clip: float | None, average: Average
-) -> list[Update]:
-    """For each output k an optimizer over S_1..S_k, at its own scale, and H_k, at the full step."""
+def _update_per_output(net: AuxNet, optimizer: Optimizer, clip: float | None, average: Average) -> list[Update]:
+    """For each output k an optimizer over S_1..S_k and H_k."""
     return [
-        Update(
-            optimizer, [Group(parameters(net.segments[:k]), scale), Group(parameters(net.heads[k - 1]))], clip, average
-        )
-        for k, scale in enumerate(scales, start=1)
+        Update(optimizer, [parameters(net.segments[:k]), parameters(net.heads[k - 1])], clip, average)
+        for k in range(1, net.outputs + 1)
     ]
 
 
-def _shared_update(
-    net: AuxNet, optimizer: Optimizer, scales: Sequence[float], clip: float | None, average: Average
+def _parts_of_one_update(
+    net: AuxNet, optimizer: Optimizer, clip: float | None, average: Average
 ) -> tuple[list[Part], list[Update]]:
     """For each output k the same, as a part of one optimizer over all; and that one."""
-    whole = Update(optimizer, [Group(parameters(net.segments)), Group(parameters(net.heads))], clip, average)
-    parts = [
-        Part(whole, parameters(net.segments[:k]), parameters(net.heads[k - 1]), scale)
-        for k, scale in enumerate(scales, start=1)
-    ]
+    whole = Update(optimizer, [parameters(net.segments), parameters(net.heads)], clip, average)
+    parts = [Part(whole, parameters(net.segments[:k]), parameters(net.heads[k - 1])) for k in range(1, net.outputs + 1)]
     return parts, [whole]
 
 
-def _checked(net: AuxNet, weights: Weights, rule: str, rules: Sequence[str]) -> list[float]:
+def _rescale(updates: Sequence[Update] | Sequence[Part], scales: Sequence[float]) -> None:
+    """The trunk at its own scale in each output's update, the head at the full step."""
+    for k, scale in enumerate(scales):
+        updates[k].rescale([scale, 1.0])
+
+
+def _checked(net: AuxNet, weights: Weights, rule: str = "none", rules: Sequence[str] = ("none",)) -> list[float]:
     lambdas = [float(w) for w in weights]
     if len(lambdas) != net.outputs or not all(0 <= w < float("inf") for w in lambdas):
         raise ValueError(f"weights must be {net.outputs} finite numbers >= 0, one per output, got {lambdas}")
+    if not any(lambdas):
+        raise ValueError(f"weights must leave at least one output above 0 (0 discards it), got {lambdas}")
     if rule not in rules:
         raise ValueError(f"step_scale must be one of {', '.join(rules)} for this method, got {rule!r}")
     return lambdas

@@ -13,6 +13,7 @@ from auxnet.machine import device_of, threads_of
 from auxnet.methods import step_scales
 from auxnet.network import costs
 from auxnet.recipe import Recipe
+from auxnet.schedules import lambdas_at
 
 MEASURED_STEPS = 4
 
@@ -24,7 +25,7 @@ class PlannedOutput:
     output: int
     depth: int
     weight: float
-    """lambda"""
+    """lambda, in the first epoch"""
     params: int
     macs: int
     step: float
@@ -66,7 +67,7 @@ def plan(recipe: Recipe) -> Plan:
 def planned_outputs(recipe: Recipe, dataset: data.DataSet) -> list[PlannedOutput]:
     """Depth, weight, cost and effective multipliers of each output under the recipe's method."""
     net = net_of(replace(recipe, pretrained=None), dataset)
-    lambdas = net.loss_weights(recipe.gamma, recipe.floor, recipe.relative_to).tolist()
+    lambdas = lambdas_at(recipe, net.depths)
     c = step_scales(lambdas, step_scale_of(recipe))
     rows = []
     for k, (depth, (params, macs)) in enumerate(

@@ -13,7 +13,7 @@ from auxnet.documents import read_yaml
 
 BACKBONES = "timm:NAME, torchvision:NAME or package.module:function"
 CUTS = "1 or more, or the names of modules"
-OF_RESNETS = ("depth", "outputs", "at", "block", "width", "head")
+OF_RESNETS = ("depth", "outputs", "at", "placement", "block", "width", "head")
 OF_BACKBONES = ("cuts", "pretrained")
 
 
@@ -46,6 +46,8 @@ class Recipe:
     """outputs, the final one included, placed evenly from the top (default: 3, or as --at says)"""
     at: tuple[int, ...] | None = None
     """layers of the auxiliary outputs, in place of --outputs"""
+    placement: Literal["even", "stages", "blocks"] = "even"
+    """few and even, as --outputs or --at says; one after every stage; or one after every block (the most there are)"""
     block: Literal["plain", "original", "preact"] = "preact"
     """residual block: none, post-activation with option-A shortcuts, pre-activation"""
     width: int = 1
@@ -69,14 +71,28 @@ class Recipe:
     """multiway: an optimizer state (momentum) for each output, the paper's, or one for all"""
     order: Literal["shallow_first", "deep_first"] = "shallow_first"
     """multiway: the order in which outputs update the trunk; the paper's is from shallow to deep"""
-    step_scale: Literal["default", "none", "sum", "cumulative", "adaptive"] = "default"
+    step_scale: Literal["default", "none", "sum", "equilibrium", "cumulative", "adaptive"] = "default"
     """division of the trunk's step; default: sum (joint), none (pairwise), cumulative (multiway)"""
+    aggregator: str | None = None
+    """joint: torchjd's way to make one gradient of the trunk out of the outputs', by name: UPGrad, PCGrad, MGDA, ..."""
     gamma: float = 2.0
     """loss weights are (layer / depth)^gamma"""
     floor: float = 0.01
     """least loss weight"""
     relative_to: Literal["final", "last_auxiliary"] = "final"
     """the depth that loss weights refer to: the paper's, or the authors' code's"""
+    weights: tuple[float, ...] | None = None
+    """loss weights in place of those: one for all auxiliary outputs, one for each, or with the final one's too"""
+    weight_schedule: Literal["constant", "linear"] = "constant"
+    """linear: the auxiliary outputs' weights fall evenly towards 0 at the end of the run (DSN)"""
+    discard_after: float | None = None
+    """share of the run after which the auxiliary losses are discarded, their heads left as they are"""
+    loss: Literal["cross_entropy", "square_hinge"] = "cross_entropy"
+    """what is minimised; what is measured is cross-entropy either way"""
+    distill: float = 0.0
+    """share of an auxiliary output's loss that is its distance from what the final output says; not in pairwise"""
+    temperature: float = 3.0
+    """both are softened by, for that"""
 
     epochs: int = 30
     """passes over the training images"""
@@ -92,6 +108,10 @@ class Recipe:
     """for optimizers that have it"""
     weight_decay: float = 1e-4
     """for optimizers that have it"""
+    schedule: Literal["multistep", "cosine"] = "multistep"
+    """of the step size: it falls at --milestones, or along a cosine"""
+    warmup: int = 0
+    """epochs over which the step size rises first"""
     milestones: tuple[float, ...] = (0.4, 0.6)
     """shares of the run after which the step size is multiplied by lr_decay"""
     lr_decay: float = 0.1
@@ -100,6 +120,14 @@ class Recipe:
     """largest gradient norm of an update"""
     label_smoothing: float = 0.0
     """share of the target spread over all classes"""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: the images of rare classes count more, so that all classes count alike"""
+    mixup: float = 0.0
+    """above 0, images are blended in pairs, by a share drawn from Beta(mixup, mixup)"""
+    cutmix: float = 0.0
+    """above 0, a rectangle of another image is pasted into each, its size drawn likewise"""
+    ema: float | None = None
+    """decay of a moving average of the weights, such as 0.999; the average is what is judged and kept"""
     sync_batchnorm: bool = False
     """under torchrun, BatchNorm normalises by the images of all processes, not by those of its own"""
 
@@ -123,6 +151,14 @@ class Recipe:
             ("momentum", 0 <= self.momentum < 1, "0 or more and below 1"),
             ("weight_decay", 0 <= self.weight_decay < float("inf"), "0 or more and finite"),
             ("milestones", all(0 < m < 1 for m in self.milestones), "shares of the run between 0 and 1"),
+            ("warmup", 0 <= self.warmup < self.epochs, f"0 or more and below epochs={self.epochs}"),
+            ("weights", self.weights is None or self._are_weights(self.weights), "finite numbers of 0 or more"),
+            ("discard_after", self.discard_after is None or 0 < self.discard_after < 1, "a share between 0 and 1"),
+            ("distill", 0 <= self.distill <= 1, "in 0..1"),
+            ("temperature", 0 < self.temperature < float("inf"), "above 0 and finite"),
+            ("mixup", 0 <= self.mixup < float("inf"), "0 or more and finite"),
+            ("cutmix", 0 <= self.cutmix < float("inf"), "0 or more and finite"),
+            ("ema", self.ema is None or 0 < self.ema < 1, "between 0 and 1"),
             ("clip", self.clip is None or self.clip > 0, "above 0"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "0 or more and below 1"),
             ("val_fraction", 0 < self.val_fraction <= 0.5, "above 0 and at most 0.5"),
@@ -139,7 +175,33 @@ class Recipe:
             value = getattr(self, name)
             if value != paper and self.method != "multiway":
                 raise ValueError(f"{name}={value!r} is multiway's, but method={self.method!r}; leave {name} out")
+        self._check_together()
         self._check_one_network()
+
+    @staticmethod
+    def _are_weights(weights: tuple[float, ...]) -> bool:
+        return len(weights) > 0 and all(0 <= w < float("inf") for w in weights)
+
+    def _check_together(self) -> None:
+        """Raise ValueError for fields that say what another one leaves no room for."""
+        for name, value, holds in (
+            ("loss", "square_hinge", ("label_smoothing", "mixup", "cutmix")),
+            ("schedule", "cosine", ("milestones", "lr_decay")),
+            ("method", "pairwise", ("distill",)),
+        ):
+            if getattr(self, name) == value:
+                self._check_unset(holds, f"{name}={value!r}")
+        if self.weights is not None:
+            self._check_unset(("gamma", "floor", "relative_to"), "weights, which are given")
+        if self.placement != "even":
+            self._check_unset(("outputs", "at"), f"placement={self.placement!r}, which says where outputs are")
+
+    def _check_unset(self, names: tuple[str, ...], beside: str) -> None:
+        for field in fields(self):
+            if field.name in names and getattr(self, field.name) != field.default:
+                raise ValueError(
+                    f"{field.name}={getattr(self, field.name)!r} has no meaning beside {beside}: leave one of them out"
+                )
 
     def _check_one_network(self) -> None:
         """Raise ValueError for fields of the built-in ResNets beside a backbone, or of a backbone without one."""

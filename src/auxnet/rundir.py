@@ -57,7 +57,7 @@ class Standing:
     """spent in those steps"""
     best_epoch: int = 0
     best_error: float = float("inf")
-    """mean over the outputs of their validation errors, in the best epoch"""
+    """mean over the outputs (those that train to the end) of their validation errors, in the best epoch"""
     history: tuple[dict[str, Any], ...] = ()
     """the rows of metrics.jsonl"""
 
@@ -131,9 +131,11 @@ def begin(folder: Path, recipe: Recipe) -> None:
         write_recipe(recipe, partial)
 
 
-def save(folder: Path, standing: Standing, net: AuxNet, method: Method, keep: int) -> None:
+def save(
+    folder: Path, standing: Standing, net: AuxNet, method: Method, keep: int, average: AuxNet | None = None
+) -> None:
     """A checkpoint of where a training stands, the newest `keep` of them kept; at the end of an epoch its metrics
-    are logged before, and its weights kept after if it is the best so far.
+    are logged before, and its weights (their moving average, if there is one) kept after if it is the best so far.
 
     Raises RuntimeError if the weights are not finite (nobody wants to go on from there) or cannot be written.
     """
@@ -141,6 +143,8 @@ def save(folder: Path, standing: Standing, net: AuxNet, method: Method, keep: in
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise RuntimeError(f"{name} holds values that are not finite; it is not saved, and the run stops there")
     state = {"standing": asdict(standing), "net": net.state_dict(), "method": method.state_dict()}
+    if average is not None:
+        state["average"] = average.state_dict()
     try:
         if standing.step == 0:
             rows = [row for row in standing.history if row["epoch"] == standing.epoch]
@@ -150,7 +154,7 @@ def save(folder: Path, standing: Standing, net: AuxNet, method: Method, keep: in
                 os.fsync(file.fileno())
         save_state(folder / "checkpoints" / f"{standing.epoch:05}-{standing.step:07}.ckpt", state)
         if standing.step == 0 and standing.best_epoch == standing.epoch:
-            _save_best(folder, standing, net)
+            _save_best(folder, standing, net if average is None else average)
         for old in _checkpoints(folder)[keep:]:
             old.unlink(missing_ok=True)
     except OSError as error:
@@ -177,11 +181,13 @@ def resume(folder: Path) -> dict[str, Any]:
     raise RuntimeError(f"{folder}: every checkpoint is damaged ({len(found)}); --overwrite begins again")
 
 
-def take_up(state: dict[str, Any], net: AuxNet, method: Method, where: Path) -> Standing:
-    """Fill net and method from a checkpoint. Raises RuntimeError if it is of another recipe."""
+def take_up(state: dict[str, Any], net: AuxNet, method: Method, where: Path, average: AuxNet | None = None) -> Standing:
+    """Fill net, method and moving average from a checkpoint. Raises RuntimeError if it is of another recipe."""
     try:
         net.load_state_dict(state["net"])
         method.load_state_dict(state["method"])
+        if average is not None:
+            average.load_state_dict(state["average"])
         return Standing(**state["standing"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RuntimeError(f"{where}: the checkpoint does not fit the recipe: {first_line(error)}") from None

@@ -5,6 +5,7 @@ The test set is read once, after the last epoch, and nothing is chosen on it.
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -27,7 +28,7 @@ from auxnet.recipe import Recipe
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training: its folder, its net (of the last epoch) and what summary.json says."""
+    """A finished training: its folder, its net (of the last epoch, or its moving average), and its summary.json."""
 
     folder: Path
     net: AuxNet
@@ -68,16 +69,19 @@ def fit(
         dataset = load_data(recipe)
         begun = replace(recipe, pretrained=None) if resume else recipe  # its weights are in the checkpoint
         net, method = build(begun, dataset, here.device, here)
-        standing = rundir.Standing()
+        average = None if recipe.ema is None else copy.deepcopy(net)
+        judged, standing = net if average is None else average, rundir.Standing()
         if resume:
             state = here.hand_out(rundir.resume(folder) if here.leads else {})
-            standing = rundir.take_up(state, net, method, folder)
+            standing = rundir.take_up(state, net, method, folder, average)
             if here.leads:
-                standing = rundir.restore(folder, standing, net)
-        training = Training(recipe, dataset, net, method, here, folder, save_every, keep, watch, begun=resume)
+                standing = rundir.restore(folder, standing, judged)
+        training = Training(
+            recipe, dataset, net, method, here, folder, save_every, keep, watch, begun=resume, average=average
+        )
         standing = run_epochs(training, standing)
-        summary = _finish(recipe, dataset, net, folder, standing) if here.leads else {}
-    return Run(folder, net.eval(), summary)
+        summary = _finish(recipe, dataset, judged, folder, standing) if here.leads else {}
+    return Run(folder, judged.eval(), summary)
 
 
 def fit_on(recipe: Recipe, folder: Path, watch: Callable[[Progress], None] = lambda progress: None) -> Run:
@@ -120,7 +124,7 @@ def _finish(recipe: Recipe, dataset: DataSet, net: AuxNet, folder: Path, standin
     return summary
 
 
-def tables(folder: Path, dataset: DataSet, device: torch.device, same: bool) -> dict[str, list[dict[str, Any]]]:
+def tables(folder: Path, dataset: DataSet, device: torch.device, same: bool = False) -> dict[str, list[dict[str, Any]]]:
     """The tables of outputs of a run from the weights it saved: {"last": rows, "best": rows on validation}.
 
     `same` says that the last epoch is the best one, so that one table serves for both.

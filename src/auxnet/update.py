@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 Gradients = list[Tensor | None]
 Optimizer = Callable[[Any], torch.optim.Optimizer]  # parameter groups -> torch.optim.Optimizer
+Weights = Sequence[float] | Tensor  # lambda [K]
 Average = Callable[[Tensor], Tensor]  # a tensor -> its mean over the processes that train together
 
 
@@ -28,14 +29,6 @@ def averaged(gradients: Gradients, average: Average) -> Gradients:
     return [None if g is None else torch.empty_like(g).copy_(next(means).view_as(g)) for g in gradients]
 
 
-class Group(NamedTuple):
-    """Parameters that share a step: `scale` multiplies the step size, `decay` the weight decay."""
-
-    parameters: list[nn.Parameter]
-    scale: float = 1.0
-    decay: float = 1.0
-
-
 class Update:
     """An optimizer over groups of parameters; calling it with their gradients is one of its steps.
 
@@ -44,27 +37,30 @@ class Update:
     """
 
     def __init__(
-        self, optimizer: Optimizer, groups: Sequence[Group], clip: float | None = None, average: Average = alone
+        self,
+        optimizer: Optimizer,
+        groups: Sequence[list[nn.Parameter]],
+        clip: float | None = None,
+        average: Average = alone,
     ) -> None:
         if clip is not None and not clip > 0:
             raise ValueError(f"clip must be a gradient norm above 0, got {clip}")
         self.clip = clip
         self.average = average
-        self.trunk = groups[0].parameters
-        self.parameters = [p for group in groups for p in group.parameters]
+        self.trunk = groups[0]
+        self.parameters = [p for group in groups for p in group]
         self.aliases = [p.data for p in self.parameters]
         aliases = iter(self.aliases)
-        self.optimizer = optimizer(
-            [{"params": [next(aliases) for _ in group.parameters], "scale": group.scale} for group in groups]
-        )
-        for settings, group in zip(self.optimizer.param_groups, groups, strict=True):
-            if "weight_decay" in settings:
-                settings["weight_decay"] *= group.decay
+        self.optimizer = optimizer([{"params": [next(aliases) for _ in group], "scale": 1.0} for group in groups])
+        self.decays = [settings.get("weight_decay") for settings in self.optimizer.param_groups]
+        for settings in self.optimizer.param_groups:
             settings["eta"] = settings["lr"]
-            settings["lr"] *= group.scale
 
     def __call__(self, gradients: Gradients) -> None:
-        """One step along these gradients, one for each of `parameters` and in their order."""
+        """One step along these gradients, one for each of `parameters` and in their order.
+
+        What has None for its gradient is left as it is: no decay, no momentum.
+        """
         if self.aliases[0].data_ptr() != self.parameters[0].data_ptr():
             raise RuntimeError("the net was moved after its method was built: build the method after net.to(...)")
         if self.average is not alone:
@@ -80,27 +76,31 @@ class Update:
         for settings in self.optimizer.param_groups:
             settings["eta"], settings["lr"] = eta, eta * settings["scale"]
 
-    def rescale_trunk(self, scale: float) -> None:
-        """Change the first group's share of the step size."""
-        settings = self.optimizer.param_groups[0]
-        settings["scale"], settings["lr"] = scale, settings["eta"] * scale
+    def rescale(self, scales: Sequence[float], decays: Sequence[float] | None = None) -> None:
+        """Each group's share of the step size from now on, and what its weight decay is multiplied by."""
+        for settings, scale in zip(self.optimizer.param_groups, scales, strict=True):
+            settings["scale"], settings["lr"] = scale, settings["eta"] * scale
+        for settings, decay, times in zip(self.optimizer.param_groups, self.decays, decays or (), strict=False):
+            if decay is not None:
+                settings["weight_decay"] = decay * times
 
 
 class Part:
     """An update of some of an `Update`'s parameters, which leaves the others and their optimizer state alone."""
 
-    def __init__(self, whole: Update, trunk: list[nn.Parameter], rest: list[nn.Parameter], scale: float) -> None:
-        self.whole, self.trunk, self.parameters, self.scale = whole, trunk, [*trunk, *rest], scale
+    def __init__(self, whole: Update, trunk: list[nn.Parameter], rest: list[nn.Parameter]) -> None:
+        self.whole, self.trunk, self.parameters = whole, trunk, [*trunk, *rest]
+        self.scales: Sequence[float] = (1.0, 1.0)
 
     def __call__(self, gradients: Gradients) -> None:
         """One step along these gradients, one for each of `parameters` and in their order."""
         own = {id(p): gradient for p, gradient in zip(self.parameters, gradients, strict=True)}
-        self.whole.rescale_trunk(self.scale)
+        self.whole.rescale(self.scales)
         self.whole([own.get(id(p)) for p in self.whole.parameters])
 
-    def rescale_trunk(self, scale: float) -> None:
-        """Change the share of the step size that the trunk has in this update."""
-        self.scale = scale
+    def rescale(self, scales: Sequence[float]) -> None:
+        """The shares of the step size that the trunk and the rest have in this update."""
+        self.scales = scales
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,16 @@ class Method:
 
     step: Callable[[Tensor, Tensor], Tensor]
     updates: list[Update]
+    weigh: Callable[[Weights], None]
+
+    def set_weights(self, weights: Weights) -> None:
+        """The loss weights lambda [K] from now on, and the step scales that follow from them.
+
+        An output that weighs 0 is discarded: its loss has no effect at all. No gradient of it is taken, and its head
+        stays as it is, without decay or momentum; in pair-wise and multi-way its optimizer makes no step either.
+        Its loss is still returned. Raises ValueError for weights that do not fit.
+        """
+        self.weigh(weights)
 
     def set_lr(self, lr: float) -> None:
         """The step size eta from now on, for every output."""

@@ -1,0 +1,46 @@
+"""The exponential moving average of a net's weights: where a recipe asks for it, the net that is judged and kept.
+
+Weights are averaged; BatchNorm's statistics are not: the mean of the statistics of many nets is not that of the net
+with the mean weights. They are measured anew on training images, for the trunk and the head of every output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def follow(average: nn.Module, net: nn.Module, decay: float, step: int) -> None:
+    """Move the average towards a net that has just made its step number `step` (1-based).
+
+    a <- d a + (1 - d) w with d = min(decay, step / (9 + step)): young averages forget the random start sooner.
+    """
+    d = min(decay, step / (9 + step))
+    averaged: list[Tensor] = list(average.parameters())
+    weights: list[Tensor] = list(net.parameters())
+    torch._foreach_lerp_(averaged, weights, 1 - d)
+
+
+@torch.no_grad()
+def settle_norms(net: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Give every BatchNorm of a net the mean of its statistics over these batches of images [N, C, H, W].
+
+    All else is in evaluation mode meanwhile, as it is when the statistics are used; the net is left in that mode.
+    """
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    net.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # PyTorch's word for the plain mean over batches
+        norm.train()
+    try:
+        for images in batches if norms else ():
+            net(images)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        net.eval()

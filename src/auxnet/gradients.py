@@ -1,0 +1,92 @@
+"""The gradients that the methods are made of: of the losses in the heads, and from where they enter the trunk on down.
+
+Shapes: N images; K outputs; x_k is the feature after segment S_k, which head H_k reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from auxnet.update import Average, Gradients
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # logits [N, classes], labels [N] -> scalar
+Taught = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits, labels, the final output's logits -> scalar
+Combine = Callable[[Tensor], Tensor]  # gradients of K outputs [K, parameters] -> one [parameters]
+
+
+def parameters(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a module that are to be trained."""
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+def losses_of(logits: Sequence[Tensor], labels: Tensor, loss: Loss, taught: Taught | None = None) -> list[Tensor]:
+    """L_k of each output. With `taught`, those of the auxiliary outputs look at what the final one says, as it is."""
+    if taught is None:
+        return [loss(z, labels) for z in logits]
+    *auxiliary, final = logits
+    return [*(taught(z, labels, final.detach()) for z in auxiliary), loss(final, labels)]
+
+
+class Supervised(NamedTuple):
+    """What head k = 0..K-1 makes of its feature."""
+
+    k: int
+    loss: Tensor
+    """L_k"""
+    supervision: Tensor
+    """dL_k/dx_k"""
+    head: Gradients
+    """of the head's own parameters"""
+
+
+def supervise(
+    heads: Sequence[nn.Module] | nn.ModuleList,
+    features: Sequence[Tensor],
+    labels: Tensor,
+    loss: Loss,
+    taught: Taught | None = None,
+    sequence: Sequence[int] | None = None,
+) -> Iterator[Supervised]:
+    """Head after head, in sequence, each when it is asked for: what one has made is not held while the next works."""
+    last, final = len(features) - 1, None
+    if taught is not None:  # the others look at what the final one says
+        x_K = features[-1].detach().requires_grad_()
+        final = x_K, heads[-1](x_K)
+
+    def one(k: int) -> Supervised:
+        x = features[k].detach().requires_grad_()
+        if taught is None or final is None:
+            L = loss(heads[k](x), labels)
+        elif k < last:
+            L = taught(heads[k](x), labels, final[1].detach())
+        else:
+            x, logits = final
+            L = loss(logits, labels)
+        supervision, *of_head = gradients([L], [x, *parameters(heads[k])])
+        assert supervision is not None
+        return Supervised(k, L.detach(), supervision, of_head)
+
+    yield from map(one, range(last + 1) if sequence is None else sequence)
+
+
+def gradients(
+    of: Sequence[Tensor], wrt: Sequence[Tensor], entering: Sequence[Tensor | None] = (None,), keep: bool = False
+) -> Gradients:
+    """Gradients of `of`, with `entering` arriving there from above, with respect to `wrt`; None where unused."""
+    reached = [(x, gradient) for x, gradient in zip(of, entering, strict=True) if x.requires_grad]
+    if not (wrt and reached):  # all that lies below is frozen
+        return [None] * len(wrt)
+    x, gradient = zip(*reached, strict=True)
+    return list(torch.autograd.grad(x, wrt, gradient, retain_graph=keep, allow_unused=True))
+
+
+def combined(rows: Sequence[Gradients], wrt: Sequence[Tensor], combine: Combine, average: Average) -> Gradients:
+    """One gradient out of K: K times what `combine` makes of them, so that their mean would be their sum."""
+    whole = [[torch.zeros_like(p) if g is None else g for g, p in zip(row, wrt, strict=True)] for row in rows]
+    one = len(rows) * combine(average(torch.stack([torch.cat([g.flatten() for g in row]) for row in whole])))
+    parts = one.split_with_sizes([p.numel() for p in wrt])
+    return [torch.empty_like(p).copy_(part.view_as(p)) for part, p in zip(parts, wrt, strict=True)]

@@ -1,0 +1,57 @@
+"""What a recipe changes from epoch to epoch: the step size, and the weights of the losses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from auxnet.network import loss_weights
+from auxnet.recipe import Recipe
+
+
+def lr_at(recipe: Recipe, epoch: int) -> float:
+    """The step size in an epoch (1-based), the same in all its steps.
+
+    It rises evenly over the epochs of `warmup`. Then "multistep" multiplies it by lr_decay at each milestone that
+    lies behind, and "cosine" lowers it along half a wave, from lr to nearly 0 in the last epoch.
+    """
+    rising = min(1.0, epoch / (recipe.warmup + 1))
+    if recipe.schedule == "cosine":
+        gone = max(0, epoch - 1 - recipe.warmup) / (recipe.epochs - recipe.warmup)
+        return recipe.lr * rising * (1 + math.cos(math.pi * gone)) / 2
+    passed = sum(_is_behind(share, recipe, epoch) for share in recipe.milestones)
+    return float(recipe.lr * rising * recipe.lr_decay**passed)
+
+
+def lambdas_at(recipe: Recipe, depths: Sequence[int], epoch: int = 1) -> list[float]:
+    """The loss weights [K] in an epoch (1-based) of a net with outputs at these depths; 0 is a loss discarded.
+
+    Raises ValueError for weights that do not fit the outputs.
+    """
+    *auxiliary, final = weights_of(recipe, depths)
+    if recipe.weight_schedule == "linear":  # DSN: lambda (1 - t / N)
+        auxiliary = [w * (1 - (epoch - 1) / recipe.epochs) for w in auxiliary]
+    if recipe.discard_after is not None and _is_behind(recipe.discard_after, recipe, epoch):
+        auxiliary = [0.0 for _ in auxiliary]
+    return [*auxiliary, final]
+
+
+def weights_of(recipe: Recipe, depths: Sequence[int]) -> list[float]:
+    """The loss weights [K] that a recipe begins with: its own, or those that follow from the depths."""
+    K, own = len(depths), recipe.weights
+    if own is None:
+        return [float(w) for w in loss_weights(depths, recipe.gamma, recipe.floor, recipe.relative_to)]
+    if len(own) == 1:
+        return [*own * (K - 1), 1.0]
+    if len(own) == K - 1:
+        return [*own, 1.0]
+    if len(own) == K and own[-1] > 0:
+        return [*own]
+    raise ValueError(
+        f"weights must be one number for all auxiliary outputs, {K - 1} for each, or {K} for all outputs, the final "
+        f"one's above 0, got {list(own)}"
+    )
+
+
+def _is_behind(share: float, recipe: Recipe, epoch: int) -> bool:
+    return epoch - 1 >= share * recipe.epochs - 1e-9

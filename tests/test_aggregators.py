@@ -1,0 +1,103 @@
+"""Conflict-averse combination of the outputs' gradients: torchjd's aggregators in joint training."""
+
+import sys
+from dataclasses import replace
+from functools import partial
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+import auxnet
+from auxnet import build
+from auxnet.recipe import Recipe
+
+TINY = Recipe(depth=8, outputs=3, epochs=1, batch_size=256, threads=1, device="cpu", method="joint", lr=0.01)
+CLASSES, N = 3, 6
+
+
+def quarrelling_net():
+    """Two outputs on one segment that are asked for opposite things: their gradients there conflict."""
+    torch.manual_seed(0)
+    net = auxnet.AuxNet([nn.Linear(4, 4), nn.Identity()], [nn.Linear(4, CLASSES) for _ in range(2)], (2, 3)).double()
+    with torch.no_grad():
+        net.heads[1].weight.copy_(-1.5 * net.heads[0].weight + 0.2 * torch.randn(CLASSES, 4, dtype=torch.float64))
+    return net
+
+
+def gradients_in_the_segment(net, x, y, weights):
+    rows = []
+    for z, w in zip(net(x), weights, strict=True):
+        parts = torch.autograd.grad(
+            w * nn.functional.cross_entropy(z, y), list(net.segments.parameters()), retain_graph=True
+        )
+        rows.append(torch.cat([p.flatten() for p in parts]))
+    return rows
+
+
+def step_in_the_segment(weights, **options):
+    """(gradients of each output in the segment, the way that the segment went)."""
+    net = quarrelling_net()
+    x, y = torch.randn(N, 4, dtype=torch.float64), torch.arange(N) % CLASSES
+    rows = gradients_in_the_segment(net, x, y, weights)
+    before = torch.cat([p.detach().flatten().clone() for p in net.segments.parameters()])
+    auxnet.joint(net, partial(torch.optim.SGD, lr=1.0), weights, "none", **options).step(x, y)
+    return rows, before - torch.cat([p.detach().flatten() for p in net.segments.parameters()])
+
+
+def test_upgrad_makes_no_output_worse_where_the_sum_does():
+    pytest.importorskip("torchjd")
+    weights = [0.3, 1.0]
+    rows, by_sum = step_in_the_segment(weights)
+    assert min(float(row @ by_sum) for row in rows) < 0
+    rows, by_upgrad = step_in_the_segment(weights, combine=build.aggregator_of("UPGrad"))
+    assert min(float(row @ by_upgrad) for row in rows) >= -1e-9 * float(by_upgrad.norm())
+
+
+def test_the_mean_of_torchjd_is_joint():
+    pytest.importorskip("torchjd")
+    _, by_sum = step_in_the_segment([0.3, 1.0])
+    _, by_mean = step_in_the_segment([0.3, 1.0], combine=build.aggregator_of("Mean"))
+    torch.testing.assert_close(by_mean, by_sum)
+
+
+@pytest.mark.parametrize("name", ["UPGrad", "PCGrad", "MGDA", "IMTLG"])
+def test_a_recipe_trains_with_an_aggregator(name, tmp_path):
+    pytest.importorskip("torchjd")
+    run = auxnet.fit(replace(TINY, aggregator=name), tmp_path / "a")
+    assert run.summary["last"][-1]["val_error"] < 0.9
+    first = (run.folder / "model.safetensors").read_bytes()
+    auxnet.fit(replace(TINY, aggregator=name), tmp_path / "b")
+    assert (tmp_path / "b" / "model.safetensors").read_bytes() == first
+
+
+def test_an_aggregator_that_cannot_be_is_named():
+    pytest.importorskip("torchjd")
+    with pytest.raises(ValueError, match="torchjd has no aggregator 'UPGard'; perhaps you meant 'UPGrad'"):
+        build.aggregator_of("UPGard")
+    with pytest.raises(ValueError, match="torchjd's GradVac remembers steps"):
+        build.aggregator_of("GradVac")
+    with pytest.raises(ValueError, match="torchjd's CAGrad cannot be made from its name alone"):
+        build.aggregator_of("CAGrad")
+
+
+def test_without_torchjd_its_aggregators_name_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchjd", None)
+    with pytest.raises(ValueError, match="is torchjd's, which is not installed: pip install torchjd"):
+        build.aggregator_of("UPGrad")
+
+
+def test_only_aggregators_are_taken_from_torchjd(monkeypatch):
+    """Against a stand-in of the library, so that it holds where that is not installed."""
+    aggregation, torchjd = ModuleType("torchjd.aggregation"), ModuleType("torchjd")
+    aggregation.Aggregator = type("Aggregator", (), {})
+    aggregation.First = type("First", (aggregation.Aggregator,), {"__call__": lambda self, rows: rows[0]})
+    aggregation.Helper = type("Helper", (), {})
+    torchjd.aggregation = aggregation
+    monkeypatch.setitem(sys.modules, "torchjd", torchjd)
+    monkeypatch.setitem(sys.modules, "torchjd.aggregation", aggregation)
+    rows, went = step_in_the_segment([0.3, 1.0], combine=build.aggregator_of("First"))
+    torch.testing.assert_close(went, 2 * rows[0])
+    with pytest.raises(ValueError, match="torchjd has no aggregator 'Helper'"):
+        build.aggregator_of("Helper")

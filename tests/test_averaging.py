@@ -1,0 +1,121 @@
+"""The moving average of a net: its weights by hand, its norms those of its own weights, at every output."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import auxnet
+from auxnet import averaging, build, epochs, rundir, train
+from auxnet.averaging import follow, settle_norms
+from auxnet.evaluation import tally
+from auxnet.recipe import Recipe
+
+TINY = Recipe(depth=8, outputs=3, epochs=3, batch_size=256, threads=1, device="cpu", ema=0.9, augment="crop+flip")
+
+
+def norms_of(net):
+    return {name: m for name, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)}
+
+
+def test_the_average_is_the_recursion_written_out():
+    net = nn.Linear(2, 2).double()
+    average, by_hand = copy.deepcopy(net), net.weight.detach().clone()
+    for step in range(1, 30):
+        with torch.no_grad():
+            net.weight += step
+        follow(average, net, 0.6, step)
+        d = min(0.6, step / (9 + step))
+        by_hand = d * by_hand + (1 - d) * net.weight.detach()
+    torch.testing.assert_close(average.weight.detach(), by_hand)
+
+
+def test_settled_norms_hold_the_plain_mean_over_batches_of_what_reaches_them():
+    """Every norm, heads' too, against its input caught on the way, in float64; and all else is left as it was."""
+    torch.manual_seed(0)
+    net = auxnet.resnet(depth=8, outputs=3).double().train()
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    batches = [torch.randn(n, 3, 8, 8, dtype=torch.float64) + 1 for n in (4, 6, 5)]
+    seen = {name: [] for name in norms_of(net)}
+    hooks = [
+        norm.register_forward_pre_hook(lambda _, x, name=name: seen[name].append(x[0].detach().clone()))
+        for name, norm in norms_of(net).items()
+    ]
+    settle_norms(net, batches)
+    for hook in hooks:
+        hook.remove()
+    assert any(name.startswith("heads.") for name in seen)
+    for name, norm in norms_of(net).items():
+        assert len(seen[name]) == 3
+        means, variances = zip(*((x.mean((0, 2, 3)), x.var((0, 2, 3))) for x in seen[name]), strict=True)
+        torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(0))
+        torch.testing.assert_close(norm.running_var, torch.stack(variances).mean(0))
+        assert norm.momentum == 0.1
+    assert not any(m.training for m in net.modules())
+    assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+
+
+def test_the_norms_of_an_average_are_right_at_every_output_where_those_of_the_net_are_wrong():
+    """In a batch, a net in evaluation mode should say what it says when it normalises by the batch itself."""
+    data = build.load_data(TINY)
+    net, method = build.build(TINY, data, torch.device("cpu"))
+    average = copy.deepcopy(net)
+    net.train()
+    for epoch in (1, 2, 3):
+        for step, (x, y) in enumerate(build.training_batches(TINY, data, torch.device("cpu"), epoch), start=1):
+            method.step(x, y)
+            follow(average, net, 0.95, 6 * (epoch - 1) + step)
+    x = torch.cat([x for x, _ in build.training_batches(TINY, data, torch.device("cpu"), 3)])
+    with torch.no_grad():
+        expected = copy.deepcopy(average).train()(x)
+        borrowed = copy.deepcopy(average).eval()
+        for mine, own in zip(borrowed.buffers(), net.buffers(), strict=True):
+            mine.copy_(own)
+        wrong = [float((a - b).abs().mean()) for a, b in zip(borrowed(x), expected, strict=True)]
+        settle_norms(average, (x for x, _ in build.training_batches(TINY, data, torch.device("cpu"), 3)))
+        right = [float((a - b).abs().mean()) for a, b in zip(average(x), expected, strict=True)]
+    assert all(r < 0.2 * w for r, w in zip(right, wrong, strict=True)), (right, wrong)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    torch.set_num_threads(1)
+    return auxnet.fit(TINY, tmp_path_factory.mktemp("runs") / "a")
+
+
+def test_the_average_is_what_is_validated_saved_and_handed_back(run):
+    dataset, cpu = build.load_data(TINY), torch.device("cpu")
+    state = rundir.resume(run.folder)
+    loaded = auxnet.load(run.folder)
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, run.net.state_dict()[name])
+        assert torch.equal(tensor, state["average"][name])
+    trained = state["net"]["segments.0.0.weight"]
+    assert not torch.equal(trained, loaded.state_dict()["segments.0.0.weight"])
+    said = tally(loaded, build.evaluation_batches(dataset.val, dataset, cpu))
+    rows = [row for row in rundir.read_metrics(run.folder) if row["epoch"] == 3 and row["split"] == "val"]
+    assert [row["error"] for row in rows] == (said[1].double() / len(dataset.val)).tolist()
+    assert train.tables(run.folder, dataset, cpu)["best"] == run.summary["best"]
+
+
+def test_training_itself_does_not_feel_the_average(run, tmp_path):
+    auxnet.fit(replace(TINY, ema=None), tmp_path / "b")
+    net = rundir.resume(tmp_path / "b")["net"]
+    for name, tensor in rundir.resume(run.folder)["net"].items():
+        assert torch.equal(tensor, net[name])
+
+
+def test_norms_are_measured_on_so_many_batches_at_most(run, tmp_path, monkeypatch):
+    counts = []
+
+    def counted(net, batches):
+        images = list(batches)
+        counts.append(len(images))
+        averaging.settle_norms(net, images)
+
+    monkeypatch.setattr(epochs, "settle_norms", counted)
+    monkeypatch.setattr(epochs, "SETTLING", 4)
+    auxnet.fit(replace(TINY, epochs=2), tmp_path / "b")
+    assert counts == [4, 4]  # of 6 batches

@@ -1,0 +1,75 @@
+"""The systems that AuxNet grew from: each a handful of recipe fields, that train and are what they are called."""
+
+from importlib.resources import files
+
+import pytest
+import torch
+import yaml
+
+import auxnet
+from auxnet import build, rundir, schedules
+from auxnet.recipe import recipe_from
+
+STUDY = yaml.safe_load(files("auxnet").joinpath("studies/systems.yaml").read_text(encoding="utf-8"))
+SCALES, SYSTEMS = STUDY["scales"], STUDY["variants"]
+
+
+def recipe_of(system, scale="smoke", **more):
+    merged = {**SCALES[scale]["base"], **SYSTEMS[system], **more}
+    return recipe_from({key: value for key, value in merged.items() if value is not None})
+
+
+def test_the_study_says_what_it_asks_and_where():
+    assert set(STUDY) == {"question", "scales", "variants"}
+    assert set(SCALES) == {"smoke", "small", "full"}
+    assert all(set(scale) == {"seeds", "base"} for scale in SCALES.values())
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_system_is_a_recipe_at_every_scale(system, scale):
+    """Its net can be built, and its weights fit the outputs in every epoch."""
+    recipe = recipe_of(system, scale)
+    digits = build.load_data(recipe_of(system))
+    options = build.network_options(recipe, digits)
+    with torch.device("meta"):
+        net = build.net_from(options)
+    build.build_method(recipe, net, torch.nn.functional.cross_entropy)
+    for epoch in range(1, recipe.epochs + 1):
+        assert len(schedules.lambdas_at(recipe, net.depths, epoch)) == net.outputs
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_system_trains(system, tmp_path):
+    recipe = recipe_of(system, depth=8, epochs=1, batch_size=256, threads=1, device="cpu")
+    run = auxnet.fit(recipe, tmp_path / "a")
+    assert len(run.summary["last"]) == run.net.outputs
+    losses = [row["loss"] for row in rundir.read_metrics(run.folder)]
+    assert all(0 < loss < 100 for loss in losses)
+
+
+def depths_of(system, scale):
+    options = build.network_options(recipe_of(system, scale), build.load_data(recipe_of(system)))
+    with torch.device("meta"):
+        return build.net_from(options).depths
+
+
+def test_outputs_sit_where_each_system_has_them():
+    assert depths_of("resnet", "full") == (56,)
+    assert depths_of("dsn", "full") == (19, 37, 56)  # the ends of the three stages of nine blocks
+    assert depths_of("deepid", "small") == (3, 5, 7, 9, 11, 13, 15, 17, 20)
+    assert len(depths_of("googlenet", "full")) == 3
+    assert depths_of("auxnet-multiway", "full") == (15, 25, 35, 45, 56)
+
+
+def test_loss_weights_are_those_of_each_system():
+    def weights(system, epoch):
+        return schedules.lambdas_at(recipe_of(system, "full"), depths_of(system, "full"), epoch)
+
+    assert weights("googlenet", 400) == [0.3, 0.3, 1.0]
+    assert weights("branchynet", 400) == [1.0, 0.3, 0.3]
+    assert weights("dsn", 1) == [0.3, 0.3, 1.0]
+    assert weights("dsn", 101) == pytest.approx([0.225, 0.225, 1.0])
+    assert weights("dsn", 200)[0] > 0
+    assert weights("dsn", 201) == [0.0, 0.0, 1.0]
+    assert weights("auxnet-multiway", 1) == pytest.approx([(d / 56) ** 2 for d in (15, 25, 35, 45, 56)])
