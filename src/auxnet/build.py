@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from inspect import signature
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from auxnet import batches, data
 from auxnet.backbones.described import cuts_of, net_from
 from auxnet.distributed import Team, synchronise_norms
 from auxnet.machine import to_device
-from auxnet.methods import StepScale, joint, multiway, pairwise
+from auxnet.methods import Loss, StepScale, joint, multiway, pairwise
 from auxnet.network import AuxNet
 from auxnet.recipe import Recipe, nearest
 from auxnet.update import Average, Method, alone
@@ -59,6 +60,16 @@ def training_batches(
         flip=dataset.flip,
         workers=dataset.workers,
     )
+
+
+def first_batches(
+    recipe: Recipe, dataset: data.DataSet, device: torch.device, epoch: int, images: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The first whole batches of an epoch, as training sees them: `images` images at most, but one batch at least."""
+    if images < 1:
+        raise ValueError(f"images must be 1 or more, got {images}")
+    whole = min(images, len(dataset.train)) // recipe.batch_size
+    return islice(training_batches(recipe, dataset, device, epoch), max(1, whole))
 
 
 def evaluation_batches(
@@ -114,13 +125,18 @@ def build_method(recipe: Recipe, net: AuxNet, average: Average = alone) -> Metho
     weights = net.loss_weights(recipe.gamma, recipe.floor, recipe.relative_to)
     options: dict[str, Any] = {
         "step_scale": step_scale_of(recipe),
-        "loss": partial(F.cross_entropy, label_smoothing=recipe.label_smoothing),
+        "loss": loss_of(recipe),
         "clip": recipe.clip,
         "average": average,
     }
     if recipe.method == "multiway":
         return multiway(net, optimizer_of(recipe), weights, recipe.mode, **options)
     return {"joint": joint, "pairwise": pairwise}[recipe.method](net, optimizer_of(recipe), weights, **options)
+
+
+def loss_of(recipe: Recipe) -> Loss:
+    """The loss of every output, a mean over the batch."""
+    return partial(F.cross_entropy, label_smoothing=recipe.label_smoothing)
 
 
 def step_scale_of(recipe: Recipe) -> StepScale:

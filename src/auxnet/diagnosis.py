@@ -89,6 +89,8 @@ class Diagnosis:
     """What `diagnose` measured, shallow to deep."""
 
     layers: tuple[int, ...]
+    ends: tuple[int, ...]
+    """the layer that each output sits at"""
     shares: tuple[Share, ...]
     norms: tuple[GradientNorm, ...]
     agreements: tuple[Agreement, ...]
@@ -254,14 +256,16 @@ def _in_words(means: dict[Key, float], layers: Sequence[Layer], images: int) -> 
     for (what, a, b, place), value in means.items():
         if what == "gradient":
             arrived = means["supervision", a, b, place]
-            share = arrived / value if value else None
+            share = arrived / value if 0 < value < float("inf") else None
             shares.append(Share(a or None, layers[place].layer, share, arrived, value))
         elif what == "norm":
             norms.append(GradientNorm(a, place, value))
         elif what == "cosine":
             agreements.append(Agreement(a, b, place or None, None if value != value else value))
     norms.sort(key=lambda norm: (norm.output, norm.segment))
-    return Diagnosis(tuple(at.layer for at in layers), tuple(shares), tuple(norms), tuple(agreements), images)
+    seen = tuple(at.layer for at in layers)
+    ends = tuple({at.segment: at.layer for at in layers}.values())  # of each segment the last
+    return Diagnosis(seen, ends, tuple(shares), tuple(norms), tuple(agreements), images)
 
 
 def _links(module: nn.Module) -> list[nn.Module]:

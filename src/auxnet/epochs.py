@@ -18,14 +18,17 @@ import torch
 
 from auxnet import rundir, signals
 from auxnet.batches import seed_of
-from auxnet.build import evaluation_batches, lr_at, training_batches
+from auxnet.build import evaluation_batches, first_batches, loss_of, lr_at, training_batches
 from auxnet.data import DataSet
-from auxnet.distributed import Team
+from auxnet.diagnosis import diagnose
+from auxnet.distributed import Team, unsynchronised
 from auxnet.evaluation import tally
 from auxnet.network import AuxNet
 from auxnet.recipe import Recipe
 from auxnet.rundir import Standing
 from auxnet.update import Method
+
+DIAGNOSED = 512  # images that supervision is measured on after an epoch
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Training:
     watch: Callable[[Progress], None]
     begun: bool
     """whether the run directory is this run's; until its first checkpoint, what an older run left stays"""
+    diagnose: bool = False
+    """whether supervision is measured after every epoch"""
     saved: float = field(default_factory=time.monotonic)
     """when the last checkpoint was made"""
 
@@ -76,7 +81,8 @@ class Training:
         if self.team.leads:
             if not self.begun:
                 rundir.begin(self.folder, self.recipe)
-            rundir.save(self.folder, standing, self.net, self.method, self.keep)
+            diagnosed = [*supervision_after(self, standing.epoch)] if self.diagnose and standing.step == 0 else []
+            rundir.save(self.folder, standing, self.net, self.method, self.keep, diagnosed)
         self.begun, self.saved = True, time.monotonic()
 
 
@@ -137,6 +143,18 @@ def validate(training: Training, standing: Standing) -> Standing:
         *_rows(net, epoch, "val", losses.tolist(), wrong.tolist(), lr, seconds),
     ]
     return standing.after(wrong.tolist(), rows, seconds)
+
+
+def supervision_after(training: Training, epoch: int) -> Iterator[dict[str, Any]]:
+    """Lines of diagnosis.jsonl: the share of supervision at each layer, on the first batches of the epoch.
+
+    Measured by one process on a copy of the net, it changes nothing of the training.
+    """
+    recipe, net = training.recipe, unsynchronised(training.net)
+    batches = first_batches(recipe, training.dataset, training.device, epoch, DIAGNOSED)
+    weights = net.loss_weights(recipe.gamma, recipe.floor, recipe.relative_to)
+    for share in diagnose(net, batches, recipe.method, weights, loss=loss_of(recipe)).shares:
+        yield {"epoch": epoch, "output": share.output, "layer": share.layer, "share": share.share}
 
 
 def _stop_if_asked(training: Training, standing: Standing, noted: Callable[[], int]) -> None:
