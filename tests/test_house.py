@@ -20,9 +20,11 @@ FLOORS = [
     ["ahead", "survey", "splits", "data", "batches", "mixing", "distributed"],
     ["checkpoint", "rundir", "signals"],
     ["scores", "latency", "evaluation", "thresholds", "exits", "hub", "graphs", "runtimes", "prediction"],
+    ["diagnosis", "probing"],
     ["processes", "schedules", "build", "epochs", "train", "plan", "selection", "exporting"],
-    ["report_page", "figures_page", "report", "space", "settings", "journal", "trials", "worker", "sweeping"],
-    ["sweep_page", "spec", "running", "verdicts", "ledger", "study_page"],
+    ["report_page", "figures_page", "report", "diagnosis_page", "diagnosing"],
+    ["space", "settings", "journal", "trials", "worker", "sweeping", "sweep_page"],
+    ["spec", "running", "verdicts", "ledger", "study_page"],
     ["cli"],
 ]
 

@@ -19,12 +19,6 @@ def recipe_of(system, scale="smoke", **more):
     return recipe_from({key: value for key, value in merged.items() if value is not None})
 
 
-def test_the_study_says_what_it_asks_and_where():
-    assert set(STUDY) == {"question", "scales", "variants"}
-    assert set(SCALES) == {"smoke", "small", "full"}
-    assert all(set(scale) == {"seeds", "base"} for scale in SCALES.values())
-
-
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_system_is_a_recipe_at_every_scale(system, scale):

@@ -33,8 +33,8 @@ def workers_of(process):
 
 def test_two_processes_train_as_one_does(tmp_path):
     """With norms over all images: 1293 images in batches of 300 leave 93 for the last, an odd number."""
-    team = torchrun(2, tmp_path / "team", "--sync-batchnorm")
-    alone = auxnet.fit(replace(TINY, sync_batchnorm=True), tmp_path / "alone")
+    team = torchrun(2, tmp_path / "team", "--sync-batchnorm", "--diagnose")  # which one process measures
+    alone = auxnet.fit(replace(TINY, sync_batchnorm=True), tmp_path / "alone", diagnose=True)
     out, err = team.communicate(timeout=120)
     assert team.returncode == 0, err
     assert out.count("the run lies in") == 1  # one process talks
@@ -44,6 +44,8 @@ def test_two_processes_train_as_one_does(tmp_path):
     for mine, other in zip(*(rundir.read_metrics(tmp_path / name) for name in ("team", "alone")), strict=True):
         assert mine["loss"] == pytest.approx(other["loss"], rel=1e-3)
         assert mine["error"] == pytest.approx(other["error"], abs=2.01 / 145)
+    mine, other = (rundir.read_rows(tmp_path / name / "diagnosis.jsonl") for name in ("team", "alone"))
+    assert [row["share"] for row in mine] == pytest.approx([row["share"] for row in other], rel=0.02)
     assert {path.name for path in (tmp_path / "team").iterdir()} == {path.name for path in alone.folder.iterdir()}
 
 

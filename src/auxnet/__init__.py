@@ -28,6 +28,7 @@ _HOME = {
     "predict": "prediction",
     "resnet": "residual",
     "select": "selection",
+    "supervision": "diagnosis",
     "sweep": "sweeps.sweeping",
 }
 __all__ = ["__version__", *_HOME]
@@ -35,6 +36,7 @@ __all__ = ["__version__", *_HOME]
 if TYPE_CHECKING:
     from auxnet.backbones.attaching import attach as attach
     from auxnet.backbones.weights import load_pretrained as load_pretrained
+    from auxnet.diagnosis import supervision as supervision
     from auxnet.evaluation import OutputReport as OutputReport
     from auxnet.evaluation import evaluate as evaluate
     from auxnet.exits import EarlyExit as EarlyExit

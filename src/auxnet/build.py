@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from inspect import signature
+from itertools import islice
 from typing import Any
 
 import torch
@@ -63,6 +64,16 @@ def training_batches(
         flip=dataset.flip,
         workers=dataset.workers,
     )
+
+
+def first_batches(
+    recipe: Recipe, dataset: data.DataSet, device: torch.device, epoch: int, images: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The first whole batches of an epoch, as training sees them: `images` images at most, but one batch at least."""
+    if images < 1:
+        raise ValueError(f"images must be 1 or more, got {images}")
+    whole = min(images, len(dataset.train)) // recipe.batch_size
+    return islice(training_batches(recipe, dataset, device, epoch), max(1, whole))
 
 
 def evaluation_batches(

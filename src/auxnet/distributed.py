@@ -8,6 +8,7 @@ BatchNorm normalises by the images of its own process, or with `synchronise_norm
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import re
@@ -22,6 +23,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from auxnet.network import AuxNet
 
 
 @contextmanager
@@ -208,6 +211,22 @@ def synchronise_norms(net: nn.Module, team: Team) -> None:
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
             norm.__class__ = TeamNorm  # the module itself stays, and with it whatever refers to it
             cast(TeamNorm, norm).team = team
+
+
+def unsynchronised(net: AuxNet) -> AuxNet:
+    """A copy of a net whose norms, where they were synchronised, see the images of this process alone."""
+    twin = copy.deepcopy(net)
+    for norm in twin.modules():
+        if isinstance(norm, TeamNorm):
+            norm.__class__ = LoneNorm  # type: ignore[assignment]
+    return twin
+
+
+class LoneNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm over the images of this process, of any number of dimensions."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
 
 
 class TeamNorm(nn.SyncBatchNorm):

@@ -22,9 +22,10 @@ from torch import Tensor
 from auxnet import rundir, signals
 from auxnet.averaging import follow, settle_norms
 from auxnet.batches import seed_of
-from auxnet.build import evaluation_batches, training_batches
+from auxnet.build import evaluation_batches, first_batches, loss_of, training_batches
 from auxnet.data import DataSet
-from auxnet.distributed import Team
+from auxnet.diagnosis import diagnose
+from auxnet.distributed import Team, unsynchronised
 from auxnet.evaluation import tally
 from auxnet.mixing import mixed
 from auxnet.network import AuxNet
@@ -34,6 +35,7 @@ from auxnet.schedules import lambdas_at, lr_at
 from auxnet.update import Method
 
 SETTLING = 100  # batches that the norms of an averaged net are measured on
+DIAGNOSED = 512  # images that supervision is measured on after an epoch
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Training:
     watch: Callable[[Progress], None]
     begun: bool
     """whether the run directory is this run's; until its first checkpoint, what an older run left stays"""
+    diagnose: bool = False
+    """whether supervision is measured after every epoch"""
     saved: float = field(default_factory=time.monotonic)
     """when the last checkpoint was made"""
     average: AuxNet | None = None
@@ -91,7 +95,8 @@ class Training:
         if self.team.leads:
             if not self.begun:
                 rundir.begin(self.folder, self.recipe)
-            rundir.save(self.folder, standing, self.net, self.method, self.keep, self.average)
+            diagnosed = [*supervision_after(self, standing.epoch)] if self.diagnose and standing.step == 0 else []
+            rundir.save(self.folder, standing, self.net, self.method, self.keep, self.average, diagnosed)
         self.begun, self.saved = True, time.monotonic()
 
 
@@ -171,6 +176,19 @@ def validate(training: Training, standing: Standing) -> Standing:
     ]
     compared = wrong if recipe.discard_after is None else wrong[-1:]
     return standing.after(compared.tolist(), rows, seconds)
+
+
+def supervision_after(training: Training, epoch: int) -> Iterator[dict[str, Any]]:
+    """Lines of diagnosis.jsonl: the share of supervision at each layer, on the first batches of the epoch.
+
+    Measured by one process on a copy of the net, it changes nothing of the training.
+    """
+    recipe, net = training.recipe, unsynchronised(training.net)
+    batches = first_batches(recipe, training.dataset, training.device, epoch, DIAGNOSED)
+    weights = lambdas_at(recipe, net.depths, epoch)
+    loss = loss_of(recipe, training.dataset, training.device)
+    for share in diagnose(net, batches, recipe.method, weights, loss=loss).shares:
+        yield {"epoch": epoch, "output": share.output, "layer": share.layer, "share": share.share}
 
 
 def _stop_if_asked(training: Training, standing: Standing, noted: Callable[[], int]) -> None:

@@ -11,7 +11,7 @@ import platform
 import re
 import subprocess
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,6 +29,9 @@ from auxnet.update import Method
 
 OURS = (
     "metrics.jsonl",
+    "diagnosis.jsonl",
+    "diagnosis.json",
+    "diagnosis.html",
     "summary.json",
     "evaluation.json",
     "exits.json",
@@ -132,10 +135,17 @@ def begin(folder: Path, recipe: Recipe) -> None:
 
 
 def save(
-    folder: Path, standing: Standing, net: AuxNet, method: Method, keep: int, average: AuxNet | None = None
+    folder: Path,
+    standing: Standing,
+    net: AuxNet,
+    method: Method,
+    keep: int,
+    average: AuxNet | None = None,
+    diagnosed: Sequence[dict[str, Any]] = (),
 ) -> None:
-    """A checkpoint of where a training stands, the newest `keep` of them kept; at the end of an epoch its metrics
-    are logged before, and its weights (their moving average, if there is one) kept after if it is the best so far.
+    """A checkpoint of where a training stands, the newest `keep` of them kept; at the end of an epoch its metrics,
+    and what was diagnosed, are logged before, and its weights (their moving average, if there is one) kept after if it
+    is the best so far.
 
     Raises RuntimeError if the weights are not finite (nobody wants to go on from there) or cannot be written.
     """
@@ -147,11 +157,9 @@ def save(
         state["average"] = average.state_dict()
     try:
         if standing.step == 0:
-            rows = [row for row in standing.history if row["epoch"] == standing.epoch]
-            with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(_lines(rows))
-                file.flush()
-                os.fsync(file.fileno())
+            _append(folder / "metrics.jsonl", [row for row in standing.history if row["epoch"] == standing.epoch])
+            if diagnosed:
+                _append(folder / "diagnosis.jsonl", diagnosed)
         save_state(folder / "checkpoints" / f"{standing.epoch:05}-{standing.step:07}.ckpt", state)
         if standing.step == 0 and standing.best_epoch == standing.epoch:
             _save_best(folder, standing, net if average is None else average)
@@ -196,11 +204,17 @@ def take_up(state: dict[str, Any], net: AuxNet, method: Method, where: Path, ave
 def restore(folder: Path, standing: Standing, net: AuxNet) -> Standing:
     """Bring the other files back to what they were at this standing: metrics to the line, the best weights.
 
+    (And diagnosis.jsonl, where the run has one: its lines are on the disk before the checkpoint of their epoch is.)
+
     Where the best weights are gone (a later epoch that is lost had replaced them), the best so far is forgotten:
     the epochs to come, that one again among them, decide.
     """
     with whole(folder / "metrics.jsonl") as partial:
         partial.write_text(_lines(standing.history), encoding="utf-8")
+    if (folder / "diagnosis.jsonl").is_file():
+        diagnosed = [row for row in read_rows(folder / "diagnosis.jsonl") if row["epoch"] <= standing.epoch]
+        with whole(folder / "diagnosis.jsonl") as partial:
+            partial.write_text(_lines(diagnosed), encoding="utf-8")
     if read_about(folder / "checkpoints" / "best.safetensors").get("epoch") == str(standing.best_epoch):
         return standing
     if standing.step == 0 and standing.best_epoch == standing.epoch:
@@ -220,13 +234,24 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(named, key=lambda path: (int(named[path][1]), int(named[path][2])), reverse=True)
 
 
+def _append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(_lines(rows))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _lines(rows: Iterable[dict[str, Any]]) -> str:
     return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl; a last line that was torn by a crash is left out."""
-    path = folder / "metrics.jsonl"
+    return read_rows(folder / "metrics.jsonl")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of a JSON value a line, up to one that was torn by a crash; none if there is no file."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:

@@ -43,13 +43,16 @@ def fit(
     overwrite: bool = False,
     save_every: float = 300.0,
     keep: int = 2,
+    diagnose: bool = False,
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> Run:
     """Train by `recipe` into the run directory `out`, and evaluate it.
 
     The same recipe gives the same weights, byte for byte, on a CPU with the same number of threads, however often
     it was stopped and resumed. A checkpoint is made after every epoch and, within one, every `save_every` seconds;
-    the newest `keep` stay. Under torchrun the processes train together: process 0 writes and has the summary.
+    the newest `keep` stay. With `diagnose`, supervision is measured after every epoch and its shares are added to
+    diagnosis.jsonl (a line per output and layer), which changes no weight. Under torchrun the processes train
+    together: process 0 writes and has the summary.
 
     Raises ValueError for a recipe that cannot be, FileExistsError if `out` holds something (a run is continued
     with `resume` or replaced with `overwrite`, anything else is never touched) or another process trains in it,
@@ -77,7 +80,7 @@ def fit(
             if here.leads:
                 standing = rundir.restore(folder, standing, judged)
         training = Training(
-            recipe, dataset, net, method, here, folder, save_every, keep, watch, begun=resume, average=average
+            recipe, dataset, net, method, here, folder, save_every, keep, watch, resume, diagnose, average=average
         )
         standing = run_epochs(training, standing)
         summary = _finish(recipe, dataset, judged, folder, standing) if here.leads else {}

@@ -102,13 +102,13 @@ class TokenClassifier(nn.Module):
 
 def _head(feature: Feature, image_shape: Sequence[int], classes: int, heads: Heads | None) -> nn.Module:
     """A head for what crosses a cut: the caller's, or one that suits it."""
-    channels_first = _channels_first(feature.shape, image_shape)
-    channels = feature.shape[0 if channels_first else -1]
+    first = channels_first(feature.shape, image_shape)
+    channels = feature.shape[0 if first else -1]
     if heads is not None:
         return heads(channels)
     if len(feature.shape) == 1:
         head: nn.Module = nn.Linear(channels, classes)
-    elif channels_first:
+    elif first:
         head = Classifier(channels, classes, activate=not feature.activated)
     else:
         head = TokenClassifier(channels, classes)
@@ -116,7 +116,7 @@ def _head(feature: Feature, image_shape: Sequence[int], classes: int, heads: Hea
     return head
 
 
-def _channels_first(shape: Sequence[int], image_shape: Sequence[int]) -> bool:
+def channels_first(shape: Sequence[int], image_shape: Sequence[int]) -> bool:
     """Whether a feature is a map [C, H, W], and not [H, W, C] or tokens [T, C]: a map is shaped like the image."""
     if len(shape) != 3:
         return False

@@ -20,6 +20,7 @@ COMMANDS = {  # name: (module of this package that holds the function of that na
     "evaluate": ("choosing", "say what each output of a run is worth, from what it saved"),
     "select": ("choosing", "choose the cheapest output that is good enough, on validation"),
     "exits": ("leaving", "solve when an image may leave at a shallow output, on validation"),
+    "diagnose": ("diagnosing", "measure how supervision reaches each layer, and what each layer knows"),
     "sweep": ("sweeping", "train many recipes, and find the best on validation"),
     "study": ("studying", "run one of the paper's experiments, and judge its claims"),
     "report": ("reporting", "show finished runs as one HTML file that opens offline"),

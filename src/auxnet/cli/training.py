@@ -30,6 +30,8 @@ class Train:
     """seconds between two checkpoints within an epoch; after every epoch there is one anyway"""
     keep: int = 2
     """checkpoints to keep, the newest"""
+    diagnose: FlagCreatePairsOff[bool] = False
+    """measure the share of supervision after every epoch, for auxnet diagnose to show; changes no weight"""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def train(words: list[str]) -> None:
             overwrite=options.overwrite,
             save_every=options.save_every,
             keep=options.keep,
+            diagnose=options.diagnose,
             watch=watch,
         )
     if not run.summary:  # under torchrun, process 0 has it

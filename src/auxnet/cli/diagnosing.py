@@ -1,0 +1,111 @@
+"""`auxnet diagnose`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from tyro.conf import FlagCreatePairsOff, Positional
+
+from auxnet.cli import screen
+from auxnet.cli.arguments import parse
+from auxnet.cli.choosing import opened, table
+from auxnet.recipe import read_run_recipe
+
+
+@dataclass(frozen=True)
+class Diagnose:
+    """Measure how supervision reaches the layers of runs, how outputs pull together, and what each layer knows.
+
+    Writes diagnosis.json and diagnosis.html, into the run or, of several, into --out.
+    """
+
+    runs: Positional[tuple[Path, ...]]
+    """run directories; several are shown side by side"""
+    images: int = 512
+    """how many images of the last epoch gradients are taken on, in whole batches"""
+    probes: bool = True
+    """train linear probes on the features of each layer"""
+    probe_images: int = 5000
+    """how many training images probes are trained on at most; judged on as many validation images at most"""
+    out: Path | None = None
+    """the folder to write to (default: the run; needed for several runs)"""
+    json: FlagCreatePairsOff[bool] = False
+    """print JSON instead of tables and sentences"""
+    data_dir: str | None = None
+    """where data sets lie, if not where they lay in training"""
+    device: str | None = None
+    """auto, cpu, cuda, ... (default: as in training)"""
+    threads: int | None = None
+    """CPU threads (default: as in training)"""
+
+
+def diagnose(words: list[str]) -> None:
+    """`auxnet diagnose`."""
+    options = parse(Diagnose, words)
+    for flag, value, least in (("--images", options.images, 1), ("--probe-images", options.probe_images, 2)):
+        if value < least:
+            raise ValueError(f"{flag} must be {least} or more, got {value}")
+    from auxnet.diagnosing import checked_folder, compared, gather, write
+
+    folder = checked_folder(options.runs, options.out)
+    recipes = [read_run_recipe(run) for run in options.runs]
+    names = [run.resolve().name for run in options.runs]
+    shown = [name if names.count(name) == 1 else str(run) for name, run in zip(names, options.runs, strict=True)]
+    gathered = []
+    console = screen.console()
+    for path, name, recipe in zip(options.runs, shown, recipes, strict=True):
+        opening = opened(path, options.data_dir, options.device, options.threads)
+        with screen.working(f"diagnosing {name}"), opening as here:
+            probe_images = options.probe_images if options.probes else None
+            gathered.append(gather(path, name, recipe, here.net, here.dataset, options.images, probe_images))
+    paths = write(gathered, folder)
+    if options.json:
+        print(json.dumps(json.loads(paths[0].read_text()), indent=2))
+        return
+    for run in gathered:
+        console.print(_layers_table(run))
+        console.print(_gradients_table(run))
+    for run in gathered:
+        for said in run["said"]:
+            screen.print_line(console, f"{run['name']}: {said}")
+    if len(gathered) > 1:
+        screen.print_line(console, compared(gathered))
+    images = f"gradients on {gathered[0]['images']:,} training images of the last epoch, in the run's own batches"
+    screen.print_line(console, f"{images}; written: {', '.join(map(str, paths))}")
+
+
+def _layers_table(run: dict[str, Any]) -> Table:
+    """The share of each output, and the probe, layer by layer."""
+    outputs = list(dict.fromkeys(row["output"] for row in run["shares"]))
+    share = {(row["output"], row["layer"]): row["share"] for row in run["shares"]}
+    probes = {row["layer"]: row for row in run["probes"] or ()}
+    heads = ["share" if output is None else f"share, output {output}" for output in outputs]
+    title = f"{run['name']} ({run['method']})"
+    made = table(title, "layer", "output", *heads, *(["probe accuracy"] if probes else []))
+    for layer in dict.fromkeys(sorted(layer for _, layer in share)):
+        here = str(run["ends"].index(layer) + 1) if layer in run["ends"] else ""
+        cells = [_number(share.get((output, layer)), "3g") for output in outputs]
+        made.add_row(str(layer), here, *cells, *([screen.per_cent(probes[layer]["accuracy"])] if probes else []))
+    return made
+
+
+def _gradients_table(run: dict[str, Any]) -> Table:
+    """The norm of each output's gradient in each segment, and its cosines with the others over all they share."""
+    outputs: Sequence[int] = range(1, len(run["depths"]) + 1)
+    norm = {(row["output"], row["segment"]): row["norm"] for row in run["norms"]}
+    cosine = {(row["output"], row["other"]): row["cosine"] for row in run["agreements"] if row["segment"] is None}
+    heads = [*(f"norm in segment {j}" for j in outputs), *(f"cosine with {b}" for b in outputs[1:])]
+    made = table(f"{run['name']}: gradients", "output", *heads)
+    for a in outputs:
+        norms = [_number(norm.get((a, j)), "3g") for j in outputs]
+        made.add_row(str(a), *norms, *(_number(cosine.get((a, b)), "3f") for b in outputs[1:]))
+    return made
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else f"{value:.{form}}"

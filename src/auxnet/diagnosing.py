@@ -1,0 +1,189 @@
+"""What there is to say of the supervision in finished runs: measured, put into plain values, and said in sentences.
+
+Gradients are taken on the first batches of the run's last epoch as training sees them, shuffled and augmented; probes
+are trained on images of the training split and judged on images of the validation split, both as they are. The test
+images are never read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from auxnet import diagnosis_page, rundir
+from auxnet.batches import Labelled, batches
+from auxnet.build import first_batches, loss_of
+from auxnet.checkpoint import whole, write_json
+from auxnet.data import DataSet
+from auxnet.diagnosis import diagnose
+from auxnet.evaluation import fingerprint
+from auxnet.network import AuxNet
+from auxnet.probing import probe
+from auxnet.recipe import Recipe
+from auxnet.schedules import lambdas_at
+
+FILES = ("diagnosis.json", "diagnosis.html")
+LEVEL = 0.8
+"""a share that stays above this (and below its inverse) all the way down is called level"""
+
+
+def gather(
+    folder: Path, name: str, recipe: Recipe, net: AuxNet, dataset: DataSet, images: int, probe_images: int | None
+) -> dict[str, Any]:
+    """All that is shown of a run, as values that JSON can hold.
+
+    `images` is how many images gradients are taken on, in whole batches; `probe_images` how many probes are trained on
+    (judged on as many of the validation split at most), None for no probes. Raises ValueError for numbers below 1.
+    """
+    if probe_images is not None and probe_images < 2:
+        raise ValueError(f"probes need 2 images or more to train on, got {probe_images}")
+    device = next(net.parameters()).device
+    weights = lambdas_at(recipe, net.depths, recipe.epochs)
+    seen = first_batches(recipe, dataset, device, recipe.epochs, images)
+    found = diagnose(net, seen, recipe.method, weights, loss=loss_of(recipe, dataset, device))
+    probes = None
+    if probe_images is not None:
+        samples = [_sample(split, recipe, dataset, device, probe_images) for split in (dataset.train, dataset.val)]
+        probes = [asdict(row) for row in probe(net, *samples)]
+    facts = {
+        "name": name,
+        "folder": str(folder),
+        "data": dataset.name,
+        "method": way_of(recipe, net),
+        "depths": list(net.depths),
+        "weights": weights,
+        "ends": list(found.ends),
+        "images": found.images,
+        "batch_size": min(recipe.batch_size, found.images),
+        "shares": [asdict(row) for row in found.shares],
+        "norms": [asdict(row) for row in found.norms],
+        "agreements": [asdict(row) for row in found.agreements],
+        "probes": probes,
+        "epochs": rundir.read_rows(folder / "diagnosis.jsonl"),
+        "weights_sha256": fingerprint(folder),
+        **rundir.provenance(device),
+    }
+    return {**facts, "said": list(sentences(facts))}
+
+
+def way_of(recipe: Recipe, net: AuxNet) -> str:
+    """How a run was trained, in a word or two; with one output all methods are the same."""
+    if net.outputs == 1:
+        return "one output"
+    return f"multiway, {recipe.mode}" if recipe.method == "multiway" else recipe.method
+
+
+def checked_folder(runs: Sequence[Path], out: Path | None) -> Path:
+    """Where the files go, refused before anything is computed if something of the user's would be lost."""
+    if not runs:
+        raise ValueError("there is no run to diagnose: name one or more run directories")
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise ValueError(f"a run is named twice: {' '.join(map(str, runs))}")
+    if out is None and len(runs) > 1:
+        raise ValueError("a diagnosis of several runs needs a folder: give --out DIR")
+    folder = out or runs[0]
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file: name a folder for {' and '.join(FILES)}")
+    if not folder.exists() and not folder.absolute().parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder.parent} to make {folder.name} in")
+    if not (folder / "recipe.yaml").is_file():
+        for path in (folder / name for name in FILES):
+            if path.exists() and not diagnosis_page.is_ours(path):
+                raise FileExistsError(f"{path} is not of this program, and is left alone: give another --out")
+    return folder
+
+
+def write(runs: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
+    """Write diagnosis.json and diagnosis.html of gathered runs into a folder, made if need be; say where they are."""
+    folder.mkdir(exist_ok=True)
+    paths = [folder / name for name in FILES]
+    write_json(paths[0], {"made_by": diagnosis_page.MADE_BY, "runs": list(runs)})
+    with whole(paths[1]) as partial:
+        headline = compared(runs) if len(runs) > 1 else runs[0]["said"][0]
+        partial.write_text(diagnosis_page.page(runs, headline), encoding="utf-8")
+    return paths
+
+
+def _sample(
+    split: Labelled, recipe: Recipe, dataset: DataSet, device: torch.device, most: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some images of a split, in batches: drawn from the recipe's seed, never augmented."""
+    size = min(most, 250)
+    drawn = batches(
+        split, size, dataset.mean, dataset.std, device=device, seed=(recipe.seed, 0), workers=dataset.workers
+    )
+    return islice(drawn, -(-most // size))
+
+
+# ---- in sentences ----------------------------------------------------------------------------------------------
+
+
+def sentences(run: dict[str, Any]) -> Iterator[str]:
+    """What is seen of a run, in words; computed from its values."""
+    if len(each := series(run["shares"])) > 1:
+        parts = [f"{_short(rows[0]['share'])} of output {output}" for output, rows in each]
+        layer = each[0][1][0]["layer"]
+        yield f"at layer {layer} the share of supervision is {', '.join(parts[:-1])} and {parts[-1]}"
+    for output, rows in each:
+        whose = "" if output is None or len(run["depths"]) == 1 else f" of output {output}"
+        yield f"the share of supervision{whose} {course(rows)}"
+    worst = [row for row in run["agreements"] if row["segment"] is None and row["cosine"] is not None]
+    if worst:
+        least = min(worst, key=lambda row: row["cosine"])
+        yield (
+            f"the gradients of outputs {least['output']} and {least['other']} agree least: "
+            f"cosine {least['cosine']:.2f} over what they share"
+        )
+    if run["probes"]:
+        first, *_, last = probes = run["probes"]
+        best = max(probes, key=lambda row: row["accuracy"])
+        words = f"a linear probe is right on {_percent(first)} at layer {first['layer']}"
+        yield f"{words}, {_percent(last)} at layer {last['layer']}; best is layer {best['layer']}, {_percent(best)}"
+
+
+def series(shares: Sequence[dict[str, Any]]) -> list[tuple[int | None, list[dict[str, Any]]]]:
+    """The shares of each output (None: of all together), shallow to deep."""
+    outputs = dict.fromkeys(row["output"] for row in shares)
+    return [(output, [row for row in shares if row["output"] == output]) for output in outputs]
+
+
+def course(rows: Sequence[dict[str, Any]]) -> str:
+    """How a share goes from its output down to the shallowest layer."""
+    there = [row for row in rows if row["share"] is not None]
+    if len(there) < len(rows):
+        return f"is not defined at {len(rows) - len(there)} of {len(rows)} layers: no gradient arrives there"
+    if len(rows) == 1:
+        return f"is {_short(rows[0]['share'])} at layer {rows[0]['layer']}, the only one that is seen"
+    bottom, top = rows[0], rows[-1]
+    low, high = (pick(rows, key=lambda row: row["share"]) for pick in (min, max))
+    way = f"from {_short(top['share'])} at layer {top['layer']} to {_short(bottom['share'])} at layer {bottom['layer']}"
+    if LEVEL * top["share"] <= low["share"] and high["share"] <= top["share"] / LEVEL:
+        return f"stays level {way}"
+    if low["share"] < bottom["share"] and LEVEL * top["share"] > low["share"] and low is not top:
+        return f"goes {way}, with its least, {_short(low['share'])}, at layer {low['layer']}"
+    return f"{'falls' if bottom['share'] < top['share'] else 'rises'} {way}"
+
+
+def compared(runs: Sequence[dict[str, Any]]) -> str:
+    """Runs side by side at the shallowest layer, each by the output whose share is largest there."""
+    parts = []
+    for run in runs:
+        at = [(rows[0]["share"], output, rows[0]["layer"]) for output, rows in series(run["shares"])]
+        share, output, layer = max(at, key=lambda each: -1.0 if each[0] is None else each[0])
+        whose = f", output {output}" if output and len(run["depths"]) > 1 else ""
+        parts.append(f"{_short(share)} in {run['name']} (layer {layer}{whose})")
+    return f"the largest share of supervision in the shallowest layer: {'; '.join(parts)}"
+
+
+def _short(share: float | None) -> str:
+    return "undefined" if share is None else f"{share:.2f}" if share >= 0.1 else f"{share:.2g}"
+
+
+def _percent(row: dict[str, Any]) -> str:
+    return f"{100 * row['accuracy']:.1f} %"

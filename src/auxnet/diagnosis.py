@@ -1,0 +1,293 @@
+"""What supervision becomes on its way down: its share in the gradient of every layer, and how outputs pull together.
+
+With identity skips dL/dx_l = dL/dx_L (1 + d/dx_l sum F): the first term is supervision that arrives unchanged, the
+second what the layers in between make of it (paper, eq:gradient_resnet). The share of the first in the whole is
+
+    multi-way, pair-wise, for output k and l <= l_k      ||dL_k/dx_{l_k}|| / ||dL_k/dx_l||
+    joint          ||sum_{k: l_k >= l} lambda_k dL_k/dx_{l_k}|| / ||sum_{k: l_k >= l} lambda_k dL_k/dx_l||
+
+of which both, with one output, are the paper's for ResNet, ||dL/dx_L|| / ||dL/dx_l||. Norms are taken per image, over
+channels and positions, and averaged over the images; the share is a ratio of these means. Features and weights are
+those the net has now (frozen multi-way; pair-wise is measured so too), and BatchNorm normalises by the batch, as in
+training. In joint's numerator, gradients of different shapes (of different stages) cannot be added: those of one shape
+are, and the sums of the shapes are combined as orthogonal, by the root of the sum of their squares.
+
+Shapes: N images, K outputs, x_l the feature [N, ...] after layer l; output k sits at layer l_k, after segment k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from auxnet.backbones.dryrun import features
+from auxnet.gradients import Loss, parameters
+from auxnet.network import AuxNet, statistics_kept
+from auxnet.update import Weights
+
+How = Literal["joint", "pairwise", "multiway"]
+Batches = Iterable[tuple[Tensor, Tensor]]
+"""(images [N, C, H, W], labels [N])"""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A place in the trunk where the feature is in plain sight."""
+
+    layer: int
+    """layers with weights on the longest path from the images: stem = 1, block b ends at 2b + 1"""
+    segment: int
+    """1..K; the last layer of segment k is where output k sits"""
+    module: nn.Module
+    """what leads here from the layer before"""
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much of the gradient that arrives at a layer is supervision that arrived unchanged."""
+
+    output: int | None
+    """whose loss; None: those of all outputs together (joint)"""
+    layer: int
+    share: float | None
+    """None where no gradient arrives"""
+    supervision: float
+    """mean over the images of the norm of what would arrive unchanged; a gradient of the sum of the images' losses"""
+    gradient: float
+    """mean over the images of the norm of what does arrive"""
+
+
+@dataclass(frozen=True)
+class GradientNorm:
+    """||dL_k/dS_j||: the gradient of an output's loss (a mean over a batch) in the parameters of a segment."""
+
+    output: int
+    segment: int
+    norm: float
+    """mean over the batches"""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The cosine between the gradients of two outputs' losses in the parameters that both reach."""
+
+    output: int
+    other: int
+    segment: int | None
+    """None: all segments that both reach, as one vector"""
+    cosine: float | None
+    """mean over the batches; None where a gradient vanishes"""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `diagnose` measured, shallow to deep."""
+
+    layers: tuple[int, ...]
+    ends: tuple[int, ...]
+    """the layer that each output sits at"""
+    shares: tuple[Share, ...]
+    norms: tuple[GradientNorm, ...]
+    agreements: tuple[Agreement, ...]
+    images: int
+    """how many it was measured on"""
+
+
+def supervision(
+    net: AuxNet,
+    images: Tensor,
+    labels: Tensor,
+    method: How = "multiway",
+    weights: Weights | None = None,
+    *,
+    loss: Loss = F.cross_entropy,
+) -> tuple[Share, ...]:
+    """The share of supervision at every layer, for one batch of images [N, C, H, W] and labels [N].
+
+    Under "multiway" and "pairwise" there is a share for each output and each layer below it, on which `weights` have no
+    influence; under "joint" one for each layer. `weights` are by default the paper's. `loss` is a mean over the batch.
+    The net is measured as in training and left as it was: its weights, its statistics, its mode. Raises ValueError.
+    """
+    return diagnose(net, [(images, labels)], method, weights, loss=loss).shares
+
+
+def diagnose(
+    net: AuxNet,
+    batches: Batches,
+    method: How = "multiway",
+    weights: Weights | None = None,
+    *,
+    loss: Loss = F.cross_entropy,
+) -> Diagnosis:
+    """Shares of supervision as `supervision` gives them, over batches; norms and cosines of the outputs' gradients.
+
+    One forward and K backwards a batch. Raises ValueError without images, or for impossible weights.
+    """
+    lambdas = _checked(net, method, net.loss_weights() if weights is None else weights)
+    layers: list[Layer] = []
+    totals: dict[Key, float] = {}
+    seen = 0
+    for images, labels in batches:
+        layers = layers or layers_of(net, images.shape[1:])
+        with as_in_training(net, images.device):
+            measured = _measure(net, layers, images, labels, lambdas if method == "joint" else None, loss)
+        totals = {key: totals.get(key, 0.0) + len(images) * value for key, value in measured.items()}
+        seen += len(images)
+    if not seen:
+        raise ValueError("there are no images to measure supervision on")
+    return _in_words({key: total / seen for key, total in totals.items()}, layers, seen)
+
+
+def layers_of(net: AuxNet, image_shape: Sequence[int]) -> list[Layer]:
+    """The layers of a trunk that can be seen, for images of shape (C, H, W): no hooks, nothing is rewritten.
+
+    A segment that is an nn.Sequential is a chain of modules, and the feature after each is a layer; those without
+    weights matrices (norms, activations) belong to the module before. Of any other segment the end alone is seen.
+    """
+    chains = [_links(segment) for segment in net.segments]
+    try:
+        found = features([link for chain in chains for link in chain], image_shape)
+    except ValueError:  # one changes in place what the one before gives: of such nets only the cuts are seen
+        chains = [[segment] for segment in net.segments]
+        found = features([segment for (segment,) in chains], image_shape)
+    places = [(k, link) for k, chain in enumerate(chains, start=1) for link in chain]
+    return [Layer(feature.depth, k, link) for feature, (k, link) in zip(found, places, strict=True)]
+
+
+@contextmanager
+def as_in_training(net: nn.Module, device: torch.device) -> Iterator[None]:
+    """Within, a net is in training mode but keeps its statistics; after, modes and random numbers are as before."""
+    modes = {module: module.training for module in net.modules()}
+    net.train()
+    try:
+        with statistics_kept([net]), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+# ---- one batch -------------------------------------------------------------------------------------------------
+
+Key = tuple[str, int, int, int]
+"""what; and of which output, other output, layer (by its place) or segment; 0 where there is none"""
+
+
+def _measure(
+    net: AuxNet, layers: Sequence[Layer], images: Tensor, labels: Tensor, joint: list[float] | None, loss: Loss
+) -> dict[Key, float]:
+    """All that is measured on one batch; `joint` are the weights if the outputs' gradients are to be added up."""
+    x = images.detach().requires_grad_()  # a frozen trunk has gradients too
+    features = [x := layer.module(x) for layer in layers]
+    ends = [max(place for place, at in enumerate(layers) if at.segment == k) for k in range(1, net.outputs + 1)]
+    segments = [parameters(segment) for segment in net.segments]
+    values: dict[Key, float] = {}
+    arriving: list[Tensor | None] = [None] * len(layers)  # the joint gradient of each layer
+    supervisions: list[Tensor] = []
+    trunks: list[list[Tensor]] = []  # of each output, its gradient in each parameter that it reaches
+
+    for k, (end, head) in enumerate(zip(ends, net.heads, strict=True), start=1):
+        L, below = loss(head(features[end]), labels), features[: end + 1]
+        reached = [p for segment in segments[:k] for p in segment]
+        found = torch.autograd.grad(L, [*below, *reached], retain_graph=True, materialize_grads=True)
+        of_features, of_parameters = found[: end + 1], list(found[end + 1 :])
+        trunks.append(of_parameters)
+        if joint is None:
+            for place, gradient in enumerate(of_features):
+                values["gradient", k, 0, place] = mean_norm([gradient])
+                values["supervision", k, 0, place] = mean_norm([of_features[end]])
+        else:
+            weighted = [joint[k - 1] * gradient for gradient in of_features]
+            arriving[: end + 1] = [g if a is None else a + g for a, g in zip(arriving, weighted, strict=False)]
+            supervisions.append(weighted[end])
+    if joint is not None:
+        for place, (layer, whole) in enumerate(zip(layers, arriving, strict=True)):
+            assert whole is not None
+            values["gradient", 0, 0, place] = mean_norm([whole])
+            values["supervision", 0, 0, place] = mean_norm(supervisions[layer.segment - 1 :])
+    return values | _agreements(trunks, [len(segment) for segment in segments])
+
+
+def mean_norm(gradients: Sequence[Tensor]) -> float:
+    """The mean over N images of the norm of a sum of gradients [N, ...] of a loss that is a mean over those images.
+
+    N times it is the gradient of the images' own losses. Gradients of one shape are added; the sums of the different
+    shapes count as orthogonal.
+    """
+    sums: dict[torch.Size, Tensor] = {}
+    for gradient in gradients:
+        sums[gradient.shape] = sums[gradient.shape] + gradient if gradient.shape in sums else gradient
+    norms_N = torch.stack([total.flatten(1).norm(dim=1) for total in sums.values()]).norm(dim=0)
+    return float(norms_N.sum())  # N times, and a mean over N
+
+
+def _agreements(trunks: Sequence[Sequence[Tensor]], counts: Sequence[int]) -> dict[Key, float]:
+    """Norms of the outputs' gradients in each segment, and cosines between them there and over all they share."""
+    K, values = len(trunks), {}
+    products = [torch.zeros(K, K, dtype=torch.float64) for _ in counts]  # in segment j: <dL_a/dS_j, dL_b/dS_j>
+    start = 0
+    for j, count in enumerate(counts):
+        for p in range(start, start + count):
+            V = torch.stack([trunk[p].flatten() for trunk in trunks[j:]])
+            products[j][j:, j:] += (V @ V.T).detach().cpu().double()
+        start += count
+    for j, product in enumerate(products, start=1):
+        for a in range(j, K + 1):
+            values["norm", a, 0, j] = float(product[a - 1, a - 1].sqrt())
+    for a in range(1, K + 1):
+        for b in range(a + 1, K + 1):
+            shared = products[:a]
+            for j, product in ((0, torch.stack(shared).sum(0)), *enumerate(shared, start=1)):
+                scale = (product[a - 1, a - 1] * product[b - 1, b - 1]).sqrt()
+                values["cosine", a, b, j] = float(product[a - 1, b - 1] / scale)  # 0 / 0 is nan
+    return values
+
+
+# ---- in words --------------------------------------------------------------------------------------------------
+
+
+def _in_words(means: dict[Key, float], layers: Sequence[Layer], images: int) -> Diagnosis:
+    shares, norms, agreements = [], [], []
+    for (what, a, b, place), value in means.items():
+        if what == "gradient":
+            arrived = means["supervision", a, b, place]
+            share = arrived / value if 0 < value < float("inf") else None
+            shares.append(Share(a or None, layers[place].layer, share, arrived, value))
+        elif what == "norm":
+            norms.append(GradientNorm(a, place, value))
+        elif what == "cosine":
+            agreements.append(Agreement(a, b, place or None, None if value != value else value))
+    norms.sort(key=lambda norm: (norm.output, norm.segment))
+    seen = tuple(at.layer for at in layers)
+    ends = tuple({at.segment: at.layer for at in layers}.values())  # of each segment the last
+    return Diagnosis(seen, ends, tuple(shares), tuple(norms), tuple(agreements), images)
+
+
+def _links(module: nn.Module) -> list[nn.Module]:
+    """The chain of modules that an nn.Sequential is: each with weight matrices, and what has none after it."""
+    leaves = list(_leaves(module))
+    begins = [i for i, leaf in enumerate(leaves) if any(p.ndim > 1 for p in leaf.parameters())][1:]
+    return [nn.Sequential(*leaves[i:j]) for i, j in zip([0, *begins], [*begins, len(leaves)], strict=True)]
+
+
+def _leaves(module: nn.Module) -> Iterator[nn.Module]:
+    if type(module) is not nn.Sequential:
+        yield module
+        return
+    for child in module:
+        yield from _leaves(child)
+
+
+def _checked(net: AuxNet, method: str, weights: Weights) -> list[float]:
+    if method not in get_args(How):
+        raise ValueError(f"method must be one of {', '.join(get_args(How))}, got {method!r}")
+    lambdas = [float(w) for w in weights]
+    if len(lambdas) != net.outputs or not all(0 <= w < float("inf") for w in lambdas):
+        raise ValueError(f"weights must be {net.outputs} finite numbers >= 0, one per output, got {lambdas}")
+    return lambdas

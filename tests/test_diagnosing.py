@@ -1,0 +1,271 @@
+"""`auxnet diagnose`, and the diagnosis of a training while it runs: what is written, said and drawn."""
+
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+import auxnet
+from auxnet import build, diagnosing, rundir, signals
+from auxnet.cli import main
+from auxnet.distributed import Team, synchronise_norms, unsynchronised
+from auxnet.recipe import Recipe
+
+CHROMIUM = "/usr/bin/chromium"
+TINY = Recipe(depth=8, outputs=3, epochs=2, batch_size=256, threads=1)
+EVIL = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A multi-way run that was diagnosed while it trained, a joint one, and one of a single output."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("runs")
+    auxnet.fit(TINY, folder / "ways", diagnose=True)
+    auxnet.fit(replace(TINY, method="joint", epochs=1), folder / "joint")
+    auxnet.fit(replace(TINY, outputs=1, epochs=1), folder / "alone")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def content(runs):
+    assert main(["diagnose", str(runs / "ways"), "--probe-images", "400", "--threads", "1"]) == 0
+    return json.loads((runs / "ways" / "diagnosis.json").read_text())
+
+
+def drawn(path, scheme="light", width=1200, clicks=()):
+    """What Chromium shows of a page: what the console and the network heard, and the page's own traces and sizes."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: test)")
+    if not Path(CHROMIUM).exists():
+        pytest.skip(f"there is no {CHROMIUM}: apt-get install chromium")
+    heard = []
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.on("console", lambda message: heard.append(message.text))
+        page.on("pageerror", lambda error: heard.append(str(error)))
+        page.on("dialog", lambda dialog: (heard.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda r: r.url.startswith(("data:", "blob:", path.as_uri())) or heard.append(r.url))
+        page.goto(path.as_uri())
+        page.wait_for_selector("html[data-ready]")
+        for click in clicks:
+            page.locator(click).click()
+        plots = page.eval_on_selector_all(
+            ".plot",
+            "all => Object.fromEntries(all.map((p) => [p.id, {type: p.layout.yaxis.type, "
+            "traces: p.data.map((t) => ({name: t.name, x: [...t.x], y: [...t.y]}))}]))",
+        )
+        seen = {
+            "plots": plots,
+            "theme": page.evaluate("document.documentElement.dataset.theme"),
+            "width": page.evaluate("document.documentElement.scrollWidth"),
+            "headline": page.locator("h1").inner_text(),
+        }
+        chromium.close()
+    assert heard == []
+    return seen
+
+
+# ---- of a finished run -----------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_what_the_functions_measure_on_the_last_epochs_batches(runs, content):
+    (run,) = content["runs"]
+    net, dataset = auxnet.load(runs / "ways"), build.load_data(TINY)
+    found = list(islice(build.training_batches(TINY, dataset, torch.device("cpu"), epoch=2), 2))  # 512 of 256
+    assert run["images"] == 512
+    by_batch = [auxnet.supervision(net, x, y, "multiway") for x, y in found]
+    for row, one, other in zip(run["shares"], *by_batch, strict=True):
+        assert (row["output"], row["layer"]) == (one.output, one.layer)
+        share = (one.supervision + other.supervision) / (one.gradient + other.gradient)
+        assert row["share"] == pytest.approx(share, rel=1e-4)
+    assert [(r["output"], r["segment"]) for r in run["norms"]] == [(k, j) for k in (1, 2, 3) for j in range(1, k + 1)]
+    assert run["ends"] == [3, 5, 7]
+    assert [row["layer"] for row in run["probes"]] == [1, 3, 5, 7]
+    assert {row["trained_on"] for row in run["probes"]} == {500}  # whole batches of 250
+    assert {row["images"] for row in run["probes"]} == {145}
+    assert run["epochs"] == rundir.read_rows(runs / "ways" / "diagnosis.jsonl")
+
+
+def test_sentences_say_what_was_measured(content):
+    (run,) = content["runs"]
+    bottom = {row["output"]: row["share"] for row in run["shares"] if row["layer"] == 1}
+    assert run["said"][0].startswith(f"at layer 1 the share of supervision is {bottom[1]:.2f} of output 1, ")
+    assert f"of output 3 falls from 1.00 at layer 7 to {bottom[3]:.2f} at layer 1" in " ".join(run["said"])
+
+
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [
+        ([0.01, 0.3, 1.0], "falls from 1.00 at layer 5 to 0.01 at layer 1"),
+        ([0.9, 0.85, 1.0], "stays level from 1.00 at layer 5 to 0.90 at layer 1"),
+        ([2.5, 1.5, 1.0], "rises from 1.00 at layer 5 to 2.50 at layer 1"),
+        ([0.6, 0.2, 1.0], "goes from 1.00 at layer 5 to 0.60 at layer 1, with its least, 0.20, at layer 3"),
+        ([None, 0.2, 1.0], "is not defined at 1 of 3 layers: no gradient arrives there"),
+        ([1.0], "is 1.00 at layer 1, the only one that is seen"),
+    ],
+)
+def test_the_course_of_a_share_is_said_as_it_is(shares, said):
+    rows = [{"share": share, "layer": layer} for share, layer in zip(shares, (1, 3, 5), strict=False)]
+    assert diagnosing.course(rows) == said
+
+
+def test_the_command_prints_tables_and_sentences(runs, capsys):
+    words = [str(runs / name) for name in ("alone", "joint", "ways")]
+    assert main(["diagnose", *words, "--out", str(runs / "all"), "--no-probes", "--images", "1"]) == 0
+    out = capsys.readouterr().out
+    for text in (
+        "ways (multiway, live)",
+        "share, output 3",
+        "joint (joint)",
+        "alone (one output)",
+        "cosine with 3",
+        "joint: the share of supervision ",
+        "ways: the gradients of outputs",
+        "the largest share of supervision in the shallowest layer: ",
+        "gradients on 256 training images",
+    ):
+        assert text in out
+    assert "probe" not in out
+    assert max(map(len, out.splitlines())) <= 400
+    assert main(["diagnose", str(runs / "joint"), "--no-probes", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == json.loads((runs / "joint" / "diagnosis.json").read_text())
+    assert {row["output"] for row in told["runs"][0]["shares"]} == {None}
+    assert (runs / "all" / "diagnosis.html").is_file()
+
+
+def test_the_page_draws_what_was_measured_and_hears_of_nothing(runs, content):
+    seen = drawn(runs / "ways" / "diagnosis.html", scheme="dark", width=390, clicks=["#scale input[value=log]"])
+    (run,) = content["runs"]
+    assert seen["theme"] == "dark"
+    assert seen["width"] <= 390
+    assert seen["plots"]["shares-plot"]["type"] == "log"
+    assert "at layer 1 the share of supervision" in seen["headline"].lower()
+    for k, trace in enumerate(seen["plots"]["shares-plot"]["traces"], start=1):
+        rows = [row for row in run["shares"] if row["output"] == k]
+        assert trace == {"name": f"output {k}", "x": [r["layer"] for r in rows], "y": [r["share"] for r in rows]}
+    assert [trace["x"] for trace in seen["plots"]["epochs-plot"]["traces"]] == [[1, 2]] * 3
+    (probes,) = seen["plots"]["probes-plot"]["traces"]
+    assert probes["y"] == [row["accuracy"] for row in run["probes"]]
+
+
+def test_several_runs_are_drawn_side_by_side_and_names_stay_text(runs, tmp_path):
+    gathered = []
+    for name in ("ways", "joint", "alone"):
+        recipe = rundir.read_recipe(runs / name / "recipe.yaml")
+        dataset = build.load_data(recipe)
+        gathered.append(diagnosing.gather(runs / name, name, recipe, auxnet.load(runs / name), dataset, 256, None))
+    gathered[1]["name"] = EVIL
+    diagnosing.write(gathered, tmp_path)
+    seen = drawn(tmp_path / "diagnosis.html", clicks=["#theme"])
+    names = [trace["name"] for trace in seen["plots"]["shares-plot"]["traces"]]
+    assert names == [
+        "ways, output 1",
+        "ways, output 2",
+        "ways, output 3",
+        "&lt;script&gt;alert(1)&lt;/script&gt;",
+        "alone",
+    ]
+    assert [*seen["plots"]] == ["shares-plot", "epochs-plot"]
+    assert EVIL in seen["headline"]
+    assert seen["theme"] == "dark"
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["nowhere"], "nowhere is not a run directory"),
+        (["RUN", "RUN"], "a run is named twice"),
+        (["RUN", "OTHER"], "a diagnosis of several runs needs a folder: give --out DIR"),
+        (["RUN", "--out", "FILE"], "is a file: name a folder"),
+        (["RUN", "--out", "no/such"], "there is no folder no to make such in"),
+        (["RUN", "--out", "MINE"], "is not of this program, and is left alone"),
+        (["RUN", "--images", "0"], "--images must be 1 or more, got 0"),
+        (["RUN", "--probe-images", "1"], "--probe-images must be 2 or more, got 1"),
+        (["RUN", "--device", "cuda:7"], "device 'cuda:7' cannot be used here"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_said_in_a_line(runs, tmp_path, words, complaint, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "diagnosis.html").write_text("my thesis")
+    places = {"RUN": runs / "ways", "OTHER": runs / "joint", "FILE": tmp_path / "file", "MINE": tmp_path / "mine"}
+    assert main(["diagnose", *(str(places.get(word, word)) for word in words)]) == 2
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.count("\n") == 1
+    assert (tmp_path / "mine" / "diagnosis.html").read_text() == "my thesis"
+
+
+def test_an_overwrite_removes_the_old_diagnosis(runs, tmp_path):
+    folder = tmp_path / "a"
+    shutil.copytree(runs / "joint", folder)
+    for name in ("diagnosis.json", "diagnosis.html", "diagnosis.jsonl"):
+        (folder / name).write_text("old")
+    auxnet.fit(replace(TINY, epochs=1), folder, overwrite=True)
+    assert not list(folder.glob("diagnosis*"))
+
+
+# ---- during training -------------------------------------------------------------------------------------------
+
+
+def test_a_diagnosed_training_has_the_same_weights_and_a_line_per_epoch_output_and_layer(runs, tmp_path):
+    auxnet.fit(TINY, tmp_path / "a")
+    assert not (tmp_path / "a" / "diagnosis.jsonl").exists()
+    same = ("model.safetensors", "checkpoints/best.safetensors")
+    assert all((tmp_path / "a" / name).read_bytes() == (runs / "ways" / name).read_bytes() for name in same)
+    rows = rundir.read_rows(runs / "ways" / "diagnosis.jsonl")
+    layers = {1: (1, 3), 2: (1, 3, 5), 3: (1, 3, 5, 7)}
+    assert [(r["epoch"], r["output"], r["layer"]) for r in rows] == [
+        (e, k, at) for e in (1, 2) for k in layers for at in layers[k]
+    ]
+
+
+def test_the_last_lines_are_those_that_the_command_measures_afterwards(content):
+    (run,) = content["runs"]
+    last = [row["share"] for row in run["epochs"] if row["epoch"] == 2]
+    assert last == pytest.approx([row["share"] for row in run["shares"]], rel=1e-4)
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_lines_are_neither_double_nor_torn_after_a_resume(runs, tmp_path, step):
+    def stop(progress):
+        if (progress.epoch, progress.step, progress.done) == ((2, step, False) if step else (1, 6, True)):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    folder = tmp_path / "a"
+    with pytest.raises(signals.Stopped):
+        auxnet.fit(TINY, folder, diagnose=True, watch=stop)
+    whole = (runs / "ways" / "diagnosis.jsonl").read_text()
+    with (folder / "diagnosis.jsonl").open("a") as file:  # as if killed between the log and the checkpoint of epoch 2
+        file.write(whole.splitlines()[-1] + '\n{"epoch": 2, "outp')
+    auxnet.fit(TINY, folder, resume=True, diagnose=True)
+    assert (folder / "diagnosis.jsonl").read_text() == whole
+    assert (folder / "model.safetensors").read_bytes() == (runs / "ways" / "model.safetensors").read_bytes()
+
+
+def test_the_copy_that_is_measured_normalises_by_its_own_images_and_tells_nobody():
+    """Under torchrun one process measures; with synchronised norms it would wait for the others for ever."""
+    torch.manual_seed(0)
+    net = auxnet.resnet(8, 2).train()
+    images = torch.randn(4, 3, 8, 8)
+    expected = [logits.clone() for logits in unsynchronised(net)(images)]
+    synchronise_norms(net, Team(rank=0, size=2))
+    twin = unsynchronised(net)
+    for logits, right in zip(twin(images), expected, strict=True):
+        torch.testing.assert_close(logits, right)
+    assert all(type(m).__name__ != "LoneNorm" for m in net.modules())
+    assert [*twin.state_dict()] == [*net.state_dict()]
+
+
+def test_train_takes_the_flag(tmp_path, capsys):
+    words = ["--depth", "8", "--outputs", "2", "--epochs", "1", "--batch-size", "256", "--threads", "1"]
+    assert main(["train", *words, "--diagnose", "--out", str(tmp_path / "a")]) == 0
+    assert {row["output"] for row in rundir.read_rows(tmp_path / "a" / "diagnosis.jsonl")} == {1, 2}
