@@ -17,6 +17,7 @@ from auxnet.machine import to_device
 from auxnet.methods import StepScale, joint, multiway, pairwise
 from auxnet.network import AuxNet
 from auxnet.recipe import Recipe, nearest
+from auxnet.residual import LEAST_SIZE
 from auxnet.update import Average, Method, alone
 
 PIXELS = 2**21  # evaluated at a time: 25 MB of float32 in three channels
@@ -82,8 +83,10 @@ def network_options(recipe: Recipe, dataset: data.DataSet) -> dict[str, Any]:
             "in_channels": dataset.channels,
             "image_size": list(dataset.image_size),
         }
+    _check_size(recipe, dataset)
     return {
         "depth": recipe.depth,
+        "form": recipe.form,
         "outputs": 3 if recipe.outputs is None and recipe.at is None else recipe.outputs,
         "at": recipe.at,
         "block": recipe.block,
@@ -92,6 +95,14 @@ def network_options(recipe: Recipe, dataset: data.DataSet) -> dict[str, Any]:
         "in_channels": dataset.channels,
         "head": recipe.head,
     }
+
+
+def _check_size(recipe: Recipe, dataset: data.DataSet) -> None:
+    """Raise ValueError for images that are too small for the form of the built-in ResNets."""
+    least, (H, W) = LEAST_SIZE[recipe.form], dataset.image_size
+    if min(H, W) < least:
+        mend = f"give --image-size {least} or more" + (", or --form cifar" if recipe.form == "imagenet" else "")
+        raise ValueError(f"form {recipe.form} takes images of {least}x{least} pixels or more, got {W}x{H}: {mend}")
 
 
 def build(

@@ -114,7 +114,7 @@ def build_net(config: Any, where: Path | str, trusted: str | None = None) -> Aux
             return net
         alone = net.truncate(config["output"])
         depths = net.depths[config["output"] - 1 : config["output"]]
-        return AuxNet([alone.get_submodule("trunk")], [alone.get_submodule("head")], depths)
+        return AuxNet([alone.get_submodule("trunk")], [alone.get_submodule("head")], depths, net.least_image)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise RuntimeError(f"{where} does not describe a network of this program: {error}") from None
 

@@ -26,6 +26,7 @@ from auxnet.reading.splits import on_disk, statistics
 from auxnet.reading.survey import survey
 
 AUGMENTATIONS = ("default", "none", "crop", "flip", "crop+flip")
+LARGE = 96  # pixels a side from which on images are cropped as photographs are
 STREAMS = ("auto", "always", "never")
 
 TEST_FRACTION, TEST_SEED = 0.2, 0  # of the test set, where the data bring none: fixed, so that it never changes

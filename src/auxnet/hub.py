@@ -47,7 +47,7 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
             raise RuntimeError(f"the model is of type {model_type!r}, not 'auxnet'")
         self._hub_mixin_config.pop("net", None)  # type: ignore[union-attr]
         net = net or build_net({"network": network, "output": output}, "config.json")
-        super().__init__(net.segments, net.heads, net.depths)
+        super().__init__(net.segments, net.heads, net.depths, net.least_image)
         self.numbers = tuple(range(1, net.outputs + 1)) if output is None else (output,)
         self.classes = tuple(classes)
         self.image_size: tuple[int, int] = (int(preprocessing["image_size"][0]), int(preprocessing["image_size"][1]))
@@ -123,7 +123,7 @@ def take_out(net: PretrainedAuxNet, output: int) -> PretrainedAuxNet:
         return net
     alone = net.truncate(position)
     depths = net.depths[position - 1 : position]
-    only = AuxNet([alone.get_submodule("trunk")], [alone.get_submodule("head")], depths)
+    only = AuxNet([alone.get_submodule("trunk")], [alone.get_submodule("head")], depths, net.least_image)
     return PretrainedAuxNet(**{**net.config, "output": output}, net=only).eval()
 
 
@@ -141,7 +141,7 @@ def provenance(run: Path, which: str) -> dict[str, Any]:
 
     summary = read_json(run / "summary.json")
     recipe = read_run_recipe(run)
-    network: dict[str, Any] = {key: getattr(recipe, key) for key in ("depth", "block", "width")}
+    network: dict[str, Any] = {key: getattr(recipe, key) for key in ("depth", "form", "block", "width")}
     if recipe.backbone is not None:
         weights = {"pretrained": Path(recipe.pretrained).name} if recipe.pretrained else {}
         network = {"backbone": recipe.backbone, **weights}

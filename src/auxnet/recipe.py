@@ -12,7 +12,7 @@ from auxnet.documents import read_yaml
 
 BACKBONES = "timm:NAME, torchvision:NAME or package.module:function"
 CUTS = "1 or more, or the names of modules"
-OF_RESNETS = ("depth", "outputs", "at", "block", "width", "head")
+OF_RESNETS = ("depth", "form", "outputs", "at", "block", "width", "head")
 OF_BACKBONES = ("cuts", "pretrained")
 
 
@@ -38,15 +38,17 @@ class Recipe:
     """images that cannot be read and are left out, each told by name, before the run fails"""
 
     depth: int = 20
-    """layers of the network, 6n + 2"""
+    """layers of the network: 6n + 2, or 18, 34, 50, 101, 152 in the imagenet form"""
+    form: Literal["cifar", "imagenet"] = "cifar"
+    """of the built-in ResNets: for images of about 32 pixels a side, or of about 224"""
     outputs: int | None = None
     """outputs, the final one included, placed evenly from the top (default: 3, or as --at says)"""
     at: tuple[int, ...] | None = None
     """layers of the auxiliary outputs, in place of --outputs"""
     block: Literal["plain", "original", "preact"] = "preact"
-    """residual block: none, post-activation with option-A shortcuts, pre-activation"""
+    """residual block: none, post-activation, pre-activation"""
     width: int = 1
-    """multiplies the channels (Wide ResNet)"""
+    """multiplies the channels (Wide ResNet), of bottlenecks the inner ones"""
     head: Literal["default", "bn_relu", "linear"] = "default"
     """form of the auxiliary heads; default: that of the final one"""
     backbone: str | None = None
