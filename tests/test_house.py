@@ -17,7 +17,7 @@ FLOORS = [
     ["dryrun", "tracing", "cuts", "attaching", "weights", "named", "described"],
     ["methods"],
     ["arrays", "pictures", "encoded", "matlab", "formats", "pickles", "cifar", "cache", "rows", "sources"],
-    ["ahead", "survey", "splits", "data", "batches", "distributed"],
+    ["ahead", "survey", "splits", "augmentation", "data", "batches", "distributed"],
     ["checkpoint", "rundir", "signals"],
     ["scores", "latency", "evaluation", "thresholds", "exits", "hub", "graphs", "runtimes", "prediction"],
     ["build", "epochs", "train", "plan", "selection", "exporting"],

@@ -59,16 +59,18 @@ def training_batches(
         pad=dataset.pad,
         flip=dataset.flip,
         workers=dataset.workers,
+        augmentation=dataset.augmentation,
     )
 
 
 def evaluation_batches(
-    split: batches.Labelled, dataset: data.DataSet, device: torch.device, part: Part = slice
+    split: data.Split | data.OnDisk, dataset: data.DataSet, device: torch.device, part: Part = slice
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """A split once through as (images [N, C, H, W], labels [N]): in order, normalised, never augmented."""
-    H, W, _ = split.image_shape
+    split, (H, W) = split.middle(dataset.image_size), dataset.image_size
     most = max(1, min(500, PIXELS // (H * W)))
-    return batches.batches(split, most, dataset.mean, dataset.std, device=device, workers=dataset.workers, part=part)
+    workers = dataset.workers if isinstance(split, data.OnDisk) else 0
+    return batches.batches(split, most, dataset.mean, dataset.std, device=device, workers=workers, part=part)
 
 
 def network_options(recipe: Recipe, dataset: data.DataSet) -> dict[str, Any]:

@@ -28,12 +28,15 @@ class Recipe:
     """resize and crop the images of a folder to this many pixels a side"""
     val_fraction: float = 0.1
     """share of the training images held out, class by class, for every choice that is made"""
-    augment: Literal["default", "none", "crop", "flip", "crop+flip"] = "default"
-    """random crops after zero padding, random horizontal flips; default: what suits the data set"""
+    augment: Literal[
+        "default", "none", "crop", "flip", "crop+flip", "crop+flip+trivial", "rrc+flip", "rrc+flip+trivial"
+    ] = "default"
+    """random crops after zero padding, random resized crops (rrc), horizontal flips, TrivialAugment; default: what
+    suits the data set, rrc+flip from 96 pixels on"""
     stream: Literal["auto", "always", "never"] = "auto"
     """leave the images of folders and parquet on disk; auto: if they would take over half of the memory left"""
     workers: int | None = None
-    """processes that decode images left on disk (default: one per core)"""
+    """processes that decode images left on disk, and make random resized crops (default: one per core)"""
     max_corrupt: int = 0
     """images that cannot be read and are left out, each told by name, before the run fails"""
 

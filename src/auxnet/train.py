@@ -87,7 +87,8 @@ def _finish(recipe: Recipe, dataset: DataSet, net: AuxNet, folder: Path, standin
         "auxnet_version": __version__,
         "network": network_options(recipe, dataset),
         "classes": list(dataset.classes),
-        "preprocessing": {"image_size": list(dataset.image_size), "mean": dataset.mean, "std": dataset.std},
+        "preprocessing": {"image_size": list(dataset.image_size), "mean": dataset.mean, "std": dataset.std}
+        | ({"resize": list(dataset.resize)} if dataset.resize != dataset.image_size else {}),
     }
     checkpoint.save_weights(folder / "model.safetensors", net)
     checkpoint.write_json(folder / "config.json", config)
