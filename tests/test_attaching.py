@@ -11,9 +11,9 @@ from torch import nn
 
 import auxnet
 from auxnet.backbones.cuts import even_cuts
+from auxnet.blocks import Classifier, PostActivationBlock, PreActivationBlock
 from auxnet.checkpoint import load_weights, save_weights
 from auxnet.network import multiply_adds
-from auxnet.residual import Classifier, PostActivationBlock, PreActivationBlock
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
 attach = partial(auxnet.attach, example=EXAMPLE)

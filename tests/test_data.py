@@ -120,6 +120,7 @@ def test_augmentation_is_as_asked(augment: str, pad: int, flip: bool, home: Path
     assert (digits.pad, digits.flip) == (pad, flip)
     own = load(str(folder_of(home)))
     assert (own.pad, own.flip) == (1, True)
+    assert digits.augmentation is own.augmentation is None
 
 
 # ----------------------------------------------------------------------------------------------------------- refusals
@@ -135,7 +136,11 @@ def test_augmentation_is_as_asked(augment: str, pad: int, flip: bool, home: Path
         (__file__, {}, "is a file: give the folder"),
         ("digits", {"val_fraction": 0.0}, "val_fraction must be above 0 and at most 0.5, got 0.0"),
         ("digits", {"val_fraction": 0.6}, "val_fraction must be above 0"),
-        ("digits", {"augment": "cutout"}, "augment must be one of default, none, crop, flip, crop.flip, got 'cutout'"),
+        (
+            "digits",
+            {"augment": "cutout"},
+            "augment must be one of default, none, crop, flip, crop.flip, crop.flip.trivial, rrc.flip, .* got 'cutout'",
+        ),
         ("digits", {"image_size": 0}, "image_size must be 4 to 4096 pixels, got 0"),
     ],
 )

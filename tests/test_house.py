@@ -13,11 +13,11 @@ MODULES = sorted(p for p in SOURCE.rglob("*.py"))
 # Each floor may import from the floors below it, and from its own to the left of it.
 FLOORS = [
     ["errors", "documents", "recipe"],
-    ["network", "residual", "update", "averaging", "machine"],
+    ["network", "blocks", "residual", "update", "averaging", "machine"],
     ["dryrun", "tracing", "cuts", "attaching", "weights", "named", "described"],
     ["gradients", "methods", "losses"],
     ["arrays", "pictures", "encoded", "matlab", "formats", "pickles", "cifar", "cache", "rows", "sources"],
-    ["ahead", "survey", "splits", "data", "batches", "mixing", "distributed"],
+    ["ahead", "survey", "splits", "augmentation", "data", "batches", "mixing", "distributed"],
     ["checkpoint", "rundir", "signals"],
     ["scores", "latency", "evaluation", "thresholds", "exits", "hub", "graphs", "runtimes", "prediction"],
     ["diagnosis", "probing"],

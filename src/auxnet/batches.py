@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor
 
+from auxnet.augmentation import Augmentation
 from auxnet.reading.ahead import read_ahead
 
 
@@ -48,14 +49,15 @@ def batches(
     workers: int = 0,
     part: Callable[[int], slice] = slice,
     dtype: torch.dtype = torch.float32,
+    augmentation: Augmentation | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch of (images [N, C, H, W] in channels_last, labels [N]) on `device`; the last batch may be smaller.
 
-    With a seed, as (recipe.seed, epoch): shuffled, and augmented by `pad` and `flip`. Without: in order and never
-    augmented, whatever `pad` and `flip` say. `start` is the first batch that is given: those before it are not
-    even read. `workers` is the number of processes that read ahead (0: this one reads); it changes no bit of the
-    epoch. `part` says which of the n images of a batch are read and given (default: all), each as it would be in the
-    whole batch. `mean` and `std` are per channel, in 0..255.
+    With a seed, as (recipe.seed, epoch): shuffled, and augmented by `augmentation`, `pad` and `flip`, in this order.
+    Without: in order and never augmented, whatever these say. `start` is the first batch that is given: those before
+    it are not even read. `workers` is the number of processes that read ahead, and do what `augmentation` says (0:
+    this one does); it changes no bit of the epoch. `part` says which of the n images of a batch are read and given
+    (default: all), each as it would be in the whole batch. `mean` and `std` are per channel, in 0..255.
 
     Raises ValueError, at once, for a batch size below 1, a negative start, pad or number of workers, or a mean or
     std that does not fit.
@@ -73,11 +75,38 @@ def batches(
         raise ValueError(f"one mean and one std per channel ({channels}), got {len(mean)} and {len(std)}")
     if min(std) <= 0:
         raise ValueError(f"std must be above 0 in every channel, got {tuple(std)}")
-    return _epoch(split, batch_size, mean, std, torch.device(device), seed, start, pad, flip, workers, part, dtype)
+    where, reader = torch.device(device), Reader(split, None if seed is None else augmentation)
+    return _epoch(reader, batch_size, mean, std, where, seed, start, pad, flip, workers, part, dtype)
+
+
+class Reader(NamedTuple):
+    """Reads images, and augments them as drawn: every row that is asked for is an index and what was drawn for it."""
+
+    split: Labelled
+    augmentation: Augmentation | None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the images that it gives."""
+        H, W, C = self.split.image_shape
+        return (*self.augmentation.size, C) if self.augmentation else (H, W, C)
+
+    def ask(self, indices: Tensor, part: slice, seed: Sequence[int] | None) -> Tensor:
+        """What to ask for of this part of a batch, int64 [n] or [n, 1 + 6]; the whole batch is drawn for, by `seed`."""
+        if self.augmentation is None or seed is None:
+            return indices[part]
+        drawn = self.augmentation.draw(len(indices), self.split.image_shape, _generator(*seed))
+        return torch.cat([indices[:, None], drawn], 1)[part]
+
+    def read(self, asked: Tensor) -> Tensor:
+        """The images asked for, as uint8 [n, H, W, C]."""
+        if self.augmentation is None:
+            return self.split.read(asked)
+        return self.augmentation.apply(self.split.read(asked[:, 0]), asked[:, 1:])
 
 
 def _epoch(
-    split: Labelled,
+    reader: Reader,
     batch_size: int,
     mean: Sequence[float],
     std: Sequence[float],
@@ -90,14 +119,18 @@ def _epoch(
     part: Callable[[int], slice],
     dtype: torch.dtype,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    count = len(split.labels)
+    labels = reader.split.labels
+    count = len(labels)
     indices_N = torch.arange(count) if seed is None else order(count, _generator(*seed))
     whole = torch.split(indices_N, batch_size)[start:]
-    chosen_by_step = [indices[part(len(indices))] for indices in whole]
-    read = read_ahead(split.read, split.image_shape, chosen_by_step, workers)
-    for step, (indices, chosen, images) in enumerate(zip(whole, chosen_by_step, read, strict=True), start):
+    asked = [
+        reader.ask(indices, part(len(indices)), None if seed is None else (*seed, step, 1))
+        for step, indices in enumerate(whole, start)
+    ]
+    read = read_ahead(reader.read, reader.image_shape, asked, workers)
+    for step, (indices, images) in enumerate(zip(whole, read, strict=True), start):
         images_NHWC = images.to(device)
-        labels_N = split.labels[chosen].to(device)
+        labels_N = labels[indices[part(len(indices))]].to(device)
         if seed is not None:
             shifts = draw(len(indices), _generator(*seed, step), pad, flip)
             images_NHWC = shifted(images_NHWC, pad, *(each[part(len(indices))] for each in shifts))

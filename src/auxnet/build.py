@@ -20,6 +20,7 @@ from auxnet.machine import to_device
 from auxnet.methods import StepScale, joint, multiway, pairwise
 from auxnet.network import AuxNet
 from auxnet.recipe import Recipe, nearest
+from auxnet.residual import LEAST_SIZE, layout
 from auxnet.schedules import lambdas_at
 from auxnet.update import Average, Method, alone
 
@@ -63,6 +64,7 @@ def training_batches(
         pad=dataset.pad,
         flip=dataset.flip,
         workers=dataset.workers,
+        augmentation=dataset.augmentation,
     )
 
 
@@ -77,12 +79,13 @@ def first_batches(
 
 
 def evaluation_batches(
-    split: batches.Labelled, dataset: data.DataSet, device: torch.device, part: Part = slice
+    split: data.Split | data.OnDisk, dataset: data.DataSet, device: torch.device, part: Part = slice
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """A split once through as (images [N, C, H, W], labels [N]): in order, normalised, never augmented."""
-    H, W, _ = split.image_shape
+    split, (H, W) = split.middle(dataset.image_size), dataset.image_size
     most = max(1, min(500, PIXELS // (H * W)))
-    return batches.batches(split, most, dataset.mean, dataset.std, device=device, workers=dataset.workers, part=part)
+    workers = dataset.workers if isinstance(split, data.OnDisk) else 0
+    return batches.batches(split, most, dataset.mean, dataset.std, device=device, workers=workers, part=part)
 
 
 def network_options(recipe: Recipe, dataset: data.DataSet) -> dict[str, Any]:
@@ -97,11 +100,18 @@ def network_options(recipe: Recipe, dataset: data.DataSet) -> dict[str, Any]:
             "in_channels": dataset.channels,
             "image_size": list(dataset.image_size),
         }
-    outputs = {"even": recipe.outputs, "stages": 3, "blocks": (recipe.depth - 2) // 2}[recipe.placement]
+    _check_size(recipe, dataset)
+    plan = layout(recipe.depth, recipe.form)
+    outputs, at = recipe.outputs, recipe.at
+    if recipe.placement == "blocks":
+        outputs = plan.blocks
+    elif recipe.placement == "stages":
+        at = plan.stage_ends
     return {
         "depth": recipe.depth,
-        "outputs": 3 if outputs is None and recipe.at is None else outputs,
-        "at": recipe.at,
+        "form": recipe.form,
+        "outputs": 3 if outputs is None and at is None else outputs,
+        "at": at,
         "block": recipe.block,
         "width": recipe.width,
         "num_classes": dataset.num_classes,
@@ -114,6 +124,14 @@ def net_of(recipe: Recipe, dataset: data.DataSet) -> AuxNet:
     """The net of a recipe, its weights random but for those that are pretrained."""
     net = net_from(network_options(recipe, dataset), recipe.pretrained)
     return net if recipe.alone is None else net.alone(recipe.alone)
+
+
+def _check_size(recipe: Recipe, dataset: data.DataSet) -> None:
+    """Raise ValueError for images that are too small for the form of the built-in ResNets."""
+    least, (H, W) = LEAST_SIZE[recipe.form], dataset.image_size
+    if min(H, W) < least:
+        mend = f"give --image-size {least} or more" + (", or --form cifar" if recipe.form == "imagenet" else "")
+        raise ValueError(f"form {recipe.form} takes images of {least}x{least} pixels or more, got {W}x{H}: {mend}")
 
 
 def build(

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from auxnet.augmentation import Augmentation
 from auxnet.machine import available_memory, cores
 from auxnet.reading.cache import cached
 from auxnet.reading.pictures import resize
@@ -25,7 +26,9 @@ from auxnet.reading.splits import Split as Split
 from auxnet.reading.splits import on_disk, statistics
 from auxnet.reading.survey import survey
 
-AUGMENTATIONS = ("default", "none", "crop", "flip", "crop+flip")
+AUGMENTATIONS = ("default", "none", "crop", "flip", "crop+flip", "crop+flip+trivial", "rrc+flip", "rrc+flip+trivial")
+LARGE = 96  # pixels a side from which on images are cropped as photographs are
+MARGIN = 8 / 7  # photographs are kept larger than what the net sees: 256 pixels a side for 224, as everybody's
 STREAMS = ("auto", "always", "never")
 
 TEST_FRACTION, TEST_SEED = 0.2, 0  # of the test set, where the data bring none: fixed, so that it never changes
@@ -57,7 +60,9 @@ class DataSet:
     flip: bool
     """mirror at random"""
     workers: int = 0
-    """processes that decode, for `batches`; 0 where the images are in memory"""
+    """processes that decode and augment, for `batches`; 0 where the images are in memory and need no `augmentation`"""
+    augmentation: Augmentation | None = None
+    """of training images, before the random crop and mirroring"""
     left_out: tuple[str, ...] = ()
     """the images that could not be read, each as "where: why" """
 
@@ -73,7 +78,12 @@ class DataSet:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(H, W) in pixels."""
+        """(H, W) in pixels: what a net sees."""
+        return self.val.image_shape[:2]
+
+    @property
+    def resize(self) -> tuple[int, int]:
+        """(H, W) that images are brought to; evaluation sees the middle part, of `image_size`, training any part."""
         return self.train.image_shape[:2]
 
 
@@ -97,8 +107,13 @@ def load(
     the named sets are looked for first; those that are not there come from the hub. With `image_size` all
     images are brought to a square of that many pixels. `val_fraction` of each class of the training set becomes
     the validation set, drawn by `seed`, unless the data bring a validation set; of the rest, `train_images` are kept
-    if that is given, drawn by `seed` too, class by class. `augment` is one of
-    `AUGMENTATIONS`; the default is crop+flip, and none for digits and svhn.
+    if that is given, drawn by `seed` too, class by class.
+
+    `augment` is one of `AUGMENTATIONS`: crop stands for a random crop after zero padding, rrc for a random resized
+    crop, flip for mirroring, trivial for TrivialAugment. The default is none for digits and svhn, crop+flip for
+    CIFAR and for other images of less than `LARGE` pixels a side, and rrc+flip for larger ones. With rrc and an
+    `image_size` the square is made larger by `MARGIN`: training crops come from all of it, validation and test
+    images are its middle part.
 
     `stream` is one of `STREAMS`: whether images of folders and parquet stay on disk and are decoded, by `workers`
     processes (default: one per core), when they are wanted; auto: if in memory they would take more than half of
@@ -120,10 +135,13 @@ def load(
     if workers < 0 or max_corrupt < 0:
         raise ValueError(f"workers and max_corrupt must be 0 or more, got {workers} and {max_corrupt}")
 
-    parts = find(name, data_dir, image_size)
+    kept_size = image_size  # a side
+    if image_size is not None and "rrc" in suited(name, augment, image_size):
+        kept_size = round(MARGIN * image_size)
+    parts = find(name, data_dir, kept_size)
     streamed = _streamed(name, parts, stream)
     read = {
-        split: _on_disk(part, image_size, workers) if streamed else _in_memory(part, image_size)
+        split: _on_disk(part, kept_size, workers) if streamed else _in_memory(part, kept_size)
         for split, part in parts.items()
     }
     left_out = tuple(each for part in read.values() for each in part.left_out)
@@ -138,11 +156,23 @@ def load(
     train = train if train_images is None else _some(train, train_images, seed)
 
     mean, std = _STATISTICS.get(name) or statistics(train)
-    if augment == "default":
-        augment = "none" if name in ("digits", "svhn") else "crop+flip"
-    pad = max(1, min(train.image_shape[:2]) // 8) if "crop" in augment else 0
-    workers = workers if streamed else 0
-    return DataSet(name, classes, train, val, test, mean, std, pad, "flip" in augment, workers, left_out)
+    size = train.image_shape[:2] if image_size is None else (image_size, image_size)
+    words = suited(name, augment, min(size)).split("+")
+    pad = max(1, min(size) // 8) if "crop" in words else 0
+    photographs = "rrc" in words or "trivial" in words
+    augmentation = Augmentation(size, "rrc" in words, "trivial" in words) if photographs else None
+    workers = workers if streamed or photographs else 0
+    val, test = val.middle(size), test.middle(size)
+    return DataSet(name, classes, train, val, test, mean, std, pad, "flip" in words, workers, augmentation, left_out)
+
+
+def suited(name: str, augment: str, side: int) -> str:
+    """What `augment` stands for, on the images of a data set, of that many pixels a side."""
+    if augment != "default":
+        return augment
+    if name in ("digits", "svhn"):
+        return "none"
+    return "rrc+flip" if name not in _CLASSES and side >= LARGE else "crop+flip"
 
 
 # ---- read ------------------------------------------------------------------------------------------------------

@@ -200,6 +200,7 @@ def _facts(net: PretrainedAuxNet, output: int, format: Format, rule: ExitRule | 
         "depth": net.depths[output - 1],
         "classes": list(net.classes),
         "image_size": list(net.image_size),
+        "resize": list(net.resize),
         "mean": list(net.mean),
         "std": list(net.std),
         "input": "uint8 [N, H, W, C], 0..255, not normalised",

@@ -27,8 +27,9 @@ FILES = ("config.json", "model.safetensors", "README.md")
 class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipeline_tag="image-classification"):
     """An AuxNet that knows its classes and its preprocessing, with the hub's `save_pretrained` and `push_to_hub`.
 
-    `classes` names the columns of the logits. Pixels 0..255 become (pixel - `mean`) / `std`, per channel, at
-    `image_size` (H, W). `numbers` holds the number, in the run, of each output here: 1..K, or the one taken out.
+    `classes` names the columns of the logits. Images are brought to `resize` (H, W), of which the middle part of
+    `image_size` (H, W) is seen; pixels 0..255 become (pixel - `mean`) / `std`, per channel. `numbers` holds the
+    number, in the run, of each output here: 1..K, or the one taken out.
     `source` says where the net comes from: run, epoch, data, table of outputs, versions. `net` is what `network` and
     `output` describe, where that is built already.
     """
@@ -48,10 +49,12 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
             raise RuntimeError(f"the model is of type {model_type!r}, not 'auxnet'")
         self._hub_mixin_config.pop("net", None)  # type: ignore[union-attr]
         net = net or build_net({"network": network, "output": output}, "config.json")
-        super().__init__(net.segments, net.heads, net.depths)
+        super().__init__(net.segments, net.heads, net.depths, net.least_image)
         self.numbers = tuple(range(1, net.outputs + 1)) if output is None else (output,)
         self.classes = tuple(classes)
         self.image_size: tuple[int, int] = (int(preprocessing["image_size"][0]), int(preprocessing["image_size"][1]))
+        H, W = preprocessing.get("resize", self.image_size)
+        self.resize: tuple[int, int] = (int(H), int(W))
         self.mean: tuple[float, ...] = tuple(map(float, preprocessing["mean"]))
         self.std: tuple[float, ...] = tuple(map(float, preprocessing["std"]))
         self.source = source or {}
@@ -140,7 +143,7 @@ def provenance(run: Path, which: str) -> dict[str, Any]:
 
     summary = read_json(run / "summary.json")
     recipe = read_run_recipe(run)
-    network: dict[str, Any] = {key: getattr(recipe, key) for key in ("depth", "block", "width")}
+    network: dict[str, Any] = {key: getattr(recipe, key) for key in ("depth", "form", "block", "width")}
     if recipe.backbone is not None:
         weights = {"pretrained": Path(recipe.pretrained).name} if recipe.pretrained else {}
         network = {"backbone": recipe.backbone, **weights}
@@ -172,11 +175,12 @@ def model_card(net: PretrainedAuxNet) -> str:
     outputs = f"output {net.numbers[0]}" if len(net.numbers) == 1 else f"{len(net.numbers)} outputs"
     shown = ", ".join(net.classes[:20]) + (", ..." if len(net.classes) > 20 else "")
     H, W = net.image_size
+    cut = "" if net.resize == net.image_size else f", the middle of {net.resize[1]} x {net.resize[0]}"
     lines = [
         f"---\n{header}\n---\n",
         f"# {source.get('run', 'auxnet model')}: {outputs} of a network trained with auxiliary outputs\n",
-        f"Classes ({len(net.classes)}): {shown}. Images: {W} x {H} pixels, {len(net.mean)} channel(s), 0..255, less "
-        f"the mean {_numbers(net.mean)}, divided by {_numbers(net.std)}.\n",
+        f"Classes ({len(net.classes)}): {shown}. Images: {W} x {H} pixels{cut}, {len(net.mean)} channel(s), 0..255, "
+        f"less the mean {_numbers(net.mean)}, divided by {_numbers(net.std)}.\n",
         "```python\nimport auxnet\n\nnet = auxnet.load(FOLDER)  # or hf:owner/name\nlogits = net(images)  "
         "# one [N, classes] per output, for normalised images [N, C, H, W]\n```\n",
     ]
@@ -222,6 +226,7 @@ def _from_config(config: Any, where: Path, trusted: str | None) -> PretrainedAux
             len(net.classes) == config["network"].get("num_classes", 10)  # 10 is resnet's
             and all(isinstance(name, str) and name.encode() for name in net.classes)
             and all(1 <= side <= 4096 for side in net.image_size)
+            and all(side <= resized <= 8192 for side, resized in zip(net.image_size, net.resize, strict=True))
             and len(net.mean) == len(net.std) == channels
             and all(map(math.isfinite, net.mean))
             and all(0 < value < math.inf for value in net.std)

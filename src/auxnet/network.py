@@ -25,14 +25,22 @@ class AuxNet(nn.Module):
     """K segments, K heads: one forward gives the logits of all outputs.
 
     `depths` holds the layer of each output in the paper's count (stem = 1, every convolution of a block one
-    more, the final classifier L); its last entry is the depth L of the whole network.
+    more, the final classifier L); its last entry is the depth L of the whole network. `least_image` is (C, H, W):
+    images have C channels, and H x W pixels or more.
     """
 
-    def __init__(self, segments: Iterable[nn.Module], heads: Iterable[nn.Module], depths: Sequence[int]) -> None:
+    def __init__(
+        self,
+        segments: Iterable[nn.Module],
+        heads: Iterable[nn.Module],
+        depths: Sequence[int],
+        least_image: tuple[int, int, int] | None = None,
+    ) -> None:
         super().__init__()
         self.segments = nn.ModuleList(segments)
         self.heads = nn.ModuleList(heads)
         self.depths = tuple(depths)
+        self.least_image = least_image
         if not len(self.segments) == len(self.heads) == len(self.depths) > 0:
             raise ValueError(
                 f"one head and one depth to each segment, got {len(self.segments)} segments, "
@@ -45,7 +53,11 @@ class AuxNet(nn.Module):
         return len(self.heads)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """What crosses each of the K cuts, shallow to deep, for images [N, C, H, W]."""
+        """What crosses each of the K cuts, shallow to deep, for images [N, C, H, W].
+
+        Raises ValueError for images that are not for this net.
+        """
+        self.check_images(images.shape)
         features = []
         for segment in self.segments:
             images = segment(images)
@@ -69,7 +81,22 @@ class AuxNet(nn.Module):
         """Output k alone as an AuxNet of one segment, sharing its modules. Raises ValueError as `truncate` does."""
         self.check_output(output)
         trunk = nn.Sequential(*self.segments[:output])
-        return AuxNet([trunk], [self.heads[output - 1]], self.depths[output - 1 : output])
+        return AuxNet([trunk], [self.heads[output - 1]], self.depths[output - 1 : output], self.least_image)
+
+    def check_images(self, shape: Sequence[int]) -> None:
+        """Raise ValueError unless images of this shape, (N, C, H, W), are what the net takes."""
+        if self.least_image is None:
+            return
+        if len(shape) != 4:
+            raise ValueError(f"images must be [N, C, H, W], got the shape {list(shape)}: one image is images[None]")
+        (C, H, W), (_, channels, height, width) = self.least_image, shape
+        if channels != C:
+            mend = "channels come before pixels" if shape[3] == C else f"or build the net with in_channels={channels}"
+            raise ValueError(f"images must have {C} channels, got {channels} (shape {list(shape)}): {mend}")
+        if height < H or width < W:
+            raise ValueError(
+                f"images must have {H}x{W} pixels or more for this net, got {height}x{width}: enlarge them"
+            )
 
     def check_output(self, output: int) -> None:
         """Raise ValueError unless `output` is one of 1..K."""
@@ -129,6 +156,10 @@ def multiply_adds(module: nn.Module, image_shape: Sequence[int]) -> int:
 
 
 def costs(net: AuxNet, image_shape: Sequence[int]) -> list[tuple[int, int]]:
-    """(parameters, multiply-adds) of each output as a model of its own, for images of shape (C, H, W)."""
+    """(parameters, multiply-adds) of each output as a model of its own, for images of shape (C, H, W).
+
+    Raises ValueError for images that are not for this net.
+    """
+    net.check_images((1, *image_shape))
     alone = (net.truncate(k) for k in range(1, net.outputs + 1))
     return [(count_parameters(model), multiply_adds(model, image_shape)) for model in alone]

@@ -13,6 +13,7 @@ from auxnet.machine import device_of, threads_of
 from auxnet.methods import step_scales
 from auxnet.network import costs
 from auxnet.recipe import Recipe
+from auxnet.residual import layout
 from auxnet.schedules import lambdas_at
 
 MEASURED_STEPS = 4
@@ -60,7 +61,7 @@ def plan(recipe: Recipe) -> Plan:
             len(dataset.val),
             len(dataset.test),
             seconds_per_step(recipe, dataset) * len(dataset.train) / recipe.batch_size,
-            warnings_of(recipe, [output.depth for output in outputs]),
+            warnings_of(recipe, [output.depth for output in outputs], dataset.image_size),
         )
 
 
@@ -99,17 +100,28 @@ def seconds_per_step(recipe: Recipe, dataset: data.DataSet) -> float:
     return sorted(times[1:])[MEASURED_STEPS // 2]
 
 
-def warnings_of(recipe: Recipe, depths: list[int]) -> list[str]:
-    """What the paper advises against (section 3.1): very shallow outputs, and too many of them."""
-    final, blocks = depths[-1], (depths[-1] - 2) // 2
+def warnings_of(recipe: Recipe, depths: list[int], image_size: tuple[int, int]) -> list[str]:
+    """What the paper advises against (section 3.1), very shallow outputs and too many of them; an ill-fitting form."""
+    final = depths[-1]
     warnings = [
         f"output {k} sits at layer {depth} of {final}: features that shallow tell classes apart poorly, "
         "and its loss may not converge"
         for k, depth in enumerate(depths[:-1], start=1)
         if depth < final / 5
     ]
-    if recipe.backbone is None and 3 * len(depths) > blocks:
+    if recipe.backbone is not None:
+        return warnings
+    blocks, (H, W) = layout(recipe.depth, recipe.form).blocks, image_size
+    if 3 * len(depths) > blocks:
         warnings.append(
             f"{len(depths)} outputs on {blocks} blocks: fewer than three blocks to an output tends to over-fit"
+        )
+    if recipe.form == "cifar" and min(H, W) >= data.LARGE:
+        warnings.append(
+            f"form cifar keeps maps of {W}x{H} pixels to the end of its first stage: consider form imagenet"
+        )
+    if recipe.form == "imagenet" and max(H, W) < 64:
+        warnings.append(
+            f"form imagenet leaves {-(-W // 32)}x{-(-H // 32)} pixels of {W}x{H} images: consider form cifar"
         )
     return warnings

@@ -1,7 +1,8 @@
 """Predict the classes of image files, in the order they are given; one that cannot be read does not stop the rest.
 
 Images are decoded as in training (upright by EXIF, transparency dropped, the first frame, the upper 8 of 16
-bits), made grey or red-green-blue as the model was trained, and brought to its size: shorter side, middle part.
+bits), made grey or red-green-blue as the model was trained, and brought to its size: shorter side, middle part; where
+it was evaluated on the middle of somewhat larger images, so is it here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auxnet.reading.arrays import Pixels
-from auxnet.reading.pictures import decode, image_files
+from auxnet.reading.pictures import decode, image_files, middle
 from auxnet.runtimes import Answers, Runnable, open_model
 
 
@@ -30,7 +31,7 @@ class Prediction:
     """likeliest first"""
     probabilities: tuple[float, ...]
     resized_from: tuple[int, int] | None
-    """(H, W) in pixels, where the file has another size than the model"""
+    """(H, W) in pixels, where the file has another size than the model wants"""
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,9 @@ def _read(file: Path, model: Runnable) -> Unreadable | tuple[str, Pixels, tuple[
     except (RuntimeError, OSError, MemoryError) as error:
         reason = " ".join(str(error).split()).removeprefix(f"{file}: ")
         return Unreadable(str(file), reason or type(error).__name__)
-    size = pixels.shape[0], pixels.shape[1]
-    return str(file), fitted(pixels, model.image_size, model.channels), None if size == model.image_size else size
+    size, resize = (pixels.shape[0], pixels.shape[1]), model.resize or model.image_size
+    seen = middle(fitted(pixels, resize, model.channels), model.image_size)
+    return str(file), seen, None if size == resize else size
 
 
 def fitted(pixels: Pixels, image_size: tuple[int, int], channels: int) -> Pixels:

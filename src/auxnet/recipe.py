@@ -13,7 +13,7 @@ from auxnet.documents import read_yaml
 
 BACKBONES = "timm:NAME, torchvision:NAME or package.module:function"
 CUTS = "1 or more, or the names of modules"
-OF_RESNETS = ("depth", "outputs", "at", "placement", "block", "width", "head")
+OF_RESNETS = ("depth", "form", "outputs", "at", "placement", "block", "width", "head")
 OF_BACKBONES = ("cuts", "pretrained")
 
 
@@ -31,17 +31,22 @@ class Recipe:
     """share of the training images held out, class by class, for every choice that is made"""
     train_images: int | None = None
     """train on so many of the training images alone, drawn class by class (default: all)"""
-    augment: Literal["default", "none", "crop", "flip", "crop+flip"] = "default"
-    """random crops after zero padding, random horizontal flips; default: what suits the data set"""
+    augment: Literal[
+        "default", "none", "crop", "flip", "crop+flip", "crop+flip+trivial", "rrc+flip", "rrc+flip+trivial"
+    ] = "default"
+    """random crops after zero padding, random resized crops (rrc), horizontal flips, TrivialAugment; default: what
+    suits the data set, rrc+flip from 96 pixels on"""
     stream: Literal["auto", "always", "never"] = "auto"
     """leave the images of folders and parquet on disk; auto: if they would take over half of the memory left"""
     workers: int | None = None
-    """processes that decode images left on disk (default: one per core)"""
+    """processes that decode images left on disk, and make random resized crops (default: one per core)"""
     max_corrupt: int = 0
     """images that cannot be read and are left out, each told by name, before the run fails"""
 
     depth: int = 20
-    """layers of the network, 6n + 2"""
+    """layers of the network: 6n + 2, or 18, 34, 50, 101, 152 in the imagenet form"""
+    form: Literal["cifar", "imagenet"] = "cifar"
+    """of the built-in ResNets: for images of about 32 pixels a side, or of about 224"""
     outputs: int | None = None
     """outputs, the final one included, placed evenly from the top (default: 3, or as --at says)"""
     at: tuple[int, ...] | None = None
@@ -49,9 +54,9 @@ class Recipe:
     placement: Literal["even", "stages", "blocks"] = "even"
     """few and even, as --outputs or --at says; one after every stage; or one after every block (the most there are)"""
     block: Literal["plain", "original", "preact"] = "preact"
-    """residual block: none, post-activation with option-A shortcuts, pre-activation"""
+    """residual block: none, post-activation, pre-activation"""
     width: int = 1
-    """multiplies the channels (Wide ResNet)"""
+    """multiplies the channels (Wide ResNet), of bottlenecks the inner ones"""
     head: Literal["default", "bn_relu", "linear"] = "default"
     """form of the auxiliary heads; default: that of the final one"""
     alone: int | None = None

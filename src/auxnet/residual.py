@@ -1,91 +1,74 @@
-"""The residual networks of the paper in their CIFAR form, cut into an AuxNet.
+"""The residual networks of the paper, in their CIFAR and their ImageNet form, cut into an AuxNet.
 
-Depth D = 6n + 2: a 3x3 stem (layer 1), three stages of n two-convolution blocks with 16, 32 and 64 channels
-(times `width`), and a linear classifier (layer D). Block b ends at layer 2b + 1 and is where an output may sit.
+A stem (layer 1), stages of blocks, a linear classifier (layer D); each stage but the first halves the size of the maps
+and doubles the channels. A block of c convolutions is c layers: block b ends at layer c b + 1, where an output may sit.
 
-    x_{l+1} = f(h(x_l) + F(x_l, W_l))      plain: h = 0;  original: f = ReLU, h = identity;  preact: f = identity
+- "cifar", D = 6n + 2: a 3x3 stem of 16 channels, three stages of n blocks, for images of about 32x32.
+- "imagenet", D = 18 to 152: a 7x7 stem of 64 channels and a max pooling (a quarter of the size), four stages, from
+  D = 50 on of bottlenecks, for images of about 224x224. What is done to shapes is option B; bottlenecks have their
+  stride in the 3x3 convolution, as everybody's (in the paper of 2015 it was in the first 1x1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Literal, cast, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
+from auxnet.blocks import (
+    Classifier,
+    PostActivationBlock,
+    PreActivationBlock,
+    PreActivationBottleneck,
+    ProjectedBlock,
+    conv3x3,
+)
 from auxnet.network import AuxNet
 
-MOST_PARAMETERS = 2**29  # of a network that is built: ten times the widest ResNets for such images
+MOST_PARAMETERS = 2**29  # of a network that is built: three times the widest ResNets that are in use
 
+Form = Literal["cifar", "imagenet"]
 Block = Literal["plain", "original", "preact"]
 Head = Literal["default", "bn_relu", "linear"]
 
-
-class PostActivationBlock(nn.Module):
-    """f = ReLU. `skip=False` is the plain network; `skip=True` the original ResNet with option-A shortcuts.
-
-    Option A has no parameters: the shortcut is subsampled and its missing channels are zeros (He et al. 2015).
-    """
-
-    def __init__(self, channels_in: int, channels: int, stride: int, skip: bool) -> None:
-        super().__init__()
-        self.conv1 = _conv3x3(channels_in, channels, stride)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = _conv3x3(channels, channels)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.skip, self.stride, self.padding = skip, stride, channels - channels_in
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, channels_in, H, W] -> [N, channels, H / stride, W / stride]."""
-        residual = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        residual = self.bn2(self.conv2(residual))
-        if self.skip:
-            shortcut = x[:, :, :: self.stride, :: self.stride] if self.stride > 1 else x
-            if self.padding:
-                shortcut = F.pad(shortcut, (0, 0, 0, 0, 0, self.padding))
-            residual = residual + shortcut
-        return F.relu(residual, inplace=True)
+LEAST_SIZE: dict[Form, int] = {"cifar": 4, "imagenet": 32}  # pixels a side that leave a pixel to the last maps
+STEM: dict[Form, int] = {"cifar": 16, "imagenet": 64}  # channels
+IMAGENET = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+EXPANSION = 4  # of the channels after a bottleneck
 
 
-class PreActivationBlock(nn.Module):
-    """f = identity: BN and ReLU come before each convolution; a 1x1 convolution where the shape changes."""
+class Layout(NamedTuple):
+    """The blocks of a network of some depth and form."""
 
-    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.bn1 = nn.BatchNorm2d(channels_in)
-        self.conv1 = _conv3x3(channels_in, channels, stride)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.conv2 = _conv3x3(channels, channels)
-        same = stride == 1 and channels_in == channels
-        self.project = None if same else nn.Conv2d(channels_in, channels, 1, stride, bias=False)
+    stages: tuple[int, ...]
+    """the number of blocks of each"""
+    convolutions: int
+    """of a block: 2, or 3 for a bottleneck"""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, channels_in, H, W] -> [N, channels, H / stride, W / stride]."""
-        activated = F.relu(self.bn1(x), inplace=True)
-        shortcut = x if self.project is None else self.project(activated)
-        residual = F.relu(self.bn2(self.conv1(activated)), inplace=True)
-        return cast(Tensor, self.conv2(residual)) + shortcut
+    @property
+    def blocks(self) -> int:
+        """B."""
+        return sum(self.stages)
 
+    @property
+    def stage_ends(self) -> tuple[int, ...]:
+        """The layers in which the stages but the last end."""
+        return tuple(self.convolutions * sum(self.stages[:n]) + 1 for n in range(1, len(self.stages)))
 
-class Classifier(nn.Module):
-    """Head (b): global average pooling and a linear layer. Head (a), `activate=True`: BN and ReLU before it."""
+    @property
+    def ends(self) -> range:
+        """The layers that end blocks, the last one left out: where an auxiliary output may sit."""
+        return range(1 + self.convolutions, 1 + self.convolutions * self.blocks, self.convolutions)
 
-    def __init__(self, channels: int, num_classes: int, activate: bool) -> None:
-        super().__init__()
-        self.bn = nn.BatchNorm2d(channels) if activate else None
-        self.fc = nn.Linear(channels, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Feature maps [N, channels, H, W] -> logits [N, classes]; x itself is left as it was."""
-        if self.bn is not None:
-            x = F.relu(self.bn(x), inplace=True)
-        # As x.mean((2, 3)), but backward it neither writes a whole map nor changes the memory format.
-        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
-        pooled = pixels.sum(1) / pixels.shape[1]
-        return cast(Tensor, self.fc(pooled))
+    def widths(self, form: Form, width: int) -> list[tuple[int, int]]:
+        """For each stage the channels in the middle of a block and after it."""
+        planes = [STEM[form] * 2**stage for stage in range(len(self.stages))]
+        if self.convolutions == 3:
+            return [(each * width, each * EXPANSION) for each in planes]
+        return [(each * width, each * width) for each in planes]
 
 
 def resnet(
@@ -93,22 +76,24 @@ def resnet(
     outputs: int | None = None,
     *,
     at: Sequence[int] | None = None,
+    form: Form = "cifar",
     block: Block = "preact",
     width: int = 1,
     num_classes: int = 10,
     in_channels: int = 3,
     head: Head = "default",
 ) -> AuxNet:
-    """AuxNet-`depth`-`outputs` with random weights, for images [N, in_channels, 8..64, 8..64].
+    """AuxNet-`depth`-`outputs` with random weights, for images [N, in_channels, H, W].
 
-    Outputs are placed by the paper's rule (`placement`), or auxiliary outputs explicitly `at` these layers;
-    with neither, there is the final output alone. `width` multiplies the channels of the stages (Wide ResNet;
-    the stem keeps 16). `head` is the form of the auxiliary heads: "bn_relu" (a), "linear" (b), or that of
-    the final head, which is (a) for pre-activation blocks and (b) for the others.
+    `form` "cifar" is for 8..64 pixels a side (4 at least), "imagenet" for about 96..512 (32 at least). Outputs are
+    placed by the paper's rule (`placement`), or auxiliary outputs explicitly `at` these layers; with neither, there
+    is the final output alone. `width` multiplies the channels of the stages (Wide ResNet; the stem keeps its own),
+    those of bottlenecks in their middle only. `head` is the form of the auxiliary heads: "bn_relu" (a), "linear"
+    (b), or that of the final head, which is (a) for pre-activation blocks and (b) for the others.
 
     Weights: He et al.'s normal initialisation; the classifiers' biases start at zero. Raises ValueError.
     """
-    blocks = _blocks_of(depth)
+    plan = layout(depth, form)
     if block not in get_args(Block):
         raise ValueError(f"block must be one of {', '.join(get_args(Block))}, got {block!r}")
     if head not in get_args(Head):
@@ -120,81 +105,124 @@ def resnet(
     ):
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be {least} or more, got {value!r}")
-    # Two 3x3 convolutions a block, a third of the blocks with each number of channels; the stem; one classifier.
-    parameters = blocks * 6 * (16 * width) ** 2 * (1 + 4 + 16) + 144 * in_channels + 64 * width * num_classes
-    if not parameters <= MOST_PARAMETERS:
+    if not _parameters(plan, form, width, num_classes, in_channels) <= MOST_PARAMETERS:
         raise ValueError(
             f"a network of depth={depth}, width={width}, in_channels={in_channels}, num_classes={num_classes} has "
             f"more than {MOST_PARAMETERS:,} parameters, and is not built: give less"
         )
     if at is not None and outputs not in (None, len(at) + 1):
         raise ValueError(f"at={tuple(at)} makes {len(at) + 1} outputs, but outputs={outputs}; give one of the two")
-    layers = placement(depth, 1 if outputs is None else outputs) if at is None else _checked(depth, at)
+    layers = placement(depth, 1 if outputs is None else outputs, form) if at is None else _checked(plan, at)
 
     preact = block == "preact"
-    stem = _conv3x3(in_channels, 16)
-    parts: list[nn.Module] = [stem] if preact else [stem, nn.BatchNorm2d(16), nn.ReLU(inplace=True)]
+    parts = [*_stem(form, in_channels, preact)]
     segments, heads = [], []
-    channels_in = 16
-    for b in range(1, blocks + 1):
-        stage = (b - 1) // (blocks // 3)
-        channels = 16 * 2**stage * width
-        stride = 2 if stage > 0 and (b - 1) % (blocks // 3) == 0 else 1
-        parts.append(
-            PreActivationBlock(channels_in, channels, stride)
-            if preact
-            else PostActivationBlock(channels_in, channels, stride, skip=block == "original")
-        )
-        channels_in = channels
-        if 2 * b + 1 in layers or b == blocks:
-            activate = preact if head == "default" or b == blocks else head == "bn_relu"
+    for layer, channels, made in _blocks(plan, form, block, width):
+        parts.append(made)
+        last = layer == depth - 1
+        if layer in layers or last:
+            activate = preact if head == "default" or last else head == "bn_relu"
             segments.append(nn.Sequential(*parts))
             heads.append(Classifier(channels, num_classes, activate))
             parts = []
-    net = AuxNet(segments, heads, (*layers, depth))
+    net = AuxNet(segments, heads, (*layers, depth), (in_channels, LEAST_SIZE[form], LEAST_SIZE[form]))
     _initialise(net)
     return net
 
 
-def placement(depth: int, outputs: int) -> tuple[int, ...]:
+def placement(depth: int, outputs: int, form: Form = "cifar") -> tuple[int, ...]:
     """Layers of the auxiliary outputs of AuxNet-`depth`-`outputs`: few and even, counted from the top.
 
     With B blocks and s = floor(B / K), auxiliary output i sits after block B - s (K - i). AuxNet-56-5:
     15, 25, 35, 45. Raises ValueError if there are more outputs than blocks.
     """
-    blocks = _blocks_of(depth)
-    if not 1 <= outputs <= blocks:
-        raise ValueError(f"outputs must lie in 1..{blocks} (one per block) at depth {depth}, got {outputs}")
-    step = blocks // outputs
-    return tuple(2 * (blocks - step * (outputs - i)) + 1 for i in range(1, outputs))
+    plan = layout(depth, form)
+    if not 1 <= outputs <= plan.blocks:
+        raise ValueError(f"outputs must lie in 1..{plan.blocks} (one per block) at depth {depth}, got {outputs}")
+    step = plan.blocks // outputs
+    return tuple(plan.convolutions * (plan.blocks - step * (outputs - i)) + 1 for i in range(1, outputs))
 
 
-def _checked(depth: int, at: Sequence[int]) -> tuple[int, ...]:
-    layers = tuple(at)
-    increasing = all(a < b for a, b in pairwise(layers))
-    if not increasing or any(not 3 <= layer <= depth - 3 or layer % 2 == 0 for layer in layers):
+def layout(depth: int, form: Form) -> Layout:
+    """The blocks of a network of that depth and form. Raises ValueError, with the depths that there are."""
+    if form not in get_args(Form):
+        raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
+    if form == "cifar":
+        return Layout((_blocks_of_a_stage(depth),) * 3, 2)
+    if not isinstance(depth, int) or depth not in IMAGENET:
+        known = ", ".join(map(str, IMAGENET))
+        near = min(IMAGENET, key=lambda each: abs(each - depth)) if isinstance(depth, int) else 18
         raise ValueError(
-            f"at must be increasing layers in 3..{depth - 3}, each the end of a block (3, 5, 7, ...), got {layers}"
+            f"depth must be one of {known} in the imagenet form, got {depth!r}; the nearest is {near} "
+            "(form cifar takes 6n + 2)"
         )
-    return layers
+    return Layout(IMAGENET[depth], 2 if depth < 50 else 3)
 
 
-def _blocks_of(depth: int) -> int:
-    """3n blocks of a network of 6n + 2 layers."""
+def _blocks_of_a_stage(depth: int) -> int:
+    """n of a network of 6n + 2 layers."""
     if not isinstance(depth, int):
         raise ValueError(f"depth must be a whole number, 6n + 2, got {depth!r}")
     if depth < 8 or (depth - 2) % 6:
         below = max(8, depth - (depth - 2) % 6)
         wide = " (Wide ResNets count their projections: WRN-28-10 is depth 26, width 10 here)"
+        hint = wide if depth > 8 and depth % 6 == 4 else " (form imagenet has it)" if depth in IMAGENET else ""
         raise ValueError(
             f"depth must be 6n + 2 (8, 14, 20, 32, 44, 56, 110, ...), got {depth}; the nearest are {below} and "
-            f"{below + 6}{wide if depth > 8 and depth % 6 == 4 else ''}"
+            f"{below + 6}{hint}"
         )
-    return (depth - 2) // 2
+    return (depth - 2) // 6
 
 
-def _conv3x3(channels_in: int, channels: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
+def _checked(plan: Layout, at: Sequence[int]) -> tuple[int, ...]:
+    layers, ends = tuple(at), plan.ends
+    increasing = all(a < b for a, b in pairwise(layers))
+    if not increasing or any(layer not in ends for layer in layers):
+        raise ValueError(
+            f"at must be increasing layers in {ends[0]}..{ends[-1]}, each the end of a block "
+            f"({', '.join(map(str, ends[:3]))}, ...), got {layers}"
+        )
+    return layers
+
+
+def _parameters(plan: Layout, form: Form, width: int, num_classes: int, in_channels: int) -> int:
+    """About how many parameters: the convolutions of blocks as if all were alike in a stage, stem, one classifier."""
+    widths = plan.widths(form, width)
+    of_block = [9 * i * i + 2 * i * o if plan.convolutions == 3 else 9 * (i + o) * o for i, o in widths]
+    stem = (9 if form == "cifar" else 49) * STEM[form] * in_channels
+    return sum(n * p for n, p in zip(plan.stages, of_block, strict=True)) + stem + widths[-1][1] * num_classes
+
+
+def _stem(form: Form, in_channels: int, preact: bool) -> Iterator[nn.Module]:
+    """The layers before the blocks; pre-activation blocks bring the BN and the ReLU themselves."""
+    channels = STEM[form]
+    yield conv3x3(in_channels, channels) if form == "cifar" else nn.Conv2d(in_channels, channels, 7, 2, 3, bias=False)
+    if not preact:
+        yield nn.BatchNorm2d(channels)
+        yield nn.ReLU(inplace=True)
+    if form == "imagenet":
+        yield nn.MaxPool2d(3, 2, padding=1)
+
+
+def _blocks(plan: Layout, form: Form, block: Block, width: int) -> Iterator[tuple[int, int, nn.Module]]:
+    """Each block, made when it is asked for, with the layer that it ends at and its channels."""
+    layer, channels_in = 1, STEM[form]
+    for stage, (count, (inner, channels)) in enumerate(zip(plan.stages, plan.widths(form, width), strict=True)):
+        for b in range(count):
+            stride, bottleneck = 2 if stage > 0 and b == 0 else 1, plan.convolutions == 3
+            made: nn.Module
+            if block == "preact" and bottleneck:
+                made = PreActivationBottleneck(channels_in, inner, channels, stride)
+            elif block == "preact":
+                made = PreActivationBlock(channels_in, channels, stride)
+            elif form == "imagenet":
+                made = ProjectedBlock(
+                    channels_in, inner, channels, stride, bottleneck=bottleneck, skip=block == "original"
+                )
+            else:
+                made = PostActivationBlock(channels_in, channels, stride, skip=block == "original")
+            layer, channels_in = layer + plan.convolutions, channels
+            yield layer, channels, made
 
 
 def _initialise(net: nn.Module) -> None:

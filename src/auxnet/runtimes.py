@@ -41,6 +41,8 @@ class Runnable:
     channels: int
     """C: 1 grey, 3 red-green-blue"""
     ask: Callable[[Pixels], Answers]
+    resize: tuple[int, int] | None = None
+    """(H, W) that images are brought to before their middle part, of `image_size`, is cut out (None: `image_size`)"""
 
 
 def open_model(source: Path | str, output: int | None = None, which: str = "last") -> Runnable:
@@ -75,7 +77,7 @@ def _open_net(source: Path | str, output: int | None, which: str) -> Runnable:
         logits = model(normalise(torch.from_numpy(images), net.mean, net.std))
         return Answers(logits.numpy(), logits.softmax(1).numpy(), np.full(len(images), number))
 
-    return Runnable(net.classes, net.image_size, len(net.mean), ask)
+    return Runnable(net.classes, net.image_size, len(net.mean), ask, net.resize)
 
 
 def open_onnx(path: Path, output: int | None = None, threads: int = 0) -> Runnable:
@@ -116,8 +118,8 @@ def open_onnx(path: Path, output: int | None = None, threads: int = 0) -> Runnab
             raise RuntimeError(f"{path} is damaged: it does not answer with {classes} probabilities for each image")
         return answers
 
-    H, W = facts["image_size"]
-    return Runnable(tuple(facts["classes"]), (H, W), len(facts["mean"]), ask)
+    (H, W), (height, width) = facts["image_size"], facts.get("resize", facts["image_size"])
+    return Runnable(tuple(facts["classes"]), (H, W), len(facts["mean"]), ask, (height, width))
 
 
 def _facts(metadata: dict[str, str], path: Path) -> dict[str, Any]:
@@ -130,7 +132,9 @@ def _facts(metadata: dict[str, str], path: Path) -> dict[str, Any]:
     try:
         facts = {key: json_value(value) for key, value in metadata.items()}
         H, W = facts["image_size"]
-        sound = 1 <= H <= 4096 and 1 <= W <= 4096 and len(facts["mean"]) in (1, 3) and isinstance(facts["kind"], str)
+        height, width = facts.get("resize", (H, W))
+        sound = 1 <= H <= 4096 and 1 <= W <= 4096 and H <= height <= 8192 and W <= width <= 8192
+        sound = sound and len(facts["mean"]) in (1, 3) and isinstance(facts["kind"], str)
         sound = (
             sound and facts["output"] >= 1 and all(isinstance(name, str) and name.encode() for name in facts["classes"])
         )

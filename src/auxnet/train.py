@@ -107,7 +107,8 @@ def _finish(recipe: Recipe, dataset: DataSet, net: AuxNet, folder: Path, standin
         "network": network_options(recipe, dataset),
         **({} if recipe.alone is None else {"output": recipe.alone}),
         "classes": list(dataset.classes),
-        "preprocessing": {"image_size": list(dataset.image_size), "mean": dataset.mean, "std": dataset.std},
+        "preprocessing": {"image_size": list(dataset.image_size), "mean": dataset.mean, "std": dataset.std}
+        | ({"resize": list(dataset.resize)} if dataset.resize != dataset.image_size else {}),
     }
     checkpoint.save_weights(folder / "model.safetensors", net)
     checkpoint.write_json(folder / "config.json", config)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from auxnet.backbones.cuts import cut, even_cuts
 from auxnet.backbones.dryrun import Feature, features, outputs
+from auxnet.blocks import Classifier
 from auxnet.network import AuxNet
-from auxnet.residual import Classifier
 
 Heads = Callable[[int], nn.Module]  # channels of a feature -> a module: feature -> logits [N, classes]
 

@@ -19,8 +19,7 @@ from auxnet.cli.arguments import parse
 from auxnet.recipe import read_run_recipe
 
 if TYPE_CHECKING:
-    from auxnet.batches import Labelled
-    from auxnet.data import DataSet
+    from auxnet.data import DataSet, OnDisk, Split
     from auxnet.evaluation import Batches, OutputReport
     from auxnet.latency import Latency
     from auxnet.network import AuxNet
@@ -157,7 +156,7 @@ class Opened:
         """The images of "val" or "test", once through."""
         from auxnet.build import evaluation_batches
 
-        images: Labelled = getattr(self.dataset, split)
+        images: Split | OnDisk = getattr(self.dataset, split)
         return evaluation_batches(images, self.dataset, self.device)
 
 

@@ -36,7 +36,7 @@ PIECE = 32  # images read at a time: few enough for the first batch to come soon
 def read_ahead(
     read: Callable[[Tensor], Tensor], image_shape: tuple[int, ...], batches: Sequence[Tensor], workers: int
 ) -> Iterator[Tensor]:
-    """The images of each batch of indices, int64 [n], as uint8 [n, H, W, C]: what `read` makes of the indices.
+    """The images of each batch of indices, int64 [n, ...], as uint8 [n, H, W, C]: what `read` makes of the indices.
 
     The processes are at most one batch and two pieces each ahead. Raises what `read` raises, and RuntimeError for
     a process that died.

@@ -84,6 +84,12 @@ def resize(images: Pixels, image_size: int) -> Pixels:
     return resized
 
 
+def middle(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    """The middle part, of this size (H, W), of pixels [..., H, W, C]: a view."""
+    top, left = (pixels.shape[-3] - size[0]) // 2, (pixels.shape[-2] - size[1]) // 2
+    return pixels[..., top : top + size[0], left : left + size[1], :]
+
+
 def stack(
     pictures: Iterable[tuple[str, Callable[[], Pixels]]], count: int, source: str | Path
 ) -> tuple[Pixels, NDArray[np.int64], tuple[str, ...]]:

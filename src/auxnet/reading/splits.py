@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from auxnet.reading.encoded import Encoded
-from auxnet.reading.pictures import decode
+from auxnet.reading.pictures import decode, middle
 from auxnet.reading.survey import Survey, sums_of
 
 
@@ -48,6 +48,10 @@ class Split:
             return self
         return replace(self, images=self.images.repeat(1, 1, 1, channels))
 
+    def middle(self, size: tuple[int, int]) -> Split:
+        """The middle part, of this size (H, W), of every image."""
+        return replace(self, images=torch.from_numpy(middle(self.images.numpy(), size)))
+
     def sums(self) -> NDArray[np.int64]:
         """Of the pixels and of their squares, int64 [2, C]."""
         total = np.zeros((2, self.image_shape[2]), np.int64)
@@ -69,7 +73,9 @@ class OnDisk:
     image_size: int | None
     """what they are brought to, as by `pictures.decode`"""
     sums_of_each: Tensor
-    """of its pixels and of their squares, int64 [N, 2, C]"""
+    """of all its pixels and of their squares, int64 [N, 2, C]"""
+    decoded_size: tuple[int, int]
+    """(H, W) of the images of which `read` gives the middle part"""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -83,9 +89,9 @@ class OnDisk:
         for place, position in zip(images, self.positions[indices].tolist(), strict=True):
             name = self.encoded.name(position)
             pixels = decode(self.encoded.open(position), name, self.image_size)
-            if pixels.shape[:2] != place.shape[:2] or pixels.shape[2] not in (1, place.shape[2]):
+            if pixels.shape[:2] != self.decoded_size or pixels.shape[2] not in (1, place.shape[2]):
                 raise RuntimeError(f"{name}: has changed since it was looked at: start again")
-            place[:] = pixels
+            place[:] = middle(pixels, self.image_shape[:2])
         return torch.from_numpy(images)
 
     def part(self, indices: Tensor) -> OnDisk:
@@ -101,6 +107,10 @@ class OnDisk:
             sums_of_each=self.sums_of_each.expand(-1, -1, channels),
         )
 
+    def middle(self, size: tuple[int, int]) -> OnDisk:
+        """The middle part, of this size (H, W), of every image."""
+        return replace(self, image_shape=(*size, self.image_shape[2]))
+
     def sums(self) -> NDArray[np.int64]:
         """Of the pixels and of their squares, int64 [2, C]."""
         total: NDArray[np.int64] = self.sums_of_each.sum(0).numpy()
@@ -111,7 +121,8 @@ def on_disk(encoded: Encoded, known: Survey, image_size: int | None) -> OnDisk:
     """The images of a set that can be read, as one split."""
     positions = torch.from_numpy(known.kept)
     labels = torch.from_numpy(encoded.labels)[positions]
-    return OnDisk(encoded, positions, labels, known.image_shape, image_size, torch.from_numpy(known.sums))
+    H, W, _ = known.image_shape
+    return OnDisk(encoded, positions, labels, known.image_shape, image_size, torch.from_numpy(known.sums), (H, W))
 
 
 def statistics(split: Split | OnDisk) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,0 +1,117 @@
+"""What training does to photographs: a random resized crop, and TrivialAugment; before the padded crop and the flip.
+
+What is done to an image is a row of whole numbers, drawn apart from the doing, so that the processes that read images
+can do it, and what they do does not depend on how many they are. The pixels are PIL's, as in torchvision's classes of
+these names (which are not used: torchvision is no dependency, and its wheel does not import beside every torch).
+
+Shapes: n images, H x W pixels, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)  # of random resized crops: everybody's
+TRIES = 10  # for a crop that fits, before the whole image is taken
+LEVELS = 30  # the greatest strength of an operation
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random resized crops to `size` (H, W), if `resized_crop`; one operation of TrivialAugment, if `trivial`."""
+
+    size: tuple[int, int]
+    resized_crop: bool
+    trivial: bool
+
+    def draw(self, n: int, image_shape: tuple[int, int, int], generator: Generator) -> Tensor:
+        """For each of n images of this shape (H, W, C) the numbers that `apply` takes, int64 [n, 6].
+
+        They are the top, left, height and width of the crop, the operation and its strength in -30..30.
+        """
+        H, W, _ = image_shape
+        whole = torch.tensor([0, 0, H, W]).expand(n, -1)
+        crops = resized_crops(n, (H, W), self.size[1] / self.size[0], generator) if self.resized_crop else whole
+        if not self.trivial:
+            return torch.cat([crops, torch.zeros(n, 2, dtype=torch.int64)], 1)
+        operation = torch.randint(len(operations()), (n,), generator=generator)
+        strength = torch.randint(LEVELS + 1, (n,), generator=generator)
+        sign = torch.randint(2, (n,), generator=generator) * 2 - 1
+        return torch.cat([crops, operation[:, None], (sign * strength)[:, None]], 1)
+
+    def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """Images, uint8 [n, H, W, C], as drawn: uint8 [n, *size, C]."""
+        from PIL import Image
+
+        done = np.empty((len(images), *self.size, images.shape[3]), np.uint8)
+        for place, pixels, numbers in zip(done, images.numpy(), drawn.tolist(), strict=True):
+            top, left, height, width, operation, strength = numbers
+            cut = np.ascontiguousarray(pixels[top : top + height, left : left + width])
+            image = Image.fromarray(cut.squeeze(2) if cut.shape[2] == 1 else cut)
+            if (height, width) != self.size:
+                image = image.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR)
+            image = operations()[operation](image, strength) if self.trivial else image
+            place[:] = np.asarray(image).reshape(place.shape)
+        return torch.from_numpy(done)
+
+
+def resized_crops(n: int, size: tuple[int, int], aspect: float, generator: Generator) -> Tensor:
+    """n random parts of an image of this size (H, W): top, left, height, width, int64 [n, 4].
+
+    The share of the area is uniform in `AREA`, the logarithm of width / height in that of `ASPECT`, times `aspect`;
+    of `TRIES` such parts the first that fits in is taken, and else the whole image.
+    """
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    H, W = size
+    area = H * W * uniform(*AREA, n, TRIES)
+    ratio = aspect * uniform(math.log(ASPECT[0]), math.log(ASPECT[1]), n, TRIES).exp()
+    height, width = (area / ratio).sqrt().round(), (area * ratio).sqrt().round()
+    fits = (height >= 1) & (height <= H) & (width >= 1) & (width <= W)
+    first = fits.int().argmax(1, keepdim=True)  # 0 where none fits
+    fits, height, width = (each.gather(1, first).squeeze(1) for each in (fits, height, width))
+    height, width = torch.where(fits, height, H), torch.where(fits, width, W)
+    top, left = (uniform(0, 1, n) * (H - height + 1)).floor(), (uniform(0, 1, n) * (W - width + 1)).floor()
+    return torch.stack([top, left, height, width], 1).long()
+
+
+@cache
+def operations() -> tuple[Callable[[Any, int], Any], ...]:
+    """TrivialAugment's operations (Mueller and Hutter 2021, the wide ranges) on a PIL image, strengths in -30..30.
+
+    Those that have but one direction take the strength without its sign. What comes from outside is black.
+    """
+    from PIL import Image, ImageEnhance, ImageOps
+
+    def moved(image: Any, *xy_from_xy1: float) -> Any:
+        return image.transform(image.size, Image.Transform.AFFINE, xy_from_xy1)
+
+    def enhanced(kind: Any) -> Callable[[Any, int], Any]:
+        return lambda image, s: kind(image).enhance(1 + 0.99 * s / LEVELS)
+
+    return (
+        lambda image, _: image,
+        lambda image, s: moved(image, 1, 0.99 * s / LEVELS, 0, 0, 1, 0),  # sheared
+        lambda image, s: moved(image, 1, 0, 0, 0.99 * s / LEVELS, 1, 0),
+        lambda image, s: moved(image, 1, 0, int(32 * s / LEVELS), 0, 1, 0),  # shifted, by up to 32 pixels
+        lambda image, s: moved(image, 1, 0, 0, 0, 1, int(32 * s / LEVELS)),
+        lambda image, s: image.rotate(135 * s / LEVELS),
+        enhanced(ImageEnhance.Brightness),
+        enhanced(ImageEnhance.Color),
+        enhanced(ImageEnhance.Contrast),
+        enhanced(ImageEnhance.Sharpness),
+        lambda image, s: ImageOps.posterize(image, 8 - round(6 * abs(s) / LEVELS)),
+        lambda image, s: ImageOps.solarize(image, 255 - 255 * abs(s) / LEVELS),
+        lambda image, _: ImageOps.autocontrast(image),
+        lambda image, _: ImageOps.equalize(image),
+    )
