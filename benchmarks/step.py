@@ -101,7 +101,9 @@ class LiveParts:
     def seconds(self, images: torch.Tensor, labels: torch.Tensor) -> float:
         began = time.perf_counter()
         features = self.net.features(images)
-        entering = [supervise(h, x, labels, F.cross_entropy)[1] for h, x in zip(self.net.heads, features, strict=True)]
+        entering = [
+            supervise(h, x, labels, F.cross_entropy, 1.0)[1] for h, x in zip(self.net.heads, features, strict=True)
+        ]
         total = time.perf_counter() - began
         for k, (x, gradient) in enumerate(zip(features, entering, strict=True), start=1):
             trunk = parameters(self.net.segments[:k])

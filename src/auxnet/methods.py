@@ -12,7 +12,7 @@ Gradients and losses pass through `average`, the mean over the processes that tr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -26,6 +26,7 @@ Mode = Literal["live", "frozen", "fused"]
 StepScale = Literal["none", "sum", "cumulative", "adaptive"]
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits [N, classes], labels [N] -> scalar
 Weights = Sequence[float] | Tensor  # lambda [K]
+Supervised = tuple[Tensor, Tensor, Gradients]  # L_k, what enters the trunk at x_k, the gradient of H_k
 
 
 def joint(
@@ -80,8 +81,8 @@ def pairwise(
             with statistics_kept(net.segments[:k]):
                 for segment in net.segments[: k + 1]:
                     x = segment(x)
-            L, supervision, head_gradient = supervise(net.heads[k], x, labels, loss)
-            update([*gradients([x], update.trunk, [lambdas[k] * supervision]), *head_gradient])
+            L, entering, head_gradient = supervise(net.heads[k], x, labels, loss, lambdas[k])
+            update([*gradients([x], update.trunk, [entering]), *head_gradient])
             losses.append(L)
         return average(torch.stack(losses))
 
@@ -120,25 +121,25 @@ def multiway(
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         features = net.features(images)
-        supervised = [supervise(head, x, labels, loss) for head, x in zip(net.heads, features, strict=True)]
-        losses = average(torch.stack([L for L, _, _ in supervised]))
-        if step_scale == "adaptive":
-            for update, scale in zip(updates, adaptive_scales(losses, scales), strict=True):
+        heads = zip(net.heads, features, lambdas, strict=True)
+        supervised: Iterable[Supervised] = (supervise(head, x, labels, loss, w) for head, x, w in heads)
+        if step_scale == "adaptive":  # the one rule that needs all losses before the first backward
+            supervised = list(supervised)
+            known = average(torch.stack([L for L, _, _ in supervised]))
+            for update, scale in zip(updates, adaptive_scales(known, scales), strict=True):
                 update.rescale_trunk(scale)
+        losses = []
 
-        def backward(k: int) -> Gradients:
-            _, supervision, head_gradient = supervised[k]
-            entering, keep = lambdas[k] * supervision, k + 1 < net.outputs
-            return [*gradients([features[k]], updates[k].trunk, [entering], keep), *head_gradient]
+        def backwards() -> Iterator[tuple[Update, Gradients]]:
+            """Each output's update and gradients when its turn comes: what enters at another x_j is not held."""
+            for k, (update, (L, entering, head_gradient)) in enumerate(zip(updates, supervised, strict=True)):
+                losses.append(L)
+                trunk_gradient = gradients([features[k]], update.trunk, [entering], keep=k + 1 < net.outputs)
+                yield update, [*trunk_gradient, *head_gradient]
 
-        if mode == "live":
-            for k, update in enumerate(updates):
-                update(backward(k))
-        else:
-            old_weights = [backward(k) for k in range(net.outputs)]
-            for update, gradient in zip(updates, old_weights, strict=True):
-                update(gradient)
-        return losses
+        for update, gradient in backwards() if mode == "live" else list(backwards()):
+            update(gradient)
+        return average(torch.stack(losses))
 
     return Method(step, updates)
 
@@ -161,11 +162,9 @@ def _fused(
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         features = net.features(images)
-        losses, supervisions, head_gradients = zip(
-            *(supervise(head, x, labels, loss) for head, x in zip(net.heads, features, strict=True)),
-            strict=True,
-        )
-        entering = [c_k * w * s for c_k, w, s in zip(c, lambdas, supervisions, strict=True)]
+        heads = zip(net.heads, features, c, lambdas, strict=True)
+        supervised = (supervise(head, x, labels, loss, c_k * w) for head, x, c_k, w in heads)
+        losses, entering, head_gradients = zip(*supervised, strict=True)
         update([*gradients(features, trunk_parameters, entering), *(g for head in head_gradients for g in head)])
         return average(torch.stack(losses))
 
@@ -180,13 +179,13 @@ def parameters(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad]
 
 
-def supervise(head: nn.Module, x: Tensor, labels: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Gradients]:
-    """L_k, the supervision dL_k/dx_k, and the gradient of the head's own parameters."""
+def supervise(head: nn.Module, x: Tensor, labels: Tensor, loss: Loss, weight: float) -> Supervised:
+    """L_k, the supervision dL_k/dx_k times `weight`, and the gradient of the head's own parameters, unscaled."""
     x = x.detach().requires_grad_()
     L = loss(head(x), labels)
     supervision, *head_gradient = gradients([L], [x, *parameters(head)])
     assert supervision is not None
-    return L.detach(), supervision, head_gradient
+    return L.detach(), weight * supervision, head_gradient
 
 
 def gradients(
