@@ -99,7 +99,7 @@ class Recipe:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
     threads: int | None = None
-    """CPU threads (default: PyTorch's choice)"""
+    """CPU threads (default: PyTorch's choice, at most the cores that this process may use)"""
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
