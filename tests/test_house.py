@@ -13,7 +13,7 @@ MODULES = sorted(p for p in SOURCE.rglob("*.py"))
 # Each floor may import from the floors below it, and from its own to the left of it.
 FLOORS = [
     ["errors", "documents", "recipe"],
-    ["network", "residual", "update", "machine"],
+    ["network", "residual", "update", "precision", "machine"],
     ["dryrun", "tracing", "cuts", "attaching", "weights", "named", "described"],
     ["methods"],
     ["arrays", "pictures", "encoded", "matlab", "formats", "pickles", "cifar", "cache", "rows", "sources"],

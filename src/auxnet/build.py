@@ -16,6 +16,7 @@ from auxnet.distributed import Team, synchronise_norms
 from auxnet.machine import to_device
 from auxnet.methods import StepScale, joint, multiway, pairwise
 from auxnet.network import AuxNet
+from auxnet.precision import in_float32, lowered
 from auxnet.recipe import Recipe, nearest
 from auxnet.update import Average, Method, alone
 
@@ -58,16 +59,27 @@ def training_batches(
         pad=dataset.pad,
         flip=dataset.flip,
         workers=dataset.workers,
+        dtype=precision_of(recipe),
     )
 
 
 def evaluation_batches(
-    split: batches.Labelled, dataset: data.DataSet, device: torch.device, part: Part = slice
+    split: batches.Labelled,
+    dataset: data.DataSet,
+    device: torch.device,
+    part: Part = slice,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """A split once through as (images [N, C, H, W], labels [N]): in order, normalised, never augmented."""
     H, W, _ = split.image_shape
     most = max(1, min(500, PIXELS // (H * W)))
-    return batches.batches(split, most, dataset.mean, dataset.std, device=device, workers=dataset.workers, part=part)
+    options: dict[str, Any] = {"device": device, "workers": dataset.workers, "part": part, "dtype": dtype}
+    return batches.batches(split, most, dataset.mean, dataset.std, **options)
+
+
+def precision_of(recipe: Recipe) -> torch.dtype:
+    """What the images of a training are in, and what its net computes in."""
+    return torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
 
 
 def network_options(recipe: Recipe, dataset: data.DataSet) -> dict[str, Any]:
@@ -101,12 +113,13 @@ def build(
     options = network_options(recipe, dataset)
     torch.manual_seed(recipe.seed)
     net = to_device(net_from(options, recipe.pretrained), device)
-    if team is None or team.size == 1:
-        return net, build_method(recipe, net)
-    team.broadcast(net)
-    if recipe.sync_batchnorm:
-        synchronise_norms(net, team)
-    return net, build_method(recipe, net, team.average)
+    if team is not None and team.size > 1:
+        team.broadcast(net)
+        if recipe.sync_batchnorm:
+            synchronise_norms(net, team)
+    if precision_of(recipe) == torch.bfloat16:
+        lowered(net)
+    return net, build_method(recipe, net, alone if team is None or team.size == 1 else team.average)
 
 
 def build_method(recipe: Recipe, net: AuxNet, average: Average = alone) -> Method:
@@ -114,7 +127,7 @@ def build_method(recipe: Recipe, net: AuxNet, average: Average = alone) -> Metho
     weights = net.loss_weights(recipe.gamma, recipe.floor, recipe.relative_to)
     options: dict[str, Any] = {
         "step_scale": step_scale_of(recipe),
-        "loss": partial(F.cross_entropy, label_smoothing=recipe.label_smoothing),
+        "loss": in_float32(partial(F.cross_entropy, label_smoothing=recipe.label_smoothing)),
         "clip": recipe.clip,
         "average": average,
     }

@@ -18,7 +18,7 @@ import torch
 
 from auxnet import rundir, signals
 from auxnet.batches import seed_of
-from auxnet.build import evaluation_batches, lr_at, training_batches
+from auxnet.build import evaluation_batches, lr_at, precision_of, training_batches
 from auxnet.data import DataSet
 from auxnet.distributed import Team
 from auxnet.evaluation import tally
@@ -126,7 +126,7 @@ def validate(training: Training, standing: Standing) -> Standing:
     recipe, net, team, dataset = training.recipe, training.net, training.team, training.dataset
     epoch, began = standing.epoch + 1, time.perf_counter()
     team.average_buffers(net)
-    said = tally(net, evaluation_batches(dataset.val, dataset, training.device, team.own))
+    said = tally(net, evaluation_batches(dataset.val, dataset, training.device, team.own, precision_of(recipe)))
     losses, wrong = (team.sum(total).double() / len(dataset.val) for total in said)
     _check_finite(losses.tolist(), net, f"on the validation images after epoch {epoch}")
     seconds = time.perf_counter() - began

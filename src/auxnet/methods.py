@@ -120,6 +120,8 @@ def multiway(
     updates = _update_per_output(net, optimizer, scales, clip, average)
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
+        if mode == "live" and torch.is_autocast_enabled(images.device.type):
+            raise RuntimeError("autocast keeps casts of old weights: live would be frozen; use precision.lowered(net)")
         features = net.features(images)
         heads = zip(net.heads, features, lambdas, strict=True)
         supervised: Iterable[Supervised] = (supervise(head, x, labels, loss, w) for head, x, w in heads)

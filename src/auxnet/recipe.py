@@ -12,7 +12,7 @@ from auxnet.documents import read_yaml
 
 BACKBONES = "timm:NAME, torchvision:NAME or package.module:function"
 CUTS = "1 or more, or the names of modules"
-OF_RESNETS = ("depth", "outputs", "at", "block", "width", "head")
+OF_RESNETS = ("depth", "outputs", "at", "block", "width", "head", "precision")
 OF_BACKBONES = ("cuts", "pretrained")
 
 
@@ -98,6 +98,8 @@ class Recipe:
     """of the validation split, the weights, the order and the augmentation"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """of convolutions and linear layers; bfloat16 is for GPUs, and slow on most CPUs"""
     threads: int | None = None
     """CPU threads (default: PyTorch's choice, at most the cores that this process may use)"""
 
@@ -124,6 +126,8 @@ class Recipe:
         ):
             if not holds:
                 raise ValueError(f"{name} must be {rule}, got {getattr(self, name)}")
+        if self.precision != "float32" and self.sync_batchnorm:
+            raise ValueError("precision='bfloat16' has no synchronised BatchNorm: leave sync_batchnorm out")
         if self.mode != "live" and self.method != "multiway":
             raise ValueError(f"mode={self.mode!r} is multiway's, but method={self.method!r}; leave mode out")
         self._check_one_network()

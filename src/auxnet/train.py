@@ -75,6 +75,7 @@ def fit(
                 standing = rundir.restore(folder, standing, net)
         training = Training(recipe, dataset, net, method, here, folder, save_every, keep, watch, begun=resume)
         standing = run_epochs(training, standing)
+        net.float()  # what is saved and handed back takes ordinary images, whatever it was trained in
         summary = _finish(recipe, dataset, net, folder, standing) if here.leads else {}
     return Run(folder, net.eval(), summary)
 
