@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -37,6 +38,16 @@ def load_data(recipe: Recipe) -> data.DataSet:
         workers=recipe.workers,
         max_corrupt=recipe.max_corrupt,
     )
+
+
+def resident(dataset: data.DataSet, device: torch.device) -> data.DataSet:
+    """The data set with its training and validation images in the memory of a GPU, where they take less than half."""
+    train, val = dataset.train, dataset.val
+    if device.type != "cuda" or not (isinstance(train, data.Split) and isinstance(val, data.Split)):
+        return dataset
+    if 2 * (train.images.nbytes + val.images.nbytes) > torch.cuda.mem_get_info(device)[0]:
+        return dataset
+    return replace(dataset, train=train.on(device), val=val.on(device))
 
 
 def training_batches(

@@ -27,10 +27,12 @@ from auxnet.recipe import Recipe
 from auxnet.rundir import Standing
 from auxnet.update import Method
 
+READ_EVERY = {"cpu": 1}  # steps; elsewhere (50) to read their losses is to wait for a device that Python runs ahead of
+
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training stands; given to `watch` after every step, and once more when an epoch is saved."""
+    """Where a training stands; given to `watch` whenever losses are read, and once more when an epoch is saved."""
 
     epoch: int
     epochs: int
@@ -105,17 +107,30 @@ def train_epoch(training: Training, standing: Standing, noted: Callable[[], int]
     net.train()
     images = len(training.dataset.train)
     batches = training_batches(recipe, training.dataset, training.device, epoch, standing.step, team.part)
+    every = READ_EVERY.get(training.device.type, 50)
+    unread: list[tuple[int, int, torch.Tensor]] = []  # steps, their images and their losses [K]
+
+    def read() -> Standing:
+        """The standing after the last step: waits for the device, once for all losses that are not read yet."""
+        values = torch.stack([step_losses for _, _, step_losses in unread]).cpu()
+        for (step, n, _), step_losses in zip(unread, values, strict=True):
+            _check_finite(step_losses.tolist(), net, f"in epoch {epoch}, step {step}")
+            losses.add_(step_losses.double() * n)
+        last, *_ = unread[-1]
+        unread.clear()
+        return begun_at.within(last, losses.tolist(), time.perf_counter() - began)
+
     for step, (x, labels) in enumerate(batches, start=standing.step + 1):
         n = min(recipe.batch_size, images - (step - 1) * recipe.batch_size)
         team.weigh(n)
         torch.manual_seed(seed_of(recipe.seed, epoch, step, team.rank))  # for nets that draw numbers
-        step_losses = method.step(x, labels)
-        _check_finite(step_losses.tolist(), net, f"in epoch {epoch}, step {step}")
-        losses += step_losses.cpu().double() * n
-        standing = begun_at.within(step, losses.tolist(), time.perf_counter() - began)
-        training.watch(_progress(training, standing))
+        unread.append((step, n, method.step(x, labels)))
+        if len(unread) == every or step * recipe.batch_size >= images:
+            standing = read()
+            training.watch(_progress(training, standing))
         due = team.leads and time.monotonic() - training.saved >= training.save_every
         if team.any(due or noted() > 0):
+            standing = read() if unread else standing
             training.save(standing)
             _stop_if_asked(training, standing, noted)
     return standing

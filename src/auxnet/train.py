@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from auxnet import __version__, checkpoint, rundir
-from auxnet.build import build, evaluation_batches, load_data, network_options
+from auxnet.build import build, evaluation_batches, load_data, network_options, resident
 from auxnet.data import DataSet
 from auxnet.distributed import team
 from auxnet.epochs import Progress, Training, run_epochs
@@ -64,7 +64,7 @@ def fit(
         if here.leads:
             rundir.check(folder, recipe, resume, overwrite)
             held.enter_context(rundir.claim(folder))
-        dataset = load_data(recipe)
+        dataset = resident(load_data(recipe), here.device)
         begun = replace(recipe, pretrained=None) if resume else recipe  # its weights are in the checkpoint
         net, method = build(begun, dataset, here.device, here)
         standing = rundir.Standing()
