@@ -1,8 +1,8 @@
 """How cost grows: images/s, time and peak memory of a training step against depth, outputs, width, batch, image size.
 
-    python benchmarks/size.py [--rounds 5] [--threads N] [--only depth outputs width batch image] [--json FILE]
+    python benchmarks/size.py [--rounds 5] [--threads N] [--batch 64] [--only depth outputs ...] [--json FILE]
 
-One number changes at a time, around AuxNet-20-3 in batches of 64 images of 32x32; all steps take turns, and times are
+One number changes at a time, around AuxNet-20-3 in batches (--batch) of 32x32; all steps take turns, and times are
 in units of the joint step at that centre. Memory is counted: the most bytes of tensors held at any moment of a step.
 """
 
@@ -19,7 +19,7 @@ from auxnet.latency import Held
 from auxnet.machine import keep_freed_memory
 from measured import METHODS, SGD, batch_of, options, ratio, save, seconds, shown
 
-CENTRE = {"depth": 20, "outputs": 3, "width": 1, "batch": 64, "image": 32}
+CENTRE = {"depth": 20, "outputs": 3, "width": 1, "image": 32}
 GRID = {
     "depth": (20, 56, 110, 164),
     "outputs": (1, 2, 3, 5, 7, 9),
@@ -31,15 +31,14 @@ SAID = ("joint", "fused", "live")
 
 
 def main() -> None:
-    parser = options(__doc__, rounds=5)
+    parser = options(__doc__, rounds=5, batch=64)
     parser.add_argument("--only", nargs="*", choices=GRID, default=list(GRID))
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
     keep_freed_memory()  # as `auxnet train` does
-    places = [CENTRE] + [
-        {**CENTRE, what: value} for what in asked.only for value in GRID[what] if value != CENTRE[what]
-    ]
+    middle = {**CENTRE, "batch": asked.batch}
+    places = [middle] + [{**middle, what: v} for what in asked.only for v in GRID[what] if v != middle[what]]
     steps = [{name: _step(name, place) for name in SAID} for place in places]
     memory = [{name: _peak(*step) for name, step in each.items()} for each in steps]  # warms up, too
     times = [{name: [] for name in SAID} for _ in places]
@@ -66,7 +65,7 @@ def main() -> None:
         )
         table.add_column("memory, live / joint")
         for value in GRID[what]:
-            row = next(row for row in rows if all(row[k] == v for k, v in {**CENTRE, what: value}.items()))
+            row = next(row for row in rows if all(row[k] == v for k, v in {**middle, what: value}.items()))
             time, rate = row["time / centre"], row["images_per_second"]
             table.add_row(
                 str(value),
@@ -77,7 +76,7 @@ def main() -> None:
                 f"{row['memory, live / joint']:.2f}",
             )
         Console(width=140).print(table)
-    save(asked, centre=CENTRE, rows=rows)
+    save(asked, centre=middle, rows=rows)
 
 
 def _step(name, place):
