@@ -35,6 +35,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if asked.graph and device.type != "cuda":
         raise SystemExit("--graph needs a CUDA device")
+    torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
     dtype = getattr(torch, asked.precision)
     nets, side = {**PLAIN, **AUXILIARY}, 8192
