@@ -221,6 +221,16 @@ def test_a_training_that_fails_is_told_and_the_others_go_on(own, tmp_path, capsy
     assert "1 failed" in markdown(findings_of(study, tmp_path / "out"))
 
 
+def test_every_small_choice_of_the_method_trains(tmp_path, capsys):
+    words = ["study", "settings", "--scale", "smoke", "--seeds", "1", "--out", str(tmp_path), "--threads", "1"]
+    assert main(words) == 0
+    assert "cannot be told" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "settings-smoke" / "ledger.jsonl").read_text().splitlines()]
+    weights = {tuple(output["val_error"] for output in row["last"]) for row in rows}
+    assert len(rows) == 7
+    assert len(weights) > 3  # they are not all the same training
+
+
 def test_nothing_is_trained_to_show_a_study(own, tmp_path, capsys):
     assert main(["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--show"]) == 0
     assert "0 of 6 trainings done" in capsys.readouterr().out

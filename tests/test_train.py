@@ -108,6 +108,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_name(tmp_path, monkeyp
     monkeypatch.setattr(epochs, "training_batches", poisoned)
     with pytest.raises(RuntimeError, match=r"loss of output 1 \(layer 3\) became nan in epoch 1, step 2"):
         auxnet.fit(TINY, tmp_path / "a")
+    monkeypatch.setitem(epochs.READ_EVERY, "cpu", 4)  # as on a GPU: the error names the step all the same
+    with pytest.raises(RuntimeError, match=r"loss of output 1 \(layer 3\) became nan in epoch 1, step 2"):
+        auxnet.fit(TINY, tmp_path / "b")
+
+
+def test_losses_read_a_few_steps_at_a_time_are_the_same_and_all_of_them(tmp_path, monkeypatch):
+    runs = []
+    for every in (1, 4, 50):
+        monkeypatch.setitem(epochs.READ_EVERY, "cpu", every)
+        run = auxnet.fit(TINY, tmp_path / str(every))
+        rows = [{**row, "seconds": 0} for row in rundir.read_metrics(run.folder)]
+        runs.append((rows, (run.folder / "model.safetensors").read_bytes()))
+    assert runs[0] == runs[1] == runs[2]
+    monkeypatch.setitem(epochs.READ_EVERY, "cpu", 50)  # a checkpoint in between reads what is there
+    auxnet.fit(TINY, tmp_path / "saved", save_every=0)
+    assert (tmp_path / "saved" / "model.safetensors").read_bytes() == runs[0][1]
+    rows = [{**row, "seconds": 0} for row in rundir.read_metrics(tmp_path / "saved")]
+    assert rows == runs[0][0]
 
 
 def test_a_run_is_never_lost_by_accident(run, tmp_path):

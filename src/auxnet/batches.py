@@ -128,9 +128,10 @@ def _epoch(
         for step, indices in enumerate(whole, start)
     ]
     read = read_ahead(reader.read, reader.image_shape, asked, workers)
+    # Copies to a device do not wait for what it is doing: a step is queued while the one before it is computed.
     for step, (indices, images) in enumerate(zip(whole, read, strict=True), start):
-        images_NHWC = images.to(device)
-        labels_N = labels[indices[part(len(indices))]].to(device)
+        images_NHWC = images.to(device, non_blocking=True)
+        labels_N = labels[indices[part(len(indices))]].to(device, non_blocking=True)
         if seed is not None:
             shifts = draw(len(indices), _generator(*seed, step), pad, flip)
             images_NHWC = shifted(images_NHWC, pad, *(each[part(len(indices))] for each in shifts))
@@ -173,13 +174,14 @@ def shifted(images_NHWC: Tensor, pad: int, top_N: Tensor, left_N: Tensor, mirror
     """Images [N, H, W, C] padded, cropped and mirrored as drawn: a new tensor of the same shape."""
     if pad == 0 and not mirrored_N.any():
         return images_NHWC.clone()
+    where = images_NHWC.device
+    top_N, left_N, mirrored_N = (drawn.to(where, non_blocking=True) for drawn in (top_N, left_N, mirrored_N))
     N, H, W, C = images_NHWC.shape
     padded_H, padded_W = H + 2 * pad, W + 2 * pad
     padded = images_NHWC.new_zeros(N, padded_H, padded_W, C)
     padded[:, pad : pad + H, pad : pad + W] = images_NHWC
 
     # The row and column in `padded` of every pixel of the result.
-    where = top_N.device
     rows_NH = torch.arange(H, device=where) + top_N[:, None]
     cols_NW = torch.arange(W, device=where).expand(N, W)
     cols_NW = torch.where(mirrored_N[:, None], W - 1 - cols_NW, cols_NW) + left_N[:, None]
@@ -187,16 +189,17 @@ def shifted(images_NHWC: Tensor, pad: int, top_N: Tensor, left_N: Tensor, mirror
     # One index per pixel into the flat list of padded pixels: one gather makes the whole batch.
     first_row_N = torch.arange(N, device=where) * padded_H
     pixels_NHW = (first_row_N[:, None, None] + rows_NH[:, :, None]) * padded_W + cols_NW[:, None, :]
-    pixels = pixels_NHW.flatten().to(images_NHWC.device)
-    return padded.view(-1, C).index_select(0, pixels).view(N, H, W, C)
+    return padded.view(-1, C).index_select(0, pixels_NHW.flatten()).view(N, H, W, C)
 
 
 def normalise(images_NHWC: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(images - mean) / std per channel: [N, H, W, C] in 0..255 -> float32 [N, C, H, W] in channels_last."""
     N, H, W, C = images_NHWC.shape
     # Whole rows at a time: a broadcast over the last dimension alone (C = 3 numbers) is eight times slower.
-    mean_WC = torch.tensor(mean, dtype=torch.float32, device=images_NHWC.device).repeat(W)
-    std_WC = torch.tensor(std, dtype=torch.float32, device=images_NHWC.device).repeat(W)
+    mean_WC, std_WC = (
+        torch.tensor(each, dtype=torch.float32).to(images_NHWC.device, non_blocking=True).repeat(W)
+        for each in (mean, std)
+    )
     rows = images_NHWC.to(torch.float32, copy=True, memory_format=torch.contiguous_format).view(N * H, W * C)
     images = rows.sub_(mean_WC).div_(std_WC).view(N, H, W, C).permute(0, 3, 1, 2)
     return images.contiguous(memory_format=torch.channels_last)

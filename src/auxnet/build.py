@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from inspect import signature
 from itertools import islice
@@ -19,6 +20,7 @@ from auxnet.losses import balanced, cross_entropy, square_hinge, taught
 from auxnet.machine import to_device
 from auxnet.methods import StepScale, joint, multiway, pairwise
 from auxnet.network import AuxNet
+from auxnet.precision import in_float32, lowered
 from auxnet.recipe import Recipe, nearest
 from auxnet.residual import LEAST_SIZE, layout
 from auxnet.schedules import lambdas_at
@@ -44,6 +46,16 @@ def load_data(recipe: Recipe) -> data.DataSet:
     )
 
 
+def resident(dataset: data.DataSet, device: torch.device) -> data.DataSet:
+    """The data set with its training and validation images in the memory of a GPU, where they take less than half."""
+    train, val = dataset.train, dataset.val
+    if device.type != "cuda" or not (isinstance(train, data.Split) and isinstance(val, data.Split)):
+        return dataset
+    if 2 * (train.images.nbytes + val.images.nbytes) > torch.cuda.mem_get_info(device)[0]:
+        return dataset
+    return replace(dataset, train=train.on(device), val=val.on(device))
+
+
 def training_batches(
     recipe: Recipe, dataset: data.DataSet, device: torch.device, epoch: int, start: int = 0, part: Part = slice
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -65,6 +77,7 @@ def training_batches(
         flip=dataset.flip,
         workers=dataset.workers,
         augmentation=dataset.augmentation,
+        dtype=precision_of(recipe),
     )
 
 
@@ -79,13 +92,23 @@ def first_batches(
 
 
 def evaluation_batches(
-    split: data.Split | data.OnDisk, dataset: data.DataSet, device: torch.device, part: Part = slice
+    split: data.Split | data.OnDisk,
+    dataset: data.DataSet,
+    device: torch.device,
+    part: Part = slice,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """A split once through as (images [N, C, H, W], labels [N]): in order, normalised, never augmented."""
     split, (H, W) = split.middle(dataset.image_size), dataset.image_size
     most = max(1, min(500, PIXELS // (H * W)))
     workers = dataset.workers if isinstance(split, data.OnDisk) else 0
-    return batches.batches(split, most, dataset.mean, dataset.std, device=device, workers=workers, part=part)
+    options: dict[str, Any] = {"device": device, "workers": workers, "part": part, "dtype": dtype}
+    return batches.batches(split, most, dataset.mean, dataset.std, **options)
+
+
+def precision_of(recipe: Recipe) -> torch.dtype:
+    """What the images of a training are in, and what its net computes in."""
+    return torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
 
 
 def network_options(recipe: Recipe, dataset: data.DataSet) -> dict[str, Any]:
@@ -141,12 +164,13 @@ def build(
     torch.manual_seed(recipe.seed)
     net = to_device(net_of(recipe, dataset), device)
     loss = loss_of(recipe, dataset, device)
-    if team is None or team.size == 1:
-        return net, build_method(recipe, net, loss)
-    team.broadcast(net)
-    if recipe.sync_batchnorm:
-        synchronise_norms(net, team)
-    return net, build_method(recipe, net, loss, team.average)
+    if team is not None and team.size > 1:
+        team.broadcast(net)
+        if recipe.sync_batchnorm:
+            synchronise_norms(net, team)
+    if precision_of(recipe) == torch.bfloat16:
+        lowered(net)
+    return net, build_method(recipe, net, loss, alone if team is None or team.size == 1 else team.average)
 
 
 def build_method(recipe: Recipe, net: AuxNet, loss: Loss, average: Average = alone) -> Method:
@@ -176,8 +200,8 @@ def loss_of(recipe: Recipe, dataset: data.DataSet, device: torch.device) -> Loss
     if recipe.class_weights == "balanced":
         weights = balanced(dataset.train.labels, dataset.num_classes).to(device)
     if recipe.loss == "square_hinge":
-        return partial(square_hinge, class_weights=weights)
-    return partial(cross_entropy, smoothing=recipe.label_smoothing, class_weights=weights)
+        return in_float32(partial(square_hinge, class_weights=weights))
+    return in_float32(partial(cross_entropy, smoothing=recipe.label_smoothing, class_weights=weights))
 
 
 def aggregator_of(name: str) -> Combine:
@@ -228,7 +252,7 @@ def optimizer_of(recipe: Recipe) -> Callable[[Any], torch.optim.Optimizer]:
         "momentum": recipe.momentum,
         "nesterov": recipe.nesterov and recipe.momentum > 0,
         "weight_decay": recipe.weight_decay,
-        "fused": True,
+        "fused": recipe.state != "shared",  # fused kernels want a momentum of all parameters, or of none
     }
     accepted = signature(kind).parameters
     return partial(kind, **{name: value for name, value in settings.items() if name in accepted})

@@ -22,7 +22,7 @@ from torch import Tensor
 from auxnet import rundir, signals
 from auxnet.averaging import follow, settle_norms
 from auxnet.batches import seed_of
-from auxnet.build import evaluation_batches, first_batches, loss_of, training_batches
+from auxnet.build import evaluation_batches, first_batches, loss_of, precision_of, training_batches
 from auxnet.data import DataSet
 from auxnet.diagnosis import diagnose
 from auxnet.distributed import Team, unsynchronised
@@ -36,11 +36,12 @@ from auxnet.update import Method
 
 SETTLING = 100  # batches that the norms of an averaged net are measured on
 DIAGNOSED = 512  # images that supervision is measured on after an epoch
+READ_EVERY = {"cpu": 1}  # steps; elsewhere (50) to read their losses is to wait for a device that Python runs ahead of
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training stands; given to `watch` after every step, and once more when an epoch is saved."""
+    """Where a training stands; given to `watch` whenever losses are read, and once more when an epoch is saved."""
 
     epoch: int
     epochs: int
@@ -125,20 +126,33 @@ def train_epoch(training: Training, standing: Standing, noted: Callable[[], int]
     method.set_lr(lr_at(recipe, epoch))
     net.train()
     steps = -(-len(training.dataset.train) // recipe.batch_size)
+    every = READ_EVERY.get(training.device.type, 50)
+    unread: list[tuple[int, int, Tensor]] = []  # steps, their images and their losses [K]
+
+    def read() -> Standing:
+        """The standing after the last step: waits for the device, once for all losses that are not read yet."""
+        values = torch.stack([step_losses for _, _, step_losses in unread]).cpu()
+        for (step, n, _), step_losses in zip(unread, values, strict=True):
+            _check_finite(step_losses.tolist(), net, f"in epoch {epoch}, step {step}")
+            losses.add_(step_losses.double() * n)
+        last, *_ = unread[-1]
+        unread.clear()
+        return begun_at.within(last, losses.tolist(), time.perf_counter() - began)
+
     for step, n, x, labels in _team_batches(training, epoch, standing.step):
         torch.manual_seed(seed_of(recipe.seed, epoch, step, team.rank))  # for nets that draw numbers
         if recipe.mixup > 0 or recipe.cutmix > 0:
             drawn = Random(seed_of(recipe.seed, epoch, step, 0, 0))  # the same in all processes
             x, labels = mixed(x, labels, training.dataset.num_classes, recipe.mixup, recipe.cutmix, drawn)
-        step_losses = method.step(x, labels)
-        _check_finite(step_losses.tolist(), net, f"in epoch {epoch}, step {step}")
+        unread.append((step, n, method.step(x, labels)))
         if training.average is not None and recipe.ema is not None:
-            follow(training.average, net, recipe.ema, standing.epoch * steps + step)
-        losses += step_losses.cpu().double() * n
-        standing = begun_at.within(step, losses.tolist(), time.perf_counter() - began)
-        training.watch(_progress(training, standing))
+            follow(training.average, net, recipe.ema, (epoch - 1) * steps + step)
+        if len(unread) == every or step == steps:
+            standing = read()
+            training.watch(_progress(training, standing))
         due = team.leads and time.monotonic() - training.saved >= training.save_every
         if team.any(due or noted() > 0):
+            standing = read() if unread else standing
             training.save(standing)
             _stop_if_asked(training, standing, noted)
     return standing
@@ -164,7 +178,7 @@ def validate(training: Training, standing: Standing) -> Standing:
     if net is training.average:
         settle_norms(net, (x for _, _, x, _ in islice(_team_batches(training, epoch), SETTLING)))
     team.average_buffers(net)
-    said = tally(net, evaluation_batches(dataset.val, dataset, training.device, team.own))
+    said = tally(net, evaluation_batches(dataset.val, dataset, training.device, team.own, precision_of(recipe)))
     losses, wrong = (team.sum(total).double() / len(dataset.val) for total in said)
     _check_finite(losses.tolist(), net, f"on the validation images after epoch {epoch}")
     seconds = time.perf_counter() - began

@@ -121,7 +121,7 @@ def tally(net: AuxNet, batches: Batches) -> tuple[Tensor, Tensor]:
     loss, wrong = torch.zeros(net.outputs, dtype=torch.float64), torch.zeros(net.outputs, dtype=torch.int64)
     for x, labels in batches:
         for k, logits in enumerate(net(x)):
-            loss[k] += F.cross_entropy(logits, labels, reduction="sum").cpu()
+            loss[k] += F.cross_entropy(logits.float(), labels, reduction="sum").cpu()
             wrong[k] += (logits.argmax(1) != labels).sum().cpu()
     net.train(training)
     return loss, wrong

@@ -127,7 +127,7 @@ def peak_bytes(model: nn.Module, image_shape: Sequence[int], batch: int = 1) -> 
     device = next(model.parameters()).device
     training = model.training
     images = example(image_shape, batch, device)
-    with torch.inference_mode(), _Held() as held:
+    with torch.inference_mode(), Held() as held:
         held.hold([*model.parameters(), *model.buffers(), images])
         model.eval()(images)
     model.train(training)
@@ -147,7 +147,7 @@ def _wait(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of storages from the operator that makes them until Python lets go of them."""
 
     def __init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -35,12 +36,12 @@ def device_of(recipe: Recipe) -> torch.device:
 
 
 @contextmanager
-def threads_of(recipe: Recipe) -> Iterator[None]:
-    """Within, PyTorch uses the CPU threads that a recipe names."""
+def threads_of(recipe: Recipe) -> Iterator[int]:
+    """Within, PyTorch uses the CPU threads that a recipe names; by default its own number, where so many cores are."""
     before = torch.get_num_threads()
-    torch.set_num_threads(recipe.threads or before)
+    torch.set_num_threads(recipe.threads or min(before, cores()))
     try:
-        yield
+        yield torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
 
@@ -77,6 +78,31 @@ def available_memory() -> int:
 
 
 def cores() -> int:
-    """CPU cores for this process: those it may run on, divided among the processes that torchrun started here."""
+    """CPU cores for this process: those that it may run on and that the limits of a container leave it, divided among
+    the processes that torchrun started here.
+    """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, allowed // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, int(min(allowed, _quota(Path("/sys/fs/cgroup")))) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def _quota(group: Path) -> float:
+    """CPU cores' worth of time that control groups, version 2 or 1, leave this container; infinite without a limit."""
+    with suppress(OSError, ValueError):  # not there, or "max"
+        limit, period = (group / "cpu.max").read_text().split()
+        return int(limit) / int(period)
+    with suppress(OSError, ValueError):
+        limit, period = ((group / f"cpu/cpu.cfs_{each}_us").read_text() for each in ("quota", "period"))
+        return int(limit) / int(period) if int(limit) > 0 else math.inf
+    return math.inf
+
+
+def crowded(threads: int) -> str | None:
+    """Why so many CPU threads would wait for each other or for other programs here, and the mend; None if not."""
+    mine, there = cores(), os.cpu_count() or 1
+    if threads > mine:
+        return f"{threads} threads for {mine} CPU cores wait for each other: --threads {mine} is faster"
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    free = max(1, round(there - busy))
+    if free < threads:
+        return f"about {busy:.0f} of {there} CPU cores are busy: {threads} threads may be slower than --threads {free}"
+    return None

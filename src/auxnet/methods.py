@@ -157,6 +157,8 @@ def multiway(
         _rescale(updates, step_scales(lambdas, step_scale))
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
+        if mode == "live" and torch.is_autocast_enabled(images.device.type):
+            raise RuntimeError("autocast keeps casts of old weights: live would be frozen; use precision.lowered(net)")
         features = net.features(images)
         supervised: Iterable[Supervised] = supervise(net.heads, features, labels, loss, taught, sequence)
         if step_scale == "adaptive":  # the one rule that needs all losses before the first backward

@@ -13,7 +13,7 @@ from auxnet.documents import read_yaml
 
 BACKBONES = "timm:NAME, torchvision:NAME or package.module:function"
 CUTS = "1 or more, or the names of modules"
-OF_RESNETS = ("depth", "form", "outputs", "at", "placement", "block", "width", "head")
+OF_RESNETS = ("depth", "form", "outputs", "at", "placement", "block", "width", "head", "precision")
 OF_BACKBONES = ("cuts", "pretrained")
 
 
@@ -140,8 +140,10 @@ class Recipe:
     """of the validation split, the weights, the order and the augmentation"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """of convolutions and linear layers; bfloat16 is for GPUs, and slow on most CPUs"""
     threads: int | None = None
-    """CPU threads (default: PyTorch's choice)"""
+    """CPU threads (default: PyTorch's choice, at most the cores that this process may use)"""
 
     def __post_init__(self) -> None:
         for name, hint in _hints().items():
@@ -193,6 +195,7 @@ class Recipe:
             ("loss", "square_hinge", ("label_smoothing", "mixup", "cutmix")),
             ("schedule", "cosine", ("milestones", "lr_decay")),
             ("method", "pairwise", ("distill",)),
+            ("precision", "bfloat16", ("sync_batchnorm", "ema", "distill", "aggregator")),
         ):
             if getattr(self, name) == value:
                 self._check_unset(holds, f"{name}={value!r}")

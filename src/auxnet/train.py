@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from auxnet import __version__, checkpoint, rundir
-from auxnet.build import build, evaluation_batches, load_data, network_options
+from auxnet.build import build, evaluation_batches, load_data, network_options, resident
 from auxnet.data import DataSet
 from auxnet.distributed import team
 from auxnet.epochs import Progress, Training, run_epochs
@@ -69,7 +69,7 @@ def fit(
         if here.leads:
             rundir.check(folder, recipe, resume, overwrite)
             held.enter_context(rundir.claim(folder))
-        dataset = load_data(recipe)
+        dataset = resident(load_data(recipe), here.device)
         begun = replace(recipe, pretrained=None) if resume else recipe  # its weights are in the checkpoint
         net, method = build(begun, dataset, here.device, here)
         average = None if recipe.ema is None else copy.deepcopy(net)
@@ -83,6 +83,7 @@ def fit(
             recipe, dataset, net, method, here, folder, save_every, keep, watch, resume, diagnose, average=average
         )
         standing = run_epochs(training, standing)
+        net.float()  # what is saved and handed back takes ordinary images, whatever it was trained in
         summary = _finish(recipe, dataset, judged, folder, standing) if here.leads else {}
     return Run(folder, judged.eval(), summary)
 

@@ -34,6 +34,8 @@ class Update:
 
     It works on aliases that share the parameters' storage but not their version counters. Autograd then lets
     weights change between two backwards of one forward, and the later one sees them changed: multi-way, live.
+    Of a parameter with a `master` of higher precision (`precision.lowered`) that is what it works on; the parameter
+    then takes the master's value, rounded, by such an alias too.
     """
 
     def __init__(
@@ -49,7 +51,9 @@ class Update:
         self.average = average
         self.trunk = groups[0]
         self.parameters = [p for group in groups for p in group]
-        self.aliases = [p.data for p in self.parameters]
+        self.aliases: list[Tensor] = [getattr(p, "master", p.data) for p in self.parameters]
+        self.rounded = [(p.data, p.master) for p in self.parameters if hasattr(p, "master")]
+        self.storage = [p.data_ptr() for p in self.parameters[:1]]
         aliases = iter(self.aliases)
         self.optimizer = optimizer([{"params": [next(aliases) for _ in group], "scale": 1.0} for group in groups])
         self.decays = [settings.get("weight_decay") for settings in self.optimizer.param_groups]
@@ -61,15 +65,22 @@ class Update:
 
         What has None for its gradient is left as it is: no decay, no momentum.
         """
-        if self.aliases[0].data_ptr() != self.parameters[0].data_ptr():
+        if self.storage != [p.data_ptr() for p in self.parameters[:1]]:
             raise RuntimeError("the net was moved after its method was built: build the method after net.to(...)")
         if self.average is not alone:
             gradients = averaged(gradients, self.average)
         for alias, gradient in zip(self.aliases, gradients, strict=True):
-            alias.grad = gradient
+            alias.grad = None if gradient is None else gradient.to(alias.dtype)
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.aliases, self.clip)
         self.optimizer.step()
+        self.round()
+
+    def round(self) -> None:
+        """Give parameters of lower precision the value of their masters."""
+        if self.rounded:
+            parameters, masters = zip(*self.rounded, strict=True)
+            torch._foreach_copy_(parameters, masters)
 
     def set_lr(self, eta: float) -> None:
         """The step size from now on; each group keeps its own share of it."""
@@ -130,8 +141,13 @@ class Method:
             update.set_lr(lr)
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer states: one, or one per output where outputs have their own."""
-        return {"optimizers": [update.optimizer.state_dict() for update in self.updates]}
+        """The optimizer states: one, or one per output where outputs have their own; masters, where there are any."""
+        state: dict[str, Any] = {"optimizers": [update.optimizer.state_dict() for update in self.updates]}
+        return state | {"masters": masters} if (masters := self.masters()) else state
+
+    def masters(self) -> list[Tensor]:
+        """The masters of all parameters that have one, each once."""
+        return list({id(master): master for update in self.updates for _, master in update.rounded}.values())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave. Raises ValueError if it is another method's or another net's."""
@@ -140,3 +156,7 @@ class Method:
             raise ValueError(f"this method has {len(self.updates)} optimizers, the state has {len(states)}")
         for update, optimizer_state in zip(self.updates, states, strict=True):
             update.optimizer.load_state_dict(optimizer_state)
+        for master, saved in zip(self.masters(), state.get("masters", []), strict=True):
+            master.copy_(saved)
+        for update in self.updates:
+            update.round()

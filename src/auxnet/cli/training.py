@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,10 +49,14 @@ def train(words: list[str]) -> None:
     options = parse_with_recipe(Train, words)
     if options.resume and options.out is None:
         raise ValueError("--resume goes on with a run: name it with --out")
-    from auxnet.machine import keep_freed_memory
+    from auxnet.machine import crowded, device_of, keep_freed_memory, threads_of
     from auxnet.train import fit
 
     keep_freed_memory()
+    if device_of(options.recipe).type == "cpu":
+        with threads_of(options.recipe) as threads:
+            if slow := crowded(threads):
+                warnings.warn(slow, stacklevel=2)
 
     console = screen.console()
     with screen.training_progress(console) as watch:

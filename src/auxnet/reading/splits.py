@@ -36,7 +36,11 @@ class Split:
 
     def read(self, indices: Tensor) -> Tensor:
         """The images of these indices, int64 [n], as uint8 [n, H, W, C]."""
-        return self.images.index_select(0, indices.to(self.images.device))
+        return self.images.index_select(0, indices.to(self.images.device, non_blocking=True))
+
+    def on(self, device: torch.device) -> Split:
+        """The images in the memory of a device, from which batches are then taken there; labels stay."""
+        return Split(self.images.to(device), self.labels)
 
     def part(self, indices: Tensor) -> Split:
         """These images alone."""

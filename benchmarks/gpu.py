@@ -1,0 +1,98 @@
+"""What a GPU reaches: images/s of each method, the share of its own matrix rate, the time of the paper's schedule.
+
+    python benchmarks/gpu.py [--batch-size 128] [--precision bfloat16] [--graph] [--json FILE]
+    python benchmarks/gpu.py --tiny          # a look that all of it runs, on any machine
+
+Steps are timed many at a time, without waiting in between, as a training runs; nets take turns. `--graph` captures the
+whole step (forward, backwards, updates) as one CUDA graph, for the launches dominate at this size.
+"""
+
+from __future__ import annotations
+
+import statistics
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+import auxnet
+from auxnet.machine import to_device
+from auxnet.precision import in_float32, lowered
+from measured import METHODS, SGD, batch_of, options, ratio, save, seconds
+
+SCHEDULE = 400 * 50_000  # images: the paper's epochs of CIFAR-10
+PLAIN = {f"ResNet-{depth}": ("joint", depth, 1) for depth in (20, 56, 110)}
+AUXILIARY = {f"AuxNet-56-5, {method}": (method, 56, 5) for method in METHODS}
+
+
+def main() -> None:
+    parser = options(__doc__, batch_size=128, steps=50)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--graph", action="store_true", help="each step as one CUDA graph")
+    parser.add_argument("--tiny", action="store_true", help="small nets, few steps")
+    asked = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if asked.graph and device.type != "cuda":
+        raise SystemExit("--graph needs a CUDA device")
+    torch.set_num_threads(asked.threads)
+    torch.manual_seed(0)
+    dtype = getattr(torch, asked.precision)
+    nets, side = {**PLAIN, **AUXILIARY}, 8192
+    if asked.tiny:
+        nets, side = {name: (method, 8, min(K, 3)) for name, (method, _, K) in nets.items()}, 256
+        asked.batch_size, asked.steps, asked.rounds = 8, 1, 2
+    x, labels = batch_of(asked.batch_size, device=device)
+    batch = (x.to(dtype), labels)
+    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
+
+    steps, flops = {}, {}
+    for name, (method, depth, outputs) in nets.items():
+        step = _step(method, depth, outputs, device, dtype)
+        flops[name] = None
+        if method == "joint":  # the counter cannot follow gradients that are taken head by head
+            with FlopCounterMode(display=False) as counter:
+                step(*batch)
+            flops[name] = counter.get_total_flops()
+        steps[name] = _captured(step, batch) if asked.graph else lambda step=step: step(*batch)
+
+    times = {name: [] for name in ("matrix product", *steps)}
+    for i in range(asked.rounds + 1):
+        for name, step in {"matrix product": lambda: a @ b, **steps}.items():
+            took = seconds(lambda step=step: [step() for _ in range(asked.steps)]) / asked.steps
+            if i:  # the first round warms up
+                times[name].append(took)
+
+    rows = {}
+    table = Table("net", "images/s", "share of matrix rate", "400 epochs, min", title=f"{device}, {asked.precision}")
+    for name, work in flops.items():
+        rate = asked.batch_size / statistics.median(times[name])
+        share = work and ratio(times["matrix product"], times[name], work / (2 * side**3))
+        rows[name] = {"images_per_second": rate, "share": share, "minutes": SCHEDULE / rate / 60, "flops": work}
+        table.add_row(name, f"{rate:,.0f}", f"{share[1]:.3f}" if share else "", f"{SCHEDULE / rate / 60:.1f}")
+    Console(width=120).print(table)
+    save(asked, device, rows=rows, seconds=times)
+
+
+def _step(method, depth, outputs, device, dtype):
+    net = to_device(auxnet.resnet(depth, outputs), device).train()
+    net = lowered(net) if dtype == torch.bfloat16 else net
+    return METHODS[method](net, SGD, net.loss_weights(), loss=in_float32(torch.nn.functional.cross_entropy)).step
+
+
+def _captured(step, batch):
+    """The step on one batch as a CUDA graph: its launches are recorded once and replayed. (Not tried on a GPU yet.)"""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step(*batch)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step(*batch)
+    return graph.replay
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""How cost grows: images/s, time and peak memory of a training step against depth, outputs, width, batch, image size.
+
+    python benchmarks/size.py [--rounds 5] [--threads N] [--batch 64] [--only depth outputs ...] [--json FILE]
+
+One number changes at a time, around AuxNet-20-3 in batches (--batch) of 32x32; all steps take turns, and times are
+in units of the joint step at that centre. Memory is counted: the most bytes of tensors held at any moment of a step.
+"""
+
+from __future__ import annotations
+
+import statistics
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import auxnet
+from auxnet.latency import Held
+from auxnet.machine import keep_freed_memory
+from measured import METHODS, SGD, batch_of, options, ratio, save, seconds, shown
+
+CENTRE = {"depth": 20, "outputs": 3, "width": 1, "image": 32}
+GRID = {
+    "depth": (20, 56, 110, 164),
+    "outputs": (1, 2, 3, 5, 7, 9),
+    "width": (1, 2, 4),
+    "batch": (16, 64, 128, 256),
+    "image": (16, 32, 64),
+}
+SAID = ("joint", "fused", "live")
+
+
+def main() -> None:
+    parser = options(__doc__, rounds=5, batch=64)
+    parser.add_argument("--only", nargs="*", choices=GRID, default=list(GRID))
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    torch.manual_seed(0)
+    keep_freed_memory()  # as `auxnet train` does
+    middle = {**CENTRE, "batch": asked.batch}
+    places = [middle] + [{**middle, what: v} for what in asked.only for v in GRID[what] if v != middle[what]]
+    steps = [{name: _step(name, place) for name in SAID} for place in places]
+    memory = [{name: _peak(*step) for name, step in each.items()} for each in steps]  # warms up, too
+    times = [{name: [] for name in SAID} for _ in places]
+    for _ in range(asked.rounds):
+        for each, took in zip(steps, times, strict=True):
+            for name, (method, images, labels) in each.items():
+                took[name].append(seconds(lambda m=method, x=images, y=labels: m.step(x, y)))
+
+    centre = times[0]["joint"]
+    rows = [
+        {
+            **place,
+            "time / centre": {name: ratio(took[name], centre) for name in SAID},
+            "live / joint": ratio(took["live"], took["joint"]),
+            "images_per_second": {name: place["batch"] / statistics.median(took[name]) for name in SAID},
+            "peak_bytes": peak,
+            "memory, live / joint": peak["live"] / peak["joint"],
+        }
+        for place, took, peak in zip(places, times, memory, strict=True)
+    ]
+    for what in asked.only:
+        table = Table(
+            what, "time, joint", "time, live", "live / joint", "images/s, joint", "fused", "live", "MB, joint"
+        )
+        table.add_column("memory, live / joint")
+        for value in GRID[what]:
+            row = next(row for row in rows if all(row[k] == v for k, v in {**middle, what: value}.items()))
+            time, rate = row["time / centre"], row["images_per_second"]
+            table.add_row(
+                str(value),
+                *(shown(time[name]) for name in ("joint", "live")),
+                shown(row["live / joint"]),
+                *(f"{rate[name]:.0f}" for name in SAID),
+                f"{row['peak_bytes']['joint'] / 1e6:.0f}",
+                f"{row['memory, live / joint']:.2f}",
+            )
+        Console(width=140).print(table)
+    save(asked, centre=middle, rows=rows)
+
+
+def _step(name, place):
+    net = auxnet.resnet(place["depth"], place["outputs"], width=place["width"])
+    net = net.to(memory_format=torch.channels_last).train()
+    return METHODS[name](net, SGD, net.loss_weights()), *batch_of(place["batch"], place["image"])
+
+
+def _peak(method, images, labels):
+    """Most bytes of tensors held in a step: weights, states, images, features, gradients."""
+    method.step(images, labels)  # makes the optimizers' states
+    weights = [tensor for update in method.updates for tensor in update.parameters]
+    gradients = [alias.grad for update in method.updates for alias in update.aliases if alias.grad is not None]
+    states = [
+        value
+        for update in method.updates
+        for state in update.optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    ]
+    with Held() as held:
+        held.hold([*weights, *gradients, *states, images, labels])
+        method.step(images, labels)
+    return held.peak
+
+
+if __name__ == "__main__":
+    main()

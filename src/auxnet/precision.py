@@ -1,0 +1,34 @@
+"""Training in bfloat16: half the memory traffic, and on GPUs the matrix units, with live multi-way still live.
+
+Autocast would cast each weight when a forward needs it, and autograd would keep the cast copy: a backward after an
+update would still see the weight of before, and live would silently be frozen. Here convolutions and linear layers
+*hold* bfloat16 weights, and autograd keeps those very tensors. Each has a float32 master that optimizers update
+(`update.Update`) and that is rounded into it after every update. BatchNorm and losses stay in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from auxnet.network import AuxNet
+
+
+def lowered(net: AuxNet) -> AuxNet:
+    """The net itself, its convolutions and linear layers now in bfloat16, each weight with a float32 `master`.
+
+    It takes images in bfloat16. Build the method after it: `AuxNet.float()` ends the training and its masters.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
+            for parameter in module.parameters(recurse=False):
+                parameter.master = parameter.data  # type: ignore[attr-defined]
+                parameter.data = parameter.data.bfloat16()
+    return net
+
+
+def in_float32(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """A loss of logits and labels, computed in float32 whatever the logits are in."""
+    return lambda logits, labels: loss(logits.to(torch.float32), labels)

@@ -1,0 +1,55 @@
+"""Cores, threads, and when they are too many."""
+
+import os
+
+import pytest
+
+from auxnet import cli, machine, train
+
+
+def test_a_container_s_limit_counts_as_so_many_cores(tmp_path):
+    assert machine._quota(tmp_path) == float("inf")
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert machine._quota(tmp_path) == float("inf")
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert machine._quota(tmp_path) == 1.5
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("-1", float("inf")), ("400000", 4.0)])
+def test_so_does_that_of_an_older_one(tmp_path, quota, cores):
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(quota)
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")
+    assert machine._quota(tmp_path) == cores
+
+
+def test_less_than_a_core_is_one(monkeypatch):
+    monkeypatch.setattr(machine, "_quota", lambda group: 0.5)
+    assert machine.cores() == 1
+
+
+def test_more_threads_than_cores_are_told_with_the_mend(monkeypatch):
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    assert machine.crowded(3) == "3 threads for 2 CPU cores wait for each other: --threads 2 is faster"
+
+
+@pytest.mark.skipif(not hasattr(os, "getloadavg"), reason="the system does not say how busy it is")
+def test_a_busy_machine_is_told_and_an_idle_one_or_a_single_thread_is_not(monkeypatch):
+    monkeypatch.setattr(machine, "cores", lambda: 4)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "getloadavg", lambda: (2.9, 0.0, 0.0))
+    assert machine.crowded(4) == "about 3 of 4 CPU cores are busy: 4 threads may be slower than --threads 1"
+    assert machine.crowded(1) is None
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.2, 9.0, 9.0))
+    assert machine.crowded(4) is None
+
+
+def test_training_warns_in_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(machine, "crowded", lambda threads: f"{threads} threads are too many")
+    monkeypatch.setattr(train, "fit", _stops)
+    assert cli.main(["train", "--threads", "1", "--device", "cpu", "--out", str(tmp_path / "a")]) == 1
+    assert capsys.readouterr().err.splitlines()[0] == "auxnet: warning: 1 threads are too many"
+
+
+def _stops(*arguments, **options):
+    raise RuntimeError("far enough")

@@ -1,0 +1,143 @@
+"""Training in bfloat16: live multi-way is live there too, against backpropagation written out by hand."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import auxnet
+from auxnet import Recipe
+from auxnet.precision import in_float32, lowered
+from test_methods import CLASSES, METHODS, WEIGHTS, HandSGD, K, batches, division, hand_net, sgd
+
+LOSS = in_float32(torch.nn.functional.cross_entropy)
+STEP = 6.0  # so large that live and frozen differ by far more than rounding
+
+
+def data():
+    return [(x.bfloat16(), y) for x, y in batches(1)]
+
+
+def by_hand(live):
+    """One multi-way step (METHOD.md, section 3): products in bfloat16, float32 masters, rounded after each update."""
+    net = hand_net()
+    W, V, b = ([p.float() for p in group] for group in zip(*_weights(net), strict=True))
+    low = torch.bfloat16
+    [(x, y)] = data()
+    features = [x]
+    for w in W:
+        features.append(torch.tanh(features[-1] @ w.to(low).T))
+    old, optimizer = [w.to(low) for w in W], HandSGD(0.0)
+    entering, heads = [], []
+    for k in range(K):
+        z = (features[k + 1] @ V[k].to(low).T + b[k].to(low)).float()
+        dz = (torch.softmax(z, 1) - torch.nn.functional.one_hot(y, CLASSES)) / len(y)
+        dz = dz.to(low)
+        heads.append((dz.T @ features[k + 1], dz.sum(0)))
+        entering.append(WEIGHTS[k] * (dz @ V[k].to(low)))
+    for k in range(1, K + 1):
+        g = entering[k - 1]
+        gradients = {}
+        for s in range(k, 0, -1):
+            dz = g * (1 - features[s] ** 2)
+            gradients[s] = dz.T @ features[s - 1]
+            g = dz @ (W[s - 1].to(low) if live else old[s - 1])
+        for s, gradient in gradients.items():
+            optimizer.step((k, s), W[s - 1], gradient.float(), STEP / division("cumulative", k))
+        optimizer.step((k, "V"), V[k - 1], heads[k - 1][0].float(), STEP)
+        optimizer.step((k, "b"), b[k - 1], heads[k - 1][1].float(), STEP)
+    return W
+
+
+def _weights(net):
+    return [
+        (segment[0].weight.detach().clone(), head.weight.detach().clone(), head.bias.detach().clone())
+        for segment, head in zip(net.segments, net.heads, strict=True)
+    ]
+
+
+def trained(mode):
+    net = lowered(hand_net().float())
+    method = auxnet.multiway(net, sgd(0.0), WEIGHTS, mode, loss=LOSS)
+    method.set_lr(STEP)
+    method.step(*data()[0])
+    return net
+
+
+def distance(a, b):
+    return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("mode", ["live", "frozen"])
+def test_multiway_equals_the_hand_written_computation_in_bfloat16(mode):
+    masters = [segment[0].weight.master for segment in trained(mode).segments]
+    wanted, other = by_hand(live=mode == "live"), by_hand(live=mode != "live")
+    assert distance(masters, wanted) < distance(masters, other) / 10
+    assert distance(masters, wanted) < 1e-2  # of weights that move by more than 1: two roundings of bfloat16
+
+
+def test_a_parameter_is_its_master_rounded():
+    for p in trained("live").parameters():
+        assert p.dtype == torch.bfloat16
+        assert torch.equal(p, p.master.bfloat16())
+
+
+def test_autocast_which_would_make_live_frozen_is_refused():
+    net = hand_net().float()
+    method = auxnet.multiway(net, sgd(), WEIGHTS)
+    [(x, y)] = batches(1)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="live would be frozen"):
+        method.step(x.float(), y)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("block", ["preact", "original"])
+def test_every_method_trains_a_resnet_in_bfloat16_much_as_in_float32(name, block):
+    losses = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(3)
+        net = auxnet.resnet(depth=8, outputs=3, block=block).to(memory_format=torch.channels_last).train()
+        x = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+        x = x.contiguous(memory_format=torch.channels_last).to(dtype)
+        net = lowered(net) if dtype == torch.bfloat16 else net
+        method = METHODS[name](net, sgd(1e-4), net.loss_weights(), loss=LOSS)
+        method.set_lr(0.02)
+        losses.append(torch.stack([method.step(x, torch.arange(16) % 10) for _ in range(4)]))
+        norms = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        assert all(m.weight.dtype == m.running_mean.dtype == torch.float32 for m in norms)
+    torch.testing.assert_close(*losses, rtol=0.03, atol=0.03)
+
+
+def test_a_run_in_bfloat16_resumes_bit_for_bit_and_hands_back_an_ordinary_net(tmp_path):
+    recipe = Recipe(depth=8, outputs=2, epochs=2, batch_size=256, precision="bfloat16", threads=1, device="cpu")
+    whole = auxnet.fit(recipe, tmp_path / "whole")
+    with pytest.raises(_EnoughError):
+        auxnet.fit(recipe, tmp_path / "torn", save_every=0, watch=_stop_in_the_second_epoch)
+    auxnet.fit(recipe, tmp_path / "torn", resume=True)
+    weights = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("whole", "torn")]
+    assert weights[0] == weights[1]
+    assert whole.net(torch.randn(1, 1, 8, 8))[0].dtype == torch.float32
+
+
+class _EnoughError(Exception):
+    pass
+
+
+def _stop_in_the_second_epoch(progress):
+    if progress.epoch == 2 and progress.step == 2:
+        raise _EnoughError
+
+
+def test_bfloat16_is_refused_where_it_was_not_shown_to_work():
+    for field in (
+        {"sync_batchnorm": True},
+        {"ema": 0.9},
+        {"distill": 0.5},
+        {"aggregator": "UPGrad", "method": "joint"},
+    ):
+        with pytest.raises(
+            ValueError, match=f"{next(iter(field))}=.* beside precision='bfloat16': leave one of them out"
+        ):
+            replace(Recipe(), precision="bfloat16", **field)
+    with pytest.raises(ValueError, match="precision='bfloat16' is the built-in ResNets'"):
+        Recipe(backbone="timm:resnet18", precision="bfloat16")
