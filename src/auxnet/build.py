@@ -153,7 +153,7 @@ def optimizer_of(recipe: Recipe) -> Callable[[Any], torch.optim.Optimizer]:
         "momentum": recipe.momentum,
         "nesterov": recipe.nesterov and recipe.momentum > 0,
         "weight_decay": recipe.weight_decay,
-        "fused": True,
+        "fused": recipe.state != "shared",  # fused kernels want a momentum of all parameters, or of none
     }
     accepted = signature(kind).parameters
     return partial(kind, **{name: value for name, value in settings.items() if name in accepted})
