@@ -24,7 +24,7 @@ FLOORS = [
     ["processes", "schedules", "build", "epochs", "train", "plan", "selection", "exporting"],
     ["report_page", "figures_page", "report", "diagnosis_page", "diagnosing"],
     ["space", "settings", "journal", "trials", "worker", "sweeping", "sweep_page"],
-    ["spec", "running", "verdicts", "ledger", "study_page"],
+    ["spec", "running", "supervising", "verdicts", "ledger", "study_page"],
     ["cli"],
 ]
 

@@ -46,7 +46,7 @@ def own(tmp_path):
 
 def row(variant, seed, *errors, failed=None):
     last = [{"output": k, "test_error": error} for k, error in enumerate(errors, start=1)]
-    return {"variant": variant, "seed": seed, "data": "digits", "last": last, "failed": failed}
+    return {"variant": variant, "seed": seed, "data": "digits", "last": last, "failed": failed, "share": None}
 
 
 # ---- what is declared ------------------------------------------------------------------------------------------
@@ -167,6 +167,14 @@ def test_the_mean_of_outputs_and_single_outputs_are_sides_too():
         judge(Claim("", Side("a"), Side("b", "3")), "digits", rows)
 
 
+def test_a_claim_of_share_compares_the_supervision_in_the_shallowest_layer():
+    shares = {"a": [0.5, 0.6, 0.55], "b": [0.1, 0.2, 0.15]}
+    rows = [{**row(v, seed, 0.5), "share": share} for v, each in shares.items() for seed, share in enumerate(each)]
+    verdict = judge(Claim("", Side("a"), Side("b"), "share"), "digits", rows)
+    assert verdict.differences == pytest.approx([0.4, 0.4, 0.4])
+    assert verdict.word == "holds"
+
+
 # ---- what is trained -------------------------------------------------------------------------------------------
 
 
@@ -229,6 +237,32 @@ def test_every_small_choice_of_the_method_trains(tmp_path, capsys):
     weights = {tuple(output["val_error"] for output in row["last"]) for row in rows}
     assert len(rows) == 7
     assert len(weights) > 3  # they are not all the same training
+
+
+def test_the_vanishing_study_measures_what_auxnet_diagnose_measures(tmp_path, capsys):
+    words = ["study", "vanishing", "--scale", "smoke", "--seeds", "1", "--out", str(tmp_path), "--threads", "1"]
+    assert main([*words, "--device", "cpu"]) == 0
+    folder = tmp_path / "vanishing-smoke"
+    drawn = json.loads((folder / "diagnosis.json").read_text())["runs"]
+    assert [run["name"] for run in drawn] == ["resnet", "joint", "pairwise", "multiway"]
+    rows = {r["variant"]: r for r in map(json.loads, (folder / "ledger.jsonl").read_text().splitlines())}
+    for run in drawn:
+        first = [share for share in run["shares"] if share["layer"] == 1]
+        assert rows[run["name"]]["share"] == max(share["share"] for share in first)
+    trial = tmp_path / "trials" / rows["joint"]["training"]
+    capsys.readouterr()
+    assert main(["diagnose", str(trial), "--images", "512", "--no-probes", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"][0]["shares"] == drawn[1]["shares"]
+
+
+def test_a_file_of_the_users_is_never_replaced_and_nothing_is_trained_before_that_is_known(own, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "study.md").write_text("my notes")
+    words = ["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out")]
+    assert main([*words, "--report", str(tmp_path / "mine")]) == 2
+    assert "study.md is not a study's, and is left alone: give another --report" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "study.md").read_text() == "my notes"
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_is_trained_to_show_a_study(own, tmp_path, capsys):

@@ -71,7 +71,10 @@ def study(words: list[str]) -> int:
         from auxnet.machine import keep_freed_memory
         from auxnet.studies.ledger import findings_of
         from auxnet.studies.running import train
-        from auxnet.studies.study_page import write_findings
+        from auxnet.studies.study_page import check_folder, write_findings
+        from auxnet.studies.supervising import diagnose, draw
+    folder, drawn = options.report or options.out / f"{made.name}-{made.scale}", list[Path]()
+    check_folder(folder)
     trials = list(made.trials(where))
     if not options.show:
         keep_freed_memory()
@@ -81,10 +84,15 @@ def study(words: list[str]) -> int:
         except KeyboardInterrupt as stop:
             stop.args = ("stopped, and saved; the same command again goes on with the study",)
             raise
+    if made.measures:
+        with screen.working("measuring the supervision in each"):
+            diagnose(options.out, trials)
     found = findings_of(made, options.out)
-    paths = write_findings(found, options.report or options.out / f"{made.name}-{made.scale}")
+    paths = write_findings(found, folder)
+    if made.measures:
+        drawn = draw(options.out, trials, folder)
     _show(console, found)
-    screen.print_line(console, f"written: {', '.join(map(str, paths))}")
+    screen.print_line(console, f"written: {', '.join(map(str, [*paths, *drawn]))}")
     return 1 if any(row["failed"] for row in found.rows) else 0
 
 

@@ -14,6 +14,7 @@ from auxnet.checkpoint import whole
 from auxnet.documents import read_json
 from auxnet.studies.running import folder_of, is_done, why_failed
 from auxnet.studies.spec import Study, Trial, differing
+from auxnet.studies.supervising import share_of
 from auxnet.studies.verdicts import Verdict, judge
 
 Row = dict[str, Any]
@@ -92,6 +93,7 @@ def _row(study: Study, out: Path, trial: Trial) -> Row:
         "failed": why_failed(out, trial),
         "last": [],
         "best": [],
+        "share": None,
     }
     if not is_done(out, trial):
         return row
@@ -99,6 +101,8 @@ def _row(study: Study, out: Path, trial: Trial) -> Row:
     kept = ("output", "depth", "params", "macs", "val_error", "test_error")
     tables = {which: [{key: line[key] for key in kept} for line in summary[which]] for which in ("last", "best")}
     about = {key: summary[key] for key in ("epochs", "data", "wall_seconds", "commit", "versions", "device")}
+    if study.measures:
+        row["share"] = share_of(folder_of(out, trial))
     return {**row, **tables, **{("images" if key == "data" else key): value for key, value in about.items()}}
 
 

@@ -11,6 +11,9 @@
     scales:
       small: {seeds: 3, base: {data: cifar10, depth: 20, outputs: 3, epochs: 5}}
 
+With `measures: supervision` the trainings are diagnosed too, and a claim can be `of: share`: that the share of
+supervision in the shallowest layer (of the output where it is largest) is greater on the better side.
+
 A side of a claim is a variant's final output, or with `:2` its second, with `:mean` the mean over its outputs. A scale
 may bring variants, claims and published values of its own, and `datasets`, each of which is studied in turn.
 """
@@ -31,7 +34,7 @@ from auxnet.recipe import Recipe, nearest, recipe_from
 
 SCALES = ("smoke", "small", "full")
 WHERE = ("data_dir", "stream", "workers", "device", "threads")  # where a trial runs, which changes nothing it gives
-OF_STUDIES = ("question", "note", "variants", "claims", "published", "scales")
+OF_STUDIES = ("question", "note", "measures", "variants", "claims", "published", "scales")
 OF_SCALES = ("seeds", "base", "datasets", "variants", "claims", "published", "note")
 
 
@@ -48,12 +51,12 @@ class Side:
 
 @dataclass(frozen=True)
 class Claim:
-    """That one side errs less than the other, by more than `margin` (a fraction)."""
+    """That one side errs less than the other; or, `of` "share", that more supervision reaches its shallowest layer."""
 
     says: str
     better: Side
     worse: Side
-    margin: float = 0.0
+    of: str = "error"
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,8 @@ class Study:
     variants: Mapping[str, Mapping[str, Any]]
     claims: tuple[Claim, ...]
     published: Mapping[str, Mapping[str, Any]]
+    measures: str | None = None
+    """"supervision", where the trainings are to be diagnosed"""
 
     def recipe(self, variant: str, data: str, seed: int = 0, where: Mapping[str, Any] | None = None) -> Recipe:
         """The recipe of a variant: what it says, over the base. A null leaves a key of the base out."""
@@ -148,7 +153,10 @@ def _study(name: str, content: Any, scale: str, seeds: int | None) -> Study:
     base = dict(there["base"])
     datasets = tuple(there.get("datasets") or [base.get("data", "digits")])
     note = " ".join(filter(None, (content.get("note"), there.get("note"))))
-    made = Study(name, scale, content["question"], note, seeds, datasets, base, variants, claims, published)
+    measures = content.get("measures")
+    if measures not in (None, "supervision"):
+        raise ValueError(f"measures must be supervision, or left out, got {measures!r}")
+    made = Study(name, scale, content["question"], note, seeds, datasets, base, variants, claims, published, measures)
     for variant in variants:
         try:
             made.recipe(variant, datasets[0])
@@ -158,7 +166,9 @@ def _study(name: str, content: Any, scale: str, seeds: int | None) -> Study:
 
 
 def _claim(content: Mapping[str, Any], variants: Mapping[str, Any]) -> Claim:
-    _check_keys(content, ("says", "better", "worse", "margin"), "a claim")
+    _check_keys(content, ("says", "better", "worse", "of"), "a claim")
+    if content.get("of", "error") not in ("error", "share"):
+        raise ValueError(f"a claim is of: error or share, got {content['of']!r}")
     better, worse = (Side(*str(content[side]).split(":", 1)) for side in ("better", "worse"))
     for side in (better, worse):
         if side.variant not in variants:
@@ -167,7 +177,7 @@ def _claim(content: Mapping[str, Any], variants: Mapping[str, Any]) -> Claim:
             raise ValueError(
                 f"a claim's side is VARIANT, VARIANT:mean or VARIANT:NUMBER, got {side.variant}:{side.output}"
             )
-    return Claim(content["says"], better, worse, float(content.get("margin", 0.0)))
+    return Claim(content["says"], better, worse, content.get("of", "error"))
 
 
 def _check_keys(content: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:

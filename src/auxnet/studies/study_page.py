@@ -27,8 +27,18 @@ HEAD = (
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#7f7f7f", "#8c564b", "#17becf", "#9467bd")
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a folder in which something that is not a study's would be replaced. Raises FileExistsError."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file: name a folder for the study's tables")
+    for name in ("study.md", "study.html", "outputs.csv", "diagnosis.json"):
+        if (folder / name).exists() and not (folder / "ledger.jsonl").is_file():
+            raise FileExistsError(f"{folder / name} is not a study's, and is left alone: give another --report")
+
+
 def write_findings(found: Findings, folder: Path) -> list[Path]:
-    """Write all of it into `folder`; say which files."""
+    """Write all of it into `folder`; say which files. Raises as `check_folder`."""
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "study.md", folder / "study.html"]
     for path, text in zip(paths, (markdown(found), page(found)), strict=True):

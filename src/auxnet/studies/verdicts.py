@@ -51,7 +51,8 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 def judge(claim: Claim, data: str, rows: Sequence[Mapping[str, Any]]) -> Verdict:
     """The verdict on a claim from the rows of a ledger: of the seeds with which both sides were trained to the end."""
-    better, worse = (errors_of(side, data, rows) for side in (claim.better, claim.worse))
+    worth = errors_of if claim.of == "error" else lacks_of
+    better, worse = (worth(side, data, rows) for side in (claim.better, claim.worse))
     seeds = sorted(better.keys() & worse.keys())
     failed = [
         row
@@ -67,10 +68,10 @@ def judge(claim: Claim, data: str, rows: Sequence[Mapping[str, Any]]) -> Verdict
         why = f"{len(failed)} of the trainings failed, and are in no mean"
     elif len(seeds) < FEWEST:
         why = f"{FEWEST} seeds are the fewest to judge by"
-    if why or low <= claim.margin <= high:
+    if why or low <= 0 <= high:
         word: Word = "cannot be told"
     else:
-        word = "holds" if low > claim.margin else "does not hold"
+        word = "holds" if low > 0 else "does not hold"
     return Verdict(claim, data, differences, center, low, high, word, why)
 
 
@@ -90,6 +91,12 @@ def errors_of(side: Side, data: str, rows: Sequence[Mapping[str, Any]]) -> dict[
             else:
                 found[row["seed"]] = errors[-1 if side.output == "final" else int(side.output) - 1]
     return found
+
+
+def lacks_of(side: Side, data: str, rows: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """By seed, how much of the gradient in the shallowest layer of a variant is not supervision: less is better."""
+    mine = [row for row in rows if row["variant"] == side.variant and row["data"] == data]
+    return {row["seed"]: 1.0 - row["share"] for row in mine if row["share"] is not None}
 
 
 def in_words(verdict: Verdict) -> str:
