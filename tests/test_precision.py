@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import auxnet
-from auxnet import Recipe
+from auxnet import Recipe, build, diagnosing
+from auxnet.plan import plan
 from auxnet.precision import in_float32, lowered
 from test_methods import CLASSES, METHODS, WEIGHTS, HandSGD, K, batches, division, hand_net, sgd
 
@@ -141,3 +142,12 @@ def test_bfloat16_is_refused_where_it_was_not_shown_to_work():
             replace(Recipe(), precision="bfloat16", **field)
     with pytest.raises(ValueError, match="precision='bfloat16' is the built-in ResNets'"):
         Recipe(backbone="timm:resnet18", precision="bfloat16")
+
+
+def test_a_run_in_bfloat16_can_be_planned_and_diagnosed(tmp_path):
+    recipe = replace(Recipe(), depth=8, precision="bfloat16", epochs=1, threads=1, train_images=200, device="cpu")
+    assert plan(recipe).seconds_per_epoch > 0
+    run = auxnet.fit(recipe, tmp_path / "a")
+    dataset = build.load_data(recipe)
+    facts = diagnosing.gather(run.folder, "a", recipe, auxnet.load(run.folder), dataset, 128, None)
+    assert all(0 < row["share"] < 10 for row in facts["shares"])

@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import statistics
 import time
+from dataclasses import replace
 
 import pytest
 from filelock import FileLock
@@ -15,7 +16,7 @@ from auxnet.cli import main
 from auxnet.recipe import Recipe
 from auxnet.studies import running
 from auxnet.studies.ledger import averages, findings_of
-from auxnet.studies.spec import SCALES, Claim, Side, names, read_study
+from auxnet.studies.spec import SCALES, Claim, Side, Trial, names, read_study
 from auxnet.studies.study_page import headline, markdown
 from auxnet.studies.verdicts import in_words, interval, judge
 
@@ -279,9 +280,30 @@ def test_two_processes_train_each_once_and_what_another_holds_is_left_to_it(own,
         context = multiprocessing.get_context("fork")
         other = context.Process(target=running.train, args=(out, trials, 1, HERE, lambda left: None))
         other.start()
-        other.join(60)
+        other.join(2.0)
+        assert other.is_alive()
+        assert running.left_of(out, trials) == trials[3:]
+    other.join(60)
     assert other.exitcode == 0
-    assert running.left_of(out, trials) == trials[3:]
+    assert running.left_of(out, trials) == []
+
+
+def test_what_a_machine_cannot_do_fails_no_training_for_ever(own, tmp_path, capsys):
+    words = ["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--threads", "1", "--seeds", "1"]
+    assert main([*words, "--device", "cuda:99"]) == 2
+    assert "device 'cuda:99' cannot be used here" in capsys.readouterr().err
+    trials = list(read_study(str(own), "smoke", 1).trials(HERE))
+    with pytest.raises(ValueError, match="cannot be used here"):
+        running.train(tmp_path / "out", trials, 1, {**HERE, "device": "cuda:99"}, lambda left: None)
+    assert running.left_of(tmp_path / "out", trials) == trials
+
+
+def test_failures_of_names_with_dots_are_kept_apart(tmp_path):
+    recipe = Recipe(backbone="timm:resnet10t.c3_in1k")
+    trials = [Trial("a", 0, recipe), Trial("b", 1, replace(recipe, seed=1))]
+    (tmp_path / "trials").mkdir()
+    (tmp_path / "trials" / f"{trials[0].name}.failed").write_text("it diverged")
+    assert [running.why_failed(tmp_path, trial) for trial in trials] == ["it diverged", None]
 
 
 def test_a_training_that_was_stopped_goes_on_from_its_checkpoint(own, tmp_path, monkeypatch):

@@ -233,6 +233,8 @@ def test_a_truncated_net_trained_alone_is_that_net_and_nothing_else(tmp_path):
     assert all(map(torch.equal, again.state_dict().values(), run.net.state_dict().values()))
     with pytest.raises(ValueError, match=r"output must be one of 1\.\.3"):
         auxnet.fit(replace(recipe, alone=4), tmp_path / "b")
+    for form, name in (("torch", "x.pt2"), ("safetensors", "x")):
+        assert auxnet.export(tmp_path / "a", format=form, out=tmp_path / name).output == 1
 
 
 def test_class_weights_are_counted_on_the_training_images():

@@ -113,6 +113,10 @@ def precision_of(recipe: Recipe) -> torch.dtype:
 
 def network_options(recipe: Recipe, dataset: data.DataSet) -> dict[str, Any]:
     """What describes the net of a recipe on a data set (`described.net_from`)."""
+    return _whole_network(recipe, dataset) | ({} if recipe.alone is None else {"alone": recipe.alone})
+
+
+def _whole_network(recipe: Recipe, dataset: data.DataSet) -> dict[str, Any]:
     if recipe.backbone is not None:
         fit = (dataset.num_classes, dataset.channels, dataset.image_size)
         cuts = 2 if recipe.cuts is None else recipe.cuts
@@ -145,8 +149,7 @@ def network_options(recipe: Recipe, dataset: data.DataSet) -> dict[str, Any]:
 
 def net_of(recipe: Recipe, dataset: data.DataSet) -> AuxNet:
     """The net of a recipe, its weights random but for those that are pretrained."""
-    net = net_from(network_options(recipe, dataset), recipe.pretrained)
-    return net if recipe.alone is None else net.alone(recipe.alone)
+    return net_from(network_options(recipe, dataset), recipe.pretrained)
 
 
 def _check_size(recipe: Recipe, dataset: data.DataSet) -> None:

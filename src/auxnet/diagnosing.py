@@ -8,7 +8,7 @@ images are never read.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def gather(
         raise ValueError(f"probes need 2 images or more to train on, got {probe_images}")
     device = next(net.parameters()).device
     weights = lambdas_at(recipe, net.depths, recipe.epochs)
-    seen = first_batches(recipe, dataset, device, recipe.epochs, images)
+    seen = first_batches(replace(recipe, precision="float32"), dataset, device, recipe.epochs, images)
     found = diagnose(net, seen, recipe.method, weights, loss=loss_of(recipe, dataset, device))
     probes = None
     if probe_images is not None:

@@ -26,6 +26,7 @@ from auxnet.build import evaluation_batches, first_batches, loss_of, precision_o
 from auxnet.data import DataSet
 from auxnet.diagnosis import diagnose
 from auxnet.distributed import Team, unsynchronised
+from auxnet.errors import DivergedError
 from auxnet.evaluation import tally
 from auxnet.mixing import mixed
 from auxnet.network import AuxNet
@@ -230,7 +231,7 @@ def _progress(training: Training, standing: Standing, done: bool = False) -> Pro
 def _check_finite(losses: list[float], net: AuxNet, where: str) -> None:
     for k, loss in enumerate(losses):
         if not math.isfinite(loss):
-            raise RuntimeError(
+            raise DivergedError(
                 f"the loss of output {k + 1} (layer {net.depths[k]}) became {loss} {where}; "
                 "the run stops there: a smaller --lr, or --clip, may help"
             )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from auxnet import data
-from auxnet.build import build, load_data, net_of, step_scale_of
+from auxnet.build import build, load_data, net_of, precision_of, step_scale_of
 from auxnet.machine import device_of, threads_of
 from auxnet.methods import step_scales
 from auxnet.network import costs
@@ -88,9 +88,8 @@ def seconds_per_step(recipe: Recipe, dataset: data.DataSet) -> float:
     device = device_of(recipe)
     net, method = build(recipe, dataset, device)
     net.train()
-    images = torch.randn(recipe.batch_size, dataset.channels, *dataset.image_size, device=device).to(
-        memory_format=torch.channels_last
-    )
+    images = torch.randn(recipe.batch_size, dataset.channels, *dataset.image_size, device=device)
+    images = images.to(precision_of(recipe), memory_format=torch.channels_last)
     labels = torch.randint(dataset.num_classes, (recipe.batch_size,), device=device)
     times = []
     for _ in range(1 + MEASURED_STEPS):

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from auxnet import __version__
 from auxnet.checkpoint import load_state, read_about, save_state, save_weights, whole
-from auxnet.errors import first_line
+from auxnet.errors import DivergedError, first_line
 from auxnet.network import AuxNet
 from auxnet.recipe import Recipe, read_recipe, write_recipe
 from auxnet.update import Method
@@ -151,7 +151,7 @@ def save(
     """
     for name, tensor in net.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise RuntimeError(f"{name} holds values that are not finite; it is not saved, and the run stops there")
+            raise DivergedError(f"{name} holds values that are not finite; it is not saved, and the run stops there")
     state = {"standing": asdict(standing), "net": net.state_dict(), "method": method.state_dict()}
     if average is not None:
         state["average"] = average.state_dict()

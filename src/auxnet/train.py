@@ -106,7 +106,6 @@ def _finish(recipe: Recipe, dataset: DataSet, net: AuxNet, folder: Path, standin
         "model_type": "auxnet",
         "auxnet_version": __version__,
         "network": network_options(recipe, dataset),
-        **({} if recipe.alone is None else {"output": recipe.alone}),
         "classes": list(dataset.classes),
         "preprocessing": {"image_size": list(dataset.image_size), "mean": dataset.mean, "std": dataset.std}
         | ({"resize": list(dataset.resize)} if dataset.resize != dataset.image_size else {}),

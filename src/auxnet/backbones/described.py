@@ -1,7 +1,8 @@
 """The AuxNet that plain options describe, as a recipe makes them and a config.json keeps them.
 
 They are the arguments of `resnet`, or a backbone by its name: {"backbone", "cuts", "num_classes", "in_channels",
-"image_size"}. The cuts are names: what a search found is written down, and never searched for again.
+"image_size"}; with "alone", the net of that output by itself. The cuts are names: what a search found is written
+down, and never searched for again.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ def net_from(options: Mapping[str, Any], pretrained: str | None = None) -> AuxNe
 
     Raises ValueError for options that describe none, and what `build_backbone` raises.
     """
+    if options.get("alone") is not None:
+        rest = {key: value for key, value in options.items() if key != "alone"}
+        return net_from(rest, pretrained).alone(options["alone"])
     if "backbone" not in options:
         return resnet(**options)
     name, classes, channels = options["backbone"], options["num_classes"], options["in_channels"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,9 +67,11 @@ def study(words: list[str]) -> int:
     made = read_study(options.name, options.scale, options.seeds)
     if options.processes < 1:
         raise ValueError(f"processes must be 1 or more, got {options.processes}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("torchrun's processes train one net together, a study's one each: start them with --processes")
     where: dict[str, Any] = {"data_dir": options.data_dir, "device": options.device, "threads": options.threads}
     with screen.working("loading PyTorch"):
-        from auxnet.machine import keep_freed_memory
+        from auxnet.machine import device_of, keep_freed_memory
         from auxnet.studies.ledger import findings_of
         from auxnet.studies.running import train
         from auxnet.studies.study_page import check_folder, write_findings
@@ -77,6 +80,7 @@ def study(words: list[str]) -> int:
     check_folder(folder)
     trials = list(made.trials(where))
     if not options.show:
+        device_of(trials[0].recipe)  # what cannot be had here is said before anything is trained
         keep_freed_memory()
         try:
             with _progress(console, len(trials)) as watch:

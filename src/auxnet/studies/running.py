@@ -7,6 +7,7 @@ OUT/trials/NAME/         a run directory; the name follows from the recipe, so t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from auxnet.checkpoint import whole
 from auxnet.epochs import Progress
+from auxnet.errors import DivergedError
 from auxnet.processes import work_together
 from auxnet.studies.spec import Trial
 from auxnet.train import fit_on
@@ -37,8 +39,12 @@ def is_done(out: Path, trial: Trial) -> bool:
 
 def why_failed(out: Path, trial: Trial) -> str | None:
     """Why a trial failed; None if it did not."""
-    path = folder_of(out, trial).with_suffix(".failed")
+    path = _failed(out, trial)
     return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
+
+def _failed(out: Path, trial: Trial) -> Path:
+    return out / "trials" / f"{trial.name}.failed"
 
 
 def left_of(out: Path, trials: Sequence[Trial]) -> list[Trial]:
@@ -64,29 +70,35 @@ def train(out: Path, trials: Sequence[Trial], processes: int, where: dict[str, A
 
 
 def _work(out: Path, trials: Sequence[Trial], where: dict[str, Any], watch: Callable[[], None]) -> None:
-    """Train one trial after the other, until all are done, failed, or in other hands."""
-    for trial in trials:
-        lock = FileLock(out / "claims" / f"{trial.name}.lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            continue
-        try:
-            if trial in left_of(out, [trial]):
-                _train(out, replace(trial, recipe=replace(trial.recipe, **where)), watch)
-                watch()
-        finally:
-            lock.release()
+    """Train one trial after the other, until all are done or failed, those that others hold among them."""
+    while left := left_of(out, trials):
+        held = 0
+        for trial in left:
+            lock = FileLock(out / "claims" / f"{trial.name}.lock", timeout=0)
+            try:
+                lock.acquire()
+            except Timeout:
+                held += 1
+                continue
+            try:
+                if left_of(out, [trial]):
+                    _train(out, replace(trial, recipe=replace(trial.recipe, **where)), watch)
+                    watch()
+            finally:
+                lock.release()
+        if held == len(left):
+            watch()
+            time.sleep(1.0)
 
 
 def _train(out: Path, trial: Trial, watch: Callable[[], None]) -> None:
+    """Train a trial. That it diverges is a finding, noted and not tried again; all else is raised, to be mended."""
+
     def follow(progress: Progress) -> None:
         watch()
 
     try:
         fit_on(trial.recipe, folder_of(out, trial), follow)
-    except (ValueError, RuntimeError) as failure:
-        if isinstance(failure.__cause__, OSError):  # such as a full disk: no fault of the trial
-            raise
-        with whole(folder_of(out, trial).with_suffix(".failed")) as partial_file:
+    except DivergedError as failure:
+        with whole(_failed(out, trial)) as partial_file:
             partial_file.write_text(" ".join(str(failure).split()) + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ from auxnet.report_page import unbroken
 from auxnet.studies.ledger import Average, Findings, MeanAndSpread, Row, averages, write_rows
 from auxnet.studies.verdicts import FEWEST, Verdict, in_words
 
+MARK = "<!-- made by auxnet study -->"
 HEAD = (
     "variant",
     "output",
@@ -31,8 +32,10 @@ def check_folder(folder: Path) -> None:
     """Refuse a folder in which something that is not a study's would be replaced. Raises FileExistsError."""
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file: name a folder for the study's tables")
-    for name in ("study.md", "study.html", "outputs.csv", "diagnosis.json"):
-        if (folder / name).exists() and not (folder / "ledger.jsonl").is_file():
+    page = folder / "study.md"
+    ours = page.is_file() and MARK in page.read_text(encoding="utf-8", errors="replace")
+    for name in ("study.md", "study.html", "ledger.jsonl", "outputs.csv", "diagnosis.json", "diagnosis.html"):
+        if (folder / name).exists() and not ours:
             raise FileExistsError(f"{folder / name} is not a study's, and is left alone: give another --report")
 
 
@@ -59,7 +62,7 @@ def headline(found: Findings) -> str:
 def markdown(found: Findings) -> str:
     """The study as Markdown."""
     study = found.study
-    parts = [f"# {study.name}, {study.scale}: {study.question}", study.note, headline(found)]
+    parts = [MARK, f"# {study.name}, {study.scale}: {study.question}", study.note, headline(found)]
     if found.verdicts:
         lines = ["| claim | found |", "|---|---|"]
         lines += [

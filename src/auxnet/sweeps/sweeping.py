@@ -30,7 +30,18 @@ from auxnet.sweeps.worker import objective_of, work
 Watch = Callable[[Sequence[Trial], int], None]
 """is told, now and then, all trials as they stand and how many there shall be"""
 COMBINATIONS = 50  # of the other fields' values, tried before a value is said to be impossible
-DATA = ("data", "data_dir", "image_size", "val_fraction", "augment", "seed", "stream", "workers", "max_corrupt")
+DATA = (
+    "data",
+    "data_dir",
+    "image_size",
+    "val_fraction",
+    "train_images",
+    "augment",
+    "seed",
+    "stream",
+    "workers",
+    "max_corrupt",
+)
 
 
 @dataclass(frozen=True)
