@@ -106,12 +106,16 @@ def one_step(net, make, images, labels):
         for p in net.parameters():
             if p.abs().max() < 1e-3:  # some branches and classifiers begin at nothing, and before them nothing moves
                 p.normal_(std=0.05)
-    method = make(net, partial(torch.optim.SGD, lr=0.01), net.loss_weights())
+    method = make(net, partial(torch.optim.SGD, lr=0.01, momentum=0.9), net.loss_weights())
     losses = method.step(images, labels)
     if not losses.isfinite().all():
         return f"losses {losses.tolist()}"
-    pairs = [pair for update in method.updates for pair in zip(update.parameters, update.aliases, strict=True)]
-    reached = {id(p) for p, alias in pairs if alias.grad is not None and alias.grad.any()}
+    reached = set()
+    for update in method.updates:
+        for p, alias in zip(update.parameters, update.aliases, strict=True):
+            first_gradient = update.optimizer.state[alias].get("momentum_buffer")
+            if first_gradient is not None and first_gradient.any():
+                reached.add(id(p))
     if missed := [name for name, p in weights.items() if id(p) not in reached]:
         return f"{len(missed)} of {len(weights)} weights got no gradient: {missed[0]}"
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

@@ -89,7 +89,6 @@ def _peak(method, images, labels):
     """Most bytes of tensors held in a step: weights, states, images, features, gradients."""
     method.step(images, labels)  # makes the optimizers' states
     weights = [tensor for update in method.updates for tensor in update.parameters]
-    gradients = [alias.grad for update in method.updates for alias in update.aliases if alias.grad is not None]
     states = [
         value
         for update in method.updates
@@ -98,7 +97,7 @@ def _peak(method, images, labels):
         if isinstance(value, torch.Tensor)
     ]
     with Held() as held:
-        held.hold([*weights, *gradients, *states, images, labels])
+        held.hold([*weights, *states, images, labels])
         method.step(images, labels)
     return held.peak
 

@@ -101,7 +101,9 @@ class LiveParts:
     def seconds(self, images: torch.Tensor, labels: torch.Tensor) -> float:
         began = time.perf_counter()
         features = self.net.features(images)
-        entering = [each.supervision for each in supervise(self.net.heads, features, labels, F.cross_entropy)]
+        entering = [
+            each.supervision for each in supervise(self.net.heads, enumerate(features), labels, F.cross_entropy)
+        ]
         total = time.perf_counter() - began
         for k, (x, gradient) in enumerate(zip(features, entering, strict=True), start=1):
             trunk = parameters(self.net.segments[:k])

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import auxnet
+from auxnet.latency import Held
 from auxnet.methods import adaptive_scales, step_scales
 from auxnet.update import Update
 
@@ -377,12 +378,46 @@ def test_any_optimizer_serves(make, kind):
 
 @every_method
 def test_clip_bounds_the_gradient_of_every_update(make):
-    net = small()
+    net, norms = small(), []
     method = make(net, partial(torch.optim.SGD, lr=1.0), net.loss_weights(), clip=1e-3)
-    method.step(*images())
     for update in method.updates:
-        norm = torch.cat([alias.grad.flatten() for alias in update.aliases if alias.grad is not None]).norm()
-        assert float(norm) <= 1e-3 * 1.0001
+        handed = update.aliases
+        update.optimizer.register_step_pre_hook(
+            lambda *_, handed=handed: norms.append(
+                torch.cat([a.grad.flatten() for a in handed if a.grad is not None]).norm()
+            )
+        )
+    method.step(*images())
+    assert norms
+    assert all(0 < float(norm) <= 1e-3 * 1.0001 for norm in norms)
+    assert all(alias.grad is None for update in method.updates for alias in update.aliases)  # let go
+
+
+@pytest.mark.parametrize("mode", ["live", "frozen"])
+def test_features_are_old_ones_also_where_two_segments_share_a_weight(mode):
+    """x_2 is made of the weight as it was before the update of output 1, though both have it."""
+    net, data = hand_net(), batches(1)
+    net.segments[1][0].weight = net.segments[0][0].weight
+    W, V, b = weights_of(net)
+    features = hand_features(W, data[0][0])
+    expected = [hand_head(v, c, x, data[0][1])[0] for v, c, x in zip(V, b, features[1:], strict=True)]
+    losses = auxnet.multiway(net, sgd(), WEIGHTS, mode=mode).step(*data[0])
+    torch.testing.assert_close(losses, torch.stack(expected), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("outputs", [2, 3, 9])
+def test_live_holds_hardly_more_memory_than_joint(outputs):
+    def peak(make):
+        net, (x, y) = auxnet.resnet(20, outputs).to(memory_format=torch.channels_last).train(), images(32, 16)
+        method = make(net, sgd(), net.loss_weights())
+        method.step(x, y)
+        with Held() as held:
+            held.hold([x, y, *net.parameters()])
+            held.hold([v for u in method.updates for state in u.optimizer.state.values() for v in state.values()])
+            method.step(x, y)
+        return held.peak
+
+    assert peak(auxnet.multiway) <= 1.1 * peak(auxnet.joint)
 
 
 @every_method

@@ -5,7 +5,7 @@ Shapes: N images; K outputs; x_k is the feature after segment S_k, which head H_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,6 +35,8 @@ class Supervised(NamedTuple):
     """What head k = 0..K-1 makes of its feature."""
 
     k: int
+    feature: Tensor
+    """x_k"""
     loss: Tensor
     """L_k"""
     supervision: Tensor
@@ -45,32 +47,35 @@ class Supervised(NamedTuple):
 
 def supervise(
     heads: Sequence[nn.Module] | nn.ModuleList,
-    features: Sequence[Tensor],
+    numbered: Iterable[tuple[int, Tensor]],
     labels: Tensor,
     loss: Loss,
     taught: Taught | None = None,
-    sequence: Sequence[int] | None = None,
 ) -> Iterator[Supervised]:
-    """Head after head, in sequence, each when it is asked for: what one has made is not held while the next works."""
-    last, final = len(features) - 1, None
-    if taught is not None:  # the others look at what the final one says
-        x_K = features[-1].detach().requires_grad_()
+    """Head after head, for pairs (k, x_k) in their order, each when it is asked for: nothing is held longer than used.
+
+    With `taught` all pairs are taken first: the auxiliary outputs look at what the final one says.
+    """
+    final: tuple[Tensor, Tensor] | None = None
+    if taught is not None:
+        numbered = list(numbered)
+        x_K = dict(numbered)[len(heads) - 1].detach().requires_grad_()
         final = x_K, heads[-1](x_K)
 
-    def one(k: int) -> Supervised:
-        x = features[k].detach().requires_grad_()
+    def one(k: int, feature: Tensor) -> Supervised:
+        x = feature.detach().requires_grad_()
         if taught is None or final is None:
             L = loss(heads[k](x), labels)
-        elif k < last:
+        elif k < len(heads) - 1:
             L = taught(heads[k](x), labels, final[1].detach())
         else:
             x, logits = final
             L = loss(logits, labels)
         supervision, *of_head = gradients([L], [x, *parameters(heads[k])])
         assert supervision is not None
-        return Supervised(k, L.detach(), supervision, of_head)
+        return Supervised(k, feature, L.detach(), supervision, of_head)
 
-    yield from map(one, range(last + 1) if sequence is None else sequence)
+    return (one(k, feature) for k, feature in numbered)
 
 
 def gradients(

@@ -12,7 +12,7 @@ Gradients and losses pass through `average`, the mean over the processes that tr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -99,7 +99,7 @@ def pairwise(
             with statistics_kept(net.segments[:k]):
                 for segment in net.segments[: k + 1]:
                     x = segment(x)
-            ((_, L, supervision, of_head),) = supervise([net.heads[k]], [x], labels, loss)
+            ((_, _, L, supervision, of_head),) = supervise([net.heads[k]], [(0, x)], labels, loss)
             if lambdas[k] > 0:
                 update([*gradients([x], update.trunk, [lambdas[k] * supervision]), *of_head])
             losses.append(L)
@@ -123,7 +123,7 @@ def multiway(
     clip: float | None = None,
     average: Average = alone,
 ) -> Method:
-    """One forward; with all its features kept, a backward and an update for each output in turn.
+    """One forward, whose features are kept; a backward and an update for each output in turn.
 
     (paper, eq:multipath_individual_gradient and eq:gradient-multi-way.) What backward k sees of the weights:
 
@@ -150,7 +150,8 @@ def multiway(
         updates = optimizers = _update_per_output(net, optimizer, clip, average)
     else:
         updates, optimizers = _parts_of_one_update(net, optimizer, clip, average)
-    sequence = range(net.outputs) if order == "shallow_first" else range(net.outputs)[::-1]
+    shallow_first = order == "shallow_first"
+    tied = len(parameters(net.segments)) < sum(len(parameters(segment)) for segment in net.segments)
 
     def weigh(weights: Weights) -> None:
         lambdas[:] = _checked(net, weights)
@@ -159,24 +160,29 @@ def multiway(
     def step(images: Tensor, labels: Tensor) -> Tensor:
         if mode == "live" and torch.is_autocast_enabled(images.device.type):
             raise RuntimeError("autocast keeps casts of old weights: live would be frozen; use precision.lowered(net)")
-        features = net.features(images)
-        supervised: Iterable[Supervised] = supervise(net.heads, features, labels, loss, taught, sequence)
+        # Updates 1..k-1 leave S_k alone: x_k, made only when its turn comes, is the old feature all the same.
+        numbered = enumerate(net.crossing(images) if shallow_first and not tied else net.features(images))
+        supervised: Iterable[Supervised]
+        supervised = supervise(net.heads, numbered if shallow_first else reversed([*numbered]), labels, loss, taught)
         if step_scale == "adaptive":  # the one rule that needs all losses before the first backward
             supervised = list(supervised)
             known = average(torch.stack([each.loss for each in sorted(supervised, key=lambda each: each.k)]))
             _rescale(updates, adaptive_scales(known, step_scales(lambdas, step_scale)))
         losses: dict[int, Tensor] = {}
-        *_, last = (k for k in sequence if lambdas[k] > 0)
+        counted = [k for k in range(net.outputs) if lambdas[k] > 0]
+        last = counted[-1] if shallow_first else counted[0]
 
-        def backwards() -> Iterator[tuple[int, Gradients]]:
-            """Each output's gradients when its turn comes: what enters at another x_j is not held."""
-            for k, losses[k], supervision, of_head in supervised:
-                if lambdas[k] > 0:
-                    entering = lambdas[k] * supervision
-                    of_trunk = gradients([features[k]], updates[k].trunk, [entering], keep=k != last)
-                    yield k, [*of_trunk, *of_head]
+        def backward(k: int, x: Tensor, supervision: Tensor, of_head: Gradients) -> Gradients:
+            of_trunk = gradients([x], updates[k].trunk, [lambdas[k] * supervision], keep=k != last)
+            return [*of_trunk, *of_head]
 
-        for k, gradient in backwards() if mode == "live" else list(backwards()):
+        frozen: list[tuple[int, Gradients]] = []
+        for k, x, losses[k], supervision, of_head in supervised:
+            if lambdas[k] > 0 and mode == "live":
+                updates[k](backward(k, x, supervision, of_head))
+            elif lambdas[k] > 0:
+                frozen.append((k, backward(k, x, supervision, of_head)))
+        for k, gradient in frozen:
             updates[k](gradient)
         return average(torch.stack([losses[k] for k in range(net.outputs)]))
 
@@ -207,14 +213,17 @@ def _fused(
         update.rescale([1.0] * 2 * net.outputs, [*decays, *([1.0] * net.outputs)])
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
-        features, c = net.features(images), step_scales(lambdas, step_scale)
-        losses, entering, of_heads = [], {}, Gradients()
-        for k, L, supervision, of_head in supervise(net.heads, features, labels, loss, taught):
+        c = step_scales(lambdas, step_scale)
+        losses, features, entering, of_heads = [], [], [], Gradients()
+        for k, x, L, supervision, of_head in supervise(
+            net.heads, enumerate(net.crossing(images)), labels, loss, taught
+        ):
             losses.append(L)
             if lambdas[k] > 0:
-                entering[k] = c[k] * lambdas[k] * supervision
+                features.append(x)
+                entering.append(c[k] * lambdas[k] * supervision)
             of_heads += of_head if lambdas[k] > 0 else [None] * len(of_head)
-        of_trunk = gradients([features[k] for k in entering], trunk_parameters, [*entering.values()])
+        of_trunk = gradients(features, trunk_parameters, entering)
         update([*of_trunk, *of_heads])
         return average(torch.stack(losses))
 

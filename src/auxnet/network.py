@@ -57,12 +57,14 @@ class AuxNet(nn.Module):
 
         Raises ValueError for images that are not for this net.
         """
+        return list(self.crossing(images))
+
+    def crossing(self, images: Tensor) -> Iterator[Tensor]:
+        """`features`, each made when it is asked for."""
         self.check_images(images.shape)
-        features = []
         for segment in self.segments:
             images = segment(images)
-            features.append(images)
-        return features
+            yield images
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Logits of all outputs, each [N, classes], shallow to deep, for images [N, C, H, W]."""

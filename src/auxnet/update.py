@@ -74,6 +74,8 @@ class Update:
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.aliases, self.clip)
         self.optimizer.step()
+        for alias in self.aliases:
+            alias.grad = None
         self.round()
 
     def round(self) -> None:
