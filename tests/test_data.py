@@ -177,7 +177,7 @@ def test_a_class_with_too_few_images_is_named(home: Path) -> None:
 def test_splits_of_different_sizes_are_refused_unless_resized(home: Path) -> None:
     write_folders(home / "train", *tiny(30, 2, size=8), ["a", "b"])
     write_folders(home / "test", *tiny(6, 2, size=12), ["a", "b"])
-    with pytest.raises(ValueError, match="train has 8x8 and test 12x12: give --image-size 32"):
+    with pytest.raises(ValueError, match="train has 8x8 and test 12x12: give --image-size 8"):
         load(str(home))
     assert load(str(home), image_size=10).test.images.shape[1:3] == (10, 10)
 

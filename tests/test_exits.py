@@ -301,3 +301,9 @@ def test_exits_that_are_missing_stale_or_damaged_are_not_used(run, tmp_path, cap
     (copy / "exits.json").write_text("[]")
     with pytest.raises(RuntimeError, match="is damaged"):
         auxnet.early_exit(copy)
+
+
+def test_images_that_are_not_for_the_net_are_refused():
+    net = auxnet.resnet(8, 2).eval()
+    with pytest.raises(ValueError, match="images must have 4x4 pixels or more"):
+        EarlyExit(net, [0.5])(torch.zeros(1, 3, 2, 2))

@@ -421,6 +421,15 @@ def test_live_holds_hardly_more_memory_than_joint(outputs):
 
 
 @every_method
+def test_images_that_are_not_for_the_net_are_refused_before_anything_moves(make):
+    net = small()
+    method, before = make(net, sgd(), net.loss_weights()), copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match="images must have 3 channels, got 1"):
+        method.step(images()[0][:, :1], images()[1])
+    assert all(map(torch.equal, before.values(), net.state_dict().values()))
+
+
+@every_method
 def test_frozen_parameters_stay_as_they_are(make):
     net = small()
     for p in net.segments[0].parameters():

@@ -47,6 +47,12 @@ def test_cutmix_pastes_a_rectangle_and_the_target_counts_its_pixels(seed):
     torch.testing.assert_close(target, share * one_hot(y) + (1 - share) * one_hot(y.flip(0)))
 
 
+def test_shares_add_up_to_one_for_images_in_bfloat16():
+    x, y = batch()
+    _, target = mixed(x.bfloat16(), y, CLASSES, 0.4, 0.0, Random(0))
+    torch.testing.assert_close(target.sum(1), torch.ones(N))
+
+
 def test_a_rectangle_lies_in_the_image_and_away_from_its_edges_has_its_share():
     draw = Random(0)
     seen = set()

@@ -70,7 +70,7 @@ def test_hidden_and_other_files_are_ignored_and_the_rest_sorted(tmp_path: Path) 
 
 def test_unequal_sizes_are_refused_with_both_files_and_the_mend(tmp_path: Path) -> None:
     save_all(tmp_path, a=Image.new("RGB", (8, 4)), b=Image.new("RGB", (6, 4)))
-    with pytest.raises(ValueError, match=r"a\.png is 8x4 and .*b\.png is 6x4: give --image-size 32"):
+    with pytest.raises(ValueError, match=r"a\.png is 8x4 and .*b\.png is 6x4: give --image-size 4"):
         formats.class_folders(tmp_path)
 
 

@@ -271,7 +271,7 @@ def test_unequal_sizes_are_refused_with_the_mend(stream: str, home: Path) -> Non
     own = folder_of(home)
     odd = sorted((own / "b").iterdir())[3]
     odd.write_bytes(png(tiny(1, 1, size=9)[0][0]))
-    with pytest.raises(ValueError, match=rf"a/\d+\.png is 8x8 and {odd} is 9x9: give --image-size 32"):
+    with pytest.raises(ValueError, match=rf"a/\d+\.png is 8x8 and {odd} is 9x9: give --image-size 8"):
         load(str(own), stream=stream, workers=2)
 
 

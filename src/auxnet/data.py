@@ -228,7 +228,7 @@ def _aligned(name: str, read: Mapping[str, _Read]) -> dict[str, Split | OnDisk]:
             (h, w), (H, W) = split.image_shape[:2], train.image_shape[:2]
             raise ValueError(
                 f"{name}: images must have one size, train has {W}x{H} and {which} {w}x{h}: "
-                "give --image-size 32 to resize them all"
+                f"give --image-size {min(H, W, 224)} to resize them all"
             )
         labels = torch.tensor([classes.index(c) for c in own_classes])[split.labels]
         aligned[which] = replace(split.with_channels(channels), labels=labels)

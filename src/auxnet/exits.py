@@ -65,7 +65,8 @@ class EarlyExit(nn.Module):
         self.temperatures = tuple(float(t) for t in temperatures)
 
     def forward(self, images: Tensor) -> Exited:
-        """Logits and exit of every image, in order; see the class."""
+        """Logits and exit of every image, in order; see the class. Raises ValueError for images not for this net."""
+        self.net.check_images(images.shape)
         last = self.net.outputs - 1
         left: list[tuple[Tensor | None, Tensor]] = []  # per output: which images (None: all that there are), logits
         here: Tensor | None = None  # which images `features` holds; None: all

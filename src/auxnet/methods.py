@@ -93,6 +93,7 @@ def pairwise(
         _rescale(updates, step_scales(lambdas, step_scale))
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
+        net.check_images(images.shape)
         losses = []
         for k, update in enumerate(updates):
             x = images

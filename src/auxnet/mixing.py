@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from random import Random
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,10 +22,10 @@ def mixed(
 
     The share that an image keeps of itself is drawn from Beta(a, a), a = `mixup` (Zhang et al. 2018) or `cutmix`
     (Yun et al. 2019), one of the two by the toss of a coin where both are above 0. With both 0 nothing changes but
-    the form of the labels.
+    the form of the labels. Shares are float32, or float64 if images are: in bfloat16 they would not add up to 1.
     """
     H, W = images.shape[2:]
-    target, share = F.one_hot(labels, classes).to(images.dtype), 1.0
+    target, share = F.one_hot(labels, classes).to(torch.promote_types(images.dtype, torch.float32)), 1.0
     if cutmix > 0 and (mixup == 0 or draw.random() < 0.5):
         top, left, h, w = rectangle(H, W, draw.betavariate(cutmix, cutmix), draw)
         images, partners = images.clone(), images.flip(0)

@@ -140,7 +140,7 @@ def check_size(shape: tuple[int, ...], where: str, wanted: tuple[int, ...], firs
         (H, W), (h, w) = wanted, shape[:2]
         raise ValueError(
             f"images must have one size, {first} is {W}x{H} and {where} is {w}x{h}: "
-            "give --image-size 32 to resize them all"
+            f"give --image-size {min(H, W, 224)} to resize them all"
         )
 
 
