@@ -14,12 +14,11 @@ import statistics
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
 
 import auxnet
 from auxnet.machine import to_device
 from auxnet.precision import in_float32, lowered
-from measured import METHODS, SGD, batch_of, options, ratio, save, seconds
+from measured import METHODS, SGD, batch_of, operations, options, ratio, save, seconds, shown
 
 SCHEDULE = 400 * 50_000  # images: the paper's epochs of CIFAR-10
 PLAIN = {f"ResNet-{depth}": ("joint", depth, 1) for depth in (20, 56, 110)}
@@ -49,11 +48,7 @@ def main() -> None:
     steps, flops = {}, {}
     for name, (method, depth, outputs) in nets.items():
         step = _step(method, depth, outputs, device, dtype)
-        flops[name] = None
-        if method == "joint":  # the counter cannot follow gradients that are taken head by head
-            with FlopCounterMode(display=False) as counter:
-                step(*batch)
-            flops[name] = counter.get_total_flops()
+        flops[name] = operations(lambda step=step: step(*batch))
         steps[name] = _captured(step, batch) if asked.graph else lambda step=step: step(*batch)
 
     times = {name: [] for name in ("matrix product", *steps)}
@@ -67,9 +62,9 @@ def main() -> None:
     table = Table("net", "images/s", "share of matrix rate", "400 epochs, min", title=f"{device}, {asked.precision}")
     for name, work in flops.items():
         rate = asked.batch_size / statistics.median(times[name])
-        share = work and ratio(times["matrix product"], times[name], work / (2 * side**3))
+        share = ratio(times["matrix product"], times[name], work / (2 * side**3))
         rows[name] = {"images_per_second": rate, "share": share, "minutes": SCHEDULE / rate / 60, "flops": work}
-        table.add_row(name, f"{rate:,.0f}", f"{share[1]:.3f}" if share else "", f"{SCHEDULE / rate / 60:.1f}")
+        table.add_row(name, f"{rate:,.0f}", shown(share, 3), f"{SCHEDULE / rate / 60:.1f}")
     Console(width=120).print(table)
     save(asked, device, rows=rows, seconds=times)
 

@@ -1,6 +1,6 @@
 """What the training loop adds to the bare step: images/s of whole epochs, data and all, against steps on one batch.
 
-    python benchmarks/loop.py [--method multiway] [--depth 20] [--outputs 3] [--images 5120] [--rounds 5] [--json FILE]
+    python benchmarks/loop.py [--method multiway] [--depth 20] [--outputs 3] [--images 1280] [--rounds 5] [--json FILE]
 
 Epochs, as `auxnet train` runs them, and bare steps alternate; the limit is 0.97 of the bare step's images/s.
 On a machine that others use too, the CPU seconds of the process say more (with --threads 1): they do not count waiting.
@@ -8,8 +8,6 @@ On a machine that others use too, the CPU seconds of the process say more (with 
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import statistics
 import time
@@ -26,19 +24,12 @@ from auxnet.distributed import Team
 from auxnet.epochs import Training, train_epoch
 from auxnet.machine import keep_freed_memory
 from auxnet.recipe import Recipe
-from auxnet.rundir import Standing, provenance
+from auxnet.rundir import Standing
+from measured import options, ratio, save, shown
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    options.add_argument("--method", default="multiway")
-    options.add_argument("--depth", type=int, default=20)
-    options.add_argument("--outputs", type=int, default=3)
-    options.add_argument("--images", type=int, default=1280)
-    options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options.add_argument("--json", type=Path)
-    asked = options.parse_args()
+    asked = options(__doc__, method="multiway", depth=20, outputs=3, images=1280, rounds=5).parse_args()
     torch.set_num_threads(asked.threads)
     keep_freed_memory()  # as `auxnet train` does
 
@@ -51,7 +42,7 @@ def main() -> None:
     x, y = next(training_batches(recipe, dataset, device, epoch=1))
     steps = asked.images // recipe.batch_size
 
-    loop, bare, cpu = [], [], []
+    loop, bare, loop_cpu, bare_cpu = [], [], [], []
     for i in track(range(asked.rounds + 1), "measuring", transient=True):
         began, began_cpu = time.perf_counter(), time.process_time()
         train_epoch(training, Standing(), noted=lambda: 0)
@@ -61,25 +52,15 @@ def main() -> None:
         if i:  # the first round warms up
             loop.append(middle - began)
             bare.append(time.perf_counter() - middle)
-            cpu.append((time.process_time() - middle_cpu) / (middle_cpu - began_cpu))
-    ratios = [b / a for a, b in zip(loop, bare, strict=True)]
-    low, median, high = statistics.quantiles(ratios)
-    by_cpu = statistics.quantiles(cpu)
+            loop_cpu.append(middle_cpu - began_cpu)
+            bare_cpu.append(time.process_time() - middle_cpu)
+    shares, by_cpu = ratio(bare, loop), ratio(bare_cpu, loop_cpu)
     rate = asked.images / statistics.median(loop)
     Console().print(
-        f"loop / bare step, images/s: {median:.3f} ({low:.3f} .. {high:.3f}); the loop: {rate:.0f} images/s; "
-        f"by CPU seconds {by_cpu[1]:.3f} ({by_cpu[0]:.3f} .. {by_cpu[2]:.3f})"
+        f"loop / bare step, images/s: {shown(shares, 3)}; the loop: {rate:.0f} images/s; "
+        f"by CPU seconds {shown(by_cpu, 3)}"
     )
-    if asked.json:
-        settings = {k: v for k, v in vars(asked).items() if k != "json"}
-        result = {
-            "settings": settings,
-            "loop/bare": [low, median, high],
-            "by CPU seconds": by_cpu,
-            "loop_seconds": loop,
-            "bare_seconds": bare,
-        }
-        asked.json.write_text(json.dumps({**result, **provenance(device)}, indent=1) + "\n")
+    save(asked, **{"loop/bare": shares, "by CPU seconds": by_cpu, "loop_seconds": loop, "bare_seconds": bare})
 
 
 def _like_cifar(images: int) -> DataSet:

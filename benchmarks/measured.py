@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 import auxnet
 from auxnet.rundir import provenance
@@ -50,6 +52,25 @@ def seconds(task: Task) -> float:
     return time.perf_counter() - began
 
 
+class Operations(TorchDispatchMode):
+    """Counts floating-point operations of products and convolutions, two a multiply-add, backwards of any kind too."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if counted := flop_registry.get(func.overloadpacket):
+            self.count += counted(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def operations(task: Task) -> int:
+    """Floating-point operations of one run of a task."""
+    with Operations() as operations:
+        task()
+    return operations.count
+
+
 def in_turns(tasks: Mapping[str, Task], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
     """Seconds of each task in each round; in a round every task has its turn."""
     rows = [{name: seconds(task) for name, task in tasks.items()} for _ in range(warm_up + rounds)]
@@ -58,7 +79,7 @@ def in_turns(tasks: Mapping[str, Task], rounds: int, warm_up: int = 1) -> dict[s
 
 def ratio(a: list[float], b: list[float], factor: float = 1.0) -> tuple[float, float, float]:
     """Lower quartile, median and upper quartile of factor a / b, round by round."""
-    low, median, high = statistics.quantiles([factor * x / y for x, y in zip(a, b, strict=True)])
+    low, median, high = statistics.quantiles([factor * x / y for x, y in zip(a, b, strict=True)], method="inclusive")
     return low, median, high
 
 

@@ -1,4 +1,4 @@
-"""What bounds a training step: the machine's own matrix products, and the updates' share of live multi-way.
+"""What bounds a training step: the machine's own matrix products, its operators, the updates' share of live multi-way.
 
     python benchmarks/parts.py [--batch-size 128] [--rounds 15] [--threads N] [--json FILE]
 
@@ -13,12 +13,11 @@ import statistics
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
 
 import auxnet
 from auxnet.machine import keep_freed_memory
 from auxnet.update import Update
-from measured import METHODS, SGD, Task, batch_of, in_turns, options, ratio, save, seconds, shown
+from measured import METHODS, SGD, Task, batch_of, in_turns, operations, options, ratio, save, seconds, shown
 
 SIDE = 2048  # of the matrices
 
@@ -35,9 +34,7 @@ def main() -> None:
     for block in ("preact", "original"):
         step = _step("joint", 20, 1, block)
         tasks[f"ResNet-20, {block}"] = lambda step=step: step(*batch)
-        with FlopCounterMode(display=False) as counter:
-            step(*batch)
-        work[f"ResNet-20, {block}"] = counter.get_total_flops()
+        work[f"ResNet-20, {block}"] = operations(tasks[f"ResNet-20, {block}"])
     times = in_turns(tasks, asked.rounds, warm_up=2)
     product = times["matrix product"]
     shares = {n: ratio(product, took, work[n] / work["matrix product"]) for n, took in times.items()}
@@ -48,12 +45,40 @@ def main() -> None:
         table.add_row(name, shown(shares[name], 3), f"{work[name] / 1e9:.1f}", f"{rate:.0f}")
     Console(width=120).print(table)
 
+    profiles = {"ResNet-20": _profile("joint", 1, batch), "AuxNet-20-3 live": _profile("live", 3, batch)}
+    table = Table("share of a step's time", *profiles)
+    for kind in (*KINDS, "all else"):
+        table.add_row(kind, *(f"{shares[kind]:.3f}" for shares in profiles.values()))
+    Console(width=120).print(table)
+
     updates = {f"AuxNet-{depth}-{outputs}": _updates(depth, outputs, asked) for depth, outputs in NETS}
     table = Table("live multi-way", "the K updates' share of the step", "tensors updated", "us a tensor")
     for name, row in updates.items():
         table.add_row(name, shown(row["share"], 4), str(row["tensors"]), f"{row['us_a_tensor']:.0f}")
     Console(width=120).print(table)
-    save(asked, shares=shares, flops=work, seconds=times, updates=updates)
+    save(asked, shares=shares, flops=work, seconds=times, profiles=profiles, updates=updates)
+
+
+KINDS = {
+    "convolutions, forward": ("aten::mkldnn_convolution", "aten::thnn_conv2d", "aten::_slow_conv2d_forward"),
+    "convolutions, backward": ("aten::convolution_backward",),
+    "BatchNorm": ("aten::native_batch_norm", "aten::native_batch_norm_backward"),
+    "ReLU": ("aten::clamp_min_", "aten::threshold_backward"),
+    "sums": ("aten::add", "aten::add_"),
+    "optimizers": ("aten::_fused_sgd_", "Optimizer.step#SGD.step"),
+}
+
+
+def _profile(method: str, outputs: int, batch: tuple[torch.Tensor, torch.Tensor], steps: int = 5) -> dict[str, float]:
+    """The share of each kind of operator in the time of a step, by torch.profiler."""
+    step = _step(method, 20, outputs, "preact")
+    step(*batch)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        for _ in range(steps):
+            step(*batch)
+    spent = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    shares = {kind: sum(spent.get(key, 0) for key in keys) / sum(spent.values()) for kind, keys in KINDS.items()}
+    return shares | {"all else": 1 - sum(shares.values())}
 
 
 NETS = ((20, 3), (56, 5), (110, 5))
