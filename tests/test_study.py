@@ -70,10 +70,26 @@ def test_studies_share_a_training_that_is_the_same_and_no_other():
         for name in ("methods", "gamma", "outputs", "settings", "compact")
     }
     live = names_of["methods"]["live"]
-    assert live == names_of["gamma"]["gamma-2"] == names_of["outputs"]["3"] == names_of["settings"]["paper"]
-    assert live == names_of["compact"]["auxnet-20"]
+    assert live == names_of["gamma"]["gamma-2"] == names_of["outputs"]["3"] == names_of["compact"]["auxnet-20"]
+    assert names_of["settings"]["paper"] == names_of["outputs"]["5"]
     assert names_of["methods"]["plain"] == names_of["compact"]["resnet-20"]
     assert len({name for each in names_of.values() for name in each.values()}) == 24
+
+
+def test_a_scale_is_the_usual_one_but_for_what_a_study_changes_or_its_own(own):
+    usual = read_study("methods", "smoke")
+    own.write_text(OWN[: OWN.index("scales:")])
+    assert read_study(str(own), "smoke").base == usual.base
+    own.write_text(
+        OWN[: OWN.index("scales:")] + "scales: {smoke: {seeds: 5, over: {depth: 14}}, mine: {base: {depth: 20}}}"
+    )
+    changed = read_study(str(own), "smoke")
+    assert changed.base == {**usual.base, "depth": 14}
+    assert changed.seeds == 5
+    with pytest.raises(ValueError, match="'seeds' is missing"):
+        read_study(str(own), "mine")
+    with pytest.raises(ValueError, match="it has no scale 'huge', but smoke, small, full, mine"):
+        read_study(str(own), "huge")
 
 
 def test_where_a_training_runs_changes_no_name_and_anything_else_does():
@@ -109,8 +125,6 @@ def test_a_study_file_that_cannot_be_says_why(own, old, new, words):
 def test_unknown_studies_and_scales_are_one_line(own, capsys):
     assert main(["study", "methds"]) == 2
     assert "there is no study 'methds'; perhaps you meant 'methods'" in capsys.readouterr().err
-    assert main(["study", str(own)]) == 2
-    assert "it has no scale 'small', but smoke" in capsys.readouterr().err
     assert main(["study", "nowhere.yaml"]) == 2
     assert capsys.readouterr().err == "auxnet: there is no study file nowhere.yaml\n"
     assert main(["study", "methods", "--processes", "0"]) == 2

@@ -1,22 +1,20 @@
 """The systems that AuxNet grew from: each a handful of recipe fields, that train and are what they are called."""
 
-from importlib.resources import files
+from dataclasses import replace
 
 import pytest
 import torch
-import yaml
 
 import auxnet
 from auxnet import build, rundir, schedules
-from auxnet.recipe import recipe_from
+from auxnet.studies.spec import SCALES, read_study
 
-STUDY = yaml.safe_load(files("auxnet").joinpath("studies/systems.yaml").read_text(encoding="utf-8"))
-SCALES, SYSTEMS = STUDY["scales"], STUDY["variants"]
+STUDIES = {scale: read_study("systems", scale) for scale in SCALES}
+SYSTEMS = STUDIES["smoke"].variants
 
 
 def recipe_of(system, scale="smoke", **more):
-    merged = {**SCALES[scale]["base"], **SYSTEMS[system], **more}
-    return recipe_from({key: value for key, value in merged.items() if value is not None})
+    return replace(STUDIES[scale].recipe(system, STUDIES[scale].datasets[0]), **more)
 
 
 @pytest.mark.parametrize("scale", SCALES)

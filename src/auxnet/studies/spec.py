@@ -9,7 +9,8 @@
     published:
       live: {error: 5.1, source: "the paper, table 1"}     # in per cent
     scales:
-      small: {seeds: 3, base: {data: cifar10, depth: 20, outputs: 3, epochs: 5}}
+      small: {over: {depth: 32}}                   # what differs from the scale as scales.yaml has it
+      full: {seeds: 3, base: {data: cifar10, depth: 20, outputs: 3, epochs: 100}}       # or one of its own
 
 With `measures: supervision` the trainings are diagnosed too, and a claim can be `of: share`: that the share of
 supervision in the shallowest layer (of the output where it is largest) is greater on the better side.
@@ -35,7 +36,7 @@ from auxnet.recipe import Recipe, nearest, recipe_from
 SCALES = ("smoke", "small", "full")
 WHERE = ("data_dir", "stream", "workers", "device", "threads")  # where a trial runs, which changes nothing it gives
 OF_STUDIES = ("question", "note", "measures", "variants", "claims", "published", "scales")
-OF_SCALES = ("seeds", "base", "datasets", "variants", "claims", "published", "note")
+OF_SCALES = ("seeds", "base", "over", "datasets", "variants", "claims", "published", "note")
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ class Study:
 
 def names() -> list[str]:
     """The studies that come with the program."""
-    return sorted(path.name.removesuffix(".yaml") for path in _home().iterdir() if path.name.endswith(".yaml"))
+    files = {path.name for path in _home().iterdir() if path.name.endswith(".yaml")} - {"scales.yaml"}
+    return sorted(file.removesuffix(".yaml") for file in files)
 
 
 def read_study(name: str, scale: str, seeds: int | None = None) -> Study:
@@ -140,17 +142,14 @@ def _study(name: str, content: Any, scale: str, seeds: int | None) -> Study:
     if not isinstance(content, dict):
         raise ValueError("it must hold 'key: value' lines")
     _check_keys(content, OF_STUDIES, "a study")
-    if scale not in content["scales"]:
-        raise ValueError(f"it has no scale {scale!r}, but {', '.join(content['scales'])}")
-    there = content["scales"][scale]
-    _check_keys(there, OF_SCALES, f"scale {scale}")
+    there = _scale(content.get("scales") or {}, scale)
     variants = {str(key): dict(value or {}) for key, value in (there.get("variants") or content["variants"]).items()}
     claims = tuple(_claim(each, variants) for each in there.get("claims", content.get("claims", ())))
     published = there.get("published", content.get("published", {}))
     seeds = there["seeds"] if seeds is None else seeds
     if not isinstance(seeds, int) or seeds < 1:
         raise ValueError(f"seeds must be 1 or more, got {seeds!r}")
-    base = dict(there["base"])
+    base = {**there["base"], **there.get("over", {})}
     datasets = tuple(there.get("datasets") or [base.get("data", "digits")])
     note = " ".join(filter(None, (content.get("note"), there.get("note"))))
     measures = content.get("measures")
@@ -163,6 +162,16 @@ def _study(name: str, content: Any, scale: str, seeds: int | None) -> Study:
         except ValueError as error:
             raise ValueError(f"variant {variant}: {error}") from None
     return made
+
+
+def _scale(own: Mapping[str, Any], scale: str) -> Any:
+    """A scale as the study has it, over the usual one of that name unless it has a base of its own."""
+    usual = read_yaml(Path(str(_home() / "scales.yaml")))
+    if scale not in {**usual, **own}:
+        raise ValueError(f"it has no scale {scale!r}, but {', '.join({**usual, **own})}")
+    there = own.get(scale) or {}
+    _check_keys(there, OF_SCALES, f"scale {scale}")
+    return there if "base" in there or scale not in usual else {**usual[scale], **there}
 
 
 def _claim(content: Mapping[str, Any], variants: Mapping[str, Any]) -> Claim:
