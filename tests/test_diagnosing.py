@@ -6,7 +6,6 @@ import shutil
 import signal
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +15,8 @@ from auxnet import build, diagnosing, rundir, signals
 from auxnet.cli import main
 from auxnet.distributed import Team, synchronise_norms, unsynchronised
 from auxnet.recipe import Recipe
+from browser import chromium, opened
 
-CHROMIUM = "/usr/bin/chromium"
 TINY = Recipe(depth=8, outputs=3, epochs=2, batch_size=256, threads=1)
 EVIL = "<script>alert(1)</script>"
 
@@ -40,20 +39,8 @@ def content(runs):
 
 
 def drawn(path, scheme="light", width=1200, clicks=()):
-    """What Chromium shows of a page: what the console and the network heard, and the page's own traces and sizes."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: test)")
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"there is no {CHROMIUM}: apt-get install chromium")
-    heard = []
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page.on("console", lambda message: heard.append(message.text))
-        page.on("pageerror", lambda error: heard.append(str(error)))
-        page.on("dialog", lambda dialog: (heard.append(dialog.message), dialog.dismiss()))
-        page.on("request", lambda r: r.url.startswith(("data:", "blob:", path.as_uri())) or heard.append(r.url))
-        page.goto(path.as_uri())
-        page.wait_for_selector("html[data-ready]")
+    """What Chromium shows of a page: the page's own traces and sizes."""
+    with chromium() as browser, opened(browser, path, width, scheme) as page:
         for click in clicks:
             page.locator(click).click()
         plots = page.eval_on_selector_all(
@@ -61,15 +48,12 @@ def drawn(path, scheme="light", width=1200, clicks=()):
             "all => Object.fromEntries(all.map((p) => [p.id, {type: p.layout.yaxis.type, "
             "traces: p.data.map((t) => ({name: t.name, x: [...t.x], y: [...t.y]}))}]))",
         )
-        seen = {
+        return {
             "plots": plots,
             "theme": page.evaluate("document.documentElement.dataset.theme"),
             "width": page.evaluate("document.documentElement.scrollWidth"),
             "headline": page.locator("h1").inner_text(),
         }
-        chromium.close()
-    assert heard == []
-    return seen
 
 
 # ---- of a finished run -----------------------------------------------------------------------------------------

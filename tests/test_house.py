@@ -22,7 +22,7 @@ FLOORS = [
     ["scores", "latency", "evaluation", "thresholds", "exits", "hub", "graphs", "runtimes", "prediction"],
     ["diagnosis", "probing"],
     ["processes", "schedules", "build", "epochs", "train", "plan", "selection", "exporting"],
-    ["report_page", "figures_page", "report", "diagnosis_page", "diagnosing"],
+    ["page_frame", "figures_page", "report_page", "report", "diagnosis_page", "diagnosing"],
     ["space", "settings", "journal", "trials", "worker", "sweeping", "sweep_page"],
     ["spec", "running", "supervising", "verdicts", "ledger", "study_page"],
     ["cli"],

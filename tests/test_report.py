@@ -4,20 +4,19 @@ import base64
 import io
 import json
 import shutil
-from pathlib import Path
+from contextlib import ExitStack
 
 import pytest
 import torch
 
 import auxnet
-from auxnet import build, report, report_page, train
+from auxnet import build, page_frame, report, report_page, train
 from auxnet.cli import main
 from auxnet.data import Split
 from auxnet.recipe import Recipe
 from auxnet.scores import Predictions
+from browser import DARK, check_themes, chromium, opened, theme_of
 
-CHROMIUM = "/usr/bin/chromium"
-QUIET = ("background-networking", "component-update", "sync", "gpu")
 EVIL = "<script>alert(1)</script>"
 
 
@@ -37,38 +36,21 @@ def gathered(run):
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: test)")
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"there is no {CHROMIUM}: apt-get install chromium")
-    with playwright.sync_playwright() as started:
-        args = ["--no-sandbox", "--no-first-run", *(f"--disable-{each}" for each in QUIET)]
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=args)
-        yield chromium
-        chromium.close()
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture
 def open_page(browser, tmp_path):
     """A function that opens runs as a page and fails the test if the console or the network hears of anything."""
-    heard, pages = [], []
+    path = tmp_path / "page.html"
+    with ExitStack() as pages:
 
-    def open_it(runs, width=1280, scheme="light"):
-        path = tmp_path / "page.html"
-        path.write_text(report_page.page(runs, 0.5), encoding="utf-8")
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        pages.append(page)
-        page.on("console", lambda message: heard.append(f"console: {message.text}"))
-        page.on("pageerror", lambda error: heard.append(f"error: {error}"))
-        page.on("dialog", lambda dialog: (heard.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        page.on("request", lambda r: r.url.startswith(("data:", "blob:", path.as_uri())) or heard.append(r.url))
-        page.goto(path.as_uri())
-        page.wait_for_selector("html[data-ready]")
-        return page
+        def open_it(runs, width=1280, scheme="light"):
+            path.write_text(report_page.page(runs, 0.5), encoding="utf-8")
+            return pages.enter_context(opened(browser, path, width, scheme))
 
-    yield open_it
-    for page in pages:
-        page.close()
-    assert heard == []
+        yield open_it
 
 
 def move(page, slider, position):
@@ -190,16 +172,17 @@ def test_a_run_whose_images_are_gone_is_still_shown(run, tmp_path, open_page, ga
 def test_the_command_writes_the_report_and_says_what_it_found(run, capsys):
     assert main(["report", str(run)]) == 0
     assert "good enough" in capsys.readouterr().out
-    assert report_page.is_report(run / "report.html")
+    assert page_frame.is_ours(run / "report.html", "auxnet report")
     assert main(["report", str(run), "--out", str(run / "report.html")]) == 0
 
 
 def test_what_is_not_a_report_is_never_overwritten(run, tmp_path, capsys):
     mine = tmp_path / "mine.html"
-    mine.write_text("my thesis")
-    assert main(["report", str(run), "--out", str(mine)]) == 2
-    assert "mine.html is not a report of this program" in capsys.readouterr().err
-    assert mine.read_text() == "my thesis"
+    for text in ("my thesis", "<p>my notes on auxnet report</p>", '<meta name="generator" content="auxnet reporter">'):
+        mine.write_text(text)
+        assert main(["report", str(run), "--out", str(mine)]) == 2
+        assert "mine.html is not a report of this program" in capsys.readouterr().err
+        assert mine.read_text() == text
 
 
 @pytest.mark.parametrize(
@@ -229,7 +212,7 @@ def test_a_damaged_summary_is_said_in_a_line(run, tmp_path, capsys):
 
 def test_data_cannot_end_the_element_it_lies_in():
     content = {"name": "</script><script>alert(1)</script>", "also": "<!-- & \u2028"}
-    text = report_page.json_inside_html(content)
+    text = page_frame.json_inside_html(content)
     assert not {"<", ">", "&"} & set(text)
     assert json.loads(text) == content
 
@@ -288,13 +271,8 @@ def test_controls_work_from_the_keyboard(gathered, open_page):
 
 
 def test_the_theme_follows_the_system_and_can_be_changed(gathered, open_page):
-    page = open_page([gathered], scheme="dark")
-    ink = "getComputedStyle(document.querySelector('#front-plot .xtitle')).fill"
-    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
-    dark = page.evaluate(ink)
-    page.locator("#theme").click()
-    assert page.evaluate("document.documentElement.dataset.theme") == "light"
-    assert page.evaluate(ink) == "rgb(27, 31, 36)" != dark
+    check_themes(open_page([gathered]), "#front-plot")
+    assert theme_of(open_page([gathered], scheme="dark"), "#front-plot") == DARK
 
 
 def test_every_figure_is_drawn_named_and_fits_a_narrow_screen(gathered, open_page):

@@ -19,6 +19,7 @@ from auxnet.studies.ledger import averages, findings_of
 from auxnet.studies.spec import SCALES, Claim, Side, Trial, names, read_study
 from auxnet.studies.study_page import headline, markdown
 from auxnet.studies.verdicts import in_words, interval, judge
+from browser import check_themes, chromium, opened
 
 OWN = """
 question: does it work?
@@ -225,6 +226,20 @@ def test_a_study_from_its_file_to_its_verdicts(own, tmp_path, capsys, monkeypatc
     assert "5.5 (somebody)" in text
     assert "| does it work?" not in text
     assert (folder / "study.html").read_text().count("<tr") == 2 + 2 + 3
+
+
+def test_the_page_draws_every_figure_in_either_theme(own, tmp_path):
+    evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+    own.write_text(OWN.replace("does it work?", evil).replace("two beats one", evil))
+    words = ["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--threads", "1"]
+    assert main([*words, "--seeds", "2"]) == 0
+    with chromium() as browser, opened(browser, tmp_path / "out" / "own-smoke" / "study.html", width=390) as page:
+        for name in ("differences", "macs", "params", "depth"):
+            assert page.locator(f"#{name}-plot .main-svg").count() > 0, name
+        assert page.locator("h1").inner_text() == evil
+        assert evil in page.locator("#claims").inner_text()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        check_themes(page, "#macs-plot")
 
 
 def test_a_training_that_fails_is_told_and_the_others_go_on(own, tmp_path, capsys):

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,9 +24,9 @@ from auxnet.sweeps import sweep_page, trials, worker
 from auxnet.sweeps.settings import Settings
 from auxnet.sweeps.space import Choices, Range, domain_of, space_from, space_from_words, values_of, written
 from auxnet.sweeps.sweeping import read_sweep, sweep
+from browser import check_themes, chromium, opened
 
 TINY = Recipe(depth=8, outputs=2, epochs=1, batch_size=512, threads=1, device="cpu")
-CHROMIUM = "/usr/bin/chromium"
 
 
 def flags(recipe=TINY):
@@ -425,24 +424,12 @@ def test_show_prints_the_best_trials_and_writes_what_there_is(finished, capsys):
 
 
 def test_the_page_draws_every_figure_and_needs_nothing_from_elsewhere(finished, tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: test)")
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"there is no {CHROMIUM}: apt-get install chromium")
     evil = "<script>alert(1)</script></script><img src=x onerror=alert(2)>"
     worst = replace(finished.trials[-1], state="failed", error=evil)
     shown = replace(finished, folder=finished.folder, trials=(*finished.trials[:-1], worst))
-    (tmp_path / "page.html").write_text(sweep_page.page(shown), encoding="utf-8")
-    heard = []
-    with playwright.sync_playwright() as started:
-        args = ["--no-sandbox", "--no-first-run", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=args)
-        page = browser.new_page(viewport={"width": 390, "height": 900})
-        page.on("console", lambda message: heard.append(message.text))
-        page.on("pageerror", lambda error: heard.append(str(error)))
-        page.on("dialog", lambda dialog: (heard.append(dialog.message), dialog.dismiss()))
-        page.on("request", lambda r: r.url.startswith(("data:", "blob:", "file:")) or heard.append(r.url))
-        page.goto((tmp_path / "page.html").as_uri())
-        page.wait_for_selector("html[data-ready]")
+    path = tmp_path / "page.html"
+    path.write_text(sweep_page.page(shown), encoding="utf-8")
+    with chromium() as browser, opened(browser, path, width=390) as page:
         for name in ("history", "learning", "slices", "together", "importance"):
             assert page.locator(f"#{name}-plot .main-svg").count() > 0, name
         numbers = page.locator("#trials tbody tr").evaluate_all("all => all.map((row) => Number(row.dataset.trial))")
@@ -450,5 +437,10 @@ def test_the_page_draws_every_figure_and_needs_nothing_from_elsewhere(finished, 
         assert page.locator("#trials tr.chosen").get_attribute("data-trial") == str(finished.best.number)
         assert evil in page.locator("#trials").inner_text()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        browser.close()
-    assert heard == []
+        check_themes(page, "#history-plot")
+        lines = "#together-plot .scatterlayer .js-line"
+        bright = page.locator(lines).evaluate_all("all => all.map((line) => getComputedStyle(line).stroke)")
+        page.locator("#theme").click()
+        dim = page.locator(lines).evaluate_all("all => all.map((line) => getComputedStyle(line).stroke)")
+        assert len(bright) == len(dim) > 1
+        assert not {*bright} & {*dim}  # Optuna's lines too are in the colours of the theme

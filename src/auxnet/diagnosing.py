@@ -24,6 +24,7 @@ from auxnet.data import DataSet
 from auxnet.diagnosis import diagnose
 from auxnet.evaluation import fingerprint
 from auxnet.network import AuxNet
+from auxnet.page_frame import is_ours, made_by
 from auxnet.probing import probe
 from auxnet.recipe import Recipe
 from auxnet.schedules import lambdas_at
@@ -94,7 +95,7 @@ def checked_folder(runs: Sequence[Path], out: Path | None) -> Path:
         raise FileNotFoundError(f"there is no folder {folder.parent} to make {folder.name} in")
     if not (folder / "recipe.yaml").is_file():
         for path in (folder / name for name in FILES):
-            if path.exists() and not diagnosis_page.is_ours(path):
+            if path.exists() and not is_ours(path, diagnosis_page.COMMAND):
                 raise FileExistsError(f"{path} is not of this program, and is left alone: give another --out")
     return folder
 
@@ -103,7 +104,7 @@ def write(runs: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     """Write diagnosis.json and diagnosis.html of gathered runs into a folder, made if need be; say where they are."""
     folder.mkdir(exist_ok=True)
     paths = [folder / name for name in FILES]
-    write_json(paths[0], {"made_by": diagnosis_page.MADE_BY, "runs": list(runs)})
+    write_json(paths[0], {"made_by": made_by(diagnosis_page.COMMAND), "runs": list(runs)})
     with whole(paths[1]) as partial:
         headline = compared(runs) if len(runs) > 1 else runs[0]["said"][0]
         partial.write_text(diagnosis_page.page(runs, headline), encoding="utf-8")

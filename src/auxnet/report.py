@@ -24,6 +24,7 @@ from auxnet.evaluation import OutputReport, fingerprint, reports
 from auxnet.exits import exit_macs
 from auxnet.latency import latencies
 from auxnet.network import AuxNet
+from auxnet.page_frame import is_ours
 from auxnet.recipe import Recipe, read_run_recipe
 from auxnet.scores import Predictions, confusion, predictions, reliability, wilson
 from auxnet.selection import MARGIN, choose
@@ -78,7 +79,7 @@ def checked_path(runs: Sequence[Path], out: Path | None) -> Path:
     if out is not None and not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to put {path.name} in")
     own = path.name == "report.html" and (path.parent / "recipe.yaml").is_file()
-    if path.exists() and not own and not report_page.is_report(path):
+    if path.exists() and not own and not is_ours(path, report_page.COMMAND):
         raise FileExistsError(f"{path} is not a report of this program, and is left alone: give another --out")
     return path
 

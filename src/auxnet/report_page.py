@@ -1,69 +1,52 @@
-"""The HTML of a report: one file with its styles, its program (Plotly among it) and its data inside.
-
-What can be read without a program is written here; the figures are drawn by page/report.js. Every text that
-comes from a user passes `escape` on its way into HTML, and `json_inside_html` on its way into the data.
-"""
+"""The page of a report: what is said of runs, and the tables; the figures are drawn by page/report.js."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from html import escape
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
-from auxnet import __version__
+from auxnet.page_frame import columns_of, filled, framed, percent, table_of, tiles_of, unbroken
 from auxnet.recipe import Recipe
+
+COMMAND = "auxnet report"
+LINKS = {
+    "choose": "Choose",
+    "outputs": "Outputs",
+    "learning": "Learning",
+    "exits": "Early exit",
+    "calibration": "Calibration",
+    "confusion": "Confusion",
+    "gallery": "Gallery",
+    "recipe": "Recipe",
+}
 
 Run = dict[str, Any]
 """what `report.gather` returns"""
 
-MARK = '<meta name="generator" content="auxnet report">'
-
-
-def is_report(path: Path) -> bool:
-    """Whether a file is a report of this program."""
-    with path.open("rb") as file:
-        return MARK.encode() in file.read(1000)
-
 
 def page(runs: Sequence[Run], within: float) -> str:
     """The whole page; `within` (points above the lowest validation error) is what counts as good enough."""
-    from plotly.offline import get_plotlyjs
-
     several = len(runs) > 1
     names = " and ".join(dict.fromkeys(run["data"]["name"] for run in runs))
     title = f"{len(runs)} runs on {names}" if several else f"{runs[0]['name']} on {names}"
     parts = {
-        "title": escape(f"auxnet: {title}"),
-        "eyebrow": escape(eyebrow(runs)),
-        "headline": _headlines(runs, within),
-        "tiles": "" if several else _tiles(runs[0]),
-        "notes": "".join(f'<p class="note">{escape(note)}</p>' for note in notes(runs)),
         "outputs_title": "The runs, output by output" if several else "The outputs",
         "ladder": _ladder(runs),
         "recipe": _recipes(runs) + _provenance(runs),
-        "footer": escape(f"Made by auxnet {__version__}. This file is complete in itself and opens offline."),
-        "data": json_inside_html({"within": within, "runs": list(runs)}),
-        "plotly": get_plotlyjs(),
-        "css": asset("report.css"),
-        "js": asset("report.js"),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], asset("report.html"))
-
-
-def json_inside_html(content: Any) -> str:
-    """JSON that no browser can take for the end of the element that it lies in."""
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def asset(name: str) -> str:
-    """A file of the folder page."""
-    return (resources.files("auxnet") / "page" / name).read_text(encoding="utf-8")
+    return framed(
+        COMMAND,
+        f"auxnet: {title}",
+        eyebrow(runs),
+        _headlines(runs, within) + ("" if several else _tiles(runs[0])),
+        notes(runs),
+        LINKS,
+        filled("report.html", parts),
+        "report.js",
+        {"within": within, "runs": list(runs)},
+    )
 
 
 # ---- words -----------------------------------------------------------------------------------------------------
@@ -137,11 +120,7 @@ def _tiles(run: Run) -> str:
         tiles.append((name, f"{chosen[key]:,}", f"whole net: {deepest[key]:,}"))
     if chosen["latency"] is not None:
         tiles.append(("Latency, one image", _ms(chosen["latency"]), f"whole net: {_ms(deepest['latency'])}"))
-    cells = "".join(
-        f'<div><dt>{escape(name)}</dt><dd class="big">{escape(value)}</dd><dd class="small">{escape(aside)}</dd></div>'
-        for name, value, aside in tiles
-    )
-    return f'<dl class="tiles" aria-label="Output {chosen["output"]}">{cells}</dl>'
+    return tiles_of(tiles, f"Output {chosen['output']}")
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------
@@ -168,28 +147,19 @@ def _ladder(runs: Sequence[Run]) -> str:
     )
     words = f"In brackets: 95 % Wilson intervals; {'; '.join(sizes)}. Each output as a model of its own."
     measured = " ".join(dict.fromkeys(run["latency_words"] for run in runs if run["latency_words"]))
-    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="Table of outputs"><table>'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-        f'<p class="under">{escape(f"{words} {measured}")}</p>'
-    )
+    return table_of(heads, lines, "Table of outputs") + f'<p class="under">{escape(f"{words} {measured}")}</p>'
 
 
 def _recipes(runs: Sequence[Run]) -> str:
     """The recipe, what departs from the defaults marked; of several runs a table, what differs marked."""
     default = asdict(Recipe())
     if len(runs) == 1:
-        recipe = runs[0]["recipe"]
-        items = "".join(
-            f"<div{' class=differs' if _value(value) != _value(default[key]) else ''}><dt>{escape(key)}</dt>"
-            f"<dd>{escape(_value(value))}</dd></div>"
-            for key, value in recipe.items()
-        )
+        said = {key: _value(value) for key, value in runs[0]["recipe"].items()}
+        departs = [key for key, value in said.items() if value != _value(default[key])]
         again = escape(f"auxnet train --config {runs[0]['folder']}/recipe.yaml")
         return (
             f'<p class="sub">Marked: what departs from the defaults. The same again: <code>{again}</code></p>'
-            f'<dl class="columns">{items}</dl>'
+            f"{columns_of(said, departs)}"
         )
     lines = []
     for key in default:
@@ -198,11 +168,9 @@ def _recipes(runs: Sequence[Run]) -> str:
         if mark or values[0] != _value(default[key]):
             cells = "".join(f"<td>{escape(value)}</td>" for value in values)
             lines.append(f'<tr{mark}><th scope="row">{escape(key)}</th>{cells}</tr>')
-    head = "".join(f'<th scope="col">{escape(run["name"])}</th>' for run in runs)
     return (
         '<p class="sub">Marked: what differs between the runs. Left out: defaults that all runs share.</p>'
-        '<div class="scroll" tabindex="0" role="region" aria-label="Recipes"><table>'
-        f'<thead><tr><th scope="col">key</th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+        + table_of(["key", *(run["name"] for run in runs)], lines, "Recipes", of_words=True)
     )
 
 
@@ -213,30 +181,19 @@ def _provenance(runs: Sequence[Run]) -> str:
         items = {
             "run": run["folder"],
             "images": f"{images['train']:,} training, {images['val']:,} validation, {images['test']:,} test",
-            "seed": run["seed"],
+            "seed": str(run["seed"]),
             "trained for": f"{run['wall_seconds']:,.0f} s, {run['epochs']['last']} epochs",
             "device": f"{device['name']} ({device['type']}), {device['threads']} of {device['cores']} threads",
             "commit": run["commit"] or "not known (not run from git)",
             **run["versions"],
         }
-        lines = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(str(v))}</dd></div>" for k, v in items.items())
         title = "Provenance" if len(runs) == 1 else f"Provenance of {run['name']}"
-        parts.append(f'<h3>{escape(title)}</h3><dl class="columns">{lines}</dl>')
+        parts.append(f"<h3>{escape(title)}</h3>{columns_of(items)}")
     return "".join(parts)
 
 
 def _value(value: Any) -> str:
     return "none" if value is None else " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def percent(fraction: float) -> str:
-    """0.0875 -> 8.75 %."""
-    return f"{100 * fraction:.2f} %"
-
-
-def unbroken(text: str) -> str:
-    """Escaped, and no line ends between a number and its per cent sign."""
-    return escape(text).replace(" %", "&nbsp;%")
 
 
 def _interval(worth: dict[str, Any]) -> str:

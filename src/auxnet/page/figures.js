@@ -1,20 +1,28 @@
 "use strict";
-// Figures as Plotly describes them, drawn into their places in the colours of the page.
+// Figures as Plotly describes them, drawn into their places in the look of the page. A colour of theirs may be the name
+// of one of the page's ("--accent") or a share of the way along its ramp (0 to 1); a scale of colours is that ramp.
 (() => {
-  const figures = JSON.parse(document.getElementById("data").textContent);
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-  const drawn = Object.entries(figures).map(([id, figure]) => {
-    const layout = {
-      ...figure.layout, title: undefined, template: undefined, width: undefined, height: undefined, autosize: true, dragmode: false,
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      font: { color: colour("ink"), size: 13, family: "system-ui, sans-serif" },
-      margin: { l: 62, r: 20, t: 12, b: 46 },
-    };
-    for (const key of Object.keys(layout).filter((each) => /^[xy]axis/.test(each))) {
-      const ticks = layout[key].type === "log" ? { dtick: "D2" } : {};
-      layout[key] = { ...ticks, gridcolor: colour("grid"), linecolor: colour("line"), zeroline: false, automargin: true, ...layout[key] };
-    }
-    return Plotly.newPlot(`${id}-plot`, figure.data, layout, { responsive: true, displayModeBar: false });
-  });
-  Promise.all(drawn).then(() => { document.documentElement.dataset.ready = ""; });
+  function ofPage(key, value) {
+    if (key === "colorscale") return ramp().map((hex, n, all) => [n / (all.length - 1), hex]);
+    if (key === "color" && typeof value === "number") return along(value);
+    return key === "color" && String(value).startsWith("--") ? colour(value.slice(2)) : value;
+  }
+  function ticks(key, { type }, data) {
+    const values = data.filter((trace) => (trace.xaxis || "x").replace("x", "xaxis") === key).flatMap((trace) => trace.x);
+    return type === "log" && values.length ? decades([Math.log10(Math.min(...values)), Math.log10(Math.max(...values))]) : {};
+  }
+  function drawAll() {
+    const figures = Object.entries(JSON.parse(byId("data").textContent, ofPage));
+    return Promise.all(figures.map(([id, { data, layout }]) => {
+      const { title, template, width, legend, plot_bgcolor, ...own } = layout;
+      for (const key of Object.keys(own).filter((each) => /^[xy]axis/.test(each))) {
+        const { title: words, ...more } = own[key];
+        own[key] = axis(words?.text, { ...ticks(key, more, data), ...more });
+      }
+      if (own.height) byId(`${id}-plot`).style.height = `${own.height}px`;
+      return draw(`${id}-plot`, data, own);
+    }));
+  }
+  redraw = drawAll;
+  drawAll().then(() => { document.documentElement.dataset.ready = ""; });
 })();

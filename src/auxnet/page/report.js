@@ -1,9 +1,7 @@
 "use strict";
-// The figures of an auxnet report, drawn from the JSON in #data. Text from users only ever becomes a text node,
-// or, in Plotly, text with its angle brackets escaped. Every choice is made on validation errors.
+// The figures of a report, drawn from the JSON in #data. Every choice is made on validation errors.
 (() => {
-  const D = JSON.parse(document.getElementById("data").textContent);
-  const byId = (id) => document.getElementById(id);
+  const D = JSON.parse(byId("data").textContent);
   const several = D.runs.length > 1;
   const NO_LIMIT = 200;
   const state = { run: 0, axis: "macs", curve: "val_error", scale: "linear", output: null, curveOutput: 0 };
@@ -13,69 +11,27 @@
     macs: { title: "multiply-adds for one image", word: "MACs", type: "linear", text: count },
     latency: { title: "latency of one image (ms)", word: "ms", type: "linear", text: (v) => `${significant(v)} ms` },
   };
-  const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "pentagon", "star", "x", "hexagon", "triangle-down"];
-  const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
 
   // ---- words and numbers ------------------------------------------------------------------------------------
-  function count(v) {
-    if (v >= 1e9) return `${significant(v / 1e9)} G`;
-    if (v >= 1e6) return `${significant(v / 1e6)} M`;
-    if (v >= 1e3) return `${significant(v / 1e3)} k`;
-    return `${Math.round(v)}`;
-  }
-  function significant(v) { return v >= 100 ? v.toFixed(0) : v >= 10 ? v.toFixed(1) : v.toFixed(2); }
   function percent(v, digits = 2) { return `${(100 * v).toFixed(digits)} %`; }
   function points(v) { return `${v.toFixed(1)} point${v.toFixed(1) === "1.0" ? "" : "s"}`; }
   function interval(e) { return `${(100 * e.low).toFixed(1)} – ${(100 * e.high).toFixed(1)}`; }
-  function safe(text) { return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;"); }
   function short(text, length = 14) { return text.length > length ? `${text.slice(0, length - 1)}…` : text; }
-  function element(tag, text, kind) {
-    const made = document.createElement(tag);
-    if (text !== undefined) made.textContent = text;
-    if (kind) made.className = kind;
-    return made;
-  }
 
   // ---- colours ----------------------------------------------------------------------------------------------
-  const isDark = () => document.documentElement.dataset.theme === "dark";
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-  // Orange to navy on white, violet to yellow on black: readable with every common colour blindness, and in grey.
-  const RAMPS = { light: ["#d9651f", "#bf3a7a", "#7b2a9e", "#12207f"], dark: ["#c05bd8", "#f0709a", "#fba152", "#f6e04a"] };
-  const RUNS = {
-    light: ["#0072b2", "#c24a00", "#00795a", "#a8488a", "#8a6a00", "#444444"],
-    dark: ["#6db9ee", "#ff9a56", "#3fcfa2", "#eb9fd0", "#f0d04c", "#cccccc"],
-  };
-  function ramp(k, K) {
-    const stops = RAMPS[isDark() ? "dark" : "light"].map((hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)));
-    const place = (K > 1 ? k / (K - 1) : 1) * (stops.length - 1), below = Math.min(Math.floor(place), stops.length - 2);
-    const mixed = stops[below].map((v, i) => Math.round(v + (place - below) * (stops[below + 1][i] - v)));
-    return `rgb(${mixed.join(",")})`;
-  }
-  function runColour(r) { const all = RUNS[isDark() ? "dark" : "light"]; return all[r % all.length]; }
+  function ofOutput(k, K) { return along(K > 1 ? k / (K - 1) : 1); }
   function faded(rgb, alpha) {
     const parts = rgb.startsWith("#") ? [1, 3, 5].map((i) => parseInt(rgb.slice(i, i + 2), 16)) : rgb.match(/\d+/g);
     return `rgba(${parts.slice(0, 3).join(",")},${alpha})`;
   }
 
   // ---- plotly -----------------------------------------------------------------------------------------------
-  function axis(title, more = {}) {
-    return {
-      title: { text: title, standoff: 8 }, gridcolor: colour("grid"), linecolor: colour("line"), zeroline: false,
-      automargin: true, ticks: "outside", tickcolor: colour("line"), ...more,
-    };
-  }
-  function draw(id, traces, layout, label) {
-    const place = byId(id), narrow = place.clientWidth < 520;
+  function show(id, traces, layout, label) {
+    const place = byId(id);
     place.classList.remove("absent");
     place.setAttribute("role", "img");
     place.setAttribute("aria-label", label);
-    const base = {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour("ink"), size: narrow ? 12 : 13, family: "system-ui, sans-serif" },
-      margin: { l: narrow ? 48 : 62, r: narrow ? 8 : 20, t: 12, b: 46 }, hovermode: "closest", dragmode: false,
-      hoverlabel: { bgcolor: colour("card"), bordercolor: colour("line"), font: { color: colour("ink") }, align: "left" },
-      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: narrow ? 11 : 12.5 } },
-    };
-    Plotly.react(place, traces, { ...base, ...layout }, { displayModeBar: false, responsive: true });
+    draw(id, traces, layout);
   }
   function absent(id, why) {
     const place = byId(id);
@@ -83,18 +39,6 @@
     place.classList.add("absent");
     place.removeAttribute("role");
     place.textContent = why;
-  }
-  function switcher(id, options, chosen, changed) {
-    const field = byId(id);
-    for (const old of field.querySelectorAll("label")) old.remove();
-    for (const [value, text, off] of options) {
-      const label = element("label"), input = element("input");
-      Object.assign(input, { type: "radio", name: id, value, checked: value === chosen, disabled: Boolean(off) });
-      if (off) label.title = off;
-      input.addEventListener("change", () => changed(value));
-      label.append(input, element("span", text));
-      field.append(label);
-    }
   }
 
   // ---- choosing: the rule of `auxnet select`, on validation errors alone ---------------------------------------
@@ -196,12 +140,12 @@
     });
     const traces = [], top = Math.max(...every.flatMap((o) => [o.val.high, o.test.high])) * 106;
     for (const { r, index } of shown) {
-      const K = r.outputs.length, own = (k) => (several ? runColour(index) : ramp(k, K));
+      const K = r.outputs.length, own = (k) => (several ? shade(index) : ofOutput(k, K));
       const colours = r.outputs.map((_, k) => own(k)), best = front(r.outputs, key), name = several ? safe(r.name) : "";
       const text = r.outputs.map((o) => `<b>${several ? `${name}, ` : ""}output ${o.output}</b>, depth ${o.depth}<br>${count(o.params)} parameters, ${count(o.macs)} MACs` +
         (o.latency === null ? "" : `, ${AXES.latency.text(o.latency)}`) + `<br>validation ${percent(o.val.error)} [${interval(o.val)}], n = ${o.val.n}<br>test ${percent(o.test.error)} [${interval(o.test)}], n = ${o.test.n}`);
       traces.push({ x: best.map((o) => o[key]), y: best.map((o) => 100 * o.val.error), mode: "lines", hoverinfo: "skip", name: several ? name : "Pareto front (validation)",
-        line: { shape: "hv", width: 1.6, dash: several ? DASHES[index % DASHES.length] : "dot", color: several ? runColour(index) : colour("muted") }, legendgroup: `run${index}`, showlegend: !several });
+        line: { shape: "hv", width: 1.6, dash: several ? DASHES[index % DASHES.length] : "dot", color: several ? shade(index) : colour("muted") }, legendgroup: `run${index}`, showlegend: !several });
       for (const [set, open] of [["test", true], ["val", false]])
         r.outputs.forEach((o, k) => traces.push({
           x: [set === "test" ? aside(o[key]) : o[key]], y: [100 * o[set].error], error_y: bars([o], set, open ? faded(colours[k], 0.55) : colours[k]), mode: "markers", text: [text[k]],
@@ -222,7 +166,7 @@
       shapes.push({ type: "rect", xref: "paper", yref: "y", x0: 0, x1: 1, y0: -5, y1: 100 * bar, fillcolor: faded(colour("accent"), 0.1), line: { width: 0 }, layer: "below" });
     if (!shown.length) return absent("front-plot", "Latency was not measured for these runs.");
     const ticks = log ? decades(range) : { tickformat: key === "macs" ? "~s" : "" };
-    draw("front-plot", traces, {
+    show("front-plot", traces, {
       xaxis: axis(kind.title, { type: kind.type, range, ...ticks }), yaxis: axis("error (%)", { range: [-0.03 * top, top] }), shapes, annotations: notes,
     }, `Error against ${kind.title} with 95 percent intervals: ` + every.map((o) => `output ${o.output}: ${kind.text(o[key])}, validation ${percent(o.val.error)}, test ${percent(o.test.error)}`).join("; "));
     const sizes = several ? "see the table for n" : `n = ${run().outputs[0].val.n.toLocaleString("en")} validation and ${run().outputs[0].test.n.toLocaleString("en")} test images`;
@@ -231,11 +175,6 @@
     return undefined;
   }
   function latencyWords() { return state.axis === "latency" && run().latency_words ? ` ${run().latency_words}` : ""; }
-  function decades(range) {
-    const values = [];
-    for (let d = Math.floor(range[0]); d <= Math.ceil(range[1]); d += 1) for (const m of range[1] - range[0] > 2.2 ? [1] : [1, 2, 5]) values.push(m * 10 ** d);
-    return { tickvals: values, ticktext: values.map((v) => count(v).replace(/\.0+ /, " ").replace(/(\.\d*?)0+ /, "$1 ")) };
-  }
 
   // ---- learning curves ---------------------------------------------------------------------------------------------
   function showLearning() {
@@ -245,7 +184,7 @@
       const K = r.curves.outputs.length;
       r.curves.outputs.forEach((o, k) => {
         if (several && state.curveOutput && o.output !== Math.min(state.curveOutput, K)) return;
-        const c = several ? runColour(index) : ramp(k, K);
+        const c = several ? shade(index) : ofOutput(k, K);
         traces.push({ x: r.curves.epochs, y: o[key].map(scaled), mode: r.curves.epochs.length > 1 ? "lines" : "markers", line: { color: c, width: k === K - 1 ? 2.6 : 1.9, dash: several ? DASHES[index % DASHES.length] : DASHES[(K - 1 - k) % DASHES.length] },
           name: several ? `${safe(r.name)}, output ${o.output}` : `output ${o.output} (depth ${o.depth})`,
           hovertemplate: `epoch %{x}: %{y:.4~g}<extra>${several ? `${safe(short(r.name))}, ` : ""}output ${o.output}</extra>` });
@@ -254,8 +193,8 @@
     const r = run();
     for (const epoch of r.curves.drops) shapes.push({ type: "line", x0: epoch - 0.5, x1: epoch - 0.5, y0: 0, y1: 1, yref: "paper", line: { color: colour("muted"), width: 1, dash: "dot" } });
     if (!traces.length || !r.curves.epochs.length) return absent("learning-plot", "metrics.jsonl holds no finished epoch.");
-    draw("learning-plot", traces, {
-      xaxis: axis("epoch", { tickformat: "d" }), yaxis: axis(words[key], { type: state.scale, rangemode: state.scale === "linear" ? "tozero" : "normal", dtick: state.scale === "log" ? "D2" : undefined }), shapes, hovermode: "x unified",
+    show("learning-plot", traces, {
+      xaxis: epochAxis(r.epochs.last), yaxis: axis(words[key], { type: state.scale, rangemode: state.scale === "linear" ? "tozero" : "normal" }), shapes, hovermode: "x unified",
     }, `Learning curves: ${words[key]} after each epoch. ` + traces.map((t) => `${t.name} ends at ${Number(t.y[t.y.length - 1]).toPrecision(3)}`).join("; "));
     const n = r.data.val ? `Validation: n = ${r.data.val.toLocaleString("en")} images that are never trained on. ` : "";
     byId("learning-note").textContent = `${n}The figures of this page are of the last epoch (${r.epochs.last}); the best on validation was ${r.epochs.best}.` + (r.curves.drops.length ? " Dotted: the step size drops." : "");
@@ -272,7 +211,7 @@
     }
     const traces = [];
     for (const { r, index } of with_) {
-      const c = several ? runColour(index) : colour("accent"), p = r.exits.points, name = several ? `${safe(r.name)}: ` : "";
+      const c = several ? shade(index) : colour("accent"), p = r.exits.points, name = several ? `${safe(r.name)}: ` : "";
       const text = p.map((e) => `validation ${percent(e.val_error)}, test ${percent(e.test.error)} [${interval(e.test)}]<br>${count(e.macs)} MACs an image on test<br>` + e.shares.map((s, k) => `output ${k + 1}: ${(100 * s).toFixed(0)} % leave`).join("<br>"));
       if (!several) {
         traces.push({ x: [...p.map((e) => e.macs), ...p.map((e) => e.macs).reverse()], y: [...p.map((e) => 100 * e.test.high), ...p.map((e) => 100 * e.test.low).reverse()], fill: "toself", fillcolor: faded(c, 0.14), line: { width: 0 }, hoverinfo: "skip", mode: "lines", name: "95 % interval (test)" });
@@ -280,14 +219,14 @@
       }
       traces.push({ x: p.map((e) => e.macs), y: p.map((e) => 100 * e.test.error), text, hovertemplate: "%{text}<extra></extra>", mode: "lines+markers", marker: { size: 4, color: c }, line: { color: c, width: 2.2, dash: several ? DASHES[index % DASHES.length] : "solid" }, name: `${name}early exit, test` });
       r.outputs.forEach((o, k) => traces.push({ x: [o.macs], y: [100 * o.test.error], mode: "markers", name: `${name}one output alone, test`, showlegend: k === r.outputs.length - 1, hovertemplate: `output ${o.output} alone: ${percent(o.test.error)}<extra></extra>`,
-        marker: { size: 11, symbol: `${SYMBOLS[k % SYMBOLS.length]}-open`, line: { width: 2 }, color: several ? c : ramp(k, r.outputs.length) } }));
+        marker: { size: 11, symbol: `${SYMBOLS[k % SYMBOLS.length]}-open`, line: { width: 2 }, color: several ? c : ofOutput(k, r.outputs.length) } }));
     }
     const layout = { xaxis: axis("mean multiply-adds an image", { tickformat: "~s" }), yaxis: axis("error (%)", { rangemode: "tozero" }) };
-    draw("exits-plot", traces, layout, "Test error of early exit against the mean multiply-adds of an image, beside each output alone");
+    show("exits-plot", traces, layout, "Test error of early exit against the mean multiply-adds of an image, beside each output alone");
     byId("exits-note").textContent = run().exits.words;
     const p = run().exits.points, K = run().outputs.length;
-    const areas = run().outputs.map((o, k) => ({ x: p.map((e) => e.macs), y: p.map((e) => 100 * e.shares[k]), stackgroup: "one", mode: "lines", line: { width: 0.8, color: colour("card") }, fillcolor: ramp(k, K), name: `output ${o.output}`, hovertemplate: `output ${o.output}: %{y:.1f} %<extra></extra>` }));
-    draw("shares-plot", areas, { xaxis: layout.xaxis, yaxis: axis("share of images (%)", { range: [0, 100] }), hovermode: "x unified", legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal" } }, "Share of test images that leave at each output, against the mean multiply-adds of an image");
+    const areas = run().outputs.map((o, k) => ({ x: p.map((e) => e.macs), y: p.map((e) => 100 * e.shares[k]), stackgroup: "one", mode: "lines", line: { width: 0.8, color: colour("card") }, fillcolor: ofOutput(k, K), name: `output ${o.output}`, hovertemplate: `output ${o.output}: %{y:.1f} %<extra></extra>` }));
+    show("shares-plot", areas, { xaxis: layout.xaxis, yaxis: axis("share of images (%)", { range: [0, 100] }), hovermode: "x unified", legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal" } }, "Share of test images that leave at each output, against the mean multiply-adds of an image");
     byId("shares-note").textContent = `Test images, n = ${run().outputs[0].test.n.toLocaleString("en")}${several ? `; ${run().name}` : ""}.`;
   }
   function missing() { return `Not shown: ${run().missing || "the run holds no such figures"}`; }
@@ -296,9 +235,9 @@
   function showCalibration() {
     const r = run(), o = r.outputs[state.output - 1];
     if (!r.calibration) { byId("calibration-note").textContent = ""; return absent("calibration-plot", missing()); }
-    const { bins, ece } = r.calibration[state.output - 1], c = several ? runColour(state.run) : ramp(state.output - 1, r.outputs.length);
+    const { bins, ece } = r.calibration[state.output - 1], c = several ? shade(state.run) : ofOutput(state.output - 1, r.outputs.length);
     const most = Math.max(...bins.map((b) => b.count));
-    draw("calibration-plot", [
+    show("calibration-plot", [
       { x: [0, 100], y: [0, 100], mode: "lines", line: { color: colour("muted"), dash: "dash", width: 1.4 }, hoverinfo: "skip", name: "perfect" },
       { x: bins.map((b) => 50 * (b.from + b.to)), y: bins.map((b) => b.count), width: bins.map((b) => 96 * (b.to - b.from)), type: "bar", yaxis: "y2", marker: { color: faded(c, 0.3) }, name: "images", hovertemplate: "%{y} images<extra></extra>" },
       { x: bins.map((b) => 100 * b.confidence), y: bins.map((b) => 100 * b.accuracy), mode: "lines+markers", name: `output ${o.output}`, line: { color: c, width: 2 }, marker: { size: 9, color: c, symbol: SYMBOLS[(state.output - 1) % SYMBOLS.length] },
@@ -331,7 +270,7 @@
     const every = C > 26 ? { ...ticks, tickvals: ticks.tickvals.filter((i) => i % Math.ceil(C / 20) === 0), ticktext: ticks.ticktext.filter((_, i) => i % Math.ceil(C / 20) === 0) } : ticks;
     const most = Math.max(1, ...z.flat().filter((v) => v !== null)), notes = [];
     if (C <= 12) table.counts.forEach((row, t) => row.forEach((v, a) => { if (v) notes.push({ x: a, y: t, text: `${v}`, showarrow: false, font: { size: 12, color: a === t ? colour("muted") : z[t][a] > 0.5 * most ? colour("card") : colour("ink") } }); }));
-    draw("confusion-plot", [{ type: "heatmap", z, text, hovertemplate: "%{text}<extra></extra>", hoverongaps: false, xgap: C > 40 ? 0 : 1, ygap: C > 40 ? 0 : 1, zmin: 0, zmax: most,
+    show("confusion-plot", [{ type: "heatmap", z, text, hovertemplate: "%{text}<extra></extra>", hoverongaps: false, xgap: C > 40 ? 0 : 1, ygap: C > 40 ? 0 : 1, zmin: 0, zmax: most,
       colorscale: [[0, colour("card")], [1, isDark() ? "#ffb27a" : "#9a2f00"]], colorbar: { title: { text: "% of the class", side: "right" }, thickness: 12, outlinewidth: 0 } }], {
       xaxis: axis("answer", { ...every, side: "bottom", tickangle: C > 10 || names.some((n) => n.length > 3) ? -45 : 0 }), yaxis: axis("truth", { ...every, autorange: "reversed" }), annotations: notes,
     }, `Confusion of output ${o.output}; most often: ${table.pairs.slice(0, 5).map(([t, a, n]) => `${names[t]} taken for ${names[a]} ${n} times`).join(", ")}`);
@@ -388,21 +327,6 @@
     showGallery();
   }
   function drawFigures() { showLearning(); showExits(); showCalibration(); showConfusion(); }
-  function setTheme(theme) {
-    document.documentElement.dataset.theme = theme;
-    byId("theme").textContent = theme === "dark" ? "Light" : "Dark";
-    byId("theme").setAttribute("aria-label", `Change to ${theme === "dark" ? "light" : "dark"} colours`);
-  }
-  function redraw() { showFront(limits()); drawFigures(); }
-
-  const prefersDark = matchMedia("(prefers-color-scheme: dark)");
-  let chosenTheme = null;
-  setTheme(prefersDark.matches ? "dark" : "light");
-  prefersDark.addEventListener("change", () => { if (!chosenTheme) { setTheme(prefersDark.matches ? "dark" : "light"); redraw(); } });
-  byId("theme").addEventListener("click", () => { chosenTheme = isDark() ? "light" : "dark"; setTheme(chosenTheme); redraw(); });
-  let before = null;
-  addEventListener("beforeprint", () => { before = document.documentElement.dataset.theme; setTheme("light"); redraw(); });
-  addEventListener("afterprint", () => { setTheme(before || "light"); redraw(); });
 
   if (several) {
     byId("run-pick").hidden = false;
@@ -417,6 +341,7 @@
   switcher("scale", [["linear", "Linear"], ["log", "Log"]], state.scale, (v) => { state.scale = v; showLearning(); });
   for (const id of ["within", "max-params", "max-macs", "max-latency"]) byId(id).addEventListener("input", showChoice);
   byId("reset").addEventListener("click", (event) => { event.preventDefault(); resetLimits(); showChoice(); });
+  redraw = () => { showFront(limits()); drawFigures(); };
   showRun();
-  document.documentElement.dataset.ready = "yes";
+  document.documentElement.dataset.ready = "";
 })();

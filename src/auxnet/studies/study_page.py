@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from auxnet.checkpoint import whole
-from auxnet.figures_page import page_of_figures, table_of
-from auxnet.report_page import unbroken
+from auxnet.figures_page import page_of_figures
+from auxnet.page_frame import line_of, table_of, unbroken
 from auxnet.studies.ledger import Average, Findings, MeanAndSpread, Row, averages, write_rows
 from auxnet.studies.verdicts import FEWEST, Verdict, in_words
 
@@ -25,7 +25,7 @@ HEAD = (
     "n",
     "published, %",
 )
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#7f7f7f", "#8c564b", "#17becf", "#9467bd")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "pentagon", "star", "x", "hexagon")
 
 
 def check_folder(folder: Path) -> None:
@@ -108,12 +108,11 @@ def page(found: Findings) -> str:
         f'<td class="wide">{unbroken(in_words(v))}</td></tr>'
         for v in found.verdicts
     ]
-    errors = [
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells_of(found, each))}</tr>"
-        for each in averages(found.rows)
-    ]
-    claimed = {
-        "claims": ("What is claimed, and what was found", table_of(("claim", "sides", "found"), claims, "Claims"))
+    errors = [line_of(cells_of(found, each)) for each in averages(found.rows)]
+    said = table_of(("claim", "sides", "found"), claims, "Claims", of_words=True)
+    sections = {
+        "claims": ("What is claimed, and what was found", said),
+        "errors": ("Every output", table_of(HEAD, errors, "Errors")),
     }
     return page_of_figures(
         "auxnet study",
@@ -124,14 +123,16 @@ def page(found: Findings) -> str:
         "",
         list(notes(found)),
         dict(figures(found)),
-        {**(claimed if claims else {}), "errors": ("Every output", table_of(HEAD, errors, "Errors"))},
+        {name: section for name, section in sections.items() if claims or name != "claims"},
     )
 
 
 def figures(found: Findings) -> Iterator[tuple[str, tuple[str, str, dict[str, Any]]]]:
     """(id, (title, caption, what Plotly draws)): the claims as intervals, and errors against each cost."""
     if told := [v for v in found.verdicts if len(v.differences) > 1]:
-        words = "Mean difference and its 95 % interval; points are seeds. Right of the line speaks for the claim."
+        words = (
+            "Mean difference of test errors, 95 % interval; ticks are seeds. Right of the line speaks for the claim."
+        )
         yield "differences", ("Claims", words, _differences(found, told))
     if any(row["last"] for row in found.rows):
         for key, title in (("macs", "multiply-adds"), ("params", "parameters"), ("depth", "depth")):
@@ -147,7 +148,7 @@ def _differences(found: Findings, told: Sequence[Verdict]) -> dict[str, Any]:
         "name": "seeds",
         "x": [100 * d for v in told for d in v.differences],
         "y": [name for name, v in zip(names, told, strict=True) for _ in v.differences],
-        "marker": {"symbol": "line-ns-open", "size": 12, "color": COLOURS[6]},
+        "marker": {"symbol": "line-ns-open", "size": 12, "color": "--muted"},
     }
     means = {
         "type": "scatter",
@@ -155,17 +156,14 @@ def _differences(found: Findings, told: Sequence[Verdict]) -> dict[str, Any]:
         "name": "mean, 95 %",
         "x": [100 * v.mean for v in told],
         "y": names,
-        "marker": {"size": 10, "color": COLOURS[0]},
+        "marker": {"size": 10, "color": "--accent"},
         "error_x": {"type": "data", "array": [100 * (v.high - v.mean) for v in told], "thickness": 2},
     }
     layout = {
-        "xaxis": {"title": {"text": "difference of the test errors, points"}},
+        "xaxis": {"title": {"text": "difference, points"}},
         "yaxis": {"autorange": "reversed", "showgrid": True},
-        "shapes": [
-            {"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": COLOURS[1]}}
-        ],
+        "shapes": [{"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": "--bad"}}],
         "height": 120 + 44 * len(told),
-        "legend": {"orientation": "h", "y": 1.12},
     }
     return {"data": [seeds, means], "layout": layout}
 
@@ -183,7 +181,7 @@ def _against(found: Findings, key: str, title: str) -> dict[str, Any]:
             "x": [getattr(row, key) for row in ladder],
             "y": [row.test[0] for row in ladder],
             "error_y": {"type": "data", "array": [row.test[1] or 0 for row in ladder], "thickness": 1},
-            "line": {"color": COLOURS[n % len(COLOURS)], "dash": "solid" if n < len(COLOURS) else "dot"},
+            "marker": {"symbol": SYMBOLS[n % len(SYMBOLS)], "size": 8},
         }
         for n, (name, ladder) in enumerate(ladders.items())
     ]

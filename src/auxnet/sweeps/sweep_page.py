@@ -1,8 +1,4 @@
-"""What a sweep leaves for people: trials.csv, best.yaml, and sweep.html, one file with its figures inside.
-
-The figures are Optuna's; every text that comes from a user passes `escape` on its way into HTML, and
-`json_inside_html` on its way into the data.
-"""
+"""What a sweep leaves for people: trials.csv, best.yaml, and sweep.html, whose figures are Optuna's."""
 
 from __future__ import annotations
 
@@ -15,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from auxnet.checkpoint import whole
-from auxnet.figures_page import page_of_figures, table_of
+from auxnet.figures_page import page_of_figures
+from auxnet.page_frame import columns_of, percent, table_of, tiles_of, unbroken
 from auxnet.recipe import write_recipe
-from auxnet.report_page import percent, unbroken
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.space import count_of, shown, written
 from auxnet.sweeps.sweeping import Sweep
@@ -128,12 +124,8 @@ def _tiles(sweep: Sweep) -> str:
         ("Trial", str(best.number), f"{best.epochs} epochs, {best.seconds:,.1f} s"),
         ("Trained in all", f"{seconds:,.1f} s", f"{sum(trial.epochs for trial in sweep.trials):,} epochs"),
     ]
-    cells = "".join(
-        f'<div><dt>{escape(name)}</dt><dd class="big">{escape(value)}</dd><dd class="small">{escape(aside)}</dd></div>'
-        for name, value, aside in tiles
-    )
     again = escape(f"auxnet train --config {sweep.folder}/best.yaml")
-    return f'<dl class="tiles">{cells}</dl><p class="under">The best again, as a run: <code>{again}</code></p>'
+    return tiles_of(tiles, "The best trial") + f'<p class="under">The best again, as a run: <code>{again}</code></p>'
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------
@@ -149,7 +141,7 @@ def _figures(sweep: Sweep) -> Iterator[tuple[str, tuple[str, str, dict[str, Any]
     if complete:
         words = "Each complete trial in the order of their beginning, and the best so far."
         figure = _plain(draw.plot_optimization_history(sweep.study, target_name="validation error"))
-        figure["layout"] |= {"yaxis": in_per_cent, "legend": {"orientation": "h"}}
+        figure["layout"] |= {"yaxis": in_per_cent}
         yield "history", ("History", words, figure)
     if longest := max((trial.epochs for trial in sweep.trials), default=0):
         figure = _plain(draw.plot_intermediate_values(sweep.study))
@@ -157,19 +149,31 @@ def _figures(sweep: Sweep) -> Iterator[tuple[str, tuple[str, str, dict[str, Any]
         figure["layout"] |= {"yaxis": in_per_cent, "xaxis": epochs, "showlegend": False}
         yield "learning", ("Learning", "The error after each epoch; a line that ends early was pruned.", figure)
     if complete:
-        words = "Each field against the error; later trials are darker."
+        words = "Each field against the error; the colour tells the trial."
         yield "slices", ("Slices", words, _plain(draw.plot_slice(sweep.study, **error)))
     if len(complete) > 1:
-        words = "A line per complete trial through what it drew; the better ones are darker."
-        yield "together", ("Together", words, _plain(draw.plot_parallel_coordinate(sweep.study, **error)))
+        words = "A line per complete trial through what it drew, in the colour of its error."
+        yield "together", ("Together", words, _together(_plain(draw.plot_parallel_coordinate(sweep.study, **error))))
     if importance := importance_of(sweep):
         words = (
             "Share of the variance between the complete trials that each field accounts for (fANOVA). With few trials "
             "it says little."
         )
         bars = {"type": "bar", "orientation": "h", "x": list(importance.values())[::-1], "y": list(importance)[::-1]}
-        layout = {"xaxis": {"tickformat": ".0%", "title": {"text": "importance"}, "range": [0, 1]}}
+        layout = {"xaxis": {"tickformat": ".0%", "title": {"text": "importance"}, "range": [0, 1]}, "yaxis": {}}
         yield "importance", ("Importance", words, {"data": [bars], "layout": layout})
+
+
+def _together(figure: dict[str, Any]) -> dict[str, Any]:
+    """Optuna's lines, made for white paper, in colours of the page: by their place on the first axis, the error."""
+    for trace in figure["data"]:
+        if trace["mode"] == "lines":
+            trace |= {"line": {"color": 1 - trace["y"][0], "width": 1.6}, "opacity": 0.8}
+    for note in figure["layout"]["annotations"]:
+        note["font"] = {"color": "--muted", "size": 11}
+    for shape in figure["layout"]["shapes"]:
+        shape["line"] = {"color": "--line", "width": 1}
+    return figure
 
 
 def _plain(figure: Any) -> dict[str, Any]:
@@ -194,18 +198,14 @@ def _trials(sweep: Sweep) -> str:
         lines.append(
             f'<tr data-trial="{trial.number}"{mark}>{body}<td class="wide">{escape(trial.error or "")}</td></tr>'
         )
-    return table_of(head, lines, "Table of trials")
+    return table_of(head, lines, "Table of trials", of_words=True)
 
 
 def _space(sweep: Sweep) -> str:
     space, recipe = sweep.settings.space, asdict(sweep.settings.recipe)
     varied = {field: _in_words(domain) for field, domain in space.items()}
     fixed = {field: shown([value]) for field, value in recipe.items() if field not in space}
-    items = "".join(
-        f"<div{' class=differs' if field in varied else ''}><dt>{escape(field)}</dt><dd>{escape(value)}</dd></div>"
-        for field, value in {**varied, **fixed}.items()
-    )
-    return f'<p class="sub">Marked: what varied.</p><dl class="columns">{items}</dl>'
+    return f'<p class="sub">Marked: what varied.</p>{columns_of({**varied, **fixed}, [*varied])}'
 
 
 def _in_words(domain: Any) -> str:

@@ -1,0 +1,151 @@
+"""The frame of every page: one HTML file with its styles, its programs (Plotly among them) and its data inside.
+
+What can be read without a program is written in Python; the figures are drawn by the programs in the folder page.
+Every text that comes from a user passes `escape` or `unbroken` on its way into HTML, and `json_inside_html` on its
+way into the data.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from auxnet import __version__
+
+
+def framed(
+    command: str,
+    title: str,
+    eyebrow: str,
+    opening: str,
+    notes: Sequence[str],
+    links: Mapping[str, str],
+    sections: str,
+    program: str,
+    data: Any,
+    measured: str = "",
+) -> str:
+    """A whole page, as `command` makes it.
+
+    `opening`, under the eyebrow, and `sections` are HTML already; `links` are {id of a section: what the bar calls
+    it}, `program` is the file of the folder page that draws `data`, and `measured` is said in the footer.
+    """
+    from plotly.offline import get_plotlyjs
+
+    parts = {
+        "command": escape(command),
+        "made_by": escape(made_by(command)),
+        "title": escape(title),
+        "links": "".join(f'<a href="#{name}">{escape(words)}</a>' for name, words in links.items()),
+        "eyebrow": escape(eyebrow),
+        "opening": opening,
+        "notes": "".join(f'<p class="note">{escape(note)}</p>' for note in notes),
+        "sections": sections,
+        "footer": escape(
+            f"Made by {made_by(command)}. This file is complete in itself and opens offline. {measured}".rstrip()
+        ),
+        "data": json_inside_html(data),
+        "plotly": get_plotlyjs(),
+        "style": asset("style.css"),
+        "theme": asset("theme.js"),
+        "plots": asset("plots.js"),
+        "program": asset(program),
+    }
+    return filled("frame.html", parts)
+
+
+def made_by(command: str) -> str:
+    """How a file says which command made it."""
+    return f"{command} {__version__}"
+
+
+def is_ours(path: Path, command: str) -> bool:
+    """Whether a file, a page or JSON, says in its beginning that this command made it, in whichever version."""
+    with path.open("rb") as file:
+        beginning = file.read(1000).decode("utf-8", errors="replace")
+    said = rf'(<meta name="generator" content=|"made_by": )"{re.escape(command)}[ "]'
+    return re.search(said, beginning) is not None
+
+
+def filled(name: str, parts: Mapping[str, str]) -> str:
+    """A file of the folder page with its {{places}} filled; what fills them is not looked into for more."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], asset(name))
+
+
+def asset(name: str) -> str:
+    """A file of the folder page."""
+    return (resources.files("auxnet") / "page" / name).read_text(encoding="utf-8")
+
+
+def json_inside_html(content: Any) -> str:
+    """JSON that no browser can take for the end of the element that it lies in."""
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+# ---- what pages are made of --------------------------------------------------------------------------------------
+
+
+def section_of(name: str, title: str, body: str) -> str:
+    """A card of its own; `body` is HTML."""
+    return f'<section id="{name}" class="card"><h2>{escape(title)}</h2>{body}</section>'
+
+
+def figure_of(name: str, title: str, caption: str, switches: str = "") -> str:
+    """A card with the place in which a figure is drawn, and the HTML of its switches above."""
+    label = escape(f"{title}: {caption}")
+    return section_of(
+        name,
+        title,
+        f'<figure>{switches}<div class="scroll">'
+        f'<div class="plot {name}" id="{name}-plot" role="img" aria-label="{label}"></div></div>'
+        f"<figcaption>{escape(caption)}</figcaption></figure>",
+    )
+
+
+def table_of(head: Sequence[str], lines: Sequence[str], label: str, of_words: bool = False) -> str:
+    """An HTML table of ready rows, that scrolls sideways on a narrow screen; numbers stand right, words left."""
+    cells = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">'
+        f"<table{' class=words' if of_words else ''}>"
+        f"<thead><tr>{cells}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def line_of(cells: Sequence[Any]) -> str:
+    """A row of a table, of plain texts and numbers."""
+    return f"<tr>{''.join(f'<td>{unbroken(str(cell))}</td>' for cell in cells)}</tr>"
+
+
+def tiles_of(tiles: Sequence[tuple[str, str, str]], label: str) -> str:
+    """The numbers that matter most: (name, value, what is said beside it)."""
+    cells = "".join(
+        f'<div><dt>{escape(name)}</dt><dd class="big">{escape(value)}</dd><dd class="small">{escape(aside)}</dd></div>'
+        for name, value, aside in tiles
+    )
+    return f'<dl class="tiles" aria-label="{escape(label)}">{cells}</dl>'
+
+
+def columns_of(items: Mapping[str, str], marked: Sequence[str] = ()) -> str:
+    """Names and values in two columns, some of them marked."""
+    cells = "".join(
+        f"<div{' class=differs' if name in marked else ''}><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
+        for name, value in items.items()
+    )
+    return f'<dl class="columns">{cells}</dl>'
+
+
+def percent(fraction: float) -> str:
+    """0.0875 -> 8.75 %."""
+    return f"{100 * fraction:.2f} %"
+
+
+def unbroken(text: str) -> str:
+    """Escaped, and no line ends between a number and its per cent sign."""
+    return escape(text).replace(" %", "&nbsp;%")
