@@ -33,14 +33,12 @@ def main() -> None:
     parser.add_argument("--data-dir")
     asked = parser.parse_args()
     asked.results.mkdir(parents=True, exist_ok=True)
-    usual = read_study("methods", asked.scale).base
     parts = [
         f"# The studies at their {asked.scale} scale",
-        f"{usual['data']} at {usual['image_size']} pixels a side, {usual['train_images']:,} training images, "
-        f"{usual['epochs']} epochs of batches of {usual['batch_size']}: what is said is said of this scale alone, not "
-        "of the paper's 400 epochs at 32x32. Made by `auxnet study NAME` and `benchmarks/ledger.py`. Each folder: "
-        "`study.md`, `ledger.jsonl` (a row per training: recipe, seed, commit, versions, device, time, last and "
-        "best-on-validation errors), `outputs.csv`, pictures. No seed that was trained for all variants is left out.",
+        "What is said is said of this scale alone, which each `study.md` describes; the paper's is 400 epochs. Made by "
+        "`auxnet study NAME` and `benchmarks/ledger.py`. Each folder: `study.md`, `ledger.jsonl` (a row per training: "
+        "recipe, seed, commit, versions, device, time, last and best-on-validation errors), `outputs.csv`, pictures. "
+        "No seed that was trained for all variants is left out.",
     ]
     for name in sorted(names(), key=lambda name: (name not in FIRST, FIRST.index(name) if name in FIRST else name)):
         study = _whole(name, asked.scale, asked.out)

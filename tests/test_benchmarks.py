@@ -5,16 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_gpu_benchmark_runs_small_on_any_machine(tmp_path, precision):
-    words = ["--tiny", "--threads", "1", "--precision", precision, "--json", str(tmp_path / "out.json")]
+def test_the_gpu_benchmark_runs_small_on_any_machine(tmp_path):
+    words = ["--tiny", "--threads", "1", "--precision", "bfloat16", "--json", str(tmp_path / "out.json")]
     subprocess.run([sys.executable, str(BENCHMARKS / "gpu.py"), *words], check=True, capture_output=True, timeout=300)
     said = json.loads((tmp_path / "out.json").read_text())
     assert len(said["rows"]) == 7
-    assert all(row["images_per_second"] > 0 and row["minutes"] > 0 for row in said["rows"].values())
+    assert all(
+        row["images_per_second"] > 0 and row["minutes"] > 0 and row["flops"] > 0 for row in said["rows"].values()
+    )
     assert {"versions", "commit", "device"} <= set(said)

@@ -394,15 +394,29 @@ def test_clip_bounds_the_gradient_of_every_update(make):
 
 
 @pytest.mark.parametrize("mode", ["live", "frozen"])
-def test_features_are_old_ones_also_where_two_segments_share_a_weight(mode):
-    """x_2 is made of the weight as it was before the update of output 1, though both have it."""
+@pytest.mark.parametrize("of_head", [False, True])
+def test_features_are_old_ones_also_where_two_parts_share_a_weight(mode, of_head):
+    """x_2 is made of the weight as it was before the update of output 1, though S_1 or H_1 has it too."""
     net, data = hand_net(), batches(1)
-    net.segments[1][0].weight = net.segments[0][0].weight
+    if of_head:
+        net.heads[0].weight = net.segments[1][0].weight
+        net.heads[0].bias = nn.Parameter(torch.zeros(WIDTH, dtype=torch.float64))
+    else:
+        net.segments[1][0].weight = net.segments[0][0].weight
     W, V, b = weights_of(net)
     features = hand_features(W, data[0][0])
     expected = [hand_head(v, c, x, data[0][1])[0] for v, c, x in zip(V, b, features[1:], strict=True)]
     losses = auxnet.multiway(net, sgd(), WEIGHTS, mode=mode).step(*data[0])
     torch.testing.assert_close(losses, torch.stack(expected), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["live", "frozen"])
+def test_a_segment_that_writes_over_what_a_head_has_read_is_refused(mode):
+    net = hand_net()
+    net.segments[1] = nn.Sequential(nn.ReLU(inplace=True), *net.segments[1])
+    method = auxnet.multiway(net, sgd(), WEIGHTS, mode=mode)
+    with pytest.raises(RuntimeError, match="segment 2 changes its input in place, which head 1 has read"):
+        method.step(*batches(1)[0])
 
 
 @pytest.mark.parametrize("outputs", [2, 3, 9])

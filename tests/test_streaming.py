@@ -50,7 +50,7 @@ def assert_same_epochs(one: list[torch.Tensor], two: list[torch.Tensor]) -> None
     assert all(map(torch.equal, one, two))
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("workers", [0, 3])
 @pytest.mark.parametrize("form", [folder_of, shards_of])
 def test_a_streamed_epoch_equals_the_epoch_in_memory_bit_for_bit(form: Any, workers: int, home: Path) -> None:
     own = str(form(home))

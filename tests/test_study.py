@@ -87,10 +87,13 @@ def test_a_scale_is_the_usual_one_but_for_what_a_study_changes_or_its_own(own):
     changed = read_study(str(own), "smoke")
     assert changed.base == {**usual.base, "depth": 14}
     assert changed.seeds == 5
+    assert changed.note.endswith("Here depth 14.")
     with pytest.raises(ValueError, match="'seeds' is missing"):
         read_study(str(own), "mine")
     with pytest.raises(ValueError, match="it has no scale 'huge', but smoke, small, full, mine"):
         read_study(str(own), "huge")
+    own.write_text(OWN[: OWN.index("scales:")] + "scales: {full: {over: {data: digits}}}")
+    assert read_study(str(own), "full").datasets == ("digits",)  # not the usual three
 
 
 def test_where_a_training_runs_changes_no_name_and_anything_else_does():

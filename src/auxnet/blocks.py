@@ -3,8 +3,7 @@
     x_{l+1} = f(h(x_l) + F(x_l, W_l))      plain: h = 0;  original: f = ReLU, h = identity;  preact: f = identity
 
 F is two 3x3 convolutions, or a bottleneck of three: 1x1, 3x3 (which has the stride), 1x1. Where the shape changes h is
-a subsampling padded with zeros (option A), or a 1x1 convolution (option B). ReLUs and sums work in place, on what a BN
-or a convolution has just made and does not look at again.
+a subsampling padded with zeros (option A), or a 1x1 convolution (option B).
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class PostActivationBlock(nn.Module):
             shortcut = x[:, :, :: self.stride, :: self.stride] if self.stride > 1 else x
             if self.padding:
                 shortcut = F.pad(shortcut, (0, 0, 0, 0, 0, self.padding))
-            residual += shortcut
+            residual = residual + shortcut
         return F.relu(residual, inplace=True)
 
 
@@ -72,7 +71,7 @@ class ProjectedBlock(nn.Module):
         """[N, channels_in, H, W] -> [N, channels, H / stride, W / stride]."""
         residual = self.residual(x)
         if self.skip:
-            residual += x if self.project is None else self.project(x)
+            residual = residual + (x if self.project is None else self.project(x))
         return F.relu(residual, inplace=True)
 
 
@@ -93,7 +92,7 @@ class PreActivationBlock(nn.Module):
         activated = F.relu(self.bn1(x), inplace=True)
         shortcut = x if self.project is None else self.project(activated)
         residual = F.relu(self.bn2(self.conv1(activated)), inplace=True)
-        return cast(Tensor, self.conv2(residual).add_(shortcut))
+        return cast(Tensor, self.conv2(residual)) + shortcut
 
 
 class PreActivationBottleneck(nn.Module):
@@ -116,7 +115,7 @@ class PreActivationBottleneck(nn.Module):
         shortcut = x if self.project is None else self.project(activated)
         residual = F.relu(self.bn2(self.conv1(activated)), inplace=True)
         residual = F.relu(self.bn3(self.conv2(residual)), inplace=True)
-        return cast(Tensor, self.conv3(residual).add_(shortcut))
+        return cast(Tensor, self.conv3(residual)) + shortcut
 
 
 class Classifier(nn.Module):

@@ -31,6 +31,21 @@ def losses_of(logits: Sequence[Tensor], labels: Tensor, loss: Loss, taught: Taug
     return [*(taught(z, labels, final.detach()) for z in auxiliary), loss(final, labels)]
 
 
+def unchanged(features: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The features, each checked once the next is made: a head would else read it before a segment writes over it.
+
+    Raises RuntimeError for a segment that begins by changing its input in place.
+    """
+    last: tuple[Tensor, int] | None = None
+    for k, x in enumerate(features, start=1):
+        if last is not None and last[0]._version != last[1]:
+            raise RuntimeError(
+                f"segment {k} changes its input in place, which head {k - 1} has read: inplace=False there"
+            )
+        last = x, x._version
+        yield x
+
+
 class Supervised(NamedTuple):
     """What head k = 0..K-1 makes of its feature."""
 

@@ -19,7 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from auxnet.gradients import Combine, Loss, Supervised, Taught, combined, gradients, losses_of, parameters, supervise
+from auxnet.gradients import (
+    Combine,
+    Loss,
+    Supervised,
+    Taught,
+    combined,
+    gradients,
+    losses_of,
+    parameters,
+    supervise,
+    unchanged,
+)
 from auxnet.network import AuxNet, statistics_kept
 from auxnet.update import Average, Gradients, Method, Optimizer, Part, Update, Weights, alone
 
@@ -152,7 +163,7 @@ def multiway(
     else:
         updates, optimizers = _parts_of_one_update(net, optimizer, clip, average)
     shallow_first = order == "shallow_first"
-    tied = len(parameters(net.segments)) < sum(len(parameters(segment)) for segment in net.segments)
+    tied = len(parameters(net)) < sum(len(parameters(part)) for part in (*net.segments, *net.heads))
 
     def weigh(weights: Weights) -> None:
         lambdas[:] = _checked(net, weights)
@@ -162,7 +173,8 @@ def multiway(
         if mode == "live" and torch.is_autocast_enabled(images.device.type):
             raise RuntimeError("autocast keeps casts of old weights: live would be frozen; use precision.lowered(net)")
         # Updates 1..k-1 leave S_k alone: x_k, made only when its turn comes, is the old feature all the same.
-        numbered = enumerate(net.crossing(images) if shallow_first and not tied else net.features(images))
+        features = unchanged(net.crossing(images))
+        numbered = enumerate(features if shallow_first and not tied else list(features))
         supervised: Iterable[Supervised]
         supervised = supervise(net.heads, numbered if shallow_first else reversed([*numbered]), labels, loss, taught)
         if step_scale == "adaptive":  # the one rule that needs all losses before the first backward
@@ -215,16 +227,16 @@ def _fused(
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         c = step_scales(lambdas, step_scale)
-        losses, features, entering, of_heads = [], [], [], Gradients()
+        losses, reached, entering, of_heads = [], [], [], Gradients()
         for k, x, L, supervision, of_head in supervise(
             net.heads, enumerate(net.crossing(images)), labels, loss, taught
         ):
             losses.append(L)
             if lambdas[k] > 0:
-                features.append(x)
+                reached.append(x)
                 entering.append(c[k] * lambdas[k] * supervision)
             of_heads += of_head if lambdas[k] > 0 else [None] * len(of_head)
-        of_trunk = gradients(features, trunk_parameters, entering)
+        of_trunk = gradients(reached, trunk_parameters, entering)
         update([*of_trunk, *of_heads])
         return average(torch.stack(losses))
 

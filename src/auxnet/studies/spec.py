@@ -171,7 +171,14 @@ def _scale(own: Mapping[str, Any], scale: str) -> Any:
         raise ValueError(f"it has no scale {scale!r}, but {', '.join({**usual, **own})}")
     there = own.get(scale) or {}
     _check_keys(there, OF_SCALES, f"scale {scale}")
-    return there if "base" in there or scale not in usual else {**usual[scale], **there}
+    if "base" in there or scale not in usual:
+        return there
+    over, merged = there.get("over", {}), {**usual[scale], **there}
+    if over and "note" not in there:
+        merged["note"] += f" Here {', '.join(f'{key} {value}' for key, value in over.items())}."
+    if "data" in over and "datasets" not in there:
+        merged.pop("datasets", None)
+    return merged
 
 
 def _claim(content: Mapping[str, Any], variants: Mapping[str, Any]) -> Claim:
