@@ -1,6 +1,7 @@
 """The command line as a person meets it: every error one line, the right exit status, nothing lost."""
 
 import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -9,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 import auxnet
-from auxnet.cli import COMMANDS, main
+from auxnet.cli import COMMANDS, main, screen
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data"
 FAST = ["--depth", "8", "--epochs", "1", "--batch-size", "256", "--threads", "1"]
@@ -261,3 +263,48 @@ def test_the_real_cifar10_is_found_in_a_data_dir(capsys):
     ]
     assert main(words) == 0
     assert "45,000 training, 5,000 validation and 10,000 test images" in capsys.readouterr().out
+
+
+def told(width):
+    """A table on a terminal of so many columns, as lines."""
+    console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
+    table = screen.table("the outputs", "", "output", "points behind the chosen", "McNemar's p")
+    table.add_row("chosen", "1", "+6.67 (-3.3 .. +16.7)", "0.062")
+    table.add_row("", "2", "+0.10 (-1.3 .. +1.5)", "1")
+    screen.print_table(console, table)
+    return [line.strip() for line in console.file.getvalue().splitlines()]
+
+
+def test_a_terminal_too_narrow_for_a_table_loses_no_figure():
+    assert any("points behind the chosen" in line for line in told(90))
+    broken = told(56)
+    assert any(line.startswith("points") for line in broken)
+    assert any("+6.67 (-3.3 .. +16.7)" in line and "0.062" in line for line in broken)
+    assert told(40)[1:] == [
+        "- chosen, output 1, points behind the chosen +6.67 (-3.3 .. +16.7), McNemar's p 0.062",
+        "- output 2, points behind the chosen +0.10 (-1.3 .. +1.5), McNemar's p 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "--epochs", "five"], "--epochs must be a whole number, got 'five'"),
+        (["train", "--epochs", "0"], "epochs must be 1 or more, got 0"),
+        (["select", "RUN", "--within", "x"], "--within must be a number, got 'x'"),
+        (["export", "RUN", "--output", "two"], "--output must be a whole number, got 'two'"),
+        (["train", "--device", "gpu"], "device must be auto, cpu, cuda, cuda:NUMBER or mps, got 'gpu'"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_said_in_words(words, said, capsys, tmp_path):
+    assert main([*words, *(["--out", str(tmp_path / "run")] if words[0] == "train" else [])]) == 2
+    assert capsys.readouterr().err.startswith(f"auxnet: {said}")
+
+
+def test_an_interrupt_with_nothing_to_save_says_that_it_was_one(monkeypatch, capsys):
+    def stopped(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("auxnet.cli.reporting.report", stopped)
+    assert main(["report", "run"]) == 130
+    assert capsys.readouterr().err == "auxnet: interrupted\n"

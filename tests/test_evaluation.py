@@ -128,6 +128,6 @@ def test_a_damaged_or_foreign_run_is_one_line(run, tmp_path, capsys, command):
 @pytest.mark.parametrize("command", ["evaluate", "select", "exits"])
 def test_settings_that_cannot_be_are_one_line(run, capsys, command):
     fails(capsys, [command, run, "--threads", "0"], 2, "threads must be 1 or more, got 0")
-    fails(capsys, [command, run, "--device", "abacus"], 2, "device 'abacus' cannot be used here")
+    fails(capsys, [command, run, "--device", "abacus"], 2, "mps, got 'abacus'")
     fails(capsys, [command, run, "--output", "2"], 2, "--output")
     fails(capsys, [command], 2, "run")

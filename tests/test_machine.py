@@ -38,7 +38,7 @@ def test_a_busy_machine_is_told_and_an_idle_one_or_a_single_thread_is_not(monkey
     monkeypatch.setattr(machine, "cores", lambda: 4)
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(os, "getloadavg", lambda: (2.9, 0.0, 0.0))
-    assert machine.crowded(4) == "about 3 of 4 CPU cores are busy: 4 threads may be slower than --threads 1"
+    assert machine.crowded(4) == "3 of 4 CPU cores have other work: 4 threads may be slower than --threads 1"
     assert machine.crowded(1) is None
     monkeypatch.setattr(os, "getloadavg", lambda: (0.2, 9.0, 9.0))
     assert machine.crowded(4) is None

@@ -106,7 +106,7 @@ def test_csv_and_json_lines_can_be_read_back(run, folder, capsys):
     rows = list(csv.DictReader(io.StringIO(out)))
     assert list(rows[0]) == ["image", "output", "class_1", "probability_1", "class_2", "probability_2"]
     assert rows[0]["image"] == str(folder / "0, a.png")
-    assert "1 of the images were resized" in err
+    assert "resized 1 of the images" in err
     assert main(["predict", str(run), str(folder), "--format", "jsonl"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["image"] for line in lines] == [row["image"] for row in rows]

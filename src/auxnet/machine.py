@@ -29,6 +29,9 @@ def device_of(recipe: Recipe) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu, cuda, cuda:NUMBER or mps, got {name!r}") from None
+    try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {name!r} cannot be used here ({first_line(error)}); try 'cpu'") from None
@@ -104,5 +107,6 @@ def crowded(threads: int) -> str | None:
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     free = max(1, round(there - busy))
     if free < threads:
-        return f"about {busy:.0f} of {there} CPU cores are busy: {threads} threads may be slower than --threads {free}"
+        load = f"{min(busy, there):.0f} of {there} CPU cores have other work"
+        return f"{load}: {threads} threads may be slower than --threads {free}"
     return None

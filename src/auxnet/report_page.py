@@ -9,6 +9,7 @@ from typing import Any
 
 from auxnet.page_frame import columns_of, filled, framed, percent, table_of, tiles_of, unbroken
 from auxnet.recipe import Recipe
+from auxnet.selection import too_few
 
 COMMAND = "auxnet report"
 LINKS = {
@@ -91,6 +92,7 @@ _COSTS = (("params", "parameters"), ("macs", "multiply-adds"))
 def notes(runs: Sequence[Run]) -> list[str]:
     """What a reader must know before trusting the figures."""
     said = [f"{run['name']}: some figures are missing, as {run['missing']}." for run in runs if run["missing"]]
+    said += [f"{run['name']}: {few}." for run in runs if (few := too_few(run["data"]["val"]))]
     if len({run["data"]["name"] for run in runs}) > 1:
         said.append("These runs are of different data sets: their errors cannot be compared.")
     elif len({(run["seed"], run["recipe"]["val_fraction"]) for run in runs}) > 1:

@@ -20,6 +20,7 @@ from auxnet.recipe import read_run_recipe
 from auxnet.scores import Comparison, Predictions, compare, predictions
 
 MARGIN = 0.005
+FEW = 100  # validation images, with fewer of which little can be told
 UNITS = {"params": "parameters", "macs": "MACs", "latency": "ms for one image"}
 
 
@@ -74,6 +75,13 @@ def select(
         device = device_of(recipe)
         net, dataset = to_device(load(run), device), load_data(recipe)
         return select_on(net, evaluation_batches(dataset.val, dataset, device), within=within, **limits)
+
+
+def too_few(images: int) -> str | None:
+    """Why little can be told on so few validation images; None if they are not few."""
+    if images >= FEW:
+        return None
+    return f"{images} validation images are few, one of them is {100 / images:.2g} points: val_fraction gives more"
 
 
 def select_on(

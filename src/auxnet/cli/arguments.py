@@ -60,4 +60,17 @@ def _one_line(box: str) -> str:
             parts[-1].append(text)
     complaint, *further = filter(None, parts[1:])  # above the first border stands at most a title
     suggestion = f"; perhaps you meant {further[0][1]}" if further and further[0][0] == "Perhaps you meant:" else ""
-    return " ".join(complaint).rstrip(".") + suggestion
+    return _in_words(" ".join(complaint).rstrip(".")) + suggestion
+
+
+def _in_words(complaint: str) -> str:
+    """Without what Python and tyro say of types."""
+    found = re.match(r"Error parsing ([\w.-]+): (.*)", complaint)
+    if found is None:
+        return complaint
+    flag, why = found.groups()
+    kinds = {"invalid literal for int": "a whole number", "could not convert string to float": "a number"}
+    for said, wanted in kinds.items():
+        if value := re.search(rf"{said}[^:]*: ('[^']*')", why):
+            return f"{flag} must be {wanted}, got {value[1]}"
+    return complaint if flag.startswith("-") else why  # a rule of the recipe names its field itself

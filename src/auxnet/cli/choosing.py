@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional
 
@@ -97,11 +96,12 @@ def evaluate(words: list[str]) -> None:
         return
     console = screen.console()
     for title, reports in zip(("validation", "test"), by_split.values(), strict=True):
-        console.print(_worth_table(f"{title}, {reports[0].images:,} images (95 % intervals)", reports))
-    console.print(_cost_table(by_split["val"], latency))
+        images = f"{title}, {reports[0].images:,} images (95 % intervals)"
+        screen.print_table(console, _worth_table(images, reports))
+    screen.print_table(console, _cost_table(by_split["val"], latency))
     names = run.dataset.classes
     if options.classes:
-        console.print(_classes_table("test error by class", names, by_split["test"]))
+        screen.print_table(console, _classes_table("test error by class", names, by_split["test"]))
     else:
         for report in by_split["test"]:
             screen.print_line(console, f"output {report.output} errs most, on test, on {_worst(names, report)}")
@@ -120,6 +120,7 @@ def select(words: list[str]) -> int:
     with screen.working("comparing the outputs"), opening as run:
         from auxnet.evaluation import evaluate as measure
         from auxnet.selection import select_on as choose
+        from auxnet.selection import too_few
 
         choice = choose(run.net, run.batches("val"), within=within, **limits)
         test = measure(run.net, run.batches("test"))  # after the choice, and only to report it
@@ -128,8 +129,10 @@ def select(words: list[str]) -> int:
         print(json.dumps({**asdict(choice), "test": None if chosen is None else asdict(chosen)}, indent=2))
     else:
         console = screen.console()
-        console.print(_candidates_table(choice))
+        screen.print_table(console, _candidates_table(choice))
         screen.print_line(console, choice.reason)
+        if few := too_few(choice.candidates[0].report.images):
+            screen.print_line(console, f"note: {few}")
         if chosen is not None:
             images = f"{chosen.images:,} test images, which no choice has seen"
             screen.print_line(console, f"output {chosen.output} errs by {interval(chosen)} on {images}")
@@ -222,16 +225,8 @@ def points_between(found: Comparison) -> str:
     return f"{100 * found.difference:+.2f} ({100 * found.low:+.1f} .. {100 * found.high:+.1f}) points"
 
 
-def table(title: str, *columns: str) -> Table:
-    """An empty table, its columns to the right."""
-    made = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
-    for column in columns:
-        made.add_column(column, justify="right")
-    return made
-
-
 def _worth_table(title: str, reports: Sequence[OutputReport]) -> Table:
-    made = table(title, "output", "depth", "error", "log-loss", "calibration error")
+    made = screen.table(title, "output", "depth", "error", "log-loss", "calibration error")
     for r in reports:
         made.add_row(str(r.output), str(r.depth), interval(r), f"{r.loss:.4f}", screen.per_cent(r.calibration_error))
     return made
@@ -239,7 +234,7 @@ def _worth_table(title: str, reports: Sequence[OutputReport]) -> Table:
 
 def _cost_table(reports: Sequence[OutputReport], latency: Sequence[Latency] | None) -> Table:
     if latency is None:
-        made = table("each output as a model of its own", "output", "parameters", "MACs")
+        made = screen.table("each output as a model of its own", "output", "parameters", "MACs")
         for r in reports:
             made.add_row(str(r.output), screen.count(r.params), screen.count(r.macs))
         return made
@@ -249,7 +244,7 @@ def _cost_table(reports: Sequence[OutputReport], latency: Sequence[Latency] | No
     for timing in latency[0].timings:
         columns += [f"ms, batch {timing.batch}", "images/s"]
     title = f"each output as a model of its own: median time (quartiles) on {where}; peak of tensors held, one image"
-    made = table(title, *columns, "peak memory")
+    made = screen.table(title, *columns, "peak memory")
     for r, costs in zip(reports, latency, strict=True):
         cells = [str(r.output), screen.count(r.params), screen.count(r.macs)]
         for t in costs.timings:
@@ -259,7 +254,7 @@ def _cost_table(reports: Sequence[OutputReport], latency: Sequence[Latency] | No
 
 
 def _classes_table(title: str, names: Sequence[str], reports: Sequence[OutputReport]) -> Table:
-    made = table(title, "class", *(f"output {r.output}" for r in reports))
+    made = screen.table(title, "class", *(f"output {r.output}" for r in reports))
     for name, *errors in zip(names, *(r.class_errors for r in reports), strict=True):
         made.add_row(str(name), *("-" if error is None else screen.per_cent(error) for error in errors))
     return made
@@ -275,7 +270,7 @@ def _candidates_table(choice: Choice) -> Table:
     timed = choice.candidates[0].latency is not None
     columns = ["", "output", "depth", "parameters", "MACs", *(["ms, batch 1"] if timed else []), "val. error"]
     title = f"on {choice.candidates[0].report.images:,} validation images (95 % intervals)"
-    made = table(title, *columns, "points behind the chosen", "McNemar's p", "")
+    made = screen.table(title, *columns, "points behind the chosen", "McNemar's p", "")
     for c in choice.candidates:
         r, against = c.report, c.against_chosen
         mark = "chosen" if r.output == choice.output else "" if c.meets else "over budget"

@@ -13,7 +13,7 @@ from tyro.conf import FlagCreatePairsOff, Positional
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import parse
-from auxnet.cli.choosing import opened, table
+from auxnet.cli.choosing import opened
 from auxnet.recipe import read_run_recipe
 
 
@@ -68,8 +68,8 @@ def diagnose(words: list[str]) -> None:
         print(json.dumps(json.loads(paths[0].read_text()), indent=2))
         return
     for run in gathered:
-        console.print(_layers_table(run))
-        console.print(_gradients_table(run))
+        screen.print_table(console, _layers_table(run))
+        screen.print_table(console, _gradients_table(run))
     for run in gathered:
         for said in run["said"]:
             screen.print_line(console, f"{run['name']}: {said}")
@@ -86,7 +86,7 @@ def _layers_table(run: dict[str, Any]) -> Table:
     probes = {row["layer"]: row for row in run["probes"] or ()}
     heads = ["share" if output is None else f"share, output {output}" for output in outputs]
     title = f"{run['name']} ({run['method']})"
-    made = table(title, "layer", "output", *heads, *(["probe accuracy"] if probes else []))
+    made = screen.table(title, "layer", "output", *heads, *(["probe accuracy"] if probes else []))
     for layer in dict.fromkeys(sorted(layer for _, layer in share)):
         here = str(run["ends"].index(layer) + 1) if layer in run["ends"] else ""
         cells = [_number(share.get((output, layer)), "3g") for output in outputs]
@@ -100,7 +100,7 @@ def _gradients_table(run: dict[str, Any]) -> Table:
     norm = {(row["output"], row["segment"]): row["norm"] for row in run["norms"]}
     cosine = {(row["output"], row["other"]): row["cosine"] for row in run["agreements"] if row["segment"] is None}
     heads = [*(f"norm in segment {j}" for j in outputs), *(f"cosine with {b}" for b in outputs[1:])]
-    made = table(f"{run['name']}: gradients", "output", *heads)
+    made = screen.table(f"{run['name']}: gradients", "output", *heads)
     for a in outputs:
         norms = [_number(norm.get((a, j)), "3g") for j in outputs]
         made.add_row(str(a), *norms, *(_number(cosine.get((a, b)), "3f") for b in outputs[1:]))

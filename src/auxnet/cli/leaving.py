@@ -13,7 +13,7 @@ from tyro.conf import FlagCreatePairsOff, Positional
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import parse
-from auxnet.cli.choosing import above_zero, number, opened, points, points_between, table
+from auxnet.cli.choosing import above_zero, number, opened, points, points_between
 
 if TYPE_CHECKING:
     from auxnet.scores import Predictions
@@ -179,7 +179,7 @@ def _show(found: Solved) -> None:
     policy, on_val, on_test = found.answer
     title = f"an image leaves at the first output whose confidence ({policy.confidence}) reaches the threshold"
     columns = ("output", "threshold", "temperature", f"{found.unit} when leaving")
-    made = table(title, *columns, "share, val.", "share, test (95 % interval)")
+    made = screen.table(title, *columns, "share, val.", "share, test (95 % interval)")
     for k, cost in enumerate(found.costs):
         final = k == len(policy.thresholds)
         words = "takes the rest" if final else _threshold(policy.thresholds[k])
@@ -187,7 +187,7 @@ def _show(found: Solved) -> None:
         share = f"{100 * on_test.shares[k]:.1f} % ({100 * low:.1f} .. {100 * high:.1f})"
         temperature = "" if final else f"{policy.temperatures[k]:.3f}"
         made.add_row(str(k + 1), words, temperature, _cost(cost), f"{100 * on_val.shares[k]:.1f} %", share)
-    console.print(made)
+    screen.print_table(console, made)
     for name, seen, said in (("validation", on_val, found.val), ("test", on_test, found.test)):
         least, most = (_cost(bound) for bound in seen.cost_interval)
         screen.print_line(
@@ -197,11 +197,11 @@ def _show(found: Solved) -> None:
             f"{_cost(found.costs[-1])} {found.unit}; {points_between(seen.against_final)} between the two",
         )
     for name, rows in found.curves.items():
-        made = table(CURVES[name], f"mean {found.unit}, test", "error, val.", "error, test", "shares, test")
+        made = screen.table(CURVES[name], f"mean {found.unit}, test", "error, val.", "error, test", "shares, test")
         for _, val, test in rows:
             shares = " / ".join(f"{100 * share:.0f}" for share in test.shares)
             made.add_row(_cost(test.mean_cost), screen.per_cent(val.error), _error(test), f"{shares} %")
-        console.print(made)
+        screen.print_table(console, made)
 
 
 def _threshold(value: float) -> str:

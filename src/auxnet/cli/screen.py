@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.status import Status
@@ -63,18 +64,18 @@ def print_line(console: Console, text: str) -> None:
 
 def show_tables(console: Console, tables: dict[str, Any], epochs: dict[str, int]) -> None:
     """The ladder after the last epoch, and after the best on validation where that is another."""
-    console.print(outputs_table(tables["last"], f"after epoch {epochs['last']}, the last"))
+    print_table(console, outputs_table(tables["last"], f"after epoch {epochs['last']}, the last"))
     if epochs["best"] != epochs["last"]:
-        console.print(outputs_table(tables["best"], f"after epoch {epochs['best']}, the best on validation"))
+        print_table(console, outputs_table(tables["best"], f"after epoch {epochs['best']}, the best on validation"))
 
 
 def outputs_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
     """The ladder: one line per output of a finished run."""
-    table = _table(title, "output", "depth", "parameters", "MACs", "val. error", "test error")
+    made = table(title, "output", "depth", "parameters", "MACs", "val. error", "test error")
     for row in rows:
         errors = (per_cent(row["val_error"]), per_cent(row["test_error"]))
-        table.add_row(str(row["output"]), str(row["depth"]), count(row["params"]), count(row["macs"]), *errors)
-    return table
+        made.add_row(str(row["output"]), str(row["depth"]), count(row["params"]), count(row["macs"]), *errors)
+    return made
 
 
 def plan_table(plan: Plan) -> Table:
@@ -82,18 +83,38 @@ def plan_table(plan: Plan) -> Table:
     title = (
         "segment k ends in output k; its steps (along its own loss, and all) and decay are multiples of the recipe's"
     )
-    table = _table(title, "output", "depth", "lambda", "parameters", "MACs", "own step", "all steps", "decay")
+    made = table(title, "output", "depth", "lambda", "parameters", "MACs", "own step", "all steps", "decay")
     for o in plan.outputs:
         multipliers = (f"{o.step:.3f}", f"{o.steps_above:.3f}", f"{o.decay:.3f}")
-        table.add_row(str(o.output), str(o.depth), f"{o.weight:.4f}", count(o.params), count(o.macs), *multipliers)
-    return table
+        made.add_row(str(o.output), str(o.depth), f"{o.weight:.4f}", count(o.params), count(o.macs), *multipliers)
+    return made
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
+def table(title: str, *columns: str) -> Table:
+    """An empty table, its columns to the right."""
+    made = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
     for column in columns:
-        table.add_column(column, justify="right")
-    return table
+        made.add_column(column, justify="right")
+    return made
+
+
+def print_table(console: Console, table: Table) -> None:
+    """A table; where the terminal is too narrow for one, first with its heads broken, else row by row in words."""
+
+    def fits() -> bool:
+        return Measurement.get(console, console.options.update(width=10_000), table).maximum <= console.width
+
+    heads = [str(column.header) for column in table.columns]
+    if not fits():
+        for column, head in zip(table.columns, heads, strict=True):
+            column.header = head.replace(" ", "\n")
+    if fits():
+        console.print(table)
+        return
+    print_line(console, f"{table.title}:")
+    for row in zip(*(column.cells for column in table.columns), strict=True):
+        told = zip(heads, map(str, row), strict=True)
+        print_line(console, f"- {', '.join(f'{head} {cell}'.strip() for head, cell in told if cell)}")
 
 
 def val_errors(errors: Sequence[float]) -> str:

@@ -126,9 +126,7 @@ def predict(words: list[str]) -> int:
         {"table": _table, "csv": _csv, "jsonl": _jsonl}[options.format](readable(), options.top, file)
     if resized:
         (H, W), name = resized[0].resized_from or (0, 0), _shown(resized[0].image)
-        print(
-            f"auxnet: note: {len(resized)} of the images were resized, the first one {name}, {W}x{H}", file=sys.stderr
-        )
+        print(f"auxnet: note: resized {len(resized)} of the images, the first one {name}, {W}x{H}", file=sys.stderr)
     if unreadable:
         print(f"auxnet: {unreadable} of the images could not be read", file=sys.stderr)
     return 1 if unreadable else 0

@@ -130,7 +130,7 @@ def _show(console: Console, found: Findings) -> None:
         table.add_column(column, justify="left" if column == "variant" else "right")
     for average in averages(found.rows):
         table.add_row(*cells_of(found, average))
-    console.print(table)
+    screen.print_table(console, table)
     screen.print_line(console, f"{found.study.question} {headline(found)}")
     for verdict in found.verdicts:
         screen.print_line(console, f"- {verdict.claim.says}: {in_words(verdict)}")

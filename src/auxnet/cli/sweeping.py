@@ -8,11 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, UseAppendAction
 
 from auxnet.cli import screen
@@ -174,14 +172,12 @@ def _show(console: Console, found: Found) -> None:
     paths = write_outcome(found)
     order = ranked(found.trials)
     title = f"the best of {len(order)} trials by validation error, {objective_in_words(found)}"
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
-    for column in ("trial", "state", "val. error", *found.settings.space, "epochs", "time"):
-        table.add_column(column, justify="right")
+    table = screen.table(title, "trial", "state", "val. error", *found.settings.space, "epochs", "time")
     for trial in order[:BEST]:
         error = "-" if trial.objective is None else screen.per_cent(trial.objective)
         drawn = [shown([trial.values[name]]) if name in trial.values else "-" for name in found.settings.space]
         table.add_row(str(trial.number), trial.state, error, *drawn, str(trial.epochs), screen.duration(trial.seconds))
-    console.print(table)
+    screen.print_table(console, table)
     states = [trial.state for trial in order]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     lines = [f"{len(states)} of {found.total} trials{f': {counts}' if counts else ''}"]

@@ -90,7 +90,7 @@ def plan(words: list[str]) -> None:
     console = screen.console()
     with screen.working("reading the data and measuring a few steps"):
         planned = work_out(options.recipe)
-    console.print(screen.plan_table(planned))
+    screen.print_table(console, screen.plan_table(planned))
     images = f"{planned.train:,} training, {planned.val:,} validation and {planned.test:,} test images"
     epoch = planned.seconds_per_epoch
     total = f"{screen.duration(epoch)} an epoch, {screen.duration(epoch * options.recipe.epochs)} in all"
