@@ -22,7 +22,7 @@ from auxnet.studies.study_page import headline
 from auxnet.studies.verdicts import in_words
 
 FIRST = ("methods", "compact", "intermediate", "vanishing")  # the paper's claims
-PICTURES = {"study.html": (1200, 2300), "diagnosis.html": (1200, 1150)}
+PICTURES = {"study.html": (1200, 2300), "diagnosis.html": (1200, 1750)}
 
 
 def main() -> None:
