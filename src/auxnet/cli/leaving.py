@@ -177,7 +177,10 @@ def _facts(row: Row) -> dict[str, Any]:
 def _show(found: Solved) -> None:
     console = screen.console()
     policy, on_val, on_test = found.answer
-    title = f"an image leaves at the first output whose confidence ({policy.confidence}) reaches the threshold"
+    title = (
+        f"an image leaves at the first output whose confidence ({policy.confidence}) reaches the threshold; "
+        "what it costs counts the heads that it passes"
+    )
     columns = ("output", "threshold", "temperature", f"{found.unit} when leaving")
     made = screen.table(title, *columns, "share, val.", "share, test (95 % interval)")
     for k, cost in enumerate(found.costs):
@@ -198,10 +201,15 @@ def _show(found: Solved) -> None:
         )
     for name, rows in found.curves.items():
         made = screen.table(CURVES[name], f"mean {found.unit}, test", "error, val.", "error, test", "shares, test")
-        for _, val, test in rows:
-            shares = " / ".join(f"{100 * share:.0f}" for share in test.shares)
-            made.add_row(_cost(test.mean_cost), screen.per_cent(val.error), _error(test), f"{shares} %")
+        for cells in dict.fromkeys(_point(val, test) for _, val, test in rows):  # many targets, the same thresholds
+            made.add_row(*cells)
         screen.print_table(console, made)
+
+
+def _point(val: Outcome, test: Outcome) -> tuple[str, ...]:
+    """A line of a curve."""
+    shares = " / ".join(f"{100 * share:.0f}" for share in test.shares)
+    return _cost(test.mean_cost), screen.per_cent(val.error), _error(test), f"{shares} %"
 
 
 def _threshold(value: float) -> str:
