@@ -4,13 +4,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check install clean
+.PHONY: demo test suite prove check install clean
 
 demo: .venv/installed                ## train on the embedded digits, end with the table of outputs
 	$(BIN)/auxnet train
 
-test: check                          ## linter, types, and the whole suite
+test: .venv/tested                   ## linter, types, and the whole suite but for the long proofs
+	$(MAKE) --no-print-directory -j 2 check suite
+
+suite: .venv/tested
 	$(BIN)/pytest -n auto --dist loadfile
+
+prove: .venv/tested                  ## the long proofs of the suite
+	$(BIN)/pytest -n auto -m long
 
 check: .venv/tested
 	$(BIN)/ruff check
@@ -19,18 +25,20 @@ check: .venv/tested
 
 install: .venv/installed
 
-.venv/installed: pyproject.toml
+$(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("auxnet needs Python 3.11 or newer: make PYTHON=...") if sys.version_info < (3, 11) else 0'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[export]'
 	@touch $@
 	@echo 'installed: . .venv/bin/activate gives the command auxnet'
 
-.venv/tested: .venv/installed
+.venv/tested: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@if [ "$$CI" = true ] && ! command -v chromium >/dev/null; then \
-	    (apt-get update -qq && apt-get install -qq -y chromium) >/dev/null 2>&1 || true; fi  # for the report's tests
-	touch $@
+	    (apt-get update -qq && apt-get install -qq -y chromium) >/dev/null 2>&1 || true; fi  # for the pages' tests
+	@touch .venv/installed $@
 
 clean:                               ## remove what make made, not your runs
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

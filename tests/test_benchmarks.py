@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
+@pytest.mark.long
 def test_the_gpu_benchmark_runs_small_on_any_machine(tmp_path):
     words = ["--tiny", "--threads", "1", "--precision", "bfloat16", "--json", str(tmp_path / "out.json")]
     subprocess.run([sys.executable, str(BENCHMARKS / "gpu.py"), *words], check=True, capture_output=True, timeout=300)

@@ -57,7 +57,7 @@ def three(tmp_path_factory):
     return [torch.load(folder / f"rank-{rank}.pt") for rank in range(3)]
 
 
-@pytest.fixture(params=["two", "three"])
+@pytest.fixture(params=[pytest.param("two", marks=pytest.mark.long), "three"])
 def saw(request):
     """What each process of a team saw."""
     return request.getfixturevalue(request.param)
@@ -224,6 +224,7 @@ def test_when_a_process_is_killed_the_others_fail_within_seconds(three):
         assert seconds < 10
 
 
+@pytest.mark.long
 def test_no_thread_of_a_team_is_left_to_need_python_while_it_shuts_down(two):
     """One that did aborted the process, now and then."""
     for each in two:

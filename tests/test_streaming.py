@@ -63,6 +63,7 @@ def test_a_streamed_epoch_equals_the_epoch_in_memory_bit_for_bit(form: Any, work
     assert_same_epochs(epochs(kept, start=2), epochs(streamed, workers, start=2))
 
 
+@pytest.mark.long
 def test_a_training_on_streamed_images_ends_in_the_same_weights(home: Path) -> None:
     recipe = auxnet.Recipe(data=str(folder_of(home)), depth=8, outputs=2, epochs=2, batch_size=16, threads=1)
     for stream in ("never", "always"):

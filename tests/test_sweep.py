@@ -304,6 +304,7 @@ def test_four_workers_in_a_rush_draw_every_trial_once_and_not_one_too_many(tmp_p
     assert len({trial.values["lr"] for trial in found}) == 60
 
 
+@pytest.mark.long
 def test_two_commands_started_at_once_complete_every_trial_once(tmp_path):
     words = ["--out", tmp_path / "a", *flags(), "--vary", "lr=0.01..0.5:log", "--trials", 4]
     workers = [start(*words) for _ in range(2)]
@@ -323,6 +324,7 @@ def test_two_workers_started_at_once_on_a_new_database_complete_every_trial_once
         read_sweep(tmp_path / "a")
 
 
+@pytest.mark.long
 def test_a_worker_killed_in_a_trial_loses_nothing(tmp_path, monkeypatch):
     recipe = replace(TINY, epochs=12, batch_size=256)
     process = forked({"lr": "0.01..0.5:log"}, tmp_path / "a", recipe, trials=1)

@@ -82,6 +82,7 @@ def test_three_processes_go_on_with_what_one_began(tmp_path):
     assert len(rundir.read_metrics(tmp_path / "a")) == 12
 
 
+@pytest.mark.long
 def test_two_processes_average_teach_and_discard_as_one_does(tmp_path):
     words = "--sync-batchnorm --ema 0.9 --class-weights balanced --distill 0.3 --discard-after 0.5 --warmup 1"
     team = torchrun(2, tmp_path / "team", *words.split())
@@ -94,6 +95,7 @@ def test_two_processes_average_teach_and_discard_as_one_does(tmp_path):
         assert weights[name].sub(tensor).abs().max() <= 1e-3 * max(1, tensor.abs().max()), name
 
 
+@pytest.mark.long
 def test_two_processes_mix_their_images(tmp_path):
     team = torchrun(2, tmp_path / "team", "--mixup", "0.3", "--cutmix", "1", "--ema", "0.9")
     _, err = team.communicate(timeout=120)
