@@ -54,8 +54,9 @@ def headline(found: Findings) -> str:
     """How many claims hold, in a sentence."""
     if not found.verdicts:
         return f"{_progress(found.rows)}."
-    words = [verdict.word for verdict in found.verdicts]
-    counts = [f"{words.count(word)} {word}" for word in ("holds", "does not hold", "cannot be told") if word in words]
+    words: list[str] = [verdict.word for verdict in found.verdicts]
+    plural = {"holds": "hold", "does not hold": "do not hold", "cannot be told": "cannot be told"}
+    counts = [f"{n} {word if n == 1 else several}" for word, several in plural.items() if (n := words.count(word))]
     return f"Of {len(words)} claims at this scale: {', '.join(counts)}."
 
 
