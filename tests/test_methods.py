@@ -419,6 +419,20 @@ def test_a_segment_that_writes_over_what_a_head_has_read_is_refused(mode):
         method.step(*batches(1)[0])
 
 
+def test_fused_reads_what_the_net_itself_gives_where_a_segment_writes_over_it():
+    """Its trunk then moves as that of joint: both take the gradient of sum lambda_k L_k."""
+    data, moved = batches(1)[0], []
+    for make in (auxnet.joint, partial(auxnet.multiway, mode="fused")):
+        net = hand_net()
+        net.segments[0] = nn.Sequential(net.segments[0][0])  # a linear layer, which does not look at what it gave
+        net.segments[1] = nn.Sequential(nn.ReLU(inplace=True), *net.segments[1])
+        expected = [torch.nn.functional.cross_entropy(z, data[1]) for z in net(data[0])]
+        losses = make(net, sgd(0.0), WEIGHTS, step_scale="none").step(*data)
+        torch.testing.assert_close(losses, torch.stack(expected).detach(), rtol=1e-12, atol=1e-12)
+        moved.append([p.detach() for p in net.segments.parameters()])
+    assert_same([moved[0]], [moved[1]])
+
+
 @pytest.mark.parametrize("outputs", [2, 3, 9])
 def test_live_holds_hardly_more_memory_than_joint(outputs):
     def peak(make):

@@ -226,11 +226,9 @@ def _fused(
         update.rescale([1.0] * 2 * net.outputs, [*decays, *([1.0] * net.outputs)])
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
-        c = step_scales(lambdas, step_scale)
+        features, c = net.features(images), step_scales(lambdas, step_scale)
         losses, reached, entering, of_heads = [], [], [], Gradients()
-        for k, x, L, supervision, of_head in supervise(
-            net.heads, enumerate(net.crossing(images)), labels, loss, taught
-        ):
+        for k, x, L, supervision, of_head in supervise(net.heads, enumerate(features), labels, loss, taught):
             losses.append(L)
             if lambdas[k] > 0:
                 reached.append(x)

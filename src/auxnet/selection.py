@@ -81,7 +81,9 @@ def too_few(images: int) -> str | None:
     """Why little can be told on so few validation images; None if they are not few."""
     if images >= FEW:
         return None
-    return f"{images} validation images are few, one of them is {100 / images:.2g} points: val_fraction gives more"
+    return (
+        f"{images} validation images are few, one of them is {100 / max(images, 1):.2g} points: val_fraction gives more"
+    )
 
 
 def select_on(
