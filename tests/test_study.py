@@ -114,6 +114,13 @@ def test_a_null_leaves_a_key_of_the_base_out(own):
         ("question", "qestion", "a study has no key 'qestion'; perhaps you meant 'question'"),
         ("seeds: 3", "seed: 3", "scale smoke has no key 'seed'; perhaps you meant 'seeds'"),
         ("seeds: 3", "seeds: 0", "seeds must be 1 or more, got 0"),
+        (OWN[OWN.index("scales:") :], "scales: [1]", r"scales must hold 'key: value' pairs, got \[1\]"),
+        (OWN[OWN.index("scales:") :], "scales: {smoke: 7}", "scale smoke must hold 'key: value' pairs, got 7"),
+        (
+            OWN[OWN.index("scales:") :],
+            "scales: {smoke: {over: 5}}",
+            "over of scale smoke must hold 'key: value' pairs, got 5",
+        ),
         ("{gamma: 1}", "{gama: 1}", "variant two: there is no recipe key 'gama'; perhaps you meant 'gamma'"),
         ("better: two,", "better: tow,", "a claim names 'tow'; perhaps you meant 'two', no variant"),
         ("two:mean", "two:median", "a claim's side is VARIANT, VARIANT:mean or VARIANT:NUMBER, got two:median"),

@@ -142,7 +142,7 @@ def _study(name: str, content: Any, scale: str, seeds: int | None) -> Study:
     if not isinstance(content, dict):
         raise ValueError("it must hold 'key: value' lines")
     _check_keys(content, OF_STUDIES, "a study")
-    there = _scale(content.get("scales") or {}, scale)
+    there = _scale(_pairs(content.get("scales") or {}, "scales"), scale)
     variants = {str(key): dict(value or {}) for key, value in (there.get("variants") or content["variants"]).items()}
     claims = tuple(_claim(each, variants) for each in there.get("claims", content.get("claims", ())))
     published = there.get("published", content.get("published", {}))
@@ -173,7 +173,7 @@ def _scale(own: Mapping[str, Any], scale: str) -> Any:
     _check_keys(there, OF_SCALES, f"scale {scale}")
     if "base" in there or scale not in usual:
         return there
-    over, merged = there.get("over", {}), {**usual[scale], **there}
+    over, merged = _pairs(there.get("over", {}), f"over of scale {scale}"), {**usual[scale], **there}
     if over and "note" not in there:
         merged["note"] += f" Here {', '.join(f'{key} {value}' for key, value in over.items())}."
     if "data" in over and "datasets" not in there:
@@ -196,10 +196,16 @@ def _claim(content: Mapping[str, Any], variants: Mapping[str, Any]) -> Claim:
     return Claim(content["says"], better, worse, content.get("of", "error"))
 
 
-def _check_keys(content: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
-    for key in content:
+def _check_keys(content: Any, known: tuple[str, ...], where: str) -> None:
+    for key in _pairs(content, where):
         if key not in known:
             raise ValueError(f"{where} has no key {key!r}{nearest(str(key), list(known))}")
+
+
+def _pairs(content: Any, where: str) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise ValueError(f"{where} must hold 'key: value' pairs, got {content!r}")
+    return content
 
 
 def _home() -> Any:
