@@ -139,8 +139,6 @@ def read_study(name: str, scale: str, seeds: int | None = None) -> Study:
 
 
 def _study(name: str, content: Any, scale: str, seeds: int | None) -> Study:
-    if not isinstance(content, dict):
-        raise ValueError("it must hold 'key: value' lines")
     _check_keys(content, OF_STUDIES, "a study")
     there = _scale(_pairs(content.get("scales") or {}, "scales"), scale)
     variants = {str(key): dict(value or {}) for key, value in (there.get("variants") or content["variants"]).items()}
