@@ -308,3 +308,16 @@ def test_an_interrupt_with_nothing_to_save_says_that_it_was_one(monkeypatch, cap
     monkeypatch.setattr("auxnet.cli.reporting.report", stopped)
     assert main(["report", "run"]) == 130
     assert capsys.readouterr().err == "auxnet: interrupted\n"
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_a_command_with_no_words_at_all_takes_its_defaults(command, tmp_path, monkeypatch, capsys):
+    """`auxnet train` is what `make demo` runs."""
+
+    def reached(*given, **more):
+        raise RuntimeError("the default recipe was taken")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("auxnet.build.load_data" if command == "plan" else "auxnet.train.load_data", reached)
+    monkeypatch.setattr("auxnet.plan.load_data", reached)
+    fails(capsys, [command], 1, "the default recipe was taken")

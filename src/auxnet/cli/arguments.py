@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from contextlib import redirect_stderr
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,7 +43,7 @@ def parse_with_recipe(options: type[Options], words: list[str]) -> Options:
 
 def value_of(flag: str, words: list[str]) -> str | None:
     """The word after a flag, for what must be known before all is parsed."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in pairwise([*words, ""]):
         if word == flag and following:
             return following
         if word.startswith(f"{flag}="):
