@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import auxnet
+from auxnet.capturing import on_cuda
 from auxnet.machine import to_device
 from auxnet.precision import in_float32, lowered
 from measured import METHODS, SGD, batch_of, operations, options, ratio, save, seconds, shown
@@ -33,7 +34,7 @@ def main() -> None:
     asked = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if asked.graph and device.type != "cuda":
-        raise SystemExit("--graph needs a CUDA device")
+        parser.error("--graph needs a CUDA device")
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
     dtype = getattr(torch, asked.precision)
@@ -47,9 +48,9 @@ def main() -> None:
 
     steps, flops = {}, {}
     for name, (method, depth, outputs) in nets.items():
-        step = _step(method, depth, outputs, device, dtype)
+        step = _step(method, depth, outputs, device, dtype, asked.graph)
         flops[name] = operations(lambda step=step: step(*batch))
-        steps[name] = _captured(step, batch) if asked.graph else lambda step=step: step(*batch)
+        steps[name] = lambda step=step: step(*batch)
 
     times = {name: [] for name in ("matrix product", *steps)}
     for i in range(asked.rounds + 1):
@@ -69,24 +70,11 @@ def main() -> None:
     save(asked, device, rows=rows, seconds=times)
 
 
-def _step(method, depth, outputs, device, dtype):
+def _step(name, depth, outputs, device, dtype, graph):
     net = to_device(auxnet.resnet(depth, outputs), device).train()
     net = lowered(net) if dtype == torch.bfloat16 else net
-    return METHODS[method](net, SGD, net.loss_weights(), loss=in_float32(torch.nn.functional.cross_entropy)).step
-
-
-def _captured(step, batch):
-    """The step on one batch as a CUDA graph: its launches are recorded once and replayed. (Not tried on a GPU yet.)"""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step(*batch)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step(*batch)
-    return graph.replay
+    method = METHODS[name](net, SGD, net.loss_weights(), loss=in_float32(torch.nn.functional.cross_entropy))
+    return (on_cuda(method, device) if graph else method).step
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ MODULES = sorted(p for p in SOURCE.rglob("*.py"))
 # Each floor may import from the floors below it, and from its own to the left of it.
 FLOORS = [
     ["errors", "documents", "recipe"],
-    ["network", "blocks", "residual", "update", "averaging", "precision", "machine"],
+    ["network", "blocks", "residual", "update", "capturing", "averaging", "precision", "machine"],
     ["dryrun", "tracing", "cuts", "attaching", "weights", "named", "described"],
     ["gradients", "methods", "losses"],
     ["arrays", "pictures", "encoded", "matlab", "formats", "pickles", "cifar", "cache", "rows", "sources"],

@@ -13,6 +13,7 @@ import torch
 
 from auxnet import batches, data
 from auxnet.backbones.described import cuts_of, net_from
+from auxnet.capturing import on_cuda
 from auxnet.distributed import Team, synchronise_norms
 from auxnet.errors import first_line
 from auxnet.gradients import Combine, Loss
@@ -164,6 +165,8 @@ def build(
     recipe: Recipe, dataset: data.DataSet, device: torch.device, team: Team | None = None
 ) -> tuple[AuxNet, Method]:
     """The net of a recipe, its weights drawn from the seed or pretrained, and the method that trains it."""
+    if recipe.cuda_graph and team is not None and team.size > 1:
+        raise ValueError(f"cuda_graph=True is for one process, but {team.size} train together: leave it out")
     torch.manual_seed(recipe.seed)
     net = to_device(net_of(recipe, dataset), device)
     loss = loss_of(recipe, dataset, device)
@@ -173,7 +176,8 @@ def build(
             synchronise_norms(net, team)
     if precision_of(recipe) == torch.bfloat16:
         lowered(net)
-    return net, build_method(recipe, net, loss, alone if team is None or team.size == 1 else team.average)
+    method = build_method(recipe, net, loss, alone if team is None or team.size == 1 else team.average)
+    return net, on_cuda(method, device) if recipe.cuda_graph else method
 
 
 def build_method(recipe: Recipe, net: AuxNet, loss: Loss, average: Average = alone) -> Method:
@@ -256,6 +260,7 @@ def optimizer_of(recipe: Recipe) -> Callable[[Any], torch.optim.Optimizer]:
         "nesterov": recipe.nesterov and recipe.momentum > 0,
         "weight_decay": recipe.weight_decay,
         "fused": recipe.state != "shared",  # fused kernels want a momentum of all parameters, or of none
+        "capturable": recipe.cuda_graph,
     }
     accepted = signature(kind).parameters
     return partial(kind, **{name: value for name, value in settings.items() if name in accepted})

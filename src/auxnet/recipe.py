@@ -144,6 +144,8 @@ class Recipe:
     """of convolutions and linear layers; bfloat16 is for GPUs, and slow on most CPUs"""
     threads: int | None = None
     """CPU threads (default: PyTorch's choice, at most the cores that this process may use)"""
+    cuda_graph: bool = False
+    """on a GPU, each step as one CUDA graph: the same training, with one launch a step in place of thousands"""
 
     def __post_init__(self) -> None:
         for name, hint in _hints().items():
@@ -196,6 +198,8 @@ class Recipe:
             ("schedule", "cosine", ("milestones", "lr_decay")),
             ("method", "pairwise", ("distill",)),
             ("precision", "bfloat16", ("sync_batchnorm", "ema", "distill", "aggregator")),
+            ("cuda_graph", True, ("sync_batchnorm", "aggregator")),
+            ("step_scale", "adaptive", ("cuda_graph",)),
         ):
             if getattr(self, name) == value:
                 self._check_unset(holds, f"{name}={value!r}")

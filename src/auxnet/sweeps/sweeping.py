@@ -146,7 +146,8 @@ def _complaint(settings: Settings, values: dict[str, Any], data: Callable[[Recip
     """Why a trial with these values cannot begin; None if it can."""
     try:
         recipe = settings.recipe_of(values)
-        net, _ = build(recipe, data(_data_of(recipe)), torch.device("cpu"))
+        anywhere = replace(recipe, cuda_graph=False)
+        net, _ = build(anywhere, data(_data_of(recipe)), torch.device("cpu"))
         objective_of([0.0] * net.outputs, settings.objective)
     except (ValueError, FileNotFoundError) as error:
         return str(error)

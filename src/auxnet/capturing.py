@@ -1,0 +1,133 @@
+"""A training step as one CUDA graph: recorded once, then replayed with one launch, for at this size launches dominate.
+
+A graph does again, kernel by kernel and in the same memory, what was recorded. What Python decided then, step sizes,
+loss weights, which outputs are discarded, stays decided: when any of it changes, the step is recorded anew. Recording
+computes nothing, so no batch is trained on twice, and the weights are those of steps one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from operator import is_
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from auxnet.errors import first_line
+from auxnet.update import Method, Weights
+
+WARM_UP = 3  # steps one by one before a recording: they make the optimizers' states, and what libraries make once
+
+Step = Callable[[], Tensor]
+Record = Callable[[Step], Step]
+Aside = Callable[[], AbstractContextManager[None]]
+
+
+class Recording(NamedTuple):
+    """A step that can be replayed: it reads its batch from `images` and `labels`, and gives its losses [K]."""
+
+    images: Tensor
+    labels: Tensor
+    replay: Step
+
+
+class Decided(NamedTuple):
+    """What Python decides in a step, or decided before it."""
+
+    lambdas: list[float]
+    groups: list[dict[str, Any]]
+    """the settings of every optimizer"""
+    states: list[Any]
+    """of the optimizers: `load_state_dict` makes others"""
+
+    def same(self, other: Decided) -> bool:
+        """Whether a step decides alike."""
+        return self[:2] == other[:2] and all(map(is_, self.states, other.states))
+
+
+def on_cuda(method: Method, device: torch.device) -> Method:
+    """The same method, each of its steps one CUDA graph on this device.
+
+    Raises ValueError for a device without CUDA graphs; RuntimeError, in the first steps, for a method that reads from
+    the device (`step_scale="adaptive"`) or does what else a graph cannot.
+    """
+    if device.type != "cuda":
+        raise ValueError(f"cuda_graph needs a CUDA device, got device '{device}': leave it out")
+    return captured(method, lambda step: _recorded(step, device), lambda: _on_a_side_stream(device))
+
+
+def captured(method: Method, record: Record, aside: Aside) -> Method:
+    """The same method, its steps recorded and replayed: bit for bit the training of its steps one by one.
+
+    `record` makes of a step one that does the same again, without doing it; the steps before it run within `aside`.
+    A batch of another shape than the recorded one, as the last of an epoch, is a step by itself.
+    """
+    recording: Recording | None = None
+    warm, known, lambdas = 0, Decided([], [], []), [0.0]
+
+    def step(images: Tensor, labels: Tensor) -> Tensor:
+        nonlocal recording, warm, known
+        now = _decided(method, lambdas)
+        if not now.same(known):
+            recording, warm, known = None, 0, now
+        if warm < WARM_UP:
+            warm += 1
+            with aside():
+                return method.step(images, labels)
+        if recording is None:
+            x, y = images.clone(), labels.clone()
+            recording = Recording(x, y, record(lambda: method.step(x, y)))
+        elif _kind(images, labels) != _kind(recording.images, recording.labels):
+            return method.step(images, labels)
+        recording.images.copy_(images)
+        recording.labels.copy_(labels)
+        return recording.replay().clone()
+
+    def weigh(weights: Weights) -> None:
+        method.weigh(weights)
+        lambdas[:] = map(float, weights)
+
+    return replace(method, step=step, weigh=weigh)
+
+
+def _decided(method: Method, lambdas: list[float]) -> Decided:
+    optimizers = [update.optimizer for update in method.updates]
+    groups = [
+        {name: value for name, value in group.items() if name != "params"}
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+    ]
+    return Decided([*lambdas], groups, [optimizer.state for optimizer in optimizers])
+
+
+def _kind(images: Tensor, labels: Tensor) -> tuple[Any, ...]:
+    return images.shape, images.dtype, labels.shape, labels.dtype
+
+
+def _recorded(step: Step, device: torch.device) -> Step:
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.device(device), torch.cuda.graph(graph):
+            losses = step()
+    except RuntimeError as error:
+        raise RuntimeError(f"this step cannot be a CUDA graph ({first_line(error)}): leave cuda_graph out") from error
+
+    def replay() -> Tensor:
+        graph.replay()
+        return losses
+
+    return replay
+
+
+@contextmanager
+def _on_a_side_stream(device: torch.device) -> Iterator[None]:
+    """Where PyTorch wants the steps before a recording to run."""
+    with torch.cuda.device(device):
+        side, usual = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(usual)
+        with torch.cuda.stream(side):
+            yield
+        usual.wait_stream(side)
