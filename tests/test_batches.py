@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from auxnet.batches import augment, batches, normalise, order, seed_of
 from auxnet.data import Split
@@ -227,3 +228,27 @@ def test_a_wrong_request_is_refused_at_the_call(options: dict[str, object], mess
     given = {"batch_size": 4, "mean": (0.0,) * 3, "std": (1.0,) * 3} | options
     with pytest.raises(ValueError, match=message):
         batches(split_of(4), **given)
+
+
+class Copies(TorchDispatchMode):
+    """Notes for every copy to another device whether it waits for what that device is doing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[bool] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and args[0].device != out.device:
+            self.waits.append(not kwargs.get("non_blocking", False))
+        return out
+
+
+def test_batches_of_images_on_a_device_never_wait_for_it() -> None:
+    """On "meta" there are shapes but no values: to read one, and so to wait for the device, is an error."""
+    split = split_of(10).on(torch.device("meta"))
+    with Copies() as copies:
+        got = list(batches(split, 4, [0.0] * 3, [1.0] * 3, device="meta", seed=(0, 1), pad=2, flip=True))
+    assert [(len(x), x.device.type, y.device.type) for x, y in got] == [(n, "meta", "meta") for n in (4, 4, 2)]
+    assert len(copies.waits) > 3
+    assert not any(copies.waits)
