@@ -9,6 +9,7 @@ import torch
 
 import auxnet
 from auxnet import build, epochs, machine, rundir, schedules, train
+from auxnet.plan import plan
 from auxnet.recipe import Recipe, read_recipe
 
 TINY = Recipe(depth=8, outputs=3, epochs=3, batch_size=256, threads=1, device="cpu")
@@ -246,3 +247,27 @@ def test_class_weights_are_counted_on_the_training_images():
     loss = build.loss_of(replace(TINY, class_weights="balanced"), dataset, torch.device("cpu"))
     by_hand = [sum(counts) / (10 * counts[c]) * -z[n].log_softmax(0)[c] for n, c in enumerate(y.tolist())]
     assert loss(z.float(), y).item() == pytest.approx(float(sum(by_hand) / 4), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"depth": 21}, "depth must be 6n \\+ 2"),
+        ({"outputs": 40}, r"outputs must lie in 1\.\.9"),
+        ({"at": (8,)}, "at must be"),
+        ({"alone": 4}, r"output must be one of 1\.\.3"),
+        ({"optimizer": "Adan"}, "torch.optim has no optimizer 'Adan'; perhaps you meant 'Adam'"),
+        ({"optimizer": "LBFGS"}, "LBFGS"),
+        ({"weights": (1.0, 2.0, 3.0, 4.0)}, "weights must be"),
+        ({"method": "joint", "step_scale": "cumulative"}, "step_scale must be one of none, sum"),
+        ({"method": "multiway", "mode": "fused", "order": "deep_first"}, "mode='fused' has one update"),
+        ({"aggregator": "UPGrad"}, "aggregator='UPGrad' is joint's"),
+        ({"backbone": "timm:x", "optimizer": "Adan"}, "torch.optim has no optimizer 'Adan'"),
+    ],
+)
+@pytest.mark.parametrize("use", [auxnet.fit, lambda recipe, out: plan(recipe)], ids=["fit", "plan"])
+def test_what_no_data_could_mend_is_said_before_they_are_read(fields, message, use, tmp_path, monkeypatch):
+    monkeypatch.setattr("auxnet.data.load", lambda *a, **k: pytest.fail("the data were read first"))
+    with pytest.raises(ValueError, match=message):
+        use(Recipe(data="photos", **fields), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -23,12 +23,22 @@ from auxnet.methods import StepScale, joint, multiway, pairwise
 from auxnet.network import AuxNet
 from auxnet.precision import in_float32, lowered
 from auxnet.recipe import Recipe, nearest
-from auxnet.residual import LEAST_SIZE, layout
+from auxnet.residual import LEAST_SIZE, layout, resnet
 from auxnet.schedules import lambdas_at
 from auxnet.update import Average, Method, alone
 
 PIXELS = 2**21  # evaluated at a time: 25 MB of float32 in three channels
 Part = Callable[[int], slice]  # of the n images of a batch
+
+
+def check(recipe: Recipe) -> None:
+    """Raise ValueError for what a recipe cannot have whatever its data are, before they are read."""
+    if recipe.backbone is not None:
+        optimizer_of(recipe)
+        return
+    with torch.device("meta"):  # takes no memory and no time
+        net = resnet(**_resnet_options(recipe, num_classes=2, in_channels=3))
+    build_method(recipe, net if recipe.alone is None else net.alone(recipe.alone), cross_entropy)
 
 
 def load_data(recipe: Recipe) -> data.DataSet:
@@ -129,6 +139,11 @@ def _whole_network(recipe: Recipe, dataset: data.DataSet) -> dict[str, Any]:
             "image_size": list(dataset.image_size),
         }
     _check_size(recipe, dataset)
+    return _resnet_options(recipe, dataset.num_classes, dataset.channels)
+
+
+def _resnet_options(recipe: Recipe, num_classes: int, in_channels: int) -> dict[str, Any]:
+    """What `residual.resnet` is to be told."""
     plan = layout(recipe.depth, recipe.form)
     outputs, at = recipe.outputs, recipe.at
     if recipe.placement == "blocks":
@@ -142,8 +157,8 @@ def _whole_network(recipe: Recipe, dataset: data.DataSet) -> dict[str, Any]:
         "at": at,
         "block": recipe.block,
         "width": recipe.width,
-        "num_classes": dataset.num_classes,
-        "in_channels": dataset.channels,
+        "num_classes": num_classes,
+        "in_channels": in_channels,
         "head": recipe.head,
     }
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from auxnet import __version__, checkpoint, rundir
-from auxnet.build import build, evaluation_batches, load_data, network_options, resident
+from auxnet.build import build, check, evaluation_batches, load_data, network_options, resident
 from auxnet.data import DataSet
 from auxnet.distributed import team
 from auxnet.epochs import Progress, Training, run_epochs
@@ -62,6 +62,7 @@ def fit(
     folder = Path(out)
     if not (save_every >= 0 and keep >= 1):
         raise ValueError(f"save_every must be 0 seconds or more and keep 1 or more, got {save_every} and {keep}")
+    check(recipe)
     with ExitStack() as held:
         here = held.enter_context(team(device_of(recipe)))
         held.enter_context(threads_of(recipe))
