@@ -321,3 +321,13 @@ def test_a_command_with_no_words_at_all_takes_its_defaults(command, tmp_path, mo
     monkeypatch.setattr("auxnet.build.load_data" if command == "plan" else "auxnet.train.load_data", reached)
     monkeypatch.setattr("auxnet.plan.load_data", reached)
     fails(capsys, [command], 1, "the default recipe was taken")
+
+
+def test_help_calls_an_option_left_open_none_and_takes_it_so(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    said = capsys.readouterr().out
+    assert "--out none|PATH" in said
+    assert "{None}" not in said
+    for word in ("none", "None"):
+        assert main(["plan", "--depth", "8", "--threads", "1", "--outputs", word, "--data-dir", word]) == 0

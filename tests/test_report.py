@@ -171,7 +171,9 @@ def test_a_run_whose_images_are_gone_is_still_shown(run, tmp_path, open_page, ga
 
 def test_the_command_writes_the_report_and_says_what_it_found(run, capsys):
     assert main(["report", str(run)]) == 0
-    assert "good enough" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "good enough" in said
+    assert "95 % interval" in said
     assert page_frame.is_ours(run / "report.html", "auxnet report")
     assert main(["report", str(run), "--out", str(run / "report.html")]) == 0
 

@@ -24,22 +24,21 @@ class Recipe:
     data: str = "digits"
     """digits, cifar10, cifar100, svhn, a folder of class folders, a folder of parquet shards, or hf:owner/name"""
     data_dir: str | None = None
-    """where data sets lie (default: $AUXNET_DATA)"""
+    """where data sets lie; none: $AUXNET_DATA"""
     image_size: int | None = None
     """resize and crop the images of a folder to this many pixels a side"""
     val_fraction: float = 0.1
     """share of the training images held out, class by class, for every choice that is made"""
     train_images: int | None = None
-    """train on so many of the training images alone, drawn class by class (default: all)"""
+    """train on so many of the training images alone, drawn class by class; none: all"""
     augment: Literal[
         "default", "none", "crop", "flip", "crop+flip", "crop+flip+trivial", "rrc+flip", "rrc+flip+trivial"
     ] = "default"
-    """random crops after zero padding, random resized crops (rrc), horizontal flips, TrivialAugment; default: what
-    suits the data set, rrc+flip from 96 pixels on"""
+    """random crops after zero padding, random resized crops (rrc), mirroring, TrivialAugment; default: suits the data"""
     stream: Literal["auto", "always", "never"] = "auto"
     """leave the images of folders and parquet on disk; auto: if they would take over half of the memory left"""
     workers: int | None = None
-    """processes that decode images left on disk, and make random resized crops (default: one per core)"""
+    """processes that decode images left on disk, and make random resized crops; none: one per core"""
     max_corrupt: int = 0
     """images that cannot be read and are left out, each told by name, before the run fails"""
 
@@ -48,7 +47,7 @@ class Recipe:
     form: Literal["cifar", "imagenet"] = "cifar"
     """of the built-in ResNets: for images of about 32 pixels a side, or of about 224"""
     outputs: int | None = None
-    """outputs, the final one included, placed evenly from the top (default: 3, or as --at says)"""
+    """outputs, the final one included, placed evenly from the top; none: 3, or as --at says"""
     at: tuple[int, ...] | None = None
     """layers of the auxiliary outputs, in place of --outputs"""
     placement: Literal["even", "stages", "blocks"] = "even"
@@ -64,7 +63,7 @@ class Recipe:
     backbone: str | None = None
     """in place of the built-in ResNets: timm:NAME, torchvision:NAME, or package.module:function of your own"""
     cuts: int | tuple[str, ...] | None = None
-    """the backbone's modules after which outputs are added, or how many even cuts (default: 2)"""
+    """the backbone's modules after which outputs are added, or how many even cuts; none: 2"""
     pretrained: str | None = None
     """file of weights for the backbone: .safetensors, or a .pt or .pth of tensors"""
 
@@ -143,7 +142,7 @@ class Recipe:
     precision: Literal["float32", "bfloat16"] = "float32"
     """of convolutions and linear layers; bfloat16 is for GPUs, and slow on most CPUs"""
     threads: int | None = None
-    """CPU threads (default: PyTorch's choice, at most the cores that this process may use)"""
+    """CPU threads; none: PyTorch's choice, at most the cores that this process may use"""
     cuda_graph: bool = False
     """on a GPU, each step as one CUDA graph: the same training, with one launch a step in place of thousands"""
 
@@ -257,7 +256,8 @@ def read_recipe(path: Path | str) -> Recipe:
 def read_run_recipe(run: Path | str) -> Recipe:
     """The recipe of a run directory. Raises FileNotFoundError if that is not one."""
     if not (Path(run) / "recipe.yaml").is_file():
-        raise FileNotFoundError(f"{run} is not a run directory: it holds no recipe.yaml")
+        lack = "it holds no recipe.yaml" if Path(run).is_dir() else "there is no such folder"
+        raise FileNotFoundError(f"{run} is not a run directory: {lack}")
     return read_recipe(Path(run) / "recipe.yaml")
 
 

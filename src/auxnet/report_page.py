@@ -68,7 +68,7 @@ def headline(run: Run) -> str:
     outputs = run["outputs"]
     chosen, deepest = outputs[run["chosen"] - 1], outputs[-1]
     best = min(row["val"]["error"] for row in outputs)
-    error = f"{percent(chosen['val']['error'])} validation error"
+    error = f"{percent(chosen['val']['error'])} validation error (95 % interval {_interval(chosen['val'])})"
     if len(outputs) == 1:
         return f"The one output has {error}."
     if chosen is deepest:

@@ -10,10 +10,27 @@ from pathlib import Path
 from typing import TypeVar
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from auxnet.recipe import read_recipe
 
 Options = TypeVar("Options")
+KINDS = ConstructorRegistry()
+
+
+@KINDS.primitive_rule
+def none(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[None] | None:
+    """None, where an option may be left open, is called none."""
+    if info.type is not type(None):
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="none",
+        choices=("none", "None"),
+        instance_from_str=lambda words: None,
+        is_instance=lambda value: value is None,
+        str_from_instance=lambda value: ["none"],
+    )
 
 
 def parse(options: type[Options], words: list[str], default: Options | None = None) -> Options:
@@ -24,8 +41,8 @@ def parse(options: type[Options], words: list[str], default: Options | None = No
         with redirect_stderr(complaint):
             prog = f"auxnet {command}"
             if default is None:
-                return tyro.cli(options, args=words, prog=prog)
-            return tyro.cli(options, args=words, prog=prog, default=default)
+                return tyro.cli(options, args=words, prog=prog, registry=KINDS)
+            return tyro.cli(options, args=words, prog=prog, registry=KINDS, default=default)
     except SystemExit as stop:
         if not stop.code:
             raise

@@ -43,9 +43,9 @@ class Evaluate:
     data_dir: str | None = None
     """where data sets lie, if not where they lay in training"""
     device: str | None = None
-    """auto, cpu, cuda, ... (default: as in training)"""
+    """auto, cpu, cuda, ...; none: as in training"""
     threads: int | None = None
-    """CPU threads (default: as in training)"""
+    """CPU threads; none: as in training"""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Select:
     run: Positional[Path]
     """the run directory"""
     within: float | None = None
-    """percentage points that its validation error may lie above the best one's (default: 0.5; with a budget, 0)"""
+    """percentage points that its validation error may lie above the best one's; none: 0.5, and 0 with a budget"""
     max_params: str | None = None
     """at most so many parameters: 200000, 200k, 0.2M"""
     max_macs: str | None = None
@@ -67,9 +67,9 @@ class Select:
     data_dir: str | None = None
     """where data sets lie, if not where they lay in training"""
     device: str | None = None
-    """auto, cpu, cuda, ... (default: as in training)"""
+    """auto, cpu, cuda, ...; none: as in training"""
     threads: int | None = None
-    """CPU threads (default: as in training)"""
+    """CPU threads; none: as in training"""
 
 
 def evaluate(words: list[str]) -> None:

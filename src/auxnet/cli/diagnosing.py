@@ -33,15 +33,15 @@ class Diagnose:
     probe_images: int = 5000
     """how many training images probes are trained on at most; judged on as many validation images at most"""
     out: Path | None = None
-    """the folder to write to (default: the run; needed for several runs)"""
+    """the folder to write to, needed for several runs; none: the run"""
     json: FlagCreatePairsOff[bool] = False
     """print JSON instead of tables and sentences"""
     data_dir: str | None = None
     """where data sets lie, if not where they lay in training"""
     device: str | None = None
-    """auto, cpu, cuda, ... (default: as in training)"""
+    """auto, cpu, cuda, ...; none: as in training"""
     threads: int | None = None
-    """CPU threads (default: as in training)"""
+    """CPU threads; none: as in training"""
 
 
 def diagnose(words: list[str]) -> None:

@@ -38,7 +38,7 @@ class Exits:
     run: Positional[Path]
     """the run directory"""
     max_error_increase: float | None = None
-    """target: least mean cost, with an error of at most so many points above the final output's (default: 0.5)"""
+    """target: least mean cost, with an error of at most so many points above the final output's; none: 0.5"""
     max_mean_macs: str | None = None
     """target: least error, with at most so many multiply-adds for an image on average: 30M"""
     max_mean_latency: float | None = None
@@ -58,9 +58,9 @@ class Exits:
     data_dir: str | None = None
     """where data sets lie, if not where they lay in training"""
     device: str | None = None
-    """auto, cpu, cuda, ... (default: as in training)"""
+    """auto, cpu, cuda, ...; none: as in training"""
     threads: int | None = None
-    """CPU threads (default: as in training)"""
+    """CPU threads; none: as in training"""
 
 
 @dataclass(frozen=True)

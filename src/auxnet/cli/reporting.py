@@ -18,7 +18,7 @@ class Report:
     runs: Positional[tuple[Path, ...]]
     """run directories; several are compared"""
     out: Path | None = None
-    """the file to write (default: report.html in the run; needed for several runs)"""
+    """the file to write, needed for several runs; none: report.html in the run"""
     data_dir: str | None = None
     """where data sets lie, if not where they lay in training"""
 

@@ -31,21 +31,21 @@ class Export:
     run: Positional[Path]
     """the run directory"""
     output: int | None = None
-    """the output, from 1, shallow to deep (default: the final one); of an early exit, the last one"""
+    """the output, from 1, shallow to deep; of an early exit the last one; none: the final one"""
     format: Literal["safetensors", "onnx", "torch", "onnx-early-exit"] = "onnx"
     """a folder for auxnet.load and the hub; ONNX; torch.export (.pt2); ONNX that stops early, one image at a time"""
     out: Path | None = None
-    """the file or folder (default: named after the run, in this folder)"""
+    """the file or folder; none: named after the run, in this folder"""
     which: Literal["last", "best"] = "last"
     """weights of the last epoch, or of the best one on validation"""
     fold: bool = True
     """torch: make BatchNorm part of the convolution before it (ONNX files always are)"""
     confidence: Literal["entropy", "top", "margin"] | None = None
-    """early exit: what is compared with the thresholds (default: RUN/exits.json)"""
+    """early exit: what is compared with the thresholds; none: RUN/exits.json"""
     thresholds: tuple[float, ...] | None = None
     """early exit: least confidence, in 0..1, to leave at each output but the last"""
     temperatures: tuple[float, ...] | None = None
-    """early exit: of each output (default: 1)"""
+    """early exit: of each output; none: 1"""
     data_dir: str | None = None
     """where data sets lie, if not where they lay in training"""
     images: int = 64
@@ -63,7 +63,7 @@ class Predict:
     paths: Positional[tuple[str, ...]] = ()
     """image files; folders, searched below too; - for a list of them on standard input"""
     output: int | None = None
-    """the output, from 1, shallow to deep (default: the deepest there is)"""
+    """the output, from 1, shallow to deep; none: the deepest there is"""
     top: int = 3
     """how many classes to name"""
     format: Literal["table", "csv", "jsonl"] = "table"

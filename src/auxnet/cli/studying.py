@@ -37,21 +37,21 @@ class Study:
     scale: Literal["smoke", "small", "full"] = "small"
     """a minute; an afternoon on two cores; the paper's own schedule, for GPUs"""
     seeds: int | None = None
-    """trainings of each variant (default: as the study says)"""
+    """trainings of each variant; none: as the study says"""
     out: Path = Path("runs/studies")
     """where the trainings lie, of all studies together"""
     report: Path | None = None
-    """the folder for tables, figures and ledger (default: OUT/NAME-SCALE)"""
+    """the folder for tables, figures and ledger; none: OUT/NAME-SCALE"""
     processes: int = 1
     """trainings at a time, which share the threads and are dealt out to the GPUs"""
     show: FlagCreatePairsOff[bool] = False
     """train nothing; show what is there"""
     data_dir: str | None = None
-    """where data sets lie (default: $AUXNET_DATA)"""
+    """where data sets lie; none: $AUXNET_DATA"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
     threads: int | None = None
-    """CPU threads, of all processes together (default: PyTorch's choice)"""
+    """CPU threads, of all processes together; none: PyTorch's choice"""
 
 
 def study(words: list[str]) -> int:

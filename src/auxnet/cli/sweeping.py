@@ -45,7 +45,7 @@ class Sweep:
     space: Path | None = None
     """a YAML file of what varies: 'lr: 0.01..0.5:log' or 'gamma: [0, 1, 2]'"""
     trials: int | None = None
-    """trials in all, those of other workers among them (default: 20, or the whole grid)"""
+    """trials in all, those of other workers among them; none: 20, or the whole grid"""
     objective: str = "mean"
     """the validation error to make small: mean (over the outputs), final, or the number of an output"""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
@@ -53,7 +53,7 @@ class Sweep:
     prune: bool = True
     """stop a trial that is worse than the median of the others at its epoch, after a third of the epochs"""
     storage: str | None = None
-    """a database for the study, as a URL (default: a journal in --out)"""
+    """a database for the study, as a URL; none: a journal in --out"""
     processes: int = 1
     """workers to start on this machine, which share its threads"""
     show: FlagCreatePairsOff[bool] = False

@@ -22,7 +22,7 @@ class Train:
     config: Path | None = None
     """a recipe file (YAML), such as the recipe.yaml of a run"""
     out: Path | None = None
-    """the run directory (default: a new folder under runs/)"""
+    """the run directory; none: a new folder under runs/"""
     resume: FlagCreatePairsOff[bool] = False
     """go on with the run in --out, by its own recipe"""
     overwrite: FlagCreatePairsOff[bool] = False
