@@ -34,7 +34,7 @@ class Recipe:
     augment: Literal[
         "default", "none", "crop", "flip", "crop+flip", "crop+flip+trivial", "rrc+flip", "rrc+flip+trivial"
     ] = "default"
-    """random crops after zero padding, random resized crops (rrc), mirroring, TrivialAugment; default: suits the data"""
+    """random crops after padding, random resized crops (rrc), mirroring, TrivialAugment; default: suits the data"""
     stream: Literal["auto", "always", "never"] = "auto"
     """leave the images of folders and parquet on disk; auto: if they would take over half of the memory left"""
     workers: int | None = None
