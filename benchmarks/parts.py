@@ -1,4 +1,4 @@
-"""What bounds a training step: the machine's own matrix products, its operators, the updates' share of live multi-way.
+"""What bounds a training step: the machine's own matrix products, its operators, the updates of live multi-way.
 
     python benchmarks/parts.py [--batch-size 128] [--rounds 15] [--threads N] [--json FILE]
 
@@ -51,7 +51,11 @@ def main() -> None:
         table.add_row(kind, *(f"{shares[kind]:.3f}" for shares in profiles.values()))
     Console(width=120).print(table)
 
-    updates = {f"AuxNet-{depth}-{outputs}": _updates(depth, outputs, asked) for depth, outputs in NETS}
+    updates = {
+        f"AuxNet-{depth}-{outputs}{'' if fused else ', not fused'}": _updates(depth, outputs, fused, asked)
+        for fused in (True, False)
+        for depth, outputs in NETS
+    }
     table = Table("live multi-way", "the K updates' share of the step", "tensors updated", "us a tensor")
     for name, row in updates.items():
         table.add_row(name, shown(row["share"], 4), str(row["tensors"]), f"{row['us_a_tensor']:.0f}")
@@ -84,11 +88,11 @@ def _profile(method: str, outputs: int, batch: tuple[torch.Tensor, torch.Tensor]
 NETS = ((20, 3), (56, 5), (110, 5))
 
 
-def _updates(depth, outputs, asked):
+def _updates(depth, outputs, fused, asked):
     """Update, timed inside the steps that it belongs to."""
     images, labels = batch_of(asked.batch_size)
     net = auxnet.resnet(depth, outputs).to(memory_format=torch.channels_last).train()
-    method = METHODS["live"](net, SGD, net.loss_weights())
+    method = METHODS["live"](net, lambda groups: SGD(groups, fused=fused), net.loss_weights())
     spent = [0.0]
     update = Update.__call__
 
