@@ -1,6 +1,7 @@
 """The laws of the three methods, against backpropagation and SGD written out by hand in float64 (no autograd)."""
 
 import copy
+import shutil
 from functools import partial
 
 import pytest
@@ -653,3 +654,24 @@ def test_what_is_combined_is_the_gradient_of_every_weighted_loss_zero_where_an_o
 def test_impossible_methods_say_why(make, words):
     with pytest.raises(ValueError, match=words):
         make(hand_net())
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_live_stays_live_where_segments_are_compiled():
+    """A compiled backward might keep a copy of the weights from the forward: live would silently be frozen."""
+
+    def stepped(mode, compiled):
+        torch.manual_seed(0)
+        net = auxnet.resnet(depth=8, outputs=3).to(memory_format=torch.channels_last)
+        if compiled:
+            for segment in net.segments:
+                segment.compile()
+        images = torch.randn(8, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+        auxnet.multiway(net, sgd(), [0.5, 0.8, 1.0], mode).step(images, torch.randint(10, (8,)))
+        return torch.cat([p.detach().flatten() for p in net.segments.parameters()])
+
+    live, frozen = stepped("live", False), stepped("frozen", False)
+    for mode, same, other in (("live", live, frozen), ("frozen", frozen, live)):
+        compiled = stepped(mode, True)
+        assert (compiled - same).norm() < (compiled - other).norm() / 1000

@@ -7,6 +7,7 @@ computes nothing, so no batch is trained on twice, and the weights are those of 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -66,7 +67,8 @@ def captured(method: Method, record: Record, aside: Aside) -> Method:
     A batch of another shape than the recorded one, as the last of an epoch, is a step by itself.
     """
     recording: Recording | None = None
-    warm, known, lambdas = 0, Decided([], [], []), [0.0]
+    warm, known = 0, Decided([], [], [])
+    lambdas: list[float] = []
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         nonlocal recording, warm, known
@@ -125,7 +127,8 @@ def _recorded(step: Step, device: torch.device) -> Step:
 @contextmanager
 def _on_a_side_stream(device: torch.device) -> Iterator[None]:
     """Where PyTorch wants the steps before a recording to run."""
-    with torch.cuda.device(device):
+    with torch.cuda.device(device), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
         side, usual = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
         side.wait_stream(usual)
         with torch.cuda.stream(side):
