@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+unexport PYTHONDONTWRITEBYTECODE  # pip compiles nothing here (all of torch takes a minute): what is imported is, once
 
 .PHONY: demo test suite prove check install clean
 
@@ -30,12 +31,12 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 .venv/installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[export]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[export]'
 	@touch $@
 	@echo 'installed: . .venv/bin/activate gives the command auxnet'
 
 .venv/tested: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
 	@if [ "$$CI" = true ] && ! command -v chromium >/dev/null; then \
 	    (apt-get update -qq && apt-get install -qq -y chromium) >/dev/null 2>&1 || true; fi  # for the pages' tests
 	@touch .venv/installed $@
