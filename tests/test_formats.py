@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scipy.io import savemat
+from sklearn.datasets import load_digits
 
 from auxnet.reading import formats
 from writers import png, tiny, write_parquet
@@ -29,6 +30,13 @@ def test_digits_fill_the_range_of_a_byte() -> None:
     assert images.dtype == np.uint8
     assert (images.min(), images.max(), len(np.unique(images))) == (0, 255, 17)
     assert len(classes) == labels.max() + 1 == 10
+
+
+def test_digits_are_those_that_scikit_learn_gives() -> None:
+    images, labels, *_ = formats.digits()
+    theirs = load_digits()
+    assert np.array_equal(images[..., 0], np.rint(theirs.images * 255 / 16))
+    assert np.array_equal(labels, theirs.target)
 
 
 def test_shards_are_read_one_after_the_other(tmp_path: Path) -> None:
