@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import auxnet
-from auxnet.capturing import on_cuda
+from auxnet.capturing import WARM_UP, on_cuda
 from auxnet.machine import to_device
 from auxnet.precision import in_float32, lowered
 from measured import METHODS, SGD, batch_of, operations, options, ratio, save, seconds, shown
@@ -53,6 +53,9 @@ def main() -> None:
         steps[name] = lambda step=step: step(*batch)
 
     times = {name: [] for name in ("matrix product", *steps)}
+    for step in steps.values():
+        for _ in range(WARM_UP + 1):  # a graph is recorded after so many
+            step()
     for i in range(asked.rounds + 1):
         for name, step in {"matrix product": lambda: a @ b, **steps}.items():
             took = seconds(lambda step=step: [step() for _ in range(asked.steps)]) / asked.steps

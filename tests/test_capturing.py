@@ -1,8 +1,10 @@
 """Steps as graphs: what is recorded and replayed trains to the bits of steps one by one. The graph here is a CPU's."""
 
+import os
+import signal
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 
 import pytest
 import torch
@@ -10,12 +12,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import auxnet
-from auxnet import Recipe, build
+from auxnet import Recipe, build, signals
 from auxnet.capturing import captured
 from auxnet.losses import cross_entropy, taught
+from auxnet.plan import MEASURED_STEPS, plan
+from auxnet.precision import in_float32, lowered
+from auxnet.sweeps.sweeping import sweep
 from test_methods import sgd
 
-TAUGHT = partial(taught, loss=cross_entropy, share=0.3, temperature=2.0)
+LAMBDAS = (0.5, 0.8, 1.0)
+LOSS = in_float32(cross_entropy)
+TAUGHT = partial(taught, loss=LOSS, share=0.3, temperature=2.0)
 METHODS = {
     "joint": auxnet.joint,
     "joint, taught": partial(auxnet.joint, taught=TAUGHT),
@@ -51,14 +58,14 @@ class Graph(TorchDispatchMode):
 
 
 class Recorder:
-    """Makes graphs, and counts them. A CUDA graph computes nothing while it is recorded; here that is undone."""
+    """Makes graphs, and counts. A CUDA graph computes nothing while it is recorded; here that is undone."""
 
     def __init__(self, net, method):
-        self.recorded, self.net, self.method = 0, net, method
+        self.recorded, self.replayed, self.net, self.method = 0, 0, net, method
 
     def __call__(self, step):
         self.recorded += 1
-        touched = [*self.net.state_dict().values()]
+        touched = [*self.net.state_dict().values(), *self.method.masters()]
         touched += [each for u in self.method.updates for each in tree_leaves([*u.optimizer.state.values()])]
         before = [each.clone() for each in touched]
         with Graph() as graph:
@@ -67,42 +74,50 @@ class Recorder:
             each.copy_(value)
 
         def replay():
+            self.replayed += 1
             graph.replay()
             return losses
 
         return replay
 
 
-class ConvNet:
-    """A net with norms on images: BatchNorm's statistics and momenta are what a graph could lose."""
+def conv_net():
+    """With norms: BatchNorm's statistics are among what a graph could lose."""
+    torch.manual_seed(3)
+    return auxnet.resnet(depth=8, outputs=3, num_classes=3)
 
-    lambdas = (0.5, 0.8, 1.0)
 
-    def __new__(cls):
-        torch.manual_seed(3)
-        return auxnet.resnet(depth=8, outputs=3, num_classes=3)
-
-    @staticmethod
-    def batches(count, n=6):
-        g = torch.Generator().manual_seed(4)
-        return [(torch.randn(n, 3, 8, 8, generator=g), torch.randint(3, (n,), generator=g)) for _ in range(count)]
+def batches(*sizes, dtype=torch.float32):
+    g = torch.Generator().manual_seed(4)
+    return [(torch.randn(n, 3, 8, 8, generator=g).to(dtype), torch.randint(3, (n,), generator=g)) for n in sizes]
 
 
 def everything(net, method):
-    return [*net.state_dict().values(), *tree_leaves([u.optimizer.state_dict()["state"] for u in method.updates])]
+    states = [update.optimizer.state_dict()["state"] for update in method.updates]
+    return [*net.state_dict().values(), *method.masters(), *tree_leaves(states)]
 
 
-def trained(make, record, happens):
-    """What is left of a net after steps, and its losses: `happens` is done, by number, before a step."""
-    net = ConvNet()
-    method = make(net, sgd(), ConvNet.lambdas)
+def trained(make, record, happens=None, sizes=(6,) * 12, optimizer=None, dtype=torch.float32):
+    """What is left of a net after steps, its losses, and the recorder: `happens` is done, by number, before a step."""
+    net = conv_net() if dtype == torch.float32 else lowered(conv_net())
+    method = make(net, optimizer or sgd(), LAMBDAS, loss=LOSS)
     recorder = Recorder(net, method)
     stepping = captured(method, recorder, nullcontext) if record else method
     losses = []
-    for number, batch in enumerate(ConvNet.batches(12)):
-        happens.get(number, lambda method: None)(stepping)
+    for number, batch in enumerate(batches(*sizes, dtype=dtype)):
+        (happens or {}).get(number, lambda method: None)(stepping)
         losses.append(stepping.step(*batch))
-    return recorder.recorded, everything(net, method), losses
+    return [*everything(net, method), *losses], recorder
+
+
+def same_bits(make, **options):
+    """The recorder of a training by graphs, whose every bit is that of steps one by one."""
+    by_itself, _ = trained(make, False, **options)
+    replayed, recorder = trained(make, True, **options)
+    assert len(by_itself) == len(replayed) > 20
+    for a, b in zip(by_itself, replayed, strict=True):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    return recorder
 
 
 def slower(method):
@@ -120,69 +135,154 @@ def taken_back(method):
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("happens", [{}, {5: slower}, {5: reweighed, 9: slower}, {6: taken_back}])
 def test_replayed_steps_train_to_the_bits_of_steps_one_by_one(name, happens):
-    _, by_itself, losses = trained(METHODS[name], False, happens)
-    recorded, replayed, the_same = trained(METHODS[name], True, happens)
-    assert recorded > 0
-    assert len(by_itself) == len(replayed) > 20
-    for a, b in zip([*by_itself, *losses], [*replayed, *the_same], strict=True):
-        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    assert same_bits(METHODS[name], happens=happens).replayed >= 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"dtype": torch.bfloat16}, {"optimizer": partial(torch.optim.AdamW, lr=1e-3, fused=True)}],
+    ids=["masters", "AdamW"],
+)
+def test_so_do_those_of_bfloat16_and_of_an_optimizer_that_counts(options):
+    assert same_bits(auxnet.multiway, happens={6: slower}, **options).replayed > 3
 
 
 def test_a_step_is_recorded_once_and_anew_only_when_something_it_decides_has_changed():
     def again(method):
         method.set_lr(0.3)
-        method.set_weights(ConvNet.lambdas)
+        method.set_weights(LAMBDAS)
 
-    assert trained(auxnet.multiway, True, {})[0] == 1
-    assert trained(auxnet.multiway, True, {6: again, 9: again})[0] == 2  # once: no weights had been set before
-    assert trained(auxnet.multiway, True, {6: slower})[0] == 2
-    assert trained(auxnet.multiway, True, {6: taken_back})[0] == 2
+    def recorded(happens):
+        return trained(auxnet.multiway, True, happens)[1].recorded
 
-
-def test_the_adaptive_rule_reads_losses_in_a_step_and_is_refused():
-    with pytest.raises(ValueError, match="cuda_graph=True has no meaning beside step_scale='adaptive'"):
-        Recipe(cuda_graph=True, step_scale="adaptive")
-
-
-def test_a_batch_of_another_shape_is_a_step_by_itself():
-    net, other = ConvNet(), ConvNet()
-    method, bare = (auxnet.multiway(each, sgd(), ConvNet.lambdas) for each in (net, other))
-    recorder = Recorder(net, method)
-    stepping = captured(method, recorder, nullcontext)
-    for batch in [*ConvNet.batches(6), *ConvNet.batches(1, n=4), *ConvNet.batches(2)]:
-        assert torch.equal(stepping.step(*batch), bare.step(*batch))
-    assert recorder.recorded == 1
-    assert all(map(torch.equal, net.state_dict().values(), other.state_dict().values()))
-
-
-def test_a_recipe_with_graphs_trains_the_same_weights(monkeypatch, tmp_path):
-    recorders = []
-
-    def on_this_cpu(method, device):
-        recorders.append(Recorder(*nets, method))
-        return captured(method, recorders[-1], nullcontext)
-
-    nets = []
-    made = build.net_of
-    monkeypatch.setattr(build, "on_cuda", on_this_cpu)
-    monkeypatch.setattr(build, "net_of", lambda *given: nets.append(made(*given)) or nets[-1])
-    recipe = Recipe(data="digits", depth=8, epochs=2, train_images=300, batch_size=64, threads=1, milestones=(0.5,))
-    auxnet.fit(recipe, tmp_path / "one by one")
-    nets.clear()
-    auxnet.fit(replace(recipe, cuda_graph=True), tmp_path / "graphs")
-    weights = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("one by one", "graphs")]
-    assert weights[0] == weights[1]
-    assert [each.recorded for each in recorders] == [2]
+    assert recorded({}) == 1
+    assert recorded({6: again, 9: again}) == 2  # once: no weights had been set before
+    assert recorded({6: slower}) == 2
+    assert recorded({6: taken_back}) == 2
 
 
 @pytest.mark.parametrize(
-    ("recipe", "message"),
+    ("sizes", "recorded", "replayed"),
     [
-        ({}, "cuda_graph needs a CUDA device, got device 'cpu': leave it out"),
-        ({"aggregator": "UPGrad", "method": "joint"}, "aggregator='UPGrad' has no meaning beside cuda_graph=True"),
+        ((6, 6, 6, 6, 6, 4, 6, 6), 1, 4),  # the small one is a step by itself
+        ((6, 6, 6, 4, 6, 6, 6, 4, 6), 1, 4),  # it is not what is recorded, though its turn would come first
+        ((4, 4, 4, 4, 6, 6, 6, 6, 6, 4), 2, 3),  # taken up at the end of an epoch: the larger ones take its place
     ],
 )
-def test_what_a_graph_cannot_be_is_said(recipe, message, tmp_path):
+def test_the_largest_batches_are_recorded(sizes, recorded, replayed):
+    recorder = same_bits(auxnet.multiway, sizes=sizes)
+    assert (recorder.recorded, recorder.replayed) == (recorded, replayed)
+
+
+def test_a_net_that_was_moved_is_said_by_a_graph_too():
+    net = conv_net()
+    method = auxnet.multiway(net, sgd(), LAMBDAS)
+    stepping = captured(method, Recorder(net, method), nullcontext)
+    for batch in batches(*(6,) * 5):
+        stepping.step(*batch)
+    for parameter in net.parameters():
+        parameter.data = parameter.data.clone()
+    with pytest.raises(RuntimeError, match="the net was moved"):
+        stepping.step(*batches(6)[0])
+
+
+@pytest.fixture
+def graphs_on_cpus(monkeypatch):
+    """The recorders of trainings by recipe: graphs are those of a CPU."""
+    nets, recorders, made = [], [], build.net_of
+
+    def on_this_cpu(method, device):
+        recorders.append(Recorder(nets[-1], method))
+        return captured(method, recorders[-1], nullcontext)
+
+    monkeypatch.setattr(build, "check_place", lambda recipe: None)
+    monkeypatch.setattr(build, "on_cuda", on_this_cpu)
+    monkeypatch.setattr(build, "net_of", lambda *given: nets.append(made(*given)) or nets[-1])
+    return recorders
+
+
+TINY = Recipe(data="digits", depth=8, epochs=2, train_images=300, batch_size=64, threads=1, milestones=(0.5,))
+
+
+@pytest.mark.parametrize("fields", [{}, {"precision": "bfloat16", "mixup": 0.2}, {"ema": 0.9}], ids=str)
+def test_a_recipe_with_graphs_trains_the_same_weights(fields, graphs_on_cpus, tmp_path):
+    recipe = replace(TINY, **fields)
+    auxnet.fit(recipe, tmp_path / "one by one")
+    auxnet.fit(replace(recipe, cuda_graph=True), tmp_path / "graphs")
+    weights = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("one by one", "graphs")]
+    assert weights[0] == weights[1]
+    assert [each.recorded for each in graphs_on_cpus] == [2]  # anew in the second epoch, for its step size
+
+
+@pytest.mark.parametrize(("before", "after"), [(True, False), (False, True)])
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_a_run_goes_on_with_or_without_graphs(before, after, optimizer, graphs_on_cpus, monkeypatch, tmp_path):
+    """To the same weights, from within an epoch: whether there are graphs is a matter of where it runs."""
+    monkeypatch.setattr(torch.optim.AdamW, "__init__", without_capturable(torch.optim.AdamW.__init__))
+    monkeypatch.setattr(build, "check_optimizers", lambda method: None)
+    recipe = replace(TINY, optimizer=optimizer, lr=0.01, batch_size=32)
+    auxnet.fit(recipe, tmp_path / "whole")
+
+    def stop(progress):
+        if (progress.epoch, progress.step) == (1, 6):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(signals.Stopped):
+        auxnet.fit(replace(recipe, cuda_graph=before), tmp_path / "run", watch=stop)
+    auxnet.fit(replace(recipe, cuda_graph=after), tmp_path / "run", resume=True)
+    weights = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("whole", "run")]
+    assert weights[0] == weights[1]
+
+
+def without_capturable(init):
+    """An optimizer's beginning on a CPU, which has no graphs."""
+    return wraps(init)(lambda self, *args, capturable=False, **options: init(self, *args, **options))
+
+
+def test_whether_steps_can_be_recorded_is_not_taken_from_a_state():
+    def method(capturable):
+        return auxnet.joint(conv_net(), partial(torch.optim.AdamW, lr=1e-3, capturable=capturable), LAMBDAS)
+
+    saved = method(False)
+    saved.step(*batches(6)[0])
+    for capturable in (False, True):
+        begun = method(capturable)
+        begun.load_state_dict(saved.state_dict())
+        assert {group["capturable"] for group in begun.updates[0].optimizer.param_groups} == {capturable}
+    assert not saved.updates[0].optimizer.param_groups[0]["capturable"]
+
+
+def test_a_plan_measures_replays(graphs_on_cpus):
+    plan(replace(TINY, cuda_graph=True))
+    assert graphs_on_cpus[0].replayed == MEASURED_STEPS + 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "cuda_graph=True needs a CUDA device, got device 'cpu': leave it out"),
+        ({"aggregator": "UPGrad", "method": "joint"}, "aggregator='UPGrad' has no meaning beside cuda_graph=True"),
+        ({"step_scale": "adaptive"}, "cuda_graph=True has no meaning beside step_scale='adaptive'"),
+    ],
+)
+@pytest.mark.parametrize("use", [auxnet.fit, partial(sweep, {"lr": [0.1, 0.2]})], ids=["fit", "sweep"])
+def test_what_a_graph_cannot_be_is_said_before_the_data_are_read(use, fields, message, monkeypatch, tmp_path):
+    monkeypatch.setattr("auxnet.data.load", lambda *a, **k: pytest.fail("the data were read first"))
     with pytest.raises(ValueError, match=message):
-        auxnet.fit(Recipe(data="digits", depth=8, device="cpu", cuda_graph=True, **recipe), tmp_path / "run")
+        use(out=tmp_path / "run", recipe=Recipe(data="photos", device="cpu", cuda_graph=True, **fields))
     assert not (tmp_path / "run").exists()
+
+
+def test_many_processes_have_no_graphs(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(build, "device_of", lambda recipe: torch.device("cuda"))
+    with pytest.raises(ValueError, match="cuda_graph=True is for one process, but 2 train together"):
+        build.check(Recipe(cuda_graph=True))
+
+
+@pytest.mark.parametrize("name", ["Adagrad", "Adafactor"])
+def test_an_optimizer_that_a_graph_cannot_hold_is_said_at_once(name, monkeypatch):
+    monkeypatch.setattr(build, "check_place", lambda recipe: None)
+    build.check(Recipe(cuda_graph=True, optimizer="AdamW"))
+    with pytest.raises(ValueError, match=f"cuda_graph=True cannot hold {name}: take SGD or"):
+        build.check(Recipe(cuda_graph=True, optimizer=name))

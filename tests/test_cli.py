@@ -14,6 +14,8 @@ from rich.console import Console
 
 import auxnet
 from auxnet.cli import COMMANDS, main, screen
+from auxnet.cli.arguments import parse
+from auxnet.cli.training import Plan
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data"
 FAST = ["--depth", "8", "--epochs", "1", "--batch-size", "256", "--threads", "1"]
@@ -330,4 +332,5 @@ def test_help_calls_an_option_left_open_none_and_takes_it_so(capsys):
     assert "--out none|PATH" in said
     assert "{None}" not in said
     for word in ("none", "None"):
-        assert main(["plan", "--depth", "8", "--threads", "1", "--outputs", word, "--data-dir", word]) == 0
+        recipe = parse(Plan, ["--outputs", word, "--data-dir", word, "--threads", word]).recipe
+        assert (recipe.outputs, recipe.data_dir, recipe.threads) == (None, None, None)

@@ -68,14 +68,14 @@ def test_a_process_that_dies_ends_the_job_which_goes_on_with_another_number(tmp_
     assert resumed.summary["epochs"]["last"] == 2
 
 
-def test_two_processes_go_on_with_what_one_began(tmp_path):
+def test_three_processes_go_on_with_what_one_began(tmp_path):
     def stop(progress):
         if (progress.epoch, progress.step) == (2, 2):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(signals.Stopped):
         auxnet.fit(TINY, tmp_path / "a", watch=stop)
-    job = torchrun(2, tmp_path / "a", "--resume")
+    job = torchrun(3, tmp_path / "a", "--resume")
     out, err = job.communicate(timeout=120)
     assert job.returncode == 0, err
     assert out.count("the run lies in") == 1

@@ -263,6 +263,8 @@ def test_class_weights_are_counted_on_the_training_images():
         ({"method": "multiway", "mode": "fused", "order": "deep_first"}, "mode='fused' has one update"),
         ({"aggregator": "UPGrad"}, "aggregator='UPGrad' is joint's"),
         ({"backbone": "timm:x", "optimizer": "Adan"}, "torch.optim has no optimizer 'Adan'"),
+        ({"backbone": "timm:x", "method": "joint", "step_scale": "cumulative"}, "step_scale must be one of none, sum"),
+        ({"backbone": "timm:x", "cuts": ("a", "b"), "weights": (1.0,) * 4}, "weights must be"),
     ],
 )
 @pytest.mark.parametrize("use", [auxnet.fit, lambda recipe, out: plan(recipe)], ids=["fit", "plan"])

@@ -128,14 +128,20 @@ def _epoch(
         for step, indices in enumerate(whole, start)
     ]
     read = read_ahead(reader.read, reader.image_shape, asked, workers)
-    # Copies to a device do not wait for what it is doing: a step is queued while the one before it is computed.
     for step, (indices, images) in enumerate(zip(whole, read, strict=True), start):
-        images_NHWC = images.to(device, non_blocking=True)
-        labels_N = labels[indices[part(len(indices))]].to(device, non_blocking=True)
+        images_NHWC = queued(images, device)
+        labels_N = queued(labels[indices[part(len(indices))]], device)
         if seed is not None:
             shifts = draw(len(indices), _generator(*seed, step), pad, flip)
             images_NHWC = shifted(images_NHWC, pad, *(each[part(len(indices))] for each in shifts))
         yield normalise(images_NHWC, mean, std).to(dtype), labels_N
+
+
+def queued(tensor: Tensor, device: torch.device) -> Tensor:
+    """It on a device, copied without waiting for what the device does: a step is queued while one is computed."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # from other memory only small copies do not wait
+    return tensor.to(device, non_blocking=True)
 
 
 def seed_of(*numbers: int) -> int:

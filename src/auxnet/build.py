@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -13,12 +14,12 @@ import torch
 
 from auxnet import batches, data
 from auxnet.backbones.described import cuts_of, net_from
-from auxnet.capturing import on_cuda
+from auxnet.capturing import check_optimizers, on_cuda
 from auxnet.distributed import Team, synchronise_norms
 from auxnet.errors import first_line
 from auxnet.gradients import Combine, Loss
 from auxnet.losses import balanced, cross_entropy, square_hinge, taught
-from auxnet.machine import to_device
+from auxnet.machine import device_of, to_device
 from auxnet.methods import StepScale, joint, multiway, pairwise
 from auxnet.network import AuxNet
 from auxnet.precision import in_float32, lowered
@@ -33,12 +34,26 @@ Part = Callable[[int], slice]  # of the n images of a batch
 
 def check(recipe: Recipe) -> None:
     """Raise ValueError for what a recipe cannot have whatever its data are, before they are read."""
-    if recipe.backbone is not None:
-        optimizer_of(recipe)
-        return
-    with torch.device("meta"):  # takes no memory and no time
-        net = resnet(**_resnet_options(recipe, num_classes=2, in_channels=3))
-    build_method(recipe, net if recipe.alone is None else net.alone(recipe.alone), cross_entropy)
+    check_place(recipe)
+    with torch.device("meta"):  # takes no memory
+        if recipe.backbone is None:
+            net = resnet(**_resnet_options(recipe, num_classes=2, in_channels=3))
+        else:  # another net with as many outputs
+            cuts = 2 if recipe.cuts is None else recipe.cuts
+            K = 1 + (cuts if isinstance(cuts, int) else len(cuts))
+            net = resnet(6 * K + 2, K)
+    method = build_method(recipe, net if recipe.alone is None else net.alone(recipe.alone), cross_entropy)
+    if recipe.cuda_graph:
+        check_optimizers(method)
+
+
+def check_place(recipe: Recipe) -> None:
+    """Raise ValueError for what this machine, or this number of processes, cannot give a recipe."""
+    device, processes = device_of(recipe), int(os.environ.get("WORLD_SIZE", 1))
+    if recipe.cuda_graph and device.type != "cuda":
+        raise ValueError(f"cuda_graph=True needs a CUDA device, got device '{device}': leave it out")
+    if recipe.cuda_graph and processes > 1:
+        raise ValueError(f"cuda_graph=True is for one process, but {processes} train together: leave it out")
 
 
 def load_data(recipe: Recipe) -> data.DataSet:
@@ -180,8 +195,6 @@ def build(
     recipe: Recipe, dataset: data.DataSet, device: torch.device, team: Team | None = None
 ) -> tuple[AuxNet, Method]:
     """The net of a recipe, its weights drawn from the seed or pretrained, and the method that trains it."""
-    if recipe.cuda_graph and team is not None and team.size > 1:
-        raise ValueError(f"cuda_graph=True is for one process, but {team.size} train together: leave it out")
     torch.manual_seed(recipe.seed)
     net = to_device(net_of(recipe, dataset), device)
     loss = loss_of(recipe, dataset, device)

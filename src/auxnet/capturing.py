@@ -7,7 +7,6 @@ computes nothing, so no batch is trained on twice, and the weights are those of 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -50,40 +49,52 @@ class Decided(NamedTuple):
 
 
 def on_cuda(method: Method, device: torch.device) -> Method:
-    """The same method, each of its steps one CUDA graph on this device.
+    """The same method, each of its steps one CUDA graph on this device; BatchNorm as the net was in the recorded step.
 
-    Raises ValueError for a device without CUDA graphs; RuntimeError, in the first steps, for a method that reads from
-    the device (`step_scale="adaptive"`) or does what else a graph cannot.
+    Raises ValueError for optimizers that a graph cannot hold; RuntimeError, in the first steps, for a method that does
+    what a graph cannot. (One whose steps decide by what they read from the device, `step_scale="adaptive"`, gains
+    nothing.)
     """
-    if device.type != "cuda":
-        raise ValueError(f"cuda_graph needs a CUDA device, got device '{device}': leave it out")
-    return captured(method, lambda step: _recorded(step, device), lambda: _on_a_side_stream(device))
+    check_optimizers(method)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return captured(method, lambda step: _recorded(step, stream), lambda: _on(stream))
+
+
+def check_optimizers(method: Method) -> None:
+    """Raise ValueError for an optimizer that counts its steps where a graph cannot."""
+    for optimizer in (update.optimizer for update in method.updates):
+        held = all(group.get("capturable") for group in optimizer.param_groups)
+        if not (held or isinstance(optimizer, torch.optim.SGD)):
+            name = type(optimizer).__name__
+            raise ValueError(f"cuda_graph=True cannot hold {name}: take SGD or an optimizer with capturable, as AdamW")
 
 
 def captured(method: Method, record: Record, aside: Aside) -> Method:
     """The same method, its steps recorded and replayed: bit for bit the training of its steps one by one.
 
     `record` makes of a step one that does the same again, without doing it; the steps before it run within `aside`.
-    A batch of another shape than the recorded one, as the last of an epoch, is a step by itself.
+    The largest batches are recorded: one of another shape, as the last of an epoch, is a step by itself.
     """
     recording: Recording | None = None
-    warm, known = 0, Decided([], [], [])
+    warm, largest, known = 0, 0, Decided([], [], [])
     lambdas: list[float] = []
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
-        nonlocal recording, warm, known
-        now = _decided(method, lambdas)
-        if not now.same(known):
+        nonlocal recording, warm, largest, known
+        largest, now = max(largest, len(images)), _decided(method, lambdas)
+        if not now.same(known) or (recording is not None and len(recording.images) < largest):
             recording, warm, known = None, 0, now
         if warm < WARM_UP:
             warm += 1
             with aside():
                 return method.step(images, labels)
-        if recording is None:
+        if recording is None and len(images) == largest:
             x, y = images.clone(), labels.clone()
             recording = Recording(x, y, record(lambda: method.step(x, y)))
-        elif _kind(images, labels) != _kind(recording.images, recording.labels):
+        if recording is None or _kind(images, labels) != _kind(recording.images, recording.labels):
             return method.step(images, labels)
+        for update in method.updates:
+            update.check_storage()
         recording.images.copy_(images)
         recording.labels.copy_(labels)
         return recording.replay().clone()
@@ -109,12 +120,12 @@ def _kind(images: Tensor, labels: Tensor) -> tuple[Any, ...]:
     return images.shape, images.dtype, labels.shape, labels.dtype
 
 
-def _recorded(step: Step, device: torch.device) -> Step:
+def _recorded(step: Step, stream: torch.cuda.Stream) -> Step:
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.device(device), torch.cuda.graph(graph):
+        with torch.cuda.device(stream.device), torch.cuda.graph(graph, stream=stream):
             losses = step()
-    except RuntimeError as error:
+    except Exception as error:
         raise RuntimeError(f"this step cannot be a CUDA graph ({first_line(error)}): leave cuda_graph out") from error
 
     def replay() -> Tensor:
@@ -125,12 +136,11 @@ def _recorded(step: Step, device: torch.device) -> Step:
 
 
 @contextmanager
-def _on_a_side_stream(device: torch.device) -> Iterator[None]:
-    """Where PyTorch wants the steps before a recording to run."""
-    with torch.cuda.device(device), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
-        side, usual = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(usual)
-        with torch.cuda.stream(side):
+def _on(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Where PyTorch wants the steps before a recording to run: not on the usual stream."""
+    with torch.cuda.device(stream.device):
+        usual = torch.cuda.current_stream()
+        stream.wait_stream(usual)
+        with torch.cuda.stream(stream):
             yield
-        usual.wait_stream(side)
+        usual.wait_stream(stream)

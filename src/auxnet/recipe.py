@@ -15,6 +15,8 @@ BACKBONES = "timm:NAME, torchvision:NAME or package.module:function"
 CUTS = "1 or more, or the names of modules"
 OF_RESNETS = ("depth", "form", "outputs", "at", "placement", "block", "width", "head", "precision")
 OF_BACKBONES = ("cuts", "pretrained")
+WHERE = ("data_dir", "stream", "workers", "device", "threads", "cuda_graph")
+"""fields that say where and how a recipe runs, and nothing of what comes of it"""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class Recipe:
     threads: int | None = None
     """CPU threads; none: PyTorch's choice, at most the cores that this process may use"""
     cuda_graph: bool = False
-    """on a GPU, each step as one CUDA graph: the same training, with one launch a step in place of thousands"""
+    """on a GPU, each step as one CUDA graph: one launch a step in place of thousands"""
 
     def __post_init__(self) -> None:
         for name, hint in _hints().items():

@@ -24,7 +24,7 @@ from auxnet import __version__
 from auxnet.checkpoint import load_state, read_about, save_state, save_weights, whole
 from auxnet.errors import DivergedError, first_line
 from auxnet.network import AuxNet
-from auxnet.recipe import Recipe, read_recipe, write_recipe
+from auxnet.recipe import WHERE, Recipe, read_recipe, write_recipe
 from auxnet.update import Method
 
 OURS = (
@@ -273,8 +273,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 def _check_same(saved: Recipe, recipe: Recipe, folder: Path) -> None:
     """A run goes on by its own recipe; only where it runs may change."""
-    elsewhere = ("device", "threads", "data_dir", "stream", "workers")
-    saved = replace(saved, **{key: getattr(recipe, key) for key in elsewhere})
+    saved = replace(saved, **{key: getattr(recipe, key) for key in WHERE})
     for key, value in asdict(saved).items():
         if value != getattr(recipe, key):
             asked = getattr(recipe, key)

@@ -62,13 +62,14 @@ def fit(
     folder = Path(out)
     if not (save_every >= 0 and keep >= 1):
         raise ValueError(f"save_every must be 0 seconds or more and keep 1 or more, got {save_every} and {keep}")
-    check(recipe)
     with ExitStack() as held:
         here = held.enter_context(team(device_of(recipe)))
         held.enter_context(threads_of(recipe))
         held.enter_context(torch.random.fork_rng(devices=[]))
         if here.leads:
             rundir.check(folder, recipe, resume, overwrite)
+        check(recipe)
+        if here.leads:
             held.enter_context(rundir.claim(folder))
         dataset = resident(load_data(recipe), here.device)
         begun = replace(recipe, pretrained=None) if resume else recipe  # its weights are in the checkpoint

@@ -65,8 +65,7 @@ class Update:
 
         What has None for its gradient is left as it is: no decay, no momentum.
         """
-        if self.storage != [p.data_ptr() for p in self.parameters[:1]]:
-            raise RuntimeError("the net was moved after its method was built: build the method after net.to(...)")
+        self.check_storage()
         if self.average is not alone:
             gradients = averaged(gradients, self.average)
         for alias, gradient in zip(self.aliases, gradients, strict=True):
@@ -77,6 +76,11 @@ class Update:
         for alias in self.aliases:
             alias.grad = None
         self.round()
+
+    def check_storage(self) -> None:
+        """Raise RuntimeError if the parameters lie elsewhere than when this was built."""
+        if self.storage != [p.data_ptr() for p in self.parameters[:1]]:
+            raise RuntimeError("the net was moved after its method was built: build the method after net.to(...)")
 
     def round(self) -> None:
         """Give parameters of lower precision the value of their masters."""
@@ -157,7 +161,10 @@ class Method:
         if len(states) != len(self.updates):
             raise ValueError(f"this method has {len(self.updates)} optimizers, the state has {len(states)}")
         for update, optimizer_state in zip(self.updates, states, strict=True):
+            capturable = [group.get("capturable") for group in update.optimizer.param_groups]
             update.optimizer.load_state_dict(optimizer_state)
+            for group, own in zip(update.optimizer.param_groups, capturable, strict=True):
+                group |= {} if own is None else {"capturable": own}  # a matter of where it runs
         for master, saved in zip(self.masters(), state.get("masters", []), strict=True):
             master.copy_(saved)
         for update in self.updates:

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from importlib.metadata import distribution
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,13 +32,16 @@ LONGEST_NAME = 1000  # characters of a class
 def digits() -> Arrays:
     """The 1797 handwritten digits that come with scikit-learn, [1797, 8, 8, 1]; 0..16 made 0..255.
 
-    From its file, without itself: to import scikit-learn takes longer than to train an epoch on them.
+    From its file, without itself: to import scikit-learn takes longer than to train an epoch on them. Raises
+    FileNotFoundError where there is none.
     """
-    path = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
-    with gzip.open(str(path), "rt") as file:
+    package = find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise FileNotFoundError("the digits come with scikit-learn, which is not installed: pip install scikit-learn")
+    with gzip.open(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", "rt") as file:
         rows = np.loadtxt(file, delimiter=",", dtype=np.int64)  # 64 pixels and the class
     images = np.rint(rows[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
-    return Arrays(images, rows[:, -1], DIGITS)
+    return Arrays(images, rows[:, -1].copy(), DIGITS)
 
 
 # ---------------------------------------------------------------------------------------------- parquet

@@ -31,10 +31,9 @@ from pathlib import Path
 from typing import Any
 
 from auxnet.documents import read_yaml
-from auxnet.recipe import Recipe, nearest, recipe_from
+from auxnet.recipe import WHERE, Recipe, nearest, recipe_from
 
 SCALES = ("smoke", "small", "full")
-WHERE = ("data_dir", "stream", "workers", "device", "threads")  # where a trial runs, which changes nothing it gives
 OF_STUDIES = ("question", "note", "measures", "variants", "claims", "published", "scales")
 OF_SCALES = ("seeds", "base", "over", "datasets", "variants", "claims", "published", "note")
 

@@ -7,11 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from auxnet.recipe import Recipe, recipe_from
+from auxnet.recipe import WHERE, Recipe, recipe_from
 from auxnet.sweeps.space import Space, count_of, domain_of, shown, values_of, written
 
-WHERE = ("device", "threads", "data_dir", "stream", "workers")
-"""recipe fields that say where a trial runs, which each worker decides for itself"""
 SAMPLERS = ("tpe", "random", "grid")
 LARGEST_GRID = 10_000
 HOW = ("objective", "sampler", "prune")

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from auxnet.build import build, load_data
+from auxnet.build import build, check_place, load_data
 from auxnet.data import DataSet
-from auxnet.machine import device_of, threads_of
+from auxnet.machine import threads_of
 from auxnet.processes import work_together
-from auxnet.recipe import Recipe
+from auxnet.recipe import WHERE, Recipe
 from auxnet.sweeps.journal import optuna
-from auxnet.sweeps.settings import WHERE, Settings
+from auxnet.sweeps.settings import Settings
 from auxnet.sweeps.space import Range, shown, space_from, values_of
 from auxnet.sweeps.trials import Trial, join_study, open_study, total_of, trials_of
 from auxnet.sweeps.worker import objective_of, work
@@ -98,7 +98,7 @@ def sweep(
         raise ValueError(f"processes must be 1 or more, got {processes}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("torchrun's processes train one net together, a sweep's one each: start them with --processes")
-    device_of(recipe)  # what cannot be had here fails the worker, and not one trial after the other
+    check_place(recipe)  # what cannot be had here fails the worker, and not one trial after the other
     if not {*DATA[:3]} & settings.space.keys():
         load_data(recipe)
     study = join_study(Path(out), settings, trials, storage, check=lambda: check_space(settings))
@@ -146,8 +146,7 @@ def _complaint(settings: Settings, values: dict[str, Any], data: Callable[[Recip
     """Why a trial with these values cannot begin; None if it can."""
     try:
         recipe = settings.recipe_of(values)
-        anywhere = replace(recipe, cuda_graph=False)
-        net, _ = build(anywhere, data(_data_of(recipe)), torch.device("cpu"))
+        net, _ = build(replace(recipe, cuda_graph=False), data(_data_of(recipe)), torch.device("cpu"))
         objective_of([0.0] * net.outputs, settings.objective)
     except (ValueError, FileNotFoundError) as error:
         return str(error)
