@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import auxnet
+from auxnet.latency import Held
 from auxnet.rundir import provenance
 
 Task = Callable[[], object]
@@ -69,6 +70,23 @@ def operations(task: Task) -> int:
     with Operations() as operations:
         task()
     return operations.count
+
+
+def peak_bytes(method: auxnet.Method, images: torch.Tensor, labels: torch.Tensor) -> int:
+    """Most bytes of tensors held in a step: weights, states, images, features, gradients."""
+    method.step(images, labels)  # makes the optimizers' states
+    weights = [tensor for update in method.updates for tensor in update.parameters]
+    states = [
+        value
+        for update in method.updates
+        for state in update.optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    ]
+    with Held() as held:
+        held.hold([*weights, *states, images, labels])
+        method.step(images, labels)
+    return held.peak
 
 
 def in_turns(tasks: Mapping[str, Task], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:

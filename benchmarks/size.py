@@ -15,9 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 import auxnet
-from auxnet.latency import Held
 from auxnet.machine import keep_freed_memory
-from measured import METHODS, SGD, batch_of, options, ratio, save, seconds, shown
+from measured import METHODS, SGD, batch_of, options, peak_bytes, ratio, save, seconds, shown
 
 CENTRE = {"depth": 20, "outputs": 3, "width": 1, "image": 32}
 GRID = {
@@ -40,7 +39,7 @@ def main() -> None:
     middle = {**CENTRE, "batch": asked.batch}
     places = [middle] + [{**middle, what: v} for what in asked.only for v in GRID[what] if v != middle[what]]
     steps = [{name: _step(name, place) for name in SAID} for place in places]
-    memory = [{name: _peak(*step) for name, step in each.items()} for each in steps]  # warms up, too
+    memory = [{name: peak_bytes(*step) for name, step in each.items()} for each in steps]  # warms up, too
     times = [{name: [] for name in SAID} for _ in places]
     for _ in range(asked.rounds):
         for each, took in zip(steps, times, strict=True):
@@ -83,23 +82,6 @@ def _step(name, place):
     net = auxnet.resnet(place["depth"], place["outputs"], width=place["width"])
     net = net.to(memory_format=torch.channels_last).train()
     return METHODS[name](net, SGD, net.loss_weights()), *batch_of(place["batch"], place["image"])
-
-
-def _peak(method, images, labels):
-    """Most bytes of tensors held in a step: weights, states, images, features, gradients."""
-    method.step(images, labels)  # makes the optimizers' states
-    weights = [tensor for update in method.updates for tensor in update.parameters]
-    states = [
-        value
-        for update in method.updates
-        for state in update.optimizer.state.values()
-        for value in state.values()
-        if isinstance(value, torch.Tensor)
-    ]
-    with Held() as held:
-        held.hold([*weights, *states, images, labels])
-        method.step(images, labels)
-    return held.peak
 
 
 if __name__ == "__main__":

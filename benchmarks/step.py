@@ -22,7 +22,7 @@ from rich.table import Table
 import auxnet
 from auxnet.gradients import gradients, parameters, supervise
 from auxnet.machine import keep_freed_memory
-from measured import METHODS, SGD, batch_of, options, ratio, save, seconds, shown
+from measured import METHODS, SGD, batch_of, options, peak_bytes, ratio, save, seconds, shown
 
 RATIOS = (
     ("joint", "plain"),
@@ -30,6 +30,7 @@ RATIOS = (
     ("live", "floor of live"),
     ("live", "joint"),
     ("frozen", "joint"),
+    ("deep first", "live"),
     ("pairwise", "joint"),
 )
 
@@ -41,13 +42,15 @@ def main() -> None:
     keep_freed_memory()  # as `auxnet train` does
 
     batch = batch_of(asked.batch_size, asked.image_size)
-    steps = {"plain": _step(METHODS["joint"], asked.depth, 1)}
-    methods = {**METHODS, "frozen": partial(auxnet.multiway, mode="frozen")}
-    steps |= {name: _step(make, asked.depth, asked.outputs) for name, make in methods.items()}
+    steps = {"plain": _method(METHODS["joint"], asked.depth, 1)}
+    variants = {"frozen": {"mode": "frozen"}, "deep first": {"order": "deep_first"}}
+    makes = METHODS | {name: partial(auxnet.multiway, **options) for name, options in variants.items()}
+    steps |= {name: _method(make, asked.depth, asked.outputs) for name, make in makes.items()}
+    memory = {name: peak_bytes(method, *batch) for name, method in steps.items()}
     parts = LiveParts(asked.depth, asked.outputs)
     times: dict[str, list[float]] = {name: [] for name in (*steps, "floor of live")}
     for i in track(range(asked.rounds + 2), "measuring", transient=True):
-        measured = {name: seconds(lambda step=step: step(*batch)) for name, step in steps.items()}
+        measured = {name: seconds(lambda method=method: method.step(*batch)) for name, method in steps.items()}
         measured["floor of live"] = parts.seconds(*batch)
         if i >= 2:  # warm by now
             for name, took in measured.items():
@@ -61,13 +64,15 @@ def main() -> None:
     for name, took in times.items():
         low, median, high = (1e3 * value for value in statistics.quantiles(took))
         table.add_row(f"{name}, ms", shown((low, median, high), 0))
+    for name, held in memory.items():
+        table.add_row(f"peak memory of {name} / joint", f"{held / memory['joint']:.3f}")
     Console().print(table)
-    save(asked, ratios=ratios, seconds=times)
+    save(asked, ratios=ratios, seconds=times, peak_bytes=memory)
 
 
-def _step(make: Callable[..., auxnet.Method], depth: int, outputs: int) -> Callable[..., torch.Tensor]:
+def _method(make: Callable[..., auxnet.Method], depth: int, outputs: int) -> auxnet.Method:
     net = auxnet.resnet(depth, outputs).to(memory_format=torch.channels_last).train()
-    return make(net, SGD, net.loss_weights()).step
+    return make(net, SGD, net.loss_weights())
 
 
 class LiveParts:
