@@ -166,6 +166,17 @@ def test_a_run_whose_images_are_gone_is_still_shown(run, tmp_path, open_page, ga
     assert page.locator("#front-plot .scatterlayer .trace").count() > 3
 
 
+def test_the_headline_does_not_call_an_output_the_only_one_by_luck(gathered):
+    *_, (before, last) = zip(gathered["outputs"], gathered["outputs"][1:], strict=False)
+    facts = {**gathered, "chosen": last["output"], "alike": before["output"]}
+    share = round(100 * before["macs"] / last["macs"])
+    n = last["val"]["n"]
+    said = report_page.headline(facts)
+    assert f"{n} validation images cannot tell it from output 2, with {share} % of the work" in said
+    assert "only" not in said.lower()
+    assert "Only output 3, the deepest, is good enough" in report_page.headline({**facts, "alike": None})
+
+
 # ---- where it is written ---------------------------------------------------------------------------------------
 
 

@@ -47,6 +47,14 @@ def test_an_intermediate_output_that_is_the_best_is_chosen_over_deeper_ones():
     assert "the best on validation" in choice.reason
 
 
+def test_what_the_images_cannot_tell_from_the_choice_is_named_if_it_is_cheaper():
+    assert choose(*ladder(80, 55, 50), within=0.0).alike == 2  # 5 of 1000 images: McNemar's p is 0.06
+    assert choose(*ladder(80, 58, 50), within=0.0).alike is None
+    assert choose(*ladder(53, 55, 50), within=0.0).alike == 1
+    assert choose(*ladder(50, 52, 51), within=0.0).alike is None  # the others are dearer
+    assert choose(*ladder(80, 50), budgets={"params": 1}).alike is None  # nothing is chosen
+
+
 def test_of_equal_errors_the_cheaper_output_is_the_best():
     said, rows = ladder(50, 50, 50)
     assert choose(said, rows, within=0.0).output == 1

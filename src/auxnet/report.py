@@ -136,6 +136,7 @@ def examine(run: Path, recipe: Recipe, dataset: data.DataSet) -> dict[str, Any]:
         "outputs": rows,
         "chosen": choice.output,
         "reason": choice.reason,
+        "alike": choice.alike,
         "latency_words": words,
         "calibration": [calibration(logits, test.labels, row) for logits, row in answers],
         "confusion": [confused(logits, test.labels) for logits, _ in answers],
@@ -185,6 +186,7 @@ def _chosen_by_rows(outputs: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "chosen": next(row["output"] for row in ladder if row["val"]["error"] <= best + MARGIN + 1e-12),
         "reason": None,
+        "alike": None,
     }
 
 

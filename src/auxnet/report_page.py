@@ -71,6 +71,13 @@ def headline(run: Run) -> str:
     error = f"{percent(chosen['val']['error'])} validation error (95 % interval {_interval(chosen['val'])})"
     if len(outputs) == 1:
         return f"The one output has {error}."
+    doubt = ""
+    if run["alike"] is not None:
+        other, n = outputs[run["alike"] - 1], chosen["val"]["n"]
+        share = round(100 * other["macs"] / chosen["macs"])
+        doubt = f"{n:,} validation images cannot tell it from output {other['output']}, with {share} % of the work"
+    if chosen is deepest and doubt:
+        return f"Output {chosen['output']}, the deepest, errs least: {error}. But {doubt}."
     if chosen is deepest:
         nearest = min(row["val"]["error"] for row in outputs[:-1])
         return (
@@ -82,7 +89,7 @@ def headline(run: Run) -> str:
     shares = [f"{round(100 * chosen[key] / deepest[key])} % of the {word}" for key, word in _COSTS]
     return (
         f"Output {chosen['output']} of {len(outputs)} is good enough: {error}, {place}, with {shares[0]} "
-        f"and {shares[1]} of the whole net."
+        f"and {shares[1]} of the whole net." + (f" {doubt}." if doubt else "")
     )
 
 

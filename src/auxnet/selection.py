@@ -51,6 +51,16 @@ class Choice:
     candidates: tuple[Candidate, ...]
     """all outputs, shallow to deep"""
 
+    @property
+    def alike(self) -> int | None:
+        """The cheapest output below the chosen one that these images cannot tell from it; None if there is none."""
+        if self.output is None:
+            return None
+        chosen = self.candidates[self.output - 1].report
+        below = [each for each in self.candidates if each.report.macs < chosen.macs]
+        alike = [each.report for each in below if each.against_chosen and not each.against_chosen.told_apart]
+        return min(alike, key=lambda report: report.macs).output if alike else None
+
 
 def select(
     run: Path | str,
