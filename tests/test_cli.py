@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -334,3 +335,37 @@ def test_help_calls_an_option_left_open_none_and_takes_it_so(capsys):
     for word in ("none", "None"):
         recipe = parse(Plan, ["--outputs", word, "--data-dir", word, "--threads", word]).recipe
         assert (recipe.outputs, recipe.data_dir, recipe.threads) == (None, None, None)
+
+
+SWALLOWS = """
+print("importing", flush=True)
+import time
+try:
+    time.sleep(1.5)
+except BaseException as error:
+    print("swallowed", type(error).__name__, flush=True)
+"""
+IMPORTS = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from auxnet.signals import after_imports
+try:
+    with after_imports():
+        import swallows
+        time.sleep(30)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize(("times", "said", "status"), [(1, "interrupted\n", 0), (2, "", 130)])
+def test_ctrl_c_in_an_import_waits_for_its_end_and_a_second_does_not(times, said, status, tmp_path):
+    """As torch does with numpy's import: what is raised in it is taken for numpy's absence, and the program goes on."""
+    (tmp_path / "swallows.py").write_text(SWALLOWS)
+    process = subprocess.Popen([sys.executable, "-c", IMPORTS, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "importing\n"
+    for _ in range(times):
+        process.send_signal(2)
+        time.sleep(0.2)
+    out, _ = process.communicate(timeout=20)
+    assert (out, process.returncode) == (said, status)

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
-from auxnet import __version__
+from auxnet import __version__, signals
 from auxnet.recipe import nearest
 
 COMMANDS = {  # name: (module of this package that holds the function of that name, what it does)
@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = _warn
     try:
-        return _run(words)
+        with signals.after_imports():
+            return _run(words)
     except KeyboardInterrupt as stop:  # Ctrl-C, or what a training makes of it and of SIGTERM once all is saved
         print(f"auxnet: {str(stop) or 'interrupted'}", file=sys.stderr)
         return int(getattr(stop, "status", 130))
