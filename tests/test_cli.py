@@ -369,3 +369,18 @@ def test_ctrl_c_in_an_import_waits_for_its_end_and_a_second_does_not(times, said
         time.sleep(0.2)
     out, _ = process.communicate(timeout=20)
     assert (out, process.returncode) == (said, status)
+
+
+def test_a_run_that_is_taken_up_says_where_it_goes_on(tmp_path, capsys):
+    def stop(progress):
+        if (progress.epoch, progress.step) == (1, 2):
+            os.kill(os.getpid(), 15)
+
+    recipe = auxnet.Recipe(depth=8, epochs=2, batch_size=256, threads=1)
+    with pytest.raises(KeyboardInterrupt):
+        auxnet.fit(recipe, tmp_path / "a", watch=stop)
+    words = ["train", "--out", str(tmp_path / "a"), "--resume"]
+    assert main(words) == 0
+    assert "goes on in epoch 1, step 3\n" in capsys.readouterr().out
+    assert main(words) == 0
+    assert "it was finished already: nothing was left to train\n" in capsys.readouterr().out

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from auxnet import cli, machine, train
+from auxnet.epochs import Progress
 
 
 def test_a_container_s_limit_counts_as_so_many_cores(tmp_path):
@@ -38,7 +39,7 @@ def test_a_busy_machine_is_told_and_an_idle_one_or_a_single_thread_is_not(monkey
     monkeypatch.setattr(machine, "cores", lambda: 4)
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(os, "getloadavg", lambda: (2.9, 0.0, 0.0))
-    assert machine.crowded(4) == "3 of 4 CPU cores have other work: 4 threads may be slower than --threads 1"
+    assert machine.crowded(4) == "other programs use 3 of 4 CPU cores: 4 threads may be slower than --threads 1"
     assert machine.crowded(1) is None
     monkeypatch.setattr(os, "getloadavg", lambda: (0.2, 9.0, 9.0))
     assert machine.crowded(4) is None
@@ -51,5 +52,12 @@ def test_training_warns_in_one_line(monkeypatch, capsys, tmp_path):
     assert capsys.readouterr().err.splitlines()[0] == "auxnet: warning: 1 threads are too many"
 
 
-def _stops(*arguments, **options):
+def test_a_mistake_is_said_without_it(monkeypatch, capsys):
+    monkeypatch.setattr(machine, "crowded", lambda threads: f"{threads} threads are too many")
+    assert cli.main(["train", "--depth", "21", "--device", "cpu"]) == 2
+    assert capsys.readouterr().err.startswith("auxnet: depth must be")
+
+
+def _stops(*arguments, watch, **options):
+    watch(Progress(epoch=1, epochs=1, step=1, steps=1, images_per_second=1.0, seconds_left=0.0, val_errors=[]))
     raise RuntimeError("far enough")

@@ -113,6 +113,13 @@ def test_csv_and_json_lines_can_be_read_back(run, folder, capsys):
     assert [line["predictions"][0]["class"] for line in lines] == [row["class_1"] for row in rows]
 
 
+def test_a_model_given_after_the_images_is_told_where_it_belongs(run, folder):
+    with pytest.raises(FileNotFoundError, match=f"the model comes first, then images: {run} {folder}"):
+        predict(folder, [run])
+    with pytest.raises(FileNotFoundError, match=r"there is no model missing.onnx"):
+        predict("missing.onnx", [folder])
+
+
 def test_a_list_on_standard_input_is_followed(run, folder, capsys, monkeypatch):
     names = [str(folder / f"{n}, a.png") for n in (3, 0)]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(names) + "\n"))

@@ -177,6 +177,17 @@ def test_the_headline_does_not_call_an_output_the_only_one_by_luck(gathered):
     assert "Only output 3, the deepest, is good enough" in report_page.headline({**facts, "alike": None})
 
 
+def test_a_folder_with_a_slash_behind_its_name_is_the_same_data(gathered):
+    def of(name):
+        return {**gathered, "data": {**gathered["data"], "name": name}}
+
+    def said(*names):
+        return "different data sets" in " ".join(report_page.notes([of(name) for name in names]))
+
+    assert not said("pictures", "pictures/")
+    assert said("pictures", "others")
+
+
 # ---- where it is written ---------------------------------------------------------------------------------------
 
 

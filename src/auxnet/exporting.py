@@ -48,6 +48,8 @@ class Exported:
     """that it was compared on"""
     difference: float
     """largest, of any logit"""
+    takes: tuple[int, ...]
+    """(H, W, C) of the images that it takes"""
     exits: tuple[int, ...] | None = None
     """early exit: how many of the images left at each output"""
 
@@ -106,7 +108,7 @@ def export(
         answers = _write(net, output, format, partial, pixels, fold, rule)
         difference, exits = _compare(net, output, rule, pixels, answers)
         size = partial.stat().st_size
-    return Exported(path, format, output, size, len(pixels), difference, exits)
+    return Exported(path, format, output, size, len(pixels), difference, pixels.shape[1:], exits)
 
 
 def _write(
@@ -143,7 +145,7 @@ def _folder(net: PretrainedAuxNet, output: int, path: Path, pixels: Pixels) -> E
         partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Exported(path, "safetensors", output, size, len(pixels), difference)
+    return Exported(path, "safetensors", output, size, len(pixels), difference, pixels.shape[1:])
 
 
 @torch.inference_mode()

@@ -107,6 +107,6 @@ def crowded(threads: int) -> str | None:
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     free = max(1, round(there - busy))
     if free < threads:
-        load = f"{min(busy, there):.0f} of {there} CPU cores have other work"
+        load = f"other programs use {min(busy, there):.0f} of {there} CPU cores"
         return f"{load}: {threads} threads may be slower than --threads {free}"
     return None

@@ -64,7 +64,12 @@ def predict(
     given = list(images)
     if not given:
         raise ValueError("there are no images to predict: name files or folders, or - for a list on standard input")
-    runnable = model if isinstance(model, Runnable) else open_model(model, output, which)
+    try:
+        runnable = model if isinstance(model, Runnable) else open_model(model, output, which)
+    except (ValueError, FileNotFoundError) as error:
+        if len(given) == 1 and (Path(given[0]).suffix == ".onnx" or (Path(given[0]) / "config.json").is_file()):
+            raise type(error)(f"the model comes first, then images: {given[0]} {model} ({error})") from None
+        raise
     return _answers(runnable, _files(given), top, batch_size)
 
 

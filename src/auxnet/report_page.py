@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from auxnet.page_frame import columns_of, filled, framed, percent, table_of, tiles_of, unbroken
@@ -100,7 +101,7 @@ def notes(runs: Sequence[Run]) -> list[str]:
     """What a reader must know before trusting the figures."""
     said = [f"{run['name']}: some figures are missing, as {run['missing']}." for run in runs if run["missing"]]
     said += [f"{run['name']}: {few}." for run in runs if (few := too_few(run["data"]["val"]))]
-    if len({run["data"]["name"] for run in runs}) > 1:
+    if len({Path(run["data"]["name"]) for run in runs}) > 1:  # a folder is the same with a slash behind it
         said.append("These runs are of different data sets: their errors cannot be compared.")
     elif len({(run["seed"], run["recipe"]["val_fraction"]) for run in runs}) > 1:
         said.append("These runs were validated on different images (seed or share), and on the same test images.")

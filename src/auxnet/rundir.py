@@ -115,7 +115,8 @@ def check(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
             raise FileNotFoundError(f"there is no run to resume in {folder}")
         _check_same(read_recipe(folder / "recipe.yaml"), recipe, folder)
     elif is_run and not overwrite:
-        raise FileExistsError(f"{folder} holds a run already: --resume continues it, --overwrite replaces it")
+        mend = "resume (--resume) continues it, overwrite (--overwrite) replaces it"
+        raise FileExistsError(f"{folder} holds a run already: {mend}")
     elif not is_run and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         raise FileExistsError(f"{folder} holds other files: name a new folder for the run")
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())

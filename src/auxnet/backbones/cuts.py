@@ -179,10 +179,8 @@ def _nearest_places(costs: dict[str, int], ideals: Sequence[float]) -> tuple[str
     """For each ideal cost the place nearest to it, each behind the one before."""
     places = list(costs)
     if len(places) < len(ideals):
-        raise ValueError(
-            f"at={len(ideals)} asks for more cuts than there are places that one tensor crosses: "
-            f"{', '.join(places) or 'none'}; ask for fewer, or {INSTEAD}"
-        )
+        where = f"only after {', '.join(map(repr, places))}: ask for fewer, or" if places else "nowhere:"
+        raise ValueError(f"at={len(ideals)} evenly placed cuts cannot be, one tensor alone crosses {where} {INSTEAD}")
     chosen: list[int] = []
     for i, ideal in enumerate(ideals):
         free = range(chosen[-1] + 1 if chosen else 0, len(places) - (len(ideals) - 1 - i))

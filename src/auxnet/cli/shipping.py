@@ -91,6 +91,10 @@ def export(words: list[str]) -> None:
     what = f"output {done.output}" if done.exits is None else f"early exit over outputs 1..{done.output}"
     console = screen.console()
     screen.print_line(console, f"{done.path}: {what} of {o.run} as {done.format}, {done.bytes:,} bytes")
+    if done.format != "safetensors":  # which is for auxnet.load
+        N = "N" if done.exits is None else "1"
+        gives = "logits and probabilities" + ("" if done.exits is None else ", and the exit")
+        screen.print_line(console, f"takes images, uint8 [{N}, {', '.join(map(str, done.takes))}]; gives {gives}")
     if done.exits is not None:
         shares = ", ".join(f"{n} at {k}" for k, n in enumerate(done.exits, start=1))
         screen.print_line(console, f"exits of the {done.images} images: {shares}")

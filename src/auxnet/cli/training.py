@@ -6,12 +6,16 @@ import itertools
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import parse_with_recipe
 from auxnet.recipe import Recipe
+
+if TYPE_CHECKING:
+    from auxnet.epochs import Progress
 
 
 @dataclass(frozen=True)
@@ -53,13 +57,24 @@ def train(words: list[str]) -> None:
     from auxnet.train import fit
 
     keep_freed_memory()
+    slow = None
     if device_of(options.recipe).type == "cpu":
         with threads_of(options.recipe) as threads:
-            if slow := crowded(threads):
-                warnings.warn(slow, stacklevel=2)
+            slow = crowded(threads)
 
     console = screen.console()
-    with screen.training_progress(console) as watch:
+    with screen.training_progress(console) as watch_bar:
+        began = False
+
+        def watch(progress: Progress) -> None:
+            nonlocal began
+            if not began and slow:
+                warnings.warn(slow, stacklevel=2)
+            if not began and options.resume:
+                screen.print_line(console, f"goes on in epoch {progress.epoch}, step {progress.step}")
+            began = True
+            watch_bar(progress)
+
         out = options.out or _unused_folder(options.recipe)
         run = fit(
             options.recipe,
@@ -73,6 +88,8 @@ def train(words: list[str]) -> None:
         )
     if not run.summary:  # under torchrun, process 0 has it
         return
+    if not began:
+        screen.print_line(console, "it was finished already: nothing was left to train")
     screen.show_tables(console, run.summary, run.summary["epochs"])
     data, device = run.summary["data"], run.summary["device"]
     images = f"{data['train']:,} training, {data['val']:,} validation and {data['test']:,} test images"
