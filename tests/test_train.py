@@ -131,7 +131,7 @@ def test_losses_read_a_few_steps_at_a_time_are_the_same_and_all_of_them(tmp_path
 
 def test_a_run_is_never_lost_by_accident(run, tmp_path):
     before = bytes_of(run.folder)
-    with pytest.raises(FileExistsError, match="resume .--resume. continues it, overwrite .--overwrite. replaces it"):
+    with pytest.raises(FileExistsError, match=r"resume .--resume. continues it, overwrite .--overwrite. replaces it"):
         auxnet.fit(TINY, run.folder)
     with pytest.raises(ValueError, match="was begun with epochs=3"):
         auxnet.fit(replace(TINY, epochs=9), run.folder, resume=True)
