@@ -183,7 +183,7 @@ def test_pretrained_weights_are_taken_and_a_classifier_of_other_classes_is_repla
         (["--backbone", "own_nets:broken"], 1, "own_nets:broken cannot be built: KeyError: 'weights'"),
         (["--backbone", "own_nets:build", "--cuts", "stem", "midle"], 2, "'midle'; perhaps you meant 'middle'"),
         (["--backbone", "own_nets:build", "--cuts", "middle", "stem"], 2, "'stem' does not lie behind 'middle'"),
-        (["--backbone", "own_nets:build", "--cuts", "9"], 2, "own_nets:build, cuts=9: at=9 evenly placed cuts cannot be"),
+        (["--backbone", "own_nets:build", "--cuts", "9"], 2, "own_nets:build, cuts=9: at=9 evenly placed cuts cannot"),
         (["--backbone", "own_nets:build", "--cuts", "0"], 2, "cuts must be 1 or more, or the names of modules, got 0"),
         (["--backbone", "own_nets:build", "--depth", "8"], 2, "depth=8 is the built-in ResNets', but backbone="),
         (

@@ -193,11 +193,13 @@ def _show(found: Solved) -> None:
     screen.print_table(console, made)
     for name, seen, said in (("validation", on_val, found.val), ("test", on_test, found.test)):
         least, most = (_cost(bound) for bound in seen.cost_interval)
+        saved = 100 * (1 - seen.mean_cost / found.costs[-1])
         screen.print_line(
             console,
             f"on {seen.images:,} {name} images: error {_error(seen)}, mean {_cost(seen.mean_cost)} {found.unit} "
             f"({least} .. {most}); the final output alone: {screen.per_cent(said.errors[-1])}, "
-            f"{_cost(found.costs[-1])} {found.unit}; {points_between(seen.against_final)} between the two",
+            f"{_cost(found.costs[-1])} {found.unit}; early exit saves {saved:.1f} %, "
+            f"{points_between(seen.against_final)} between the two",
         )
     for name, rows in found.curves.items():
         made = screen.table(CURVES[name], f"mean {found.unit}, test", "error, val.", "error, test", "shares, test")
