@@ -58,6 +58,20 @@ def test_the_onnx_file_equals_its_source_at_any_batch_size(run, onnx_file, pixel
     assert model.classes == load(run).classes
 
 
+def test_onnxruntime_opens_both_without_a_word(onnx_file, early, capfd):
+    """With its own settings, as another program would; it would say what is in the file and of no use."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    for path in (onnx_file, early.path):
+        onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert capfd.readouterr().err == ""
+
+
+def test_the_command_says_what_the_file_takes(run, tmp_path, capsys):
+    pytest.importorskip("onnxscript")
+    assert main(["export", str(run), "--output", "1", "--out", str(tmp_path / "one.onnx")]) == 0
+    assert "takes images, uint8 [N, 8, 8, 3]; gives logits and probabilities\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("fold", [True, False])
 def test_the_torch_export_equals_its_source_at_any_batch_size(run, tmp_path, pixels, fold):
     done = export(run, 2, "torch", tmp_path / "two.pt2", fold=fold)

@@ -170,7 +170,13 @@ def _strip(graph: Any) -> None:
 
 
 def _sink(graph: Any) -> None:
-    """Move the weights that one branch alone uses into that branch: only there does onnxruntime optimise them."""
+    """Move the weights that one branch alone uses into that branch: only there does onnxruntime optimise them.
+
+    Those that nothing uses are dropped: onnxruntime warns of each.
+    """
+    everywhere = _used(graph)
+    for weight in [each for each in graph.initializer if each.name not in everywhere]:
+        graph.initializer.remove(weight)
     branches = [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
     here = {name for node in graph.node for name in node.input}
     users = [_used(branch) for branch in branches]
