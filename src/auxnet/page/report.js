@@ -156,7 +156,10 @@
     if (chosen && chosen[key] !== null)
       traces.push({ x: [chosen[key]], y: [100 * chosen.val.error], mode: "markers", name: "chosen", hoverinfo: "skip",
         marker: { symbol: "circle-open", size: 24, color: colour("accent"), line: { width: 3, color: colour("accent") } } });
-    const shapes = [], notes = [], cut = limit[key];
+    const shapes = [], cut = limit[key], notes = shown.flatMap(({ r, index }) => r.outputs.map((o, k) => ({
+      x: place(o[key]), y: 100 * o.val.error, text: `<b>${o.output}</b>`, showarrow: false, xanchor: "right", xshift: -15,
+      font: { color: several ? shade(index) : ofOutput(k, r.outputs.length), size: 13 },
+    })));
     if (cut !== undefined && cut !== Infinity) {
       const edge = Math.max(place(cut), range[0]);
       shapes.push({ type: "rect", xref: "x", yref: "paper", x0: log ? 10 ** edge : edge, x1: log ? 10 ** range[1] : range[1], y0: 0, y1: 1, fillcolor: faded(colour("muted"), 0.16), line: { width: 0 }, layer: "below" });
@@ -170,7 +173,7 @@
       xaxis: axis(kind.title, { type: kind.type, range, ...ticks }), yaxis: axis("error (%)", { range: [-0.03 * top, top] }), shapes, annotations: notes,
     }, `Error against ${kind.title} with 95 percent intervals: ` + every.map((o) => `output ${o.output}: ${kind.text(o[key])}, validation ${percent(o.val.error)}, test ${percent(o.test.error)}`).join("; "));
     const sizes = several ? "see the table for n" : `n = ${run().outputs[0].val.n.toLocaleString("en")} validation and ${run().outputs[0].test.n.toLocaleString("en")} test images`;
-    byId("front-note").textContent = `Filled: validation; open, drawn slightly to the right: test. Bars: 95 % Wilson intervals; ${sizes}. ` +
+    byId("front-note").textContent = `Numbers: outputs. Filled: validation; open, drawn slightly to the right: test. Bars: 95 % Wilson intervals; ${sizes}. ` +
       `${several ? "Lines: Pareto fronts" : "Dotted: Pareto front"} on validation. Blue band: errors that are good enough under the limits above.` + latencyWords();
     return undefined;
   }
