@@ -117,6 +117,7 @@ def test_a_range_in_steps_holds_its_ends_and_what_lies_between():
     [
         (["--vary", "lrr=0.1,0.2"], "there is no recipe field 'lrr' to vary"),
         (["--vary", "gama=1,2"], "perhaps you meant 'gamma'"),
+        (["--vary", "lr=0.1-0.2"], "lr varies over a range as 0.1..0.2, got '0.1-0.2'"),
         (["--vary", "lr"], "--vary takes field=a,b,c or field=low..high, got 'lr'"),
         (["--vary", "lr=0.1,0.2", "--vary", "lr=0.3,0.4"], "lr is varied twice"),
         (["--vary", "lr=0.1"], "lr needs two or more different choices, got 0.1"),

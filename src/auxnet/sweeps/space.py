@@ -89,6 +89,8 @@ def domain_of(field: str, given: Any) -> Domain:
     if isinstance(given, str):
         if ".." in given and _numeric(field) is not None:
             return _range(field, given)
+        if (typed := re.fullmatch(r"([\d.]+)\s*(?:-|:|to)\s*([\d.]+)", given)) and _numeric(field) is not None:
+            raise ValueError(f"{field} varies over a range as {typed[1]}..{typed[2]}, got {given!r}")
         given = [_value(field, word.strip()) for word in given.split(",")]
     if not isinstance(given, list | tuple):
         raise ValueError(f"{field} must vary over choices (a, b, c) or a range (low..high), got {given!r}")
