@@ -29,6 +29,7 @@ from auxnet.schedules import lambdas_at
 from auxnet.update import Average, Method, alone
 
 PIXELS = 2**21  # evaluated at a time: 25 MB of float32 in three channels
+MOST_STAND_INS = 50  # outputs of a net that stands in for a backbone that is not built yet
 Part = Callable[[int], slice]  # of the n images of a batch
 
 
@@ -41,6 +42,8 @@ def check(recipe: Recipe) -> None:
         else:  # another net with as many outputs
             cuts = 2 if recipe.cuts is None else recipe.cuts
             K = 1 + (cuts if isinstance(cuts, int) else len(cuts))
+            if K > MOST_STAND_INS:  # its time grows with K^2; the backbone itself says how many there can be
+                return
             net = resnet(6 * K + 2, K)
     method = build_method(recipe, net if recipe.alone is None else net.alone(recipe.alone), cross_entropy)
     if recipe.cuda_graph:

@@ -68,7 +68,8 @@ def predict(
         runnable = model if isinstance(model, Runnable) else open_model(model, output, which)
     except (ValueError, FileNotFoundError) as error:
         if len(given) == 1 and (Path(given[0]).suffix == ".onnx" or (Path(given[0]) / "config.json").is_file()):
-            raise type(error)(f"the model comes first, then images: {given[0]} {model} ({error})") from None
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            raise kind(f"the model comes first, then images: {given[0]} {model} ({error})") from None
         raise
     return _answers(runnable, _files(given), top, batch_size)
 
