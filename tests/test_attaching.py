@@ -498,6 +498,11 @@ def test_a_backbone_without_a_trunk_is_refused(layers):
         attach(nn.Sequential(*layers), 1)
 
 
+def test_more_cuts_than_there_are_modules_are_refused_at_once():
+    with pytest.raises(ValueError, match="at=10000000 evenly placed cuts cannot be, the backbone has 5 modules"):
+        attach(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, 10)), 10**7)
+
+
 def test_weights_shared_between_segments_are_refused():
     class Tied(nn.Module):
         def __init__(self):

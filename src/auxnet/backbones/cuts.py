@@ -49,6 +49,9 @@ def even_cuts(backbone: nn.Module, cuts: int, image_shape: Sequence[int]) -> tup
     """
     if cuts < 1:
         raise ValueError(f"at must be 1 cut or more, or the names of modules, got {cuts}")
+    modules = sum(1 for _ in backbone.modules())
+    if cuts > modules:
+        raise ValueError(f"at={cuts} evenly placed cuts cannot be, the backbone has {modules} modules: ask for fewer")
     opened, closed = {""}, set[str]()
     chart = _chart(backbone, opened, image_shape)
     while True:
