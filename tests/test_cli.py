@@ -346,8 +346,9 @@ except BaseException as error:
     print("swallowed", type(error).__name__, flush=True)
 """
 IMPORTS = """
-import sys, time
+import signal, sys, time
 sys.path.insert(0, sys.argv[1])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits Ctrl-C ignored
 from auxnet.signals import after_imports
 try:
     with after_imports():
