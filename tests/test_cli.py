@@ -293,6 +293,9 @@ def test_a_terminal_too_narrow_for_a_table_loses_no_figure():
     ("words", "said"),
     [
         (["train", "--epochs", "five"], "--epochs must be a whole number, got 'five'"),
+        (["train", "--method", "foo"], "--method must be one of joint, pairwise, multiway, got 'foo'"),
+        (["train", "--at", "7", "b"], "--at must be none or INT ..., got '7', 'b'"),
+        (["train", "--milestones", "a"], "--milestones cannot take 'a'"),
         (["train", "--epochs", "0"], "epochs must be 1 or more, got 0"),
         (["select", "RUN", "--within", "x"], "--within must be a number, got 'x'"),
         (["export", "RUN", "--output", "two"], "--output must be a whole number, got 'two'"),
@@ -331,6 +334,8 @@ def test_help_calls_an_option_left_open_none_and_takes_it_so(capsys):
         main(["train", "--help"])
     said = capsys.readouterr().out
     assert "--out none|PATH" in said
+    for section in ("data", "network", "method", "training", "machine"):
+        assert f"─ {section} options ─" in said
     assert "{None}" not in said
     for word in ("none", "None"):
         recipe = parse(Plan, ["--outputs", word, "--data-dir", word, "--threads", word]).recipe

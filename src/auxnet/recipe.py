@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from auxnet import sections
 from auxnet.documents import read_yaml
 
 BACKBONES = "timm:NAME, torchvision:NAME or package.module:function"
@@ -20,133 +21,8 @@ WHERE = ("data_dir", "stream", "workers", "device", "threads", "cuda_graph")
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How to train: the data, the network, the method, the schedule. Saved with every run as recipe.yaml."""
-
-    data: str = "digits"
-    """digits, cifar10, cifar100, svhn, a folder of class folders, a folder of parquet shards, or hf:owner/name"""
-    data_dir: str | None = None
-    """where data sets lie; none: $AUXNET_DATA"""
-    image_size: int | None = None
-    """resize and crop the images of a folder to this many pixels a side"""
-    val_fraction: float = 0.1
-    """share of the training images held out, class by class, for every choice that is made"""
-    train_images: int | None = None
-    """train on so many of the training images alone, drawn class by class; none: all"""
-    augment: Literal[
-        "default", "none", "crop", "flip", "crop+flip", "crop+flip+trivial", "rrc+flip", "rrc+flip+trivial"
-    ] = "default"
-    """random crops after padding, random resized crops (rrc), mirroring, TrivialAugment; default: suits the data"""
-    stream: Literal["auto", "always", "never"] = "auto"
-    """leave the images of folders and parquet on disk; auto: if they would take over half of the memory left"""
-    workers: int | None = None
-    """processes that decode images left on disk, and make random resized crops; none: one per core"""
-    max_corrupt: int = 0
-    """images that cannot be read and are left out, each told by name, before the run fails"""
-
-    depth: int = 20
-    """layers of the network: 6n + 2, or 18, 34, 50, 101, 152 in the imagenet form"""
-    form: Literal["cifar", "imagenet"] = "cifar"
-    """of the built-in ResNets: for images of about 32 pixels a side, or of about 224"""
-    outputs: int | None = None
-    """outputs, the final one included, placed evenly from the top; none: 3, or as --at says"""
-    at: tuple[int, ...] | None = None
-    """layers of the auxiliary outputs, in place of --outputs"""
-    placement: Literal["even", "stages", "blocks"] = "even"
-    """few and even, as --outputs or --at says; one after every stage; or one after every block (the most there are)"""
-    block: Literal["plain", "original", "preact"] = "preact"
-    """residual block: none, post-activation, pre-activation"""
-    width: int = 1
-    """multiplies the channels (Wide ResNet), of bottlenecks the inner ones"""
-    head: Literal["default", "bn_relu", "linear"] = "default"
-    """form of the auxiliary heads; default: that of the final one"""
-    alone: int | None = None
-    """train the net of this output by itself, cut off from the others, as if there had never been more"""
-    backbone: str | None = None
-    """in place of the built-in ResNets: timm:NAME, torchvision:NAME, or package.module:function of your own"""
-    cuts: int | tuple[str, ...] | None = None
-    """the backbone's modules after which outputs are added, or how many even cuts; none: 2"""
-    pretrained: str | None = None
-    """file of weights for the backbone: .safetensors, or a .pt or .pth of tensors"""
-
-    method: Literal["joint", "pairwise", "multiway"] = "multiway"
-    """how gradients are propagated"""
-    mode: Literal["live", "frozen", "fused"] = "live"
-    """multiway: what a backward sees of the updates before it"""
-    state: Literal["per_output", "shared"] = "per_output"
-    """multiway: an optimizer state (momentum) for each output, the paper's, or one for all"""
-    order: Literal["shallow_first", "deep_first"] = "shallow_first"
-    """multiway: the order in which outputs update the trunk; the paper's is from shallow to deep"""
-    step_scale: Literal["default", "none", "sum", "equilibrium", "cumulative", "adaptive"] = "default"
-    """division of the trunk's step; default: sum (joint), none (pairwise), cumulative (multiway)"""
-    aggregator: str | None = None
-    """joint: torchjd's way to make one gradient of the trunk out of the outputs', by name: UPGrad, PCGrad, MGDA, ..."""
-    gamma: float = 2.0
-    """loss weights are (layer / depth)^gamma"""
-    floor: float = 0.01
-    """least loss weight"""
-    relative_to: Literal["final", "last_auxiliary"] = "final"
-    """the depth that loss weights refer to: the paper's, or the authors' code's"""
-    weights: tuple[float, ...] | None = None
-    """loss weights in place of those: one for all auxiliary outputs, one for each, or with the final one's too"""
-    weight_schedule: Literal["constant", "linear"] = "constant"
-    """linear: the auxiliary outputs' weights fall evenly towards 0 at the end of the run (DSN)"""
-    discard_after: float | None = None
-    """share of the run after which the auxiliary losses are discarded, their heads left as they are"""
-    loss: Literal["cross_entropy", "square_hinge"] = "cross_entropy"
-    """what is minimised; what is measured is cross-entropy either way"""
-    distill: float = 0.0
-    """share of an auxiliary output's loss that is its distance from what the final output says; not in pairwise"""
-    temperature: float = 3.0
-    """both are softened by, for that"""
-
-    epochs: int = 30
-    """passes over the training images"""
-    batch_size: int = 128
-    """images a step"""
-    optimizer: str = "SGD"
-    """any optimizer of torch.optim that takes dense gradients of any shape, by name"""
-    lr: float = 0.1
-    """step size at the start"""
-    momentum: float = 0.9
-    """for optimizers that have it"""
-    nesterov: bool = True
-    """for optimizers that have it"""
-    weight_decay: float = 1e-4
-    """for optimizers that have it"""
-    schedule: Literal["multistep", "cosine"] = "multistep"
-    """of the step size: it falls at --milestones, or along a cosine"""
-    warmup: int = 0
-    """epochs over which the step size rises first"""
-    milestones: tuple[float, ...] = (0.4, 0.6)
-    """shares of the run after which the step size is multiplied by lr_decay"""
-    lr_decay: float = 0.1
-    """factor at each milestone"""
-    clip: float | None = None
-    """largest gradient norm of an update"""
-    label_smoothing: float = 0.0
-    """share of the target spread over all classes"""
-    class_weights: Literal["none", "balanced"] = "none"
-    """balanced: the images of rare classes count more, so that all classes count alike"""
-    mixup: float = 0.0
-    """above 0, images are blended in pairs, by a share drawn from Beta(mixup, mixup)"""
-    cutmix: float = 0.0
-    """above 0, a rectangle of another image is pasted into each, its size drawn likewise"""
-    ema: float | None = None
-    """decay of a moving average of the weights, such as 0.999; the average is what is judged and kept"""
-    sync_batchnorm: bool = False
-    """under torchrun, BatchNorm normalises by the images of all processes, not by those of its own"""
-
-    seed: int = 0
-    """of the validation split, the weights, the order and the augmentation"""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps"""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """of convolutions and linear layers; bfloat16 is for GPUs, and slow on most CPUs"""
-    threads: int | None = None
-    """CPU threads; none: PyTorch's choice, at most the cores that this process may use"""
-    cuda_graph: bool = False
-    """on a GPU, each step as one CUDA graph: one launch a step in place of thousands"""
+class Recipe(sections.Machine, sections.Training, sections.Method, sections.Network, sections.Data):
+    """How to train: all fields of `sections`, the data's first. Saved with every run as recipe.yaml."""
 
     def __post_init__(self) -> None:
         for name, hint in _hints().items():

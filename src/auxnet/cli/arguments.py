@@ -5,16 +5,21 @@ from __future__ import annotations
 import io
 import re
 from contextlib import redirect_stderr
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Self, TypeVar
 
 import tyro
+from tyro.conf import OmitArgPrefixes
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from auxnet.recipe import read_recipe
+from auxnet import sections
+from auxnet.recipe import Recipe, read_recipe
 
 Options = TypeVar("Options")
+WithRecipe = TypeVar("WithRecipe", bound="OfRecipe")
+Section = TypeVar("Section")
 KINDS = ConstructorRegistry()
 
 
@@ -49,13 +54,46 @@ def parse(options: type[Options], words: list[str], default: Options | None = No
         raise ValueError(f"{_one_line(complaint.getvalue())}; see auxnet {command} --help") from None
 
 
-def parse_with_recipe(options: type[Options], words: list[str]) -> Options:
-    """Options of which a recipe is one: a file gives the defaults of the flags, --config's or that of a run resumed."""
+@dataclass(frozen=True)
+class OfRecipe:
+    """Options among which is every field of a recipe, section by section."""
+
+    data: OmitArgPrefixes[sections.Data] = field(default_factory=sections.Data)
+    network: OmitArgPrefixes[sections.Network] = field(default_factory=sections.Network)
+    method: OmitArgPrefixes[sections.Method] = field(default_factory=sections.Method)
+    training: OmitArgPrefixes[sections.Training] = field(default_factory=sections.Training)
+    machine: OmitArgPrefixes[sections.Machine] = field(default_factory=sections.Machine)
+
+    @property
+    def recipe(self) -> Recipe:
+        """What they ask for. Raises ValueError for what a recipe cannot be."""
+        parts = (self.data, self.network, self.method, self.training, self.machine)
+        return Recipe(**{name: value for part in parts for name, value in vars(part).items()})
+
+    @classmethod
+    def default(cls, recipe: Recipe, **others: Any) -> Self:
+        """These options with the values of a recipe for their defaults."""
+
+        def part(section: type[Section]) -> Section:
+            return section(**{each.name: getattr(recipe, each.name) for each in fields(section)})  # type: ignore
+
+        return cls(
+            part(sections.Data),
+            part(sections.Network),
+            part(sections.Method),
+            part(sections.Training),
+            part(sections.Machine),
+            **others,
+        )
+
+
+def parse_with_recipe(options: type[WithRecipe], words: list[str]) -> WithRecipe:
+    """Such options: a file gives the defaults of the flags, --config's or that of a run resumed."""
     config = value_of("--config", words)
     out = value_of("--out", words)
     if config is None and out and "--resume" in words and (Path(out) / "recipe.yaml").is_file():
         config = str(Path(out) / "recipe.yaml")
-    return parse(options, words, options(recipe=read_recipe(config)) if config else None)  # type: ignore[call-arg]
+    return parse(options, words, options.default(read_recipe(config)) if config else None)
 
 
 def value_of(flag: str, words: list[str]) -> str | None:
@@ -83,12 +121,17 @@ def _one_line(box: str) -> str:
 
 def _in_words(complaint: str) -> str:
     """Without what Python and tyro say of types."""
-    found = re.match(r"Error parsing ([\w.-]+): (.*)", complaint)
-    if found is None:
-        return complaint
-    flag, why = found.groups()
-    kinds = {"invalid literal for int": "a whole number", "could not convert string to float": "a number"}
-    for said, wanted in kinds.items():
-        if value := re.search(rf"{said}[^:]*: ('[^']*')", why):
-            return f"{flag} must be {wanted}, got {value[1]}"
-    return complaint if flag.startswith("-") else why  # a rule of the recipe names its field itself
+    if found := re.match(r"invalid choice (.*) for argument '(.*)'\. Expected one of \((.*)\)", complaint):
+        value, flag, known = found.groups()
+        known = known.replace("'", "")
+        return f"{flag} must be one of {known}, got {value}"
+    if found := re.match(r"Error parsing (\S+): no type matching (\S.*) could be .* from \[(.*?)\]\.", complaint):
+        flag, kinds, values = found.groups()
+        wanted = re.sub(r"\{?\[(\w+) \[\w+ \.\.\.\]\]\}?", r"\1 ...", kinds).replace("|", " or ")
+        return f"{flag} must be {wanted}, got {values}"
+    if found := re.match(r"Error parsing (\S+): .*(invalid literal|could not convert)[^:]*: ('[^']*')", complaint):
+        flag, kind, value = found.groups()
+        return f"{flag} must be {'a whole number' if kind == 'invalid literal' else 'a number'}, got {value}"
+    if found := re.match(r"Error parsing (\S+): Could not find valid parse for arguments: \[(.*)\]", complaint):
+        return f"{found[1]} cannot take {found[2]}"
+    return complaint

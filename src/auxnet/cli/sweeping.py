@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bar
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, UseAppendAction
+from tyro.conf import FlagCreatePairsOff, UseAppendAction
 
 from auxnet.cli import screen
-from auxnet.cli.arguments import parse, value_of
+from auxnet.cli.arguments import OfRecipe, parse, value_of
 from auxnet.recipe import Recipe, read_recipe
 from auxnet.sweeps.space import read_space, shown, space_from_words, written
 
@@ -28,14 +28,13 @@ ENDED = ("complete", "pruned", "failed")
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(OfRecipe):
     """Train many recipes and find the best on validation: fields of the recipe vary, all else is as the flags say.
 
     Any number of workers, on any machines that share --out, join a sweep by the same command, or by --out alone.
     A worker that was stopped is taken up where it stood. What each trial leaves is a run directory, OUT/trials/0007.
     """
 
-    recipe: OmitArgPrefixes[Recipe] = field(default_factory=Recipe)
     config: Path | None = None
     """a recipe file (YAML), for what stays fixed"""
     out: Path | None = None
@@ -64,11 +63,9 @@ def sweep(words: list[str]) -> int:
     """`auxnet sweep`; exit status 1 if no trial is complete at the end."""
     begun = _begun(words)
     config = value_of("--config", words)
-    defaults = Sweep()
-    if begun is not None:
-        how = {key: getattr(begun, key) for key in ("recipe", "objective", "sampler", "prune")}
-        defaults = Sweep(**how)
-    options = parse(Sweep, words, replace(defaults, recipe=read_recipe(config)) if config else defaults)
+    how = {} if begun is None else {key: getattr(begun, key) for key in ("objective", "sampler", "prune")}
+    recipe = read_recipe(config) if config else Recipe() if begun is None else begun.recipe
+    options = parse(Sweep, words, Sweep.default(recipe, **how))
     if options.out is None:
         raise ValueError("name the folder of the sweep, new or begun: --out sweeps/a")
     console = screen.console()

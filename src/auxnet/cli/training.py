@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
+from tyro.conf import FlagCreatePairsOff
 
 from auxnet.cli import screen
-from auxnet.cli.arguments import parse_with_recipe
+from auxnet.cli.arguments import OfRecipe, parse_with_recipe
 from auxnet.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(OfRecipe):
     """Train by a recipe, and print the table of outputs. Flags win over the file."""
 
-    recipe: OmitArgPrefixes[Recipe] = field(default_factory=Recipe)
     config: Path | None = None
     """a recipe file (YAML), such as the recipe.yaml of a run"""
     out: Path | None = None
@@ -40,10 +39,9 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(OfRecipe):
     """Say what a recipe will do, and what it will cost, without training."""
 
-    recipe: OmitArgPrefixes[Recipe] = field(default_factory=Recipe)
     config: Path | None = None
     """a recipe file (YAML)"""
 
