@@ -21,6 +21,13 @@ Options = TypeVar("Options")
 WithRecipe = TypeVar("WithRecipe", bound="OfRecipe")
 Section = TypeVar("Section")
 KINDS = ConstructorRegistry()
+KINDS_IN_WORDS = {
+    "{[INT [INT ...]]}": "whole numbers",
+    "{[FLOAT [FLOAT ...]]}": "numbers",
+    "{[STR [STR ...]]}": "names",
+    "INT": "a whole number",
+    "FLOAT": "a number",
+}
 
 
 @KINDS.primitive_rule
@@ -127,8 +134,9 @@ def _in_words(complaint: str) -> str:
         return f"{flag} must be one of {known}, got {value}"
     if found := re.match(r"Error parsing (\S+): no type matching (\S.*) could be .* from \[(.*?)\]\.", complaint):
         flag, kinds, values = found.groups()
-        wanted = re.sub(r"\{?\[(\w+) \[\w+ \.\.\.\]\]\}?", r"\1 ...", kinds).replace("|", " or ")
-        return f"{flag} must be {wanted}, got {values}"
+        for kind, words in KINDS_IN_WORDS.items():
+            kinds = kinds.replace(kind, words)
+        return f"{flag} must be {kinds.replace('|', ' or ')}, got {values}"
     if found := re.match(r"Error parsing (\S+): .*(invalid literal|could not convert)[^:]*: ('[^']*')", complaint):
         flag, kind, value = found.groups()
         return f"{flag} must be {'a whole number' if kind == 'invalid literal' else 'a number'}, got {value}"
