@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import auxnet
-from auxnet import scores
+from auxnet import evaluation, latency, probing, scores
 from auxnet.cli import main
 from auxnet.network import costs
 
@@ -49,6 +49,23 @@ def test_a_report_is_what_the_net_does_on_all_images_at_once():
         )
     assert [report.output for report in reports] == [1, 2, 3]
     assert [report.depth for report in reports] == list(net.depths)
+
+
+def test_every_module_is_left_in_the_mode_it_was_in():
+    net = auxnet.resnet(depth=8, outputs=2).train()
+    frozen = next(m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)).eval()
+    batches = [(torch.randn(4, 3, 8, 8), torch.randint(10, (4,)))]
+    for measure in (
+        lambda: auxnet.evaluate(net, batches),
+        lambda: evaluation.tally(net, batches),
+        lambda: scores.predictions(net, batches),
+        lambda: latency.peak_bytes(net, (3, 8, 8)),
+        lambda: auxnet.supervision(net, batches[0][0], batches[0][1]),
+        lambda: probing.pooled_features(net, batches),
+    ):
+        measure()
+        assert net.training
+        assert [m for m in net.modules() if not m.training] == [frozen]
 
 
 def test_without_images_there_is_no_report():

@@ -1,6 +1,7 @@
 """Training in bfloat16: live multi-way is live there too, against backpropagation written out by hand."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -48,6 +49,16 @@ def by_hand(live):
         optimizer.step((k, "V"), V[k - 1], heads[k - 1][0].float(), STEP)
         optimizer.step((k, "b"), b[k - 1], heads[k - 1][1].float(), STEP)
     return W
+
+
+def test_a_net_brought_back_to_float32_has_no_masters_any_more():
+    net = lowered(auxnet.resnet(depth=8, outputs=2)).float()
+    net.load_state_dict(auxnet.resnet(depth=8, outputs=2).state_dict())
+    before = [p.detach().clone() for p in net.parameters()]
+    method = auxnet.joint(net, partial(torch.optim.SGD, lr=0.0), [1.0, 1.0])
+    method.step(torch.randn(4, 3, 8, 8), torch.randint(10, (4,)))
+    assert all(torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
+    assert "masters" not in method.state_dict()
 
 
 def _weights(net):

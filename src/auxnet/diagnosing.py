@@ -26,7 +26,7 @@ from auxnet.evaluation import fingerprint
 from auxnet.network import AuxNet
 from auxnet.page_frame import is_ours, made_by
 from auxnet.probing import probe
-from auxnet.recipe import Recipe
+from auxnet.recipe import Recipe, method_name
 from auxnet.schedules import lambdas_at
 
 FILES = ("diagnosis.json", "diagnosis.html")
@@ -56,7 +56,7 @@ def gather(
         "name": name,
         "folder": str(folder),
         "data": dataset.name,
-        "method": way_of(recipe, net),
+        "method": method_name(recipe) if net.outputs > 1 else "one output",
         "depths": list(net.depths),
         "weights": weights,
         "ends": list(found.ends),
@@ -71,13 +71,6 @@ def gather(
         **rundir.provenance(device),
     }
     return {**facts, "said": list(sentences(facts))}
-
-
-def way_of(recipe: Recipe, net: AuxNet) -> str:
-    """How a run was trained, in a word or two; with one output all methods are the same."""
-    if net.outputs == 1:
-        return "one output"
-    return f"multiway, {recipe.mode}" if recipe.method == "multiway" else recipe.method
 
 
 def checked_folder(runs: Sequence[Path], out: Path | None) -> Path:

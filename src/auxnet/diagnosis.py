@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from auxnet.backbones.dryrun import features
 from auxnet.gradients import Loss, parameters
-from auxnet.network import AuxNet, statistics_kept
+from auxnet.network import AuxNet, in_mode, statistics_kept
 from auxnet.update import Weights
 
 How = Literal["joint", "pairwise", "multiway"]
@@ -163,14 +163,9 @@ def layers_of(net: AuxNet, image_shape: Sequence[int]) -> list[Layer]:
 @contextmanager
 def as_in_training(net: nn.Module, device: torch.device) -> Iterator[None]:
     """Within, a net is in training mode but keeps its statistics; after, modes and random numbers are as before."""
-    modes = {module: module.training for module in net.modules()}
-    net.train()
-    try:
-        with statistics_kept([net]), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    seeds_kept = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with in_mode(net, training=True), statistics_kept([net]), seeds_kept:
+        yield
 
 
 # ---- one batch -------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from auxnet.latency import Latency
-from auxnet.network import AuxNet, costs
+from auxnet.network import AuxNet, costs, in_mode
 from auxnet.scores import Predictions, calibration_error, class_errors, log_loss, predictions, wilson
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -116,12 +116,10 @@ def tally(net: AuxNet, batches: Batches) -> tuple[Tensor, Tensor]:
 
     In evaluation mode; the net is left in the mode it was in.
     """
-    training = net.training
-    net.eval()
     loss, wrong = torch.zeros(net.outputs, dtype=torch.float64), torch.zeros(net.outputs, dtype=torch.int64)
-    for x, labels in batches:
-        for k, logits in enumerate(net(x)):
-            loss[k] += F.cross_entropy(logits.float(), labels, reduction="sum").cpu()
-            wrong[k] += (logits.argmax(1) != labels).sum().cpu()
-    net.train(training)
+    with in_mode(net, training=False):
+        for x, labels in batches:
+            for k, logits in enumerate(net(x)):
+                loss[k] += F.cross_entropy(logits.float(), labels, reduction="sum").cpu()
+                wrong[k] += (logits.argmax(1) != labels).sum().cpu()
     return loss, wrong

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from auxnet.network import AuxNet
+from auxnet.network import AuxNet, in_mode
 
 
 @dataclass(frozen=True)
@@ -125,12 +125,10 @@ def threads_set(threads: int | None) -> Iterator[None]:
 def peak_bytes(model: nn.Module, image_shape: Sequence[int], batch: int = 1) -> int:
     """Most bytes of tensors that a forward of `batch` images holds at once: weights, images, results."""
     device = next(model.parameters()).device
-    training = model.training
     images = example(image_shape, batch, device)
-    with torch.inference_mode(), Held() as held:
+    with in_mode(model, training=False), torch.inference_mode(), Held() as held:
         held.hold([*model.parameters(), *model.buffers(), images])
-        model.eval()(images)
-    model.train(training)
+        model(images)
     return int(held.peak)
 
 

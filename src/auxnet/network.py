@@ -130,6 +130,19 @@ def loss_weights(
 
 
 @contextmanager
+def in_mode(net: nn.Module, training: bool) -> Iterator[None]:
+    """Within, a net is in training or evaluation mode; after, each of its modules is in the mode that it was in."""
+    before = {module: module.training for module in net.modules()}
+    net.train(training)
+    try:
+        yield
+    finally:
+        net.train(before[net])  # there are modules that do more in `train` than to note the mode
+        for module, mode in before.items():
+            module.training = mode
+
+
+@contextmanager
 def statistics_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Within, BatchNorm still normalises by the batch itself but leaves its running statistics alone."""
     norms = [m for module in modules for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

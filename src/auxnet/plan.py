@@ -76,11 +76,12 @@ def planned_outputs(recipe: Recipe, dataset: data.DataSet) -> list[PlannedOutput
     for k, (depth, (params, macs)) in enumerate(
         zip(net.depths, costs(net, (dataset.channels, *dataset.image_size)), strict=True)
     ):
+        own = c[k] * lambdas[k]
         if recipe.method == "joint":  # one update: segment k at its own scale
-            own, above, decay = c[k] * lambdas[k], c[k] * sum(lambdas[k:]), c[k]
-        else:  # an update per output k and above
-            own, above = c[k] * lambdas[k], sum(a * w for a, w in zip(c[k:], lambdas[k:], strict=True))
-            decay = sum(c[k:])
+            above, decay = c[k] * sum(lambdas[k:]), c[k]
+        else:  # an update per output k and above, but for discarded ones
+            counted = [(a, w) for a, w in zip(c[k:], lambdas[k:], strict=True) if w > 0]
+            above, decay = sum(a * w for a, w in counted), sum(a for a, _ in counted)
         rows.append(PlannedOutput(k + 1, depth, lambdas[k], params, macs, own, above, decay))
     return rows
 

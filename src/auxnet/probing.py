@@ -17,7 +17,7 @@ from torch import Tensor
 
 from auxnet.backbones.attaching import channels_first
 from auxnet.diagnosis import Layer, layers_of
-from auxnet.network import AuxNet
+from auxnet.network import AuxNet, in_mode
 from auxnet.scores import wilson
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -63,9 +63,7 @@ def pooled_features(net: AuxNet, batches: Batches) -> tuple[dict[int, Tensor], T
     layers: list[Layer] = []
     rows: list[list[Tensor]] = []
     labels: list[Tensor] = []
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
-    try:
+    with in_mode(net, training=False):
         for x, label in batches:
             layers = layers or layers_of(net, x.shape[1:])
             image_shape, row = x.shape[1:], []
@@ -74,9 +72,6 @@ def pooled_features(net: AuxNet, batches: Batches) -> tuple[dict[int, Tensor], T
                 row.append(_pooled(x, image_shape).float().cpu())
             rows.append(row)
             labels.append(label.cpu())
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     if not rows:
         raise ValueError("there are no images to probe with")
     columns = (torch.cat(column) for column in zip(*rows, strict=True))

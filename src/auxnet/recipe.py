@@ -156,6 +156,22 @@ def write_recipe(recipe: Recipe, path: Path | str) -> None:
     Path(path).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 
+def network_name(recipe: Recipe) -> str:
+    """Of which kind the trunk is: preact ResNet-20, or a backbone by its name."""
+    return f"{recipe.block} ResNet-{recipe.depth}" if recipe.backbone is None else recipe.backbone
+
+
+def method_name(recipe: Recipe) -> str:
+    """How gradients are propagated: joint, pairwise, or multiway and its mode."""
+    return f"multiway, {recipe.mode}" if recipe.method == "multiway" else recipe.method
+
+
+def folder_name(recipe: Recipe) -> str:
+    """What a folder for its run may be called: digits-20-multiway."""
+    network = str(recipe.depth) if recipe.backbone is None else recipe.backbone.replace(":", "-")
+    return f"{Path(recipe.data.removeprefix('hf:')).name}-{network}-{recipe.method}"
+
+
 def nearest(word: str, known: list[str]) -> str:
     """A suggestion to end an error with: '; perhaps you meant ...', or nothing."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)

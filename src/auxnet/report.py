@@ -25,7 +25,7 @@ from auxnet.exits import exit_macs
 from auxnet.latency import latencies
 from auxnet.network import AuxNet
 from auxnet.page_frame import is_ours
-from auxnet.recipe import Recipe, read_run_recipe
+from auxnet.recipe import Recipe, network_name, read_run_recipe
 from auxnet.scores import Predictions, confusion, predictions, reliability, wilson
 from auxnet.selection import MARGIN, choose
 from auxnet.thresholds import outcome, sweep, temperatures
@@ -96,6 +96,7 @@ def gather(run: Path, name: str, data_dir: str | None = None) -> dict[str, Any]:
             "outputs": [_saved(row, summary["data"]) for row in summary["last"]],
             "curves": curves(rundir.read_metrics(run)),
             "recipe": asdict(recipe),
+            "network": network_name(recipe),
             **{key: summary[key] for key in ("epochs", "data", "method", "seed", "wall_seconds", "versions", "commit")},
             "device": summary["device"],
         }

@@ -57,7 +57,7 @@ def page(runs: Sequence[Run], within: float) -> str:
 def eyebrow(runs: Sequence[Run]) -> str:
     """What the page is about, in a line."""
     kinds = dict.fromkeys(
-        f"{run['data']['name']}, {run['recipe']['block']} ResNet-{run['recipe']['depth']} with {len(run['outputs'])} "
+        f"{run['data']['name']}, {run['network']} with {len(run['outputs'])} "
         f"output{'s' if len(run['outputs']) > 1 else ''}, trained {run['method']} for {run['epochs']['last']} epochs"
         for run in runs
     )

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from auxnet.network import AuxNet
+from auxnet.network import AuxNet, in_mode
 
 Confidence = Literal["entropy", "top", "margin"]
 
@@ -52,12 +52,8 @@ def predictions(net: AuxNet, batches: Iterable[tuple[Tensor, Tensor]]) -> Predic
 
     The net is left in the mode it was in. Raises ValueError without images.
     """
-    training = net.training
-    net.eval()
-    try:
+    with in_mode(net, training=False):
         parts = [(torch.stack(net(images)).float().cpu(), labels.cpu()) for images, labels in batches]
-    finally:
-        net.train(training)
     if not parts:
         raise ValueError("there are no images to evaluate on")
     logits, labels = zip(*parts, strict=True)

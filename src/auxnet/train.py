@@ -23,7 +23,7 @@ from auxnet.epochs import Progress, Training, run_epochs
 from auxnet.evaluation import evaluate
 from auxnet.machine import device_of, threads_of, to_device
 from auxnet.network import AuxNet
-from auxnet.recipe import Recipe
+from auxnet.recipe import Recipe, method_name
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _finish(recipe: Recipe, dataset: DataSet, net: AuxNet, folder: Path, standin
     summary = {
         "epochs": {"last": standing.epoch, "best": standing.best_epoch},
         **tables(folder, dataset, device, same=standing.best_epoch == standing.epoch),
-        "method": f"multiway, {recipe.mode}" if recipe.method == "multiway" else recipe.method,
+        "method": method_name(recipe),
         "data": {"name": dataset.name, **images},
         "seed": recipe.seed,
         "wall_seconds": round(standing.seconds, 1),

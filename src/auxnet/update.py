@@ -51,8 +51,10 @@ class Update:
         self.average = average
         self.trunk = groups[0]
         self.parameters = [p for group in groups for p in group]
-        self.aliases: list[Tensor] = [getattr(p, "master", p.data) for p in self.parameters]
-        self.rounded = [(p.data, p.master) for p in self.parameters if hasattr(p, "master")]
+        masters = [_master(p) for p in self.parameters]
+        pairs = list(zip((p.data for p in self.parameters), masters, strict=True))
+        self.aliases = [data if master is None else master for data, master in pairs]
+        self.rounded = [(data, master) for data, master in pairs if master is not None]
         self.storage = [p.data_ptr() for p in self.parameters[:1]]
         aliases = iter(self.aliases)
         self.optimizer = optimizer([{"params": [next(aliases) for _ in group], "scale": 1.0} for group in groups])
@@ -100,6 +102,12 @@ class Update:
         for settings, decay, times in zip(self.optimizer.param_groups, self.decays, decays or (), strict=False):
             if decay is not None:
                 settings["weight_decay"] = decay * times
+
+
+def _master(parameter: nn.Parameter) -> Tensor | None:
+    """What `precision.lowered` gave it, as long as it is of lower precision than that."""
+    master: Tensor | None = getattr(parameter, "master", None)
+    return None if master is None or master.dtype == parameter.dtype else master
 
 
 class Part:

@@ -12,7 +12,7 @@ from tyro.conf import FlagCreatePairsOff
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRecipe, parse_with_recipe
-from auxnet.recipe import Recipe
+from auxnet.recipe import Recipe, folder_name
 
 if TYPE_CHECKING:
     from auxnet.epochs import Progress
@@ -115,7 +115,6 @@ def plan(words: list[str]) -> None:
 
 
 def _unused_folder(recipe: Recipe) -> Path:
-    network = str(recipe.depth) if recipe.backbone is None else recipe.backbone.replace(":", "-")
-    name = f"runs/{Path(recipe.data.removeprefix('hf:')).name}-{network}-{recipe.method}"
+    name = f"runs/{folder_name(recipe)}"
     numbered = (Path(name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
     return next(folder for folder in numbered if not folder.exists())

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from auxnet.documents import read_yaml
-from auxnet.recipe import WHERE, Recipe, nearest, recipe_from
+from auxnet.recipe import WHERE, Recipe, folder_name, nearest, recipe_from
 
 SCALES = ("smoke", "small", "full")
 OF_STUDIES = ("question", "note", "measures", "variants", "claims", "published", "scales")
@@ -72,9 +72,7 @@ class Trial:
         """Its folder: the same recipe has the same name in every study, and is trained once."""
         recipe = self.recipe
         digest = sha256(dumps(differing(recipe), sort_keys=True).encode()).hexdigest()[:10]
-        data = Path(recipe.data.removeprefix("hf:")).name
-        net = str(recipe.depth) if recipe.backbone is None else recipe.backbone.replace(":", "-")
-        return f"{data}-{net}-{recipe.method}-seed{recipe.seed}-{digest}"
+        return f"{folder_name(recipe)}-seed{recipe.seed}-{digest}"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,34 @@
+"""What `plan` says a training will do to the trunk, against what one step of it does."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from auxnet import Recipe, methods, resnet
+from auxnet.build import load_data, step_scale_of
+from auxnet.plan import planned_outputs
+
+ETA, DECAY = 1.0, 1e-4
+METHODS = [("joint", "live"), ("pairwise", "live"), ("multiway", "live"), ("multiway", "frozen"), ("multiway", "fused")]
+
+
+@pytest.mark.parametrize("weights", [(0.5, 0.8, 1.0), (0.0, 0.7, 1.0), (0.0, 0.0, 1.0), (0.9, 0.0, 1.0)], ids=str)
+@pytest.mark.parametrize(("method", "mode"), METHODS)
+def test_decay_is_what_a_segment_sees_in_a_step_discarded_outputs_left_out(method, mode, weights):
+    recipe = Recipe(depth=8, outputs=3, method=method, mode=mode, weights=weights)
+    planned = planned_outputs(recipe, load_data(recipe))
+    net = resnet(depth=8, outputs=3, in_channels=1).double()
+    sgd = partial(torch.optim.SGD, lr=ETA, weight_decay=DECAY)
+    options = {"step_scale": step_scale_of(recipe), "loss": lambda logits, labels: 0 * logits.sum()}
+    if method == "multiway":
+        options["mode"] = mode
+    step = getattr(methods, method)(net, sgd, weights, **options).step
+    convolutions = [
+        next(m.weight for m in segment.modules() if isinstance(m, torch.nn.Conv2d)) for segment in net.segments
+    ]
+    before = [weight.detach().clone() for weight in convolutions]
+    step(torch.randn(4, 1, 8, 8, dtype=torch.float64), torch.randint(10, (4,)))
+    for output, weight, old in zip(planned, convolutions, before, strict=True):
+        decayed = ((old - weight) / old).detach().mean() / (ETA * DECAY)
+        assert float(decayed) == pytest.approx(output.decay, abs=1e-3)
