@@ -244,7 +244,7 @@ def test_an_interrupt_is_130_and_the_run_goes_on_with_resume(tmp_path):
 
 def test_an_unexpected_error_is_still_one_line(run, capsys, monkeypatch):
     monkeypatch.setattr("auxnet.train.tables", lambda *a: {}["nothing"])
-    monkeypatch.setattr("auxnet.build.load_data", lambda *a: {}["nothing"])
+    monkeypatch.setattr("auxnet.opening.load_data", lambda *a: {}["nothing"])
     fails(capsys, ["evaluate", run], 1, "unexpected KeyError", "AUXNET_DEBUG")
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import auxnet
-from auxnet import build, diagnosing, rundir, signals
+from auxnet import build, diagnosing, opening, rundir, signals
 from auxnet.cli import main
 from auxnet.distributed import Team, synchronise_norms, unsynchronised
 from auxnet.recipe import Recipe
@@ -143,9 +143,8 @@ def test_the_page_draws_what_was_measured_and_hears_of_nothing(runs, content):
 def test_several_runs_are_drawn_side_by_side_and_names_stay_text(runs, tmp_path):
     gathered = []
     for name in ("ways", "joint", "alone"):
-        recipe = rundir.read_recipe(runs / name / "recipe.yaml")
-        dataset = build.load_data(recipe)
-        gathered.append(diagnosing.gather(runs / name, name, recipe, auxnet.load(runs / name), dataset, 256, None))
+        with opening.opened(runs / name) as run:
+            gathered.append(diagnosing.gather(runs / name, name, run, 256, None))
     gathered[1]["name"] = EVIL
     diagnosing.write(gathered, tmp_path)
     seen = drawn(tmp_path / "diagnosis.html", clicks=["#theme"])

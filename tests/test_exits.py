@@ -219,7 +219,7 @@ def test_an_absurd_test_set_changes_no_threshold(run, capsys, monkeypatch):
         shuffled = dataset.test.labels[torch.randperm(len(dataset.test))]
         return replace(dataset, test=replace(dataset.test, labels=shuffled))
 
-    monkeypatch.setattr(build, "load_data", absurd)
+    monkeypatch.setattr("auxnet.opening.load_data", absurd)
     fooled = asked(capsys, run)
     assert fooled["test"]["error"] != honest["test"]["error"]
     for key in ("thresholds", "temperatures", "confidence", "val", "costs"):

@@ -21,7 +21,7 @@ FLOORS = [
     ["checkpoint", "rundir", "signals"],
     ["scores", "latency", "evaluation", "thresholds", "exits", "hub", "graphs", "runtimes", "prediction"],
     ["diagnosis", "probing"],
-    ["processes", "schedules", "build", "epochs", "train", "plan", "selection", "exporting"],
+    ["processes", "schedules", "build", "opening", "epochs", "train", "plan", "selection", "exporting"],
     ["page_frame", "figures_page", "report_page", "report", "diagnosis_page", "diagnosing"],
     ["space", "settings", "journal", "trials", "worker", "sweeping", "sweep_page"],
     ["spec", "running", "supervising", "verdicts", "ledger", "study_page"],

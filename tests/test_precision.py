@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import auxnet
-from auxnet import Recipe, build, diagnosing
+from auxnet import Recipe, diagnosing
+from auxnet.opening import opened
 from auxnet.plan import plan
 from auxnet.precision import in_float32, lowered
 from test_methods import CLASSES, METHODS, WEIGHTS, HandSGD, K, batches, division, hand_net, sgd
@@ -159,6 +160,6 @@ def test_a_run_in_bfloat16_can_be_planned_and_diagnosed(tmp_path):
     recipe = replace(Recipe(), depth=8, precision="bfloat16", epochs=1, threads=1, train_images=200, device="cpu")
     assert plan(recipe).seconds_per_epoch > 0
     run = auxnet.fit(recipe, tmp_path / "a")
-    dataset = build.load_data(recipe)
-    facts = diagnosing.gather(run.folder, "a", recipe, auxnet.load(run.folder), dataset, 128, None)
+    with opened(run.folder) as again:
+        facts = diagnosing.gather(run.folder, "a", again, 128, None)
     assert all(0 < row["share"] < 10 for row in facts["shares"])

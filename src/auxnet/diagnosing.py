@@ -23,7 +23,7 @@ from auxnet.checkpoint import whole, write_json
 from auxnet.data import DataSet
 from auxnet.diagnosis import diagnose
 from auxnet.evaluation import fingerprint
-from auxnet.network import AuxNet
+from auxnet.opening import Opened
 from auxnet.page_frame import is_ours, made_by
 from auxnet.probing import probe
 from auxnet.recipe import Recipe, method_name
@@ -34,17 +34,15 @@ LEVEL = 0.8
 """a share that stays above this (and below its inverse) all the way down is called level"""
 
 
-def gather(
-    folder: Path, name: str, recipe: Recipe, net: AuxNet, dataset: DataSet, images: int, probe_images: int | None
-) -> dict[str, Any]:
-    """All that is shown of a run, as values that JSON can hold.
+def gather(folder: Path, name: str, run: Opened, images: int, probe_images: int | None) -> dict[str, Any]:
+    """All that is shown of a run in its folder, as values that JSON can hold.
 
     `images` is how many images gradients are taken on, in whole batches; `probe_images` how many probes are trained on
     (judged on as many of the validation split at most), None for no probes. Raises ValueError for numbers below 1.
     """
     if probe_images is not None and probe_images < 2:
         raise ValueError(f"probes need 2 images or more to train on, got {probe_images}")
-    device = next(net.parameters()).device
+    recipe, net, dataset, device = run.recipe, run.net, run.dataset, run.device
     weights = lambdas_at(recipe, net.depths, recipe.epochs)
     seen = first_batches(replace(recipe, precision="float32"), dataset, device, recipe.epochs, images)
     found = diagnose(net, seen, recipe.method, weights, loss=loss_of(recipe, dataset, device))

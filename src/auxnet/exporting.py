@@ -20,13 +20,13 @@ from torch import Tensor
 from auxnet import __version__
 from auxnet.backbones.named import is_own_code
 from auxnet.batches import Labelled, normalise
-from auxnet.build import load_data
 from auxnet.checkpoint import whole
 from auxnet.documents import read_json
 from auxnet.evaluation import fingerprint
 from auxnet.graphs import EarlyExitGraph, ExitRule, OneOutput, folded, need, write_onnx, write_torch
 from auxnet.hub import FILES, PretrainedAuxNet, load, model_card, position_of, take_out
 from auxnet.network import AuxNet
+from auxnet.opening import data_of
 from auxnet.reading.arrays import Pixels
 from auxnet.recipe import read_run_recipe
 from auxnet.runtimes import Answers, open_model, open_onnx
@@ -100,7 +100,7 @@ def export(
         rule.check(output)
     elif rule is not None:
         raise ValueError(f"an exit rule is for onnx-early-exit, not for {format}: leave it out")
-    pixels = _some(load_data(replace(recipe, data_dir=data_dir or recipe.data_dir)).val, images)
+    pixels = _some(data_of(run, replace(recipe, data_dir=data_dir or recipe.data_dir)).val, images)
     path.parent.mkdir(parents=True, exist_ok=True)
     if format == "safetensors":
         return _folder(net, output, path, pixels)

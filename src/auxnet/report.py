@@ -24,6 +24,7 @@ from auxnet.evaluation import OutputReport, fingerprint, reports
 from auxnet.exits import exit_macs
 from auxnet.latency import latencies
 from auxnet.network import AuxNet
+from auxnet.opening import data_of
 from auxnet.page_frame import is_ours
 from auxnet.recipe import Recipe, network_name, read_run_recipe
 from auxnet.scores import Predictions, confusion, predictions, reliability, wilson
@@ -106,9 +107,7 @@ def gather(run: Path, name: str, data_dir: str | None = None) -> dict[str, Any]:
         raise RuntimeError(f"{run} is damaged: its summary, config or metrics lack {error}") from None
     recipe = replace(recipe, data_dir=data_dir or recipe.data_dir, device="auto")
     try:
-        dataset = build.load_data(recipe)
-        if list(dataset.classes) != list(config["classes"]):
-            raise ValueError("the data set found has other classes than the run")
+        dataset = data_of(run, recipe)
     except (OSError, RuntimeError, ValueError) as error:
         facts["missing"] = f"the images of {recipe.data} are not to be had ({' '.join(str(error).split())})"
         return facts

@@ -7,16 +7,13 @@ multiply-adds) whose error is within a margin of it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from auxnet.build import evaluation_batches, load_data
-from auxnet.checkpoint import load
 from auxnet.evaluation import Batches, OutputReport, image_shape_of, reports
 from auxnet.latency import latencies
-from auxnet.machine import device_of, threads_of, to_device
 from auxnet.network import AuxNet
-from auxnet.recipe import read_run_recipe
+from auxnet.opening import opened
 from auxnet.scores import Comparison, Predictions, compare, predictions
 
 MARGIN = 0.005
@@ -79,12 +76,8 @@ def select(
     """
     limits = {"max_params": max_params, "max_macs": max_macs, "max_latency": max_latency}
     checked_within(within, checked_budgets(**limits))
-    recipe = read_run_recipe(run)
-    recipe = replace(recipe, data_dir=data_dir or recipe.data_dir)
-    with threads_of(recipe):
-        device = device_of(recipe)
-        net, dataset = to_device(load(run), device), load_data(recipe)
-        return select_on(net, evaluation_batches(dataset.val, dataset, device), within=within, **limits)
+    with opened(run, data_dir=data_dir) as it:
+        return select_on(it.net, it.batches("val"), within=within, **limits)
 
 
 def too_few(images: int) -> str | None:

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import parse
-from auxnet.recipe import read_run_recipe
 
 if TYPE_CHECKING:
-    from auxnet.data import DataSet, OnDisk, Split
-    from auxnet.evaluation import Batches, OutputReport
+    from auxnet.evaluation import OutputReport
     from auxnet.latency import Latency
-    from auxnet.network import AuxNet
     from auxnet.scores import Comparison
     from auxnet.selection import Choice
 
@@ -75,7 +71,9 @@ class Select:
 def evaluate(words: list[str]) -> None:
     """`auxnet evaluate`."""
     options = parse(Evaluate, words)
-    opening = opened(options.run, options.data_dir, options.device, options.threads)
+    from auxnet.opening import opened
+
+    opening = opened(options.run, data_dir=options.data_dir, device=options.device, threads=options.threads)
     with screen.working("evaluating"), opening as run:
         from auxnet.checkpoint import write_json
         from auxnet.evaluation import evaluate as measure
@@ -116,7 +114,9 @@ def select(words: list[str]) -> int:
         "max_latency": above_zero("--max-latency", options.max_latency),
     }
     within = points("--within", options.within)
-    opening = opened(options.run, options.data_dir, options.device, options.threads)
+    from auxnet.opening import opened
+
+    opening = opened(options.run, data_dir=options.data_dir, device=options.device, threads=options.threads)
     with screen.working("comparing the outputs"), opening as run:
         from auxnet.evaluation import evaluate as measure
         from auxnet.selection import select_on as choose
@@ -137,53 +137,6 @@ def select(words: list[str]) -> int:
             images = f"{chosen.images:,} test images, which no choice has seen"
             screen.print_line(console, f"output {chosen.output} errs by {interval(chosen)} on {images}")
     return 0 if chosen is not None else 1
-
-
-# ---- a run, opened ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A finished run and its data, on a device."""
-
-    net: AuxNet
-    dataset: DataSet
-    device: Any
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        return (self.dataset.channels, *self.dataset.image_size)
-
-    def batches(self, split: str) -> Batches:
-        """The images of "val" or "test", once through."""
-        from auxnet.build import evaluation_batches
-
-        images: Split | OnDisk = getattr(self.dataset, split)
-        return evaluation_batches(images, self.dataset, self.device)
-
-
-@contextmanager
-def opened(folder: Path, data_dir: str | None, device: str | None, threads: int | None) -> Iterator[Opened]:
-    """A run directory's last weights and data; within, its threads are set. Raises as the parts do."""
-    recipe = read_run_recipe(folder)
-    recipe = replace(
-        recipe,
-        data_dir=data_dir or recipe.data_dir,
-        device=device or recipe.device,
-        threads=recipe.threads if threads is None else threads,
-    )
-    from auxnet.build import load_data
-    from auxnet.checkpoint import load
-    from auxnet.machine import device_of, threads_of, to_device
-
-    with threads_of(recipe):
-        net, place = load(folder), device_of(recipe)
-        dataset = load_data(recipe)
-        classes = net.truncate(1)(next(iter(Opened(net, dataset, "cpu").batches("val")))[0][:1]).shape[1]
-        if classes != dataset.num_classes:
-            raise RuntimeError(f"{folder} tells {classes} classes apart, but its data hold {dataset.num_classes}")
-        yield Opened(to_device(net, place), dataset, place)
 
 
 # ---- words and tables ------------------------------------------------------------------------------------------

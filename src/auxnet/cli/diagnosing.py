@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,6 @@ from tyro.conf import FlagCreatePairsOff, Positional
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import parse
-from auxnet.cli.choosing import opened
-from auxnet.recipe import read_run_recipe
 
 
 @dataclass(frozen=True)
@@ -51,28 +48,31 @@ def diagnose(words: list[str]) -> None:
         if value < least:
             raise ValueError(f"{flag} must be {least} or more, got {value}")
     from auxnet.diagnosing import checked_folder, compared, gather, write
+    from auxnet.opening import opened
+    from auxnet.recipe import read_run_recipe
 
     folder = checked_folder(options.runs, options.out)
-    recipes = [read_run_recipe(run) for run in options.runs]
+    for path in options.runs:
+        read_run_recipe(path)  # told before the first is diagnosed
     names = [run.resolve().name for run in options.runs]
     shown = [name if names.count(name) == 1 else str(run) for name, run in zip(names, options.runs, strict=True)]
     gathered = []
     console = screen.console()
-    for path, name, recipe in zip(options.runs, shown, recipes, strict=True):
-        opening = opened(path, options.data_dir, options.device, options.threads)
-        with screen.working(f"diagnosing {name}"), opening as here:
+    for path, name in zip(options.runs, shown, strict=True):
+        opening = opened(path, data_dir=options.data_dir, device=options.device, threads=options.threads)
+        with screen.working(f"diagnosing {name}"), opening as run:
             probe_images = options.probe_images if options.probes else None
-            gathered.append(gather(path, name, recipe, here.net, here.dataset, options.images, probe_images))
+            gathered.append(gather(path, name, run, options.images, probe_images))
     paths = write(gathered, folder)
     if options.json:
-        print(json.dumps(json.loads(paths[0].read_text()), indent=2))
+        print(paths[0].read_text())
         return
-    for run in gathered:
-        screen.print_table(console, _layers_table(run))
-        screen.print_table(console, _gradients_table(run))
-    for run in gathered:
-        for said in run["said"]:
-            screen.print_line(console, f"{run['name']}: {said}")
+    for facts in gathered:
+        screen.print_table(console, _layers_table(facts))
+        screen.print_table(console, _gradients_table(facts))
+    for facts in gathered:
+        for said in facts["said"]:
+            screen.print_line(console, f"{facts['name']}: {said}")
     if len(gathered) > 1:
         screen.print_line(console, compared(gathered))
     images = f"gradients on {gathered[0]['images']:,} training images of the last epoch, in the run's own batches"

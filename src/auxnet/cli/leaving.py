@@ -13,7 +13,7 @@ from tyro.conf import FlagCreatePairsOff, Positional
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import parse
-from auxnet.cli.choosing import above_zero, number, opened, points, points_between
+from auxnet.cli.choosing import above_zero, number, points, points_between
 
 if TYPE_CHECKING:
     from auxnet.scores import Predictions
@@ -114,7 +114,9 @@ def exits(words: list[str]) -> int:
 
 def _solve(o: Exits, target: dict[str, float | None], unit: str) -> Solved | str:
     """Thresholds and curves from validation images, their outcomes on test; words if no thresholds meet the target."""
-    with opened(o.run, o.data_dir, o.device, o.threads) as run:
+    from auxnet.opening import opened
+
+    with opened(o.run, data_dir=o.data_dir, device=o.device, threads=o.threads) as run:
         from auxnet.exits import exit_latencies, exit_macs
         from auxnet.scores import predictions
         from auxnet.thresholds import anytime, budgeted, outcome, solve, sweep, temperatures

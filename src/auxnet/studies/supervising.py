@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from auxnet import diagnosing
-from auxnet.build import load_data
-from auxnet.checkpoint import load
 from auxnet.documents import read_json
-from auxnet.machine import device_of, to_device
+from auxnet.opening import opened
 from auxnet.studies.running import folder_of, is_done
 from auxnet.studies.spec import Trial
 
 IMAGES = 512  # of the last epoch, that gradients are taken on
 
 
-def diagnose(out: Path, trials: Sequence[Trial], watch: Callable[[Trial], None] = lambda trial: None) -> None:
+def diagnose(out: Path, trials: Sequence[Trial]) -> None:
     """Measure the supervision of the trainings that are done, where it is not measured yet: diagnosis.json of each."""
     for trial in trials:
         folder = folder_of(out, trial)
         if is_done(out, trial) and not (folder / "diagnosis.json").is_file():
-            watch(trial)
-            recipe, dataset = trial.recipe, load_data(trial.recipe)
-            net = to_device(load(folder), device_of(recipe))
-            facts = diagnosing.gather(folder, trial.variant, recipe, net, dataset, IMAGES, None)
-            diagnosing.write([facts], folder)
+            with opened(folder, data_dir=trial.recipe.data_dir) as run:
+                diagnosing.write([diagnosing.gather(folder, trial.variant, run, IMAGES, None)], folder)
 
 
 def draw(out: Path, trials: Sequence[Trial], folder: Path) -> list[Path]:

@@ -1,0 +1,75 @@
+"""A finished run, opened: its net on a device, and the data that it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from auxnet.build import evaluation_batches, load_data
+from auxnet.checkpoint import load
+from auxnet.data import DataSet, OnDisk, Split
+from auxnet.documents import read_json
+from auxnet.evaluation import Batches
+from auxnet.machine import device_of, threads_of, to_device
+from auxnet.network import AuxNet
+from auxnet.recipe import Recipe, read_run_recipe
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The net of a run, and its data."""
+
+    recipe: Recipe
+    net: AuxNet
+    """in evaluation mode"""
+    dataset: DataSet
+    device: torch.device
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return (self.dataset.channels, *self.dataset.image_size)
+
+    def batches(self, split: str) -> Batches:
+        """The images of "val" or "test", once through."""
+        images: Split | OnDisk = getattr(self.dataset, split)
+        return evaluation_batches(images, self.dataset, self.device)
+
+
+@contextmanager
+def opened(
+    run: Path | str, *, data_dir: str | None = None, device: str | None = None, threads: int | None = None
+) -> Iterator[Opened]:
+    """A run directory's last weights and its data; what is not given is as in training. Within, its threads are set.
+
+    Raises ValueError or FileNotFoundError for what cannot be asked for, RuntimeError if the run is damaged or its data
+    have other classes by now.
+    """
+    recipe = read_run_recipe(run)
+    recipe = replace(
+        recipe,
+        data_dir=data_dir or recipe.data_dir,
+        device=device or recipe.device,
+        threads=recipe.threads if threads is None else threads,
+    )
+    with threads_of(recipe):
+        net, place = load(run), device_of(recipe)
+        yield Opened(recipe, to_device(net, place), data_of(run, recipe), place)
+
+
+def data_of(run: Path | str, recipe: Recipe) -> DataSet:
+    """The data of a run's recipe. Raises as `load_data` does, and RuntimeError if they have other classes by now."""
+    dataset, trained_on = load_data(recipe), read_json(Path(run) / "config.json").get("classes")
+    if list(dataset.classes) != trained_on:
+        raise RuntimeError(f"{run} tells {_listed(trained_on)} apart, but its data hold {_listed(dataset.classes)}")
+    return dataset
+
+
+def _listed(classes: object) -> str:
+    """The names of classes, the first few of many."""
+    names = [str(name) for name in classes] if isinstance(classes, list | tuple) else [f"{classes!r:.20}"]
+    return f"{len(names)} classes ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"

@@ -1,0 +1,38 @@
+"""A run is opened with the data that it was trained on, or not at all."""
+
+import pytest
+
+import auxnet
+from auxnet.cli import main
+from auxnet.opening import opened
+from writers import folder_of
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    home = tmp_path_factory.mktemp("data")
+    data = folder_of(home)
+    recipe = auxnet.Recipe(data=str(data), depth=8, outputs=2, epochs=1, batch_size=20, device="cpu", threads=1)
+    folder = auxnet.fit(recipe, home / "run").folder
+    (data / "a").rename(data / "x")
+    return folder
+
+
+def test_what_is_given_wins_over_the_recipe(tmp_path):
+    recipe = auxnet.Recipe(depth=8, outputs=2, epochs=1, batch_size=500, device="cpu", threads=1)
+    folder = auxnet.fit(recipe, tmp_path / "a").folder
+    with opened(folder, threads=2, data_dir=str(tmp_path)) as it:
+        assert (it.recipe.threads, it.recipe.data_dir, it.recipe.device) == (2, str(tmp_path), "cpu")
+        assert it.image_shape == (1, 8, 8)
+        assert not it.net.training
+        for split in ("val", "test"):
+            assert sum(len(labels) for _, labels in it.batches(split)) == len(getattr(it.dataset, split))
+
+
+@pytest.mark.parametrize("command", ["evaluate", "select", "exits", "diagnose", "export"])
+def test_data_whose_classes_are_others_by_now_are_refused(command, run, tmp_path, capsys):
+    """The same number of classes: what is measured would be nonsense, and nothing would say so."""
+    out = ["--out", str(tmp_path / "a.onnx")] if command == "export" else []
+    assert main([command, str(run), *out]) == 1
+    said = capsys.readouterr().err
+    assert said == f"auxnet: {run} tells 3 classes (a, b, c) apart, but its data hold 3 classes (b, c, x)\n"
