@@ -20,7 +20,8 @@ import torch
 
 import auxnet
 from auxnet.batches import normalise
-from auxnet.graphs import EarlyExitGraph, ExitRule, OneOutput, folded, write_onnx
+from auxnet.graphs import EarlyExitGraph, OneOutput, folded, write_onnx
+from auxnet.policy import Policy
 from measured import in_turns, options, ratio, save, shown
 
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
@@ -68,9 +69,9 @@ def main():
             )
             ones = (1.0,) * net.outputs
             for name, threshold in (("first", 0.0), ("never", 2.0)):
-                rule = ExitRule("top", (threshold,) * (net.outputs - 1), ones)
+                policy = Policy((threshold,) * (net.outputs - 1), "top", ones)
                 path = folder / f"{name}.onnx"
-                write_onnx(EarlyExitGraph(net, rule, MEAN, STD), torch.from_numpy(pixels[:1]), path, {})
+                write_onnx(EarlyExitGraph(net, policy, MEAN, STD), torch.from_numpy(pixels[:1]), path, {})
             write_onnx(
                 OneOutput(net.truncate(net.outputs), MEAN, STD), torch.from_numpy(pixels[:2]), folder / "last.onnx", {}
             )

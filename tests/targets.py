@@ -181,7 +181,7 @@ def targets(home: Path) -> list[Target]:
 def _of_runs(run: Path, image: Path, home: Path) -> list[Target]:
     checkpoint.write_json(run / "evaluation.json", _evaluation(run))
     policy = exits.Policy((0.5, 0.5), "entropy", (1.0, 1.0, 1.0))
-    exits.save_policy(run, policy, {})
+    checkpoint.write_json(run / "exits.json", exits.policy_content(run, policy, {}))
 
     def copy(name: str) -> Path:
         return shutil.copytree(run, home / name)

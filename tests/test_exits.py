@@ -14,8 +14,7 @@ from auxnet import build
 from auxnet.cli import main
 from auxnet.exits import EarlyExit, exit_latencies, exit_macs
 from auxnet.network import costs, multiply_adds
-from auxnet.scores import confidence
-from auxnet.thresholds import NEVER
+from auxnet.policy import NEVER, confidence
 
 
 def tiny(outputs=3, seed=0):
@@ -195,7 +194,7 @@ def test_the_policy_written_is_the_network_that_early_exit_rebuilds(run, capsys)
     content = asked(capsys, run, "--max-error-increase", "5")
     assert content == json.loads((run / "exits.json").read_text())
     exits = auxnet.early_exit(run)
-    assert list(exits.thresholds) == content["thresholds"]
+    assert list(exits.policy.thresholds) == content["thresholds"]
     assert not exits.training
     dataset = build.load_data(auxnet.recipe.read_run_recipe(run))
     wrong, output = [], []

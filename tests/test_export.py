@@ -1,20 +1,24 @@
 """Every export equals its source, skips what it says it skips, and never replaces what it should not."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from auxnet import exporting
 from auxnet.batches import normalise
+from auxnet.checkpoint import write_json
 from auxnet.cli import main
+from auxnet.exits import policy_content
 from auxnet.exporting import export
-from auxnet.graphs import ExitRule, folded
+from auxnet.graphs import folded
 from auxnet.hub import load
+from auxnet.policy import Policy, confidence
 from auxnet.runtimes import open_model
-from auxnet.scores import confidence
 from shipped import write_run
 
-HALF = ExitRule("margin", (0.02, 0.05), (1.5, 0.7, 2.0))
+HALF = Policy((0.02, 0.05), "margin", (1.5, 0.7, 2.0))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +38,7 @@ def onnx_file(run):
 def early(run):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    return export(run, format="onnx-early-exit", out=run.parent / "early.onnx", rule=HALF)
+    return export(run, format="onnx-early-exit", out=run.parent / "early.onnx", policy=HALF)
 
 
 @pytest.fixture
@@ -96,13 +100,6 @@ def test_folding_removes_only_norms_that_follow_a_convolution_and_changes_no_ans
     torch.testing.assert_close(folded(model)(images), model(images), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["entropy", "top", "margin"])
-def test_the_graphs_confidence_is_that_of_the_exits(kind):
-    logits = 5 * torch.randn(20, 7)
-    rule = ExitRule(kind, (0.5,), (1.7, 1.0))
-    torch.testing.assert_close(rule.value(logits, 1), confidence(logits, kind, 1.7))
-
-
 def test_early_exit_takes_the_same_exits_and_gives_the_same_logits(run, early, pixels):
     answers = open_model(early.path).ask(pixels)
     logits = logits_of(run, pixels)
@@ -112,6 +109,21 @@ def test_early_exit_takes_the_same_exits_and_gives_the_same_logits(run, early, p
         assert answers.exits[n] == left
         np.testing.assert_allclose(answers.logits[n], logits[left - 1, n], atol=1e-4)
     assert sum(early.exits) == early.images
+
+
+def test_the_policy_of_a_run_is_exported_up_to_the_output_asked_for(run, tmp_path, pixels):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    shutil.copytree(run, tmp_path / "a")
+    policy = Policy((0.02, 0.5), "entropy", (0.7, 1.3, 1.0))
+    write_json(tmp_path / "a" / "exits.json", policy_content(tmp_path / "a", policy, {}))
+    done = export(tmp_path / "a", 2, "onnx-early-exit", tmp_path / "early.onnx")
+    logits = logits_of(run, pixels)[:2]
+    answers = open_model(done.path).ask(pixels)
+    for n in range(len(pixels)):
+        left = 1 if confidence(logits[0, n], "entropy", 0.7) >= 0.02 else 2
+        assert answers.exits[n] == left
+        np.testing.assert_allclose(answers.logits[n], logits[left - 1, n], atol=1e-4)
 
 
 def test_early_exit_holds_the_deeper_segments_inside_a_branch(early):
@@ -148,7 +160,11 @@ def test_nothing_is_replaced_unless_asked(run, tmp_path):
         (["--output", "4"], 2, "output must be 1..3 (shallow to deep), got 4"),
         (["--format", "onnx-early-exit"], 2, "holds no exits.json"),
         (["--format", "onnx-early-exit", "--confidence", "top"], 2, "give both"),
-        (["--format", "onnx-early-exit", "--confidence", "top", "--thresholds", "1"], 2, "one threshold for each"),
+        (
+            ["--format", "onnx-early-exit", "--confidence", "top", "--thresholds", "1"],
+            2,
+            "need 2 thresholds, got 1",
+        ),
         (["--format", "torch", "--out", "x.onnx"], 2, "out must end in .pt2"),
         (["--images", "1"], 2, "images must be 2 or more"),
     ],

@@ -19,7 +19,7 @@ FLOORS = [
     ["arrays", "pictures", "encoded", "matlab", "formats", "pickles", "cifar", "cache", "rows", "sources"],
     ["ahead", "survey", "splits", "augmentation", "data", "batches", "mixing", "distributed"],
     ["checkpoint", "rundir", "signals"],
-    ["scores", "latency", "evaluation", "thresholds", "exits", "hub", "graphs", "runtimes", "prediction"],
+    ["policy", "scores", "latency", "evaluation", "thresholds", "exits", "hub", "graphs", "runtimes", "prediction"],
     ["diagnosis", "probing"],
     ["processes", "schedules", "build", "opening", "epochs", "train", "plan", "selection", "exporting"],
     ["page_frame", "figures_page", "report_page", "report", "diagnosis_page", "diagnosing"],

@@ -18,8 +18,8 @@ from auxnet import build, signals
 from auxnet.cli import main
 from auxnet.data import DataSet, OnDisk, load
 from auxnet.exporting import export
-from auxnet.graphs import ExitRule
 from auxnet.hub import load as load_net
+from auxnet.policy import Policy
 from auxnet.prediction import predict
 from writers import folder_of, tiny, write_folders
 
@@ -176,12 +176,12 @@ def test_the_run_is_a_ladder_of_an_imagenet_form_resnet(run: Path) -> None:
 def test_every_export_predicts_the_files_as_the_run_does(run: Path, photographs: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    rule = ExitRule("top", (0.0,), (1.0, 1.0))  # all leave at output 1
+    policy = Policy((0.0,), "top", (1.0, 1.0))  # all leave at output 1
     forms = {
         2: [export(run, 2, "safetensors", tmp_path / "two").path],
         1: [
             export(run, 1, "onnx", tmp_path / "one.onnx").path,
-            export(run, 2, "onnx-early-exit", tmp_path / "early.onnx", rule=rule).path,
+            export(run, 2, "onnx-early-exit", tmp_path / "early.onnx", policy=policy).path,
         ],
     }
     assert export(run, 1, "torch", tmp_path / "one.pt2").difference < 1e-3

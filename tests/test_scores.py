@@ -11,7 +11,7 @@ from scipy.stats import binom
 from sklearn import metrics
 
 import auxnet
-from auxnet import scores
+from auxnet import policy, scores
 
 
 def made_up(n=200, classes=4, skill=1.0, seed=0):
@@ -156,7 +156,7 @@ def test_confidences_lie_in_0_to_1_and_are_their_formulas():
         "margin": ordered[:, 0] - ordered[:, 1],
     }
     for kind, values in expected.items():
-        found = scores.confidence(logits, kind, temperature=2.0)
+        found = policy.confidence(logits, kind, temperature=2.0)
         torch.testing.assert_close(found, values)
         assert found.min() >= 0
         assert found.max() <= 1
@@ -165,10 +165,10 @@ def test_confidences_lie_in_0_to_1_and_are_their_formulas():
 @pytest.mark.parametrize("kind", ["entropy", "top", "margin"])
 def test_confidence_of_nothing_known_and_of_certainty(kind):
     unknown = {"entropy": 0.0, "top": 0.25, "margin": 0.0}[kind]
-    assert float(scores.confidence(torch.zeros(4), kind)) == pytest.approx(unknown, abs=1e-6)
-    assert float(scores.confidence(torch.tensor([1e4, 0, 0, 0]), kind)) == 1
+    assert float(policy.confidence(torch.zeros(4), kind)) == pytest.approx(unknown, abs=1e-6)
+    assert float(policy.confidence(torch.tensor([1e4, 0, 0, 0]), kind)) == 1
 
 
 def test_an_unknown_confidence_is_refused():
     with pytest.raises(ValueError, match="confidence must be one of entropy, top, margin, got 'hunch'"):
-        scores.confidence(torch.zeros(1, 2), "hunch")
+        policy.confidence(torch.zeros(1, 2), "hunch")

@@ -8,15 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auxnet.scores import Predictions, compare, confidence, wilson
+from auxnet.policy import ALWAYS, NEVER, Policy, confidence
+from auxnet.scores import Predictions, compare, wilson
 from auxnet.thresholds import (
-    ALWAYS,
-    NEVER,
-    Policy,
     anytime,
     budgeted,
     geometric,
-    leave,
     outcome,
     solve,
     sweep,
@@ -56,7 +53,7 @@ def test_the_outcome_is_that_of_following_the_policy_image_by_image(kind):
     said = made_up()
     policy = Policy((0.4, 0.3), kind, (1.5, 0.8, 1.0))
     wrong, spent, exits = followed(said, policy, COSTS)
-    assert leave(said, policy).tolist() == exits
+    assert policy.exits(said.logits).tolist() == exits
     found = outcome(said, policy, COSTS)
     assert found.error == pytest.approx(sum(wrong) / 60)
     assert found.error_interval == wilson(sum(wrong), 60)
@@ -169,7 +166,7 @@ def test_a_common_threshold_on_entropy_is_branchynets_rule():
     p = said.logits.softmax(-1)
     entropy = -(p * p.log()).sum(-1)
     by_entropy = [next((k + 1 for k in range(2) if entropy[k, n] <= limit), 3) for n in range(60)]
-    assert leave(said, policy).tolist() == by_entropy
+    assert policy.exits(said.logits).tolist() == by_entropy
 
 
 def test_temperatures_are_fitted_output_by_output():
@@ -192,4 +189,4 @@ def test_targets_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="3 outputs need 3 costs, got 2"):
         solve(said, COSTS[:2], max_error_increase=0)
     with pytest.raises(ValueError, match="3 outputs need 2 thresholds, got 1"):
-        leave(said, Policy((0.5,), "top", (1.0,) * 3))
+        outcome(said, Policy((0.5,), "top", (1.0,) * 3), COSTS)

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from auxnet.checkpoint import load, write_json
+from auxnet.checkpoint import load
 from auxnet.documents import read_json
 from auxnet.evaluation import fingerprint
 from auxnet.latency import measure
 from auxnet.network import AuxNet, multiply_adds
-from auxnet.scores import Confidence, check_confidence, confidence
-from auxnet.thresholds import Policy, anytime
+from auxnet.policy import Confidence, Policy
+from auxnet.thresholds import anytime
 
 
 class Exited(NamedTuple):
@@ -32,11 +32,11 @@ class EarlyExit(nn.Module):
     """An AuxNet in which image n leaves at the first output whose confidence reaches its threshold.
 
     The images that stay are gathered into a smaller batch after each output, so that what has left costs
-    nothing more; where none or all leave, nothing is copied. The weights are those of `net`, not copies.
+    nothing more; where none or all leave, no feature is copied. The weights are those of `net`, not copies.
     Images [N, C, H, W] -> `Exited`. Only evaluation mode makes sense. Logits come out as the net gives them:
     `temperatures` (K, default 1) serve the confidence alone.
 
-    `thresholds` (K - 1) are in confidence (`scores.confidence`), in [0, 1], more is surer: 0 lets every image
+    `thresholds` (K - 1) are in confidence (`policy.confidence`), in [0, 1], more is surer: 0 lets every image
     leave, anything above 1 none. BranchyNet's rule, leave if the entropy is at most h, is confidence="entropy"
     with a threshold of 1 - h / log(classes). Raises ValueError if the numbers do not fit the net.
     """
@@ -49,52 +49,35 @@ class EarlyExit(nn.Module):
         temperatures: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        check_confidence(confidence)
-        if len(thresholds) != net.outputs - 1:
-            raise ValueError(f"{net.outputs} outputs need {net.outputs - 1} thresholds, got {len(thresholds)}")
         temperatures = [1.0] * net.outputs if temperatures is None else temperatures
-        if len(temperatures) != net.outputs:
-            raise ValueError(f"{net.outputs} outputs need {net.outputs} temperatures, got {len(temperatures)}")
-        if any(not t >= 0 for t in thresholds):
-            raise ValueError(f"thresholds must be 0 or more, got {tuple(thresholds)}")
-        if any(not 0 < t < float("inf") for t in temperatures):
-            raise ValueError(f"temperatures must be above 0 and finite, got {tuple(temperatures)}")
+        self.policy = Policy(tuple(map(float, thresholds)), confidence, tuple(map(float, temperatures)))
+        self.policy.check(net.outputs)
         self.net = net
-        self.thresholds = tuple(float(t) for t in thresholds)
-        self.confidence: Confidence = confidence
-        self.temperatures = tuple(float(t) for t in temperatures)
 
     def forward(self, images: Tensor) -> Exited:
         """Logits and exit of every image, in order; see the class. Raises ValueError for images not for this net."""
         self.net.check_images(images.shape)
-        last = self.net.outputs - 1
-        left: list[tuple[Tensor | None, Tensor]] = []  # per output: which images (None: all that there are), logits
-        here: Tensor | None = None  # which images `features` holds; None: all
-        features, exits = images, []
-        for k, (segment, head) in enumerate(zip(self.net.segments, self.net.heads, strict=True)):
-            features = segment(features)
-            logits = head(features)
-            if k == last:
-                leaving, staying = None, None
-            else:
-                sure = confidence(logits, self.confidence, self.temperatures[k]) >= self.thresholds[k]
-                leaving, staying = sure.nonzero().squeeze(1), (~sure).nonzero().squeeze(1)
-                if not len(leaving):
-                    continue
-            everyone = leaving is None or not len(staying)  # type: ignore[arg-type]
-            left.append((here, logits) if everyone else (_of(here, leaving), logits[leaving]))
-            exits.append(k + 1)
-            if everyone:
+        here = torch.arange(len(images), device=images.device)  # the images that `x` holds
+        x, answers, output = images, images.new_empty(0), torch.full_like(here, self.net.outputs)
+        for k, (segment, head) in enumerate(zip(self.net.segments, self.net.heads, strict=True), start=1):
+            x = segment(x)
+            logits = head(x)
+            answers = logits if k == 1 else answers.index_copy(0, here, logits)
+            if k == self.net.outputs:
                 break
-            here = _of(here, staying)
-            features = _rows(features, staying)  # type: ignore[arg-type]
-        return _in_order(left, exits, len(images))
+            sure = self.policy.sure(logits, k)
+            output[here[sure]] = k
+            staying = (~sure).nonzero().squeeze(1)
+            if not len(staying):
+                break
+            if len(staying) < len(here):
+                here, x = here[staying], _rows(x, staying)
+        return Exited(answers, output)
 
 
 def exit_macs(net: AuxNet, image_shape: Sequence[int]) -> list[int]:
     """Multiply-adds of an image that leaves at each output: all segments and all heads that it passes."""
-    parts = (AuxNet(net.segments[:k], net.heads[:k], net.depths[:k]) for k in range(1, net.outputs + 1))
-    return [multiply_adds(part, image_shape) for part in parts]
+    return [multiply_adds(net.shallow(k), image_shape) for k in range(1, net.outputs + 1)]
 
 
 def exit_latencies(
@@ -108,40 +91,36 @@ def exit_latencies(
 # ---- in a run directory ----------------------------------------------------------------------------------------
 
 
-def save_policy(run: Path | str, policy: Policy, about: dict[str, Any]) -> None:
-    """Write exits.json: the policy, the weights that it was solved for, and what is known `about` it."""
-    write_json(Path(run) / "exits.json", policy_content(run, policy, about))
-
-
 def policy_content(run: Path | str, policy: Policy, about: dict[str, Any]) -> dict[str, Any]:
     """What exits.json holds."""
     return {"weights_sha256": fingerprint(Path(run)), **asdict(policy), **about}
 
 
-def early_exit(run: Path | str) -> EarlyExit:
-    """The early-exit network of a run, by its exits.json, in evaluation mode.
+def read_policy(run: Path | str, outputs: int) -> Policy:
+    """The policy in a run's exits.json, for its net of so many outputs.
 
     Raises FileNotFoundError without that file, RuntimeError if it is damaged or was made for other weights.
     """
-    folder = Path(run)
-    net = load(folder)
-    path = folder / "exits.json"
+    path = Path(run) / "exits.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no exits.json: `auxnet exits {folder}` makes it")
+        raise FileNotFoundError(f"{run} holds no exits.json: `auxnet exits {run}` makes it")
     content = read_json(path)
     try:
-        made_for = content["weights_sha256"]
-        exits = EarlyExit(net, content["thresholds"], content["confidence"], content["temperatures"])
+        thresholds, temperatures = (tuple(map(float, content[key])) for key in ("thresholds", "temperatures"))
+        policy, made_for = Policy(thresholds, content["confidence"], temperatures), content["weights_sha256"]
+        policy.check(outputs)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RuntimeError(f"{path} is damaged or of another network: {error}") from None
-    if made_for != fingerprint(folder):
-        raise RuntimeError(f"{path} was made for other weights than the run's: run `auxnet exits {folder}` again")
-    return exits.eval()
+    if made_for != fingerprint(Path(run)):
+        raise RuntimeError(f"{path} was made for other weights than the run's: run `auxnet exits {run}` again")
+    return policy
 
 
-def _of(here: Tensor | None, chosen: Tensor | None) -> Tensor | None:
-    """The images of `here` at the places `chosen`; None stands for all."""
-    return chosen if here is None else here if chosen is None else here[chosen]
+def early_exit(run: Path | str) -> EarlyExit:
+    """The early-exit network of a run, by its exits.json, in evaluation mode. Raises as `load` and `read_policy` do."""
+    net = load(run)
+    policy = read_policy(run, net.outputs)
+    return EarlyExit(net, policy.thresholds, policy.confidence, policy.temperatures).eval()
 
 
 def _rows(features: Tensor, chosen: Tensor) -> Tensor:
@@ -149,17 +128,3 @@ def _rows(features: Tensor, chosen: Tensor) -> Tensor:
     if features.ndim == 4 and features.is_contiguous(memory_format=torch.channels_last):
         return features.permute(0, 2, 3, 1).index_select(0, chosen).permute(0, 3, 1, 2)
     return features.index_select(0, chosen)
-
-
-def _in_order(left: list[tuple[Tensor | None, Tensor]], exits: list[int], images: int) -> Exited:
-    """Rows of all outputs put back to where their images were."""
-    where, first = left[0]
-    if where is None:
-        return Exited(first, torch.full((images,), exits[0], dtype=torch.int64, device=first.device))
-    logits = first.new_empty(images, first.shape[1])
-    output = torch.empty(images, dtype=torch.int64, device=first.device)
-    for k, (indices, rows) in zip(exits, left, strict=True):
-        if indices is not None:
-            logits[indices] = rows
-            output[indices] = k
-    return Exited(logits, output)

@@ -8,25 +8,22 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from auxnet import __version__
 from auxnet.backbones.named import is_own_code
 from auxnet.batches import Labelled, normalise
 from auxnet.checkpoint import whole
-from auxnet.documents import read_json
-from auxnet.evaluation import fingerprint
-from auxnet.graphs import EarlyExitGraph, ExitRule, OneOutput, folded, need, write_onnx, write_torch
+from auxnet.exits import read_policy
+from auxnet.graphs import EarlyExitGraph, OneOutput, folded, need, write_onnx, write_torch
 from auxnet.hub import FILES, PretrainedAuxNet, load, model_card, position_of, take_out
-from auxnet.network import AuxNet
 from auxnet.opening import data_of
+from auxnet.policy import Policy, confidence
 from auxnet.reading.arrays import Pixels
 from auxnet.recipe import read_run_recipe
 from auxnet.runtimes import Answers, open_model, open_onnx
@@ -62,7 +59,7 @@ def export(
     *,
     which: str = "last",
     fold: bool = True,
-    rule: ExitRule | None = None,
+    policy: Policy | None = None,
     data_dir: str | None = None,
     images: int = 64,
     overwrite: bool = False,
@@ -70,7 +67,7 @@ def export(
     """Write one output of a run (default: the final one) to `out`, and prove it equal to the run's net.
 
     "safetensors": a folder for `auxnet.load` and the hub; "onnx", "torch" (torch.export): uint8 images
-    [N, H, W, C] -> logits and probabilities; "onnx-early-exit": one image -> those and its exit, by `rule`
+    [N, H, W, C] -> logits and probabilities; "onnx-early-exit": one image -> those and its exit, by `policy`
     (default: RUN/exits.json) over outputs 1..`output`. `fold` makes BatchNorm part of the convolution before it
     in "torch"; ONNX files always are. It is compared on that many validation `images`, looked for under
     `data_dir` if not where they lay in training. The default `out` is named after the run, in this folder.
@@ -94,31 +91,31 @@ def export(
     if format.startswith("onnx"):
         need("onnx", "onnxscript", "onnxruntime")
     if format == "onnx-early-exit":
-        if rule is None and which != "last":
+        if policy is None and which != "last":
             raise ValueError("exits.json is for the last weights: give confidence and thresholds for the best ones")
-        rule = _rule(Path(run), rule, net.outputs, output)
-        rule.check(output)
-    elif rule is not None:
-        raise ValueError(f"an exit rule is for onnx-early-exit, not for {format}: leave it out")
+        policy = policy or read_policy(run, net.outputs).up_to(output)
+        policy.check(output)
+    elif policy is not None:
+        raise ValueError(f"confidence and thresholds are for onnx-early-exit, not for {format}: leave them out")
     pixels = _some(data_of(run, replace(recipe, data_dir=data_dir or recipe.data_dir)).val, images)
     path.parent.mkdir(parents=True, exist_ok=True)
     if format == "safetensors":
         return _folder(net, output, path, pixels)
     with whole(path) as partial:
-        answers = _write(net, output, format, partial, pixels, fold, rule)
-        difference, exits = _compare(net, output, rule, pixels, answers)
+        answers = _write(net, output, format, partial, pixels, fold, policy)
+        difference, exits = _compare(net, output, policy, pixels, answers)
         size = partial.stat().st_size
     return Exported(path, format, output, size, len(pixels), difference, pixels.shape[1:], exits)
 
 
 def _write(
-    net: PretrainedAuxNet, output: int, format: Format, path: Path, pixels: Pixels, fold: bool, rule: ExitRule | None
+    net: PretrainedAuxNet, output: int, format: Format, path: Path, pixels: Pixels, fold: bool, policy: Policy | None
 ) -> Answers:
     """Write the file, and give what it answers in its own runtime."""
-    facts = _facts(net, output, format, rule)
+    facts = _facts(net, output, policy)
     example = torch.from_numpy(pixels)
-    if rule is not None:
-        write_onnx(EarlyExitGraph(_shallow(net, output), rule, net.mean, net.std), example[:1], path, facts)
+    if policy is not None:
+        write_onnx(EarlyExitGraph(net.shallow(output).eval(), policy, net.mean, net.std), example[:1], path, facts)
         return open_onnx(path).ask(pixels)
     model = net.truncate(output).eval()
     if format == "onnx":
@@ -150,18 +147,18 @@ def _folder(net: PretrainedAuxNet, output: int, path: Path, pixels: Pixels) -> E
 
 @torch.inference_mode()
 def _compare(
-    net: PretrainedAuxNet, output: int, rule: ExitRule | None, pixels: Pixels, answers: Answers
+    net: PretrainedAuxNet, output: int, policy: Policy | None, pixels: Pixels, answers: Answers
 ) -> tuple[float, tuple[int, ...] | None]:
     """The largest difference from the whole net in PyTorch, and the exits. Raises RuntimeError if they differ."""
     logits_KNC = torch.stack(net(normalise(torch.from_numpy(pixels), net.mean, net.std)))[:output]
     exits_N = torch.full((len(pixels),), output)
-    if rule is not None:
-        exits_N = exits_by(rule, logits_KNC)
+    if policy is not None:
+        exits_N = policy.exits(logits_KNC)
         left = torch.from_numpy(answers.exits)
         for n in (exits_N != left).nonzero().flatten().tolist():
             k = int(min(exits_N[n], left[n]))
-            gap = abs(float(rule.value(logits_KNC[k - 1, n : n + 1], k)) - rule.thresholds[k - 1])
-            if gap > TOLERANCE[0]:
+            sure = confidence(logits_KNC[k - 1, n], policy.confidence, policy.temperatures[k - 1])
+            if abs(float(sure) - policy.thresholds[k - 1]) > TOLERANCE[0]:
                 raise RuntimeError(f"the export differs: image {n} leaves at {int(left[n])}, and not {int(exits_N[n])}")
         exits_N = left
     expected = logits_KNC[exits_N - 1, torch.arange(len(pixels))]
@@ -173,19 +170,7 @@ def _compare(
     margin = (expected.gather(1, classes[:, None]) - expected.gather(1, got_classes[:, None])).max()
     if float(margin) > 2 * allowed:
         raise RuntimeError("the export predicts another class for some images: not kept")
-    return difference, None if rule is None else tuple(torch.bincount(exits_N, minlength=output + 1)[1:].tolist())
-
-
-def exits_by(rule: ExitRule, logits_KNC: Tensor) -> Tensor:
-    """The output [N], from 1, at which each image leaves, by the logits of all K."""
-    exits_N = torch.full((logits_KNC.shape[1],), len(logits_KNC))
-    for k in range(len(logits_KNC) - 1, 0, -1):
-        exits_N[rule.sure(logits_KNC[k - 1], k)] = k
-    return exits_N
-
-
-def _shallow(net: AuxNet, output: int) -> AuxNet:
-    return AuxNet(net.segments[:output], net.heads[:output], net.depths[:output]).eval()
+    return difference, None if policy is None else tuple(torch.bincount(exits_N, minlength=output + 1)[1:].tolist())
 
 
 def _some(split: Labelled, count: int) -> Pixels:
@@ -194,10 +179,10 @@ def _some(split: Labelled, count: int) -> Pixels:
     return split.read(torch.linspace(0, number - 1, min(count, number)).round().long()).numpy()
 
 
-def _facts(net: PretrainedAuxNet, output: int, format: Format, rule: ExitRule | None) -> dict[str, Any]:
+def _facts(net: PretrainedAuxNet, output: int, policy: Policy | None) -> dict[str, Any]:
     facts = {
         "auxnet_version": __version__,
-        "kind": "output" if rule is None else "early-exit",
+        "kind": "output" if policy is None else "early-exit",
         "output": output,
         "depth": net.depths[output - 1],
         "classes": list(net.classes),
@@ -209,33 +194,9 @@ def _facts(net: PretrainedAuxNet, output: int, format: Format, rule: ExitRule | 
         "run": net.source.get("run"),
         "weights": net.source.get("weights"),
     }
-    if rule is not None:
-        facts |= {
-            "confidence": rule.confidence,
-            "thresholds": list(rule.thresholds),
-            "temperatures": list(rule.temperatures),
-        }
+    if policy is not None:
+        facts |= asdict(policy)
     return facts
-
-
-def _rule(run: Path, rule: ExitRule | None, outputs: int, output: int) -> ExitRule:
-    """The rule given, or that of RUN/exits.json cut at `output`."""
-    if rule is not None:
-        return rule
-    file = run / "exits.json"
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{run} holds no exits.json (auxnet exits writes it): give confidence and {output - 1} thresholds"
-        )
-    try:
-        saved = read_json(file)
-        rule = ExitRule(saved["confidence"], tuple(saved["thresholds"]), tuple(saved["temperatures"]))
-        rule.check(outputs)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise RuntimeError(f"{file} does not hold the exits of this run: {error}") from None
-    if saved.get("weights_sha256") != fingerprint(run):
-        raise RuntimeError(f"{file} was made for other weights than the run's: run `auxnet exits {run}` again")
-    return ExitRule(rule.confidence, rule.thresholds[: output - 1], rule.temperatures[:output])
 
 
 def _name(run: Path, output: int, format: Format) -> str:
@@ -258,14 +219,3 @@ def _check_free(path: Path, format: Format, overwrite: bool) -> None:
         raise FileExistsError(f"{path} is a {'folder' if path.is_dir() else 'file'}: name another with --out")
     if path.is_dir() and (foreign := sorted({file.name for file in path.iterdir()} - set(FILES))):
         raise FileExistsError(f"{path} holds other files ({foreign[0]}): name another folder with --out")
-
-
-def rule_from(
-    confidence: str | None, thresholds: Sequence[float] | None, temperatures: Sequence[float] | None
-) -> ExitRule | None:
-    """The rule that options spell out, temperatures 1 by default; None where none of them is given."""
-    if confidence is None and thresholds is None and temperatures is None:
-        return None
-    if confidence is None or thresholds is None:
-        raise ValueError("confidence and thresholds make an exit rule together: give both, or neither (exits.json)")
-    return ExitRule(confidence, tuple(thresholds), tuple(temperatures or [1.0] * (len(thresholds) + 1)))  # type: ignore[arg-type]

@@ -8,11 +8,9 @@ from __future__ import annotations
 import io
 import json
 import logging
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,47 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from auxnet.network import AuxNet
-from auxnet.scores import Confidence, check_confidence
-
-
-@dataclass(frozen=True)
-class ExitRule:
-    """When an image leaves at output k: as soon as it is sure enough. The final output takes what is left.
-
-    That is when its confidence (`scores.confidence`, in [0, 1], more is surer) is at least the threshold.
-    Probabilities are softmax(logits / temperature).
-    """
-
-    confidence: Confidence
-    thresholds: tuple[float, ...]
-    """of outputs 1..K-1"""
-    temperatures: tuple[float, ...]
-    """of outputs 1..K"""
-
-    def check(self, outputs: int) -> None:
-        """Raise ValueError unless the rule is one for that many outputs."""
-        check_confidence(self.confidence)
-        if len(self.thresholds) != outputs - 1:
-            raise ValueError(
-                f"one threshold for each of the {outputs - 1} outputs before the last, got {len(self.thresholds)}"
-            )
-        if len(self.temperatures) != outputs or not all(t > 0 for t in self.temperatures):
-            raise ValueError(f"one temperature above 0 for each of the {outputs} outputs, got {self.temperatures}")
-
-    def sure(self, logits_NC: Tensor, k: int) -> Tensor:
-        """Which images [N] leave at output k < K (from 1), by its logits."""
-        return self.value(logits_NC, k) >= self.thresholds[k - 1]
-
-    def value(self, logits_NC: Tensor, k: int) -> Tensor:
-        """The confidence [N] of output k: `scores.confidence` in operations that ONNX has."""
-        log_p = (logits_NC / self.temperatures[k - 1]).log_softmax(1)
-        if self.confidence == "entropy":
-            entropy = -(log_p.exp() * log_p).sum(1)
-            return (1 - entropy / math.log(logits_NC.shape[1])).clamp(0, 1)
-        if self.confidence == "top":
-            return log_p.exp().amax(1)
-        top = log_p.exp().topk(2, dim=1).values
-        return top[:, 0] - top[:, 1]
+from auxnet.policy import Policy
 
 
 class Preprocessed(nn.Module):
@@ -96,10 +54,10 @@ class EarlyExitGraph(nn.Module):
     Every cut is a `torch.cond`, so that the segments after the exit are not computed; one image at a time.
     """
 
-    def __init__(self, net: AuxNet, rule: ExitRule, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, net: AuxNet, policy: Policy, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        rule.check(net.outputs)
-        self.preprocess, self.net, self.rule = Preprocessed(mean, std), net, rule
+        policy.check(net.outputs)
+        self.preprocess, self.net, self.policy = Preprocessed(mean, std), net, policy
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, probabilities, exit."""
@@ -110,7 +68,7 @@ class EarlyExitGraph(nn.Module):
         logits = self.net.heads[k - 1](features)
 
         def leave(_: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            probabilities = (logits / self.rule.temperatures[k - 1]).softmax(1)
+            probabilities = (logits / self.policy.temperatures[k - 1]).softmax(1)
             return logits.clone(), probabilities, torch.full((1,), k, dtype=torch.int64)
 
         def go_on(features: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,7 +76,7 @@ class EarlyExitGraph(nn.Module):
 
         if k == self.net.outputs:
             return leave(features, logits)
-        sure = self.rule.sure(logits, k).squeeze(0)
+        sure = self.policy.sure(logits, k).squeeze(0)
         return cast(tuple[Tensor, Tensor, Tensor], torch.cond(sure, leave, go_on, (features, logits)))
 
 

@@ -85,6 +85,11 @@ class AuxNet(nn.Module):
         trunk = nn.Sequential(*self.segments[:output])
         return AuxNet([trunk], [self.heads[output - 1]], self.depths[output - 1 : output], self.least_image)
 
+    def shallow(self, output: int) -> AuxNet:
+        """Outputs 1..`output`, sharing their modules. Raises ValueError as `truncate` does."""
+        self.check_output(output)
+        return AuxNet(self.segments[:output], self.heads[:output], self.depths[:output], self.least_image)
+
     def check_images(self, shape: Sequence[int]) -> None:
         """Raise ValueError unless images of this shape, (N, C, H, W), are what the net takes."""
         if self.least_image is None:

@@ -1,4 +1,4 @@
-"""What logits say about labels: errors, calibration and confidence, each with the doubt that N images leave.
+"""What logits say about labels: errors and calibration, each with the doubt that N images leave.
 
 Shapes: K outputs, N images, C classes. Statistics are computed in float64. Errors are fractions in [0, 1].
 """
@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from auxnet.network import AuxNet, in_mode
-
-Confidence = Literal["entropy", "top", "margin"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,24 +179,3 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
     found = minimize_scalar(loss, bounds=(-edge, edge), method="bounded", options={"xatol": 1e-6})
     return float(torch.tensor(found.x, dtype=torch.float64).exp())
-
-
-def confidence(logits: Tensor, kind: Confidence = "entropy", temperature: float = 1.0) -> Tensor:
-    """How sure logits [..., C] are, in [0, 1] (more is surer), of shape [...]. Raises ValueError.
-
-    "entropy": 1 - H / log C, where H is BranchyNet's entropy of the probabilities (Teerapittayanon et al. 2016);
-    "top": the largest probability (MSDNet, Huang et al. 2018); "margin": it less the second largest.
-    """
-    check_confidence(kind)
-    if kind == "entropy":
-        log_p = (logits / temperature).log_softmax(-1)
-        entropy = -(log_p.exp() * log_p).sum(-1)
-        return (1 - entropy / torch.tensor(float(logits.shape[-1])).log().item()).clamp(0, 1)
-    top = (logits / temperature).softmax(-1).topk(2, dim=-1).values
-    return top[..., 0].clamp(0, 1) if kind == "top" else (top[..., 0] - top[..., 1]).clamp(0, 1)
-
-
-def check_confidence(kind: str) -> None:
-    """Raise ValueError unless `kind` is a confidence."""
-    if kind not in get_args(Confidence):
-        raise ValueError(f"confidence must be one of {', '.join(get_args(Confidence))}, got {kind!r}")

@@ -17,23 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from auxnet.scores import Comparison, Confidence, Predictions, compare, confidence, fit_temperature, wilson
-
-NEVER = 2.0
-"""a threshold that no confidence, which lies in [0, 1], reaches"""
-ALWAYS = 0.0
-"""a threshold that every confidence reaches"""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """When an image leaves."""
-
-    thresholds: tuple[float, ...]
-    """[K - 1], in confidence"""
-    confidence: Confidence
-    temperatures: tuple[float, ...]
-    """[K], of the logits before the confidence is taken; the final output's decides nothing"""
+from auxnet.policy import ALWAYS, NEVER, Confidence, Policy, confidence
+from auxnet.scores import Comparison, Predictions, compare, fit_temperature, wilson
 
 
 @dataclass(frozen=True)
@@ -57,17 +42,10 @@ def temperatures(said: Predictions) -> tuple[float, ...]:
     return tuple(fit_temperature(logits, said.labels) for logits in said.logits)
 
 
-def leave(said: Predictions, policy: Policy) -> Tensor:
-    """The output 1..K at which each image leaves, int64 [N]."""
-    sure = _confidences(said, policy.confidence, policy.temperatures)
-    if len(policy.thresholds) != len(sure):
-        raise ValueError(f"{len(sure) + 1} outputs need {len(sure)} thresholds, got {len(policy.thresholds)}")
-    return _leave(sure, policy.thresholds)
-
-
 def outcome(said: Predictions, policy: Policy, costs: Sequence[float]) -> Outcome:
-    """What a policy does to the images of `said`, where stopping at output k costs costs[k - 1]."""
-    left = leave(said, policy)
+    """What a policy does to the images of `said`, where stopping at output k costs costs[k - 1]. Raises ValueError."""
+    policy.check(len(said.logits))
+    left = policy.exits(said.logits)
     n = len(left)
     wrong_n = said.wrong[left - 1, torch.arange(n)]
     wrong = int(wrong_n.sum())

@@ -16,8 +16,9 @@ from auxnet.cli.arguments import parse
 from auxnet.cli.choosing import above_zero, number, points, points_between
 
 if TYPE_CHECKING:
+    from auxnet.policy import Policy
     from auxnet.scores import Predictions
-    from auxnet.thresholds import Outcome, Policy
+    from auxnet.thresholds import Outcome
 
 Row = tuple["Policy", "Outcome", "Outcome"]  # a policy, what it does on validation, and on test
 
@@ -84,7 +85,8 @@ def exits(words: list[str]) -> int:
     if isinstance(found, str):
         print(found)
         return 1
-    from auxnet.exits import policy_content, save_policy
+    from auxnet.checkpoint import write_json
+    from auxnet.exits import policy_content
 
     policy = found.answer[0]
     about = {
@@ -98,14 +100,15 @@ def exits(words: list[str]) -> int:
             for name, rows in found.curves.items()
         },
     }
+    content = policy_content(o.run, policy, about)
     written = f"written to {o.run / 'exits.json'}"
     try:
-        save_policy(o.run, policy, about)
+        write_json(o.run / "exits.json", content)
     except OSError as error:
         written = ""
         print(f"warning: exits.json is not written: {error}", file=sys.stderr)
     if o.json:
-        print(json.dumps(policy_content(o.run, policy, about), indent=2))
+        print(json.dumps(content, indent=2))
         return 0
     _show(found)
     screen.print_line(screen.console(), written)

@@ -21,6 +21,7 @@ from auxnet.cli import screen
 from auxnet.cli.arguments import parse
 
 if TYPE_CHECKING:
+    from auxnet.policy import Policy
     from auxnet.prediction import Prediction, Unreadable
 
 
@@ -82,10 +83,8 @@ def export(words: list[str]) -> None:
     """`auxnet export`."""
     o = parse(Export, words)
     from auxnet.exporting import export as write
-    from auxnet.exporting import rule_from
 
-    rule = rule_from(o.confidence, o.thresholds, o.temperatures)
-    settings = {"which": o.which, "fold": o.fold, "rule": rule, "data_dir": o.data_dir, "images": o.images}
+    settings = {"which": o.which, "fold": o.fold, "policy": _policy(o), "data_dir": o.data_dir, "images": o.images}
     with screen.working("exporting, and running the export on validation images"):
         done = write(o.run, o.output, o.format, o.out, overwrite=o.overwrite, **settings)  # type: ignore[arg-type]
     what = f"output {done.output}" if done.exits is None else f"early exit over outputs 1..{done.output}"
@@ -100,6 +99,17 @@ def export(words: list[str]) -> None:
         screen.print_line(console, f"exits of the {done.images} images: {shares}")
     equal = f"run again on {done.images} validation images: the largest difference of a logit is {done.difference:.2g}"
     screen.print_line(console, equal)
+
+
+def _policy(o: Export) -> Policy | None:
+    """What the options spell out, temperatures 1 by default; None where none of them is given."""
+    if o.confidence is None and o.thresholds is None and o.temperatures is None:
+        return None
+    if o.confidence is None or o.thresholds is None:
+        raise ValueError("--confidence and --thresholds go together: give both, or neither (exits.json)")
+    from auxnet.policy import Policy
+
+    return Policy(o.thresholds, o.confidence, o.temperatures or (1.0,) * (len(o.thresholds) + 1))
 
 
 def predict(words: list[str]) -> int:

@@ -1,0 +1,79 @@
+"""When an image may leave at a shallow output: how sure that output is of it, and how sure is sure enough.
+
+Shapes: K outputs, N images, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Confidence = Literal["entropy", "top", "margin"]
+
+NEVER = 2.0
+"""a threshold that no confidence, which lies in [0, 1], reaches"""
+ALWAYS = 0.0
+"""a threshold that every confidence reaches"""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """An image leaves at the first output whose confidence reaches its threshold; the final one takes the rest."""
+
+    thresholds: tuple[float, ...]
+    """[K - 1], in confidence"""
+    confidence: Confidence
+    temperatures: tuple[float, ...]
+    """[K], of the logits before the confidence is taken; the final output's decides nothing"""
+
+    def check(self, outputs: int) -> None:
+        """Raise ValueError unless this is a policy for so many outputs."""
+        check_confidence(self.confidence)
+        if len(self.thresholds) != outputs - 1:
+            raise ValueError(f"{outputs} outputs need {outputs - 1} thresholds, got {len(self.thresholds)}")
+        if len(self.temperatures) != outputs:
+            raise ValueError(f"{outputs} outputs need {outputs} temperatures, got {len(self.temperatures)}")
+        if any(not t >= 0 for t in self.thresholds):
+            raise ValueError(f"thresholds must be 0 or more, got {self.thresholds}")
+        if any(not 0 < t < math.inf for t in self.temperatures):
+            raise ValueError(f"temperatures must be above 0 and finite, got {self.temperatures}")
+
+    def sure(self, logits: Tensor, k: int) -> Tensor:
+        """Whether an image leaves at output k < K (from 1) if it gets there, bool [N], by the logits [N, C] there."""
+        return confidence(logits, self.confidence, self.temperatures[k - 1]) >= self.thresholds[k - 1]
+
+    def exits(self, logits: Tensor) -> Tensor:
+        """The output 1..K at which each image leaves, int64 [N], by the logits [K, N, C] of all outputs."""
+        left = torch.full((logits.shape[1],), len(logits))
+        for k in range(len(logits) - 1, 0, -1):
+            left.masked_fill_(self.sure(logits[k - 1], k), k)
+        return left
+
+    def up_to(self, output: int) -> Policy:
+        """The policy over outputs 1..`output` alone, of which the last takes the rest."""
+        return Policy(self.thresholds[: output - 1], self.confidence, self.temperatures[:output])
+
+
+def confidence(logits: Tensor, kind: Confidence = "entropy", temperature: float = 1.0) -> Tensor:
+    """How sure logits [..., C] are, in [0, 1] (more is surer), of shape [...]. Raises ValueError.
+
+    "entropy": 1 - H / log C, where H is BranchyNet's entropy of the probabilities (Teerapittayanon et al. 2016);
+    "top": the largest probability (MSDNet, Huang et al. 2018); "margin": it less the second largest.
+    """
+    check_confidence(kind)
+    if kind == "entropy":
+        log_p = (logits / temperature).log_softmax(-1)
+        entropy = -(log_p.exp() * log_p).sum(-1)
+        return (1 - entropy / math.log(logits.shape[-1])).clamp(0, 1)
+    top = (logits / temperature).softmax(-1).topk(2, dim=-1).values
+    return top[..., 0].clamp(0, 1) if kind == "top" else (top[..., 0] - top[..., 1]).clamp(0, 1)
+
+
+def check_confidence(kind: str) -> None:
+    """Raise ValueError unless `kind` is a confidence."""
+    if kind not in get_args(Confidence):
+        raise ValueError(f"confidence must be one of {', '.join(get_args(Confidence))}, got {kind!r}")
