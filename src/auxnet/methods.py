@@ -12,7 +12,7 @@ Gradients and losses pass through `average`, the mean over the processes that tr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -59,7 +59,8 @@ def joint(
 
     `combine` makes one gradient of the trunk out of those of all lambda_k L_k, K backwards, in place of their sum.
     """
-    lambdas = _checked(net, weights, step_scale, ("none", "sum", "equilibrium"))
+    _check_rule(step_scale, "none", "sum", "equilibrium")
+    lambdas: list[float] = []
     trunk, heads = parameters(net.segments), parameters(net.heads)
     update = Update(optimizer, [*(parameters(s) for s in net.segments), heads], clip, average)
 
@@ -96,7 +97,8 @@ def pairwise(
 
     Output k sees the weights as output k-1 left them: K forwards. BatchNorm statistics move once per batch.
     """
-    lambdas = _checked(net, weights, step_scale, ("none", "cumulative"))
+    _check_rule(step_scale, "none", "cumulative")
+    lambdas: list[float] = []
     updates = _update_per_output(net, optimizer, clip, average)
 
     def weigh(weights: Weights) -> None:
@@ -149,14 +151,15 @@ def multiway(
     Two departures from the paper, to see what its choices are worth: `state="shared"` gives all outputs one optimizer
     state (one momentum) in place of one each, `order="deep_first"` lets the final output update first.
     """
-    lambdas = _checked(net, weights, step_scale, ("none", "cumulative", "adaptive"))
+    _check_rule(step_scale, "none", "cumulative", "adaptive")
     for name, value, known in (("mode", mode, Mode), ("state", state, State), ("order", order, Order)):
         if value not in get_args(known):
             raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
     if mode == "fused":
         if (state, order) != ("per_output", "shallow_first"):
             raise ValueError("mode='fused' has one update alone: leave state and order out, or use 'live' or 'frozen'")
-        return _fused(net, optimizer, lambdas, step_scale, loss, taught, clip, average)
+        return _fused(net, optimizer, weights, step_scale, loss, taught, clip, average)
+    lambdas: list[float] = []
     updates: Sequence[Update] | Sequence[Part]
     if state == "per_output":
         updates = optimizers = _update_per_output(net, optimizer, clip, average)
@@ -185,18 +188,15 @@ def multiway(
         counted = [k for k in range(net.outputs) if lambdas[k] > 0]
         last = counted[-1] if shallow_first else counted[0]
 
-        def backward(k: int, x: Tensor, supervision: Tensor, of_head: Gradients) -> Gradients:
-            of_trunk = gradients([x], updates[k].trunk, [lambdas[k] * supervision], keep=k != last)
-            return [*of_trunk, *of_head]
+        def backwards() -> Iterator[tuple[int, Gradients]]:
+            for k, x, losses[k], supervision, of_head in supervised:
+                if lambdas[k] > 0:
+                    entering = [lambdas[k] * supervision]
+                    yield k, [*gradients([x], updates[k].trunk, entering, keep=k != last), *of_head]
 
-        frozen: list[tuple[int, Gradients]] = []
-        for k, x, losses[k], supervision, of_head in supervised:
-            if lambdas[k] > 0 and mode == "live":
-                updates[k](backward(k, x, supervision, of_head))
-            elif lambdas[k] > 0:
-                frozen.append((k, backward(k, x, supervision, of_head)))
-        for k, gradient in frozen:
+        for k, gradient in backwards() if mode == "live" else [*backwards()]:  # frozen: all before the first update
             updates[k](gradient)
+            del gradient  # nor is it held while the next output is at work
         return average(torch.stack([losses[k] for k in range(net.outputs)]))
 
     weigh(weights)
@@ -206,7 +206,7 @@ def multiway(
 def _fused(
     net: AuxNet,
     optimizer: Optimizer,
-    lambdas: list[float],
+    weights: Weights,
     step_scale: StepScale,
     loss: Loss,
     taught: Taught | None,
@@ -215,6 +215,7 @@ def _fused(
 ) -> Method:
     if step_scale == "adaptive":
         raise ValueError("mode='fused' needs steps in constant ratio, and step_scale='adaptive' has none: use 'live'")
+    lambdas: list[float] = []
     trunk = [parameters(segment) for segment in net.segments]
     update = Update(optimizer, [*trunk, *(parameters(head) for head in net.heads)], clip, average)
     trunk_parameters = parameters(net.segments)
@@ -238,7 +239,7 @@ def _fused(
         update([*of_trunk, *of_heads])
         return average(torch.stack(losses))
 
-    weigh(lambdas)
+    weigh(weights)
     return Method(step, [update], weigh)
 
 
@@ -287,12 +288,15 @@ def _rescale(updates: Sequence[Update] | Sequence[Part], scales: Sequence[float]
         updates[k].rescale([scale, 1.0])
 
 
-def _checked(net: AuxNet, weights: Weights, rule: str = "none", rules: Sequence[str] = ("none",)) -> list[float]:
+def _checked(net: AuxNet, weights: Weights) -> list[float]:
     lambdas = [float(w) for w in weights]
     if len(lambdas) != net.outputs or not all(0 <= w < float("inf") for w in lambdas):
         raise ValueError(f"weights must be {net.outputs} finite numbers >= 0, one per output, got {lambdas}")
     if not any(lambdas):
         raise ValueError(f"weights must leave at least one output above 0 (0 discards it), got {lambdas}")
+    return lambdas
+
+
+def _check_rule(rule: str, *rules: str) -> None:
     if rule not in rules:
         raise ValueError(f"step_scale must be one of {', '.join(rules)} for this method, got {rule!r}")
-    return lambdas
