@@ -129,8 +129,8 @@ def test_augmentation_is_as_asked(augment: str, pad: int, flip: bool, home: Path
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("cifar1O", {}, "did you mean 'cifar10'"),
-        ("Digits", {}, "did you mean 'digits'"),
+        ("cifar1O", {}, "perhaps you meant 'cifar10'"),
+        ("Digits", {}, "perhaps you meant 'digits'"),
         ("", {}, "neither a known data set nor a folder"),
         ("hf:alone", {}, "given as hf:owner/name"),
         (__file__, {}, "is a file: give the folder"),

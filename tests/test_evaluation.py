@@ -119,7 +119,7 @@ def test_a_damaged_or_foreign_run_is_one_line(run, tmp_path, capsys, command):
 
     unfinished = copy("unfinished")
     (unfinished / "config.json").unlink()
-    fails(capsys, [command, unfinished], 2, "holds no config.json")
+    fails(capsys, [command, unfinished], 2, "is not finished: `auxnet train --out")
     weightless = copy("weightless")
     (weightless / "model.safetensors").unlink()
     fails(capsys, [command, weightless], 2, "there are no weights")

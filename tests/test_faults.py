@@ -16,6 +16,7 @@ from PIL import Image
 
 import auxnet
 from auxnet import checkpoint, rundir, signals, train
+from auxnet.cli import main
 from auxnet.documents import read_json
 from auxnet.recipe import Recipe
 
@@ -77,6 +78,42 @@ def test_a_signal_lets_the_step_end_and_saves(tmp_path, whole, number, status, s
     assert checkpoints(tmp_path / "a")[-1] == f"00001-{step:07}.ckpt"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     goes_on_to_the_same_end(tmp_path / "a", whole)
+
+
+@pytest.mark.parametrize("left", [0, 0.02, 0.5, 0.99])
+def test_a_run_whose_recipe_lost_its_end_is_neither_gone_on_with_nor_used(tmp_path, whole, capsys, left):
+    """Half a recipe is a recipe too: of other epochs, another seed and so another validation split."""
+    shutil.copytree(whole, tmp_path / "a")
+    recipe = tmp_path / "a" / "recipe.yaml"
+    text = recipe.read_bytes()
+    recipe.write_bytes(text[: int(left * len(text))])
+    weights = (tmp_path / "a" / "model.safetensors").read_bytes()
+    out = str(tmp_path / "a")
+    for words in (["train", "--out", out, "--resume"], ["evaluate", out], ["export", out, "--out", f"{out}/b.onnx"]):
+        assert main(words) == 1
+        assert "recipe.yaml is damaged, or was changed since the run began" in capsys.readouterr().err
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_recipe_changed_by_hand_is_taken_once_its_seal_is_removed(tmp_path, whole, capsys):
+    shutil.copytree(whole, tmp_path / "a")
+    recipe = tmp_path / "a" / "recipe.yaml"
+    changed = recipe.read_text().replace("data_dir: null", f"data_dir: {tmp_path}")
+    recipe.write_text(changed)
+    assert main(["select", str(tmp_path / "a")]) == 1
+    assert "or remove its first line to have it taken as it is" in capsys.readouterr().err
+    recipe.write_text(changed.split("\n", 1)[1])
+    assert main(["select", str(tmp_path / "a")]) == 0
+
+
+def test_an_unfinished_run_is_told_how_it_goes_on(tmp_path, capsys):
+    with pytest.raises(signals.Stopped):
+        auxnet.fit(TINY, tmp_path / "a", watch=at(1, 1, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    run = str(tmp_path / "a")
+    for words in (["evaluate", run], ["select", run], ["report", run], ["export", run], ["predict", run, run]):
+        assert main(words) == 2
+        said = f"auxnet: {run} is not finished: `auxnet train --out {run} --resume` goes on with it\n"
+        assert capsys.readouterr().err == said
 
 
 def test_a_second_signal_acts_at_once(tmp_path):

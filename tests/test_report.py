@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import auxnet
 from auxnet import build, page_frame, report, report_page, train
 from auxnet.cli import main
 from auxnet.data import Split
-from auxnet.recipe import Recipe
+from auxnet.recipe import Recipe, read_run_recipe, write_recipe
 from auxnet.scores import Predictions
 from browser import DARK, check_themes, chromium, opened, theme_of
 
@@ -151,8 +152,7 @@ def test_the_choice_never_looks_at_the_test_set(run, gathered, monkeypatch):
 def test_a_run_whose_images_are_gone_is_still_shown(run, tmp_path, open_page, gathered):
     lost = tmp_path / "lost"
     shutil.copytree(run, lost)
-    recipe = (lost / "recipe.yaml").read_text().replace("data: digits", f"data: {tmp_path}/gone")
-    (lost / "recipe.yaml").write_text(recipe)
+    write_recipe(replace(read_run_recipe(lost), data=f"{tmp_path}/gone"), lost / "recipe.yaml")
     made = report.write_report([lost])
     assert made.missing
     assert "no such folder" in made.missing[0]

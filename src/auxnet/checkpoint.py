@@ -115,6 +115,13 @@ def build_net(config: Any, where: Path | str, trusted: str | None = None) -> Aux
         raise RuntimeError(f"{where} does not describe a network of this program: {error}") from None
 
 
+def read_config(folder: Path) -> Any:
+    """The config.json of a run. Raises FileNotFoundError, which says how to go on with a run that is not finished."""
+    if not (folder / "config.json").is_file() and any((folder / "checkpoints").glob("*.ckpt")):
+        raise FileNotFoundError(f"{folder} is not finished: `auxnet train --out {folder} --resume` goes on with it")
+    return read_json(folder / "config.json")
+
+
 def backbone_of(run: Path) -> str | None:
     """The backbone that a run directory's own recipe asks for: code that the user had trained by name."""
     return read_run_recipe(run).backbone if (run / "recipe.yaml").is_file() else None
@@ -131,7 +138,7 @@ def load(run: Path | str, which: str = "last") -> AuxNet:
         raise ValueError(f"which must be 'last' or 'best', got {which!r}")
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no run directory {folder}")
-    net = build_net(read_json(folder / "config.json"), folder / "config.json", backbone_of(folder))
+    net = build_net(read_config(folder), folder / "config.json", backbone_of(folder))
     load_weights(folder / ("model.safetensors" if which == "last" else "checkpoints/best.safetensors"), net)
     return net.eval()
 

@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, snap
 from huggingface_hub.errors import HFValidationError
 
 from auxnet import __version__
-from auxnet.checkpoint import backbone_of, build_net, load_weights, save_weights
+from auxnet.checkpoint import backbone_of, build_net, load_weights, read_config, save_weights
 from auxnet.documents import read_json
 from auxnet.network import AuxNet
 
@@ -102,7 +102,7 @@ def load(source: Path | str, which: str = "last") -> PretrainedAuxNet:
 def _load(folder: Path, which: str, trusted: str | None) -> PretrainedAuxNet:
     """The net in a folder, if its backbone is none of others' code, or is the `trusted` one."""
     where = folder / "config.json"
-    net = _from_config(read_json(where), where, trusted)
+    net = _from_config(read_config(folder), where, trusted)
     load_weights(folder / ("model.safetensors" if which == "last" else "checkpoints/best.safetensors"), net)
     if (folder / "summary.json").is_file():
         net.source = provenance(folder, which)

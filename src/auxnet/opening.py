@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 
 from auxnet.build import evaluation_batches, load_data
-from auxnet.checkpoint import load
+from auxnet.checkpoint import load, read_config
 from auxnet.data import DataSet, OnDisk, Split
-from auxnet.documents import read_json
 from auxnet.evaluation import Batches
 from auxnet.machine import device_of, threads_of, to_device
 from auxnet.network import AuxNet
@@ -63,7 +62,7 @@ def opened(
 
 def data_of(run: Path | str, recipe: Recipe) -> DataSet:
     """The data of a run's recipe. Raises as `load_data` does, and RuntimeError if they have other classes by now."""
-    dataset, trained_on = load_data(recipe), read_json(Path(run) / "config.json").get("classes")
+    dataset, trained_on = load_data(recipe), read_config(Path(run)).get("classes")
     if list(dataset.classes) != trained_on:
         raise RuntimeError(f"{run} tells {_listed(trained_on)} apart, but its data hold {_listed(dataset.classes)}")
     return dataset

@@ -6,12 +6,14 @@ import difflib
 import types
 from dataclasses import asdict, dataclass, fields
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from auxnet import sections
 from auxnet.documents import read_yaml
 
+SEAL = b"# sha256 "
 BACKBONES = "timm:NAME, torchvision:NAME or package.module:function"
 CUTS = "1 or more, or the names of modules"
 OF_RESNETS = ("depth", "form", "outputs", "at", "placement", "block", "width", "head", "precision")
@@ -132,11 +134,20 @@ def read_recipe(path: Path | str) -> Recipe:
 
 
 def read_run_recipe(run: Path | str) -> Recipe:
-    """The recipe of a run directory. Raises FileNotFoundError if that is not one."""
-    if not (Path(run) / "recipe.yaml").is_file():
+    """The recipe of a run directory. Raises FileNotFoundError if that is not one, RuntimeError if it is not as it was.
+
+    Half a recipe is a recipe, with other values for all that is lost: hence its seal (`write_recipe`).
+    """
+    path = Path(run) / "recipe.yaml"
+    if not path.is_file():
         lack = "it holds no recipe.yaml" if Path(run).is_dir() else "there is no such folder"
         raise FileNotFoundError(f"{run} is not a run directory: {lack}")
-    return read_recipe(Path(run) / "recipe.yaml")
+    with path.open("rb") as file:
+        seal, _, text = file.read(2**20).partition(b"\n")
+    if not seal or (seal.startswith(SEAL) and seal != SEAL + sha256(text).hexdigest().encode()):
+        mend = "put it back, or remove its first line to have it taken as it is"
+        raise RuntimeError(f"{path} is damaged, or was changed since the run began: {mend}")
+    return read_recipe(path)
 
 
 def recipe_from(content: dict[Any, Any]) -> Recipe:
@@ -148,12 +159,14 @@ def recipe_from(content: dict[Any, Any]) -> Recipe:
     return Recipe(**content)
 
 
-def write_recipe(recipe: Recipe, path: Path | str) -> None:
-    """Save a recipe, complete, so that the file trains the same run again."""
+def write_recipe(recipe: Recipe, path: Path | str, sealed: bool = False) -> None:
+    """Save a recipe, complete, so that the file trains the same run again; `sealed`: under its own SHA-256."""
     import yaml
 
     content = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recipe).items()}
-    Path(path).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    text = yaml.safe_dump(content, sort_keys=False).encode()
+    seal = SEAL + sha256(text).hexdigest().encode() + b"\n" if sealed else b""
+    Path(path).write_bytes(seal + text)
 
 
 def network_name(recipe: Recipe) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from auxnet import build, data, machine, report_page, rundir
 from auxnet.batches import Labelled
-from auxnet.checkpoint import load, whole
+from auxnet.checkpoint import load, read_config, whole
 from auxnet.documents import read_json
 from auxnet.evaluation import OutputReport, fingerprint, reports
 from auxnet.exits import exit_macs
@@ -88,7 +88,7 @@ def checked_path(runs: Sequence[Path], out: Path | None) -> Path:
 def gather(run: Path, name: str, data_dir: str | None = None) -> dict[str, Any]:
     """All that the page shows of a run, as values that JSON can hold; "missing" says why a part is not there."""
     recipe = read_run_recipe(run)
-    summary, config = read_json(run / "summary.json"), read_json(run / "config.json")
+    config, summary = read_config(run), read_json(run / "summary.json")
     try:
         facts = {
             "name": name,

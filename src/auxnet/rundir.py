@@ -24,7 +24,7 @@ from auxnet import __version__
 from auxnet.checkpoint import load_state, read_about, save_state, save_weights, whole
 from auxnet.errors import DivergedError, first_line
 from auxnet.network import AuxNet
-from auxnet.recipe import WHERE, Recipe, read_recipe, write_recipe
+from auxnet.recipe import WHERE, Recipe, read_run_recipe, write_recipe
 from auxnet.update import Method
 
 OURS = (
@@ -113,7 +113,7 @@ def check(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
     if resume:
         if not is_run:
             raise FileNotFoundError(f"there is no run to resume in {folder}")
-        _check_same(read_recipe(folder / "recipe.yaml"), recipe, folder)
+        _check_same(read_run_recipe(folder), recipe, folder)
     elif is_run and not overwrite:
         mend = "resume (--resume) continues it, overwrite (--overwrite) replaces it"
         raise FileExistsError(f"{folder} holds a run already: {mend}")
@@ -132,7 +132,7 @@ def begin(folder: Path, recipe: Recipe) -> None:
         path.unlink(missing_ok=True)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     with whole(folder / "recipe.yaml") as partial:
-        write_recipe(recipe, partial)
+        write_recipe(recipe, partial, sealed=True)
 
 
 def save(

@@ -15,7 +15,7 @@ from tyro.conf import OmitArgPrefixes
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from auxnet import sections
-from auxnet.recipe import Recipe, read_recipe
+from auxnet.recipe import Recipe, read_recipe, read_run_recipe
 
 Options = TypeVar("Options")
 WithRecipe = TypeVar("WithRecipe", bound="OfRecipe")
@@ -96,11 +96,12 @@ class OfRecipe:
 
 def parse_with_recipe(options: type[WithRecipe], words: list[str]) -> WithRecipe:
     """Such options: a file gives the defaults of the flags, --config's or that of a run resumed."""
-    config = value_of("--config", words)
-    out = value_of("--out", words)
-    if config is None and out and "--resume" in words and (Path(out) / "recipe.yaml").is_file():
-        config = str(Path(out) / "recipe.yaml")
-    return parse(options, words, options.default(read_recipe(config)) if config else None)
+    config, out, given = value_of("--config", words), value_of("--out", words), None
+    if config is not None:
+        given = read_recipe(config)
+    elif out is not None and "--resume" in words and (Path(out) / "recipe.yaml").is_file():
+        given = read_run_recipe(out)
+    return parse(options, words, None if given is None else options.default(given))
 
 
 def value_of(flag: str, words: list[str]) -> str | None:

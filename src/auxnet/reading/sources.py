@@ -5,7 +5,6 @@ Nothing is read here but names; each split found comes with the reader that fits
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from auxnet.reading import cifar, formats, rows
 from auxnet.reading.arrays import Arrays
 from auxnet.reading.encoded import Encoded
 from auxnet.reading.pictures import image_paths
+from auxnet.recipe import nearest
 
 NAMES = ("digits", "cifar10", "cifar100", "svhn")
 _HUB = {
@@ -73,11 +73,12 @@ def find(name: str, data_dir: str | Path | None, image_size: int | None) -> dict
             return _in_folder(folder, image_size)
         if folder.exists():
             raise ValueError(f"data {name!r} is a file: give the folder that holds it, or one of {', '.join(NAMES)}")
+    places = " or ".join(map(str, [Path.cwd(), *([root] if given else [])]))
+    where = "" if Path(name).expanduser().is_absolute() else f" in {places} (data_dir names the folder that holds it)"
     if os.sep in name or name.startswith((".", "~")):
-        raise FileNotFoundError(f"data {name!r}: there is no such folder")
-    close = difflib.get_close_matches(name.lower(), NAMES, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"give one of {', '.join(NAMES)}, a folder, or hf:owner/name"
-    raise ValueError(f"data {name!r} is neither a known data set nor a folder: {hint}")
+        raise FileNotFoundError(f"data {name!r}: there is no such folder{where}")
+    hint = nearest(name, list(NAMES)) or f"{where}: give one of {', '.join(NAMES)}, a folder, or hf:owner/name"
+    raise ValueError(f"data {name!r} is neither a known data set nor a folder{hint}")
 
 
 def _named(name: str, folder: Path, below: bool, image_size: int | None) -> dict[str, Part]:
