@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -193,6 +194,34 @@ def test_a_grid_covers_exactly_the_grid_and_no_trial_is_trained_twice(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a" / "trials").rglob("*")}
     assert drawn(sweep(space, tmp_path / "a", TINY, sampler="grid")) == drawn(found)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a" / "trials").rglob("*")} == before
+
+
+def test_what_was_drawn_before_is_not_trained_again(tmp_path, monkeypatch, capsys):
+    trained = []
+
+    def fit(recipe, folder, watch):
+        trained.append(recipe.gamma)
+        return SimpleNamespace(summary={"last": [{"val_error": recipe.gamma / 100}]})
+
+    monkeypatch.setattr(worker, "fit_on", fit)
+    monkeypatch.setattr(worker, "read_metrics", lambda folder: [])
+    space = {"gamma": [float(value) for value in range(21)]}
+    found = sweep(space, tmp_path / "a", TINY, sampler="random", trials=20)
+    assert len(found.trials) == 20
+    assert len(trained) == len(set(trained)) < 20
+    assert [trial.objective for trial in found.trials] == [trial.values["gamma"] / 100 for trial in found.trials]
+    for trial in found.trials:
+        first = next(t for t in found.trials if t.values == trial.values)
+        assert trial.folder == first.folder
+        assert trial.twin == (None if trial is first else first.number)
+    twins = 20 - len(trained)
+    assert f"{twins} of the trials drew what another had drawn, and took its result." in sweep_page.notes_of(found)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_space_of_few_combinations_is_covered_once(sampler, tmp_path):
+    found = sweep({"gamma": [1, 2], "floor": [0, 0.5]}, tmp_path / "a", TINY, sampler=sampler)
+    assert len({tuple(trial.values.values()) for trial in found.trials}) == len(found.trials) == found.total == 4
 
 
 def test_a_sweep_in_two_goes_draws_what_one_would_have_drawn(tmp_path):

@@ -44,7 +44,7 @@ class Sweep(OfRecipe):
     space: Path | None = None
     """a YAML file of what varies: 'lr: 0.01..0.5:log' or 'gamma: [0, 1, 2]'"""
     trials: int | None = None
-    """trials in all, those of other workers among them; none: 20, or the whole grid"""
+    """trials in all, those of other workers among them; none: 20, or the whole grid; at most all combinations"""
     objective: str = "mean"
     """the validation error to make small: mean (over the outputs), final, or the number of an output"""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
@@ -158,6 +158,8 @@ def _line(trial: Trial) -> str:
     if trial.state == "failed":
         return f"trial {trial.number} failed with {drawn}: {trial.error}"
     error = "" if trial.objective is None else f" val. error {screen.per_cent(trial.objective)},"
+    if trial.twin is not None:
+        return f"trial {trial.number} drew what trial {trial.twin} had drawn:{error} {drawn}"
     time = f"{trial.epochs} epoch{'s' if trial.epochs > 1 else ''}, {screen.duration(trial.seconds)}"
     return f"trial {trial.number} {trial.state}:{error} {drawn}; {time}"
 

@@ -71,6 +71,8 @@ def notes_of(sweep: Sweep) -> list[str]:
         said.append("The outputs varied, so that the means are over different outputs; final compares one with one.")
     if failed := [trial for trial in sweep.trials if trial.state == "failed"]:
         said.append(f"{len(failed)} of the trials failed; the first: trial {failed[0].number}, {failed[0].error}.")
+    if twins := [trial for trial in sweep.trials if trial.twin is not None]:
+        said.append(f"{len(twins)} of the trials drew what another had drawn, and took its result.")
     return said
 
 

@@ -83,10 +83,10 @@ def sweep(
     """Train recipes drawn from `space` into `out`/trials/0000, 0001, ... and say which is the best on validation.
 
     `space` maps recipe fields to choices ([8, 14, 20]) or ranges ("0.01..0.5:log"); all else is as in `recipe`.
-    `trials` counts those of all workers that ever work on `out` (default: 20, or the whole grid), the failed ones
-    among them. Any number of processes, on any machines that share `out`, may call this with the same arguments at
-    any time; `processes` of them are started here, and share the CPU threads. The study lies in `out` too, or in the
-    database `storage`.
+    `trials` counts those of all workers that ever work on `out` (default: 20, or the whole grid; never more than
+    there are combinations), the failed ones among them. Any number of processes, on any machines that share `out`,
+    may call this with the same arguments at any time; `processes` of them are started here, and share the CPU
+    threads. The study lies in `out` too, or in the database `storage`.
 
     Raises ValueError for a space, recipe or setting that cannot be, or that differs from what `out` was begun with;
     FileExistsError if `out` holds something else; RuntimeError if workers die and leave trials undone;

@@ -46,6 +46,8 @@ class Trial:
     """of training, validation included"""
     error: str | None
     """why it failed, in a line"""
+    twin: int | None
+    """an earlier trial that drew the same, whose result it takes"""
     folder: Path
 
 
@@ -115,8 +117,8 @@ def join_study(
 
 def total_of(study: Study) -> int:
     """How many trials there shall be in all; whoever names another number changes it for every worker."""
-    size = study.settings.grid_size if study.settings.sampler == "grid" else None
-    total = int(study.optuna.user_attrs.get("trials", size or TRIALS))
+    size = study.settings.grid_size
+    total = int(study.optuna.user_attrs.get("trials", size if study.settings.sampler == "grid" else TRIALS))
     return min(total, size) if size else total
 
 
@@ -191,10 +193,17 @@ def trials_of(study: Study) -> tuple[Trial, ...]:
             epochs=trial.last_step or 0,
             seconds=trial.user_attrs.get("seconds", 0.0),
             error=trial.user_attrs.get("error"),
-            folder=folder_of(study, trial.number),
+            twin=trial.user_attrs.get("twin"),
+            folder=folder_of(study, trial.user_attrs.get("twin", trial.number)),
         )
         for trial in found
     )
+
+
+def twin_of(study: Study, trial: optuna.Trial) -> optuna.trial.FrozenTrial | None:
+    """A complete trial that drew the same: a training is what its recipe makes it, and would only be repeated."""
+    complete = study.optuna.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
+    return next((other for other in complete if other.params == trial.params), None)
 
 
 def _latest(trial: optuna.trial.FrozenTrial) -> float | None:
@@ -212,7 +221,7 @@ def _drawn(study: Study, number: int, trial_id: int) -> optuna.Trial:
     What is drawn follows from the seed, the number and the trials before, not from the process that draws.
     """
     seed, space = seed_of(study.settings.recipe.seed, number) % 2**32, study.settings.space
-    if study.settings.sampler == "grid":
+    if total_of(study) == study.settings.grid_size:  # as many trials as there are combinations: each of them once
         grid = {field: [_stored(v) for v in values_of(domain, LARGEST_GRID)] for field, domain in space.items()}
         sampler: optuna.samplers.BaseSampler = optuna.samplers.GridSampler(grid, seed=0)
     elif study.settings.sampler == "random":

@@ -9,7 +9,7 @@ from typing import Any
 from auxnet.epochs import Progress
 from auxnet.rundir import read_metrics
 from auxnet.sweeps.journal import optuna
-from auxnet.sweeps.trials import Study, claim, folder_of, values_drawn
+from auxnet.sweeps.trials import Study, claim, folder_of, twin_of, values_drawn
 from auxnet.train import fit_on
 
 COMPLETE, PRUNED, FAIL = (getattr(optuna.trial.TrialState, name) for name in ("COMPLETE", "PRUNED", "FAIL"))
@@ -48,6 +48,10 @@ def objective_of(val_errors: Sequence[float], objective: str) -> float:
 def _run(study: Study, trial: optuna.Trial, where: dict[str, Any], watch: Callable[[], None]) -> None:
     """Train one trial; a stop leaves it as it stands, to the next worker."""
     settings, folder = study.settings, folder_of(study, trial.number)
+    if (twin := twin_of(study, trial)) is not None:
+        trial.set_user_attr("twin", twin.user_attrs.get("twin", twin.number))
+        study.optuna.tell(trial, twin.value, COMPLETE)
+        return
 
     def follow(progress: Progress) -> None:
         if progress.done:
