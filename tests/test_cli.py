@@ -295,6 +295,11 @@ def test_a_terminal_too_narrow_for_a_table_loses_no_figure():
         (["train", "--epochs", "five"], "--epochs must be a whole number, got 'five'"),
         (["train", "--method", "foo"], "--method must be one of joint, pairwise, multiway, got 'foo'"),
         (["train", "--at", "7", "b"], "--at must be none or whole numbers, got '7', 'b'"),
+        (["train", "--config", "/"], "/ is a folder: name a recipe file"),
+        (
+            ["train", "--at", "7", "100"],
+            "at must be increasing layers in 3..17, each the end of a block",
+        ),
         (["train", "--milestones", "a"], "--milestones cannot take 'a'"),
         (["train", "--epochs", "0"], "epochs must be 1 or more, got 0"),
         (["select", "RUN", "--within", "x"], "--within must be none or a number, got 'x'"),

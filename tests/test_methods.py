@@ -649,11 +649,24 @@ def test_what_is_combined_is_the_gradient_of_every_weighted_loss_zero_where_an_o
             "order must be one of shallow_first",
         ),
         (lambda n: auxnet.multiway(n, sgd(), WEIGHTS, clip=0.0), "clip must be a gradient norm above 0"),
+        (
+            lambda n: auxnet.joint(n, sgd(), WEIGHTS).set_lr(-0.5),
+            "lr must be a number of 0 or more, and finite, got -0.5",
+        ),
+        (lambda n: auxnet.joint(n, sgd(), WEIGHTS).set_lr(float("nan")), "lr must be a number of 0 or more"),
+        (lambda n: auxnet.joint(n, sgd(), WEIGHTS).set_lr("0.1"), "lr must be a number of 0 or more, .*got '0.1'"),
+        (lambda n: auxnet.joint(n, sgd(), WEIGHTS).load_state_dict({}), "has 1 optimizers, the state has 0"),
     ],
 )
 def test_impossible_methods_say_why(make, words):
     with pytest.raises(ValueError, match=words):
         make(hand_net())
+
+
+def test_an_optimizer_that_is_made_already_is_refused():
+    net = hand_net()
+    with pytest.raises(TypeError, match="must be a function of parameters, such as functools"):
+        auxnet.joint(net, torch.optim.AdamW(net.parameters()), WEIGHTS)
 
 
 @pytest.mark.long

@@ -123,8 +123,8 @@ def loss_weights(
     depths: Sequence[int], gamma: float = 2.0, floor: float = 0.01, relative_to: RelativeTo = "final"
 ) -> Tensor:
     """The weights of `AuxNet.loss_weights` from depths alone. Raises ValueError for impossible values."""
-    if gamma < 0:
-        raise ValueError(f"gamma must be 0 (all outputs alike) or more, got {gamma}")
+    if not 0 <= gamma < float("inf"):
+        raise ValueError(f"gamma must be 0 (all outputs alike) or more, and finite, got {gamma}")
     if not 0 <= floor <= 1:
         raise ValueError(f"floor must lie in 0..1, got {floor}")
     if relative_to not in ("final", "last_auxiliary"):

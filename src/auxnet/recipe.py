@@ -32,6 +32,8 @@ class Recipe(sections.Machine, sections.Training, sections.Method, sections.Netw
         for name, holds, rule in (
             ("backbone", self.backbone is None or all(self.backbone.partition(":")), BACKBONES),
             ("cuts", self.cuts is None or (self.cuts > 0 if isinstance(self.cuts, int) else self.cuts != ()), CUTS),
+            ("gamma", 0 <= self.gamma < float("inf"), "0 or more and finite"),
+            ("floor", 0 <= self.floor <= 1, "in 0..1"),
             ("epochs", self.epochs >= 1, "1 or more"),
             ("batch_size", self.batch_size >= 1, "1 or more"),
             ("lr", 0 < self.lr < float("inf"), "above 0 and finite"),
@@ -58,7 +60,7 @@ class Recipe(sections.Machine, sections.Training, sections.Method, sections.Netw
             ("seed", 0 <= self.seed < 2**63, "0 or more"),
         ):
             if not holds:
-                raise ValueError(f"{name} must be {rule}, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be {rule}, got {_words_of(getattr(self, name))}")
         for name, paper in (("mode", "live"), ("state", "per_output"), ("order", "shallow_first")):
             value = getattr(self, name)
             if value != paper and self.method != "multiway":
@@ -121,6 +123,8 @@ def read_recipe(path: Path | str) -> Recipe:
         content = read_yaml(Path(path))
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no recipe file {path}") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a folder: name a recipe file, such as {path}/recipe.yaml of a run") from None
     except ValueError as error:
         raise ValueError(f"{path} is not a YAML recipe: {error}") from None
     if content is None:
@@ -204,6 +208,10 @@ def _as(hint: Any, value: Any, name: str) -> Any:
         if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
             return value
     raise ValueError(f"{name} must be {_describe(kinds)}, got {value!r}")
+
+
+def _words_of(value: Any) -> str:
+    return " ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 
 def _is_number(value: int | str) -> bool:

@@ -63,7 +63,9 @@ def write_report(runs: Sequence[Path], out: Path | None = None, data_dir: str | 
     with whole(path) as partial:
         partial.write_bytes(html)
     missing = [f"{run['name']}: {run['missing']}" for run in gathered if run["missing"]]
-    return Report(path, [report_page.headline(run) for run in gathered], missing)
+    several = len(gathered) > 1
+    headlines = [f"{run['name']}: " * several + report_page.headline(run) for run in gathered]
+    return Report(path, headlines, missing)
 
 
 def checked_path(runs: Sequence[Path], out: Path | None) -> Path:

@@ -180,7 +180,7 @@ def _checked(plan: Layout, at: Sequence[int]) -> tuple[int, ...]:
     if not increasing or any(layer not in ends for layer in layers):
         raise ValueError(
             f"at must be increasing layers in {ends[0]}..{ends[-1]}, each the end of a block "
-            f"({', '.join(map(str, ends[:3]))}, ...), got {layers}"
+            f"({', '.join(map(str, ends[:3]))}, ...), got {' '.join(map(str, layers))}"
         )
     return layers
 

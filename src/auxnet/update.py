@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -45,6 +47,9 @@ class Update:
         clip: float | None = None,
         average: Average = alone,
     ) -> None:
+        if not callable(optimizer):
+            made = "such as functools.partial(torch.optim.SGD, lr=0.1)"
+            raise TypeError(f"optimizer must be a function of parameters, {made}, got {type(optimizer).__name__}")
         if clip is not None and not clip > 0:
             raise ValueError(f"clip must be a gradient norm above 0, got {clip}")
         self.clip = clip
@@ -150,7 +155,9 @@ class Method:
         self.weigh(weights)
 
     def set_lr(self, lr: float) -> None:
-        """The step size eta from now on, for every output."""
+        """The step size eta from now on, for every output. Raises ValueError unless it is a number of 0 or more."""
+        if not (isinstance(lr, Real) and 0 <= lr < math.inf):
+            raise ValueError(f"lr must be a number of 0 or more, and finite, got {lr!r}")
         for update in self.updates:
             update.set_lr(lr)
 
@@ -165,7 +172,7 @@ class Method:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave. Raises ValueError if it is another method's or another net's."""
-        states = state["optimizers"]
+        states = state.get("optimizers", [])
         if len(states) != len(self.updates):
             raise ValueError(f"this method has {len(self.updates)} optimizers, the state has {len(states)}")
         for update, optimizer_state in zip(self.updates, states, strict=True):

@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if asked and os.environ.get("RANK", "0") != "0":  # of torchrun's processes, all asked the same, one says so
             return 2
         kind = "" if expected else f"unexpected {type(error).__name__} (AUXNET_DEBUG=1 shows where): "
-        print(f"auxnet: {kind}{' '.join(str(error).split())}", file=sys.stderr)
+        said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        print(f"auxnet: {kind}{' '.join(said.split())}", file=sys.stderr)
         return 2 if asked else 1
 
 

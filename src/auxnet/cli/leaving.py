@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -111,7 +111,10 @@ def exits(words: list[str]) -> int:
         print(json.dumps(content, indent=2))
         return 0
     _show(found)
-    screen.print_line(screen.console(), written)
+    console = screen.console()
+    for note in _notes(found, target):
+        screen.print_line(console, f"note: {note}")
+    screen.print_line(console, written)
     return 0
 
 
@@ -175,6 +178,18 @@ def _no_policy(val: Predictions, costs: Sequence[float], bound: float | None, un
     return f"no thresholds meet a mean of at most {_cost(bound or 0.0)} {unit}: {first}"
 
 
+def _notes(found: Solved, target: dict[str, float | None]) -> Iterator[str]:
+    """What a reader must know before trusting the thresholds."""
+    from auxnet.selection import too_few
+
+    if few := too_few(found.answer[1].images):
+        yield few
+    increase, on_test = target.get("max_error_increase"), found.answer[2].against_final
+    if increase is not None and on_test.difference > increase:
+        how = "beyond chance" if on_test.low > increase else "which may be chance"
+        yield f"on test images the error rises by more than the target of {100 * increase:g} points, {how}"
+
+
 def _facts(row: Row) -> dict[str, Any]:
     return {"val": asdict(row[1]), "test": asdict(row[2])}
 
@@ -198,12 +213,13 @@ def _show(found: Solved) -> None:
     screen.print_table(console, made)
     for name, seen, said in (("validation", on_val, found.val), ("test", on_test, found.test)):
         least, most = (_cost(bound) for bound in seen.cost_interval)
+        what = "time" if found.unit == "ms" else found.unit
         saved = 100 * (1 - seen.mean_cost / found.costs[-1])
         screen.print_line(
             console,
             f"on {seen.images:,} {name} images: error {_error(seen)}, mean {_cost(seen.mean_cost)} {found.unit} "
             f"({least} .. {most}); the final output alone: {screen.per_cent(said.errors[-1])}, "
-            f"{_cost(found.costs[-1])} {found.unit}; early exit saves {saved:.1f} %, "
+            f"{_cost(found.costs[-1])} {found.unit}; early exit saves {saved:.1f} % of the {what}, "
             f"{points_between(seen.against_final)} between the two",
         )
     for name, rows in found.curves.items():

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.measure import Measurement
-from rich.progress import BarColumn, SpinnerColumn, TextColumn
-from rich.progress import Progress as Bar
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.status import Status
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from auxnet.epochs import Progress
+    from auxnet.epochs import Progress as Stands
     from auxnet.plan import Plan
 
 
@@ -32,25 +33,30 @@ def working(on: str) -> Status:
 
 
 @contextmanager
-def training_progress(console: Console) -> Iterator[Callable[[Progress], None]]:
-    """A live bar on a terminal; a line per epoch where the output goes elsewhere."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.fields[errors]}"),
-    )
-    with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("reading the data", total=None, errors="")
+def live_bar(console: Console, what: str) -> Iterator[Callable[..., None]]:
+    """A bar on a terminal while something long is done, nothing elsewhere; the function given moves it.
 
-        def watch(progress: Progress) -> None:
+    It takes what rich's `Progress.update` takes, and `result`, words to the right of the bar.
+    """
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24))
+    result = TextColumn("{task.fields[result]}")
+    with Progress(*columns, result, console=console, disable=not console.is_terminal, transient=True) as bar:
+        yield partial(bar.update, bar.add_task(what, total=None, result=""))
+
+
+@contextmanager
+def training_progress(console: Console) -> Iterator[Callable[[Stands], None]]:
+    """A live bar on a terminal; a line per epoch where the output goes elsewhere."""
+    with live_bar(console, "reading the data") as update:
+
+        def watch(progress: Stands) -> None:
             stands = (
                 f"epoch {progress.epoch}/{progress.epochs}  {progress.images_per_second:,.0f} images/s  "
                 f"{duration(progress.seconds_left)} left"
             )
             errors = val_errors(progress.val_errors)
             finished = progress.epoch - 1 + progress.step / progress.steps
-            bar.update(task, total=progress.epochs, completed=finished, description=stands, errors=errors)
+            update(total=progress.epochs, completed=finished, description=stands, result=errors)
             if progress.done and not console.is_terminal:
                 print_line(console, f"{stands}  {errors}")
 
@@ -62,11 +68,17 @@ def print_line(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+def command(*words: object) -> str:
+    """A command of this program as it may be typed into a shell."""
+    return shlex.join(["auxnet", *map(str, words)])
+
+
 def show_tables(console: Console, tables: dict[str, Any], epochs: dict[str, int]) -> None:
     """The ladder after the last epoch, and after the best on validation where that is another."""
-    print_table(console, outputs_table(tables["last"], f"after epoch {epochs['last']}, the last"))
-    if epochs["best"] != epochs["last"]:
-        print_table(console, outputs_table(tables["best"], f"after epoch {epochs['best']}, the best on validation"))
+    last, best = epochs["last"], epochs["best"]
+    print_table(console, outputs_table(tables["last"], f"after epoch {last}, the last"))
+    if best != last:
+        print_table(console, outputs_table(tables["best"], f"after epoch {best}, the best by mean validation error"))
 
 
 def outputs_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
@@ -130,6 +142,11 @@ def per_cent(fraction: float) -> str:
 def count(number: int) -> str:
     """Exact, with thousands apart."""
     return f"{number:,}"
+
+
+def plural(number: int, what: str) -> str:
+    """1 thread, 2 threads."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -9,11 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, SpinnerColumn, TextColumn
-from rich.progress import Progress as Bar
-from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from auxnet.cli import screen
@@ -45,7 +41,7 @@ class Study:
     processes: int = 1
     """trainings at a time, which share the threads and are dealt out to the GPUs"""
     show: FlagCreatePairsOff[bool] = False
-    """train nothing; show what is there"""
+    """train nothing; show what is there, and write it"""
     data_dir: str | None = None
     """where data sets lie; none: $AUXNET_DATA"""
     device: str = "auto"
@@ -103,10 +99,8 @@ def study(words: list[str]) -> int:
 @contextmanager
 def _progress(console: Console, total: int) -> Iterator[Callable[[Sequence[Trial]], None]]:
     """A live bar on a terminal; elsewhere a line for each training that ends."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24))
     known: int | None = None
-    with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("training", total=total)
+    with screen.live_bar(console, "training") as update:
 
         def watch(left: Sequence[Trial]) -> None:
             nonlocal known
@@ -115,7 +109,7 @@ def _progress(console: Console, total: int) -> Iterator[Callable[[Sequence[Trial
             if known is not None and done > known and not console.is_terminal:
                 screen.print_line(console, words)
             known = done
-            bar.update(task, completed=done, description=words)
+            update(total=total, completed=done, description=words)
 
         yield watch
 
@@ -125,9 +119,9 @@ def _show(console: Console, found: Findings) -> None:
     from auxnet.studies.study_page import HEAD, cells_of, headline, notes
     from auxnet.studies.verdicts import in_words
 
-    table = Table(title=f"{found.study.name}, {found.study.scale}", box=SIMPLE_HEAD, title_justify="left")
-    for column in HEAD:
-        table.add_column(column, justify="left" if column == "variant" else "right")
+    table = screen.table(f"{found.study.name}, {found.study.scale}", *HEAD)
+    for column in table.columns:
+        column.justify = "left" if column.header == "variant" else "right"
     for average in averages(found.rows):
         table.add_row(*cells_of(found, average))
     screen.print_table(console, table)

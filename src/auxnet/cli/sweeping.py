@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, SpinnerColumn, TextColumn
-from rich.progress import Progress as Bar
 from tyro.conf import FlagCreatePairsOff, UseAppendAction
 
 from auxnet.cli import screen
@@ -127,27 +125,20 @@ def _varied(options: Sweep) -> dict[str, Any]:
 @contextmanager
 def _progress(console: Console) -> Iterator[Callable[[Sequence[Trial], int], None]]:
     """A line for each trial that ends; on a terminal, a live bar below."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.fields[best]}"),
-    )
     known: set[int] | None = None
-    with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("trying what varies", total=None, best="")
+    with screen.live_bar(console, "trying what varies") as update:
 
         def watch(trials: Sequence[Trial], total: int) -> None:
             nonlocal known
             ended = {trial.number: trial for trial in trials if trial.state in ENDED}
             for number in sorted(ended.keys() - (ended.keys() if known is None else known)):
-                screen.print_line(bar.console, _line(ended[number]))
+                screen.print_line(console, _line(ended[number]))
             known = set(ended)
             running = ", ".join(f"{t.number} ({t.epochs} epochs done)" for t in trials if t.state == "running")
             best = min((t.objective for t in trials if t.state == "complete" and t.objective is not None), default=None)
             words = "" if best is None else f"best val. error {screen.per_cent(best)}"
             stands = f"{len(ended)}/{total} trials{f', running {running}' if running else ''}"
-            bar.update(task, total=total, completed=len(ended), description=stands, best=words)
+            update(total=total, completed=len(ended), description=stands, result=words)
 
         yield watch
 

@@ -91,10 +91,14 @@ def train(words: list[str]) -> None:
     screen.show_tables(console, run.summary, run.summary["epochs"])
     data, device = run.summary["data"], run.summary["device"]
     images = f"{data['train']:,} training, {data['val']:,} validation and {data['test']:,} test images"
-    time = f"{screen.duration(run.summary['wall_seconds'])} on {device['name']}, {device['threads']} threads"
+    on = screen.plural(device["threads"], "thread")
+    time = f"{screen.duration(run.summary['wall_seconds'])} on {device['name']}, {on}"
     for image in data.get("left_out", []):
         screen.print_line(console, f"left out, for it cannot be read: {image}")
-    screen.print_line(console, f"{images}; seed {run.summary['seed']}; {time}\nthe run lies in {run.folder}")
+    screen.print_line(console, f"{images}; seed {run.summary['seed']}; {time}")
+    screen.print_line(console, f"to look at it: {screen.command('report', run.folder)}")
+    screen.print_line(console, f"to choose an output: {screen.command('select', run.folder)}")
+    screen.print_line(console, f"the run lies in {run.folder}")
 
 
 def plan(words: list[str]) -> None:

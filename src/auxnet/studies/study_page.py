@@ -57,6 +57,8 @@ def headline(found: Findings) -> str:
     words: list[str] = [verdict.word for verdict in found.verdicts]
     plural = {"holds": "hold", "does not hold": "do not hold", "cannot be told": "cannot be told"}
     counts = [f"{n} {word if n == 1 else several}" for word, several in plural.items() if (n := words.count(word))]
+    if len(words) == 1:
+        return f"The one claim {words[0]} at this scale."
     return f"Of {len(words)} claims at this scale: {', '.join(counts)}."
 
 
