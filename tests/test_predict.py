@@ -10,7 +10,8 @@ from PIL import Image
 
 from auxnet.cli import main
 from auxnet.exporting import export
-from auxnet.prediction import Prediction, Unreadable, fitted, predict
+from auxnet.prediction import Prediction, Unreadable, predict
+from auxnet.reading.pictures import fitted
 from shipped import picture, write_run
 
 

@@ -7,17 +7,16 @@ it was evaluated on the middle of somewhat larger images, so is it here.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from auxnet.reading.arrays import Pixels
-from auxnet.reading.pictures import decode, image_files, middle
-from auxnet.runtimes import Answers, Runnable, open_model
+from auxnet.reading.pictures import decode, fitted, image_files, middle
+from auxnet.runtimes import Runnable, open_model
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,15 @@ def predict(
     return _answers(runnable, _files(given), top, batch_size)
 
 
+class _Readable(NamedTuple):
+    """An image that waits for its batch."""
+
+    image: str
+    pixels: Pixels
+    """as the model wants them"""
+    resized_from: tuple[int, int] | None
+
+
 def _files(given: Iterable[Path | str]) -> Iterator[Path | Unreadable]:
     for path in map(Path, given):
         if path.is_dir():
@@ -88,68 +96,41 @@ def _files(given: Iterable[Path | str]) -> Iterator[Path | Unreadable]:
 def _answers(
     model: Runnable, files: Iterable[Path | Unreadable], top: int, batch_size: int
 ) -> Iterator[Prediction | Unreadable]:
-    waiting: list[Unreadable | tuple[str, Pixels, tuple[int, int] | None]] = []
+    waiting: list[_Readable | Unreadable] = []
     readable = 0
     for file in files:
         waiting.append(file if isinstance(file, Unreadable) else _read(file, model))
-        readable += not isinstance(waiting[-1], Unreadable)
+        readable += isinstance(waiting[-1], _Readable)
         if readable == batch_size:
             yield from _batch(model, waiting, top)
             waiting, readable = [], 0
     yield from _batch(model, waiting, top)
 
 
-def _batch(
-    model: Runnable, waiting: list[Unreadable | tuple[str, Pixels, tuple[int, int] | None]], top: int
-) -> Iterator[Prediction | Unreadable]:
-    pixels = [each[1] for each in waiting if not isinstance(each, Unreadable)]
-    answers: Answers | None = model.ask(np.stack(pixels)) if pixels else None
-    row = 0
+def _batch(model: Runnable, waiting: list[_Readable | Unreadable], top: int) -> Iterator[Prediction | Unreadable]:
+    pixels = [each.pixels for each in waiting if isinstance(each, _Readable)]
+    answers = model.ask(np.stack(pixels)) if pixels else None
+    rows = iter(zip(answers.probabilities, answers.exits, strict=True) if answers else ())
     for each in waiting:
-        if isinstance(each, Unreadable) or answers is None:
-            assert isinstance(each, Unreadable)
+        if isinstance(each, Unreadable):
             yield each
             continue
-        probabilities: NDArray[np.float32] = answers.probabilities[row]
+        probabilities, left = next(rows)
         best = np.argsort(-probabilities, kind="stable")[:top]
-        yield Prediction(
-            each[0],
-            int(answers.exits[row]),
-            tuple(model.classes[c] for c in best),
-            tuple(float(probabilities[c]) for c in best),
-            each[2],
-        )
-        row += 1
+        classes, likely = (tuple(model.classes[c] for c in best), tuple(float(probabilities[c]) for c in best))
+        yield Prediction(each.image, int(left), classes, likely, each.resized_from)
 
 
-def _read(file: Path, model: Runnable) -> Unreadable | tuple[str, Pixels, tuple[int, int] | None]:
+def _read(file: Path, model: Runnable) -> _Readable | Unreadable:
     """An image as the model wants it, and its own size where that is another."""
-    from PIL.Image import DecompressionBombWarning
-
     if not file.exists():
         return Unreadable(str(file), "there is no such file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", DecompressionBombWarning)  # PIL itself raises only at twice its limit
-            pixels = decode(file, str(file), None)
+        pixels = decode(file, str(file), None)
     except (RuntimeError, OSError, MemoryError) as error:
         reason = " ".join(str(error).split()).removeprefix(f"{file}: ")
         return Unreadable(str(file), reason or type(error).__name__)
-    size, resize = (pixels.shape[0], pixels.shape[1]), model.resize or model.image_size
+    height, width, _ = pixels.shape
+    resize = model.resize or model.image_size
     seen = middle(fitted(pixels, resize, model.channels), model.image_size)
-    return str(file), seen, None if size == resize else size
-
-
-def fitted(pixels: Pixels, image_size: tuple[int, int], channels: int) -> Pixels:
-    """[H, W, 1 or 3] at another size (shorter side, middle part) and number of channels."""
-    from PIL import Image, ImageOps
-
-    if pixels.shape == (*image_size, channels):
-        return pixels
-    image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
-    if pixels.shape[:2] != image_size:
-        image = ImageOps.fit(image, (image_size[1], image_size[0]), Image.Resampling.BILINEAR)
-    image = image.convert("L" if channels == 1 else "RGB")
-    drawn = np.asarray(image, np.uint8)
-    return drawn[..., None] if channels == 1 else drawn
+    return _Readable(str(file), seen, None if (height, width) == resize else (height, width))

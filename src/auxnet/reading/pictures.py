@@ -69,19 +69,29 @@ def decode(file: Path | str | io.BytesIO, where: str, image_size: int | None) ->
             upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
         mode = "L" if upright.mode in ("1", "L", "LA", "La") else "RGB"
         upright = upright if upright.mode == mode else upright.convert(mode)
-        return _pixels(upright if image_size is None else _fit(upright, image_size))
+        return _pixels(upright if image_size is None else _fit(upright, (image_size, image_size)))
 
 
 def resize(images: Pixels, image_size: int) -> Pixels:
     """Images [N, H, W, C] brought to [N, image_size, image_size, C] as by `decode`."""
+    size = (image_size, image_size)
+    if images.shape[1:3] == size:
+        return images
+    resized = np.empty((len(images), *size, images.shape[3]), np.uint8)
+    for image, place in zip(images, resized, strict=True):
+        place[:] = fitted(image, size, images.shape[3])
+    return resized
+
+
+def fitted(pixels: Pixels, size: tuple[int, int], channels: int) -> Pixels:
+    """Pixels [h, w, 1 or 3] at another size (H, W), as by `decode`, and number of channels."""
     from PIL import Image
 
-    if images.shape[1:3] == (image_size, image_size):
-        return images
-    resized = np.empty((len(images), image_size, image_size, images.shape[3]), np.uint8)
-    for image, place in zip(images, resized, strict=True):
-        place[:] = _pixels(_fit(Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image), image_size))
-    return resized
+    if pixels.shape == (*size, channels):
+        return pixels
+    image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+    image = image if pixels.shape[:2] == size else _fit(image, size)
+    return _pixels(image.convert("L" if channels == 1 else "RGB"))
 
 
 def middle(pixels: Pixels, size: tuple[int, int]) -> Pixels:
@@ -179,10 +189,11 @@ def _no_bombs() -> Iterator[None]:
         yield
 
 
-def _fit(image: Any, image_size: int) -> Any:
+def _fit(image: Any, size: tuple[int, int]) -> Any:
+    """The shorter side brought to this size (H, W), the middle part cut out."""
     from PIL import Image, ImageOps
 
-    return ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
+    return ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR)
 
 
 def _pixels(image: Any) -> Pixels:
