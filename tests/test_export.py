@@ -49,7 +49,7 @@ def pixels():
 @torch.no_grad()
 def logits_of(run, pixels):
     net = load(run)
-    return torch.stack(net(normalise(torch.from_numpy(pixels), net.mean, net.std)))
+    return torch.stack(net(normalise(torch.from_numpy(pixels), net.preprocessing.mean, net.preprocessing.std)))
 
 
 def test_the_onnx_file_equals_its_source_at_any_batch_size(run, onnx_file, pixels):
@@ -89,7 +89,10 @@ def test_the_exported_folder_equals_its_source_bit_for_bit(run, tmp_path, pixels
     done = export(run, 2, "safetensors", tmp_path / "two")
     assert done.difference == 0
     net = load(done.path)
-    assert torch.equal(net(normalise(torch.from_numpy(pixels), net.mean, net.std))[0], logits_of(run, pixels)[1])
+    assert torch.equal(
+        net(normalise(torch.from_numpy(pixels), net.preprocessing.mean, net.preprocessing.std))[0],
+        logits_of(run, pixels)[1],
+    )
 
 
 def test_folding_removes_only_norms_that_follow_a_convolution_and_changes_no_answer(run):

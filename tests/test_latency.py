@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import auxnet
-from auxnet import latency
+from auxnet import latency, machine
 
 
 class Flat(nn.Module):
@@ -69,7 +69,7 @@ def test_models_take_turns():
 
 
 def test_threads_are_given_back():
-    with latency.threads_set(2):
+    with machine.threads_set(2):
         assert torch.get_num_threads() == 2
     assert torch.get_num_threads() == 1
 

@@ -138,7 +138,7 @@ def test_a_latency_budget_needs_latencies_and_select_measures_them():
     with pytest.raises(ValueError, match="needs the measured latency"):
         choose(said, rows, budgets={"latency": 1.0})
     net = auxnet.resnet(depth=8, outputs=2)
-    choice = select_on(net, [(torch.randn(4, 3, 8, 8), torch.arange(4))], max_latency=1e6)
+    choice = select_on(net, [(torch.randn(4, 3, 8, 8), torch.arange(4))], budgets={"latency": 1e6})
     assert all(candidate.latency > 0 for candidate in choice.candidates)
 
 

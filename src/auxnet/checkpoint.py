@@ -79,6 +79,13 @@ def read_about(path: Path) -> dict[str, str]:
         return {}
 
 
+def weights_file(folder: Path, which: str) -> Path:
+    """Where a run has its "last" or "best" weights. Raises ValueError for others."""
+    if which not in ("last", "best"):
+        raise ValueError(f"which must be 'last' or 'best', got {which!r}")
+    return folder / ("model.safetensors" if which == "last" else "checkpoints/best.safetensors")
+
+
 def load_weights(path: Path, net: AuxNet) -> None:
     """Fill a net from safetensors. Raises FileNotFoundError, or RuntimeError if the file does not fit the net."""
     if not path.is_file():
@@ -134,12 +141,11 @@ def load(run: Path | str, which: str = "last") -> AuxNet:
     RuntimeError if its files are damaged.
     """
     folder = Path(run)
-    if which not in ("last", "best"):
-        raise ValueError(f"which must be 'last' or 'best', got {which!r}")
+    weights = weights_file(folder, which)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no run directory {folder}")
     net = build_net(read_config(folder), folder / "config.json", backbone_of(folder))
-    load_weights(folder / ("model.safetensors" if which == "last" else "checkpoints/best.safetensors"), net)
+    load_weights(weights, net)
     return net.eval()
 
 

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from auxnet.errors import first_line
 from auxnet.network import AuxNet
 
 
@@ -192,8 +193,7 @@ class Team:
 
 def _reason(error: Exception) -> str:
     """What an error of torch.distributed says, without the line of C++ that says it, and advice."""
-    first, *_ = (str(error).strip() or type(error).__name__).splitlines()
-    return re.sub(r"^\[\S+\] ", "", first).split(". ")[0]
+    return re.sub(r"^\[\S+\] ", "", first_line(error)).split(". ")[0]
 
 
 # ---- BatchNorm over the whole batch ----------------------------------------------------------------------------

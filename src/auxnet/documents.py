@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from auxnet.errors import one_line
+
 MOST_JSON = 2**24  # bytes; the largest that a run writes, evaluation.json of 50 outputs and 1000 classes, has 2 MB
 MOST_YAML = 2**16  # bytes; a recipe has 1 kB
 DEEPEST = 32
@@ -52,8 +54,7 @@ def read_yaml(path: Path) -> Any:
                 raise ValueError(f"its values are nested deeper than {DEEPEST}")
         return yaml.safe_load(text)
     except Exception as error:  # PyYAML raises IndexError, KeyError and others for a tag that its value does not fit
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(reason) from None
+        raise ValueError(one_line(error)) from None
 
 
 def _text(path: Path, most: int) -> str:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 
+def one_line(error: object) -> str:
+    """All of its text, or its kind where it has none: for the errors of this program, which are short."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def first_line(error: BaseException) -> str:
-    """The first line of its text, or its kind where it has none."""
+    """The first line of its text, or its kind where it has none: for those of libraries, which go on for pages."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 

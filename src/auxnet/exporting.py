@@ -113,15 +113,15 @@ def _write(
 ) -> Answers:
     """Write the file, and give what it answers in its own runtime."""
     facts = _facts(net, output, policy)
-    example = torch.from_numpy(pixels)
+    example, mean, std = torch.from_numpy(pixels), net.preprocessing.mean, net.preprocessing.std
     if policy is not None:
-        write_onnx(EarlyExitGraph(net.shallow(output).eval(), policy, net.mean, net.std), example[:1], path, facts)
+        write_onnx(EarlyExitGraph(net.shallow(output).eval(), policy, mean, std), example[:1], path, facts)
         return open_onnx(path).ask(pixels)
     model = net.truncate(output).eval()
     if format == "onnx":
-        write_onnx(OneOutput(model, net.mean, net.std), example[:2], path, facts)
+        write_onnx(OneOutput(model, mean, std), example[:2], path, facts)
         return open_onnx(path).ask(pixels)
-    write_torch(OneOutput(folded(model) if fold else model, net.mean, net.std), example[:2], path, facts)
+    write_torch(OneOutput(folded(model) if fold else model, mean, std), example[:2], path, facts)
     with torch.inference_mode():
         program = torch.export.load(io.BytesIO(path.read_bytes())).module()
         logits, probabilities = program(example)
@@ -150,7 +150,8 @@ def _compare(
     net: PretrainedAuxNet, output: int, policy: Policy | None, pixels: Pixels, answers: Answers
 ) -> tuple[float, tuple[int, ...] | None]:
     """The largest difference from the whole net in PyTorch, and the exits. Raises RuntimeError if they differ."""
-    logits_KNC = torch.stack(net(normalise(torch.from_numpy(pixels), net.mean, net.std)))[:output]
+    images = normalise(torch.from_numpy(pixels), net.preprocessing.mean, net.preprocessing.std)
+    logits_KNC = torch.stack(net(images))[:output]
     exits_N = torch.full((len(pixels),), output)
     if policy is not None:
         exits_N = policy.exits(logits_KNC)
@@ -186,10 +187,7 @@ def _facts(net: PretrainedAuxNet, output: int, policy: Policy | None) -> dict[st
         "output": output,
         "depth": net.depths[output - 1],
         "classes": list(net.classes),
-        "image_size": list(net.image_size),
-        "resize": list(net.resize),
-        "mean": list(net.mean),
-        "std": list(net.std),
+        **net.preprocessing.content(),
         "input": "uint8 [N, H, W, C], 0..255, not normalised",
         "run": net.source.get("run"),
         "weights": net.source.get("weights"),

@@ -8,7 +8,6 @@ that was exported: its net has that output alone.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -17,9 +16,11 @@ from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, snap
 from huggingface_hub.errors import HFValidationError
 
 from auxnet import __version__
-from auxnet.checkpoint import backbone_of, build_net, load_weights, read_config, save_weights
+from auxnet.checkpoint import backbone_of, build_net, load_weights, read_config, save_weights, weights_file
 from auxnet.documents import read_json
+from auxnet.errors import first_line
 from auxnet.network import AuxNet
+from auxnet.preprocessing import Preprocessing
 
 FILES = ("config.json", "model.safetensors", "README.md")
 
@@ -27,8 +28,7 @@ FILES = ("config.json", "model.safetensors", "README.md")
 class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipeline_tag="image-classification"):
     """An AuxNet that knows its classes and its preprocessing, with the hub's `save_pretrained` and `push_to_hub`.
 
-    `classes` names the columns of the logits. Images are brought to `resize` (H, W), of which the middle part of
-    `image_size` (H, W) is seen; pixels 0..255 become (pixel - `mean`) / `std`, per channel. `numbers` holds the
+    `classes` names the columns of the logits, `preprocessing` says what is done to images first. `numbers` holds the
     number, in the run, of each output here: 1..K, or the one taken out.
     `source` says where the net comes from: run, epoch, data, table of outputs, versions. `net` is what `network` and
     `output` describe, where that is built already.
@@ -52,11 +52,7 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         super().__init__(net.segments, net.heads, net.depths, net.least_image)
         self.numbers = tuple(range(1, net.outputs + 1)) if output is None else (output,)
         self.classes = tuple(classes)
-        self.image_size: tuple[int, int] = (int(preprocessing["image_size"][0]), int(preprocessing["image_size"][1]))
-        H, W = preprocessing.get("resize", self.image_size)
-        self.resize: tuple[int, int] = (int(H), int(W))
-        self.mean: tuple[float, ...] = tuple(map(float, preprocessing["mean"]))
-        self.std: tuple[float, ...] = tuple(map(float, preprocessing["std"]))
+        self.preprocessing = Preprocessing.read(preprocessing)
         self.source = source or {}
         self.card: str | None = None
 
@@ -86,9 +82,8 @@ def load(source: Path | str, which: str = "last") -> PretrainedAuxNet:
     Raises FileNotFoundError if there is no such thing, ValueError for a `which` or a name that cannot be,
     RuntimeError for files that are damaged or not of this program.
     """
-    if which not in ("last", "best"):
-        raise ValueError(f"which must be 'last' or 'best', got {which!r}")
     name, folder = str(source), Path(source)
+    weights_file(folder, which)
     from_hub = name.startswith("hf:")
     if not from_hub and not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}: give a run, an exported folder, or hf:owner/name")
@@ -103,7 +98,7 @@ def _load(folder: Path, which: str, trusted: str | None) -> PretrainedAuxNet:
     """The net in a folder, if its backbone is none of others' code, or is the `trusted` one."""
     where = folder / "config.json"
     net = _from_config(read_config(folder), where, trusted)
-    load_weights(folder / ("model.safetensors" if which == "last" else "checkpoints/best.safetensors"), net)
+    load_weights(weights_file(folder, which), net)
     if (folder / "summary.json").is_file():
         net.source = provenance(folder, which)
         net._hub_mixin_config = {**net.config, "source": net.source}
@@ -174,13 +169,14 @@ def model_card(net: PretrainedAuxNet) -> str:
     header = ModelCardData(library_name="auxnet", pipeline_tag="image-classification", tags=tags).to_yaml()
     outputs = f"output {net.numbers[0]}" if len(net.numbers) == 1 else f"{len(net.numbers)} outputs"
     shown = ", ".join(net.classes[:20]) + (", ..." if len(net.classes) > 20 else "")
-    H, W = net.image_size
-    cut = "" if net.resize == net.image_size else f", the middle of {net.resize[1]} x {net.resize[0]}"
+    seen = net.preprocessing
+    (H, W), (height, width) = seen.image_size, seen.resize
+    cut = "" if seen.resize == seen.image_size else f", the middle of {width} x {height}"
     lines = [
         f"---\n{header}\n---\n",
         f"# {source.get('run', 'auxnet model')}: {outputs} of a network trained with auxiliary outputs\n",
-        f"Classes ({len(net.classes)}): {shown}. Images: {W} x {H} pixels{cut}, {len(net.mean)} channel(s), 0..255, "
-        f"less the mean {_numbers(net.mean)}, divided by {_numbers(net.std)}.\n",
+        f"Classes ({len(net.classes)}): {shown}. Images: {W} x {H} pixels{cut}, {seen.channels} channel(s), 0..255, "
+        f"less the mean {_numbers(seen.mean)}, divided by {_numbers(seen.std)}.\n",
         "```python\nimport auxnet\n\nnet = auxnet.load(FOLDER)  # or hf:owner/name\nlogits = net(images)  "
         "# one [N, classes] per output, for normalised images [N, C, H, W]\n```\n",
     ]
@@ -221,15 +217,10 @@ def _from_config(config: Any, where: Path, trusted: str | None) -> PretrainedAux
     known = ("network", "classes", "preprocessing", "output", "source", "auxnet_version")
     try:
         net = PretrainedAuxNet(**{key: config[key] for key in known if key in config}, net=built)
-        channels = config["network"].get("in_channels", 3)
         whole = (
             len(net.classes) == config["network"].get("num_classes", 10)  # 10 is resnet's
             and all(isinstance(name, str) and name.encode() for name in net.classes)
-            and all(1 <= side <= 4096 for side in net.image_size)
-            and all(side <= resized <= 8192 for side, resized in zip(net.image_size, net.resize, strict=True))
-            and len(net.mean) == len(net.std) == channels
-            and all(map(math.isfinite, net.mean))
-            and all(0 < value < math.inf for value in net.std)
+            and net.preprocessing.channels == config["network"].get("in_channels", 3)
             and isinstance(net.source, dict)
         )
     except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
@@ -254,5 +245,5 @@ def _fetched(repo: str, revision: str | None) -> Path:
         except HFValidationError:
             raise misnamed from None
         except Exception as error:  # whatever the network throws
-            reason = reason or " ".join((str(error) or type(error).__name__).splitlines()[:1])
+            reason = reason or first_line(error)
     raise FileNotFoundError(f"hf:{repo} could not be fetched, and is not in the hub's cache: {reason}")

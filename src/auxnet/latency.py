@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from auxnet.machine import threads_set
 from auxnet.network import AuxNet, in_mode
 
 
@@ -107,19 +107,6 @@ def example(image_shape: Sequence[int], batch: int, device: torch.device | str =
     random = torch.Generator().manual_seed(0)
     images = torch.randn(batch, *image_shape, generator=random)
     return images.to(device).contiguous(memory_format=torch.channels_last)
-
-
-@contextmanager
-def threads_set(threads: int | None) -> Iterator[None]:
-    """Within, PyTorch uses so many CPU threads; None leaves them as they are. Raises ValueError below 1."""
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be 1 or more, got {threads}")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def peak_bytes(model: nn.Module, image_shape: Sequence[int], batch: int = 1) -> int:

@@ -39,10 +39,15 @@ def device_of(recipe: Recipe) -> torch.device:
 
 
 @contextmanager
-def threads_of(recipe: Recipe) -> Iterator[int]:
-    """Within, PyTorch uses the CPU threads that a recipe names; by default its own number, where so many cores are."""
+def threads_set(threads: int | None) -> Iterator[int]:
+    """Within, PyTorch uses so many CPU threads; None: its own number, but no more than there are cores for it.
+
+    Raises ValueError below 1.
+    """
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be 1 or more, got {threads}")
     before = torch.get_num_threads()
-    torch.set_num_threads(recipe.threads or min(before, cores()))
+    torch.set_num_threads(threads or min(before, cores()))
     try:
         yield torch.get_num_threads()
     finally:

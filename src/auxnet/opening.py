@@ -13,7 +13,7 @@ from auxnet.build import evaluation_batches, load_data
 from auxnet.checkpoint import load, read_config
 from auxnet.data import DataSet, OnDisk, Split
 from auxnet.evaluation import Batches
-from auxnet.machine import device_of, threads_of, to_device
+from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
 from auxnet.recipe import Recipe, read_run_recipe
 
@@ -55,7 +55,7 @@ def opened(
         device=device or recipe.device,
         threads=recipe.threads if threads is None else threads,
     )
-    with threads_of(recipe):
+    with threads_set(recipe.threads):
         net, place = load(run), device_of(recipe)
         yield Opened(recipe, to_device(net, place), data_of(run, recipe), place)
 

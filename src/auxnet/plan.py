@@ -10,7 +10,7 @@ import torch
 from auxnet import data
 from auxnet.build import build, check, load_data, net_of, precision_of, step_scale_of
 from auxnet.capturing import WARM_UP
-from auxnet.machine import device_of, threads_of
+from auxnet.machine import device_of, threads_set
 from auxnet.methods import step_scales
 from auxnet.network import costs
 from auxnet.recipe import Recipe
@@ -54,7 +54,7 @@ class Plan:
 def plan(recipe: Recipe) -> Plan:
     """Work out a recipe without training by it. Raises what `fit` would raise for the same recipe."""
     check(recipe)
-    with threads_of(recipe), torch.random.fork_rng(devices=[]):
+    with threads_set(recipe.threads), torch.random.fork_rng(devices=[]):
         dataset = load_data(recipe)
         outputs = planned_outputs(recipe, dataset)
         return Plan(

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from auxnet.errors import one_line
 from auxnet.reading.arrays import Pixels
 from auxnet.reading.pictures import decode, fitted, image_files, middle
 from auxnet.runtimes import Runnable, open_model
@@ -128,9 +129,8 @@ def _read(file: Path, model: Runnable) -> _Readable | Unreadable:
     try:
         pixels = decode(file, str(file), None)
     except (RuntimeError, OSError, MemoryError) as error:
-        reason = " ".join(str(error).split()).removeprefix(f"{file}: ")
-        return Unreadable(str(file), reason or type(error).__name__)
+        return Unreadable(str(file), one_line(error).removeprefix(f"{file}: "))
     height, width, _ = pixels.shape
-    resize = model.resize or model.image_size
-    seen = middle(fitted(pixels, resize, model.channels), model.image_size)
-    return _Readable(str(file), seen, None if (height, width) == resize else (height, width))
+    wanted = model.preprocessing
+    seen = middle(fitted(pixels, wanted.resize, wanted.channels), wanted.image_size)
+    return _Readable(str(file), seen, None if (height, width) == wanted.resize else (height, width))

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from auxnet.errors import one_line
 from auxnet.machine import cores, keep_freed_memory
 from auxnet.signals import Stopped, held
 
@@ -87,5 +88,5 @@ def _process(work: Work, where: dict[str, Any], complain: Connection) -> None:
     except KeyboardInterrupt as stop:
         sys.exit(getattr(stop, "status", 130))
     except Exception as error:
-        complain.send(" ".join(str(error).split()) or type(error).__name__)
+        complain.send(one_line(error))
         sys.exit(1)

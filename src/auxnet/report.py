@@ -20,6 +20,7 @@ from auxnet import build, data, machine, report_page, rundir
 from auxnet.batches import Labelled
 from auxnet.checkpoint import load, read_config, whole
 from auxnet.documents import read_json
+from auxnet.errors import one_line
 from auxnet.evaluation import OutputReport, fingerprint, reports
 from auxnet.exits import exit_macs
 from auxnet.latency import latencies
@@ -28,7 +29,7 @@ from auxnet.opening import data_of
 from auxnet.page_frame import is_ours
 from auxnet.recipe import Recipe, network_name, read_run_recipe
 from auxnet.scores import Predictions, confusion, predictions, reliability, wilson
-from auxnet.selection import MARGIN, choose
+from auxnet.selection import MARGIN, cheapest_within, choose
 from auxnet.thresholds import outcome, sweep, temperatures
 
 MOST_IMAGES, MOST_CLASSES, THUMBNAIL = 24, 100, 96
@@ -111,7 +112,7 @@ def gather(run: Path, name: str, data_dir: str | None = None) -> dict[str, Any]:
     try:
         dataset = data_of(run, recipe)
     except (OSError, RuntimeError, ValueError) as error:
-        facts["missing"] = f"the images of {recipe.data} are not to be had ({' '.join(str(error).split())})"
+        facts["missing"] = f"the images of {recipe.data} are not to be had ({one_line(error)})"
         return facts
     return facts | examine(run, recipe, dataset)
 
@@ -119,7 +120,7 @@ def gather(run: Path, name: str, data_dir: str | None = None) -> dict[str, Any]:
 def examine(run: Path, recipe: Recipe, dataset: data.DataSet) -> dict[str, Any]:
     """What the images say about the net of a run's last epoch."""
     device = machine.device_of(recipe)
-    with machine.threads_of(recipe):
+    with machine.threads_set(recipe.threads):
         net = machine.to_device(load(run), device)
         shape = (dataset.channels, *dataset.image_size)
         val, test = (
@@ -183,13 +184,8 @@ def _saved(row: dict[str, Any], images: dict[str, Any]) -> dict[str, Any]:
 
 def _chosen_by_rows(outputs: list[dict[str, Any]]) -> dict[str, Any]:
     """The rule of `selection.choose` without budgets, for a run of which only the errors are known."""
-    best = min(row["val"]["error"] for row in outputs)
-    ladder = sorted(outputs, key=lambda row: int(row["macs"]))
-    return {
-        "chosen": next(row["output"] for row in ladder if row["val"]["error"] <= best + MARGIN + 1e-12),
-        "reason": None,
-        "alike": None,
-    }
+    place = cheapest_within([row["val"]["error"] for row in outputs], [int(row["macs"]) for row in outputs], MARGIN)
+    return {"chosen": outputs[place]["output"], "reason": None, "alike": None}
 
 
 # ---- from the images -------------------------------------------------------------------------------------------

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from auxnet.batches import normalise
 from auxnet.documents import json_value
+from auxnet.errors import one_line
 from auxnet.graphs import need
 from auxnet.hub import load, position_of
+from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import Pixels
 
 Floats = NDArray[np.float32]
@@ -36,13 +38,9 @@ class Runnable:
     """A model that can be asked: what it wants to see, what its answers mean, and itself."""
 
     classes: tuple[str, ...]
-    image_size: tuple[int, int]
-    """(H, W) in pixels"""
-    channels: int
-    """C: 1 grey, 3 red-green-blue"""
+    preprocessing: Preprocessing
+    """of which `ask` does the normalisation"""
     ask: Callable[[Pixels], Answers]
-    resize: tuple[int, int] | None = None
-    """(H, W) that images are brought to before their middle part, of `image_size`, is cut out (None: `image_size`)"""
 
 
 def open_model(source: Path | str, output: int | None = None, which: str = "last") -> Runnable:
@@ -72,12 +70,14 @@ def _open_net(source: Path | str, output: int | None, which: str) -> Runnable:
     number = net.numbers[-1] if output is None else output
     model = net.truncate(position_of(net, number)).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    seen = net.preprocessing
+
     @torch.inference_mode()
     def ask(images: Pixels) -> Answers:
-        logits = model(normalise(torch.from_numpy(images), net.mean, net.std))
+        logits = model(normalise(torch.from_numpy(images), seen.mean, seen.std))
         return Answers(logits.numpy(), logits.softmax(1).numpy(), np.full(len(images), number))
 
-    return Runnable(net.classes, net.image_size, len(net.mean), ask, net.resize)
+    return Runnable(net.classes, seen, ask)
 
 
 def open_onnx(path: Path, output: int | None = None, threads: int = 0) -> Runnable:
@@ -96,7 +96,7 @@ def open_onnx(path: Path, output: int | None = None, threads: int = 0) -> Runnab
         session = onnxruntime.InferenceSession(str(path), options, **only)
         metadata = session.get_modelmeta().custom_metadata_map
     except Exception as error:  # onnxruntime raises a different one for every kind of damage
-        raise RuntimeError(f"{path} is no readable ONNX file: {' '.join(str(error).split())[:200]}") from None
+        raise RuntimeError(f"{path} is no readable ONNX file: {one_line(error)[:200]}") from None
     facts = _facts(metadata, path)
     early = facts["kind"] == "early-exit"
     if output is not None and (early or output != facts["output"]):
@@ -112,14 +112,13 @@ def open_onnx(path: Path, output: int | None = None, threads: int = 0) -> Runnab
                 logits, probabilities = session.run(None, {"images": images})
                 answers = Answers(logits, probabilities, np.full(len(images), facts["output"]))
         except Exception as error:  # onnxruntime's, and those of a graph with other outputs
-            raise RuntimeError(f"{path} cannot be run: {' '.join(str(error).split())[:200]}") from None
+            raise RuntimeError(f"{path} cannot be run: {one_line(error)[:200]}") from None
         rows, classes = len(images), len(facts["classes"])
         if [part.shape for part in answers] != [(rows, classes), (rows, classes), (rows,)]:
             raise RuntimeError(f"{path} is damaged: it does not answer with {classes} probabilities for each image")
         return answers
 
-    (H, W), (height, width) = facts["image_size"], facts.get("resize", facts["image_size"])
-    return Runnable(tuple(facts["classes"]), (H, W), len(facts["mean"]), ask, (height, width))
+    return Runnable(tuple(facts["classes"]), Preprocessing.read(facts), ask)
 
 
 def _facts(metadata: dict[str, str], path: Path) -> dict[str, Any]:
@@ -131,14 +130,10 @@ def _facts(metadata: dict[str, str], path: Path) -> dict[str, Any]:
         )
     try:
         facts = {key: json_value(value) for key, value in metadata.items()}
-        H, W = facts["image_size"]
-        height, width = facts.get("resize", (H, W))
-        sound = 1 <= H <= 4096 and 1 <= W <= 4096 and H <= height <= 8192 and W <= width <= 8192
-        sound = sound and len(facts["mean"]) in (1, 3) and isinstance(facts["kind"], str)
-        sound = (
-            sound and facts["output"] >= 1 and all(isinstance(name, str) and name.encode() for name in facts["classes"])
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        sound = Preprocessing.read(facts).channels in (1, 3)
+        sound = sound and isinstance(facts["kind"], str) and facts["output"] >= 1
+        sound = sound and all(isinstance(name, str) and name.encode() for name in facts["classes"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RuntimeError(f"{path} is damaged: its metadata cannot be read ({error})") from None
     if not sound:
         raise RuntimeError(f"{path} is damaged: its metadata describe no model")

@@ -74,10 +74,10 @@ def select(
     recipe) is measured if it is budgeted. Data are looked for under `data_dir` if not where they lay in training.
     Raises ValueError for what cannot be asked, FileNotFoundError and RuntimeError for what is no sound run.
     """
-    limits = {"max_params": max_params, "max_macs": max_macs, "max_latency": max_latency}
-    checked_within(within, checked_budgets(**limits))
+    limits = {"params": max_params, "macs": max_macs, "latency": max_latency}
+    checked_within(within, checked_budgets(limits))
     with opened(run, data_dir=data_dir) as it:
-        return select_on(it.net, it.batches("val"), within=within, **limits)
+        return select_on(it.net, it.batches("val"), within=within, budgets=limits)
 
 
 def too_few(images: int) -> str | None:
@@ -94,12 +94,12 @@ def select_on(
     batches: Batches,
     *,
     within: float | None = None,
-    max_params: float | None = None,
-    max_macs: float | None = None,
-    max_latency: float | None = None,
+    budgets: Mapping[str, float | None] | None = None,
 ) -> Choice:
-    """Choose an output of a net on batches of *validation* images, as `select` does."""
-    budgets = checked_budgets(max_params=max_params, max_macs=max_macs, max_latency=max_latency)
+    """Choose an output of a net on batches of *validation* images, as `select` does: budgets of "params", "macs" and
+    "latency" (ms, measured if it is there).
+    """
+    budgets = checked_budgets(budgets or {})
     checked_within(within, budgets)
     shape, batches = image_shape_of(batches)
     said = predictions(net, batches)
@@ -112,7 +112,7 @@ def choose(
     rows: Sequence[OutputReport],
     *,
     within: float | None = None,
-    budgets: Mapping[str, float] | None = None,
+    budgets: Mapping[str, float | None] | None = None,
     latency: Sequence[float] | None = None,
 ) -> Choice:
     """Choose by what the outputs said of validation images, and their reports on them.
@@ -121,7 +121,7 @@ def choose(
     and 0 (the best that meets them) where one is. Of equal errors the cheaper output's is the better.
     Raises ValueError for a margin or budget that cannot be, and for a latency budget without latencies.
     """
-    budgets = checked_budgets(**{f"max_{name}": value for name, value in (budgets or {}).items()})
+    budgets = checked_budgets(budgets or {})
     margin = checked_within(within, budgets)
     if "latency" in budgets and latency is None:
         raise ValueError("a latency budget needs the measured latency of each output")
@@ -133,7 +133,7 @@ def choose(
         chosen, reason = None, f"no output meets {_words(budgets)}; {_miss(rows[nearest], times[nearest], budgets)}"
     else:
         best = min(meeting, key=lambda row: row.error)
-        chosen = next(row for row in meeting if row.error <= best.error + margin + 1e-12)
+        chosen = meeting[cheapest_within([row.error for row in meeting], [row.macs for row in meeting], margin)]
         reason = _reason(said, chosen, best, rows, margin, budgets)
     candidates = tuple(
         Candidate(row, time, over <= 1, None if chosen is None else _compare(said, row, chosen))
@@ -142,12 +142,18 @@ def choose(
     return Choice(None if chosen is None else chosen.output, reason, margin, budgets, candidates)
 
 
-def checked_budgets(**limits: float | None) -> dict[str, float]:
-    """The budgets given, by name without "max_". Raises ValueError for one that no model could meet."""
+def cheapest_within(errors: Sequence[float], macs: Sequence[int], margin: float) -> int:
+    """The place of the cheapest model whose error lies within a margin of the least."""
+    good_enough = [k for k, error in enumerate(errors) if error <= min(errors) + margin + 1e-12]
+    return min(good_enough, key=lambda k: macs[k])
+
+
+def checked_budgets(limits: Mapping[str, float | None]) -> dict[str, float]:
+    """The budgets given. Raises ValueError for one that no model could meet."""
     for name, limit in limits.items():
         if limit is not None and not 0 < limit < float("inf"):
-            raise ValueError(f"{name} must be above 0 and finite, got {limit}; leave it out for no limit")
-    return {name.removeprefix("max_"): limit for name, limit in limits.items() if limit is not None}
+            raise ValueError(f"max_{name} must be above 0 and finite, got {limit}; leave it out for no limit")
+    return {name: limit for name, limit in limits.items() if limit is not None}
 
 
 def checked_within(within: float | None, budgets: Mapping[str, float]) -> float:
@@ -213,7 +219,7 @@ def _verdict(said: Predictions, chosen: OutputReport, other: OutputReport) -> st
 
 def _miss(row: OutputReport, latency: float | None, budgets: Mapping[str, float]) -> str:
     over = {name: _cost(row, latency, name) for name, limit in budgets.items()}
-    missed = [f"{_number(name, cost)}" for name, cost in over.items() if cost > budgets[name]]
+    missed = [_number(name, cost) for name, cost in over.items() if cost > budgets[name]]
     return f"output {row.output} comes nearest with {' and '.join(missed)} ({_error(row)})"
 
 

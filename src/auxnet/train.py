@@ -21,8 +21,9 @@ from auxnet.data import DataSet
 from auxnet.distributed import team
 from auxnet.epochs import Progress, Training, run_epochs
 from auxnet.evaluation import evaluate
-from auxnet.machine import device_of, threads_of, to_device
+from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
+from auxnet.preprocessing import Preprocessing
 from auxnet.recipe import Recipe, method_name
 
 
@@ -64,7 +65,7 @@ def fit(
         raise ValueError(f"save_every must be 0 seconds or more and keep 1 or more, got {save_every} and {keep}")
     with ExitStack() as held:
         here = held.enter_context(team(device_of(recipe)))
-        held.enter_context(threads_of(recipe))
+        held.enter_context(threads_set(recipe.threads))
         held.enter_context(torch.random.fork_rng(devices=[]))
         if here.leads:
             rundir.check(folder, recipe, resume, overwrite)
@@ -109,8 +110,7 @@ def _finish(recipe: Recipe, dataset: DataSet, net: AuxNet, folder: Path, standin
         "auxnet_version": __version__,
         "network": network_options(recipe, dataset),
         "classes": list(dataset.classes),
-        "preprocessing": {"image_size": list(dataset.image_size), "mean": dataset.mean, "std": dataset.std}
-        | ({"resize": list(dataset.resize)} if dataset.resize != dataset.image_size else {}),
+        "preprocessing": Preprocessing(dataset.image_size, dataset.resize, dataset.mean, dataset.std).content(),
     }
     checkpoint.save_weights(folder / "model.safetensors", net)
     checkpoint.write_json(folder / "config.json", config)

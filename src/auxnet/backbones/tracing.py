@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from auxnet.errors import first_line
+
 INSTEAD = "give the segments themselves: attach([first, second, ..., classifier])"
 
 
@@ -157,10 +159,8 @@ def _record(
             graph = recorder.trace(backbone)
     except Exception as error:  # a forward that meets a symbol in place of a tensor can raise anything
         place = f"the forward of {recorder.failed!r}" if recorder.failed else "the backbone's own forward"
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(
-            f"{place} cannot be traced by torch.fx{_line_of(error)}: {reason[0]}; cut outside of it, or {INSTEAD}"
-        ) from None
+        why = f"{place} cannot be traced by torch.fx{_line_of(error)}: {first_line(error)}"
+        raise ValueError(f"{why}; cut outside of it, or {INSTEAD}") from None
     finally:
         # torch.fx stows the tensors that a forward makes itself as attributes of the root
         constants = {name: vars(backbone).pop(name) for name in set(vars(backbone)) - before}

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from auxnet import __version__, signals
+from auxnet.errors import one_line
 from auxnet.recipe import nearest
 
 COMMANDS = {  # name: (module of this package that holds the function of that name, what it does)
@@ -50,15 +51,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if asked and os.environ.get("RANK", "0") != "0":  # of torchrun's processes, all asked the same, one says so
             return 2
         kind = "" if expected else f"unexpected {type(error).__name__} (AUXNET_DEBUG=1 shows where): "
-        said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-        print(f"auxnet: {kind}{' '.join(said.split())}", file=sys.stderr)
+        named = isinstance(error, OSError) and error.filename
+        said = f"{error.filename}: {error.strerror}" if named else error  # type: ignore[attr-defined]
+        print(f"auxnet: {kind}{one_line(said)}", file=sys.stderr)
         return 2 if asked else 1
 
 
 def _warn(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
     """A warning of this program as one line; those of libraries are for developers."""
     if category is UserWarning:
-        print(f"auxnet: warning: {' '.join(str(message).split())}", file=sys.stderr)
+        print(f"auxnet: warning: {one_line(message)}", file=sys.stderr)
 
 
 def _run(words: list[str]) -> int:

@@ -108,10 +108,10 @@ def evaluate(words: list[str]) -> None:
 def select(words: list[str]) -> int:
     """`auxnet select`."""
     options = parse(Select, words)
-    limits = {
-        "max_params": number("--max-params", options.max_params),
-        "max_macs": number("--max-macs", options.max_macs),
-        "max_latency": above_zero("--max-latency", options.max_latency),
+    budgets = {
+        "params": number("--max-params", options.max_params),
+        "macs": number("--max-macs", options.max_macs),
+        "latency": above_zero("--max-latency", options.max_latency),
     }
     within = points("--within", options.within)
     from auxnet.opening import opened
@@ -122,7 +122,7 @@ def select(words: list[str]) -> int:
         from auxnet.selection import select_on as choose
         from auxnet.selection import too_few
 
-        choice = choose(run.net, run.batches("val"), within=within, **limits)
+        choice = choose(run.net, run.batches("val"), within=within, budgets=budgets)
         test = measure(run.net, run.batches("test"))  # after the choice, and only to report it
     chosen = None if choice.output is None else test[choice.output - 1]
     if options.json:

@@ -51,13 +51,13 @@ def train(words: list[str]) -> None:
     options = parse_with_recipe(Train, words)
     if options.resume and options.out is None:
         raise ValueError("--resume goes on with a run: name it with --out")
-    from auxnet.machine import crowded, device_of, keep_freed_memory, threads_of
+    from auxnet.machine import crowded, device_of, keep_freed_memory, threads_set
     from auxnet.train import fit
 
     keep_freed_memory()
     slow = None
     if device_of(options.recipe).type == "cpu":
-        with threads_of(options.recipe) as threads:
+        with threads_set(options.recipe.threads) as threads:
             slow = crowded(threads)
 
     console = screen.console()

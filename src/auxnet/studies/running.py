@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from auxnet.checkpoint import whole
 from auxnet.epochs import Progress
-from auxnet.errors import DivergedError
+from auxnet.errors import DivergedError, one_line
 from auxnet.processes import work_together
 from auxnet.studies.spec import Trial
 from auxnet.train import fit_on
@@ -101,4 +101,4 @@ def _train(out: Path, trial: Trial, watch: Callable[[], None]) -> None:
         fit_on(trial.recipe, folder_of(out, trial), follow)
     except DivergedError as failure:
         with whole(_failed(out, trial)) as partial_file:
-            partial_file.write_text(" ".join(str(failure).split()) + "\n", encoding="utf-8")
+            partial_file.write_text(one_line(failure) + "\n", encoding="utf-8")

@@ -18,7 +18,7 @@ import torch
 
 from auxnet.build import build, check_place, load_data
 from auxnet.data import DataSet
-from auxnet.machine import threads_of
+from auxnet.machine import threads_set
 from auxnet.processes import work_together
 from auxnet.recipe import WHERE, Recipe
 from auxnet.sweeps.journal import optuna
@@ -129,7 +129,7 @@ def read_sweep(out: Path | str, storage: str | None = None) -> Sweep:
 def check_space(settings: Settings) -> None:
     """Refuse a value with which no trial can begin, whatever the others. Raises ValueError, naming the field."""
     data = lru_cache(1)(load_data)
-    with threads_of(settings.recipe), torch.random.fork_rng(devices=[]):
+    with threads_set(settings.recipe.threads), torch.random.fork_rng(devices=[]):
         for field, domain in settings.space.items():
             others = {name: values_of(other) for name, other in settings.space.items() if name != field}
             combinations = list(itertools.islice(itertools.product(*others.values()), COMBINATIONS))

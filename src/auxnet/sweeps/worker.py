@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from auxnet.epochs import Progress
+from auxnet.errors import one_line
 from auxnet.rundir import read_metrics
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.trials import Study, claim, folder_of, twin_of, values_drawn
@@ -78,7 +79,7 @@ def _run(study: Study, trial: optuna.Trial, where: dict[str, Any], watch: Callab
         if isinstance(failure.__cause__, OSError):  # such as a full disk: no fault of the trial
             raise
         state = FAIL
-        trial.set_user_attr("error", " ".join(str(failure).split()))
+        trial.set_user_attr("error", one_line(failure))
     except BaseException:
         trial.set_user_attr("starts", starts)  # stopped in good order
         raise

@@ -1,0 +1,47 @@
+"""What is done to an image before a net sees it: written beside every net that is saved or exported, and read again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+LARGEST = 4096  # pixels a side that a net sees; of the images whose middle part that is, twice as many
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Images are brought to `resize`, the middle part of `image_size` is seen, pixels become (pixel - mean) / std."""
+
+    image_size: tuple[int, int]
+    """(H, W) in pixels"""
+    resize: tuple[int, int]
+    """(H, W) in pixels; the shorter side is brought to it, the middle part cut out"""
+    mean: tuple[float, ...]
+    """per channel, in 0..255"""
+    std: tuple[float, ...]
+    """per channel, in 0..255"""
+
+    @property
+    def channels(self) -> int:
+        """C: 1 grey, 3 red-green-blue."""
+        return len(self.mean)
+
+    def content(self) -> dict[str, list[Any]]:
+        """What a file holds of it."""
+        return {key: list(value) for key, value in asdict(self).items()}
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> Preprocessing:
+        """What `content` gave. Raises KeyError or TypeError for what it did not give, ValueError for what cannot be."""
+        H, W = map(int, content["image_size"])
+        height, width = map(int, content.get("resize", (H, W)))
+        mean, std = (tuple(map(float, content[key])) for key in ("mean", "std"))
+        if not (1 <= H <= LARGEST and 1 <= W <= LARGEST and H <= height <= 2 * LARGEST and W <= width <= 2 * LARGEST):
+            raise ValueError(f"images of {H}x{W} out of {height}x{width} pixels")
+        if not len(mean) == len(std) > 0 or not all(map(math.isfinite, mean)):
+            raise ValueError(f"a mean of {mean} and a standard deviation of {std}")
+        if not all(0 < value < math.inf for value in std):
+            raise ValueError(f"a standard deviation of {std}")
+        return cls((H, W), (height, width), mean, std)
