@@ -4,9 +4,11 @@ import csv
 import json
 import math
 import multiprocessing
+import re
 import statistics
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -49,6 +51,30 @@ def own(tmp_path):
 def row(variant, seed, *errors, failed=None):
     last = [{"output": k, "test_error": error} for k, error in enumerate(errors, start=1)]
     return {"variant": variant, "seed": seed, "data": "digits", "last": last, "failed": failed, "share": None}
+
+
+def documented():
+    for path in ("README.md", "docs/method.md"):
+        text = (Path(__file__).parents[1] / path).read_text()
+        yield from (block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "question:" in block)
+
+
+@pytest.mark.parametrize("scale", ["small", "full"])
+@pytest.mark.parametrize("block", documented(), ids=["README", "method"])
+def test_the_documented_studies_can_be(block, scale, tmp_path):
+    (tmp_path / "own.yaml").write_text(block)
+    study = read_study(str(tmp_path / "own.yaml"), scale)
+    assert len(study.variants) == 2
+    assert study.claims
+
+
+def test_a_key_that_is_a_scales_is_told_where_it_belongs(tmp_path):
+    (tmp_path / "own.yaml").write_text("question: q\nbase: {depth: 8}\nvariants: {a: {}}\n")
+    with pytest.raises(ValueError, match=r"base belongs to a scale, as in scales: \{small: \{base: \.\.\.\}\}"):
+        read_study(str(tmp_path / "own.yaml"), "small")
+    (tmp_path / "own.yaml").write_text("question: q\nzzz: 1\nvariants: {a: {}}\n")
+    with pytest.raises(ValueError, match="has no key 'zzz': it may have question, note, measures"):
+        read_study(str(tmp_path / "own.yaml"), "small")
 
 
 # ---- what is declared ------------------------------------------------------------------------------------------

@@ -193,8 +193,12 @@ def _claim(content: Mapping[str, Any], variants: Mapping[str, Any]) -> Claim:
 
 def _check_keys(content: Any, known: tuple[str, ...], where: str) -> None:
     for key in _pairs(content, where):
-        if key not in known:
-            raise ValueError(f"{where} has no key {key!r}{nearest(str(key), list(known))}")
+        if key in known:
+            continue
+        if known is OF_STUDIES and key in OF_SCALES:
+            raise ValueError(f"{key} belongs to a scale, as in scales: {{small: {{{key}: ...}}}}")
+        hint = nearest(str(key), list(known)) or f": it may have {', '.join(known)}"
+        raise ValueError(f"{where} has no key {key!r}{hint}")
 
 
 def _pairs(content: Any, where: str) -> dict[str, Any]:
