@@ -14,7 +14,7 @@ test: .venv/tested                   ## linter, types, and the whole suite but f
 	$(MAKE) --no-print-directory -j 2 check suite
 
 suite: .venv/tested
-	$(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 prove: .venv/tested                  ## the long proofs of the suite
 	$(BIN)/pytest -n auto -m long

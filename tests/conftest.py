@@ -4,6 +4,14 @@ import pytest
 import torch
 
 
+LONGEST = ("test_torchrun.py", "test_faults.py", "test_sweep.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that no worker is left alone with one of them (the Makefile's --no-loadscope-reorder)."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(autouse=True)
 def one_seeded_thread(tmp_path_factory):
     """Every test runs on one thread, from one seed, with a cache of its own."""

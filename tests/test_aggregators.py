@@ -51,14 +51,14 @@ def test_upgrad_makes_no_output_worse_where_the_sum_does():
     weights = [0.3, 1.0]
     rows, by_sum = step_in_the_segment(weights)
     assert min(float(row @ by_sum) for row in rows) < 0
-    rows, by_upgrad = step_in_the_segment(weights, combine=build.aggregator_of("UPGrad"))
+    rows, by_upgrad = step_in_the_segment(weights, aggregate=build.aggregator_of("UPGrad"))
     assert min(float(row @ by_upgrad) for row in rows) >= -1e-9 * float(by_upgrad.norm())
 
 
 def test_the_mean_of_torchjd_is_joint():
     pytest.importorskip("torchjd")
     _, by_sum = step_in_the_segment([0.3, 1.0])
-    _, by_mean = step_in_the_segment([0.3, 1.0], combine=build.aggregator_of("Mean"))
+    _, by_mean = step_in_the_segment([0.3, 1.0], aggregate=build.aggregator_of("Mean"))
     torch.testing.assert_close(by_mean, by_sum)
 
 
@@ -97,7 +97,7 @@ def test_only_aggregators_are_taken_from_torchjd(monkeypatch):
     torchjd.aggregation = aggregation
     monkeypatch.setitem(sys.modules, "torchjd", torchjd)
     monkeypatch.setitem(sys.modules, "torchjd.aggregation", aggregation)
-    rows, went = step_in_the_segment([0.3, 1.0], combine=build.aggregator_of("First"))
+    rows, went = step_in_the_segment([0.3, 1.0], aggregate=build.aggregator_of("First"))
     torch.testing.assert_close(went, 2 * rows[0])
     with pytest.raises(ValueError, match="torchjd has no aggregator 'Helper'"):
         build.aggregator_of("Helper")

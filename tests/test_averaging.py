@@ -9,7 +9,7 @@ from torch import nn
 
 import auxnet
 from auxnet import averaging, build, epochs, rundir, train
-from auxnet.averaging import follow, settle_norms
+from auxnet.averaging import recalibrate_norms, update_average
 from auxnet.evaluation import tally
 from auxnet.recipe import Recipe
 
@@ -26,7 +26,7 @@ def test_the_average_is_the_recursion_written_out():
     for step in range(1, 30):
         with torch.no_grad():
             net.weight += step
-        follow(average, net, 0.6, step)
+        update_average(average, net, 0.6, step)
         d = min(0.6, step / (9 + step))
         by_hand = d * by_hand + (1 - d) * net.weight.detach()
     torch.testing.assert_close(average.weight.detach(), by_hand)
@@ -43,7 +43,7 @@ def test_settled_norms_hold_the_plain_mean_over_batches_of_what_reaches_them():
         norm.register_forward_pre_hook(lambda _, x, name=name: seen[name].append(x[0].detach().clone()))
         for name, norm in norms_of(net).items()
     ]
-    settle_norms(net, batches)
+    recalibrate_norms(net, batches)
     for hook in hooks:
         hook.remove()
     assert any(name.startswith("heads.") for name in seen)
@@ -66,7 +66,7 @@ def test_the_norms_of_an_average_are_right_at_every_output_where_those_of_the_ne
     for epoch in (1, 2, 3):
         for step, (x, y) in enumerate(build.training_batches(TINY, data, torch.device("cpu"), epoch), start=1):
             method.step(x, y)
-            follow(average, net, 0.95, 6 * (epoch - 1) + step)
+            update_average(average, net, 0.95, 6 * (epoch - 1) + step)
     x = torch.cat([x for x, _ in build.training_batches(TINY, data, torch.device("cpu"), 3)])
     with torch.no_grad():
         expected = copy.deepcopy(average).train()(x)
@@ -74,7 +74,7 @@ def test_the_norms_of_an_average_are_right_at_every_output_where_those_of_the_ne
         for mine, own in zip(borrowed.buffers(), net.buffers(), strict=True):
             mine.copy_(own)
         wrong = [float((a - b).abs().mean()) for a, b in zip(borrowed(x), expected, strict=True)]
-        settle_norms(average, (x for x, _ in build.training_batches(TINY, data, torch.device("cpu"), 3)))
+        recalibrate_norms(average, (x for x, _ in build.training_batches(TINY, data, torch.device("cpu"), 3)))
         right = [float((a - b).abs().mean()) for a, b in zip(average(x), expected, strict=True)]
     assert all(r < 0.2 * w for r, w in zip(right, wrong, strict=True)), (right, wrong)
 
@@ -113,9 +113,9 @@ def test_norms_are_measured_on_so_many_batches_at_most(run, tmp_path, monkeypatc
     def counted(net, batches):
         images = list(batches)
         counts.append(len(images))
-        averaging.settle_norms(net, images)
+        averaging.recalibrate_norms(net, images)
 
-    monkeypatch.setattr(epochs, "settle_norms", counted)
+    monkeypatch.setattr(epochs, "recalibrate_norms", counted)
     monkeypatch.setattr(epochs, "SETTLING", 4)
     auxnet.fit(replace(TINY, epochs=2), tmp_path / "b")
     assert counts == [4, 4]  # of 6 batches

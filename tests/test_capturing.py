@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 import auxnet
 from auxnet import Recipe, build, signals
 from auxnet.capturing import captured
-from auxnet.losses import cross_entropy, taught
+from auxnet.losses import cross_entropy, distilled
 from auxnet.plan import MEASURED_STEPS, plan
 from auxnet.precision import in_float32, lowered
 from auxnet.sweeps.sweeping import sweep
@@ -22,14 +22,14 @@ from test_methods import sgd
 
 LAMBDAS = (0.5, 0.8, 1.0)
 LOSS = in_float32(cross_entropy)
-TAUGHT = partial(taught, loss=LOSS, share=0.3, temperature=2.0)
+DISTILL = partial(distilled, loss=LOSS, share=0.3, temperature=2.0)
 METHODS = {
     "joint": auxnet.joint,
-    "joint, taught": partial(auxnet.joint, taught=TAUGHT),
+    "joint, distilled": partial(auxnet.joint, distill=DISTILL),
     "pair-wise": auxnet.pairwise,
     "live": auxnet.multiway,
     "live, clipped": partial(auxnet.multiway, clip=0.1),
-    "live, taught": partial(auxnet.multiway, taught=TAUGHT),
+    "live, distilled": partial(auxnet.multiway, distill=DISTILL),
     "live, one momentum": partial(auxnet.multiway, state="shared"),
     "live, deep first": partial(auxnet.multiway, order="deep_first"),
     "frozen": partial(auxnet.multiway, mode="frozen"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from auxnet.losses import balanced, cross_entropy, square_hinge, taught
+from auxnet.losses import balanced, cross_entropy, distilled, square_hinge
 
 N, C = 6, 4
 
@@ -56,17 +56,17 @@ def test_square_hinge_is_the_squared_margin_that_every_wrong_class_breaks():
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_taught_is_the_label_and_the_softened_divergence_from_the_final_output_in_shares(temperature):
+def test_distilled_is_the_label_and_the_softened_divergence_from_the_final_output_in_shares(temperature):
     z, y, final = case()
     q, p = (log_probabilities(each / temperature) for each in (z, final))
     divergence = (p.exp() * (p - q)).sum(1).mean()
     expected = 0.7 * cross_entropy(z, y) + 0.3 * temperature**2 * divergence
-    torch.testing.assert_close(taught(z, y, final, loss=cross_entropy, share=0.3, temperature=temperature), expected)
+    torch.testing.assert_close(distilled(z, y, final, loss=cross_entropy, share=0.3, temperature=temperature), expected)
 
 
 def test_an_output_that_says_what_the_final_one_says_has_nothing_to_learn_from_it():
     z, y, _ = case()
-    assert taught(z, y, z, loss=cross_entropy, share=1.0, temperature=3.0).item() == pytest.approx(0, abs=1e-12)
+    assert distilled(z, y, z, loss=cross_entropy, share=1.0, temperature=3.0).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_balanced_classes_count_alike_and_images_once_in_the_mean():

@@ -585,16 +585,16 @@ TAUGHT = {"joint": auxnet.joint, "frozen": METHODS["frozen"], "fused": METHODS["
 
 
 @pytest.mark.parametrize("make", TAUGHT.values(), ids=TAUGHT.keys())
-def test_a_taught_output_sees_what_the_final_one_says_as_it_is(make):
+def test_a_distilled_output_sees_what_the_final_one_says_as_it_is(make):
     """No gradient reaches the final output through what it teaches."""
     net, seen = small(), []
 
-    def taught(z, y, final):
+    def distill(z, y, final):
         assert not final.requires_grad
         seen.append(final)
         return nn.functional.mse_loss(z, final)
 
-    method = make(net, sgd(), [0.5, 0.5, 1.0], taught=taught)
+    method = make(net, sgd(), [0.5, 0.5, 1.0], distill=distill)
     expected = small()(images()[0])
     losses = method.step(*images())
     assert losses[0].item() == pytest.approx(nn.functional.mse_loss(expected[0], expected[-1]).item(), rel=1e-5)
@@ -607,7 +607,7 @@ def test_a_taught_output_sees_what_the_final_one_says_as_it_is(make):
 
 
 def test_joint_gradients_combined_by_their_mean_are_joint():
-    combined = trained(partial(auxnet.joint, combine=lambda rows: rows.mean(0)), batches())
+    combined = trained(partial(auxnet.joint, aggregate=lambda rows: rows.mean(0)), batches())
     assert_same(combined, hand_joint(hand_net(), batches(), "sum", DECAY))
 
 
@@ -620,7 +620,7 @@ def test_what_is_combined_is_the_gradient_of_every_weighted_loss_zero_where_an_o
         rows.extend(jacobian)
         return jacobian[-1]
 
-    method = auxnet.joint(net, partial(torch.optim.SGD, lr=ETA), WEIGHTS, "none", combine=last)
+    method = auxnet.joint(net, partial(torch.optim.SGD, lr=ETA), WEIGHTS, "none", aggregate=last)
     method.step(x, y)
     features = hand_features(W, x)
     for k, row in enumerate(rows, start=1):

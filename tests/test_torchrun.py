@@ -68,6 +68,7 @@ def test_a_process_that_dies_ends_the_job_which_goes_on_with_another_number(tmp_
     assert resumed.summary["epochs"]["last"] == 2
 
 
+@pytest.mark.long
 def test_three_processes_go_on_with_what_one_began(tmp_path):
     def stop(progress):
         if (progress.epoch, progress.step) == (2, 2):

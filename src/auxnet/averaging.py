@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 @torch.no_grad()
-def follow(average: nn.Module, net: nn.Module, decay: float, step: int) -> None:
+def update_average(average: nn.Module, net: nn.Module, decay: float, step: int) -> None:
     """Move the average towards a net that has just made its step number `step` (1-based).
 
     a <- d a + (1 - d) w with d = min(decay, step / (9 + step)): young averages forget the random start sooner.
@@ -25,10 +25,11 @@ def follow(average: nn.Module, net: nn.Module, decay: float, step: int) -> None:
 
 
 @torch.no_grad()
-def settle_norms(net: nn.Module, batches: Iterable[Tensor]) -> None:
+def recalibrate_norms(net: nn.Module, batches: Iterable[Tensor]) -> None:
     """Give every BatchNorm of a net the mean of its statistics over these batches of images [N, C, H, W].
 
-    All else is in evaluation mode meanwhile, as it is when the statistics are used; the net is left in that mode.
+    All else is in evaluation mode meanwhile, as it is when the statistics are used (PyTorch's `update_bn` has dropout
+    at work); the net is left in that mode.
     """
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]

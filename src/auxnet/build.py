@@ -17,8 +17,8 @@ from auxnet.backbones.described import cuts_of, net_from
 from auxnet.capturing import check_optimizers, on_cuda
 from auxnet.distributed import Team, synchronise_norms
 from auxnet.errors import first_line
-from auxnet.gradients import Combine, Loss
-from auxnet.losses import balanced, cross_entropy, square_hinge, taught
+from auxnet.gradients import Aggregator, Loss
+from auxnet.losses import balanced, cross_entropy, distilled, square_hinge
 from auxnet.machine import device_of, to_device
 from auxnet.methods import StepScale, joint, multiway, pairwise
 from auxnet.network import AuxNet
@@ -221,11 +221,11 @@ def build_method(recipe: Recipe, net: AuxNet, loss: Loss, average: Average = alo
         "average": average,
     }
     if recipe.distill > 0:
-        options["taught"] = partial(taught, loss=loss, share=recipe.distill, temperature=recipe.temperature)
+        options["distill"] = partial(distilled, loss=loss, share=recipe.distill, temperature=recipe.temperature)
     if recipe.aggregator is not None:
         if recipe.method != "joint":
             raise ValueError(f"aggregator={recipe.aggregator!r} is joint's, but method={recipe.method!r}: leave it out")
-        options["combine"] = aggregator_of(recipe.aggregator)
+        options["aggregate"] = aggregator_of(recipe.aggregator)
     if recipe.method == "multiway":
         options |= {"mode": recipe.mode, "state": recipe.state, "order": recipe.order}
         return multiway(net, optimizer_of(recipe), weights, **options)
@@ -242,7 +242,7 @@ def loss_of(recipe: Recipe, dataset: data.DataSet, device: torch.device) -> Loss
     return in_float32(partial(cross_entropy, smoothing=recipe.label_smoothing, class_weights=weights))
 
 
-def aggregator_of(name: str) -> Combine:
+def aggregator_of(name: str) -> Aggregator:
     """An aggregator of torchjd, by name, with its own defaults: gradients [K, parameters] -> one [parameters].
 
     Raises ValueError if there is none of that name, it needs more than a name, or torchjd is not there.
@@ -259,7 +259,7 @@ def aggregator_of(name: str) -> Combine:
     if name not in known:
         raise ValueError(f"torchjd has no aggregator {name!r}{nearest(name, [*known])}")
     try:
-        made: Combine = known[name]()
+        made: Aggregator = known[name]()
     except (TypeError, ImportError) as error:
         raise ValueError(f"torchjd's {name} cannot be made from its name alone ({first_line(error)})") from None
     if hasattr(made, "reset"):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from auxnet import rundir, signals
-from auxnet.averaging import follow, settle_norms
+from auxnet.averaging import recalibrate_norms, update_average
 from auxnet.batches import seed_of
 from auxnet.build import evaluation_batches, first_batches, loss_of, precision_of, training_batches
 from auxnet.data import DataSet
@@ -147,7 +147,7 @@ def train_epoch(training: Training, standing: Standing, noted: Callable[[], int]
             x, labels = mixed(x, labels, training.dataset.num_classes, recipe.mixup, recipe.cutmix, drawn)
         unread.append((step, n, method.step(x, labels)))
         if training.average is not None and recipe.ema is not None:
-            follow(training.average, net, recipe.ema, (epoch - 1) * steps + step)
+            update_average(training.average, net, recipe.ema, (epoch - 1) * steps + step)
         if len(unread) == every or step == steps:
             standing = read()
             training.watch(_progress(training, standing))
@@ -177,7 +177,7 @@ def validate(training: Training, standing: Standing) -> Standing:
     recipe, net, team, dataset = training.recipe, training.judged, training.team, training.dataset
     epoch, began = standing.epoch + 1, time.perf_counter()
     if net is training.average:
-        settle_norms(net, (x for _, _, x, _ in islice(_team_batches(training, epoch), SETTLING)))
+        recalibrate_norms(net, (x for _, _, x, _ in islice(_team_batches(training, epoch), SETTLING)))
     team.average_buffers(net)
     said = tally(net, evaluation_batches(dataset.val, dataset, training.device, team.own, precision_of(recipe)))
     losses, wrong = (team.sum(total).double() / len(dataset.val) for total in said)

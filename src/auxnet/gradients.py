@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from auxnet.update import Average, Gradients
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits [N, classes], labels [N] -> scalar
-Taught = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits, labels, the final output's logits -> scalar
-Combine = Callable[[Tensor], Tensor]  # gradients of K outputs [K, parameters] -> one [parameters]
+Distillation = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits, labels, the final output's logits -> scalar
+Aggregator = Callable[[Tensor], Tensor]  # gradients of K outputs [K, parameters] -> one [parameters]
 
 
 def parameters(module: nn.Module) -> list[nn.Parameter]:
@@ -23,12 +23,14 @@ def parameters(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad]
 
 
-def losses_of(logits: Sequence[Tensor], labels: Tensor, loss: Loss, taught: Taught | None = None) -> list[Tensor]:
-    """L_k of each output. With `taught`, those of the auxiliary outputs look at what the final one says, as it is."""
-    if taught is None:
+def losses_of(
+    logits: Sequence[Tensor], labels: Tensor, loss: Loss, distill: Distillation | None = None
+) -> list[Tensor]:
+    """L_k of each output. With `distill`, those of the auxiliary outputs look at what the final one says, as it is."""
+    if distill is None:
         return [loss(z, labels) for z in logits]
     *auxiliary, final = logits
-    return [*(taught(z, labels, final.detach()) for z in auxiliary), loss(final, labels)]
+    return [*(distill(z, labels, final.detach()) for z in auxiliary), loss(final, labels)]
 
 
 def unchanged(features: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -65,24 +67,24 @@ def supervise(
     numbered: Iterable[tuple[int, Tensor]],
     labels: Tensor,
     loss: Loss,
-    taught: Taught | None = None,
+    distill: Distillation | None = None,
 ) -> Iterator[Supervised]:
     """Head after head, for pairs (k, x_k) in their order, each when it is asked for: nothing is held longer than used.
 
-    With `taught` all pairs are taken first: the auxiliary outputs look at what the final one says.
+    With `distill` all pairs are taken first: the auxiliary outputs look at what the final one says.
     """
     final: tuple[Tensor, Tensor] | None = None
-    if taught is not None:
+    if distill is not None:
         numbered = list(numbered)
         x_K = dict(numbered)[len(heads) - 1].detach().requires_grad_()
         final = x_K, heads[-1](x_K)
 
     def one(k: int, feature: Tensor) -> Supervised:
         x = feature.detach().requires_grad_()
-        if taught is None or final is None:
+        if distill is None or final is None:
             L = loss(heads[k](x), labels)
         elif k < len(heads) - 1:
-            L = taught(heads[k](x), labels, final[1].detach())
+            L = distill(heads[k](x), labels, final[1].detach())
         else:
             x, logits = final
             L = loss(logits, labels)
@@ -104,9 +106,9 @@ def gradients(
     return list(torch.autograd.grad(x, wrt, gradient, retain_graph=keep, allow_unused=True))
 
 
-def combined(rows: Sequence[Gradients], wrt: Sequence[Tensor], combine: Combine, average: Average) -> Gradients:
-    """One gradient out of K: K times what `combine` makes of them, so that their mean would be their sum."""
+def combined(rows: Sequence[Gradients], wrt: Sequence[Tensor], aggregate: Aggregator, average: Average) -> Gradients:
+    """One gradient out of K: K times what `aggregate` makes of them, so that their mean would be their sum."""
     whole = [[torch.zeros_like(p) if g is None else g for g, p in zip(row, wrt, strict=True)] for row in rows]
-    one = len(rows) * combine(average(torch.stack([torch.cat([g.flatten() for g in row]) for row in whole])))
+    one = len(rows) * aggregate(average(torch.stack([torch.cat([g.flatten() for g in row]) for row in whole])))
     parts = one.split_with_sizes([p.numel() for p in wrt])
     return [torch.empty_like(p).copy_(part.view_as(p)) for part, p in zip(parts, wrt, strict=True)]

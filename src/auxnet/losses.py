@@ -32,7 +32,7 @@ def square_hinge(logits: Tensor, labels: Tensor, *, class_weights: Tensor | None
     return F.multi_margin_loss(logits, labels, p=2, weight=class_weights)
 
 
-def taught(
+def distilled(
     logits: Tensor, target: Tensor, final_logits: Tensor, *, loss: Loss, share: float, temperature: float
 ) -> Tensor:
     """(1 - share) loss + share T^2 KL(final || this), both softened by T ("Be Your Own Teacher", Zhang et al. 2019)."""

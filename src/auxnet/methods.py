@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from auxnet.gradients import (
-    Combine,
+    Aggregator,
+    Distillation,
     Loss,
     Supervised,
-    Taught,
     combined,
     gradients,
     losses_of,
@@ -47,8 +47,8 @@ def joint(
     step_scale: StepScale = "sum",
     *,
     loss: Loss = F.cross_entropy,
-    taught: Taught | None = None,
-    combine: Combine | None = None,
+    distill: Distillation | None = None,
+    aggregate: Aggregator | None = None,
     clip: float | None = None,
     average: Average = alone,
 ) -> Method:
@@ -57,7 +57,7 @@ def joint(
     `step_scale`: "sum" divides the step of a segment by the sum of the weights of the auxiliary outputs at
     or above it, where that exceeds 1; "equilibrium" by the number of outputs there (IMTA); "none" does not.
 
-    `combine` makes one gradient of the trunk out of those of all lambda_k L_k, K backwards, in place of their sum.
+    `aggregate` makes one gradient of the trunk out of those of all lambda_k L_k, K backwards, in place of their sum.
     """
     _check_rule(step_scale, "none", "sum", "equilibrium")
     lambdas: list[float] = []
@@ -69,14 +69,14 @@ def joint(
         update.rescale([*step_scales(lambdas, step_scale), 1.0])
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
-        losses = losses_of(net(images), labels, loss, taught)
+        losses = losses_of(net(images), labels, loss, distill)
         weighted = [w * L for w, L in zip(lambdas, losses, strict=True) if w > 0]
         objective = torch.stack(weighted).sum()  # L_K + sum lambda_k L_k
-        if combine is None:
+        if aggregate is None:
             update(gradients([objective], [*trunk, *heads]))
         else:
             of_trunk = [gradients([L], trunk, keep=True) for L in weighted]
-            update([*combined(of_trunk, trunk, combine, average), *gradients([objective], heads)])
+            update([*combined(of_trunk, trunk, aggregate, average), *gradients([objective], heads)])
         return average(torch.stack(losses).detach())
 
     weigh(weights)
@@ -133,7 +133,7 @@ def multiway(
     state: State = "per_output",
     order: Order = "shallow_first",
     loss: Loss = F.cross_entropy,
-    taught: Taught | None = None,
+    distill: Distillation | None = None,
     clip: float | None = None,
     average: Average = alone,
 ) -> Method:
@@ -158,7 +158,7 @@ def multiway(
     if mode == "fused":
         if (state, order) != ("per_output", "shallow_first"):
             raise ValueError("mode='fused' has one update alone: leave state and order out, or use 'live' or 'frozen'")
-        return _fused(net, optimizer, weights, step_scale, loss, taught, clip, average)
+        return _fused(net, optimizer, weights, step_scale, loss, distill, clip, average)
     lambdas: list[float] = []
     updates: Sequence[Update] | Sequence[Part]
     if state == "per_output":
@@ -179,7 +179,7 @@ def multiway(
         features = unchanged(net.crossing(images))
         numbered = enumerate(features if shallow_first and not tied else list(features))
         supervised: Iterable[Supervised]
-        supervised = supervise(net.heads, numbered if shallow_first else reversed([*numbered]), labels, loss, taught)
+        supervised = supervise(net.heads, numbered if shallow_first else reversed([*numbered]), labels, loss, distill)
         if step_scale == "adaptive":  # the one rule that needs all losses before the first backward
             supervised = list(supervised)
             known = average(torch.stack([each.loss for each in sorted(supervised, key=lambda each: each.k)]))
@@ -209,7 +209,7 @@ def _fused(
     weights: Weights,
     step_scale: StepScale,
     loss: Loss,
-    taught: Taught | None,
+    distill: Distillation | None,
     clip: float | None,
     average: Average,
 ) -> Method:
@@ -229,7 +229,7 @@ def _fused(
     def step(images: Tensor, labels: Tensor) -> Tensor:
         features, c = net.features(images), step_scales(lambdas, step_scale)
         losses, reached, entering, of_heads = [], [], [], Gradients()
-        for k, x, L, supervision, of_head in supervise(net.heads, enumerate(features), labels, loss, taught):
+        for k, x, L, supervision, of_head in supervise(net.heads, enumerate(features), labels, loss, distill):
             losses.append(L)
             if lambdas[k] > 0:
                 reached.append(x)
