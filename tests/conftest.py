@@ -3,12 +3,11 @@ import os
 import pytest
 import torch
 
-
 LONGEST = ("test_torchrun.py", "test_faults.py", "test_sweep.py")
 
 
 def pytest_collection_modifyitems(items):
-    """The longest files first, so that no worker is left alone with one of them (the Makefile's --no-loadscope-reorder)."""
+    """The longest files first, so that no worker is left alone with one (with --no-loadscope-reorder)."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
