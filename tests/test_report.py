@@ -323,6 +323,23 @@ def test_names_from_users_stay_text(gathered, open_page):
     assert page.locator("main b", has_text="other").count() == 0
 
 
+def test_runs_that_differ_in_their_seed_alone_are_summed_up(gathered):
+    def run(seed, lr, error):
+        made = json.loads(json.dumps(gathered))
+        made["name"], made["seed"], made["recipe"]["seed"], made["recipe"]["lr"] = f"run-{seed}-{lr}", seed, seed, lr
+        for row in made["outputs"]:
+            row["test"]["error"] = error
+        return made
+
+    runs = [run(0, 0.1, 0.10), run(1, 0.1, 0.20), run(2, 0.1, 0.60), run(0, 0.05, 0.9)]
+    table = report_page._over_seeds(runs)
+    assert "run-0-0.1, run-1-0.1, run-2-0.1" in table
+    assert "run-0-0.05" not in table
+    assert table.count(f"<td>3</td><td>{100 * gathered['outputs'][0]['val']['error']:.2f} % ") >= 1
+    assert table.count("<td>30.00 % \u00b1 26.46</td>") == len(gathered["outputs"])
+    assert report_page._over_seeds(runs[2:]) == ""
+
+
 def test_several_runs_are_laid_over_each_other_and_compared(gathered, open_page):
     other = json.loads(json.dumps(gathered))
     other["name"], other["recipe"]["lr"] = "second", 0.05

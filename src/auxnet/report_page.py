@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from auxnet.page_frame import columns_of, filled, framed, percent, table_of, tiles_of, unbroken
-from auxnet.recipe import Recipe
+from auxnet.recipe import WHERE, Recipe
 from auxnet.selection import too_few
 
 COMMAND = "auxnet report"
@@ -35,7 +36,7 @@ def page(runs: Sequence[Run], within: float) -> str:
     title = f"{len(runs)} runs on {names}" if several else f"{runs[0]['name']} on {names}"
     parts = {
         "outputs_title": "The runs, output by output" if several else "The outputs",
-        "ladder": _ladder(runs),
+        "ladder": _ladder(runs) + _over_seeds(runs),
         "recipe": _recipes(runs) + _provenance(runs),
     }
     return framed(
@@ -158,6 +159,29 @@ def _ladder(runs: Sequence[Run]) -> str:
     words = f"In brackets: 95 % Wilson intervals; {'; '.join(sizes)}. Each output as a model of its own."
     measured = " ".join(dict.fromkeys(run["latency_words"] for run in runs if run["latency_words"]))
     return table_of(heads, lines, "Table of outputs") + f'<p class="under">{escape(f"{words} {measured}")}</p>'
+
+
+def _over_seeds(runs: Sequence[Run]) -> str:
+    """Mean and spread of the runs that differ in nothing but their seed; nothing where there are none."""
+    alike: dict[str, dict[int, Run]] = {}
+    for run in runs:
+        recipe = {key: value for key, value in run["recipe"].items() if key not in ("seed", *WHERE)}
+        alike.setdefault(repr(recipe), {})[run["seed"]] = run
+    lines = []
+    for group in (list(of_seed.values()) for of_seed in alike.values() if len(of_seed) > 1):
+        title = f"{group[0]['method']}: {', '.join(run['name'] for run in group)}"
+        lines.append(f'<tr class="run"><th colspan="5" scope="rowgroup">{escape(title)}</th></tr>')
+        for k, row in enumerate(group[0]["outputs"]):
+            cells = [row["output"], row["depth"], len(group)]
+            for split in ("val", "test"):
+                errors = [run["outputs"][k][split]["error"] for run in group]
+                cells.append(f"{percent(mean(errors))} \u00b1 {100 * stdev(errors):.2f}")
+            lines.append(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in cells)}</tr>")
+    if not lines:
+        return ""
+    heads = ("output", "depth", "seeds", "validation error", "test error")
+    words = "Runs of one recipe with several seeds: mean and standard deviation of their errors."
+    return table_of(heads, lines, "Over seeds") + f'<p class="under">{escape(words)}</p>'
 
 
 def _recipes(runs: Sequence[Run]) -> str:
