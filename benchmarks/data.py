@@ -31,7 +31,7 @@ from rich.table import Table
 
 from auxnet.batches import augment, batches, normalise
 from auxnet.data import DataSet, load
-from auxnet.rundir import provenance
+from auxnet.provenance import provenance
 
 CLASSES, SHARD = 10, 100_000
 

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import flop_registry
 
 import auxnet
 from auxnet.latency import Held
-from auxnet.rundir import provenance
+from auxnet.provenance import provenance
 
 Task = Callable[[], object]
 SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=True)

@@ -30,9 +30,10 @@ from rich.console import Console
 from rich.table import Table
 
 import auxnet
-from auxnet.distributed import Team, synchronise_norms, team
+from auxnet.distributed import Team, team
 from auxnet.machine import keep_freed_memory
-from auxnet.rundir import provenance
+from auxnet.provenance import provenance
+from auxnet.synchronised import synchronise_norms
 
 METHODS = {
     "joint": auxnet.joint,

@@ -22,7 +22,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from auxnet.rundir import provenance, read_metrics
+from auxnet.provenance import provenance
+from auxnet.rundir import read_metrics
 
 METHODS = [
     ["--method", "multiway", "--mode", "live"],

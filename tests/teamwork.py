@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 import auxnet
-from auxnet.distributed import synchronise_norms, team
+from auxnet.distributed import team
+from auxnet.synchronised import synchronise_norms
 
 METHODS = {
     "joint": auxnet.joint,

@@ -536,8 +536,9 @@ def test_lists_that_do_not_fit_are_refused():
     conv, classifier = nn.Conv2d(3, 4, 3), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7))
     with pytest.raises(ValueError, match="cut already: 2 modules or more, without `at`"):
         attach([conv, classifier], ("0",))
-    with pytest.raises(ValueError, match="2 modules or more"):
-        attach([classifier])
+    for few in ([], [classifier]):
+        with pytest.raises(ValueError, match="2 modules or more"):
+            attach(few)
     with pytest.raises(ValueError, match="segment 2 changes in place what segment 1 gives"):
         attach([conv, nn.ReLU(inplace=True), classifier])
     with pytest.raises(ValueError, match="'weight' of segment 1 and 'weight' of segment 2 are one tensor"):

@@ -13,8 +13,9 @@ import torch
 import auxnet
 from auxnet import build, diagnosing, opening, rundir, signals
 from auxnet.cli import main
-from auxnet.distributed import Team, synchronise_norms, unsynchronised
+from auxnet.distributed import Team
 from auxnet.recipe import Recipe
+from auxnet.synchronised import synchronise_norms, unsynchronised
 from browser import chromium, opened
 
 TINY = Recipe(depth=8, outputs=3, epochs=2, batch_size=256, threads=1)

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 import auxnet
-from auxnet.distributed import Team, synchronise_norms, team
+from auxnet.distributed import Team, team
+from auxnet.synchronised import synchronise_norms
 from auxnet.update import averaged
 from teamwork import METHODS, SCENARIOS, SGD, WEIGHTS, batches, norms_and_inputs, small_net, small_resnet, trained
 

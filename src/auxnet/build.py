@@ -15,7 +15,7 @@ import torch
 from auxnet import batches, data
 from auxnet.backbones.described import cuts_of, net_from
 from auxnet.capturing import check_optimizers, on_cuda
-from auxnet.distributed import Team, synchronise_norms
+from auxnet.distributed import Team
 from auxnet.errors import first_line
 from auxnet.gradients import Aggregator, Loss
 from auxnet.losses import balanced, cross_entropy, distilled, square_hinge
@@ -26,6 +26,7 @@ from auxnet.precision import in_float32, lowered
 from auxnet.recipe import Recipe, nearest
 from auxnet.residual import LEAST_SIZE, layout, resnet
 from auxnet.schedules import lambdas_at
+from auxnet.synchronised import synchronise_norms
 from auxnet.update import Average, Method, alone
 
 PIXELS = 2**21  # evaluated at a time: 25 MB of float32 in three channels

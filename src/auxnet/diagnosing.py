@@ -26,6 +26,7 @@ from auxnet.evaluation import fingerprint
 from auxnet.opening import Opened
 from auxnet.page_frame import is_ours, made_by
 from auxnet.probing import probe
+from auxnet.provenance import provenance
 from auxnet.recipe import Recipe, method_name
 from auxnet.schedules import lambdas_at
 
@@ -66,7 +67,7 @@ def gather(folder: Path, name: str, run: Opened, images: int, probe_images: int 
         "probes": probes,
         "epochs": rundir.read_rows(folder / "diagnosis.jsonl"),
         "weights_sha256": fingerprint(folder),
-        **rundir.provenance(device),
+        **provenance(device),
     }
     return {**facts, "said": list(sentences(facts))}
 

@@ -3,12 +3,11 @@
 torchrun starts the processes and tells each its place; `team` joins them. Every process draws the same batches
 and takes its part of each; gradients are averaged over all images (`average` of `auxnet.methods`), so that every
 process makes the same updates, those of one process with the whole batch. What is left to each are its norms:
-BatchNorm normalises by the images of its own process, or with `synchronise_norms` by those of all.
+BatchNorm normalises by the images of its own process, or by those of all (`synchronised`).
 """
 
 from __future__ import annotations
 
-import copy
 import io
 import os
 import re
@@ -17,15 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib import import_module
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from auxnet.errors import first_line
-from auxnet.network import AuxNet
 
 
 @contextmanager
@@ -194,112 +191,3 @@ class Team:
 def _reason(error: Exception) -> str:
     """What an error of torch.distributed says, without the line of C++ that says it, and advice."""
     return re.sub(r"^\[\S+\] ", "", first_line(error)).split(". ")[0]
-
-
-# ---- BatchNorm over the whole batch ----------------------------------------------------------------------------
-
-
-def synchronise_norms(net: nn.Module, team: Team) -> None:
-    """From now on every BatchNorm of a net normalises, in training, by the images of all processes.
-
-    In place: parameters, buffers and their names stay. The result is that of one process with the whole batch,
-    also where the parts are unequal. Every norm costs two messages forward and one backward.
-    """
-    if team.size == 1:
-        return
-    for norm in net.modules():
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-            norm.__class__ = TeamNorm  # the module itself stays, and with it whatever refers to it
-            cast(TeamNorm, norm).team = team
-
-
-def unsynchronised(net: AuxNet) -> AuxNet:
-    """A copy of a net whose norms, where they were synchronised, see the images of this process alone."""
-    twin = copy.deepcopy(net)
-    for norm in twin.modules():
-        if isinstance(norm, TeamNorm):
-            norm.__class__ = LoneNorm  # type: ignore[assignment]
-    return twin
-
-
-class LoneNorm(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm over the images of this process, of any number of dimensions."""
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        pass
-
-
-class TeamNorm(nn.SyncBatchNorm):
-    """BatchNorm over the images of a team, on any device, counting parts that are unequal.
-
-    (PyTorch's own refuses the CPU, and its backward takes the parts for equal.)
-    """
-
-    team: Team
-
-    def forward(self, input: Tensor) -> Tensor:
-        """[N, C, ...] -> the same shape, normalised for each channel; N images in this process."""
-        if not self.training:
-            return super().forward(input)
-        self._check_input_dim(input)
-        mean_here, var_here = torch.batch_norm_update_stats(input.detach(), None, None, 0.0)
-        mean = self.team.average(mean_here)
-        var = self.team.average(var_here + (mean_here - mean) ** 2)  # the law of total variance
-        self._track(mean, var, self.team.images * input[0, 0].numel())
-        normalised: Tensor = _Normalise.apply(input, self.weight, self.bias, mean, var, self.eps, self.team)  # type: ignore[no-untyped-call]
-        return normalised
-
-    def _track(self, mean: Tensor, var: Tensor, values: int) -> None:
-        """Move the running statistics, if they are kept, towards those of a batch with so many values per channel."""
-        if values < 2:
-            raise ValueError(f"BatchNorm needs 2 values per channel, got {values}: is the batch from Team.share?")
-        if not self.track_running_stats or self.running_mean is None:
-            return
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked += 1
-        step = 1.0 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, step)
-        self.running_var.lerp_(var * (values / (values - 1)), step)
-
-
-class _Normalise(torch.autograd.Function):
-    """y = weight x^ + bias, where x^ = (x - mean) / sqrt(var + eps) and the statistics are those of the team.
-
-    dL/dx = weight / sqrt(var + eps) (dy - E[dy] - x^ E[dy x^]), with E the mean over a channel in all processes.
-
-    What comes back here are derivatives of the mean loss of this process's images, one share of what is minimised.
-    In that measure E is `Team.average` of the sums in the processes, over the number of values in this one.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor,
-        var: Tensor,
-        eps: float,
-        team: Team,
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight, mean, var)
-        ctx.eps, ctx.team = eps, team
-        return nn.functional.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, var = ctx.saved_tensors
-        dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(  # as if mean and var did not depend on x
-            dy, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
-        )
-        E_dy, E_dy_x = ctx.team.average(torch.stack([dbias, dweight])) * (len(mean) / x.numel())
-        over_std = (var + ctx.eps).rsqrt()
-        scale = over_std if weight is None else over_std * weight
-        slope = scale * over_std * E_dy_x
-        shift = scale * E_dy - slope * mean
-        slope, shift = (c.view(-1, *[1] * (x.dim() - 2)) for c in (slope, shift))
-        dx.addcmul_(slope, x, value=-1).sub_(shift)
-        affine = (g if needed else None for g, needed in zip((dweight, dbias), ctx.needs_input_grad[1:3], strict=True))
-        return dx, *affine, None, None, None, None

@@ -25,7 +25,7 @@ from auxnet.batches import seed_of
 from auxnet.build import evaluation_batches, first_batches, loss_of, precision_of, training_batches
 from auxnet.data import DataSet
 from auxnet.diagnosis import diagnose
-from auxnet.distributed import Team, unsynchronised
+from auxnet.distributed import Team
 from auxnet.errors import DivergedError
 from auxnet.evaluation import tally
 from auxnet.mixing import mixed
@@ -33,6 +33,7 @@ from auxnet.network import AuxNet
 from auxnet.recipe import Recipe
 from auxnet.rundir import Standing
 from auxnet.schedules import lambdas_at, lr_at
+from auxnet.synchronised import unsynchronised
 from auxnet.update import Method
 
 SETTLING = 100  # batches that the norms of an averaged net are measured on

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
-import subprocess
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,10 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 
-from auxnet import __version__
 from auxnet.checkpoint import load_state, read_about, save_state, save_weights, whole
 from auxnet.errors import DivergedError, first_line
 from auxnet.network import AuxNet
@@ -262,16 +258,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def provenance(device: torch.device) -> dict[str, Any]:
-    """Where a figure comes from: versions, device, threads, and the commit where the program runs from git."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-    return {
-        "versions": {"auxnet": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "commit": _commit(),
-        "device": {"type": device.type, "name": name, "cores": os.cpu_count(), "threads": torch.get_num_threads()},
-    }
-
-
 def _check_same(saved: Recipe, recipe: Recipe, folder: Path) -> None:
     """A run goes on by its own recipe; only where it runs may change."""
     saved = replace(saved, **{key: getattr(recipe, key) for key in WHERE})
@@ -280,22 +266,3 @@ def _check_same(saved: Recipe, recipe: Recipe, folder: Path) -> None:
             asked = getattr(recipe, key)
             mend = "leave it out, or train another run with --out"
             raise ValueError(f"{folder} was begun with {key}={value!r}, and cannot go on with {asked!r}: {mend}")
-
-
-def _commit() -> str | None:
-    source = Path(__file__).parent
-    if not (source.parents[1] / ".git").exists():
-        return None
-    git = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -24,6 +24,7 @@ from auxnet.evaluation import evaluate
 from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
 from auxnet.preprocessing import Preprocessing
+from auxnet.provenance import provenance
 from auxnet.recipe import Recipe, method_name
 
 
@@ -124,7 +125,7 @@ def _finish(recipe: Recipe, dataset: DataSet, net: AuxNet, folder: Path, standin
         "data": {"name": dataset.name, **images},
         "seed": recipe.seed,
         "wall_seconds": round(standing.seconds, 1),
-        **rundir.provenance(device),
+        **provenance(device),
     }
     checkpoint.write_json(folder / "summary.json", summary)
     return summary

@@ -62,10 +62,11 @@ def attach(
         *segments, classifier = parts = cast(list[nn.Module], cut(backbone, names, shape))
         own, training = [backbone], backbone.training
     else:
-        *segments, classifier = parts = own = list(backbone)
-        training = parts[-1].training
-        if at is not None or not segments:
+        parts = own = list(backbone)
+        if at is not None or len(parts) < 2:
             raise ValueError("a list holds K segments and the classifier, cut already: 2 modules or more, without `at`")
+        *segments, classifier = parts
+        training = classifier.training
         classes = _classes_of(nn.Sequential(*parts), shape)
     _check_apart(parts)
     if num_classes is not None and num_classes != classes:

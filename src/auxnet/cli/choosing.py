@@ -79,7 +79,7 @@ def evaluate(words: list[str]) -> None:
         from auxnet.evaluation import evaluate as measure
         from auxnet.evaluation import evaluation_of
         from auxnet.latency import latencies
-        from auxnet.rundir import provenance
+        from auxnet.provenance import provenance
 
         by_split = {"val": measure(run.net, run.batches("val")), "test": measure(run.net, run.batches("test"))}
         latency = latencies(run.net, run.image_shape) if options.latency else None
