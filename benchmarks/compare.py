@@ -1,43 +1,62 @@
-"""A markdown table of the outputs of several runs, from what they saved, with where each figure comes from.
+"""Markdown tables of trainings with several seeds each, KIND/SEED, from what the runs saved, and where each comes from.
 
-    python benchmarks/compare.py results/cifar10-20-3/*
+    python benchmarks/compare.py results/cifar10-20-3
 
-Errors are of the last epoch, in per cent, with the half-width of their 95 % interval over the test images.
+Errors are of the last epoch, in per cent: the mean over the seeds, and each seed's. Differences are taken seed by seed.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 from auxnet.checkpoint import read_json
 from auxnet.recipe import read_run_recipe
-from auxnet.scores import wilson
+
+Runs = dict[str, dict[int, dict[str, Any]]]
+"""kind -> seed -> summary"""
 
 
-def main(runs: list[Path]) -> None:
-    print("| run | output | depth | parameters | MACs | validation error, % | test error, % |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
-    for run in runs:
-        summary = read_json(run / "summary.json")
-        for row in summary["last"]:
-            errors = (_with_interval(row[f"{part}_error"], summary["data"][part]) for part in ("val", "test"))
-            cost = f"{row['params']:,} | {row['macs'] / 1e6:.1f} M"
-            print(f"| {run.name} | {row['output']} | {row['depth']} | {cost} | {' | '.join(errors)} |")
+def main(home: Path) -> None:
+    runs: Runs = {}
+    for path in sorted(home.glob("*/*/summary.json")):
+        summary = read_json(path)
+        runs.setdefault(path.parts[-3], {})[summary["seed"]] = summary
+    print("| run | output (depth) | parameters | MACs | n | validation error, % | test error, % |")
+    print("|---|---|---:|---:|---:|---:|---:|")
+    for kind, of_seed in runs.items():
+        for row in next(iter(of_seed.values()))["last"]:
+            k = row["output"]
+            cost = f"{row['params']:,} | {row['macs'] / 1e6:.1f} M | {len(of_seed)}"
+            errors = (_each([_error(s, k, part) for s in of_seed.values()]) for part in ("val", "test"))
+            print(f"| {kind} | {k} ({row['depth']}) | {cost} | {' | '.join(errors)} |")
+    print("\n| test error of | less that of | output | points |\n|---|---|---:|---:|")
+    for a, b in (("live", "joint"), ("pairwise", "joint"), ("live", "pairwise"), ("live", "plain")):
+        seeds = sorted(runs[a].keys() & runs[b].keys())
+        last = len(runs[a][0]["last"])
+        for k in range(1, last + 1) if b != "plain" else [last]:
+            found = [_error(runs[a][s], k) - _error(runs[b][s], k if b != "plain" else 1) for s in seeds]
+            print(f"| {a} | {b} | {k} | {_each(found, '+')} |")
     print()
-    for run in runs:
-        s, recipe = read_json(run / "summary.json"), read_run_recipe(run)
-        device = f"{s['device']['name']}, {s['device']['threads']} thread(s) of {s['device']['cores']}"
-        print(
-            f"- {run.name}: {s['method']}, {recipe.epochs} epochs, seed {s['seed']}, {s['wall_seconds'] / 60:.0f} min; "
-            f"torch {s['versions']['torch']}, commit {s['commit']}, {device}"
-        )
+    for kind, of_seed in runs.items():
+        for seed, s in of_seed.items():
+            recipe = read_run_recipe(home / kind / str(seed))
+            device = f"{s['device']['name']}, {s['device']['threads']} thread(s) of {s['device']['cores']}"
+            print(
+                f"- {kind}/{seed}: {s['method']}, {recipe.epochs} epochs, {s['wall_seconds'] / 60:.0f} min; "
+                f"torch {s['versions']['torch']}, commit {s['commit']}, {device}"
+            )
 
 
-def _with_interval(error: float, images: int) -> str:
-    low, high = wilson(round(error * images), images)
-    return f"{100 * error:.1f} ± {50 * (high - low):.1f}"
+def _error(summary: dict[str, Any], output: int, part: str = "test") -> float:
+    return float(100 * summary["last"][output - 1][f"{part}_error"])
+
+
+def _each(values: list[float], sign: str = "") -> str:
+    return f"{mean(values):{sign}.1f} ({', '.join(f'{value:{sign}.1f}' for value in values)})"
 
 
 if __name__ == "__main__":
-    main([Path(run) for run in sys.argv[1:]])
+    main(Path(sys.argv[1]))
