@@ -68,6 +68,13 @@ def test_models_take_turns():
     assert turns == [("a", 3, False), ("b", 3, False)] * (2 + 5)
 
 
+def test_without_a_number_the_threads_are_those_at_hand():
+    net = auxnet.resnet(depth=8, outputs=1)
+    torch.set_num_threads(machine.cores() + 1)
+    found = latency.latencies(net, (3, 8, 8), (1,), seconds=0.01)
+    assert found[0].threads == torch.get_num_threads() == machine.cores() + 1
+
+
 def test_threads_are_given_back():
     with machine.threads_set(2):
         assert torch.get_num_threads() == 2

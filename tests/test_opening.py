@@ -35,4 +35,4 @@ def test_data_whose_classes_are_others_by_now_are_refused(command, run, tmp_path
     out = ["--out", str(tmp_path / "a.onnx")] if command == "export" else []
     assert main([command, str(run), *out]) == 1
     said = capsys.readouterr().err
-    assert said == f"auxnet: {run} tells 3 classes (a, b, c) apart, but its data hold 3 classes (b, c, x)\n"
+    assert said == f"auxnet: {run} was trained on 3 classes, and its data hold 3, without 'a', with 'x'\n"

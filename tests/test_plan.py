@@ -5,12 +5,19 @@ from functools import partial
 import pytest
 import torch
 
-from auxnet import Recipe, methods, resnet
+from auxnet import Recipe, fit, methods, resnet
 from auxnet.build import load_data, step_scale_of
-from auxnet.plan import planned_outputs
+from auxnet.plan import plan, planned_outputs
 
 ETA, DECAY = 1.0, 1e-4
 METHODS = [("joint", "live"), ("pairwise", "live"), ("multiway", "live"), ("multiway", "frozen"), ("multiway", "fused")]
+
+
+@pytest.mark.parametrize("use", [plan, lambda recipe: fit(recipe, "never")], ids=["plan", "fit"])
+def test_fewer_training_images_than_classes_are_refused(use, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="train_images must be at least 10, one of each class, got 9"):
+        use(Recipe(depth=8, epochs=1, train_images=9))
 
 
 @pytest.mark.parametrize("weights", [(0.5, 0.8, 1.0), (0.0, 0.7, 1.0), (0.0, 0.0, 1.0), (0.9, 0.0, 1.0)], ids=str)

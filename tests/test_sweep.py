@@ -20,6 +20,7 @@ pytest.importorskip("optuna", reason="optuna is not installed (extra: sweep)")
 from auxnet import build, rundir, train
 from auxnet.checkpoint import read_json
 from auxnet.cli import main
+from auxnet.errors import DivergedError
 from auxnet.recipe import Recipe, read_recipe
 from auxnet.sweeps import sweep_page, trials, worker
 from auxnet.sweeps.settings import Settings
@@ -196,25 +197,59 @@ def test_a_grid_covers_exactly_the_grid_and_no_trial_is_trained_twice(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a" / "trials").rglob("*")} == before
 
 
-def test_what_was_drawn_before_is_not_trained_again(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def untrained(monkeypatch):
+    """Trials that are not trained: a made-up error by their gamma and floor; above a gamma of 15 they diverge."""
     trained = []
 
     def fit(recipe, folder, watch):
-        trained.append(recipe.gamma)
-        return SimpleNamespace(summary={"last": [{"val_error": recipe.gamma / 100}]})
+        trained.append((recipe.gamma, recipe.floor))
+        if recipe.gamma > 15:
+            raise DivergedError("the loss is not finite")
+        return SimpleNamespace(summary={"last": [{"val_error": (recipe.gamma + recipe.floor) / 100}]})
 
     monkeypatch.setattr(worker, "fit_on", fit)
     monkeypatch.setattr(worker, "read_metrics", lambda folder: [])
-    space = {"gamma": [float(value) for value in range(21)]}
+    return trained
+
+
+@pytest.mark.parametrize(("sampler", "first"), [("tpe", 6), ("random", 3), ("grid", 6)])
+def test_a_sweep_whose_trials_are_raised_to_all_combinations_covers_them(sampler, first, tmp_path, untrained):
+    space = {"gamma": [1.0, 2.0, 3.0], "floor": [0.0, 0.2, 0.5]}
+    begun = sweep(space, tmp_path / "a", TINY, sampler=sampler, trials=first)
+    if sampler == "grid":  # each once, however few
+        assert len(set(untrained)) == len(untrained) == first
+    assert len(begun.trials) == first
+    done = sweep(space, tmp_path / "a", TINY, sampler=sampler, trials=9)
+    assert len(done.trials) == 9
+    twins = sum(trial.twin is not None for trial in done.trials)  # of the first few, drawn at random
+    assert len(set(untrained)) == len(untrained) == 9 - twins
+    if sampler == "grid":
+        assert twins == 0
+
+
+def test_what_failed_is_not_tried_again(tmp_path, untrained):
+    found = sweep({"gamma": [float(value) for value in range(21)]}, tmp_path / "a", TINY, sampler="random", trials=20)
+    assert len(set(untrained)) == len(untrained) < 20
+    for trial in found.trials:
+        assert (trial.state, trial.error) == (
+            ("failed", "the loss is not finite") if trial.values["gamma"] > 15 else ("complete", None)
+        )
+
+
+def test_what_was_drawn_before_is_not_trained_again(tmp_path, untrained):
+    space = {"gamma": [value / 2 for value in range(21)]}
     found = sweep(space, tmp_path / "a", TINY, sampler="random", trials=20)
     assert len(found.trials) == 20
-    assert len(trained) == len(set(trained)) < 20
-    assert [trial.objective for trial in found.trials] == [trial.values["gamma"] / 100 for trial in found.trials]
+    assert len(untrained) == len(set(untrained)) < 20
+    assert [trial.objective for trial in found.trials] == pytest.approx(
+        [(trial.values["gamma"] + TINY.floor) / 100 for trial in found.trials]
+    )
     for trial in found.trials:
         first = next(t for t in found.trials if t.values == trial.values)
         assert trial.folder == first.folder
         assert trial.twin == (None if trial is first else first.number)
-    twins = 20 - len(trained)
+    twins = 20 - len(untrained)
     assert f"{twins} of the trials drew what another had drawn, and took its result." in sweep_page.notes_of(found)
 
 

@@ -60,6 +60,13 @@ def check_place(recipe: Recipe) -> None:
         raise ValueError(f"cuda_graph=True is for one process, but {processes} train together: leave it out")
 
 
+def check_data(recipe: Recipe, dataset: data.DataSet) -> None:
+    """Raise ValueError for what a training that begins cannot do with its data."""
+    if recipe.train_images is not None and recipe.train_images < dataset.num_classes:
+        least = f"{dataset.num_classes}, one of each class"
+        raise ValueError(f"train_images must be at least {least}, got {recipe.train_images}")
+
+
 def load_data(recipe: Recipe) -> data.DataSet:
     """The data set of a recipe, split for it."""
     return data.load(

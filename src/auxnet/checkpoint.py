@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -125,7 +126,8 @@ def build_net(config: Any, where: Path | str, trusted: str | None = None) -> Aux
 def read_config(folder: Path) -> Any:
     """The config.json of a run. Raises FileNotFoundError, which says how to go on with a run that is not finished."""
     if not (folder / "config.json").is_file() and any((folder / "checkpoints").glob("*.ckpt")):
-        raise FileNotFoundError(f"{folder} is not finished: `auxnet train --out {folder} --resume` goes on with it")
+        command = f"auxnet train --out {quote(str(folder))} --resume"
+        raise FileNotFoundError(f"{folder} is not finished: `{command}` goes on with it")
     return read_json(folder / "config.json")
 
 

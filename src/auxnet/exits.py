@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 import torch
@@ -38,7 +39,7 @@ class EarlyExit(nn.Module):
 
     `thresholds` (K - 1) are in confidence (`policy.confidence`), in [0, 1], more is surer: 0 lets every image
     leave, anything above 1 none. BranchyNet's rule, leave if the entropy is at most h, is confidence="entropy"
-    with a threshold of 1 - h / log(classes). Raises ValueError if the numbers do not fit the net.
+    with a threshold of 1 - h / log(classes). All three lie in `policy`. Raises ValueError if they do not fit the net.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ def read_policy(run: Path | str, outputs: int) -> Policy:
     """
     path = Path(run) / "exits.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{run} holds no exits.json: `auxnet exits {run}` makes it")
+        raise FileNotFoundError(f"{run} holds no exits.json: `auxnet exits {quote(str(run))}` makes it")
     content = read_json(path)
     try:
         thresholds, temperatures = (tuple(map(float, content[key])) for key in ("thresholds", "temperatures"))
@@ -112,7 +113,9 @@ def read_policy(run: Path | str, outputs: int) -> Policy:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RuntimeError(f"{path} is damaged or of another network: {error}") from None
     if made_for != fingerprint(Path(run)):
-        raise RuntimeError(f"{path} was made for other weights than the run's: run `auxnet exits {run}` again")
+        raise RuntimeError(
+            f"{path} was made for other weights than the run's: run `auxnet exits {quote(str(run))}` again"
+        )
     return policy
 
 

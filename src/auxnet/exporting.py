@@ -91,6 +91,8 @@ def export(
     if format.startswith("onnx"):
         need("onnx", "onnxscript", "onnxruntime")
     if format == "onnx-early-exit":
+        if output < 2:
+            raise ValueError("an early exit over one output has nothing to leave early at: export it as onnx")
         if policy is None and which != "last":
             raise ValueError("exits.json is for the last weights: give confidence and thresholds for the best ones")
         policy = policy or read_policy(run, net.outputs).up_to(output)

@@ -178,7 +178,7 @@ def model_card(net: PretrainedAuxNet) -> str:
         f"Classes ({len(net.classes)}): {shown}. Images: {W} x {H} pixels{cut}, {seen.channels} channel(s), 0..255, "
         f"less the mean {_numbers(seen.mean)}, divided by {_numbers(seen.std)}.\n",
         "```python\nimport auxnet\n\nnet = auxnet.load(FOLDER)  # or hf:owner/name\nlogits = net(images)  "
-        "# one [N, classes] per output, for normalised images [N, C, H, W]\n```\n",
+        "# one [N, classes] per output, for images [N, C, H, W] normalised by net.preprocessing\n```\n",
     ]
     if source:
         lines += _worth(source, net.numbers)

@@ -70,7 +70,7 @@ def latencies(
     """
     alone = [net.truncate(k) for k in range(1, net.outputs + 1)]
     device = next(net.parameters()).device
-    with threads_set(threads):
+    with threads_set(torch.get_num_threads() if threads is None else threads):
         timings = [measure(alone, image_shape, batch, seconds=seconds) for batch in batch_sizes]
         return [
             Latency(k, str(device), torch.get_num_threads(), of_output, peak_bytes(model, image_shape))

@@ -63,12 +63,13 @@ def opened(
 def data_of(run: Path | str, recipe: Recipe) -> DataSet:
     """The data of a run's recipe. Raises as `load_data` does, and RuntimeError if they have other classes by now."""
     dataset, trained_on = load_data(recipe), read_config(Path(run)).get("classes")
+    if not isinstance(trained_on, list):
+        raise RuntimeError(f"{Path(run) / 'config.json'} is damaged: it names no classes")
     if list(dataset.classes) != trained_on:
-        raise RuntimeError(f"{run} tells {_listed(trained_on)} apart, but its data hold {_listed(dataset.classes)}")
+        gone = [f"without {name!r}" for name in trained_on if name not in dataset.classes]
+        new = [f"with {name!r}" for name in dataset.classes if name not in trained_on]
+        how = ", ".join([*gone[:1], *new[:1]]) or "in another order"
+        raise RuntimeError(
+            f"{run} was trained on {len(trained_on)} classes, and its data hold {len(dataset.classes)}, {how}"
+        )
     return dataset
-
-
-def _listed(classes: object) -> str:
-    """The names of classes, the first few of many."""
-    names = [str(name) for name in classes] if isinstance(classes, list | tuple) else [f"{classes!r:.20}"]
-    return f"{len(names)} classes ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from auxnet import data
-from auxnet.build import build, check, load_data, net_of, precision_of, step_scale_of
+from auxnet.build import build, check, check_data, load_data, net_of, precision_of, step_scale_of
 from auxnet.capturing import WARM_UP
 from auxnet.machine import device_of, threads_set
 from auxnet.methods import step_scales
@@ -56,6 +56,7 @@ def plan(recipe: Recipe) -> Plan:
     check(recipe)
     with threads_set(recipe.threads), torch.random.fork_rng(devices=[]):
         dataset = load_data(recipe)
+        check_data(recipe, dataset)
         outputs = planned_outputs(recipe, dataset)
         return Plan(
             outputs,

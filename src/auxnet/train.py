@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from auxnet import __version__, checkpoint, rundir
-from auxnet.build import build, check, evaluation_batches, load_data, network_options, resident
+from auxnet.build import build, check, check_data, evaluation_batches, load_data, network_options, resident
 from auxnet.data import DataSet
 from auxnet.distributed import team
 from auxnet.epochs import Progress, Training, run_epochs
@@ -74,6 +74,8 @@ def fit(
         if here.leads:
             held.enter_context(rundir.claim(folder))
         dataset = resident(load_data(recipe), here.device)
+        if not resume:
+            check_data(recipe, dataset)
         begun = replace(recipe, pretrained=None) if resume else recipe  # its weights are in the checkpoint
         net, method = build(begun, dataset, here.device, here)
         average = None if recipe.ema is None else copy.deepcopy(net)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import torch
@@ -156,7 +155,7 @@ class Method:
 
     def set_lr(self, lr: float) -> None:
         """The step size eta from now on, for every output. Raises ValueError unless it is a number of 0 or more."""
-        if not (isinstance(lr, Real) and 0 <= lr < math.inf):
+        if isinstance(lr, str) or not 0 <= float(lr) < math.inf:
             raise ValueError(f"lr must be a number of 0 or more, and finite, got {lr!r}")
         for update in self.updates:
             update.set_lr(lr)
@@ -172,7 +171,7 @@ class Method:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave. Raises ValueError if it is another method's or another net's."""
-        states = state.get("optimizers", [])
+        states = state.get("optimizers", []) if isinstance(state, dict) else []
         if len(states) != len(self.updates):
             raise ValueError(f"this method has {len(self.updates)} optimizers, the state has {len(states)}")
         for update, optimizer_state in zip(self.updates, states, strict=True):

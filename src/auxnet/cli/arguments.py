@@ -131,8 +131,10 @@ def _in_words(complaint: str) -> str:
     """Without what Python and tyro say of types."""
     if found := re.match(r"invalid choice (.*) for argument '(.*)'\. Expected one of \((.*)\)", complaint):
         value, flag, known = found.groups()
-        known = known.replace("'", "")
-        return f"{flag} must be one of {known}, got {value}"
+        names = known.replace("'", "").split(", ")
+        if "None" in names:  # an option that may be left open: tyro gives a set
+            names = sorted({*names} - {"None"})
+        return f"{flag} must be one of {', '.join(names)}, got {value}"
     if found := re.match(r"Error parsing (\S+): no type matching (\S.*) could be .* from \[(.*?)\]\.", complaint):
         flag, kinds, values = found.groups()
         for kind, words in KINDS_IN_WORDS.items():

@@ -136,7 +136,8 @@ def select(words: list[str]) -> int:
         if chosen is not None:
             images = f"{chosen.images:,} test images, which no choice has seen"
             screen.print_line(console, f"output {chosen.output} errs by {interval(chosen)} on {images}")
-            take = screen.command("export", options.run, "--output", chosen.output)
+            where = ["--data-dir", options.data_dir] if options.data_dir else []
+            take = screen.command("export", options.run, "--output", chosen.output, *where)
             screen.print_line(console, f"to take it away: {take}")
     return 0 if chosen is not None else 1
 

@@ -146,11 +146,11 @@ def _progress(console: Console) -> Iterator[Callable[[Sequence[Trial], int], Non
 def _line(trial: Trial) -> str:
     """A trial that has ended."""
     drawn = ", ".join(f"{name} {shown([value])}" for name, value in trial.values.items())
+    if trial.twin is not None:
+        return f"trial {trial.number} drew what trial {trial.twin} had drawn ({trial.state}): {drawn}"
     if trial.state == "failed":
         return f"trial {trial.number} failed with {drawn}: {trial.error}"
     error = "" if trial.objective is None else f" val. error {screen.per_cent(trial.objective)},"
-    if trial.twin is not None:
-        return f"trial {trial.number} drew what trial {trial.twin} had drawn:{error} {drawn}"
     time = f"{trial.epochs} epoch{'s' if trial.epochs > 1 else ''}, {screen.duration(trial.seconds)}"
     return f"trial {trial.number} {trial.state}:{error} {drawn}; {time}"
 

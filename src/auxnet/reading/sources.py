@@ -77,7 +77,7 @@ def find(name: str, data_dir: str | Path | None, image_size: int | None) -> dict
     where = "" if Path(name).expanduser().is_absolute() else f" in {places} (data_dir names the folder that holds it)"
     if os.sep in name or name.startswith((".", "~")):
         raise FileNotFoundError(f"data {name!r}: there is no such folder{where}")
-    hint = nearest(name, list(NAMES)) or f"{where}: give one of {', '.join(NAMES)}, a folder, or hf:owner/name"
+    hint = nearest(name.lower(), list(NAMES)) or f"{where}: give one of {', '.join(NAMES)}, a folder, or hf:owner/name"
     raise ValueError(f"data {name!r} is neither a known data set nor a folder{hint}")
 
 

@@ -20,7 +20,8 @@ def diagnose(out: Path, trials: Sequence[Trial]) -> None:
     for trial in trials:
         folder = folder_of(out, trial)
         if is_done(out, trial) and not (folder / "diagnosis.json").is_file():
-            with opened(folder, data_dir=trial.recipe.data_dir) as run:
+            here = {"data_dir": trial.recipe.data_dir, "device": trial.recipe.device}
+            with opened(folder, **here, threads=trial.recipe.threads) as run:
                 diagnosing.write([diagnosing.gather(folder, trial.variant, run, IMAGES, None)], folder)
 
 

@@ -10,10 +10,12 @@ A trial that is begun and not claimed is one whose worker was stopped, and goes 
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -201,9 +203,10 @@ def trials_of(study: Study) -> tuple[Trial, ...]:
 
 
 def twin_of(study: Study, trial: optuna.Trial) -> optuna.trial.FrozenTrial | None:
-    """A complete trial that drew the same: a training is what its recipe makes it, and would only be repeated."""
-    complete = study.optuna.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
-    return next((other for other in complete if other.params == trial.params), None)
+    """A trial that drew the same and is complete, or failed: what its recipe makes of a training would be repeated."""
+    ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL)
+    known = study.optuna.get_trials(deepcopy=False, states=ended)
+    return next((other for other in known if other.params == trial.params), None)
 
 
 def _latest(trial: optuna.trial.FrozenTrial) -> float | None:
@@ -221,9 +224,8 @@ def _drawn(study: Study, number: int, trial_id: int) -> optuna.Trial:
     What is drawn follows from the seed, the number and the trials before, not from the process that draws.
     """
     seed, space = seed_of(study.settings.recipe.seed, number) % 2**32, study.settings.space
-    if total_of(study) == study.settings.grid_size:  # as many trials as there are combinations: each of them once
-        grid = {field: [_stored(v) for v in values_of(domain, LARGEST_GRID)] for field, domain in space.items()}
-        sampler: optuna.samplers.BaseSampler = optuna.samplers.GridSampler(grid, seed=0)
+    if study.settings.sampler == "grid" or total_of(study) == study.settings.grid_size:  # each combination once
+        sampler: optuna.samplers.BaseSampler = _Given(_next_combination(study, number))
     elif study.settings.sampler == "random":
         sampler = optuna.samplers.RandomSampler(seed)
     else:
@@ -240,6 +242,27 @@ def _drawn(study: Study, number: int, trial_id: int) -> optuna.Trial:
         else:
             trial.suggest_float(field, domain.low, domain.high, step=domain.step, log=domain.log)
     return trial
+
+
+class _Given(optuna.samplers.RandomSampler):
+    """Draws what it was given."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        super().__init__()
+        self.values = values
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        return self.values[param_name]
+
+
+def _next_combination(study: Study, number: int) -> dict[str, Any]:
+    """One that no other trial has drawn; in an order of the sweep's own, so that the first few lie anywhere."""
+    space = study.settings.space
+    values = ([_stored(value) for value in values_of(domain, LARGEST_GRID)] for domain in space.values())
+    combinations = [dict(zip(space, each, strict=True)) for each in itertools.product(*values)]
+    Random(study.settings.recipe.seed).shuffle(combinations)
+    drawn = [trial.params for trial in study.optuna.get_trials(deepcopy=False) if trial.number != number]
+    return next((each for each in combinations if each not in drawn), combinations[0])
 
 
 def _stored(value: Any) -> Any:

@@ -51,7 +51,9 @@ def _run(study: Study, trial: optuna.Trial, where: dict[str, Any], watch: Callab
     settings, folder = study.settings, folder_of(study, trial.number)
     if (twin := twin_of(study, trial)) is not None:
         trial.set_user_attr("twin", twin.user_attrs.get("twin", twin.number))
-        study.optuna.tell(trial, twin.value, COMPLETE)
+        if twin.state == FAIL:
+            trial.set_user_attr("error", twin.user_attrs.get("error"))
+        study.optuna.tell(trial, twin.value, twin.state)
         return
 
     def follow(progress: Progress) -> None:
