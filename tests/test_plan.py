@@ -7,7 +7,7 @@ import torch
 
 from auxnet import Recipe, fit, methods, resnet
 from auxnet.build import load_data, step_scale_of
-from auxnet.plan import plan, planned_outputs
+from auxnet.plan import few_steps, plan, planned_outputs
 
 ETA, DECAY = 1.0, 1e-4
 METHODS = [("joint", "live"), ("pairwise", "live"), ("multiway", "live"), ("multiway", "frozen"), ("multiway", "fused")]
@@ -18,6 +18,20 @@ def test_fewer_training_images_than_classes_are_refused(use, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="train_images must be at least 10, one of each class, got 9"):
         use(Recipe(depth=8, epochs=1, train_images=9))
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "said"),
+    [
+        (343, 128, "an epoch has 3 steps of 128 images: with --batch-size 17 it has 21, and wants a smaller --lr"),
+        (100, 64, "an epoch has 2 steps of 64 images: with --batch-size 16 it has 7"),
+        (100, 16, None),
+        (1293, 128, None),
+    ],
+)
+def test_few_steps_an_epoch_are_warned_of(images, batch_size, said):
+    found = few_steps(Recipe(batch_size=batch_size), images)
+    assert found == [] if said is None else found[0].startswith(said)
 
 
 @pytest.mark.parametrize("weights", [(0.5, 0.8, 1.0), (0.0, 0.7, 1.0), (0.0, 0.0, 1.0), (0.9, 0.0, 1.0)], ids=str)

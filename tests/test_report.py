@@ -166,6 +166,26 @@ def test_a_run_whose_images_are_gone_is_still_shown(run, tmp_path, open_page, ga
     assert page.locator("#front-plot .scatterlayer .trace").count() > 3
 
 
+def test_the_headline_calls_nothing_good_enough_that_is_no_better_than_guessing(gathered):
+    lucky = json.loads(json.dumps(gathered))
+    for row in lucky["outputs"]:
+        row["val"]["error"] = 0.88
+    said = report_page.headline({**lucky, "chosen": 1, "alike": None, "guessing": 0.9})
+    assert said.startswith("No output has learned much: output 1 has 88.00 % validation error")
+    assert "not shown to be better than to call every image by the commonest class, 90.00 % error" in said
+    assert "good enough" in report_page.headline({**lucky, "chosen": 1, "alike": None, "guessing": None})
+
+
+def test_the_gallery_takes_turns_over_classes(monkeypatch):
+    labels = torch.tensor([0] * 40 + [1] * 3 + [2] * 40)
+    logits = torch.zeros(2, 83, 3)
+    logits[0, torch.arange(83), (labels + 1) % 3] = 1.0  # wrong
+    logits[1, torch.arange(83), labels] = 1.0
+    test, split = Predictions(logits, labels), Split(torch.zeros(83, 4, 4, 1, dtype=torch.uint8), labels)
+    shown = [each["label"] for each in report.gallery(test, split, report.only_deeper(test))]
+    assert [shown.count(c) for c in range(3)] == [11, 3, 10]
+
+
 def test_the_headline_does_not_call_an_output_the_only_one_by_luck(gathered):
     *_, (before, last) = zip(gathered["outputs"], gathered["outputs"][1:], strict=False)
     facts = {**gathered, "chosen": last["output"], "alike": before["output"]}

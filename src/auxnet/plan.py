@@ -18,6 +18,7 @@ from auxnet.residual import layout
 from auxnet.schedules import lambdas_at
 
 MEASURED_STEPS = 4
+FEW_STEPS, SMALL_BATCH = 10, 16
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,10 @@ def plan(recipe: Recipe) -> Plan:
             len(dataset.val),
             len(dataset.test),
             seconds_per_step(recipe, dataset) * len(dataset.train) / recipe.batch_size,
-            warnings_of(recipe, [output.depth for output in outputs], dataset.image_size),
+            [
+                *warnings_of(recipe, [output.depth for output in outputs], dataset.image_size),
+                *few_steps(recipe, len(dataset.train)),
+            ],
         )
 
 
@@ -102,6 +106,18 @@ def seconds_per_step(recipe: Recipe, dataset: data.DataSet) -> float:
         method.step(images, labels).cpu()
         times.append(time.perf_counter() - began)
     return sorted(times[first:])[MEASURED_STEPS // 2]
+
+
+def few_steps(recipe: Recipe, images: int) -> list[str]:
+    """A warning where an epoch has hardly any steps, as with few images in large batches."""
+    steps = -(-images // recipe.batch_size)
+    if steps >= FEW_STEPS or recipe.batch_size <= SMALL_BATCH:
+        return []
+    smaller = max(SMALL_BATCH, images // (2 * FEW_STEPS))
+    return [
+        f"an epoch has {steps} steps of {recipe.batch_size} images: with --batch-size {smaller} it has "
+        f"{-(-images // smaller)}, and wants a smaller --lr"
+    ]
 
 
 def warnings_of(recipe: Recipe, depths: list[int], image_size: tuple[int, int]) -> list[str]:

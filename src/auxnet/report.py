@@ -140,6 +140,7 @@ def examine(run: Path, recipe: Recipe, dataset: data.DataSet) -> dict[str, Any]:
         "chosen": choice.output,
         "reason": choice.reason,
         "alike": choice.alike,
+        "guessing": choice.guessing,
         "latency_words": words,
         "calibration": [calibration(logits, test.labels, row) for logits, row in answers],
         "confusion": [confused(logits, test.labels) for logits, _ in answers],
@@ -185,7 +186,7 @@ def _saved(row: dict[str, Any], images: dict[str, Any]) -> dict[str, Any]:
 def _chosen_by_rows(outputs: list[dict[str, Any]]) -> dict[str, Any]:
     """The rule of `selection.choose` without budgets, for a run of which only the errors are known."""
     place = cheapest_within([row["val"]["error"] for row in outputs], [int(row["macs"]) for row in outputs], MARGIN)
-    return {"chosen": outputs[place]["output"], "reason": None, "alike": None}
+    return {"chosen": outputs[place]["output"], "reason": None, "alike": None, "guessing": None}
 
 
 # ---- from the images -------------------------------------------------------------------------------------------
@@ -288,11 +289,11 @@ def only_deeper(test: Predictions) -> list[tuple[int, int]]:
 
 
 def gallery(test: Predictions, split: Labelled, deeper: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-    """Some of the images that only deeper outputs get right, evenly over the output from which on they are."""
-    by_output: dict[int, list[int]] = {}
+    """Some of the images that only deeper outputs get right, evenly over classes and the outputs from which on."""
+    alike: dict[tuple[int, int], list[int]] = {}
     for n, k in deeper:
-        by_output.setdefault(k, []).append(n)
-    turns = [(turn, k, n) for k, found in by_output.items() for turn, n in enumerate(found)]
+        alike.setdefault((k, int(test.labels[n])), []).append(n)
+    turns = [(turn, k, n) for (k, _), found in alike.items() for turn, n in enumerate(found)]
     sure, answers = test.logits.softmax(2).max(2)
     return [
         {

@@ -11,7 +11,7 @@ from typing import Any
 
 from auxnet.page_frame import columns_of, filled, framed, percent, table_of, tiles_of, unbroken
 from auxnet.recipe import WHERE, Recipe
-from auxnet.selection import too_few
+from auxnet.selection import no_better_than_guessing, too_few
 
 COMMAND = "auxnet report"
 LINKS = {
@@ -71,6 +71,13 @@ def headline(run: Run) -> str:
     chosen, deepest = outputs[run["chosen"] - 1], outputs[-1]
     best = min(row["val"]["error"] for row in outputs)
     error = f"{percent(chosen['val']['error'])} validation error (95 % interval {_interval(chosen['val'])})"
+    guess = (
+        None
+        if run["guessing"] is None
+        else no_better_than_guessing(chosen["val"]["error"], chosen["val"]["n"], run["guessing"])
+    )
+    if guess is not None:
+        return f"No output has learned much: output {chosen['output']} has {error}; {guess}."
     if len(outputs) == 1:
         return f"The one output has {error}."
     doubt = ""

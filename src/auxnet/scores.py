@@ -70,6 +70,11 @@ def wilson(wrong: int, n: int, level: float = 0.95) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def guessing(labels: Tensor) -> float:
+    """The error of calling every image by the commonest class, for labels [N]."""
+    return 1.0 - float(torch.bincount(labels).max()) / len(labels)
+
+
 def class_errors(logits: Tensor, labels: Tensor) -> Tensor:
     """Error on the images of each class, float64 [C], for logits [N, C]; nan for a class without images."""
     table = confusion(logits, labels).double()
@@ -165,12 +170,14 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The T that minimises the log-loss of logits [N, C] / T (temperature scaling, Guo et al. 2017).
+    """The T in 1/20..20 that minimises the log-loss of logits [N, C] / T (temperature scaling, Guo et al. 2017).
 
-    Searched in 1/20..20: where every image is right the loss falls towards T = 0, and some small T is found.
+    1 where every image is right: there the loss falls towards T = 0, and nothing is said of how sure is too sure.
     """
     from scipy.optimize import minimize_scalar
 
+    if bool((logits.argmax(1) == labels).all()):
+        return 1.0
     logits = logits.double()
     edge = float(torch.tensor(20.0).log())
 

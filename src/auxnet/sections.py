@@ -95,7 +95,7 @@ class Method:
     distill: float = 0.0
     """share of an auxiliary output's loss that is its distance from what the final output says; not in pairwise"""
     temperature: float = 3.0
-    """both are softened by, for that"""
+    """what both say is softened by, for that"""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from auxnet.evaluation import Batches, OutputReport, image_shape_of, reports
 from auxnet.latency import latencies
 from auxnet.network import AuxNet
 from auxnet.opening import opened
-from auxnet.scores import Comparison, Predictions, compare, predictions
+from auxnet.scores import Comparison, Predictions, compare, guessing, predictions, wilson
 
 MARGIN = 0.005
 FEW = 100  # validation images, with fewer of which little can be told
@@ -47,6 +47,8 @@ class Choice:
     """those given, of params, macs and latency (ms)"""
     candidates: tuple[Candidate, ...]
     """all outputs, shallow to deep"""
+    guessing: float
+    """the error of calling every one of these images by the commonest class"""
 
     @property
     def alike(self) -> int | None:
@@ -78,6 +80,13 @@ def select(
     checked_within(within, checked_budgets(limits))
     with opened(run, data_dir=data_dir) as it:
         return select_on(it.net, it.batches("val"), within=within, budgets=limits)
+
+
+def no_better_than_guessing(error: float, images: int, guess: float) -> str | None:
+    """That an error on so many images is not shown to be less than that of guessing; None if it is."""
+    if wilson(round(error * images), images)[1] < guess:
+        return None
+    return f"that is not shown to be better than to call every image by the commonest class, {100 * guess:.2f} % error"
 
 
 def too_few(images: int) -> str | None:
@@ -139,7 +148,7 @@ def choose(
         Candidate(row, time, over <= 1, None if chosen is None else _compare(said, row, chosen))
         for row, time, over in zip(rows, times, excess, strict=True)
     )
-    return Choice(None if chosen is None else chosen.output, reason, margin, budgets, candidates)
+    return Choice(None if chosen is None else chosen.output, reason, margin, budgets, candidates, guessing(said.labels))
 
 
 def cheapest_within(errors: Sequence[float], macs: Sequence[int], margin: float) -> int:

@@ -26,6 +26,7 @@ from auxnet.network import AuxNet
 from auxnet.preprocessing import Preprocessing
 from auxnet.provenance import provenance
 from auxnet.recipe import Recipe, method_name
+from auxnet.scores import guessing
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def _finish(recipe: Recipe, dataset: DataSet, net: AuxNet, folder: Path, standin
         "epochs": {"last": standing.epoch, "best": standing.best_epoch},
         **tables(folder, dataset, device, same=standing.best_epoch == standing.epoch),
         "method": method_name(recipe),
-        "data": {"name": dataset.name, **images},
+        "data": {"name": dataset.name, **images, "guessing": guessing(dataset.val.labels)},
         "seed": recipe.seed,
         "wall_seconds": round(standing.seconds, 1),
         **provenance(device),

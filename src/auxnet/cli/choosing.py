@@ -102,7 +102,9 @@ def evaluate(words: list[str]) -> None:
         screen.print_table(console, _classes_table("test error by class", names, by_split["test"]))
     else:
         for report in by_split["test"]:
-            screen.print_line(console, f"output {report.output} errs most, on test, on {_worst(names, report)}")
+            most = _worst(names, report)
+            said = f"errs most, on test, on {most}" if most else "errs on no test image"
+            screen.print_line(console, f"output {report.output} {said}")
 
 
 def select(words: list[str]) -> int:
@@ -119,8 +121,8 @@ def select(words: list[str]) -> int:
     opening = opened(options.run, data_dir=options.data_dir, device=options.device, threads=options.threads)
     with screen.working("comparing the outputs"), opening as run:
         from auxnet.evaluation import evaluate as measure
+        from auxnet.selection import no_better_than_guessing, too_few
         from auxnet.selection import select_on as choose
-        from auxnet.selection import too_few
 
         choice = choose(run.net, run.batches("val"), within=within, budgets=budgets)
         test = measure(run.net, run.batches("test"))  # after the choice, and only to report it
@@ -134,6 +136,9 @@ def select(words: list[str]) -> int:
         if few := too_few(choice.candidates[0].report.images):
             screen.print_line(console, f"note: {few}")
         if chosen is not None:
+            val = choice.candidates[chosen.output - 1].report
+            if guess := no_better_than_guessing(val.error, val.images, choice.guessing):
+                screen.print_line(console, f"note: {guess}")
             images = f"{chosen.images:,} test images, which no choice has seen"
             screen.print_line(console, f"output {chosen.output} errs by {interval(chosen)} on {images}")
             where = ["--data-dir", options.data_dir] if options.data_dir else []
@@ -218,7 +223,7 @@ def _classes_table(title: str, names: Sequence[str], reports: Sequence[OutputRep
 
 def _worst(names: Sequence[str], report: OutputReport) -> str:
     rows = [(error, name) for name, error in zip(names, report.class_errors, strict=True) if error is not None]
-    worst = sorted(rows, key=lambda row: -row[0])[:WORST]
+    worst = sorted((row for row in rows if row[0] > 0), key=lambda row: -row[0])[:WORST]
     return ", ".join(f"{name} ({screen.per_cent(error)})" for error, name in worst)
 
 

@@ -184,6 +184,13 @@ def _notes(found: Solved, target: dict[str, float | None]) -> Iterator[str]:
 
     if few := too_few(found.answer[1].images):
         yield few
+    alone = [k for k, error in enumerate(found.val.errors) if error <= found.answer[1].error]
+    if alone and (k := min(alone, key=lambda each: found.costs[each])) < len(found.costs) - 1:
+        cost = f"{_cost(found.costs[k])} {found.unit} at most"
+        yield (
+            f"output {k + 1} alone errs no more on validation ({screen.per_cent(found.val.errors[k])}), and by "
+            f"{screen.per_cent(found.test.errors[k])} on test, at {cost}"
+        )
     increase, on_test = target.get("max_error_increase"), found.answer[2].against_final
     if increase is not None and on_test.difference > increase:
         how = "beyond chance" if on_test.low > increase else "which may be chance"

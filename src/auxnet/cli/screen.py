@@ -93,12 +93,13 @@ def outputs_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
 def plan_table(plan: Plan) -> Table:
     """One line per planned output, shallow to deep."""
     title = (
-        "segment k ends in output k; its steps (along its own loss, and all) and decay are multiples of the recipe's"
+        "each output as a model of its own; the weight of its loss (lambda); and, of the layers between the one before "
+        "and it, the step along its own loss, along all, and the decay, as multiples of the recipe's"
     )
-    made = table(title, "output", "depth", "lambda", "parameters", "MACs", "own step", "all steps", "decay")
+    made = table(title, "output", "depth", "parameters", "MACs", "lambda", "own step", "all steps", "decay")
     for o in plan.outputs:
-        multipliers = (f"{o.step:.3f}", f"{o.steps_above:.3f}", f"{o.decay:.3f}")
-        made.add_row(str(o.output), str(o.depth), f"{o.weight:.4f}", count(o.params), count(o.macs), *multipliers)
+        multipliers = (f"{o.weight:.4f}", f"{o.step:.3f}", f"{o.steps_above:.3f}", f"{o.decay:.3f}")
+        made.add_row(str(o.output), str(o.depth), count(o.params), count(o.macs), *multipliers)
     return made
 
 

@@ -52,6 +52,7 @@ def train(words: list[str]) -> None:
     if options.resume and options.out is None:
         raise ValueError("--resume goes on with a run: name it with --out")
     from auxnet.machine import crowded, device_of, keep_freed_memory, threads_set
+    from auxnet.selection import no_better_than_guessing
     from auxnet.train import fit
 
     keep_freed_memory()
@@ -91,6 +92,9 @@ def train(words: list[str]) -> None:
     screen.show_tables(console, run.summary, run.summary["epochs"])
     data, device = run.summary["data"], run.summary["device"]
     images = f"{data['train']:,} training, {data['val']:,} validation and {data['test']:,} test images"
+    least = min(row["val_error"] for row in run.summary["last"])
+    if guess := no_better_than_guessing(least, data["val"], data["guessing"]):
+        screen.print_line(console, f"note: no output has learned much: {100 * least:.2f} % validation error; {guess}")
     on = screen.plural(device["threads"], "thread")
     time = f"{screen.duration(run.summary['wall_seconds'])} on {device['name']}, {on}"
     for image in data.get("left_out", []):

@@ -286,7 +286,7 @@
     if (!r.gallery) { byId("gallery-note").textContent = missing(); return; }
     byId("gallery-note").textContent = r.gallery.length
       ? `${r.gallery.length} of the ${r.gallery_of.toLocaleString("en")} test images (n = ${r.data.test.toLocaleString("en")}) that some output gets wrong and every deeper one right, each output's answer below it, shallow to deep. ` +
-        "Taken evenly over the outputs from which on the answer is right; not chosen for looks."
+        "Taken evenly over the classes and the outputs from which on the answer is right; not chosen for looks."
       : "There is no test image that only deeper outputs get right.";
     for (const item of r.gallery) {
       const line = element("li"), picture = element("img"), answers = element("dl");

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from auxnet.checkpoint import whole
+from auxnet.documents import read_json
 from auxnet.figures_page import page_of_figures
 from auxnet.page_frame import columns_of, percent, table_of, tiles_of, unbroken
 from auxnet.recipe import write_recipe
+from auxnet.selection import too_few
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.space import count_of, shown, written
 from auxnet.sweeps.sweeping import Sweep
@@ -69,6 +71,9 @@ def notes_of(sweep: Sweep) -> list[str]:
         said.append(f"{', '.join(changed)} varied, so that the trials are validated on different images.")
     if sweep.settings.objective == "mean" and {"outputs", "at"} & space.keys():
         said.append("The outputs varied, so that the means are over different outputs; final compares one with one.")
+    summary = None if sweep.best is None else sweep.best.folder / "summary.json"
+    if summary is not None and summary.is_file() and (few := too_few(read_json(summary)["data"]["val"])):
+        said.append(f"{few}; a seed may weigh more than what varied.")
     if failed := [trial for trial in sweep.trials if trial.state == "failed"]:
         said.append(f"{len(failed)} of the trials failed; the first: trial {failed[0].number}, {failed[0].error}.")
     if twins := [trial for trial in sweep.trials if trial.twin is not None]:
@@ -104,7 +109,10 @@ def headline(sweep: Sweep) -> str:
     if best is None or best.objective is None:
         return "No trial is complete yet." if not sweep.trials else f"None of {len(sweep.trials)} trials is complete."
     drawn = ", ".join(f"{field} {shown(value)}" for field, value in best.values.items())
-    return f"Trial {best.number} is the best on validation: {percent(best.objective)} error, with {drawn}."
+    others = (t for t in sweep.trials if t.state == "complete" and t.twin is None and t.number != best.number)
+    ties = [str(trial.number) for trial in others if trial.objective == best.objective]
+    as_good = f" As good: {', '.join(ties)}." if ties else ""
+    return f"Trial {best.number} is the best on validation: {percent(best.objective)} error, with {drawn}.{as_good}"
 
 
 def _progress(sweep: Sweep) -> str:
