@@ -1,10 +1,13 @@
 """Every export equals its source, skips what it says it skips, and never replaces what it should not."""
 
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from auxnet import exporting
 from auxnet.batches import normalise
@@ -15,6 +18,7 @@ from auxnet.exporting import export
 from auxnet.graphs import folded
 from auxnet.hub import load
 from auxnet.policy import Policy, confidence
+from auxnet.prediction import predict
 from auxnet.runtimes import open_model
 from shipped import write_run
 
@@ -112,6 +116,21 @@ def test_early_exit_takes_the_same_exits_and_gives_the_same_logits(run, early, p
         assert answers.exits[n] == left
         np.testing.assert_allclose(answers.logits[n], logits[left - 1, n], atol=1e-4)
     assert sum(early.exits) == early.images
+
+
+def test_the_readmes_lines_without_auxnet_answer_as_predict_does(run, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    export(run, 2, "onnx", "small.onnx")
+    Path("pics").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (23, 41, 3), dtype=np.uint8)
+    Image.fromarray(noise).save("pics/0.png")
+    (code,) = re.findall(r"```py\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    said, probability = capsys.readouterr().out.rsplit(maxsplit=1)
+    (answer,) = predict("small.onnx", ["pics/0.png"], top=1)
+    assert (said, float(probability)) == (answer.classes[0], pytest.approx(answer.probabilities[0], rel=1e-5))
 
 
 def test_the_policy_of_a_run_is_exported_up_to_the_output_asked_for(run, tmp_path, pixels):

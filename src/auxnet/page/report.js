@@ -224,7 +224,8 @@
       r.outputs.forEach((o, k) => traces.push({ x: [o.macs], y: [100 * o.test.error], mode: "markers", name: `${name}one output alone, test`, showlegend: k === r.outputs.length - 1, hovertemplate: `output ${o.output} alone: ${percent(o.test.error)}<extra></extra>`,
         marker: { size: 11, symbol: `${SYMBOLS[k % SYMBOLS.length]}-open`, line: { width: 2 }, color: several ? c : ofOutput(k, r.outputs.length) } }));
     }
-    const layout = { xaxis: axis("mean multiply-adds an image", { tickformat: "~s" }), yaxis: axis("error (%)", { rangemode: "tozero" }) };
+    const top = 104 * Math.max(0.01, ...with_.flatMap(({ r }) => r.outputs.map((o) => o.test.high)));  // no marker is cut at 0
+    const layout = { xaxis: axis("mean multiply-adds an image", { tickformat: "~s" }), yaxis: axis("error (%)", { range: [-0.03 * top, top] }) };
     show("exits-plot", traces, layout, "Test error of early exit against the mean multiply-adds of an image, beside each output alone");
     byId("exits-note").textContent = run().exits.words;
     const p = run().exits.points, K = run().outputs.length;
@@ -320,7 +321,7 @@
     for (const id of ["max-params", "max-macs", "max-latency"]) byId(id).value = NO_LIMIT;
   }
   function showRun() {
-    state.output = run().outputs.length;
+    state.output = run().chosen;
     outputSwitches();
     const none = D.runs.every((r) => r.outputs.some((o) => o.latency === null));
     switcher("axis", [["depth", "Depth"], ["params", "Parameters"], ["macs", "MACs"], ["latency", "Latency", none && "not measured"]], state.axis, (v) => { state.axis = v; showFront(limits()); });
