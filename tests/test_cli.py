@@ -223,6 +223,7 @@ def test_a_read_only_folder_is_one_line_and_status_1(tmp_path, capsys):
         fails(capsys, ["train", *FAST, "--out", disk / "a"], 1, str(disk))
 
 
+@pytest.mark.long
 def test_an_interrupt_is_130_and_the_run_goes_on_with_resume(tmp_path):
     command = [sys.executable, "-m", "auxnet", "train", *FAST, "--out", str(tmp_path / "a")]
     command[command.index("--epochs") + 1] = "200"

@@ -173,6 +173,7 @@ def test_the_run_is_a_ladder_of_an_imagenet_form_resnet(run: Path) -> None:
         net(torch.zeros(2, 3, 16, 16))
 
 
+@pytest.mark.long
 def test_every_export_predicts_the_files_as_the_run_does(run: Path, photographs: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")

@@ -314,6 +314,7 @@ def test_controls_work_from_the_keyboard(gathered, open_page):
     assert page.locator("#learning-plot .ytitle").text_content() == "training loss (nats)"
 
 
+@pytest.mark.long
 def test_the_theme_follows_the_system_and_can_be_changed(gathered, open_page):
     check_themes(open_page([gathered]), "#front-plot")
     assert theme_of(open_page([gathered], scheme="dark"), "#front-plot") == DARK

@@ -337,6 +337,7 @@ def test_nothing_is_trained_to_show_a_study(own, tmp_path, capsys):
     assert not (tmp_path / "out" / "trials").exists()
 
 
+@pytest.mark.long
 def test_two_processes_train_each_once_and_what_another_holds_is_left_to_it(own, tmp_path):
     out, trials = tmp_path / "out", list(read_study(str(own), "smoke", 2).trials(HERE))
     running.train(out, trials[:3], 2, HERE, lambda left: None)
