@@ -60,7 +60,7 @@ def documented():
 
 
 @pytest.mark.parametrize("scale", ["small", "full"])
-@pytest.mark.parametrize("block", documented(), ids=["README", "method"])
+@pytest.mark.parametrize("block", list(documented()), ids=["README", "method"])
 def test_the_documented_studies_can_be(block, scale, tmp_path):
     (tmp_path / "own.yaml").write_text(block)
     study = read_study(str(tmp_path / "own.yaml"), scale)
