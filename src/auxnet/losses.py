@@ -1,4 +1,4 @@
-"""What is minimised at one output: cross-entropy or square hinge, weighted by class, or taught by the final output.
+"""What is minimised at one output: cross-entropy or square hinge, weighted by class, or distilled from the final one.
 
 Shapes: N images, C classes; logits [N, C]; a target is labels [N] or, of mixed images, a share of every class [N, C].
 Every loss is a mean over images that does not depend on which others are in the batch, so that the processes of a
