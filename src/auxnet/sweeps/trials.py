@@ -259,10 +259,12 @@ def _next_combination(study: Study, number: int) -> dict[str, Any]:
     """One that no other trial has drawn; in an order of the sweep's own, so that the first few lie anywhere."""
     space = study.settings.space
     values = ([_stored(value) for value in values_of(domain, LARGEST_GRID)] for domain in space.values())
-    combinations = [dict(zip(space, each, strict=True)) for each in itertools.product(*values)]
+    combinations = list(itertools.product(*values))
     Random(study.settings.recipe.seed).shuffle(combinations)
-    drawn = [trial.params for trial in study.optuna.get_trials(deepcopy=False) if trial.number != number]
-    return next((each for each in combinations if each not in drawn), combinations[0])
+    others = (trial.params for trial in study.optuna.get_trials(deepcopy=False) if trial.number != number)
+    drawn = {tuple(map(params.get, space)) for params in others}
+    free = next((each for each in combinations if each not in drawn), combinations[0])
+    return dict(zip(space, free, strict=True))
 
 
 def _stored(value: Any) -> Any:
