@@ -434,8 +434,10 @@ def test_fused_reads_what_the_net_itself_gives_where_a_segment_writes_over_it():
     assert_same([moved[0]], [moved[1]])
 
 
-@pytest.mark.parametrize("outputs", [2, 3, 9])
-def test_live_holds_hardly_more_memory_than_joint(outputs):
+@pytest.mark.parametrize(("outputs", "most"), [(2, 1.016), (3, 0.983), (9, 1.06)])
+def test_live_holds_hardly_more_memory_than_joint(outputs, most):
+    """Counted, so that one map held longer than it is used shows."""
+
     def peak(make):
         net, (x, y) = auxnet.resnet(20, outputs).to(memory_format=torch.channels_last).train(), images(32, 16)
         method = make(net, sgd(), net.loss_weights())
@@ -446,7 +448,7 @@ def test_live_holds_hardly_more_memory_than_joint(outputs):
             method.step(x, y)
         return held.peak
 
-    assert peak(auxnet.multiway) <= 1.1 * peak(auxnet.joint)
+    assert peak(auxnet.multiway) <= most * peak(auxnet.joint)
 
 
 @every_method

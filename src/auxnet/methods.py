@@ -190,9 +190,9 @@ def multiway(
 
         def backwards() -> Iterator[tuple[int, Gradients]]:
             for k, x, losses[k], supervision, of_head in supervised:
-                if lambdas[k] > 0:
-                    entering = [lambdas[k] * supervision]
-                    yield k, [*gradients([x], updates[k].trunk, entering, keep=k != last), *of_head]
+                if lambdas[k] > 0:  # (a name for what enters would hold it while the next output is at work)
+                    trunk = updates[k].trunk
+                    yield k, [*gradients([x], trunk, [lambdas[k] * supervision], keep=k != last), *of_head]
 
         for k, gradient in backwards() if mode == "live" else [*backwards()]:  # frozen: all before the first update
             updates[k](gradient)
