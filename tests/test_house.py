@@ -18,7 +18,7 @@ FLOORS = [
     ["gradients", "methods", "losses"],
     ["arrays", "pictures", "encoded", "matlab", "formats", "pickles", "cifar", "cache", "rows", "sources"],
     ["ahead", "survey", "splits", "augmentation", "data", "batches", "mixing", "distributed", "synchronised"],
-    ["provenance", "checkpoint", "rundir", "signals", "preprocessing"],
+    ["provenance", "checkpoint", "tensorboard", "rundir", "signals", "preprocessing"],
     ["policy", "scores", "latency", "evaluation", "thresholds", "exits", "hub", "graphs", "runtimes", "prediction"],
     ["diagnosis", "probing"],
     ["processes", "schedules", "build", "opening", "epochs", "train", "plan", "selection", "exporting"],

@@ -34,6 +34,7 @@ from auxnet.recipe import Recipe
 from auxnet.rundir import Standing
 from auxnet.schedules import lambdas_at, lr_at
 from auxnet.synchronised import unsynchronised
+from auxnet.tensorboard import History
 from auxnet.update import Method
 
 SETTLING = 100  # batches that the norms of an averaged net are measured on
@@ -81,6 +82,8 @@ class Training:
     """when the last checkpoint was made"""
     average: AuxNet | None = None
     """the moving average of the net, where the recipe asks for one"""
+    write_events: Callable[[History], None] | None = None
+    """shows TensorBoard the rows of metrics.jsonl so far"""
 
     @property
     def judged(self) -> AuxNet:
@@ -100,6 +103,8 @@ class Training:
                 rundir.begin(self.folder, self.recipe)
             diagnosed = [*supervision_after(self, standing.epoch)] if self.diagnose and standing.step == 0 else []
             rundir.save(self.folder, standing, self.net, self.method, self.keep, self.average, diagnosed)
+            if self.write_events is not None and standing.step == 0:
+                self.write_events(standing.history)
         self.begun, self.saved = True, time.monotonic()
 
 

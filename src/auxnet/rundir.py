@@ -21,6 +21,7 @@ from auxnet.checkpoint import load_state, read_about, save_state, save_weights, 
 from auxnet.errors import DivergedError, first_line
 from auxnet.network import AuxNet
 from auxnet.recipe import WHERE, Recipe, read_run_recipe, write_recipe
+from auxnet.tensorboard import event_files
 from auxnet.update import Method
 
 OURS = (
@@ -124,7 +125,7 @@ def check(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
 
 def begin(folder: Path, recipe: Recipe) -> None:
     """Make the run directory, what an earlier run left in it removed, with the recipe saved."""
-    for path in (*_checkpoints(folder), *(folder / name for name in OURS)):
+    for path in (*_checkpoints(folder), *event_files(folder), *(folder / name for name in OURS)):
         path.unlink(missing_ok=True)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     with whole(folder / "recipe.yaml") as partial:

@@ -27,6 +27,7 @@ from auxnet.preprocessing import Preprocessing
 from auxnet.provenance import provenance
 from auxnet.recipe import Recipe, method_name
 from auxnet.scores import guessing
+from auxnet.tensorboard import event_writer
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def fit(
     save_every: float = 300.0,
     keep: int = 2,
     diagnose: bool = False,
+    tensorboard: bool = False,
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> Run:
     """Train by `recipe` into the run directory `out`, and evaluate it.
@@ -54,13 +56,14 @@ def fit(
     The same recipe gives the same weights, byte for byte, on a CPU with the same number of threads, however often
     it was stopped and resumed. A checkpoint is made after every epoch and, within one, every `save_every` seconds;
     the newest `keep` stay. With `diagnose`, supervision is measured after every epoch and its shares are added to
-    diagnosis.jsonl (a line per output and layer), which changes no weight. Under torchrun the processes train
-    together: process 0 writes and has the summary.
+    diagnosis.jsonl (a line per output and layer), which changes no weight. With `tensorboard`, the learning curves
+    are written for it too, after every epoch, into tensorboard/. Under torchrun the processes train together:
+    process 0 writes and has the summary.
 
     Raises ValueError for a recipe that cannot be, FileExistsError if `out` holds something (a run is continued
     with `resume` or replaced with `overwrite`, anything else is never touched) or another process trains in it,
-    RuntimeError if a loss stops being finite or `out` cannot be written to, signals.Stopped (a KeyboardInterrupt)
-    after Ctrl-C or SIGTERM, once the step at hand is done and saved.
+    RuntimeError if a loss stops being finite, `out` cannot be written to or tensorboard is not installed,
+    signals.Stopped (a KeyboardInterrupt) after Ctrl-C or SIGTERM, once the step at hand is done and saved.
     """
     folder = Path(out)
     if not (save_every >= 0 and keep >= 1):
@@ -74,6 +77,7 @@ def fit(
         check(recipe)
         if here.leads:
             held.enter_context(rundir.claim(folder))
+        write_events = held.enter_context(event_writer(folder)) if tensorboard and here.leads else None
         dataset = resident(load_data(recipe), here.device)
         if not resume:
             check_data(recipe, dataset)
@@ -86,8 +90,22 @@ def fit(
             standing = rundir.take_up(state, net, method, folder, average)
             if here.leads:
                 standing = rundir.restore(folder, standing, judged)
+        if write_events is not None and standing.history:
+            write_events(standing.history)
         training = Training(
-            recipe, dataset, net, method, here, folder, save_every, keep, watch, resume, diagnose, average=average
+            recipe,
+            dataset,
+            net,
+            method,
+            here,
+            folder,
+            save_every,
+            keep,
+            watch,
+            begun=resume,
+            diagnose=diagnose,
+            average=average,
+            write_events=write_events,
         )
         standing = run_epochs(training, standing)
         net.float()  # what is saved and handed back takes ordinary images, whatever it was trained in

@@ -36,6 +36,8 @@ class Train(OfRecipe):
     """checkpoints to keep, the newest"""
     diagnose: FlagCreatePairsOff[bool] = False
     """measure the share of supervision after every epoch, for auxnet diagnose to show; changes no weight"""
+    tensorboard: FlagCreatePairsOff[bool] = False
+    """write the learning curves for TensorBoard too, after every epoch, into tensorboard/ of the run"""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def train(words: list[str]) -> None:
             save_every=options.save_every,
             keep=options.keep,
             diagnose=options.diagnose,
+            tensorboard=options.tensorboard,
             watch=watch,
         )
     if not run.summary:  # under torchrun, process 0 has it

@@ -1,0 +1,59 @@
+"""Learning curves for TensorBoard while a run goes on: the rows of metrics.jsonl, each output a line in every chart.
+
+TensorBoard draws one line per folder of event files, hence tensorboard/output-1, tensorboard/output-2, ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+History = Sequence[dict[str, Any]]
+
+
+def event_files(run: Path) -> Iterator[Path]:
+    """What was written here for TensorBoard."""
+    yield from run.glob("tensorboard/output-*/events.out.tfevents.*")
+
+
+@contextmanager
+def event_writer(run: Path) -> Iterator[Callable[[History], None]]:
+    """A function that takes the rows of metrics.jsonl so far, once per epoch, and writes those that are new.
+
+    The first time all are new, and what an earlier process wrote is removed: after a resume no epoch is there twice,
+    and none is missing. Raises RuntimeError if the package tensorboard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard.writer import SummaryWriter
+    except ImportError:
+        raise RuntimeError("curves for TensorBoard need its package: pip install 'auxnet[tensorboard]'") from None
+    writers: dict[int, SummaryWriter] = {}
+    written = 0
+
+    with ExitStack() as opened:
+
+        def write(history: History) -> None:
+            nonlocal written
+            if not writers:
+                for path in [*event_files(run)]:
+                    path.unlink()
+                for k in {row["output"] for row in history}:
+                    # one that looks on forgets what it read before
+                    writers[k] = SummaryWriter(str(run / "tensorboard" / f"output-{k}"), purge_step=0)
+                    opened.callback(writers[k].close)
+            for row in history[written:]:
+                of_output, epoch = writers[row["output"]], row["epoch"]
+                of_output.add_scalar(f"loss/{row['split']}", row["loss"], epoch)
+                if row["error"] is not None:
+                    of_output.add_scalar(f"error/{row['split']}", row["error"], epoch)
+                    of_output.add_scalar("lr", row["lr"], epoch)
+            written = len(history)
+            for of_output in writers.values():
+                of_output.flush()
+
+        yield write
