@@ -191,7 +191,8 @@ def test_pretrained_weights_are_taken_and_a_classifier_of_other_classes_is_repla
         ),
         (["--backbone", "own_nets:build", "--pretrained", "none.pt"], 2, "there is no file of weights none.pt"),
         (["--cuts", "2"], 2, "cuts=2 is a backbone's, and there is none: name it with backbone"),
-        (["--pretrained", "w.pt"], 2, "pretrained='w.pt' is a backbone's"),
+        (["--cuts", "2"], 2, "cuts=2 is a backbone's"),
+        (["--pretrained", "w.pt"], 2, "there is no file of weights w.pt"),
     ],
 )
 def test_what_cannot_be_asked_for_is_one_line(words, status, says, capsys, tmp_path):
@@ -204,7 +205,7 @@ def test_weights_that_do_not_fit_are_listed(capsys, tmp_path):
     del state["stem.0.weight"]
     save_file(state | {"more": torch.zeros(1)}, tmp_path / "w.safetensors")
     words = train(tmp_path / "bad", "--backbone", "own_nets:build", "--pretrained", tmp_path / "w.safetensors")
-    fails(capsys, words, 2, "1 missing: stem.0.weight; 1 not the backbone's: more")
+    fails(capsys, words, 2, "1 missing: stem.0.weight; 1 not the net's: more")
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])

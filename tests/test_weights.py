@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import auxnet
+from auxnet.recipe import Recipe, read_recipe
 
 
 def backbone(classes=3):
@@ -41,11 +44,11 @@ def test_keys_that_are_missing_too_many_or_of_another_shape_are_listed_and_nothi
     del state["0.bias"], state["1.running_var"]
     state["extra.weight"] = torch.zeros(1)
     save_file(state, tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match=r"w\.safetensors does not fit the backbone") as caught:
+    with pytest.raises(ValueError, match=r"w\.safetensors does not fit the net") as caught:
         auxnet.load_pretrained(target, tmp_path / "w.safetensors")
     told = str(caught.value).split(": ", 1)[1]
     assert told == (
-        "2 missing: 0.bias, 1.running_var; 1 not the backbone's: extra.weight; "
+        "2 missing: 0.bias, 1.running_var; 1 not the net's: extra.weight; "
         "2 of another shape: 3.weight [5, 4] for [3, 4], 3.bias [5] for [3]"
     )
     assert same(target, before)
@@ -53,7 +56,7 @@ def test_keys_that_are_missing_too_many_or_of_another_shape_are_listed_and_nothi
 
 def test_a_long_list_is_cut_short(tmp_path):
     save_file({f"x{i}": torch.zeros(1) for i in range(14)}, tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match=r"14 not the backbone's: x0, .* and 4 more"):
+    with pytest.raises(ValueError, match=r"14 not the net's: x0, .* and 11 more"):
         auxnet.load_pretrained(backbone(), tmp_path / "w.safetensors")
 
 
@@ -84,3 +87,46 @@ def test_files_that_are_none_say_so(tmp_path):
     torch.save([1, 2], tmp_path / "w.pt")
     with pytest.raises(ValueError, match="holds no state dict"):
         auxnet.load_pretrained(backbone(), tmp_path / "w.pt")
+
+
+def test_a_net_for_other_classes_takes_all_but_its_last_layers(tmp_path):
+    source, target = auxnet.resnet(depth=8, outputs=2), auxnet.resnet(depth=8, outputs=2, num_classes=16)
+    before = copy.deepcopy(target).state_dict()
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    auxnet.load_pretrained(target, tmp_path / "w.safetensors")
+    last = {f"heads.{k}.fc.{what}" for k in (0, 1) for what in ("weight", "bias")}
+    for name, tensor in target.state_dict().items():
+        assert torch.equal(tensor, (before if name in last else source.state_dict())[name]), name
+
+
+def test_one_output_of_other_classes_is_a_misfit(tmp_path):
+    source, target = auxnet.resnet(depth=8, outputs=2), auxnet.resnet(depth=8, outputs=2)
+    source.heads[1].fc = nn.Linear(64, 5)
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"2 of another shape: heads\.1\.fc\.weight \[5, 64\] for \[10, 64\]"):
+        auxnet.load_pretrained(target, tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("alone", [None, 1])
+def test_a_training_begins_with_the_weights_of_another_run(tmp_path, alone):
+    first = auxnet.fit(Recipe(depth=8, outputs=2, epochs=1, batch_size=256, threads=1, device="cpu"), tmp_path / "a")
+    recipe = Recipe(
+        depth=8, outputs=2, alone=alone, epochs=1, threads=1, device="cpu", lr=1e-20, pretrained=str(tmp_path / "a")
+    )
+    tuned = auxnet.fit(recipe, tmp_path / "b")
+    expected = first.net if alone is None else first.net.alone(alone)
+    assert all(map(torch.equal, tuned.net.parameters(), expected.parameters()))
+    assert read_recipe(tmp_path / "b" / "recipe.yaml") == recipe
+    shutil.rmtree(tmp_path / "a")
+    again = auxnet.fit(recipe, tmp_path / "b", resume=True)  # what it began with is in its checkpoint
+    assert again.summary["last"] == tuned.summary["last"]
+
+
+def test_another_network_does_not_fit_and_nothing_is_begun(tmp_path):
+    auxnet.fit(Recipe(depth=8, outputs=2, epochs=1, batch_size=256, threads=1, device="cpu"), tmp_path / "a")
+    recipe = Recipe(depth=14, outputs=2, epochs=1, threads=1, device="cpu", pretrained=str(tmp_path / "a"))
+    with pytest.raises(ValueError, match=r"a does not fit the net: 32 missing: segments\.0\."):
+        auxnet.fit(recipe, tmp_path / "b")
+    with pytest.raises(FileNotFoundError, match=r"no file of weights .*nowhere"):
+        auxnet.fit(replace(recipe, pretrained="nowhere"), tmp_path / "b")
+    assert not (tmp_path / "b").exists()

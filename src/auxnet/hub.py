@@ -140,8 +140,9 @@ def provenance(run: Path, which: str) -> dict[str, Any]:
     recipe = read_run_recipe(run)
     network: dict[str, Any] = {key: getattr(recipe, key) for key in ("depth", "form", "block", "width")}
     if recipe.backbone is not None:
-        weights = {"pretrained": Path(recipe.pretrained).name} if recipe.pretrained else {}
-        network = {"backbone": recipe.backbone, **weights}
+        network = {"backbone": recipe.backbone}
+    if recipe.pretrained is not None:
+        network["pretrained"] = Path(recipe.pretrained).name
     try:
         return {
             "run": run.resolve().name,

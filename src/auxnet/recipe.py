@@ -17,7 +17,7 @@ SEAL = b"# sha256 "
 BACKBONES = "timm:NAME, torchvision:NAME or package.module:function"
 CUTS = "1 or more, or the names of modules"
 OF_RESNETS = ("depth", "form", "outputs", "at", "placement", "block", "width", "head", "precision")
-OF_BACKBONES = ("cuts", "pretrained")
+OF_BACKBONES = ("cuts",)
 WHERE = ("data_dir", "stream", "workers", "device", "threads", "cuda_graph")
 """fields that say where and how a recipe runs, and nothing of what comes of it"""
 

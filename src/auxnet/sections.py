@@ -59,7 +59,7 @@ class Network:
     cuts: int | tuple[str, ...] | None = None
     """the backbone's modules after which outputs are added, or how many even cuts; none: 2"""
     pretrained: str | None = None
-    """file of weights for the backbone: .safetensors, or a .pt or .pth of tensors"""
+    """weights to begin with: a run of the same network, its classes others or not; or a file for the backbone"""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch
 from auxnet.backbones.attaching import attach
 from auxnet.backbones.cuts import even_cuts
 from auxnet.backbones.named import build_backbone
+from auxnet.backbones.weights import load_pretrained, of_a_run
 from auxnet.network import AuxNet
 from auxnet.residual import resnet
 
@@ -23,13 +24,17 @@ LARGEST = 4096  # pixels a side
 
 
 def net_from(options: Mapping[str, Any], pretrained: str | None = None) -> AuxNet:
-    """The net of such options, its weights random but for those of a backbone in the file `pretrained`.
+    """The net of such options, its weights random but for those that `pretrained` holds: a run's, or a backbone's.
 
-    Raises ValueError for options that describe none, and what `build_backbone` raises.
+    Raises ValueError for options that describe none, and what `build_backbone` and `load_pretrained` raise.
     """
     if options.get("alone") is not None:
         rest = {key: value for key, value in options.items() if key != "alone"}
         return net_from(rest, pretrained).alone(options["alone"])
+    if pretrained is not None and ("backbone" not in options or of_a_run(pretrained)):
+        net = net_from(options)
+        load_pretrained(net, pretrained)
+        return net
     if "backbone" not in options:
         return resnet(**options)
     name, classes, channels = options["backbone"], options["num_classes"], options["in_channels"]

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: a pretrained file for a backbone, taken whole or not at all."""
+"""Weights from elsewhere, of another run or of a pretrained backbone: taken whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from auxnet.errors import first_line
+from auxnet.network import AuxNet
 
-LISTED = 10  # names of each kind of misfit that an error lists
+LISTED = 3  # names of each kind of misfit that an error lists
 
 
 def classes_in(path: Path | str, backbone: nn.Module, num_classes: int) -> int:
@@ -30,22 +31,32 @@ def classes_in(path: Path | str, backbone: nn.Module, num_classes: int) -> int:
     return others.pop() if len(others) == 1 else num_classes
 
 
-def load_pretrained(backbone: nn.Module, path: Path | str) -> None:
-    """Fill a backbone with the weights and buffers of a .safetensors file, or of a .pt or .pth file of tensors.
+def of_a_run(path: Path | str) -> bool:
+    """Whether weights are those of an AuxNet, as a run has them, and not a backbone's. Raises what `_read` raises."""
+    return all(name.startswith(("segments.", "heads.")) for name in _read(Path(path)))
 
-    A .pt file holds a state dict, or one under "state_dict" or "model"; nothing else is unpickled. Every key must be
-    there, with its shape, and no other: for another number of classes load first, and let `attach` replace the
-    classifier. Raises FileNotFoundError, ValueError with the keys that do not fit (the backbone is then as it was), or
-    RuntimeError for a file that is damaged.
+
+def load_pretrained(net: nn.Module, path: Path | str) -> None:
+    """Fill a net with the weights and buffers of a .safetensors file, or of a .pt or .pth file of tensors.
+
+    `path` may be a run directory too: its weights of the last epoch. A .pt file holds a state dict, or one under
+    "state_dict" or "model"; nothing else is unpickled. Every key must be there, with its shape, and no other, with one
+    exception: where all outputs of an AuxNet classify for another number of classes than the file's, their last layers
+    stay as they are. (For a backbone's own classifier load first, and let `attach` replace it.)
+
+    Raises FileNotFoundError, ValueError with the keys that do not fit (the net is then as it was), or RuntimeError for
+    a file that is damaged.
     """
     path = Path(path)
-    own = backbone.state_dict()
+    own, theirs = net.state_dict(), _read(path)
     # Files older than BatchNorm's counter of batches are without it, and whole all the same.
     counters = {name: own[name] for name in own if name.endswith(".num_batches_tracked")}
-    state = {**counters, **_read(path)}
+    state = {**counters, **theirs}
+    if isinstance(net, AuxNet):
+        state |= _for_other_classes(net, theirs)
     misfits = {
         "missing": [name for name in own if name not in state],
-        "not the backbone's": [name for name in state if name not in own],
+        "not the net's": [name for name in state if name not in own],
         "of another shape": [
             f"{name} {list(state[name].shape)} for {list(own[name].shape)}"
             for name in own
@@ -54,12 +65,27 @@ def load_pretrained(backbone: nn.Module, path: Path | str) -> None:
     }
     if any(misfits.values()):
         told = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in misfits.items() if names)
-        raise ValueError(f"{path} does not fit the backbone: {told}")
-    backbone.load_state_dict(state)
+        raise ValueError(f"{path} does not fit the net: {told}")
+    net.load_state_dict(state)
+
+
+def _for_other_classes(net: AuxNet, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The net's own last layers, if those of another state dict differ in the number of classes, and all alike."""
+    last: dict[str, Tensor] = {}
+    pairs: set[tuple[int, tuple[int, int]]] = set()  # (head, (their classes, its own))
+    for k, head in enumerate(net.heads):
+        for name, tensor in head.state_dict(prefix=f"heads.{k}.").items():
+            other = theirs.get(name)
+            if other is not None and other.shape != tensor.shape and other.shape[1:] == tensor.shape[1:]:
+                pairs.add((k, (len(other), len(tensor))))
+                last[name] = tensor
+    return last if len(pairs) == net.outputs and len({classes for _, classes in pairs}) == 1 else {}
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, by name."""
+    """The tensors of a file, or of a run directory, by name."""
+    if path.is_dir():
+        path /= "model.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of weights {path}")
     if path.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
