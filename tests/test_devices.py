@@ -5,14 +5,18 @@ To read one, which would be to wait for the device, is an error there, and so is
 
 import copy
 import math
+import os
+import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
-from auxnet import Recipe, build
+import auxnet
+from auxnet import Recipe, build, rundir, signals
 from auxnet.data import DataSet, Split
 from auxnet.distributed import Team
 from auxnet.epochs import Training, train_epoch
@@ -96,3 +100,54 @@ class OnTheCpu:
 
     def to(self, device):
         return self.tensor
+
+
+class Read(TorchFunctionMode):
+    """What is read from the device is 1: so a whole run can be driven there, and only what is moved moves."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if not args:
+            return func(**(kwargs or {}))
+        name, (first, *rest) = getattr(func, "__name__", ""), args
+        of_device = isinstance(first, torch.Tensor) and first.is_meta
+        if of_device and name in ("cpu", "item", "tolist", "__bool__", "__float__", "__int__"):
+            first = torch.ones(first.shape, dtype=first.dtype)
+        if of_device and name == "to" and rest and rest[0] in (torch.device("cpu"), "cpu"):
+            return torch.ones(first.shape, dtype=first.dtype)
+        if name == "copy_" and not of_device and rest[0].is_meta:
+            return first.fill_(1)
+        return func(first, *rest, **(kwargs or {}))
+
+
+@pytest.fixture
+def on_meta(monkeypatch):
+    """A machine whose device has memory of its own, and room for the images."""
+    monkeypatch.setattr("auxnet.build.free_memory", lambda device: 2**30 if device == META else 0)
+    monkeypatch.setattr("auxnet.machine.device_of", lambda recipe: META)
+    with Read():
+        yield
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"method": "joint", "ema": 0.9}, {"precision": "bfloat16"}, {"augment": "crop+flip+trivial"}],
+    ids=str,
+)
+def test_a_whole_run_is_made_and_looked_at_on_the_device(fields, on_meta, tmp_path):
+    recipe = replace(TINY, device="meta", epochs=2, batch_size=256, outputs=2, **fields)
+    moved = build.resident(build.load_data(recipe), META)
+    assert moved.train.images.is_meta == ("augment" not in fields)
+    stopped = []
+
+    def stop(progress):
+        if progress.epoch == 2 and not stopped:
+            stopped.append(progress)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(signals.Stopped):
+        auxnet.fit(recipe, tmp_path / "run", watch=stop, save_every=0, diagnose=True)
+    run = auxnet.fit(recipe, tmp_path / "run", resume=True, watch=lambda progress: None)
+    assert [row["epoch"] for row in rundir.read_metrics(tmp_path / "run")[::4]] == [1, 2]
+    assert {parameter.device for parameter in run.net.parameters()} == {META}
+    reports = auxnet.evaluate(run.net, build.evaluation_batches(moved.val, moved, META))
+    assert [report.images for report in reports] == [145] * 2

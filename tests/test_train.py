@@ -111,7 +111,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_name(tmp_path, monkeyp
     monkeypatch.setattr(epochs, "training_batches", poisoned)
     with pytest.raises(RuntimeError, match=r"loss of output 1 \(layer 3\) became nan in epoch 1, step 2"):
         auxnet.fit(TINY, tmp_path / "a")
-    monkeypatch.setitem(epochs.READ_EVERY, "cpu", 4)  # as on a GPU: the error names the step all the same
+    monkeypatch.setattr(
+        epochs, "steps_between_reads", lambda device: 4
+    )  # as on a GPU: the error names the step all the same
     with pytest.raises(RuntimeError, match=r"loss of output 1 \(layer 3\) became nan in epoch 1, step 2"):
         auxnet.fit(TINY, tmp_path / "b")
 
@@ -119,12 +121,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_name(tmp_path, monkeyp
 def test_losses_read_a_few_steps_at_a_time_are_the_same_and_all_of_them(tmp_path, monkeypatch):
     runs = []
     for every in (1, 4, 50):
-        monkeypatch.setitem(epochs.READ_EVERY, "cpu", every)
+        monkeypatch.setattr(epochs, "steps_between_reads", lambda device, every=every: every)
         run = auxnet.fit(TINY, tmp_path / str(every))
         rows = [{**row, "seconds": 0} for row in rundir.read_metrics(run.folder)]
         runs.append((rows, (run.folder / "model.safetensors").read_bytes()))
     assert runs[0] == runs[1] == runs[2]
-    monkeypatch.setitem(epochs.READ_EVERY, "cpu", 50)  # a checkpoint in between reads what is there
+    monkeypatch.setattr(epochs, "steps_between_reads", lambda device: 50)  # a checkpoint in between reads what is there
     auxnet.fit(TINY, tmp_path / "saved", save_every=0)
     assert (tmp_path / "saved" / "model.safetensors").read_bytes() == runs[0][1]
     rows = [{**row, "seconds": 0} for row in rundir.read_metrics(tmp_path / "saved")]
@@ -281,3 +283,23 @@ def test_a_mistyped_number_of_cuts_takes_no_time_to_check():
     began = time.monotonic()
     build.check(Recipe(backbone="timm:x", cuts=10**7))
     assert time.monotonic() - began < 5  # what is left to do takes none; PyTorch's own imports take seconds
+
+
+def test_data_that_cannot_be_read_for_a_while_cost_no_epoch(tmp_path, monkeypatch):
+    def stop(progress):
+        if progress.done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train.fit_on(TINY, tmp_path / "a", stop)
+
+    def gone(recipe):
+        raise FileNotFoundError("the disk is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "load_data", gone)
+        with pytest.raises(FileNotFoundError, match="the disk is away"):
+            train.fit_on(TINY, tmp_path / "a")
+    seen = []
+    train.fit_on(TINY, tmp_path / "a", lambda progress: seen.append(progress.epoch))
+    assert set(seen) == {2, 3}

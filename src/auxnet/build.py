@@ -19,7 +19,7 @@ from auxnet.distributed import Team
 from auxnet.errors import first_line
 from auxnet.gradients import Aggregator, Loss
 from auxnet.losses import balanced, cross_entropy, distilled, square_hinge
-from auxnet.machine import device_of, to_device
+from auxnet.machine import device_of, free_memory, to_device
 from auxnet.methods import StepScale, joint, multiway, pairwise
 from auxnet.network import AuxNet
 from auxnet.precision import in_float32, lowered
@@ -84,11 +84,14 @@ def load_data(recipe: Recipe) -> data.DataSet:
 
 
 def resident(dataset: data.DataSet, device: torch.device) -> data.DataSet:
-    """The data set with its training and validation images in the memory of a GPU, where they take less than half."""
+    """The data set with its training and validation images in the memory of a GPU, where they take less than half.
+
+    Not those that PIL augments, which is done on the CPU.
+    """
     train, val = dataset.train, dataset.val
-    if device.type != "cuda" or not (isinstance(train, data.Split) and isinstance(val, data.Split)):
+    if dataset.augmentation is not None or not (isinstance(train, data.Split) and isinstance(val, data.Split)):
         return dataset
-    if 2 * (train.images.nbytes + val.images.nbytes) > torch.cuda.mem_get_info(device)[0]:
+    if 2 * (train.images.nbytes + val.images.nbytes) > free_memory(device):
         return dataset
     return replace(dataset, train=train.on(device), val=val.on(device))
 

@@ -39,7 +39,6 @@ from auxnet.update import Method
 
 SETTLING = 100  # batches that the norms of an averaged net are measured on
 DIAGNOSED = 512  # images that supervision is measured on after an epoch
-READ_EVERY = {"cpu": 1}  # steps; elsewhere (50) to read their losses is to wait for a device that Python runs ahead of
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ def train_epoch(training: Training, standing: Standing, noted: Callable[[], int]
     method.set_lr(lr_at(recipe, epoch))
     net.train()
     steps = -(-len(training.dataset.train) // recipe.batch_size)
-    every = READ_EVERY.get(training.device.type, 50)
+    every = steps_between_reads(training.device)
     unread: list[tuple[int, int, Tensor]] = []  # steps, their images and their losses [K]
 
     def read() -> Standing:
@@ -154,15 +153,19 @@ def train_epoch(training: Training, standing: Standing, noted: Callable[[], int]
         unread.append((step, n, method.step(x, labels)))
         if training.average is not None and recipe.ema is not None:
             update_average(training.average, net, recipe.ema, (epoch - 1) * steps + step)
-        if len(unread) == every or step == steps:
+        wanted = noted() > 0 or (team.leads and time.monotonic() - training.saved >= training.save_every)
+        if len(unread) == every or step == steps or (wanted and team.size == 1):
             standing = read()
             training.watch(_progress(training, standing))
-        due = team.leads and time.monotonic() - training.saved >= training.save_every
-        if team.any(due or noted() > 0):
-            standing = read() if unread else standing
-            training.save(standing)
-            _stop_if_asked(training, standing, noted)
+            if team.any(wanted):  # in a team only where losses are read: to ask the others is to wait for the device
+                training.save(standing)
+                _stop_if_asked(training, standing, noted)
     return standing
+
+
+def steps_between_reads(device: torch.device) -> int:
+    """To read a loss is to wait for the device, which Python else runs ahead of."""
+    return 1 if device.type == "cpu" else 50
 
 
 def _team_batches(training: Training, epoch: int, start: int = 0) -> Iterator[tuple[int, int, Tensor, Tensor]]:

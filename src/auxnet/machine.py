@@ -85,6 +85,11 @@ def available_memory() -> int:
     return max(0, min(left)) if left else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes left of a device's own memory; 0 where it has none, or does not say."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
 def cores() -> int:
     """CPU cores for this process: those that it may run on and that the limits of a container leave it, divided among
     the processes that torchrun started here.

@@ -115,13 +115,10 @@ def fit(
 
 def fit_on(recipe: Recipe, folder: Path, watch: Callable[[Progress], None] = lambda progress: None) -> Run:
     """Train into a folder that nobody else uses, from the last checkpoint in it if there is one."""
-    if not (folder / "recipe.yaml").is_file():
-        shutil.rmtree(folder, ignore_errors=True)  # what a process left that was killed in beginning
-        return fit(recipe, folder, watch=watch)
-    try:
-        return fit(recipe, folder, resume=True, watch=watch)
-    except FileNotFoundError:  # killed before the first checkpoint
-        return fit(recipe, folder, overwrite=True, watch=watch)
+    resume = any((folder / "checkpoints").glob("*.ckpt"))
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)  # what a process left that was killed before its first checkpoint
+    return fit(recipe, folder, resume=resume, watch=watch)
 
 
 def _finish(recipe: Recipe, dataset: DataSet, net: AuxNet, folder: Path, standing: rundir.Standing) -> dict[str, Any]:

@@ -14,13 +14,17 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from auxnet.reading.arrays import Pixels, reading
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+AnyPixels = TypeVar("AnyPixels", Pixels, "Tensor")
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 MOST_SCANS = 100
 _DECODERS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no others: fewer to trust, and much faster
@@ -94,7 +98,7 @@ def fitted(pixels: Pixels, size: tuple[int, int], channels: int) -> Pixels:
     return _pixels(image.convert("L" if channels == 1 else "RGB"))
 
 
-def middle(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+def middle(pixels: AnyPixels, size: tuple[int, int]) -> AnyPixels:
     """The middle part, of this size (H, W), of pixels [..., H, W, C]: a view."""
     top, left = (pixels.shape[-3] - size[0]) // 2, (pixels.shape[-2] - size[1]) // 2
     return pixels[..., top : top + size[0], left : left + size[1], :]

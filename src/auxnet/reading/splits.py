@@ -54,7 +54,7 @@ class Split:
 
     def middle(self, size: tuple[int, int]) -> Split:
         """The middle part, of this size (H, W), of every image."""
-        return replace(self, images=torch.from_numpy(middle(self.images.numpy(), size)))
+        return replace(self, images=middle(self.images, size))
 
     def sums(self) -> NDArray[np.int64]:
         """Of the pixels and of their squares, int64 [2, C]."""
