@@ -43,10 +43,10 @@ def main() -> None:
 
     def timed(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         losses: list[torch.Tensor] = []
-        within[-1] += seconds(lambda: losses.append(method.step(images, labels)))
+        within[-1] += seconds(lambda: losses.append(method.one_step(images, labels)))
         return losses[0]
 
-    watched = replace(method, step=timed)
+    watched = replace(method, one_step=timed)
     training = Training(recipe, dataset, net, watched, Team(), Path(), math.inf, 1, lambda progress: None, begun=False)
     x, y = next(training_batches(recipe, dataset, device, epoch=1))
     steps = asked.images // recipe.batch_size

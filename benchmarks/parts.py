@@ -92,7 +92,7 @@ def _updates(depth, outputs, fused, asked):
     """Update, timed inside the steps that it belongs to."""
     images, labels = batch_of(asked.batch_size)
     net = auxnet.resnet(depth, outputs).to(memory_format=torch.channels_last).train()
-    method = METHODS["live"](net, lambda groups: SGD(groups, fused=fused), net.loss_weights())
+    method = METHODS["live"](net, lambda parameters: SGD(parameters, fused=fused), net.loss_weights())
     spent = [0.0]
     update = Update.__call__
 

@@ -64,7 +64,7 @@ def _step(
 ) -> Task:
     torch.manual_seed(0)
     net = auxnet.resnet(20).to(memory_format=memory_format).train()
-    method = METHODS["joint"](net, lambda groups: SGD(groups, fused=fused), net.loss_weights())
+    method = METHODS["joint"](net, lambda parameters: SGD(parameters, fused=fused), net.loss_weights())
     images, labels = batch[0].contiguous(memory_format=memory_format), batch[1]
     if compiled:
         for segment in net.segments:

@@ -47,10 +47,10 @@ def losses_on(device, recipe):
     average = None if recipe.ema is None else copy.deepcopy(net)
 
     def step(images, labels):
-        losses.append(method.step(images, labels))
+        losses.append(method.one_step(images, labels))
         return losses[-1]
 
-    noting = replace(method, step=step)
+    noting = replace(method, one_step=step)
     training = Training(
         recipe, dataset, net, noting, Team(), Path(), math.inf, 1, lambda progress: None, begun=False, average=average
     )

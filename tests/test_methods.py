@@ -470,12 +470,124 @@ def test_frozen_parameters_stay_as_they_are(make):
     assert all(map(torch.equal, before, net.segments[0].parameters()))
 
 
-def test_a_net_moved_after_its_method_was_built_is_noticed():
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: net.double(),
+        lambda net: net.load_state_dict(small().state_dict(), assign=True),
+        lambda net: net.heads.__setitem__(0, copy.deepcopy(net.heads[0])),
+        lambda net: net.segments[1].to(memory_format=torch.contiguous_format),
+        lambda net: net.heads[2].requires_grad_(False),
+    ],
+    ids=["moved", "assigned", "replaced", "in another format", "frozen"],
+)
+@every_method
+def test_a_net_changed_after_its_method_was_built_is_noticed(make, change):
     net = small()
-    method = auxnet.joint(net, sgd(), net.loss_weights())
-    net.double()
-    with pytest.raises(RuntimeError, match="build the method after"):
-        method.step(images()[0].double(), images()[1])
+    method = make(net, sgd(), net.loss_weights())
+    change(net)
+    with pytest.raises(RuntimeError, match="build the method after that"):
+        method.step(*images())
+
+
+@every_method
+def test_a_step_where_no_gradient_can_be_taken_is_refused(make):
+    net = small()
+    method = make(net, sgd())
+    with torch.no_grad(), pytest.raises(RuntimeError, match="call it outside no_grad"):
+        method.step(*images())
+    for loss, words in (
+        (partial(nn.functional.cross_entropy, reduction="none"), r"loss must give one number, .* got the shape \[6\]"),
+        (lambda z, y: nn.functional.cross_entropy(z.detach(), y), "loss must depend on the logits"),
+    ):
+        method, before = make(net, sgd(), loss=loss), copy.deepcopy(net.segments.state_dict())
+        with pytest.raises(ValueError, match=words):
+            method.step(*images())
+        for name, parameter in net.segments.named_parameters():
+            assert torch.equal(parameter, before[name])
+
+
+@every_method
+def test_without_weights_they_are_the_papers(make):
+    nets = [small(), small()]
+    for net, weights in zip(nets, (None, nets[1].loss_weights()), strict=True):
+        make(net, sgd(), weights).step(*images())
+    assert all(map(torch.equal, nets[0].parameters(), nets[1].parameters()))
+
+
+# ---- optimizers ------------------------------------------------------------------------------------------------------
+
+
+SETTINGS = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
+as_one = partial(torch.optim.SGD, **SETTINGS)
+
+
+def in_reverse(parameters):
+    return as_one([*parameters][::-1])
+
+
+def by_shape(parameters):
+    few, many = ([p for p in parameters if (p.ndim > 1) == more] for more in (False, True))
+    return torch.optim.SGD([SETTINGS | {"params": few}, SETTINGS | {"params": many}])
+
+
+@every_method
+@pytest.mark.parametrize("made", [in_reverse, by_shape])
+def test_however_an_optimizer_groups_its_parameters_each_takes_its_own_steps(make, made):
+    nets = [small(), small()]
+    for net, optimizer in zip(nets, (as_one, made), strict=True):
+        method = make(net, optimizer, [0.9, 0.8, 1.0])
+        method.step(*images())
+        method.set_lr(0.05)
+        method.set_weights([0.7, 0.9, 1.0])
+        method.step(*images())
+    assert all(map(torch.equal, nets[0].parameters(), nets[1].parameters()))
+
+
+def test_groups_without_decay_or_with_a_step_size_of_their_own_keep_it():
+    def optimizer(parameters):
+        flat = {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0, "lr": 0.01}
+        return torch.optim.SGD([flat, {"params": [p for p in parameters if p.ndim > 1]}], lr=0.1, weight_decay=0.5)
+
+    method = auxnet.joint(small(), optimizer, [0.9, 0.8, 1.0], "sum")
+    method.set_lr(1.0)
+    (update,) = method.updates
+    found = {(g["lr"] / g["scale"], g["weight_decay"]) for g in update.optimizer.param_groups}
+    assert {(round(lr, 9), decay) for lr, decay in found} == {(1.0, 0.5), (0.1, 0.0)}
+    scales = sorted(g["scale"] for g in update.optimizer.param_groups)
+    assert scales == pytest.approx([1 / 1.7] * 2 + [1.0] * 6)  # segment 1; segments 2 and 3, and the heads
+
+
+def test_an_optimizer_that_leaves_parameters_out_is_refused():
+    with pytest.raises(ValueError, match=r"must hold the .* parameters that its function was given"):
+        auxnet.joint(small(), lambda parameters: torch.optim.SGD(parameters[1:], lr=0.1))
+
+
+def test_a_step_size_set_behind_the_method_is_refused():
+    net = small()
+    method = auxnet.multiway(net, sgd())
+    schedule = torch.optim.lr_scheduler.LambdaLR(method.updates[0].optimizer, lambda epoch: 0.5**epoch)
+    method.step(*images())
+    schedule.step()
+    with pytest.raises(RuntimeError, match=r"as torch's schedulers do: use method\.set_lr"):
+        method.step(*images())
+    method.set_lr(0.05)
+    method.step(*images())
+
+
+@every_method
+def test_a_state_holds_the_weights_and_is_refused_by_another_optimizer(make):
+    nets = [small(), small()]
+    first = make(nets[0], sgd(), [0.9, 0.8, 1.0])
+    first.step(*images())
+    nets[1].load_state_dict(nets[0].state_dict())
+    second = make(nets[1], sgd())
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for method in (first, second):
+        method.step(*images())
+    assert all(map(torch.equal, nets[0].parameters(), nets[1].parameters()))
+    with pytest.raises(ValueError, match=r"has optimizers AdamW.*, the state is of SGD"):
+        make(small(), torch.optim.AdamW).load_state_dict(first.state_dict())
 
 
 def test_step_scales_divide_by_the_weights_of_the_auxiliaries_above():

@@ -27,7 +27,7 @@ from auxnet.recipe import Recipe, nearest
 from auxnet.residual import LEAST_SIZE, layout, resnet
 from auxnet.schedules import lambdas_at
 from auxnet.synchronised import synchronise_norms
-from auxnet.update import Average, Method, alone
+from auxnet.update import Average, Method, identity
 
 PIXELS = 2**21  # evaluated at a time: 25 MB of float32 in three channels
 MOST_STAND_INS = 50  # outputs of a net that stands in for a backbone that is not built yet
@@ -218,11 +218,11 @@ def build(
             synchronise_norms(net, team)
     if precision_of(recipe) == torch.bfloat16:
         lowered(net)
-    method = build_method(recipe, net, loss, alone if team is None or team.size == 1 else team.average)
+    method = build_method(recipe, net, loss, identity if team is None or team.size == 1 else team.average)
     return net, on_cuda(method, device) if recipe.cuda_graph else method
 
 
-def build_method(recipe: Recipe, net: AuxNet, loss: Loss, average: Average = alone) -> Method:
+def build_method(recipe: Recipe, net: AuxNet, loss: Loss, average: Average = identity) -> Method:
     """The method of a recipe, bound to a net that is on its device. Raises ValueError for what it cannot have."""
     weights = lambdas_at(recipe, net.depths)
     options: dict[str, Any] = {
@@ -287,7 +287,7 @@ def step_scale_of(recipe: Recipe) -> StepScale:
 
 
 def optimizer_of(recipe: Recipe) -> Callable[[Any], torch.optim.Optimizer]:
-    """The optimizer that a recipe names, as a function of parameter groups; fused kernels where there are any."""
+    """The optimizer that a recipe names, as a function of parameters; fused kernels where there are any."""
     known = {
         name: kind
         for name, kind in vars(torch.optim).items()

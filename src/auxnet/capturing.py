@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from auxnet.errors import first_line
-from auxnet.update import Method, Weights
+from auxnet.update import Method
 
 WARM_UP = 3  # steps one by one before a recording: they make the optimizers' states, and what libraries make once
 
@@ -77,43 +77,36 @@ def captured(method: Method, record: Record, aside: Aside) -> Method:
     """
     recording: Recording | None = None
     warm, largest, known = 0, 0, Decided([], [], [])
-    lambdas: list[float] = []
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         nonlocal recording, warm, largest, known
-        largest, now = max(largest, len(images)), _decided(method, lambdas)
+        largest, now = max(largest, len(images)), _decided(method)
         if not now.same(known) or (recording is not None and len(recording.images) < largest):
             recording, warm, known = None, 0, now
         if warm < WARM_UP:
             warm += 1
             with aside():
-                return method.step(images, labels)
+                return method.one_step(images, labels)
         if recording is None and len(images) == largest:
             x, y = images.clone(), labels.clone()
-            recording = Recording(x, y, record(lambda: method.step(x, y)))
+            recording = Recording(x, y, record(lambda: method.one_step(x, y)))
         if recording is None or _kind(images, labels) != _kind(recording.images, recording.labels):
-            return method.step(images, labels)
-        for update in method.updates:
-            update.check_storage()
+            return method.one_step(images, labels)
         recording.images.copy_(images)
         recording.labels.copy_(labels)
         return recording.replay().clone()
 
-    def weigh(weights: Weights) -> None:
-        method.weigh(weights)
-        lambdas[:] = map(float, weights)
-
-    return replace(method, step=step, weigh=weigh)
+    return replace(method, one_step=step)
 
 
-def _decided(method: Method, lambdas: list[float]) -> Decided:
+def _decided(method: Method) -> Decided:
     optimizers = [update.optimizer for update in method.updates]
     groups = [
         {name: value for name, value in group.items() if name != "params"}
         for optimizer in optimizers
         for group in optimizer.param_groups
     ]
-    return Decided([*lambdas], groups, [optimizer.state for optimizer in optimizers])
+    return Decided([*method.lambdas], groups, [optimizer.state for optimizer in optimizers])
 
 
 def _kind(images: Tensor, labels: Tensor) -> tuple[Any, ...]:

@@ -145,6 +145,10 @@ def train_epoch(training: Training, standing: Standing, noted: Callable[[], int]
         unread.clear()
         return begun_at.within(last, losses.tolist(), time.perf_counter() - began)
 
+    def to_save() -> bool:
+        """Whether a checkpoint is due, or the training is asked to stop."""
+        return noted() > 0 or (team.leads and time.monotonic() - training.saved >= training.save_every)
+
     for step, n, x, labels in _team_batches(training, epoch, standing.step):
         torch.manual_seed(seed_of(recipe.seed, epoch, step, team.rank))  # for nets that draw numbers
         if recipe.mixup > 0 or recipe.cutmix > 0:
@@ -153,11 +157,10 @@ def train_epoch(training: Training, standing: Standing, noted: Callable[[], int]
         unread.append((step, n, method.step(x, labels)))
         if training.average is not None and recipe.ema is not None:
             update_average(training.average, net, recipe.ema, (epoch - 1) * steps + step)
-        wanted = noted() > 0 or (team.leads and time.monotonic() - training.saved >= training.save_every)
-        if len(unread) == every or step == steps or (wanted and team.size == 1):
+        if len(unread) == every or step == steps or (team.size == 1 and to_save()):
             standing = read()
             training.watch(_progress(training, standing))
-            if team.any(wanted):  # in a team only where losses are read: to ask the others is to wait for the device
+            if team.any(to_save()):  # in a team only where losses are read: to ask the others is to wait for the device
                 training.save(standing)
                 _stop_if_asked(training, standing, noted)
     return standing

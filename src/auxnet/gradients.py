@@ -28,9 +28,19 @@ def losses_of(
 ) -> list[Tensor]:
     """L_k of each output. With `distill`, those of the auxiliary outputs look at what the final one says, as it is."""
     if distill is None:
-        return [loss(z, labels) for z in logits]
+        return [_checked(loss(z, labels), z) for z in logits]
     *auxiliary, final = logits
-    return [*(distill(z, labels, final.detach()) for z in auxiliary), loss(final, labels)]
+    teacher = final.detach()
+    return [*(_checked(distill(z, labels, teacher), z) for z in auxiliary), _checked(loss(final, labels), final)]
+
+
+def _checked(L: Tensor, logits: Tensor) -> Tensor:
+    """A loss. Raises ValueError unless it is one number, and can be differentiated where its logits can be."""
+    if L.ndim != 0:
+        raise ValueError(f"loss must give one number, such as the mean over the images, got the shape {list(L.shape)}")
+    if logits.requires_grad and not L.requires_grad:
+        raise ValueError("loss must depend on the logits in a way that autograd sees, and does not: is one detached?")
+    return L
 
 
 def unchanged(features: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -82,14 +92,17 @@ def supervise(
     def one(k: int, feature: Tensor) -> Supervised:
         x = feature.detach().requires_grad_()
         if distill is None or final is None:
-            L = loss(heads[k](x), labels)
+            logits = heads[k](x)
+            L = loss(logits, labels)
         elif k < len(heads) - 1:
-            L = distill(heads[k](x), labels, final[1].detach())
+            logits = heads[k](x)
+            L = distill(logits, labels, final[1].detach())
         else:
             x, logits = final
             L = loss(logits, labels)
-        supervision, *of_head = gradients([L], [x, *parameters(heads[k])])
-        assert supervision is not None
+        supervision, *of_head = gradients([_checked(L, logits)], [x, *parameters(heads[k])])
+        if supervision is None:
+            raise ValueError(f"the loss of output {k + 1} does not depend on its feature: head {k + 1} cuts it off")
         return Supervised(k, feature, L.detach(), supervision, of_head)
 
     return (one(k, feature) for k, feature in numbered)

@@ -32,7 +32,7 @@ from auxnet.gradients import (
     unchanged,
 )
 from auxnet.network import AuxNet, statistics_kept
-from auxnet.update import Average, Gradients, Method, Optimizer, Part, Update, Weights, alone
+from auxnet.update import Average, Gradients, Method, Optimizer, SharedUpdate, Update, Weights, identity
 
 Mode = Literal["live", "frozen", "fused"]
 StepScale = Literal["none", "sum", "equilibrium", "cumulative", "adaptive"]
@@ -43,14 +43,14 @@ Order = Literal["shallow_first", "deep_first"]
 def joint(
     net: AuxNet,
     optimizer: Optimizer,
-    weights: Weights,
+    weights: Weights | None = None,
     step_scale: StepScale = "sum",
     *,
     loss: Loss = F.cross_entropy,
     distill: Distillation | None = None,
     aggregate: Aggregator | None = None,
     clip: float | None = None,
-    average: Average = alone,
+    average: Average = identity,
 ) -> Method:
     """One forward, one backward of the weighted sum of all losses, one update (paper, eq:joint_gradient).
 
@@ -64,7 +64,7 @@ def joint(
     trunk, heads = parameters(net.segments), parameters(net.heads)
     update = Update(optimizer, [*(parameters(s) for s in net.segments), heads], clip, average)
 
-    def weigh(weights: Weights) -> None:
+    def weigh(weights: Weights | None) -> None:
         lambdas[:] = _checked(net, weights)
         update.rescale([*step_scales(lambdas, step_scale), 1.0])
 
@@ -80,18 +80,18 @@ def joint(
         return average(torch.stack(losses).detach())
 
     weigh(weights)
-    return Method(step, [update], weigh)
+    return Method(net, step, [update], weigh, lambdas)
 
 
 def pairwise(
     net: AuxNet,
     optimizer: Optimizer,
-    weights: Weights,
+    weights: Weights | None = None,
     step_scale: StepScale = "none",
     *,
     loss: Loss = F.cross_entropy,
     clip: float | None = None,
-    average: Average = alone,
+    average: Average = identity,
 ) -> Method:
     """A forward, a backward and an update for each output in turn (paper, eq:pair-wise_gradient).
 
@@ -101,7 +101,7 @@ def pairwise(
     lambdas: list[float] = []
     updates = _update_per_output(net, optimizer, clip, average)
 
-    def weigh(weights: Weights) -> None:
+    def weigh(weights: Weights | None) -> None:
         lambdas[:] = _checked(net, weights)
         _rescale(updates, step_scales(lambdas, step_scale))
 
@@ -120,13 +120,13 @@ def pairwise(
         return average(torch.stack(losses))
 
     weigh(weights)
-    return Method(step, updates, weigh)
+    return Method(net, step, updates, weigh, lambdas)
 
 
 def multiway(
     net: AuxNet,
     optimizer: Optimizer,
-    weights: Weights,
+    weights: Weights | None = None,
     mode: Mode = "live",
     step_scale: StepScale = "cumulative",
     *,
@@ -135,7 +135,7 @@ def multiway(
     loss: Loss = F.cross_entropy,
     distill: Distillation | None = None,
     clip: float | None = None,
-    average: Average = alone,
+    average: Average = identity,
 ) -> Method:
     """One forward, whose features are kept; a backward and an update for each output in turn.
 
@@ -160,7 +160,7 @@ def multiway(
             raise ValueError("mode='fused' has one update alone: leave state and order out, or use 'live' or 'frozen'")
         return _fused(net, optimizer, weights, step_scale, loss, distill, clip, average)
     lambdas: list[float] = []
-    updates: Sequence[Update] | Sequence[Part]
+    updates: Sequence[Update] | Sequence[SharedUpdate]
     if state == "per_output":
         updates = optimizers = _update_per_output(net, optimizer, clip, average)
     else:
@@ -168,7 +168,7 @@ def multiway(
     shallow_first = order == "shallow_first"
     tied = len(parameters(net)) < sum(len(parameters(part)) for part in (*net.segments, *net.heads))
 
-    def weigh(weights: Weights) -> None:
+    def weigh(weights: Weights | None) -> None:
         lambdas[:] = _checked(net, weights)
         _rescale(updates, step_scales(lambdas, step_scale))
 
@@ -200,13 +200,13 @@ def multiway(
         return average(torch.stack([losses[k] for k in range(net.outputs)]))
 
     weigh(weights)
-    return Method(step, optimizers, weigh)
+    return Method(net, step, optimizers, weigh, lambdas)
 
 
 def _fused(
     net: AuxNet,
     optimizer: Optimizer,
-    weights: Weights,
+    weights: Weights | None,
     step_scale: StepScale,
     loss: Loss,
     distill: Distillation | None,
@@ -220,7 +220,7 @@ def _fused(
     update = Update(optimizer, [*trunk, *(parameters(head) for head in net.heads)], clip, average)
     trunk_parameters = parameters(net.segments)
 
-    def weigh(weights: Weights) -> None:
+    def weigh(weights: Weights | None) -> None:
         lambdas[:] = _checked(net, weights)
         c = [c_k if w > 0 else 0.0 for c_k, w in zip(step_scales(lambdas, step_scale), lambdas, strict=True)]
         decays = [sum(c[k:]) for k in range(net.outputs)]  # outputs k..K decay S_k
@@ -240,7 +240,7 @@ def _fused(
         return average(torch.stack(losses))
 
     weigh(weights)
-    return Method(step, [update], weigh)
+    return Method(net, step, [update], weigh, lambdas)
 
 
 # ---- steps -----------------------------------------------------------------------------------------------------
@@ -275,21 +275,24 @@ def _update_per_output(net: AuxNet, optimizer: Optimizer, clip: float | None, av
 
 def _parts_of_one_update(
     net: AuxNet, optimizer: Optimizer, clip: float | None, average: Average
-) -> tuple[list[Part], list[Update]]:
+) -> tuple[list[SharedUpdate], list[Update]]:
     """For each output k the same, as a part of one optimizer over all; and that one."""
     whole = Update(optimizer, [parameters(net.segments), parameters(net.heads)], clip, average)
-    parts = [Part(whole, parameters(net.segments[:k]), parameters(net.heads[k - 1])) for k in range(1, net.outputs + 1)]
+    parts = [
+        SharedUpdate(whole, parameters(net.segments[:k]), parameters(net.heads[k - 1]))
+        for k in range(1, net.outputs + 1)
+    ]
     return parts, [whole]
 
 
-def _rescale(updates: Sequence[Update] | Sequence[Part], scales: Sequence[float]) -> None:
+def _rescale(updates: Sequence[Update] | Sequence[SharedUpdate], scales: Sequence[float]) -> None:
     """The trunk at its own scale in each output's update, the head at the full step."""
     for k, scale in enumerate(scales):
         updates[k].rescale([scale, 1.0])
 
 
-def _checked(net: AuxNet, weights: Weights) -> list[float]:
-    lambdas = [float(w) for w in weights]
+def _checked(net: AuxNet, weights: Weights | None) -> list[float]:
+    lambdas = [float(w) for w in (net.loss_weights() if weights is None else weights)]
     if len(lambdas) != net.outputs or not all(0 <= w < float("inf") for w in lambdas):
         raise ValueError(f"weights must be {net.outputs} finite numbers >= 0, one per output, got {lambdas}")
     if not any(lambdas):

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 Gradients = list[Tensor | None]
-Optimizer = Callable[[Any], torch.optim.Optimizer]  # parameter groups -> torch.optim.Optimizer
+Optimizer = Callable[[Any], torch.optim.Optimizer]  # a list of parameters -> torch.optim.Optimizer
 Weights = Sequence[float] | Tensor  # lambda [K]
 Average = Callable[[Tensor], Tensor]  # a tensor -> its mean over the processes that train together
 
 
-def alone(tensor: Tensor) -> Tensor:
+def identity(tensor: Tensor) -> Tensor:
     """The mean over the processes that train together, where there is only this one."""
     return tensor
 
@@ -44,7 +44,7 @@ class Update:
         optimizer: Optimizer,
         groups: Sequence[list[nn.Parameter]],
         clip: float | None = None,
-        average: Average = alone,
+        average: Average = identity,
     ) -> None:
         if not callable(optimizer):
             made = "such as functools.partial(torch.optim.SGD, lr=0.1)"
@@ -59,20 +59,23 @@ class Update:
         pairs = list(zip((p.data for p in self.parameters), masters, strict=True))
         self.aliases = [data if master is None else master for data, master in pairs]
         self.rounded = [(data, master) for data, master in pairs if master is not None]
-        self.storage = [p.data_ptr() for p in self.parameters[:1]]
+        self.optimizer = optimizer(self.aliases or [{"params": []}])
         aliases = iter(self.aliases)
-        self.optimizer = optimizer([{"params": [next(aliases) for _ in group], "scale": 1.0} for group in groups])
-        self.decays = [settings.get("weight_decay") for settings in self.optimizer.param_groups]
+        self.places = _apart(self.optimizer, [[next(aliases) for _ in group] for group in groups])
+        etas, usual = [float(settings["lr"]) for settings in self.optimizer.param_groups], self.optimizer.defaults["lr"]
+        usual = float(usual) if usual in etas else etas[0]
+        self.shares = [eta / usual if usual else 1.0 for eta in etas]
         for settings in self.optimizer.param_groups:
-            settings["eta"] = settings["lr"]
+            settings["scale"], settings["eta"] = 1.0, settings["lr"]
+        self.decays = [settings.get("weight_decay") for settings in self.optimizer.param_groups]
 
     def __call__(self, gradients: Gradients) -> None:
         """One step along these gradients, one for each of `parameters` and in their order.
 
         What has None for its gradient is left as it is: no decay, no momentum.
         """
-        self.check_storage()
-        if self.average is not alone:
+        self._check_lr()
+        if self.average is not identity:
             gradients = averaged(gradients, self.average)
         for alias, gradient in zip(self.aliases, gradients, strict=True):
             alias.grad = None if gradient is None else gradient.to(alias.dtype)
@@ -83,11 +86,6 @@ class Update:
             alias.grad = None
         self.round()
 
-    def check_storage(self) -> None:
-        """Raise RuntimeError if the parameters lie elsewhere than when this was built."""
-        if self.storage != [p.data_ptr() for p in self.parameters[:1]]:
-            raise RuntimeError("the net was moved after its method was built: build the method after net.to(...)")
-
     def round(self) -> None:
         """Give parameters of lower precision the value of their masters."""
         if self.rounded:
@@ -96,16 +94,51 @@ class Update:
 
     def set_lr(self, eta: float) -> None:
         """The step size from now on; each group keeps its own share of it."""
-        for settings in self.optimizer.param_groups:
-            settings["eta"], settings["lr"] = eta, eta * settings["scale"]
+        for settings, share in zip(self.optimizer.param_groups, self.shares, strict=True):
+            settings["eta"] = eta * share
+            settings["lr"] = settings["eta"] * settings["scale"]
 
     def rescale(self, scales: Sequence[float], decays: Sequence[float] | None = None) -> None:
-        """Each group's share of the step size from now on, and what its weight decay is multiplied by."""
-        for settings, scale in zip(self.optimizer.param_groups, scales, strict=True):
-            settings["scale"], settings["lr"] = scale, settings["eta"] * scale
-        for settings, decay, times in zip(self.optimizer.param_groups, self.decays, decays or (), strict=False):
-            if decay is not None:
-                settings["weight_decay"] = decay * times
+        """The share of the step size of each group of parameters, and what its weight decay is multiplied by."""
+        self._check_lr()
+        for settings, decay, place in zip(self.optimizer.param_groups, self.decays, self.places, strict=True):
+            settings["scale"], settings["lr"] = scales[place], settings["eta"] * scales[place]
+            if decays is not None and decay is not None:
+                settings["weight_decay"] = decay * decays[place]
+
+    def _check_lr(self) -> None:
+        """Raise RuntimeError for a step size that something else has set: the scales would be lost, or it would be."""
+        for settings in self.optimizer.param_groups:
+            lr = settings["lr"]
+            if isinstance(lr, float) and lr != settings["eta"] * settings["scale"]:
+                raise RuntimeError(
+                    f"an optimizer's step size was set to {lr} behind its method, as torch's schedulers do: "
+                    "use method.set_lr(...), which keeps the scales of the steps"
+                )
+
+
+def _apart(optimizer: torch.optim.Optimizer, parts: Sequence[Sequence[Tensor]]) -> list[int]:
+    """Take an optimizer's groups apart, so that each is of one of these parts of its parameters; of which, in order.
+
+    However a function groups parameters (those without weight decay by themselves, say), each takes the steps of its
+    part. Raises ValueError for an optimizer that leaves out a parameter, or has others.
+    """
+    place_of = {id(tensor): place for place, part in enumerate(parts) for tensor in part}
+    held = [tensor for settings in optimizer.param_groups for tensor in settings["params"]]
+    if {id(tensor) for tensor in held} != set(place_of):
+        raise ValueError(
+            f"the optimizer must hold the {len(place_of)} parameters that its function was given and no others, "
+            f"it holds {len(place_of.keys() & {id(tensor) for tensor in held})} of them, and {len(held)} in all"
+        )
+    apart, places = [], []
+    for settings in optimizer.param_groups:
+        for place in dict.fromkeys(place_of[id(tensor)] for tensor in settings["params"]) or [
+            0
+        ]:  # a head may have none
+            apart.append(settings | {"params": [p for p in settings["params"] if place_of[id(p)] == place]})
+            places.append(place)
+    optimizer.param_groups[:] = apart
+    return places
 
 
 def _master(parameter: nn.Parameter) -> Tensor | None:
@@ -114,7 +147,7 @@ def _master(parameter: nn.Parameter) -> Tensor | None:
     return None if master is None or master.dtype == parameter.dtype else master
 
 
-class Part:
+class SharedUpdate:
     """An update of some of an `Update`'s parameters, which leaves the others and their optimizer state alone."""
 
     def __init__(self, whole: Update, trunk: list[nn.Parameter], rest: list[nn.Parameter]) -> None:
@@ -134,15 +167,35 @@ class Part:
 
 @dataclass(frozen=True)
 class Method:
-    """A way of training, bound to a net. Build it after the net is on its device.
+    """A way of training, bound to a net. Build it after the net is on its device, and what is frozen is frozen."""
 
-    `step(images [N, C, H, W], labels [N])` trains on one batch and returns the losses [K] whose gradients it
-    took, detached, shallow to deep: those of the net before the step, but in pair-wise after each other's updates.
-    """
-
-    step: Callable[[Tensor, Tensor], Tensor]
+    net: nn.Module
+    one_step: Callable[[Tensor, Tensor], Tensor]
     updates: list[Update]
     weigh: Callable[[Weights], None]
+    lambdas: list[float]
+    """the loss weights at the moment"""
+    bound: list[tuple[int, int, bool]] = field(init=False)
+    """the parameters that the optimizers hold"""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bound", _anatomy(self.net))
+
+    def step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Train on one batch: images [N, C, H, W], labels [N], or [N, classes] where the loss takes shares.
+
+        Returns the losses [K] whose gradients were taken, detached, shallow to deep: those of the net before the step,
+        but in pair-wise after each other's updates. Raises ValueError for images that are not for this net,
+        RuntimeError if the net's parameters are others than when the method was built.
+        """
+        if _anatomy(self.net) != self.bound:
+            raise RuntimeError(
+                "the net's parameters were moved, replaced, frozen or unfrozen after its method was built: "
+                "build the method after that"
+            )
+        if not torch.is_grad_enabled():
+            raise RuntimeError("a training step takes gradients, which are disabled here: call it outside no_grad()")
+        return self.one_step(images, labels)
 
     def set_weights(self, weights: Weights) -> None:
         """The loss weights lambda [K] from now on, and the step scales that follow from them.
@@ -154,15 +207,22 @@ class Method:
         self.weigh(weights)
 
     def set_lr(self, lr: float) -> None:
-        """The step size eta from now on, for every output. Raises ValueError unless it is a number of 0 or more."""
+        """The step size eta from now on, for every output; groups with a step size of their own keep their share.
+
+        Raises ValueError unless it is a number of 0 or more.
+        """
         if isinstance(lr, str) or not 0 <= float(lr) < math.inf:
             raise ValueError(f"lr must be a number of 0 or more, and finite, got {lr!r}")
         for update in self.updates:
-            update.set_lr(lr)
+            update.set_lr(float(lr))
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer states: one, or one per output where outputs have their own; masters, where there are any."""
-        state: dict[str, Any] = {"optimizers": [update.optimizer.state_dict() for update in self.updates]}
+        """The optimizer states: one, or one per output where outputs have their own; the loss weights; masters."""
+        state: dict[str, Any] = {
+            "optimizers": [update.optimizer.state_dict() for update in self.updates],
+            "kinds": [type(update.optimizer).__name__ for update in self.updates],
+            "weights": [*self.lambdas],
+        }
         return state | {"masters": masters} if (masters := self.masters()) else state
 
     def masters(self) -> list[Tensor]:
@@ -174,12 +234,24 @@ class Method:
         states = state.get("optimizers", []) if isinstance(state, dict) else []
         if len(states) != len(self.updates):
             raise ValueError(f"this method has {len(self.updates)} optimizers, the state has {len(states)}")
+        own = [type(update.optimizer).__name__ for update in self.updates]
+        if (kinds := state.get("kinds", own)) != own:
+            raise ValueError(f"this method has optimizers {', '.join(own)}, the state is of {', '.join(kinds)}")
         for update, optimizer_state in zip(self.updates, states, strict=True):
             capturable = [group.get("capturable") for group in update.optimizer.param_groups]
             update.optimizer.load_state_dict(optimizer_state)
-            for group, own in zip(update.optimizer.param_groups, capturable, strict=True):
-                group |= {} if own is None else {"capturable": own}  # a matter of where it runs
+            for group, held in zip(update.optimizer.param_groups, capturable, strict=True):
+                group |= {} if held is None else {"capturable": held}  # a matter of where it runs
         for master, saved in zip(self.masters(), state.get("masters", []), strict=True):
             master.copy_(saved)
         for update in self.updates:
             update.round()
+        self.set_weights(state.get("weights", self.lambdas))
+
+
+def _anatomy(module: nn.Module) -> list[tuple[int, int, bool]]:
+    """Of each parameter in a module which it is, where it lies and whether it is trained: fast, for every step."""
+    found = [(id(p), p.data_ptr(), p.requires_grad) for p in module._parameters.values() if p is not None]
+    for child in module._modules.values():
+        found += [] if child is None else _anatomy(child)
+    return found
