@@ -148,3 +148,33 @@ def test_settings_that_cannot_be_are_one_line(run, capsys, command):
     fails(capsys, [command, run, "--device", "abacus"], 2, "mps, got 'abacus'")
     fails(capsys, [command, run, "--output", "2"], 2, "--output")
     fails(capsys, [command], 2, "run")
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([0, 10], r"whole numbers in 0\.\.9, .*got 0\.\.10"),
+        ([-1, 3], r"got -1\.\.3"),
+        ([0.5, 1.0], r"got 0\.5\.\.1\.0"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(labels, words):
+    with pytest.raises(ValueError, match=words):
+        auxnet.evaluate(auxnet.resnet(depth=8, outputs=2), [(torch.randn(2, 3, 8, 8), torch.tensor(labels))])
+
+
+def test_logits_that_are_not_finite_have_no_error():
+    net, labels = auxnet.resnet(depth=8, outputs=2), torch.zeros(2, dtype=torch.int64)
+    with torch.no_grad():
+        net.heads[1].fc.bias[0] = float("nan")
+    with pytest.raises(RuntimeError, match="output 2 gives logits that are not finite"):
+        auxnet.evaluate(net, [(torch.randn(2, 3, 8, 8), labels)])
+
+
+def test_what_is_no_net_or_no_batches_is_refused():
+    net, images, labels = auxnet.resnet(depth=8, outputs=2), torch.randn(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(TypeError, match=r"net must be an AuxNet, got Sequential: .* net\.alone\(k\)"):
+        auxnet.evaluate(net.truncate(1), [(images, labels)])
+    with pytest.raises(ValueError, match=r"one batch alone is \[\(images, labels\)\]"):
+        auxnet.evaluate(net, (images, labels))
+    assert auxnet.evaluate(net.alone(1), [(images, labels)])[0].images == 2

@@ -228,3 +228,21 @@ def test_an_output_alone_shares_its_modules_and_gives_its_logits():
     assert alone.heads[0] is net.heads[2]
     with pytest.raises(ValueError, match=r"output must be one of 1\.\.3"):
         net.alone(4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_made_of_a_net_is_in_its_mode(training):
+    net = auxnet.resnet(depth=8, outputs=3).train(training)
+    net.segments[0].train(not training)  # and what is in another mode stays so
+    for made in (net.truncate(2), net.alone(2), net.shallow(2), auxnet.EarlyExit(net, [0.5, 0.5])):
+        assert made.training == training
+        modes = {name: module.training for name, module in made.named_modules()}
+        assert set(modes.values()) == {True, False}
+        assert {mode for name, mode in modes.items() if name.startswith(("head", "net.head"))} == {training}
+
+
+@pytest.mark.parametrize("output", [None, "2", 1.0, 0, 4])
+def test_what_is_no_output_is_refused(output):
+    net = auxnet.resnet(depth=8, outputs=3)
+    with pytest.raises(ValueError, match=r"output must be one of 1\.\.3 \(shallow to deep\), got"):
+        net.truncate(output)

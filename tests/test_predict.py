@@ -74,6 +74,13 @@ def test_pictures_of_every_kind_are_read(run, tmp_path):
     assert all(isinstance(a, Prediction) for a in answers)
 
 
+def test_one_path_is_one_image_or_folder(run, folder):
+    alone = next(iter(sorted(folder.glob("*.png"))))
+    for path in (alone, str(alone)):
+        assert [answer.image for answer in predict(run, path)] == [str(alone)]
+    assert [*predict(run, str(folder))] == [*predict(run, [folder])]
+
+
 def test_transparency_is_dropped_as_in_training(run, tmp_path):
     picture(1).save(tmp_path / "a.png")
     picture(1).convert("RGBA").save(tmp_path / "b.png")

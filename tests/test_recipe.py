@@ -4,8 +4,11 @@ import ast
 import inspect
 from dataclasses import fields, replace
 from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 from auxnet import sections
@@ -107,3 +110,9 @@ def test_an_empty_file_is_the_default_recipe(tmp_path):
     (tmp_path / "r.yaml").write_text("")
     assert read_recipe(tmp_path / "r.yaml") == Recipe() == recipe_from({})
     assert replace(Recipe(), depth=56).depth == 56
+
+
+def test_paths_and_numbers_of_numpy_and_torch_serve():
+    given = Recipe(data=Path("pics"), lr=np.float64(0.05), epochs=np.int64(1), weights=torch.tensor([0.25, 1.0]))
+    assert given == Recipe(data="pics", lr=0.05, epochs=1, weights=(0.25, 1.0))
+    assert type(given.epochs) is int

@@ -14,7 +14,9 @@ _HOME = {
     "Method": "update",
     "OutputReport": "evaluation",
     "PretrainedAuxNet": "hub",
+    "Progress": "epochs",
     "Recipe": "recipe",
+    "Run": "train",
     "attach": "backbones.attaching",
     "early_exit": "exits",
     "evaluate": "evaluation",
@@ -24,6 +26,7 @@ _HOME = {
     "load": "hub",
     "load_pretrained": "backbones.weights",
     "multiway": "methods",
+    "opened": "opening",
     "pairwise": "methods",
     "predict": "prediction",
     "resnet": "residual",
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from auxnet.backbones.attaching import attach as attach
     from auxnet.backbones.weights import load_pretrained as load_pretrained
     from auxnet.diagnosis import supervision as supervision
+    from auxnet.epochs import Progress as Progress
     from auxnet.evaluation import OutputReport as OutputReport
     from auxnet.evaluation import evaluate as evaluate
     from auxnet.exits import EarlyExit as EarlyExit
@@ -48,11 +52,13 @@ if TYPE_CHECKING:
     from auxnet.methods import multiway as multiway
     from auxnet.methods import pairwise as pairwise
     from auxnet.network import AuxNet as AuxNet
+    from auxnet.opening import opened as opened
     from auxnet.prediction import predict as predict
     from auxnet.recipe import Recipe as Recipe
     from auxnet.residual import resnet as resnet
     from auxnet.selection import select as select
     from auxnet.sweeps.sweeping import sweep as sweep
+    from auxnet.train import Run as Run
     from auxnet.train import fit as fit
     from auxnet.update import Method as Method
 

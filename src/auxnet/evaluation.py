@@ -50,8 +50,10 @@ class OutputReport:
 def evaluate(net: AuxNet, batches: Batches) -> list[OutputReport]:
     """A report per output, shallow to deep, over batches of (images [N, C, H, W], labels [N]).
 
-    The net is evaluated in evaluation mode and left in the mode it was in. Raises ValueError without images.
+    The net is evaluated in evaluation mode and left in the mode it was in. Raises what `predictions` raises.
     """
+    if not isinstance(net, AuxNet):
+        raise TypeError(f"net must be an AuxNet, got {type(net).__name__}: output k by itself is net.alone(k)")
     shape, batches = image_shape_of(batches)
     return reports(net, shape, predictions(net, batches))
 
@@ -76,6 +78,9 @@ def image_shape_of(batches: Batches) -> tuple[tuple[int, ...], Batches]:
     first = next(batches, None)
     if first is None:
         raise ValueError("there are no images to evaluate on")
+    if not (isinstance(first, tuple | list) and len(first) == 2):
+        got = type(first).__name__
+        raise ValueError(f"batches must give (images, labels), got a {got}: one batch alone is [(images, labels)]")
     return tuple(first[0].shape[1:]), chain([first], batches)
 
 

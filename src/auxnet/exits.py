@@ -54,6 +54,7 @@ class EarlyExit(nn.Module):
         self.policy = Policy(tuple(map(float, thresholds)), confidence, tuple(map(float, temperatures)))
         self.policy.check(net.outputs)
         self.net = net
+        self.training = net.training
 
     def forward(self, images: Tensor) -> Exited:
         """Logits and exit of every image, in order; see the class. Raises ValueError for images not for this net."""

@@ -12,13 +12,14 @@ import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 RelativeTo = Literal["final", "last_auxiliary"]
+Made = TypeVar("Made", bound=nn.Module)
 
 
 class AuxNet(nn.Module):
@@ -77,18 +78,27 @@ class AuxNet(nn.Module):
         """
         self.check_output(output)
         trunk = nn.Sequential(*self.segments[:output])
-        return copy.deepcopy(nn.Sequential(OrderedDict(trunk=trunk, head=self.heads[output - 1])))
+        return copy.deepcopy(self._in_own_mode(nn.Sequential(OrderedDict(trunk=trunk, head=self.heads[output - 1]))))
 
     def alone(self, output: int) -> AuxNet:
         """Output k alone as an AuxNet of one segment, sharing its modules. Raises ValueError as `truncate` does."""
         self.check_output(output)
         trunk = nn.Sequential(*self.segments[:output])
-        return AuxNet([trunk], [self.heads[output - 1]], self.depths[output - 1 : output], self.least_image)
+        head, depth = self.heads[output - 1], self.depths[output - 1]
+        return self._in_own_mode(AuxNet([trunk], [head], [depth], self.least_image))
 
     def shallow(self, output: int) -> AuxNet:
         """Outputs 1..`output`, sharing their modules. Raises ValueError as `truncate` does."""
         self.check_output(output)
-        return AuxNet(self.segments[:output], self.heads[:output], self.depths[:output], self.least_image)
+        part = AuxNet(self.segments[:output], self.heads[:output], self.depths[:output], self.least_image)
+        return self._in_own_mode(part)
+
+    def _in_own_mode(self, made: Made) -> Made:
+        """A module made of this net's: what is new of it in training or evaluation mode, as this net is."""
+        own = set(self.modules())
+        for module in made.modules():
+            module.training = module.training if module in own else self.training
+        return made
 
     def check_images(self, shape: Sequence[int]) -> None:
         """Raise ValueError unless images of this shape, (N, C, H, W), are what the net takes."""
@@ -107,8 +117,8 @@ class AuxNet(nn.Module):
 
     def check_output(self, output: int) -> None:
         """Raise ValueError unless `output` is one of 1..K."""
-        if not 1 <= output <= self.outputs:
-            raise ValueError(f"output must be one of 1..{self.outputs} (shallow to deep), got {output}")
+        if not isinstance(output, SupportsIndex) or not 1 <= output.__index__() <= self.outputs:
+            raise ValueError(f"output must be one of 1..{self.outputs} (shallow to deep), got {output!r}")
 
     def loss_weights(self, gamma: float = 2.0, floor: float = 0.01, relative_to: RelativeTo = "final") -> Tensor:
         """lambda_k = max(floor, (l_k / L)^gamma), float64 [K]; the final output weighs 1 (paper, section 3.1).

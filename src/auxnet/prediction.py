@@ -44,14 +44,14 @@ class Unreadable:
 
 def predict(
     model: Path | str | Runnable,
-    images: Iterable[Path | str],
+    images: Path | str | Iterable[Path | str],
     *,
     output: int | None = None,
     top: int = 3,
     batch_size: int = 32,
     which: str = "last",
 ) -> Iterator[Prediction | Unreadable]:
-    """One answer per image, in order: of files, and of the image files in and below folders, sorted.
+    """One answer per image, in order: of a file or several, and of the image files in and below folders, sorted.
 
     `model`: a run, an exported folder, `hf:owner/name`, or an ONNX file of this program; `output` as numbered
     in the run (default: its deepest). Raises, at once, ValueError for an option that cannot be or an empty
@@ -61,9 +61,9 @@ def predict(
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     if top < 1:
         raise ValueError(f"top must be 1 or more, got {top}")
-    given = list(images)
+    given = [images] if isinstance(images, str | Path) else list(images)
     if not given:
-        raise ValueError("there are no images to predict: name files or folders, or - for a list on standard input")
+        raise ValueError("there are no images to predict: name files or folders")
     try:
         runnable = model if isinstance(model, Runnable) else open_model(model, output, which)
     except (ValueError, FileNotFoundError) as error:

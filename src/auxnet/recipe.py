@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import types
 from dataclasses import asdict, dataclass, fields
 from functools import cache
@@ -193,12 +194,17 @@ def folder_name(recipe: Recipe) -> str:
 
 def nearest(word: str, known: list[str]) -> str:
     """A suggestion to end an error with: '; perhaps you meant ...', or nothing."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; perhaps you meant {close[0]!r}" if close else ""
+    lowered = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)
+    return f"; perhaps you meant {lowered[close[0]]!r}" if close else ""
 
 
 def _as(hint: Any, value: Any, name: str) -> Any:
-    """`value` as the type that `hint` asks for, or ValueError: 3 serves as 3.0, a list as a tuple, no more."""
+    """`value` as the type that `hint` asks for, or ValueError: 3 serves as 3.0, a list as a tuple, a path as text."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    elif hasattr(value, "tolist"):  # a number or an array of NumPy's, a tensor
+        value = value.tolist()
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     for kind in kinds:
         if get_origin(kind) is Literal and value in get_args(kind):

@@ -47,14 +47,24 @@ class Predictions:
 def predictions(net: AuxNet, batches: Iterable[tuple[Tensor, Tensor]]) -> Predictions:
     """What every output says of batches of (images [N, C, H, W], labels [N]), in evaluation mode.
 
-    The net is left in the mode it was in. Raises ValueError without images.
+    The net is left in the mode it was in. Raises ValueError without images, or for labels that are no classes of the
+    net, RuntimeError for logits that are not finite: their error would be that of calling all images by one class.
     """
     with in_mode(net, training=False):
         parts = [(torch.stack(net(images)).float().cpu(), labels.cpu()) for images, labels in batches]
     if not parts:
         raise ValueError("there are no images to evaluate on")
-    logits, labels = zip(*parts, strict=True)
-    return Predictions(torch.cat(logits, dim=1), torch.cat(labels))
+    several = zip(*parts, strict=True)
+    logits, labels = torch.cat(next(several), dim=1), torch.cat(next(several))
+    classes = logits.shape[2]
+    if labels.is_floating_point() or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        found = f"{labels.min().item()}..{labels.max().item()}"
+        raise ValueError(f"labels must be whole numbers in 0..{classes - 1}, the classes of the net, got {found}")
+    if not (finite := logits.isfinite().all(2).all(1)).all():
+        raise RuntimeError(
+            f"output {int(finite.int().argmin()) + 1} gives logits that are not finite: has it diverged?"
+        )
+    return Predictions(logits, labels.long())
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------

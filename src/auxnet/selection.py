@@ -72,9 +72,12 @@ def select(
 ) -> Choice:
     """Choose an output of a run directory's last weights, on the validation images of its data set.
 
-    See `choose` for the rule. Latency (ms, one image, the truncated model, on the device and threads of the
-    recipe) is measured if it is budgeted. Data are looked for under `data_dir` if not where they lay in training.
-    Raises ValueError for what cannot be asked, FileNotFoundError and RuntimeError for what is no sound run.
+    The cheapest output (in multiply-adds) whose error is within a margin of the best: `within` is a fraction, 0.005
+    (half a percentage point) if there is no budget, and 0 if there is one: the best that meets it. Latency (ms, one
+    image, the truncated model, on the device and threads of the recipe) is measured if it is budgeted. Data are looked
+    for under `data_dir` if not where they lay in training.
+
+    Raises ValueError for what cannot be asked, FileNotFoundError and RuntimeError for what is not a finished run.
     """
     limits = {"params": max_params, "macs": max_macs, "latency": max_latency}
     checked_within(within, checked_budgets(limits))
@@ -160,17 +163,17 @@ def cheapest_within(errors: Sequence[float], macs: Sequence[int], margin: float)
 def checked_budgets(limits: Mapping[str, float | None]) -> dict[str, float]:
     """The budgets given. Raises ValueError for one that no model could meet."""
     for name, limit in limits.items():
-        if limit is not None and not 0 < limit < float("inf"):
-            raise ValueError(f"max_{name} must be above 0 and finite, got {limit}; leave it out for no limit")
+        if limit is not None and not (isinstance(limit, int | float) and 0 < limit < float("inf")):
+            raise ValueError(f"max_{name} must be above 0 and finite, got {limit!r}; leave it out for no limit")
     return {name: limit for name, limit in limits.items() if limit is not None}
 
 
 def checked_within(within: float | None, budgets: Mapping[str, float]) -> float:
-    """The margin, by default MARGIN without a budget and 0 with one. Raises ValueError outside 0..1."""
+    """The margin, by default MARGIN without a budget and 0 with one. Raises ValueError outside 0..0.5."""
     if within is None:
         return 0.0 if budgets else MARGIN
-    if not 0 <= within <= 1:
-        raise ValueError(f"within must be a share of images in 0..1 (0.005 is half a percentage point), got {within}")
+    if not 0 <= within < 0.5:  # 0.5 and 1 are meant as percentage points
+        raise ValueError(f"within must be a share of images below 0.5 (0.005 is half a percentage point), got {within}")
     return within
 
 

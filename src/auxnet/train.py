@@ -49,7 +49,7 @@ def fit(
     keep: int = 2,
     diagnose: bool = False,
     tensorboard: bool = False,
-    watch: Callable[[Progress], None] = lambda progress: None,
+    watch: Callable[[Progress], None] | None = None,
 ) -> Run:
     """Train by `recipe` into the run directory `out`, and evaluate it.
 
@@ -57,14 +57,19 @@ def fit(
     it was stopped and resumed. A checkpoint is made after every epoch and, within one, every `save_every` seconds;
     the newest `keep` stay. With `diagnose`, supervision is measured after every epoch and its shares are added to
     diagnosis.jsonl (a line per output and layer), which changes no weight. With `tensorboard`, the learning curves
-    are written for it too, after every epoch, into tensorboard/. Under torchrun the processes train together:
-    process 0 writes and has the summary.
+    are written for it too, after every epoch, into tensorboard/.
+
+    `watch` is told where the training stands, after every step on a CPU and now and then on a GPU, and once more when
+    an epoch is saved (`Progress.done`). Under torchrun the processes train together: process 0 writes and has the
+    summary.
 
     Raises ValueError for a recipe that cannot be, FileExistsError if `out` holds something (a run is continued
     with `resume` or replaced with `overwrite`, anything else is never touched) or another process trains in it,
     RuntimeError if a loss stops being finite, `out` cannot be written to or tensorboard is not installed,
     signals.Stopped (a KeyboardInterrupt) after Ctrl-C or SIGTERM, once the step at hand is done and saved.
     """
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe must be an auxnet.Recipe, got {type(recipe).__name__}")
     folder = Path(out)
     if not (save_every >= 0 and keep >= 1):
         raise ValueError(f"save_every must be 0 seconds or more and keep 1 or more, got {save_every} and {keep}")
@@ -101,7 +106,7 @@ def fit(
             folder,
             save_every,
             keep,
-            watch,
+            watch or (lambda progress: None),
             begun=resume,
             diagnose=diagnose,
             average=average,
@@ -113,7 +118,7 @@ def fit(
     return Run(folder, judged.eval(), summary)
 
 
-def fit_on(recipe: Recipe, folder: Path, watch: Callable[[Progress], None] = lambda progress: None) -> Run:
+def fit_on(recipe: Recipe, folder: Path, watch: Callable[[Progress], None] | None = None) -> Run:
     """Train into a folder that nobody else uses, from the last checkpoint in it if there is one."""
     resume = any((folder / "checkpoints").glob("*.ckpt"))
     if not resume:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
@@ -60,6 +61,9 @@ class Update:
         self.aliases = [data if master is None else master for data, master in pairs]
         self.rounded = [(data, master) for data, master in pairs if master is not None]
         self.optimizer = optimizer(self.aliases or [{"params": []}])
+        if signature(self.optimizer.step).parameters["closure"].default is not None:
+            name = type(self.optimizer).__name__
+            raise ValueError(f"{name} asks for losses within a step, where gradients are handed over: take another")
         aliases = iter(self.aliases)
         self.places = _apart(self.optimizer, [[next(aliases) for _ in group] for group in groups])
         etas, usual = [float(settings["lr"]) for settings in self.optimizer.param_groups], self.optimizer.defaults["lr"]
