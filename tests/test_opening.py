@@ -1,11 +1,14 @@
 """A run is opened with the data that it was trained on, or not at all."""
 
+from dataclasses import replace
+
 import pytest
 
 import auxnet
 from auxnet.cli import main
 from auxnet.opening import opened
-from writers import folder_of
+from auxnet.recipe import Recipe, read_recipe
+from writers import folder_of, tiny, write_folders
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +39,26 @@ def test_data_whose_classes_are_others_by_now_are_refused(command, run, tmp_path
     assert main([command, str(run), *out]) == 1
     said = capsys.readouterr().err
     assert said == f"auxnet: {run} was trained on 3 classes, and its data hold 3, without 'a', with 'x'\n"
+
+
+def test_a_run_is_opened_from_any_folder_by_its_own_recipe(tmp_path, monkeypatch):
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    images, labels = tiny(60, 2, size=8)
+    write_folders(home / "pics", images, labels, ["cat", "dog"])
+    recipe = Recipe(data="pics", depth=8, outputs=2, epochs=1, batch_size=16, threads=1, device="cpu")
+    monkeypatch.chdir(home)
+    auxnet.fit(recipe, "here")
+    auxnet.fit(recipe, "here", resume=True)
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("AUXNET_DATA", str(home))
+    auxnet.fit(recipe, "there")
+    monkeypatch.delenv("AUXNET_DATA")
+    monkeypatch.chdir(tmp_path)
+    for run, data, data_dir in ((home / "here", str(home / "pics"), None), (elsewhere / "there", "pics", str(home))):
+        own = read_recipe(run / "recipe.yaml")
+        assert (own.data, own.data_dir) == (data, data_dir)
+        assert auxnet.fit(own, run, resume=True).summary["data"]["name"] == "pics"
+        assert auxnet.select(run).output
+    with pytest.raises(ValueError, match="begun with data="):
+        auxnet.fit(replace(recipe, data="digits"), home / "here", resume=True)

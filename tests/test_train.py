@@ -303,3 +303,15 @@ def test_data_that_cannot_be_read_for_a_while_cost_no_epoch(tmp_path, monkeypatc
     seen = []
     train.fit_on(TINY, tmp_path / "a", lambda progress: seen.append(progress.epoch))
     assert set(seen) == {2, 3}
+
+
+def test_a_last_batch_of_one_image_is_refused_where_a_norm_cannot_take_it(tmp_path):
+    recipe = replace(TINY, image_size=4, train_images=257, batch_size=256, epochs=1)
+    with pytest.raises(
+        ValueError, match=r"batch_size=256 leaves one image to the last of 257 training images' batches"
+    ):
+        auxnet.fit(recipe, tmp_path / "a")
+    with pytest.raises(ValueError, match="batch_size=256 leaves one image"):
+        plan(recipe)
+    assert not (tmp_path / "a").exists()
+    auxnet.fit(replace(recipe, image_size=None), tmp_path / "b")  # 2 x 2 pixels are left there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -65,6 +66,24 @@ def check_data(recipe: Recipe, dataset: data.DataSet) -> None:
     if recipe.train_images is not None and recipe.train_images < dataset.num_classes:
         least = f"{dataset.num_classes}, one of each class"
         raise ValueError(f"train_images must be at least {least}, got {recipe.train_images}")
+
+
+def check_last_batch(recipe: Recipe, dataset: data.DataSet, net: AuxNet, processes: int = 1) -> None:
+    """Raise ValueError if an epoch ends with one image alone, and a norm of the net cannot normalise by that."""
+    images = len(dataset.train) % recipe.batch_size or recipe.batch_size
+    least = images // processes if images >= processes else images
+    if least > 1 or recipe.sync_batchnorm:
+        return
+    twin = copy.deepcopy(net).to("meta").train()
+    image = torch.empty(1, dataset.channels, *dataset.image_size, device="meta", dtype=precision_of(recipe))
+    try:
+        with torch.no_grad():
+            twin(image)
+    except ValueError as error:
+        raise ValueError(
+            f"batch_size={recipe.batch_size} leaves one image to the last of {len(dataset.train)} training images' "
+            f"batches, which this net cannot normalise ({first_line(error)}): give another batch_size"
+        ) from None
 
 
 def load_data(recipe: Recipe) -> data.DataSet:

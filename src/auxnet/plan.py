@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from auxnet import data
-from auxnet.build import build, check, check_data, load_data, net_of, precision_of, step_scale_of
+from auxnet.build import build, check, check_data, check_last_batch, load_data, net_of, precision_of, step_scale_of
 from auxnet.capturing import WARM_UP
 from auxnet.machine import device_of, threads_set
 from auxnet.methods import step_scales
@@ -95,6 +95,7 @@ def seconds_per_step(recipe: Recipe, dataset: data.DataSet) -> float:
     """The median time of a training step, measured on random images."""
     device = device_of(recipe)
     net, method = build(recipe, dataset, device)
+    check_last_batch(recipe, dataset, net)
     net.train()
     images = torch.randn(recipe.batch_size, dataset.channels, *dataset.image_size, device=device)
     images = images.to(precision_of(recipe), memory_format=torch.channels_last)

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from auxnet.checkpoint import load_state, read_about, save_state, save_weights, whole
 from auxnet.errors import DivergedError, first_line
 from auxnet.network import AuxNet
+from auxnet.reading import sources
 from auxnet.recipe import WHERE, Recipe, read_run_recipe, write_recipe
 from auxnet.tensorboard import event_files
 from auxnet.update import Method
@@ -129,7 +130,14 @@ def begin(folder: Path, recipe: Recipe) -> None:
         path.unlink(missing_ok=True)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     with whole(folder / "recipe.yaml") as partial:
-        write_recipe(recipe, partial, sealed=True)
+        write_recipe(located(recipe), partial, sealed=True)
+
+
+def located(recipe: Recipe) -> Recipe:
+    """The recipe with its data and weights named so that they are found from any folder, and without AUXNET_DATA."""
+    data, data_dir = sources.located(recipe.data, recipe.data_dir)
+    pretrained = None if recipe.pretrained is None else str(Path(recipe.pretrained).resolve())
+    return replace(recipe, data=data, data_dir=data_dir, pretrained=pretrained)
 
 
 def save(
@@ -261,7 +269,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _check_same(saved: Recipe, recipe: Recipe, folder: Path) -> None:
     """A run goes on by its own recipe; only where it runs may change."""
-    saved = replace(saved, **{key: getattr(recipe, key) for key in WHERE})
+    saved, recipe = located(replace(saved, **{key: getattr(recipe, key) for key in WHERE})), located(recipe)
     for key, value in asdict(saved).items():
         if value != getattr(recipe, key):
             asked = getattr(recipe, key)

@@ -16,7 +16,16 @@ from typing import Any
 import torch
 
 from auxnet import __version__, checkpoint, rundir
-from auxnet.build import build, check, check_data, evaluation_batches, load_data, network_options, resident
+from auxnet.build import (
+    build,
+    check,
+    check_data,
+    check_last_batch,
+    evaluation_batches,
+    load_data,
+    network_options,
+    resident,
+)
 from auxnet.data import DataSet
 from auxnet.distributed import team
 from auxnet.epochs import Progress, Training, run_epochs
@@ -88,6 +97,7 @@ def fit(
             check_data(recipe, dataset)
         begun = replace(recipe, pretrained=None) if resume else recipe  # its weights are in the checkpoint
         net, method = build(begun, dataset, here.device, here)
+        check_last_batch(recipe, dataset, net, here.size)
         average = None if recipe.ema is None else copy.deepcopy(net)
         judged, standing = net if average is None else average, rundir.Standing()
         if resume:
@@ -145,7 +155,11 @@ def _finish(recipe: Recipe, dataset: DataSet, net: AuxNet, folder: Path, standin
         "epochs": {"last": standing.epoch, "best": standing.best_epoch},
         **tables(folder, dataset, device, same=standing.best_epoch == standing.epoch),
         "method": method_name(recipe),
-        "data": {"name": dataset.name, **images, "guessing": guessing(dataset.val.labels)},
+        "data": {
+            "name": dataset.name if dataset.name.startswith("hf:") else Path(dataset.name).name,
+            **images,
+            "guessing": guessing(dataset.val.labels),
+        },
         "seed": recipe.seed,
         "wall_seconds": round(standing.seconds, 1),
         **provenance(device),

@@ -41,6 +41,16 @@ class Part:
     """the memory that its images take, where they may be too many"""
 
 
+def located(name: str, data_dir: str | None) -> tuple[str, str | None]:
+    """The same data set named so that it is found from any folder, and without AUXNET_DATA."""
+    root = data_dir or os.environ.get("AUXNET_DATA")
+    root = root and str(Path(root).expanduser().resolve())
+    if name in NAMES or name.startswith("hf:"):
+        return name, root
+    folder = Path(name).expanduser()
+    return (str(folder.resolve()) if folder.is_dir() else name), root
+
+
 def find(name: str, data_dir: str | Path | None, image_size: int | None) -> dict[str, Part]:
     """The splits of the data set `name` on disk, fetched from the hub if need be: "train" at least.
 
@@ -101,6 +111,8 @@ def _named(name: str, folder: Path, below: bool, image_size: int | None) -> dict
             }
     names = {"train": ("train", "extra"), "test": ("test",)} if name == "svhn" else {}
     parts = {}
+    if not (folder / "train_32x32.mat").is_file():
+        names.pop("train", None)  # extra_32x32.mat by itself is not the training set
     for part in names:
         if mats := [mat for each in names[part] if (mat := folder / f"{each}_32x32.mat").is_file()]:
             parts[part] = Part(mats, partial(formats.svhn, *mats), "mat")
