@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 import auxnet
+from auxnet.checkpoint import whole
 from auxnet.cli import COMMANDS, main, screen
 from auxnet.cli.arguments import parse
 from auxnet.cli.training import Plan
@@ -241,6 +243,44 @@ def test_an_interrupt_is_130_and_the_run_goes_on_with_resume(tmp_path):
     done = subprocess.run(resumed, capture_output=True, text=True, check=False)
     assert done.returncode == 2  # by its own recipe, which says 200 epochs
     assert "was begun with epochs=200" in done.stderr
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_what_was_begun_is_cleared_away_when_the_program_is_asked_to_stop(
+    number, status, tmp_path, monkeypatch, capsys
+):
+    def slow(*args, **kwargs):
+        with whole(tmp_path / "out.onnx") as partial:
+            partial.write_bytes(b"half")
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("auxnet.exporting.export", slow)
+    assert main(["export", "run", "--out", str(tmp_path / "out.onnx")]) == status
+    assert not any(tmp_path.iterdir())
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_of_an_option_given_twice_the_last_is_taken(tmp_path, capsys):
+    for depth in (8, 14):
+        (tmp_path / f"{depth}.yaml").write_text(f"depth: {depth}\noutputs: 1\nbatch_size: 2\n")
+    assert main(["plan", "--config", str(tmp_path / "8.yaml"), "--config", str(tmp_path / "14.yaml")]) == 0
+    assert " 14 " in capsys.readouterr().out
+
+
+def test_names_and_pipes_of_any_kind_end_in_good_order(run):
+    """ASCII alone on the way out, any bytes on the way in, and a reader that goes away."""
+    plain = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [sys.executable, "-m", "auxnet"]
+    done = subprocess.run(
+        [*words, "predict", str(run), "-", "--format", "csv"],
+        input=b"no\xff.png\n\xc3\xa9.png\n",
+        env=plain,
+        capture_output=True,
+    )
+    assert done.returncode == 1  # they are not there
+    assert done.stderr.count(b"there is no such file") == 2
+    shell = f"'{sys.executable}' -m auxnet select '{run}' | true; echo ${{PIPESTATUS[0]}}"
+    assert subprocess.run(["bash", "-c", shell], capture_output=True).stdout.strip() == b"0"
 
 
 def test_an_unexpected_error_is_still_one_line(run, capsys, monkeypatch):

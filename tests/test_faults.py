@@ -221,13 +221,24 @@ def test_a_full_disk_stops_the_run_and_costs_nothing_that_was_saved(small_disk, 
     goes_on_to_the_same_end(small_disk / "a", whole)
 
 
+def test_a_full_disk_is_said_of_the_file_that_was_asked_for(small_disk):
+    net = auxnet.resnet(depth=20, outputs=3, width=2)  # 4 MB
+    with pytest.raises(OSError, match=r"No space left on device: '.*/w\.safetensors'"):
+        checkpoint.save_weights(small_disk / "w.safetensors", net)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/x\.json'"):
+        checkpoint.write_json(small_disk / "x.json", ["x" * 4_000_000])
+    assert not any(small_disk.iterdir())
+    with pytest.raises(FileNotFoundError, match=r"'.*/nowhere/x\.json'"):
+        checkpoint.write_json(small_disk / "nowhere" / "x.json", [])
+
+
 def test_a_folder_that_becomes_read_only_stops_the_run(small_disk, whole):
     place = small_disk / "a" / "checkpoints"
 
     def cover():
         subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", str(place)], check=True)
 
-    with pytest.raises(RuntimeError, match=r"cannot be written to .Read-only file system.; .* --resume"):
+    with pytest.raises(RuntimeError, match=r"cannot be written to .Read-only file system."):
         auxnet.fit(TINY, small_disk / "a", watch=at(2, 2, cover))
     subprocess.run(["umount", str(place)], check=True)
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)

@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 import auxnet
+from auxnet.build import load_data
 from auxnet.cli import main
 from auxnet.opening import opened
 from auxnet.recipe import Recipe, read_recipe
@@ -62,3 +64,44 @@ def test_a_run_is_opened_from_any_folder_by_its_own_recipe(tmp_path, monkeypatch
         assert auxnet.select(run).output
     with pytest.raises(ValueError, match="begun with data="):
         auxnet.fit(replace(recipe, data="digits"), home / "here", resume=True)
+
+
+def test_images_that_were_trained_on_never_judge_a_run(tmp_path, capsys):
+    data, run = tmp_path / "pics", tmp_path / "run"
+    images, labels = tiny(40, 2, size=8)
+    write_folders(data, images, labels, ["cat", "dog"])
+    recipe = Recipe(data=str(data), depth=8, outputs=2, epochs=2, batch_size=16, threads=1, device="cpu")
+
+    def stop(progress):
+        if progress.done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        auxnet.fit(recipe, tmp_path / "half", watch=stop)
+    auxnet.fit(recipe, run)
+    assert main(["select", str(run)]) == 0
+    for stream in ("always", "never"):  # the same images, wherever they are read from
+        assert load_data(replace(recipe, stream=stream)).drawn == load_data(recipe).drawn
+    Image.fromarray(images[0]).save(data / "cat" / "one-more.png")
+    for words in (
+        ["select", run],
+        ["evaluate", run],
+        ["exits", run],
+        ["train", "--out", tmp_path / "half", "--resume"],
+    ):
+        capsys.readouterr()
+        assert main([str(word) for word in words]) == 1
+        assert "have changed since it was begun" in capsys.readouterr().err
+    (data / "cat" / "one-more.png").unlink()
+    assert main(["select", str(run)]) == 0
+
+
+def test_more_images_of_a_test_set_of_its_own_change_nothing_that_was_drawn(tmp_path):
+    images, labels = tiny(40, 2, size=8)
+    for split in ("train", "val", "test"):
+        write_folders(tmp_path / "pics" / split, images, labels, ["cat", "dog"])
+    recipe = Recipe(data=str(tmp_path / "pics"), depth=8, outputs=2, epochs=1, batch_size=16, threads=1, device="cpu")
+    auxnet.fit(recipe, tmp_path / "run")
+    Image.fromarray(images[0]).save(tmp_path / "pics" / "test" / "cat" / "one-more.png")
+    with opened(tmp_path / "run") as it:
+        assert len(it.dataset.test) == 41

@@ -81,6 +81,14 @@ def test_one_path_is_one_image_or_folder(run, folder):
     assert [*predict(run, str(folder))] == [*predict(run, [folder])]
 
 
+def test_a_path_that_cannot_be_looked_at_costs_no_other_answer(run, folder):
+    alone, long = next(iter(sorted(folder.glob("*.png")))), f"{'x' * 300}.png"
+    before, between, after = predict(run, [alone, long, alone])
+    assert isinstance(between, Unreadable)
+    assert between.reason == "File name too long"
+    assert before == after
+
+
 def test_transparency_is_dropped_as_in_training(run, tmp_path):
     picture(1).save(tmp_path / "a.png")
     picture(1).convert("RGBA").save(tmp_path / "b.png")

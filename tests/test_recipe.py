@@ -112,6 +112,12 @@ def test_an_empty_file_is_the_default_recipe(tmp_path):
     assert replace(Recipe(), depth=56).depth == 56
 
 
+def test_a_key_that_is_given_twice_is_refused(tmp_path):
+    (tmp_path / "r.yaml").write_text("lr: 0.1\ndepth: 8\nlr: 0.001\n")
+    with pytest.raises(ValueError, match=r"r\.yaml is not a YAML recipe: lr is given twice"):
+        read_recipe(tmp_path / "r.yaml")
+
+
 def test_paths_and_numbers_of_numpy_and_torch_serve():
     given = Recipe(data=Path("pics"), lr=np.float64(0.05), epochs=np.int64(1), weights=torch.tensor([0.25, 1.0]))
     assert given == Recipe(data="pics", lr=0.05, epochs=1, weights=(0.25, 1.0))

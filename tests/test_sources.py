@@ -140,6 +140,20 @@ def test_a_class_may_be_called_train(home: Path) -> None:
     assert load(str(home)).classes == ("bus", "car", "train")
 
 
+def test_a_class_called_train_is_not_taken_for_a_split_beside_other_classes(home: Path) -> None:
+    write_folders(home, *tiny(20, 2, size=8), ["bus", "car"])
+    write_folders(home / "train", *tiny(20, 2, size=8), ["freight", "passenger"])
+    with pytest.raises(ValueError, match=r"images in bus/, which is no split: .* rename the class train"):
+        load(str(home))
+
+
+def test_a_folder_without_images_beside_the_splits_is_no_matter(home: Path) -> None:
+    write_folders(home / "train", *tiny(30, 3, size=8), ["a", "b", "c"])
+    (home / "annotations").mkdir()
+    (home / "annotations" / "all.xml").write_text("<xml/>")
+    assert load(str(home)).classes == ("a", "b", "c")
+
+
 def test_folders_that_disagree_about_the_classes_are_refused(home: Path) -> None:
     write_folders(home / "train", *tiny(30, 3, size=8), ["a", "b", "c"])
     write_folders(home / "test", *tiny(9, 3, size=8), ["a", "b", "d"])

@@ -11,7 +11,7 @@ import torch
 import auxnet
 from auxnet import build, epochs, machine, rundir, schedules, train
 from auxnet.plan import plan
-from auxnet.recipe import Recipe, read_recipe
+from auxnet.recipe import Recipe, read_recipe, write_recipe
 
 TINY = Recipe(depth=8, outputs=3, epochs=3, batch_size=256, threads=1, device="cpu")
 
@@ -63,7 +63,8 @@ def test_the_run_directory_holds_what_was_promised(run):
     assert summary["epochs"]["last"] == 3
     assert summary["versions"]["torch"] == torch.__version__
     guessing = pytest.approx(1 - 15 / 145)  # 15 images of the commonest digit
-    assert summary["data"] == {"name": "digits", "train": 1293, "val": 145, "test": 359, "guessing": guessing}
+    about = {"name": "digits", "train": 1293, "val": 145, "test": 359, "guessing": guessing}
+    assert summary["data"] == {**about, "drawn": build.load_data(TINY).drawn}
 
 
 def test_the_best_epoch_is_the_one_of_least_validation_error(run):
@@ -283,6 +284,23 @@ def test_a_mistyped_number_of_cuts_takes_no_time_to_check():
     began = time.monotonic()
     build.check(Recipe(backbone="timm:x", cuts=10**7))
     assert time.monotonic() - began < 5  # what is left to do takes none; PyTorch's own imports take seconds
+
+
+def test_a_folder_with_a_recipe_that_is_no_runs_is_left_alone(tmp_path):
+    write_recipe(TINY, tmp_path / "recipe.yaml")
+    (tmp_path / "config.json").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError, match="holds other files"):
+            auxnet.fit(TINY, tmp_path, overwrite=overwrite)
+    assert (tmp_path / "config.json").read_text() == "mine"
+
+
+def test_a_run_within_its_own_data_is_refused(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=r"lies in the data, .*, and would be taken for a part of it"):
+        auxnet.fit(replace(TINY, data=str(tmp_path)), tmp_path / "runs" / "x")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_data_that_cannot_be_read_for_a_while_cost_no_epoch(tmp_path, monkeypatch):

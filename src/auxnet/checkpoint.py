@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -41,6 +42,10 @@ def whole(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         partial.replace(path)
         _sync_folder(path.parent)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, partial, str(partial)):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error  # of the file that was asked for
     finally:
         partial.unlink(missing_ok=True)
 
@@ -68,7 +73,12 @@ def save_weights(path: Path, net: AuxNet, about: dict[str, str] | None = None) -
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     with whole(path) as partial:
-        save_file(state, partial, about)
+        try:
+            save_file(state, partial, about)
+        except SafetensorError as error:
+            found = re.search(r"os error (\d+)", str(error))
+            number = int(found[1]) if found else errno.EIO
+            raise OSError(number, os.strerror(number)) from error
 
 
 def read_about(path: Path) -> dict[str, str]:

@@ -23,7 +23,7 @@ from auxnet.reading.pictures import resize
 from auxnet.reading.sources import Part, find
 from auxnet.reading.splits import OnDisk as OnDisk
 from auxnet.reading.splits import Split as Split
-from auxnet.reading.splits import on_disk, statistics
+from auxnet.reading.splits import fingerprint, on_disk, statistics
 from auxnet.reading.survey import survey
 
 AUGMENTATIONS = ("default", "none", "crop", "flip", "crop+flip", "crop+flip+trivial", "rrc+flip", "rrc+flip+trivial")
@@ -65,6 +65,16 @@ class DataSet:
     """of training images, before the random crop and mirroring"""
     left_out: tuple[str, ...] = ()
     """the images that could not be read, each as "where: why" """
+    drawn: str = ""
+    """the fingerprint of the validation and test images that were drawn from among the training images"""
+
+    def check_drawn(self, then: str | None, run: Path | str) -> None:
+        """Raise RuntimeError if a run was trained when other images were drawn: by now it may have trained on these."""
+        if then is not None and then != self.drawn:
+            raise RuntimeError(
+                f"the data of {run} have changed since it was begun: other images are drawn for validation or test, "
+                "and it may have been trained on those. Put the data back, or train again"
+            )
 
     @property
     def num_classes(self) -> int:
@@ -162,8 +172,11 @@ def load(
     photographs = "rrc" in words or "trivial" in words
     augmentation = Augmentation(size, "rrc" in words, "trivial" in words) if photographs else None
     workers = workers if streamed or photographs else 0
+    drawn = fingerprint(split for which, split in (("val", val), ("test", test)) if which not in read)
     val, test = val.middle(size), test.middle(size)
-    return DataSet(name, classes, train, val, test, mean, std, pad, "flip" in words, workers, augmentation, left_out)
+    return DataSet(
+        name, classes, train, val, test, mean, std, pad, "flip" in words, workers, augmentation, left_out, drawn
+    )
 
 
 def suited(name: str, augment: str, side: int) -> str:

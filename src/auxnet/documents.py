@@ -7,6 +7,7 @@ few thousand brackets exhaust the stack; both are refused before anything is bui
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,24 @@ def read_yaml(path: Path) -> Any:
                 raise ValueError(f"an alias (*{event.anchor}): write the value out")
             if depth > DEEPEST:
                 raise ValueError(f"its values are nested deeper than {DEEPEST}")
-        return yaml.safe_load(text)
+        return _once_each()(text).get_single_data()
     except Exception as error:  # PyYAML raises IndexError, KeyError and others for a tag that its value does not fit
         raise ValueError(one_line(error)) from None
+
+
+@cache
+def _once_each() -> Any:
+    """PyYAML's safe loader, but for a key that is given twice: it would take the last without a word."""
+    import yaml
+
+    class OnceEach(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value]
+            if twice := [key for key in keys if keys.count(key) > 1]:
+                raise ValueError(f"{twice[0]} is given twice")
+            return super().construct_mapping(node, deep)
+
+    return OnceEach
 
 
 def _text(path: Path, most: int) -> str:

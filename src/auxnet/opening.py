@@ -12,6 +12,7 @@ import torch
 from auxnet.build import evaluation_batches, load_data
 from auxnet.checkpoint import load, read_config
 from auxnet.data import DataSet, OnDisk, Split
+from auxnet.documents import read_json
 from auxnet.evaluation import Batches
 from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
@@ -61,7 +62,11 @@ def opened(
 
 
 def data_of(run: Path | str, recipe: Recipe) -> DataSet:
-    """The data of a run's recipe. Raises as `load_data` does, and RuntimeError if they have other classes by now."""
+    """The data of a run's recipe.
+
+    Raises as `load_data` does, and RuntimeError if they have other classes by now, or if other images are drawn from
+    them for validation and test than in training.
+    """
     dataset, trained_on = load_data(recipe), read_config(Path(run)).get("classes")
     if not isinstance(trained_on, list):
         raise RuntimeError(f"{Path(run) / 'config.json'} is damaged: it names no classes")
@@ -72,4 +77,9 @@ def data_of(run: Path | str, recipe: Recipe) -> DataSet:
         raise RuntimeError(
             f"{run} was trained on {len(trained_on)} classes, and its data hold {len(dataset.classes)}, {how}"
         )
+    try:
+        drawn = read_json(Path(run) / "summary.json")["data"].get("drawn")
+    except (AttributeError, KeyError, TypeError):
+        raise RuntimeError(f"{Path(run) / 'summary.json'} is damaged: it does not say on what data") from None
+    dataset.check_drawn(drawn, run)
     return dataset

@@ -85,13 +85,14 @@ class _Readable(NamedTuple):
 
 def _files(given: Iterable[Path | str]) -> Iterator[Path | Unreadable]:
     for path in map(Path, given):
-        if path.is_dir():
-            found = image_files(path)
-            yield from found
-            if not found:
-                yield Unreadable(str(path), "the folder holds no images")
-        else:
-            yield path
+        try:
+            found = image_files(path) if path.is_dir() else [path]
+        except OSError as error:  # a name that is too long, a folder that may not be read
+            yield Unreadable(str(path), error.strerror or str(error))
+            continue
+        yield from found
+        if not found:
+            yield Unreadable(str(path), "the folder holds no images")
 
 
 def _answers(

@@ -21,7 +21,7 @@ from auxnet.checkpoint import load_state, read_about, save_state, save_weights, 
 from auxnet.errors import DivergedError, first_line
 from auxnet.network import AuxNet
 from auxnet.reading import sources
-from auxnet.recipe import WHERE, Recipe, read_run_recipe, write_recipe
+from auxnet.recipe import SEAL, WHERE, Recipe, read_run_recipe, write_recipe
 from auxnet.tensorboard import event_files
 from auxnet.update import Method
 
@@ -61,6 +61,8 @@ class Standing:
     """mean over the outputs (those that train to the end) of their validation errors, in the best epoch"""
     history: tuple[dict[str, Any], ...] = ()
     """the rows of metrics.jsonl"""
+    drawn: str | None = None
+    """`DataSet.drawn`; None in runs of earlier versions"""
 
     def within(self, step: int, losses: Iterable[float], seconds: float) -> Standing:
         """The standing in the middle of an epoch, `seconds` after this one."""
@@ -71,7 +73,7 @@ class Standing:
         """The standing once the epoch is done; on a tie the earlier epoch stays the best."""
         epoch, error = self.epoch + 1, sum(val_errors) / len(val_errors)
         best = (epoch, error) if error < self.best_error else (self.best_epoch, self.best_error)
-        return Standing(epoch, 0, (), self.seconds + seconds, 0.0, *best, (*self.history, *rows))
+        return Standing(epoch, 0, (), self.seconds + seconds, 0.0, *best, (*self.history, *rows), self.drawn)
 
 
 @contextmanager
@@ -107,7 +109,7 @@ def check(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
         raise ValueError("resume continues a run and overwrite replaces it: give one of the two")
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file: name a folder for the run")
-    is_run = (folder / "recipe.yaml").is_file()
+    is_run = _is_run(folder)
     if resume:
         if not is_run:
             raise FileNotFoundError(f"there is no run to resume in {folder}")
@@ -117,11 +119,23 @@ def check(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
         raise FileExistsError(f"{folder} holds a run already: {mend}")
     elif not is_run and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         raise FileExistsError(f"{folder} holds other files: name a new folder for the run")
+    if not resume and Path(recipe.data).is_dir() and Path(recipe.data).resolve() in folder.resolve().parents:
+        raise ValueError(f"{folder} lies in the data, {recipe.data}, and would be taken for a part of it: name another")
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
         raise NotADirectoryError(f"{folder} cannot be made: {nearest} is a file")
     if not os.access(nearest, os.W_OK):
         raise PermissionError(f"{folder} cannot be written to")
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is a run's: it holds a recipe that was written for one, or what one leaves beside it."""
+    recipe = folder / "recipe.yaml"
+    if not recipe.is_file():
+        return False
+    with recipe.open("rb") as file:
+        sealed = file.read(len(SEAL)) == SEAL
+    return sealed or any((folder / name).exists() for name in ("checkpoints", "metrics.jsonl", "model.safetensors"))
 
 
 def begin(folder: Path, recipe: Recipe) -> None:
@@ -175,6 +189,8 @@ def save(
         if not folder.is_dir():
             raise RuntimeError(f"{folder} has vanished, and what was saved of the run with it") from error
         saved = "what was saved before is whole: mend it, then go on with --resume"
+        if not _checkpoints(folder):
+            saved = "nothing was saved before: mend it, then begin again with --overwrite"
         raise RuntimeError(f"{folder} cannot be written to ({error.strerror}); {saved}") from error
 
 

@@ -21,28 +21,32 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def after_imports() -> Iterator[None]:
-    """Within, Ctrl-C in the middle of an import waits for its end; a second ends the process at once.
+    """Within, Ctrl-C and SIGTERM are a KeyboardInterrupt, so that what was begun is cleared away.
 
-    A KeyboardInterrupt there leaves half a module behind, or is swallowed: torch takes whatever numpy's import raises
-    for numpy's absence. Outside the main thread, and where another handler than Python's is set, nothing changes.
+    In the middle of an import they wait for its end; a second one ends the process at once. (A KeyboardInterrupt there
+    leaves half a module behind, or is swallowed: torch takes whatever numpy's import raises for numpy's absence.)
+    Outside the main thread, and where another handler than Python's is set, nothing changes.
     """
-    waiting = False
+    waiting = 0
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal waiting
-        if not _importing(frame):
-            waiting = False
-            raise KeyboardInterrupt
-        if waiting and number == signal.SIGINT:
-            os._exit(130)
-        waiting = True
-        signal.setitimer(signal.ITIMER_REAL, 0.02)  # which asks again
+        again = number == signal.SIGALRM  # asked by the timer below
+        if waiting and not again:
+            os._exit(128 + number)
+        waiting = waiting if again else number
+        if _importing(frame):
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
+            return
+        asked, waiting = waiting, 0
+        raise KeyboardInterrupt if asked == signal.SIGINT else Stopped(asked, "stopped")
 
     main = threading.current_thread() is threading.main_thread()
-    if not (main and hasattr(signal, "setitimer") and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGALRM: signal.SIG_DFL}
+    if not (main and hasattr(signal, "setitimer") and all(signal.getsignal(n) == usual[n] for n in usual)):
         yield
         return
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGALRM)}
+    before = {number: signal.signal(number, interrupt) for number in usual}
     try:
         yield
     finally:

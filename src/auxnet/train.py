@@ -99,10 +99,11 @@ def fit(
         net, method = build(begun, dataset, here.device, here)
         check_last_batch(recipe, dataset, net, here.size)
         average = None if recipe.ema is None else copy.deepcopy(net)
-        judged, standing = net if average is None else average, rundir.Standing()
+        judged, standing = net if average is None else average, rundir.Standing(drawn=dataset.drawn)
         if resume:
             state = here.hand_out(rundir.resume(folder) if here.leads else {})
             standing = rundir.take_up(state, net, method, folder, average)
+            dataset.check_drawn(standing.drawn, folder)
             if here.leads:
                 standing = rundir.restore(folder, standing, judged)
         if write_events is not None and standing.history:
@@ -159,6 +160,7 @@ def _finish(recipe: Recipe, dataset: DataSet, net: AuxNet, folder: Path, standin
             "name": dataset.name if dataset.name.startswith("hf:") else Path(dataset.name).name,
             **images,
             "guessing": guessing(dataset.val.labels),
+            "drawn": dataset.drawn,
         },
         "seed": recipe.seed,
         "wall_seconds": round(standing.seconds, 1),

@@ -5,6 +5,7 @@ Exit status: 0; 2 for something that cannot be asked for; 1 for something that f
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -33,6 +34,9 @@ COMMANDS = {  # name: (module of this package that holds the function of that na
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; every error is one line, never a traceback (AUXNET_DEBUG=1 shows it)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):  # names of any bytes
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
     warnings.showwarning = _warn
     try:
         with signals.after_imports():

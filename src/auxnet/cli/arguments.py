@@ -105,13 +105,14 @@ def parse_with_recipe(options: type[WithRecipe], words: list[str]) -> WithRecipe
 
 
 def value_of(flag: str, words: list[str]) -> str | None:
-    """The word after a flag, for what must be known before all is parsed."""
+    """The word after a flag, for what must be known before all is parsed; of several the last, as tyro takes it."""
+    found = None
     for word, following in pairwise([*words, ""]):
         if word == flag and following:
-            return following
-        if word.startswith(f"{flag}="):
-            return word.removeprefix(f"{flag}=")
-    return None
+            found = following
+        elif word.startswith(f"{flag}="):
+            found = word.removeprefix(f"{flag}=")
+    return found
 
 
 def _one_line(box: str) -> str:

@@ -21,10 +21,16 @@ if TYPE_CHECKING:
     from auxnet.plan import Plan
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich's own ends the program with status 1, which here says that something failed."""
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """Standard output; tables are never squeezed where it is not a terminal. Of torchrun's processes one talks."""
-    plain = Console(quiet=os.environ.get("RANK", "0") != "0")
-    return plain if plain.is_terminal else Console(width=max(plain.width, 160), quiet=plain.quiet)
+    plain = _Console(quiet=os.environ.get("RANK", "0") != "0")
+    return plain if plain.is_terminal else _Console(width=max(plain.width, 160), quiet=plain.quiet)
 
 
 def working(on: str) -> Status:

@@ -136,6 +136,11 @@ def _in_folder(folder: Path, image_size: int | None) -> dict[str, Part]:
     homes = {home.name: home for home in formats.subfolders(folder)}
     if "train" in homes and formats.subfolders(homes["train"]):
         named = {"train": "train", "test": "test", "val": "val", "validation": "val", "valid": "val"}
+        if others := [home for name, home in homes.items() if name not in named and image_paths(home)]:
+            raise ValueError(
+                f"{folder} holds train/ with folders in it, as for splits, and images in {others[0].name}/, which is "
+                "no split: keep classes and splits apart, or rename the class train"
+            )
         homes = {split: homes[home] for home, split in named.items() if home in homes}
         classes = {split: {home.name for home in formats.subfolders(homes[split])} for split in homes}
         for split in homes:

@@ -5,7 +5,9 @@ Shapes: N images, H x W pixels, C channels.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from math import prod, sqrt
 
 import numpy as np
@@ -55,6 +57,11 @@ class Split:
     def middle(self, size: tuple[int, int]) -> Split:
         """The middle part, of this size (H, W), of every image."""
         return replace(self, images=middle(self.images, size))
+
+    def sums_by_image(self) -> NDArray[np.int64]:
+        """Of the pixels of each image, int64 [N, C]."""
+        parts = (some.numpy().sum((1, 2), dtype=np.int64) for some in torch.split(self.images, 1024))
+        return np.concatenate([*parts])
 
     def sums(self) -> NDArray[np.int64]:
         """Of the pixels and of their squares, int64 [2, C]."""
@@ -115,6 +122,10 @@ class OnDisk:
         """The middle part, of this size (H, W), of every image."""
         return replace(self, image_shape=(*size, self.image_shape[2]))
 
+    def sums_by_image(self) -> NDArray[np.int64]:
+        """Of the pixels of each image, int64 [N, C]."""
+        return np.ascontiguousarray(self.sums_of_each[:, 0].numpy())
+
     def sums(self) -> NDArray[np.int64]:
         """Of the pixels and of their squares, int64 [2, C]."""
         total: NDArray[np.int64] = self.sums_of_each.sum(0).numpy()
@@ -127,6 +138,17 @@ def on_disk(encoded: Encoded, known: Survey, image_size: int | None) -> OnDisk:
     labels = torch.from_numpy(encoded.labels)[positions]
     H, W, _ = known.image_shape
     return OnDisk(encoded, positions, labels, known.image_shape, image_size, torch.from_numpy(known.sums), (H, W))
+
+
+def fingerprint(splits: Iterable[Split | OnDisk]) -> str:
+    """SHA-256 of what tells splits apart: the images in their order, by the sums of their pixels, and their labels.
+
+    The same in memory and on disk.
+    """
+    digest = sha256()
+    for split in splits:
+        digest.update(split.labels.numpy().tobytes() + split.sums_by_image().tobytes())
+    return digest.hexdigest()
 
 
 def statistics(split: Split | OnDisk) -> tuple[tuple[float, ...], tuple[float, ...]]:
