@@ -29,7 +29,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from auxnet.batches import augment, batches, normalise
+from auxnet.batches import batches, draw, normalise, shifted
 from auxnet.data import DataSet, load
 from auxnet.provenance import provenance
 
@@ -89,7 +89,11 @@ def _measure(home: Path, workers: int, batch_size: int) -> dict[str, Any]:
             counted["images"] += len(chosen)
     with _measuring(steps, "augment and normalise") as counted:
         for n in range(16):
-            normalise(augment(images, torch.Generator().manual_seed(n), found.pad, found.flip), found.mean, found.std)
+            normalise(
+                shifted(images, found.pad, *draw(len(images), torch.Generator().manual_seed(n), found.pad, found.flip)),
+                found.mean,
+                found.std,
+            )
             counted["images"] += len(images)
     options = {"pad": found.pad, "flip": found.flip, "workers": workers}
     with _measuring(steps, f"streamed epoch, {workers} workers") as counted:

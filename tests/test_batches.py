@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from auxnet.batches import augment, batches, normalise, order, seed_of
+from auxnet.batches import batches, draw, normalise, seed_of, shifted
 from auxnet.data import Split
 
 torch.set_num_threads(1)
@@ -40,10 +40,14 @@ def crops(image_HWC: Tensor, pad: int) -> dict[tuple[int, int, bool], Tensor]:
     return outcomes
 
 
+def augmented(images: Tensor, drawn_by: torch.Generator, pad: int, flip: bool) -> Tensor:
+    return shifted(images, pad, *draw(len(images), drawn_by, pad, flip))
+
+
 @pytest.mark.parametrize("c", [1, 3])
 def test_every_augmented_image_is_a_slice_of_its_padded_image_and_every_slice_occurs(c: int) -> None:
     images = unique_pixels(400, 5, 7, c)
-    out = augment(images, generator(), pad=2, flip=True)
+    out = augmented(images, generator(), pad=2, flip=True)
     seen = set()
     for image, result in zip(images, out, strict=True):
         matches = [key for key, crop in crops(image, 2).items() if torch.equal(crop, result)]
@@ -55,7 +59,7 @@ def test_every_augmented_image_is_a_slice_of_its_padded_image_and_every_slice_oc
 def test_all_crops_and_both_mirrorings_are_equally_likely() -> None:
     pad, n = 2, 20_000
     image = unique_pixels(1, 5, 5, 1)[0]
-    out = augment(image.expand(n, -1, -1, -1), generator(3), pad, flip=True)
+    out = augmented(image.expand(n, -1, -1, -1), generator(3), pad, flip=True)
     # With pad < size the middle pixel of the image survives every crop; where it lies tells the crop apart,
     # and so does the pixel to its right, which tells the mirroring apart.
     outcomes = crops(image, pad)
@@ -73,14 +77,14 @@ def test_all_crops_and_both_mirrorings_are_equally_likely() -> None:
 
 
 def test_images_of_a_batch_are_augmented_independently() -> None:
-    out = augment(unique_pixels(1, 5, 5, 1).expand(200, -1, -1, -1), generator(), pad=2, flip=True)
+    out = augmented(unique_pixels(1, 5, 5, 1).expand(200, -1, -1, -1), generator(), pad=2, flip=True)
     assert len(out.view(200, -1).unique(dim=0)) > 40
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_without_padding_only_mirroring_remains(flip: bool) -> None:
     images = unique_pixels(64, 3, 4, 3)
-    out = augment(images, generator(), pad=0, flip=flip)
+    out = augmented(images, generator(), pad=0, flip=flip)
     same = (out == images).all(3).all(2).all(1)
     mirrored = (out == images.flip(2)).all(3).all(2).all(1)
     assert (same ^ mirrored).all()
@@ -91,7 +95,7 @@ def test_augment_leaves_its_input_alone() -> None:
     images = unique_pixels(4, 3, 3, 3)
     before = images.clone()
     for pad, flip in ((0, False), (1, True)):
-        augment(images, generator(), pad, flip).fill_(0)
+        augmented(images, generator(), pad, flip).fill_(0)
     assert torch.equal(images, before)
 
 
@@ -202,9 +206,14 @@ def test_a_seed_follows_from_the_numbers_and_their_order_and_stays_what_it_is() 
     assert abs(sum(ones) / len(ones) - 31.5) < 5 * (63 / 4 / len(ones)) ** 0.5  # well mixed: half of the bits
 
 
-def test_order_is_a_permutation_fixed_by_the_seed() -> None:
-    assert order(100, generator(1)).sort().values.tolist() == list(range(100))
-    assert torch.equal(order(100, generator(1)), order(100, generator(1)))
+def test_the_order_is_a_permutation_fixed_by_the_seed() -> None:
+    split = Split(unique_pixels(100, 2, 2, 1), torch.arange(100))
+
+    def order(*seed: int) -> list[int]:
+        return [int(label) for _, labels in batches(split, 7, (0.0,), (1.0,), seed=seed) for label in labels]
+
+    assert sorted(order(1, 2)) == list(range(100))
+    assert order(1, 2) == order(1, 2) != order(1, 3)
 
 
 def test_the_type_asked_for_is_the_type_given() -> None:

@@ -9,7 +9,7 @@ Shapes: N images, H x W pixels, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from typing import NamedTuple, Protocol
 
@@ -18,6 +18,9 @@ from torch import Generator, Tensor
 
 from auxnet.augmentation import Augmentation
 from auxnet.reading.ahead import read_ahead
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+"""(images [N, C, H, W], labels [N])"""
 
 
 class Labelled(Protocol):
@@ -76,7 +79,25 @@ def batches(
     if min(std) <= 0:
         raise ValueError(f"std must be above 0 in every channel, got {tuple(std)}")
     where, reader = torch.device(device), Reader(split, None if seed is None else augmentation)
-    return _epoch(reader, batch_size, mean, std, where, seed, start, pad, flip, workers, part, dtype)
+
+    def epoch() -> Iterator[tuple[Tensor, Tensor]]:
+        count = len(split.labels)
+        indices_N = torch.arange(count) if seed is None else torch.randperm(count, generator=_generator(*seed))
+        whole = torch.split(indices_N, batch_size)[start:]
+        asked = [
+            reader.ask(indices, part(len(indices)), None if seed is None else (*seed, step, 1))
+            for step, indices in enumerate(whole, start)
+        ]
+        read = read_ahead(reader.read, reader.image_shape, asked, workers)
+        for step, (indices, images) in enumerate(zip(whole, read, strict=True), start):
+            images_NHWC = queued(images, where)
+            labels_N = queued(split.labels[indices[part(len(indices))]], where)
+            if seed is not None:
+                shifts = draw(len(indices), _generator(*seed, step), pad, flip)
+                images_NHWC = shifted(images_NHWC, pad, *(each[part(len(indices))] for each in shifts))
+            yield normalise(images_NHWC, mean, std).to(dtype), labels_N
+
+    return epoch()
 
 
 class Reader(NamedTuple):
@@ -105,38 +126,6 @@ class Reader(NamedTuple):
         return self.augmentation.apply(self.split.read(asked[:, 0]), asked[:, 1:])
 
 
-def _epoch(
-    reader: Reader,
-    batch_size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    device: torch.device,
-    seed: Sequence[int] | None,
-    start: int,
-    pad: int,
-    flip: bool,
-    workers: int,
-    part: Callable[[int], slice],
-    dtype: torch.dtype,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    labels = reader.split.labels
-    count = len(labels)
-    indices_N = torch.arange(count) if seed is None else order(count, _generator(*seed))
-    whole = torch.split(indices_N, batch_size)[start:]
-    asked = [
-        reader.ask(indices, part(len(indices)), None if seed is None else (*seed, step, 1))
-        for step, indices in enumerate(whole, start)
-    ]
-    read = read_ahead(reader.read, reader.image_shape, asked, workers)
-    for step, (indices, images) in enumerate(zip(whole, read, strict=True), start):
-        images_NHWC = queued(images, device)
-        labels_N = queued(labels[indices[part(len(indices))]], device)
-        if seed is not None:
-            shifts = draw(len(indices), _generator(*seed, step), pad, flip)
-            images_NHWC = shifted(images_NHWC, pad, *(each[part(len(indices))] for each in shifts))
-        yield normalise(images_NHWC, mean, std).to(dtype), labels_N
-
-
 def queued(tensor: Tensor, device: torch.device) -> Tensor:
     """It on a device, copied without waiting for what the device does: a step is queued while one is computed."""
     if device.type == "cuda" and tensor.device.type == "cpu":
@@ -154,22 +143,11 @@ def _generator(*numbers: int) -> Generator:
     return Generator().manual_seed(seed_of(*numbers))
 
 
-def order(n: int, generator: Generator) -> Tensor:
-    """A random permutation of 0..n-1, int64 [n]."""
-    return torch.randperm(n, generator=generator, device=generator.device)
-
-
-def augment(images_NHWC: Tensor, generator: Generator, pad: int, flip: bool) -> Tensor:
-    """Each image padded with `pad` black pixels, cropped at random to its own size, and mirrored at random.
-
-    Images [N, H, W, C] of any type on any device -> a new tensor of the same shape. Each of the
-    (2 pad + 1)^2 crops is as likely as any other; with `flip`, so are the image and its mirror image.
-    """
-    return shifted(images_NHWC, pad, *draw(len(images_NHWC), generator, pad, flip))
-
-
 def draw(n: int, generator: Generator, pad: int, flip: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of n images the top and the left of its crop, int64 [n] in 0..2 pad, and whether it is mirrored."""
+    """For each of n images the top and the left of its crop, int64 [n] in 0..2 pad, and whether it is mirrored.
+
+    Each of the (2 pad + 1)^2 crops is as likely as any other; with `flip`, so are the image and its mirror image.
+    """
     where = generator.device
     top, left = torch.randint(2 * pad + 1, (2, n), generator=generator, device=where)
     mirrored = torch.randint(2, (n,), generator=generator, device=where) if flip else torch.zeros(n, device=where)
@@ -177,7 +155,10 @@ def draw(n: int, generator: Generator, pad: int, flip: bool) -> tuple[Tensor, Te
 
 
 def shifted(images_NHWC: Tensor, pad: int, top_N: Tensor, left_N: Tensor, mirrored_N: Tensor) -> Tensor:
-    """Images [N, H, W, C] padded, cropped and mirrored as drawn: a new tensor of the same shape."""
+    """Images [N, H, W, C] padded with black pixels, cropped and mirrored as drawn: a new tensor of the same shape.
+
+    Of any type, on any device.
+    """
     if pad == 0 and not mirrored_N.any():
         return images_NHWC.clone()
     where = images_NHWC.device

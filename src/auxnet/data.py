@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args, get_type_hints
 
 import torch
 from torch import Tensor
 
+from auxnet import sections
 from auxnet.augmentation import Augmentation
 from auxnet.machine import available_memory, cores
 from auxnet.reading.cache import cached
@@ -26,10 +27,9 @@ from auxnet.reading.splits import Split as Split
 from auxnet.reading.splits import fingerprint, on_disk, statistics
 from auxnet.reading.survey import survey
 
-AUGMENTATIONS = ("default", "none", "crop", "flip", "crop+flip", "crop+flip+trivial", "rrc+flip", "rrc+flip+trivial")
+AUGMENTATIONS, STREAMS = (get_args(get_type_hints(sections.Data)[field]) for field in ("augment", "stream"))
 LARGE = 96  # pixels a side from which on images are cropped as photographs are
 MARGIN = 8 / 7  # photographs are kept larger than what the net sees: 256 pixels a side for 224, as everybody's
-STREAMS = ("auto", "always", "never")
 
 TEST_FRACTION, TEST_SEED = 0.2, 0  # of the test set, where the data bring none: fixed, so that it never changes
 

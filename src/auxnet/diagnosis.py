@@ -17,7 +17,7 @@ Shapes: N images, K outputs, x_l the feature [N, ...] after layer l; output k si
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -27,13 +27,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from auxnet.backbones.dryrun import features
+from auxnet.batches import Batches
 from auxnet.gradients import Loss, parameters
 from auxnet.network import AuxNet, in_mode, statistics_kept
-from auxnet.update import Weights
+from auxnet.update import Weights, checked_weights
 
 How = Literal["joint", "pairwise", "multiway"]
-Batches = Iterable[tuple[Tensor, Tensor]]
-"""(images [N, C, H, W], labels [N])"""
 
 
 @dataclass(frozen=True)
@@ -282,7 +281,4 @@ def _leaves(module: nn.Module) -> Iterator[nn.Module]:
 def _checked(net: AuxNet, method: str, weights: Weights) -> list[float]:
     if method not in get_args(How):
         raise ValueError(f"method must be one of {', '.join(get_args(How))}, got {method!r}")
-    lambdas = [float(w) for w in weights]
-    if len(lambdas) != net.outputs or not all(0 <= w < float("inf") for w in lambdas):
-        raise ValueError(f"weights must be {net.outputs} finite numbers >= 0, one per output, got {lambdas}")
-    return lambdas
+    return checked_weights(weights, net.outputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from itertools import chain
@@ -13,12 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from auxnet.batches import Batches
 from auxnet.latency import Latency
 from auxnet.network import AuxNet, costs, in_mode
 from auxnet.scores import Predictions, calibration_error, class_errors, log_loss, predictions, wilson
-
-Batches = Iterable[tuple[Tensor, Tensor]]
-"""(images [N, C, H, W], labels [N])"""
 
 
 @dataclass(frozen=True)

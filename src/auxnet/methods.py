@@ -32,7 +32,17 @@ from auxnet.gradients import (
     unchanged,
 )
 from auxnet.network import AuxNet, statistics_kept
-from auxnet.update import Average, Gradients, Method, Optimizer, SharedUpdate, Update, Weights, identity
+from auxnet.update import (
+    Average,
+    Gradients,
+    Method,
+    Optimizer,
+    SharedUpdate,
+    Update,
+    Weights,
+    checked_weights,
+    identity,
+)
 
 Mode = Literal["live", "frozen", "fused"]
 StepScale = Literal["none", "sum", "equilibrium", "cumulative", "adaptive"]
@@ -113,10 +123,10 @@ def pairwise(
             with statistics_kept(net.segments[:k]):
                 for segment in net.segments[: k + 1]:
                     x = segment(x)
-            ((_, _, L, supervision, of_head),) = supervise([net.heads[k]], [(0, x)], labels, loss)
+            (seen,) = supervise([net.heads[k]], [(0, x)], labels, loss)
             if lambdas[k] > 0:
-                update([*gradients([x], update.trunk, [lambdas[k] * supervision]), *of_head])
-            losses.append(L)
+                update([*gradients([x], update.trunk, [lambdas[k] * seen.supervision]), *seen.head])
+            losses.append(seen.loss)
         return average(torch.stack(losses))
 
     weigh(weights)
@@ -292,9 +302,7 @@ def _rescale(updates: Sequence[Update] | Sequence[SharedUpdate], scales: Sequenc
 
 
 def _checked(net: AuxNet, weights: Weights | None) -> list[float]:
-    lambdas = [float(w) for w in (net.loss_weights() if weights is None else weights)]
-    if len(lambdas) != net.outputs or not all(0 <= w < float("inf") for w in lambdas):
-        raise ValueError(f"weights must be {net.outputs} finite numbers >= 0, one per output, got {lambdas}")
+    lambdas = checked_weights(net.loss_weights() if weights is None else weights, net.outputs)
     if not any(lambdas):
         raise ValueError(f"weights must leave at least one output above 0 (0 discards it), got {lambdas}")
     return lambdas

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
+from auxnet.batches import Batches
 from auxnet.build import evaluation_batches, load_data
 from auxnet.checkpoint import load, read_config
 from auxnet.data import DataSet, OnDisk, Split
 from auxnet.documents import read_json
-from auxnet.evaluation import Batches
 from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
 from auxnet.recipe import Recipe, read_run_recipe

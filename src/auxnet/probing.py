@@ -9,19 +9,18 @@ Shapes: N images, C channels; x_l is the feature after layer l, [N, C, H, W], to
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from auxnet.backbones.attaching import channels_first
+from auxnet.batches import Batches
 from auxnet.diagnosis import Layer, layers_of
 from auxnet.network import AuxNet, in_mode
 from auxnet.scores import wilson
 
-Batches = Iterable[tuple[Tensor, Tensor]]
-"""(images [N, C, H, W], labels [N])"""
 ITERATIONS = 300  # at most, of L-BFGS
 
 

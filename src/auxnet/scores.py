@@ -5,13 +5,13 @@ Shapes: K outputs, N images, C classes. Statistics are computed in float64. Erro
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from auxnet.batches import Batches
 from auxnet.network import AuxNet, in_mode
 
 
@@ -44,7 +44,7 @@ class Predictions:
 
 
 @torch.no_grad()
-def predictions(net: AuxNet, batches: Iterable[tuple[Tensor, Tensor]]) -> Predictions:
+def predictions(net: AuxNet, batches: Batches) -> Predictions:
     """What every output says of batches of (images [N, C, H, W], labels [N]), in evaluation mode.
 
     The net is left in the mode it was in. Raises ValueError without images, or for labels that are no classes of the

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from auxnet.evaluation import Batches, OutputReport, image_shape_of, reports
+from auxnet.batches import Batches
+from auxnet.evaluation import OutputReport, image_shape_of, reports
 from auxnet.latency import latencies
 from auxnet.network import AuxNet
 from auxnet.opening import opened

@@ -17,6 +17,14 @@ Weights = Sequence[float] | Tensor  # lambda [K]
 Average = Callable[[Tensor], Tensor]  # a tensor -> its mean over the processes that train together
 
 
+def checked_weights(weights: Weights, outputs: int) -> list[float]:
+    """Loss weights [K] as numbers. Raises ValueError unless they are K finite ones of 0 or more."""
+    lambdas = [float(w) for w in weights]
+    if len(lambdas) != outputs or not all(0 <= w < math.inf for w in lambdas):
+        raise ValueError(f"weights must be {outputs} finite numbers >= 0, one per output, got {lambdas}")
+    return lambdas
+
+
 def identity(tensor: Tensor) -> Tensor:
     """The mean over the processes that train together, where there is only this one."""
     return tensor
@@ -176,7 +184,12 @@ class Method:
     net: nn.Module
     one_step: Callable[[Tensor, Tensor], Tensor]
     updates: list[Update]
-    weigh: Callable[[Weights], None]
+    set_weights: Callable[[Weights], None]
+    """The loss weights lambda [K] from now on, and the step scales that follow from them.
+
+    An output that weighs 0 is discarded: its loss has no effect at all. No gradient of it is taken, and its head
+    stays as it is, without decay or momentum; in pair-wise and multi-way its optimizer makes no step either.
+    Its loss is still returned. Raises ValueError for weights that do not fit."""
     lambdas: list[float]
     """the loss weights at the moment"""
     bound: list[tuple[int, int, bool]] = field(init=False)
@@ -200,15 +213,6 @@ class Method:
         if not torch.is_grad_enabled():
             raise RuntimeError("a training step takes gradients, which are disabled here: call it outside no_grad()")
         return self.one_step(images, labels)
-
-    def set_weights(self, weights: Weights) -> None:
-        """The loss weights lambda [K] from now on, and the step scales that follow from them.
-
-        An output that weighs 0 is discarded: its loss has no effect at all. No gradient of it is taken, and its head
-        stays as it is, without decay or momentum; in pair-wise and multi-way its optimizer makes no step either.
-        Its loss is still returned. Raises ValueError for weights that do not fit.
-        """
-        self.weigh(weights)
 
     def set_lr(self, lr: float) -> None:
         """The step size eta from now on, for every output; groups with a step size of their own keep their share.
