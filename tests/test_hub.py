@@ -3,12 +3,13 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
 import auxnet
 from auxnet.hub import PretrainedAuxNet, load, take_out
-from shipped import write_run
+from shipped import picture, write_run
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_damaged_and_foreign_folders_are_told_apart(copied, tmp_path):
     config = json.loads((copied / "config.json").read_text())
     for change, words in (
         ({"model_type": "bert"}, "of type 'bert'"),
-        ({"classes": ["one"]}, "do not fit"),
+        ({"classes": ["one"]}, "needs their 4 names, got 1"),
         ({"preprocessing": {}}, "cannot be read"),
         ({"network": {"layers": 3}}, "does not describe a network"),
     ):
@@ -116,3 +117,27 @@ def test_damaged_and_foreign_folders_are_told_apart(copied, tmp_path):
 def test_an_output_that_is_not_there_is_named(run):
     with pytest.raises(ValueError, match=r"output must be 1\.\.3 \(shallow to deep\), got 4"):
         take_out(load(run), 4)
+
+
+def test_prepared_images_get_the_answers_of_predict(run, tmp_path):
+    net = auxnet.load(run)
+    pictures = [picture(7), picture(8, (12, 20))]
+    paths = [tmp_path / f"{n}.png" for n in range(2)]
+    for path, each in zip(paths, pictures, strict=True):
+        each.save(path)
+    expected = [answer.probabilities[0] for answer in auxnet.predict(run, paths)]
+    for given in (paths, [*map(str, paths)], pictures, [*map(np.asarray, pictures)]):
+        top = net(net.prepare(*given))[-1].softmax(1).max(1).values
+        assert top.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("given", [np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.float32), torch.zeros(3, 8)])
+def test_what_are_no_pixels_are_refused(run, given):
+    with pytest.raises(ValueError, match=r"pixels must be uint8 \[H, W, 1 or 3\], got"):
+        auxnet.load(run).prepare(given)
+
+
+def test_names_that_do_not_fit_the_network_are_refused(run):
+    net = auxnet.load(run)
+    with pytest.raises(ValueError, match="a network for 4 classes needs their 4 names, got 2"):
+        PretrainedAuxNet(net.config["network"], ["a", "b"], net.preprocessing.content(), net=net)

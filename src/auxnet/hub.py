@@ -12,15 +12,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+import torch
 from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, snapshot_download
 from huggingface_hub.errors import HFValidationError
+from torch import Tensor
 
 from auxnet import __version__
+from auxnet.batches import normalise
 from auxnet.checkpoint import backbone_of, build_net, load_weights, read_config, save_weights, weights_file
 from auxnet.documents import read_json
 from auxnet.errors import first_line
 from auxnet.network import AuxNet
 from auxnet.preprocessing import Preprocessing
+from auxnet.reading.arrays import Pixels
+from auxnet.reading.pictures import decode
 
 FILES = ("config.json", "model.safetensors", "README.md")
 
@@ -52,6 +58,8 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         super().__init__(net.segments, net.heads, net.depths, net.least_image)
         self.numbers = tuple(range(1, net.outputs + 1)) if output is None else (output,)
         self.classes = tuple(classes)
+        if len(self.classes) != (wanted := network.get("num_classes", 10)):  # resnet's default
+            raise ValueError(f"a network for {wanted} classes needs their {wanted} names, got {len(self.classes)}")
         self.preprocessing = Preprocessing.read(preprocessing)
         self.source = source or {}
         self.card: str | None = None
@@ -60,6 +68,19 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
     def config(self) -> dict[str, Any]:
         """What config.json holds."""
         return dict(cast(dict[str, Any], self._hub_mixin_config))
+
+    def prepare(self, *images: Path | str | Any) -> Tensor:
+        """Images as the net takes them, float32 [N, C, H, W] on its device: of files, or of uint8 pixels [H, W, C].
+
+        (PIL's images, and arrays [H, W] of grey ones, are such pixels too.) They are decoded, brought to size and
+        normalised as `predict` does it. Raises RuntimeError for a file that is no readable image, ValueError for
+        others.
+        """
+        if not images:
+            raise ValueError("there are no images to prepare: name files, or give pixels")
+        seen = torch.from_numpy(np.stack([self.preprocessing.seen(_pixels(image)) for image in images]))
+        device = next(self.parameters()).device
+        return normalise(seen.to(device), self.preprocessing.mean, self.preprocessing.std)
 
     def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
         """The card that the folder brought, or one written from `source`."""
@@ -212,6 +233,17 @@ def _numbers(values: Sequence[float]) -> str:
     return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
 
 
+def _pixels(image: Any) -> Pixels:
+    """The pixels of a file, or of what holds them already."""
+    if isinstance(image, str | Path):
+        return decode(Path(image), str(image), None)
+    pixels = np.asarray(image)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
+        raise ValueError(f"pixels must be uint8 [H, W, 1 or 3], got {pixels.dtype} {list(pixels.shape)}")
+    return pixels
+
+
 def _from_config(config: Any, where: Path, trusted: str | None) -> PretrainedAuxNet:
     built = build_net(config, where, trusted)
     if config.get("model_type") != "auxnet":
@@ -220,8 +252,7 @@ def _from_config(config: Any, where: Path, trusted: str | None) -> PretrainedAux
     try:
         net = PretrainedAuxNet(**{key: config[key] for key in known if key in config}, net=built)
         whole = (
-            len(net.classes) == config["network"].get("num_classes", 10)  # 10 is resnet's
-            and all(isinstance(name, str) and name.encode() for name in net.classes)
+            all(isinstance(name, str) and name.encode() for name in net.classes)
             and net.preprocessing.channels == config["network"].get("in_channels", 3)
             and isinstance(net.source, dict)
         )

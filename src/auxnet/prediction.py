@@ -16,7 +16,7 @@ import numpy as np
 
 from auxnet.errors import one_line
 from auxnet.reading.arrays import Pixels
-from auxnet.reading.pictures import decode, fitted, image_files, middle
+from auxnet.reading.pictures import decode, image_files
 from auxnet.runtimes import Runnable, open_model
 
 
@@ -133,5 +133,4 @@ def _read(file: Path, model: Runnable) -> _Readable | Unreadable:
         return Unreadable(str(file), one_line(error).removeprefix(f"{file}: "))
     height, width, _ = pixels.shape
     wanted = model.preprocessing
-    seen = middle(fitted(pixels, wanted.resize, wanted.channels), wanted.image_size)
-    return _Readable(str(file), seen, None if (height, width) == wanted.resize else (height, width))
+    return _Readable(str(file), wanted.seen(pixels), None if (height, width) == wanted.resize else (height, width))

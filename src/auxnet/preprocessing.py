@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from auxnet.reading.arrays import Pixels
+from auxnet.reading.pictures import fitted, middle
+
 LARGEST = 4096  # pixels a side that a net sees; of the images whose middle part that is, twice as many
 
 
@@ -27,6 +30,10 @@ class Preprocessing:
     def channels(self) -> int:
         """C: 1 grey, 3 red-green-blue."""
         return len(self.mean)
+
+    def seen(self, pixels: Pixels) -> Pixels:
+        """What the net sees of uint8 pixels [h, w, 1 or 3], before it is normalised: [H, W, C]."""
+        return middle(fitted(pixels, self.resize, self.channels), self.image_size)
 
     def content(self) -> dict[str, list[Any]]:
         """What a file holds of it."""
