@@ -24,7 +24,7 @@ FLOORS = [
     ["processes", "schedules", "build", "opening", "epochs", "train", "plan", "selection", "exporting"],
     ["page_frame", "figures_page", "report_page", "report", "diagnosis_page", "diagnosing"],
     ["space", "settings", "journal", "trials", "worker", "sweeping", "sweep_page"],
-    ["spec", "running", "supervising", "verdicts", "ledger", "study_page"],
+    ["form", "spec", "checking", "running", "supervising", "verdicts", "ledger", "study_page"],
     ["cli"],
 ]
 

@@ -13,13 +13,15 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from auxnet import build
 from auxnet import train as training
 from auxnet.cli import main
-from auxnet.recipe import Recipe
+from auxnet.errors import DivergedError
+from auxnet.recipe import WHERE, Recipe
 from auxnet.studies import running
-from auxnet.studies.ledger import averages, findings_of
-from auxnet.studies.spec import SCALES, Claim, Side, Trial, names, read_study
-from auxnet.studies.study_page import headline, markdown
+from auxnet.studies.ledger import Findings, averages, findings_of
+from auxnet.studies.spec import Claim, Side, Trial, names, read_study
+from auxnet.studies.study_page import cells_of, headline, markdown, notes
 from auxnet.studies.verdicts import in_words, interval, judge
 from browser import check_themes, chromium, opened
 
@@ -38,6 +40,7 @@ scales:
     seeds: 3
     base: {data: digits, train_images: 100, depth: 8, outputs: 2, epochs: 1, batch_size: 50, lr: 0.05}
 """
+SCALES = ("smoke", "small", "full")
 HERE = {"threads": 1, "device": "cpu", "data_dir": None}
 
 
@@ -49,8 +52,33 @@ def own(tmp_path):
 
 
 def row(variant, seed, *errors, failed=None):
-    last = [{"output": k, "test_error": error} for k, error in enumerate(errors, start=1)]
-    return {"variant": variant, "seed": seed, "data": "digits", "last": last, "failed": failed, "share": None}
+    cost = {"depth": 8, "params": 10, "macs": 100}
+    last = [{"output": k, **cost, "val_error": 0.5, "test_error": error} for k, error in enumerate(errors, start=1)]
+    return {
+        "variant": variant,
+        "seed": seed,
+        "data": "digits",
+        "last": last,
+        "best": last,
+        "failed": failed,
+        "share": None,
+    }
+
+
+def whole_row(variant, data, train, val):
+    """A row with all that a page says of it."""
+    about = {"wall_seconds": 60.0, "commit": "abc", "versions": {"torch": "2"}, "device": {"name": "cpu", "threads": 1}}
+    return {**row(variant, 0, 0.5), "data": data, "images": {"train": train, "val": val, "test": 10_000}, **about}
+
+
+def written(path, *changes):
+    """A study file like OWN but for (old, new) texts."""
+    text = OWN
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new, 1)
+    path.write_text(text)
+    return str(path)
 
 
 def documented():
@@ -159,11 +187,185 @@ def test_a_study_file_that_cannot_be_says_why(own, old, new, words):
         read_study(str(own), "smoke")
 
 
+VARIANTS, CLAIMS, PUBLISHED = (
+    OWN[OWN.index(f"{key}:") : OWN.index(f"{following}:")]
+    for key, following in (("variants", "claims"), ("claims", "published"), ("published", "scales"))
+)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("seed: 7", "cannot set seed: seeds of a scale says how many there are"),
+        ("data_dir: /here", "cannot set data_dir, which changes no training: give it to auxnet study as --data-dir"),
+        ("device: cuda", "cannot set device, .* --device"),
+        ("threads: 2", "cannot set threads, .* --threads"),
+        ("stream: never", "cannot set stream, .* --stream"),
+        ("workers: 2", "cannot set workers, .* --workers"),
+        ("cuda_graph: true", "cannot set cuda_graph, .* --cuda-graph"),
+    ],
+)
+def test_what_no_recipe_of_a_study_decides_is_told_where_it_belongs(own, key, words):
+    written(own, ("{gamma: 1}", f"{{{key}}}"))
+    with pytest.raises(ValueError, match=f"variant two {words}"):
+        read_study(str(own), "smoke")
+    written(own, ("base: {", f"base: {{{key}, "))
+    with pytest.raises(ValueError, match=f"base of scale smoke {words}"):
+        read_study(str(own), "smoke")
+    written(own, ("seeds: 3\n", f"seeds: 3\n    over: {{{key}}}\n"))
+    with pytest.raises(ValueError, match=f"over of scale smoke {words}"):
+        read_study(str(own), "smoke")
+
+
+def test_the_data_are_a_scales_and_named_once(own):
+    written(own, ("{gamma: 1}", "{data: cifar10}"))
+    with pytest.raises(ValueError, match="variant two cannot set data: name it in datasets of a scale or its base"):
+        read_study(str(own), "smoke")
+    written(own, ("seeds: 3", "datasets: [cifar10, svhn]\n    seeds: 3"))
+    with pytest.raises(ValueError, match="scale smoke has datasets, and data in its base: leave one of them out"):
+        read_study(str(own), "smoke")
+    written(own, ("seeds: 3", "datasets: [cifar10, svhn]\n    seeds: 3"), ("data: digits, train", "train"))
+    assert read_study(str(own), "smoke").datasets == ("cifar10", "svhn")
+    written(own, ("data: digits, train", "data: cifar10, train"))
+    assert [trial.recipe.data for trial in read_study(str(own), "smoke", 1).trials()] == ["cifar10"] * 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (VARIANTS, "variants: {}\n", "variants must hold one or more, got none"),
+        (VARIANTS, "variants: null\n", "'variants' is missing in the study"),
+        (VARIANTS, "variants: [a, b]\n", r"variants must hold 'key: value' pairs, got \['a', 'b'\]"),
+        ("{gamma: 1}", "[[gamma, 1]]", r"variant two must hold 'key: value' pairs, got \[\['gamma', 1\]\]"),
+        ("  two: {gamma: 1}\n", "  1: {}\n  '1': {gamma: 1}\n", "variants has '1' twice"),
+        (CLAIMS, "claims: 5\n", "claims must be a list, as in .*, got 5"),
+        (CLAIMS, "claims: [5]\n", "a claim must hold 'key: value' pairs, got 5"),
+        ('says: "two beats one"', "says: 5", "says of a claim must be text, got 5"),
+        ('says: "two beats one", ', "", "'says' is missing in a claim"),
+        ("better: two, ", "", "'better' is missing in the claim 'two beats one'"),
+        ("worse: one}", "worse: one, of: share}", "no share is measured: add measures: supervision"),
+        ('"one:1"}', '"one:1", of: share}\nmeasures: supervision', "about all outputs of a variant, got two:mean"),
+        ("does it work?", "[1, 2]", r"question must be text, got \[1, 2\]"),
+        ("does it work?", "''", "question must be text, got ''"),
+        ("question: does it work?", "note: q", "'question' is missing in the study"),
+        ("question:", "note: [1]\nquestion:", r"note must be text, got \[1\]"),
+        ("seeds: 3", "seeds: 3\n    note: [1]", r"note must be text, got \[1\]"),
+        (PUBLISHED, "published: 5\n", "published must hold 'key: value' pairs, got 5"),
+        (PUBLISHED, "published: {one: 5.1}\n", "published of one must hold 'key: value' pairs, got 5.1"),
+        (PUBLISHED, "published: {onne: {error: 1, source: s}}\n", "published names 'onne'; perhaps you meant 'one'"),
+        (
+            PUBLISHED,
+            "published: {one: {error: five, source: s}}\n",
+            "error in published of one must be a number in per",
+        ),
+        (PUBLISHED, "published: {one: {error: 5}}\n", "'source' is missing in published of one"),
+        (PUBLISHED, "published: {one: {error: 5, src: s}}\n", "published of one has no key 'src'"),
+        ("seeds: 3", "seeds: true", "seeds must be 1 or more, got True"),
+        ("seeds: 3", "seeds: 3\n    over: 5", "over of scale smoke must hold 'key: value' pairs, got 5"),
+        ("base: {", "base: 5 # {", "base of scale smoke must hold 'key: value' pairs, got 5"),
+        ("data: digits,", "data: 5,", "data of scale smoke must be text, got 5"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_one_line_before_anything_is_trained(own, tmp_path, capsys, old, new, words):
+    written(own, (old, new))
+    command = ["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert re.search(words, said)
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("digits", "datasets must be a list, as in .*, got 'digits'"),
+        ("[]", "datasets must name one or more, got none"),
+        ("[digits, 5]", "each of datasets must be text, got 5"),
+        ("[digits, digits]", "datasets names 'digits' twice"),  # it would count as two seeds
+    ],
+)
+def test_datasets_are_a_list_of_names(own, given, words):
+    written(own, ("data: digits, train", "train"), ("seeds: 3", f"seeds: 3\n    datasets: {given}"))
+    with pytest.raises(ValueError, match=words):
+        read_study(str(own), "smoke")
+
+
+def test_what_is_left_empty_is_left_out(own):
+    written(own, (CLAIMS, "claims:\n"), (PUBLISHED, "published:\n"), ("question:", "note:\nquestion:"))
+    study = read_study(str(own), "smoke")
+    assert (study.claims, study.published, study.note) == ((), {}, "")
+    written(own, ("data: digits, train", "data: null, train"))
+    assert read_study(str(own), "smoke").datasets == ("digits",)
+
+
+def test_what_is_published_may_be_of_a_variant_that_another_scale_has(own):
+    written(own, ("seeds: 3", "seeds: 3\n    variants: {two: {}}\n    claims: []"))
+    assert set(read_study(str(own), "smoke").published) == {"one"}
+    written(own, ("  one: {error", "  three: {error"), ("scales:\n", "scales:\n  big: {variants: {three: {}}}\n"))
+    assert set(read_study(str(own), "smoke").published) == {"three"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("better: two,", 'better: "two:99",', "the claim 'two beats one' names two:99, but two has 2 outputs"),
+        ("better: two,", 'better: "two:0",', "names two:0, but two has 2 outputs"),
+        ("worse: one}", 'worse: "one:2"}', "names one:2, but one has 1 output"),
+        ("{gamma: 1}", "{depth: 21}", "variant two: depth must be 6n . 2"),
+        ("{gamma: 1}", "{optimizer: SDG}", "variant two: torch.optim has no optimizer 'SDG'; perhaps you meant 'SGD'"),
+    ],
+)
+def test_what_a_net_cannot_have_is_said_before_the_first_training(own, tmp_path, capsys, old, new, words):
+    written(own, (old, new))
+    assert main(["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(words, said)
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "outputs"),
+    [
+        ({}, 3),
+        ({"outputs": 2}, 2),
+        ({"depth": 14, "at": (3, 5, 9)}, 4),
+        ({"depth": 14, "placement": "blocks"}, 6),
+        ({"depth": 14, "placement": "stages"}, 3),
+        ({"depth": 14, "outputs": 5, "alone": 2}, 1),
+    ],
+)
+def test_the_outputs_of_a_recipe_are_those_of_its_net(fields, outputs):
+    recipe = Recipe(**fields)
+    net = build.net_of(recipe, build.load_data(recipe))
+    assert build.outputs_of(recipe) == net.outputs == outputs
+
+
+def test_the_outputs_of_a_backbone_are_known_before_it_is_built():
+    named = {"backbone": "nowhere.at:all"}
+    assert [build.outputs_of(Recipe(**named, cuts=cuts)) for cuts in (None, 4, ("a",))] == [3, 5, 2]
+    assert build.outputs_of(Recipe(**named, cuts=4, alone=2)) == 1
+
+
+def test_a_scale_may_have_any_name_on_the_command_line(own, tmp_path, capsys):
+    written(own, ("  smoke:", "  mine:"))
+    words = ["study", str(own), "--out", str(tmp_path / "out"), "--show", "--scale"]
+    assert main([*words, "mine"]) == 0
+    assert (tmp_path / "out" / "own-mine" / "study.md").is_file()
+    capsys.readouterr()
+    assert main([*words, "huge"]) == 2
+    assert "it has no scale 'huge', but smoke, small, full, mine" in capsys.readouterr().err
+
+
 def test_unknown_studies_and_scales_are_one_line(own, capsys):
     assert main(["study", "methds"]) == 2
     assert "there is no study 'methds'; perhaps you meant 'methods'" in capsys.readouterr().err
     assert main(["study", "nowhere.yaml"]) == 2
     assert capsys.readouterr().err == "auxnet: there is no study file nowhere.yaml\n"
+    (own.parent / "folder.yaml").mkdir()
+    assert main(["study", str(own.parent / "folder.yaml")]) == 2
+    assert "folder.yaml is a folder: name a study file" in capsys.readouterr().err
     assert main(["study", "methods", "--processes", "0"]) == 2
     assert "processes must be 1 or more" in capsys.readouterr().err
     assert main(["study"]) == 0
@@ -210,6 +412,48 @@ def test_a_failed_training_keeps_a_claim_from_being_told():
     verdict = judge(claim, "digits", [*rows, row("b", 3, failed="the loss became inf")])
     assert verdict.word == "cannot be told"
     assert "1 of the trainings failed" in in_words(verdict)
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ([row("a", 0), row("b", 0)], "nothing is trained yet"),
+        ([row("a", 0), row("b", 0, failed="inf"), row("b", 1, failed="inf")], "every training of b failed"),
+        ([row("a", 0, 0.5), row("b", 0), row("b", 1, failed="inf")], "no seed is trained on both sides, 1 of the"),
+        ([row("a", 0, 0.5), row("b", 0)], "no seed is trained on both sides yet"),
+    ],
+)
+def test_a_claim_without_a_pair_says_why(rows, why):
+    assert why in in_words(judge(Claim("", Side("a"), Side("b")), "digits", rows))
+    assert why in in_words(judge(Claim("", Side("a"), Side("b"), "share"), "digits", rows))
+
+
+def test_a_share_that_is_not_measured_is_not_called_untrained():
+    verdict = judge(Claim("", Side("a"), Side("b"), "share"), "digits", [row("a", 0, 0.5), row("b", 0, 0.5)])
+    assert in_words(verdict) == "cannot be told: the supervision is not measured yet"
+
+
+def test_images_are_counted_for_each_data_set_and_apart_where_variants_differ(own):
+    study = replace(read_study(str(own), "smoke"), datasets=("cifar10", "svhn"))
+    rows = [
+        whole_row(v, *data) for data in (("cifar10", 45_000, 5_000), ("svhn", 65_931, 7_326)) for v in ("one", "two")
+    ]
+    told = list(notes(Findings(study, tuple(rows), ())))
+    assert "cifar10: 45,000 training, 5,000 validation and 10,000 test images." in told
+    assert "svhn: 65,931 training, 7,326 validation and 10,000 test images." in told
+    told = list(notes(Findings(study, (rows[0], whole_row("two", "cifar10", 800, 5_000)), ())))
+    assert told[-1].startswith("cifar10: 45,000 training, 5,000 validation and 10,000 test images (one); 800 training")
+
+
+def test_a_line_of_the_table_is_told_by_its_average_alone_and_what_is_published_stands_at_the_final_output(own):
+    found = Findings(read_study(str(own), "smoke"), (row("one", 0, 0.5, 0.4), row("two", 0, 0.3, 0.2)), ())
+    lines = [cells_of(replace(found, rows=()), average) for average in averages(found.rows)]  # not averaged once more
+    assert [(line[0], line[1], line[-1]) for line in lines] == [
+        ("one", "1", ""),
+        ("one", "2", "5.5 (somebody)"),
+        ("two", "1", ""),
+        ("two", "2", ""),
+    ]
 
 
 def test_the_mean_of_outputs_and_single_outputs_are_sides_too():
@@ -329,6 +573,64 @@ def test_a_file_of_the_users_is_never_replaced_and_nothing_is_trained_before_tha
     assert "study.md is not a study's, and is left alone: give another --report" in capsys.readouterr().err
     assert (tmp_path / "mine" / "study.md").read_text() == "my notes"
     assert not (tmp_path / "out").exists()
+
+
+def test_the_tables_of_another_study_are_never_replaced_and_those_of_the_same_go_on(own, tmp_path, capsys):
+    words = ["--scale", "smoke", "--out", str(tmp_path / "out"), "--show"]
+    folder = tmp_path / "out" / "own-smoke"
+    assert main(["study", str(own), *words]) == 0
+    before = (folder / "study.md").read_text()
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "own.yaml"
+    for changes, what in (
+        ([("does it work?", "does this?")], "it is 'own, smoke: does it work?'"),
+        ([("{gamma: 1}", "{gamma: 3}")], "its variant two is not this one's"),
+        ([("lr: 0.05", "lr: 0.1")], "its variant one is not this one's"),
+        ([(VARIANTS, "variants: {two: {}}\n"), (CLAIMS, ""), (PUBLISHED, "")], "its variant one on digits is not"),
+    ):
+        written(other, *changes)
+        capsys.readouterr()
+        assert main(["study", str(other), *words[:-1]]) == 2
+        said = capsys.readouterr().err
+        assert f"{folder} holds another study: {what}" in said
+        assert said.endswith("; give another --report, or remove it\n")
+        assert (folder / "study.md").read_text() == before
+        assert not (tmp_path / "out" / "trials").exists()  # nothing is trained
+        assert main(["study", str(other), *words, "--report", str(tmp_path / what)]) == 0
+    more = ("  two: {gamma: 1}", "  two: {gamma: 1}\n  three: {gamma: 3}")
+    written(other, more, ("two beats one", "two is better than one"), ("seeds: 3", "seeds: 4"))
+    assert main(["study", str(other), *words]) == 0
+    assert "two is better than one" in (folder / "study.md").read_text()
+    written(other, more)
+    assert main(["study", str(other), *words, "--seeds", "1"]) == 0
+    (folder / "ledger.jsonl").write_text('{"variant": 1}\n')
+    assert main(["study", str(other), *words]) == 2
+    assert "its ledger.jsonl cannot be read" in capsys.readouterr().err
+
+
+def test_a_file_with_the_name_of_a_study_does_not_take_its_place(own, tmp_path, capsys):
+    words = ["--scale", "smoke", "--out", str(tmp_path / "out"), "--show"]
+    own.rename(tmp_path / "methods.yaml")
+    assert main(["study", "methods", *words]) == 0
+    assert main(["study", str(tmp_path / "methods.yaml"), *words]) == 2
+    assert "methods-smoke holds another study: it is 'methods, smoke: which of" in capsys.readouterr().err
+
+
+def test_how_trainings_are_run_is_the_commands_to_say(own, tmp_path, monkeypatch):
+    seen = []
+
+    def fit_on(recipe, folder, follow):
+        seen.append({name: getattr(recipe, name) for name in WHERE})
+        raise DivergedError("seen")
+
+    monkeypatch.setattr(running, "fit_on", fit_on)
+    words = ["--stream", "never", "--workers", "1", "--threads", "1", "--device", "cpu", "--data-dir", "here"]
+    assert main(["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--seeds", "1", *words]) == 1
+    asked = {"stream": "never", "workers": 1, "threads": 1, "device": "cpu", "data_dir": "here", "cuda_graph": False}
+    assert seen == [asked, asked]
+    words = ["--scale", "smoke", "--out", str(tmp_path / "other"), "--device", "cpu", "--cuda-graph"]
+    assert main(["study", str(own), *words]) == 2
+    assert len(seen) == 2
 
 
 def test_nothing_is_trained_to_show_a_study(own, tmp_path, capsys):

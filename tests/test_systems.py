@@ -7,8 +7,9 @@ import torch
 
 import auxnet
 from auxnet import build, rundir, schedules
-from auxnet.studies.spec import SCALES, read_study
+from auxnet.studies.spec import read_study
 
+SCALES = ("smoke", "small", "full")
 STUDIES = {scale: read_study("systems", scale) for scale in SCALES}
 SYSTEMS = STUDIES["smoke"].variants
 

@@ -30,8 +30,8 @@ class Study:
 
     name: Positional[str] = ""
     """compact, gamma, intermediate, methods, outputs, settings, systems, vanishing, or a FILE.yaml (none: list them)"""
-    scale: Literal["smoke", "small", "full"] = "small"
-    """a minute; an afternoon on two cores; the paper's own schedule, for GPUs"""
+    scale: str = "small"
+    """smoke (a minute), small (an afternoon on two cores), full (the paper's schedule, for GPUs), or one of FILE's"""
     seeds: int | None = None
     """trainings of each variant; none: as the study says"""
     out: Path = Path("runs/studies")
@@ -48,11 +48,18 @@ class Study:
     """auto, cpu, cuda, cuda:1, mps"""
     threads: int | None = None
     """CPU threads, of all processes together; none: PyTorch's choice"""
+    stream: Literal["auto", "always", "never"] = "auto"
+    """leave the images of folders and parquet on disk; auto: if they would take over half of the memory left"""
+    workers: int | None = None
+    """processes that decode images left on disk, of all processes together; none: one per core"""
+    cuda_graph: FlagCreatePairsOff[bool] = False
+    """on a GPU, each step as one CUDA graph"""
 
 
 def study(words: list[str]) -> int:
     """`auxnet study`; exit status 1 if a training failed."""
     options = parse(Study, words)
+    from auxnet.recipe import WHERE
     from auxnet.studies.spec import names, read_study
 
     console = screen.console()
@@ -65,18 +72,22 @@ def study(words: list[str]) -> int:
         raise ValueError(f"processes must be 1 or more, got {options.processes}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("torchrun's processes train one net together, a study's one each: start them with --processes")
-    where: dict[str, Any] = {"data_dir": options.data_dir, "device": options.device, "threads": options.threads}
+    where: dict[str, Any] = {name: getattr(options, name) for name in WHERE}
     with screen.working("loading PyTorch"):
-        from auxnet.machine import device_of, keep_freed_memory
+        from auxnet.machine import keep_freed_memory
+        from auxnet.studies.checking import check_claims, check_variants
         from auxnet.studies.ledger import findings_of
         from auxnet.studies.running import train
         from auxnet.studies.study_page import check_folder, write_findings
         from auxnet.studies.supervising import diagnose, draw
     folder, drawn = options.report or options.out / f"{made.name}-{made.scale}", list[Path]()
-    check_folder(folder)
+    check_folder(folder, made)
+    with screen.working("looking through its variants"):
+        check_claims(made)
+        if not options.show:
+            check_variants(made, where)
     trials = list(made.trials(where))
     if not options.show:
-        device_of(trials[0].recipe)  # what cannot be had here is said before anything is trained
         keep_freed_memory()
         try:
             with _progress(console, len(trials)) as watch:

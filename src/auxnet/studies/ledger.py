@@ -11,7 +11,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from auxnet.checkpoint import whole
-from auxnet.documents import read_json
+from auxnet.documents import json_value, read_json
 from auxnet.studies.running import folder_of, is_done, why_failed
 from auxnet.studies.spec import Study, Trial, differing
 from auxnet.studies.supervising import share_of
@@ -38,6 +38,8 @@ class Average:
     variant: str
     data: str
     output: int
+    final: bool
+    """whether it is the variant's final one"""
     depth: int
     params: int
     macs: int
@@ -66,9 +68,16 @@ def averages(rows: Sequence[Row]) -> Iterator[Average]:
                 best = [row["best"][k - 1]["test_error"] for row in done]
                 errors = [each["test_error"] for each in last]
                 cost = {key: last[0][key] for key in ("output", "depth", "params", "macs")}
-                val = mean(each["val_error"] for each in last)
-                of_last, of_best = (mean(errors), _spread(errors)), (mean(best), _spread(best))
-                yield Average(variant, data, **cost, n=len(done), val_error=val, test=of_last, best_test=of_best)
+                yield Average(
+                    variant,
+                    data,
+                    **cost,
+                    final=k == len(done[0]["last"]),
+                    n=len(done),
+                    val_error=mean(each["val_error"] for each in last),
+                    test=(mean(errors), _spread(errors)),
+                    best_test=(mean(best), _spread(best)),
+                )
 
 
 def write_rows(rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -79,6 +88,23 @@ def write_rows(rows: Sequence[Row], folder: Path) -> list[Path]:
     with whole(paths[1]) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(_lines(rows))
     return paths
+
+
+def stranger(study: Study, path: Path) -> str | None:
+    """A variant in a ledger file that this study does not have, or trains by another recipe; None if there is none.
+
+    How many seeds either has makes no difference. Raises ValueError for a file that is no ledger.
+    """
+    try:
+        for row in map(json_value, path.read_text(encoding="utf-8").splitlines()):
+            variant, data, seed = str(row["variant"]), row["data"], row["seed"]
+            if variant not in study.variants or data not in study.datasets:
+                return f"{variant} on {data}"
+            if Trial(variant, seed, study.recipe(variant, data, seed)).name != row["training"]:
+                return variant
+    except (KeyError, TypeError):
+        raise ValueError(f"{path} is no ledger of a study") from None
+    return None
 
 
 def _row(study: Study, out: Path, trial: Trial) -> Row:

@@ -16,12 +16,13 @@ With `measures: supervision` the trainings are diagnosed too, and a claim can be
 supervision in the shallowest layer (of the output where it is largest) is greater on the better side.
 
 A side of a claim is a variant's final output, or with `:2` its second, with `:mean` the mean over its outputs. A scale
-may bring variants, claims and published values of its own, and `datasets`, each of which is studied in turn.
+may bring variants, claims and published values of its own, and `datasets`, each of which is studied in turn. What may
+stand where is in `form`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -31,11 +32,11 @@ from pathlib import Path
 from typing import Any
 
 from auxnet.documents import read_yaml
+from auxnet.errors import one_line
 from auxnet.recipe import WHERE, Recipe, folder_name, nearest, recipe_from
+from auxnet.studies.form import OF_SCALES, OF_STUDIES, count, given, items, needed, of_recipe, pairs, per_cent, text
 
-SCALES = ("smoke", "small", "full")
-OF_STUDIES = ("question", "note", "measures", "variants", "claims", "published", "scales")
-OF_SCALES = ("seeds", "base", "over", "datasets", "variants", "claims", "published", "note")
+BOTH = ("better", "worse")  # sides of a claim
 
 
 @dataclass(frozen=True)
@@ -126,31 +127,37 @@ def read_study(name: str, scale: str, seeds: int | None = None) -> Study:
         content = read_yaml(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no study file {name}") from None
+    except IsADirectoryError:
+        raise ValueError(f"{name} is a folder: name a study file") from None
     except ValueError as error:
         raise ValueError(f"{name} is not a YAML study: {error}") from None
     try:
         return _study(path.stem, content, scale, seeds)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"study {name}: {said}") from None
+    except ValueError as error:
+        raise ValueError(f"study {name}: {error}") from None
 
 
 def _study(name: str, content: Any, scale: str, seeds: int | None) -> Study:
-    _check_keys(content, OF_STUDIES, "a study")
-    there = _scale(_pairs(content.get("scales") or {}, "scales"), scale)
-    variants = {str(key): dict(value or {}) for key, value in (there.get("variants") or content["variants"]).items()}
-    claims = tuple(_claim(each, variants) for each in there.get("claims", content.get("claims", ())))
-    published = there.get("published", content.get("published", {}))
-    seeds = there["seeds"] if seeds is None else seeds
-    if not isinstance(seeds, int) or seeds < 1:
-        raise ValueError(f"seeds must be 1 or more, got {seeds!r}")
-    base = {**there["base"], **there.get("over", {})}
-    datasets = tuple(there.get("datasets") or [base.get("data", "digits")])
-    note = " ".join(filter(None, (content.get("note"), there.get("note"))))
+    content = given(content, OF_STUDIES, "a study")
+    there = _scale(pairs(content.get("scales", {}), "scales"), scale)
+    here = {**content, **there}  # a scale may have variants, claims and published values of its own
+    variants, datasets = _variants(needed(here, "variants", "the study")), _datasets(there, scale)
     measures = content.get("measures")
     if measures not in (None, "supervision"):
         raise ValueError(f"measures must be supervision, or left out, got {measures!r}")
-    made = Study(name, scale, content["question"], note, seeds, datasets, base, variants, claims, published, measures)
+    made = Study(
+        name,
+        scale,
+        question=one_line(text(needed(content, "question", "the study"), "question")),
+        note=" ".join(text(each["note"], "note") for each in (content, there) if "note" in each),
+        seeds=count(needed(there, "seeds", f"scale {scale}") if seeds is None else seeds, "seeds"),
+        datasets=datasets,
+        base=there["base"],
+        variants=variants,
+        claims=tuple(_claim(each, variants, measures) for each in items(here.get("claims", []), "claims")),
+        published=_published(here.get("published", {}), _all_variants(content)),
+        measures=measures,
+    )
     for variant in variants:
         try:
             made.recipe(variant, datasets[0])
@@ -159,28 +166,54 @@ def _study(name: str, content: Any, scale: str, seeds: int | None) -> Study:
     return made
 
 
-def _scale(own: Mapping[str, Any], scale: str) -> Any:
-    """A scale as the study has it, over the usual one of that name unless it has a base of its own."""
-    usual = read_yaml(Path(str(_home() / "scales.yaml")))
+def _scale(own: Mapping[str, Any], scale: str) -> dict[str, Any]:
+    """A scale as the study has it, over the usual one of that name unless it has a base of its own.
+
+    What it changes (`over`) is in its base then.
+    """
+    usual, where = read_yaml(Path(str(_home() / "scales.yaml"))), f"scale {scale}"
     if scale not in {**usual, **own}:
         raise ValueError(f"it has no scale {scale!r}, but {', '.join({**usual, **own})}")
-    there = own.get(scale) or {}
-    _check_keys(there, OF_SCALES, f"scale {scale}")
-    if "base" in there or scale not in usual:
-        return there
-    over, merged = _pairs(there.get("over", {}), f"over of scale {scale}"), {**usual[scale], **there}
-    if over and "note" not in there:
-        merged["note"] += f" Here {', '.join(f'{key} {value}' for key, value in over.items())}."
-    if "data" in over and "datasets" not in there:
-        merged.pop("datasets", None)
-    return merged
+    there = given({} if own.get(scale) is None else own[scale], OF_SCALES, where)
+    over = of_recipe(there.pop("over", {}), f"over of {where}", with_data=True)
+    base = of_recipe(there.get("base", {}), f"base of {where}", with_data=True)
+    if "datasets" in there and "data" in {**base, **over}:
+        raise ValueError(f"{where} has datasets, and data in its base: leave one of them out")
+    if "base" not in there and scale in usual:
+        usual_one = {key: value for key, value in usual[scale].items() if key != "datasets" or "data" not in over}
+        if over:
+            usual_one["note"] += f" Here {', '.join(f'{key} {value}' for key, value in over.items())}."
+        there = {**usual_one, **there}
+    return {**there, "base": {**needed(there, "base", where), **over}}
 
 
-def _claim(content: Mapping[str, Any], variants: Mapping[str, Any]) -> Claim:
-    _check_keys(content, ("says", "better", "worse", "of"), "a claim")
-    if content.get("of", "error") not in ("error", "share"):
-        raise ValueError(f"a claim is of: error or share, got {content['of']!r}")
-    better, worse = (Side(*str(content[side]).split(":", 1)) for side in ("better", "worse"))
+def _datasets(there: Mapping[str, Any], scale: str) -> tuple[str, ...]:
+    """The data sets of a scale: its own, or that of its base."""
+    if "datasets" not in there:
+        return (text(there["base"].get("data") or "digits", f"data of scale {scale}"),)
+    named = [text(each, "each of datasets") for each in items(there["datasets"], "datasets")]
+    if not named:
+        raise ValueError("datasets must name one or more, got none")
+    if twice := [each for each in named if named.count(each) > 1]:
+        raise ValueError(f"datasets names {twice[0]!r} twice")  # a training would count as two seeds
+    return tuple(named)
+
+
+def _variants(content: Any) -> dict[str, dict[str, Any]]:
+    named = pairs(content, "variants")
+    if not named:
+        raise ValueError("variants must hold one or more, got none")
+    return {name: of_recipe({} if each is None else each, f"variant {name}") for name, each in named.items()}
+
+
+def _claim(content: Any, variants: Mapping[str, Any], measures: str | None) -> Claim:
+    content = given(content, ("says", "better", "worse", "of"), "a claim")
+    says, of = one_line(text(needed(content, "says", "a claim"), "says of a claim")), content.get("of", "error")
+    if of not in ("error", "share"):
+        raise ValueError(f"a claim is of: error or share, got {of!r}")
+    if of == "share" and measures is None:
+        raise ValueError(f"the claim {says!r} is of: share, and no share is measured: add measures: supervision")
+    better, worse = (Side(*str(needed(content, side, f"the claim {says!r}")).split(":", 1)) for side in BOTH)
     for side in (better, worse):
         if side.variant not in variants:
             raise ValueError(f"a claim names {side.variant!r}{nearest(side.variant, list(variants))}, no variant")
@@ -188,23 +221,32 @@ def _claim(content: Mapping[str, Any], variants: Mapping[str, Any]) -> Claim:
             raise ValueError(
                 f"a claim's side is VARIANT, VARIANT:mean or VARIANT:NUMBER, got {side.variant}:{side.output}"
             )
-    return Claim(content["says"], better, worse, content.get("of", "error"))
+        if of == "share" and side.output != "final":
+            raise ValueError(f"a claim of: share is about all outputs of a variant, got {side}: name {side.variant}")
+    return Claim(says, better, worse, of)
 
 
-def _check_keys(content: Any, known: tuple[str, ...], where: str) -> None:
-    for key in _pairs(content, where):
-        if key in known:
-            continue
-        if known is OF_STUDIES and key in OF_SCALES:
-            raise ValueError(f"{key} belongs to a scale, as in scales: {{small: {{{key}: ...}}}}")
-        hint = nearest(str(key), list(known)) or f": it may have {', '.join(known)}"
-        raise ValueError(f"{where} has no key {key!r}{hint}")
+def _published(content: Any, variants: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """{variant: {error, in per cent; source; data}}."""
+    published = {}
+    for variant, value in pairs(content, "published").items():
+        where = f"published of {variant}"
+        if variant not in variants:
+            raise ValueError(f"published names {variant!r}{nearest(variant, [*variants])}, no variant")
+        each = given(value, ("error", "source", "data"), where)
+        published[variant] = {
+            "error": per_cent(needed(each, "error", where), f"error in {where}"),
+            "source": one_line(text(needed(each, "source", where), f"source in {where}")),
+            "data": text(each.get("data", "cifar10"), f"data in {where}"),
+        }
+    return published
 
 
-def _pairs(content: Any, where: str) -> dict[str, Any]:
-    if not isinstance(content, dict):
-        raise ValueError(f"{where} must hold 'key: value' pairs, got {content!r}")
-    return content
+def _all_variants(content: Mapping[str, Any]) -> list[str]:
+    """Of all scales: what is published of a variant may stand once, for scales that have it and scales that do not."""
+    scales = [each for each in content.get("scales", {}).values() if isinstance(each, dict)]
+    each_has = [place.get("variants") for place in (content, *scales)]
+    return list(dict.fromkeys(str(name) for variants in each_has if isinstance(variants, dict) for name in variants))
 
 
 def _home() -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 from auxnet.checkpoint import whole
 from auxnet.figures_page import page_of_figures
 from auxnet.page_frame import line_of, table_of, unbroken
-from auxnet.studies.ledger import Average, Findings, MeanAndSpread, Row, averages, write_rows
+from auxnet.studies.ledger import Average, Findings, MeanAndSpread, Row, averages, stranger, write_rows
+from auxnet.studies.spec import Study
 from auxnet.studies.verdicts import FEWEST, Verdict, in_words
 
 MARK = "<!-- made by auxnet study -->"
@@ -28,8 +29,11 @@ HEAD = (
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "pentagon", "star", "x", "hexagon")
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse a folder in which something that is not a study's would be replaced. Raises FileExistsError."""
+def check_folder(folder: Path, study: Study) -> None:
+    """Refuse a folder in which something that is not this study's would be replaced. Raises FileExistsError.
+
+    What was written of it with other seeds, other claims, or fewer variants may be.
+    """
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file: name a folder for the study's tables")
     page = folder / "study.md"
@@ -37,11 +41,27 @@ def check_folder(folder: Path) -> None:
     for name in ("study.md", "study.html", "ledger.jsonl", "outputs.csv", "diagnosis.json", "diagnosis.html"):
         if (folder / name).exists() and not ours:
             raise FileExistsError(f"{folder / name} is not a study's, and is left alone: give another --report")
+    if ours and (other := _of_another(page, study)):
+        raise FileExistsError(f"{folder} holds another study: {other}; give another --report, or remove it")
+
+
+def _of_another(page: Path, study: Study) -> str:
+    """What shows that a study.md, and the ledger beside it, are another study's; nothing if they are this one's."""
+    lines = page.read_text(encoding="utf-8", errors="replace").splitlines()
+    heading = next((line.removeprefix("# ") for line in lines if line.startswith("# ")), "without a heading")
+    if not heading.endswith(f": {study.question}"):
+        return f"it is {heading!r}"
+    ledger = page.with_name("ledger.jsonl")
+    try:
+        variant = stranger(study, ledger) if ledger.is_file() else None
+    except ValueError:
+        return f"its {ledger.name} cannot be read"
+    return f"its variant {variant} is not this one's" if variant else ""
 
 
 def write_findings(found: Findings, folder: Path) -> list[Path]:
     """Write all of it into `folder`; say which files. Raises as `check_folder`."""
-    check_folder(folder)
+    check_folder(folder, found.study)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "study.md", folder / "study.html"]
     for path, text in zip(paths, (markdown(found), page(found)), strict=True):
@@ -94,12 +114,25 @@ def notes(found: Findings) -> Iterator[str]:
         devices = ", ".join(
             dict.fromkeys(f"{row['device']['name']}, {row['device']['threads']} thread(s)" for row in done)
         )
-        images = done[0]["images"]
         yield (
-            f"{len(done)} trainings, {hours:.1f} hours in all, on {devices}; {versions}, commit {commits}. "
-            f"{images['train']:,} training, {images['val']:,} validation and {images['test']:,} test images. Errors "
-            "are of the last epoch, and of the epoch that was best on validation; ± is the deviation over the seeds."
+            f"{len(done)} trainings, {hours:.1f} hours in all, on {devices}; {versions}, commit {commits}. Errors are "
+            "of the last epoch, and of the epoch that was best on validation; ± is the deviation over the seeds."
         )
+    yield from _images(done)
+
+
+def _images(done: Sequence[Row]) -> Iterator[str]:
+    """How many images of each data set were trained and judged on, which variants may set for themselves."""
+    for data in dict.fromkeys(row["data"] for row in done):
+        variants: dict[str, list[str]] = {}
+        for row in done:
+            if row["data"] == data:
+                train, val, test = (f"{row['images'][part]:,}" for part in ("train", "val", "test"))
+                counts = f"{train} training, {val} validation and {test} test images"
+                variants.setdefault(counts, []).append(row["variant"])
+        alike = len(variants) == 1
+        told = [counts + ("" if alike else f" ({', '.join(dict.fromkeys(of))})") for counts, of in variants.items()]
+        yield f"{data}: {'; '.join(told)}."
 
 
 def page(found: Findings) -> str:
@@ -196,10 +229,9 @@ def cells_of(found: Findings, average: Average) -> list[str]:
     """The line of one output in the table: what stands under each of `HEAD`."""
     several = len(found.study.datasets) > 1
     published = found.study.published.get(average.variant)
-    last = average.output == max(a.output for a in averages(found.rows) if a.variant == average.variant)
-    told = (
-        f"{published['error']} ({published['source']})" if published and last and _same_data(average, published) else ""
-    )
+    told = ""
+    if published and average.final and published["data"] == average.data:
+        told = f"{published['error']} ({published['source']})"
     return [
         f"{average.variant}, {average.data}" if several else average.variant,
         str(average.output),
@@ -211,10 +243,6 @@ def cells_of(found: Findings, average: Average) -> list[str]:
         str(average.n),
         told,
     ]
-
-
-def _same_data(average: Average, published: Mapping[str, Any]) -> bool:
-    return str(published.get("data", "cifar10")) == average.data
 
 
 def _plus_minus(value: MeanAndSpread) -> str:

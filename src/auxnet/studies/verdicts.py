@@ -60,7 +60,7 @@ def judge(claim: Claim, data: str, rows: Sequence[Mapping[str, Any]]) -> Verdict
         if row["data"] == data and row["failed"] and row["variant"] in (claim.better.variant, claim.worse.variant)
     ]
     if not seeds:
-        return Verdict(claim, data, (), 0.0, -inf, inf, "cannot be told", "nothing is trained yet")
+        return Verdict(claim, data, (), 0.0, -inf, inf, "cannot be told", _why_nothing(claim, data, rows))
     differences = tuple(worse[seed] - better[seed] for seed in seeds)
     center, low, high = interval(differences)
     why = ""
@@ -73,6 +73,21 @@ def judge(claim: Claim, data: str, rows: Sequence[Mapping[str, Any]]) -> Verdict
     else:
         word = "holds" if low > 0 else "does not hold"
     return Verdict(claim, data, differences, center, low, high, word, why)
+
+
+def _why_nothing(claim: Claim, data: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Why there is no difference yet, not of a single seed, or never will be."""
+    variants = dict.fromkeys((claim.better.variant, claim.worse.variant))
+    sides = [[row for row in rows if row["variant"] == each and row["data"] == data] for each in variants]
+    for variant, side in zip(variants, sides, strict=True):
+        if side and all(row["failed"] for row in side):
+            return f"every training of {variant} failed"
+    if not any(row["last"] for side in sides for row in side):
+        return "nothing is trained yet"
+    if set.intersection(*({row["seed"] for row in side if row["last"]} for side in sides)):
+        return "the supervision is not measured yet"
+    failed = sum(row["failed"] is not None for side in sides for row in side)
+    return "no seed is trained on both sides" + (f", {failed} of the trainings failed" if failed else " yet")
 
 
 def errors_of(side: Side, data: str, rows: Sequence[Mapping[str, Any]]) -> dict[int, float]:
