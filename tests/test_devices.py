@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 import auxnet
 from auxnet import Recipe, build, rundir, signals
+from auxnet.cli import main
 from auxnet.data import DataSet, Split
 from auxnet.distributed import Team
 from auxnet.epochs import Training, train_epoch
@@ -151,3 +152,12 @@ def test_a_whole_run_is_made_and_looked_at_on_the_device(fields, on_meta, tmp_pa
     assert {parameter.device for parameter in run.net.parameters()} == {META}
     reports = auxnet.evaluate(run.net, build.evaluation_batches(moved.val, moved, META))
     assert [report.images for report in reports] == [145] * 2
+
+
+@pytest.mark.long
+def test_every_command_that_looks_at_a_run_does_so_on_the_device(on_meta, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("torch.accelerator.synchronize", lambda device: None)
+    run = str(tmp_path / "run")
+    auxnet.fit(replace(TINY, device="meta", epochs=1, batch_size=256, outputs=2), run)
+    for words in (["evaluate"], ["select", "--max-latency", "1000"], ["exits", "--curve", "3"], ["report"]):
+        assert main([words[0], run, *words[1:]]) == 0, capsys.readouterr().err
