@@ -66,7 +66,7 @@ def main() -> None:
 
     # Random weights and images serve: what is measured depends on the exit shares alone, and q sets those.
     said = predictions(net, ((fresh(), torch.zeros(asked.batch, dtype=torch.int64)) for _ in range(4)))
-    policies = {f"q = {q}": geometric(said, q, kind="entropy") for q in (0.5, 0.7, 1.0, 1.5)}
+    policies = {f"q = {q}": geometric(said, q, confidence="entropy") for q in (0.5, 0.7, 1.0, 1.5)}
     policies |= {"all at the first": anytime(net.outputs)[0], "all at the final": anytime(net.outputs)[-1]}
     rows = {}
     with torch.inference_mode():

@@ -1,9 +1,11 @@
 """Early exit as a network: against all outputs computed for all images, and what it is seen to skip."""
 
 import json
+import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -209,15 +211,15 @@ def test_the_policy_written_is_the_network_that_early_exit_rebuilds(run, capsys)
     assert content["val"]["against_final"]["difference"] <= 0.05
 
 
+def absurd(recipe):
+    """The data of a recipe, but that the labels of the test images are drawn at random."""
+    dataset = build.load_data(recipe)
+    shuffled = dataset.test.labels[torch.randperm(len(dataset.test))]
+    return replace(dataset, test=replace(dataset.test, labels=shuffled))
+
+
 def test_an_absurd_test_set_changes_no_threshold(run, capsys, monkeypatch):
     honest = asked(capsys, run)
-    load = build.load_data
-
-    def absurd(recipe):
-        dataset = load(recipe)
-        shuffled = dataset.test.labels[torch.randperm(len(dataset.test))]
-        return replace(dataset, test=replace(dataset.test, labels=shuffled))
-
     monkeypatch.setattr("auxnet.opening.load_data", absurd)
     fooled = asked(capsys, run)
     assert fooled["test"]["error"] != honest["test"]["error"]
@@ -240,8 +242,33 @@ def test_an_absurd_test_set_changes_no_threshold(run, capsys, monkeypatch):
 def test_the_ways_to_ask(run, capsys, words):
     assert main(["exits", str(run), *words, "--curve", "2"]) == 0
     out = capsys.readouterr().out
-    for text in ("anytime", "budgeted batch", "validation images", "test images", "exits.json"):
+    for text in ("the least error for bounds on the mean cost", "validation images", "test images", "exits.json"):
         assert text in out
+    for text in ("anytime", "budgeted batch"):
+        assert text not in out
+
+
+def printed(capsys, *words):
+    assert main(["exits", *map(str, words), "--curve", "3"]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_of_test_labels_nothing_is_printed_but_what_the_answer_does_to_them(run, capsys, monkeypatch):
+    honest = printed(capsys, run, "--baselines")
+    monkeypatch.setattr("auxnet.opening.load_data", absurd)
+    fooled = printed(capsys, run, "--baselines")
+    moved = [line for line in {*honest} ^ {*fooled} if not line.startswith("note: on test images the error rises")]
+    assert len(moved) == 2
+    assert all(re.match(r"on \d+ test images: error ", line) for line in moved)
+
+
+def test_the_other_curves_are_shown_when_asked_for(run, capsys):
+    out = "\n".join(printed(capsys, run, "--baselines"))
+    content = json.loads((run / "exits.json").read_text())
+    for title in ("the least error for bounds on the mean cost", "anytime", "budgeted batch"):
+        assert title in out
+    for point in content["curves"]["anytime"]:
+        assert re.search(rf"{point['val']['mean_cost']:,.0f} +{100 * point['val']['error']:.2f} % \(", out)
 
 
 def test_no_thresholds_meet_this_is_printed_with_exit_status_1(run, capsys):
@@ -255,15 +282,19 @@ def test_no_thresholds_meet_this_is_printed_with_exit_status_1(run, capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--max-error-increase", "1", "--max-mean-macs", "1M"], "are two targets: give one"),
-        (["--max-mean-macs", "1M", "--max-mean-latency", "1"], "are two targets: give one"),
-        (["--max-mean-macs", "1M", "--cost", "latency"], "--cost latency goes with --max-error-increase"),
+        (["--max-error-increase", "1", "--max-mean-macs", "1M"], "are 2 targets: give one"),
+        (["--max-mean-macs", "1M", "--max-mean-latency", "1"], "are 2 targets: give one"),
+        (
+            ["--max-mean-macs", "1M", "--cost", "latency"],
+            "cost latency goes with max_error_increase, but max_mean_macs is given",
+        ),
         (["--max-error-increase=-1"], "--max-error-increase must be percentage points in 0..100, got -1"),
         (["--max-mean-macs", "0"], "--max-mean-macs must be above 0 and finite, got 0"),
         (["--max-mean-latency", "nan"], "--max-mean-latency must be above 0 and finite, got nan"),
         (["--max-mean-macs", "lots"], "--max-mean-macs must be a number such as"),
         (["--confidence", "hunch"], "hunch"),
-        (["--curve", "1"], "--curve must be 2 points or more, got 1"),
+        (["--curve", "1"], "points of a curve must be a whole number in 2..100, got 1"),
+        (["--curve", "100000"], "points of a curve must be a whole number in 2..100, got 100000"),
     ],
 )
 def test_what_cannot_be_asked_for_is_one_line(run, capsys, words, says):
@@ -272,6 +303,75 @@ def test_what_cannot_be_asked_for_is_one_line(run, capsys, words, says):
     assert out == ""
     assert err.count("\n") == 1
     assert says in err
+
+
+def test_python_solves_what_the_command_solves(run, capsys):
+    content = asked(capsys, run, "--max-error-increase", "2", "--confidence", "top", "--common")
+    (run / "exits.json").unlink()
+    found = auxnet.solve_exits(run, max_error_increase=0.02, confidence="top", common=True, points=3)
+    assert found.written == run / "exits.json"
+    assert json.loads(found.written.read_text()) == content == json.loads(json.dumps(found.content))
+    assert found.policy == auxnet.early_exit(run).policy
+    assert (found.reason, found.unit, found.target) == (None, "MACs", {"max_error_increase": 0.02})
+    assert json.loads(json.dumps([asdict(found.val), asdict(found.test)])) == [content["val"], content["test"]]
+    assert [len(found.curves[name]) for name in ("solved", "anytime", "budgeted")] == [3, 3, 3]
+    assert list(found.costs) == [point.val.mean_cost for point in found.curves["anytime"]] == content["costs"]
+
+
+def test_half_a_point_is_the_target_that_is_not_given(run, capsys):
+    assert asked(capsys, run)["target"] == {"max_error_increase": 0.005}
+    assert auxnet.solve_exits(run, points=2).target == {"max_error_increase": 0.005}
+
+
+def test_numbers_of_numpy_are_targets_too(run):
+    found = auxnet.solve_exits(run, max_mean_macs=np.int64(10**8), points=np.int64(2))
+    assert json.loads((run / "exits.json").read_text())["target"] == found.target == {"max_mean_cost": 1e8}
+
+
+def test_where_no_thresholds_meet_the_target_there_is_a_reason_and_no_file(run):
+    (run / "exits.json").unlink(missing_ok=True)
+    found = auxnet.solve_exits(run, max_mean_macs=1000)
+    assert (found.policy, found.val, found.test, found.curves, found.written) == (None, None, None, {}, None)
+    assert found.reason.startswith(
+        "no thresholds meet a mean of at most 1,000 MACs: every image that leaves at output 1"
+    )
+    assert not (run / "exits.json").exists()
+
+
+def test_an_answer_that_cannot_be_written_is_given_all_the_same(run, capsys, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("auxnet.solving.write_json", full)
+    with pytest.warns(UserWarning, match="exits.json is not written: .*No space left"):
+        found = auxnet.solve_exits(run, points=2)
+    assert found.policy is not None
+    assert found.written is None
+    assert main(["exits", str(run), "--curve", "2"]) == 0
+    out, err = capsys.readouterr()
+    assert "test images" in out
+    assert "written to" not in out
+    assert err == "auxnet: warning: exits.json is not written: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            {"max_error_increase": 0.5},
+            r"must be a share of images below 0.5 \(0.005 is half a percentage point\), got 0.5",
+        ),
+        ({"max_error_increase": 0.01, "max_mean_latency": 1}, "max_error_increase and max_mean_latency are 2 targets"),
+        ({"max_mean_macs": "30M"}, "bound on the mean cost must be above 0 and finite, got '30M'"),
+        ({"cost": "parameters"}, "cost must be one of macs, latency, got 'parameters'"),
+        ({"confidence": "hunch"}, "confidence must be one of entropy, top, margin, got 'hunch'"),
+        ({"points": 101}, r"points of a curve must be a whole number in 2..100, got 101"),
+        ({"points": 2.5}, r"points of a curve must be a whole number in 2..100, got 2.5"),
+    ],
+)
+def test_what_python_cannot_ask_for_is_said_before_the_run_is_read(tmp_path, settings, says):
+    with pytest.raises(ValueError, match=says):
+        auxnet.solve_exits(tmp_path / "nowhere", **settings)
 
 
 def test_a_run_with_one_output_has_nothing_to_leave_early_at(tmp_path, capsys):
@@ -287,7 +387,9 @@ def test_exits_that_are_missing_stale_or_damaged_are_not_used(run, tmp_path, cap
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     (copy / "exits.json").unlink(missing_ok=True)
-    with pytest.raises(FileNotFoundError, match=r"holds no exits.json: `auxnet exits .*copy` makes it"):
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no exits.json: `auxnet exits \S*copy`, or auxnet.solve_exits\('\S*copy'\)"
+    ):
         auxnet.early_exit(copy)
     asked(capsys, copy)
     content = json.loads((copy / "exits.json").read_text())

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from auxnet.checkpoint import write_json
 from auxnet.cli import main
 from auxnet.exits import policy_content
 from auxnet.exporting import export
-from auxnet.graphs import folded
+from auxnet.graphs import EarlyExitGraph, folded
 from auxnet.hub import load
 from auxnet.policy import Policy, confidence
 from auxnet.prediction import predict
@@ -115,6 +116,8 @@ def test_early_exit_takes_the_same_exits_and_gives_the_same_logits(run, early, p
         left = 1 if sure[0] else 2 if sure[1] else 3
         assert answers.exits[n] == left
         np.testing.assert_allclose(answers.logits[n], logits[left - 1, n], atol=1e-4)
+        tempered = (logits[left - 1, n] / HALF.temperatures[left - 1]).softmax(0)
+        np.testing.assert_allclose(answers.probabilities[n], tempered, atol=1e-4)
     assert sum(early.exits) == early.images
 
 
@@ -162,6 +165,32 @@ def test_an_export_that_differs_fails_and_leaves_nothing(run, tmp_path, monkeypa
     monkeypatch.setattr(exporting, "folded", lambda model: torch.nn.Sequential(model, torch.nn.Hardtanh(-0.01, 0.01)))
     with pytest.raises(RuntimeError, match="the export differs by"):
         export(run, 2, "torch", tmp_path / "two.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_whose_probabilities_differ_fails_and_leaves_nothing(run, tmp_path, monkeypatch):
+    class Blunt(exporting.OneOutput):
+        def forward(self, images):
+            logits, _ = super().forward(images)
+            return logits, (logits / 1.1).softmax(1)
+
+    monkeypatch.setattr(exporting, "OneOutput", Blunt)
+    with pytest.raises(RuntimeError, match=r"the export differs by \S+ in a probability: not kept"):
+        export(run, 2, "torch", tmp_path / "two.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_early_exit_whose_probabilities_are_tempered_otherwise_fails_and_leaves_nothing(run, tmp_path, monkeypatch):
+    """The final output's temperature decides no exit, and no logit."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+
+    def otherwise(net, policy, *normalised):
+        return EarlyExitGraph(net, replace(policy, temperatures=(*policy.temperatures[:-1], 2.2)), *normalised)
+
+    monkeypatch.setattr(exporting, "EarlyExitGraph", otherwise)
+    with pytest.raises(RuntimeError, match=r"the export differs by \S+ in a probability: not kept"):
+        export(run, format="onnx-early-exit", out=tmp_path / "early.onnx", policy=HALF)
     assert list(tmp_path.iterdir()) == []
 
 

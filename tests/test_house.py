@@ -21,7 +21,7 @@ FLOORS = [
     ["provenance", "checkpoint", "tensorboard", "rundir", "signals", "preprocessing"],
     ["policy", "scores", "latency", "evaluation", "thresholds", "exits", "hub", "graphs", "runtimes", "prediction"],
     ["diagnosis", "probing"],
-    ["processes", "schedules", "build", "opening", "epochs", "train", "plan", "selection", "exporting"],
+    ["processes", "schedules", "build", "opening", "solving", "epochs", "train", "plan", "selection", "exporting"],
     ["page_frame", "figures_page", "report_page", "report", "diagnosis_page", "diagnosing"],
     ["space", "settings", "journal", "trials", "worker", "sweeping", "sweep_page"],
     ["form", "spec", "checking", "running", "supervising", "verdicts", "ledger", "study_page"],

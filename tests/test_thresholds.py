@@ -13,11 +13,11 @@ from auxnet.scores import Predictions, compare, wilson
 from auxnet.thresholds import (
     anytime,
     budgeted,
+    fit_temperatures,
     geometric,
     outcome,
     solve,
     sweep,
-    temperatures,
 )
 
 COSTS = [1.0, 2.0, 3.5]
@@ -123,6 +123,27 @@ def test_a_solution_is_near_the_best_of_all_thresholds_and_no_worse_than_the_bes
     assert spent <= totals(solve(said, COSTS, max_error_increase=increase, common=True).thresholds)[1]
 
 
+def test_a_solution_keeps_its_target_where_confidences_are_neighbours_in_their_own_precision():
+    """No number lies between the two: their middle in a finer precision is, in theirs, one of them."""
+    certain = torch.tensor([0.0, 30.0])
+    logits = torch.stack([torch.zeros(2000), torch.linspace(3, 3.001, 2000)], dim=1)
+    order = confidence(logits).sort()
+    apart = (order.values[1:] == order.values[:-1].nextafter(order.values[1:])) & (order.values[1:] > order.values[:-1])
+    places = apart.nonzero().flatten()[:6].tolist()
+    assert len(places) == 6
+    for place in places:
+        less, more = logits[order.indices[place]], logits[order.indices[place + 1]]
+        # Output 1 calls both images 1: the surer one is, the other one is not, and output 2 knows that.
+        said = Predictions(
+            torch.stack([torch.stack([less, more]), torch.stack([-certain, certain])]), torch.tensor([0, 1])
+        )
+        for policy in (solve(said, [1, 2], max_error_increase=0), geometric(said, 1.0, confidence="entropy")):
+            assert outcome(said, policy, [1, 2]).shares == (0.5, 0.5)
+            assert outcome(said, policy, [1, 2]).error == 0
+        common = solve(said, [1, 2], max_error_increase=0, common=True)
+        assert outcome(said, common, [1, 2]).shares == (0.5, 0.5)
+
+
 def test_a_bound_below_the_first_outputs_cost_is_met_by_nothing():
     assert solve(made_up(), COSTS, max_mean_cost=0.99) is None
 
@@ -172,7 +193,7 @@ def test_a_common_threshold_on_entropy_is_branchynets_rule():
 def test_temperatures_are_fitted_output_by_output():
     said = made_up(n=400)
     sharper = Predictions(said.logits * torch.tensor([1.0, 2.0, 1.0])[:, None, None], said.labels)
-    one, other = temperatures(said), temperatures(sharper)
+    one, other = fit_temperatures(said), fit_temperatures(sharper)
     assert (other[0], other[1] / 2, other[2]) == pytest.approx(one, rel=1e-3)
 
 
@@ -182,10 +203,20 @@ def test_targets_that_cannot_be_are_refused():
         solve(said, COSTS)
     with pytest.raises(ValueError, match="give one target"):
         solve(said, COSTS, max_error_increase=0.1, max_mean_cost=2)
-    with pytest.raises(ValueError, match=r"must be a share of images in 0..1, got -0.1"):
+    with pytest.raises(
+        ValueError, match=r"must be a share of images below 0.5 \(0.005 is half a percentage point\), got -0.1"
+    ):
         solve(said, COSTS, max_error_increase=-0.1)
+    with pytest.raises(ValueError, match=r"must be a share of images below 0.5 .*, got 0.5"):  # half a point is meant
+        solve(said, COSTS, max_error_increase=0.5)
     with pytest.raises(ValueError, match="bound on the mean cost must be above 0 and finite, got nan"):
         solve(said, COSTS, max_mean_cost=float("nan"))
+    with pytest.raises(ValueError, match="bound on the mean cost must be above 0 and finite, got '30M'"):
+        solve(said, COSTS, max_mean_cost="30M")
+    with pytest.raises(ValueError, match="3 outputs need 3 temperatures, got 2"):
+        sweep(said, COSTS, temperatures=(1.0, 2.0))
+    with pytest.raises(ValueError, match="confidence must be one of entropy, top, margin, got 'hunch'"):
+        budgeted(said, confidence="hunch")
     with pytest.raises(ValueError, match="3 outputs need 3 costs, got 2"):
         solve(said, COSTS[:2], max_error_increase=0)
     with pytest.raises(ValueError, match="3 outputs need 2 thresholds, got 1"):

@@ -31,6 +31,7 @@ _HOME = {
     "predict": "prediction",
     "resnet": "residual",
     "select": "selection",
+    "solve_exits": "solving",
     "supervision": "diagnosis",
     "sweep": "sweeps.sweeping",
 }
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from auxnet.recipe import Recipe as Recipe
     from auxnet.residual import resnet as resnet
     from auxnet.selection import select as select
+    from auxnet.solving import solve_exits as solve_exits
     from auxnet.sweeps.sweeping import sweep as sweep
     from auxnet.train import Run as Run
     from auxnet.train import fit as fit

@@ -83,10 +83,10 @@ def exit_macs(net: AuxNet, image_shape: Sequence[int]) -> list[int]:
 
 
 def exit_latencies(
-    net: AuxNet, image_shape: Sequence[int], kind: Confidence = "entropy", *, seconds: float = 2.0
+    net: AuxNet, image_shape: Sequence[int], confidence: Confidence = "entropy", *, seconds: float = 2.0
 ) -> list[float]:
     """Median milliseconds of one image that leaves at each output: heads, confidences and decisions included."""
-    models = [EarlyExit(net, policy.thresholds, kind) for policy in anytime(net.outputs, kind)]
+    models = [EarlyExit(net, policy.thresholds, confidence) for policy in anytime(net.outputs, confidence)]
     return [timing.median_ms for timing in measure(models, image_shape, 1, seconds=seconds)]
 
 
@@ -105,7 +105,8 @@ def read_policy(run: Path | str, outputs: int) -> Policy:
     """
     path = Path(run) / "exits.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{run} holds no exits.json: `auxnet exits {quote(str(run))}` makes it")
+        how = f"`auxnet exits {quote(str(run))}`, or auxnet.solve_exits({str(run)!r}) in Python, makes it"
+        raise FileNotFoundError(f"{run} holds no exits.json: {how}")
     content = read_json(path)
     try:
         thresholds, temperatures = (tuple(map(float, content[key])) for key in ("thresholds", "temperatures"))

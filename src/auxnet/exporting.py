@@ -30,6 +30,7 @@ from auxnet.runtimes import Answers, open_model, open_onnx
 
 Format = Literal["safetensors", "onnx", "torch", "onnx-early-exit"]
 TOLERANCE = 1e-4, 1e-5  # of a logit: absolute, and relative to the largest one
+ROUNDING = 1e-6  # of a probability, beside what its logits may differ by
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def export(
 
     "safetensors": a folder for `auxnet.load` and the hub; "onnx", "torch" (torch.export): uint8 images
     [N, H, W, C] -> logits and probabilities; "onnx-early-exit": one image -> those and its exit, by `policy`
-    (default: RUN/exits.json) over outputs 1..`output`. `fold` makes BatchNorm part of the convolution before it
+    (default: RUN/exits.json) over outputs 1..`output`, whose probabilities are tempered: softmax of the logits over the
+    policy's temperature of the output that the image left at. `fold` makes BatchNorm part of the convolution before it
     in "torch"; ONNX files always are. It is compared on that many validation `images`, looked for under
     `data_dir` if not where they lay in training. The default `out` is named after the run, in this folder.
 
@@ -173,6 +175,11 @@ def _compare(
     margin = (expected.gather(1, classes[:, None]) - expected.gather(1, got_classes[:, None])).max()
     if float(margin) > 2 * allowed:
         raise RuntimeError("the export predicts another class for some images: not kept")
+    tempers = torch.tensor([1.0] * output if policy is None else policy.temperatures)[exits_N - 1]
+    probabilities = (expected / tempers[:, None]).softmax(1)
+    off = (torch.from_numpy(answers.probabilities) - probabilities).abs().amax(1)
+    if not (off <= allowed / (2 * tempers) + ROUNDING).all():  # softmax moves by half of what its logits do, at most
+        raise RuntimeError(f"the export differs by {float(off.max()):.2g} in a probability: not kept")
     return difference, None if policy is None else tuple(torch.bincount(exits_N, minlength=output + 1)[1:].tolist())
 
 

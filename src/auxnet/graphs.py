@@ -51,6 +51,7 @@ class OneOutput(nn.Module):
 class EarlyExitGraph(nn.Module):
     """uint8 [1, H, W, C] -> logits and probabilities [1, classes], and the output [1] that gave them, from 1.
 
+    Probabilities are tempered: of the logits divided by the policy's temperature of that output.
     Every cut is a `torch.cond`, so that the segments after the exit are not computed; one image at a time.
     """
 
@@ -90,7 +91,7 @@ def folded(model: nn.Module) -> nn.Module:
 def write_onnx(graph: nn.Module, example: Tensor, path: Path, facts: Mapping[str, Any]) -> None:
     """One ONNX file, `facts` (as JSON) in its metadata; dynamic in N unless the example is a single image.
 
-    Input `images`; outputs `logits`, `probabilities`, and `exit` where there is one. Raises ModuleNotFoundError
+    Input `images`; outputs `logits`, `probabilities`, and `exit` where there is one. Raises RuntimeError
     (a line that says what to install) without the export extra.
     """
     need("onnx", "onnxscript", "onnxruntime")

@@ -6,6 +6,7 @@ Shapes: K outputs, N images, C classes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -28,7 +29,8 @@ class Policy:
     """[K - 1], in confidence"""
     confidence: Confidence
     temperatures: tuple[float, ...]
-    """[K], of the logits before the confidence is taken; the final output's decides nothing"""
+    """[K]: each output's logits are divided by its own before confidence is taken; the final output's decides no exit,
+    but the probabilities of an exported early exit are tempered by it as by the others"""
 
     def check(self, outputs: int) -> None:
         """Raise ValueError unless this is a policy for so many outputs."""
@@ -48,10 +50,12 @@ class Policy:
 
     def exits(self, logits: Tensor) -> Tensor:
         """The output 1..K at which each image leaves, int64 [N], by the logits [K, N, C] of all outputs."""
-        left = torch.full((logits.shape[1],), len(logits))
-        for k in range(len(logits) - 1, 0, -1):
-            left.masked_fill_(self.sure(logits[k - 1], k), k)
-        return left
+        return first_exit(self.confidences(logits), self.thresholds)
+
+    def confidences(self, logits: Tensor) -> Tensor:
+        """Of all outputs but the final one, [K - 1, N], by the logits [K, N, C] of all."""
+        rows = [confidence(one, self.confidence, t) for one, t in zip(logits[:-1], self.temperatures, strict=False)]
+        return torch.stack(rows) if rows else logits.new_zeros(0, logits.shape[1])
 
     def up_to(self, output: int) -> Policy:
         """The policy over outputs 1..`output` alone, of which the last takes the rest."""
@@ -71,6 +75,17 @@ def confidence(logits: Tensor, kind: Confidence = "entropy", temperature: float 
         return (1 - entropy / math.log(logits.shape[-1])).clamp(0, 1)
     top = (logits / temperature).softmax(-1).topk(2, dim=-1).values
     return top[..., 0].clamp(0, 1) if kind == "top" else (top[..., 0] - top[..., 1]).clamp(0, 1)
+
+
+def first_exit(confidences: Tensor, thresholds: Sequence[float]) -> Tensor:
+    """The first output 1..K whose threshold [K - 1] is reached by its confidences [K - 1, N], int64 [N].
+
+    The final one takes all that are left.
+    """
+    left = torch.full(confidences.shape[1:], len(confidences) + 1, device=confidences.device)
+    for k in range(len(confidences), 0, -1):
+        left.masked_fill_(confidences[k - 1] >= thresholds[k - 1], k)
+    return left
 
 
 def check_confidence(kind: str) -> None:

@@ -30,7 +30,7 @@ from auxnet.page_frame import is_ours
 from auxnet.recipe import Recipe, network_name, read_run_recipe
 from auxnet.scores import Predictions, confusion, predictions, reliability, wilson
 from auxnet.selection import MARGIN, cheapest_within, choose
-from auxnet.thresholds import outcome, sweep, temperatures
+from auxnet.thresholds import fit_temperatures, outcome, sweep
 
 MOST_IMAGES, MOST_CLASSES, THUMBNAIL = 24, 100, 96
 """images of the gallery; classes of a confusion matrix that is drawn whole; largest side of an image, in pixels"""
@@ -246,7 +246,7 @@ def _time(timing: dict[str, Any] | None) -> dict[str, Any]:
 def early_exits(val: Predictions, test: Predictions, macs: Sequence[int]) -> dict[str, Any]:
     """The early-exit curve: policies solved on validation for bounds on the mean cost, and what they do on test."""
     points = []
-    for policy in sweep(val, macs, points=16, scale=temperatures(val)):
+    for policy in sweep(val, macs, points=16, temperatures=fit_temperatures(val)):
         solved, seen = outcome(val, policy, macs), outcome(test, policy, macs)
         low, high = seen.error_interval
         worth = {"error": seen.error, "low": low, "high": high}

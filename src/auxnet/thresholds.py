@@ -12,12 +12,13 @@ Shapes: K outputs, N images. Cost is whatever `costs` [K] holds, of stopping at 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
 
 import torch
 from torch import Tensor
 
-from auxnet.policy import ALWAYS, NEVER, Confidence, Policy, confidence
+from auxnet.policy import ALWAYS, NEVER, Confidence, Policy, first_exit
 from auxnet.scores import Comparison, Predictions, compare, fit_temperature, wilson
 
 
@@ -37,7 +38,7 @@ class Outcome:
     """its errors less those of the final output, on the same images"""
 
 
-def temperatures(said: Predictions) -> tuple[float, ...]:
+def fit_temperatures(said: Predictions) -> tuple[float, ...]:
     """The temperature of each output, fitted on validation images."""
     return tuple(fit_temperature(logits, said.labels) for logits in said.logits)
 
@@ -74,25 +75,32 @@ def solve(
     *,
     max_error_increase: float | None = None,
     max_mean_cost: float | None = None,
-    kind: Confidence = "entropy",
-    scale: Sequence[float] | None = None,
+    confidence: Confidence = "entropy",
+    temperatures: Sequence[float] | None = None,
     common: bool = False,
 ) -> Policy | None:
     """Thresholds for one target, from what the outputs said of *validation* images; None if nothing meets it.
 
     Either the mean cost is least with an error of at most the final output's + `max_error_increase` (a
-    fraction), or the error is least with a mean cost of at most `max_mean_cost`. `scale` holds the K
-    temperatures (default: all 1). With `common`, one threshold serves all outputs (BranchyNet's rule).
+    fraction), or the error is least with a mean cost of at most `max_mean_cost`. `temperatures` are K (default:
+    all 1). With `common`, one threshold serves all outputs (BranchyNet's rule).
     Raises ValueError for a target that cannot be, or two.
     """
+    check_target(max_error_increase, max_mean_cost)
+    task = _Task.of(said, costs, confidence, temperatures)
+    return task.policy(_solve(task, task.starts(common), max_error_increase, max_mean_cost, refine=not common))
+
+
+def check_target(max_error_increase: float | None = None, max_mean_cost: float | None = None) -> None:
+    """Raise ValueError unless this is one target, and one that can be: a fraction below 0.5, a cost above 0."""
     if (max_error_increase is None) == (max_mean_cost is None):
         raise ValueError("give one target: max_error_increase or a bound on the mean cost")
-    if max_error_increase is not None and not 0 <= max_error_increase <= 1:
-        raise ValueError(f"max_error_increase must be a share of images in 0..1, got {max_error_increase}")
-    if max_mean_cost is not None and not 0 < max_mean_cost < float("inf"):
-        raise ValueError(f"the bound on the mean cost must be above 0 and finite, got {max_mean_cost}")
-    task = _Task.of(said, costs, kind, scale)
-    return task.policy(_solve(task, task.starts(common), max_error_increase, max_mean_cost, refine=not common))
+    increase, bound = max_error_increase, max_mean_cost
+    if increase is not None and not (isinstance(increase, Real) and 0 <= increase < 0.5):  # 0.5 is meant as points
+        rule = "must be a share of images below 0.5 (0.005 is half a percentage point)"
+        raise ValueError(f"max_error_increase {rule}, got {increase!r}")
+    if bound is not None and not (isinstance(bound, Real) and 0 < bound < float("inf")):
+        raise ValueError(f"the bound on the mean cost must be above 0 and finite, got {bound!r}")
 
 
 def sweep(
@@ -100,37 +108,57 @@ def sweep(
     costs: Sequence[float],
     *,
     points: int = 12,
-    kind: Confidence = "entropy",
-    scale: Sequence[float] | None = None,
+    confidence: Confidence = "entropy",
+    temperatures: Sequence[float] | None = None,
     common: bool = False,
 ) -> list[Policy]:
     """Least-error policies for mean costs evenly spaced from the first output's to the final one's."""
-    task = _Task.of(said, costs, kind, scale)
+    task = _Task.of(said, costs, confidence, temperatures)
     starts = task.starts(common)
     bounds = torch.linspace(min(costs), max(costs), points, dtype=torch.float64).tolist()
     solved = (_solve(task, starts, None, bound, refine=not common) for bound in bounds)
     return [policy for thresholds in solved if (policy := task.policy(thresholds)) is not None]
 
 
-def anytime(outputs: int, kind: Confidence = "entropy", scale: Sequence[float] | None = None) -> list[Policy]:
+def anytime(
+    outputs: int, confidence: Confidence = "entropy", temperatures: Sequence[float] | None = None
+) -> list[Policy]:
     """MSDNet's anytime setting: for each output k, every image stops there."""
-    scale = tuple(scale or [1.0] * outputs)
+    rule = _rule(outputs, confidence, temperatures)
     rows = [[NEVER] * (k - 1) + [ALWAYS] * (outputs - k) for k in range(1, outputs + 1)]
-    return [Policy(tuple(row), kind, scale) for row in rows]
+    return [replace(rule, thresholds=tuple(row)) for row in rows]
 
 
 def budgeted(
-    said: Predictions, *, points: int = 12, kind: Confidence = "top", scale: Sequence[float] | None = None
+    said: Predictions,
+    *,
+    points: int = 12,
+    confidence: Confidence = "top",
+    temperatures: Sequence[float] | None = None,
 ) -> list[Policy]:
     """MSDNet's budgeted-batch setting: `geometric` policies for q from 1/10 (shallow) to 10 (deep)."""
-    return [geometric(said, q, kind=kind, scale=scale) for q in torch.logspace(-1, 1, points).tolist()]
+    qs = torch.logspace(-1, 1, points).tolist()
+    return [geometric(said, q, confidence=confidence, temperatures=temperatures) for q in qs]
 
 
-def geometric(said: Predictions, q: float, *, kind: Confidence = "top", scale: Sequence[float] | None = None) -> Policy:
+def geometric(
+    said: Predictions, q: float, *, confidence: Confidence = "top", temperatures: Sequence[float] | None = None
+) -> Policy:
     """Output k takes a share proportional to q^k of the images of `said`: the surest of those that are left."""
     if not 0 < q < float("inf"):
         raise ValueError(f"q must be above 0 and finite, got {q}")
-    return Policy(_geometric(_confidences(said, kind, scale), q), kind, tuple(scale or [1.0] * len(said.logits)))
+    rule = _rule(len(said.logits), confidence, temperatures)
+    return replace(rule, thresholds=_geometric(rule.confidences(said.logits), q))
+
+
+def _rule(outputs: int, confidence: Confidence, temperatures: Sequence[float] | None) -> Policy:
+    """The policy by which no image leaves early, for thresholds to be put in. Raises ValueError."""
+    ones = [1.0] * outputs
+    rule = Policy(
+        (NEVER,) * (outputs - 1), confidence, tuple(map(float, ones if temperatures is None else temperatures))
+    )
+    rule.check(outputs)
+    return rule
 
 
 # ---- solving ---------------------------------------------------------------------------------------------------
@@ -140,28 +168,29 @@ Thresholds = tuple[float, ...]
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """Confidences [K - 1, N], errors [K, N] and costs [K] in float64, and how the confidences were made."""
+    """Confidences [K - 1, N] in the precision that decides, errors [K, N] and costs [K] in float64, and their rule."""
 
     sure: Tensor
     wrong: Tensor
     costs: Tensor
-    kind: Confidence
-    scale: tuple[float, ...]
+    rule: Policy
 
     @staticmethod
-    def of(said: Predictions, costs: Sequence[float], kind: Confidence, scale: Sequence[float] | None) -> _Task:
+    def of(
+        said: Predictions, costs: Sequence[float], confidence: Confidence, temperatures: Sequence[float] | None
+    ) -> _Task:
         if len(costs) != len(said.logits):
             raise ValueError(f"{len(said.logits)} outputs need {len(said.logits)} costs, got {len(costs)}")
-        scale = tuple(scale or [1.0] * len(costs))
+        rule = _rule(len(costs), confidence, temperatures)
         costs_k = torch.tensor(costs, dtype=torch.float64)
-        return _Task(_confidences(said, kind, scale), said.wrong.double(), costs_k, kind, scale)
+        return _Task(rule.confidences(said.logits), said.wrong.double(), costs_k, rule)
 
     def policy(self, thresholds: Thresholds | None) -> Policy | None:
-        return None if thresholds is None else Policy(thresholds, self.kind, self.scale)
+        return None if thresholds is None else replace(self.rule, thresholds=thresholds)
 
     def totals(self, thresholds: Thresholds) -> tuple[float, float]:
         """Errors and cost of all images together."""
-        left = _leave(self.sure, thresholds) - 1
+        left = first_exit(self.sure, thresholds) - 1
         wrong = self.wrong.gather(0, left[None]).sum()
         return float(wrong), float(self.costs[left].sum())
 
@@ -188,10 +217,10 @@ class _Task:
         for _ in range(10):
             before = tuple(row)
             for k in range(len(row)):
-                reach = (_leave(self.sure, tuple(row)) > k).nonzero().squeeze(1)
+                reach = (first_exit(self.sure, row) > k).nonzero().squeeze(1)
                 if not len(reach):
                     continue
-                onward = _leave(self.sure[k + 1 :, reach], tuple(row[k + 1 :])) + k
+                onward = first_exit(self.sure[k + 1 :, reach], row[k + 1 :]) + k
                 order = self.sure[k, reach].argsort(descending=True, stable=True)
                 reach, onward, sure = reach[order], onward[order], self.sure[k, reach][order]
                 wrong, cost = self.totals((*row[:k], NEVER, *row[k + 1 :]))
@@ -203,8 +232,7 @@ class _Task:
                 allowed = split & (wrongs <= max_wrong) & (costs <= max_cost * (1 + 1e-12))
                 if allowed.any():
                     m = int(torch.where(allowed, value, float("inf")).argmin())
-                    middle = float(sure[m - 1 : m + 1].mean()) if 0 < m < len(sure) else 0.0
-                    row[k] = NEVER if m == 0 else ALWAYS if m == len(sure) else middle
+                    row[k] = _cut(sure, m)
             if tuple(row) == before:
                 break
         return tuple(row)
@@ -239,19 +267,20 @@ def _solve(
     return min(refined, key=lambda thresholds: value(task.totals(thresholds)))
 
 
-def _confidences(said: Predictions, kind: Confidence, scale: Sequence[float] | None) -> Tensor:
-    """Confidence of the auxiliary outputs, float64 [K - 1, N]."""
-    scale = scale or [1.0] * len(said.logits)
-    rows = [confidence(logits, kind, t) for logits, t in zip(said.logits[:-1], scale[:-1], strict=True)]
-    return torch.stack(rows).double() if rows else torch.zeros(0, len(said.labels), dtype=torch.float64)
+def _cut(ordered: Tensor, m: int) -> float:
+    """A threshold that the first m of confidences in falling order reach, and no others."""
+    if m in (0, len(ordered)):
+        return NEVER if m == 0 else ALWAYS
+    return float(_between(ordered[m], ordered[m - 1]))
 
 
-def _leave(sure: Tensor, thresholds: Sequence[float]) -> Tensor:
-    """The first output 1..K whose threshold is reached, int64 [N]; the final one takes all that are left."""
-    left = torch.full((sure.shape[1],), len(sure) + 1)
-    for k in range(len(sure), 0, -1):
-        left.masked_fill_(sure[k - 1] >= thresholds[k - 1], k)
-    return left
+def _between(lower: Tensor, upper: Tensor) -> Tensor:
+    """Thresholds that `upper` reaches and `lower` does not: their middle, or `upper` where none is left in between.
+
+    In the precision of the confidences, in which images leave: a finer one's middle is rounded there, to `lower` too.
+    """
+    middle = (lower + upper) / 2
+    return torch.where(middle > lower, middle, upper)
 
 
 def _cumulated(values: Tensor) -> Tensor:
@@ -262,7 +291,7 @@ def _grid(sure: Tensor, most: int = 500) -> list[float]:
     """Thresholds between neighbouring confidences, at most so many, evenly spread over the images."""
     values = sure.flatten().sort().values
     apart = values[1:] > values[:-1]
-    middles = ((values[:-1] + values[1:]) / 2)[apart]
+    middles = _between(values[:-1][apart], values[1:][apart])
     if not len(middles):
         return []
     picked = torch.linspace(0, len(middles) - 1, min(most, len(middles))).round().long()
@@ -278,7 +307,6 @@ def _geometric(sure: Tensor, q: float) -> Thresholds:
     for row, share in zip(sure, (shares / shares.sum()).tolist(), strict=False):
         ordered = row[left].sort(descending=True).values
         m = min(round(share * n), len(ordered))
-        middle = NEVER if m == 0 else ALWAYS if m == len(ordered) else float(ordered[m - 1 : m + 1].mean())
-        thresholds.append(middle)
-        left &= row < middle
+        thresholds.append(_cut(ordered, m))
+        left &= row < thresholds[-1]
     return tuple(thresholds)

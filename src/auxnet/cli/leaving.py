@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from auxnet.cli import screen
@@ -17,13 +17,11 @@ from auxnet.cli.choosing import above_zero, number, points, points_between
 
 if TYPE_CHECKING:
     from auxnet.policy import Policy
-    from auxnet.scores import Predictions
+    from auxnet.solving import Solved
     from auxnet.thresholds import Outcome
 
-Row = tuple["Policy", "Outcome", "Outcome"]  # a policy, what it does on validation, and on test
-
 CURVES = {
-    "solved": "solved on validation for bounds on the mean cost",
+    "solved": "solved: the least error for bounds on the mean cost",
     "anytime": "anytime: every image stops at the same output",
     "budgeted": "budgeted batch: shares proportional to q^k (MSDNet)",
 }
@@ -53,7 +51,9 @@ class Exits:
     temperature: bool = True
     """fit a temperature to each output first"""
     curve: int = 8
-    """points of each curve"""
+    """points of the curve of least errors for bounds on the mean cost, in 2..100"""
+    baselines: FlagCreatePairsOff[bool] = False
+    """show what a solved curve is compared with, too: every image at one output, and MSDNet's budgeted batch"""
     json: FlagCreatePairsOff[bool] = False
     """print JSON instead of tables"""
     data_dir: str | None = None
@@ -64,146 +64,68 @@ class Exits:
     """CPU threads; none: as in training"""
 
 
-@dataclass(frozen=True)
-class Solved:
-    """The answer, the curves around it, and what they were made of."""
-
-    answer: Row
-    curves: dict[str, list[Row]]
-    val: Predictions
-    test: Predictions
-    costs: Sequence[float]
-    unit: str
-
-
 def exits(words: list[str]) -> int:
     """`auxnet exits`."""
     o = parse(Exits, words)
-    target, unit = _target(o)
-    with screen.working("solving"):
-        found = _solve(o, target, unit)
-    if isinstance(found, str):
-        print(found)
-        return 1
-    from auxnet.checkpoint import write_json
-    from auxnet.exits import policy_content
-
-    policy = found.answer[0]
-    about = {
-        "target": {name: value for name, value in target.items() if value is not None},
-        "common": o.common,
-        "unit": unit,
-        "costs": list(found.costs),
-        **_facts(found.answer),
-        "curves": {
-            name: [{"thresholds": row[0].thresholds, **_facts(row)} for row in rows]
-            for name, rows in found.curves.items()
-        },
+    targets = {
+        "max_error_increase": points("--max-error-increase", o.max_error_increase),
+        "max_mean_macs": number("--max-mean-macs", o.max_mean_macs),
+        "max_mean_latency": above_zero("--max-mean-latency", o.max_mean_latency),
     }
-    content = policy_content(o.run, policy, about)
-    written = f"written to {o.run / 'exits.json'}"
-    try:
-        write_json(o.run / "exits.json", content)
-    except OSError as error:
-        written = ""
-        print(f"warning: exits.json is not written: {error}", file=sys.stderr)
+    from auxnet.solving import solve_exits
+
+    with screen.working("solving"):
+        found = solve_exits(
+            o.run,
+            **targets,
+            cost=o.cost,
+            confidence=o.confidence,
+            common=o.common,
+            temperature=o.temperature,
+            points=o.curve,
+            data_dir=o.data_dir,
+            device=o.device,
+            threads=o.threads,
+        )
+    if found.policy is None or found.val is None or found.test is None:
+        print(found.reason)
+        return 1
     if o.json:
-        print(json.dumps(content, indent=2))
+        print(json.dumps(found.content, indent=2))
         return 0
-    _show(found)
     console = screen.console()
-    for note in _notes(found, target):
+    _show_answer(console, found, found.policy, found.val, found.test)
+    for name in CURVES if o.baselines else ("solved",):
+        _show_curve(console, found, name)
+    for note in _notes(found, found.val, found.test):
         screen.print_line(console, f"note: {note}")
-    screen.print_line(console, written)
+    if found.written is not None:
+        screen.print_line(console, f"written to {found.written}")
     return 0
 
 
-def _solve(o: Exits, target: dict[str, float | None], unit: str) -> Solved | str:
-    """Thresholds and curves from validation images, their outcomes on test; words if no thresholds meet the target."""
-    from auxnet.opening import opened
-
-    with opened(o.run, data_dir=o.data_dir, device=o.device, threads=o.threads) as run:
-        from auxnet.exits import exit_latencies, exit_macs
-        from auxnet.scores import predictions
-        from auxnet.thresholds import anytime, budgeted, outcome, solve, sweep, temperatures
-
-        if run.net.outputs < 2:
-            raise ValueError(f"{o.run} has one output: there is nothing to leave early at")
-        val, test = predictions(run.net, run.batches("val")), predictions(run.net, run.batches("test"))
-        costs: Sequence[float] = (
-            exit_latencies(run.net, run.image_shape, o.confidence)
-            if unit == "ms"
-            else exit_macs(run.net, run.image_shape)
-        )
-        scale = temperatures(val) if o.temperature else (1.0,) * len(costs)
-        policy = solve(val, costs, kind=o.confidence, scale=scale, common=o.common, **target)
-        if policy is None:
-            return _no_policy(val, costs, target["max_mean_cost"], unit)
-
-        def seen(policies: Iterable[Policy]) -> list[Row]:
-            return [(p, outcome(val, p, costs), outcome(test, p, costs)) for p in policies]
-
-        settings: dict[str, Any] = {"points": o.curve, "kind": o.confidence, "scale": scale}
-        curves = {
-            "solved": seen(sweep(val, costs, common=o.common, **settings)),
-            "anytime": seen(anytime(len(costs), o.confidence, scale)),
-            "budgeted": seen(budgeted(val, **settings)),
-        }
-        return Solved(seen([policy])[0], curves, val, test, costs, unit)
-
-
-def _target(o: Exits) -> tuple[dict[str, float | None], str]:
-    """The target as `solve` takes it, and the unit of cost. Raises ValueError for two, or one that cannot be."""
-    given = {
-        "--max-error-increase": o.max_error_increase,
-        "--max-mean-macs": number("--max-mean-macs", o.max_mean_macs),
-        "--max-mean-latency": above_zero("--max-mean-latency", o.max_mean_latency),
-    }
-    named = [name for name, value in given.items() if value is not None]
-    if len(named) > 1:
-        raise ValueError(f"{' and '.join(named)} are two targets: give one")
-    if o.curve < 2:
-        raise ValueError(f"--curve must be 2 points or more, got {o.curve}")
-    if not named or named == ["--max-error-increase"]:
-        increase = points("--max-error-increase", 0.5 if o.max_error_increase is None else o.max_error_increase)
-        return {"max_error_increase": increase}, "ms" if o.cost == "latency" else "MACs"
-    name, bound = named[0], given[named[0]]
-    if o.cost == "latency" and name == "--max-mean-macs":
-        raise ValueError("--cost latency goes with --max-error-increase, but --max-mean-macs is given")
-    return {"max_mean_cost": bound}, "ms" if name == "--max-mean-latency" else "MACs"
-
-
-def _no_policy(val: Predictions, costs: Sequence[float], bound: float | None, unit: str) -> str:
-    first = f"every image that leaves at output 1 costs {_cost(costs[0])} {unit} ({100 * val.errors[0]:.2f} % error)"
-    return f"no thresholds meet a mean of at most {_cost(bound or 0.0)} {unit}: {first}"
-
-
-def _notes(found: Solved, target: dict[str, float | None]) -> Iterator[str]:
+def _notes(found: Solved, on_val: Outcome, on_test: Outcome) -> Iterator[str]:
     """What a reader must know before trusting the thresholds."""
     from auxnet.selection import too_few
+    from auxnet.solving import cost_text
 
-    if few := too_few(found.answer[1].images):
+    if few := too_few(on_val.images):
         yield few
-    alone = [k for k, error in enumerate(found.val.errors) if error <= found.answer[1].error]
+    errors = [point.val.error for point in found.curves["anytime"]]  # of each output alone
+    alone = [k for k, error in enumerate(errors) if error <= on_val.error]
     if alone and (k := min(alone, key=lambda each: found.costs[each])) < len(found.costs) - 1:
-        cost = f"{_cost(found.costs[k])} {found.unit} at most"
-        yield (
-            f"output {k + 1} alone errs no more on validation ({screen.per_cent(found.val.errors[k])}), and by "
-            f"{screen.per_cent(found.test.errors[k])} on test, at {cost}"
-        )
-    increase, on_test = target.get("max_error_increase"), found.answer[2].against_final
-    if increase is not None and on_test.difference > increase:
-        how = "beyond chance" if on_test.low > increase else "which may be chance"
+        cost = f"{cost_text(found.costs[k])} {found.unit} at most"
+        yield f"output {k + 1} alone errs no more on validation ({screen.per_cent(errors[k])}), at {cost}"
+    increase = found.target.get("max_error_increase")
+    if increase is not None and on_test.against_final.difference > increase:
+        how = "beyond chance" if on_test.against_final.low > increase else "which may be chance"
         yield f"on test images the error rises by more than the target of {100 * increase:g} points, {how}"
 
 
-def _facts(row: Row) -> dict[str, Any]:
-    return {"val": asdict(row[1]), "test": asdict(row[2])}
+def _show_answer(console: Console, found: Solved, policy: Policy, on_val: Outcome, on_test: Outcome) -> None:
+    """The policy, and what it does to validation and to test images."""
+    from auxnet.solving import cost_text
 
-
-def _show(found: Solved) -> None:
-    console = screen.console()
-    policy, on_val, on_test = found.answer
     title = (
         f"an image leaves at the first output whose confidence ({policy.confidence}) reaches the threshold; "
         "what it costs counts the heads that it passes"
@@ -215,31 +137,36 @@ def _show(found: Solved) -> None:
         words = "takes the rest" if final else _threshold(policy.thresholds[k])
         low, high = on_test.share_intervals[k]
         share = f"{100 * on_test.shares[k]:.1f} % ({100 * low:.1f} .. {100 * high:.1f})"
-        temperature = "" if final else f"{policy.temperatures[k]:.3f}"
-        made.add_row(str(k + 1), words, temperature, _cost(cost), f"{100 * on_val.shares[k]:.1f} %", share)
+        temperature = f"{policy.temperatures[k]:.3f}"
+        made.add_row(str(k + 1), words, temperature, cost_text(cost), f"{100 * on_val.shares[k]:.1f} %", share)
     screen.print_table(console, made)
-    for name, seen, said in (("validation", on_val, found.val), ("test", on_test, found.test)):
-        least, most = (_cost(bound) for bound in seen.cost_interval)
+    final_alone = found.curves["anytime"][-1]
+    for name, seen, final_one in (("validation", on_val, final_alone.val), ("test", on_test, final_alone.test)):
+        least, most = (cost_text(bound) for bound in seen.cost_interval)
         what = "time" if found.unit == "ms" else found.unit
         saved = 100 * (1 - seen.mean_cost / found.costs[-1])
         screen.print_line(
             console,
-            f"on {seen.images:,} {name} images: error {_error(seen)}, mean {_cost(seen.mean_cost)} {found.unit} "
-            f"({least} .. {most}); the final output alone: {screen.per_cent(said.errors[-1])}, "
-            f"{_cost(found.costs[-1])} {found.unit}; early exit saves {saved:.1f} % of the {what}, "
+            f"on {seen.images:,} {name} images: error {_error(seen)}, mean {cost_text(seen.mean_cost)} {found.unit} "
+            f"({least} .. {most}); the final output alone: {screen.per_cent(final_one.error)}, "
+            f"{cost_text(found.costs[-1])} {found.unit}; early exit saves {saved:.1f} % of the {what}, "
             f"{points_between(seen.against_final)} between the two",
         )
-    for name, rows in found.curves.items():
-        made = screen.table(CURVES[name], f"mean {found.unit}, test", "error, val.", "error, test", "shares, test")
-        for cells in dict.fromkeys(_point(val, test) for _, val, test in rows):  # many targets, the same thresholds
-            made.add_row(*cells)
-        screen.print_table(console, made)
 
 
-def _point(val: Outcome, test: Outcome) -> tuple[str, ...]:
-    """A line of a curve."""
-    shares = " / ".join(f"{100 * share:.0f}" for share in test.shares)
-    return _cost(test.mean_cost), screen.per_cent(val.error), _error(test), f"{shares} %"
+def _show_curve(console: Console, found: Solved, name: str) -> None:
+    """A curve on validation images alone: a target picked by what the test images say of it would unseal them."""
+    from auxnet.solving import cost_text
+
+    columns = (f"mean {found.unit}, val.", "error, val. (95 % interval)", "shares, val.")
+    made = screen.table(CURVES[name], *columns)
+    rows = []
+    for point in found.curves[name]:
+        shares = " / ".join(f"{100 * share:.0f}" for share in point.val.shares)
+        rows.append((cost_text(point.val.mean_cost), _error(point.val), f"{shares} %"))
+    for cells in dict.fromkeys(rows):  # many targets, the same thresholds
+        made.add_row(*cells)
+    screen.print_table(console, made)
 
 
 def _threshold(value: float) -> str:
@@ -249,7 +176,3 @@ def _threshold(value: float) -> str:
 def _error(seen: Outcome) -> str:
     low, high = seen.error_interval
     return f"{screen.per_cent(seen.error)} ({100 * low:.1f} .. {100 * high:.1f})"
-
-
-def _cost(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3f}"

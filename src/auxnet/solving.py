@@ -1,0 +1,183 @@
+"""Early exit solved for a run: thresholds from its validation images, and what they do on images not seen.
+
+The test images decide nothing: policies are made first, of validation images alone, and then reported on both.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from auxnet.checkpoint import write_json
+from auxnet.exits import exit_latencies, exit_macs, policy_content
+from auxnet.opening import Opened, opened
+from auxnet.policy import Confidence, Policy, check_confidence
+from auxnet.scores import predictions
+from auxnet.thresholds import Outcome, anytime, budgeted, check_target, fit_temperatures, outcome, solve, sweep
+
+Cost = Literal["macs", "latency"]
+Unit = Literal["MACs", "ms"]
+INCREASE = 0.005  # the target, if none is given
+MOST_POINTS = 100  # of a curve: each but the anytime one's is solved anew
+
+
+@dataclass(frozen=True)
+class Point:
+    """A policy, and what it does to validation and to test images."""
+
+    policy: Policy
+    val: Outcome
+    test: Outcome
+
+
+@dataclass(frozen=True)
+class Solved:
+    """The answer to a target, the curves around it, and what they were made of."""
+
+    policy: Policy | None
+    """None if no thresholds meet the target"""
+    reason: str | None
+    """why there is no policy; None where there is one"""
+    val: Outcome | None
+    """what the policy does to the images that it was solved on"""
+    test: Outcome | None
+    """what it does to images that decided nothing"""
+    curves: dict[str, tuple[Point, ...]]
+    """"solved": least errors for bounds on the mean cost; "anytime": all images at output 1, 2, ..., K; "budgeted":
+    shares proportional to q^k; {} without a policy. Choose by `val` alone: a target picked by `test` unseals it"""
+    costs: tuple[float, ...]
+    """[K], of an image that leaves at each output, with all heads that it passes"""
+    unit: Unit
+    """of all costs: multiply-adds, or milliseconds of one image at a time, measured here"""
+    target: dict[str, float]
+    """max_error_increase (a fraction), or max_mean_cost (in `unit`)"""
+    content: dict[str, Any] = field(repr=False)
+    """what exits.json holds; {} without a policy"""
+    written: Path | None
+    """RUN/exits.json; None if nothing was written"""
+
+
+def solve_exits(
+    run: Path | str,
+    *,
+    max_error_increase: float | None = None,
+    max_mean_macs: float | None = None,
+    max_mean_latency: float | None = None,
+    cost: Cost = "macs",
+    confidence: Confidence = "entropy",
+    common: bool = False,
+    temperature: bool = True,
+    points: int = 8,
+    data_dir: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+) -> Solved:
+    """Solve when an image may leave a run at a shallow output, on validation; `early_exit` and `export` take it up.
+
+    One target: the least mean cost with an error of at most `max_error_increase` above the final output's (a
+    fraction of the images: 0.005, the default, is half a percentage point); or the least error with a mean of at most
+    `max_mean_macs` multiply-adds, or `max_mean_latency` milliseconds (one image at a time, measured here), for an
+    image. `cost` is what the first makes least: "macs" or "latency".
+
+    `confidence` is how sure an output is: "entropy" (BranchyNet, Teerapittayanon et al. 2016), "top" (the largest
+    probability: MSDNet, Huang et al. 2018) or "margin" (over the second); with `common` one threshold serves all
+    outputs (BranchyNet). With `temperature`, one is fitted to each output first (Guo et al. 2017). Each of the curves
+    has that many `points`; the anytime and the budgeted one are MSDNet's settings. Data, device and CPU threads are
+    those of the training where they are not given.
+
+    Writes RUN/exits.json where thresholds meet the target, and warns (UserWarning) if that fails; where none do, the
+    policy is None, the reason is there, and nothing is written. Raises ValueError for what cannot be asked for (two
+    targets, a run with one output), and FileNotFoundError or RuntimeError as `opened` does.
+    """
+    target, unit = _target(max_error_increase, max_mean_macs, max_mean_latency, cost)
+    check_confidence(confidence)
+    if points not in range(2, MOST_POINTS + 1):
+        raise ValueError(f"points of a curve must be a whole number in 2..{MOST_POINTS}, got {points!r}")
+    with opened(run, data_dir=data_dir, device=device, threads=threads) as it:
+        if it.net.outputs < 2:
+            raise ValueError(f"{run} has one output: there is nothing to leave early at")
+        return _solve(Path(run), it, target, unit, confidence, common, temperature, points)
+
+
+def cost_text(value: float) -> str:
+    """A cost as people read it: 12,345 or 0.123."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3f}"
+
+
+def _target(
+    increase: float | None, macs: float | None, latency: float | None, cost: Cost
+) -> tuple[dict[str, float], Unit]:
+    """The target as `solve` takes it, and the unit of cost. Raises ValueError for two, or one that cannot be."""
+    if cost not in get_args(Cost):
+        raise ValueError(f"cost must be one of {', '.join(get_args(Cost))}, got {cost!r}")
+    asked = {"max_error_increase": increase, "max_mean_macs": macs, "max_mean_latency": latency}
+    given = {name: value for name, value in asked.items() if value is not None} or {"max_error_increase": INCREASE}
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} are {len(given)} targets: give one")
+    ((name, value),) = given.items()
+    if name == "max_mean_macs" and cost == "latency":
+        raise ValueError("cost latency goes with max_error_increase, but max_mean_macs is given")
+    key = "max_error_increase" if name == "max_error_increase" else "max_mean_cost"
+    check_target(**{key: value})
+    return {key: float(value)}, "ms" if name == "max_mean_latency" or cost == "latency" else "MACs"
+
+
+def _solve(
+    run: Path,
+    it: Opened,
+    target: dict[str, float],
+    unit: Unit,
+    confidence: Confidence,
+    common: bool,
+    temperature: bool,
+    points: int,
+) -> Solved:
+    val = predictions(it.net, it.batches("val"))
+    costs: Sequence[float] = (
+        exit_latencies(it.net, it.image_shape, confidence) if unit == "ms" else exit_macs(it.net, it.image_shape)
+    )
+    temperatures = fit_temperatures(val) if temperature else (1.0,) * len(costs)
+    policy = solve(val, costs, confidence=confidence, temperatures=temperatures, common=common, **target)
+    if policy is None:
+        bound = f"a mean of at most {cost_text(target['max_mean_cost'])} {unit}"
+        first = f"every image that leaves at output 1 costs {cost_text(costs[0])} {unit}"
+        reason = f"no thresholds meet {bound}: {first} ({100 * val.errors[0]:.2f} % error)"
+        return Solved(None, reason, None, None, {}, tuple(costs), unit, target, {}, None)
+    settings: dict[str, Any] = {"points": int(points), "confidence": confidence, "temperatures": temperatures}
+    policies = {
+        "solved": sweep(val, costs, common=common, **settings),
+        "anytime": anytime(len(costs), confidence, temperatures),
+        "budgeted": budgeted(val, **settings),
+    }
+    test = predictions(it.net, it.batches("test"))  # after the choice, and only to report it
+
+    def seen(policies: Iterable[Policy]) -> tuple[Point, ...]:
+        return tuple(Point(p, outcome(val, p, costs), outcome(test, p, costs)) for p in policies)
+
+    (answer,), curves = seen([policy]), {name: seen(several) for name, several in policies.items()}
+    about = {
+        "target": target,
+        "common": common,
+        "unit": unit,
+        "costs": list(costs),
+        **_facts(answer),
+        "curves": {
+            name: [{"thresholds": point.policy.thresholds, **_facts(point)} for point in curve]
+            for name, curve in curves.items()
+        },
+    }
+    content = policy_content(run, policy, about)
+    written: Path | None = run / "exits.json"
+    try:
+        write_json(run / "exits.json", content)
+    except OSError as error:
+        written = None
+        warnings.warn(f"exits.json is not written: {error}", stacklevel=3)
+    return Solved(policy, None, answer.val, answer.test, curves, tuple(costs), unit, target, content, written)
+
+
+def _facts(point: Point) -> dict[str, Any]:
+    return {"val": asdict(point.val), "test": asdict(point.test)}
