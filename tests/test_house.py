@@ -12,7 +12,7 @@ MODULES = sorted(p for p in SOURCE.rglob("*.py"))
 
 # Each floor may import from the floors below it, and from its own to the left of it.
 FLOORS = [
-    ["errors", "documents", "sections", "recipe"],
+    ["errors", "words", "documents", "sections", "recipe"],
     ["network", "blocks", "residual", "update", "capturing", "averaging", "precision", "machine"],
     ["dryrun", "tracing", "cuts", "attaching", "weights", "named", "described"],
     ["gradients", "methods", "losses"],

@@ -59,5 +59,17 @@ def test_a_mistake_is_said_without_it(monkeypatch, capsys):
 
 
 def _stops(*arguments, watch, **options):
-    watch(Progress(epoch=1, epochs=1, step=1, steps=1, images_per_second=1.0, seconds_left=0.0, val_errors=[]))
+    watch(
+        Progress(
+            epoch=1,
+            epochs=1,
+            step=1,
+            steps=1,
+            images_per_second=1.0,
+            seconds_left=0.0,
+            val_errors=[],
+            losses=[],
+            lr=0.1,
+        )
+    )
     raise RuntimeError("far enough")

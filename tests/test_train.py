@@ -333,3 +333,20 @@ def test_a_last_batch_of_one_image_is_refused_where_a_norm_cannot_take_it(tmp_pa
         plan(recipe)
     assert not (tmp_path / "a").exists()
     auxnet.fit(replace(recipe, image_size=None), tmp_path / "b")  # 2 x 2 pixels are left there
+
+
+def test_progress_says_where_a_training_stands(tmp_path):
+    seen = []
+    auxnet.fit(TINY, tmp_path / "a", watch=seen.append)
+    rows = rundir.read_metrics(tmp_path / "a")
+    for epoch, now in enumerate((each for each in seen if each.done), start=1):
+        trained = [row for row in rows if row["epoch"] == epoch and row["split"] == "train"]
+        judged = [row for row in rows if row["epoch"] == epoch and row["split"] == "val"]
+        assert now.losses == [row["loss"] for row in trained]
+        assert now.val_errors == [row["error"] for row in judged]
+        assert now.lr == trained[0]["lr"]
+        assert str(now).startswith(f"epoch {epoch}/3  ")
+        assert str(now).endswith(" %")
+    last = [each for each in seen if not each.done][-1]
+    assert (last.epoch, last.step) == (3, last.steps)
+    assert last.losses == pytest.approx(seen[-1].losses)

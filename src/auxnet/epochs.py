@@ -36,6 +36,7 @@ from auxnet.schedules import lambdas_at, lr_at
 from auxnet.synchronised import unsynchronised
 from auxnet.tensorboard import History
 from auxnet.update import Method
+from auxnet.words import duration, val_errors
 
 SETTLING = 100  # batches that the norms of an averaged net are measured on
 DIAGNOSED = 512  # images that supervision is measured on after an epoch
@@ -54,8 +55,21 @@ class Progress:
     seconds_left: float
     val_errors: list[float]
     """of each output after the last epoch that is done; empty in the first"""
+    losses: list[float]
+    """of each output, the mean over the training images of this epoch so far"""
+    lr: float
+    """of this epoch"""
     done: bool = False
     """whether the epoch is validated and saved"""
+
+    @property
+    def pace(self) -> str:
+        """Where it is, how fast, and for how long still."""
+        left = duration(self.seconds_left)
+        return f"epoch {self.epoch}/{self.epochs}  {self.images_per_second:,.0f} images/s  {left} left"
+
+    def __str__(self) -> str:
+        return f"{self.pace}  {val_errors(self.val_errors)}".rstrip()
 
 
 @dataclass
@@ -235,9 +249,13 @@ def _progress(training: Training, standing: Standing, done: bool = False) -> Pro
     else:
         rate = standing.epoch * per_epoch / max(standing.seconds, 1e-9)
     left = ((recipe.epochs - standing.epoch) * per_epoch - images) / rate
-    last = [row["error"] for row in standing.history[-training.net.outputs :]]
-    epoch, step = (standing.epoch, steps) if done else (standing.epoch + 1, standing.step)
-    return Progress(epoch, recipe.epochs, step, steps, rate, left, last, done)
+    K = training.net.outputs
+    errors = [row["error"] for row in standing.history[-K:]]
+    if done:
+        losses, epoch, step = [row["loss"] for row in standing.history[-2 * K : -K]], standing.epoch, steps
+    else:
+        losses, epoch, step = [loss / max(images, 1) for loss in standing.losses], standing.epoch + 1, standing.step
+    return Progress(epoch, recipe.epochs, step, steps, rate, left, errors, losses, lr_at(recipe, epoch), done)
 
 
 def _check_finite(losses: list[float], net: AuxNet, where: str) -> None:

@@ -16,6 +16,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.status import Status
 from rich.table import Table
 
+from auxnet.words import val_errors
+
 if TYPE_CHECKING:
     from auxnet.epochs import Progress as Stands
     from auxnet.plan import Plan
@@ -56,15 +58,11 @@ def training_progress(console: Console) -> Iterator[Callable[[Stands], None]]:
     with live_bar(console, "reading the data") as update:
 
         def watch(progress: Stands) -> None:
-            stands = (
-                f"epoch {progress.epoch}/{progress.epochs}  {progress.images_per_second:,.0f} images/s  "
-                f"{duration(progress.seconds_left)} left"
-            )
-            errors = val_errors(progress.val_errors)
             finished = progress.epoch - 1 + progress.step / progress.steps
-            update(total=progress.epochs, completed=finished, description=stands, result=errors)
+            errors = val_errors(progress.val_errors)
+            update(total=progress.epochs, completed=finished, description=progress.pace, result=errors)
             if progress.done and not console.is_terminal:
-                print_line(console, f"{stands}  {errors}")
+                print_line(console, str(progress))
 
         yield watch
 
@@ -136,11 +134,6 @@ def print_table(console: Console, table: Table) -> None:
         print_line(console, f"- {', '.join(f'{head} {cell}'.strip() for head, cell in told if cell)}")
 
 
-def val_errors(errors: Sequence[float]) -> str:
-    """Validation errors of all outputs, shallow to deep."""
-    return f"val. error {' / '.join(f'{100 * e:.1f}' for e in errors)} %" if errors else ""
-
-
 def per_cent(fraction: float) -> str:
     """0.0875 -> 8.75 %."""
     return f"{100 * fraction:.2f} %"
@@ -154,12 +147,3 @@ def count(number: int) -> str:
 def plural(number: int, what: str) -> str:
     """1 thread, 2 threads."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def duration(seconds: float) -> str:
-    """7 s, 3:05 min, 2:03:05 h."""
-    minutes, left = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}:{minutes:02}:{left:02} h"
-    return f"{minutes}:{left:02} min" if minutes else f"{left} s"

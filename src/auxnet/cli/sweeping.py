@@ -15,6 +15,7 @@ from auxnet.cli import screen
 from auxnet.cli.arguments import OfRecipe, parse, value_of
 from auxnet.recipe import Recipe, read_recipe
 from auxnet.sweeps.space import read_space, shown, space_from_words, written
+from auxnet.words import duration
 
 if TYPE_CHECKING:
     from auxnet.sweeps.settings import Settings
@@ -151,7 +152,7 @@ def _line(trial: Trial) -> str:
     if trial.state == "failed":
         return f"trial {trial.number} failed with {drawn}: {trial.error}"
     error = "" if trial.objective is None else f" val. error {screen.per_cent(trial.objective)},"
-    time = f"{trial.epochs} epoch{'s' if trial.epochs > 1 else ''}, {screen.duration(trial.seconds)}"
+    time = f"{trial.epochs} epoch{'s' if trial.epochs > 1 else ''}, {duration(trial.seconds)}"
     return f"trial {trial.number} {trial.state}:{error} {drawn}; {time}"
 
 
@@ -166,7 +167,7 @@ def _show(console: Console, found: Found) -> None:
     for trial in order[:BEST]:
         error = "-" if trial.objective is None else screen.per_cent(trial.objective)
         drawn = [shown([trial.values[name]]) if name in trial.values else "-" for name in found.settings.space]
-        table.add_row(str(trial.number), trial.state, error, *drawn, str(trial.epochs), screen.duration(trial.seconds))
+        table.add_row(str(trial.number), trial.state, error, *drawn, str(trial.epochs), duration(trial.seconds))
     screen.print_table(console, table)
     states = [trial.state for trial in order]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))

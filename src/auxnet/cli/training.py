@@ -13,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRecipe, parse_with_recipe
 from auxnet.recipe import Recipe, folder_name
+from auxnet.words import duration
 
 if TYPE_CHECKING:
     from auxnet.epochs import Progress
@@ -99,7 +100,7 @@ def train(words: list[str]) -> None:
     if guess := no_better_than_guessing(least, data["val"], data["guessing"]):
         screen.print_line(console, f"note: no output has learned much: {100 * least:.2f} % validation error; {guess}")
     on = screen.plural(device["threads"], "thread")
-    time = f"{screen.duration(run.summary['wall_seconds'])} on {device['name']}, {on}"
+    time = f"{duration(run.summary['wall_seconds'])} on {device['name']}, {on}"
     for image in data.get("left_out", []):
         screen.print_line(console, f"left out, for it cannot be read: {image}")
     screen.print_line(console, f"{images}; seed {run.summary['seed']}; {time}")
@@ -119,7 +120,7 @@ def plan(words: list[str]) -> None:
     screen.print_table(console, screen.plan_table(planned))
     images = f"{planned.train:,} training, {planned.val:,} validation and {planned.test:,} test images"
     epoch = planned.seconds_per_epoch
-    total = f"{screen.duration(epoch)} an epoch, {screen.duration(epoch * options.recipe.epochs)} in all"
+    total = f"{duration(epoch)} an epoch, {duration(epoch * options.recipe.epochs)} in all"
     screen.print_line(console, f"{images}; about {total} (measured just now)")
     for warning in planned.warnings:
         screen.print_line(console, f"warning: {warning}")
