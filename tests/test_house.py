@@ -10,31 +10,15 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "auxnet"
 MODULES = sorted(p for p in SOURCE.rglob("*.py"))
 
-# Each floor may import from the floors below it, and from its own to the left of it.
-FLOORS = [
-    ["errors", "documents", "sections", "recipe"],
-    ["network", "blocks", "residual", "update", "capturing", "averaging", "precision", "machine"],
-    ["dryrun", "tracing", "cuts", "attaching", "weights", "named", "described"],
-    ["gradients", "methods", "losses"],
-    ["arrays", "pictures", "encoded", "matlab", "formats", "pickles", "cifar", "cache", "rows", "sources"],
-    ["ahead", "survey", "splits", "augmentation", "data", "batches", "mixing", "distributed", "synchronised"],
-    ["provenance", "checkpoint", "tensorboard", "rundir", "signals", "preprocessing"],
-    ["policy", "scores", "latency", "evaluation", "thresholds", "exits", "hub", "graphs", "runtimes", "prediction"],
-    ["diagnosis", "probing"],
-    ["processes", "schedules", "build", "opening", "epochs", "train", "plan", "selection", "exporting"],
-    ["page_frame", "figures_page", "report_page", "report", "diagnosis_page", "diagnosing"],
-    ["space", "settings", "journal", "trials", "worker", "sweeping", "sweep_page"],
-    ["spec", "running", "supervising", "verdicts", "ledger", "study_page"],
-    ["cli"],
-]
+
+def picture():
+    """The names in CONTRIBUTING.md's picture, in reading order: on each of its lines, what stands before a wide gap."""
+    lines = re.findall(r"^ {4,}(\S.*)$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    return [name for line in lines for name in re.split(r" {3,}", line)[0].split()]
 
 
-PACKAGES = (
-    "reading",
-    "sweeps",
-    "studies",
-    "backbones",
-)  # folders of the house; their modules stand on floors of their own
+ORDER = [name for name in picture() if not name.endswith("/")]
+PACKAGES = [name[:-1] for name in picture() if name.endswith("/")]
 
 
 def name_of(path):
@@ -65,19 +49,21 @@ def imports_of(path):
             yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("auxnet."))
 
 
+def test_the_picture_names_every_module_once_and_nothing_else():
+    modules = {name_of(path) for path in MODULES} - {"__init__", "__main__", *PACKAGES}
+    assert sorted(ORDER) == sorted(modules)
+    assert all((SOURCE / folder).is_dir() for folder in PACKAGES)
+
+
 def test_imports_run_one_way():
-    order = [module for floor in FLOORS for module in floor]
     for path in MODULES:
         name = name_of(path)
-        if name in ("__init__", "__main__", *PACKAGES):
-            continue
-        assert name in order, f"{name} has no floor in the house"
         for imported in imports_of(path):
-            if imported in order and imported != name:
-                assert order.index(imported) < order.index(name), f"{name} imports {imported}, which is above it"
+            if name in ORDER and imported in ORDER and imported != name:
+                assert ORDER.index(name) < ORDER.index(imported), f"{name} imports {imported}, which is above it"
 
 
-def test_methods_import_torch_and_the_network_only():
+def test_methods_import_the_network_its_updates_and_their_gradients_only():
     assert set(imports_of(SOURCE / "methods.py")) == {"network", "update", "gradients"}
 
 
