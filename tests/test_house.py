@@ -98,3 +98,10 @@ def test_the_readmes_code_runs(code, tmp_path, monkeypatch):
 
 def test_the_readme_has_code():
     assert len(readme_blocks()) >= 1
+
+
+def test_the_studies_page_says_what_their_ledgers_say(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from ledger import page_of  # python benchmarks/ledger.py results/studies makes it anew
+
+    assert (ROOT / "results" / "studies" / "README.md").read_text() == page_of(ROOT / "results" / "studies", "small")
