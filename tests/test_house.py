@@ -1,6 +1,7 @@
 """The house: imports run one way, only `cli` talks, modules stay small, README's code runs."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -105,3 +106,10 @@ def test_the_studies_page_says_what_their_ledgers_say(monkeypatch):
     from ledger import page_of  # python benchmarks/ledger.py results/studies makes it anew
 
     assert (ROOT / "results" / "studies" / "README.md").read_text() == page_of(ROOT / "results" / "studies", "small")
+
+
+def test_results_without_a_commit_of_their_own_are_named():
+    said = (ROOT / "docs" / "performance.md").read_text()
+    for path in [*(ROOT / "results").glob("*.json"), *(ROOT / "results" / "amd").glob("*.json")]:
+        commit = json.loads(path.read_text()).get("commit", "")
+        assert (commit and not commit.endswith("-dirty")) or f"`{path.name}`" in said, f"{path.name}: {commit!r}"
