@@ -1,6 +1,7 @@
 """The ledger of studies: every study's tables and pictures out of its trainings, and a page that says what was found.
 
-    python benchmarks/ledger.py OUT results/studies [--scale small] [--data-dir DIR]
+    python benchmarks/ledger.py results/studies --out OUT [--scale small] [--data-dir DIR]
+    python benchmarks/ledger.py results/studies [--scale small]      # the page alone, from the ledgers there
 
 OUT is what `auxnet study --out` was given. Of each study as many seeds are shown as all its variants have; a study
 without any is said to be missing. Pictures are taken where Chromium is; the HTML pages, 5 MB each, are not kept.
@@ -9,17 +10,18 @@ without any is said to be missing. Pictures are taken where Chromium is; the HTM
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import subprocess
 from itertools import count
 from pathlib import Path
 
 from auxnet.cli import main as auxnet
-from auxnet.studies.ledger import findings_of
+from auxnet.studies.ledger import Findings
 from auxnet.studies.running import left_of
 from auxnet.studies.spec import Study, names, read_study
 from auxnet.studies.study_page import headline
-from auxnet.studies.verdicts import in_words
+from auxnet.studies.verdicts import Verdict, in_words, judge
 
 FIRST = ("methods", "compact", "intermediate", "vanishing")  # the paper's claims
 PICTURES = {"study.html": (1200, 2300), "diagnosis.html": (1200, 1750)}
@@ -27,32 +29,48 @@ PICTURES = {"study.html": (1200, 2300), "diagnosis.html": (1200, 1750)}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", type=Path)
     parser.add_argument("results", type=Path)
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--scale", default="small")
     parser.add_argument("--data-dir")
     asked = parser.parse_args()
-    asked.results.mkdir(parents=True, exist_ok=True)
+    if asked.out:
+        for name in names():
+            _tables(name, asked)
+    (asked.results / "README.md").write_text(page_of(asked.results, asked.scale), encoding="utf-8")
+
+
+def page_of(results: Path, scale: str) -> str:
+    """What all studies found, as Markdown, out of their ledgers: `results`/NAME-`scale`/ledger.jsonl."""
+    usual = read_study(FIRST[0], scale).seeds
     parts = [
-        f"# The studies at their {asked.scale} scale",
-        "What is said is said of this scale alone, which each `study.md` describes; the paper's is 400 epochs. Made by "
-        "`auxnet study NAME` and `benchmarks/ledger.py`. Each folder: `study.md`, `ledger.jsonl` (a row per training: "
-        "recipe, seed, commit, versions, device, time, last and best-on-validation errors), `outputs.csv`, pictures. "
-        "No seed that was trained for all variants is left out.",
+        f"# The studies at their {scale} scale",
+        "What is said here is said of this scale alone, which each `study.md` describes; the paper's is 400 epochs. "
+        "Each folder: `study.md`, `ledger.jsonl` (a row per training: recipe, seed, commit, versions, device, time, "
+        "last and best-on-validation errors), `outputs.csv`, pictures. No seed that was trained for all variants is "
+        f"left out. Made by `auxnet study NAME --scale {scale} --seeds N --data-dir DIR`, N being the number of seeds "
+        "that each claim gives, and `benchmarks/ledger.py`.",
+        f"**Seeds were added after a look.** The scale asks for {usual} seeds; where there are more, the others were "
+        f"trained after the first {usual} had been looked at. To look and go on makes an interval less certain than it "
+        f"says, so wherever the first {usual} alone give another verdict, that one stands beside it.",
     ]
     for name in sorted(names(), key=lambda name: (name not in FIRST, FIRST.index(name) if name in FIRST else name)):
-        study = _whole(name, asked.scale, asked.out)
-        if study is None:
-            parts.append(f"## {name}\n\nNot run.")
-            continue
-        folder = asked.results / f"{name}-{asked.scale}"
-        where = ["--data-dir", asked.data_dir] if asked.data_dir else []
-        words = [name, "--scale", asked.scale, "--seeds", str(study.seeds), "--out", str(asked.out), "--show", *where]
-        if auxnet(["study", *words, "--report", str(folder)]):
-            raise SystemExit(f"study {name} went wrong")
-        _take_pictures(folder)
-        parts.append(_found(study, asked.out, folder))
-    (asked.results / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        ledger = results / f"{name}-{scale}" / "ledger.jsonl"
+        parts.append(_found(name, scale, ledger) if ledger.is_file() else f"## {name}\n\nNot run.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _tables(name: str, asked: argparse.Namespace) -> None:
+    """Write a study's folder out of its trainings, if there are any."""
+    study = _whole(name, asked.scale, asked.out)
+    if study is None:
+        return
+    folder = asked.results / f"{name}-{asked.scale}"
+    where = ["--data-dir", asked.data_dir] if asked.data_dir else []
+    words = [name, "--scale", asked.scale, "--seeds", str(study.seeds), "--out", str(asked.out), "--show", *where]
+    if auxnet(["study", *words, "--report", str(folder)]):
+        raise SystemExit(f"study {name} went wrong")
+    _take_pictures(folder)
 
 
 def _whole(name: str, scale: str, out: Path) -> Study | None:
@@ -83,17 +101,30 @@ def _take_pictures(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _found(study: Study, out: Path, folder: Path) -> str:
-    found = findings_of(study, out)
-    rows = [f"| {verdict.claim.says} | {in_words(verdict)} |" for verdict in found.verdicts]
+def _found(name: str, scale: str, ledger: Path) -> str:
+    rows = [json.loads(line) for line in ledger.read_text(encoding="utf-8").splitlines()]
+    usual = read_study(name, scale)
+    study = read_study(name, scale, 1 + max(row["seed"] for row in rows))
+    verdicts = [judge(claim, data, rows) for data in study.datasets for claim in study.claims]
+    first = [row for row in rows if row["seed"] < usual.seeds]
+    lines = [f"| {v.claim.says} | {in_words(v)}{_before(v, judge(v.claim, v.data, first))} |" for v in verdicts]
     parts = [
-        f"## [{study.name}]({folder.name}/study.md): {study.question}",
-        headline(found),
-        "\n".join(["| claim | found |", "|---|---|", *rows]),
+        f"## [{study.name}]({ledger.parent.name}/study.md): {study.question}",
+        headline(Findings(study, tuple(rows), tuple(verdicts))),
+        "\n".join(["| claim | found |", "|---|---|", *lines]),
     ]
     if study.measures:
-        parts.append(f"![Share of supervision by layer, first seed]({folder.name}/diagnosis.png)")
+        parts.append(f"![Share of supervision by layer, first seed]({ledger.parent.name}/diagnosis.png)")
     return "\n\n".join(parts)
+
+
+def _before(verdict: Verdict, first: Verdict) -> str:
+    """What the seeds that the scale asks for said by themselves, where that was something else."""
+    if first.word == verdict.word:
+        return ""
+    low, high = 100 * first.low, 100 * first.high
+    said = f"{first.word}, {100 * first.mean:+.2f} ({low:+.2f} .. {high:+.2f})"
+    return f"; the first {len(first.differences)} seeds alone: {said}"
 
 
 if __name__ == "__main__":

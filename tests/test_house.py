@@ -1,6 +1,7 @@
 """The house: imports run one way, only `cli` talks, modules stay small, README's code runs."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -10,31 +11,15 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "auxnet"
 MODULES = sorted(p for p in SOURCE.rglob("*.py"))
 
-# Each floor may import from the floors below it, and from its own to the left of it.
-FLOORS = [
-    ["errors", "words", "documents", "sections", "recipe"],
-    ["network", "blocks", "residual", "update", "capturing", "averaging", "precision", "machine"],
-    ["dryrun", "tracing", "cuts", "attaching", "weights", "named", "described"],
-    ["gradients", "methods", "losses"],
-    ["arrays", "pictures", "encoded", "matlab", "formats", "pickles", "cifar", "cache", "rows", "sources"],
-    ["ahead", "survey", "splits", "augmentation", "data", "batches", "mixing", "distributed", "synchronised"],
-    ["provenance", "checkpoint", "tensorboard", "rundir", "signals", "preprocessing"],
-    ["policy", "scores", "latency", "evaluation", "thresholds", "exits", "hub", "graphs", "runtimes", "prediction"],
-    ["diagnosis", "probing"],
-    ["processes", "schedules", "build", "opening", "solving", "epochs", "train", "plan", "selection", "exporting"],
-    ["page_frame", "figures_page", "report_page", "report", "diagnosis_page", "diagnosing"],
-    ["space", "settings", "journal", "trials", "worker", "sweeping", "sweep_page"],
-    ["form", "spec", "checking", "running", "supervising", "verdicts", "ledger", "study_page"],
-    ["cli"],
-]
+
+def picture():
+    """The names in CONTRIBUTING.md's picture, in reading order: on each of its lines, what stands before a wide gap."""
+    lines = re.findall(r"^ {4,}(\S.*)$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    return [name for line in lines for name in re.split(r" {3,}", line)[0].split()]
 
 
-PACKAGES = (
-    "reading",
-    "sweeps",
-    "studies",
-    "backbones",
-)  # folders of the house; their modules stand on floors of their own
+ORDER = [name for name in picture() if not name.endswith("/")]
+PACKAGES = [name[:-1] for name in picture() if name.endswith("/")]
 
 
 def name_of(path):
@@ -65,19 +50,21 @@ def imports_of(path):
             yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("auxnet."))
 
 
+def test_the_picture_names_every_module_once_and_nothing_else():
+    modules = {name_of(path) for path in MODULES} - {"__init__", "__main__", *PACKAGES}
+    assert sorted(ORDER) == sorted(modules)
+    assert all((SOURCE / folder).is_dir() for folder in PACKAGES)
+
+
 def test_imports_run_one_way():
-    order = [module for floor in FLOORS for module in floor]
     for path in MODULES:
         name = name_of(path)
-        if name in ("__init__", "__main__", *PACKAGES):
-            continue
-        assert name in order, f"{name} has no floor in the house"
         for imported in imports_of(path):
-            if imported in order and imported != name:
-                assert order.index(imported) < order.index(name), f"{name} imports {imported}, which is above it"
+            if name in ORDER and imported in ORDER and imported != name:
+                assert ORDER.index(name) < ORDER.index(imported), f"{name} imports {imported}, which is above it"
 
 
-def test_methods_import_torch_and_the_network_only():
+def test_methods_import_the_network_its_updates_and_their_gradients_only():
     assert set(imports_of(SOURCE / "methods.py")) == {"network", "update", "gradients"}
 
 
@@ -112,3 +99,17 @@ def test_the_readmes_code_runs(code, tmp_path, monkeypatch):
 
 def test_the_readme_has_code():
     assert len(readme_blocks()) >= 1
+
+
+def test_the_studies_page_says_what_their_ledgers_say(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from ledger import page_of  # python benchmarks/ledger.py results/studies makes it anew
+
+    assert (ROOT / "results" / "studies" / "README.md").read_text() == page_of(ROOT / "results" / "studies", "small")
+
+
+def test_results_without_a_commit_of_their_own_are_named():
+    said = (ROOT / "docs" / "performance.md").read_text()
+    for path in [*(ROOT / "results").glob("*.json"), *(ROOT / "results" / "amd").glob("*.json")]:
+        commit = json.loads(path.read_text()).get("commit", "")
+        assert (commit and not commit.endswith("-dirty")) or f"`{path.name}`" in said, f"{path.name}: {commit!r}"

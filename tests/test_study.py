@@ -237,7 +237,7 @@ def test_the_data_are_a_scales_and_named_once(own):
         (VARIANTS, "variants: null\n", "'variants' is missing in the study"),
         (VARIANTS, "variants: [a, b]\n", r"variants must hold 'key: value' pairs, got \['a', 'b'\]"),
         ("{gamma: 1}", "[[gamma, 1]]", r"variant two must hold 'key: value' pairs, got \[\['gamma', 1\]\]"),
-        ("  two: {gamma: 1}\n", "  1: {}\n  '1': {gamma: 1}\n", "variants has '1' twice"),
+        ("  two: {gamma: 1}\n", "  1: {}\n  '1': {gamma: 1}\n", "1 is given twice"),
         (CLAIMS, "claims: 5\n", "claims must be a list, as in .*, got 5"),
         (CLAIMS, "claims: [5]\n", "a claim must hold 'key: value' pairs, got 5"),
         ('says: "two beats one"', "says: 5", "says of a claim must be text, got 5"),
