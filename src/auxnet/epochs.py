@@ -86,7 +86,7 @@ class Training:
     """seconds between two checkpoints within an epoch"""
     keep: int
     """how many of the newest checkpoints to keep"""
-    watch: Callable[[Progress], None]
+    watch: Callable[[Progress], object]
     begun: bool
     """whether the run directory is this run's; until its first checkpoint, what an older run left stays"""
     diagnose: bool = False

@@ -58,7 +58,7 @@ def fit(
     keep: int = 2,
     diagnose: bool = False,
     tensorboard: bool = False,
-    watch: Callable[[Progress], None] | None = None,
+    watch: Callable[[Progress], object] | None = None,
 ) -> Run:
     """Train by `recipe` into the run directory `out`, and evaluate it.
 
@@ -129,7 +129,7 @@ def fit(
     return Run(folder, judged.eval(), summary)
 
 
-def fit_on(recipe: Recipe, folder: Path, watch: Callable[[Progress], None] | None = None) -> Run:
+def fit_on(recipe: Recipe, folder: Path, watch: Callable[[Progress], object] | None = None) -> Run:
     """Train into a folder that nobody else uses, from the last checkpoint in it if there is one."""
     resume = any((folder / "checkpoints").glob("*.ckpt"))
     if not resume:
