@@ -22,7 +22,7 @@ FLOORS = [
     ["policy", "scores", "latency", "evaluation", "thresholds", "exits", "hub", "graphs", "runtimes", "prediction"],
     ["diagnosis", "probing"],
     ["processes", "schedules", "build", "opening", "epochs", "train", "plan", "selection", "exporting"],
-    ["page_frame", "figures_page", "report_page", "report", "diagnosis_page", "diagnosing"],
+    ["page_frame", "figures_page", "unfinished", "report_page", "examining", "report", "diagnosis_page", "diagnosing"],
     ["space", "settings", "journal", "trials", "worker", "sweeping", "sweep_page"],
     ["spec", "running", "supervising", "verdicts", "ledger", "study_page"],
     ["cli"],
@@ -98,6 +98,12 @@ def test_every_module_says_what_it_is_for_and_stays_small(path):
     text = path.read_text()
     assert ast.get_docstring(ast.parse(text)), f"{path} does not say what it is for"
     assert len(text.splitlines()) <= 400, f"{path} holds more than one idea"
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE / "page").glob("*.[jc]s*")), ids=lambda p: p.name)
+def test_the_pages_programs_and_styles_keep_to_the_width_of_the_house(path):
+    wide = [n for n, line in enumerate(path.read_text().splitlines(), start=1) if len(line) > 120]
+    assert wide == [], f"{path.name} has lines of more than 120 characters"
 
 
 def readme_blocks():

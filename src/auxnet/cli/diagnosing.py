@@ -49,16 +49,15 @@ def diagnose(words: list[str]) -> None:
             raise ValueError(f"{flag} must be {least} or more, got {value}")
     from auxnet.diagnosing import checked_folder, compared, gather, write
     from auxnet.opening import opened
+    from auxnet.page_frame import names_of
     from auxnet.recipe import read_run_recipe
 
     folder = checked_folder(options.runs, options.out)
     for path in options.runs:
         read_run_recipe(path)  # told before the first is diagnosed
-    names = [run.resolve().name for run in options.runs]
-    shown = [name if names.count(name) == 1 else str(run) for name, run in zip(names, options.runs, strict=True)]
     gathered = []
     console = screen.console()
-    for path, name in zip(options.runs, shown, strict=True):
+    for path, name in zip(options.runs, names_of(options.runs), strict=True):
         opening = opened(path, data_dir=options.data_dir, device=options.device, threads=options.threads)
         with screen.working(f"diagnosing {name}"), opening as run:
             probe_images = options.probe_images if options.probes else None

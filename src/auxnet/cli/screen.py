@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,9 +15,14 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.status import Status
 from rich.table import Table
 
+from auxnet.page_frame import percent, typed
+
 if TYPE_CHECKING:
     from auxnet.epochs import Progress as Stands
     from auxnet.plan import Plan
+
+
+command, per_cent = typed, percent  # in the terminal as on a page
 
 
 def console() -> Console:
@@ -66,11 +70,6 @@ def training_progress(console: Console) -> Iterator[Callable[[Stands], None]]:
 def print_line(console: Console, text: str) -> None:
     """A line as it stands: not wrapped, not coloured, not read as markup."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def command(*words: object) -> str:
-    """A command of this program as it may be typed into a shell."""
-    return shlex.join(["auxnet", *map(str, words)])
 
 
 def show_tables(console: Console, tables: dict[str, Any], epochs: dict[str, int]) -> None:
@@ -133,11 +132,6 @@ def print_table(console: Console, table: Table) -> None:
 def val_errors(errors: Sequence[float]) -> str:
     """Validation errors of all outputs, shallow to deep."""
     return f"val. error {' / '.join(f'{100 * e:.1f}' for e in errors)} %" if errors else ""
-
-
-def per_cent(fraction: float) -> str:
-    """0.0875 -> 8.75 %."""
-    return f"{100 * fraction:.2f} %"
 
 
 def count(number: int) -> str:

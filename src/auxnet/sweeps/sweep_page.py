@@ -13,7 +13,7 @@ from typing import Any
 from auxnet.checkpoint import whole
 from auxnet.documents import read_json
 from auxnet.figures_page import page_of_figures
-from auxnet.page_frame import columns_of, percent, table_of, tiles_of, unbroken
+from auxnet.page_frame import columns_of, percent, table_of, tiles_of, typed, unbroken
 from auxnet.recipe import write_recipe
 from auxnet.selection import too_few
 from auxnet.sweeps.journal import optuna
@@ -90,16 +90,16 @@ def objective_in_words(sweep: Sweep) -> str:
 def page(sweep: Sweep) -> str:
     """The whole page."""
     return page_of_figures(
-        "auxnet sweep",
-        f"auxnet sweep: {sweep.folder.resolve().name}",
-        f"{sweep.folder}: {_progress(sweep)}",
-        headline(sweep),
-        f"Judged by the validation error after the last epoch, {objective_in_words(sweep)}; the test set "
+        command="auxnet sweep",
+        title=f"auxnet sweep: {sweep.folder.resolve().name}",
+        eyebrow=f"{sweep.folder}: {_progress(sweep)}",
+        headline=headline(sweep),
+        sub=f"Judged by the validation error after the last epoch, {objective_in_words(sweep)}; the test set "
         "decides nothing, and is not shown.",
-        _tiles(sweep),
-        notes_of(sweep),
-        dict(_figures(sweep)),
-        {"trials": ("All trials, the best first", _trials(sweep)), "space": ("What varied", _space(sweep))},
+        tiles=_tiles(sweep),
+        notes=notes_of(sweep),
+        figures=dict(_figures(sweep)),
+        sections={"trials": ("All trials, the best first", _trials(sweep)), "space": ("What varied", _space(sweep))},
     )
 
 
@@ -134,7 +134,7 @@ def _tiles(sweep: Sweep) -> str:
         ("Trial", str(best.number), f"{best.epochs} epochs, {best.seconds:,.1f} s"),
         ("Trained in all", f"{seconds:,.1f} s", f"{sum(trial.epochs for trial in sweep.trials):,} epochs"),
     ]
-    again = escape(f"auxnet train --config {sweep.folder}/best.yaml")
+    again = escape(typed("train", "--config", sweep.folder / "best.yaml"))
     return tiles_of(tiles, "The best trial") + f'<p class="under">The best again, as a run: <code>{again}</code></p>'
 
 
