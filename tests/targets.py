@@ -23,7 +23,7 @@ import torch
 import yaml
 from scipy.io import savemat
 
-from auxnet import checkpoint, exits, report
+from auxnet import checkpoint, examining, exits, report
 from auxnet.backbones.weights import load_pretrained
 from auxnet.evaluation import fingerprint
 from auxnet.exporting import export
@@ -212,17 +212,20 @@ def _of_runs(run: Path, image: Path, home: Path) -> list[Target]:
         Target(
             "evaluation.json",
             evaluation / "evaluation.json",
-            lambda: report.saved_latency(evaluation, 3),
+            lambda: examining.saved_latency(evaluation, 3, DEVICE),
         ),
         Target("ONNX", onnx_file, lambda: open_onnx(onnx_file, threads=1).ask(images)),
     ]
+
+
+DEVICE = {"type": "cpu", "name": "a CPU", "cores": 1, "threads": 1}
 
 
 def _evaluation(run: Path) -> dict[str, Any]:
     timing = {"batch": 1, "median_ms": 1.0, "low_ms": 0.9, "high_ms": 1.1}
     latency = {"device": "cpu", "threads": 1, "timings": [timing]}
     outputs = [{"output": k, "latency": latency} for k in (1, 2, 3)]
-    return {"weights": "last", "weights_sha256": fingerprint(run), "outputs": outputs}
+    return {"weights": "last", "weights_sha256": fingerprint(run), "outputs": outputs, "device": DEVICE}
 
 
 def _of_models(home: Path) -> list[Target]:

@@ -167,10 +167,10 @@ def test_several_runs_are_drawn_side_by_side_and_names_stay_text(runs, tmp_path)
     [
         (["nowhere"], "nowhere is not a run directory"),
         (["RUN", "RUN"], "a run is named twice"),
-        (["RUN", "OTHER"], "a diagnosis of several runs needs a folder: give --out DIR"),
+        (["RUN", "OTHER"], "a diagnosis of several runs needs a place: give --out DIR"),
         (["RUN", "--out", "FILE"], "is a file: name a folder"),
         (["RUN", "--out", "no/such"], "there is no folder no to make such in"),
-        (["RUN", "--out", "MINE"], "is not of this program, and is left alone"),
+        (["RUN", "--out", "MINE"], "was not written by auxnet diagnose, and is left alone"),
         (["RUN", "--images", "0"], "--images must be 1 or more, got 0"),
         (["RUN", "--probe-images", "1"], "--probe-images must be 2 or more, got 1"),
         (["RUN", "--device", "cuda:7"], "device 'cuda:7' cannot be used here"),
@@ -186,6 +186,16 @@ def test_what_cannot_be_asked_for_is_said_in_a_line(runs, tmp_path, words, compl
     assert complaint in error
     assert error.count("\n") == 1
     assert (tmp_path / "mine" / "diagnosis.html").read_text() == "my thesis"
+
+
+@pytest.mark.parametrize("name", diagnosing.FILES)
+def test_a_file_of_the_users_own_in_the_run_is_left_alone(runs, tmp_path, name, capsys):
+    folder = tmp_path / "a"
+    shutil.copytree(runs / "alone", folder)
+    (folder / name).write_text("my thesis")
+    assert main(["diagnose", str(folder), "--no-probes", "--images", "1"]) == 2
+    assert f"{name} was not written by auxnet diagnose, and is left alone" in capsys.readouterr().err
+    assert (folder / name).read_text() == "my thesis"
 
 
 def test_an_overwrite_removes_the_old_diagnosis(runs, tmp_path):

@@ -87,6 +87,12 @@ def test_every_module_says_what_it_is_for_and_stays_small(path):
     assert len(text.splitlines()) <= 400, f"{path} holds more than one idea"
 
 
+@pytest.mark.parametrize("path", sorted((SOURCE / "page").glob("*.[jc]s*")), ids=lambda p: p.name)
+def test_the_pages_programs_and_styles_keep_to_the_width_of_the_house(path):
+    wide = [n for n, line in enumerate(path.read_text().splitlines(), start=1) if len(line) > 120]
+    assert wide == [], f"{path.name} has lines of more than 120 characters"
+
+
 def readme_blocks():
     return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shlex
 import shutil
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 import auxnet
-from auxnet import build, page_frame, report, report_page, train
+from auxnet import build, examining, page_frame, report, report_page, rundir, train
+from auxnet.checkpoint import write_json
 from auxnet.cli import main
 from auxnet.data import Split
 from auxnet.recipe import Recipe, read_run_recipe, write_recipe
@@ -33,6 +35,20 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def gathered(run):
     return report.gather(run, "tiny")
+
+
+@pytest.fixture
+def going_on(run, tmp_path):
+    """The run as it would be after 2 of 5 epochs, while the lines of the third are being written."""
+    folder = tmp_path / "going on"
+    shutil.copytree(run, folder)
+    for name in ("summary.json", "config.json", "model.safetensors", "report.html"):
+        (folder / name).unlink(missing_ok=True)
+    write_recipe(replace(read_run_recipe(folder), epochs=5), folder / "recipe.yaml")
+    *_, last = rundir.read_metrics(folder)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({**last, "epoch": 3, "split": "train", "output": 1}) + '\n{"epoch": 3, "spl')
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +131,9 @@ def test_the_gallery_holds_only_images_that_deeper_outputs_alone_get_right():
     right, wrong = [5.0, 0.0], [0.0, 5.0]  # label 0 throughout; a row per output, a column per image
     logits = torch.tensor([[wrong, right, wrong, wrong], [right, wrong, wrong, right], [right, right, wrong, wrong]])
     test = Predictions(logits, torch.zeros(4, dtype=torch.int64))
-    assert report.only_deeper(test) == [(0, 2), (1, 3)]
+    assert examining.only_deeper(test) == [(0, 2), (1, 3)]
     split = Split(torch.zeros(4, 5, 6, 3, dtype=torch.uint8), test.labels)
-    items = report.gallery(test, split, report.only_deeper(test))
+    items = examining.gallery(test, split, examining.only_deeper(test))
     assert [(item["index"], item["from"], [a for a, _ in item["answers"]]) for item in items] == [
         (0, 2, [1, 0, 0]),
         (1, 3, [0, 1, 0]),
@@ -129,7 +145,7 @@ def test_images_are_embedded_unchanged(channels):
     from PIL import Image
 
     image = torch.randint(256, (7, 9, channels), dtype=torch.uint8)
-    kind, _, content = report.png(image).partition(",")
+    kind, _, content = examining.png(image).partition(",")
     back = Image.open(io.BytesIO(base64.b64decode(content)))
     assert kind == "data:image/png;base64"
     assert torch.frombuffer(bytearray(back.tobytes()), dtype=torch.uint8).view(7, 9, channels).equal(image)
@@ -182,7 +198,7 @@ def test_the_gallery_takes_turns_over_classes(monkeypatch):
     logits[0, torch.arange(83), (labels + 1) % 3] = 1.0  # wrong
     logits[1, torch.arange(83), labels] = 1.0
     test, split = Predictions(logits, labels), Split(torch.zeros(83, 4, 4, 1, dtype=torch.uint8), labels)
-    shown = [each["label"] for each in report.gallery(test, split, report.only_deeper(test))]
+    shown = [each["label"] for each in examining.gallery(test, split, examining.only_deeper(test))]
     assert [shown.count(c) for c in range(3)] == [11, 3, 10]
 
 
@@ -190,7 +206,7 @@ def test_the_headline_does_not_call_an_output_the_only_one_by_luck(gathered):
     *_, (before, last) = zip(gathered["outputs"], gathered["outputs"][1:], strict=False)
     facts = {**gathered, "chosen": last["output"], "alike": before["output"]}
     share = round(100 * before["macs"] / last["macs"])
-    n = last["val"]["n"]
+    n = last["val"]["images"]
     said = report_page.headline(facts)
     assert f"{n} validation images cannot tell it from output 2, with {share} % of the work" in said
     assert "only" not in said.lower()
@@ -208,6 +224,126 @@ def test_a_folder_with_a_slash_behind_its_name_is_the_same_data(gathered):
     assert said("pictures", "others")
 
 
+def test_latency_is_measured_as_select_measures_it(run, tmp_path, monkeypatch):
+    folder = tmp_path / "a"
+    shutil.copytree(run, folder)
+    write_recipe(replace(read_run_recipe(folder), threads=None, device="cpu"), folder / "recipe.yaml")
+    places = []
+
+    def noted(net, shape, batch_sizes, **more):
+        places.append((next(net.parameters()).device, torch.get_num_threads(), shape, batch_sizes, more.get("threads")))
+        return auxnet.latency.latencies(net, shape, batch_sizes, seconds=0.01)
+
+    monkeypatch.setattr("auxnet.machine.cores", lambda: 3)
+    for module in ("examining", "selection"):
+        monkeypatch.setattr(f"auxnet.{module}.latencies", noted)
+    torch.set_num_threads(3)
+    facts = report.gather(folder, "a")
+    auxnet.select(folder, max_latency=1000)
+    ours, theirs = places
+    assert ours == theirs
+    assert ours[1] == 3
+    assert facts["measured"] == "cpu, threads: 3, measured for this report"
+
+
+def test_a_recipes_device_is_not_exchanged_for_another(run, tmp_path):
+    folder = tmp_path / "a"
+    shutil.copytree(run, folder)
+    write_recipe(replace(read_run_recipe(folder), device="cuda:7"), folder / "recipe.yaml")
+    with pytest.raises(ValueError, match="device 'cuda:7' cannot be used here"):
+        report.gather(folder, "a")
+    there = report.gather(folder, "a", device="cpu", threads=1)
+    assert there["select"] == f"auxnet select {folder} --device cpu --threads 1"
+
+
+def test_a_latency_that_was_evaluated_elsewhere_is_not_taken(run, tmp_path):
+    shutil.copy(run / "model.safetensors", tmp_path)
+    here = {"type": "cpu", "name": "a CPU", "cores": 1, "threads": 1}
+    timing = {"batch": 1, "median_ms": 1.0, "low_ms": 0.9, "high_ms": 1.1}
+    latency = {"device": "cpu", "threads": 1, "timings": [timing]}
+    outputs = [{"latency": latency}] * 3
+    content = {"weights_sha256": examining.fingerprint(tmp_path), "outputs": outputs, "device": here}
+    write_json(tmp_path / "evaluation.json", content)
+    times, words = examining.saved_latency(tmp_path, 3, here)
+    assert [time["latency"] for time in times] == [1.0, 1.0, 1.0]
+    assert words == "cpu, threads: 1, measured by auxnet evaluate"
+    for change in ({"threads": 2}, {"name": "another"}, {"type": "cuda"}):
+        assert examining.saved_latency(tmp_path, 3, here | change) is None
+
+
+def test_how_latency_was_measured_is_said_once(gathered, open_page):
+    def of(name, measured):
+        return {**gathered, "name": name, "measured": measured}
+
+    here, there = "cpu, threads: 1, measured for this report", "cpu, threads: 1, measured by auxnet evaluate"
+    runs = [of("a", here), of("b", here), of("c", there)]
+    assert report_page.latency_words([]) == report_page.latency_words([of("a", None)]) == ""
+    said = report_page.latency_words(runs[:2])
+    assert said == f"Latency: median of the model alone on one image, {here}."
+    both = f"Latency: median of the model alone on one image. a and b: {here}; c: {there}."
+    page = open_page(runs)
+    page.locator("#axis input[value=latency]").check()
+    for place in ("#outputs", "#front-note"):
+        text = page.locator(place).inner_text()
+        assert both in text
+        assert text.count("Latency:") == 1
+
+
+# ---- of a run that is not finished -----------------------------------------------------------------------------
+
+
+def test_a_run_that_is_not_finished_is_shown_as_far_as_it_is(going_on, open_page, capsys):
+    rows = [row for row in rundir.read_metrics(going_on) if row["epoch"] == 2 and row["split"] == "val"]
+    best = min(rows, key=lambda row: row["error"])
+    said = f"after epoch 2 of 5 the lowest validation error is {100 * best['error']:.2f} %, output {best['output']}."
+    assert main(["report", str(going_on)]) == 0
+    out = capsys.readouterr().out
+    assert f"Not finished: {said}" in out
+    assert f"`auxnet train --out '{going_on}' --resume` goes on with it" in out
+    facts = report.gather(going_on, "going on")
+    assert facts["curves"]["epochs"] == [1, 2]
+    page = open_page([facts], width=390)
+    assert said in page.locator("h1").inner_text().replace("\xa0", " ")
+    assert "it is not finished (2 of 5 epochs are done)" in page.locator(".note").inner_text()
+    drawn = page.locator("#learning-plot").evaluate("(plot) => plot.data.map((t) => ({x: [...t.x], y: [...t.y]}))")
+    assert [trace["x"] for trace in drawn] == [[1, 2]] * 3
+    assert [trace["y"][-1] for trace in drawn] == pytest.approx([100 * row["error"] for row in rows])
+    sections = page.locator("main section").evaluate_all("all => all.map((s) => s.id)")
+    assert sections == ["headline", "learning", "recipe"]
+    assert page.locator("nav a").count() == 2
+    assert f"{rows[0]['loss']:.4f}" in page.locator("#learning table").inner_text()
+    assert f"auxnet train --config '{going_on}/recipe.yaml'" in page.locator("#recipe code").inner_text()
+    page.locator("#curve input[value=train_loss]").check()
+    assert page.locator("#learning-plot .ytitle").text_content() == "training loss (nats)"
+    page.locator("#theme").click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_finished_and_unfinished_runs_are_shown_together(going_on, gathered, open_page):
+    facts = report.gather(going_on, "going on")
+    page = open_page([facts, gathered, {**gathered, "name": "third"}])
+    assert page.locator("h1").inner_text().startswith("3 runs, 2 of them finished: the lowest validation error is ")
+    assert "going on: Not finished: after epoch 2 of 5" in page.locator(".headlines").inner_text()
+    assert page.locator("#learning-plot .legend .traces").count() == 3
+    assert page.locator("#run option").all_inner_texts() == ["tiny", "third"]
+    page.locator("#run").select_option("2")
+    limits, chosen = shown_limits(page)
+    assert chosen == chosen_by_hand(gathered["outputs"], limits)
+    assert page.locator("#outputs tr.chosen").get_attribute("data-run") == "2"
+    assert "Not finished: going on (2 of 5 epochs)." in page.locator("#learning-note").inner_text()
+    page = open_page([facts, {**facts, "name": "other"}])
+    assert page.locator("h1").inner_text() == "2 runs, none of them finished."
+    assert page.locator("#learning-plot .legend .traces").count() == 2
+    assert page.locator("#learning tbody tr.run").count() == 2
+
+
+def test_a_run_without_a_whole_epoch_is_refused(going_on, capsys):
+    first = (going_on / "metrics.jsonl").read_text().splitlines()[:5]  # of 6: the last output is not there yet
+    (going_on / "metrics.jsonl").write_text("\n".join(first))
+    assert main(["report", str(going_on)]) == 2
+    assert "is not finished: `auxnet train" in capsys.readouterr().err
+
+
 # ---- where it is written ---------------------------------------------------------------------------------------
 
 
@@ -221,12 +357,29 @@ def test_the_command_writes_the_report_and_says_what_it_found(run, capsys):
 
 
 def test_what_is_not_a_report_is_never_overwritten(run, tmp_path, capsys):
-    mine = tmp_path / "mine.html"
-    for text in ("my thesis", "<p>my notes on auxnet report</p>", '<meta name="generator" content="auxnet reporter">'):
-        mine.write_text(text)
-        assert main(["report", str(run), "--out", str(mine)]) == 2
-        assert "mine.html is not a report of this program" in capsys.readouterr().err
-        assert mine.read_text() == text
+    own, recipes = tmp_path / "own", tmp_path / "recipes"
+    shutil.copytree(run, own)
+    recipes.mkdir()
+    (recipes / "recipe.yaml").write_text("depth: 8\n")  # written by hand, for train --config
+    texts = ("my thesis", "<p>my notes on auxnet report</p>", '<meta name="generator" content="auxnet reporter">')
+    for mine in (tmp_path / "mine.html", recipes / "report.html", own / "report.html"):
+        for text in texts:
+            mine.write_text(text)
+            asked = [["report", str(run), "--out", str(mine)]]
+            asked += [["report", str(own)]] if mine.parent == own else []
+            for words in asked:
+                assert main(words) == 2
+                said = f"{mine} was not written by auxnet report, and is left alone"
+                assert said in capsys.readouterr().err
+                assert mine.read_text() == text
+
+
+@pytest.mark.parametrize("by", ["auxnet report", "auxnet report 0.0.1"])
+def test_a_report_of_an_earlier_version_is_replaced(going_on, by):
+    page = going_on / "report.html"
+    page.write_text(f'<!doctype html>\n<html lang="en">\n<head>\n<meta name="generator" content="{by}">\n')
+    assert main(["report", str(going_on)]) == 0
+    assert "Learning curves" in page.read_text()
 
 
 @pytest.mark.parametrize(
@@ -234,12 +387,15 @@ def test_what_is_not_a_report_is_never_overwritten(run, tmp_path, capsys):
     [
         (["nowhere"], "nowhere is not a run directory"),
         (["RUN", "RUN"], "a run is named twice"),
-        (["RUN", "other"], "a report of several runs needs a name: give --out"),
+        (["RUN", "other"], "a report of several runs needs a place: give --out FILE.html"),
         (["RUN", "--out", "no/such/page.html"], "there is no folder no/such"),
         (["RUN", "--out", "."], "is a folder"),
+        (["RUN", "--device", "cuda:7", "--out", "page.html"], "device 'cuda:7' cannot be used here"),
+        (["RUN", "--threads", "0", "--out", "page.html"], "threads must be 1 or more, got 0"),
     ],
 )
-def test_what_cannot_be_asked_for_is_said_in_a_line(run, words, complaint, capsys):
+def test_what_cannot_be_asked_for_is_said_in_a_line(run, words, complaint, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert main(["report", *(str(run) if word == "RUN" else word for word in words)]) == 2
     error = capsys.readouterr().err
     assert complaint in error
@@ -291,6 +447,31 @@ def test_the_choice_follows_the_limits_as_a_computation_by_hand_does(gathered, o
     move(page, "max-params", 0)
     page.locator("#reset").click()
     assert shown_limits(page)[0]["max-params"] is None
+
+
+def test_the_command_makes_select_choose_what_the_page_shows(run, gathered, tmp_path, open_page, capsys):
+    folder = tmp_path / "my runs" / "a"
+    shutil.copytree(run, folder)
+    page = open_page([{**gathered, "select": words.command("select", folder)}])
+    positions = [("within", 0), ("max-params", 120), ("max-macs", 170), ("within", 100), ("max-macs", 0)]
+    for slider, position in positions:
+        move(page, slider, position)
+        chosen = page.locator("#answer").get_attribute("data-output")
+        program, *words = shlex.split(page.locator("#command").inner_text())
+        assert program == "auxnet"
+        assert words[:2] == ["select", str(folder)]
+        assert words[2:4] == ["--within", page.locator("#within-value").get_attribute("data-value")]
+        main([*words, "--json"])
+        assert str(json.loads(capsys.readouterr().out)["output"] or "none") == chosen, words
+
+
+def test_the_cheapest_in_multiply_adds_is_chosen_whatever_the_order_of_outputs(gathered, open_page):
+    odd = json.loads(json.dumps(gathered))
+    for row, macs in zip(odd["outputs"], (3000, 1000, 2000), strict=True):
+        row["macs"], row["val"]["error"] = macs, 0.25
+    page = open_page([odd])
+    limits, chosen = shown_limits(page)
+    assert chosen == chosen_by_hand(odd["outputs"], limits) == "2"
 
 
 def test_controls_work_from_the_keyboard(gathered, open_page):

@@ -24,7 +24,7 @@ from auxnet.data import DataSet
 from auxnet.diagnosis import diagnose
 from auxnet.evaluation import fingerprint
 from auxnet.opening import Opened
-from auxnet.page_frame import is_ours, made_by
+from auxnet.page_frame import check_ours, check_runs, made_by
 from auxnet.probing import probe
 from auxnet.provenance import provenance
 from auxnet.recipe import Recipe, method_name
@@ -74,21 +74,14 @@ def gather(folder: Path, name: str, run: Opened, images: int, probe_images: int 
 
 def checked_folder(runs: Sequence[Path], out: Path | None) -> Path:
     """Where the files go, refused before anything is computed if something of the user's would be lost."""
-    if not runs:
-        raise ValueError("there is no run to diagnose: name one or more run directories")
-    if len({run.resolve() for run in runs}) < len(runs):
-        raise ValueError(f"a run is named twice: {' '.join(map(str, runs))}")
-    if out is None and len(runs) > 1:
-        raise ValueError("a diagnosis of several runs needs a folder: give --out DIR")
+    check_runs(runs, out, "a diagnosis", "give --out DIR")
     folder = out or runs[0]
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file: name a folder for {' and '.join(FILES)}")
     if not folder.exists() and not folder.absolute().parent.is_dir():
         raise FileNotFoundError(f"there is no folder {folder.parent} to make {folder.name} in")
-    if not (folder / "recipe.yaml").is_file():
-        for path in (folder / name for name in FILES):
-            if path.exists() and not is_ours(path, diagnosis_page.COMMAND):
-                raise FileExistsError(f"{path} is not of this program, and is left alone: give another --out")
+    for name in FILES:
+        check_ours(folder / name, diagnosis_page.COMMAND)
     return folder
 
 

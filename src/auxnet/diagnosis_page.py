@@ -50,16 +50,15 @@ def page(runs: Sequence[Run], headline: str) -> str:
     tables = "".join(_gradients(run, len(runs) > 1) for run in runs)
     figures = "".join(figure_of(*figure) for figure in (SHARES, EPOCHS, PROBES) if there[figure[0]])
     return framed(
-        COMMAND,
-        f"auxnet diagnosis: {f'{len(runs)} runs' if len(runs) > 1 else runs[0]['name']}",
-        "; ".join(dict.fromkeys(f"{run['name']}: {run['data']}, {run['method']}" for run in runs)),
-        f"<h1>{unbroken(_sentence(headline))}</h1>" + "".join(_said(run, headline) for run in runs),
-        (),
-        {name: words for name, words in LINKS.items() if there[name]},
-        figures + section_of(name, title, f'<p class="sub">{escape(words)}</p>{tables}'),
-        "diagnosis.js",
-        [{key: run[key] for key in SHOWN} for run in runs],
-        " ".join(dict.fromkeys(_measured(run) for run in runs)),
+        command=COMMAND,
+        title=f"auxnet diagnosis: {f'{len(runs)} runs' if len(runs) > 1 else runs[0]['name']}",
+        eyebrow="; ".join(dict.fromkeys(f"{run['name']}: {run['data']}, {run['method']}" for run in runs)),
+        opening=f"<h1>{unbroken(_sentence(headline))}</h1>" + "".join(_said(run, headline) for run in runs),
+        links={name: words for name, words in LINKS.items() if there[name]},
+        sections=figures + section_of(name, title, f'<p class="sub">{escape(words)}</p>{tables}'),
+        program="diagnosis.js",
+        data=[{key: run[key] for key in SHOWN} for run in runs],
+        measured=" ".join(dict.fromkeys(_measured(run) for run in runs)),
     )
 
 

@@ -15,12 +15,13 @@ Figures = Mapping[str, tuple[str, str, dict[str, Any]]]
 
 
 def page_of_figures(
+    *,
     command: str,
     title: str,
     eyebrow: str,
     headline: str,
     sub: str,
-    tiles: str,
+    tiles: str = "",
     notes: Sequence[str],
     figures: Figures,
     sections: Mapping[str, tuple[str, str]],
@@ -33,13 +34,13 @@ def page_of_figures(
     cards = [figure_of(name, title, caption) for name, (title, caption, _) in figures.items()]
     cards += [section_of(name, title, body) for name, (title, body) in sections.items()]
     return framed(
-        command,
-        title,
-        eyebrow,
-        f'<h1>{unbroken(headline)}</h1><p class="sub">{sub}</p>{tiles}',
-        notes,
-        titles,
-        "".join(cards),
-        "figures.js",
-        {name: figure for name, (*_, figure) in figures.items()},
+        command=command,
+        title=title,
+        eyebrow=eyebrow,
+        opening=f'<h1>{unbroken(headline)}</h1><p class="sub">{sub}</p>{tiles}',
+        notes=notes,
+        links=titles,
+        sections="".join(cards),
+        program="figures.js",
+        data={name: figure for name, (*_, figure) in figures.items()},
     )

@@ -19,11 +19,12 @@ from auxnet import __version__
 
 
 def framed(
+    *,
     command: str,
     title: str,
     eyebrow: str,
     opening: str,
-    notes: Sequence[str],
+    notes: Sequence[str] = (),
     links: Mapping[str, str],
     sections: str,
     program: str,
@@ -59,19 +60,6 @@ def framed(
     return filled("frame.html", parts)
 
 
-def made_by(command: str) -> str:
-    """How a file says which command made it."""
-    return f"{command} {__version__}"
-
-
-def is_ours(path: Path, command: str) -> bool:
-    """Whether a file, a page or JSON, says in its beginning that this command made it, in whichever version."""
-    with path.open("rb") as file:
-        beginning = file.read(1000).decode("utf-8", errors="replace")
-    said = rf'(<meta name="generator" content=|"made_by": )"{re.escape(command)}[ "]'
-    return re.search(said, beginning) is not None
-
-
 def filled(name: str, parts: Mapping[str, str]) -> str:
     """A file of the folder page with its {{places}} filled; what fills them is not looked into for more."""
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], asset(name))
@@ -86,6 +74,44 @@ def json_inside_html(content: Any) -> str:
     """JSON that no browser can take for the end of the element that it lies in."""
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+# ---- of which runs a page is, and where it lies ------------------------------------------------------------------
+
+
+def check_runs(runs: Sequence[Path], out: Path | None, page: str, mend: str) -> None:
+    """Raise ValueError for no run, for one that is named twice, and for several of which nobody says where to."""
+    if not runs:
+        raise ValueError(f"there is no run to make {page} of: name one or more run directories")
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise ValueError(f"a run is named twice: {' '.join(map(str, runs))}")
+    if out is None and len(runs) > 1:
+        raise ValueError(f"{page} of several runs needs a place: {mend}")
+
+
+def names_of(runs: Sequence[Path]) -> list[str]:
+    """What runs are called on a page: by the names of their folders, and by their paths where two are named alike."""
+    names = [run.resolve().name for run in runs]
+    return [name if names.count(name) == 1 else str(run) for name, run in zip(names, runs, strict=True)]
+
+
+def made_by(command: str) -> str:
+    """How a file says which command made it."""
+    return f"{command} {__version__}"
+
+
+def is_ours(path: Path, command: str) -> bool:
+    """Whether a file, a page or JSON, says in its beginning that this command made it, in whichever version."""
+    with path.open("rb") as file:
+        beginning = file.read(1000).decode("utf-8", errors="replace")
+    said = rf'(<meta name="generator" content=|"made_by": )"{re.escape(command)}[ "]'
+    return re.search(said, beginning) is not None
+
+
+def check_ours(path: Path, command: str) -> None:
+    """Raise FileExistsError if something lies at a path that this command did not make: it must not be replaced."""
+    if path.exists() and not (path.is_file() and is_ours(path, command)):
+        raise FileExistsError(f"{path} was not written by {command}, and is left alone: give another --out")
 
 
 # ---- what pages are made of --------------------------------------------------------------------------------------
@@ -139,11 +165,6 @@ def columns_of(items: Mapping[str, str], marked: Sequence[str] = ()) -> str:
         for name, value in items.items()
     )
     return f'<dl class="columns">{cells}</dl>'
-
-
-def percent(fraction: float) -> str:
-    """0.0875 -> 8.75 %."""
-    return f"{100 * fraction:.2f} %"
 
 
 def unbroken(text: str) -> str:

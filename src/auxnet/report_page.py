@@ -9,9 +9,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from auxnet.page_frame import columns_of, filled, framed, percent, table_of, tiles_of, unbroken
+from auxnet import unfinished
+from auxnet.page_frame import columns_of, filled, framed, section_of, table_of, tiles_of, unbroken
 from auxnet.recipe import WHERE, Recipe
 from auxnet.selection import no_better_than_guessing, too_few
+from auxnet.words import command, per_cent
 
 COMMAND = "auxnet report"
 LINKS = {
@@ -31,24 +33,27 @@ Run = dict[str, Any]
 
 def page(runs: Sequence[Run], within: float) -> str:
     """The whole page; `within` (points above the lowest validation error) is what counts as good enough."""
-    several = len(runs) > 1
+    several, finished = len(runs) > 1, [run for run in runs if run["finished"]]
     names = " and ".join(dict.fromkeys(run["data"]["name"] for run in runs))
     title = f"{len(runs)} runs on {names}" if several else f"{runs[0]['name']} on {names}"
+    learning = filled("learning.html", {"so_far": unfinished.table([run for run in runs if not run["finished"]])})
+    recipe = section_of("recipe", "Recipe and provenance", _recipes(runs) + _provenance(runs))
+    latency = latency_words(finished)
     parts = {
         "outputs_title": "The runs, output by output" if several else "The outputs",
-        "ladder": _ladder(runs) + _over_seeds(runs),
-        "recipe": _recipes(runs) + _provenance(runs),
+        "ladder": _ladder(runs, latency) + _over_seeds(finished),
+        "learning": learning,
     }
     return framed(
-        COMMAND,
-        f"auxnet: {title}",
-        eyebrow(runs),
-        _headlines(runs, within) + ("" if several else _tiles(runs[0])),
-        notes(runs),
-        LINKS,
-        filled("report.html", parts),
-        "report.js",
-        {"within": within, "runs": list(runs)},
+        command=COMMAND,
+        title=f"auxnet: {title}",
+        eyebrow=eyebrow(runs),
+        opening=_headlines(runs, within) + ("" if several else _tiles(runs[0])),
+        notes=notes(runs),
+        links={name: words for name, words in LINKS.items() if finished or name in ("learning", "recipe")},
+        sections=(filled("report.html", parts) if finished else learning) + recipe,
+        program="report.js",
+        data={"within": within, "latency_words": latency, "runs": list(runs)},
     )
 
 
@@ -57,24 +62,28 @@ def page(runs: Sequence[Run], within: float) -> str:
 
 def eyebrow(runs: Sequence[Run]) -> str:
     """What the page is about, in a line."""
-    kinds = dict.fromkeys(
-        f"{run['data']['name']}, {run['network']} with {len(run['outputs'])} "
-        f"output{'s' if len(run['outputs']) > 1 else ''}, trained {run['method']} for {run['epochs']['last']} epochs"
-        for run in runs
-    )
+    kinds = dict.fromkeys(_kind(run) for run in runs)
     return "; ".join(kinds) if len(kinds) < 3 else f"{len(runs)} runs"
 
 
+def _kind(run: Run) -> str:
+    K = len(run["outputs"] if run["finished"] else run["curves"]["outputs"])
+    net = f"{run['data']['name']}, {run['network']} with {K} output{'s' if K > 1 else ''}"
+    return f"{net}, trained {run['method']} for {unfinished.epochs_of(run)}"
+
+
 def headline(run: Run) -> str:
-    """Which output is the smallest that is good enough, in numbers."""
+    """Which output is the smallest that is good enough, in numbers; of a run that is not finished, where it stands."""
+    if not run["finished"]:
+        return unfinished.headline(run)
     outputs = run["outputs"]
     chosen, deepest = outputs[run["chosen"] - 1], outputs[-1]
     best = min(row["val"]["error"] for row in outputs)
-    error = f"{percent(chosen['val']['error'])} validation error (95 % interval {_interval(chosen['val'])})"
+    error = f"{per_cent(chosen['val']['error'])} validation error (95 % interval {_interval(chosen['val'])})"
     guess = (
         None
         if run["guessing"] is None
-        else no_better_than_guessing(chosen["val"]["error"], chosen["val"]["n"], run["guessing"])
+        else no_better_than_guessing(chosen["val"]["error"], chosen["val"]["images"], run["guessing"])
     )
     if guess is not None:
         return f"No output has learned much: output {chosen['output']} has {error}; {guess}."
@@ -82,7 +91,7 @@ def headline(run: Run) -> str:
         return f"The one output has {error}."
     doubt = ""
     if run["alike"] is not None:
-        other, n = outputs[run["alike"] - 1], chosen["val"]["n"]
+        other, n = outputs[run["alike"] - 1], chosen["val"]["images"]
         share = round(100 * other["macs"] / chosen["macs"])
         doubt = f"{n:,} validation images cannot tell it from output {other['output']}, with {share} % of the work"
     if chosen is deepest and doubt:
@@ -108,7 +117,7 @@ _COSTS = (("params", "parameters"), ("macs", "multiply-adds"))
 def notes(runs: Sequence[Run]) -> list[str]:
     """What a reader must know before trusting the figures."""
     said = [f"{run['name']}: some figures are missing, as {run['missing']}." for run in runs if run["missing"]]
-    said += [f"{run['name']}: {few}." for run in runs if (few := too_few(run["data"]["val"]))]
+    said += [f"{run['name']}: {few}." for run in runs if run["finished"] and (few := too_few(run["data"]["val"]))]
     if len({Path(run["data"]["name"]) for run in runs}) > 1:  # a folder is the same with a slash behind it
         said.append("These runs are of different data sets: their errors cannot be compared.")
     elif len({(run["seed"], run["recipe"]["val_fraction"]) for run in runs}) > 1:
@@ -117,23 +126,34 @@ def notes(runs: Sequence[Run]) -> list[str]:
 
 
 def _headlines(runs: Sequence[Run], within: float) -> str:
+    finished = [run for run in runs if run["finished"]]
     good = f"Good enough: within {within:g} points of the lowest validation error. Test errors decide nothing here."
     if len(runs) == 1:
+        if not finished:
+            return f"<h1>{unbroken(headline(runs[0]))}</h1>"
         reason = runs[0]["reason"]
         why = f"{reason[0].upper()}{reason[1:]}. " if reason else ""
         return f'<h1>{unbroken(headline(runs[0]))}</h1><p class="sub">{escape(why + good)}</p>'
     lines = "".join(f"<li><strong>{escape(r['name'])}:</strong> {unbroken(headline(r))}</li>" for r in runs)
-    best = min((row["val"]["error"], run["name"], row["output"]) for run in runs for row in run["outputs"])
-    first = f"{len(runs)} runs: the lowest validation error is {percent(best[0])}, output {best[2]} of {best[1]}."
-    return f'<h1>{unbroken(first)}</h1><ul class="headlines">{lines}</ul><p class="sub">{escape(good)}</p>'
+    first, below = f"{len(runs)} runs, none of them finished.", ""
+    if finished:
+        below = f'<p class="sub">{escape(good)}</p>'
+        best = min((row["val"]["error"], run["name"], row["output"]) for run in finished for row in run["outputs"])
+        of = "" if len(finished) == len(runs) else f", {len(finished)} of them finished"
+        first = (
+            f"{len(runs)} runs{of}: the lowest validation error is {per_cent(best[0])}, output {best[2]} of {best[1]}."
+        )
+    return f'<h1>{unbroken(first)}</h1><ul class="headlines">{lines}</ul>{below}'
 
 
 def _tiles(run: Run) -> str:
+    if not run["finished"]:
+        return unfinished.tiles(run)
     chosen, deepest = run["outputs"][run["chosen"] - 1], run["outputs"][-1]
     tiles = []
     for split, name in (("val", "Validation error"), ("test", "Test error (report only)")):
         worth = chosen[split]
-        tiles.append((name, percent(worth["error"]), f"95 %: {_interval(worth)}; n = {worth['n']:,}"))
+        tiles.append((name, per_cent(worth["error"]), f"95 %: {_interval(worth)}; n = {worth['images']:,}"))
     for key, name in (("params", "Parameters"), ("macs", "Multiply-adds an image")):
         tiles.append((name, f"{chosen[key]:,}", f"whole net: {deepest[key]:,}"))
     if chosen["latency"] is not None:
@@ -141,31 +161,44 @@ def _tiles(run: Run) -> str:
     return tiles_of(tiles, f"Output {chosen['output']}")
 
 
+def latency_words(runs: Sequence[Run]) -> str:
+    """What latency is, and where and when it was measured: said once of all runs of which it is the same."""
+    alike: dict[str, list[str]] = {}
+    for run in runs:
+        if run["measured"]:
+            alike.setdefault(run["measured"], []).append(run["name"])
+    if not alike:
+        return ""
+    one = len(alike) == 1
+    places = "; ".join(where if one else f"{' and '.join(names)}: {where}" for where, names in alike.items())
+    return f"Latency: median of the model alone on one image{', ' if one else '. '}{places}."
+
+
 # ---- tables ----------------------------------------------------------------------------------------------------
 
 
-def _ladder(runs: Sequence[Run]) -> str:
+def _ladder(runs: Sequence[Run], latency: str) -> str:
     heads = ("output", "depth", "parameters", "MACs", "latency", "validation error", "test error")
     lines = []
-    for r, run in enumerate(runs):
+    finished = {r: run for r, run in enumerate(runs) if run["finished"]}
+    for r, run in finished.items():
         if len(runs) > 1:
             title = f"{run['name']}: {run['method']}, seed {run['seed']}, {run['epochs']['last']} epochs"
             lines.append(f'<tr class="run"><th colspan="{len(heads)}" scope="rowgroup">{escape(title)}</th></tr>')
         for row in run["outputs"]:
             time = "-" if row["latency"] is None else _ms(row["latency"])
             cells = [row["output"], row["depth"], f"{row['params']:,}", f"{row['macs']:,}", time]
-            worth = [(percent(row[s]["error"]), _interval(row[s]), row[s]["n"]) for s in ("val", "test")]
+            worth = [(per_cent(row[s]["error"]), _interval(row[s])) for s in ("val", "test")]
             body = "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
-            body += "".join(f"<td>{error} <small>[{between}]</small></td>" for error, between, _ in worth)
+            body += "".join(f"<td>{error} <small>[{between}]</small></td>" for error, between in worth)
             mark = ' class="chosen"' if row["output"] == run["chosen"] else ""
             lines.append(f'<tr data-run="{r}" data-output="{row["output"]}"{mark}>{body}</tr>')
     sizes = dict.fromkeys(
-        f"n = {run['outputs'][0]['val']['n']:,} validation and {run['outputs'][0]['test']['n']:,} test images"
-        for run in runs
+        f"n = {run['outputs'][0]['val']['images']:,} validation and {run['outputs'][0]['test']['images']:,} test images"
+        for run in finished.values()
     )
     words = f"In brackets: 95 % Wilson intervals; {'; '.join(sizes)}. Each output as a model of its own."
-    measured = " ".join(dict.fromkeys(run["latency_words"] for run in runs if run["latency_words"]))
-    return table_of(heads, lines, "Table of outputs") + f'<p class="under">{escape(f"{words} {measured}")}</p>'
+    return table_of(heads, lines, "Table of outputs") + f'<p class="under">{escape(f"{words} {latency}".rstrip())}</p>'
 
 
 def _over_seeds(runs: Sequence[Run]) -> str:
@@ -182,7 +215,7 @@ def _over_seeds(runs: Sequence[Run]) -> str:
             cells = [row["output"], row["depth"], len(group)]
             for split in ("val", "test"):
                 errors = [run["outputs"][k][split]["error"] for run in group]
-                cells.append(f"{percent(mean(errors))} \u00b1 {100 * stdev(errors):.2f}")
+                cells.append(f"{per_cent(mean(errors))} \u00b1 {100 * stdev(errors):.2f}")
             lines.append(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in cells)}</tr>")
     if not lines:
         return ""
@@ -197,7 +230,7 @@ def _recipes(runs: Sequence[Run]) -> str:
     if len(runs) == 1:
         said = {key: _value(value) for key, value in runs[0]["recipe"].items()}
         departs = [key for key, value in said.items() if value != _value(default[key])]
-        again = escape(f"auxnet train --config {runs[0]['folder']}/recipe.yaml")
+        again = escape(command("train", "--config", Path(runs[0]["folder"]) / "recipe.yaml"))
         return (
             f'<p class="sub">Marked: what departs from the defaults. The same again: <code>{again}</code></p>'
             f"{columns_of(said, departs)}"
@@ -218,19 +251,23 @@ def _recipes(runs: Sequence[Run]) -> str:
 def _provenance(runs: Sequence[Run]) -> str:
     parts = []
     for run in runs:
-        device, images = run["device"], run["data"]
-        items = {
-            "run": run["folder"],
-            "images": f"{images['train']:,} training, {images['val']:,} validation, {images['test']:,} test",
-            "seed": str(run["seed"]),
-            "trained for": f"{run['wall_seconds']:,.0f} s, {run['epochs']['last']} epochs",
-            "device": f"{device['name']} ({device['type']}), {device['threads']} of {device['cores']} threads",
-            "commit": run["commit"] or "not known (not run from git)",
-            **run["versions"],
-        }
+        items = {"run": run["folder"], "seed": str(run["seed"])}
+        items["trained for"] = f"{run['wall_seconds']:,.0f} s, {unfinished.epochs_of(run)}"
+        items |= _made_on(run) if run["finished"] else {}
         title = "Provenance" if len(runs) == 1 else f"Provenance of {run['name']}"
         parts.append(f"<h3>{escape(title)}</h3>{columns_of(items)}")
     return "".join(parts)
+
+
+def _made_on(run: Run) -> dict[str, str]:
+    """Data, device and programs of a finished run."""
+    device, images = run["device"], run["data"]
+    return {
+        "images": f"{images['train']:,} training, {images['val']:,} validation, {images['test']:,} test",
+        "device": f"{device['name']} ({device['type']}), {device['threads']} of {device['cores']} threads",
+        "commit": run["commit"] or "not known (not run from git)",
+        **run["versions"],
+    }
 
 
 def _value(value: Any) -> str:

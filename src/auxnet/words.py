@@ -1,7 +1,8 @@
-"""Numbers as people read them."""
+"""Numbers as people read them, and commands as they type them."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 
@@ -17,3 +18,18 @@ def duration(seconds: float) -> str:
 def val_errors(errors: Sequence[float]) -> str:
     """Validation errors of all outputs, shallow to deep; nothing where there are none yet."""
     return f"val. error {' / '.join(f'{100 * e:.1f}' for e in errors)} %" if errors else ""
+
+
+def per_cent(fraction: float) -> str:
+    """0.0875 -> 8.75 %."""
+    return f"{100 * fraction:.2f} %"
+
+
+def plural(number: int, what: str) -> str:
+    """1 thread, 2 threads."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def command(*words: object) -> str:
+    """A command of this program as it may be typed into a shell: names with spaces are quoted."""
+    return shlex.join(["auxnet", *map(str, words)])

@@ -14,6 +14,7 @@ from tyro.conf import FlagCreatePairsOff, Positional
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import parse
+from auxnet.words import command, per_cent
 
 if TYPE_CHECKING:
     from auxnet.evaluation import OutputReport
@@ -142,7 +143,7 @@ def select(words: list[str]) -> int:
             images = f"{chosen.images:,} test images, which no choice has seen"
             screen.print_line(console, f"output {chosen.output} errs by {interval(chosen)} on {images}")
             where = ["--data-dir", options.data_dir] if options.data_dir else []
-            take = screen.command("export", options.run, "--output", chosen.output, *where)
+            take = command("export", options.run, "--output", chosen.output, *where)
             screen.print_line(console, f"to take it away: {take}")
     return 0 if chosen is not None else 1
 
@@ -178,7 +179,7 @@ def points(flag: str, given: float | None) -> float | None:
 
 def interval(report: OutputReport) -> str:
     """2.79 % (1.5 .. 5.1)."""
-    return f"{screen.per_cent(report.error)} ({100 * report.low:.1f} .. {100 * report.high:.1f})"
+    return f"{per_cent(report.error)} ({100 * report.low:.1f} .. {100 * report.high:.1f})"
 
 
 def points_between(found: Comparison) -> str:
@@ -189,7 +190,7 @@ def points_between(found: Comparison) -> str:
 def _worth_table(title: str, reports: Sequence[OutputReport]) -> Table:
     made = screen.table(title, "output", "depth", "error", "log-loss", "calibration error")
     for r in reports:
-        made.add_row(str(r.output), str(r.depth), interval(r), f"{r.loss:.4f}", screen.per_cent(r.calibration_error))
+        made.add_row(str(r.output), str(r.depth), interval(r), f"{r.loss:.4f}", per_cent(r.calibration_error))
     return made
 
 
@@ -217,14 +218,14 @@ def _cost_table(reports: Sequence[OutputReport], latency: Sequence[Latency] | No
 def _classes_table(title: str, names: Sequence[str], reports: Sequence[OutputReport]) -> Table:
     made = screen.table(title, "class", *(f"output {r.output}" for r in reports))
     for name, *errors in zip(names, *(r.class_errors for r in reports), strict=True):
-        made.add_row(str(name), *("-" if error is None else screen.per_cent(error) for error in errors))
+        made.add_row(str(name), *("-" if error is None else per_cent(error) for error in errors))
     return made
 
 
 def _worst(names: Sequence[str], report: OutputReport) -> str:
     rows = [(error, name) for name, error in zip(names, report.class_errors, strict=True) if error is not None]
     worst = sorted((row for row in rows if row[0] > 0), key=lambda row: -row[0])[:WORST]
-    return ", ".join(f"{name} ({screen.per_cent(error)})" for error, name in worst)
+    return ", ".join(f"{name} ({per_cent(error)})" for error, name in worst)
 
 
 def _candidates_table(choice: Choice) -> Table:

@@ -12,6 +12,7 @@ from tyro.conf import FlagCreatePairsOff, Positional
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import parse
+from auxnet.words import per_cent
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,15 @@ def diagnose(words: list[str]) -> None:
             raise ValueError(f"{flag} must be {least} or more, got {value}")
     from auxnet.diagnosing import checked_folder, compared, gather, write
     from auxnet.opening import opened
+    from auxnet.page_frame import names_of
     from auxnet.recipe import read_run_recipe
 
     folder = checked_folder(options.runs, options.out)
     for path in options.runs:
         read_run_recipe(path)  # told before the first is diagnosed
-    names = [run.resolve().name for run in options.runs]
-    shown = [name if names.count(name) == 1 else str(run) for name, run in zip(names, options.runs, strict=True)]
     gathered = []
     console = screen.console()
-    for path, name in zip(options.runs, shown, strict=True):
+    for path, name in zip(options.runs, names_of(options.runs), strict=True):
         opening = opened(path, data_dir=options.data_dir, device=options.device, threads=options.threads)
         with screen.working(f"diagnosing {name}"), opening as run:
             probe_images = options.probe_images if options.probes else None
@@ -90,7 +90,7 @@ def _layers_table(run: dict[str, Any]) -> Table:
     for layer in dict.fromkeys(sorted(layer for _, layer in share)):
         here = str(run["ends"].index(layer) + 1) if layer in run["ends"] else ""
         cells = [_number(share.get((output, layer)), "3g") for output in outputs]
-        made.add_row(str(layer), here, *cells, *([screen.per_cent(probes[layer]["accuracy"])] if probes else []))
+        made.add_row(str(layer), here, *cells, *([per_cent(probes[layer]["accuracy"])] if probes else []))
     return made
 
 

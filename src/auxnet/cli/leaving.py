@@ -14,6 +14,7 @@ from tyro.conf import FlagCreatePairsOff, Positional
 from auxnet.cli import screen
 from auxnet.cli.arguments import parse
 from auxnet.cli.choosing import above_zero, number, points, points_between
+from auxnet.words import per_cent
 
 if TYPE_CHECKING:
     from auxnet.policy import Policy
@@ -115,7 +116,7 @@ def _notes(found: Solved, on_val: Outcome, on_test: Outcome) -> Iterator[str]:
     alone = [k for k, error in enumerate(errors) if error <= on_val.error]
     if alone and (k := min(alone, key=lambda each: found.costs[each])) < len(found.costs) - 1:
         cost = f"{cost_text(found.costs[k])} {found.unit} at most"
-        yield f"output {k + 1} alone errs no more on validation ({screen.per_cent(errors[k])}), at {cost}"
+        yield f"output {k + 1} alone errs no more on validation ({per_cent(errors[k])}), at {cost}"
     increase = found.target.get("max_error_increase")
     if increase is not None and on_test.against_final.difference > increase:
         how = "beyond chance" if on_test.against_final.low > increase else "which may be chance"
@@ -148,7 +149,7 @@ def _show_answer(console: Console, found: Solved, policy: Policy, on_val: Outcom
         screen.print_line(
             console,
             f"on {seen.images:,} {name} images: error {_error(seen)}, mean {cost_text(seen.mean_cost)} {found.unit} "
-            f"({least} .. {most}); the final output alone: {screen.per_cent(final_one.error)}, "
+            f"({least} .. {most}); the final output alone: {per_cent(final_one.error)}, "
             f"{cost_text(found.costs[-1])} {found.unit}; early exit saves {saved:.1f} % of the {what}, "
             f"{points_between(seen.against_final)} between the two",
         )
@@ -175,4 +176,4 @@ def _threshold(value: float) -> str:
 
 def _error(seen: Outcome) -> str:
     low, high = seen.error_interval
-    return f"{screen.per_cent(seen.error)} ({100 * low:.1f} .. {100 * high:.1f})"
+    return f"{per_cent(seen.error)} ({100 * low:.1f} .. {100 * high:.1f})"

@@ -13,7 +13,10 @@ from auxnet.cli.arguments import parse
 
 @dataclass(frozen=True)
 class Report:
-    """Show finished runs as one HTML file that opens offline: curves, choice, early exit, mistakes, recipe."""
+    """Show runs as one HTML file that opens offline: curves, choice, early exit, mistakes, recipe.
+
+    Of a run that is not finished: its learning curves so far.
+    """
 
     runs: Positional[tuple[Path, ...]]
     """run directories; several are compared"""
@@ -21,17 +24,20 @@ class Report:
     """the file to write, needed for several runs; none: report.html in the run"""
     data_dir: str | None = None
     """where data sets lie, if not where they lay in training"""
+    device: str | None = None
+    """auto, cpu, cuda, ...; none: as in training"""
+    threads: int | None = None
+    """CPU threads; none: as in training"""
 
 
 def report(words: list[str]) -> None:
     """`auxnet report`."""
     options = parse(Report, words)
-    from auxnet.report import checked_path, write_report
+    from auxnet.report import write_report
 
-    checked_path(options.runs, options.out)
     console = screen.console()
     with screen.working("evaluating the runs and drawing"):
-        made = write_report(options.runs, options.out, options.data_dir)
+        made = write_report(options.runs, options.out, options.data_dir, device=options.device, threads=options.threads)
     for line in made.headlines:
         screen.print_line(console, line)
     for line in made.missing:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.status import Status
 from rich.table import Table
 
-from auxnet.words import val_errors
+from auxnet.words import per_cent, val_errors
 
 if TYPE_CHECKING:
     from auxnet.epochs import Progress as Stands
@@ -70,11 +69,6 @@ def training_progress(console: Console) -> Iterator[Callable[[Stands], None]]:
 def print_line(console: Console, text: str) -> None:
     """A line as it stands: not wrapped, not coloured, not read as markup."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def command(*words: object) -> str:
-    """A command of this program as it may be typed into a shell."""
-    return shlex.join(["auxnet", *map(str, words)])
 
 
 def show_tables(console: Console, tables: dict[str, Any], epochs: dict[str, int]) -> None:
@@ -134,16 +128,6 @@ def print_table(console: Console, table: Table) -> None:
         print_line(console, f"- {', '.join(f'{head} {cell}'.strip() for head, cell in told if cell)}")
 
 
-def per_cent(fraction: float) -> str:
-    """0.0875 -> 8.75 %."""
-    return f"{100 * fraction:.2f} %"
-
-
 def count(number: int) -> str:
     """Exact, with thousands apart."""
     return f"{number:,}"
-
-
-def plural(number: int, what: str) -> str:
-    """1 thread, 2 threads."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -19,6 +19,7 @@ from tyro.conf import FlagCreatePairsOff, Positional
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import parse
+from auxnet.words import per_cent
 
 if TYPE_CHECKING:
     from auxnet.policy import Policy
@@ -175,8 +176,8 @@ def _table(answers: Iterator[Prediction], top: int, file: TextIO) -> None:
     for column in ("image", "output", "class", "probability", *(["then"] if top > 1 else [])):
         table.add_column(column, justify="right" if column in ("output", "probability") else "left", overflow="fold")
     for a in answers:
-        then = ", ".join(f"{c} {screen.per_cent(p)}" for c, p in zip(a.classes[1:], a.probabilities[1:], strict=True))
-        cells = (_shown(a.image), str(a.output), a.classes[0], screen.per_cent(a.probabilities[0]), then)
+        then = ", ".join(f"{c} {per_cent(p)}" for c, p in zip(a.classes[1:], a.probabilities[1:], strict=True))
+        cells = (_shown(a.image), str(a.output), a.classes[0], per_cent(a.probabilities[0]), then)
         table.add_row(*(escape(cell) for cell in cells[: 5 if top > 1 else 4]))
     if table.row_count:
         console = screen.console() if file is sys.stdout else Console(file=file, width=160)

@@ -15,7 +15,7 @@ from auxnet.cli import screen
 from auxnet.cli.arguments import OfRecipe, parse, value_of
 from auxnet.recipe import Recipe, read_recipe
 from auxnet.sweeps.space import read_space, shown, space_from_words, written
-from auxnet.words import duration
+from auxnet.words import duration, per_cent
 
 if TYPE_CHECKING:
     from auxnet.sweeps.settings import Settings
@@ -137,7 +137,7 @@ def _progress(console: Console) -> Iterator[Callable[[Sequence[Trial], int], Non
             known = set(ended)
             running = ", ".join(f"{t.number} ({t.epochs} epochs done)" for t in trials if t.state == "running")
             best = min((t.objective for t in trials if t.state == "complete" and t.objective is not None), default=None)
-            words = "" if best is None else f"best val. error {screen.per_cent(best)}"
+            words = "" if best is None else f"best val. error {per_cent(best)}"
             stands = f"{len(ended)}/{total} trials{f', running {running}' if running else ''}"
             update(total=total, completed=len(ended), description=stands, result=words)
 
@@ -151,7 +151,7 @@ def _line(trial: Trial) -> str:
         return f"trial {trial.number} drew what trial {trial.twin} had drawn ({trial.state}): {drawn}"
     if trial.state == "failed":
         return f"trial {trial.number} failed with {drawn}: {trial.error}"
-    error = "" if trial.objective is None else f" val. error {screen.per_cent(trial.objective)},"
+    error = "" if trial.objective is None else f" val. error {per_cent(trial.objective)},"
     time = f"{trial.epochs} epoch{'s' if trial.epochs > 1 else ''}, {duration(trial.seconds)}"
     return f"trial {trial.number} {trial.state}:{error} {drawn}; {time}"
 
@@ -165,7 +165,7 @@ def _show(console: Console, found: Found) -> None:
     title = f"the best of {len(order)} trials by validation error, {objective_in_words(found)}"
     table = screen.table(title, "trial", "state", "val. error", *found.settings.space, "epochs", "time")
     for trial in order[:BEST]:
-        error = "-" if trial.objective is None else screen.per_cent(trial.objective)
+        error = "-" if trial.objective is None else per_cent(trial.objective)
         drawn = [shown([trial.values[name]]) if name in trial.values else "-" for name in found.settings.space]
         table.add_row(str(trial.number), trial.state, error, *drawn, str(trial.epochs), duration(trial.seconds))
     screen.print_table(console, table)

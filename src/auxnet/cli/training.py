@@ -13,7 +13,7 @@ from tyro.conf import FlagCreatePairsOff
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRecipe, parse_with_recipe
 from auxnet.recipe import Recipe, folder_name
-from auxnet.words import duration
+from auxnet.words import command, duration, plural
 
 if TYPE_CHECKING:
     from auxnet.epochs import Progress
@@ -99,13 +99,13 @@ def train(words: list[str]) -> None:
     least = min(row["val_error"] for row in run.summary["last"])
     if guess := no_better_than_guessing(least, data["val"], data["guessing"]):
         screen.print_line(console, f"note: no output has learned much: {100 * least:.2f} % validation error; {guess}")
-    on = screen.plural(device["threads"], "thread")
+    on = plural(device["threads"], "thread")
     time = f"{duration(run.summary['wall_seconds'])} on {device['name']}, {on}"
     for image in data.get("left_out", []):
         screen.print_line(console, f"left out, for it cannot be read: {image}")
     screen.print_line(console, f"{images}; seed {run.summary['seed']}; {time}")
-    screen.print_line(console, f"to look at it: {screen.command('report', run.folder)}")
-    screen.print_line(console, f"to choose an output: {screen.command('select', run.folder)}")
+    screen.print_line(console, f"to look at it: {command('report', run.folder)}")
+    screen.print_line(console, f"to choose an output: {command('select', run.folder)}")
     screen.print_line(console, f"the run lies in {run.folder}")
 
 

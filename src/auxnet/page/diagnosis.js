@@ -13,7 +13,8 @@
         if (output != null && run.ends.length > 1) parts.push(`output ${output}`);
         const which = shade(runs.length > 1 ? r : k);
         return {
-          name: safe(parts.join(", ") || (run.ends.length > 1 ? "all outputs" : run.name)), rows: rows.filter((row) => row.output === output),
+          name: safe(parts.join(", ") || (run.ends.length > 1 ? "all outputs" : run.name)),
+          rows: rows.filter((row) => row.output === output),
           line: { color: which, width: 2.2, dash: runs.length > 1 ? DASHES[k % DASHES.length] : "solid" },
           marker: { color: which, size: 7, symbol: SYMBOLS[(runs.length > 1 ? r : k) % SYMBOLS.length] },
         };
@@ -23,37 +24,50 @@
   function show(id, traces, xaxis, yaxis, shapes = []) {
     return byId(`${id}-plot`) && draw(`${id}-plot`, traces, { xaxis, yaxis, shapes, showlegend: true });
   }
-  const one = () => [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: 1, y1: 1, line: { color: colour("muted"), width: 1, dash: "dot" } }];
+  const one = () => [{
+    type: "line", xref: "paper", x0: 0, x1: 1, y0: 1, y1: 1, line: { color: colour("muted"), width: 1, dash: "dot" },
+  }];
   const shareAxis = (title, type) => axis(title, type === "log" ? { type } : { rangemode: "tozero" });
   const base = { mode: "lines+markers" };
 
   function shares() {
     const traces = lines((run) => run.shares).map(({ rows, ...look }) => ({
-      ...base, ...look, x: rows.map((row) => row.layer), y: rows.map((row) => row.share), hovertemplate: "layer %{x}: %{y:.3g}<extra>%{fullData.name}</extra>",
+      ...base, ...look, x: rows.map((row) => row.layer), y: rows.map((row) => row.share),
+      hovertemplate: "layer %{x}: %{y:.3g}<extra>%{fullData.name}</extra>",
     }));
-    return show("shares", traces, axis("layer", { rangemode: "tozero" }), shareAxis("share of supervision", scale), one());
+    const layers = axis("layer", { rangemode: "tozero" });
+    return show("shares", traces, layers, shareAxis("share of supervision", scale), one());
   }
   function epochs() {
     const traces = lines((run) => {
       const shallowest = Math.min(...run.epochs.map((row) => row.layer));
       return run.epochs.filter((row) => row.layer === shallowest);
     }).map(({ rows, ...look }) => ({
-      ...base, ...look, x: rows.map((row) => row.epoch), y: rows.map((row) => row.share), hovertemplate: "epoch %{x}: %{y:.3g}<extra>%{fullData.name}</extra>",
+      ...base, ...look, x: rows.map((row) => row.epoch), y: rows.map((row) => row.share),
+      hovertemplate: "epoch %{x}: %{y:.3g}<extra>%{fullData.name}</extra>",
     }));
     const last = Math.max(1, ...traces.flatMap((trace) => trace.x));
     return show("epochs", traces, epochAxis(last), shareAxis("share at the shallowest layer", "linear"), one());
   }
   function probes() {
     const traces = lines((run) => run.probes).map(({ rows, marker, ...look }, r) => {
-      const run = runs.filter((each) => each.probes)[r];
+      const run = runs.filter((each) => each.probes)[r], ends = rows.map((row) => run.ends.includes(row.layer));
       return {
-        ...base, ...look, name: runs.length > 1 ? safe(run.name) : "linear probe", x: rows.map((row) => row.layer), y: rows.map((row) => row.accuracy),
-        marker: { ...marker, symbol: rows.map((row) => (run.ends.includes(row.layer) ? "circle-open" : "circle")), size: rows.map((row) => (run.ends.includes(row.layer) ? 11 : 6)), line: { color: marker.color, width: 2 } },
-        error_y: { type: "data", symmetric: false, array: rows.map((row) => row.high - row.accuracy), arrayminus: rows.map((row) => row.accuracy - row.low), thickness: 1, width: 3 },
+        ...base, ...look, name: runs.length > 1 ? safe(run.name) : "linear probe",
+        x: rows.map((row) => row.layer), y: rows.map((row) => row.accuracy),
+        marker: {
+          ...marker, symbol: ends.map((end) => (end ? "circle-open" : "circle")),
+          size: ends.map((end) => (end ? 11 : 6)), line: { color: marker.color, width: 2 },
+        },
+        error_y: {
+          type: "data", symmetric: false, thickness: 1, width: 3,
+          array: rows.map((row) => row.high - row.accuracy), arrayminus: rows.map((row) => row.accuracy - row.low),
+        },
         hovertemplate: "layer %{x}: %{y:.1%}<extra>%{fullData.name}</extra>",
       };
     });
-    return show("probes", traces, axis("layer", { rangemode: "tozero" }), axis("accuracy on validation", { tickformat: ".0%" }));
+    const accuracy = axis("accuracy on validation", { tickformat: ".0%" });
+    return show("probes", traces, axis("layer", { rangemode: "tozero" }), accuracy);
   }
   const drawAll = () => Promise.all([shares(), epochs(), probes()]);
 

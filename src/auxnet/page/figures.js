@@ -8,8 +8,10 @@
     return key === "color" && String(value).startsWith("--") ? colour(value.slice(2)) : value;
   }
   function ticks(key, { type }, data) {
-    const values = data.filter((trace) => (trace.xaxis || "x").replace("x", "xaxis") === key).flatMap((trace) => trace.x);
-    return type === "log" && values.length ? decades([Math.log10(Math.min(...values)), Math.log10(Math.max(...values))]) : {};
+    const on = data.filter((trace) => (trace.xaxis || "x").replace("x", "xaxis") === key);
+    const values = on.flatMap((trace) => trace.x);
+    if (type !== "log" || !values.length) return {};
+    return decades([Math.log10(Math.min(...values)), Math.log10(Math.max(...values))]);
   }
   function drawAll() {
     const figures = Object.entries(JSON.parse(byId("data").textContent, ofPage));

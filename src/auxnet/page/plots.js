@@ -1,13 +1,18 @@
 "use strict";
-// What the programs of all pages share: lines and points that can be told apart, controls, and Plotly in the page's look.
-const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "pentagon", "star", "x", "hexagon", "triangle-down"];
+// What the programs of all pages share: lines and points that can be told apart, controls, Plotly in the page's look.
+const SYMBOLS = [
+  "circle", "square", "diamond", "triangle-up", "cross", "pentagon", "star", "x", "hexagon", "triangle-down",
+];
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
 const SHADES = {
   light: ["#0072b2", "#c24a00", "#00795a", "#a8488a", "#8a6a00", "#444444"],
   dark: ["#6db9ee", "#ff9a56", "#3fcfa2", "#eb9fd0", "#f0d04c", "#cccccc"],
 };
 // Orange to navy on white, violet to yellow on black: readable with every common colour blindness, and in grey.
-const RAMPS = { light: ["#d9651f", "#bf3a7a", "#7b2a9e", "#12207f"], dark: ["#c05bd8", "#f0709a", "#fba152", "#f6e04a"] };
+const RAMPS = {
+  light: ["#d9651f", "#bf3a7a", "#7b2a9e", "#12207f"],
+  dark: ["#c05bd8", "#f0709a", "#fba152", "#f6e04a"],
+};
 const shades = () => SHADES[isDark() ? "dark" : "light"];
 const shade = (n) => shades()[n % shades().length];
 const ramp = () => RAMPS[isDark() ? "dark" : "light"];
@@ -49,20 +54,24 @@ function switcher(id, options, chosen, changed) {
 function axis(title, more = {}) {
   return {
     title: { text: title, standoff: 8 }, gridcolor: colour("grid"), linecolor: colour("line"), zeroline: false,
-    automargin: true, ticks: "outside", tickcolor: colour("line"), ...(more.type === "log" ? { dtick: "D2" } : {}), ...more,
+    automargin: true, ticks: "outside", tickcolor: colour("line"), ...(more.type === "log" ? { dtick: "D2" } : {}),
+    ...more,
   };
 }
 const epochAxis = (last) => axis("epoch", { dtick: Math.max(1, Math.round(last / 10)) }); // no tick between two epochs
 // The ticks of a logarithmic axis between two powers of ten, more of them where it is short.
 function decades([low, high]) {
   const digits = high - low > 2.2 ? [1] : high - low > 0.7 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 6, 8], values = [];
-  for (let power = Math.floor(low); power <= Math.ceil(high); power += 1) values.push(...digits.map((digit) => digit * 10 ** power));
-  return { tickvals: values, ticktext: values.map((v) => count(v).replace(/\.0+ /, " ").replace(/(\.\d*?)0+ /, "$1 ")) };
+  for (let power = Math.floor(low); power <= Math.ceil(high); power += 1)
+    values.push(...digits.map((digit) => digit * 10 ** power));
+  const words = (v) => count(v).replace(/\.0+ /, " ").replace(/(\.\d*?)0+ /, "$1 ");
+  return { tickvals: values, ticktext: values.map(words) };
 }
 function draw(id, traces, layout) {
   const place = byId(id), narrow = place.clientWidth < 520;
   const base = {
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", colorway: shades(), font: { color: colour("ink"), size: narrow ? 12 : 13, family: "system-ui, sans-serif" },
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", colorway: shades(),
+    font: { color: colour("ink"), size: narrow ? 12 : 13, family: "system-ui, sans-serif" },
     margin: { l: narrow ? 48 : 62, r: narrow ? 8 : 20, t: 12, b: 46 }, hovermode: "closest", dragmode: false,
     hoverlabel: { bgcolor: colour("card"), bordercolor: colour("line"), font: { color: colour("ink") }, align: "left" },
     legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: narrow ? 11 : 12.5 } },

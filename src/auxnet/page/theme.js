@@ -1,5 +1,5 @@
 "use strict";
-// Light or dark: as the system prefers until the button is pressed, and light on paper. It runs before the page is shown.
+// Light or dark: as the system prefers until the button is pressed, and light on paper. Runs before the page is shown.
 const byId = (id) => document.getElementById(id);
 const isDark = () => document.documentElement.dataset.theme === "dark";
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();

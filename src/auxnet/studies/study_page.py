@@ -151,15 +151,15 @@ def page(found: Findings) -> str:
         "errors": ("Every output", table_of(HEAD, errors, "Errors")),
     }
     return page_of_figures(
-        "auxnet study",
-        f"auxnet study: {study.name}",
-        f"{study.name} at scale {study.scale}: {_progress(found.rows)}",
-        study.question[0].upper() + study.question[1:],
-        f"<strong>{escape(headline(found))}</strong> {escape(study.note)} {escape(_method(found) if claims else '')}",
-        "",
-        list(notes(found)),
-        dict(figures(found)),
-        {name: section for name, section in sections.items() if claims or name != "claims"},
+        command="auxnet study",
+        title=f"auxnet study: {study.name}",
+        eyebrow=f"{study.name} at scale {study.scale}: {_progress(found.rows)}",
+        headline=study.question[0].upper() + study.question[1:],
+        sub=f"<strong>{escape(headline(found))}</strong> {escape(study.note)} "
+        f"{escape(_method(found) if claims else '')}",
+        notes=list(notes(found)),
+        figures=dict(figures(found)),
+        sections={name: section for name, section in sections.items() if claims or name != "claims"},
     )
 
 

@@ -13,13 +13,14 @@ from typing import Any
 from auxnet.checkpoint import whole
 from auxnet.documents import read_json
 from auxnet.figures_page import page_of_figures
-from auxnet.page_frame import columns_of, percent, table_of, tiles_of, unbroken
+from auxnet.page_frame import columns_of, table_of, tiles_of, unbroken
 from auxnet.recipe import write_recipe
 from auxnet.selection import too_few
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.space import count_of, shown, written
 from auxnet.sweeps.sweeping import Sweep
 from auxnet.sweeps.trials import Trial
+from auxnet.words import command, per_cent
 
 ENOUGH = 4  # complete trials, before it is said which field matters
 COMPARABLE = ("data", "data_dir", "image_size", "val_fraction", "seed")
@@ -90,16 +91,16 @@ def objective_in_words(sweep: Sweep) -> str:
 def page(sweep: Sweep) -> str:
     """The whole page."""
     return page_of_figures(
-        "auxnet sweep",
-        f"auxnet sweep: {sweep.folder.resolve().name}",
-        f"{sweep.folder}: {_progress(sweep)}",
-        headline(sweep),
-        f"Judged by the validation error after the last epoch, {objective_in_words(sweep)}; the test set "
+        command="auxnet sweep",
+        title=f"auxnet sweep: {sweep.folder.resolve().name}",
+        eyebrow=f"{sweep.folder}: {_progress(sweep)}",
+        headline=headline(sweep),
+        sub=f"Judged by the validation error after the last epoch, {objective_in_words(sweep)}; the test set "
         "decides nothing, and is not shown.",
-        _tiles(sweep),
-        notes_of(sweep),
-        dict(_figures(sweep)),
-        {"trials": ("All trials, the best first", _trials(sweep)), "space": ("What varied", _space(sweep))},
+        tiles=_tiles(sweep),
+        notes=notes_of(sweep),
+        figures=dict(_figures(sweep)),
+        sections={"trials": ("All trials, the best first", _trials(sweep)), "space": ("What varied", _space(sweep))},
     )
 
 
@@ -112,7 +113,7 @@ def headline(sweep: Sweep) -> str:
     others = (t for t in sweep.trials if t.state == "complete" and t.twin is None and t.number != best.number)
     ties = [str(trial.number) for trial in others if trial.objective == best.objective]
     as_good = f" As good: {', '.join(ties)}." if ties else ""
-    return f"Trial {best.number} is the best on validation: {percent(best.objective)} error, with {drawn}.{as_good}"
+    return f"Trial {best.number} is the best on validation: {per_cent(best.objective)} error, with {drawn}.{as_good}"
 
 
 def _progress(sweep: Sweep) -> str:
@@ -130,11 +131,11 @@ def _tiles(sweep: Sweep) -> str:
         return ""
     seconds = sum(trial.seconds for trial in sweep.trials)
     tiles = [
-        ("Validation error", percent(best.objective or 0), objective_in_words(sweep)),
+        ("Validation error", per_cent(best.objective or 0), objective_in_words(sweep)),
         ("Trial", str(best.number), f"{best.epochs} epochs, {best.seconds:,.1f} s"),
         ("Trained in all", f"{seconds:,.1f} s", f"{sum(trial.epochs for trial in sweep.trials):,} epochs"),
     ]
-    again = escape(f"auxnet train --config {sweep.folder}/best.yaml")
+    again = escape(command("train", "--config", sweep.folder / "best.yaml"))
     return tiles_of(tiles, "The best trial") + f'<p class="under">The best again, as a run: <code>{again}</code></p>'
 
 
@@ -200,7 +201,7 @@ def _trials(sweep: Sweep) -> str:
     head = ("trial", "state", "validation error", *fields, "epochs", "seconds", "why it failed")
     lines = []
     for trial in ranked(sweep.trials):
-        error = "-" if trial.objective is None else percent(trial.objective)
+        error = "-" if trial.objective is None else per_cent(trial.objective)
         drawn = [shown([trial.values[field]]) if field in trial.values else "-" for field in fields]
         cells = [trial.number, trial.state, error, *drawn, trial.epochs, f"{trial.seconds:,.1f}"]
         body = "".join(f"<td>{unbroken(str(cell))}</td>" for cell in cells)

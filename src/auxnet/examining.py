@@ -1,0 +1,198 @@
+"""What the images say of a run's net, as plain values: errors, choice, latency, early exit, mistakes.
+
+Validation and test images are read once each. Choices are made on validation; test errors are only shown.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from auxnet import build, machine
+from auxnet.batches import Labelled
+from auxnet.checkpoint import load
+from auxnet.data import DataSet
+from auxnet.documents import read_json
+from auxnet.evaluation import OutputReport, fingerprint, reports
+from auxnet.exits import exit_macs
+from auxnet.latency import latencies
+from auxnet.network import AuxNet
+from auxnet.provenance import provenance
+from auxnet.recipe import Recipe
+from auxnet.scores import Predictions, confusion, predictions, reliability, wilson
+from auxnet.selection import choose
+from auxnet.thresholds import fit_temperatures, outcome, sweep
+
+MOST_IMAGES, MOST_CLASSES, THUMBNAIL = 24, 100, 96
+"""images of the gallery; classes of a confusion matrix that is drawn whole; largest side of an image, in pixels"""
+
+
+def examine(run: Path, recipe: Recipe, dataset: DataSet) -> dict[str, Any]:
+    """What the images say about the net of a run's last epoch, on the device and threads of the recipe."""
+    device = machine.device_of(recipe)
+    with machine.threads_set(recipe.threads):
+        net = machine.to_device(load(run), device)
+        shape = (dataset.channels, *dataset.image_size)
+        val, test = (
+            predictions(net, build.evaluation_batches(split, dataset, device)) for split in (dataset.val, dataset.test)
+        )
+        on_val, on_test = reports(net, shape, val), reports(net, shape, test)
+        times, measured = latency_of(run, net, shape)
+    choice = choose(val, on_val)
+    rows = [
+        {**{key: getattr(v, key) for key in COSTS}, **time, "val": _worth(v), "test": _worth(t)}
+        for v, t, time in zip(on_val, on_test, times, strict=True)
+    ]
+    deeper = only_deeper(test)
+    answers = list(zip(test.logits, on_test, strict=True))
+    return {
+        "outputs": rows,
+        "chosen": choice.output,
+        "reason": choice.reason,
+        "alike": choice.alike,
+        "guessing": choice.guessing,
+        "measured": measured,
+        "calibration": [calibration(logits, test.labels, row) for logits, row in answers],
+        "confusion": [confused(logits, test.labels) for logits, _ in answers],
+        "gallery": gallery(test, dataset.test, deeper),
+        "gallery_of": len(deeper),
+        "exits": early_exits(val, test, exit_macs(net, shape)) if net.outputs > 1 else None,
+    }
+
+
+COSTS, WORTH = ("output", "depth", "params", "macs"), ("error", "low", "high", "images", "loss")
+"""what a page shows of an `OutputReport`, under its names"""
+
+
+def _worth(report: OutputReport) -> dict[str, Any]:
+    return {key: getattr(report, key) for key in WORTH}
+
+
+# ---- latency ---------------------------------------------------------------------------------------------------
+
+
+def latency_of(run: Path, net: AuxNet, shape: tuple[int, ...]) -> tuple[list[dict[str, Any]], str]:
+    """Latency of one image per output, as `auxnet select` measures it (the net's device, the threads that are set).
+
+    Measured now, unless `auxnet evaluate` did so for these weights in the same place; and in words, where and when.
+    """
+    if saved := saved_latency(run, net.outputs, provenance(next(net.parameters()).device)["device"]):
+        return saved
+    return _of_one_image([asdict(each) for each in latencies(net, shape, (1,), seconds=1.0)], "for this report")
+
+
+def saved_latency(run: Path, outputs: int, device: dict[str, Any]) -> tuple[list[dict[str, Any]], str] | None:
+    """What `auxnet evaluate` saved of latency, if it did, for these weights, on this device (of `provenance`).
+
+    Raises RuntimeError if that is damaged.
+    """
+    path = run / "evaluation.json"
+    if not path.is_file():
+        return None
+    saved = read_json(path)
+    try:
+        measured = [row["latency"] for row in saved["outputs"]]
+        if saved["weights_sha256"] != fingerprint(run) or len(measured) != outputs or not all(measured):
+            return None
+        return _of_one_image(measured, "by auxnet evaluate") if saved["device"] == device else None
+    except (AttributeError, KeyError, TypeError) as error:
+        raise RuntimeError(f"{path} is damaged: it does not hold what auxnet evaluate writes ({error})") from None
+
+
+def _of_one_image(measured: list[dict[str, Any]], when: str) -> tuple[list[dict[str, Any]], str]:
+    single = [next((t for t in each["timings"] if t["batch"] == 1), None) for each in measured]
+    words = f"{measured[0]['device']}, threads: {measured[0]['threads']}, measured {when}"
+    return [time_of(timing) for timing in single], words
+
+
+def time_of(timing: dict[str, Any] | None) -> dict[str, Any]:
+    """What a page shows of a `Timing`: its median and quartiles in ms, None where nothing was measured."""
+    found = timing or {}
+    keys = {"latency": "median_ms", "latency_low": "low_ms", "latency_high": "high_ms"}
+    return {ours: found.get(theirs) for ours, theirs in keys.items()}
+
+
+# ---- leaving early; mistakes ------------------------------------------------------------------------------------
+
+
+def early_exits(val: Predictions, test: Predictions, macs: Sequence[int]) -> dict[str, Any]:
+    """The early-exit curve: policies solved on validation for bounds on the mean cost, and what they do on test."""
+    points = []
+    for policy in sweep(val, macs, points=16, temperatures=fit_temperatures(val)):
+        solved, seen = outcome(val, policy, macs), outcome(test, policy, macs)
+        low, high = seen.error_interval
+        worth = {"error": seen.error, "low": low, "high": high}
+        costs = {"macs": seen.mean_cost, "val_macs": solved.mean_cost}
+        points.append({**costs, "val_error": solved.error, "test": worth, "shares": seen.shares})
+    words = (
+        "Thresholds on the entropy, and temperatures, are solved on validation "
+        f"(n = {len(val.labels):,}), for the least error at a bound on the mean cost; test "
+        f"(n = {len(test.labels):,}) is a report. The cost counts every head that an image passes."
+    )
+    return {"points": sorted(points, key=lambda point: point["macs"]), "words": words}
+
+
+def calibration(logits: Tensor, labels: Tensor, report: OutputReport) -> dict[str, Any]:
+    """The reliability diagram of one output: its filled bins, with 95 % intervals of the accuracy."""
+    bins = []
+    for b in reliability(logits, labels):
+        if b.images:
+            low, high = wilson(round(b.accuracy * b.images), b.images)
+            values = {"from": b.low, "to": b.high, "count": b.images, "confidence": b.confidence}
+            bins.append({**values, "accuracy": b.accuracy, "low": low, "high": high})
+    return {"bins": bins, "calibration_error": report.calibration_error}
+
+
+def confused(logits: Tensor, labels: Tensor, most: int = 12) -> dict[str, Any]:
+    """The confusion matrix of one output (truth by answer) unless it is too large to draw, and its worst pairs."""
+    table = confusion(logits, labels)
+    classes = len(table)
+    mistakes = table - table.diagonal().diag()
+    counts, places = mistakes.flatten().topk(min(most, mistakes.numel()))
+    found = zip(places.tolist(), counts.tolist(), strict=True)
+    pairs = [[place // classes, place % classes, count] for place, count in found if count]
+    return {"counts": table.tolist() if classes <= MOST_CLASSES else None, "pairs": pairs}
+
+
+def only_deeper(test: Predictions) -> list[tuple[int, int]]:
+    """(image, k) of the images that output k - 1 gets wrong, and output k and all deeper ones right."""
+    deepest_wrong = [(wrong.nonzero().max().item() + 1 if wrong.any() else 0) for wrong in test.wrong.T]
+    return [(n, int(k) + 1) for n, k in enumerate(deepest_wrong) if 0 < k < len(test.logits)]
+
+
+def gallery(test: Predictions, split: Labelled, deeper: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    """Some of the images that only deeper outputs get right, evenly over classes and the outputs from which on."""
+    alike: dict[tuple[int, int], list[int]] = {}
+    for n, k in deeper:
+        alike.setdefault((k, int(test.labels[n])), []).append(n)
+    turns = [(turn, k, n) for (k, _), found in alike.items() for turn, n in enumerate(found)]
+    sure, answers = test.logits.softmax(2).max(2)
+    return [
+        {
+            "index": n,
+            "from": k,
+            "label": int(test.labels[n]),
+            "answers": [[a, round(p, 4)] for a, p in zip(answers[:, n].tolist(), sure[:, n].tolist(), strict=True)],
+            "png": png(split.read(torch.tensor([n]))[0]),
+        }
+        for _, k, n in sorted(sorted(turns)[:MOST_IMAGES], key=lambda each: (each[1], each[2]))
+    ]
+
+
+def png(image_HWC: Tensor) -> str:
+    """A uint8 image [H, W, C] as a data URI, made smaller if it is large."""
+    from PIL import Image
+
+    pixels = image_HWC.to(torch.uint8).cpu().numpy()
+    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
