@@ -361,6 +361,14 @@ def test_runs_that_differ_in_their_seed_alone_are_summed_up(gathered):
     assert report_page._over_seeds(runs[2:]) == ""
 
 
+def test_the_command_that_trains_the_same_again_can_be_typed_and_what_is_left_open_is_none(gathered):
+    recipe = {**gathered["recipe"], "milestones": [0.4, 0.60001]}
+    page = report_page.page([{**gathered, "folder": "my runs/a & b", "recipe": recipe}], 0.5)
+    assert "<code>auxnet train --config &#x27;my runs/a &amp; b/recipe.yaml&#x27;</code>" in page
+    assert "<dt>milestones</dt><dd>0.4 0.60001</dd>" in page
+    assert "<dt>clip</dt><dd>none</dd>" in page
+
+
 def test_several_runs_are_laid_over_each_other_and_compared(gathered, open_page):
     other = json.loads(json.dumps(gathered))
     other["name"], other["recipe"]["lr"] = "second", 0.05

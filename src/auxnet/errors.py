@@ -1,6 +1,8 @@
-"""What an error says, in a line; and the one that is a training's own."""
+"""What an error says, in a line, and the command that mends it; and the error that is a training's own."""
 
 from __future__ import annotations
+
+import shlex
 
 
 def one_line(error: object) -> str:
@@ -11,6 +13,11 @@ def one_line(error: object) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of its text, or its kind where it has none: for those of libraries, which go on for pages."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def command(*words: object) -> str:
+    """A command of this program as it may be typed into a shell."""
+    return shlex.join(["auxnet", *map(str, words)])
 
 
 class DivergedError(RuntimeError):

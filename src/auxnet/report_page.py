@@ -9,8 +9,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from auxnet.errors import command
 from auxnet.page_frame import columns_of, filled, framed, percent, table_of, tiles_of, unbroken
-from auxnet.recipe import WHERE, Recipe
+from auxnet.recipe import WHERE, Recipe, words_of
 from auxnet.selection import no_better_than_guessing, too_few
 
 COMMAND = "auxnet report"
@@ -195,18 +196,18 @@ def _recipes(runs: Sequence[Run]) -> str:
     """The recipe, what departs from the defaults marked; of several runs a table, what differs marked."""
     default = asdict(Recipe())
     if len(runs) == 1:
-        said = {key: _value(value) for key, value in runs[0]["recipe"].items()}
-        departs = [key for key, value in said.items() if value != _value(default[key])]
-        again = escape(f"auxnet train --config {runs[0]['folder']}/recipe.yaml")
+        said = {key: words_of(value) for key, value in runs[0]["recipe"].items()}
+        departs = [key for key, value in said.items() if value != words_of(default[key])]
+        again = escape(command("train", "--config", Path(runs[0]["folder"]) / "recipe.yaml"))
         return (
             f'<p class="sub">Marked: what departs from the defaults. The same again: <code>{again}</code></p>'
             f"{columns_of(said, departs)}"
         )
     lines = []
     for key in default:
-        values = [_value(run["recipe"][key]) for run in runs]
+        values = [words_of(run["recipe"][key]) for run in runs]
         mark = ' class="differs"' if len(set(values)) > 1 else ""
-        if mark or values[0] != _value(default[key]):
+        if mark or values[0] != words_of(default[key]):
             cells = "".join(f"<td>{escape(value)}</td>" for value in values)
             lines.append(f'<tr{mark}><th scope="row">{escape(key)}</th>{cells}</tr>')
     return (
@@ -231,10 +232,6 @@ def _provenance(runs: Sequence[Run]) -> str:
         title = "Provenance" if len(runs) == 1 else f"Provenance of {run['name']}"
         parts.append(f"<h3>{escape(title)}</h3>{columns_of(items)}")
     return "".join(parts)
-
-
-def _value(value: Any) -> str:
-    return "none" if value is None else " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _interval(worth: dict[str, Any]) -> str:

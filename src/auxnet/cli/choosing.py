@@ -14,6 +14,7 @@ from tyro.conf import FlagCreatePairsOff, Positional
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import parse
+from auxnet.errors import command
 
 if TYPE_CHECKING:
     from auxnet.evaluation import OutputReport
@@ -142,7 +143,7 @@ def select(words: list[str]) -> int:
             images = f"{chosen.images:,} test images, which no choice has seen"
             screen.print_line(console, f"output {chosen.output} errs by {interval(chosen)} on {images}")
             where = ["--data-dir", options.data_dir] if options.data_dir else []
-            take = screen.command("export", options.run, "--output", chosen.output, *where)
+            take = command("export", options.run, "--output", chosen.output, *where)
             screen.print_line(console, f"to take it away: {take}")
     return 0 if chosen is not None else 1
 

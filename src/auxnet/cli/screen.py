@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -66,11 +65,6 @@ def training_progress(console: Console) -> Iterator[Callable[[Stands], None]]:
 def print_line(console: Console, text: str) -> None:
     """A line as it stands: not wrapped, not coloured, not read as markup."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def command(*words: object) -> str:
-    """A command of this program as it may be typed into a shell."""
-    return shlex.join(["auxnet", *map(str, words)])
 
 
 def show_tables(console: Console, tables: dict[str, Any], epochs: dict[str, int]) -> None:

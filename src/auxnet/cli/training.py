@@ -12,6 +12,7 @@ from tyro.conf import FlagCreatePairsOff
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRecipe, parse_with_recipe
+from auxnet.errors import command
 from auxnet.recipe import Recipe, folder_name
 
 if TYPE_CHECKING:
@@ -103,8 +104,8 @@ def train(words: list[str]) -> None:
     for image in data.get("left_out", []):
         screen.print_line(console, f"left out, for it cannot be read: {image}")
     screen.print_line(console, f"{images}; seed {run.summary['seed']}; {time}")
-    screen.print_line(console, f"to look at it: {screen.command('report', run.folder)}")
-    screen.print_line(console, f"to choose an output: {screen.command('select', run.folder)}")
+    screen.print_line(console, f"to look at it: {command('report', run.folder)}")
+    screen.print_line(console, f"to choose an output: {command('select', run.folder)}")
     screen.print_line(console, f"the run lies in {run.folder}")
 
 
