@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from auxnet import sections
-from auxnet.recipe import Recipe, read_recipe, recipe_from, write_recipe
+from auxnet.recipe import Recipe, kinds, read_recipe, recipe_from, words_of, write_recipe
 
 
 def test_a_recipe_saved_and_read_is_the_same(tmp_path):
@@ -122,3 +122,29 @@ def test_paths_and_numbers_of_numpy_and_torch_serve():
     given = Recipe(data=Path("pics"), lr=np.float64(0.05), epochs=np.int64(1), weights=torch.tensor([0.25, 1.0]))
     assert given == Recipe(data="pics", lr=0.05, epochs=1, weights=(0.25, 1.0))
     assert type(given.epochs) is int
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (0.1, "0.1"),
+        (0.123456789, "0.123456789"),
+        (2.0, "2.0"),
+        (None, "none"),
+        (True, "True"),
+        ((0.4, 0.6), "0.4 0.6"),
+        ([0.4, 0.60001], "0.4 0.60001"),  # a list, as JSON has it
+        (("layer1", "layer2"), "layer1 layer2"),
+        ((), "none"),
+        ("crop+flip", "crop+flip"),
+    ],
+)
+def test_a_value_in_words_is_whole(value, words):
+    assert words_of(value) == words
+
+
+def test_the_kinds_of_a_field_are_told_one_by_one():
+    assert set(kinds()) == {field.name for field in fields(Recipe)}
+    assert kinds()["lr"] == (float,)
+    assert kinds()["clip"] == (float, type(None))
+    assert kinds()["cuts"] == (int, tuple[str, ...], type(None))

@@ -18,6 +18,7 @@ from auxnet.cli import main
 from auxnet.data import Split
 from auxnet.recipe import Recipe, read_run_recipe, write_recipe
 from auxnet.scores import Predictions
+from auxnet.words import command
 from browser import DARK, check_themes, chromium, opened, theme_of
 
 EVIL = "<script>alert(1)</script>"
@@ -452,7 +453,7 @@ def test_the_choice_follows_the_limits_as_a_computation_by_hand_does(gathered, o
 def test_the_command_makes_select_choose_what_the_page_shows(run, gathered, tmp_path, open_page, capsys):
     folder = tmp_path / "my runs" / "a"
     shutil.copytree(run, folder)
-    page = open_page([{**gathered, "select": words.command("select", folder)}])
+    page = open_page([{**gathered, "select": command("select", folder)}])
     positions = [("within", 0), ("max-params", 120), ("max-macs", 170), ("within", 100), ("max-macs", 0)]
     for slider, position in positions:
         move(page, slider, position)
@@ -540,6 +541,14 @@ def test_runs_that_differ_in_their_seed_alone_are_summed_up(gathered):
     assert table.count(f"<td>3</td><td>{100 * gathered['outputs'][0]['val']['error']:.2f} % ") >= 1
     assert table.count("<td>30.00 % \u00b1 26.46</td>") == len(gathered["outputs"])
     assert report_page._over_seeds(runs[2:]) == ""
+
+
+def test_the_command_that_trains_the_same_again_can_be_typed_and_what_is_left_open_is_none(gathered):
+    recipe = {**gathered["recipe"], "milestones": [0.4, 0.60001]}
+    page = report_page.page([{**gathered, "folder": "my runs/a & b", "recipe": recipe}], 0.5)
+    assert "<code>auxnet train --config &#x27;my runs/a &amp; b/recipe.yaml&#x27;</code>" in page
+    assert "<dt>milestones</dt><dd>0.4 0.60001</dd>" in page
+    assert "<dt>clip</dt><dd>none</dd>" in page
 
 
 def test_several_runs_are_laid_over_each_other_and_compared(gathered, open_page):

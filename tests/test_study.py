@@ -674,6 +674,21 @@ def test_failures_of_names_with_dots_are_kept_apart(tmp_path):
     assert [running.why_failed(tmp_path, trial) for trial in trials] == ["it diverged", None]
 
 
+def test_a_training_killed_at_its_beginning_is_begun_anew_and_nothing_else_is_removed(own, tmp_path):
+    out, [trial] = tmp_path / "out", list(read_study(str(own), "smoke", 1).trials(HERE))[:1]
+    folder = running.folder_of(out, trial)
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / ".lock").touch()
+    (folder / ".recipe.yaml.123.partial").write_text("half a rec")
+    (folder / "patients.csv").write_text("precious")
+    with pytest.raises(FileExistsError, match="holds other files"):
+        running.train(out, [trial], 1, HERE, lambda left: None)
+    assert (folder / "patients.csv").read_text() == "precious"
+    (folder / "patients.csv").unlink()
+    running.train(out, [trial], 1, HERE, lambda left: None)
+    assert running.is_done(out, trial)
+
+
 def test_a_training_that_was_stopped_goes_on_from_its_checkpoint(own, tmp_path, monkeypatch):
     own.write_text(OWN.replace("epochs: 1", "epochs: 2"))
     out, [trial] = tmp_path / "out", list(read_study(str(own), "smoke", 1).trials(HERE))[:1]

@@ -1,6 +1,7 @@
 """Sweeps: real workers, really killed; every trial once, judged on validation alone; whatever cannot be, a line."""
 
 import csv
+import html
 import multiprocessing
 import os
 import shutil
@@ -21,12 +22,13 @@ from auxnet import build, rundir, train
 from auxnet.checkpoint import read_json
 from auxnet.cli import main
 from auxnet.errors import DivergedError
-from auxnet.recipe import Recipe, read_recipe
-from auxnet.sweeps import sweep_page, trials, worker
+from auxnet.recipe import WHERE, Recipe, read_recipe
+from auxnet.sweeps import sweep_page, sweeping, trials, worker
 from auxnet.sweeps.settings import Settings
 from auxnet.sweeps.space import Choices, Range, domain_of, space_from, space_from_words, values_of, written
 from auxnet.sweeps.sweeping import read_sweep, sweep
 from browser import check_themes, chromium, opened
+from killed import contents, killed_at
 
 TINY = Recipe(depth=8, outputs=2, epochs=1, batch_size=512, threads=1, device="cpu")
 
@@ -136,6 +138,11 @@ def test_a_range_in_steps_holds_its_ends_and_what_lies_between():
         (["--vary", "mode=live,fused", "--method", "joint"], "mode=fused cannot be"),
         (["--vary", "data=digits,cifar11"], "data=cifar11 cannot be"),
         (["--vary", "lr=0.1,0.2", "--objective", "3"], "objective 3 names an output, and the net has 2"),
+        (["--vary", "lr=0.1,0.2", "--objective", "²"], "objective must be mean, final or the number of an output"),
+        (["--vary", "device=cpu,cuda:7"], "device=cuda:7 cannot be: device 'cuda:7' cannot be used here"),
+        (["--vary", "cuda_graph=false,true"], "cuda_graph=True cannot be: cuda_graph=True needs a CUDA device"),
+        (["--vary", "data_dir=nowhere,none", "--data", "cifar10"], "data_dir=nowhere cannot be"),
+        (["--vary", "lr=0.1,0.1"], "lr needs two or more different choices, got 0.1, 0.1"),
         (["--vary", "lr=0.1,0.2", "--objective", "best"], "objective must be mean, final or the number of an output"),
         (["--vary", "lr=0.1..0.2", "--sampler", "grid"], "a grid needs steps"),
         (["--vary", "seed=0..99999", "--sampler", "grid"], "a grid of 100,000 trials is too large"),
@@ -176,6 +183,41 @@ def test_other_files_are_never_made_a_sweep(tmp_path, capsys):
     assert main(["sweep", "--out", str(tmp_path), *flags(), "--vary", "lr=0.1,0.2"]) == 2
     assert "holds other files" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("trials/0000/patients.csv", "precious"),
+        ("claims/insurance.txt", "precious"),
+        ("trials", "precious"),
+        ("journal.log", "dear diary"),
+        ("journal.log/today", "dear diary"),
+    ],
+)
+def test_a_folder_that_is_named_like_a_sweeps_and_holds_other_files_is_never_made_one(name, text, tmp_path, capsys):
+    path = tmp_path / "clinic" / name
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    assert main(["sweep", "--out", str(tmp_path / "clinic"), *flags(), "--vary", "lr=0.1,0.2", "--trials", "1"]) == 2
+    error = capsys.readouterr().err
+    assert f"holds other files ({name.split('/')[0]}): name a new folder for the sweep" in error
+    assert error.count("\n") == 1
+    assert contents(tmp_path) == {path.relative_to(tmp_path): text.encode()}
+
+
+def test_a_sweep_killed_anywhere_in_its_beginning_is_begun_anew(tmp_path):
+    settings, a = Settings(TINY, space_from({"lr": [0.1, 0.2]})), tmp_path / "a"
+    left = set()
+    for act in range(1, 100):
+        killed_at(act, a, lambda: trials.join_study(a, settings, None, None, check=lambda: None))
+        if trials.is_sweep(a):
+            break
+        left.add(" ".join(sorted(path.name for path in a.glob("[!.]*"))))
+    journal = "journal.lock journal.log"
+    assert left >= {"", "journal.log", journal, f"claims {journal}", f"claims {journal} trials"}
+    study = trials.join_study(a, settings, 7, None, check=lambda: pytest.fail("begun again"))
+    assert (study.settings, trials.total_of(study)) == (settings, 2)
 
 
 # ---- one worker ------------------------------------------------------------------------------------------------
@@ -305,6 +347,78 @@ def test_pruned_are_exactly_those_worse_than_the_median_of_the_complete_at_their
         if not stopped:
             complete.append(trial.number)
     assert len(complete) < 8
+
+
+def test_choices_that_differ_in_the_last_digit_are_both_trained_and_told_apart(tmp_path, untrained, capsys):
+    space = {"gamma": [1.23456, 1.23457], "milestones": [[0.4, 0.60001], [0.4, 0.60002]]}
+    found = sweep(space, tmp_path / "a", TINY, sampler="grid")
+    assert len(untrained) == 4
+    assert {trial.values["milestones"] for trial in found.trials} == {(0.4, 0.60001), (0.4, 0.60002)}
+    told = {tuple(trial.in_words.values()) for trial in found.trials}
+    assert told == {(g, m) for g in ("1.23456", "1.23457") for m in ("0.4 0.60001", "0.4 0.60002")}
+    assert main(["sweep", "--out", str(found.folder), "--show"]) == 0
+    for text in (capsys.readouterr().out, (found.folder / "sweep.html").read_text()):
+        assert "0.4 0.60001" in text
+        assert "0.4 0.60002" in text
+
+
+def test_a_number_out_of_a_range_is_told_to_four_digits_and_trained_in_full(tmp_path, untrained):
+    [trial] = sweep({"gamma": "0.1..3"}, tmp_path / "a", TINY, sampler="random", trials=1).trials
+    assert untrained == [(trial.values["gamma"], TINY.floor)]
+    assert trial.in_words == {"gamma": f"{trial.values['gamma']:.4g}"}
+    assert len(str(trial.values["gamma"])) > 10
+
+
+def test_a_sweep_begun_when_lists_were_kept_to_four_digits_is_read(tmp_path, untrained, monkeypatch):
+    space = {"weights": [[1.0, 0.3], [0.0, 0.5]], "milestones": [[0.4, 0.60001], [0.9]]}
+    with monkeypatch.context() as patched:
+        patched.setattr(trials, "_stored", lambda value: " ".join(f"{item:.4g}" for item in value))
+        begun = sweep(space, tmp_path / "a", TINY, sampler="random", trials=3)
+    assert drawn(read_sweep(tmp_path / "a")) == drawn(begun)
+    assert {tuple(trial.values) for trial in begun.trials} == {("weights", "milestones")}
+
+
+def test_a_sweep_over_lists_of_whole_numbers_begun_then_goes_on(tmp_path, untrained, monkeypatch):
+    space = {"weights": [[1.0, 0.3], [0.0, 0.5], [1e-5, 1.0]]}
+    with monkeypatch.context() as patched:
+        patched.setattr(trials, "_stored", lambda value: " ".join(f"{item:.4g}" for item in value))
+        sweep(space, tmp_path / "a", TINY, sampler="random", trials=1)
+    found = sweep(space, tmp_path / "a", TINY, sampler="random", trials=3)
+    assert {trial.values["weights"] for trial in found.trials} == {(1.0, 0.3), (0.0, 0.5), (1e-5, 1.0)}
+
+
+def test_a_worker_on_a_machine_that_lacks_a_device_fails_no_trial(tmp_path, untrained):
+    settings = Settings(TINY, space_from({"device": ["cpu", "cuda:7"]}))
+    trials.join_study(tmp_path / "a", settings, None, None, check=lambda: None)  # begun where there is one
+    with pytest.raises(ValueError, match="device=cuda:7 cannot be"):
+        sweep({"device": ["cpu", "cuda:7"]}, tmp_path / "a", TINY)
+    assert read_sweep(tmp_path / "a").trials == ()
+
+
+def test_a_place_that_some_trials_cannot_have_is_no_impossible_one(monkeypatch):
+    def check_place(recipe):
+        if recipe.cuda_graph and recipe.device == "cpu":
+            raise ValueError("needs a CUDA device")
+
+    monkeypatch.setattr(sweeping, "check_place", check_place)
+    space = {"cuda_graph": [True, False], "device": ["cpu", "cuda"], "seed": "0..60"}
+    sweeping.check_space(Settings(TINY, space_from(space)), WHERE)
+    del space["device"]
+    with pytest.raises(ValueError, match="cuda_graph=True cannot be: needs a CUDA device"):
+        sweeping.check_space(Settings(TINY, space_from(space)), WHERE)
+
+
+def test_the_data_depend_on_the_fields_that_are_said_to_make_them_and_on_no_other():
+    read = set()
+
+    class Watched:
+        def __getattr__(self, name):
+            read.add(name)
+            return getattr(TINY, name)
+
+    build.load_data(Watched())
+    assert read == {*sweeping.OF_DATA}
+    assert read > sweeping.FINDS_DATA
 
 
 def test_the_best_is_chosen_on_validation_whatever_the_test_errors(tmp_path, monkeypatch):
@@ -450,6 +564,34 @@ def test_a_trial_that_takes_its_process_down_each_time_is_given_up(tmp_path, mon
     assert "died 3 times" in found.trials[0].error
 
 
+def test_a_trial_killed_at_its_beginning_is_begun_anew(tmp_path, monkeypatch):
+    def die(path, state):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rundir, "save_state", die)
+        process = forked({"lr": [0.1, 0.2]}, tmp_path / "a", TINY, trials=1)
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert (tmp_path / "a" / "trials" / "0000" / "metrics.jsonl").is_file()
+    [trial] = sweep({"lr": [0.1, 0.2]}, tmp_path / "a", TINY, trials=1).trials
+    assert (trial.state, trial.epochs) == ("complete", 1)
+    assert len(rundir.read_metrics(trial.folder)) == 4
+
+
+def test_what_somebody_keeps_where_a_trial_would_train_survives(tmp_path, capsys):
+    trials.join_study(tmp_path / "a", Settings(TINY, space_from({"lr": [0.1, 0.2]})), None, None, check=lambda: None)
+    kept = tmp_path / "a" / "trials" / "0000" / "patients.csv"
+    kept.parent.mkdir()
+    kept.write_text("precious")
+    assert main(["sweep", "--out", str(tmp_path / "a"), "--trials", "1"]) == 2
+    error = capsys.readouterr().err
+    assert f"{kept.parent} holds other files" in error
+    assert error.count("\n") == 1
+    assert contents(kept.parent) == {kept.relative_to(kept.parent): b"precious"}
+    assert [trial.state for trial in read_sweep(tmp_path / "a").trials] == ["interrupted"]  # once it is elsewhere
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -488,6 +630,38 @@ def test_show_prints_the_best_trials_and_writes_what_there_is(finished, capsys):
     assert rows[0][2] == f"{100 * finished.best.objective:.2f}"
     assert "fANOVA" in out
     assert f"auxnet train --config {finished.folder}/best.yaml" in out
+
+
+def test_commands_that_are_told_can_be_typed_whatever_the_folders_name(finished, tmp_path, capsys):
+    folder = tmp_path / "my sweeps; $(ls)"
+    shutil.copytree(finished.folder, folder)
+    assert main(["sweep", "--out", str(folder), "--show"]) == 0
+    told = f"auxnet train --config '{folder}/best.yaml'"
+    assert told in capsys.readouterr().out
+    assert html.escape(told) in (folder / "sweep.html").read_text()
+
+
+def test_a_sweep_that_is_stopped_is_gone_on_with_by_the_command_that_is_told(tmp_path, capsys, monkeypatch):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("auxnet.sweeps.sweeping.sweep", stop)
+    out, url = tmp_path / "my sweeps", "sqlite:///a b.db"
+    assert main(["sweep", "--out", str(out), "--vary", "lr=0.1,0.2", "--storage", url]) == 130
+    told = f"stopped, and saved; auxnet sweep --out '{out}' --storage '{url}' goes on with it"
+    assert capsys.readouterr().err == f"auxnet: {told}\n"
+
+
+def test_the_terminal_and_the_page_say_a_list_alike(finished, capsys):
+    best = replace(finished.best, in_words={"milestones": "0.4 0.6"})
+    shown = replace(finished, trials=(best,))
+    assert "with milestones 0.4 0.6." in sweep_page.headline(shown)
+    assert main(["sweep", "--out", str(finished.folder), "--show"]) == 0
+    page = (finished.folder / "sweep.html").read_text()
+    assert "<dd>0.4 0.6, 0.9</dd>" in page
+    for trial in finished.trials:
+        assert trial.in_words["milestones"] in ("0.4 0.6", "0.9")
+    assert "0.4, 0.6" not in page + capsys.readouterr().out
 
 
 def test_the_page_draws_every_figure_and_needs_nothing_from_elsewhere(finished, tmp_path):

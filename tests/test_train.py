@@ -1,6 +1,7 @@
 """Training: reproducible to the byte, resumable, sealed from the test set, and careful with what is on disk."""
 
 import json
+import re
 import shutil
 import time
 from dataclasses import replace
@@ -12,6 +13,7 @@ import auxnet
 from auxnet import build, epochs, machine, rundir, schedules, train
 from auxnet.plan import plan
 from auxnet.recipe import Recipe, read_recipe, write_recipe
+from killed import contents, killed_at
 
 TINY = Recipe(depth=8, outputs=3, epochs=3, batch_size=256, threads=1, device="cpu")
 
@@ -321,6 +323,71 @@ def test_data_that_cannot_be_read_for_a_while_cost_no_epoch(tmp_path, monkeypatc
     seen = []
     train.fit_on(TINY, tmp_path / "a", lambda progress: seen.append(progress.epoch))
     assert set(seen) == {2, 3}
+
+
+def test_a_training_killed_anywhere_before_its_first_checkpoint_is_begun_anew(tmp_path, monkeypatch):
+    recipe, a = replace(TINY, epochs=1, train_images=100), tmp_path / "a"
+    whole, left = auxnet.fit(recipe, tmp_path / "c").folder, set()
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "run_epochs", lambda t, standing: t.save(standing.after([0.5], [{"epoch": 1}], 0.0)))
+        for act in range(1, 100):
+            assert killed_at(act, a, lambda: train.fit_on(recipe, a))
+            if list(a.glob("checkpoints/*.ckpt")):
+                break
+            names = sorted(re.sub(r"\d+\.partial", "partial", path.name) for path in a.rglob("*"))
+            left.add(" ".join(names))
+            if "metrics.jsonl" in names and not (tmp_path / "b").exists():
+                shutil.copytree(a, tmp_path / "b")
+    assert left >= {
+        ".lock",
+        ".lock checkpoints",
+        ".lock .recipe.yaml.partial checkpoints",
+        ".lock checkpoints recipe.yaml",
+        ".lock checkpoints metrics.jsonl recipe.yaml",
+        ".00001-0000000.ckpt.partial .lock checkpoints metrics.jsonl recipe.yaml",
+    }
+    train.fit_on(recipe, tmp_path / "b")
+    assert bytes_of(tmp_path / "b") == bytes_of(whole)
+    assert {path.name for path in (tmp_path / "b").iterdir()} == {path.name for path in whole.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        ["patients.csv"],
+        ["recipe.yaml", "patients.csv"],
+        ["recipe.yaml", "metrics.jsonl", "checkpoints/kept.bin"],
+        ["recipe.yaml", "metrics.jsonl", "model.safetensors", "summary.json"],  # a run whose checkpoints were removed
+        ["recipe.yaml", "checkpoints/best.safetensors", "checkpoints/00001-0000000.damaged"],
+        ["metrics.jsonl"],
+        ["recipe.yaml/cake"],
+        ["checkpoints"],
+        ["checkpoints/a/b"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_no_training_killed_at_its_beginning_is_never_removed(foreign, tmp_path):
+    for name in foreign:
+        path = tmp_path / "a" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name == "recipe.yaml":
+            write_recipe(TINY, path, sealed=True)
+        else:
+            path.write_text("precious")
+    before = contents(tmp_path / "a")
+    with pytest.raises(FileExistsError, match=r"holds (a run already|other files)") as caught:
+        train.fit_on(TINY, tmp_path / "a")
+    assert "\n" not in str(caught.value)
+    assert contents(tmp_path / "a") == before
+
+
+def test_a_recipe_of_the_users_own_is_no_training(tmp_path):
+    (tmp_path / "a").mkdir()
+    write_recipe(TINY, tmp_path / "a" / "recipe.yaml")  # without the seal of a run
+    before = contents(tmp_path / "a")
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        train.fit_on(TINY, tmp_path / "a")
+    assert contents(tmp_path / "a") == before
 
 
 def test_a_last_batch_of_one_image_is_refused_where_a_norm_cannot_take_it(tmp_path):

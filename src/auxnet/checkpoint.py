@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from auxnet.documents import read_json
 from auxnet.errors import first_line
 from auxnet.network import AuxNet
 from auxnet.recipe import read_run_recipe
+from auxnet.words import command
 
 FORMAT = 1  # of checkpoints: a later program goes on reading the earlier ones
 
@@ -136,8 +136,9 @@ def build_net(config: Any, where: Path | str, trusted: str | None = None) -> Aux
 def read_config(folder: Path) -> Any:
     """The config.json of a run. Raises FileNotFoundError, which says how to go on with a run that is not finished."""
     if not (folder / "config.json").is_file() and any((folder / "checkpoints").glob("*.ckpt")):
-        command = f"auxnet train --out {quote(str(folder))} --resume"
-        raise FileNotFoundError(f"{folder} is not finished: `{command}` goes on with it")
+        raise FileNotFoundError(
+            f"{folder} is not finished: `{command('train', '--out', folder, '--resume')}` goes on with it"
+        )
     return read_json(folder / "config.json")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from shlex import quote
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from auxnet.latency import measure
 from auxnet.network import AuxNet, multiply_adds
 from auxnet.policy import Confidence, Policy
 from auxnet.thresholds import anytime
+from auxnet.words import command
 
 
 class Exited(NamedTuple):
@@ -105,7 +105,7 @@ def read_policy(run: Path | str, outputs: int) -> Policy:
     """
     path = Path(run) / "exits.json"
     if not path.is_file():
-        how = f"`auxnet exits {quote(str(run))}`, or auxnet.solve_exits({str(run)!r}) in Python, makes it"
+        how = f"`{command('exits', run)}`, or auxnet.solve_exits({str(run)!r}) in Python, makes it"
         raise FileNotFoundError(f"{run} holds no exits.json: {how}")
     content = read_json(path)
     try:
@@ -115,9 +115,7 @@ def read_policy(run: Path | str, outputs: int) -> Policy:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RuntimeError(f"{path} is damaged or of another network: {error}") from None
     if made_for != fingerprint(Path(run)):
-        raise RuntimeError(
-            f"{path} was made for other weights than the run's: run `auxnet exits {quote(str(run))}` again"
-        )
+        raise RuntimeError(f"{path} was made for other weights than the run's: run `{command('exits', run)}` again")
     return policy
 
 

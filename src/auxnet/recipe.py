@@ -28,8 +28,8 @@ class Recipe(sections.Machine, sections.Training, sections.Method, sections.Netw
     """How to train: all fields of `sections`, the data's first. Saved with every run as recipe.yaml."""
 
     def __post_init__(self) -> None:
-        for name, hint in _hints().items():
-            object.__setattr__(self, name, _as(hint, getattr(self, name), name))
+        for name, may_be in kinds().items():
+            object.__setattr__(self, name, _as(may_be, getattr(self, name), name))
         for name, holds, rule in (
             ("backbone", self.backbone is None or all(self.backbone.partition(":")), BACKBONES),
             ("cuts", self.cuts is None or (self.cuts > 0 if isinstance(self.cuts, int) else self.cuts != ()), CUTS),
@@ -61,7 +61,7 @@ class Recipe(sections.Machine, sections.Training, sections.Method, sections.Netw
             ("seed", 0 <= self.seed < 2**63, "0 or more"),
         ):
             if not holds:
-                raise ValueError(f"{name} must be {rule}, got {_words_of(getattr(self, name))}")
+                raise ValueError(f"{name} must be {rule}, got {words_of(getattr(self, name))}")
         for name, paper in (("mode", "live"), ("state", "per_output"), ("order", "shallow_first")):
             value = getattr(self, name)
             if value != paper and self.method != "multiway":
@@ -113,9 +113,16 @@ class Recipe(sections.Machine, sections.Training, sections.Method, sections.Netw
 
 
 @cache
-def _hints() -> dict[str, Any]:
-    """The types of the fields, worked out once: a study makes hundreds of recipes."""
-    return get_type_hints(Recipe)
+def kinds() -> dict[str, tuple[Any, ...]]:
+    """Of each field the types that its value may be of, one by one; worked out once, as a study makes many recipes.
+
+    {"lr": (float,), "at": (tuple[int, ...], NoneType), ...}
+    """
+    hints = get_type_hints(Recipe)
+    return {
+        name: get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+        for name, hint in hints.items()
+    }
 
 
 def read_recipe(path: Path | str) -> Recipe:
@@ -192,6 +199,13 @@ def folder_name(recipe: Recipe) -> str:
     return f"{Path(recipe.data.removeprefix('hf:')).name}-{network}-{recipe.method}"
 
 
+def words_of(value: Any) -> str:
+    """The value of a field in words: numbers in full, a list's items side by side, what is left open as none."""
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
 def nearest(word: str, known: list[str]) -> str:
     """A suggestion to end an error with: '; perhaps you meant ...', or nothing."""
     lowered = {each.lower(): each for each in known}
@@ -199,27 +213,22 @@ def nearest(word: str, known: list[str]) -> str:
     return f"; perhaps you meant {lowered[close[0]]!r}" if close else ""
 
 
-def _as(hint: Any, value: Any, name: str) -> Any:
-    """`value` as the type that `hint` asks for, or ValueError: 3 serves as 3.0, a list as a tuple, a path as text."""
+def _as(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
+    """`value` as one of these types, or ValueError: 3 serves as 3.0, a list as a tuple, a path as text."""
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     elif hasattr(value, "tolist"):  # a number or an array of NumPy's, a tensor
         value = value.tolist()
-    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     for kind in kinds:
         if get_origin(kind) is Literal and value in get_args(kind):
             return value
         if get_origin(kind) is tuple and isinstance(value, list | tuple):
-            return tuple(_as(get_args(kind)[0], item, name) for item in value)
+            return tuple(_as(get_args(kind)[:1], item, name) for item in value)
         if kind is float and isinstance(value, int | str) and not isinstance(value, bool) and _is_number(value):
             return float(value)  # YAML reads 1e-4 as a string
         if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
             return value
     raise ValueError(f"{name} must be {_describe(kinds)}, got {value!r}")
-
-
-def _words_of(value: Any) -> str:
-    return " ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 
 def _is_number(value: int | str) -> bool:

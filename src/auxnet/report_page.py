@@ -11,7 +11,7 @@ from typing import Any
 
 from auxnet import unfinished
 from auxnet.page_frame import columns_of, filled, framed, section_of, table_of, tiles_of, unbroken
-from auxnet.recipe import WHERE, Recipe
+from auxnet.recipe import WHERE, Recipe, words_of
 from auxnet.selection import no_better_than_guessing, too_few
 from auxnet.words import command, per_cent
 
@@ -228,8 +228,8 @@ def _recipes(runs: Sequence[Run]) -> str:
     """The recipe, what departs from the defaults marked; of several runs a table, what differs marked."""
     default = asdict(Recipe())
     if len(runs) == 1:
-        said = {key: _value(value) for key, value in runs[0]["recipe"].items()}
-        departs = [key for key, value in said.items() if value != _value(default[key])]
+        said = {key: words_of(value) for key, value in runs[0]["recipe"].items()}
+        departs = [key for key, value in said.items() if value != words_of(default[key])]
         again = escape(command("train", "--config", Path(runs[0]["folder"]) / "recipe.yaml"))
         return (
             f'<p class="sub">Marked: what departs from the defaults. The same again: <code>{again}</code></p>'
@@ -237,9 +237,9 @@ def _recipes(runs: Sequence[Run]) -> str:
         )
     lines = []
     for key in default:
-        values = [_value(run["recipe"][key]) for run in runs]
+        values = [words_of(run["recipe"][key]) for run in runs]
         mark = ' class="differs"' if len(set(values)) > 1 else ""
-        if mark or values[0] != _value(default[key]):
+        if mark or values[0] != words_of(default[key]):
             cells = "".join(f"<td>{escape(value)}</td>" for value in values)
             lines.append(f'<tr{mark}><th scope="row">{escape(key)}</th>{cells}</tr>')
     return (
@@ -268,10 +268,6 @@ def _made_on(run: Run) -> dict[str, str]:
         "commit": run["commit"] or "not known (not run from git)",
         **run["versions"],
     }
-
-
-def _value(value: Any) -> str:
-    return "none" if value is None else " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _interval(worth: dict[str, Any]) -> str:

@@ -40,6 +40,7 @@ OURS = (
     "recipe.yaml",  # last: what is left after a crash in between is still known as a run
 )
 LOCK = ".lock"
+PARTIAL = r"(checkpoints/)?\.[^/]+\.\d+\.partial"  # what `checkpoint.whole` leaves if it is killed
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,25 @@ def begin(folder: Path, recipe: Recipe) -> None:
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     with whole(folder / "recipe.yaml") as partial:
         write_recipe(located(recipe), partial, sealed=True)
+
+
+def clear(folder: Path) -> None:
+    """Remove what a training left here that was killed before its first checkpoint; nothing, if there is more.
+
+    Raises FileExistsError if another process trains in it.
+    """
+    checkpoints, recipe = folder / "checkpoints", folder / "recipe.yaml"
+    made = [checkpoints] if checkpoints.is_dir() and not checkpoints.is_symlink() else []
+    left = [path for each in (folder, *made) for path in each.glob("*") if path not in (folder / LOCK, *made)]
+    begun = recipe.is_file() and recipe.read_bytes().startswith(SEAL)
+    known = rf"{PARTIAL}|recipe\.yaml|metrics\.jsonl" if begun else PARTIAL
+    foreign = [path for path in left if not (path.is_file() and re.fullmatch(known, str(path.relative_to(folder))))]
+    if (left or made) and not foreign:
+        with claim(folder):
+            for path in sorted(left, key=recipe.__eq__):  # the recipe, by which the others are known, last
+                path.unlink()
+            for path in made:
+                path.rmdir()
 
 
 def located(recipe: Recipe) -> Recipe:

@@ -6,7 +6,6 @@ The test set is read once, after the last epoch, and nothing is chosen on it.
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -130,10 +129,14 @@ def fit(
 
 
 def fit_on(recipe: Recipe, folder: Path, watch: Callable[[Progress], object] | None = None) -> Run:
-    """Train into a folder that nobody else uses, from the last checkpoint in it if there is one."""
+    """Train into a folder that nobody else uses, from the last checkpoint in it if there is one.
+
+    What a training left that was killed before its first checkpoint is begun anew. Raises what `fit` does:
+    FileExistsError, and nothing is removed, if the folder holds anything else.
+    """
     resume = any((folder / "checkpoints").glob("*.ckpt"))
     if not resume:
-        shutil.rmtree(folder, ignore_errors=True)  # what a process left that was killed before its first checkpoint
+        rundir.clear(folder)
     return fit(recipe, folder, resume=resume, watch=watch)
 
 

@@ -14,8 +14,8 @@ from tyro.conf import FlagCreatePairsOff, UseAppendAction
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRecipe, parse, value_of
 from auxnet.recipe import Recipe, read_recipe
-from auxnet.sweeps.space import read_space, shown, space_from_words, written
-from auxnet.words import duration, per_cent
+from auxnet.sweeps.space import read_space, space_from_words, written
+from auxnet.words import command, duration, per_cent
 
 if TYPE_CHECKING:
     from auxnet.sweeps.settings import Settings
@@ -45,7 +45,7 @@ class Sweep(OfRecipe):
     trials: int | None = None
     """trials in all, those of other workers among them; none: 20, or the whole grid; at most all combinations"""
     objective: str = "mean"
-    """the validation error to make small: mean (over the outputs), final, or the number of an output"""
+    """the validation error to minimise: mean (over the outputs), final, or the number of an output"""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     """how values are drawn: where it went well (TPE), anywhere, or each combination once"""
     prune: bool = True
@@ -95,7 +95,8 @@ def sweep(words: list[str]) -> int:
                 watch=watch,
             )
     except KeyboardInterrupt as stop:
-        stop.args = (f"stopped, and saved; auxnet sweep --out {options.out} goes on with it",)
+        where = ("--out", options.out, *(("--storage", options.storage) if options.storage else ()))
+        stop.args = (f"stopped, and saved; {command('sweep', *where)} goes on with it",)
         raise
     _show(console, done)
     return 0 if done.best else 1
@@ -146,7 +147,7 @@ def _progress(console: Console) -> Iterator[Callable[[Sequence[Trial], int], Non
 
 def _line(trial: Trial) -> str:
     """A trial that has ended."""
-    drawn = ", ".join(f"{name} {shown([value])}" for name, value in trial.values.items())
+    drawn = ", ".join(f"{name} {words}" for name, words in trial.in_words.items())
     if trial.twin is not None:
         return f"trial {trial.number} drew what trial {trial.twin} had drawn ({trial.state}): {drawn}"
     if trial.state == "failed":
@@ -166,7 +167,7 @@ def _show(console: Console, found: Found) -> None:
     table = screen.table(title, "trial", "state", "val. error", *found.settings.space, "epochs", "time")
     for trial in order[:BEST]:
         error = "-" if trial.objective is None else per_cent(trial.objective)
-        drawn = [shown([trial.values[name]]) if name in trial.values else "-" for name in found.settings.space]
+        drawn = [trial.in_words.get(name, "-") for name in found.settings.space]
         table.add_row(str(trial.number), trial.state, error, *drawn, str(trial.epochs), duration(trial.seconds))
     screen.print_table(console, table)
     states = [trial.state for trial in order]
@@ -179,6 +180,6 @@ def _show(console: Console, found: Found) -> None:
     lines.append(headline(found))
     lines.append(f"written: {', '.join(map(str, paths))}")
     if found.best is not None:
-        lines.append(f"the best again: auxnet train --config {found.folder}/best.yaml")
+        lines.append(f"the best again: {command('train', '--config', found.folder / 'best.yaml')}")
     for line in lines:
         screen.print_line(console, line)

@@ -1,4 +1,4 @@
-"""What a sweep is: what varies, what stays fixed, what is made small and how; the same for all its workers."""
+"""What a sweep is: what varies, what stays fixed, what is minimised and how; the same for all its workers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from auxnet.recipe import WHERE, Recipe, recipe_from
-from auxnet.sweeps.space import Space, count_of, domain_of, shown, values_of, written
+from auxnet.recipe import WHERE, Recipe, recipe_from, words_of
+from auxnet.sweeps.space import Space, count_of, domain_of, in_words, values_of, written
 
 SAMPLERS = ("tpe", "random", "grid")
 LARGEST_GRID = 10_000
@@ -24,7 +24,7 @@ class Settings:
     space: Space
     """what varies"""
     objective: str = "mean"
-    """the validation error to make small: mean (over the outputs), final, or the number of an output"""
+    """the validation error to minimise: mean (over the outputs), final, or the number of an output"""
     sampler: str = "tpe"
     prune: bool = True
 
@@ -33,7 +33,7 @@ class Settings:
             raise ValueError("there is nothing to vary: name a field with --vary lr=0.01..0.5:log, or a --space file")
         if self.sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
-        if self.objective not in ("mean", "final") and not (self.objective.isdigit() and int(self.objective) >= 1):
+        if self.objective not in ("mean", "final") and not (self.objective.isdecimal() and int(self.objective) >= 1):
             raise ValueError(f"objective must be mean, final or the number of an output, got {self.objective!r}")
         if self.sampler == "grid":
             for field, domain in self.space.items():
@@ -83,12 +83,12 @@ def check_same(begun: Settings, given: Settings, folder: Path) -> None:
     free = {*WHERE, *begun.space, *given.space}
     pairs: list[tuple[str, Any, Any]] = [(key, getattr(begun, key), getattr(given, key)) for key in HOW]
     for field in {**begun.space, **given.space}:
-        was, now = (written(of.space[field]) if field in of.space else "not varied" for of in (begun, given))
+        was, now = (in_words(of.space[field]) if field in of.space else "not varied" for of in (begun, given))
         pairs.append((f"--vary {field}", was, now))
     pairs += [(k, v, getattr(given.recipe, k)) for k, v in asdict(begun.recipe).items() if k not in free]
     for what, was, now in pairs:
         if was != now:
             mend = "give the same, or another --out"
             raise ValueError(
-                f"{folder} was begun with {what}: {shown(was)}, and cannot go on with {shown(now)}; {mend}"
+                f"{folder} was begun with {what}: {words_of(was)}, and cannot go on with {words_of(now)}; {mend}"
             )

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 import re
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 from auxnet.documents import read_yaml
-from auxnet.recipe import OF_BACKBONES, Recipe, nearest
+from auxnet.recipe import OF_BACKBONES, Recipe, kinds, nearest, words_of
 
+DIGITS = 4  # of a number that is drawn, where people read it
 FEW = 64  # values that are tried one by one; of more, the ends stand for all
 FORMS = "a range is low..high, low..high:log or low..high:step"
 
@@ -96,7 +96,8 @@ def domain_of(field: str, given: Any) -> Domain:
         raise ValueError(f"{field} must vary over choices (a, b, c) or a range (low..high), got {given!r}")
     values = tuple(checked(field, value) for value in given)
     if len({repr(value) for value in values}) < max(2, len(values)):
-        raise ValueError(f"{field} needs two or more different choices, got {shown(values)}; fix one in the recipe")
+        got = in_words(Choices(values))
+        raise ValueError(f"{field} needs two or more different choices, got {got}; fix one in the recipe")
     return Choices(values)
 
 
@@ -130,13 +131,16 @@ def values_of(domain: Domain, most: int = FEW) -> tuple[Any, ...]:
     return (domain.low, domain.high) if count is None or count > most else tuple(_at(domain, n) for n in range(count))
 
 
-def shown(value: Any) -> str:
-    """A value, or some, in words."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(" ".join(map(shown, v)) if isinstance(v, list | tuple) else shown(v) for v in value)
-    return "none" if value is None else str(value)
+def in_words(domain: Domain) -> str:
+    """As it is said with --vary: low..high and how, or the choices."""
+    return ", ".join(map(words_of, domain.values)) if isinstance(domain, Choices) else str(written(domain))
+
+
+def drawn_in_words(domain: Domain, value: Any) -> str:
+    """A value of the domain in words: a choice in full, a number out of a range to the digits that one compares."""
+    if isinstance(domain, Range) and isinstance(value, float):
+        value = float(f"{value:.{DIGITS}g}")
+    return words_of(value)
 
 
 def _range(field: str, text: str) -> Range:
@@ -172,12 +176,7 @@ def _at(domain: Range, n: int) -> float:
 
 def _numeric(field: str) -> type | None:
     """int or float for a field that is a number."""
-    return next((kind for kind in _kinds(field) if kind in (int, float)), None)
-
-
-def _kinds(field: str) -> tuple[Any, ...]:
-    hint = get_type_hints(Recipe)[field]
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return next((kind for kind in kinds()[field] if kind in (int, float)), None)
 
 
 def _number(text: str) -> float:
@@ -191,15 +190,15 @@ def _value(field: str, word: str) -> Any:
     """A word as the recipe's field reads it: text stays text, all else is as in YAML, 'none' None where it may be."""
     import yaml
 
-    kinds = _kinds(field)
-    if type(None) in kinds and word.lower() in ("none", "null"):
+    may_be = kinds()[field]
+    if type(None) in may_be and word.lower() in ("none", "null"):
         return None
-    if any(kind is str or get_origin(kind) is Literal for kind in kinds):
+    if any(kind is str or get_origin(kind) is Literal for kind in may_be):
         return word
     try:
         value = yaml.safe_load(word)
-        items = next((get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple), None)
-        if items is None or (isinstance(value, int) and int in kinds):
+        items = next((get_args(kind)[0] for kind in may_be if get_origin(kind) is tuple), None)
+        if items is None or (isinstance(value, int) and int in may_be):
             return value
         return word.split() if items is str else [yaml.safe_load(part) for part in word.split()]
     except yaml.YAMLError:

@@ -14,10 +14,10 @@ from auxnet.checkpoint import whole
 from auxnet.documents import read_json
 from auxnet.figures_page import page_of_figures
 from auxnet.page_frame import columns_of, table_of, tiles_of, unbroken
-from auxnet.recipe import write_recipe
+from auxnet.recipe import words_of, write_recipe
 from auxnet.selection import too_few
 from auxnet.sweeps.journal import optuna
-from auxnet.sweeps.space import count_of, shown, written
+from auxnet.sweeps.space import Domain, Range, count_of, in_words
 from auxnet.sweeps.sweeping import Sweep
 from auxnet.sweeps.trials import Trial
 from auxnet.words import command, per_cent
@@ -83,7 +83,7 @@ def notes_of(sweep: Sweep) -> list[str]:
 
 
 def objective_in_words(sweep: Sweep) -> str:
-    """What is made small."""
+    """What is minimised."""
     words = {"mean": "mean over the outputs", "final": "final output"}
     return words.get(sweep.settings.objective, f"output {sweep.settings.objective}")
 
@@ -109,7 +109,7 @@ def headline(sweep: Sweep) -> str:
     best = sweep.best
     if best is None or best.objective is None:
         return "No trial is complete yet." if not sweep.trials else f"None of {len(sweep.trials)} trials is complete."
-    drawn = ", ".join(f"{field} {shown(value)}" for field, value in best.values.items())
+    drawn = ", ".join(f"{field} {words}" for field, words in best.in_words.items())
     others = (t for t in sweep.trials if t.state == "complete" and t.twin is None and t.number != best.number)
     ties = [str(trial.number) for trial in others if trial.objective == best.objective]
     as_good = f" As good: {', '.join(ties)}." if ties else ""
@@ -202,7 +202,7 @@ def _trials(sweep: Sweep) -> str:
     lines = []
     for trial in ranked(sweep.trials):
         error = "-" if trial.objective is None else per_cent(trial.objective)
-        drawn = [shown([trial.values[field]]) if field in trial.values else "-" for field in fields]
+        drawn = [trial.in_words.get(field, "-") for field in fields]
         cells = [trial.number, trial.state, error, *drawn, trial.epochs, f"{trial.seconds:,.1f}"]
         body = "".join(f"<td>{unbroken(str(cell))}</td>" for cell in cells)
         mark = ' class="chosen"' if sweep.best and trial.number == sweep.best.number else ""
@@ -214,12 +214,11 @@ def _trials(sweep: Sweep) -> str:
 
 def _space(sweep: Sweep) -> str:
     space, recipe = sweep.settings.space, asdict(sweep.settings.recipe)
-    varied = {field: _in_words(domain) for field, domain in space.items()}
-    fixed = {field: shown([value]) for field, value in recipe.items() if field not in space}
+    varied = {field: _counted(domain) for field, domain in space.items()}
+    fixed = {field: words_of(value) for field, value in recipe.items() if field not in space}
     return f'<p class="sub">Marked: what varied.</p>{columns_of({**varied, **fixed}, [*varied])}'
 
 
-def _in_words(domain: Any) -> str:
-    said, count = written(domain), count_of(domain)
-    words = said if isinstance(said, str) else shown(said)
-    return f"{words} ({count} values)" if count is not None and isinstance(said, str) else words
+def _counted(domain: Domain) -> str:
+    count = count_of(domain) if isinstance(domain, Range) else None
+    return in_words(domain) if count is None else f"{in_words(domain)} ({count} values)"

@@ -8,40 +8,33 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from auxnet import sections
 from auxnet.build import build, check_place, load_data
 from auxnet.data import DataSet
 from auxnet.machine import threads_set
 from auxnet.processes import work_together
-from auxnet.recipe import WHERE, Recipe
+from auxnet.recipe import WHERE, Recipe, words_of
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.settings import Settings
-from auxnet.sweeps.space import Range, shown, space_from, values_of
+from auxnet.sweeps.space import Range, space_from, values_of
 from auxnet.sweeps.trials import Trial, join_study, open_study, total_of, trials_of
 from auxnet.sweeps.worker import objective_of, work
 
 Watch = Callable[[Sequence[Trial], int], None]
 """is told, now and then, all trials as they stand and how many there shall be"""
 COMBINATIONS = 50  # of the other fields' values, tried before a value is said to be impossible
-DATA = (
-    "data",
-    "data_dir",
-    "image_size",
-    "val_fraction",
-    "train_images",
-    "augment",
-    "seed",
-    "stream",
-    "workers",
-    "max_corrupt",
-)
+FINDS_DATA = {"data", "data_dir", "image_size"}
+"""fields that say whether there are data to read"""
+OF_DATA = (*(field.name for field in fields(sections.Data)), "seed")
+"""fields that a data set and its splits depend on"""
 
 
 @dataclass(frozen=True)
@@ -98,10 +91,12 @@ def sweep(
         raise ValueError(f"processes must be 1 or more, got {processes}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("torchrun's processes train one net together, a sweep's one each: start them with --processes")
-    check_place(recipe)  # what cannot be had here fails the worker, and not one trial after the other
-    if not {*DATA[:3]} & settings.space.keys():
+    if "device" not in settings.space:
+        check_place(recipe)  # what cannot be had here fails the worker, and not one trial after the other
+    if not FINDS_DATA & settings.space.keys():
         load_data(recipe)
-    study = join_study(Path(out), settings, trials, storage, check=lambda: check_space(settings))
+    check_space(settings, WHERE)  # nor a trial now and then
+    study = join_study(Path(out), settings, trials, storage, check=lambda: check_space(settings, settings.space))
     where = {field: getattr(recipe, field) for field in WHERE if field not in settings.space}
 
     def see() -> None:
@@ -126,12 +121,19 @@ def read_sweep(out: Path | str, storage: str | None = None) -> Sweep:
 # ---- what no trial could do ------------------------------------------------------------------------------------
 
 
-def check_space(settings: Settings) -> None:
-    """Refuse a value with which no trial can begin, whatever the others. Raises ValueError, naming the field."""
+def check_space(settings: Settings, among: Container[str]) -> None:
+    """Refuse a value with which no trial can begin here, whatever the others, of each field `among` these that varies.
+
+    Raises ValueError, naming the field.
+    """
     data = lru_cache(1)(load_data)
     with threads_set(settings.recipe.threads), torch.random.fork_rng(devices=[]):
         for field, domain in settings.space.items():
-            others = {name: values_of(other) for name, other in settings.space.items() if name != field}
+            if field not in among:
+                continue
+            names = [name for name in settings.space if name != field]
+            names.sort(key=WHERE.__contains__)  # what comes last differs soonest from one combination to the next
+            others = {name: values_of(settings.space[name]) for name in names}
             combinations = list(itertools.islice(itertools.product(*others.values()), COMBINATIONS))
             for value in values_of(domain):
                 drawn = ({field: value, **dict(zip(others, rest, strict=True))} for rest in combinations)
@@ -139,13 +141,14 @@ def check_space(settings: Settings) -> None:
                 if (first := next(complaints)) and all(complaints):
                     steps = isinstance(domain, Range) and domain.step == 1
                     hint = f"; steps are given as {field}=low..high:step" if steps else ""
-                    raise ValueError(f"{field}={shown(value)} cannot be: {first}{hint}")
+                    raise ValueError(f"{field}={words_of(value)} cannot be: {first}{hint}")
 
 
 def _complaint(settings: Settings, values: dict[str, Any], data: Callable[[Recipe], DataSet]) -> str | None:
     """Why a trial with these values cannot begin; None if it can."""
     try:
         recipe = settings.recipe_of(values)
+        check_place(recipe)
         net, _ = build(replace(recipe, cuda_graph=False), data(_data_of(recipe)), torch.device("cpu"))
         objective_of([0.0] * net.outputs, settings.objective)
     except (ValueError, FileNotFoundError) as error:
@@ -155,7 +158,7 @@ def _complaint(settings: Settings, values: dict[str, Any], data: Callable[[Recip
 
 def _data_of(recipe: Recipe) -> Recipe:
     """The recipe less all that its data do not depend on."""
-    return replace(Recipe(), **{field: getattr(recipe, field) for field in DATA})
+    return replace(Recipe(), **{field: getattr(recipe, field) for field in OF_DATA})
 
 
 def _work(folder: Path, storage: str | None, where: dict[str, Any], watch: Callable[[], None]) -> None:

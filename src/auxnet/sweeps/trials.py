@@ -25,9 +25,9 @@ from auxnet.checkpoint import whole
 from auxnet.errors import first_line
 from auxnet.sweeps.journal import BaseStorage, journal, optuna
 from auxnet.sweeps.settings import LARGEST_GRID, Settings, check_same, content_of, settings_from
-from auxnet.sweeps.space import Choices, shown, values_of
+from auxnet.sweeps.space import Choices, drawn_in_words, values_of
 
-OURS = {"study.txt", "journal.log", "journal.lock", "claims", "trials"}
+JOURNAL = b'{"op_code"'  # how every line of Optuna's begins
 TRIALS = 20  # if nobody says how many
 
 
@@ -42,6 +42,8 @@ class Trial:
     """the validation error after its last epoch, a fraction; None before its first"""
     values: dict[str, Any]
     """what it drew"""
+    in_words: dict[str, str]
+    """the same, for people"""
     epochs: int
     """done"""
     seconds: float
@@ -101,9 +103,9 @@ def join_study(
         raise ValueError(f"trials must be 1 or more, got {trials}")
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file: name a folder for the sweep")
-    found = {path.name for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else set()
-    if found - OURS and not is_sweep(folder):
-        raise FileExistsError(f"{folder} holds other files: name a new folder for the sweep")
+    foreign = [path.name for path in _visible(folder) if not _of_a_beginning(path)]
+    if foreign and not is_sweep(folder):  # looked for after that: others may begin it at this moment
+        raise FileExistsError(f"{folder} holds other files ({foreign[0]}): name a new folder for the sweep")
     if not is_sweep(folder):
         check()
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,6 +135,21 @@ def _begin(folder: Path, settings: Settings, storage: str | None) -> None:
         (folder / name_of_folder).mkdir(exist_ok=True)
     with whole(folder / "study.txt") as partial:
         partial.write_text(name + "\n", encoding="utf-8")
+
+
+def _of_a_beginning(path: Path) -> bool:
+    """Whether a sweep that was killed in `_begin` may have left this in its folder; a user's is never touched."""
+    if path.name in ("claims", "trials"):
+        return path.is_dir() and not _visible(path)
+    if path.name == "journal.log" and path.is_file():
+        with path.open("rb") as file:
+            return JOURNAL.startswith(file.read(len(JOURNAL)))
+    return path.name == "journal.lock"
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What a folder holds, but for hidden files; nothing if there is no folder."""
+    return sorted(path for path in folder.iterdir() if path.name[0] != ".") if folder.is_dir() else []
 
 
 def _storage(folder: Path, url: str | None) -> BaseStorage:
@@ -170,13 +187,14 @@ def claim(study: Study) -> tuple[optuna.Trial, FileLock] | None:
         return _drawn(study, new.number, new._trial_id), lock
 
 
-def values_drawn(study: Study, params: dict[str, Any]) -> dict[str, Any]:
-    """What a trial drew, as the recipe has it: Optuna knows lists as text."""
+def values_drawn(study: Study, trial: optuna.Trial | optuna.trial.FrozenTrial) -> dict[str, Any]:
+    """What a trial drew, as the recipe has it. Optuna knows choices as `_stored` has them, in the same order."""
     values = {}
-    for field, param in params.items():
-        domain = study.settings.space[field]
-        choices = domain.values if isinstance(domain, Choices) else (param,)
-        values[field] = next(value for value in choices if _stored(value) == param)
+    for field, value in trial.params.items():
+        domain, known = study.settings.space[field], trial.distributions[field]
+        if isinstance(domain, Choices) and isinstance(known, optuna.distributions.CategoricalDistribution):
+            value = domain.values[known.choices.index(value)]
+        values[field] = value
     return values
 
 
@@ -186,12 +204,15 @@ def trials_of(study: Study) -> tuple[Trial, ...]:
         found = study.optuna.get_trials(deepcopy=False)
         free = {trial.number for trial in found if not trial.state.is_finished() and _free(study.folder, trial.number)}
     names = {"complete": "complete", "pruned": "pruned", "fail": "failed"}
+    drawn = {trial.number: values_drawn(study, trial) for trial in found}
+    space = study.settings.space
     return tuple(
         Trial(
             number=trial.number,
             state=names.get(trial.state.name.lower(), "interrupted" if trial.number in free else "running"),
             objective=trial.value if trial.value is not None else _latest(trial),
-            values=values_drawn(study, trial.params),
+            values=drawn[trial.number],
+            in_words={field: drawn_in_words(space[field], value) for field, value in drawn[trial.number].items()},
             epochs=trial.last_step or 0,
             seconds=trial.user_attrs.get("seconds", 0.0),
             error=trial.user_attrs.get("error"),
@@ -268,7 +289,8 @@ def _next_combination(study: Study, number: int) -> dict[str, Any]:
 
 
 def _stored(value: Any) -> Any:
-    return shown([value]) if isinstance(value, tuple) else value
+    """A value as Optuna takes it, which knows no lists: as text, 1.0 as 1, which sweeps begun long ago go on with."""
+    return " ".join(str(item).removesuffix(".0") for item in value) if isinstance(value, tuple) else value
 
 
 def _hold(folder: Path, number: int) -> FileLock | None:

@@ -72,7 +72,7 @@ def _run(study: Study, trial: optuna.Trial, where: dict[str, Any], watch: Callab
             raise RuntimeError(
                 f"the process that trained it died {PATIENCE} times at {place}: perhaps for want of memory"
             )
-        recipe = replace(settings.recipe_of(values_drawn(study, trial.params)), **where)
+        recipe = replace(settings.recipe_of(values_drawn(study, trial)), **where)
         run = fit_on(recipe, folder, follow)
         value = objective_of([row["val_error"] for row in run.summary["last"]], settings.objective)
     except optuna.TrialPruned:
