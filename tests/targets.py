@@ -25,8 +25,9 @@ from scipy.io import savemat
 
 from auxnet import checkpoint, examining, exits, report
 from auxnet.backbones.weights import load_pretrained
-from auxnet.evaluation import fingerprint
+from auxnet.checkpoint import fingerprint
 from auxnet.exporting import export
+from auxnet.files import write_json
 from auxnet.prediction import predict
 from auxnet.reading import cifar, formats, pictures
 from auxnet.recipe import read_recipe
@@ -179,9 +180,9 @@ def targets(home: Path) -> list[Target]:
 
 
 def _of_runs(run: Path, image: Path, home: Path) -> list[Target]:
-    checkpoint.write_json(run / "evaluation.json", _evaluation(run))
+    write_json(run / "evaluation.json", _evaluation(run))
     policy = exits.Policy((0.5, 0.5), "entropy", (1.0, 1.0, 1.0))
-    checkpoint.write_json(run / "exits.json", exits.policy_content(run, policy, {}))
+    write_json(run / "exits.json", exits.policy_content(run, policy, {}))
 
     def copy(name: str) -> Path:
         return shutil.copytree(run, home / name)

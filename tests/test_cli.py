@@ -15,10 +15,10 @@ from PIL import Image
 from rich.console import Console
 
 import auxnet
-from auxnet.checkpoint import whole
 from auxnet.cli import COMMANDS, main, screen
 from auxnet.cli.arguments import parse
 from auxnet.cli.training import Plan
+from auxnet.files import whole
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data"
 FAST = ["--depth", "8", "--epochs", "1", "--batch-size", "256", "--threads", "1"]

@@ -99,7 +99,7 @@ def test_a_run_that_cannot_be_written_to_is_still_evaluated(run, capsys, monkeyp
     def refuse(path, content):
         raise PermissionError(f"{path}: read-only file system")
 
-    monkeypatch.setattr("auxnet.checkpoint.write_json", refuse)
+    monkeypatch.setattr("auxnet.files.write_json", refuse)
     assert main(["evaluate", str(run), "--no-latency"]) == 0
     out, err = capsys.readouterr()
     assert err.count("\n") == 1

@@ -12,10 +12,10 @@ from PIL import Image
 
 from auxnet import exporting
 from auxnet.batches import normalise
-from auxnet.checkpoint import write_json
 from auxnet.cli import main
 from auxnet.exits import policy_content
 from auxnet.exporting import export
+from auxnet.files import write_json
 from auxnet.graphs import EarlyExitGraph, folded
 from auxnet.hub import load
 from auxnet.policy import Policy, confidence

@@ -19,6 +19,7 @@ import auxnet
 from auxnet import checkpoint, rundir, signals, train
 from auxnet.cli import main
 from auxnet.documents import read_json
+from auxnet.files import write_json
 from auxnet.recipe import Recipe
 
 TINY = Recipe(depth=8, outputs=3, epochs=3, batch_size=256, threads=1, device="cpu", augment="crop+flip")
@@ -226,10 +227,10 @@ def test_a_full_disk_is_said_of_the_file_that_was_asked_for(small_disk):
     with pytest.raises(OSError, match=r"No space left on device: '.*/w\.safetensors'"):
         checkpoint.save_weights(small_disk / "w.safetensors", net)
     with pytest.raises(OSError, match=r"No space left on device: '.*/x\.json'"):
-        checkpoint.write_json(small_disk / "x.json", ["x" * 4_000_000])
+        write_json(small_disk / "x.json", ["x" * 4_000_000])
     assert not any(small_disk.iterdir())
     with pytest.raises(FileNotFoundError, match=r"'.*/nowhere/x\.json'"):
-        checkpoint.write_json(small_disk / "nowhere" / "x.json", [])
+        write_json(small_disk / "nowhere" / "x.json", [])
 
 
 def test_a_folder_that_becomes_read_only_stops_the_run(small_disk, whole):

@@ -13,9 +13,9 @@ import torch
 
 import auxnet
 from auxnet import build, examining, page_frame, report, report_page, rundir, train
-from auxnet.checkpoint import write_json
 from auxnet.cli import main
 from auxnet.data import Split
+from auxnet.files import write_json
 from auxnet.recipe import Recipe, read_run_recipe, write_recipe
 from auxnet.scores import Predictions
 from auxnet.words import command

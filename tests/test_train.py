@@ -385,7 +385,7 @@ def test_a_recipe_of_the_users_own_is_no_training(tmp_path):
     (tmp_path / "a").mkdir()
     write_recipe(TINY, tmp_path / "a" / "recipe.yaml")  # without the seal of a run
     before = contents(tmp_path / "a")
-    with pytest.raises(FileExistsError, match="holds a run already"):
+    with pytest.raises(FileExistsError, match="holds other files"):
         train.fit_on(TINY, tmp_path / "a")
     assert contents(tmp_path / "a") == before
 

@@ -24,11 +24,12 @@ from auxnet.machine import device_of, free_memory, to_device
 from auxnet.methods import StepScale, joint, multiway, pairwise
 from auxnet.network import AuxNet
 from auxnet.precision import in_float32, lowered
-from auxnet.recipe import Recipe, nearest
+from auxnet.recipe import Recipe
 from auxnet.residual import LEAST_SIZE, layout, resnet
 from auxnet.schedules import lambdas_at
 from auxnet.synchronised import synchronise_norms
 from auxnet.update import Average, Method, identity
+from auxnet.words import nearest
 
 PIXELS = 2**21  # evaluated at a time: 25 MB of float32 in three channels
 MOST_STAND_INS = 50  # outputs of a net that stands in for a backbone that is not built yet

@@ -1,15 +1,12 @@
-"""Files that are whole or not there: models in the hub's layout, and the state that a training resumes from."""
+"""What survives a training: models in the hub's layout, and the state that it resumes from."""
 
 from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 import re
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,48 +19,12 @@ from auxnet.backbones.described import net_from
 from auxnet.backbones.named import is_own_code
 from auxnet.documents import read_json
 from auxnet.errors import first_line
+from auxnet.files import whole
 from auxnet.network import AuxNet
 from auxnet.recipe import read_run_recipe
 from auxnet.words import command
 
 FORMAT = 1  # of checkpoints: a later program goes on reading the earlier ones
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write to, moved to `path` once it is complete and on the disk."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o666 & ~umask)  # safetensors makes files that only their owner can read
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        if error.errno is None or error.filename not in (None, partial, str(partial)):
-            raise
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error  # of the file that was asked for
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk too, where the system can do that."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON that people can read too."""
-    with whole(path) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def save_weights(path: Path, net: AuxNet, about: dict[str, str] | None = None) -> None:
@@ -95,6 +56,17 @@ def weights_file(folder: Path, which: str) -> Path:
     if which not in ("last", "best"):
         raise ValueError(f"which must be 'last' or 'best', got {which!r}")
     return folder / ("model.safetensors" if which == "last" else "checkpoints/best.safetensors")
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 of a run's weights: what was worked out for others must not be used with them.
+
+    Raises FileNotFoundError if the run has none.
+    """
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no model.safetensors: is it a finished run?")
+    return sha256(path.read_bytes()).hexdigest()
 
 
 def load_weights(path: Path, net: AuxNet) -> None:

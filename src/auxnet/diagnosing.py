@@ -19,10 +19,10 @@ from torch import Tensor
 from auxnet import diagnosis_page, rundir
 from auxnet.batches import Labelled, batches
 from auxnet.build import first_batches, loss_of
-from auxnet.checkpoint import whole, write_json
+from auxnet.checkpoint import fingerprint
 from auxnet.data import DataSet
 from auxnet.diagnosis import diagnose
-from auxnet.evaluation import fingerprint
+from auxnet.files import whole, write_json
 from auxnet.opening import Opened
 from auxnet.page_frame import check_ours, check_runs, made_by
 from auxnet.probing import probe

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from auxnet.batches import Batches
+from auxnet.checkpoint import fingerprint
 from auxnet.latency import Latency
 from auxnet.network import AuxNet, costs, in_mode
 from auxnet.scores import Predictions, calibration_error, class_errors, log_loss, predictions, wilson
@@ -96,17 +96,6 @@ def evaluation_of(
         for k, report in enumerate(first)
     ]
     return {"weights": "last", "weights_sha256": fingerprint(folder), "outputs": outputs}
-
-
-def fingerprint(folder: Path) -> str:
-    """SHA-256 of a run's weights: what was worked out for others must not be used with them.
-
-    Raises FileNotFoundError if the run has none.
-    """
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no model.safetensors: is it a finished run?")
-    return sha256(path.read_bytes()).hexdigest()
 
 
 def _worth(report: OutputReport) -> dict[str, Any]:

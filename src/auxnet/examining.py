@@ -17,10 +17,10 @@ from torch import Tensor
 
 from auxnet import build, machine
 from auxnet.batches import Labelled
-from auxnet.checkpoint import load
+from auxnet.checkpoint import fingerprint, load
 from auxnet.data import DataSet
 from auxnet.documents import read_json
-from auxnet.evaluation import OutputReport, fingerprint, reports
+from auxnet.evaluation import OutputReport, reports
 from auxnet.exits import exit_macs
 from auxnet.latency import latencies
 from auxnet.network import AuxNet

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from auxnet.checkpoint import load
+from auxnet.checkpoint import fingerprint, load
 from auxnet.documents import read_json
-from auxnet.evaluation import fingerprint
 from auxnet.latency import measure
 from auxnet.network import AuxNet, multiply_adds
 from auxnet.policy import Confidence, Policy

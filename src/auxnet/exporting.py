@@ -18,8 +18,8 @@ import torch
 from auxnet import __version__
 from auxnet.backbones.named import is_own_code
 from auxnet.batches import Labelled, normalise
-from auxnet.checkpoint import whole
 from auxnet.exits import read_policy
+from auxnet.files import whole
 from auxnet.graphs import EarlyExitGraph, OneOutput, folded, need, write_onnx, write_torch
 from auxnet.hub import FILES, PretrainedAuxNet, load, model_card, position_of, take_out
 from auxnet.opening import data_of

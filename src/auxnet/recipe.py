@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import types
 from dataclasses import asdict, dataclass, fields
@@ -13,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from auxnet import sections
 from auxnet.documents import read_yaml
+from auxnet.words import nearest
 
 SEAL = b"# sha256 "
 BACKBONES = "timm:NAME, torchvision:NAME or package.module:function"
@@ -204,13 +204,6 @@ def words_of(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(map(str, value)) or "none"
     return "none" if value is None else str(value)
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """A suggestion to end an error with: '; perhaps you meant ...', or nothing."""
-    lowered = {each.lower(): each for each in known}
-    close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)
-    return f"; perhaps you meant {lowered[close[0]]!r}" if close else ""
 
 
 def _as(kinds: tuple[Any, ...], value: Any, name: str) -> Any:

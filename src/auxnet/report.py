@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from auxnet import report_page, rundir
-from auxnet.checkpoint import read_config, whole
+from auxnet.checkpoint import read_config
 from auxnet.documents import read_json
 from auxnet.errors import one_line
 from auxnet.examining import COSTS, examine, time_of
+from auxnet.files import whole
 from auxnet.machine import device_of
 from auxnet.opening import data_of
 from auxnet.page_frame import check_ours, check_runs, names_of

@@ -17,8 +17,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from auxnet.checkpoint import load_state, read_about, save_state, save_weights, whole
+from auxnet.checkpoint import load_state, read_about, save_state, save_weights
 from auxnet.errors import DivergedError, first_line
+from auxnet.files import whole
 from auxnet.network import AuxNet
 from auxnet.reading import sources
 from auxnet.recipe import SEAL, WHERE, Recipe, read_run_recipe, write_recipe
@@ -40,7 +41,7 @@ OURS = (
     "recipe.yaml",  # last: what is left after a crash in between is still known as a run
 )
 LOCK = ".lock"
-PARTIAL = r"(checkpoints/)?\.[^/]+\.\d+\.partial"  # what `checkpoint.whole` leaves if it is killed
+PARTIAL = r"(checkpoints/)?\.[^/]+\.\d+\.partial"  # what `files.whole` leaves if it is killed
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from auxnet.checkpoint import write_json
 from auxnet.exits import exit_latencies, exit_macs, policy_content
+from auxnet.files import write_json
 from auxnet.opening import Opened, opened
 from auxnet.policy import Confidence, Policy, check_confidence
 from auxnet.scores import predictions

@@ -29,6 +29,7 @@ from auxnet.data import DataSet
 from auxnet.distributed import team
 from auxnet.epochs import Progress, Training, run_epochs
 from auxnet.evaluation import evaluate
+from auxnet.files import write_json
 from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
 from auxnet.preprocessing import Preprocessing
@@ -151,7 +152,7 @@ def _finish(recipe: Recipe, dataset: DataSet, net: AuxNet, folder: Path, standin
         "preprocessing": Preprocessing(dataset.image_size, dataset.resize, dataset.mean, dataset.std).content(),
     }
     checkpoint.save_weights(folder / "model.safetensors", net)
-    checkpoint.write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     images: dict[str, Any] = {part: len(getattr(dataset, part)) for part in ("train", "val", "test")}
     if dataset.left_out:
         images["left_out"] = list(dataset.left_out)
@@ -169,7 +170,7 @@ def _finish(recipe: Recipe, dataset: DataSet, net: AuxNet, folder: Path, standin
         "wall_seconds": round(standing.seconds, 1),
         **provenance(device),
     }
-    checkpoint.write_json(folder / "summary.json", summary)
+    write_json(folder / "summary.json", summary)
     return summary
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shlex
 from collections.abc import Sequence
 
@@ -33,3 +34,10 @@ def plural(number: int, what: str) -> str:
 def command(*words: object) -> str:
     """A command of this program as it may be typed into a shell: names with spaces are quoted."""
     return shlex.join(["auxnet", *map(str, words)])
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """A suggestion to end an error with: '; perhaps you meant ...', or nothing."""
+    lowered = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)
+    return f"; perhaps you meant {lowered[close[0]]!r}" if close else ""

@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from auxnet.backbones.dryrun import Seen, observe
 from auxnet.backbones.tracing import INSTEAD, Traced, between, crossings, has_weights, holders, trace
-from auxnet.recipe import nearest
+from auxnet.words import nearest
 
 NEAR = 0.1  # of a segment's share of the cost: a cut this close to the even one is not looked for any deeper
 

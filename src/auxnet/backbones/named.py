@@ -17,7 +17,7 @@ from torch import nn
 
 from auxnet.backbones.weights import classes_in, load_pretrained
 from auxnet.errors import first_line
-from auxnet.recipe import nearest
+from auxnet.words import nearest
 
 LIBRARIES = ("timm", "torchvision")
 Build = Callable[[int], nn.Module]  # number of classes -> a backbone

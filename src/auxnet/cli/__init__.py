@@ -14,7 +14,7 @@ from importlib import import_module
 
 from auxnet import __version__, signals
 from auxnet.errors import one_line
-from auxnet.recipe import nearest
+from auxnet.words import nearest
 
 COMMANDS = {  # name: (module of this package that holds the function of that name, what it does)
     "train": ("training", "train by a recipe, and print the table of outputs"),

@@ -76,9 +76,9 @@ def evaluate(words: list[str]) -> None:
 
     opening = opened(options.run, data_dir=options.data_dir, device=options.device, threads=options.threads)
     with screen.working("evaluating"), opening as run:
-        from auxnet.checkpoint import write_json
         from auxnet.evaluation import evaluate as measure
         from auxnet.evaluation import evaluation_of
+        from auxnet.files import write_json
         from auxnet.latency import latencies
         from auxnet.provenance import provenance
 

@@ -165,7 +165,7 @@ def _destination(out: Path | None) -> Iterator[TextIO]:
     if out is None:
         yield sys.stdout
         return
-    from auxnet.checkpoint import whole
+    from auxnet.files import whole
 
     with whole(out) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         yield file

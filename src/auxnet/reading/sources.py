@@ -17,7 +17,7 @@ from auxnet.reading import cifar, formats, rows
 from auxnet.reading.arrays import Arrays
 from auxnet.reading.encoded import Encoded
 from auxnet.reading.pictures import image_paths
-from auxnet.recipe import nearest
+from auxnet.words import nearest
 
 NAMES = ("digits", "cifar10", "cifar100", "svhn")
 _HUB = {

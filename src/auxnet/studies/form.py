@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import Any
 
-from auxnet.recipe import WHERE, nearest
+from auxnet.recipe import WHERE
+from auxnet.words import nearest
 
 OF_STUDIES = ("question", "note", "measures", "variants", "claims", "published", "scales")
 OF_SCALES = ("seeds", "base", "over", "datasets", "variants", "claims", "published", "note")

@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from auxnet.checkpoint import whole
 from auxnet.documents import json_value, read_json
+from auxnet.files import whole
 from auxnet.studies.running import folder_of, is_done, why_failed
 from auxnet.studies.spec import Study, Trial, differing
 from auxnet.studies.supervising import share_of

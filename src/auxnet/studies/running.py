@@ -16,9 +16,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from auxnet.checkpoint import whole
 from auxnet.epochs import Progress
 from auxnet.errors import DivergedError, one_line
+from auxnet.files import whole
 from auxnet.processes import work_together
 from auxnet.studies.spec import Trial
 from auxnet.train import fit_on

@@ -33,8 +33,9 @@ from typing import Any
 
 from auxnet.documents import read_yaml
 from auxnet.errors import one_line
-from auxnet.recipe import WHERE, Recipe, folder_name, nearest, recipe_from
+from auxnet.recipe import WHERE, Recipe, folder_name, recipe_from
 from auxnet.studies.form import OF_SCALES, OF_STUDIES, count, given, items, needed, of_recipe, pairs, per_cent, text
+from auxnet.words import nearest
 
 BOTH = ("better", "worse")  # sides of a claim
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from auxnet.documents import read_yaml
-from auxnet.recipe import OF_BACKBONES, Recipe, kinds, nearest, words_of
+from auxnet.recipe import OF_BACKBONES, Recipe, kinds, words_of
+from auxnet.words import nearest
 
 DIGITS = 4  # of a number that is drawn, where people read it
 FEW = 64  # values that are tried one by one; of more, the ends stand for all

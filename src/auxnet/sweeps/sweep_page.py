@@ -10,9 +10,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from auxnet.checkpoint import whole
 from auxnet.documents import read_json
 from auxnet.figures_page import page_of_figures
+from auxnet.files import whole
 from auxnet.page_frame import columns_of, table_of, tiles_of, unbroken
 from auxnet.recipe import words_of, write_recipe
 from auxnet.selection import too_few

@@ -21,8 +21,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from auxnet.batches import seed_of
-from auxnet.checkpoint import whole
 from auxnet.errors import first_line
+from auxnet.files import whole
 from auxnet.sweeps.journal import BaseStorage, journal, optuna
 from auxnet.sweeps.settings import LARGEST_GRID, Settings, check_same, content_of, settings_from
 from auxnet.sweeps.space import Choices, drawn_in_words, values_of
