@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import platform
 import time
 import warnings
 from functools import partial
@@ -24,6 +23,7 @@ from torch import nn
 import auxnet
 from auxnet.backbones.cuts import even_cuts
 from auxnet.network import count_parameters
+from auxnet.provenance import provenance
 
 # A torchvision of PyPI beside a CPU build of torch lacks its compiled operators, and fails at import without their
 # names. No model here uses them.
@@ -168,8 +168,8 @@ def main():
     import timm
     import torchvision
 
-    versions = {"auxnet": auxnet.__version__, "torch": torch.__version__, "timm": timm.__version__}
-    versions |= {"torchvision": torchvision.__version__, "python": platform.python_version()}
+    made = provenance(torch.device("cpu"))
+    made["versions"] |= {"timm": timm.__version__, "torchvision": torchvision.__version__}
     print("| model | cut after | outputs | depths | logits equal | joint pairwise live fused | truncated | |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     rows = []
@@ -185,7 +185,7 @@ def main():
     if chosen.only and chosen.out.is_file():  # these rows in place of the earlier ones
         new = {row["model"]: row for row in rows}
         rows = [new.get(row["model"], row) for row in json.loads(chosen.out.read_text())["models"]]
-    chosen.out.write_text(json.dumps({"versions": versions, "models": rows}, indent=1) + "\n")
+    chosen.out.write_text(json.dumps({**made, "models": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import io
 import json
 import multiprocessing
 import os
-import platform
 import random
 import resource
 import sys
@@ -37,6 +36,8 @@ with redirect_stderr(io.StringIO()), atheris.instrument_imports(["auxnet", "yaml
     import torch
     import yaml  # noqa: F401
     from PIL import Image
+
+    from auxnet.provenance import provenance
 
     Image.init()
     from targets import NAMES, Target, damaged, targets
@@ -145,9 +146,10 @@ def main() -> None:
                     print(f"{'':8}{each['finding'][:200]} [{each['content']}]", flush=True)
     if options.out:
         libraries = ("pillow", "pyarrow", "onnxruntime", "safetensors", "torch", "PyYAML", "numpy")
-        versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in libraries}}
+        made = provenance(torch.device("cpu"))
+        made["versions"] |= {name: metadata.version(name) for name in libraries}
         settings = {"engine": engine, "seconds": options.seconds, "seed": options.seed, "limit_gb": options.gb}
-        options.out.write_text(json.dumps({"targets": rows, **settings, "versions": versions}, indent=2) + "\n")
+        options.out.write_text(json.dumps({"targets": rows, **settings, **made}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
