@@ -140,7 +140,7 @@ def test_what_follows_a_training_takes_such_a_run(capsys):
     for words in (
         ["evaluate", "run"],
         ["select", "run", "--max-params", "1000"],
-        ["exits", "run", "--max-error-increase", "50"],
+        ["exits", "run", "--max-error-increase", "49"],
         ["export", "run", "--output", "2", "--out", "two.onnx"],
         ["export", "run", "--output", "1", "--format", "torch", "--out", "one.pt2"],
         ["report", "run"],

@@ -288,7 +288,7 @@ def test_no_thresholds_meet_this_is_printed_with_exit_status_1(run, capsys):
             ["--max-mean-macs", "1M", "--cost", "latency"],
             "cost latency goes with max_error_increase, but max_mean_macs is given",
         ),
-        (["--max-error-increase=-1"], "--max-error-increase must be percentage points in 0..100, got -1"),
+        (["--max-error-increase=-1"], "--max-error-increase must be percentage points, 0 or more and below 50, got -1"),
         (["--max-mean-macs", "0"], "--max-mean-macs must be above 0 and finite, got 0"),
         (["--max-mean-latency", "nan"], "--max-mean-latency must be above 0 and finite, got nan"),
         (["--max-mean-macs", "lots"], "--max-mean-macs must be a number such as"),

@@ -207,8 +207,8 @@ def test_no_output_meets_this_is_printed_with_exit_status_1(run, capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--within", "-1"], "--within must be percentage points in 0..100, got -1"),
-        (["--within", "101"], "--within must be percentage points in 0..100, got 101"),
+        (["--within", "-1"], "--within must be percentage points, 0 or more and below 50, got -1"),
+        (["--within", "101"], "--within must be percentage points, 0 or more and below 50, got 101"),
         (["--within", "nan"], "--within must be percentage points"),
         (["--max-params", "few"], "--max-params must be a number such as 200000, 200k or 0.2M, got 'few'"),
         (["--max-params", "0"], "--max-params must be above 0 and finite, got 0"),

@@ -115,7 +115,7 @@ def gather(
     try:
         dataset = data_of(run, recipe)
     except (OSError, RuntimeError, ValueError) as error:
-        facts["missing"] = f"the images of {recipe.data} are not to be had ({one_line(error)})"
+        facts["missing"] = f"the images of {recipe.data} are not available ({one_line(error)})"
         return facts
     return facts | examine(run, recipe, dataset)
 

@@ -209,9 +209,9 @@ def save(
     except OSError as error:
         if not folder.is_dir():
             raise RuntimeError(f"{folder} has vanished, and what was saved of the run with it") from error
-        saved = "what was saved before is whole: mend it, then go on with --resume"
+        saved = "what was saved before is whole: put that right, then go on with --resume"
         if not _checkpoints(folder):
-            saved = "nothing was saved before: mend it, then begin again with --overwrite"
+            saved = "nothing was saved before: put that right, then begin again with --overwrite"
         raise RuntimeError(f"{folder} cannot be written to ({error.strerror}); {saved}") from error
 
 

@@ -69,12 +69,14 @@ class Update:
         self.aliases = [data if master is None else master for data, master in pairs]
         self.rounded = [(data, master) for data, master in pairs if master is not None]
         self.optimizer = optimizer(self.aliases or [{"params": []}])
-        if signature(self.optimizer.step).parameters["closure"].default is not None:
+        closure = signature(self.optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is not None:
             name = type(self.optimizer).__name__
             raise ValueError(f"{name} asks for losses within a step, where gradients are handed over: take another")
         aliases = iter(self.aliases)
         self.places = _apart(self.optimizer, [[next(aliases) for _ in group] for group in groups])
-        etas, usual = [float(settings["lr"]) for settings in self.optimizer.param_groups], self.optimizer.defaults["lr"]
+        etas = [float(settings["lr"]) for settings in self.optimizer.param_groups]
+        usual = self.optimizer.defaults.get("lr")  # what a group has that says nothing of its own
         usual = float(usual) if usual in etas else etas[0]
         self.shares = [eta / usual if usual else 1.0 for eta in etas]
         for settings in self.optimizer.param_groups:
@@ -144,10 +146,10 @@ def _apart(optimizer: torch.optim.Optimizer, parts: Sequence[Sequence[Tensor]]) 
         )
     apart, places = [], []
     for settings in optimizer.param_groups:
-        for place in dict.fromkeys(place_of[id(tensor)] for tensor in settings["params"]) or [
-            0
-        ]:  # a head may have none
-            apart.append(settings | {"params": [p for p in settings["params"] if place_of[id(p)] == place]})
+        of_each = [place_of[id(tensor)] for tensor in settings["params"]]
+        for place in dict.fromkeys(of_each or [0]):  # a group may be empty
+            own = [tensor for tensor, at in zip(settings["params"], of_each, strict=True) if at == place]
+            apart.append(settings | {"params": own})
             places.append(place)
     optimizer.param_groups[:] = apart
     return places

@@ -171,9 +171,9 @@ def above_zero(flag: str, value: float | None) -> float | None:
 
 
 def points(flag: str, given: float | None) -> float | None:
-    """Percentage points as a fraction. Raises ValueError outside 0..100."""
-    if given is not None and not 0 <= given <= 100:
-        raise ValueError(f"{flag} must be percentage points in 0..100, got {given:g}")
+    """Percentage points as a fraction. Raises ValueError for 50 or more."""
+    if given is not None and not 0 <= given < 50:
+        raise ValueError(f"{flag} must be percentage points, 0 or more and below 50, got {given:g}")
     return None if given is None else given / 100
 
 
