@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import auxnet
-from auxnet.capturing import WARM_UP, on_cuda
+from auxnet.capturing import WARM_UP, as_cuda_graph
 from auxnet.machine import to_device
 from auxnet.precision import in_float32, lowered
 from measured import METHODS, SGD, batch_of, operations, options, ratio, save, seconds, shown
@@ -77,7 +77,7 @@ def _step(name, depth, outputs, device, dtype, graph):
     net = to_device(auxnet.resnet(depth, outputs), device).train()
     net = lowered(net) if dtype == torch.bfloat16 else net
     method = METHODS[name](net, SGD, net.loss_weights(), loss=in_float32(torch.nn.functional.cross_entropy))
-    return (on_cuda(method, device) if graph else method).step
+    return (as_cuda_graph(method, device) if graph else method).step
 
 
 if __name__ == "__main__":

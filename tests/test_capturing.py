@@ -196,7 +196,7 @@ def graphs_on_cpus(monkeypatch):
         return captured(method, recorders[-1], nullcontext)
 
     monkeypatch.setattr(build, "check_place", lambda recipe: None)
-    monkeypatch.setattr(build, "on_cuda", on_this_cpu)
+    monkeypatch.setattr(build, "as_cuda_graph", on_this_cpu)
     monkeypatch.setattr(build, "net_of", lambda *given: nets.append(made(*given)) or nets[-1])
     return recorders
 

@@ -15,7 +15,7 @@ import torch
 
 from auxnet import batches, data
 from auxnet.backbones.described import cuts_of, net_from
-from auxnet.capturing import check_optimizers, on_cuda
+from auxnet.capturing import as_cuda_graph, check_optimizers
 from auxnet.distributed import Team
 from auxnet.errors import first_line
 from auxnet.gradients import Aggregator, Loss
@@ -249,7 +249,7 @@ def build(
     if precision_of(recipe) == torch.bfloat16:
         lowered(net)
     method = build_method(recipe, net, loss, identity if team is None or team.size == 1 else team.average)
-    return net, on_cuda(method, device) if recipe.cuda_graph else method
+    return net, as_cuda_graph(method, device) if recipe.cuda_graph else method
 
 
 def build_method(recipe: Recipe, net: AuxNet, loss: Loss, average: Average = identity) -> Method:

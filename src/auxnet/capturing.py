@@ -48,7 +48,7 @@ class Decided(NamedTuple):
         return self[:2] == other[:2] and all(map(is_, self.states, other.states))
 
 
-def on_cuda(method: Method, device: torch.device) -> Method:
+def as_cuda_graph(method: Method, device: torch.device) -> Method:
     """The same method, each of its steps one CUDA graph on this device; BatchNorm as the net was in the recorded step.
 
     Raises ValueError for optimizers that a graph cannot hold; RuntimeError, in the first steps, for a method that does

@@ -119,7 +119,7 @@ def backbone_of(run: Path) -> str | None:
     return read_run_recipe(run).backbone if (run / "recipe.yaml").is_file() else None
 
 
-def load(run: Path | str, which: str = "last") -> AuxNet:
+def load_net(run: Path | str, which: str = "last") -> AuxNet:
     """The net of a run directory, in evaluation mode: of the last epoch, or the "best" one on validation.
 
     `auxnet.load` (in `hub`) takes exported folders and the hub too. Raises FileNotFoundError if there is none,

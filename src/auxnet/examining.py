@@ -17,7 +17,7 @@ from torch import Tensor
 
 from auxnet import build, machine
 from auxnet.batches import Labelled
-from auxnet.checkpoint import fingerprint, load
+from auxnet.checkpoint import fingerprint, load_net
 from auxnet.data import DataSet
 from auxnet.documents import read_json
 from auxnet.evaluation import OutputReport, reports
@@ -38,7 +38,7 @@ def examine(run: Path, recipe: Recipe, dataset: DataSet) -> dict[str, Any]:
     """What the images say about the net of a run's last epoch, on the device and threads of the recipe."""
     device = machine.device_of(recipe)
     with machine.threads_set(recipe.threads):
-        net = machine.to_device(load(run), device)
+        net = machine.to_device(load_net(run), device)
         shape = (dataset.channels, *dataset.image_size)
         val, test = (
             predictions(net, build.evaluation_batches(split, dataset, device)) for split in (dataset.val, dataset.test)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from auxnet.checkpoint import fingerprint, load
+from auxnet.checkpoint import fingerprint, load_net
 from auxnet.documents import read_json
 from auxnet.latency import measure
 from auxnet.network import AuxNet, multiply_adds
@@ -119,8 +119,8 @@ def read_policy(run: Path | str, outputs: int) -> Policy:
 
 
 def early_exit(run: Path | str) -> EarlyExit:
-    """The early-exit network of a run, by its exits.json, in evaluation mode. Raises as `load` and `read_policy` do."""
-    net = load(run)
+    """The early-exit network of a run, by its exits.json, in evaluation mode. Raises as `load_net` and `read_policy` do."""
+    net = load_net(run)
     policy = read_policy(run, net.outputs)
     return EarlyExit(net, policy.thresholds, policy.confidence, policy.temperatures).eval()
 

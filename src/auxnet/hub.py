@@ -121,7 +121,7 @@ def _load(folder: Path, which: str, trusted: str | None) -> PretrainedAuxNet:
     net = _from_config(read_config(folder), where, trusted)
     load_weights(weights_file(folder, which), net)
     if (folder / "summary.json").is_file():
-        net.source = provenance(folder, which)
+        net.source = source_of(folder, which)
         net._hub_mixin_config = {**net.config, "source": net.source}
     elif (folder / "README.md").is_file():
         with (folder / "README.md").open(encoding="utf-8", errors="replace") as file:
@@ -153,7 +153,7 @@ def position_of(net: PretrainedAuxNet, output: int) -> int:
     return net.numbers.index(output) + 1
 
 
-def provenance(run: Path, which: str) -> dict[str, Any]:
+def source_of(run: Path, which: str) -> dict[str, Any]:
     """What a model that leaves its run takes along of summary.json and the recipe."""
     from auxnet.recipe import read_run_recipe
 

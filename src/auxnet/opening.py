@@ -11,7 +11,7 @@ import torch
 
 from auxnet.batches import Batches
 from auxnet.build import evaluation_batches, load_data
-from auxnet.checkpoint import load, read_config
+from auxnet.checkpoint import load_net, read_config
 from auxnet.data import DataSet, OnDisk, Split
 from auxnet.documents import read_json
 from auxnet.machine import device_of, threads_set, to_device
@@ -57,7 +57,7 @@ def opened(
         threads=recipe.threads if threads is None else threads,
     )
     with threads_set(recipe.threads):
-        net, place = load(run), device_of(recipe)
+        net, place = load_net(run), device_of(recipe)
         yield Opened(recipe, to_device(net, place), data_of(run, recipe), place)
 
 

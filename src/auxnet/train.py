@@ -179,8 +179,8 @@ def tables(folder: Path, dataset: DataSet, device: torch.device, same: bool = Fa
 
     `same` says that the last epoch is the best one, so that one table serves for both.
     """
-    last = _table(checkpoint.load(folder, "last"), dataset, device)
-    return {"last": last, "best": last if same else _table(checkpoint.load(folder, "best"), dataset, device)}
+    last = _table(checkpoint.load_net(folder, "last"), dataset, device)
+    return {"last": last, "best": last if same else _table(checkpoint.load_net(folder, "best"), dataset, device)}
 
 
 def _table(net: AuxNet, dataset: DataSet, device: torch.device) -> list[dict[str, Any]]:
