@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -130,17 +130,18 @@ def diagnose(
     """
     lambdas = _checked(net, method, net.loss_weights() if weights is None else weights)
     layers: list[Layer] = []
-    totals: dict[Key, float] = {}
-    seen = 0
+    sums, seen = Measured({}, {}, {}, {}), 0
     for images, labels in batches:
         layers = layers or layers_of(net, images.shape[1:])
         with as_in_training(net, images.device):
             measured = _measure(net, layers, images, labels, lambdas if method == "joint" else None, loss)
-        totals = {key: totals.get(key, 0.0) + len(images) * value for key, value in measured.items()}
+        for total, found in zip(sums, measured, strict=True):
+            for key, value in found.items():
+                total[key] = total.get(key, 0.0) + len(images) * value
         seen += len(images)
     if not seen:
         raise ValueError("there are no images to measure supervision on")
-    return _in_words({key: total / seen for key, total in totals.items()}, layers, seen)
+    return _diagnosis(sums, layers, seen)
 
 
 def layers_of(net: AuxNet, image_shape: Sequence[int]) -> list[Layer]:
@@ -169,19 +170,32 @@ def as_in_training(net: nn.Module, device: torch.device) -> Iterator[None]:
 
 # ---- one batch -------------------------------------------------------------------------------------------------
 
-Key = tuple[str, int, int, int]
-"""what; and of which output, other output, layer (by its place) or segment; 0 where there is none"""
+
+Means = dict[tuple[int, ...], float]
+
+
+class Measured(NamedTuple):
+    """What is measured on a batch of images; or its sums over all of them."""
+
+    supervision: Means
+    """norms, by output (0: all together) and the place of a layer, of what the output gives where it sits"""
+    gradient: Means
+    """likewise, of what arrives at the layer"""
+    norms: Means
+    """by output and segment, of the gradient in its parameters"""
+    cosines: Means
+    """by output, deeper output, and segment (0: all that they share), between those"""
 
 
 def _measure(
     net: AuxNet, layers: Sequence[Layer], images: Tensor, labels: Tensor, joint: list[float] | None, loss: Loss
-) -> dict[Key, float]:
+) -> Measured:
     """All that is measured on one batch; `joint` are the weights if the outputs' gradients are to be added up."""
     x = images.detach().requires_grad_()  # a frozen trunk has gradients too
     features = [x := layer.module(x) for layer in layers]
     ends = [max(place for place, at in enumerate(layers) if at.segment == k) for k in range(1, net.outputs + 1)]
     segments = [parameters(segment) for segment in net.segments]
-    values: dict[Key, float] = {}
+    measured = Measured({}, {}, {}, {})
     arriving: list[Tensor | None] = [None] * len(layers)  # the joint gradient of each layer
     supervisions: list[Tensor] = []
     trunks: list[list[Tensor]] = []  # of each output, its gradient in each parameter that it reaches
@@ -194,8 +208,8 @@ def _measure(
         trunks.append(of_parameters)
         if joint is None:
             for place, gradient in enumerate(of_features):
-                values["gradient", k, 0, place] = mean_norm([gradient])
-                values["supervision", k, 0, place] = mean_norm([of_features[end]])
+                measured.gradient[k, place] = mean_norm([gradient])
+                measured.supervision[k, place] = mean_norm([of_features[end]])
         else:
             weighted = [joint[k - 1] * gradient for gradient in of_features]
             arriving[: end + 1] = [g if a is None else a + g for a, g in zip(arriving, weighted, strict=False)]
@@ -203,9 +217,10 @@ def _measure(
     if joint is not None:
         for place, (layer, whole) in enumerate(zip(layers, arriving, strict=True)):
             assert whole is not None
-            values["gradient", 0, 0, place] = mean_norm([whole])
-            values["supervision", 0, 0, place] = mean_norm(supervisions[layer.segment - 1 :])
-    return values | _agreements(trunks, [len(segment) for segment in segments])
+            measured.gradient[0, place] = mean_norm([whole])
+            measured.supervision[0, place] = mean_norm(supervisions[layer.segment - 1 :])
+    _note_agreements(measured, trunks, [len(segment) for segment in segments])
+    return measured
 
 
 def mean_norm(gradients: Sequence[Tensor]) -> float:
@@ -221,9 +236,9 @@ def mean_norm(gradients: Sequence[Tensor]) -> float:
     return float(norms_N.sum())  # N times, and a mean over N
 
 
-def _agreements(trunks: Sequence[Sequence[Tensor]], counts: Sequence[int]) -> dict[Key, float]:
+def _note_agreements(measured: Measured, trunks: Sequence[Sequence[Tensor]], counts: Sequence[int]) -> None:
     """Norms of the outputs' gradients in each segment, and cosines between them there and over all they share."""
-    K, values = len(trunks), {}
+    K = len(trunks)
     products = [torch.zeros(K, K, dtype=torch.float64) for _ in counts]  # in segment j: <dL_a/dS_j, dL_b/dS_j>
     start = 0
     for j, count in enumerate(counts):
@@ -233,34 +248,33 @@ def _agreements(trunks: Sequence[Sequence[Tensor]], counts: Sequence[int]) -> di
         start += count
     for j, product in enumerate(products, start=1):
         for a in range(j, K + 1):
-            values["norm", a, 0, j] = float(product[a - 1, a - 1].sqrt())
+            measured.norms[a, j] = float(product[a - 1, a - 1].sqrt())
     for a in range(1, K + 1):
         for b in range(a + 1, K + 1):
             shared = products[:a]
             for j, product in ((0, torch.stack(shared).sum(0)), *enumerate(shared, start=1)):
                 scale = (product[a - 1, a - 1] * product[b - 1, b - 1]).sqrt()
-                values["cosine", a, b, j] = float(product[a - 1, b - 1] / scale)  # 0 / 0 is nan
-    return values
+                measured.cosines[a, b, j] = float(product[a - 1, b - 1] / scale)  # 0 / 0 is nan
 
 
-# ---- in words --------------------------------------------------------------------------------------------------
+# ---- put together --------------------------------------------------------------------------------------------------
 
 
-def _in_words(means: dict[Key, float], layers: Sequence[Layer], images: int) -> Diagnosis:
-    shares, norms, agreements = [], [], []
-    for (what, a, b, place), value in means.items():
-        if what == "gradient":
-            arrived = means["supervision", a, b, place]
-            share = arrived / value if 0 < value < float("inf") else None
-            shares.append(Share(a or None, layers[place].layer, share, arrived, value))
-        elif what == "norm":
-            norms.append(GradientNorm(a, place, value))
-        elif what == "cosine":
-            agreements.append(Agreement(a, b, place or None, None if value != value else value))
-    norms.sort(key=lambda norm: (norm.output, norm.segment))
+def _diagnosis(sums: Measured, layers: Sequence[Layer], images: int) -> Diagnosis:
+    supervision, gradient, norms, cosines = ({key: x / images for key, x in found.items()} for found in sums)
+    shares = []
+    for (k, place), whole in gradient.items():
+        arrived = supervision[k, place]
+        share = arrived / whole if 0 < whole < float("inf") else None
+        shares.append(Share(k or None, layers[place].layer, share, arrived, whole))
+    by_segment = tuple(GradientNorm(k, segment, norms[k, segment]) for k, segment in sorted(norms))
+    agreements = tuple(Agreement(a, b, j or None, None if x != x else x) for (a, b, j), x in cosines.items())
     seen = tuple(at.layer for at in layers)
     ends = tuple({at.segment: at.layer for at in layers}.values())  # of each segment the last
-    return Diagnosis(seen, ends, tuple(shares), tuple(norms), tuple(agreements), images)
+    return Diagnosis(seen, ends, tuple(shares), by_segment, agreements, images)
+
+
+# ---- layers ----------------------------------------------------------------------------------------------------
 
 
 def _links(module: nn.Module) -> list[nn.Module]:

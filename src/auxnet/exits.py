@@ -119,7 +119,10 @@ def read_policy(run: Path | str, outputs: int) -> Policy:
 
 
 def early_exit(run: Path | str) -> EarlyExit:
-    """The early-exit network of a run, by its exits.json, in evaluation mode. Raises as `load_net` and `read_policy` do."""
+    """The early-exit network of a run, by its exits.json, in evaluation mode.
+
+    Raises what `load_net` and `read_policy` raise.
+    """
     net = load_net(run)
     policy = read_policy(run, net.outputs)
     return EarlyExit(net, policy.thresholds, policy.confidence, policy.temperatures).eval()
