@@ -2,8 +2,8 @@
 
     python benchmarks/soak.py [--kills 50] [--seed 0] [--json results/soak.json]
 
-Each training goes through every method in turn, saves after every step, and is killed at a moment drawn at random from
-the whole of its life: while it starts, reads, steps, saves, validates, writes the summary. At its end its weights,
+Trainings go through the methods in turn, save after every step, and are killed up to three times, at moments drawn at
+random from the whole of a life: while it starts, reads, steps, saves, validates, writes the summary. At its end its weights,
 best weights, metrics and tables must be those of the run that was never stopped, byte for byte (times apart).
 """
 
@@ -32,6 +32,7 @@ METHODS = [
     ["--method", "multiway", "--mode", "frozen"],
     ["--method", "multiway", "--mode", "fused"],
 ]
+EACH = 3  # times that a training is killed at most, so that all methods are killed alike
 RECIPE = ["--depth", "8", "--epochs", "2", "--batch-size", "128", "--threads", "1", "--device", "cpu"]
 
 
@@ -56,10 +57,10 @@ def main() -> None:
                 wholes[name] = Path(scratch) / name, time.monotonic() - began
             whole, life = wholes[name]
             folder = Path(scratch) / f"{name}-{row['runs']}"
-            while True:
+            for turn in range(EACH + 1):
                 process = train(folder, method)
                 try:
-                    process.wait(draw.uniform(0, 1.5 * life))
+                    process.wait(draw.uniform(0, life) if turn < EACH else None)
                     break
                 except subprocess.TimeoutExpired:
                     process.kill()

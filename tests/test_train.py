@@ -417,3 +417,13 @@ def test_progress_says_where_a_training_stands(tmp_path):
     last = [each for each in seen if not each.done][-1]
     assert (last.epoch, last.step) == (3, last.steps)
     assert last.losses == pytest.approx(seen[-1].losses)
+
+
+def test_a_training_killed_while_it_began_is_begun_again_with_overwrite(tmp_path):
+    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "a" / ".recipe.yaml.1.partial").write_text("half")
+    recipe = replace(TINY, epochs=1)
+    with pytest.raises(FileExistsError):
+        auxnet.fit(recipe, tmp_path / "a")
+    auxnet.fit(recipe, tmp_path / "a", overwrite=True)
+    assert not [*(tmp_path / "a").glob("*.partial")]

@@ -86,6 +86,8 @@ def fit(
         here = held.enter_context(team(device_of(recipe)))
         held.enter_context(threads_set(recipe.threads))
         held.enter_context(torch.random.fork_rng(devices=[]))
+        if here.leads and overwrite:
+            rundir.clear(folder)
         if here.leads:
             rundir.check(folder, recipe, resume, overwrite)
         check(recipe)
