@@ -3,8 +3,8 @@
     python benchmarks/soak.py [--kills 50] [--seed 0] [--json results/soak.json]
 
 Trainings go through the methods in turn, save after every step, and are killed up to three times, at moments drawn at
-random from the whole of a life: while it starts, reads, steps, saves, validates, writes the summary. At its end its weights,
-best weights, metrics and tables must be those of the run that was never stopped, byte for byte (times apart).
+random from the whole of a life: while it starts, reads, steps, saves, validates, writes the summary. At its end its
+weights, best weights, metrics and tables must be those of the run never stopped, byte for byte (times apart).
 """
 
 from __future__ import annotations
