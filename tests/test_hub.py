@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import auxnet
 from auxnet.hub import PretrainedAuxNet, load, take_out
@@ -126,7 +127,8 @@ def test_prepared_images_get_the_answers_of_predict(run, tmp_path):
     for path, each in zip(paths, pictures, strict=True):
         each.save(path)
     expected = [answer.probabilities[0] for answer in auxnet.predict(run, paths)]
-    for given in (paths, [*map(str, paths)], pictures, [*map(np.asarray, pictures)]):
+    assert [answer.probabilities[0] for answer in auxnet.predict(net, paths)] == expected
+    for given in (paths, [*map(str, paths)], pictures, [*map(np.asarray, pictures)], [paths]):
         top = net(net.prepare(*given))[-1].softmax(1).max(1).values
         assert top.tolist() == pytest.approx(expected, abs=1e-6)
 
@@ -141,3 +143,14 @@ def test_names_that_do_not_fit_the_network_are_refused(run):
     net = auxnet.load(run)
     with pytest.raises(ValueError, match="a network for 4 classes needs their 4 names, got 2"):
         PretrainedAuxNet(net.config["network"], ["a", "b"], net.preprocessing.content(), net=net)
+
+
+def test_pictures_opened_by_pil_are_prepared_as_their_files_are(run, tmp_path):
+    net, exif = auxnet.load(run), Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    picture(9, (12, 20)).quantize(64).save(tmp_path / "palette.png")
+    picture(9, (12, 20)).convert("RGBA").save(tmp_path / "alpha.png")
+    picture(9, (12, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    for path in tmp_path.iterdir():
+        with Image.open(path) as opened:
+            assert torch.equal(net.prepare(path), net.prepare(opened)), path

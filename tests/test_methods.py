@@ -802,3 +802,18 @@ def test_live_stays_live_where_segments_are_compiled():
     for mode, same, other in (("live", live, frozen), ("frozen", frozen, live)):
         compiled = stepped(mode, True)
         assert (compiled - same).norm() < (compiled - other).norm() / 1000
+
+
+@every_method
+def test_a_segment_without_parameters_keeps_its_group(make):
+    """As in checkpoints of earlier versions."""
+    torch.manual_seed(0)
+    segments = [nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3)]
+    heads = [nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)) for _ in segments]
+    net = auxnet.AuxNet(segments, heads, [2, 3, 4])
+    method = make(net, sgd(), [0.9, 0.8, 1.0])
+    method.step(*images())
+    groups = [len(update.optimizer.param_groups) for update in method.updates]
+    own = {"joint": [4], "fused": [6], "shared": [2]}
+    name = next(name for name, each in METHODS.items() if each is make)
+    assert groups == own.get(name, [2, 2, 2])

@@ -92,6 +92,7 @@ def test_images_that_were_trained_on_never_judge_a_run(tmp_path, capsys):
         capsys.readouterr()
         assert main([str(word) for word in words]) == 1
         assert "have changed since it was begun" in capsys.readouterr().err
+    assert main(["export", str(run), "--format", "torch", "--out", str(tmp_path / "x.pt2")]) == 0  # judges nothing
     (data / "cat" / "one-more.png").unlink()
     assert main(["select", str(run)]) == 0
 
@@ -105,3 +106,32 @@ def test_more_images_of_a_test_set_of_its_own_change_nothing_that_was_drawn(tmp_
     Image.fromarray(images[0]).save(tmp_path / "pics" / "test" / "cat" / "one-more.png")
     with opened(tmp_path / "run") as it:
         assert len(it.dataset.test) == 41
+
+
+def test_a_project_that_moved_with_its_data_is_still_found(tmp_path, monkeypatch):
+    home, moved = tmp_path / "home", tmp_path / "moved"
+    images, labels = tiny(60, 2, size=8)
+    write_folders(home / "pics", images, labels, ["cat", "dog"])
+    recipe = Recipe(data="pics", depth=8, outputs=2, epochs=1, batch_size=16, threads=1, device="cpu")
+    monkeypatch.chdir(home)
+    auxnet.fit(recipe, "run")
+    home.rename(moved)
+    monkeypatch.chdir(moved)
+    assert auxnet.select("run").output
+    assert auxnet.fit(recipe, "run", resume=True).summary
+    monkeypatch.chdir(tmp_path)
+    assert auxnet.select(moved / "run", data_dir=str(moved)).output
+
+
+def test_a_folder_of_data_that_was_not_used_is_not_asked_for(tmp_path, monkeypatch):
+    (tmp_path / "unrelated").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AUXNET_DATA", str(tmp_path / "unrelated"))
+    recipe = Recipe(depth=8, outputs=2, epochs=1, batch_size=512, threads=1, device="cpu")
+    for run in ("digits/a", "digits/b"):  # a folder of that name is not the data
+        auxnet.fit(recipe, run)
+    (tmp_path / "unrelated").rmdir()
+    monkeypatch.delenv("AUXNET_DATA")
+    (tmp_path / "digits" / "b" / "summary.json").unlink()
+    for run in ("digits/a", "digits/b"):  # and one without a summary says nothing of what was drawn
+        assert auxnet.select(run).output

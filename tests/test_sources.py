@@ -147,6 +147,13 @@ def test_a_class_called_train_is_not_taken_for_a_split_beside_other_classes(home
         load(str(home))
 
 
+def test_images_beside_several_splits_are_left_aside(home: Path) -> None:
+    for split in ("train", "test"):
+        write_folders(home / split, *tiny(30, 3, size=8), ["a", "b", "c"])
+    write_folders(home, *tiny(4, 1, size=8), ["preview"])
+    assert load(str(home)).classes == ("a", "b", "c")
+
+
 def test_a_folder_without_images_beside_the_splits_is_no_matter(home: Path) -> None:
     write_folders(home / "train", *tiny(30, 3, size=8), ["a", "b", "c"])
     (home / "annotations").mkdir()

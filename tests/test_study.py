@@ -710,3 +710,12 @@ def test_a_training_that_was_stopped_goes_on_from_its_checkpoint(own, tmp_path, 
     running.train(out, [trial], 1, HERE, lambda left: None)
     assert resumed == [True]
     assert running.is_done(out, trial)
+
+
+def test_a_study_has_the_one_scale_of_its_own_for_its_default(tmp_path):
+    (tmp_path / "own.yaml").write_text(
+        "question: which?\nvariants: {one: {outputs: 1}, two: {outputs: 2}}\n"
+        "scales: {mine: {seeds: 1, base: {depth: 8}}}\n"
+    )
+    assert read_study(str(tmp_path / "own.yaml")).scale == "mine"
+    assert read_study("methods").scale == "small"

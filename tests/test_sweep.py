@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("optuna", reason="optuna is not installed (extra: sweep)")
 
@@ -29,6 +30,7 @@ from auxnet.sweeps.space import Choices, Range, domain_of, space_from, space_fro
 from auxnet.sweeps.sweeping import read_sweep, sweep
 from browser import check_themes, chromium, opened
 from killed import contents, killed_at
+from writers import tiny, write_folders
 
 TINY = Recipe(depth=8, outputs=2, epochs=1, batch_size=512, threads=1, device="cpu")
 
@@ -685,3 +687,15 @@ def test_the_page_draws_every_figure_and_needs_nothing_from_elsewhere(finished, 
         dim = page.locator(lines).evaluate_all("all => all.map((line) => getComputedStyle(line).stroke)")
         assert len(bright) == len(dim) > 1
         assert not {*bright} & {*dim}  # Optuna's lines too are in the colours of the theme
+
+
+def test_trials_are_never_judged_by_other_images_than_those_before(tmp_path, capsys):
+    images, labels = tiny(40, 2, size=8)
+    write_folders(tmp_path / "pics", images, labels, ["cat", "dog"])
+    recipe = replace(TINY, data=str(tmp_path / "pics"), batch_size=16)
+    sweep({"lr": [0.01, 0.1, 0.2]}, tmp_path / "s", recipe, trials=1)
+    Image.fromarray(images[0]).save(tmp_path / "pics" / "cat" / "one-more.png")
+    with pytest.raises(RuntimeError, match="have changed since it was begun, and its trials would be judged by other"):
+        sweep({"lr": [0.01, 0.1, 0.2]}, tmp_path / "s", recipe, trials=2)
+    (tmp_path / "pics" / "cat" / "one-more.png").unlink()
+    assert len(sweep({"lr": [0.01, 0.1, 0.2]}, tmp_path / "s", recipe, trials=2).trials) == 2

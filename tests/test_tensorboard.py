@@ -63,6 +63,17 @@ def test_a_run_that_was_stopped_has_every_epoch_once(tmp_path, begun_with):
         assert read(tmp_path / "a", k) == expected(tmp_path / "a", k)
 
 
+def test_curves_that_were_begun_go_on_without_being_asked_for_again(tmp_path):
+    def stop(progress):
+        if progress.done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        auxnet.fit(TINY, tmp_path / "a", tensorboard=True, watch=stop)
+    auxnet.fit(TINY, tmp_path / "a", resume=True)
+    assert read(tmp_path / "a", 1) == expected(tmp_path / "a", 1)
+
+
 def test_a_finished_run_is_shown_too(tmp_path):
     auxnet.fit(replace(TINY, epochs=1), tmp_path / "a")
     auxnet.fit(replace(TINY, epochs=1), tmp_path / "a", resume=True, tensorboard=True)
@@ -72,8 +83,13 @@ def test_a_finished_run_is_shown_too(tmp_path):
 def test_a_run_that_is_replaced_takes_its_curves_with_it_and_nothing_else(tmp_path):
     auxnet.fit(replace(TINY, epochs=1), tmp_path / "a", tensorboard=True)
     (tmp_path / "a" / "tensorboard" / "notes.txt").write_text("mine")
+    (tmp_path / "a" / "tensorboard" / "output-mine").mkdir()
+    (tmp_path / "a" / "tensorboard" / "output-mine" / "events.out.tfevents.mine").write_text("mine")
     auxnet.fit(replace(TINY, epochs=1, seed=1), tmp_path / "a", overwrite=True)
-    assert [path.name for path in (tmp_path / "a" / "tensorboard").rglob("*") if path.is_file()] == ["notes.txt"]
+    assert [path.name for path in (tmp_path / "a" / "tensorboard").rglob("*") if path.is_file()] == [
+        "notes.txt",
+        "events.out.tfevents.mine",
+    ]
 
 
 def test_without_its_package_nothing_begins(tmp_path, monkeypatch):

@@ -73,7 +73,8 @@ class DataSet:
         if then is not None and then != self.drawn:
             raise RuntimeError(
                 f"the data of {run} have changed since it was begun: other images are drawn for validation or test, "
-                "and it may have been trained on those. Put the data back, or train again"
+                "and it may have been trained on those. Put the data back, or train again (a test/ and a val/ folder "
+                "of their own stay as they are while train/ grows)"
             )
 
     @property

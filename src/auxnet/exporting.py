@@ -101,7 +101,8 @@ def export(
         policy.check(output)
     elif policy is not None:
         raise ValueError(f"confidence and thresholds are for onnx-early-exit, not for {format}: leave them out")
-    pixels = _some(data_of(run, replace(recipe, data_dir=data_dir or recipe.data_dir)).val, images)
+    dataset = data_of(run, replace(recipe, data_dir=data_dir or recipe.data_dir), judging=False)
+    pixels = _some(dataset.val, images)
     path.parent.mkdir(parents=True, exist_ok=True)
     if format == "safetensors":
         return _folder(net, output, path, pixels)

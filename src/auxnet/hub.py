@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, snapshot_download
 from huggingface_hub.errors import HFValidationError
+from PIL import Image
 from torch import Tensor
 
 from auxnet import __version__
@@ -26,7 +27,7 @@ from auxnet.errors import first_line
 from auxnet.network import AuxNet
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import Pixels
-from auxnet.reading.pictures import decode
+from auxnet.reading.pictures import decode, upright
 
 FILES = ("config.json", "model.safetensors", "README.md")
 
@@ -72,10 +73,13 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
     def prepare(self, *images: Path | str | Any) -> Tensor:
         """Images as the net takes them, float32 [N, C, H, W] on its device: of files, or of uint8 pixels [H, W, C].
 
+        One or several, or a list of them.
         (PIL's images, and arrays [H, W] of grey ones, are such pixels too.) They are decoded, brought to size and
         normalised as `predict` does it. Raises RuntimeError for a file that is no readable image, ValueError for
         others.
         """
+        if len(images) == 1 and isinstance(images[0], list | tuple):
+            images = tuple(images[0])
         if not images:
             raise ValueError("there are no images to prepare: name files, or give pixels")
         seen = torch.from_numpy(np.stack([self.preprocessing.seen(_pixels(image)) for image in images]))
@@ -128,7 +132,7 @@ def _load(folder: Path, which: str, trusted: str | None) -> PretrainedAuxNet:
             net.card = file.read(2**20)  # a stranger's; ours have 2 kB
     try:
         model_card(net)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise RuntimeError(f"{folder} is damaged: what it says of its training cannot be read ({error})") from None
     return net.eval()
 
@@ -237,7 +241,7 @@ def _pixels(image: Any) -> Pixels:
     """The pixels of a file, or of what holds them already."""
     if isinstance(image, str | Path):
         return decode(Path(image), str(image), None)
-    pixels = np.asarray(image)
+    pixels = np.asarray(upright(image) if isinstance(image, Image.Image) else image)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
         raise ValueError(f"pixels must be uint8 [H, W, 1 or 3], got {pixels.dtype} {list(pixels.shape)}")

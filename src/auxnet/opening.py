@@ -61,11 +61,11 @@ def opened(
         yield Opened(recipe, to_device(net, place), data_of(run, recipe), place)
 
 
-def data_of(run: Path | str, recipe: Recipe) -> DataSet:
+def data_of(run: Path | str, recipe: Recipe, judging: bool = True) -> DataSet:
     """The data of a run's recipe.
 
     Raises as `load_data` does, and RuntimeError if they have other classes by now, or if other images are drawn from
-    them for validation and test than in training.
+    them for validation and test than in training (which is no matter where they are not used for `judging`).
     """
     dataset, trained_on = load_data(recipe), read_config(Path(run)).get("classes")
     if not isinstance(trained_on, list):
@@ -77,9 +77,10 @@ def data_of(run: Path | str, recipe: Recipe) -> DataSet:
         raise RuntimeError(
             f"{run} was trained on {len(trained_on)} classes, and its data hold {len(dataset.classes)}, {how}"
         )
-    try:
-        drawn = read_json(Path(run) / "summary.json")["data"].get("drawn")
-    except (AttributeError, KeyError, TypeError):
-        raise RuntimeError(f"{Path(run) / 'summary.json'} is damaged: it does not say on what data") from None
-    dataset.check_drawn(drawn, run)
+    if judging and (Path(run) / "summary.json").is_file():
+        try:
+            drawn = read_json(Path(run) / "summary.json")["data"].get("drawn")
+        except (AttributeError, KeyError, TypeError):
+            raise RuntimeError(f"{Path(run) / 'summary.json'} is damaged: it does not say on what data") from None
+        dataset.check_drawn(drawn, run)
     return dataset

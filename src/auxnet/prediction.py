@@ -15,9 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from auxnet.errors import one_line
+from auxnet.hub import PretrainedAuxNet
 from auxnet.reading.arrays import Pixels
 from auxnet.reading.pictures import decode, image_files
-from auxnet.runtimes import Runnable, open_model
+from auxnet.runtimes import Runnable, open_model, runnable
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Unreadable:
 
 
 def predict(
-    model: Path | str | Runnable,
+    model: Path | str | PretrainedAuxNet | Runnable,
     images: Path | str | Iterable[Path | str],
     *,
     output: int | None = None,
@@ -53,8 +54,8 @@ def predict(
 ) -> Iterator[Prediction | Unreadable]:
     """One answer per image, in order: of a file or several, and of the image files in and below folders, sorted.
 
-    `model`: a run, an exported folder, `hf:owner/name`, or an ONNX file of this program; `output` as numbered
-    in the run (default: its deepest). Raises, at once, ValueError for an option that cannot be or an empty
+    `model`: a run, an exported folder, `hf:owner/name`, an ONNX file of this program, or what `load` gave; `output` as
+    numbered in the run (default: its deepest). Raises, at once, ValueError for an option that cannot be or an empty
     list, and what `runtimes.open_model` raises.
     """
     if batch_size < 1:
@@ -65,13 +66,19 @@ def predict(
     if not given:
         raise ValueError("there are no images to predict: name files or folders")
     try:
-        runnable = model if isinstance(model, Runnable) else open_model(model, output, which)
+        asked = _opened(model, output, which)
     except (ValueError, FileNotFoundError) as error:
         if len(given) == 1 and (Path(given[0]).suffix == ".onnx" or (Path(given[0]) / "config.json").is_file()):
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
             raise kind(f"the model comes first, then images: {given[0]} {model} ({error})") from None
         raise
-    return _answers(runnable, _files(given), top, batch_size)
+    return _answers(asked, _files(given), top, batch_size)
+
+
+def _opened(model: Path | str | PretrainedAuxNet | Runnable, output: int | None, which: str) -> Runnable:
+    if isinstance(model, Runnable):
+        return model
+    return runnable(model, output) if isinstance(model, PretrainedAuxNet) else open_model(model, output, which)
 
 
 class _Readable(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import types
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -161,7 +161,9 @@ def read_run_recipe(run: Path | str) -> Recipe:
     if not (whole or unsealed):
         mend = "put it back, or remove its first line to have it taken as it is"
         raise RuntimeError(f"{path} is damaged, or was changed since the run began: {mend}")
-    return read_recipe(path)
+    recipe = read_recipe(path)
+    moved = recipe.data_dir is not None and not Path(recipe.data_dir).is_dir() and "AUXNET_DATA" in os.environ
+    return replace(recipe, data_dir=None) if moved else recipe
 
 
 def recipe_from(content: dict[Any, Any]) -> Recipe:

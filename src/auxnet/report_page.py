@@ -96,6 +96,11 @@ def headline(run: Run) -> str:
         doubt = f"{n:,} validation images cannot tell it from output {other['output']}, with {share} % of the work"
     if chosen is deepest and doubt:
         return f"Output {chosen['output']}, the deepest, errs least: {error}. But {doubt}."
+    if run["reason"] is None:  # the errors alone are known
+        return (
+            f"Output {chosen['output']} of {len(outputs)} is chosen by the errors that the run saved: {error}. "
+            "Whether the images can tell it from a smaller one is not known without them."
+        )
     if chosen is deepest:
         nearest = min(row["val"]["error"] for row in outputs[:-1])
         return (

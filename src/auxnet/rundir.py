@@ -121,7 +121,8 @@ def check(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
         raise FileExistsError(f"{folder} holds a run already: {mend}")
     elif not is_run and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         raise FileExistsError(f"{folder} holds other files: name a new folder for the run")
-    if not resume and Path(recipe.data).is_dir() and Path(recipe.data).resolve() in folder.resolve().parents:
+    of_folders = recipe.data not in sources.NAMES and Path(recipe.data).is_dir()
+    if not resume and of_folders and Path(recipe.data).resolve() in folder.resolve().parents:
         raise ValueError(f"{folder} lies in the data, {recipe.data}, and would be taken for a part of it: name another")
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
@@ -307,6 +308,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def _check_same(saved: Recipe, recipe: Recipe, folder: Path) -> None:
     """A run goes on by its own recipe; only where it runs may change."""
     saved, recipe = located(replace(saved, **{key: getattr(recipe, key) for key in WHERE})), located(recipe)
+    if not Path(saved.data).exists() and Path(saved.data).name == Path(recipe.data).name:
+        saved = replace(saved, data=recipe.data)  # it has moved
     for key, value in asdict(saved).items():
         if value != getattr(recipe, key):
             asked = getattr(recipe, key)

@@ -18,7 +18,7 @@ from auxnet.batches import normalise
 from auxnet.documents import json_value
 from auxnet.errors import one_line
 from auxnet.graphs import need
-from auxnet.hub import load, position_of
+from auxnet.hub import PretrainedAuxNet, load, position_of
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import Pixels
 
@@ -66,9 +66,16 @@ def open_model(source: Path | str, output: int | None = None, which: str = "last
 
 
 def _open_net(source: Path | str, output: int | None, which: str) -> Runnable:
-    net = load(source, which)
+    return runnable(load(source, which), output)
+
+
+def runnable(net: PretrainedAuxNet, output: int | None = None) -> Runnable:
+    """A net that is loaded, its output as numbered in the run (default: the deepest there is), to be asked.
+
+    Raises ValueError if it has no such output.
+    """
     number = net.numbers[-1] if output is None else output
-    model = net.truncate(position_of(net, number)).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = net.truncate(position_of(net, number)).eval().cpu().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     seen = net.preprocessing
 

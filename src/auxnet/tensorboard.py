@@ -5,6 +5,7 @@ TensorBoard draws one line per folder of event files, hence tensorboard/output-1
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,7 +19,10 @@ History = Sequence[dict[str, Any]]
 
 def event_files(run: Path) -> Iterator[Path]:
     """What was written here for TensorBoard."""
-    yield from run.glob("tensorboard/output-*/events.out.tfevents.*")
+    ours = re.compile(r"output-\d+/events\.out\.tfevents\.\d+\..+\.\d+\.\d+")
+    for path in run.glob("tensorboard/output-*/events.out.tfevents.*"):
+        if ours.fullmatch(str(path.relative_to(run / "tensorboard"))):
+            yield path
 
 
 @contextmanager

@@ -6,6 +6,7 @@ The test set is read once, after the last epoch, and nothing is chosen on it.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -36,7 +37,7 @@ from auxnet.preprocessing import Preprocessing
 from auxnet.provenance import provenance
 from auxnet.recipe import Recipe, method_name
 from auxnet.scores import guessing
-from auxnet.tensorboard import event_writer
+from auxnet.tensorboard import event_files, event_writer
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,16 @@ def fit(
         check(recipe)
         if here.leads:
             held.enter_context(rundir.claim(folder))
+        if resume:  # what it has goes on, whether it is asked for again or not
+            tensorboard = tensorboard or any(event_files(folder))
+            diagnose = diagnose or (folder / "diagnosis.jsonl").is_file()
         write_events = held.enter_context(event_writer(folder)) if tensorboard and here.leads else None
         dataset = resident(load_data(recipe), here.device)
         if not resume:
             check_data(recipe, dataset)
+        if dataset.left_out and here.leads:
+            first = "; ".join(dataset.left_out[:3]) + ("; ..." if len(dataset.left_out) > 3 else "")
+            warnings.warn(f"{len(dataset.left_out)} images are left out, unreadable: {first}", stacklevel=2)
         begun = replace(recipe, pretrained=None) if resume else recipe  # its weights are in the checkpoint
         net, method = build(begun, dataset, here.device, here)
         check_last_batch(recipe, dataset, net, here.size)

@@ -63,7 +63,7 @@ def tiles(run: Run) -> str:
     error, output = _lowest(run)
     numbers = [
         ("Epochs done", f"{done:,}", f"of {epochs:,}"),
-        ("Lowest validation error", per_cent(error), f"output {output}, after epoch {done}"),
+        (f"Lowest validation error after epoch {done}", per_cent(error), f"output {output}"),
         ("Trained for", f"{seconds:,.0f} s", f"about {seconds / done * (epochs - done):,.0f} s left at this pace"),
     ]
     return tiles_of(numbers, "Where it stands")

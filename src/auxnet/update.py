@@ -145,9 +145,10 @@ def _apart(optimizer: torch.optim.Optimizer, parts: Sequence[Sequence[Tensor]]) 
             f"it holds {len(place_of.keys() & {id(tensor) for tensor in held})} of them, and {len(held)} in all"
         )
     apart, places = [], []
+    one = len(optimizer.param_groups) == 1  # then each part has a group, also one without parameters
     for settings in optimizer.param_groups:
         of_each = [place_of[id(tensor)] for tensor in settings["params"]]
-        for place in dict.fromkeys(of_each or [0]):  # a group may be empty
+        for place in range(len(parts)) if one else dict.fromkeys(of_each or [0]):
             own = [tensor for tensor, at in zip(settings["params"], of_each, strict=True) if at == place]
             apart.append(settings | {"params": own})
             places.append(place)

@@ -30,8 +30,9 @@ class Study:
 
     name: Positional[str] = ""
     """compact, gamma, intermediate, methods, outputs, settings, systems, vanishing, or a FILE.yaml (none: list them)"""
-    scale: str = "small"
-    """smoke (a minute), small (an afternoon on two cores), full (the paper's schedule, for GPUs), or one of FILE's"""
+    scale: str | None = None
+    """smoke (a minute), small (an afternoon on two cores), full (the paper's schedule, for GPUs), or one of FILE's;
+    none: small, or the only one that FILE has"""
     seeds: int | None = None
     """trainings of each variant; none: as the study says"""
     out: Path = Path("runs/studies")

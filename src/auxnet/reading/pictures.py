@@ -61,19 +61,25 @@ def decode(file: Path | str | io.BytesIO, where: str, image_size: int | None) ->
     It is turned upright by its EXIF tag, its transparency dropped. With `image_size` the shorter side is brought
     to that many pixels and the middle square cut out. Raises RuntimeError for an image that cannot be read.
     """
-    from PIL import Image, ImageOps
 
     with reading(where, "image"), _no_bombs(), _opened(file) as image:
         if image.format in ("JPEG", "MPO") and _scans(image) > MOST_SCANS:
             raise ValueError(f"it goes over its pixels more than {MOST_SCANS} times: a decompression bomb")
         if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
             raise ValueError(f"mode {image.mode!r} has no known range: save it with 8 bits per channel")
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):  # 16 bits: keep the upper 8
-            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-        mode = "L" if upright.mode in ("1", "L", "LA", "La") else "RGB"
-        upright = upright if upright.mode == mode else upright.convert(mode)
-        return _pixels(upright if image_size is None else _fit(upright, (image_size, image_size)))
+        plain = upright(image)
+        return _pixels(plain if image_size is None else _fit(plain, (image_size, image_size)))
+
+
+def upright(image: Any) -> Any:
+    """A PIL image turned upright by its EXIF tag, grey (L) or red-green-blue, its transparency dropped."""
+    from PIL import Image, ImageOps
+
+    turned = ImageOps.exif_transpose(image)
+    if turned.mode.startswith("I"):  # 16 bits: keep the upper 8
+        turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
+    mode = "L" if turned.mode in ("1", "L", "LA", "La") else "RGB"
+    return turned if turned.mode == mode else turned.convert(mode)
 
 
 def resize(images: Pixels, image_size: int) -> Pixels:

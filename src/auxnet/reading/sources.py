@@ -42,13 +42,14 @@ class Part:
 
 
 def located(name: str, data_dir: str | None) -> tuple[str, str | None]:
-    """The same data set named so that it is found from any folder, and without AUXNET_DATA."""
-    root = data_dir or os.environ.get("AUXNET_DATA")
-    root = root and str(Path(root).expanduser().resolve())
-    if name in NAMES or name.startswith("hf:"):
-        return name, root
+    """The same data set named so that it is found from any folder, and without AUXNET_DATA, where that was used."""
     folder = Path(name).expanduser()
-    return (str(folder.resolve()) if folder.is_dir() else name), root
+    if name == "digits" or name.startswith("hf:"):
+        return name, data_dir
+    if name not in NAMES and folder.is_dir():
+        return str(folder.resolve()), data_dir
+    root = data_dir or os.environ.get("AUXNET_DATA")
+    return name, root and str(Path(root).expanduser().resolve())
 
 
 def find(name: str, data_dir: str | Path | None, image_size: int | None) -> dict[str, Part]:
@@ -78,13 +79,17 @@ def find(name: str, data_dir: str | Path | None, image_size: int | None) -> dict
             raise FileNotFoundError(
                 f"{name} was not found: looked in {looked}, then {error}; give a data_dir that holds one of {forms}"
             ) from error
-    for folder in (Path(name).expanduser(), root / name) if name.strip() else ():
+    places = [Path(name).expanduser(), root / name]
+    if Path(name).is_absolute():  # it may have moved with what lies around it: then it is here, or in data_dir
+        places += [root / Path(name).name, Path(Path(name).name)]
+    for folder in places if name.strip() else ():
         if folder.is_dir():
             return _in_folder(folder, image_size)
         if folder.exists():
             raise ValueError(f"data {name!r} is a file: give the folder that holds it, or one of {', '.join(NAMES)}")
-    places = " or ".join(map(str, [Path.cwd(), *([root] if given else [])]))
-    where = "" if Path(name).expanduser().is_absolute() else f" in {places} (data_dir names the folder that holds it)"
+    looked = " or ".join(map(str, [Path.cwd(), *([root] if given else [])]))
+    where = f", nor in {looked}" if Path(name).expanduser().is_absolute() else f" in {looked}"
+    where += " (data_dir names the folder that holds it)"
     if os.sep in name or name.startswith((".", "~")):
         raise FileNotFoundError(f"data {name!r}: there is no such folder{where}")
     hint = nearest(name.lower(), list(NAMES)) or f"{where}: give one of {', '.join(NAMES)}, a folder, or hf:owner/name"
@@ -136,7 +141,8 @@ def _in_folder(folder: Path, image_size: int | None) -> dict[str, Part]:
     homes = {home.name: home for home in formats.subfolders(folder)}
     if "train" in homes and formats.subfolders(homes["train"]):
         named = {"train": "train", "test": "test", "val": "val", "validation": "val", "valid": "val"}
-        if others := [home for name, home in homes.items() if name not in named and image_paths(home)]:
+        others = [home for name, home in homes.items() if name not in named and image_paths(home)]
+        if others and not homes.keys() & named.keys() - {"train"}:
             raise ValueError(
                 f"{folder} holds train/ with folders in it, as for splits, and images in {others[0].name}/, which is "
                 "no split: keep classes and splits apart, or rename the class train"

@@ -113,9 +113,10 @@ def names() -> list[str]:
     return sorted(file.removesuffix(".yaml") for file in files)
 
 
-def read_study(name: str, scale: str, seeds: int | None = None) -> Study:
+def read_study(name: str, scale: str | None = None, seeds: int | None = None) -> Study:
     """A study that comes with the program, by its name, or one of the user's own, by its file.
 
+    The scale is "small" if none is given, or the only one of the file's own if that has another name than the usual.
     Raises FileNotFoundError if there is none, ValueError for a file that describes none.
     """
     own = name.endswith((".yaml", ".yml"))
@@ -138,9 +139,12 @@ def read_study(name: str, scale: str, seeds: int | None = None) -> Study:
         raise ValueError(f"study {name}: {error}") from None
 
 
-def _study(name: str, content: Any, scale: str, seeds: int | None) -> Study:
+def _study(name: str, content: Any, scale: str | None, seeds: int | None) -> Study:
     content = given(content, OF_STUDIES, "a study")
-    there = _scale(pairs(content.get("scales", {}), "scales"), scale)
+    own = pairs(content.get("scales", {}), "scales")
+    if scale is None:
+        scale = next(iter(own)) if len(own) == 1 and not own.keys() & _usual() else "small"
+    there = _scale(own, scale)
     here = {**content, **there}  # a scale may have variants, claims and published values of its own
     variants, datasets = _variants(needed(here, "variants", "the study")), _datasets(there, scale)
     measures = content.get("measures")
@@ -172,7 +176,7 @@ def _scale(own: Mapping[str, Any], scale: str) -> dict[str, Any]:
 
     What it changes (`over`) is in its base then.
     """
-    usual, where = read_yaml(Path(str(_home() / "scales.yaml"))), f"scale {scale}"
+    usual, where = _usual(), f"scale {scale}"
     if scale not in {**usual, **own}:
         raise ValueError(f"it has no scale {scale!r}, but {', '.join({**usual, **own})}")
     there = given({} if own.get(scale) is None else own[scale], OF_SCALES, where)
@@ -248,6 +252,12 @@ def _all_variants(content: Mapping[str, Any]) -> list[str]:
     scales = [each for each in content.get("scales", {}).values() if isinstance(each, dict)]
     each_has = [place.get("variants") for place in (content, *scales)]
     return list(dict.fromkeys(str(name) for variants in each_has if isinstance(variants, dict) for name in variants))
+
+
+def _usual() -> dict[str, Any]:
+    """The scales that every study has."""
+    scales: dict[str, Any] = read_yaml(Path(str(_home() / "scales.yaml")))
+    return scales
 
 
 def _home() -> Any:

@@ -119,6 +119,10 @@ def notes(found: Findings) -> Iterator[str]:
             "of the last epoch, and of the epoch that was best on validation; ± is the deviation over the seeds."
         )
     yield from _images(done)
+    for variant, data in dict.fromkeys((row["variant"], row["data"]) for row in done):
+        of_seeds = [row["images"] for row in done if (row["variant"], row["data"]) == (variant, data)]
+        if any(each[part] != of_seeds[0][part] for each in of_seeds for part in ("train", "val", "test")):
+            yield f"Warning: {data} has changed between the seeds of {variant}: they cannot be compared."
 
 
 def _images(done: Sequence[Row]) -> Iterator[str]:

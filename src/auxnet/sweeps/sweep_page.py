@@ -15,6 +15,7 @@ from auxnet.figures_page import page_of_figures
 from auxnet.files import whole
 from auxnet.page_frame import columns_of, table_of, tiles_of, unbroken
 from auxnet.recipe import words_of, write_recipe
+from auxnet.rundir import located
 from auxnet.selection import too_few
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.space import Domain, Range, count_of, in_words
@@ -36,7 +37,7 @@ def write_outcome(sweep: Sweep) -> list[Path]:
     if sweep.best_recipe is not None:
         paths.append(sweep.folder / "best.yaml")
         with whole(paths[-1]) as partial:
-            write_recipe(sweep.best_recipe, partial)
+            write_recipe(located(sweep.best_recipe), partial)
     return paths
 
 

@@ -25,7 +25,7 @@ from auxnet.recipe import WHERE, Recipe, words_of
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.settings import Settings
 from auxnet.sweeps.space import Range, space_from, values_of
-from auxnet.sweeps.trials import Trial, join_study, open_study, total_of, trials_of
+from auxnet.sweeps.trials import Trial, check_same_data, join_study, open_study, total_of, trials_of
 from auxnet.sweeps.worker import objective_of, work
 
 Watch = Callable[[Sequence[Trial], int], None]
@@ -93,10 +93,11 @@ def sweep(
         raise ValueError("torchrun's processes train one net together, a sweep's one each: start them with --processes")
     if "device" not in settings.space:
         check_place(recipe)  # what cannot be had here fails the worker, and not one trial after the other
-    if not FINDS_DATA & settings.space.keys():
-        load_data(recipe)
+    dataset = None if FINDS_DATA & settings.space.keys() else load_data(recipe)
     check_space(settings, WHERE)  # nor a trial now and then
     study = join_study(Path(out), settings, trials, storage, check=lambda: check_space(settings, settings.space))
+    if dataset is not None:
+        check_same_data(study, dataset)
     where = {field: getattr(recipe, field) for field in WHERE if field not in settings.space}
 
     def see() -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from auxnet.batches import seed_of
+from auxnet.data import DataSet
 from auxnet.errors import first_line
 from auxnet.files import whole
 from auxnet.sweeps.journal import BaseStorage, journal, optuna
@@ -117,6 +118,18 @@ def join_study(
         if trials is not None:
             study.optuna.set_user_attr("trials", trials)
     return study
+
+
+def check_same_data(study: Study, dataset: DataSet) -> None:
+    """Raise RuntimeError if other images are drawn for validation than when the sweep was begun: nothing compares."""
+    known = study.optuna.user_attrs.get("drawn")
+    if known is None:
+        study.optuna.set_user_attr("drawn", dataset.drawn)
+    elif known != dataset.drawn:
+        raise RuntimeError(
+            f"the data of {study.folder} have changed since it was begun, and its trials would be judged by other "
+            "images: put the data back, or begin another sweep"
+        )
 
 
 def total_of(study: Study) -> int:
