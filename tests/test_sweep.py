@@ -699,3 +699,12 @@ def test_trials_are_never_judged_by_other_images_than_those_before(tmp_path, cap
         sweep({"lr": [0.01, 0.1, 0.2]}, tmp_path / "s", recipe, trials=2)
     (tmp_path / "pics" / "cat" / "one-more.png").unlink()
     assert len(sweep({"lr": [0.01, 0.1, 0.2]}, tmp_path / "s", recipe, trials=2).trials) == 2
+
+
+def test_a_sweep_begun_with_fewer_digits_goes_on(tmp_path, untrained, monkeypatch):
+    space = {"milestones": [(0.333333, 0.666667), (0.5, 0.75), (0.25, 0.5)]}
+    with monkeypatch.context() as earlier:
+        earlier.setattr(trials, "_stored", lambda value: " ".join(f"{item:.4g}" for item in value))
+        sweep(space, tmp_path / "s", TINY, trials=1, sampler="random")
+    found = sweep(space, tmp_path / "s", TINY, trials=3, sampler="random")
+    assert {trial.values["milestones"] for trial in found.trials} == {*map(tuple, space["milestones"])}

@@ -270,7 +270,7 @@ def _drawn(study: Study, number: int, trial_id: int) -> optuna.Trial:
     trial = optuna.Trial(drawing, trial_id)
     for field, domain in space.items():
         if isinstance(domain, Choices):
-            trial.suggest_categorical(field, [_stored(value) for value in domain.values])
+            trial.suggest_categorical(field, _choices(study, field, domain))
         elif isinstance(domain.low, int):
             trial.suggest_int(field, domain.low, int(domain.high), step=int(domain.step or 1), log=domain.log)
         else:
@@ -292,7 +292,10 @@ class _Given(optuna.samplers.RandomSampler):
 def _next_combination(study: Study, number: int) -> dict[str, Any]:
     """One that no other trial has drawn; in an order of the sweep's own, so that the first few lie anywhere."""
     space = study.settings.space
-    values = ([_stored(value) for value in values_of(domain, LARGEST_GRID)] for domain in space.values())
+    values = (
+        _choices(study, field, domain) if isinstance(domain, Choices) else values_of(domain, LARGEST_GRID)
+        for field, domain in space.items()
+    )
     combinations = list(itertools.product(*values))
     Random(study.settings.recipe.seed).shuffle(combinations)
     others = (trial.params for trial in study.optuna.get_trials(deepcopy=False) if trial.number != number)
@@ -301,8 +304,17 @@ def _next_combination(study: Study, number: int) -> dict[str, Any]:
     return dict(zip(space, free, strict=True))
 
 
+def _choices(study: Study, field: str, domain: Choices) -> list[Any]:
+    """The choices of a field as Optuna has them: as the trials before had them (earlier versions kept four digits)."""
+    for trial in study.optuna.get_trials(deepcopy=False):
+        known = trial.distributions.get(field)
+        if isinstance(known, optuna.distributions.CategoricalDistribution):
+            return list(known.choices)
+    return [_stored(value) for value in domain.values]
+
+
 def _stored(value: Any) -> Any:
-    """A value as Optuna takes it, which knows no lists: as text, 1.0 as 1, which sweeps begun long ago go on with."""
+    """A value as Optuna takes it, which knows no lists: as text, 1.0 as 1."""
     return " ".join(str(item).removesuffix(".0") for item in value) if isinstance(value, tuple) else value
 
 
