@@ -131,7 +131,12 @@ def on_meta(monkeypatch):
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"method": "joint", "ema": 0.9}, {"precision": "bfloat16"}, {"augment": "crop+flip+trivial"}],
+    [
+        {},
+        {"augment": "crop+flip+trivial"},
+        pytest.param({"method": "joint", "ema": 0.9}, marks=pytest.mark.long),
+        pytest.param({"precision": "bfloat16"}, marks=pytest.mark.long),
+    ],
     ids=str,
 )
 def test_a_whole_run_is_made_and_looked_at_on_the_device(fields, on_meta, tmp_path):
