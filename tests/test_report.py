@@ -272,6 +272,7 @@ def test_a_latency_that_was_evaluated_elsewhere_is_not_taken(run, tmp_path):
         assert examining.saved_latency(tmp_path, 3, here | change) is None
 
 
+@pytest.mark.long
 def test_how_latency_was_measured_is_said_once(gathered, open_page):
     def of(name, measured):
         return {**gathered, "name": name, "measured": measured}
@@ -320,6 +321,7 @@ def test_a_run_that_is_not_finished_is_shown_as_far_as_it_is(going_on, open_page
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+@pytest.mark.long
 def test_finished_and_unfinished_runs_are_shown_together(going_on, gathered, open_page):
     facts = report.gather(going_on, "going on")
     page = open_page([facts, gathered, {**gathered, "name": "third"}])
@@ -475,6 +477,7 @@ def test_the_cheapest_in_multiply_adds_is_chosen_whatever_the_order_of_outputs(g
     assert chosen == chosen_by_hand(odd["outputs"], limits) == "2"
 
 
+@pytest.mark.long
 def test_controls_work_from_the_keyboard(gathered, open_page):
     page = open_page([gathered])
     title = "#front-plot .xtitle"

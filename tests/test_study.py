@@ -508,6 +508,7 @@ def test_a_study_from_its_file_to_its_verdicts(own, tmp_path, capsys, monkeypatc
     assert (folder / "study.html").read_text().count("<tr") == 2 + 2 + 3
 
 
+@pytest.mark.long
 def test_the_page_draws_every_figure_in_either_theme(own, tmp_path):
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
     own.write_text(OWN.replace("does it work?", evil).replace("two beats one", evil))
@@ -539,6 +540,7 @@ def test_a_training_that_fails_is_told_and_the_others_go_on(own, tmp_path, capsy
     assert "1 failed" in markdown(findings_of(study, tmp_path / "out"))
 
 
+@pytest.mark.long
 def test_every_small_choice_of_the_method_trains(tmp_path, capsys):
     words = ["study", "settings", "--scale", "smoke", "--seeds", "1", "--out", str(tmp_path), "--threads", "1"]
     assert main(words) == 0

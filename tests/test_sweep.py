@@ -494,6 +494,7 @@ def test_two_commands_started_at_once_complete_every_trial_once(tmp_path):
     every_trial_once(read_sweep(tmp_path / "a"), 4)
 
 
+@pytest.mark.long
 def test_two_workers_started_at_once_on_a_new_database_complete_every_trial_once(tmp_path):
     url = f"sqlite:///{tmp_path}/new.db"
     workers = [forked({"lr": "0.01..0.5:log"}, tmp_path / "a", TINY, trials=4, storage=url) for _ in range(2)]
@@ -532,6 +533,7 @@ def test_a_worker_killed_in_a_trial_loses_nothing(tmp_path, monkeypatch):
     assert found.best.objective == statistics.mean(val_errors(whole.folder)[12])
 
 
+@pytest.mark.long
 def test_ctrl_c_stops_all_workers_and_the_folder_alone_says_how_to_go_on(tmp_path):
     recipe = replace(TINY, epochs=6, batch_size=256)
     words = ["--out", tmp_path / "a", *flags(recipe), "--vary", "gamma=0,1", "--sampler", "grid", "--no-prune"]
@@ -666,6 +668,7 @@ def test_the_terminal_and_the_page_say_a_list_alike(finished, capsys):
     assert "0.4, 0.6" not in page + capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_the_page_draws_every_figure_and_needs_nothing_from_elsewhere(finished, tmp_path):
     evil = "<script>alert(1)</script></script><img src=x onerror=alert(2)>"
     worst = replace(finished.trials[-1], state="failed", error=evil)

@@ -121,6 +121,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_name(tmp_path, monkeyp
         auxnet.fit(TINY, tmp_path / "b")
 
 
+@pytest.mark.long
 def test_losses_read_a_few_steps_at_a_time_are_the_same_and_all_of_them(tmp_path, monkeypatch):
     runs = []
     for every in (1, 4, 50):
@@ -325,6 +326,7 @@ def test_data_that_cannot_be_read_for_a_while_cost_no_epoch(tmp_path, monkeypatc
     assert set(seen) == {2, 3}
 
 
+@pytest.mark.long
 def test_a_training_killed_anywhere_before_its_first_checkpoint_is_begun_anew(tmp_path, monkeypatch):
     recipe, a = replace(TINY, epochs=1, train_images=100), tmp_path / "a"
     whole, left = auxnet.fit(recipe, tmp_path / "c").folder, set()
