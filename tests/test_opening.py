@@ -10,7 +10,7 @@ from auxnet.build import load_data
 from auxnet.cli import main
 from auxnet.opening import opened
 from auxnet.recipe import Recipe, read_recipe
-from writers import folder_of, tiny, write_folders
+from writers import CIFAR10, folder_of, tiny, write_folders, write_parquet
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +135,21 @@ def test_a_folder_of_data_that_was_not_used_is_not_asked_for(tmp_path, monkeypat
     (tmp_path / "digits" / "b" / "summary.json").unlink()
     for run in ("digits/a", "digits/b"):  # and one without a summary says nothing of what was drawn
         assert auxnet.select(run).output
+
+
+def test_a_data_folder_that_moved_is_found_by_the_variable(tmp_path, monkeypatch):
+    for split in ("train", "test"):
+        write_parquet(tmp_path / "a" / "cifar10" / f"{split}-0.parquet", *tiny(40, 10), CIFAR10)
+    recipe = Recipe(data="cifar10", depth=8, outputs=2, epochs=1, batch_size=16, threads=1, device="cpu")
+    monkeypatch.setenv("AUXNET_DATA", str(tmp_path / "a"))
+    auxnet.fit(recipe, tmp_path / "run")
+    (tmp_path / "a").rename(tmp_path / "b")
+    monkeypatch.setenv("AUXNET_DATA", str(tmp_path / "b"))
+    assert auxnet.select(tmp_path / "run").output
+
+
+def test_a_wrong_path_is_never_taken_for_another_folder_of_that_name(tmp_path, monkeypatch):
+    write_folders(tmp_path / "pics", *tiny(40, 2, size=8), ["cat", "dog"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"'/nowhere/pics': there is no such folder"):
+        load_data(Recipe(data="/nowhere/pics", data_dir=str(tmp_path)))

@@ -97,3 +97,15 @@ def test_without_its_package_nothing_begins(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match=r"pip install 'auxnet\[tensorboard\]'"):
         auxnet.fit(TINY, tmp_path / "a", tensorboard=True)
     assert not (tmp_path / "a").exists()
+
+
+def test_where_its_package_is_missing_a_run_goes_on_without_curves(tmp_path, monkeypatch):
+    def stop(progress):
+        if progress.done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        auxnet.fit(TINY, tmp_path / "a", tensorboard=True, watch=stop)
+    monkeypatch.setattr("auxnet.train.installed", lambda: False)
+    auxnet.fit(TINY, tmp_path / "a", resume=True)
+    assert {epoch for _, epoch in read(tmp_path / "a", 1)} == {1}

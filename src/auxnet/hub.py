@@ -71,12 +71,10 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         return dict(cast(dict[str, Any], self._hub_mixin_config))
 
     def prepare(self, *images: Path | str | Any) -> Tensor:
-        """Images as the net takes them, float32 [N, C, H, W] on its device: of files, or of uint8 pixels [H, W, C].
+        """Images as the net takes them, float32 [N, C, H, W] on its device, prepared as `predict` does it.
 
-        One or several, or a list of them.
-        (PIL's images, and arrays [H, W] of grey ones, are such pixels too.) They are decoded, brought to size and
-        normalised as `predict` does it. Raises RuntimeError for a file that is no readable image, ValueError for
-        others.
+        One or several, or a list of them: files, PIL's images, or uint8 pixels [H, W, C] (grey ones also [H, W]).
+        Raises RuntimeError for a file that is no readable image, ValueError for anything else.
         """
         if len(images) == 1 and isinstance(images[0], list | tuple):
             images = tuple(images[0])

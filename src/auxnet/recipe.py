@@ -161,9 +161,17 @@ def read_run_recipe(run: Path | str) -> Recipe:
     if not (whole or unsealed):
         mend = "put it back, or remove its first line to have it taken as it is"
         raise RuntimeError(f"{path} is damaged, or was changed since the run began: {mend}")
-    recipe = read_recipe(path)
-    moved = recipe.data_dir is not None and not Path(recipe.data_dir).is_dir() and "AUXNET_DATA" in os.environ
-    return replace(recipe, data_dir=None) if moved else recipe
+    return _moved(read_recipe(path))
+
+
+def _moved(recipe: Recipe) -> Recipe:
+    """A run's recipe whose data lie elsewhere by now: they are looked for by their name, here and under data_dir."""
+    data, root = Path(recipe.data), recipe.data_dir
+    if data.is_absolute() and not data.exists():
+        recipe = replace(recipe, data=f"./{data.name}")  # a folder still, whatever its name
+    if root is not None and not Path(root).is_dir() and "AUXNET_DATA" in os.environ:
+        recipe = replace(recipe, data_dir=None)
+    return recipe
 
 
 def recipe_from(content: dict[Any, Any]) -> Recipe:

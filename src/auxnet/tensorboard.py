@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,11 @@ def event_files(run: Path) -> Iterator[Path]:
     for path in run.glob("tensorboard/output-*/events.out.tfevents.*"):
         if ours.fullmatch(str(path.relative_to(run / "tensorboard"))):
             yield path
+
+
+def installed() -> bool:
+    """Whether the package tensorboard is there."""
+    return find_spec("tensorboard") is not None
 
 
 @contextmanager

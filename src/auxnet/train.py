@@ -37,7 +37,8 @@ from auxnet.preprocessing import Preprocessing
 from auxnet.provenance import provenance
 from auxnet.recipe import Recipe, method_name
 from auxnet.scores import guessing
-from auxnet.tensorboard import event_files, event_writer
+from auxnet.tensorboard import event_files, event_writer, installed
+from auxnet.words import plural
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def fit(
     it was stopped and resumed. A checkpoint is made after every epoch and, within one, every `save_every` seconds;
     the newest `keep` stay. With `diagnose`, supervision is measured after every epoch and its shares are added to
     diagnosis.jsonl (a line per output and layer), which changes no weight. With `tensorboard`, the learning curves
-    are written for it too, after every epoch, into tensorboard/.
+    are written for it too, after every epoch, into tensorboard/. Both go on by themselves in a run that is resumed.
 
     `watch` is told where the training stands, after every step on a CPU and now and then on a GPU, and once more when
     an epoch is saved (`Progress.done`). Under torchrun the processes train together: process 0 writes and has the
@@ -87,23 +88,23 @@ def fit(
         here = held.enter_context(team(device_of(recipe)))
         held.enter_context(threads_set(recipe.threads))
         held.enter_context(torch.random.fork_rng(devices=[]))
-        if here.leads and overwrite:
-            rundir.clear(folder)
         if here.leads:
+            if overwrite:
+                rundir.clear(folder)
             rundir.check(folder, recipe, resume, overwrite)
         check(recipe)
         if here.leads:
             held.enter_context(rundir.claim(folder))
-        if resume:  # what it has goes on, whether it is asked for again or not
-            tensorboard = tensorboard or any(event_files(folder))
+        if resume:  # what was asked for at the beginning goes on
             diagnose = diagnose or (folder / "diagnosis.jsonl").is_file()
+            tensorboard = tensorboard or (any(event_files(folder)) and installed())
         write_events = held.enter_context(event_writer(folder)) if tensorboard and here.leads else None
         dataset = resident(load_data(recipe), here.device)
         if not resume:
             check_data(recipe, dataset)
         if dataset.left_out and here.leads:
             first = "; ".join(dataset.left_out[:3]) + ("; ..." if len(dataset.left_out) > 3 else "")
-            warnings.warn(f"{len(dataset.left_out)} images are left out, unreadable: {first}", stacklevel=2)
+            warnings.warn(f"left out, unreadable, {plural(len(dataset.left_out), 'image')}: {first}", stacklevel=2)
         begun = replace(recipe, pretrained=None) if resume else recipe  # its weights are in the checkpoint
         net, method = build(begun, dataset, here.device, here)
         check_last_batch(recipe, dataset, net, here.size)

@@ -61,7 +61,6 @@ def decode(file: Path | str | io.BytesIO, where: str, image_size: int | None) ->
     It is turned upright by its EXIF tag, its transparency dropped. With `image_size` the shorter side is brought
     to that many pixels and the middle square cut out. Raises RuntimeError for an image that cannot be read.
     """
-
     with reading(where, "image"), _no_bombs(), _opened(file) as image:
         if image.format in ("JPEG", "MPO") and _scans(image) > MOST_SCANS:
             raise ValueError(f"it goes over its pixels more than {MOST_SCANS} times: a decompression bomb")

@@ -79,17 +79,13 @@ def find(name: str, data_dir: str | Path | None, image_size: int | None) -> dict
             raise FileNotFoundError(
                 f"{name} was not found: looked in {looked}, then {error}; give a data_dir that holds one of {forms}"
             ) from error
-    places = [Path(name).expanduser(), root / name]
-    if Path(name).is_absolute():  # it may have moved with what lies around it: then it is here, or in data_dir
-        places += [root / Path(name).name, Path(Path(name).name)]
-    for folder in places if name.strip() else ():
+    for folder in (Path(name).expanduser(), root / name) if name.strip() else ():
         if folder.is_dir():
             return _in_folder(folder, image_size)
         if folder.exists():
             raise ValueError(f"data {name!r} is a file: give the folder that holds it, or one of {', '.join(NAMES)}")
-    looked = " or ".join(map(str, [Path.cwd(), *([root] if given else [])]))
-    where = f", nor in {looked}" if Path(name).expanduser().is_absolute() else f" in {looked}"
-    where += " (data_dir names the folder that holds it)"
+    places = " or ".join(map(str, [Path.cwd(), *([root] if given else [])]))
+    where = "" if Path(name).expanduser().is_absolute() else f" in {places} (data_dir names the folder that holds it)"
     if os.sep in name or name.startswith((".", "~")):
         raise FileNotFoundError(f"data {name!r}: there is no such folder{where}")
     hint = nearest(name.lower(), list(NAMES)) or f"{where}: give one of {', '.join(NAMES)}, a folder, or hf:owner/name"
