@@ -13,6 +13,7 @@ import struct
 import sys
 import tarfile
 import time
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ from PIL import Image
 from writers import CIFAR100, png, tiny
 
 MB = 2**20
-COUNT = 42
+COUNT = 44
 
 
 def write(home: Path, run: Path) -> None:
@@ -55,6 +56,7 @@ def write(home: Path, run: Path) -> None:
         (home / name / "cifar-100-python" / "meta").write_bytes(names)
     for name, content in _mats().items():
         _new(home / name / "train_32x32.mat").write_bytes(content)
+    _write_npz(home)
     _write_parquet(home)
 
 
@@ -62,6 +64,7 @@ def reader(path: Path) -> Callable[[], object]:
     """What reads the bomb in a folder or file."""
     from auxnet import documents, hub
     from auxnet.reading import cifar, formats, pictures
+    from auxnet.reading.npz import npz, npz_splits
     from auxnet.recipe import read_recipe
 
     if path.parent.name == "image":
@@ -76,6 +79,7 @@ def reader(path: Path) -> Callable[[], object]:
         ".gz": lambda: cifar.read(path, "cifar10", "test"),
         ".mat": lambda: formats.svhn(path),
         ".parquet": lambda: formats.parquet([path]),
+        ".npz": lambda: npz(path, npz_splits(path)["train"]),
     }[path.suffix]
 
 
@@ -201,6 +205,18 @@ def _mats() -> dict[str, bytes]:
         "mat, cells in cells": file + struct.pack("<II", 15, len(nested)) + nested,
         "mat, 2e9 images": file + struct.pack("<II", 14, len(pixels)) + pixels,
     }
+
+
+def _write_npz(home: Path) -> None:
+    """Archives of a few hundred kB: 400 MB of nothing, and an array that says that it is far larger than it is."""
+    zeros = _new(home / "npz, 400 MB in 400 kB" / "own.npz")
+    np.savez_compressed(zeros, images=np.zeros((400, 1024, 1024), np.uint8), labels=np.arange(400))
+    images = io.BytesIO()
+    np.save(images, np.zeros((10, 10, 10), np.uint8))
+    shape = images.getvalue().replace(b"(10, 10, 10), }" + b" " * 8, b"(99999999, 99, 99), }")
+    with zipfile.ZipFile(_new(home / "npz, 980 GB declared" / "own.npz"), "w") as archive:
+        archive.writestr("images.npy", shape)
+        archive.writestr("labels.npy", images.getvalue())
 
 
 def _write_parquet(home: Path) -> None:

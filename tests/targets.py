@@ -30,6 +30,7 @@ from auxnet.exporting import export
 from auxnet.files import write_json
 from auxnet.prediction import predict
 from auxnet.reading import cifar, formats, pictures
+from auxnet.reading.npz import npz, npz_splits
 from auxnet.recipe import read_recipe
 from auxnet.runtimes import open_onnx
 from shipped import picture, write_run
@@ -167,7 +168,7 @@ def _replaced(value: Any, random: Random) -> Any:
 
 NAMES = ("recipe.yaml", "metrics.jsonl", "summary.json", "config.json", "model.safetensors", "exits.json")
 NAMES += ("evaluation.json", "ONNX", "checkpoint", "checkpoint that is sealed", "weights.pt", "parquet", ".mat")
-NAMES += (".mat, compressed", "CIFAR tar.gz", "CIFAR tar", "CIFAR pickle", "CIFAR names", "CIFAR binary")
+NAMES += (".mat, compressed", "CIFAR tar.gz", "CIFAR tar", "CIFAR pickle", "CIFAR names", "CIFAR binary", ".npz")
 NAMES += ("PNG", "JPG", "GIF", "BMP", "WEBP", "TIF", "PPM")
 
 
@@ -270,6 +271,8 @@ def _of_data(home: Path) -> list[Target]:
     tar = write_cifar(home / "b", "cifar-10-binary.tar.gz", cifar_files("cifar-10-binary", tiny(10, 10), tiny(2, 2)))
     pickles = write_cifar(home / "c", "cifar-100-python", cifar_files("cifar-100-python", tiny(2, 2), tiny(2, 2)))
     binary = write_cifar(home / "d", "cifar-10-batches-bin", cifar_files("cifar-10-binary", tiny(5, 5), tiny(2, 2)))
+    arrays = home / "own.npz"
+    np.savez_compressed(arrays, images=images[:9, :8, :8], labels=labels[:9])
     return [
         Target("parquet", parquet, lambda: formats.parquet([parquet])),
         Target(".mat", mat, lambda: formats.svhn(mat)),
@@ -279,6 +282,7 @@ def _of_data(home: Path) -> list[Target]:
         Target("CIFAR pickle", pickles / "test", lambda: cifar.read(pickles, "cifar100", "test")),
         Target("CIFAR names", pickles / "meta", lambda: cifar.read(pickles, "cifar100", "test")),
         Target("CIFAR binary", binary / "test_batch.bin", lambda: cifar.read(binary, "cifar10", "test")),
+        Target(".npz", arrays, lambda: npz(arrays, npz_splits(arrays)["train"])),
     ]
 
 

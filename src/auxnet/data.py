@@ -114,11 +114,11 @@ def load(
     """The data set `name`.
 
     `name` is one of `sources.NAMES`, a folder of class folders (in train/ and test/, or to be split), a folder of
-    parquet shards, or `hf:owner/name[/config]` on the Hugging Face hub. `data_dir` (else $AUXNET_DATA) is where
-    the named sets are looked for first; those that are not there come from the hub. With `image_size` all
-    images are brought to a square of that many pixels. `val_fraction` of each class of the training set becomes
-    the validation set, drawn by `seed`, unless the data bring a validation set; of the rest, `train_images` are kept
-    if that is given, drawn by `seed` too, class by class.
+    parquet shards, an .npz file (`reading.npz`), or `hf:owner/name[/config]` on the Hugging Face hub. `data_dir` (else
+    $AUXNET_DATA) is where the named sets are looked for first; those that are not there come from the hub. With
+    `image_size` all images are brought to a square of that many pixels. `val_fraction` of each class of the training
+    set becomes the validation set, drawn by `seed`, unless the data bring a validation set; of the rest, `train_images`
+    are kept if that is given, drawn by `seed` too, class by class.
 
     `augment` is one of `AUGMENTATIONS`: crop stands for a random crop after zero padding, rrc for a random resized
     crop, flip for mirroring, trivial for TrivialAugment. The default is none for digits and svhn, crop+flip for

@@ -59,16 +59,15 @@ class EarlyExit(nn.Module):
         """Logits and exit of every image, in order; see the class. Raises ValueError for images not for this net."""
         self.net.check_images(images.shape)
         here = torch.arange(len(images), device=images.device)  # the images that `x` holds
-        x, answers, output = images, images.new_empty(0), torch.full_like(here, self.net.outputs)
+        x, answers, output = images, images.new_empty(0), torch.empty_like(here)
         for k, (segment, head) in enumerate(zip(self.net.segments, self.net.heads, strict=True), start=1):
             x = segment(x)
             logits = head(x)
-            answers = logits if k == 1 else answers.index_copy(0, here, logits)
+            answers = logits if len(here) == len(images) else answers.index_copy(0, here, logits)
+            output[here] = k
             if k == self.net.outputs:
                 break
-            sure = self.policy.sure(logits, k)
-            output[here[sure]] = k
-            staying = (~sure).nonzero().squeeze(1)
+            staying = (~self.policy.sure(logits, k)).nonzero().squeeze(1)
             if not len(staying):
                 break
             if len(staying) < len(here):

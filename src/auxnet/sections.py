@@ -11,7 +11,7 @@ class Data:
     """The images, and what is done to them."""
 
     data: str = "digits"
-    """digits, cifar10, cifar100, svhn, a folder of class folders, a folder of parquet shards, or hf:owner/name"""
+    """digits, cifar10, cifar100, svhn, a folder of class folders or of parquet shards, an .npz file, hf:owner/name"""
     data_dir: str | None = None
     """where data sets lie; none: $AUXNET_DATA"""
     image_size: int | None = None

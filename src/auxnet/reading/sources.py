@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from auxnet.errors import first_line
-from auxnet.reading import cifar, formats, rows
+from auxnet.reading import cifar, formats, npz, rows
 from auxnet.reading.arrays import Arrays
 from auxnet.reading.encoded import Encoded
 from auxnet.reading.pictures import image_paths
@@ -46,7 +46,7 @@ def located(name: str, data_dir: str | None) -> tuple[str, str | None]:
     folder = Path(name).expanduser()
     if name == "digits" or name.startswith("hf:"):
         return name, data_dir
-    if name not in NAMES and folder.is_dir():
+    if name not in NAMES and folder.exists():
         return str(folder.resolve()), data_dir
     root = data_dir or os.environ.get("AUXNET_DATA")
     return name, root and str(Path(root).expanduser().resolve())
@@ -82,13 +82,23 @@ def find(name: str, data_dir: str | Path | None, image_size: int | None) -> dict
     for folder in (Path(name).expanduser(), root / name) if name.strip() else ():
         if folder.is_dir():
             return _in_folder(folder, image_size)
+        if folder.suffix == ".npz" and folder.exists():
+            return {
+                split: Part([], partial(npz.npz, folder, arrays), f"npz {split}")
+                for split, arrays in npz.npz_splits(folder).items()
+            }
         if folder.exists():
-            raise ValueError(f"data {name!r} is a file: give the folder that holds it, or one of {', '.join(NAMES)}")
+            raise ValueError(
+                f"data {name!r} is a file, but no .npz: give the folder that holds it, or one of {', '.join(NAMES)}"
+            )
     places = " or ".join(map(str, [Path.cwd(), *([root] if given else [])]))
     where = "" if Path(name).expanduser().is_absolute() else f" in {places} (data_dir names the folder that holds it)"
     if os.sep in name or name.startswith((".", "~")):
         raise FileNotFoundError(f"data {name!r}: there is no such folder{where}")
-    hint = nearest(name.lower(), list(NAMES)) or f"{where}: give one of {', '.join(NAMES)}, a folder, or hf:owner/name"
+    hint = (
+        nearest(name.lower(), list(NAMES))
+        or f"{where}: give one of {', '.join(NAMES)}, a folder, an .npz file, or hf:owner/name"
+    )
     raise ValueError(f"data {name!r} is neither a known data set nor a folder{hint}")
 
 

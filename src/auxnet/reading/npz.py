@@ -1,0 +1,99 @@
+"""Images and labels as NumPy arrays in one .npz file, named as people name them.
+
+As MedMNIST's (train_images, train_labels, val_images, ..., test_labels), as Keras' (x_train, y_train, x_test, y_test),
+or images and labels alone, which are divided; perhaps beside them `classes`, the names of the classes. Nothing is
+unpickled.
+
+Shapes: N images, H x W pixels, C channels (1 grey, 3 red-green-blue).
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from auxnet.reading.arrays import Arrays, Pixels, labels_of, reading
+
+KINDS = {"images": "images", "image": "images", "x": "images", "labels": "labels", "label": "labels", "y": "labels"}
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+RULE = "train_images and train_labels, x_train and y_train, or images and labels"
+
+
+def npz_splits(file: Path) -> dict[str, dict[str, str]]:
+    """The splits in a file, "train" at least, each with the names of its arrays: {"train": {"images": "x_train", ...}}.
+
+    Raises RuntimeError for a file that is damaged, ValueError if it holds no images and labels to train on, or only
+    one of the two of a split.
+    """
+    with reading(file, ".npz file"), zipfile.ZipFile(file) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+    found: dict[str, dict[str, str]] = {}
+    for name in names:
+        kind, split = _meaning(name)
+        if kind and found.setdefault(split, {}).setdefault(kind, name) != name:
+            raise ValueError(f"{file}: both {found[split][kind]} and {name} may be the {kind} of {split}: leave one")
+    held = ", ".join(name if name.isprintable() else repr(name) for name in names) or "nothing"
+    for split, arrays in found.items():
+        if lacking := {"images", "labels"} - set(arrays):
+            raise ValueError(f"{file}: {split} has no {min(lacking)}; it must hold {RULE}, and holds {held}")
+    if "train" not in found:
+        raise ValueError(f"{file} must hold {RULE}, and holds {held}")
+    return found
+
+
+def _meaning(name: str) -> tuple[str, str]:
+    """What an array is and of which split, by its name; ("", "") for one that is neither images nor labels."""
+    words = set(name.lower().split("_"))
+    kinds = {KINDS[word] for word in words & KINDS.keys()}
+    splits = {SPLITS[word] for word in words & SPLITS.keys()}
+    if len(kinds) != 1 or len(words) != 1 + len(splits):
+        return "", ""
+    return kinds.pop(), splits.pop() if splits else "train"
+
+
+def npz(file: Path, arrays: dict[str, str]) -> Arrays:
+    """One of the splits of `npz_splits`: images uint8 [N, H, W], [N, H, W, C] or [N, C, H, W], labels [N] or [N, 1].
+
+    Labels are whole numbers from 0 or texts; without `classes` the distinct ones, in order, name the classes.
+    Raises RuntimeError for a file that is damaged or holds anything else.
+    """
+    with reading(file, ".npz file"):
+        _check_sizes(file)
+        with np.load(file, allow_pickle=False) as archive:
+            images, labels = (np.asarray(archive[arrays[kind]]) for kind in ("images", "labels"))
+            classes = tuple(map(str, archive["classes"].ravel().tolist())) if "classes" in archive.files else ()
+    where = f"{file}: {arrays['images']}"
+    pixels = _pixels(images, where)
+    if labels.shape not in ((len(pixels),), (len(pixels), 1)):
+        shape = [*labels.shape]
+        raise RuntimeError(f"{file}: {arrays['labels']} must be [{len(pixels)}], one class an image, is {shape}")
+    numbers, classes = labels_of(labels.ravel().tolist(), classes, f"{file}: {arrays['labels']}")
+    return Arrays(pixels, numbers, classes)
+
+
+def _pixels(images: NDArray[Any], where: str) -> Pixels:
+    """Images as uint8 [N, H, W, C]."""
+    if images.dtype != np.uint8:
+        mend = "multiply by 255, if they lie in 0..1, and round" if images.dtype.kind == "f" else "convert them"
+        raise RuntimeError(f"{where} must be uint8, 0..255, is {images.dtype}: {mend}")
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim == 4 and images.shape[3] not in (1, 3) and images.shape[1] in (1, 3):
+        images = images.transpose(0, 2, 3, 1)
+    if images.ndim != 4 or images.shape[3] not in (1, 3) or not images.size:
+        rule = "[N, H, W], [N, H, W, 3] or [N, 3, H, W]"
+        raise RuntimeError(f"{where} must be images {rule}, at least one, is {[*images.shape]}")
+    return np.ascontiguousarray(images)
+
+
+def _check_sizes(file: Path) -> None:
+    """Raise ValueError for a file that would unpack to far more than it is."""
+    size = file.stat().st_size
+    with zipfile.ZipFile(file) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())  # zipfile gives no more than is declared
+    if unpacked > max(2**28, 100 * size):
+        raise ValueError(f"it declares {unpacked:,} bytes of content in {size:,} bytes")
