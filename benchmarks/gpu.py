@@ -18,7 +18,7 @@ from rich.table import Table
 import auxnet
 from auxnet.capturing import WARM_UP, as_cuda_graph
 from auxnet.machine import to_device
-from auxnet.precision import in_float32, lowered
+from auxnet.precision import in_float32, to_bfloat16
 from measured import METHODS, SGD, batch_of, operations, options, ratio, save, seconds, shown
 
 SCHEDULE = 400 * 50_000  # images: the paper's epochs of CIFAR-10
@@ -75,7 +75,7 @@ def main() -> None:
 
 def _step(name, depth, outputs, device, dtype, graph):
     net = to_device(auxnet.resnet(depth, outputs), device).train()
-    net = lowered(net) if dtype == torch.bfloat16 else net
+    net = to_bfloat16(net) if dtype == torch.bfloat16 else net
     method = METHODS[name](net, SGD, net.loss_weights(), loss=in_float32(torch.nn.functional.cross_entropy))
     return (as_cuda_graph(method, device) if graph else method).step
 

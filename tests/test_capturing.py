@@ -16,7 +16,7 @@ from auxnet import Recipe, build, signals
 from auxnet.capturing import captured
 from auxnet.losses import cross_entropy, distilled
 from auxnet.plan import MEASURED_STEPS, plan
-from auxnet.precision import in_float32, lowered
+from auxnet.precision import in_float32, to_bfloat16
 from auxnet.sweeps.sweeping import sweep
 from test_methods import sgd
 
@@ -99,7 +99,7 @@ def everything(net, method):
 
 def trained(make, record, happens=None, sizes=(6,) * 12, optimizer=None, dtype=torch.float32):
     """What is left of a net after steps, its losses, and the recorder: `happens` is done, by number, before a step."""
-    net = conv_net() if dtype == torch.float32 else lowered(conv_net())
+    net = conv_net() if dtype == torch.float32 else to_bfloat16(conv_net())
     method = make(net, optimizer or sgd(), LAMBDAS, loss=LOSS)
     recorder = Recorder(net, method)
     stepping = captured(method, recorder, nullcontext) if record else method

@@ -442,6 +442,32 @@ def test_a_checkpoint_of_a_later_format_is_not_guessed_at(tmp_path):
         checkpoint.load_state(tmp_path / "later.ckpt")
 
 
+def test_what_is_whole_is_never_put_aside_as_damaged(tmp_path, monkeypatch):
+    """A run of a later version, or one that does not fit into memory now, is there for whoever can read it."""
+    places = tmp_path / "checkpoints"
+    places.mkdir()
+    (places / "00001-0000000.ckpt").write_bytes(FORMAT_1.read_bytes().replace(b"checkpoint 1", b"checkpoint 2", 1))
+    with pytest.raises(RuntimeError, match="has format 2"):
+        rundir.resume(tmp_path)
+    (places / "00001-0000000.ckpt").write_bytes(FORMAT_1.read_bytes())
+
+    def too_large(*_, **__):
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "load", too_large)
+        with pytest.raises(RuntimeError, match="MemoryError"):
+            rundir.resume(tmp_path)
+    assert rundir.resume(tmp_path)["standing"]["epoch"] == 1
+
+
+def test_a_finished_run_that_lost_its_best_weights_says_so(tmp_path):
+    run = auxnet.fit(replace(TINY, epochs=2, lr=1e-9), tmp_path / "a").folder  # the first epoch stays the best
+    (run / "checkpoints" / "best.safetensors").unlink()
+    with pytest.raises(RuntimeError, match="the best weights are gone from checkpoints/: --overwrite trains it again"):
+        auxnet.fit(replace(TINY, epochs=2, lr=1e-9), run, resume=True)
+
+
 def _by_hand():
     """A net of two segments and live multi-way with momentum, every number of which is known."""
     linear = torch.nn.Linear

@@ -73,3 +73,19 @@ def _stops(*arguments, watch, **options):
         )
     )
     raise RuntimeError("far enough")
+
+
+def test_files_that_were_read_leave_the_memory_of_a_container_free(tmp_path):
+    assert [*machine._memory_of_group(tmp_path)] == []
+    for limit, used, stat, cache in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+    ):
+        group = tmp_path / cache
+        (group / "memory").mkdir(parents=True)
+        (group / limit).write_text("1000\n")
+        (group / used).write_text("900\n")
+        (group / stat).write_text(f"anon 300\n{cache} 600\n")
+        assert [*machine._memory_of_group(group)] == [700]
+        (group / limit).write_text("max\n")
+        assert [*machine._memory_of_group(group)] == []

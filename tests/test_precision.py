@@ -10,7 +10,7 @@ import auxnet
 from auxnet import Recipe, diagnosing
 from auxnet.opening import opened
 from auxnet.plan import plan
-from auxnet.precision import in_float32, lowered
+from auxnet.precision import in_float32, to_bfloat16
 from test_methods import CLASSES, METHODS, WEIGHTS, HandSGD, K, batches, division, hand_net, sgd
 
 LOSS = in_float32(torch.nn.functional.cross_entropy)
@@ -53,7 +53,7 @@ def by_hand(live):
 
 
 def test_a_net_brought_back_to_float32_has_no_masters_any_more():
-    net = lowered(auxnet.resnet(depth=8, outputs=2)).float()
+    net = to_bfloat16(auxnet.resnet(depth=8, outputs=2)).float()
     net.load_state_dict(auxnet.resnet(depth=8, outputs=2).state_dict())
     before = [p.detach().clone() for p in net.parameters()]
     method = auxnet.joint(net, partial(torch.optim.SGD, lr=0.0), [1.0, 1.0])
@@ -70,7 +70,7 @@ def _weights(net):
 
 
 def trained(mode):
-    net = lowered(hand_net().float())
+    net = to_bfloat16(hand_net().float())
     method = auxnet.multiway(net, sgd(0.0), WEIGHTS, mode, loss=LOSS)
     method.set_lr(STEP)
     method.step(*data()[0])
@@ -112,7 +112,7 @@ def test_every_method_trains_a_resnet_in_bfloat16_much_as_in_float32(name, block
         net = auxnet.resnet(depth=8, outputs=3, block=block).to(memory_format=torch.channels_last).train()
         x = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
         x = x.contiguous(memory_format=torch.channels_last).to(dtype)
-        net = lowered(net) if dtype == torch.bfloat16 else net
+        net = to_bfloat16(net) if dtype == torch.bfloat16 else net
         method = METHODS[name](net, sgd(1e-4), net.loss_weights(), loss=LOSS)
         method.set_lr(0.02)
         losses.append(torch.stack([method.step(x, torch.arange(16) % 10) for _ in range(4)]))

@@ -11,6 +11,7 @@ import torch
 
 import auxnet
 from auxnet import build, epochs, machine, rundir, schedules, train
+from auxnet.errors import DivergedError
 from auxnet.plan import plan
 from auxnet.recipe import Recipe, read_recipe, write_recipe
 from killed import contents, killed_at
@@ -200,7 +201,7 @@ def test_a_run_that_diverges_in_its_last_step_is_stopped_too(tmp_path):
 def test_an_older_run_is_not_given_up_for_one_that_cannot_begin(tmp_path):
     auxnet.fit(replace(TINY, epochs=1), tmp_path / "a")
     before = {p: p.read_bytes() for p in (tmp_path / "a").rglob("*") if p.is_file()}
-    with pytest.raises(RuntimeError, match="dense"):
+    with pytest.raises(ValueError, match="dense"):
         auxnet.fit(replace(TINY, optimizer="SparseAdam", lr=1e-3), tmp_path / "a", overwrite=True)
     (tmp_path / "a" / "checkpoints" / "00001-0000000.ckpt").rename(tmp_path / "elsewhere.pt")
     with pytest.raises(FileNotFoundError, match="to resume from; --overwrite begins again"):
@@ -342,8 +343,8 @@ def test_a_training_killed_anywhere_before_its_first_checkpoint_is_begun_anew(tm
                 shutil.copytree(a, tmp_path / "b")
     assert left >= {
         ".lock",
-        ".lock checkpoints",
-        ".lock .recipe.yaml.partial checkpoints",
+        ".lock .recipe.yaml.partial",
+        ".lock recipe.yaml",
         ".lock checkpoints recipe.yaml",
         ".lock checkpoints metrics.jsonl recipe.yaml",
         ".00001-0000000.ckpt.partial .lock checkpoints metrics.jsonl recipe.yaml",
@@ -357,7 +358,6 @@ def test_a_training_killed_anywhere_before_its_first_checkpoint_is_begun_anew(tm
     "foreign",
     [
         ["patients.csv"],
-        ["recipe.yaml", "patients.csv"],
         ["recipe.yaml", "metrics.jsonl", "checkpoints/kept.bin"],
         ["recipe.yaml", "metrics.jsonl", "model.safetensors", "summary.json"],  # a run whose checkpoints were removed
         ["recipe.yaml", "checkpoints/best.safetensors", "checkpoints/00001-0000000.damaged"],
@@ -381,6 +381,33 @@ def test_what_is_no_training_killed_at_its_beginning_is_never_removed(foreign, t
         train.fit_on(TINY, tmp_path / "a")
     assert "\n" not in str(caught.value)
     assert contents(tmp_path / "a") == before
+
+
+def test_files_of_others_stay_where_a_training_is_begun_anew(tmp_path):
+    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+    write_recipe(TINY, tmp_path / "a" / "recipe.yaml", sealed=True)
+    (tmp_path / "a" / "patients.csv").write_text("precious")
+    (tmp_path / "a" / "checkpoints" / ".00001-0000000.ckpt.123.partial").write_text("half")
+    train.fit_on(replace(TINY, epochs=1), tmp_path / "a")
+    assert (tmp_path / "a" / "patients.csv").read_text() == "precious"
+    assert not [*(tmp_path / "a" / "checkpoints").glob(".*")]
+
+
+def test_overwrite_keeps_a_run_until_something_better_is_there(tmp_path):
+    whole = auxnet.fit(replace(TINY, epochs=1), tmp_path / "a").folder
+    before = contents(whole)
+    with pytest.raises(DivergedError):
+        auxnet.fit(replace(TINY, epochs=1, lr=1e38), whole, overwrite=True, save_every=0)
+    assert contents(whole) == before
+
+
+def test_epochs_are_compared_by_outputs_that_train_to_the_end(tmp_path):
+    for fields, counted in (({"weights": (0.0, 1.0)}, [1]), ({"discard_after": 0.5}, [1]), ({}, [0, 1])):
+        recipe = replace(TINY, outputs=2, epochs=4, lr=0.02, **fields)
+        run = auxnet.fit(recipe, tmp_path / "-".join(fields) / "a")
+        rows = [row for row in rundir.read_metrics(run.folder) if row["split"] == "val"]
+        means = [sum(rows[2 * epoch + k]["error"] for k in counted) for epoch in range(4)]
+        assert run.summary["epochs"]["best"] == 1 + means.index(min(means))
 
 
 def test_a_recipe_of_the_users_own_is_no_training(tmp_path):
@@ -421,11 +448,7 @@ def test_progress_says_where_a_training_stands(tmp_path):
     assert last.losses == pytest.approx(seen[-1].losses)
 
 
-def test_a_training_killed_while_it_began_is_begun_again_with_overwrite(tmp_path):
-    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+def test_a_training_killed_while_it_began_is_simply_begun_again(tmp_path):
+    (tmp_path / "a").mkdir()
     (tmp_path / "a" / ".recipe.yaml.1.partial").write_text("half")
-    recipe = replace(TINY, epochs=1)
-    with pytest.raises(FileExistsError):
-        auxnet.fit(recipe, tmp_path / "a")
-    auxnet.fit(recipe, tmp_path / "a", overwrite=True)
-    assert not [*(tmp_path / "a").glob("*.partial")]
+    auxnet.fit(replace(TINY, epochs=1), tmp_path / "a")

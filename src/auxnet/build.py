@@ -23,7 +23,7 @@ from auxnet.losses import balanced, cross_entropy, distilled, square_hinge
 from auxnet.machine import device_of, free_memory, to_device
 from auxnet.methods import StepScale, joint, multiway, pairwise
 from auxnet.network import AuxNet
-from auxnet.precision import in_float32, lowered
+from auxnet.precision import in_float32, to_bfloat16
 from auxnet.recipe import Recipe
 from auxnet.residual import LEAST_SIZE, layout, resnet
 from auxnet.schedules import lambdas_at
@@ -247,7 +247,7 @@ def build(
         if recipe.sync_batchnorm:
             synchronise_norms(net, team)
     if precision_of(recipe) == torch.bfloat16:
-        lowered(net)
+        to_bfloat16(net)
     method = build_method(recipe, net, loss, identity if team is None or team.size == 1 else team.average)
     return net, as_cuda_graph(method, device) if recipe.cuda_graph else method
 

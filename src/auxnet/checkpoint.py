@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from auxnet.backbones.described import net_from
 from auxnet.backbones.named import is_own_code
 from auxnet.documents import read_json
-from auxnet.errors import first_line
+from auxnet.errors import DamagedError, first_line
 from auxnet.files import whole
 from auxnet.network import AuxNet
 from auxnet.recipe import read_run_recipe
@@ -141,7 +141,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """What `save_state` wrote. Raises RuntimeError if the file is damaged, or of a later format than this program's."""
+    """What `save_state` wrote. Raises as `unpack` does."""
     return unpack(path.read_bytes(), path)
 
 
@@ -156,16 +156,17 @@ def pack(state: dict[str, Any]) -> bytes:
 def unpack(data: bytes, where: Path | str) -> dict[str, Any]:
     """What was packed; nothing is unpickled but tensors and plain values, and only if the checksum holds.
 
-    Raises RuntimeError, naming `where` it was read.
+    Raises DamagedError if that is not what was packed, RuntimeError if it was by another version; both name `where` it
+    was read.
     """
     line, _, payload = data.partition(b"\n")
     head = re.fullmatch(rb"auxnet checkpoint (\d{1,9}) sha256 ([0-9a-f]{64})", line[:200])
     if not head:
-        raise RuntimeError(f"{where} is damaged, or not a checkpoint of this program")
+        raise DamagedError(f"{where} is damaged, or not a checkpoint of this program")
     if int(head[1]) != FORMAT:
         raise RuntimeError(f"{where} has format {int(head[1])}, this version of auxnet reads {FORMAT}: use a later one")
     if sha256(payload).hexdigest().encode() != head[2]:
-        raise RuntimeError(f"{where} is damaged: its checksum does not hold")
+        raise DamagedError(f"{where} is damaged: its checksum does not hold")
     try:
         with zipfile.ZipFile(io.BytesIO(payload)) as records:
             if any(record.compress_type for record in records.infolist()):  # torch.save compresses nothing

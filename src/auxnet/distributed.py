@@ -150,7 +150,7 @@ class Team:
         for tensor in net.state_dict().values():
             tensor.copy_(self._together(dist.broadcast, tensor, src=0))
 
-    def hand_out(self, state: Any) -> Any:
+    def broadcast_object(self, state: Any) -> Any:
         """In every process what process 0 gives here: tensors, numbers, strings, and dicts and lists of them."""
         if self.size == 1:
             return state

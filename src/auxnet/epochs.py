@@ -112,9 +112,10 @@ class Training:
         """Make a checkpoint; of the processes of a team, one writes."""
         self.team.average_buffers(self.net)
         if self.team.leads:
+            diagnosed = [*supervision_after(self, standing.epoch)] if self.diagnose and standing.step == 0 else []
+            rundir.check_finite(self.net)
             if not self.begun:
                 rundir.begin(self.folder, self.recipe)
-            diagnosed = [*supervision_after(self, standing.epoch)] if self.diagnose and standing.step == 0 else []
             rundir.save(self.folder, standing, self.net, self.method, self.keep, self.average, diagnosed)
             if self.write_events is not None and standing.step == 0:
                 self.write_events(standing.history)
@@ -198,7 +199,7 @@ def _team_batches(training: Training, epoch: int, start: int = 0) -> Iterator[tu
 def validate(training: Training, standing: Standing) -> Standing:
     """The standing after the epoch: each output's loss and error on the validation images, each counted once.
 
-    Where auxiliary losses are to be discarded, epochs are compared by the final output alone.
+    Epochs are compared by the outputs that train to the end: not by those that weigh nothing, or will be discarded.
     """
     recipe, net, team, dataset = training.recipe, training.judged, training.team, training.dataset
     epoch, began = standing.epoch + 1, time.perf_counter()
@@ -215,8 +216,9 @@ def validate(training: Training, standing: Standing) -> Standing:
         *_rows(net, epoch, "train", means, None, lr, standing.epoch_seconds),
         *_rows(net, epoch, "val", losses.tolist(), wrong.tolist(), lr, seconds),
     ]
-    compared = wrong if recipe.discard_after is None else wrong[-1:]
-    return standing.after(compared.tolist(), rows, seconds)
+    to_the_end = lambdas_at(recipe, net.depths, recipe.epochs)
+    compared = [error for error, weight in zip(wrong.tolist(), to_the_end, strict=True) if weight > 0]
+    return standing.after(compared, rows, seconds)
 
 
 def supervision_after(training: Training, epoch: int) -> Iterator[dict[str, Any]]:

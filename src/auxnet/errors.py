@@ -1,4 +1,4 @@
-"""What an error says, in a line; and the one that is a training's own."""
+"""What an error says, in a line; and those that are told apart."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ def one_line(error: object) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of its text, or its kind where it has none: for those of libraries, which go on for pages."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+class DamagedError(RuntimeError):
+    """A file is not as it was written: of no use any more, where another error may pass."""
 
 
 class DivergedError(RuntimeError):

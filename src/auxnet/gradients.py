@@ -6,6 +6,7 @@ Shapes: N images; K outputs; x_k is the feature after segment S_k, which head H_
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import starmap
 from typing import NamedTuple
 
 import torch
@@ -83,29 +84,39 @@ def supervise(
 
     With `distill` all pairs are taken first: the auxiliary outputs look at what the final one says.
     """
-    final: tuple[Tensor, Tensor] | None = None
     if distill is not None:
-        numbered = list(numbered)
-        x_K = dict(numbered)[len(heads) - 1].detach().requires_grad_()
-        final = x_K, heads[-1](x_K)
+        return _distilled(heads, dict(numbered), labels, loss, distill)
+    return starmap(lambda k, x: _at_head(k, heads[k], x, lambda logits: loss(logits, labels)), numbered)
 
-    def one(k: int, feature: Tensor) -> Supervised:
-        x = feature.detach().requires_grad_()
-        if distill is None or final is None:
-            logits = heads[k](x)
-            L = loss(logits, labels)
-        elif k < len(heads) - 1:
-            logits = heads[k](x)
-            L = distill(logits, labels, final[1].detach())
-        else:
-            x, logits = final
-            L = loss(logits, labels)
-        supervision, *of_head = gradients([_checked(L, logits)], [x, *parameters(heads[k])])
-        if supervision is None:
-            raise ValueError(f"the loss of output {k + 1} does not depend on its feature: head {k + 1} cuts it off")
-        return Supervised(k, feature, L.detach(), supervision, of_head)
 
-    return (one(k, feature) for k, feature in numbered)
+def _distilled(
+    heads: Sequence[nn.Module] | nn.ModuleList,
+    features: dict[int, Tensor],
+    labels: Tensor,
+    loss: Loss,
+    distill: Distillation,
+) -> Iterator[Supervised]:
+    """The final head first: what it says, as it is, is what the others look at."""
+    last, said = len(heads) - 1, []
+
+    def loss_of_final(logits: Tensor) -> Tensor:
+        said.append(logits.detach())
+        return loss(logits, labels)
+
+    final = _at_head(last, heads[last], features[last], loss_of_final)
+    for k, x in features.items():
+        yield final if k == last else _at_head(k, heads[k], x, lambda logits: distill(logits, labels, *said))
+
+
+def _at_head(k: int, head: nn.Module, feature: Tensor, loss: Callable[[Tensor], Tensor]) -> Supervised:
+    """A head at work on its feature, and the gradients of the loss of its logits."""
+    x = feature.detach().requires_grad_()
+    logits = head(x)
+    L = _checked(loss(logits), logits)
+    supervision, *of_head = gradients([L], [x, *parameters(head)])
+    if supervision is None:
+        raise ValueError(f"the loss of output {k + 1} does not depend on its feature: head {k + 1} cuts it off")
+    return Supervised(k, feature, L.detach(), supervision, of_head)
 
 
 def gradients(

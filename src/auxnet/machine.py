@@ -71,17 +71,10 @@ def available_memory() -> int:
 
     Where the system does not say (elsewhere than on Linux), half of all there is.
     """
-    left = []
+    left = [*_memory_of_group(Path("/sys/fs/cgroup"))]
     with suppress(OSError, ValueError, KeyError):
         fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         left.append(int(fields["MemAvailable"].split()[0]) * 1024)
-    for limit, used in (  # of control groups, version 2 and 1
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        with suppress(OSError, ValueError):  # not there, or "max"
-            group = Path("/sys/fs/cgroup")
-            left.append(int((group / limit).read_text()) - int((group / used).read_text()))
     return max(0, min(left)) if left else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
@@ -96,6 +89,20 @@ def cores() -> int:
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min(allowed, _quota(Path("/sys/fs/cgroup")))) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def _memory_of_group(group: Path) -> Iterator[int]:
+    """Bytes that control groups, version 2 or 1, still leave this container, if they limit it.
+
+    What they count as used holds files that were read and lie about in memory until it is wanted: that is free.
+    """
+    for limit, used, stat, cache in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+    ):
+        with suppress(OSError, ValueError, KeyError):  # not there, or "max"
+            facts = dict(line.split() for line in (group / stat).read_text().splitlines())
+            yield int((group / limit).read_text()) - int((group / used).read_text()) + int(facts[cache])
 
 
 def _quota(group: Path) -> float:

@@ -12,7 +12,7 @@ Gradients and losses pass through `average`, the mean over the processes that tr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -120,13 +120,14 @@ def pairwise(
         losses = []
         for k, update in enumerate(updates):
             x = images
+            torch.clear_autocast_cache()  # it holds casts of the weights as they were before the last update
             with statistics_kept(net.segments[:k]):
                 for segment in net.segments[: k + 1]:
                     x = segment(x)
-            (seen,) = supervise([net.heads[k]], [(0, x)], labels, loss)
+            (output,) = supervise(net.heads, [(k, x)], labels, loss)
             if lambdas[k] > 0:
-                update([*gradients([x], update.trunk, [lambdas[k] * seen.supervision]), *seen.head])
-            losses.append(seen.loss)
+                update([*gradients([x], update.trunk, [lambdas[k] * output.supervision]), *output.head])
+            losses.append(output.loss)
         return average(torch.stack(losses))
 
     weigh(weights)
@@ -175,38 +176,39 @@ def multiway(
         updates = optimizers = _update_per_output(net, optimizer, clip, average)
     else:
         updates, optimizers = _parts_of_one_update(net, optimizer, clip, average)
-    shallow_first = order == "shallow_first"
-    tied = len(parameters(net)) < sum(len(parameters(part)) for part in (*net.segments, *net.heads))
+    last = max if order == "shallow_first" else min
 
     def weigh(weights: Weights | None) -> None:
         lambdas[:] = _checked(net, weights)
         _rescale(updates, step_scales(lambdas, step_scale))
 
+    def backward(output: Supervised) -> tuple[int, Tensor, Gradients | None]:
+        """k, L_k and its gradients: lambda_k dL_k/dx_k goes down from x_k through S_k..S_1; H_k has its own."""
+        k, x, L, supervision, of_head = output
+        counted = [j for j, weight in enumerate(lambdas) if weight > 0]
+        if k not in counted:
+            return k, L, None
+        of_trunk = gradients([x], updates[k].trunk, [lambdas[k] * supervision], keep=k != last(counted))
+        return k, L, [*of_trunk, *of_head]
+
     def step(images: Tensor, labels: Tensor) -> Tensor:
         if mode == "live" and torch.is_autocast_enabled(images.device.type):
-            raise RuntimeError("autocast keeps casts of old weights: live would be frozen; use precision.lowered(net)")
+            raise RuntimeError("autocast keeps casts of old weights: live would be frozen; use precision.to_bfloat16")
         # Updates 1..k-1 leave S_k alone: x_k, made only when its turn comes, is the old feature all the same.
-        features = unchanged(net.crossing(images))
-        numbered = enumerate(features if shallow_first and not tied else list(features))
-        supervised: Iterable[Supervised]
-        supervised = supervise(net.heads, numbered if shallow_first else reversed([*numbered]), labels, loss, distill)
+        features = enumerate(unchanged(net.crossing(images)))
+        turns = features if order == "shallow_first" else reversed([*features])
+        outputs: Iterable[Supervised] = supervise(net.heads, turns, labels, loss, distill)
         if step_scale == "adaptive":  # the one rule that needs all losses before the first backward
-            supervised = list(supervised)
-            known = average(torch.stack([each.loss for each in sorted(supervised, key=lambda each: each.k)]))
+            outputs = list(outputs)
+            known = average(torch.stack([output.loss for output in sorted(outputs, key=lambda output: output.k)]))
             _rescale(updates, adaptive_scales(known, step_scales(lambdas, step_scale)))
         losses: dict[int, Tensor] = {}
-        counted = [k for k in range(net.outputs) if lambdas[k] > 0]
-        last = counted[-1] if shallow_first else counted[0]
-
-        def backwards() -> Iterator[tuple[int, Gradients]]:
-            for k, x, losses[k], supervision, of_head in supervised:
-                if lambdas[k] > 0:  # (a name for what enters would hold it while the next output is at work)
-                    trunk = updates[k].trunk
-                    yield k, [*gradients([x], trunk, [lambdas[k] * supervision], keep=k != last), *of_head]
-
-        for k, gradient in backwards() if mode == "live" else [*backwards()]:  # frozen: all before the first update
-            updates[k](gradient)
-            del gradient  # nor is it held while the next output is at work
+        backwards = map(backward, outputs)
+        for k, L, gradient in backwards if mode == "live" else list(backwards):  # frozen: all before the first update
+            losses[k] = L
+            if gradient is not None:
+                updates[k](gradient)
+            del gradient  # it would be held while the next output is at work
         return average(torch.stack([losses[k] for k in range(net.outputs)]))
 
     weigh(weights)
@@ -237,7 +239,7 @@ def _fused(
         update.rescale([1.0] * 2 * net.outputs, [*decays, *([1.0] * net.outputs)])
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
-        features, c = net.features(images), step_scales(lambdas, step_scale)
+        features, c = unchanged(net.crossing(images)), step_scales(lambdas, step_scale)
         losses, reached, entering, of_heads = [], [], [], Gradients()
         for k, x, L, supervision, of_head in supervise(net.heads, enumerate(features), labels, loss, distill):
             losses.append(L)
@@ -302,6 +304,7 @@ def _rescale(updates: Sequence[Update] | Sequence[SharedUpdate], scales: Sequenc
 
 
 def _checked(net: AuxNet, weights: Weights | None) -> list[float]:
+    net.check_apart()
     lambdas = checked_weights(net.loss_weights() if weights is None else weights, net.outputs)
     if not any(lambdas):
         raise ValueError(f"weights must leave at least one output above 0 (0 discards it), got {lambdas}")

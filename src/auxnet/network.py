@@ -12,6 +12,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Literal, SupportsIndex, TypeVar
 
 import torch
@@ -47,6 +48,7 @@ class AuxNet(nn.Module):
                 f"one head and one depth to each segment, got {len(self.segments)} segments, "
                 f"{len(self.heads)} heads, {len(self.depths)} depths"
             )
+        self.check_apart()
 
     @property
     def outputs(self) -> int:
@@ -69,7 +71,7 @@ class AuxNet(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Logits of all outputs, each [N, classes], shallow to deep, for images [N, C, H, W]."""
-        return tuple(head(x) for head, x in zip(self.heads, self.features(images), strict=True))
+        return tuple(head(x) for head, x in zip(self.heads, self.crossing(images), strict=True))
 
     def truncate(self, output: int) -> nn.Module:
         """A copy of output k alone: images [N, C, H, W] -> logits [N, classes], with no parameter it does not use.
@@ -114,6 +116,19 @@ class AuxNet(nn.Module):
             raise ValueError(
                 f"images must have {H}x{W} pixels or more for this net, got {height}x{width}: enlarge them"
             )
+
+    def check_apart(self) -> None:
+        """Raise ValueError if two parts share weights: an output would train, or leave behind, those of another."""
+        owner: dict[int, tuple[str, str]] = {}
+        for kind, parts in (("segment", self.segments), ("head", self.heads)):
+            for k, part in enumerate(parts, start=1):
+                for name, tensor in chain(part.named_parameters(), part.named_buffers()):
+                    here, (there, other) = f"{kind} {k}", owner.setdefault(id(tensor), (f"{kind} {k}", name))
+                    if there != here:
+                        raise ValueError(
+                            f"{other!r} of {there} and {name!r} of {here} are one tensor: cut so that both come to "
+                            "lie in one segment, or build the parts without sharing"
+                        )
 
     def check_output(self, output: int) -> None:
         """Raise ValueError unless `output` is one of 1..K."""

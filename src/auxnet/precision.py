@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from auxnet.network import AuxNet
 
 
-def lowered(net: AuxNet) -> AuxNet:
+def to_bfloat16(net: AuxNet) -> AuxNet:
     """The net itself, its convolutions and linear layers now in bfloat16, each weight with a float32 `master`.
 
     It takes images in bfloat16. Build the method after it: `AuxNet.float()` ends the training and its masters.

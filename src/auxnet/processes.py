@@ -64,7 +64,7 @@ def _places(count: int, where: Mapping[str, Any]) -> list[dict[str, Any]]:
     gpus = torch.cuda.device_count()
     for n, place in enumerate(places):
         if "threads" in where:
-            place["threads"] = max(1, (where["threads"] or torch.get_num_threads()) // count)
+            place["threads"] = max(1, (where["threads"] or min(torch.get_num_threads(), cores())) // count)
         if "workers" in where and where["workers"] != 0:
             place["workers"] = max(1, (where["workers"] or cores()) // count)
         if where.get("device") in ("auto", "cuda") and gpus > 1:

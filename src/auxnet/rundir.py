@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from auxnet.checkpoint import load_state, read_about, save_state, save_weights
-from auxnet.errors import DivergedError, first_line
+from auxnet.errors import DamagedError, DivergedError, first_line
 from auxnet.files import whole
 from auxnet.network import AuxNet
 from auxnet.reading import sources
@@ -38,10 +38,9 @@ OURS = (
     "model.safetensors",
     "config.json",
     "checkpoints/best.safetensors",
-    "recipe.yaml",  # last: what is left after a crash in between is still known as a run
 )
 LOCK = ".lock"
-PARTIAL = r"(checkpoints/)?\.[^/]+\.\d+\.partial"  # what `files.whole` leaves if it is killed
+PARTIAL = r"\..+\.\d+\.partial"  # what `files.whole` leaves if it is killed
 
 
 @dataclass(frozen=True)
@@ -91,6 +90,8 @@ def claim(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise FileExistsError(f"{folder}: another process is training in it; name another folder, or wait") from None
+    for half in (*folder.glob("checkpoints/.*.partial"), *folder.glob(".model.safetensors.*.partial")):
+        half.unlink(missing_ok=True)  # weights that a killed training was writing
     try:
         yield
     finally:
@@ -119,7 +120,7 @@ def check(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
     elif is_run and not overwrite:
         mend = "resume (--resume) continues it, overwrite (--overwrite) replaces it"
         raise FileExistsError(f"{folder} holds a run already: {mend}")
-    elif not is_run and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+    elif not is_run and folder.is_dir() and any(map(_is_foreign, folder.iterdir())):
         raise FileExistsError(f"{folder} holds other files: name a new folder for the run")
     of_folders = recipe.data not in sources.NAMES and Path(recipe.data).is_dir()
     if not resume and of_folders and Path(recipe.data).resolve() in folder.resolve().parents:
@@ -141,32 +142,27 @@ def _is_run(folder: Path) -> bool:
     return sealed or any((folder / name).exists() for name in ("checkpoints", "metrics.jsonl", "model.safetensors"))
 
 
+def _is_foreign(path: Path) -> bool:
+    """Whether something in a folder was left by anything else than a training killed while it began."""
+    return path.name != LOCK and not re.fullmatch(PARTIAL, path.name)
+
+
 def begin(folder: Path, recipe: Recipe) -> None:
-    """Make the run directory, what an earlier run left in it removed, with the recipe saved."""
+    """Make the run directory, what an earlier run left in it removed, with the recipe saved.
+
+    Killed anywhere in it, it leaves a recipe, by which the folder is known as a run, or nothing.
+    """
     for path in (*_checkpoints(folder), *event_files(folder), *(folder / name for name in OURS)):
         path.unlink(missing_ok=True)
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     with whole(folder / "recipe.yaml") as partial:
         write_recipe(located(recipe), partial, sealed=True)
+    (folder / "checkpoints").mkdir(exist_ok=True)
 
 
-def clear(folder: Path) -> None:
-    """Remove what a training left here that was killed before its first checkpoint; nothing, if there is more.
-
-    Raises FileExistsError if another process trains in it.
-    """
-    checkpoints, recipe = folder / "checkpoints", folder / "recipe.yaml"
-    made = [checkpoints] if checkpoints.is_dir() and not checkpoints.is_symlink() else []
-    left = [path for each in (folder, *made) for path in each.glob("*") if path not in (folder / LOCK, *made)]
-    begun = recipe.is_file() and recipe.read_bytes().startswith(SEAL)
-    known = rf"{PARTIAL}|recipe\.yaml|metrics\.jsonl" if begun else PARTIAL
-    foreign = [path for path in left if not (path.is_file() and re.fullmatch(known, str(path.relative_to(folder))))]
-    if (left or made) and not foreign:
-        with claim(folder):
-            for path in sorted(left, key=recipe.__eq__):  # the recipe, by which the others are known, last
-                path.unlink()
-            for path in made:
-                path.rmdir()
+def is_unborn(folder: Path) -> bool:
+    """Whether a training was killed in this folder before it had saved any weights: there is nothing to lose."""
+    weights = [*(folder / "checkpoints").glob("[!.]*"), *folder.glob("model.safetensors")]
+    return _is_run(folder) and not weights
 
 
 def located(recipe: Recipe) -> Recipe:
@@ -174,6 +170,13 @@ def located(recipe: Recipe) -> Recipe:
     data, data_dir = sources.located(recipe.data, recipe.data_dir)
     pretrained = None if recipe.pretrained is None else str(Path(recipe.pretrained).resolve())
     return replace(recipe, data=data, data_dir=data_dir, pretrained=pretrained)
+
+
+def check_finite(net: AuxNet) -> None:
+    """Raise DivergedError for weights that nobody wants to go on from: before they replace better ones."""
+    for name, tensor in net.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise DivergedError(f"{name} holds values that are not finite; it is not saved, and the run stops there")
 
 
 def save(
@@ -189,11 +192,8 @@ def save(
     and what was diagnosed, are logged before, and its weights (their moving average, if there is one) kept after if it
     is the best so far.
 
-    Raises RuntimeError if the weights are not finite (nobody wants to go on from there) or cannot be written.
+    Raises RuntimeError if it cannot be written.
     """
-    for name, tensor in net.state_dict().items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise DivergedError(f"{name} holds values that are not finite; it is not saved, and the run stops there")
     state = {"standing": asdict(standing), "net": net.state_dict(), "method": method.state_dict()}
     if average is not None:
         state["average"] = average.state_dict()
@@ -219,7 +219,8 @@ def save(
 def resume(folder: Path) -> dict[str, Any]:
     """The newest checkpoint of a run that is not damaged; a damaged one is put aside, with a warning.
 
-    Raises FileNotFoundError if there is none, RuntimeError if all are damaged.
+    Raises FileNotFoundError if there is none, DamagedError if all are damaged, RuntimeError if the newest is of another
+    version of this program.
     """
     found = _checkpoints(folder)
     if not found:
@@ -227,10 +228,10 @@ def resume(folder: Path) -> dict[str, Any]:
     for path in found:
         try:
             return load_state(path)
-        except RuntimeError as error:
+        except DamagedError as error:
             path.replace(path.with_suffix(".damaged"))
             warnings.warn(f"{error}; the one before it is taken", stacklevel=2)
-    raise RuntimeError(f"{folder}: every checkpoint is damaged ({len(found)}); --overwrite begins again")
+    raise DamagedError(f"{folder}: every checkpoint is damaged ({len(found)}); --overwrite begins again")
 
 
 def take_up(state: dict[str, Any], net: AuxNet, method: Method, where: Path, average: AuxNet | None = None) -> Standing:
@@ -245,13 +246,13 @@ def take_up(state: dict[str, Any], net: AuxNet, method: Method, where: Path, ave
         raise RuntimeError(f"{where}: the checkpoint does not fit the recipe: {first_line(error)}") from None
 
 
-def restore(folder: Path, standing: Standing, net: AuxNet) -> Standing:
+def restore(folder: Path, standing: Standing, net: AuxNet, epochs: int) -> Standing:
     """Bring the other files back to what they were at this standing: metrics to the line, the best weights.
 
     (And diagnosis.jsonl, where the run has one: its lines are on the disk before the checkpoint of their epoch is.)
 
     Where the best weights are gone (a later epoch that is lost had replaced them), the best so far is forgotten:
-    the epochs to come, that one again among them, decide.
+    the epochs to come, of all `epochs`, decide, that one again among them. Raises RuntimeError if none is to come.
     """
     with whole(folder / "metrics.jsonl") as partial:
         partial.write_text(_lines(standing.history), encoding="utf-8")
@@ -264,6 +265,8 @@ def restore(folder: Path, standing: Standing, net: AuxNet) -> Standing:
     if standing.step == 0 and standing.best_epoch == standing.epoch:
         _save_best(folder, standing, net)
         return standing
+    if standing.epoch == epochs:
+        raise RuntimeError(f"{folder}: the best weights are gone from checkpoints/: --overwrite trains it again")
     return replace(standing, best_epoch=0, best_error=float("inf"))
 
 

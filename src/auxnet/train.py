@@ -89,8 +89,6 @@ def fit(
         held.enter_context(threads_set(recipe.threads))
         held.enter_context(torch.random.fork_rng(devices=[]))
         if here.leads:
-            if overwrite:
-                rundir.clear(folder)
             rundir.check(folder, recipe, resume, overwrite)
         check(recipe)
         if here.leads:
@@ -111,11 +109,11 @@ def fit(
         average = None if recipe.ema is None else copy.deepcopy(net)
         judged, standing = net if average is None else average, rundir.Standing(drawn=dataset.drawn)
         if resume:
-            state = here.hand_out(rundir.resume(folder) if here.leads else {})
+            state = here.broadcast_object(rundir.resume(folder) if here.leads else {})
             standing = rundir.take_up(state, net, method, folder, average)
             dataset.check_drawn(standing.drawn, folder)
             if here.leads:
-                standing = rundir.restore(folder, standing, judged)
+                standing = rundir.restore(folder, standing, judged, recipe.epochs)
         if write_events is not None and standing.history:
             write_events(standing.history)
         training = Training(
@@ -142,13 +140,11 @@ def fit(
 def fit_on(recipe: Recipe, folder: Path, watch: Callable[[Progress], object] | None = None) -> Run:
     """Train into a folder that nobody else uses, from the last checkpoint in it if there is one.
 
-    What a training left that was killed before its first checkpoint is begun anew. Raises what `fit` does:
-    FileExistsError, and nothing is removed, if the folder holds anything else.
+    What was killed before its first checkpoint is begun anew. Raises what `fit` does: FileExistsError for a folder that
+    holds anything else.
     """
     resume = any((folder / "checkpoints").glob("*.ckpt"))
-    if not resume:
-        rundir.clear(folder)
-    return fit(recipe, folder, resume=resume, watch=watch)
+    return fit(recipe, folder, resume=resume, overwrite=not resume and rundir.is_unborn(folder), watch=watch)
 
 
 def _finish(recipe: Recipe, dataset: DataSet, net: AuxNet, folder: Path, standing: rundir.Standing) -> dict[str, Any]:
@@ -171,7 +167,7 @@ def _finish(recipe: Recipe, dataset: DataSet, net: AuxNet, folder: Path, standin
         **tables(folder, dataset, device, same=standing.best_epoch == standing.epoch),
         "method": method_name(recipe),
         "data": {
-            "name": dataset.name if dataset.name.startswith("hf:") else Path(dataset.name).name,
+            "name": dataset.name if dataset.name.startswith("hf:") else Path(dataset.name).resolve().name,
             **images,
             "guessing": guessing(dataset.val.labels),
             "drawn": dataset.drawn,

@@ -44,7 +44,7 @@ class Update:
 
     It works on aliases that share the parameters' storage but not their version counters. Autograd then lets
     weights change between two backwards of one forward, and the later one sees them changed: multi-way, live.
-    Of a parameter with a `master` of higher precision (`precision.lowered`) that is what it works on; the parameter
+    Of a parameter with a `master` of higher precision (`precision.to_bfloat16`) that is what it works on; the parameter
     then takes the master's value, rounded, by such an alias too.
     """
 
@@ -73,6 +73,8 @@ class Update:
         if closure is not None and closure.default is not None:
             name = type(self.optimizer).__name__
             raise ValueError(f"{name} asks for losses within a step, where gradients are handed over: take another")
+        if isinstance(self.optimizer, torch.optim.SparseAdam):
+            raise ValueError("SparseAdam takes sparse gradients, and those of convolutions are dense: take Adam")
         aliases = iter(self.aliases)
         self.places = _apart(self.optimizer, [[next(aliases) for _ in group] for group in groups])
         etas = [float(settings["lr"]) for settings in self.optimizer.param_groups]
@@ -157,7 +159,7 @@ def _apart(optimizer: torch.optim.Optimizer, parts: Sequence[Sequence[Tensor]]) 
 
 
 def _master(parameter: nn.Parameter) -> Tensor | None:
-    """What `precision.lowered` gave it, as long as it is of lower precision than that."""
+    """What `precision.to_bfloat16` gave it, as long as it is of lower precision than that."""
     master: Tensor | None = getattr(parameter, "master", None)
     return None if master is None or master.dtype == parameter.dtype else master
 
@@ -215,6 +217,7 @@ class Method:
             )
         if not torch.is_grad_enabled():
             raise RuntimeError("a training step takes gradients, which are disabled here: call it outside no_grad()")
+        torch.clear_autocast_cache()  # in a loop within one autocast it holds casts of the last step's weights
         return self.one_step(images, labels)
 
     def set_lr(self, lr: float) -> None:

@@ -68,7 +68,6 @@ def attach(
         *segments, classifier = parts
         training = classifier.training
         classes = _classes_of(nn.Sequential(*parts), shape)
-    _check_apart(parts)
     if num_classes is not None and num_classes != classes:
         classes = num_classes
         classifier = _for_classes(classifier, classes)
@@ -157,17 +156,3 @@ def _for_classes(classifier: nn.Module, classes: int) -> nn.Module:
         return new
     classifier.set_submodule(name, new)
     return classifier
-
-
-def _check_apart(parts: Sequence[nn.Module]) -> None:
-    """Raise ValueError if two parts share weights: an output would train, or leave behind, those of another."""
-    owner: dict[int, tuple[str, str]] = {}
-    for k, part in enumerate(parts, start=1):
-        here = f"segment {k}" if k < len(parts) else "the classifier"
-        for name, tensor in chain(part.named_parameters(), part.named_buffers()):
-            there, other = owner.setdefault(id(tensor), (here, name))
-            if there != here:
-                raise ValueError(
-                    f"{other!r} of {there} and {name!r} of {here} are one tensor: cut so that both come to lie in one "
-                    "segment, or build the backbone without sharing"
-                )
