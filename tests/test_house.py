@@ -93,18 +93,15 @@ def test_the_pages_programs_and_styles_keep_to_the_width_of_the_house(path):
     assert wide == [], f"{path.name} has lines of more than 120 characters"
 
 
-def readme_blocks():
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def documented_code():
+    for path in ("README.md", "docs/guide.md"):
+        yield from re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("code", readme_blocks())
-def test_the_readmes_code_runs(code, tmp_path, monkeypatch):
+@pytest.mark.parametrize("code", [*documented_code()])
+def test_the_documented_code_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {})
-
-
-def test_the_readme_has_code():
-    assert len(readme_blocks()) >= 1
+    exec(compile(code, "the documents", "exec"), {})
 
 
 def test_the_studies_page_says_what_their_ledgers_say(monkeypatch):

@@ -82,13 +82,13 @@ def written(path, *changes):
 
 
 def documented():
-    for path in ("README.md", "docs/method.md"):
+    for path in ("docs/guide.md", "docs/method.md"):
         text = (Path(__file__).parents[1] / path).read_text()
         yield from (block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "question:" in block)
 
 
 @pytest.mark.parametrize("scale", ["small", "full"])
-@pytest.mark.parametrize("block", list(documented()), ids=["README", "method"])
+@pytest.mark.parametrize("block", list(documented()), ids=["guide", "method"])
 def test_the_documented_studies_can_be(block, scale, tmp_path):
     (tmp_path / "own.yaml").write_text(block)
     study = read_study(str(tmp_path / "own.yaml"), scale)
