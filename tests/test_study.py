@@ -679,7 +679,7 @@ def test_failures_of_names_with_dots_are_kept_apart(tmp_path):
 def test_a_training_killed_at_its_beginning_is_begun_anew_and_nothing_else_is_removed(own, tmp_path):
     out, [trial] = tmp_path / "out", list(read_study(str(own), "smoke", 1).trials(HERE))[:1]
     folder = running.folder_of(out, trial)
-    (folder / "checkpoints").mkdir(parents=True)
+    folder.mkdir(parents=True)
     (folder / ".lock").touch()
     (folder / ".recipe.yaml.123.partial").write_text("half a rec")
     (folder / "patients.csv").write_text("precious")

@@ -169,7 +169,7 @@ def need(*modules: str) -> None:
     from importlib.util import find_spec
 
     if missing := [module for module in modules if find_spec(module) is None]:
-        raise RuntimeError(f"ONNX needs {', '.join(missing)}: pip install 'auxnet[export]'")
+        raise RuntimeError(f"ONNX needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 @contextmanager

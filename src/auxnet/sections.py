@@ -25,7 +25,7 @@ class Data:
     ] = "default"
     """random crops after padding, random resized crops (rrc), mirroring, TrivialAugment; default: suits the data"""
     stream: Literal["auto", "always", "never"] = "auto"
-    """leave the images of folders and parquet on disk; auto: if they would take over half of the memory left"""
+    """read images of folders and parquet from disk in training; auto: if they would take half of free memory"""
     workers: int | None = None
     """processes that decode images left on disk, and make random resized crops; none: one per core"""
     max_corrupt: int = 0
@@ -69,19 +69,19 @@ class Method:
     method: Literal["joint", "pairwise", "multiway"] = "multiway"
     """how gradients are propagated"""
     mode: Literal["live", "frozen", "fused"] = "live"
-    """multiway: what a backward sees of the updates before it"""
+    """multiway: the paper's live form (about 1.8 times a plain step), frozen, or fused (about 1.05 times)"""
     state: Literal["per_output", "shared"] = "per_output"
     """multiway: an optimizer state (momentum) for each output, the paper's, or one for all"""
     order: Literal["shallow_first", "deep_first"] = "shallow_first"
     """multiway: the order in which outputs update the trunk; the paper's is from shallow to deep"""
     step_scale: Literal["default", "none", "sum", "equilibrium", "cumulative", "adaptive"] = "default"
-    """division of the trunk's step; default: sum (joint), none (pairwise), cumulative (multiway)"""
+    """rule that divides the trunk's step size; default: sum (joint), none (pairwise), cumulative (multiway)"""
     aggregator: str | None = None
     """joint: torchjd's way to make one gradient of the trunk out of the outputs', by name: UPGrad, PCGrad, MGDA, ..."""
     gamma: float = 2.0
     """loss weights are (layer / depth)^gamma"""
     floor: float = 0.01
-    """least loss weight"""
+    """smallest loss weight"""
     relative_to: Literal["final", "last_auxiliary"] = "final"
     """the depth that loss weights refer to: the paper's, or the authors' code's"""
     weights: tuple[float, ...] | None = None
@@ -89,13 +89,13 @@ class Method:
     weight_schedule: Literal["constant", "linear"] = "constant"
     """linear: the auxiliary outputs' weights fall evenly towards 0 at the end of the run (DSN)"""
     discard_after: float | None = None
-    """share of the run after which the auxiliary losses are discarded, their heads left as they are"""
+    """share of the run after which the auxiliary losses are discarded and their heads no longer trained"""
     loss: Literal["cross_entropy", "square_hinge"] = "cross_entropy"
-    """what is minimised; what is measured is cross-entropy either way"""
+    """training loss; validation and test losses are cross-entropy either way"""
     distill: float = 0.0
-    """share of an auxiliary output's loss that is its distance from what the final output says; not in pairwise"""
+    """weight, 0..1, of self-distillation in an auxiliary output's loss (the final output teaches); not in pairwise"""
     temperature: float = 3.0
-    """what both say is softened by, for that"""
+    """softmax temperature of that distillation loss"""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Training:
     epochs: int = 30
     """passes over the training images"""
     batch_size: int = 128
-    """images a step"""
+    """images per step"""
     optimizer: str = "SGD"
     """any optimizer of torch.optim that takes dense gradients of any shape, by name"""
     lr: float = 0.1
@@ -117,29 +117,29 @@ class Training:
     weight_decay: float = 1e-4
     """for optimizers that have it"""
     schedule: Literal["multistep", "cosine"] = "multistep"
-    """of the step size: it falls at --milestones, or along a cosine"""
+    """of the step size: multistep drops it at --milestones, cosine lets it fall along a cosine"""
     warmup: int = 0
-    """epochs over which the step size rises first"""
+    """epochs of linear warm-up of the step size"""
     milestones: tuple[float, ...] = (0.4, 0.6)
     """shares of the run after which the step size is multiplied by lr_decay"""
     lr_decay: float = 0.1
     """factor at each milestone"""
     clip: float | None = None
-    """largest gradient norm of an update"""
+    """clip gradients to this norm, update by update"""
     label_smoothing: float = 0.0
     """share of the target spread over all classes"""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced: the images of rare classes count more, so that all classes count alike"""
+    """balanced: weight the loss by inverse class frequency"""
     mixup: float = 0.0
-    """above 0, images are blended in pairs, by a share drawn from Beta(mixup, mixup)"""
+    """alpha of mixup: images are blended in pairs, by a share from Beta(alpha, alpha); 0: off"""
     cutmix: float = 0.0
-    """above 0, a rectangle of another image is pasted into each, its size drawn likewise"""
+    """alpha of cutmix: a rectangle of another image is pasted into each, its size drawn likewise; 0: off"""
     ema: float | None = None
-    """decay of a moving average of the weights, such as 0.999; the average is what is judged and kept"""
+    """decay of an exponential moving average of the weights, such as 0.999; the average is validated and saved"""
     sync_batchnorm: bool = False
     """under torchrun, BatchNorm normalises by the images of all processes, not by those of its own"""
     seed: int = 0
-    """of the validation split, the weights, the order and the augmentation"""
+    """decides the validation split, the initial weights, the order and the augmentation"""
 
 
 @dataclass(frozen=True)

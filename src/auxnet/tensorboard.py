@@ -41,7 +41,7 @@ def event_writer(run: Path) -> Iterator[Callable[[History], None]]:
     try:
         from torch.utils.tensorboard.writer import SummaryWriter
     except ImportError:
-        raise RuntimeError("curves for TensorBoard need its package: pip install 'auxnet[tensorboard]'") from None
+        raise RuntimeError("curves for TensorBoard need its package: pip install tensorboard") from None
     writers: dict[int, SummaryWriter] = {}
     written = 0
 

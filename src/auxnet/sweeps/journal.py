@@ -10,7 +10,7 @@ from filelock import FileLock
 try:
     import optuna
 except ModuleNotFoundError:
-    raise RuntimeError("sweeps need Optuna, which is not installed: pip install 'auxnet[sweep]'") from None
+    raise RuntimeError("sweeps need Optuna, which is not installed: pip install optuna") from None
 from optuna.storages import BaseStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 
