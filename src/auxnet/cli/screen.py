@@ -91,8 +91,8 @@ def outputs_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
 def plan_table(plan: Plan) -> Table:
     """One line per planned output, shallow to deep."""
     title = (
-        "each output as a model of its own; the weight of its loss (lambda); and, of the layers between the one before "
-        "and it, the step along its own loss, along all, and the decay, as multiples of the recipe's"
+        "cost of each output alone; the weight of its loss (lambda); and, for the layers since the output before, "
+        "relative to the recipe: the step along its own loss, the step along all losses, the weight decay"
     )
     made = table(title, "output", "depth", "parameters", "MACs", "lambda", "own step", "all steps", "decay")
     for o in plan.outputs:

@@ -55,6 +55,7 @@ def train(words: list[str]) -> None:
     if options.resume and options.out is None:
         raise ValueError("--resume goes on with a run: name it with --out")
     from auxnet.machine import crowded, device_of, keep_freed_memory, threads_set
+    from auxnet.plan import few_steps
     from auxnet.selection import no_better_than_guessing
     from auxnet.train import fit
 
@@ -99,6 +100,8 @@ def train(words: list[str]) -> None:
     least = min(row["val_error"] for row in run.summary["last"])
     if guess := no_better_than_guessing(least, data["val"], data["guessing"]):
         screen.print_line(console, f"note: no output has learned much: {100 * least:.2f} % validation error; {guess}")
+        for hint in few_steps(options.recipe, data["train"]):
+            screen.print_line(console, f"note: {hint}")
     on = plural(device["threads"], "thread")
     time = f"{duration(run.summary['wall_seconds'])} on {device['name']}, {on}"
     for image in data.get("left_out", []):
