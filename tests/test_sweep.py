@@ -4,6 +4,7 @@ import csv
 import html
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -566,6 +567,76 @@ def test_a_trial_that_takes_its_process_down_each_time_is_given_up(tmp_path, mon
     found = sweep({"lr": [0.1, 0.2]}, tmp_path / "a", TINY, trials=2)
     assert [trial.state for trial in found.trials] == ["failed", "complete"]
     assert "died 3 times" in found.trials[0].error
+
+
+def of_a_disk_that_is_full():
+    error = RuntimeError("cannot be written to")
+    error.__cause__ = OSError(28, "No space left on device")
+    return error
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        RuntimeError("a process that reads images died"),
+        of_a_disk_that_is_full(),
+        OSError(28, "No space left on device"),
+    ],
+    ids=["reader", "saving", "disk"],
+)
+def test_no_fault_of_the_machine_is_blamed_on_a_trial_however_often_it_comes(fault, tmp_path, untrained, monkeypatch):
+    space = {"gamma": [1.0, 2.0, 3.0], "floor": [0.0, 0.2, 0.5]}
+
+    def broken(recipe, folder, watch):
+        raise fault
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worker, "fit_on", broken)
+        for _ in range(worker.PATIENCE + 2):
+            with pytest.raises(type(fault), match=re.escape(str(fault))):
+                sweep(space, tmp_path / "a", TINY, sampler="random", trials=8)
+    assert [trial.state for trial in read_sweep(tmp_path / "a").trials] == ["interrupted"]
+    healthy = sweep(space, tmp_path / "a", TINY, sampler="random", trials=8)
+    assert [trial.state for trial in healthy.trials] == ["complete"] * 8
+
+
+def test_a_trial_that_finds_no_memory_is_tried_three_times_and_again_on_demand(tmp_path, untrained, monkeypatch):
+    def full(recipe, folder, watch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    def run(**options):
+        return sweep({"gamma": [1.0, 2.0]}, tmp_path / "a", TINY, sampler="random", trials=2, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worker, "fit_on", full)
+        for _ in range(worker.PATIENCE):
+            with pytest.raises(RuntimeError, match="trial 0 found no memory: CUDA out of memory"):
+                run()
+    found = run()
+    assert [trial.state for trial in found.trials] == ["failed", "complete"]
+    assert "died 3 times" in found.trials[0].error
+    assert drawn(run()) == drawn(found)
+    again = run(retry_failed=True)
+    assert [(trial.number, trial.state) for trial in again.trials] == [(1, "complete"), (2, "complete")]
+    assert again.trials[1].values == found.trials[0].values
+    assert drawn(run(retry_failed=True)) == drawn(again)
+    assert again.total == 2
+
+
+def test_what_took_the_failure_of_a_twin_is_tried_again_with_it(tmp_path, untrained, monkeypatch):
+    space = {"gamma": [float(value) for value in range(21)]}
+
+    def run(**options):
+        return sweep(space, tmp_path / "a", TINY, sampler="random", trials=20, **options)
+
+    failed = [trial for trial in run().trials if trial.state == "failed"]
+    assert any(trial.twin is not None for trial in failed)
+    monkeypatch.setattr(worker, "fit_on", lambda *_: SimpleNamespace(summary={"last": [{"val_error": 0.5}]}))
+    again = run(retry_failed=True).trials
+    assert {trial.state for trial in again} == {"complete"}
+    assert sorted(trial.values["gamma"] for trial in again[-len(failed) :]) == sorted(
+        trial.values["gamma"] for trial in failed
+    )
 
 
 def test_a_trial_killed_at_its_beginning_is_begun_anew(tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ from auxnet.recipe import WHERE, Recipe, words_of
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.settings import Settings
 from auxnet.sweeps.space import Range, space_from, values_of
-from auxnet.sweeps.trials import Trial, check_same_data, join_study, open_study, total_of, trials_of
+from auxnet.sweeps.trials import Trial, check_same_data, join_study, open_study, total_of, trials_of, try_again
 from auxnet.sweeps.worker import objective_of, work
 
 Watch = Callable[[Sequence[Trial], int], None]
@@ -71,6 +71,7 @@ def sweep(
     prune: bool = True,
     storage: str | None = None,
     processes: int = 1,
+    retry_failed: bool = False,
     watch: Watch = lambda trials, total: None,
 ) -> Sweep:
     """Train recipes drawn from `space` into `out`/trials/0000, 0001, ... and say which is the best on validation.
@@ -79,10 +80,12 @@ def sweep(
     `trials` counts those of all workers that ever work on `out` (default: 20, or the whole grid; never more than
     there are combinations), the failed ones among them. Any number of processes, on any machines that share `out`,
     may call this with the same arguments at any time; `processes` of them are started here, and share the CPU
-    threads. The study lies in `out` too, or in the database `storage`.
+    threads. The study lies in `out` too, or in the database `storage`. With `retry_failed` the trials that have
+    failed are tried again, under new numbers.
 
     Raises ValueError for a space, recipe or setting that cannot be, or that differs from what `out` was begun with;
-    FileExistsError if `out` holds something else; RuntimeError if workers die and leave trials undone;
+    FileExistsError if `out` holds something else; RuntimeError or OSError for what may be the machine's fault and no
+    trial's (`worker.work`), which leaves trials undone: the same call goes on with them;
     signals.Stopped (a KeyboardInterrupt) after Ctrl-C or SIGTERM, once the steps at hand are done and saved.
     """
     recipe = recipe or Recipe()
@@ -98,6 +101,8 @@ def sweep(
     study = join_study(Path(out), settings, trials, storage, check=lambda: check_space(settings, settings.space))
     if dataset is not None:
         check_same_data(study, dataset)
+    if retry_failed:
+        try_again(study)
     where = {field: getattr(recipe, field) for field in WHERE if field not in settings.space}
 
     def see() -> None:

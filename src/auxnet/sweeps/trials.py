@@ -186,7 +186,7 @@ def claim(study: Study) -> tuple[optuna.Trial, FileLock] | None:
     None once all are done, or claimed by others.
     """
     with FileLock(study.folder / ".lock"):
-        begun = study.optuna.get_trials(deepcopy=False)
+        begun = standing(study)
         for trial in begun:
             if not trial.state.is_finished() and (lock := _hold(study.folder, trial.number)):
                 if not study.storage.get_trial(trial._trial_id).state.is_finished():  # nor finished just now
@@ -198,6 +198,27 @@ def claim(study: Study) -> tuple[optuna.Trial, FileLock] | None:
         lock = _hold(study.folder, new.number)
         assert lock is not None  # claims are made under the lock of the folder
         return _drawn(study, new.number, new._trial_id), lock
+
+
+def try_again(study: Study) -> None:
+    """Begin each trial that failed once more, under a new number, with what it drew; the new one stands for it."""
+    with FileLock(study.folder / ".lock"):
+        for trial in standing(study):
+            if trial.state == optuna.trial.TrialState.FAIL:
+                again = optuna.trial.create_trial(
+                    state=optuna.trial.TrialState.RUNNING,
+                    params=trial.params,
+                    distributions=trial.distributions,
+                    user_attrs={"retries": trial.number},
+                )
+                study.optuna.add_trial(again)
+
+
+def standing(study: Study) -> list[optuna.trial.FrozenTrial]:
+    """All trials as Optuna has them, less those that were begun once more."""
+    found = study.optuna.get_trials(deepcopy=False)
+    retried = {trial.user_attrs.get("retries") for trial in found}
+    return [trial for trial in found if trial.number not in retried]
 
 
 def values_drawn(study: Study, trial: optuna.Trial | optuna.trial.FrozenTrial) -> dict[str, Any]:
@@ -212,9 +233,9 @@ def values_drawn(study: Study, trial: optuna.Trial | optuna.trial.FrozenTrial) -
 
 
 def trials_of(study: Study) -> tuple[Trial, ...]:
-    """All trials as they stand, by their numbers."""
+    """All trials as they stand, by their numbers; not those that failed and were begun once more."""
     with FileLock(study.folder / ".lock"):  # nobody claims a trial while it is seen whether somebody has
-        found = study.optuna.get_trials(deepcopy=False)
+        found = standing(study)
         free = {trial.number for trial in found if not trial.state.is_finished() and _free(study.folder, trial.number)}
     names = {"complete": "complete", "pruned": "pruned", "fail": "failed"}
     drawn = {trial.number: values_drawn(study, trial) for trial in found}
@@ -239,8 +260,7 @@ def trials_of(study: Study) -> tuple[Trial, ...]:
 def twin_of(study: Study, trial: optuna.Trial) -> optuna.trial.FrozenTrial | None:
     """A trial that drew the same and is complete, or failed: what its recipe makes of a training would be repeated."""
     ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL)
-    known = study.optuna.get_trials(deepcopy=False, states=ended)
-    return next((other for other in known if other.params == trial.params), None)
+    return next((other for other in standing(study) if other.state in ended and other.params == trial.params), None)
 
 
 def _latest(trial: optuna.trial.FrozenTrial) -> float | None:
