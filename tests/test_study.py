@@ -22,7 +22,7 @@ from auxnet.studies import running
 from auxnet.studies.ledger import Findings, averages, findings_of
 from auxnet.studies.spec import Claim, Side, Trial, names, read_study
 from auxnet.studies.study_page import cells_of, headline, markdown, notes
-from auxnet.studies.verdicts import in_words, interval, judge
+from auxnet.studies.verdicts import holm, in_words, interval, judge, judge_all
 from browser import check_themes, chromium, opened
 
 OWN = """
@@ -62,6 +62,7 @@ def row(variant, seed, *errors, failed=None):
         "best": last,
         "failed": failed,
         "share": None,
+        "images": {"test": 1000},
     }
 
 
@@ -386,8 +387,8 @@ def test_an_interval_is_students():
 @pytest.mark.parametrize(
     ("better", "worse", "word"),
     [
-        ([0.10, 0.11, 0.12], [0.20, 0.21, 0.22], "holds"),
-        ([0.20, 0.21, 0.22], [0.10, 0.11, 0.12], "does not hold"),
+        ([0.10, 0.11, 0.12], [0.20, 0.213, 0.22], "holds"),
+        ([0.20, 0.213, 0.22], [0.10, 0.11, 0.12], "does not hold"),
         ([0.10, 0.20, 0.30], [0.11, 0.19, 0.31], "cannot be told"),
         ([0.10, 0.11], [0.20, 0.21], "cannot be told"),  # two seeds
     ],
@@ -406,12 +407,61 @@ def test_seeds_are_paired_by_their_number_and_those_of_one_side_alone_wait():
 
 
 def test_a_failed_training_keeps_a_claim_from_being_told():
-    rows = [row("a", s, 0.1 + s / 100) for s in range(4)] + [row("b", s, 0.5 + s / 100) for s in range(3)]
+    rows = [row("a", s, 0.1 + s / 100) for s in range(4)] + [row("b", s, 0.5 + s / 50) for s in range(3)]
     claim = Claim("", Side("a"), Side("b"))
     assert judge(claim, "digits", rows).word == "holds"
     verdict = judge(claim, "digits", [*rows, row("b", 3, failed="the loss became inf")])
     assert verdict.word == "cannot be told"
     assert "1 of the trainings failed" in in_words(verdict)
+
+
+@pytest.mark.parametrize(
+    ("images", "word", "why"),
+    [
+        ((1, 1, 1), "cannot be told", "the spread of the seeds is below one test image, 0.28 points"),
+        ((20, 20, 21), "cannot be told", "the spread of the seeds is below one test image"),
+        ((2, 4, 4), "cannot be told", "the interval comes within one test image, 0.28 points, of 0"),
+        ((-2, -4, -4), "cannot be told", "the interval comes within one test image, 0.28 points, of 0"),
+        ((20, 23, 26), "holds", ""),
+        ((-20, -23, -26), "does not hold", ""),
+    ],
+)
+def test_what_one_test_image_makes_tells_nothing(images, word, why):
+    rows = [row("a", seed, 100 / 360) for seed in range(3)]
+    rows += [row("b", seed, (100 + more) / 360) for seed, more in enumerate(images)]
+    verdict = judge(Claim("", Side("a"), Side("b")), "digits", [{**each, "images": {"test": 360}} for each in rows])
+    assert (verdict.word, verdict.low > 0 or verdict.high < 0) == (word, True)
+    assert why in in_words(verdict)
+
+
+def test_p_values_are_adjusted_by_holms_method():
+    """Of the example of four hypotheses in R's help of p.adjust, worked out by hand: 4 * 0.005, 3 * 0.01, ..."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_a_claim_stands_only_among_all_the_claims_of_its_study():
+    from scipy.stats import ttest_rel
+
+    a, b, c = [0.10, 0.11, 0.12], [0.126, 0.15, 0.174], [0.3, 0.31, 0.33]
+    rows = [
+        row(name, seed, error)
+        for name, errors in zip("abc", (a, b, c), strict=True)
+        for seed, error in enumerate(errors)
+    ]
+    weak, strong, idle = (Claim(f"{x} < {y}", Side(x), Side(y)) for x, y in ("ab", "ac", "aa"))
+    assert judge(weak, "digits", rows).word == judge_all([weak], ["digits"], rows)[0].word == "holds"
+    p_weak, p_strong = (ttest_rel(a, each).pvalue for each in (b, c))
+    assert judge(weak, "digits", rows).p == pytest.approx(p_weak)
+    found = judge_all([weak, idle, strong], ["digits"], rows)
+    assert [verdict.word for verdict in found] == ["cannot be told", "cannot be told", "holds"]
+    assert [verdict.adjusted for verdict in found] == pytest.approx([2 * p_weak, 1.0, 3 * p_strong])
+    assert "cannot be told at this scale: +4.00 points (+0.52 .. +7.48, 3 seeds); alone it holds, but" in in_words(
+        found[0]
+    )
+    assert f"among 3 claims p = {2 * p_weak:.2g} (Holm)" in in_words(found[0])
+    assert f"3 seeds, p = {3 * p_strong:.2g} by Holm)" in in_words(found[2])
 
 
 @pytest.mark.parametrize(

@@ -256,9 +256,10 @@ def _plus_minus(value: MeanAndSpread) -> str:
 
 def _method(found: Findings) -> str:
     return (
-        f"A difference is taken seed by seed; the interval is Student's, 95 %, over the seeds. With {FEWEST} seeds or "
-        "more a claim holds where the whole interval is above 0, and does not where it is below; of such intervals "
-        f"({len(found.verdicts)} here) one in twenty misses by chance."
+        "A difference is taken seed by seed; the interval is Student's, 95 %, over the seeds, of each claim alone. "
+        f"With {FEWEST} seeds or more a claim holds where the whole interval is above 0, and does not where below, "
+        "by more than one test image makes, and where its paired t-test stands at 5 % by Holm's method among all "
+        f"{len(found.verdicts)} claims here: in one of twenty studies even one of them is told by chance."
     )
 
 
