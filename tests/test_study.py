@@ -5,6 +5,7 @@ import json
 import math
 import multiprocessing
 import re
+import shutil
 import statistics
 import time
 from dataclasses import replace
@@ -19,11 +20,12 @@ from auxnet.cli import main
 from auxnet.errors import DivergedError
 from auxnet.recipe import WHERE, Recipe
 from auxnet.studies import running
-from auxnet.studies.ledger import Findings, averages, findings_of
+from auxnet.studies.ledger import Findings, averages, findings_of, found_in
 from auxnet.studies.spec import Claim, Side, Trial, names, read_study
 from auxnet.studies.study_page import cells_of, headline, markdown, notes
 from auxnet.studies.verdicts import holm, in_words, interval, judge, judge_all
 from browser import check_themes, chromium, opened
+from writers import tiny, write_folders
 
 OWN = """
 question: does it work?
@@ -434,6 +436,27 @@ def test_what_one_test_image_makes_tells_nothing(images, word, why):
     assert why in in_words(verdict)
 
 
+def test_what_was_tested_on_different_images_is_not_judged(own):
+    def found(*images):
+        errors = {"one": [0.5, 0.51, 0.52], "two": [0.3, 0.31, 0.33]}
+        rows = [
+            {**whole_row(v, "digits", 100, 10), **row(v, seed, error), "data": "digits", "images": {**sizes, **each}}
+            for (v, of_seeds), each in zip(errors.items(), images, strict=True)
+            for seed, error in enumerate(of_seeds)
+        ]
+        return found_in(study, rows)
+
+    study, sizes = read_study(str(own), "smoke"), {"train": 100, "val": 10, "test": 1000}
+    old, new = ({"test_sha256": name, "resize": [8, 8]} for name in ("old", "new"))
+    for images in ((old, old), ({}, new), (old, {**new, "resize": [9, 9]})):  # alike, or not known to differ
+        assert found(*images).verdicts[0].word == "holds"
+        assert "Warning" not in " ".join(notes(found(*images)))
+    verdict = found(old, new).verdicts[0]
+    assert verdict.word == "cannot be told"
+    assert "two and one were tested on different images" in in_words(verdict)
+    assert "Warning: not all trainings were tested on the same images of digits" in " ".join(notes(found(old, new)))
+
+
 def test_p_values_are_adjusted_by_holms_method():
     """Of the example of four hypotheses in R's help of p.adjust, worked out by hand: 4 * 0.005, 3 * 0.01, ..."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
@@ -689,6 +712,28 @@ def test_nothing_is_trained_to_show_a_study(own, tmp_path, capsys):
     assert main(["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--show"]) == 0
     assert "0 of 6 trainings done" in capsys.readouterr().out
     assert not (tmp_path / "out" / "trials").exists()
+
+
+def test_pictures_that_were_replaced_between_two_variants_are_noticed(tmp_path, capsys):
+    images, labels = tiny(24, 2, size=8)
+    study = tmp_path / "own.yaml"
+
+    def run(variants, better, pictures):
+        shutil.rmtree(tmp_path / "photos", ignore_errors=True)
+        for split in ("train", "val", "test"):
+            write_folders(tmp_path / "photos" / split, pictures, labels, ["cat", "dog"])
+        base = f"{{data: {tmp_path / 'photos'}, depth: 8, outputs: 2, epochs: 1, batch_size: 8}}"
+        study.write_text(
+            f"question: q\nvariants: {{{variants}}}\nclaims: [{{says: it is better, better: {better}, worse: a}}]\n"
+            f"scales: {{mine: {{seeds: 1, base: {base}}}}}\n"
+        )
+        assert main(["study", str(study), "--out", str(tmp_path / "out"), "--threads", "1", "--device", "cpu"]) == 0
+        return capsys.readouterr().out
+
+    assert "different images" not in run("a: {}, c: {gamma: 1}", "c", images)
+    said = run("a: {}, c: {gamma: 1}, b: {gamma: 3}", "b", 255 - images)
+    assert "b and a were tested on different images" in said
+    assert "Warning: not all trainings were tested on the same images" in said
 
 
 @pytest.mark.long

@@ -10,6 +10,7 @@ from typing import Any
 from auxnet.figures_page import page_of_figures
 from auxnet.files import whole
 from auxnet.page_frame import line_of, table_of, unbroken
+from auxnet.reading.splits import tested_alike
 from auxnet.studies.ledger import Average, Findings, MeanAndSpread, Row, averages, stranger, write_rows
 from auxnet.studies.spec import Study
 from auxnet.studies.verdicts import FEWEST, Verdict, in_words
@@ -119,6 +120,9 @@ def notes(found: Findings) -> Iterator[str]:
             "of the last epoch, and of the epoch that was best on validation; ± is the deviation over the seeds."
         )
     yield from _images(done)
+    for data in dict.fromkeys(row["data"] for row in done):
+        if not tested_alike(row["images"] for row in done if row["data"] == data):
+            yield f"Warning: not all trainings were tested on the same images of {data}: their errors do not compare."
     for variant, data in dict.fromkeys((row["variant"], row["data"]) for row in done):
         of_seeds = [row["images"] for row in done if (row["variant"], row["data"]) == (variant, data)]
         if any(each[part] != of_seeds[0][part] for each in of_seeds for part in ("train", "val", "test")):

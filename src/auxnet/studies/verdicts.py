@@ -17,6 +17,7 @@ from math import inf, sqrt
 from statistics import mean, stdev
 from typing import Any, Literal
 
+from auxnet.reading.splits import tested_alike
 from auxnet.studies.spec import Claim, Side
 
 LEVEL = 0.95
@@ -96,9 +97,14 @@ def judge(claim: Claim, data: str, rows: Sequence[Mapping[str, Any]]) -> Verdict
         return Verdict(claim, data, (), 0.0, -inf, inf, "cannot be told", _why_nothing(claim, data, rows))
     differences = tuple(worse[seed] - better[seed] for seed in seeds)
     center, low, high = interval(differences)
-    image = _one_image(claim, data, rows)
+    variants = (claim.better.variant, claim.worse.variant)
+    images = [row["images"] for row in rows if row["variant"] in variants and row["data"] == data and row["last"]]
+    image = 1 / min(each["test"] for each in images) if claim.of == "error" else 0.0
     why = ""
-    if failed:
+    if not tested_alike(images):
+        who = " and ".join(dict.fromkeys(variants))
+        why = f"{who} were tested on different images: train what is older again, in another --out"
+    elif failed:
         why = f"{len(failed)} of the trainings failed, and are in no mean"
     elif len(seeds) < FEWEST:
         why = f"{FEWEST} seeds are the fewest to judge by"
@@ -118,13 +124,6 @@ def _p_value(values: Sequence[float]) -> float:
 
     error = stdev(values) / sqrt(len(values))
     return 2 * float(t.sf(abs(mean(values)) / error, len(values) - 1)) if error else 0.0
-
-
-def _one_image(claim: Claim, data: str, rows: Sequence[Mapping[str, Any]]) -> float:
-    """What one test image changes in an error: the grain of the differences; 0 for shares, which have none."""
-    pair = (claim.better.variant, claim.worse.variant)
-    counts = [row["images"]["test"] for row in rows if row["variant"] in pair and row["data"] == data and row["last"]]
-    return 1 / min(counts) if claim.of == "error" else 0.0
 
 
 def _why_nothing(claim: Claim, data: str, rows: Sequence[Mapping[str, Any]]) -> str:
