@@ -20,6 +20,7 @@ from auxnet.cli import main
 from auxnet.errors import DivergedError
 from auxnet.recipe import WHERE, Recipe
 from auxnet.studies import running
+from auxnet.studies.checking import check_claims
 from auxnet.studies.ledger import Findings, averages, findings_of, found_in
 from auxnet.studies.spec import Claim, Side, Trial, names, read_study
 from auxnet.studies.study_page import cells_of, headline, markdown, notes
@@ -349,6 +350,25 @@ def test_the_outputs_of_a_backbone_are_known_before_it_is_built():
     named = {"backbone": "nowhere.at:all"}
     assert [build.outputs_of(Recipe(**named, cuts=cuts)) for cuts in (None, 4, ("a",))] == [3, 5, 2]
     assert build.outputs_of(Recipe(**named, cuts=4, alone=2)) == 1
+
+
+def test_means_over_different_outputs_are_not_compared(own, tmp_path, capsys):
+    words = ["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    deeper = ("{gamma: 1}", "{gamma: 1}\n  three: {outputs: 3}")
+    written(own, deeper, ('"one:1"', '"three:mean"'))
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "the claim 'the mean too' compares means over different outputs: two:mean is over layers 5, 8 and " in said
+    assert "three:mean is over layers 3, 5, 8; give both the same outputs, or name one of them" in said
+    assert not (tmp_path / "out").exists()
+    written(own, deeper, ('"one:1"', '"three:3"'))
+    check_claims(read_study(str(own), "smoke"))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", names())
+def test_every_claim_of_every_study_compares_like_with_like(name, scale):
+    check_claims(read_study(name, scale))
 
 
 def test_a_scale_may_have_any_name_on_the_command_line(own, tmp_path, capsys):
