@@ -23,7 +23,7 @@ from auxnet.studies import running
 from auxnet.studies.checking import check_claims
 from auxnet.studies.ledger import Findings, averages, findings_of, found_in
 from auxnet.studies.spec import Claim, Side, Trial, names, read_study
-from auxnet.studies.study_page import cells_of, headline, markdown, notes
+from auxnet.studies.study_page import cells_of, figures, headline, markdown, notes, page
 from auxnet.studies.verdicts import holm, in_words, interval, judge, judge_all
 from browser import check_themes, chromium, opened
 from writers import tiny, write_folders
@@ -562,6 +562,26 @@ def test_a_claim_of_share_compares_the_supervision_in_the_shallowest_layer():
     verdict = judge(Claim("", Side("a"), Side("b"), "share"), "digits", rows)
     assert verdict.differences == pytest.approx([0.4, 0.4, 0.4])
     assert verdict.word == "holds"
+
+
+def test_a_claim_of_share_is_told_as_one(own):
+    study = read_study("vanishing", "smoke", 3)
+    rows = tuple(
+        {**whole_row(v, "digits", 300, 10), "seed": seed, "share": share + seed / 100}
+        for v, share in (("resnet", 0.1), ("joint", 0.1), ("pairwise", 0.2), ("multiway", 0.4))
+        for seed in range(3)
+    )
+    found = found_in(study, rows)
+    text, drawn = markdown(found), dict(figures(found))
+    assert "than in the ResNet (share: multiway > resnet) |" in text
+    assert "(multiway < joint) |" in text
+    assert "share: multiway &gt; resnet" in page(found)
+    assert drawn["shares"][1].startswith("Mean difference of shares of supervision")
+    assert set(drawn["shares"][2]["data"][1]["y"]) == {
+        f"share: {m}" for m in ("multiway > resnet", "multiway > joint", "joint > resnet")
+    }
+    assert drawn["differences"][1].startswith("Mean difference of test errors")
+    assert drawn["differences"][2]["data"][1]["y"] == ["multiway < joint"]
 
 
 # ---- what is trained -------------------------------------------------------------------------------------------

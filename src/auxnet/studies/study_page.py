@@ -27,6 +27,10 @@ HEAD = (
     "n",
     "published, %",
 )
+CLAIMED = (  # a figure for each kind of claim: its id, what `Claim.of` says, its title, and what differs
+    ("shares", "share", "Claims about supervision", "shares of supervision in the shallowest layer"),
+    ("differences", "error", "Claims", "test errors"),
+)
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "pentagon", "star", "x", "hexagon")
 
 
@@ -89,10 +93,7 @@ def markdown(found: Findings) -> str:
     parts = [MARK, f"# {study.name}, {study.scale}: {study.question}", study.note, headline(found)]
     if found.verdicts:
         lines = ["| claim | found |", "|---|---|"]
-        lines += [
-            f"| {_of_data(found, v)}{v.claim.says} ({v.claim.better} < {v.claim.worse}) | {in_words(v)} |"
-            for v in found.verdicts
-        ]
+        lines += [f"| {_of_data(found, v)}{v.claim.says} ({v.claim.sides}) | {in_words(v)} |" for v in found.verdicts]
         parts += ["\n".join(lines), _method(found)]
     table = [f"| {' | '.join(HEAD)} |", f"|---|{'---:|' * (len(HEAD) - 1)}"]
     table += [f"| {' | '.join(cells_of(found, average))} |" for average in averages(found.rows)]
@@ -148,7 +149,7 @@ def page(found: Findings) -> str:
     study = found.study
     claims = [
         f'<tr class="{v.word.replace(" ", "-")}"><td class="wide">{unbroken(_of_data(found, v) + v.claim.says)}</td>'
-        f"<td>{escape(str(v.claim.better))} &lt; {escape(str(v.claim.worse))}</td>"
+        f"<td>{escape(v.claim.sides)}</td>"
         f'<td class="wide">{unbroken(in_words(v))}</td></tr>'
         for v in found.verdicts
     ]
@@ -173,11 +174,12 @@ def page(found: Findings) -> str:
 
 def figures(found: Findings) -> Iterator[tuple[str, tuple[str, str, dict[str, Any]]]]:
     """(id, (title, caption, what Plotly draws)): the claims as intervals, and errors against each cost."""
-    if told := [v for v in found.verdicts if len(v.differences) > 1]:
-        words = (
-            "Mean difference of test errors, 95 % interval; ticks are seeds. Right of the line speaks for the claim."
-        )
-        yield "differences", ("Claims", words, _differences(found, told))
+    for name, of, title, what in CLAIMED:
+        if told := [v for v in found.verdicts if len(v.differences) > 1 and v.claim.of == of]:
+            words = (
+                f"Mean difference of {what}, 95 % interval; ticks are seeds. Right of the line speaks for the claim."
+            )
+            yield name, (title, words, _differences(found, told))
     if any(row["last"] for row in found.rows):
         for key, title in (("macs", "multiply-adds"), ("params", "parameters"), ("depth", "depth")):
             words = f"Test error of every output against its {title}: mean and standard deviation over the seeds."
@@ -185,7 +187,7 @@ def figures(found: Findings) -> Iterator[tuple[str, tuple[str, str, dict[str, An
 
 
 def _differences(found: Findings, told: Sequence[Verdict]) -> dict[str, Any]:
-    names = [f"{_of_data(found, v)}{v.claim.better} < {v.claim.worse}" for v in told]
+    names = [f"{_of_data(found, v)}{v.claim.sides}" for v in told]
     seeds = {
         "type": "scatter",
         "mode": "markers",
