@@ -17,9 +17,10 @@ from filelock import FileLock
 from auxnet import build
 from auxnet import train as training
 from auxnet.cli import main
+from auxnet.documents import read_json
 from auxnet.errors import DivergedError
 from auxnet.recipe import WHERE, Recipe
-from auxnet.studies import running
+from auxnet.studies import running, supervising
 from auxnet.studies.checking import check_claims
 from auxnet.studies.ledger import Findings, averages, findings_of, found_in
 from auxnet.studies.spec import Claim, Side, Trial, names, read_study
@@ -678,6 +679,27 @@ def test_the_vanishing_study_measures_what_auxnet_diagnose_measures(tmp_path, ca
     capsys.readouterr()
     assert main(["diagnose", str(trial), "--images", "512", "--no-probes", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["runs"][0]["shares"] == drawn[1]["shares"]
+
+
+def test_what_a_user_diagnoses_changes_no_studys_share(tmp_path):
+    [trial] = [t for t in read_study("vanishing", "smoke", 1).trials(HERE) if t.variant == "joint"]
+    running.train(tmp_path, [trial], 1, HERE, lambda left: None)
+    folder = running.folder_of(tmp_path, trial)
+    words = ["diagnose", str(folder), "--no-probes", "--images"]
+    assert main([*words, "64"]) == 0
+    assert supervising.share_of(tmp_path, trial) is None
+    supervising.diagnose(tmp_path, [trial])
+    measured = supervising.share_of(tmp_path, trial)
+    kept = (folder / "diagnosis.json").read_bytes()
+    assert read_json(folder / "diagnosis.json")["runs"][0]["images"] == 64  # the user's own is left alone
+    assert main([*words, "128"]) == 0
+    assert (folder / "diagnosis.json").read_bytes() != kept
+    assert supervising.share_of(tmp_path, trial) == measured
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(b"other weights")
+    assert supervising.share_of(tmp_path, trial) is None
+    (folder / "model.safetensors").unlink()
+    assert supervising.share_of(tmp_path, trial) == measured
 
 
 def test_a_file_of_the_users_is_never_replaced_and_nothing_is_trained_before_that_is_known(own, tmp_path, capsys):

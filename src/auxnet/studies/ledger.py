@@ -132,7 +132,7 @@ def _row(study: Study, out: Path, trial: Trial) -> Row:
     tables = {which: [{key: line[key] for key in kept} for line in summary[which]] for which in ("last", "best")}
     about = {key: summary[key] for key in ("epochs", "data", "wall_seconds", "commit", "versions", "device")}
     if study.measures:
-        row["share"] = share_of(folder_of(out, trial))
+        row["share"] = share_of(out, trial)
     return {**row, **tables, **{("images" if key == "data" else key): value for key, value in about.items()}}
 
 
