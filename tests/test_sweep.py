@@ -739,6 +739,32 @@ def test_the_terminal_and_the_page_say_a_list_alike(finished, capsys):
     assert "0.4, 0.6" not in page + capsys.readouterr().out
 
 
+def test_the_best_is_told_with_its_interval_and_how_many_cannot_be_told_from_it(finished):
+    """On 100 images 20 errors are 13.3 .. 28.9 % by Wilson's formula; 40 begin at 30.9 %, 36 at 27.3 %."""
+    errors = [0.2, 0.2, 0.36, 0.4, 0.7]
+    found = [replace(finished.best, number=n, objective=error) for n, error in enumerate(errors)]
+    found += [replace(found[0], number=5, twin=0), replace(found[0], number=6, state="pruned")]
+    shown = replace(finished, trials=tuple(found))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sweep_page, "_images", lambda sweep: 100)
+        said = sweep_page.headline(shown)
+    assert "Trial 0 is the best on validation: 20.00 % error (95 % 13.3 \u2013 28.9, Wilson, n = 100), with" in said
+    assert "As good: 1. 2 of the other 4 complete trials cannot be told from it: their intervals overlap." in said
+    assert len([n for n in sweep_page.notes_of(shown) if "The least of 5 validation errors is optimistic" in n]) == 1
+    alone = replace(finished, trials=(finished.best,))
+    assert "cannot be told" not in sweep_page.headline(alone)
+    assert "optimistic" not in " ".join(sweep_page.notes_of(alone))
+
+
+def test_pruning_by_equal_epochs_is_said_to_favour_short_schedules(finished):
+    def said(**how):
+        return " ".join(sweep_page.notes_of(replace(finished, settings=replace(finished.settings, **how))))
+
+    assert "milestones varied, and trials were stopped by the median of the others at their epoch" in said()
+    assert "favours" not in said(prune=False)
+    assert "favours" not in said(space={"lr": finished.settings.space["lr"]})
+
+
 @pytest.mark.long
 def test_the_page_draws_every_figure_and_needs_nothing_from_elsewhere(finished, tmp_path):
     evil = "<script>alert(1)</script></script><img src=x onerror=alert(2)>"
