@@ -213,13 +213,13 @@ def test_a_sweep_killed_anywhere_in_its_beginning_is_begun_anew(tmp_path):
     settings, a = Settings(TINY, space_from({"lr": [0.1, 0.2]})), tmp_path / "a"
     left = set()
     for act in range(1, 100):
-        killed_at(act, a, lambda: trials.join_study(a, settings, None, None, check=lambda: None))
+        killed_at(act, a, lambda: trials.join_sweep(a, settings, None, None, check=lambda: None))
         if trials.is_sweep(a):
             break
         left.add(" ".join(sorted(path.name for path in a.glob("[!.]*"))))
     journal = "journal.lock journal.log"
     assert left >= {"", "journal.log", journal, f"claims {journal}", f"claims {journal} trials"}
-    study = trials.join_study(a, settings, 7, None, check=lambda: pytest.fail("begun again"))
+    study = trials.join_sweep(a, settings, 7, None, check=lambda: pytest.fail("begun again"))
     assert (study.settings, trials.total_of(study)) == (settings, 2)
 
 
@@ -392,7 +392,7 @@ def test_a_sweep_over_lists_of_whole_numbers_begun_then_goes_on(tmp_path, untrai
 
 def test_a_worker_on_a_machine_that_lacks_a_device_fails_no_trial(tmp_path, untrained):
     settings = Settings(TINY, space_from({"device": ["cpu", "cuda:7"]}))
-    trials.join_study(tmp_path / "a", settings, None, None, check=lambda: None)  # begun where there is one
+    trials.join_sweep(tmp_path / "a", settings, None, None, check=lambda: None)  # begun where there is one
     with pytest.raises(ValueError, match="device=cuda:7 cannot be"):
         sweep({"device": ["cpu", "cuda:7"]}, tmp_path / "a", TINY)
     assert read_sweep(tmp_path / "a").trials == ()
@@ -467,7 +467,7 @@ def every_trial_once(found, count):
 
 def claim_all(folder):
     """A worker whose trainings take no time, so that all there is to see is who gets which trial."""
-    study = trials.open_study(folder)
+    study = trials.open_sweep(folder)
     while (claimed := trials.claim(study)) is not None:
         trial, lock = claimed
         study.optuna.tell(trial, 0.5)
@@ -476,7 +476,7 @@ def claim_all(folder):
 
 def test_four_workers_in_a_rush_draw_every_trial_once_and_not_one_too_many(tmp_path):
     settings = Settings(TINY, space_from({"lr": "0.01..0.5"}), sampler="random")
-    trials.join_study(tmp_path / "a", settings, 60, None, check=lambda: None)
+    trials.join_sweep(tmp_path / "a", settings, 60, None, check=lambda: None)
     workers = [forked(tmp_path / "a", target=claim_all) for _ in range(4)]
     for process in workers:
         process.join()
@@ -655,7 +655,7 @@ def test_a_trial_killed_at_its_beginning_is_begun_anew(tmp_path, monkeypatch):
 
 
 def test_what_somebody_keeps_where_a_trial_would_train_survives(tmp_path, capsys):
-    trials.join_study(tmp_path / "a", Settings(TINY, space_from({"lr": [0.1, 0.2]})), None, None, check=lambda: None)
+    trials.join_sweep(tmp_path / "a", Settings(TINY, space_from({"lr": [0.1, 0.2]})), None, None, check=lambda: None)
     kept = tmp_path / "a" / "trials" / "0000" / "patients.csv"
     kept.parent.mkdir()
     kept.write_text("precious")

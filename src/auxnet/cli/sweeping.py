@@ -110,9 +110,9 @@ def _begun(words: list[str]) -> Settings | None:
     out = value_of("--out", words)
     if out is None or "--show" in words or not (Path(out) / "study.txt").is_file():
         return None
-    from auxnet.sweeps.trials import open_study
+    from auxnet.sweeps.trials import open_sweep
 
-    return open_study(Path(out), value_of("--storage", words)).settings
+    return open_sweep(Path(out), value_of("--storage", words)).settings
 
 
 def _varied(options: Sweep) -> dict[str, Any]:

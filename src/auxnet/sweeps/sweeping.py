@@ -25,7 +25,7 @@ from auxnet.recipe import WHERE, Recipe, words_of
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.settings import Settings
 from auxnet.sweeps.space import Range, space_from, values_of
-from auxnet.sweeps.trials import Trial, check_same_data, join_study, open_study, total_of, trials_of, try_again
+from auxnet.sweeps.trials import Trial, check_same_data, join_sweep, open_sweep, total_of, trials_of, try_again
 from auxnet.sweeps.worker import objective_of, work
 
 Watch = Callable[[Sequence[Trial], int], None]
@@ -98,7 +98,7 @@ def sweep(
         check_place(recipe)  # what cannot be had here fails the worker, and not one trial after the other
     dataset = None if FINDS_DATA & settings.space.keys() else load_data(recipe)
     check_space(settings, WHERE)  # nor a trial now and then
-    study = join_study(Path(out), settings, trials, storage, check=lambda: check_space(settings, settings.space))
+    study = join_sweep(Path(out), settings, trials, storage, check=lambda: check_space(settings, settings.space))
     if dataset is not None:
         check_same_data(study, dataset)
     if retry_failed:
@@ -120,7 +120,7 @@ def sweep(
 
 def read_sweep(out: Path | str, storage: str | None = None) -> Sweep:
     """A sweep as it stands, whoever works on it. Raises FileNotFoundError if there is none in `out`."""
-    study = open_study(Path(out), storage)
+    study = open_sweep(Path(out), storage)
     return Sweep(study.folder, study.settings, trials_of(study), total_of(study), study.optuna)
 
 
@@ -169,4 +169,4 @@ def _data_of(recipe: Recipe) -> Recipe:
 
 def _work(folder: Path, storage: str | None, where: dict[str, Any], watch: Callable[[], None]) -> None:
     """What each of several processes does."""
-    work(open_study(folder, storage), where, watch)
+    work(open_sweep(folder, storage), where, watch)

@@ -12,14 +12,14 @@ from auxnet.epochs import Progress
 from auxnet.errors import DivergedError, first_line, one_line
 from auxnet.rundir import read_metrics
 from auxnet.sweeps.journal import optuna
-from auxnet.sweeps.trials import Study, claim, folder_of, twin_of, values_drawn
+from auxnet.sweeps.trials import OpenSweep, claim, folder_of, twin_of, values_drawn
 from auxnet.train import fit_on
 
 COMPLETE, PRUNED, FAIL = (getattr(optuna.trial.TrialState, name) for name in ("COMPLETE", "PRUNED", "FAIL"))
 PATIENCE = 3  # times that a trial may take its process down at one place before it is given up
 
 
-def work(study: Study, where: dict[str, Any], watch: Callable[[], None] = lambda: None) -> None:
+def work(study: OpenSweep, where: dict[str, Any], watch: Callable[[], None] = lambda: None) -> None:
     """Train trial after trial, until none is left that nobody else trains; `where` is device, threads, data_dir.
 
     `watch` is called whenever a trial begins, ends an epoch, or ends. What would come again wherever it is trained
@@ -54,7 +54,7 @@ class _GivenUpError(RuntimeError):
     """A trial took its process down too often."""
 
 
-def _run(study: Study, trial: optuna.Trial, where: dict[str, Any], watch: Callable[[], None]) -> None:
+def _run(study: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Callable[[], None]) -> None:
     """Train one trial; a stop leaves it as it stands, to the next worker."""
     settings, folder = study.settings, folder_of(study, trial.number)
     if (twin := twin_of(study, trial)) is not None:
