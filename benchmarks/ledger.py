@@ -1,7 +1,7 @@
 """The ledger of studies: every study's tables and pictures out of its trainings, and a page that says what was found.
 
     python benchmarks/ledger.py results/studies --out OUT [--scale small] [--data-dir DIR]
-    python benchmarks/ledger.py results/studies [--scale small]      # the page alone, from the ledgers there
+    python benchmarks/ledger.py results/studies [--scale small]      # the pages alone, from the ledgers there
 
 OUT is what `auxnet study --out` was given. Of each study as many seeds are shown as all its variants have; a study
 without any is said to be missing. Pictures are taken where Chromium is; the HTML pages, 5 MB each, are not kept.
@@ -17,11 +17,11 @@ from itertools import count
 from pathlib import Path
 
 from auxnet.cli import main as auxnet
-from auxnet.studies.ledger import Findings
+from auxnet.studies.ledger import Findings, found_in
 from auxnet.studies.running import left_of
 from auxnet.studies.spec import Study, names, read_study
-from auxnet.studies.study_page import headline
-from auxnet.studies.verdicts import Verdict, in_words, judge
+from auxnet.studies.study_page import headline, markdown, page
+from auxnet.studies.verdicts import Verdict, in_words, judge_all
 
 FIRST = ("methods", "compact", "intermediate", "vanishing")  # the paper's claims
 PICTURES = {"study.html": (1200, 2300), "diagnosis.html": (1200, 1750)}
@@ -34,9 +34,11 @@ def main() -> None:
     parser.add_argument("--scale", default="small")
     parser.add_argument("--data-dir")
     asked = parser.parse_args()
-    if asked.out:
-        for name in names():
+    for name in names():
+        if asked.out:
             _tables(name, asked)
+        elif (folder := asked.results / f"{name}-{asked.scale}").is_dir():
+            _pages(_findings(name, asked.scale, folder), folder)
     (asked.results / "README.md").write_text(page_of(asked.results, asked.scale), encoding="utf-8")
 
 
@@ -50,13 +52,18 @@ def page_of(results: Path, scale: str) -> str:
         "last and best-on-validation errors), `outputs.csv`, pictures. No seed that was trained for all variants is "
         f"left out. Made by `auxnet study NAME --scale {scale} --seeds N --data-dir DIR`, N being the number of seeds "
         "that each claim gives, and `benchmarks/ledger.py`.",
+        "Intervals are of each claim alone; a verdict stands among all the claims of its study, by Holm's method.",
         f"**Seeds were added after a look.** The scale asks for {usual} seeds; where there are more, the others were "
         f"trained after the first {usual} had been looked at. To look and go on makes an interval less certain than it "
         f"says, so wherever the first {usual} alone give another verdict, that one stands beside it.",
     ]
     for name in sorted(names(), key=lambda name: (name not in FIRST, FIRST.index(name) if name in FIRST else name)):
         ledger = results / f"{name}-{scale}" / "ledger.jsonl"
-        parts.append(_found(name, scale, ledger) if ledger.is_file() else f"## {name}\n\nNot run.")
+        parts.append(
+            _found(_findings(name, scale, ledger.parent), ledger.parent)
+            if ledger.is_file()
+            else f"## {name}\n\nNot run."
+        )
     return "\n\n".join(parts) + "\n"
 
 
@@ -73,6 +80,19 @@ def _tables(name: str, asked: argparse.Namespace) -> None:
     _take_pictures(folder)
 
 
+def _findings(name: str, scale: str, folder: Path) -> Findings:
+    """What the ledger in a study's folder says."""
+    rows = [json.loads(line) for line in (folder / "ledger.jsonl").read_text(encoding="utf-8").splitlines()]
+    return found_in(read_study(name, scale, 1 + max(row["seed"] for row in rows)), rows)
+
+
+def _pages(found: Findings, folder: Path) -> None:
+    """Write study.md and its picture anew."""
+    (folder / "study.md").write_text(markdown(found), encoding="utf-8")
+    (folder / "study.html").write_text(page(found), encoding="utf-8")
+    _take_pictures(folder)
+
+
 def _whole(name: str, scale: str, out: Path) -> Study | None:
     """The study with as many seeds as are trained for all its variants."""
     largest = None
@@ -85,8 +105,8 @@ def _whole(name: str, scale: str, out: Path) -> Study | None:
 
 
 def _take_pictures(folder: Path) -> None:
-    for page, (width, height) in PICTURES.items():
-        path = folder / page
+    for name, (width, height) in PICTURES.items():
+        path = folder / name
         if path.is_file() and (chromium := shutil.which("chromium")):
             quiet = (
                 "--headless",
@@ -101,20 +121,19 @@ def _take_pictures(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _found(name: str, scale: str, ledger: Path) -> str:
-    rows = [json.loads(line) for line in ledger.read_text(encoding="utf-8").splitlines()]
-    usual = read_study(name, scale)
-    study = read_study(name, scale, 1 + max(row["seed"] for row in rows))
-    verdicts = [judge(claim, data, rows) for data in study.datasets for claim in study.claims]
-    first = [row for row in rows if row["seed"] < usual.seeds]
-    lines = [f"| {v.claim.says} | {in_words(v)}{_before(v, judge(v.claim, v.data, first))} |" for v in verdicts]
+def _found(found: Findings, folder: Path) -> str:
+    study = found.study
+    usual = read_study(study.name, study.scale).seeds
+    first = judge_all(study.claims, study.datasets, [row for row in found.rows if row["seed"] < usual])
+    both = zip(found.verdicts, first, strict=True)
+    lines = [f"| {v.claim.says} | {in_words(v)}{_before(v, before)} |" for v, before in both]
     parts = [
-        f"## [{study.name}]({ledger.parent.name}/study.md): {study.question}",
-        headline(Findings(study, tuple(rows), tuple(verdicts))),
+        f"## [{study.name}]({folder.name}/study.md): {study.question}",
+        headline(found),
         "\n".join(["| claim | found |", "|---|---|", *lines]),
     ]
     if study.measures:
-        parts.append(f"![Share of supervision by layer, first seed]({ledger.parent.name}/diagnosis.png)")
+        parts.append(f"![Share of supervision by layer, first seed]({folder.name}/diagnosis.png)")
     return "\n\n".join(parts)
 
 

@@ -97,6 +97,26 @@ def test_images_that_were_trained_on_never_judge_a_run(tmp_path, capsys):
     assert main(["select", str(run)]) == 0
 
 
+def test_test_images_have_a_fingerprint_also_where_the_data_bring_their_own(tmp_path):
+    images, labels = tiny(40, 2, size=16)
+    for split in ("train", "test"):
+        write_folders(tmp_path / "pics" / split, images, labels, ["cat", "dog"])
+
+    def of(**more):
+        dataset = load_data(Recipe(data=str(tmp_path / "pics"), **more))
+        return dataset.test_sha256()
+
+    before = of()
+    for stream in ("always", "never"):  # also where the net sees but the middle of them
+        assert of(stream=stream) == of(stream=stream, seed=1, val_fraction=0.3) == before
+    assert of(stream="always", augment="rrc+flip", image_size=8) == of(stream="never", augment="rrc+flip", image_size=8)
+    first, last = (sorted((tmp_path / "pics" / "test" / name).glob("*.png"))[0] for name in ("cat", "dog"))
+    Image.fromarray(255 - images[0]).save(first)
+    replaced = of()
+    last.rename(first.parent / last.name)
+    assert len({before, replaced, of()}) == 3
+
+
 def test_more_images_of_a_test_set_of_its_own_change_nothing_that_was_drawn(tmp_path):
     images, labels = tiny(40, 2, size=8)
     for split in ("train", "val", "test"):

@@ -225,6 +225,18 @@ def test_a_folder_with_a_slash_behind_its_name_is_the_same_data(gathered):
     assert said("pictures", "others")
 
 
+def test_runs_that_were_tested_on_different_images_are_not_compared(gathered):
+    def said(*tested):
+        runs = [{**gathered, "data": {**gathered["data"], **each}} for each in tested]
+        return "tested on different images" in " ".join(report_page.notes(runs))
+
+    one, other = ({"test_sha256": name, "resize": [8, 8]} for name in "ab")
+    assert said(one, other)
+    assert not said(one, one)
+    assert not said({**one, "test_sha256": ""}, other)  # not known
+    assert not said(one, {**other, "resize": [9, 9]})  # the same images, perhaps
+
+
 def test_latency_is_measured_as_select_measures_it(run, tmp_path, monkeypatch):
     folder = tmp_path / "a"
     shutil.copytree(run, folder)

@@ -5,6 +5,7 @@ import json
 import math
 import multiprocessing
 import re
+import shutil
 import statistics
 import time
 from dataclasses import replace
@@ -16,14 +17,17 @@ from filelock import FileLock
 from auxnet import build
 from auxnet import train as training
 from auxnet.cli import main
+from auxnet.documents import read_json
 from auxnet.errors import DivergedError
 from auxnet.recipe import WHERE, Recipe
-from auxnet.studies import running
-from auxnet.studies.ledger import Findings, averages, findings_of
+from auxnet.studies import running, supervising
+from auxnet.studies.checking import check_claims
+from auxnet.studies.ledger import Findings, averages, findings_of, found_in
 from auxnet.studies.spec import Claim, Side, Trial, names, read_study
-from auxnet.studies.study_page import cells_of, headline, markdown, notes
-from auxnet.studies.verdicts import in_words, interval, judge
+from auxnet.studies.study_page import cells_of, figures, headline, markdown, notes, page
+from auxnet.studies.verdicts import holm, in_words, interval, judge, judge_all
 from browser import check_themes, chromium, opened
+from writers import tiny, write_folders
 
 OWN = """
 question: does it work?
@@ -62,6 +66,7 @@ def row(variant, seed, *errors, failed=None):
         "best": last,
         "failed": failed,
         "share": None,
+        "images": {"test": 1000},
     }
 
 
@@ -348,6 +353,25 @@ def test_the_outputs_of_a_backbone_are_known_before_it_is_built():
     assert build.outputs_of(Recipe(**named, cuts=4, alone=2)) == 1
 
 
+def test_means_over_different_outputs_are_not_compared(own, tmp_path, capsys):
+    words = ["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    deeper = ("{gamma: 1}", "{gamma: 1}\n  three: {outputs: 3}")
+    written(own, deeper, ('"one:1"', '"three:mean"'))
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "the claim 'the mean too' compares means over different outputs: two:mean is over layers 5, 8 and " in said
+    assert "three:mean is over layers 3, 5, 8; give both the same outputs, or name one of them" in said
+    assert not (tmp_path / "out").exists()
+    written(own, deeper, ('"one:1"', '"three:3"'))
+    check_claims(read_study(str(own), "smoke"))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", names())
+def test_every_claim_of_every_study_compares_like_with_like(name, scale):
+    check_claims(read_study(name, scale))
+
+
 def test_a_scale_may_have_any_name_on_the_command_line(own, tmp_path, capsys):
     written(own, ("  smoke:", "  mine:"))
     words = ["study", str(own), "--out", str(tmp_path / "out"), "--show", "--scale"]
@@ -386,8 +410,8 @@ def test_an_interval_is_students():
 @pytest.mark.parametrize(
     ("better", "worse", "word"),
     [
-        ([0.10, 0.11, 0.12], [0.20, 0.21, 0.22], "holds"),
-        ([0.20, 0.21, 0.22], [0.10, 0.11, 0.12], "does not hold"),
+        ([0.10, 0.11, 0.12], [0.20, 0.213, 0.22], "holds"),
+        ([0.20, 0.213, 0.22], [0.10, 0.11, 0.12], "does not hold"),
         ([0.10, 0.20, 0.30], [0.11, 0.19, 0.31], "cannot be told"),
         ([0.10, 0.11], [0.20, 0.21], "cannot be told"),  # two seeds
     ],
@@ -406,12 +430,82 @@ def test_seeds_are_paired_by_their_number_and_those_of_one_side_alone_wait():
 
 
 def test_a_failed_training_keeps_a_claim_from_being_told():
-    rows = [row("a", s, 0.1 + s / 100) for s in range(4)] + [row("b", s, 0.5 + s / 100) for s in range(3)]
+    rows = [row("a", s, 0.1 + s / 100) for s in range(4)] + [row("b", s, 0.5 + s / 50) for s in range(3)]
     claim = Claim("", Side("a"), Side("b"))
     assert judge(claim, "digits", rows).word == "holds"
     verdict = judge(claim, "digits", [*rows, row("b", 3, failed="the loss became inf")])
     assert verdict.word == "cannot be told"
     assert "1 of the trainings failed" in in_words(verdict)
+
+
+@pytest.mark.parametrize(
+    ("images", "word", "why"),
+    [
+        ((1, 1, 1), "cannot be told", "the spread of the seeds is below one test image, 0.28 points"),
+        ((20, 20, 21), "cannot be told", "the spread of the seeds is below one test image"),
+        ((2, 4, 4), "cannot be told", "the interval comes within one test image, 0.28 points, of 0"),
+        ((-2, -4, -4), "cannot be told", "the interval comes within one test image, 0.28 points, of 0"),
+        ((20, 23, 26), "holds", ""),
+        ((-20, -23, -26), "does not hold", ""),
+    ],
+)
+def test_what_one_test_image_makes_tells_nothing(images, word, why):
+    rows = [row("a", seed, 100 / 360) for seed in range(3)]
+    rows += [row("b", seed, (100 + more) / 360) for seed, more in enumerate(images)]
+    verdict = judge(Claim("", Side("a"), Side("b")), "digits", [{**each, "images": {"test": 360}} for each in rows])
+    assert (verdict.word, verdict.low > 0 or verdict.high < 0) == (word, True)
+    assert why in in_words(verdict)
+
+
+def test_what_was_tested_on_different_images_is_not_judged(own):
+    def found(*images):
+        errors = {"one": [0.5, 0.51, 0.52], "two": [0.3, 0.31, 0.33]}
+        rows = [
+            {**whole_row(v, "digits", 100, 10), **row(v, seed, error), "data": "digits", "images": {**sizes, **each}}
+            for (v, of_seeds), each in zip(errors.items(), images, strict=True)
+            for seed, error in enumerate(of_seeds)
+        ]
+        return found_in(study, rows)
+
+    study, sizes = read_study(str(own), "smoke"), {"train": 100, "val": 10, "test": 1000}
+    old, new = ({"test_sha256": name, "resize": [8, 8]} for name in ("old", "new"))
+    for images in ((old, old), ({}, new), (old, {**new, "resize": [9, 9]})):  # alike, or not known to differ
+        assert found(*images).verdicts[0].word == "holds"
+        assert "Warning" not in " ".join(notes(found(*images)))
+    verdict = found(old, new).verdicts[0]
+    assert verdict.word == "cannot be told"
+    assert "two and one were tested on different images" in in_words(verdict)
+    assert "Warning: not all trainings were tested on the same images of digits" in " ".join(notes(found(old, new)))
+
+
+def test_p_values_are_adjusted_by_holms_method():
+    """Of the example of four hypotheses in R's help of p.adjust, worked out by hand: 4 * 0.005, 3 * 0.01, ..."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_a_claim_stands_only_among_all_the_claims_of_its_study():
+    from scipy.stats import ttest_rel
+
+    a, b, c = [0.10, 0.11, 0.12], [0.126, 0.15, 0.174], [0.3, 0.31, 0.33]
+    rows = [
+        row(name, seed, error)
+        for name, errors in zip("abc", (a, b, c), strict=True)
+        for seed, error in enumerate(errors)
+    ]
+    weak, strong, idle = (Claim(f"{x} < {y}", Side(x), Side(y)) for x, y in ("ab", "ac", "aa"))
+    assert judge(weak, "digits", rows).word == judge_all([weak], ["digits"], rows)[0].word == "holds"
+    p_weak, p_strong = (ttest_rel(a, each).pvalue for each in (b, c))
+    assert judge(weak, "digits", rows).p == pytest.approx(p_weak)
+    found = judge_all([weak, idle, strong], ["digits"], rows)
+    assert [verdict.word for verdict in found] == ["cannot be told", "cannot be told", "holds"]
+    assert [verdict.adjusted for verdict in found] == pytest.approx([2 * p_weak, 1.0, 3 * p_strong])
+    assert "cannot be told at this scale: +4.00 points (+0.52 .. +7.48, 3 seeds); alone it holds, but" in in_words(
+        found[0]
+    )
+    assert f"among 3 claims p = {2 * p_weak:.2g} (Holm)" in in_words(found[0])
+    assert f"3 seeds, p = {3 * p_strong:.2g} by Holm)" in in_words(found[2])
 
 
 @pytest.mark.parametrize(
@@ -469,6 +563,26 @@ def test_a_claim_of_share_compares_the_supervision_in_the_shallowest_layer():
     verdict = judge(Claim("", Side("a"), Side("b"), "share"), "digits", rows)
     assert verdict.differences == pytest.approx([0.4, 0.4, 0.4])
     assert verdict.word == "holds"
+
+
+def test_a_claim_of_share_is_told_as_one(own):
+    study = read_study("vanishing", "smoke", 3)
+    rows = tuple(
+        {**whole_row(v, "digits", 300, 10), "seed": seed, "share": share + seed / 100}
+        for v, share in (("resnet", 0.1), ("joint", 0.1), ("pairwise", 0.2), ("multiway", 0.4))
+        for seed in range(3)
+    )
+    found = found_in(study, rows)
+    text, drawn = markdown(found), dict(figures(found))
+    assert "than in the ResNet (share: multiway > resnet) |" in text
+    assert "(multiway < joint) |" in text
+    assert "share: multiway &gt; resnet" in page(found)
+    assert drawn["shares"][1].startswith("Mean difference of shares of supervision")
+    assert set(drawn["shares"][2]["data"][1]["y"]) == {
+        f"share: {m}" for m in ("multiway > resnet", "multiway > joint", "joint > resnet")
+    }
+    assert drawn["differences"][1].startswith("Mean difference of test errors")
+    assert drawn["differences"][2]["data"][1]["y"] == ["multiway < joint"]
 
 
 # ---- what is trained -------------------------------------------------------------------------------------------
@@ -567,6 +681,27 @@ def test_the_vanishing_study_measures_what_auxnet_diagnose_measures(tmp_path, ca
     assert json.loads(capsys.readouterr().out)["runs"][0]["shares"] == drawn[1]["shares"]
 
 
+def test_what_a_user_diagnoses_changes_no_studys_share(tmp_path):
+    [trial] = [t for t in read_study("vanishing", "smoke", 1).trials(HERE) if t.variant == "joint"]
+    running.train(tmp_path, [trial], 1, HERE, lambda left: None)
+    folder = running.folder_of(tmp_path, trial)
+    words = ["diagnose", str(folder), "--no-probes", "--images"]
+    assert main([*words, "64"]) == 0
+    assert supervising.share_of(tmp_path, trial) is None
+    supervising.diagnose(tmp_path, [trial])
+    measured = supervising.share_of(tmp_path, trial)
+    kept = (folder / "diagnosis.json").read_bytes()
+    assert read_json(folder / "diagnosis.json")["runs"][0]["images"] == 64  # the user's own is left alone
+    assert main([*words, "128"]) == 0
+    assert (folder / "diagnosis.json").read_bytes() != kept
+    assert supervising.share_of(tmp_path, trial) == measured
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(b"other weights")
+    assert supervising.share_of(tmp_path, trial) is None
+    (folder / "model.safetensors").unlink()
+    assert supervising.share_of(tmp_path, trial) == measured
+
+
 def test_a_file_of_the_users_is_never_replaced_and_nothing_is_trained_before_that_is_known(own, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "study.md").write_text("my notes")
@@ -639,6 +774,28 @@ def test_nothing_is_trained_to_show_a_study(own, tmp_path, capsys):
     assert main(["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--show"]) == 0
     assert "0 of 6 trainings done" in capsys.readouterr().out
     assert not (tmp_path / "out" / "trials").exists()
+
+
+def test_pictures_that_were_replaced_between_two_variants_are_noticed(tmp_path, capsys):
+    images, labels = tiny(24, 2, size=8)
+    study = tmp_path / "own.yaml"
+
+    def run(variants, better, pictures):
+        shutil.rmtree(tmp_path / "photos", ignore_errors=True)
+        for split in ("train", "val", "test"):
+            write_folders(tmp_path / "photos" / split, pictures, labels, ["cat", "dog"])
+        base = f"{{data: {tmp_path / 'photos'}, depth: 8, outputs: 2, epochs: 1, batch_size: 8}}"
+        study.write_text(
+            f"question: q\nvariants: {{{variants}}}\nclaims: [{{says: it is better, better: {better}, worse: a}}]\n"
+            f"scales: {{mine: {{seeds: 1, base: {base}}}}}\n"
+        )
+        assert main(["study", str(study), "--out", str(tmp_path / "out"), "--threads", "1", "--device", "cpu"]) == 0
+        return capsys.readouterr().out
+
+    assert "different images" not in run("a: {}, c: {gamma: 1}", "c", images)
+    said = run("a: {}, c: {gamma: 1}, b: {gamma: 3}", "b", 255 - images)
+    assert "b and a were tested on different images" in said
+    assert "Warning: not all trainings were tested on the same images" in said
 
 
 @pytest.mark.long

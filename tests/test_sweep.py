@@ -4,6 +4,7 @@ import csv
 import html
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -212,13 +213,13 @@ def test_a_sweep_killed_anywhere_in_its_beginning_is_begun_anew(tmp_path):
     settings, a = Settings(TINY, space_from({"lr": [0.1, 0.2]})), tmp_path / "a"
     left = set()
     for act in range(1, 100):
-        killed_at(act, a, lambda: trials.join_study(a, settings, None, None, check=lambda: None))
+        killed_at(act, a, lambda: trials.join_sweep(a, settings, None, None, check=lambda: None))
         if trials.is_sweep(a):
             break
         left.add(" ".join(sorted(path.name for path in a.glob("[!.]*"))))
     journal = "journal.lock journal.log"
     assert left >= {"", "journal.log", journal, f"claims {journal}", f"claims {journal} trials"}
-    study = trials.join_study(a, settings, 7, None, check=lambda: pytest.fail("begun again"))
+    study = trials.join_sweep(a, settings, 7, None, check=lambda: pytest.fail("begun again"))
     assert (study.settings, trials.total_of(study)) == (settings, 2)
 
 
@@ -391,7 +392,7 @@ def test_a_sweep_over_lists_of_whole_numbers_begun_then_goes_on(tmp_path, untrai
 
 def test_a_worker_on_a_machine_that_lacks_a_device_fails_no_trial(tmp_path, untrained):
     settings = Settings(TINY, space_from({"device": ["cpu", "cuda:7"]}))
-    trials.join_study(tmp_path / "a", settings, None, None, check=lambda: None)  # begun where there is one
+    trials.join_sweep(tmp_path / "a", settings, None, None, check=lambda: None)  # begun where there is one
     with pytest.raises(ValueError, match="device=cuda:7 cannot be"):
         sweep({"device": ["cpu", "cuda:7"]}, tmp_path / "a", TINY)
     assert read_sweep(tmp_path / "a").trials == ()
@@ -466,7 +467,7 @@ def every_trial_once(found, count):
 
 def claim_all(folder):
     """A worker whose trainings take no time, so that all there is to see is who gets which trial."""
-    study = trials.open_study(folder)
+    study = trials.open_sweep(folder)
     while (claimed := trials.claim(study)) is not None:
         trial, lock = claimed
         study.optuna.tell(trial, 0.5)
@@ -475,7 +476,7 @@ def claim_all(folder):
 
 def test_four_workers_in_a_rush_draw_every_trial_once_and_not_one_too_many(tmp_path):
     settings = Settings(TINY, space_from({"lr": "0.01..0.5"}), sampler="random")
-    trials.join_study(tmp_path / "a", settings, 60, None, check=lambda: None)
+    trials.join_sweep(tmp_path / "a", settings, 60, None, check=lambda: None)
     workers = [forked(tmp_path / "a", target=claim_all) for _ in range(4)]
     for process in workers:
         process.join()
@@ -568,6 +569,76 @@ def test_a_trial_that_takes_its_process_down_each_time_is_given_up(tmp_path, mon
     assert "died 3 times" in found.trials[0].error
 
 
+def of_a_disk_that_is_full():
+    error = RuntimeError("cannot be written to")
+    error.__cause__ = OSError(28, "No space left on device")
+    return error
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        RuntimeError("a process that reads images died"),
+        of_a_disk_that_is_full(),
+        OSError(28, "No space left on device"),
+    ],
+    ids=["reader", "saving", "disk"],
+)
+def test_no_fault_of_the_machine_is_blamed_on_a_trial_however_often_it_comes(fault, tmp_path, untrained, monkeypatch):
+    space = {"gamma": [1.0, 2.0, 3.0], "floor": [0.0, 0.2, 0.5]}
+
+    def broken(recipe, folder, watch):
+        raise fault
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worker, "fit_on", broken)
+        for _ in range(worker.PATIENCE + 2):
+            with pytest.raises(type(fault), match=re.escape(str(fault))):
+                sweep(space, tmp_path / "a", TINY, sampler="random", trials=8)
+    assert [trial.state for trial in read_sweep(tmp_path / "a").trials] == ["interrupted"]
+    healthy = sweep(space, tmp_path / "a", TINY, sampler="random", trials=8)
+    assert [trial.state for trial in healthy.trials] == ["complete"] * 8
+
+
+def test_a_trial_that_finds_no_memory_is_tried_three_times_and_again_on_demand(tmp_path, untrained, monkeypatch):
+    def full(recipe, folder, watch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    def run(**options):
+        return sweep({"gamma": [1.0, 2.0]}, tmp_path / "a", TINY, sampler="random", trials=2, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worker, "fit_on", full)
+        for _ in range(worker.PATIENCE):
+            with pytest.raises(RuntimeError, match="trial 0 found no memory: CUDA out of memory"):
+                run()
+    found = run()
+    assert [trial.state for trial in found.trials] == ["failed", "complete"]
+    assert "died 3 times" in found.trials[0].error
+    assert drawn(run()) == drawn(found)
+    again = run(retry_failed=True)
+    assert [(trial.number, trial.state) for trial in again.trials] == [(1, "complete"), (2, "complete")]
+    assert again.trials[1].values == found.trials[0].values
+    assert drawn(run(retry_failed=True)) == drawn(again)
+    assert again.total == 2
+
+
+def test_what_took_the_failure_of_a_twin_is_tried_again_with_it(tmp_path, untrained, monkeypatch):
+    space = {"gamma": [float(value) for value in range(21)]}
+
+    def run(**options):
+        return sweep(space, tmp_path / "a", TINY, sampler="random", trials=20, **options)
+
+    failed = [trial for trial in run().trials if trial.state == "failed"]
+    assert any(trial.twin is not None for trial in failed)
+    monkeypatch.setattr(worker, "fit_on", lambda *_: SimpleNamespace(summary={"last": [{"val_error": 0.5}]}))
+    again = run(retry_failed=True).trials
+    assert {trial.state for trial in again} == {"complete"}
+    assert sorted(trial.values["gamma"] for trial in again[-len(failed) :]) == sorted(
+        trial.values["gamma"] for trial in failed
+    )
+
+
 def test_a_trial_killed_at_its_beginning_is_begun_anew(tmp_path, monkeypatch):
     def die(path, state):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -584,7 +655,7 @@ def test_a_trial_killed_at_its_beginning_is_begun_anew(tmp_path, monkeypatch):
 
 
 def test_what_somebody_keeps_where_a_trial_would_train_survives(tmp_path, capsys):
-    trials.join_study(tmp_path / "a", Settings(TINY, space_from({"lr": [0.1, 0.2]})), None, None, check=lambda: None)
+    trials.join_sweep(tmp_path / "a", Settings(TINY, space_from({"lr": [0.1, 0.2]})), None, None, check=lambda: None)
     kept = tmp_path / "a" / "trials" / "0000" / "patients.csv"
     kept.parent.mkdir()
     kept.write_text("precious")
@@ -666,6 +737,32 @@ def test_the_terminal_and_the_page_say_a_list_alike(finished, capsys):
     for trial in finished.trials:
         assert trial.in_words["milestones"] in ("0.4 0.6", "0.9")
     assert "0.4, 0.6" not in page + capsys.readouterr().out
+
+
+def test_the_best_is_told_with_its_interval_and_how_many_cannot_be_told_from_it(finished):
+    """On 100 images 20 errors are 13.3 .. 28.9 % by Wilson's formula; 40 begin at 30.9 %, 36 at 27.3 %."""
+    errors = [0.2, 0.2, 0.36, 0.4, 0.7]
+    found = [replace(finished.best, number=n, objective=error) for n, error in enumerate(errors)]
+    found += [replace(found[0], number=5, twin=0), replace(found[0], number=6, state="pruned")]
+    shown = replace(finished, trials=tuple(found))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sweep_page, "_images", lambda sweep: 100)
+        said = sweep_page.headline(shown)
+    assert "Trial 0 is the best on validation: 20.00 % error (95 % 13.3 \u2013 28.9, Wilson, n = 100), with" in said
+    assert "As good: 1. 2 of the other 4 complete trials cannot be told from it: their intervals overlap." in said
+    assert len([n for n in sweep_page.notes_of(shown) if "The least of 5 validation errors is optimistic" in n]) == 1
+    alone = replace(finished, trials=(finished.best,))
+    assert "cannot be told" not in sweep_page.headline(alone)
+    assert "optimistic" not in " ".join(sweep_page.notes_of(alone))
+
+
+def test_pruning_by_equal_epochs_is_said_to_favour_short_schedules(finished):
+    def said(**how):
+        return " ".join(sweep_page.notes_of(replace(finished, settings=replace(finished.settings, **how))))
+
+    assert "milestones varied, and trials were stopped by the median of the others at their epoch" in said()
+    assert "favours" not in said(prune=False)
+    assert "favours" not in said(space={"lr": finished.settings.space["lr"]})
 
 
 @pytest.mark.long

@@ -13,6 +13,7 @@ import auxnet
 from auxnet import build, epochs, machine, rundir, schedules, train
 from auxnet.errors import DivergedError
 from auxnet.plan import plan
+from auxnet.reading.splits import fingerprint
 from auxnet.recipe import Recipe, read_recipe, write_recipe
 from killed import contents, killed_at
 
@@ -67,7 +68,9 @@ def test_the_run_directory_holds_what_was_promised(run):
     assert summary["versions"]["torch"] == torch.__version__
     guessing = pytest.approx(1 - 15 / 145)  # 15 images of the commonest digit
     about = {"name": "digits", "train": 1293, "val": 145, "test": 359, "guessing": guessing}
-    assert summary["data"] == {**about, "drawn": build.load_data(TINY).drawn}
+    dataset = build.load_data(TINY)
+    tested = {"test_sha256": fingerprint([dataset.test]), "resize": [8, 8]}
+    assert summary["data"] == {**about, "drawn": dataset.drawn, **tested}
 
 
 def test_the_best_epoch_is_the_one_of_least_validation_error(run):

@@ -54,13 +54,21 @@ def check(recipe: Recipe) -> None:
 
 def outputs_of(recipe: Recipe) -> int:
     """How many outputs the net of a recipe has, whatever its data are. Raises ValueError for what cannot be placed."""
-    if recipe.alone is not None:
-        return 1
+    return len(depths_of(recipe))
+
+
+def depths_of(recipe: Recipe) -> tuple[int, ...]:
+    """The layers of a recipe's outputs, shallow to deep; of a backbone, which is not built here, their numbers.
+
+    Raises ValueError for what cannot be placed.
+    """
     if recipe.backbone is not None:
         cuts = 2 if recipe.cuts is None else recipe.cuts
-        return 1 + (cuts if isinstance(cuts, int) else len(cuts))
-    with torch.device("meta"):  # takes no memory
-        return resnet(**_resnet_options(recipe, num_classes=2, in_channels=3)).outputs
+        depths = tuple(range(1, 2 + (cuts if isinstance(cuts, int) else len(cuts))))
+    else:
+        with torch.device("meta"):  # takes no memory
+            depths = resnet(**_resnet_options(recipe, num_classes=2, in_channels=3)).depths
+    return depths if recipe.alone is None else depths[recipe.alone - 1 : recipe.alone]
 
 
 def check_place(recipe: Recipe) -> None:

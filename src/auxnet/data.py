@@ -8,8 +8,9 @@ Shapes: N images, H x W pixels, C channels; images are uint8 [N, H, W, C] throug
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, get_args, get_type_hints
 
@@ -67,6 +68,8 @@ class DataSet:
     """the images that could not be read, each as "where: why" """
     drawn: str = ""
     """the fingerprint of the validation and test images that were drawn from among the training images"""
+    test_sha256: Callable[[], str] = str
+    """the fingerprint of the test images and their labels, whoever brought them; "" if it is not known"""
 
     def check_drawn(self, then: str | None, run: Path | str) -> None:
         """Raise RuntimeError if a run was trained when other images were drawn: by now it may have trained on these."""
@@ -174,9 +177,11 @@ def load(
     augmentation = Augmentation(size, "rrc" in words, "trivial" in words) if photographs else None
     workers = workers if streamed or photographs else 0
     drawn = fingerprint(split for which, split in (("val", val), ("test", test)) if which not in read)
+    tested = partial(fingerprint, [test])  # of all their pixels, as `drawn` is; the middle is a view
     val, test = val.middle(size), test.middle(size)
+    flip = "flip" in words
     return DataSet(
-        name, classes, train, val, test, mean, std, pad, "flip" in words, workers, augmentation, left_out, drawn
+        name, classes, train, val, test, mean, std, pad, flip, workers, augmentation, left_out, drawn, tested
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from auxnet import unfinished
 from auxnet.page_frame import columns_of, filled, framed, section_of, table_of, tiles_of, unbroken
+from auxnet.reading.splits import tested_alike
 from auxnet.recipe import WHERE, Recipe, words_of
 from auxnet.selection import no_better_than_guessing, too_few
 from auxnet.words import command, per_cent
@@ -125,6 +126,11 @@ def notes(runs: Sequence[Run]) -> list[str]:
     said += [f"{run['name']}: {few}." for run in runs if run["finished"] and (few := too_few(run["data"]["val"]))]
     if len({Path(run["data"]["name"]) for run in runs}) > 1:  # a folder is the same with a slash behind it
         said.append("These runs are of different data sets: their errors cannot be compared.")
+    elif not tested_alike(run["data"] for run in runs):
+        said.append(
+            "The data changed between these runs, which were tested on different images: their errors cannot be "
+            "compared."
+        )
     elif len({(run["seed"], run["recipe"]["val_fraction"]) for run in runs}) > 1:
         said.append("These runs were validated on different images (seed or share), and on the same test images.")
     return said

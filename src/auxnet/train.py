@@ -171,6 +171,8 @@ def _finish(recipe: Recipe, dataset: DataSet, net: AuxNet, folder: Path, standin
             **images,
             "guessing": guessing(dataset.val.labels),
             "drawn": dataset.drawn,
+            "test_sha256": dataset.test_sha256(),
+            "resize": list(dataset.resize),
         },
         "seed": recipe.seed,
         "wall_seconds": round(standing.seconds, 1),

@@ -54,6 +54,8 @@ class Sweep(OfRecipe):
     """a database for the study, as a URL; none: a journal in --out"""
     processes: int = 1
     """workers to start on this machine, which share its threads"""
+    retry_failed: FlagCreatePairsOff[bool] = False
+    """try the trials that have failed once more, such as those that died for want of memory"""
     show: FlagCreatePairsOff[bool] = False
     """train nothing; show the sweep in --out as it stands"""
 
@@ -92,6 +94,7 @@ def sweep(words: list[str]) -> int:
                 prune=options.prune,
                 storage=options.storage,
                 processes=options.processes,
+                retry_failed=options.retry_failed,
                 watch=watch,
             )
     except KeyboardInterrupt as stop:
@@ -107,9 +110,9 @@ def _begun(words: list[str]) -> Settings | None:
     out = value_of("--out", words)
     if out is None or "--show" in words or not (Path(out) / "study.txt").is_file():
         return None
-    from auxnet.sweeps.trials import open_study
+    from auxnet.sweeps.trials import open_sweep
 
-    return open_study(Path(out), value_of("--storage", words)).settings
+    return open_sweep(Path(out), value_of("--storage", words)).settings
 
 
 def _varied(options: Sweep) -> dict[str, Any]:

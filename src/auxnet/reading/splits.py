@@ -5,10 +5,11 @@ Shapes: N images, H x W pixels, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import prod, sqrt
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,8 @@ class Split:
 
     def sums_by_image(self) -> NDArray[np.int64]:
         """Of the pixels of each image, int64 [N, C]."""
-        parts = (some.numpy().sum((1, 2), dtype=np.int64) for some in torch.split(self.images, 1024))
+        rows = (some.numpy().sum(1, dtype=np.uint32) for some in torch.split(self.images, 1024))
+        parts = (some.sum(1, dtype=np.int64) for some in rows)  # one axis at a time: ten times as fast
         return np.concatenate([*parts])
 
     def sums(self) -> NDArray[np.int64]:
@@ -149,6 +151,18 @@ def fingerprint(splits: Iterable[Split | OnDisk]) -> str:
     for split in splits:
         digest.update(split.labels.numpy().tobytes() + split.sums_by_image().tobytes())
     return digest.hexdigest()
+
+
+def tested_alike(data: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether trainings were tested on the same images, by what their summary.json says under "data".
+
+    Where nothing is known (runs of earlier versions), or images were brought to different sizes, this cannot be seen.
+    """
+    known: dict[tuple[int, ...], set[str]] = {}
+    for each in data:
+        if each.get("test_sha256"):
+            known.setdefault(tuple(each["resize"]), set()).add(each["test_sha256"])
+    return all(len(found) == 1 for found in known.values())
 
 
 def statistics(split: Split | OnDisk) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -5,21 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from auxnet.build import check, check_place, outputs_of
+from auxnet.build import check, check_place, depths_of
 from auxnet.recipe import Recipe
-from auxnet.studies.spec import Study
+from auxnet.studies.spec import Side, Study
 
 
 def check_claims(study: Study) -> None:
-    """Raise ValueError for a claim about an output that its variant does not have."""
+    """Raise ValueError for a claim about an output that its variant does not have, or about unlike means."""
     for claim in study.claims:
-        for side in (claim.better, claim.worse):
+        sides, about = (claim.better, claim.worse), f"study {study.name}: the claim {claim.says!r}"
+        if all(side.output == "mean" for side in sides):
+            over = [_depths(study, side) for side in sides]
+            if over[0] != over[1]:
+                means = (f"{s} is over layers {', '.join(map(str, d))}" for s, d in zip(sides, over, strict=True))
+                raise ValueError(
+                    f"{about} compares means over different outputs: {' and '.join(means)}; give both the same "
+                    "outputs, or name one of them"
+                )
+        for side in sides:
             if side.output in ("final", "mean"):
                 continue
-            outputs = outputs_of(study.recipe(side.variant, study.datasets[0]))
+            outputs = len(_depths(study, side))
             if not 1 <= int(side.output) <= outputs:
                 has = f"{side.variant} has {outputs} output{'s' if outputs > 1 else ''}"
-                raise ValueError(f"study {study.name}: the claim {claim.says!r} names {side}, but {has}")
+                raise ValueError(f"{about} names {side}, but {has}")
+
+
+def _depths(study: Study, side: Side) -> tuple[int, ...]:
+    return depths_of(study.recipe(side.variant, study.datasets[0]))
 
 
 def check_variants(study: Study, where: Mapping[str, Any]) -> None:

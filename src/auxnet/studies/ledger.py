@@ -15,7 +15,7 @@ from auxnet.files import whole
 from auxnet.studies.running import folder_of, is_done, why_failed
 from auxnet.studies.spec import Study, Trial, differing
 from auxnet.studies.supervising import share_of
-from auxnet.studies.verdicts import Verdict, judge
+from auxnet.studies.verdicts import Verdict, judge_all
 
 Row = dict[str, Any]
 MeanAndSpread = tuple[float, float | None]
@@ -54,8 +54,12 @@ class Average:
 def findings_of(study: Study, out: Path) -> Findings:
     """What the trainings in `out` that are done say of a study. Raises ValueError for a claim that fits none."""
     rows = tuple(_row(study, out, trial) for trial in study.trials())
-    verdicts = tuple(judge(claim, data, rows) for data in study.datasets for claim in study.claims)
-    return Findings(study, rows, verdicts)
+    return found_in(study, rows)
+
+
+def found_in(study: Study, rows: Sequence[Row]) -> Findings:
+    """What the rows of a ledger say of a study. Raises ValueError for a claim that fits none."""
+    return Findings(study, tuple(rows), tuple(judge_all(study.claims, study.datasets, rows)))
 
 
 def averages(rows: Sequence[Row]) -> Iterator[Average]:
@@ -128,7 +132,7 @@ def _row(study: Study, out: Path, trial: Trial) -> Row:
     tables = {which: [{key: line[key] for key in kept} for line in summary[which]] for which in ("last", "best")}
     about = {key: summary[key] for key in ("epochs", "data", "wall_seconds", "commit", "versions", "device")}
     if study.measures:
-        row["share"] = share_of(folder_of(out, trial))
+        row["share"] = share_of(out, trial)
     return {**row, **tables, **{("images" if key == "data" else key): value for key, value in about.items()}}
 
 

@@ -60,6 +60,11 @@ class Claim:
     worse: Side
     of: str = "error"
 
+    @property
+    def sides(self) -> str:
+        """What is claimed of what, in signs: a smaller error, or a larger share of supervision."""
+        return f"{self.better} < {self.worse}" if self.of == "error" else f"share: {self.better} > {self.worse}"
+
 
 @dataclass(frozen=True)
 class Trial:

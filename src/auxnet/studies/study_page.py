@@ -10,6 +10,7 @@ from typing import Any
 from auxnet.figures_page import page_of_figures
 from auxnet.files import whole
 from auxnet.page_frame import line_of, table_of, unbroken
+from auxnet.reading.splits import tested_alike
 from auxnet.studies.ledger import Average, Findings, MeanAndSpread, Row, averages, stranger, write_rows
 from auxnet.studies.spec import Study
 from auxnet.studies.verdicts import FEWEST, Verdict, in_words
@@ -25,6 +26,10 @@ HEAD = (
     "at the best epoch, %",
     "n",
     "published, %",
+)
+CLAIMED = (  # a figure for each kind of claim: its id, what `Claim.of` says, its title, and what differs
+    ("shares", "share", "Claims about supervision", "shares of supervision in the shallowest layer"),
+    ("differences", "error", "Claims", "test errors"),
 )
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "pentagon", "star", "x", "hexagon")
 
@@ -88,10 +93,7 @@ def markdown(found: Findings) -> str:
     parts = [MARK, f"# {study.name}, {study.scale}: {study.question}", study.note, headline(found)]
     if found.verdicts:
         lines = ["| claim | found |", "|---|---|"]
-        lines += [
-            f"| {_of_data(found, v)}{v.claim.says} ({v.claim.better} < {v.claim.worse}) | {in_words(v)} |"
-            for v in found.verdicts
-        ]
+        lines += [f"| {_of_data(found, v)}{v.claim.says} ({v.claim.sides}) | {in_words(v)} |" for v in found.verdicts]
         parts += ["\n".join(lines), _method(found)]
     table = [f"| {' | '.join(HEAD)} |", f"|---|{'---:|' * (len(HEAD) - 1)}"]
     table += [f"| {' | '.join(cells_of(found, average))} |" for average in averages(found.rows)]
@@ -119,6 +121,9 @@ def notes(found: Findings) -> Iterator[str]:
             "of the last epoch, and of the epoch that was best on validation; ± is the deviation over the seeds."
         )
     yield from _images(done)
+    for data in dict.fromkeys(row["data"] for row in done):
+        if not tested_alike(row["images"] for row in done if row["data"] == data):
+            yield f"Warning: not all trainings were tested on the same images of {data}: their errors do not compare."
     for variant, data in dict.fromkeys((row["variant"], row["data"]) for row in done):
         of_seeds = [row["images"] for row in done if (row["variant"], row["data"]) == (variant, data)]
         if any(each[part] != of_seeds[0][part] for each in of_seeds for part in ("train", "val", "test")):
@@ -144,7 +149,7 @@ def page(found: Findings) -> str:
     study = found.study
     claims = [
         f'<tr class="{v.word.replace(" ", "-")}"><td class="wide">{unbroken(_of_data(found, v) + v.claim.says)}</td>'
-        f"<td>{escape(str(v.claim.better))} &lt; {escape(str(v.claim.worse))}</td>"
+        f"<td>{escape(v.claim.sides)}</td>"
         f'<td class="wide">{unbroken(in_words(v))}</td></tr>'
         for v in found.verdicts
     ]
@@ -169,11 +174,12 @@ def page(found: Findings) -> str:
 
 def figures(found: Findings) -> Iterator[tuple[str, tuple[str, str, dict[str, Any]]]]:
     """(id, (title, caption, what Plotly draws)): the claims as intervals, and errors against each cost."""
-    if told := [v for v in found.verdicts if len(v.differences) > 1]:
-        words = (
-            "Mean difference of test errors, 95 % interval; ticks are seeds. Right of the line speaks for the claim."
-        )
-        yield "differences", ("Claims", words, _differences(found, told))
+    for name, of, title, what in CLAIMED:
+        if told := [v for v in found.verdicts if len(v.differences) > 1 and v.claim.of == of]:
+            words = (
+                f"Mean difference of {what}, 95 % interval; ticks are seeds. Right of the line speaks for the claim."
+            )
+            yield name, (title, words, _differences(found, told))
     if any(row["last"] for row in found.rows):
         for key, title in (("macs", "multiply-adds"), ("params", "parameters"), ("depth", "depth")):
             words = f"Test error of every output against its {title}: mean and standard deviation over the seeds."
@@ -181,7 +187,7 @@ def figures(found: Findings) -> Iterator[tuple[str, tuple[str, str, dict[str, An
 
 
 def _differences(found: Findings, told: Sequence[Verdict]) -> dict[str, Any]:
-    names = [f"{_of_data(found, v)}{v.claim.better} < {v.claim.worse}" for v in told]
+    names = [f"{_of_data(found, v)}{v.claim.sides}" for v in told]
     seeds = {
         "type": "scatter",
         "mode": "markers",
@@ -256,9 +262,10 @@ def _plus_minus(value: MeanAndSpread) -> str:
 
 def _method(found: Findings) -> str:
     return (
-        f"A difference is taken seed by seed; the interval is Student's, 95 %, over the seeds. With {FEWEST} seeds or "
-        "more a claim holds where the whole interval is above 0, and does not where it is below; of such intervals "
-        f"({len(found.verdicts)} here) one in twenty misses by chance."
+        "A difference is taken seed by seed; the interval is Student's, 95 %, over the seeds, of each claim alone. "
+        f"With {FEWEST} seeds or more a claim holds where the whole interval is above 0, and does not where below, "
+        "by more than one test image makes, and where its paired t-test stands at 5 % by Holm's method among all "
+        f"{len(found.verdicts)} claims here: in one of twenty studies even one of them is told by chance."
     )
 
 

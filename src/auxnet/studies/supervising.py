@@ -1,4 +1,7 @@
-"""The supervision in the trainings of a study (METHOD section 4, the paper's figure): measured once each, and drawn."""
+"""The supervision in the trainings of a study (METHOD section 4, the paper's figure): measured once each, and drawn.
+
+OUT/trials/NAME.supervision.json    what was measured in a trial: beside it, as `auxnet diagnose` writes into it
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from auxnet import diagnosing
+from auxnet.checkpoint import fingerprint
 from auxnet.documents import read_json
+from auxnet.files import write_json
 from auxnet.opening import opened
 from auxnet.studies.running import folder_of, is_done
 from auxnet.studies.spec import Trial
@@ -16,25 +21,25 @@ IMAGES = 512  # of the last epoch, that gradients are taken on
 
 
 def diagnose(out: Path, trials: Sequence[Trial]) -> None:
-    """Measure the supervision of the trainings that are done, where it is not measured yet: diagnosis.json of each."""
+    """Measure the supervision of the trainings that are done, where it is not measured yet of these weights."""
     for trial in trials:
         folder = folder_of(out, trial)
-        if is_done(out, trial) and not (folder / "diagnosis.json").is_file():
+        if is_done(out, trial) and _measured(out, trial) is None:
             here = {"data_dir": trial.recipe.data_dir, "device": trial.recipe.device}
             with opened(folder, **here, threads=trial.recipe.threads) as run:
-                diagnosing.write([diagnosing.gather(folder, trial.variant, run, IMAGES, None)], folder)
+                write_json(_file(out, trial), diagnosing.gather(folder, trial.variant, run, IMAGES, None))
 
 
 def draw(out: Path, trials: Sequence[Trial], folder: Path) -> list[Path]:
     """The diagnoses of the first seed of every variant side by side, as JSON and HTML in `folder`; [] without any."""
     first = [t for t in trials if t.seed == 0 and t.recipe.data == trials[0].recipe.data]
-    runs = [{**run, "name": t.variant} for t in first if (run := _diagnosis(folder_of(out, t)))]
+    runs = [{**run, "name": t.variant} for t in first if (run := _measured(out, t))]
     return diagnosing.write(runs, folder) if runs else []
 
 
-def share_of(folder: Path) -> float | None:
+def share_of(out: Path, trial: Trial) -> float | None:
     """The share of supervision in the shallowest layer, of the output where it is largest; None if not measured."""
-    run = _diagnosis(folder)
+    run = _measured(out, trial)
     if run is None:
         return None
     layer = min(row["layer"] for row in run["shares"])
@@ -43,7 +48,16 @@ def share_of(folder: Path) -> float | None:
     )
 
 
-def _diagnosis(folder: Path) -> dict[str, Any] | None:
-    path = folder / "diagnosis.json"
-    run: dict[str, Any] | None = read_json(path)["runs"][0] if path.is_file() else None
-    return run
+def _file(out: Path, trial: Trial) -> Path:
+    return out / "trials" / f"{trial.name}.supervision.json"
+
+
+def _measured(out: Path, trial: Trial) -> dict[str, Any] | None:
+    """What was measured in a trial that is done, if it was in the weights that it has now."""
+    path = _file(out, trial)
+    if not (path.is_file() and is_done(out, trial)):
+        return None
+    run: dict[str, Any] = read_json(path)
+    folder = folder_of(out, trial)
+    gone = not (folder / "model.safetensors").is_file()  # removed, to save room: nothing says that they were others
+    return run if gone or run["weights_sha256"] == fingerprint(folder) else None

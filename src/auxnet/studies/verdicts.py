@@ -3,16 +3,21 @@
 A claim is that one side errs less than another. Both were trained with the same seeds (the same validation split, the
 same order of the images), so that the difference is taken seed by seed. The errors are those of the last epoch on the
 test images: nothing was chosen on them.
+
+The interval is of one claim alone, and of the seeds alone. A verdict asks for more: that the interval stays farther
+from 0 than what one test image makes, which no seeds can resolve, and that the claim stands among all the claims of its
+study (Holm 1979), of which otherwise one in twenty would be told by chance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, sqrt
 from statistics import mean, stdev
 from typing import Any, Literal
 
+from auxnet.reading.splits import tested_alike
 from auxnet.studies.spec import Claim, Side
 
 LEVEL = 0.95
@@ -36,6 +41,10 @@ class Verdict:
     word: Word
     why: str = ""
     """what keeps it from being told, other than the spread of the seeds"""
+    p: float = 1.0
+    """of the paired t over the seeds, two-sided; 1 where the claim cannot be told even alone"""
+    adjusted: float | None = None
+    """the same by Holm's method among the claims of its study; None for a claim that was judged alone"""
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -49,8 +58,33 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return center, center - half, center + half
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Each p value adjusted for their number: that even one of them is up to 0.05 by chance happens in one of 20."""
+    adjusted, largest = [1.0] * len(p_values), 0.0
+    for rank, n in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[n]))
+        adjusted[n] = largest
+    return adjusted
+
+
+def judge_all(claims: Sequence[Claim], datasets: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
+    """The verdicts on all claims of a study, on each data set: those that `judge` gives, and that stand among them."""
+    alone = [judge(claim, data, rows) for data in datasets for claim in claims]
+    among = []
+    for verdict, adjusted in zip(alone, holm([verdict.p for verdict in alone]), strict=True):
+        if verdict.word != "cannot be told" and adjusted > 1 - LEVEL:
+            why = f"alone it {verdict.word}, but among {len(alone)} claims p = {adjusted:.2g} (Holm)"
+            verdict = replace(verdict, word="cannot be told", why=why)
+        among.append(replace(verdict, adjusted=adjusted))
+    return among
+
+
 def judge(claim: Claim, data: str, rows: Sequence[Mapping[str, Any]]) -> Verdict:
-    """The verdict on a claim from the rows of a ledger: of the seeds with which both sides were trained to the end."""
+    """The verdict on a claim alone, from the rows of a ledger.
+
+    It is of the seeds with which both sides were trained to the end. Raises ValueError for a claim about an output that
+    its variant does not have.
+    """
     worth = errors_of if claim.of == "error" else lacks_of
     better, worse = (worth(side, data, rows) for side in (claim.better, claim.worse))
     seeds = sorted(better.keys() & worse.keys())
@@ -63,16 +97,33 @@ def judge(claim: Claim, data: str, rows: Sequence[Mapping[str, Any]]) -> Verdict
         return Verdict(claim, data, (), 0.0, -inf, inf, "cannot be told", _why_nothing(claim, data, rows))
     differences = tuple(worse[seed] - better[seed] for seed in seeds)
     center, low, high = interval(differences)
+    variants = (claim.better.variant, claim.worse.variant)
+    images = [row["images"] for row in rows if row["variant"] in variants and row["data"] == data and row["last"]]
+    image = 1 / min(each["test"] for each in images) if claim.of == "error" else 0.0
     why = ""
-    if failed:
+    if not tested_alike(images):
+        who = " and ".join(dict.fromkeys(variants))
+        why = f"{who} were tested on different images: train what is older again, in another --out"
+    elif failed:
         why = f"{len(failed)} of the trainings failed, and are in no mean"
     elif len(seeds) < FEWEST:
         why = f"{FEWEST} seeds are the fewest to judge by"
+    elif stdev(differences) < image:
+        why = f"the spread of the seeds is below one test image, {100 * image:.2g} points"
+    elif not low <= 0 <= high and min(abs(low), abs(high)) <= image:
+        why = f"the interval comes within one test image, {100 * image:.2g} points, of 0"
     if why or low <= 0 <= high:
-        word: Word = "cannot be told"
-    else:
-        word = "holds" if low > 0 else "does not hold"
-    return Verdict(claim, data, differences, center, low, high, word, why)
+        return Verdict(claim, data, differences, center, low, high, "cannot be told", why)
+    word: Word = "holds" if low > 0 else "does not hold"
+    return Verdict(claim, data, differences, center, low, high, word, p=_p_value(differences))
+
+
+def _p_value(values: Sequence[float]) -> float:
+    """Of a mean of 0, two-sided, by Student's t."""
+    from scipy.stats import t
+
+    error = stdev(values) / sqrt(len(values))
+    return 2 * float(t.sf(abs(mean(values)) / error, len(values) - 1)) if error else 0.0
 
 
 def _why_nothing(claim: Claim, data: str, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -121,5 +172,7 @@ def in_words(verdict: Verdict) -> str:
     points = f"{100 * verdict.mean:+.2f} points"
     n = len(verdict.differences)
     if n > 1:
-        points += f" ({100 * verdict.low:+.2f} .. {100 * verdict.high:+.2f}, {n} seeds)"
+        stands = verdict.adjusted is not None and verdict.word != "cannot be told"
+        by_holm = f", p = {verdict.adjusted:.2g} by Holm" if stands else ""
+        points += f" ({100 * verdict.low:+.2f} .. {100 * verdict.high:+.2f}, {n} seeds{by_holm})"
     return f"{verdict.word} at this scale: {points}" + (f"; {verdict.why}" if verdict.why else "")

@@ -16,6 +16,7 @@ from auxnet.files import whole
 from auxnet.page_frame import columns_of, table_of, tiles_of, unbroken
 from auxnet.recipe import words_of, write_recipe
 from auxnet.rundir import located
+from auxnet.scores import wilson
 from auxnet.selection import too_few
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.space import Domain, Range, count_of, in_words
@@ -24,6 +25,7 @@ from auxnet.sweeps.trials import Trial
 from auxnet.words import command, per_cent
 
 ENOUGH = 4  # complete trials, before it is said which field matters
+LENGTHS = ("epochs", "milestones", "schedule", "warmup")  # how soon a training comes to its end
 COMPARABLE = ("data", "data_dir", "image_size", "val_fraction", "seed")
 
 
@@ -73,9 +75,18 @@ def notes_of(sweep: Sweep) -> list[str]:
         said.append(f"{', '.join(changed)} varied, so that the trials are validated on different images.")
     if sweep.settings.objective == "mean" and {"outputs", "at"} & space.keys():
         said.append("The outputs varied, so that the means are over different outputs; final compares one with one.")
-    summary = None if sweep.best is None else sweep.best.folder / "summary.json"
-    if summary is not None and summary.is_file() and (few := too_few(read_json(summary)["data"]["val"])):
+    if sweep.settings.prune and (lengths := [field for field in LENGTHS if field in space]):
+        said.append(
+            f"{', '.join(lengths)} varied, and trials were stopped by the median of the others at their epoch, which "
+            "favours schedules that come down early; --no-prune does not."
+        )
+    if (images := _images(sweep)) is not None and (few := too_few(images)):
         said.append(f"{few}; a seed may weigh more than what varied.")
+    if (tried := len(_different(sweep))) > 1:
+        said.append(
+            f"The least of {tried} validation errors is optimistic: chosen as the least on these same images; on "
+            "others the same recipe is likely to err more."
+        )
     if failed := [trial for trial in sweep.trials if trial.state == "failed"]:
         said.append(f"{len(failed)} of the trials failed; the first: trial {failed[0].number}, {failed[0].error}.")
     if twins := [trial for trial in sweep.trials if trial.twin is not None]:
@@ -105,16 +116,40 @@ def page(sweep: Sweep) -> str:
     )
 
 
+def _images(sweep: Sweep) -> int | None:
+    """The validation images of the best trial; None if it is not known."""
+    summary = None if sweep.best is None else sweep.best.folder / "summary.json"
+    return read_json(summary)["data"]["val"] if summary is not None and summary.is_file() else None
+
+
+def _different(sweep: Sweep) -> list[Trial]:
+    """The complete trials that were trained, each once."""
+    return [trial for trial in sweep.trials if trial.state == "complete" and trial.twin is None]
+
+
+def _interval(error: float | None, images: int) -> tuple[float, float]:
+    """Wilson's of an error on so many images; of a mean over outputs, which varies less, it is too wide if anything."""
+    return wilson(round((error or 0.0) * images), images)
+
+
 def headline(sweep: Sweep) -> str:
-    """Which trial is the best, in a sentence."""
+    """Which trial is the best, how well that is known, and how many others may be as good."""
     best = sweep.best
     if best is None or best.objective is None:
         return "No trial is complete yet." if not sweep.trials else f"None of {len(sweep.trials)} trials is complete."
     drawn = ", ".join(f"{field} {words}" for field, words in best.in_words.items())
-    others = (t for t in sweep.trials if t.state == "complete" and t.twin is None and t.number != best.number)
+    others, images = [trial for trial in _different(sweep) if trial.number != best.number], _images(sweep)
+    known = doubt = ""
+    if images is not None:
+        low, high = _interval(best.objective, images)
+        known = f" (95 % {100 * low:.1f} \u2013 {100 * high:.1f}, Wilson, n = {images:,})"
+        if alike := [trial for trial in others if _interval(trial.objective, images)[0] <= high]:
+            counted = f"{len(alike)} of the other {len(others)} complete trials"
+            doubt = f" {counted} cannot be told from it: their intervals overlap."
     ties = [str(trial.number) for trial in others if trial.objective == best.objective]
     as_good = f" As good: {', '.join(ties)}." if ties else ""
-    return f"Trial {best.number} is the best on validation: {per_cent(best.objective)} error, with {drawn}.{as_good}"
+    error = f"{per_cent(best.objective)} error{known}"
+    return f"Trial {best.number} is the best on validation: {error}, with {drawn}.{as_good}{doubt}"
 
 
 def _progress(sweep: Sweep) -> str:

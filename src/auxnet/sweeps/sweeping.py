@@ -25,7 +25,7 @@ from auxnet.recipe import WHERE, Recipe, words_of
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.settings import Settings
 from auxnet.sweeps.space import Range, space_from, values_of
-from auxnet.sweeps.trials import Trial, check_same_data, join_study, open_study, total_of, trials_of
+from auxnet.sweeps.trials import Trial, check_same_data, join_sweep, open_sweep, total_of, trials_of, try_again
 from auxnet.sweeps.worker import objective_of, work
 
 Watch = Callable[[Sequence[Trial], int], None]
@@ -71,6 +71,7 @@ def sweep(
     prune: bool = True,
     storage: str | None = None,
     processes: int = 1,
+    retry_failed: bool = False,
     watch: Watch = lambda trials, total: None,
 ) -> Sweep:
     """Train recipes drawn from `space` into `out`/trials/0000, 0001, ... and say which is the best on validation.
@@ -79,10 +80,12 @@ def sweep(
     `trials` counts those of all workers that ever work on `out` (default: 20, or the whole grid; never more than
     there are combinations), the failed ones among them. Any number of processes, on any machines that share `out`,
     may call this with the same arguments at any time; `processes` of them are started here, and share the CPU
-    threads. The study lies in `out` too, or in the database `storage`.
+    threads. The study lies in `out` too, or in the database `storage`. With `retry_failed` the trials that have
+    failed are tried again, under new numbers.
 
     Raises ValueError for a space, recipe or setting that cannot be, or that differs from what `out` was begun with;
-    FileExistsError if `out` holds something else; RuntimeError if workers die and leave trials undone;
+    FileExistsError if `out` holds something else; RuntimeError or OSError for what may be the machine's fault and no
+    trial's (`worker.work`), which leaves trials undone: the same call goes on with them;
     signals.Stopped (a KeyboardInterrupt) after Ctrl-C or SIGTERM, once the steps at hand are done and saved.
     """
     recipe = recipe or Recipe()
@@ -95,9 +98,11 @@ def sweep(
         check_place(recipe)  # what cannot be had here fails the worker, and not one trial after the other
     dataset = None if FINDS_DATA & settings.space.keys() else load_data(recipe)
     check_space(settings, WHERE)  # nor a trial now and then
-    study = join_study(Path(out), settings, trials, storage, check=lambda: check_space(settings, settings.space))
+    study = join_sweep(Path(out), settings, trials, storage, check=lambda: check_space(settings, settings.space))
     if dataset is not None:
         check_same_data(study, dataset)
+    if retry_failed:
+        try_again(study)
     where = {field: getattr(recipe, field) for field in WHERE if field not in settings.space}
 
     def see() -> None:
@@ -115,7 +120,7 @@ def sweep(
 
 def read_sweep(out: Path | str, storage: str | None = None) -> Sweep:
     """A sweep as it stands, whoever works on it. Raises FileNotFoundError if there is none in `out`."""
-    study = open_study(Path(out), storage)
+    study = open_sweep(Path(out), storage)
     return Sweep(study.folder, study.settings, trials_of(study), total_of(study), study.optuna)
 
 
@@ -164,4 +169,4 @@ def _data_of(recipe: Recipe) -> Recipe:
 
 def _work(folder: Path, storage: str | None, where: dict[str, Any], watch: Callable[[], None]) -> None:
     """What each of several processes does."""
-    work(open_study(folder, storage), where, watch)
+    work(open_sweep(folder, storage), where, watch)

@@ -57,7 +57,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Study:
+class OpenSweep:
     """A sweep's study, opened."""
 
     folder: Path
@@ -74,7 +74,7 @@ def is_sweep(folder: Path) -> bool:
     return (folder / "study.txt").is_file()
 
 
-def open_study(folder: Path, storage: str | None = None) -> Study:
+def open_sweep(folder: Path, storage: str | None = None) -> OpenSweep:
     """A sweep that was begun. Raises FileNotFoundError if there is none."""
     if not is_sweep(folder):
         raise FileNotFoundError(f"there is no sweep in {folder}: begin one with --vary lr=0.01..0.5:log")
@@ -89,12 +89,12 @@ def open_study(folder: Path, storage: str | None = None) -> Study:
         ) from None
     settings = settings_from(study.user_attrs["settings"])
     study.pruner = optuna.pruners.MedianPruner(n_warmup_steps=settings.fewest_epochs // 3)
-    return Study(folder, settings, study, store)
+    return OpenSweep(folder, settings, study, store)
 
 
-def join_study(
+def join_sweep(
     folder: Path, settings: Settings, trials: int | None, storage: str | None, check: Callable[[], None]
-) -> Study:
+) -> OpenSweep:
     """The sweep in a folder with these settings, begun if need be; `trials`, if given, becomes its total.
 
     `check` is called before one is begun. Raises FileExistsError if the folder holds something else, ValueError if it
@@ -113,14 +113,14 @@ def join_study(
     with FileLock(folder / ".lock"):
         if not is_sweep(folder):
             _begin(folder, settings, storage)
-        study = open_study(folder, storage)
+        study = open_sweep(folder, storage)
         check_same(study.settings, settings, folder)
         if trials is not None:
             study.optuna.set_user_attr("trials", trials)
     return study
 
 
-def check_same_data(study: Study, dataset: DataSet) -> None:
+def check_same_data(study: OpenSweep, dataset: DataSet) -> None:
     """Raise RuntimeError if other images are drawn for validation than when the sweep was begun: nothing compares."""
     known = study.optuna.user_attrs.get("drawn")
     if known is None:
@@ -132,7 +132,7 @@ def check_same_data(study: Study, dataset: DataSet) -> None:
         )
 
 
-def total_of(study: Study) -> int:
+def total_of(study: OpenSweep) -> int:
     """How many trials there shall be in all; whoever names another number changes it for every worker."""
     size = study.settings.grid_size
     total = int(study.optuna.user_attrs.get("trials", size if study.settings.sampler == "grid" else TRIALS))
@@ -180,13 +180,13 @@ def _storage(folder: Path, url: str | None) -> BaseStorage:
 # ---- trials ----------------------------------------------------------------------------------------------------
 
 
-def claim(study: Study) -> tuple[optuna.Trial, FileLock] | None:
+def claim(study: OpenSweep) -> tuple[optuna.Trial, FileLock] | None:
     """A trial for this process alone, while it holds the lock: one that was interrupted, or else a new one.
 
     None once all are done, or claimed by others.
     """
     with FileLock(study.folder / ".lock"):
-        begun = study.optuna.get_trials(deepcopy=False)
+        begun = standing(study)
         for trial in begun:
             if not trial.state.is_finished() and (lock := _hold(study.folder, trial.number)):
                 if not study.storage.get_trial(trial._trial_id).state.is_finished():  # nor finished just now
@@ -200,7 +200,28 @@ def claim(study: Study) -> tuple[optuna.Trial, FileLock] | None:
         return _drawn(study, new.number, new._trial_id), lock
 
 
-def values_drawn(study: Study, trial: optuna.Trial | optuna.trial.FrozenTrial) -> dict[str, Any]:
+def try_again(study: OpenSweep) -> None:
+    """Begin each trial that failed once more, under a new number, with what it drew; the new one stands for it."""
+    with FileLock(study.folder / ".lock"):
+        for trial in standing(study):
+            if trial.state == optuna.trial.TrialState.FAIL:
+                again = optuna.trial.create_trial(
+                    state=optuna.trial.TrialState.RUNNING,
+                    params=trial.params,
+                    distributions=trial.distributions,
+                    user_attrs={"retries": trial.number},
+                )
+                study.optuna.add_trial(again)
+
+
+def standing(study: OpenSweep) -> list[optuna.trial.FrozenTrial]:
+    """All trials as Optuna has them, less those that were begun once more."""
+    found = study.optuna.get_trials(deepcopy=False)
+    retried = {trial.user_attrs.get("retries") for trial in found}
+    return [trial for trial in found if trial.number not in retried]
+
+
+def values_drawn(study: OpenSweep, trial: optuna.Trial | optuna.trial.FrozenTrial) -> dict[str, Any]:
     """What a trial drew, as the recipe has it. Optuna knows choices as `_stored` has them, in the same order."""
     values = {}
     for field, value in trial.params.items():
@@ -211,10 +232,10 @@ def values_drawn(study: Study, trial: optuna.Trial | optuna.trial.FrozenTrial) -
     return values
 
 
-def trials_of(study: Study) -> tuple[Trial, ...]:
-    """All trials as they stand, by their numbers."""
+def trials_of(study: OpenSweep) -> tuple[Trial, ...]:
+    """All trials as they stand, by their numbers; not those that failed and were begun once more."""
     with FileLock(study.folder / ".lock"):  # nobody claims a trial while it is seen whether somebody has
-        found = study.optuna.get_trials(deepcopy=False)
+        found = standing(study)
         free = {trial.number for trial in found if not trial.state.is_finished() and _free(study.folder, trial.number)}
     names = {"complete": "complete", "pruned": "pruned", "fail": "failed"}
     drawn = {trial.number: values_drawn(study, trial) for trial in found}
@@ -236,23 +257,22 @@ def trials_of(study: Study) -> tuple[Trial, ...]:
     )
 
 
-def twin_of(study: Study, trial: optuna.Trial) -> optuna.trial.FrozenTrial | None:
+def twin_of(study: OpenSweep, trial: optuna.Trial) -> optuna.trial.FrozenTrial | None:
     """A trial that drew the same and is complete, or failed: what its recipe makes of a training would be repeated."""
     ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL)
-    known = study.optuna.get_trials(deepcopy=False, states=ended)
-    return next((other for other in known if other.params == trial.params), None)
+    return next((other for other in standing(study) if other.state in ended and other.params == trial.params), None)
 
 
 def _latest(trial: optuna.trial.FrozenTrial) -> float | None:
     return None if trial.last_step is None else trial.intermediate_values[trial.last_step]
 
 
-def folder_of(study: Study, number: int) -> Path:
+def folder_of(study: OpenSweep, number: int) -> Path:
     """The run directory of a trial."""
     return study.folder / "trials" / f"{number:04}"
 
 
-def _drawn(study: Study, number: int, trial_id: int) -> optuna.Trial:
+def _drawn(study: OpenSweep, number: int, trial_id: int) -> optuna.Trial:
     """The trial with a value for each field that varies, drawn now where none is.
 
     What is drawn follows from the seed, the number and the trials before, not from the process that draws.
@@ -289,7 +309,7 @@ class _Given(optuna.samplers.RandomSampler):
         return self.values[param_name]
 
 
-def _next_combination(study: Study, number: int) -> dict[str, Any]:
+def _next_combination(study: OpenSweep, number: int) -> dict[str, Any]:
     """One that no other trial has drawn; in an order of the sweep's own, so that the first few lie anywhere."""
     space = study.settings.space
     values = (
@@ -304,7 +324,7 @@ def _next_combination(study: Study, number: int) -> dict[str, Any]:
     return dict(zip(space, free, strict=True))
 
 
-def _choices(study: Study, field: str, domain: Choices) -> list[Any]:
+def _choices(study: OpenSweep, field: str, domain: Choices) -> list[Any]:
     """The choices of a field as Optuna has them: as the trials before had them (earlier versions kept four digits)."""
     for trial in study.optuna.get_trials(deepcopy=False):
         known = trial.distributions.get(field)

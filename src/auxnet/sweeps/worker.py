@@ -6,22 +6,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch import OutOfMemoryError
+
 from auxnet.epochs import Progress
-from auxnet.errors import one_line
+from auxnet.errors import DivergedError, first_line, one_line
 from auxnet.rundir import read_metrics
 from auxnet.sweeps.journal import optuna
-from auxnet.sweeps.trials import Study, claim, folder_of, twin_of, values_drawn
+from auxnet.sweeps.trials import OpenSweep, claim, folder_of, twin_of, values_drawn
 from auxnet.train import fit_on
 
 COMPLETE, PRUNED, FAIL = (getattr(optuna.trial.TrialState, name) for name in ("COMPLETE", "PRUNED", "FAIL"))
 PATIENCE = 3  # times that a trial may take its process down at one place before it is given up
 
 
-def work(study: Study, where: dict[str, Any], watch: Callable[[], None] = lambda: None) -> None:
+def work(study: OpenSweep, where: dict[str, Any], watch: Callable[[], None] = lambda: None) -> None:
     """Train trial after trial, until none is left that nobody else trains; `where` is device, threads, data_dir.
 
-    `watch` is called whenever a trial begins, ends an epoch, or ends. What is a trial's own fault fails that trial;
-    a disk that is full, or data that are gone, raise OSError or RuntimeError and leave it to be taken up.
+    `watch` is called whenever a trial begins, ends an epoch, or ends. What would come again wherever it is trained
+    fails a trial: a recipe that cannot be (ValueError), a loss that stopped being finite (DivergedError), and what took
+    its process down `PATIENCE` times at one place. All else may be the machine's fault, such as a disk that is full, a
+    GPU that failed or data that are gone: it is raised, and the trial left to be taken up.
     """
     while (claimed := claim(study)) is not None:
         trial, lock = claimed
@@ -46,7 +50,11 @@ def objective_of(val_errors: Sequence[float], objective: str) -> float:
     return val_errors[output - 1]
 
 
-def _run(study: Study, trial: optuna.Trial, where: dict[str, Any], watch: Callable[[], None]) -> None:
+class _GivenUpError(RuntimeError):
+    """A trial took its process down too often."""
+
+
+def _run(study: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Callable[[], None]) -> None:
     """Train one trial; a stop leaves it as it stands, to the next worker."""
     settings, folder = study.settings, folder_of(study, trial.number)
     if (twin := twin_of(study, trial)) is not None:
@@ -69,7 +77,7 @@ def _run(study: Study, trial: optuna.Trial, where: dict[str, Any], watch: Callab
     value, state = None, COMPLETE
     try:
         if starts.count(place) >= PATIENCE:
-            raise RuntimeError(
+            raise _GivenUpError(
                 f"the process that trained it died {PATIENCE} times at {place}: perhaps for want of memory"
             )
         recipe = replace(settings.recipe_of(values_drawn(study, trial)), **where)
@@ -77,13 +85,16 @@ def _run(study: Study, trial: optuna.Trial, where: dict[str, Any], watch: Callab
         value = objective_of([row["val_error"] for row in run.summary["last"]], settings.objective)
     except optuna.TrialPruned:
         state = PRUNED
-    except (ValueError, RuntimeError) as failure:
-        if isinstance(failure.__cause__, OSError):  # such as a full disk: no fault of the trial
-            raise
+    except (ValueError, DivergedError, _GivenUpError) as failure:
         state = FAIL
         trial.set_user_attr("error", one_line(failure))
+    except (OutOfMemoryError, MemoryError) as failure:  # counts as a death: its own want, or that of others beside it
+        raise RuntimeError(
+            f"trial {trial.number} found no memory: {first_line(failure)}; the same command again tries once more, "
+            f"{PATIENCE} times in all"
+        ) from failure
     except BaseException:
-        trial.set_user_attr("starts", starts)  # stopped in good order
+        trial.set_user_attr("starts", starts)  # nothing that counts against it
         raise
     trial.set_user_attr("seconds", sum(row["seconds"] for row in read_metrics(folder) if row["output"] == 1))
     study.optuna.tell(trial, value, state)
