@@ -53,6 +53,8 @@ def page_of(results: Path, scale: str) -> str:
         f"left out. Made by `auxnet study NAME --scale {scale} --seeds N --data-dir DIR`, N being the number of seeds "
         "that each claim gives, and `benchmarks/ledger.py`.",
         "Intervals are of each claim alone; a verdict stands among all the claims of its study, by Holm's method.",
+        "**Claims were added after a look.** In methods those on the first and the second output and on fused against "
+        "joint, in compact that on two plain ResNets: they say where the differences of the others come from.",
         f"**Seeds were added after a look.** The scale asks for {usual} seeds; where there are more, the others were "
         f"trained after the first {usual} had been looked at. To look and go on makes an interval less certain than it "
         f"says, so wherever the first {usual} alone give another verdict, that one stands beside it.",
