@@ -1,5 +1,6 @@
 """Laws of the pictures: every kind becomes 8 bits, grey or red-green-blue, upright; what cannot is named."""
 
+import io
 from functools import partial
 from pathlib import Path
 
@@ -115,3 +116,31 @@ def test_an_image_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     save_all(tmp_path, a=Image.new("L", (11, 11)))  # over the limit, where PIL alone only warns
     with pytest.raises(RuntimeError, match=r"a\.png: not a readable image .*bomb"):
         formats.class_folders(tmp_path)
+
+
+def jpeg(**options: object) -> bytes:
+    """A photograph-like picture, 40 x 24, as JPEG."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+SCAN = b"\xff\xda" * 500  # what a scan begins with, where none does
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_what_follows_a_jpeg_or_lies_in_its_segments_is_not_taken_for_scans(progressive: bool, tmp_path: Path) -> None:
+    """A motion photo is a JPEG and a film after it; EXIF holds thumbnails."""
+    plain = jpeg(progressive=progressive)
+    segment = b"\xff\xe1" + (len(SCAN) + 2).to_bytes(2) + SCAN
+    pixels = pictures.decode(io.BytesIO(plain), "plain", None)
+    for odd in (plain + SCAN, plain + b"film" + plain * 200, plain[:2] + segment + plain[2:]):
+        assert np.array_equal(pictures.decode(io.BytesIO(odd), "odd", None), pixels)
+
+
+def test_scans_are_counted_wherever_libjpeg_would_go_on_to_the_next() -> None:
+    plain = jpeg(progressive=True, restart_marker_blocks=1)
+    scan = plain[plain.rfind(b"\xff\xda") : -2]
+    for between in (b"", b"\xff\xff", b"\xff\x00", b"\xff\xd3", b"\xff\xfe\x00\x02"):
+        with pytest.raises(RuntimeError, match="more than 100 times: a decompression bomb"):
+            pictures.decode(io.BytesIO(plain[:-2] + (between + scan) * 101 + plain[-2:]), "bomb", None)

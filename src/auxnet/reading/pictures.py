@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 AnyPixels = TypeVar("AnyPixels", Pixels, "Tensor")
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 MOST_SCANS = 100
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # of JPEG, but those within coded pixels
+_FIRST_SEGMENT, _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xC0, 0xD8, 0xD9, 0xDA
 _DECODERS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no others: fewer to trust, and much faster
 
 
@@ -171,11 +174,23 @@ def damage(error: RuntimeError) -> str:
 
 
 def _scans(image: Any) -> int:
-    """How often a JPEG goes over its pixels; a progressive one some ten times."""
+    """How often a JPEG goes over its pixels; a progressive one some ten times. Counted no further than `MOST_SCANS`.
+
+    As libjpeg reads it: what lies in a segment (a thumbnail) or after the end of the image (the film of a motion
+    photo, the other pictures of an MPO) is not gone over.
+    """
     place = image.fp.tell()
     image.fp.seek(0)
-    scans: int = image.fp.read().count(b"\xff\xda")
+    data: bytes = image.fp.read()
     image.fp.seek(place)
+    scans = end = 0
+    while scans <= MOST_SCANS and (found := _MARKER.search(data, end)):
+        marker, end = data[found.end() - 1], found.end()
+        if marker == _END_OF_IMAGE:
+            break
+        scans += marker == _START_OF_SCAN
+        if marker >= _FIRST_SEGMENT and marker != _START_OF_IMAGE:
+            end += int.from_bytes(data[end : end + 2])
     return scans
 
 
