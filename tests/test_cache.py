@@ -9,19 +9,20 @@ import pytest
 from auxnet.data import load
 from auxnet.reading import formats
 from auxnet.reading.arrays import Arrays
+from auxnet.reading.encoded import Files
 from writers import folder_of, rows, same
 
 pytestmark = pytest.mark.usefixtures("own_cache_and_no_network")
 
 
-def counting(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """A list that grows by each folder of class folders that is really read."""
-    reads: list[Path] = []
+def counting(monkeypatch: pytest.MonkeyPatch) -> list[Files]:
+    """A list that grows by the files of class folders each time that they are really read."""
+    reads: list[Files] = []
     real = formats.class_folders
 
-    def read(folder: Path, image_size: int | None = None) -> Arrays:
-        reads.append(folder)
-        return real(folder, image_size)
+    def read(files: Files, image_size: int | None = None) -> Arrays:
+        reads.append(files)
+        return real(files, image_size)
 
     monkeypatch.setattr(formats, "class_folders", read)
     return reads

@@ -134,7 +134,7 @@ def test_augmentation_is_as_asked(augment: str, pad: int, flip: bool, home: Path
         ("Digits", {}, "perhaps you meant 'digits'"),
         ("", {}, "neither a known data set nor a folder"),
         ("hf:alone", {}, "given as hf:owner/name"),
-        (__file__, {}, "is a file: give the folder"),
+        (__file__, {}, "is a file, but no .npz: give the folder"),
         ("digits", {"val_fraction": 0.0}, "val_fraction must be above 0 and at most 0.5, got 0.0"),
         ("digits", {"val_fraction": 0.6}, "val_fraction must be above 0"),
         (

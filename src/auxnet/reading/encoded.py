@@ -8,8 +8,9 @@ from __future__ import annotations
 import io
 import os
 import zlib
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -42,6 +43,8 @@ class Files:
     paths: NDArray[np.bytes_]
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
+    others: Counter[str] = field(default_factory=Counter)
+    """how many files beside them may be pictures in forms that are not known here, by suffix"""
 
     def name(self, index: int) -> str:
         """The path of a file."""

@@ -12,6 +12,7 @@ import io
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,7 +27,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 AnyPixels = TypeVar("AnyPixels", Pixels, "Tensor")
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+_JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
+IMAGE_SUFFIXES = frozenset({*_JPEG_SUFFIXES, ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+_BESIDE = frozenset(  # what lies beside images and is none: notes, labels, what file managers leave
+    {"", ".txt", ".md", ".rst", ".pdf", ".html", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml"}
+    | {".db", ".ini", ".log", ".py", ".ipynb"}
+)
 MOST_SCANS = 100
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # of JPEG, but those within coded pixels
 _FIRST_SEGMENT, _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xC0, 0xD8, 0xD9, 0xDA
@@ -43,19 +49,36 @@ def image_paths(folder: Path) -> list[str]:
 
     Raises OSError for a folder that may not be read.
     """
+    return paths_and_others(folder)[0]
+
+
+def paths_and_others(folder: Path) -> tuple[list[str], Counter[str]]:
+    """What `image_paths` finds, and how many files there are of each suffix that may be pictures in unknown forms."""
 
     def refuse(error: OSError) -> None:
         raise error
 
-    found = []
+    found, others = [], Counter[str]()
     for home, below, names in os.walk(folder, onerror=refuse):
         below[:] = [name for name in below if not name.startswith(".")]
         for name in names:
             path = os.path.join(home, name)
             suffix = os.path.splitext(name)[1].lower()
-            if suffix in IMAGE_SUFFIXES and not name.startswith(".") and os.path.isfile(path):
+            if name.startswith("."):
+                continue
+            if suffix not in IMAGE_SUFFIXES:
+                others[suffix] += suffix not in _BESIDE
+            elif os.path.isfile(path):
                 found.append(path)
-    return sorted(found, key=lambda path: path.split(os.sep))
+    return sorted(found, key=lambda path: path.split(os.sep)), +others
+
+
+def passed_over(others: Counter[str]) -> str:
+    """In words: passed over 12 files that are no pictures known here: .heic (12)."""
+    count = others.total()
+    suffixes = [f"{suffix if suffix.isprintable() else repr(suffix)} ({n:,})" for suffix, n in others.most_common(5)]
+    files = "1 file that is no picture" if count == 1 else f"{count:,} files that are no pictures"
+    return f"passed over {files} known here: {', '.join(suffixes)}" + (", ..." if len(others) > 5 else "")
 
 
 def decode(file: Path | str | io.BytesIO, where: str, image_size: int | None) -> Pixels:
