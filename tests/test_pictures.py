@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
+from sklearn.datasets import load_sample_images
 
 from auxnet.reading import formats, pictures
 from writers import png, save_all, tiny
@@ -144,3 +145,26 @@ def test_scans_are_counted_wherever_libjpeg_would_go_on_to_the_next() -> None:
     for between in (b"", b"\xff\xff", b"\xff\x00", b"\xff\xd3", b"\xff\xfe\x00\x02"):
         with pytest.raises(RuntimeError, match="more than 100 times: a decompression bomb"):
             pictures.decode(io.BytesIO(plain[:-2] + (between + scan) * 101 + plain[-2:]), "bomb", None)
+
+
+@pytest.mark.parametrize("form", ["RGB", "L", "turned", "progressive"])
+def test_a_large_jpeg_is_decoded_at_a_reduced_scale_and_differs_little(form: str, tmp_path: Path) -> None:
+    whole = Image.fromarray(load_sample_images().images[0]).convert("L" if form == "L" else "RGB")
+    exif = Image.Exif()
+    if form == "turned":
+        exif[0x0112] = 6
+    whole.save(tmp_path / "a.jpg", quality=90, exif=exif, progressive=form == "progressive")
+    upright = ImageOps.exif_transpose(Image.open(tmp_path / "a.jpg"))
+    for side in (32, 64, 100, 200, 213):  # of 427 pixels
+        fitted = ImageOps.fit(upright, (side, side), Image.Resampling.BILINEAR)
+        difference = np.asarray(fitted, float).reshape(side, side, -1)
+        difference -= pictures.decode(tmp_path / "a.jpg", "a", side)
+        assert np.abs(difference).mean() < 3
+        assert np.abs(difference).max() < 48
+        assert difference.any() == (side <= 106)  # less than a quarter of it
+        pixels, own = pictures.decode_for((side, side), tmp_path / "a.jpg", "a")
+        assert own == upright.size[::-1]
+        assert min(pixels.shape[:2]) >= 2 * side or pixels.shape[:2] == own
+        assert np.array_equal(
+            pictures.fitted(pixels, (side, side), pixels.shape[2]), pictures.decode(tmp_path / "a.jpg", "a", side)
+        )

@@ -36,6 +36,7 @@ _BESIDE = frozenset(  # what lies beside images and is none: notes, labels, what
 MOST_SCANS = 100
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # of JPEG, but those within coded pixels
 _FIRST_SEGMENT, _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xC0, 0xD8, 0xD9, 0xDA
+_ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # in EXIF
 _DECODERS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no others: fewer to trust, and much faster
 
 
@@ -85,15 +86,35 @@ def decode(file: Path | str | io.BytesIO, where: str, image_size: int | None) ->
     """An encoded image as [H, W, C], C = 1 where it is grey and else 3; `where` is its name in errors.
 
     It is turned upright by its EXIF tag, its transparency dropped. With `image_size` the shorter side is brought
-    to that many pixels and the middle square cut out. Raises RuntimeError for an image that cannot be read.
+    to that many pixels and the middle square cut out; a JPEG of four times that or more is decoded at a reduced scale,
+    which gives nearly the same pixels in a fraction of the time. Raises RuntimeError for an image that cannot be read.
     """
-    with reading(where, "image"), _no_bombs(), _opened(file) as image:
+    with reading(where, "image"), _no_bombs():
+        if image_size is None:
+            return _pixels(_plain(file, None)[0])
+        size = (image_size, image_size)
+        return _pixels(_fit(_plain(file, size)[0], size))
+
+
+def decode_for(size: tuple[int, int], file: Path | str, where: str) -> tuple[Pixels, tuple[int, int]]:
+    """An image as by `decode`, for `fitted` to bring to this size (H, W) yet; and (H, W) of what the file holds."""
+    with reading(where, "image"), _no_bombs():
+        plain, own = _plain(file, size)
+        return _pixels(plain), own
+
+
+def _plain(file: Path | str | io.BytesIO, size: tuple[int, int] | None) -> tuple[Any, tuple[int, int]]:
+    """A PIL image upright, L or RGB, no smaller than twice this size (H, W) if it is reduced; its own (H, W)."""
+    with _opened(file) as image:
         if image.format in ("JPEG", "MPO") and _scans(image) > MOST_SCANS:
             raise ValueError(f"it goes over its pixels more than {MOST_SCANS} times: a decompression bomb")
         if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
             raise ValueError(f"mode {image.mode!r} has no known range: save it with 8 bits per channel")
-        plain = upright(image)
-        return _pixels(plain if image_size is None else _fit(plain, (image_size, image_size)))
+        width, height = image.size
+        own = (width, height) if image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE else (height, width)
+        if size is not None:
+            image.draft(None, (2 * max(size), 2 * max(size)))
+        return upright(image), own
 
 
 def upright(image: Any) -> Any:
