@@ -17,6 +17,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from auxnet.reading.cache import used
+
 
 class Encoded(Protocol):
     """N encoded images and their labels."""
@@ -75,6 +77,7 @@ class Rows:
 
     def open(self, index: int) -> io.BytesIO:
         """The bytes of a row. Raises RuntimeError for a row without image, and for a copy that is damaged."""
+        used(self.copy.parent)  # a training may last
         start, end = int(self.offsets[index]), int(self.offsets[index + 1])
         if start == end:
             raise RuntimeError(f"{self.name(index)}: holds no image")
