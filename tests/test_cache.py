@@ -1,27 +1,31 @@
 """Laws of the cache: without a trace in what is loaded, made anew whenever it should, never trusted."""
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from filelock import FileLock
 
 from auxnet.data import load
 from auxnet.reading import formats
 from auxnet.reading.arrays import Arrays
-from writers import folder_of, rows, same
+from auxnet.reading.encoded import Files
+from writers import folder_of, rows, same, tiny, write_parquet
 
 pytestmark = pytest.mark.usefixtures("own_cache_and_no_network")
 
 
-def counting(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """A list that grows by each folder of class folders that is really read."""
-    reads: list[Path] = []
+def counting(monkeypatch: pytest.MonkeyPatch) -> list[Files]:
+    """A list that grows by the files of class folders each time that they are really read."""
+    reads: list[Files] = []
     real = formats.class_folders
 
-    def read(folder: Path, image_size: int | None = None) -> Arrays:
-        reads.append(folder)
-        return real(folder, image_size)
+    def read(files: Files, image_size: int | None = None) -> Arrays:
+        reads.append(files)
+        return real(files, image_size)
 
     monkeypatch.setattr(formats, "class_folders", read)
     return reads
@@ -85,3 +89,48 @@ def test_a_cache_that_cannot_be_written_is_done_without(home: Path, monkeypatch:
     (home / "file").write_text("in the way")
     monkeypatch.setenv("AUXNET_CACHE", str(home / "file" / "cache"))
     assert len(load(str(folder_of(home))).classes) == 3
+
+
+def entries(home: Path) -> set[Path]:
+    return {path for path in (home / "cache").iterdir() if path.is_dir()}
+
+
+def make_old(path: Path, days: float) -> None:
+    long_ago = time.time() - days * 24 * 3600
+    os.utime(path, (long_ago, long_ago))
+
+
+def test_what_was_not_used_for_a_month_goes_when_an_entry_is_made(home: Path, tmp_path: Path) -> None:
+    own = str(folder_of(home, 12))
+    load(own)
+    (first,) = entries(tmp_path)
+    load(own, image_size=4)
+    (second,) = entries(tmp_path) - {first}
+    foreign, left = tmp_path / "cache" / "of somebody", tmp_path / "cache" / f"{'0' * 32}-killed"
+    foreign.mkdir()
+    left.mkdir()
+    for path in (first, second, foreign, left):
+        make_old(path, 31)
+    load(own)  # recalled: used again
+    assert entries(tmp_path) == {first, second, foreign, left}
+    load(own, image_size=5)
+    assert entries(tmp_path) >= {first, foreign}
+    assert not entries(tmp_path) & {second, left}
+
+
+def test_an_entry_in_use_stays(home: Path, tmp_path: Path) -> None:
+    own = str(folder_of(home, 12))
+    load(own)
+    (made,) = entries(tmp_path)
+    make_old(made, 31)
+    with FileLock(f"{made}.lock"):
+        load(own, image_size=4)
+        assert made in entries(tmp_path)
+    write_parquet(home / "shards" / "train.parquet", *tiny(12, 2, size=8))
+    streamed = load(str(home / "shards"), stream="always", workers=0)
+    copy = next((tmp_path / "cache").glob("*/images.bin")).parent
+    make_old(copy, 31)
+    streamed.train.read(torch.arange(2))
+    load(own, image_size=5)
+    assert copy in entries(tmp_path)
+    assert made not in entries(tmp_path)

@@ -43,7 +43,7 @@ def test_all_forms_of_cifar_agree_byte_for_byte_with_parquet_and_folders(
         if name == "cifar100":  # a hundred folders take long
             continue
         write_folders(tmp_path / part, images, labels, names)
-        by_folders = formats.class_folders(tmp_path / part)
+        by_folders = formats.class_folders(formats.folder_files(tmp_path / part))
         grouped = np.argsort(labels, kind="stable")
         assert np.array_equal(by_folders.images, images[grouped])
         assert np.array_equal(by_folders.labels, labels[grouped])

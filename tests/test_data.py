@@ -134,7 +134,7 @@ def test_augmentation_is_as_asked(augment: str, pad: int, flip: bool, home: Path
         ("Digits", {}, "perhaps you meant 'digits'"),
         ("", {}, "neither a known data set nor a folder"),
         ("hf:alone", {}, "given as hf:owner/name"),
-        (__file__, {}, "is a file: give the folder"),
+        (__file__, {}, "is a file, but no .npz: give the folder"),
         ("digits", {"val_fraction": 0.0}, "val_fraction must be above 0 and at most 0.5, got 0.0"),
         ("digits", {"val_fraction": 0.6}, "val_fraction must be above 0"),
         (
@@ -192,3 +192,30 @@ def test_some_training_images_are_drawn_class_by_class_and_leave_validation_and_
     assert torch.equal(some.test.images, whole.test.images)
     with pytest.raises(ValueError, match=r"train_images must be at most the 1,2\d\d training images there are, got"):
         data.load("digits", train_images=5000)
+
+
+def test_a_class_with_one_training_image_left_is_named_where_some_are_drawn(home: Path) -> None:
+    write_folders(home, *tiny(40, 2, size=8), ["many", "few"])
+    for file in sorted((home / "few").iterdir())[3:]:
+        file.unlink()
+    with pytest.raises(ValueError, match="class 'few' has one training image only, of which train_images=5 cannot"):
+        load(str(home), train_images=5)
+
+
+# --------------------------------------------------------------------------------------------------------------- memory
+
+
+def test_the_splits_of_images_in_memory_are_no_copies() -> None:
+    digits = load("digits", train_images=500)
+    for split in (digits.train, digits.val, digits.test):
+        assert isinstance(split, data.Split)
+        assert split.held.data_ptr() == digits.train.held.data_ptr()  # type: ignore[union-attr]
+        assert split.nbytes == split.images.nbytes < split.held.nbytes
+        alone = split.on(torch.device("cpu"))
+        assert alone.held.nbytes == split.nbytes
+        assert same(alone, split)
+        some = torch.tensor([3, 0, 3])
+        assert torch.equal(split.read(some), split.images[some])
+        assert torch.equal(alone.part(some).images, split.images[some])
+        assert data.statistics(alone) == data.statistics(split)
+        assert data.fingerprint([alone]) == data.fingerprint([split])

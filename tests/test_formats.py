@@ -157,4 +157,4 @@ def test_columns_that_cannot_be_told_are_refused(tmp_path: Path) -> None:
 
 def test_a_folder_without_class_folders_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no images in folders named by class"):
-        formats.class_folders(tmp_path)
+        formats.class_folders(formats.folder_files(tmp_path))

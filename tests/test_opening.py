@@ -1,14 +1,16 @@
 """A run is opened with the data that it was trained on, or not at all."""
 
+import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import auxnet
 from auxnet.build import load_data
 from auxnet.cli import main
-from auxnet.opening import opened
+from auxnet.opening import data_of, opened
 from auxnet.recipe import Recipe, read_recipe
 from writers import CIFAR10, folder_of, tiny, write_folders, write_parquet
 
@@ -126,6 +128,58 @@ def test_more_images_of_a_test_set_of_its_own_change_nothing_that_was_drawn(tmp_
     Image.fromarray(images[0]).save(tmp_path / "pics" / "test" / "cat" / "one-more.png")
     with opened(tmp_path / "run") as it:
         assert len(it.dataset.test) == 41
+
+
+@pytest.fixture
+def apart(tmp_path):
+    """The recipe of data in train/, val/ and test/ folders of their own, grey."""
+    for n, split in enumerate(("train", "val", "test")):
+        images, labels = tiny(20, 2, n, size=8)
+        write_folders(tmp_path / "pics" / split, images[..., :1], labels, ["cat", "dog"])
+    return Recipe(data=str(tmp_path / "pics"), depth=8, outputs=2, epochs=2, batch_size=8, threads=1, device="cpu")
+
+
+def add(recipe, image, split="train"):
+    Image.fromarray(image).save(f"{recipe.data}/{split}/cat/one-more.png")
+
+
+def test_a_run_is_judged_as_it_was_normalised_in_training_though_train_has_grown(apart, tmp_path):
+    auxnet.fit(apart, tmp_path / "run")
+    with opened(tmp_path / "run") as it:
+        before = [x for x, _ in it.batches("val")]
+    add(apart, np.full((8, 8), 255, np.uint8))
+    with opened(tmp_path / "run") as it:
+        kept = json.loads((tmp_path / "run" / "config.json").read_text())["preprocessing"]
+        assert [list(it.dataset.mean), list(it.dataset.std)] == [kept["mean"], kept["std"]]
+        assert load_data(apart).mean != it.dataset.mean
+        assert all((x == y).all() for x, (y, _) in zip(before, it.batches("val"), strict=True))
+
+
+def test_a_run_goes_on_with_the_normalisation_that_it_was_begun_with(apart, tmp_path):
+    begun_with = load_data(apart)
+
+    def stop(progress):
+        if progress.done and progress.epoch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        auxnet.fit(apart, tmp_path / "run", watch=stop)
+    add(apart, np.full((8, 8), 255, np.uint8))
+    auxnet.fit(apart, tmp_path / "run", resume=True)
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())["preprocessing"]
+    assert (tuple(kept["mean"]), tuple(kept["std"])) == (begun_with.mean, begun_with.std)
+
+
+@pytest.mark.parametrize("judging", [True, False])
+def test_data_of_another_form_by_now_are_refused_with_both(judging, apart, tmp_path):
+    run = auxnet.fit(replace(apart, epochs=1), tmp_path / "run").folder
+    add(apart, np.zeros((8, 8, 3), np.uint8), "test")
+    with pytest.raises(RuntimeError) as refused:
+        data_of(run, apart, judging)
+    assert str(refused.value) == (
+        f"{run} was trained on grey images of 8x8 pixels, and its data are coloured images of 8x8 pixels by now: "
+        "put the data back, or train again"
+    )
 
 
 def test_a_project_that_moved_with_its_data_is_still_found(tmp_path, monkeypatch):

@@ -1,11 +1,13 @@
 """Laws of the pictures: every kind becomes 8 bits, grey or red-green-blue, upright; what cannot is named."""
 
+import io
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
+from sklearn.datasets import load_sample_images
 
 from auxnet.reading import formats, pictures
 from writers import png, save_all, tiny
@@ -14,10 +16,10 @@ from writers import png, save_all, tiny
 def test_grey_images_stay_grey_until_one_has_colour(tmp_path: Path) -> None:
     grey = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4))
     save_all(tmp_path, a=grey, b=grey.convert("LA"), c=grey.convert("1"))
-    assert formats.class_folders(tmp_path).images.shape == (3, 4, 4, 1)
+    assert formats.class_folders(formats.folder_files(tmp_path)).images.shape == (3, 4, 4, 1)
     red = Image.new("RGB", (4, 4), (255, 0, 0))
     save_all(tmp_path, d=red, e=grey)
-    images = formats.class_folders(tmp_path).images
+    images = formats.class_folders(formats.folder_files(tmp_path)).images
     assert images.shape == (5, 4, 4, 3)
     assert np.array_equal(images[0], np.asarray(grey.convert("RGB")))
     assert np.array_equal(images[3], np.asarray(red))
@@ -28,19 +30,19 @@ def test_palette_transparent_and_cmyk_images_become_colour(tmp_path: Path) -> No
     red = Image.new("RGB", (4, 4), (255, 0, 0))
     rgba = Image.new("RGBA", (4, 4), (255, 0, 0, 128))
     save_all(tmp_path, a=red.convert("P"), b=rgba, c=red.convert("CMYK"))
-    assert (formats.class_folders(tmp_path).images == np.array([255, 0, 0])).all()
+    assert (formats.class_folders(formats.folder_files(tmp_path)).images == np.array([255, 0, 0])).all()
 
 
 def test_images_of_16_bits_keep_their_upper_8(tmp_path: Path) -> None:
     values = np.arange(16, dtype=np.uint16).reshape(4, 4) * 4096
     save_all(tmp_path, a=Image.fromarray(values))
-    assert np.array_equal(formats.class_folders(tmp_path).images[0, ..., 0], values >> 8)
+    assert np.array_equal(formats.class_folders(formats.folder_files(tmp_path)).images[0, ..., 0], values >> 8)
 
 
 def test_images_of_floats_are_refused(tmp_path: Path) -> None:
     save_all(tmp_path, a=Image.fromarray(np.ones((4, 4), np.float32)))
     with pytest.raises(RuntimeError, match=r"a\.tif: not a readable image \(mode 'F' has no known range"):
-        formats.class_folders(tmp_path)
+        formats.class_folders(formats.folder_files(tmp_path))
 
 
 def test_a_rotated_photograph_is_turned_upright(tmp_path: Path) -> None:
@@ -50,7 +52,7 @@ def test_a_rotated_photograph_is_turned_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6  # to be turned clockwise by a quarter
     (tmp_path / "a").mkdir()
     Image.fromarray(pixels).save(tmp_path / "a" / "1.png", exif=exif)
-    image = formats.class_folders(tmp_path).images[0]
+    image = formats.class_folders(formats.folder_files(tmp_path)).images[0]
     assert np.array_equal(image, np.rot90(pixels, -1))
 
 
@@ -62,7 +64,7 @@ def test_hidden_and_other_files_are_ignored_and_the_rest_sorted(tmp_path: Path) 
     (tmp_path / ".hidden").mkdir()
     for path in ("b/.1.png", ".hidden/1.png", "a/Thumbs.db", "readme.md"):
         (tmp_path / path).write_bytes(b"nothing")
-    got = formats.class_folders(tmp_path)
+    got = formats.class_folders(formats.folder_files(tmp_path))
     assert got.classes == ("a", "b")
     assert np.array_equal(got.images, images[[2, 1, 0]])
     assert got.labels.tolist() == [0, 1, 1]
@@ -71,14 +73,14 @@ def test_hidden_and_other_files_are_ignored_and_the_rest_sorted(tmp_path: Path) 
 def test_unequal_sizes_are_refused_with_both_files_and_the_mend(tmp_path: Path) -> None:
     save_all(tmp_path, a=Image.new("RGB", (8, 4)), b=Image.new("RGB", (6, 4)))
     with pytest.raises(ValueError, match=r"a\.png is 8x4 and .*b\.png is 6x4: give --image-size 4"):
-        formats.class_folders(tmp_path)
+        formats.class_folders(formats.folder_files(tmp_path))
 
 
 def test_image_size_resizes_the_shorter_side_and_cuts_out_the_middle(tmp_path: Path) -> None:
     pixels = np.zeros((16, 40, 3), np.uint8)
     pixels[:, 12:28] = 200  # the middle square
     save_all(tmp_path, a=Image.fromarray(pixels), b=Image.new("RGB", (8, 30), (200, 200, 200)))
-    images = formats.class_folders(tmp_path, image_size=8).images
+    images = formats.class_folders(formats.folder_files(tmp_path), image_size=8).images
     assert images.shape == (2, 8, 8, 3)
     assert (images[:, 1:-1, 1:-1] == 200).all()  # what touches the cut is smoothed across it
     whole = np.repeat(np.repeat(tiny(2, 2, size=4)[0], 8, 1), 8, 2)
@@ -93,7 +95,7 @@ def test_a_truncated_or_false_image_is_left_out_and_named(tmp_path: Path) -> Non
         (tmp_path / name).write_bytes(png(image))
     for damage in (b"", b"no image", png(images[1])[:200], png(images[1])[:20]):
         (tmp_path / "a" / "2.png").write_bytes(damage)
-        got = formats.class_folders(tmp_path)
+        got = formats.class_folders(formats.folder_files(tmp_path))
         assert np.array_equal(got.images, images[[0, 2]])
         assert got.labels.tolist() == [0, 1]
         (left_out,) = got.left_out
@@ -114,4 +116,55 @@ def test_an_image_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     save_all(tmp_path, a=Image.new("L", (11, 11)))  # over the limit, where PIL alone only warns
     with pytest.raises(RuntimeError, match=r"a\.png: not a readable image .*bomb"):
-        formats.class_folders(tmp_path)
+        formats.class_folders(formats.folder_files(tmp_path))
+
+
+def jpeg(**options: object) -> bytes:
+    """A photograph-like picture, 40 x 24, as JPEG."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+SCAN = b"\xff\xda" * 500  # what a scan begins with, where none does
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_what_follows_a_jpeg_or_lies_in_its_segments_is_not_taken_for_scans(progressive: bool, tmp_path: Path) -> None:
+    """A motion photo is a JPEG and a film after it; EXIF holds thumbnails."""
+    plain = jpeg(progressive=progressive)
+    segment = b"\xff\xe1" + (len(SCAN) + 2).to_bytes(2) + SCAN
+    pixels = pictures.decode(io.BytesIO(plain), "plain", None)
+    for odd in (plain + SCAN, plain + b"film" + plain * 200, plain[:2] + segment + plain[2:]):
+        assert np.array_equal(pictures.decode(io.BytesIO(odd), "odd", None), pixels)
+
+
+def test_scans_are_counted_wherever_libjpeg_would_go_on_to_the_next() -> None:
+    plain = jpeg(progressive=True, restart_marker_blocks=1)
+    scan = plain[plain.rfind(b"\xff\xda") : -2]
+    for between in (b"", b"\xff\xff", b"\xff\x00", b"\xff\xd3", b"\xff\xfe\x00\x02"):
+        with pytest.raises(RuntimeError, match="more than 100 times: a decompression bomb"):
+            pictures.decode(io.BytesIO(plain[:-2] + (between + scan) * 101 + plain[-2:]), "bomb", None)
+
+
+@pytest.mark.parametrize("form", ["RGB", "L", "turned", "progressive"])
+def test_a_large_jpeg_is_decoded_at_a_reduced_scale_and_differs_little(form: str, tmp_path: Path) -> None:
+    whole = Image.fromarray(load_sample_images().images[0]).convert("L" if form == "L" else "RGB")
+    exif = Image.Exif()
+    if form == "turned":
+        exif[0x0112] = 6
+    whole.save(tmp_path / "a.jpg", quality=90, exif=exif, progressive=form == "progressive")
+    upright = ImageOps.exif_transpose(Image.open(tmp_path / "a.jpg"))
+    for side in (32, 64, 100, 200, 213):  # of 427 pixels
+        fitted = ImageOps.fit(upright, (side, side), Image.Resampling.BILINEAR)
+        difference = np.asarray(fitted, float).reshape(side, side, -1)
+        difference -= pictures.decode(tmp_path / "a.jpg", "a", side)
+        assert np.abs(difference).mean() < 3
+        assert np.abs(difference).max() < 48
+        assert difference.any() == (side <= 106)  # less than a quarter of it
+        pixels, own = pictures.decode_for((side, side), tmp_path / "a.jpg", "a")
+        assert own == upright.size[::-1]
+        assert min(pixels.shape[:2]) >= 2 * side or pixels.shape[:2] == own
+        assert np.array_equal(
+            pictures.fitted(pixels, (side, side), pixels.shape[2]), pictures.decode(tmp_path / "a.jpg", "a", side)
+        )

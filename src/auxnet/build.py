@@ -129,7 +129,7 @@ def resident(dataset: data.DataSet, device: torch.device) -> data.DataSet:
     train, val = dataset.train, dataset.val
     if dataset.augmentation is not None or not (isinstance(train, data.Split) and isinstance(val, data.Split)):
         return dataset
-    if 2 * (train.images.nbytes + val.images.nbytes) > free_memory(device):
+    if 2 * (train.nbytes + val.nbytes) > free_memory(device):
         return dataset
     return replace(dataset, train=train.on(device), val=val.on(device))
 

@@ -167,7 +167,7 @@ def load(
     if len(classes) < 2:
         raise ValueError(f"{name} has one class only, {classes[0]!r}: a classifier needs at least two")
     train, val, test = _divided(_aligned(name, read), classes, val_fraction, seed)
-    train = train if train_images is None else _some(train, train_images, seed)
+    train = train if train_images is None else _some(train, classes, train_images, seed)
 
     mean, std = _STATISTICS.get(name) or statistics(train)
     size = train.image_shape[:2] if image_size is None else (image_size, image_size)
@@ -267,8 +267,7 @@ def _divided(
             try:
                 kept, held = stratified_split(whole.labels, fraction, split_seed)
             except ValueError:
-                counts = torch.bincount(whole.labels).tolist()
-                few = next(repr(c) for c, n in zip(classes, counts, strict=False) if n == 1)
+                few = _single(whole.labels, classes)
                 raise ValueError(
                     f"class {few} has too few images to carve a {name} split from: give three or more of each class"
                 ) from None
@@ -276,11 +275,25 @@ def _divided(
     return splits["train"], splits["val"], splits["test"]
 
 
-def _some(train: Split | OnDisk, count: int, seed: int) -> Split | OnDisk:
+def _some(train: Split | OnDisk, classes: Sequence[str], count: int, seed: int) -> Split | OnDisk:
     """`count` of the training images, class by class (to the rounding of each class)."""
     if count > len(train):
         raise ValueError(f"train_images must be at most the {len(train):,} training images there are, got {count:,}")
-    return train if count == len(train) else train.part(stratified_split(train.labels, count / len(train), seed)[1])
+    if count == len(train):
+        return train
+    try:
+        return train.part(stratified_split(train.labels, count / len(train), seed)[1])
+    except ValueError:
+        raise ValueError(
+            f"class {_single(train.labels, classes)} has one training image only, of which train_images={count} cannot "
+            "draw some: leave train_images out, or give more images of that class"
+        ) from None
+
+
+def _single(labels: Tensor, classes: Sequence[str]) -> str:
+    """The first class with a single image, quoted."""
+    counts = torch.bincount(labels).tolist()
+    return next(repr(name) for name, count in zip(classes, counts, strict=False) if count == 1)
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ from auxnet.errors import first_line
 from auxnet.network import AuxNet
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import Pixels
-from auxnet.reading.pictures import decode, upright
+from auxnet.reading.pictures import decode_for, upright
 
 FILES = ("config.json", "model.safetensors", "README.md")
 
@@ -80,7 +80,9 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
             images = tuple(images[0])
         if not images:
             raise ValueError("there are no images to prepare: name files, or give pixels")
-        seen = torch.from_numpy(np.stack([self.preprocessing.seen(_pixels(image)) for image in images]))
+        seen = torch.from_numpy(
+            np.stack([self.preprocessing.seen(_pixels(image, self.preprocessing.resize)) for image in images])
+        )
         device = next(self.parameters()).device
         return normalise(seen.to(device), self.preprocessing.mean, self.preprocessing.std)
 
@@ -235,10 +237,10 @@ def _numbers(values: Sequence[float]) -> str:
     return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
 
 
-def _pixels(image: Any) -> Pixels:
-    """The pixels of a file, or of what holds them already."""
+def _pixels(image: Any, size: tuple[int, int]) -> Pixels:
+    """The pixels of a file, to be brought to this size (H, W), or of what holds them already."""
     if isinstance(image, str | Path):
-        return decode(Path(image), str(image), None)
+        return decode_for(size, image, str(image))[0]
     pixels = np.asarray(upright(image) if isinstance(image, Image.Image) else image)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):

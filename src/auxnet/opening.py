@@ -16,6 +16,7 @@ from auxnet.data import DataSet, OnDisk, Split
 from auxnet.documents import read_json
 from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
+from auxnet.preprocessing import Preprocessing
 from auxnet.recipe import Recipe, read_run_recipe
 
 
@@ -62,14 +63,20 @@ def opened(
 
 
 def data_of(run: Path | str, recipe: Recipe, judging: bool = True) -> DataSet:
-    """The data of a run's recipe.
+    """The data of a run's recipe, normalised as the run was trained.
 
-    Raises as `load_data` does, and RuntimeError if they have other classes by now, or if other images are drawn from
-    them for validation and test than in training (which is no matter where they are not used for `judging`).
+    Raises as `load_data` does, and RuntimeError if they have other classes, channels or sizes by now, or if other
+    images are drawn from them for validation and test than in training (which is no matter where they are not used
+    for `judging`).
     """
-    dataset, trained_on = load_data(recipe), read_config(Path(run)).get("classes")
+    dataset, config = load_data(recipe), read_config(Path(run))
+    trained_on = config.get("classes")
     if not isinstance(trained_on, list):
         raise RuntimeError(f"{Path(run) / 'config.json'} is damaged: it names no classes")
+    try:
+        seen = Preprocessing.read(config["preprocessing"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RuntimeError(f"{Path(run) / 'config.json'} is damaged: its preprocessing ({error})") from None
     if list(dataset.classes) != trained_on:
         gone = [f"without {name!r}" for name in trained_on if name not in dataset.classes]
         new = [f"with {name!r}" for name in dataset.classes if name not in trained_on]
@@ -83,4 +90,29 @@ def data_of(run: Path | str, recipe: Recipe, judging: bool = True) -> DataSet:
         except (AttributeError, KeyError, TypeError):
             raise RuntimeError(f"{Path(run) / 'summary.json'} is damaged: it does not say on what data") from None
         dataset.check_drawn(drawn, run)
-    return dataset
+    return normalised_as(dataset, seen, run)
+
+
+def preprocessing_of(dataset: DataSet) -> Preprocessing:
+    """What is done to the images of a data set before a net sees them."""
+    return Preprocessing(dataset.image_size, dataset.resize, dataset.mean, dataset.std)
+
+
+def normalised_as(dataset: DataSet, seen: Preprocessing, run: Path | str) -> DataSet:
+    """The data set with the mean and standard deviation that a run was begun with.
+
+    (Its own are those of the training images that there are by now, which may be more.) Raises RuntimeError if its
+    images have other channels or sizes than the run's.
+    """
+    own = preprocessing_of(dataset)
+    if _form(own) != _form(seen):
+        by_now = f"its data are {_form(own)} by now"
+        raise RuntimeError(f"{run} was trained on {_form(seen)}, and {by_now}: put the data back, or train again")
+    return replace(dataset, mean=seen.mean, std=seen.std)
+
+
+def _form(seen: Preprocessing) -> str:
+    """Channels and sizes of images, in words."""
+    (H, W), (height, width) = seen.image_size, seen.resize
+    within = "" if seen.image_size == seen.resize else f" out of {width}x{height}"
+    return f"{'grey' if seen.channels == 1 else 'coloured'} images of {W}x{H}{within} pixels"

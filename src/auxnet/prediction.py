@@ -17,7 +17,7 @@ import numpy as np
 from auxnet.errors import one_line
 from auxnet.hub import PretrainedAuxNet
 from auxnet.reading.arrays import Pixels
-from auxnet.reading.pictures import decode, image_files
+from auxnet.reading.pictures import decode_for, image_files
 from auxnet.runtimes import Runnable, open_model, runnable
 
 
@@ -134,10 +134,9 @@ def _read(file: Path, model: Runnable) -> _Readable | Unreadable:
     """An image as the model wants it, and its own size where that is another."""
     if not file.exists():
         return Unreadable(str(file), "there is no such file")
+    wanted = model.preprocessing
     try:
-        pixels = decode(file, str(file), None)
+        pixels, size = decode_for(wanted.resize, file, str(file))
     except (RuntimeError, OSError, MemoryError) as error:
         return Unreadable(str(file), one_line(error).removeprefix(f"{file}: "))
-    height, width, _ = pixels.shape
-    wanted = model.preprocessing
-    return _Readable(str(file), wanted.seen(pixels), None if (height, width) == wanted.resize else (height, width))
+    return _Readable(str(file), wanted.seen(pixels), None if size == wanted.resize else size)

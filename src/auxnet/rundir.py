@@ -64,6 +64,8 @@ class Standing:
     """the rows of metrics.jsonl"""
     drawn: str | None = None
     """`DataSet.drawn`; None in runs of earlier versions"""
+    preprocessing: dict[str, list[Any]] | None = None
+    """`Preprocessing.content()`, which stays as it was at the beginning; None in runs of earlier versions"""
 
     def within(self, step: int, losses: Iterable[float], seconds: float) -> Standing:
         """The standing in the middle of an epoch, `seconds` after this one."""
@@ -74,7 +76,8 @@ class Standing:
         """The standing once the epoch is done; on a tie the earlier epoch stays the best."""
         epoch, error = self.epoch + 1, sum(val_errors) / len(val_errors)
         best = (epoch, error) if error < self.best_error else (self.best_epoch, self.best_error)
-        return Standing(epoch, 0, (), self.seconds + seconds, 0.0, *best, (*self.history, *rows), self.drawn)
+        begun_with = (self.drawn, self.preprocessing)
+        return Standing(epoch, 0, (), self.seconds + seconds, 0.0, *best, (*self.history, *rows), *begun_with)
 
 
 @contextmanager

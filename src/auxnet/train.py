@@ -33,6 +33,7 @@ from auxnet.evaluation import evaluate
 from auxnet.files import write_json
 from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
+from auxnet.opening import normalised_as, preprocessing_of
 from auxnet.preprocessing import Preprocessing
 from auxnet.provenance import provenance
 from auxnet.recipe import Recipe, method_name
@@ -107,11 +108,14 @@ def fit(
         net, method = build(begun, dataset, here.device, here)
         check_last_batch(recipe, dataset, net, here.size)
         average = None if recipe.ema is None else copy.deepcopy(net)
-        judged, standing = net if average is None else average, rundir.Standing(drawn=dataset.drawn)
+        judged = net if average is None else average
+        standing = rundir.Standing(drawn=dataset.drawn, preprocessing=preprocessing_of(dataset).content())
         if resume:
             state = here.broadcast_object(rundir.resume(folder) if here.leads else {})
             standing = rundir.take_up(state, net, method, folder, average)
             dataset.check_drawn(standing.drawn, folder)
+            if standing.preprocessing is not None:
+                dataset = normalised_as(dataset, Preprocessing.read(standing.preprocessing), folder)
             if here.leads:
                 standing = rundir.restore(folder, standing, judged, recipe.epochs)
         if write_events is not None and standing.history:
@@ -155,7 +159,7 @@ def _finish(recipe: Recipe, dataset: DataSet, net: AuxNet, folder: Path, standin
         "auxnet_version": __version__,
         "network": network_options(recipe, dataset),
         "classes": list(dataset.classes),
-        "preprocessing": Preprocessing(dataset.image_size, dataset.resize, dataset.mean, dataset.std).content(),
+        "preprocessing": preprocessing_of(dataset).content(),
     }
     checkpoint.save_weights(folder / "model.safetensors", net)
     write_json(folder / "config.json", config)

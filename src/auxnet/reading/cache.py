@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,10 +20,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from auxnet.reading.arrays import VERSION, Arrays
+
+KEPT_DAYS, _DAY = 30, 24 * 3600  # since an entry was last used; seconds
+_ENTRY = r"([0-9a-f]{32})(-\w+)?"  # and what is left of one that was being made when its process was killed
 
 
 class Entry(NamedTuple):
@@ -54,7 +59,8 @@ def entry(files: Sequence[Path | str], key: str, make: Callable[[Path], Made], l
 
     A `large` entry is more than arrays: `make` writes the rest into the folder that it is given, and the entry is
     of no use outside the cache. Others are done without a cache that cannot be written to, which here is an OSError.
-    The cache is $AUXNET_CACHE, or else ~/.cache/auxnet.
+    The cache is $AUXNET_CACHE, or else ~/.cache/auxnet. When an entry is added, those go that were not used for
+    `KEPT_DAYS`.
     """
     home = Path(os.environ.get("AUXNET_CACHE") or "~/.cache/auxnet").expanduser()
     place = home / _digest(files, key)
@@ -80,6 +86,7 @@ def _digest(files: Sequence[Path | str], key: str) -> str:
 
 
 def _recalled(place: Path) -> Entry:
+    used(place)  # first, so that no other process prunes it while it is read
     about = json.loads((place / "about.json").read_text())
     if about.pop("seal") != _seal(about):  # a list of arrays that lost some would still agree with their checksums
         raise ValueError(f"{place} is damaged")
@@ -106,7 +113,26 @@ def _kept(place: Path, make: Callable[[Path], Made]) -> Entry:
         (half / "about.json").write_text(json.dumps({**about, "seal": _seal(about)}))
         shutil.rmtree(place, ignore_errors=True)  # a damaged one, if any
         os.replace(half, place)
+    _prune(place.parent)
     return Entry(place, dict(arrays), dict(facts))
+
+
+def used(place: Path) -> None:
+    """Note that an entry is in use, so that it is not pruned; no more than once a day, for it may be asked often."""
+    with suppress(OSError):  # not there, or a cache that may only be read
+        if place.stat().st_mtime < time.time() - _DAY:
+            os.utime(place)
+
+
+def _prune(home: Path) -> None:
+    """Remove what was not used for `KEPT_DAYS`, but for what a process makes right now."""
+    long_ago = time.time() - KEPT_DAYS * _DAY
+    for place in home.iterdir():
+        with suppress(OSError, Timeout):  # another process removes it, or makes it
+            if (known := re.fullmatch(_ENTRY, place.name)) and place.stat().st_mtime < long_ago:
+                with FileLock(home / f"{known[1]}.lock", timeout=0):
+                    if place.stat().st_mtime < long_ago:
+                        shutil.rmtree(place, ignore_errors=True)
 
 
 def _seal(about: Mapping[str, Any]) -> int:

@@ -8,13 +8,16 @@ from __future__ import annotations
 import io
 import os
 import zlib
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from auxnet.reading.cache import used
 
 
 class Encoded(Protocol):
@@ -42,6 +45,8 @@ class Files:
     paths: NDArray[np.bytes_]
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
+    others: Counter[str] = field(default_factory=Counter)
+    """how many files beside them may be pictures in forms that are not known here, by suffix"""
 
     def name(self, index: int) -> str:
         """The path of a file."""
@@ -72,6 +77,7 @@ class Rows:
 
     def open(self, index: int) -> io.BytesIO:
         """The bytes of a row. Raises RuntimeError for a row without image, and for a copy that is damaged."""
+        used(self.copy.parent)  # a training may last
         start, end = int(self.offsets[index]), int(self.offsets[index + 1])
         if start == end:
             raise RuntimeError(f"{self.name(index)}: holds no image")

@@ -11,6 +11,7 @@ import gzip
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -23,7 +24,7 @@ from auxnet.documents import json_value
 from auxnet.reading.arrays import Arrays, Pixels, labels_of, reading
 from auxnet.reading.encoded import Files
 from auxnet.reading.matlab import read_arrays
-from auxnet.reading.pictures import decode, decoded_bytes, image_paths, stack
+from auxnet.reading.pictures import decode, decoded_bytes, passed_over, paths_and_others, stack
 
 DIGITS = tuple("0123456789")
 LONGEST_NAME = 1000  # characters of a class
@@ -246,38 +247,45 @@ def _svhn(file: Path) -> Arrays:
     return Arrays(np.ascontiguousarray(images.transpose(3, 0, 1, 2)), labels.astype(np.int64) % 10, DIGITS)
 
 
-def class_folders(folder: Path, image_size: int | None = None) -> Arrays:
-    """The images of a folder that holds one folder per class; classes and files in sorted order.
+def class_folders(files: Files, image_size: int | None = None) -> Arrays:
+    """The images of class folders (`folder_files`).
 
     Images are turned upright by their EXIF tag and made red-green-blue, transparency dropped; where every
     image is grey they stay grey (C = 1). With `image_size` the shorter side is brought to that many pixels
-    and the middle square cut out; without, all images must have one size. Hidden files are ignored, images that
-    cannot be read left out.
+    and the middle square cut out; without, all images must have one size. Images that cannot be read are left out.
 
-    Raises FileNotFoundError where there are no images, ValueError for images of different sizes,
-    RuntimeError if no image can be read.
+    Raises ValueError for images of different sizes, RuntimeError if no image can be read.
     """
-    files = folder_files(folder)
-    names = (files.name(index) for index in range(len(files.paths)))
-    pictures = ((name, partial(decode, name, name, image_size)) for name in names)
-    images, kept, left_out = stack(pictures, len(files.paths), folder)
+    images, kept, left_out = stack(_pictures(files, image_size), len(files.paths), files.name(0))
     return Arrays(images, files.labels[kept], files.classes, left_out)
 
 
-def folder_bytes(paths: Sequence[str], image_size: int | None) -> int:
+def folder_bytes(files: Files, image_size: int | None) -> int:
     """The memory that the images of these files would take, if all are coloured; 0 if none can be read."""
-    return decoded_bytes(len(paths), (partial(decode, path, path, image_size) for path in paths), image_size)
+    pictures = (picture for _, picture in _pictures(files, image_size))
+    return decoded_bytes(len(files.paths), pictures, image_size)
+
+
+def _pictures(files: Files, image_size: int | None) -> Iterator[tuple[str, Callable[[], Pixels]]]:
+    names = (files.name(index) for index in range(len(files.paths)))
+    return ((name, partial(decode, name, name, image_size)) for name in names)
 
 
 def folder_files(folder: Path) -> Files:
-    """The image files of a folder that holds one folder per class. Raises FileNotFoundError where there are none."""
-    homes = subfolders(folder)
-    found = [image_paths(home) for home in homes]
-    if not any(found):
-        raise FileNotFoundError(f"{folder}: no images in folders named by class, as in {folder}/cat/1.png")
-    paths = np.array([os.fsencode(path) for paths in found for path in paths])
-    labels = np.repeat(np.arange(len(homes)), [len(paths) for paths in found])
-    return Files(paths, labels, tuple(home.name for home in homes))
+    """The image files of a folder that holds one folder per class; classes and files in sorted order.
+
+    Hidden files are ignored. Raises FileNotFoundError where there are no images.
+    """
+    homes, paths, labels, others = subfolders(folder), [], [], Counter[str]()
+    for label, home in enumerate(homes):
+        found, beside = paths_and_others(home)
+        paths += [os.fsencode(path) for path in found]
+        labels += [label] * len(found)
+        others += beside
+    if not paths:
+        but = f" ({passed_over(others)})" if others else ""
+        raise FileNotFoundError(f"{folder}: no images in folders named by class, as in {folder}/cat/1.png{but}")
+    return Files(np.array(paths), np.array(labels, np.int64), tuple(home.name for home in homes), others)
 
 
 def subfolders(folder: Path) -> list[Path]:

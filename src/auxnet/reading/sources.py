@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from auxnet.errors import first_line
 from auxnet.reading import cifar, formats, npz, rows
 from auxnet.reading.arrays import Arrays
-from auxnet.reading.encoded import Encoded
-from auxnet.reading.pictures import image_paths
+from auxnet.reading.encoded import Encoded, Files
+from auxnet.reading.pictures import image_paths, passed_over
 from auxnet.words import nearest
 
 NAMES = ("digits", "cifar10", "cifar100", "svhn")
@@ -55,8 +59,7 @@ def located(name: str, data_dir: str | None) -> tuple[str, str | None]:
 def find(name: str, data_dir: str | Path | None, image_size: int | None) -> dict[str, Part]:
     """The splits of the data set `name` on disk, fetched from the hub if need be: "train" at least.
 
-    Raises ValueError for a name that cannot be, FileNotFoundError for data that is not there, RuntimeError for
-    folders of which the classes disagree.
+    Raises ValueError for a name that cannot be, FileNotFoundError for data that is not there.
     """
     root = Path(data_dir or os.environ.get("AUXNET_DATA") or "").expanduser()
     given = bool(data_dir or os.environ.get("AUXNET_DATA"))
@@ -139,7 +142,7 @@ def _complete(folder: Path, parts: dict[str, Part]) -> dict[str, Part]:
 
 
 def _in_folder(folder: Path, image_size: int | None) -> dict[str, Part]:
-    """The splits of a folder of parquet shards or of class folders."""
+    """The splits of a folder of parquet shards or of class folders, with a warning if it passes over other files."""
     if parts := _parquet_parts(folder, image_size):
         if "train" not in parts:
             raise FileNotFoundError(f"{folder} has parquet shards, but none named train-*.parquet")
@@ -147,35 +150,33 @@ def _in_folder(folder: Path, image_size: int | None) -> dict[str, Part]:
     homes = {home.name: home for home in formats.subfolders(folder)}
     if "train" in homes and formats.subfolders(homes["train"]):
         named = {"train": "train", "test": "test", "val": "val", "validation": "val", "valid": "val"}
-        others = [home for name, home in homes.items() if name not in named and image_paths(home)]
-        if others and not homes.keys() & named.keys() - {"train"}:
+        odd = [home for name, home in homes.items() if name not in named and image_paths(home)]
+        if odd and not homes.keys() & named.keys() - {"train"}:
             raise ValueError(
-                f"{folder} holds train/ with folders in it, as for splits, and images in {others[0].name}/, which is "
+                f"{folder} holds train/ with folders in it, as for splits, and images in {odd[0].name}/, which is "
                 "no split: keep classes and splits apart, or rename the class train"
             )
         homes = {split: homes[home] for home, split in named.items() if home in homes}
-        classes = {split: {home.name for home in formats.subfolders(homes[split])} for split in homes}
-        for split in homes:
-            if odd := sorted(classes[split] ^ classes["train"]):
-                raise RuntimeError(
-                    f"{folder}: train and {split} must have the same classes, differ in {', '.join(odd)}"
-                )
     else:
         homes = {"train": folder}
-    parts = {}
-    for split, home in homes.items():
-        files = {each: image_paths(each) for each in formats.subfolders(home)}
-        if split == "train" and (empty := [str(each) for each, found in files.items() if not found]):
-            raise ValueError(f"{empty[0]} holds no image: put some in, or remove the folder")
-        every = [file for found in files.values() for file in found]
-        parts[split] = Part(
-            every,
-            partial(formats.class_folders, home, image_size),
-            f"folders {image_size}",
-            partial(formats.folder_files, home),
-            partial(formats.folder_bytes, every, image_size),
-        )
-    return parts
+    found = {split: formats.folder_files(home) for split, home in homes.items()}
+    if others := sum((files.others for files in found.values()), Counter[str]()):
+        warnings.warn(f"{folder}: {passed_over(others)}", stacklevel=2)
+    counts = np.bincount(found["train"].labels, minlength=len(found["train"].classes))
+    if empty := [name for name, count in zip(found["train"].classes, counts, strict=True) if not count]:
+        raise ValueError(f"{homes['train'] / empty[0]} holds no image: put some in, or remove the folder")
+    return {split: _folder_part(files, image_size) for split, files in found.items()}
+
+
+def _folder_part(files: Files, image_size: int | None) -> Part:
+    """A split that lies in class folders."""
+    return Part(
+        [files.name(index) for index in range(len(files.paths))],
+        partial(formats.class_folders, files, image_size),
+        f"folders {image_size}",
+        lambda: files,
+        partial(formats.folder_bytes, files, image_size),
+    )
 
 
 def _parquet_parts(folder: Path, image_size: int | None, below: bool = True, extra: bool = False) -> dict[str, Part]:

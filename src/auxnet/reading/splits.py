@@ -5,7 +5,7 @@ Shapes: N images, H x W pixels, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import prod, sqrt
@@ -20,13 +20,18 @@ from auxnet.reading.encoded import Encoded
 from auxnet.reading.pictures import decode, middle
 from auxnet.reading.survey import Survey, sums_of
 
+PIECE = 64  # images copied and summed at a time
+
 
 @dataclass(frozen=True)
 class Split:
-    """Images, uint8 [N, H, W, C], and their labels, int64 [N]."""
+    """N images, uint8 [H, W, C], and their labels, int64 [N]; the splits of a set share one array, and copy nothing."""
 
-    images: Tensor
+    held: Tensor
+    """uint8 [M, H, W, C]: these images, perhaps among others"""
     labels: Tensor
+    positions: Tensor | None = None
+    """of these images among those held, int64 [N]; None: they are all of them, in order"""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -34,43 +39,61 @@ class Split:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C)."""
-        H, W, C = self.images.shape[1:]
+        H, W, C = self.held.shape[1:]
         return H, W, C
+
+    @property
+    def images(self) -> Tensor:
+        """All of them, uint8 [N, H, W, C]: a copy, where others are held beside them."""
+        return self.held if self.positions is None else self.read(torch.arange(len(self)))
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that these images take by themselves."""
+        return len(self) * prod(self.image_shape)
 
     def read(self, indices: Tensor) -> Tensor:
         """The images of these indices, int64 [n], as uint8 [n, H, W, C]."""
-        return self.images.index_select(0, indices.to(self.images.device, non_blocking=True))
+        chosen = indices if self.positions is None else self.positions.index_select(0, indices)
+        return self.held.index_select(0, chosen.to(self.held.device, non_blocking=True))
 
     def on(self, device: torch.device) -> Split:
-        """The images in the memory of a device, from which batches are then taken there; labels stay."""
-        return Split(self.images.to(device), self.labels)
+        """The images, alone, in the memory of a device, from which batches are then taken there; labels stay."""
+        held = torch.empty(len(self), *self.image_shape, dtype=torch.uint8, device=device)
+        for some, place in zip(self._pieces(), torch.split(held, PIECE), strict=True):
+            place.copy_(some)
+        return Split(held, self.labels)
 
     def part(self, indices: Tensor) -> Split:
         """These images alone."""
-        return Split(self.images[indices], self.labels[indices])
+        chosen = indices if self.positions is None else self.positions[indices]
+        return Split(self.held, self.labels[indices], chosen)
 
     def with_channels(self, channels: int) -> Split:
         """Grey images with that many equal channels; coloured ones as they are."""
-        if self.images.shape[3] == channels:
+        if self.held.shape[3] == channels:
             return self
-        return replace(self, images=self.images.repeat(1, 1, 1, channels))
+        return replace(self, held=self.held.repeat(1, 1, 1, channels))
 
     def middle(self, size: tuple[int, int]) -> Split:
         """The middle part, of this size (H, W), of every image."""
-        return replace(self, images=middle(self.images, size))
+        return replace(self, held=middle(self.held, size))
 
     def sums_by_image(self) -> NDArray[np.int64]:
         """Of the pixels of each image, int64 [N, C]."""
-        rows = (some.numpy().sum(1, dtype=np.uint32) for some in torch.split(self.images, 1024))
-        parts = (some.sum(1, dtype=np.int64) for some in rows)  # one axis at a time: ten times as fast
-        return np.concatenate([*parts])
+        rows = (some.numpy().sum(1, dtype=np.uint32) for some in self._pieces())
+        return np.concatenate([some.sum(1, dtype=np.int64) for some in rows])  # an axis at a time: ten times as fast
 
     def sums(self) -> NDArray[np.int64]:
         """Of the pixels and of their squares, int64 [2, C]."""
         total = np.zeros((2, self.image_shape[2]), np.int64)
-        for some in torch.split(self.images, 1024):
+        for some in self._pieces():
             total += sums_of(some.numpy())
         return total
+
+    def _pieces(self) -> Iterator[Tensor]:
+        """The images, some at a time."""
+        return map(self.read, torch.split(torch.arange(len(self)), PIECE))
 
 
 @dataclass(frozen=True)
