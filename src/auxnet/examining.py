@@ -21,7 +21,7 @@ from auxnet.checkpoint import fingerprint, load_net
 from auxnet.data import DataSet
 from auxnet.documents import read_json
 from auxnet.evaluation import OutputReport, reports
-from auxnet.exits import exit_macs
+from auxnet.exits import ExitCosts, exit_macs
 from auxnet.latency import latencies
 from auxnet.network import AuxNet
 from auxnet.provenance import provenance
@@ -122,15 +122,16 @@ def time_of(timing: dict[str, Any] | None) -> dict[str, Any]:
 # ---- leaving early; mistakes ------------------------------------------------------------------------------------
 
 
-def early_exits(val: Predictions, test: Predictions, macs: Sequence[int]) -> dict[str, Any]:
+def early_exits(val: Predictions, test: Predictions, costs: ExitCosts) -> dict[str, Any]:
     """The early-exit curve: policies solved on validation for bounds on the mean cost, and what they do on test."""
     points = []
-    for policy in sweep(val, macs, points=16, temperatures=fit_temperatures(val)):
-        solved, seen = outcome(val, policy, macs), outcome(test, policy, macs)
+    stop, passing, _ = costs
+    for policy in sweep(val, stop, passing, points=16, temperatures=fit_temperatures(val)):
+        solved, seen = outcome(val, policy, stop, passing), outcome(test, policy, stop, passing)
         low, high = seen.error_interval
         worth = {"error": seen.error, "low": low, "high": high}
-        costs = {"macs": seen.mean_cost, "val_macs": solved.mean_cost}
-        points.append({**costs, "val_error": solved.error, "test": worth, "shares": seen.shares})
+        spent = {"macs": seen.mean_cost, "val_macs": solved.mean_cost}
+        points.append({**spent, "val_error": solved.error, "test": worth, "shares": seen.shares})
     words = (
         "Thresholds on the entropy, and temperatures, are solved on validation "
         f"(n = {len(val.labels):,}), for the least error at a bound on the mean cost; test "

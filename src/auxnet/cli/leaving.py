@@ -89,7 +89,7 @@ def exits(words: list[str]) -> int:
             threads=o.threads,
         )
     if found.policy is None or found.val is None or found.test is None:
-        unmet = {"thresholds": None, "reason": found.reason, "target": found.target}
+        unmet: dict[str, object] = {"thresholds": None, "reason": found.reason, "target": found.target}
         unmet |= {"unit": found.unit, "costs": found.costs}
         print(json.dumps(unmet, indent=2) if o.json else found.reason)
         return 1
@@ -115,11 +115,14 @@ def _notes(found: Solved, on_val: Outcome, on_test: Outcome) -> Iterator[str]:
     if few := too_few(on_val.images):
         yield few
     errors = [point.val.error for point in found.curves["anytime"]]  # of each output alone
-    most = found.target.get("max_mean_cost", float("inf"))
-    alone = [k for k, error in enumerate(errors) if error <= on_val.error and found.costs[k] <= most]
-    if alone and (k := min(alone, key=lambda each: found.costs[each])) < len(found.costs) - 1:
-        cost = f"{cost_text(found.costs[k])} {found.unit} at most"
+    most = found.target.get("max_mean_cost", on_val.mean_cost)
+    alone = [k for k, error in enumerate(errors[:-1]) if error <= on_val.error and found.alone[k] <= most]
+    if alone:
+        k = min(alone, key=lambda each: found.alone[each])
+        cost = f"{cost_text(found.alone[k])} {found.unit}"
         yield f"output {k + 1} alone errs no more on validation ({per_cent(errors[k])}), at {cost}"
+    if found.cross_fitted is not None and found.cross_fitted.allowed is None:
+        yield "no image leaves early: these validation images do not show of any thresholds that they keep the target"
     increase = found.target.get("max_error_increase")
     if increase is not None and on_test.against_final.difference > increase:
         how = "beyond chance" if on_test.against_final.low > increase else "which may be chance"
@@ -148,13 +151,22 @@ def _show_answer(console: Console, found: Solved, policy: Policy, on_val: Outcom
     for name, seen, final_one in (("validation", on_val, final_alone.val), ("test", on_test, final_alone.test)):
         least, most = (cost_text(bound) for bound in seen.cost_interval)
         what = "time" if found.unit == "ms" else found.unit
-        saved = 100 * (1 - seen.mean_cost / found.costs[-1])
+        saved = 100 * (1 - seen.mean_cost / found.alone[-1])
+        worth = f"saves {saved:.1f} % of" if saved >= 0 else f"costs {-saved:.1f} % more of"
         screen.print_line(
             console,
             f"on {seen.images:,} {name} images: error {_error(seen)}, mean {cost_text(seen.mean_cost)} {found.unit} "
             f"({least} .. {most}); the final output alone: {per_cent(final_one.error)}, "
-            f"{cost_text(found.costs[-1])} {found.unit}; early exit saves {saved:.1f} % of the {what}, "
+            f"{cost_text(found.alone[-1])} {found.unit}; early exit {worth} the {what}, "
             f"{points_between(seen.against_final)} between the two",
+        )
+    if found.cross_fitted is not None:
+        target, on_these = found.target["max_error_increase"], on_val.against_final.difference
+        screen.print_line(
+            console,
+            f"the error rises by {100 * on_these:.2f} points on the validation images that the "
+            f"thresholds are solved on, and by {100 * found.cross_fitted.rise:.2f} on images left out of solving, a "
+            f"fifth in turn: that keeps the target of {100 * target:g}, in the mean and not with certainty",
         )
 
 
