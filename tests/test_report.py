@@ -183,14 +183,23 @@ def test_a_run_whose_images_are_gone_is_still_shown(run, tmp_path, open_page, ga
     assert page.locator("#front-plot .scatterlayer .trace").count() > 3
 
 
-def test_the_headline_calls_nothing_good_enough_that_is_no_better_than_guessing(gathered):
-    lucky = json.loads(json.dumps(gathered))
-    for row in lucky["outputs"]:
-        row["val"]["error"] = 0.88
-    said = report_page.headline({**lucky, "chosen": 1, "alike": None, "guessing": 0.9})
+def test_the_headline_calls_nothing_good_enough_that_is_no_better_than_guessing(run, gathered, tmp_path):
+    assert gathered["no_better"] is None
+    assert "good enough" in report_page.headline({**gathered, "alike": None})
+    lucky = tmp_path / "lucky"  # its images are gone: what is known is what it saved
+    shutil.copytree(run, lucky)
+    write_recipe(replace(read_run_recipe(lucky), data=f"{tmp_path}/gone"), lucky / "recipe.yaml")
+    summary = json.loads((lucky / "summary.json").read_text())
+    for row in summary["last"]:
+        row["val_error"] = 0.88
+    summary["data"]["guessing"] = 0.9
+    write_json(lucky / "summary.json", summary)
+    said = report_page.headline(report.gather(lucky, "lucky"))
     assert said.startswith("No output has learned much: output 1 has 88.00 % validation error")
     assert "not shown to be better than to call every image by the commonest class, 90.00 % error" in said
-    assert "good enough" in report_page.headline({**lucky, "chosen": 1, "alike": None, "guessing": None})
+    del summary["data"]["guessing"]  # an older run's
+    write_json(lucky / "summary.json", summary)
+    assert report.gather(lucky, "lucky")["no_better"] is None
 
 
 def test_the_gallery_takes_turns_over_classes(monkeypatch):

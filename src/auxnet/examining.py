@@ -57,7 +57,7 @@ def examine(run: Path, recipe: Recipe, dataset: DataSet) -> dict[str, Any]:
         "chosen": choice.output,
         "reason": choice.reason,
         "alike": choice.alike,
-        "guessing": choice.guessing,
+        "no_better": choice.no_better_than_guessing,
         "measured": measured,
         "calibration": [calibration(logits, test.labels, row) for logits, row in answers],
         "confusion": [confused(logits, test.labels) for logits, _ in answers],

@@ -122,8 +122,8 @@ def select(words: list[str]) -> int:
     opening = opened(options.run, data_dir=options.data_dir, device=options.device, threads=options.threads)
     with screen.working("comparing the outputs"), opening as run:
         from auxnet.evaluation import evaluate as measure
-        from auxnet.selection import no_better_than_guessing, too_few
         from auxnet.selection import select_on as choose
+        from auxnet.selection import too_few
 
         choice = choose(run.net, run.batches("val"), within=within, budgets=budgets)
         test = measure(run.net, run.batches("test"))  # after the choice, and only to report it
@@ -137,8 +137,7 @@ def select(words: list[str]) -> int:
         if few := too_few(choice.candidates[0].report.images):
             screen.print_line(console, f"note: {few}")
         if chosen is not None:
-            val = choice.candidates[chosen.output - 1].report
-            if guess := no_better_than_guessing(val.error, val.images, choice.guessing):
+            if guess := choice.no_better_than_guessing:
                 screen.print_line(console, f"note: {guess}")
             images = f"{chosen.images:,} test images, which no choice has seen"
             screen.print_line(console, f"output {chosen.output} errs by {interval(chosen)} on {images}")
@@ -232,7 +231,7 @@ def _candidates_table(choice: Choice) -> Table:
     timed = choice.candidates[0].latency is not None
     columns = ["", "output", "depth", "parameters", "MACs", *(["ms, batch 1"] if timed else []), "val. error"]
     title = f"on {choice.candidates[0].report.images:,} validation images (95 % intervals)"
-    made = screen.table(title, *columns, "points behind the chosen", "McNemar's p", "")
+    made = screen.table(title, *columns, "points behind the chosen", "McNemar's p (Holm)", "")
     for c in choice.candidates:
         r, against = c.report, c.against_chosen
         mark = "chosen" if r.output == choice.output else "" if c.meets else "over budget"
