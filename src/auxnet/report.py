@@ -134,7 +134,7 @@ def saved(run: Path) -> dict[str, Any]:
 
 
 def curves(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The learning curves of each output, and the epochs at whose beginning the step size changed."""
+    """The learning curves of each output, and the epochs at whose beginning the step size fell to half or less."""
     epochs = sorted({row["epoch"] for row in rows})
     at = {(row["epoch"], row["split"], row["output"]): row for row in rows}
     outputs = [
@@ -149,7 +149,7 @@ def curves(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for k, depth in sorted({(row["output"], row["depth"]) for row in rows})
     ]
     lr = {row["epoch"]: row["lr"] for row in rows}
-    drops = [after for before, after in itertools.pairwise(epochs) if lr[before] != lr[after]]
+    drops = [after for before, after in itertools.pairwise(epochs) if lr[after] <= lr[before] / 2]
     return {"epochs": epochs, "outputs": outputs, "drops": drops}
 
 
