@@ -13,7 +13,7 @@ from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from auxnet.cli import screen
-from auxnet.cli.arguments import parse
+from auxnet.cli.arguments import OfRun, parse
 from auxnet.words import command, per_cent
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ WORST = 3
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(OfRun):
     """Say what each output of a run is worth, and measure what it costs; written to RUN/evaluation.json too."""
 
     run: Positional[Path]
@@ -37,16 +37,10 @@ class Evaluate:
     """the error on every class, not on the worst of each output alone"""
     json: FlagCreatePairsOff[bool] = False
     """print JSON instead of tables"""
-    data_dir: str | None = None
-    """where data sets lie, if not where they lay in training"""
-    device: str | None = None
-    """auto, cpu, cuda, ...; none: as in training"""
-    threads: int | None = None
-    """CPU threads; none: as in training"""
 
 
 @dataclass(frozen=True)
-class Select:
+class Select(OfRun):
     """Choose the cheapest output that is good enough on validation; exit status 1 if none meets the budgets."""
 
     run: Positional[Path]
@@ -61,12 +55,6 @@ class Select:
     """at most so many milliseconds for one image, measured here and now (median)"""
     json: FlagCreatePairsOff[bool] = False
     """print JSON instead of words and a table"""
-    data_dir: str | None = None
-    """where data sets lie, if not where they lay in training"""
-    device: str | None = None
-    """auto, cpu, cuda, ...; none: as in training"""
-    threads: int | None = None
-    """CPU threads; none: as in training"""
 
 
 def evaluate(words: list[str]) -> None:
@@ -74,7 +62,7 @@ def evaluate(words: list[str]) -> None:
     options = parse(Evaluate, words)
     from auxnet.opening import opened
 
-    opening = opened(options.run, data_dir=options.data_dir, device=options.device, threads=options.threads)
+    opening = opened(options.run, **options.where)
     with screen.working("evaluating"), opening as run:
         from auxnet.evaluation import evaluate as measure
         from auxnet.evaluation import evaluation_of
@@ -119,7 +107,7 @@ def select(words: list[str]) -> int:
     within = points("--within", options.within)
     from auxnet.opening import opened
 
-    opening = opened(options.run, data_dir=options.data_dir, device=options.device, threads=options.threads)
+    opening = opened(options.run, **options.where)
     with screen.working("comparing the outputs"), opening as run:
         from auxnet.evaluation import evaluate as measure
         from auxnet.selection import select_on as choose

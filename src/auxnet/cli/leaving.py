@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from auxnet.cli import screen
-from auxnet.cli.arguments import parse
+from auxnet.cli.arguments import OfRun, parse
 from auxnet.cli.choosing import above_zero, number, points, points_between
 from auxnet.words import per_cent
 
@@ -29,7 +29,7 @@ CURVES = {
 
 
 @dataclass(frozen=True)
-class Exits:
+class Exits(OfRun):
     """Solve on validation when an image may leave at a shallow output; written to RUN/exits.json too.
 
     Exit status 1 if no thresholds meet the target.
@@ -57,18 +57,12 @@ class Exits:
     """show what a solved curve is compared with, too: every image at one output, and MSDNet's budgeted batch"""
     json: FlagCreatePairsOff[bool] = False
     """print JSON instead of tables"""
-    data_dir: str | None = None
-    """where data sets lie, if not where they lay in training"""
-    device: str | None = None
-    """auto, cpu, cuda, ...; none: as in training"""
-    threads: int | None = None
-    """CPU threads; none: as in training"""
 
 
 def exits(words: list[str]) -> int:
     """`auxnet exits`."""
     o = parse(Exits, words)
-    targets = {
+    targets: dict[str, Any] = {
         "max_error_increase": points("--max-error-increase", o.max_error_increase),
         "max_mean_macs": number("--max-mean-macs", o.max_mean_macs),
         "max_mean_latency": above_zero("--max-mean-latency", o.max_mean_latency),
@@ -84,9 +78,7 @@ def exits(words: list[str]) -> int:
             common=o.common,
             temperature=o.temperature,
             points=o.curve,
-            data_dir=o.data_dir,
-            device=o.device,
-            threads=o.threads,
+            **o.where,
         )
     if found.policy is None or found.val is None or found.test is None:
         unmet: dict[str, object] = {"thresholds": None, "reason": found.reason, "target": found.target}
