@@ -101,6 +101,14 @@ def test_the_course_of_a_share_is_said_as_it_is(shares, said):
     assert diagnosing.course(rows) == said
 
 
+def test_a_net_of_one_visible_layer_is_diagnosed_too(content):
+    (run,) = content["runs"]
+    one = {**run, "probes": run["probes"][:1], "shares": run["shares"][:1], "agreements": [], "depths": [1]}
+    assert f"a linear probe is right on {100 * one['probes'][0]['accuracy']:.1f} % at layer 1" in " ".join(
+        diagnosing.sentences(one)
+    )
+
+
 def test_the_command_prints_tables_and_sentences(runs, capsys):
     words = [str(runs / name) for name in ("alone", "joint", "ways")]
     assert main(["diagnose", *words, "--out", str(runs / "all"), "--no-probes", "--images", "1"]) == 0

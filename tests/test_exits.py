@@ -4,19 +4,23 @@ import json
 import re
 import shutil
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 import auxnet
 from auxnet import build
 from auxnet.cli import main
-from auxnet.exits import EarlyExit, exit_latencies, exit_macs
+from auxnet.exits import EarlyExit, ExitCosts, exit_latencies, exit_macs
+from auxnet.exporting import export
 from auxnet.network import costs, multiply_adds
-from auxnet.policy import NEVER, confidence
+from auxnet.policy import NEVER, Policy, confidence
+from auxnet.thresholds import costs_under
 
 
 def tiny(outputs=3, seed=0):
@@ -119,6 +123,22 @@ def test_images_that_left_are_not_computed_any_more():
             handle.remove()
 
 
+def test_a_head_at_which_no_image_can_leave_is_not_run():
+    seen = []
+    handles = [head.register_forward_hook(lambda *_, k=k: seen.append(k)) for k, head in enumerate(NET.heads, start=1)]
+    try:
+        for thresholds, run in (((NEVER, NEVER), [3]), ((NEVER, 1.0), [2, 3]), ((SPREAD[0], 1.01), [1, 3])):
+            seen.clear()
+            found = EarlyExit(NET, thresholds)(IMAGES)
+            assert seen == run
+            logits, exits = by_hand(NET, IMAGES, thresholds, "entropy", [1.0] * 3)
+            torch.testing.assert_close(found.logits, logits)
+            assert found.output.tolist() == exits
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def test_no_images_come_out_as_no_logits():
     found = EarlyExit(NET, [0.5, 0.5])(IMAGES[:0])
     assert found.logits.shape == (0, 4)
@@ -146,19 +166,42 @@ def test_the_weights_are_the_nets_own():
     assert EarlyExit(NET, [0.5, 0.5]).net is NET
 
 
-def test_the_cost_of_an_exit_counts_all_heads_passed():
+def test_an_exit_costs_its_output_alone_and_the_heads_that_are_asked_before_it():
     net = auxnet.resnet(depth=20, outputs=4)
     alone = [macs for _, macs in costs(net, (3, 16, 16))]
     heads = []
     for k, features in enumerate(net.features(torch.zeros(1, 3, 16, 16))):
         heads.append(multiply_adds(net.heads[k], features.shape[1:]))
-    assert exit_macs(net, (3, 16, 16)) == [alone[k] + sum(heads[:k]) for k in range(4)]
+    assert exit_macs(net, (3, 16, 16)) == (alone, heads[:3], alone)
+    for thresholds in ((0.5, 0.5, 0.5), (NEVER, 0.5, NEVER)):
+        # What EarlyExit really does to an image that goes to the end, which no confidence lets leave at 1.0:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            EarlyExit(net.eval(), [2 * t for t in thresholds], "top", [1e6] * 4)(torch.zeros(1, 3, 16, 16))
+        under = costs_under(Policy(thresholds, "top", (1.0,) * 4), alone, heads[:3])
+        assert under[-1] == counter.get_total_flops() // 2
+
+
+def test_exit_latencies_are_of_each_output_straight_passing_heads_and_alone(monkeypatch):
+    timed = []
+
+    def measure(models, image_shape, batch, *, seconds):
+        timed.extend(models)
+        return [SimpleNamespace(median_ms=ms) for ms in (1.0, 2.0, 3.0, 2.5, 3.4, 0.9, 1.9, 2.9)]
+
+    monkeypatch.setattr("auxnet.exits.measure", measure)
+    found = exit_latencies(NET, (3, 8, 8))
+    assert found.stop == [1.0, 2.0, 3.0]
+    assert found.passing == [0.5, 0.0]  # 0.5 more at output 2; at 3 it is 0.4, and no head costs less than nothing
+    assert found.alone == [0.9, 1.9, 2.9]
+    ends = [model(1e4 * IMAGES).output.unique().tolist() for model in timed[:5]]  # however sure the outputs are
+    assert ends == [[1], [2], [3], [2], [3]]
+    assert [sum(model.policy.decides(k) for k in (1, 2)) for model in timed[:5]] == [2, 1, 0, 2, 2]
 
 
 def test_exit_latencies_are_one_per_output():
     found = exit_latencies(auxnet.resnet(depth=8, outputs=2), (3, 8, 8), seconds=0.02)
-    assert len(found) == 2
-    assert min(found) > 0
+    assert [len(each) for each in found] == [2, 1, 2]
+    assert min(found.stop + found.alone) > 0
 
 
 @pytest.mark.parametrize(
@@ -209,6 +252,21 @@ def test_the_policy_written_is_the_network_that_early_exit_rebuilds(run, capsys)
     counts = torch.bincount(torch.cat(output), minlength=4)[1:]
     assert (counts / counts.sum()).tolist() == pytest.approx(content["test"]["shares"])
     assert content["val"]["against_final"]["difference"] <= 0.05
+
+
+@pytest.mark.parametrize(("thresholds", "heads"), [((NEVER, 0.02), 2), ((NEVER, NEVER), 1)])
+def test_a_head_at_which_no_image_can_leave_is_not_in_the_exported_file(run, tmp_path, thresholds, heads):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    done = export(run, format="onnx-early-exit", out=tmp_path / "a.onnx", policy=Policy(thresholds, "top", (1.0,) * 3))
+
+    def linear(graph):
+        inner = [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
+        return sum(node.op_type in ("Gemm", "MatMul") for node in graph.node) + sum(map(linear, inner))
+
+    assert linear(onnx.load(done.path).graph) == heads
+    assert done.exits == (0, done.images, 0) if heads == 2 else (0, 0, done.images)
 
 
 def absurd(recipe):
@@ -262,6 +320,43 @@ def test_of_test_labels_nothing_is_printed_but_what_the_answer_does_to_them(run,
     assert all(re.match(r"on \d+ test images: error ", line) for line in moved)
 
 
+def test_what_is_saved_is_saved_against_the_final_output_as_a_model_of_its_own(run, capsys, monkeypatch):
+    alone = auxnet.solve_exits(run, points=2).alone
+    assert list(alone) == [macs for _, macs in costs(auxnet.load(run), (1, 8, 8))]
+    slow = ExitCosts([1.2, 2.4, 3.6], [0.3, 0.3], [0.5, 1.0, 1.5])
+    monkeypatch.setattr("auxnet.solving.exit_latencies", lambda *_: slow)
+    out = "\n".join(printed(capsys, run, "--cost", "latency", "--max-error-increase", "1"))
+    means = [float(each) for each in re.findall(r"mean ([\d.]+) ms \(", out)]
+    assert len(means) == 2
+    for mean in means:
+        assert mean > 1.5
+        assert re.search(r"1\.500 ms; early exit costs [\d.]+ % more of the time", out)
+    assert "saves" not in out
+    fast = ExitCosts([0.1, 0.2, 1.5], [0.0, 0.0], [0.1, 0.2, 1.5])
+    monkeypatch.setattr("auxnet.solving.exit_latencies", lambda *_: fast)
+    assert "early exit saves " in "\n".join(printed(capsys, run, "--cost", "latency", "--max-error-increase", "40"))
+
+
+def test_an_output_alone_is_advised_by_what_it_costs_alone(run, capsys, monkeypatch):
+    """With all that early exit does output 1 takes 3 ms, and alone 1: the bound of 2 leaves room for it alone."""
+    wide = ExitCosts([1.9, 3.0, 4.0], [1.0, 1.0], [1.0, 1.5, 9.0])
+    monkeypatch.setattr("auxnet.solving.exit_latencies", lambda *_: wide)
+    out = "\n".join(printed(capsys, run, "--max-mean-latency", "1.9"))
+    assert re.search(r"note: output [12] alone errs no more on validation \([\d.]+ %\), at 1\.[05]00 ms", out)
+
+
+def test_both_rises_are_printed_that_of_images_solved_on_and_that_of_images_left_out(run, capsys):
+    content = asked(capsys, run, "--max-error-increase", "3")
+    out = "\n".join(printed(capsys, run, "--max-error-increase", "3"))
+    here, there = content["val"]["against_final"]["difference"], content["cross_fitted"]["rise"]
+    assert here <= 0.03 + 1e-9
+    assert there <= 0.03 + 1e-9
+    assert f"rises by {100 * here:.2f} points on the validation images that the thresholds are solved on" in out
+    assert f"and by {100 * there:.2f} on images left out of solving" in out
+    assert "left out of solving" not in "\n".join(printed(capsys, run, "--max-mean-macs", "1M"))
+    assert json.loads((run / "exits.json").read_text())["cross_fitted"] is None
+
+
 def test_the_other_curves_are_shown_when_asked_for(run, capsys):
     out = "\n".join(printed(capsys, run, "--baselines"))
     content = json.loads((run / "exits.json").read_text())
@@ -277,6 +372,25 @@ def test_no_thresholds_meet_this_is_printed_with_exit_status_1(run, capsys):
     assert out.startswith("no thresholds meet a mean of at most 1,000 MACs: every image that leaves at output 1 costs")
     assert out.count("\n") == 1
     assert err == ""
+
+
+def test_an_unmet_target_is_json_too_where_that_is_asked_for(run, capsys):
+    assert main(["exits", str(run), "--max-mean-macs", "1k", "--json"]) == 1
+    content = json.loads(capsys.readouterr().out)
+    assert content["thresholds"] is None
+    assert content["reason"].startswith("no thresholds meet a mean of at most 1,000 MACs")
+    assert (content["target"], content["unit"]) == ({"max_mean_cost": 1000}, "MACs")
+    assert len(content["costs"]) == 3
+
+
+def test_an_output_alone_is_only_advised_if_it_keeps_the_bound(run, capsys):
+    first = auxnet.solve_exits(run, points=2).costs[0]
+    advised = {}
+    for bound in (first, 1.3 * first):
+        lines = "\n".join(printed(capsys, run, "--max-mean-macs", str(bound)))
+        advised[bound] = re.findall(r"output (\d) alone errs no more", lines)
+    assert advised[first] == ["1"]
+    assert advised[1.3 * first] == []  # output 2 errs less than any thresholds, and costs more than the bound
 
 
 @pytest.mark.parametrize(
@@ -315,7 +429,9 @@ def test_python_solves_what_the_command_solves(run, capsys):
     assert (found.reason, found.unit, found.target) == (None, "MACs", {"max_error_increase": 0.02})
     assert json.loads(json.dumps([asdict(found.val), asdict(found.test)])) == [content["val"], content["test"]]
     assert [len(found.curves[name]) for name in ("solved", "anytime", "budgeted")] == [3, 3, 3]
-    assert list(found.costs) == [point.val.mean_cost for point in found.curves["anytime"]] == content["costs"]
+    assert list(found.alone) == [point.val.mean_cost for point in found.curves["anytime"]] == content["alone"]
+    assert list(found.costs) == content["costs"]
+    assert asdict(found.cross_fitted) == content["cross_fitted"]
 
 
 def test_half_a_point_is_the_target_that_is_not_given(run, capsys):

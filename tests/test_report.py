@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import shlex
 import shutil
 from contextlib import ExitStack
@@ -183,14 +184,23 @@ def test_a_run_whose_images_are_gone_is_still_shown(run, tmp_path, open_page, ga
     assert page.locator("#front-plot .scatterlayer .trace").count() > 3
 
 
-def test_the_headline_calls_nothing_good_enough_that_is_no_better_than_guessing(gathered):
-    lucky = json.loads(json.dumps(gathered))
-    for row in lucky["outputs"]:
-        row["val"]["error"] = 0.88
-    said = report_page.headline({**lucky, "chosen": 1, "alike": None, "guessing": 0.9})
+def test_the_headline_calls_nothing_good_enough_that_is_no_better_than_guessing(run, gathered, tmp_path):
+    assert gathered["no_better"] is None
+    assert "good enough" in report_page.headline({**gathered, "alike": None})
+    lucky = tmp_path / "lucky"  # its images are gone: what is known is what it saved
+    shutil.copytree(run, lucky)
+    write_recipe(replace(read_run_recipe(lucky), data=f"{tmp_path}/gone"), lucky / "recipe.yaml")
+    summary = json.loads((lucky / "summary.json").read_text())
+    for row in summary["last"]:
+        row["val_error"] = 0.88
+    summary["data"]["guessing"] = 0.9
+    write_json(lucky / "summary.json", summary)
+    said = report_page.headline(report.gather(lucky, "lucky"))
     assert said.startswith("No output has learned much: output 1 has 88.00 % validation error")
     assert "not shown to be better than to call every image by the commonest class, 90.00 % error" in said
-    assert "good enough" in report_page.headline({**lucky, "chosen": 1, "alike": None, "guessing": None})
+    del summary["data"]["guessing"]  # an older run's
+    write_json(lucky / "summary.json", summary)
+    assert report.gather(lucky, "lucky")["no_better"] is None
 
 
 def test_the_gallery_takes_turns_over_classes(monkeypatch):
@@ -201,6 +211,61 @@ def test_the_gallery_takes_turns_over_classes(monkeypatch):
     test, split = Predictions(logits, labels), Split(torch.zeros(83, 4, 4, 1, dtype=torch.uint8), labels)
     shown = [each["label"] for each in examining.gallery(test, split, examining.only_deeper(test))]
     assert [shown.count(c) for c in range(3)] == [11, 3, 10]
+
+
+@pytest.mark.parametrize(("outputs", "classes"), [(5, 10), (5, 100)])
+def test_the_gallery_takes_turns_over_outputs_before_classes(outputs, classes):
+    """Two images of each class for each output from which on the answer is right."""
+    kinds = [(k, c) for k in range(2, outputs + 1) for c in range(classes) for _ in range(2)]
+    labels = torch.tensor([c for _, c in kinds])
+    logits = torch.zeros(outputs, len(kinds), classes)
+    for n, (right_from, c) in enumerate(kinds):
+        for k in range(1, outputs + 1):
+            logits[k - 1, n, c if k >= right_from else (c + 1) % classes] = 1.0
+    test, split = Predictions(logits, labels), Split(torch.zeros(len(kinds), 4, 4, 1, dtype=torch.uint8), labels)
+    shown = examining.gallery(test, split, examining.only_deeper(test))
+    assert [[each["from"] for each in shown].count(k) for k in range(2, outputs + 1)] == [6] * 4
+    for k in range(2, outputs + 1):
+        assert len({each["label"] for each in shown if each["from"] == k}) == 6
+
+
+def test_only_where_the_step_size_falls_to_half_or_less_is_marked():
+    def drops(*sizes):
+        rows = [{"epoch": e, "split": "val", "output": 1, "depth": 8, "lr": lr} for e, lr in enumerate(sizes, start=1)]
+        return report.curves(rows)["drops"]
+
+    assert drops(0.1, 0.1, 0.01, 0.01, 0.005) == [3, 5]
+    assert drops(0.02, 0.05, 0.1, 0.1) == []  # a warm-up rises
+    cosine = [0.1 * (1 + math.cos(math.pi * t / 30)) / 2 for t in range(30)]
+    assert len(drops(*cosine)) <= 2  # its last steps
+
+
+def test_early_exit_is_drawn_on_validation_and_test_is_told_beside_it(run, gathered, tmp_path, open_page):
+    solved = tmp_path / "solved"
+    shutil.copytree(run, solved)
+    auxnet.solve_exits(solved, max_error_increase=0.2, points=2)
+    facts = report.gather(solved, "solved")
+    assert gathered["exits"]["solved"] is None
+    assert facts["exits"]["points"] == gathered["exits"]["points"]
+    content = json.loads((solved / "exits.json").read_text())
+    assert facts["exits"]["solved"]["val"]["error"] == content["val"]["error"]
+    assert facts["exits"]["solved"]["macs"] == content["val"]["mean_cost"]
+    (solved / "exits.json").write_text("{}")
+    assert report.gather(solved, "solved")["exits"]["solved"] is None
+    for runs, curves in (([facts], 1), ([facts, gathered], 2)):
+        page = open_page(runs)
+        drawn = page.locator("#exits-plot").evaluate(
+            "(plot) => plot.data.map((t) => ({name: t.name, y: [...t.y], hover: [t.text].flat().join()}))"
+        )
+        lines = [trace for trace in drawn if trace["name"].endswith("early exit")]
+        assert len(lines) == curves
+        for trace in lines:
+            assert trace["y"] == pytest.approx([100 * point["val"]["error"] for point in facts["exits"]["points"]])
+            assert "(test " in trace["hover"]
+        (ring,) = [trace for trace in drawn if trace["name"].endswith("exits.json")]
+        assert ring["y"] == pytest.approx([100 * content["val"]["error"]])
+        alone = [trace["y"][0] for trace in drawn if trace["name"].endswith("one output alone")][:3]
+        assert alone == pytest.approx([100 * row["val"]["error"] for row in facts["outputs"]])
 
 
 def test_the_headline_does_not_call_an_output_the_only_one_by_luck(gathered):

@@ -119,6 +119,16 @@ def test_comparing_is_antisymmetric_and_an_output_with_itself_is_no_difference()
     assert (same.difference, same.p_value, same.told_apart) == (0, 1, False)
 
 
+def test_holms_adjustment_is_the_one_worked_out_by_hand():
+    def of(*p_values):
+        return [found.p_value for found in scores.holm([scores.Comparison(0, 0, 0, p) for p in p_values])]
+
+    assert of(0.01, 0.04, 0.03, 0.005) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert of(0.9, 0.8) == [1.0, 1.0]
+    assert of(0.03) == [0.03]
+    assert of() == []
+
+
 def test_the_interval_of_a_difference_covers_the_truth_about_as_often_as_it_says():
     random = torch.Generator().manual_seed(0)
     covered = 0

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from auxnet import descent
 from auxnet.policy import ALWAYS, NEVER, Policy, confidence
 from auxnet.scores import Predictions, compare, wilson
 from auxnet.thresholds import (
@@ -17,6 +18,7 @@ from auxnet.thresholds import (
     geometric,
     outcome,
     solve,
+    solve_cross_fitted,
     sweep,
 )
 
@@ -144,6 +146,79 @@ def test_a_solution_keeps_its_target_where_confidences_are_neighbours_in_their_o
         assert outcome(said, common, [1, 2]).shares == (0.5, 0.5)
 
 
+def test_a_target_is_kept_in_the_mean_over_images_that_were_not_solved_on():
+    """Solved on the very images with all that the target allows, the error of others rises by about twice that."""
+    target, rises, costs = 0.005, {"all": [], "cross-fitted": []}, {"all": [], "cross-fitted": []}
+    fresh = made_up(seed=10**6, n=20_000, classes=10)
+    for seed in range(8):
+        said = made_up(seed, n=500, classes=10)
+        policy, found = solve_cross_fitted(said, COSTS, max_error_increase=target)
+        on_these = outcome(said, policy, COSTS).against_final.difference
+        assert found.rise <= target + 1e-9
+        assert found.allowed is None or on_these <= found.allowed + 1e-9
+        for name, each in (("all", solve(said, COSTS, max_error_increase=target)), ("cross-fitted", policy)):
+            rises[name].append(outcome(fresh, each, COSTS).against_final.difference)
+            costs[name].append(outcome(fresh, each, COSTS).mean_cost)
+    assert sum(rises["all"]) / 8 > 1.5 * target
+    assert sum(rises["cross-fitted"]) / 8 < 1.2 * target
+    assert sum(costs["cross-fitted"]) / 8 < 0.97 * COSTS[-1]  # and images do leave early
+
+
+def test_where_no_allowance_keeps_the_target_on_images_left_out_none_leaves_early():
+    said = made_up(n=1)
+    policy, found = solve_cross_fitted(said, COSTS, max_error_increase=0.1)
+    assert (policy.thresholds, found.allowed, found.rise) == ((NEVER, NEVER), None, 0.0)
+
+
+def test_images_that_are_left_out_are_not_solved_on(monkeypatch):
+    """Each part is counted once, by thresholds that were solved on all the others."""
+    solved, counted = [], []
+    of_images = descent.Task.of_images
+
+    def noted(task, chosen):
+        (counted if len(solved) > len(counted) else solved).append(set(chosen.nonzero().flatten().tolist()))
+        return of_images(task, chosen)
+
+    monkeypatch.setattr(descent.Task, "of_images", noted)
+    solve_cross_fitted(made_up(), COSTS, max_error_increase=0.05)
+    assert sorted(n for part in counted for n in part) == list(range(60))
+    assert all(a == {*range(60)} - b for a, b in zip(solved, counted, strict=True))
+
+
+PASSING = [0.4, 0.9]
+
+
+def test_going_on_costs_what_the_heads_that_are_asked_cost():
+    said = made_up()
+    for thresholds in ((0.4, 0.3), (NEVER, 0.3), (0.4, NEVER), (NEVER, NEVER)):
+        policy = Policy(thresholds, "entropy", (1.0,) * 3)
+        spent = 0.0
+        for exit_ in followed(said, policy, COSTS)[2]:
+            passed = [k for k in range(exit_ - 1) if thresholds[k] != NEVER]
+            spent += COSTS[exit_ - 1] + sum(PASSING[k] for k in passed)
+        assert outcome(said, policy, COSTS, PASSING).mean_cost == pytest.approx(spent / 60)
+
+
+@pytest.mark.parametrize("passing", [PASSING, [0.0, 30.0]])
+def test_a_solution_with_costs_of_passing_is_near_the_best_of_all_thresholds(passing):
+    said = made_up(seed=1, n=24)
+    bound = round((said.errors[-1] + 0.1) * 24, 6)
+    sure, best = [confidence(said.logits[k]) for k in range(2)], float("inf")
+    cuts = [[ALWAYS, *((row[1:] + row[:-1]) / 2).tolist(), NEVER] for row in (each.sort().values for each in sure)]
+    for a, b in itertools.product(*cuts):
+        first, second = sure[0] >= a, sure[1] >= b
+        left = torch.where(first, 0, torch.where(second, 1, 2))
+        if int(said.wrong[left, torch.arange(24)].sum()) <= bound + 1e-9:
+            heads = (a <= 1) * passing[0] * (left > 0) + (b <= 1) * passing[1] * (left > 1)
+            best = min(best, float((torch.tensor(COSTS)[left] + heads).double().mean()))
+    found = outcome(said, solve(said, COSTS, passing, max_error_increase=0.1), COSTS, passing)
+    assert found.error * 24 <= bound
+    assert best - 1e-5 <= found.mean_cost <= 1.15 * best
+    for common in (False, True):
+        within = solve(said, COSTS, passing, max_mean_cost=2.6, common=common)
+        assert outcome(said, within, COSTS, passing).mean_cost <= 2.6 * (1 + 1e-9)
+
+
 def test_a_bound_below_the_first_outputs_cost_is_met_by_nothing():
     assert solve(made_up(), COSTS, max_mean_cost=0.99) is None
 
@@ -219,5 +294,7 @@ def test_targets_that_cannot_be_are_refused():
         budgeted(said, confidence="hunch")
     with pytest.raises(ValueError, match="3 outputs need 3 costs, got 2"):
         solve(said, COSTS[:2], max_error_increase=0)
+    with pytest.raises(ValueError, match="3 outputs need 2 costs of passing, got 3"):
+        solve(said, COSTS, COSTS, max_error_increase=0)
     with pytest.raises(ValueError, match="3 outputs need 2 thresholds, got 1"):
         outcome(said, Policy((0.5,), "top", (1.0,) * 3), COSTS)

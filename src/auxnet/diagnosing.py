@@ -127,7 +127,8 @@ def sentences(run: dict[str, Any]) -> Iterator[str]:
             f"cosine {least['cosine']:.2f} over what they share"
         )
     if run["probes"]:
-        first, *_, last = probes = run["probes"]
+        probes = run["probes"]
+        first, last = probes[0], probes[-1]
         best = max(probes, key=lambda row: row["accuracy"])
         words = f"a linear probe is right on {_percent(first)} at layer {first['layer']}"
         yield f"{words}, {_percent(last)} at layer {last['layer']}; best is layer {best['layer']}, {_percent(best)}"

@@ -21,9 +21,10 @@ from auxnet.checkpoint import fingerprint, load_net
 from auxnet.data import DataSet
 from auxnet.documents import read_json
 from auxnet.evaluation import OutputReport, reports
-from auxnet.exits import exit_macs
+from auxnet.exits import ExitCosts, exit_macs, read_policy
 from auxnet.latency import latencies
 from auxnet.network import AuxNet
+from auxnet.policy import Policy
 from auxnet.provenance import provenance
 from auxnet.recipe import Recipe
 from auxnet.scores import Predictions, confusion, predictions, reliability, wilson
@@ -57,13 +58,13 @@ def examine(run: Path, recipe: Recipe, dataset: DataSet) -> dict[str, Any]:
         "chosen": choice.output,
         "reason": choice.reason,
         "alike": choice.alike,
-        "guessing": choice.guessing,
+        "no_better": choice.no_better_than_guessing,
         "measured": measured,
         "calibration": [calibration(logits, test.labels, row) for logits, row in answers],
         "confusion": [confused(logits, test.labels) for logits, _ in answers],
         "gallery": gallery(test, dataset.test, deeper),
         "gallery_of": len(deeper),
-        "exits": early_exits(val, test, exit_macs(net, shape)) if net.outputs > 1 else None,
+        "exits": early_exits(val, test, exit_macs(net, shape), solved_policy(run, net)) if net.outputs > 1 else None,
     }
 
 
@@ -122,21 +123,43 @@ def time_of(timing: dict[str, Any] | None) -> dict[str, Any]:
 # ---- leaving early; mistakes ------------------------------------------------------------------------------------
 
 
-def early_exits(val: Predictions, test: Predictions, macs: Sequence[int]) -> dict[str, Any]:
-    """The early-exit curve: policies solved on validation for bounds on the mean cost, and what they do on test."""
-    points = []
-    for policy in sweep(val, macs, points=16, temperatures=fit_temperatures(val)):
-        solved, seen = outcome(val, policy, macs), outcome(test, policy, macs)
-        low, high = seen.error_interval
-        worth = {"error": seen.error, "low": low, "high": high}
-        costs = {"macs": seen.mean_cost, "val_macs": solved.mean_cost}
-        points.append({**costs, "val_error": solved.error, "test": worth, "shares": seen.shares})
+def solved_policy(run: Path, net: AuxNet) -> Policy | None:
+    """What `auxnet exits` solved for these weights; None if it did not, or if exits.json is damaged."""
+    try:
+        return read_policy(run, net.outputs)
+    except (FileNotFoundError, RuntimeError):
+        return None
+
+
+def early_exits(val: Predictions, test: Predictions, costs: ExitCosts, solved: Policy | None) -> dict[str, Any]:
+    """The early-exit curve on validation: policies solved there for bounds on the mean cost, and the one of exits.json.
+
+    What each does to test images is a report beside it.
+    """
+
+    def point(policy: Policy) -> dict[str, Any]:
+        seen, told = (outcome(said, policy, costs.stop, costs.passing) for said in (val, test))
+        (low, high), (test_low, test_high) = seen.error_interval, told.error_interval
+        return {
+            "macs": seen.mean_cost,
+            "val": {"error": seen.error, "low": low, "high": high},
+            "test": {"error": told.error, "low": test_low, "high": test_high},
+            "test_macs": told.mean_cost,
+            "shares": seen.shares,
+        }
+
+    policies = sweep(val, costs.stop, costs.passing, points=16, temperatures=fit_temperatures(val))
+    ring = "" if solved is None else " The ring is what exits.json holds."
     words = (
-        "Thresholds on the entropy, and temperatures, are solved on validation "
-        f"(n = {len(val.labels):,}), for the least error at a bound on the mean cost; test "
-        f"(n = {len(test.labels):,}) is a report. The cost counts every head that an image passes."
+        "Thresholds on the entropy, and temperatures, are solved on the very validation images that are shown "
+        f"(n = {len(val.labels):,}), for the least error at a bound on the mean cost.{ring} Test "
+        f"(n = {len(test.labels):,}) is a report, and decides nothing. The cost counts every head that is run."
     )
-    return {"points": sorted(points, key=lambda point: point["macs"]), "words": words}
+    return {
+        "points": sorted(map(point, policies), key=lambda each: each["macs"]),
+        "solved": None if solved is None else point(solved),
+        "words": words,
+    }
 
 
 def calibration(logits: Tensor, labels: Tensor, report: OutputReport) -> dict[str, Any]:
@@ -168,11 +191,14 @@ def only_deeper(test: Predictions) -> list[tuple[int, int]]:
 
 
 def gallery(test: Predictions, split: Labelled, deeper: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-    """Some of the images that only deeper outputs get right, evenly over classes and the outputs from which on."""
+    """Some of the images that only deeper outputs get right: in turn from each output, and there from each class."""
     alike: dict[tuple[int, int], list[int]] = {}
     for n, k in deeper:
         alike.setdefault((k, int(test.labels[n])), []).append(n)
-    turns = [(turn, k, n) for (k, _), found in alike.items() for turn, n in enumerate(found)]
+    dealt: dict[int, list[int]] = {}
+    for _, k, n in sorted((turn, k, n) for (k, _), found in alike.items() for turn, n in enumerate(found)):
+        dealt.setdefault(k, []).append(n)
+    turns = sorted((turn, k, n) for k, found in dealt.items() for turn, n in enumerate(found))
     sure, answers = test.logits.softmax(2).max(2)
     return [
         {
@@ -182,7 +208,7 @@ def gallery(test: Predictions, split: Labelled, deeper: Sequence[tuple[int, int]
             "answers": [[a, round(p, 4)] for a, p in zip(answers[:, n].tolist(), sure[:, n].tolist(), strict=True)],
             "png": png(split.read(torch.tensor([n]))[0]),
         }
-        for _, k, n in sorted(sorted(turns)[:MOST_IMAGES], key=lambda each: (each[1], each[2]))
+        for _, k, n in sorted(turns[:MOST_IMAGES], key=lambda each: (each[1], each[2]))
     ]
 
 

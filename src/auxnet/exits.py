@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 from auxnet.checkpoint import fingerprint, load_net
 from auxnet.documents import read_json
 from auxnet.latency import measure
-from auxnet.network import AuxNet, multiply_adds
-from auxnet.policy import Confidence, Policy
+from auxnet.network import AuxNet, costs, multiply_adds
+from auxnet.policy import ALWAYS, Confidence, Policy
 from auxnet.thresholds import anytime
 from auxnet.words import command
 
@@ -32,7 +33,8 @@ class EarlyExit(nn.Module):
     """An AuxNet in which image n leaves at the first output whose confidence reaches its threshold.
 
     The images that stay are gathered into a smaller batch after each output, so that what has left costs
-    nothing more; where none or all leave, no feature is copied. The weights are those of `net`, not copies.
+    nothing more; where none or all leave, no feature is copied, and where none can leave (a threshold above 1) the
+    head is not run. The weights are those of `net`, not copies.
     Images [N, C, H, W] -> `Exited`. Only evaluation mode makes sense. Logits come out as the net gives them:
     `temperatures` (K, default 1) serve the confidence alone.
 
@@ -62,6 +64,8 @@ class EarlyExit(nn.Module):
         x, answers, output = images, images.new_empty(0), torch.empty_like(here)
         for k, (segment, head) in enumerate(zip(self.net.segments, self.net.heads, strict=True), start=1):
             x = segment(x)
+            if k < self.net.outputs and not self.policy.decides(k):
+                continue
             logits = head(x)
             answers = logits if len(here) == len(images) else answers.index_copy(0, here, logits)
             output[here] = k
@@ -75,17 +79,42 @@ class EarlyExit(nn.Module):
         return Exited(answers, output)
 
 
-def exit_macs(net: AuxNet, image_shape: Sequence[int]) -> list[int]:
-    """Multiply-adds of an image that leaves at each output: all segments and all heads that it passes."""
-    return [multiply_adds(net.shallow(k), image_shape) for k in range(1, net.outputs + 1)]
+class ExitCosts(NamedTuple):
+    """What early exit costs, output by output, in one unit."""
+
+    stop: list[float]
+    """[K], of an image that leaves at each output, if no image can leave before (those heads are not run)"""
+    passing: list[float]
+    """[K - 1], more for an image that goes on from an output at which others may leave: its head and the decision"""
+    alone: list[float]
+    """[K], of each output as a model of its own (`AuxNet.truncate`): what would be shipped in place of early exit"""
+
+
+def exit_macs(net: AuxNet, image_shape: Sequence[int]) -> ExitCosts:
+    """Multiply-adds of one image of shape (C, H, W)."""
+    alone = [float(macs) for _, macs in costs(net, image_shape)]
+    passed = [multiply_adds(net.shallow(k), image_shape) - alone[k - 1] for k in range(1, net.outputs + 1)]
+    return ExitCosts(alone, [after - before for before, after in pairwise(passed)], alone)
 
 
 def exit_latencies(
-    net: AuxNet, image_shape: Sequence[int], confidence: Confidence = "entropy", *, seconds: float = 2.0
-) -> list[float]:
-    """Median milliseconds of one image that leaves at each output: heads, confidences and decisions included."""
-    models = [EarlyExit(net, policy.thresholds, confidence) for policy in anytime(net.outputs, confidence)]
-    return [timing.median_ms for timing in measure(models, image_shape, 1, seconds=seconds)]
+    net: AuxNet, image_shape: Sequence[int], confidence: Confidence = "entropy", *, seconds: float = 6.0
+) -> ExitCosts:
+    """Median milliseconds of one image, with all that early exit does: heads, confidences, decisions.
+
+    Three ways to reach each output are timed in turns, for about so many `seconds` in all: through no other head,
+    through all heads before it, and as a model of its own.
+    """
+    K = net.outputs
+    straight = [EarlyExit(net, policy.thresholds, confidence) for policy in anytime(K, confidence)]
+    # A confidence at so high a temperature is near 0, whatever is said: no image leaves at a threshold of 1.
+    asked = [EarlyExit(net, [1.0] * k + [ALWAYS] * (K - 1 - k), confidence, [1e6] * K) for k in range(1, K)]
+    models = [*straight, *asked, *(net.truncate(k) for k in range(1, K + 1))]
+    times = [timing.median_ms for timing in measure(models, image_shape, 1, seconds=seconds)]
+    stop, through, alone = times[:K], times[K:-K], times[-K:]
+    more = (after - before for before, after in zip(stop[1:], through, strict=True))
+    passed = accumulate(more, max, initial=0.0)  # a head costs something: what is less was noise
+    return ExitCosts(stop, [after - before for before, after in pairwise(passed)], alone)
 
 
 # ---- in a run directory ----------------------------------------------------------------------------------------

@@ -52,7 +52,8 @@ class EarlyExitGraph(nn.Module):
     """uint8 [1, H, W, C] -> logits and probabilities [1, classes], and the output [1] that gave them, from 1.
 
     Probabilities are tempered: of the logits divided by the policy's temperature of that output.
-    Every cut is a `torch.cond`, so that the segments after the exit are not computed; one image at a time.
+    Every output at which an image can leave is a `torch.cond`, so that the segments after the exit are not computed;
+    where none can (a threshold above 1) the head is left out. One image at a time.
     """
 
     def __init__(self, net: AuxNet, policy: Policy, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -66,6 +67,8 @@ class EarlyExitGraph(nn.Module):
 
     def _from(self, k: int, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         features = self.net.segments[k - 1](features)
+        if k < self.net.outputs and not self.policy.decides(k):
+            return self._from(k + 1, features)
         logits = self.net.heads[k - 1](features)
 
         def leave(_: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

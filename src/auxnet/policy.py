@@ -48,6 +48,10 @@ class Policy:
         """Whether an image leaves at output k < K (from 1) if it gets there, bool [N], by the logits [N, C] there."""
         return confidence(logits, self.confidence, self.temperatures[k - 1]) >= self.thresholds[k - 1]
 
+    def decides(self, k: int) -> bool:
+        """Whether an image can leave at output k < K (from 1) at all: if not, its head need not be run."""
+        return can_leave(self.thresholds[k - 1])
+
     def exits(self, logits: Tensor) -> Tensor:
         """The output 1..K at which each image leaves, int64 [N], by the logits [K, N, C] of all outputs."""
         return first_exit(self.confidences(logits), self.thresholds)
@@ -75,6 +79,11 @@ def confidence(logits: Tensor, kind: Confidence = "entropy", temperature: float 
         return (1 - entropy / math.log(logits.shape[-1])).clamp(0, 1)
     top = (logits / temperature).softmax(-1).topk(2, dim=-1).values
     return top[..., 0].clamp(0, 1) if kind == "top" else (top[..., 0] - top[..., 1]).clamp(0, 1)
+
+
+def can_leave(threshold: float) -> bool:
+    """Whether a confidence, which lies in [0, 1], can reach a threshold."""
+    return threshold <= 1
 
 
 def first_exit(confidences: Tensor, thresholds: Sequence[float]) -> Tensor:

@@ -22,7 +22,7 @@ from auxnet.opening import data_of
 from auxnet.page_frame import check_ours, check_runs, names_of
 from auxnet.recipe import method_name, network_name, read_run_recipe
 from auxnet.scores import wilson
-from auxnet.selection import MARGIN, cheapest_within
+from auxnet.selection import MARGIN, cheapest_within, no_better_than_guessing
 from auxnet.unfinished import so_far, whole_epochs
 from auxnet.words import command
 
@@ -129,12 +129,12 @@ def saved(run: Path) -> dict[str, Any]:
         "classes": [str(each) for each in config["classes"]],
         "outputs": outputs,
         **{key: summary[key] for key in ("epochs", "data", "wall_seconds", "versions", "commit", "device")},
-        **_chosen_by_rows(outputs),
+        **_chosen_by_rows(outputs, summary["data"].get("guessing")),
     }
 
 
 def curves(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The learning curves of each output, and the epochs at whose beginning the step size changed."""
+    """The learning curves of each output, and the epochs at whose beginning the step size fell to half or less."""
     epochs = sorted({row["epoch"] for row in rows})
     at = {(row["epoch"], row["split"], row["output"]): row for row in rows}
     outputs = [
@@ -149,7 +149,7 @@ def curves(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for k, depth in sorted({(row["output"], row["depth"]) for row in rows})
     ]
     lr = {row["epoch"]: row["lr"] for row in rows}
-    drops = [after for before, after in itertools.pairwise(epochs) if lr[before] != lr[after]]
+    drops = [after for before, after in itertools.pairwise(epochs) if lr[after] <= lr[before] / 2]
     return {"epochs": epochs, "outputs": outputs, "drops": drops}
 
 
@@ -163,7 +163,9 @@ def _saved(row: dict[str, Any], images: dict[str, Any]) -> dict[str, Any]:
     return {**{key: row[key] for key in COSTS}, **time_of(None), **worth}
 
 
-def _chosen_by_rows(outputs: list[dict[str, Any]]) -> dict[str, Any]:
+def _chosen_by_rows(outputs: list[dict[str, Any]], guessing: float | None) -> dict[str, Any]:
     """The rule of `selection.choose` without budgets, for a run of which only the errors are known."""
     place = cheapest_within([row["val"]["error"] for row in outputs], [int(row["macs"]) for row in outputs], MARGIN)
-    return {"chosen": outputs[place]["output"], "reason": None, "alike": None, "guessing": None}
+    val = outputs[place]["val"]
+    no_better = None if guessing is None else no_better_than_guessing(val["error"], val["images"], guessing)
+    return {"chosen": outputs[place]["output"], "reason": None, "alike": None, "no_better": no_better}

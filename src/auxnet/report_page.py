@@ -13,7 +13,7 @@ from auxnet import unfinished
 from auxnet.page_frame import columns_of, filled, framed, section_of, table_of, tiles_of, unbroken
 from auxnet.reading.splits import tested_alike
 from auxnet.recipe import WHERE, Recipe, words_of
-from auxnet.selection import no_better_than_guessing, too_few
+from auxnet.selection import too_few
 from auxnet.words import command, per_cent
 
 COMMAND = "auxnet report"
@@ -81,13 +81,8 @@ def headline(run: Run) -> str:
     chosen, deepest = outputs[run["chosen"] - 1], outputs[-1]
     best = min(row["val"]["error"] for row in outputs)
     error = f"{per_cent(chosen['val']['error'])} validation error (95 % interval {_interval(chosen['val'])})"
-    guess = (
-        None
-        if run["guessing"] is None
-        else no_better_than_guessing(chosen["val"]["error"], chosen["val"]["images"], run["guessing"])
-    )
-    if guess is not None:
-        return f"No output has learned much: output {chosen['output']} has {error}; {guess}."
+    if run["no_better"] is not None:
+        return f"No output has learned much: output {chosen['output']} has {error}; {run['no_better']}."
     if len(outputs) == 1:
         return f"The one output has {error}."
     doubt = ""

@@ -15,7 +15,7 @@ from auxnet.evaluation import OutputReport, image_shape_of, reports
 from auxnet.latency import latencies
 from auxnet.network import AuxNet
 from auxnet.opening import opened
-from auxnet.scores import Comparison, Predictions, compare, guessing, predictions, wilson
+from auxnet.scores import Comparison, Predictions, compare, guessing, holm, predictions, wilson
 
 MARGIN = 0.005
 FEW = 100  # validation images, with fewer of which little can be told
@@ -33,7 +33,8 @@ class Candidate:
     meets: bool
     """whether it meets every budget"""
     against_chosen: Comparison | None
-    """this output's errors less the chosen one's, on the same images; None without a choice"""
+    """this output's errors less the chosen one's, on the same images (None for itself, and without a choice); its
+    p-value is adjusted for as many outputs as are compared with the chosen one (Holm 1979)"""
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,19 @@ class Choice:
     """all outputs, shallow to deep"""
     guessing: float
     """the error of calling every one of these images by the commonest class"""
+    against_guessing: Comparison | None
+    """the chosen output's errors less those of guessing so, on the same images; None without a choice"""
 
     @property
     def alike(self) -> int | None:
         """The cheapest output below the chosen one that these images cannot tell from it; None if there is none."""
-        if self.output is None:
-            return None
-        chosen = self.candidates[self.output - 1].report
-        below = [each for each in self.candidates if each.report.macs < chosen.macs]
-        alike = [each.report for each in below if each.against_chosen and not each.against_chosen.told_apart]
-        return min(alike, key=lambda report: report.macs).output if alike else None
+        return None if self.output is None else _alike(self.candidates, self.candidates[self.output - 1].report)
+
+    @property
+    def no_better_than_guessing(self) -> str | None:
+        """That the chosen output is not shown to err less than guessing; None if it is, and without a choice."""
+        found = self.against_guessing
+        return None if found is None or (found.told_apart and found.difference < 0) else _no_better(self.guessing)
 
 
 def select(
@@ -70,26 +74,33 @@ def select(
     max_macs: float | None = None,
     max_latency: float | None = None,
     data_dir: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
 ) -> Choice:
     """Choose an output of a run directory's last weights, on the validation images of its data set.
 
     The cheapest output (in multiply-adds) whose error is within a margin of the best: `within` is a fraction, 0.005
     (half a percentage point) if there is no budget, and 0 if there is one: the best that meets it. Latency (ms, one
-    image, the truncated model, on the device and threads of the recipe) is measured if it is budgeted. Data are looked
-    for under `data_dir` if not where they lay in training.
+    image, the truncated model) is measured if it is budgeted. Data, device and CPU threads are those of the training
+    where they are not given.
 
     Raises ValueError for what cannot be asked, FileNotFoundError and RuntimeError for what is not a finished run.
     """
     limits = {"params": max_params, "macs": max_macs, "latency": max_latency}
-    checked_within(within, checked_budgets(limits))
-    with opened(run, data_dir=data_dir) as it:
+    checked_within(within, checked_budgets(limits))  # told before the run is opened and its images are read
+    with opened(run, data_dir=data_dir, device=device, threads=threads) as it:
         return select_on(it.net, it.batches("val"), within=within, budgets=limits)
 
 
 def no_better_than_guessing(error: float, images: int, guess: float) -> str | None:
-    """That an error on so many images is not shown to be less than that of guessing; None if it is."""
-    if wilson(round(error * images), images)[1] < guess:
-        return None
+    """That an error on so many images is not shown to be less than that of guessing; None if it is.
+
+    For where the errors alone are known: where it is known which images are wrong, `Choice` compares image by image.
+    """
+    return None if wilson(round(error * images), images)[1] < guess else _no_better(guess)
+
+
+def _no_better(guess: float) -> str:
     return f"that is not shown to be better than to call every image by the commonest class, {100 * guess:.2f} % error"
 
 
@@ -112,11 +123,9 @@ def select_on(
     """Choose an output of a net on batches of *validation* images, as `select` does: budgets of "params", "macs" and
     "latency" (ms, measured if it is there).
     """
-    budgets = checked_budgets(budgets or {})
-    checked_within(within, budgets)
     shape, batches = image_shape_of(batches)
-    said = predictions(net, batches)
-    measured = [found.timings[0].median_ms for found in latencies(net, shape, (1,))] if "latency" in budgets else None
+    said, timed = predictions(net, batches), (budgets or {}).get("latency") is not None
+    measured = [found.timings[0].median_ms for found in latencies(net, shape, (1,))] if timed else None
     return choose(said, reports(net, shape, said), within=within, budgets=budgets, latency=measured)
 
 
@@ -141,18 +150,38 @@ def choose(
     times = [None] * len(rows) if latency is None else list(latency)
     excess = [_excess(row, time, budgets) for row, time in zip(rows, times, strict=True)]
     meeting = sorted((row for row, over in zip(rows, excess, strict=True) if over <= 1), key=lambda row: row.macs)
-    if not meeting:
-        nearest = min(range(len(rows)), key=excess.__getitem__)
-        chosen, reason = None, f"no output meets {_words(budgets)}; {_miss(rows[nearest], times[nearest], budgets)}"
-    else:
-        best = min(meeting, key=lambda row: row.error)
+    chosen = None
+    if meeting:
         chosen = meeting[cheapest_within([row.error for row in meeting], [row.macs for row in meeting], margin)]
-        reason = _reason(said, chosen, best, rows, margin, budgets)
+    against = _against(said, chosen)
     candidates = tuple(
-        Candidate(row, time, over <= 1, None if chosen is None else _compare(said, row, chosen))
+        Candidate(row, time, over <= 1, against.get(row.output))
         for row, time, over in zip(rows, times, excess, strict=True)
     )
-    return Choice(None if chosen is None else chosen.output, reason, margin, budgets, candidates, guessing(said.labels))
+    if chosen is None:
+        nearest = min(range(len(rows)), key=excess.__getitem__)
+        reason = f"no output meets {_words(budgets)}; {_miss(rows[nearest], times[nearest], budgets)}"
+        return Choice(None, reason, margin, budgets, candidates, guessing(said.labels), None)
+    best = min(meeting, key=lambda row: row.error)
+    reason = _reason(candidates, chosen, best, margin, budgets)
+    guessed = compare(said.wrong[chosen.output - 1], said.labels != said.labels.bincount().argmax())
+    return Choice(chosen.output, reason, margin, budgets, candidates, guessing(said.labels), guessed)
+
+
+def _against(said: Predictions, chosen: OutputReport | None) -> dict[int, Comparison]:
+    """The other outputs compared with the chosen one, by their numbers; {} without a choice."""
+    if chosen is None:
+        return {}
+    others = [k for k in range(1, len(said.wrong) + 1) if k != chosen.output]
+    found = holm([compare(said.wrong[k - 1], said.wrong[chosen.output - 1]) for k in others])
+    return dict(zip(others, found, strict=True))
+
+
+def _alike(candidates: Sequence[Candidate], chosen: OutputReport) -> int | None:
+    """The cheapest output below the chosen one that cannot be told from it; None if there is none."""
+    below = [each for each in candidates if each.report.macs < chosen.macs]
+    alike = [each.report for each in below if each.against_chosen and not each.against_chosen.told_apart]
+    return min(alike, key=lambda report: report.macs).output if alike else None
 
 
 def cheapest_within(errors: Sequence[float], macs: Sequence[int], margin: float) -> int:
@@ -187,47 +216,39 @@ def _cost(row: OutputReport, latency: float | None, name: str) -> float:
     return {"params": row.params, "macs": row.macs, "latency": latency or 0.0}[name]
 
 
-def _compare(said: Predictions, a: OutputReport, b: OutputReport) -> Comparison:
-    return compare(said.wrong[a.output - 1], said.wrong[b.output - 1])
-
-
 def _reason(
-    said: Predictions,
+    candidates: Sequence[Candidate],
     chosen: OutputReport,
     best: OutputReport,
-    rows: Sequence[OutputReport],
     margin: float,
     budgets: Mapping[str, float],
 ) -> str:
     under = f" that meets {_words(budgets)}" if budgets else ""
-    names = {best.output: f"the best on validation{under}"}
+    named = f"the best on validation{under}"
     if chosen is best:
         cheapest = f", and no cheaper one comes within {100 * margin:g} points of it" if margin else ""
-        parts = [f"output {chosen.output} is {names[best.output]} ({_error(chosen)}){cheapest}"]
+        parts = [f"output {chosen.output} is {named} ({_error(chosen)}){cheapest}"]
     else:
         behind = 100 * (chosen.error - best.error)
         parts = [
-            f"output {chosen.output} is the cheapest within {100 * margin:g} points of {names[best.output]}",
+            f"output {chosen.output} is the cheapest within {100 * margin:g} points of {named}",
             f"{_error(chosen)}, {behind:.2f} points behind output {best.output}",
         ]
-    overall = min(rows, key=lambda row: (row.error, row.macs))
-    for other in {best.output: best, overall.output: overall}.values():
-        if other is not chosen:
-            parts.append(_verdict(said, chosen, other))
-    if chosen is overall:
-        alike = [row for row in rows if row.macs < chosen.macs and not _compare(said, row, chosen).told_apart]
-        if alike:
-            parts.append(_verdict(said, chosen, min(alike, key=lambda row: row.macs)))
-    return "; ".join(parts)
+    overall = min((each.report for each in candidates), key=lambda row: (row.error, row.macs))
+    compared = list(dict.fromkeys(row.output for row in (best, overall) if row is not chosen))
+    if chosen is overall and (alike := _alike(candidates, chosen)) is not None:
+        compared.append(alike)
+    return "; ".join([*parts, *(_verdict(candidates[k - 1]) for k in compared)])
 
 
-def _verdict(said: Predictions, chosen: OutputReport, other: OutputReport) -> str:
-    found = _compare(said, other, chosen)
-    images = f"{len(said.labels):,} validation images, McNemar's p = {found.p_value:.2g}"
+def _verdict(other: Candidate) -> str:
+    """The chosen output beside a better one, or one that cannot be told from it."""
+    found, row = other.against_chosen, other.report
+    assert found is not None
+    images = f"{row.images:,} validation images, McNemar's p = {found.p_value:.2g} (Holm)"
     if not found.told_apart:
-        return f"it cannot be told apart from output {other.output} ({_error(other)}) on these {images}"
-    better = "worse" if found.difference < 0 else "better"
-    return f"it is {better} than output {other.output} ({_error(other)}) beyond chance on these {images}"
+        return f"it cannot be told apart from output {row.output} ({_error(row)}) on these {images}"
+    return f"it is worse than output {row.output} ({_error(row)}) beyond chance on these {images}"
 
 
 def _miss(row: OutputReport, latency: float | None, budgets: Mapping[str, float]) -> str:

@@ -6,7 +6,7 @@ The test images decide nothing: policies are made first, of validation images al
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,7 +16,19 @@ from auxnet.files import write_json
 from auxnet.opening import Opened, opened
 from auxnet.policy import Confidence, Policy, check_confidence
 from auxnet.scores import predictions
-from auxnet.thresholds import Outcome, anytime, budgeted, check_target, fit_temperatures, outcome, solve, sweep
+from auxnet.thresholds import (
+    CrossFit,
+    Outcome,
+    anytime,
+    budgeted,
+    check_target,
+    costs_under,
+    fit_temperatures,
+    outcome,
+    solve,
+    solve_cross_fitted,
+    sweep,
+)
 
 Cost = Literal["macs", "latency"]
 Unit = Literal["MACs", "ms"]
@@ -48,8 +60,12 @@ class Solved:
     curves: dict[str, tuple[Point, ...]]
     """"solved": least errors for bounds on the mean cost; "anytime": all images at output 1, 2, ..., K; "budgeted":
     shares proportional to q^k; {} without a policy. Choose by `val` alone: a target picked by `test` unseals it"""
+    cross_fitted: CrossFit | None
+    """the rise of error on images left out of solving, by which max_error_increase is kept; None for another target"""
     costs: tuple[float, ...]
-    """[K], of an image that leaves at each output, with all heads that it passes"""
+    """[K], of an image that leaves at each output, with the heads that it passes under the policy"""
+    alone: tuple[float, ...]
+    """[K], of each output as a model of its own: what could be shipped in place of early exit"""
     unit: Unit
     """of all costs: multiply-adds, or milliseconds of one image at a time, measured here"""
     target: dict[str, float]
@@ -78,9 +94,10 @@ def solve_exits(
     """Solve when an image may leave a run at a shallow output, on validation; `early_exit` and `export` take it up.
 
     One target: the least mean cost with an error of at most `max_error_increase` above the final output's (a
-    fraction of the images: 0.005, the default, is half a percentage point); or the least error with a mean of at most
-    `max_mean_macs` multiply-adds, or `max_mean_latency` milliseconds (one image at a time, measured here), for an
-    image. `cost` is what the first makes least: "macs" or "latency".
+    fraction of the images: 0.005, the default, is half a percentage point), kept in the mean over images that the
+    thresholds were not solved on (`solve_cross_fitted`: no promise for one set of images); or the least error with a
+    mean of at most `max_mean_macs` multiply-adds, or `max_mean_latency` milliseconds (one image at a time, measured
+    here), for an image. `cost` is what the first makes least: "macs" or "latency".
 
     `confidence` is how sure an output is: "entropy" (BranchyNet, Teerapittayanon et al. 2016), "top" (the largest
     probability: MSDNet, Huang et al. 2018) or "margin" (over the second); with `common` one threshold serves all
@@ -136,33 +153,44 @@ def _solve(
     points: int,
 ) -> Solved:
     val = predictions(it.net, it.batches("val"))
-    costs: Sequence[float] = (
+    stop, passing, alone = (
         exit_latencies(it.net, it.image_shape, confidence) if unit == "ms" else exit_macs(it.net, it.image_shape)
     )
-    temperatures = fit_temperatures(val) if temperature else (1.0,) * len(costs)
-    policy = solve(val, costs, confidence=confidence, temperatures=temperatures, common=common, **target)
+    temperatures = fit_temperatures(val) if temperature else (1.0,) * len(stop)
+    rule: dict[str, Any] = {"confidence": confidence, "temperatures": temperatures}
+    policy: Policy | None
+    policy, cross_fitted = None, None
+    if (increase := target.get("max_error_increase")) is not None:
+        policy, cross_fitted = solve_cross_fitted(
+            val, stop, passing, max_error_increase=increase, common=common, **rule
+        )
+    else:
+        policy = solve(val, stop, passing, max_mean_cost=target["max_mean_cost"], common=common, **rule)
     if policy is None:
         bound = f"a mean of at most {cost_text(target['max_mean_cost'])} {unit}"
-        first = f"every image that leaves at output 1 costs {cost_text(costs[0])} {unit}"
+        first = f"every image that leaves at output 1 costs {cost_text(stop[0])} {unit}"
         reason = f"no thresholds meet {bound}: {first} ({100 * val.errors[0]:.2f} % error)"
-        return Solved(None, reason, None, None, {}, tuple(costs), unit, target, {}, None)
-    settings: dict[str, Any] = {"points": int(points), "confidence": confidence, "temperatures": temperatures}
+        return Solved(None, reason, None, None, {}, None, tuple(stop), tuple(alone), unit, target, {}, None)
+    settings: dict[str, Any] = {"points": int(points), **rule}
     policies = {
-        "solved": sweep(val, costs, common=common, **settings),
-        "anytime": anytime(len(costs), confidence, temperatures),
+        "solved": sweep(val, stop, passing, common=common, **settings),
+        "anytime": anytime(len(stop), confidence, temperatures),
         "budgeted": budgeted(val, **settings),
     }
     test = predictions(it.net, it.batches("test"))  # after the choice, and only to report it
 
     def seen(policies: Iterable[Policy]) -> tuple[Point, ...]:
-        return tuple(Point(p, outcome(val, p, costs), outcome(test, p, costs)) for p in policies)
+        return tuple(Point(p, outcome(val, p, stop, passing), outcome(test, p, stop, passing)) for p in policies)
 
     (answer,), curves = seen([policy]), {name: seen(several) for name, several in policies.items()}
+    costs = costs_under(policy, stop, passing)
     about = {
         "target": target,
+        "cross_fitted": None if cross_fitted is None else asdict(cross_fitted),
         "common": common,
         "unit": unit,
         "costs": list(costs),
+        "alone": list(alone),
         **_facts(answer),
         "curves": {
             name: [{"thresholds": point.policy.thresholds, **_facts(point)} for point in curve]
@@ -176,7 +204,20 @@ def _solve(
     except OSError as error:
         written = None
         warnings.warn(f"exits.json is not written: {error}", stacklevel=3)
-    return Solved(policy, None, answer.val, answer.test, curves, tuple(costs), unit, target, content, written)
+    return Solved(
+        policy,
+        None,
+        answer.val,
+        answer.test,
+        curves,
+        cross_fitted,
+        costs,
+        tuple(alone),
+        unit,
+        target,
+        content,
+        written,
+    )
 
 
 def _facts(point: Point) -> dict[str, Any]:

@@ -94,6 +94,23 @@ class OfRecipe:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class OfRun:
+    """Options of what opens finished runs: where, and on what."""
+
+    data_dir: str | None = None
+    """where data sets lie, if not where they lay in training"""
+    device: str | None = None
+    """auto, cpu, cuda, ...; none: as in training"""
+    threads: int | None = None
+    """CPU threads; none: as in training"""
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """These as keywords."""
+        return {"data_dir": self.data_dir, "device": self.device, "threads": self.threads}
+
+
 def parse_with_recipe(options: type[WithRecipe], words: list[str]) -> WithRecipe:
     """Such options: a file gives the defaults of the flags, --config's or that of a run resumed."""
     config, out, given = value_of("--config", words), value_of("--out", words), None

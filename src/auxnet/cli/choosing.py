@@ -13,7 +13,7 @@ from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from auxnet.cli import screen
-from auxnet.cli.arguments import parse
+from auxnet.cli.arguments import OfRun, parse
 from auxnet.words import command, per_cent
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ WORST = 3
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(OfRun):
     """Say what each output of a run is worth, and measure what it costs; written to RUN/evaluation.json too."""
 
     run: Positional[Path]
@@ -37,16 +37,10 @@ class Evaluate:
     """the error on every class, not on the worst of each output alone"""
     json: FlagCreatePairsOff[bool] = False
     """print JSON instead of tables"""
-    data_dir: str | None = None
-    """where data sets lie, if not where they lay in training"""
-    device: str | None = None
-    """auto, cpu, cuda, ...; none: as in training"""
-    threads: int | None = None
-    """CPU threads; none: as in training"""
 
 
 @dataclass(frozen=True)
-class Select:
+class Select(OfRun):
     """Choose the cheapest output that is good enough on validation; exit status 1 if none meets the budgets."""
 
     run: Positional[Path]
@@ -61,12 +55,6 @@ class Select:
     """at most so many milliseconds for one image, measured here and now (median)"""
     json: FlagCreatePairsOff[bool] = False
     """print JSON instead of words and a table"""
-    data_dir: str | None = None
-    """where data sets lie, if not where they lay in training"""
-    device: str | None = None
-    """auto, cpu, cuda, ...; none: as in training"""
-    threads: int | None = None
-    """CPU threads; none: as in training"""
 
 
 def evaluate(words: list[str]) -> None:
@@ -74,7 +62,7 @@ def evaluate(words: list[str]) -> None:
     options = parse(Evaluate, words)
     from auxnet.opening import opened
 
-    opening = opened(options.run, data_dir=options.data_dir, device=options.device, threads=options.threads)
+    opening = opened(options.run, **options.where)
     with screen.working("evaluating"), opening as run:
         from auxnet.evaluation import evaluate as measure
         from auxnet.evaluation import evaluation_of
@@ -119,11 +107,11 @@ def select(words: list[str]) -> int:
     within = points("--within", options.within)
     from auxnet.opening import opened
 
-    opening = opened(options.run, data_dir=options.data_dir, device=options.device, threads=options.threads)
+    opening = opened(options.run, **options.where)
     with screen.working("comparing the outputs"), opening as run:
         from auxnet.evaluation import evaluate as measure
-        from auxnet.selection import no_better_than_guessing, too_few
         from auxnet.selection import select_on as choose
+        from auxnet.selection import too_few
 
         choice = choose(run.net, run.batches("val"), within=within, budgets=budgets)
         test = measure(run.net, run.batches("test"))  # after the choice, and only to report it
@@ -137,8 +125,7 @@ def select(words: list[str]) -> int:
         if few := too_few(choice.candidates[0].report.images):
             screen.print_line(console, f"note: {few}")
         if chosen is not None:
-            val = choice.candidates[chosen.output - 1].report
-            if guess := no_better_than_guessing(val.error, val.images, choice.guessing):
+            if guess := choice.no_better_than_guessing:
                 screen.print_line(console, f"note: {guess}")
             images = f"{chosen.images:,} test images, which no choice has seen"
             screen.print_line(console, f"output {chosen.output} errs by {interval(chosen)} on {images}")
@@ -232,7 +219,7 @@ def _candidates_table(choice: Choice) -> Table:
     timed = choice.candidates[0].latency is not None
     columns = ["", "output", "depth", "parameters", "MACs", *(["ms, batch 1"] if timed else []), "val. error"]
     title = f"on {choice.candidates[0].report.images:,} validation images (95 % intervals)"
-    made = screen.table(title, *columns, "points behind the chosen", "McNemar's p", "")
+    made = screen.table(title, *columns, "points behind the chosen", "McNemar's p (Holm)", "")
     for c in choice.candidates:
         r, against = c.report, c.against_chosen
         mark = "chosen" if r.output == choice.output else "" if c.meets else "over budget"

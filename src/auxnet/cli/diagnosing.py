@@ -11,12 +11,12 @@ from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from auxnet.cli import screen
-from auxnet.cli.arguments import parse
+from auxnet.cli.arguments import OfRun, parse
 from auxnet.words import per_cent
 
 
 @dataclass(frozen=True)
-class Diagnose:
+class Diagnose(OfRun):
     """Measure how supervision reaches the layers of runs, how outputs pull together, and what each layer knows.
 
     Writes diagnosis.json and diagnosis.html, into the run or, of several, into --out.
@@ -34,12 +34,6 @@ class Diagnose:
     """the folder to write to, needed for several runs; none: the run"""
     json: FlagCreatePairsOff[bool] = False
     """print JSON instead of tables and sentences"""
-    data_dir: str | None = None
-    """where data sets lie, if not where they lay in training"""
-    device: str | None = None
-    """auto, cpu, cuda, ...; none: as in training"""
-    threads: int | None = None
-    """CPU threads; none: as in training"""
 
 
 def diagnose(words: list[str]) -> None:
@@ -59,7 +53,7 @@ def diagnose(words: list[str]) -> None:
     gathered = []
     console = screen.console()
     for path, name in zip(options.runs, names_of(options.runs), strict=True):
-        opening = opened(path, data_dir=options.data_dir, device=options.device, threads=options.threads)
+        opening = opened(path, **options.where)
         with screen.working(f"diagnosing {name}"), opening as run:
             probe_images = options.probe_images if options.probes else None
             gathered.append(gather(path, name, run, options.images, probe_images))

@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from auxnet.cli import screen
-from auxnet.cli.arguments import parse
+from auxnet.cli.arguments import OfRun, parse
 from auxnet.cli.choosing import above_zero, number, points, points_between
 from auxnet.words import per_cent
 
@@ -29,7 +29,7 @@ CURVES = {
 
 
 @dataclass(frozen=True)
-class Exits:
+class Exits(OfRun):
     """Solve on validation when an image may leave at a shallow output; written to RUN/exits.json too.
 
     Exit status 1 if no thresholds meet the target.
@@ -38,7 +38,8 @@ class Exits:
     run: Positional[Path]
     """the run directory"""
     max_error_increase: float | None = None
-    """target: least mean cost, with an error of at most so many points above the final output's; none: 0.5"""
+    """target: least mean cost, with an error on new images at most so many points above the final output's, in the
+    mean; none: 0.5"""
     max_mean_macs: str | None = None
     """target: least error, with at most so many multiply-adds for an image on average: 30M"""
     max_mean_latency: float | None = None
@@ -57,18 +58,12 @@ class Exits:
     """show what a solved curve is compared with, too: every image at one output, and MSDNet's budgeted batch"""
     json: FlagCreatePairsOff[bool] = False
     """print JSON instead of tables"""
-    data_dir: str | None = None
-    """where data sets lie, if not where they lay in training"""
-    device: str | None = None
-    """auto, cpu, cuda, ...; none: as in training"""
-    threads: int | None = None
-    """CPU threads; none: as in training"""
 
 
 def exits(words: list[str]) -> int:
     """`auxnet exits`."""
     o = parse(Exits, words)
-    targets = {
+    targets: dict[str, Any] = {
         "max_error_increase": points("--max-error-increase", o.max_error_increase),
         "max_mean_macs": number("--max-mean-macs", o.max_mean_macs),
         "max_mean_latency": above_zero("--max-mean-latency", o.max_mean_latency),
@@ -84,12 +79,12 @@ def exits(words: list[str]) -> int:
             common=o.common,
             temperature=o.temperature,
             points=o.curve,
-            data_dir=o.data_dir,
-            device=o.device,
-            threads=o.threads,
+            **o.where,
         )
     if found.policy is None or found.val is None or found.test is None:
-        print(found.reason)
+        unmet: dict[str, object] = {"thresholds": None, "reason": found.reason, "target": found.target}
+        unmet |= {"unit": found.unit, "costs": found.costs}
+        print(json.dumps(unmet, indent=2) if o.json else found.reason)
         return 1
     if o.json:
         print(json.dumps(found.content, indent=2))
@@ -113,10 +108,14 @@ def _notes(found: Solved, on_val: Outcome, on_test: Outcome) -> Iterator[str]:
     if few := too_few(on_val.images):
         yield few
     errors = [point.val.error for point in found.curves["anytime"]]  # of each output alone
-    alone = [k for k, error in enumerate(errors) if error <= on_val.error]
-    if alone and (k := min(alone, key=lambda each: found.costs[each])) < len(found.costs) - 1:
-        cost = f"{cost_text(found.costs[k])} {found.unit} at most"
+    most = found.target.get("max_mean_cost", on_val.mean_cost)
+    alone = [k for k, error in enumerate(errors[:-1]) if error <= on_val.error and found.alone[k] <= most]
+    if alone:
+        k = min(alone, key=lambda each: found.alone[each])
+        cost = f"{cost_text(found.alone[k])} {found.unit}"
         yield f"output {k + 1} alone errs no more on validation ({per_cent(errors[k])}), at {cost}"
+    if found.cross_fitted is not None and found.cross_fitted.allowed is None:
+        yield "no image leaves early: these validation images do not show of any thresholds that they keep the target"
     increase = found.target.get("max_error_increase")
     if increase is not None and on_test.against_final.difference > increase:
         how = "beyond chance" if on_test.against_final.low > increase else "which may be chance"
@@ -145,13 +144,22 @@ def _show_answer(console: Console, found: Solved, policy: Policy, on_val: Outcom
     for name, seen, final_one in (("validation", on_val, final_alone.val), ("test", on_test, final_alone.test)):
         least, most = (cost_text(bound) for bound in seen.cost_interval)
         what = "time" if found.unit == "ms" else found.unit
-        saved = 100 * (1 - seen.mean_cost / found.costs[-1])
+        saved = 100 * (1 - seen.mean_cost / found.alone[-1])
+        worth = f"saves {saved:.1f} % of" if saved >= 0 else f"costs {-saved:.1f} % more of"
         screen.print_line(
             console,
             f"on {seen.images:,} {name} images: error {_error(seen)}, mean {cost_text(seen.mean_cost)} {found.unit} "
             f"({least} .. {most}); the final output alone: {per_cent(final_one.error)}, "
-            f"{cost_text(found.costs[-1])} {found.unit}; early exit saves {saved:.1f} % of the {what}, "
+            f"{cost_text(found.alone[-1])} {found.unit}; early exit {worth} the {what}, "
             f"{points_between(seen.against_final)} between the two",
+        )
+    if found.cross_fitted is not None:
+        target, on_these = found.target["max_error_increase"], on_val.against_final.difference
+        screen.print_line(
+            console,
+            f"the error rises by {100 * on_these:.2f} points on the validation images that the "
+            f"thresholds are solved on, and by {100 * found.cross_fitted.rise:.2f} on images left out of solving, a "
+            f"fifth in turn: that keeps the target of {100 * target:g}, in the mean and not with certainty",
         )
 
 

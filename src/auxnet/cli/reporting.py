@@ -8,11 +8,11 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from auxnet.cli import screen
-from auxnet.cli.arguments import parse
+from auxnet.cli.arguments import OfRun, parse
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(OfRun):
     """Show runs as one HTML file that opens offline: curves, choice, early exit, mistakes, recipe.
 
     Of a run that is not finished: its learning curves so far.
@@ -22,12 +22,6 @@ class Report:
     """run directories; several are compared"""
     out: Path | None = None
     """the file to write, needed for several runs; none: report.html in the run"""
-    data_dir: str | None = None
-    """where data sets lie, if not where they lay in training"""
-    device: str | None = None
-    """auto, cpu, cuda, ...; none: as in training"""
-    threads: int | None = None
-    """CPU threads; none: as in training"""
 
 
 def report(words: list[str]) -> None:
@@ -37,7 +31,7 @@ def report(words: list[str]) -> None:
 
     console = screen.console()
     with screen.working("evaluating the runs and drawing"):
-        made = write_report(options.runs, options.out, options.data_dir, device=options.device, threads=options.threads)
+        made = write_report(options.runs, options.out, **options.where)
     for line in made.headlines:
         screen.print_line(console, line)
     for line in made.missing:

@@ -295,41 +295,45 @@
       const stands = open.map((each) => `${each.name} (${each.epochs.last} of ${each.recipe.epochs} epochs)`);
       said.push(`Not finished: ${stands.join(", ")}.`);
     }
-    if (r.curves.drops.length) said.push("Dotted: the step size drops.");
+    if (r.curves.drops.length) said.push("Dotted: the step size falls to half or less.");
     return said.join(" ");
   }
 
   // ---- early exit -----------------------------------------------------------------------------------------------
+  // On validation, where thresholds are chosen: test is told in the hover alone.
   function tracesOfExits(r, index) {
     const c = several ? shade(index) : colour("accent"), p = r.exits.points, name = several ? `${safe(r.name)}: ` : "";
     const macs = p.map((e) => e.macs), traces = [];
-    const text = p.map((e) => {
-      const leave = e.shares.map((s, k) => `output ${k + 1}: ${(100 * s).toFixed(0)} % leave`).join("<br>");
-      return `validation ${percent(e.val_error)}, test ${percent(e.test.error)} [${interval(e.test)}]` +
-        `<br>${count(e.macs)} MACs an image on test<br>${leave}`;
-    });
+    const leave = (s, k) => `output ${k + 1}: ${(100 * s).toFixed(0)} % leave`;
+    const said = (e) => `validation ${percent(e.val.error)} [${interval(e.val)}], ${count(e.macs)} MACs an image` +
+      `<br>${e.shares.map(leave).join("<br>")}` +
+      `<br>(test ${percent(e.test.error)} [${interval(e.test)}], ${count(e.test_macs)} MACs)`;
     if (!several) {
-      const high = p.map((e) => 100 * e.test.high), low = p.map((e) => 100 * e.test.low);
+      const high = p.map((e) => 100 * e.val.high), low = p.map((e) => 100 * e.val.low);
       traces.push({
         x: [...macs, ...[...macs].reverse()], y: [...high, ...low.reverse()], mode: "lines", line: { width: 0 },
-        fill: "toself", fillcolor: faded(c, 0.14), hoverinfo: "skip", name: "95 % interval (test)",
-      });
-      traces.push({
-        x: p.map((e) => e.val_macs), y: p.map((e) => 100 * e.val_error), mode: "lines", hoverinfo: "skip",
-        line: { color: colour("muted"), width: 1.6, dash: "dot" }, name: "early exit, validation",
+        fill: "toself", fillcolor: faded(c, 0.14), hoverinfo: "skip", name: "95 % interval",
       });
     }
     traces.push({
-      x: macs, y: p.map((e) => 100 * e.test.error), text, hovertemplate: "%{text}<extra></extra>",
-      mode: "lines+markers", marker: { size: 4, color: c }, name: `${name}early exit, test`,
+      x: macs, y: p.map((e) => 100 * e.val.error), text: p.map(said), hovertemplate: "%{text}<extra></extra>",
+      mode: "lines+markers", marker: { size: 4, color: c }, name: `${name}early exit`,
       line: { color: c, width: 2.2, dash: several ? dash(index) : "solid" },
     });
     const K = r.outputs.length;
+    const alone = (o) => `output ${o.output} alone: validation ${percent(o.val.error)} (test ${percent(o.test.error)})`;
     r.outputs.forEach((o, k) => traces.push({
-      x: [o.macs], y: [100 * o.test.error], mode: "markers", name: `${name}one output alone, test`,
-      showlegend: k === K - 1, hovertemplate: `output ${o.output} alone: ${percent(o.test.error)}<extra></extra>`,
+      x: [o.macs], y: [100 * o.val.error], mode: "markers", name: `${name}one output alone`,
+      showlegend: k === K - 1, hovertemplate: `${alone(o)}<extra></extra>`,
       marker: { size: 11, symbol: `${symbol(k)}-open`, line: { width: 2 }, color: several ? c : ofOutput(k, K) },
     }));
+    const e = r.exits.solved;
+    if (e)
+      traces.push({
+        x: [e.macs], y: [100 * e.val.error], mode: "markers", name: `${name}exits.json`, text: [said(e)],
+        hovertemplate: "exits.json: %{text}<extra></extra>",
+        marker: { size: 17, symbol: "circle-open", line: { width: 2.4 }, color: c },
+      });
     return traces;
   }
   function showExits() {
@@ -341,12 +345,12 @@
       return;
     }
     const shown = finished.filter(({ r }) => r.exits);
-    const highest = Math.max(0.01, ...shown.flatMap(({ r }) => r.outputs.map((o) => o.test.high)));
+    const highest = Math.max(0.01, ...shown.flatMap(({ r }) => r.outputs.map((o) => o.val.high)));
     const top = 104 * highest; // and no marker is cut at 0
     const xaxis = axis("mean multiply-adds an image", { tickformat: "~s" });
-    const yaxis = axis("error (%)", { range: [-0.03 * top, top] });
+    const yaxis = axis("validation error (%)", { range: [-0.03 * top, top] });
     show("exits-plot", shown.flatMap(({ r, index }) => tracesOfExits(r, index)), { xaxis, yaxis },
-      "Test error of early exit against the mean multiply-adds of an image, beside each output alone");
+      "Validation error of early exit against the mean multiply-adds of an image, beside each output alone");
     byId("exits-note").textContent = run().exits.words;
     const p = run().exits.points;
     const areas = run().outputs.map((o, k) => ({
@@ -357,9 +361,9 @@
     show("shares-plot", areas, {
       xaxis, yaxis: axis("share of images (%)", { range: [0, 100] }), hovermode: "x unified",
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal" },
-    }, "Share of test images that leave at each output, against the mean multiply-adds of an image");
+    }, "Share of validation images that leave at each output, against the mean multiply-adds of an image");
     const whose = several ? `; ${run().name}` : "";
-    byId("shares-note").textContent = `Test images, n = ${exact(run().outputs[0].test.images)}${whose}.`;
+    byId("shares-note").textContent = `Validation images, n = ${exact(run().outputs[0].val.images)}${whose}.`;
   }
 
   // ---- calibration, confusion, gallery: one output of one run ---------------------------------------------------
@@ -474,8 +478,8 @@
     }
     byId("gallery-note").textContent = r.gallery.length
       ? `${r.gallery.length} of the ${exact(r.gallery_of)} test images (n = ${exact(r.data.test)}) that some output ` +
-        "gets wrong and every deeper one right, each output's answer below it, shallow to deep. Taken evenly over " +
-        "the classes and the outputs from which on the answer is right; not chosen for looks."
+        "gets wrong and every deeper one right, each output's answer below it, shallow to deep. Taken in turn from " +
+        "the outputs from which on the answer is right, and there from the classes; not chosen for looks."
       : "There is no test image that only deeper outputs get right.";
     for (const item of r.gallery) {
       const line = element("li"), picture = element("img"), answers = element("dl");
