@@ -279,6 +279,25 @@ def test_no_thresholds_meet_this_is_printed_with_exit_status_1(run, capsys):
     assert err == ""
 
 
+def test_an_unmet_target_is_json_too_where_that_is_asked_for(run, capsys):
+    assert main(["exits", str(run), "--max-mean-macs", "1k", "--json"]) == 1
+    content = json.loads(capsys.readouterr().out)
+    assert content["thresholds"] is None
+    assert content["reason"].startswith("no thresholds meet a mean of at most 1,000 MACs")
+    assert (content["target"], content["unit"]) == ({"max_mean_cost": 1000}, "MACs")
+    assert len(content["costs"]) == 3
+
+
+def test_an_output_alone_is_only_advised_if_it_keeps_the_bound(run, capsys):
+    first = auxnet.solve_exits(run, points=2).costs[0]
+    advised = {}
+    for bound in (first, 1.3 * first):
+        lines = "\n".join(printed(capsys, run, "--max-mean-macs", str(bound)))
+        advised[bound] = re.findall(r"output (\d) alone errs no more", lines)
+    assert advised[first] == ["1"]
+    assert advised[1.3 * first] == []  # output 2 errs less than any thresholds, and costs more than the bound
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -89,7 +89,9 @@ def exits(words: list[str]) -> int:
             threads=o.threads,
         )
     if found.policy is None or found.val is None or found.test is None:
-        print(found.reason)
+        unmet = {"thresholds": None, "reason": found.reason, "target": found.target}
+        unmet |= {"unit": found.unit, "costs": found.costs}
+        print(json.dumps(unmet, indent=2) if o.json else found.reason)
         return 1
     if o.json:
         print(json.dumps(found.content, indent=2))
@@ -113,7 +115,8 @@ def _notes(found: Solved, on_val: Outcome, on_test: Outcome) -> Iterator[str]:
     if few := too_few(on_val.images):
         yield few
     errors = [point.val.error for point in found.curves["anytime"]]  # of each output alone
-    alone = [k for k, error in enumerate(errors) if error <= on_val.error]
+    most = found.target.get("max_mean_cost", float("inf"))
+    alone = [k for k, error in enumerate(errors) if error <= on_val.error and found.costs[k] <= most]
     if alone and (k := min(alone, key=lambda each: found.costs[each])) < len(found.costs) - 1:
         cost = f"{cost_text(found.costs[k])} {found.unit} at most"
         yield f"output {k + 1} alone errs no more on validation ({per_cent(errors[k])}), at {cost}"
