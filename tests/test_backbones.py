@@ -244,6 +244,46 @@ def test_a_strangers_file_imports_nothing(tmp_path, capsys, own_cache_and_no_net
     assert "trap" not in sys.modules
 
 
+EVIL = f"open('imported', 'w')\n{CODE}"
+
+
+@pytest.mark.parametrize(
+    ("run", "files", "backbone"),
+    [
+        ("run1", ["run1/evil.py"], "run1.evil:build"),
+        ("runs/a", ["runs/a/evil.py"], "runs.a.evil:build"),
+        ("runs/a", ["runs/a/deep/evil/__init__.py"], "runs.a.deep.evil:build"),
+        ("run1", ["run1/__init__.py", "own_nets.py"], "run1.own_nets:build"),
+        ("run1", ["run1/__init__.py"], "run1:build"),
+        ("link", ["run1/evil.py"], "run1.evil:build"),
+        ("run1", ["run1/evil.py"], "link.evil:build"),
+        (".", ["run1/evil.py"], "evil:build"),
+        (".", ["run1/bdb.py"], "pdb:run"),
+    ],
+)
+def test_code_that_lies_in_a_run_is_never_imported(run, files, backbone, place, tmp_path, monkeypatch, capsys):
+    home = tmp_path / ("run1" if run in (".", "link") else run)
+    as_from_elsewhere(home, backbone, recipes=backbone)
+    (tmp_path / "link").symlink_to(home)
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(EVIL)
+    monkeypatch.chdir(home if run == "." else tmp_path)
+    why = ["lies in the run", "holds code"] if run == "." else ["a run's own files are not imported"]
+    pictures = place / "pics"
+    fails(capsys, ["predict", run, pictures], 2, *why)
+    fails(capsys, ["evaluate", run, "--data-dir", place], 2, *why)
+    fails(capsys, ["train", "--out", run, "--resume", "--data", pictures], 2, *why)
+    assert not [*tmp_path.rglob("imported")]
+
+
+def test_a_run_that_lies_around_the_current_folder_is_used_if_it_holds_no_code(place, tmp_path, monkeypatch):
+    shutil.copytree("run", tmp_path / "run")
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.chdir(tmp_path / "run" / "checkpoints")
+    assert auxnet.load("..").classes == ("ant", "bee", "cow")
+
+
 @pytest.mark.parametrize("backbone", [3, "", [], {"a": 1}])
 def test_a_config_that_names_no_backbone_is_damaged_or_refused(backbone, tmp_path):
     with pytest.raises((ValueError, RuntimeError), match=r"config\.json"):
