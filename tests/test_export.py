@@ -18,6 +18,7 @@ from auxnet.exporting import export
 from auxnet.files import write_json
 from auxnet.graphs import EarlyExitGraph, folded
 from auxnet.hub import load
+from auxnet.opening import data_of
 from auxnet.policy import Policy, confidence
 from auxnet.prediction import predict
 from auxnet.runtimes import open_model
@@ -88,6 +89,26 @@ def test_the_torch_export_equals_its_source_at_any_batch_size(run, tmp_path, pix
     for n in (1, 5):
         logits, _ = model(torch.from_numpy(pixels[:n]))
         torch.testing.assert_close(logits, logits_of(run, pixels)[1][:n], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_an_export_compared_on_one_image_takes_many(run, tmp_path, pixels, monkeypatch, format):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+
+    def of_one_image(*asked, **how):
+        dataset = data_of(*asked, **how)
+        val = replace(dataset.val, images=dataset.val.images[:1], labels=dataset.val.labels[:1])
+        return replace(dataset, val=val)
+
+    monkeypatch.setattr(exporting, "data_of", of_one_image)
+    done = export(run, 2, format, tmp_path / f"two.{'pt2' if format == 'torch' else 'onnx'}")
+    assert done.images == 1
+    if format == "torch":
+        logits, _ = torch.export.load(done.path).module()(torch.from_numpy(pixels))
+    else:
+        logits = torch.from_numpy(open_model(done.path).ask(pixels).logits)
+    torch.testing.assert_close(logits, logits_of(run, pixels)[1], atol=1e-4, rtol=0)
 
 
 def test_the_exported_folder_equals_its_source_bit_for_bit(run, tmp_path, pixels):

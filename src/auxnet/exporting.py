@@ -119,14 +119,15 @@ def _write(
     """Write the file, and give what it answers in its own runtime."""
     facts = _facts(net, output, policy)
     example, mean, std = torch.from_numpy(pixels), net.preprocessing.mean, net.preprocessing.std
+    two = example[:2].expand(2, -1, -1, -1).contiguous()  # of one image, its N would be fixed at 1
     if policy is not None:
         write_onnx(EarlyExitGraph(net.shallow(output).eval(), policy, mean, std), example[:1], path, facts)
         return open_onnx(path).ask(pixels)
     model = net.truncate(output).eval()
     if format == "onnx":
-        write_onnx(OneOutput(model, mean, std), example[:2], path, facts)
+        write_onnx(OneOutput(model, mean, std), two, path, facts)
         return open_onnx(path).ask(pixels)
-    write_torch(OneOutput(folded(model) if fold else model, mean, std), example[:2], path, facts)
+    write_torch(OneOutput(folded(model) if fold else model, mean, std), two, path, facts)
     with torch.inference_mode():
         program = torch.export.load(io.BytesIO(path.read_bytes())).module()
         logits, probabilities = program(example)
