@@ -117,31 +117,34 @@ def predict(words: list[str]) -> int:
     """`auxnet predict`."""
     options = parse(Predict, words)
     paths = [path for given in options.paths for path in (_listed() if given == "-" else [given])]
+    if options.out is not None and options.out.is_dir():
+        raise FileExistsError(f"{options.out} is a folder: name a file with --out")
     if options.out is not None and options.out.exists() and not options.overwrite:
         raise FileExistsError(f"{options.out} exists: name another with --out, or replace it with --overwrite")
-    from auxnet.prediction import Prediction
+    from auxnet.prediction import Prediction, open_for
     from auxnet.prediction import predict as ask
 
-    settings = {"output": options.output, "top": options.top, "batch_size": options.batch_size}
-    answers = ask(options.model, paths, which=options.which, **settings)  # type: ignore[arg-type]
-    unreadable, resized = 0, []
+    model = open_for(paths, options.model, options.output, options.which)
+    answers = ask(model, paths, top=options.top, batch_size=options.batch_size)
+    unreadable, resized, first = 0, 0, ""
 
     def readable() -> Iterator[Prediction]:
-        nonlocal unreadable
+        nonlocal unreadable, resized, first
         for answer in answers:
             if isinstance(answer, Prediction):
                 if answer.resized_from is not None:
-                    resized.append(answer)
+                    H, W = answer.resized_from
+                    resized, first = resized + 1, first or f"{_shown(answer.image)}, {W}x{H}"
                 yield answer
             else:
                 unreadable += 1
                 _complain(answer)
 
     with _destination(options.out) as file:
-        {"table": _table, "csv": _csv, "jsonl": _jsonl}[options.format](readable(), options.top, file)
+        top = min(options.top, len(model.classes))
+        {"table": _table, "csv": _csv, "jsonl": _jsonl}[options.format](readable(), top, file)
     if resized:
-        (H, W), name = resized[0].resized_from or (0, 0), _shown(resized[0].image)
-        print(f"auxnet: note: resized {len(resized)} of the images, the first one {name}, {W}x{H}", file=sys.stderr)
+        print(f"auxnet: note: resized {resized} of the images, the first one {first}", file=sys.stderr)
     if unreadable:
         print(f"auxnet: {unreadable} of the images could not be read", file=sys.stderr)
     return 1 if unreadable else 0
@@ -186,10 +189,9 @@ def _table(answers: Iterator[Prediction], top: int, file: TextIO) -> None:
 
 def _csv(answers: Iterator[Prediction], top: int, file: TextIO) -> None:
     writer = csv.writer(file, lineterminator="\n")
-    for row, a in enumerate(answers):
-        if row == 0:
-            each = [f"{what}_{rank}" for rank in range(1, len(a.classes) + 1) for what in ("class", "probability")]
-            writer.writerow(["image", "output", *each])
+    each = [f"{what}_{rank}" for rank in range(1, top + 1) for what in ("class", "probability")]
+    writer.writerow(["image", "output", *each])
+    for a in answers:
         pairs = [text for c, p in zip(a.classes, a.probabilities, strict=True) for text in (c, f"{p:.6f}")]
         writer.writerow([_shown(a.image), a.output, *pairs])
 
