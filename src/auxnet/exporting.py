@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,7 +21,7 @@ from auxnet.backbones.named import is_own_code
 from auxnet.batches import Labelled, normalise
 from auxnet.exits import read_policy
 from auxnet.files import whole
-from auxnet.graphs import EarlyExitGraph, OneOutput, folded, need, write_onnx, write_torch
+from auxnet.graphs import EarlyExitGraph, OneOutput, folded, need, untraceable, write_onnx, write_torch
 from auxnet.hub import FILES, PretrainedAuxNet, load, model_card, position_of, take_out
 from auxnet.opening import data_of
 from auxnet.policy import Policy, confidence
@@ -50,6 +51,8 @@ class Exported:
     """(H, W, C) of the images that it takes"""
     exits: tuple[int, ...] | None = None
     """early exit: how many of the images left at each output"""
+    unfolded: tuple[str, ...] = ()
+    """torch: modules that cannot be traced, whose BatchNorms are no part of the convolutions before them"""
 
 
 def export(
@@ -71,8 +74,9 @@ def export(
     [N, H, W, C] -> logits and probabilities; "onnx-early-exit": one image -> those and its exit, by `policy`
     (default: RUN/exits.json) over outputs 1..`output`, whose probabilities are tempered: softmax of the logits over the
     policy's temperature of the output that the image left at. `fold` makes BatchNorm part of the convolution before it
-    in "torch"; ONNX files always are. It is compared on that many validation `images`, looked for under
-    `data_dir` if not where they lay in training. The default `out` is named after the run, in this folder.
+    in "torch", but for modules that torch.fx cannot trace; ONNX files always are. It is compared on that many validation
+    `images`, looked for under `data_dir` if not where they lay in training. The default `out` is named after the run, in
+    this folder.
 
     Raises ValueError, FileNotFoundError or FileExistsError for what cannot be asked for, RuntimeError if the
     export differs from its source: then there is nothing at `out`.
@@ -106,18 +110,26 @@ def export(
     path.parent.mkdir(parents=True, exist_ok=True)
     if format == "safetensors":
         return _folder(net, output, path, pixels)
+    unfolded = untraceable(net.truncate(output)) if format == "torch" and fold else ()
     with whole(path) as partial:
-        answers = _write(net, output, format, partial, pixels, fold, policy)
+        answers = _write(net, output, format, partial, pixels, fold, policy, unfolded)
         difference, exits = _compare(net, output, policy, pixels, answers)
         size = partial.stat().st_size
-    return Exported(path, format, output, size, len(pixels), difference, pixels.shape[1:], exits)
+    return Exported(path, format, output, size, len(pixels), difference, pixels.shape[1:], exits, unfolded)
 
 
 def _write(
-    net: PretrainedAuxNet, output: int, format: Format, path: Path, pixels: Pixels, fold: bool, policy: Policy | None
+    net: PretrainedAuxNet,
+    output: int,
+    format: Format,
+    path: Path,
+    pixels: Pixels,
+    fold: bool,
+    policy: Policy | None,
+    unfolded: Sequence[str],
 ) -> Answers:
     """Write the file, and give what it answers in its own runtime."""
-    facts = _facts(net, output, policy)
+    facts = _facts(net, output, policy) | ({"unfolded": unfolded} if unfolded else {})
     example, mean, std = torch.from_numpy(pixels), net.preprocessing.mean, net.preprocessing.std
     two = example[:2].expand(2, -1, -1, -1).contiguous()  # of one image, its N would be fixed at 1
     if policy is not None:

@@ -41,7 +41,7 @@ class Export:
     which: Literal["last", "best"] = "last"
     """weights of the last epoch, or of the best one on validation"""
     fold: bool = True
-    """torch: make BatchNorm part of the convolution before it (ONNX files always are)"""
+    """torch: make BatchNorm part of the convolution before it, where that can be traced (ONNX files always are)"""
     confidence: Literal["entropy", "top", "margin"] | None = None
     """early exit: what is compared with the thresholds; none: RUN/exits.json"""
     thresholds: tuple[float, ...] | None = None
@@ -95,6 +95,8 @@ def export(words: list[str]) -> None:
         N = "N" if done.exits is None else "1"
         gives = "logits and probabilities" + ("" if done.exits is None else ", and the exit")
         screen.print_line(console, f"takes images, uint8 [{N}, {', '.join(map(str, done.takes))}]; gives {gives}")
+    if done.unfolded:
+        screen.print_line(console, f"not folded, since torch.fx cannot trace them: {', '.join(done.unfolded)}")
     if done.exits is not None:
         shares = ", ".join(f"{n} at {k}" for k, n in enumerate(done.exits, start=1))
         screen.print_line(console, f"exits of the {done.images} images: {shares}")
