@@ -49,9 +49,9 @@ class Export:
     temperatures: tuple[float, ...] | None = None
     """early exit: of each output; none: 1"""
     data_dir: str | None = None
-    """where data sets lie, if not where they lay in training"""
+    """where data sets lie, if not where they lay in training: their images are what the export is compared on"""
     images: int = 64
-    """validation images that the export is compared on"""
+    """validation images that the export is compared on; random ones where the run's data are not here"""
     overwrite: FlagCreatePairsOff[bool] = False
     """replace what is there"""
 
@@ -86,7 +86,7 @@ def export(words: list[str]) -> None:
     from auxnet.exporting import export as write
 
     settings = {"which": o.which, "fold": o.fold, "policy": _policy(o), "data_dir": o.data_dir, "images": o.images}
-    with screen.working("exporting, and running the export on validation images"):
+    with screen.working("exporting, and running the export"):
         done = write(o.run, o.output, o.format, o.out, overwrite=o.overwrite, **settings)  # type: ignore[arg-type]
     what = f"output {done.output}" if done.exits is None else f"early exit over outputs 1..{done.output}"
     console = screen.console()
@@ -100,7 +100,8 @@ def export(words: list[str]) -> None:
     if done.exits is not None:
         shares = ", ".join(f"{n} at {k}" for k, n in enumerate(done.exits, start=1))
         screen.print_line(console, f"exits of the {done.images} images: {shares}")
-    equal = f"run again on {done.images} validation images: the largest difference of a logit is {done.difference:.2g}"
+    images = "random images (the data of the run are not here)" if done.random else "validation images"
+    equal = f"run again on {done.images} {images}: the largest difference of a logit is {done.difference:.2g}"
     screen.print_line(console, equal)
 
 
