@@ -36,6 +36,17 @@ def build(num_classes=10, in_channels=3):
     return nn.Sequential(OrderedDict(parts | end | {"fc": nn.Linear(8, num_classes)}))
 
 
+class Looking(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x if x.shape[-1] > 2 else x + 1)
+
+
+def looking(num_classes, in_channels=3):
+    net = build(num_classes, in_channels)
+    net.middle = Looking(*net.middle)
+    return net
+
+
 def of_five_classes():
     return build(5)
 
@@ -151,6 +162,21 @@ def test_what_follows_a_training_takes_such_a_run(capsys):
     assert capsys.readouterr().out.count("cow") > 1
 
 
+def test_blocks_that_cannot_be_traced_are_exported_unfolded_and_the_others_folded(capsys):
+    words = ["--backbone", "own_nets:looking", "--cuts", "stem", "middle", "--epochs", "1"]
+    assert main(train("looking", *words)) == 0
+    for folding in ([], ["--no-fold"]):
+        out = f"looking{len(folding)}.pt2"
+        assert main(["export", "looking", "--format", "torch", "--out", out, *folding]) == 0
+        said = "not folded, since torch.fx cannot trace them: trunk.1.middle"
+        assert (said in capsys.readouterr().out) == (not folding)
+        extra = {"auxnet.json": ""}
+        program = torch.export.load(out, extra_files=extra)
+        assert json.loads(extra["auxnet.json"]).get("unfolded") == (None if folding else ["trunk.1.middle"])
+        norms = [name for name in program.state_dict if name.endswith("running_mean")]
+        assert len(norms) == (3 if folding else 1)
+
+
 def test_pretrained_weights_are_taken_and_a_classifier_of_other_classes_is_replaced():
     theirs = build_backbone("own_nets:build", 7)
     save_file(theirs.state_dict(), "seven.safetensors")
@@ -242,6 +268,46 @@ def test_a_strangers_file_imports_nothing(tmp_path, capsys, own_cache_and_no_net
         with pytest.raises(ValueError, match=refused):
             auxnet.PretrainedAuxNet.from_pretrained(source)
     assert "trap" not in sys.modules
+
+
+EVIL = f"open('imported', 'w')\n{CODE}"
+
+
+@pytest.mark.parametrize(
+    ("run", "files", "backbone"),
+    [
+        ("run1", ["run1/evil.py"], "run1.evil:build"),
+        ("runs/a", ["runs/a/evil.py"], "runs.a.evil:build"),
+        ("runs/a", ["runs/a/deep/evil/__init__.py"], "runs.a.deep.evil:build"),
+        ("run1", ["run1/__init__.py", "own_nets.py"], "run1.own_nets:build"),
+        ("run1", ["run1/__init__.py"], "run1:build"),
+        ("link", ["run1/evil.py"], "run1.evil:build"),
+        ("run1", ["run1/evil.py"], "link.evil:build"),
+        (".", ["run1/evil.py"], "evil:build"),
+        (".", ["run1/bdb.py"], "pdb:run"),
+    ],
+)
+def test_code_that_lies_in_a_run_is_never_imported(run, files, backbone, place, tmp_path, monkeypatch, capsys):
+    home = tmp_path / ("run1" if run in (".", "link") else run)
+    as_from_elsewhere(home, backbone, recipes=backbone)
+    (tmp_path / "link").symlink_to(home)
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(EVIL)
+    monkeypatch.chdir(home if run == "." else tmp_path)
+    why = ["lies in the run", "holds code"] if run == "." else ["a run's own files are not imported"]
+    pictures = place / "pics"
+    fails(capsys, ["predict", run, pictures], 2, *why)
+    fails(capsys, ["evaluate", run, "--data-dir", place], 2, *why)
+    fails(capsys, ["train", "--out", run, "--resume", "--data", pictures], 2, *why)
+    assert not [*tmp_path.rglob("imported")]
+
+
+def test_a_run_that_lies_around_the_current_folder_is_used_if_it_holds_no_code(place, tmp_path, monkeypatch):
+    shutil.copytree("run", tmp_path / "run")
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.chdir(tmp_path / "run" / "checkpoints")
+    assert auxnet.load("..").classes == ("ant", "bee", "cow")
 
 
 @pytest.mark.parametrize("backbone", [3, "", [], {"a": 1}])

@@ -18,11 +18,15 @@ from auxnet.exporting import export
 from auxnet.files import write_json
 from auxnet.graphs import EarlyExitGraph, folded
 from auxnet.hub import load
+from auxnet.opening import data_of
 from auxnet.policy import Policy, confidence
 from auxnet.prediction import predict
+from auxnet.recipe import read_run_recipe, write_recipe
 from auxnet.runtimes import open_model
 from shipped import write_run
 
+SUFFIX = {"safetensors": "", "onnx": ".onnx", "torch": ".pt2", "onnx-early-exit": ".onnx"}
+UP_TO_TWO = Policy((0.3,), "top", (1.0, 1.0))
 HALF = Policy((0.02, 0.05), "margin", (1.5, 0.7, 2.0))
 
 
@@ -88,6 +92,25 @@ def test_the_torch_export_equals_its_source_at_any_batch_size(run, tmp_path, pix
     for n in (1, 5):
         logits, _ = model(torch.from_numpy(pixels[:n]))
         torch.testing.assert_close(logits, logits_of(run, pixels)[1][:n], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_an_export_compared_on_one_image_takes_many(run, tmp_path, pixels, monkeypatch, format):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+
+    def of_one_image(*asked, **how):
+        dataset = data_of(*asked, **how)
+        return replace(dataset, val=dataset.val.part(torch.tensor([0])))
+
+    monkeypatch.setattr(exporting, "data_of", of_one_image)
+    done = export(run, 2, format, tmp_path / f"two.{'pt2' if format == 'torch' else 'onnx'}")
+    assert done.images == 1
+    if format == "torch":
+        logits, _ = torch.export.load(done.path).module()(torch.from_numpy(pixels))
+    else:
+        logits = torch.from_numpy(open_model(done.path).ask(pixels).logits)
+    torch.testing.assert_close(logits, logits_of(run, pixels)[1], atol=1e-4, rtol=0)
 
 
 def test_the_exported_folder_equals_its_source_bit_for_bit(run, tmp_path, pixels):
@@ -159,6 +182,36 @@ def test_early_exit_holds_the_deeper_segments_inside_a_branch(early):
     assert sum(node.op_type == "Conv" for node in graph.node) == 3  # the stem and the first block
     leave = next(a.g for a in branch.attribute if a.name == "then_branch")
     assert not any(node.op_type == "Conv" for node in leave.node)
+
+
+@pytest.mark.parametrize("format", ["safetensors", "onnx", "torch", "onnx-early-exit"])
+def test_where_the_data_are_not_here_it_is_compared_on_random_images(tmp_path, monkeypatch, capsys, run, format):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run, tmp_path / "run")
+    recipe = read_run_recipe(run)
+    words = ["export", "run", "--format", format, "--out", f"it{SUFFIX[format]}", "--images", "5"]
+    words += ["--confidence", "top", "--thresholds", "0.3", "0.3"] if format == "onnx-early-exit" else []
+    for elsewhere in (
+        {"data": str(tmp_path / "gone" / "pics")},
+        {"data": "pics", "data_dir": str(tmp_path)},
+        {"data": "pics", "data_dir": str(tmp_path / "gone")},
+    ):
+        write_recipe(replace(recipe, **elsewhere), tmp_path / "run" / "recipe.yaml")
+        assert main([*words, "--overwrite"]) == 0
+        told = "run again on 5 random images (the data of the run are not here): the largest difference of a logit is"
+        assert told in capsys.readouterr().out
+    done = export("run", 2, format, f"two{SUFFIX[format]}", policy=UP_TO_TWO if "early" in format else None)
+    assert (done.random, done.images, done.takes) == (True, 64, (8, 8, 3))
+    assert main([*words, "--overwrite", "--data-dir", str(tmp_path)]) == 2  # looked for there: not to be done without
+    assert "pics" in capsys.readouterr().err
+
+
+def test_on_what_an_export_was_compared_is_kept_in_it(run, onnx_file):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"])
+    assert re.match(r'"\d+ validation images"', session.get_modelmeta().custom_metadata_map["compared_on"])
 
 
 def test_an_export_that_differs_fails_and_leaves_nothing(run, tmp_path, monkeypatch):

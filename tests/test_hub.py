@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import auxnet
+from auxnet import hub
 from auxnet.hub import PretrainedAuxNet, load, take_out
 from shipped import picture, write_run
 
@@ -91,6 +92,48 @@ def test_a_model_that_the_hub_cannot_give_is_one_clear_line():
         load("hf:no-one/nothing")
     with pytest.raises(ValueError, match="given as hf:owner/name"):
         load("hf:nothing")
+
+
+def in_a_cache(run, folder, repo="owner/name"):
+    """A run's model as the hub's cache holds it, in a folder of its own."""
+    home = folder / f"models--{repo.replace('/', '--')}"
+    load(run).save_pretrained(home / "snapshots" / "abc")
+    (home / "refs").mkdir()
+    for ref in ("main", "v1"):
+        (home / "refs" / ref).write_text("abc")
+    return folder
+
+
+@pytest.fixture
+def asked_of_the_hub(monkeypatch):
+    """What the hub is asked for a folder."""
+    asked, ask = [], hub.snapshot_download
+
+    def watched(*given, **how):
+        asked.append(how)
+        return ask(*given, **how)
+
+    monkeypatch.setattr(hub, "snapshot_download", watched)
+    return asked
+
+
+def test_another_cache_is_looked_in_and_no_network_is_tried_where_files_are_to_be_local(
+    run, tmp_path, asked_of_the_hub
+):
+    where = {"cache_dir": in_a_cache(run, tmp_path / "cache"), "local_files_only": True}
+    assert same(PretrainedAuxNet.from_pretrained("owner/name", **where), load(run))
+    with pytest.raises(FileNotFoundError, match=r"^hf:owner/other is not in the hub's cache: "):
+        PretrainedAuxNet._from_pretrained(model_id="owner/other", **where)
+    assert [how["local_files_only"] for how in asked_of_the_hub] == [True, True]
+
+
+@pytest.mark.usefixtures("own_cache_and_no_network")
+def test_what_the_hub_is_to_be_told_is_told(run, tmp_path, asked_of_the_hub):
+    given = {"token": "secret", "revision": "v1", "cache_dir": in_a_cache(run, tmp_path / "cache")}
+    PretrainedAuxNet.from_pretrained("owner/name", **given)
+    PretrainedAuxNet._from_pretrained(model_id="owner/name", force_download=True, **given)
+    assert [how | given == how for how in asked_of_the_hub] == [True, True]
+    assert [how["force_download"] for how in asked_of_the_hub] == [False, True]
 
 
 def test_damaged_and_foreign_folders_are_told_apart(copied, tmp_path):

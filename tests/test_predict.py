@@ -3,15 +3,19 @@
 import csv
 import io
 import json
+import weakref
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import auxnet
+from auxnet import prediction
 from auxnet.cli import main
 from auxnet.exporting import export
 from auxnet.prediction import Prediction, Unreadable, predict
 from auxnet.reading.pictures import fitted
+from auxnet.runtimes import runnable
 from shipped import picture, write_run
 
 
@@ -149,6 +153,54 @@ def test_the_file_is_written_whole_and_never_over_another(run, folder, tmp_path,
     assert len(out.read_text().splitlines()) == 7
     assert main(["predict", str(run), str(folder), "--format", "csv", "--out", str(out)]) == 2
     assert "--overwrite" in capsys.readouterr().err
+
+
+def test_a_folder_to_write_to_is_refused_before_anything_is_done(run, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("auxnet.prediction.predict", None)
+    for words in ([], ["--overwrite"]):
+        assert main(["predict", str(run), str(folder), "--out", str(tmp_path), *words]) == 2
+        assert capsys.readouterr().err == f"auxnet: {tmp_path} is a folder: name a file with --out\n"
+
+
+@pytest.mark.parametrize("top", [2, 9])
+def test_csv_has_its_header_without_any_readable_image_too(run, folder, tmp_path, capsys, top):
+    (tmp_path / "broken.png").write_text("no picture")
+    headers = []
+    for pictures, status in ((folder, 0), (tmp_path / "broken.png", 1)):
+        assert main(["predict", str(run), str(pictures), "--format", "csv", "--top", str(top)]) == status
+        headers.append(capsys.readouterr().out.splitlines()[0])
+    assert headers[0] == headers[1]
+    assert headers[0].count("class_") == min(top, 4)
+
+
+def test_of_the_resized_the_first_is_named_and_none_is_kept(run, tmp_path, capsys, monkeypatch):
+    for n in range(6):
+        picture(n, (12, 20 + n)).save(tmp_path / f"{n}.png")
+    alive = weakref.WeakSet()
+    asked, most = prediction.predict, []
+
+    def watched(*given, **how):
+        for answer in asked(*given, **how):
+            alive.add(answer)
+            most.append(len(alive))
+            yield answer
+            del answer
+
+    monkeypatch.setattr(prediction, "predict", watched)
+    assert main(["predict", str(run), str(tmp_path), "--format", "jsonl", "--batch-size", "1"]) == 0
+    assert f"resized 6 of the images, the first one {tmp_path / '0.png'}, 20x12\n" in capsys.readouterr().err
+    assert max(most) <= 2
+
+
+def test_what_an_open_model_cannot_be_asked_is_refused(run, folder):
+    net = auxnet.load(run)
+    with pytest.raises(ValueError, match="output is chosen where a model is opened, and this one is open: leave 99"):
+        predict(runnable(net, 2), folder, output=99)
+    for model in (net, runnable(net)):
+        for which in ("nonsense", "best"):
+            with pytest.raises(ValueError, match=f"and this model has its own: leave '{which}' out"):
+                predict(model, folder, which=which)
+    assert {answer.output for answer in predict(runnable(net, 2), folder)} == {2}
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from auxnet.backbones.described import net_from
-from auxnet.backbones.named import is_own_code
+from auxnet.backbones.named import check_apart, is_own_code
 from auxnet.documents import read_json
 from auxnet.errors import DamagedError, first_line
 from auxnet.files import whole
@@ -115,8 +115,14 @@ def read_config(folder: Path) -> Any:
 
 
 def backbone_of(run: Path) -> str | None:
-    """The backbone that a run directory's own recipe asks for: code that the user had trained by name."""
-    return read_run_recipe(run).backbone if (run / "recipe.yaml").is_file() else None
+    """The backbone that a run directory's own recipe asks for: code that the user had trained by name.
+
+    Raises ValueError if that code lies in the run: then it came with it, from wherever the run comes.
+    """
+    backbone = read_run_recipe(run).backbone if (run / "recipe.yaml").is_file() else None
+    if backbone is not None:
+        check_apart(backbone, run)
+    return backbone
 
 
 def load_net(run: Path | str, which: str = "last") -> AuxNet:

@@ -1,6 +1,6 @@
 """Export a run: one output, or the early exit, into a form that runs elsewhere, proven equal to its source.
 
-Every export is run again in its own runtime on validation images before it gets its name.
+Every export is run again in its own runtime, on validation images where they are here, before it gets its name.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from auxnet.backbones.named import is_own_code
 from auxnet.batches import Labelled, normalise
 from auxnet.exits import read_policy
 from auxnet.files import whole
-from auxnet.graphs import EarlyExitGraph, OneOutput, folded, need, write_onnx, write_torch
+from auxnet.graphs import EarlyExitGraph, OneOutput, folded, need, untraceable, write_onnx, write_torch
 from auxnet.hub import FILES, PretrainedAuxNet, load, model_card, position_of, take_out
 from auxnet.opening import data_of
 from auxnet.policy import Policy, confidence
 from auxnet.reading.arrays import Pixels
-from auxnet.recipe import read_run_recipe
+from auxnet.recipe import Recipe, read_run_recipe
 from auxnet.runtimes import Answers, open_model, open_onnx
 
 Format = Literal["safetensors", "onnx", "torch", "onnx-early-exit"]
@@ -43,13 +43,17 @@ class Exported:
     """of the run; the deepest one of an early exit"""
     bytes: int
     images: int
-    """that it was compared on"""
+    """that it was compared on: of validation, or `random` ones"""
     difference: float
     """largest, of any logit"""
     takes: tuple[int, ...]
     """(H, W, C) of the images that it takes"""
     exits: tuple[int, ...] | None = None
     """early exit: how many of the images left at each output"""
+    unfolded: tuple[str, ...] = ()
+    """torch: modules that cannot be traced, whose BatchNorms are no part of the convolutions before them"""
+    random: bool = False
+    """whether the images were random ones, since the data of the run are not here"""
 
 
 def export(
@@ -71,8 +75,11 @@ def export(
     [N, H, W, C] -> logits and probabilities; "onnx-early-exit": one image -> those and its exit, by `policy`
     (default: RUN/exits.json) over outputs 1..`output`, whose probabilities are tempered: softmax of the logits over the
     policy's temperature of the output that the image left at. `fold` makes BatchNorm part of the convolution before it
-    in "torch"; ONNX files always are. It is compared on that many validation `images`, looked for under
-    `data_dir` if not where they lay in training. The default `out` is named after the run, in this folder.
+    in "torch", but for modules that torch.fx cannot trace; ONNX files always are. The default `out` is named after the
+    run, in this folder.
+
+    It is compared on that many validation `images`, looked for under `data_dir` if not where they lay in training;
+    where the run's data are not here and no `data_dir` is given, on random ones.
 
     Raises ValueError, FileNotFoundError or FileExistsError for what cannot be asked for, RuntimeError if the
     export differs from its source: then there is nothing at `out`.
@@ -101,32 +108,44 @@ def export(
         policy.check(output)
     elif policy is not None:
         raise ValueError(f"confidence and thresholds are for onnx-early-exit, not for {format}: leave them out")
-    dataset = data_of(run, replace(recipe, data_dir=data_dir or recipe.data_dir), judging=False)
-    pixels = _some(dataset.val, images)
+    found = _validation_images(run, recipe, data_dir, images)
+    pixels = _random_images(net, images) if found is None else found
     path.parent.mkdir(parents=True, exist_ok=True)
     if format == "safetensors":
-        return _folder(net, output, path, pixels)
+        return replace(_folder(net, output, path, pixels), random=found is None)
+    unfolded = untraceable(net.truncate(output)) if format == "torch" and fold else ()
+    facts = _facts(net, output, policy) | ({"unfolded": unfolded} if unfolded else {})
+    facts |= {"compared_on": f"{len(pixels)} {'random' if found is None else 'validation'} images"}
     with whole(path) as partial:
-        answers = _write(net, output, format, partial, pixels, fold, policy)
+        answers = _write(net, output, format, partial, pixels, fold, policy, facts)
         difference, exits = _compare(net, output, policy, pixels, answers)
         size = partial.stat().st_size
-    return Exported(path, format, output, size, len(pixels), difference, pixels.shape[1:], exits)
+    return Exported(
+        path, format, output, size, len(pixels), difference, pixels.shape[1:], exits, unfolded, found is None
+    )
 
 
 def _write(
-    net: PretrainedAuxNet, output: int, format: Format, path: Path, pixels: Pixels, fold: bool, policy: Policy | None
+    net: PretrainedAuxNet,
+    output: int,
+    format: Format,
+    path: Path,
+    pixels: Pixels,
+    fold: bool,
+    policy: Policy | None,
+    facts: dict[str, Any],
 ) -> Answers:
     """Write the file, and give what it answers in its own runtime."""
-    facts = _facts(net, output, policy)
     example, mean, std = torch.from_numpy(pixels), net.preprocessing.mean, net.preprocessing.std
+    two = example[:2].expand(2, -1, -1, -1).contiguous()  # of one image, its N would be fixed at 1
     if policy is not None:
         write_onnx(EarlyExitGraph(net.shallow(output).eval(), policy, mean, std), example[:1], path, facts)
         return open_onnx(path).ask(pixels)
     model = net.truncate(output).eval()
     if format == "onnx":
-        write_onnx(OneOutput(model, mean, std), example[:2], path, facts)
+        write_onnx(OneOutput(model, mean, std), two, path, facts)
         return open_onnx(path).ask(pixels)
-    write_torch(OneOutput(folded(model) if fold else model, mean, std), example[:2], path, facts)
+    write_torch(OneOutput(folded(model) if fold else model, mean, std), two, path, facts)
     with torch.inference_mode():
         program = torch.export.load(io.BytesIO(path.read_bytes())).module()
         logits, probabilities = program(example)
@@ -182,6 +201,24 @@ def _compare(
     if not (off <= allowed / (2 * tempers) + ROUNDING).all():  # softmax moves by half of what its logits do, at most
         raise RuntimeError(f"the export differs by {float(off.max()):.2g} in a probability: not kept")
     return difference, None if policy is None else tuple(torch.bincount(exits_N, minlength=output + 1)[1:].tolist())
+
+
+def _validation_images(run: Path | str, recipe: Recipe, data_dir: str | None, count: int) -> Pixels | None:
+    """At most `count` of a run; None if its data are not where they lay in training. Raises as `data_of` does."""
+    try:
+        return _some(data_of(run, replace(recipe, data_dir=data_dir or recipe.data_dir), judging=False).val, count)
+    except (FileNotFoundError, ValueError) as error:
+        places = (Path(recipe.data).expanduser(), Path(recipe.data_dir or "").expanduser() / recipe.data)
+        there = isinstance(error, ValueError) and any(place.exists() for place in places)
+        if data_dir is not None or there:
+            raise
+        return None
+
+
+def _random_images(net: PretrainedAuxNet, count: int) -> Pixels:
+    """So many images [N, H, W, C] as the net takes them, always the same."""
+    seen = net.preprocessing
+    return np.random.default_rng(0).integers(0, 256, (count, *seen.image_size, seen.channels), dtype=np.uint8)
 
 
 def _some(split: Labelled, count: int) -> Pixels:

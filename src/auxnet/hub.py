@@ -94,9 +94,21 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         save_weights(save_directory / "model.safetensors", self)
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, revision: str | None = None, **_: Any) -> PretrainedAuxNet:
-        folder = Path(model_id)
-        return load(folder) if folder.is_dir() else _load(_fetched(model_id, revision), "last", None)
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: Path | str | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        **_: Any,  # what the mixin has read in config.json
+    ) -> PretrainedAuxNet:
+        if Path(model_id).is_dir():
+            return load(model_id)
+        options = {"revision": revision, "token": token, "cache_dir": cache_dir, "force_download": force_download}
+        return _load(_fetched(model_id, local_files_only, **options), "last", None)
 
 
 def load(source: Path | str, which: str = "last") -> PretrainedAuxNet:
@@ -115,7 +127,7 @@ def load(source: Path | str, which: str = "last") -> PretrainedAuxNet:
     if which == "best" and (from_hub or not (folder / "recipe.yaml").is_file()):
         raise ValueError(f"{source} is no run directory, so it holds no 'best' weights: leave which out")
     if from_hub:
-        return _load(_fetched(name.removeprefix("hf:"), None), which, None)
+        return _load(_fetched(name.removeprefix("hf:")), which, None)
     return _load(folder, which, backbone_of(folder))
 
 
@@ -267,20 +279,24 @@ def _from_config(config: Any, where: Path, trusted: str | None) -> PretrainedAux
     return net
 
 
-def _fetched(repo: str, revision: str | None) -> Path:
-    """The folder of a model on the hub: as the hub has it now, or else as it lies in the hub's own cache."""
+def _fetched(repo: str, only_cached: bool = False, **options: Any) -> Path:
+    """The folder of a model on the hub: as the hub has it now, or else (or only) as it lies in the hub's own cache.
+
+    `options` go to `snapshot_download`.
+    """
     misnamed = ValueError(f"a model on the hub is given as hf:owner/name, got {'hf:' + repo!r}")
     if repo.count("/") != 1:
         raise misnamed
     reason = ""
-    for cached in (False, True):
+    for cached in (True,) if only_cached else (False, True):
         try:
             found = snapshot_download(
-                repo, revision=revision, allow_patterns=list(FILES), etag_timeout=5, local_files_only=cached
+                repo, allow_patterns=list(FILES), etag_timeout=5, local_files_only=cached, **options
             )
             return Path(str(found))
         except HFValidationError:
             raise misnamed from None
         except Exception as error:  # whatever the network throws
             reason = reason or first_line(error)
-    raise FileNotFoundError(f"hf:{repo} could not be fetched, and is not in the hub's cache: {reason}")
+    lack = "is not in the hub's cache" if only_cached else "could not be fetched, and is not in the hub's cache"
+    raise FileNotFoundError(f"hf:{repo} {lack}: {reason}")

@@ -7,7 +7,7 @@ it was evaluated on the middle of somewhat larger images, so is it here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -54,9 +54,9 @@ def predict(
 ) -> Iterator[Prediction | Unreadable]:
     """One answer per image, in order: of a file or several, and of the image files in and below folders, sorted.
 
-    `model`: a run, an exported folder, `hf:owner/name`, an ONNX file of this program, or what `load` gave; `output` as
-    numbered in the run (default: its deepest). Raises, at once, ValueError for an option that cannot be or an empty
-    list, and what `runtimes.open_model` raises.
+    `model`: a run, an exported folder, `hf:owner/name`, an ONNX file of this program, or what `load`, `runnable` or
+    `open_for` gave; `output` as numbered in the run (default: its deepest). Raises, at once, ValueError for an option
+    that cannot be or an empty list, and what `runtimes.open_model` raises.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
@@ -65,20 +65,31 @@ def predict(
     given = [images] if isinstance(images, str | Path) else list(images)
     if not given:
         raise ValueError("there are no images to predict: name files or folders")
-    try:
-        asked = _opened(model, output, which)
-    except (ValueError, FileNotFoundError) as error:
-        if len(given) == 1 and (Path(given[0]).suffix == ".onnx" or (Path(given[0]) / "config.json").is_file()):
-            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-            raise kind(f"the model comes first, then images: {given[0]} {model} ({error})") from None
-        raise
-    return _answers(asked, _files(given), top, batch_size)
+    return _answers(open_for(given, model, output, which), _files(given), top, batch_size)
 
 
-def _opened(model: Path | str | PretrainedAuxNet | Runnable, output: int | None, which: str) -> Runnable:
+def open_for(
+    images: Sequence[Path | str],
+    model: Path | str | PretrainedAuxNet | Runnable,
+    output: int | None = None,
+    which: str = "last",
+) -> Runnable:
+    """The model that is to be asked about these images, opened. Raises what `predict` raises for it."""
+    if which != "last" and isinstance(model, PretrainedAuxNet | Runnable):
+        raise ValueError(f"which chooses the weights of a run, and this model has its own: leave {which!r} out")
     if isinstance(model, Runnable):
+        if output is not None:
+            raise ValueError(f"output is chosen where a model is opened, and this one is open: leave {output!r} out")
         return model
-    return runnable(model, output) if isinstance(model, PretrainedAuxNet) else open_model(model, output, which)
+    if isinstance(model, PretrainedAuxNet):
+        return runnable(model, output)
+    try:
+        return open_model(model, output, which)
+    except (ValueError, FileNotFoundError) as error:
+        if len(images) == 1 and (Path(images[0]).suffix == ".onnx" or (Path(images[0]) / "config.json").is_file()):
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            raise kind(f"the model comes first, then images: {images[0]} {model} ({error})") from None
+        raise
 
 
 class _Readable(NamedTuple):

@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
+from importlib.machinery import ModuleSpec, PathFinder, all_suffixes
+from importlib.util import find_spec
 from inspect import signature
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -53,6 +56,58 @@ def build_backbone(name: str, num_classes: int, in_channels: int = 3, pretrained
 def is_own_code(name: str) -> bool:
     """Whether a name stands for code that is none of a known library's."""
     return name.partition(":")[0] not in LIBRARIES
+
+
+def check_apart(name: str, run: Path) -> None:
+    """Raise ValueError if building the backbone of this name could run code that lies in the folder of a `run`.
+
+    The run may be a stranger's, its recipe too. Nothing is imported to find that out.
+    """
+    if not is_own_code(name):
+        return
+    module, _, _ = name.partition(":")
+    with _current_folder():
+        for place in map(Path, sys.path):
+            if _lies_in(place, run) and _holds_code(place):
+                raise ValueError(
+                    f"{place.absolute()} lies in the run {run} and holds code, which backbone {name} could import: "
+                    "call this from another folder"
+                )
+        for spec in _specs(module):
+            if spec.has_location and spec.origin is not None and _lies_in(Path(spec.origin), run):
+                raise ValueError(
+                    f"{run} names the backbone {name}, and its code ({spec.origin}) lies in the run itself: a run's "
+                    "own files are not imported; build it yourself, cut it by auxnet.attach, and load the weights"
+                )
+
+
+def _specs(module: str) -> Iterator[ModuleSpec]:
+    """Where a module and the packages around it would be imported from; as far as they are found."""
+    package, *below = module.split(".")
+    if package in sys.modules:
+        spec = getattr(sys.modules[package], "__spec__", None)
+    else:
+        spec = find_spec(package) if package else None
+    for part in (*below, None):
+        if spec is None:
+            return
+        yield spec
+        if part is None or spec.submodule_search_locations is None:
+            return
+        # By its last name alone: with a dotted one, the packages around it would be imported.
+        spec = PathFinder.find_spec(part, list(spec.submodule_search_locations))
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Whether a path, as it is written or with its links followed, leads through a folder."""
+    ways = (path.absolute(), path.resolve())
+    return any(
+        os.path.exists(place) and os.path.samefile(place, folder) for way in ways for place in (way, *way.parents)
+    )
+
+
+def _holds_code(folder: Path) -> bool:
+    return any(file.name.endswith(tuple(all_suffixes())) for file in folder.rglob("*"))
 
 
 def _timm(name: str, model: str, in_channels: int) -> Build:

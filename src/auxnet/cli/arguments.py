@@ -117,6 +117,9 @@ def parse_with_recipe(options: type[WithRecipe], words: list[str]) -> WithRecipe
     if config is not None:
         given = read_recipe(config)
     elif out is not None and "--resume" in words and (Path(out) / "recipe.yaml").is_file():
+        from auxnet.checkpoint import backbone_of
+
+        backbone_of(Path(out))  # refuses one that came with the run
         given = read_run_recipe(out)
     return parse(options, words, None if given is None else options.default(given))
 

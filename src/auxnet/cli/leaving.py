@@ -82,8 +82,7 @@ def exits(words: list[str]) -> int:
             **o.where,
         )
     if found.policy is None or found.val is None or found.test is None:
-        unmet: dict[str, object] = {"thresholds": None, "reason": found.reason, "target": found.target}
-        unmet |= {"unit": found.unit, "costs": found.costs}
+        unmet = {key: getattr(found, key) for key in ("reason", "target", "unit", "costs")} | {"thresholds": None}
         print(json.dumps(unmet, indent=2) if o.json else found.reason)
         return 1
     if o.json:

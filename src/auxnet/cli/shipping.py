@@ -41,7 +41,7 @@ class Export:
     which: Literal["last", "best"] = "last"
     """weights of the last epoch, or of the best one on validation"""
     fold: bool = True
-    """torch: make BatchNorm part of the convolution before it (ONNX files always are)"""
+    """torch: make BatchNorm part of the convolution before it, where that can be traced (ONNX files always are)"""
     confidence: Literal["entropy", "top", "margin"] | None = None
     """early exit: what is compared with the thresholds; none: RUN/exits.json"""
     thresholds: tuple[float, ...] | None = None
@@ -49,9 +49,9 @@ class Export:
     temperatures: tuple[float, ...] | None = None
     """early exit: of each output; none: 1"""
     data_dir: str | None = None
-    """where data sets lie, if not where they lay in training"""
+    """where data sets lie, if not where they lay in training: their images are what the export is compared on"""
     images: int = 64
-    """validation images that the export is compared on"""
+    """validation images that the export is compared on; random ones where the run's data are not here"""
     overwrite: FlagCreatePairsOff[bool] = False
     """replace what is there"""
 
@@ -86,7 +86,7 @@ def export(words: list[str]) -> None:
     from auxnet.exporting import export as write
 
     settings = {"which": o.which, "fold": o.fold, "policy": _policy(o), "data_dir": o.data_dir, "images": o.images}
-    with screen.working("exporting, and running the export on validation images"):
+    with screen.working("exporting, and running the export"):
         done = write(o.run, o.output, o.format, o.out, overwrite=o.overwrite, **settings)  # type: ignore[arg-type]
     what = f"output {done.output}" if done.exits is None else f"early exit over outputs 1..{done.output}"
     console = screen.console()
@@ -95,10 +95,13 @@ def export(words: list[str]) -> None:
         N = "N" if done.exits is None else "1"
         gives = "logits and probabilities" + ("" if done.exits is None else ", and the exit")
         screen.print_line(console, f"takes images, uint8 [{N}, {', '.join(map(str, done.takes))}]; gives {gives}")
+    if done.unfolded:
+        screen.print_line(console, f"not folded, since torch.fx cannot trace them: {', '.join(done.unfolded)}")
     if done.exits is not None:
         shares = ", ".join(f"{n} at {k}" for k, n in enumerate(done.exits, start=1))
         screen.print_line(console, f"exits of the {done.images} images: {shares}")
-    equal = f"run again on {done.images} validation images: the largest difference of a logit is {done.difference:.2g}"
+    images = "random images (the data of the run are not here)" if done.random else "validation images"
+    equal = f"run again on {done.images} {images}: the largest difference of a logit is {done.difference:.2g}"
     screen.print_line(console, equal)
 
 
@@ -117,31 +120,34 @@ def predict(words: list[str]) -> int:
     """`auxnet predict`."""
     options = parse(Predict, words)
     paths = [path for given in options.paths for path in (_listed() if given == "-" else [given])]
+    if options.out is not None and options.out.is_dir():
+        raise FileExistsError(f"{options.out} is a folder: name a file with --out")
     if options.out is not None and options.out.exists() and not options.overwrite:
         raise FileExistsError(f"{options.out} exists: name another with --out, or replace it with --overwrite")
-    from auxnet.prediction import Prediction
+    from auxnet.prediction import Prediction, open_for
     from auxnet.prediction import predict as ask
 
-    settings = {"output": options.output, "top": options.top, "batch_size": options.batch_size}
-    answers = ask(options.model, paths, which=options.which, **settings)  # type: ignore[arg-type]
-    unreadable, resized = 0, []
+    model = open_for(paths, options.model, options.output, options.which)
+    answers = ask(model, paths, top=options.top, batch_size=options.batch_size)
+    unreadable, resized, first = 0, 0, ""
 
     def readable() -> Iterator[Prediction]:
-        nonlocal unreadable
+        nonlocal unreadable, resized, first
         for answer in answers:
             if isinstance(answer, Prediction):
                 if answer.resized_from is not None:
-                    resized.append(answer)
+                    H, W = answer.resized_from
+                    resized, first = resized + 1, first or f"{_shown(answer.image)}, {W}x{H}"
                 yield answer
             else:
                 unreadable += 1
                 _complain(answer)
 
     with _destination(options.out) as file:
-        {"table": _table, "csv": _csv, "jsonl": _jsonl}[options.format](readable(), options.top, file)
+        top = min(options.top, len(model.classes))
+        {"table": _table, "csv": _csv, "jsonl": _jsonl}[options.format](readable(), top, file)
     if resized:
-        (H, W), name = resized[0].resized_from or (0, 0), _shown(resized[0].image)
-        print(f"auxnet: note: resized {len(resized)} of the images, the first one {name}, {W}x{H}", file=sys.stderr)
+        print(f"auxnet: note: resized {resized} of the images, the first one {first}", file=sys.stderr)
     if unreadable:
         print(f"auxnet: {unreadable} of the images could not be read", file=sys.stderr)
     return 1 if unreadable else 0
@@ -186,10 +192,9 @@ def _table(answers: Iterator[Prediction], top: int, file: TextIO) -> None:
 
 def _csv(answers: Iterator[Prediction], top: int, file: TextIO) -> None:
     writer = csv.writer(file, lineterminator="\n")
-    for row, a in enumerate(answers):
-        if row == 0:
-            each = [f"{what}_{rank}" for rank in range(1, len(a.classes) + 1) for what in ("class", "probability")]
-            writer.writerow(["image", "output", *each])
+    each = [f"{what}_{rank}" for rank in range(1, top + 1) for what in ("class", "probability")]
+    writer.writerow(["image", "output", *each])
+    for a in answers:
         pairs = [text for c, p in zip(a.classes, a.probabilities, strict=True) for text in (c, f"{p:.6f}")]
         writer.writerow([_shown(a.image), a.output, *pairs])
 
