@@ -38,8 +38,8 @@ class Exits(OfRun):
     run: Positional[Path]
     """the run directory"""
     max_error_increase: float | None = None
-    """target: least mean cost, with an error of at most so many points above the final output's, in the mean over images
-    not solved on; none: 0.5"""
+    """target: least mean cost, with an error of at most so many points above the final output's, in the mean over
+    images not solved on; none: 0.5"""
     max_mean_macs: str | None = None
     """target: least error, with at most so many multiply-adds for an image on average: 30M"""
     max_mean_latency: float | None = None
