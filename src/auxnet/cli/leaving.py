@@ -38,8 +38,8 @@ class Exits(OfRun):
     run: Positional[Path]
     """the run directory"""
     max_error_increase: float | None = None
-    """target: least mean cost, with an error on new images at most so many points above the final output's, in the
-    mean; none: 0.5"""
+    """target: least mean cost, with an error of at most so many points above the final output's, in the mean over
+    images not solved on; none: 0.5"""
     max_mean_macs: str | None = None
     """target: least error, with at most so many multiply-adds for an image on average: 30M"""
     max_mean_latency: float | None = None
@@ -82,7 +82,8 @@ def exits(words: list[str]) -> int:
             **o.where,
         )
     if found.policy is None or found.val is None or found.test is None:
-        unmet = {key: getattr(found, key) for key in ("reason", "target", "unit", "costs")} | {"thresholds": None}
+        unmet: dict[str, object] = {"thresholds": None, "reason": found.reason, "target": found.target}
+        unmet |= {"unit": found.unit, "costs": found.costs}
         print(json.dumps(unmet, indent=2) if o.json else found.reason)
         return 1
     if o.json:
