@@ -7,13 +7,15 @@ import weakref
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import auxnet
-from auxnet import prediction
+from auxnet import prediction, runtimes
 from auxnet.cli import main
 from auxnet.exporting import export
 from auxnet.prediction import Prediction, Unreadable, predict
+from auxnet.reading.ahead import ahead
 from auxnet.reading.pictures import fitted
 from auxnet.runtimes import runnable
 from shipped import picture, write_run
@@ -203,6 +205,96 @@ def test_what_an_open_model_cannot_be_asked_is_refused(run, folder):
     assert {answer.output for answer in predict(runnable(net, 2), folder)} == {2}
 
 
+@pytest.fixture
+def many(tmp_path):
+    """Forty small pictures, of which one is broken."""
+    for n in range(40):
+        picture(n, (12, 9 + n % 3), bright=3 * n).save(tmp_path / f"{n:02}.png")
+    (tmp_path / "17.png").write_text("no picture")
+    return tmp_path
+
+
+@pytest.fixture
+def with_cores(monkeypatch):
+    """Sets how many cores there are; gives the numbers of processes that decode."""
+    workers = []
+
+    def watched(work, pieces, number, most):
+        workers.append(number)
+        return ahead(work, pieces, number, most)
+
+    monkeypatch.setattr(prediction, "ahead", watched)
+
+    def there_are(cores):
+        for place in ("prediction", "runtimes", "machine"):
+            monkeypatch.setattr(f"auxnet.{place}.cores", lambda: cores)
+        return workers
+
+    return there_are
+
+
+def test_images_decoded_ahead_come_as_those_decoded_one_by_one(run, many, with_cores):
+    with_cores(1)
+    one_by_one = list(predict(run, many, batch_size=7))
+    assert [isinstance(a, Unreadable) for a in one_by_one] == [n == 17 for n in range(40)]
+    for batch_size in (1, 7, 100):
+        with_cores(2)
+        answers = list(predict(run, many, batch_size=batch_size, threads=2))
+        assert [a.image for a in answers] == [a.image for a in one_by_one]
+        for a, b in zip(answers, one_by_one, strict=True):
+            if isinstance(b, Unreadable):
+                assert a == b
+            else:
+                assert (a.classes, a.resized_from) == (b.classes, b.resized_from)
+                assert a.probabilities == pytest.approx(b.probabilities, abs=1e-6)
+    list(predict(run, sorted(many.iterdir())[:20], threads=2))
+    assert with_cores(2) == [0, 2, 2, 2, 0]  # one core, three times two, and so few images that none is waited for
+
+
+def test_only_so_many_images_are_decoded_ahead(run, many, with_cores, monkeypatch):
+    with_cores(2)
+    files, taken = prediction._files, []
+
+    def watched(given):
+        for _ in range(10):
+            for file in files(given):
+                taken.append(file)
+                yield file
+
+    monkeypatch.setattr(prediction, "_files", watched)
+    answers = predict(run, many, batch_size=8, threads=2)
+    next(answers)
+    assert len(taken) <= 8 + 8 + 4 * prediction.PIECE + prediction.FEW
+    answers.close()
+
+
+def test_threads_are_set_for_a_question_and_are_those_of_the_container(run, folder, with_cores, monkeypatch, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    file = export(run, 2, "onnx", tmp_path / "two.onnx").path
+    with_cores(3)
+    seen, normalise, session = [], runtimes.normalise, onnxruntime.InferenceSession
+
+    def watched(*given):
+        seen.append(torch.get_num_threads())
+        return normalise(*given)
+
+    def opened(path, options, **more):
+        seen.append(options.intra_op_num_threads)
+        return session(path, options, **more)
+
+    monkeypatch.setattr(runtimes, "normalise", watched)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    for model in (run, file):
+        for threads in (2, None):
+            list(predict(model, folder, threads=threads))
+    assert main(["predict", str(run), str(folder), "--threads", "2", "--device", "cpu"]) == 0
+    assert seen == [2, 1, 2, 3, 2]  # PyTorch was set to one by these tests
+    assert torch.get_num_threads() == 1
+    with pytest.raises(ValueError, match=r"two.onnx is run on the CPU, not on device 'cuda'"):
+        predict(file, folder, device="cuda")
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -210,6 +302,8 @@ def test_what_an_open_model_cannot_be_asked_is_refused(run, folder):
         (["x.png", "--output", "7"], "output must be 1..3"),
         (["x.png", "--batch-size", "0"], "batch_size must be 1 or more, got 0"),
         (["x.png", "--top", "0"], "top must be 1 or more, got 0"),
+        (["x.png", "--threads", "0"], "threads must be 1 or more, got 0"),
+        (["x.png", "--device", "toaster"], "device must be auto, cpu, cuda, cuda:NUMBER or mps, got 'toaster'"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line(run, capsys, words, line):

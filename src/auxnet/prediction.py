@@ -7,8 +7,11 @@ it was evaluated on the middle of somewhat larger images, so is it here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +19,14 @@ import numpy as np
 
 from auxnet.errors import one_line
 from auxnet.hub import PretrainedAuxNet
+from auxnet.machine import cores
+from auxnet.reading.ahead import ahead
 from auxnet.reading.arrays import Pixels
 from auxnet.reading.pictures import decode_for, image_files
 from auxnet.runtimes import Runnable, open_model, runnable
+
+PIECE = 4  # images that a process reads at a time
+FEW = 32  # images: of fewer, all are read before a process has started
 
 
 @dataclass(frozen=True)
@@ -51,12 +59,17 @@ def predict(
     top: int = 3,
     batch_size: int = 32,
     which: str = "last",
+    device: str | None = None,
+    threads: int | None = None,
 ) -> Iterator[Prediction | Unreadable]:
     """One answer per image, in order: of a file or several, and of the image files in and below folders, sorted.
 
     `model`: a run, an exported folder, `hf:owner/name`, an ONNX file of this program, or what `load`, `runnable` or
-    `open_for` gave; `output` as numbered in the run (default: its deepest). Raises, at once, ValueError for an option
-    that cannot be or an empty list, and what `runtimes.open_model` raises.
+    `open_for` gave; `output` as numbered in the run (default: its deepest). It is asked on `device` (default: where a
+    net lies that is given, else the CPU) and that many CPU `threads` (default: the cores that there are for this
+    process). Images are decoded ahead by as many processes, at most two batches or so of them.
+
+    Raises, at once, ValueError for an option that cannot be or an empty list, and what `runtimes.open_model` raises.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
@@ -65,7 +78,8 @@ def predict(
     given = [images] if isinstance(images, str | Path) else list(images)
     if not given:
         raise ValueError("there are no images to predict: name files or folders")
-    return _answers(open_for(given, model, output, which), _files(given), top, batch_size)
+    asked = open_for(given, model, output, which, device, threads)
+    return _answers(asked, _files(given), top, batch_size)
 
 
 def open_for(
@@ -73,18 +87,21 @@ def open_for(
     model: Path | str | PretrainedAuxNet | Runnable,
     output: int | None = None,
     which: str = "last",
+    device: str | None = None,
+    threads: int | None = None,
 ) -> Runnable:
     """The model that is to be asked about these images, opened. Raises what `predict` raises for it."""
     if which != "last" and isinstance(model, PretrainedAuxNet | Runnable):
         raise ValueError(f"which chooses the weights of a run, and this model has its own: leave {which!r} out")
     if isinstance(model, Runnable):
-        if output is not None:
-            raise ValueError(f"output is chosen where a model is opened, and this one is open: leave {output!r} out")
+        for name, value in (("output", output), ("device", device), ("threads", threads)):
+            if value is not None:
+                raise ValueError(f"{name} is chosen where a model is opened, and this one is open: leave {value!r} out")
         return model
     if isinstance(model, PretrainedAuxNet):
-        return runnable(model, output)
+        return runnable(model, output, device=device, threads=threads)
     try:
-        return open_model(model, output, which)
+        return open_model(model, output, which, device=device, threads=threads)
     except (ValueError, FileNotFoundError) as error:
         if len(images) == 1 and (Path(images[0]).suffix == ".onnx" or (Path(images[0]) / "config.json").is_file()):
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
@@ -114,17 +131,36 @@ def _files(given: Iterable[Path | str]) -> Iterator[Path | Unreadable]:
 
 
 def _answers(
-    model: Runnable, files: Iterable[Path | Unreadable], top: int, batch_size: int
+    model: Runnable, files: Iterator[Path | Unreadable], top: int, batch_size: int
 ) -> Iterator[Prediction | Unreadable]:
     waiting: list[_Readable | Unreadable] = []
     readable = 0
-    for file in files:
-        waiting.append(file if isinstance(file, Unreadable) else _read(file, model))
-        readable += isinstance(waiting[-1], _Readable)
-        if readable == batch_size:
-            yield from _batch(model, waiting, top)
-            waiting, readable = [], 0
+    with closing(_decoded(model, files, batch_size)) as decoded:
+        for each in decoded:
+            waiting.append(each)
+            readable += isinstance(each, _Readable)
+            if readable == batch_size:
+                yield from _batch(model, waiting, top)
+                waiting, readable = [], 0
     yield from _batch(model, waiting, top)
+
+
+def _decoded(model: Runnable, files: Iterator[Path | Unreadable], batch_size: int) -> Generator[_Readable | Unreadable]:
+    """The images in order, read by processes beside this one where there are many and a core for it."""
+
+    def read(piece: list[Path | Unreadable]) -> list[_Readable | Unreadable]:
+        return [file if isinstance(file, Unreadable) else _read(file, model) for file in piece]
+
+    first = list(islice(files, FEW))
+    pieces = iter(partial(_piece, chain(first, files)), [])
+    workers = model.threads if len(first) == FEW and cores() > 1 else 0
+    with closing(ahead(read, pieces, workers, -(-batch_size // PIECE) + 2 * workers)) as found:
+        for piece in found:
+            yield from piece
+
+
+def _piece(files: Iterator[Path | Unreadable]) -> list[Path | Unreadable]:
+    return list(islice(files, PIECE))
 
 
 def _batch(model: Runnable, waiting: list[_Readable | Unreadable], top: int) -> Iterator[Prediction | Unreadable]:

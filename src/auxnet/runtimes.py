@@ -5,6 +5,7 @@ Shapes: N images, H x W pixels, C channels; images are uint8 [N, H, W, C].
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,10 @@ from auxnet.documents import json_value
 from auxnet.errors import one_line
 from auxnet.graphs import need
 from auxnet.hub import PretrainedAuxNet, load, position_of
+from auxnet.machine import cores, device_of, threads_set
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import Pixels
+from auxnet.recipe import Recipe
 
 Floats = NDArray[np.float32]
 
@@ -41,18 +44,28 @@ class Runnable:
     preprocessing: Preprocessing
     """of which `ask` does the normalisation"""
     ask: Callable[[Pixels], Answers]
+    threads: int
+    """CPU threads that it is run on"""
 
 
-def open_model(source: Path | str, output: int | None = None, which: str = "last") -> Runnable:
+def open_model(
+    source: Path | str,
+    output: int | None = None,
+    which: str = "last",
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+) -> Runnable:
     """A run directory, an exported folder, `hf:owner/name`, or an ONNX file of this program.
 
-    `output` is that of the run (default: the deepest there is); an ONNX file has the one it was exported with.
+    `output` is that of the run (default: the deepest there is); an ONNX file has the one it was exported with, and
+    runs on the CPU. `device` is the CPU by default, `threads` as many as there are CPU cores for this process.
 
     Raises FileNotFoundError, ValueError for a file or an output that cannot be used, RuntimeError for damage.
     """
     path = Path(source)
     if str(source).startswith("hf:") or path.is_dir():
-        return _open_net(source, output, which)
+        return runnable(load(source, which), output, device=device, threads=threads)
     if not path.exists():
         raise FileNotFoundError(
             f"there is no model {source}: give a run, an exported folder, an ONNX file, or hf:owner/name"
@@ -62,39 +75,49 @@ def open_model(source: Path | str, output: int | None = None, which: str = "last
     if path.suffix != ".onnx":
         rule = "a model is a run, an exported folder, an .onnx file, or hf:owner/name"
         raise ValueError(f"{source} cannot be asked here: {rule} (a .pt2 is for torch.export.load)")
-    return open_onnx(path, output)
+    if device not in (None, "auto", "cpu"):
+        raise ValueError(f"{source} is run on the CPU, not on device {device!r}: leave that out, or give the run")
+    return open_onnx(path, output, threads)
 
 
-def _open_net(source: Path | str, output: int | None, which: str) -> Runnable:
-    return runnable(load(source, which), output)
-
-
-def runnable(net: PretrainedAuxNet, output: int | None = None) -> Runnable:
+def runnable(
+    net: PretrainedAuxNet, output: int | None = None, *, device: str | None = None, threads: int | None = None
+) -> Runnable:
     """A net that is loaded, its output as numbered in the run (default: the deepest there is), to be asked.
 
-    Raises ValueError if it has no such output.
+    On a `device` other than its own (the default), a copy of it is asked; `threads` of the CPU, by default as many as
+    there are cores for this process, are set for each question only. Raises ValueError if it has no such output or
+    the device cannot be used.
     """
     number = net.numbers[-1] if output is None else output
-    model = net.truncate(position_of(net, number)).eval().cpu().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
+    model, home = net.truncate(position_of(net, number)).eval(), next(net.parameters()).device
+    place = home if device is None else device_of(Recipe(device=device))
+    if place != home:
+        model = copy.deepcopy(model).to(place)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     seen = net.preprocessing
+    with threads_set(threads) as number_of_threads:
+        pass
 
     @torch.inference_mode()
     def ask(images: Pixels) -> Answers:
-        logits = model(normalise(torch.from_numpy(images), seen.mean, seen.std))
-        return Answers(logits.numpy(), logits.softmax(1).numpy(), np.full(len(images), number))
+        with threads_set(number_of_threads):
+            logits = model(normalise(torch.from_numpy(images).to(place), seen.mean, seen.std))
+            return Answers(logits.cpu().numpy(), logits.softmax(1).cpu().numpy(), np.full(len(images), number))
 
-    return Runnable(net.classes, seen, ask)
+    return Runnable(net.classes, seen, ask, number_of_threads)
 
 
-def open_onnx(path: Path, output: int | None = None, threads: int = 0) -> Runnable:
-    """An ONNX file of this program in onnxruntime, on `threads` CPU threads (0: as many as there are cores).
+def open_onnx(path: Path, output: int | None = None, threads: int | None = None) -> Runnable:
+    """An ONNX file of this program in onnxruntime, on `threads` CPU threads (None: as many as there are cores for it).
 
     Raises ValueError if it was not made here or has another output, RuntimeError if it is damaged.
     """
     need("onnxruntime")
     import onnxruntime
 
+    with threads_set(threads):  # refuses what cannot be
+        threads = threads or cores()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised, not written
     options.intra_op_num_threads = threads
@@ -125,7 +148,7 @@ def open_onnx(path: Path, output: int | None = None, threads: int = 0) -> Runnab
             raise RuntimeError(f"{path} is damaged: it does not answer with {classes} probabilities for each image")
         return answers
 
-    return Runnable(tuple(facts["classes"]), Preprocessing.read(facts), ask)
+    return Runnable(tuple(facts["classes"]), Preprocessing.read(facts), ask, threads)
 
 
 def _facts(metadata: dict[str, str], path: Path) -> dict[str, Any]:

@@ -74,6 +74,10 @@ class Predict:
     """images at a time"""
     which: Literal["last", "best"] = "last"
     """of a run: weights of the last epoch, or of the best one on validation"""
+    device: str | None = None
+    """auto, cpu, cuda, ...; none: the CPU"""
+    threads: int | None = None
+    """CPU threads, and processes that decode; none: as many as there are cores"""
     out: Path | None = None
     """a file to write to"""
     overwrite: FlagCreatePairsOff[bool] = False
@@ -127,7 +131,7 @@ def predict(words: list[str]) -> int:
     from auxnet.prediction import Prediction, open_for
     from auxnet.prediction import predict as ask
 
-    model = open_for(paths, options.model, options.output, options.which)
+    model = open_for(paths, options.model, options.output, options.which, options.device, options.threads)
     answers = ask(model, paths, top=options.top, batch_size=options.batch_size)
     unreadable, resized, first = 0, 0, ""
 
