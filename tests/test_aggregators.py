@@ -63,6 +63,7 @@ def test_the_mean_of_torchjd_is_joint():
 
 
 @pytest.mark.parametrize("name", ["UPGrad", "PCGrad", "MGDA", "IMTLG"])
+@pytest.mark.enough(1)
 def test_a_recipe_trains_with_an_aggregator(name, tmp_path):
     pytest.importorskip("torchjd")
     run = auxnet.fit(replace(TINY, aggregator=name), tmp_path / "a")

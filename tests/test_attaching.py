@@ -242,6 +242,7 @@ def test_early_exit_skips_and_keeps_the_order(kind, at):
 
 
 @pytest.mark.parametrize(("kind", "at"), [BACKBONES["dropping"], BACKBONES["residual"]], ids=["dropping", "residual"])
+@pytest.mark.enough(1)
 def test_an_exported_output_equals_its_source(kind, at, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     from auxnet.graphs import OneOutput, write_onnx, write_torch

@@ -134,6 +134,7 @@ def taken_back(method):
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("happens", [{}, {5: slower}, {5: reweighed, 9: slower}, {6: taken_back}])
+@pytest.mark.enough(14)
 def test_replayed_steps_train_to_the_bits_of_steps_one_by_one(name, happens):
     assert same_bits(METHODS[name], happens=happens).replayed >= 3
 
@@ -205,6 +206,7 @@ TINY = Recipe(data="digits", depth=8, epochs=2, train_images=300, batch_size=64,
 
 
 @pytest.mark.parametrize("fields", [{}, {"precision": "bfloat16", "mixup": 0.2}, {"ema": 0.9}], ids=str)
+@pytest.mark.enough(1)
 def test_a_recipe_with_graphs_trains_the_same_weights(fields, graphs_on_cpus, tmp_path):
     recipe = replace(TINY, **fields)
     auxnet.fit(recipe, tmp_path / "one by one")
@@ -216,6 +218,7 @@ def test_a_recipe_with_graphs_trains_the_same_weights(fields, graphs_on_cpus, tm
 
 @pytest.mark.parametrize(("before", "after"), [(True, False), (False, True)])
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+@pytest.mark.enough(1)
 def test_a_run_goes_on_with_or_without_graphs(before, after, optimizer, graphs_on_cpus, monkeypatch, tmp_path):
     """To the same weights, from within an epoch: whether there are graphs is a matter of where it runs."""
     monkeypatch.setattr(torch.optim.AdamW, "__init__", without_capturable(torch.optim.AdamW.__init__))

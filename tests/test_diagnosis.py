@@ -1,5 +1,6 @@
 """Supervision measured: against nets whose answer is known, and against gradients taken one by one in float64."""
 
+import copy
 import itertools
 import math
 
@@ -168,10 +169,10 @@ def test_norms_and_cosines_are_those_of_gradients_taken_by_torch_func():
         assert c.cosine == pytest.approx(cosine.item(), abs=1e-9)
 
 
-def test_two_outputs_of_one_head_at_one_place_agree_wholly():
+def test_two_outputs_of_equal_heads_at_one_place_agree_wholly():
     head = Classifier(4, 4, False)
     trunk = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh())
-    net = AuxNet([trunk, nn.Identity()], [head, head], (1, 2)).double()
+    net = AuxNet([trunk, nn.Identity()], [head, copy.deepcopy(head)], (1, 2)).double()
     found = diagnose(net, [batch()])
     assert [c.cosine for c in found.agreements] == pytest.approx([1.0, 1.0])
     assert [(n.output, n.segment) for n in found.norms if n.norm == 0] == [(2, 2)]  # nothing there has weights

@@ -73,6 +73,7 @@ def whole(tmp_path_factory):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("step", [2, STEPS])
+@pytest.mark.enough(2)
 def test_a_signal_lets_the_step_end_and_saves(tmp_path, whole, number, status, step):
     with pytest.raises(signals.Stopped, match=f"stopped after epoch 2, step {step}; the run is saved") as stop:
         auxnet.fit(TINY, tmp_path / "a", watch=at(2, step, lambda: os.kill(os.getpid(), number)))
@@ -175,6 +176,7 @@ def test_kill_9_at_any_moment_loses_nothing(tmp_path, whole):
     ],
     ids=lambda o: "-".join(map(str, o.values())),
 )
+@pytest.mark.enough(2)
 def test_every_method_goes_on_from_within_an_epoch(tmp_path, options):
     recipe = replace(TINY, epochs=2, **options)
     auxnet.fit(recipe, tmp_path / "whole")
@@ -270,6 +272,7 @@ def stopped(folder, epoch=3, step=2):
     ],
     ids=["torn", "empty", "one bit", "one byte more"],
 )
+@pytest.mark.enough(2)
 def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_taken(tmp_path, whole, damage):
     folder = stopped(tmp_path / "a")
     assert checkpoints(folder) == ["00002-0000000.ckpt", "00002-0000002.ckpt"]
@@ -391,6 +394,7 @@ CHANGING = {
         for epoch in (2, 3)
     ],
 )
+@pytest.mark.enough(1)
 def test_a_run_whose_losses_change_goes_on_to_the_same_bytes(tmp_path, fields, epoch):
     recipe = replace(TINY, **fields)
     auxnet.fit(recipe, tmp_path / "whole")

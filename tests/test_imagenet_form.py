@@ -94,6 +94,7 @@ def settled(net: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("block", ["plain", "original", "preact"])
 @pytest.mark.parametrize(("depth", "width"), [(18, 1), (34, 1), (50, 1), (50, 2)])
+@pytest.mark.enough(4)
 def test_the_logits_are_those_of_the_papers_equations(depth, width, block):
     net = settled(auxnet.resnet(depth, form="imagenet", block=block, width=width, num_classes=7).double())
     images = torch.randn(2, 3, 65, 50, dtype=torch.float64)
@@ -130,6 +131,7 @@ def test_placement_is_the_papers_rule_in_this_form_too(depth, outputs):
 
 @pytest.mark.parametrize("block", ["plain", "original", "preact"])
 @pytest.mark.parametrize(("depth", "at"), [(18, (9, 13)), (50, (19, 34))])
+@pytest.mark.enough(2)
 def test_outputs_truncate_exactly_and_leave_at_the_ends_of_blocks(depth, at, block):
     net = auxnet.resnet(depth, 3, form="imagenet", block=block, num_classes=4, in_channels=1).eval()
     assert net.depths == (*at, depth) == auxnet.resnet(depth, at=at, form="imagenet").depths

@@ -277,6 +277,7 @@ def images(n=6, size=8):
 @every_method
 @pytest.mark.parametrize("fused_kernel", [False, True])
 @pytest.mark.parametrize("block", ["preact", "original", "plain"])
+@pytest.mark.enough(21)
 def test_with_one_output_every_method_is_ordinary_sgd_to_the_bit(make, fused_kernel, block):
     optimizer = sgd(1e-4, fused=fused_kernel)
     ours, ordinary = small(1, block=block), small(1, block=block)

@@ -61,6 +61,7 @@ def test_placement_is_even_from_the_top(n, k):
 @pytest.mark.parametrize("block", ["plain", "original", "preact"])
 @pytest.mark.parametrize("width", [1, 2])
 @pytest.mark.parametrize("size", [8, 9, 32, 64])
+@pytest.mark.enough(10)
 def test_every_form_takes_every_size_and_truncates_exactly(block, width, size):
     net = auxnet.resnet(8, 3, block=block, width=width, num_classes=4, in_channels=1).eval()
     x = torch.randn(2, 1, size, size)

@@ -94,7 +94,7 @@ def test_a_run_that_is_replaced_takes_its_curves_with_it_and_nothing_else(tmp_pa
 
 def test_without_its_package_nothing_begins(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard.writer", None)
-    with pytest.raises(RuntimeError, match=r"pip install 'auxnet\[tensorboard\]'"):
+    with pytest.raises(RuntimeError, match=r"pip install tensorboard"):
         auxnet.fit(TINY, tmp_path / "a", tensorboard=True)
     assert not (tmp_path / "a").exists()
 

@@ -99,6 +99,7 @@ def test_a_solution_keeps_the_mean_cost_within_the_target_and_errs_no_more_than_
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("increase", [0.0, 0.1])
+@pytest.mark.enough(4)
 def test_a_solution_is_near_the_best_of_all_thresholds_and_no_worse_than_the_best_common_one(seed, increase):
     said = made_up(seed, n=24)
     bound = round((said.errors[-1] + increase) * 24, 6)
