@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import auxnet
-from auxnet import build
+from auxnet import by_name
 from auxnet.recipe import Recipe
 
 TINY = Recipe(depth=8, outputs=3, epochs=1, batch_size=256, threads=1, device="cpu", method="joint", lr=0.01)
@@ -51,14 +51,14 @@ def test_upgrad_makes_no_output_worse_where_the_sum_does():
     weights = [0.3, 1.0]
     rows, by_sum = step_in_the_segment(weights)
     assert min(float(row @ by_sum) for row in rows) < 0
-    rows, by_upgrad = step_in_the_segment(weights, aggregate=build.aggregator_of("UPGrad"))
+    rows, by_upgrad = step_in_the_segment(weights, aggregate=by_name.aggregator_of("UPGrad"))
     assert min(float(row @ by_upgrad) for row in rows) >= -1e-9 * float(by_upgrad.norm())
 
 
 def test_the_mean_of_torchjd_is_joint():
     pytest.importorskip("torchjd")
     _, by_sum = step_in_the_segment([0.3, 1.0])
-    _, by_mean = step_in_the_segment([0.3, 1.0], aggregate=build.aggregator_of("Mean"))
+    _, by_mean = step_in_the_segment([0.3, 1.0], aggregate=by_name.aggregator_of("Mean"))
     torch.testing.assert_close(by_mean, by_sum)
 
 
@@ -76,17 +76,17 @@ def test_a_recipe_trains_with_an_aggregator(name, tmp_path):
 def test_an_aggregator_that_cannot_be_is_named():
     pytest.importorskip("torchjd")
     with pytest.raises(ValueError, match="torchjd has no aggregator 'UPGard'; perhaps you meant 'UPGrad'"):
-        build.aggregator_of("UPGard")
+        by_name.aggregator_of("UPGard")
     with pytest.raises(ValueError, match="torchjd's GradVac remembers steps"):
-        build.aggregator_of("GradVac")
+        by_name.aggregator_of("GradVac")
     with pytest.raises(ValueError, match="torchjd's CAGrad cannot be made from its name alone"):
-        build.aggregator_of("CAGrad")
+        by_name.aggregator_of("CAGrad")
 
 
 def test_without_torchjd_its_aggregators_name_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchjd", None)
     with pytest.raises(ValueError, match="is torchjd's, which is not installed: pip install torchjd"):
-        build.aggregator_of("UPGrad")
+        by_name.aggregator_of("UPGrad")
 
 
 def test_only_aggregators_are_taken_from_torchjd(monkeypatch):
@@ -98,7 +98,7 @@ def test_only_aggregators_are_taken_from_torchjd(monkeypatch):
     torchjd.aggregation = aggregation
     monkeypatch.setitem(sys.modules, "torchjd", torchjd)
     monkeypatch.setitem(sys.modules, "torchjd.aggregation", aggregation)
-    rows, went = step_in_the_segment([0.3, 1.0], aggregate=build.aggregator_of("First"))
+    rows, went = step_in_the_segment([0.3, 1.0], aggregate=by_name.aggregator_of("First"))
     torch.testing.assert_close(went, 2 * rows[0])
     with pytest.raises(ValueError, match="torchjd has no aggregator 'Helper'"):
-        build.aggregator_of("Helper")
+        by_name.aggregator_of("Helper")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import auxnet
-from auxnet import build, epochs, machine, rundir, schedules, train
+from auxnet import build, by_name, epochs, machine, rundir, schedules, train
 from auxnet.errors import DivergedError
 from auxnet.plan import plan
 from auxnet.reading.splits import fingerprint
@@ -215,8 +215,8 @@ def test_an_older_run_is_not_given_up_for_one_that_cannot_begin(tmp_path):
 
 def test_any_optimizer_of_torch_is_named_and_a_misspelt_one_suggested():
     with pytest.raises(ValueError, match="no optimizer 'AdmW'; perhaps you meant 'AdamW'"):
-        build.optimizer_of(replace(TINY, optimizer="AdmW"))
-    adam = build.optimizer_of(replace(TINY, optimizer="AdamW", lr=1e-3))([torch.zeros(1, requires_grad=True)])
+        by_name.optimizer_of(replace(TINY, optimizer="AdmW"))
+    adam = by_name.optimizer_of(replace(TINY, optimizer="AdamW", lr=1e-3))([torch.zeros(1, requires_grad=True)])
     assert adam.param_groups[0]["weight_decay"] == 1e-4
 
 

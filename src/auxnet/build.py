@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from inspect import signature
 from itertools import islice
 from typing import Any
 
@@ -15,10 +14,11 @@ import torch
 
 from auxnet import batches, data
 from auxnet.backbones.described import cuts_of, net_from
+from auxnet.by_name import aggregator_of, optimizer_of
 from auxnet.capturing import as_cuda_graph, check_optimizers
 from auxnet.distributed import Team
 from auxnet.errors import first_line
-from auxnet.gradients import Aggregator, Loss
+from auxnet.gradients import Loss
 from auxnet.losses import balanced, cross_entropy, distilled, square_hinge
 from auxnet.machine import device_of, free_memory, to_device
 from auxnet.methods import StepScale, joint, multiway, pairwise
@@ -29,7 +29,6 @@ from auxnet.residual import LEAST_SIZE, layout, resnet
 from auxnet.schedules import lambdas_at
 from auxnet.synchronised import synchronise_norms
 from auxnet.update import Average, Method, identity
-from auxnet.words import nearest
 
 PIXELS = 2**21  # evaluated at a time: 25 MB of float32 in three channels
 MOST_STAND_INS = 50  # outputs of a net that stands in for a backbone that is not built yet
@@ -291,56 +290,9 @@ def loss_of(recipe: Recipe, dataset: data.DataSet, device: torch.device) -> Loss
     return in_float32(partial(cross_entropy, smoothing=recipe.label_smoothing, class_weights=weights))
 
 
-def aggregator_of(name: str) -> Aggregator:
-    """An aggregator of torchjd, by name, with its own defaults: gradients [K, parameters] -> one [parameters].
-
-    Raises ValueError if there is none of that name, it needs more than a name, or torchjd is not there.
-    """
-    try:
-        from torchjd import aggregation
-    except ImportError:
-        raise ValueError(f"aggregator={name!r} is torchjd's, which is not installed: pip install torchjd") from None
-    known = {
-        each: kind
-        for each, kind in vars(aggregation).items()
-        if isinstance(kind, type) and issubclass(kind, aggregation.Aggregator) and kind is not aggregation.Aggregator
-    }
-    if name not in known:
-        raise ValueError(f"torchjd has no aggregator {name!r}{nearest(name, [*known])}")
-    try:
-        made: Aggregator = known[name]()
-    except (TypeError, ImportError) as error:
-        raise ValueError(f"torchjd's {name} cannot be made from its name alone ({first_line(error)})") from None
-    if hasattr(made, "reset"):
-        raise ValueError(f"torchjd's {name} remembers steps, and a run could not be resumed: choose another aggregator")
-    return made
-
-
 def step_scale_of(recipe: Recipe) -> StepScale:
     """The rule that divides the trunk's step: the recipe's, or its method's own."""
     if recipe.step_scale != "default":
         return recipe.step_scale
     own: dict[str, StepScale] = {"joint": "sum", "pairwise": "none", "multiway": "cumulative"}
     return own[recipe.method]
-
-
-def optimizer_of(recipe: Recipe) -> Callable[[Any], torch.optim.Optimizer]:
-    """The optimizer that a recipe names, as a function of parameters; fused kernels where there are any."""
-    known = {
-        name: kind
-        for name, kind in vars(torch.optim).items()
-        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
-    }
-    if recipe.optimizer not in known:
-        raise ValueError(f"torch.optim has no optimizer {recipe.optimizer!r}{nearest(recipe.optimizer, [*known])}")
-    kind = known[recipe.optimizer]
-    settings: dict[str, Any] = {
-        "lr": recipe.lr,
-        "momentum": recipe.momentum,
-        "nesterov": recipe.nesterov and recipe.momentum > 0,
-        "weight_decay": recipe.weight_decay,
-        "fused": recipe.state != "shared",  # fused kernels want a momentum of all parameters, or of none
-        "capturable": recipe.cuda_graph,
-    }
-    accepted = signature(kind).parameters
-    return partial(kind, **{name: value for name, value in settings.items() if name in accepted})

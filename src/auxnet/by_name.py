@@ -1,0 +1,62 @@
+"""What a recipe names and a library has: an optimizer of torch.optim, an aggregator of torchjd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from inspect import signature
+from typing import Any
+
+import torch
+
+from auxnet.errors import first_line
+from auxnet.gradients import Aggregator
+from auxnet.recipe import Recipe
+from auxnet.words import nearest
+
+
+def optimizer_of(recipe: Recipe) -> Callable[[Any], torch.optim.Optimizer]:
+    """The optimizer that a recipe names, as a function of parameters; fused kernels where there are any."""
+    known = {
+        name: kind
+        for name, kind in vars(torch.optim).items()
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+    }
+    if recipe.optimizer not in known:
+        raise ValueError(f"torch.optim has no optimizer {recipe.optimizer!r}{nearest(recipe.optimizer, [*known])}")
+    kind = known[recipe.optimizer]
+    settings: dict[str, Any] = {
+        "lr": recipe.lr,
+        "momentum": recipe.momentum,
+        "nesterov": recipe.nesterov and recipe.momentum > 0,
+        "weight_decay": recipe.weight_decay,
+        "fused": recipe.state != "shared",  # fused kernels want a momentum of all parameters, or of none
+        "capturable": recipe.cuda_graph,
+    }
+    accepted = signature(kind).parameters
+    return partial(kind, **{name: value for name, value in settings.items() if name in accepted})
+
+
+def aggregator_of(name: str) -> Aggregator:
+    """An aggregator of torchjd, by name, with its own defaults: gradients [K, parameters] -> one [parameters].
+
+    Raises ValueError if there is none of that name, it needs more than a name, or torchjd is not there.
+    """
+    try:
+        from torchjd import aggregation
+    except ImportError:
+        raise ValueError(f"aggregator={name!r} is torchjd's, which is not installed: pip install torchjd") from None
+    known = {
+        each: kind
+        for each, kind in vars(aggregation).items()
+        if isinstance(kind, type) and issubclass(kind, aggregation.Aggregator) and kind is not aggregation.Aggregator
+    }
+    if name not in known:
+        raise ValueError(f"torchjd has no aggregator {name!r}{nearest(name, [*known])}")
+    try:
+        made: Aggregator = known[name]()
+    except (TypeError, ImportError) as error:
+        raise ValueError(f"torchjd's {name} cannot be made from its name alone ({first_line(error)})") from None
+    if hasattr(made, "reset"):
+        raise ValueError(f"torchjd's {name} remembers steps, and a run could not be resumed: choose another aggregator")
+    return made
