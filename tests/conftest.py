@@ -1,4 +1,5 @@
 import os
+import signal
 from collections import defaultdict
 
 import pytest
@@ -21,6 +22,13 @@ def pytest_collection_modifyitems(items):
         for n, case in enumerate(cases):
             if n not in kept:
                 case.add_marker(pytest.mark.long)
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard():
+    """Also where the tests are run in a shell's background, which has it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """Laws of reading ahead: the same bits in the same order, never far ahead, and no process outlives its use."""
 
 import mmap
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -151,3 +152,12 @@ def test_no_process_outlives_a_parent_that_is_killed() -> None:
 def test_results_of_any_kind_come_in_order() -> None:
     with leaving_no_process():
         assert list(ahead(lambda n: {"square": n * n}, range(50), 2, 3)) == [{"square": n * n} for n in range(50)]
+
+
+def _doubled(number):
+    return list(ahead(lambda piece: 2 * piece, range(number), 2, 4))
+
+
+def test_a_worker_of_a_pool_which_may_have_no_children_does_the_work_itself():
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(_doubled, (5,)) == [0, 2, 4, 6, 8]

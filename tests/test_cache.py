@@ -106,8 +106,9 @@ def test_what_was_not_used_for_a_month_goes_when_an_entry_is_made(home: Path, tm
     (first,) = entries(tmp_path)
     load(own, image_size=4)
     (second,) = entries(tmp_path) - {first}
-    foreign, left = tmp_path / "cache" / "of somebody", tmp_path / "cache" / f"{'0' * 32}-killed"
+    foreign, left = tmp_path / "cache" / ("f" * 32), tmp_path / "cache" / f"{'0' * 32}-killed"
     foreign.mkdir()
+    (foreign / "thesis.txt").touch()  # the folder is shared with others, who name theirs by digests too
     left.mkdir()
     for path in (first, second, foreign, left):
         make_old(path, 31)

@@ -15,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 import auxnet
+from auxnet import signals
 from auxnet.cli import COMMANDS, main, screen
 from auxnet.cli.arguments import parse
 from auxnet.cli.training import Plan
@@ -265,6 +266,16 @@ def test_what_was_begun_is_cleared_away_when_the_program_is_asked_to_stop(
     assert main(["export", "run", "--out", str(tmp_path / "out.onnx")]) == status
     assert not any(tmp_path.iterdir())
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_sigterm_clears_up_also_in_the_background_of_a_shell_where_ctrl_c_is_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with signals.after_imports(), pytest.raises(signals.Stopped):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_of_an_option_given_twice_the_last_is_taken(tmp_path, capsys):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from auxnet import exporting
+from auxnet import exporting, graphs
 from auxnet.batches import normalise
 from auxnet.cli import main
 from auxnet.exits import policy_content
@@ -306,3 +306,23 @@ def test_files_that_are_no_model_of_this_program_are_one_line(tmp_path, onnx_fil
         assert words in capsys.readouterr().err
     assert main(["predict", str(onnx_file), "x.png", "--output", "3"]) == 2
     assert "holds output 2 alone" in capsys.readouterr().err
+
+
+def test_a_module_that_is_called_with_a_function_and_cannot_be_traced_ends_the_search():
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.BatchNorm2d(3)
+
+        def forward(self, x, act):
+            return act(self.norm(x) if x.mean() > 0 else x)
+
+    class Whole(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = Block()
+
+        def forward(self, x):
+            return self.block(x, torch.relu)
+
+    assert "block" in graphs.untraceable(Whole())

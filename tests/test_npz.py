@@ -106,3 +106,11 @@ def test_other_files_are_not_taken_for_data(home: Path) -> None:
     (home / "own.npy").write_bytes(b"")
     with pytest.raises(ValueError, match=r"own\.npy' is a file, but no \.npz"):
         load("own.npy", home)
+
+
+def test_two_classes_of_one_name_are_refused_and_names_may_be_bytes(home: Path) -> None:
+    file = saved(home, images=TRAIN[0], labels=TRAIN[1], classes=["a", "a", "b"])
+    with pytest.raises(RuntimeError, match="two classes are named 'a': give each a name of its own"):
+        load(str(file))
+    file = saved(home, images=TRAIN[0], labels=TRAIN[1], classes=np.array([b"cat", b"dog", b"eel"]))
+    assert load(str(file)).classes == ("cat", "dog", "eel")

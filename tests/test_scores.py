@@ -121,7 +121,7 @@ def test_comparing_is_antisymmetric_and_an_output_with_itself_is_no_difference()
 
 def test_holms_adjustment_is_the_one_worked_out_by_hand():
     def of(*p_values):
-        return [found.p_value for found in scores.holm([scores.Comparison(0, 0, 0, p) for p in p_values])]
+        return scores.holm(p_values)
 
     assert of(0.01, 0.04, 0.03, 0.005) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert of(0.9, 0.8) == [1.0, 1.0]

@@ -25,7 +25,7 @@ from auxnet.studies.checking import check_claims
 from auxnet.studies.ledger import Findings, averages, findings_of, found_in
 from auxnet.studies.spec import Claim, Side, Trial, names, read_study
 from auxnet.studies.study_page import cells_of, figures, headline, markdown, notes, page
-from auxnet.studies.verdicts import holm, in_words, interval, judge, judge_all
+from auxnet.studies.verdicts import in_words, interval, judge, judge_all
 from browser import check_themes, chromium, opened
 from writers import tiny, write_folders
 
@@ -476,13 +476,6 @@ def test_what_was_tested_on_different_images_is_not_judged(own):
     assert verdict.word == "cannot be told"
     assert "two and one were tested on different images" in in_words(verdict)
     assert "Warning: not all trainings were tested on the same images of digits" in " ".join(notes(found(old, new)))
-
-
-def test_p_values_are_adjusted_by_holms_method():
-    """Of the example of four hypotheses in R's help of p.adjust, worked out by hand: 4 * 0.005, 3 * 0.01, ..."""
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.5, 0.6]) == [1.0, 1.0]
-    assert holm([]) == []
 
 
 def test_a_claim_stands_only_among_all_the_claims_of_its_study():

@@ -299,3 +299,15 @@ def test_targets_that_cannot_be_are_refused():
         solve(said, COSTS, COSTS, max_error_increase=0)
     with pytest.raises(ValueError, match="3 outputs need 2 thresholds, got 1"):
         outcome(said, Policy((0.5,), "top", (1.0,) * 3), COSTS)
+
+
+def test_where_nothing_solved_is_shown_to_keep_the_target_the_cheapest_output_that_keeps_it_takes_all():
+    """A final output without errors leaves no room for luck: output 2 errs as little, at a lower cost."""
+    labels = torch.arange(150) % 3
+    right = torch.nn.functional.one_hot(labels, 3) * 1e-3  # right, and sure of nothing: no confidence tells them apart
+    wrong = torch.nn.functional.one_hot((labels + 1) % 3, 3) * 1e-3
+    first = torch.where((torch.arange(150) % 2 == 0)[:, None], right, wrong)
+    said = Predictions(torch.stack([first, right, right]), labels)
+    policy, found = solve_cross_fitted(said, [1.0, 2.0, 3.0], max_error_increase=0.0)
+    assert found.rise == 0.0
+    assert outcome(said, policy, [1.0, 2.0, 3.0]).mean_cost == 2.0

@@ -361,9 +361,7 @@ def test_a_training_killed_anywhere_before_its_first_checkpoint_is_begun_anew(tm
     "foreign",
     [
         ["patients.csv"],
-        ["recipe.yaml", "metrics.jsonl", "checkpoints/kept.bin"],
         ["recipe.yaml", "metrics.jsonl", "model.safetensors", "summary.json"],  # a run whose checkpoints were removed
-        ["recipe.yaml", "checkpoints/best.safetensors", "checkpoints/00001-0000000.damaged"],
         ["metrics.jsonl"],
         ["recipe.yaml/cake"],
         ["checkpoints"],
@@ -390,10 +388,26 @@ def test_files_of_others_stay_where_a_training_is_begun_anew(tmp_path):
     (tmp_path / "a" / "checkpoints").mkdir(parents=True)
     write_recipe(TINY, tmp_path / "a" / "recipe.yaml", sealed=True)
     (tmp_path / "a" / "patients.csv").write_text("precious")
+    (tmp_path / "a" / "checkpoints" / "kept.bin").write_text("precious")
     (tmp_path / "a" / "checkpoints" / ".00001-0000000.ckpt.123.partial").write_text("half")
     train.fit_on(replace(TINY, epochs=1), tmp_path / "a")
     assert (tmp_path / "a" / "patients.csv").read_text() == "precious"
+    assert (tmp_path / "a" / "checkpoints" / "kept.bin").read_text() == "precious"
     assert not [*(tmp_path / "a" / "checkpoints").glob(".*")]
+
+
+def test_a_training_of_a_sweep_or_study_whose_checkpoints_are_all_damaged_is_begun_anew(tmp_path):
+    def stop(progress):
+        if progress.done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train.fit_on(TINY, tmp_path / "a", stop)
+    for path in (tmp_path / "a" / "checkpoints").glob("*.ckpt"):
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match="damaged"):
+        train.fit_on(TINY, tmp_path / "a")
+    assert bytes_of(tmp_path / "a") == bytes_of(auxnet.fit(TINY, tmp_path / "b").folder)
 
 
 def test_overwrite_keeps_a_run_until_something_better_is_there(tmp_path):

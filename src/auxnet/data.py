@@ -75,9 +75,9 @@ class DataSet:
         """Raise RuntimeError if a run was trained when other images were drawn: by now it may have trained on these."""
         if then is not None and then != self.drawn:
             raise RuntimeError(
-                f"the data of {run} have changed since it was begun: other images are drawn for validation or test, "
-                "and it may have been trained on those. Put the data back, or train again (a test/ and a val/ folder "
-                "of their own stay as they are while train/ grows)"
+                f"the data of {run} have changed since it was begun, or this version decodes them otherwise: other "
+                "images are drawn for validation or test, and it may have been trained on those. Put the data back, or "
+                "train again (a test/ and a val/ folder of their own stay as they are while train/ grows)"
             )
 
     @property

@@ -89,6 +89,8 @@ class Training:
     watch: Callable[[Progress], object]
     begun: bool
     """whether the run directory is this run's; until its first checkpoint, what an older run left stays"""
+    replaces: bool = False
+    """whether an older run may be there: asked to stop before there is anything of this one, it is not touched"""
     diagnose: bool = False
     """whether supervision is measured after every epoch"""
     saved: float = field(default_factory=time.monotonic)
@@ -176,6 +178,9 @@ def train_epoch(training: Training, standing: Standing, noted: Callable[[], int]
             standing = read()
             training.watch(_progress(training, standing))
             if team.any(to_save()):  # in a team only where losses are read: to ask the others is to wait for the device
+                if training.replaces and not training.begun and team.any(noted() > 0):
+                    spared = f"stopped before anything was saved; {training.folder} is as it was"
+                    raise signals.Stopped(noted() or signal.SIGTERM, spared)
                 training.save(standing)
                 _stop_if_asked(training, standing, noted)
     return standing

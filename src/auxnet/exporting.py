@@ -237,7 +237,8 @@ def _facts(net: PretrainedAuxNet, output: int, policy: Policy | None) -> dict[st
         **net.preprocessing.content(),
         "input": "uint8 [N, H, W, C], 0..255, not normalised",
         "preparation": "bilinear, antialiased: the shorter side to resize, its middle cut out; then the middle of "
-        "image_size. As PIL: ImageOps.fit(image, resize[::-1], Image.Resampling.BILINEAR)",
+        "image_size. As PIL: image.draft(None, (2 * max(resize),) * 2), which is for large JPEGs, then "
+        "ImageOps.fit(image, resize[::-1], Image.Resampling.BILINEAR)",
         "run": net.source.get("run"),
         "weights": net.source.get("weights"),
     }

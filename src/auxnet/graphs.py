@@ -112,7 +112,10 @@ def _traced(model: nn.Module) -> tuple[fx.GraphModule | None, list[str]]:
         try:
             return fx.GraphModule(model, tracer.trace(model)), whole
         except Exception:  # a forward that meets a symbol in place of a tensor can raise anything
-            whole.append(tracer.failed)
+            failed = tracer.failed
+            while failed in whole and failed:  # it is called with what cannot be recorded: what calls it stays whole
+                failed = failed.rpartition(".")[0]
+            whole.append(failed)
     return None, whole
 
 

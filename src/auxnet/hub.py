@@ -214,7 +214,8 @@ def model_card(net: PretrainedAuxNet) -> str:
         f"---\n{header}\n---\n",
         f"# {source.get('run', 'auxnet model')}: {outputs} of a network trained with auxiliary outputs\n",
         f"Classes ({len(net.classes)}): {shown}. Images: {W} x {H} pixels{cut} (shorter side brought to it, the "
-        f"middle cut out, bilinear: PIL's ImageOps.fit), {seen.channels} channel(s), 0..255, "
+        f"middle cut out, bilinear: PIL's ImageOps.fit, large JPEGs after draft at twice the size), "
+        f"{seen.channels} channel(s), 0..255, "
         f"less the mean {_numbers(seen.mean)}, divided by {_numbers(seen.std)}.\n",
         "```python\nimport auxnet\n\nnet = auxnet.load(FOLDER)  # or hf:owner/name\nlogits = net(images)  "
         "# one [N, classes] per output, for images [N, C, H, W] normalised by net.preprocessing\n```\n",

@@ -162,10 +162,9 @@ def begin(folder: Path, recipe: Recipe) -> None:
     (folder / "checkpoints").mkdir(exist_ok=True)
 
 
-def is_unborn(folder: Path) -> bool:
-    """Whether a training was killed in this folder before it had saved any weights: there is nothing to lose."""
-    weights = [*(folder / "checkpoints").glob("[!.]*"), *folder.glob("model.safetensors")]
-    return _is_run(folder) and not weights
+def is_lost(folder: Path) -> bool:
+    """Whether a training was begun here that left nothing: no checkpoint to go on from, and no weights at its end."""
+    return _is_run(folder) and not _checkpoints(folder) and not (folder / "model.safetensors").is_file()
 
 
 def located(recipe: Recipe) -> Recipe:

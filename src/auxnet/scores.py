@@ -6,7 +6,7 @@ Shapes: K outputs, N images, C classes. Statistics are computed in float64. Erro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
@@ -139,15 +139,15 @@ def compare(wrong_a: Tensor, wrong_b: Tensor) -> Comparison:
     return Comparison((only_a - only_b) / n, low, high, float(p_value))
 
 
-def holm(found: Sequence[Comparison]) -> list[Comparison]:
-    """The same comparisons with p-values as they are where all of these were looked at (Holm 1979).
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values as they are where all of these were looked at (Holm 1979).
 
-    Where no two classifiers differ, some p-value is below 0.05 in at most 5 % of cases, however many there are.
+    Where there is no difference anywhere, some p-value is below 0.05 in at most 5 % of cases, however many there are.
     """
-    falling = sorted(range(len(found)), key=lambda place: found[place].p_value)
-    adjusted = accumulate(((len(found) - rank) * found[place].p_value for rank, place in enumerate(falling)), max)
-    by_place = dict(zip(falling, adjusted, strict=True))
-    return [replace(each, p_value=min(1.0, by_place[place])) for place, each in enumerate(found)]
+    rising = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted = accumulate((min(1.0, (len(rising) - rank) * p_values[place]) for rank, place in enumerate(rising)), max)
+    by_place = dict(zip(rising, adjusted, strict=True))
+    return [by_place[place] for place in range(len(p_values))]
 
 
 # ---- probabilities ---------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ multiply-adds) whose error is within a margin of it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from auxnet.batches import Batches
@@ -173,8 +173,9 @@ def _against(said: Predictions, chosen: OutputReport | None) -> dict[int, Compar
     if chosen is None:
         return {}
     others = [k for k in range(1, len(said.wrong) + 1) if k != chosen.output]
-    found = holm([compare(said.wrong[k - 1], said.wrong[chosen.output - 1]) for k in others])
-    return dict(zip(others, found, strict=True))
+    found = [compare(said.wrong[k - 1], said.wrong[chosen.output - 1]) for k in others]
+    adjusted = holm([each.p_value for each in found])
+    return {k: replace(each, p_value=p) for k, each, p in zip(others, found, adjusted, strict=True)}
 
 
 def _alike(candidates: Sequence[Candidate], chosen: OutputReport) -> int | None:

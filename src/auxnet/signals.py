@@ -25,7 +25,8 @@ def after_imports() -> Iterator[None]:
 
     In the middle of an import they wait for its end; a second one ends the process at once. (A KeyboardInterrupt there
     leaves half a module behind, or is swallowed: torch takes whatever numpy's import raises for numpy's absence.)
-    Outside the main thread, and where another handler than Python's is set, nothing changes.
+    Outside the main thread, and where another handler than Python's is set, nothing changes; what is ignored (Ctrl-C in
+    a shell's background) stays so.
     """
     waiting = 0
 
@@ -41,12 +42,13 @@ def after_imports() -> Iterator[None]:
         asked, waiting = waiting, 0
         raise KeyboardInterrupt if asked == signal.SIGINT else Stopped(asked, "stopped")
 
-    main = threading.current_thread() is threading.main_thread()
+    main = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGALRM: signal.SIG_DFL}
-    if not (main and hasattr(signal, "setitimer") and all(signal.getsignal(n) == usual[n] for n in usual)):
+    if not (main and all(signal.getsignal(number) in (usual[number], signal.SIG_IGN) for number in usual)):
         yield
         return
-    before = {number: signal.signal(number, interrupt) for number in usual}
+    heard = [number for number in usual if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
     finally:

@@ -110,9 +110,9 @@ class CrossFit:
     parts: int
     allowed: float | None
     """the rise of error allowed on the images solved on (a fraction) by which the target is kept on those left out;
-    None: by no allowance that was tried, and no image leaves early"""
+    None: by no allowance that was tried, and all images leave at the cheapest output that keeps it"""
     rise: float
-    """of the error above the final output's, on the images left out, under that allowance"""
+    """of the error above the final output's, on the images left out, under that allowance; of that output, on all"""
 
 
 def solve_cross_fitted(
@@ -160,9 +160,15 @@ def solve_cross_fitted(
         allowed = (low + high) / 2
     refine = 0 if common else BEST
     thresholds = None if kept is None else task.solve(task.starts(common), kept.allowed, None, refine)
-    if kept is None or thresholds is None:
-        return replace(rule, thresholds=never), CrossFit(parts, None, 0.0)
-    return replace(rule, thresholds=thresholds), kept
+    if kept is not None and thresholds is not None:
+        return replace(rule, thresholds=thresholds), kept
+    alone = (
+        [only_at(k, len(costs)) for k in range(1, len(costs) + 1)] if halves else [never]
+    )  # not solved: no such luck
+    rises = {each: (task.totals(each)[0] - final) / n for each in alone}
+    within = [each for each in alone if rises[each] <= max_error_increase + 1e-9]
+    cheapest = min(within, key=lambda each: task.totals(each)[1])
+    return replace(rule, thresholds=cheapest), CrossFit(parts, None, rises[cheapest])
 
 
 def check_target(max_error_increase: float | None = None, max_mean_cost: float | None = None) -> None:

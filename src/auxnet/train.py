@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from auxnet.build import (
 from auxnet.data import DataSet
 from auxnet.distributed import team
 from auxnet.epochs import Progress, Training, run_epochs
+from auxnet.errors import DamagedError
 from auxnet.evaluation import evaluate
 from auxnet.files import write_json
 from auxnet.machine import device_of, threads_set, to_device
@@ -131,6 +132,7 @@ def fit(
             keep,
             watch or (lambda progress: None),
             begun=resume,
+            replaces=overwrite,
             diagnose=diagnose,
             average=average,
             write_events=write_events,
@@ -144,11 +146,13 @@ def fit(
 def fit_on(recipe: Recipe, folder: Path, watch: Callable[[Progress], object] | None = None) -> Run:
     """Train into a folder that nobody else uses, from the last checkpoint in it if there is one.
 
-    What was killed before its first checkpoint is begun anew. Raises what `fit` does: FileExistsError for a folder that
-    holds anything else.
+    What left nothing to go on from is begun anew: killed before its first checkpoint, or all of them damaged. Raises
+    what `fit` does: FileExistsError for a folder that holds anything else.
     """
     resume = any((folder / "checkpoints").glob("*.ckpt"))
-    return fit(recipe, folder, resume=resume, overwrite=not resume and rundir.is_unborn(folder), watch=watch)
+    with suppress(DamagedError):
+        return fit(recipe, folder, resume=resume, overwrite=not resume and rundir.is_lost(folder), watch=watch)
+    return fit(recipe, folder, overwrite=True, watch=watch)
 
 
 def _finish(recipe: Recipe, dataset: DataSet, net: AuxNet, folder: Path, standing: rundir.Standing) -> dict[str, Any]:

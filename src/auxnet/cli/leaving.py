@@ -115,7 +115,7 @@ def _notes(found: Solved, on_val: Outcome, on_test: Outcome) -> Iterator[str]:
         cost = f"{cost_text(found.alone[k])} {found.unit}"
         yield f"output {k + 1} alone errs no more on validation ({per_cent(errors[k])}), at {cost}"
     if found.cross_fitted is not None and found.cross_fitted.allowed is None:
-        yield "no image leaves early: these validation images do not show of any thresholds that they keep the target"
+        yield "no solved thresholds are shown to keep the target on these validation images: one output takes all"
     increase = found.target.get("max_error_increase")
     if increase is not None and on_test.against_final.difference > increase:
         how = "beyond chance" if on_test.against_final.low > increase else "which may be chance"

@@ -29,8 +29,12 @@ from torch import Tensor
 P = TypeVar("P")
 R = TypeVar("R")
 
-CAN_FORK = "fork" in multiprocessing.get_all_start_methods()
 PIECE = 32  # images read at a time: few enough for the first batch to come soon
+
+
+def _can_fork() -> bool:
+    """Whether this process may have others: not where the system knows no fork, nor in a worker of a Pool."""
+    return "fork" in multiprocessing.get_all_start_methods() and not multiprocessing.current_process().daemon
 
 
 def read_ahead(
@@ -41,7 +45,7 @@ def read_ahead(
     The processes are at most one batch and two pieces each ahead. Raises what `read` raises, and RuntimeError for
     a process that died.
     """
-    if workers == 0 or not CAN_FORK:
+    if workers == 0 or not _can_fork():
         yield from map(read, batches)
         return
     pieces = [piece for batch in batches for piece in torch.split(batch, PIECE)]
@@ -68,7 +72,7 @@ def ahead(work: Callable[[P], R], pieces: Iterable[P], workers: int, most: int) 
 
     Pieces and results are pickled, `work` is not. Raises what `work` raises, and RuntimeError for a process that died.
     """
-    if workers == 0 or not CAN_FORK:
+    if workers == 0 or not _can_fork():
         yield from map(work, pieces)
         return
     fork = multiprocessing.get_context("fork")
@@ -83,7 +87,7 @@ def ahead(work: Callable[[P], R], pieces: Iterable[P], workers: int, most: int) 
             yield waiting.popleft().result()
     except BrokenProcessPool:
         raise RuntimeError(
-            "a process that reads images died (killed, or out of memory?): fewer --workers need less memory"
+            "a process that reads images died (killed, or out of memory?): fewer processes need less memory (--workers)"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

@@ -38,6 +38,9 @@ def labels_of(
 
     Raises RuntimeError for the first label that has no class, or is neither a text nor a whole number from 0.
     """
+    if len(set(classes)) < len(classes):
+        twice = next(name for name in classes if classes.count(name) > 1)
+        raise RuntimeError(f"{where}: two classes are named {_shown(twice)}: give each a name of its own")
     texts = isinstance(values[0], str) and not classes
     highest = len(classes) - 1 if classes else 2**31
     for row, value in enumerate(values):

@@ -129,10 +129,15 @@ def _prune(home: Path) -> None:
     long_ago = time.time() - KEPT_DAYS * _DAY
     for place in home.iterdir():
         with suppress(OSError, Timeout):  # another process removes it, or makes it
-            if (known := re.fullmatch(_ENTRY, place.name)) and place.stat().st_mtime < long_ago:
+            if (known := re.fullmatch(_ENTRY, place.name)) and _is_entry(place) and place.stat().st_mtime < long_ago:
                 with FileLock(home / f"{known[1]}.lock", timeout=0):
                     if place.stat().st_mtime < long_ago:
                         shutil.rmtree(place, ignore_errors=True)
+
+
+def _is_entry(place: Path) -> bool:
+    """Whether a folder is of this cache, whole or half made: $AUXNET_CACHE may be shared with others."""
+    return (place / "about.json").is_file() or [path.name for path in place.iterdir()] in ([], ["entry"])
 
 
 def _seal(about: Mapping[str, Any]) -> int:

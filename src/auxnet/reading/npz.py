@@ -65,7 +65,8 @@ def npz(file: Path, arrays: dict[str, str]) -> Arrays:
         _check_sizes(file)
         with np.load(file, allow_pickle=False) as archive:
             images, labels = (np.asarray(archive[arrays[kind]]) for kind in ("images", "labels"))
-            classes = tuple(map(str, archive["classes"].ravel().tolist())) if "classes" in archive.files else ()
+            names = archive["classes"].ravel().tolist() if "classes" in archive.files else []
+            classes = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
     where = f"{file}: {arrays['images']}"
     pixels = _pixels(images, where)
     if labels.shape not in ((len(pixels),), (len(pixels), 1)):

@@ -97,7 +97,7 @@ def find(name: str, data_dir: str | Path | None, image_size: int | None) -> dict
     places = " or ".join(map(str, [Path.cwd(), *([root] if given else [])]))
     where = "" if Path(name).expanduser().is_absolute() else f" in {places} (data_dir names the folder that holds it)"
     if os.sep in name or name.startswith((".", "~")):
-        raise FileNotFoundError(f"data {name!r}: there is no such folder{where}")
+        raise FileNotFoundError(f"data {name!r}: there is no such folder or file{where}")
     hint = (
         nearest(name.lower(), list(NAMES))
         or f"{where}: give one of {', '.join(NAMES)}, a folder, an .npz file, or hf:owner/name"

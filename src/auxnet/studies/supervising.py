@@ -24,7 +24,8 @@ def diagnose(out: Path, trials: Sequence[Trial]) -> None:
     """Measure the supervision of the trainings that are done, where it is not measured yet of these weights."""
     for trial in trials:
         folder = folder_of(out, trial)
-        if is_done(out, trial) and _measured(out, trial) is None:
+        weights = folder / "model.safetensors"  # removed, to save room: nothing can be measured
+        if is_done(out, trial) and _measured(out, trial) is None and weights.is_file():
             here = {"data_dir": trial.recipe.data_dir, "device": trial.recipe.device}
             with opened(folder, **here, threads=trial.recipe.threads) as run:
                 write_json(_file(out, trial), diagnosing.gather(folder, trial.variant, run, IMAGES, None))

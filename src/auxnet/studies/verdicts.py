@@ -18,6 +18,7 @@ from statistics import mean, stdev
 from typing import Any, Literal
 
 from auxnet.reading.splits import tested_alike
+from auxnet.scores import holm
 from auxnet.studies.spec import Claim, Side
 
 LEVEL = 0.95
@@ -56,15 +57,6 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
         return center, -inf, inf
     half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * stdev(values) / sqrt(len(values))
     return center, center - half, center + half
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Each p value adjusted for their number: that even one of them is up to 0.05 by chance happens in one of 20."""
-    adjusted, largest = [1.0] * len(p_values), 0.0
-    for rank, n in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[n]))
-        adjusted[n] = largest
-    return adjusted
 
 
 def judge_all(claims: Sequence[Claim], datasets: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
