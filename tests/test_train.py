@@ -1,8 +1,10 @@
 """Training: reproducible to the byte, resumable, sealed from the test set, and careful with what is on disk."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import time
 from dataclasses import replace
 
@@ -415,6 +417,19 @@ def test_overwrite_keeps_a_run_until_something_better_is_there(tmp_path):
     before = contents(whole)
     with pytest.raises(DivergedError):
         auxnet.fit(replace(TINY, epochs=1, lr=1e38), whole, overwrite=True, save_every=0)
+    assert contents(whole) == before
+
+
+def test_who_stops_an_overwriting_training_before_its_first_checkpoint_keeps_the_older_run(tmp_path):
+    whole = auxnet.fit(replace(TINY, epochs=1), tmp_path / "a").folder
+    before = contents(whole)
+
+    def stop(progress):
+        if progress.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="stopped before anything was saved; .* is as it was"):
+        auxnet.fit(replace(TINY, seed=1), whole, overwrite=True, watch=stop)
     assert contents(whole) == before
 
 

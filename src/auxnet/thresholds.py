@@ -162,9 +162,8 @@ def solve_cross_fitted(
     thresholds = None if kept is None else task.solve(task.starts(common), kept.allowed, None, refine)
     if kept is not None and thresholds is not None:
         return replace(rule, thresholds=thresholds), kept
-    alone = (
-        [only_at(k, len(costs)) for k in range(1, len(costs) + 1)] if halves else [never]
-    )  # not solved: no such luck
+    # An output by itself was not solved, so that luck has hardly chosen it:
+    alone = [only_at(k, len(costs)) for k in range(1, len(costs) + 1)] if halves else [never]
     rises = {each: (task.totals(each)[0] - final) / n for each in alone}
     within = [each for each in alone if rises[each] <= max_error_increase + 1e-9]
     cheapest = min(within, key=lambda each: task.totals(each)[1])
