@@ -428,7 +428,7 @@ def test_who_stops_an_overwriting_training_before_its_first_checkpoint_keeps_the
         if progress.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt, match="stopped before anything was saved; .* is as it was"):
+    with pytest.raises(KeyboardInterrupt, match=r"stopped before anything was saved; .* is as it was"):
         auxnet.fit(replace(TINY, seed=1), whole, overwrite=True, watch=stop)
     assert contents(whole) == before
 
