@@ -546,3 +546,10 @@ def test_lists_that_do_not_fit_are_refused():
         attach([same := nn.Conv2d(3, 3, 1), same, conv, classifier])
     with pytest.raises(ValueError, match=r"segment 1 must give a tensor of 2 rows .* gives a tensor \[6"):
         attach([nn.Flatten(0, 1), nn.Unflatten(0, (-1, 3)), conv, classifier])
+
+
+def test_modules_are_named_in_words():
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
+    backbone(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"at must name modules \(such as '0'\) or be a number, got \(1,\)"):
+        auxnet.attach(backbone, at=(1,), example=torch.zeros(1, 3, 8, 8))

@@ -164,6 +164,13 @@ def test_a_folder_to_write_to_is_refused_before_anything_is_done(run, folder, tm
         assert capsys.readouterr().err == f"auxnet: {tmp_path} is a folder: name a file with --out\n"
 
 
+def test_files_of_a_folder_that_are_no_pictures_known_here_are_told(run, folder, capsys):
+    (folder / "phone.heic").write_text("of an iPhone")
+    assert main(["predict", str(run), str(folder)]) == 0
+    assert f"{folder}: passed over 1 file that is no picture known here: .heic (1)" in capsys.readouterr().err
+    (folder / "phone.heic").unlink()
+
+
 @pytest.mark.parametrize("top", [2, 9])
 def test_csv_has_its_header_without_any_readable_image_too(run, folder, tmp_path, capsys, top):
     (tmp_path / "broken.png").write_text("no picture")

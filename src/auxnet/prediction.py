@@ -7,6 +7,7 @@ it was evaluated on the middle of somewhat larger images, so is it here.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from auxnet.hub import PretrainedAuxNet
 from auxnet.machine import cores
 from auxnet.reading.ahead import ahead
 from auxnet.reading.arrays import Pixels
-from auxnet.reading.pictures import decode_for, image_files
+from auxnet.reading.pictures import decode_for, passed_over, paths_and_others
 from auxnet.runtimes import Runnable, open_model, runnable
 
 PIECE = 4  # images that a process reads at a time
@@ -121,11 +122,13 @@ class _Readable(NamedTuple):
 def _files(given: Iterable[Path | str]) -> Iterator[Path | Unreadable]:
     for path in map(Path, given):
         try:
-            found = image_files(path) if path.is_dir() else [path]
+            found, others = paths_and_others(path) if path.is_dir() else ([path], None)
         except OSError as error:  # a name that is too long, a folder that may not be read
             yield Unreadable(str(path), error.strerror or str(error))
             continue
-        yield from found
+        if others:
+            warnings.warn(f"{path}: {passed_over(others)}", stacklevel=2)
+        yield from map(Path, found)
         if not found:
             yield Unreadable(str(path), "the folder holds no images")
 

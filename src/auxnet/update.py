@@ -182,7 +182,7 @@ class SharedUpdate:
         self.scales = scales
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # it would show the whole net
 class Method:
     """A way of training, bound to a net. Build it after the net is on its device, and what is frozen is frozen."""
 

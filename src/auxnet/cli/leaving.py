@@ -155,12 +155,13 @@ def _show_answer(console: Console, found: Solved, policy: Policy, on_val: Outcom
         )
     if found.cross_fitted is not None:
         target, on_these = found.target["max_error_increase"], on_val.against_final.difference
-        screen.print_line(
-            console,
-            f"the error rises by {100 * on_these:.2f} points on the validation images that the "
-            f"thresholds are solved on, and by {100 * found.cross_fitted.rise:.2f} on images left out of solving, a "
-            f"fifth in turn: that keeps the target of {100 * target:g}, in the mean and not with certainty",
-        )
+        rises, left_out = f"the error rises by {100 * on_these:.2f} points on the validation images", ""
+        if found.cross_fitted.allowed is not None:
+            left_out = (
+                f" that the thresholds are solved on, and by {100 * found.cross_fitted.rise:.2f} on images left out of "
+                f"solving, a fifth in turn: that keeps the target of {100 * target:g} in the mean, not with certainty"
+            )
+        screen.print_line(console, rises + left_out)
 
 
 def _show_curve(console: Console, found: Solved, name: str) -> None:
