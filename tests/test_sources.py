@@ -132,9 +132,7 @@ def test_a_data_set_in_the_hubs_own_cache_is_read_without_the_network(tmp_path: 
 
 
 def test_a_path_that_is_not_there_is_named() -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"'\./nowhere': there is no such folder or file in .*data_dir"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"'\./nowhere': there is no such folder or file in .*data_dir"):
         load("./nowhere")
 
 
