@@ -93,8 +93,9 @@ def claim(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise FileExistsError(f"{folder}: another process is training in it; name another folder, or wait") from None
-    for half in (*folder.glob("checkpoints/.*.partial"), *folder.glob(".model.safetensors.*.partial")):
-        half.unlink(missing_ok=True)  # weights that a killed training was writing
+    written = ("checkpoints/", ".recipe.yaml", ".metrics.jsonl", ".model.safetensors", ".config.json", ".summary.json")
+    for half in (path for name in written for path in folder.glob(f"{name}.*.partial")):
+        half.unlink(missing_ok=True)  # what a killed training was writing
     try:
         yield
     finally:
