@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from auxnet.backbones.described import net_from
-from auxnet.backbones.named import check_apart, is_own_code
+from auxnet.backbones.named import check_outside, is_own_code
 from auxnet.documents import read_json
 from auxnet.errors import DamagedError, first_line
 from auxnet.files import whole
@@ -121,7 +121,7 @@ def backbone_of(run: Path) -> str | None:
     """
     backbone = read_run_recipe(run).backbone if (run / "recipe.yaml").is_file() else None
     if backbone is not None:
-        check_apart(backbone, run)
+        check_outside(backbone, run)
     return backbone
 
 

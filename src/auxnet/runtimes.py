@@ -5,7 +5,6 @@ Shapes: N images, H x W pixels, C channels; images are uint8 [N, H, W, C].
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,11 +89,9 @@ def runnable(
     the device cannot be used.
     """
     number = net.numbers[-1] if output is None else output
-    model, home = net.truncate(position_of(net, number)).eval(), next(net.parameters()).device
-    place = home if device is None else device_of(Recipe(device=device))
-    if place != home:
-        model = copy.deepcopy(model).to(place)
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = net.truncate(position_of(net, number)).eval()  # a copy
+    place = next(net.parameters()).device if device is None else device_of(Recipe(device=device))
+    model = model.to(place).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     seen = net.preprocessing
     with threads_set(threads) as number_of_threads:
         pass

@@ -58,7 +58,7 @@ def is_own_code(name: str) -> bool:
     return name.partition(":")[0] not in LIBRARIES
 
 
-def check_apart(name: str, run: Path) -> None:
+def check_outside(name: str, run: Path) -> None:
     """Raise ValueError if building the backbone of this name could run code that lies in the folder of a `run`.
 
     The run may be a stranger's, its recipe too. Nothing is imported to find that out.
