@@ -33,9 +33,17 @@ def options(about: str | None, **defaults: Any) -> argparse.ArgumentParser:
     """A parser with an option for each default, with --rounds, --threads and --json among them."""
     parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
     for name, default in {"rounds": 7, "threads": torch.get_num_threads(), **defaults}.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+        kind = at_least_two if name == "rounds" else type(default)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default)
     parser.add_argument("--json", type=Path)
     return parser
+
+
+def at_least_two(text: str) -> int:
+    """Rounds: quartiles of one would fail after all is measured."""
+    if int(text) < 2:
+        raise argparse.ArgumentTypeError(f"must be 2 or more, for quartiles, got {text}")
+    return int(text)
 
 
 def batch_of(images: int, size: int = 32, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
