@@ -1,5 +1,6 @@
 """What `plan` says a training will do to the trunk, against what one step of it does."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from auxnet import Recipe, fit, methods, resnet
 from auxnet.build import load_data, step_scale_of
-from auxnet.plan import few_steps, plan, planned_outputs
+from auxnet.plan import few_steps, ignores_weights, optimizer_doubts, plan, planned_outputs
 
 ETA, DECAY = 1.0, 1e-4
 METHODS = [("joint", "live"), ("pairwise", "live"), ("multiway", "live"), ("multiway", "frozen"), ("multiway", "fused")]
@@ -53,3 +54,43 @@ def test_decay_is_what_a_segment_sees_in_a_step_discarded_outputs_left_out(metho
     for output, weight, old in zip(planned, convolutions, before, strict=True):
         decayed = ((old - weight) / old).detach().mean() / (ETA * DECAY)
         assert float(decayed) == pytest.approx(output.decay, abs=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "RMSprop", "Adagrad"])
+@pytest.mark.parametrize(("method", "mode"), METHODS)
+def test_loss_weights_are_said_to_be_ignored_just_where_the_trunk_hardly_feels_them(method, mode, optimizer):
+    recipe = Recipe(depth=8, outputs=2, method=method, mode=mode, optimizer=optimizer)
+    images, labels = torch.randn(16, 1, 8, 8, dtype=torch.float64), torch.arange(16) % 10
+
+    def moved_by(first):
+        torch.manual_seed(0)
+        net = resnet(depth=8, outputs=2, in_channels=1).double()
+        before = [p.detach().clone() for p in net.segments[0].parameters()]
+        options = {"mode": mode} if method == "multiway" else {}
+        make = partial(getattr(torch.optim, optimizer), lr=1e-6)
+        getattr(methods, method)(net, make, (first, 1.0), **options).step(images, labels)
+        after = net.segments[0].parameters()
+        return torch.cat([(a - b).detach().flatten() for a, b in zip(after, before, strict=True)])
+
+    alike = torch.cosine_similarity(moved_by(1.0), moved_by(0.01), dim=0)
+    assert (alike > 0.98) == ignores_weights(recipe)
+
+
+def test_an_optimizer_that_normalises_gradients_is_warned_of_with_unequal_weights_and_with_the_step_of_sgd():
+    adam, depths = Recipe(optimizer="AdamW", method="pairwise", lr=0.001), (5, 8)
+    assert "pairwise each output has one of its own: loss weights" in optimizer_doubts(adam, depths)[0]
+    assert optimizer_doubts(replace(adam, gamma=0.0), depths) == []
+    assert optimizer_doubts(replace(adam, weights=(0.0, 1.0)), depths) == []
+    assert len(optimizer_doubts(replace(adam, weights=(1.0, 1.0), weight_schedule="linear"), depths)) == 1
+    (doubt,) = optimizer_doubts(Recipe(optimizer="AdamW", method="joint"), depths)
+    assert doubt.startswith("--lr 0.1 is the step size for SGD: AdamW usually wants about a hundredth")
+    assert optimizer_doubts(Recipe(), depths) == []
+    steps = [o.step for o in planned_outputs(replace(adam, depth=8, lr=0.1), load_data(adam))]
+    assert steps == [1.0, 1.0, 1.0]
+
+
+def test_a_training_warns_of_them_once_at_its_beginning(tmp_path):
+    recipe = Recipe(depth=8, outputs=2, epochs=1, train_images=50, batch_size=25, optimizer="Adam", method="joint")
+    with pytest.warns(UserWarning, match="--lr 0.1 is the step size for SGD: Adam usually") as told:
+        fit(recipe, tmp_path / "run")
+    assert len(told) == 1

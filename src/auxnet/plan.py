@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +20,7 @@ from auxnet.schedules import lambdas_at
 
 MEASURED_STEPS = 4
 FEW_STEPS, SMALL_BATCH = 10, 16
+PROPORTIONAL = ("SGD", "ASGD")  # optimizers whose steps grow with the gradient; all others normalise it
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class PlannedOutput:
     params: int
     macs: int
     step: float
-    """what a gradient of L_k that reaches this segment from its own output is multiplied by, times eta"""
+    """what a gradient of L_k that reaches this segment from its own output is multiplied by, times eta; a gradient that
+    the optimizer normalises (Adam and kin, with a state per output) does not feel lambda"""
     steps_above: float
     """the same, summed over this output and all above it"""
     decay: float
@@ -68,6 +71,7 @@ def plan(recipe: Recipe) -> Plan:
             [
                 *warnings_of(recipe, [output.depth for output in outputs], dataset.image_size),
                 *few_steps(recipe, len(dataset.train)),
+                *optimizer_doubts(recipe, [output.depth for output in outputs]),
             ],
         )
 
@@ -77,15 +81,16 @@ def planned_outputs(recipe: Recipe, dataset: data.DataSet) -> list[PlannedOutput
     net = net_of(replace(recipe, pretrained=None), dataset)
     lambdas = lambdas_at(recipe, net.depths)
     c = step_scales(lambdas, step_scale_of(recipe))
+    felt = [float(w > 0) for w in lambdas] if ignores_weights(recipe) else lambdas
     rows = []
     for k, (depth, (params, macs)) in enumerate(
         zip(net.depths, costs(net, (dataset.channels, *dataset.image_size)), strict=True)
     ):
-        own = c[k] * lambdas[k]
+        own = c[k] * felt[k]
         if recipe.method == "joint":  # one update: segment k at its own scale
             above, decay = c[k] * sum(lambdas[k:]), c[k]
         else:  # an update per output k and above, but for discarded ones
-            counted = [(a, w) for a, w in zip(c[k:], lambdas[k:], strict=True) if w > 0]
+            counted = [(a, w) for a, w in zip(c[k:], felt[k:], strict=True) if w > 0]
             above, decay = sum(a * w for a, w in counted), sum(a for a, _ in counted)
         rows.append(PlannedOutput(k + 1, depth, lambdas[k], params, macs, own, above, decay))
     return rows
@@ -119,6 +124,27 @@ def few_steps(recipe: Recipe, images: int) -> list[str]:
         f"an epoch has {steps} steps of {recipe.batch_size} images: with --batch-size {smaller} it has "
         f"{-(-images // smaller)}, and wants a smaller --lr"
     ]
+
+
+def ignores_weights(recipe: Recipe) -> bool:
+    """Whether the trunk hardly feels the loss weights: each output's own optimizer divides its gradient by its size."""
+    own_state = recipe.method == "pairwise" or (recipe.method == "multiway" and recipe.mode != "fused")
+    return own_state and recipe.state == "per_output" and recipe.optimizer not in PROPORTIONAL
+
+
+def optimizer_doubts(recipe: Recipe, depths: Sequence[int]) -> list[str]:
+    """Warnings where an optimizer that normalises gradients gets SGD's step size, or loss weights it cannot feel."""
+    name, doubts = recipe.optimizer, []
+    lambdas = {w for epoch in (1, recipe.epochs) for w in lambdas_at(recipe, depths, epoch) if w > 0}
+    if name not in PROPORTIONAL and recipe.lr == Recipe.lr:
+        doubts.append(f"--lr {recipe.lr:g} is the step size for SGD: {name} usually wants about a hundredth of it")
+    if ignores_weights(recipe) and len(lambdas) > 1:
+        doubts.append(
+            f"{name} normalises gradients, and in {recipe.method} each output has one of its own: loss weights (gamma, "
+            "weights, weight_schedule) hardly change what the trunk learns, unless they are 0; SGD, joint and fused "
+            "multi-way feel them"
+        )
+    return doubts
 
 
 def warnings_of(recipe: Recipe, depths: list[int], image_size: tuple[int, int]) -> list[str]:

@@ -35,6 +35,7 @@ from auxnet.files import write_json
 from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
 from auxnet.opening import normalised_as, preprocessing_of
+from auxnet.plan import optimizer_doubts
 from auxnet.preprocessing import Preprocessing
 from auxnet.provenance import provenance
 from auxnet.recipe import Recipe, method_name
@@ -108,6 +109,8 @@ def fit(
         begun = replace(recipe, pretrained=None) if resume else recipe  # its weights are in the checkpoint
         net, method = build(begun, dataset, here.device, here)
         check_last_batch(recipe, dataset, net, here.size)
+        for doubt in optimizer_doubts(recipe, net.depths) if here.leads and not resume else ():
+            warnings.warn(doubt, stacklevel=2)
         average = None if recipe.ema is None else copy.deepcopy(net)
         judged = net if average is None else average
         standing = rundir.Standing(drawn=dataset.drawn, preprocessing=preprocessing_of(dataset).content())
