@@ -801,6 +801,20 @@ def test_trials_are_never_judged_by_other_images_than_those_before(tmp_path, cap
     assert len(sweep({"lr": [0.01, 0.1, 0.2]}, tmp_path / "s", recipe, trials=2).trials) == 2
 
 
+def test_trials_are_never_judged_by_other_images_of_a_validation_folder_than_those_before(tmp_path, untrained):
+    images, labels = tiny(40, 2, size=8)
+    for split in ("train", "val", "test"):
+        write_folders(tmp_path / "pics" / split, images, labels, ["cat", "dog"])
+    recipe, space = replace(TINY, data=str(tmp_path / "pics")), {"gamma": [1.0, 2.0, 3.0]}
+    sweep(space, tmp_path / "s", recipe, trials=1)
+    gone = next((tmp_path / "pics" / "val" / "cat").glob("*.png"))
+    kept = gone.rename(tmp_path / "kept.png")
+    with pytest.raises(RuntimeError, match="would be judged by other images"):
+        sweep(space, tmp_path / "s", recipe, trials=2)
+    kept.rename(gone)
+    assert len(sweep(space, tmp_path / "s", recipe, trials=2).trials) == 2
+
+
 def test_a_sweep_begun_with_fewer_digits_goes_on(tmp_path, untrained, monkeypatch):
     space = {"milestones": [(0.333333, 0.666667), (0.5, 0.75), (0.25, 0.5)]}
     with monkeypatch.context() as earlier:

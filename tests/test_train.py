@@ -71,8 +71,8 @@ def test_the_run_directory_holds_what_was_promised(run):
     guessing = pytest.approx(1 - 15 / 145)  # 15 images of the commonest digit
     about = {"name": "digits", "train": 1293, "val": 145, "test": 359, "guessing": guessing}
     dataset = build.load_data(TINY)
-    tested = {"test_sha256": fingerprint([dataset.test]), "resize": [8, 8]}
-    assert summary["data"] == {**about, "drawn": dataset.drawn, **tested}
+    judged_on = {f"{which}_sha256": fingerprint([getattr(dataset, which)]) for which in ("test", "val")}
+    assert summary["data"] == {**about, "drawn": dataset.drawn, **judged_on, "resize": [8, 8]}
 
 
 def test_the_best_epoch_is_the_one_of_least_validation_error(run):
