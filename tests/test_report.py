@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import re
 import shlex
 import shutil
 from contextlib import ExitStack
@@ -638,6 +639,16 @@ def test_runs_that_differ_in_their_seed_alone_are_summed_up(gathered):
     assert table.count(f"<td>3</td><td>{100 * gathered['outputs'][0]['val']['error']:.2f} % ") >= 1
     assert table.count("<td>30.00 % \u00b1 26.46</td>") == len(gathered["outputs"])
     assert report_page._over_seeds(runs[2:]) == ""
+    assert "Left out" not in table
+    again = report_page._over_seeds([*runs[:3], {**runs[0], "name": "once-more"}])
+    assert again.replace(" Left out, as another run has their recipe and their seed: once-more.", "") == table
+
+
+def test_a_name_that_is_no_text_is_shown_all_the_same(gathered):
+    page = report_page.page([{**gathered, "name": "r\udce9n", "classes": ["caf\udce9", *gathered["classes"][1:]]}], 0.5)
+    assert page.encode().decode() == page
+    [data] = re.findall(r'<script[^>]*id="data"[^>]*>(.*?)</script>', page, re.DOTALL)
+    assert json.loads(data)["runs"][0]["classes"][0] == "caf\udce9"
 
 
 def test_the_command_that_trains_the_same_again_can_be_typed_and_what_is_left_open_is_none(gathered):

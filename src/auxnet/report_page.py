@@ -217,11 +217,14 @@ def _ladder(runs: Sequence[Run], latency: str) -> str:
 def _over_seeds(runs: Sequence[Run]) -> str:
     """Mean and spread of the runs that differ in nothing but their seed; nothing where there are none."""
     alike: dict[str, dict[int, Run]] = {}
+    twice: list[str] = []
     for run in runs:
         recipe = {key: value for key, value in run["recipe"].items() if key not in ("seed", *WHERE)}
-        alike.setdefault(repr(recipe), {})[run["seed"]] = run
+        of_seed = alike.setdefault(repr(recipe), {})
+        if run is not of_seed.setdefault(run["seed"], run):
+            twice.append(run["name"])
     lines = []
-    for group in (list(of_seed.values()) for of_seed in alike.values() if len(of_seed) > 1):
+    for group in (list(seeds.values()) for seeds in alike.values() if len(seeds) > 1):
         title = f"{group[0]['method']}: {', '.join(run['name'] for run in group)}"
         lines.append(f'<tr class="run"><th colspan="5" scope="rowgroup">{escape(title)}</th></tr>')
         for k, row in enumerate(group[0]["outputs"]):
@@ -234,6 +237,8 @@ def _over_seeds(runs: Sequence[Run]) -> str:
         return ""
     heads = ("output", "depth", "seeds", "validation error", "test error")
     words = "Runs of one recipe with several seeds: mean and standard deviation of their errors."
+    if twice:
+        words += f" Left out, as another run has their recipe and their seed: {', '.join(twice)}."
     return table_of(heads, lines, "Over seeds") + f'<p class="under">{escape(words)}</p>'
 
 

@@ -92,7 +92,7 @@ def write_rows(rows: Sequence[Row], folder: Path) -> list[Path]:
     paths = [folder / "ledger.jsonl", folder / "outputs.csv"]
     with whole(paths[0]) as partial:
         partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    with whole(paths[1]) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    with whole(paths[1]) as partial, partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         csv.writer(file).writerows(_lines(rows))
     return paths
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from auxnet.figures_page import page_of_figures
 from auxnet.files import whole
-from auxnet.page_frame import line_of, table_of, unbroken
+from auxnet.page_frame import line_of, of_utf8, table_of, unbroken
 from auxnet.reading.splits import tested_alike
 from auxnet.studies.ledger import Average, Findings, MeanAndSpread, Row, averages, stranger, write_rows
 from auxnet.studies.spec import Study
@@ -71,7 +71,7 @@ def write_findings(found: Findings, folder: Path) -> list[Path]:
     paths = [folder / "study.md", folder / "study.html"]
     for path, text in zip(paths, (markdown(found), page(found)), strict=True):
         with whole(path) as partial:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_text(of_utf8(text), encoding="utf-8")
     return [*paths, *write_rows(found.rows, folder)]
 
 

@@ -20,7 +20,8 @@ from typing import Any, Literal
 
 from auxnet.reading.splits import tested_alike
 from auxnet.scores import holm
-from auxnet.studies.spec import Claim, Side
+from auxnet.studies.spec import Claim, Side, Study
+from auxnet.words import plural
 
 LEVEL = 0.95
 FEWEST = 3  # seeds: the spread of two is known too badly to judge by
@@ -47,6 +48,14 @@ class Verdict:
     """of the paired t over the seeds, two-sided; 1 where the claim cannot be told even alone"""
     adjusted: float | None = None
     """the same by Holm's method among the claims of its study; None for a claim that was judged alone"""
+
+
+def too_few_seeds(study: Study) -> str | None:
+    """Why no claim of a study can be told, however its trainings end; None if it may be."""
+    if not study.claims or study.seeds >= FEWEST:
+        return None
+    seeds = plural(study.seeds, "seed")
+    return f"with {seeds} no claim can be told: {FEWEST} are the fewest to judge by (--seeds {FEWEST})"
 
 
 def interval(values: Sequence[float], least: float = 0.0) -> tuple[float, float, float]:
