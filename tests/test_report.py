@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import re
 import shlex
 import shutil
 from contextlib import ExitStack
@@ -300,6 +301,23 @@ def test_runs_that_were_tested_on_different_images_are_not_compared(gathered):
     assert not said(one, one)
     assert not said({**one, "test_sha256": ""}, other)  # not known
     assert not said(one, {**other, "resize": [9, 9]})  # the same images, perhaps
+
+
+def test_runs_that_were_validated_on_different_images_are_said_so_and_no_others(gathered):
+    def said(*validated, seeds=(0, 1)):
+        runs = [
+            {**gathered, "seed": seed, "data": {**gathered["data"], **each}}
+            for each, seed in zip(validated, seeds, strict=True)
+        ]
+        return "validated on different images" in " ".join(report_page.notes(runs))
+
+    one, other = ({"val_sha256": name, "resize": [8, 8]} for name in "ab")
+    assert not said(one, one)  # a val/ of their own, whatever the seed
+    assert said(one, other)
+    assert said(one, other, seeds=(0, 0))
+    unknown = {"val_sha256": None}  # runs of earlier versions: by what draws the images
+    assert said(unknown, one)
+    assert not said(unknown, one, seeds=(0, 0))
 
 
 def test_latency_is_measured_as_select_measures_it(run, tmp_path, monkeypatch):
@@ -621,6 +639,16 @@ def test_runs_that_differ_in_their_seed_alone_are_summed_up(gathered):
     assert table.count(f"<td>3</td><td>{100 * gathered['outputs'][0]['val']['error']:.2f} % ") >= 1
     assert table.count("<td>30.00 % \u00b1 26.46</td>") == len(gathered["outputs"])
     assert report_page._over_seeds(runs[2:]) == ""
+    assert "Left out" not in table
+    again = report_page._over_seeds([*runs[:3], {**runs[0], "name": "once-more"}])
+    assert again.replace(" Left out, as another run has their recipe and their seed: once-more.", "") == table
+
+
+def test_a_name_that_is_no_text_is_shown_all_the_same(gathered):
+    page = report_page.page([{**gathered, "name": "r\udce9n", "classes": ["caf\udce9", *gathered["classes"][1:]]}], 0.5)
+    assert page.encode().decode() == page
+    [data] = re.findall(r'<script[^>]*id="data"[^>]*>(.*?)</script>', page, re.DOTALL)
+    assert json.loads(data)["runs"][0]["classes"][0] == "caf\udce9"
 
 
 def test_the_command_that_trains_the_same_again_can_be_typed_and_what_is_left_open_is_none(gathered):

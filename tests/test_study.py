@@ -7,7 +7,9 @@ import multiprocessing
 import re
 import shutil
 import statistics
+import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from filelock import FileLock
 
 from auxnet import build
 from auxnet import train as training
-from auxnet.cli import main
+from auxnet.checkpoint import fingerprint
+from auxnet.cli import main, screen
 from auxnet.documents import read_json
 from auxnet.errors import DivergedError
 from auxnet.recipe import WHERE, Recipe
@@ -24,7 +27,7 @@ from auxnet.studies import running, supervising
 from auxnet.studies.checking import check_claims
 from auxnet.studies.ledger import Findings, averages, findings_of, found_in
 from auxnet.studies.spec import Claim, Side, Trial, names, read_study
-from auxnet.studies.study_page import cells_of, figures, headline, markdown, notes, page
+from auxnet.studies.study_page import cells_of, figures, headline, markdown, notes, page, write_findings
 from auxnet.studies.verdicts import in_words, interval, judge, judge_all
 from browser import check_themes, chromium, opened
 from writers import tiny, write_folders
@@ -441,8 +444,9 @@ def test_a_failed_training_keeps_a_claim_from_being_told():
 @pytest.mark.parametrize(
     ("images", "word", "why"),
     [
-        ((1, 1, 1), "cannot be told", "the spread of the seeds is below one test image, 0.28 points"),
-        ((20, 20, 21), "cannot be told", "the spread of the seeds is below one test image"),
+        ((3, 3, 3), "cannot be told", "the interval comes within one test image, 0.28 points, of 0"),
+        ((20, 20, 21), "holds", ""),
+        ((-20, -20, -20), "does not hold", ""),
         ((2, 4, 4), "cannot be told", "the interval comes within one test image, 0.28 points, of 0"),
         ((-2, -4, -4), "cannot be told", "the interval comes within one test image, 0.28 points, of 0"),
         ((20, 23, 26), "holds", ""),
@@ -455,6 +459,20 @@ def test_what_one_test_image_makes_tells_nothing(images, word, why):
     verdict = judge(Claim("", Side("a"), Side("b")), "digits", [{**each, "images": {"test": 360}} for each in rows])
     assert (verdict.word, verdict.low > 0 or verdict.high < 0) == (word, True)
     assert why in in_words(verdict)
+
+
+def test_seeds_that_agree_to_less_than_one_test_image_are_judged_as_if_they_spread_by_one():
+    from scipy.stats import ttest_1samp
+
+    def of(*images):
+        rows = [row("a", seed, 0.1) for seed in range(3)]
+        rows += [row("b", seed, 0.1 + more / 100) for seed, more in enumerate(images)]
+        return judge(Claim("", Side("a"), Side("b")), "digits", [{**each, "images": {"test": 100}} for each in rows])
+
+    verdict, by_hand = of(30, 30, 30), [0.29, 0.30, 0.31]  # these spread by one image
+    assert (verdict.low, verdict.high) == pytest.approx(interval(by_hand)[1:])
+    assert verdict.p == pytest.approx(ttest_1samp(by_hand, 0).pvalue)
+    assert (verdict.word, of(1, 1, 1).word) == ("holds", "cannot be told")
 
 
 def test_what_was_tested_on_different_images_is_not_judged(own):
@@ -530,6 +548,30 @@ def test_images_are_counted_for_each_data_set_and_apart_where_variants_differ(ow
     assert "svhn: 65,931 training, 7,326 validation and 10,000 test images." in told
     told = list(notes(Findings(study, (rows[0], whole_row("two", "cifar10", 800, 5_000)), ())))
     assert told[-1].startswith("cifar10: 45,000 training, 5,000 validation and 10,000 test images (one); 800 training")
+
+
+def test_a_bar_in_a_name_ends_no_cell_of_the_table(own):
+    own.write_text(
+        OWN.replace("two: {gamma", '"a|b": {gamma').replace("better: two,", 'better: "a|b",').replace('"two:', '"a|b:')
+    )
+    found = found_in(
+        read_study(str(own), "smoke"), [whole_row("a|b", "digits", 10, 10), whole_row("one", "digits", 10, 10)]
+    )
+    lines = [line for line in markdown(found).splitlines() if "a\\|b" in line]
+    assert len(lines) == 3  # two claims, one output
+    for line in lines:
+        cells = re.split(r"(?<!\\)\|", line)
+        assert len(cells) - 2 == (2 if "told" in line else 9)
+
+
+def test_a_trainings_summary_that_lacks_something_is_told_by_its_folder(own, tmp_path, capsys):
+    [trial, *_] = read_study(str(own), "smoke", 1).trials(HERE)
+    folder = running.folder_of(tmp_path / "out", trial)
+    folder.mkdir(parents=True)
+    summary = {"last": [], "best": [], "epochs": {}, "data": {}, "wall_seconds": 1.0, "versions": {}, "device": {}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert main(["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--show"]) == 1
+    assert f"auxnet: {folder}/summary.json is damaged: it lacks 'commit'; remove" in capsys.readouterr().err
 
 
 def test_a_line_of_the_table_is_told_by_its_average_alone_and_what_is_published_stands_at_the_final_output(own):
@@ -862,6 +904,101 @@ def test_a_training_that_was_stopped_goes_on_from_its_checkpoint(own, tmp_path, 
     running.train(out, [trial], 1, HERE, lambda left: None)
     assert resumed == [True]
     assert running.is_done(out, trial)
+
+
+def test_trainings_of_another_folder_of_the_same_name_are_never_shown_as_the_studys_own(tmp_path, monkeypatch, capsys):
+    images, labels = tiny(24, 2, size=8)
+    study = (
+        "question: q\nvariants: {a: {}}\n"
+        "scales: {mine: {seeds: 1, base: {data: pics, depth: 8, outputs: 2, epochs: 1, batch_size: 8}}}\n"
+    )
+    for place in ("here", "elsewhere"):
+        write_folders(tmp_path / place / "pics", images, labels, ["cat", "dog"])
+        (tmp_path / place / "own.yaml").write_text(study)
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["study", "own.yaml", "--out", "out", "--threads", "1", "--device", "cpu"]) == 0
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for more in ([], ["--show"]):
+        assert main(["study", "own.yaml", "--out", "../here/out", *more]) == 2
+        told = f"was trained on {tmp_path}/here/pics, and pics is {tmp_path}/elsewhere/pics here: give another --out"
+        assert told in capsys.readouterr().err
+    (tmp_path / "here").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    assert main(["study", "own.yaml", "--out", "out", "--show"]) == 0  # a project that moved
+
+
+def test_what_is_under_way_is_said_by_who_trains_and_by_who_looks(own, tmp_path, capsys, monkeypatch):
+    words = ["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--threads", "1", "--seeds", "1"]
+    assert main(words) == 0
+    assert "under way" not in capsys.readouterr().out  # nothing took a minute
+    shutil.rmtree(tmp_path / "out")
+    monkeypatch.setattr(screen, "PAUSE", 0.0)
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "0/2 trainings done, under way: one on digits, seed 0: 0/1 epochs\n" in said
+    assert "1/2 trainings done, under way: two on digits, seed 0: 1/1 epochs, val. error" in said
+    [trial, _] = read_study(str(own), "smoke", 1).trials(HERE)
+    (running.folder_of(tmp_path / "out", trial) / "summary.json").unlink()
+    with FileLock(tmp_path / "out" / "claims" / f"{trial.name}.lock"):
+        assert main([*words, "--show"]) == 0
+    assert "under way: one on digits, seed 0: 1/1 epochs, val. error" in capsys.readouterr().out
+    assert main([*words, "--show"]) == 0
+    assert "under way" not in capsys.readouterr().out  # it was stopped
+
+
+def test_a_study_of_too_few_seeds_says_so_before_its_first_training(own, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(running, "fit_on", lambda *_: pytest.fail(capsys.readouterr().out, pytrace=False))
+    words = ["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out")]
+    told = "note: with 2 seeds no claim can be told: 3 are the fewest to judge by (--seeds 3)"
+    with pytest.raises(pytest.fail.Exception, match=re.escape(told)):
+        main([*words, "--seeds", "2"])
+    assert main([*words, "--seeds", "2", "--show"]) == 0
+    assert told in capsys.readouterr().out
+    assert main([*words, "--show"]) == 0
+    assert "no claim can be told" not in capsys.readouterr().out
+
+
+def test_of_several_processes_one_measures_the_supervision(own, tmp_path, monkeypatch):
+    trials, measured = list(read_study(str(own), "smoke", 1).trials(HERE)), []
+    for trial in trials:
+        folder = running.folder_of(tmp_path, trial)
+        folder.mkdir(parents=True)
+        for name in ("summary.json", "model.safetensors"):
+            (folder / name).write_text("{}")
+
+    def gather(folder, name, *how):
+        measured.append(name)
+        time.sleep(0.1)
+        return {"weights_sha256": fingerprint(folder)}
+
+    monkeypatch.setattr(supervising, "opened", lambda *where, **how: nullcontext())
+    monkeypatch.setattr(supervising.diagnosing, "gather", gather)
+    together = [threading.Thread(target=supervising.diagnose, args=(tmp_path, trials)) for _ in range(2)]
+    for each in together:
+        each.start()
+    for each in together:
+        each.join()
+    assert measured == ["one", "two"]
+
+
+def test_a_folder_whose_name_is_no_text_is_reported_all_the_same(own, tmp_path):
+    study = replace(read_study(str(own), "smoke"), datasets=("d\udce9t",))
+    rows = [{**whole_row(variant, "digits", 10, 10), "data": "d\udce9t"} for variant in ("one", "two")]
+    rows = [{**each, "study": "own", "scale": "smoke", "training": "x"} for each in rows]
+    written = write_findings(found_in(study, rows), tmp_path / "report")
+    for path in written:
+        assert "d\\udce9t" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.long
+def test_a_variants_name_is_text_in_every_figure(own, tmp_path):
+    own.write_text(OWN.replace("two: {gamma", '"<i>x</i>": {gamma').replace("two", "<i>x</i>"))
+    rows = [{**whole_row(v, "digits", 10, 10), "seed": seed} for v in ("one", "<i>x</i>") for seed in range(2)]
+    path = tmp_path / "page.html"
+    path.write_text(page(found_in(read_study(str(own), "smoke"), rows)))
+    with chromium() as browser, opened(browser, path) as shown:
+        assert "<i>x</i>" in shown.locator("#macs-plot .legendtext").all_text_contents()
+        assert "<i>x</i> < one" in shown.locator("#differences-plot .ytick text").all_text_contents()
 
 
 def test_a_study_has_the_one_scale_of_its_own_for_its_default(tmp_path):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,7 +23,7 @@ pytest.importorskip("optuna", reason="optuna is not installed (extra: sweep)")
 
 from auxnet import build, rundir, train
 from auxnet.checkpoint import read_json
-from auxnet.cli import main
+from auxnet.cli import main, screen
 from auxnet.errors import DivergedError
 from auxnet.recipe import WHERE, Recipe, read_recipe
 from auxnet.sweeps import sweep_page, sweeping, trials, worker
@@ -251,7 +252,7 @@ def untrained(monkeypatch):
         trained.append((recipe.gamma, recipe.floor))
         if recipe.gamma > 15:
             raise DivergedError("the loss is not finite")
-        return SimpleNamespace(summary={"last": [{"val_error": (recipe.gamma + recipe.floor) / 100}]})
+        return SimpleNamespace(summary={"last": [{"val_error": (recipe.gamma + recipe.floor) / 100}] * 2})
 
     monkeypatch.setattr(worker, "fit_on", fit)
     monkeypatch.setattr(worker, "read_metrics", lambda folder: [])
@@ -327,8 +328,20 @@ def test_the_objective_is_the_validation_error_of_the_last_epoch(finished, tmp_p
         errors = val_errors(trial.folder)
         assert trial.epochs == max(errors)
         assert trial.objective == pytest.approx(statistics.mean(errors[max(errors)]))
-    assert worker.objective_of([0.3, 0.1], "final") == worker.objective_of([0.3, 0.1], "2") == 0.1
-    assert worker.objective_of([0.3, 0.1], "1") == 0.3
+    assert worker.objective_of([0.3, 0.1], "final", TINY) == worker.objective_of([0.3, 0.1], "2", TINY) == 0.1
+    assert worker.objective_of([0.3, 0.1], "1", TINY) == 0.3
+
+
+def test_outputs_that_do_not_train_to_the_end_choose_no_recipe(tmp_path):
+    recipe = replace(TINY, epochs=2, weights=(0.0,))  # the first output is never trained
+    found = sweep({"lr": [0.1, 0.2]}, tmp_path / "a", recipe, trials=1)
+    [trial] = found.trials
+    for epoch, (_, final) in val_errors(trial.folder).items():
+        assert found.study.trials[0].intermediate_values[epoch] == final
+    assert trial.objective == final
+    errors = [0.9, 0.1]
+    assert worker.objective_of(errors, "mean", TINY) == pytest.approx(0.5)
+    assert worker.objective_of(errors, "mean", replace(TINY, epochs=4, discard_after=0.5)) == 0.1
 
 
 def test_pruned_are_exactly_those_worse_than_the_median_of_the_complete_at_their_epoch(finished):
@@ -631,7 +644,7 @@ def test_what_took_the_failure_of_a_twin_is_tried_again_with_it(tmp_path, untrai
 
     failed = [trial for trial in run().trials if trial.state == "failed"]
     assert any(trial.twin is not None for trial in failed)
-    monkeypatch.setattr(worker, "fit_on", lambda *_: SimpleNamespace(summary={"last": [{"val_error": 0.5}]}))
+    monkeypatch.setattr(worker, "fit_on", lambda *_: SimpleNamespace(summary={"last": [{"val_error": 0.5}] * 2}))
     again = run(retry_failed=True).trials
     assert {trial.state for trial in again} == {"complete"}
     assert sorted(trial.values["gamma"] for trial in again[-len(failed) :]) == sorted(
@@ -739,7 +752,7 @@ def test_the_terminal_and_the_page_say_a_list_alike(finished, capsys):
     assert "0.4, 0.6" not in page + capsys.readouterr().out
 
 
-def test_the_best_is_told_with_its_interval_and_how_many_cannot_be_told_from_it(finished):
+def test_the_best_is_told_with_its_interval_and_how_many_overlap_with_it(finished):
     """On 100 images 20 errors are 13.3 .. 28.9 % by Wilson's formula; 40 begin at 30.9 %, 36 at 27.3 %."""
     errors = [0.2, 0.2, 0.36, 0.4, 0.7]
     found = [replace(finished.best, number=n, objective=error) for n, error in enumerate(errors)]
@@ -749,10 +762,11 @@ def test_the_best_is_told_with_its_interval_and_how_many_cannot_be_told_from_it(
         patched.setattr(sweep_page, "_images", lambda sweep: 100)
         said = sweep_page.headline(shown)
     assert "Trial 0 is the best on validation: 20.00 % error (95 % 13.3 \u2013 28.9, Wilson, n = 100), with" in said
-    assert "As good: 1. 2 of the other 4 complete trials cannot be told from it: their intervals overlap." in said
+    assert "As good: 1. The intervals of 2 of the other 4 complete trials overlap with its; on the same images" in said
+    assert "cannot be told" not in said  # which no overlap shows
     assert len([n for n in sweep_page.notes_of(shown) if "The least of 5 validation errors is optimistic" in n]) == 1
     alone = replace(finished, trials=(finished.best,))
-    assert "cannot be told" not in sweep_page.headline(alone)
+    assert "overlap" not in sweep_page.headline(alone)
     assert "optimistic" not in " ".join(sweep_page.notes_of(alone))
 
 
@@ -799,6 +813,78 @@ def test_trials_are_never_judged_by_other_images_than_those_before(tmp_path, cap
         sweep({"lr": [0.01, 0.1, 0.2]}, tmp_path / "s", recipe, trials=2)
     (tmp_path / "pics" / "cat" / "one-more.png").unlink()
     assert len(sweep({"lr": [0.01, 0.1, 0.2]}, tmp_path / "s", recipe, trials=2).trials) == 2
+
+
+def test_trials_are_never_judged_by_other_images_of_a_validation_folder_than_those_before(tmp_path, untrained):
+    images, labels = tiny(40, 2, size=8)
+    for split in ("train", "val", "test"):
+        write_folders(tmp_path / "pics" / split, images, labels, ["cat", "dog"])
+    recipe, space = replace(TINY, data=str(tmp_path / "pics")), {"gamma": [1.0, 2.0, 3.0]}
+    sweep(space, tmp_path / "s", recipe, trials=1)
+    gone = next((tmp_path / "pics" / "val" / "cat").glob("*.png"))
+    kept = gone.rename(tmp_path / "kept.png")
+    with pytest.raises(RuntimeError, match="would be judged by other images"):
+        sweep(space, tmp_path / "s", recipe, trials=2)
+    kept.rename(gone)
+    assert len(sweep(space, tmp_path / "s", recipe, trials=2).trials) == 2
+
+
+def test_the_best_recipe_is_of_the_data_of_its_trial_wherever_the_sweep_is_shown(tmp_path, monkeypatch, capsys):
+    images, labels = tiny(40, 2, size=8)
+    for place in ("here", "elsewhere"):
+        write_folders(tmp_path / place / "pics", images, labels, ["cat", "dog"])
+    monkeypatch.chdir(tmp_path / "here")
+    sweep({"lr": [0.01, 0.1]}, "s", replace(TINY, data="pics", batch_size=16), trials=1)
+    for place in ("here", "elsewhere"):
+        monkeypatch.chdir(tmp_path / place)
+        assert main(["sweep", "--out", str(tmp_path / "here" / "s"), "--show"]) == 0
+        assert read_recipe(tmp_path / "here" / "s" / "best.yaml").data == str(tmp_path / "here" / "pics")
+    (tmp_path / "here").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    assert read_sweep("s").best_recipe.data == str(tmp_path / "moved" / "pics")
+
+
+def test_a_share_that_varied_is_no_matter_where_the_data_bring_their_validation_images(tmp_path):
+    images, labels = tiny(40, 2, size=8)
+    for split in ("train", "val"):
+        write_folders(tmp_path / "own" / split, images, labels, ["cat", "dog"])
+    write_folders(tmp_path / "drawn", images, labels, ["cat", "dog"])
+
+    def said(name):
+        recipe = replace(TINY, data=str(tmp_path / name), batch_size=16)
+        return " ".join(sweep_page.notes_of(sweep({"val_fraction": [0.1, 0.3]}, tmp_path / f"s-{name}", recipe)))
+
+    assert "validated on different images" not in said("own")
+    assert "val_fraction varied, so that the trials are validated on different images" in said("drawn")
+
+
+def test_a_sweep_on_a_folder_whose_name_is_no_text_has_its_outcome(tmp_path):
+    images, labels = tiny(40, 2, size=8)
+    data = os.fsdecode(os.fsencode(tmp_path) + b"/d\xe9t")
+    write_folders(Path(data), images, labels, ["cat", "dog"])
+    write_folders(tmp_path / "pics", images, labels, ["cat", "dog"])
+    found = sweep(
+        {"data": [data, str(tmp_path / "pics")]}, tmp_path / "s", replace(TINY, batch_size=16), sampler="grid"
+    )
+    *_, best = sweep_page.write_outcome(found)
+    assert read_recipe(best).data in (data, str(tmp_path / "pics"))
+    rows = csv.DictReader((tmp_path / "s" / "trials.csv").read_text(encoding="utf-8").splitlines())
+    assert {Path(row["data"]).name for row in rows} == {"d\\udce9t", "pics"}
+    one = replace(found, trials=tuple(trial for trial in found.trials if trial.values["data"] == data))
+    assert read_recipe(sweep_page.write_outcome(one)[-1]).data == data
+
+
+def test_what_is_under_way_in_a_sweep_is_said_now_and_then_and_to_who_looks(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(screen, "PAUSE", 0.0)
+    words = ["sweep", "--out", str(tmp_path / "s"), *flags(replace(TINY, epochs=2)), "--vary", "lr=0.1,0.2"]
+    assert main([*words, "--trials", "1"]) == 0
+    assert "0/1 trials, running 0 (1 epoch done)\n" in capsys.readouterr().out
+    looked = replace(
+        read_sweep(tmp_path / "s"), trials=(replace(read_sweep(tmp_path / "s").trials[0], state="running"),)
+    )
+    monkeypatch.setattr("auxnet.sweeps.sweeping.read_sweep", lambda *where: looked)
+    assert main(["sweep", "--out", str(tmp_path / "s"), "--show"]) == 0
+    assert "under way: 0 (2 epochs done)" in capsys.readouterr().out
 
 
 def test_a_sweep_begun_with_fewer_digits_goes_on(tmp_path, untrained, monkeypatch):

@@ -32,7 +32,7 @@ from auxnet.mixing import mixed
 from auxnet.network import AuxNet
 from auxnet.recipe import Recipe
 from auxnet.rundir import Standing
-from auxnet.schedules import lambdas_at, lr_at
+from auxnet.schedules import lambdas_at, lr_at, to_the_end
 from auxnet.synchronised import unsynchronised
 from auxnet.tensorboard import History
 from auxnet.update import Method
@@ -204,7 +204,7 @@ def _team_batches(training: Training, epoch: int, start: int = 0) -> Iterator[tu
 def validate(training: Training, standing: Standing) -> Standing:
     """The standing after the epoch: each output's loss and error on the validation images, each counted once.
 
-    Epochs are compared by the outputs that train to the end: not by those that weigh nothing, or will be discarded.
+    Epochs are compared by the outputs that train to the end.
     """
     recipe, net, team, dataset = training.recipe, training.judged, training.team, training.dataset
     epoch, began = standing.epoch + 1, time.perf_counter()
@@ -221,9 +221,7 @@ def validate(training: Training, standing: Standing) -> Standing:
         *_rows(net, epoch, "train", means, None, lr, standing.epoch_seconds),
         *_rows(net, epoch, "val", losses.tolist(), wrong.tolist(), lr, seconds),
     ]
-    to_the_end = lambdas_at(recipe, net.depths, recipe.epochs)
-    compared = [error for error, weight in zip(wrong.tolist(), to_the_end, strict=True) if weight > 0]
-    return standing.after(compared, rows, seconds)
+    return standing.after(to_the_end(recipe, net.depths, wrong.tolist()), rows, seconds)
 
 
 def supervision_after(training: Training, epoch: int) -> Iterator[dict[str, Any]]:

@@ -36,6 +36,15 @@ def lambdas_at(recipe: Recipe, depths: Sequence[int], epoch: int = 1) -> list[fl
     return [*auxiliary, final]
 
 
+def to_the_end(recipe: Recipe, depths: Sequence[int], values: Sequence[float]) -> list[float]:
+    """Of a value per output those of the outputs that train to the end, by which epochs and trials are compared.
+
+    Not of those whose loss weighs nothing, or will be discarded.
+    """
+    weights = lambdas_at(recipe, depths, recipe.epochs)
+    return [value for value, weight in zip(values, weights, strict=True) if weight > 0]
+
+
 def weights_of(recipe: Recipe, depths: Sequence[int]) -> list[float]:
     """The loss weights [K] that a recipe begins with: its own, or those that follow from the depths."""
     K, own = len(depths), recipe.weights

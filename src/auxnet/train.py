@@ -183,6 +183,7 @@ def _finish(recipe: Recipe, dataset: DataSet, net: AuxNet, folder: Path, standin
             "guessing": guessing(dataset.val.labels),
             "drawn": dataset.drawn,
             "test_sha256": dataset.test_sha256(),
+            "val_sha256": dataset.val_sha256(),
             "resize": list(dataset.resize),
         },
         "seed": recipe.seed,

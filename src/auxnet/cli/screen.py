@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +21,8 @@ from auxnet.words import per_cent, val_errors
 if TYPE_CHECKING:
     from auxnet.epochs import Progress as Stands
     from auxnet.plan import Plan
+
+PAUSE = 60.0  # seconds between two lines that say how something long stands, where the output goes elsewhere
 
 
 class _Console(Console):
@@ -64,6 +67,21 @@ def training_progress(console: Console) -> Iterator[Callable[[Stands], None]]:
                 print_line(console, str(progress))
 
         yield watch
+
+
+def now_and_then(console: Console) -> Callable[[], bool]:
+    """Says, whenever it is asked, whether it is time to tell how something stands: on a terminal each second."""
+    last = time.monotonic()
+
+    def due() -> bool:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < (1.0 if console.is_terminal else PAUSE):
+            return False
+        last = now
+        return True
+
+    return due
 
 
 def print_line(console: Console, text: str) -> None:

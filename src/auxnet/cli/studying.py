@@ -78,9 +78,10 @@ def study(words: list[str]) -> int:
         from auxnet.machine import keep_freed_memory
         from auxnet.studies.checking import check_claims, check_variants
         from auxnet.studies.ledger import findings_of
-        from auxnet.studies.running import train
+        from auxnet.studies.running import check_data, train, under_way
         from auxnet.studies.study_page import check_folder, write_findings
         from auxnet.studies.supervising import diagnose, draw
+        from auxnet.studies.verdicts import too_few_seeds
     folder, drawn = options.report or options.out / f"{made.name}-{made.scale}", list[Path]()
     check_folder(folder, made)
     with screen.working("looking through its variants"):
@@ -88,10 +89,13 @@ def study(words: list[str]) -> int:
         if not options.show:
             check_variants(made, where)
     trials = list(made.trials(where))
+    check_data(options.out, trials)
+    if few := too_few_seeds(made):
+        screen.print_line(console, f"note: {few}")
     if not options.show:
         keep_freed_memory()
         try:
-            with _progress(console, len(trials)) as watch:
+            with _progress(console, options.out, len(trials)) as watch:
                 train(options.out, trials, options.processes, where, watch)
         except KeyboardInterrupt as stop:
             stop.args = ("stopped, and saved; the same command again goes on with the study",)
@@ -104,14 +108,18 @@ def study(words: list[str]) -> int:
     if made.measures:
         drawn = draw(options.out, trials, folder)
     _show(console, found)
+    for stands in under_way(options.out, trials):
+        screen.print_line(console, f"under way: {stands}")
     screen.print_line(console, f"written: {', '.join(map(str, [*paths, *drawn]))}")
     return 1 if any(row["failed"] for row in found.rows) else 0
 
 
 @contextmanager
-def _progress(console: Console, total: int) -> Iterator[Callable[[Sequence[Trial]], None]]:
-    """A live bar on a terminal; elsewhere a line for each training that ends."""
-    known: int | None = None
+def _progress(console: Console, out: Path, total: int) -> Iterator[Callable[[Sequence[Trial]], None]]:
+    """A live bar on a terminal; elsewhere a line for each training that ends, and now and then what is under way."""
+    from auxnet.studies.running import under_way
+
+    known, due = None, screen.now_and_then(console)
     with screen.live_bar(console, "training") as update:
 
         def watch(left: Sequence[Trial]) -> None:
@@ -122,6 +130,10 @@ def _progress(console: Console, total: int) -> Iterator[Callable[[Sequence[Trial
                 screen.print_line(console, words)
             known = done
             update(total=total, completed=done, description=words)
+            if due() and (stand := "; ".join(under_way(out, left))):
+                if not console.is_terminal:
+                    screen.print_line(console, f"{words}, under way: {stand}")
+                update(result=stand)
 
         yield watch
 

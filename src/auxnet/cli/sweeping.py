@@ -15,7 +15,7 @@ from auxnet.cli import screen
 from auxnet.cli.arguments import OfRecipe, parse, value_of
 from auxnet.recipe import Recipe, read_recipe
 from auxnet.sweeps.space import read_space, space_from_words, written
-from auxnet.words import command, duration, per_cent
+from auxnet.words import command, duration, per_cent, plural
 
 if TYPE_CHECKING:
     from auxnet.sweeps.settings import Settings
@@ -45,7 +45,7 @@ class Sweep(OfRecipe):
     trials: int | None = None
     """trials in all, those of other workers among them; none: 20, or the whole grid; at most all combinations"""
     objective: str = "mean"
-    """the validation error to minimise: mean (over the outputs), final, or the number of an output"""
+    """the validation error to minimise: mean (over the outputs that train to the end), final, or an output's number"""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     """how values are drawn: where it went well (TPE), anywhere, or each combination once"""
     prune: bool = True
@@ -129,8 +129,9 @@ def _varied(options: Sweep) -> dict[str, Any]:
 
 @contextmanager
 def _progress(console: Console) -> Iterator[Callable[[Sequence[Trial], int], None]]:
-    """A line for each trial that ends; on a terminal, a live bar below."""
+    """A line for each trial that ends; on a terminal, a live bar below, elsewhere now and then a line as it has it."""
     known: set[int] | None = None
+    due = screen.now_and_then(console)
     with screen.live_bar(console, "trying what varies") as update:
 
         def watch(trials: Sequence[Trial], total: int) -> None:
@@ -139,13 +140,20 @@ def _progress(console: Console) -> Iterator[Callable[[Sequence[Trial], int], Non
             for number in sorted(ended.keys() - (ended.keys() if known is None else known)):
                 screen.print_line(console, _line(ended[number]))
             known = set(ended)
-            running = ", ".join(f"{t.number} ({t.epochs} epochs done)" for t in trials if t.state == "running")
+            running = _running(trials)
             best = min((t.objective for t in trials if t.state == "complete" and t.objective is not None), default=None)
             words = "" if best is None else f"best val. error {per_cent(best)}"
             stands = f"{len(ended)}/{total} trials{f', running {running}' if running else ''}"
             update(total=total, completed=len(ended), description=stands, result=words)
+            if due() and running and not console.is_terminal:
+                screen.print_line(console, ", ".join(filter(None, (stands, words))))
 
         yield watch
+
+
+def _running(trials: Sequence[Trial]) -> str:
+    """The trials that some worker trains at the moment."""
+    return ", ".join(f"{t.number} ({plural(t.epochs, 'epoch')} done)" for t in trials if t.state == "running")
 
 
 def _line(trial: Trial) -> str:
@@ -176,6 +184,8 @@ def _show(console: Console, found: Found) -> None:
     states = [trial.state for trial in order]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     lines = [f"{len(states)} of {found.total} trials{f': {counts}' if counts else ''}"]
+    if running := _running(order):
+        lines.append(f"under way: {running}")
     if importance := importance_of(found):
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in importance.items())
         lines.append(f"share of each field in the variance of the error (fANOVA): {shares}")

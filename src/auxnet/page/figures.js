@@ -1,10 +1,14 @@
 "use strict";
 // Figures as Plotly describes them, drawn into their places in the look of the page. A colour of theirs may be the name
 // of one of the page's ("--accent") or a share of the way along its ramp (0 to 1); a scale of colours is that ramp.
+// Names of lines and words on an axis are text, never markup.
 (() => {
   function ofPage(key, value) {
     if (key === "colorscale") return ramp().map((hex, n, all) => [n / (all.length - 1), hex]);
     if (key === "color" && typeof value === "number") return along(value);
+    if (key === "name") return safe(value);
+    if (["x", "y", "categoryarray", "ticktext"].includes(key) && Array.isArray(value))
+      return value.map((each) => (typeof each === "string" ? safe(each) : each));
     return key === "color" && String(value).startsWith("--") ? colour(value.slice(2)) : value;
   }
   function ticks(key, { type }, data) {

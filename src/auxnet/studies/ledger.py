@@ -52,7 +52,10 @@ class Average:
 
 
 def findings_of(study: Study, out: Path) -> Findings:
-    """What the trainings in `out` that are done say of a study. Raises ValueError for a claim that fits none."""
+    """What the trainings in `out` that are done say of a study.
+
+    Raises ValueError for a claim that fits none, RuntimeError for a summary that is damaged.
+    """
     rows = tuple(_row(study, out, trial) for trial in study.trials())
     return found_in(study, rows)
 
@@ -89,7 +92,7 @@ def write_rows(rows: Sequence[Row], folder: Path) -> list[Path]:
     paths = [folder / "ledger.jsonl", folder / "outputs.csv"]
     with whole(paths[0]) as partial:
         partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    with whole(paths[1]) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    with whole(paths[1]) as partial, partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         csv.writer(file).writerows(_lines(rows))
     return paths
 
@@ -127,10 +130,16 @@ def _row(study: Study, out: Path, trial: Trial) -> Row:
     }
     if not is_done(out, trial):
         return row
-    summary = read_json(folder_of(out, trial) / "summary.json")
-    kept = ("output", "depth", "params", "macs", "val_error", "test_error")
-    tables = {which: [{key: line[key] for key in kept} for line in summary[which]] for which in ("last", "best")}
-    about = {key: summary[key] for key in ("epochs", "data", "wall_seconds", "commit", "versions", "device")}
+    path, kept = (
+        folder_of(out, trial) / "summary.json",
+        ("output", "depth", "params", "macs", "val_error", "test_error"),
+    )
+    summary = read_json(path)
+    try:
+        tables = {which: [{key: line[key] for key in kept} for line in summary[which]] for which in ("last", "best")}
+        about = {key: summary[key] for key in ("epochs", "data", "wall_seconds", "commit", "versions", "device")}
+    except (KeyError, TypeError) as error:
+        raise RuntimeError(f"{path} is damaged: it lacks {error}; remove {path.parent} to train it again") from None
     if study.measures:
         row["share"] = share_of(out, trial)
     return {**row, **tables, **{("images" if key == "data" else key): value for key, value in about.items()}}

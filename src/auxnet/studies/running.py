@@ -8,7 +8,7 @@ OUT/trials/NAME/         a run directory; the name follows from the recipe, so t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,12 @@ from auxnet.epochs import Progress
 from auxnet.errors import DivergedError, one_line
 from auxnet.files import whole
 from auxnet.processes import work_together
+from auxnet.recipe import read_run_recipe
+from auxnet.rundir import located, read_metrics
 from auxnet.studies.spec import Trial
 from auxnet.train import fit_on
+from auxnet.unfinished import whole_epochs
+from auxnet.words import val_errors
 
 Watch = Callable[[Sequence[Trial]], None]
 """is told, now and then, which trials are left"""
@@ -52,6 +56,48 @@ def left_of(out: Path, trials: Sequence[Trial]) -> list[Trial]:
     return [trial for trial in trials if not is_done(out, trial) and why_failed(out, trial) is None]
 
 
+def check_data(out: Path, trials: Sequence[Trial]) -> None:
+    """Raise ValueError for a trial in `out` that was trained on another folder of images than the one asked for now.
+
+    A trial is named by its data as they are written, which elsewhere may be another folder. (In a project that moved
+    one of the two is not there, and they are taken to be the same.)
+    """
+    for trial in trials:
+        folder, now = folder_of(out, trial), located(trial.recipe).data
+        if Path(now).exists() and (folder / "recipe.yaml").is_file():
+            then = located(read_run_recipe(folder)).data
+            if then != now and Path(then).exists():
+                raise ValueError(
+                    f"{folder} was trained on {then}, and {trial.recipe.data} is {now} here: give another --out, or "
+                    "write the data's whole path in the study"
+                )
+
+
+def under_way(out: Path, trials: Sequence[Trial]) -> Iterator[str]:
+    """In words, where each of the trials stands that some process trains at this moment."""
+    for trial in left_of(out, trials):
+        if _is_held(_claim(out, trial)):
+            rows = whole_epochs(read_metrics(folder_of(out, trial)))
+            done = max((row["epoch"] for row in rows), default=0)
+            errors = [row["error"] for row in rows if row["epoch"] == done and row["split"] == "val"]
+            stands = f"{trial.variant} on {trial.recipe.data}, seed {trial.seed}: {done}/{trial.recipe.epochs} epochs"
+            yield f"{stands}, {val_errors(errors)}" if errors else stands
+
+
+def _claim(out: Path, trial: Trial) -> Path:
+    return out / "claims" / f"{trial.name}.lock"
+
+
+def _is_held(lock: Path) -> bool:
+    if lock.is_file():
+        try:
+            with FileLock(lock, timeout=0):
+                return False
+        except Timeout:
+            return True
+    return False
+
+
 def train(out: Path, trials: Sequence[Trial], processes: int, where: dict[str, Any], watch: Watch) -> None:
     """Train what is left of `trials`, in `processes` processes; what others train at the moment is waited for.
 
@@ -74,7 +120,7 @@ def _work(out: Path, trials: Sequence[Trial], where: dict[str, Any], watch: Call
     while left := left_of(out, trials):
         held = 0
         for trial in left:
-            lock = FileLock(out / "claims" / f"{trial.name}.lock", timeout=0)
+            lock = FileLock(_claim(out, trial), timeout=0)
             try:
                 lock.acquire()
             except Timeout:

@@ -9,7 +9,7 @@ from typing import Any
 
 from auxnet.figures_page import page_of_figures
 from auxnet.files import whole
-from auxnet.page_frame import line_of, table_of, unbroken
+from auxnet.page_frame import line_of, of_utf8, table_of, unbroken
 from auxnet.reading.splits import tested_alike
 from auxnet.studies.ledger import Average, Findings, MeanAndSpread, Row, averages, stranger, write_rows
 from auxnet.studies.spec import Study
@@ -71,7 +71,7 @@ def write_findings(found: Findings, folder: Path) -> list[Path]:
     paths = [folder / "study.md", folder / "study.html"]
     for path, text in zip(paths, (markdown(found), page(found)), strict=True):
         with whole(path) as partial:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_text(of_utf8(text), encoding="utf-8")
     return [*paths, *write_rows(found.rows, folder)]
 
 
@@ -92,13 +92,19 @@ def markdown(found: Findings) -> str:
     study = found.study
     parts = [MARK, f"# {study.name}, {study.scale}: {study.question}", study.note, headline(found)]
     if found.verdicts:
-        lines = ["| claim | found |", "|---|---|"]
-        lines += [f"| {_of_data(found, v)}{v.claim.says} ({v.claim.sides}) | {in_words(v)} |" for v in found.verdicts]
-        parts += ["\n".join(lines), _method(found)]
-    table = [f"| {' | '.join(HEAD)} |", f"|---|{'---:|' * (len(HEAD) - 1)}"]
-    table += [f"| {' | '.join(cells_of(found, average))} |" for average in averages(found.rows)]
+        lines = [markdown_row(("claim", "found")), "|---|---|"]
+        claims = ((f"{_of_data(found, v)}{v.claim.says} ({v.claim.sides})", in_words(v)) for v in found.verdicts)
+        parts += ["\n".join([*lines, *map(markdown_row, claims)]), _method(found)]
+    table = [markdown_row(HEAD), f"|---|{'---:|' * (len(HEAD) - 1)}"]
+    table += [markdown_row(cells_of(found, average)) for average in averages(found.rows)]
     parts += ["\n".join(table), *notes(found)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def markdown_row(cells: Sequence[str]) -> str:
+    """A row of a table in Markdown, whatever signs its texts hold."""
+    told = [cell.replace("|", r"\|") for cell in cells]
+    return f"| {' | '.join(told)} |"
 
 
 def notes(found: Findings) -> Iterator[str]:
@@ -262,7 +268,8 @@ def _plus_minus(value: MeanAndSpread) -> str:
 
 def _method(found: Findings) -> str:
     return (
-        "A difference is taken seed by seed; the interval is Student's, 95 %, over the seeds, of each claim alone. "
+        "A difference is taken seed by seed; the interval is Student's, 95 %, over the seeds, of each claim alone, "
+        "with a spread of one test image at least. "
         f"With {FEWEST} seeds or more a claim holds where the whole interval is above 0, and does not where below, "
         "by more than one test image makes, and where its paired t-test stands at 5 % by Holm's method among all "
         f"{len(found.verdicts)} claims here: in one of twenty studies even one of them is told by chance."

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from auxnet import diagnosing
 from auxnet.checkpoint import fingerprint
 from auxnet.documents import read_json
@@ -21,7 +23,16 @@ IMAGES = 512  # of the last epoch, that gradients are taken on
 
 
 def diagnose(out: Path, trials: Sequence[Trial]) -> None:
-    """Measure the supervision of the trainings that are done, where it is not measured yet of these weights."""
+    """Measure the supervision of the trainings that are done, where it is not measured yet of these weights.
+
+    Of several processes one measures, and the others wait for it.
+    """
+    (out / "claims").mkdir(parents=True, exist_ok=True)
+    with FileLock(out / "claims" / "supervision.lock"):
+        _diagnose(out, trials)
+
+
+def _diagnose(out: Path, trials: Sequence[Trial]) -> None:
     for trial in trials:
         folder = folder_of(out, trial)
         weights = folder / "model.safetensors"  # removed, to save room: nothing can be measured

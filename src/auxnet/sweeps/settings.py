@@ -24,7 +24,7 @@ class Settings:
     space: Space
     """what varies"""
     objective: str = "mean"
-    """the validation error to minimise: mean (over the outputs), final, or the number of an output"""
+    """the validation error to minimise: mean (over the outputs that train to the end), final, or an output's number"""
     sampler: str = "tpe"
     prune: bool = True
 

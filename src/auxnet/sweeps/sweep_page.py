@@ -14,8 +14,8 @@ from auxnet.documents import read_json
 from auxnet.figures_page import page_of_figures
 from auxnet.files import whole
 from auxnet.page_frame import columns_of, table_of, tiles_of, unbroken
+from auxnet.reading.splits import validated_alike
 from auxnet.recipe import words_of, write_recipe
-from auxnet.rundir import located
 from auxnet.scores import wilson
 from auxnet.selection import too_few
 from auxnet.sweeps.journal import optuna
@@ -32,14 +32,14 @@ COMPARABLE = ("data", "data_dir", "image_size", "val_fraction", "seed")
 def write_outcome(sweep: Sweep) -> list[Path]:
     """Write trials.csv, sweep.html and, once a trial is complete, best.yaml into the sweep's folder; say which."""
     paths = [sweep.folder / name for name in ("trials.csv", "sweep.html")]
-    with whole(paths[0]) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    with whole(paths[0]) as partial, partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         csv.writer(file).writerows(rows_of(sweep))
     with whole(paths[1]) as partial:
         partial.write_text(page(sweep), encoding="utf-8")
     if sweep.best_recipe is not None:
         paths.append(sweep.folder / "best.yaml")
         with whole(paths[-1]) as partial:
-            write_recipe(located(sweep.best_recipe), partial)
+            write_recipe(sweep.best_recipe, partial)
     return paths
 
 
@@ -71,7 +71,9 @@ def importance_of(sweep: Sweep) -> dict[str, float]:
 def notes_of(sweep: Sweep) -> list[str]:
     """What a reader must know before trusting the comparison."""
     space, said = sweep.settings.space, []
-    if changed := [field for field in COMPARABLE if field in space]:
+    trained = [trial.folder / "summary.json" for trial in _different(sweep)]
+    alike = validated_alike(read_json(path)["data"] for path in trained if path.is_file())
+    if (changed := [field for field in COMPARABLE if field in space]) and not alike:
         said.append(f"{', '.join(changed)} varied, so that the trials are validated on different images.")
     if sweep.settings.objective == "mean" and {"outputs", "at"} & space.keys():
         said.append("The outputs varied, so that the means are over different outputs; final compares one with one.")
@@ -145,7 +147,7 @@ def headline(sweep: Sweep) -> str:
         known = f" (95 % {100 * low:.1f} \u2013 {100 * high:.1f}, Wilson, n = {images:,})"
         if alike := [trial for trial in others if _interval(trial.objective, images)[0] <= high]:
             counted = f"{len(alike)} of the other {len(others)} complete trials"
-            doubt = f" {counted} cannot be told from it: their intervals overlap."
+            doubt = f" The intervals of {counted} overlap with its; on the same images, some may still be surely worse."
     ties = [str(trial.number) for trial in others if trial.objective == best.objective]
     as_good = f" As good: {', '.join(ties)}." if ties else ""
     error = f"{per_cent(best.objective)} error{known}"

@@ -21,7 +21,8 @@ from auxnet.build import build, check_place, load_data
 from auxnet.data import DataSet
 from auxnet.machine import threads_set
 from auxnet.processes import work_together
-from auxnet.recipe import WHERE, Recipe, words_of
+from auxnet.recipe import WHERE, Recipe, read_run_recipe, words_of
+from auxnet.rundir import located
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.settings import Settings
 from auxnet.sweeps.space import Range, space_from, values_of
@@ -56,8 +57,14 @@ class Sweep:
 
     @property
     def best_recipe(self) -> Recipe | None:
-        """What trains the best trial again."""
-        return None if self.best is None else self.settings.recipe_of(self.best.values)
+        """What trains the best trial again: on the data that it was trained on, from whichever folder it is asked."""
+        if self.best is None:
+            return None
+        recipe = self.settings.recipe_of(self.best.values)
+        if (self.best.folder / "recipe.yaml").is_file():  # not removed, to save room
+            run = read_run_recipe(self.best.folder)
+            recipe = replace(recipe, data=run.data, data_dir=run.data_dir, pretrained=run.pretrained)
+        return located(recipe)
 
 
 def sweep(
@@ -156,7 +163,7 @@ def _complaint(settings: Settings, values: dict[str, Any], data: Callable[[Recip
         recipe = settings.recipe_of(values)
         check_place(recipe)
         net, _ = build(replace(recipe, cuda_graph=False), data(_data_of(recipe)), torch.device("cpu"))
-        objective_of([0.0] * net.outputs, settings.objective)
+        objective_of([0.0] * net.outputs, settings.objective, recipe)
     except (ValueError, FileNotFoundError) as error:
         return str(error)
     return None

@@ -121,11 +121,13 @@ def join_sweep(
 
 
 def check_same_data(study: OpenSweep, dataset: DataSet) -> None:
-    """Raise RuntimeError if other images are drawn for validation than when the sweep was begun: nothing compares."""
-    known = study.optuna.user_attrs.get("drawn")
-    if known is None:
-        study.optuna.set_user_attr("drawn", dataset.drawn)
-    elif known != dataset.drawn:
+    """Raise RuntimeError if validation is on other images than when the sweep was begun: nothing compares."""
+    now = {"drawn": dataset.drawn, "val_sha256": dataset.val_sha256()}
+    with FileLock(study.folder / ".lock"):  # of two that come first, one says what the images are
+        known = study.optuna.user_attrs
+        for name in now.keys() - known.keys():  # sweeps of earlier versions know but what was drawn
+            study.optuna.set_user_attr(name, now[name])
+    if any(known.get(name, sha256) != sha256 for name, sha256 in now.items()):
         raise RuntimeError(
             f"the data of {study.folder} have changed since it was begun, and its trials would be judged by other "
             "images: put the data back, or begin another sweep"

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from statistics import mean
 from typing import Any
 
 from torch import OutOfMemoryError
 
+from auxnet.build import depths_of
 from auxnet.epochs import Progress
 from auxnet.errors import DivergedError, first_line, one_line
+from auxnet.recipe import Recipe
 from auxnet.rundir import read_metrics
+from auxnet.schedules import to_the_end
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.trials import OpenSweep, claim, folder_of, twin_of, values_drawn
 from auxnet.train import fit_on
@@ -37,13 +41,14 @@ def work(study: OpenSweep, where: dict[str, Any], watch: Callable[[], None] = la
             lock.release()
 
 
-def objective_of(val_errors: Sequence[float], objective: str) -> float:
-    """One number of the validation errors of all outputs, shallow to deep: mean, final, or that of output K.
+def objective_of(val_errors: Sequence[float], objective: str, recipe: Recipe) -> float:
+    """One number of the validation errors of a recipe's outputs, shallow to deep: mean, final, or that of output K.
 
-    Raises ValueError if there is no output K.
+    The mean is over the outputs that train to the end, as where epochs are compared. Raises ValueError if there is no
+    output K.
     """
     if objective == "mean":
-        return sum(val_errors) / len(val_errors)
+        return mean(to_the_end(recipe, depths_of(recipe), val_errors))
     output = len(val_errors) if objective == "final" else int(objective)
     if output > len(val_errors):
         raise ValueError(f"objective {output} names an output, and the net has {len(val_errors)}")
@@ -66,7 +71,7 @@ def _run(study: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Ca
 
     def follow(progress: Progress) -> None:
         if progress.done:
-            trial.report(objective_of(progress.val_errors, settings.objective), progress.epoch)
+            trial.report(objective_of(progress.val_errors, settings.objective, recipe), progress.epoch)
             watch()
             if settings.prune and progress.epoch < progress.epochs and trial.should_prune():
                 raise optuna.TrialPruned
@@ -82,7 +87,7 @@ def _run(study: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Ca
             )
         recipe = replace(settings.recipe_of(values_drawn(study, trial)), **where)
         run = fit_on(recipe, folder, follow)
-        value = objective_of([row["val_error"] for row in run.summary["last"]], settings.objective)
+        value = objective_of([row["val_error"] for row in run.summary["last"]], settings.objective, recipe)
     except optuna.TrialPruned:
         state = PRUNED
     except (ValueError, DivergedError, _GivenUpError) as failure:
