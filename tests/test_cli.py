@@ -254,6 +254,22 @@ def test_an_existing_run_is_never_overwritten_by_accident(run, capsys):
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
+def test_a_run_that_is_replaced_by_another_recipe_is_told_by_what_differs(run, tmp_path, capsys, monkeypatch):
+    def refuse(*args, **options):
+        raise ValueError("not now")
+
+    def told(*words, out=run):
+        assert main(["train", *FAST, "--out", str(out), "--overwrite", *words]) == 2
+        return capsys.readouterr().out.splitlines()
+
+    monkeypatch.setattr("auxnet.train.fit", refuse)
+    config = f"--config {run / 'recipe.yaml'} takes over its recipe"
+    assert told(out=tmp_path / "new") == told("--device", "cpu") == []
+    assert told("--outputs", "2", "--lr", "0.02") == [f"replaces a run that had outputs=none, lr=0.1; {config}"]
+    many = ["--block", "plain", "--gamma", "1", "--lr", "0.2", "--momentum", "0.5", "--seed", "3"]
+    assert told(*many) == [f"replaces a run that had block=preact, gamma=2.0, lr=0.1, momentum=0.9, ...; {config}"]
+
+
 @contextlib.contextmanager
 def mounted(folder, options):
     folder.mkdir()
