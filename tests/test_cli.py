@@ -2,11 +2,13 @@
 
 import contextlib
 import io
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,10 @@ from rich.console import Console
 import auxnet
 from auxnet import signals
 from auxnet.cli import COMMANDS, main, screen
-from auxnet.cli.arguments import parse
+from auxnet.cli.arguments import parse, parse_with_recipe
 from auxnet.cli.training import Plan
 from auxnet.files import whole
+from auxnet.recipe import Recipe, recipe_from, write_recipe
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data"
 FAST = ["--depth", "8", "--epochs", "1", "--batch-size", "256", "--threads", "1"]
@@ -67,6 +70,53 @@ def test_flags_win_over_the_file(tmp_path, capsys):
     assert auxnet.load(tmp_path / "a").depths == (3, 5, 8)
 
 
+@pytest.mark.parametrize(
+    ("file", "words", "left", "says"),
+    [
+        ({"at": (5, 9)}, "--outputs 2", {"outputs": 2}, ["at=5 9 does not go with --outputs 2"]),
+        ({"outputs": 2}, "--depth 14 --at 5 9", {"depth": 14, "at": (5, 9)}, ["outputs=2 does not go with --at 5 9"]),
+        ({"outputs": 3}, "--at 5 9", {"outputs": 3, "at": (5, 9)}, []),
+        ({"mode": "fused"}, "--method joint", {"method": "joint"}, ["mode=fused does not go with --method joint"]),
+        ({"method": "joint"}, "--mode=fused", {"mode": "fused"}, ["method=joint does not go with --mode fused"]),
+        ({"order": "deep_first"}, "--mode fused", {"mode": "fused"}, ["order=deep_first"]),
+        ({"method": "joint", "aggregator": "Mean"}, "--method pairwise", {"method": "pairwise"}, ["aggregator=Mean"]),
+        ({"schedule": "cosine"}, "--milestones 0.5", {"milestones": (0.5,)}, ["cosine does not go with --milestones"]),
+        ({"gamma": 1, "floor": 0}, "--weights 0.3 1", {"weights": (0.3, 1)}, ["gamma=1.0", "floor=0.0"]),
+        ({"weights": (0.3,)}, "--gamma 1", {"gamma": 1}, ["weights=0.3 does not go with --gamma 1.0"]),
+        ({"sync_batchnorm": True}, "--cuda-graph", {"cuda_graph": True}, ["sync_batchnorm=True does not go with"]),
+        ({"cuda_graph": True}, "--sync-batchnorm", {"sync_batchnorm": True}, ["cuda_graph=True does not go with"]),
+        (
+            {"backbone": "timm:x", "cuts": 3},
+            "--depth 14",
+            {"depth": 14},
+            ["backbone=timm:x does not go with --depth 14", "cuts=3 does not go with backbone=none"],
+        ),
+    ],
+)
+@pytest.mark.parametrize("complete", [False, True], ids=["as typed", "as a run has it"])
+def test_what_a_flag_excludes_of_the_file_is_left_out_and_said(file, words, left, says, complete, tmp_path):
+    path = tmp_path / "r.yaml"
+    if complete:
+        write_recipe(Recipe(**file), path)
+    else:
+        path.write_text(json.dumps(file))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        options = parse_with_recipe(Plan, ["--config", str(path), *words.split()])
+    assert options.recipe == recipe_from(left)
+    assert len(told) == len(says)
+    for warning, text in zip(told, says, strict=True):
+        assert str(warning.message).startswith(f"{path}'s ")
+        assert text in str(warning.message)
+
+
+@pytest.mark.parametrize("words", ["--method joint --mode fused", "--at 5 9 --outputs 2", "--weights 1 --gamma 1"])
+def test_flags_that_exclude_each_other_are_refused_whatever_the_file_says(words, tmp_path, capsys):
+    (tmp_path / "r.yaml").write_text("mode: fused\noutputs: 2\ngamma: 1\n")
+    for file in ([], ["--config", tmp_path / "r.yaml"]):
+        fails(capsys, ["plan", *file, *words.split()], 2, "give one of the two" if "--at" in words else "out")
+
+
 def test_a_training_that_learned_nothing_in_few_steps_says_what_may_help(tmp_path, capsys):
     few = ["--train-images", "40", "--epochs", "1", "--batch-size", "40", "--lr", "1e-6"]
     assert main(["train", *FAST, *few, "--out", str(tmp_path / "a")]) == 0
@@ -97,7 +147,7 @@ def test_plan_shows_the_multipliers_of_each_method(capsys):
 
 
 def test_plan_shows_the_weights_that_a_recipe_gives_itself(capsys):
-    assert main(["plan", "--depth", "20", "--threads", "1", "--method", "joint", "--weights", "0.3", "0.6"]) == 0
+    assert main(["plan", "--depth", "20", "--threads", "1", "--method", "joint", "--weights", "0.3", "0.6", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split() for line in lines if line.split()[:1] in (["1"], ["2"], ["3"])]
     assert [next(word for word in row[2:] if "." in word) for row in rows] == ["0.3000", "0.6000", "1.0000"]
@@ -106,8 +156,6 @@ def test_plan_shows_the_weights_that_a_recipe_gives_itself(capsys):
 def test_evaluate_recomputes_the_table_from_what_was_saved(run, capsys):
     assert main(["evaluate", str(run), "--device", "cpu"]) == 0
     out = capsys.readouterr().out
-    import json
-
     for row in json.loads((run / "summary.json").read_text())["last"]:
         assert f"{100 * row['test_error']:.2f}" in out
 
@@ -204,6 +252,22 @@ def test_an_existing_run_is_never_overwritten_by_accident(run, capsys):
     fails(capsys, ["train", *FAST, "--out", run], 2, "--resume", "--overwrite")
     fails(capsys, ["train", *FAST, "--seed", "5", "--out", run, "--resume"], 2, "was begun with seed=0")
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_a_run_that_is_replaced_by_another_recipe_is_told_by_what_differs(run, tmp_path, capsys, monkeypatch):
+    def refuse(*args, **options):
+        raise ValueError("not now")
+
+    def told(*words, out=run):
+        assert main(["train", *FAST, "--out", str(out), "--overwrite", *words]) == 2
+        return capsys.readouterr().out.splitlines()
+
+    monkeypatch.setattr("auxnet.train.fit", refuse)
+    config = f"--config {run / 'recipe.yaml'} takes over its recipe"
+    assert told(out=tmp_path / "new") == told("--device", "cpu") == []
+    assert told("--outputs", "2", "--lr", "0.02") == [f"replaces a run that had outputs=none, lr=0.1; {config}"]
+    many = ["--block", "plain", "--gamma", "1", "--lr", "0.2", "--momentum", "0.5", "--seed", "3"]
+    assert told(*many) == [f"replaces a run that had block=preact, gamma=2.0, lr=0.1, momentum=0.9, ...; {config}"]
 
 
 @contextlib.contextmanager

@@ -185,7 +185,7 @@ def test_splits_of_different_sizes_are_refused_unless_resized(home: Path) -> Non
 
 def test_some_training_images_are_drawn_class_by_class_and_leave_validation_and_test_alone():
     whole, some = data.load("digits"), data.load("digits", train_images=500)
-    assert abs(len(some.train) - 500) <= 5
+    assert len(some.train) == 500
     counts = torch.bincount(some.train.labels).double() / torch.bincount(whole.train.labels)
     assert float(counts.max() - counts.min()) < 0.01
     assert torch.equal(some.val.images, whole.val.images)
@@ -194,12 +194,21 @@ def test_some_training_images_are_drawn_class_by_class_and_leave_validation_and_
         data.load("digits", train_images=5000)
 
 
-def test_a_class_with_one_training_image_left_is_named_where_some_are_drawn(home: Path) -> None:
+@pytest.mark.parametrize("asked", [7, 20, 25, 30, 111, 199, 200])
+def test_as_many_training_images_are_drawn_as_are_asked_for(home: Path, asked: int) -> None:
+    images, labels = np.zeros((240, 4, 4), np.uint8), np.arange(240) % 20
+    splits = [(f"{split}_images", f"{split}_labels") for split in ("train", "val", "test")]
+    np.savez(home / "set.npz", **{name: a for names in splits for name, a in zip(names, (images, labels), strict=True)})
+    counts = torch.bincount(load(str(home / "set.npz"), train_images=asked).train.labels, minlength=20)
+    assert int(counts.sum()) == asked
+    assert set(counts.tolist()) <= {asked // 20, asked // 20 + 1}  # the classes are all as large
+
+
+def test_a_rare_class_keeps_a_training_image_where_some_are_drawn(home: Path) -> None:
     write_folders(home, *tiny(40, 2, size=8), ["many", "few"])
     for file in sorted((home / "few").iterdir())[3:]:
         file.unlink()
-    with pytest.raises(ValueError, match="class 'few' has one training image only, of which train_images=5 cannot"):
-        load(str(home), train_images=5)
+    assert sorted(torch.bincount(load(str(home), train_images=5).train.labels).tolist()) == [1, 4]
 
 
 # --------------------------------------------------------------------------------------------------------------- memory

@@ -34,7 +34,6 @@ def test_milestones_stay_where_they_are_under_a_warm_up():
 
 def test_own_weights_take_the_place_of_those_from_the_depths():
     assert lambdas(weights=(0.3,)) == [0.3, 0.3, 1.0]
-    assert lambdas(weights=(0.1, 0.2)) == [0.1, 0.2, 1.0]
     assert lambdas(weights=(1.0, 0.3, 0.5)) == [1.0, 0.3, 0.5]
     assert lambdas() == pytest.approx([(7 / 20) ** 2, (13 / 20) ** 2, 1.0])
     assert lambdas_at(Recipe(weights=(0.3,)), (20,)) == [1.0]
@@ -42,14 +41,21 @@ def test_own_weights_take_the_place_of_those_from_the_depths():
 
 @pytest.mark.parametrize("weights", [(0.1,) * 4, (1.0, 1.0, 0.0)])
 def test_weights_that_do_not_fit_the_outputs_are_refused(weights):
-    with pytest.raises(ValueError, match="weights must be one number for all auxiliary outputs, 2 for each, or 3"):
+    with pytest.raises(ValueError, match="weights must be one number for all auxiliary outputs, or 3, one for each"):
         lambdas(weights=weights)
+
+
+def test_weights_never_mean_another_output_where_there_are_more_outputs():
+    written = Recipe(weights=(0.3, 0.7))
+    assert lambdas_at(written, (13, 20)) == [0.3, 0.7]
+    with pytest.raises(ValueError, match=r"or 3, one for each .* got 0\.3 0\.7; add the final output's, such as 1$"):
+        lambdas_at(written, DEPTHS)
 
 
 def test_linear_weights_fall_evenly_and_the_final_ones_stays():
     for epoch in range(1, 11):
         share = 1 - (epoch - 1) / 10
-        assert lambdas(epoch, weights=(0.4, 0.8), weight_schedule="linear") == pytest.approx(
+        assert lambdas(epoch, weights=(0.4, 0.8, 1.0), weight_schedule="linear") == pytest.approx(
             [0.4 * share, 0.8 * share, 1]
         )
 

@@ -113,6 +113,11 @@ def test_ranges_and_choices_are_read_as_the_field_is_and_written_as_they_are_rea
     ]
 
 
+def test_fields_that_the_default_recipe_has_no_place_for_vary_too():
+    assert domain_of("aggregator", "UPGrad,PCGrad") == Choices(("UPGrad", "PCGrad"))
+    assert domain_of("cuts", "1,2") == Choices((1, 2))
+
+
 def test_a_range_in_steps_holds_its_ends_and_what_lies_between():
     assert values_of(domain_of("depth", "8..20:6")) == (8, 14, 20)
     assert values_of(domain_of("momentum", "0..0.9:0.3")) == (0.0, 0.3, 0.6, 0.9)

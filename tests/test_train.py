@@ -275,7 +275,7 @@ def test_class_weights_are_counted_on_the_training_images():
         ({"optimizer": "LBFGS"}, "LBFGS"),
         ({"weights": (1.0, 2.0, 3.0, 4.0)}, "weights must be"),
         ({"method": "joint", "step_scale": "cumulative"}, "step_scale must be one of none, sum"),
-        ({"method": "multiway", "mode": "fused", "order": "deep_first"}, "mode='fused' has one update"),
+        ({"method": "multiway", "mode": "fused", "order": "deep_first"}, "has no meaning beside mode='fused'"),
         ({"aggregator": "UPGrad"}, "aggregator='UPGrad' is joint's"),
         ({"backbone": "timm:x", "optimizer": "Adan"}, "torch.optim has no optimizer 'Adan'"),
         ({"backbone": "timm:x", "method": "joint", "step_scale": "cumulative"}, "step_scale must be one of none, sum"),

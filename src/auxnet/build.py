@@ -271,8 +271,6 @@ def build_method(recipe: Recipe, net: AuxNet, loss: Loss, average: Average = ide
     if recipe.distill > 0:
         options["distill"] = partial(distilled, loss=loss, share=recipe.distill, temperature=recipe.temperature)
     if recipe.aggregator is not None:
-        if recipe.method != "joint":
-            raise ValueError(f"aggregator={recipe.aggregator!r} is joint's, but method={recipe.method!r}: leave it out")
         options["aggregate"] = aggregator_of(recipe.aggregator)
     if recipe.method == "multiway":
         options |= {"mode": recipe.mode, "state": recipe.state, "order": recipe.order}

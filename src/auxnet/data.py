@@ -123,7 +123,7 @@ def load(
     $AUXNET_DATA) is where the named sets are looked for first; those that are not there come from the hub. With
     `image_size` all images are brought to a square of that many pixels. `val_fraction` of each class of the training
     set becomes the validation set, drawn by `seed`, unless the data bring a validation set; of the rest, `train_images`
-    are kept if that is given, drawn by `seed` too, class by class.
+    are kept if that is given, drawn by `seed` too, of each class its share.
 
     `augment` is one of `AUGMENTATIONS`: crop stands for a random crop after zero padding, rrc for a random resized
     crop, flip for mirroring, trivial for TrivialAugment. The default is none for digits and svhn, crop+flip for
@@ -169,7 +169,7 @@ def load(
     if len(classes) < 2:
         raise ValueError(f"{name} has one class only, {classes[0]!r}: a classifier needs at least two")
     train, val, test = _divided(_aligned(name, read), classes, val_fraction, seed)
-    train = train if train_images is None else _some(train, classes, train_images, seed)
+    train = train if train_images is None else _some(train, train_images, seed)
 
     mean, std = _STATISTICS.get(name) or statistics(train)
     size = train.image_shape[:2] if image_size is None else (image_size, image_size)
@@ -277,19 +277,33 @@ def _divided(
     return splits["train"], splits["val"], splits["test"]
 
 
-def _some(train: Split | OnDisk, classes: Sequence[str], count: int, seed: int) -> Split | OnDisk:
-    """`count` of the training images, class by class (to the rounding of each class)."""
+def _some(train: Split | OnDisk, count: int, seed: int) -> Split | OnDisk:
+    """`count` of the training images, of each class its share."""
     if count > len(train):
         raise ValueError(f"train_images must be at most the {len(train):,} training images there are, got {count:,}")
     if count == len(train):
         return train
-    try:
-        return train.part(stratified_split(train.labels, count / len(train), seed)[1])
-    except ValueError:
-        raise ValueError(
-            f"class {_single(train.labels, classes)} has one training image only, of which train_images={count} cannot "
-            "draw some: leave train_images out, or give more images of that class"
-        ) from None
+    numbers = _shares(torch.bincount(train.labels), count).tolist()
+    drawn = [images[:number] for images, number in zip(_by_class(train.labels, seed), numbers, strict=True)]
+    return train.part(torch.cat(drawn).sort().values)
+
+
+def _shares(counts: Tensor, total: int) -> Tensor:
+    """`total` shared out in proportion to counts, int64 [C], by the largest remainders: no share exceeds its count.
+
+    Each that has any is given at least one where the total allows it.
+    """
+    exact = (counts * total).double() / counts.sum()
+    shares = exact.floor().long()
+    if total >= int(counts.count_nonzero()):
+        shares = shares.maximum(counts.clamp(max=1))
+    while lack := total - int(shares.sum()):
+        over = shares - exact
+        if lack > 0:
+            shares[over.argmin()] += 1
+        else:
+            shares[over.where(shares > 1, -torch.inf).argmax()] -= 1
+    return shares
 
 
 def _single(labels: Tensor, classes: Sequence[str]) -> str:
@@ -304,14 +318,18 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     At least one image of each class is on each side. Labels int64 [N]. Raises ValueError for a class with a
     single image.
     """
-    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    by_class = shuffled[labels[shuffled].argsort(stable=True)]
-    kept, held, start = [], [], 0
-    for label, count in enumerate(torch.bincount(labels).tolist()):
+    kept, held = [], []
+    for label, images in enumerate(_by_class(labels, seed)):
+        count = len(images)
         if count == 1:
             raise ValueError(f"class {label} has a single image, and at least two are needed to split it")
         number = min(max(int(fraction * count + 0.5), 1), count - 1) if count else 0
-        held.append(by_class[start : start + number])
-        kept.append(by_class[start + number : start + count])
-        start += count
+        held.append(images[:number])
+        kept.append(images[number:])
     return torch.cat(kept).sort().values, torch.cat(held).sort().values
+
+
+def _by_class(labels: Tensor, seed: int) -> Sequence[Tensor]:
+    """The indices of each class's images, shuffled."""
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    return torch.split(shuffled[labels[shuffled].argsort(stable=True)], torch.bincount(labels).tolist())

@@ -13,6 +13,14 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
+class ExclusionError(ValueError):
+    """Two fields of a recipe that exclude each other: `names`."""
+
+    def __init__(self, message: str, *names: str) -> None:
+        super().__init__(message)
+        self.names = names
+
+
 class DamagedError(RuntimeError):
     """A file is not as it was written: of no use any more, where another error may pass."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import types
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from hashlib import sha256
@@ -12,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from auxnet import sections
 from auxnet.documents import read_yaml
+from auxnet.errors import ExclusionError
 from auxnet.words import nearest
 
 SEAL = b"# sha256 "
@@ -65,7 +67,11 @@ class Recipe(sections.Machine, sections.Training, sections.Method, sections.Netw
         for name, paper in (("mode", "live"), ("state", "per_output"), ("order", "shallow_first")):
             value = getattr(self, name)
             if value != paper and self.method != "multiway":
-                raise ValueError(f"{name}={value!r} is multiway's, but method={self.method!r}; leave {name} out")
+                said = f"{name}={value!r} is multiway's, but method={self.method!r}; leave {name} out"
+                raise ExclusionError(said, name, "method")
+        if self.aggregator is not None and self.method != "joint":
+            said = f"aggregator={self.aggregator!r} is joint's, but method={self.method!r}: leave it out"
+            raise ExclusionError(said, "aggregator", "method")
         self._check_together()
         self._check_one_network()
 
@@ -74,42 +80,51 @@ class Recipe(sections.Machine, sections.Training, sections.Method, sections.Netw
         return len(weights) > 0 and all(0 <= w < float("inf") for w in weights)
 
     def _check_together(self) -> None:
-        """Raise ValueError for fields that say what another one leaves no room for."""
+        """Raise ExclusionError for a field that says what another one leaves no room for."""
         for name, value, holds in (
             ("loss", "square_hinge", ("label_smoothing", "mixup", "cutmix")),
             ("schedule", "cosine", ("milestones", "lr_decay")),
             ("method", "pairwise", ("distill",)),
+            ("mode", "fused", ("state", "order")),
             ("precision", "bfloat16", ("sync_batchnorm", "ema", "distill", "aggregator")),
             ("cuda_graph", True, ("sync_batchnorm", "aggregator")),
             ("step_scale", "adaptive", ("cuda_graph",)),
         ):
             if getattr(self, name) == value:
-                self._check_unset(holds, f"{name}={value!r}")
+                self._check_unset(holds, name, f"{name}={value!r}")
         if self.weights is not None:
-            self._check_unset(("gamma", "floor", "relative_to"), "weights, which are given")
+            self._check_unset(("gamma", "floor", "relative_to"), "weights", "weights, which are given")
         if self.placement != "even":
-            self._check_unset(("outputs", "at"), f"placement={self.placement!r}, which says where outputs are")
+            beside = f"placement={self.placement!r}, which says where outputs are"
+            self._check_unset(("outputs", "at"), "placement", beside)
+        check_outputs(self.outputs, self.at)
 
-    def _check_unset(self, names: tuple[str, ...], beside: str) -> None:
+    def _check_unset(self, names: tuple[str, ...], other: str, beside: str) -> None:
         for field in fields(self):
             if field.name in names and getattr(self, field.name) != field.default:
-                raise ValueError(
-                    f"{field.name}={getattr(self, field.name)!r} has no meaning beside {beside}: leave one of them out"
-                )
+                said = f"{field.name}={getattr(self, field.name)!r} has no meaning beside {beside}"
+                raise ExclusionError(f"{said}: leave one of them out", field.name, other)
 
     def _check_one_network(self) -> None:
-        """Raise ValueError for fields of the built-in ResNets beside a backbone, or of a backbone without one."""
+        """Raise ExclusionError for fields of the built-in ResNets beside a backbone, or of a backbone without one."""
         for field in fields(self):
             value = getattr(self, field.name)
             if value == field.default:
                 continue
             if self.backbone is None and field.name in OF_BACKBONES:
-                raise ValueError(f"{field.name}={value!r} is a backbone's, and there is none: name it with backbone")
+                said = f"{field.name}={value!r} is a backbone's, and there is none: name it with backbone"
+                raise ExclusionError(said, field.name, "backbone")
             if self.backbone is not None and field.name in OF_RESNETS:
                 mend = "outputs come after cuts" if field.name in ("outputs", "at") else "leave it out"
-                raise ValueError(
-                    f"{field.name}={value!r} is the built-in ResNets', but backbone={self.backbone!r}: {mend}"
-                )
+                said = f"{field.name}={value!r} is the built-in ResNets', but backbone={self.backbone!r}: {mend}"
+                raise ExclusionError(said, field.name, "backbone")
+
+
+def check_outputs(outputs: int | None, at: Sequence[int] | None) -> None:
+    """Raise ExclusionError for a number of outputs that auxiliary outputs `at` these layers do not make."""
+    if at is not None and outputs not in (None, len(at) + 1):
+        said = f"at={tuple(at)} makes {len(at) + 1} outputs, but outputs={outputs}; give one of the two"
+        raise ExclusionError(said, "outputs", "at")
 
 
 @cache

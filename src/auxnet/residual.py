@@ -27,6 +27,7 @@ from auxnet.blocks import (
     conv3x3,
 )
 from auxnet.network import AuxNet
+from auxnet.recipe import check_outputs
 
 MOST_PARAMETERS = 2**29  # of a network that is built: three times the widest ResNets that are in use
 
@@ -110,8 +111,7 @@ def resnet(
             f"a network of depth={depth}, width={width}, in_channels={in_channels}, num_classes={num_classes} has "
             f"more than {MOST_PARAMETERS:,} parameters, and is not built: give less"
         )
-    if at is not None and outputs not in (None, len(at) + 1):
-        raise ValueError(f"at={tuple(at)} makes {len(at) + 1} outputs, but outputs={outputs}; give one of the two")
+    check_outputs(outputs, at)
     layers = placement(depth, 1 if outputs is None else outputs, form) if at is None else _checked(plan, at)
 
     preact = block == "preact"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from auxnet.network import loss_weights
-from auxnet.recipe import Recipe
+from auxnet.recipe import Recipe, words_of
 
 
 def lr_at(recipe: Recipe, epoch: int) -> float:
@@ -52,13 +52,12 @@ def weights_of(recipe: Recipe, depths: Sequence[int]) -> list[float]:
         return [float(w) for w in loss_weights(depths, recipe.gamma, recipe.floor, recipe.relative_to)]
     if len(own) == 1:
         return [*own * (K - 1), 1.0]
-    if len(own) == K - 1:
-        return [*own, 1.0]
     if len(own) == K and own[-1] > 0:
         return [*own]
+    mend = "; add the final output's, such as 1" if len(own) == K - 1 else ""
     raise ValueError(
-        f"weights must be one number for all auxiliary outputs, {K - 1} for each, or {K} for all outputs, the final "
-        f"one's above 0, got {list(own)}"
+        f"weights must be one number for all auxiliary outputs, or {K}, one for each output and the final one's above "
+        f"0, got {words_of(own)}{mend}"
     )
 
 

@@ -85,7 +85,7 @@ class Method:
     relative_to: Literal["final", "last_auxiliary"] = "final"
     """the depth that loss weights refer to: the paper's, or the authors' code's"""
     weights: tuple[float, ...] | None = None
-    """loss weights in place of those: one for all auxiliary outputs, one for each, or with the final one's too"""
+    """loss weights in place of those: one for all auxiliary outputs, or one for each output, the final one's too"""
     weight_schedule: Literal["constant", "linear"] = "constant"
     """linear: the auxiliary outputs' weights fall evenly towards 0 at the end of the run (DSN)"""
     discard_after: float | None = None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from contextlib import redirect_stderr
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -15,7 +16,8 @@ from tyro.conf import OmitArgPrefixes
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from auxnet import sections
-from auxnet.recipe import Recipe, read_recipe, read_run_recipe
+from auxnet.errors import ExclusionError
+from auxnet.recipe import Recipe, read_recipe, read_run_recipe, words_of
 
 Options = TypeVar("Options")
 WithRecipe = TypeVar("WithRecipe", bound="OfRecipe")
@@ -74,24 +76,31 @@ class OfRecipe:
     @property
     def recipe(self) -> Recipe:
         """What they ask for. Raises ValueError for what a recipe cannot be."""
+        return Recipe(**self.values)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Every field of the recipe, which need not go together."""
         parts = (self.data, self.network, self.method, self.training, self.machine)
-        return Recipe(**{name: value for part in parts for name, value in vars(part).items()})
+        return {name: value for part in parts for name, value in vars(part).items()}
 
     @classmethod
     def default(cls, recipe: Recipe, **others: Any) -> Self:
         """These options with the values of a recipe for their defaults."""
+        return cls(**_sections(recipe), **others)
 
-        def part(section: type[Section]) -> Section:
-            return section(**{each.name: getattr(recipe, each.name) for each in fields(section)})  # type: ignore
 
-        return cls(
-            part(sections.Data),
-            part(sections.Network),
-            part(sections.Method),
-            part(sections.Training),
-            part(sections.Machine),
-            **others,
-        )
+def _sections(recipe: Recipe) -> dict[str, Any]:
+    def part(section: type[Section]) -> Section:
+        return section(**{each.name: getattr(recipe, each.name) for each in fields(section)})  # type: ignore
+
+    return {
+        "data": part(sections.Data),
+        "network": part(sections.Network),
+        "method": part(sections.Method),
+        "training": part(sections.Training),
+        "machine": part(sections.Machine),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,15 +122,43 @@ class OfRun:
 
 def parse_with_recipe(options: type[WithRecipe], words: list[str]) -> WithRecipe:
     """Such options: a file gives the defaults of the flags, --config's or that of a run resumed."""
-    config, out, given = value_of("--config", words), value_of("--out", words), None
+    config, out = value_of("--config", words), value_of("--out", words)
     if config is not None:
-        given = read_recipe(config)
-    elif out is not None and "--resume" in words and (Path(out) / "recipe.yaml").is_file():
+        return parse_over(options, words, read_recipe(config), config)
+    if out is not None and "--resume" in words and (Path(out) / "recipe.yaml").is_file():
         from auxnet.checkpoint import backbone_of
 
         backbone_of(Path(out))  # refuses one that came with the run
-        given = read_run_recipe(out)
-    return parse(options, words, None if given is None else options.default(given))
+        return parse_over(options, words, read_run_recipe(out), out)
+    return parse(options, words)
+
+
+def parse_over(options: type[WithRecipe], words: list[str], recipe: Recipe, source: str, **others: Any) -> WithRecipe:
+    """Such options, their defaults a recipe and `others`: flags win over what the source of the recipe says.
+
+    What excludes a flag goes back to the default of its own, and a warning says so. Raises ValueError.
+    """
+    parsed, given = parse(options, words, options.default(recipe, **others)), _given(words)
+    usual, values = vars(Recipe()), parsed.values
+    while True:
+        try:
+            return replace(parsed, **_sections(Recipe(**values)))
+        except ExclusionError as error:
+            left_out = [name for name in error.names if name not in given and values[name] != usual[name]]
+            if not left_out:
+                raise
+            [name], [other] = left_out, set(error.names) - set(left_out)
+            flag = f"--{other.replace('_', '-')} " if other in given else f"{other}="
+            beside = f"{flag}{words_of(values[other])}"
+            said = f"{source}'s {name}={words_of(values[name])} does not go with {beside}: left out"
+            warnings.warn(said, stacklevel=2)
+            values[name] = usual[name]
+
+
+def _given(words: list[str]) -> set[str]:
+    """The fields of a recipe that these words give by a flag."""
+    flags = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
+    return {each.name for each in fields(Recipe) if flags & {each.name, f"no_{each.name}"}}
 
 
 def value_of(flag: str, words: list[str]) -> str | None:

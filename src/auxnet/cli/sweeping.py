@@ -12,7 +12,7 @@ from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, UseAppendAction
 
 from auxnet.cli import screen
-from auxnet.cli.arguments import OfRecipe, parse, value_of
+from auxnet.cli.arguments import OfRecipe, parse_over, value_of
 from auxnet.recipe import Recipe, read_recipe
 from auxnet.sweeps.space import read_space, space_from_words, written
 from auxnet.words import command, duration, per_cent, plural
@@ -66,7 +66,7 @@ def sweep(words: list[str]) -> int:
     config = value_of("--config", words)
     how = {} if begun is None else {key: getattr(begun, key) for key in ("objective", "sampler", "prune")}
     recipe = read_recipe(config) if config else Recipe() if begun is None else begun.recipe
-    options = parse(Sweep, words, Sweep.default(recipe, **how))
+    options = parse_over(Sweep, words, recipe, config or str(value_of("--out", words)), **how)
     if options.out is None:
         raise ValueError("name the folder of the sweep, new or begun: --out sweeps/a")
     console = screen.console()

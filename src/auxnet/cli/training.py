@@ -12,7 +12,7 @@ from tyro.conf import FlagCreatePairsOff
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRecipe, parse_with_recipe
-from auxnet.recipe import Recipe, folder_name
+from auxnet.recipe import WHERE, Recipe, folder_name, read_run_recipe, words_of
 from auxnet.words import command, duration, plural
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ def train(words: list[str]) -> None:
             watch_bar(progress)
 
         out = options.out or _unused_folder(options.recipe)
+        if options.overwrite and (other := _replaced(options.recipe, out)):
+            screen.print_line(console, other)
         run = fit(
             options.recipe,
             out,
@@ -127,6 +129,22 @@ def plan(words: list[str]) -> None:
     screen.print_line(console, f"{images}; about {total} (measured just now)")
     for warning in planned.warnings:
         screen.print_line(console, f"warning: {warning}")
+
+
+def _replaced(recipe: Recipe, out: Path) -> str | None:
+    """In a line, what the run in a folder says other than the recipe that is to replace it; where it ran left out."""
+    from auxnet.rundir import located
+
+    try:
+        old, new = located(read_run_recipe(out)), located(recipe)
+    except (ValueError, OSError, RuntimeError):  # no run, or none that can be read
+        return None
+    said = vars(old).items()
+    differ = [f"{name}={words_of(value)}" for name, value in said if name not in WHERE and value != vars(new)[name]]
+    if not differ:
+        return None
+    first = ", ".join(differ[:4]) + (", ..." if len(differ) > 4 else "")
+    return f"replaces a run that had {first}; --config {out / 'recipe.yaml'} takes over its recipe"
 
 
 def _unused_folder(recipe: Recipe) -> Path:

@@ -104,7 +104,8 @@ def domain_of(field: str, given: Any) -> Domain:
 
 def checked(field: str, value: Any) -> Any:
     """The value as the recipe has it. Raises ValueError outside the field's type or rule."""
-    base = Recipe(backbone="timm:resnet18") if field in OF_BACKBONES else Recipe()
+    base = Recipe(method="joint") if field == "aggregator" else Recipe()
+    base = Recipe(backbone="timm:resnet18") if field in OF_BACKBONES else base
     return getattr(replace(base, **{field: value}), field)
 
 
