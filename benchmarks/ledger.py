@@ -54,7 +54,8 @@ def page_of(results: Path, scale: str) -> str:
         "that each claim gives, and `benchmarks/ledger.py`.",
         "Intervals are of each claim alone; a verdict stands among all the claims of its study, by Holm's method.",
         "**Claims were added after a look.** In methods those on the first and the second output and on fused against "
-        "joint, in compact that on two plain ResNets: they say where the differences of the others come from.",
+        "joint, in compact that on two plain ResNets, in intermediate and vanishing those on pair-wise: they say where "
+        "the differences of the others come from, and for which of the ways they hold.",
         f"**Seeds were added after a look.** The scale asks for {usual} seeds; where there are more, the others were "
         f"trained after the first {usual} had been looked at. To look and go on makes an interval less certain than it "
         f"says, so wherever the first {usual} alone give another verdict, that one stands beside it.",

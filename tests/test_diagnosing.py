@@ -89,6 +89,7 @@ def test_sentences_say_what_was_measured(content):
     ("shares", "said"),
     [
         ([0.01, 0.3, 1.0], "falls from 1.00 at layer 5 to 0.01 at layer 1"),
+        ([0.6, 1.8, 1.0], "goes from 1.00 at layer 5 to 0.60 at layer 1, with its most, 1.80, at layer 3"),
         ([0.9, 0.85, 1.0], "stays level from 1.00 at layer 5 to 0.90 at layer 1"),
         ([2.5, 1.5, 1.0], "rises from 1.00 at layer 5 to 2.50 at layer 1"),
         ([0.6, 0.2, 1.0], "goes from 1.00 at layer 5 to 0.60 at layer 1, with its least, 0.20, at layer 3"),

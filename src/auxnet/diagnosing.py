@@ -152,8 +152,13 @@ def course(rows: Sequence[dict[str, Any]]) -> str:
     way = f"from {_short(top['share'])} at layer {top['layer']} to {_short(bottom['share'])} at layer {bottom['layer']}"
     if LEVEL * top["share"] <= low["share"] and high["share"] <= top["share"] / LEVEL:
         return f"stays level {way}"
-    if low["share"] < bottom["share"] and LEVEL * top["share"] > low["share"] and low is not top:
-        return f"goes {way}, with its least, {_short(low['share'])}, at layer {low['layer']}"
+    turns = []
+    if low["share"] < bottom["share"] and LEVEL * top["share"] > low["share"]:
+        turns.append(f"its least, {_short(low['share'])}, at layer {low['layer']}")
+    if LEVEL * high["share"] > max(top["share"], bottom["share"]):
+        turns.append(f"its most, {_short(high['share'])}, at layer {high['layer']}")
+    if turns:
+        return f"goes {way}, with {' and '.join(turns)}"
     return f"{'falls' if bottom['share'] < top['share'] else 'rises'} {way}"
 
 

@@ -78,7 +78,7 @@ def judge_all(claims: Sequence[Claim], datasets: Sequence[str], rows: Sequence[M
     among = []
     for verdict, adjusted in zip(alone, holm([verdict.p for verdict in alone]), strict=True):
         if verdict.word != "cannot be told" and adjusted > 1 - LEVEL:
-            why = f"alone it {verdict.word}, but among {len(alone)} claims p = {adjusted:.2g} (Holm)"
+            why = f"alone it {verdict.word}, but among {len(alone)} claims p = {_p(adjusted)} (Holm)"
             verdict = replace(verdict, word="cannot be told", why=why)
         among.append(replace(verdict, adjusted=adjusted))
     return among
@@ -173,6 +173,11 @@ def lacks_of(side: Side, data: str, rows: Sequence[Mapping[str, Any]]) -> dict[i
     return {row["seed"]: 1.0 - row["share"] for row in mine if row["share"] is not None}
 
 
+def _p(p: float) -> str:
+    """Two digits, and one more where they would say 0.05, the border itself."""
+    return f"{p:.2g}" if f"{p:.2g}" != "0.05" else f"{p:.3g}"
+
+
 def in_words(verdict: Verdict) -> str:
     """The verdict with its figures, in percentage points."""
     if not verdict.differences:
@@ -181,6 +186,6 @@ def in_words(verdict: Verdict) -> str:
     n = len(verdict.differences)
     if n > 1:
         stands = verdict.adjusted is not None and verdict.word != "cannot be told"
-        by_holm = f", p = {verdict.adjusted:.2g} by Holm" if stands else ""
+        by_holm = f", p = {_p(verdict.adjusted)} by Holm" if stands else ""
         points += f" ({100 * verdict.low:+.2f} .. {100 * verdict.high:+.2f}, {n} seeds{by_holm})"
     return f"{verdict.word} at this scale: {points}" + (f"; {verdict.why}" if verdict.why else "")
