@@ -24,6 +24,7 @@ from auxnet.graphs import EarlyExitGraph, OneOutput, folded, need, untraceable, 
 from auxnet.hub import FILES, PretrainedAuxNet, load, model_card, position_of, take_out
 from auxnet.opening import data_of
 from auxnet.policy import Policy, confidence
+from auxnet.preprocessing import PREPARATION
 from auxnet.reading.arrays import Pixels
 from auxnet.recipe import Recipe, read_run_recipe
 from auxnet.runtimes import Answers, open_model, open_onnx
@@ -236,9 +237,7 @@ def _facts(net: PretrainedAuxNet, output: int, policy: Policy | None) -> dict[st
         "classes": list(net.classes),
         **net.preprocessing.content(),
         "input": "uint8 [N, H, W, C], 0..255, not normalised",
-        "preparation": "bilinear, antialiased: the shorter side to resize, its middle cut out; then the middle of "
-        "image_size. As PIL: image.draft(None, (2 * max(resize),) * 2), which is for large JPEGs, then "
-        "ImageOps.fit(image, resize[::-1], Image.Resampling.BILINEAR)",
+        "preparation": PREPARATION,
         "run": net.source.get("run"),
         "weights": net.source.get("weights"),
     }

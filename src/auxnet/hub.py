@@ -25,7 +25,7 @@ from auxnet.checkpoint import backbone_of, build_net, load_weights, read_config,
 from auxnet.documents import read_json
 from auxnet.errors import first_line
 from auxnet.network import AuxNet
-from auxnet.preprocessing import Preprocessing
+from auxnet.preprocessing import PREPARATION, Preprocessing
 from auxnet.reading.arrays import Pixels
 from auxnet.reading.pictures import decode_for, upright
 
@@ -209,16 +209,14 @@ def model_card(net: PretrainedAuxNet) -> str:
     shown = ", ".join(net.classes[:20]) + (", ..." if len(net.classes) > 20 else "")
     seen = net.preprocessing
     (H, W), (height, width) = seen.image_size, seen.resize
-    cut = "" if seen.resize == seen.image_size else f", the middle of {width} x {height}"
     lines = [
         f"---\n{header}\n---\n",
         f"# {source.get('run', 'auxnet model')}: {outputs} of a network trained with auxiliary outputs\n",
-        f"Classes ({len(net.classes)}): {shown}. Images: {W} x {H} pixels{cut} (shorter side brought to it, the "
-        f"middle cut out, bilinear: PIL's ImageOps.fit, large JPEGs after draft at twice the size), "
-        f"{seen.channels} channel(s), 0..255, "
-        f"less the mean {_numbers(seen.mean)}, divided by {_numbers(seen.std)}.\n",
-        "```python\nimport auxnet\n\nnet = auxnet.load(FOLDER)  # or hf:owner/name\nlogits = net(images)  "
-        "# one [N, classes] per output, for images [N, C, H, W] normalised by net.preprocessing\n```\n",
+        f"Classes ({len(net.classes)}): {shown}. Images: {W} x {H} pixels, the middle of {width} x {height} "
+        f"(image_size and resize), {seen.channels} channel(s), 0..255, less the mean {_numbers(seen.mean)}, divided by "
+        f"{_numbers(seen.std)}. They are prepared so: {PREPARATION}.\n",
+        "```python\nimport auxnet\n\nnet = auxnet.load(FOLDER)  # or hf:owner/name\nlogits = "
+        'net(net.prepare("picture.jpg"))  # one [N, classes] per output; what is given is prepared as said\n```\n',
     ]
     if source:
         lines += _worth(source, net.numbers)
