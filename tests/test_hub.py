@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import auxnet
 from auxnet import hub
+from auxnet.checkpoint import save_weights
 from auxnet.hub import PretrainedAuxNet, load, take_out
+from auxnet.tensors import read_about
 from shipped import picture, write_run
 
 
@@ -156,6 +159,37 @@ def test_damaged_and_foreign_folders_are_told_apart(copied, tmp_path):
     (copied / "config.json").write_text("[1]")
     with pytest.raises(RuntimeError, match="does not describe a network"):
         load(copied)
+
+
+def test_one_bit_turned_in_a_tensor_is_damage_to_whatever_loads_it(copied, tmp_path):
+    take_out(load(copied), 2).save_pretrained(tmp_path / "two")
+    for folder in (copied, tmp_path / "two"):
+        weights = bytearray((folder / "model.safetensors").read_bytes())
+        weights[len(weights) // 2] ^= 1
+        (folder / "model.safetensors").write_bytes(weights)
+    anew = auxnet.resnet(depth=8, outputs=3, num_classes=4)
+    for use in (
+        lambda: load(copied),
+        lambda: load(tmp_path / "two"),
+        lambda: PretrainedAuxNet.from_pretrained(tmp_path / "two"),
+        lambda: auxnet.load_pretrained(anew, copied),
+        lambda: auxnet.export(copied, 2, "safetensors", tmp_path / "three"),
+    ):
+        with pytest.raises(RuntimeError, match=r"/model\.safetensors is damaged: its checksum does not hold$"):
+            use()
+
+
+def test_weights_without_a_checksum_are_taken_and_those_with_one_are_the_same_bytes_every_time(copied, tmp_path):
+    net, best = load(copied), copied / "checkpoints" / "best.safetensors"
+    assert read_about(best)["epoch"] == "1"
+    for n in range(5):
+        save_weights(tmp_path / f"{n}", net, {"epoch": "1"})
+    assert {(tmp_path / f"{n}").read_bytes() for n in range(5)} == {best.read_bytes()}
+    save_file(net.state_dict(), copied / "model.safetensors")
+    save_file(net.state_dict(), best, {"epoch": "1"})  # as it was before there were checksums
+    assert read_about(best) == {"epoch": "1"}
+    assert same(load(copied), net)
+    assert same(load(copied, "best"), net)
 
 
 def test_an_output_that_is_not_there_is_named(run):
