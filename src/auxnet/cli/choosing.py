@@ -217,14 +217,25 @@ def _worst(names: Sequence[str], report: OutputReport) -> str:
 
 def _candidates_table(choice: Choice) -> Table:
     timed = choice.candidates[0].latency is not None
-    columns = ["", "output", "depth", "parameters", "MACs", *(["ms, batch 1"] if timed else []), "val. error"]
+    columns = [
+        "",
+        "output",
+        "depth",
+        "parameters",
+        "MACs",
+        *(["ms, batch 1 (quartiles)"] if timed else []),
+        "val. error",
+    ]
     title = f"on {choice.candidates[0].report.images:,} validation images (95 % intervals)"
     made = screen.table(title, *columns, "points behind the chosen", "McNemar's p (Holm)", "")
     for c in choice.candidates:
         r, against = c.report, c.against_chosen
         mark = "chosen" if r.output == choice.output else "" if c.meets else "over budget"
+        mark += (", " if mark else "") + "near the limit" if c.wavers else ""
         cells = [mark, str(r.output), str(r.depth), screen.count(r.params), screen.count(r.macs)]
-        cells += [f"{c.latency:.2f}"] if c.latency is not None else []
+        cells += (
+            [f"{c.latency:.2f} ({c.quartiles[0]:.2f} .. {c.quartiles[1]:.2f})"] if c.latency and c.quartiles else []
+        )
         cells.append(interval(r))
         if against is None or r.output == choice.output:
             made.add_row(*cells, "", "", "")
