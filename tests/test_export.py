@@ -295,6 +295,12 @@ def test_nothing_is_replaced_unless_asked(run, tmp_path):
             2,
             "need 2 thresholds, got 1",
         ),
+        (
+            ["--format", "onnx", "--confidence", "top"],
+            2,
+            "are for --format onnx-early-exit, not for onnx: leave them out",
+        ),
+        (["--output", "2", "--thresholds", "0.5"], 2, "are for --format onnx-early-exit, not for onnx: leave them out"),
         (["--format", "torch", "--out", "x.onnx"], 2, "out must end in .pt2"),
         (["--images", "1"], 2, "images must be 2 or more"),
     ],

@@ -13,6 +13,7 @@ import auxnet
 from auxnet import hub
 from auxnet.checkpoint import save_weights
 from auxnet.hub import PretrainedAuxNet, load, take_out
+from auxnet.scores import wilson
 from auxnet.tensors import read_about
 from shipped import picture, write_run
 
@@ -76,10 +77,13 @@ def test_push_sends_the_folder_that_save_writes(run, monkeypatch):
     assert b"| 3 | 8 |" in sent["me/net"]["README.md"]
 
 
-def test_the_card_holds_the_table_of_the_summary(run):
+def test_the_card_holds_the_table_of_the_summary_with_intervals(run):
     row = json.loads((run / "summary.json").read_text())["last"][1]
     card = str(load(run).generate_model_card())
     assert f"| 2 | {row['depth']} | {row['params']:,} | {row['macs']:,} | {100 * row['val_error']:.2f} %" in card
+    low, high = wilson(round(16 * row["test_error"]), 16)  # images
+    assert f"| {100 * row['test_error']:.2f} % ({100 * low:.1f} .. {100 * high:.1f}) |\n" in card
+    assert "| test error, n = 16 |" in card
     assert "library_name: auxnet" in card
 
 

@@ -192,13 +192,14 @@ def _cost_table(reports: Sequence[OutputReport], latency: Sequence[Latency] | No
     columns = ["output", "parameters", "MACs"]
     for timing in latency[0].timings:
         columns += [f"ms, batch {timing.batch}", "images/s"]
-    title = f"each output as a model of its own: median time (quartiles) on {where}; peak of tensors held, one image"
-    made = screen.table(title, *columns, "peak memory")
+    title = f"each output as a model of its own: median time (quartiles) on {where}; peak of tensors held"
+    batches = " / ".join(str(timing.batch) for timing in latency[0].timings)
+    made = screen.table(title, *columns, f"peak MiB, batch {batches}")
     for r, costs in zip(reports, latency, strict=True):
         cells = [str(r.output), screen.count(r.params), screen.count(r.macs)]
         for t in costs.timings:
             cells += [f"{t.median_ms:.2f} ({t.low_ms:.2f} .. {t.high_ms:.2f})", f"{t.images_per_second:,.0f}"]
-        made.add_row(*cells, f"{costs.peak_bytes / 2**20:.2f} MiB")
+        made.add_row(*cells, " / ".join(f"{peak / 2**20:.2f}" for peak in costs.peak_bytes))
     return made
 
 
