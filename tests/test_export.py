@@ -15,7 +15,7 @@ from auxnet import exporting, graphs
 from auxnet.batches import normalise
 from auxnet.cli import main
 from auxnet.exits import policy_content
-from auxnet.exporting import export
+from auxnet.exporting import SUFFIX, export
 from auxnet.files import write_json
 from auxnet.graphs import EarlyExitGraph, folded
 from auxnet.hub import load, model_card
@@ -26,7 +26,6 @@ from auxnet.recipe import read_run_recipe, write_recipe
 from auxnet.runtimes import open_model
 from shipped import write_run
 
-SUFFIX = {"safetensors": "", "onnx": ".onnx", "torch": ".pt2", "onnx-early-exit": ".onnx"}
 UP_TO_TWO = Policy((0.3,), "top", (1.0, 1.0))
 HALF = Policy((0.02, 0.05), "margin", (1.5, 0.7, 2.0))
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -85,6 +87,12 @@ def test_the_card_holds_the_table_of_the_summary_with_intervals(run):
     assert f"| {100 * row['test_error']:.2f} % ({100 * low:.1f} .. {100 * high:.1f}) |\n" in card
     assert "| test error, n = 16 |" in card
     assert "library_name: auxnet" in card
+
+
+def test_a_net_is_loaded_without_scipy_which_takes_long_to_import(run):
+    code = "import sys, auxnet; auxnet.load(sys.argv[1]); print('scipy' in sys.modules)"
+    asked = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True)
+    assert asked.stdout == "False\n"
 
 
 def test_best_weights_are_those_of_the_best_epoch(run):

@@ -30,6 +30,7 @@ from auxnet.recipe import Recipe, read_run_recipe
 from auxnet.runtimes import Answers, open_model, open_onnx
 
 Format = Literal["safetensors", "onnx", "torch", "onnx-early-exit"]
+SUFFIX: dict[Format, str] = {"safetensors": "", "onnx": ".onnx", "torch": ".pt2", "onnx-early-exit": ".onnx"}
 TOLERANCE = 1e-4, 1e-5  # of a logit: absolute, and relative to the largest one
 ROUNDING = 1e-6  # of a probability, beside what its logits may differ by
 
@@ -249,13 +250,13 @@ def _facts(net: PretrainedAuxNet, output: int, policy: Policy | None) -> dict[st
 def _name(run: Path, output: int, format: Format) -> str:
     name = run.resolve().name
     if format == "onnx-early-exit":
-        return f"{name}-early-exit-{output}.onnx"
-    return f"{name}-output-{output}" + {"onnx": ".onnx", "torch": ".pt2", "safetensors": ""}[format]
+        return f"{name}-early-exit-{output}{SUFFIX[format]}"
+    return f"{name}-output-{output}{SUFFIX[format]}"
 
 
 def _check_free(path: Path, format: Format, overwrite: bool) -> None:
     """Refuse to replace what is not to be replaced."""
-    suffix = {"onnx": ".onnx", "onnx-early-exit": ".onnx", "torch": ".pt2", "safetensors": ""}[format]
+    suffix = SUFFIX[format]
     if suffix and path.suffix != suffix:
         raise ValueError(f"out must end in {suffix} for {format}, got {path}")
     if not path.exists():

@@ -16,6 +16,7 @@ from auxnet.latency import Timing, latencies
 from auxnet.network import AuxNet
 from auxnet.opening import opened
 from auxnet.scores import Comparison, Predictions, compare, guessing, holm, predictions, wilson
+from auxnet.words import per_cent
 
 MARGIN = 0.005
 FEW = 100  # validation images, with fewer of which little can be told
@@ -105,7 +106,7 @@ def no_better_than_guessing(error: float, images: int, guess: float) -> str | No
 
 
 def _no_better(guess: float) -> str:
-    return f"that is not shown to be better than to call every image by the commonest class, {100 * guess:.2f} % error"
+    return f"that is not shown to be better than to call every image by the commonest class, {per_cent(guess)} error"
 
 
 def too_few(images: int) -> str | None:
@@ -285,4 +286,4 @@ def _number(name: str, value: float) -> str:
 
 
 def _error(row: OutputReport) -> str:
-    return f"{100 * row.error:.2f} % error"
+    return f"{per_cent(row.error)} error"
