@@ -1,5 +1,6 @@
 """Every export equals its source, skips what it says it skips, and never replaces what it should not."""
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -14,10 +15,10 @@ from auxnet import exporting, graphs
 from auxnet.batches import normalise
 from auxnet.cli import main
 from auxnet.exits import policy_content
-from auxnet.exporting import export
+from auxnet.exporting import SUFFIX, export
 from auxnet.files import write_json
 from auxnet.graphs import EarlyExitGraph, folded
-from auxnet.hub import load
+from auxnet.hub import load, model_card
 from auxnet.opening import data_of
 from auxnet.policy import Policy, confidence
 from auxnet.prediction import predict
@@ -25,7 +26,6 @@ from auxnet.recipe import read_run_recipe, write_recipe
 from auxnet.runtimes import open_model
 from shipped import write_run
 
-SUFFIX = {"safetensors": "", "onnx": ".onnx", "torch": ".pt2", "onnx-early-exit": ".onnx"}
 UP_TO_TWO = Policy((0.3,), "top", (1.0, 1.0))
 HALF = Policy((0.02, 0.05), "margin", (1.5, 0.7, 2.0))
 
@@ -144,19 +144,44 @@ def test_early_exit_takes_the_same_exits_and_gives_the_same_logits(run, early, p
     assert sum(early.exits) == early.images
 
 
-def test_the_readmes_lines_without_auxnet_answer_as_predict_does(run, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("resize", [[8, 8], [11, 12]])
+def test_the_guides_lines_without_auxnet_answer_as_predict_does_whatever_the_picture(
+    run, tmp_path, monkeypatch, capsys, resize
+):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
-    export(run, 2, "onnx", "small.onnx")
+    config = json.loads(Path(shutil.copytree(run, "run"), "config.json").read_text())
+    config["preprocessing"]["resize"] = resize
+    write_json(Path("run/config.json"), config)
+    write_recipe(replace(read_run_recipe(run), data="gone"), Path("run/recipe.yaml"))  # their size is 8x8
+    export("run", 2, "onnx", "small.onnx")
     Path("pics").mkdir()
-    noise = np.random.default_rng(0).integers(0, 256, (23, 41, 3), dtype=np.uint8)
-    Image.fromarray(noise).save("pics/0.png")
+    noise, exif = np.random.default_rng(0).integers(0, 256, (23, 41, 4), dtype=np.uint8), Image.Exif()
+    exif[0x0112] = 6  # lies on its side, as phones have it
+    Image.fromarray(noise[..., :3]).save("pics/0.png")
+    Image.fromarray(noise[..., :3]).save("pics/turned.jpg", exif=exif)
+    Image.fromarray(noise[..., 0].astype(np.uint16) << 8).save("pics/16.png")
+    Image.fromarray(noise).save("pics/transparent.png")
+    Image.fromarray(noise[..., :3]).quantize(64).save("pics/palette.png")
     (code,) = re.findall(r"```py\n(.*?)```", (Path(__file__).parents[1] / "docs" / "guide.md").read_text(), re.DOTALL)
-    exec(compile(code, "guide.md", "exec"), {})
+    exec(compile(code, "guide.md", "exec"), found := {})
     said, probability = capsys.readouterr().out.rsplit(maxsplit=1)
-    (answer,) = predict("small.onnx", ["pics/0.png"], top=1)
-    assert (said, float(probability)) == (answer.classes[0], pytest.approx(answer.probabilities[0], rel=1e-5))
+    answers = list(predict("small.onnx", sorted(map(str, Path("pics").iterdir())), top=4))
+    assert (said, float(probability)) == (answers[0].classes[0], pytest.approx(answers[0].probabilities[0], rel=1e-5))
+    assert len(answers) == 5
+    for answer in answers:
+        told = dict(zip(answer.classes, answer.probabilities, strict=True))
+        _, probabilities = found["session"].run(None, {"images": found["pixels"](answer.image)})
+        assert [told[name] for name in found["facts"]["classes"]] == pytest.approx(probabilities[0].tolist(), rel=1e-5)
+
+
+def test_what_leaves_says_how_pictures_are_prepared(run, onnx_file):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    metadata = onnxruntime.InferenceSession(str(onnx_file)).get_modelmeta().custom_metadata_map
+    for words in ("EXIF", "of 16 bits the upper 8", "transparency dropped", "ImageOps.fit"):
+        assert words in metadata["preparation"]
+        assert words in model_card(load(run))
 
 
 def test_the_policy_of_a_run_is_exported_up_to_the_output_asked_for(run, tmp_path, pixels):
@@ -269,6 +294,12 @@ def test_nothing_is_replaced_unless_asked(run, tmp_path):
             2,
             "need 2 thresholds, got 1",
         ),
+        (
+            ["--format", "onnx", "--confidence", "top"],
+            2,
+            "are for --format onnx-early-exit, not for onnx: leave them out",
+        ),
+        (["--output", "2", "--thresholds", "0.5"], 2, "are for --format onnx-early-exit, not for onnx: leave them out"),
         (["--format", "torch", "--out", "x.onnx"], 2, "out must end in .pt2"),
         (["--images", "1"], 2, "images must be 2 or more"),
     ],

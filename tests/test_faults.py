@@ -21,6 +21,7 @@ from auxnet.cli import main
 from auxnet.documents import read_json
 from auxnet.files import write_json
 from auxnet.recipe import Recipe
+from auxnet.tensors import read_about
 
 TINY = Recipe(depth=8, outputs=3, epochs=3, batch_size=256, threads=1, device="cpu", augment="crop+flip")
 STEPS = 6  # of an epoch: 1293 digits
@@ -309,7 +310,7 @@ def test_the_best_weights_are_found_again(tmp_path, whole, best):
         shutil.copy(whole / "checkpoints" / "best.safetensors", path)
     auxnet.fit(TINY, folder, resume=True)
     summary = read_json(folder / "summary.json")
-    assert checkpoint.read_about(path)["epoch"] == str(summary["epochs"]["best"])
+    assert read_about(path)["epoch"] == str(summary["epochs"]["best"])
     assert summary["best"] == [
         {**row, "val_error": error["error"]}
         for row, error in zip(

@@ -2,15 +2,21 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import auxnet
 from auxnet import hub
+from auxnet.checkpoint import save_weights
 from auxnet.hub import PretrainedAuxNet, load, take_out
+from auxnet.scores import wilson
+from auxnet.tensors import read_about
 from shipped import picture, write_run
 
 
@@ -73,11 +79,20 @@ def test_push_sends_the_folder_that_save_writes(run, monkeypatch):
     assert b"| 3 | 8 |" in sent["me/net"]["README.md"]
 
 
-def test_the_card_holds_the_table_of_the_summary(run):
+def test_the_card_holds_the_table_of_the_summary_with_intervals(run):
     row = json.loads((run / "summary.json").read_text())["last"][1]
     card = str(load(run).generate_model_card())
     assert f"| 2 | {row['depth']} | {row['params']:,} | {row['macs']:,} | {100 * row['val_error']:.2f} %" in card
+    low, high = wilson(round(16 * row["test_error"]), 16)  # images
+    assert f"| {100 * row['test_error']:.2f} % ({100 * low:.1f} .. {100 * high:.1f}) |\n" in card
+    assert "| test error, n = 16 |" in card
     assert "library_name: auxnet" in card
+
+
+def test_a_net_is_loaded_without_scipy_which_takes_long_to_import(run):
+    code = "import sys, auxnet; auxnet.load(sys.argv[1]); print('scipy' in sys.modules)"
+    asked = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True)
+    assert asked.stdout == "False\n"
 
 
 def test_best_weights_are_those_of_the_best_epoch(run):
@@ -156,6 +171,37 @@ def test_damaged_and_foreign_folders_are_told_apart(copied, tmp_path):
     (copied / "config.json").write_text("[1]")
     with pytest.raises(RuntimeError, match="does not describe a network"):
         load(copied)
+
+
+def test_one_bit_turned_in_a_tensor_is_damage_to_whatever_loads_it(copied, tmp_path):
+    take_out(load(copied), 2).save_pretrained(tmp_path / "two")
+    for folder in (copied, tmp_path / "two"):
+        weights = bytearray((folder / "model.safetensors").read_bytes())
+        weights[len(weights) // 2] ^= 1
+        (folder / "model.safetensors").write_bytes(weights)
+    anew = auxnet.resnet(depth=8, outputs=3, num_classes=4)
+    for use in (
+        lambda: load(copied),
+        lambda: load(tmp_path / "two"),
+        lambda: PretrainedAuxNet.from_pretrained(tmp_path / "two"),
+        lambda: auxnet.load_pretrained(anew, copied),
+        lambda: auxnet.export(copied, 2, "safetensors", tmp_path / "three"),
+    ):
+        with pytest.raises(RuntimeError, match=r"/model\.safetensors is damaged: its checksum does not hold$"):
+            use()
+
+
+def test_weights_without_a_checksum_are_taken_and_those_with_one_are_the_same_bytes_every_time(copied, tmp_path):
+    net, best = load(copied), copied / "checkpoints" / "best.safetensors"
+    assert read_about(best)["epoch"] == "1"
+    for n in range(5):
+        save_weights(tmp_path / f"{n}", net, {"epoch": "1"})
+    assert {(tmp_path / f"{n}").read_bytes() for n in range(5)} == {best.read_bytes()}
+    save_file(net.state_dict(), copied / "model.safetensors")
+    save_file(net.state_dict(), best, {"epoch": "1"})  # as it was before there were checksums
+    assert read_about(best) == {"epoch": "1"}
+    assert same(load(copied), net)
+    assert same(load(copied, "best"), net)
 
 
 def test_an_output_that_is_not_there_is_named(run):

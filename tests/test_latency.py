@@ -49,6 +49,9 @@ def test_each_output_is_measured_at_each_batch_size_with_the_threads_stated():
             assert 0 < timing.low_ms <= timing.median_ms <= timing.high_ms
             assert timing.images_per_second == pytest.approx(1000 * timing.batch / timing.median_ms)
             assert timing.runs >= 7
+    for one in found:
+        alone = net.truncate(one.output)
+        assert one.peak_bytes == tuple(latency.peak_bytes(alone, (3, 8, 8), batch) for batch in (1, 4))
     assert [one.peak_bytes for one in found] == sorted(one.peak_bytes for one in found)
 
 

@@ -280,6 +280,34 @@ def test_the_headline_does_not_call_an_output_the_only_one_by_luck(gathered):
     assert "Only output 3, the deepest, is good enough" in report_page.headline({**facts, "alike": None})
 
 
+def tied(gathered):
+    """A report's facts in which the first of three outputs is chosen, with the error of the deepest."""
+    outputs = [json.loads(json.dumps(row)) for row in gathered["outputs"]]
+    for row, error in zip(outputs, (0.1, 0.3, 0.1), strict=True):
+        row["val"]["error"] = error
+    return {**gathered, "outputs": outputs, "chosen": 1, "alike": None}
+
+
+def test_an_output_that_ties_with_another_is_not_called_the_lowest_of_all(gathered):
+    facts = tied(gathered)
+    assert "the lowest, tied with output 3, with" in report_page.headline(facts)
+    page = report_page.page([facts, {**facts, "name": "other"}], 0.5)
+    told = "output 1 of other and output 3 of other and output 1 of tiny and output 3 of tiny."
+    assert f"2 runs: the lowest validation error is 10.00 %, {told}" in page.replace("&nbsp;", " ")
+
+
+def test_the_panel_names_what_ties_and_a_phone_shows_the_errors_of_every_output(gathered, open_page):
+    page = open_page([tied(gathered)], width=390)
+    assert (
+        page.locator("#reason")
+        .inner_text()
+        .startswith("It has the lowest validation error of all, tied with output 3, and no smaller one")
+    )
+    for cell in page.locator("#outputs tr[data-output] td:nth-child(-n+4)").all():  # the others are scrolled to
+        box = cell.bounding_box()
+        assert box["x"] + box["width"] <= 390 - 20
+
+
 def test_a_folder_with_a_slash_behind_its_name_is_the_same_data(gathered):
     def of(name):
         return {**gathered, "data": {**gathered["data"], "name": name}}

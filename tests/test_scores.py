@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 from scipy.special import log_softmax
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 from sklearn import metrics
 
 import auxnet
@@ -44,11 +44,10 @@ def test_logits_that_do_not_fit_the_labels_are_refused():
 
 
 @pytest.mark.parametrize(("wrong", "n"), [(0, 10), (3, 10), (10, 10), (121, 5000)])
-def test_wilsons_interval_is_his_formula(wrong, n):
-    z, p = 1.959963984540054, wrong / n
-    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    assert scores.wilson(wrong, n) == pytest.approx((max(0, middle - half), min(1, middle + half)), abs=1e-9)
+def test_wilsons_interval_is_that_of_scipy(wrong, n):
+    for level in (0.95, 0.8):
+        expected = binomtest(wrong, n).proportion_ci(level, method="wilson")
+        assert scores.wilson(wrong, n, level) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 def test_an_interval_without_images_is_refused():

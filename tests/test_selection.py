@@ -12,6 +12,7 @@ import auxnet
 from auxnet import build
 from auxnet.cli import main
 from auxnet.evaluation import OutputReport
+from auxnet.latency import Timing
 from auxnet.scores import Predictions, compare, holm, wilson
 from auxnet.selection import MARGIN, choose, select_on
 
@@ -29,6 +30,11 @@ def ladder(*wrong_counts, n=1000, params=None):
         for k, wrong in enumerate(wrong_counts)
     ]
     return Predictions(logits, labels), rows
+
+
+def timings(*medians, spread=0.1):
+    """Latencies of outputs with these medians, and quartiles so far from them."""
+    return [Timing(1, median, median - spread, median + spread, 1000 / median, 9) for median in medians]
 
 
 def test_the_cheapest_within_the_margin_of_the_best_is_chosen():
@@ -55,9 +61,32 @@ def test_what_the_images_cannot_tell_from_the_choice_is_named_if_it_is_cheaper()
     assert choose(*ladder(80, 50), budgets={"params": 1}).alike is None  # nothing is chosen
 
 
-def test_of_equal_errors_the_cheaper_output_is_the_best():
-    said, rows = ladder(50, 50, 50)
-    assert choose(said, rows, within=0.0).output == 1
+def test_of_equal_errors_the_cheaper_output_is_the_best_and_the_deeper_are_named_with_a_verdict():
+    choice = choose(*ladder(80, 50, 60, 50), within=0.0)
+    assert choice.output == 2
+    assert choice.reason == (
+        "output 2 is the best on validation (5.00 % error, tied with output 4); it cannot be told apart from output 4 "
+        "(5.00 % error) on these 1,000 validation images, McNemar's p = 1 (Holm)"
+    )
+    assert "tied with output 2 and output 3" in choose(*ladder(50, 50, 50)).reason
+    assert "tied" not in choose(*ladder(80, 50, 60)).reason
+
+
+def test_a_latency_whose_quartiles_hold_the_budget_is_said_to_be_too_near_it():
+    said, rows = ladder(300, 53, 50)
+    limits = {"budgets": {"latency": 2.05}, "latency": timings(1.0, 2.1, 3.0)}
+    choice = choose(said, rows, **limits)
+    assert (choice.output, [each.wavers for each in choice.candidates]) == (1, [False, True, False])
+    assert choice.candidates[1].quartiles == (2.0, 2.2)
+    near = "output 2 is too near the latency budget to be sure of (its median 2.1 ms for one image, its quartiles 2 .."
+    assert near in choice.reason
+    sure = choose(said, rows, budgets={"latency": 2.5}, latency=limits["latency"])
+    assert not any(each.wavers for each in sure.candidates)
+    assert "too near" not in sure.reason
+    assert (
+        "too near" in choose(said, rows, budgets={"latency": 0.95}, latency=limits["latency"]).reason
+    )  # none meets it
+    assert not any(each.wavers for each in choose(said, rows, latency=limits["latency"]).candidates)
 
 
 def test_under_a_budget_the_best_that_meets_it_is_chosen():
@@ -67,7 +96,7 @@ def test_under_a_budget_the_best_that_meets_it_is_chosen():
     assert choice.within == 0
     assert [candidate.meets for candidate in choice.candidates] == [True, True, False]
     assert choose(said, rows, budgets={"macs": 1500}).output == 1
-    assert choose(said, rows, budgets={"latency": 2.5}, latency=[1.0, 2.0, 3.0]).output == 2
+    assert choose(said, rows, budgets={"latency": 2.5}, latency=timings(1.0, 2.0, 3.0)).output == 2
     assert choose(said, rows, budgets={"params": 1000, "macs": 1500}).output == 1
     assert choose(said, rows, within=0.03, budgets={"params": 1000}).output == 1
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import io
-import os
 import re
 import zipfile
 from hashlib import sha256
@@ -12,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
 from auxnet.backbones.described import net_from
 from auxnet.backbones.named import check_outside, is_own_code
@@ -22,33 +18,15 @@ from auxnet.errors import DamagedError, first_line
 from auxnet.files import whole
 from auxnet.network import AuxNet
 from auxnet.recipe import read_run_recipe
+from auxnet.tensors import read_tensors, save_tensors
 from auxnet.words import command
 
 FORMAT = 1  # of checkpoints: a later program goes on reading the earlier ones
 
 
 def save_weights(path: Path, net: AuxNet, about: dict[str, str] | None = None) -> None:
-    """Weights and buffers of a net as safetensors, in the default memory format whatever the net's.
-
-    `about` goes into the file's metadata, where `read_about` finds it.
-    """
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    with whole(path) as partial:
-        try:
-            save_file(state, partial, about)
-        except SafetensorError as error:
-            found = re.search(r"os error (\d+)", str(error))
-            number = int(found[1]) if found else errno.EIO
-            raise OSError(number, os.strerror(number)) from error
-
-
-def read_about(path: Path) -> dict[str, str]:
-    """The metadata that weights were saved with; {} if the file is damaged or not there."""
-    try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except (SafetensorError, OSError):
-        return {}
+    """Weights and buffers of a net as safetensors, with what `tensors.read_about` finds again."""
+    save_tensors(path, net.state_dict(), about)
 
 
 def weights_file(folder: Path, which: str) -> Path:
@@ -70,12 +48,13 @@ def fingerprint(folder: Path) -> str:
 
 
 def load_weights(path: Path, net: AuxNet) -> None:
-    """Fill a net from safetensors. Raises FileNotFoundError, or RuntimeError if the file does not fit the net."""
+    """Fill a net from safetensors. Raises FileNotFoundError, or RuntimeError if the file is damaged or does not fit."""
     if not path.is_file():
         raise FileNotFoundError(f"there are no weights at {path}")
+    state = read_tensors(path)
     try:
-        net.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
+        net.load_state_dict(state)
+    except RuntimeError as error:
         raise RuntimeError(f"{path} is damaged or of another network: {first_line(error)}") from None
 
 

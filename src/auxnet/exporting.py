@@ -24,11 +24,13 @@ from auxnet.graphs import EarlyExitGraph, OneOutput, folded, need, untraceable, 
 from auxnet.hub import FILES, PretrainedAuxNet, load, model_card, position_of, take_out
 from auxnet.opening import data_of
 from auxnet.policy import Policy, confidence
+from auxnet.preprocessing import PREPARATION
 from auxnet.reading.arrays import Pixels
 from auxnet.recipe import Recipe, read_run_recipe
 from auxnet.runtimes import Answers, open_model, open_onnx
 
 Format = Literal["safetensors", "onnx", "torch", "onnx-early-exit"]
+SUFFIX: dict[Format, str] = {"safetensors": "", "onnx": ".onnx", "torch": ".pt2", "onnx-early-exit": ".onnx"}
 TOLERANCE = 1e-4, 1e-5  # of a logit: absolute, and relative to the largest one
 ROUNDING = 1e-6  # of a probability, beside what its logits may differ by
 
@@ -236,9 +238,7 @@ def _facts(net: PretrainedAuxNet, output: int, policy: Policy | None) -> dict[st
         "classes": list(net.classes),
         **net.preprocessing.content(),
         "input": "uint8 [N, H, W, C], 0..255, not normalised",
-        "preparation": "bilinear, antialiased: the shorter side to resize, its middle cut out; then the middle of "
-        "image_size. As PIL: image.draft(None, (2 * max(resize),) * 2), which is for large JPEGs, then "
-        "ImageOps.fit(image, resize[::-1], Image.Resampling.BILINEAR)",
+        "preparation": PREPARATION,
         "run": net.source.get("run"),
         "weights": net.source.get("weights"),
     }
@@ -250,13 +250,13 @@ def _facts(net: PretrainedAuxNet, output: int, policy: Policy | None) -> dict[st
 def _name(run: Path, output: int, format: Format) -> str:
     name = run.resolve().name
     if format == "onnx-early-exit":
-        return f"{name}-early-exit-{output}.onnx"
-    return f"{name}-output-{output}" + {"onnx": ".onnx", "torch": ".pt2", "safetensors": ""}[format]
+        return f"{name}-early-exit-{output}{SUFFIX[format]}"
+    return f"{name}-output-{output}{SUFFIX[format]}"
 
 
 def _check_free(path: Path, format: Format, overwrite: bool) -> None:
     """Refuse to replace what is not to be replaced."""
-    suffix = {"onnx": ".onnx", "onnx-early-exit": ".onnx", "torch": ".pt2", "safetensors": ""}[format]
+    suffix = SUFFIX[format]
     if suffix and path.suffix != suffix:
         raise ValueError(f"out must end in {suffix} for {format}, got {path}")
     if not path.exists():

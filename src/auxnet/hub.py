@@ -25,9 +25,11 @@ from auxnet.checkpoint import backbone_of, build_net, load_weights, read_config,
 from auxnet.documents import read_json
 from auxnet.errors import first_line
 from auxnet.network import AuxNet
-from auxnet.preprocessing import Preprocessing
+from auxnet.preprocessing import PREPARATION, Preprocessing
 from auxnet.reading.arrays import Pixels
 from auxnet.reading.pictures import decode_for, upright
+from auxnet.scores import wilson
+from auxnet.words import per_cent
 
 FILES = ("config.json", "model.safetensors", "README.md")
 
@@ -144,7 +146,7 @@ def _load(folder: Path, which: str, trusted: str | None) -> PretrainedAuxNet:
             net.card = file.read(2**20)  # a stranger's; ours have 2 kB
     try:
         model_card(net)
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise RuntimeError(f"{folder} is damaged: what it says of its training cannot be read ({error})") from None
     return net.eval()
 
@@ -209,16 +211,14 @@ def model_card(net: PretrainedAuxNet) -> str:
     shown = ", ".join(net.classes[:20]) + (", ..." if len(net.classes) > 20 else "")
     seen = net.preprocessing
     (H, W), (height, width) = seen.image_size, seen.resize
-    cut = "" if seen.resize == seen.image_size else f", the middle of {width} x {height}"
     lines = [
         f"---\n{header}\n---\n",
         f"# {source.get('run', 'auxnet model')}: {outputs} of a network trained with auxiliary outputs\n",
-        f"Classes ({len(net.classes)}): {shown}. Images: {W} x {H} pixels{cut} (shorter side brought to it, the "
-        f"middle cut out, bilinear: PIL's ImageOps.fit, large JPEGs after draft at twice the size), "
-        f"{seen.channels} channel(s), 0..255, "
-        f"less the mean {_numbers(seen.mean)}, divided by {_numbers(seen.std)}.\n",
-        "```python\nimport auxnet\n\nnet = auxnet.load(FOLDER)  # or hf:owner/name\nlogits = net(images)  "
-        "# one [N, classes] per output, for images [N, C, H, W] normalised by net.preprocessing\n```\n",
+        f"Classes ({len(net.classes)}): {shown}. Images: {W} x {H} pixels, the middle of {width} x {height} "
+        f"(image_size and resize), {seen.channels} channel(s), 0..255, less the mean {_numbers(seen.mean)}, divided by "
+        f"{_numbers(seen.std)}. They are prepared so: {PREPARATION}.\n",
+        "```python\nimport auxnet\n\nnet = auxnet.load(FOLDER)  # or hf:owner/name\nlogits = "
+        'net(net.prepare("picture.jpg"))  # one [N, classes] per output; what is given is prepared as said\n```\n',
     ]
     if source:
         lines += _worth(source, net.numbers)
@@ -228,8 +228,8 @@ def model_card(net: PretrainedAuxNet) -> str:
 def _worth(source: Mapping[str, Any], numbers: Sequence[int]) -> list[str]:
     data, recipe = source["data"], source["recipe"]
     rows = [
-        f"| {row['output']} | {row['depth']} | {row['params']:,} | {row['macs']:,} | {100 * row['val_error']:.2f} % "
-        f"| {100 * row['test_error']:.2f} % |"
+        f"| {row['output']} | {row['depth']} | {row['params']:,} | {row['macs']:,} "
+        f"| {_error(row['val_error'], data['val'])} | {_error(row['test_error'], data['test'])} |"
         for row in source["table"]
         if row["output"] in numbers
     ]
@@ -237,13 +237,20 @@ def _worth(source: Mapping[str, Any], numbers: Sequence[int]) -> list[str]:
     settings = ", ".join(f"{key} {value}" for key, value in recipe.items())
     versions = ", ".join(f"{name} {version}" for name, version in source["versions"].items())
     return [
-        "| output | depth | parameters | MACs | validation error | test error |",
+        f"| output | depth | parameters | MACs | validation error, n = {data['val']:,} "
+        f"| test error, n = {data['test']:,} |",
         "|---|---|---|---|---|---|",
         *rows,
+        "\nIn brackets: 95 % Wilson intervals.",
         f"\nData: {data['name']} ({images}). Weights: {source['weights']}, of epoch {source['epoch']}; seed "
         f"{source['seed']}.\n\nMethod: {source['method']}. Recipe: {settings}.\n\nMade with {versions}, commit "
         f"{source['commit'] or 'unknown'}.\n",
     ]
+
+
+def _error(error: float, images: int) -> str:
+    low, high = wilson(round(error * images), images)
+    return f"{per_cent(error)} ({100 * low:.1f} .. {100 * high:.1f})"
 
 
 def _numbers(values: Sequence[float]) -> str:

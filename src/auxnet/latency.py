@@ -52,8 +52,8 @@ class Latency:
     """PyTorch's threads on the CPU"""
     timings: tuple[Timing, ...]
     """one per batch size"""
-    peak_bytes: int
-    """most bytes of tensors held at once, for one image"""
+    peak_bytes: tuple[int, ...]
+    """most bytes of tensors held at once, one per batch size"""
 
 
 def latencies(
@@ -72,9 +72,10 @@ def latencies(
     device = next(net.parameters()).device
     with threads_set(torch.get_num_threads() if threads is None else threads):
         timings = [measure(alone, image_shape, batch, seconds=seconds) for batch in batch_sizes]
+        peaks = [tuple(peak_bytes(model, image_shape, batch) for batch in batch_sizes) for model in alone]
         return [
-            Latency(k, str(device), torch.get_num_threads(), of_output, peak_bytes(model, image_shape))
-            for k, (model, of_output) in enumerate(zip(alone, zip(*timings, strict=True), strict=True), start=1)
+            Latency(k, str(device), torch.get_num_threads(), of_output, peak)
+            for k, (of_output, peak) in enumerate(zip(zip(*timings, strict=True), peaks, strict=True), start=1)
         ]
 
 

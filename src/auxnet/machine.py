@@ -38,16 +38,18 @@ def device_of(recipe: Recipe) -> torch.device:
     return device
 
 
-@contextmanager
-def threads_set(threads: int | None) -> Iterator[int]:
-    """Within, PyTorch uses so many CPU threads; None: its own number, but no more than there are cores for it.
-
-    Raises ValueError below 1.
-    """
+def thread_count(threads: int | None) -> int:
+    """So many CPU threads; None: PyTorch's own number, but no more than there are cores for it. Raises ValueError."""
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be 1 or more, got {threads}")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or min(before, cores()))
+    return threads or min(torch.get_num_threads(), cores())
+
+
+@contextmanager
+def threads_set(threads: int | None) -> Iterator[int]:
+    """Within, PyTorch uses so many CPU threads, as `thread_count` has it."""
+    before, number = torch.get_num_threads(), thread_count(threads)
+    torch.set_num_threads(number)
     try:
         yield torch.get_num_threads()
     finally:

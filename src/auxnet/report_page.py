@@ -104,7 +104,9 @@ def headline(run: Run) -> str:
             f"{100 * (nearest - best):.1f} points worse."
         )
     above = 100 * (chosen["val"]["error"] - best)
-    place = "the lowest of all" if above == 0 else f"{above:.2f} points above the lowest"
+    equal = [f"output {row['output']}" for row in outputs if row is not chosen and row["val"]["error"] == best]
+    lowest = f"the lowest, tied with {' and '.join(equal)}" if equal else "the lowest of all"
+    place = lowest if above == 0 else f"{above:.2f} points above the lowest"
     shares = [f"{round(100 * chosen[key] / deepest[key])} % of the {word}" for key, word in _COSTS]
     return (
         f"Output {chosen['output']} of {len(outputs)} is good enough: {error}, {place}, with {shares[0]} "
@@ -151,11 +153,11 @@ def _headlines(runs: Sequence[Run], within: float) -> str:
     first, below = f"{len(runs)} runs, none of them finished.", ""
     if finished:
         below = f'<p class="sub">{escape(good)}</p>'
-        best = min((row["val"]["error"], run["name"], row["output"]) for run in finished for row in run["outputs"])
+        errors = [(row["val"]["error"], run["name"], row["output"]) for run in finished for row in run["outputs"]]
+        best = min(errors)[0]
+        equal = " and ".join(f"output {k} of {name}" for error, name, k in sorted(errors) if error == best)
         of = "" if len(finished) == len(runs) else f", {len(finished)} of them finished"
-        first = (
-            f"{len(runs)} runs{of}: the lowest validation error is {per_cent(best[0])}, output {best[2]} of {best[1]}."
-        )
+        first = f"{len(runs)} runs{of}: the lowest validation error is {per_cent(best)}, {equal}."
     return f'<h1>{unbroken(first)}</h1><ul class="headlines">{lines}</ul>{below}'
 
 
@@ -191,7 +193,7 @@ def latency_words(runs: Sequence[Run]) -> str:
 
 
 def _ladder(runs: Sequence[Run], latency: str) -> str:
-    heads = ("output", "depth", "parameters", "MACs", "latency", "validation error", "test error")
+    heads = ("output", "depth", "validation error", "test error", "parameters", "MACs", "latency")
     lines = []
     finished = {r: run for r, run in enumerate(runs) if run["finished"]}
     for r, run in finished.items():
@@ -200,10 +202,9 @@ def _ladder(runs: Sequence[Run], latency: str) -> str:
             lines.append(f'<tr class="run"><th colspan="{len(heads)}" scope="rowgroup">{escape(title)}</th></tr>')
         for row in run["outputs"]:
             time = "-" if row["latency"] is None else _ms(row["latency"])
-            cells = [row["output"], row["depth"], f"{row['params']:,}", f"{row['macs']:,}", time]
-            worth = [(per_cent(row[s]["error"]), _interval(row[s])) for s in ("val", "test")]
-            body = "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
-            body += "".join(f"<td>{error} <small>[{between}]</small></td>" for error, between in worth)
+            worth = [f"{per_cent(row[s]['error'])} <small>[{_interval(row[s])}]</small>" for s in ("val", "test")]
+            cells = [row["output"], row["depth"], *worth, f"{row['params']:,}", f"{row['macs']:,}", time]
+            body = "".join(f"<td>{cell}</td>" for cell in cells)
             mark = ' class="chosen"' if row["output"] == run["chosen"] else ""
             lines.append(f'<tr data-run="{r}" data-output="{row["output"]}"{mark}>{body}</tr>')
     sizes = dict.fromkeys(

@@ -17,13 +17,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from auxnet.checkpoint import load_state, read_about, save_state, save_weights
+from auxnet.checkpoint import load_state, save_state, save_weights
 from auxnet.errors import DamagedError, DivergedError, first_line
 from auxnet.files import whole
 from auxnet.network import AuxNet
 from auxnet.reading import sources
 from auxnet.recipe import SEAL, WHERE, Recipe, read_run_recipe, write_recipe
 from auxnet.tensorboard import event_files
+from auxnet.tensors import read_about
 from auxnet.update import Method
 
 OURS = (

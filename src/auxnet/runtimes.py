@@ -19,7 +19,7 @@ from auxnet.documents import json_value
 from auxnet.errors import one_line
 from auxnet.graphs import need
 from auxnet.hub import PretrainedAuxNet, load, position_of
-from auxnet.machine import cores, device_of, threads_set
+from auxnet.machine import cores, device_of, thread_count, threads_set
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import Pixels
 from auxnet.recipe import Recipe
@@ -92,9 +92,7 @@ def runnable(
     model = net.truncate(position_of(net, number)).eval()  # a copy
     place = next(net.parameters()).device if device is None else device_of(Recipe(device=device))
     model = model.to(place).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    seen = net.preprocessing
-    with threads_set(threads) as number_of_threads:
-        pass
+    seen, number_of_threads = net.preprocessing, thread_count(threads)
 
     @torch.inference_mode()
     def ask(images: Pixels) -> Answers:
@@ -113,8 +111,7 @@ def open_onnx(path: Path, output: int | None = None, threads: int | None = None)
     need("onnxruntime")
     import onnxruntime
 
-    with threads_set(threads):  # refuses what cannot be
-        threads = threads or cores()
+    threads = cores() if threads is None else thread_count(threads)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised, not written
     options.intra_op_num_threads = threads

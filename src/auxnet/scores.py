@@ -5,9 +5,11 @@ Shapes: K outputs, N images, C classes. Statistics are computed in float64. Erro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from statistics import NormalDist
 
 import torch
 import torch.nn.functional as F
@@ -74,12 +76,11 @@ def predictions(net: AuxNet, batches: Batches) -> Predictions:
 
 def wilson(wrong: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval for a share of `wrong` among n (Wilson 1927). Raises ValueError without images."""
-    from scipy.stats import binomtest
-
     if n < 1:
         raise ValueError(f"an interval needs one image or more, got {n}")
-    interval = binomtest(int(wrong), int(n)).proportion_ci(level, method="wilson")
-    return float(interval.low), float(interval.high)
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    middle, half = wrong + z * z / 2, z * math.sqrt(wrong * (n - wrong) / n + z * z / 4)
+    return max(0.0, (middle - half) / (n + z * z)), min(1.0, (middle + half) / (n + z * z))
 
 
 def guessing(labels: Tensor) -> float:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from auxnet.batches import Batches
 from auxnet.evaluation import OutputReport, image_shape_of, reports
-from auxnet.latency import latencies
+from auxnet.latency import Timing, latencies
 from auxnet.network import AuxNet
 from auxnet.opening import opened
 from auxnet.scores import Comparison, Predictions, compare, guessing, holm, predictions, wilson
+from auxnet.words import per_cent
 
 MARGIN = 0.005
 FEW = 100  # validation images, with fewer of which little can be told
@@ -30,8 +31,12 @@ class Candidate:
     """on validation"""
     latency: float | None
     """median milliseconds for one image as a model of its own, where it was measured"""
+    quartiles: tuple[float, float] | None
+    """first and third of those milliseconds"""
     meets: bool
     """whether it meets every budget"""
+    wavers: bool
+    """whether the latency budget lies within its quartiles: measured again, it may fall on the other side"""
     against_chosen: Comparison | None
     """this output's errors less the chosen one's, on the same images (None for itself, and without a choice); its
     p-value is adjusted for as many outputs as are compared with the chosen one (Holm 1979)"""
@@ -101,7 +106,7 @@ def no_better_than_guessing(error: float, images: int, guess: float) -> str | No
 
 
 def _no_better(guess: float) -> str:
-    return f"that is not shown to be better than to call every image by the commonest class, {100 * guess:.2f} % error"
+    return f"that is not shown to be better than to call every image by the commonest class, {per_cent(guess)} error"
 
 
 def too_few(images: int) -> str | None:
@@ -125,7 +130,7 @@ def select_on(
     """
     shape, batches = image_shape_of(batches)
     said, timed = predictions(net, batches), (budgets or {}).get("latency") is not None
-    measured = [found.timings[0].median_ms for found in latencies(net, shape, (1,))] if timed else None
+    measured = [found.timings[0] for found in latencies(net, shape, (1,))] if timed else None
     return choose(said, reports(net, shape, said), within=within, budgets=budgets, latency=measured)
 
 
@@ -135,9 +140,9 @@ def choose(
     *,
     within: float | None = None,
     budgets: Mapping[str, float | None] | None = None,
-    latency: Sequence[float] | None = None,
+    latency: Sequence[Timing] | None = None,
 ) -> Choice:
-    """Choose by what the outputs said of validation images, and their reports on them.
+    """Choose by what the outputs said of validation images, their reports on them, and their latencies (medians).
 
     `within` is a fraction, 0.005 being half a percentage point; without it, MARGIN where no budget is given,
     and 0 (the best that meets them) where one is. Of equal errors the cheaper output's is the better.
@@ -147,7 +152,9 @@ def choose(
     margin = checked_within(within, budgets)
     if "latency" in budgets and latency is None:
         raise ValueError("a latency budget needs the measured latency of each output")
-    times = [None] * len(rows) if latency is None else list(latency)
+    times = [None] * len(rows) if latency is None else [timing.median_ms for timing in latency]
+    quartiles = [None] * len(rows) if latency is None else [(timing.low_ms, timing.high_ms) for timing in latency]
+    limit = budgets.get("latency", 0.0)
     excess = [_excess(row, time, budgets) for row, time in zip(rows, times, strict=True)]
     meeting = sorted((row for row, over in zip(rows, excess, strict=True) if over <= 1), key=lambda row: row.macs)
     chosen = None
@@ -155,15 +162,16 @@ def choose(
         chosen = meeting[cheapest_within([row.error for row in meeting], [row.macs for row in meeting], margin)]
     against = _against(said, chosen)
     candidates = tuple(
-        Candidate(row, time, over <= 1, against.get(row.output))
-        for row, time, over in zip(rows, times, excess, strict=True)
+        Candidate(row, time, of, over <= 1, of is not None and of[0] <= limit <= of[1], against.get(row.output))
+        for row, time, of, over in zip(rows, times, quartiles, excess, strict=True)
     )
+    wavering = "".join(f"; {_waver(each)}" for each in candidates if each.wavers)
     if chosen is None:
         nearest = min(range(len(rows)), key=excess.__getitem__)
-        reason = f"no output meets {_words(budgets)}; {_miss(rows[nearest], times[nearest], budgets)}"
+        reason = f"no output meets {_words(budgets)}; {_miss(rows[nearest], times[nearest], budgets)}{wavering}"
         return Choice(None, reason, margin, budgets, candidates, guessing(said.labels), None)
     best = min(meeting, key=lambda row: row.error)
-    reason = _reason(candidates, chosen, best, margin, budgets)
+    reason = _reason(candidates, chosen, best, margin, budgets) + wavering
     guessed = compare(said.wrong[chosen.output - 1], said.labels != said.labels.bincount().argmax())
     return Choice(chosen.output, reason, margin, budgets, candidates, guessing(said.labels), guessed)
 
@@ -226,17 +234,21 @@ def _reason(
 ) -> str:
     under = f" that meets {_words(budgets)}" if budgets else ""
     named = f"the best on validation{under}"
+    rows = [each.report for each in candidates]
+    equal = [row.output for row in rows if row.error == chosen.error and row.macs > chosen.macs]
     if chosen is best:
         cheapest = f", and no cheaper one comes within {100 * margin:g} points of it" if margin else ""
-        parts = [f"output {chosen.output} is {named} ({_error(chosen)}){cheapest}"]
+        tied = f", tied with {' and '.join(f'output {k}' for k in equal)}" if equal else ""
+        parts = [f"output {chosen.output} is {named} ({_error(chosen)}{tied}){cheapest}"]
     else:
         behind = 100 * (chosen.error - best.error)
         parts = [
             f"output {chosen.output} is the cheapest within {100 * margin:g} points of {named}",
             f"{_error(chosen)}, {behind:.2f} points behind output {best.output}",
         ]
-    overall = min((each.report for each in candidates), key=lambda row: (row.error, row.macs))
+    overall = min(rows, key=lambda row: (row.error, row.macs))
     compared = list(dict.fromkeys(row.output for row in (best, overall) if row is not chosen))
+    compared += equal[-1:] if chosen is best else []
     if chosen is overall and (alike := _alike(candidates, chosen)) is not None:
         compared.append(alike)
     return "; ".join([*parts, *(_verdict(candidates[k - 1]) for k in compared)])
@@ -250,6 +262,13 @@ def _verdict(other: Candidate) -> str:
     if not found.told_apart:
         return f"it cannot be told apart from output {row.output} ({_error(row)}) on these {images}"
     return f"it is worse than output {row.output} ({_error(row)}) beyond chance on these {images}"
+
+
+def _waver(each: Candidate) -> str:
+    """That a latency is too near its budget to be sure of."""
+    low, high = each.quartiles or (0.0, 0.0)
+    spread = f"its median {_number('latency', each.latency or 0.0)}, its quartiles {low:.3g} .. {high:.3g}"
+    return f"output {each.report.output} is too near the latency budget to be sure of ({spread}): ask for more or less"
 
 
 def _miss(row: OutputReport, latency: float | None, budgets: Mapping[str, float]) -> str:
@@ -267,4 +286,4 @@ def _number(name: str, value: float) -> str:
 
 
 def _error(row: OutputReport) -> str:
-    return f"{100 * row.error:.2f} % error"
+    return f"{per_cent(row.error)} error"

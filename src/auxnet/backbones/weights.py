@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from auxnet.errors import first_line
+from auxnet.errors import DamagedError, first_line
 from auxnet.network import AuxNet
+from auxnet.tensors import read_tensors
 
 LISTED = 3  # names of each kind of misfit that an error lists
 
@@ -92,7 +92,9 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"weights are read from .safetensors, .pt, .pth and .bin files, not from {path}")
     content: Any
     try:
-        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        content = read_tensors(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except DamagedError:
+        raise
     except Exception as error:  # torch.load raises a different one for every kind of damage
         reason = first_line(error)
         raise RuntimeError(f"{path} is damaged, or holds more than tensors: {reason}") from None

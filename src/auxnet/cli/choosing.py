@@ -192,13 +192,14 @@ def _cost_table(reports: Sequence[OutputReport], latency: Sequence[Latency] | No
     columns = ["output", "parameters", "MACs"]
     for timing in latency[0].timings:
         columns += [f"ms, batch {timing.batch}", "images/s"]
-    title = f"each output as a model of its own: median time (quartiles) on {where}; peak of tensors held, one image"
-    made = screen.table(title, *columns, "peak memory")
+    title = f"each output as a model of its own: median time (quartiles) on {where}; peak of tensors held"
+    batches = " / ".join(str(timing.batch) for timing in latency[0].timings)
+    made = screen.table(title, *columns, f"peak MiB, batch {batches}")
     for r, costs in zip(reports, latency, strict=True):
         cells = [str(r.output), screen.count(r.params), screen.count(r.macs)]
         for t in costs.timings:
             cells += [f"{t.median_ms:.2f} ({t.low_ms:.2f} .. {t.high_ms:.2f})", f"{t.images_per_second:,.0f}"]
-        made.add_row(*cells, f"{costs.peak_bytes / 2**20:.2f} MiB")
+        made.add_row(*cells, " / ".join(f"{peak / 2**20:.2f}" for peak in costs.peak_bytes))
     return made
 
 
@@ -217,14 +218,25 @@ def _worst(names: Sequence[str], report: OutputReport) -> str:
 
 def _candidates_table(choice: Choice) -> Table:
     timed = choice.candidates[0].latency is not None
-    columns = ["", "output", "depth", "parameters", "MACs", *(["ms, batch 1"] if timed else []), "val. error"]
+    columns = [
+        "",
+        "output",
+        "depth",
+        "parameters",
+        "MACs",
+        *(["ms, batch 1 (quartiles)"] if timed else []),
+        "val. error",
+    ]
     title = f"on {choice.candidates[0].report.images:,} validation images (95 % intervals)"
     made = screen.table(title, *columns, "points behind the chosen", "McNemar's p (Holm)", "")
     for c in choice.candidates:
         r, against = c.report, c.against_chosen
         mark = "chosen" if r.output == choice.output else "" if c.meets else "over budget"
+        mark += (", " if mark else "") + "near the limit" if c.wavers else ""
         cells = [mark, str(r.output), str(r.depth), screen.count(r.params), screen.count(r.macs)]
-        cells += [f"{c.latency:.2f}"] if c.latency is not None else []
+        cells += (
+            [f"{c.latency:.2f} ({c.quartiles[0]:.2f} .. {c.quartiles[1]:.2f})"] if c.latency and c.quartiles else []
+        )
         cells.append(interval(r))
         if against is None or r.output == choice.output:
             made.add_row(*cells, "", "", "")

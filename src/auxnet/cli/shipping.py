@@ -113,6 +113,9 @@ def _policy(o: Export) -> Policy | None:
     """What the options spell out, temperatures 1 by default; None where none of them is given."""
     if o.confidence is None and o.thresholds is None and o.temperatures is None:
         return None
+    if o.format != "onnx-early-exit":
+        rule = "--confidence, --thresholds and --temperatures are for --format onnx-early-exit"
+        raise ValueError(f"{rule}, not for {o.format}: leave them out")
     if o.confidence is None or o.thresholds is None:
         raise ValueError("--confidence and --thresholds go together: give both, or neither (exits.json)")
     from auxnet.policy import Policy

@@ -67,10 +67,11 @@
     const fits = outputs
       .filter((o) => COSTS.every((key) => limit[key] === Infinity || o[key] <= limit[key]))
       .sort((a, b) => a.macs - b.macs);
-    if (!fits.length) return { chosen: null, best: null, bar: null };
+    if (!fits.length) return { chosen: null, best: null, bar: null, equal: [] };
     const best = fits.reduce((a, b) => (b.val.error < a.val.error ? b : a));
     const bar = best.val.error + limit.within / 100;
-    return { chosen: fits.find((o) => o.val.error <= bar + 1e-12), best, bar };
+    const equal = fits.filter((o) => o !== best && o.val.error === best.val.error);
+    return { chosen: fits.find((o) => o.val.error <= bar + 1e-12), best, bar, equal };
   }
   const run = () => D.runs[state.run];
   const deepest = () => run().outputs[run().outputs.length - 1];
@@ -114,7 +115,7 @@
     if (chosen.latency !== null) row("Latency", AXES.latency.text(chosen.latency), share("latency"));
   }
   function showChoice() {
-    const limit = limits(), { chosen, best } = choose(run().outputs, limit);
+    const limit = limits(), { chosen, best, equal } = choose(run().outputs, limit);
     const bound = COSTS.filter((key) => limit[key] !== Infinity);
     showLimits(limit);
     byId("costs").replaceChildren();
@@ -129,8 +130,9 @@
     } else {
       byId("choice").textContent = `Output ${chosen.output} of ${run().outputs.length}, depth ${chosen.depth}`;
       const among = bound.length ? "of the outputs that fit" : "of all", within = points(limit.within);
+      const tied = equal.length ? `, tied with ${equal.map((o) => `output ${o.output}`).join(" and ")},` : "";
       byId("reason").textContent = chosen === best
-        ? `It has the lowest validation error ${among}, and no smaller one comes within ${within} of it.`
+        ? `It has the lowest validation error ${among}${tied || ","} and no smaller one comes within ${within} of it.`
         : `The smallest within ${within} of the lowest validation error ${among}: ` +
           `${percent(best.val.error)}, output ${best.output}.`;
       showCosts(chosen);

@@ -1,0 +1,69 @@
+"""Named tensors in a safetensors file, with their SHA-256: what was damaged on its way is not taken for whole."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from auxnet.errors import DamagedError, first_line
+from auxnet.files import whole
+
+_KEY = "auxnet"  # a single one: safetensors writes several in an order that changes from process to process
+
+
+def save_tensors(path: Path, state: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
+    """Tensors by name, in the default memory format whatever theirs; `about` is found again by `read_about`."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    noted = {_KEY: json.dumps({**(about or {}), "sha256": _digest(plain)})}
+    with whole(path) as partial:
+        try:
+            save_file(plain, partial, noted)
+        except SafetensorError as error:
+            found = re.search(r"os error (\d+)", str(error))
+            number = int(found[1]) if found else errno.EIO
+            raise OSError(number, os.strerror(number)) from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """What a safetensors file holds; one that holds no SHA-256, as those from elsewhere, is taken as it is.
+
+    Raises DamagedError if the SHA-256 is that of other tensors, or there are none to read.
+    """
+    try:
+        state: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise DamagedError(f"{path} is damaged: {first_line(error)}") from None
+    expected = read_about(path).get("sha256")
+    if expected is not None and expected != _digest(state):
+        raise DamagedError(f"{path} is damaged: its checksum does not hold")
+    return state
+
+
+def read_about(path: Path) -> dict[str, str]:
+    """What tensors were saved with; {} if the file is damaged, not there, or not of this program."""
+    try:
+        with safe_open(path, "pt") as file:
+            found = file.metadata() or {}
+            about = json.loads(found[_KEY]) if _KEY in found else found  # runs of before: keys of their own
+    except (SafetensorError, OSError, ValueError, RecursionError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, kinds, shapes and bytes."""
+    found = sha256()
+    for name, tensor in sorted(state.items()):
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
