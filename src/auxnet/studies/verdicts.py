@@ -185,7 +185,7 @@ def in_words(verdict: Verdict) -> str:
     points = f"{100 * verdict.mean:+.2f} points"
     n = len(verdict.differences)
     if n > 1:
-        stands = verdict.adjusted is not None and verdict.word != "cannot be told"
-        by_holm = f", p = {_p(verdict.adjusted)} by Holm" if stands else ""
+        p = None if verdict.word == "cannot be told" else verdict.adjusted
+        by_holm = "" if p is None else f", p = {_p(p)} by Holm"
         points += f" ({100 * verdict.low:+.2f} .. {100 * verdict.high:+.2f}, {n} seeds{by_holm})"
     return f"{verdict.word} at this scale: {points}" + (f"; {verdict.why}" if verdict.why else "")
