@@ -110,9 +110,9 @@ def resnet(
             f"a network of depth={depth}, width={width}, in_channels={in_channels}, num_classes={num_classes} has "
             f"more than {MOST_PARAMETERS:,} parameters, and is not built: give less"
         )
-    if at is not None and outputs not in (None, len(at) + 1):
-        raise ValueError(f"at={tuple(at)} makes {len(at) + 1} outputs, but outputs={outputs}; give one of the two")
     layers = placement(depth, 1 if outputs is None else outputs, form) if at is None else _checked(plan, at)
+    if at is not None and outputs not in (None, len(layers) + 1):
+        raise ValueError(f"at={layers} makes {len(layers) + 1} outputs, but outputs={outputs}; give one of the two")
 
     preact = block == "preact"
     parts = [*_stem(form, in_channels, preact)]
@@ -175,6 +175,8 @@ def _blocks_of_a_stage(depth: int) -> int:
 
 
 def _checked(plan: Layout, at: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(at, int):
+        raise ValueError(f"at must be layers, such as at=({at},), got the number {at}")
     layers, ends = tuple(at), plan.ends
     increasing = all(a < b for a, b in pairwise(layers))
     if not increasing or any(layer not in ends for layer in layers):
