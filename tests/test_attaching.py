@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import auxnet
+from auxnet.backbones.attaching import TokenClassifier
 from auxnet.backbones.cuts import even_cuts
 from auxnet.blocks import Classifier, PostActivationBlock, PreActivationBlock
 from auxnet.checkpoint import load_weights, save_weights
@@ -525,6 +526,11 @@ def test_weights_shared_between_segments_are_refused():
         ({"example": torch.zeros(1, 1, 16, 16)}, r"does not take images of shape \(1, 16, 16\): .*give an `example`"),
         ({"example": torch.zeros(1, 3, 20, 20)}, r"does not take images of shape \(3, 20, 20\)"),
         ({"example": torch.zeros(3, 16, 16)}, r"example must be an image \[1, C, H, W\], got \[3, 16, 16\]"),
+        ({"example": (3, 16, 16)}, r"got \(3, 16, 16\): torch.zeros\(1, 3, 224, 224\) is one"),
+        (
+            {"heads": lambda C: nn.Sequential(nn.ReLU(inplace=True), TokenClassifier(C, 5)), "num_classes": 5},
+            "head 1 changes its feature in place, which the trunk needs too: inplace=False there",
+        ),
         ({"num_classes": 1}, "num_classes must be 2 or more, got 1"),
     ],
 )

@@ -179,3 +179,9 @@ def test_what_is_no_net_or_no_batches_is_refused():
     with pytest.raises(ValueError, match=r"one batch alone is \[\(images, labels\)\]"):
         auxnet.evaluate(net, (images, labels))
     assert auxnet.evaluate(net.alone(1), [(images, labels)])[0].images == 2
+    with pytest.raises(TypeError, match=r"net must be an AuxNet, got str: auxnet.load\('runs/a'\) gives that of a run"):
+        auxnet.evaluate("runs/a", [(images, labels)])
+    with pytest.raises(TypeError, match=r"images and labels must be tensors, got Tensor and list: torch\.as_tensor"):
+        auxnet.evaluate(net, [(images, labels.tolist())])
+    with pytest.raises(ValueError, match="there are no images to evaluate on"):
+        auxnet.evaluate(net, [(images[:0], labels[:0])])

@@ -1,5 +1,6 @@
 """Early exit as a network: against all outputs computed for all images, and what it is seen to skip."""
 
+import copy
 import json
 import re
 import shutil
@@ -208,6 +209,7 @@ def test_exit_latencies_are_one_per_output():
     ("arguments", "says"),
     [
         (([0.5],), "3 outputs need 2 thresholds, got 1"),
+        ((0.5,), "thresholds must be 2 numbers, one for each output but the final, got 0.5"),
         (([0.5, -0.1],), "thresholds must be 0 or more"),
         (([0.5, float("nan")],), "thresholds must be 0 or more"),
         (([0.5, 0.5], "hunch"), "confidence must be one of entropy, top, margin, got 'hunch'"),
@@ -218,6 +220,18 @@ def test_exit_latencies_are_one_per_output():
 def test_numbers_that_do_not_fit_the_net_are_refused(arguments, says):
     with pytest.raises(ValueError, match=says):
         EarlyExit(NET, *arguments)
+
+
+def test_a_net_in_training_mode_is_refused_before_its_statistics_move():
+    net = tiny().train()
+    exits, before = EarlyExit(net, SPREAD), copy.deepcopy(net.state_dict())
+    with pytest.raises(RuntimeError, match=r"early exit needs evaluation mode: .* call \.eval\(\) first"):
+        exits(IMAGES)
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    assert exits.eval()(IMAGES).output.tolist() == EarlyExit(NET, SPREAD)(IMAGES).output.tolist()
+    net.train()  # behind its back
+    with pytest.raises(RuntimeError, match="early exit needs evaluation mode"):
+        exits(IMAGES)
 
 
 # ---- the command -----------------------------------------------------------------------------------------------

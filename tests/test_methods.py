@@ -434,6 +434,18 @@ def test_each_output_is_what_it_is_standing_alone_also_where_a_segment_writes_ov
         auxnet.joint(net, sgd(), WEIGHTS).step(x, y)
 
 
+@pytest.mark.parametrize("view", [nn.Identity(), nn.Unflatten(1, (-1, 1))])
+@every_method
+def test_a_head_that_changes_its_feature_is_refused(make, view):
+    net, (x, y) = hand_net(), batches(1)[0]
+    net.heads[1] = nn.Sequential(view, nn.ReLU(inplace=True), nn.Flatten(), net.heads[1])
+    method = make(net, sgd(), WEIGHTS)
+    with pytest.raises(ValueError, match=r"head 2 changes its feature in place, .* needs too: inplace=False there"):
+        method.step(x, y)
+    net.heads[1][1].inplace = False
+    method.step(x, y)
+
+
 @pytest.mark.parametrize("make", [auxnet.joint, auxnet.pairwise, partial(auxnet.multiway, mode="fused")])
 def test_autocast_never_trains_on_weights_of_before(make):
     """Its cache of casts outlives an update within one context: the same as without a cache, step by step."""
@@ -770,6 +782,7 @@ def test_what_is_combined_is_the_gradient_of_every_weighted_loss_zero_where_an_o
     ("make", "words"),
     [
         (lambda n: auxnet.joint(n, sgd(), [1.0]), "weights must be 4 finite numbers"),
+        (lambda n: auxnet.joint(n, sgd(), 0.3), "weights must be 4 finite numbers >= 0, one per output, got 0.3"),
         (lambda n: auxnet.joint(n, sgd(), [1, 1, float("nan"), 1]), "weights must be 4 finite numbers"),
         (lambda n: auxnet.joint(n, sgd(), [0.0] * K), "weights must leave at least one output above 0"),
         (lambda n: auxnet.joint(n, sgd(), WEIGHTS).set_weights([1.0]), "weights must be 4 finite numbers"),
@@ -795,6 +808,16 @@ def test_what_is_combined_is_the_gradient_of_every_weighted_loss_zero_where_an_o
 def test_impossible_methods_say_why(make, words):
     with pytest.raises(ValueError, match=words):
         make(hand_net())
+
+
+@every_method
+def test_what_is_no_net_and_what_are_no_tensors_are_refused(make):
+    net, (x, y) = hand_net(), batches(1)[0]
+    with pytest.raises(TypeError, match=r"net must be an AuxNet, got Sequential: .* net\.alone\(k\)"):
+        make(net.truncate(2), sgd(), WEIGHTS)
+    for images, labels in ((x.numpy(), y.numpy()), (x, y.tolist())):
+        with pytest.raises(TypeError, match=r"images and labels must be tensors, got .*: torch\.as_tensor"):
+            make(net, sgd(), WEIGHTS).step(images, labels)
 
 
 def test_an_optimizer_that_is_made_already_is_refused():

@@ -127,6 +127,25 @@ def test_a_head_leaves_the_trunks_feature_as_it_was():
         assert torch.equal(x, before)
 
 
+@pytest.mark.parametrize("wrap", [lambda net: net, lambda net: auxnet.EarlyExit(net, [0.5, 0.5])])
+def test_a_head_that_changes_the_trunks_feature_is_refused(wrap):
+    """The outputs above it would be others than those that `truncate` takes away."""
+    net, x = auxnet.resnet(8, 3).eval(), torch.randn(2, 3, 8, 8)
+    net.heads[0] = nn.Sequential(nn.ReLU(inplace=True), net.heads[0])
+    with pytest.raises(ValueError, match="head 1 changes its feature in place, which the trunk needs too: inplace=F"):
+        wrap(net)(x)
+    net.heads[0][0].inplace = False
+    assert torch.equal(net(x)[2], net.truncate(3)(x))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_whole_net_can_still_be_exported(strict):
+    net, x = auxnet.resnet(8, 2).eval(), torch.randn(2, 3, 8, 8)
+    exported = torch.export.export(net, (x,), strict=strict).module()
+    with torch.inference_mode():
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(exported(x), net(x), strict=True))
+
+
 def test_loss_weights_are_the_papers_and_the_authors():
     net = auxnet.resnet(56, 5)
     assert net.loss_weights().tolist() == pytest.approx(
@@ -189,6 +208,7 @@ def test_depths_other_than_6n_plus_2_are_refused_with_the_nearest(depth):
         ({"depth": 28, "width": 10}, "WRN-28-10 is depth 26"),
         ({"at": (7, 5)}, "at must be increasing layers in 3..17"),
         ({"at": (1, 5)}, "at must be increasing"),
+        ({"at": 15}, r"at must be layers, such as at=\(15,\), got the number 15"),
         ({"at": (4,)}, "each the end of a block"),
         ({"at": (19,)}, "at must be increasing layers in 3..17"),
         ({"at": (5, 9), "outputs": 2}, "makes 3 outputs, but outputs=2"),

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import auxnet
@@ -34,6 +35,26 @@ def test_what_is_given_wins_over_the_recipe(tmp_path):
         assert not it.net.training
         for split in ("val", "test"):
             assert sum(len(labels) for _, labels in it.batches(split)) == len(getattr(it.dataset, split))
+
+
+def test_what_fit_returned_stands_for_its_folder(tmp_path):
+    recipe = auxnet.Recipe(depth=8, outputs=2, epochs=1, batch_size=500, device="cpu", threads=1)
+    run = auxnet.fit(recipe, tmp_path / "a")
+    assert str(run) == str(tmp_path / "a")
+    assert auxnet.select(run) == auxnet.select(run.folder)
+    for taken in (auxnet.load(run), auxnet.load(run.folder)):
+        assert all(map(torch.equal, taken.state_dict().values(), run.net.state_dict().values()))
+    auxnet.solve_exits(run, points=2)
+    assert auxnet.early_exit(run).policy == auxnet.early_exit(run.folder).policy
+    assert auxnet.export(run, 1, "torch", tmp_path / "a.pt2").path.is_file()
+    with pytest.raises(FileNotFoundError, match=f"^{tmp_path}/none is not a run directory"):
+        auxnet.select(replace(run, folder=tmp_path / "none"))
+
+
+@pytest.mark.parametrize("ask", [auxnet.select, auxnet.solve_exits, auxnet.early_exit, auxnet.export, auxnet.load])
+def test_what_is_no_run_is_told_what_is(ask):
+    with pytest.raises(TypeError, match=r"path of its directory, or what fit returned, got AuxNet: .* auxnet.evaluate"):
+        ask(auxnet.resnet(depth=8))
 
 
 @pytest.mark.parametrize("command", ["evaluate", "select", "exits", "diagnose", "export"])

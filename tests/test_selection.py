@@ -184,14 +184,14 @@ def test_the_choice_is_the_rule_applied_by_hand(wrong, within, budget):
         assert choice.output == min(row.output for row in meeting if row.error <= best + margin + 1e-12)
 
 
-@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "1M", True])
 def test_a_budget_that_no_model_could_meet_is_refused(value):
     said, rows = ladder(5, 4)
     with pytest.raises(ValueError, match="max_params must be above 0 and finite"):
         choose(said, rows, budgets={"params": value})
 
 
-@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), "0.5%", False])
 def test_a_margin_that_is_no_share_is_refused(value):
     said, rows = ladder(5, 4)
     with pytest.raises(ValueError, match="within must be a share of images"):

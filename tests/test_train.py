@@ -305,6 +305,12 @@ def test_a_folder_with_a_recipe_that_is_no_runs_is_left_alone(tmp_path):
     assert (tmp_path / "config.json").read_text() == "mine"
 
 
+@pytest.mark.parametrize("recipe", [{"depth": 8}, "recipe.yaml"])
+def test_what_is_no_recipe_is_told_how_to_become_one(recipe, tmp_path):
+    with pytest.raises(TypeError, match=r"must be an auxnet\.Recipe, got .*: auxnet\.recipe has recipe_from for"):
+        auxnet.fit(recipe, tmp_path / "a")
+
+
 def test_a_run_within_its_own_data_is_refused(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

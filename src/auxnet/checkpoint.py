@@ -17,7 +17,7 @@ from auxnet.documents import read_json
 from auxnet.errors import DamagedError, first_line
 from auxnet.files import whole
 from auxnet.network import AuxNet
-from auxnet.recipe import read_run_recipe
+from auxnet.recipe import RunDir, folder_of, read_run_recipe
 from auxnet.tensors import read_tensors, save_tensors
 from auxnet.words import command
 
@@ -104,13 +104,13 @@ def backbone_of(run: Path) -> str | None:
     return backbone
 
 
-def load_net(run: Path | str, which: str = "last") -> AuxNet:
+def load_net(run: RunDir, which: str = "last") -> AuxNet:
     """The net of a run directory, in evaluation mode: of the last epoch, or the "best" one on validation.
 
     `auxnet.load` (in `hub`) takes exported folders and the hub too. Raises FileNotFoundError if there is none,
     RuntimeError if its files are damaged.
     """
-    folder = Path(run)
+    folder = folder_of(run)
     weights = weights_file(folder, which)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no run directory {folder}")

@@ -27,6 +27,7 @@ from auxnet.reading.splits import OnDisk as OnDisk
 from auxnet.reading.splits import Split as Split
 from auxnet.reading.splits import fingerprint, on_disk, statistics
 from auxnet.reading.survey import survey
+from auxnet.recipe import RunDir
 
 AUGMENTATIONS, STREAMS = (get_args(get_type_hints(sections.Data)[field]) for field in ("augment", "stream"))
 LARGE = 96  # pixels a side from which on images are cropped as photographs are
@@ -73,7 +74,7 @@ class DataSet:
     val_sha256: Callable[[], str] = str
     """the same of the validation images"""
 
-    def check_drawn(self, then: str | None, run: Path | str) -> None:
+    def check_drawn(self, then: str | None, run: RunDir) -> None:
         """Raise RuntimeError if a run was trained when other images were drawn: by now it may have trained on these."""
         if then is not None and then != self.drawn:
             raise RuntimeError(

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from auxnet.backbones.dryrun import features
 from auxnet.batches import Batches
 from auxnet.gradients import Loss, parameters
-from auxnet.network import AuxNet, in_mode, statistics_kept
+from auxnet.network import AuxNet, check_net, check_tensors, in_mode, logits_of, statistics_kept
 from auxnet.update import Weights, checked_weights
 
 How = Literal["joint", "pairwise", "multiway"]
@@ -128,10 +128,13 @@ def diagnose(
 
     One forward and K backwards a batch. Raises ValueError without images, or for impossible weights.
     """
+    check_net(net)
     lambdas = _checked(net, method, net.loss_weights() if weights is None else weights)
     layers: list[Layer] = []
     sums, seen = Measured({}, {}, {}, {}), 0
     for images, labels in batches:
+        check_tensors(images, labels)
+        net.check_images(images.shape)
         layers = layers or layers_of(net, images.shape[1:])
         with as_in_training(net, images.device):
             measured = _measure(net, layers, images, labels, lambdas if method == "joint" else None, loss)
@@ -201,7 +204,7 @@ def _measure(
     trunks: list[list[Tensor]] = []  # of each output, its gradient in each parameter that it reaches
 
     for k, (end, head) in enumerate(zip(ends, net.heads, strict=True), start=1):
-        L, below = loss(head(features[end]), labels), features[: end + 1]
+        L, below = loss(logits_of(k, head, features[end]), labels), features[: end + 1]
         reached = [p for segment in segments[:k] for p in segment]
         found = torch.autograd.grad(L, [*below, *reached], retain_graph=True, materialize_grads=True)
         of_features, of_parameters = found[: end + 1], list(found[end + 1 :])

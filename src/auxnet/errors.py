@@ -25,5 +25,9 @@ class DamagedError(RuntimeError):
     """A file is not as it was written: of no use any more, where another error may pass."""
 
 
+class MisfitError(ValueError):
+    """What a part of a net gives, or does, is not what an AuxNet needs."""
+
+
 class DivergedError(RuntimeError):
     """A loss or a weight stopped being finite: the recipe's fault, that would come again, and not the machine's."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from auxnet.batches import Batches
 from auxnet.checkpoint import fingerprint
 from auxnet.latency import Latency
-from auxnet.network import AuxNet, costs, in_mode
+from auxnet.network import AuxNet, check_net, check_tensors, costs, in_mode
 from auxnet.scores import Predictions, calibration_error, class_errors, log_loss, predictions, wilson
 
 
@@ -50,8 +50,7 @@ def evaluate(net: AuxNet, batches: Batches) -> list[OutputReport]:
 
     The net is evaluated in evaluation mode and left in the mode it was in. Raises what `predictions` raises.
     """
-    if not isinstance(net, AuxNet):
-        raise TypeError(f"net must be an AuxNet, got {type(net).__name__}: output k by itself is net.alone(k)")
+    check_net(net)
     shape, batches = image_shape_of(batches)
     return reports(net, shape, predictions(net, batches))
 
@@ -79,6 +78,7 @@ def image_shape_of(batches: Batches) -> tuple[tuple[int, ...], Batches]:
     if not (isinstance(first, tuple | list) and len(first) == 2):
         got = type(first).__name__
         raise ValueError(f"batches must give (images, labels), got a {got}: one batch alone is [(images, labels)]")
+    check_tensors(*first)
     return tuple(first[0].shape[1:]), chain([first], batches)
 
 

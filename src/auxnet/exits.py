@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from auxnet.checkpoint import fingerprint, load_net
 from auxnet.documents import read_json
 from auxnet.latency import measure
-from auxnet.network import AuxNet, costs, multiply_adds
+from auxnet.network import AuxNet, check_net, costs, logits_of, multiply_adds
 from auxnet.policy import ALWAYS, Confidence, Policy
+from auxnet.recipe import RunDir
 from auxnet.thresholds import anytime
 from auxnet.words import command
 
@@ -35,12 +36,13 @@ class EarlyExit(nn.Module):
     The images that stay are gathered into a smaller batch after each output, so that what has left costs
     nothing more; where none or all leave, no feature is copied, and where none can leave (a threshold above 1) the
     head is not run. The weights are those of `net`, not copies.
-    Images [N, C, H, W] -> `Exited`. Only evaluation mode makes sense. Logits come out as the net gives them:
+    Images [N, C, H, W] -> `Exited`, in evaluation mode alone. Logits come out as the net gives them:
     `temperatures` (K, default 1) serve the confidence alone.
 
     `thresholds` (K - 1) are in confidence (`policy.confidence`), in [0, 1], more is surer: 0 lets every image
     leave, anything above 1 none. BranchyNet's rule, leave if the entropy is at most h, is confidence="entropy"
-    with a threshold of 1 - h / log(classes). All three lie in `policy`. Raises ValueError if they do not fit the net.
+    with a threshold of 1 - h / log(classes). All three lie in `policy`. Raises ValueError if they do not fit the net,
+    TypeError for what is no AuxNet.
     """
 
     def __init__(
@@ -51,14 +53,28 @@ class EarlyExit(nn.Module):
         temperatures: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        check_net(net)
+        try:
+            thresholds = [float(threshold) for threshold in thresholds]
+        except TypeError:
+            rule = f"thresholds must be {net.outputs - 1} numbers, one for each output but the final"
+            raise ValueError(f"{rule}, got {thresholds!r}") from None
         temperatures = [1.0] * net.outputs if temperatures is None else temperatures
-        self.policy = Policy(tuple(map(float, thresholds)), confidence, tuple(map(float, temperatures)))
+        self.policy = Policy(tuple(thresholds), confidence, tuple(map(float, temperatures)))
         self.policy.check(net.outputs)
         self.net = net
         self.training = net.training
 
     def forward(self, images: Tensor) -> Exited:
-        """Logits and exit of every image, in order; see the class. Raises ValueError for images not for this net."""
+        """Logits and exit of every image, in order; see the class.
+
+        Raises ValueError for images that are not for this net, RuntimeError for a net in training mode.
+        """
+        if self.net.training:
+            raise RuntimeError(
+                "early exit needs evaluation mode: in training, BatchNorm would normalise by whichever images are left "
+                "and move its statistics; call .eval() first"
+            )
         self.net.check_images(images.shape)
         here = torch.arange(len(images), device=images.device)  # the images that `x` holds
         x, answers, output = images, images.new_empty(0), torch.empty_like(here)
@@ -66,7 +82,7 @@ class EarlyExit(nn.Module):
             x = segment(x)
             if k < self.net.outputs and not self.policy.decides(k):
                 continue
-            logits = head(x)
+            logits = logits_of(k, head, x)
             answers = logits if len(here) == len(images) else answers.index_copy(0, here, logits)
             output[here] = k
             if k == self.net.outputs:
@@ -120,12 +136,12 @@ def exit_latencies(
 # ---- in a run directory ----------------------------------------------------------------------------------------
 
 
-def policy_content(run: Path | str, policy: Policy, about: dict[str, Any]) -> dict[str, Any]:
+def policy_content(run: RunDir, policy: Policy, about: dict[str, Any]) -> dict[str, Any]:
     """What exits.json holds."""
     return {"weights_sha256": fingerprint(Path(run)), **asdict(policy), **about}
 
 
-def read_policy(run: Path | str, outputs: int) -> Policy:
+def read_policy(run: RunDir, outputs: int) -> Policy:
     """The policy in a run's exits.json, for its net of so many outputs.
 
     Raises FileNotFoundError without that file, RuntimeError if it is damaged or was made for other weights.
@@ -146,7 +162,7 @@ def read_policy(run: Path | str, outputs: int) -> Policy:
     return policy
 
 
-def early_exit(run: Path | str) -> EarlyExit:
+def early_exit(run: RunDir) -> EarlyExit:
     """The early-exit network of a run, by its exits.json, in evaluation mode.
 
     Raises what `load_net` and `read_policy` raise.

@@ -26,7 +26,7 @@ from auxnet.opening import data_of
 from auxnet.policy import Policy, confidence
 from auxnet.preprocessing import PREPARATION
 from auxnet.reading.arrays import Pixels
-from auxnet.recipe import Recipe, read_run_recipe
+from auxnet.recipe import Recipe, RunDir, read_run_recipe
 from auxnet.runtimes import Answers, open_model, open_onnx
 
 Format = Literal["safetensors", "onnx", "torch", "onnx-early-exit"]
@@ -59,7 +59,7 @@ class Exported:
 
 
 def export(
-    run: Path | str,
+    run: RunDir,
     output: int | None = None,
     format: Format = "onnx",
     out: Path | str | None = None,
@@ -205,7 +205,7 @@ def _compare(
     return difference, None if policy is None else tuple(torch.bincount(exits_N, minlength=output + 1)[1:].tolist())
 
 
-def _validation_images(run: Path | str, recipe: Recipe, data_dir: str | None, count: int) -> Pixels | None:
+def _validation_images(run: RunDir, recipe: Recipe, data_dir: str | None, count: int) -> Pixels | None:
     """At most `count` of a run; None if its data are not where they lay in training. Raises as `data_of` does."""
     try:
         return _some(data_of(run, replace(recipe, data_dir=data_dir or recipe.data_dir), judging=False).val, count)

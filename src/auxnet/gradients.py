@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from auxnet.network import logits_of
 from auxnet.update import Average, Gradients
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits [N, classes], labels [N] -> scalar
@@ -111,7 +112,7 @@ def _distilled(
 def _at_head(k: int, head: nn.Module, feature: Tensor, loss: Callable[[Tensor], Tensor]) -> Supervised:
     """A head at work on its feature, and the gradients of the loss of its logits."""
     x = feature.detach().requires_grad_()
-    logits = head(x)
+    logits = logits_of(k + 1, head, x)
     L = _checked(loss(logits), logits)
     supervision, *of_head = gradients([L], [x, *parameters(head)])
     if supervision is None:

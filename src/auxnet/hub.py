@@ -28,6 +28,7 @@ from auxnet.network import AuxNet
 from auxnet.preprocessing import PREPARATION, Preprocessing
 from auxnet.reading.arrays import Pixels
 from auxnet.reading.pictures import decode_for, upright
+from auxnet.recipe import RunDir, folder_of
 from auxnet.scores import wilson
 from auxnet.words import per_cent
 
@@ -113,7 +114,7 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         return _load(_fetched(model_id, local_files_only, **options), "last", None)
 
 
-def load(source: Path | str, which: str = "last") -> PretrainedAuxNet:
+def load(source: RunDir, which: str = "last") -> PretrainedAuxNet:
     """The net of a run directory, an exported folder or `hf:owner/name`, in evaluation mode.
 
     `which` chooses the weights of a run: of the last epoch, or the "best" one on validation.
@@ -121,7 +122,7 @@ def load(source: Path | str, which: str = "last") -> PretrainedAuxNet:
     Raises FileNotFoundError if there is no such thing, ValueError for a `which` or a name that cannot be,
     RuntimeError for files that are damaged or not of this program.
     """
-    name, folder = str(source), Path(source)
+    name, folder = str(source), folder_of(source)
     weights_file(folder, which)
     from_hub = name.startswith("hf:")
     if not from_hub and not folder.is_dir():

@@ -31,7 +31,7 @@ from auxnet.gradients import (
     supervise,
     unchanged,
 )
-from auxnet.network import AuxNet, statistics_kept
+from auxnet.network import AuxNet, check_net, statistics_kept
 from auxnet.update import (
     Average,
     Gradients,
@@ -69,6 +69,7 @@ def joint(
 
     `aggregate` makes one gradient of the trunk out of those of all lambda_k L_k, K backwards, in place of their sum.
     """
+    check_net(net)
     _check_rule(step_scale, "none", "sum", "equilibrium")
     lambdas: list[float] = []
     trunk, heads = parameters(net.segments), parameters(net.heads)
@@ -107,6 +108,7 @@ def pairwise(
 
     Output k sees the weights as output k-1 left them: K forwards. BatchNorm statistics move once per batch.
     """
+    check_net(net)
     _check_rule(step_scale, "none", "cumulative")
     lambdas: list[float] = []
     updates = _update_per_output(net, optimizer, clip, average)
@@ -154,7 +156,8 @@ def multiway(
 
     - "live", the paper's: old features, weights as the updates of outputs 1..k-1 left them.
     - "frozen": old features, old weights; all gradients come before the first update.
-    - "fused": frozen in one backward. For SGD its K updates add up to one, of sum_k c_k lambda_k L_k.
+    - "fused": frozen in one backward. For SGD its K updates add up to one, of sum_k c_k lambda_k L_k; any other
+      optimizer (Adam, or SGD under `clip`) makes a step of its own along that sum, which is not frozen's.
 
     `step_scale` divides the trunk's step in pass k: "cumulative" by the sum of the weights of the auxiliary
     outputs k and above, where that exceeds 1; "adaptive" by L_k / L_K in its place, where that exceeds 2.
@@ -162,6 +165,7 @@ def multiway(
     Two departures from the paper, to see what its choices are worth: `state="shared"` gives all outputs one optimizer
     state (one momentum) in place of one each, `order="deep_first"` lets the final output update first.
     """
+    check_net(net)
     _check_rule(step_scale, "none", "cumulative", "adaptive")
     for name, value, known in (("mode", mode, Mode), ("state", state, State), ("order", order, Order)):
         if value not in get_args(known):

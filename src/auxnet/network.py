@@ -9,6 +9,7 @@ Shapes: N images, C channels, H x W pixels, K outputs; `features_k` is what cros
 from __future__ import annotations
 
 import copy
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from typing import Literal, SupportsIndex, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from auxnet.errors import MisfitError
 
 RelativeTo = Literal["final", "last_auxiliary"]
 Made = TypeVar("Made", bound=nn.Module)
@@ -70,8 +73,11 @@ class AuxNet(nn.Module):
             yield images
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Logits of all outputs, each [N, classes], shallow to deep, for images [N, C, H, W]."""
-        return tuple(head(x) for head, x in zip(self.heads, self.crossing(images), strict=True))
+        """Logits of all outputs, each [N, classes], shallow to deep, for images [N, C, H, W].
+
+        Raises ValueError for images that are not for this net, and as `logits_of` does.
+        """
+        return tuple(logits_of(k, self.heads[k - 1], x) for k, x in enumerate(self.crossing(images), start=1))
 
     def truncate(self, output: int) -> nn.Module:
         """A copy of output k alone: images [N, C, H, W] -> logits [N, classes], with no parameter it does not use.
@@ -142,6 +148,41 @@ class AuxNet(nn.Module):
         authors' code divides by, the depth of the last auxiliary output.
         """
         return loss_weights(self.depths, gamma, floor, relative_to)
+
+
+def check_net(net: object) -> None:
+    """Raise TypeError unless this is an AuxNet, as what a run or a truncated net is not."""
+    if not isinstance(net, AuxNet):
+        mend = "output k by itself is net.alone(k), and attach makes one of a backbone"
+        if isinstance(net, str | os.PathLike):
+            mend = f"auxnet.load({os.fspath(net)!r}) gives that of a run"
+        raise TypeError(f"net must be an AuxNet, got {type(net).__name__}: {mend}")
+
+
+def check_tensors(images: object, labels: object) -> None:
+    """Raise TypeError unless the images and the labels of a batch are tensors."""
+    if not (isinstance(images, Tensor) and isinstance(labels, Tensor)):
+        got = f"{type(images).__name__} and {type(labels).__name__}"
+        raise TypeError(f"images and labels must be tensors, got {got}: torch.as_tensor(...) makes them")
+
+
+def logits_of(k: int, head: nn.Module, feature: Tensor) -> Tensor:
+    """What head k = 1..K says of its feature. Raises MisfitError if it changes the feature, which the trunk needs too.
+
+    (Not where changes are not counted: in inference mode, and while the net is traced or compiled.)
+    """
+    counted = isinstance(feature, Tensor) and not (torch.compiler.is_compiling() or feature.is_inference())
+    before = feature._version if counted else 0
+    try:
+        logits: Tensor = head(feature)
+        changed = counted and feature._version != before
+    except RuntimeError as error:  # of a leaf, which the methods make of features, torch itself refuses it
+        changed = "a leaf Variable that requires grad" in str(error)
+        if not changed:
+            raise
+    if changed:
+        raise MisfitError(f"head {k} changes its feature in place, which the trunk needs too: inplace=False there")
+    return logits
 
 
 def loss_weights(

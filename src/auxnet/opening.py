@@ -19,7 +19,7 @@ from auxnet.documents import read_json
 from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
 from auxnet.preprocessing import Preprocessing
-from auxnet.recipe import Recipe, read_run_recipe
+from auxnet.recipe import Recipe, RunDir, read_run_recipe
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Opened:
 
 @contextmanager
 def opened(
-    run: Path | str, *, data_dir: str | None = None, device: str | None = None, threads: int | None = None
+    run: RunDir, *, data_dir: str | None = None, device: str | None = None, threads: int | None = None
 ) -> Iterator[Opened]:
     """A run directory's last weights and its data; what is not given is as in training. Within, its threads are set.
 
@@ -64,7 +64,7 @@ def opened(
         yield Opened(recipe, to_device(net, place), data_of(run, recipe), place)
 
 
-def data_of(run: Path | str, recipe: Recipe, judging: bool = True) -> DataSet:
+def data_of(run: RunDir, recipe: Recipe, judging: bool = True) -> DataSet:
     """The data of a run's recipe, normalised as the run was trained.
 
     Raises as `load_data` does, and RuntimeError if they have other classes, channels or sizes by now, or if other
@@ -115,7 +115,7 @@ def preprocessing_of(dataset: DataSet) -> Preprocessing:
     return Preprocessing(dataset.image_size, dataset.resize, dataset.mean, dataset.std)
 
 
-def normalised_as(dataset: DataSet, seen: Preprocessing, run: Path | str) -> DataSet:
+def normalised_as(dataset: DataSet, seen: Preprocessing, run: RunDir) -> DataSet:
     """The data set with the mean and standard deviation that a run was begun with.
 
     (Its own are those of the training images that there are by now, which may be more.) Raises RuntimeError if its

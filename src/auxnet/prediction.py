@@ -24,6 +24,7 @@ from auxnet.machine import cores
 from auxnet.reading.ahead import ahead
 from auxnet.reading.arrays import Pixels
 from auxnet.reading.pictures import decode_for, passed_over, paths_and_others
+from auxnet.recipe import RunDir
 from auxnet.runtimes import Runnable, open_model, runnable
 
 PIECE = 4  # images that a process reads at a time
@@ -53,7 +54,7 @@ class Unreadable:
 
 
 def predict(
-    model: Path | str | PretrainedAuxNet | Runnable,
+    model: RunDir | PretrainedAuxNet | Runnable,
     images: Path | str | Iterable[Path | str],
     *,
     output: int | None = None,
@@ -85,7 +86,7 @@ def predict(
 
 def open_for(
     images: Sequence[Path | str],
-    model: Path | str | PretrainedAuxNet | Runnable,
+    model: RunDir | PretrainedAuxNet | Runnable,
     output: int | None = None,
     which: str = "last",
     device: str | None = None,

@@ -21,6 +21,7 @@ BACKBONES = "timm:NAME, torchvision:NAME or package.module:function"
 CUTS = "1 or more, or the names of modules"
 OF_RESNETS = ("depth", "form", "outputs", "at", "placement", "block", "width", "head", "precision")
 OF_BACKBONES = ("cuts",)
+RunDir = str | os.PathLike[str]  # a run's directory by its path, or the Run that `fit` returned
 WHERE = ("data_dir", "stream", "workers", "device", "threads", "cuda_graph")
 """fields that say where and how a recipe runs, and nothing of what comes of it"""
 
@@ -160,12 +161,23 @@ def read_recipe(path: Path | str) -> Recipe:
         raise ValueError(f"{path}: {error}") from None
 
 
-def read_run_recipe(run: Path | str) -> Recipe:
-    """The recipe of a run directory. Raises FileNotFoundError if that is not one, RuntimeError if it is not as it was.
+def folder_of(run: RunDir) -> Path:
+    """The path of a run directory. Raises TypeError for what is none, such as a net."""
+    if not isinstance(run, str | os.PathLike):
+        raise TypeError(
+            f"a run is the path of its directory, or what fit returned, got {type(run).__name__}: "
+            "a net and batches of your own are for auxnet.evaluate and auxnet.selection.select_on"
+        )
+    return Path(run)
+
+
+def read_run_recipe(run: RunDir) -> Recipe:
+    """The recipe of a run directory. Raises as `folder_of` does, FileNotFoundError if it is no run, RuntimeError if it
+    is not as it was.
 
     Half a recipe is a recipe, with other values for all that is lost: hence its seal (`write_recipe`).
     """
-    path = Path(run) / "recipe.yaml"
+    path = folder_of(run) / "recipe.yaml"
     if not path.is_file():
         lack = "it holds no recipe.yaml" if Path(run).is_dir() else "there is no such folder"
         raise FileNotFoundError(f"{run} is not a run directory: {lack}")

@@ -111,8 +111,8 @@ def resnet(
             f"a network of depth={depth}, width={width}, in_channels={in_channels}, num_classes={num_classes} has "
             f"more than {MOST_PARAMETERS:,} parameters, and is not built: give less"
         )
-    check_outputs(outputs, at)
     layers = placement(depth, 1 if outputs is None else outputs, form) if at is None else _checked(plan, at)
+    check_outputs(outputs, None if at is None else layers)
 
     preact = block == "preact"
     parts = [*_stem(form, in_channels, preact)]
@@ -175,6 +175,8 @@ def _blocks_of_a_stage(depth: int) -> int:
 
 
 def _checked(plan: Layout, at: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(at, int):
+        raise ValueError(f"at must be layers, such as at=({at},), got the number {at}")
     layers, ends = tuple(at), plan.ends
     increasing = all(a < b for a, b in pairwise(layers))
     if not increasing or any(layer not in ends for layer in layers):

@@ -22,7 +22,7 @@ from auxnet.hub import PretrainedAuxNet, load, position_of
 from auxnet.machine import cores, device_of, thread_count, threads_set
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import Pixels
-from auxnet.recipe import Recipe
+from auxnet.recipe import Recipe, RunDir
 
 Floats = NDArray[np.float32]
 
@@ -48,7 +48,7 @@ class Runnable:
 
 
 def open_model(
-    source: Path | str,
+    source: RunDir,
     output: int | None = None,
     which: str = "last",
     *,

@@ -56,7 +56,7 @@ def predictions(net: AuxNet, batches: Batches) -> Predictions:
     """
     with in_mode(net, training=False):
         parts = [(torch.stack(net(images)).float().cpu(), labels.cpu()) for images, labels in batches]
-    if not parts:
+    if not sum(len(labels) for _, labels in parts):
         raise ValueError("there are no images to evaluate on")
     several = zip(*parts, strict=True)
     logits, labels = torch.cat(next(several), dim=1), torch.cat(next(several))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from numbers import Real
 
 from auxnet.batches import Batches
 from auxnet.evaluation import OutputReport, image_shape_of, reports
 from auxnet.latency import Timing, latencies
 from auxnet.network import AuxNet
 from auxnet.opening import opened
+from auxnet.recipe import RunDir
 from auxnet.scores import Comparison, Predictions, compare, guessing, holm, predictions, wilson
 from auxnet.words import per_cent
 
@@ -72,7 +73,7 @@ class Choice:
 
 
 def select(
-    run: Path | str,
+    run: RunDir,
     *,
     within: float | None = None,
     max_params: float | None = None,
@@ -202,7 +203,7 @@ def cheapest_within(errors: Sequence[float], macs: Sequence[int], margin: float)
 def checked_budgets(limits: Mapping[str, float | None]) -> dict[str, float]:
     """The budgets given. Raises ValueError for one that no model could meet."""
     for name, limit in limits.items():
-        if limit is not None and not (isinstance(limit, int | float) and 0 < limit < float("inf")):
+        if limit is not None and not (_is_number(limit) and 0 < limit < float("inf")):
             raise ValueError(f"max_{name} must be above 0 and finite, got {limit!r}; leave it out for no limit")
     return {name: limit for name, limit in limits.items() if limit is not None}
 
@@ -211,9 +212,14 @@ def checked_within(within: float | None, budgets: Mapping[str, float]) -> float:
     """The margin, by default MARGIN without a budget and 0 with one. Raises ValueError outside 0..0.5."""
     if within is None:
         return 0.0 if budgets else MARGIN
-    if not 0 <= within < 0.5:  # 0.5 and 1 are meant as percentage points
-        raise ValueError(f"within must be a share of images below 0.5 (0.005 is half a percentage point), got {within}")
+    if not (_is_number(within) and 0 <= within < 0.5):  # 0.5 and 1 are meant as percentage points
+        rule = "a share of images below 0.5 (0.005 is half a percentage point)"
+        raise ValueError(f"within must be {rule}, got {within!r}")
     return within
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _excess(row: OutputReport, latency: float | None, budgets: Mapping[str, float]) -> float:

@@ -15,6 +15,7 @@ from auxnet.exits import exit_latencies, exit_macs, policy_content
 from auxnet.files import write_json
 from auxnet.opening import Opened, opened
 from auxnet.policy import Confidence, Policy, check_confidence
+from auxnet.recipe import RunDir
 from auxnet.scores import predictions
 from auxnet.thresholds import (
     CrossFit,
@@ -77,7 +78,7 @@ class Solved:
 
 
 def solve_exits(
-    run: Path | str,
+    run: RunDir,
     *,
     max_error_increase: float | None = None,
     max_mean_macs: float | None = None,

@@ -46,11 +46,19 @@ from auxnet.words import plural
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training: its folder, its net (of the last epoch, or its moving average), and its summary.json."""
+    """A finished training: its folder, its net (of the last epoch, or its moving average), and its summary.json.
+
+    It stands for the folder wherever a run directory is asked for, as in `auxnet.select(run)`.
+    """
 
     folder: Path
     net: AuxNet
     summary: dict[str, Any]
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    __str__ = __fspath__
 
 
 def fit(
@@ -83,7 +91,8 @@ def fit(
     signals.Stopped (a KeyboardInterrupt) after Ctrl-C or SIGTERM, once the step at hand is done and saved.
     """
     if not isinstance(recipe, Recipe):
-        raise TypeError(f"recipe must be an auxnet.Recipe, got {type(recipe).__name__}")
+        mend = "auxnet.recipe has recipe_from for a dict, read_recipe for a file"
+        raise TypeError(f"recipe must be an auxnet.Recipe, got {type(recipe).__name__}: {mend}")
     folder = Path(out)
     if not (save_every >= 0 and keep >= 1):
         raise ValueError(f"save_every must be 0 seconds or more and keep 1 or more, got {save_every} and {keep}")

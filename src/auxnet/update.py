@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from auxnet.network import check_tensors
+
 Gradients = list[Tensor | None]
 Optimizer = Callable[[Any], torch.optim.Optimizer]  # a list of parameters -> torch.optim.Optimizer
 Weights = Sequence[float] | Tensor  # lambda [K]
@@ -19,9 +21,12 @@ Average = Callable[[Tensor], Tensor]  # a tensor -> its mean over the processes 
 
 def checked_weights(weights: Weights, outputs: int) -> list[float]:
     """Loss weights [K] as numbers. Raises ValueError unless they are K finite ones of 0 or more."""
-    lambdas = [float(w) for w in weights]
+    try:
+        lambdas = [float(w) for w in weights]
+    except TypeError:  # one number alone
+        lambdas = []
     if len(lambdas) != outputs or not all(0 <= w < math.inf for w in lambdas):
-        raise ValueError(f"weights must be {outputs} finite numbers >= 0, one per output, got {lambdas}")
+        raise ValueError(f"weights must be {outputs} finite numbers >= 0, one per output, got {weights}")
     return lambdas
 
 
@@ -207,9 +212,13 @@ class Method:
         """Train on one batch: images [N, C, H, W], labels [N], or [N, classes] where the loss takes shares.
 
         Returns the losses [K] whose gradients were taken, detached, shallow to deep: those of the net before the step,
-        but in pair-wise after each other's updates. Raises ValueError for images that are not for this net,
-        RuntimeError if the net's parameters are others than when the method was built.
+        but in pair-wise after each other's updates. They are not looked at here, which would make a GPU wait: stop
+        where `losses.isfinite().all()` is false, for then the weights are lost.
+
+        Raises TypeError for what are no tensors, ValueError for images that are not for this net, RuntimeError if the
+        net's parameters are others than when the method was built.
         """
+        check_tensors(images, labels)
         if _anatomy(self.net) != self.bound:
             raise RuntimeError(
                 "the net's parameters were moved, replaced, frozen or unfrozen after its method was built: "

@@ -47,11 +47,13 @@ def attach(
     over positions, a linear layer. Depths count the convolutions and linear layers on the longest path to the cut, and
     for the final output to the logits, as in the paper.
 
-    Raises ValueError, with the place and the mend, for what cannot be traced, cut or run.
+    Raises ValueError, with the place and the mend, for what cannot be traced, cut or run, and for `heads` that change
+    their feature in place.
     """
-    shape = tuple((torch.empty(1, 3, 224, 224) if example is None else example).shape[1:])
+    shape = (3, 224, 224) if example is None else tuple(getattr(example, "shape", ()))[1:]
     if len(shape) != 3:
-        raise ValueError(f"example must be an image [1, C, H, W], got {list(example.shape)}")  # type: ignore[union-attr]
+        given = list(getattr(example, "shape", ())) or f"{example!r}: torch.zeros(1, 3, 224, 224) is one"
+        raise ValueError(f"example must be an image [1, C, H, W], got {given}")
     if num_classes is not None and num_classes < 2:
         raise ValueError(f"num_classes must be 2 or more, got {num_classes}")
     if isinstance(backbone, nn.Module):

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from auxnet.errors import first_line
+from auxnet.errors import MisfitError, first_line
 
 N = 2  # images of a dry run
 aten = torch.ops.aten
@@ -112,10 +112,6 @@ def outputs(net: nn.Module, image_shape: Sequence[int]) -> list[tuple[int, int]]
                     raise MisfitError(f"output {k} must be logits [{N}, classes] for {N} images, it is {_told(x)}")
                 found.append((x.shape[1], lineage.layers[x]))
     return found
-
-
-class MisfitError(ValueError):
-    """What a net gives is not what an AuxNet needs."""
 
 
 class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
