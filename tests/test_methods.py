@@ -333,6 +333,21 @@ def test_batchnorm_statistics_move_exactly_once_per_batch(make):
 
 
 @every_method
+@pytest.mark.parametrize("norm", [partial(nn.InstanceNorm2d, track_running_stats=True), nn.BatchNorm2d])
+def test_running_statistics_of_any_norm_move_once_per_batch(make, norm):
+    """With a step size of 0 they are those of one forward, at every depth."""
+    torch.manual_seed(0)
+    segments = [nn.Sequential(nn.Conv2d(c, 4, 3), norm(4), nn.ReLU()) for c in (3, 4, 4)]
+    heads = [nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)) for _ in segments]
+    net = auxnet.AuxNet(segments, heads, [2, 3, 4]).train()
+    same = copy.deepcopy(net)
+    make(net, partial(torch.optim.SGD, lr=0.0), [0.9, 0.8, 1.0]).step(*images())
+    same(images()[0])
+    for a, b in zip(net.buffers(), same.buffers(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@every_method
 def test_losses_are_those_of_the_net_before_the_step(make):
     net = small()
     x, y = images()

@@ -105,7 +105,7 @@ def pairwise(
 ) -> Method:
     """A forward, a backward and an update for each output in turn (paper, eq:pair-wise_gradient).
 
-    Output k sees the weights as output k-1 left them: K forwards. BatchNorm statistics move once per batch.
+    Output k sees the weights as output k-1 left them: K forwards. Running statistics move once per batch.
     """
     _check_rule(step_scale, "none", "cumulative")
     lambdas: list[float] = []
@@ -124,9 +124,9 @@ def pairwise(
             with statistics_kept(net.segments[:k]):
                 for segment in net.segments[: k + 1]:
                     x = segment(x)
-            (output,) = supervise(net.heads, [(k, x)], labels, loss)
-            if lambdas[k] > 0:
-                update([*gradients([x], update.trunk, [lambdas[k] * output.supervision]), *output.head])
+                (output,) = supervise(net.heads, [(k, x)], labels, loss)
+                if lambdas[k] > 0:
+                    update([*gradients([x], update.trunk, [lambdas[k] * output.supervision]), *output.head])
             losses.append(output.loss)
         return average(torch.stack(losses))
 
