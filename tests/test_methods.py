@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import auxnet
 from auxnet.latency import Held
@@ -424,6 +425,56 @@ def test_parts_that_share_a_weight_are_refused(make, of_head):
         make(net, sgd(), WEIGHTS)
     with pytest.raises(ValueError, match=f"{there}.* are one tensor"):
         auxnet.network.AuxNet(net.segments, net.heads, net.depths)
+
+
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight * 0.5, self.bias)
+
+
+class Turned(nn.Conv2d):
+    """The weight through views alone, channels last."""
+
+    def forward(self, x):
+        weight = self.weight.flatten(2).transpose(0, 1).view(3, 3, 3, 3).transpose(0, 1)
+        return nn.functional.conv2d(x, weight, self.bias, padding=1)
+
+
+def ending_in(layer):
+    torch.manual_seed(0)
+    heads = [nn.Sequential(nn.Flatten(), nn.Linear(192, 10)) for _ in range(2)]
+    return auxnet.AuxNet([nn.Conv2d(3, 3, 3, padding=1), layer], heads, [2, 3]).to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        (Scaled(8, 8, bias=False), "segments.1.weight"),
+        (Scaled(8, 8), "segments.1.weight"),
+        (weight_norm(nn.Conv2d(3, 3, 1)), r"segments.1.parametrizations.weight.original\d"),
+        (spectral_norm(nn.Conv2d(3, 3, 1)), "segments.1.parametrizations.weight.original"),
+    ],
+)
+def test_live_is_refused_where_autograd_holds_what_was_computed_from_a_weight(layer, name):
+    """There it would be frozen, or a mixture; the other modes are what they are."""
+    x, y = torch.randn(4, 3, 8, 8), torch.randint(10, (4,))
+    for mode in ("live", "frozen", "fused"):
+        method = auxnet.multiway(ending_in(copy.deepcopy(layer)), sgd(), [0.5, 1.0], mode)
+        if mode == "live":
+            with pytest.raises(ValueError, match=f"one takes what is computed from '{name}', .*'frozen' or 'fused'"):
+                method.step(x, y)
+        else:
+            method.step(x, y)
+
+
+@pytest.mark.parametrize("layer", [Turned(3, 3, 3), nn.Conv2d(3, 3, 1, groups=3), nn.TransformerEncoderLayer(8, 2, 8)])
+def test_live_takes_weights_that_are_looked_at_another_way(layer):
+    x, y = torch.randn(4, 3, 8, 8), torch.randint(10, (4,))
+    tokens = isinstance(layer, nn.TransformerEncoderLayer)
+    net = ending_in(nn.Sequential(nn.Flatten(1, 2), layer) if tokens else layer)
+    method = auxnet.multiway(net, sgd(), [0.5, 1.0])
+    for _ in range(2):
+        assert method.step(x, y).isfinite().all()
 
 
 def writing_over():

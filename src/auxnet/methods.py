@@ -26,6 +26,7 @@ from auxnet.gradients import (
     Supervised,
     combined,
     gradients,
+    live,
     losses_of,
     parameters,
     supervise,
@@ -177,6 +178,7 @@ def multiway(
     else:
         updates, optimizers = _parts_of_one_update(net, optimizer, clip, average)
     last = max if order == "shallow_first" else min
+    checked = live(net) if mode == "live" else unchanged
 
     def weigh(weights: Weights | None) -> None:
         lambdas[:] = _checked(net, weights)
@@ -192,10 +194,8 @@ def multiway(
         return k, L, [*of_trunk, *of_head]
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
-        if mode == "live" and torch.is_autocast_enabled(images.device.type):
-            raise RuntimeError("autocast keeps casts of old weights: live would be frozen; use precision.to_bfloat16")
         # Updates 1..k-1 leave S_k alone: x_k, made only when its turn comes, is the old feature all the same.
-        features = enumerate(unchanged(net.crossing(images)))
+        features = enumerate(checked(net.crossing(images)))
         turns = features if order == "shallow_first" else reversed([*features])
         outputs: Iterable[Supervised] = supervise(net.heads, turns, labels, loss, distill)
         if step_scale == "adaptive":  # the one rule that needs all losses before the first backward
