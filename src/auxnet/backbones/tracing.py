@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,10 @@ def trace(backbone: nn.Module, opened: Collection[str]) -> Traced:
 
 
 def crossings(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
-    """For each node, the values computed up to it and used after it; those that no image changes do not count."""
+    """For each node, the values computed up to it and used after it.
+
+    Those that no image changes do not count, nor does the number of images, which any value tells.
+    """
     last_use = {used: node for node in graph.nodes for used in node.all_input_nodes}
     varying = _varying(graph)
     alive: dict[fx.Node, None] = {}
@@ -76,7 +80,7 @@ def crossings(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
         for used in node.all_input_nodes:
             if last_use[used] is node:
                 alive.pop(used, None)
-        if node in varying and node in last_use:
+        if node in varying and node in last_use and not _counts_images(node):
             alive[node] = None
         found[node] = list(alive)
     return found
@@ -92,6 +96,8 @@ def between(traced: Traced, start: fx.Node, stop: fx.Node) -> fx.GraphModule:
     copies = {start: piece.placeholder("x")}
 
     def copied(node: fx.Node) -> fx.Node:
+        if node not in copies and _counts_images(node):
+            copies[node] = piece.call_method("size", (copies[start], 0))
         if node not in copies:
             if node in varying:
                 raise ValueError(f"{node} crosses the cut beside {start}")
@@ -241,6 +247,17 @@ def _varying(graph: fx.Graph) -> set[fx.Node]:
         if node.op == "placeholder" or any(used in varying for used in node.all_input_nodes):
             varying.add(node)
     return varying
+
+
+def _counts_images(node: Any) -> bool:
+    """Whether a node is images.shape[0], images.size()[0] or images.size(0)."""
+    if node.target is not getitem:
+        asked = (node.op, node.target, node.args[1:]) == ("call_method", "size", (0,))
+    else:
+        node, index = node.args
+        shapes = ("call_function", getattr, ("shape",)), ("call_method", "size", ())
+        asked = index == 0 and (node.op, node.target, node.args[1:]) in shapes
+    return asked and node.args[0].op == "placeholder"
 
 
 def _attribute(backbone: nn.Module, name: str) -> Any:
