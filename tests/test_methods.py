@@ -14,6 +14,7 @@ from auxnet.latency import Held
 from auxnet.methods import adaptive_scales, step_scales
 from auxnet.update import Update
 
+UNFIT = ("Optimizer", "SparseAdam", "LBFGS", "Muon", "ASGD", "Rprop")
 ETA, MOMENTUM, DECAY = 0.3, 0.9, 0.02
 K, CLASSES, WIDTH, N = 4, 3, 5, 7
 WEIGHTS = [0.9, 0.6, 0.7, 1.0]  # chosen so that the division by their sum acts in some passes and not in others
@@ -515,9 +516,39 @@ def test_autocast_never_trains_on_weights_of_before(make):
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
-def test_sparse_adam_is_refused_before_a_step():
-    with pytest.raises(ValueError, match="SparseAdam takes sparse gradients"):
-        auxnet.joint(hand_net(), partial(torch.optim.SparseAdam, lr=0.1), WEIGHTS)
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (torch.optim.SparseAdam, "SparseAdam takes sparse gradients"),
+        (torch.optim.LBFGS, "LBFGS asks for losses within a step"),
+        (torch.optim.Muon, "Muon takes matrices alone"),
+        (torch.optim.ASGD, "ASGD keeps step sizes in its state"),
+        (torch.optim.Rprop, "Rprop keeps step sizes in its state"),
+    ],
+)
+def test_optimizers_that_cannot_serve_are_refused_before_a_step(kind, words):
+    with pytest.raises(ValueError, match=words):
+        auxnet.joint(hand_net(), partial(kind, lr=0.1), WEIGHTS)
+
+
+SERVING = [kind for name, kind in vars(torch.optim).items() if name[0].isupper() and name not in UNFIT]
+
+
+@pytest.mark.parametrize("kind", SERVING, ids=lambda kind: kind.__name__)
+def test_a_step_size_acts_on_every_optimizer_that_is_taken(kind):
+    """A millionth of the step moves the weights a thousandth as far at most, at any step."""
+    moved = []
+    for lr in (1e-2, 1e-8):
+        net = small()
+        method = auxnet.joint(net, partial(kind, lr=1e-2), [1.0, 1.0, 1.0])
+        method.step(*images())
+        before = copy.deepcopy(net)
+        method.set_lr(lr)
+        method.step(*images())
+        moved.append(
+            max(float((a - b).detach().abs().max()) for a, b in zip(net.parameters(), before.parameters(), strict=True))
+        )
+    assert moved[1] < 1e-3 * moved[0]
 
 
 @pytest.mark.parametrize(("outputs", "most"), [(2, 1.016), (3, 0.987), (9, 1.06)])
