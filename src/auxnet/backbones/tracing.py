@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from operator import getitem
+from operator import attrgetter, getitem
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def trace(backbone: nn.Module, opened: Collection[str]) -> Traced:
     for node in evaluation.nodes:
         if node.op in ("call_module", "get_attr") and node.target not in values:
             name = str(node.target)
-            values[name] = constants[name] if name in constants else _attribute(backbone, name)
+            values[name] = constants[name] if name in constants else attrgetter(name)(backbone)
     return Traced(evaluation, values, ends)
 
 
@@ -116,7 +116,7 @@ def between(traced: Traced, start: fx.Node, stop: fx.Node) -> fx.GraphModule:
 def has_weights(node: fx.Node, values: dict[str, Any]) -> bool:
     """Whether a node is a module with parameters, or a parameter."""
     value = values.get(str(node.target)) if node.op in ("call_module", "get_attr") else None
-    return isinstance(value, nn.Parameter) or (isinstance(value, nn.Module) and _any(value.parameters()))
+    return isinstance(value, nn.Parameter) or (isinstance(value, nn.Module) and any(True for _ in value.parameters()))
 
 
 def holders(names: Iterable[str]) -> set[str]:
@@ -236,7 +236,7 @@ def _drop_unused(graph: fx.Graph, backbone: nn.Module) -> None:
     for node in reversed(list(graph.nodes)):
         if node.users or node.op not in ("call_module", "get_attr"):
             continue
-        if node.op == "get_attr" or _any(backbone.get_submodule(str(node.target)).parameters()):
+        if node.op == "get_attr" or any(True for _ in backbone.get_submodule(str(node.target)).parameters()):
             graph.erase_node(node)
 
 
@@ -260,16 +260,5 @@ def _counts_images(node: Any) -> bool:
     return asked and node.args[0].op == "placeholder"
 
 
-def _attribute(backbone: nn.Module, name: str) -> Any:
-    value: Any = backbone
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
-
-
 def _own(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter) else value
-
-
-def _any(things: Iterable[Any]) -> bool:
-    return any(True for _ in things)
