@@ -299,6 +299,15 @@ def test_the_depth_of_an_output_counts_the_layers_of_its_longest_path():
     assert attach(Tokens(), ("blocks.0", "blocks.1")).depths == (1 + 2, 1 + 4, 1 + 6 + 1)
 
 
+class Transposed(nn.Module):
+    def __init__(self, a, b):
+        super().__init__()
+        self.a, self.b = a, b
+
+    def forward(self, x):
+        return x.transpose(self.a, self.b)
+
+
 def flat(trunk, classes=6):
     """A classifier of all that a trunk gives."""
     return nn.Sequential(nn.Flatten(), nn.Linear(trunk(EXAMPLE).numel(), classes))
@@ -351,6 +360,31 @@ def test_channels_are_found_where_they_are():
     assert channels((24,)) == 24
 
 
+@pytest.mark.parametrize(
+    ("layers", "channels"),
+    [
+        ([nn.Conv2d(3, 24, 3, (1, 4), 1)], 24),  # [24, 16, 4], shaped unlike the image
+        ([nn.Conv2d(3, 24, 3, (1, 4), 1), nn.ReLU(), nn.MaxPool2d((1, 2)), nn.BatchNorm2d(24)], 24),
+        ([nn.Flatten(2), nn.Conv1d(3, 24, 3), nn.ReLU()], 24),  # [24, 254]
+        ([nn.Conv2d(3, 24, 4, 4), nn.Flatten(2)], 24),  # [24, 16]
+        ([Branching(3, 24), Transposed(1, 3)], 24),  # [16, 16, 24]
+        ([nn.Linear(16, 24), nn.GELU()], 24),  # [3, 16, 24]: as the layer has it, whatever they mean
+        ([nn.Flatten(2), Transposed(1, 2), nn.Linear(3, 7), nn.LayerNorm(7), nn.Unflatten(1, (16, 16))], 7),
+    ],
+)
+def test_channels_are_where_the_last_layer_with_weights_has_them(layers, channels):
+    made = []
+
+    def head(channels):
+        made.append(channels)
+        return flat(trunk)
+
+    trunk = nn.Sequential(*layers)
+    attach([trunk, nn.Identity(), flat(trunk)], heads=head)
+    assert made == [channels]
+    assert attach([trunk, nn.Identity(), flat(trunk)])(torch.randn(2, 3, 16, 16))[0].shape == (2, 6)
+
+
 def test_an_output_takes_the_callers_head():
     net = attach(Residual(), ("layer1", "layer2"), heads=lambda channels: Classifier(channels, 10, activate=False))
     assert [head.bn for head in net.heads[:2]] == [None, None]
@@ -371,6 +405,98 @@ def test_another_number_of_classes_replaces_the_last_layer_and_nothing_else(kind
     assert sum(id(p) not in trained for p in backbone.parameters()) <= 4  # the classifier's, in one case its norm's too
     kept = attach(before, at, num_classes=10)
     assert torch.equal(kept(x)[-1], backbone(x))
+
+
+class Backwards(nn.Module):
+    """A classifier whose last layer is registered first."""
+
+    def __init__(self):
+        super().__init__()
+        self.last, self.hidden = nn.Linear(6, 10), nn.Linear(4, 6)
+
+    def forward(self, x):
+        return self.last(self.hidden(x.mean((2, 3))).relu())
+
+
+def test_the_layer_for_other_classes_is_the_one_that_is_called_last():
+    net = attach(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), Backwards()), ("0",), num_classes=4)
+    layers = dict(net.heads[-1].named_modules())
+    assert (layers["2.last"].out_features, layers["2.hidden"].out_features) == (4, 6)
+    assert [logits.shape for logits in net(images()[0])] == [(5, 4)] * 2
+
+
+class Asking(nn.Module):
+    """It asks for the number of images at its beginning, and uses it at its end."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.stem, self.body, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 10)
+
+    def forward(self, x):
+        if self.how == "unpacked":
+            n, _, _, _ = x.shape
+        else:
+            n = {"shape": x.shape[0], "size": x.size(0), "sizes": x.size()[0]}[self.how]
+        x = self.body(self.stem(x))
+        return self.fc(F.adaptive_avg_pool2d(x, 1).view(n, -1))
+
+
+@pytest.mark.parametrize("how", ["shape", "size", "sizes", "unpacked"])
+def test_the_number_of_images_may_be_asked_for_before_a_cut(how):
+    backbone = build(partial(Asking, how))
+    net = attach(backbone, ("stem",))
+    for n in (1, 5):
+        x, _ = images(n)
+        assert torch.equal(net(x)[-1], backbone(x))
+
+
+def test_an_attached_net_refuses_images_that_are_not_for_it():
+    net = attach(Residual(), ("layer1",))
+    for shape, words in (
+        ((3, 16, 16), r"one image is images\[None\]"),
+        ((2, 1, 16, 16), "must have 3 channels, got 1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            net(torch.zeros(shape))
+
+
+def activated_first(*inplace):
+    """Three blocks; all but the first begin with a ReLU, in place or not."""
+    first, second = (nn.ReLU(inplace=each) for each in inplace)
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)),
+        nn.Sequential(first, nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)),
+        nn.Sequential(second, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)),
+    )
+
+
+@pytest.mark.parametrize("at", [("0",), 1])
+def test_a_place_that_an_operation_in_place_rules_out_is_told_as_such(at):
+    assert attach(activated_first(False, False), at).outputs == 2
+    with pytest.raises(ValueError, match=r"no trunk before its classifier, '2' \(no cut after '0' or '1', whose .*"):
+        attach(activated_first(True, True), at)
+    with pytest.raises(ValueError, match=r"\(no cut after '1', whose result is changed in place: inplace=False"):
+        attach(activated_first(False, True), at)
+    if at == ("0",):
+        with pytest.raises(ValueError, match=r"what '0' gives is changed in place afterwards \(inplace=False there"):
+            attach(activated_first(True, False), at)
+
+
+class WithWords(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 10)
+
+    def forward(self, x, words):
+        return self.fc(self.conv(x).mean((2, 3))) + words
+
+
+def test_images_are_not_blamed_for_what_is_not_about_them():
+    with pytest.raises(ValueError, match=r"does not take images alone \(.*missing 1 required.*'words'\): wrap it"):
+        attach(WithWords(), ("conv",))
+    with pytest.raises(ValueError, match="a head does not take its feature: mat1 and mat2 shapes cannot be multiplied"):
+        attach(Residual(), ("layer1",), heads=lambda channels: nn.Linear(3, 10))
 
 
 def test_even_cuts_share_the_cost_and_are_always_the_same():
@@ -473,7 +599,7 @@ def test_one_name_is_one_cut():
         ("", ("parts.1",), "at 'parts.1' the trunk is at its end.*cut after 'parts.0'"),
         ("", ("parts",), "'parts' is not called by itself.*cut after 'stem'"),
         ("", 0, "at must be 1 cut or more"),
-        ("", 5, "at=5 evenly placed cuts cannot be.* only after 'stem', 'body', 'parts.0': ask for fewer"),
+        ("", 5, "at=5 evenly placed cuts cannot be.* only after 'stem', 'body', 'parts.0'.*: ask for fewer"),
         ("", None, "at must name the modules"),
         (
             "control flow",

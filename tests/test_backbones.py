@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import warnings
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import auxnet
+from auxnet import rundir
 from auxnet.backbones.named import build_backbone
 from auxnet.cli import main
 from auxnet.recipe import read_recipe, write_recipe
@@ -44,6 +46,12 @@ class Looking(nn.Sequential):
 def looking(num_classes, in_channels=3):
     net = build(num_classes, in_channels)
     net.middle = Looking(*net.middle)
+    return net
+
+
+def normed(num_classes, in_channels=3):
+    net = build(num_classes, in_channels)
+    net.middle[1] = nn.InstanceNorm2d(8, track_running_stats=True)
     return net
 
 
@@ -186,7 +194,10 @@ def test_pretrained_weights_are_taken_and_a_classifier_of_other_classes_is_repla
             theirs, file = build_backbone(name, 3), "five.safetensors"
             save_file(theirs.state_dict(), file)
         recipe = replace(read_recipe("run/recipe.yaml"), backbone=name, pretrained=file, lr=1e-12, epochs=1)
-        run = auxnet.fit(recipe, f"from-{file}")
+        with warnings.catch_warnings(record=True) as told:
+            run = auxnet.fit(recipe, f"from-{file}")
+        if file == "seven.safetensors":
+            assert "is of 7 classes, not 3: the last layer of the classifier begins anew" in str(told[0].message)
         taken = run.net.state_dict()
         for part, segment in (("stem", 0), ("middle", 1), ("top", 2)):
             weight = theirs.get_submodule(part)[0].weight
@@ -194,6 +205,17 @@ def test_pretrained_weights_are_taken_and_a_classifier_of_other_classes_is_repla
         assert [len(logits[0]) for logits in run.net(torch.zeros(1, 3, 16, 16))] == [3, 3, 3]
     shutil.move("five.safetensors", "moved.safetensors")
     assert main(["train", "--out", "from-five.safetensors", "--resume"]) == 0  # its weights are in the checkpoint
+
+
+def test_a_moving_average_has_the_buffers_of_the_net_where_they_are_not_measured_anew(tmp_path):
+    recipe = replace(read_recipe("run/recipe.yaml"), backbone="own_nets:normed", ema=0.9, epochs=1)
+    judged = auxnet.fit(recipe, tmp_path / "a").net.state_dict()
+    trained = rundir.resume(tmp_path / "a")["net"]
+    for name in ("running_mean", "running_var"):
+        buffer = trained[f"segments.1.middle.1.{name}"]
+        assert not torch.equal(buffer, torch.full_like(buffer, float(name == "running_var")))
+        assert torch.equal(judged[f"segments.1.middle.1.{name}"], buffer)
+    assert not torch.equal(judged["segments.1.middle.0.weight"], trained["segments.1.middle.0.weight"])
 
 
 @pytest.mark.parametrize(

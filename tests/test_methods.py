@@ -7,12 +7,14 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import auxnet
 from auxnet.latency import Held
 from auxnet.methods import adaptive_scales, step_scales
 from auxnet.update import Update
 
+UNFIT = ("Optimizer", "SparseAdam", "LBFGS", "Muon", "ASGD", "Rprop")
 ETA, MOMENTUM, DECAY = 0.3, 0.9, 0.02
 K, CLASSES, WIDTH, N = 4, 3, 5, 7
 WEIGHTS = [0.9, 0.6, 0.7, 1.0]  # chosen so that the division by their sum acts in some passes and not in others
@@ -333,6 +335,21 @@ def test_batchnorm_statistics_move_exactly_once_per_batch(make):
 
 
 @every_method
+@pytest.mark.parametrize("norm", [partial(nn.InstanceNorm2d, track_running_stats=True), nn.BatchNorm2d])
+def test_running_statistics_of_any_norm_move_once_per_batch(make, norm):
+    """With a step size of 0 they are those of one forward, at every depth."""
+    torch.manual_seed(0)
+    segments = [nn.Sequential(nn.Conv2d(c, 4, 3), norm(4), nn.ReLU()) for c in (3, 4, 4)]
+    heads = [nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)) for _ in segments]
+    net = auxnet.AuxNet(segments, heads, [2, 3, 4]).train()
+    same = copy.deepcopy(net)
+    make(net, partial(torch.optim.SGD, lr=0.0), [0.9, 0.8, 1.0]).step(*images())
+    same(images()[0])
+    for a, b in zip(net.buffers(), same.buffers(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@every_method
 def test_losses_are_those_of_the_net_before_the_step(make):
     net = small()
     x, y = images()
@@ -411,6 +428,56 @@ def test_parts_that_share_a_weight_are_refused(make, of_head):
         auxnet.network.AuxNet(net.segments, net.heads, net.depths)
 
 
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight * 0.5, self.bias)
+
+
+class Turned(nn.Conv2d):
+    """The weight through views alone, channels last."""
+
+    def forward(self, x):
+        weight = self.weight.flatten(2).transpose(0, 1).view(3, 3, 3, 3).transpose(0, 1)
+        return nn.functional.conv2d(x, weight, self.bias, padding=1)
+
+
+def ending_in(layer):
+    torch.manual_seed(0)
+    heads = [nn.Sequential(nn.Flatten(), nn.Linear(192, 10)) for _ in range(2)]
+    return auxnet.AuxNet([nn.Conv2d(3, 3, 3, padding=1), layer], heads, [2, 3]).to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        (Scaled(8, 8, bias=False), "segments.1.weight"),
+        (Scaled(8, 8), "segments.1.weight"),
+        (weight_norm(nn.Conv2d(3, 3, 1)), r"segments.1.parametrizations.weight.original\d"),
+        (spectral_norm(nn.Conv2d(3, 3, 1)), "segments.1.parametrizations.weight.original"),
+    ],
+)
+def test_live_is_refused_where_autograd_holds_what_was_computed_from_a_weight(layer, name):
+    """There it would be frozen, or a mixture; the other modes are what they are."""
+    x, y = torch.randn(4, 3, 8, 8), torch.randint(10, (4,))
+    for mode in ("live", "frozen", "fused"):
+        method = auxnet.multiway(ending_in(copy.deepcopy(layer)), sgd(), [0.5, 1.0], mode)
+        if mode == "live":
+            with pytest.raises(ValueError, match=f"one takes what is computed from '{name}', .*'frozen' or 'fused'"):
+                method.step(x, y)
+        else:
+            method.step(x, y)
+
+
+@pytest.mark.parametrize("layer", [Turned(3, 3, 3), nn.Conv2d(3, 3, 1, groups=3), nn.TransformerEncoderLayer(8, 2, 8)])
+def test_live_takes_weights_that_are_looked_at_another_way(layer):
+    x, y = torch.randn(4, 3, 8, 8), torch.randint(10, (4,))
+    tokens = isinstance(layer, nn.TransformerEncoderLayer)
+    net = ending_in(nn.Sequential(nn.Flatten(1, 2), layer) if tokens else layer)
+    method = auxnet.multiway(net, sgd(), [0.5, 1.0])
+    for _ in range(2):
+        assert method.step(x, y).isfinite().all()
+
+
 def writing_over():
     """A net whose second segment writes over its input, which the first head has read."""
     net = hand_net()
@@ -461,9 +528,39 @@ def test_autocast_never_trains_on_weights_of_before(make):
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
-def test_sparse_adam_is_refused_before_a_step():
-    with pytest.raises(ValueError, match="SparseAdam takes sparse gradients"):
-        auxnet.joint(hand_net(), partial(torch.optim.SparseAdam, lr=0.1), WEIGHTS)
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (torch.optim.SparseAdam, "SparseAdam takes sparse gradients"),
+        (torch.optim.LBFGS, "LBFGS asks for losses within a step"),
+        (torch.optim.Muon, "Muon takes matrices alone"),
+        (torch.optim.ASGD, "ASGD keeps step sizes in its state"),
+        (torch.optim.Rprop, "Rprop keeps step sizes in its state"),
+    ],
+)
+def test_optimizers_that_cannot_serve_are_refused_before_a_step(kind, words):
+    with pytest.raises(ValueError, match=words):
+        auxnet.joint(hand_net(), partial(kind, lr=0.1), WEIGHTS)
+
+
+SERVING = [kind for name, kind in vars(torch.optim).items() if name[0].isupper() and name not in UNFIT]
+
+
+@pytest.mark.parametrize("kind", SERVING, ids=lambda kind: kind.__name__)
+def test_a_step_size_acts_on_every_optimizer_that_is_taken(kind):
+    """A millionth of the step moves the weights a thousandth as far at most, at any step."""
+    moved = []
+    for lr in (1e-2, 1e-8):
+        net = small()
+        method = auxnet.joint(net, partial(kind, lr=1e-2), [1.0, 1.0, 1.0])
+        method.step(*images())
+        before = copy.deepcopy(net)
+        method.set_lr(lr)
+        method.step(*images())
+        moved.append(
+            max(float((a - b).detach().abs().max()) for a, b in zip(net.parameters(), before.parameters(), strict=True))
+        )
+    assert moved[1] < 1e-3 * moved[0]
 
 
 @pytest.mark.parametrize(("outputs", "most"), [(2, 1.016), (3, 0.987), (9, 1.06)])

@@ -193,6 +193,33 @@ def test_kept_statistics_still_normalise_by_the_batch():
     assert norm.track_running_stats
 
 
+class Counted(nn.Module):
+    """BatchNorm as a function, over buffers of its own; and a count that is put anew in place of the old one."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.mean, self.var = nn.Buffer(torch.zeros(channels)), nn.Buffer(torch.ones(channels))
+        self.seen = nn.Buffer(torch.tensor(0))
+
+    def forward(self, x):
+        if self.training:
+            self.seen = self.seen + 1
+        return F.batch_norm(x, self.mean, self.var, training=self.training)
+
+
+def test_statistics_of_norms_that_are_no_batchnorm_are_put_back_and_they_can_be_differentiated():
+    norms = nn.Sequential(Counted(3), nn.InstanceNorm2d(3, track_running_stats=True))
+    before = copy.deepcopy(norms.state_dict())
+    x = (torch.randn(4, 3, 5, 5) * 7 + 3).requires_grad_()
+    with statistics_kept([norms]):
+        norms(x).square().sum().backward()
+        assert not torch.equal(norms[1].running_mean, before["1.running_mean"])
+    assert before.keys() == norms.state_dict().keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in norms.state_dict().items())
+    norms(x)
+    assert norms[0].seen == 1
+
+
 @settings(deadline=None)
 @given(depth=st.integers(-3, 200))
 def test_depths_other_than_6n_plus_2_are_refused_with_the_nearest(depth):

@@ -22,13 +22,15 @@ def same(a, b):
     return all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
 
 
-@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "w.pth", "nested.pt", "old.pt"])
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "w.pth", "nested.pt", "old.pt", "wrapped.pt"])
 def test_every_weight_and_buffer_is_taken(name, tmp_path):
     source, target = backbone(), backbone()
     source[1].running_mean += 3
     state = source.state_dict()
     if name == "old.pt":  # before BatchNorm counted batches
         del state["1.num_batches_tracked"]
+    if name == "wrapped.pt":
+        state = nn.DataParallel(source).state_dict()
     if name.endswith(".safetensors"):
         save_file(state, tmp_path / name)
     else:
@@ -75,6 +77,15 @@ def test_nothing_but_tensors_is_unpickled(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_module_that_was_saved_whole_is_told_as_such(tmp_path):
+    torch.save(backbone(), tmp_path / "w.pt")
+    with pytest.raises(
+        RuntimeError, match=r"tensors: torch\.nn\.modules\.\S+ \(of a module save the state_dict"
+    ) as caught:
+        auxnet.load_pretrained(backbone(), tmp_path / "w.pt")
+    assert str(caught.value).isprintable()
+
+
 def test_files_that_are_none_say_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file of weights"):
         auxnet.load_pretrained(backbone(), tmp_path / "w.pt")
@@ -93,7 +104,8 @@ def test_a_net_for_other_classes_takes_all_but_its_last_layers(tmp_path):
     source, target = auxnet.resnet(depth=8, outputs=2), auxnet.resnet(depth=8, outputs=2, num_classes=16)
     before = copy.deepcopy(target).state_dict()
     save_file(source.state_dict(), tmp_path / "w.safetensors")
-    auxnet.load_pretrained(target, tmp_path / "w.safetensors")
+    with pytest.warns(UserWarning, match="of 10 classes, the net of 16: the last layers of all outputs begin anew"):
+        auxnet.load_pretrained(target, tmp_path / "w.safetensors")
     last = {f"heads.{k}.fc.{what}" for k in (0, 1) for what in ("weight", "bias")}
     for name, tensor in target.state_dict().items():
         assert torch.equal(tensor, (before if name in last else source.state_dict())[name]), name
@@ -125,7 +137,7 @@ def test_a_training_begins_with_the_weights_of_another_run(tmp_path, alone):
 def test_another_network_does_not_fit_and_nothing_is_begun(tmp_path):
     auxnet.fit(Recipe(depth=8, outputs=2, epochs=1, batch_size=256, threads=1, device="cpu"), tmp_path / "a")
     recipe = Recipe(depth=14, outputs=2, epochs=1, threads=1, device="cpu", pretrained=str(tmp_path / "a"))
-    with pytest.raises(ValueError, match=r"a does not fit the net: 32 missing: segments\.0\."):
+    with pytest.raises(ValueError, match=r"/a has depth=8, and depth=14 is asked for: its weights"):
         auxnet.fit(recipe, tmp_path / "b")
     with pytest.raises(FileNotFoundError, match=r"no file of weights .*nowhere"):
         auxnet.fit(replace(recipe, pretrained="nowhere"), tmp_path / "b")

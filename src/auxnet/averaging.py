@@ -1,7 +1,8 @@
 """The exponential moving average of a net's weights: where a recipe asks for it, the net that is judged and kept.
 
 Weights are averaged; BatchNorm's statistics are not: the mean of the statistics of many nets is not that of the net
-with the mean weights. They are measured anew on training images, for the trunk and the head of every output.
+with the mean weights. They are measured anew on training images, for the trunk and the head of every output. Of other
+buffers nobody knows what they are, and so they are those of the net itself.
 """
 
 from __future__ import annotations
@@ -22,6 +23,13 @@ def update_average(average: nn.Module, net: nn.Module, decay: float, step: int) 
     averaged: list[Tensor] = list(average.parameters())
     weights: list[Tensor] = list(net.parameters())
     torch._foreach_lerp_(averaged, weights, 1 - d)
+
+
+@torch.no_grad()
+def take_buffers(average: nn.Module, net: nn.Module) -> None:
+    """Give the average the buffers of the net: statistics of norms that are no BatchNorm, counters, masks."""
+    for mine, own in zip(average.buffers(), net.buffers(), strict=True):
+        mine.copy_(own)
 
 
 @torch.no_grad()

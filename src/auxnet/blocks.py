@@ -76,14 +76,19 @@ class ProjectedBlock(nn.Module):
 
 
 class PreActivationBlock(nn.Module):
-    """f = identity: BN and ReLU come before each convolution; a 1x1 convolution where the shape changes."""
+    """f = identity: BN and ReLU come before each convolution; a 1x1 convolution where the shape changes.
 
-    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+    F is two 3x3 convolutions, or a bottleneck around `inner` channels.
+    """
+
+    def __init__(self, channels_in: int, channels: int, stride: int, inner: int | None = None) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(channels_in)
-        self.conv1 = conv3x3(channels_in, channels, stride)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.conv2 = conv3x3(channels, channels)
+        self.conv1 = conv3x3(channels_in, channels, stride) if inner is None else conv1x1(channels_in, inner)
+        self.bn2 = nn.BatchNorm2d(channels if inner is None else inner)
+        self.conv2 = conv3x3(channels, channels) if inner is None else conv3x3(inner, inner, stride)
+        self.bn3 = None if inner is None else nn.BatchNorm2d(inner)
+        self.conv3 = None if inner is None else conv1x1(inner, channels)
         same = stride == 1 and channels_in == channels
         self.project = None if same else conv1x1(channels_in, channels, stride)
 
@@ -92,30 +97,10 @@ class PreActivationBlock(nn.Module):
         activated = F.relu(self.bn1(x), inplace=True)
         shortcut = x if self.project is None else self.project(activated)
         residual = F.relu(self.bn2(self.conv1(activated)), inplace=True)
-        return cast(Tensor, self.conv2(residual)) + shortcut
-
-
-class PreActivationBottleneck(nn.Module):
-    """f = identity, as `PreActivationBlock`, with a bottleneck around `inner` channels."""
-
-    def __init__(self, channels_in: int, inner: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.bn1 = nn.BatchNorm2d(channels_in)
-        self.conv1 = conv1x1(channels_in, inner)
-        self.bn2 = nn.BatchNorm2d(inner)
-        self.conv2 = conv3x3(inner, inner, stride)
-        self.bn3 = nn.BatchNorm2d(inner)
-        self.conv3 = conv1x1(inner, channels)
-        same = stride == 1 and channels_in == channels
-        self.project = None if same else conv1x1(channels_in, channels, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, channels_in, H, W] -> [N, channels, H / stride, W / stride]."""
-        activated = F.relu(self.bn1(x), inplace=True)
-        shortcut = x if self.project is None else self.project(activated)
-        residual = F.relu(self.bn2(self.conv1(activated)), inplace=True)
-        residual = F.relu(self.bn3(self.conv2(residual)), inplace=True)
-        return cast(Tensor, self.conv3(residual)) + shortcut
+        residual = self.conv2(residual)
+        if self.bn3 is not None and self.conv3 is not None:
+            residual = self.conv3(F.relu(self.bn3(residual), inplace=True))
+        return cast(Tensor, residual) + shortcut
 
 
 class Classifier(nn.Module):

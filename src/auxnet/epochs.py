@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from auxnet import rundir, signals
-from auxnet.averaging import recalibrate_norms, update_average
+from auxnet.averaging import recalibrate_norms, take_buffers, update_average
 from auxnet.batches import seed_of
 from auxnet.build import evaluation_batches, first_batches, loss_of, precision_of, training_batches
 from auxnet.data import DataSet
@@ -209,6 +209,7 @@ def validate(training: Training, standing: Standing) -> Standing:
     recipe, net, team, dataset = training.recipe, training.judged, training.team, training.dataset
     epoch, began = standing.epoch + 1, time.perf_counter()
     if net is training.average:
+        take_buffers(net, training.net)
         recalibrate_norms(net, (x for _, _, x, _ in islice(_team_batches(training, epoch), SETTLING)))
     team.average_buffers(net)
     said = tally(net, evaluation_batches(dataset.val, dataset, training.device, team.own, precision_of(recipe)))

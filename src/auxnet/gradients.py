@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import starmap
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from auxnet.network import logits_of
 from auxnet.update import Average, Gradients
@@ -58,6 +59,56 @@ def unchanged(features: Iterable[Tensor]) -> Iterator[Tensor]:
             )
         last = x, x._version
         yield x
+
+
+def live(net: nn.Module) -> Callable[[Iterable[Tensor]], Iterator[Tensor]]:
+    """`unchanged`, for backwards that are to see weights as the updates before them left these.
+
+    What they would see as it was, it refuses: casts by autocast with RuntimeError, and with ValueError, before the
+    first step is over, layers that compute with something made of a weight (`weight * 0.5`, weight norm).
+    """
+    checked = False
+
+    def features_of(features: Iterable[Tensor]) -> Iterator[Tensor]:
+        nonlocal checked
+        if torch.is_autocast_enabled(next(net.parameters()).device.type):
+            raise RuntimeError("autocast keeps casts of old weights: live would be frozen; use precision.to_bfloat16")
+        seen: set[Node] = set()
+        for x in unchanged(features):
+            if not checked:
+                _check_weights(net, _nodes(x.grad_fn, seen))
+            yield x
+        checked = True
+
+    return features_of
+
+
+PRODUCTS = {"ConvolutionBackward0": "_saved_weight", "AddmmBackward0": "_saved_mat2", "MmBackward0": "_saved_mat2"}
+
+
+def _check_weights(net: nn.Module, nodes: Iterable[Any]) -> None:
+    """Raise ValueError if convolutions and matrix products in a graph hold anything but the net's own parameters."""
+    names = {id(p): name for name, p in net.named_parameters()}
+    storages = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    for node in nodes:
+        weight = getattr(node, PRODUCTS[node.name()]) if node.name() in PRODUCTS else None
+        if weight is not None and weight.requires_grad and weight.untyped_storage().data_ptr() not in storages:
+            leaf = next(below.variable for below in _nodes(weight.grad_fn, set()) if hasattr(below, "variable"))
+            raise ValueError(
+                "mode='live' needs layers that take their weights as they are, and one takes what is computed from "
+                f"{names.get(id(leaf), 'another tensor')!r}, as weight norm does: use mode='frozen' or 'fused'"
+            )
+
+
+def _nodes(last: Node | None, seen: set[Node]) -> Iterator[Any]:
+    """An autograd graph's nodes, but those that were seen, which are noted."""
+    ahead = [last]
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            ahead += [before for before, _ in node.next_functions]
+            yield node
 
 
 class Supervised(NamedTuple):

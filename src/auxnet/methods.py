@@ -26,6 +26,7 @@ from auxnet.gradients import (
     Supervised,
     combined,
     gradients,
+    live,
     losses_of,
     parameters,
     supervise,
@@ -106,7 +107,7 @@ def pairwise(
 ) -> Method:
     """A forward, a backward and an update for each output in turn (paper, eq:pair-wise_gradient).
 
-    Output k sees the weights as output k-1 left them: K forwards. BatchNorm statistics move once per batch.
+    Output k sees the weights as output k-1 left them: K forwards. Running statistics move once per batch.
     """
     check_net(net)
     _check_rule(step_scale, "none", "cumulative")
@@ -126,9 +127,9 @@ def pairwise(
             with statistics_kept(net.segments[:k]):
                 for segment in net.segments[: k + 1]:
                     x = segment(x)
-            (output,) = supervise(net.heads, [(k, x)], labels, loss)
-            if lambdas[k] > 0:
-                update([*gradients([x], update.trunk, [lambdas[k] * output.supervision]), *output.head])
+                (output,) = supervise(net.heads, [(k, x)], labels, loss)
+                if lambdas[k] > 0:
+                    update([*gradients([x], update.trunk, [lambdas[k] * output.supervision]), *output.head])
             losses.append(output.loss)
         return average(torch.stack(losses))
 
@@ -181,6 +182,7 @@ def multiway(
     else:
         updates, optimizers = _parts_of_one_update(net, optimizer, clip, average)
     last = max if order == "shallow_first" else min
+    checked = live(net) if mode == "live" else unchanged
 
     def weigh(weights: Weights | None) -> None:
         lambdas[:] = _checked(net, weights)
@@ -196,10 +198,8 @@ def multiway(
         return k, L, [*of_trunk, *of_head]
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
-        if mode == "live" and torch.is_autocast_enabled(images.device.type):
-            raise RuntimeError("autocast keeps casts of old weights: live would be frozen; use precision.to_bfloat16")
         # Updates 1..k-1 leave S_k alone: x_k, made only when its turn comes, is the old feature all the same.
-        features = enumerate(unchanged(net.crossing(images)))
+        features = enumerate(checked(net.crossing(images)))
         turns = features if order == "shallow_first" else reversed([*features])
         outputs: Iterable[Supervised] = supervise(net.heads, turns, labels, loss, distill)
         if step_scale == "adaptive":  # the one rule that needs all losses before the first backward

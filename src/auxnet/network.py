@@ -215,8 +215,14 @@ def in_mode(net: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def statistics_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Within, BatchNorm still normalises by the batch itself but leaves its running statistics alone."""
-    norms = [m for module in modules for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    """Within, norms in training still normalise by the batch itself; after, running statistics are as before.
+
+    BatchNorm leaves its own alone. The buffers of other modules are put back, so that a backward belongs within too.
+    """
+    parts = [m for module in modules for m in module.modules()]
+    norms = [m for m in parts if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    others = [m for m in parts if m.training and not isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    buffers = [(m, name, b, b.clone()) for m in others for name, b in m._buffers.items() if b is not None]
     tracked = [norm.track_running_stats for norm in norms]
     for norm in norms:
         norm.track_running_stats = not norm.training and norm.track_running_stats
@@ -225,6 +231,9 @@ def statistics_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for norm, track in zip(norms, tracked, strict=True):
             norm.track_running_stats = track
+        with torch.no_grad():
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer.copy_(value)  # there are modules that put another in its place
 
 
 def count_parameters(module: nn.Module) -> int:

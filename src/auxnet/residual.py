@@ -22,7 +22,6 @@ from auxnet.blocks import (
     Classifier,
     PostActivationBlock,
     PreActivationBlock,
-    PreActivationBottleneck,
     ProjectedBlock,
     conv3x3,
 )
@@ -213,10 +212,8 @@ def _blocks(plan: Layout, form: Form, block: Block, width: int) -> Iterator[tupl
         for b in range(count):
             stride, bottleneck = 2 if stage > 0 and b == 0 else 1, plan.convolutions == 3
             made: nn.Module
-            if block == "preact" and bottleneck:
-                made = PreActivationBottleneck(channels_in, inner, channels, stride)
-            elif block == "preact":
-                made = PreActivationBlock(channels_in, channels, stride)
+            if block == "preact":
+                made = PreActivationBlock(channels_in, channels, stride, inner if bottleneck else None)
             elif form == "imagenet":
                 made = ProjectedBlock(
                     channels_in, inner, channels, stride, bottleneck=bottleneck, skip=block == "original"

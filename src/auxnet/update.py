@@ -73,13 +73,23 @@ class Update:
         pairs = list(zip((p.data for p in self.parameters), masters, strict=True))
         self.aliases = [data if master is None else master for data, master in pairs]
         self.rounded = [(data, master) for data, master in pairs if master is not None]
-        self.optimizer = optimizer(self.aliases or [{"params": []}])
+        try:
+            self.optimizer = optimizer(self.aliases or [{"params": []}])
+        except ValueError as error:
+            if str(error).startswith("Muon"):
+                raise ValueError("Muon takes matrices alone, and convolutions and biases are none: take SGD") from None
+            raise
         closure = signature(self.optimizer.step).parameters.get("closure")
         if closure is not None and closure.default is not None:
             name = type(self.optimizer).__name__
             raise ValueError(f"{name} asks for losses within a step, where gradients are handed over: take another")
         if isinstance(self.optimizer, torch.optim.SparseAdam):
             raise ValueError("SparseAdam takes sparse gradients, and those of convolutions are dense: take Adam")
+        if isinstance(self.optimizer, torch.optim.ASGD | torch.optim.Rprop):
+            name = type(self.optimizer).__name__
+            raise ValueError(
+                f"{name} keeps step sizes in its state, where set_lr does not reach them: take SGD or Adam"
+            )
         aliases = iter(self.aliases)
         self.places = _apart(self.optimizer, [[next(aliases) for _ in group] for group in groups])
         etas = [float(settings["lr"]) for settings in self.optimizer.param_groups]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from auxnet.backbones.cuts import cut, even_cuts
-from auxnet.backbones.dryrun import Feature, features, outputs
+from auxnet.backbones.dryrun import Feature, features, last_layer, outputs
 from auxnet.blocks import Classifier
 from auxnet.network import AuxNet
 
@@ -43,9 +43,10 @@ def attach(
     The backbone's classifier stays the final head, to the bit; for another `num_classes` its last layer is replaced,
     in a copy. `heads` makes an auxiliary head for a number of channels. The default ones are, for feature maps
     [N, C, H, W], those of `auxnet.resnet`: BatchNorm and ReLU unless the feature comes out of an activation
-    function, global average pooling, a linear layer; for tokens [N, T, C] and maps [N, H, W, C]: LayerNorm, mean
-    over positions, a linear layer. Depths count the convolutions and linear layers on the longest path to the cut, and
-    for the final output to the logits, as in the paper.
+    function, global average pooling, a linear layer; for tokens [N, T, C], maps [N, H, W, C] and sequences
+    [N, C, T]: LayerNorm, mean over positions, a linear layer. Where the channels are, the layers tell that the
+    feature comes out of, or else its shape. Depths count the convolutions and linear layers on the longest path to
+    the cut, and for the final output to the logits, as in the paper.
 
     Raises ValueError, with the place and the mend, for what cannot be traced, cut or run, and for `heads` that change
     their feature in place.
@@ -72,12 +73,12 @@ def attach(
         classes = _classes_of(nn.Sequential(*parts), shape)
     if num_classes is not None and num_classes != classes:
         classes = num_classes
-        classifier = _for_classes(classifier, classes)
+        classifier = _for_classes(classifier, last_layer(parts, shape), classes)
     like = next(chain.from_iterable(part.parameters() for part in parts), torch.empty(0))
     crossing = features(segments, shape)[:-1]
     auxiliary = [_head(feature, shape, classes, heads).to(like.device, like.dtype) for feature in crossing]
     modes = {module: module.training for part in own for module in part.modules()}
-    net = AuxNet(segments, [*auxiliary, classifier], depths=range(len(segments))).train(training)
+    net = AuxNet(segments, [*auxiliary, classifier], range(len(segments)), (shape[0], 1, 1)).train(training)
     for module, mode in modes.items():
         module.training = mode
     found = outputs(net, shape)
@@ -90,30 +91,34 @@ def attach(
 
 
 class TokenClassifier(nn.Module):
-    """LayerNorm, mean over positions, and a linear layer, for features whose channels come last."""
+    """LayerNorm, mean over positions, and a linear layer, for features whose channels come last, or else first."""
 
-    def __init__(self, channels: int, num_classes: int) -> None:
+    def __init__(self, channels: int, num_classes: int, first: bool = False) -> None:
         super().__init__()
+        self.first = first
         self.norm = nn.LayerNorm(channels)
         self.fc = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens [N, T, C] or maps [N, H, W, C] -> logits [N, classes]."""
+        """Tokens [N, T, C] or maps [N, H, W, C] -> logits [N, classes]; with `first`, sequences [N, C, T]."""
+        x = x.movedim(1, -1) if self.first else x
         return cast(Tensor, self.fc(self.norm(x).flatten(1, -2).mean(1)))
 
 
 def _head(feature: Feature, image_shape: Sequence[int], classes: int, heads: Heads | None) -> nn.Module:
     """A head for what crosses a cut: the caller's, or one that suits it."""
-    first = channels_first(feature.shape, image_shape)
+    last = len(feature.shape) - 1
+    known = feature.channels in (0, last)
+    first = feature.channels == 0 if known else channels_first(feature.shape, image_shape)
     channels = feature.shape[0 if first else -1]
     if heads is not None:
         return heads(channels)
     if len(feature.shape) == 1:
         head: nn.Module = nn.Linear(channels, classes)
-    elif first:
+    elif first and len(feature.shape) == 3:
         head = Classifier(channels, classes, activate=not feature.activated)
     else:
-        head = TokenClassifier(channels, classes)
+        head = TokenClassifier(channels, classes, first)
     nn.init.zeros_(head.bias if isinstance(head, nn.Linear) else head.fc.bias)  # type: ignore[arg-type,union-attr]
     return head
 
@@ -138,13 +143,12 @@ def _classes_of(backbone: nn.Module, image_shape: Sequence[int]) -> int:
     return classes
 
 
-def _for_classes(classifier: nn.Module, classes: int) -> nn.Module:
-    """A copy of a classifier whose last layer is a new one, for another number of classes."""
-    classifier = copy.deepcopy(classifier)
-    layers = [(name, m) for name, m in classifier.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    if not layers:
+def _for_classes(classifier: nn.Module, name: str | None, classes: int) -> nn.Module:
+    """A copy of a classifier whose last layer, of this name, is a new one, for another number of classes."""
+    if name is None:
         raise ValueError(f"the classifier has no linear layer to replace: build the backbone for {classes} classes")
-    name, last = layers[-1]
+    classifier = copy.deepcopy(classifier)
+    last = cast(nn.Linear | nn.Conv2d, classifier.get_submodule(name))
     bias = last.bias is not None
     new: nn.Module
     if isinstance(last, nn.Linear):

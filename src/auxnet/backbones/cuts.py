@@ -17,6 +17,7 @@ from auxnet.backbones.dryrun import Seen, observe
 from auxnet.backbones.tracing import INSTEAD, Traced, between, crossings, has_weights, holders, trace
 from auxnet.words import nearest
 
+ALLOW = "inplace=False there would allow it"  # a cut
 NEAR = 0.1  # of a segment's share of the cost: a cut this close to the even one is not looked for any deeper
 
 
@@ -63,7 +64,7 @@ def even_cuts(backbone: nn.Module, cuts: int, image_shape: Sequence[int]) -> tup
         far = [x for x in ideals if all(abs(cost - x) > NEAR * total / (cuts + 1) for cost in costs.values())]
         inside = {_module_at(chart, x) for x in far} - {None, *closed}
         if not inside:
-            return _nearest_places(costs, ideals)
+            return _nearest_places(costs, ideals, chart.overwritten())
         for name in sorted(filter(None, inside)):
             try:
                 chart = _chart(backbone, {*opened, name}, image_shape)
@@ -85,7 +86,19 @@ class Chart:
 
     def fits(self, node: fx.Node) -> bool:
         """Whether a cut can lie after a node."""
-        return self.across[node] == [node] and self.seen[node].kept
+        return self._alone(node) and self.seen[node].kept
+
+    def _alone(self, node: fx.Node) -> bool:
+        """Whether a value with a row for each image is all that crosses."""
+        return self.across[node] == [node] and self.seen[node].whole
+
+    def overwritten(self, behind: int = 0) -> str:
+        """A remark on modules after which a cut could lie if nothing changed in place what they give; "" if none."""
+        nodes = {name: calls[0] for name, calls in self.traced.ends.items() if len(calls) == 1 and calls[0] is not None}
+        written = {name: node for name, node in nodes.items() if self._alone(node) and not self.seen[node].kept}
+        names = [name for name, node in written.items() if self.order[node] > behind]
+        told = " or ".join(map(repr, names[-2:]))
+        return f" (no cut after {told}, whose result is changed in place: {ALLOW})" if told else ""
 
     @cached_property
     def trunk_end(self) -> fx.Node:
@@ -98,7 +111,8 @@ class Chart:
             if found is not None and self._has_weights(node):
                 break
         if found is None:
-            raise ValueError(f"the backbone has no trunk before its classifier, {classifier.target!r}: {INSTEAD}")
+            where = f"before its classifier, {classifier.target!r}"
+            raise ValueError(f"the backbone has no trunk {where}{self.overwritten()}: {INSTEAD}")
         return found
 
     def _has_weights(self, node: fx.Node) -> bool:
@@ -141,15 +155,12 @@ def _stop(chart: Chart, name: str) -> fx.Node:
         raise ValueError(
             f"{len(across)} values cross the cut after {name!r} ({values}), one must; {_places_near(chart, node)}"
         )
-    if not chart.seen[node].kept:
-        raise ValueError(
-            f"what {name!r} gives is changed in place afterwards, or has no row per image: no head can have it; "
-            f"{_places_near(chart, node)}"
-        )
-    if chart.order[node] >= chart.order[chart.trunk_end]:
-        raise ValueError(
-            f"at {name!r} the trunk is at its end, and there the final output is already; {_places_near(chart, node)}"
-        )
+    if not chart.fits(node):
+        why = f"is changed in place afterwards ({ALLOW})" if chart.seen[node].whole else "has no row per image"
+        raise ValueError(f"what {name!r} gives {why}: no head can have it; {_places_near(chart, node)}")
+    if chart.order[node] >= (end := chart.order[chart.trunk_end]):
+        what = f"at {name!r} the trunk is at its end, and there the final output is already{chart.overwritten(end)}"
+        raise ValueError(f"{what}; {_places_near(chart, node)}")
     return node
 
 
@@ -180,11 +191,12 @@ def _costs(chart: Chart) -> dict[str, int]:
     return {name: macs for macs, name in deepest.items()}
 
 
-def _nearest_places(costs: dict[str, int], ideals: Sequence[float]) -> tuple[str, ...]:
+def _nearest_places(costs: dict[str, int], ideals: Sequence[float], remark: str) -> tuple[str, ...]:
     """For each ideal cost the place nearest to it, each behind the one before."""
     places = list(costs)
     if len(places) < len(ideals):
-        where = f"only after {', '.join(map(repr, places))}: ask for fewer, or" if places else "nowhere:"
+        where = f"only after {', '.join(map(repr, places))}" if places else "nowhere"
+        where += f"{remark}: ask for fewer, or" if places else f"{remark}:"
         raise ValueError(f"at={len(ideals)} evenly placed cuts cannot be, one tensor alone crosses {where} {INSTEAD}")
     chosen: list[int] = []
     for i, ideal in enumerate(ideals):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from auxnet.backbones.attaching import attach
 from auxnet.backbones.cuts import even_cuts
 from auxnet.backbones.named import build_backbone
 from auxnet.backbones.weights import load_pretrained, of_a_run
+from auxnet.documents import read_json
 from auxnet.network import AuxNet
 from auxnet.residual import resnet
 
@@ -33,7 +35,10 @@ def net_from(options: Mapping[str, Any], pretrained: str | None = None) -> AuxNe
         return net_from(rest, pretrained).alone(options["alone"])
     if pretrained is not None and ("backbone" not in options or of_a_run(pretrained)):
         net = net_from(options)
-        load_pretrained(net, pretrained)
+        try:
+            load_pretrained(net, pretrained)
+        except ValueError as error:
+            raise ValueError(_unlike(options, Path(pretrained)) or str(error)) from None
         return net
     if "backbone" not in options:
         return resnet(**options)
@@ -46,6 +51,18 @@ def net_from(options: Mapping[str, Any], pretrained: str | None = None) -> AuxNe
         return attach(backbone, tuple(options["cuts"]), classes, example=torch.empty(1, channels, height, width))
     except ValueError as error:
         raise ValueError(f"backbone {name}: {error}") from None
+
+
+def _unlike(options: Mapping[str, Any], run: Path) -> str:
+    """In what the net of a run is described otherwise than by these options; "" where it does not say."""
+    try:
+        theirs = dict(read_json(run / "config.json")["network"])
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError):
+        return ""
+    ours = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    names = [name for name in theirs | ours if name != "num_classes" and theirs.get(name) != ours.get(name)]
+    their, our = (", ".join(f"{name}={each.get(name)}" for name in names) for each in (theirs, ours))
+    return f"the net of {run} has {their}, and {our} is asked for: its weights do not fit" if names else ""
 
 
 @cache

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from auxnet.errors import MisfitError, first_line
+from auxnet.network import AuxNet
 
 N = 2  # images of a dry run
 aten = torch.ops.aten
@@ -29,8 +30,10 @@ class Seen(NamedTuple):
 
     macs: int
     """multiply-adds up to it, its own included"""
+    whole: bool
+    """whether it is a tensor with a row for each image"""
     kept: bool
-    """whether it has a row for each image, and nothing changes it in place later"""
+    """whether nothing changes it in place later"""
 
 
 class Feature(NamedTuple):
@@ -42,6 +45,8 @@ class Feature(NamedTuple):
     """whether the last thing done to it was an activation function"""
     depth: int
     """layers with weights on the longest path from the images to it"""
+    channels: int | None
+    """which dimension of `shape` holds the channels; None where nothing tells"""
 
 
 def observe(module: fx.GraphModule, image_shape: Sequence[int]) -> dict[fx.Node, Seen]:
@@ -66,11 +71,9 @@ def observe(module: fx.GraphModule, image_shape: Sequence[int]) -> dict[fx.Node,
         with FlopCounterMode(display=False) as counter:
             observer.run(images)
         values = [observer.env[node] for node in twin.graph.nodes if node.op != "output"]  # type: ignore[union-attr]
-    kept = [
-        isinstance(x, Tensor) and x.ndim > 1 and len(x) == N and x._version == version
-        for x, version in zip(values, versions, strict=False)
-    ]
-    return dict(zip(module.graph.nodes, map(Seen, macs, kept), strict=False))
+    whole = [isinstance(x, Tensor) and x.ndim > 1 and len(x) == N for x in values]
+    kept = [not isinstance(x, Tensor) or x._version == then for x, then in zip(values, versions, strict=False)]
+    return dict(zip(module.graph.nodes, map(Seen, macs, whole, kept), strict=False))
 
 
 def features(segments: Sequence[nn.Module], image_shape: Sequence[int]) -> list[Feature]:
@@ -92,7 +95,8 @@ def features(segments: Sequence[nn.Module], image_shape: Sequence[int]) -> list[
                         f"segment {k} changes in place what segment {k - 1} gives, which head {k - 1} needs too: "
                         "cut after the operation that does so, or build it with inplace=False"
                     )
-                found.append(Feature(tuple(x.shape[1:]), lineage.activated[x], lineage.layers[x]))
+                channels = lineage.channels[x] - 1 if x in lineage.channels else None
+                found.append(Feature(tuple(x.shape[1:]), lineage.activated[x], lineage.layers[x], channels))
     return found
 
 
@@ -103,7 +107,7 @@ def outputs(net: nn.Module, image_shape: Sequence[int]) -> list[tuple[int, int]]
     gives something else.
     """
     found = []
-    with _dry(image_shape):
+    with _dry(image_shape, of_heads=isinstance(net, AuxNet)):
         twin, images = _stand_in(net, image_shape)
         with Lineage(images) as lineage:
             given = twin(images)
@@ -112,6 +116,19 @@ def outputs(net: nn.Module, image_shape: Sequence[int]) -> list[tuple[int, int]]
                     raise MisfitError(f"output {k} must be logits [{N}, classes] for {N} images, it is {_told(x)}")
                 found.append((x.shape[1], lineage.layers[x]))
     return found
+
+
+def last_layer(modules: Sequence[nn.Module], image_shape: Sequence[int]) -> str | None:
+    """The name, in the last of these modules, of the linear layer or convolution that is called last; None of none."""
+    called: list[str] = []
+    with _dry(image_shape):
+        twins, images = _stand_in(nn.Sequential(*modules), image_shape)
+        *_, last = cast(nn.Sequential, twins)
+        for name, module in last.named_modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.register_forward_hook(lambda *_, name=name: called.append(name))
+        twins(images)
+    return called[-1] if called else None
 
 
 class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -127,6 +144,8 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """tensor -> layers with weights on the longest path to it"""
         self.activated = WeakTensorKeyDictionary({images: False})
         """tensor -> whether the last thing done to it was an activation function"""
+        self.channels = WeakTensorKeyDictionary()
+        """tensor -> which dimension holds the channels, where a layer with weights tells"""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute as ever, and note what the result is made of."""
@@ -141,7 +160,27 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for x in tree_leaves(result):
                 if isinstance(x, Tensor):
                     self.layers[x], self.activated[x] = layers, passing or kind in ACTIVATIONS
+                    if kind in PRODUCTS and of_weights:
+                        self.channels[x] = 1 if kind is aten.convolution else x.ndim - 1
+                    elif known := [dim for y in of_images if (dim := self._moved(func, args, y, x)) is not None]:
+                        self.channels[x] = known[0]
         return result
+
+    def _moved(self, func: Any, args: Any, x: Tensor, result: Tensor) -> int | None:
+        """Where the channels of x are in what is made of it."""
+        if x not in self.channels:
+            return None
+        dim, kind = int(self.channels[x]), func.overloadpacket
+        if kind is aten.permute:
+            return [int(d) % x.ndim for d in args[1]].index(dim)
+        if kind in (aten.t, aten.transpose):
+            a, b = (int(d) % x.ndim for d in (args[1:3] or (0, 1)))
+            return {a: b, b: a}.get(dim, dim)
+        if result.ndim == x.ndim and not (func.is_view or kind is aten._unsafe_view):
+            return dim
+        if dim == 1 and result.shape[:2] == x.shape[:2]:
+            return 1
+        return result.ndim - 1 if dim == x.ndim - 1 and result.shape[-1:] == x.shape[-1:] else None
 
 
 def _stand_in(module: nn.Module, image_shape: Sequence[int]) -> tuple[nn.Module, Tensor]:
@@ -161,8 +200,11 @@ def _stand_in(module: nn.Module, image_shape: Sequence[int]) -> tuple[nn.Module,
 
 
 @contextmanager
-def _dry(image_shape: Sequence[int]) -> Iterator[None]:
-    """Within, no gradients and no fused attention; what a backbone raises becomes one line about the images."""
+def _dry(image_shape: Sequence[int], of_heads: bool = False) -> Iterator[None]:
+    """Within, no gradients and no fused attention; what a backbone raises becomes one line about the images.
+
+    (Or about the heads, where the backbone has run before.)
+    """
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # its layers would not be seen
     try:
@@ -172,6 +214,10 @@ def _dry(image_shape: Sequence[int]) -> Iterator[None]:
         raise
     except Exception as error:
         reason = first_line(error)
+        if of_heads:
+            raise ValueError(f"a head does not take its feature: {reason}") from None
+        if "required positional argument" in reason:
+            raise ValueError(f"the backbone does not take images alone ({reason}): wrap it with the rest") from None
         raise ValueError(
             f"the backbone does not take images of shape {tuple(image_shape)}: {reason}; give an `example` "
             "[1, C, H, W], or images (image_size), with the channels and the size that it is built for"

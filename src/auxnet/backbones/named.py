@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -49,6 +50,8 @@ def build_backbone(name: str, num_classes: int, in_channels: int = 3, pretrained
     theirs = classes_in(pretrained, backbone, num_classes)
     if theirs != num_classes:
         backbone = build(theirs)
+        what = f"{pretrained} is of {theirs} classes, not {num_classes}"
+        warnings.warn(f"{what}: the last layer of the classifier begins anew", stacklevel=2)
     load_pretrained(backbone, pretrained)
     return backbone
 

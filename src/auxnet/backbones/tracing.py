@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter, getitem
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,15 @@ def trace(backbone: nn.Module, opened: Collection[str]) -> Traced:
     for node in evaluation.nodes:
         if node.op in ("call_module", "get_attr") and node.target not in values:
             name = str(node.target)
-            values[name] = constants[name] if name in constants else _attribute(backbone, name)
+            values[name] = constants[name] if name in constants else attrgetter(name)(backbone)
     return Traced(evaluation, values, ends)
 
 
 def crossings(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
-    """For each node, the values computed up to it and used after it; those that no image changes do not count."""
+    """For each node, the values computed up to it and used after it.
+
+    Those that no image changes do not count, nor does the number of images, which any value tells.
+    """
     last_use = {used: node for node in graph.nodes for used in node.all_input_nodes}
     varying = _varying(graph)
     alive: dict[fx.Node, None] = {}
@@ -76,7 +80,7 @@ def crossings(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
         for used in node.all_input_nodes:
             if last_use[used] is node:
                 alive.pop(used, None)
-        if node in varying and node in last_use:
+        if node in varying and node in last_use and not _counts_images(node):
             alive[node] = None
         found[node] = list(alive)
     return found
@@ -92,6 +96,8 @@ def between(traced: Traced, start: fx.Node, stop: fx.Node) -> fx.GraphModule:
     copies = {start: piece.placeholder("x")}
 
     def copied(node: fx.Node) -> fx.Node:
+        if node not in copies and _counts_images(node):
+            copies[node] = piece.call_method("size", (copies[start], 0))
         if node not in copies:
             if node in varying:
                 raise ValueError(f"{node} crosses the cut beside {start}")
@@ -110,7 +116,7 @@ def between(traced: Traced, start: fx.Node, stop: fx.Node) -> fx.GraphModule:
 def has_weights(node: fx.Node, values: dict[str, Any]) -> bool:
     """Whether a node is a module with parameters, or a parameter."""
     value = values.get(str(node.target)) if node.op in ("call_module", "get_attr") else None
-    return isinstance(value, nn.Parameter) or (isinstance(value, nn.Module) and _any(value.parameters()))
+    return isinstance(value, nn.Parameter) or (isinstance(value, nn.Module) and any(True for _ in value.parameters()))
 
 
 def holders(names: Iterable[str]) -> set[str]:
@@ -230,7 +236,7 @@ def _drop_unused(graph: fx.Graph, backbone: nn.Module) -> None:
     for node in reversed(list(graph.nodes)):
         if node.users or node.op not in ("call_module", "get_attr"):
             continue
-        if node.op == "get_attr" or _any(backbone.get_submodule(str(node.target)).parameters()):
+        if node.op == "get_attr" or any(True for _ in backbone.get_submodule(str(node.target)).parameters()):
             graph.erase_node(node)
 
 
@@ -243,16 +249,16 @@ def _varying(graph: fx.Graph) -> set[fx.Node]:
     return varying
 
 
-def _attribute(backbone: nn.Module, name: str) -> Any:
-    value: Any = backbone
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
+def _counts_images(node: Any) -> bool:
+    """Whether a node is images.shape[0], images.size()[0] or images.size(0)."""
+    if node.target is not getitem:
+        asked = (node.op, node.target, node.args[1:]) == ("call_method", "size", (0,))
+    else:
+        node, index = node.args
+        shapes = ("call_function", getattr, ("shape",)), ("call_method", "size", ())
+        asked = index == 0 and (node.op, node.target, node.args[1:]) in shapes
+    return asked and node.args[0].op == "placeholder"
 
 
 def _own(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter) else value
-
-
-def _any(things: Iterable[Any]) -> bool:
-    return any(True for _ in things)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ def classes_in(path: Path | str, backbone: nn.Module, num_classes: int) -> int:
     It is what tensors of that many rows have in the file, and `num_classes` itself where that says nothing. Raises
     what `load_pretrained` raises for a file that cannot be read.
     """
-    state = _read(Path(path))
+    state = _unwrapped(_read(Path(path)), backbone)
     theirs = {
         len(state[name])
         for name, tensor in backbone.state_dict().items()
@@ -42,18 +44,18 @@ def load_pretrained(net: nn.Module, path: Path | str) -> None:
     `path` may be a run directory too: its weights of the last epoch. A .pt file holds a state dict, or one under
     "state_dict" or "model"; nothing else is unpickled. Every key must be there, with its shape, and no other, with one
     exception: where all outputs of an AuxNet classify for another number of classes than the file's, their last layers
-    stay as they are. (For a backbone's own classifier load first, and let `attach` replace it.)
+    stay as they are, with a warning. (For a backbone's own classifier load first, and let `attach` replace it.) Names
+    may begin with "module." or "_orig_mod.", as those of wrapped nets do.
 
     Raises FileNotFoundError, ValueError with the keys that do not fit (the net is then as it was), or RuntimeError for
     a file that is damaged.
     """
     path = Path(path)
-    own, theirs = net.state_dict(), _read(path)
+    own, theirs = net.state_dict(), _unwrapped(_read(path), net)
     # Files older than BatchNorm's counter of batches are without it, and whole all the same.
     counters = {name: own[name] for name in own if name.endswith(".num_batches_tracked")}
-    state = {**counters, **theirs}
-    if isinstance(net, AuxNet):
-        state |= _for_other_classes(net, theirs)
+    last = _for_other_classes(net, theirs) if isinstance(net, AuxNet) else {}
+    state = {**counters, **theirs, **last}
     misfits = {
         "missing": [name for name in own if name not in state],
         "not the net's": [name for name in state if name not in own],
@@ -67,6 +69,9 @@ def load_pretrained(net: nn.Module, path: Path | str) -> None:
         told = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in misfits.items() if names)
         raise ValueError(f"{path} does not fit the net: {told}")
     net.load_state_dict(state)
+    for name in [*last][:1]:
+        counts = f"{len(theirs[name])} classes, the net of {len(last[name])}"
+        warnings.warn(f"{path} is of {counts}: the last layers of all outputs begin anew", stacklevel=2)
 
 
 def _for_other_classes(net: AuxNet, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -80,6 +85,15 @@ def _for_other_classes(net: AuxNet, theirs: dict[str, Tensor]) -> dict[str, Tens
                 pairs.add((k, (len(other), len(tensor))))
                 last[name] = tensor
     return last if len(pairs) == net.outputs and len({classes for _, classes in pairs}) == 1 else {}
+
+
+def _unwrapped(theirs: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    """Tensors by the names that they have in the net itself, where they were saved from within a wrapper."""
+    own = net.state_dict()
+    for prefix in ("module.", "_orig_mod."):  # nn.DataParallel's and torch.compile's
+        if all(name.startswith(prefix) and name not in own for name in theirs):
+            return {name.removeprefix(prefix): tensor for name, tensor in theirs.items()}
+    return theirs
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -96,14 +110,22 @@ def _read(path: Path) -> dict[str, Tensor]:
     except DamagedError:
         raise
     except Exception as error:  # torch.load raises a different one for every kind of damage
-        reason = first_line(error)
-        raise RuntimeError(f"{path} is damaged, or holds more than tensors: {reason}") from None
+        raise RuntimeError(f"{path} is damaged, or holds more than tensors: {_reason(error)}") from None
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path} holds no state dict: name -> tensor, or one under 'state_dict' or 'model'")
     return content
+
+
+def _reason(error: Exception) -> str:
+    """What torch.load says is wrong, without what it advises."""
+    _, found, said = str(error).rpartition("WeightsUnpickler error: ")
+    what = re.search(r"GLOBAL (\S+)", said)
+    if what:
+        return f"{what[1]} (of a module save the state_dict(), not the module itself)"
+    return first_line(ValueError(said)) if found else first_line(error)
 
 
 def _listed(names: list[str]) -> str:
