@@ -345,6 +345,18 @@ def test_an_output_alone_is_advised_by_what_it_costs_alone(run, capsys, monkeypa
     assert re.search(r"note: output [12] alone errs no more on validation \([\d.]+ %\), at 1\.[05]00 ms", out)
 
 
+def test_under_a_bound_the_output_alone_that_errs_least_is_advised_the_final_one_too(run, monkeypatch):
+    """In milliseconds early exit costs more than the models alone: all of them keep the bound, and it hardly does."""
+    wide = ExitCosts([1.9, 3.0, 4.0], [1.0, 1.0], [1.0, 1.5, 1.8])
+    monkeypatch.setattr("auxnet.solving.exit_latencies", lambda *_: wide)
+    found = auxnet.solve_exits(run, max_mean_latency=1.9, points=2)
+    errors = [point.val.error for point in found.curves["anytime"]]
+    best = min(range(3), key=lambda k: (errors[k], wide.alone[k]))
+    assert best > 0
+    assert errors[best] < found.val.error
+    assert f"output {best + 1} alone errs no more on validation ({100 * errors[best]:.2f} %)" in found.notes[0]
+
+
 def test_both_rises_are_printed_that_of_images_solved_on_and_that_of_images_left_out(run, capsys):
     content = asked(capsys, run, "--max-error-increase", "10")
     out = "\n".join(printed(capsys, run, "--max-error-increase", "10"))

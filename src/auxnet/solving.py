@@ -192,7 +192,7 @@ def _solve(
     (answer,), curves = seen([policy]), {name: seen(several) for name, several in policies.items()}
     costs = costs_under(policy, stop, passing)
     notes = [] if cross_fitted is None else [*_of_target(target["max_error_increase"], cross_fitted, answer)]
-    notes += _of_outputs_alone(run, curves["anytime"][:-1], alone, answer.val, target.get("max_mean_cost"), unit)
+    notes += _of_outputs_alone(run, curves["anytime"], alone, answer.val, target.get("max_mean_cost"), unit)
     about = {
         "target": target,
         "cross_fitted": None if cross_fitted is None else asdict(cross_fitted),
@@ -262,11 +262,15 @@ def _of_target(target: float, found: CrossFit, answer: Point) -> Iterator[str]:
 def _of_outputs_alone(
     run: Path, outputs: Sequence[Point], alone: Sequence[float], val: Outcome, bound: float | None, unit: Unit
 ) -> Iterator[str]:
-    """The cheapest output but the final one that, as a model of its own, errs no more and costs no more."""
+    """The output that is better as a model of its own: of those that err no more than the policy and keep the bound the
+    one that errs least, or without a bound of those that cost no more the cheapest.
+    """
     most = val.mean_cost if bound is None else bound
     within = [k for k, one in enumerate(outputs) if one.val.error <= val.error and alone[k] <= most]
+    if val.shares[-1] == 1:  # the final output takes all anyway
+        within = [k for k in within if k < len(outputs) - 1]
     if within:
-        k = min(within, key=alone.__getitem__)
+        k = min(within, key=lambda k: (0.0 if bound is None else outputs[k].val.error, alone[k]))
         yield (
             f"output {k + 1} alone errs no more on validation ({per_cent(outputs[k].val.error)}), at "
             f"{cost_text(alone[k])} {unit}: `{command('select', run)}` compares the outputs"
