@@ -359,16 +359,52 @@ def test_an_output_alone_is_advised_by_what_it_costs_alone(run, capsys, monkeypa
     assert re.search(r"note: output [12] alone errs no more on validation \([\d.]+ %\), at 1\.[05]00 ms", out)
 
 
+def test_under_a_bound_the_output_alone_that_errs_least_is_advised_the_final_one_too(run, monkeypatch):
+    """In milliseconds early exit costs more than the models alone: all of them keep the bound, and it hardly does."""
+    wide = ExitCosts([1.9, 3.0, 4.0], [1.0, 1.0], [1.0, 1.5, 1.8])
+    monkeypatch.setattr("auxnet.solving.exit_latencies", lambda *_: wide)
+    found = auxnet.solve_exits(run, max_mean_latency=1.9, points=2)
+    errors = [point.val.error for point in found.curves["anytime"]]
+    best = min(range(3), key=lambda k: (errors[k], wide.alone[k]))
+    assert best > 0
+    assert errors[best] < found.val.error
+    assert f"output {best + 1} alone errs no more on validation ({100 * errors[best]:.2f} %)" in found.notes[0]
+
+
 def test_both_rises_are_printed_that_of_images_solved_on_and_that_of_images_left_out(run, capsys):
-    content = asked(capsys, run, "--max-error-increase", "3")
-    out = "\n".join(printed(capsys, run, "--max-error-increase", "3"))
+    content = asked(capsys, run, "--max-error-increase", "10")
+    out = "\n".join(printed(capsys, run, "--max-error-increase", "10"))
     here, there = content["val"]["against_final"]["difference"], content["cross_fitted"]["rise"]
-    assert here <= 0.03 + 1e-9
-    assert there <= 0.03 + 1e-9
+    assert here <= 0.1 + 1e-9
+    assert there <= 0.1 + 1e-9
     assert f"rises by {100 * here:.2f} points on the validation images that the thresholds are solved on" in out
-    assert f"and by {100 * there:.2f} on images left out of solving" in out
+    low, high = content["cross_fitted"]["rise_interval"]
+    assert f"and by {100 * there:.2f} ({100 * low:.1f} .. {100 * high:.1f}) on images left out of solving" in out
     assert "left out of solving" not in "\n".join(printed(capsys, run, "--max-mean-macs", "1M"))
     assert json.loads((run / "exits.json").read_text())["cross_fitted"] is None
+
+
+def test_a_target_below_what_the_images_can_show_is_said_so_and_kept_by_the_final_output_alone(run, capsys):
+    """145 validation images: five of them are 3.45 points."""
+    assert main(["exits", str(run), "--max-error-increase", "3.44", "--curve", "2"]) == 0
+    said = "145 validation images are too few to show that a target of 3.44 points is kept (3.45 is the least that they"
+    assert said in capsys.readouterr().out
+    content = json.loads((run / "exits.json").read_text())
+    assert (content["thresholds"], content["val"]["shares"]) == ([NEVER, NEVER], [0, 0, 1])
+    assert said in content["notes"][0]
+    assert "too few to show" not in "\n".join(printed(capsys, run, "--max-error-increase", "3.45"))
+
+
+def test_the_help_says_when_the_exit_status_is_1(capsys):
+    with pytest.raises(SystemExit):
+        main(["exits", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "if no thresholds meet a bound on the mean cost" in out
+
+
+def test_of_a_net_it_is_said_where_its_thresholds_are_solved():
+    with pytest.raises(TypeError, match=r"takes a run directory, not a net: docs/guide\.md"):
+        auxnet.solve_exits(NET)
 
 
 def test_the_other_curves_are_shown_when_asked_for(run, capsys):
@@ -445,7 +481,7 @@ def test_python_solves_what_the_command_solves(run, capsys):
     assert [len(found.curves[name]) for name in ("solved", "anytime", "budgeted")] == [3, 3, 3]
     assert list(found.alone) == [point.val.mean_cost for point in found.curves["anytime"]] == content["alone"]
     assert list(found.costs) == content["costs"]
-    assert asdict(found.cross_fitted) == content["cross_fitted"]
+    assert json.loads(json.dumps(asdict(found.cross_fitted))) == content["cross_fitted"]
 
 
 def test_half_a_point_is_the_target_that_is_not_given(run, capsys):

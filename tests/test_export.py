@@ -199,6 +199,19 @@ def test_the_policy_of_a_run_is_exported_up_to_the_output_asked_for(run, tmp_pat
         np.testing.assert_allclose(answers.logits[n], logits[left - 1, n], atol=1e-4)
 
 
+def test_what_was_noted_of_a_policy_is_said_again_where_it_is_shipped(run, tmp_path, capsys):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    shutil.copytree(run, tmp_path / "a")
+    note = "on test images the error rises by more than the target of 1 points, beyond chance"
+    write_json(tmp_path / "a" / "exits.json", policy_content(tmp_path / "a", HALF, {"notes": [note]}))
+    words = ["export", str(tmp_path / "a"), "--format", "onnx-early-exit", "--out", str(tmp_path / "b.onnx")]
+    assert main([*words, "--images", "2"]) == 0
+    assert f"note: {note}" in capsys.readouterr().out
+    assert main([*words, "--images", "2", "--overwrite", "--confidence", "top", "--thresholds", "1", "1"]) == 0
+    assert "note:" not in capsys.readouterr().out  # it was of other thresholds
+
+
 def test_early_exit_holds_the_deeper_segments_inside_a_branch(early):
     import onnx
 

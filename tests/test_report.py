@@ -241,7 +241,9 @@ def test_only_where_the_step_size_falls_to_half_or_less_is_marked():
     assert len(drops(*cosine)) <= 2  # its last steps
 
 
-def test_early_exit_is_drawn_on_validation_and_test_is_told_beside_it(run, gathered, tmp_path, open_page):
+def test_early_exit_is_drawn_on_validation_and_what_exits_json_does_to_test_images_beside_it(
+    run, gathered, tmp_path, open_page
+):
     solved = tmp_path / "solved"
     shutil.copytree(run, solved)
     auxnet.solve_exits(solved, max_error_increase=0.2, points=2)
@@ -256,7 +258,8 @@ def test_early_exit_is_drawn_on_validation_and_test_is_told_beside_it(run, gathe
     for runs, curves in (([facts], 1), ([facts, gathered], 2)):
         page = open_page(runs)
         drawn = page.locator("#exits-plot").evaluate(
-            "(plot) => plot.data.map((t) => ({name: t.name, y: [...t.y], hover: [t.text].flat().join()}))"
+            "(plot) => plot.data.map((t) => ({"
+            "name: t.name, x: [...t.x], y: [...t.y], bar: t.error_y, hover: [t.text].flat().join()}))"
         )
         lines = [trace for trace in drawn if trace["name"].endswith("early exit")]
         assert len(lines) == curves
@@ -267,6 +270,15 @@ def test_early_exit_is_drawn_on_validation_and_test_is_told_beside_it(run, gathe
         assert ring["y"] == pytest.approx([100 * content["val"]["error"]])
         alone = [trace["y"][0] for trace in drawn if trace["name"].endswith("one output alone")][:3]
         assert alone == pytest.approx([100 * row["val"]["error"] for row in facts["outputs"]])
+        test, seen = content["test"], page.locator("#exits-note").text_content()
+        (mark,) = [trace for trace in drawn if trace["name"].endswith("exits.json on test")]
+        assert (mark["x"], mark["y"]) == ([test["mean_cost"]], pytest.approx([100 * test["error"]]))
+        low, high = test["error_interval"]
+        bar = [mark["y"][0] - mark["bar"]["arrayminus"][0], mark["y"][0] + mark["bar"]["array"][0]]
+        assert bar == pytest.approx([100 * low, 100 * high])
+        assert f"{100 * test['error']:.2f} % ({100 * low:.1f} .. {100 * high:.1f}) on test" in seen
+        assert content["notes"]
+        assert all(note[1:] in seen for note in content["notes"])
 
 
 def test_the_headline_does_not_call_an_output_the_only_one_by_luck(gathered):

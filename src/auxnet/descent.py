@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch import Tensor
 from auxnet.policy import ALWAYS, NEVER, can_leave, first_exit
 
 Thresholds = tuple[float, ...]
+Amount = TypeVar("Amount", float, Tensor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,104 +44,134 @@ class Costs:
         return self.stop + _cumulated(asked * self.passing)
 
 
+class Aim(NamedTuple):
+    """Least per_error x errors + per_cost x cost, of all images together, within bounds on both."""
+
+    per_error: float
+    per_cost: float
+    max_errors: float = float("inf")
+    max_cost: float = float("inf")
+
+    def value(self, errors: Amount, cost: Amount) -> Amount:
+        """What is to be least."""
+        return self.per_error * errors + self.per_cost * cost
+
+    def allows(self, errors: Amount, cost: Amount) -> Any:
+        """Whether both are within their bounds: a bool, or bool [M] of as many."""
+        return (errors <= self.max_errors) & (cost <= self.max_cost * (1 + 1e-12))
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
     """Confidences [K - 1, N] in the precision that decides, errors [K, N] in float64, and costs."""
 
-    sure: Tensor
+    confidences: Tensor
     wrong: Tensor
     costs: Costs
 
     def of_images(self, chosen: Tensor) -> Task:
         """The same, of the images alone for which bool [N] is true."""
-        return replace(self, sure=self.sure[:, chosen], wrong=self.wrong[:, chosen])
+        return replace(self, confidences=self.confidences[:, chosen], wrong=self.wrong[:, chosen])
+
+    def errors(self, thresholds: Thresholds) -> Tensor:
+        """Whether each image is answered wrongly, 0 or 1 in float64 [N]."""
+        return self.wrong.gather(0, first_exit(self.confidences, thresholds)[None] - 1)[0]
 
     def totals(self, thresholds: Thresholds) -> tuple[float, float]:
         """Errors and cost of all images together."""
-        left = first_exit(self.sure, thresholds) - 1
-        wrong = self.wrong.gather(0, left[None]).sum()
-        return float(wrong), float(self.costs.under(thresholds)[left].sum())
+        exits = first_exit(self.confidences, thresholds) - 1
+        return float(self.errors(thresholds).sum()), float(self.costs.under(thresholds)[exits].sum())
 
     def common(self, thresholds: Sequence[float]) -> dict[Thresholds, tuple[float, float]]:
         """Policies of one threshold in [0, 1] for all outputs, with their totals: of all at once, by sorting.
 
         An image has left at output k or before if the largest confidence so far reaches the threshold.
         """
-        values, costs = torch.tensor(thresholds, dtype=self.sure.dtype), self.costs.under((ALWAYS,) * len(self.sure))
+        auxiliary = len(self.confidences)
+        values, costs = torch.tensor(thresholds, dtype=self.confidences.dtype), self.costs.under((ALWAYS,) * auxiliary)
         wrong = self.wrong[-1].sum().expand(len(values))
         cost = (costs[-1] * self.wrong.shape[1]).expand(len(values))
-        for k, surest in enumerate(self.sure.cummax(0).values):
+        for k, surest in enumerate(self.confidences.cummax(0).values):
             ordered, order = surest.sort(descending=True)
             gone = torch.searchsorted(-ordered, -values, right=True)
             wrong = wrong + _cumulated((self.wrong[k] - self.wrong[k + 1])[order])[gone]
             cost = cost + (costs[k] - costs[k + 1]) * gone
         rows = zip(thresholds, wrong.tolist(), cost.tolist(), strict=True)
-        return {(value,) * len(self.sure): (errors, spent) for value, errors, spent in rows}
+        return {(value,) * auxiliary: (errors, spent) for value, errors, spent in rows}
 
     def starts(self, common: bool) -> dict[Thresholds, tuple[float, float]]:
         """Policies to begin from, with their totals."""
-        auxiliary = len(self.sure)
+        auxiliary = len(self.confidences)
         never: Thresholds = (NEVER,) * auxiliary
-        alike = self.common([*_grid(self.sure), ALWAYS]) | {never: self.totals(never)}
+        alike = self.common([*_grid(self.confidences), ALWAYS]) | {never: self.totals(never)}
         if common:
             return alike
-        found: set[Thresholds] = {geometric_shares(self.sure, q) for q in torch.logspace(-1.5, 1.5, 16).tolist()}
+        found: set[Thresholds] = {geometric_shares(self.confidences, q) for q in torch.logspace(-1.5, 1.5, 16).tolist()}
         found |= {only_at(k, auxiliary + 1) for k in range(1, auxiliary + 2)}
         span = float(self.costs.stop.max() - self.costs.stop.min()) or 1.0
         thresholds = never
         for price in torch.logspace(-4, 0.5, 19).tolist():  # errors that saving the whole span is worth
-            thresholds = self.descend(thresholds, 1.0, price / span, float("inf"), float("inf"))
+            thresholds = self.descend(thresholds, Aim(1.0, price / span))
             found.add(thresholds)
         return alike | {thresholds: self.totals(thresholds) for thresholds in found}
 
     @cached_property
     def order(self) -> Tensor:
         """The images from the surest to the least sure, of each auxiliary output, int64 [K - 1, N]."""
-        return self.sure.argsort(dim=1, descending=True, stable=True)
+        return self.confidences.argsort(dim=1, descending=True, stable=True)
 
-    def descend(
-        self, thresholds: Thresholds, per_error: float, per_cost: float, max_wrong: float, max_cost: float
-    ) -> Thresholds:
-        """Coordinate descent on per_error x errors + per_cost x cost, within the bounds on their totals."""
-        row, last, stop = list(thresholds), len(thresholds), self.costs.stop
+    def descend(self, thresholds: Thresholds, aim: Aim) -> Thresholds:
+        """Coordinate descent: each threshold in turn takes its best value, until none changes."""
+        row, stop, passing = list(thresholds), self.costs.stop.tolist(), self.costs.passing.tolist()
         for _ in range(10):
             before = tuple(row)
-            # What every image errs and costs [K - 1, N] if it goes on from output k, under the later thresholds:
-            onward = [(self.wrong[last], stop[last].expand(self.wrong.shape[1]))]
-            for k in range(last - 1, 0, -1):
-                leaves, (wrong, cost) = self.sure[k] >= row[k], onward[0]
-                cost = cost + can_leave(row[k]) * self.costs.passing[k]
-                onward.insert(0, (torch.where(leaves, self.wrong[k], wrong), torch.where(leaves, stop[k], cost)))
-            here, gone_wrong, gone_cost = torch.ones(self.wrong.shape[1], dtype=torch.bool), 0.0, 0.0
-            for k, (wrong_on, cost_on) in enumerate(onward):
-                reach = self.order[k][here[self.order[k]]]
+            errors, costs = self._onward(before)
+            staying, gone = torch.ones(self.wrong.shape[1], dtype=torch.bool), (0.0, 0.0)
+            for k in range(len(row)):
+                reach = self.order[k][staying[self.order[k]]]
                 if not len(reach):
                     break
-                sure, wrong_here, wrong, cost = (
-                    self.sure[k, reach],
-                    self.wrong[k, reach],
-                    wrong_on[reach],
-                    cost_on[reach],
-                )
-                # After the first m images of `reach` leave here, m = 0..len(reach):
-                wrongs = gone_wrong + wrong.sum() + _cumulated(wrong_here - wrong)
-                passing = self.costs.passing[k]
-                costs = gone_cost + cost.sum() + passing * len(reach) + _cumulated(stop[k] - cost - passing)
-                costs[0] -= passing * len(reach)  # where none leaves, the head is not run
-                value = per_error * wrongs + per_cost * costs
-                ends = torch.ones(1, dtype=torch.bool)
-                allowed = torch.cat([ends, sure[:-1] > sure[1:], ends])
-                allowed &= (wrongs <= max_wrong) & (costs <= max_cost * (1 + 1e-12))
-                if allowed.any():
-                    row[k] = _cut(sure, int(torch.where(allowed, value, float("inf")).argmin()))
-                leaves = sure >= row[k]
-                gone_wrong += float(wrong_here[leaves].sum())
-                gone_cost += float(stop[k]) * int(leaves.sum())
-                gone_cost += can_leave(row[k]) * float(passing) * int((~leaves).sum())
-                here[reach[leaves]] = False
+                best = self._best_cut(k, reach, (errors[k, reach], costs[k, reach]), gone, aim)
+                row[k] = row[k] if best is None else best
+                leave = reach[self.confidences[k, reach] >= row[k]]
+                on = can_leave(row[k]) * passing[k] * (len(reach) - len(leave))
+                gone = (gone[0] + float(self.wrong[k, leave].sum()), gone[1] + stop[k] * len(leave) + on)
+                staying[leave] = False
             if tuple(row) == before:
                 break
         return tuple(row)
+
+    def _onward(self, thresholds: Thresholds) -> tuple[Tensor, Tensor]:
+        """What every image errs and costs, each [K - 1, N], if it goes on from output k, under the later thresholds."""
+        last = len(thresholds)
+        errors, costs = [self.wrong[last]], [self.costs.stop[last].expand(self.wrong.shape[1])]
+        for k in range(last - 1, 0, -1):
+            leaves, passing = self.confidences[k] >= thresholds[k], can_leave(thresholds[k]) * self.costs.passing[k]
+            errors.append(torch.where(leaves, self.wrong[k], errors[-1]))
+            costs.append(torch.where(leaves, self.costs.stop[k], costs[-1] + passing))
+        return torch.stack(errors[::-1]), torch.stack(costs[::-1])
+
+    def _best_cut(
+        self, k: int, reach: Tensor, onward: tuple[Tensor, Tensor], gone: tuple[float, float], aim: Aim
+    ) -> float | None:
+        """The best threshold of output k; None if none is within the aim's bounds.
+
+        `reach` int64 [M] are the images that get there, from the surest on; `onward` what they err and cost [M] if they
+        go on; `gone` the errors and cost of all that left before.
+        """
+        (errors, costs), confidences = onward, self.confidences[k, reach]
+        stop, passing = self.costs.stop[k], self.costs.passing[k]
+        # Of all images, after the first m of `reach` leave here, m = 0..M:
+        all_errors = gone[0] + errors.sum() + _cumulated(self.wrong[k, reach] - errors)
+        all_costs = gone[1] + costs.sum() + passing * len(reach) + _cumulated(stop - costs - passing)
+        all_costs[0] -= passing * len(reach)  # where none leaves, the head is not run
+        ends = torch.ones(1, dtype=torch.bool)
+        apart = torch.cat([ends, confidences[:-1] > confidences[1:], ends])
+        allowed = apart & aim.allows(all_errors, all_costs)
+        if not allowed.any():
+            return None
+        value = aim.value(all_errors, all_costs)
+        return _cut(confidences, int(torch.where(allowed, value, float("inf")).argmin()))
 
     def solve(
         self,
@@ -149,25 +181,20 @@ class Task:
         refine: int,
     ) -> Thresholds | None:
         """The best of the starts within the bound, the best few of them refined; None if none is."""
-        n = self.wrong.shape[1]
-        if max_error_increase is not None:
-            max_wrong, max_cost = float(self.wrong[-1].sum()) + max_error_increase * n + 1e-9, float("inf")
-            per_error, per_cost = 1e-9 * float(self.costs.stop.mean()), 1.0
+        n, scale = self.wrong.shape[1], float(self.costs.stop.mean())
+        if max_error_increase is not None:  # what is not bounded decides between equals
+            most = float(self.wrong[-1].sum()) + max_error_increase * n + 1e-9
+            aim = Aim(per_error=1e-9 * scale, per_cost=1.0, max_errors=most)
         else:
-            max_wrong, max_cost = float("inf"), (max_mean_cost or 0.0) * n
-            per_error, per_cost = 1.0, 1e-9 / float(self.costs.stop.mean())
-
-        def value(totals: tuple[float, float]) -> float:
-            return per_error * totals[0] + per_cost * totals[1]
-
-        within = [t for t, (wrong, cost) in starts.items() if wrong <= max_wrong and cost <= max_cost * (1 + 1e-12)]
+            aim = Aim(per_error=1.0, per_cost=1e-9 / scale, max_cost=(max_mean_cost or 0.0) * n)
+        within = [thresholds for thresholds, totals in starts.items() if aim.allows(*totals)]
         if not within:
             return None
-        within.sort(key=lambda thresholds: (value(starts[thresholds]), thresholds))
+        within.sort(key=lambda thresholds: (aim.value(*starts[thresholds]), thresholds))
         if not refine:
             return within[0]
-        refined = [self.descend(t, per_error, per_cost, max_wrong, max_cost) for t in within[:refine]]
-        return min(refined, key=lambda thresholds: value(self.totals(thresholds)))
+        refined = [self.descend(thresholds, aim) for thresholds in within[:refine]]
+        return min(refined, key=lambda thresholds: aim.value(*self.totals(thresholds)))
 
 
 def _cut(ordered: Tensor, m: int) -> float:
@@ -190,9 +217,9 @@ def _cumulated(values: Tensor) -> Tensor:
     return torch.cat([values.new_zeros(1), values.cumsum(0)])
 
 
-def _grid(sure: Tensor, most: int = 500) -> list[float]:
+def _grid(confidences: Tensor, most: int = 500) -> list[float]:
     """Thresholds between neighbouring confidences, at most so many, evenly spread over the images."""
-    values = sure.flatten().sort().values
+    values = confidences.flatten().sort().values
     apart = values[1:] > values[:-1]
     middles = _between(values[:-1][apart], values[1:][apart])
     if not len(middles):
@@ -206,15 +233,15 @@ def only_at(k: int, outputs: int) -> Thresholds:
     return (NEVER,) * (k - 1) + (ALWAYS,) * (outputs - k)
 
 
-def geometric_shares(sure: Tensor, q: float) -> Thresholds:
+def geometric_shares(confidences: Tensor, q: float) -> Thresholds:
     """Thresholds by which output k takes a share proportional to q^k of the images, the surest of those left."""
-    outputs, n = len(sure) + 1, sure.shape[1]
+    outputs, n = len(confidences) + 1, confidences.shape[1]
     shares = torch.tensor(q, dtype=torch.float64).pow(torch.arange(1, outputs + 1))
-    left = torch.ones(n, dtype=torch.bool)
+    staying = torch.ones(n, dtype=torch.bool)
     thresholds = []
-    for row, share in zip(sure, (shares / shares.sum()).tolist(), strict=False):
-        ordered = row[left].sort(descending=True).values
+    for row, share in zip(confidences, (shares / shares.sum()).tolist(), strict=False):
+        ordered = row[staying].sort(descending=True).values
         m = min(round(share * n), len(ordered))
         thresholds.append(_cut(ordered, m))
-        left &= row < thresholds[-1]
+        staying &= row < thresholds[-1]
     return tuple(thresholds)

@@ -21,15 +21,16 @@ from auxnet.checkpoint import fingerprint, load_net
 from auxnet.data import DataSet
 from auxnet.documents import read_json
 from auxnet.evaluation import OutputReport, reports
-from auxnet.exits import ExitCosts, exit_macs, read_policy
+from auxnet.exits import ExitCosts, exit_macs, read_notes, read_policy
 from auxnet.latency import latencies
 from auxnet.network import AuxNet
-from auxnet.policy import Policy
+from auxnet.policy import Policy, never
 from auxnet.provenance import provenance
 from auxnet.recipe import Recipe
 from auxnet.scores import Predictions, confusion, predictions, reliability, wilson
 from auxnet.selection import choose
 from auxnet.thresholds import fit_temperatures, outcome, sweep
+from auxnet.words import per_cent
 
 MOST_IMAGES, MOST_CLASSES, THUMBNAIL = 24, 100, 96
 """images of the gallery; classes of a confusion matrix that is drawn whole; largest side of an image, in pixels"""
@@ -64,7 +65,7 @@ def examine(run: Path, recipe: Recipe, dataset: DataSet) -> dict[str, Any]:
         "confusion": [confused(logits, test.labels) for logits, _ in answers],
         "gallery": gallery(test, dataset.test, deeper),
         "gallery_of": len(deeper),
-        "exits": early_exits(val, test, exit_macs(net, shape), solved_policy(run, net)) if net.outputs > 1 else None,
+        "exits": early_exits(val, test, exit_macs(net, shape), *solved_for(run, net)) if net.outputs > 1 else None,
     }
 
 
@@ -123,15 +124,17 @@ def time_of(timing: dict[str, Any] | None) -> dict[str, Any]:
 # ---- leaving early; mistakes ------------------------------------------------------------------------------------
 
 
-def solved_policy(run: Path, net: AuxNet) -> Policy | None:
-    """What `auxnet exits` solved for these weights; None if it did not, or if exits.json is damaged."""
+def solved_for(run: Path, net: AuxNet) -> tuple[Policy | None, list[str]]:
+    """What `auxnet exits` solved for these weights, and its notes; None if it did not, or if exits.json is damaged."""
     try:
-        return read_policy(run, net.outputs)
+        return read_policy(run, net.outputs), read_notes(run)
     except (FileNotFoundError, RuntimeError):
-        return None
+        return None, []
 
 
-def early_exits(val: Predictions, test: Predictions, costs: ExitCosts, solved: Policy | None) -> dict[str, Any]:
+def early_exits(
+    val: Predictions, test: Predictions, costs: ExitCosts, solved: Policy | None, notes: Sequence[str] = ()
+) -> dict[str, Any]:
     """The early-exit curve on validation: policies solved there for bounds on the mean cost, and the one of exits.json.
 
     What each does to test images is a report beside it.
@@ -148,17 +151,26 @@ def early_exits(val: Predictions, test: Predictions, costs: ExitCosts, solved: P
             "shares": seen.shares,
         }
 
-    policies = sweep(val, costs.stop, costs.passing, points=16, temperatures=fit_temperatures(val))
-    ring = "" if solved is None else " The ring is what exits.json holds."
-    words = (
+    rule = never(len(val.logits), temperatures=fit_temperatures(val))
+    policies = sweep(val, rule, costs.stop, costs.passing, points=16)
+    held = None if solved is None else point(solved)
+    said = [
         "Thresholds on the entropy, and temperatures, are solved on the very validation images that are shown "
-        f"(n = {len(val.labels):,}), for the least error at a bound on the mean cost.{ring} Test "
-        f"(n = {len(test.labels):,}) is a report, and decides nothing. The cost counts every head that is run."
-    )
+        f"(n = {len(val.labels):,}), for the least error at a bound on the mean cost. The cost counts every head "
+        "that is run."
+    ]
+    if held is not None:
+        on_val, on_test = (
+            f"{per_cent(seen['error'])} ({100 * seen['low']:.1f} .. {100 * seen['high']:.1f})"
+            for seen in (held["val"], held["test"])
+        )
+        said.append(f"The ring is what exits.json holds: {on_val} on validation, and {on_test} on test (the bar).")
+        said += [f"{note[0].upper()}{note[1:]}." for note in notes]
+    said.append(f"Test (n = {len(test.labels):,}) is a report, and decides nothing.")
     return {
         "points": sorted(map(point, policies), key=lambda each: each["macs"]),
-        "solved": None if solved is None else point(solved),
-        "words": words,
+        "solved": held,
+        "words": " ".join(said),
     }
 
 

@@ -15,7 +15,7 @@ from auxnet.checkpoint import fingerprint, load_net
 from auxnet.documents import read_json
 from auxnet.latency import measure
 from auxnet.network import AuxNet, check_net, costs, logits_of, multiply_adds
-from auxnet.policy import ALWAYS, Confidence, Policy
+from auxnet.policy import ALWAYS, Confidence, Policy, never
 from auxnet.recipe import RunDir
 from auxnet.thresholds import anytime
 from auxnet.words import command
@@ -87,7 +87,7 @@ class EarlyExit(nn.Module):
             output[here] = k
             if k == self.net.outputs:
                 break
-            staying = (~self.policy.sure(logits, k)).nonzero().squeeze(1)
+            staying = (~self.policy.exits_here(logits, k)).nonzero().squeeze(1)
             if not len(staying):
                 break
             if len(staying) < len(here):
@@ -122,7 +122,7 @@ def exit_latencies(
     through all heads before it, and as a model of its own.
     """
     K = net.outputs
-    straight = [EarlyExit(net, policy.thresholds, confidence) for policy in anytime(K, confidence)]
+    straight = [EarlyExit(net, policy.thresholds, confidence) for policy in anytime(never(K, confidence))]
     # A confidence at so high a temperature is near 0, whatever is said: no image leaves at a threshold of 1.
     asked = [EarlyExit(net, [1.0] * k + [ALWAYS] * (K - 1 - k), confidence, [1e6] * K) for k in range(1, K)]
     models = [*straight, *asked, *(net.truncate(k) for k in range(1, K + 1))]
@@ -160,6 +160,12 @@ def read_policy(run: RunDir, outputs: int) -> Policy:
     if made_for != fingerprint(Path(run)):
         raise RuntimeError(f"{path} was made for other weights than the run's: run `{command('exits', run)}` again")
     return policy
+
+
+def read_notes(run: RunDir) -> list[str]:
+    """What must be known before the policy in a run's exits.json is trusted; [] where nothing was noted."""
+    notes = read_json(Path(run) / "exits.json").get("notes")
+    return [str(note) for note in notes if note] if isinstance(notes, list) else []
 
 
 def early_exit(run: RunDir) -> EarlyExit:

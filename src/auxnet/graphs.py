@@ -81,7 +81,7 @@ class EarlyExitGraph(nn.Module):
 
         if k == self.net.outputs:
             return leave(features, logits)
-        sure = self.policy.sure(logits, k).squeeze(0)
+        sure = self.policy.exits_here(logits, k).squeeze(0)
         return cast(tuple[Tensor, Tensor, Tensor], torch.cond(sure, leave, go_on, (features, logits)))
 
 

@@ -44,7 +44,7 @@ class Policy:
         if any(not 0 < t < math.inf for t in self.temperatures):
             raise ValueError(f"temperatures must be above 0 and finite, got {self.temperatures}")
 
-    def sure(self, logits: Tensor, k: int) -> Tensor:
+    def exits_here(self, logits: Tensor, k: int) -> Tensor:
         """Whether an image leaves at output k < K (from 1) if it gets there, bool [N], by the logits [N, C] there."""
         return confidence(logits, self.confidence, self.temperatures[k - 1]) >= self.thresholds[k - 1]
 
@@ -64,6 +64,17 @@ class Policy:
     def up_to(self, output: int) -> Policy:
         """The policy over outputs 1..`output` alone, of which the last takes the rest."""
         return Policy(self.thresholds[: output - 1], self.confidence, self.temperatures[:output])
+
+
+def never(outputs: int, confidence: Confidence = "entropy", temperatures: Sequence[float] | None = None) -> Policy:
+    """The policy by which no image leaves early, for thresholds to be put in; temperatures [K] are 1 by default.
+
+    Raises ValueError.
+    """
+    tempers = (1.0,) * outputs if temperatures is None else tuple(map(float, temperatures))
+    rule = Policy((NEVER,) * (outputs - 1), confidence, tempers)
+    rule.check(outputs)
+    return rule
 
 
 def confidence(logits: Tensor, kind: Confidence = "entropy", temperature: float = 1.0) -> Tensor:

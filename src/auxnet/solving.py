@@ -5,16 +5,18 @@ The test images decide nothing: policies are made first, of validation images al
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from auxnet.exits import exit_latencies, exit_macs, policy_content
 from auxnet.files import write_json
+from auxnet.network import AuxNet
 from auxnet.opening import Opened, opened
-from auxnet.policy import Confidence, Policy, check_confidence
+from auxnet.policy import Confidence, Policy, check_confidence, never
 from auxnet.recipe import RunDir
 from auxnet.scores import predictions
 from auxnet.thresholds import (
@@ -25,11 +27,13 @@ from auxnet.thresholds import (
     check_target,
     costs_under,
     fit_temperatures,
+    least_shown,
     outcome,
     solve,
     solve_cross_fitted,
     sweep,
 )
+from auxnet.words import command, per_cent
 
 Cost = Literal["macs", "latency"]
 Unit = Literal["MACs", "ms"]
@@ -71,6 +75,8 @@ class Solved:
     """of all costs: multiply-adds, or milliseconds of one image at a time, measured here"""
     target: dict[str, float]
     """max_error_increase (a fraction), or max_mean_cost (in `unit`)"""
+    notes: tuple[str, ...]
+    """what a reader must know before trusting the thresholds; () without a policy"""
     content: dict[str, Any] = field(repr=False)
     """what exits.json holds; {} without a policy"""
     written: Path | None
@@ -96,7 +102,8 @@ def solve_exits(
 
     One target: the least mean cost with an error of at most `max_error_increase` above the final output's (a
     fraction of the images: 0.005, the default, is half a percentage point), kept in the mean over images that the
-    thresholds were not solved on (`solve_cross_fitted`: no promise for one set of images); or the least error with a
+    thresholds were not solved on (`solve_cross_fitted`: no promise for one set of images), by the final output alone if
+    nothing else is shown to keep it; or the least error with a
     mean of at most `max_mean_macs` multiply-adds, or `max_mean_latency` milliseconds (one image at a time, measured
     here), for an image. `cost` is what the first makes least: "macs" or "latency".
 
@@ -106,10 +113,13 @@ def solve_exits(
     has that many `points`; the anytime and the budgeted one are MSDNet's settings. Data, device and CPU threads are
     those of the training where they are not given.
 
-    Writes RUN/exits.json where thresholds meet the target, and warns (UserWarning) if that fails; where none do, the
-    policy is None, the reason is there, and nothing is written. Raises ValueError for what cannot be asked for (two
-    targets, a run with one output), and FileNotFoundError or RuntimeError as `opened` does.
+    Writes RUN/exits.json where thresholds meet the target, and warns (UserWarning) if that fails; where none do (a mean
+    cost below that of output 1), the policy is None, the reason is there, and nothing is written. Raises ValueError for
+    what cannot be asked for (two targets, a run with one output), TypeError for a net (docs/guide.md, "In your own
+    loop", says how its thresholds are solved), and FileNotFoundError or RuntimeError as `opened` does.
     """
+    if isinstance(run, AuxNet):
+        raise TypeError('solve_exits takes a run directory, not a net: docs/guide.md, "In your own loop", says how')
     target, unit = _target(max_error_increase, max_mean_macs, max_mean_latency, cost)
     check_confidence(confidence)
     if points not in range(2, MOST_POINTS + 1):
@@ -158,25 +168,22 @@ def _solve(
         exit_latencies(it.net, it.image_shape, confidence) if unit == "ms" else exit_macs(it.net, it.image_shape)
     )
     temperatures = fit_temperatures(val) if temperature else (1.0,) * len(stop)
-    rule: dict[str, Any] = {"confidence": confidence, "temperatures": temperatures}
+    rule = never(len(stop), confidence, temperatures)
     policy: Policy | None
     policy, cross_fitted = None, None
     if (increase := target.get("max_error_increase")) is not None:
-        policy, cross_fitted = solve_cross_fitted(
-            val, stop, passing, max_error_increase=increase, common=common, **rule
-        )
+        policy, cross_fitted = solve_cross_fitted(val, rule, stop, passing, max_error_increase=increase, common=common)
     else:
-        policy = solve(val, stop, passing, max_mean_cost=target["max_mean_cost"], common=common, **rule)
+        policy = solve(val, rule, stop, passing, max_mean_cost=target["max_mean_cost"], common=common)
     if policy is None:
         bound = f"a mean of at most {cost_text(target['max_mean_cost'])} {unit}"
         first = f"every image that leaves at output 1 costs {cost_text(stop[0])} {unit}"
         reason = f"no thresholds meet {bound}: {first} ({100 * val.errors[0]:.2f} % error)"
-        return Solved(None, reason, None, None, {}, None, tuple(stop), tuple(alone), unit, target, {}, None)
-    settings: dict[str, Any] = {"points": int(points), **rule}
+        return Solved(None, reason, None, None, {}, None, tuple(stop), tuple(alone), unit, target, (), {}, None)
     policies = {
-        "solved": sweep(val, stop, passing, common=common, **settings),
-        "anytime": anytime(len(stop), confidence, temperatures),
-        "budgeted": budgeted(val, **settings),
+        "solved": sweep(val, rule, stop, passing, points=int(points), common=common),
+        "anytime": anytime(rule),
+        "budgeted": budgeted(val, rule, points=int(points)),
     }
     test = predictions(it.net, it.batches("test"))  # after the choice, and only to report it
 
@@ -185,9 +192,12 @@ def _solve(
 
     (answer,), curves = seen([policy]), {name: seen(several) for name, several in policies.items()}
     costs = costs_under(policy, stop, passing)
+    notes = [] if cross_fitted is None else [*_of_target(target["max_error_increase"], cross_fitted, answer)]
+    notes += _of_outputs_alone(run, curves["anytime"], alone, answer.val, target.get("max_mean_cost"), unit)
     about = {
         "target": target,
         "cross_fitted": None if cross_fitted is None else asdict(cross_fitted),
+        "notes": notes,
         "common": common,
         "unit": unit,
         "costs": list(costs),
@@ -216,9 +226,56 @@ def _solve(
         tuple(alone),
         unit,
         target,
+        tuple(notes),
         content,
         written,
     )
+
+
+def _of_target(target: float, found: CrossFit, answer: Point) -> Iterator[str]:
+    """Whether a target on the error is kept: on images solved on, on those left out of solving, and on test images."""
+    n, points = answer.val.images, f"{100 * target:g} points"
+    if found.allowed is not None:
+        low, high = found.rise_interval
+        here, there = (
+            answer.val.against_final.difference,
+            f"{100 * found.rise:.2f} ({100 * low:.1f} .. {100 * high:.1f})",
+        )
+        yield (
+            f"the error rises by {100 * here:.2f} points on the validation images that the thresholds are solved on, "
+            f"and by {there} on images left out of solving, a fifth in turn: there it keeps the target of {points} in "
+            "the mean, which promises nothing of one set of images"
+        )
+    elif target < least_shown(n):
+        least = math.ceil(1e4 * least_shown(n)) / 100
+        yield (
+            f"{n:,} validation images are too few to show that a target of {points} is kept ({least:g} is the least "
+            "that they can show): all images take the final output"
+        )
+    else:
+        yield f"nothing is shown to keep the target of {points} on images left out: all images take the final output"
+    test = answer.test.against_final
+    if test.difference > target:
+        how = "beyond chance" if test.low > target else "which may be chance"
+        yield f"on test images the error rises by more than the target of {points}, {how}"
+
+
+def _of_outputs_alone(
+    run: Path, outputs: Sequence[Point], alone: Sequence[float], val: Outcome, bound: float | None, unit: Unit
+) -> Iterator[str]:
+    """The output that is better as a model of its own: of those that err no more than the policy and keep the bound the
+    one that errs least, or without a bound of those that cost no more the cheapest.
+    """
+    most = val.mean_cost if bound is None else bound
+    within = [k for k, one in enumerate(outputs) if one.val.error <= val.error and alone[k] <= most]
+    if val.shares[-1] == 1:  # the final output takes all anyway
+        within = [k for k in within if k < len(outputs) - 1]
+    if within:
+        k = min(within, key=lambda k: (0.0 if bound is None else outputs[k].val.error, alone[k]))
+        yield (
+            f"output {k + 1} alone errs no more on validation ({per_cent(outputs[k].val.error)}), at "
+            f"{cost_text(alone[k])} {unit}: `{command('select', run)}` compares the outputs"
+        )
 
 
 def _facts(point: Point) -> dict[str, Any]:

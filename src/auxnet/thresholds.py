@@ -20,10 +20,11 @@ from numbers import Real
 import torch
 
 from auxnet.descent import Costs, Task, Thresholds, geometric_shares, only_at
-from auxnet.policy import ALWAYS, NEVER, Confidence, Policy
+from auxnet.policy import ALWAYS, Policy
 from auxnet.scores import Comparison, Predictions, compare, fit_temperature, wilson
 
 BEST = 8  # of the policies to begin from, as many are refined
+FEWEST = 5  # images that a target on the error must be worth: of fewer, thresholds are shown to keep it by luck alone
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,14 @@ def outcome(
 ) -> Outcome:
     """What a policy does to the images of `said`. Raises ValueError for a policy or costs of other outputs."""
     policy.check(len(said.logits))
-    left = policy.exits(said.logits)
-    n = len(left)
-    wrong_n = said.wrong[left - 1, torch.arange(n)]
+    exits = policy.exits(said.logits)
+    n = len(exits)
+    wrong_n = said.wrong[exits - 1, torch.arange(n)]
     wrong = int(wrong_n.sum())
-    spent = Costs.of(costs, passing).under(policy.thresholds)[left - 1]
+    spent = Costs.of(costs, passing).under(policy.thresholds)[exits - 1]
     mean = float(spent.mean())
     half = 1.96 * float(spent.std(correction=0)) / n**0.5
-    counts = torch.bincount(left - 1, minlength=len(costs)).tolist()
+    counts = torch.bincount(exits - 1, minlength=len(costs)).tolist()
     return Outcome(
         n,
         wrong / n,
@@ -82,24 +83,23 @@ def outcome(
 
 def solve(
     said: Predictions,
+    rule: Policy,
     costs: Sequence[float],
     passing: Sequence[float] | None = None,
     *,
     max_error_increase: float | None = None,
     max_mean_cost: float | None = None,
-    confidence: Confidence = "entropy",
-    temperatures: Sequence[float] | None = None,
     common: bool = False,
 ) -> Policy | None:
     """Thresholds for one target, from what the outputs said of *validation* images; None if nothing meets it.
 
     Either the mean cost is least with an error of at most the final output's + `max_error_increase` (a
-    fraction), or the error is least with a mean cost of at most `max_mean_cost`. `temperatures` are K (default:
-    all 1). With `common`, one threshold serves all outputs (BranchyNet's rule).
+    fraction), or the error is least with a mean cost of at most `max_mean_cost`. Of the `rule` (`policy.never` makes
+    one) all but the thresholds is kept. With `common`, one threshold serves all outputs (BranchyNet's rule).
     Raises ValueError for a target that cannot be, or two.
     """
     check_target(max_error_increase, max_mean_cost)
-    task, rule = _task(said, costs, passing, confidence, temperatures)
+    task = _task(said, rule, costs, passing)
     return _with(rule, task.solve(task.starts(common), max_error_increase, max_mean_cost, refine=0 if common else BEST))
 
 
@@ -110,64 +110,74 @@ class CrossFit:
     parts: int
     allowed: float | None
     """the rise of error allowed on the images solved on (a fraction) by which the target is kept on those left out;
-    None: by no allowance that was tried, and all images leave at the cheapest output that keeps it"""
+    None: by no allowance that was tried, or the images are too few to show it, and all take the final output"""
     rise: float
-    """of the error above the final output's, on the images left out, under that allowance; of that output, on all"""
+    """of the error above the final output's, on the images left out, under that allowance; else 0"""
+    rise_interval: tuple[float, float]
+    """95 %, of the one allowance: that it was picked among several is not in it"""
+
+
+def least_shown(images: int) -> float:
+    """The least rise of error that so many images can show to be kept: a few of them, as a fraction."""
+    return FEWEST / images
 
 
 def solve_cross_fitted(
     said: Predictions,
+    rule: Policy,
     costs: Sequence[float],
     passing: Sequence[float] | None = None,
     *,
     max_error_increase: float,
-    confidence: Confidence = "entropy",
-    temperatures: Sequence[float] | None = None,
     common: bool = False,
     parts: int = 5,
 ) -> tuple[Policy, CrossFit]:
     """Thresholds of the least mean cost with an error that rises by at most `max_error_increase` on *other* images.
 
     In the mean, not with certainty: on the images at hand the largest rise is allowed with which, solved on all parts
-    of them but one and counted on that one, part by part, the target is kept (by bisection). Else as `solve`, which
-    allows all of it on the images that it solves on.
+    of them but one and counted on that one, part by part, the target is kept (by bisection). So is a single output that
+    takes all: it is one of the thresholds tried. Where nothing is shown to keep the target, or it is below what the
+    images can show (`least_shown`), all take the final output. Else as `solve`, which allows all of the target on the
+    images that it solves on.
     """
     check_target(max_error_increase)
-    task, rule = _task(said, costs, passing, confidence, temperatures)
-    n, final, never = task.wrong.shape[1], float(task.wrong[-1].sum()), only_at(len(costs), len(costs))
+    task, n, refine = _task(said, rule, costs, passing), len(said.labels), 0 if common else BEST
+    final = replace(rule, thresholds=only_at(len(costs), len(costs)))
+    unshown = final, CrossFit(parts, None, 0.0, (0.0, 0.0))
+    if max_error_increase < least_shown(n) - 1e-9:
+        return unshown
     part = torch.randperm(n, generator=torch.Generator().manual_seed(0)) % parts
-    halves = [(task.of_images(part != k), task.of_images(part == k)) for k in range(parts if n >= parts else 0)]
+    halves = [(task.of_images(part != k), task.of_images(part == k)) for k in range(parts)]
     begun = [solved_on.starts(common) for solved_on, _ in halves]
 
-    def rise(allowed: float) -> float:
-        wrong = -final
+    def rise(allowed: float) -> Comparison:
+        errors = []
         for (solved_on, left_out), starts in zip(halves, begun, strict=True):
-            found = solved_on.solve(starts, allowed, None, refine=0 if common else 2)
-            wrong += left_out.totals(found or never)[0]
-        return wrong / n
+            found = solved_on.solve(starts, allowed, None, refine=min(refine, 2))
+            errors.append(left_out.errors(found or final.thresholds))
+        finals = torch.cat([left_out.wrong[-1] for _, left_out in halves])
+        return compare(torch.cat(errors).bool(), finals.bool())
 
     # Between all of the target and that less two standard errors of the final output's error (or two targets):
+    error = said.errors[-1]
     high = max_error_increase
-    low = high - 2 * max(high, (final * (n - final) / n**3) ** 0.5)
+    low = high - 2 * max(high, (error * (1 - error) / n) ** 0.5)
     kept, allowed = None, high
-    for _ in range(7 if halves else 0):
-        if (found := rise(allowed)) <= max_error_increase + 1e-9:
-            kept, low = CrossFit(parts, allowed, found), allowed
+    for _ in range(7):
+        if (found := rise(allowed)).difference <= max_error_increase + 1e-9:
+            kept, low = (allowed, found), allowed
         else:
             high = allowed
         if low == high:
             break
         allowed = (low + high) / 2
-    refine = 0 if common else BEST
-    thresholds = None if kept is None else task.solve(task.starts(common), kept.allowed, None, refine)
-    if kept is not None and thresholds is not None:
-        return replace(rule, thresholds=thresholds), kept
-    # An output by itself was not solved, so that luck has hardly chosen it:
-    alone = [only_at(k, len(costs)) for k in range(1, len(costs) + 1)] if halves else [never]
-    rises = {each: (task.totals(each)[0] - final) / n for each in alone}
-    within = [each for each in alone if rises[each] <= max_error_increase + 1e-9]
-    cheapest = min(within, key=lambda each: task.totals(each)[1])
-    return replace(rule, thresholds=cheapest), CrossFit(parts, None, rises[cheapest])
+    if kept is None:
+        return unshown
+    allowed, found = kept
+    thresholds = task.solve(task.starts(common), allowed, None, refine)
+    if thresholds is None:
+        return unshown
+    return replace(rule, thresholds=thresholds), CrossFit(parts, allowed, found.difference, (found.low, found.high))
 
 
 def check_target(max_error_increase: float | None = None, max_mean_cost: float | None = None) -> None:
@@ -184,16 +194,15 @@ def check_target(max_error_increase: float | None = None, max_mean_cost: float |
 
 def sweep(
     said: Predictions,
+    rule: Policy,
     costs: Sequence[float],
     passing: Sequence[float] | None = None,
     *,
     points: int = 12,
-    confidence: Confidence = "entropy",
-    temperatures: Sequence[float] | None = None,
     common: bool = False,
 ) -> list[Policy]:
     """Least-error policies for mean costs evenly spaced from the first output's to that of passing all heads."""
-    task, rule = _task(said, costs, passing, confidence, temperatures)
+    task = _task(said, rule, costs, passing)
     starts = task.starts(common)
     most = float(task.costs.under((ALWAYS,) * (len(costs) - 1)).max())
     bounds = torch.linspace(min(costs), most, points, dtype=torch.float64).tolist()
@@ -201,58 +210,32 @@ def sweep(
     return [policy for thresholds in solved if (policy := _with(rule, thresholds)) is not None]
 
 
-def anytime(
-    outputs: int, confidence: Confidence = "entropy", temperatures: Sequence[float] | None = None
-) -> list[Policy]:
+def anytime(rule: Policy) -> list[Policy]:
     """MSDNet's anytime setting: for each output k, every image stops there."""
-    rule = _rule(outputs, confidence, temperatures)
+    outputs = len(rule.temperatures)
     return [replace(rule, thresholds=only_at(k, outputs)) for k in range(1, outputs + 1)]
 
 
-def budgeted(
-    said: Predictions,
-    *,
-    points: int = 12,
-    confidence: Confidence = "top",
-    temperatures: Sequence[float] | None = None,
-) -> list[Policy]:
+def budgeted(said: Predictions, rule: Policy, *, points: int = 12) -> list[Policy]:
     """MSDNet's budgeted-batch setting: `geometric` policies for q from 1/10 (shallow) to 10 (deep)."""
     qs = torch.logspace(-1, 1, points).tolist()
-    return [geometric(said, q, confidence=confidence, temperatures=temperatures) for q in qs]
+    return [geometric(said, rule, q) for q in qs]
 
 
-def geometric(
-    said: Predictions, q: float, *, confidence: Confidence = "top", temperatures: Sequence[float] | None = None
-) -> Policy:
+def geometric(said: Predictions, rule: Policy, q: float) -> Policy:
     """Output k takes a share proportional to q^k of the images of `said`: the surest of those that are left."""
     if not 0 < q < float("inf"):
         raise ValueError(f"q must be above 0 and finite, got {q}")
-    rule = _rule(len(said.logits), confidence, temperatures)
+    rule.check(len(said.logits))
     return replace(rule, thresholds=geometric_shares(rule.confidences(said.logits), q))
 
 
-def _rule(outputs: int, confidence: Confidence, temperatures: Sequence[float] | None) -> Policy:
-    """The policy by which no image leaves early, for thresholds to be put in. Raises ValueError."""
-    ones = [1.0] * outputs
-    rule = Policy(
-        (NEVER,) * (outputs - 1), confidence, tuple(map(float, ones if temperatures is None else temperatures))
-    )
-    rule.check(outputs)
-    return rule
-
-
-def _task(
-    said: Predictions,
-    costs: Sequence[float],
-    passing: Sequence[float] | None,
-    confidence: Confidence,
-    temperatures: Sequence[float] | None,
-) -> tuple[Task, Policy]:
-    """What is to be solved, and the rule that thresholds are put into. Raises ValueError."""
+def _task(said: Predictions, rule: Policy, costs: Sequence[float], passing: Sequence[float] | None) -> Task:
+    """What is to be solved. Raises ValueError."""
     if len(costs) != len(said.logits):
         raise ValueError(f"{len(said.logits)} outputs need {len(said.logits)} costs, got {len(costs)}")
-    rule = _rule(len(costs), confidence, temperatures)
-    return Task(rule.confidences(said.logits), said.wrong.double(), Costs.of(costs, passing)), rule
+    rule.check(len(costs))
+    return Task(rule.confidences(said.logits), said.wrong.double(), Costs.of(costs, passing))
 
 
 def _with(rule: Policy, thresholds: Thresholds | None) -> Policy | None:

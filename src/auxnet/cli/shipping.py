@@ -87,6 +87,7 @@ class Predict:
 def export(words: list[str]) -> None:
     """`auxnet export`."""
     o = parse(Export, words)
+    from auxnet.exits import read_notes
     from auxnet.exporting import export as write
 
     settings = {"which": o.which, "fold": o.fold, "policy": _policy(o), "data_dir": o.data_dir, "images": o.images}
@@ -104,6 +105,8 @@ def export(words: list[str]) -> None:
     if done.exits is not None:
         shares = ", ".join(f"{n} at {k}" for k, n in enumerate(done.exits, start=1))
         screen.print_line(console, f"exits of the {done.images} images: {shares}")
+        for note in read_notes(o.run) if o.thresholds is None else ():
+            screen.print_line(console, f"note: {note}")
     images = "random images (the data of the run are not here)" if done.random else "validation images"
     equal = f"run again on {done.images} {images}: the largest difference of a logit is {done.difference:.2g}"
     screen.print_line(console, equal)

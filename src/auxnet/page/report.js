@@ -302,7 +302,7 @@
   }
 
   // ---- early exit -----------------------------------------------------------------------------------------------
-  // On validation, where thresholds are chosen: test is told in the hover alone.
+  // On validation, where thresholds are chosen: of test, what exits.json does is drawn, and the rest told in the hover.
   function tracesOfExits(r, index) {
     const c = several ? shade(index) : colour("accent"), p = r.exits.points, name = several ? `${safe(r.name)}: ` : "";
     const macs = p.map((e) => e.macs), traces = [];
@@ -335,6 +335,14 @@
         x: [e.macs], y: [100 * e.val.error], mode: "markers", name: `${name}exits.json`, text: [said(e)],
         hovertemplate: "exits.json: %{text}<extra></extra>",
         marker: { size: 17, symbol: "circle-open", line: { width: 2.4 }, color: c },
+      }, {
+        x: [e.test_macs], y: [100 * e.test.error], mode: "markers", name: `${name}exits.json on test`, text: [said(e)],
+        hovertemplate: "exits.json: %{text}<extra></extra>",
+        marker: { size: 11, symbol: "x-thin", line: { width: 2.4, color: c } },
+        error_y: {
+          type: "data", symmetric: false, color: c, thickness: 1.4, width: 3,
+          array: [100 * (e.test.high - e.test.error)], arrayminus: [100 * (e.test.error - e.test.low)],
+        },
       });
     return traces;
   }
@@ -347,10 +355,12 @@
       return;
     }
     const shown = finished.filter(({ r }) => r.exits);
-    const highest = Math.max(0.01, ...shown.flatMap(({ r }) => r.outputs.map((o) => o.val.high)));
+    const ringed = shown.map(({ r }) => r.exits.solved).filter(Boolean);
+    const ends = [...shown.flatMap(({ r }) => r.outputs.map((o) => o.val.high)), ...ringed.map((e) => e.test.high)];
+    const highest = Math.max(0.01, ...ends);
     const top = 104 * highest; // and no marker is cut at 0
     const xaxis = axis("mean multiply-adds an image", { tickformat: "~s" });
-    const yaxis = axis("validation error (%)", { range: [-0.03 * top, top] });
+    const yaxis = axis(ringed.length ? "error (%)" : "validation error (%)", { range: [-0.03 * top, top] });
     show("exits-plot", shown.flatMap(({ r, index }) => tracesOfExits(r, index)), { xaxis, yaxis },
       "Validation error of early exit against the mean multiply-adds of an image, beside each output alone");
     byId("exits-note").textContent = run().exits.words;
