@@ -1,5 +1,6 @@
 """Faults, really made: whatever stops a training, it goes on, and ends with the bytes of a run never stopped."""
 
+import json
 import math
 import os
 import shutil
@@ -320,6 +321,25 @@ def test_the_best_weights_are_found_again(tmp_path, whole, best):
     ]
 
 
+def test_a_line_of_a_log_that_is_no_row_any_more_is_left_out(tmp_path):
+    """What a run has logged is of use whatever became of one line; resumed, it is rewritten without that line."""
+    rows = [{"epoch": epoch, "share": 0.5} for epoch in (1, 2)]
+    first, last = (json.dumps(row).encode() for row in rows)
+    for damaged in (b"{}", b"3", b"[1]", b"\xff", b'{"epoch": null}', b'{"epoch": 1, "share": 1e999}', b"[" * 5000):
+        (tmp_path / "log.jsonl").write_bytes(b"\n".join([first, damaged, last, last[:9]]))
+        assert rundir.read_rows(tmp_path / "log.jsonl") == rows, damaged
+
+
+def test_damaged_best_weights_are_said_and_never_used(tmp_path):
+    folder = stopped(tmp_path / "a", epoch=3, step=1)
+    path = folder / "checkpoints" / "best.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match=r"best\.safetensors is damaged.*it is not used"):
+        auxnet.fit(TINY, folder, resume=True)
+    assert read_json(folder / "summary.json")["epochs"]["best"] == 3  # of the epochs to come, the only one
+    assert checkpoint.read_about(path) == {"epoch": "3"}
+
+
 def test_checkpoints_are_ordered_by_the_training_and_not_by_the_clock(tmp_path, whole, monkeypatch):
     clock = iter(range(10**9, 0, -3600))  # every look at the clock finds it an hour earlier
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))
@@ -470,6 +490,8 @@ def test_a_finished_run_that_lost_its_best_weights_says_so(tmp_path):
     (run / "checkpoints" / "best.safetensors").unlink()
     with pytest.raises(RuntimeError, match="the best weights are gone from checkpoints/: --overwrite trains it again"):
         auxnet.fit(replace(TINY, epochs=2, lr=1e-9), run, resume=True)
+    again = train.fit_on(replace(TINY, epochs=2, lr=1e-9), run)  # a sweep's or study's own folder is begun anew
+    assert again.summary["epochs"] == {"last": 2, "best": 1}
 
 
 def _by_hand():
