@@ -20,7 +20,7 @@ from auxnet.cli import main as auxnet
 from auxnet.studies.ledger import Findings, found_in
 from auxnet.studies.running import left_of
 from auxnet.studies.spec import Study, names, read_study
-from auxnet.studies.study_page import headline, markdown, page
+from auxnet.studies.study_page import headline, markdown, markdown_row, page
 from auxnet.studies.verdicts import Verdict, in_words, judge_all
 
 FIRST = ("methods", "compact", "intermediate", "vanishing")  # the paper's claims
@@ -128,7 +128,7 @@ def _found(found: Findings, folder: Path) -> str:
     usual = read_study(study.name, study.scale).seeds
     first = judge_all(study.claims, study.datasets, [row for row in found.rows if row["seed"] < usual])
     both = zip(found.verdicts, first, strict=True)
-    lines = [f"| {v.claim.says} | {in_words(v)}{_before(v, before)} |" for v, before in both]
+    lines = [markdown_row((v.claim.says, in_words(v) + _before(v, before))) for v, before in both]
     parts = [
         f"## [{study.name}]({folder.name}/study.md): {study.question}",
         headline(found),

@@ -1,5 +1,6 @@
 """Faults, really made: whatever stops a training, it goes on, and ends with the bytes of a run never stopped."""
 
+import errno
 import json
 import math
 import os
@@ -72,9 +73,11 @@ def whole(tmp_path_factory):
 # ---- signals ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("step", [2, STEPS])
-@pytest.mark.enough(2)
+@pytest.mark.parametrize(
+    ("number", "status", "step"),
+    [(signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 2), (signal.SIGINT, 130, STEPS), (signal.SIGTERM, 143, STEPS)],
+)
+@pytest.mark.enough(2)  # the first and the third: each signal, and each place
 def test_a_signal_lets_the_step_end_and_saves(tmp_path, whole, number, status, step):
     with pytest.raises(signals.Stopped, match=f"stopped after epoch 2, step {step}; the run is saved") as stop:
         auxnet.fit(TINY, tmp_path / "a", watch=at(2, step, lambda: os.kill(os.getpid(), number)))
@@ -234,6 +237,23 @@ def test_a_full_disk_is_said_of_the_file_that_was_asked_for(small_disk):
     assert not any(small_disk.iterdir())
     with pytest.raises(FileNotFoundError, match=r"'.*/nowhere/x\.json'"):
         write_json(small_disk / "nowhere" / "x.json", [])
+
+
+@pytest.mark.parametrize("file", ["checkpoint", "model.safetensors"])
+def test_a_full_disk_is_said_to_sweeps_and_studies_with_what_goes_on(tmp_path, monkeypatch, file):
+    """They have no --overwrite and no --resume: what trains their folders finds out by itself."""
+
+    def full(path, *_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    place, name = (rundir, "save_state") if file == "checkpoint" else (checkpoint, "save_weights")
+    with monkeypatch.context() as patched:
+        patched.setattr(place, name, full)
+        with pytest.raises(RuntimeError) as failed:
+            train.fit_on(replace(TINY, epochs=1), tmp_path / "a")
+    said = f"{tmp_path / 'a'} cannot be written to (No space left on device): put that right, and the same command"
+    assert str(failed.value) == f"{said} goes on"
+    assert train.fit_on(replace(TINY, epochs=1), tmp_path / "a").summary["epochs"]["last"] == 1
 
 
 def test_a_folder_that_becomes_read_only_stops_the_run(small_disk, whole):

@@ -136,8 +136,32 @@ def test_more_images_of_a_test_set_of_its_own_change_nothing_that_was_drawn(tmp_
     recipe = Recipe(data=str(tmp_path / "pics"), depth=8, outputs=2, epochs=1, batch_size=16, threads=1, device="cpu")
     auxnet.fit(recipe, tmp_path / "run")
     Image.fromarray(images[0]).save(tmp_path / "pics" / "test" / "cat" / "one-more.png")
-    with opened(tmp_path / "run") as it:
+    with pytest.warns(UserWarning, match="its test images have changed"), opened(tmp_path / "run") as it:
         assert len(it.dataset.test) == 41
+
+
+def test_images_of_its_own_that_changed_since_the_training_are_said_wherever_they_judge(tmp_path, capsys):
+    images, labels = tiny(40, 2, size=8)
+    for split in ("train", "val", "test"):
+        write_folders(tmp_path / "pics" / split, images, labels, ["cat", "dog"])
+    recipe = Recipe(data=str(tmp_path / "pics"), depth=8, outputs=2, epochs=1, batch_size=16, threads=1, device="cpu")
+    run, other = (auxnet.fit(recipe, tmp_path / name).folder for name in ("run", "other"))
+    commands = ["report", str(run)], ["select", str(run)], ["evaluate", str(run)]
+
+    def said():
+        for command in commands:
+            assert main(command) == 0
+        return capsys.readouterr().err, (run / "report.html").read_text()
+
+    assert not any("have changed since" in each for each in said())
+    Image.fromarray(images[0]).save(tmp_path / "pics" / "val" / "cat" / "one-more.png")
+    auxnet.fit(recipe, other, overwrite=True)
+    told, page = said()
+    words = "its validation images have changed since it was trained, and errors are of those there are now"
+    assert told.count(f"auxnet: warning: {run}: {words}") == 3
+    assert f"run: {words}." in page
+    assert main(["report", str(run), str(other), "--out", str(tmp_path / "both.html")]) == 0
+    assert "different images" not in (tmp_path / "both.html").read_text()  # both are measured anew on the same
 
 
 @pytest.fixture

@@ -302,6 +302,23 @@ def test_runs_that_were_tested_on_different_images_are_not_compared(gathered):
     assert not said(one, {**other, "resize": [9, 9]})  # the same images, perhaps
 
 
+def test_runs_that_were_validated_on_different_images_are_said_so_and_no_others(gathered):
+    def said(*validated, seeds=(0, 1)):
+        runs = [
+            {**gathered, "seed": seed, "data": {**gathered["data"], **each}}
+            for each, seed in zip(validated, seeds, strict=True)
+        ]
+        return "validated on different images" in " ".join(report_page.notes(runs))
+
+    one, other = ({"val_sha256": name, "resize": [8, 8]} for name in "ab")
+    assert not said(one, one)  # a val/ of their own, whatever the seed
+    assert said(one, other)
+    assert said(one, other, seeds=(0, 0))
+    unknown = {"val_sha256": None}  # runs of earlier versions: by what draws the images
+    assert said(unknown, one)
+    assert not said(unknown, one, seeds=(0, 0))
+
+
 def test_latency_is_measured_as_select_measures_it(run, tmp_path, monkeypatch):
     folder = tmp_path / "a"
     shutil.copytree(run, folder)

@@ -441,8 +441,9 @@ def test_a_failed_training_keeps_a_claim_from_being_told():
 @pytest.mark.parametrize(
     ("images", "word", "why"),
     [
-        ((1, 1, 1), "cannot be told", "the spread of the seeds is below one test image, 0.28 points"),
-        ((20, 20, 21), "cannot be told", "the spread of the seeds is below one test image"),
+        ((3, 3, 3), "cannot be told", "the interval comes within one test image, 0.28 points, of 0"),
+        ((20, 20, 21), "holds", ""),
+        ((-20, -20, -20), "does not hold", ""),
         ((2, 4, 4), "cannot be told", "the interval comes within one test image, 0.28 points, of 0"),
         ((-2, -4, -4), "cannot be told", "the interval comes within one test image, 0.28 points, of 0"),
         ((20, 23, 26), "holds", ""),
@@ -455,6 +456,20 @@ def test_what_one_test_image_makes_tells_nothing(images, word, why):
     verdict = judge(Claim("", Side("a"), Side("b")), "digits", [{**each, "images": {"test": 360}} for each in rows])
     assert (verdict.word, verdict.low > 0 or verdict.high < 0) == (word, True)
     assert why in in_words(verdict)
+
+
+def test_seeds_that_agree_to_less_than_one_test_image_are_judged_as_if_they_spread_by_one():
+    from scipy.stats import ttest_1samp
+
+    def of(*images):
+        rows = [row("a", seed, 0.1) for seed in range(3)]
+        rows += [row("b", seed, 0.1 + more / 100) for seed, more in enumerate(images)]
+        return judge(Claim("", Side("a"), Side("b")), "digits", [{**each, "images": {"test": 100}} for each in rows])
+
+    verdict, by_hand = of(30, 30, 30), [0.29, 0.30, 0.31]  # these spread by one image
+    assert (verdict.low, verdict.high) == pytest.approx(interval(by_hand)[1:])
+    assert verdict.p == pytest.approx(ttest_1samp(by_hand, 0).pvalue)
+    assert (verdict.word, of(1, 1, 1).word) == ("holds", "cannot be told")
 
 
 def test_what_was_tested_on_different_images_is_not_judged(own):
@@ -530,6 +545,31 @@ def test_images_are_counted_for_each_data_set_and_apart_where_variants_differ(ow
     assert "svhn: 65,931 training, 7,326 validation and 10,000 test images." in told
     told = list(notes(Findings(study, (rows[0], whole_row("two", "cifar10", 800, 5_000)), ())))
     assert told[-1].startswith("cifar10: 45,000 training, 5,000 validation and 10,000 test images (one); 800 training")
+
+
+def test_a_bar_in_a_name_ends_no_cell_of_the_table(own):
+    own.write_text(
+        OWN.replace("two: {gamma", '"a|b": {gamma').replace("better: two,", 'better: "a|b",').replace('"two:', '"a|b:')
+    )
+    found = found_in(
+        read_study(str(own), "smoke"), [whole_row("a|b", "digits", 10, 10), whole_row("one", "digits", 10, 10)]
+    )
+    lines = [line for line in markdown(found).splitlines() if "a\\|b" in line]
+    assert len(lines) == 3  # two claims, one output
+    for line in lines:
+        cells = re.split(r"(?<!\\)\|", line)
+        assert len(cells) - 2 == (2 if "told" in line else 9)
+
+
+def test_a_trainings_summary_that_lacks_something_is_told_by_its_folder(own, tmp_path, capsys):
+    [trial, *_] = read_study(str(own), "smoke", 1).trials(HERE)
+    folder = running.folder_of(tmp_path / "out", trial)
+    folder.mkdir(parents=True)
+    summary = {"last": [], "best": [], "epochs": {}, "data": {}, "wall_seconds": 1.0, "versions": {}, "device": {}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert main(["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--show"]) == 1
+    said = f"auxnet: {folder}/summary.json is damaged: remove {folder} to train it again ('commit')\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_line_of_the_table_is_told_by_its_average_alone_and_what_is_published_stands_at_the_final_output(own):

@@ -14,6 +14,7 @@ import torch
 import auxnet
 from auxnet import build, by_name, epochs, machine, rundir, schedules, train
 from auxnet.errors import DivergedError
+from auxnet.files import whole
 from auxnet.plan import plan
 from auxnet.reading.splits import fingerprint
 from auxnet.recipe import Recipe, read_recipe, write_recipe
@@ -71,8 +72,8 @@ def test_the_run_directory_holds_what_was_promised(run):
     guessing = pytest.approx(1 - 15 / 145)  # 15 images of the commonest digit
     about = {"name": "digits", "train": 1293, "val": 145, "test": 359, "guessing": guessing}
     dataset = build.load_data(TINY)
-    tested = {"test_sha256": fingerprint([dataset.test]), "resize": [8, 8]}
-    assert summary["data"] == {**about, "drawn": dataset.drawn, **tested}
+    judged_on = {f"{which}_sha256": fingerprint([getattr(dataset, which)]) for which in ("test", "val")}
+    assert summary["data"] == {**about, "drawn": dataset.drawn, **judged_on, "resize": [8, 8]}
 
 
 def test_the_best_epoch_is_the_one_of_least_validation_error(run):
@@ -342,7 +343,7 @@ def test_a_training_killed_anywhere_before_its_first_checkpoint_is_begun_anew(tm
             assert killed_at(act, a, lambda: train.fit_on(recipe, a))
             if list(a.glob("checkpoints/*.ckpt")):
                 break
-            names = sorted(re.sub(r"\d+\.partial", "partial", path.name) for path in a.rglob("*"))
+            names = sorted(re.sub(r"[0-9a-f]+\.partial", "partial", path.name) for path in a.rglob("*"))
             left.add(" ".join(names))
             if "metrics.jsonl" in names and not (tmp_path / "b").exists():
                 shutil.copytree(a, tmp_path / "b")
@@ -478,6 +479,16 @@ def test_progress_says_where_a_training_stands(tmp_path):
     last = [each for each in seen if not each.done][-1]
     assert (last.epoch, last.step) == (3, last.steps)
     assert last.losses == pytest.approx(seen[-1].losses)
+
+
+def test_two_that_write_one_file_at_a_time_each_write_it_whole_though_their_process_ids_are_one(tmp_path):
+    with whole(tmp_path / "a") as first, whole(tmp_path / "a") as second:  # as containers do that share a disk
+        first.write_text("of the first")
+        second.write_text("of the second, longer")
+        assert first.read_text() == "of the first"
+        assert all(re.fullmatch(rundir.PARTIAL, path.name) for path in (first, second))
+    assert (tmp_path / "a").read_text() == "of the first"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_training_killed_while_it_began_is_simply_begun_again(tmp_path):

@@ -70,6 +70,8 @@ class DataSet:
     """the fingerprint of the validation and test images that were drawn from among the training images"""
     test_sha256: Callable[[], str] = str
     """the fingerprint of the test images and their labels, whoever brought them; "" if it is not known"""
+    val_sha256: Callable[[], str] = str
+    """the same of the validation images"""
 
     def check_drawn(self, then: str | None, run: Path | str) -> None:
         """Raise RuntimeError if a run was trained when other images were drawn: by now it may have trained on these."""
@@ -177,12 +179,12 @@ def load(
     augmentation = Augmentation(size, "rrc" in words, "trivial" in words) if photographs else None
     workers = workers if streamed or photographs else 0
     drawn = fingerprint(split for which, split in (("val", val), ("test", test)) if which not in read)
-    tested = partial(fingerprint, [test])  # of all their pixels, as `drawn` is; the middle is a view
+    # Of all their pixels, as `drawn` is; the middle is a view.
+    tested, validated = (partial(fingerprint, [split]) for split in (test, val))
     val, test = val.middle(size), test.middle(size)
     flip = "flip" in words
-    return DataSet(
-        name, classes, train, val, test, mean, std, pad, flip, workers, augmentation, left_out, drawn, tested
-    )
+    about = (workers, augmentation, left_out, drawn, tested, validated)
+    return DataSet(name, classes, train, val, test, mean, std, pad, flip, *about)
 
 
 def suited(name: str, augment: str, side: int) -> str:

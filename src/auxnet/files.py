@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` to write to, moved to `path` once it is complete and on the disk."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{uuid4().hex[:12]}.partial")  # containers that share a disk share ids too
     try:
         yield partial
         umask = os.umask(0)

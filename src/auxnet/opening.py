@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -67,7 +69,7 @@ def data_of(run: Path | str, recipe: Recipe, judging: bool = True) -> DataSet:
 
     Raises as `load_data` does, and RuntimeError if they have other classes, channels or sizes by now, or if other
     images are drawn from them for validation and test than in training (which is no matter where they are not used
-    for `judging`).
+    for `judging`). Warns if the data bring validation or test images of their own that are others by now.
     """
     dataset, config = load_data(recipe), read_config(Path(run))
     trained_on = config.get("classes")
@@ -82,11 +84,26 @@ def data_of(run: Path | str, recipe: Recipe, judging: bool = True) -> DataSet:
         raise RuntimeError(
             f"{run} was trained on {len(trained_on)} classes, and its data hold {len(dataset.classes)}, {how}"
         )
+    normalised = normalised_as(dataset, seen, run)
     if judging and (Path(run) / "summary.json").is_file():
         with parsing(f"{Path(run) / 'summary.json'} is damaged: it does not say on what data"):
-            drawn = read_json(Path(run) / "summary.json")["data"].get("drawn")
-        dataset.check_drawn(drawn, run)
-    return normalised_as(dataset, seen, run)
+            about = read_json(Path(run) / "summary.json")["data"]
+            dataset.check_drawn(about.get("drawn"), run)
+        if changed := changed_since(dataset, about):
+            warnings.warn(f"{run}: {changed}", stacklevel=2)
+    return normalised
+
+
+def changed_since(dataset: DataSet, about: Mapping[str, Any]) -> str | None:
+    """In words, which images that judge a run are others by now than its summary says under "data"; None if none are.
+
+    (Nothing is known of runs of earlier versions.)
+    """
+    now = {"validation": ("val_sha256", dataset.val_sha256), "test": ("test_sha256", dataset.test_sha256)}
+    others = [name for name, (key, of) in now.items() if about.get(key) and about[key] != of()]
+    if not others:
+        return None
+    return f"its {' and '.join(others)} images have changed since it was trained, and errors are of those there are now"
 
 
 def preprocessing_of(dataset: DataSet) -> Preprocessing:

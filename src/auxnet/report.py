@@ -18,7 +18,7 @@ from auxnet.errors import one_line
 from auxnet.examining import COSTS, examine, time_of
 from auxnet.files import whole
 from auxnet.machine import device_of
-from auxnet.opening import data_of
+from auxnet.opening import changed_since, data_of
 from auxnet.page_frame import check_ours, check_runs, names_of
 from auxnet.recipe import method_name, network_name, read_run_recipe
 from auxnet.scores import wilson
@@ -91,7 +91,7 @@ def gather(
     given: dict[str, Any] = {key: value for key, value in asked.items() if value not in (None, "")}
     flags = [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", value)]
     with parsing(f"{run} is damaged: its summary, config or metrics cannot be read"):
-        facts = {
+        facts: dict[str, Any] = {
             "name": name,
             "folder": str(run),
             "recipe": asdict(recipe),
@@ -99,7 +99,7 @@ def gather(
             "method": method_name(recipe),
             "seed": recipe.seed,
             "select": command("select", run, *flags),
-            **dict.fromkeys(("exits", "calibration", "confusion", "gallery", "missing", "measured")),
+            **dict.fromkeys(("exits", "calibration", "confusion", "gallery", "missing", "measured", "changed")),
         }
         rows = whole_epochs(rundir.read_metrics(run))
         facts |= {"curves": curves(rows)}
@@ -113,6 +113,9 @@ def gather(
     except (OSError, RuntimeError, ValueError) as error:
         facts["missing"] = f"the images of {recipe.data} are not available ({one_line(error)})"
         return facts
+    facts["changed"] = changed_since(dataset, facts["data"])
+    judged_on = {"val_sha256": dataset.val_sha256(), "test_sha256": dataset.test_sha256()}
+    facts["data"] = {**facts["data"], "val": len(dataset.val), "test": len(dataset.test), **judged_on}
     return facts | examine(run, recipe, dataset)
 
 

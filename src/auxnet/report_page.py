@@ -11,7 +11,7 @@ from typing import Any
 
 from auxnet import unfinished
 from auxnet.page_frame import columns_of, filled, framed, section_of, table_of, tiles_of, unbroken
-from auxnet.reading.splits import tested_alike
+from auxnet.reading.splits import tested_alike, validated_alike
 from auxnet.recipe import WHERE, Recipe, words_of
 from auxnet.selection import too_few
 from auxnet.words import command, per_cent
@@ -118,6 +118,7 @@ _COSTS = (("params", "parameters"), ("macs", "multiply-adds"))
 def notes(runs: Sequence[Run]) -> list[str]:
     """What a reader must know before trusting the figures."""
     said = [f"{run['name']}: some figures are missing, as {run['missing']}." for run in runs if run["missing"]]
+    said += [f"{run['name']}: {run['changed']}." for run in runs if run["changed"]]
     said += [f"{run['name']}: {few}." for run in runs if run["finished"] and (few := too_few(run["data"]["val"]))]
     if len({Path(run["data"]["name"]) for run in runs}) > 1:  # a folder is the same with a slash behind it
         said.append("These runs are of different data sets: their errors cannot be compared.")
@@ -126,9 +127,15 @@ def notes(runs: Sequence[Run]) -> list[str]:
             "The data changed between these runs, which were tested on different images: their errors cannot be "
             "compared."
         )
-    elif len({(run["seed"], run["recipe"]["val_fraction"]) for run in runs}) > 1:
-        said.append("These runs were validated on different images (seed or share), and on the same test images.")
+    elif not _validated_alike(runs):
+        said.append("These runs were validated on different images, and tested on the same.")
     return said
+
+
+def _validated_alike(runs: Sequence[Run]) -> bool:
+    """By their images; where these are not known, by the seed and the share that draw them, unless the data do."""
+    alike = validated_alike(run["data"] for run in runs)
+    return len({(run["seed"], run["recipe"]["val_fraction"]) for run in runs}) == 1 if alike is None else alike
 
 
 def _headlines(runs: Sequence[Run], within: float) -> str:

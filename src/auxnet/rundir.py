@@ -42,7 +42,7 @@ OURS = (
     "checkpoints/best.safetensors",
 )
 LOCK = ".lock"
-PARTIAL = r"\..+\.\d+\.partial"  # what `files.whole` leaves if it is killed
+PARTIAL = r"\..+\.[0-9a-f]+\.partial"  # what `files.whole` leaves if it is killed
 
 
 @dataclass(frozen=True)

@@ -188,6 +188,14 @@ def tested_alike(data: Iterable[Mapping[str, Any]]) -> bool:
     return all(len(found) == 1 for found in known.values())
 
 
+def validated_alike(data: Iterable[Mapping[str, Any]]) -> bool | None:
+    """The same of validation; None where it cannot be seen: runs of earlier versions, images of different sizes."""
+    known = [(each.get("val_sha256"), tuple(each.get("resize", ()))) for each in data]
+    if not all(sha256 for sha256, _ in known) or len({size for _, size in known}) > 1:
+        return None
+    return len({*known}) == 1
+
+
 def statistics(split: Split | OnDisk) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of all images, in 0..255; 1 in place of a deviation of 0.
 

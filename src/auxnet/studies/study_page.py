@@ -59,7 +59,7 @@ def _of_another(page: Path, study: Study) -> str:
     ledger = page.with_name("ledger.jsonl")
     try:
         variant = stranger(study, ledger) if ledger.is_file() else None
-    except ValueError:
+    except RuntimeError:
         return f"its {ledger.name} cannot be read"
     return f"its variant {variant} is not this one's" if variant else ""
 
@@ -92,13 +92,19 @@ def markdown(found: Findings) -> str:
     study = found.study
     parts = [MARK, f"# {study.name}, {study.scale}: {study.question}", study.note, headline(found)]
     if found.verdicts:
-        lines = ["| claim | found |", "|---|---|"]
-        lines += [f"| {_of_data(found, v)}{v.claim.says} ({v.claim.sides}) | {in_words(v)} |" for v in found.verdicts]
-        parts += ["\n".join(lines), _method(found)]
-    table = [f"| {' | '.join(HEAD)} |", f"|---|{'---:|' * (len(HEAD) - 1)}"]
-    table += [f"| {' | '.join(cells_of(found, average))} |" for average in averages(found.rows)]
+        lines = [markdown_row(("claim", "found")), "|---|---|"]
+        claims = ((f"{_of_data(found, v)}{v.claim.says} ({v.claim.sides})", in_words(v)) for v in found.verdicts)
+        parts += ["\n".join([*lines, *map(markdown_row, claims)]), _method(found)]
+    table = [markdown_row(HEAD), f"|---|{'---:|' * (len(HEAD) - 1)}"]
+    table += [markdown_row(cells_of(found, average)) for average in averages(found.rows)]
     parts += ["\n".join(table), *notes(found)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def markdown_row(cells: Sequence[str]) -> str:
+    """A row of a table in Markdown, whatever signs its texts hold."""
+    told = [cell.replace("|", r"\|") for cell in cells]
+    return f"| {' | '.join(told)} |"
 
 
 def notes(found: Findings) -> Iterator[str]:
@@ -262,7 +268,8 @@ def _plus_minus(value: MeanAndSpread) -> str:
 
 def _method(found: Findings) -> str:
     return (
-        "A difference is taken seed by seed; the interval is Student's, 95 %, over the seeds, of each claim alone. "
+        "A difference is taken seed by seed; the interval is Student's, 95 %, over the seeds, of each claim alone, "
+        "with a spread of one test image at least. "
         f"With {FEWEST} seeds or more a claim holds where the whole interval is above 0, and does not where below, "
         "by more than one test image makes, and where its paired t-test stands at 5 % by Holm's method among all "
         f"{len(found.verdicts)} claims here: in one of twenty studies even one of them is told by chance."

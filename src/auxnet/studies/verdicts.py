@@ -4,9 +4,10 @@ A claim is that one side errs less than another. Both were trained with the same
 same order of the images), so that the difference is taken seed by seed. The errors are those of the last epoch on the
 test images: nothing was chosen on them.
 
-The interval is of one claim alone, and of the seeds alone. A verdict asks for more: that the interval stays farther
-from 0 than what one test image makes, which no seeds can resolve, and that the claim stands among all the claims of its
-study (Holm 1979), of which otherwise one in twenty would be told by chance.
+The interval is of one claim alone, and of the seeds alone. The spread of the seeds counts as one test image at least:
+a few seeds that agree to less agree by luck, for no seed can resolve less. A verdict asks for more: that the interval
+stays farther from 0 than what one test image makes, and that the claim stands among all the claims of its study
+(Holm 1979), of which otherwise one in twenty would be told by chance.
 """
 
 from __future__ import annotations
@@ -48,14 +49,17 @@ class Verdict:
     """the same by Holm's method among the claims of its study; None for a claim that was judged alone"""
 
 
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """The mean of values, and the ends of its 95 % interval by Student's t; infinite ends for a single value."""
+def interval(values: Sequence[float], least: float = 0.0) -> tuple[float, float, float]:
+    """The mean of values, and the ends of its 95 % interval by Student's t; infinite ends for a single value.
+
+    Their standard deviation counts as `least` where it is below that.
+    """
     from scipy.stats import t
 
     center = mean(values)
     if len(values) < 2:
         return center, -inf, inf
-    half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * stdev(values) / sqrt(len(values))
+    half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * _error(values, least)
     return center, center - half, center + half
 
 
@@ -88,10 +92,10 @@ def judge(claim: Claim, data: str, rows: Sequence[Mapping[str, Any]]) -> Verdict
     if not seeds:
         return Verdict(claim, data, (), 0.0, -inf, inf, "cannot be told", _why_nothing(claim, data, rows))
     differences = tuple(worse[seed] - better[seed] for seed in seeds)
-    center, low, high = interval(differences)
     variants = (claim.better.variant, claim.worse.variant)
     images = [row["images"] for row in rows if row["variant"] in variants and row["data"] == data and row["last"]]
     image = 1 / min(each["test"] for each in images) if claim.of == "error" else 0.0
+    center, low, high = interval(differences, image)
     why = ""
     if not tested_alike(images):
         who = " and ".join(dict.fromkeys(variants))
@@ -100,21 +104,24 @@ def judge(claim: Claim, data: str, rows: Sequence[Mapping[str, Any]]) -> Verdict
         why = f"{len(failed)} of the trainings failed, and are in no mean"
     elif len(seeds) < FEWEST:
         why = f"{FEWEST} seeds are the fewest to judge by"
-    elif stdev(differences) < image:
-        why = f"the spread of the seeds is below one test image, {100 * image:.2g} points"
     elif not low <= 0 <= high and min(abs(low), abs(high)) <= image:
         why = f"the interval comes within one test image, {100 * image:.2g} points, of 0"
     if why or low <= 0 <= high:
         return Verdict(claim, data, differences, center, low, high, "cannot be told", why)
     word: Word = "holds" if low > 0 else "does not hold"
-    return Verdict(claim, data, differences, center, low, high, word, p=_p_value(differences))
+    return Verdict(claim, data, differences, center, low, high, word, p=_p_value(differences, image))
 
 
-def _p_value(values: Sequence[float]) -> float:
+def _error(values: Sequence[float], least: float) -> float:
+    """The standard error of the mean of several values."""
+    return max(stdev(values), least) / sqrt(len(values))
+
+
+def _p_value(values: Sequence[float], least: float) -> float:
     """Of a mean of 0, two-sided, by Student's t."""
     from scipy.stats import t
 
-    error = stdev(values) / sqrt(len(values))
+    error = _error(values, least)
     return 2 * float(t.sf(abs(mean(values)) / error, len(values) - 1)) if error else 0.0
 
 
