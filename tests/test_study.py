@@ -255,6 +255,8 @@ def test_the_data_are_a_scales_and_named_once(own):
         ("question: does it work?", "note: q", "'question' is missing in the study"),
         ("question:", "note: [1]\nquestion:", r"note must be text, got \[1\]"),
         ("seeds: 3", "seeds: 3\n    note: [1]", r"note must be text, got \[1\]"),
+        ("error: 5.5", "error: .nan", "error in published of one must be a number in per cent, got nan"),
+        ("error: 5.5", f"error: {10**400}", "error in published of one must be a number in per cent, got 1000"),
         (PUBLISHED, "published: 5\n", "published must hold 'key: value' pairs, got 5"),
         (PUBLISHED, "published: {one: 5.1}\n", "published of one must hold 'key: value' pairs, got 5.1"),
         (PUBLISHED, "published: {onne: {error: 1, source: s}}\n", "published names 'onne'; perhaps you meant 'one'"),
