@@ -23,16 +23,22 @@ import torch
 import yaml
 from scipy.io import savemat
 
-from auxnet import checkpoint, examining, exits, report
+from auxnet import checkpoint, diagnosing, examining, exits, report, rundir
 from auxnet.backbones.weights import load_pretrained
 from auxnet.checkpoint import fingerprint
 from auxnet.exporting import export
 from auxnet.files import write_json
+from auxnet.opening import opened
 from auxnet.prediction import predict
 from auxnet.reading import cifar, formats, pictures
 from auxnet.reading.npz import npz, npz_splits
-from auxnet.recipe import read_recipe
+from auxnet.recipe import Recipe, read_recipe
 from auxnet.runtimes import open_onnx
+from auxnet.studies import supervising
+from auxnet.studies.ledger import findings_of, stranger
+from auxnet.studies.spec import read_study
+from auxnet.studies.study_page import write_findings
+from auxnet.sweeps.space import read_space, space_from
 from shipped import picture, write_run
 from writers import cifar_files, tiny, write_cifar, write_parquet
 
@@ -106,7 +112,7 @@ ODD += ["\ud800", "a\nb", [], {}, [[]], [None], {"a": None}, [1, 2, 3], -0.5, 6 
 
 def damaged(content: bytes, random: Random, suffix: str) -> bytes:
     """The content truncated, flipped, spliced, with something inserted; where JSON or YAML is, or with odd values."""
-    if suffix in (".json", ".jsonl", ".yaml") and random.random() < 0.6:
+    if suffix in (".json", ".jsonl", ".log", ".yaml") and random.random() < 0.6:
         return _odd(content, random, suffix)
     for _ in range(random.randint(1, 3)):
         start, end = sorted(_place(len(content), random) for _ in range(2))
@@ -139,7 +145,7 @@ def _place(length: int, random: Random) -> int:
 
 def _odd(content: bytes, random: Random, suffix: str) -> bytes:
     """Other values in a document that is well-formed otherwise."""
-    lines = content.splitlines() if suffix == ".jsonl" else [content]
+    lines = content.splitlines() if suffix in (".jsonl", ".log") else [content]
     where = random.randrange(len(lines))
     value = yaml.safe_load(lines[where]) if suffix == ".yaml" else json.loads(lines[where])
     for _ in range(random.randint(1, 2)):
@@ -166,7 +172,9 @@ def _replaced(value: Any, random: Random) -> Any:
 # ---- the files -------------------------------------------------------------------------------------------------
 
 
-NAMES = ("recipe.yaml", "metrics.jsonl", "summary.json", "config.json", "model.safetensors", "exits.json")
+NAMES: tuple[str, ...] = ("recipe.yaml", "metrics.jsonl", "summary.json", "config.json", "model.safetensors")
+NAMES += ("diagnosis.jsonl", "study file", "ledger.jsonl", "summary.json of a study", "supervision.json", "space file")
+NAMES += ("exits.json", "study.txt of a sweep", "journal of a sweep")
 NAMES += ("evaluation.json", "ONNX", "checkpoint", "checkpoint that is sealed", "weights.pt", "parquet", ".mat")
 NAMES += (".mat, compressed", "CIFAR tar.gz", "CIFAR tar", "CIFAR pickle", "CIFAR names", "CIFAR binary", ".npz")
 NAMES += ("PNG", "JPG", "GIF", "BMP", "WEBP", "TIF", "PPM")
@@ -177,7 +185,9 @@ def targets(home: Path) -> list[Target]:
     run = write_run(home / "made")
     image = home / "image.png"
     picture(1).save(image)
-    return [*_of_runs(run, image, home), *_of_models(home), *_of_data(home), *_of_images(home)]
+    of_many = [_diagnosed(run, home), *_of_studies(run, home), *_of_sweeps(home)]
+    found = [*of_many, *_of_runs(run, image, home), *_of_models(home), *_of_data(home), *_of_images(home)]
+    return sorted(found, key=lambda target: NAMES.index(target.name))
 
 
 def _of_runs(run: Path, image: Path, home: Path) -> list[Target]:
@@ -218,6 +228,85 @@ def _of_runs(run: Path, image: Path, home: Path) -> list[Target]:
         ),
         Target("ONNX", onnx_file, lambda: open_onnx(onnx_file, threads=1).ask(images)),
     ]
+
+
+def _facts(run: Path) -> dict[str, Any]:
+    """What `auxnet diagnose` gathers of the run."""
+    with opened(run, threads=1) as it:
+        return diagnosing.gather(run, "a", it, 24, None)
+
+
+def _diagnosed(run: Path, home: Path) -> Target:
+    """The log of a training with --diagnose, as it is resumed and shown."""
+    folder = shutil.copytree(run, home / "diagnosis")
+    file, net, facts = folder / "diagnosis.jsonl", checkpoint.load_net(folder), _facts(run)
+    rows = [{"epoch": epoch, "output": 1, "layer": 2, "share": 0.5} for epoch in (1, 2, 3)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def read() -> None:
+        rundir.restore(folder, rundir.Standing(epoch=2, best_epoch=1), net, 3)
+        diagnosing.write([{**facts, "epochs": rundir.read_rows(file)}], folder)
+
+    return Target("diagnosis.jsonl", file, read)
+
+
+STUDY = """
+question: does it?
+measures: supervision
+variants: {a: {gamma: 1}, b: {method: joint}}
+claims: [{says: a errs less, better: a, worse: "b:mean"}, {says: a gets more, better: a, worse: b, of: share}]
+published: {a: {error: 5.5, source: somebody, data: digits}}
+scales: {smoke: {seeds: 1, base: {data: digits, depth: 8, outputs: 3, epochs: 1}}}
+"""
+
+
+def _of_studies(run: Path, home: Path) -> Iterator[Target]:
+    """A study of two variants that are trained and measured, as it is shown."""
+    out, file = home / "study", home / "own.yaml"
+    file.write_text(STUDY)
+    study = read_study(str(file))
+    trials, facts = list(study.trials()), _facts(run)
+    for trial in trials:
+        folder = out / "trials" / trial.name
+        folder.mkdir(parents=True)
+        shutil.copy(run / "summary.json", folder)
+        write_json(folder.with_name(f"{trial.name}.supervision.json"), facts)
+
+    def show() -> None:
+        write_findings(findings_of(study, out), out / "shown")
+        supervising.draw(out, trials, out / "shown")
+
+    show()
+    ledger = out / "shown" / "ledger.jsonl"
+    yield Target("study file", file, lambda: read_study(str(file)))
+    yield Target("ledger.jsonl", ledger, lambda: stranger(study, ledger))
+    yield Target("summary.json of a study", folder / "summary.json", show)
+    yield Target("supervision.json", folder.with_name(f"{trials[-1].name}.supervision.json"), show)
+
+
+def _of_sweeps(home: Path) -> Iterator[Target]:
+    """A sweep of one trial that is complete and one that is not, as it is shown, and what it varies in a file."""
+    from auxnet.sweeps.settings import Settings
+    from auxnet.sweeps.sweep_page import write_outcome
+    from auxnet.sweeps.sweeping import read_sweep
+    from auxnet.sweeps.trials import claim, join_sweep
+
+    folder, space = home / "sweep", home / "space.yaml"
+    space.write_text("lr: 0.01..0.3:log\ngamma: [0, 1, 2]\nmilestones: [[0.4, 0.6], [0.5]]\n")
+    yield Target("space file", space, lambda: read_space(space))
+    study = join_sweep(folder, Settings(Recipe(), space_from(read_space(space))), 3, None, lambda: None)
+    for value in (0.5, None):
+        trial, lock = claim(study)
+        trial.report(0.5, 1)
+        if value is not None:
+            study.optuna.tell(trial, value)
+        lock.release()
+
+    def show() -> None:
+        write_outcome(read_sweep(folder))
+
+    yield Target("study.txt of a sweep", folder / "study.txt", show)
+    yield Target("journal of a sweep", folder / "journal.log", show)
 
 
 DEVICE = {"type": "cpu", "name": "a CPU", "cores": 1, "threads": 1}

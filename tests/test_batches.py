@@ -222,23 +222,6 @@ def test_the_type_asked_for_is_the_type_given() -> None:
     assert images.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"pad": -1}, "pad must be 0 pixels or more, got -1"),
-        ({"start": -1}, "start must be batch 0 or a later one, got -1"),
-        ({"workers": -1}, "workers must be 0 processes or more, got -1"),
-        ({"mean": (0.0,)}, r"one mean and one std per channel \(3\)"),
-        ({"std": (1.0, 0.0, 1.0)}, "std must be above 0"),
-    ],
-)
-def test_a_wrong_request_is_refused_at_the_call(options: dict[str, object], message: str) -> None:
-    given = {"batch_size": 4, "mean": (0.0,) * 3, "std": (1.0,) * 3} | options
-    with pytest.raises(ValueError, match=message):
-        batches(split_of(4), **given)
-
-
 class Copies(TorchDispatchMode):
     """Notes for every copy to another device whether it waits for what that device is doing."""
 

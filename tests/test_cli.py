@@ -435,6 +435,17 @@ def test_a_value_of_the_wrong_kind_is_said_in_words(words, said, capsys, tmp_pat
     assert capsys.readouterr().err.startswith(f"auxnet: {said}")
 
 
+@pytest.mark.parametrize(("rank", "said"), [("0", "auxnet: stopped after epoch 1\n"), ("1", "")])
+def test_of_many_processes_that_are_stopped_the_first_says_so(rank, said, monkeypatch, capsys):
+    def stop(words):
+        raise signals.Stopped(signal.SIGTERM, "stopped after epoch 1")
+
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr("auxnet.cli._run", stop)
+    assert main(["train"]) == 143
+    assert capsys.readouterr().err == said
+
+
 def test_an_interrupt_with_nothing_to_save_says_that_it_was_one(monkeypatch, capsys):
     def stopped(words):
         raise KeyboardInterrupt

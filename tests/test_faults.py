@@ -1,5 +1,7 @@
 """Faults, really made: whatever stops a training, it goes on, and ends with the bytes of a run never stopped."""
 
+import errno
+import json
 import math
 import os
 import shutil
@@ -72,9 +74,11 @@ def whole(tmp_path_factory):
 # ---- signals ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("step", [2, STEPS])
-@pytest.mark.enough(2)
+@pytest.mark.parametrize(
+    ("number", "status", "step"),
+    [(signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 2), (signal.SIGINT, 130, STEPS), (signal.SIGTERM, 143, STEPS)],
+)
+@pytest.mark.enough(2)  # the first and the third: each signal, and each place
 def test_a_signal_lets_the_step_end_and_saves(tmp_path, whole, number, status, step):
     with pytest.raises(signals.Stopped, match=f"stopped after epoch 2, step {step}; the run is saved") as stop:
         auxnet.fit(TINY, tmp_path / "a", watch=at(2, step, lambda: os.kill(os.getpid(), number)))
@@ -236,6 +240,23 @@ def test_a_full_disk_is_said_of_the_file_that_was_asked_for(small_disk):
         write_json(small_disk / "nowhere" / "x.json", [])
 
 
+@pytest.mark.parametrize("file", ["checkpoint", "model.safetensors"])
+def test_a_full_disk_is_said_to_sweeps_and_studies_with_what_goes_on(tmp_path, monkeypatch, file):
+    """They have no --overwrite and no --resume: what trains their folders finds out by itself."""
+
+    def full(path, *_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    place, name = (rundir, "save_state") if file == "checkpoint" else (checkpoint, "save_weights")
+    with monkeypatch.context() as patched:
+        patched.setattr(place, name, full)
+        with pytest.raises(RuntimeError) as failed:
+            train.fit_on(replace(TINY, epochs=1), tmp_path / "a")
+    said = f"{tmp_path / 'a'} cannot be written to (No space left on device): put that right, and the same command"
+    assert str(failed.value) == f"{said} goes on"
+    assert train.fit_on(replace(TINY, epochs=1), tmp_path / "a").summary["epochs"]["last"] == 1
+
+
 def test_a_folder_that_becomes_read_only_stops_the_run(small_disk, whole):
     place = small_disk / "a" / "checkpoints"
 
@@ -319,6 +340,25 @@ def test_the_best_weights_are_found_again(tmp_path, whole, best):
             strict=True,
         )
     ]
+
+
+def test_a_line_of_a_log_that_is_no_row_any_more_is_left_out(tmp_path):
+    """What a run has logged is of use whatever became of one line; resumed, it is rewritten without that line."""
+    rows = [{"epoch": epoch, "share": 0.5} for epoch in (1, 2)]
+    first, last = (json.dumps(row).encode() for row in rows)
+    for damaged in (b"{}", b"3", b"[1]", b"\xff", b'{"epoch": null}', b'{"epoch": 1, "share": 1e999}', b"[" * 5000):
+        (tmp_path / "log.jsonl").write_bytes(b"\n".join([first, damaged, last, last[:9]]))
+        assert rundir.read_rows(tmp_path / "log.jsonl") == rows, damaged
+
+
+def test_damaged_best_weights_are_said_and_never_used(tmp_path):
+    folder = stopped(tmp_path / "a", epoch=3, step=1)
+    path = folder / "checkpoints" / "best.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match=r"best\.safetensors is damaged.*it is not used"):
+        auxnet.fit(TINY, folder, resume=True)
+    assert read_json(folder / "summary.json")["epochs"]["best"] == 3  # of the epochs to come, the only one
+    assert checkpoint.read_about(path) == {"epoch": "3"}
 
 
 def test_checkpoints_are_ordered_by_the_training_and_not_by_the_clock(tmp_path, whole, monkeypatch):
@@ -471,6 +511,8 @@ def test_a_finished_run_that_lost_its_best_weights_says_so(tmp_path):
     (run / "checkpoints" / "best.safetensors").unlink()
     with pytest.raises(RuntimeError, match="the best weights are gone from checkpoints/: --overwrite trains it again"):
         auxnet.fit(replace(TINY, epochs=2, lr=1e-9), run, resume=True)
+    again = train.fit_on(replace(TINY, epochs=2, lr=1e-9), run)  # a sweep's or study's own folder is begun anew
+    assert again.summary["epochs"] == {"last": 2, "best": 1}
 
 
 def _by_hand():

@@ -66,6 +66,16 @@ def test_data_whose_classes_are_others_by_now_are_refused(command, run, tmp_path
     assert said == f"auxnet: {run} was trained on 3 classes, and its data hold 3, without 'a', with 'x'\n"
 
 
+@pytest.mark.parametrize("size", [[float("inf"), 8], [8], "8", None, {"H": 8}])
+def test_a_config_whose_preprocessing_is_none_is_said(size, tmp_path):
+    recipe = auxnet.Recipe(depth=8, outputs=2, device="cpu", threads=1)
+    content = {"mean": [0.0], "std": [1.0], "resize": [8, 8], "image_size": size}
+    classes = [str(digit) for digit in range(10)]
+    (tmp_path / "config.json").write_text(json.dumps({"classes": classes, "preprocessing": content}))
+    with pytest.raises(RuntimeError, match=r"config\.json is damaged: its preprocessing cannot be read"):
+        data_of(tmp_path, recipe)
+
+
 def test_a_run_is_opened_from_any_folder_by_its_own_recipe(tmp_path, monkeypatch):
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
     elsewhere.mkdir()

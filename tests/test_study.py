@@ -258,6 +258,8 @@ def test_the_data_are_a_scales_and_named_once(own):
         ("question: does it work?", "note: q", "'question' is missing in the study"),
         ("question:", "note: [1]\nquestion:", r"note must be text, got \[1\]"),
         ("seeds: 3", "seeds: 3\n    note: [1]", r"note must be text, got \[1\]"),
+        ("error: 5.5", "error: .nan", "error in published of one must be a number in per cent, got nan"),
+        ("error: 5.5", f"error: {10**400}", "error in published of one must be a number in per cent, got 1000"),
         (PUBLISHED, "published: 5\n", "published must hold 'key: value' pairs, got 5"),
         (PUBLISHED, "published: {one: 5.1}\n", "published of one must hold 'key: value' pairs, got 5.1"),
         (PUBLISHED, "published: {onne: {error: 1, source: s}}\n", "published names 'onne'; perhaps you meant 'one'"),
@@ -571,7 +573,8 @@ def test_a_trainings_summary_that_lacks_something_is_told_by_its_folder(own, tmp
     summary = {"last": [], "best": [], "epochs": {}, "data": {}, "wall_seconds": 1.0, "versions": {}, "device": {}}
     (folder / "summary.json").write_text(json.dumps(summary))
     assert main(["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--show"]) == 1
-    assert f"auxnet: {folder}/summary.json is damaged: it lacks 'commit'; remove" in capsys.readouterr().err
+    said = f"auxnet: {folder}/summary.json is damaged: remove {folder} to train it again ('commit')\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_line_of_the_table_is_told_by_its_average_alone_and_what_is_published_stands_at_the_final_output(own):

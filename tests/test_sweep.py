@@ -525,12 +525,11 @@ def test_two_workers_started_at_once_on_a_new_database_complete_every_trial_once
         read_sweep(tmp_path / "a")
 
 
-@pytest.mark.long
 def test_a_worker_killed_in_a_trial_loses_nothing(tmp_path, monkeypatch):
-    recipe = replace(TINY, epochs=12, batch_size=256)
+    recipe = replace(TINY, epochs=6, batch_size=256)
     process = forked({"lr": "0.01..0.5:log"}, tmp_path / "a", recipe, trials=1)
     checkpoints = tmp_path / "a" / "trials" / "0000" / "checkpoints"
-    wait_for(lambda: list(checkpoints.glob("0000[2-9]-*.ckpt")) or not process.is_alive())
+    wait_for(lambda: list(checkpoints.glob("*.ckpt")) or not process.is_alive())
     assert read_sweep(tmp_path / "a").trials[0].state == "running"
     process.kill()
     process.join()
@@ -546,10 +545,10 @@ def test_a_worker_killed_in_a_trial_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "fit", fit)
     found = sweep({"lr": "0.01..0.5:log"}, tmp_path / "a", recipe, trials=1)
     assert begun == [True]
-    assert [(trial.state, trial.epochs) for trial in found.trials] == [("complete", 12)]
+    assert [(trial.state, trial.epochs) for trial in found.trials] == [("complete", 6)]
     whole = train.fit(found.best_recipe, tmp_path / "whole")
     assert (whole.folder / "model.safetensors").read_bytes() == (found.best.folder / "model.safetensors").read_bytes()
-    assert found.best.objective == statistics.mean(val_errors(whole.folder)[12])
+    assert found.best.objective == statistics.mean(val_errors(whole.folder)[6])
 
 
 @pytest.mark.long

@@ -69,6 +69,20 @@ def test_a_process_that_dies_ends_the_job_which_goes_on_with_another_number(tmp_
 
 
 @pytest.mark.long
+def test_a_job_that_is_stopped_has_saved_and_says_so_once(tmp_path):
+    job = torchrun(2, tmp_path / "a", "--save-every", "0")
+    end = time.monotonic() + 60
+    while not list((tmp_path / "a" / "checkpoints").glob("*.ckpt")):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    job.send_signal(signal.SIGTERM)
+    _, err = job.communicate(timeout=60)
+    assert job.returncode == 1  # torchrun's, which passes the signal on and ends with an exception of its own
+    assert err.count("auxnet: stopped after epoch") == 1
+    auxnet.fit(TINY, tmp_path / "a", resume=True)
+
+
+@pytest.mark.long
 def test_three_processes_go_on_with_what_one_began(tmp_path):
     def stop(progress):
         if (progress.epoch, progress.step) == (2, 2):

@@ -27,7 +27,8 @@ from writers import tiny
 
 ROOT = Path(__file__).parents[1]
 FEW = {"derandomize": True, "database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
-SLOW = ("metrics.jsonl", "summary.json", "config.json")  # each of them is read for a whole report
+SLOW = ("metrics.jsonl", "summary.json", "config.json", "diagnosis.jsonl")  # each is read for a whole page
+SLOW += ("summary.json of a study", "supervision.json", "study.txt of a sweep", "journal of a sweep")
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,7 @@ def files(home: Path) -> dict[str, Target]:
     torch.set_num_threads(1)
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
+    pytest.importorskip("optuna")
     return {target.name: target for target in targets(home)}
 
 

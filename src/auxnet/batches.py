@@ -61,43 +61,23 @@ def batches(
     it are not even read. `workers` is the number of processes that read ahead, and do what `augmentation` says (0:
     this one does); it changes no bit of the epoch. `part` says which of the n images of a batch are read and given
     (default: all), each as it would be in the whole batch. `mean` and `std` are per channel, in 0..255.
-
-    Raises ValueError, at once, for a batch size below 1, a negative start, pad or number of workers, or a mean or
-    std that does not fit.
     """
-    channels = split.image_shape[2]
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if start < 0:
-        raise ValueError(f"start must be batch 0 or a later one, got {start}")
-    if pad < 0:
-        raise ValueError(f"pad must be 0 pixels or more, got {pad}")
-    if workers < 0:
-        raise ValueError(f"workers must be 0 processes or more, got {workers}")
-    if not len(mean) == len(std) == channels:
-        raise ValueError(f"one mean and one std per channel ({channels}), got {len(mean)} and {len(std)}")
-    if min(std) <= 0:
-        raise ValueError(f"std must be above 0 in every channel, got {tuple(std)}")
     where, reader = torch.device(device), Reader(split, None if seed is None else augmentation)
-
-    def epoch() -> Iterator[tuple[Tensor, Tensor]]:
-        count = len(split.labels)
-        indices_N = torch.arange(count) if seed is None else torch.randperm(count, generator=_generator(*seed))
-        whole = torch.split(indices_N, batch_size)[start:]
-        asked = [
-            reader.ask(indices, part(len(indices)), None if seed is None else (*seed, step, 1))
-            for step, indices in enumerate(whole, start)
-        ]
-        read = read_ahead(reader.read, reader.image_shape, asked, workers)
-        for step, (indices, images) in enumerate(zip(whole, read, strict=True), start):
-            images_NHWC = queued(images, where)
-            labels_N = queued(split.labels[indices[part(len(indices))]], where)
-            if seed is not None:
-                shifts = draw(len(indices), _generator(*seed, step), pad, flip)
-                images_NHWC = shifted(images_NHWC, pad, *(each[part(len(indices))] for each in shifts))
-            yield normalise(images_NHWC, mean, std).to(dtype), labels_N
-
-    return epoch()
+    count = len(split.labels)
+    indices_N = torch.arange(count) if seed is None else torch.randperm(count, generator=_generator(*seed))
+    whole = torch.split(indices_N, batch_size)[start:]
+    asked = [
+        reader.ask(indices, part(len(indices)), None if seed is None else (*seed, step, 1))
+        for step, indices in enumerate(whole, start)
+    ]
+    read = read_ahead(reader.read, reader.image_shape, asked, workers)
+    for step, (indices, images) in enumerate(zip(whole, read, strict=True), start):
+        images_NHWC = queued(images, where)
+        labels_N = queued(split.labels[indices[part(len(indices))]], where)
+        if seed is not None:
+            shifts = draw(len(indices), _generator(*seed, step), pad, flip)
+            images_NHWC = shifted(images_NHWC, pad, *(each[part(len(indices))] for each in shifts))
+        yield normalise(images_NHWC, mean, std).to(dtype), labels_N
 
 
 class Reader(NamedTuple):

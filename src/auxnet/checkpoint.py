@@ -13,7 +13,7 @@ import torch
 
 from auxnet.backbones.described import net_from
 from auxnet.backbones.named import check_outside, is_own_code
-from auxnet.documents import read_json
+from auxnet.documents import parsing, read_json
 from auxnet.errors import DamagedError, first_line
 from auxnet.files import whole
 from auxnet.network import AuxNet
@@ -67,21 +67,17 @@ def build_net(config: Any, where: Path | str, trusted: str | None = None) -> Aux
     Raises RuntimeError, naming `where` it was read, if it does not describe a network of this program, or cannot be
     built here; ValueError for a backbone that is not trusted.
     """
-    try:
+    with parsing(f"{where} does not describe a network of this program"):
         backbone = config["network"].get("backbone")
         foreign = backbone is not None and is_own_code(backbone) and backbone != trusted
-    except (AttributeError, KeyError, TypeError) as error:
-        raise RuntimeError(f"{where} does not describe a network of this program: {error}") from None
     if foreign:
         raise ValueError(
             f"{where} names the backbone {str(backbone)[:80]!r}, code that is not imported for a file's sake: build it "
             f"yourself, cut it by auxnet.attach at {str(config['network'].get('cuts'))[:80]}, and load the weights"
         )
-    try:
+    with parsing(f"{where} does not describe a network of this program"):
         net = net_from(config["network"])
         return net if config.get("output") is None else net.alone(config["output"])
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise RuntimeError(f"{where} does not describe a network of this program: {error}") from None
 
 
 def read_config(folder: Path) -> Any:

@@ -92,7 +92,8 @@ def write(runs: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     write_json(paths[0], {"made_by": made_by(diagnosis_page.COMMAND), "runs": list(runs)})
     with whole(paths[1]) as partial:
         headline = compared(runs) if len(runs) > 1 else runs[0]["said"][0]
-        partial.write_text(diagnosis_page.page(runs, headline), encoding="utf-8")
+        text = diagnosis_page.page(runs, headline)
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of any bytes
     return paths
 
 

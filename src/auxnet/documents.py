@@ -7,6 +7,8 @@ few thousand brackets exhaust the stack; both are refused before anything is bui
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,18 @@ from auxnet.errors import one_line
 MOST_JSON = 2**24  # bytes; the largest that a run writes, evaluation.json of 50 outputs and 1000 classes, has 2 MB
 MOST_YAML = 2**16  # bytes; a recipe has 1 kB
 DEEPEST = 32
+
+
+@contextmanager
+def parsing(complaint: str) -> Iterator[None]:
+    """Within, what a file holds is taken as what this program writes into it.
+
+    Whatever goes wrong in that raises RuntimeError: the complaint, which names the file, and in brackets why.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise RuntimeError(f"{complaint} ({one_line(error)})") from error
 
 
 def read_json(path: Path) -> Any:

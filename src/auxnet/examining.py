@@ -19,7 +19,7 @@ from auxnet import build, machine
 from auxnet.batches import Labelled
 from auxnet.checkpoint import fingerprint, load_net
 from auxnet.data import DataSet
-from auxnet.documents import read_json
+from auxnet.documents import parsing, read_json
 from auxnet.evaluation import OutputReport, reports
 from auxnet.exits import ExitCosts, exit_macs, read_notes, read_policy
 from auxnet.latency import latencies
@@ -99,13 +99,11 @@ def saved_latency(run: Path, outputs: int, device: dict[str, Any]) -> tuple[list
     if not path.is_file():
         return None
     saved = read_json(path)
-    try:
+    with parsing(f"{path} is damaged: it does not hold what auxnet evaluate writes"):
         measured = [row["latency"] for row in saved["outputs"]]
         if saved["weights_sha256"] != fingerprint(run) or len(measured) != outputs or not all(measured):
             return None
         return _of_one_image(measured, "by auxnet evaluate") if saved["device"] == device else None
-    except (AttributeError, KeyError, TypeError) as error:
-        raise RuntimeError(f"{path} is damaged: it does not hold what auxnet evaluate writes ({error})") from None
 
 
 def _of_one_image(measured: list[dict[str, Any]], when: str) -> tuple[list[dict[str, Any]], str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from auxnet.checkpoint import fingerprint, load_net
-from auxnet.documents import read_json
+from auxnet.documents import parsing, read_json
 from auxnet.latency import measure
 from auxnet.network import AuxNet, check_net, costs, logits_of, multiply_adds
 from auxnet.policy import ALWAYS, Confidence, Policy, never
@@ -151,12 +151,10 @@ def read_policy(run: RunDir, outputs: int) -> Policy:
         how = f"`{command('exits', run)}`, or auxnet.solve_exits({str(run)!r}) in Python, makes it"
         raise FileNotFoundError(f"{run} holds no exits.json: {how}")
     content = read_json(path)
-    try:
+    with parsing(f"{path} is damaged or of another network"):
         thresholds, temperatures = (tuple(map(float, content[key])) for key in ("thresholds", "temperatures"))
         policy, made_for = Policy(thresholds, content["confidence"], temperatures), content["weights_sha256"]
         policy.check(outputs)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise RuntimeError(f"{path} is damaged or of another network: {error}") from None
     if made_for != fingerprint(Path(run)):
         raise RuntimeError(f"{path} was made for other weights than the run's: run `{command('exits', run)}` again")
     return policy

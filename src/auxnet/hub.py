@@ -22,7 +22,7 @@ from torch import Tensor
 from auxnet import __version__
 from auxnet.batches import normalise
 from auxnet.checkpoint import backbone_of, build_net, load_weights, read_config, save_weights, weights_file
-from auxnet.documents import read_json
+from auxnet.documents import parsing, read_json
 from auxnet.errors import first_line
 from auxnet.network import AuxNet
 from auxnet.preprocessing import PREPARATION, Preprocessing
@@ -145,10 +145,8 @@ def _load(folder: Path, which: str, trusted: str | None) -> PretrainedAuxNet:
     elif (folder / "README.md").is_file():
         with (folder / "README.md").open(encoding="utf-8", errors="replace") as file:
             net.card = file.read(2**20)  # a stranger's; ours have 2 kB
-    try:
+    with parsing(f"{folder} is damaged: what it says of its training cannot be read"):
         model_card(net)
-    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise RuntimeError(f"{folder} is damaged: what it says of its training cannot be read ({error})") from None
     return net.eval()
 
 
@@ -183,7 +181,7 @@ def source_of(run: Path, which: str) -> dict[str, Any]:
         network = {"backbone": recipe.backbone}
     if recipe.pretrained is not None:
         network["pretrained"] = Path(recipe.pretrained).name
-    try:
+    with parsing(f"{run / 'summary.json'} is damaged: it does not hold what a finished run writes"):
         return {
             "run": run.resolve().name,
             "weights": which,
@@ -199,8 +197,6 @@ def source_of(run: Path, which: str) -> dict[str, Any]:
                 **{key: getattr(recipe, key) for key in ("epochs", "batch_size", "optimizer", "lr")},
             },
         }
-    except (KeyError, TypeError):
-        raise RuntimeError(f"{run / 'summary.json'} is damaged: it does not hold what a finished run writes") from None
 
 
 def model_card(net: PretrainedAuxNet) -> str:
@@ -274,15 +270,13 @@ def _from_config(config: Any, where: Path, trusted: str | None) -> PretrainedAux
     if config.get("model_type") != "auxnet":
         raise RuntimeError(f"{where} describes a model of type {config.get('model_type')!r}, not 'auxnet'")
     known = ("network", "classes", "preprocessing", "output", "source", "auxnet_version")
-    try:
+    with parsing(f"{where} is damaged: classes or preprocessing cannot be read"):
         net = PretrainedAuxNet(**{key: config[key] for key in known if key in config}, net=built)
         whole = (
             all(isinstance(name, str) and name.encode() for name in net.classes)
             and net.preprocessing.channels == config["network"].get("in_channels", 3)
             and isinstance(net.source, dict)
         )
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-        raise RuntimeError(f"{where} is damaged: classes or preprocessing cannot be read ({error})") from None
     if not whole:
         raise RuntimeError(f"{where} is damaged: its classes or preprocessing do not fit its network")
     return net

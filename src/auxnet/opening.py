@@ -15,7 +15,7 @@ from auxnet.batches import Batches
 from auxnet.build import evaluation_batches, load_data
 from auxnet.checkpoint import load_net, read_config
 from auxnet.data import DataSet, OnDisk, Split
-from auxnet.documents import read_json
+from auxnet.documents import parsing, read_json
 from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
 from auxnet.preprocessing import Preprocessing
@@ -75,10 +75,8 @@ def data_of(run: RunDir, recipe: Recipe, judging: bool = True) -> DataSet:
     trained_on = config.get("classes")
     if not isinstance(trained_on, list):
         raise RuntimeError(f"{Path(run) / 'config.json'} is damaged: it names no classes")
-    try:
+    with parsing(f"{Path(run) / 'config.json'} is damaged: its preprocessing cannot be read"):
         seen = Preprocessing.read(config["preprocessing"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise RuntimeError(f"{Path(run) / 'config.json'} is damaged: its preprocessing ({error})") from None
     if list(dataset.classes) != trained_on:
         gone = [f"without {name!r}" for name in trained_on if name not in dataset.classes]
         new = [f"with {name!r}" for name in dataset.classes if name not in trained_on]
@@ -88,11 +86,9 @@ def data_of(run: RunDir, recipe: Recipe, judging: bool = True) -> DataSet:
         )
     normalised = normalised_as(dataset, seen, run)
     if judging and (Path(run) / "summary.json").is_file():
-        try:
+        with parsing(f"{Path(run) / 'summary.json'} is damaged: it does not say on what data"):
             about = read_json(Path(run) / "summary.json")["data"]
             dataset.check_drawn(about.get("drawn"), run)
-        except (AttributeError, KeyError, TypeError):
-            raise RuntimeError(f"{Path(run) / 'summary.json'} is damaged: it does not say on what data") from None
         if changed := changed_since(dataset, about):
             warnings.warn(f"{run}: {changed}", stacklevel=2)
     return normalised

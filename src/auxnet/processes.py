@@ -22,6 +22,14 @@ Work = Callable[[dict[str, Any], Callable[[], None]], None]
 """(where, watch): `where` is device, threads, ... of this worker; it calls `watch` now and then"""
 
 
+def check_count(count: int, of: str) -> None:
+    """Raise ValueError for a number of workers `of` something that cannot be started here."""
+    if count < 1:
+        raise ValueError(f"processes must be 1 or more, got {count}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(f"torchrun's processes train one net together, {of}'s one each: start them with --processes")
+
+
 def work_together(count: int, work: Work, where: Mapping[str, Any], watch: Callable[[], None]) -> list[str]:
     """Start `count` processes that do `work`, wait for them, and say in a line each what went wrong with them.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from auxnet import report_page, rundir
 from auxnet.checkpoint import read_config
-from auxnet.documents import read_json
+from auxnet.documents import parsing, read_json
 from auxnet.errors import one_line
 from auxnet.examining import COSTS, examine, time_of
 from auxnet.files import whole
@@ -57,10 +57,8 @@ def write_report(
     path = checked_path(runs, out)
     where = (data_dir, device, threads)
     gathered = [gather(run, name, *where) for run, name in zip(runs, names_of(runs), strict=True)]
-    try:
+    with parsing(f"{' or '.join(map(str, runs))} is damaged: it cannot be shown"):
         html = report_page.page(gathered, 100 * MARGIN).encode()
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise RuntimeError(f"{' or '.join(map(str, runs))} is damaged: it cannot be shown ({error})") from error
     with whole(path) as partial:
         partial.write_bytes(html)
     missing = [f"{run['name']}: {run['missing']}" for run in gathered if run["missing"]]
@@ -92,7 +90,7 @@ def gather(
     asked = {"data_dir": data_dir, "device": device, "threads": threads}
     given: dict[str, Any] = {key: value for key, value in asked.items() if value not in (None, "")}
     flags = [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", value)]
-    try:
+    with parsing(f"{run} is damaged: its summary, config or metrics cannot be read"):
         facts: dict[str, Any] = {
             "name": name,
             "folder": str(run),
@@ -106,8 +104,6 @@ def gather(
         rows = whole_epochs(rundir.read_metrics(run))
         facts |= {"curves": curves(rows)}
         facts |= so_far(run, recipe, rows) if rows and not (run / "summary.json").is_file() else saved(run)
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise RuntimeError(f"{run} is damaged: its summary, config or metrics lack {error}") from None
     if not facts["finished"]:
         return facts
     recipe = replace(recipe, **given)

@@ -5,6 +5,7 @@ recipe.yaml, metrics.jsonl, checkpoints/, and at the end model.safetensors, conf
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -17,7 +18,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from auxnet.checkpoint import load_state, save_state, save_weights
+from auxnet.checkpoint import load_state, load_weights, save_state, save_weights
+from auxnet.documents import json_value
 from auxnet.errors import DamagedError, DivergedError, first_line
 from auxnet.files import whole
 from auxnet.network import AuxNet
@@ -255,8 +257,9 @@ def restore(folder: Path, standing: Standing, net: AuxNet, epochs: int) -> Stand
 
     (And diagnosis.jsonl, where the run has one: its lines are on the disk before the checkpoint of their epoch is.)
 
-    Where the best weights are gone (a later epoch that is lost had replaced them), the best so far is forgotten:
-    the epochs to come, of all `epochs`, decide, that one again among them. Raises RuntimeError if none is to come.
+    Where the best weights are gone (a later epoch that is lost had replaced them) or, with a warning, damaged, the
+    best so far is forgotten: the epochs to come, of all `epochs`, decide, that one again among them. Raises
+    DamagedError if none is to come.
     """
     with whole(folder / "metrics.jsonl") as partial:
         partial.write_text(_lines(standing.history), encoding="utf-8")
@@ -264,14 +267,27 @@ def restore(folder: Path, standing: Standing, net: AuxNet, epochs: int) -> Stand
         diagnosed = [row for row in read_rows(folder / "diagnosis.jsonl") if row["epoch"] <= standing.epoch]
         with whole(folder / "diagnosis.jsonl") as partial:
             partial.write_text(_lines(diagnosed), encoding="utf-8")
-    if read_about(folder / "checkpoints" / "best.safetensors").get("epoch") == str(standing.best_epoch):
+    if _epoch_of_best(folder, net) == str(standing.best_epoch):
         return standing
     if standing.step == 0 and standing.best_epoch == standing.epoch:
         _save_best(folder, standing, net)
         return standing
     if standing.epoch == epochs:
-        raise RuntimeError(f"{folder}: the best weights are gone from checkpoints/: --overwrite trains it again")
+        raise DamagedError(f"{folder}: the best weights are gone from checkpoints/: --overwrite trains it again")
     return replace(standing, best_epoch=0, best_error=float("inf"))
+
+
+def _epoch_of_best(folder: Path, net: AuxNet) -> str | None:
+    """Of which epoch the best weights of a run are; None if there are none that its net can be filled with."""
+    path = folder / "checkpoints" / "best.safetensors"
+    try:
+        load_weights(path, copy.deepcopy(net))
+    except FileNotFoundError:
+        return None
+    except RuntimeError as error:
+        warnings.warn(f"{error}; it is not used", stacklevel=2)
+        return None
+    return read_about(path).get("epoch")
 
 
 def _save_best(folder: Path, standing: Standing, net: AuxNet) -> None:
@@ -297,18 +313,21 @@ def _lines(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a last line that was torn by a crash is left out."""
+    """The rows of metrics.jsonl."""
     return read_rows(folder / "metrics.jsonl")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of a JSON value a line, up to one that was torn by a crash; none if there is no file."""
+    """The rows of metrics.jsonl or diagnosis.jsonl, one a line, each with its epoch; none if there is no file.
+
+    A line that is no row any more is left out: damaged, or the last one, torn by a crash.
+    """
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        with suppress(ValueError):  # no text, no JSON, or a number that is not finite
+            row = json_value(line.decode())
+            if isinstance(row, dict) and isinstance(row.get("epoch"), int) and _lines([row]):
+                rows.append(row)
     return rows
 
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from auxnet.batches import normalise
-from auxnet.documents import json_value
+from auxnet.documents import json_value, parsing
 from auxnet.errors import one_line
 from auxnet.graphs import need
 from auxnet.hub import PretrainedAuxNet, load, position_of
@@ -152,13 +152,11 @@ def _facts(metadata: dict[str, str], path: Path) -> dict[str, Any]:
             f"{path} was not exported by auxnet: its metadata has no auxnet_version, so its classes and "
             "preprocessing are unknown; export it with auxnet export"
         )
-    try:
+    with parsing(f"{path} is damaged: its metadata cannot be read"):
         facts = {key: json_value(value) for key, value in metadata.items()}
         sound = Preprocessing.read(facts).channels in (1, 3)
         sound = sound and isinstance(facts["kind"], str) and facts["output"] >= 1
         sound = sound and all(isinstance(name, str) and name.encode() for name in facts["classes"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise RuntimeError(f"{path} is damaged: its metadata cannot be read ({error})") from None
     if not sound:
         raise RuntimeError(f"{path} is damaged: its metadata describe no model")
     return facts

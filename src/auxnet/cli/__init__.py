@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with signals.after_imports():
             return _run(words)
     except KeyboardInterrupt as stop:  # Ctrl-C, or what a training makes of it and of SIGTERM once all is saved
-        print(f"auxnet: {str(stop) or 'interrupted'}", file=sys.stderr)
+        if _leads():
+            print(f"auxnet: {str(stop) or 'interrupted'}", file=sys.stderr)
         return int(getattr(stop, "status", 130))
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -52,13 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         asked = isinstance(error, ValueError | FileExistsError | FileNotFoundError)
         expected = asked or isinstance(error, OSError | RuntimeError)
-        if asked and os.environ.get("RANK", "0") != "0":  # of torchrun's processes, all asked the same, one says so
+        if asked and not _leads():
             return 2
         kind = "" if expected else f"unexpected {type(error).__name__} (AUXNET_DEBUG=1 shows where): "
         named = isinstance(error, OSError) and error.filename
         said = f"{error.filename}: {error.strerror}" if named else error  # type: ignore[attr-defined]
         print(f"auxnet: {kind}{one_line(said)}", file=sys.stderr)
         return 2 if asked else 1
+
+
+def _leads() -> bool:
+    """Whether this process says what all of torchrun's have to say: what was asked for, and that all were stopped."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _warn(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,19 +68,17 @@ def study(words: list[str]) -> int:
             screen.print_line(console, f"{name:<14}{read_study(name, 'small').question}")
         return 0
     made = read_study(options.name, options.scale, options.seeds)
-    if options.processes < 1:
-        raise ValueError(f"processes must be 1 or more, got {options.processes}")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("torchrun's processes train one net together, a study's one each: start them with --processes")
     where: dict[str, Any] = {name: getattr(options, name) for name in WHERE}
     with screen.working("loading PyTorch"):
         from auxnet.machine import keep_freed_memory
+        from auxnet.processes import check_count
         from auxnet.studies.checking import check_claims, check_variants
         from auxnet.studies.ledger import findings_of
         from auxnet.studies.running import check_data, train, under_way
         from auxnet.studies.study_page import check_folder, write_findings
         from auxnet.studies.supervising import diagnose, draw
         from auxnet.studies.verdicts import too_few_seeds
+    check_count(options.processes, "a study")
     folder, drawn = options.report or options.out / f"{made.name}-{made.scale}", list[Path]()
     check_folder(folder, made)
     with screen.working("looking through its variants"):

@@ -31,6 +31,12 @@ class Arrays(NamedTuple):
     """the images that could not be read, each as "where: why" """
 
 
+def check_unpacked(unpacked: int, size: int) -> None:
+    """Raise ValueError for a file of `size` bytes that declares far more of content."""
+    if unpacked > max(2**28, 100 * size):
+        raise ValueError(f"it declares {unpacked:,} bytes of content in {size:,} bytes")
+
+
 def labels_of(
     values: Sequence[Any], classes: tuple[str, ...], where: str | Path
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:

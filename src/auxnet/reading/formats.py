@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from auxnet.documents import json_value
-from auxnet.reading.arrays import Arrays, Pixels, labels_of, reading
+from auxnet.reading.arrays import Arrays, Pixels, check_unpacked, labels_of, reading
 from auxnet.reading.encoded import Files
 from auxnet.reading.matlab import read_arrays
 from auxnet.reading.pictures import decode, decoded_bytes, passed_over, paths_and_others, stack
@@ -178,8 +178,7 @@ def _check_sizes(file: Path, metadata: Any) -> None:
     unpacked = sum(metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups))
     if not 0 <= metadata.num_rows <= size:
         raise ValueError(f"it declares {metadata.num_rows:,} rows in {size:,} bytes")
-    if unpacked > max(2**28, 100 * size):
-        raise ValueError(f"it declares {unpacked:,} bytes of content in {size:,} bytes")
+    check_unpacked(unpacked, size)
 
 
 def _columns(file: Path, schema: Any) -> tuple[str, str, tuple[str, ...]]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from auxnet.reading.arrays import Arrays, Pixels, labels_of, reading
+from auxnet.reading.arrays import Arrays, Pixels, check_unpacked, labels_of, reading
 
 KINDS = {"images": "images", "image": "images", "x": "images", "labels": "labels", "label": "labels", "y": "labels"}
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -96,5 +96,4 @@ def _check_sizes(file: Path) -> None:
     size = file.stat().st_size
     with zipfile.ZipFile(file) as archive:
         unpacked = sum(member.file_size for member in archive.infolist())  # zipfile gives no more than is declared
-    if unpacked > max(2**28, 100 * size):
-        raise ValueError(f"it declares {unpacked:,} bytes of content in {size:,} bytes")
+    check_unpacked(unpacked, size)

@@ -7,7 +7,6 @@ training other than the one that the file asks for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite
 from typing import Any
 
 from auxnet.recipe import WHERE
@@ -71,7 +70,7 @@ def count(value: Any, where: str) -> int:
 def per_cent(value: Any, where: str) -> float | int:
     """A number in 0..100, as the file has it. Raises ValueError for anything else."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not isfinite(value) or not 0 <= value <= 100:
+    if not number or not 0 <= value <= 100:
         raise ValueError(f"{where} must be a number in per cent, got {value!r}")
     return value  # type: ignore[no-any-return]
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from auxnet.documents import json_value, read_json
+from auxnet.documents import json_value, parsing, read_json
 from auxnet.files import whole
+from auxnet.reading.splits import tested_alike
 from auxnet.studies.running import folder_of, is_done, why_failed
 from auxnet.studies.spec import Study, Trial, differing
 from auxnet.studies.supervising import share_of
@@ -20,6 +21,7 @@ from auxnet.studies.verdicts import Verdict, judge_all
 Row = dict[str, Any]
 MeanAndSpread = tuple[float, float | None]
 """over the seeds: mean and standard deviation; None with a single one"""
+MOST = 2**53  # of whatever is counted
 
 
 @dataclass(frozen=True)
@@ -100,17 +102,15 @@ def write_rows(rows: Sequence[Row], folder: Path) -> list[Path]:
 def stranger(study: Study, path: Path) -> str | None:
     """A variant in a ledger file that this study does not have, or trains by another recipe; None if there is none.
 
-    How many seeds either has makes no difference. Raises ValueError for a file that is no ledger.
+    How many seeds either has makes no difference. Raises RuntimeError for a file that is no ledger.
     """
-    try:
+    with parsing(f"{path} is no ledger of a study"):
         for row in map(json_value, path.read_text(encoding="utf-8").splitlines()):
             variant, data, seed = str(row["variant"]), row["data"], row["seed"]
             if variant not in study.variants or data not in study.datasets:
                 return f"{variant} on {data}"
             if Trial(variant, seed, study.recipe(variant, data, seed)).name != row["training"]:
                 return variant
-    except (KeyError, TypeError):
-        raise ValueError(f"{path} is no ledger of a study") from None
     return None
 
 
@@ -130,19 +130,39 @@ def _row(study: Study, out: Path, trial: Trial) -> Row:
     }
     if not is_done(out, trial):
         return row
-    path, kept = (
-        folder_of(out, trial) / "summary.json",
-        ("output", "depth", "params", "macs", "val_error", "test_error"),
-    )
+    path = folder_of(out, trial) / "summary.json"
     summary = read_json(path)
-    try:
-        tables = {which: [{key: line[key] for key in kept} for line in summary[which]] for which in ("last", "best")}
-        about = {key: summary[key] for key in ("epochs", "data", "wall_seconds", "commit", "versions", "device")}
-    except (KeyError, TypeError) as error:
-        raise RuntimeError(f"{path} is damaged: it lacks {error}; remove {path.parent} to train it again") from None
+    with parsing(f"{path} is damaged: remove {path.parent} to train it again"):
+        row |= _told(summary)
     if study.measures:
         row["share"] = share_of(out, trial)
-    return {**row, **tables, **{("images" if key == "data" else key): value for key, value in about.items()}}
+    return row
+
+
+def _told(summary: Any) -> Row:
+    """What a row takes of a summary.json, which must be as a training writes it: `parsing` says what else it raises."""
+    tables = {which: [_output(line) for line in summary[which]] for which in ("last", "best")}
+    about = {key: summary[key] for key in ("epochs", "commit", "versions", "device")}
+    f"{about['commit']} {about['versions']['torch']} {about['device']['name']} {about['device']['threads']}".encode()
+    images = summary["data"]
+    if min(_number(images[part]) for part in ("train", "val", "test")) < 1 or not tested_alike([images]):
+        raise ValueError("it does not say on which images")
+    if any([line["output"] for line in table] != [*range(1, len(table) + 1)] for table in tables.values()):
+        raise ValueError("its tables are not of outputs 1, 2, ...")
+    if len(tables["last"]) != len(tables["best"]):
+        raise ValueError("its tables are of different outputs")
+    return {**tables, **about, "images": images, "wall_seconds": _number(summary["wall_seconds"])}
+
+
+def _output(line: Any) -> dict[str, Any]:
+    costs = {key: int(_number(line[key])) for key in ("output", "depth", "params", "macs")}
+    return costs | {key: _number(line[key], 1.0) for key in ("val_error", "test_error")}
+
+
+def _number(value: Any, most: float = MOST) -> float:
+    if not 0 <= value <= most:
+        raise ValueError(f"{value!r:.80} stands for a number")
+    return float(value)
 
 
 def _lines(rows: Sequence[Row]) -> Iterator[list[Any]]:

@@ -59,7 +59,7 @@ def _of_another(page: Path, study: Study) -> str:
     ledger = page.with_name("ledger.jsonl")
     try:
         variant = stranger(study, ledger) if ledger.is_file() else None
-    except ValueError:
+    except RuntimeError:
         return f"its {ledger.name} cannot be read"
     return f"its variant {variant} is not this one's" if variant else ""
 

@@ -6,6 +6,7 @@ OUT/trials/NAME.supervision.json    what was measured in a trial: beside it, as 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from filelock import FileLock
 
 from auxnet import diagnosing
 from auxnet.checkpoint import fingerprint
-from auxnet.documents import read_json
+from auxnet.documents import parsing, read_json
 from auxnet.files import write_json
 from auxnet.opening import opened
 from auxnet.studies.running import folder_of, is_done
@@ -46,7 +47,8 @@ def draw(out: Path, trials: Sequence[Trial], folder: Path) -> list[Path]:
     """The diagnoses of the first seed of every variant side by side, as JSON and HTML in `folder`; [] without any."""
     first = [t for t in trials if t.seed == 0 and t.recipe.data == trials[0].recipe.data]
     runs = [{**run, "name": t.variant} for t in first if (run := _measured(out, t))]
-    return diagnosing.write(runs, folder) if runs else []
+    with parsing(f"the supervision measured in {out / 'trials'} is damaged: remove *.supervision.json there"):
+        return diagnosing.write(runs, folder) if runs else []
 
 
 def share_of(out: Path, trial: Trial) -> float | None:
@@ -54,10 +56,12 @@ def share_of(out: Path, trial: Trial) -> float | None:
     run = _measured(out, trial)
     if run is None:
         return None
-    layer = min(row["layer"] for row in run["shares"])
-    return max(
-        (row["share"] for row in run["shares"] if row["layer"] == layer and row["share"] is not None), default=None
-    )
+    with parsing(_damaged(out, trial)):
+        layer = min(row["layer"] for row in run["shares"])
+        shares = [row["share"] for row in run["shares"] if row["layer"] == layer and row["share"] is not None]
+        if not all(map(isfinite, shares)):
+            raise ValueError("a share is not finite")
+        return max(shares, default=None)
 
 
 def _file(out: Path, trial: Trial) -> Path:
@@ -72,4 +76,9 @@ def _measured(out: Path, trial: Trial) -> dict[str, Any] | None:
     run: dict[str, Any] = read_json(path)
     folder = folder_of(out, trial)
     gone = not (folder / "model.safetensors").is_file()  # removed, to save room: nothing says that they were others
-    return run if gone or run["weights_sha256"] == fingerprint(folder) else None
+    with parsing(_damaged(out, trial)):
+        return run if gone or run["weights_sha256"] == fingerprint(folder) else None
+
+
+def _damaged(out: Path, trial: Trial) -> str:
+    return f"{_file(out, trial)} is damaged: remove it to have the supervision measured again"

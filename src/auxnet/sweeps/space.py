@@ -73,7 +73,7 @@ def space_from_words(words: Sequence[str]) -> dict[str, str]:
 
 
 def read_space(path: Path | str) -> dict[str, Any]:
-    """A YAML file as a mapping for `space_from`. Raises FileNotFoundError, or ValueError if it holds none."""
+    """A YAML file as a mapping for `space_from`. Raises FileNotFoundError, or ValueError if it holds no space."""
     try:
         content = read_yaml(Path(path))
     except FileNotFoundError:
@@ -82,6 +82,10 @@ def read_space(path: Path | str) -> dict[str, Any]:
         raise ValueError(f"{path} is not a YAML file: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold 'field: range' or 'field: choices' lines, got a {type(content).__name__}")
+    try:
+        space_from(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return content
 
 

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from auxnet.documents import read_json
+from auxnet.documents import parsing, read_json
 from auxnet.figures_page import page_of_figures
 from auxnet.files import whole
 from auxnet.page_frame import columns_of, table_of, tiles_of, unbroken
@@ -32,14 +32,18 @@ COMPARABLE = ("data", "data_dir", "image_size", "val_fraction", "seed")
 def write_outcome(sweep: Sweep) -> list[Path]:
     """Write trials.csv, sweep.html and, once a trial is complete, best.yaml into the sweep's folder; say which."""
     paths = [sweep.folder / name for name in ("trials.csv", "sweep.html")]
-    with whole(paths[0]) as partial, partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        csv.writer(file).writerows(rows_of(sweep))
-    with whole(paths[1]) as partial:
-        partial.write_text(page(sweep), encoding="utf-8")
-    if sweep.best_recipe is not None:
-        paths.append(sweep.folder / "best.yaml")
-        with whole(paths[-1]) as partial:
-            write_recipe(sweep.best_recipe, partial)
+    with parsing(f"{sweep.folder}: its trials are damaged"):
+        with (
+            whole(paths[0]) as partial,
+            partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as f,
+        ):
+            csv.writer(f).writerows(rows_of(sweep))
+        with whole(paths[1]) as partial:
+            partial.write_text(page(sweep), encoding="utf-8")
+        if sweep.best_recipe is not None:
+            paths.append(sweep.folder / "best.yaml")
+            with whole(paths[-1]) as partial:
+                write_recipe(sweep.best_recipe, partial)
     return paths
 
 
@@ -121,7 +125,10 @@ def page(sweep: Sweep) -> str:
 def _images(sweep: Sweep) -> int | None:
     """The validation images of the best trial; None if it is not known."""
     summary = None if sweep.best is None else sweep.best.folder / "summary.json"
-    return read_json(summary)["data"]["val"] if summary is not None and summary.is_file() else None
+    if summary is None or not summary.is_file():
+        return None
+    with parsing(f"{summary} is damaged: it does not say on how many images"):
+        return int(read_json(summary)["data"]["val"])
 
 
 def _different(sweep: Sweep) -> list[Trial]:

@@ -7,7 +7,6 @@ sweep never looks at that. Whatever stops a worker, its trial goes on from its l
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
@@ -20,7 +19,7 @@ from auxnet import sections
 from auxnet.build import build, check_place, load_data
 from auxnet.data import DataSet
 from auxnet.machine import threads_set
-from auxnet.processes import work_together
+from auxnet.processes import check_count, work_together
 from auxnet.recipe import WHERE, Recipe, read_run_recipe, words_of
 from auxnet.rundir import located
 from auxnet.sweeps.journal import optuna
@@ -97,10 +96,7 @@ def sweep(
     """
     recipe = recipe or Recipe()
     settings = Settings(recipe, space_from(space), str(objective), sampler, prune)
-    if processes < 1:
-        raise ValueError(f"processes must be 1 or more, got {processes}")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("torchrun's processes train one net together, a sweep's one each: start them with --processes")
+    check_count(processes, "a sweep")
     if "device" not in settings.space:
         check_place(recipe)  # what cannot be had here fails the worker, and not one trial after the other
     dataset = None if FINDS_DATA & settings.space.keys() else load_data(recipe)

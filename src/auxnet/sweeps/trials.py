@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from auxnet.batches import seed_of
 from auxnet.data import DataSet
+from auxnet.documents import parsing
 from auxnet.errors import first_line
 from auxnet.files import whole
 from auxnet.sweeps.journal import BaseStorage, journal, optuna
@@ -75,19 +76,22 @@ def is_sweep(folder: Path) -> bool:
 
 
 def open_sweep(folder: Path, storage: str | None = None) -> OpenSweep:
-    """A sweep that was begun. Raises FileNotFoundError if there is none."""
+    """A sweep that was begun. Raises FileNotFoundError if there is none, RuntimeError if its files are damaged."""
     if not is_sweep(folder):
         raise FileNotFoundError(f"there is no sweep in {folder}: begin one with --vary lr=0.01..0.5:log")
-    name = (folder / "study.txt").read_text(encoding="utf-8").strip()
-    store = _storage(folder, storage)
+    with parsing(f"{folder / 'study.txt'} is damaged"):
+        name = (folder / "study.txt").read_text(encoding="utf-8").strip()
+    store, where = _storage(folder, storage), storage or folder / "journal.log"
     try:
         study = optuna.load_study(study_name=name, storage=store, sampler=optuna.samplers.RandomSampler())
     except KeyError:
-        where = storage or folder / "journal.log"
         raise FileNotFoundError(
             f"{where} holds no study {name!r}: give the --storage that {folder} began with"
         ) from None
-    settings = settings_from(study.user_attrs["settings"])
+    with parsing(f"{where} is damaged: what it says of {folder} describes no sweep"):
+        settings = settings_from(study.user_attrs["settings"])
+        if study.direction.name != "MINIMIZE":
+            raise ValueError("nothing is minimised")
     study.pruner = optuna.pruners.MedianPruner(n_warmup_steps=settings.fewest_epochs // 3)
     return OpenSweep(folder, settings, study, store)
 
@@ -137,7 +141,8 @@ def check_same_data(study: OpenSweep, dataset: DataSet) -> None:
 def total_of(study: OpenSweep) -> int:
     """How many trials there shall be in all; whoever names another number changes it for every worker."""
     size = study.settings.grid_size
-    total = int(study.optuna.user_attrs.get("trials", size if study.settings.sampler == "grid" else TRIALS))
+    with parsing(f"{study.folder}: how many trials it shall have is damaged"):
+        total = int(study.optuna.user_attrs.get("trials", size if study.settings.sampler == "grid" else TRIALS))
     return min(total, size) if size else total
 
 
@@ -168,10 +173,18 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _storage(folder: Path, url: str | None) -> BaseStorage:
-    """A database, or the journal in the sweep's folder. Raises ValueError for a URL that is none."""
+    """A database, or the journal in the sweep's folder.
+
+    Raises ValueError for a URL that is none, RuntimeError for a journal that is damaged.
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # what there is to say is said by the caller
     if url is None:
-        return journal(folder / "journal.log")
+        try:
+            return journal(folder / "journal.log")
+        except OSError:
+            raise
+        except Exception as error:  # Optuna takes its journal to be whole
+            raise RuntimeError(f"{folder / 'journal.log'} is damaged: {first_line(error)}") from error
     try:
         return optuna.storages.RDBStorage(url)
     except Exception as error:  # every database has its own
@@ -239,24 +252,25 @@ def trials_of(study: OpenSweep) -> tuple[Trial, ...]:
     with FileLock(study.folder / ".lock"):  # nobody claims a trial while it is seen whether somebody has
         found = standing(study)
         free = {trial.number for trial in found if not trial.state.is_finished() and _free(study.folder, trial.number)}
-    names = {"complete": "complete", "pruned": "pruned", "fail": "failed"}
-    drawn = {trial.number: values_drawn(study, trial) for trial in found}
-    space = study.settings.space
-    return tuple(
-        Trial(
-            number=trial.number,
-            state=names.get(trial.state.name.lower(), "interrupted" if trial.number in free else "running"),
-            objective=trial.value if trial.value is not None else _latest(trial),
-            values=drawn[trial.number],
-            in_words={field: drawn_in_words(space[field], value) for field, value in drawn[trial.number].items()},
-            epochs=trial.last_step or 0,
-            seconds=trial.user_attrs.get("seconds", 0.0),
-            error=trial.user_attrs.get("error"),
-            twin=trial.user_attrs.get("twin"),
-            folder=folder_of(study, trial.user_attrs.get("twin", trial.number)),
+    with parsing(f"{study.folder}: its trials are damaged"):
+        names = {"complete": "complete", "pruned": "pruned", "fail": "failed"}
+        drawn = {trial.number: values_drawn(study, trial) for trial in found}
+        space = study.settings.space
+        return tuple(
+            Trial(
+                number=trial.number,
+                state=names.get(trial.state.name.lower(), "interrupted" if trial.number in free else "running"),
+                objective=trial.value if trial.value is not None else _latest(trial),
+                values=drawn[trial.number],
+                in_words={field: drawn_in_words(space[field], value) for field, value in drawn[trial.number].items()},
+                epochs=trial.last_step or 0,
+                seconds=trial.user_attrs.get("seconds", 0.0),
+                error=trial.user_attrs.get("error"),
+                twin=trial.user_attrs.get("twin"),
+                folder=folder_of(study, trial.user_attrs.get("twin", trial.number)),
+            )
+            for trial in found
         )
-        for trial in found
-    )
 
 
 def twin_of(study: OpenSweep, trial: optuna.Trial) -> optuna.trial.FrozenTrial | None:
