@@ -20,6 +20,8 @@ from torch import Tensor
 from auxnet import sections
 from auxnet.augmentation import Augmentation
 from auxnet.machine import available_memory, cores
+from auxnet.preprocessing import LARGEST
+from auxnet.reading.arrays import is_name
 from auxnet.reading.cache import cached
 from auxnet.reading.pictures import resize
 from auxnet.reading.sources import Part, find
@@ -141,8 +143,8 @@ def load(
         raise ValueError(f"augment must be one of {', '.join(AUGMENTATIONS)}, got {augment!r}")
     if not 0 < val_fraction <= 0.5:
         raise ValueError(f"val_fraction must be above 0 and at most 0.5, got {val_fraction}")
-    if image_size is not None and not 4 <= image_size <= 4096:
-        raise ValueError(f"image_size must be 4 to 4096 pixels, got {image_size}")
+    if image_size is not None and not 4 <= image_size <= LARGEST:
+        raise ValueError(f"image_size must be 4 to {LARGEST} pixels, got {image_size}")
     if stream not in STREAMS:
         raise ValueError(f"stream must be one of {', '.join(STREAMS)}, got {stream!r}")
     workers = cores() if workers is None else workers
@@ -166,6 +168,13 @@ def load(
         raise RuntimeError(f"{name} must have {_CLASSES[name]} classes, what was found has {len(classes)}")
     if len(classes) < 2:
         raise ValueError(f"{name} has one class only, {classes[0]!r}: a classifier needs at least two")
+    if unfit := [each for each in classes if not is_name(each)]:
+        raise ValueError(
+            f"{name} has a class named {unfit[0]!r}: a name must be UTF-8, and not empty; rename the class"
+        )
+    if max(read["train"].split.image_shape[:2]) > LARGEST and image_size is None:
+        H, W, _ = read["train"].split.image_shape
+        raise ValueError(f"{name}: images of {W}x{H} pixels, at most {LARGEST} a side may be: give --image-size")
     train, val, test = _divided(_aligned(name, read), classes, val_fraction, seed)
     train = train if train_images is None else _some(train, classes, train_images, seed)
 

@@ -26,7 +26,7 @@ from auxnet.documents import read_json
 from auxnet.errors import first_line
 from auxnet.network import AuxNet
 from auxnet.preprocessing import Preprocessing
-from auxnet.reading.arrays import Pixels
+from auxnet.reading.arrays import Pixels, is_name
 from auxnet.reading.pictures import decode_for, upright
 
 FILES = ("config.json", "model.safetensors", "README.md")
@@ -269,7 +269,7 @@ def _from_config(config: Any, where: Path, trusted: str | None) -> PretrainedAux
     try:
         net = PretrainedAuxNet(**{key: config[key] for key in known if key in config}, net=built)
         whole = (
-            all(isinstance(name, str) and name.encode() for name in net.classes)
+            all(map(is_name, net.classes))
             and net.preprocessing.channels == config["network"].get("in_channels", 3)
             and isinstance(net.source, dict)
         )
