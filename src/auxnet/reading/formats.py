@@ -51,13 +51,13 @@ def digits() -> Arrays:
 def parquet_splits(folder: Path, below: bool = True) -> dict[str, list[Path]]:
     """The shards of each split ("train", "val", "test", "extra") in a folder, or in one just `below` it.
 
-    A shard is known by how its name begins: `train-00000-of-00002.parquet`, `validation.parquet`; {} if there
-    is none. Raises ValueError where several folders hold a data set, FileNotFoundError where a numbered shard
+    A shard is known by how its name begins, in either case: `train-00000-of-00002.parquet`, `validation.parquet`; {} if
+    there is none. Raises ValueError where several folders hold a data set, FileNotFoundError where a numbered shard
     is missing.
     """
     homes: dict[Path, dict[str, list[Path]]] = {}
     for file in sorted([*folder.glob("*.parquet"), *(folder.glob("*/*.parquet") if below else ())]):
-        match = re.match(r"(train|test|val|extra)(idation|id)?(?![a-zA-Z])", file.name)
+        match = re.match(r"(train|test|val|extra)(idation|id)?(?![a-zA-Z])", file.name.lower())
         if match:
             homes.setdefault(file.parent, {}).setdefault(match[1], []).append(file)
     if len(homes) > 1:
