@@ -70,6 +70,20 @@ def test_images_that_no_net_would_be_loaded_for_are_refused_before_they_are_trai
     assert load(str(home / "own.npz"), image_size=8).image_size == (8, 8)
 
 
+def test_images_too_large_for_memory_are_refused_with_the_mend(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(data, "resize", refuse)
+    with pytest.raises(ValueError, match="1797 images of 4096x4096 do not fit in memory: give a smaller --image-size"):
+        load("digits", image_size=4096)
+
+
+def test_no_training_images_are_too_few() -> None:
+    with pytest.raises(ValueError, match="train_images must be 1 or more, got -5"):
+        load("digits", train_images=-5)
+
+
 def test_the_test_set_never_depends_on_the_seed_or_the_validation_fraction(home: Path) -> None:
     for name in ("digits", str(folder_of(home))):
         one, two, three = load(name), load(name, seed=1), load(name, val_fraction=0.4)

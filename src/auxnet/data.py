@@ -147,6 +147,8 @@ def load(
         raise ValueError(f"image_size must be 4 to {LARGEST} pixels, got {image_size}")
     if stream not in STREAMS:
         raise ValueError(f"stream must be one of {', '.join(STREAMS)}, got {stream!r}")
+    if train_images is not None and train_images < 1:
+        raise ValueError(f"train_images must be 1 or more, got {train_images}")
     workers = cores() if workers is None else workers
     if workers < 0 or max_corrupt < 0:
         raise ValueError(f"workers and max_corrupt must be 0 or more, got {workers} and {max_corrupt}")
@@ -233,13 +235,17 @@ def _on_disk(part: Part, image_size: int | None, workers: int) -> _Read:
 
 def _in_memory(part: Part, image_size: int | None) -> _Read:
     images, labels, classes, left_out = cached(part.files, part.key, part.read) if part.files else part.read()
-    images = images if image_size is None else resize(images, image_size)
+    try:
+        images = images if image_size is None else resize(images, image_size)
+    except MemoryError:
+        size = f"{image_size}x{image_size}"
+        raise ValueError(f"{len(images)} images of {size} do not fit in memory: give a smaller --image-size") from None
     return _Read(Split(torch.from_numpy(images), torch.from_numpy(labels)), classes, left_out)
 
 
 def _too_many(left_out: Sequence[str], max_corrupt: int) -> str:
     first = "; ".join(left_out[:3]) + ("; ..." if len(left_out) > 3 else "")
-    mend = "repair or remove them" + (f", or give --max-corrupt {len(left_out)}" if len(left_out) < 1000 else "")
+    mend = "repair or remove them" + (f", or train with --max-corrupt {len(left_out)}" if len(left_out) < 1000 else "")
     counted = "1 image" if len(left_out) == 1 else f"{len(left_out)} images"
     return f"{counted} cannot be read, where at most {max_corrupt} may be left out: {first}; {mend}"
 
@@ -247,6 +253,7 @@ def _too_many(left_out: Sequence[str], max_corrupt: int) -> str:
 def _aligned(name: str, read: Mapping[str, _Read]) -> dict[str, Split | OnDisk]:
     """All splits with the labels, the image size and the channels of the training split."""
     train, classes = read["train"].split, read["train"].classes
+    number = {name: label for label, name in enumerate(classes)}
     channels = max(part.split.image_shape[2] for part in read.values())
     aligned: dict[str, Split | OnDisk] = {}
     for which, (split, own_classes, _) in read.items():
@@ -258,7 +265,7 @@ def _aligned(name: str, read: Mapping[str, _Read]) -> dict[str, Split | OnDisk]:
                 f"{name}: images must have one size, train has {W}x{H} and {which} {w}x{h}: "
                 f"give --image-size {min(H, W, 224)} to resize them all"
             )
-        labels = torch.tensor([classes.index(c) for c in own_classes])[split.labels]
+        labels = torch.tensor([number[c] for c in own_classes])[split.labels]
         aligned[which] = replace(split.with_channels(channels), labels=labels)
     return aligned
 

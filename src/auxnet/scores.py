@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -34,7 +35,7 @@ class Predictions:
                 f"got {list(self.logits.shape)} and {list(self.labels.shape)}"
             )
 
-    @property
+    @cached_property
     def wrong(self) -> Tensor:
         """Whether output k is wrong on image n, bool [K, N]."""
         return self.logits.argmax(2) != self.labels

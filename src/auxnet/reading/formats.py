@@ -205,6 +205,8 @@ def _columns(file: Path, schema: Any) -> tuple[str, str, tuple[str, ...]]:
         known = [name for name in usual if name in found]
         if known or len(found) == 1:
             return (known or found)[0]
+        for field in (field for field in schema if field.name in usual):
+            raise ValueError(f"{file}: the {what} column, {field.name}, must be {kind}, is {field.type}")
         names = ", ".join(name if name.isprintable() else repr(name) for name in schema.names)
         raise ValueError(f"{file}: cannot tell the {what} column ({kind}) among {names}; name it {usual[0]!r}")
 

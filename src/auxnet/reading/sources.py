@@ -20,7 +20,7 @@ from auxnet.errors import first_line
 from auxnet.reading import cifar, formats, npz, rows
 from auxnet.reading.arrays import Arrays
 from auxnet.reading.encoded import Encoded, Files
-from auxnet.reading.pictures import image_paths, passed_over
+from auxnet.reading.pictures import DECODER, image_paths, passed_over
 from auxnet.words import nearest
 
 NAMES = ("digits", "cifar10", "cifar100", "svhn")
@@ -222,7 +222,7 @@ def _folder_part(files: Files, image_size: int | None) -> Part:
     return Part(
         [files.name(index) for index in range(len(files.paths))],
         partial(formats.class_folders, files, image_size),
-        f"folders {image_size}",
+        f"folders {image_size} {DECODER}",
         lambda: files,
         partial(formats.folder_bytes, files, image_size),
     )
@@ -241,7 +241,7 @@ def _parquet_parts(folder: Path, image_size: int | None, below: bool = True, ext
         split: Part(
             files,
             partial(formats.parquet, files, image_size),
-            f"parquet {image_size}",
+            f"parquet {image_size} {DECODER}",
             partial(rows.copied, files),
             partial(formats.parquet_bytes, files, image_size),
         )
