@@ -3,14 +3,16 @@
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from PIL import Image
 
 from auxnet.data import load
-from auxnet.reading import formats
+from auxnet.reading import formats, pictures, sources, survey
 from auxnet.reading.arrays import Arrays
 from auxnet.reading.encoded import Files
 from writers import folder_of, rows, same, tiny, write_parquet
@@ -53,6 +55,38 @@ def test_the_cache_is_rebuilt_when_a_source_changes(home: Path, monkeypatch: pyt
     next((own / "c").iterdir()).unlink()
     load(str(own))
     assert len(reads) == 3
+
+
+@pytest.mark.parametrize("stream", ["never", "always"])
+def test_what_pillow_could_not_read_is_tried_again_by_another_pillow(
+    stream: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = folder_of(home, 12)
+    Image.new("RGB", (8, 8)).save(own / "a" / "other.webp")
+    with monkeypatch.context() as lacking:
+        lacking.setattr(pictures, "_DECODERS", ("PNG",))
+        assert len(load(str(own), stream=stream, workers=0, max_corrupt=1).left_out) == 1
+    for module in (sources, survey):
+        monkeypatch.setattr(module, "DECODER", "another")
+    assert load(str(own), stream=stream, workers=0).left_out == ()
+
+
+@pytest.mark.parametrize("stream", ["never", "always"])
+def test_to_run_out_of_memory_is_no_damage_of_an_image(
+    stream: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, calls, real = folder_of(home, 12), [], pictures._plain
+
+    def plain(*given: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 5:
+            raise MemoryError("Unable to allocate 1 GiB")
+        return real(*given)
+
+    monkeypatch.setattr(pictures, "_plain", plain)
+    with pytest.raises(RuntimeError, match=r"\.png: not a readable image \(Unable to allocate 1 GiB"):
+        load(str(own), stream=stream, workers=0, max_corrupt=12)
+    assert load(str(own), stream=stream, workers=0).left_out == ()
 
 
 @pytest.mark.parametrize("name", ["images.npy", "labels.npy", "about.json"])

@@ -8,6 +8,8 @@ import torch
 
 from auxnet import data
 from auxnet.data import load, stratified_split
+from auxnet.opening import preprocessing_of
+from auxnet.preprocessing import LARGEST, Preprocessing
 from auxnet.reading import formats
 from writers import folder_of, rows, same, tiny, write_folders, write_parquet
 
@@ -44,6 +46,42 @@ def test_every_image_of_a_class_may_be_held_out() -> None:
 def test_a_class_with_a_single_image_cannot_be_split() -> None:
     with pytest.raises(ValueError, match="class 1 has a single image"):
         stratified_split(torch.tensor([0, 0, 1]), 0.5, 0)
+
+
+@pytest.mark.parametrize("name", ["", "caf\udce9"])  # of a text label; of a folder in Latin-1
+def test_a_class_that_no_file_could_name_is_refused_before_it_is_trained_on(name: str, home: Path) -> None:
+    images, labels = tiny(20, 2, size=8)
+    np.savez(home / "own.npz", images=images, labels=labels, classes=[name or "a", "b"])
+    if not name:
+        np.savez(home / "own.npz", images=images, labels=np.array(["", "b"])[labels])
+    with pytest.raises(ValueError, match=r"has a class named .*: a name must be UTF-8, and not empty"):
+        load(str(home / "own.npz"))
+
+
+def test_images_that_no_net_would_be_loaded_for_are_refused_before_they_are_trained_on(home: Path) -> None:
+    for side, message in ((LARGEST, ""), (LARGEST + 1, f"{LARGEST + 1}x1 pixels, at most {LARGEST} a side may be")):
+        np.savez(home / "own.npz", images=np.zeros((20, 1, side), np.uint8), labels=np.arange(20) % 2)
+        if message:
+            with pytest.raises(ValueError, match=f"{message}: give --image-size"):
+                load(str(home / "own.npz"))
+        else:
+            seen = preprocessing_of(load(str(home / "own.npz")))
+            assert Preprocessing.read(seen.content()) == seen
+    assert load(str(home / "own.npz"), image_size=8).image_size == (8, 8)
+
+
+def test_images_too_large_for_memory_are_refused_with_the_mend(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(data, "resize", refuse)
+    with pytest.raises(ValueError, match="1797 images of 4096x4096 do not fit in memory: give a smaller --image-size"):
+        load("digits", image_size=4096)
+
+
+def test_no_training_images_are_too_few() -> None:
+    with pytest.raises(ValueError, match="train_images must be 1 or more, got -5"):
+        load("digits", train_images=-5)
 
 
 def test_the_test_set_never_depends_on_the_seed_or_the_validation_fraction(home: Path) -> None:

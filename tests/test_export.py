@@ -238,12 +238,36 @@ def test_where_the_data_are_not_here_it_is_compared_on_random_images(tmp_path, m
     ):
         write_recipe(replace(recipe, **elsewhere), tmp_path / "run" / "recipe.yaml")
         assert main([*words, "--overwrite"]) == 0
-        told = "run again on 5 random images (the data of the run are not here): the largest difference of a logit is"
+        told = "run again on 5 random images (the data of the run are not here, or of no use): the largest difference"
         assert told in capsys.readouterr().out
     done = export("run", 2, format, f"two{SUFFIX[format]}", policy=UP_TO_TWO if "early" in format else None)
     assert (done.random, done.images, done.takes) == (True, 64, (8, 8, 3))
     assert main([*words, "--overwrite", "--data-dir", str(tmp_path)]) == 2  # looked for there: not to be done without
     assert "pics" in capsys.readouterr().err
+
+
+def test_data_that_changed_since_a_training_are_no_hindrance_and_told(tmp_path, run):
+    shutil.copytree(run.parent / "data", tmp_path / "data")
+    shutil.copytree(run, tmp_path / "run")
+    write_recipe(replace(read_run_recipe(run), data=str(tmp_path / "data")), tmp_path / "run" / "recipe.yaml")
+    home = tmp_path / "data" / "train" / "ant"
+    (home / "bad.png").write_text("no picture")
+    with pytest.warns(UserWarning, match=r"of .*run are of no use here: 1 image cannot be read.* or train with"):
+        assert export(tmp_path / "run", 2, "torch", tmp_path / "1.pt2").random
+    (home / "bad.png").unlink()
+    shutil.copytree(home, home.with_name("new"))
+    with pytest.warns(UserWarning, match="of no use here: .* trained on 4 classes, and its data hold 5, with"):
+        assert export(tmp_path / "run", 2, "torch", tmp_path / "2.pt2").random
+    with pytest.raises(RuntimeError, match="its data hold 5"):
+        export(tmp_path / "run", 2, "torch", tmp_path / "3.pt2", data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("out", [".", "..", "below/.."])
+def test_a_folder_without_a_name_of_its_own_is_not_replaced(tmp_path, monkeypatch, run, out):
+    (tmp_path / "below" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "below")
+    with pytest.raises(ValueError, match=f"out must name a folder of its own, got {out}"):
+        export(run, 2, "safetensors", out, overwrite=True)
 
 
 def test_on_what_an_export_was_compared_is_kept_in_it(run, onnx_file):

@@ -358,7 +358,7 @@ def test_damaged_best_weights_are_said_and_never_used(tmp_path):
     with pytest.warns(UserWarning, match=r"best\.safetensors is damaged.*it is not used"):
         auxnet.fit(TINY, folder, resume=True)
     assert read_json(folder / "summary.json")["epochs"]["best"] == 3  # of the epochs to come, the only one
-    assert checkpoint.read_about(path) == {"epoch": "3"}
+    assert read_about(path)["epoch"] == "3"
 
 
 def test_checkpoints_are_ordered_by_the_training_and_not_by_the_clock(tmp_path, whole, monkeypatch):

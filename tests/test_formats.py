@@ -1,5 +1,6 @@
 """Laws of the readers: what was written is read, whatever the form; damage is named."""
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,16 @@ def test_a_plain_binary_column_and_labels_in_words_are_read(tmp_path: Path) -> N
     with pytest.raises(
         ValueError, match=r"cannot tell the label column \(whole numbers or words\) among picture, kind, width"
     ):
+        formats.parquet([tmp_path / "train.parquet"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"), [([True] * 6, "bool"), ([[1]] * 6, "list<.*int64>"), ([Decimal(1)] * 6, r"decimal128\(1, 0\)")]
+)
+def test_a_label_column_of_another_type_is_told_so(labels: list[Any], kind: str, tmp_path: Path) -> None:
+    cells = [png(image) for image in tiny(6, 3, size=8)[0]]
+    pq.write_table(pa.table({"image": cells, "label": labels}), tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=f"the label column, label, must be whole numbers or words, is {kind}"):
         formats.parquet([tmp_path / "train.parquet"])
 
 

@@ -234,6 +234,12 @@ def test_names_that_do_not_fit_the_network_are_refused(run):
         PretrainedAuxNet(net.config["network"], ["a", "b"], net.preprocessing.content(), net=net)
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_a_picture_of_which_it_is_not_known_what_is_white_is_not_prepared(run, kind):
+    with pytest.raises(ValueError, match=r"mode '[IF]' has no known range"):
+        auxnet.load(run).prepare(Image.fromarray(np.full((8, 8), 200, kind)))
+
+
 def test_pictures_opened_by_pil_are_prepared_as_their_files_are(run, tmp_path):
     net, exif = auxnet.load(run), Image.Exif()
     exif[0x0112] = 6  # lies on its side

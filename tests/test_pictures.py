@@ -1,6 +1,7 @@
 """Laws of the pictures: every kind becomes 8 bits, grey or red-green-blue, upright; what cannot is named."""
 
 import io
+import struct
 from functools import partial
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
+from auxnet.data import load
 from auxnet.reading import formats, pictures
-from writers import png, save_all, tiny
+from writers import folder_of, png, save_all, tiny
 
 
 def test_grey_images_stay_grey_until_one_has_colour(tmp_path: Path) -> None:
@@ -54,6 +56,38 @@ def test_a_rotated_photograph_is_turned_upright(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "a" / "1.png", exif=exif)
     image = formats.class_folders(formats.folder_files(tmp_path)).images[0]
     assert np.array_equal(image, np.rot90(pixels, -1))
+
+
+@pytest.mark.parametrize("turn", range(9))
+def test_a_photograph_is_turned_by_its_tag_alone_whatever_the_others_hold(turn: int) -> None:
+    orientation, odd = struct.pack("<HHIHH", 0x0112, 3, 1, turn, 0), struct.pack("<HHIi", 0x0100, 9, 1, -5)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + odd + orientation + bytes(4)
+    plain, tagged = jpeg(), jpeg(exif=exif)
+    with Image.open(io.BytesIO(plain)) as image:
+        image.getexif()[0x0112] = turn
+        upright = np.asarray(ImageOps.exif_transpose(image))
+    assert np.array_equal(pictures.decode(io.BytesIO(tagged), "odd", None), upright)
+
+
+def test_links_are_followed_but_in_no_circle(tmp_path: Path) -> None:
+    for name, place in (("1", "own/a"), ("2", "elsewhere"), ("3", "own/b")):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / f"{name}.png").write_bytes(png(tiny(1, 1, size=8)[0][0]))
+    for link, to in (("elsewhere", "../../elsewhere"), ("up", ".."), ("self", "."), ("again", "elsewhere")):
+        (tmp_path / "own" / "a" / link).symlink_to(to)
+    (tmp_path / "elsewhere" / "back").symlink_to("../own")
+    (tmp_path / "elsewhere" / "round").symlink_to(".")
+    found = [Path(path).name for path in pictures.image_paths(tmp_path / "own" / "a")]
+    assert found == ["1.png", "2.png"]
+
+
+@pytest.mark.parametrize("stream", ["never", "always"])
+@pytest.mark.usefixtures("own_cache_and_no_network")
+def test_a_link_to_an_image_that_was_not_fetched_is_an_error_that_names_it(stream: str, home: Path) -> None:
+    own = folder_of(home, 12)
+    (own / "a" / "far.png").symlink_to("../.git/annex/far.png")
+    with pytest.raises(FileNotFoundError, match=r"own/a/far\.png is a link to nothing, or was removed: fetch it"):
+        load(str(own), stream=stream, workers=0, max_corrupt=1)
 
 
 def test_hidden_and_other_files_are_ignored_and_the_rest_sorted(tmp_path: Path) -> None:

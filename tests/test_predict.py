@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import weakref
 
 import numpy as np
@@ -157,6 +158,30 @@ def test_the_file_is_written_whole_and_never_over_another(run, folder, tmp_path,
     assert "--overwrite" in capsys.readouterr().err
 
 
+def test_a_pipe_and_what_a_link_leads_to_are_written_to_and_stay_what_they_are(run, folder, tmp_path):
+    words = ["predict", str(run), str(folder), "--format", "csv", "--out"]
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    assert main([*words, str(tmp_path / "pipe")]) == 0
+    said = os.read(reader, 2**16).decode()
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "link").symlink_to(tmp_path / "below" / "file.csv")
+    (tmp_path / "below").mkdir()
+    assert main([*words, str(tmp_path / "link")]) == 0
+    assert main([*words, str(tmp_path / "link")]) == 2
+    assert main([*words, str(tmp_path / "link"), "--overwrite"]) == 0
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "below" / "file.csv").read_text() == said
+    assert len(said.splitlines()) == 7
+
+
+def test_a_number_that_is_not_whole_is_refused(run, folder):
+    for name in ("batch_size", "top"):
+        with pytest.raises(ValueError, match=rf"{name} must be a whole number, 1 or more, got 1\.5"):
+            predict(run, [folder], **{name: 1.5})
+
+
 def test_a_folder_to_write_to_is_refused_before_anything_is_done(run, folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("auxnet.prediction.predict", None)
     for words in ([], ["--overwrite"]):
@@ -307,8 +332,8 @@ def test_threads_are_set_for_a_question_and_are_those_of_the_container(run, fold
     [
         ([], "there are no images"),
         (["x.png", "--output", "7"], "output must be 1..3"),
-        (["x.png", "--batch-size", "0"], "batch_size must be 1 or more, got 0"),
-        (["x.png", "--top", "0"], "top must be 1 or more, got 0"),
+        (["x.png", "--batch-size", "0"], "batch_size must be a whole number, 1 or more, got 0"),
+        (["x.png", "--top", "0"], "top must be a whole number, 1 or more, got 0"),
         (["x.png", "--threads", "0"], "threads must be 1 or more, got 0"),
         (["x.png", "--device", "toaster"], "device must be auto, cpu, cuda, cuda:NUMBER or mps, got 'toaster'"),
     ],

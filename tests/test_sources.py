@@ -4,6 +4,8 @@ import io
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -96,6 +98,10 @@ def test_data_dir_may_come_from_the_environment(home: Path, monkeypatch: pytest.
     folder_of(home)
     monkeypatch.setenv("AUXNET_DATA", str(home))
     assert load("own").classes == ("a", "b", "c")
+    monkeypatch.setenv("AUXNET_DATA", "/nowhere")
+    assert len(load("digits").classes) == 10
+    with pytest.raises(FileNotFoundError, match="AUXNET_DATA /nowhere is not a folder"):
+        load("own")
 
 
 def test_missing_data_say_at_once_where_was_looked_and_what_to_give(home: Path) -> None:
@@ -127,8 +133,31 @@ def test_a_data_set_in_the_hubs_own_cache_is_read_without_the_network(tmp_path: 
     train, test = tiny(30, 3, size=8), tiny(6, 3, seed=2, size=8)
     for part, (images, labels) in (("train", train), ("test", test)):
         write_parquet(store / "snapshots" / ("0" * 40) / "data" / f"{part}-00000-of-00001.parquet", images, labels)
+    for name in ("hf:some/body", "hf:some/body/data"):
+        with pytest.warns(UserWarning, match=r"test, train as in the hub's cache, which may lack others: .*offline"):
+            check(load(name), train, test)
+
+
+def test_what_the_hub_has_is_not_taken_for_what_its_cache_holds(tmp_path: Path, monkeypatch: Any) -> None:
+    """A download that was cut short, or of one of several data sets alone, leaves a part of it there."""
+    train, test = tiny(30, 3, size=8), tiny(6, 3, seed=2, size=8)
+    asked, held = [], ["data/train.parquet", "data/test.parquet"]
+    write_parquet(tmp_path / "cached" / "data" / "train.parquet", *train)
+    for split, part in (("train", train), ("test", test)):
+        write_parquet(tmp_path / "fetched" / "data" / f"{split}.parquet", *part)
+
+    def download(*_: Any, local_files_only: bool, **__: Any) -> str:
+        asked.append(local_files_only)
+        return str(tmp_path / ("cached" if local_files_only else "fetched"))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    siblings = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in held])
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: siblings)
     check(load("hf:some/body"), train, test)
-    check(load("hf:some/body/data"), train, test)
+    siblings.siblings.append(SimpleNamespace(rfilename="other/train.parquet"))
+    with pytest.raises(ValueError, match="holds several data sets, give one of them: hf:some/body/data, hf:"):
+        load("hf:some/body")
+    assert asked == [False]
 
 
 def test_a_path_that_is_not_there_is_named() -> None:
@@ -148,11 +177,60 @@ def test_a_class_called_train_is_not_taken_for_a_split_beside_other_classes(home
         load(str(home))
 
 
-def test_images_beside_several_splits_are_left_aside(home: Path) -> None:
-    for split in ("train", "test"):
+def test_images_beside_all_three_splits_are_left_aside(home: Path) -> None:
+    for split in ("train", "val", "test"):
         write_folders(home / split, *tiny(30, 3, size=8), ["a", "b", "c"])
     write_folders(home, *tiny(4, 1, size=8), ["preview"])
     assert load(str(home)).classes == ("a", "b", "c")
+
+
+def test_the_splits_of_folders_and_of_shards_are_known_in_either_case(home: Path) -> None:
+    train, test = tiny(30, 3, size=8), tiny(6, 3, seed=2, size=8)
+    for split, part in (("Train", train), ("TEST", test)):
+        write_folders(home / "folders" / split, *part, ["a", "b", "c"])
+        write_parquet(home / "shards" / f"{split}-00000-of-00001.parquet", *part, ["a", "b", "c"])
+    for form in ("folders", "shards"):
+        found = load(str(home / form))
+        assert found.classes == ("a", "b", "c")
+        assert rows(found.test) == sorted(image.tobytes() for image in test[0])
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        (("train", "test", "dev"), "images in dev/, which is no split: rename it val, or move it elsewhere"),
+        (("train", "val", "testing"), "images in testing/, which is no split: rename it test, or"),
+        (("train", "val", "Valid"), "holds Valid/, train/, val/: two of them are the same split, leave one"),
+        (("training", "testing"), "testing/ hold folders of the same names, as splits do: rename them train, and test"),
+        (("seg_train", "seg_test"), "seg_test/ hold folders of the same names, as splits do: rename them train"),
+    ],
+)
+def test_folders_that_look_like_splits_of_other_names_are_refused(
+    splits: tuple[str, ...], message: str, home: Path
+) -> None:
+    for split in splits:
+        write_folders(home / split, *tiny(9, 3, size=8), ["a", "b", "c"])
+    with pytest.raises(ValueError, match=message):
+        load(str(home))
+
+
+def test_classes_may_lie_in_folders_of_the_same_names(home: Path) -> None:
+    """As those of Tiny ImageNet do, and a film's by scene; a train may be among them."""
+    for name in ("bus", "car", "train"):
+        write_folders(home / name, *tiny(8, 2, size=8), ["day", "night"] if name != "train" else ["images", "night"])
+    (home / "train").rename(home / "train (steam)")
+    assert load(str(home)).classes == ("bus", "car", "train (steam)")
+
+
+def test_shards_of_no_split_are_passed_over_with_a_warning(home: Path) -> None:
+    for split in ("train", "dev", "extra"):
+        write_parquet(home / "own" / f"{split}.parquet", *tiny(30, 3, size=8))
+    with pytest.warns(UserWarning, match=r"own: passed over dev.parquet, extra.parquet: no shards of train, val or"):
+        load(str(home / "own"))
+    (home / "own" / "train.parquet").rename(home / "own" / "training.parquet")
+    (home / "own" / "extra.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has parquet shards, but none named train-"):
+        load(str(home / "own"))
 
 
 def test_a_folder_without_images_beside_the_splits_is_no_matter(home: Path) -> None:

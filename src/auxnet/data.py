@@ -20,6 +20,8 @@ from torch import Tensor
 from auxnet import sections
 from auxnet.augmentation import Augmentation
 from auxnet.machine import available_memory, cores
+from auxnet.preprocessing import LARGEST
+from auxnet.reading.arrays import is_name
 from auxnet.reading.cache import cached
 from auxnet.reading.pictures import resize
 from auxnet.reading.sources import Part, find
@@ -144,10 +146,12 @@ def load(
         raise ValueError(f"augment must be one of {', '.join(AUGMENTATIONS)}, got {augment!r}")
     if not 0 < val_fraction <= 0.5:
         raise ValueError(f"val_fraction must be above 0 and at most 0.5, got {val_fraction}")
-    if image_size is not None and not 4 <= image_size <= 4096:
-        raise ValueError(f"image_size must be 4 to 4096 pixels, got {image_size}")
+    if image_size is not None and not 4 <= image_size <= LARGEST:
+        raise ValueError(f"image_size must be 4 to {LARGEST} pixels, got {image_size}")
     if stream not in STREAMS:
         raise ValueError(f"stream must be one of {', '.join(STREAMS)}, got {stream!r}")
+    if train_images is not None and train_images < 1:
+        raise ValueError(f"train_images must be 1 or more, got {train_images}")
     workers = cores() if workers is None else workers
     if workers < 0 or max_corrupt < 0:
         raise ValueError(f"workers and max_corrupt must be 0 or more, got {workers} and {max_corrupt}")
@@ -169,6 +173,13 @@ def load(
         raise RuntimeError(f"{name} must have {_CLASSES[name]} classes, what was found has {len(classes)}")
     if len(classes) < 2:
         raise ValueError(f"{name} has one class only, {classes[0]!r}: a classifier needs at least two")
+    if unfit := [each for each in classes if not is_name(each)]:
+        raise ValueError(
+            f"{name} has a class named {unfit[0]!r}: a name must be UTF-8, and not empty; rename the class"
+        )
+    if max(read["train"].split.image_shape[:2]) > LARGEST and image_size is None:
+        H, W, _ = read["train"].split.image_shape
+        raise ValueError(f"{name}: images of {W}x{H} pixels, at most {LARGEST} a side may be: give --image-size")
     train, val, test = _divided(_aligned(name, read), classes, val_fraction, seed)
     train = train if train_images is None else _some(train, train_images, seed)
 
@@ -227,13 +238,17 @@ def _on_disk(part: Part, image_size: int | None, workers: int) -> _Read:
 
 def _in_memory(part: Part, image_size: int | None) -> _Read:
     images, labels, classes, left_out = cached(part.files, part.key, part.read) if part.files else part.read()
-    images = images if image_size is None else resize(images, image_size)
+    try:
+        images = images if image_size is None else resize(images, image_size)
+    except MemoryError:
+        size = f"{image_size}x{image_size}"
+        raise ValueError(f"{len(images)} images of {size} do not fit in memory: give a smaller --image-size") from None
     return _Read(Split(torch.from_numpy(images), torch.from_numpy(labels)), classes, left_out)
 
 
 def _too_many(left_out: Sequence[str], max_corrupt: int) -> str:
     first = "; ".join(left_out[:3]) + ("; ..." if len(left_out) > 3 else "")
-    mend = "repair or remove them" + (f", or give --max-corrupt {len(left_out)}" if len(left_out) < 1000 else "")
+    mend = "repair or remove them" + (f", or train with --max-corrupt {len(left_out)}" if len(left_out) < 1000 else "")
     counted = "1 image" if len(left_out) == 1 else f"{len(left_out)} images"
     return f"{counted} cannot be read, where at most {max_corrupt} may be left out: {first}; {mend}"
 
@@ -241,6 +256,7 @@ def _too_many(left_out: Sequence[str], max_corrupt: int) -> str:
 def _aligned(name: str, read: Mapping[str, _Read]) -> dict[str, Split | OnDisk]:
     """All splits with the labels, the image size and the channels of the training split."""
     train, classes = read["train"].split, read["train"].classes
+    number = {name: label for label, name in enumerate(classes)}
     channels = max(part.split.image_shape[2] for part in read.values())
     aligned: dict[str, Split | OnDisk] = {}
     for which, (split, own_classes, _) in read.items():
@@ -252,7 +268,7 @@ def _aligned(name: str, read: Mapping[str, _Read]) -> dict[str, Split | OnDisk]:
                 f"{name}: images must have one size, train has {W}x{H} and {which} {w}x{h}: "
                 f"give --image-size {min(H, W, 224)} to resize them all"
             )
-        labels = torch.tensor([classes.index(c) for c in own_classes])[split.labels]
+        labels = torch.tensor([number[c] for c in own_classes])[split.labels]
         aligned[which] = replace(split.with_channels(channels), labels=labels)
     return aligned
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,6 +19,7 @@ import torch
 from auxnet import __version__
 from auxnet.backbones.named import is_own_code
 from auxnet.batches import Labelled, normalise
+from auxnet.errors import one_line
 from auxnet.exits import read_policy
 from auxnet.files import whole
 from auxnet.graphs import EarlyExitGraph, OneOutput, folded, need, untraceable, write_onnx, write_torch
@@ -55,7 +57,7 @@ class Exported:
     unfolded: tuple[str, ...] = ()
     """torch: modules that cannot be traced, whose BatchNorms are no part of the convolutions before them"""
     random: bool = False
-    """whether the images were random ones, since the data of the run are not here"""
+    """whether the images were random ones, since the data of the run are not here, or have changed"""
 
 
 def export(
@@ -81,7 +83,7 @@ def export(
     run, in this folder.
 
     It is compared on that many validation `images`, looked for under `data_dir` if not where they lay in training;
-    where the run's data are not here and no `data_dir` is given, on random ones.
+    where the run's data are not here, or have changed, and no `data_dir` is given, on random ones.
 
     Raises ValueError, FileNotFoundError or FileExistsError for what cannot be asked for, RuntimeError if the
     export differs from its source: then there is nothing at `out`.
@@ -206,14 +208,18 @@ def _compare(
 
 
 def _validation_images(run: RunDir, recipe: Recipe, data_dir: str | None, count: int) -> Pixels | None:
-    """At most `count` of a run; None if its data are not where they lay in training. Raises as `data_of` does."""
+    """At most `count` of a run; None if its data are not where they lay in training, with a warning if they are others.
+
+    Raises as `data_of` does where they are looked for elsewhere.
+    """
     try:
         return _some(data_of(run, replace(recipe, data_dir=data_dir or recipe.data_dir), judging=False).val, count)
-    except (FileNotFoundError, ValueError) as error:
-        places = (Path(recipe.data).expanduser(), Path(recipe.data_dir or "").expanduser() / recipe.data)
-        there = isinstance(error, ValueError) and any(place.exists() for place in places)
-        if data_dir is not None or there:
+    except (OSError, ValueError, RuntimeError) as error:
+        if data_dir is not None:
             raise
+        places = (Path(recipe.data).expanduser(), Path(recipe.data_dir or "").expanduser() / recipe.data)
+        if any(place.exists() for place in places):
+            warnings.warn(f"the data of {run} are of no use here: {one_line(error)}", stacklevel=2)
         return None
 
 
@@ -259,6 +265,8 @@ def _check_free(path: Path, format: Format, overwrite: bool) -> None:
     suffix = SUFFIX[format]
     if suffix and path.suffix != suffix:
         raise ValueError(f"out must end in {suffix} for {format}, got {path}")
+    if path.name in ("", ".."):
+        raise ValueError(f"out must name a folder of its own, got {path}")
     if not path.exists():
         return
     if not overwrite:

@@ -26,7 +26,7 @@ from auxnet.documents import parsing, read_json
 from auxnet.errors import first_line
 from auxnet.network import AuxNet
 from auxnet.preprocessing import PREPARATION, Preprocessing
-from auxnet.reading.arrays import Pixels
+from auxnet.reading.arrays import Pixels, is_name
 from auxnet.reading.pictures import decode_for, upright
 from auxnet.recipe import RunDir, folder_of
 from auxnet.scores import wilson
@@ -273,7 +273,7 @@ def _from_config(config: Any, where: Path, trusted: str | None) -> PretrainedAux
     with parsing(f"{where} is damaged: classes or preprocessing cannot be read"):
         net = PretrainedAuxNet(**{key: config[key] for key in known if key in config}, net=built)
         whole = (
-            all(isinstance(name, str) and name.encode() for name in net.classes)
+            all(map(is_name, net.classes))
             and net.preprocessing.channels == config["network"].get("in_channels", 3)
             and isinstance(net.source, dict)
         )

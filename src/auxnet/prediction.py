@@ -73,10 +73,9 @@ def predict(
 
     Raises, at once, ValueError for an option that cannot be or an empty list, and what `runtimes.open_model` raises.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
-    if top < 1:
-        raise ValueError(f"top must be 1 or more, got {top}")
+    for name, number in (("batch_size", batch_size), ("top", top)):
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(f"{name} must be a whole number, 1 or more, got {number!r}")
     given = [images] if isinstance(images, str | Path) else list(images)
     if not given:
         raise ValueError("there are no images to predict: name files or folders")

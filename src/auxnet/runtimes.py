@@ -21,7 +21,7 @@ from auxnet.graphs import need
 from auxnet.hub import PretrainedAuxNet, load, position_of
 from auxnet.machine import cores, device_of, thread_count, threads_set
 from auxnet.preprocessing import Preprocessing
-from auxnet.reading.arrays import Pixels
+from auxnet.reading.arrays import Pixels, is_name
 from auxnet.recipe import Recipe, RunDir
 
 Floats = NDArray[np.float32]
@@ -156,7 +156,7 @@ def _facts(metadata: dict[str, str], path: Path) -> dict[str, Any]:
         facts = {key: json_value(value) for key, value in metadata.items()}
         sound = Preprocessing.read(facts).channels in (1, 3)
         sound = sound and isinstance(facts["kind"], str) and facts["output"] >= 1
-        sound = sound and all(isinstance(name, str) and name.encode() for name in facts["classes"])
+        sound = sound and all(map(is_name, facts["classes"]))
     if not sound:
         raise RuntimeError(f"{path} is damaged: its metadata describe no model")
     return facts

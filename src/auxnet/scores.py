@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from statistics import NormalDist
 
@@ -36,7 +37,7 @@ class Predictions:
                 f"got {list(self.logits.shape)} and {list(self.labels.shape)}"
             )
 
-    @property
+    @cached_property
     def wrong(self) -> Tensor:
         """Whether output k is wrong on image n, bool [K, N]."""
         return self.logits.argmax(2) != self.labels

@@ -107,7 +107,7 @@ def export(words: list[str]) -> None:
         screen.print_line(console, f"exits of the {done.images} images: {shares}")
         for note in read_notes(o.run) if o.thresholds is None else ():
             screen.print_line(console, f"note: {note}")
-    images = "random images (the data of the run are not here)" if done.random else "validation images"
+    images = "random images (the data of the run are not here, or of no use)" if done.random else "validation images"
     equal = f"run again on {done.images} {images}: the largest difference of a logit is {done.difference:.2g}"
     screen.print_line(console, equal)
 
@@ -132,7 +132,7 @@ def predict(words: list[str]) -> int:
     paths = [path for given in options.paths for path in (_listed() if given == "-" else [given])]
     if options.out is not None and options.out.is_dir():
         raise FileExistsError(f"{options.out} is a folder: name a file with --out")
-    if options.out is not None and options.out.exists() and not options.overwrite:
+    if options.out is not None and options.out.is_file() and not options.overwrite:
         raise FileExistsError(f"{options.out} exists: name another with --out, or replace it with --overwrite")
     from auxnet.prediction import Prediction, open_for
     from auxnet.prediction import predict as ask
@@ -178,12 +178,17 @@ def _shown(name: str) -> str:
 
 @contextmanager
 def _destination(out: Path | None) -> Iterator[TextIO]:
+    """Where answers go: a file, where a link leads too, is there whole or not at all; a device or a pipe stays."""
     if out is None:
         yield sys.stdout
         return
+    if out.exists() and not out.is_file():
+        with out.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        return
     from auxnet.files import whole
 
-    with whole(out) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with whole(out.resolve()) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         yield file
 
 

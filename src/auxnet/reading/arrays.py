@@ -62,6 +62,14 @@ def labels_of(
     return labels, tuple(name if texts else str(int(name)) for name in names)
 
 
+def is_name(value: object) -> bool:
+    """Whether a class may be called so: a text that can be written to any file, which half a character cannot."""
+    try:
+        return isinstance(value, str) and bool(value.encode())
+    except UnicodeEncodeError:
+        return False
+
+
 def _shown(value: object) -> str:
     """A value for an error, in a few words however large it is."""
     try:

@@ -60,7 +60,7 @@ def entry(files: Sequence[Path | str], key: str, make: Callable[[Path], Made], l
     A `large` entry is more than arrays: `make` writes the rest into the folder that it is given, and the entry is
     of no use outside the cache. Others are done without a cache that cannot be written to, which here is an OSError.
     The cache is $AUXNET_CACHE, or else ~/.cache/auxnet. When an entry is added, those go that were not used for
-    `KEPT_DAYS`.
+    `KEPT_DAYS`. Raises FileNotFoundError for a file that is not there.
     """
     home = Path(os.environ.get("AUXNET_CACHE") or "~/.cache/auxnet").expanduser()
     place = home / _digest(files, key)
@@ -80,7 +80,10 @@ def entry(files: Sequence[Path | str], key: str, make: Callable[[Path], Made], l
 def _digest(files: Sequence[Path | str], key: str) -> str:
     digest = sha256(json.dumps([VERSION, key]).encode())
     for path in sorted(map(os.path.abspath, files)):
-        found = os.stat(path)
+        try:
+            found = os.stat(path)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path} is a link to nothing, or was removed: fetch it, or remove it") from None
         digest.update(os.fsencode(path) + f"\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:32]
 

@@ -51,13 +51,13 @@ def digits() -> Arrays:
 def parquet_splits(folder: Path, below: bool = True) -> dict[str, list[Path]]:
     """The shards of each split ("train", "val", "test", "extra") in a folder, or in one just `below` it.
 
-    A shard is known by how its name begins: `train-00000-of-00002.parquet`, `validation.parquet`; {} if there
-    is none. Raises ValueError where several folders hold a data set, FileNotFoundError where a numbered shard
+    A shard is known by how its name begins, in either case: `train-00000-of-00002.parquet`, `validation.parquet`; {} if
+    there is none. Raises ValueError where several folders hold a data set, FileNotFoundError where a numbered shard
     is missing.
     """
     homes: dict[Path, dict[str, list[Path]]] = {}
     for file in sorted([*folder.glob("*.parquet"), *(folder.glob("*/*.parquet") if below else ())]):
-        match = re.match(r"(train|test|val|extra)(idation|id)?(?![a-zA-Z])", file.name)
+        match = re.match(r"(train|test|val|extra)(idation|id)?(?![a-zA-Z])", file.name.lower())
         if match:
             homes.setdefault(file.parent, {}).setdefault(match[1], []).append(file)
     if len(homes) > 1:
@@ -204,6 +204,8 @@ def _columns(file: Path, schema: Any) -> tuple[str, str, tuple[str, ...]]:
         known = [name for name in usual if name in found]
         if known or len(found) == 1:
             return (known or found)[0]
+        for field in (field for field in schema if field.name in usual):
+            raise ValueError(f"{file}: the {what} column, {field.name}, must be {kind}, is {field.type}")
         names = ", ".join(name if name.isprintable() else repr(name) for name in schema.names)
         raise ValueError(f"{file}: cannot tell the {what} column ({kind}) among {names}; name it {usual[0]!r}")
 

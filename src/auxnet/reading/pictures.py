@@ -15,6 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,9 +35,12 @@ _BESIDE = frozenset(  # what lies beside images and is none: notes, labels, what
     | {".db", ".ini", ".log", ".py", ".ipynb"}
 )
 MOST_SCANS = 100
+DECODER = f"Pillow {version('pillow')}"  # on which pixels depend, and what can be read
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # of JPEG, but those within coded pixels
 _FIRST_SEGMENT, _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xC0, 0xD8, 0xD9, 0xDA
 _ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # in EXIF
+_TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM"}
+_TURNS |= {5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 _DECODERS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no others: fewer to trust, and much faster
 
 
@@ -49,14 +53,24 @@ def image_paths(folder: Path) -> list[str]:
 
 
 def paths_and_others(folder: Path) -> tuple[list[str], Counter[str]]:
-    """What `image_paths` finds, and how many files there are of each suffix that may be pictures in unknown forms."""
+    """What `image_paths` finds, and how many files there are of each suffix that may be pictures in unknown forms.
+
+    Links are followed, but not to a folder that was searched or that this one lies in; one of an image that leads
+    nowhere is among those found, for whoever reads it to say so.
+    """
 
     def refuse(error: OSError) -> None:
         raise error
 
     found, others = [], Counter[str]()
-    for home, below, names in os.walk(folder, onerror=refuse):
-        below[:] = [name for name in below if not name.startswith(".")]
+    top, searched = os.path.realpath(folder), set[str]()
+    for home, below, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(home)
+        if real in searched or top.startswith(os.path.join(real, "")):
+            below.clear()
+            continue
+        searched.add(real)
+        below[:] = sorted(name for name in below if not name.startswith("."))
         for name in names:
             path = os.path.join(home, name)
             suffix = os.path.splitext(name)[1].lower()
@@ -64,7 +78,7 @@ def paths_and_others(folder: Path) -> tuple[list[str], Counter[str]]:
                 continue
             if suffix not in IMAGE_SUFFIXES:
                 others[suffix] += suffix not in _BESIDE
-            elif os.path.isfile(path):
+            elif os.path.isfile(path) or os.path.islink(path):
                 found.append(path)
     return sorted(found, key=lambda path: path.split(os.sep)), +others
 
@@ -103,8 +117,6 @@ def _plain(file: Path | str | io.BytesIO, size: tuple[int, int] | None) -> tuple
     with _opened(file) as image:
         if image.format in ("JPEG", "MPO") and _scans(image) > MOST_SCANS:
             raise ValueError(f"it goes over its pixels more than {MOST_SCANS} times: a decompression bomb")
-        if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
-            raise ValueError(f"mode {image.mode!r} has no known range: save it with 8 bits per channel")
         width, height = image.size
         own = (width, height) if image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE else (height, width)
         if size is not None:
@@ -113,10 +125,17 @@ def _plain(file: Path | str | io.BytesIO, size: tuple[int, int] | None) -> tuple
 
 
 def upright(image: Any) -> Any:
-    """A PIL image turned upright by its EXIF tag, grey (L) or red-green-blue, its transparency dropped."""
-    from PIL import Image, ImageOps
+    """A PIL image turned upright by its EXIF tag, grey (L) or red-green-blue, its transparency dropped.
 
-    turned = ImageOps.exif_transpose(image)
+    Raises ValueError for pixels of which it is not known what is white.
+    """
+    from PIL import Image
+
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        raise ValueError(f"mode {image.mode!r} has no known range: save it with 8 bits per channel")
+    image.load()
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION))  # ImageOps.exif_transpose writes EXIF anew, and fails if odd
+    turned = image if turn is None else image.transpose(Image.Transpose[turn])
     if turned.mode.startswith("I"):  # 16 bits: keep the upper 8
         turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
     mode = "L" if turned.mode in ("1", "L", "LA", "La") else "RGB"
@@ -206,8 +225,11 @@ def check_size(shape: tuple[int, ...], where: str, wanted: tuple[int, ...], firs
 
 
 def damage(error: RuntimeError) -> str:
-    """What an image says that cannot be read. One that the system refuses is not damaged: its error goes on."""
-    if isinstance(error.__cause__, OSError) and error.__cause__.errno is not None:
+    """What an image says that cannot be read. One that the system refuses, or has no room for, is not damaged: its
+    error goes on.
+    """
+    cause = error.__cause__
+    if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno is not None):
         raise error
     return str(error)
 

@@ -20,7 +20,7 @@ from auxnet.errors import first_line
 from auxnet.reading import cifar, formats, npz, rows
 from auxnet.reading.arrays import Arrays
 from auxnet.reading.encoded import Encoded, Files
-from auxnet.reading.pictures import image_paths, passed_over
+from auxnet.reading.pictures import DECODER, image_paths, passed_over
 from auxnet.words import nearest
 
 NAMES = ("digits", "cifar10", "cifar100", "svhn")
@@ -29,6 +29,7 @@ _HUB = {
     "cifar100": "uoft-cs/cifar100/cifar100",
     "svhn": "ufldl-stanford/svhn/cropped_digits",
 }
+_SPLITS = {"train": "train", "test": "test", "val": "val", "validation": "val", "valid": "val"}  # by their folders
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ def located(name: str, data_dir: str | None) -> tuple[str, str | None]:
         return name, data_dir
     if name not in NAMES and folder.exists():
         return str(folder.resolve()), data_dir
-    root = data_dir or os.environ.get("AUXNET_DATA")
-    return name, root and str(Path(root).expanduser().resolve())
+    root = _root(data_dir)
+    return name, str(root.resolve()) if root else None
 
 
 def find(name: str, data_dir: str | Path | None, image_size: int | None) -> dict[str, Part]:
@@ -61,48 +62,68 @@ def find(name: str, data_dir: str | Path | None, image_size: int | None) -> dict
 
     Raises ValueError for a name that cannot be, FileNotFoundError for data that is not there.
     """
-    root = Path(data_dir or os.environ.get("AUXNET_DATA") or "").expanduser()
-    given = bool(data_dir or os.environ.get("AUXNET_DATA"))
-    if given and not root.is_dir():
-        raise FileNotFoundError(f"data_dir {root} is not a folder: give the one that holds the data")
-    if name.startswith("hf:"):
-        return _from_hub(name, name.removeprefix("hf:"), image_size)
+    root, on_hub = _root(data_dir), name.startswith("hf:")
+    needed = data_dir or not (name == "digits" or on_hub)
+    if root is not None and needed and not root.is_dir():
+        what = "data_dir" if data_dir else "AUXNET_DATA"
+        raise FileNotFoundError(f"{what} {root} is not a folder: give the one that holds the data")
+    if on_hub:
+        return _hub(name, name.removeprefix("hf:"), image_size)
     if name == "digits":
         return {"train": Part([], formats.digits, "digits")}
-    if name in NAMES:
-        folders = [root / name, root] if given else []
-        for folder in folders:
-            if parts := _named(name, folder, folder != root, image_size):
-                return parts
-        looked = " and ".join(str(folder) for folder in folders) or "no folder (data_dir and AUXNET_DATA are not set)"
-        try:
-            return _from_hub(name, _HUB[name], image_size)
-        except FileNotFoundError as error:
-            forms = ", ".join([*cifar.FORMS.get(name, ["train_32x32.mat"]), "train-*.parquet"])
-            raise FileNotFoundError(
-                f"{name} was not found: looked in {looked}, then {error}; give a data_dir that holds one of {forms}"
-            ) from error
-    for folder in (Path(name).expanduser(), root / name) if name.strip() else ():
-        if folder.is_dir():
-            return _in_folder(folder, image_size)
-        if folder.suffix == ".npz" and folder.exists():
+    return _named_set(name, root, image_size) if name in NAMES else _path(name, root, image_size)
+
+
+def _root(data_dir: str | Path | None) -> Path | None:
+    """The folder in which data sets are looked for, if any: `data_dir`, or else AUXNET_DATA."""
+    given = data_dir or os.environ.get("AUXNET_DATA")
+    return Path(given).expanduser() if given else None
+
+
+def _path(name: str, root: Path | None, image_size: int | None) -> dict[str, Part]:
+    """The splits of a folder or an .npz file, in this folder or below `root`."""
+    for place in (Path(name).expanduser(), *([root / name] if root else [])) if name.strip() else ():
+        if place.is_dir():
+            return _in_folder(place, image_size)
+        if place.suffix == ".npz" and place.exists():
             return {
-                split: Part([], partial(npz.npz, folder, arrays), f"npz {split}")
-                for split, arrays in npz.npz_splits(folder).items()
+                split: Part([], partial(npz.npz, place, arrays), f"npz {split}")
+                for split, arrays in npz.npz_splits(place).items()
             }
-        if folder.exists():
+        if place.exists():
             raise ValueError(
                 f"data {name!r} is a file, but no .npz: give the folder that holds it, or one of {', '.join(NAMES)}"
             )
-    places = " or ".join(map(str, [Path.cwd(), *([root] if given else [])]))
+    raise _not_found(name, root)
+
+
+def _not_found(name: str, root: Path | None) -> Exception:
+    """What is said of a name of which nothing is there."""
+    places = " or ".join(map(str, [Path.cwd(), *([root] if root else [])]))
     where = "" if Path(name).expanduser().is_absolute() else f" in {places} (data_dir names the folder that holds it)"
     if os.sep in name or name.startswith((".", "~")):
-        raise FileNotFoundError(f"data {name!r}: there is no such folder or file{where}")
+        return FileNotFoundError(f"data {name!r}: there is no such folder or file{where}")
     hint = (
         nearest(name.lower(), list(NAMES))
         or f"{where}: give one of {', '.join(NAMES)}, a folder, an .npz file, or hf:owner/name"
     )
-    raise ValueError(f"data {name!r} is neither a known data set nor a folder{hint}")
+    return ValueError(f"data {name!r} is neither a known data set nor a folder{hint}")
+
+
+def _named_set(name: str, root: Path | None, image_size: int | None) -> dict[str, Part]:
+    """The splits of a named set, below `root` or else from the hub."""
+    folders = [root / name, root] if root else []
+    for folder in folders:
+        if parts := _named(name, folder, folder != root, image_size):
+            return parts
+    try:
+        return _hub(name, _HUB[name], image_size)
+    except FileNotFoundError as error:
+        looked = " and ".join(map(str, folders)) or "no folder (data_dir and AUXNET_DATA are not set)"
+        forms = ", ".join([*cifar.FORMS.get(name, ["train_32x32.mat"]), "train-*.parquet"])
+        raise FileNotFoundError(
+            f"{name} was not found: looked in {looked}, then {error}; give a data_dir that holds one of {forms}"
+        ) from error
 
 
 def _named(name: str, folder: Path, below: bool, image_size: int | None) -> dict[str, Part]:
@@ -143,22 +164,13 @@ def _complete(folder: Path, parts: dict[str, Part]) -> dict[str, Part]:
 
 def _in_folder(folder: Path, image_size: int | None) -> dict[str, Part]:
     """The splits of a folder of parquet shards or of class folders, with a warning if it passes over other files."""
-    if parts := _parquet_parts(folder, image_size):
-        if "train" not in parts:
-            raise FileNotFoundError(f"{folder} has parquet shards, but none named train-*.parquet")
+    parts = _parquet_parts(folder, image_size)
+    shards_alone = not formats.subfolders(folder) and any(folder.glob("*.parquet"))
+    if "train" not in parts and (parts or shards_alone):
+        raise FileNotFoundError(f"{folder} has parquet shards, but none named train-*.parquet")
+    if parts:
         return parts
-    homes = {home.name: home for home in formats.subfolders(folder)}
-    if "train" in homes and formats.subfolders(homes["train"]):
-        named = {"train": "train", "test": "test", "val": "val", "validation": "val", "valid": "val"}
-        odd = [home for name, home in homes.items() if name not in named and image_paths(home)]
-        if odd and not homes.keys() & named.keys() - {"train"}:
-            raise ValueError(
-                f"{folder} holds train/ with folders in it, as for splits, and images in {odd[0].name}/, which is "
-                "no split: keep classes and splits apart, or rename the class train"
-            )
-        homes = {split: homes[home] for home, split in named.items() if home in homes}
-    else:
-        homes = {"train": folder}
+    homes = _homes(folder)
     found = {split: formats.folder_files(home) for split, home in homes.items()}
     if others := sum((files.others for files in found.values()), Counter[str]()):
         warnings.warn(f"{folder}: {passed_over(others)}", stacklevel=2)
@@ -168,12 +180,49 @@ def _in_folder(folder: Path, image_size: int | None) -> dict[str, Part]:
     return {split: _folder_part(files, image_size) for split, files in found.items()}
 
 
+def _homes(folder: Path) -> dict[str, Path]:
+    """The folder of each split in a folder, whatever the case of its name; {"train": folder} if it holds classes.
+
+    Raises ValueError where that cannot be told.
+    """
+    below = formats.subfolders(folder)
+    named = {home: split for home in below if (split := _SPLITS.get(home.name.lower()))}
+    homes = {split: home for home, split in named.items()}
+    if "train" not in homes or not formats.subfolders(homes["train"]):
+        _refuse_splits_as_classes(folder, below)
+        return {"train": folder}
+    if len(homes) < len(named):
+        names = ", ".join(f"{home.name}/" for home in named)
+        raise ValueError(f"{folder} holds {names}: two of them are the same split, leave one")
+    lacking = {"test", "val"} - homes.keys()
+    if odd := [home for home in below if lacking and home not in named and image_paths(home)]:
+        raise ValueError(
+            f"{folder} holds {homes['train'].name}/ with folders in it, as for splits, and images in {odd[0].name}/, "
+            f"which is no split: rename it {' or '.join(sorted(lacking))}, or move it elsewhere; if both are classes, "
+            "rename the class train"
+        )
+    return homes
+
+
+def _refuse_splits_as_classes(folder: Path, below: Sequence[Path]) -> None:
+    """Raise ValueError for a training/ beside a folder that holds the same classes: they are no classes themselves."""
+    for home in below:
+        if "train" in home.name.lower():
+            classes = {each.name for each in formats.subfolders(home)}
+            for other in below:
+                if other != home and len(classes & {each.name for each in formats.subfolders(other)}) > 1:
+                    raise ValueError(
+                        f"{folder}: {home.name}/ and {other.name}/ hold folders of the same names, as splits do: "
+                        "rename them train, and test or val"
+                    )
+
+
 def _folder_part(files: Files, image_size: int | None) -> Part:
     """A split that lies in class folders."""
     return Part(
         [files.name(index) for index in range(len(files.paths))],
         partial(formats.class_folders, files, image_size),
-        f"folders {image_size}",
+        f"folders {image_size} {DECODER}",
         lambda: files,
         partial(formats.folder_bytes, files, image_size),
     )
@@ -184,11 +233,15 @@ def _parquet_parts(folder: Path, image_size: int | None, below: bool = True, ext
     shards = formats.parquet_splits(folder, below)
     if (more := shards.pop("extra", None)) and extra and "train" in shards:
         shards["train"] = [*shards["train"], *more]
+    used = {file for files in shards.values() for file in files}
+    if others := sorted({other for file in used for other in file.parent.glob("*.parquet")} - used):
+        names = ", ".join(other.name for other in others[:3]) + (", ..." if len(others) > 3 else "")
+        warnings.warn(f"{others[0].parent}: passed over {names}: no shards of train, val or test", stacklevel=2)
     return {
         split: Part(
             files,
             partial(formats.parquet, files, image_size),
-            f"parquet {image_size}",
+            f"parquet {image_size} {DECODER}",
             partial(rows.copied, files),
             partial(formats.parquet_bytes, files, image_size),
         )
@@ -196,37 +249,45 @@ def _parquet_parts(folder: Path, image_size: int | None, below: bool = True, ext
     }
 
 
-def _from_hub(name: str, address: str, image_size: int | None) -> dict[str, Part]:
-    """The parquet shards of "owner/name[/config]": those in the hub's own cache, or else fetched."""
-    from huggingface_hub import snapshot_download
+def _hub(name: str, address: str, image_size: int | None) -> dict[str, Part]:
+    """The parquet shards of "owner/name[/config]": as the hub has them, or else as they lie in the hub's own cache.
 
+    The cache does not say what it lacks, and alone is used only where the hub does not answer, with a warning.
+    """
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)/?(.*)", address)
     if not match:
         raise ValueError(f"data {name!r}: a data set on the hub is given as hf:owner/name")
-    repo, config = match[1], match[2].strip("/")
+    repo, config, reason = match[1], match[2].strip("/"), ""
+    try:
+        folders = _hub_folders(repo)  # first: it answers or fails within seconds
+    except Exception as error:  # whatever the network throws
+        folders, reason = [], first_line(error)
+    if len(folders) > 1 and not config:
+        choices = ", ".join(f"hf:{repo}/{each}" for each in folders)
+        raise ValueError(f"{repo} holds several data sets, give one of them: {choices}")
     pattern = f"{config}/*.parquet" if config else "*.parquet"
-    reason = "it has no train-*.parquet"
-    for cached in (True, False):
-        try:
-            folders = [] if cached else _hub_folders(repo)  # first: it answers or fails within seconds
-            several = len(folders) > 1 and not config
-            if not several:
-                fetch = partial(snapshot_download, repo, repo_type="dataset", allow_patterns=pattern)
-                folder = Path(str(fetch(local_files_only=cached, etag_timeout=5)))
-        except Exception as error:  # whatever the network throws
-            reason = first_line(error)
-            continue
-        if several:
-            choices = ", ".join(f"hf:{repo}/{each}" for each in folders)
-            raise ValueError(f"{repo} holds several data sets, give one of them: {choices}")
-        try:
-            parts = _parquet_parts(folder / config, image_size, extra=name == "svhn")
-        except FileNotFoundError as error:  # some of the shards only
-            reason = first_line(error)
-            continue
-        if "train" in parts and ("test" in parts or name.startswith("hf:")):
-            return parts
-    raise FileNotFoundError(f"{repo} could not be fetched from the hub: {reason}")
+    try:
+        snapshot = _snapshot(repo, pattern, cached=bool(reason))
+        parts = _parquet_parts(snapshot / config, image_size, extra=name == "svhn")
+    except FileNotFoundError as error:  # or some of the shards only
+        parts, reason = {}, reason or first_line(error)
+    if "train" not in parts or not ("test" in parts or name.startswith("hf:")):
+        raise FileNotFoundError(f"{repo} could not be fetched from the hub: {reason or 'it has no train-*.parquet'}")
+    if reason:
+        held = ", ".join(sorted(parts))
+        warnings.warn(f"{repo}: {held} as in the hub's cache, which may lack others: {reason}", stacklevel=2)
+    return parts
+
+
+def _snapshot(repo: str, pattern: str, cached: bool) -> Path:
+    """The folder of a data set on the hub. Raises FileNotFoundError where it cannot be had."""
+    from huggingface_hub import snapshot_download
+
+    fetch = partial(snapshot_download, repo, repo_type="dataset", allow_patterns=pattern, etag_timeout=5)
+    try:
+        return Path(str(fetch(local_files_only=cached)))
+    except Exception as error:  # whatever the network throws
+        raise FileNotFoundError(first_line(error)) from error
 
 
 def _hub_folders(repo: str) -> list[str]:

@@ -21,7 +21,7 @@ from auxnet.reading.ahead import ahead
 from auxnet.reading.arrays import Pixels
 from auxnet.reading.cache import Made, entry
 from auxnet.reading.encoded import Encoded
-from auxnet.reading.pictures import check_size, damage, decode
+from auxnet.reading.pictures import DECODER, check_size, damage, decode
 
 PIECE = 64  # images looked at by one process at a time
 
@@ -52,7 +52,9 @@ def survey(encoded: Encoded, files: Sequence[Path | str], image_size: int | None
 
     Raises ValueError for images of different sizes, RuntimeError if none can be read or a process died.
     """
-    _, arrays, facts = entry(files, f"survey {image_size}", lambda _: _look_at_all(encoded, image_size, workers))
+    _, arrays, facts = entry(
+        files, f"survey {image_size} {DECODER}", lambda _: _look_at_all(encoded, image_size, workers)
+    )
     H, W, C = facts["image_shape"]
     return Survey((H, W, C), arrays["kept"], arrays["sums"], tuple(facts["left_out"]))
 
