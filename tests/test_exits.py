@@ -402,11 +402,6 @@ def test_the_help_says_when_the_exit_status_is_1(capsys):
     assert "if no thresholds meet a bound on the mean cost" in out
 
 
-def test_of_a_net_it_is_said_where_its_thresholds_are_solved():
-    with pytest.raises(TypeError, match=r"takes a run directory, not a net: docs/guide\.md"):
-        auxnet.solve_exits(NET)
-
-
 def test_the_other_curves_are_shown_when_asked_for(run, capsys):
     out = "\n".join(printed(capsys, run, "--baselines"))
     content = json.loads((run / "exits.json").read_text())
@@ -563,7 +558,7 @@ def test_exits_that_are_missing_stale_or_damaged_are_not_used(run, tmp_path, cap
     with pytest.raises(RuntimeError, match="made for other weights"):
         auxnet.early_exit(copy)
     (copy / "exits.json").write_text(json.dumps({**content, "thresholds": [0.5]}))
-    with pytest.raises(RuntimeError, match="is damaged or of another network: 3 outputs need 2 thresholds"):
+    with pytest.raises(RuntimeError, match=r"is damaged or of another network \(3 outputs need 2 thresholds"):
         auxnet.early_exit(copy)
     (copy / "exits.json").write_text("[]")
     with pytest.raises(RuntimeError, match="is damaged"):

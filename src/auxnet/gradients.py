@@ -72,7 +72,9 @@ def live(net: nn.Module) -> Callable[[Iterable[Tensor]], Iterator[Tensor]]:
     def features_of(features: Iterable[Tensor]) -> Iterator[Tensor]:
         nonlocal checked
         if torch.is_autocast_enabled(next(net.parameters()).device.type):
-            raise RuntimeError("autocast keeps casts of old weights: live would be frozen; use precision.to_bfloat16")
+            raise RuntimeError(
+                "autocast keeps casts of old weights: live would be frozen; use auxnet.precision.to_bfloat16"
+            )
         seen: set[Node] = set()
         for x in unchanged(features):
             if not checked:

@@ -166,7 +166,7 @@ def folder_of(run: RunDir) -> Path:
     if not isinstance(run, str | os.PathLike):
         raise TypeError(
             f"a run is the path of its directory, or what fit returned, got {type(run).__name__}: "
-            "a net and batches of your own are for auxnet.evaluate and auxnet.selection.select_on"
+            'docs/guide.md, "In your own loop", says what there is for a net and batches of your own'
         )
     return Path(run)
 

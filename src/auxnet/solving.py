@@ -14,7 +14,6 @@ from typing import Any, Literal, get_args
 
 from auxnet.exits import exit_latencies, exit_macs, policy_content
 from auxnet.files import write_json
-from auxnet.network import AuxNet
 from auxnet.opening import Opened, opened
 from auxnet.policy import Confidence, Policy, check_confidence, never
 from auxnet.recipe import RunDir
@@ -118,8 +117,6 @@ def solve_exits(
     what cannot be asked for (two targets, a run with one output), TypeError for a net (docs/guide.md, "In your own
     loop", says how its thresholds are solved), and FileNotFoundError or RuntimeError as `opened` does.
     """
-    if isinstance(run, AuxNet):
-        raise TypeError('solve_exits takes a run directory, not a net: docs/guide.md, "In your own loop", says how')
     target, unit = _target(max_error_increase, max_mean_macs, max_mean_latency, cost)
     check_confidence(confidence)
     if points not in range(2, MOST_POINTS + 1):
