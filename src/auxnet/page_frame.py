@@ -17,6 +17,9 @@ from typing import Any
 
 from auxnet import __version__
 
+Figures = Mapping[str, tuple[str, str, dict[str, Any]]]
+"""{id: (title, caption, what Plotly draws, as plain values, to which page/figures.js gives the colours of the page)}"""
+
 
 def framed(
     *,
@@ -58,6 +61,38 @@ def framed(
         "program": asset(program),
     }
     return of_utf8(filled("frame.html", parts))
+
+
+def page_of_figures(
+    *,
+    command: str,
+    title: str,
+    eyebrow: str,
+    headline: str,
+    sub: str,
+    tiles: str = "",
+    notes: Sequence[str],
+    figures: Figures,
+    sections: Mapping[str, tuple[str, str]],
+) -> str:
+    """A whole page of figures and then tables: what sweeps and studies leave.
+
+    `tiles`, `sub` and the bodies of the sections, {id: (title, HTML)}, are HTML already; all else is text.
+    """
+    titles = {name: title for name, (title, *_) in figures.items()} | {k: title for k, (title, _) in sections.items()}
+    cards = [figure_of(name, title, caption) for name, (title, caption, _) in figures.items()]
+    cards += [section_of(name, title, body) for name, (title, body) in sections.items()]
+    return framed(
+        command=command,
+        title=title,
+        eyebrow=eyebrow,
+        opening=f'<h1>{unbroken(headline)}</h1><p class="sub">{sub}</p>{tiles}',
+        notes=notes,
+        links=titles,
+        sections="".join(cards),
+        program="figures.js",
+        data={name: figure for name, (*_, figure) in figures.items()},
+    )
 
 
 def of_utf8(text: str) -> str:
@@ -150,6 +185,11 @@ def table_of(head: Sequence[str], lines: Sequence[str], label: str, of_words: bo
         f"<table{' class=words' if of_words else ''}>"
         f"<thead><tr>{cells}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def heading_of(title: str, columns: int) -> str:
+    """A row of a table that names the rows below it."""
+    return f'<tr class="run"><th colspan="{columns}" scope="rowgroup">{escape(title)}</th></tr>'
 
 
 def line_of(cells: Sequence[Any]) -> str:

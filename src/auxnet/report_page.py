@@ -10,7 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from auxnet import unfinished
-from auxnet.page_frame import columns_of, filled, framed, section_of, table_of, tiles_of, unbroken
+from auxnet.page_frame import columns_of, filled, framed, heading_of, section_of, table_of, tiles_of, unbroken
 from auxnet.reading.splits import tested_alike, validated_alike
 from auxnet.recipe import WHERE, Recipe, words_of
 from auxnet.selection import too_few
@@ -199,7 +199,7 @@ def _ladder(runs: Sequence[Run], latency: str) -> str:
     for r, run in finished.items():
         if len(runs) > 1:
             title = f"{run['name']}: {run['method']}, seed {run['seed']}, {run['epochs']['last']} epochs"
-            lines.append(f'<tr class="run"><th colspan="{len(heads)}" scope="rowgroup">{escape(title)}</th></tr>')
+            lines.append(heading_of(title, len(heads)))
         for row in run["outputs"]:
             time = "-" if row["latency"] is None else _ms(row["latency"])
             worth = [f"{per_cent(row[s]['error'])} <small>[{_interval(row[s])}]</small>" for s in ("val", "test")]
@@ -224,10 +224,10 @@ def _over_seeds(runs: Sequence[Run]) -> str:
         of_seed = alike.setdefault(repr(recipe), {})
         if run is not of_seed.setdefault(run["seed"], run):
             twice.append(run["name"])
-    lines = []
+    heads, lines = ("output", "depth", "seeds", "validation error", "test error"), []
     for group in (list(seeds.values()) for seeds in alike.values() if len(seeds) > 1):
         title = f"{group[0]['method']}: {', '.join(run['name'] for run in group)}"
-        lines.append(f'<tr class="run"><th colspan="5" scope="rowgroup">{escape(title)}</th></tr>')
+        lines.append(heading_of(title, len(heads)))
         for k, row in enumerate(group[0]["outputs"]):
             cells = [row["output"], row["depth"], len(group)]
             for split in ("val", "test"):
@@ -236,7 +236,6 @@ def _over_seeds(runs: Sequence[Run]) -> str:
             lines.append(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in cells)}</tr>")
     if not lines:
         return ""
-    heads = ("output", "depth", "seeds", "validation error", "test error")
     words = "Runs of one recipe with several seeds: mean and standard deviation of their errors."
     if twice:
         words += f" Left out, as another run has their recipe and their seed: {', '.join(twice)}."

@@ -7,9 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from auxnet.figures_page import page_of_figures
 from auxnet.files import whole
-from auxnet.page_frame import line_of, of_utf8, table_of, unbroken
+from auxnet.page_frame import line_of, of_utf8, page_of_figures, table_of, unbroken
 from auxnet.reading.splits import tested_alike
 from auxnet.studies.ledger import Average, Findings, MeanAndSpread, Row, averages, stranger, write_rows
 from auxnet.studies.spec import Study

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from auxnet.documents import parsing, read_json
-from auxnet.figures_page import page_of_figures
 from auxnet.files import whole
-from auxnet.page_frame import columns_of, table_of, tiles_of, unbroken
+from auxnet.page_frame import columns_of, page_of_figures, table_of, tiles_of, unbroken
 from auxnet.reading.splits import validated_alike
 from auxnet.recipe import words_of, write_recipe
 from auxnet.scores import wilson
