@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from auxnet.page_frame import figure_of, framed, line_of, section_of, table_of, unbroken
+from auxnet.words import sentence
 
 COMMAND = "auxnet diagnose"
 SHOWN = ("name", "method", "ends", "shares", "probes", "epochs")
@@ -53,7 +54,7 @@ def page(runs: Sequence[Run], headline: str) -> str:
         command=COMMAND,
         title=f"auxnet diagnosis: {f'{len(runs)} runs' if len(runs) > 1 else runs[0]['name']}",
         eyebrow="; ".join(dict.fromkeys(f"{run['name']}: {run['data']}, {run['method']}" for run in runs)),
-        opening=f"<h1>{unbroken(_sentence(headline))}</h1>" + "".join(_said(run, headline) for run in runs),
+        opening=f"<h1>{unbroken(sentence(headline))}</h1>" + "".join(_said(run, headline) for run in runs),
         links={name: words for name, words in LINKS.items() if there[name]},
         sections=figures + section_of(name, title, f'<p class="sub">{escape(words)}</p>{tables}'),
         program="diagnosis.js",
@@ -64,13 +65,9 @@ def page(runs: Sequence[Run], headline: str) -> str:
 
 def _said(run: Run, headline: str) -> str:
     """The sentences of a run, under its name unless the headline is its own."""
-    more = "".join(f"<li>{unbroken(_sentence(said))}</li>" for said in run["said"] if said != headline)
+    more = "".join(f"<li>{unbroken(sentence(said))}</li>" for said in run["said"] if said != headline)
     name = "" if headline in run["said"] else f"<h3>{escape(run['name'])}</h3>"
     return f'{name}<ul class="headlines">{more}</ul>'
-
-
-def _sentence(said: str) -> str:
-    return f"{said[0].upper()}{said[1:]}."
 
 
 def _gradients(run: Run, named: bool) -> str:

@@ -30,7 +30,7 @@ from auxnet.recipe import Recipe
 from auxnet.scores import Predictions, confusion, predictions, reliability, wilson
 from auxnet.selection import choose
 from auxnet.thresholds import fit_temperatures, outcome, sweep
-from auxnet.words import per_cent
+from auxnet.words import sentence, with_interval
 
 MOST_IMAGES, MOST_CLASSES, THUMBNAIL = 24, 100, 96
 """images of the gallery; classes of a confusion matrix that is drawn whole; largest side of an image, in pixels"""
@@ -159,11 +159,10 @@ def early_exits(
     ]
     if held is not None:
         on_val, on_test = (
-            f"{per_cent(seen['error'])} ({100 * seen['low']:.1f} .. {100 * seen['high']:.1f})"
-            for seen in (held["val"], held["test"])
+            with_interval(held[split]["error"], held[split]["low"], held[split]["high"]) for split in ("val", "test")
         )
         said.append(f"The ring is what exits.json holds: {on_val} on validation, and {on_test} on test (the bar).")
-        said += [f"{note[0].upper()}{note[1:]}." for note in notes]
+        said += map(sentence, notes)
     said.append(f"Test (n = {len(test.labels):,}) is a report, and decides nothing.")
     return {
         "points": sorted(map(point, policies), key=lambda each: each["macs"]),

@@ -14,7 +14,7 @@ from auxnet.page_frame import columns_of, filled, framed, heading_of, section_of
 from auxnet.reading.splits import tested_alike, validated_alike
 from auxnet.recipe import WHERE, Recipe, words_of
 from auxnet.selection import too_few
-from auxnet.words import command, per_cent
+from auxnet.words import command, per_cent, sentence
 
 COMMAND = "auxnet report"
 LINKS = {
@@ -147,7 +147,7 @@ def _headlines(runs: Sequence[Run], within: float) -> str:
         if not finished:
             return f"<h1>{unbroken(headline(runs[0]))}</h1>"
         reason = runs[0]["reason"]
-        why = f"{reason[0].upper()}{reason[1:]}. " if reason else ""
+        why = f"{sentence(reason)} " if reason else ""
         return f'<h1>{unbroken(headline(runs[0]))}</h1><p class="sub">{escape(why + good)}</p>'
     lines = "".join(f"<li><strong>{escape(r['name'])}:</strong> {unbroken(headline(r))}</li>" for r in runs)
     first, below = f"{len(runs)} runs, none of them finished.", ""
