@@ -79,39 +79,43 @@ def headline(run: Run) -> str:
         return unfinished.headline(run)
     outputs = run["outputs"]
     chosen, deepest = outputs[run["chosen"] - 1], outputs[-1]
-    best = min(row["val"]["error"] for row in outputs)
     error = f"{per_cent(chosen['val']['error'])} validation error (95 % interval {_interval(chosen['val'])})"
     if run["no_better"] is not None:
         return f"No output has learned much: output {chosen['output']} has {error}; {run['no_better']}."
     if len(outputs) == 1:
         return f"The one output has {error}."
-    doubt = ""
-    if run["alike"] is not None:
-        other, n = outputs[run["alike"] - 1], chosen["val"]["images"]
-        share = round(100 * other["macs"] / chosen["macs"])
-        doubt = f"{n:,} validation images cannot tell it from output {other['output']}, with {share} % of the work"
-    if chosen is deepest and doubt:
-        return f"Output {chosen['output']}, the deepest, errs least: {error}. But {doubt}."
     if run["reason"] is None:  # the errors alone are known
         return (
             f"Output {chosen['output']} of {len(outputs)} is chosen by the errors that the run saved: {error}. "
             "Whether the images can tell it from a smaller one is not known without them."
         )
-    if chosen is deepest:
-        nearest = min(row["val"]["error"] for row in outputs[:-1])
+    doubt = ""
+    if run["alike"] is not None:
+        smaller, n = outputs[run["alike"] - 1], chosen["val"]["images"]
+        share = round(100 * smaller["macs"] / chosen["macs"])
+        doubt = f"{n:,} validation images cannot tell it from output {smaller['output']}, with {share} % of the work"
+    if chosen is not deepest:
+        shares = [f"{round(100 * chosen[key] / deepest[key])} % of the {word}" for key, word in _COSTS]
         return (
-            f"Only output {chosen['output']}, the deepest, is good enough: {error}, and every smaller one is at least "
-            f"{100 * (nearest - best):.1f} points worse."
+            f"Output {chosen['output']} of {len(outputs)} is good enough: {error}, {_above_lowest(chosen, outputs)}, "
+            f"with {shares[0]} and {shares[1]} of the whole net." + (f" {doubt}." if doubt else "")
         )
-    above = 100 * (chosen["val"]["error"] - best)
-    equal = [f"output {row['output']}" for row in outputs if row is not chosen and row["val"]["error"] == best]
-    lowest = f"the lowest, tied with {' and '.join(equal)}" if equal else "the lowest of all"
-    place = lowest if above == 0 else f"{above:.2f} points above the lowest"
-    shares = [f"{round(100 * chosen[key] / deepest[key])} % of the {word}" for key, word in _COSTS]
+    if doubt:
+        return f"Output {chosen['output']}, the deepest, errs least: {error}. But {doubt}."
+    nearest = min(row["val"]["error"] for row in outputs[:-1]) - chosen["val"]["error"]
     return (
-        f"Output {chosen['output']} of {len(outputs)} is good enough: {error}, {place}, with {shares[0]} "
-        f"and {shares[1]} of the whole net." + (f" {doubt}." if doubt else "")
+        f"Only output {chosen['output']}, the deepest, is good enough: {error}, and every smaller one is at least "
+        f"{100 * nearest:.1f} points worse."
     )
+
+
+def _above_lowest(chosen: dict[str, Any], outputs: Sequence[dict[str, Any]]) -> str:
+    """How far the error of an output is above the lowest of all."""
+    lowest = min(row["val"]["error"] for row in outputs)
+    if chosen["val"]["error"] > lowest:
+        return f"{100 * (chosen['val']['error'] - lowest):.2f} points above the lowest"
+    equal = [f"output {row['output']}" for row in outputs if row is not chosen and row["val"]["error"] == lowest]
+    return f"the lowest, tied with {' and '.join(equal)}" if equal else "the lowest of all"
 
 
 _COSTS = (("params", "parameters"), ("macs", "multiply-adds"))
