@@ -105,7 +105,7 @@ def of_utf8(text: str) -> str:
 
 def filled(name: str, parts: Mapping[str, str]) -> str:
     """A file of the folder page with its {{places}} filled; what fills them is not looked into for more."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], asset(name))
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], asset(name))
 
 
 def asset(name: str) -> str:
@@ -147,8 +147,8 @@ def is_ours(path: Path, command: str) -> bool:
     """Whether a file, a page or JSON, says in its beginning that this command made it, in whichever version."""
     with path.open("rb") as file:
         beginning = file.read(1000).decode("utf-8", errors="replace")
-    said = rf'(<meta name="generator" content=|"made_by": )"{re.escape(command)}[ "]'
-    return re.search(said, beginning) is not None
+    maker = rf'(<meta name="generator" content=|"made_by": )"{re.escape(command)}[ "]'
+    return re.search(maker, beginning) is not None
 
 
 def check_ours(path: Path, command: str) -> None:

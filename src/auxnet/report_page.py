@@ -123,19 +123,19 @@ _COSTS = (("params", "parameters"), ("macs", "multiply-adds"))
 
 def notes(runs: Sequence[Run]) -> list[str]:
     """What a reader must know before trusting the figures."""
-    said = [f"{run['name']}: some figures are missing, as {run['missing']}." for run in runs if run["missing"]]
-    said += [f"{run['name']}: {run['changed']}." for run in runs if run["changed"]]
-    said += [f"{run['name']}: {few}." for run in runs if run["finished"] and (few := too_few(run["data"]["val"]))]
+    notes = [f"{run['name']}: some figures are missing, as {run['missing']}." for run in runs if run["missing"]]
+    notes += [f"{run['name']}: {run['changed']}." for run in runs if run["changed"]]
+    notes += [f"{run['name']}: {few}." for run in runs if run["finished"] and (few := too_few(run["data"]["val"]))]
     if len({Path(run["data"]["name"]) for run in runs}) > 1:  # a folder is the same with a slash behind it
-        said.append("These runs are of different data sets: their errors cannot be compared.")
+        notes.append("These runs are of different data sets: their errors cannot be compared.")
     elif not tested_alike(run["data"] for run in runs):
-        said.append(
+        notes.append(
             "The data changed between these runs, which were tested on different images: their errors cannot be "
             "compared."
         )
     elif not _validated_alike(runs):
-        said.append("These runs were validated on different images, and tested on the same.")
-    return said
+        notes.append("These runs were validated on different images, and tested on the same.")
+    return notes
 
 
 def _validated_alike(runs: Sequence[Run]) -> bool:
@@ -250,12 +250,12 @@ def _recipes(runs: Sequence[Run]) -> str:
     """The recipe, what departs from the defaults marked; of several runs a table, what differs marked."""
     default = asdict(Recipe())
     if len(runs) == 1:
-        said = {key: words_of(value) for key, value in runs[0]["recipe"].items()}
-        departs = [key for key, value in said.items() if value != words_of(default[key])]
+        fields = {key: words_of(value) for key, value in runs[0]["recipe"].items()}
+        departs = [key for key, value in fields.items() if value != words_of(default[key])]
         again = escape(command("train", "--config", Path(runs[0]["folder"]) / "recipe.yaml"))
         return (
             f'<p class="sub">Marked: what departs from the defaults. The same again: <code>{again}</code></p>'
-            f"{columns_of(said, departs)}"
+            f"{columns_of(fields, departs)}"
         )
     lines = []
     for key in default:
