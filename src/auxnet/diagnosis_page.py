@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from auxnet.page_frame import figure_of, framed, line_of, section_of, table_of, unbroken
+from auxnet.words import sentence
 
 COMMAND = "auxnet diagnose"
 SHOWN = ("name", "method", "ends", "shares", "probes", "epochs")
@@ -45,16 +46,16 @@ Run = dict[str, Any]
 
 def page(runs: Sequence[Run], headline: str) -> str:
     """The whole page, under a headline."""
-    there = {"shares": True, "gradients": True} | {key: any(run[key] for run in runs) for key in ("epochs", "probes")}
+    shown = {"shares": True, "gradients": True} | {key: any(run[key] for run in runs) for key in ("epochs", "probes")}
     name, title, words = GRADIENTS
     tables = "".join(_gradients(run, len(runs) > 1) for run in runs)
-    figures = "".join(figure_of(*figure) for figure in (SHARES, EPOCHS, PROBES) if there[figure[0]])
+    figures = "".join(figure_of(*figure) for figure in (SHARES, EPOCHS, PROBES) if shown[figure[0]])
     return framed(
         command=COMMAND,
         title=f"auxnet diagnosis: {f'{len(runs)} runs' if len(runs) > 1 else runs[0]['name']}",
         eyebrow="; ".join(dict.fromkeys(f"{run['name']}: {run['data']}, {run['method']}" for run in runs)),
-        opening=f"<h1>{unbroken(_sentence(headline))}</h1>" + "".join(_said(run, headline) for run in runs),
-        links={name: words for name, words in LINKS.items() if there[name]},
+        opening=f"<h1>{unbroken(sentence(headline))}</h1>" + "".join(_sentences(run, headline) for run in runs),
+        links={name: words for name, words in LINKS.items() if shown[name]},
         sections=figures + section_of(name, title, f'<p class="sub">{escape(words)}</p>{tables}'),
         program="diagnosis.js",
         data=[{key: run[key] for key in SHOWN} for run in runs],
@@ -62,15 +63,11 @@ def page(runs: Sequence[Run], headline: str) -> str:
     )
 
 
-def _said(run: Run, headline: str) -> str:
+def _sentences(run: Run, headline: str) -> str:
     """The sentences of a run, under its name unless the headline is its own."""
-    more = "".join(f"<li>{unbroken(_sentence(said))}</li>" for said in run["said"] if said != headline)
+    more = "".join(f"<li>{unbroken(sentence(said))}</li>" for said in run["said"] if said != headline)
     name = "" if headline in run["said"] else f"<h3>{escape(run['name'])}</h3>"
     return f'{name}<ul class="headlines">{more}</ul>'
-
-
-def _sentence(said: str) -> str:
-    return f"{said[0].upper()}{said[1:]}."
 
 
 def _gradients(run: Run, named: bool) -> str:

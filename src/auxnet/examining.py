@@ -30,7 +30,7 @@ from auxnet.recipe import Recipe
 from auxnet.scores import Predictions, confusion, predictions, reliability, wilson
 from auxnet.selection import choose
 from auxnet.thresholds import fit_temperatures, outcome, sweep
-from auxnet.words import per_cent
+from auxnet.words import sentence, with_interval
 
 MOST_IMAGES, MOST_CLASSES, THUMBNAIL = 24, 100, 96
 """images of the gallery; classes of a confusion matrix that is drawn whole; largest side of an image, in pixels"""
@@ -114,9 +114,8 @@ def _of_one_image(measured: list[dict[str, Any]], when: str) -> tuple[list[dict[
 
 def time_of(timing: dict[str, Any] | None) -> dict[str, Any]:
     """What a page shows of a `Timing`: its median and quartiles in ms, None where nothing was measured."""
-    found = timing or {}
     keys = {"latency": "median_ms", "latency_low": "low_ms", "latency_high": "high_ms"}
-    return {ours: found.get(theirs) for ours, theirs in keys.items()}
+    return {ours: (timing or {}).get(theirs) for ours, theirs in keys.items()}
 
 
 # ---- leaving early; mistakes ------------------------------------------------------------------------------------
@@ -139,36 +138,37 @@ def early_exits(
     """
 
     def point(policy: Policy) -> dict[str, Any]:
-        seen, told = (outcome(said, policy, costs.stop, costs.passing) for said in (val, test))
-        (low, high), (test_low, test_high) = seen.error_interval, told.error_interval
+        on_val, on_test = (outcome(each, policy, costs.stop, costs.passing) for each in (val, test))
+        (low, high), (test_low, test_high) = on_val.error_interval, on_test.error_interval
         return {
-            "macs": seen.mean_cost,
-            "val": {"error": seen.error, "low": low, "high": high},
-            "test": {"error": told.error, "low": test_low, "high": test_high},
-            "test_macs": told.mean_cost,
-            "shares": seen.shares,
+            "macs": on_val.mean_cost,
+            "val": {"error": on_val.error, "low": low, "high": high},
+            "test": {"error": on_test.error, "low": test_low, "high": test_high},
+            "test_macs": on_test.mean_cost,
+            "shares": on_val.shares,
         }
 
     rule = never(len(val.logits), temperatures=fit_temperatures(val))
     policies = sweep(val, rule, costs.stop, costs.passing, points=16)
     held = None if solved is None else point(solved)
-    said = [
+    words = [
         "Thresholds on the entropy, and temperatures, are solved on the very validation images that are shown "
         f"(n = {len(val.labels):,}), for the least error at a bound on the mean cost. The cost counts every head "
         "that is run."
     ]
     if held is not None:
-        on_val, on_test = (
-            f"{per_cent(seen['error'])} ({100 * seen['low']:.1f} .. {100 * seen['high']:.1f})"
-            for seen in (held["val"], held["test"])
+        val_error, test_error = (
+            with_interval(held[split]["error"], held[split]["low"], held[split]["high"]) for split in ("val", "test")
         )
-        said.append(f"The ring is what exits.json holds: {on_val} on validation, and {on_test} on test (the bar).")
-        said += [f"{note[0].upper()}{note[1:]}." for note in notes]
-    said.append(f"Test (n = {len(test.labels):,}) is a report, and decides nothing.")
+        words.append(
+            f"The ring is what exits.json holds: {val_error} on validation, and {test_error} on test (the bar)."
+        )
+        words += map(sentence, notes)
+    words.append(f"Test (n = {len(test.labels):,}) is a report, and decides nothing.")
     return {
         "points": sorted(map(point, policies), key=lambda each: each["macs"]),
         "solved": held,
-        "words": " ".join(said),
+        "words": " ".join(words),
     }
 
 
@@ -188,9 +188,9 @@ def confused(logits: Tensor, labels: Tensor, most: int = 12) -> dict[str, Any]:
     table = confusion(logits, labels)
     classes = len(table)
     mistakes = table - table.diagonal().diag()
-    counts, places = mistakes.flatten().topk(min(most, mistakes.numel()))
-    found = zip(places.tolist(), counts.tolist(), strict=True)
-    pairs = [[place // classes, place % classes, count] for place, count in found if count]
+    counts, cells = mistakes.flatten().topk(min(most, mistakes.numel()))
+    worst = zip(cells.tolist(), counts.tolist(), strict=True)
+    pairs = [[cell // classes, cell % classes, count] for cell, count in worst if count]
     return {"counts": table.tolist() if classes <= MOST_CLASSES else None, "pairs": pairs}
 
 
@@ -206,9 +206,9 @@ def gallery(test: Predictions, split: Labelled, deeper: Sequence[tuple[int, int]
     for n, k in deeper:
         alike.setdefault((k, int(test.labels[n])), []).append(n)
     dealt: dict[int, list[int]] = {}
-    for _, k, n in sorted((turn, k, n) for (k, _), found in alike.items() for turn, n in enumerate(found)):
+    for _, k, n in sorted((turn, k, n) for (k, _), images in alike.items() for turn, n in enumerate(images)):
         dealt.setdefault(k, []).append(n)
-    turns = sorted((turn, k, n) for k, found in dealt.items() for turn, n in enumerate(found))
+    turns = sorted((turn, k, n) for k, images in dealt.items() for turn, n in enumerate(images))
     sure, answers = test.logits.softmax(2).max(2)
     return [
         {

@@ -30,7 +30,7 @@ from auxnet.reading.arrays import Pixels, is_name
 from auxnet.reading.pictures import decode_for, upright
 from auxnet.recipe import RunDir, folder_of
 from auxnet.scores import wilson
-from auxnet.words import per_cent
+from auxnet.words import with_interval
 
 FILES = ("config.json", "model.safetensors", "README.md")
 
@@ -246,8 +246,7 @@ def _worth(source: Mapping[str, Any], numbers: Sequence[int]) -> list[str]:
 
 
 def _error(error: float, images: int) -> str:
-    low, high = wilson(round(error * images), images)
-    return f"{per_cent(error)} ({100 * low:.1f} .. {100 * high:.1f})"
+    return with_interval(error, *wilson(round(error * images), images))
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -17,6 +17,9 @@ from typing import Any
 
 from auxnet import __version__
 
+Figures = Mapping[str, tuple[str, str, dict[str, Any]]]
+"""{id: (title, caption, what Plotly draws, as plain values, to which page/figures.js gives the colours of the page)}"""
+
 
 def framed(
     *,
@@ -60,6 +63,38 @@ def framed(
     return of_utf8(filled("frame.html", parts))
 
 
+def page_of_figures(
+    *,
+    command: str,
+    title: str,
+    eyebrow: str,
+    headline: str,
+    sub: str,
+    tiles: str = "",
+    notes: Sequence[str],
+    figures: Figures,
+    sections: Mapping[str, tuple[str, str]],
+) -> str:
+    """A whole page of figures and then tables: what sweeps and studies leave.
+
+    `tiles`, `sub` and the bodies of the sections, {id: (title, HTML)}, are HTML already; all else is text.
+    """
+    titles = {name: title for name, (title, *_) in figures.items()} | {k: title for k, (title, _) in sections.items()}
+    cards = [figure_of(name, title, caption) for name, (title, caption, _) in figures.items()]
+    cards += [section_of(name, title, body) for name, (title, body) in sections.items()]
+    return framed(
+        command=command,
+        title=title,
+        eyebrow=eyebrow,
+        opening=f'<h1>{unbroken(headline)}</h1><p class="sub">{sub}</p>{tiles}',
+        notes=notes,
+        links=titles,
+        sections="".join(cards),
+        program="figures.js",
+        data={name: figure for name, (*_, figure) in figures.items()},
+    )
+
+
 def of_utf8(text: str) -> str:
     """The text as a file can hold it: a byte of a file's name that is no UTF-8 stands as \\udc and its two digits.
 
@@ -70,7 +105,7 @@ def of_utf8(text: str) -> str:
 
 def filled(name: str, parts: Mapping[str, str]) -> str:
     """A file of the folder page with its {{places}} filled; what fills them is not looked into for more."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], asset(name))
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], asset(name))
 
 
 def asset(name: str) -> str:
@@ -112,8 +147,8 @@ def is_ours(path: Path, command: str) -> bool:
     """Whether a file, a page or JSON, says in its beginning that this command made it, in whichever version."""
     with path.open("rb") as file:
         beginning = file.read(1000).decode("utf-8", errors="replace")
-    said = rf'(<meta name="generator" content=|"made_by": )"{re.escape(command)}[ "]'
-    return re.search(said, beginning) is not None
+    maker = rf'(<meta name="generator" content=|"made_by": )"{re.escape(command)}[ "]'
+    return re.search(maker, beginning) is not None
 
 
 def check_ours(path: Path, command: str) -> None:
@@ -150,6 +185,11 @@ def table_of(head: Sequence[str], lines: Sequence[str], label: str, of_words: bo
         f"<table{' class=words' if of_words else ''}>"
         f"<thead><tr>{cells}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def heading_of(title: str, columns: int) -> str:
+    """A row of a table that names the rows below it."""
+    return f'<tr class="run"><th colspan="{columns}" scope="rowgroup">{escape(title)}</th></tr>'
 
 
 def line_of(cells: Sequence[Any]) -> str:

@@ -164,7 +164,7 @@ def _saved(row: dict[str, Any], images: dict[str, Any]) -> dict[str, Any]:
 
 def _chosen_by_rows(outputs: list[dict[str, Any]], guessing: float | None) -> dict[str, Any]:
     """The rule of `selection.choose` without budgets, for a run of which only the errors are known."""
-    place = cheapest_within([row["val"]["error"] for row in outputs], [int(row["macs"]) for row in outputs], MARGIN)
-    val = outputs[place]["val"]
+    index = cheapest_within([row["val"]["error"] for row in outputs], [int(row["macs"]) for row in outputs], MARGIN)
+    val = outputs[index]["val"]
     no_better = None if guessing is None else no_better_than_guessing(val["error"], val["images"], guessing)
-    return {"chosen": outputs[place]["output"], "reason": None, "alike": None, "no_better": no_better}
+    return {"chosen": outputs[index]["output"], "reason": None, "alike": None, "no_better": no_better}

@@ -10,11 +10,11 @@ from statistics import mean, stdev
 from typing import Any
 
 from auxnet import unfinished
-from auxnet.page_frame import columns_of, filled, framed, section_of, table_of, tiles_of, unbroken
+from auxnet.page_frame import columns_of, filled, framed, heading_of, section_of, table_of, tiles_of, unbroken
 from auxnet.reading.splits import tested_alike, validated_alike
 from auxnet.recipe import WHERE, Recipe, words_of
 from auxnet.selection import too_few
-from auxnet.words import command, per_cent
+from auxnet.words import command, per_cent, sentence
 
 COMMAND = "auxnet report"
 LINKS = {
@@ -79,39 +79,43 @@ def headline(run: Run) -> str:
         return unfinished.headline(run)
     outputs = run["outputs"]
     chosen, deepest = outputs[run["chosen"] - 1], outputs[-1]
-    best = min(row["val"]["error"] for row in outputs)
     error = f"{per_cent(chosen['val']['error'])} validation error (95 % interval {_interval(chosen['val'])})"
     if run["no_better"] is not None:
         return f"No output has learned much: output {chosen['output']} has {error}; {run['no_better']}."
     if len(outputs) == 1:
         return f"The one output has {error}."
-    doubt = ""
-    if run["alike"] is not None:
-        other, n = outputs[run["alike"] - 1], chosen["val"]["images"]
-        share = round(100 * other["macs"] / chosen["macs"])
-        doubt = f"{n:,} validation images cannot tell it from output {other['output']}, with {share} % of the work"
-    if chosen is deepest and doubt:
-        return f"Output {chosen['output']}, the deepest, errs least: {error}. But {doubt}."
     if run["reason"] is None:  # the errors alone are known
         return (
             f"Output {chosen['output']} of {len(outputs)} is chosen by the errors that the run saved: {error}. "
             "Whether the images can tell it from a smaller one is not known without them."
         )
-    if chosen is deepest:
-        nearest = min(row["val"]["error"] for row in outputs[:-1])
+    doubt = ""
+    if run["alike"] is not None:
+        smaller, n = outputs[run["alike"] - 1], chosen["val"]["images"]
+        share = round(100 * smaller["macs"] / chosen["macs"])
+        doubt = f"{n:,} validation images cannot tell it from output {smaller['output']}, with {share} % of the work"
+    if chosen is not deepest:
+        shares = [f"{round(100 * chosen[key] / deepest[key])} % of the {word}" for key, word in _COSTS]
         return (
-            f"Only output {chosen['output']}, the deepest, is good enough: {error}, and every smaller one is at least "
-            f"{100 * (nearest - best):.1f} points worse."
+            f"Output {chosen['output']} of {len(outputs)} is good enough: {error}, {_above_lowest(chosen, outputs)}, "
+            f"with {shares[0]} and {shares[1]} of the whole net." + (f" {doubt}." if doubt else "")
         )
-    above = 100 * (chosen["val"]["error"] - best)
-    equal = [f"output {row['output']}" for row in outputs if row is not chosen and row["val"]["error"] == best]
-    lowest = f"the lowest, tied with {' and '.join(equal)}" if equal else "the lowest of all"
-    place = lowest if above == 0 else f"{above:.2f} points above the lowest"
-    shares = [f"{round(100 * chosen[key] / deepest[key])} % of the {word}" for key, word in _COSTS]
+    if doubt:
+        return f"Output {chosen['output']}, the deepest, errs least: {error}. But {doubt}."
+    nearest = min(row["val"]["error"] for row in outputs[:-1]) - chosen["val"]["error"]
     return (
-        f"Output {chosen['output']} of {len(outputs)} is good enough: {error}, {place}, with {shares[0]} "
-        f"and {shares[1]} of the whole net." + (f" {doubt}." if doubt else "")
+        f"Only output {chosen['output']}, the deepest, is good enough: {error}, and every smaller one is at least "
+        f"{100 * nearest:.1f} points worse."
     )
+
+
+def _above_lowest(chosen: dict[str, Any], outputs: Sequence[dict[str, Any]]) -> str:
+    """How far the error of an output is above the lowest of all."""
+    lowest = min(row["val"]["error"] for row in outputs)
+    if chosen["val"]["error"] > lowest:
+        return f"{100 * (chosen['val']['error'] - lowest):.2f} points above the lowest"
+    equal = [f"output {row['output']}" for row in outputs if row is not chosen and row["val"]["error"] == lowest]
+    return f"the lowest, tied with {' and '.join(equal)}" if equal else "the lowest of all"
 
 
 _COSTS = (("params", "parameters"), ("macs", "multiply-adds"))
@@ -119,19 +123,19 @@ _COSTS = (("params", "parameters"), ("macs", "multiply-adds"))
 
 def notes(runs: Sequence[Run]) -> list[str]:
     """What a reader must know before trusting the figures."""
-    said = [f"{run['name']}: some figures are missing, as {run['missing']}." for run in runs if run["missing"]]
-    said += [f"{run['name']}: {run['changed']}." for run in runs if run["changed"]]
-    said += [f"{run['name']}: {few}." for run in runs if run["finished"] and (few := too_few(run["data"]["val"]))]
+    notes = [f"{run['name']}: some figures are missing, as {run['missing']}." for run in runs if run["missing"]]
+    notes += [f"{run['name']}: {run['changed']}." for run in runs if run["changed"]]
+    notes += [f"{run['name']}: {few}." for run in runs if run["finished"] and (few := too_few(run["data"]["val"]))]
     if len({Path(run["data"]["name"]) for run in runs}) > 1:  # a folder is the same with a slash behind it
-        said.append("These runs are of different data sets: their errors cannot be compared.")
+        notes.append("These runs are of different data sets: their errors cannot be compared.")
     elif not tested_alike(run["data"] for run in runs):
-        said.append(
+        notes.append(
             "The data changed between these runs, which were tested on different images: their errors cannot be "
             "compared."
         )
     elif not _validated_alike(runs):
-        said.append("These runs were validated on different images, and tested on the same.")
-    return said
+        notes.append("These runs were validated on different images, and tested on the same.")
+    return notes
 
 
 def _validated_alike(runs: Sequence[Run]) -> bool:
@@ -147,7 +151,7 @@ def _headlines(runs: Sequence[Run], within: float) -> str:
         if not finished:
             return f"<h1>{unbroken(headline(runs[0]))}</h1>"
         reason = runs[0]["reason"]
-        why = f"{reason[0].upper()}{reason[1:]}. " if reason else ""
+        why = f"{sentence(reason)} " if reason else ""
         return f'<h1>{unbroken(headline(runs[0]))}</h1><p class="sub">{escape(why + good)}</p>'
     lines = "".join(f"<li><strong>{escape(r['name'])}:</strong> {unbroken(headline(r))}</li>" for r in runs)
     first, below = f"{len(runs)} runs, none of them finished.", ""
@@ -199,7 +203,7 @@ def _ladder(runs: Sequence[Run], latency: str) -> str:
     for r, run in finished.items():
         if len(runs) > 1:
             title = f"{run['name']}: {run['method']}, seed {run['seed']}, {run['epochs']['last']} epochs"
-            lines.append(f'<tr class="run"><th colspan="{len(heads)}" scope="rowgroup">{escape(title)}</th></tr>')
+            lines.append(heading_of(title, len(heads)))
         for row in run["outputs"]:
             time = "-" if row["latency"] is None else _ms(row["latency"])
             worth = [f"{per_cent(row[s]['error'])} <small>[{_interval(row[s])}]</small>" for s in ("val", "test")]
@@ -224,10 +228,10 @@ def _over_seeds(runs: Sequence[Run]) -> str:
         of_seed = alike.setdefault(repr(recipe), {})
         if run is not of_seed.setdefault(run["seed"], run):
             twice.append(run["name"])
-    lines = []
+    heads, lines = ("output", "depth", "seeds", "validation error", "test error"), []
     for group in (list(seeds.values()) for seeds in alike.values() if len(seeds) > 1):
         title = f"{group[0]['method']}: {', '.join(run['name'] for run in group)}"
-        lines.append(f'<tr class="run"><th colspan="5" scope="rowgroup">{escape(title)}</th></tr>')
+        lines.append(heading_of(title, len(heads)))
         for k, row in enumerate(group[0]["outputs"]):
             cells = [row["output"], row["depth"], len(group)]
             for split in ("val", "test"):
@@ -236,7 +240,6 @@ def _over_seeds(runs: Sequence[Run]) -> str:
             lines.append(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in cells)}</tr>")
     if not lines:
         return ""
-    heads = ("output", "depth", "seeds", "validation error", "test error")
     words = "Runs of one recipe with several seeds: mean and standard deviation of their errors."
     if twice:
         words += f" Left out, as another run has their recipe and their seed: {', '.join(twice)}."
@@ -247,12 +250,12 @@ def _recipes(runs: Sequence[Run]) -> str:
     """The recipe, what departs from the defaults marked; of several runs a table, what differs marked."""
     default = asdict(Recipe())
     if len(runs) == 1:
-        said = {key: words_of(value) for key, value in runs[0]["recipe"].items()}
-        departs = [key for key, value in said.items() if value != words_of(default[key])]
+        fields = {key: words_of(value) for key, value in runs[0]["recipe"].items()}
+        departs = [key for key, value in fields.items() if value != words_of(default[key])]
         again = escape(command("train", "--config", Path(runs[0]["folder"]) / "recipe.yaml"))
         return (
             f'<p class="sub">Marked: what departs from the defaults. The same again: <code>{again}</code></p>'
-            f"{columns_of(said, departs)}"
+            f"{columns_of(fields, departs)}"
         )
     lines = []
     for key in default:

@@ -6,11 +6,10 @@ config.json, summary.json and the weights are written at the end of a training a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from auxnet.page_frame import line_of, table_of, tiles_of
+from auxnet.page_frame import heading_of, line_of, table_of, tiles_of
 from auxnet.recipe import Recipe
 from auxnet.words import command, per_cent
 
@@ -73,8 +72,7 @@ def table(runs: Sequence[Run]) -> str:
     """The outputs of all such runs after the last epoch that is done; nothing if there are none."""
     heads, lines = ("output", "depth", "training loss", "validation loss", "validation error"), []
     for run in runs:
-        title = f"{run['name']}: {epochs_of(run)}"
-        lines.append(f'<tr class="run"><th colspan="{len(heads)}" scope="rowgroup">{escape(title)}</th></tr>')
+        lines.append(heading_of(f"{run['name']}: {epochs_of(run)}", len(heads)))
         for each in run["curves"]["outputs"]:
             train, val, error = (each[key][-1] for key in ("train_loss", "val_loss", "val_error"))
             lines.append(line_of([each["output"], each["depth"], f"{train:.4f}", f"{val:.4f}", per_cent(error)]))

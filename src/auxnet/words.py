@@ -26,6 +26,16 @@ def per_cent(fraction: float) -> str:
     return f"{100 * fraction:.2f} %"
 
 
+def with_interval(error: float, low: float, high: float) -> str:
+    """An error and the ends of its interval, fractions: 2.79 % (1.5 .. 5.1)."""
+    return f"{per_cent(error)} ({100 * low:.1f} .. {100 * high:.1f})"
+
+
+def sentence(words: str) -> str:
+    """a loss fell -> A loss fell."""
+    return f"{words[0].upper()}{words[1:]}."
+
+
 def plural(number: int, what: str) -> str:
     """1 thread, 2 threads."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -14,7 +14,7 @@ from tyro.conf import FlagCreatePairsOff, Positional
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRun, parse
-from auxnet.words import command, per_cent
+from auxnet.words import command, per_cent, with_interval
 
 if TYPE_CHECKING:
     from auxnet.evaluation import OutputReport
@@ -128,7 +128,8 @@ def select(words: list[str]) -> int:
             if guess := choice.no_better_than_guessing:
                 screen.print_line(console, f"note: {guess}")
             images = f"{chosen.images:,} test images, which no choice has seen"
-            screen.print_line(console, f"output {chosen.output} errs by {interval(chosen)} on {images}")
+            error = with_interval(chosen.error, chosen.low, chosen.high)
+            screen.print_line(console, f"output {chosen.output} errs by {error} on {images}")
             where = ["--data-dir", options.data_dir] if options.data_dir else []
             take = command("export", options.run, "--output", chosen.output, *where)
             screen.print_line(console, f"to take it away: {take}")
@@ -164,11 +165,6 @@ def points(flag: str, given: float | None) -> float | None:
     return None if given is None else given / 100
 
 
-def interval(report: OutputReport) -> str:
-    """2.79 % (1.5 .. 5.1)."""
-    return f"{per_cent(report.error)} ({100 * report.low:.1f} .. {100 * report.high:.1f})"
-
-
 def points_between(found: Comparison) -> str:
     """+6.90 (+2.3 .. +11.3) points."""
     return f"{100 * found.difference:+.2f} ({100 * found.low:+.1f} .. {100 * found.high:+.1f}) points"
@@ -177,7 +173,8 @@ def points_between(found: Comparison) -> str:
 def _worth_table(title: str, reports: Sequence[OutputReport]) -> Table:
     made = screen.table(title, "output", "depth", "error", "log-loss", "calibration error")
     for r in reports:
-        made.add_row(str(r.output), str(r.depth), interval(r), f"{r.loss:.4f}", per_cent(r.calibration_error))
+        error = with_interval(r.error, r.low, r.high)
+        made.add_row(str(r.output), str(r.depth), error, f"{r.loss:.4f}", per_cent(r.calibration_error))
     return made
 
 
@@ -237,7 +234,7 @@ def _candidates_table(choice: Choice) -> Table:
         cells += (
             [f"{c.latency:.2f} ({c.quartiles[0]:.2f} .. {c.quartiles[1]:.2f})"] if c.latency and c.quartiles else []
         )
-        cells.append(interval(r))
+        cells.append(with_interval(r.error, r.low, r.high))
         if against is None or r.output == choice.output:
             made.add_row(*cells, "", "", "")
         else:

@@ -13,7 +13,7 @@ from tyro.conf import FlagCreatePairsOff, Positional
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRun, parse
 from auxnet.cli.choosing import above_zero, number, points, points_between
-from auxnet.words import per_cent
+from auxnet.words import per_cent, with_interval
 
 if TYPE_CHECKING:
     from auxnet.policy import Policy
@@ -155,5 +155,4 @@ def _threshold(value: float) -> str:
 
 
 def _error(seen: Outcome) -> str:
-    low, high = seen.error_interval
-    return f"{per_cent(seen.error)} ({100 * low:.1f} .. {100 * high:.1f})"
+    return with_interval(seen.error, *seen.error_interval)

@@ -100,15 +100,15 @@ def study(words: list[str]) -> int:
     if made.measures:
         with screen.working("measuring the supervision in each"):
             diagnose(options.out, trials)
-    found = findings_of(made, options.out)
-    paths = write_findings(found, folder)
+    findings = findings_of(made, options.out)
+    paths = write_findings(findings, folder)
     if made.measures:
         drawn = draw(options.out, trials, folder)
-    _show(console, found)
+    _show(console, findings)
     for stands in under_way(options.out, trials):
         screen.print_line(console, f"under way: {stands}")
     screen.print_line(console, f"written: {', '.join(map(str, [*paths, *drawn]))}")
-    return 1 if any(row["failed"] for row in found.rows) else 0
+    return 1 if any(row["failed"] for row in findings.rows) else 0
 
 
 @contextmanager
@@ -135,19 +135,19 @@ def _progress(console: Console, out: Path, total: int) -> Iterator[Callable[[Seq
         yield watch
 
 
-def _show(console: Console, found: Findings) -> None:
+def _show(console: Console, findings: Findings) -> None:
     from auxnet.studies.ledger import averages
     from auxnet.studies.study_page import HEAD, cells_of, headline, notes
     from auxnet.studies.verdicts import in_words
 
-    table = screen.table(f"{found.study.name}, {found.study.scale}", *HEAD)
+    table = screen.table(f"{findings.study.name}, {findings.study.scale}", *HEAD)
     for column in table.columns:
         column.justify = "left" if column.header == "variant" else "right"
-    for average in averages(found.rows):
-        table.add_row(*cells_of(found, average))
+    for average in averages(findings.rows):
+        table.add_row(*cells_of(findings, average))
     screen.print_table(console, table)
-    screen.print_line(console, f"{found.study.question} {headline(found)}")
-    for verdict in found.verdicts:
+    screen.print_line(console, f"{findings.study.question} {headline(findings)}")
+    for verdict in findings.verdicts:
         screen.print_line(console, f"- {verdict.claim.says}: {in_words(verdict)}")
-    for note in notes(found):
+    for note in notes(findings):
         screen.print_line(console, note)

@@ -14,12 +14,13 @@ from tyro.conf import FlagCreatePairsOff, UseAppendAction
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRecipe, parse_over, value_of
 from auxnet.recipe import Recipe, read_recipe
+from auxnet.sweeps.settings import SEARCH_KEYS
 from auxnet.sweeps.space import read_space, space_from_words, written
 from auxnet.words import command, duration, per_cent, plural
 
 if TYPE_CHECKING:
     from auxnet.sweeps.settings import Settings
-    from auxnet.sweeps.sweeping import Sweep as Found
+    from auxnet.sweeps.sweeping import Sweep as Outcome
     from auxnet.sweeps.trials import Trial
 
 BEST = 10  # trials in the table
@@ -64,9 +65,9 @@ def sweep(words: list[str]) -> int:
     """`auxnet sweep`; exit status 1 if no trial is complete at the end."""
     begun = _begun(words)
     config = value_of("--config", words)
-    how = {} if begun is None else {key: getattr(begun, key) for key in ("objective", "sampler", "prune")}
+    search = {} if begun is None else {key: getattr(begun, key) for key in SEARCH_KEYS}
     recipe = read_recipe(config) if config else Recipe() if begun is None else begun.recipe
-    options = parse_over(Sweep, words, recipe, config or str(value_of("--out", words)), **how)
+    options = parse_over(Sweep, words, recipe, config or str(value_of("--out", words)), **search)
     if options.out is None:
         raise ValueError("name the folder of the sweep, new or begun: --out sweeps/a")
     console = screen.console()
@@ -168,31 +169,31 @@ def _line(trial: Trial) -> str:
     return f"trial {trial.number} {trial.state}:{error} {drawn}; {time}"
 
 
-def _show(console: Console, found: Found) -> None:
+def _show(console: Console, outcome: Outcome) -> None:
     """The best trials, which field matters, what went wrong, and where all lies."""
     from auxnet.sweeps.sweep_page import headline, importance_of, notes_of, objective_in_words, ranked, write_outcome
 
-    paths = write_outcome(found)
-    order = ranked(found.trials)
-    title = f"the best of {len(order)} trials by validation error, {objective_in_words(found)}"
-    table = screen.table(title, "trial", "state", "val. error", *found.settings.space, "epochs", "time")
+    paths = write_outcome(outcome)
+    order = ranked(outcome.trials)
+    title = f"the best of {len(order)} trials by validation error, {objective_in_words(outcome)}"
+    table = screen.table(title, "trial", "state", "val. error", *outcome.settings.space, "epochs", "time")
     for trial in order[:BEST]:
         error = "-" if trial.objective is None else per_cent(trial.objective)
-        drawn = [trial.in_words.get(name, "-") for name in found.settings.space]
+        drawn = [trial.in_words.get(name, "-") for name in outcome.settings.space]
         table.add_row(str(trial.number), trial.state, error, *drawn, str(trial.epochs), duration(trial.seconds))
     screen.print_table(console, table)
     states = [trial.state for trial in order]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    lines = [f"{len(states)} of {found.total} trials{f': {counts}' if counts else ''}"]
+    lines = [f"{len(states)} of {outcome.total} trials{f': {counts}' if counts else ''}"]
     if running := _running(order):
         lines.append(f"under way: {running}")
-    if importance := importance_of(found):
+    if importance := importance_of(outcome):
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in importance.items())
         lines.append(f"share of each field in the variance of the error (fANOVA): {shares}")
-    lines += [f"note: {note}" for note in notes_of(found)]
-    lines.append(headline(found))
+    lines += [f"note: {note}" for note in notes_of(outcome)]
+    lines.append(headline(outcome))
     lines.append(f"written: {', '.join(map(str, paths))}")
-    if found.best is not None:
-        lines.append(f"the best again: {command('train', '--config', found.folder / 'best.yaml')}")
+    if outcome.best is not None:
+        lines.append(f"the best again: {command('train', '--config', outcome.folder / 'best.yaml')}")
     for line in lines:
         screen.print_line(console, line)

@@ -12,8 +12,8 @@ from typing import Any
 from auxnet.recipe import WHERE
 from auxnet.words import nearest
 
-OF_STUDIES = ("question", "note", "measures", "variants", "claims", "published", "scales")
-OF_SCALES = ("seeds", "base", "over", "datasets", "variants", "claims", "published", "note")
+STUDY_KEYS = ("question", "note", "measures", "variants", "claims", "published", "scales")
+SCALE_KEYS = ("seeds", "base", "over", "datasets", "variants", "claims", "published", "note")
 
 
 def pairs(value: Any, where: str) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def given(value: Any, known: Sequence[str], where: str) -> dict[str, Any]:
     for key in content:
         if key in known:
             continue
-        if known is OF_STUDIES and key in OF_SCALES:
+        if known is STUDY_KEYS and key in SCALE_KEYS:
             raise ValueError(f"{key} belongs to a scale, as in scales: {{small: {{{key}: ...}}}}")
         raise ValueError(f"{where} has no key {key!r}{nearest(key, [*known]) or ': it may have ' + ', '.join(known)}")
     return {key: each for key, each in content.items() if each is not None}
@@ -67,7 +67,7 @@ def count(value: Any, where: str) -> int:
     return value
 
 
-def per_cent(value: Any, where: str) -> float | int:
+def percentage(value: Any, where: str) -> float | int:
     """A number in 0..100, as the file has it. Raises ValueError for anything else."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 <= value <= 100:

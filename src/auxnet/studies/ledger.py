@@ -133,13 +133,13 @@ def _row(study: Study, out: Path, trial: Trial) -> Row:
     path = folder_of(out, trial) / "summary.json"
     summary = read_json(path)
     with parsing(f"{path} is damaged: remove {path.parent} to train it again"):
-        row |= _told(summary)
+        row |= _results(summary)
     if study.measures:
         row["share"] = share_of(out, trial)
     return row
 
 
-def _told(summary: Any) -> Row:
+def _results(summary: Any) -> Row:
     """What a row takes of a summary.json, which must be as a training writes it: `parsing` says what else it raises."""
     tables = {which: [_output(line) for line in summary[which]] for which in ("last", "best")}
     about = {key: summary[key] for key in ("epochs", "commit", "versions", "device")}
@@ -171,12 +171,12 @@ def _lines(rows: Sequence[Row]) -> Iterator[list[Any]]:
     about = ("study", "scale", "variant", "data", "seed")
     yield [*about, *cost, "best_val_error", "best_test_error", "wall_seconds", "commit", "training", "failed"]
     for row in rows:
-        told = [row[key] for key in about]
+        beginning = [row[key] for key in about]
         end = [row.get("wall_seconds"), row.get("commit"), row["training"], row["failed"]]
         if not row["last"]:
-            yield [*told, *[None] * (len(cost) + 2), *end]
+            yield [*beginning, *[None] * (len(cost) + 2), *end]
         for last, best in zip(row["last"], row["best"], strict=True):
-            yield [*told, *(last[key] for key in cost), best["val_error"], best["test_error"], *end]
+            yield [*beginning, *(last[key] for key in cost), best["val_error"], best["test_error"], *end]
 
 
 def _spread(values: Sequence[float]) -> float | None:

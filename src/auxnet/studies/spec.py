@@ -34,7 +34,7 @@ from typing import Any
 from auxnet.documents import read_yaml
 from auxnet.errors import one_line
 from auxnet.recipe import WHERE, Recipe, folder_name, recipe_from
-from auxnet.studies.form import OF_SCALES, OF_STUDIES, count, given, items, needed, of_recipe, pairs, per_cent, text
+from auxnet.studies.form import SCALE_KEYS, STUDY_KEYS, count, given, items, needed, of_recipe, pairs, percentage, text
 from auxnet.words import nearest
 
 BOTH = ("better", "worse")  # sides of a claim
@@ -145,13 +145,13 @@ def read_study(name: str, scale: str | None = None, seeds: int | None = None) ->
 
 
 def _study(name: str, content: Any, scale: str | None, seeds: int | None) -> Study:
-    content = given(content, OF_STUDIES, "a study")
+    content = given(content, STUDY_KEYS, "a study")
     own = pairs(content.get("scales", {}), "scales")
     if scale is None:
         scale = next(iter(own)) if len(own) == 1 and not own.keys() & _usual() else "small"
-    there = _scale(own, scale)
-    here = {**content, **there}  # a scale may have variants, claims and published values of its own
-    variants, datasets = _variants(needed(here, "variants", "the study")), _datasets(there, scale)
+    of_scale = _scale(own, scale)
+    whole = {**content, **of_scale}  # a scale may have variants, claims and published values of its own
+    variants, datasets = _variants(needed(whole, "variants", "the study")), _datasets(of_scale, scale)
     measures = content.get("measures")
     if measures not in (None, "supervision"):
         raise ValueError(f"measures must be supervision, or left out, got {measures!r}")
@@ -159,13 +159,13 @@ def _study(name: str, content: Any, scale: str | None, seeds: int | None) -> Stu
         name,
         scale,
         question=one_line(text(needed(content, "question", "the study"), "question")),
-        note=" ".join(text(each["note"], "note") for each in (content, there) if "note" in each),
-        seeds=count(needed(there, "seeds", f"scale {scale}") if seeds is None else seeds, "seeds"),
+        note=" ".join(text(each["note"], "note") for each in (content, of_scale) if "note" in each),
+        seeds=count(needed(of_scale, "seeds", f"scale {scale}") if seeds is None else seeds, "seeds"),
         datasets=datasets,
-        base=there["base"],
+        base=of_scale["base"],
         variants=variants,
-        claims=tuple(_claim(each, variants, measures) for each in items(here.get("claims", []), "claims")),
-        published=_published(here.get("published", {}), _all_variants(content)),
+        claims=tuple(_claim(each, variants, measures) for each in items(whole.get("claims", []), "claims")),
+        published=_published(whole.get("published", {}), _all_variants(content)),
         measures=measures,
     )
     for variant in variants:
@@ -184,24 +184,24 @@ def _scale(own: Mapping[str, Any], scale: str) -> dict[str, Any]:
     usual, where = _usual(), f"scale {scale}"
     if scale not in {**usual, **own}:
         raise ValueError(f"it has no scale {scale!r}, but {', '.join({**usual, **own})}")
-    there = given({} if own.get(scale) is None else own[scale], OF_SCALES, where)
-    over = of_recipe(there.pop("over", {}), f"over of {where}", with_data=True)
-    base = of_recipe(there.get("base", {}), f"base of {where}", with_data=True)
-    if "datasets" in there and "data" in {**base, **over}:
+    own_one = given({} if own.get(scale) is None else own[scale], SCALE_KEYS, where)
+    over = of_recipe(own_one.pop("over", {}), f"over of {where}", with_data=True)
+    base = of_recipe(own_one.get("base", {}), f"base of {where}", with_data=True)
+    if "datasets" in own_one and "data" in {**base, **over}:
         raise ValueError(f"{where} has datasets, and data in its base: leave one of them out")
-    if "base" not in there and scale in usual:
+    if "base" not in own_one and scale in usual:
         usual_one = {key: value for key, value in usual[scale].items() if key != "datasets" or "data" not in over}
         if over:
             usual_one["note"] += f" Here {', '.join(f'{key} {value}' for key, value in over.items())}."
-        there = {**usual_one, **there}
-    return {**there, "base": {**needed(there, "base", where), **over}}
+        own_one = {**usual_one, **own_one}
+    return {**own_one, "base": {**needed(own_one, "base", where), **over}}
 
 
-def _datasets(there: Mapping[str, Any], scale: str) -> tuple[str, ...]:
+def _datasets(of_scale: Mapping[str, Any], scale: str) -> tuple[str, ...]:
     """The data sets of a scale: its own, or that of its base."""
-    if "datasets" not in there:
-        return (text(there["base"].get("data") or "digits", f"data of scale {scale}"),)
-    named = [text(each, "each of datasets") for each in items(there["datasets"], "datasets")]
+    if "datasets" not in of_scale:
+        return (text(of_scale["base"].get("data") or "digits", f"data of scale {scale}"),)
+    named = [text(each, "each of datasets") for each in items(of_scale["datasets"], "datasets")]
     if not named:
         raise ValueError("datasets must name one or more, got none")
     if twice := [each for each in named if named.count(each) > 1]:
@@ -245,7 +245,7 @@ def _published(content: Any, variants: Sequence[str]) -> dict[str, dict[str, Any
             raise ValueError(f"published names {variant!r}{nearest(variant, [*variants])}, no variant")
         each = given(value, ("error", "source", "data"), where)
         published[variant] = {
-            "error": per_cent(needed(each, "error", where), f"error in {where}"),
+            "error": percentage(needed(each, "error", where), f"error in {where}"),
             "source": one_line(text(needed(each, "source", where), f"source in {where}")),
             "data": text(each.get("data", "cifar10"), f"data in {where}"),
         }

@@ -7,9 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from auxnet.figures_page import page_of_figures
 from auxnet.files import whole
-from auxnet.page_frame import line_of, of_utf8, table_of, unbroken
+from auxnet.page_frame import line_of, of_utf8, page_of_figures, table_of, unbroken
 from auxnet.reading.splits import tested_alike
 from auxnet.studies.ledger import Average, Findings, MeanAndSpread, Row, averages, stranger, write_rows
 from auxnet.studies.spec import Study
@@ -64,22 +63,22 @@ def _of_another(page: Path, study: Study) -> str:
     return f"its variant {variant} is not this one's" if variant else ""
 
 
-def write_findings(found: Findings, folder: Path) -> list[Path]:
+def write_findings(findings: Findings, folder: Path) -> list[Path]:
     """Write all of it into `folder`; say which files. Raises as `check_folder`."""
-    check_folder(folder, found.study)
+    check_folder(folder, findings.study)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "study.md", folder / "study.html"]
-    for path, text in zip(paths, (markdown(found), page(found)), strict=True):
+    for path, text in zip(paths, (markdown(findings), page(findings)), strict=True):
         with whole(path) as partial:
             partial.write_text(of_utf8(text), encoding="utf-8")
-    return [*paths, *write_rows(found.rows, folder)]
+    return [*paths, *write_rows(findings.rows, folder)]
 
 
-def headline(found: Findings) -> str:
+def headline(findings: Findings) -> str:
     """How many claims hold, in a sentence."""
-    if not found.verdicts:
-        return f"{_progress(found.rows)}."
-    words: list[str] = [verdict.word for verdict in found.verdicts]
+    if not findings.verdicts:
+        return f"{_progress(findings.rows)}."
+    words: list[str] = [verdict.word for verdict in findings.verdicts]
     plural = {"holds": "hold", "does not hold": "do not hold", "cannot be told": "cannot be told"}
     counts = [f"{n} {word if n == 1 else several}" for word, several in plural.items() if (n := words.count(word))]
     if len(words) == 1:
@@ -87,32 +86,32 @@ def headline(found: Findings) -> str:
     return f"Of {len(words)} claims at this scale: {', '.join(counts)}."
 
 
-def markdown(found: Findings) -> str:
+def markdown(findings: Findings) -> str:
     """The study as Markdown."""
-    study = found.study
-    parts = [MARK, f"# {study.name}, {study.scale}: {study.question}", study.note, headline(found)]
-    if found.verdicts:
+    study = findings.study
+    parts = [MARK, f"# {study.name}, {study.scale}: {study.question}", study.note, headline(findings)]
+    if findings.verdicts:
         lines = [markdown_row(("claim", "found")), "|---|---|"]
-        claims = ((f"{_of_data(found, v)}{v.claim.says} ({v.claim.sides})", in_words(v)) for v in found.verdicts)
-        parts += ["\n".join([*lines, *map(markdown_row, claims)]), _method(found)]
+        claims = ((f"{_of_data(findings, v)}{v.claim.says} ({v.claim.sides})", in_words(v)) for v in findings.verdicts)
+        parts += ["\n".join([*lines, *map(markdown_row, claims)]), _method(findings)]
     table = [markdown_row(HEAD), f"|---|{'---:|' * (len(HEAD) - 1)}"]
-    table += [markdown_row(cells_of(found, average)) for average in averages(found.rows)]
-    parts += ["\n".join(table), *notes(found)]
+    table += [markdown_row(cells_of(findings, average)) for average in averages(findings.rows)]
+    parts += ["\n".join(table), *notes(findings)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def markdown_row(cells: Sequence[str]) -> str:
     """A row of a table in Markdown, whatever signs its texts hold."""
-    told = [cell.replace("|", r"\|") for cell in cells]
-    return f"| {' | '.join(told)} |"
+    escaped = [cell.replace("|", r"\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |"
 
 
-def notes(found: Findings) -> Iterator[str]:
+def notes(findings: Findings) -> Iterator[str]:
     """Where the figures come from, what is missing, and what failed."""
-    done = [row for row in found.rows if row["last"]]
-    if len(done) < len(found.rows):
-        yield f"Not complete: {_progress(found.rows)}."
-    for row in found.rows:
+    done = [row for row in findings.rows if row["last"]]
+    if len(done) < len(findings.rows):
+        yield f"Not complete: {_progress(findings.rows)}."
+    for row in findings.rows:
         if row["failed"]:
             yield f"Failed: {row['variant']}, {row['data']}, seed {row['seed']}: {row['failed']}"
     if done:
@@ -146,85 +145,87 @@ def _images(done: Sequence[Row]) -> Iterator[str]:
                 counts = f"{train} training, {val} validation and {test} test images"
                 variants.setdefault(counts, []).append(row["variant"])
         alike = len(variants) == 1
-        told = [counts + ("" if alike else f" ({', '.join(dict.fromkeys(of))})") for counts, of in variants.items()]
-        yield f"{data}: {'; '.join(told)}."
+        counted = [counts + ("" if alike else f" ({', '.join(dict.fromkeys(of))})") for counts, of in variants.items()]
+        yield f"{data}: {'; '.join(counted)}."
 
 
-def page(found: Findings) -> str:
+def page(findings: Findings) -> str:
     """The study as one HTML page."""
-    study = found.study
+    study = findings.study
     claims = [
-        f'<tr class="{v.word.replace(" ", "-")}"><td class="wide">{unbroken(_of_data(found, v) + v.claim.says)}</td>'
+        f'<tr class="{v.word.replace(" ", "-")}"><td class="wide">{unbroken(_of_data(findings, v) + v.claim.says)}</td>'
         f"<td>{escape(v.claim.sides)}</td>"
         f'<td class="wide">{unbroken(in_words(v))}</td></tr>'
-        for v in found.verdicts
+        for v in findings.verdicts
     ]
-    errors = [line_of(cells_of(found, each)) for each in averages(found.rows)]
-    said = table_of(("claim", "sides", "found"), claims, "Claims", of_words=True)
+    errors = [line_of(cells_of(findings, each)) for each in averages(findings.rows)]
+    table = table_of(("claim", "sides", "found"), claims, "Claims", of_words=True)
     sections = {
-        "claims": ("What is claimed, and what was found", said),
+        "claims": ("What is claimed, and what was found", table),
         "errors": ("Every output", table_of(HEAD, errors, "Errors")),
     }
     return page_of_figures(
         command="auxnet study",
         title=f"auxnet study: {study.name}",
-        eyebrow=f"{study.name} at scale {study.scale}: {_progress(found.rows)}",
+        eyebrow=f"{study.name} at scale {study.scale}: {_progress(findings.rows)}",
         headline=study.question[0].upper() + study.question[1:],
-        sub=f"<strong>{escape(headline(found))}</strong> {escape(study.note)} "
-        f"{escape(_method(found) if claims else '')}",
-        notes=list(notes(found)),
-        figures=dict(figures(found)),
+        sub=f"<strong>{escape(headline(findings))}</strong> {escape(study.note)} "
+        f"{escape(_method(findings) if claims else '')}",
+        notes=list(notes(findings)),
+        figures=dict(figures(findings)),
         sections={name: section for name, section in sections.items() if claims or name != "claims"},
     )
 
 
-def figures(found: Findings) -> Iterator[tuple[str, tuple[str, str, dict[str, Any]]]]:
+def figures(findings: Findings) -> Iterator[tuple[str, tuple[str, str, dict[str, Any]]]]:
     """(id, (title, caption, what Plotly draws)): the claims as intervals, and errors against each cost."""
     for name, of, title, what in CLAIMED:
-        if told := [v for v in found.verdicts if len(v.differences) > 1 and v.claim.of == of]:
+        if verdicts := [v for v in findings.verdicts if len(v.differences) > 1 and v.claim.of == of]:
             words = (
                 f"Mean difference of {what}, 95 % interval; ticks are seeds. Right of the line speaks for the claim."
             )
-            yield name, (title, words, _differences(found, told))
-    if any(row["last"] for row in found.rows):
+            yield name, (title, words, _differences(findings, verdicts))
+    if any(row["last"] for row in findings.rows):
         for key, title in (("macs", "multiply-adds"), ("params", "parameters"), ("depth", "depth")):
             words = f"Test error of every output against its {title}: mean and standard deviation over the seeds."
-            yield key, (f"Error against {title}", words, _against(found, key, title))
+            yield key, (f"Error against {title}", words, _against(findings, key, title))
 
 
-def _differences(found: Findings, told: Sequence[Verdict]) -> dict[str, Any]:
-    names = [f"{_of_data(found, v)}{v.claim.sides}" for v in told]
+def _differences(findings: Findings, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    names = [f"{_of_data(findings, v)}{v.claim.sides}" for v in verdicts]
     seeds = {
         "type": "scatter",
         "mode": "markers",
         "name": "seeds",
-        "x": [100 * d for v in told for d in v.differences],
-        "y": [name for name, v in zip(names, told, strict=True) for _ in v.differences],
+        "x": [100 * d for v in verdicts for d in v.differences],
+        "y": [name for name, v in zip(names, verdicts, strict=True) for _ in v.differences],
         "marker": {"symbol": "line-ns-open", "size": 12, "color": "--muted"},
     }
     means = {
         "type": "scatter",
         "mode": "markers",
         "name": "mean, 95 %",
-        "x": [100 * v.mean for v in told],
+        "x": [100 * v.mean for v in verdicts],
         "y": names,
         "marker": {"size": 10, "color": "--accent"},
-        "error_x": {"type": "data", "array": [100 * (v.high - v.mean) for v in told], "thickness": 2},
+        "error_x": {"type": "data", "array": [100 * (v.high - v.mean) for v in verdicts], "thickness": 2},
     }
     layout = {
         "xaxis": {"title": {"text": "difference, points"}},
         "yaxis": {"autorange": "reversed", "showgrid": True},
         "shapes": [{"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": "--bad"}}],
-        "height": 120 + 44 * len(told),
+        "height": 120 + 44 * len(verdicts),
     }
     return {"data": [seeds, means], "layout": layout}
 
 
-def _against(found: Findings, key: str, title: str) -> dict[str, Any]:
-    rows = list(averages(found.rows))
+def _against(findings: Findings, key: str, title: str) -> dict[str, Any]:
+    rows = list(averages(findings.rows))
     ladders: dict[str, list[Average]] = {}
     for row in rows:
-        ladders.setdefault(f"{row.variant}{f', {row.data}' if len(found.study.datasets) > 1 else ''}", []).append(row)
+        ladders.setdefault(f"{row.variant}{f', {row.data}' if len(findings.study.datasets) > 1 else ''}", []).append(
+            row
+        )
     data = [
         {
             "type": "scatter",
@@ -241,13 +242,13 @@ def _against(found: Findings, key: str, title: str) -> dict[str, Any]:
     return {"data": data, "layout": {"xaxis": axis, "yaxis": {"title": {"text": "test error"}, "tickformat": ".0%"}}}
 
 
-def cells_of(found: Findings, average: Average) -> list[str]:
+def cells_of(findings: Findings, average: Average) -> list[str]:
     """The line of one output in the table: what stands under each of `HEAD`."""
-    several = len(found.study.datasets) > 1
-    published = found.study.published.get(average.variant)
-    told = ""
+    several = len(findings.study.datasets) > 1
+    published = findings.study.published.get(average.variant)
+    published_error = ""
     if published and average.final and published["data"] == average.data:
-        told = f"{published['error']} ({published['source']})"
+        published_error = f"{published['error']} ({published['source']})"
     return [
         f"{average.variant}, {average.data}" if several else average.variant,
         str(average.output),
@@ -257,7 +258,7 @@ def cells_of(found: Findings, average: Average) -> list[str]:
         _plus_minus(average.test),
         _plus_minus(average.best_test),
         str(average.n),
-        told,
+        published_error,
     ]
 
 
@@ -266,18 +267,18 @@ def _plus_minus(value: MeanAndSpread) -> str:
     return f"{100 * mean:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")
 
 
-def _method(found: Findings) -> str:
+def _method(findings: Findings) -> str:
     return (
         "A difference is taken seed by seed; the interval is Student's, 95 %, over the seeds, of each claim alone, "
         "with a spread of one test image at least. "
         f"With {FEWEST} seeds or more a claim holds where the whole interval is above 0, and does not where below, "
         "by more than one test image makes, and where its paired t-test stands at 5 % by Holm's method among all "
-        f"{len(found.verdicts)} claims here: in one of twenty studies even one of them is told by chance."
+        f"{len(findings.verdicts)} claims here: in one of twenty studies even one of them is told by chance."
     )
 
 
-def _of_data(found: Findings, verdict: Verdict) -> str:
-    return f"{verdict.data}: " if len(found.study.datasets) > 1 else ""
+def _of_data(findings: Findings, verdict: Verdict) -> str:
+    return f"{verdict.data}: " if len(findings.study.datasets) > 1 else ""
 
 
 def _progress(rows: Sequence[Row]) -> str:

@@ -27,6 +27,8 @@ LEVEL = 0.95
 FEWEST = 3  # seeds: the spread of two is known too badly to judge by
 
 Word = Literal["holds", "does not hold", "cannot be told"]
+Rows = Sequence[Mapping[str, Any]]
+"""of a ledger"""
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,11 @@ def interval(values: Sequence[float], least: float = 0.0) -> tuple[float, float,
     center = mean(values)
     if len(values) < 2:
         return center, -inf, inf
-    half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * _error(values, least)
+    half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * _standard_error(values, least)
     return center, center - half, center + half
 
 
-def judge_all(claims: Sequence[Claim], datasets: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
+def judge_all(claims: Sequence[Claim], datasets: Sequence[str], rows: Rows) -> list[Verdict]:
     """The verdicts on all claims of a study, on each data set: those that `judge` gives, and that stand among them."""
     alone = [judge(claim, data, rows) for data in datasets for claim in claims]
     among = []
@@ -84,44 +86,85 @@ def judge_all(claims: Sequence[Claim], datasets: Sequence[str], rows: Sequence[M
     return among
 
 
-def judge(claim: Claim, data: str, rows: Sequence[Mapping[str, Any]]) -> Verdict:
+def judge(claim: Claim, data: str, rows: Rows) -> Verdict:
     """The verdict on a claim alone, from the rows of a ledger.
 
     It is of the seeds with which both sides were trained to the end. Raises ValueError for a claim about an output that
     its variant does not have.
     """
-    worth = errors_of if claim.of == "error" else lacks_of
-    better, worse = (worth(side, data, rows) for side in (claim.better, claim.worse))
-    seeds = sorted(better.keys() & worse.keys())
-    failed = [
-        row
-        for row in rows
-        if row["data"] == data and row["failed"] and row["variant"] in (claim.better.variant, claim.worse.variant)
-    ]
-    if not seeds:
-        return Verdict(claim, data, (), 0.0, -inf, inf, "cannot be told", _why_nothing(claim, data, rows))
-    differences = tuple(worse[seed] - better[seed] for seed in seeds)
-    variants = (claim.better.variant, claim.worse.variant)
-    images = [row["images"] for row in rows if row["variant"] in variants and row["data"] == data and row["last"]]
-    image = 1 / min(each["test"] for each in images) if claim.of == "error" else 0.0
+    variants = dict.fromkeys((claim.better.variant, claim.worse.variant))
+    trainings = {each: [row for row in rows if row["variant"] == each and row["data"] == data] for each in variants}
+    by_seed = _errors if claim.of == "error" else _lacks
+    better, worse = (by_seed(side, trainings[side.variant]) for side in (claim.better, claim.worse))
+    differences = tuple(worse[seed] - better[seed] for seed in sorted(better.keys() & worse.keys()))
+    if not differences:
+        return Verdict(claim, data, (), 0.0, -inf, inf, "cannot be told", _why_no_pair(trainings))
+    image = 1 / min(images["test"] for images in _tested_on(trainings)) if claim.of == "error" else 0.0
     center, low, high = interval(differences, image)
-    why = ""
-    if not tested_alike(images):
-        who = " and ".join(dict.fromkeys(variants))
-        why = f"{who} were tested on different images: train what is older again, in another --out"
-    elif failed:
-        why = f"{len(failed)} of the trainings failed, and are in no mean"
-    elif len(seeds) < FEWEST:
-        why = f"{FEWEST} seeds are the fewest to judge by"
-    elif not low <= 0 <= high and min(abs(low), abs(high)) <= image:
-        why = f"the interval comes within one test image, {100 * image:.2g} points, of 0"
-    if why or low <= 0 <= high:
-        return Verdict(claim, data, differences, center, low, high, "cannot be told", why)
+    doubt = _doubt(trainings, len(differences), low, high, image)
+    if doubt or low <= 0 <= high:
+        return Verdict(claim, data, differences, center, low, high, "cannot be told", doubt)
     word: Word = "holds" if low > 0 else "does not hold"
     return Verdict(claim, data, differences, center, low, high, word, p=_p_value(differences, image))
 
 
-def _error(values: Sequence[float], least: float) -> float:
+def _doubt(trainings: Mapping[str, Rows], seeds: int, low: float, high: float, image: float) -> str:
+    """What keeps a claim from being told, other than that its interval, low .. high, holds 0; nothing if it may be."""
+    if not tested_alike(_tested_on(trainings)):
+        who = " and ".join(trainings)
+        return f"{who} were tested on different images: train what is older again, in another --out"
+    if failed := _failed(trainings):
+        return f"{failed} of the trainings failed, and are in no mean"
+    if seeds < FEWEST:
+        return f"{FEWEST} seeds are the fewest to judge by"
+    if not low <= 0 <= high and min(abs(low), abs(high)) <= image:
+        return f"the interval comes within one test image, {100 * image:.2g} points, of 0"
+    return ""
+
+
+def _tested_on(trainings: Mapping[str, Rows]) -> list[Mapping[str, Any]]:
+    return [row["images"] for side in trainings.values() for row in side if row["last"]]
+
+
+def _errors(side: Side, trainings: Rows) -> dict[int, float]:
+    """The test error of one side of a claim after the last epoch, by seed."""
+    return {row["seed"]: _error(side, [each["test_error"] for each in row["last"]]) for row in trainings if row["last"]}
+
+
+def _error(side: Side, errors: Sequence[float]) -> float:
+    """That of a side, of the errors of all outputs. Raises ValueError for an output that there is not."""
+    if side.output == "mean":
+        return mean(errors)
+    output = len(errors) if side.output == "final" else int(side.output)
+    if not 1 <= output <= len(errors):
+        raise ValueError(f"a claim names {side}, but {side.variant} has {len(errors)} outputs")
+    return errors[output - 1]
+
+
+def _lacks(side: Side, trainings: Rows) -> dict[int, float]:
+    """By seed, how much of the gradient in the shallowest layer is not supervision: less is better."""
+    return {row["seed"]: 1.0 - row["share"] for row in trainings if row["share"] is not None}
+
+
+def _why_no_pair(trainings: Mapping[str, Rows]) -> str:
+    """Why there is no difference yet, not of a single seed, or never will be."""
+    for variant, side in trainings.items():
+        if side and all(row["failed"] for row in side):
+            return f"every training of {variant} failed"
+    seeds = [{row["seed"] for row in side if row["last"]} for side in trainings.values()]
+    if not any(seeds):
+        return "nothing is trained yet"
+    if set.intersection(*seeds):
+        return "the supervision is not measured yet"
+    failed = _failed(trainings)
+    return "no seed is trained on both sides" + (f", {failed} of the trainings failed" if failed else " yet")
+
+
+def _failed(trainings: Mapping[str, Rows]) -> int:
+    return sum(row["failed"] is not None for side in trainings.values() for row in side)
+
+
+def _standard_error(values: Sequence[float], least: float) -> float:
     """The standard error of the mean of several values."""
     return max(stdev(values), least) / sqrt(len(values))
 
@@ -130,47 +173,8 @@ def _p_value(values: Sequence[float], least: float) -> float:
     """Of a mean of 0, two-sided, by Student's t."""
     from scipy.stats import t
 
-    error = _error(values, least)
+    error = _standard_error(values, least)
     return 2 * float(t.sf(abs(mean(values)) / error, len(values) - 1)) if error else 0.0
-
-
-def _why_nothing(claim: Claim, data: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Why there is no difference yet, not of a single seed, or never will be."""
-    variants = dict.fromkeys((claim.better.variant, claim.worse.variant))
-    sides = [[row for row in rows if row["variant"] == each and row["data"] == data] for each in variants]
-    for variant, side in zip(variants, sides, strict=True):
-        if side and all(row["failed"] for row in side):
-            return f"every training of {variant} failed"
-    if not any(row["last"] for side in sides for row in side):
-        return "nothing is trained yet"
-    if set.intersection(*({row["seed"] for row in side if row["last"]} for side in sides)):
-        return "the supervision is not measured yet"
-    failed = sum(row["failed"] is not None for side in sides for row in side)
-    return "no seed is trained on both sides" + (f", {failed} of the trainings failed" if failed else " yet")
-
-
-def errors_of(side: Side, data: str, rows: Sequence[Mapping[str, Any]]) -> dict[int, float]:
-    """The test error of one side of a claim after the last epoch, by seed.
-
-    Raises ValueError for an output that its variant does not have.
-    """
-    found = {}
-    for row in rows:
-        if row["variant"] == side.variant and row["data"] == data and row["last"]:
-            errors = [output["test_error"] for output in row["last"]]
-            if side.output == "mean":
-                found[row["seed"]] = mean(errors)
-            elif side.output != "final" and not 1 <= int(side.output) <= len(errors):
-                raise ValueError(f"a claim names {side}, but {side.variant} has {len(errors)} outputs")
-            else:
-                found[row["seed"]] = errors[-1 if side.output == "final" else int(side.output) - 1]
-    return found
-
-
-def lacks_of(side: Side, data: str, rows: Sequence[Mapping[str, Any]]) -> dict[int, float]:
-    """By seed, how much of the gradient in the shallowest layer of a variant is not supervision: less is better."""
-    mine = [row for row in rows if row["variant"] == side.variant and row["data"] == data]
-    return {row["seed"]: 1.0 - row["share"] for row in mine if row["share"] is not None}
 
 
 def _p(p: float) -> str:

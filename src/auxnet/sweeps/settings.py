@@ -12,7 +12,7 @@ from auxnet.sweeps.space import Space, count_of, domain_of, in_words, values_of,
 
 SAMPLERS = ("tpe", "random", "grid")
 LARGEST_GRID = 10_000
-HOW = ("objective", "sampler", "prune")
+SEARCH_KEYS = ("objective", "sampler", "prune")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Settings:
 def content_of(settings: Settings) -> dict[str, Any]:
     """Settings as values that JSON holds."""
     return {
-        **{key: getattr(settings, key) for key in HOW},
+        **{key: getattr(settings, key) for key in SEARCH_KEYS},
         "recipe": asdict(settings.recipe),
         "space": {field: written(domain) for field, domain in settings.space.items()},
     }
@@ -71,7 +71,7 @@ def settings_from(content: dict[str, Any]) -> Settings:
     return Settings(
         recipe_from(content["recipe"]),
         {field: domain_of(field, given) for field, given in content["space"].items()},
-        **{key: content[key] for key in HOW},
+        **{key: content[key] for key in SEARCH_KEYS},
     )
 
 
@@ -81,7 +81,7 @@ def check_same(begun: Settings, given: Settings, folder: Path) -> None:
     Raises ValueError.
     """
     free = {*WHERE, *begun.space, *given.space}
-    pairs: list[tuple[str, Any, Any]] = [(key, getattr(begun, key), getattr(given, key)) for key in HOW]
+    pairs: list[tuple[str, Any, Any]] = [(key, getattr(begun, key), getattr(given, key)) for key in SEARCH_KEYS]
     for field in {**begun.space, **given.space}:
         was, now = (in_words(of.space[field]) if field in of.space else "not varied" for of in (begun, given))
         pairs.append((f"--vary {field}", was, now))

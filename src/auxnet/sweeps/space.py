@@ -118,8 +118,8 @@ def written(domain: Domain) -> str | list[Any]:
     if isinstance(domain, Choices):
         return [list(value) if isinstance(value, tuple) else value for value in domain.values]
     every_whole_number = domain.step == 1 and isinstance(domain.low, int)
-    how = ":log" if domain.log else "" if domain.step is None or every_whole_number else f":{domain.step!r}"
-    return f"{domain.low!r}..{domain.high!r}{how}"
+    spacing = ":log" if domain.log else "" if domain.step is None or every_whole_number else f":{domain.step!r}"
+    return f"{domain.low!r}..{domain.high!r}{spacing}"
 
 
 def count_of(domain: Domain) -> int | None:
@@ -151,22 +151,22 @@ def drawn_in_words(domain: Domain, value: Any) -> str:
 
 def _range(field: str, text: str) -> Range:
     kind = _numeric(field)
-    found = re.fullmatch(r"(.+?)\.\.(.+?)(?::(.+))?", text.replace(" ", ""))
+    match = re.fullmatch(r"(.+?)\.\.(.+?)(?::(.+))?", text.replace(" ", ""))
     try:
-        low, high = (_number(end) for end in found.group(1, 2)) if found else (1, 0)
-        how = found[3] if found else None
-        step = _number(how) if how not in (None, "log") else 1 if kind is int else None
+        low, high = (_number(end) for end in match.group(1, 2)) if match else (1, 0)
+        spacing = match[3] if match else None
+        step = _number(spacing) if spacing not in (None, "log") else 1 if kind is int else None
     except ValueError:
         raise ValueError(f"{field}={text} is not a range of numbers: {FORMS}") from None
     if not (low < high and (step is None or 0 < step <= high - low)):
         raise ValueError(f"{field}={text} holds no two numbers: {FORMS}, with low below high")
     low, high = checked(field, low), checked(field, high)
-    if how == "log" and low <= 0:
+    if spacing == "log" and low <= 0:
         raise ValueError(f"{field}={text}: a range in the logarithm begins above 0")
     if kind is int and not isinstance(step, int):
         raise ValueError(f"{field}={text}: the step must be a whole number, as {field} is")
     step = float(step) if kind is float and step is not None else step
-    whole = Range(low, high, step, how == "log")
+    whole = Range(low, high, step, spacing == "log")
     return whole if step is None else replace(whole, high=_at(whole, _steps(low, high, step)))
 
 

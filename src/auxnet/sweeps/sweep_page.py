@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from auxnet.documents import parsing, read_json
-from auxnet.figures_page import page_of_figures
 from auxnet.files import whole
-from auxnet.page_frame import columns_of, table_of, tiles_of, unbroken
+from auxnet.page_frame import columns_of, page_of_figures, table_of, tiles_of, unbroken
 from auxnet.reading.splits import validated_alike
 from auxnet.recipe import words_of, write_recipe
 from auxnet.scores import wilson
@@ -53,8 +52,8 @@ def rows_of(sweep: Sweep) -> Iterator[list[Any]]:
     yield ["number", "state", "objective", "epochs", "seconds", *fields, "run", "error"]
     for trial in sweep.trials:
         drawn = [json.dumps(value) if isinstance(value, tuple) else value for value in map(trial.values.get, fields)]
-        found = [trial.number, trial.state, trial.objective, trial.epochs, round(trial.seconds, 1)]
-        yield [*found, *drawn, trial.folder.relative_to(sweep.folder), trial.error]
+        result = [trial.number, trial.state, trial.objective, trial.epochs, round(trial.seconds, 1)]
+        yield [*result, *drawn, trial.folder.relative_to(sweep.folder), trial.error]
 
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
@@ -74,30 +73,30 @@ def importance_of(sweep: Sweep) -> dict[str, float]:
 
 def notes_of(sweep: Sweep) -> list[str]:
     """What a reader must know before trusting the comparison."""
-    space, said = sweep.settings.space, []
+    space, notes = sweep.settings.space, []
     trained = [trial.folder / "summary.json" for trial in _different(sweep)]
     alike = validated_alike(read_json(path)["data"] for path in trained if path.is_file())
     if (changed := [field for field in COMPARABLE if field in space]) and not alike:
-        said.append(f"{', '.join(changed)} varied, so that the trials are validated on different images.")
+        notes.append(f"{', '.join(changed)} varied, so that the trials are validated on different images.")
     if sweep.settings.objective == "mean" and {"outputs", "at"} & space.keys():
-        said.append("The outputs varied, so that the means are over different outputs; final compares one with one.")
+        notes.append("The outputs varied, so that the means are over different outputs; final compares one with one.")
     if sweep.settings.prune and (lengths := [field for field in LENGTHS if field in space]):
-        said.append(
+        notes.append(
             f"{', '.join(lengths)} varied, and trials were stopped by the median of the others at their epoch, which "
             "favours schedules that come down early; --no-prune does not."
         )
     if (images := _images(sweep)) is not None and (few := too_few(images)):
-        said.append(f"{few}; a seed may weigh more than what varied.")
+        notes.append(f"{few}; a seed may weigh more than what varied.")
     if (tried := len(_different(sweep))) > 1:
-        said.append(
+        notes.append(
             f"The least of {tried} validation errors is optimistic: chosen as the least on these same images; on "
             "others the same recipe is likely to err more."
         )
     if failed := [trial for trial in sweep.trials if trial.state == "failed"]:
-        said.append(f"{len(failed)} of the trials failed; the first: trial {failed[0].number}, {failed[0].error}.")
+        notes.append(f"{len(failed)} of the trials failed; the first: trial {failed[0].number}, {failed[0].error}.")
     if twins := [trial for trial in sweep.trials if trial.twin is not None]:
-        said.append(f"{len(twins)} of the trials drew what another had drawn, and took its result.")
-    return said
+        notes.append(f"{len(twins)} of the trials drew what another had drawn, and took its result.")
+    return notes
 
 
 def objective_in_words(sweep: Sweep) -> str:

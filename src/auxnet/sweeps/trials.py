@@ -201,7 +201,7 @@ def claim(study: OpenSweep) -> tuple[optuna.Trial, FileLock] | None:
     None once all are done, or claimed by others.
     """
     with FileLock(study.folder / ".lock"):
-        begun = standing(study)
+        begun = current_trials(study)
         for trial in begun:
             if not trial.state.is_finished() and (lock := _hold(study.folder, trial.number)):
                 if not study.storage.get_trial(trial._trial_id).state.is_finished():  # nor finished just now
@@ -218,7 +218,7 @@ def claim(study: OpenSweep) -> tuple[optuna.Trial, FileLock] | None:
 def try_again(study: OpenSweep) -> None:
     """Begin each trial that failed once more, under a new number, with what it drew; the new one stands for it."""
     with FileLock(study.folder / ".lock"):
-        for trial in standing(study):
+        for trial in current_trials(study):
             if trial.state == optuna.trial.TrialState.FAIL:
                 again = optuna.trial.create_trial(
                     state=optuna.trial.TrialState.RUNNING,
@@ -229,11 +229,11 @@ def try_again(study: OpenSweep) -> None:
                 study.optuna.add_trial(again)
 
 
-def standing(study: OpenSweep) -> list[optuna.trial.FrozenTrial]:
+def current_trials(study: OpenSweep) -> list[optuna.trial.FrozenTrial]:
     """All trials as Optuna has them, less those that were begun once more."""
-    found = study.optuna.get_trials(deepcopy=False)
-    retried = {trial.user_attrs.get("retries") for trial in found}
-    return [trial for trial in found if trial.number not in retried]
+    trials = study.optuna.get_trials(deepcopy=False)
+    retried = {trial.user_attrs.get("retries") for trial in trials}
+    return [trial for trial in trials if trial.number not in retried]
 
 
 def values_drawn(study: OpenSweep, trial: optuna.Trial | optuna.trial.FrozenTrial) -> dict[str, Any]:
@@ -250,11 +250,11 @@ def values_drawn(study: OpenSweep, trial: optuna.Trial | optuna.trial.FrozenTria
 def trials_of(study: OpenSweep) -> tuple[Trial, ...]:
     """All trials as they stand, by their numbers; not those that failed and were begun once more."""
     with FileLock(study.folder / ".lock"):  # nobody claims a trial while it is seen whether somebody has
-        found = standing(study)
-        free = {trial.number for trial in found if not trial.state.is_finished() and _free(study.folder, trial.number)}
+        frozen = current_trials(study)
+        free = {trial.number for trial in frozen if not trial.state.is_finished() and _free(study.folder, trial.number)}
     with parsing(f"{study.folder}: its trials are damaged"):
         names = {"complete": "complete", "pruned": "pruned", "fail": "failed"}
-        drawn = {trial.number: values_drawn(study, trial) for trial in found}
+        drawn = {trial.number: values_drawn(study, trial) for trial in frozen}
         space = study.settings.space
         return tuple(
             Trial(
@@ -269,14 +269,15 @@ def trials_of(study: OpenSweep) -> tuple[Trial, ...]:
                 twin=trial.user_attrs.get("twin"),
                 folder=folder_of(study, trial.user_attrs.get("twin", trial.number)),
             )
-            for trial in found
+            for trial in frozen
         )
 
 
 def twin_of(study: OpenSweep, trial: optuna.Trial) -> optuna.trial.FrozenTrial | None:
     """A trial that drew the same and is complete, or failed: what its recipe makes of a training would be repeated."""
     ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL)
-    return next((other for other in standing(study) if other.state in ended and other.params == trial.params), None)
+    alike = (other for other in current_trials(study) if other.state in ended and other.params == trial.params)
+    return next(alike, None)
 
 
 def _latest(trial: optuna.trial.FrozenTrial) -> float | None:

@@ -77,13 +77,13 @@ def _run(study: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Ca
                 raise optuna.TrialPruned
 
     starts = trial.user_attrs.get("starts", [])
-    place = max((path.stem for path in (folder / "checkpoints").glob("*.ckpt")), default="its beginning")
-    trial.set_user_attr("starts", [*starts, place])
+    start = max((path.stem for path in (folder / "checkpoints").glob("*.ckpt")), default="its beginning")
+    trial.set_user_attr("starts", [*starts, start])
     value, state = None, COMPLETE
     try:
-        if starts.count(place) >= PATIENCE:
+        if starts.count(start) >= PATIENCE:
             raise _GivenUpError(
-                f"the process that trained it died {PATIENCE} times at {place}: perhaps for want of memory"
+                f"the process that trained it died {PATIENCE} times at {start}: perhaps for want of memory"
             )
         recipe = replace(settings.recipe_of(values_drawn(study, trial)), **where)
         run = fit_on(recipe, folder, follow)
