@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from auxnet.network import check_tensors
+from auxnet.network import AuxNet, check_tensors
 
 Gradients = list[Tensor | None]
 Optimizer = Callable[[Any], torch.optim.Optimizer]  # a list of parameters -> torch.optim.Optimizer
@@ -27,6 +27,18 @@ def checked_weights(weights: Weights, outputs: int) -> list[float]:
         lambdas = []
     if len(lambdas) != outputs or not all(0 <= w < math.inf for w in lambdas):
         raise ValueError(f"weights must be {outputs} finite numbers >= 0, one per output, got {weights}")
+    return lambdas
+
+
+def weights_for(net: AuxNet, weights: Weights | None) -> list[float]:
+    """The loss weights [K] of a net's outputs; None: the paper's. Raises ValueError for those no method can train by.
+
+    And for a net whose parts share weights by now.
+    """
+    net.check_apart()
+    lambdas = checked_weights(net.loss_weights() if weights is None else weights, net.outputs)
+    if not any(lambdas):
+        raise ValueError(f"weights must leave at least one output above 0 (0 discards it), got {lambdas}")
     return lambdas
 
 
@@ -201,22 +213,19 @@ class SharedUpdate:
 class Method:
     """A way of training, bound to a net. Build it after the net is on its device, and what is frozen is frozen."""
 
-    net: nn.Module
+    net: AuxNet
     one_step: Callable[[Tensor, Tensor], Tensor]
     updates: list[Update]
-    set_weights: Callable[[Weights], None]
-    """The loss weights lambda [K] from now on, and the step scales that follow from them.
-
-    An output that weighs 0 is discarded: its loss has no effect at all. No gradient of it is taken, and its head
-    stays as it is, without decay or momentum; in pair-wise and multi-way its optimizer makes no step either.
-    Its loss is still returned. Raises ValueError for weights that do not fit."""
     lambdas: list[float]
-    """the loss weights at the moment"""
+    """the loss weights at the moment, in the list that `one_step` reads"""
+    follow: Callable[[], None]
+    """gives the updates the step scales that follow from the loss weights"""
     bound: list[tuple[int, int, bool]] = field(init=False)
     """the parameters that the optimizers hold"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bound", _anatomy(self.net))
+        self.follow()
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """Train on one batch: images [N, C, H, W], labels [N], or [N, classes] where the loss takes shares.
@@ -238,6 +247,16 @@ class Method:
             raise RuntimeError("a training step takes gradients, which are disabled here: call it outside no_grad()")
         torch.clear_autocast_cache()  # in a loop within one autocast it holds casts of the last step's weights
         return self.one_step(images, labels)
+
+    def set_weights(self, weights: Weights | None) -> None:
+        """The loss weights lambda [K] from now on (None: the paper's), and the step scales that follow from them.
+
+        An output that weighs 0 is discarded: its loss has no effect at all. No gradient of it is taken, and its head
+        stays as it is, without decay or momentum; in pair-wise and multi-way its optimizer makes no step either.
+        Its loss is still returned. Raises ValueError for weights that do not fit.
+        """
+        self.lambdas[:] = weights_for(self.net, weights)
+        self.follow()
 
     def set_lr(self, lr: float) -> None:
         """The step size eta from now on, for every output; groups with a step size of their own keep their share.
