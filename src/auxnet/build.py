@@ -21,12 +21,13 @@ from auxnet.errors import first_line
 from auxnet.gradients import Loss
 from auxnet.losses import balanced, cross_entropy, distilled, square_hinge
 from auxnet.machine import device_of, free_memory, to_device
-from auxnet.methods import StepScale, joint, multiway, pairwise
+from auxnet.methods import joint, multiway, pairwise
 from auxnet.network import AuxNet
 from auxnet.precision import in_float32, to_bfloat16
 from auxnet.recipe import Recipe
 from auxnet.residual import LEAST_SIZE, layout, resnet
 from auxnet.schedules import lambdas_at
+from auxnet.sections import MethodName, StepScale
 from auxnet.synchronised import synchronise_norms
 from auxnet.update import Average, Method, identity
 
@@ -292,5 +293,5 @@ def step_scale_of(recipe: Recipe) -> StepScale:
     """The rule that divides the trunk's step: the recipe's, or its method's own."""
     if recipe.step_scale != "default":
         return recipe.step_scale
-    own: dict[str, StepScale] = {"joint": "sum", "pairwise": "none", "multiway": "cumulative"}
+    own: dict[MethodName, StepScale] = {"joint": "sum", "pairwise": "none", "multiway": "cumulative"}
     return own[recipe.method]

@@ -13,7 +13,7 @@ Gradients and losses pass through `average`, the mean over the processes that tr
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,7 @@ from auxnet.gradients import (
     unchanged,
 )
 from auxnet.network import AuxNet, check_net, statistics_kept
+from auxnet.sections import Mode, Order, State, StepScale
 from auxnet.update import (
     Average,
     Gradients,
@@ -44,11 +45,6 @@ from auxnet.update import (
     identity,
     weights_for,
 )
-
-Mode = Literal["live", "frozen", "fused"]
-StepScale = Literal["none", "sum", "equilibrium", "cumulative", "adaptive"]
-State = Literal["per_output", "shared"]
-Order = Literal["shallow_first", "deep_first"]
 
 
 def joint(

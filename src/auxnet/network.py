@@ -14,15 +14,15 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Literal, SupportsIndex, TypeVar
+from typing import SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from auxnet.errors import MisfitError
+from auxnet.sections import RelativeTo
 
-RelativeTo = Literal["final", "last_auxiliary"]
 Made = TypeVar("Made", bound=nn.Module)
 
 

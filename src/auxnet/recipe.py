@@ -21,7 +21,12 @@ BACKBONES = "timm:NAME, torchvision:NAME or package.module:function"
 CUTS = "1 or more, or the names of modules"
 OF_RESNETS = ("depth", "form", "outputs", "at", "placement", "block", "width", "head", "precision")
 OF_BACKBONES = ("cuts",)
-METHOD_OF = {"mode": "multiway", "state": "multiway", "order": "multiway", "aggregator": "joint"}
+METHOD_OF = {
+    "mode": "multiway",
+    "state": "multiway",
+    "order": "multiway",
+    "aggregator": "joint",
+}
 RunDir = str | os.PathLike[str]  # a run's directory by its path, or the Run that `fit` returned
 WHERE = ("data_dir", "stream", "workers", "device", "threads", "cuda_graph")
 """fields that say where and how a recipe runs, and nothing of what comes of it"""

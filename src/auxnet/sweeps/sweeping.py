@@ -23,7 +23,7 @@ from auxnet.processes import check_count, work_together
 from auxnet.recipe import WHERE, Recipe, read_run_recipe, words_of
 from auxnet.rundir import located
 from auxnet.sweeps.journal import optuna
-from auxnet.sweeps.settings import Settings
+from auxnet.sweeps.settings import Sampler, Settings
 from auxnet.sweeps.space import Range, space_from, values_of
 from auxnet.sweeps.trials import Trial, check_same_data, join_sweep, open_sweep, total_of, trials_of, try_again
 from auxnet.sweeps.worker import objective_of, work
@@ -73,7 +73,7 @@ def sweep(
     *,
     trials: int | None = None,
     objective: str | int = "mean",
-    sampler: str = "tpe",
+    sampler: Sampler = "tpe",
     prune: bool = True,
     storage: str | None = None,
     processes: int = 1,
