@@ -190,7 +190,7 @@ def multiway(
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         # Updates 1..k-1 leave S_k alone: x_k, made only when its turn comes, is the old feature all the same.
-        features = enumerate(checked(net.crossing(images)))
+        features = enumerate(checked(net.features(images)))
         turns = features if order == "shallow_first" else reversed([*features])
         outputs: Iterable[Supervised] = supervise(net.heads, turns, labels, loss, distill)
         if step_scale == "adaptive":  # the one rule that needs all losses before the first backward
@@ -231,7 +231,7 @@ def _fused(
         update.rescale([1.0] * 2 * net.outputs, [*decays, *([1.0] * net.outputs)])
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
-        features, c = unchanged(net.crossing(images)), step_scales(lambdas, step_scale)
+        features, c = unchanged(net.features(images)), step_scales(lambdas, step_scale)
         losses, reached, entering, of_heads = [], [], [], Gradients()
         for k, x, L, supervision, of_head in supervise(net.heads, enumerate(features), labels, loss, distill):
             losses.append(L)

@@ -58,15 +58,11 @@ class AuxNet(nn.Module):
         """K, the number of outputs."""
         return len(self.heads)
 
-    def features(self, images: Tensor) -> list[Tensor]:
-        """What crosses each of the K cuts, shallow to deep, for images [N, C, H, W].
+    def features(self, images: Tensor) -> Iterator[Tensor]:
+        """What crosses each of the K cuts, shallow to deep, for images [N, C, H, W]: each made when it is asked for.
 
         Raises ValueError for images that are not for this net.
         """
-        return list(self.crossing(images))
-
-    def crossing(self, images: Tensor) -> Iterator[Tensor]:
-        """`features`, each made when it is asked for."""
         self.check_images(images.shape)
         for segment in self.segments:
             images = segment(images)
@@ -77,7 +73,7 @@ class AuxNet(nn.Module):
 
         Raises ValueError for images that are not for this net, and as `logits_of` does.
         """
-        return tuple(logits_of(k, self.heads[k - 1], x) for k, x in enumerate(self.crossing(images), start=1))
+        return tuple(logits_of(k, self.heads[k - 1], x) for k, x in enumerate(self.features(images), start=1))
 
     def truncate(self, output: int) -> nn.Module:
         """A copy of output k alone: images [N, C, H, W] -> logits [N, classes], with no parameter it does not use.
@@ -95,7 +91,7 @@ class AuxNet(nn.Module):
         head, depth = self.heads[output - 1], self.depths[output - 1]
         return self._in_own_mode(AuxNet([trunk], [head], [depth], self.least_image))
 
-    def shallow(self, output: int) -> AuxNet:
+    def up_to(self, output: int) -> AuxNet:
         """Outputs 1..`output`, sharing their modules. Raises ValueError as `truncate` does."""
         self.check_output(output)
         part = AuxNet(self.segments[:output], self.heads[:output], self.depths[:output], self.least_image)
