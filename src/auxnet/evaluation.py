@@ -98,20 +98,20 @@ def image_shape_of(batches: Batches) -> tuple[tuple[int, ...], Batches]:
 def evaluation_of(
     folder: Path, by_split: Mapping[str, list[OutputReport]], latency: list[Latency] | None
 ) -> dict[str, Any]:
-    """What evaluation.json holds of a run: per output its cost, and its worth on each split."""
+    """What evaluation.json holds of a run: the cost of each output, and its measures on each split."""
     (_, first), *_ = by_split.items()
     outputs = [
         {
             **{key: getattr(report, key) for key in COSTS},
             "latency": None if latency is None else asdict(latency[k]),
-            **{split: _worth(reports[k]) for split, reports in by_split.items()},
+            **{split: _measures(reports[k]) for split, reports in by_split.items()},
         }
         for k, report in enumerate(first)
     ]
     return {"weights": "last", "weights_sha256": fingerprint(folder), "outputs": outputs}
 
 
-def _worth(report: OutputReport) -> dict[str, Any]:
+def _measures(report: OutputReport) -> dict[str, Any]:
     return {key: value for key, value in asdict(report).items() if key not in COSTS}
 
 

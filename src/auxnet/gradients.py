@@ -28,7 +28,7 @@ def parameters(module: nn.Module) -> list[nn.Parameter]:
 def losses_of(
     logits: Sequence[Tensor], labels: Tensor, loss: Loss, distill: Distillation | None = None
 ) -> list[Tensor]:
-    """L_k of each output. With `distill`, those of the auxiliary outputs look at what the final one says, as it is."""
+    """L_k of each output. With `distill`, the final output, detached, teaches the auxiliary ones."""
     if distill is None:
         return [_checked(loss(z, labels), z) for z in logits]
     *auxiliary, final = logits
@@ -63,7 +63,7 @@ def unchanged(features: Iterable[Tensor]) -> Iterator[Tensor]:
 def live(net: nn.Module) -> Callable[[Iterable[Tensor]], Iterator[Tensor]]:
     """`unchanged`, for backwards that are to see weights as the updates before them left these.
 
-    What they would see as it was, it refuses: casts by autocast with RuntimeError, and with ValueError, before the
+    It refuses what would show them old weights: casts by autocast with RuntimeError, and with ValueError, before the
     first step is over, layers that compute with something made of a weight (`weight * 0.5`, weight norm).
     """
     checked = False
@@ -102,18 +102,18 @@ def _check_weights(net: nn.Module, nodes: Iterable[Any]) -> None:
 
 
 def _nodes(last: Node | None, seen: set[Node]) -> Iterator[Any]:
-    """An autograd graph's nodes, but those that were seen, which are noted."""
-    ahead = [last]
-    while ahead:
-        node = ahead.pop()
+    """The nodes of an autograd graph that are not in `seen`, each added to it."""
+    unvisited = [last]
+    while unvisited:
+        node = unvisited.pop()
         if node is not None and node not in seen:
             seen.add(node)
-            ahead += [before for before, _ in node.next_functions]
+            unvisited += [before for before, _ in node.next_functions]
             yield node
 
 
 class Supervised(NamedTuple):
-    """What head k = 0..K-1 makes of its feature."""
+    """The loss at head k = 0..K-1, and its gradients."""
 
     k: int
     feature: Tensor

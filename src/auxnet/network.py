@@ -125,10 +125,11 @@ class AuxNet(nn.Module):
         for kind, parts in (("segment", self.segments), ("head", self.heads)):
             for k, part in enumerate(parts, start=1):
                 for name, tensor in chain(part.named_parameters(), part.named_buffers()):
-                    here, (there, other) = f"{kind} {k}", owner.setdefault(id(tensor), (f"{kind} {k}", name))
-                    if there != here:
+                    this = f"{kind} {k}"
+                    first, other = owner.setdefault(id(tensor), (this, name))
+                    if first != this:
                         raise ValueError(
-                            f"{other!r} of {there} and {name!r} of {here} are one tensor: cut so that both come to "
+                            f"{other!r} of {first} and {name!r} of {this} are one tensor: cut so that both come to "
                             "lie in one segment, or build the parts without sharing"
                         )
 
@@ -163,7 +164,7 @@ def check_tensors(images: object, labels: object) -> None:
 
 
 def logits_of(k: int, head: nn.Module, feature: Tensor) -> Tensor:
-    """What head k = 1..K says of its feature. Raises MisfitError if it changes the feature, which the trunk needs too.
+    """The logits of head k = 1..K. Raises MisfitError if it changes its feature in place, which the trunk needs too.
 
     (Not where changes are not counted: in inference mode, and while the net is traced or compiled.)
     """

@@ -31,9 +31,9 @@ def checked_weights(weights: Weights, outputs: int) -> list[float]:
 
 
 def weights_for(net: AuxNet, weights: Weights | None) -> list[float]:
-    """The loss weights [K] of a net's outputs; None: the paper's. Raises ValueError for those no method can train by.
+    """The loss weights [K] of a net's outputs as numbers; None: the paper's.
 
-    And for a net whose parts share weights by now.
+    Raises ValueError for weights that a method cannot train with, and for a net whose parts share parameters.
     """
     net.check_apart()
     lambdas = checked_weights(net.loss_weights() if weights is None else weights, net.outputs)
@@ -48,11 +48,11 @@ def identity(tensor: Tensor) -> Tensor:
 
 
 def averaged(gradients: Gradients, average: Average) -> Gradients:
-    """The gradients through `average`, all as one tensor: a message costs more than what is in it. Strides stay."""
-    there = [g for g in gradients if g is not None]
-    if not there:
+    """The means of the gradients, sent as one tensor: a message costs more than its contents. Strides stay."""
+    given = [g for g in gradients if g is not None]
+    if not given:
         return gradients
-    means = iter(average(torch.cat([g.flatten() for g in there])).split_with_sizes([g.numel() for g in there]))
+    means = iter(average(torch.cat([g.flatten() for g in given])).split_with_sizes([g.numel() for g in given]))
     return [None if g is None else torch.empty_like(g).copy_(next(means).view_as(g)) for g in gradients]
 
 
@@ -161,7 +161,7 @@ class Update:
 
 
 def _apart(optimizer: torch.optim.Optimizer, parts: Sequence[Sequence[Tensor]]) -> list[int]:
-    """Take an optimizer's groups apart, so that each is of one of these parts of its parameters; of which, in order.
+    """Split an optimizer's groups so that each lies within one of these parts of its parameters; gives each one's part.
 
     However a function groups parameters (those without weight decay by themselves, say), each takes the steps of its
     part. Raises ValueError for an optimizer that leaves out a parameter, or has others.
@@ -302,8 +302,8 @@ class Method:
 
 
 def _anatomy(module: nn.Module) -> list[tuple[int, int, bool]]:
-    """Of each parameter in a module which it is, where it lies and whether it is trained: fast, for every step."""
-    found = [(id(p), p.data_ptr(), p.requires_grad) for p in module._parameters.values() if p is not None]
+    """Of each parameter in a module its identity, its address and whether it is trained: fast, for every step."""
+    anatomy = [(id(p), p.data_ptr(), p.requires_grad) for p in module._parameters.values() if p is not None]
     for child in module._modules.values():
-        found += [] if child is None else _anatomy(child)
-    return found
+        anatomy += [] if child is None else _anatomy(child)
+    return anatomy

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from auxnet import sections
-from auxnet.build import build, check_place, load_data
+from auxnet.build import build, check_machine, load_data
 from auxnet.data import DataSet
 from auxnet.machine import threads_set
 from auxnet.processes import check_count, work_together
@@ -98,7 +98,7 @@ def sweep(
     settings = Settings(recipe, space_from(space), str(objective), sampler, prune)
     check_count(processes, "a sweep")
     if "device" not in settings.space:
-        check_place(recipe)  # what cannot be had here fails the worker, and not one trial after the other
+        check_machine(recipe)  # what cannot be had here fails the worker, and not one trial after the other
     dataset = None if FINDS_DATA & settings.space.keys() else load_data(recipe)
     check_space(settings, WHERE)  # nor a trial now and then
     study = join_sweep(Path(out), settings, trials, storage, check=lambda: check_space(settings, settings.space))
@@ -157,7 +157,7 @@ def _complaint(settings: Settings, values: dict[str, Any], data: Callable[[Recip
     """Why a trial with these values cannot begin; None if it can."""
     try:
         recipe = settings.recipe_of(values)
-        check_place(recipe)
+        check_machine(recipe)
         net, _ = build(replace(recipe, cuda_graph=False), data(_data_of(recipe)), torch.device("cpu"))
         objective_of([0.0] * net.outputs, settings.objective, recipe)
     except (ValueError, FileNotFoundError) as error:
