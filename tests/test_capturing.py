@@ -196,7 +196,7 @@ def graphs_on_cpus(monkeypatch):
         recorders.append(Recorder(nets[-1], method))
         return captured(method, recorders[-1], nullcontext)
 
-    monkeypatch.setattr(build, "check_place", lambda recipe: None)
+    monkeypatch.setattr(build, "check_machine", lambda recipe: None)
     monkeypatch.setattr(build, "as_cuda_graph", on_this_cpu)
     monkeypatch.setattr(build, "net_of", lambda *given: nets.append(made(*given)) or nets[-1])
     return recorders
@@ -285,7 +285,7 @@ def test_many_processes_have_no_graphs(monkeypatch):
 
 @pytest.mark.parametrize("name", ["Adagrad", "Adafactor"])
 def test_an_optimizer_that_a_graph_cannot_hold_is_said_at_once(name, monkeypatch):
-    monkeypatch.setattr(build, "check_place", lambda recipe: None)
+    monkeypatch.setattr(build, "check_machine", lambda recipe: None)
     build.check(Recipe(cuda_graph=True, optimizer="AdamW"))
     with pytest.raises(ValueError, match=f"cuda_graph=True cannot hold {name}: take SGD or"):
         build.check(Recipe(cuda_graph=True, optimizer=name))

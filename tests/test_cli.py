@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -529,3 +530,14 @@ def test_a_run_that_is_taken_up_says_where_it_goes_on(tmp_path, capsys):
     assert "goes on in epoch 1, step 3\n" in capsys.readouterr().out
     assert main(words) == 0
     assert "it was finished already: nothing was left to train\n" in capsys.readouterr().out
+
+
+def test_flags_offer_what_the_functions_behind_them_take():
+    """`--help` answers before torch is imported, so that these lists stand twice."""
+    from auxnet import exporting, policy, solving
+    from auxnet.cli.leaving import Exits
+    from auxnet.cli.shipping import Export
+
+    exits, export = get_type_hints(Exits), get_type_hints(Export)
+    assert (exits["cost"], exits["confidence"]) == (solving.Cost, policy.Confidence)
+    assert (export["format"], export["confidence"]) == (exporting.Format, policy.Confidence | None)

@@ -1,6 +1,7 @@
 """The laws of the three methods, against backpropagation and SGD written out by hand in float64 (no autograd)."""
 
 import copy
+import inspect
 import shutil
 from functools import partial
 
@@ -12,7 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 import auxnet
 from auxnet.latency import Held
 from auxnet.methods import adaptive_scales, step_scales
-from auxnet.update import Update
+from auxnet.update import Method, Update
 
 UNFIT = ("Optimizer", "SparseAdam", "LBFGS", "Muon", "ASGD", "Rprop")
 ETA, MOMENTUM, DECAY = 0.3, 0.9, 0.02
@@ -789,6 +790,11 @@ def test_before_it_is_discarded_an_output_has_an_effect(make):
     method.step(*images())
     weights = [next(each.segments[0].parameters()) for each in (net, other)]
     assert not torch.equal(*weights)
+
+
+def test_what_a_method_can_do_stands_in_its_help():
+    for name in ("step", "set_weights", "set_lr", "state_dict", "load_state_dict"):
+        assert inspect.getdoc(getattr(Method, name)), name
 
 
 @every_method

@@ -282,7 +282,7 @@ def test_an_output_alone_shares_its_modules_and_gives_its_logits():
 def test_what_is_made_of_a_net_is_in_its_mode(training):
     net = auxnet.resnet(depth=8, outputs=3).train(training)
     net.segments[0].train(not training)  # and what is in another mode stays so
-    for made in (net.truncate(2), net.alone(2), net.shallow(2), auxnet.EarlyExit(net, [0.5, 0.5])):
+    for made in (net.truncate(2), net.alone(2), net.up_to(2), auxnet.EarlyExit(net, [0.5, 0.5])):
         assert made.training == training
         modes = {name: module.training for name, module in made.named_modules()}
         assert set(modes.values()) == {True, False}

@@ -417,11 +417,11 @@ def test_a_worker_on_a_machine_that_lacks_a_device_fails_no_trial(tmp_path, untr
 
 
 def test_a_place_that_some_trials_cannot_have_is_no_impossible_one(monkeypatch):
-    def check_place(recipe):
+    def check_machine(recipe):
         if recipe.cuda_graph and recipe.device == "cpu":
             raise ValueError("needs a CUDA device")
 
-    monkeypatch.setattr(sweeping, "check_place", check_place)
+    monkeypatch.setattr(sweeping, "check_machine", check_machine)
     space = {"cuda_graph": [True, False], "device": ["cpu", "cuda"], "seed": "0..60"}
     sweeping.check_space(Settings(TINY, space_from(space)), WHERE)
     del space["device"]

@@ -21,23 +21,24 @@ from auxnet.errors import first_line
 from auxnet.gradients import Loss
 from auxnet.losses import balanced, cross_entropy, distilled, square_hinge
 from auxnet.machine import device_of, free_memory, to_device
-from auxnet.methods import StepScale, joint, multiway, pairwise
+from auxnet.methods import joint, multiway, pairwise
 from auxnet.network import AuxNet
 from auxnet.precision import in_float32, to_bfloat16
 from auxnet.recipe import Recipe
 from auxnet.residual import LEAST_SIZE, layout, resnet
 from auxnet.schedules import lambdas_at
+from auxnet.sections import MethodName, StepScale
 from auxnet.synchronised import synchronise_norms
 from auxnet.update import Average, Method, identity
 
 PIXELS = 2**21  # evaluated at a time: 25 MB of float32 in three channels
 MOST_STAND_INS = 50  # outputs of a net that stands in for a backbone that is not built yet
-Part = Callable[[int], slice]  # of the n images of a batch
+Part = Callable[[int], slice]  # which of the n images of a batch; `slice` itself gives all
 
 
 def check(recipe: Recipe) -> None:
-    """Raise ValueError for what a recipe cannot have whatever its data are, before they are read."""
-    check_place(recipe)
+    """Raise ValueError for a recipe that no data can make right, before any are read."""
+    check_machine(recipe)
     with torch.device("meta"):  # takes no memory
         if recipe.backbone is None:
             net = resnet(**_resnet_options(recipe, num_classes=2, in_channels=3))
@@ -70,7 +71,7 @@ def depths_of(recipe: Recipe) -> tuple[int, ...]:
     return depths if recipe.alone is None else depths[recipe.alone - 1 : recipe.alone]
 
 
-def check_place(recipe: Recipe) -> None:
+def check_machine(recipe: Recipe) -> None:
     """Raise ValueError for what this machine, or this number of processes, cannot give a recipe."""
     device, processes = device_of(recipe), int(os.environ.get("WORLD_SIZE", 1))
     if recipe.cuda_graph and device.type != "cuda":
@@ -80,7 +81,7 @@ def check_place(recipe: Recipe) -> None:
 
 
 def check_data(recipe: Recipe, dataset: data.DataSet) -> None:
-    """Raise ValueError for what a training that begins cannot do with its data."""
+    """Raise ValueError for data that a training cannot begin with."""
     if recipe.train_images is not None and recipe.train_images < dataset.num_classes:
         least = f"{dataset.num_classes}, one of each class"
         raise ValueError(f"train_images must be at least {least}, got {recipe.train_images}")
@@ -292,5 +293,5 @@ def step_scale_of(recipe: Recipe) -> StepScale:
     """The rule that divides the trunk's step: the recipe's, or its method's own."""
     if recipe.step_scale != "default":
         return recipe.step_scale
-    own: dict[str, StepScale] = {"joint": "sum", "pairwise": "none", "multiway": "cumulative"}
+    own: dict[MethodName, StepScale] = {"joint": "sum", "pairwise": "none", "multiway": "cumulative"}
     return own[recipe.method]

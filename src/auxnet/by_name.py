@@ -1,4 +1,4 @@
-"""What a recipe names and a library has: an optimizer of torch.optim, an aggregator of torchjd."""
+"""What a recipe names and a library provides: an optimizer of torch.optim, an aggregator of torchjd."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def optimizer_of(recipe: Recipe) -> Callable[[Any], torch.optim.Optimizer]:
 def aggregator_of(name: str) -> Aggregator:
     """An aggregator of torchjd, by name, with its own defaults: gradients [K, parameters] -> one [parameters].
 
-    Raises ValueError if there is none of that name, it needs more than a name, or torchjd is not there.
+    Raises ValueError if there is none of that name, it needs more than a name, or torchjd is not installed.
     """
     try:
         from torchjd import aggregation
@@ -54,9 +54,9 @@ def aggregator_of(name: str) -> Aggregator:
     if name not in known:
         raise ValueError(f"torchjd has no aggregator {name!r}{nearest(name, [*known])}")
     try:
-        made: Aggregator = known[name]()
+        aggregator: Aggregator = known[name]()
     except (TypeError, ImportError) as error:
         raise ValueError(f"torchjd's {name} cannot be made from its name alone ({first_line(error)})") from None
-    if hasattr(made, "reset"):
+    if hasattr(aggregator, "reset"):
         raise ValueError(f"torchjd's {name} remembers steps, and a run could not be resumed: choose another aggregator")
-    return made
+    return aggregator

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -30,9 +30,8 @@ from auxnet.backbones.dryrun import features
 from auxnet.batches import Batches
 from auxnet.gradients import Loss, parameters
 from auxnet.network import AuxNet, check_net, check_tensors, in_mode, logits_of, statistics_kept
+from auxnet.sections import MethodName
 from auxnet.update import Weights, checked_weights
-
-How = Literal["joint", "pairwise", "multiway"]
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def supervision(
     net: AuxNet,
     images: Tensor,
     labels: Tensor,
-    method: How = "multiway",
+    method: MethodName = "multiway",
     weights: Weights | None = None,
     *,
     loss: Loss = F.cross_entropy,
@@ -119,7 +118,7 @@ def supervision(
 def diagnose(
     net: AuxNet,
     batches: Batches,
-    method: How = "multiway",
+    method: MethodName = "multiway",
     weights: Weights | None = None,
     *,
     loss: Loss = F.cross_entropy,
@@ -296,6 +295,6 @@ def _leaves(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _checked(net: AuxNet, method: str, weights: Weights) -> list[float]:
-    if method not in get_args(How):
-        raise ValueError(f"method must be one of {', '.join(get_args(How))}, got {method!r}")
+    if method not in get_args(MethodName):
+        raise ValueError(f"method must be one of {', '.join(get_args(MethodName))}, got {method!r}")
     return checked_weights(weights, net.outputs)

@@ -18,6 +18,9 @@ from auxnet.latency import Latency
 from auxnet.network import AuxNet, check_net, check_tensors, costs, in_mode
 from auxnet.scores import Predictions, calibration_error, class_errors, log_loss, predictions, wilson
 
+COSTS = ("output", "depth", "params", "macs")
+"""the fields of an `OutputReport` that say which output it is of and what that costs, not how it was measured"""
+
 
 @dataclass(frozen=True)
 class OutputReport:
@@ -55,17 +58,27 @@ def evaluate(net: AuxNet, batches: Batches) -> list[OutputReport]:
     return reports(net, shape, predictions(net, batches))
 
 
-def reports(net: AuxNet, image_shape: tuple[int, ...], said: Predictions) -> list[OutputReport]:
-    """A report per output from what a net said of images of shape (C, H, W)."""
+def reports(net: AuxNet, image_shape: tuple[int, ...], predicted: Predictions) -> list[OutputReport]:
+    """A report per output from what a net predicts of images of shape (C, H, W)."""
+    labels, images = predicted.labels, len(predicted.labels)
+    measured = zip(net.depths, costs(net, image_shape), predicted.logits, predicted.wrong.sum(1).tolist(), strict=True)
     rows = []
-    images = len(said.labels)
-    costs_of = costs(net, image_shape)
-    for k, (depth, (params, macs), logits) in enumerate(zip(net.depths, costs_of, said.logits, strict=True), start=1):
-        wrong = int((logits.argmax(1) != said.labels).sum())
-        by_class = tuple(None if error != error else error for error in class_errors(logits, said.labels).tolist())
-        loss, calibration = log_loss(logits, said.labels), calibration_error(logits, said.labels)
-        measured = (loss, wrong / images, images, *wilson(wrong, images), calibration, by_class)
-        rows.append(OutputReport(k, depth, params, macs, *measured))
+    for k, (depth, (params, macs), logits, wrong) in enumerate(measured, start=1):
+        low, high = wilson(wrong, images)
+        report = OutputReport(
+            output=k,
+            depth=depth,
+            params=params,
+            macs=macs,
+            loss=log_loss(logits, labels),
+            error=wrong / images,
+            images=images,
+            low=low,
+            high=high,
+            calibration_error=calibration_error(logits, labels),
+            class_errors=tuple(None if error != error else error for error in class_errors(logits, labels).tolist()),
+        )
+        rows.append(report)
     return rows
 
 
@@ -85,21 +98,21 @@ def image_shape_of(batches: Batches) -> tuple[tuple[int, ...], Batches]:
 def evaluation_of(
     folder: Path, by_split: Mapping[str, list[OutputReport]], latency: list[Latency] | None
 ) -> dict[str, Any]:
-    """What evaluation.json holds of a run: per output its cost, and its worth on each split."""
+    """What evaluation.json holds of a run: the cost of each output, and its measures on each split."""
     (_, first), *_ = by_split.items()
     outputs = [
         {
-            **{key: getattr(report, key) for key in ("output", "depth", "params", "macs")},
+            **{key: getattr(report, key) for key in COSTS},
             "latency": None if latency is None else asdict(latency[k]),
-            **{split: _worth(reports[k]) for split, reports in by_split.items()},
+            **{split: _measures(reports[k]) for split, reports in by_split.items()},
         }
         for k, report in enumerate(first)
     ]
     return {"weights": "last", "weights_sha256": fingerprint(folder), "outputs": outputs}
 
 
-def _worth(report: OutputReport) -> dict[str, Any]:
-    return {key: value for key, value in asdict(report).items() if key not in ("output", "depth", "params", "macs")}
+def _measures(report: OutputReport) -> dict[str, Any]:
+    return {key: value for key, value in asdict(report).items() if key not in COSTS}
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from auxnet.batches import Labelled
 from auxnet.checkpoint import fingerprint, load_net
 from auxnet.data import DataSet
 from auxnet.documents import parsing, read_json
-from auxnet.evaluation import OutputReport, reports
+from auxnet.evaluation import COSTS, OutputReport, reports
 from auxnet.exits import ExitCosts, exit_macs, read_notes, read_policy
 from auxnet.latency import latencies
 from auxnet.network import AuxNet
@@ -69,8 +69,8 @@ def examine(run: Path, recipe: Recipe, dataset: DataSet) -> dict[str, Any]:
     }
 
 
-COSTS, WORTH = ("output", "depth", "params", "macs"), ("error", "low", "high", "images", "loss")
-"""what a page shows of an `OutputReport`, under its names"""
+WORTH = ("error", "low", "high", "images", "loss")
+"""what a page shows of an `OutputReport` beside `COSTS`, under its names"""
 
 
 def _worth(report: OutputReport) -> dict[str, Any]:

@@ -109,7 +109,7 @@ class ExitCosts(NamedTuple):
 def exit_macs(net: AuxNet, image_shape: Sequence[int]) -> ExitCosts:
     """Multiply-adds of one image of shape (C, H, W)."""
     alone = [float(macs) for _, macs in costs(net, image_shape)]
-    passed = [multiply_adds(net.shallow(k), image_shape) - alone[k - 1] for k in range(1, net.outputs + 1)]
+    passed = [multiply_adds(net.up_to(k), image_shape) - alone[k - 1] for k in range(1, net.outputs + 1)]
     return ExitCosts(alone, [after - before for before, after in pairwise(passed)], alone)
 
 

@@ -143,7 +143,7 @@ def _write(
     example, mean, std = torch.from_numpy(pixels), net.preprocessing.mean, net.preprocessing.std
     two = example[:2].expand(2, -1, -1, -1).contiguous()  # of one image, its N would be fixed at 1
     if policy is not None:
-        write_onnx(EarlyExitGraph(net.shallow(output).eval(), policy, mean, std), example[:1], path, facts)
+        write_onnx(EarlyExitGraph(net.up_to(output).eval(), policy, mean, std), example[:1], path, facts)
         return open_onnx(path).ask(pixels)
     model = net.truncate(output).eval()
     if format == "onnx":

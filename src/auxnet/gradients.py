@@ -6,7 +6,6 @@ Shapes: N images; K outputs; x_k is the feature after segment S_k, which head H_
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import starmap
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +28,7 @@ def parameters(module: nn.Module) -> list[nn.Parameter]:
 def losses_of(
     logits: Sequence[Tensor], labels: Tensor, loss: Loss, distill: Distillation | None = None
 ) -> list[Tensor]:
-    """L_k of each output. With `distill`, those of the auxiliary outputs look at what the final one says, as it is."""
+    """L_k of each output. With `distill`, the final output, detached, teaches the auxiliary ones."""
     if distill is None:
         return [_checked(loss(z, labels), z) for z in logits]
     *auxiliary, final = logits
@@ -64,7 +63,7 @@ def unchanged(features: Iterable[Tensor]) -> Iterator[Tensor]:
 def live(net: nn.Module) -> Callable[[Iterable[Tensor]], Iterator[Tensor]]:
     """`unchanged`, for backwards that are to see weights as the updates before them left these.
 
-    What they would see as it was, it refuses: casts by autocast with RuntimeError, and with ValueError, before the
+    It refuses what would show them old weights: casts by autocast with RuntimeError, and with ValueError, before the
     first step is over, layers that compute with something made of a weight (`weight * 0.5`, weight norm).
     """
     checked = False
@@ -103,18 +102,18 @@ def _check_weights(net: nn.Module, nodes: Iterable[Any]) -> None:
 
 
 def _nodes(last: Node | None, seen: set[Node]) -> Iterator[Any]:
-    """An autograd graph's nodes, but those that were seen, which are noted."""
-    ahead = [last]
-    while ahead:
-        node = ahead.pop()
+    """The nodes of an autograd graph that are not in `seen`, each added to it."""
+    unvisited = [last]
+    while unvisited:
+        node = unvisited.pop()
         if node is not None and node not in seen:
             seen.add(node)
-            ahead += [before for before, _ in node.next_functions]
+            unvisited += [before for before, _ in node.next_functions]
             yield node
 
 
 class Supervised(NamedTuple):
-    """What head k = 0..K-1 makes of its feature."""
+    """The loss at head k = 0..K-1, and its gradients."""
 
     k: int
     feature: Tensor
@@ -136,41 +135,29 @@ def supervise(
 ) -> Iterator[Supervised]:
     """Head after head, for pairs (k, x_k) in their order, each when it is asked for: nothing is held longer than used.
 
-    With `distill` all pairs are taken first: the auxiliary outputs look at what the final one says.
+    With `distill` all pairs are taken first, and the final head is at work before the others, which look at its logits.
     """
-    if distill is not None:
-        return _distilled(heads, dict(numbered), labels, loss, distill)
-    return starmap(lambda k, x: _at_head(k, heads[k], x, lambda logits: loss(logits, labels)), numbered)
-
-
-def _distilled(
-    heads: Sequence[nn.Module] | nn.ModuleList,
-    features: dict[int, Tensor],
-    labels: Tensor,
-    loss: Loss,
-    distill: Distillation,
-) -> Iterator[Supervised]:
-    """The final head first: what it says, as it is, is what the others look at."""
-    last, said = len(heads) - 1, []
-
-    def loss_of_final(logits: Tensor) -> Tensor:
-        said.append(logits.detach())
-        return loss(logits, labels)
-
-    final = _at_head(last, heads[last], features[last], loss_of_final)
+    if distill is None:
+        for k, x in numbered:
+            yield _at_head(k, heads[k], x, loss, labels)[0]
+        return
+    features, last = dict(numbered), len(heads) - 1
+    final, teacher = _at_head(last, heads[last], features[last], loss, labels)
     for k, x in features.items():
-        yield final if k == last else _at_head(k, heads[k], x, lambda logits: distill(logits, labels, *said))
+        yield final if k == last else _at_head(k, heads[k], x, distill, labels, teacher)[0]
 
 
-def _at_head(k: int, head: nn.Module, feature: Tensor, loss: Callable[[Tensor], Tensor]) -> Supervised:
-    """A head at work on its feature, and the gradients of the loss of its logits."""
+def _at_head(
+    k: int, head: nn.Module, feature: Tensor, loss: Callable[..., Tensor], *targets: Tensor
+) -> tuple[Supervised, Tensor]:
+    """A head at work on its feature, with the gradients of loss(logits, *targets); and those logits, detached."""
     x = feature.detach().requires_grad_()
     logits = logits_of(k + 1, head, x)
-    L = _checked(loss(logits), logits)
+    L = _checked(loss(logits, *targets), logits)
     supervision, *of_head = gradients([L], [x, *parameters(head)])
     if supervision is None:
         raise ValueError(f"the loss of output {k + 1} does not depend on its feature: head {k + 1} cuts it off")
-    return Supervised(k, feature, L.detach(), supervision, of_head)
+    return Supervised(k, feature, L.detach(), supervision, of_head), logits.detach()
 
 
 def gradients(

@@ -13,7 +13,7 @@ Gradients and losses pass through `average`, the mean over the processes that tr
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,7 @@ from auxnet.gradients import (
     unchanged,
 )
 from auxnet.network import AuxNet, check_net, statistics_kept
+from auxnet.sections import Mode, Order, State, StepScale
 from auxnet.update import (
     Average,
     Gradients,
@@ -41,14 +42,9 @@ from auxnet.update import (
     SharedUpdate,
     Update,
     Weights,
-    checked_weights,
     identity,
+    weights_for,
 )
-
-Mode = Literal["live", "frozen", "fused"]
-StepScale = Literal["none", "sum", "equilibrium", "cumulative", "adaptive"]
-State = Literal["per_output", "shared"]
-Order = Literal["shallow_first", "deep_first"]
 
 
 def joint(
@@ -72,12 +68,11 @@ def joint(
     """
     check_net(net)
     _check_rule(step_scale, "none", "sum", "equilibrium")
-    lambdas: list[float] = []
+    lambdas = weights_for(net, weights)
     trunk, heads = parameters(net.segments), parameters(net.heads)
     update = Update(optimizer, [*(parameters(s) for s in net.segments), heads], clip, average)
 
-    def weigh(weights: Weights | None) -> None:
-        lambdas[:] = _checked(net, weights)
+    def follow() -> None:
         update.rescale([*step_scales(lambdas, step_scale), 1.0])
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
@@ -91,8 +86,7 @@ def joint(
             update([*combined(of_trunk, trunk, aggregate, average), *gradients([objective], heads)])
         return average(torch.stack(losses).detach())
 
-    weigh(weights)
-    return Method(net, step, [update], weigh, lambdas)
+    return Method(net, step, [update], lambdas, follow)
 
 
 def pairwise(
@@ -111,11 +105,10 @@ def pairwise(
     """
     check_net(net)
     _check_rule(step_scale, "none", "cumulative")
-    lambdas: list[float] = []
+    lambdas = weights_for(net, weights)
     updates = _update_per_output(net, optimizer, clip, average)
 
-    def weigh(weights: Weights | None) -> None:
-        lambdas[:] = _checked(net, weights)
+    def follow() -> None:
         _rescale(updates, step_scales(lambdas, step_scale))
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
@@ -133,8 +126,7 @@ def pairwise(
             losses.append(output.loss)
         return average(torch.stack(losses))
 
-    weigh(weights)
-    return Method(net, step, updates, weigh, lambdas)
+    return Method(net, step, updates, lambdas, follow)
 
 
 def multiway(
@@ -175,7 +167,7 @@ def multiway(
         if (state, order) != ("per_output", "shallow_first"):
             raise ValueError("mode='fused' has one update alone: leave state and order out, or use 'live' or 'frozen'")
         return _fused(net, optimizer, weights, step_scale, loss, distill, clip, average)
-    lambdas: list[float] = []
+    lambdas = weights_for(net, weights)
     updates: Sequence[Update] | Sequence[SharedUpdate]
     if state == "per_output":
         updates = optimizers = _update_per_output(net, optimizer, clip, average)
@@ -184,8 +176,7 @@ def multiway(
     last = max if order == "shallow_first" else min
     checked = live(net) if mode == "live" else unchanged
 
-    def weigh(weights: Weights | None) -> None:
-        lambdas[:] = _checked(net, weights)
+    def follow() -> None:
         _rescale(updates, step_scales(lambdas, step_scale))
 
     def backward(output: Supervised) -> tuple[int, Tensor, Gradients | None]:
@@ -199,7 +190,7 @@ def multiway(
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         # Updates 1..k-1 leave S_k alone: x_k, made only when its turn comes, is the old feature all the same.
-        features = enumerate(checked(net.crossing(images)))
+        features = enumerate(checked(net.features(images)))
         turns = features if order == "shallow_first" else reversed([*features])
         outputs: Iterable[Supervised] = supervise(net.heads, turns, labels, loss, distill)
         if step_scale == "adaptive":  # the one rule that needs all losses before the first backward
@@ -215,8 +206,7 @@ def multiway(
             del gradient  # it would be held while the next output is at work
         return average(torch.stack([losses[k] for k in range(net.outputs)]))
 
-    weigh(weights)
-    return Method(net, step, optimizers, weigh, lambdas)
+    return Method(net, step, optimizers, lambdas, follow)
 
 
 def _fused(
@@ -231,19 +221,17 @@ def _fused(
 ) -> Method:
     if step_scale == "adaptive":
         raise ValueError("mode='fused' needs steps in constant ratio, and step_scale='adaptive' has none: use 'live'")
-    lambdas: list[float] = []
-    trunk = [parameters(segment) for segment in net.segments]
-    update = Update(optimizer, [*trunk, *(parameters(head) for head in net.heads)], clip, average)
-    trunk_parameters = parameters(net.segments)
+    lambdas = weights_for(net, weights)
+    trunk = parameters(net.segments)
+    update = Update(optimizer, [parameters(part) for part in (*net.segments, *net.heads)], clip, average)
 
-    def weigh(weights: Weights | None) -> None:
-        lambdas[:] = _checked(net, weights)
+    def follow() -> None:
         c = [c_k if w > 0 else 0.0 for c_k, w in zip(step_scales(lambdas, step_scale), lambdas, strict=True)]
         decays = [sum(c[k:]) for k in range(net.outputs)]  # outputs k..K decay S_k
         update.rescale([1.0] * 2 * net.outputs, [*decays, *([1.0] * net.outputs)])
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
-        features, c = unchanged(net.crossing(images)), step_scales(lambdas, step_scale)
+        features, c = unchanged(net.features(images)), step_scales(lambdas, step_scale)
         losses, reached, entering, of_heads = [], [], [], Gradients()
         for k, x, L, supervision, of_head in supervise(net.heads, enumerate(features), labels, loss, distill):
             losses.append(L)
@@ -251,12 +239,11 @@ def _fused(
                 reached.append(x)
                 entering.append(c[k] * lambdas[k] * supervision)
             of_heads += of_head if lambdas[k] > 0 else [None] * len(of_head)
-        of_trunk = gradients(reached, trunk_parameters, entering)
+        of_trunk = gradients(reached, trunk, entering)
         update([*of_trunk, *of_heads])
         return average(torch.stack(losses))
 
-    weigh(weights)
-    return Method(net, step, [update], weigh, lambdas)
+    return Method(net, step, [update], lambdas, follow)
 
 
 # ---- steps -----------------------------------------------------------------------------------------------------
@@ -305,14 +292,6 @@ def _rescale(updates: Sequence[Update] | Sequence[SharedUpdate], scales: Sequenc
     """The trunk at its own scale in each output's update, the head at the full step."""
     for k, scale in enumerate(scales):
         updates[k].rescale([scale, 1.0])
-
-
-def _checked(net: AuxNet, weights: Weights | None) -> list[float]:
-    net.check_apart()
-    lambdas = checked_weights(net.loss_weights() if weights is None else weights, net.outputs)
-    if not any(lambdas):
-        raise ValueError(f"weights must leave at least one output above 0 (0 discards it), got {lambdas}")
-    return lambdas
 
 
 def _check_rule(rule: str, *rules: str) -> None:

@@ -14,15 +14,15 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Literal, SupportsIndex, TypeVar
+from typing import SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from auxnet.errors import MisfitError
+from auxnet.sections import RelativeTo
 
-RelativeTo = Literal["final", "last_auxiliary"]
 Made = TypeVar("Made", bound=nn.Module)
 
 
@@ -58,15 +58,11 @@ class AuxNet(nn.Module):
         """K, the number of outputs."""
         return len(self.heads)
 
-    def features(self, images: Tensor) -> list[Tensor]:
-        """What crosses each of the K cuts, shallow to deep, for images [N, C, H, W].
+    def features(self, images: Tensor) -> Iterator[Tensor]:
+        """What crosses each of the K cuts, shallow to deep, for images [N, C, H, W]: each made when it is asked for.
 
         Raises ValueError for images that are not for this net.
         """
-        return list(self.crossing(images))
-
-    def crossing(self, images: Tensor) -> Iterator[Tensor]:
-        """`features`, each made when it is asked for."""
         self.check_images(images.shape)
         for segment in self.segments:
             images = segment(images)
@@ -77,7 +73,7 @@ class AuxNet(nn.Module):
 
         Raises ValueError for images that are not for this net, and as `logits_of` does.
         """
-        return tuple(logits_of(k, self.heads[k - 1], x) for k, x in enumerate(self.crossing(images), start=1))
+        return tuple(logits_of(k, self.heads[k - 1], x) for k, x in enumerate(self.features(images), start=1))
 
     def truncate(self, output: int) -> nn.Module:
         """A copy of output k alone: images [N, C, H, W] -> logits [N, classes], with no parameter it does not use.
@@ -95,7 +91,7 @@ class AuxNet(nn.Module):
         head, depth = self.heads[output - 1], self.depths[output - 1]
         return self._in_own_mode(AuxNet([trunk], [head], [depth], self.least_image))
 
-    def shallow(self, output: int) -> AuxNet:
+    def up_to(self, output: int) -> AuxNet:
         """Outputs 1..`output`, sharing their modules. Raises ValueError as `truncate` does."""
         self.check_output(output)
         part = AuxNet(self.segments[:output], self.heads[:output], self.depths[:output], self.least_image)
@@ -129,10 +125,11 @@ class AuxNet(nn.Module):
         for kind, parts in (("segment", self.segments), ("head", self.heads)):
             for k, part in enumerate(parts, start=1):
                 for name, tensor in chain(part.named_parameters(), part.named_buffers()):
-                    here, (there, other) = f"{kind} {k}", owner.setdefault(id(tensor), (f"{kind} {k}", name))
-                    if there != here:
+                    this = f"{kind} {k}"
+                    first, other = owner.setdefault(id(tensor), (this, name))
+                    if first != this:
                         raise ValueError(
-                            f"{other!r} of {there} and {name!r} of {here} are one tensor: cut so that both come to "
+                            f"{other!r} of {first} and {name!r} of {this} are one tensor: cut so that both come to "
                             "lie in one segment, or build the parts without sharing"
                         )
 
@@ -167,7 +164,7 @@ def check_tensors(images: object, labels: object) -> None:
 
 
 def logits_of(k: int, head: nn.Module, feature: Tensor) -> Tensor:
-    """What head k = 1..K says of its feature. Raises MisfitError if it changes the feature, which the trunk needs too.
+    """The logits of head k = 1..K. Raises MisfitError if it changes its feature in place, which the trunk needs too.
 
     (Not where changes are not counted: in inference mode, and while the net is traced or compiled.)
     """

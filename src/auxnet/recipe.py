@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from hashlib import sha256
@@ -21,6 +21,12 @@ BACKBONES = "timm:NAME, torchvision:NAME or package.module:function"
 CUTS = "1 or more, or the names of modules"
 OF_RESNETS = ("depth", "form", "outputs", "at", "placement", "block", "width", "head", "precision")
 OF_BACKBONES = ("cuts",)
+METHOD_OF = {
+    "mode": "multiway",
+    "state": "multiway",
+    "order": "multiway",
+    "aggregator": "joint",
+}
 RunDir = str | os.PathLike[str]  # a run's directory by its path, or the Run that `fit` returned
 WHERE = ("data_dir", "stream", "workers", "device", "threads", "cuda_graph")
 """fields that say where and how a recipe runs, and nothing of what comes of it"""
@@ -65,20 +71,27 @@ class Recipe(sections.Machine, sections.Training, sections.Method, sections.Netw
         ):
             if not holds:
                 raise ValueError(f"{name} must be {rule}, got {words_of(getattr(self, name))}")
-        for name, paper in (("mode", "live"), ("state", "per_output"), ("order", "shallow_first")):
-            value = getattr(self, name)
-            if value != paper and self.method != "multiway":
-                said = f"{name}={value!r} is multiway's, but method={self.method!r}; leave {name} out"
-                raise ExclusionError(said, name, "method")
-        if self.aggregator is not None and self.method != "joint":
-            said = f"aggregator={self.aggregator!r} is joint's, but method={self.method!r}: leave it out"
-            raise ExclusionError(said, "aggregator", "method")
+        self._check_owners()
         self._check_together()
-        self._check_one_network()
 
     @staticmethod
     def _are_weights(weights: tuple[float, ...]) -> bool:
         return len(weights) > 0 and all(0 <= w < float("inf") for w in weights)
+
+    def _check_owners(self) -> None:
+        """Raise ExclusionError for a field of another method, or of another kind of network, than the recipe's."""
+        for name, value in self._departures():
+            given, owner = f"{name}={value!r}", METHOD_OF.get(name, self.method)
+            if owner != self.method:
+                message = f"{given} is {owner}'s, but method={self.method!r}; leave {name} out"
+                raise ExclusionError(message, name, "method")
+            if name in OF_BACKBONES and self.backbone is None:
+                message = f"{given} is a backbone's, and there is none: name it with backbone"
+                raise ExclusionError(message, name, "backbone")
+            if name in OF_RESNETS and self.backbone is not None:
+                mend = "outputs come after cuts" if name in ("outputs", "at") else "leave it out"
+                message = f"{given} is the built-in ResNets', but backbone={self.backbone!r}: {mend}"
+                raise ExclusionError(message, name, "backbone")
 
     def _check_together(self) -> None:
         """Raise ExclusionError for a field that says what another one leaves no room for."""
@@ -101,31 +114,22 @@ class Recipe(sections.Machine, sections.Training, sections.Method, sections.Netw
         check_outputs(self.outputs, self.at)
 
     def _check_unset(self, names: tuple[str, ...], other: str, beside: str) -> None:
-        for field in fields(self):
-            if field.name in names and getattr(self, field.name) != field.default:
-                said = f"{field.name}={getattr(self, field.name)!r} has no meaning beside {beside}"
-                raise ExclusionError(f"{said}: leave one of them out", field.name, other)
+        for name, value in self._departures():
+            if name in names:
+                message = f"{name}={value!r} has no meaning beside {beside}: leave one of them out"
+                raise ExclusionError(message, name, other)
 
-    def _check_one_network(self) -> None:
-        """Raise ExclusionError for fields of the built-in ResNets beside a backbone, or of a backbone without one."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value == field.default:
-                continue
-            if self.backbone is None and field.name in OF_BACKBONES:
-                said = f"{field.name}={value!r} is a backbone's, and there is none: name it with backbone"
-                raise ExclusionError(said, field.name, "backbone")
-            if self.backbone is not None and field.name in OF_RESNETS:
-                mend = "outputs come after cuts" if field.name in ("outputs", "at") else "leave it out"
-                said = f"{field.name}={value!r} is the built-in ResNets', but backbone={self.backbone!r}: {mend}"
-                raise ExclusionError(said, field.name, "backbone")
+    def _departures(self) -> Iterator[tuple[str, Any]]:
+        """The fields that are not as by default, and their values."""
+        values = ((field, getattr(self, field.name)) for field in fields(self))
+        return ((field.name, value) for field, value in values if value != field.default)
 
 
 def check_outputs(outputs: int | None, at: Sequence[int] | None) -> None:
     """Raise ExclusionError for a number of outputs that auxiliary outputs `at` these layers do not make."""
     if at is not None and outputs not in (None, len(at) + 1):
-        said = f"at={tuple(at)} makes {len(at) + 1} outputs, but outputs={outputs}; give one of the two"
-        raise ExclusionError(said, "outputs", "at")
+        message = f"at={tuple(at)} makes {len(at) + 1} outputs, but outputs={outputs}; give one of the two"
+        raise ExclusionError(message, "outputs", "at")
 
 
 @cache

@@ -15,7 +15,8 @@ from auxnet import report_page, rundir
 from auxnet.checkpoint import read_config
 from auxnet.documents import parsing, read_json
 from auxnet.errors import one_line
-from auxnet.examining import COSTS, examine, time_of
+from auxnet.evaluation import COSTS
+from auxnet.examining import examine, time_of
 from auxnet.files import whole
 from auxnet.machine import device_of
 from auxnet.opening import changed_since, data_of

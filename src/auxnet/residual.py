@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import nn
@@ -27,12 +27,9 @@ from auxnet.blocks import (
 )
 from auxnet.network import AuxNet
 from auxnet.recipe import check_outputs
+from auxnet.sections import Block, Form, Head
 
 MOST_PARAMETERS = 2**29  # of a network that is built: three times the widest ResNets that are in use
-
-Form = Literal["cifar", "imagenet"]
-Block = Literal["plain", "original", "preact"]
-Head = Literal["default", "bn_relu", "linear"]
 
 LEAST_SIZE: dict[Form, int] = {"cifar": 4, "imagenet": 32}  # pixels a side that leave a pixel to the last maps
 STEM: dict[Form, int] = {"cifar": 16, "imagenet": 64}  # channels

@@ -5,6 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+# the choices that not only a field here offers, but also a function or another command
+Stream = Literal["auto", "always", "never"]
+Form = Literal["cifar", "imagenet"]
+Block = Literal["plain", "original", "preact"]
+Head = Literal["default", "bn_relu", "linear"]
+MethodName = Literal["joint", "pairwise", "multiway"]
+Mode = Literal["live", "frozen", "fused"]
+State = Literal["per_output", "shared"]
+Order = Literal["shallow_first", "deep_first"]
+StepScale = Literal["none", "sum", "equilibrium", "cumulative", "adaptive"]
+RelativeTo = Literal["final", "last_auxiliary"]
+
 
 @dataclass(frozen=True)
 class Data:
@@ -24,7 +36,7 @@ class Data:
         "default", "none", "crop", "flip", "crop+flip", "crop+flip+trivial", "rrc+flip", "rrc+flip+trivial"
     ] = "default"
     """random crops after padding, random resized crops (rrc), mirroring, TrivialAugment; default: suits the data"""
-    stream: Literal["auto", "always", "never"] = "auto"
+    stream: Stream = "auto"
     """read images of folders and parquet from disk in training; auto: if they would take half of free memory"""
     workers: int | None = None
     """processes that decode images left on disk, and make random resized crops; none: one per core"""
@@ -38,7 +50,7 @@ class Network:
 
     depth: int = 20
     """layers of the network: 6n + 2, or 18, 34, 50, 101, 152 in the imagenet form"""
-    form: Literal["cifar", "imagenet"] = "cifar"
+    form: Form = "cifar"
     """of the built-in ResNets: for images of about 32 pixels a side, or of about 224"""
     outputs: int | None = None
     """outputs, the final one included, placed evenly from the top; none: 3, or as --at says"""
@@ -46,11 +58,11 @@ class Network:
     """layers of the auxiliary outputs, in place of --outputs"""
     placement: Literal["even", "stages", "blocks"] = "even"
     """few and even, as --outputs or --at says; one after every stage; or one after every block (the most there are)"""
-    block: Literal["plain", "original", "preact"] = "preact"
+    block: Block = "preact"
     """residual block: none, post-activation, pre-activation"""
     width: int = 1
     """multiplies the channels (Wide ResNet), of bottlenecks the inner ones"""
-    head: Literal["default", "bn_relu", "linear"] = "default"
+    head: Head = "default"
     """form of the auxiliary heads; default: that of the final one"""
     alone: int | None = None
     """train the net of this output by itself, cut off from the others, as if there had never been more"""
@@ -66,15 +78,15 @@ class Network:
 class Method:
     """How gradients are propagated, and what each output's loss weighs."""
 
-    method: Literal["joint", "pairwise", "multiway"] = "multiway"
+    method: MethodName = "multiway"
     """how gradients are propagated"""
-    mode: Literal["live", "frozen", "fused"] = "live"
+    mode: Mode = "live"
     """multiway: the paper's live form (about 1.8 times a plain step), frozen, or fused (about 1.05 times)"""
-    state: Literal["per_output", "shared"] = "per_output"
+    state: State = "per_output"
     """multiway: an optimizer state (momentum) for each output, the paper's, or one for all"""
-    order: Literal["shallow_first", "deep_first"] = "shallow_first"
+    order: Order = "shallow_first"
     """multiway: the order in which outputs update the trunk; the paper's is from shallow to deep"""
-    step_scale: Literal["default", "none", "sum", "equilibrium", "cumulative", "adaptive"] = "default"
+    step_scale: Literal["default", StepScale] = "default"
     """rule that divides the trunk's step size; default: sum (joint), none (pairwise), cumulative (multiway)"""
     aggregator: str | None = None
     """joint: torchjd's way to make one gradient of the trunk out of the outputs', by name: UPGrad, PCGrad, MGDA, ..."""
@@ -82,7 +94,7 @@ class Method:
     """loss weights are (layer / depth)^gamma"""
     floor: float = 0.01
     """smallest loss weight"""
-    relative_to: Literal["final", "last_auxiliary"] = "final"
+    relative_to: RelativeTo = "final"
     """the depth that loss weights refer to: the paper's, or the authors' code's"""
     weights: tuple[float, ...] | None = None
     """loss weights in place of those: one for all auxiliary outputs, or one for each output, the final one's too"""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from auxnet.network import check_tensors
+from auxnet.network import AuxNet, check_tensors
 
 Gradients = list[Tensor | None]
 Optimizer = Callable[[Any], torch.optim.Optimizer]  # a list of parameters -> torch.optim.Optimizer
@@ -30,17 +30,29 @@ def checked_weights(weights: Weights, outputs: int) -> list[float]:
     return lambdas
 
 
+def weights_for(net: AuxNet, weights: Weights | None) -> list[float]:
+    """The loss weights [K] of a net's outputs as numbers; None: the paper's.
+
+    Raises ValueError for weights that a method cannot train with, and for a net whose parts share parameters.
+    """
+    net.check_apart()
+    lambdas = checked_weights(net.loss_weights() if weights is None else weights, net.outputs)
+    if not any(lambdas):
+        raise ValueError(f"weights must leave at least one output above 0 (0 discards it), got {lambdas}")
+    return lambdas
+
+
 def identity(tensor: Tensor) -> Tensor:
     """The mean over the processes that train together, where there is only this one."""
     return tensor
 
 
 def averaged(gradients: Gradients, average: Average) -> Gradients:
-    """The gradients through `average`, all as one tensor: a message costs more than what is in it. Strides stay."""
-    there = [g for g in gradients if g is not None]
-    if not there:
+    """The means of the gradients, sent as one tensor: a message costs more than its contents. Strides stay."""
+    given = [g for g in gradients if g is not None]
+    if not given:
         return gradients
-    means = iter(average(torch.cat([g.flatten() for g in there])).split_with_sizes([g.numel() for g in there]))
+    means = iter(average(torch.cat([g.flatten() for g in given])).split_with_sizes([g.numel() for g in given]))
     return [None if g is None else torch.empty_like(g).copy_(next(means).view_as(g)) for g in gradients]
 
 
@@ -149,7 +161,7 @@ class Update:
 
 
 def _apart(optimizer: torch.optim.Optimizer, parts: Sequence[Sequence[Tensor]]) -> list[int]:
-    """Take an optimizer's groups apart, so that each is of one of these parts of its parameters; of which, in order.
+    """Split an optimizer's groups so that each lies within one of these parts of its parameters; gives each one's part.
 
     However a function groups parameters (those without weight decay by themselves, say), each takes the steps of its
     part. Raises ValueError for an optimizer that leaves out a parameter, or has others.
@@ -201,22 +213,19 @@ class SharedUpdate:
 class Method:
     """A way of training, bound to a net. Build it after the net is on its device, and what is frozen is frozen."""
 
-    net: nn.Module
+    net: AuxNet
     one_step: Callable[[Tensor, Tensor], Tensor]
     updates: list[Update]
-    set_weights: Callable[[Weights], None]
-    """The loss weights lambda [K] from now on, and the step scales that follow from them.
-
-    An output that weighs 0 is discarded: its loss has no effect at all. No gradient of it is taken, and its head
-    stays as it is, without decay or momentum; in pair-wise and multi-way its optimizer makes no step either.
-    Its loss is still returned. Raises ValueError for weights that do not fit."""
     lambdas: list[float]
-    """the loss weights at the moment"""
+    """the loss weights at the moment, in the list that `one_step` reads"""
+    follow: Callable[[], None]
+    """gives the updates the step scales that follow from the loss weights"""
     bound: list[tuple[int, int, bool]] = field(init=False)
     """the parameters that the optimizers hold"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bound", _anatomy(self.net))
+        self.follow()
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """Train on one batch: images [N, C, H, W], labels [N], or [N, classes] where the loss takes shares.
@@ -238,6 +247,16 @@ class Method:
             raise RuntimeError("a training step takes gradients, which are disabled here: call it outside no_grad()")
         torch.clear_autocast_cache()  # in a loop within one autocast it holds casts of the last step's weights
         return self.one_step(images, labels)
+
+    def set_weights(self, weights: Weights | None) -> None:
+        """The loss weights lambda [K] from now on (None: the paper's), and the step scales that follow from them.
+
+        An output that weighs 0 is discarded: its loss has no effect at all. No gradient of it is taken, and its head
+        stays as it is, without decay or momentum; in pair-wise and multi-way its optimizer makes no step either.
+        Its loss is still returned. Raises ValueError for weights that do not fit.
+        """
+        self.lambdas[:] = weights_for(self.net, weights)
+        self.follow()
 
     def set_lr(self, lr: float) -> None:
         """The step size eta from now on, for every output; groups with a step size of their own keep their share.
@@ -283,8 +302,8 @@ class Method:
 
 
 def _anatomy(module: nn.Module) -> list[tuple[int, int, bool]]:
-    """Of each parameter in a module which it is, where it lies and whether it is trained: fast, for every step."""
-    found = [(id(p), p.data_ptr(), p.requires_grad) for p in module._parameters.values() if p is not None]
+    """Of each parameter in a module its identity, its address and whether it is trained: fast, for every step."""
+    anatomy = [(id(p), p.data_ptr(), p.requires_grad) for p in module._parameters.values() if p is not None]
     for child in module._modules.values():
-        found += [] if child is None else _anatomy(child)
-    return found
+        anatomy += [] if child is None else _anatomy(child)
+    return anatomy

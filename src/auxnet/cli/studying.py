@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import parse
+from auxnet.sections import Stream
 
 if TYPE_CHECKING:
     from auxnet.studies.ledger import Findings
@@ -48,7 +49,7 @@ class Study:
     """auto, cpu, cuda, cuda:1, mps"""
     threads: int | None = None
     """CPU threads, of all processes together; none: PyTorch's choice"""
-    stream: Literal["auto", "always", "never"] = "auto"
+    stream: Stream = "auto"
     """leave the images of folders and parquet on disk; auto: if they would take over half of the memory left"""
     workers: int | None = None
     """processes that decode images left on disk, of all processes together; none: one per core"""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, UseAppendAction
@@ -14,7 +14,7 @@ from tyro.conf import FlagCreatePairsOff, UseAppendAction
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRecipe, parse_over, value_of
 from auxnet.recipe import Recipe, read_recipe
-from auxnet.sweeps.settings import SEARCH_KEYS
+from auxnet.sweeps.settings import SEARCH_KEYS, Sampler
 from auxnet.sweeps.space import read_space, space_from_words, written
 from auxnet.words import command, duration, per_cent, plural
 
@@ -47,7 +47,7 @@ class Sweep(OfRecipe):
     """trials in all, those of other workers among them; none: 20, or the whole grid; at most all combinations"""
     objective: str = "mean"
     """the validation error to minimise: mean (over the outputs that train to the end), final, or an output's number"""
-    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    sampler: Sampler = "tpe"
     """how values are drawn: where it went well (TPE), anywhere, or each combination once"""
     prune: bool = True
     """stop a trial that is worse than the median of the others at its epoch, after a third of the epochs"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from auxnet.build import check, check_place, depths_of
+from auxnet.build import check, check_machine, depths_of
 from auxnet.recipe import Recipe
 from auxnet.studies.spec import Side, Study
 
@@ -37,7 +37,7 @@ def _depths(study: Study, side: Side) -> tuple[int, ...]:
 
 def check_variants(study: Study, where: Mapping[str, Any]) -> None:
     """Raise ValueError for a variant that cannot be trained, or a `where` (`recipe.WHERE`) that cannot be had here."""
-    check_place(Recipe(**where))
+    check_machine(Recipe(**where))
     for variant in study.variants:
         try:
             check(study.recipe(variant, study.datasets[0], where=where))

@@ -11,6 +11,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from auxnet.documents import json_value, parsing, read_json
+from auxnet.evaluation import COSTS
 from auxnet.files import whole
 from auxnet.reading.splits import tested_alike
 from auxnet.studies.running import folder_of, is_done, why_failed
@@ -76,7 +77,7 @@ def averages(rows: Sequence[Row]) -> Iterator[Average]:
                 k = last[0]["output"]
                 best = [row["best"][k - 1]["test_error"] for row in done]
                 errors = [each["test_error"] for each in last]
-                cost = {key: last[0][key] for key in ("output", "depth", "params", "macs")}
+                cost = {key: last[0][key] for key in COSTS}
                 yield Average(
                     variant,
                     data,
@@ -155,7 +156,7 @@ def _results(summary: Any) -> Row:
 
 
 def _output(line: Any) -> dict[str, Any]:
-    costs = {key: int(_number(line[key])) for key in ("output", "depth", "params", "macs")}
+    costs = {key: int(_number(line[key])) for key in COSTS}
     return costs | {key: _number(line[key], 1.0) for key in ("val_error", "test_error")}
 
 
@@ -167,7 +168,7 @@ def _number(value: Any, most: float = MOST) -> float:
 
 def _lines(rows: Sequence[Row]) -> Iterator[list[Any]]:
     """The lines of outputs.csv; errors are fractions."""
-    cost = ("output", "depth", "params", "macs", "val_error", "test_error")
+    cost = (*COSTS, "val_error", "test_error")
     about = ("study", "scale", "variant", "data", "seed")
     yield [*about, *cost, "best_val_error", "best_test_error", "wall_seconds", "commit", "training", "failed"]
     for row in rows:

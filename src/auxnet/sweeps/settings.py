@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from auxnet.recipe import WHERE, Recipe, recipe_from, words_of
 from auxnet.sweeps.space import Space, count_of, domain_of, in_words, values_of, written
 
-SAMPLERS = ("tpe", "random", "grid")
+Sampler = Literal["tpe", "random", "grid"]
 LARGEST_GRID = 10_000
 SEARCH_KEYS = ("objective", "sampler", "prune")
 
@@ -25,14 +25,14 @@ class Settings:
     """what varies"""
     objective: str = "mean"
     """the validation error to minimise: mean (over the outputs that train to the end), final, or an output's number"""
-    sampler: str = "tpe"
+    sampler: Sampler = "tpe"
     prune: bool = True
 
     def __post_init__(self) -> None:
         if not self.space:
             raise ValueError("there is nothing to vary: name a field with --vary lr=0.01..0.5:log, or a --space file")
-        if self.sampler not in SAMPLERS:
-            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
+        if self.sampler not in get_args(Sampler):
+            raise ValueError(f"sampler must be one of {', '.join(get_args(Sampler))}, got {self.sampler!r}")
         if self.objective not in ("mean", "final") and not (self.objective.isdecimal() and int(self.objective) >= 1):
             raise ValueError(f"objective must be mean, final or the number of an output, got {self.objective!r}")
         if self.sampler == "grid":

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 
 from auxnet import sections
-from auxnet.build import build, check_place, load_data
+from auxnet.build import build, check_machine, load_data
 from auxnet.data import DataSet
 from auxnet.machine import threads_set
 from auxnet.processes import check_count, work_together
 from auxnet.recipe import WHERE, Recipe, read_run_recipe, words_of
 from auxnet.rundir import located
 from auxnet.sweeps.journal import optuna
-from auxnet.sweeps.settings import Settings
+from auxnet.sweeps.settings import Sampler, Settings
 from auxnet.sweeps.space import Range, space_from, values_of
 from auxnet.sweeps.trials import Trial, check_same_data, join_sweep, open_sweep, total_of, trials_of, try_again
 from auxnet.sweeps.worker import objective_of, work
@@ -73,7 +73,7 @@ def sweep(
     *,
     trials: int | None = None,
     objective: str | int = "mean",
-    sampler: str = "tpe",
+    sampler: Sampler = "tpe",
     prune: bool = True,
     storage: str | None = None,
     processes: int = 1,
@@ -98,7 +98,7 @@ def sweep(
     settings = Settings(recipe, space_from(space), str(objective), sampler, prune)
     check_count(processes, "a sweep")
     if "device" not in settings.space:
-        check_place(recipe)  # what cannot be had here fails the worker, and not one trial after the other
+        check_machine(recipe)  # what cannot be had here fails the worker, and not one trial after the other
     dataset = None if FINDS_DATA & settings.space.keys() else load_data(recipe)
     check_space(settings, WHERE)  # nor a trial now and then
     study = join_sweep(Path(out), settings, trials, storage, check=lambda: check_space(settings, settings.space))
@@ -157,7 +157,7 @@ def _complaint(settings: Settings, values: dict[str, Any], data: Callable[[Recip
     """Why a trial with these values cannot begin; None if it can."""
     try:
         recipe = settings.recipe_of(values)
-        check_place(recipe)
+        check_machine(recipe)
         net, _ = build(replace(recipe, cuda_graph=False), data(_data_of(recipe)), torch.device("cpu"))
         objective_of([0.0] * net.outputs, settings.objective, recipe)
     except (ValueError, FileNotFoundError) as error:
