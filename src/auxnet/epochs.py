@@ -148,7 +148,7 @@ def train_epoch(training: Training, standing: Standing, noted: Callable[[], int]
     method.set_weights(lambdas_at(recipe, net.depths, epoch))
     method.set_lr(lr_at(recipe, epoch))
     net.train()
-    steps = -(-len(training.dataset.train) // recipe.batch_size)
+    steps = steps_per_epoch(len(training.dataset.train), recipe.batch_size)
     every = steps_between_reads(training.device)
     unread: list[tuple[int, int, Tensor]] = []  # steps, their images and their losses [K]
 
@@ -184,6 +184,11 @@ def train_epoch(training: Training, standing: Standing, noted: Callable[[], int]
                 training.save(standing)
                 _stop_if_asked(training, standing, noted)
     return standing
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Every image is seen once in an epoch; its last batch may be smaller."""
+    return math.ceil(images / batch_size)
 
 
 def steps_between_reads(device: torch.device) -> int:
@@ -248,7 +253,7 @@ def _stop_if_asked(training: Training, standing: Standing, noted: Callable[[], i
 def _progress(training: Training, standing: Standing, done: bool = False) -> Progress:
     """Where a training stands, by the pace of the epoch at hand, or of all that are done."""
     recipe, per_epoch = training.recipe, len(training.dataset.train)
-    steps = -(-per_epoch // recipe.batch_size)
+    steps = steps_per_epoch(per_epoch, recipe.batch_size)
     images = min(standing.step * recipe.batch_size, per_epoch)
     if images:
         rate = images / max(standing.epoch_seconds, 1e-9)

@@ -42,7 +42,7 @@ from auxnet.provenance import provenance
 from auxnet.recipe import Recipe, method_name
 from auxnet.scores import guessing
 from auxnet.tensorboard import event_files, event_writer, installed
-from auxnet.words import plural
+from auxnet.words import first_few, plural
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ def fit(
         if not resume:
             check_data(recipe, dataset)
         if dataset.left_out and here.leads:
-            first = "; ".join(dataset.left_out[:3]) + ("; ..." if len(dataset.left_out) > 3 else "")
-            warnings.warn(f"left out, unreadable, {plural(len(dataset.left_out), 'image')}: {first}", stacklevel=2)
+            unread = f"{plural(len(dataset.left_out), 'image')}: {first_few(dataset.left_out)}"
+            warnings.warn(f"left out, unreadable, {unread}", stacklevel=2)
         begun = replace(recipe, pretrained=None) if resume else recipe  # its weights are in the checkpoint
         net, method = build(begun, dataset, here.device, here)
         check_last_batch(recipe, dataset, net, here.size)
