@@ -97,16 +97,41 @@ class Checkpointer:
     ) -> None:
         """Make a checkpoint, and keep the newest ones.
 
-        At the end of an epoch its metrics, and what was diagnosed, are logged before; after it its weights (their
-        moving average, if there is one) are kept if it is the best so far. Raises RuntimeError if it cannot be
+        At the end of an epoch its metrics, and what was diagnosed, are logged first; its weights (their moving average,
+        if there is one) are kept last, if it is the best so far. Raises RuntimeError if the checkpoint cannot be
         written, DivergedError for weights that are not finite.
         """
         if self.writes:
             _check_finite(net)
             if not self.begun:
                 begin(self.folder, self.recipe)
-            _save(self.folder, state, net, method, self.keep, average, diagnosed)
+            checkpoint = {"standing": asdict(state), "net": net.state_dict(), "method": method.state_dict()}
+            if average is not None:
+                checkpoint["average"] = average.state_dict()
+            self._write(checkpoint, state, net if average is None else average, diagnosed)
         self.begun, self.saved = True, time.monotonic()
+
+    def _write(
+        self, checkpoint: dict[str, Any], state: TrainingState, judged: AuxNet, diagnosed: Sequence[dict[str, Any]]
+    ) -> None:
+        folder = self.folder
+        try:
+            if state.step == 0:
+                append(folder / "metrics.jsonl", [row for row in state.history if row["epoch"] == state.epoch])
+                if diagnosed:
+                    append(folder / "diagnosis.jsonl", diagnosed)
+            save_state(folder / "checkpoints" / f"{state.epoch:05}-{state.step:07}.ckpt", checkpoint)
+            if state.step == 0 and state.best_epoch == state.epoch:
+                _save_best(folder, state, judged)
+            for old in checkpoints(folder)[self.keep :]:
+                old.unlink(missing_ok=True)
+        except OSError as error:
+            if not folder.is_dir():
+                raise RuntimeError(f"{folder} has vanished, and what was saved of the run with it") from error
+            saved = "what was saved before is whole: put that right, then go on with --resume"
+            if not checkpoints(folder):
+                saved = "nothing was saved before: put that right, then begin again with --overwrite"
+            raise RuntimeError(f"{folder} cannot be written to ({error.strerror}); {saved}") from error
 
 
 def _check_finite(net: AuxNet) -> None:
@@ -114,37 +139,6 @@ def _check_finite(net: AuxNet) -> None:
     for name, tensor in net.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise DivergedError(f"{name} holds values that are not finite; it is not saved, and the run stops there")
-
-
-def _save(
-    folder: Path,
-    state: TrainingState,
-    net: AuxNet,
-    method: Method,
-    keep: int,
-    average: AuxNet | None,
-    diagnosed: Sequence[dict[str, Any]],
-) -> None:
-    checkpoint = {"standing": asdict(state), "net": net.state_dict(), "method": method.state_dict()}
-    if average is not None:
-        checkpoint["average"] = average.state_dict()
-    try:
-        if state.step == 0:
-            append(folder / "metrics.jsonl", [row for row in state.history if row["epoch"] == state.epoch])
-            if diagnosed:
-                append(folder / "diagnosis.jsonl", diagnosed)
-        save_state(folder / "checkpoints" / f"{state.epoch:05}-{state.step:07}.ckpt", checkpoint)
-        if state.step == 0 and state.best_epoch == state.epoch:
-            _save_best(folder, state, net if average is None else average)
-        for old in checkpoints(folder)[keep:]:
-            old.unlink(missing_ok=True)
-    except OSError as error:
-        if not folder.is_dir():
-            raise RuntimeError(f"{folder} has vanished, and what was saved of the run with it") from error
-        saved = "what was saved before is whole: put that right, then go on with --resume"
-        if not checkpoints(folder):
-            saved = "nothing was saved before: put that right, then begin again with --overwrite"
-        raise RuntimeError(f"{folder} cannot be written to ({error.strerror}); {saved}") from error
 
 
 def newest_checkpoint(folder: Path) -> dict[str, Any]:

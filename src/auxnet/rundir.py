@@ -53,8 +53,8 @@ def locked(folder: Path) -> Iterator[None]:
     except Timeout:
         raise FileExistsError(f"{folder}: another process is training in it; name another folder, or wait") from None
     written = ("checkpoints/", ".recipe.yaml", ".metrics.jsonl", ".model.safetensors", ".config.json", ".summary.json")
-    for half in (path for name in written for path in folder.glob(f"{name}.*.partial")):
-        half.unlink(missing_ok=True)  # what a killed training was writing
+    for partial in (path for name in written for path in folder.glob(f"{name}.*.partial")):
+        partial.unlink(missing_ok=True)  # what a killed training was writing
     try:
         yield
     finally:

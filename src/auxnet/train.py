@@ -143,13 +143,14 @@ def _prepare(recipe: Recipe, team: Team, resume: bool) -> tuple[DataSet, AuxNet,
     Raises ValueError for a recipe that does not fit its data.
     """
     dataset = resident(load_data(recipe), team.device)
-    if not resume:
+    if resume:
+        recipe = replace(recipe, pretrained=None)  # its weights are in the checkpoint
+    else:
         check_data(recipe, dataset)
     if dataset.left_out and team.leads:
         unread = f"{plural(len(dataset.left_out), 'image')}: {first_few(dataset.left_out)}"
         warnings.warn(f"left out, unreadable, {unread}", stacklevel=3)
-    begun = replace(recipe, pretrained=None) if resume else recipe  # its weights are in the checkpoint
-    net, method = build(begun, dataset, team.device, team)
+    net, method = build(recipe, dataset, team.device, team)
     check_last_batch(recipe, dataset, net, team.size)
     for doubt in optimizer_doubts(recipe, net.depths) if team.leads and not resume else ():
         warnings.warn(doubt, stacklevel=3)
