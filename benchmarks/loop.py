@@ -9,7 +9,6 @@ the two; so do the CPU seconds of the process (with --threads 1), which do not c
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from dataclasses import replace
@@ -25,7 +24,7 @@ from auxnet.distributed import Team
 from auxnet.epochs import Training, train_epoch
 from auxnet.machine import keep_freed_memory
 from auxnet.recipe import Recipe
-from auxnet.rundir import Standing
+from auxnet.resuming import Checkpointer, TrainingState
 from measured import options, ratio, save, seconds, shown
 
 
@@ -47,7 +46,7 @@ def main() -> None:
         return losses[0]
 
     watched = replace(method, one_step=timed)
-    training = Training(recipe, dataset, net, watched, Team(), Path(), math.inf, 1, lambda progress: None, begun=False)
+    training = Training(recipe, dataset, net, watched, Team(), Checkpointer(Path(), recipe))
     x, y = next(training_batches(recipe, dataset, device, epoch=1))
     steps = asked.images // recipe.batch_size
 
@@ -55,7 +54,7 @@ def main() -> None:
     for i in track(range(asked.rounds + 1), "measuring", transient=True):
         within.append(0.0)
         began, began_cpu = time.perf_counter(), time.process_time()
-        train_epoch(training, Standing(), noted=lambda: 0)
+        train_epoch(training, TrainingState(), noted=lambda: 0)
         middle, middle_cpu = time.perf_counter(), time.process_time()
         for _ in range(steps):
             method.step(x, y)

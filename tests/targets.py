@@ -23,7 +23,7 @@ import torch
 import yaml
 from scipy.io import savemat
 
-from auxnet import checkpoint, diagnosing, examining, exits, report, rundir
+from auxnet import checkpoint, diagnosing, examining, exits, report, resuming, rundir
 from auxnet.backbones.weights import load_pretrained
 from auxnet.checkpoint import fingerprint
 from auxnet.exporting import export
@@ -244,7 +244,7 @@ def _diagnosed(run: Path, home: Path) -> Target:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def read() -> None:
-        rundir.restore(folder, rundir.Standing(epoch=2, best_epoch=1), net, 3)
+        resuming.roll_back(folder, resuming.TrainingState(epoch=2, best_epoch=1), net, 3)
         diagnosing.write([{**facts, "epochs": rundir.read_rows(file)}], folder)
 
     return Target("diagnosis.jsonl", file, read)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import auxnet
-from auxnet import averaging, build, epochs, rundir, train
+from auxnet import averaging, build, epochs, resuming, rundir, train
 from auxnet.averaging import recalibrate_norms, update_average
 from auxnet.evaluation import tally
 from auxnet.recipe import Recipe
@@ -87,7 +87,7 @@ def run(tmp_path_factory):
 
 def test_the_average_is_what_is_validated_saved_and_handed_back(run):
     dataset, cpu = build.load_data(TINY), torch.device("cpu")
-    state = rundir.resume(run.folder)
+    state = resuming.newest_checkpoint(run.folder)
     loaded = auxnet.load(run.folder)
     for name, tensor in loaded.state_dict().items():
         assert torch.equal(tensor, run.net.state_dict()[name])
@@ -102,8 +102,8 @@ def test_the_average_is_what_is_validated_saved_and_handed_back(run):
 
 def test_training_itself_does_not_feel_the_average(run, tmp_path):
     auxnet.fit(replace(TINY, ema=None), tmp_path / "b")
-    net = rundir.resume(tmp_path / "b")["net"]
-    for name, tensor in rundir.resume(run.folder)["net"].items():
+    net = resuming.newest_checkpoint(tmp_path / "b")["net"]
+    for name, tensor in resuming.newest_checkpoint(run.folder)["net"].items():
         assert torch.equal(tensor, net[name])
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import auxnet
-from auxnet import rundir
+from auxnet import resuming
 from auxnet.backbones.named import build_backbone
 from auxnet.cli import main
 from auxnet.recipe import read_recipe, write_recipe
@@ -210,7 +210,7 @@ def test_pretrained_weights_are_taken_and_a_classifier_of_other_classes_is_repla
 def test_a_moving_average_has_the_buffers_of_the_net_where_they_are_not_measured_anew(tmp_path):
     recipe = replace(read_recipe("run/recipe.yaml"), backbone="own_nets:normed", ema=0.9, epochs=1)
     judged = auxnet.fit(recipe, tmp_path / "a").net.state_dict()
-    trained = rundir.resume(tmp_path / "a")["net"]
+    trained = resuming.newest_checkpoint(tmp_path / "a")["net"]
     for name in ("running_mean", "running_var"):
         buffer = trained[f"segments.1.middle.1.{name}"]
         assert not torch.equal(buffer, torch.full_like(buffer, float(name == "running_var")))

@@ -4,7 +4,6 @@ To read one, which would be to wait for the device, is an error there, and so is
 """
 
 import copy
-import math
 import os
 import signal
 from dataclasses import replace
@@ -21,7 +20,7 @@ from auxnet.cli import main
 from auxnet.data import DataSet, Split
 from auxnet.distributed import Team
 from auxnet.epochs import Training, train_epoch
-from auxnet.rundir import Standing
+from auxnet.resuming import Checkpointer, TrainingState
 
 META = torch.device("meta")
 TINY = Recipe(depth=8, batch_size=4, precision="float32")
@@ -52,11 +51,9 @@ def losses_on(device, recipe):
         return losses[-1]
 
     noting = replace(method, one_step=step)
-    training = Training(
-        recipe, dataset, net, noting, Team(), Path(), math.inf, 1, lambda progress: None, begun=False, average=average
-    )
+    training = Training(recipe, dataset, net, noting, Team(), Checkpointer(Path(), recipe), average)
     with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
-        train_epoch(training, Standing(), noted=lambda: 0)
+        train_epoch(training, TrainingState(), noted=lambda: 0)
     return losses
 
 

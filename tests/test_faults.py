@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import auxnet
-from auxnet import checkpoint, rundir, signals, train
+from auxnet import checkpoint, resuming, rundir, signals, train
 from auxnet.cli import main
 from auxnet.documents import read_json
 from auxnet.files import write_json
@@ -247,7 +247,7 @@ def test_a_full_disk_is_said_to_sweeps_and_studies_with_what_goes_on(tmp_path, m
     def full(path, *_):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    place, name = (rundir, "save_state") if file == "checkpoint" else (checkpoint, "save_weights")
+    place, name = (resuming, "save_state") if file == "checkpoint" else (train, "save_weights")
     with monkeypatch.context() as patched:
         patched.setattr(place, name, full)
         with pytest.raises(RuntimeError) as failed:
@@ -472,9 +472,9 @@ def test_checkpoints_of_format_1_stay_loadable():
     net, method = _by_hand()
     for parameter in net.parameters():
         torch.nn.init.zeros_(parameter)
-    standing = rundir.take_up(checkpoint.load_state(FORMAT_1), net, method, FORMAT_1)
-    assert (standing.epoch, standing.step, standing.best_epoch) == (1, 2, 1)
-    assert standing.history[0]["loss"] == 0.5
+    state = resuming.load_checkpoint(checkpoint.load_state(FORMAT_1), net, method, FORMAT_1)
+    assert (state.epoch, state.step, state.best_epoch) == (1, 2, 1)
+    assert state.history[0]["loss"] == 0.5
     for n, parameter in enumerate(net.parameters()):
         assert parameter.flatten().tolist() == [n + i / 8 for i in range(parameter.numel())]
     momenta = [s["momentum_buffer"] for u in method.updates for s in u.optimizer.state_dict()["state"].values()]
@@ -493,7 +493,7 @@ def test_what_is_whole_is_never_put_aside_as_damaged(tmp_path, monkeypatch):
     places.mkdir()
     (places / "00001-0000000.ckpt").write_bytes(FORMAT_1.read_bytes().replace(b"checkpoint 1", b"checkpoint 2", 1))
     with pytest.raises(RuntimeError, match="has format 2"):
-        rundir.resume(tmp_path)
+        resuming.newest_checkpoint(tmp_path)
     (places / "00001-0000000.ckpt").write_bytes(FORMAT_1.read_bytes())
 
     def too_large(*_, **__):
@@ -502,8 +502,8 @@ def test_what_is_whole_is_never_put_aside_as_damaged(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(torch, "load", too_large)
         with pytest.raises(RuntimeError, match="MemoryError"):
-            rundir.resume(tmp_path)
-    assert rundir.resume(tmp_path)["standing"]["epoch"] == 1
+            resuming.newest_checkpoint(tmp_path)
+    assert resuming.newest_checkpoint(tmp_path)["standing"]["epoch"] == 1
 
 
 def test_a_finished_run_that_lost_its_best_weights_says_so(tmp_path):
@@ -532,7 +532,7 @@ def _by_hand():
 if __name__ == "__main__":
     _net, _method = _by_hand()
     _row = {"epoch": 1, "split": "val", "output": 1, "depth": 2, "loss": 0.5, "error": 0.25, "lr": 0.1, "seconds": 1.0}
-    _standing = rundir.Standing(1, 2, (1.5, 2.5), 3.0, 1.0, 1, 0.25, (_row,))
+    _state = resuming.TrainingState(1, 2, (1.5, 2.5), 3.0, 1.0, 1, 0.25, (_row,))
     FORMAT_1.parent.mkdir(exist_ok=True)
-    rundir_state = {"standing": rundir.asdict(_standing), "net": _net.state_dict(), "method": _method.state_dict()}
+    rundir_state = {"standing": resuming.asdict(_state), "net": _net.state_dict(), "method": _method.state_dict()}
     checkpoint.save_state(FORMAT_1, rundir_state)

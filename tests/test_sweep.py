@@ -21,7 +21,7 @@ from PIL import Image
 
 pytest.importorskip("optuna", reason="optuna is not installed (extra: sweep)")
 
-from auxnet import build, rundir, train
+from auxnet import build, resuming, rundir, train
 from auxnet.checkpoint import read_json
 from auxnet.cli import main, screen
 from auxnet.errors import DivergedError
@@ -661,7 +661,7 @@ def test_a_trial_killed_at_its_beginning_is_begun_anew(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGKILL)
 
     with monkeypatch.context() as patched:
-        patched.setattr(rundir, "save_state", die)
+        patched.setattr(resuming, "save_state", die)
         process = forked({"lr": [0.1, 0.2]}, tmp_path / "a", TINY, trials=1)
         process.join()
     assert process.exitcode == -signal.SIGKILL

@@ -344,7 +344,7 @@ def test_a_training_killed_anywhere_before_its_first_checkpoint_is_begun_anew(tm
     recipe, a = replace(TINY, epochs=1, train_images=100), tmp_path / "a"
     whole, left = auxnet.fit(recipe, tmp_path / "c").folder, set()
     with monkeypatch.context() as patched:
-        patched.setattr(train, "run_epochs", lambda t, standing: t.save(standing.after([0.5], [{"epoch": 1}], 0.0)))
+        patched.setattr(train, "run_epochs", lambda t, state: t.save(state.after([0.5], [{"epoch": 1}], 0.0)))
         for act in range(1, 100):
             assert killed_at(act, a, lambda: train.fit_on(recipe, a))
             if list(a.glob("checkpoints/*.ckpt")):

@@ -30,6 +30,7 @@ from auxnet.reading.splits import Split as Split
 from auxnet.reading.splits import fingerprint, on_disk, statistics
 from auxnet.reading.survey import survey
 from auxnet.recipe import RunDir
+from auxnet.words import first_few
 
 AUGMENTATIONS, STREAMS = (get_args(get_type_hints(sections.Data)[field]) for field in ("augment", "stream"))
 LARGE = 96  # pixels a side from which on images are cropped as photographs are
@@ -247,10 +248,9 @@ def _in_memory(part: Part, image_size: int | None) -> _Read:
 
 
 def _too_many(left_out: Sequence[str], max_corrupt: int) -> str:
-    first = "; ".join(left_out[:3]) + ("; ..." if len(left_out) > 3 else "")
     mend = "repair or remove them" + (f", or train with --max-corrupt {len(left_out)}" if len(left_out) < 1000 else "")
     counted = "1 image" if len(left_out) == 1 else f"{len(left_out)} images"
-    return f"{counted} cannot be read, where at most {max_corrupt} may be left out: {first}; {mend}"
+    return f"{counted} cannot be read, where at most {max_corrupt} may be left out: {first_few(left_out)}; {mend}"
 
 
 def _aligned(name: str, read: Mapping[str, _Read]) -> dict[str, Split | OnDisk]:

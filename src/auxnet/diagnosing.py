@@ -7,6 +7,7 @@ images are never read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
@@ -105,7 +106,7 @@ def _sample(
     drawn = batches(
         split, size, dataset.mean, dataset.std, device=device, seed=(recipe.seed, 0), workers=dataset.workers
     )
-    return islice(drawn, -(-most // size))
+    return islice(drawn, math.ceil(most / size))
 
 
 # ---- in sentences ----------------------------------------------------------------------------------------------

@@ -10,16 +10,15 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from auxnet import rundir, signals
+from auxnet import signals
 from auxnet.averaging import recalibrate_norms, take_buffers, update_average
 from auxnet.batches import seed_of
 from auxnet.build import evaluation_batches, first_batches, loss_of, precision_of, training_batches
@@ -31,7 +30,7 @@ from auxnet.evaluation import tally
 from auxnet.mixing import mixed
 from auxnet.network import AuxNet
 from auxnet.recipe import Recipe
-from auxnet.rundir import Standing
+from auxnet.resuming import Checkpointer, TrainingState
 from auxnet.schedules import lambdas_at, lr_at, to_the_end
 from auxnet.synchronised import unsynchronised
 from auxnet.tensorboard import History
@@ -74,29 +73,19 @@ class Progress:
 
 @dataclass
 class Training:
-    """All that an epoch needs."""
+    """What is trained, on what, how, and who is told."""
 
     recipe: Recipe
     dataset: DataSet
     net: AuxNet
     method: Method
     team: Team
-    folder: Path
-    save_every: float
-    """seconds between two checkpoints within an epoch"""
-    keep: int
-    """how many of the newest checkpoints to keep"""
-    watch: Callable[[Progress], object]
-    begun: bool
-    """whether the run directory is this run's; until its first checkpoint, what an older run left stays"""
-    replaces: bool = False
-    """whether an older run may be there: asked to stop before there is anything of this one, it is not touched"""
-    diagnose: bool = False
-    """whether supervision is measured after every epoch"""
-    saved: float = field(default_factory=time.monotonic)
-    """when the last checkpoint was made"""
+    checkpointer: Checkpointer
     average: AuxNet | None = None
     """the moving average of the net, where the recipe asks for one"""
+    diagnose: bool = False
+    """whether this process measures supervision after every epoch"""
+    watch: Callable[[Progress], object] = lambda progress: None
     write_events: Callable[[History], None] | None = None
     """shows TensorBoard the rows of metrics.jsonl so far"""
 
@@ -110,63 +99,50 @@ class Training:
         """Where the net is."""
         return next(self.net.parameters()).device
 
-    def save(self, standing: Standing) -> None:
-        """Make a checkpoint; of the processes of a team, one writes."""
+    def save(self, state: TrainingState) -> None:
+        """Make a checkpoint; at the end of an epoch, diagnose before it and show TensorBoard the curves after."""
         self.team.average_buffers(self.net)
-        if self.team.leads:
-            diagnosed = [*supervision_after(self, standing.epoch)] if self.diagnose and standing.step == 0 else []
-            rundir.check_finite(self.net)
-            if not self.begun:
-                rundir.begin(self.folder, self.recipe)
-            rundir.save(self.folder, standing, self.net, self.method, self.keep, self.average, diagnosed)
-            if self.write_events is not None and standing.step == 0:
-                self.write_events(standing.history)
-        self.begun, self.saved = True, time.monotonic()
+        diagnosed = [*supervision_after(self, state.epoch)] if self.diagnose and state.step == 0 else []
+        self.checkpointer.save(state, self.net, self.method, self.average, diagnosed)
+        if self.write_events is not None and state.step == 0:
+            self.write_events(state.history)
 
 
-def run_epochs(training: Training, standing: Standing) -> Standing:
+def run_epochs(training: Training, state: TrainingState) -> TrainingState:
     """Train and validate to the end of the recipe, from where a training stands.
 
     Raises signals.Stopped, once all is saved, after SIGTERM or Ctrl-C; RuntimeError if a loss stops being finite or
     the run directory cannot be written to.
     """
     with signals.held() as noted:
-        while standing.epoch < training.recipe.epochs:
-            standing = train_epoch(training, standing, noted)
-            standing = validate(training, standing)
-            training.save(standing)
-            training.watch(_progress(training, standing, done=True))
-            _stop_if_asked(training, standing, noted)
-    return standing
+        while state.epoch < training.recipe.epochs:
+            state = train_epoch(training, state, noted)
+            state = validate(training, state)
+            training.save(state)
+            training.watch(_progress(training, state, done=True))
+            _stop_if_asked(training, state, noted)
+    return state
 
 
-def train_epoch(training: Training, standing: Standing, noted: Callable[[], int]) -> Standing:
-    """The steps of the epoch at hand that are not done yet; the standing is in the middle of it, at its end."""
+def train_epoch(training: Training, state: TrainingState, noted: Callable[[], int]) -> TrainingState:
+    """Do the steps of the epoch at hand that are not done yet; it is validated by `validate`.
+
+    Raises what `run_epochs` does.
+    """
     recipe, net, method, team = training.recipe, training.net, training.method, training.team
-    epoch, began, begun_at = standing.epoch + 1, time.perf_counter(), standing
-    losses = torch.tensor(standing.losses or [0.0] * net.outputs, dtype=torch.float64)
+    epoch, before, began = state.epoch + 1, state, time.perf_counter()
+    losses = torch.tensor(state.losses or [0.0] * net.outputs, dtype=torch.float64)
     method.set_weights(lambdas_at(recipe, net.depths, epoch))
     method.set_lr(lr_at(recipe, epoch))
     net.train()
-    steps = -(-len(training.dataset.train) // recipe.batch_size)
+    steps = steps_per_epoch(len(training.dataset.train), recipe.batch_size)
     every = steps_between_reads(training.device)
     unread: list[tuple[int, int, Tensor]] = []  # steps, their images and their losses [K]
 
-    def read() -> Standing:
-        """The standing after the last step: waits for the device, once for all losses that are not read yet."""
-        values = torch.stack([step_losses for _, _, step_losses in unread]).cpu()
-        for (step, n, _), step_losses in zip(unread, values, strict=True):
-            _check_finite(step_losses.tolist(), net, f"in epoch {epoch}, step {step}")
-            losses.add_(step_losses.double() * n)
-        last, *_ = unread[-1]
-        unread.clear()
-        return begun_at.within(last, losses.tolist(), time.perf_counter() - began)
-
     def to_save() -> bool:
-        """Whether a checkpoint is due, or the training is asked to stop."""
-        return noted() > 0 or (team.leads and time.monotonic() - training.saved >= training.save_every)
+        return noted() > 0 or training.checkpointer.due
 
-    for step, n, x, labels in _team_batches(training, epoch, standing.step):
+    for step, n, x, labels in _team_batches(training, epoch, state.step):
         torch.manual_seed(seed_of(recipe.seed, epoch, step, team.rank))  # for nets that draw numbers
         if recipe.mixup > 0 or recipe.cutmix > 0:
             drawn = Random(seed_of(recipe.seed, epoch, step, 0, 0))  # the same in all processes
@@ -175,15 +151,32 @@ def train_epoch(training: Training, standing: Standing, noted: Callable[[], int]
         if training.average is not None and recipe.ema is not None:
             update_average(training.average, net, recipe.ema, (epoch - 1) * steps + step)
         if len(unread) == every or step == steps or (team.size == 1 and to_save()):
-            standing = read()
-            training.watch(_progress(training, standing))
+            _add_up(losses, unread, net, epoch)
+            state = before.within(step, losses.tolist(), time.perf_counter() - began)
+            training.watch(_progress(training, state))
             if team.any(to_save()):  # in a team only where losses are read: to ask the others is to wait for the device
-                if training.replaces and not training.begun and team.any(noted() > 0):
-                    spared = f"stopped before anything was saved; {training.folder} is as it was"
-                    raise signals.Stopped(noted() or signal.SIGTERM, spared)
-                training.save(standing)
-                _stop_if_asked(training, standing, noted)
-    return standing
+                if training.checkpointer.spares:
+                    _stop_if_asked(training, state, noted)
+                training.save(state)
+                _stop_if_asked(training, state, noted)
+    return state
+
+
+def _add_up(sums: Tensor, unread: list[tuple[int, int, Tensor]], net: AuxNet, epoch: int) -> None:
+    """Add the losses [K] of steps to their sums over images; waits for the device, once for all, and empties the list.
+
+    Raises DivergedError for one that is not finite.
+    """
+    read = torch.stack([losses for _, _, losses in unread]).cpu()
+    for (step, images, _), losses in zip(unread, read, strict=True):
+        _check_finite(losses.tolist(), net, f"in epoch {epoch}, step {step}")
+        sums.add_(losses.double() * images)
+    unread.clear()
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Every image is seen once in an epoch; its last batch may be smaller."""
+    return math.ceil(images / batch_size)
 
 
 def steps_between_reads(device: torch.device) -> int:
@@ -201,28 +194,28 @@ def _team_batches(training: Training, epoch: int, start: int = 0) -> Iterator[tu
         yield step, n, x, labels
 
 
-def validate(training: Training, standing: Standing) -> Standing:
-    """The standing after the epoch: each output's loss and error on the validation images, each counted once.
+def validate(training: Training, state: TrainingState) -> TrainingState:
+    """The state after the epoch: each output's loss and error on the validation images, each counted once.
 
     Epochs are compared by the outputs that train to the end.
     """
     recipe, net, team, dataset = training.recipe, training.judged, training.team, training.dataset
-    epoch, began = standing.epoch + 1, time.perf_counter()
+    epoch, began = state.epoch + 1, time.perf_counter()
     if net is training.average:
         take_buffers(net, training.net)
         recalibrate_norms(net, (x for _, _, x, _ in islice(_team_batches(training, epoch), SETTLING)))
     team.average_buffers(net)
-    said = tally(net, evaluation_batches(dataset.val, dataset, training.device, team.own, precision_of(recipe)))
-    losses, wrong = (team.sum(total).double() / len(dataset.val) for total in said)
+    totals = tally(net, evaluation_batches(dataset.val, dataset, training.device, team.own, precision_of(recipe)))
+    losses, wrong = (team.sum(total).double() / len(dataset.val) for total in totals)
     _check_finite(losses.tolist(), net, f"on the validation images after epoch {epoch}")
     seconds = time.perf_counter() - began
-    means = [loss / len(dataset.train) for loss in standing.losses]
+    means = [loss / len(dataset.train) for loss in state.losses]
     lr = lr_at(recipe, epoch)
     rows = [
-        *_rows(net, epoch, "train", means, None, lr, standing.epoch_seconds),
+        *_rows(net, epoch, "train", means, None, lr, state.epoch_seconds),
         *_rows(net, epoch, "val", losses.tolist(), wrong.tolist(), lr, seconds),
     ]
-    return standing.after(to_the_end(recipe, net.depths, wrong.tolist()), rows, seconds)
+    return state.after(to_the_end(recipe, net.depths, wrong.tolist()), rows, seconds)
 
 
 def supervision_after(training: Training, epoch: int) -> Iterator[dict[str, Any]]:
@@ -238,29 +231,30 @@ def supervision_after(training: Training, epoch: int) -> Iterator[dict[str, Any]
         yield {"epoch": epoch, "output": share.output, "layer": share.layer, "share": share.share}
 
 
-def _stop_if_asked(training: Training, standing: Standing, noted: Callable[[], int]) -> None:
+def _stop_if_asked(training: Training, state: TrainingState, noted: Callable[[], int]) -> None:
+    """Raise signals.Stopped, which says what lies in the folder, if any process of the team is asked to stop."""
     if training.team.any(noted() > 0):
-        where = f"epoch {standing.epoch + 1}, step {standing.step}" if standing.step else f"epoch {standing.epoch}"
-        saved = f"stopped after {where}; the run is saved in {training.folder}, --resume goes on with it"
-        raise signals.Stopped(noted() or signal.SIGTERM, saved)
+        folder = training.checkpointer.folder
+        after = f"epoch {state.epoch + 1}, step {state.step}" if state.step else f"epoch {state.epoch}"
+        why = f"stopped after {after}; the run is saved in {folder}, --resume goes on with it"
+        if training.checkpointer.spares:
+            why = f"stopped before anything was saved; {folder} is as it was"
+        raise signals.Stopped(noted() or signal.SIGTERM, why)
 
 
-def _progress(training: Training, standing: Standing, done: bool = False) -> Progress:
+def _progress(training: Training, state: TrainingState, done: bool = False) -> Progress:
     """Where a training stands, by the pace of the epoch at hand, or of all that are done."""
     recipe, per_epoch = training.recipe, len(training.dataset.train)
-    steps = -(-per_epoch // recipe.batch_size)
-    images = min(standing.step * recipe.batch_size, per_epoch)
-    if images:
-        rate = images / max(standing.epoch_seconds, 1e-9)
-    else:
-        rate = standing.epoch * per_epoch / max(standing.seconds, 1e-9)
-    left = ((recipe.epochs - standing.epoch) * per_epoch - images) / rate
+    steps = steps_per_epoch(per_epoch, recipe.batch_size)
+    images = min(state.step * recipe.batch_size, per_epoch)
+    rate = images / max(state.epoch_seconds, 1e-9) if images else state.epoch * per_epoch / max(state.seconds, 1e-9)
+    left = ((recipe.epochs - state.epoch) * per_epoch - images) / rate
     K = training.net.outputs
-    errors = [row["error"] for row in standing.history[-K:]]
+    errors = [row["error"] for row in state.history[-K:]]
     if done:
-        losses, epoch, step = [row["loss"] for row in standing.history[-2 * K : -K]], standing.epoch, steps
+        losses, epoch, step = [row["loss"] for row in state.history[-2 * K : -K]], state.epoch, steps
     else:
-        losses, epoch, step = [loss / max(images, 1) for loss in standing.losses], standing.epoch + 1, standing.step
+        losses, epoch, step = [loss / max(images, 1) for loss in state.losses], state.epoch + 1, state.step
     return Progress(epoch, recipe.epochs, step, steps, rate, left, errors, losses, lr_at(recipe, epoch), done)
 
 

@@ -120,12 +120,12 @@ def _quota(group: Path) -> float:
 
 def crowded(threads: int) -> str | None:
     """Why so many CPU threads would wait for each other or for other programs here, and the mend; None if not."""
-    mine, there = cores(), os.cpu_count() or 1
-    if threads > mine:
-        return f"{threads} threads for {mine} CPU cores wait for each other: --threads {mine} is faster"
+    allowed, present = cores(), os.cpu_count() or 1
+    if threads > allowed:
+        return f"{threads} threads for {allowed} CPU cores wait for each other: --threads {allowed} is faster"
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    free = max(1, round(there - busy))
+    free = max(1, round(present - busy))
     if free < threads:
-        load = f"other programs use {min(busy, there):.0f} of {there} CPU cores"
+        load = f"other programs use {min(busy, present):.0f} of {present} CPU cores"
         return f"{load}: {threads} threads may be slower than --threads {free}"
     return None

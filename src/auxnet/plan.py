@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import torch
 from auxnet import data
 from auxnet.build import build, check, check_data, check_last_batch, load_data, net_of, precision_of, step_scale_of
 from auxnet.capturing import WARM_UP
+from auxnet.epochs import steps_per_epoch
 from auxnet.machine import device_of, threads_set
 from auxnet.methods import step_scales
 from auxnet.network import costs
@@ -116,13 +118,13 @@ def seconds_per_step(recipe: Recipe, dataset: data.DataSet) -> float:
 
 def few_steps(recipe: Recipe, images: int) -> list[str]:
     """A warning where an epoch has hardly any steps, as with few images in large batches."""
-    steps = -(-images // recipe.batch_size)
+    steps = steps_per_epoch(images, recipe.batch_size)
     if steps >= FEW_STEPS or recipe.batch_size <= SMALL_BATCH:
         return []
     smaller = max(SMALL_BATCH, images // (2 * FEW_STEPS))
     return [
         f"an epoch has {steps} steps of {recipe.batch_size} images: with --batch-size {smaller} it has "
-        f"{-(-images // smaller)}, and wants a smaller --lr"
+        f"{steps_per_epoch(images, smaller)}, and wants a smaller --lr"
     ]
 
 
@@ -168,7 +170,6 @@ def warnings_of(recipe: Recipe, depths: list[int], image_size: tuple[int, int]) 
             f"form cifar keeps maps of {W}x{H} pixels to the end of its first stage: consider form imagenet"
         )
     if recipe.form == "imagenet" and max(H, W) < 64:
-        warnings.append(
-            f"form imagenet leaves {-(-W // 32)}x{-(-H // 32)} pixels of {W}x{H} images: consider form cifar"
-        )
+        left = f"{math.ceil(W / 32)}x{math.ceil(H / 32)}"
+        warnings.append(f"form imagenet leaves {left} pixels of {W}x{H} images: consider form cifar")
     return warnings

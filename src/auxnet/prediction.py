@@ -7,6 +7,7 @@ it was evaluated on the middle of somewhat larger images, so is it here.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -157,7 +158,7 @@ def _decoded(model: Runnable, files: Iterator[Path | Unreadable], batch_size: in
     first = list(islice(files, FEW))
     pieces = iter(partial(_piece, chain(first, files)), [])
     workers = model.threads if len(first) == FEW and cores() > 1 else 0
-    with closing(ahead(read, pieces, workers, -(-batch_size // PIECE) + 2 * workers)) as found:
+    with closing(ahead(read, pieces, workers, math.ceil(batch_size / PIECE) + 2 * workers)) as found:
         for piece in found:
             yield from piece
 

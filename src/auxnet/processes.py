@@ -33,7 +33,7 @@ def check_count(count: int, of: str) -> None:
 def work_together(count: int, work: Work, where: Mapping[str, Any], watch: Callable[[], None]) -> list[str]:
     """Start `count` processes that do `work`, wait for them, and say in a line each what went wrong with them.
 
-    `where` is divided among them (`_places`). `watch` is called about once a second, here. Raises signals.Stopped
+    `where` is divided among them. `watch` is called about once a second, here. Raises signals.Stopped
     after Ctrl-C or SIGTERM, once each has saved what it has in hand.
     """
     context = multiprocessing.get_context("spawn")
@@ -41,9 +41,9 @@ def work_together(count: int, work: Work, where: Mapping[str, Any], watch: Calla
     complaints: list[Connection] = []
     with held() as noted:
         try:
-            for place in _places(count, where):
+            for own in _divided(where, count):
                 complaint, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_process, args=(work, place, theirs))
+                process = context.Process(target=_process, args=(work, own, theirs))
                 process.start()
                 theirs.close()
                 processes.append(process)
@@ -58,26 +58,26 @@ def work_together(count: int, work: Work, where: Mapping[str, Any], watch: Calla
                 process.terminate()  # it saves what it trains, and ends
             for process in processes:
                 process.join()
-    said = []
+    failures = []
     for complaint in complaints:
         with suppress(EOFError):
-            said.append(complaint.recv())
-    died = [f"a worker was killed by signal {-p.exitcode}" for p in processes if p.exitcode and p.exitcode < 0]
-    return list(dict.fromkeys([*said, *died]))
+            failures.append(complaint.recv())
+    killed = [f"a worker was killed by signal {-p.exitcode}" for p in processes if p.exitcode and p.exitcode < 0]
+    return list(dict.fromkeys([*failures, *killed]))
 
 
-def _places(count: int, where: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _divided(where: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
     """`where` for each of `count` workers: threads, decoding processes and GPUs divided among them."""
-    places = [dict(where) for _ in range(count)]
+    parts = [dict(where) for _ in range(count)]
     gpus = torch.cuda.device_count()
-    for n, place in enumerate(places):
+    for n, part in enumerate(parts):
         if "threads" in where:
-            place["threads"] = max(1, (where["threads"] or min(torch.get_num_threads(), cores())) // count)
+            part["threads"] = max(1, (where["threads"] or min(torch.get_num_threads(), cores())) // count)
         if "workers" in where and where["workers"] != 0:
-            place["workers"] = max(1, (where["workers"] or cores()) // count)
+            part["workers"] = max(1, (where["workers"] or cores()) // count)
         if where.get("device") in ("auto", "cuda") and gpus > 1:
-            place["device"] = f"cuda:{n % gpus}"
-    return places
+            part["device"] = f"cuda:{n % gpus}"
+    return parts
 
 
 def _process(work: Work, where: dict[str, Any], complain: Connection) -> None:

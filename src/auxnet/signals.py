@@ -42,13 +42,13 @@ def after_imports() -> Iterator[None]:
         asked, waiting = waiting, 0
         raise KeyboardInterrupt if asked == signal.SIGINT else Stopped(asked, "stopped")
 
-    main = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
+    settable = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGALRM: signal.SIG_DFL}
-    if not (main and all(signal.getsignal(number) in (usual[number], signal.SIG_IGN) for number in usual)):
+    if not (settable and all(signal.getsignal(number) in (usual[number], signal.SIG_IGN) for number in usual)):
         yield
         return
-    heard = [number for number in usual if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in heard}
+    handled = [number for number in usual if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in handled}
     try:
         yield
     finally:
@@ -77,8 +77,8 @@ def held() -> Iterator[Callable[[], int]]:
             raise Stopped(number, "stopped at once, in the middle of a step")
         noted = number
 
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM) if main}
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM) if in_main}
     try:
         yield lambda: noted
     finally:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from auxnet import __version__, checkpoint, rundir
+from auxnet import __version__, distributed, rundir
 from auxnet.build import (
     build,
     check,
@@ -27,8 +27,9 @@ from auxnet.build import (
     network_options,
     resident,
 )
+from auxnet.checkpoint import load_net, save_weights
 from auxnet.data import DataSet
-from auxnet.distributed import team
+from auxnet.distributed import Team
 from auxnet.epochs import Progress, Training, run_epochs
 from auxnet.errors import DamagedError
 from auxnet.evaluation import evaluate
@@ -40,9 +41,11 @@ from auxnet.plan import optimizer_doubts
 from auxnet.preprocessing import Preprocessing
 from auxnet.provenance import provenance
 from auxnet.recipe import Recipe, method_name
+from auxnet.resuming import Checkpointer, TrainingState, load_checkpoint, newest_checkpoint, roll_back
 from auxnet.scores import guessing
 from auxnet.tensorboard import event_files, event_writer, installed
-from auxnet.words import plural
+from auxnet.update import Method
+from auxnet.words import first_few, plural
 
 
 @dataclass(frozen=True)
@@ -97,63 +100,77 @@ def fit(
     folder = Path(out)
     if not (save_every >= 0 and keep >= 1):
         raise ValueError(f"save_every must be 0 seconds or more and keep 1 or more, got {save_every} and {keep}")
-    with ExitStack() as held:
-        here = held.enter_context(team(device_of(recipe)))
-        held.enter_context(threads_set(recipe.threads))
-        held.enter_context(torch.random.fork_rng(devices=[]))
-        if here.leads:
+    with ExitStack() as stack:
+        team = stack.enter_context(distributed.team(device_of(recipe)))
+        stack.enter_context(threads_set(recipe.threads))
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        if team.leads:
             rundir.check(folder, recipe, resume, overwrite)
         check(recipe)
-        if here.leads:
-            held.enter_context(rundir.claim(folder))
+        if team.leads:
+            stack.enter_context(rundir.locked(folder))
         if resume:  # what was asked for at the beginning goes on
             diagnose = diagnose or (folder / "diagnosis.jsonl").is_file()
             tensorboard = tensorboard or (any(event_files(folder)) and installed())
-        write_events = held.enter_context(event_writer(folder)) if tensorboard and here.leads else None
-        dataset = resident(load_data(recipe), here.device)
-        if not resume:
-            check_data(recipe, dataset)
-        if dataset.left_out and here.leads:
-            first = "; ".join(dataset.left_out[:3]) + ("; ..." if len(dataset.left_out) > 3 else "")
-            warnings.warn(f"left out, unreadable, {plural(len(dataset.left_out), 'image')}: {first}", stacklevel=2)
-        begun = replace(recipe, pretrained=None) if resume else recipe  # its weights are in the checkpoint
-        net, method = build(begun, dataset, here.device, here)
-        check_last_batch(recipe, dataset, net, here.size)
-        for doubt in optimizer_doubts(recipe, net.depths) if here.leads and not resume else ():
-            warnings.warn(doubt, stacklevel=2)
-        average = None if recipe.ema is None else copy.deepcopy(net)
-        judged = net if average is None else average
-        standing = rundir.Standing(drawn=dataset.drawn, preprocessing=preprocessing_of(dataset).content())
-        if resume:
-            state = here.broadcast_object(rundir.resume(folder) if here.leads else {})
-            standing = rundir.take_up(state, net, method, folder, average)
-            dataset.check_drawn(standing.drawn, folder)
-            if standing.preprocessing is not None:
-                dataset = normalised_as(dataset, Preprocessing.read(standing.preprocessing), folder)
-            if here.leads:
-                standing = rundir.restore(folder, standing, judged, recipe.epochs)
-        if write_events is not None and standing.history:
-            write_events(standing.history)
+        write_events = stack.enter_context(event_writer(folder)) if tensorboard and team.leads else None
+        dataset, net, method = _prepare(recipe, team, resume)
         training = Training(
             recipe,
             dataset,
             net,
             method,
-            here,
-            folder,
-            save_every,
-            keep,
-            watch or (lambda progress: None),
-            begun=resume,
-            replaces=overwrite,
-            diagnose=diagnose,
-            average=average,
+            team,
+            Checkpointer(folder, recipe, team.leads, keep, save_every, begun=resume, replaces=overwrite),
+            average=None if recipe.ema is None else copy.deepcopy(net),
+            diagnose=diagnose and team.leads,
+            watch=watch or (lambda progress: None),
             write_events=write_events,
         )
-        standing = run_epochs(training, standing)
+        state = TrainingState(drawn=dataset.drawn, preprocessing=preprocessing_of(dataset).content())
+        if resume:
+            state = _resume(training)
+        if write_events is not None and state.history:
+            write_events(state.history)
+        state = run_epochs(training, state)
         net.float()  # what is saved and handed back takes ordinary images, whatever it was trained in
-        summary = _finish(recipe, dataset, judged, folder, standing) if here.leads else {}
-    return Run(folder, judged.eval(), summary)
+        summary = _finish(training, state) if team.leads else {}
+    return Run(folder, training.judged.eval(), summary)
+
+
+def _prepare(recipe: Recipe, team: Team, resume: bool) -> tuple[DataSet, AuxNet, Method]:
+    """The data, the net and its method, as `build` makes them, with a warning for what looks unwise.
+
+    Raises ValueError for a recipe that does not fit its data.
+    """
+    dataset = resident(load_data(recipe), team.device)
+    if resume:
+        recipe = replace(recipe, pretrained=None)  # its weights are in the checkpoint
+    else:
+        check_data(recipe, dataset)
+    if dataset.left_out and team.leads:
+        unread = f"{plural(len(dataset.left_out), 'image')}: {first_few(dataset.left_out)}"
+        warnings.warn(f"left out, unreadable, {unread}", stacklevel=3)
+    net, method = build(recipe, dataset, team.device, team)
+    check_last_batch(recipe, dataset, net, team.size)
+    for doubt in optimizer_doubts(recipe, net.depths) if team.leads and not resume else ():
+        warnings.warn(doubt, stacklevel=3)
+    return dataset, net, method
+
+
+def _resume(training: Training) -> TrainingState:
+    """Take a training, and its run directory, back to the newest checkpoint.
+
+    Raises what `resuming` does, and RuntimeError for data that are not those it began with.
+    """
+    team, folder = training.team, training.checkpointer.folder
+    checkpoint = team.broadcast_object(newest_checkpoint(folder) if team.leads else {})
+    state = load_checkpoint(checkpoint, training.net, training.method, folder, training.average)
+    training.dataset.check_drawn(state.drawn, folder)
+    if state.preprocessing is not None:
+        training.dataset = normalised_as(training.dataset, Preprocessing.read(state.preprocessing), folder)
+    if team.leads:
+        state = roll_back(folder, state, training.judged, training.recipe.epochs)
+    return state
 
 
 def fit_on(recipe: Recipe, folder: Path, watch: Callable[[Progress], object] | None = None) -> Run:
@@ -176,9 +193,9 @@ def fit_on(recipe: Recipe, folder: Path, watch: Callable[[Progress], object] | N
         raise RuntimeError(f"{why}: put that right, and the same command goes on") from cause
 
 
-def _finish(recipe: Recipe, dataset: DataSet, net: AuxNet, folder: Path, standing: rundir.Standing) -> dict[str, Any]:
+def _finish(training: Training, state: TrainingState) -> dict[str, Any]:
     """Save the net, read the test set for the first time, and write the summary."""
-    device = next(net.parameters()).device
+    recipe, dataset, folder, device = training.recipe, training.dataset, training.checkpointer.folder, training.device
     config = {
         "model_type": "auxnet",
         "auxnet_version": __version__,
@@ -186,14 +203,14 @@ def _finish(recipe: Recipe, dataset: DataSet, net: AuxNet, folder: Path, standin
         "classes": list(dataset.classes),
         "preprocessing": preprocessing_of(dataset).content(),
     }
-    checkpoint.save_weights(folder / "model.safetensors", net)
+    save_weights(folder / "model.safetensors", training.judged)
     write_json(folder / "config.json", config)
     images: dict[str, Any] = {part: len(getattr(dataset, part)) for part in ("train", "val", "test")}
     if dataset.left_out:
         images["left_out"] = list(dataset.left_out)
     summary = {
-        "epochs": {"last": standing.epoch, "best": standing.best_epoch},
-        **tables(folder, dataset, device, same=standing.best_epoch == standing.epoch),
+        "epochs": {"last": state.epoch, "best": state.best_epoch},
+        **tables(folder, dataset, device, same=state.best_epoch == state.epoch),
         "method": method_name(recipe),
         "data": {
             "name": dataset.name if dataset.name.startswith("hf:") else Path(dataset.name).resolve().name,
@@ -205,7 +222,7 @@ def _finish(recipe: Recipe, dataset: DataSet, net: AuxNet, folder: Path, standin
             "resize": list(dataset.resize),
         },
         "seed": recipe.seed,
-        "wall_seconds": round(standing.seconds, 1),
+        "wall_seconds": round(state.seconds, 1),
         **provenance(device),
     }
     write_json(folder / "summary.json", summary)
@@ -217,8 +234,8 @@ def tables(folder: Path, dataset: DataSet, device: torch.device, same: bool = Fa
 
     `same` says that the last epoch is the best one, so that one table serves for both.
     """
-    last = _table(checkpoint.load_net(folder, "last"), dataset, device)
-    return {"last": last, "best": last if same else _table(checkpoint.load_net(folder, "best"), dataset, device)}
+    last = _table(load_net(folder, "last"), dataset, device)
+    return {"last": last, "best": last if same else _table(load_net(folder, "best"), dataset, device)}
 
 
 def _table(net: AuxNet, dataset: DataSet, device: torch.device) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ def whole_epochs(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def so_far(run: Path, recipe: Recipe, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What `report.gather` has of such a run beside its curves, by the rows of one whole epoch or more."""
     done = max(row["epoch"] for row in rows)
-    on = command("train", "--out", run, "--resume")
+    resume = command("train", "--out", run, "--resume")
     return {
         "finished": False,
         "outputs": [],
@@ -38,12 +38,12 @@ def so_far(run: Path, recipe: Recipe, rows: Sequence[dict[str, Any]]) -> dict[st
         "data": {"name": recipe.data if recipe.data.startswith("hf:") else Path(recipe.data).name},
         "wall_seconds": sum(row["seconds"] for row in rows if row["output"] == 1),
         "missing": f"it is not finished ({done} of {recipe.epochs} epochs are done): report it again when it is; "
-        f"if it was stopped, `{on}` goes on with it",
+        f"if it was stopped, `{resume}` goes on with it",
     }
 
 
 def epochs_of(run: Run) -> str:
-    """For how many epochs a run, finished or not, was trained."""
+    """How many epochs of a run, finished or not, are done, in words."""
     done = run["epochs"]["last"]
     return f"{done} epochs" if run["finished"] else f"{done} of {run['recipe']['epochs']} epochs so far"
 

@@ -41,6 +41,11 @@ def plural(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
+def first_few(items: Sequence[str]) -> str:
+    """The first three of them, and that there are more: a; b; c; ..."""
+    return "; ".join(items[:3]) + ("; ..." if len(items) > 3 else "")
+
+
 def command(*words: object) -> str:
     """A command of this program as it may be typed into a shell: names with spaces are quoted."""
     return shlex.join(["auxnet", *map(str, words)])

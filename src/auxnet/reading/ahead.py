@@ -9,6 +9,7 @@ Shapes: N images, H x W pixels, C channels.
 from __future__ import annotations
 
 import gc
+import math
 import mmap
 import multiprocessing
 import os
@@ -49,7 +50,7 @@ def read_ahead(
         yield from map(read, batches)
         return
     pieces = [piece for batch in batches for piece in torch.split(batch, PIECE)]
-    most = 2 * workers + max((-(-len(batch) // PIECE) for batch in batches), default=0)
+    most = 2 * workers + max((math.ceil(len(batch) / PIECE) for batch in batches), default=0)
     slot_shape = (most, PIECE, *image_shape)
     slots = np.frombuffer(mmap.mmap(-1, max(1, int(np.prod(slot_shape)))), np.uint8).reshape(slot_shape)
 

@@ -1,0 +1,218 @@
+"""Checkpoints: how far a training has come, saved as it goes, and found again when it goes on."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from auxnet.checkpoint import load_state, load_weights, save_state, save_weights
+from auxnet.errors import DamagedError, DivergedError, first_line
+from auxnet.files import whole
+from auxnet.network import AuxNet
+from auxnet.recipe import Recipe
+from auxnet.rundir import append, begin, checkpoints, lines, read_rows
+from auxnet.tensors import read_about
+from auxnet.update import Method
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """How far a training has come, and what it has seen."""
+
+    epoch: int = 0
+    """epochs done"""
+    step: int = 0
+    """steps done in the epoch after those"""
+    losses: tuple[float, ...] = ()
+    """the training losses of those steps, one per output, summed over their images"""
+    seconds: float = 0.0
+    """spent in all"""
+    epoch_seconds: float = 0.0
+    """spent in those steps"""
+    best_epoch: int = 0
+    best_error: float = float("inf")
+    """mean over the outputs (those that train to the end) of their validation errors, in the best epoch"""
+    history: tuple[dict[str, Any], ...] = ()
+    """the rows of metrics.jsonl"""
+    drawn: str | None = None
+    """`DataSet.drawn`; None in runs of earlier versions"""
+    preprocessing: dict[str, list[Any]] | None = None
+    """`Preprocessing.content()`, which stays as it was at the beginning; None in runs of earlier versions"""
+
+    def within(self, step: int, losses: Iterable[float], seconds: float) -> TrainingState:
+        """The state in the middle of an epoch, `seconds` after this one."""
+        total, of_epoch = self.seconds + seconds, self.epoch_seconds + seconds
+        return replace(self, step=step, losses=tuple(losses), seconds=total, epoch_seconds=of_epoch)
+
+    def after(self, val_errors: list[float], rows: Iterable[dict[str, Any]], seconds: float) -> TrainingState:
+        """The state once the epoch is done; on a tie the earlier epoch stays the best."""
+        epoch, error = self.epoch + 1, sum(val_errors) / len(val_errors)
+        best = replace(self, best_epoch=epoch, best_error=error) if error < self.best_error else self
+        history, total = (*self.history, *rows), self.seconds + seconds
+        return replace(best, epoch=epoch, step=0, losses=(), seconds=total, epoch_seconds=0.0, history=history)
+
+
+@dataclass
+class Checkpointer:
+    """When a checkpoint is due, and what becomes of the run directory with the first one."""
+
+    folder: Path
+    recipe: Recipe
+    writes: bool = True
+    """of the processes of a team, one does"""
+    keep: int = 2
+    """how many of the newest checkpoints to keep"""
+    every: float = math.inf
+    """seconds between two checkpoints within an epoch"""
+    begun: bool = False
+    """whether the run directory is this run's; until its first checkpoint, what an older run left stays"""
+    replaces: bool = False
+    """whether an older run may be there"""
+    saved: float = field(default_factory=time.monotonic)
+    """when the last checkpoint was made"""
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint within an epoch."""
+        return self.writes and time.monotonic() - self.saved >= self.every
+
+    @property
+    def spares(self) -> bool:
+        """Whether an older run is still there: a training that is asked to stop now leaves it as it is."""
+        return self.replaces and not self.begun
+
+    def save(
+        self,
+        state: TrainingState,
+        net: AuxNet,
+        method: Method,
+        average: AuxNet | None,
+        diagnosed: Sequence[dict[str, Any]],
+    ) -> None:
+        """Make a checkpoint, and keep the newest ones.
+
+        At the end of an epoch its metrics, and what was diagnosed, are logged first; its weights (their moving average,
+        if there is one) are kept last, if it is the best so far. Raises RuntimeError if the checkpoint cannot be
+        written, DivergedError for weights that are not finite.
+        """
+        if self.writes:
+            _check_finite(net)
+            if not self.begun:
+                begin(self.folder, self.recipe)
+            checkpoint = {"standing": asdict(state), "net": net.state_dict(), "method": method.state_dict()}
+            if average is not None:
+                checkpoint["average"] = average.state_dict()
+            self._write(checkpoint, state, net if average is None else average, diagnosed)
+        self.begun, self.saved = True, time.monotonic()
+
+    def _write(
+        self, checkpoint: dict[str, Any], state: TrainingState, judged: AuxNet, diagnosed: Sequence[dict[str, Any]]
+    ) -> None:
+        folder = self.folder
+        try:
+            if state.step == 0:
+                append(folder / "metrics.jsonl", [row for row in state.history if row["epoch"] == state.epoch])
+                if diagnosed:
+                    append(folder / "diagnosis.jsonl", diagnosed)
+            save_state(folder / "checkpoints" / f"{state.epoch:05}-{state.step:07}.ckpt", checkpoint)
+            if state.step == 0 and state.best_epoch == state.epoch:
+                _save_best(folder, state, judged)
+            for old in checkpoints(folder)[self.keep :]:
+                old.unlink(missing_ok=True)
+        except OSError as error:
+            if not folder.is_dir():
+                raise RuntimeError(f"{folder} has vanished, and what was saved of the run with it") from error
+            saved = "what was saved before is whole: put that right, then go on with --resume"
+            if not checkpoints(folder):
+                saved = "nothing was saved before: put that right, then begin again with --overwrite"
+            raise RuntimeError(f"{folder} cannot be written to ({error.strerror}); {saved}") from error
+
+
+def _check_finite(net: AuxNet) -> None:
+    """Raise DivergedError for weights that nobody wants to go on from: before they replace better ones."""
+    for name, tensor in net.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise DivergedError(f"{name} holds values that are not finite; it is not saved, and the run stops there")
+
+
+def newest_checkpoint(folder: Path) -> dict[str, Any]:
+    """What the newest checkpoint of a run holds that is not damaged; a damaged one is put aside, with a warning.
+
+    Raises FileNotFoundError if there is none, DamagedError if all are damaged, RuntimeError if the newest is of another
+    version of this program.
+    """
+    paths = checkpoints(folder)
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no checkpoint to resume from; --overwrite begins again")
+    for path in paths:
+        try:
+            return load_state(path)
+        except DamagedError as error:
+            path.replace(path.with_suffix(".damaged"))
+            warnings.warn(f"{error}; the one before it is taken", stacklevel=2)
+    raise DamagedError(f"{folder}: every checkpoint is damaged ({len(paths)}); --overwrite begins again")
+
+
+def load_checkpoint(
+    checkpoint: dict[str, Any], net: AuxNet, method: Method, folder: Path, average: AuxNet | None = None
+) -> TrainingState:
+    """Fill net, method and moving average from a run's checkpoint, and say where the training stands.
+
+    Raises RuntimeError if it is of another recipe.
+    """
+    try:
+        net.load_state_dict(checkpoint["net"])
+        method.load_state_dict(checkpoint["method"])
+        if average is not None:
+            average.load_state_dict(checkpoint["average"])
+        return TrainingState(**checkpoint["standing"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise RuntimeError(f"{folder}: the checkpoint does not fit the recipe: {first_line(error)}") from None
+
+
+def roll_back(folder: Path, state: TrainingState, net: AuxNet, epochs: int) -> TrainingState:
+    """Bring the other files back to what they were at this state: the lines of metrics.jsonl, the best weights.
+
+    (And those of diagnosis.jsonl, if there is one: they are on the disk before the checkpoint of their epoch is.)
+
+    Where the best weights are gone (a later epoch that is lost had replaced them) or, with a warning, damaged, the
+    best so far is forgotten: the epochs to come, of all `epochs`, decide, that one again among them. Raises
+    DamagedError if none is to come.
+    """
+    with whole(folder / "metrics.jsonl") as partial:
+        partial.write_text(lines(state.history), encoding="utf-8")
+    if (folder / "diagnosis.jsonl").is_file():
+        diagnosed = [row for row in read_rows(folder / "diagnosis.jsonl") if row["epoch"] <= state.epoch]
+        with whole(folder / "diagnosis.jsonl") as partial:
+            partial.write_text(lines(diagnosed), encoding="utf-8")
+    if _epoch_of_best(folder, net) == str(state.best_epoch):
+        return state
+    if state.step == 0 and state.best_epoch == state.epoch:
+        _save_best(folder, state, net)
+        return state
+    if state.epoch == epochs:
+        raise DamagedError(f"{folder}: the best weights are gone from checkpoints/: --overwrite trains it again")
+    return replace(state, best_epoch=0, best_error=float("inf"))
+
+
+def _epoch_of_best(folder: Path, net: AuxNet) -> str | None:
+    """Of which epoch the best weights of a run are; None if there are none that its net can be filled with."""
+    path = folder / "checkpoints" / "best.safetensors"
+    try:
+        load_weights(path, copy.deepcopy(net))
+    except FileNotFoundError:
+        return None
+    except RuntimeError as error:
+        warnings.warn(f"{error}; it is not used", stacklevel=2)
+        return None
+    return read_about(path).get("epoch")
+
+
+def _save_best(folder: Path, state: TrainingState, net: AuxNet) -> None:
+    save_weights(folder / "checkpoints" / "best.safetensors", net, {"epoch": str(state.epoch)})
