@@ -461,6 +461,11 @@ def test_an_attached_net_refuses_images_that_are_not_for_it():
             net(torch.zeros(shape))
 
 
+def test_an_attached_net_can_be_traced():
+    net, x = attach(Residual(), ("layer1", "layer2")).eval(), images(2)[0]
+    assert all(map(torch.equal, torch.fx.symbolic_trace(net)(x), net(x)))
+
+
 def activated_first(*inplace):
     """Three blocks; all but the first begin with a ReLU, in place or not."""
     first, second = (nn.ReLU(inplace=each) for each in inplace)

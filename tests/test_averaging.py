@@ -9,7 +9,7 @@ from torch import nn
 
 import auxnet
 from auxnet import averaging, build, epochs, resuming, rundir, train
-from auxnet.averaging import recalibrate_norms, update_average
+from auxnet.averaging import recalibrate_norms, take_buffers, update_average
 from auxnet.evaluation import tally
 from auxnet.recipe import Recipe
 
@@ -77,6 +77,33 @@ def test_the_norms_of_an_average_are_right_at_every_output_where_those_of_the_ne
         recalibrate_norms(average, (x for x, _ in build.training_batches(TINY, data, torch.device("cpu"), 3)))
         right = [float((a - b).abs().mean()) for a, b in zip(average(x), expected, strict=True)]
     assert all(r < 0.2 * w for r, w in zip(right, wrong, strict=True)), (right, wrong)
+
+
+class Placed(nn.Module):
+    """Adds a grid of positions, made anew for images of another size."""
+
+    def __init__(self):
+        super().__init__()
+        self.grid, self.seen = nn.Buffer(None), nn.Buffer(torch.zeros(1))
+        self.filters = nn.Buffer(torch.ones(1, 1, 3, 3).expand(4, 1, 3, 3))
+
+    def forward(self, x):
+        self.seen += 1
+        if self.grid is None or self.grid.shape != x.shape[1:]:
+            self.grid = torch.arange(float(x[0].numel())).view_as(x[0])
+        return x + self.grid
+
+
+def test_buffers_that_take_another_shape_in_training_are_taken_too():
+    net = nn.Sequential(Placed())
+    average = copy.deepcopy(net)
+    seen = average[0].seen
+    for size in (4, 6):
+        net(torch.zeros(1, 3, size, size))
+        take_buffers(average, net)
+        assert all(map(torch.equal, average.buffers(), net.buffers()))
+        assert average[0].grid is not net[0].grid
+        assert average[0].seen is seen
 
 
 @pytest.fixture(scope="module")

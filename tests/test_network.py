@@ -220,6 +220,14 @@ def test_statistics_of_norms_that_are_no_batchnorm_are_put_back_and_they_can_be_
     assert norms[0].seen == 1
 
 
+def test_buffers_that_cannot_be_written_to_are_kept_as_they_are():
+    module = nn.Identity()
+    module.register_buffer("filters", filters := torch.ones(1, 1, 3, 3).expand(4, 1, 3, 3))
+    with statistics_kept([module]):
+        module.filters = torch.zeros(1)
+    assert module.filters is filters
+
+
 @settings(deadline=None)
 @given(depth=st.integers(-3, 200))
 def test_depths_other_than_6n_plus_2_are_refused_with_the_nearest(depth):

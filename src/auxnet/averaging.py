@@ -12,6 +12,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from auxnet.network import expanded
+
 
 @torch.no_grad()
 def update_average(average: nn.Module, net: nn.Module, decay: float, step: int) -> None:
@@ -27,9 +29,17 @@ def update_average(average: nn.Module, net: nn.Module, decay: float, step: int) 
 
 @torch.no_grad()
 def take_buffers(average: nn.Module, net: nn.Module) -> None:
-    """Give the average the buffers of the net: statistics of norms that are no BatchNorm, counters, masks."""
-    for mine, own in zip(average.buffers(), net.buffers(), strict=True):
-        mine.copy_(own)
+    """Give the average the buffers of the net: statistics of norms that are no BatchNorm, counters, masks.
+
+    In place, except for what takes another shape in training, such as a grid of positions for the size of the images.
+    """
+    for mine, own in zip(average.modules(), net.modules(), strict=True):
+        for name, buffer in own._buffers.items():
+            kept = mine._buffers[name]
+            if buffer is None or kept is None or kept.shape != buffer.shape or expanded(kept):
+                mine._buffers[name] = None if buffer is None else buffer.clone()
+            else:
+                kept.copy_(buffer)
 
 
 @torch.no_grad()

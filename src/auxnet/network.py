@@ -106,7 +106,7 @@ class AuxNet(nn.Module):
 
     def check_images(self, shape: Sequence[int]) -> None:
         """Raise ValueError unless images of this shape, (N, C, H, W), are what the net takes."""
-        if self.least_image is None:
+        if self.least_image is None or not isinstance(shape, tuple):  # of an image that torch.fx traces, it is no tuple
             return
         if len(shape) != 4:
             raise ValueError(f"images must be [N, C, H, W], got the shape {list(shape)}: one image is images[None]")
@@ -210,6 +210,11 @@ def in_mode(net: nn.Module, training: bool) -> Iterator[None]:
             module.training = mode
 
 
+def expanded(tensor: Tensor) -> bool:
+    """Whether elements of a tensor share memory, as after `expand`: nothing can then be written into it."""
+    return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
 @contextmanager
 def statistics_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Within, norms in training still normalise by the batch itself; after, running statistics are as before.
@@ -219,7 +224,8 @@ def statistics_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
     parts = [m for module in modules for m in module.modules()]
     norms = [m for m in parts if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     others = [m for m in parts if m.training and not isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    buffers = [(m, name, b, b.clone()) for m in others for name, b in m._buffers.items() if b is not None]
+    held = [(m, name, b) for m in others for name, b in m._buffers.items() if b is not None]
+    buffers = [(m, name, b, b if expanded(b) else b.clone()) for m, name, b in held]
     tracked = [norm.track_running_stats for norm in norms]
     for norm in norms:
         norm.track_running_stats = not norm.training and norm.track_running_stats
@@ -230,7 +236,9 @@ def statistics_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
             norm.track_running_stats = track
         with torch.no_grad():
             for module, name, buffer, value in buffers:
-                module._buffers[name] = buffer.copy_(value)  # there are modules that put another in its place
+                # There are modules that put another in its place. (One version more or less says nothing of changes:
+                # BatchNorm's do not count.)
+                module._buffers[name] = buffer if value is buffer else buffer.copy_(value)
 
 
 def count_parameters(module: nn.Module) -> int:
