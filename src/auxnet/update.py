@@ -97,11 +97,8 @@ class Update:
             raise ValueError(f"{name} asks for losses within a step, where gradients are handed over: take another")
         if isinstance(self.optimizer, torch.optim.SparseAdam):
             raise ValueError("SparseAdam takes sparse gradients, and those of convolutions are dense: take Adam")
-        if isinstance(self.optimizer, torch.optim.ASGD | torch.optim.Rprop):
-            name = type(self.optimizer).__name__
-            raise ValueError(
-                f"{name} keeps step sizes in its state, where set_lr does not reach them: take SGD or Adam"
-            )
+        if isinstance(self.optimizer, torch.optim.Rprop):
+            raise ValueError("Rprop keeps step sizes in its state, where set_lr does not reach them: take SGD or Adam")
         aliases = iter(self.aliases)
         self.places = _apart(self.optimizer, [[next(aliases) for _ in group] for group in groups])
         etas = [float(settings["lr"]) for settings in self.optimizer.param_groups]
