@@ -22,7 +22,7 @@ def same(a, b):
     return all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
 
 
-@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "w.pth", "nested.pt", "old.pt", "wrapped.pt"])
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "w.pth", "nested.pt", "old.pt", "wrapped.pt", "twice.pt"])
 def test_every_weight_and_buffer_is_taken(name, tmp_path):
     source, target = backbone(), backbone()
     source[1].running_mean += 3
@@ -31,6 +31,8 @@ def test_every_weight_and_buffer_is_taken(name, tmp_path):
         del state["1.num_batches_tracked"]
     if name == "wrapped.pt":
         state = nn.DataParallel(source).state_dict()
+    if name == "twice.pt":
+        state = torch.compile(nn.DataParallel(source)).state_dict()
     if name.endswith(".safetensors"):
         save_file(state, tmp_path / name)
     else:
@@ -95,9 +97,10 @@ def test_files_that_are_none_say_so(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"?")
     with pytest.raises(RuntimeError, match="is damaged"):
         auxnet.load_pretrained(backbone(), tmp_path / "w.safetensors")
-    torch.save([1, 2], tmp_path / "w.pt")
-    with pytest.raises(ValueError, match="holds no state dict"):
-        auxnet.load_pretrained(backbone(), tmp_path / "w.pt")
+    for content in ([1, 2], {0: torch.zeros(1)}):
+        torch.save(content, tmp_path / "w.pt")
+        with pytest.raises(ValueError, match="holds no state dict"):
+            auxnet.load_pretrained(backbone(), tmp_path / "w.pt")
 
 
 def test_a_net_for_other_classes_takes_all_but_its_last_layers(tmp_path):

@@ -90,9 +90,9 @@ def _for_other_classes(net: AuxNet, theirs: dict[str, Tensor]) -> dict[str, Tens
 def _unwrapped(theirs: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
     """Tensors by the names that they have in the net itself, where they were saved from within a wrapper."""
     own = net.state_dict()
-    for prefix in ("module.", "_orig_mod."):  # nn.DataParallel's and torch.compile's
-        if all(name.startswith(prefix) and name not in own for name in theirs):
-            return {name.removeprefix(prefix): tensor for name, tensor in theirs.items()}
+    for prefix in ("module.", "_orig_mod."):  # nn.DataParallel's and torch.compile's, which may wrap each other
+        if theirs and all(name.startswith(prefix) and name not in own for name in theirs):
+            return _unwrapped({name.removeprefix(prefix): tensor for name, tensor in theirs.items()}, net)
     return theirs
 
 
@@ -114,7 +114,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise ValueError(f"{path} holds no state dict: name -> tensor, or one under 'state_dict' or 'model'")
     return content
 
