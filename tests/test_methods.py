@@ -434,6 +434,26 @@ class Scaled(nn.Linear):
         return nn.functional.linear(x, self.weight * 0.5, self.bias)
 
 
+class Product(Scaled):
+    def forward(self, x):
+        return torch.einsum("nchw,wd->nchd", x, self.weight * 0.5)
+
+
+class Related(nn.Linear):
+    """The images of a batch, each by its likeness to the others."""
+
+    def forward(self, x):
+        f = super().forward(x.mean((1, 2)))
+        return x + (torch.mm(f, f.T).softmax(1) @ f)[:, None, None]
+
+
+class Filtering(nn.Linear):
+    """By filters that are made of the feature itself."""
+
+    def forward(self, x):
+        return nn.functional.conv2d(x, super().forward(x).mean(0)[:, None, :3, :3], groups=3, padding=1)
+
+
 class Turned(nn.Conv2d):
     """The weight through views alone, channels last."""
 
@@ -453,6 +473,7 @@ def ending_in(layer):
     [
         (Scaled(8, 8, bias=False), "segments.1.weight"),
         (Scaled(8, 8), "segments.1.weight"),
+        (Product(8, 8), "segments.1.weight"),
         (weight_norm(nn.Conv2d(3, 3, 1)), r"segments.1.parametrizations.weight.original\d"),
         (spectral_norm(nn.Conv2d(3, 3, 1)), "segments.1.parametrizations.weight.original"),
     ],
@@ -469,8 +490,17 @@ def test_live_is_refused_where_autograd_holds_what_was_computed_from_a_weight(la
             method.step(x, y)
 
 
-@pytest.mark.parametrize("layer", [Turned(3, 3, 3), nn.Conv2d(3, 3, 1, groups=3), nn.TransformerEncoderLayer(8, 2, 8)])
-def test_live_takes_weights_that_are_looked_at_another_way(layer):
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Turned(3, 3, 3),
+        nn.Conv2d(3, 3, 1, groups=3),
+        nn.TransformerEncoderLayer(8, 2, 8),
+        Related(8, 8),
+        Filtering(8, 8),
+    ],
+)
+def test_live_takes_weights_that_are_looked_at_another_way_and_products_of_features(layer):
     x, y = torch.randn(4, 3, 8, 8), torch.randint(10, (4,))
     tokens = isinstance(layer, nn.TransformerEncoderLayer)
     net = ending_in(nn.Sequential(nn.Flatten(1, 2), layer) if tokens else layer)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from auxnet.network import logits_of
+from auxnet.network import AuxNet, logits_of
 from auxnet.update import Average, Gradients
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits [N, classes], labels [N] -> scalar
@@ -60,22 +60,27 @@ def unchanged(features: Iterable[Tensor]) -> Iterator[Tensor]:
         yield x
 
 
-def live(net: nn.Module) -> Callable[[Iterable[Tensor]], Iterator[Tensor]]:
-    """`unchanged`, for backwards that are to see weights as the updates before them left these.
+def live(net: AuxNet) -> Callable[[Tensor], Iterator[Tensor]]:
+    """The features of images, `unchanged`, for backwards that are to see weights as the updates before them left these.
 
     It refuses what would show them old weights: casts by autocast with RuntimeError, and with ValueError, before the
-    first step is over, layers that compute with something made of a weight (`weight * 0.5`, weight norm).
+    first step is over, convolutions and matrix products by something made of weights alone (`weight * 0.5`, weight
+    norm). What else computes with such a thing, as `x * (1 + weight)` does, is not looked at.
     """
     checked = False
 
-    def features_of(features: Iterable[Tensor]) -> Iterator[Tensor]:
+    def features_of(images: Tensor) -> Iterator[Tensor]:
         nonlocal checked
         if torch.is_autocast_enabled(next(net.parameters()).device.type):
             raise RuntimeError(
                 "autocast keeps casts of old weights: live would be frozen; use auxnet.precision.to_bfloat16"
             )
         seen: set[Node] = set()
-        for x in unchanged(features):
+        if (
+            not checked and images.is_floating_point()
+        ):  # what is made of features then leads to them, not to weights alone
+            images = images.detach().requires_grad_().clone()
+        for x in unchanged(net.features(images)):
             if not checked:
                 _check_weights(net, _nodes(x.grad_fn, seen))
             yield x
@@ -84,21 +89,25 @@ def live(net: nn.Module) -> Callable[[Iterable[Tensor]], Iterator[Tensor]]:
     return features_of
 
 
-PRODUCTS = {"ConvolutionBackward0": "_saved_weight", "AddmmBackward0": "_saved_mat2", "MmBackward0": "_saved_mat2"}
+PRODUCTS = {
+    "ConvolutionBackward0": "_saved_weight",
+    **dict.fromkeys(("AddmmBackward0", "MmBackward0", "BmmBackward0"), "_saved_mat2"),
+}
 
 
 def _check_weights(net: nn.Module, nodes: Iterable[Any]) -> None:
-    """Raise ValueError if convolutions and matrix products in a graph hold anything but the net's own parameters."""
+    """Raise ValueError if convolutions and matrix products in a graph hold what is computed from parameters alone."""
     names = {id(p): name for name, p in net.named_parameters()}
     storages = {p.untyped_storage().data_ptr() for p in net.parameters()}
     for node in nodes:
         weight = getattr(node, PRODUCTS[node.name()]) if node.name() in PRODUCTS else None
         if weight is not None and weight.requires_grad and weight.untyped_storage().data_ptr() not in storages:
-            leaf = next(below.variable for below in _nodes(weight.grad_fn, set()) if hasattr(below, "variable"))
-            raise ValueError(
-                "mode='live' needs layers that take their weights as they are, and one takes what is computed from "
-                f"{names.get(id(leaf), 'another tensor')!r}, as weight norm does: use mode='frozen' or 'fused'"
-            )
+            leaves = [below.variable for below in _nodes(weight.grad_fn, set()) if hasattr(below, "variable")]
+            if leaves and all(id(leaf) in names for leaf in leaves):
+                raise ValueError(
+                    "mode='live' needs layers that take their weights as they are, and one takes what is computed from "
+                    f"{names[id(leaves[0])]!r}, as weight norm does: use mode='frozen' or 'fused'"
+                )
 
 
 def _nodes(last: Node | None, seen: set[Node]) -> Iterator[Any]:

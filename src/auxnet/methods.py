@@ -174,7 +174,7 @@ def multiway(
     else:
         updates, optimizers = _parts_of_one_update(net, optimizer, clip, average)
     last = max if order == "shallow_first" else min
-    checked = live(net) if mode == "live" else unchanged
+    features_of = live(net) if mode == "live" else lambda images: unchanged(net.features(images))
 
     def follow() -> None:
         _rescale(updates, step_scales(lambdas, step_scale))
@@ -190,7 +190,7 @@ def multiway(
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         # Updates 1..k-1 leave S_k alone: x_k, made only when its turn comes, is the old feature all the same.
-        features = enumerate(checked(net.features(images)))
+        features = enumerate(features_of(images))
         turns = features if order == "shallow_first" else reversed([*features])
         outputs: Iterable[Supervised] = supervise(net.heads, turns, labels, loss, distill)
         if step_scale == "adaptive":  # the one rule that needs all losses before the first backward
