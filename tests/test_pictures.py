@@ -77,7 +77,7 @@ def test_links_are_followed_but_in_no_circle(tmp_path: Path) -> None:
         (tmp_path / "own" / "a" / link).symlink_to(to)
     (tmp_path / "elsewhere" / "back").symlink_to("../own")
     (tmp_path / "elsewhere" / "round").symlink_to(".")
-    found = [Path(path).name for path in pictures.image_paths(tmp_path / "own" / "a")]
+    found = [Path(path).name for path in pictures.paths_and_others(tmp_path / "own" / "a")[0]]
     assert found == ["1.png", "2.png"]
 
 
