@@ -76,6 +76,17 @@ def paths_and_others(folder: Path) -> tuple[list[str], Counter[str]]:
     return sorted(found, key=lambda path: path.split(os.sep)), +others
 
 
+def leads_nowhere(path: str) -> bool:
+    """Whether a path is a link to nothing: not one to what may not be read, or in a circle."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return os.path.islink(path)
+    except OSError:
+        pass
+    return False
+
+
 def holds_images(folder: Path) -> bool:
     """Whether there is an image file in a folder or below, links to folders aside: searched no further than the first.
 

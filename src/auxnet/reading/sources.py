@@ -46,6 +46,8 @@ class Part:
     """its images left on disk, where they can be reached one by one"""
     decoded_bytes: Callable[[], int] = int
     """the memory that its images take, where they may be too many"""
+    left_out: tuple[str, ...] = ()
+    """the images that are not among the files, each as "where: why" """
 
 
 def located(name: str, data_dir: str | None) -> tuple[str, str | None]:
@@ -179,7 +181,8 @@ def _in_folder(folder: Path, image_size: int | None) -> dict[str, Part]:
         warnings.warn(f"{folder}: {passed_over(others)}", stacklevel=2)
     counts = np.bincount(found["train"].labels, minlength=len(found["train"].classes))
     if empty := [name for name, count in zip(found["train"].classes, counts, strict=True) if not count]:
-        raise ValueError(f"{homes['train'] / empty[0]} holds no image: put some in, or remove the folder")
+        but = " but links to nothing" if found["train"].left_out else ""
+        raise ValueError(f"{homes['train'] / empty[0]} holds no image{but}: put some in, or remove the folder")
     return {split: _folder_part(files, image_size) for split, files in found.items()}
 
 
@@ -250,6 +253,7 @@ def _folder_part(files: Files, image_size: int | None) -> Part:
         f"folders {image_size} {DECODER}",
         lambda: files,
         partial(formats.folder_bytes, files, image_size),
+        files.left_out,
     )
 
 
