@@ -12,7 +12,7 @@ from filelock import FileLock
 from PIL import Image
 
 from auxnet.data import load
-from auxnet.reading import formats, pictures, sources, survey
+from auxnet.reading import cache, formats, pictures, sources, survey
 from auxnet.reading.arrays import Arrays
 from auxnet.reading.encoded import Files
 from writers import folder_of, rows, same, tiny, write_parquet
@@ -41,6 +41,11 @@ def test_the_cache_gives_the_same_bytes_without_reading_again(home: Path, monkey
     assert all(same(getattr(first, split), getattr(second, split)) for split in ("train", "val", "test"))
     load(str(own), image_size=4)
     assert len(reads) == 2
+
+
+def test_a_file_that_was_removed_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"gone\.parquet is a link to nothing, or was removed: fetch it"):
+        cache.entry([tmp_path / "gone.parquet"], "", lambda _: ({}, {}))
 
 
 def test_the_cache_is_rebuilt_when_a_source_changes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

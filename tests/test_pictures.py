@@ -77,17 +77,28 @@ def test_links_are_followed_but_in_no_circle(tmp_path: Path) -> None:
         (tmp_path / "own" / "a" / link).symlink_to(to)
     (tmp_path / "elsewhere" / "back").symlink_to("../own")
     (tmp_path / "elsewhere" / "round").symlink_to(".")
-    found = [Path(path).name for path in pictures.image_paths(tmp_path / "own" / "a")]
+    found = [Path(path).name for path in pictures.paths_and_others(tmp_path / "own" / "a")[0]]
     assert found == ["1.png", "2.png"]
 
 
 @pytest.mark.parametrize("stream", ["never", "always"])
 @pytest.mark.usefixtures("own_cache_and_no_network")
-def test_a_link_to_an_image_that_was_not_fetched_is_an_error_that_names_it(stream: str, home: Path) -> None:
+def test_a_link_to_an_image_that_was_not_fetched_is_one_that_cannot_be_read(stream: str, home: Path) -> None:
     own = folder_of(home, 12)
     (own / "a" / "far.png").symlink_to("../.git/annex/far.png")
-    with pytest.raises(FileNotFoundError, match=r"own/a/far\.png is a link to nothing, or was removed: fetch it"):
-        load(str(own), stream=stream, workers=0, max_corrupt=1)
+    with pytest.raises(RuntimeError, match=r"own/a/far\.png: a link to nothing, fetch it; .* with --max-corrupt 1"):
+        load(str(own), stream=stream, workers=0)
+    found = load(str(own), stream=stream, workers=0, max_corrupt=1)
+    assert sum(len(split) for split in (found.train, found.val, found.test)) == 12
+    assert found.left_out == (f"{own}/a/far.png: a link to nothing, fetch it",)
+    (own / ".git" / "annex").mkdir(parents=True)
+    (own / ".git" / "annex" / "far.png").write_bytes((own / "b" / "0001.png").read_bytes())
+    assert load(str(own), stream=stream, workers=0).left_out == ()
+    for image in own.glob("a/*"):
+        image.unlink()
+        image.symlink_to("nowhere.png")
+    with pytest.raises(ValueError, match="own/a holds no image but links to nothing"):
+        load(str(own), stream=stream, workers=0, max_corrupt=9)
 
 
 def test_hidden_and_other_files_are_ignored_and_the_rest_sorted(tmp_path: Path) -> None:

@@ -180,6 +180,7 @@ def test_a_number_that_is_not_whole_is_refused(run, folder):
     for name in ("batch_size", "top"):
         with pytest.raises(ValueError, match=rf"{name} must be a whole number, 1 or more, got 1\.5"):
             predict(run, [folder], **{name: 1.5})
+    assert len(list(predict(run, [folder], batch_size=np.int64(4), top=np.int64(1)))) == len(list(predict(run, folder)))
 
 
 def test_a_folder_to_write_to_is_refused_before_anything_is_done(run, folder, tmp_path, capsys, monkeypatch):

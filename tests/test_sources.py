@@ -100,6 +100,7 @@ def test_data_dir_may_come_from_the_environment(home: Path, monkeypatch: pytest.
     assert load("own").classes == ("a", "b", "c")
     monkeypatch.setenv("AUXNET_DATA", "/nowhere")
     assert len(load("digits").classes) == 10
+    assert load(str(home / "own")).classes == ("a", "b", "c")
     with pytest.raises(FileNotFoundError, match="AUXNET_DATA /nowhere is not a folder"):
         load("own")
 
@@ -165,9 +166,13 @@ def test_a_path_that_is_not_there_is_named() -> None:
         load("./nowhere")
 
 
-def test_a_class_may_be_called_train(home: Path) -> None:
+def test_a_class_may_be_called_train(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the images of the others are not listed once more for that."""
     write_folders(home, *tiny(30, 3, size=8), ["bus", "car", "train"])
+    listed, real = set[str](), Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda folder: listed.add(folder.name) or real(folder))
     assert load(str(home)).classes == ("bus", "car", "train")
+    assert not listed & {"bus", "car"}
 
 
 def test_a_class_called_train_is_not_taken_for_a_split_beside_other_classes(home: Path) -> None:
@@ -175,6 +180,18 @@ def test_a_class_called_train_is_not_taken_for_a_split_beside_other_classes(home
     write_folders(home / "train", *tiny(20, 2, size=8), ["freight", "passenger"])
     with pytest.raises(ValueError, match=r"images in bus/, which is no split: .* rename the class train"):
         load(str(home))
+
+
+def test_folders_that_bring_no_class_of_train_are_passed_over_beside_splits_with_a_warning(home: Path) -> None:
+    for split in ("train", "val"):
+        write_folders(home / split, *tiny(30, 3, size=8), ["a", "b", "c"])
+    (home / "latest").symlink_to("train")  # a folder that is used already is not told of
+    write_folders(home, *tiny(4, 2, size=8), ["figures", "unlabeled"])
+    with pytest.warns(UserWarning, match="passed over") as told:
+        assert load(str(home)).classes == ("a", "b", "c")
+    assert [str(each.message) for each in told] == [
+        f"{home}: passed over figures/, unlabeled/: no folders of train, val or test"
+    ]
 
 
 def test_images_beside_all_three_splits_are_left_aside(home: Path) -> None:
@@ -201,8 +218,14 @@ def test_the_splits_of_folders_and_of_shards_are_known_in_either_case(home: Path
         (("train", "test", "dev"), "images in dev/, which is no split: rename it val, or move it elsewhere"),
         (("train", "val", "testing"), "images in testing/, which is no split: rename it test, or"),
         (("train", "val", "Valid"), "holds Valid/, train/, val/: two of them are the same split, leave one"),
-        (("training", "testing"), "testing/ hold folders of the same names, as splits do: rename them train, and test"),
-        (("seg_train", "seg_test"), "seg_test/ hold folders of the same names, as splits do: rename them train"),
+        (("training", "testing"), "testing/ and training/ hold folders of the same names, as splits do: rename them"),
+        (("training_set/x", "test_set/x"), "test_set/ and training_set/ hold folders of the same names"),
+        (
+            ("seg_train/seg_train", "seg_test/seg_test", "pred/pred"),
+            "seg_test/ and seg_train/ hold folders of the same",
+        ),
+        (("test", "val"), "test/ and val/ hold folders of the same names"),
+        (("sets/train", "sets/test"), "holds one folder only, and the splits lie in that: give .*/sets"),
     ],
 )
 def test_folders_that_look_like_splits_of_other_names_are_refused(
@@ -216,10 +239,10 @@ def test_folders_that_look_like_splits_of_other_names_are_refused(
 
 def test_classes_may_lie_in_folders_of_the_same_names(home: Path) -> None:
     """As those of Tiny ImageNet do, and a film's by scene; a train may be among them."""
-    for name in ("bus", "car", "train"):
-        write_folders(home / name, *tiny(8, 2, size=8), ["day", "night"] if name != "train" else ["images", "night"])
-    (home / "train").rename(home / "train (steam)")
-    assert load(str(home)).classes == ("bus", "car", "train (steam)")
+    names = ("bus", "ladle", "strainer", "train (steam)")
+    for name in names:
+        write_folders(home / name, *tiny(8, 2, size=8), ["day", "night"])
+    assert load(str(home)).classes == names
 
 
 def test_shards_of_no_split_are_passed_over_with_a_warning(home: Path) -> None:

@@ -166,7 +166,7 @@ def load(
         split: _on_disk(part, kept_size, workers) if streamed else _in_memory(part, kept_size)
         for split, part in parts.items()
     }
-    left_out = tuple(each for part in read.values() for each in part.left_out)
+    left_out = tuple(each for split in parts for each in (*parts[split].left_out, *read[split].left_out))
     if len(left_out) > max_corrupt:
         raise RuntimeError(_too_many(left_out, max_corrupt))
     classes = read["train"].classes

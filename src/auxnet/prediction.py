@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 
@@ -75,7 +75,7 @@ def predict(
     Raises, at once, ValueError for an option that cannot be or an empty list, and what `runtimes.open_model` raises.
     """
     for name, number in (("batch_size", batch_size), ("top", top)):
-        if not isinstance(number, int) or number < 1:
+        if not isinstance(number, SupportsIndex) or number < 1:
             raise ValueError(f"{name} must be a whole number, 1 or more, got {number!r}")
     given = [images] if isinstance(images, str | Path) else list(images)
     if not given:

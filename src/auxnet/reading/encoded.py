@@ -47,6 +47,8 @@ class Files:
     classes: tuple[str, ...]
     others: Counter[str] = field(default_factory=Counter)
     """how many files beside them may be pictures in forms that are not known here, by suffix"""
+    left_out: tuple[str, ...] = ()
+    """the links among them that lead to nothing, each as "where: why" """
 
     def name(self, index: int) -> str:
         """The path of a file."""

@@ -24,7 +24,7 @@ from auxnet.documents import json_value
 from auxnet.reading.arrays import Arrays, Pixels, check_unpacked, labels_of, reading
 from auxnet.reading.encoded import Files
 from auxnet.reading.matlab import read_arrays
-from auxnet.reading.pictures import decode, decoded_bytes, passed_over, paths_and_others, stack
+from auxnet.reading.pictures import decode, decoded_bytes, leads_nowhere, passed_over, paths_and_others, stack
 
 DIGITS = tuple("0123456789")
 LONGEST_NAME = 1000  # characters of a class
@@ -275,18 +275,22 @@ def _pictures(files: Files, image_size: int | None) -> Iterator[tuple[str, Calla
 def folder_files(folder: Path) -> Files:
     """The image files of a folder that holds one folder per class; classes and files in sorted order.
 
-    Hidden files are ignored. Raises FileNotFoundError where there are no images.
+    Hidden files are ignored, links to nothing left out. Raises FileNotFoundError where there are no images.
     """
     homes, paths, labels, others = subfolders(folder), [], [], Counter[str]()
+    left_out: list[str] = []
     for label, home in enumerate(homes):
         found, beside = paths_and_others(home)
-        paths += [os.fsencode(path) for path in found]
-        labels += [label] * len(found)
+        lost = set(filter(leads_nowhere, found))
+        left_out += [f"{path}: a link to nothing, fetch it" for path in sorted(lost)]
+        paths += [os.fsencode(path) for path in found if path not in lost]
+        labels += [label] * (len(found) - len(lost))
         others += beside
     if not paths:
-        but = f" ({passed_over(others)})" if others else ""
+        but = f" ({left_out[0]})" if left_out else f" ({passed_over(others)})" if others else ""
         raise FileNotFoundError(f"{folder}: no images in folders named by class, as in {folder}/cat/1.png{but}")
-    return Files(np.array(paths), np.array(labels, np.int64), tuple(home.name for home in homes), others)
+    classes = tuple(home.name for home in homes)
+    return Files(np.array(paths), np.array(labels, np.int64), classes, others, tuple(left_out))
 
 
 def subfolders(folder: Path) -> list[Path]:

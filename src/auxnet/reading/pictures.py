@@ -44,19 +44,12 @@ _TURNS |= {5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 _DECODERS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no others: fewer to trust, and much faster
 
 
-def image_paths(folder: Path) -> list[str]:
+def paths_and_others(folder: Path) -> tuple[list[str], Counter[str]]:
     """The image files in a folder and below, sorted, hidden ones left out, as texts: a tenth of the memory of paths.
 
-    Raises OSError for a folder that may not be read.
-    """
-    return paths_and_others(folder)[0]
-
-
-def paths_and_others(folder: Path) -> tuple[list[str], Counter[str]]:
-    """What `image_paths` finds, and how many files there are of each suffix that may be pictures in unknown forms.
-
-    Links are followed, but not to a folder that was searched or that this one lies in; one of an image that leads
-    nowhere is among those found, for whoever reads it to say so.
+    Beside them, how many files there are of each suffix that may be pictures in unknown forms. Links are followed, but
+    not to a folder that was searched or that this one lies in; one of an image that leads nowhere is among those found,
+    for whoever reads it to say so. Raises OSError for a folder that may not be read.
     """
 
     def refuse(error: OSError) -> None:
@@ -81,6 +74,29 @@ def paths_and_others(folder: Path) -> tuple[list[str], Counter[str]]:
             elif os.path.isfile(path) or os.path.islink(path):
                 found.append(path)
     return sorted(found, key=lambda path: path.split(os.sep)), +others
+
+
+def leads_nowhere(path: str) -> bool:
+    """Whether a path is a link to nothing: not one to what may not be read, or in a circle."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return os.path.islink(path)
+    except OSError:
+        pass
+    return False
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether there is an image file in a folder or below, links to folders aside: searched no further than the first.
+
+    Raises OSError for a folder that may not be read.
+    """
+    hidden_aside = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return any(
+        path.suffix.lower() in IMAGE_SUFFIXES or (path.is_dir() and not path.is_symlink() and holds_images(path))
+        for path in hidden_aside
+    )
 
 
 def passed_over(others: Counter[str]) -> str:

@@ -9,9 +9,10 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from auxnet.errors import first_line
 from auxnet.reading import cifar, formats, npz, rows
 from auxnet.reading.arrays import Arrays
 from auxnet.reading.encoded import Encoded, Files
-from auxnet.reading.pictures import DECODER, image_paths, passed_over
+from auxnet.reading.pictures import DECODER, holds_images, passed_over
 from auxnet.words import nearest
 
 NAMES = ("digits", "cifar10", "cifar100", "svhn")
@@ -30,6 +31,7 @@ _HUB = {
     "svhn": "ufldl-stanford/svhn/cropped_digits",
 }
 _SPLITS = {"train": "train", "test": "test", "val": "val", "validation": "val", "valid": "val"}  # by their folders
+_SPLIT_WORDS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Part:
     """its images left on disk, where they can be reached one by one"""
     decoded_bytes: Callable[[], int] = int
     """the memory that its images take, where they may be too many"""
+    left_out: tuple[str, ...] = ()
+    """the images that are not among the files, each as "where: why" """
 
 
 def located(name: str, data_dir: str | None) -> tuple[str, str | None]:
@@ -63,7 +67,8 @@ def find(name: str, data_dir: str | Path | None, image_size: int | None) -> dict
     Raises ValueError for a name that cannot be, FileNotFoundError for data that is not there.
     """
     root, on_hub = _root(data_dir), name.startswith("hf:")
-    needed = data_dir or not (name == "digits" or on_hub)
+    here = name not in NAMES and Path(name).expanduser().exists()
+    needed = data_dir or not (name == "digits" or on_hub or here)
     if root is not None and needed and not root.is_dir():
         what = "data_dir" if data_dir else "AUXNET_DATA"
         raise FileNotFoundError(f"{what} {root} is not a folder: give the one that holds the data")
@@ -176,7 +181,8 @@ def _in_folder(folder: Path, image_size: int | None) -> dict[str, Part]:
         warnings.warn(f"{folder}: {passed_over(others)}", stacklevel=2)
     counts = np.bincount(found["train"].labels, minlength=len(found["train"].classes))
     if empty := [name for name, count in zip(found["train"].classes, counts, strict=True) if not count]:
-        raise ValueError(f"{homes['train'] / empty[0]} holds no image: put some in, or remove the folder")
+        but = " but links to nothing" if found["train"].left_out else ""
+        raise ValueError(f"{homes['train'] / empty[0]} holds no image{but}: put some in, or remove the folder")
     return {split: _folder_part(files, image_size) for split, files in found.items()}
 
 
@@ -194,27 +200,49 @@ def _homes(folder: Path) -> dict[str, Path]:
     if len(homes) < len(named):
         names = ", ".join(f"{home.name}/" for home in named)
         raise ValueError(f"{folder} holds {names}: two of them are the same split, leave one")
-    lacking = {"test", "val"} - homes.keys()
-    if odd := [home for home in below if lacking and home not in named and image_paths(home)]:
+    if lacking := {"test", "val"} - homes.keys():
+        used = {home.resolve() for home in named}  # and again by a link, as latest -> train
+        others = [home for home in below if home.resolve() not in used and holds_images(home)]
+        _refuse_split_left_out(folder, homes, lacking, others)
+    return homes
+
+
+def _refuse_split_left_out(folder: Path, homes: Mapping[str, Path], lacking: set[str], others: Sequence[Path]) -> None:
+    """Raise ValueError for a folder of images that may be a split or a class; others are passed over with a warning."""
+    classes = _names_below(homes["train"])
+    if odd := [home for home in others if len(homes) == 1 or classes & _names_below(home)]:
         raise ValueError(
             f"{folder} holds {homes['train'].name}/ with folders in it, as for splits, and images in {odd[0].name}/, "
             f"which is no split: rename it {' or '.join(sorted(lacking))}, or move it elsewhere; if both are classes, "
             "rename the class train"
         )
-    return homes
+    if others:
+        names = ", ".join(f"{home.name}/" for home in others[:3]) + (", ..." if len(others) > 3 else "")
+        warnings.warn(f"{folder}: passed over {names}: no folders of train, val or test", stacklevel=2)
 
 
 def _refuse_splits_as_classes(folder: Path, below: Sequence[Path]) -> None:
-    """Raise ValueError for a training/ beside a folder that holds the same classes: they are no classes themselves."""
-    for home in below:
-        if "train" in home.name.lower():
-            classes = {each.name for each in formats.subfolders(home)}
-            for other in below:
-                if other != home and len(classes & {each.name for each in formats.subfolders(other)}) > 1:
-                    raise ValueError(
-                        f"{folder}: {home.name}/ and {other.name}/ hold folders of the same names, as splits do: "
-                        "rename them train, and test or val"
-                    )
+    """Raise ValueError where folders that would be classes are splits by their names, or hold them."""
+    if len(below) == 1 and any(_like_split(each) for each in formats.subfolders(below[0])):
+        raise ValueError(f"{folder} holds one folder only, and the splits lie in that: give {below[0]}")
+    for home, other in combinations(filter(_like_split, below), 2):
+        if _names_below(home) & _names_below(other):
+            raise ValueError(
+                f"{folder}: {home.name}/ and {other.name}/ hold folders of the same names, as splits do: "
+                "rename them train, and test or val, with the folders of the classes right in them"
+            )
+
+
+def _like_split(home: Path) -> bool:
+    """Whether a folder is called like a split, in whole words: seg_train, test2017; but no strainer."""
+    return not _SPLIT_WORDS.isdisjoint(re.findall("[a-z]+", home.name.lower()))
+
+
+def _names_below(home: Path) -> set[str]:
+    """The names of the folders in a folder, and of those in an only one: training_set/training_set/cat."""
+    below = formats.subfolders(home)
+    deeper = formats.subfolders(below[0]) if len(below) == 1 else []
+    return {each.name for each in (*below, *deeper)}
 
 
 def _folder_part(files: Files, image_size: int | None) -> Part:
@@ -225,6 +253,7 @@ def _folder_part(files: Files, image_size: int | None) -> Part:
         f"folders {image_size} {DECODER}",
         lambda: files,
         partial(formats.folder_bytes, files, image_size),
+        files.left_out,
     )
 
 
