@@ -76,9 +76,8 @@ def live(net: AuxNet) -> Callable[[Tensor], Iterator[Tensor]]:
                 "autocast keeps casts of old weights: live would be frozen; use auxnet.precision.to_bfloat16"
             )
         seen: set[Node] = set()
-        if (
-            not checked and images.is_floating_point()
-        ):  # what is made of features then leads to them, not to weights alone
+        if not checked and images.is_floating_point():
+            # What is made of features then leads back to these images, and not to weights alone.
             images = images.detach().requires_grad_().clone()
         for x in unchanged(net.features(images)):
             if not checked:
