@@ -953,6 +953,20 @@ def test_what_is_no_net_and_what_are_no_tensors_are_refused(make):
             make(net, sgd(), WEIGHTS).step(images, labels)
 
 
+@every_method
+def test_a_loss_of_ones_own_takes_labels_that_are_no_tensors(make):
+    """As two labels of mixed images, and the share of the first."""
+
+    def mixed(logits, labels):
+        first, second, share = labels
+        cross_entropy = torch.nn.functional.cross_entropy
+        return share * cross_entropy(logits, first) + (1 - share) * cross_entropy(logits, second)
+
+    x, y = batches(1)[0]
+    losses = make(hand_net(), sgd(), WEIGHTS).step(x, y)
+    assert torch.allclose(make(hand_net(), sgd(), WEIGHTS, loss=mixed).step(x, (y, y, 0.25)), losses)
+
+
 def test_an_optimizer_that_is_made_already_is_refused():
     net = hand_net()
     with pytest.raises(TypeError, match="must be a function of parameters, such as functools"):

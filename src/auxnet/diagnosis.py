@@ -132,7 +132,7 @@ def diagnose(
     layers: list[Layer] = []
     sums, seen = Measured({}, {}, {}, {}), 0
     for images, labels in batches:
-        check_tensors(images, labels)
+        check_tensors(images, labels, loss)
         net.check_images(images.shape)
         layers = layers or layers_of(net, images.shape[1:])
         with as_in_training(net, images.device):

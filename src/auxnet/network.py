@@ -17,6 +17,7 @@ from itertools import chain
 from typing import SupportsIndex, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -158,9 +159,9 @@ def check_net(net: object) -> None:
         raise TypeError(f"net must be an AuxNet, got {type(net).__name__}: {mend}")
 
 
-def check_tensors(images: object, labels: object) -> None:
-    """Raise TypeError unless the images and the labels of a batch are tensors."""
-    if not (isinstance(images, Tensor) and isinstance(labels, Tensor)):
+def check_tensors(images: object, labels: object, loss: object = F.cross_entropy) -> None:
+    """Raise TypeError unless the images and the labels of a batch are tensors; a loss of one's own takes any labels."""
+    if not (isinstance(images, Tensor) and (isinstance(labels, Tensor) or loss is not F.cross_entropy)):
         got = f"{type(images).__name__} and {type(labels).__name__}"
         raise TypeError(f"images and labels must be tensors, got {got}: torch.as_tensor(...) makes them")
 
