@@ -544,6 +544,34 @@ def test_a_head_that_changes_its_feature_is_refused(make, view):
     method.step(x, y)
 
 
+@every_method
+def test_the_final_head_may_change_its_feature_and_trains_as_one_that_does_not(make):
+    ends = []
+    for inplace in (False, True):
+        net = hand_net()
+        net.heads[-1] = nn.Sequential(nn.ReLU(inplace=inplace), net.heads[-1])
+        method = make(net, sgd(), WEIGHTS)
+        losses = [method.step(x, y) for x, y in batches(2)]
+        ends.append([*losses, *(p.detach() for p in net.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+class Clamped(nn.Linear):
+    """It changes a weight of its own in place, which autograd does not let it do."""
+
+    def forward(self, x):
+        self.weight.clamp_(-1, 1)
+        return super().forward(x)
+
+
+@every_method
+def test_a_head_that_changes_its_own_weight_is_not_said_to_change_its_feature(make):
+    net, (x, y) = hand_net(), batches(1)[0]
+    net.heads[0] = Clamped(WIDTH, CLASSES).double()
+    with pytest.raises(RuntimeError, match="a leaf Variable that requires grad"):  # torch's own words
+        make(net, sgd(), WEIGHTS).step(x, y)
+
+
 @pytest.mark.parametrize("make", [auxnet.joint, auxnet.pairwise, partial(auxnet.multiway, mode="fused")])
 def test_autocast_never_trains_on_weights_of_before(make):
     """Its cache of casts outlives an update within one context: the same as without a cache, step by step."""
@@ -949,9 +977,25 @@ def test_what_is_no_net_and_what_are_no_tensors_are_refused(make):
     net, (x, y) = hand_net(), batches(1)[0]
     with pytest.raises(TypeError, match=r"net must be an AuxNet, got Sequential: .* net\.alone\(k\)"):
         make(net.truncate(2), sgd(), WEIGHTS)
+    with pytest.raises(TypeError, match=r"got OptimizedModule: net\.compile\(\) compiles it as it is"):
+        make(torch.compile(net), sgd(), WEIGHTS)
     for images, labels in ((x.numpy(), y.numpy()), (x, y.tolist())):
         with pytest.raises(TypeError, match=r"images and labels must be tensors, got .*: torch\.as_tensor"):
             make(net, sgd(), WEIGHTS).step(images, labels)
+
+
+@every_method
+def test_a_loss_of_ones_own_takes_labels_that_are_no_tensors(make):
+    """As two labels of mixed images, and the share of the first."""
+
+    def mixed(logits, labels):
+        first, second, share = labels
+        cross_entropy = torch.nn.functional.cross_entropy
+        return share * cross_entropy(logits, first) + (1 - share) * cross_entropy(logits, second)
+
+    x, y = batches(1)[0]
+    losses = make(hand_net(), sgd(), WEIGHTS).step(x, y)
+    assert torch.allclose(make(hand_net(), sgd(), WEIGHTS, loss=mixed).step(x, (y, y, 0.25)), losses)
 
 
 def test_an_optimizer_that_is_made_already_is_refused():

@@ -138,6 +138,16 @@ def test_a_head_that_changes_the_trunks_feature_is_refused(wrap):
     assert torch.equal(net(x)[2], net.truncate(3)(x))
 
 
+def test_the_final_head_may_change_its_feature_for_nothing_above_reads_it():
+    net, x = auxnet.resnet(8, 3).eval(), torch.randn(2, 3, 8, 8)
+    net.heads[2] = nn.Sequential(nn.ReLU(inplace=True), net.heads[2])
+    assert torch.equal(net.alone(3)(x)[0], net.truncate(3)(x))
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            assert torch.equal(net(x)[2], net.truncate(3)(x))
+            assert torch.equal(auxnet.EarlyExit(net, [2.0, 2.0])(x).logits, net(x)[2])
+
+
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_whole_net_can_still_be_exported(strict):
     net, x = auxnet.resnet(8, 2).eval(), torch.randn(2, 3, 8, 8)

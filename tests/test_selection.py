@@ -69,6 +69,8 @@ def test_of_equal_errors_the_cheaper_output_is_the_best_and_the_deeper_are_named
         "(5.00 % error) on these 1,000 validation images, McNemar's p = 1 (Holm)"
     )
     assert "tied with output 2 and output 3" in choose(*ladder(50, 50, 50)).reason
+    said, rows = ladder(50, 50, 50)
+    assert "tied with output 2)" in choose(said, rows, budgets={"macs": rows[1].macs}).reason  # not with output 3
     assert "tied" not in choose(*ladder(80, 50, 60)).reason
 
 

@@ -180,6 +180,20 @@ def test_a_target_worth_fewer_images_than_can_show_it_lets_none_leave_early():
     assert solve_cross_fitted(made_up(n=1), RULE, COSTS, max_error_increase=0.1)[0] == RULE
 
 
+@pytest.mark.parametrize(("n", "target"), [(300, 0.0), (300, 0.005), (100, 0.04)])
+def test_a_target_worth_fewer_images_is_kept_by_an_output_that_is_shown_to_err_less_than_the_final_one(n, target):
+    """Output 1 errs on none of them, the final one on every fourth."""
+    labels = torch.arange(n) % 4
+    right = torch.nn.functional.one_hot(labels, 4).float()
+    final = torch.where((torch.arange(n) % 4 == 0)[:, None], right.roll(1, 1), right)
+    assert target < least_shown(n)
+    said = Predictions(torch.stack([right, final, final]), labels)
+    policy, found = solve_cross_fitted(said, RULE, COSTS, max_error_increase=target)
+    assert policy.thresholds == (ALWAYS, ALWAYS)
+    assert found.rise == pytest.approx(-0.25)
+    assert found.rise_interval[1] < 0
+
+
 def test_where_no_allowance_keeps_the_target_on_images_left_out_no_single_output_takes_all_either(monkeypatch):
     """Output 2 errs as little as the final one on these images, and would be taken for that alone."""
     right = torch.nn.functional.one_hot(torch.arange(100) % 4, 4).float()

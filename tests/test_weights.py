@@ -12,6 +12,7 @@ from torch import nn
 
 import auxnet
 from auxnet.recipe import Recipe, read_recipe
+from auxnet.tensors import read_tensors
 
 
 def backbone(classes=3):
@@ -145,3 +146,8 @@ def test_another_network_does_not_fit_and_nothing_is_begun(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file of weights .*nowhere"):
         auxnet.fit(replace(recipe, pretrained="nowhere"), tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+def test_a_checksum_among_the_metadata_of_others_is_not_taken_for_that_of_the_tensors(tmp_path):
+    save_file({"x": torch.ones(2)}, tmp_path / "w.safetensors", {"sha256": "of the training data"})
+    assert torch.equal(read_tensors(tmp_path / "w.safetensors")["x"], torch.ones(2))

@@ -132,7 +132,7 @@ def diagnose(
     layers: list[Layer] = []
     sums, seen = Measured({}, {}, {}, {}), 0
     for images, labels in batches:
-        check_tensors(images, labels)
+        check_tensors(images, labels, loss)
         net.check_images(images.shape)
         layers = layers or layers_of(net, images.shape[1:])
         with as_in_training(net, images.device):
@@ -202,8 +202,8 @@ def _measure(
     supervisions: list[Tensor] = []
     trunks: list[list[Tensor]] = []  # of each output, its gradient in each parameter that it reaches
 
-    for k, (end, head) in enumerate(zip(ends, net.heads, strict=True), start=1):
-        L, below = loss(logits_of(k, head, features[end]), labels), features[: end + 1]
+    for k, end in enumerate(ends, start=1):
+        L, below = loss(logits_of(net.heads, k, features[end]), labels), features[: end + 1]
         reached = [p for segment in segments[:k] for p in segment]
         found = torch.autograd.grad(L, [*below, *reached], retain_graph=True, materialize_grads=True)
         of_features, of_parameters = found[: end + 1], list(found[end + 1 :])

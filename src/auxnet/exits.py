@@ -78,11 +78,11 @@ class EarlyExit(nn.Module):
         self.net.check_images(images.shape)
         here = torch.arange(len(images), device=images.device)  # the images that `x` holds
         x, answers, output = images, images.new_empty(0), torch.empty_like(here)
-        for k, (segment, head) in enumerate(zip(self.net.segments, self.net.heads, strict=True), start=1):
+        for k, segment in enumerate(self.net.segments, start=1):
             x = segment(x)
             if k < self.net.outputs and not self.policy.decides(k):
                 continue
-            logits = logits_of(k, head, x)
+            logits = logits_of(self.net.heads, k, x)
             answers = logits if len(here) == len(images) else answers.index_copy(0, here, logits)
             output[here] = k
             if k == self.net.outputs:

@@ -147,22 +147,26 @@ def supervise(
     """
     if distill is None:
         for k, x in numbered:
-            yield _at_head(k, heads[k], x, loss, labels)[0]
+            yield _at_head(heads, k, x, loss, labels)[0]
         return
     features, last = dict(numbered), len(heads) - 1
-    final, teacher = _at_head(last, heads[last], features[last], loss, labels)
+    final, teacher = _at_head(heads, last, features[last], loss, labels)
     for k, x in features.items():
-        yield final if k == last else _at_head(k, heads[k], x, distill, labels, teacher)[0]
+        yield final if k == last else _at_head(heads, k, x, distill, labels, teacher)[0]
 
 
 def _at_head(
-    k: int, head: nn.Module, feature: Tensor, loss: Callable[..., Tensor], *targets: Tensor
+    heads: Sequence[nn.Module] | nn.ModuleList,
+    k: int,
+    feature: Tensor,
+    loss: Callable[..., Tensor],
+    *targets: Tensor,
 ) -> tuple[Supervised, Tensor]:
     """A head at work on its feature, with the gradients of loss(logits, *targets); and those logits, detached."""
     x = feature.detach().requires_grad_()
-    logits = logits_of(k + 1, head, x)
+    logits = logits_of(heads, k + 1, x)
     L = _checked(loss(logits, *targets), logits)
-    supervision, *of_head = gradients([L], [x, *parameters(head)])
+    supervision, *of_head = gradients([L], [x, *parameters(heads[k])])
     if supervision is None:
         raise ValueError(f"the loss of output {k + 1} does not depend on its feature: head {k + 1} cuts it off")
     return Supervised(k, feature, L.detach(), supervision, of_head), logits.detach()

@@ -86,7 +86,7 @@ def joint(
             update([*combined(of_trunk, trunk, aggregate, average), *gradients([objective], heads)])
         return average(torch.stack(losses).detach())
 
-    return Method(net, step, [update], lambdas, follow)
+    return Method(net, step, [update], lambdas, follow, loss)
 
 
 def pairwise(
@@ -126,7 +126,7 @@ def pairwise(
             losses.append(output.loss)
         return average(torch.stack(losses))
 
-    return Method(net, step, updates, lambdas, follow)
+    return Method(net, step, updates, lambdas, follow, loss)
 
 
 def multiway(
@@ -206,7 +206,7 @@ def multiway(
             del gradient  # it would be held while the next output is at work
         return average(torch.stack([losses[k] for k in range(net.outputs)]))
 
-    return Method(net, step, optimizers, lambdas, follow)
+    return Method(net, step, optimizers, lambdas, follow, loss)
 
 
 def _fused(
@@ -243,7 +243,7 @@ def _fused(
         update([*of_trunk, *of_heads])
         return average(torch.stack(losses))
 
-    return Method(net, step, [update], lambdas, follow)
+    return Method(net, step, [update], lambdas, follow, loss)
 
 
 # ---- steps -----------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from itertools import chain
 from typing import SupportsIndex, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -73,7 +74,7 @@ class AuxNet(nn.Module):
 
         Raises ValueError for images that are not for this net, and as `logits_of` does.
         """
-        return tuple(logits_of(k, self.heads[k - 1], x) for k, x in enumerate(self.features(images), start=1))
+        return tuple(logits_of(self.heads, k, x) for k, x in enumerate(self.features(images), start=1))
 
     def truncate(self, output: int) -> nn.Module:
         """A copy of output k alone: images [N, C, H, W] -> logits [N, classes], with no parameter it does not use.
@@ -153,31 +154,38 @@ def check_net(net: object) -> None:
         mend = "output k by itself is net.alone(k), and attach makes one of a backbone"
         if isinstance(net, str | os.PathLike):
             mend = f"auxnet.load({os.fspath(net)!r}) gives that of a run"
+        if isinstance(getattr(net, "_orig_mod", None), AuxNet):
+            mend = "net.compile() compiles it as it is, where torch.compile(net) wraps it"
         raise TypeError(f"net must be an AuxNet, got {type(net).__name__}: {mend}")
 
 
-def check_tensors(images: object, labels: object) -> None:
-    """Raise TypeError unless the images and the labels of a batch are tensors."""
-    if not (isinstance(images, Tensor) and isinstance(labels, Tensor)):
+def check_tensors(images: object, labels: object, loss: object = F.cross_entropy) -> None:
+    """Raise TypeError unless the images and the labels of a batch are tensors; a loss of one's own takes any labels."""
+    if not (isinstance(images, Tensor) and (isinstance(labels, Tensor) or loss is not F.cross_entropy)):
         got = f"{type(images).__name__} and {type(labels).__name__}"
         raise TypeError(f"images and labels must be tensors, got {got}: torch.as_tensor(...) makes them")
 
 
-def logits_of(k: int, head: nn.Module, feature: Tensor) -> Tensor:
+def logits_of(heads: Sequence[nn.Module] | nn.ModuleList, k: int, feature: Tensor) -> Tensor:
     """The logits of head k = 1..K. Raises MisfitError if it changes its feature in place, which the trunk needs too.
 
-    (Not where changes are not counted: in inference mode, and while the net is traced or compiled.)
+    The final head may: where there are gradients it reads a copy. (Nothing is raised where changes are not counted: in
+    inference mode, and while the net is traced or compiled.)
     """
     counted = isinstance(feature, Tensor) and not (torch.compiler.is_compiling() or feature.is_inference())
-    before = feature._version if counted else 0
+    if k == len(heads) or not counted:
+        logits: Tensor = heads[k - 1](feature.clone() if counted and feature.requires_grad else feature)
+        return logits
+    before = feature._version
     try:
-        logits: Tensor = head(feature)
-        changed = counted and feature._version != before
-    except RuntimeError as error:  # of a leaf, which the methods make of features, torch itself refuses it
-        changed = "a leaf Variable that requires grad" in str(error)
-        if not changed:
+        logits = heads[k - 1](feature)
+    except RuntimeError as error:  # of a leaf, which the methods make of features, torch itself refuses the change
+        if "a leaf Variable that requires grad" not in str(error):
             raise
-    if changed:
+        feature = feature.clone()
+        before = feature._version
+        logits = heads[k - 1](feature)  # raises again if it is another leaf, a weight of the head's own
+    if feature._version != before:
         raise MisfitError(f"head {k} changes its feature in place, which the trunk needs too: inplace=False there")
     return logits
 

@@ -241,7 +241,8 @@ def _reason(
     under = f" that meets {_words(budgets)}" if budgets else ""
     named = f"the best on validation{under}"
     rows = [each.report for each in candidates]
-    equal = [row.output for row in rows if row.error == chosen.error and row.macs > chosen.macs]
+    meeting = [each.report for each in candidates if each.meets]
+    equal = [row.output for row in meeting if row.error == chosen.error and row.macs > chosen.macs]
     if chosen is best:
         cheapest = f", and no cheaper one comes within {100 * margin:g} points of it" if margin else ""
         tied = f", tied with {' and '.join(f'output {k}' for k in equal)}" if equal else ""

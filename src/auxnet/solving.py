@@ -247,7 +247,7 @@ def _of_target(target: float, found: CrossFit, answer: Point) -> Iterator[str]:
         least = math.ceil(1e4 * least_shown(n)) / 100
         yield (
             f"{n:,} validation images are too few to show that a target of {points} is kept ({least:g} is the least "
-            "that they can show): all images take the final output"
+            "that they can show), and nothing is shown to err no more than the final output: all images take that one"
         )
     else:
         yield f"nothing is shown to keep the target of {points} on images left out: all images take the final output"

@@ -54,7 +54,9 @@ def read_about(path: Path) -> dict[str, str]:
     try:
         with safe_open(path, "pt") as file:
             found = file.metadata() or {}
-            about = json.loads(found[_KEY]) if _KEY in found else found  # runs of before: keys of their own
+            if _KEY not in found:  # runs of before: keys of their own; a SHA-256 from elsewhere is of who knows what
+                return {name: value for name, value in found.items() if name != "sha256"}
+            about = json.loads(found[_KEY])
     except (SafetensorError, OSError, ValueError, RecursionError):
         return {}
     return about if isinstance(about, dict) else {}

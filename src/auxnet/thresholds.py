@@ -118,7 +118,10 @@ class CrossFit:
 
 
 def least_shown(images: int) -> float:
-    """The least rise of error that so many images can show to be kept: a few of them, as a fraction."""
+    """The least target on a rise of error that so many images can show to be kept, as a fraction: a few of them.
+
+    Below it luck alone would decide, but of thresholds shown to err no more than the final output.
+    """
     return FEWEST / images
 
 
@@ -136,16 +139,15 @@ def solve_cross_fitted(
 
     In the mean, not with certainty: on the images at hand the largest rise is allowed with which, solved on all parts
     of them but one and counted on that one, part by part, the target is kept (by bisection). So is a single output that
-    takes all: it is one of the thresholds tried. Where nothing is shown to keep the target, or it is below what the
-    images can show (`least_shown`), all take the final output. Else as `solve`, which allows all of the target on the
-    images that it solves on.
+    takes all: it is one of the thresholds tried. A target below what the images can show (`least_shown`) counts as kept
+    only where the 95 % interval of the rise ends at 0 or below. Where nothing is shown to keep the target, all take the
+    final output. Else as `solve`, which allows all of the target on the images that it solves on.
     """
     check_target(max_error_increase)
     task, n, refine = _task(said, rule, costs, passing), len(said.labels), 0 if common else BEST
     final = replace(rule, thresholds=only_at(len(costs), len(costs)))
     unshown = final, CrossFit(parts, None, 0.0, (0.0, 0.0))
-    if max_error_increase < least_shown(n) - 1e-9:
-        return unshown
+    few = max_error_increase < least_shown(n) - 1e-9
     part = torch.randperm(n, generator=torch.Generator().manual_seed(0)) % parts
     halves = [(task.of_images(part != k), task.of_images(part == k)) for k in range(parts)]
     begun = [solved_on.starts(common) for solved_on, _ in halves]
@@ -164,7 +166,8 @@ def solve_cross_fitted(
     low = high - 2 * max(high, (error * (1 - error) / n) ** 0.5)
     kept, allowed = None, high
     for _ in range(7):
-        if (found := rise(allowed)).difference <= max_error_increase + 1e-9:
+        found = rise(allowed)
+        if found.high <= 0 if few else found.difference <= max_error_increase + 1e-9:
             kept, low = (allowed, found), allowed
         else:
             high = allowed

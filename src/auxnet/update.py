@@ -217,6 +217,8 @@ class Method:
     """the loss weights at the moment, in the list that `one_step` reads"""
     follow: Callable[[], None]
     """gives the updates the step scales that follow from the loss weights"""
+    loss: Callable[[Tensor, Tensor], Tensor]
+    """of logits [N, classes] and labels"""
     bound: list[tuple[int, int, bool]] = field(init=False)
     """the parameters that the optimizers hold"""
 
@@ -225,16 +227,16 @@ class Method:
         self.follow()
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Train on one batch: images [N, C, H, W], labels [N], or [N, classes] where the loss takes shares.
+        """Train on one batch: images [N, C, H, W], labels [N], or whatever else the loss takes.
 
         Returns the losses [K] whose gradients were taken, detached, shallow to deep: those of the net before the step,
         but in pair-wise after each other's updates. They are not looked at here, which would make a GPU wait: stop
         where `losses.isfinite().all()` is false, for then the weights are lost.
 
-        Raises TypeError for what are no tensors, ValueError for images that are not for this net, RuntimeError if the
-        net's parameters are others than when the method was built.
+        Raises TypeError for what are no tensors (labels under the default loss alone), ValueError for images that are
+        not for this net, RuntimeError if the net's parameters are others than when the method was built.
         """
-        check_tensors(images, labels)
+        check_tensors(images, labels, self.loss)
         if _anatomy(self.net) != self.bound:
             raise RuntimeError(
                 "the net's parameters were moved, replaced, frozen or unfrozen after its method was built: "
