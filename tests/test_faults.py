@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import auxnet
-from auxnet import checkpoint, resuming, rundir, signals, train
+from auxnet import checkpoint, report, resuming, rundir, signals, train, unfinished
 from auxnet.cli import main
 from auxnet.documents import read_json
 from auxnet.files import write_json
@@ -358,11 +358,24 @@ def test_the_best_weights_are_found_again(tmp_path, whole, best):
 
 def test_a_line_of_a_log_that_is_no_row_any_more_is_left_out(tmp_path):
     """What a run has logged is of use whatever became of one line; resumed, it is rewritten without that line."""
-    rows = [{"epoch": epoch, "share": 0.5} for epoch in (1, 2)]
+    rows = [{"epoch": epoch, "output": 1, "layer": 3, "share": 0.5} for epoch in (1, 2)]
     first, last = (json.dumps(row).encode() for row in rows)
-    for damaged in (b"{}", b"3", b"[1]", b"\xff", b'{"epoch": null}', b'{"epoch": 1, "share": 1e999}', b"[" * 5000):
+    unlike = (first.replace(a, b) for a, b in ((b"layer", b"laxer"), (b"0.5", b"1e999"), (b"1", b"null")))
+    for damaged in (b"{}", b"3", b"[1]", b"\xff", b'{"epoch": 1}', b'{"split": []}', b"[" * 5000, *unlike):
         (tmp_path / "log.jsonl").write_bytes(b"\n".join([first, damaged, last, last[:9]]))
         assert rundir.read_rows(tmp_path / "log.jsonl") == rows, damaged
+
+
+@pytest.mark.parametrize("line", range(6))
+def test_a_run_is_shown_without_the_epoch_of_a_damaged_line_of_its_metrics(line, whole, tmp_path):
+    shutil.copytree(whole, run := tmp_path / "run")
+    (run / "summary.json").unlink()
+    logged = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    logged[12 + line] = logged[12 + line].replace("loss", "lo#s")
+    (run / "metrics.jsonl").write_text("".join(logged))
+    facts = report.gather(run, "run")
+    assert facts["curves"]["epochs"] == [1, 2]
+    assert "Not finished: after epoch 2 of 3" in unfinished.headline(facts) + unfinished.table([facts])
 
 
 def test_damaged_best_weights_are_said_and_never_used(tmp_path):
