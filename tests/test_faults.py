@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import auxnet
-from auxnet import checkpoint, resuming, rundir, signals, train
+from auxnet import checkpoint, report, resuming, rundir, signals, train, unfinished
 from auxnet.cli import main
 from auxnet.documents import read_json
 from auxnet.files import write_json
@@ -313,6 +313,20 @@ def test_with_every_checkpoint_damaged_the_run_says_so(tmp_path):
         auxnet.fit(TINY, folder, resume=True)
 
 
+def test_a_run_that_goes_on_with_other_training_images_says_so(tmp_path):
+    """Those of `train_images` were drawn otherwise by earlier versions, whose checkpoints hold no number of images."""
+    few = replace(TINY, epochs=2, train_images=50)
+    for then, told in ((None, "earlier version: its train_images=50 may"), (52, "with 52 training images, and goes")):
+        auxnet.fit(few, folder := tmp_path / str(then))
+        (folder / "summary.json").unlink()
+        path = rundir.checkpoints(folder)[0]
+        held = checkpoint.load_state(path)
+        assert held["standing"]["train_images"] == 50
+        checkpoint.save_state(path, {**held, "standing": {**held["standing"], "train_images": then}})
+        with pytest.warns(UserWarning, match=told):
+            auxnet.fit(few, folder, resume=True)
+
+
 def test_metrics_have_no_line_twice_and_none_torn_after_a_resume(tmp_path, whole):
     folder = stopped(tmp_path / "a")
     with (folder / "metrics.jsonl").open("a") as file:  # as if killed between the log and the checkpoint of epoch 3
@@ -344,11 +358,24 @@ def test_the_best_weights_are_found_again(tmp_path, whole, best):
 
 def test_a_line_of_a_log_that_is_no_row_any_more_is_left_out(tmp_path):
     """What a run has logged is of use whatever became of one line; resumed, it is rewritten without that line."""
-    rows = [{"epoch": epoch, "share": 0.5} for epoch in (1, 2)]
+    rows = [{"epoch": epoch, "output": 1, "layer": 3, "share": 0.5} for epoch in (1, 2)]
     first, last = (json.dumps(row).encode() for row in rows)
-    for damaged in (b"{}", b"3", b"[1]", b"\xff", b'{"epoch": null}', b'{"epoch": 1, "share": 1e999}', b"[" * 5000):
+    unlike = (first.replace(a, b) for a, b in ((b"layer", b"laxer"), (b"0.5", b"1e999"), (b"1", b"null")))
+    for damaged in (b"{}", b"3", b"[1]", b"\xff", b'{"epoch": 1}', b'{"split": []}', b"[" * 5000, *unlike):
         (tmp_path / "log.jsonl").write_bytes(b"\n".join([first, damaged, last, last[:9]]))
         assert rundir.read_rows(tmp_path / "log.jsonl") == rows, damaged
+
+
+@pytest.mark.parametrize("line", range(6))
+def test_a_run_is_shown_without_the_epoch_of_a_damaged_line_of_its_metrics(line, whole, tmp_path):
+    shutil.copytree(whole, run := tmp_path / "run")
+    (run / "summary.json").unlink()
+    logged = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    logged[12 + line] = logged[12 + line].replace("loss", "lo#s")
+    (run / "metrics.jsonl").write_text("".join(logged))
+    facts = report.gather(run, "run")
+    assert facts["curves"]["epochs"] == [1, 2]
+    assert "Not finished: after epoch 2 of 3" in unfinished.headline(facts) + unfinished.table([facts])
 
 
 def test_damaged_best_weights_are_said_and_never_used(tmp_path):

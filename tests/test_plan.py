@@ -84,7 +84,8 @@ def test_an_optimizer_that_normalises_gradients_is_warned_of_with_unequal_weight
     assert len(optimizer_doubts(replace(adam, weights=(1.0, 1.0), weight_schedule="linear"), depths)) == 1
     (doubt,) = optimizer_doubts(Recipe(optimizer="AdamW", method="joint"), depths)
     assert doubt.startswith("--lr 0.1 is the step size for SGD: AdamW usually wants about a hundredth")
-    assert optimizer_doubts(Recipe(), depths) == []
+    for other in ("SGD", "Adadelta", "Adagrad"):
+        assert optimizer_doubts(Recipe(optimizer=other, method="joint"), depths) == []
     steps = [o.step for o in planned_outputs(replace(adam, depth=8, lr=0.1), load_data(adam))]
     assert steps == [1.0, 1.0, 1.0]
 

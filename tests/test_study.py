@@ -916,9 +916,9 @@ def test_trainings_of_another_folder_of_the_same_name_are_never_shown_as_the_stu
         "question: q\nvariants: {a: {}}\n"
         "scales: {mine: {seeds: 1, base: {data: pics, depth: 8, outputs: 2, epochs: 1, batch_size: 8}}}\n"
     )
-    for place in ("here", "elsewhere"):
-        write_folders(tmp_path / place / "pics", images, labels, ["cat", "dog"])
-        (tmp_path / place / "own.yaml").write_text(study)
+    for project, pictures in (("here", images), ("elsewhere", 255 - images)):
+        write_folders(tmp_path / project / "pics", pictures, labels, ["cat", "dog"])
+        (tmp_path / project / "own.yaml").write_text(study)
     monkeypatch.chdir(tmp_path / "here")
     assert main(["study", "own.yaml", "--out", "out", "--threads", "1", "--device", "cpu"]) == 0
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -926,6 +926,10 @@ def test_trainings_of_another_folder_of_the_same_name_are_never_shown_as_the_stu
         assert main(["study", "own.yaml", "--out", "../here/out", *more]) == 2
         told = f"was trained on {tmp_path}/here/pics, and pics is {tmp_path}/elsewhere/pics here: give another --out"
         assert told in capsys.readouterr().err
+    shutil.copytree(tmp_path / "here", tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    for more in ([], ["--show"]):
+        assert main(["study", "own.yaml", "--out", "out", "--threads", "1", "--device", "cpu", *more]) == 0
     (tmp_path / "here").rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path / "moved")
     assert main(["study", "own.yaml", "--out", "out", "--show"]) == 0  # a project that moved

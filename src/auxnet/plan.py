@@ -22,6 +22,7 @@ from auxnet.schedules import lambdas_at
 
 MEASURED_STEPS = 4
 FEW_STEPS, SMALL_BATCH = 10, 16
+OF_SMALL_STEPS = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop")  # by default about 0.001
 PROPORTIONAL = ("SGD", "ASGD")  # optimizers whose steps grow with the gradient; all others normalise it
 
 
@@ -138,7 +139,7 @@ def optimizer_doubts(recipe: Recipe, depths: Sequence[int]) -> list[str]:
     """Warnings where an optimizer that normalises gradients gets SGD's step size, or loss weights it cannot feel."""
     name, doubts = recipe.optimizer, []
     lambdas = {w for epoch in (1, recipe.epochs) for w in lambdas_at(recipe, depths, epoch) if w > 0}
-    if name not in PROPORTIONAL and recipe.lr == Recipe.lr:
+    if name in OF_SMALL_STEPS and recipe.lr == Recipe.lr:
         doubts.append(f"--lr {recipe.lr:g} is the step size for SGD: {name} usually wants about a hundredth of it")
     if ignores_weights(recipe) and len(lambdas) > 1:
         doubts.append(

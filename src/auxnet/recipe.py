@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from hashlib import sha256
@@ -27,6 +27,8 @@ METHOD_OF = {
     "order": "multiway",
     "aggregator": "joint",
 }
+WITHOUT = (None, 0, False, "default", "float32")  # defaults by which something is left out: they go with all else
+Departures = Sequence[tuple[str, Any]]  # fields, and their values, that are held against each other
 RunDir = str | os.PathLike[str]  # a run's directory by its path, or the Run that `fit` returned
 WHERE = ("data_dir", "stream", "workers", "device", "threads", "cuda_graph")
 """fields that say where and how a recipe runs, and nothing of what comes of it"""
@@ -71,16 +73,28 @@ class Recipe(sections.Machine, sections.Training, sections.Method, sections.Netw
         ):
             if not holds:
                 raise ValueError(f"{name} must be {rule}, got {words_of(getattr(self, name))}")
-        self._check_owners()
-        self._check_together()
+        self.check_together()
+
+    def check_together(self, given: Collection[str] = ()) -> None:
+        """Raise ExclusionError for two fields that exclude each other.
+
+        A field counts if it is not as by default; one of those `given` also if it is, unless that is to be without.
+        """
+        departures = [
+            (each.name, value)
+            for each in fields(self)
+            if (value := getattr(self, each.name)) != each.default or (each.name in given and value not in WITHOUT)
+        ]
+        self._check_owners(departures)
+        self._check_pairs(departures)
 
     @staticmethod
     def _are_weights(weights: tuple[float, ...]) -> bool:
         return len(weights) > 0 and all(0 <= w < float("inf") for w in weights)
 
-    def _check_owners(self) -> None:
+    def _check_owners(self, departures: Departures) -> None:
         """Raise ExclusionError for a field of another method, or of another kind of network, than the recipe's."""
-        for name, value in self._departures():
+        for name, value in departures:
             given, owner = f"{name}={value!r}", METHOD_OF.get(name, self.method)
             if owner != self.method:
                 message = f"{given} is {owner}'s, but method={self.method!r}; leave {name} out"
@@ -93,7 +107,7 @@ class Recipe(sections.Machine, sections.Training, sections.Method, sections.Netw
                 message = f"{given} is the built-in ResNets', but backbone={self.backbone!r}: {mend}"
                 raise ExclusionError(message, name, "backbone")
 
-    def _check_together(self) -> None:
+    def _check_pairs(self, departures: Departures) -> None:
         """Raise ExclusionError for a field that says what another one leaves no room for."""
         for name, value, holds in (
             ("loss", "square_hinge", ("label_smoothing", "mixup", "cutmix")),
@@ -105,24 +119,20 @@ class Recipe(sections.Machine, sections.Training, sections.Method, sections.Netw
             ("step_scale", "adaptive", ("cuda_graph",)),
         ):
             if getattr(self, name) == value:
-                self._check_unset(holds, name, f"{name}={value!r}")
+                _check_unset(departures, holds, name, f"{name}={value!r}")
         if self.weights is not None:
-            self._check_unset(("gamma", "floor", "relative_to"), "weights", "weights, which are given")
+            _check_unset(departures, ("gamma", "floor", "relative_to"), "weights", "weights, which are given")
         if self.placement != "even":
             beside = f"placement={self.placement!r}, which says where outputs are"
-            self._check_unset(("outputs", "at"), "placement", beside)
+            _check_unset(departures, ("outputs", "at"), "placement", beside)
         check_outputs(self.outputs, self.at)
 
-    def _check_unset(self, names: tuple[str, ...], other: str, beside: str) -> None:
-        for name, value in self._departures():
-            if name in names:
-                message = f"{name}={value!r} has no meaning beside {beside}: leave one of them out"
-                raise ExclusionError(message, name, other)
 
-    def _departures(self) -> Iterator[tuple[str, Any]]:
-        """The fields that are not as by default, and their values."""
-        values = ((field, getattr(self, field.name)) for field in fields(self))
-        return ((field.name, value) for field, value in values if value != field.default)
+def _check_unset(departures: Departures, names: tuple[str, ...], other: str, beside: str) -> None:
+    for name, value in departures:
+        if name in names:
+            message = f"{name}={value!r} has no meaning beside {beside}: leave one of them out"
+            raise ExclusionError(message, name, other)
 
 
 def check_outputs(outputs: int | None, at: Sequence[int] | None) -> None:
@@ -192,7 +202,19 @@ def read_run_recipe(run: RunDir) -> Recipe:
     if not (whole or unsealed):
         mend = "put it back, or remove its first line to have it taken as it is"
         raise RuntimeError(f"{path} is damaged, or was changed since the run began: {mend}")
-    return _moved(read_recipe(path))
+    return _with_final_weight(_moved(read_recipe(path)))
+
+
+def _with_final_weight(recipe: Recipe) -> Recipe:
+    """A run's recipe whose weights are of the auxiliary outputs alone, as earlier versions took them: the final's is 1.
+
+    (A run of this version has none such: they are refused before it begins.)
+    """
+    auxiliary = recipe.at or recipe.cuts or (recipe.outputs or 3) - 1  # as in `build`
+    number = auxiliary if isinstance(auxiliary, int) else len(auxiliary)
+    if recipe.weights is None or recipe.placement != "even" or not len(recipe.weights) == number > 1:
+        return recipe
+    return replace(recipe, weights=(*recipe.weights, 1.0))
 
 
 def _moved(recipe: Recipe) -> Recipe:

@@ -42,6 +42,8 @@ class TrainingState:
     """the rows of metrics.jsonl"""
     drawn: str | None = None
     """`DataSet.drawn`; None in runs of earlier versions"""
+    train_images: int | None = None
+    """how many there were when it began; None in runs of earlier versions"""
     preprocessing: dict[str, list[Any]] | None = None
     """`Preprocessing.content()`, which stays as it was at the beginning; None in runs of earlier versions"""
 

@@ -35,6 +35,15 @@ RUN_FILES = (
     "config.json",
     "checkpoints/best.safetensors",
 )
+Kinds = dict[str, type | tuple[type, ...]]
+NUMBER = (int, float)
+MEASURED: Kinds = {"epoch": int, "output": int, "depth": int, "loss": NUMBER, "lr": NUMBER, "seconds": NUMBER}
+ROWS: dict[str | None, Kinds] = {
+    "train": {**MEASURED, "error": type(None)},
+    "val": {**MEASURED, "error": NUMBER},
+    None: {"epoch": int, "output": (int, type(None)), "layer": int, "share": (*NUMBER, type(None))},
+}
+"""by their split: the keys of the rows of metrics.jsonl, and of diagnosis.jsonl, which have none, and their types"""
 LOCK = ".lock"
 PARTIAL = r"\..+\.[0-9a-f]+\.partial"  # what `files.whole` leaves if it is killed
 
@@ -160,15 +169,15 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl or diagnosis.jsonl, one a line, each with its epoch; none if there is no file.
+    """The rows of metrics.jsonl or diagnosis.jsonl, one a line, each with all its keys; none if there is no file.
 
     A line that is no row any more is left out: damaged, or the last one, torn by a crash.
     """
     rows = []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
-        with suppress(ValueError):  # no text, no JSON, or a number that is not finite
-            row = json_value(line.decode())
-            if isinstance(row, dict) and isinstance(row.get("epoch"), int) and lines([row]):
+        with suppress(ValueError, TypeError, KeyError):  # no text, no JSON, no row, a number that is not finite
+            row = dict(json_value(line.decode()))
+            if all(isinstance(row[key], kind) for key, kind in ROWS[row.get("split")].items()) and lines([row]):
                 rows.append(row)
     return rows
 

@@ -126,7 +126,8 @@ def fit(
             watch=watch or (lambda progress: None),
             write_events=write_events,
         )
-        state = TrainingState(drawn=dataset.drawn, preprocessing=preprocessing_of(dataset).content())
+        normalised = preprocessing_of(dataset).content()
+        state = TrainingState(drawn=dataset.drawn, train_images=len(dataset.train), preprocessing=normalised)
         if resume:
             state = _resume(training)
         if write_events is not None and state.history:
@@ -166,11 +167,23 @@ def _resume(training: Training) -> TrainingState:
     checkpoint = team.broadcast_object(newest_checkpoint(folder) if team.leads else {})
     state = load_checkpoint(checkpoint, training.net, training.method, folder, training.average)
     training.dataset.check_drawn(state.drawn, folder)
+    if team.leads:
+        _warn_of_other_images(training, state.train_images)
     if state.preprocessing is not None:
         training.dataset = normalised_as(training.dataset, Preprocessing.read(state.preprocessing), folder)
     if team.leads:
         state = roll_back(folder, state, training.judged, training.recipe.epochs)
     return state
+
+
+def _warn_of_other_images(training: Training, then: int | None) -> None:
+    """Warn where a run goes on with another number of training images than `then`, or may go on with other ones."""
+    folder, recipe, now = training.checkpointer.folder, training.recipe, len(training.dataset.train)
+    if then is None and recipe.train_images is not None:
+        may = f"train_images={recipe.train_images} may have been others than those it goes on with"
+        warnings.warn(f"{folder} was begun by an earlier version: its {may}", stacklevel=4)
+    elif then not in (None, now):
+        warnings.warn(f"{folder} was begun with {then:,} training images, and goes on with {now:,}", stacklevel=4)
 
 
 def fit_on(recipe: Recipe, folder: Path, watch: Callable[[Progress], object] | None = None) -> Run:

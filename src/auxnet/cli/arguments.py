@@ -136,22 +136,28 @@ def parse_with_recipe(options: type[WithRecipe], words: list[str]) -> WithRecipe
 def parse_over(options: type[WithRecipe], words: list[str], recipe: Recipe, source: str, **others: Any) -> WithRecipe:
     """Such options, their defaults a recipe and `others`: flags win over what the source of the recipe says.
 
-    What excludes a flag goes back to the default of its own, and a warning says so. Raises ValueError.
+    What excludes a flag, be it of the default's value, goes back to the default of its own, and a warning says so.
+    Raises ValueError.
     """
     parsed, given = parse(options, words, options.default(recipe, **others)), _given(words)
-    usual, values = vars(Recipe()), parsed.values
+    usual, values, counted = vars(Recipe()), parsed.values, set(given)
     while True:
         try:
-            return replace(parsed, **_sections(Recipe(**values)))
+            made = Recipe(**values)
+            made.check_together(counted)
+            return replace(parsed, **_sections(made))
         except ExclusionError as error:
             left_out = [name for name in error.names if name not in given and values[name] != usual[name]]
+            if not left_out and values[error.names[0]] == usual[error.names[0]]:
+                counted.discard(error.names[0])  # of two flags that exclude each other, as without a file
+                continue
             if not left_out:
                 raise
             [name], [other] = left_out, set(error.names) - set(left_out)
             flag = f"--{other.replace('_', '-')} " if other in given else f"{other}="
             beside = f"{flag}{words_of(values[other])}"
-            said = f"{source}'s {name}={words_of(values[name])} does not go with {beside}: left out"
-            warnings.warn(said, stacklevel=2)
+            message = f"{source}'s {name}={words_of(values[name])} does not go with {beside}: left out"
+            warnings.warn(message, stacklevel=2)
             values[name] = usual[name]
 
 
@@ -163,13 +169,13 @@ def _given(words: list[str]) -> set[str]:
 
 def value_of(flag: str, words: list[str]) -> str | None:
     """The word after a flag, for what must be known before all is parsed; of several the last, as tyro takes it."""
-    found = None
+    value = None
     for word, following in pairwise([*words, ""]):
         if word == flag and following:
-            found = following
+            value = following
         elif word.startswith(f"{flag}="):
-            found = word.removeprefix(f"{flag}=")
-    return found
+            value = word.removeprefix(f"{flag}=")
+    return value
 
 
 def _one_line(box: str) -> str:

@@ -75,7 +75,7 @@ def study(words: list[str]) -> int:
         from auxnet.processes import check_count
         from auxnet.studies.checking import check_claims, check_variants
         from auxnet.studies.ledger import findings_of
-        from auxnet.studies.running import check_data, train, under_way
+        from auxnet.studies.running import check_data, is_done, train, under_way
         from auxnet.studies.study_page import check_folder, write_findings
         from auxnet.studies.supervising import diagnose, draw
         from auxnet.studies.verdicts import too_few_seeds
@@ -87,7 +87,7 @@ def study(words: list[str]) -> int:
         if not options.show:
             check_variants(made, where)
     trials = list(made.trials(where))
-    check_data(options.out, trials)
+    check_data(options.out, [trial for trial in trials if is_done(options.out, trial) or not options.show])
     if few := too_few_seeds(made):
         screen.print_line(console, f"note: {few}")
     if not options.show:

@@ -139,12 +139,12 @@ def _replaced(recipe: Recipe, out: Path) -> str | None:
         old, new = located(read_run_recipe(out)), located(recipe)
     except (ValueError, OSError, RuntimeError):  # no run, or none that can be read
         return None
-    said = vars(old).items()
-    differ = [f"{name}={words_of(value)}" for name, value in said if name not in WHERE and value != vars(new)[name]]
-    if not differ:
-        return None
-    first = ", ".join(differ[:4]) + (", ..." if len(differ) > 4 else "")
-    return f"replaces a run that had {first}; --config {out / 'recipe.yaml'} takes over its recipe"
+    differ = [
+        f"{name}={words_of(value)}"
+        for name, value in vars(old).items()
+        if name not in WHERE and value != vars(new)[name]
+    ]
+    return f"replaces a run that had {', '.join(differ)}" if differ else None
 
 
 def _unused_folder(recipe: Recipe) -> Path:

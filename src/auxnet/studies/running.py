@@ -16,11 +16,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from auxnet.build import load_data
+from auxnet.documents import parsing, read_json
 from auxnet.epochs import Progress
 from auxnet.errors import DivergedError, one_line
 from auxnet.files import whole
 from auxnet.processes import work_together
-from auxnet.recipe import read_run_recipe
+from auxnet.recipe import Recipe, read_run_recipe
 from auxnet.rundir import located, read_metrics
 from auxnet.studies.spec import Trial
 from auxnet.train import fit_on
@@ -57,20 +59,35 @@ def left_of(out: Path, trials: Sequence[Trial]) -> list[Trial]:
 
 
 def check_data(out: Path, trials: Sequence[Trial]) -> None:
-    """Raise ValueError for a trial in `out` that was trained on another folder of images than the one asked for now.
+    """Raise ValueError for a trial in `out` that was trained on other images than those of the folder asked for now.
 
-    A trial is named by its data as they are written, which elsewhere may be another folder. (In a project that moved
-    one of the two is not there, and they are taken to be the same.)
+    A trial is named by its data as they are written, which elsewhere may be another folder. In a project that moved
+    one of the two is not there, and they are taken to be the same; in one that was copied they are compared, once.
+    (A trial that is not finished cannot go on in another folder.)
     """
+    alike: dict[tuple[str, str], bool] = {}
     for trial in trials:
         folder, now = folder_of(out, trial), located(trial.recipe).data
         if Path(now).exists() and (folder / "recipe.yaml").is_file():
             then = located(read_run_recipe(folder)).data
             if then != now and Path(then).exists():
+                if is_done(out, trial) and (then, now) not in alike:
+                    alike[then, now] = _was_trained_on(trial.recipe, folder)
+                if is_done(out, trial) and alike[then, now]:
+                    continue
                 raise ValueError(
                     f"{folder} was trained on {then}, and {trial.recipe.data} is {now} here: give another --out, or "
                     "write the data's whole path in the study"
                 )
+
+
+def _was_trained_on(recipe: Recipe, run: Path) -> bool:
+    """Whether the images of a recipe are those of a finished run: so many, and the same to be judged by."""
+    with parsing(f"{run / 'summary.json'} is damaged: it does not say on what data"):
+        then = dict(read_json(run / "summary.json")["data"])
+    data = load_data(recipe)
+    now = {"train": len(data.train), "val_sha256": data.val_sha256(), "test_sha256": data.test_sha256()}
+    return now.items() <= then.items()
 
 
 def under_way(out: Path, trials: Sequence[Trial]) -> Iterator[str]:
