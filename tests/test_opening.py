@@ -1,6 +1,7 @@
 """A run is opened with the data that it was trained on, or not at all."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 import auxnet
 from auxnet.build import load_data
+from auxnet.checkpoint import load_state, save_state
 from auxnet.cli import main
 from auxnet.opening import data_of, opened
 from auxnet.recipe import Recipe, read_recipe
@@ -222,6 +224,30 @@ def test_a_run_goes_on_with_the_normalisation_that_it_was_begun_with(apart, tmp_
     auxnet.fit(apart, tmp_path / "run", resume=True)
     kept = json.loads((tmp_path / "run" / "config.json").read_text())["preprocessing"]
     assert (tuple(kept["mean"]), tuple(kept["std"])) == (begun_with.mean, begun_with.std)
+
+
+def test_a_run_goes_on_with_the_very_classes_that_it_was_begun_with_or_says_which_are_others(apart, tmp_path):
+    def stop(progress):
+        if progress.done and progress.epoch == 1:
+            raise KeyboardInterrupt
+
+    run, pictures = tmp_path / "run", tmp_path / "pics"
+    with pytest.raises(KeyboardInterrupt):
+        auxnet.fit(apart, run, watch=stop)
+    for split in ("train", "val", "test"):
+        (pictures / split / "cat").rename(pictures / split / "eel")  # as many, and nothing that was drawn is another
+    with pytest.raises(RuntimeError, match=r"trained on 2 classes, and its data hold 2, without 'cat', with 'eel'$"):
+        auxnet.fit(apart, run, resume=True)
+    for split in ("train", "val", "test"):
+        shutil.copytree(pictures / split / "eel", pictures / split / "cat")
+    with pytest.raises(RuntimeError, match=r"trained on 2 classes, and its data hold 3, with 'eel'$"):
+        auxnet.fit(apart, run, resume=True)
+    newest = max((run / "checkpoints").glob("*.ckpt"))
+    state = load_state(newest)
+    del state["standing"]["classes"]  # as earlier versions wrote them
+    save_state(newest, state)
+    with pytest.raises(RuntimeError, match=r"does not fit the recipe: Error.* for AuxNet: size mismatch for heads"):
+        auxnet.fit(apart, run, resume=True)
 
 
 @pytest.mark.parametrize("judging", [True, False])

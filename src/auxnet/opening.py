@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,13 +77,7 @@ def data_of(run: RunDir, recipe: Recipe, judging: bool = True) -> DataSet:
         raise RuntimeError(f"{Path(run) / 'config.json'} is damaged: it names no classes")
     with parsing(f"{Path(run) / 'config.json'} is damaged: its preprocessing cannot be read"):
         seen = Preprocessing.read(config["preprocessing"])
-    if list(dataset.classes) != trained_on:
-        gone = [f"without {name!r}" for name in trained_on if name not in dataset.classes]
-        new = [f"with {name!r}" for name in dataset.classes if name not in trained_on]
-        how = ", ".join([*gone[:1], *new[:1]]) or "in another order"
-        raise RuntimeError(
-            f"{run} was trained on {len(trained_on)} classes, and its data hold {len(dataset.classes)}, {how}"
-        )
+    check_classes(dataset, trained_on, run)
     normalised = normalised_as(dataset, seen, run)
     if judging and (Path(run) / "summary.json").is_file():
         with parsing(f"{Path(run) / 'summary.json'} is damaged: it does not say on what data"):
@@ -104,6 +98,17 @@ def changed_since(dataset: DataSet, about: Mapping[str, Any]) -> str | None:
     if not others:
         return None
     return f"its {' and '.join(others)} images have changed since it was trained, and errors are of those there are now"
+
+
+def check_classes(dataset: DataSet, trained_on: Sequence[str], run: RunDir) -> None:
+    """Raise RuntimeError if the classes of a data set are not the very ones, in their order, of a run's training."""
+    if list(dataset.classes) != list(trained_on):
+        gone = [f"without {name!r}" for name in trained_on if name not in dataset.classes]
+        new = [f"with {name!r}" for name in dataset.classes if name not in trained_on]
+        how = ", ".join([*gone[:1], *new[:1]]) or "in another order"
+        raise RuntimeError(
+            f"{run} was trained on {len(trained_on)} classes, and its data hold {len(dataset.classes)}, {how}"
+        )
 
 
 def preprocessing_of(dataset: DataSet) -> Preprocessing:

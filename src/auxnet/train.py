@@ -36,7 +36,7 @@ from auxnet.evaluation import evaluate
 from auxnet.files import write_json
 from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
-from auxnet.opening import normalised_as, preprocessing_of
+from auxnet.opening import check_classes, normalised_as, preprocessing_of
 from auxnet.plan import optimizer_doubts
 from auxnet.preprocessing import Preprocessing
 from auxnet.provenance import provenance
@@ -126,7 +126,7 @@ def fit(
             watch=watch or (lambda progress: None),
             write_events=write_events,
         )
-        state = TrainingState(drawn=dataset.drawn, preprocessing=preprocessing_of(dataset).content())
+        state = _beginning(dataset)
         if resume:
             state = _resume(training)
         if write_events is not None and state.history:
@@ -157,6 +157,12 @@ def _prepare(recipe: Recipe, team: Team, resume: bool) -> tuple[DataSet, AuxNet,
     return dataset, net, method
 
 
+def _beginning(dataset: DataSet) -> TrainingState:
+    """The state of a training that begins."""
+    preprocessing = preprocessing_of(dataset).content()
+    return TrainingState(drawn=dataset.drawn, preprocessing=preprocessing, classes=tuple(dataset.classes))
+
+
 def _resume(training: Training) -> TrainingState:
     """Take a training, and its run directory, back to the newest checkpoint.
 
@@ -164,6 +170,9 @@ def _resume(training: Training) -> TrainingState:
     """
     team, folder = training.team, training.checkpointer.folder
     checkpoint = team.broadcast_object(newest_checkpoint(folder) if team.leads else {})
+    known = checkpoint.get("standing", {})
+    if known.get("classes") is not None:  # or the net would be found not to fit, or worse, to fit
+        check_classes(training.dataset, known["classes"], folder)
     state = load_checkpoint(checkpoint, training.net, training.method, folder, training.average)
     training.dataset.check_drawn(state.drawn, folder)
     if state.preprocessing is not None:
