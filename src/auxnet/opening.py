@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from auxnet.backbones.weights import run_of
 from auxnet.batches import Batches
 from auxnet.build import evaluation_batches, load_data
 from auxnet.checkpoint import load_net, read_config
@@ -31,6 +32,8 @@ class Opened:
     """in evaluation mode"""
     dataset: DataSet
     device: torch.device
+    seen: str | None = None
+    """why it may have been trained on images that judge it (`seen_before`); None where nothing says so"""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -61,7 +64,8 @@ def opened(
     )
     with threads_set(recipe.threads):
         net, place = load_net(run), device_of(recipe)
-        yield Opened(recipe, to_device(net, place), data_of(run, recipe), place)
+        dataset = data_of(run, recipe)
+        yield Opened(recipe, to_device(net, place), dataset, place, seen_before(_about(run)))
 
 
 def data_of(run: RunDir, recipe: Recipe, judging: bool = True) -> DataSet:
@@ -69,7 +73,8 @@ def data_of(run: RunDir, recipe: Recipe, judging: bool = True) -> DataSet:
 
     Raises as `load_data` does, and RuntimeError if they have other classes, channels or sizes by now, or if other
     images are drawn from them for validation and test than in training (which is no matter where they are not used
-    for `judging`). Warns if the data bring validation or test images of their own that are others by now.
+    for `judging`). Warns if the data bring validation or test images of their own that are others by now, or if
+    the run may have been trained on them (`seen_before`).
     """
     dataset, config = load_data(recipe), read_config(Path(run))
     trained_on = config.get("classes")
@@ -79,13 +84,23 @@ def data_of(run: RunDir, recipe: Recipe, judging: bool = True) -> DataSet:
         seen = Preprocessing.read(config["preprocessing"])
     check_classes(dataset, trained_on, run)
     normalised = normalised_as(dataset, seen, run)
-    if judging and (Path(run) / "summary.json").is_file():
-        with parsing(f"{Path(run) / 'summary.json'} is damaged: it does not say on what data"):
-            about = read_json(Path(run) / "summary.json")["data"]
-            dataset.check_drawn(about.get("drawn"), run)
+    if judging:
+        about = _about(run)
+        dataset.check_drawn(about.get("drawn"), run)
         if changed := changed_since(dataset, about):
             warnings.warn(f"{run}: {changed}", stacklevel=2)
+        if doubt := seen_before(about):
+            warnings.warn(f"{run}: {doubt}", stacklevel=2)
     return normalised
+
+
+def _about(run: RunDir) -> dict[str, Any]:
+    """What the summary of a run says under "data"; {} without a summary. Raises RuntimeError if it is damaged."""
+    path = Path(run) / "summary.json"
+    if not path.is_file():
+        return {}
+    with parsing(f"{path} is damaged: it does not say on what data"):
+        return dict(read_json(path)["data"])
 
 
 def changed_since(dataset: DataSet, about: Mapping[str, Any]) -> str | None:
@@ -98,6 +113,36 @@ def changed_since(dataset: DataSet, about: Mapping[str, Any]) -> str | None:
     if not others:
         return None
     return f"its {' and '.join(others)} images have changed since it was trained, and errors are of those there are now"
+
+
+def may_be_seen_by(dataset: DataSet, pretrained: str) -> str | None:
+    """The name of the run that weights are of, if it may have been trained on images that are to judge a new one.
+
+    It may where classes are shared and the images that judged it are not the very same (or not of the same size); and
+    where it began itself with such a run, which is then the one that is named. None where the weights are no run's.
+    """
+    run = run_of(pretrained)
+    try:
+        about, classes = read_json(run / "summary.json")["data"], read_json(run / "config.json")["classes"]
+        if not {*classes} & {*dataset.classes}:
+            return None
+        then = [about.get(key) for key in ("drawn", "val_sha256", "test_sha256")]
+        if then == [dataset.drawn, dataset.val_sha256(), dataset.test_sha256()]:
+            inherited: str | None = about.get("may_be_seen_by")
+            return inherited
+    except (OSError, RuntimeError, AttributeError, KeyError, TypeError, ValueError):  # not a finished run's
+        return None
+    return run.resolve().name
+
+
+def seen_before(about: Mapping[str, Any]) -> str | None:
+    """In words, that images which judge a run may have been trained on, as its summary says under "data"; or None."""
+    if about.get("may_be_seen_by") is None:
+        return None
+    return (
+        f"its validation and test images may be among those that {about['may_be_seen_by']}, whose weights it began "
+        "with, was trained on, and errors may come out too low"
+    )
 
 
 def check_classes(dataset: DataSet, trained_on: Sequence[str], run: RunDir) -> None:
