@@ -1,6 +1,8 @@
 """A run is opened with the data that it was trained on, or not at all."""
 
 import json
+import shutil
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +12,9 @@ from PIL import Image
 
 import auxnet
 from auxnet.build import load_data
+from auxnet.checkpoint import load_state, save_state
 from auxnet.cli import main
-from auxnet.opening import data_of, opened
+from auxnet.opening import data_of, may_be_seen_by, opened
 from auxnet.recipe import Recipe, read_recipe
 from writers import CIFAR10, folder_of, tiny, write_folders, write_parquet
 
@@ -222,6 +225,79 @@ def test_a_run_goes_on_with_the_normalisation_that_it_was_begun_with(apart, tmp_
     auxnet.fit(apart, tmp_path / "run", resume=True)
     kept = json.loads((tmp_path / "run" / "config.json").read_text())["preprocessing"]
     assert (tuple(kept["mean"]), tuple(kept["std"])) == (begun_with.mean, begun_with.std)
+
+
+def test_a_run_goes_on_with_the_very_classes_that_it_was_begun_with_or_says_which_are_others(apart, tmp_path):
+    def stop(progress):
+        if progress.done and progress.epoch == 1:
+            raise KeyboardInterrupt
+
+    run, pictures = tmp_path / "run", tmp_path / "pics"
+    with pytest.raises(KeyboardInterrupt):
+        auxnet.fit(apart, run, watch=stop)
+    for split in ("train", "val", "test"):
+        (pictures / split / "cat").rename(pictures / split / "eel")  # as many, and nothing that was drawn is another
+    with pytest.raises(RuntimeError, match=r"trained on 2 classes, and its data hold 2, without 'cat', with 'eel'$"):
+        auxnet.fit(apart, run, resume=True)
+    for split in ("train", "val", "test"):
+        shutil.copytree(pictures / split / "eel", pictures / split / "cat")
+    with pytest.raises(RuntimeError, match=r"trained on 2 classes, and its data hold 3, with 'eel'$"):
+        auxnet.fit(apart, run, resume=True)
+    newest = max((run / "checkpoints").glob("*.ckpt"))
+    state = load_state(newest)
+    del state["standing"]["classes"]  # as earlier versions wrote them
+    save_state(newest, state)
+    with pytest.raises(RuntimeError, match=r"does not fit the recipe: Error.* for AuxNet: size mismatch for heads"):
+        auxnet.fit(apart, run, resume=True)
+
+
+@pytest.mark.filterwarnings("ignore:validation and test images")
+def test_a_run_that_began_with_one_that_may_have_seen_its_images_says_so_wherever_it_is_judged(tmp_path, capsys):
+    images, labels = tiny(40, 2, size=8)
+    write_folders(tmp_path / "pics", images, labels, ["cat", "dog"])
+    recipe = Recipe(data=str(tmp_path / "pics"), depth=8, outputs=2, epochs=1, batch_size=16, threads=1, device="cpu")
+    auxnet.fit(recipe, tmp_path / "a")
+    with warnings.catch_warnings():  # of the very same images, a is judged as b is
+        warnings.filterwarnings("error", "validation and test")
+        same = auxnet.fit(replace(recipe, pretrained=str(tmp_path / "a")), tmp_path / "same")
+    assert "may_be_seen_by" not in same.summary["data"]
+    Image.fromarray(images[0]).save(tmp_path / "pics" / "cat" / "one-more.png")
+    grown = replace(recipe, epochs=2, pretrained=str(tmp_path / "a" / "checkpoints" / "best.safetensors"))
+    run = tmp_path / "b"
+
+    def stop(progress):
+        if progress.done:
+            raise KeyboardInterrupt
+
+    with (
+        pytest.warns(UserWarning, match="may be among those that a, .* Keep train/, val/ and test/ folders apart"),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        auxnet.fit(grown, run, watch=stop)
+    shutil.rmtree(tmp_path / "a")
+    assert auxnet.fit(grown, run, resume=True).summary["data"]["may_be_seen_by"] == "a"
+    heir = auxnet.fit(replace(grown, pretrained=str(run)), tmp_path / "c")  # of the same images as b
+    assert heir.summary["data"]["may_be_seen_by"] == "a"
+    words = "its validation and test images may be among those that a, whose weights it began with, was trained on"
+    for command in ("select", "evaluate", "report"):
+        capsys.readouterr()
+        assert main([command, str(run)]) == 0
+        assert f"auxnet: warning: {run}: {words}" in (said := capsys.readouterr()).err
+        if command == "select":
+            assert "no choice has seen" not in said.out
+            assert "some of which it may have been trained on" in " ".join(said.out.split())
+    assert words in (run / "report.html").read_text()
+
+
+def test_weights_of_a_run_of_other_classes_or_of_images_kept_apart_cast_no_doubt(apart, tmp_path):
+    auxnet.fit(apart, tmp_path / "a")
+    add(apart, np.full((8, 8), 255, np.uint8))
+    dataset = load_data(apart)
+    assert may_be_seen_by(dataset, str(tmp_path / "a")) is None
+    other = replace(dataset, test_sha256=lambda: "other")
+    assert may_be_seen_by(other, str(tmp_path / "a")) == "a"
+    assert may_be_seen_by(replace(other, classes=("eel", "fox")), str(tmp_path / "a")) is None
+    assert may_be_seen_by(other, str(tmp_path)) is None
 
 
 @pytest.mark.parametrize("judging", [True, False])

@@ -11,8 +11,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 import auxnet
+from auxnet.build import load_data, net_of
 from auxnet.recipe import Recipe, read_recipe
 from auxnet.tensors import read_tensors
+from writers import folder_of
 
 
 def backbone(classes=3):
@@ -151,3 +153,27 @@ def test_another_network_does_not_fit_and_nothing_is_begun(tmp_path):
 def test_a_checksum_among_the_metadata_of_others_is_not_taken_for_that_of_the_tensors(tmp_path):
     save_file({"x": torch.ones(2)}, tmp_path / "w.safetensors", {"sha256": "of the training data"})
     assert torch.equal(read_tensors(tmp_path / "w.safetensors")["x"], torch.ones(2))
+
+
+@pytest.mark.parametrize("weights", ["", "checkpoints/best.safetensors"])
+def test_as_many_classes_of_other_names_or_in_another_order_have_last_layers_of_their_own(weights, tmp_path):
+    recipe = Recipe(data=str(folder_of(tmp_path)), depth=8, outputs=2, epochs=1, threads=1, device="cpu", batch_size=20)
+    first = auxnet.fit(recipe, tmp_path / "a").net.state_dict()
+    tuned = replace(recipe, pretrained=str(tmp_path / "a" / weights))
+    dataset = load_data(recipe)
+    taken = net_of(tuned, dataset).state_dict()
+    assert all(map(torch.equal, taken.values(), first.values()))
+    last = {f"heads.{k}.fc.{what}" for k in (0, 1) for what in ("weight", "bias")}
+    for classes, told in ((("b", "a", "c"), "class 1 is 'a' in .*, and 'b' in"), (("a", "b", "x"), "class 3 is 'c'")):
+        with pytest.warns(UserWarning, match=f"{told}.*: the last layers of all outputs begin anew"):
+            taken = net_of(tuned, replace(dataset, classes=classes)).state_dict()
+        assert {name for name in taken if not torch.equal(taken[name], first[name])} == last
+
+
+def test_one_output_of_a_run_is_not_the_run_to_train_on_from(tmp_path):
+    recipe = Recipe(depth=8, outputs=2, epochs=1, batch_size=256, threads=1, device="cpu")
+    run = auxnet.fit(recipe, tmp_path / "a")
+    auxnet.export(run, 1, "safetensors", tmp_path / "one")
+    for weights in (tmp_path / "one", tmp_path / "one" / "model.safetensors"):
+        with pytest.raises(ValueError, match=r"one.* is one output of a run: pretrained needs the run itself$"):
+            auxnet.fit(replace(recipe, pretrained=str(weights)), tmp_path / "b")

@@ -232,7 +232,7 @@ def _resnet_options(recipe: Recipe, num_classes: int, in_channels: int) -> dict[
 
 def net_of(recipe: Recipe, dataset: data.DataSet) -> AuxNet:
     """The net of a recipe, its weights random but for those that are pretrained."""
-    return net_from(network_options(recipe, dataset), recipe.pretrained)
+    return net_from(network_options(recipe, dataset), recipe.pretrained, dataset.classes)
 
 
 def _check_size(recipe: Recipe, dataset: data.DataSet) -> None:

@@ -9,8 +9,14 @@ def one_line(error: object) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of its text, or its kind where it has none: for those of libraries, which go on for pages."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    """The first line of its text, or its kind where it has none: for those of libraries, which go on for pages.
+
+    (With the next one, where it ends in a colon.)
+    """
+    line, *more = str(error).strip().splitlines() or [type(error).__name__]
+    if line.endswith(":") and more:
+        line = f"{line} {more[0].strip()}"
+    return line.rstrip(".")
 
 
 class ExclusionError(ValueError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from auxnet.backbones.weights import run_of
 from auxnet.batches import Batches
 from auxnet.build import evaluation_batches, load_data
 from auxnet.checkpoint import load_net, read_config
@@ -31,6 +32,8 @@ class Opened:
     """in evaluation mode"""
     dataset: DataSet
     device: torch.device
+    seen: str | None = None
+    """why it may have been trained on images that judge it (`seen_before`); None where nothing says so"""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -61,7 +64,8 @@ def opened(
     )
     with threads_set(recipe.threads):
         net, place = load_net(run), device_of(recipe)
-        yield Opened(recipe, to_device(net, place), data_of(run, recipe), place)
+        dataset = data_of(run, recipe)
+        yield Opened(recipe, to_device(net, place), dataset, place, seen_before(_about(run)))
 
 
 def data_of(run: RunDir, recipe: Recipe, judging: bool = True) -> DataSet:
@@ -69,7 +73,8 @@ def data_of(run: RunDir, recipe: Recipe, judging: bool = True) -> DataSet:
 
     Raises as `load_data` does, and RuntimeError if they have other classes, channels or sizes by now, or if other
     images are drawn from them for validation and test than in training (which is no matter where they are not used
-    for `judging`). Warns if the data bring validation or test images of their own that are others by now.
+    for `judging`). Warns if the data bring validation or test images of their own that are others by now, or if
+    the run may have been trained on them (`seen_before`).
     """
     dataset, config = load_data(recipe), read_config(Path(run))
     trained_on = config.get("classes")
@@ -77,21 +82,25 @@ def data_of(run: RunDir, recipe: Recipe, judging: bool = True) -> DataSet:
         raise RuntimeError(f"{Path(run) / 'config.json'} is damaged: it names no classes")
     with parsing(f"{Path(run) / 'config.json'} is damaged: its preprocessing cannot be read"):
         seen = Preprocessing.read(config["preprocessing"])
-    if list(dataset.classes) != trained_on:
-        gone = [f"without {name!r}" for name in trained_on if name not in dataset.classes]
-        new = [f"with {name!r}" for name in dataset.classes if name not in trained_on]
-        how = ", ".join([*gone[:1], *new[:1]]) or "in another order"
-        raise RuntimeError(
-            f"{run} was trained on {len(trained_on)} classes, and its data hold {len(dataset.classes)}, {how}"
-        )
+    check_classes(dataset, trained_on, run)
     normalised = normalised_as(dataset, seen, run)
-    if judging and (Path(run) / "summary.json").is_file():
-        with parsing(f"{Path(run) / 'summary.json'} is damaged: it does not say on what data"):
-            about = read_json(Path(run) / "summary.json")["data"]
-            dataset.check_drawn(about.get("drawn"), run)
+    if judging:
+        about = _about(run)
+        dataset.check_drawn(about.get("drawn"), run)
         if changed := changed_since(dataset, about):
             warnings.warn(f"{run}: {changed}", stacklevel=2)
+        if doubt := seen_before(about):
+            warnings.warn(f"{run}: {doubt}", stacklevel=2)
     return normalised
+
+
+def _about(run: RunDir) -> dict[str, Any]:
+    """What the summary of a run says under "data"; {} without a summary. Raises RuntimeError if it is damaged."""
+    path = Path(run) / "summary.json"
+    if not path.is_file():
+        return {}
+    with parsing(f"{path} is damaged: it does not say on what data"):
+        return dict(read_json(path)["data"])
 
 
 def changed_since(dataset: DataSet, about: Mapping[str, Any]) -> str | None:
@@ -104,6 +113,47 @@ def changed_since(dataset: DataSet, about: Mapping[str, Any]) -> str | None:
     if not others:
         return None
     return f"its {' and '.join(others)} images have changed since it was trained, and errors are of those there are now"
+
+
+def may_be_seen_by(dataset: DataSet, pretrained: str) -> str | None:
+    """The name of the run that weights are of, if it may have been trained on images that are to judge a new one.
+
+    It may where classes are shared and the images that judged it are not the very same (or not of the same size); and
+    where it began itself with such a run, which is then the one that is named. None where the weights are no run's.
+    """
+    run = run_of(pretrained)
+    try:
+        about, classes = read_json(run / "summary.json")["data"], read_json(run / "config.json")["classes"]
+        if not {*classes} & {*dataset.classes}:
+            return None
+        then = [about.get(key) for key in ("drawn", "val_sha256", "test_sha256")]
+        if then == [dataset.drawn, dataset.val_sha256(), dataset.test_sha256()]:
+            inherited: str | None = about.get("may_be_seen_by")
+            return inherited
+    except (OSError, RuntimeError, AttributeError, KeyError, TypeError, ValueError):  # not a finished run's
+        return None
+    return run.resolve().name
+
+
+def seen_before(about: Mapping[str, Any]) -> str | None:
+    """In words, that images which judge a run may have been trained on, as its summary says under "data"; or None."""
+    if about.get("may_be_seen_by") is None:
+        return None
+    return (
+        f"its validation and test images may be among those that {about['may_be_seen_by']}, whose weights it began "
+        "with, was trained on, and errors may come out too low"
+    )
+
+
+def check_classes(dataset: DataSet, trained_on: Sequence[str], run: RunDir) -> None:
+    """Raise RuntimeError if the classes of a data set are not the very ones, in their order, of a run's training."""
+    if list(dataset.classes) != list(trained_on):
+        gone = [f"without {name!r}" for name in trained_on if name not in dataset.classes]
+        new = [f"with {name!r}" for name in dataset.classes if name not in trained_on]
+        how = ", ".join([*gone[:1], *new[:1]]) or "in another order"
+        raise RuntimeError(
+            f"{run} was trained on {len(trained_on)} classes, and its data hold {len(dataset.classes)}, {how}"
+        )
 
 
 def preprocessing_of(dataset: DataSet) -> Preprocessing:

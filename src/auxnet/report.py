@@ -19,7 +19,7 @@ from auxnet.evaluation import COSTS
 from auxnet.examining import examine, time_of
 from auxnet.files import whole
 from auxnet.machine import device_of
-from auxnet.opening import changed_since, data_of
+from auxnet.opening import changed_since, data_of, seen_before
 from auxnet.page_frame import check_ours, check_runs, names_of
 from auxnet.recipe import method_name, network_name, read_run_recipe
 from auxnet.scores import wilson
@@ -100,7 +100,7 @@ def gather(
             "method": method_name(recipe),
             "seed": recipe.seed,
             "select": command("select", run, *flags),
-            **dict.fromkeys(("exits", "calibration", "confusion", "gallery", "missing", "measured", "changed")),
+            **dict.fromkeys(("exits", "calibration", "confusion", "gallery", "missing", "measured", "changed", "seen")),
         }
         rows = whole_epochs(rundir.read_metrics(run))
         facts |= {"curves": curves(rows)}
@@ -128,6 +128,7 @@ def saved(run: Path) -> dict[str, Any]:
         "finished": True,
         "classes": [str(each) for each in config["classes"]],
         "outputs": outputs,
+        "seen": seen_before(summary["data"]),
         **{key: summary[key] for key in ("epochs", "data", "wall_seconds", "versions", "commit", "device")},
         **_chosen_by_rows(outputs, summary["data"].get("guessing")),
     }

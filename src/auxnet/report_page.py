@@ -124,7 +124,7 @@ _COSTS = (("params", "parameters"), ("macs", "multiply-adds"))
 def notes(runs: Sequence[Run]) -> list[str]:
     """What a reader must know before trusting the figures."""
     notes = [f"{run['name']}: some figures are missing, as {run['missing']}." for run in runs if run["missing"]]
-    notes += [f"{run['name']}: {run['changed']}." for run in runs if run["changed"]]
+    notes += [f"{run['name']}: {run[key]}." for key in ("changed", "seen") for run in runs if run[key]]
     notes += [f"{run['name']}: {few}." for run in runs if run["finished"] and (few := too_few(run["data"]["val"]))]
     if len({Path(run["data"]["name"]) for run in runs}) > 1:  # a folder is the same with a slash behind it
         notes.append("These runs are of different data sets: their errors cannot be compared.")

@@ -46,6 +46,10 @@ class TrainingState:
     """how many there were when it began; None in runs of earlier versions"""
     preprocessing: dict[str, list[Any]] | None = None
     """`Preprocessing.content()`, which stays as it was at the beginning; None in runs of earlier versions"""
+    classes: tuple[str, ...] | None = None
+    """`DataSet.classes`; None in runs of earlier versions"""
+    may_be_seen_by: str | None = None
+    """the run that its pretrained weights are of, where that may have been trained on images that judge this one"""
 
     def within(self, step: int, losses: Iterable[float], seconds: float) -> TrainingState:
         """The state in the middle of an epoch, `seconds` after this one."""

@@ -36,7 +36,7 @@ from auxnet.evaluation import evaluate
 from auxnet.files import write_json
 from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
-from auxnet.opening import normalised_as, preprocessing_of
+from auxnet.opening import check_classes, may_be_seen_by, normalised_as, preprocessing_of
 from auxnet.plan import optimizer_doubts
 from auxnet.preprocessing import Preprocessing
 from auxnet.provenance import provenance
@@ -126,10 +126,7 @@ def fit(
             watch=watch or (lambda progress: None),
             write_events=write_events,
         )
-        normalised = preprocessing_of(dataset).content()
-        state = TrainingState(drawn=dataset.drawn, train_images=len(dataset.train), preprocessing=normalised)
-        if resume:
-            state = _resume(training)
+        state = _resume(training) if resume else _beginning(training)
         if write_events is not None and state.history:
             write_events(state.history)
         state = run_epochs(training, state)
@@ -158,6 +155,26 @@ def _prepare(recipe: Recipe, team: Team, resume: bool) -> tuple[DataSet, AuxNet,
     return dataset, net, method
 
 
+def _beginning(training: Training) -> TrainingState:
+    """The state of a training that begins, with a warning if images that judge it may have been trained on before."""
+    dataset, pretrained = training.dataset, training.recipe.pretrained
+    base = None if pretrained is None else may_be_seen_by(dataset, pretrained)
+    if base is not None and training.team.leads:
+        warnings.warn(
+            f"validation and test images of this run may be among those that {base}, whose weights it begins with, was "
+            f"trained on, so errors may come out too low: they are not the images, or not of the size, that judged "
+            f"{base}. Keep train/, val/ and test/ folders apart, or train from the beginning",
+            stacklevel=3,
+        )
+    return TrainingState(
+        drawn=dataset.drawn,
+        train_images=len(dataset.train),
+        preprocessing=preprocessing_of(dataset).content(),
+        classes=tuple(dataset.classes),
+        may_be_seen_by=base,
+    )
+
+
 def _resume(training: Training) -> TrainingState:
     """Take a training, and its run directory, back to the newest checkpoint.
 
@@ -165,6 +182,9 @@ def _resume(training: Training) -> TrainingState:
     """
     team, folder = training.team, training.checkpointer.folder
     checkpoint = team.broadcast_object(newest_checkpoint(folder) if team.leads else {})
+    known = checkpoint.get("standing", {})
+    if known.get("classes") is not None:  # or the net would be found not to fit, or worse, to fit
+        check_classes(training.dataset, known["classes"], folder)
     state = load_checkpoint(checkpoint, training.net, training.method, folder, training.average)
     training.dataset.check_drawn(state.drawn, folder)
     if team.leads:
@@ -221,6 +241,8 @@ def _finish(training: Training, state: TrainingState) -> dict[str, Any]:
     images: dict[str, Any] = {part: len(getattr(dataset, part)) for part in ("train", "val", "test")}
     if dataset.left_out:
         images["left_out"] = list(dataset.left_out)
+    if state.may_be_seen_by is not None:
+        images["may_be_seen_by"] = state.may_be_seen_by
     summary = {
         "epochs": {"last": state.epoch, "best": state.best_epoch},
         **tables(folder, dataset, device, same=state.best_epoch == state.epoch),

@@ -7,7 +7,8 @@ down, and never searched for again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from auxnet.backbones.attaching import attach
 from auxnet.backbones.cuts import even_cuts
 from auxnet.backbones.named import build_backbone
-from auxnet.backbones.weights import load_pretrained, of_a_run
+from auxnet.backbones.weights import load_pretrained, of_a_run, run_of
 from auxnet.documents import read_json
 from auxnet.network import AuxNet
 from auxnet.residual import resnet
@@ -25,39 +26,65 @@ from auxnet.residual import resnet
 LARGEST = 4096  # pixels a side
 
 
-def net_from(options: Mapping[str, Any], pretrained: str | None = None) -> AuxNet:
+def net_from(options: Mapping[str, Any], pretrained: str | None = None, classes: Sequence[str] | None = None) -> AuxNet:
     """The net of such options, its weights random but for those that `pretrained` holds: a run's, or a backbone's.
 
+    Where that run's classes are not the very `classes` in their order, the last layers begin anew, with a warning.
     Raises ValueError for options that describe none, and what `build_backbone` and `load_pretrained` raise.
     """
     if options.get("alone") is not None:
         rest = {key: value for key, value in options.items() if key != "alone"}
-        return net_from(rest, pretrained).alone(options["alone"])
+        return net_from(rest, pretrained, classes).alone(options["alone"])
     if pretrained is not None and ("backbone" not in options or of_a_run(pretrained)):
-        net = net_from(options)
-        try:
-            load_pretrained(net, pretrained)
-        except ValueError as error:
-            raise ValueError(_unlike(options, Path(pretrained)) or str(error)) from None
-        return net
+        return _filled(net_from(options), options, pretrained, classes)
     if "backbone" not in options:
         return resnet(**options)
-    name, classes, channels = options["backbone"], options["num_classes"], options["in_channels"]
+    name, number, channels = options["backbone"], options["num_classes"], options["in_channels"]
     height, width = options["image_size"]
     if not (1 <= height <= LARGEST and 1 <= width <= LARGEST):
         raise ValueError(f"images must have 1..{LARGEST} pixels a side, got {height} x {width}")
-    backbone = build_backbone(name, classes, channels, pretrained)
+    backbone = build_backbone(name, number, channels, pretrained)
     try:
-        return attach(backbone, tuple(options["cuts"]), classes, example=torch.empty(1, channels, height, width))
+        return attach(backbone, tuple(options["cuts"]), number, example=torch.empty(1, channels, height, width))
     except ValueError as error:
         raise ValueError(f"backbone {name}: {error}") from None
 
 
-def _unlike(options: Mapping[str, Any], run: Path) -> str:
-    """In what the net of a run is described otherwise than by these options; "" where it does not say."""
+def _filled(net: AuxNet, options: Mapping[str, Any], pretrained: str, classes: Sequence[str] | None) -> AuxNet:
+    """The net of these options with the weights of a run."""
+    run = run_of(pretrained)
+    config = _config_of(run)
+    own = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     try:
-        theirs = dict(read_json(run / "config.json")["network"])
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError):
+        load_pretrained(net, pretrained)
+    except ValueError as error:
+        if config.get("output") is not None:
+            raise ValueError(f"{pretrained} is one output of a run: pretrained needs the run itself") from None
+        raise ValueError(_unlike(options, config, run) or str(error)) from None
+    theirs = config.get("classes")
+    if classes is not None and isinstance(theirs, list) and len(theirs) == len(classes) and theirs != list(classes):
+        more = net_from({**options, "num_classes": len(classes) + 1}).state_dict()  # other shapes in the last layers
+        last = {name: tensor for name, tensor in own.items() if tensor.shape != more[name].shape}
+        net.load_state_dict(last, strict=False)
+        first = next(n for n, (their, our) in enumerate(zip(theirs, classes, strict=True)) if their != our)
+        names = f"class {first + 1} is {theirs[first]!r} in {pretrained}, and {classes[first]!r} in the data"
+        warnings.warn(f"{names}: the last layers of all outputs begin anew", stacklevel=2)
+    return net
+
+
+def _config_of(run: Path) -> Mapping[str, Any]:
+    """The config.json of a run; {} where there is none to be read."""
+    try:
+        config = read_json(run / "config.json")
+    except (OSError, RuntimeError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _unlike(options: Mapping[str, Any], config: Mapping[str, Any], run: Path) -> str:
+    """In what the net of a run is described otherwise than by these options; "" where it does not say."""
+    theirs = config.get("network")
+    if not isinstance(theirs, dict):
         return ""
     ours = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
     names = [name for name in theirs | ours if name != "num_classes" and theirs.get(name) != ours.get(name)]

@@ -38,6 +38,14 @@ def of_a_run(path: Path | str) -> bool:
     return all(name.startswith(("segments.", "heads.")) for name in _read(Path(path)))
 
 
+def run_of(path: Path | str) -> Path:
+    """The folder of the run that weights are of, if they are of one: they lie in it, or in its checkpoints/."""
+    path = Path(path)
+    if path.is_dir():
+        return path
+    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+
+
 def load_pretrained(net: nn.Module, path: Path | str) -> None:
     """Fill a net with the weights and buffers of a .safetensors file, or of a .pt or .pth file of tensors.
 

@@ -127,7 +127,8 @@ def select(words: list[str]) -> int:
         if chosen is not None:
             if guess := choice.no_better_than_guessing:
                 screen.print_line(console, f"note: {guess}")
-            images = f"{chosen.images:,} test images, which no choice has seen"
+            seen = "which no choice has seen" if run.seen is None else "some of which it may have been trained on"
+            images = f"{chosen.images:,} test images, {seen}"
             error = with_interval(chosen.error, chosen.low, chosen.high)
             screen.print_line(console, f"output {chosen.output} errs by {error} on {images}")
             where = ["--data-dir", options.data_dir] if options.data_dir else []
