@@ -19,7 +19,7 @@ from auxnet.evaluation import COSTS
 from auxnet.examining import examine, time_of
 from auxnet.files import whole
 from auxnet.machine import device_of
-from auxnet.opening import changed_since, data_of
+from auxnet.opening import changed_since, data_of, with_data_in
 from auxnet.page_frame import check_ours, check_runs, names_of
 from auxnet.recipe import method_name, network_name, read_run_recipe
 from auxnet.scores import wilson
@@ -53,7 +53,7 @@ def write_report(
 
     Raises ValueError for several runs without `out`, or a device that cannot be used; FileExistsError if `out` is
     something else than a report; FileNotFoundError if a run or the folder of `out` does not exist, or a run has not
-    finished an epoch; RuntimeError if a run is damaged.
+    finished an epoch, or `data_dir` does not hold its data; RuntimeError if a run is damaged.
     """
     path = checked_path(runs, out)
     where = (data_dir, device, threads)
@@ -107,8 +107,9 @@ def gather(
         facts |= so_far(run, recipe, rows) if rows and not (run / "summary.json").is_file() else saved(run)
     if not facts["finished"]:
         return facts
-    recipe = replace(recipe, **given)
+    recipe = replace(recipe, **{key: value for key, value in given.items() if key != "data_dir"})
     device_of(recipe)  # an error of its own, and not one of the images
+    recipe = with_data_in(data_dir, run, recipe)
     try:
         dataset = data_of(run, recipe)
     except (OSError, RuntimeError, ValueError) as error:
