@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 AnyPixels = TypeVar("AnyPixels", Pixels, "Tensor")
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 IMAGE_SUFFIXES = frozenset({*_JPEG_SUFFIXES, ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+UNKNOWN_FORMS = frozenset(  # of pictures too, as cameras and phones write them
+    {".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".tga"}
+)
 _BESIDE = frozenset(  # what lies beside images and is none: notes, labels, what file managers leave
     {"", ".txt", ".md", ".rst", ".pdf", ".html", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml"}
     | {".db", ".ini", ".log", ".py", ".ipynb"}
@@ -52,7 +55,7 @@ def image_paths(folder: Path) -> list[str]:
     return paths_and_others(folder)[0]
 
 
-def paths_and_others(folder: Path) -> tuple[list[str], Counter[str]]:
+def paths_and_others(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> tuple[list[str], Counter[str]]:
     """What `image_paths` finds, and how many files there are of each suffix that may be pictures in unknown forms.
 
     Links are followed, but not to a folder that was searched or that this one lies in; one of an image that leads
@@ -76,7 +79,7 @@ def paths_and_others(folder: Path) -> tuple[list[str], Counter[str]]:
             suffix = os.path.splitext(name)[1].lower()
             if name.startswith("."):
                 continue
-            if suffix not in IMAGE_SUFFIXES:
+            if suffix not in suffixes:
                 others[suffix] += suffix not in _BESIDE
             elif os.path.isfile(path) or os.path.islink(path):
                 found.append(path)
