@@ -266,3 +266,13 @@ def test_the_splits_of_images_in_memory_are_no_copies() -> None:
         assert torch.equal(alone.part(some).images, split.images[some])
         assert data.statistics(alone) == data.statistics(split)
         assert data.fingerprint([alone]) == data.fingerprint([split])
+
+
+def test_a_class_that_no_image_judges_is_told(tmp_path):
+    write_folders(tmp_path / "pics" / "train", *tiny(60, 3, size=8), ["cat", "cross", "dog"])
+    write_folders(tmp_path / "pics" / "test", *tiny(8, 2, size=8), ["cat", "dog"])
+    with pytest.warns(UserWarning, match="no test") as told:
+        load(str(tmp_path / "pics"))
+    assert [str(each.message) for each in told] == [
+        f"{tmp_path}/pics: no test image of 'cross': no test error says anything about it"
+    ]

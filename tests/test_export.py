@@ -170,6 +170,9 @@ def test_the_guides_lines_without_auxnet_answer_as_predict_does_whatever_the_pic
     answers = list(predict("small.onnx", sorted(map(str, Path("pics").iterdir())), top=4))
     assert (said, float(probability)) == (answers[0].classes[0], pytest.approx(answers[0].probabilities[0], rel=1e-5))
     assert len(answers) == 5
+    Image.fromarray(np.ones((8, 8), np.float32)).save("range.tif")  # refused here as there
+    with pytest.raises(ValueError, match="not known what is white in mode F"):
+        found["pixels"]("range.tif")
     for answer in answers:
         told = dict(zip(answer.classes, answer.probabilities, strict=True))
         _, probabilities = found["session"].run(None, {"images": found["pixels"](answer.image)})

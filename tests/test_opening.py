@@ -357,3 +357,34 @@ def test_a_wrong_path_is_never_taken_for_another_folder_of_that_name(tmp_path, m
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"'/nowhere/pics': there is no such folder"):
         load_data(Recipe(data="/nowhere/pics", data_dir=str(tmp_path)))
+
+
+def test_a_data_dir_that_is_given_wins_over_where_the_data_lay_in_training(tmp_path, capsys):
+    pics, other = tmp_path / "pics", tmp_path / "other"
+    write_folders(pics, *tiny(40, 2, size=8), ["cat", "dog"])
+    write_folders(other / "empty" / "cow", *tiny(2, 1, size=8), ["a"])
+    recipe = Recipe(data=str(pics), depth=8, outputs=2, epochs=1, batch_size=16, threads=1, device="cpu")
+    run = auxnet.fit(recipe, tmp_path / "run").folder
+    for copy in (other / "pics", tmp_path / "renamed"):  # data_dir may hold the folder, or be it
+        shutil.copytree(pics, copy)
+    for data_dir, folder in ((other, other / "pics"), (tmp_path / "renamed", tmp_path / "renamed")):
+        with opened(run, data_dir=str(data_dir)) as it:
+            assert it.recipe.data == str(folder)
+    words = [["select"], ["evaluate"], ["exits"], ["diagnose"], ["report"]]
+    words += [["export", "--format", "torch", "--out", str(tmp_path / "a.pt2")]]
+    for command, *more in words:  # never those of training in place of what was asked for
+        assert main([command, str(run), *more, "--data-dir", str(other / "empty")]) == 2
+        said = capsys.readouterr().err
+        assert f"{other}/empty holds neither pics nor folders of the classes" in said
+        assert f"and {pics}, on which it was trained, is not looked at" in said
+
+
+def test_data_that_are_missing_are_told_with_the_path_that_the_run_recorded(tmp_path, monkeypatch):
+    pics = tmp_path / "home" / "pics"
+    write_folders(pics, *tiny(40, 2, size=8), ["cat", "dog"])
+    recipe = Recipe(data=str(pics), depth=8, outputs=2, epochs=1, batch_size=16, threads=1, device="cpu")
+    run = auxnet.fit(recipe, tmp_path / "run").folder
+    pics.rename(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"no such folder.*; in training they lay in {pics}$"):
+        auxnet.select(run)

@@ -191,10 +191,10 @@ def test_a_folder_to_write_to_is_refused_before_anything_is_done(run, folder, tm
 
 
 def test_files_of_a_folder_that_are_no_pictures_known_here_are_told(run, folder, capsys):
-    (folder / "phone.heic").write_text("of an iPhone")
+    (folder / "drawing.svg").write_text("of a program")
     assert main(["predict", str(run), str(folder)]) == 0
-    assert f"{folder}: passed over 1 file that is no picture known here: .heic (1)" in capsys.readouterr().err
-    (folder / "phone.heic").unlink()
+    assert f"{folder}: passed over 1 file that is no picture known here: .svg (1)" in capsys.readouterr().err
+    (folder / "drawing.svg").unlink()
 
 
 @pytest.mark.parametrize("top", [2, 9])
@@ -342,3 +342,12 @@ def test_threads_are_set_for_a_question_and_are_those_of_the_container(run, fold
 def test_what_cannot_be_asked_is_one_line(run, capsys, words, line):
     assert main(["predict", str(run), *words]) == 2
     assert line in capsys.readouterr().err
+
+
+def test_a_picture_of_an_unknown_form_in_a_folder_counts_as_unreadable(run, folder, capsys):
+    (folder / "1, b.HEIC").write_bytes(b"ftypheic")
+    answers = list(predict(run, folder))
+    assert [a.image for a in answers if isinstance(a, Unreadable)] == [str(folder / "1, b.HEIC")]
+    assert answers == list(predict(run, [a.image for a in answers]))  # as where it is named
+    assert main(["predict", str(run), str(folder)]) == 1
+    assert "1, b.HEIC" in capsys.readouterr().err

@@ -185,6 +185,20 @@ def test_a_run_whose_images_are_gone_is_still_shown(run, tmp_path, open_page, ga
     assert page.locator("#front-plot .scatterlayer .trace").count() > 3
 
 
+def test_a_report_with_images_is_not_replaced_by_one_without(run, tmp_path, capsys):
+    lost = tmp_path / "lost"
+    shutil.copytree(run, lost)
+    assert main(["report", str(lost)]) == 0
+    before = (lost / "report.html").read_bytes()
+    write_recipe(replace(read_run_recipe(lost), data=f"{tmp_path}/gone"), lost / "recipe.yaml")
+    assert main(["report", str(lost)]) == 2
+    assert "shows images, which a new one would lack, and is left alone" in capsys.readouterr().err
+    assert (lost / "report.html").read_bytes() == before
+    (lost / "report.html").unlink()
+    for _ in range(2):  # one without images is replaced
+        assert main(["report", str(lost)]) == 0
+
+
 def test_the_headline_calls_nothing_good_enough_that_is_no_better_than_guessing(run, gathered, tmp_path):
     assert gathered["no_better"] is None
     assert "good enough" in report_page.headline({**gathered, "alike": None})

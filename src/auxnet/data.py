@@ -8,6 +8,7 @@ Shapes: N images, H x W pixels, C channels; images are uint8 [N, H, W, C] throug
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -182,6 +183,7 @@ def load(
         H, W, _ = read["train"].split.image_shape
         raise ValueError(f"{name}: images of {W}x{H} pixels, at most {LARGEST} a side may be: give --image-size")
     train, val, test = _divided(_aligned(name, read), classes, val_fraction, seed)
+    _warn_of_unjudged(name, classes, {"validation": val, "test": test})
     train = train if train_images is None else _some(train, train_images, seed)
 
     mean, std = _STATISTICS.get(name) or statistics(train)
@@ -292,6 +294,15 @@ def _divided(
                 ) from None
             splits["train"], splits[name] = whole.part(kept), whole.part(held)
     return splits["train"], splits["val"], splits["test"]
+
+
+def _warn_of_unjudged(name: str, classes: Sequence[str], splits: Mapping[str, Split | OnDisk]) -> None:
+    """Warn of classes that have no image in a split that judges, as when one was added to train/ alone."""
+    for split, images in splits.items():
+        counts = torch.bincount(images.labels, minlength=len(classes)).tolist()
+        if unjudged := [repr(each) for each, count in zip(classes, counts, strict=True) if not count]:
+            what = f"no {split} image of {first_few(unjudged)}"
+            warnings.warn(f"{name}: {what}: no {split} error says anything about it", stacklevel=2)
 
 
 def _some(train: Split | OnDisk, count: int, seed: int) -> Split | OnDisk:

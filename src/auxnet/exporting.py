@@ -24,7 +24,7 @@ from auxnet.exits import read_policy
 from auxnet.files import whole
 from auxnet.graphs import EarlyExitGraph, OneOutput, folded, need, untraceable, write_onnx, write_torch
 from auxnet.hub import FILES, PretrainedAuxNet, load, model_card, position_of, take_out
-from auxnet.opening import data_of
+from auxnet.opening import data_of, with_data_in
 from auxnet.policy import Policy, confidence
 from auxnet.preprocessing import PREPARATION
 from auxnet.reading.arrays import Pixels
@@ -82,7 +82,7 @@ def export(
     in "torch", but for modules that torch.fx cannot trace; ONNX files always are. The default `out` is named after the
     run, in this folder.
 
-    It is compared on that many validation `images`, looked for under `data_dir` if not where they lay in training;
+    It is compared on that many validation `images`, looked for where they lay in training, or in `data_dir` alone;
     where the run's data are not here, or have changed, and no `data_dir` is given, on random ones.
 
     Raises ValueError, FileNotFoundError or FileExistsError for what cannot be asked for, RuntimeError if the
@@ -213,7 +213,7 @@ def _validation_images(run: RunDir, recipe: Recipe, data_dir: str | None, count:
     Raises as `data_of` does where they are looked for elsewhere.
     """
     try:
-        return _some(data_of(run, replace(recipe, data_dir=data_dir or recipe.data_dir), judging=False).val, count)
+        return _some(data_of(run, with_data_in(data_dir, run, recipe), judging=False).val, count)
     except (OSError, ValueError, RuntimeError) as error:
         if data_dir is not None:
             raise

@@ -20,7 +20,8 @@ from auxnet.documents import parsing, read_json
 from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
 from auxnet.preprocessing import Preprocessing
-from auxnet.recipe import Recipe, RunDir, read_run_recipe
+from auxnet.reading.sources import NAMES
+from auxnet.recipe import Recipe, RunDir, read_recipe, read_run_recipe
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,44 @@ def opened(
     have other classes by now.
     """
     recipe = read_run_recipe(run)
-    recipe = replace(
-        recipe,
-        data_dir=data_dir or recipe.data_dir,
-        device=device or recipe.device,
-        threads=recipe.threads if threads is None else threads,
-    )
+    recipe = replace(recipe, device=device or recipe.device, threads=recipe.threads if threads is None else threads)
     with threads_set(recipe.threads):
-        net, place = load_net(run), device_of(recipe)
+        net, where = load_net(run), device_of(recipe)
+        recipe = with_data_in(data_dir, run, recipe)
         dataset = data_of(run, recipe)
-        yield Opened(recipe, to_device(net, place), dataset, place, seen_before(_about(run)))
+        yield Opened(recipe, to_device(net, where), dataset, where, seen_before(_about(run)))
+
+
+def with_data_in(data_dir: str | None, run: RunDir, recipe: Recipe) -> Recipe:
+    """A run's recipe with the data that lie in `data_dir`, and no others; as it is where none is given.
+
+    A folder or file is looked for there by its name; else `data_dir` is the data itself, if it holds images of the
+    run's classes. Raises FileNotFoundError where neither is so.
+    """
+    if not data_dir:
+        return recipe
+    root, there = Path(data_dir).expanduser(), replace(recipe, data_dir=data_dir)
+    if recipe.data in NAMES or recipe.data.startswith("hf:") or not root.is_dir():  # which `find` has to say
+        return there
+    within = [
+        root / path for path in dict.fromkeys((recipe.data, Path(recipe.data).name)) if not Path(path).is_absolute()
+    ]
+    for folder in [*within, *([root] if _holds_images(root, read_config(Path(run)).get("classes")) else [])]:
+        if folder.exists():
+            return replace(there, data=str(folder.resolve()))
+    raise FileNotFoundError(
+        f"{root} holds neither {Path(recipe.data).name} nor folders of the classes of {run}, and "
+        f"{_recorded(run, recipe)}, on which it was trained, is not looked at where data_dir is given: "
+        "give the folder that holds the data, or none"
+    )
+
+
+def _holds_images(folder: Path, classes: Any) -> bool:
+    """Whether a folder looks like the data of a run itself: with a train/, folders of its classes or shards."""
+    names = {"train", *(str(name).lower() for name in classes or ())}
+    if any(each.is_dir() and each.name.lower() in names for each in folder.iterdir()):
+        return True
+    return any(next(folder.glob(shards), None) for shards in ("train-*.parquet", "*/train-*.parquet"))
 
 
 def data_of(run: RunDir, recipe: Recipe, judging: bool = True) -> DataSet:
@@ -76,7 +105,7 @@ def data_of(run: RunDir, recipe: Recipe, judging: bool = True) -> DataSet:
     for `judging`). Warns if the data bring validation or test images of their own that are others by now, or if
     the run may have been trained on them (`seen_before`).
     """
-    dataset, config = load_data(recipe), read_config(Path(run))
+    dataset, config = _found(run, recipe), read_config(Path(run))
     trained_on = config.get("classes")
     if not isinstance(trained_on, list):
         raise RuntimeError(f"{Path(run) / 'config.json'} is damaged: it names no classes")
@@ -101,6 +130,22 @@ def _about(run: RunDir) -> dict[str, Any]:
         return {}
     with parsing(f"{path} is damaged: it does not say on what data"):
         return dict(read_json(path)["data"])
+
+
+def _found(run: RunDir, recipe: Recipe) -> DataSet:
+    """`load_data`; where nothing is found, told with the place that the run's own recipe names."""
+    try:
+        return load_data(recipe)
+    except FileNotFoundError as error:
+        if (then := _recorded(run, recipe)) == recipe.data:
+            raise
+        raise FileNotFoundError(f"{error}; in training they lay in {then}") from error
+
+
+def _recorded(run: RunDir, recipe: Recipe) -> str:
+    """Where a run's data lay in training, wherever its recipe, once read, has them looked for."""
+    file = Path(run) / "recipe.yaml"
+    return read_recipe(file).data if file.is_file() else recipe.data
 
 
 def changed_since(dataset: DataSet, about: Mapping[str, Any]) -> str | None:

@@ -24,7 +24,7 @@ from auxnet.hub import PretrainedAuxNet
 from auxnet.machine import cores
 from auxnet.reading.ahead import ahead
 from auxnet.reading.arrays import Pixels
-from auxnet.reading.pictures import decode_for, passed_over, paths_and_others
+from auxnet.reading.pictures import IMAGE_SUFFIXES, UNKNOWN_FORMS, decode_for, passed_over, paths_and_others
 from auxnet.recipe import RunDir
 from auxnet.runtimes import Runnable, open_model, runnable
 
@@ -121,9 +121,10 @@ class _Readable(NamedTuple):
 
 
 def _files(given: Iterable[Path | str]) -> Iterator[Path | Unreadable]:
+    """The files to read, pictures in unknown forms among them: what cannot be read is told, and not passed over."""
     for path in map(Path, given):
         try:
-            found, others = paths_and_others(path) if path.is_dir() else ([path], None)
+            found, others = paths_and_others(path, IMAGE_SUFFIXES | UNKNOWN_FORMS) if path.is_dir() else ([path], None)
         except OSError as error:  # a name that is too long, a folder that may not be read
             yield Unreadable(str(path), error.strerror or str(error))
             continue

@@ -14,7 +14,8 @@ PREPARATION = (  # for those who do it without this program: see `reading.pictur
     "upright by its EXIF tag, of 16 bits the upper 8, transparency dropped; bilinear, antialiased: the shorter side to "
     "resize, its middle cut out; then the middle of image_size. As PIL: image.draft(None, (2 * max(resize),) * 2), "
     "which is for large JPEGs, then ImageOps.exif_transpose(image), np.asarray(image) >> 8 where image.mode begins "
-    "with I, image.convert('RGB'), ImageOps.fit(image, resize[::-1], Image.Resampling.BILINEAR), 'L' for 1 channel"
+    "with I (I;16, or of a PNG or PPM; other I, and F, have no known range and are refused), image.convert('RGB'), "
+    "ImageOps.fit(image, resize[::-1], Image.Resampling.BILINEAR), 'L' for 1 channel"
 )
 LARGEST = 4096  # pixels a side that a net sees; of the images whose middle part that is, twice as many
 

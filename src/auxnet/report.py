@@ -19,13 +19,15 @@ from auxnet.evaluation import COSTS
 from auxnet.examining import examine, time_of
 from auxnet.files import whole
 from auxnet.machine import device_of
-from auxnet.opening import changed_since, data_of, seen_before
+from auxnet.opening import changed_since, data_of, seen_before, with_data_in
 from auxnet.page_frame import check_ours, check_runs, names_of
 from auxnet.recipe import method_name, network_name, read_run_recipe
 from auxnet.scores import wilson
 from auxnet.selection import MARGIN, cheapest_within, no_better_than_guessing
 from auxnet.unfinished import so_far, whole_epochs
 from auxnet.words import command
+
+_OF_IMAGES = b'"confusion":['  # among the data of a page whose run was finished, and its images were there
 
 
 @dataclass(frozen=True)
@@ -52,17 +54,22 @@ def write_report(
     Data directory, device and threads are as in training where they are not given.
 
     Raises ValueError for several runs without `out`, or a device that cannot be used; FileExistsError if `out` is
-    something else than a report; FileNotFoundError if a run or the folder of `out` does not exist, or a run has not
-    finished an epoch; RuntimeError if a run is damaged.
+    something else than a report, or the run's own report shows images that the new one lacks; FileNotFoundError if a
+    run or the folder of `out` does not exist, or a run has not finished an epoch, or `data_dir` does not hold its data;
+    RuntimeError if a run is damaged.
     """
     path = checked_path(runs, out)
     where = (data_dir, device, threads)
     gathered = [gather(run, name, *where) for run, name in zip(runs, names_of(runs), strict=True)]
     with parsing(f"{' or '.join(map(str, runs))} is damaged: it cannot be shown"):
         html = report_page.page(gathered, 100 * MARGIN).encode()
+    missing = [f"{run['name']}: {run['missing']}" for run in gathered if run["missing"]]
+    if missing and out is None and path.exists() and _OF_IMAGES in path.read_bytes():
+        raise FileExistsError(
+            f"{path} shows images, which a new one would lack, and is left alone: {missing[0]}; give --out FILE.html"
+        )
     with whole(path) as partial:
         partial.write_bytes(html)
-    missing = [f"{run['name']}: {run['missing']}" for run in gathered if run["missing"]]
     several = len(gathered) > 1
     headlines = [f"{run['name']}: " * several + report_page.headline(run) for run in gathered]
     return Report(path, headlines, missing)
@@ -107,8 +114,9 @@ def gather(
         facts |= so_far(run, recipe, rows) if rows and not (run / "summary.json").is_file() else saved(run)
     if not facts["finished"]:
         return facts
-    recipe = replace(recipe, **given)
+    recipe = replace(recipe, **{key: value for key, value in given.items() if key != "data_dir"})
     device_of(recipe)  # an error of its own, and not one of the images
+    recipe = with_data_in(data_dir, run, recipe)
     try:
         dataset = data_of(run, recipe)
     except (OSError, RuntimeError, ValueError) as error:

@@ -108,7 +108,7 @@ class OfRun:
     """Options of what opens finished runs: where, and on what."""
 
     data_dir: str | None = None
-    """where data sets lie, if not where they lay in training"""
+    """the folder that holds the data; none: where they lay in training"""
     device: str | None = None
     """auto, cpu, cuda, ...; none: as in training"""
     threads: int | None = None

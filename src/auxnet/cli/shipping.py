@@ -49,7 +49,7 @@ class Export:
     temperatures: tuple[float, ...] | None = None
     """early exit: of each output; none: 1"""
     data_dir: str | None = None
-    """where data sets lie, if not where they lay in training: their images are what the export is compared on"""
+    """the folder that holds the data; none: where they lay in training; the export is compared on their images"""
     images: int = 64
     """validation images that the export is compared on; random ones where the run's data are not here"""
     overwrite: FlagCreatePairsOff[bool] = False

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 AnyPixels = TypeVar("AnyPixels", Pixels, "Tensor")
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 IMAGE_SUFFIXES = frozenset({*_JPEG_SUFFIXES, ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+UNKNOWN_FORMS = frozenset(  # of pictures too, as cameras and phones write them
+    {".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".tga"}
+)
 _BESIDE = frozenset(  # what lies beside images and is none: notes, labels, what file managers leave
     {"", ".txt", ".md", ".rst", ".pdf", ".html", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml"}
     | {".db", ".ini", ".log", ".py", ".ipynb"}
@@ -44,7 +47,7 @@ _TURNS |= {5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 _DECODERS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no others: fewer to trust, and much faster
 
 
-def paths_and_others(folder: Path) -> tuple[list[str], Counter[str]]:
+def paths_and_others(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> tuple[list[str], Counter[str]]:
     """The image files in a folder and below, sorted, hidden ones left out, as texts: a tenth of the memory of paths.
 
     Beside them, how many files there are of each suffix that may be pictures in unknown forms. Links are followed, but
@@ -69,7 +72,7 @@ def paths_and_others(folder: Path) -> tuple[list[str], Counter[str]]:
             suffix = os.path.splitext(name)[1].lower()
             if name.startswith("."):
                 continue
-            if suffix not in IMAGE_SUFFIXES:
+            if suffix not in suffixes:
                 others[suffix] += suffix not in _BESIDE
             elif os.path.isfile(path) or os.path.islink(path):
                 found.append(path)

@@ -38,8 +38,9 @@ def _diagnose(out: Path, trials: Sequence[Trial]) -> None:
         folder = folder_of(out, trial)
         weights = folder / "model.safetensors"  # removed, to save room: nothing can be measured
         if is_done(out, trial) and _measured(out, trial) is None and weights.is_file():
-            here = {"data_dir": trial.recipe.data_dir, "device": trial.recipe.device}
-            with opened(folder, **here, threads=trial.recipe.threads) as run:
+            recipe = trial.recipe
+            data_dir = None if Path(recipe.data).expanduser().exists() else recipe.data_dir
+            with opened(folder, data_dir=data_dir, device=recipe.device, threads=recipe.threads) as run:
                 write_json(_file(out, trial), diagnosing.gather(folder, trial.variant, run, IMAGES, None))
 
 
