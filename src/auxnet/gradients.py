@@ -1,5 +1,7 @@
 """The gradients that the methods are made of: of the losses in the heads, and from where they enter the trunk on down.
 
+And the checks that they are what a method takes them for: features that nothing changes, weights that live can see.
+
 Shapes: N images; K outputs; x_k is the feature after segment S_k, which head H_k reads.
 """
 
