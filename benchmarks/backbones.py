@@ -22,7 +22,7 @@ from torch import nn
 
 import auxnet
 from auxnet.backbones.cuts import even_cuts
-from auxnet.network import count_parameters
+from auxnet.cost import count_parameters
 from auxnet.provenance import provenance
 
 # A torchvision of PyPI beside a CPU build of torch lacks its compiled operators, and fails at import without their

@@ -86,7 +86,7 @@ class LiveParts:
 
         def forward() -> None:
             features.extend(self.net.features(images))
-            supervised = supervise(self.net.heads, enumerate(features), labels, F.cross_entropy)
+            supervised = supervise(self.net.heads, enumerate(features, start=1), labels, F.cross_entropy)
             entering.extend(each.supervision for each in supervised)
 
         total = seconds(forward)

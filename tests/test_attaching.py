@@ -14,7 +14,7 @@ from auxnet.backbones.attaching import TokenClassifier
 from auxnet.backbones.cuts import even_cuts
 from auxnet.blocks import Classifier, PostActivationBlock, PreActivationBlock
 from auxnet.checkpoint import load_weights, save_weights
-from auxnet.network import multiply_adds
+from auxnet.cost import multiply_adds
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
 attach = partial(auxnet.attach, example=EXAMPLE)

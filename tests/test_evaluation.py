@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import auxnet
 from auxnet import evaluation, latency, probing, scores
 from auxnet.cli import main
-from auxnet.network import costs
+from auxnet.cost import costs
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import auxnet
 from auxnet import build
 from auxnet.cli import main
+from auxnet.cost import costs, multiply_adds
 from auxnet.exits import EarlyExit, ExitCosts, exit_latencies, exit_macs
 from auxnet.exporting import export
-from auxnet.network import costs, multiply_adds
 from auxnet.policy import NEVER, Policy, confidence
 from auxnet.thresholds import costs_under
 

@@ -65,7 +65,7 @@ def test_imports_run_one_way():
 
 
 def test_methods_import_the_network_its_updates_their_gradients_and_the_words_for_them_only():
-    assert set(imports_of(SOURCE / "methods.py")) == {"network", "update", "gradients", "sections"}
+    assert set(imports_of(SOURCE / "methods.py")) == {"network", "update", "gradients", "sections", "steps", "fused"}
 
 
 def test_nothing_outside_the_command_line_prints_or_parses():

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import auxnet
-from auxnet.network import costs, count_parameters, multiply_adds, statistics_kept
+from auxnet.cost import costs, count_parameters, multiply_adds
+from auxnet.network import statistics_kept
 from auxnet.residual import placement
 
 

@@ -108,8 +108,7 @@ def test_no_output_meets_this_is_an_answer_that_names_the_nearest_miss():
     choice = choose(said, rows, budgets={"params": 60, "macs": 5000})
     assert choice.output is None
     assert choice.reason == (
-        "no output meets at most 60 parameters and at most 5,000 MACs; "
-        "output 1 comes nearest with 100 parameters (8.00 % error)"
+        "no output stays within 60 parameters and 5,000 MACs; output 1 comes nearest with 100 parameters (8.00 % error)"
     )
     assert all(candidate.against_chosen is None for candidate in choice.candidates)
 
@@ -164,7 +163,7 @@ def test_to_be_better_than_guessing_is_shown_image_by_image():
     assert choice.no_better_than_guessing is None
     guessed = Predictions(torch.tensor([[[1.0, 0.0]]]).expand(1, 1000, 2), labels)
     said_of_it = choose(guessed, [replace(row, error=0.48)]).no_better_than_guessing
-    assert said_of_it.endswith("call every image by the commonest class, 48.00 % error")
+    assert said_of_it.endswith("always predicting the most frequent class (48.00 % error)")
     assert choose(*ladder(80, 50), budgets={"params": 1}).no_better_than_guessing is None
 
 
@@ -268,7 +267,7 @@ def test_budgets_are_read_with_their_units(run, capsys):
 def test_no_output_meets_this_is_printed_with_exit_status_1(run, capsys):
     assert main(["select", str(run), "--max-params", "10"]) == 1
     out, err = capsys.readouterr()
-    assert out.strip().splitlines()[-1].startswith("no output meets at most 10 parameters; output 1 comes nearest")
+    assert out.strip().splitlines()[-1].startswith("no output stays within 10 parameters; output 1 comes nearest")
     assert err == ""
     assert asked(capsys, run, "--max-macs", "1", status=1)["output"] is None
 

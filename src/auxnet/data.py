@@ -189,17 +189,25 @@ def load(
     mean, std = _STATISTICS.get(name) or statistics(train)
     size = train.image_shape[:2] if image_size is None else (image_size, image_size)
     words = suited(name, augment, min(size)).split("+")
-    pad = max(1, min(size) // 8) if "crop" in words else 0
-    photographs = "rrc" in words or "trivial" in words
-    augmentation = Augmentation(size, "rrc" in words, "trivial" in words) if photographs else None
-    workers = workers if streamed or photographs else 0
-    drawn = fingerprint(split for which, split in (("val", val), ("test", test)) if which not in read)
-    # Of all their pixels, as `drawn` is; the middle is a view.
-    tested, validated = (partial(fingerprint, [split]) for split in (test, val))
-    val, test = val.middle(size), test.middle(size)
-    flip = "flip" in words
-    about = (workers, augmentation, left_out, drawn, tested, validated)
-    return DataSet(name, classes, train, val, test, mean, std, pad, flip, *about)
+    augmented = "rrc" in words or "trivial" in words
+    return DataSet(
+        name=name,
+        classes=classes,
+        train=train,
+        val=val.middle(size),
+        test=test.middle(size),
+        mean=mean,
+        std=std,
+        pad=max(1, min(size) // 8) if "crop" in words else 0,
+        flip="flip" in words,
+        workers=workers if streamed or augmented else 0,
+        augmentation=Augmentation(size, "rrc" in words, "trivial" in words) if augmented else None,
+        left_out=left_out,
+        # Fingerprints are of all pixels of a split, not of its middle.
+        drawn=fingerprint(split for which, split in (("val", val), ("test", test)) if which not in read),
+        test_sha256=partial(fingerprint, [test]),
+        val_sha256=partial(fingerprint, [val]),
+    )
 
 
 def suited(name: str, augment: str, side: int) -> str:

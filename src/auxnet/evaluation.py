@@ -14,8 +14,9 @@ from torch import Tensor
 
 from auxnet.batches import Batches
 from auxnet.checkpoint import fingerprint
+from auxnet.cost import costs
 from auxnet.latency import Latency
-from auxnet.network import AuxNet, check_net, check_tensors, costs, in_mode
+from auxnet.network import AuxNet, check_net, check_tensors, in_mode
 from auxnet.scores import Predictions, calibration_error, class_errors, log_loss, predictions, wilson
 
 COSTS = ("output", "depth", "params", "macs")

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from auxnet.checkpoint import fingerprint, load_net
+from auxnet.cost import costs, multiply_adds
 from auxnet.documents import parsing, read_json
 from auxnet.latency import measure
-from auxnet.network import AuxNet, check_net, costs, logits_of, multiply_adds
+from auxnet.network import AuxNet, check_net, logits_of
 from auxnet.policy import ALWAYS, Confidence, Policy, never
 from auxnet.recipe import RunDir
 from auxnet.thresholds import anytime

@@ -1,6 +1,7 @@
-"""The gradients that the methods are made of: of the losses in the heads, and from where they enter the trunk on down.
+"""Gradients for the methods: of each loss in its head, and from the feature x_k, where it enters the trunk, downwards.
 
-And the checks that they are what a method takes them for: features that nothing changes, weights that live can see.
+Also the checks that they are what a method takes them for: that nothing overwrites a feature, that live sees updated
+weights.
 
 Shapes: N images; K outputs; x_k is the feature after segment S_k, which head H_k reads.
 """
@@ -8,12 +9,13 @@ Shapes: N images; K outputs; x_k is the feature after segment S_k, which head H_
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from auxnet.derived import check_weights, nodes_below
 from auxnet.network import AuxNet, logits_of
 from auxnet.update import Average, Gradients
 
@@ -47,8 +49,37 @@ def _checked(L: Tensor, logits: Tensor) -> Tensor:
     return L
 
 
-def unchanged(features: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The features, each checked once the next is made: a head would else read it before a segment writes over it.
+def kept_features(net: AuxNet, live: bool) -> Callable[[Tensor], Iterator[Tensor]]:
+    """The one forward of multi-way: images -> x_1..x_K, each made when it is asked for and checked to stay as it was.
+
+    With `live`, backwards through these features are to see weights updated after the forward. What would show them old
+    weights is refused: casts by autocast, with RuntimeError; and, with ValueError before the first step is over,
+    convolutions and matrix products with something computed from weights alone (`weight * 0.5`, weight norm). What
+    else computes with such a thing, as `x * (1 + weight)` does, is not looked at.
+    """
+    checked = not live
+
+    def features_of(images: Tensor) -> Iterator[Tensor]:
+        nonlocal checked
+        if live and torch.is_autocast_enabled(next(net.parameters()).device.type):
+            raise RuntimeError(
+                "autocast keeps casts of old weights: live would be frozen; use auxnet.precision.to_bfloat16"
+            )
+        seen: set[Node] = set()
+        if not checked and images.is_floating_point():
+            # What is made of features then leads back to these images, and not to weights alone.
+            images = images.detach().requires_grad_().clone()
+        for x in _unchanged(net.features(images)):
+            if not checked:
+                check_weights(net, nodes_below(x.grad_fn, seen))
+            yield x
+        checked = True
+
+    return features_of
+
+
+def _unchanged(features: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The features, each checked once the next is made: a head has read it by then, and a segment may write over it.
 
     Raises RuntimeError for a segment that begins by changing its input in place.
     """
@@ -62,68 +93,8 @@ def unchanged(features: Iterable[Tensor]) -> Iterator[Tensor]:
         yield x
 
 
-def live(net: AuxNet) -> Callable[[Tensor], Iterator[Tensor]]:
-    """The features of images, `unchanged`, for backwards that are to see weights as the updates before them left these.
-
-    It refuses what would show them old weights: casts by autocast with RuntimeError, and with ValueError, before the
-    first step is over, convolutions and matrix products by something made of weights alone (`weight * 0.5`, weight
-    norm). What else computes with such a thing, as `x * (1 + weight)` does, is not looked at.
-    """
-    checked = False
-
-    def features_of(images: Tensor) -> Iterator[Tensor]:
-        nonlocal checked
-        if torch.is_autocast_enabled(next(net.parameters()).device.type):
-            raise RuntimeError(
-                "autocast keeps casts of old weights: live would be frozen; use auxnet.precision.to_bfloat16"
-            )
-        seen: set[Node] = set()
-        if not checked and images.is_floating_point():
-            # What is made of features then leads back to these images, and not to weights alone.
-            images = images.detach().requires_grad_().clone()
-        for x in unchanged(net.features(images)):
-            if not checked:
-                _check_weights(net, _nodes(x.grad_fn, seen))
-            yield x
-        checked = True
-
-    return features_of
-
-
-PRODUCTS = {
-    "ConvolutionBackward0": "_saved_weight",
-    **dict.fromkeys(("AddmmBackward0", "MmBackward0", "BmmBackward0"), "_saved_mat2"),
-}
-
-
-def _check_weights(net: nn.Module, nodes: Iterable[Any]) -> None:
-    """Raise ValueError if convolutions and matrix products in a graph hold what is computed from parameters alone."""
-    names = {id(p): name for name, p in net.named_parameters()}
-    storages = {p.untyped_storage().data_ptr() for p in net.parameters()}
-    for node in nodes:
-        weight = getattr(node, PRODUCTS[node.name()]) if node.name() in PRODUCTS else None
-        if weight is not None and weight.requires_grad and weight.untyped_storage().data_ptr() not in storages:
-            leaves = [below.variable for below in _nodes(weight.grad_fn, set()) if hasattr(below, "variable")]
-            if leaves and all(id(leaf) in names for leaf in leaves):
-                raise ValueError(
-                    "mode='live' needs layers that take their weights as they are, and one takes what is computed from "
-                    f"{names[id(leaves[0])]!r}, as weight norm does: use mode='frozen' or 'fused'"
-                )
-
-
-def _nodes(last: Node | None, seen: set[Node]) -> Iterator[Any]:
-    """The nodes of an autograd graph that are not in `seen`, each added to it."""
-    unvisited = [last]
-    while unvisited:
-        node = unvisited.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            unvisited += [before for before, _ in node.next_functions]
-            yield node
-
-
 class Supervised(NamedTuple):
-    """The loss at head k = 0..K-1, and its gradients."""
+    """The loss at head k = 1..K, and its gradients."""
 
     k: int
     feature: Tensor
@@ -151,7 +122,7 @@ def supervise(
         for k, x in numbered:
             yield _at_head(heads, k, x, loss, labels)[0]
         return
-    features, last = dict(numbered), len(heads) - 1
+    features, last = dict(numbered), len(heads)
     final, teacher = _at_head(heads, last, features[last], loss, labels)
     for k, x in features.items():
         yield final if k == last else _at_head(heads, k, x, distill, labels, teacher)[0]
@@ -166,11 +137,11 @@ def _at_head(
 ) -> tuple[Supervised, Tensor]:
     """A head at work on its feature, with the gradients of loss(logits, *targets); and those logits, detached."""
     x = feature.detach().requires_grad_()
-    logits = logits_of(heads, k + 1, x)
+    logits = logits_of(heads, k, x)
     L = _checked(loss(logits, *targets), logits)
-    supervision, *of_head = gradients([L], [x, *parameters(heads[k])])
+    supervision, *of_head = gradients([L], [x, *parameters(heads[k - 1])])
     if supervision is None:
-        raise ValueError(f"the loss of output {k + 1} does not depend on its feature: head {k + 1} cuts it off")
+        raise ValueError(f"the loss of output {k} does not depend on its feature: head {k} cuts it off")
     return Supervised(k, feature, L.detach(), supervision, of_head), logits.detach()
 
 
@@ -185,8 +156,12 @@ def gradients(
     return list(torch.autograd.grad(x, wrt, gradient, retain_graph=keep, allow_unused=True))
 
 
-def combined(rows: Sequence[Gradients], wrt: Sequence[Tensor], aggregate: Aggregator, average: Average) -> Gradients:
-    """One gradient out of K: K times what `aggregate` makes of them, so that their mean would be their sum."""
+def aggregated(losses: Sequence[Tensor], wrt: Sequence[Tensor], aggregate: Aggregator, average: Average) -> Gradients:
+    """One gradient out of those of K losses: K times what `aggregate` makes of them, so that their mean is their sum.
+
+    The graph is kept for another backward.
+    """
+    rows = [gradients([L], wrt, keep=True) for L in losses]
     whole = [[torch.zeros_like(p) if g is None else g for g, p in zip(row, wrt, strict=True)] for row in rows]
     one = len(rows) * aggregate(average(torch.stack([torch.cat([g.flatten() for g in row]) for row in whole])))
     parts = one.split_with_sizes([p.numel() for p in wrt])

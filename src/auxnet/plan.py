@@ -12,18 +12,17 @@ import torch
 from auxnet import data
 from auxnet.build import build, check, check_data, check_last_batch, load_data, net_of, precision_of, step_scale_of
 from auxnet.capturing import WARM_UP
+from auxnet.cost import costs
 from auxnet.epochs import steps_per_epoch
 from auxnet.machine import device_of, threads_set
-from auxnet.methods import step_scales
-from auxnet.network import costs
 from auxnet.recipe import Recipe
 from auxnet.residual import layout
 from auxnet.schedules import lambdas_at
+from auxnet.steps import step_scales
 
 MEASURED_STEPS = 4
 FEW_STEPS, SMALL_BATCH = 10, 16
 OF_SMALL_STEPS = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop")  # by default about 0.001
-PROPORTIONAL = ("SGD", "ASGD")  # optimizers whose steps grow with the gradient; all others normalise it
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ def few_steps(recipe: Recipe, images: int) -> list[str]:
 def ignores_weights(recipe: Recipe) -> bool:
     """Whether the trunk hardly feels the loss weights: each output's own optimizer divides its gradient by its size."""
     own_state = recipe.method == "pairwise" or (recipe.method == "multiway" and recipe.mode != "fused")
-    return own_state and recipe.state == "per_output" and recipe.optimizer not in PROPORTIONAL
+    return own_state and recipe.state == "per_output" and recipe.optimizer != "SGD"  # all others normalise the gradient
 
 
 def optimizer_doubts(recipe: Recipe, depths: Sequence[int]) -> list[str]:

@@ -107,7 +107,7 @@ def no_better_than_guessing(error: float, images: int, guess: float) -> str | No
 
 
 def _no_better(guess: float) -> str:
-    return f"that is not shown to be better than to call every image by the commonest class, {per_cent(guess)} error"
+    return f"that is not shown to be better than always predicting the most frequent class ({per_cent(guess)} error)"
 
 
 def too_few(images: int) -> str | None:
@@ -169,7 +169,7 @@ def choose(
     wavering = "".join(f"; {_waver(each)}" for each in candidates if each.wavers)
     if chosen is None:
         nearest = min(range(len(rows)), key=excess.__getitem__)
-        reason = f"no output meets {_words(budgets)}; {_miss(rows[nearest], times[nearest], budgets)}{wavering}"
+        reason = f"no output stays within {_limits(budgets)}; {_miss(rows[nearest], times[nearest], budgets)}{wavering}"
         return Choice(None, reason, margin, budgets, candidates, guessing(said.labels), None)
     best = min(meeting, key=lambda row: row.error)
     reason = _reason(candidates, chosen, best, margin, budgets) + wavering
@@ -238,7 +238,7 @@ def _reason(
     margin: float,
     budgets: Mapping[str, float],
 ) -> str:
-    under = f" that meets {_words(budgets)}" if budgets else ""
+    under = f" with at most {_limits(budgets)}" if budgets else ""
     named = f"the best on validation{under}"
     rows = [each.report for each in candidates]
     meeting = [each.report for each in candidates if each.meets]
@@ -284,8 +284,8 @@ def _miss(row: OutputReport, latency: float | None, budgets: Mapping[str, float]
     return f"output {row.output} comes nearest with {' and '.join(missed)} ({_error(row)})"
 
 
-def _words(budgets: Mapping[str, float]) -> str:
-    return " and ".join(f"at most {_number(name, limit)}" for name, limit in budgets.items())
+def _limits(budgets: Mapping[str, float]) -> str:
+    return " and ".join(_number(name, limit) for name, limit in budgets.items())
 
 
 def _number(name: str, value: float) -> str:

@@ -1,4 +1,4 @@
-"""What a training method is made of: optimizers that are handed their gradients, and a step that does so."""
+"""Update: an optimizer that is handed its gradients. Method: a way of training bound to a net, made of such updates."""
 
 from __future__ import annotations
 
@@ -97,8 +97,9 @@ class Update:
             raise ValueError(f"{name} asks for losses within a step, where gradients are handed over: take another")
         if isinstance(self.optimizer, torch.optim.SparseAdam):
             raise ValueError("SparseAdam takes sparse gradients, and those of convolutions are dense: take Adam")
-        if isinstance(self.optimizer, torch.optim.Rprop):
-            raise ValueError("Rprop keeps step sizes in its state, where set_lr does not reach them: take SGD or Adam")
+        if isinstance(self.optimizer, torch.optim.Rprop | torch.optim.ASGD):
+            name = type(self.optimizer).__name__
+            raise ValueError(f"{name} keeps its step sizes to itself, where those of a method do not reach: take SGD")
         aliases = iter(self.aliases)
         self.places = _apart(self.optimizer, [[next(aliases) for _ in group] for group in groups])
         etas = [float(settings["lr"]) for settings in self.optimizer.param_groups]
@@ -112,8 +113,10 @@ class Update:
     def __call__(self, gradients: Gradients) -> None:
         """One step along these gradients, one for each of `parameters` and in their order.
 
-        What has None for its gradient is left as it is: no decay, no momentum.
+        What has None for its gradient is left as it is: no decay, no momentum. Without any gradient there is no step.
         """
+        if all(gradient is None for gradient in gradients):
+            return
         self._check_lr()
         if self.average is not identity:
             gradients = averaged(gradients, self.average)
@@ -125,6 +128,7 @@ class Update:
         for alias in self.aliases:
             alias.grad = None
         self.round()
+        torch.clear_autocast_cache()  # it holds casts of the weights as they were
 
     def round(self) -> None:
         """Give parameters of lower precision the value of their masters."""
@@ -215,7 +219,7 @@ class Method:
     updates: list[Update]
     lambdas: list[float]
     """the loss weights at the moment, in the list that `one_step` reads"""
-    follow: Callable[[], None]
+    rescale: Callable[[], None]
     """gives the updates the step scales that follow from the loss weights"""
     loss: Callable[[Tensor, Tensor], Tensor]
     """of logits [N, classes] and labels"""
@@ -224,14 +228,14 @@ class Method:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bound", _anatomy(self.net))
-        self.follow()
+        self.rescale()
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """Train on one batch: images [N, C, H, W], labels [N], or whatever else the loss takes.
 
-        Returns the losses [K] whose gradients were taken, detached, shallow to deep: those of the net before the step,
-        but in pair-wise after each other's updates. They are not looked at here, which would make a GPU wait: stop
-        where `losses.isfinite().all()` is false, for then the weights are lost.
+        Returns the losses L_1..L_K [K], detached, as they were before any weight moved; in pair-wise, L_k comes after
+        the updates of outputs 1..k-1. A loss that is not finite is not noticed here, since looking would make a GPU
+        wait: stop where `losses.isfinite().all()` is false, for then the weights are lost.
 
         Raises TypeError for what are no tensors (labels under the default loss alone), ValueError for images that are
         not for this net, RuntimeError if the net's parameters are others than when the method was built.
@@ -244,7 +248,6 @@ class Method:
             )
         if not torch.is_grad_enabled():
             raise RuntimeError("a training step takes gradients, which are disabled here: call it outside no_grad()")
-        torch.clear_autocast_cache()  # in a loop within one autocast it holds casts of the last step's weights
         return self.one_step(images, labels)
 
     def set_weights(self, weights: Weights | None) -> None:
@@ -255,7 +258,7 @@ class Method:
         Its loss is still returned. Raises ValueError for weights that do not fit.
         """
         self.lambdas[:] = weights_for(self.net, weights)
-        self.follow()
+        self.rescale()
 
     def set_lr(self, lr: float) -> None:
         """The step size eta from now on, for every output; groups with a step size of their own keep their share.
