@@ -143,6 +143,6 @@ def test_norms_are_measured_on_so_many_batches_at_most(run, tmp_path, monkeypatc
         averaging.recalibrate_norms(net, images)
 
     monkeypatch.setattr(epochs, "recalibrate_norms", counted)
-    monkeypatch.setattr(epochs, "SETTLING", 4)
+    monkeypatch.setattr(epochs, "RECALIBRATION_BATCHES", 4)
     auxnet.fit(replace(TINY, epochs=2), tmp_path / "b")
     assert counts == [4, 4]  # of 6 batches

@@ -21,7 +21,7 @@ import auxnet
 from auxnet import signals
 from auxnet.cli import COMMANDS, main, screen
 from auxnet.cli.arguments import parse, parse_with_recipe
-from auxnet.cli.training import Plan
+from auxnet.cli.train import Plan
 from auxnet.files import whole
 from auxnet.recipe import Recipe, recipe_from, write_recipe
 
@@ -455,7 +455,7 @@ def test_an_interrupt_with_nothing_to_save_says_that_it_was_one(monkeypatch, cap
     def stopped(words):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("auxnet.cli.reporting.report", stopped)
+    monkeypatch.setattr("auxnet.cli.report.report", stopped)
     assert main(["report", "run"]) == 130
     assert capsys.readouterr().err == "auxnet: interrupted\n"
 
@@ -539,8 +539,8 @@ def test_a_run_that_is_taken_up_says_where_it_goes_on(tmp_path, capsys):
 def test_flags_offer_what_the_functions_behind_them_take():
     """`--help` answers before torch is imported, so that these lists stand twice."""
     from auxnet import exporting, policy, solving
-    from auxnet.cli.leaving import Exits
-    from auxnet.cli.shipping import Export
+    from auxnet.cli.exits import Exits
+    from auxnet.cli.export import Export
 
     exits, export = get_type_hints(Exits), get_type_hints(Export)
     assert (exits["cost"], exits["confidence"]) == (solving.Cost, policy.Confidence)

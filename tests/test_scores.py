@@ -115,7 +115,7 @@ def test_comparing_is_antisymmetric_and_an_output_with_itself_is_no_difference()
     assert (there.difference, there.low, there.high) == (-back.difference, -back.high, -back.low)
     assert there.p_value == back.p_value
     same = scores.compare(a, a)
-    assert (same.difference, same.p_value, same.told_apart) == (0, 1, False)
+    assert (same.difference, same.p_value, same.significant) == (0, 1, False)
 
 
 def test_holms_adjustment_is_the_one_worked_out_by_hand():

@@ -78,17 +78,17 @@ def test_a_latency_whose_quartiles_hold_the_budget_is_said_to_be_too_near_it():
     said, rows = ladder(300, 53, 50)
     limits = {"budgets": {"latency": 2.05}, "latency": timings(1.0, 2.1, 3.0)}
     choice = choose(said, rows, **limits)
-    assert (choice.output, [each.wavers for each in choice.candidates]) == (1, [False, True, False])
+    assert (choice.output, [each.borderline for each in choice.candidates]) == (1, [False, True, False])
     assert choice.candidates[1].quartiles == (2.0, 2.2)
     near = "output 2 is too near the latency budget to be sure of (its median 2.1 ms for one image, its quartiles 2 .."
     assert near in choice.reason
     sure = choose(said, rows, budgets={"latency": 2.5}, latency=limits["latency"])
-    assert not any(each.wavers for each in sure.candidates)
+    assert not any(each.borderline for each in sure.candidates)
     assert "too near" not in sure.reason
     assert (
         "too near" in choose(said, rows, budgets={"latency": 0.95}, latency=limits["latency"]).reason
     )  # none meets it
-    assert not any(each.wavers for each in choose(said, rows, latency=limits["latency"]).candidates)
+    assert not any(each.borderline for each in choose(said, rows, latency=limits["latency"]).candidates)
 
 
 def test_under_a_budget_the_best_that_meets_it_is_chosen():
@@ -142,7 +142,7 @@ def test_of_outputs_that_err_alike_few_choices_tell_any_apart_however_many_there
         seen = [replace(row, error=error) for row, error in zip(rows, said.errors, strict=True)]
         choice = choose(said, seen, within=0.0)
         others = [each.against_chosen for each in choice.candidates if each.against_chosen]
-        told += any(found.told_apart for found in others)
+        told += any(found.significant for found in others)
         assert len(others) == 8
     assert told <= 15
 

@@ -16,8 +16,8 @@ from auxnet.thresholds import (
     budgeted,
     fit_temperatures,
     geometric,
-    least_shown,
     outcome,
+    smallest_provable_target,
     solve,
     solve_cross_fitted,
     sweep,
@@ -172,7 +172,7 @@ def test_a_target_worth_fewer_images_than_can_show_it_lets_none_leave_early():
     """However good a shallow output looks on them: here it makes no mistake on any, as the final one."""
     right = torch.nn.functional.one_hot(torch.arange(100) % 4, 4).float()
     said = Predictions(torch.stack([right] * 3), torch.arange(100) % 4)
-    assert least_shown(100) == 0.05
+    assert smallest_provable_target(100) == 0.05
     for target, expected in ((0.0, RULE.thresholds), (0.049, RULE.thresholds), (0.05, (ALWAYS, ALWAYS))):
         policy, found = solve_cross_fitted(said, RULE, COSTS, max_error_increase=target)
         assert policy.thresholds == expected
@@ -186,7 +186,7 @@ def test_a_target_worth_fewer_images_is_kept_by_an_output_that_is_shown_to_err_l
     labels = torch.arange(n) % 4
     right = torch.nn.functional.one_hot(labels, 4).float()
     final = torch.where((torch.arange(n) % 4 == 0)[:, None], right.roll(1, 1), right)
-    assert target < least_shown(n)
+    assert target < smallest_provable_target(n)
     said = Predictions(torch.stack([right, final, final]), labels)
     policy, found = solve_cross_fitted(said, RULE, COSTS, max_error_increase=target)
     assert policy.thresholds == (ALWAYS, ALWAYS)

@@ -25,7 +25,7 @@ from auxnet.methods import joint, multiway, pairwise
 from auxnet.network import AuxNet
 from auxnet.precision import in_float32, to_bfloat16
 from auxnet.recipe import Recipe
-from auxnet.residual import LEAST_SIZE, layout, resnet
+from auxnet.residual import MIN_SIZE, layout, resnet
 from auxnet.schedules import lambdas_at
 from auxnet.sections import MethodName, StepScale
 from auxnet.synchronised import synchronise_norms
@@ -237,7 +237,7 @@ def net_of(recipe: Recipe, dataset: data.DataSet) -> AuxNet:
 
 def _check_size(recipe: Recipe, dataset: data.DataSet) -> None:
     """Raise ValueError for images that are too small for the form of the built-in ResNets."""
-    least, (H, W) = LEAST_SIZE[recipe.form], dataset.image_size
+    least, (H, W) = MIN_SIZE[recipe.form], dataset.image_size
     if min(H, W) < least:
         mend = f"give --image-size {least} or more" + (", or --form cifar" if recipe.form == "imagenet" else "")
         raise ValueError(f"form {recipe.form} takes images of {least}x{least} pixels or more, got {W}x{H}: {mend}")

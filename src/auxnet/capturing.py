@@ -1,4 +1,4 @@
-"""A training step as one CUDA graph: recorded once, then replayed with one launch, for at this size launches dominate.
+"""A training step as one CUDA graph, recorded once and replayed with one launch: in small nets launches cost most.
 
 A graph does again, kernel by kernel and in the same memory, what was recorded. What Python decided then, step sizes,
 loss weights, which outputs are discarded, stays decided: when any of it changes, the step is recorded anew. Recording

@@ -33,7 +33,7 @@ from auxnet.reading.survey import survey
 from auxnet.recipe import RunDir
 from auxnet.words import first_few
 
-AUGMENTATIONS, STREAMS = (get_args(get_type_hints(sections.Data)[field]) for field in ("augment", "stream"))
+AUGMENTATIONS, STREAMS = (get_args(get_type_hints(sections.DataFields)[field]) for field in ("augment", "stream"))
 LARGE = 96  # pixels a side from which on images are cropped as photographs are
 MARGIN = 8 / 7  # photographs are kept larger than what the net sees: 256 pixels a side for 224, as everybody's
 
@@ -169,7 +169,7 @@ def load(
     }
     left_out = tuple(each for split in parts for each in (*parts[split].left_out, *read[split].left_out))
     if len(left_out) > max_corrupt:
-        raise RuntimeError(_too_many(left_out, max_corrupt))
+        raise RuntimeError(_too_many_left_out(left_out, max_corrupt))
     classes = read["train"].classes
     if len(classes) != _CLASSES.get(name, len(classes)):
         raise RuntimeError(f"{name} must have {_CLASSES[name]} classes, what was found has {len(classes)}")
@@ -182,9 +182,9 @@ def load(
     if max(read["train"].split.image_shape[:2]) > LARGEST and image_size is None:
         H, W, _ = read["train"].split.image_shape
         raise ValueError(f"{name}: images of {W}x{H} pixels, at most {LARGEST} a side may be: give --image-size")
-    train, val, test = _divided(_aligned(name, read), classes, val_fraction, seed)
+    train, val, test = _with_all_splits(_with_train_labels(name, read), classes, val_fraction, seed)
     _warn_of_unjudged(name, classes, {"validation": val, "test": test})
-    train = train if train_images is None else _some(train, train_images, seed)
+    train = train if train_images is None else _subsample(train, train_images, seed)
 
     mean, std = _STATISTICS.get(name) or statistics(train)
     size = train.image_shape[:2] if image_size is None else (image_size, image_size)
@@ -257,13 +257,13 @@ def _in_memory(part: Part, image_size: int | None) -> _Read:
     return _Read(Split(torch.from_numpy(images), torch.from_numpy(labels)), classes, left_out)
 
 
-def _too_many(left_out: Sequence[str], max_corrupt: int) -> str:
+def _too_many_left_out(left_out: Sequence[str], max_corrupt: int) -> str:
     mend = "repair or remove them" + (f", or train with --max-corrupt {len(left_out)}" if len(left_out) < 1000 else "")
     counted = "1 image" if len(left_out) == 1 else f"{len(left_out)} images"
     return f"{counted} cannot be read, where at most {max_corrupt} may be left out: {first_few(left_out)}; {mend}"
 
 
-def _aligned(name: str, read: Mapping[str, _Read]) -> dict[str, Split | OnDisk]:
+def _with_train_labels(name: str, read: Mapping[str, _Read]) -> dict[str, Split | OnDisk]:
     """All splits with the labels, the image size and the channels of the training split."""
     train, classes = read["train"].split, read["train"].classes
     number = {name: label for label, name in enumerate(classes)}
@@ -286,7 +286,7 @@ def _aligned(name: str, read: Mapping[str, _Read]) -> dict[str, Split | OnDisk]:
 # ---- divided ---------------------------------------------------------------------------------------------------
 
 
-def _divided(
+def _with_all_splits(
     splits: dict[str, Split | OnDisk], classes: Sequence[str], val_fraction: float, seed: int
 ) -> tuple[Split | OnDisk, Split | OnDisk, Split | OnDisk]:
     """Train, validation and test: those that the data bring, the others carved from train, test first."""
@@ -296,7 +296,7 @@ def _divided(
             try:
                 kept, held = stratified_split(whole.labels, fraction, split_seed)
             except ValueError:
-                few = _single(whole.labels, classes)
+                few = _class_with_one_image(whole.labels, classes)
                 raise ValueError(
                     f"class {few} has too few images to carve a {name} split from: give three or more of each class"
                 ) from None
@@ -313,18 +313,18 @@ def _warn_of_unjudged(name: str, classes: Sequence[str], splits: Mapping[str, Sp
             warnings.warn(f"{name}: {what}: no {split} error says anything about it", stacklevel=2)
 
 
-def _some(train: Split | OnDisk, count: int, seed: int) -> Split | OnDisk:
+def _subsample(train: Split | OnDisk, count: int, seed: int) -> Split | OnDisk:
     """`count` of the training images, of each class its share."""
     if count > len(train):
         raise ValueError(f"train_images must be at most the {len(train):,} training images there are, got {count:,}")
     if count == len(train):
         return train
-    numbers = _shares(torch.bincount(train.labels), count).tolist()
+    numbers = _apportioned(torch.bincount(train.labels), count).tolist()
     drawn = [images[:number] for images, number in zip(_by_class(train.labels, seed), numbers, strict=True)]
     return train.part(torch.cat(drawn).sort().values)
 
 
-def _shares(counts: Tensor, total: int) -> Tensor:
+def _apportioned(counts: Tensor, total: int) -> Tensor:
     """`total` shared out in proportion to counts, int64 [C], by the largest remainders: no share exceeds its count.
 
     Each that has any is given at least one where the total allows it.
@@ -342,7 +342,7 @@ def _shares(counts: Tensor, total: int) -> Tensor:
     return shares
 
 
-def _single(labels: Tensor, classes: Sequence[str]) -> str:
+def _class_with_one_image(labels: Tensor, classes: Sequence[str]) -> str:
     """The first class with a single image, quoted."""
     counts = torch.bincount(labels).tolist()
     return next(repr(name) for name, count in zip(classes, counts, strict=False) if count == 1)

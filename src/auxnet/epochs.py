@@ -31,13 +31,13 @@ from auxnet.mixing import mixed
 from auxnet.network import AuxNet
 from auxnet.recipe import Recipe
 from auxnet.resuming import Checkpointer, TrainingState
-from auxnet.schedules import lambdas_at, lr_at, to_the_end
+from auxnet.schedules import lambdas_at, lr_at, of_trained_outputs
 from auxnet.synchronised import unsynchronised
 from auxnet.tensorboard import History
 from auxnet.update import Method
 from auxnet.words import duration, val_errors
 
-SETTLING = 100  # batches that the norms of an averaged net are measured on
+RECALIBRATION_BATCHES = 100  # batches that the norms of an averaged net are measured on
 DIAGNOSED = 512  # images that supervision is measured on after an epoch
 
 
@@ -114,17 +114,17 @@ def run_epochs(training: Training, state: TrainingState) -> TrainingState:
     Raises signals.Stopped, once all is saved, after SIGTERM or Ctrl-C; RuntimeError if a loss stops being finite or
     the run directory cannot be written to.
     """
-    with signals.held() as noted:
+    with signals.held() as signal_received:
         while state.epoch < training.recipe.epochs:
-            state = train_epoch(training, state, noted)
+            state = train_epoch(training, state, signal_received)
             state = validate(training, state)
             training.save(state)
             training.watch(_progress(training, state, done=True))
-            _stop_if_asked(training, state, noted)
+            _stop_if_asked(training, state, signal_received)
     return state
 
 
-def train_epoch(training: Training, state: TrainingState, noted: Callable[[], int]) -> TrainingState:
+def train_epoch(training: Training, state: TrainingState, signal_received: Callable[[], int]) -> TrainingState:
     """Do the steps of the epoch at hand that are not done yet; it is validated by `validate`.
 
     Raises what `run_epochs` does.
@@ -139,8 +139,8 @@ def train_epoch(training: Training, state: TrainingState, noted: Callable[[], in
     every = steps_between_reads(training.device)
     unread: list[tuple[int, int, Tensor]] = []  # steps, their images and their losses [K]
 
-    def to_save() -> bool:
-        return noted() > 0 or training.checkpointer.due
+    def save_is_due() -> bool:
+        return signal_received() > 0 or training.checkpointer.due
 
     for step, n, x, labels in _team_batches(training, epoch, state.step):
         torch.manual_seed(seed_of(recipe.seed, epoch, step, team.rank))  # for nets that draw numbers
@@ -150,15 +150,15 @@ def train_epoch(training: Training, state: TrainingState, noted: Callable[[], in
         unread.append((step, n, method.step(x, labels)))
         if training.average is not None and recipe.ema is not None:
             update_average(training.average, net, recipe.ema, (epoch - 1) * steps + step)
-        if len(unread) == every or step == steps or (team.size == 1 and to_save()):
+        if len(unread) == every or step == steps or (team.size == 1 and save_is_due()):
             _add_up(losses, unread, net, epoch)
             state = before.within(step, losses.tolist(), time.perf_counter() - began)
             training.watch(_progress(training, state))
-            if team.any(to_save()):  # in a team only where losses are read: to ask the others is to wait for the device
-                if training.checkpointer.spares:
-                    _stop_if_asked(training, state, noted)
+            if team.any(save_is_due()):  # asked only where losses are read: asking the others waits for the device
+                if training.checkpointer.spares:  # an older run is still whole: stopping now must not replace it
+                    _stop_if_asked(training, state, signal_received)
                 training.save(state)
-                _stop_if_asked(training, state, noted)
+                _stop_if_asked(training, state, signal_received)
     return state
 
 
@@ -203,7 +203,7 @@ def validate(training: Training, state: TrainingState) -> TrainingState:
     epoch, began = state.epoch + 1, time.perf_counter()
     if net is training.average:
         take_buffers(net, training.net)
-        recalibrate_norms(net, (x for _, _, x, _ in islice(_team_batches(training, epoch), SETTLING)))
+        recalibrate_norms(net, (x for _, _, x, _ in islice(_team_batches(training, epoch), RECALIBRATION_BATCHES)))
     team.average_buffers(net)
     totals = tally(net, evaluation_batches(dataset.val, dataset, training.device, team.own, precision_of(recipe)))
     losses, wrong = (team.sum(total).double() / len(dataset.val) for total in totals)
@@ -215,7 +215,7 @@ def validate(training: Training, state: TrainingState) -> TrainingState:
         *_rows(net, epoch, "train", means, None, lr, state.epoch_seconds),
         *_rows(net, epoch, "val", losses.tolist(), wrong.tolist(), lr, seconds),
     ]
-    return state.after(to_the_end(recipe, net.depths, wrong.tolist()), rows, seconds)
+    return state.after(of_trained_outputs(recipe, net.depths, wrong.tolist()), rows, seconds)
 
 
 def supervision_after(training: Training, epoch: int) -> Iterator[dict[str, Any]]:
@@ -231,15 +231,15 @@ def supervision_after(training: Training, epoch: int) -> Iterator[dict[str, Any]
         yield {"epoch": epoch, "output": share.output, "layer": share.layer, "share": share.share}
 
 
-def _stop_if_asked(training: Training, state: TrainingState, noted: Callable[[], int]) -> None:
+def _stop_if_asked(training: Training, state: TrainingState, signal_received: Callable[[], int]) -> None:
     """Raise signals.Stopped, which says what lies in the folder, if any process of the team is asked to stop."""
-    if training.team.any(noted() > 0):
+    if training.team.any(signal_received() > 0):
         folder = training.checkpointer.folder
         after = f"epoch {state.epoch + 1}, step {state.step}" if state.step else f"epoch {state.epoch}"
         why = f"stopped after {after}; the run is saved in {folder}, --resume goes on with it"
         if training.checkpointer.spares:
             why = f"stopped before anything was saved; {folder} is as it was"
-        raise signals.Stopped(noted() or signal.SIGTERM, why)
+        raise signals.Stopped(signal_received() or signal.SIGTERM, why)
 
 
 def _progress(training: Training, state: TrainingState, done: bool = False) -> Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -77,7 +78,7 @@ def reports(net: AuxNet, image_shape: tuple[int, ...], predicted: Predictions) -
             low=low,
             high=high,
             calibration_error=calibration_error(logits, labels),
-            class_errors=tuple(None if error != error else error for error in class_errors(logits, labels).tolist()),
+            class_errors=tuple(None if math.isnan(error) else error for error in class_errors(logits, labels).tolist()),
         )
         rows.append(report)
     return rows
@@ -100,7 +101,7 @@ def evaluation_of(
     folder: Path, by_split: Mapping[str, list[OutputReport]], latency: list[Latency] | None
 ) -> dict[str, Any]:
     """What evaluation.json holds of a run: the cost of each output, and its measures on each split."""
-    (_, first), *_ = by_split.items()
+    first = next(iter(by_split.values()))
     outputs = [
         {
             **{key: getattr(report, key) for key in COSTS},

@@ -30,7 +30,7 @@ class AuxNet(nn.Module):
     """K segments, K heads: one forward gives the logits of all outputs.
 
     `depths` holds the layer of each output in the paper's count (stem = 1, every convolution of a block one
-    more, the final classifier L); its last entry is the depth L of the whole network. `least_image` is (C, H, W):
+    more, the final classifier L); its last entry is the depth L of the whole network. `min_image_shape` is (C, H, W):
     images have C channels, and H x W pixels or more.
     """
 
@@ -39,19 +39,19 @@ class AuxNet(nn.Module):
         segments: Iterable[nn.Module],
         heads: Iterable[nn.Module],
         depths: Sequence[int],
-        least_image: tuple[int, int, int] | None = None,
+        min_image_shape: tuple[int, int, int] | None = None,
     ) -> None:
         super().__init__()
         self.segments = nn.ModuleList(segments)
         self.heads = nn.ModuleList(heads)
         self.depths = tuple(depths)
-        self.least_image = least_image
+        self.min_image_shape = min_image_shape
         if not len(self.segments) == len(self.heads) == len(self.depths) > 0:
             raise ValueError(
                 f"one head and one depth to each segment, got {len(self.segments)} segments, "
                 f"{len(self.heads)} heads, {len(self.depths)} depths"
             )
-        self.check_apart()
+        self.check_nothing_shared()
 
     @property
     def outputs(self) -> int:
@@ -89,12 +89,12 @@ class AuxNet(nn.Module):
         self.check_output(output)
         trunk = nn.Sequential(*self.segments[:output])
         head, depth = self.heads[output - 1], self.depths[output - 1]
-        return self._in_own_mode(AuxNet([trunk], [head], [depth], self.least_image))
+        return self._in_own_mode(AuxNet([trunk], [head], [depth], self.min_image_shape))
 
     def up_to(self, output: int) -> AuxNet:
         """Outputs 1..`output`, sharing their modules. Raises ValueError as `truncate` does."""
         self.check_output(output)
-        part = AuxNet(self.segments[:output], self.heads[:output], self.depths[:output], self.least_image)
+        part = AuxNet(self.segments[:output], self.heads[:output], self.depths[:output], self.min_image_shape)
         return self._in_own_mode(part)
 
     def _in_own_mode(self, made: Made) -> Made:
@@ -106,11 +106,11 @@ class AuxNet(nn.Module):
 
     def check_images(self, shape: Sequence[int]) -> None:
         """Raise ValueError unless images of this shape, (N, C, H, W), are what the net takes."""
-        if self.least_image is None or not isinstance(shape, tuple):  # of an image that torch.fx traces, it is no tuple
+        if self.min_image_shape is None or not isinstance(shape, tuple):  # torch.fx traces shapes that are no tuples
             return
         if len(shape) != 4:
             raise ValueError(f"images must be [N, C, H, W], got the shape {list(shape)}: one image is images[None]")
-        (C, H, W), (_, channels, height, width) = self.least_image, shape
+        (C, H, W), (_, channels, height, width) = self.min_image_shape, shape
         if channels != C:
             mend = "channels come before pixels" if shape[3] == C else f"or build the net with in_channels={channels}"
             raise ValueError(f"images must have {C} channels, got {channels} (shape {list(shape)}): {mend}")
@@ -119,7 +119,7 @@ class AuxNet(nn.Module):
                 f"images must have {H}x{W} pixels or more for this net, got {height}x{width}: enlarge them"
             )
 
-    def check_apart(self) -> None:
+    def check_nothing_shared(self) -> None:
         """Raise ValueError if two parts share weights: an output would train, or leave behind, those of another."""
         owner: dict[int, tuple[str, str]] = {}
         for kind, parts in (("segment", self.segments), ("head", self.heads)):

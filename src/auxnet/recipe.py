@@ -11,9 +11,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from auxnet import sections
 from auxnet.documents import read_yaml
 from auxnet.errors import ExclusionError
+from auxnet.sections import DataFields, MachineFields, MethodFields, NetworkFields, TrainingFields
 from auxnet.words import nearest
 
 SEAL = b"# sha256 "
@@ -35,7 +35,7 @@ WHERE = ("data_dir", "stream", "workers", "device", "threads", "cuda_graph")
 
 
 @dataclass(frozen=True)
-class Recipe(sections.Machine, sections.Training, sections.Method, sections.Network, sections.Data):
+class Recipe(MachineFields, TrainingFields, MethodFields, NetworkFields, DataFields):
     """How to train: all fields of `sections`, the data's first. Saved with every run as recipe.yaml."""
 
     def __post_init__(self) -> None:

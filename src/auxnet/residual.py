@@ -31,7 +31,7 @@ from auxnet.sections import Block, Form, Head
 
 MOST_PARAMETERS = 2**29  # of a network that is built: three times the widest ResNets that are in use
 
-LEAST_SIZE: dict[Form, int] = {"cifar": 4, "imagenet": 32}  # pixels a side that leave a pixel to the last maps
+MIN_SIZE: dict[Form, int] = {"cifar": 4, "imagenet": 32}  # pixels a side that leave a pixel to the last maps
 STEM: dict[Form, int] = {"cifar": 16, "imagenet": 64}  # channels
 IMAGENET = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 EXPANSION = 4  # of the channels after a bottleneck
@@ -121,7 +121,7 @@ def resnet(
             segments.append(nn.Sequential(*parts))
             heads.append(Classifier(channels, num_classes, activate))
             parts = []
-    net = AuxNet(segments, heads, (*layers, depth), (in_channels, LEAST_SIZE[form], LEAST_SIZE[form]))
+    net = AuxNet(segments, heads, (*layers, depth), (in_channels, MIN_SIZE[form], MIN_SIZE[form]))
     _initialise(net)
     return net
 

@@ -36,10 +36,10 @@ def lambdas_at(recipe: Recipe, depths: Sequence[int], epoch: int = 1) -> list[fl
     return [*auxiliary, final]
 
 
-def to_the_end(recipe: Recipe, depths: Sequence[int], values: Sequence[float]) -> list[float]:
-    """Of a value per output those of the outputs that train to the end, by which epochs and trials are compared.
+def of_trained_outputs(recipe: Recipe, depths: Sequence[int], values: Sequence[float]) -> list[float]:
+    """Of one value per output, those of the outputs whose loss still counts in the last epoch.
 
-    Not of those whose loss weighs nothing, or will be discarded.
+    Epochs and trials are compared by these: an output that weighs nothing, or will be discarded, has no say.
     """
     weights = lambdas_at(recipe, depths, recipe.epochs)
     return [value for value, weight in zip(values, weights, strict=True) if weight > 0]

@@ -114,7 +114,7 @@ class Comparison:
     """of McNemar's exact test: how likely a difference so large is where there is none; of several, see `holm`"""
 
     @property
-    def told_apart(self) -> bool:
+    def significant(self) -> bool:
         """Whether the images show, at the 5 % level, that one is better."""
         return self.p_value < 0.05
 

@@ -19,7 +19,7 @@ RelativeTo = Literal["final", "last_auxiliary"]
 
 
 @dataclass(frozen=True)
-class Data:
+class DataFields:
     """The images, and what is done to them."""
 
     data: str = "digits"
@@ -45,7 +45,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkFields:
     """The trunk, where its outputs are, and their heads."""
 
     depth: int = 20
@@ -75,7 +75,7 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Method:
+class MethodFields:
     """How gradients are propagated, and what each output's loss weighs."""
 
     method: MethodName = "multiway"
@@ -111,7 +111,7 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingFields:
     """The epochs, the optimizer and its step size, regularisation, the seed."""
 
     epochs: int = 30
@@ -155,7 +155,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineFields:
     """Where it runs, and in which precision."""
 
     device: str = "auto"

@@ -36,7 +36,7 @@ class Candidate:
     """first and third of those milliseconds"""
     meets: bool
     """whether it meets every budget"""
-    wavers: bool
+    borderline: bool
     """whether the latency budget lies within its quartiles: measured again, it may fall on the other side"""
     against_chosen: Comparison | None
     """this output's errors less the chosen one's, on the same images (None for itself, and without a choice); its
@@ -69,7 +69,7 @@ class Choice:
     def no_better_than_guessing(self) -> str | None:
         """That the chosen output is not shown to err less than guessing; None if it is, and without a choice."""
         found = self.against_guessing
-        return None if found is None or (found.told_apart and found.difference < 0) else _no_better(self.guessing)
+        return None if found is None or (found.significant and found.difference < 0) else _no_better(self.guessing)
 
 
 def select(
@@ -126,24 +126,25 @@ def select_on(
     within: float | None = None,
     budgets: Mapping[str, float | None] | None = None,
 ) -> Choice:
-    """Choose an output of a net on batches of *validation* images, as `select` does: budgets of "params", "macs" and
-    "latency" (ms, measured if it is there).
+    """Choose an output of a net on batches of *validation* images, by the rule of `select`.
+
+    `budgets` has any of "params", "macs" and "latency" (ms for one image, measured if it is asked for).
     """
     shape, batches = image_shape_of(batches)
-    said, timed = predictions(net, batches), (budgets or {}).get("latency") is not None
+    predicted, timed = predictions(net, batches), (budgets or {}).get("latency") is not None
     measured = [found.timings[0] for found in latencies(net, shape, (1,))] if timed else None
-    return choose(said, reports(net, shape, said), within=within, budgets=budgets, latency=measured)
+    return choose(predicted, reports(net, shape, predicted), within=within, budgets=budgets, latency=measured)
 
 
 def choose(
-    said: Predictions,
+    predicted: Predictions,
     rows: Sequence[OutputReport],
     *,
     within: float | None = None,
     budgets: Mapping[str, float | None] | None = None,
     latency: Sequence[Timing] | None = None,
 ) -> Choice:
-    """Choose by what the outputs said of validation images, their reports on them, and their latencies (medians).
+    """Choose by predictions of validation images, reports of the outputs on them, and latencies (medians, ms).
 
     `within` is a fraction, 0.005 being half a percentage point; without it, MARGIN where no budget is given,
     and 0 (the best that meets them) where one is. Of equal errors the cheaper output's is the better.
@@ -161,28 +162,29 @@ def choose(
     chosen = None
     if meeting:
         chosen = meeting[cheapest_within([row.error for row in meeting], [row.macs for row in meeting], margin)]
-    against = _against(said, chosen)
+    against = _against(predicted, chosen)
     candidates = tuple(
         Candidate(row, time, of, over <= 1, of is not None and of[0] <= limit <= of[1], against.get(row.output))
         for row, time, of, over in zip(rows, times, quartiles, excess, strict=True)
     )
-    wavering = "".join(f"; {_waver(each)}" for each in candidates if each.wavers)
+    borderline = "".join(f"; {_borderline(each)}" for each in candidates if each.borderline)
     if chosen is None:
         nearest = min(range(len(rows)), key=excess.__getitem__)
-        reason = f"no output stays within {_limits(budgets)}; {_miss(rows[nearest], times[nearest], budgets)}{wavering}"
-        return Choice(None, reason, margin, budgets, candidates, guessing(said.labels), None)
+        missed = _miss(rows[nearest], times[nearest], budgets)
+        reason = f"no output stays within {_limits(budgets)}; {missed}{borderline}"
+        return Choice(None, reason, margin, budgets, candidates, guessing(predicted.labels), None)
     best = min(meeting, key=lambda row: row.error)
-    reason = _reason(candidates, chosen, best, margin, budgets) + wavering
-    guessed = compare(said.wrong[chosen.output - 1], said.labels != said.labels.bincount().argmax())
-    return Choice(chosen.output, reason, margin, budgets, candidates, guessing(said.labels), guessed)
+    reason = _reason(candidates, chosen, best, margin, budgets) + borderline
+    guessed = compare(predicted.wrong[chosen.output - 1], predicted.labels != predicted.labels.bincount().argmax())
+    return Choice(chosen.output, reason, margin, budgets, candidates, guessing(predicted.labels), guessed)
 
 
-def _against(said: Predictions, chosen: OutputReport | None) -> dict[int, Comparison]:
+def _against(predicted: Predictions, chosen: OutputReport | None) -> dict[int, Comparison]:
     """The other outputs compared with the chosen one, by their numbers; {} without a choice."""
     if chosen is None:
         return {}
-    others = [k for k in range(1, len(said.wrong) + 1) if k != chosen.output]
-    found = [compare(said.wrong[k - 1], said.wrong[chosen.output - 1]) for k in others]
+    others = [k for k in range(1, len(predicted.wrong) + 1) if k != chosen.output]
+    found = [compare(predicted.wrong[k - 1], predicted.wrong[chosen.output - 1]) for k in others]
     adjusted = holm([each.p_value for each in found])
     return {k: replace(each, p_value=p) for k, each, p in zip(others, found, adjusted, strict=True)}
 
@@ -190,7 +192,7 @@ def _against(said: Predictions, chosen: OutputReport | None) -> dict[int, Compar
 def _alike(candidates: Sequence[Candidate], chosen: OutputReport) -> int | None:
     """The cheapest output below the chosen one that cannot be told from it; None if there is none."""
     below = [each for each in candidates if each.report.macs < chosen.macs]
-    alike = [each.report for each in below if each.against_chosen and not each.against_chosen.told_apart]
+    alike = [each.report for each in below if each.against_chosen and not each.against_chosen.significant]
     return min(alike, key=lambda report: report.macs).output if alike else None
 
 
@@ -266,12 +268,12 @@ def _verdict(other: Candidate) -> str:
     found, row = other.against_chosen, other.report
     assert found is not None
     images = f"{row.images:,} validation images, McNemar's p = {found.p_value:.2g} (Holm)"
-    if not found.told_apart:
+    if not found.significant:
         return f"it cannot be told apart from output {row.output} ({_error(row)}) on these {images}"
     return f"it is worse than output {row.output} ({_error(row)}) beyond chance on these {images}"
 
 
-def _waver(each: Candidate) -> str:
+def _borderline(each: Candidate) -> str:
     """That a latency is too near its budget to be sure of."""
     low, high = each.quartiles or (0.0, 0.0)
     spread = f"its median {_number('latency', each.latency or 0.0)}, its quartiles {low:.3g} .. {high:.3g}"

@@ -26,8 +26,8 @@ from auxnet.thresholds import (
     check_target,
     costs_under,
     fit_temperatures,
-    least_shown,
     outcome,
+    smallest_provable_target,
     solve,
     solve_cross_fitted,
     sweep,
@@ -243,8 +243,8 @@ def _of_target(target: float, found: CrossFit, answer: Point) -> Iterator[str]:
             f"and by {there} on images left out of solving, a fifth in turn: there it keeps the target of {points} in "
             "the mean, which promises nothing of one set of images"
         )
-    elif target < least_shown(n):
-        least = math.ceil(1e4 * least_shown(n)) / 100
+    elif target < smallest_provable_target(n):
+        least = math.ceil(1e4 * smallest_provable_target(n)) / 100
         yield (
             f"{n:,} validation images are too few to show that a target of {points} is kept ({least:g} is the least "
             "that they can show), and nothing is shown to err no more than the final output: all images take that one"

@@ -43,9 +43,9 @@ class Outcome:
     """its errors less those of the final output, on the same images"""
 
 
-def fit_temperatures(said: Predictions) -> tuple[float, ...]:
+def fit_temperatures(predicted: Predictions) -> tuple[float, ...]:
     """The temperature of each output, fitted on validation images."""
-    return tuple(fit_temperature(logits, said.labels) for logits in said.logits)
+    return tuple(fit_temperature(logits, predicted.labels) for logits in predicted.logits)
 
 
 def costs_under(policy: Policy, costs: Sequence[float], passing: Sequence[float] | None = None) -> tuple[float, ...]:
@@ -54,13 +54,13 @@ def costs_under(policy: Policy, costs: Sequence[float], passing: Sequence[float]
 
 
 def outcome(
-    said: Predictions, policy: Policy, costs: Sequence[float], passing: Sequence[float] | None = None
+    predicted: Predictions, policy: Policy, costs: Sequence[float], passing: Sequence[float] | None = None
 ) -> Outcome:
-    """What a policy does to the images of `said`. Raises ValueError for a policy or costs of other outputs."""
-    policy.check(len(said.logits))
-    exits = policy.exits(said.logits)
+    """What a policy does to the images of `predicted`. Raises ValueError for a policy or costs of other outputs."""
+    policy.check(len(predicted.logits))
+    exits = policy.exits(predicted.logits)
     n = len(exits)
-    wrong_n = said.wrong[exits - 1, torch.arange(n)]
+    wrong_n = predicted.wrong[exits - 1, torch.arange(n)]
     wrong = int(wrong_n.sum())
     spent = Costs.of(costs, passing).under(policy.thresholds)[exits - 1]
     mean = float(spent.mean())
@@ -74,7 +74,7 @@ def outcome(
         (mean - half, mean + half),
         tuple(count / n for count in counts),
         tuple(wilson(count, n) for count in counts),
-        compare(wrong_n, said.wrong[-1]),
+        compare(wrong_n, predicted.wrong[-1]),
     )
 
 
@@ -82,7 +82,7 @@ def outcome(
 
 
 def solve(
-    said: Predictions,
+    predicted: Predictions,
     rule: Policy,
     costs: Sequence[float],
     passing: Sequence[float] | None = None,
@@ -91,7 +91,7 @@ def solve(
     max_mean_cost: float | None = None,
     common: bool = False,
 ) -> Policy | None:
-    """Thresholds for one target, from what the outputs said of *validation* images; None if nothing meets it.
+    """Thresholds for one target, from predictions of *validation* images; None if nothing meets it.
 
     Either the mean cost is least with an error of at most the final output's + `max_error_increase` (a
     fraction), or the error is least with a mean cost of at most `max_mean_cost`. Of the `rule` (`policy.never` makes
@@ -99,7 +99,7 @@ def solve(
     Raises ValueError for a target that cannot be, or two.
     """
     check_target(max_error_increase, max_mean_cost)
-    task = _task(said, rule, costs, passing)
+    task = _task(predicted, rule, costs, passing)
     return _with(rule, task.solve(task.starts(common), max_error_increase, max_mean_cost, refine=0 if common else BEST))
 
 
@@ -117,7 +117,7 @@ class CrossFit:
     """95 %, of the one allowance: that it was picked among several is not in it"""
 
 
-def least_shown(images: int) -> float:
+def smallest_provable_target(images: int) -> float:
     """The least target on a rise of error that so many images can show to be kept, as a fraction: a few of them.
 
     Below it luck alone would decide, but of thresholds shown to err no more than the final output.
@@ -126,7 +126,7 @@ def least_shown(images: int) -> float:
 
 
 def solve_cross_fitted(
-    said: Predictions,
+    predicted: Predictions,
     rule: Policy,
     costs: Sequence[float],
     passing: Sequence[float] | None = None,
@@ -139,15 +139,15 @@ def solve_cross_fitted(
 
     In the mean, not with certainty: on the images at hand the largest rise is allowed with which, solved on all parts
     of them but one and counted on that one, part by part, the target is kept (by bisection). So is a single output that
-    takes all: it is one of the thresholds tried. A target below what the images can show (`least_shown`) counts as kept
-    only where the 95 % interval of the rise ends at 0 or below. Where nothing is shown to keep the target, all take the
+    takes all: it is one of the thresholds tried. A target below `smallest_provable_target` counts as kept only where
+    the 95 % interval of the rise ends at 0 or below. Where nothing is shown to keep the target, all images take the
     final output. Else as `solve`, which allows all of the target on the images that it solves on.
     """
     check_target(max_error_increase)
-    task, n, refine = _task(said, rule, costs, passing), len(said.labels), 0 if common else BEST
+    task, n, refine = _task(predicted, rule, costs, passing), len(predicted.labels), 0 if common else BEST
     final = replace(rule, thresholds=only_at(len(costs), len(costs)))
     unshown = final, CrossFit(parts, None, 0.0, (0.0, 0.0))
-    few = max_error_increase < least_shown(n) - 1e-9
+    few = max_error_increase < smallest_provable_target(n) - 1e-9
     part = torch.randperm(n, generator=torch.Generator().manual_seed(0)) % parts
     halves = [(task.of_images(part != k), task.of_images(part == k)) for k in range(parts)]
     begun = [solved_on.starts(common) for solved_on, _ in halves]
@@ -161,7 +161,7 @@ def solve_cross_fitted(
         return compare(torch.cat(errors).bool(), finals.bool())
 
     # Between all of the target and that less two standard errors of the final output's error (or two targets):
-    error = said.errors[-1]
+    error = predicted.errors[-1]
     high = max_error_increase
     low = high - 2 * max(high, (error * (1 - error) / n) ** 0.5)
     kept, allowed = None, high
@@ -196,7 +196,7 @@ def check_target(max_error_increase: float | None = None, max_mean_cost: float |
 
 
 def sweep(
-    said: Predictions,
+    predicted: Predictions,
     rule: Policy,
     costs: Sequence[float],
     passing: Sequence[float] | None = None,
@@ -205,7 +205,7 @@ def sweep(
     common: bool = False,
 ) -> list[Policy]:
     """Least-error policies for mean costs evenly spaced from the first output's to that of passing all heads."""
-    task = _task(said, rule, costs, passing)
+    task = _task(predicted, rule, costs, passing)
     starts = task.starts(common)
     most = float(task.costs.under((ALWAYS,) * (len(costs) - 1)).max())
     bounds = torch.linspace(min(costs), most, points, dtype=torch.float64).tolist()
@@ -219,26 +219,26 @@ def anytime(rule: Policy) -> list[Policy]:
     return [replace(rule, thresholds=only_at(k, outputs)) for k in range(1, outputs + 1)]
 
 
-def budgeted(said: Predictions, rule: Policy, *, points: int = 12) -> list[Policy]:
+def budgeted(predicted: Predictions, rule: Policy, *, points: int = 12) -> list[Policy]:
     """MSDNet's budgeted-batch setting: `geometric` policies for q from 1/10 (shallow) to 10 (deep)."""
     qs = torch.logspace(-1, 1, points).tolist()
-    return [geometric(said, rule, q) for q in qs]
+    return [geometric(predicted, rule, q) for q in qs]
 
 
-def geometric(said: Predictions, rule: Policy, q: float) -> Policy:
-    """Output k takes a share proportional to q^k of the images of `said`: the surest of those that are left."""
+def geometric(predicted: Predictions, rule: Policy, q: float) -> Policy:
+    """Output k takes a share proportional to q^k of the images of `predicted`: the surest of those that are left."""
     if not 0 < q < float("inf"):
         raise ValueError(f"q must be above 0 and finite, got {q}")
-    rule.check(len(said.logits))
-    return replace(rule, thresholds=geometric_shares(rule.confidences(said.logits), q))
+    rule.check(len(predicted.logits))
+    return replace(rule, thresholds=geometric_shares(rule.confidences(predicted.logits), q))
 
 
-def _task(said: Predictions, rule: Policy, costs: Sequence[float], passing: Sequence[float] | None) -> Task:
+def _task(predicted: Predictions, rule: Policy, costs: Sequence[float], passing: Sequence[float] | None) -> Task:
     """What is to be solved. Raises ValueError."""
-    if len(costs) != len(said.logits):
-        raise ValueError(f"{len(said.logits)} outputs need {len(said.logits)} costs, got {len(costs)}")
+    if len(costs) != len(predicted.logits):
+        raise ValueError(f"{len(predicted.logits)} outputs need {len(predicted.logits)} costs, got {len(costs)}")
     rule.check(len(costs))
-    return Task(rule.confidences(said.logits), said.wrong.double(), Costs.of(costs, passing))
+    return Task(rule.confidences(predicted.logits), predicted.wrong.double(), Costs.of(costs, passing))
 
 
 def _with(rule: Policy, thresholds: Thresholds | None) -> Policy | None:

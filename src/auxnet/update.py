@@ -35,7 +35,7 @@ def weights_for(net: AuxNet, weights: Weights | None) -> list[float]:
 
     Raises ValueError for weights that a method cannot train with, and for a net whose parts share parameters.
     """
-    net.check_apart()
+    net.check_nothing_shared()
     lambdas = checked_weights(net.loss_weights() if weights is None else weights, net.outputs)
     if not any(lambdas):
         raise ValueError(f"weights must leave at least one output above 0 (0 discards it), got {lambdas}")
@@ -101,7 +101,7 @@ class Update:
             name = type(self.optimizer).__name__
             raise ValueError(f"{name} keeps its step sizes to itself, where those of a method do not reach: take SGD")
         aliases = iter(self.aliases)
-        self.places = _apart(self.optimizer, [[next(aliases) for _ in group] for group in groups])
+        self.places = _split_groups(self.optimizer, [[next(aliases) for _ in group] for group in groups])
         etas = [float(settings["lr"]) for settings in self.optimizer.param_groups]
         usual = self.optimizer.defaults.get("lr")  # what a group has that says nothing of its own
         usual = float(usual) if usual in etas else etas[0]
@@ -161,7 +161,7 @@ class Update:
                 )
 
 
-def _apart(optimizer: torch.optim.Optimizer, parts: Sequence[Sequence[Tensor]]) -> list[int]:
+def _split_groups(optimizer: torch.optim.Optimizer, parts: Sequence[Sequence[Tensor]]) -> list[int]:
     """Split an optimizer's groups so that each lies within one of these parts of its parameters; gives each one's part.
 
     However a function groups parameters (those without weight decay by themselves, say), each takes the steps of its
@@ -223,11 +223,11 @@ class Method:
     """gives the updates the step scales that follow from the loss weights"""
     loss: Callable[[Tensor, Tensor], Tensor]
     """of logits [N, classes] and labels"""
-    bound: list[tuple[int, int, bool]] = field(init=False)
+    built_on: list[tuple[int, int, bool]] = field(init=False)
     """the parameters that the optimizers hold"""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "bound", _anatomy(self.net))
+        object.__setattr__(self, "built_on", _parameter_identities(self.net))
         self.rescale()
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -241,7 +241,7 @@ class Method:
         not for this net, RuntimeError if the net's parameters are others than when the method was built.
         """
         check_tensors(images, labels, self.loss)
-        if _anatomy(self.net) != self.bound:
+        if _parameter_identities(self.net) != self.built_on:
             raise RuntimeError(
                 "the net's parameters were moved, replaced, frozen or unfrozen after its method was built: "
                 "build the method after that"
@@ -303,9 +303,9 @@ class Method:
         self.set_weights(state.get("weights", self.lambdas))
 
 
-def _anatomy(module: nn.Module) -> list[tuple[int, int, bool]]:
+def _parameter_identities(module: nn.Module) -> list[tuple[int, int, bool]]:
     """Of each parameter in a module its identity, its address and whether it is trained: fast, for every step."""
-    anatomy = [(id(p), p.data_ptr(), p.requires_grad) for p in module._parameters.values() if p is not None]
+    identities = [(id(p), p.data_ptr(), p.requires_grad) for p in module._parameters.values() if p is not None]
     for child in module._modules.values():
-        anatomy += [] if child is None else _anatomy(child)
-    return anatomy
+        identities += [] if child is None else _parameter_identities(child)
+    return identities

@@ -17,17 +17,17 @@ from auxnet.errors import one_line
 from auxnet.words import nearest
 
 COMMANDS = {  # name: (module of this package that holds the function of that name, what it does)
-    "train": ("training", "train by a recipe, and print the table of outputs"),
-    "plan": ("training", "say what a recipe will do, and cost, without training"),
-    "evaluate": ("choosing", "say what each output of a run is worth, from what it saved"),
-    "select": ("choosing", "choose the cheapest output that is good enough, on validation"),
-    "exits": ("leaving", "solve when an image may leave at a shallow output, on validation"),
-    "diagnose": ("diagnosing", "measure how supervision reaches each layer, and what each layer knows"),
-    "sweep": ("sweeping", "train many recipes, and find the best on validation"),
-    "study": ("studying", "run one of the paper's experiments, and judge its claims"),
-    "report": ("reporting", "show finished runs as one HTML file that opens offline"),
-    "export": ("shipping", "write one output, or the early exit, for another runtime, and prove it equal"),
-    "predict": ("shipping", "say what is in image files"),
+    "train": ("train", "train by a recipe, and print the table of outputs"),
+    "plan": ("train", "say what a recipe will do, and cost, without training"),
+    "evaluate": ("evaluate", "say what each output of a run is worth, from what it saved"),
+    "select": ("evaluate", "choose the cheapest output that is good enough, on validation"),
+    "exits": ("exits", "solve when an image may leave at a shallow output, on validation"),
+    "diagnose": ("diagnose", "measure how supervision reaches each layer, and what each layer knows"),
+    "sweep": ("sweep", "train many recipes, and find the best on validation"),
+    "study": ("study", "run one of the paper's experiments, and judge its claims"),
+    "report": ("report", "show finished runs as one HTML file that opens offline"),
+    "export": ("export", "write one output, or the early exit, for another runtime, and prove it equal"),
+    "predict": ("export", "say what is in image files"),
 }
 
 

@@ -67,11 +67,11 @@ def parse(options: type[Options], words: list[str], default: Options | None = No
 class OfRecipe:
     """Options among which is every field of a recipe, section by section."""
 
-    data: OmitArgPrefixes[sections.Data] = field(default_factory=sections.Data)
-    network: OmitArgPrefixes[sections.Network] = field(default_factory=sections.Network)
-    method: OmitArgPrefixes[sections.Method] = field(default_factory=sections.Method)
-    training: OmitArgPrefixes[sections.Training] = field(default_factory=sections.Training)
-    machine: OmitArgPrefixes[sections.Machine] = field(default_factory=sections.Machine)
+    data: OmitArgPrefixes[sections.DataFields] = field(default_factory=sections.DataFields)
+    network: OmitArgPrefixes[sections.NetworkFields] = field(default_factory=sections.NetworkFields)
+    method: OmitArgPrefixes[sections.MethodFields] = field(default_factory=sections.MethodFields)
+    training: OmitArgPrefixes[sections.TrainingFields] = field(default_factory=sections.TrainingFields)
+    machine: OmitArgPrefixes[sections.MachineFields] = field(default_factory=sections.MachineFields)
 
     @property
     def recipe(self) -> Recipe:
@@ -95,11 +95,11 @@ def _sections(recipe: Recipe) -> dict[str, Any]:
         return section(**{each.name: getattr(recipe, each.name) for each in fields(section)})  # type: ignore
 
     return {
-        "data": part(sections.Data),
-        "network": part(sections.Network),
-        "method": part(sections.Method),
-        "training": part(sections.Training),
-        "machine": part(sections.Machine),
+        "data": part(sections.DataFields),
+        "network": part(sections.NetworkFields),
+        "method": part(sections.MethodFields),
+        "training": part(sections.TrainingFields),
+        "machine": part(sections.MachineFields),
     }
 
 

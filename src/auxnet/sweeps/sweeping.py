@@ -33,7 +33,7 @@ Watch = Callable[[Sequence[Trial], int], None]
 COMBINATIONS = 50  # of the other fields' values, tried before a value is said to be impossible
 FINDS_DATA = {"data", "data_dir", "image_size"}
 """fields that say whether there are data to read"""
-OF_DATA = (*(field.name for field in fields(sections.Data)), "seed")
+OF_DATA = (*(field.name for field in fields(sections.DataFields)), "seed")
 """fields that a data set and its splits depend on"""
 
 

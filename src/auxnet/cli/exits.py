@@ -12,7 +12,7 @@ from tyro.conf import FlagCreatePairsOff, Positional
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRun, parse
-from auxnet.cli.choosing import above_zero, number, points, points_between
+from auxnet.cli.evaluate import above_zero, number, points, points_between
 from auxnet.words import per_cent, with_interval
 
 if TYPE_CHECKING:

@@ -230,7 +230,7 @@ def _candidates_table(choice: Choice) -> Table:
     for c in choice.candidates:
         r, against = c.report, c.against_chosen
         mark = "chosen" if r.output == choice.output else "" if c.meets else "over budget"
-        mark += (", " if mark else "") + "near the limit" if c.wavers else ""
+        mark += (", " if mark else "") + "near the limit" if c.borderline else ""
         cells = [mark, str(r.output), str(r.depth), screen.count(r.params), screen.count(r.macs)]
         cells += (
             [f"{c.latency:.2f} ({c.quartiles[0]:.2f} .. {c.quartiles[1]:.2f})"] if c.latency and c.quartiles else []
@@ -240,5 +240,6 @@ def _candidates_table(choice: Choice) -> Table:
             made.add_row(*cells, "", "", "")
         else:
             behind = points_between(against).removesuffix(" points")
-            made.add_row(*cells, behind, f"{against.p_value:.2g}", "" if against.told_apart else "cannot be told apart")
+            apart = "" if against.significant else "cannot be told apart"
+            made.add_row(*cells, behind, f"{against.p_value:.2g}", apart)
     return made
