@@ -17,6 +17,7 @@ from rich.table import Table
 
 import auxnet
 from auxnet.capturing import WARM_UP, as_cuda_graph
+from auxnet.errors import first_line
 from auxnet.machine import to_device
 from auxnet.precision import in_float32, to_bfloat16
 from measured import METHODS, SGD, batch_of, operations, options, ratio, save, seconds, shown
@@ -38,6 +39,8 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
     dtype = getattr(torch, asked.precision)
+    # PyTorch lets convolutions of float32 round to TF32 and matrix products not: a share is one of the same unit.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     nets, side = {**PLAIN, **AUXILIARY}, 8192
     if asked.tiny:
         nets, side = {name: (method, 8, min(K, 3)) for name, (method, _, K) in nets.items()}, 256
@@ -46,16 +49,19 @@ def main() -> None:
     batch = (x.to(dtype), labels)
     a, b = torch.randn(2, side, side, device=device, dtype=dtype)
 
-    steps, flops = {}, {}
+    steps, flops, failed = {}, {}, {}
     for name, (method, depth, outputs) in nets.items():
-        step = _step(method, depth, outputs, device, dtype, asked.graph)
-        flops[name] = operations(lambda step=step: step(*batch))
+        try:
+            step = _step(method, depth, outputs, device, dtype, asked.graph)
+            flops[name] = operations(lambda step=step: step(*batch))
+            for _ in range(WARM_UP + 1):  # a graph is recorded after so many
+                step(*batch)
+        except RuntimeError as error:  # the others are measured all the same
+            failed[name] = first_line(error)
+            continue
         steps[name] = lambda step=step: step(*batch)
 
     times = {name: [] for name in ("matrix product", *steps)}
-    for step in steps.values():
-        for _ in range(WARM_UP + 1):  # a graph is recorded after so many
-            step()
     for i in range(asked.rounds + 1):
         for name, step in {"matrix product": lambda: a @ b, **steps}.items():
             took = seconds(lambda step=step: [step() for _ in range(asked.steps)]) / asked.steps
@@ -64,13 +70,17 @@ def main() -> None:
 
     rows = {}
     table = Table("net", "images/s", "share of matrix rate", "400 epochs, min", title=f"{device}, {asked.precision}")
-    for name, work in flops.items():
+    for name in steps:
+        work = flops[name]
         rate = asked.batch_size / statistics.median(times[name])
         share = ratio(times["matrix product"], times[name], work / (2 * side**3))
         rows[name] = {"images_per_second": rate, "share": share, "minutes": SCHEDULE / rate / 60, "flops": work}
         table.add_row(name, f"{rate:,.0f}", shown(share, 3), f"{SCHEDULE / rate / 60:.1f}")
     Console(width=120).print(table)
-    save(asked, device, rows=rows, seconds=times)
+    for name, why in failed.items():
+        print(f"{name} failed: {why}")
+    tf32 = dtype == torch.float32 and torch.backends.cudnn.allow_tf32
+    save(asked, device, rows=rows, seconds=times, failed=failed, tf32=tf32)
 
 
 def _step(name, depth, outputs, device, dtype, graph):

@@ -146,3 +146,9 @@ def test_norms_are_measured_on_so_many_batches_at_most(run, tmp_path, monkeypatc
     monkeypatch.setattr(epochs, "RECALIBRATION_BATCHES", 4)
     auxnet.fit(replace(TINY, epochs=2), tmp_path / "b")
     assert counts == [4, 4]  # of 6 batches
+
+
+def test_no_norm_of_an_average_waits_for_the_device():
+    """On "meta" reading a value is an error."""
+    net = auxnet.resnet(8, 2).to("meta")
+    recalibrate_norms(net, [torch.randn(4, 3, 8, 8, device="meta")] * 2)

@@ -11,6 +11,13 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.mark.long
+def test_the_check_of_a_gpu_holds_on_a_cpu(tmp_path):
+    words = [sys.executable, str(BENCHMARKS / "gpu_check.py"), "--json", str(tmp_path / "out.json")]
+    subprocess.run(words, check=True, capture_output=True, timeout=300)
+    assert all(row["ok"] for row in json.loads((tmp_path / "out.json").read_text())["rows"])
+
+
+@pytest.mark.long
 def test_the_gpu_benchmark_runs_small_on_any_machine(tmp_path):
     words = ["--tiny", "--threads", "1", "--precision", "bfloat16", "--json", str(tmp_path / "out.json")]
     subprocess.run([sys.executable, str(BENCHMARKS / "gpu.py"), *words], check=True, capture_output=True, timeout=300)

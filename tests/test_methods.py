@@ -12,8 +12,9 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import auxnet
 from auxnet.latency import Held
+from auxnet.method import Method
 from auxnet.methods import adaptive_scales, step_scales
-from auxnet.update import Method, Update
+from auxnet.update import Update
 
 UNFIT = ("Optimizer", "SparseAdam", "LBFGS", "Muon", "Rprop", "ASGD")
 ETA, MOMENTUM, DECAY = 0.3, 0.9, 0.02

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from auxnet.exporting import export as export
     from auxnet.hub import PretrainedAuxNet as PretrainedAuxNet
     from auxnet.hub import load as load
+    from auxnet.method import Method as Method
     from auxnet.methods import joint as joint
     from auxnet.methods import multiway as multiway
     from auxnet.methods import pairwise as pairwise
@@ -62,7 +63,6 @@ if TYPE_CHECKING:
     from auxnet.sweeps.sweeping import sweep as sweep
     from auxnet.train import Run as Run
     from auxnet.train import fit as fit
-    from auxnet.update import Method as Method
 
 
 def __getattr__(name: str) -> Any:

@@ -54,10 +54,11 @@ def recalibrate_norms(net: nn.Module, batches: Iterable[Tensor]) -> None:
     net.eval()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # PyTorch's word for the plain mean over batches
         norm.train()
     try:
-        for images in batches if norms else ():
+        for n, images in enumerate(batches if norms else (), start=1):
+            for norm in norms:
+                norm.momentum = 1 / n  # the plain mean over batches; with None, PyTorch's word for it, a GPU would wait
             net(images)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

@@ -21,6 +21,7 @@ from auxnet.errors import first_line
 from auxnet.gradients import Loss
 from auxnet.losses import balanced, cross_entropy, distilled, square_hinge
 from auxnet.machine import device_of, free_memory, to_device
+from auxnet.method import Method
 from auxnet.methods import joint, multiway, pairwise
 from auxnet.network import AuxNet
 from auxnet.precision import in_float32, to_bfloat16
@@ -29,7 +30,7 @@ from auxnet.residual import MIN_SIZE, layout, resnet
 from auxnet.schedules import lambdas_at
 from auxnet.sections import MethodName, StepScale
 from auxnet.synchronised import synchronise_norms
-from auxnet.update import Average, Method, identity
+from auxnet.update import Average, identity
 
 PIXELS = 2**21  # evaluated at a time: 25 MB of float32 in three channels
 MOST_STAND_INS = 50  # outputs of a net that stands in for a backbone that is not built yet

@@ -30,7 +30,7 @@ def optimizer_of(recipe: Recipe) -> Callable[[Any], torch.optim.Optimizer]:
         "momentum": recipe.momentum,
         "nesterov": recipe.nesterov and recipe.momentum > 0,
         "weight_decay": recipe.weight_decay,
-        "fused": recipe.state != "shared",  # fused kernels want a momentum of all parameters, or of none
+        "fused": True,
         "capturable": recipe.cuda_graph,
     }
     accepted = signature(kind).parameters

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from auxnet.errors import first_line
-from auxnet.update import Method
+from auxnet.method import Method
 
 WARM_UP = 3  # steps one by one before a recording: they make the optimizers' states, and what libraries make once
 
@@ -56,6 +56,8 @@ def as_cuda_graph(method: Method, device: torch.device) -> Method:
     nothing.)
     """
     check_optimizers(method)
+    for update in method.updates:  # or torch warns of the steps that are not recorded
+        update.optimizer._warned_capturable_if_run_uncaptured = True
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     return captured(method, lambda step: _recorded(step, stream), lambda: _on(stream))
 
@@ -114,12 +116,16 @@ def _kind(images: Tensor, labels: Tensor) -> tuple[Any, ...]:
 
 
 def _recorded(step: Step, stream: torch.cuda.Stream) -> Step:
-    graph = torch.cuda.CUDAGraph()
+    graph, usual = torch.cuda.CUDAGraph(), torch.cuda.current_stream(stream.device)
     try:
         with torch.cuda.device(stream.device), torch.cuda.graph(graph, stream=stream):
             losses = step()
     except Exception as error:
-        raise RuntimeError(f"this step cannot be a CUDA graph ({first_line(error)}): leave cuda_graph out") from error
+        torch.cuda.set_stream(usual)  # the end of a recording that failed raises too, and leaves its stream behind
+        cause = error
+        while isinstance(cause.__context__, Exception):  # what is said at the end is only that it failed before
+            cause = cause.__context__
+        raise RuntimeError(f"this step cannot be a CUDA graph ({first_line(cause)}): leave cuda_graph out") from error
 
     def replay() -> Tensor:
         graph.replay()

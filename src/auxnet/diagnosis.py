@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from auxnet.backbones.dryrun import features
 from auxnet.batches import Batches
 from auxnet.gradients import Loss, parameters
+from auxnet.method import Weights, checked_weights
 from auxnet.network import AuxNet, check_net, check_tensors, in_mode, logits_of, statistics_kept
 from auxnet.sections import MethodName
-from auxnet.update import Weights, checked_weights
 
 
 @dataclass(frozen=True)

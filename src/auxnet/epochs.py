@@ -27,6 +27,7 @@ from auxnet.diagnosis import diagnose
 from auxnet.distributed import Team
 from auxnet.errors import DivergedError
 from auxnet.evaluation import tally
+from auxnet.method import Method
 from auxnet.mixing import mixed
 from auxnet.network import AuxNet
 from auxnet.recipe import Recipe
@@ -34,7 +35,6 @@ from auxnet.resuming import Checkpointer, TrainingState
 from auxnet.schedules import lambdas_at, lr_at, of_trained_outputs
 from auxnet.synchronised import unsynchronised
 from auxnet.tensorboard import History
-from auxnet.update import Method
 from auxnet.words import duration, val_errors
 
 RECALIBRATION_BATCHES = 100  # batches that the norms of an averaged net are measured on

@@ -126,7 +126,7 @@ def tally(net: AuxNet, batches: Batches) -> tuple[Tensor, Tensor]:
     loss, wrong = torch.zeros(net.outputs, dtype=torch.float64), torch.zeros(net.outputs, dtype=torch.int64)
     with in_mode(net, training=False):
         for x, labels in batches:
-            for k, logits in enumerate(net(x)):
-                loss[k] += F.cross_entropy(logits.float(), labels, reduction="sum").cpu()
-                wrong[k] += (logits.argmax(1) != labels).sum().cpu()
+            outputs = net(x)  # then one wait for the device, and not one for each output
+            loss += torch.stack([F.cross_entropy(z.float(), labels, reduction="sum") for z in outputs]).cpu()
+            wrong += torch.stack([(z.argmax(1) != labels).sum() for z in outputs]).cpu()
     return loss, wrong

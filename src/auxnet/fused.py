@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from auxnet.gradients import Distillation, Loss, gradients, kept_features, parameters, supervise
+from auxnet.method import Method
 from auxnet.network import AuxNet
 from auxnet.sections import StepScale
 from auxnet.steps import step_scales
-from auxnet.update import Average, Gradients, Method, Optimizer, Update
+from auxnet.update import Average, Gradients, Optimizer, Update
 
 
 def fused(

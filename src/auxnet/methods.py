@@ -37,10 +37,11 @@ from auxnet.gradients import (
     parameters,
     supervise,
 )
+from auxnet.method import Method, Weights, weights_for
 from auxnet.network import AuxNet, check_net, statistics_kept
 from auxnet.sections import Mode, Order, State, StepScale
 from auxnet.steps import adaptive_scales, check_choices, check_rule, rescale_each, step_scales, updates_per_output
-from auxnet.update import Average, Gradients, Method, Optimizer, Update, Weights, identity, weights_for
+from auxnet.update import Average, Gradients, Optimizer, Update, identity
 
 
 def joint(

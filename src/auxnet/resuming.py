@@ -14,11 +14,11 @@ from typing import Any
 from auxnet.checkpoint import load_state, load_weights, save_state, save_weights
 from auxnet.errors import DamagedError, DivergedError, first_line
 from auxnet.files import whole
+from auxnet.method import Method
 from auxnet.network import AuxNet
 from auxnet.recipe import Recipe
 from auxnet.rundir import append, begin, checkpoints, lines, read_rows
 from auxnet.tensors import read_about
-from auxnet.update import Method
 
 
 @dataclass(frozen=True)

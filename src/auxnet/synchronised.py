@@ -105,11 +105,11 @@ class _Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, var = ctx.saved_tensors
-        dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(  # as if mean and var did not depend on x
-            dy, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
-        )
-        E_dy, E_dy_x = ctx.team.average(torch.stack([dbias, dweight])) * (len(mean) / x.numel())
         over_std = (var + ctx.eps).rsqrt()
+        dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(  # as if mean and var did not depend on x
+            *(dy, x, weight, mean, var, mean, over_std, False, ctx.eps, [True, True, True])
+        )  # (on CUDA it asks for the statistics in both forms)
+        E_dy, E_dy_x = ctx.team.average(torch.stack([dbias, dweight])) * (len(mean) / x.numel())
         scale = over_std if weight is None else over_std * weight
         slope = scale * over_std * E_dy_x
         shift = scale * E_dy - slope * mean

@@ -35,6 +35,7 @@ from auxnet.errors import DamagedError
 from auxnet.evaluation import evaluate
 from auxnet.files import write_json
 from auxnet.machine import device_of, threads_set, to_device
+from auxnet.method import Method
 from auxnet.network import AuxNet
 from auxnet.opening import check_classes, may_be_seen_by, normalised_as, preprocessing_of
 from auxnet.plan import optimizer_doubts
@@ -44,7 +45,6 @@ from auxnet.recipe import Recipe, method_name
 from auxnet.resuming import Checkpointer, TrainingState, load_checkpoint, newest_checkpoint, roll_back
 from auxnet.scores import guessing
 from auxnet.tensorboard import event_files, event_writer, installed
-from auxnet.update import Method
 from auxnet.words import first_few, plural
 
 

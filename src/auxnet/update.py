@@ -1,45 +1,17 @@
-"""Update: an optimizer that is handed its gradients. Method: a way of training bound to a net, made of such updates."""
+"""Update: an optimizer that is handed its gradients."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from auxnet.network import AuxNet, check_tensors
-
 Gradients = list[Tensor | None]
 Optimizer = Callable[[Any], torch.optim.Optimizer]  # a list of parameters -> torch.optim.Optimizer
-Weights = Sequence[float] | Tensor  # lambda [K]
 Average = Callable[[Tensor], Tensor]  # a tensor -> its mean over the processes that train together
-
-
-def checked_weights(weights: Weights, outputs: int) -> list[float]:
-    """Loss weights [K] as numbers. Raises ValueError unless they are K finite ones of 0 or more."""
-    try:
-        lambdas = [float(w) for w in weights]
-    except TypeError:  # one number alone
-        lambdas = []
-    if len(lambdas) != outputs or not all(0 <= w < math.inf for w in lambdas):
-        raise ValueError(f"weights must be {outputs} finite numbers >= 0, one per output, got {weights}")
-    return lambdas
-
-
-def weights_for(net: AuxNet, weights: Weights | None) -> list[float]:
-    """The loss weights [K] of a net's outputs as numbers; None: the paper's.
-
-    Raises ValueError for weights that a method cannot train with, and for a net whose parts share parameters.
-    """
-    net.check_nothing_shared()
-    lambdas = checked_weights(net.loss_weights() if weights is None else weights, net.outputs)
-    if not any(lambdas):
-        raise ValueError(f"weights must leave at least one output above 0 (0 discards it), got {lambdas}")
-    return lambdas
 
 
 def identity(tensor: Tensor) -> Tensor:
@@ -72,9 +44,6 @@ class Update:
         clip: float | None = None,
         average: Average = identity,
     ) -> None:
-        if not callable(optimizer):
-            made = "such as functools.partial(torch.optim.SGD, lr=0.1)"
-            raise TypeError(f"optimizer must be a function of parameters, {made}, got {type(optimizer).__name__}")
         if clip is not None and not clip > 0:
             raise ValueError(f"clip must be a gradient norm above 0, got {clip}")
         self.clip = clip
@@ -85,21 +54,7 @@ class Update:
         pairs = list(zip((p.data for p in self.parameters), masters, strict=True))
         self.aliases = [data if master is None else master for data, master in pairs]
         self.rounded = [(data, master) for data, master in pairs if master is not None]
-        try:
-            self.optimizer = optimizer(self.aliases or [{"params": []}])
-        except ValueError as error:
-            if str(error).startswith("Muon"):
-                raise ValueError("Muon takes matrices alone, and convolutions and biases are none: take SGD") from None
-            raise
-        closure = signature(self.optimizer.step).parameters.get("closure")
-        if closure is not None and closure.default is not None:
-            name = type(self.optimizer).__name__
-            raise ValueError(f"{name} asks for losses within a step, where gradients are handed over: take another")
-        if isinstance(self.optimizer, torch.optim.SparseAdam):
-            raise ValueError("SparseAdam takes sparse gradients, and those of convolutions are dense: take Adam")
-        if isinstance(self.optimizer, torch.optim.Rprop | torch.optim.ASGD):
-            name = type(self.optimizer).__name__
-            raise ValueError(f"{name} keeps its step sizes to itself, where those of a method do not reach: take SGD")
+        self.optimizer = _checked(optimizer, self.aliases)
         aliases = iter(self.aliases)
         self.places = _split_groups(self.optimizer, [[next(aliases) for _ in group] for group in groups])
         etas = [float(settings["lr"]) for settings in self.optimizer.param_groups]
@@ -120,10 +75,11 @@ class Update:
         self._check_lr()
         if self.average is not identity:
             gradients = averaged(gradients, self.average)
-        for alias, gradient in zip(self.aliases, gradients, strict=True):
-            alias.grad = None if gradient is None else gradient.to(alias.dtype)
+        for alias, gradient in zip(self.aliases, _as_held(gradients, self.aliases), strict=True):
+            alias.grad = gradient
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.aliases, self.clip)
+        _begin_late_momenta(self.optimizer)
         self.optimizer.step()
         for alias in self.aliases:
             alias.grad = None
@@ -135,6 +91,25 @@ class Update:
         if self.rounded:
             parameters, masters = zip(*self.rounded, strict=True)
             torch._foreach_copy_(parameters, masters)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what the optimizer's own `state_dict` gave, also of a net in another memory layout.
+
+        Whether its steps can be captured in a graph is a matter of this machine, and of where counts of steps then lie.
+        """
+        groups, own = state["param_groups"], self.optimizer.param_groups
+        if len(groups) == len(own):  # else it is refused below
+            groups = [
+                saved | {name: value for name, value in here.items() if name == "capturable"}
+                for saved, here in zip(groups, own, strict=True)
+            ]
+        self.optimizer.load_state_dict(state | {"param_groups": groups})
+        for alias in self.aliases:
+            of_alias = self.optimizer.state.get(alias, {})
+            for name, value in of_alias.items():
+                if isinstance(value, Tensor) and value.shape == alias.shape and value.stride() != alias.stride():
+                    of_alias[name] = torch.empty_like(alias, dtype=value.dtype).copy_(value)
+        self.round()
 
     def set_lr(self, eta: float) -> None:
         """The step size from now on; each group keeps its own share of it."""
@@ -159,6 +134,27 @@ class Update:
                     f"an optimizer's step size was set to {lr} behind its method, as torch's schedulers do: "
                     "use method.set_lr(...), which keeps the scales of the steps"
                 )
+
+
+def _checked(optimizer: Optimizer, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    """The optimizer of these parameters. Raises TypeError for no function, ValueError for one that cannot serve."""
+    if not callable(optimizer):
+        made = "such as functools.partial(torch.optim.SGD, lr=0.1)"
+        raise TypeError(f"optimizer must be a function of parameters, {made}, got {type(optimizer).__name__}")
+    try:
+        made = optimizer(parameters or [{"params": []}])
+    except ValueError as error:
+        if str(error).startswith("Muon"):
+            raise ValueError("Muon takes matrices alone, and convolutions and biases are none: take SGD") from None
+        raise
+    name, closure = type(made).__name__, signature(made.step).parameters.get("closure")
+    if closure is not None and closure.default is not None:
+        raise ValueError(f"{name} asks for losses within a step, where gradients are handed over: take another")
+    if isinstance(made, torch.optim.SparseAdam):
+        raise ValueError("SparseAdam takes sparse gradients, and those of convolutions are dense: take Adam")
+    if isinstance(made, torch.optim.Rprop | torch.optim.ASGD):
+        raise ValueError(f"{name} keeps its step sizes to itself, where those of a method do not reach: take SGD")
+    return made
 
 
 def _split_groups(optimizer: torch.optim.Optimizer, parts: Sequence[Sequence[Tensor]]) -> list[int]:
@@ -186,6 +182,32 @@ def _split_groups(optimizer: torch.optim.Optimizer, parts: Sequence[Sequence[Ten
     return places
 
 
+def _as_held(gradients: Gradients, aliases: Sequence[Tensor]) -> Gradients:
+    """Gradients in the type and the memory layout of what they are of: fused kernels walk along both side by side.
+
+    (PyTorch's own `backward` sees to the layout, `autograd.grad` does not.)
+    """
+    others = {
+        n: (torch.empty_like(a), g)
+        for n, (g, a) in enumerate(zip(gradients, aliases, strict=True))
+        if g is not None and (g.dtype != a.dtype or g.stride() != a.stride())
+    }
+    if others:
+        copies, originals = map(list, zip(*others.values(), strict=True))
+        torch._foreach_copy_(copies, originals)  # in one launch
+    return [others[n][0] if n in others else g for n, g in enumerate(gradients)]
+
+
+def _begin_late_momenta(optimizer: torch.optim.Optimizer) -> None:
+    """Give a parameter that had no gradient before a momentum of 0, where fused SGD would fail for want of one."""
+    for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else ():
+        given = [p for p in group["params"] if p.grad is not None]
+        late = [p for p in given if optimizer.state[p].get("momentum_buffer") is None]
+        if group["fused"] and group["momentum"] and len(late) < len(given):
+            for p in late:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+
 def _master(parameter: nn.Parameter) -> Tensor | None:
     """What `precision.to_bfloat16` gave it, as long as it is of lower precision than that."""
     master: Tensor | None = getattr(parameter, "master", None)
@@ -208,104 +230,3 @@ class SharedUpdate:
     def rescale(self, scales: Sequence[float]) -> None:
         """The shares of the step size that the trunk and the rest have in this update."""
         self.scales = scales
-
-
-@dataclass(frozen=True, repr=False)  # it would show the whole net
-class Method:
-    """A way of training, bound to a net. Build it after the net is on its device, and what is frozen is frozen."""
-
-    net: AuxNet
-    one_step: Callable[[Tensor, Tensor], Tensor]
-    updates: list[Update]
-    lambdas: list[float]
-    """the loss weights at the moment, in the list that `one_step` reads"""
-    rescale: Callable[[], None]
-    """gives the updates the step scales that follow from the loss weights"""
-    loss: Callable[[Tensor, Tensor], Tensor]
-    """of logits [N, classes] and labels"""
-    built_on: list[tuple[int, int, bool]] = field(init=False)
-    """the parameters that the optimizers hold"""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "built_on", _parameter_identities(self.net))
-        self.rescale()
-
-    def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Train on one batch: images [N, C, H, W], labels [N], or whatever else the loss takes.
-
-        Returns the losses L_1..L_K [K], detached, as they were before any weight moved; in pair-wise, L_k comes after
-        the updates of outputs 1..k-1. A loss that is not finite is not noticed here, since looking would make a GPU
-        wait: stop where `losses.isfinite().all()` is false, for then the weights are lost.
-
-        Raises TypeError for what are no tensors (labels under the default loss alone), ValueError for images that are
-        not for this net, RuntimeError if the net's parameters are others than when the method was built.
-        """
-        check_tensors(images, labels, self.loss)
-        if _parameter_identities(self.net) != self.built_on:
-            raise RuntimeError(
-                "the net's parameters were moved, replaced, frozen or unfrozen after its method was built: "
-                "build the method after that"
-            )
-        if not torch.is_grad_enabled():
-            raise RuntimeError("a training step takes gradients, which are disabled here: call it outside no_grad()")
-        return self.one_step(images, labels)
-
-    def set_weights(self, weights: Weights | None) -> None:
-        """The loss weights lambda [K] from now on (None: the paper's), and the step scales that follow from them.
-
-        An output that weighs 0 is discarded: its loss has no effect at all. No gradient of it is taken, and its head
-        stays as it is, without decay or momentum; in pair-wise and multi-way its optimizer makes no step either.
-        Its loss is still returned. Raises ValueError for weights that do not fit.
-        """
-        self.lambdas[:] = weights_for(self.net, weights)
-        self.rescale()
-
-    def set_lr(self, lr: float) -> None:
-        """The step size eta from now on, for every output; groups with a step size of their own keep their share.
-
-        Raises ValueError unless it is a number of 0 or more.
-        """
-        if isinstance(lr, str) or not 0 <= float(lr) < math.inf:
-            raise ValueError(f"lr must be a number of 0 or more, and finite, got {lr!r}")
-        for update in self.updates:
-            update.set_lr(float(lr))
-
-    def state_dict(self) -> dict[str, Any]:
-        """The optimizer states: one, or one per output where outputs have their own; the loss weights; masters."""
-        state: dict[str, Any] = {
-            "optimizers": [update.optimizer.state_dict() for update in self.updates],
-            "kinds": [type(update.optimizer).__name__ for update in self.updates],
-            "weights": [*self.lambdas],
-        }
-        return state | {"masters": masters} if (masters := self.masters()) else state
-
-    def masters(self) -> list[Tensor]:
-        """The masters of all parameters that have one, each once."""
-        return list({id(master): master for update in self.updates for _, master in update.rounded}.values())
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave. Raises ValueError if it is another method's or another net's."""
-        states = state.get("optimizers", []) if isinstance(state, dict) else []
-        if len(states) != len(self.updates):
-            raise ValueError(f"this method has {len(self.updates)} optimizers, the state has {len(states)}")
-        own = [type(update.optimizer).__name__ for update in self.updates]
-        if (kinds := state.get("kinds", own)) != own:
-            raise ValueError(f"this method has optimizers {', '.join(own)}, the state is of {', '.join(kinds)}")
-        for update, optimizer_state in zip(self.updates, states, strict=True):
-            capturable = [group.get("capturable") for group in update.optimizer.param_groups]
-            update.optimizer.load_state_dict(optimizer_state)
-            for group, held in zip(update.optimizer.param_groups, capturable, strict=True):
-                group |= {} if held is None else {"capturable": held}  # a matter of where it runs
-        for master, saved in zip(self.masters(), state.get("masters", []), strict=True):
-            master.copy_(saved)
-        for update in self.updates:
-            update.round()
-        self.set_weights(state.get("weights", self.lambdas))
-
-
-def _parameter_identities(module: nn.Module) -> list[tuple[int, int, bool]]:
-    """Of each parameter in a module its identity, its address and whether it is trained: fast, for every step."""
-    identities = [(id(p), p.data_ptr(), p.requires_grad) for p in module._parameters.values() if p is not None]
-    for child in module._modules.values():
-        identities += [] if child is None else _parameter_identities(child)
-    return identities

@@ -1,0 +1,137 @@
+"""Method: a way of training bound to a net, as `auxnet.joint`, `pairwise` and `multiway` return it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from auxnet.network import AuxNet, check_tensors
+from auxnet.update import Update
+
+Weights = Sequence[float] | Tensor  # lambda [K]
+
+
+def checked_weights(weights: Weights, outputs: int) -> list[float]:
+    """Loss weights [K] as numbers. Raises ValueError unless they are K finite ones of 0 or more."""
+    try:
+        lambdas = [float(w) for w in weights]
+    except TypeError:  # one number alone
+        lambdas = []
+    if len(lambdas) != outputs or not all(0 <= w < math.inf for w in lambdas):
+        raise ValueError(f"weights must be {outputs} finite numbers >= 0, one per output, got {weights}")
+    return lambdas
+
+
+def weights_for(net: AuxNet, weights: Weights | None) -> list[float]:
+    """The loss weights [K] of a net's outputs as numbers; None: the paper's.
+
+    Raises ValueError for weights that a method cannot train with, and for a net whose parts share parameters.
+    """
+    net.check_nothing_shared()
+    lambdas = checked_weights(net.loss_weights() if weights is None else weights, net.outputs)
+    if not any(lambdas):
+        raise ValueError(f"weights must leave at least one output above 0 (0 discards it), got {lambdas}")
+    return lambdas
+
+
+@dataclass(frozen=True, repr=False)  # it would show the whole net
+class Method:
+    """A way of training, bound to a net. Build it after the net is on its device, and what is frozen is frozen."""
+
+    net: AuxNet
+    one_step: Callable[[Tensor, Tensor], Tensor]
+    updates: list[Update]
+    lambdas: list[float]
+    """the loss weights at the moment, in the list that `one_step` reads"""
+    rescale: Callable[[], None]
+    """gives the updates the step scales that follow from the loss weights"""
+    loss: Callable[[Tensor, Tensor], Tensor]
+    """of logits [N, classes] and labels"""
+    built_on: list[tuple[int, int, bool]] = field(init=False)
+    """the parameters that the optimizers hold"""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "built_on", _parameter_identities(self.net))
+        self.rescale()
+
+    def step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Train on one batch: images [N, C, H, W], labels [N], or whatever else the loss takes.
+
+        Returns the losses L_1..L_K [K], detached, as they were before any weight moved; in pair-wise, L_k comes after
+        the updates of outputs 1..k-1. A loss that is not finite is not noticed here, since looking would make a GPU
+        wait: stop where `losses.isfinite().all()` is false, for then the weights are lost.
+
+        Raises TypeError for what are no tensors (labels under the default loss alone), ValueError for images that are
+        not for this net, RuntimeError if the net's parameters are others than when the method was built.
+        """
+        check_tensors(images, labels, self.loss)
+        if _parameter_identities(self.net) != self.built_on:
+            raise RuntimeError(
+                "the net's parameters were moved, replaced, frozen or unfrozen after its method was built: "
+                "build the method after that"
+            )
+        if not torch.is_grad_enabled():
+            raise RuntimeError("a training step takes gradients, which are disabled here: call it outside no_grad()")
+        return self.one_step(images, labels)
+
+    def set_weights(self, weights: Weights | None) -> None:
+        """The loss weights lambda [K] from now on (None: the paper's), and the step scales that follow from them.
+
+        An output that weighs 0 is discarded: its loss has no effect at all. No gradient of it is taken, and its head
+        stays as it is, without decay or momentum; in pair-wise and multi-way its optimizer makes no step either.
+        Its loss is still returned. Raises ValueError for weights that do not fit.
+        """
+        self.lambdas[:] = weights_for(self.net, weights)
+        self.rescale()
+
+    def set_lr(self, lr: float) -> None:
+        """The step size eta from now on, for every output; groups with a step size of their own keep their share.
+
+        Raises ValueError unless it is a number of 0 or more.
+        """
+        if isinstance(lr, str) or not 0 <= float(lr) < math.inf:
+            raise ValueError(f"lr must be a number of 0 or more, and finite, got {lr!r}")
+        for update in self.updates:
+            update.set_lr(float(lr))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer states: one, or one per output where outputs have their own; the loss weights; masters."""
+        state: dict[str, Any] = {
+            "optimizers": [update.optimizer.state_dict() for update in self.updates],
+            "kinds": [type(update.optimizer).__name__ for update in self.updates],
+            "weights": [*self.lambdas],
+        }
+        return state | {"masters": masters} if (masters := self.masters()) else state
+
+    def masters(self) -> list[Tensor]:
+        """The masters of all parameters that have one, each once."""
+        return list({id(master): master for update in self.updates for _, master in update.rounded}.values())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave. Raises ValueError if it is another method's or another net's."""
+        states = state.get("optimizers", []) if isinstance(state, dict) else []
+        if len(states) != len(self.updates):
+            raise ValueError(f"this method has {len(self.updates)} optimizers, the state has {len(states)}")
+        own = [type(update.optimizer).__name__ for update in self.updates]
+        if (kinds := state.get("kinds", own)) != own:
+            raise ValueError(f"this method has optimizers {', '.join(own)}, the state is of {', '.join(kinds)}")
+        for update, optimizer_state in zip(self.updates, states, strict=True):
+            update.load_state_dict(optimizer_state)
+        for master, saved in zip(self.masters(), state.get("masters", []), strict=True):
+            master.copy_(saved)
+        for update in self.updates:
+            update.round()
+        self.set_weights(state.get("weights", self.lambdas))
+
+
+def _parameter_identities(module: nn.Module) -> list[tuple[int, int, bool]]:
+    """Of each parameter in a module its identity, its address and whether it is trained: fast, for every step."""
+    identities = [(id(p), p.data_ptr(), p.requires_grad) for p in module._parameters.values() if p is not None]
+    for child in module._modules.values():
+        identities += [] if child is None else _parameter_identities(child)
+    return identities
