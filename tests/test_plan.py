@@ -27,6 +27,8 @@ def test_fewer_training_images_than_classes_are_refused(use, tmp_path, monkeypat
         (343, 128, "an epoch has 3 steps of 128 images: with --batch-size 17 it has 21, and wants a smaller --lr"),
         (100, 64, "an epoch has 2 steps of 64 images: with --batch-size 16 it has 7"),
         (100, 16, None),
+        (15, 128, None),
+        (100, 128, "an epoch has 1 step of 128 images: with --batch-size 16 it has 7"),
         (1293, 128, None),
     ],
 )

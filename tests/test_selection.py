@@ -147,7 +147,7 @@ def test_of_outputs_that_err_alike_few_choices_tell_any_apart_however_many_there
     assert told <= 15
 
 
-def test_to_be_better_than_guessing_is_shown_image_by_image():
+def test_to_be_better_than_guessing_is_shown_by_the_interval_or_image_by_image():
     """Two classes, 480 of 1000 images of the second; the output errs on 40 of those and on nothing else that matters.
 
     Its error of 45 % has an interval that reaches above the 48 % of guessing, but it beats guessing on the very images.
@@ -161,6 +161,12 @@ def test_to_be_better_than_guessing_is_shown_image_by_image():
     choice = choose(said, [row])
     assert choice.against_guessing == compare(said.wrong[0], labels != 0)
     assert choice.no_better_than_guessing is None
+    even = torch.arange(15) % 3  # of three classes alike in size its interval tells more
+    called = torch.where(torch.arange(15) < 3, (even + 1) % 3, even)
+    few = Predictions(torch.nn.functional.one_hot(called, 3).float()[None], even)
+    few_choice = choose(few, [replace(row, error=3 / 15, images=15)])
+    assert few_choice.against_guessing.p_value > 0.025
+    assert few_choice.no_better_than_guessing is None
     guessed = Predictions(torch.tensor([[[1.0, 0.0]]]).expand(1, 1000, 2), labels)
     said_of_it = choose(guessed, [replace(row, error=0.48)]).no_better_than_guessing
     assert said_of_it.endswith("always predicting the most frequent class (48.00 % error)")

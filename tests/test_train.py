@@ -87,6 +87,7 @@ def test_the_best_epoch_is_the_one_of_least_validation_error(run):
 def test_what_was_saved_is_what_was_trained(run):
     loaded = auxnet.load(run.folder)
     assert not loaded.training
+    assert (run.net.config, run.net.classes, run.net.training) == (loaded.config, loaded.classes, False)
     for a, b in zip(loaded.state_dict().values(), run.net.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     dataset = build.load_data(TINY)

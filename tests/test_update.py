@@ -58,6 +58,12 @@ def test_a_parameter_that_gets_its_first_gradient_late_is_no_matter_to_fused_sgd
     torch.testing.assert_close(*ends, rtol=0, atol=1e-6)
 
 
+def test_a_batch_of_no_image_is_refused():
+    x, y = images()
+    with pytest.raises(ValueError, match="needs one image or more"):
+        auxnet.joint(small(), torch.optim.SGD).step(x[:0], y[:0])
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_an_optimizer_state_goes_on_in_a_net_of_another_layout(fused):
     ends = []

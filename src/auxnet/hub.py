@@ -150,6 +150,12 @@ def _load(folder: Path, which: str, trusted: str | None) -> PretrainedAuxNet:
     return net.eval()
 
 
+def with_run(net: AuxNet, run: Path) -> PretrainedAuxNet:
+    """A net that was just trained, with what its run directory says of it; its modules are the net's own."""
+    made = PretrainedAuxNet(**read_config(run), source=source_of(run, "last"), net=net)
+    return made.eval()
+
+
 def take_out(net: PretrainedAuxNet, output: int) -> PretrainedAuxNet:
     """The model of one output (its number in the run), with no parameter it does not use.
 

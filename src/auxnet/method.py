@@ -75,6 +75,8 @@ class Method:
                 "the net's parameters were moved, replaced, frozen or unfrozen after its method was built: "
                 "build the method after that"
             )
+        if len(images) == 0:
+            raise ValueError("a training step needs one image or more, got a batch of none")
         if not torch.is_grad_enabled():
             raise RuntimeError("a training step takes gradients, which are disabled here: call it outside no_grad()")
         return self.one_step(images, labels)

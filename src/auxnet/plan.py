@@ -19,6 +19,7 @@ from auxnet.recipe import Recipe
 from auxnet.residual import layout
 from auxnet.schedules import lambdas_at
 from auxnet.steps import step_scales
+from auxnet.words import plural
 
 MEASURED_STEPS = 4
 FEW_STEPS, SMALL_BATCH = 10, 16
@@ -122,10 +123,11 @@ def few_steps(recipe: Recipe, images: int) -> list[str]:
     if steps >= FEW_STEPS or recipe.batch_size <= SMALL_BATCH:
         return []
     smaller = max(SMALL_BATCH, images // (2 * FEW_STEPS))
-    return [
-        f"an epoch has {steps} steps of {recipe.batch_size} images: with --batch-size {smaller} it has "
-        f"{steps_per_epoch(images, smaller)}, and wants a smaller --lr"
-    ]
+    more = steps_per_epoch(images, smaller)
+    if more == steps:
+        return []
+    said = f"an epoch has {plural(steps, 'step')} of {recipe.batch_size} images"
+    return [f"{said}: with --batch-size {smaller} it has {more}, and wants a smaller --lr"]
 
 
 def ignores_weights(recipe: Recipe) -> bool:

@@ -68,8 +68,10 @@ class Choice:
     @property
     def no_better_than_guessing(self) -> str | None:
         """That the chosen output is not shown to err less than guessing; None if it is, and without a choice."""
-        found = self.against_guessing
-        return None if found is None or (found.significant and found.difference < 0) else _no_better(self.guessing)
+        if self.output is None:
+            return None
+        chosen = self.candidates[self.output - 1].report
+        return no_better_than_guessing(chosen.error, chosen.images, self.guessing, self.against_guessing)
 
 
 def select(
@@ -98,15 +100,16 @@ def select(
         return select_on(it.net, it.batches("val"), within=within, budgets=limits)
 
 
-def no_better_than_guessing(error: float, images: int, guess: float) -> str | None:
+def no_better_than_guessing(error: float, images: int, guess: float, paired: Comparison | None = None) -> str | None:
     """That an error on so many images is not shown to be less than that of guessing; None if it is.
 
-    For where the errors alone are known: where it is known which images are wrong, `Choice` compares image by image.
+    It is shown by the interval of the error, which tells more where classes are alike in size, or `paired`, image by
+    image, which tells more where one is common: by either at half the usual level, where both are known.
     """
-    return None if wilson(round(error * images), images)[1] < guess else _no_better(guess)
-
-
-def _no_better(guess: float) -> str:
+    level = 0.05 if paired is None else 0.025
+    by_interval = wilson(round(error * images), images, 1 - level)[1] < guess
+    if by_interval or (paired is not None and paired.difference < 0 and paired.p_value < level):
+        return None
     return f"that is not shown to be better than always predicting the most frequent class ({per_cent(guess)} error)"
 
 

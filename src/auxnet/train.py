@@ -34,6 +34,7 @@ from auxnet.epochs import Progress, Training, run_epochs
 from auxnet.errors import DamagedError
 from auxnet.evaluation import evaluate
 from auxnet.files import write_json
+from auxnet.hub import with_run
 from auxnet.machine import device_of, threads_set, to_device
 from auxnet.method import Method
 from auxnet.network import AuxNet
@@ -52,6 +53,7 @@ from auxnet.words import first_few, plural
 class Run:
     """A finished training: its folder, its net (of the last epoch, or its moving average), and its summary.json.
 
+    The net is as `auxnet.load` gives it, on the device of the training: it knows its classes and prepares images.
     It stands for the folder wherever a run directory is asked for, as in `auxnet.select(run)`.
     """
 
@@ -131,8 +133,10 @@ def fit(
             write_events(state.history)
         state = run_epochs(training, state)
         net.float()  # what is saved and handed back takes ordinary images, whatever it was trained in
-        summary = _finish(training, state) if team.leads else {}
-    return Run(folder, training.judged.eval(), summary)
+        if not team.leads:
+            return Run(folder, training.judged.eval(), {})
+        summary = _finish(training, state)
+        return Run(folder, with_run(training.judged, folder), summary)
 
 
 def _prepare(recipe: Recipe, team: Team, resume: bool) -> tuple[DataSet, AuxNet, Method]:
