@@ -14,7 +14,7 @@ import auxnet
 from auxnet.build import load_data
 from auxnet.checkpoint import load_state, save_state
 from auxnet.cli import main
-from auxnet.opening import data_of, may_be_seen_by, opened
+from auxnet.opening import data_of, may_be_seen_by, opened, with_data_in
 from auxnet.recipe import Recipe, read_recipe
 from writers import CIFAR10, folder_of, tiny, write_folders, write_parquet
 
@@ -360,23 +360,40 @@ def test_a_wrong_path_is_never_taken_for_another_folder_of_that_name(tmp_path, m
 
 
 def test_a_data_dir_that_is_given_wins_over_where_the_data_lay_in_training(tmp_path, capsys):
-    pics, other = tmp_path / "pics", tmp_path / "other"
+    pics, other = tmp_path / "cat", tmp_path / "other"  # called like one of the classes, which is no matter
     write_folders(pics, *tiny(40, 2, size=8), ["cat", "dog"])
-    write_folders(other / "empty" / "cow", *tiny(2, 1, size=8), ["a"])
+    write_folders(other / "some", *tiny(2, 1, size=8), ["dog"])  # one of the classes is not the data
     recipe = Recipe(data=str(pics), depth=8, outputs=2, epochs=1, batch_size=16, threads=1, device="cpu")
     run = auxnet.fit(recipe, tmp_path / "run").folder
-    for copy in (other / "pics", tmp_path / "renamed"):  # data_dir may hold the folder, or be it
+    for copy in (other / "cat", tmp_path / "renamed"):  # data_dir may hold the folder, or be it
         shutil.copytree(pics, copy)
-    for data_dir, folder in ((other, other / "pics"), (tmp_path / "renamed", tmp_path / "renamed")):
+    for data_dir, folder in ((other, other / "cat"), (tmp_path / "renamed", tmp_path / "renamed")):
         with opened(run, data_dir=str(data_dir)) as it:
             assert it.recipe.data == str(folder)
     words = [["select"], ["evaluate"], ["exits"], ["diagnose"], ["report"]]
     words += [["export", "--format", "torch", "--out", str(tmp_path / "a.pt2")]]
     for command, *more in words:  # never those of training in place of what was asked for
-        assert main([command, str(run), *more, "--data-dir", str(other / "empty")]) == 2
+        assert main([command, str(run), *more, "--data-dir", str(other / "some")]) == 2
         said = capsys.readouterr().err
-        assert f"{other}/empty holds neither pics nor folders of the classes" in said
+        assert f"{other}/some holds neither cat nor folders of all the classes" in said
         assert f"and {pics}, on which it was trained, is not looked at" in said
+
+
+@pytest.mark.parametrize(
+    ("there", "name", "found"),
+    [
+        ("train/cat", "pics", ""),  # its splits
+        ("train/cat", "train", "train"),  # one that was trained on by itself
+        ("train-0.parquet", "pics", ""),
+        ("data/train-0.parquet", "pics", ""),
+        ("pics/train-0.parquet", "pics", "pics"),
+    ],
+)
+def test_a_data_dir_may_hold_the_data_by_its_name_or_else_their_splits(there, name, found, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"classes": ["cat"]}))
+    (tmp_path / "root" / there).mkdir(parents=True)
+    recipe = with_data_in(str(tmp_path / "root"), tmp_path, Recipe(data=f"/gone/{name}"))
+    assert recipe.data == str(tmp_path / "root" / found)
 
 
 def test_data_that_are_missing_are_told_with_the_path_that_the_run_recorded(tmp_path, monkeypatch):

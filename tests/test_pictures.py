@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
 from auxnet.data import load
-from auxnet.reading import formats, pictures
+from auxnet.reading import folders, formats, pictures
 from writers import folder_of, png, save_all, tiny
 
 
@@ -77,7 +77,7 @@ def test_links_are_followed_but_in_no_circle(tmp_path: Path) -> None:
         (tmp_path / "own" / "a" / link).symlink_to(to)
     (tmp_path / "elsewhere" / "back").symlink_to("../own")
     (tmp_path / "elsewhere" / "round").symlink_to(".")
-    found = [Path(path).name for path in pictures.paths_and_others(tmp_path / "own" / "a")[0]]
+    found = [Path(path).name for path in folders.paths_and_others(tmp_path / "own" / "a")[0]]
     assert found == ["1.png", "2.png"]
 
 

@@ -168,10 +168,10 @@ def test_a_path_that_is_not_there_is_named() -> None:
 
 def test_a_class_may_be_called_train(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the images of the others are not listed once more for that."""
-    write_folders(home, *tiny(30, 3, size=8), ["bus", "car", "train"])
+    write_folders(home, *tiny(40, 4, size=8), ["bus", "car", "test tube", "train"])
     listed, real = set[str](), Path.iterdir
     monkeypatch.setattr(Path, "iterdir", lambda folder: listed.add(folder.name) or real(folder))
-    assert load(str(home)).classes == ("bus", "car", "train")
+    assert load(str(home)).classes == ("bus", "car", "test tube", "train")
     assert not listed & {"bus", "car"}
 
 
@@ -180,6 +180,16 @@ def test_a_class_called_train_is_not_taken_for_a_split_beside_other_classes(home
     write_folders(home / "train", *tiny(20, 2, size=8), ["freight", "passenger"])
     with pytest.raises(ValueError, match=r"images in bus/, which is no split: .* rename the class train"):
         load(str(home))
+
+
+def test_a_split_of_links_is_not_passed_over(home: Path) -> None:
+    for split in ("own/train", "elsewhere"):
+        write_folders(home / split, *tiny(9, 3, size=8), ["a", "b", "c"])
+    (home / "own" / "holdout").mkdir()
+    for name in "abc":
+        (home / "own" / "holdout" / name).symlink_to(home / "elsewhere" / name)
+    with pytest.raises(ValueError, match="images in holdout/, which is no split: rename it test or val"):
+        load(str(home / "own"))
 
 
 def test_folders_that_bring_no_class_of_train_are_passed_over_beside_splits_with_a_warning(home: Path) -> None:
@@ -218,13 +228,14 @@ def test_the_splits_of_folders_and_of_shards_are_known_in_either_case(home: Path
         (("train", "test", "dev"), "images in dev/, which is no split: rename it val, or move it elsewhere"),
         (("train", "val", "testing"), "images in testing/, which is no split: rename it test, or"),
         (("train", "val", "Valid"), "holds Valid/, train/, val/: two of them are the same split, leave one"),
-        (("training", "testing"), "testing/ and training/ hold folders of the same names, as splits do: rename them"),
-        (("training_set/x", "test_set/x"), "test_set/ and training_set/ hold folders of the same names"),
-        (
-            ("seg_train/seg_train", "seg_test/seg_test", "pred/pred"),
-            "seg_test/ and seg_train/ hold folders of the same",
-        ),
-        (("test", "val"), "test/ and val/ hold folders of the same names"),
+        (("training", "testing"), "testing/ and training/ look like splits: name them train, and test or val, with"),
+        (("training_set/x", "test_set/x"), "test_set/ and training_set/ look like splits"),
+        (("seg_train/seg_train", "seg_test/seg_test", "pred/pred"), "seg_test/ and pred/ look like splits"),
+        (("test", "val"), "test/ and val/ look like splits"),
+        (("trainset", "testset"), "testset/ and trainset/ look like splits"),
+        (("TrainingImages", "TestImages"), "TestImages/ and TrainingImages/ look like splits"),
+        (("traindata", "holdout"), "traindata/ and holdout/ look like splits"),
+        (("train_data", "held_out", "more"), "train_data/ and held_out/ look like splits"),
         (("sets/train", "sets/test"), "holds one folder only, and the splits lie in that: give .*/sets"),
     ],
 )
@@ -237,12 +248,22 @@ def test_folders_that_look_like_splits_of_other_names_are_refused(
         load(str(home))
 
 
+@pytest.mark.parametrize("names", [["train", "test1"], ["test", "train", "val"], ["TestImages", "TrainImages"]])
+def test_images_in_folders_that_are_all_called_like_splits_are_not_their_classes(names: list[str], home: Path) -> None:
+    write_folders(home, *tiny(3 * len(names), len(names), size=8), names)
+    with pytest.raises(ValueError, match=r"look like splits: .*; if they are classes, give them other names"):
+        load(str(home))
+
+
 def test_classes_may_lie_in_folders_of_the_same_names(home: Path) -> None:
-    """As those of Tiny ImageNet do, and a film's by scene; a train may be among them."""
-    names = ("bus", "ladle", "strainer", "train (steam)")
-    for name in names:
-        write_folders(home / name, *tiny(8, 2, size=8), ["day", "night"])
-    assert load(str(home)).classes == names
+    """As a film's do by scene, and those of Tiny ImageNet; a train may be among the latter."""
+    for names, below in (
+        (("bus", "strainer", "trainers"), ["day", "night"]),
+        (("bus", "ladle", "train (steam)"), ["images"]),
+    ):
+        for name in names:
+            write_folders(home / below[0] / name, *tiny(8, len(below), size=8), below)
+        assert load(str(home / below[0])).classes == names
 
 
 def test_shards_of_no_split_are_passed_over_with_a_warning(home: Path) -> None:
@@ -260,6 +281,7 @@ def test_a_folder_without_images_beside_the_splits_is_no_matter(home: Path) -> N
     write_folders(home / "train", *tiny(30, 3, size=8), ["a", "b", "c"])
     (home / "annotations").mkdir()
     (home / "annotations" / "all.xml").write_text("<xml/>")
+    (home / "annotations" / "up").symlink_to("..")  # and this leads in a circle, not to images
     assert load(str(home)).classes == ("a", "b", "c")
 
 

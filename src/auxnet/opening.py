@@ -20,6 +20,7 @@ from auxnet.documents import parsing, read_json
 from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
 from auxnet.preprocessing import Preprocessing
+from auxnet.reading.folders import subfolders
 from auxnet.reading.sources import NAMES
 from auxnet.recipe import Recipe, RunDir, read_recipe, read_run_recipe
 
@@ -68,33 +69,27 @@ def opened(
 def with_data_in(data_dir: str | None, run: RunDir, recipe: Recipe) -> Recipe:
     """A run's recipe with the data that lie in `data_dir`, and no others; as it is where none is given.
 
-    A folder or file is looked for there by its name; else `data_dir` is the data itself, if it holds images of the
-    run's classes. Raises FileNotFoundError where neither is so.
+    `data_dir` is the data itself where it holds a folder for each of the run's classes; else a folder or file is looked
+    for there by its name; else it is the data if it holds a train/ or shards. Raises FileNotFoundError otherwise.
     """
     if not data_dir:
         return recipe
     root, there = Path(data_dir).expanduser(), replace(recipe, data_dir=data_dir)
     if recipe.data in NAMES or recipe.data.startswith("hf:") or not root.is_dir():  # which `find` has to say
         return there
-    within = [
-        root / path for path in dict.fromkeys((recipe.data, Path(recipe.data).name)) if not Path(path).is_absolute()
-    ]
-    for folder in [*within, *([root] if _holds_images(root, read_config(Path(run)).get("classes")) else [])]:
-        if folder.exists():
-            return replace(there, data=str(folder.resolve()))
+    classes, below = read_config(Path(run)).get("classes"), {each.name for each in subfolders(root)}
+    itself = [root] if classes and below.issuperset(map(str, classes)) else []
+    within = [root / path for path in (recipe.data, Path(recipe.data).name) if not Path(path).is_absolute()]
+    shards = (next(root.glob(each), None) for each in ("train-*.parquet", "*/train-*.parquet"))
+    splits = [root] if "train" in map(str.lower, below) or any(shards) else []
+    for place in (*itself, *within, *splits):
+        if place.exists():
+            return replace(there, data=str(place.resolve()))
     raise FileNotFoundError(
-        f"{root} holds neither {Path(recipe.data).name} nor folders of the classes of {run}, and "
+        f"{root} holds neither {Path(recipe.data).name} nor folders of all the classes of {run}, and "
         f"{_recorded(run, recipe)}, on which it was trained, is not looked at where data_dir is given: "
         "give the folder that holds the data, or none"
     )
-
-
-def _holds_images(folder: Path, classes: Any) -> bool:
-    """Whether a folder looks like the data of a run itself: with a train/, folders of its classes or shards."""
-    names = {"train", *(str(name).lower() for name in classes or ())}
-    if any(each.is_dir() and each.name.lower() in names for each in folder.iterdir()):
-        return True
-    return any(next(folder.glob(shards), None) for shards in ("train-*.parquet", "*/train-*.parquet"))
 
 
 def data_of(run: RunDir, recipe: Recipe, judging: bool = True) -> DataSet:

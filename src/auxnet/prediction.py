@@ -24,7 +24,8 @@ from auxnet.hub import PretrainedAuxNet
 from auxnet.machine import cores
 from auxnet.reading.ahead import ahead
 from auxnet.reading.arrays import Pixels
-from auxnet.reading.pictures import IMAGE_SUFFIXES, UNKNOWN_FORMS, decode_for, passed_over, paths_and_others
+from auxnet.reading.folders import IMAGE_SUFFIXES, UNKNOWN_FORMS, passed_over, paths_and_others
+from auxnet.reading.pictures import decode_for
 from auxnet.recipe import RunDir
 from auxnet.runtimes import Runnable, open_model, runnable
 

@@ -23,8 +23,9 @@ import numpy as np
 from auxnet.documents import json_value
 from auxnet.reading.arrays import Arrays, Pixels, check_unpacked, labels_of, reading
 from auxnet.reading.encoded import Files
+from auxnet.reading.folders import leads_nowhere, passed_over, paths_and_others, subfolders
 from auxnet.reading.matlab import read_arrays
-from auxnet.reading.pictures import decode, decoded_bytes, leads_nowhere, passed_over, paths_and_others, stack
+from auxnet.reading.pictures import decode, decoded_bytes, stack
 
 DIGITS = tuple("0123456789")
 LONGEST_NAME = 1000  # characters of a class
@@ -291,8 +292,3 @@ def folder_files(folder: Path) -> Files:
         raise FileNotFoundError(f"{folder}: no images in folders named by class, as in {folder}/cat/1.png{but}")
     classes = tuple(home.name for home in homes)
     return Files(np.array(paths), np.array(labels, np.int64), classes, others, tuple(left_out))
-
-
-def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted by name, hidden ones left out."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))

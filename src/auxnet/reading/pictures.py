@@ -1,4 +1,4 @@
-"""Image files made pixels: found in a folder, decoded by PIL, brought to one size, stacked into one array.
+"""Image files made pixels: decoded by PIL, brought to one size, stacked into one array.
 
 Only the usual formats are decoded, and no decompression bomb; an image that cannot be read is a RuntimeError
 that names it.
@@ -9,10 +9,8 @@ Shapes: N images, H x W pixels, C channels (1 grey, 3 red-green-blue).
 from __future__ import annotations
 
 import io
-import os
 import re
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -28,15 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 AnyPixels = TypeVar("AnyPixels", Pixels, "Tensor")
-_JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
-IMAGE_SUFFIXES = frozenset({*_JPEG_SUFFIXES, ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-UNKNOWN_FORMS = frozenset(  # of pictures too, as cameras and phones write them
-    {".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".tga"}
-)
-_BESIDE = frozenset(  # what lies beside images and is none: notes, labels, what file managers leave
-    {"", ".txt", ".md", ".rst", ".pdf", ".html", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml"}
-    | {".db", ".ini", ".log", ".py", ".ipynb"}
-)
 MOST_SCANS = 100
 DECODER = f"Pillow {version('pillow')}"  # on which pixels depend, and what can be read
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # of JPEG, but those within coded pixels
@@ -45,69 +34,6 @@ _ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # in EXIF
 _TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM"}
 _TURNS |= {5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 _DECODERS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no others: fewer to trust, and much faster
-
-
-def paths_and_others(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> tuple[list[str], Counter[str]]:
-    """The image files in a folder and below, sorted, hidden ones left out, as texts: a tenth of the memory of paths.
-
-    Beside them, how many files there are of each suffix that may be pictures in unknown forms. Links are followed, but
-    not to a folder that was searched or that this one lies in; one of an image that leads nowhere is among those found,
-    for whoever reads it to say so. Raises OSError for a folder that may not be read.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    found, others = [], Counter[str]()
-    top, searched = os.path.realpath(folder), set[str]()
-    for home, below, names in os.walk(folder, onerror=refuse, followlinks=True):
-        real = os.path.realpath(home)
-        if real in searched or top.startswith(os.path.join(real, "")):
-            below.clear()
-            continue
-        searched.add(real)
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in names:
-            path = os.path.join(home, name)
-            suffix = os.path.splitext(name)[1].lower()
-            if name.startswith("."):
-                continue
-            if suffix not in suffixes:
-                others[suffix] += suffix not in _BESIDE
-            elif os.path.isfile(path) or os.path.islink(path):
-                found.append(path)
-    return sorted(found, key=lambda path: path.split(os.sep)), +others
-
-
-def leads_nowhere(path: str) -> bool:
-    """Whether a path is a link to nothing: not one to what may not be read, or in a circle."""
-    try:
-        os.stat(path)
-    except FileNotFoundError:
-        return os.path.islink(path)
-    except OSError:
-        pass
-    return False
-
-
-def holds_images(folder: Path) -> bool:
-    """Whether there is an image file in a folder or below, links to folders aside: searched no further than the first.
-
-    Raises OSError for a folder that may not be read.
-    """
-    hidden_aside = (path for path in folder.iterdir() if not path.name.startswith("."))
-    return any(
-        path.suffix.lower() in IMAGE_SUFFIXES or (path.is_dir() and not path.is_symlink() and holds_images(path))
-        for path in hidden_aside
-    )
-
-
-def passed_over(others: Counter[str]) -> str:
-    """In words: passed over 12 files that are no pictures known here: .heic (12)."""
-    count = others.total()
-    suffixes = [f"{suffix if suffix.isprintable() else repr(suffix)} ({n:,})" for suffix, n in others.most_common(5)]
-    files = "1 file that is no picture" if count == 1 else f"{count:,} files that are no pictures"
-    return f"passed over {files} known here: {', '.join(suffixes)}" + (", ..." if len(others) > 5 else "")
 
 
 def decode(file: Path | str | io.BytesIO, where: str, image_size: int | None) -> Pixels:

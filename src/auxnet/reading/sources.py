@@ -9,10 +9,9 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,8 @@ from auxnet.errors import first_line
 from auxnet.reading import cifar, formats, npz, rows
 from auxnet.reading.arrays import Arrays
 from auxnet.reading.encoded import Encoded, Files
-from auxnet.reading.pictures import DECODER, holds_images, passed_over
+from auxnet.reading.folders import passed_over, split_homes, subfolders
+from auxnet.reading.pictures import DECODER
 from auxnet.words import nearest
 
 NAMES = ("digits", "cifar10", "cifar100", "svhn")
@@ -30,8 +30,6 @@ _HUB = {
     "cifar100": "uoft-cs/cifar100/cifar100",
     "svhn": "ufldl-stanford/svhn/cropped_digits",
 }
-_SPLITS = {"train": "train", "test": "test", "val": "val", "validation": "val", "valid": "val"}  # by their folders
-_SPLIT_WORDS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation"}
 
 
 @dataclass(frozen=True)
@@ -170,12 +168,12 @@ def _complete(folder: Path, parts: dict[str, Part]) -> dict[str, Part]:
 def _in_folder(folder: Path, image_size: int | None) -> dict[str, Part]:
     """The splits of a folder of parquet shards or of class folders, with a warning if it passes over other files."""
     parts = _parquet_parts(folder, image_size)
-    shards_alone = not formats.subfolders(folder) and any(folder.glob("*.parquet"))
+    shards_alone = not subfolders(folder) and any(folder.glob("*.parquet"))
     if "train" not in parts and (parts or shards_alone):
         raise FileNotFoundError(f"{folder} has parquet shards, but none named train-*.parquet")
     if parts:
         return parts
-    homes = _homes(folder)
+    homes = split_homes(folder)
     found = {split: formats.folder_files(home) for split, home in homes.items()}
     if others := sum((files.others for files in found.values()), Counter[str]()):
         warnings.warn(f"{folder}: {passed_over(others)}", stacklevel=2)
@@ -184,65 +182,6 @@ def _in_folder(folder: Path, image_size: int | None) -> dict[str, Part]:
         but = " but links to nothing" if found["train"].left_out else ""
         raise ValueError(f"{homes['train'] / empty[0]} holds no image{but}: put some in, or remove the folder")
     return {split: _folder_part(files, image_size) for split, files in found.items()}
-
-
-def _homes(folder: Path) -> dict[str, Path]:
-    """The folder of each split in a folder, whatever the case of its name; {"train": folder} if it holds classes.
-
-    Raises ValueError where that cannot be told.
-    """
-    below = formats.subfolders(folder)
-    named = {home: split for home in below if (split := _SPLITS.get(home.name.lower()))}
-    homes = {split: home for home, split in named.items()}
-    if "train" not in homes or not formats.subfolders(homes["train"]):
-        _refuse_splits_as_classes(folder, below)
-        return {"train": folder}
-    if len(homes) < len(named):
-        names = ", ".join(f"{home.name}/" for home in named)
-        raise ValueError(f"{folder} holds {names}: two of them are the same split, leave one")
-    if lacking := {"test", "val"} - homes.keys():
-        used = {home.resolve() for home in named}  # and again by a link, as latest -> train
-        others = [home for home in below if home.resolve() not in used and holds_images(home)]
-        _refuse_split_left_out(folder, homes, lacking, others)
-    return homes
-
-
-def _refuse_split_left_out(folder: Path, homes: Mapping[str, Path], lacking: set[str], others: Sequence[Path]) -> None:
-    """Raise ValueError for a folder of images that may be a split or a class; others are passed over with a warning."""
-    classes = _names_below(homes["train"])
-    if odd := [home for home in others if len(homes) == 1 or classes & _names_below(home)]:
-        raise ValueError(
-            f"{folder} holds {homes['train'].name}/ with folders in it, as for splits, and images in {odd[0].name}/, "
-            f"which is no split: rename it {' or '.join(sorted(lacking))}, or move it elsewhere; if both are classes, "
-            "rename the class train"
-        )
-    if others:
-        names = ", ".join(f"{home.name}/" for home in others[:3]) + (", ..." if len(others) > 3 else "")
-        warnings.warn(f"{folder}: passed over {names}: no folders of train, val or test", stacklevel=2)
-
-
-def _refuse_splits_as_classes(folder: Path, below: Sequence[Path]) -> None:
-    """Raise ValueError where folders that would be classes are splits by their names, or hold them."""
-    if len(below) == 1 and any(_like_split(each) for each in formats.subfolders(below[0])):
-        raise ValueError(f"{folder} holds one folder only, and the splits lie in that: give {below[0]}")
-    for home, other in combinations(filter(_like_split, below), 2):
-        if _names_below(home) & _names_below(other):
-            raise ValueError(
-                f"{folder}: {home.name}/ and {other.name}/ hold folders of the same names, as splits do: "
-                "rename them train, and test or val, with the folders of the classes right in them"
-            )
-
-
-def _like_split(home: Path) -> bool:
-    """Whether a folder is called like a split, in whole words: seg_train, test2017; but no strainer."""
-    return not _SPLIT_WORDS.isdisjoint(re.findall("[a-z]+", home.name.lower()))
-
-
-def _names_below(home: Path) -> set[str]:
-    """The names of the folders in a folder, and of those in an only one: training_set/training_set/cat."""
-    below = formats.subfolders(home)
-    deeper = formats.subfolders(below[0]) if len(below) == 1 else []
-    return {each.name for each in (*below, *deeper)}
 
 
 def _folder_part(files: Files, image_size: int | None) -> Part:

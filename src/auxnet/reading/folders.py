@@ -1,0 +1,159 @@
+"""Folders of images: the files in them, and which of those in one are splits and which are classes.
+
+Nothing is read here but names.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+_JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
+IMAGE_SUFFIXES = frozenset({*_JPEG_SUFFIXES, ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+UNKNOWN_FORMS = frozenset(  # of pictures too, as cameras and phones write them
+    {".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".tga"}
+)
+_BESIDE = frozenset(  # what lies beside images and is none: notes, labels, what file managers leave
+    {"", ".txt", ".md", ".rst", ".pdf", ".html", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml"}
+    | {".db", ".ini", ".log", ".py", ".ipynb"}
+)
+_SPLITS = {"train": "train", "test": "test", "val": "val", "validation": "val", "valid": "val"}
+_LIKE_SPLIT = re.compile(  # seg_train, test2017, trainset, TestImages; but no strainer, no trainers
+    r"(?<![a-z])(train(ing)?|test(ing)?|val(id(ation)?)?|dev|eval(uation)?)(data)?(set|images?|imgs?)?(?![a-z])"
+)
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted by name, hidden ones left out."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _files(folder: Path) -> Iterator[tuple[str, str]]:
+    """Each file in a folder and below, hidden ones left out, with its suffix in small letters; listed as it is asked.
+
+    Links are followed, but not to a folder that was searched or that this one lies in. Raises OSError for a folder
+    that may not be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    top, searched = os.path.realpath(folder), set[str]()
+    for home, below, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(home)
+        if real in searched or top.startswith(os.path.join(real, "")):
+            below.clear()
+            continue
+        searched.add(real)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        yield from ((os.path.join(home, n), os.path.splitext(n)[1].lower()) for n in names if not n.startswith("."))
+
+
+def paths_and_others(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> tuple[list[str], Counter[str]]:
+    """The image files of `_files`, sorted, as texts: a tenth of the memory of paths.
+
+    Beside them, how many files there are of each suffix that may be pictures in unknown forms. A link of an image that
+    leads nowhere is among those found, for whoever reads it to say so.
+    """
+    found, others = [], Counter[str]()
+    for path, suffix in _files(folder):
+        if suffix not in suffixes:
+            others[suffix] += suffix not in _BESIDE
+        elif os.path.isfile(path) or os.path.islink(path):
+            found.append(path)
+    return sorted(found, key=lambda path: path.split(os.sep)), +others
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether there is an image among `_files`: searched no further than the first."""
+    return any(suffix in IMAGE_SUFFIXES for _, suffix in _files(folder))
+
+
+def leads_nowhere(path: str) -> bool:
+    """Whether a path is a link to nothing: not one to what may not be read, or in a circle."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return os.path.islink(path)
+    except OSError:
+        pass
+    return False
+
+
+def passed_over(others: Counter[str]) -> str:
+    """In words: passed over 12 files that are no pictures known here: .heic (12)."""
+    count = others.total()
+    suffixes = [f"{suffix if suffix.isprintable() else repr(suffix)} ({n:,})" for suffix, n in others.most_common(5)]
+    files = "1 file that is no picture" if count == 1 else f"{count:,} files that are no pictures"
+    return f"passed over {files} known here: {', '.join(suffixes)}" + (", ..." if len(others) > 5 else "")
+
+
+def split_homes(folder: Path) -> dict[str, Path]:
+    """The folder of each split in a folder, whatever the case of its name; {"train": folder} if it holds classes.
+
+    Raises ValueError where that cannot be told.
+    """
+    below = subfolders(folder)
+    named = {home: split for home in below if (split := _SPLITS.get(home.name.lower()))}
+    homes = {split: home for home, split in named.items()}
+    if "train" not in homes or not subfolders(homes["train"]):
+        _refuse_splits_as_classes(folder, below)
+        return {"train": folder}
+    if len(homes) < len(named):
+        names = ", ".join(f"{home.name}/" for home in named)
+        raise ValueError(f"{folder} holds {names}: two of them are the same split, leave one")
+    if lacking := {"test", "val"} - homes.keys():
+        used = {home.resolve() for home in named}  # and again by a link, as latest -> train
+        others = [home for home in below if home.resolve() not in used and _holds_images(home)]
+        _refuse_split_left_out(folder, homes, lacking, others)
+    return homes
+
+
+def _refuse_split_left_out(folder: Path, homes: Mapping[str, Path], lacking: set[str], others: Sequence[Path]) -> None:
+    """Raise ValueError for a folder of images that may be a split or a class; others are passed over with a warning."""
+    classes = _names_below(homes["train"])
+    if odd := [home for home in others if len(homes) == 1 or classes & _names_below(home)]:
+        raise ValueError(
+            f"{folder} holds {homes['train'].name}/ with folders in it, as for splits, and images in {odd[0].name}/, "
+            f"which is no split: rename it {' or '.join(sorted(lacking))}, or move it elsewhere; if both are classes, "
+            "rename the class train"
+        )
+    if others:
+        names = ", ".join(f"{home.name}/" for home in others[:3]) + (", ..." if len(others) > 3 else "")
+        warnings.warn(f"{folder}: passed over {names}: no folders of train, val or test", stacklevel=2)
+
+
+def _refuse_splits_as_classes(folder: Path, below: Sequence[Path]) -> None:
+    """Raise ValueError where folders that would be classes look like splits, or hold them.
+
+    If all are called like splits, they are splits; among others, one called so is if there are folders of the same name
+    in it and in another that is called so, or two of the same names in any other.
+    """
+    if len(below) == 1 and any(_like_split(each) for each in subfolders(below[0])):
+        raise ValueError(f"{folder} holds one folder only, and the splits lie in that: give {below[0]}")
+    alike = [home for home in below if _like_split(home)]
+    for home in alike:
+        names = _names_below(home)
+        for other in below:
+            shared = names and names & _names_below(other)  # which is not listed for nothing: it may be large
+            if other != home and (len(alike) == len(below) or len(shared) > (other not in alike)):
+                raise ValueError(
+                    f"{folder}: {home.name}/ and {other.name}/ look like splits: name them train, and test or val, "
+                    "with a folder for each class right in them; if they are classes, give them other names"
+                )
+
+
+def _like_split(home: Path) -> bool:
+    """Whether a folder is called like a split, if among other words."""
+    return bool(_LIKE_SPLIT.search(re.sub("(?<=[a-z])(?=[A-Z])", " ", home.name).lower()))
+
+
+def _names_below(home: Path) -> set[str]:
+    """The names of the folders in a folder, and of those in an only one: training_set/training_set/cat."""
+    below = subfolders(home)
+    deeper = subfolders(below[0]) if len(below) == 1 else []
+    return {each.name for each in (*below, *deeper)}
