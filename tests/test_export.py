@@ -22,7 +22,7 @@ from auxnet.files import write_json
 from auxnet.graphs import folded
 from auxnet.hub import load, model_card
 from auxnet.opening import data_of
-from auxnet.policy import Policy, confidence
+from auxnet.policy import NEVER, Policy, confidence
 from auxnet.prediction import predict
 from auxnet.recipe import read_run_recipe, write_recipe
 from auxnet.runtimes import open_model
@@ -208,6 +208,22 @@ def test_the_policy_of_a_run_is_exported_up_to_the_output_asked_for(run, tmp_pat
         left = 1 if confidence(logits[0, n], "entropy", 0.7) >= 0.02 else 2
         assert answers.exits[n] == left
         np.testing.assert_allclose(answers.logits[n], logits[left - 1, n], atol=1e-4)
+
+
+@pytest.mark.enough(1)
+@pytest.mark.parametrize(("thresholds", "heads"), [((NEVER, 0.02), 2), ((NEVER, NEVER), 1)])
+def test_a_head_at_which_no_image_can_leave_is_not_in_the_exported_file(run, tmp_path, thresholds, heads):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    done = export(run, format="onnx-early-exit", out=tmp_path / "a.onnx", policy=Policy(thresholds, "top", (1.0,) * 3))
+
+    def linear(graph):
+        inner = [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
+        return sum(node.op_type in ("Gemm", "MatMul") for node in graph.node) + sum(map(linear, inner))
+
+    assert linear(onnx.load(done.path).graph) == heads
+    assert done.exits == (0, done.images, 0) if heads == 2 else (0, 0, done.images)
 
 
 def test_what_was_noted_of_a_policy_is_said_again_where_it_is_shipped(run, tmp_path, capsys, monkeypatch):
