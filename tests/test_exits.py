@@ -19,7 +19,6 @@ from auxnet import build
 from auxnet.cli import main
 from auxnet.cost import costs, multiply_adds
 from auxnet.exits import EarlyExit, ExitCosts, exit_latencies, exit_macs
-from auxnet.exporting import export
 from auxnet.policy import NEVER, Policy, confidence
 from auxnet.thresholds import costs_under
 
@@ -266,21 +265,6 @@ def test_the_policy_written_is_the_network_that_early_exit_rebuilds(run, capsys)
     counts = torch.bincount(torch.cat(output), minlength=4)[1:]
     assert (counts / counts.sum()).tolist() == pytest.approx(content["test"]["shares"])
     assert content["val"]["against_final"]["difference"] <= 0.05
-
-
-@pytest.mark.parametrize(("thresholds", "heads"), [((NEVER, 0.02), 2), ((NEVER, NEVER), 1)])
-def test_a_head_at_which_no_image_can_leave_is_not_in_the_exported_file(run, tmp_path, thresholds, heads):
-    onnx = pytest.importorskip("onnx")
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
-    done = export(run, format="onnx-early-exit", out=tmp_path / "a.onnx", policy=Policy(thresholds, "top", (1.0,) * 3))
-
-    def linear(graph):
-        inner = [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
-        return sum(node.op_type in ("Gemm", "MatMul") for node in graph.node) + sum(map(linear, inner))
-
-    assert linear(onnx.load(done.path).graph) == heads
-    assert done.exits == (0, done.images, 0) if heads == 2 else (0, 0, done.images)
 
 
 def absurd(recipe):

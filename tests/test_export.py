@@ -1,8 +1,10 @@
 """Every export equals its source, skips what it says it skips, and never replaces what it should not."""
 
+import io
 import json
 import re
 import shutil
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +17,12 @@ from auxnet import exporting, graphs
 from auxnet.batches import normalise
 from auxnet.cli import main
 from auxnet.exits import policy_content
-from auxnet.exporting import SUFFIX, export
+from auxnet.exporting import SUFFIX, Exported, export
 from auxnet.files import write_json
-from auxnet.graphs import EarlyExitGraph, folded
+from auxnet.graphs import folded
 from auxnet.hub import load, model_card
 from auxnet.opening import data_of
-from auxnet.policy import Policy, confidence
+from auxnet.policy import NEVER, Policy, confidence
 from auxnet.prediction import predict
 from auxnet.recipe import read_run_recipe, write_recipe
 from auxnet.runtimes import open_model
@@ -36,11 +38,19 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def onnx_file(run):
+def by_command(run):
+    """The ONNX file of output 2, and what the command that wrote it said."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    export(run, 2, "onnx", run.parent / "two.onnx")
-    return run.parent / "two.onnx"
+    path = run.parent / "two.onnx"
+    with redirect_stdout(io.StringIO()) as said:
+        assert main(["export", str(run), "--output", "2", "--out", str(path)]) == 0
+    return path, said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def onnx_file(by_command):
+    return by_command[0]
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +89,8 @@ def test_onnxruntime_opens_both_without_a_word(onnx_file, early, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_the_command_says_what_the_file_takes(run, tmp_path, capsys):
-    pytest.importorskip("onnxscript")
-    assert main(["export", str(run), "--output", "1", "--out", str(tmp_path / "one.onnx")]) == 0
-    assert "takes images, uint8 [N, 8, 8, 3]; gives logits and probabilities\n" in capsys.readouterr().out
+def test_the_command_says_what_the_file_takes(by_command):
+    assert "takes images, uint8 [N, 8, 8, 3]; gives logits and probabilities\n" in by_command[1]
 
 
 @pytest.mark.parametrize("fold", [True, False])
@@ -94,7 +102,8 @@ def test_the_torch_export_equals_its_source_at_any_batch_size(run, tmp_path, pix
         torch.testing.assert_close(logits, logits_of(run, pixels)[1][:n], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("format", ["onnx", "torch"])
+@pytest.mark.enough(1)
+@pytest.mark.parametrize("format", ["torch", "onnx"])
 def test_an_export_compared_on_one_image_takes_many(run, tmp_path, pixels, monkeypatch, format):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
@@ -146,16 +155,15 @@ def test_early_exit_takes_the_same_exits_and_gives_the_same_logits(run, early, p
 
 @pytest.mark.parametrize("resize", [[8, 8], [11, 12]])
 def test_the_guides_lines_without_auxnet_answer_as_predict_does_whatever_the_picture(
-    run, tmp_path, monkeypatch, capsys, resize
+    onnx_file, tmp_path, monkeypatch, capsys, resize
 ):
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
+    import onnx
+
     monkeypatch.chdir(tmp_path)
-    config = json.loads(Path(shutil.copytree(run, "run"), "config.json").read_text())
-    config["preprocessing"]["resize"] = resize
-    write_json(Path("run/config.json"), config)
-    write_recipe(replace(read_run_recipe(run), data="gone"), Path("run/recipe.yaml"))  # their size is 8x8
-    export("run", 2, "onnx", "small.onnx")
+    model = onnx.load(onnx_file)
+    (kept,) = (each for each in model.metadata_props if each.key == "resize")
+    kept.value = json.dumps(resize)
+    onnx.save(model, "small.onnx")
     Path("pics").mkdir()
     noise, exif = np.random.default_rng(0).integers(0, 256, (23, 41, 4), dtype=np.uint8), Image.Exif()
     exif[0x0112] = 6  # lies on its side, as phones have it
@@ -202,16 +210,32 @@ def test_the_policy_of_a_run_is_exported_up_to_the_output_asked_for(run, tmp_pat
         np.testing.assert_allclose(answers.logits[n], logits[left - 1, n], atol=1e-4)
 
 
-def test_what_was_noted_of_a_policy_is_said_again_where_it_is_shipped(run, tmp_path, capsys):
+@pytest.mark.enough(1)
+@pytest.mark.parametrize(("thresholds", "heads"), [((NEVER, 0.02), 2), ((NEVER, NEVER), 1)])
+def test_a_head_at_which_no_image_can_leave_is_not_in_the_exported_file(run, tmp_path, thresholds, heads):
+    onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
+    done = export(run, format="onnx-early-exit", out=tmp_path / "a.onnx", policy=Policy(thresholds, "top", (1.0,) * 3))
+
+    def linear(graph):
+        inner = [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
+        return sum(node.op_type in ("Gemm", "MatMul") for node in graph.node) + sum(map(linear, inner))
+
+    assert linear(onnx.load(done.path).graph) == heads
+    assert done.exits == (0, done.images, 0) if heads == 2 else (0, 0, done.images)
+
+
+def test_what_was_noted_of_a_policy_is_said_again_where_it_is_shipped(run, tmp_path, capsys, monkeypatch):
+    done = Exported(tmp_path / "b.onnx", "onnx-early-exit", 3, 1, 2, 0.0, (8, 8, 3), (1, 1, 0))
+    monkeypatch.setattr(exporting, "export", lambda *_, **__: done)
     shutil.copytree(run, tmp_path / "a")
     note = "on test images the error rises by more than the target of 1 points, beyond chance"
     write_json(tmp_path / "a" / "exits.json", policy_content(tmp_path / "a", HALF, {"notes": [note]}))
-    words = ["export", str(tmp_path / "a"), "--format", "onnx-early-exit", "--out", str(tmp_path / "b.onnx")]
-    assert main([*words, "--images", "2"]) == 0
+    words = ["export", str(tmp_path / "a"), "--format", "onnx-early-exit"]
+    assert main(words) == 0
     assert f"note: {note}" in capsys.readouterr().out
-    assert main([*words, "--images", "2", "--overwrite", "--confidence", "top", "--thresholds", "1", "1"]) == 0
+    assert main([*words, "--confidence", "top", "--thresholds", "1", "1"]) == 0
     assert "note:" not in capsys.readouterr().out  # it was of other thresholds
 
 
@@ -225,28 +249,33 @@ def test_early_exit_holds_the_deeper_segments_inside_a_branch(early):
     assert not any(node.op_type == "Conv" for node in leave.node)
 
 
-@pytest.mark.parametrize("format", ["safetensors", "onnx", "torch", "onnx-early-exit"])
-def test_where_the_data_are_not_here_it_is_compared_on_random_images(tmp_path, monkeypatch, capsys, run, format):
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
+def test_where_the_data_are_not_here_it_is_compared_on_random_images(tmp_path, monkeypatch, capsys, run):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(run, tmp_path / "run")
-    recipe = read_run_recipe(run)
-    words = ["export", "run", "--format", format, "--out", f"it{SUFFIX[format]}", "--images", "5"]
-    words += ["--confidence", "top", "--thresholds", "0.3", "0.3"] if format == "onnx-early-exit" else []
+    words = ["export", "run", "--format", "safetensors", "--out", "it", "--images", "5", "--overwrite"]
     for elsewhere in (
         {"data": str(tmp_path / "gone" / "pics")},
         {"data": "pics", "data_dir": str(tmp_path)},
         {"data": "pics", "data_dir": str(tmp_path / "gone")},
     ):
-        write_recipe(replace(recipe, **elsewhere), tmp_path / "run" / "recipe.yaml")
-        assert main([*words, "--overwrite"]) == 0
+        write_recipe(replace(read_run_recipe(run), **elsewhere), tmp_path / "run" / "recipe.yaml")
+        assert main(words) == 0
         told = "run again on 5 random images (the data of the run are not here, or of no use): the largest difference"
         assert told in capsys.readouterr().out
-    done = export("run", 2, format, f"two{SUFFIX[format]}", policy=UP_TO_TWO if "early" in format else None)
-    assert (done.random, done.images, done.takes) == (True, 64, (8, 8, 3))
-    assert main([*words, "--overwrite", "--data-dir", str(tmp_path)]) == 2  # looked for there: not to be done without
+    assert main([*words, "--data-dir", str(tmp_path)]) == 2  # looked for there: not to be done without
     assert "pics" in capsys.readouterr().err
+
+
+@pytest.mark.enough(1)
+@pytest.mark.parametrize("format", ["torch", "onnx", "onnx-early-exit"])
+def test_every_format_is_compared_on_random_images_where_the_data_are_not_here(tmp_path, run, format):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    shutil.copytree(run, tmp_path / "run")
+    write_recipe(replace(read_run_recipe(run), data=str(tmp_path / "gone")), tmp_path / "run" / "recipe.yaml")
+    policy = UP_TO_TWO if format == "onnx-early-exit" else None
+    done = export(tmp_path / "run", 2, format, tmp_path / f"two{SUFFIX[format]}", policy=policy)
+    assert (done.random, done.images, done.takes) == (True, 64, (8, 8, 3))
 
 
 def test_data_that_changed_since_a_training_are_no_hindrance_and_told(tmp_path, run):
@@ -256,13 +285,13 @@ def test_data_that_changed_since_a_training_are_no_hindrance_and_told(tmp_path, 
     home = tmp_path / "data" / "train" / "ant"
     (home / "bad.png").write_text("no picture")
     with pytest.warns(UserWarning, match=r"of .*run are of no use here: 1 image cannot be read.* or train with"):
-        assert export(tmp_path / "run", 2, "torch", tmp_path / "1.pt2").random
+        assert export(tmp_path / "run", 2, "safetensors", tmp_path / "1").random
     (home / "bad.png").unlink()
     shutil.copytree(home, home.with_name("new"))
     with pytest.warns(UserWarning, match="of no use here: .* trained on 4 classes, and its data hold 5, with"):
-        assert export(tmp_path / "run", 2, "torch", tmp_path / "2.pt2").random
+        assert export(tmp_path / "run", 2, "safetensors", tmp_path / "2").random
     with pytest.raises(RuntimeError, match="its data hold 5"):
-        export(tmp_path / "run", 2, "torch", tmp_path / "3.pt2", data_dir=str(tmp_path))
+        export(tmp_path / "run", 2, "safetensors", tmp_path / "3", data_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize("out", [".", "..", "below/.."])
@@ -298,17 +327,19 @@ def test_an_export_whose_probabilities_differ_fails_and_leaves_nothing(run, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_early_exit_whose_probabilities_are_tempered_otherwise_fails_and_leaves_nothing(run, tmp_path, monkeypatch):
+def test_an_early_exit_whose_probabilities_are_tempered_otherwise_fails_and_leaves_nothing(
+    run, early, tmp_path, monkeypatch
+):
     """The final output's temperature decides no exit, and no logit."""
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
 
-    def otherwise(net, policy, *normalised):
-        return EarlyExitGraph(net, replace(policy, temperatures=(*policy.temperatures[:-1], 2.2)), *normalised)
+    def write(net, output, format, path, pixels, *_):
+        shutil.copy(early.path, path)
+        return open_model(early.path).ask(pixels)
 
-    monkeypatch.setattr(exporting, "EarlyExitGraph", otherwise)
+    monkeypatch.setattr(exporting, "_write", write)
+    otherwise = replace(HALF, temperatures=(*HALF.temperatures[:-1], 2.2))
     with pytest.raises(RuntimeError, match=r"the export differs by \S+ in a probability: not kept"):
-        export(run, format="onnx-early-exit", out=tmp_path / "early.onnx", policy=HALF)
+        export(run, format="onnx-early-exit", out=tmp_path / "early.onnx", policy=otherwise)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -170,10 +170,12 @@ def test_loss_weights_are_the_papers_and_the_authors():
     assert auxnet.resnet(8).loss_weights(relative_to="last_auxiliary").tolist() == [1]
 
 
-def test_counting_leaves_the_net_as_it_was():
+def test_outputs_cost_what_their_models_do_and_counting_leaves_the_net_as_it_was():
     net = auxnet.resnet(8, 2).train()
     before = copy.deepcopy(net.state_dict())
-    costs(net, (3, 8, 8))
+    counted = costs(net, (3, 8, 8))
+    alone = [net.truncate(k) for k in (1, 2)]
+    assert counted == [(count_parameters(model), multiply_adds(model, (3, 8, 8))) for model in alone]
     assert net.training
     assert all(map(torch.equal, before.values(), net.state_dict().values()))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from auxnet.checkpoint import fingerprint, load_net
-from auxnet.cost import costs, multiply_adds
+from auxnet.cost import costs, multiply_adds_by_part
 from auxnet.documents import parsing, read_json
 from auxnet.latency import measure
 from auxnet.network import AuxNet, check_net, logits_of
@@ -110,8 +110,8 @@ class ExitCosts(NamedTuple):
 def exit_macs(net: AuxNet, image_shape: Sequence[int]) -> ExitCosts:
     """Multiply-adds of one image of shape (C, H, W)."""
     alone = [float(macs) for _, macs in costs(net, image_shape)]
-    passed = [multiply_adds(net.up_to(k), image_shape) - alone[k - 1] for k in range(1, net.outputs + 1)]
-    return ExitCosts(alone, [after - before for before, after in pairwise(passed)], alone)
+    heads = [float(head) for _, head in multiply_adds_by_part(net, image_shape)]
+    return ExitCosts(alone, heads[:-1], alone)
 
 
 def exit_latencies(

@@ -25,6 +25,8 @@ from torch.utils._pytree import tree_leaves
 from auxnet.machine import threads_set
 from auxnet.network import AuxNet, in_mode
 
+MOST_TURNS = 1000  # of a model that is timed
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -95,7 +97,7 @@ def measure(
         for model in prepared * 2:
             _milliseconds(model, images)
         turn = (time.perf_counter() - began) / 2
-        turns = min(max(least, round(seconds / turn)), 1000)
+        turns = min(max(least, round(seconds / turn)), MOST_TURNS)
         measured = [[_milliseconds(model, images) for model in prepared] for _ in range(turns)]
     quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
     low, median, high = torch.tensor(measured, dtype=torch.float64).quantile(quartiles, dim=0).tolist()
