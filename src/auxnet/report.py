@@ -18,8 +18,9 @@ from auxnet.errors import one_line
 from auxnet.evaluation import COSTS
 from auxnet.examining import examine, time_of
 from auxnet.files import whole
+from auxnet.lineage import in_doubt
 from auxnet.machine import device_of
-from auxnet.opening import changed_since, data_of, seen_before, with_data_in
+from auxnet.opening import changed_since, data_of, with_data_in
 from auxnet.page_frame import check_ours, check_runs, names_of
 from auxnet.recipe import method_name, network_name, read_run_recipe
 from auxnet.scores import wilson
@@ -136,7 +137,7 @@ def saved(run: Path) -> dict[str, Any]:
         "finished": True,
         "classes": [str(each) for each in config["classes"]],
         "outputs": outputs,
-        "seen": seen_before(summary["data"]),
+        "seen": in_doubt(summary["data"].get("may_be_seen_by", {})),
         **{key: summary[key] for key in ("epochs", "data", "wall_seconds", "versions", "commit", "device")},
         **_chosen_by_rows(outputs, summary["data"].get("guessing")),
     }
