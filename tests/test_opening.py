@@ -15,8 +15,8 @@ from auxnet.build import load_data
 from auxnet.checkpoint import load_state, save_state
 from auxnet.cli import main
 from auxnet.lineage import earlier_runs, may_be_seen_by
-from auxnet.opening import data_of, opened
-from auxnet.recipe import Recipe, read_recipe
+from auxnet.opening import data_dirs, data_of, opened
+from auxnet.recipe import Recipe, read_recipe, write_recipe
 from writers import CIFAR10, folder_of, tiny, write_folders, write_parquet
 
 
@@ -403,6 +403,43 @@ def test_a_data_dir_that_is_given_wins_over_where_the_data_lay_in_training(tmp_p
         said = capsys.readouterr().err
         assert f"{other}/empty holds neither pics nor folders of the classes" in said
         assert f"and {pics}, on which it was trained, is not looked at" in said
+
+
+def test_of_several_runs_those_whose_data_a_data_dir_does_not_hold_are_shown_on_their_own(tmp_path, capsys):
+    write_folders(tmp_path / "pics", *tiny(40, 2, size=8), ["cat", "dog"])
+    recipe = Recipe(data=str(tmp_path / "pics"), depth=8, outputs=2, epochs=1, batch_size=16, threads=1, device="cpu")
+    auxnet.fit(recipe, tmp_path / "a")
+    for name in ("b", "c"):  # as if trained on copies, of which c's is gone
+        shutil.copytree(tmp_path / "a", tmp_path / name)
+        write_recipe(replace(recipe, data=f"{tmp_path}/{name}-pics"), tmp_path / name / "recipe.yaml", sealed=True)
+    shutil.copytree(tmp_path / "pics", tmp_path / "b-pics")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "pics").rename(tmp_path / "new" / "pics")
+    several = [*(str(tmp_path / name) for name in "abc"), "--data-dir", str(tmp_path / "new"), "--out"]
+    assert main(["report", *several, str(tmp_path / "page.html")]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.count("not shown of") == 1
+    assert "not shown of c: the images of ./c-pics are not available" in told
+    assert main(["diagnose", *several, str(tmp_path / "page"), "--no-probes", "--images", "16"]) == 0
+    assert "c is not shown: data './c-pics': there is no such folder" in capsys.readouterr().err
+    drawn = json.loads((tmp_path / "page" / "diagnosis.json").read_text())["runs"]
+    assert [run["name"] for run in drawn] == ["a", "b"]
+    assert main(["diagnose", *several[2:], str(tmp_path / "page")]) == 2  # of none
+
+
+def test_of_several_runs_a_named_set_that_a_data_dir_lacks_is_looked_for_where_it_lay(tmp_path):
+    old, new = (str(tmp_path / name) for name in ("old", "new"))
+    for split in ("train", "test"):
+        write_parquet(tmp_path / "old" / "cifar10" / f"{split}-0.parquet", *tiny(10, 10), CIFAR10)
+    (tmp_path / "new").mkdir()
+    runs = [tmp_path / name for name in ("a", "b")]
+    for run, data in zip(runs, ("cifar10", "digits"), strict=True):
+        run.mkdir()
+        write_recipe(Recipe(data=data, data_dir=old), run / "recipe.yaml")
+    assert data_dirs(runs, new) == [None, new]
+    assert data_dirs(runs, old) == [old, old]
+    assert data_dirs(runs[:1], new) == [new]
+    assert data_dirs(runs, None) == [None, None]
 
 
 def test_data_that_are_missing_are_told_with_the_path_that_the_run_recorded(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from auxnet.lineage import in_doubt
 from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
 from auxnet.preprocessing import Preprocessing
-from auxnet.reading.sources import NAMES
+from auxnet.reading.sources import NAMES, lies_in
 from auxnet.recipe import Recipe, RunDir, read_recipe, read_run_recipe
 
 
@@ -63,6 +63,24 @@ def opened(
         recipe = with_data_in(data_dir, run, recipe)
         dataset = data_of(run, recipe)
         yield Opened(recipe, to_device(net, where), dataset, where, _about(run).get("may_be_seen_by", {}))
+
+
+def data_dirs(runs: Sequence[RunDir], data_dir: str | None) -> list[str | None]:
+    """Where the data of each run are looked for: in `data_dir`, or, of several runs, where it does not hold them, none.
+
+    Raises as `read_run_recipe` does.
+    """
+    return [data_dir if not data_dir or len(runs) == 1 or _holds(data_dir, run) else None for run in runs]
+
+
+def _holds(data_dir: str, run: RunDir) -> bool:
+    """Whether the data of a run lie in a folder."""
+    recipe = read_run_recipe(run)
+    try:
+        there = with_data_in(data_dir, run, recipe)
+        return there.data not in NAMES or lies_in(there.data, Path(data_dir).expanduser())
+    except FileNotFoundError:
+        return False
 
 
 def with_data_in(data_dir: str | None, run: RunDir, recipe: Recipe) -> Recipe:
