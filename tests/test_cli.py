@@ -21,7 +21,7 @@ import auxnet
 from auxnet import signals
 from auxnet.cli import COMMANDS, main, screen
 from auxnet.cli.arguments import parse, parse_with_recipe
-from auxnet.cli.train import Plan
+from auxnet.cli.train import Plan, Train
 from auxnet.files import whole
 from auxnet.recipe import Recipe, recipe_from, write_recipe
 
@@ -121,6 +121,15 @@ def test_flags_that_exclude_each_other_are_refused_whatever_the_file_says(words,
     (tmp_path / "r.yaml").write_text("mode: fused\noutputs: 2\ngamma: 1\n")
     for file in ([], ["--config", tmp_path / "r.yaml"]):
         fails(capsys, ["plan", *file, *words.split()], 2, "give one of the two" if "--at" in words else "out")
+
+
+def test_a_run_goes_on_by_its_own_recipe_whichever_flags_of_the_defaults_are_given(tmp_path):
+    joint = Recipe(method="joint")
+    write_recipe(joint, tmp_path / "recipe.yaml", sealed=True)
+    words = ["--resume", "--out", str(tmp_path)]
+    assert parse_with_recipe(Train, [*words, "--mode", "live", "--gamma", "2"]).recipe == joint
+    with pytest.raises(ValueError, match="method='joint'; leave state out"):
+        _ = parse_with_recipe(Train, [*words, "--state", "shared"]).recipe
 
 
 def test_a_training_that_learned_nothing_in_few_steps_says_what_may_help(tmp_path, capsys):

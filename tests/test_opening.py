@@ -14,8 +14,9 @@ import auxnet
 from auxnet.build import load_data
 from auxnet.checkpoint import load_state, save_state
 from auxnet.cli import main
-from auxnet.opening import data_of, may_be_seen_by, opened, with_data_in
-from auxnet.recipe import Recipe, read_recipe
+from auxnet.lineage import earlier_runs, may_be_seen_by
+from auxnet.opening import data_dirs, data_of, opened, with_data_in
+from auxnet.recipe import Recipe, read_recipe, write_recipe
 from writers import CIFAR10, folder_of, tiny, write_folders, write_parquet
 
 
@@ -251,16 +252,15 @@ def test_a_run_goes_on_with_the_very_classes_that_it_was_begun_with_or_says_whic
         auxnet.fit(apart, run, resume=True)
 
 
-@pytest.mark.filterwarnings("ignore:validation and test images")
 def test_a_run_that_began_with_one_that_may_have_seen_its_images_says_so_wherever_it_is_judged(tmp_path, capsys):
     images, labels = tiny(40, 2, size=8)
     write_folders(tmp_path / "pics", images, labels, ["cat", "dog"])
     recipe = Recipe(data=str(tmp_path / "pics"), depth=8, outputs=2, epochs=1, batch_size=16, threads=1, device="cpu")
     auxnet.fit(recipe, tmp_path / "a")
     with warnings.catch_warnings():  # of the very same images, a is judged as b is
-        warnings.filterwarnings("error", "validation and test")
+        warnings.filterwarnings("error", ".* images may be among")
         same = auxnet.fit(replace(recipe, pretrained=str(tmp_path / "a")), tmp_path / "same")
-    assert "may_be_seen_by" not in same.summary["data"]
+    assert same.summary["data"]["may_be_seen_by"] == {}
     Image.fromarray(images[0]).save(tmp_path / "pics" / "cat" / "one-more.png")
     grown = replace(recipe, epochs=2, pretrained=str(tmp_path / "a" / "checkpoints" / "best.safetensors"))
     run = tmp_path / "b"
@@ -269,35 +269,61 @@ def test_a_run_that_began_with_one_that_may_have_seen_its_images_says_so_whereve
         if progress.done:
             raise KeyboardInterrupt
 
+    words = (
+        "its validation and test images may be among those that its weights were trained on before, in a, and errors"
+    )
     with (
-        pytest.warns(UserWarning, match="may be among those that a, .* Keep train/, val/ and test/ folders apart"),
+        pytest.warns(UserWarning, match=f"{run}: {words} .* val/ and test/ folders of their own"),
         pytest.raises(KeyboardInterrupt),
     ):
         auxnet.fit(grown, run, watch=stop)
+    for weights in (run, run / "checkpoints" / "best.safetensors"):
+        with pytest.raises(ValueError, match=f"{run} is not finished: `auxnet train --out {run} --resume` finishes it"):
+            auxnet.fit(replace(grown, pretrained=str(weights)), tmp_path / "c")
     shutil.rmtree(tmp_path / "a")
-    assert auxnet.fit(grown, run, resume=True).summary["data"]["may_be_seen_by"] == "a"
-    heir = auxnet.fit(replace(grown, pretrained=str(run)), tmp_path / "c")  # of the same images as b
-    assert heir.summary["data"]["may_be_seen_by"] == "a"
-    words = "its validation and test images may be among those that a, whose weights it began with, was trained on"
-    for command in ("select", "evaluate", "report"):
-        capsys.readouterr()
-        assert main([command, str(run)]) == 0
-        assert f"auxnet: warning: {run}: {words}" in (said := capsys.readouterr()).err
-        if command == "select":
-            assert "no choice has seen" not in said.out
-            assert "some of which it may have been trained on" in " ".join(said.out.split())
+    doubt = {"val": ["a"], "test": ["a"]}
+    assert auxnet.fit(grown, run, resume=True).summary["data"]["may_be_seen_by"] == doubt
+    with pytest.warns(UserWarning, match=words):
+        heir = auxnet.fit(replace(grown, pretrained=str(run)), tmp_path / "c")  # of the same images as b
+    assert heir.summary["data"]["may_be_seen_by"] == doubt
+    for command, *more in (["select"], ["select", "--json"], ["evaluate", "--json", "--no-latency"], ["report"]):
+        assert main([command, str(run), *more]) == 0
+        out, err = capsys.readouterr()
+        assert f"auxnet: warning: {run}: {words}" in err
+        assert not more or json.loads(out)["may_be_seen_by"] == doubt
+        assert more or command != "select" or "some of which it may have been trained on" in " ".join(out.split())
     assert words in (run / "report.html").read_text()
+    assert words[4:] in str(auxnet.load(run).generate_model_card())
 
 
-def test_weights_of_a_run_of_other_classes_or_of_images_kept_apart_cast_no_doubt(apart, tmp_path):
-    auxnet.fit(apart, tmp_path / "a")
-    add(apart, np.full((8, 8), 255, np.uint8))
+def test_of_images_that_an_earlier_run_held_out_only_those_drawn_anew_are_in_doubt(tmp_path, capsys):
+    data = str(folder_of(tmp_path))
+    recipe = Recipe(data=data, depth=8, outputs=2, epochs=1, batch_size=20, threads=1, device="cpu")
+    first = auxnet.fit(recipe, tmp_path / "a")
+    with pytest.warns(UserWarning, match=f"{tmp_path}/b: its validation images may be among .* before, in a, and"):
+        run = auxnet.fit(replace(recipe, seed=1, pretrained=str(first)), tmp_path / "b")
+    assert run.summary["data"]["may_be_seen_by"] == {"val": ["a"]}
+    assert main(["select", str(run)]) == 0
+    out, err = capsys.readouterr()
+    assert "which no choice has seen" in " ".join(out.split())
+    assert "its validation images may be" in err
+
+
+def test_all_runs_that_weights_come_from_are_known_though_one_between_them_had_other_classes(apart, tmp_path):
+    first = auxnet.fit(apart, tmp_path / "a")
     dataset = load_data(apart)
-    assert may_be_seen_by(dataset, str(tmp_path / "a")) is None
-    other = replace(dataset, test_sha256=lambda: "other")
-    assert may_be_seen_by(other, str(tmp_path / "a")) == "a"
-    assert may_be_seen_by(replace(other, classes=("eel", "fox")), str(tmp_path / "a")) is None
-    assert may_be_seen_by(other, str(tmp_path)) is None
+    write_folders(tmp_path / "others", tiny(20, 2, size=8)[0][..., :1], np.arange(20) % 2, ["eel", "fox"])
+    with pytest.warns(UserWarning, match="last layers of all outputs begin anew"):
+        run = auxnet.fit(replace(apart, data=str(tmp_path / "others"), pretrained=str(first)), tmp_path / "b")
+    assert run.summary["data"]["may_be_seen_by"] == {}
+    auxnet.load(run).save_pretrained(tmp_path / "saved")
+    for weights in (run, tmp_path / "saved", run.folder / "checkpoints" / "best.safetensors"):
+        earlier = earlier_runs(str(weights))
+        assert [each["run"] for each in earlier] == ["a", "b"]
+        assert may_be_seen_by(dataset, earlier) == {}
+        assert may_be_seen_by(replace(dataset, test_sha256=lambda: "other"), earlier) == {"test": ["a"]}
+        assert may_be_seen_by(replace(dataset, classes=("gnu", "hen"), val_sha256=str), earlier) == {}
+    assert earlier_runs(str(tmp_path)) == ()
 
 
 @pytest.mark.parametrize("judging", [True, False])
@@ -394,6 +420,43 @@ def test_a_data_dir_may_hold_the_data_by_its_name_or_else_their_splits(there, na
     (tmp_path / "root" / there).mkdir(parents=True)
     recipe = with_data_in(str(tmp_path / "root"), tmp_path, Recipe(data=f"/gone/{name}"))
     assert recipe.data == str(tmp_path / "root" / found)
+
+
+def test_of_several_runs_those_whose_data_a_data_dir_does_not_hold_are_shown_on_their_own(tmp_path, capsys):
+    write_folders(tmp_path / "pics", *tiny(40, 2, size=8), ["cat", "dog"])
+    recipe = Recipe(data=str(tmp_path / "pics"), depth=8, outputs=2, epochs=1, batch_size=16, threads=1, device="cpu")
+    auxnet.fit(recipe, tmp_path / "a")
+    for name in ("b", "c"):  # as if trained on copies, of which c's is gone
+        shutil.copytree(tmp_path / "a", tmp_path / name)
+        write_recipe(replace(recipe, data=f"{tmp_path}/{name}-pics"), tmp_path / name / "recipe.yaml", sealed=True)
+    shutil.copytree(tmp_path / "pics", tmp_path / "b-pics")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "pics").rename(tmp_path / "new" / "pics")
+    several = [*(str(tmp_path / name) for name in "abc"), "--data-dir", str(tmp_path / "new"), "--out"]
+    assert main(["report", *several, str(tmp_path / "page.html")]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.count("not shown of") == 1
+    assert "not shown of c: the images of ./c-pics are not available" in told
+    assert main(["diagnose", *several, str(tmp_path / "page"), "--no-probes", "--images", "16"]) == 0
+    assert "c is not shown: data './c-pics': there is no such folder" in capsys.readouterr().err
+    drawn = json.loads((tmp_path / "page" / "diagnosis.json").read_text())["runs"]
+    assert [run["name"] for run in drawn] == ["a", "b"]
+    assert main(["diagnose", *several[2:], str(tmp_path / "page")]) == 2  # of none
+
+
+def test_of_several_runs_a_named_set_that_a_data_dir_lacks_is_looked_for_where_it_lay(tmp_path):
+    old, new = (str(tmp_path / name) for name in ("old", "new"))
+    for split in ("train", "test"):
+        write_parquet(tmp_path / "old" / "cifar10" / f"{split}-0.parquet", *tiny(10, 10), CIFAR10)
+    (tmp_path / "new").mkdir()
+    runs = [tmp_path / name for name in ("a", "b")]
+    for run, data in zip(runs, ("cifar10", "digits"), strict=True):
+        run.mkdir()
+        write_recipe(Recipe(data=data, data_dir=old), run / "recipe.yaml")
+    assert data_dirs(runs, new) == [None, new]
+    assert data_dirs(runs, old) == [old, old]
+    assert data_dirs(runs[:1], new) == [new]
+    assert data_dirs(runs, None) == [None, None]
 
 
 def test_data_that_are_missing_are_told_with_the_path_that_the_run_recorded(tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ from auxnet.studies.spec import Claim, Side, Trial, names, read_study
 from auxnet.studies.study_page import cells_of, figures, headline, markdown, notes, page, write_findings
 from auxnet.studies.verdicts import in_words, interval, judge, judge_all
 from browser import check_themes, chromium, opened
-from writers import tiny, write_folders
+from writers import CIFAR10, tiny, write_folders, write_parquet
 
 OWN = """
 question: does it work?
@@ -739,6 +739,24 @@ def test_what_a_user_diagnoses_changes_no_studys_share(tmp_path):
     assert supervising.share_of(tmp_path, trial) is None
     (folder / "model.safetensors").unlink()
     assert supervising.share_of(tmp_path, trial) == measured
+
+
+@pytest.mark.parametrize(("data", "data_dir"), [("cifar10", "."), ("data/pics", None)])
+def test_the_supervision_is_measured_in_a_project_that_moved_with_its_data(data, data_dir, tmp_path, monkeypatch):
+    if data == "cifar10":
+        for split in ("train", "test"):
+            write_parquet(tmp_path / "here" / data / f"{split}-0.parquet", *tiny(40, 10), CIFAR10)
+    else:
+        write_folders(tmp_path / "here" / data, *tiny(24, 2, size=8), ["cat", "dog"])
+    monkeypatch.chdir(tmp_path / "here")
+    recipe = Recipe(data=data, data_dir=data_dir, depth=8, outputs=2, epochs=1, batch_size=16, threads=1, device="cpu")
+    out, trial = Path("out"), Trial("a", 0, recipe)
+    training.fit(recipe, running.folder_of(out, trial))
+    (tmp_path / "here").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    monkeypatch.setattr(supervising.diagnosing, "gather", lambda *_: {"measured": True})
+    supervising.diagnose(out, [trial])
+    assert [read_json(path) for path in out.glob("trials/*.supervision.json")] == [{"measured": True}]
 
 
 def test_a_file_of_the_users_is_never_replaced_and_nothing_is_trained_before_that_is_known(own, tmp_path, capsys):

@@ -684,6 +684,12 @@ def test_what_somebody_keeps_where_a_trial_would_train_survives(tmp_path, capsys
     assert [trial.state for trial in read_sweep(tmp_path / "a").trials] == ["interrupted"]  # once it is elsewhere
 
 
+def test_a_sweep_goes_on_by_its_own_recipe_whichever_flags_of_the_defaults_are_given(tmp_path, untrained):
+    sweep({"gamma": [1.0, 2.0]}, tmp_path / "a", replace(TINY, method="joint"), trials=1)
+    assert main(["sweep", "--out", str(tmp_path / "a"), "--trials", "2", "--mode", "live"]) == 0
+    assert len(untrained) == 2
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -24,13 +24,14 @@ from auxnet.batches import normalise
 from auxnet.checkpoint import backbone_of, build_net, load_weights, read_config, save_weights, weights_file
 from auxnet.documents import parsing, read_json
 from auxnet.errors import first_line
+from auxnet.lineage import in_doubt
 from auxnet.network import AuxNet
 from auxnet.preprocessing import PREPARATION, Preprocessing
 from auxnet.reading.arrays import Pixels, is_name
 from auxnet.reading.pictures import decode_for, upright
 from auxnet.recipe import RunDir, folder_of
 from auxnet.scores import wilson
-from auxnet.words import with_interval
+from auxnet.words import sentence, with_interval
 
 FILES = ("config.json", "model.safetensors", "README.md")
 
@@ -238,13 +239,14 @@ def _worth(source: Mapping[str, Any], numbers: Sequence[int]) -> list[str]:
     ]
     images = f"{data['train']:,} training, {data['val']:,} validation, {data['test']:,} test images"
     settings = ", ".join(f"{key} {value}" for key, value in recipe.items())
+    doubt = in_doubt(data.get("may_be_seen_by", {}))
     versions = ", ".join(f"{name} {version}" for name, version in source["versions"].items())
     return [
         f"| output | depth | parameters | MACs | validation error, n = {data['val']:,} "
         f"| test error, n = {data['test']:,} |",
         "|---|---|---|---|---|---|",
         *rows,
-        "\nIn brackets: 95 % Wilson intervals.",
+        "\nIn brackets: 95 % Wilson intervals." + (f" {sentence(doubt)}" if doubt else ""),
         f"\nData: {data['name']} ({images}). Weights: {source['weights']}, of epoch {source['epoch']}; seed "
         f"{source['seed']}.\n\nMethod: {source['method']}. Recipe: {settings}.\n\nMade with {versions}, commit "
         f"{source['commit'] or 'unknown'}.\n",

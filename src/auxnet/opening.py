@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 
-from auxnet.backbones.weights import run_of
 from auxnet.batches import Batches
 from auxnet.build import evaluation_batches, load_data
 from auxnet.checkpoint import load_net, read_config
 from auxnet.data import DataSet, OnDisk, Split
 from auxnet.documents import parsing, read_json
+from auxnet.lineage import in_doubt
 from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.folders import subfolders
-from auxnet.reading.sources import NAMES
+from auxnet.reading.sources import NAMES, lies_in
 from auxnet.recipe import Recipe, RunDir, read_recipe, read_run_recipe
 
 
@@ -34,8 +34,8 @@ class Opened:
     """in evaluation mode"""
     dataset: DataSet
     device: torch.device
-    seen: str | None = None
-    """why it may have been trained on images that judge it (`seen_before`); None where nothing says so"""
+    may_be_seen_by: Mapping[str, list[str]]
+    """by split, "val" and "test", the earlier runs of its weights that may have been trained on its images"""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -63,7 +63,25 @@ def opened(
         net, where = load_net(run), device_of(recipe)
         recipe = with_data_in(data_dir, run, recipe)
         dataset = data_of(run, recipe)
-        yield Opened(recipe, to_device(net, where), dataset, where, seen_before(_about(run)))
+        yield Opened(recipe, to_device(net, where), dataset, where, _about(run).get("may_be_seen_by", {}))
+
+
+def data_dirs(runs: Sequence[RunDir], data_dir: str | None) -> list[str | None]:
+    """Where the data of each run are looked for: in `data_dir`, or, of several runs, where it does not hold them, none.
+
+    Raises as `read_run_recipe` does.
+    """
+    return [data_dir if not data_dir or len(runs) == 1 or _holds(data_dir, run) else None for run in runs]
+
+
+def _holds(data_dir: str, run: RunDir) -> bool:
+    """Whether the data of a run lie in a folder."""
+    recipe = read_run_recipe(run)
+    try:
+        there = with_data_in(data_dir, run, recipe)
+        return there.data not in NAMES or lies_in(there.data, Path(data_dir).expanduser())
+    except FileNotFoundError:
+        return False
 
 
 def with_data_in(data_dir: str | None, run: RunDir, recipe: Recipe) -> Recipe:
@@ -98,7 +116,7 @@ def data_of(run: RunDir, recipe: Recipe, judging: bool = True) -> DataSet:
     Raises as `load_data` does, and RuntimeError if they have other classes, channels or sizes by now, or if other
     images are drawn from them for validation and test than in training (which is no matter where they are not used
     for `judging`). Warns if the data bring validation or test images of their own that are others by now, or if
-    the run may have been trained on them (`seen_before`).
+    the run may have been trained on some (`lineage.in_doubt`).
     """
     dataset, config = _found(run, recipe), read_config(Path(run))
     trained_on = config.get("classes")
@@ -113,7 +131,7 @@ def data_of(run: RunDir, recipe: Recipe, judging: bool = True) -> DataSet:
         dataset.check_drawn(about.get("drawn"), run)
         if changed := changed_since(dataset, about):
             warnings.warn(f"{run}: {changed}", stacklevel=2)
-        if doubt := seen_before(about):
+        if doubt := in_doubt(about.get("may_be_seen_by", {})):
             warnings.warn(f"{run}: {doubt}", stacklevel=2)
     return normalised
 
@@ -153,36 +171,6 @@ def changed_since(dataset: DataSet, about: Mapping[str, Any]) -> str | None:
     if not others:
         return None
     return f"its {' and '.join(others)} images have changed since it was trained, and errors are of those there are now"
-
-
-def may_be_seen_by(dataset: DataSet, pretrained: str) -> str | None:
-    """The name of the run that weights are of, if it may have been trained on images that are to judge a new one.
-
-    It may where classes are shared and the images that judged it are not the very same (or not of the same size); and
-    where it began itself with such a run, which is then the one that is named. None where the weights are no run's.
-    """
-    run = run_of(pretrained)
-    try:
-        about, classes = read_json(run / "summary.json")["data"], read_json(run / "config.json")["classes"]
-        if not {*classes} & {*dataset.classes}:
-            return None
-        then = [about.get(key) for key in ("drawn", "val_sha256", "test_sha256")]
-        if then == [dataset.drawn, dataset.val_sha256(), dataset.test_sha256()]:
-            inherited: str | None = about.get("may_be_seen_by")
-            return inherited
-    except (OSError, RuntimeError, AttributeError, KeyError, TypeError, ValueError):  # not a finished run's
-        return None
-    return run.resolve().name
-
-
-def seen_before(about: Mapping[str, Any]) -> str | None:
-    """In words, that images which judge a run may have been trained on, as its summary says under "data"; or None."""
-    if about.get("may_be_seen_by") is None:
-        return None
-    return (
-        f"its validation and test images may be among those that {about['may_be_seen_by']}, whose weights it began "
-        "with, was trained on, and errors may come out too low"
-    )
 
 
 def check_classes(dataset: DataSet, trained_on: Sequence[str], run: RunDir) -> None:

@@ -18,8 +18,9 @@ from auxnet.errors import one_line
 from auxnet.evaluation import COSTS
 from auxnet.examining import examine, time_of
 from auxnet.files import whole
+from auxnet.lineage import in_doubt
 from auxnet.machine import device_of
-from auxnet.opening import changed_since, data_of, seen_before, with_data_in
+from auxnet.opening import changed_since, data_dirs, data_of, with_data_in
 from auxnet.page_frame import check_ours, check_runs, names_of
 from auxnet.recipe import method_name, network_name, read_run_recipe
 from auxnet.scores import wilson
@@ -51,16 +52,17 @@ def write_report(
 ) -> Report:
     """One HTML file for one or several runs; `out` is by default report.html in the one run.
 
-    Data directory, device and threads are as in training where they are not given.
+    Data directory, device and threads are as in training where they are not given. Of several runs, those whose data
+    `data_dir` does not hold are shown on the data that they were trained on.
 
     Raises ValueError for several runs without `out`, or a device that cannot be used; FileExistsError if `out` is
     something else than a report, or the run's own report shows images that the new one lacks; FileNotFoundError if a
-    run or the folder of `out` does not exist, or a run has not finished an epoch, or `data_dir` does not hold its data;
-    RuntimeError if a run is damaged.
+    run or the folder of `out` does not exist, or a run has not finished an epoch, or `data_dir` does not hold the data
+    of the one run; RuntimeError if a run is damaged.
     """
     path = checked_path(runs, out)
-    where = (data_dir, device, threads)
-    gathered = [gather(run, name, *where) for run, name in zip(runs, names_of(runs), strict=True)]
+    each = zip(runs, names_of(runs), data_dirs(runs, data_dir), strict=True)
+    gathered = [gather(run, name, place, device, threads) for run, name, place in each]
     with parsing(f"{' or '.join(map(str, runs))} is damaged: it cannot be shown"):
         html = report_page.page(gathered, 100 * MARGIN).encode()
     missing = [f"{run['name']}: {run['missing']}" for run in gathered if run["missing"]]
@@ -136,7 +138,7 @@ def saved(run: Path) -> dict[str, Any]:
         "finished": True,
         "classes": [str(each) for each in config["classes"]],
         "outputs": outputs,
-        "seen": seen_before(summary["data"]),
+        "seen": in_doubt(summary["data"].get("may_be_seen_by", {})),
         **{key: summary[key] for key in ("epochs", "data", "wall_seconds", "versions", "commit", "device")},
         **_chosen_by_rows(outputs, summary["data"].get("guessing")),
     }

@@ -14,6 +14,7 @@ from typing import Any
 from auxnet.checkpoint import load_state, load_weights, save_state, save_weights
 from auxnet.errors import DamagedError, DivergedError, first_line
 from auxnet.files import whole
+from auxnet.lineage import Earlier
 from auxnet.method import Method
 from auxnet.network import AuxNet
 from auxnet.recipe import Recipe
@@ -48,8 +49,8 @@ class TrainingState:
     """`Preprocessing.content()`, which stays as it was at the beginning; None in runs of earlier versions"""
     classes: tuple[str, ...] | None = None
     """`DataSet.classes`; None in runs of earlier versions"""
-    may_be_seen_by: str | None = None
-    """the run that its pretrained weights are of, where that may have been trained on images that judge this one"""
+    earlier_runs: tuple[Earlier, ...] = ()
+    """that its weights come from"""
 
     def within(self, step: int, losses: Iterable[float], seconds: float) -> TrainingState:
         """The state in the middle of an epoch, `seconds` after this one."""

@@ -35,10 +35,11 @@ from auxnet.errors import DamagedError
 from auxnet.evaluation import evaluate
 from auxnet.files import write_json
 from auxnet.hub import with_run
+from auxnet.lineage import Earlier, earlier_runs, in_doubt, may_be_seen_by
 from auxnet.machine import device_of, threads_set, to_device
 from auxnet.method import Method
 from auxnet.network import AuxNet
-from auxnet.opening import check_classes, may_be_seen_by, normalised_as, preprocessing_of
+from auxnet.opening import check_classes, normalised_as, preprocessing_of
 from auxnet.plan import optimizer_doubts
 from auxnet.preprocessing import Preprocessing
 from auxnet.provenance import provenance
@@ -109,6 +110,7 @@ def fit(
         if team.leads:
             rundir.check(folder, recipe, resume, overwrite)
         check(recipe)
+        earlier = () if resume or recipe.pretrained is None else earlier_runs(recipe.pretrained)
         if team.leads:
             stack.enter_context(rundir.locked(folder))
         if resume:  # what was asked for at the beginning goes on
@@ -128,7 +130,7 @@ def fit(
             watch=watch or (lambda progress: None),
             write_events=write_events,
         )
-        state = _resume(training) if resume else _beginning(training)
+        state = _resume(training) if resume else _beginning(training, earlier)
         if write_events is not None and state.history:
             write_events(state.history)
         state = run_epochs(training, state)
@@ -159,15 +161,13 @@ def _prepare(recipe: Recipe, team: Team, resume: bool) -> tuple[DataSet, AuxNet,
     return dataset, net, method
 
 
-def _beginning(training: Training) -> TrainingState:
-    """The state of a training that begins, with a warning if images that judge it may have been trained on before."""
-    dataset, pretrained = training.dataset, training.recipe.pretrained
-    base = None if pretrained is None else may_be_seen_by(dataset, pretrained)
-    if base is not None and training.team.leads:
+def _beginning(training: Training, earlier: tuple[Earlier, ...]) -> TrainingState:
+    """The state of a training that begins; warns of images that judge it and may have been trained on before."""
+    dataset = training.dataset
+    if earlier and training.team.leads and (doubt := in_doubt(may_be_seen_by(dataset, earlier))):
         warnings.warn(
-            f"validation and test images of this run may be among those that {base}, whose weights it begins with, was "
-            f"trained on, so errors may come out too low: they are not the images, or not of the size, that judged "
-            f"{base}. Keep train/, val/ and test/ folders apart, or train from the beginning",
+            f"{training.checkpointer.folder}: {doubt}. The same data, size, seed and val_fraction hold out the same "
+            "images, and so do val/ and test/ folders of their own; or train from the beginning",
             stacklevel=3,
         )
     return TrainingState(
@@ -175,7 +175,7 @@ def _beginning(training: Training) -> TrainingState:
         train_images=len(dataset.train),
         preprocessing=preprocessing_of(dataset).content(),
         classes=tuple(dataset.classes),
-        may_be_seen_by=base,
+        earlier_runs=earlier,
     )
 
 
@@ -245,8 +245,9 @@ def _finish(training: Training, state: TrainingState) -> dict[str, Any]:
     images: dict[str, Any] = {part: len(getattr(dataset, part)) for part in ("train", "val", "test")}
     if dataset.left_out:
         images["left_out"] = list(dataset.left_out)
-    if state.may_be_seen_by is not None:
-        images["may_be_seen_by"] = state.may_be_seen_by
+    if state.earlier_runs:
+        images["earlier_runs"] = list(state.earlier_runs)
+        images["may_be_seen_by"] = may_be_seen_by(dataset, state.earlier_runs)
     summary = {
         "epochs": {"last": state.epoch, "best": state.best_epoch},
         **tables(folder, dataset, device, same=state.best_epoch == state.epoch),

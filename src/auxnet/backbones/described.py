@@ -53,7 +53,7 @@ def net_from(options: Mapping[str, Any], pretrained: str | None = None, classes:
 def _filled(net: AuxNet, options: Mapping[str, Any], pretrained: str, classes: Sequence[str] | None) -> AuxNet:
     """The net of these options with the weights of a run."""
     run = run_of(pretrained)
-    config = _config_of(run)
+    config = config_of(run)
     own = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     try:
         load_pretrained(net, pretrained)
@@ -72,7 +72,7 @@ def _filled(net: AuxNet, options: Mapping[str, Any], pretrained: str, classes: S
     return net
 
 
-def _config_of(run: Path) -> Mapping[str, Any]:
+def config_of(run: Path) -> Mapping[str, Any]:
     """The config.json of a run; {} where there is none to be read."""
     try:
         config = read_json(run / "config.json")

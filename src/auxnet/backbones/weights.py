@@ -40,7 +40,7 @@ def of_a_run(path: Path | str) -> bool:
 
 def run_of(path: Path | str) -> Path:
     """The folder of the run that weights are of, if they are of one: they lie in it, or in its checkpoints/."""
-    path = Path(path)
+    path = Path(path).resolve()
     if path.is_dir():
         return path
     return path.parent.parent if path.parent.name == "checkpoints" else path.parent

@@ -129,7 +129,7 @@ def parse_with_recipe(options: type[WithRecipe], words: list[str]) -> WithRecipe
         from auxnet.checkpoint import backbone_of
 
         backbone_of(Path(out))  # refuses one that came with the run
-        return parse_over(options, words, read_run_recipe(out), out)
+        return parse(options, words, options.default(read_run_recipe(out)))  # which no flag may change
     return parse(options, words)
 
 

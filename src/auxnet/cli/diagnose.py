@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff, Positional
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRun, parse
+from auxnet.errors import one_line
 from auxnet.words import per_cent
 
 
@@ -43,7 +45,7 @@ def diagnose(words: list[str]) -> None:
         if value < least:
             raise ValueError(f"{flag} must be {least} or more, got {value}")
     from auxnet.diagnosing import checked_folder, compared, gather, write
-    from auxnet.opening import opened
+    from auxnet.opening import data_dirs, opened
     from auxnet.page_frame import names_of
     from auxnet.recipe import read_run_recipe
 
@@ -52,11 +54,17 @@ def diagnose(words: list[str]) -> None:
         read_run_recipe(path)  # told before the first is diagnosed
     gathered = []
     console = screen.console()
-    for path, name in zip(options.runs, names_of(options.runs), strict=True):
-        opening = opened(path, **options.where)
-        with screen.working(f"diagnosing {name}"), opening as run:
-            probe_images = options.probe_images if options.probes else None
-            gathered.append(gather(path, name, run, options.images, probe_images))
+    probe_images = options.probe_images if options.probes else None
+    places = data_dirs(options.runs, options.data_dir)
+    for path, name, place in zip(options.runs, names_of(options.runs), places, strict=True):
+        opening = opened(path, **{**options.where, "data_dir": place})
+        try:
+            with screen.working(f"diagnosing {name}"), opening as run:
+                gathered.append(gather(path, name, run, options.images, probe_images))
+        except FileNotFoundError as error:
+            if path == options.runs[-1] and not gathered:
+                raise
+            warnings.warn(f"{name} is not shown: {one_line(error)}", stacklevel=2)
     paths = write(gathered, folder)
     if options.json:
         print(paths[0].read_text())

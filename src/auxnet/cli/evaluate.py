@@ -73,7 +73,8 @@ def evaluate(words: list[str]) -> None:
         by_split = {"val": measure(run.net, run.batches("val")), "test": measure(run.net, run.batches("test"))}
         latency = latencies(run.net, run.image_shape) if options.latency else None
         content = evaluation_of(options.run, by_split, latency)
-        content |= {"classes": list(run.dataset.classes), **provenance(run.device)}
+        content |= {"classes": list(run.dataset.classes), "may_be_seen_by": run.may_be_seen_by}
+        content |= provenance(run.device)
     try:
         write_json(options.run / "evaluation.json", content)
     except OSError as error:
@@ -117,7 +118,8 @@ def select(words: list[str]) -> int:
         test = measure(run.net, run.batches("test"))  # after the choice, and only to report it
     chosen = None if choice.output is None else test[choice.output - 1]
     if options.json:
-        print(json.dumps({**asdict(choice), "test": None if chosen is None else asdict(chosen)}, indent=2))
+        reported = {"test": None if chosen is None else asdict(chosen), "may_be_seen_by": run.may_be_seen_by}
+        print(json.dumps(asdict(choice) | reported, indent=2))
     else:
         console = screen.console()
         screen.print_table(console, _candidates_table(choice))
@@ -127,7 +129,8 @@ def select(words: list[str]) -> int:
         if chosen is not None:
             if guess := choice.no_better_than_guessing:
                 screen.print_line(console, f"note: {guess}")
-            seen = "which no choice has seen" if run.seen is None else "some of which it may have been trained on"
+            doubt = "test" in run.may_be_seen_by
+            seen = "some of which it may have been trained on" if doubt else "which no choice has seen"
             images = f"{chosen.images:,} test images, {seen}"
             error = with_interval(chosen.error, chosen.low, chosen.high)
             screen.print_line(console, f"output {chosen.output} errs by {error} on {images}")

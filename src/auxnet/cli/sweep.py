@@ -12,7 +12,7 @@ from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, UseAppendAction
 
 from auxnet.cli import screen
-from auxnet.cli.arguments import OfRecipe, parse_over, value_of
+from auxnet.cli.arguments import OfRecipe, parse, parse_over, value_of
 from auxnet.recipe import Recipe, read_recipe
 from auxnet.sweeps.settings import SEARCH_KEYS, Sampler
 from auxnet.sweeps.space import read_space, space_from_words, written
@@ -66,8 +66,10 @@ def sweep(words: list[str]) -> int:
     begun = _begun(words)
     config = value_of("--config", words)
     search = {} if begun is None else {key: getattr(begun, key) for key in SEARCH_KEYS}
-    recipe = read_recipe(config) if config else Recipe() if begun is None else begun.recipe
-    options = parse_over(Sweep, words, recipe, config or str(value_of("--out", words)), **search)
+    if config:
+        options = parse_over(Sweep, words, read_recipe(config), config, **search)
+    else:
+        options = parse(Sweep, words, Sweep.default(Recipe() if begun is None else begun.recipe, **search))
     if options.out is None:
         raise ValueError("name the folder of the sweep, new or begun: --out sweeps/a")
     console = screen.console()

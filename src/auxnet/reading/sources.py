@@ -157,6 +157,11 @@ def _named(name: str, folder: Path, below: bool, image_size: int | None) -> dict
     return _complete(folder, parts)
 
 
+def lies_in(name: str, root: Path) -> bool:
+    """Whether a named set is found in a folder, in any of its own forms."""
+    return name == "digits" or any(_named(name, folder, folder != root, None) for folder in (root / name, root))
+
+
 def _complete(folder: Path, parts: dict[str, Part]) -> dict[str, Part]:
     """The parts of a named set, which must bring its own test set."""
     missing = {"train", "test"} - set(parts)

@@ -17,6 +17,7 @@ from auxnet.checkpoint import fingerprint
 from auxnet.documents import parsing, read_json
 from auxnet.files import write_json
 from auxnet.opening import opened
+from auxnet.rundir import located
 from auxnet.studies.running import folder_of, is_done
 from auxnet.studies.spec import Trial
 
@@ -38,8 +39,8 @@ def _diagnose(out: Path, trials: Sequence[Trial]) -> None:
         folder = folder_of(out, trial)
         weights = folder / "model.safetensors"  # removed, to save room: nothing can be measured
         if is_done(out, trial) and _measured(out, trial) is None and weights.is_file():
-            recipe = trial.recipe
-            data_dir = None if Path(recipe.data).expanduser().exists() else recipe.data_dir
+            recipe = located(trial.recipe)  # where the data lie now; since it was trained they may have moved
+            data_dir = str(Path(recipe.data).parent) if Path(recipe.data).is_absolute() else recipe.data_dir
             with opened(folder, data_dir=data_dir, device=recipe.device, threads=recipe.threads) as run:
                 write_json(_file(out, trial), diagnosing.gather(folder, trial.variant, run, IMAGES, None))
 

@@ -1,0 +1,67 @@
+"""The earlier runs that the weights of a run come from, and which images that judge it they may have trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from auxnet.backbones.described import config_of
+from auxnet.backbones.weights import run_of
+from auxnet.documents import parsing, read_json
+from auxnet.words import command
+
+if TYPE_CHECKING:
+    from auxnet.data import DataSet
+
+Earlier = dict[str, Any]
+"""a run: its name, "run"; its "classes"; and "held_out", the SHA-256 of its validation and of its test images"""
+
+
+def earlier_runs(pretrained: str) -> tuple[Earlier, ...]:
+    """The runs in which weights were trained, the first one first; () where they are no run's.
+
+    Raises ValueError for weights of a run that is not finished, of which nothing is known yet, and RuntimeError if what
+    one says of itself is damaged.
+    """
+    run = run_of(pretrained)
+    begun, finished = ((run / name).is_file() for name in ("recipe.yaml", "summary.json"))
+    if begun and not finished and (run / "checkpoints").is_dir():
+        mend = f"`{command('train', '--out', run, '--resume')}` finishes it first"
+        raise ValueError(f"pretrained: {run} is not finished: {mend}")
+    with parsing(f"{run} is damaged: what it says of its training cannot be read"):
+        config = config_of(run)
+        source = config.get("source")  # what `PretrainedAuxNet.save_pretrained` keeps of a run
+        if begun and finished:
+            source = {"run": run.name, "data": read_json(run / "summary.json")["data"]}
+        if not source:
+            return ()
+        data = source["data"]
+        held_out = [data.get(f"{split}_sha256") for split in ("val", "test")]
+        last = {"run": source["run"], "classes": config["classes"], "held_out": held_out}
+        return tuple(
+            {"run": str(each["run"]), **{key: [str(name) for name in each[key]] for key in ("classes", "held_out")}}
+            for each in (*data.get("earlier_runs", ()), last)
+        )
+
+
+def may_be_seen_by(dataset: DataSet, earlier: Iterable[Earlier]) -> dict[str, list[str]]:
+    """By split, "val" and "test", the earlier runs that may have been trained on its images; {} where none may.
+
+    A run may if it shares classes with the data, and did not hold out the very same images (of the same size).
+    """
+    alike = [each for each in earlier if not {*dataset.classes}.isdisjoint(each["classes"])]
+    judging = {"val": dataset.val_sha256(), "test": dataset.test_sha256()}
+    doubts = {split: [run["run"] for run in alike if of not in run["held_out"]] for split, of in judging.items()}
+    return {split: runs for split, runs in doubts.items() if runs}
+
+
+def in_doubt(seen: Mapping[str, Sequence[str]]) -> str | None:
+    """In words, which images that judge a run `may_be_seen_by` earlier ones; None if there are none."""
+    if not seen:
+        return None
+    splits = " and ".join({"val": "validation", "test": "test"}[split] for split in seen)
+    runs = " and ".join(dict.fromkeys(run for runs in seen.values() for run in runs))
+    return (
+        f"its {splits} images may be among those that its weights were trained on before, in {runs}, and errors on "
+        "them may come out too low"
+    )
