@@ -136,7 +136,7 @@ def test_a_training_that_learned_nothing_in_few_steps_says_what_may_help(tmp_pat
     few = ["--train-images", "40", "--epochs", "1", "--batch-size", "40", "--lr", "1e-6"]
     assert main(["train", *FAST, *few, "--out", str(tmp_path / "a")]) == 0
     assert "note: no output has learned much" in (out := capsys.readouterr().out)
-    assert "note: an epoch has 1 steps of 40 images: with --batch-size" in out
+    assert "note: an epoch has 1 step of 40 images: with --batch-size" in out
 
 
 def test_plan_prints_and_trains_nothing(tmp_path, capsys, monkeypatch):
