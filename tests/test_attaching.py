@@ -425,6 +425,28 @@ def test_the_layer_for_other_classes_is_the_one_that_is_called_last():
     assert [logits.shape for logits in net(images()[0])] == [(5, 4)] * 2
 
 
+class Frozen(nn.Module):
+    """A part that its author keeps in evaluation mode, with dropout as a function."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def train(self, mode=True):
+        return super().train(False)
+
+    def forward(self, x):
+        return F.dropout(self.conv(x), 0.5, self.training)
+
+
+def test_a_part_that_its_author_froze_stays_frozen():
+    backbone = nn.Sequential(
+        Frozen(), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)
+    ).train()
+    net = attach(backbone, ("0.conv",)).train()
+    assert torch.equal(net(images()[0])[-1], backbone(images()[0]))
+
+
 class Asking(nn.Module):
     """It asks for the number of images at its beginning, and uses it at its end."""
 
