@@ -44,18 +44,13 @@ def check(recipe: Recipe) -> None:
         if recipe.backbone is None:
             net = resnet(**_resnet_options(recipe, num_classes=2, in_channels=3))
         else:  # another net with as many outputs
-            K = outputs_of(replace(recipe, alone=None))
+            K = len(depths_of(replace(recipe, alone=None)))
             if K > MOST_STAND_INS:  # its time grows with K^2; the backbone itself says how many there can be
                 return
             net = resnet(6 * K + 2, K)
     method = build_method(recipe, net if recipe.alone is None else net.alone(recipe.alone), cross_entropy)
     if recipe.cuda_graph:
         check_optimizers(method)
-
-
-def outputs_of(recipe: Recipe) -> int:
-    """How many outputs the net of a recipe has, whatever its data are. Raises ValueError for what cannot be placed."""
-    return len(depths_of(recipe))
 
 
 def depths_of(recipe: Recipe) -> tuple[int, ...]:
