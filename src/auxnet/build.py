@@ -25,6 +25,7 @@ from auxnet.method import Method
 from auxnet.methods import joint, multiway, pairwise
 from auxnet.network import AuxNet
 from auxnet.precision import in_float32, to_bfloat16
+from auxnet.reading.splits import Labelled
 from auxnet.recipe import Recipe
 from auxnet.residual import MIN_SIZE, layout, resnet
 from auxnet.schedules import lambdas_at
@@ -166,7 +167,7 @@ def first_batches(
 
 
 def evaluation_batches(
-    split: data.Split | data.OnDisk,
+    split: Labelled,
     dataset: data.DataSet,
     device: torch.device,
     part: Part = slice,
