@@ -266,7 +266,7 @@ def untrained(monkeypatch):
 
 @pytest.mark.parametrize(("sampler", "first"), [("tpe", 6), ("random", 3), ("grid", 6)])
 def test_a_sweep_whose_trials_are_raised_to_all_combinations_covers_them(sampler, first, tmp_path, untrained):
-    space = {"gamma": [1.0, 2.0, 3.0], "floor": [0.0, 0.2, 0.5]}
+    space = {"gamma": "0.1..0.3:0.1", "floor": [0.0, 0.2, 0.5]}
     begun = sweep(space, tmp_path / "a", TINY, sampler=sampler, trials=first)
     if sampler == "grid":  # each once, however few
         assert len(set(untrained)) == len(untrained) == first
@@ -602,7 +602,7 @@ def of_a_disk_that_is_full():
     ids=["reader", "saving", "disk"],
 )
 def test_no_fault_of_the_machine_is_blamed_on_a_trial_however_often_it_comes(fault, tmp_path, untrained, monkeypatch):
-    space = {"gamma": [1.0, 2.0, 3.0], "floor": [0.0, 0.2, 0.5]}
+    space = {"gamma": "0.1..0.3:0.1", "floor": [0.0, 0.2, 0.5]}
 
     def broken(recipe, folder, watch):
         raise fault

@@ -129,12 +129,12 @@ def count_of(domain: Domain) -> int | None:
     return None if domain.step is None else _steps(domain.low, domain.high, domain.step) + 1
 
 
-def values_of(domain: Domain, most: int = FEW) -> tuple[Any, ...]:
-    """The values; of a range that has no end of them, or more than `most`, the two ends."""
+def values_of(domain: Domain) -> tuple[Any, ...]:
+    """The values; of a range that has no end of them, or more than `FEW`, the two ends."""
     if isinstance(domain, Choices):
         return domain.values
     count = count_of(domain)
-    return (domain.low, domain.high) if count is None or count > most else tuple(_at(domain, n) for n in range(count))
+    return (domain.low, domain.high) if count is None or count > FEW else tuple(_at(domain, n) for n in range(count))
 
 
 def in_words(domain: Domain) -> str:
