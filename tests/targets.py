@@ -38,7 +38,7 @@ from auxnet.studies import supervising
 from auxnet.studies.ledger import findings_of, stranger
 from auxnet.studies.spec import read_study
 from auxnet.studies.study_page import write_findings
-from auxnet.sweeps.space import read_space, space_from
+from auxnet.sweeps.space import space_from
 from shipped import picture, write_run
 from writers import cifar_files, tiny, write_cifar, write_parquet
 
@@ -173,7 +173,7 @@ def _replaced(value: Any, random: Random) -> Any:
 
 
 NAMES: tuple[str, ...] = ("recipe.yaml", "metrics.jsonl", "summary.json", "config.json", "model.safetensors")
-NAMES += ("diagnosis.jsonl", "study file", "ledger.jsonl", "summary.json of a study", "supervision.json", "space file")
+NAMES += ("diagnosis.jsonl", "study file", "ledger.jsonl", "summary.json of a study", "supervision.json")
 NAMES += ("exits.json", "study.txt of a sweep", "journal of a sweep")
 NAMES += ("evaluation.json", "ONNX", "checkpoint", "checkpoint that is sealed", "weights.pt", "parquet", ".mat")
 NAMES += (".mat, compressed", "CIFAR tar.gz", "CIFAR tar", "CIFAR pickle", "CIFAR names", "CIFAR binary", ".npz")
@@ -285,16 +285,15 @@ def _of_studies(run: Path, home: Path) -> Iterator[Target]:
 
 
 def _of_sweeps(home: Path) -> Iterator[Target]:
-    """A sweep of one trial that is complete and one that is not, as it is shown, and what it varies in a file."""
+    """A sweep of one trial that is complete and one that is not, as it is shown."""
     from auxnet.sweeps.settings import Settings
     from auxnet.sweeps.sweep_page import write_outcome
     from auxnet.sweeps.sweeping import read_sweep
     from auxnet.sweeps.trials import claim, join_sweep
 
-    folder, space = home / "sweep", home / "space.yaml"
-    space.write_text("lr: 0.01..0.3:log\ngamma: [0, 1, 2]\nmilestones: [[0.4, 0.6], [0.5]]\n")
-    yield Target("space file", space, lambda: read_space(space))
-    study = join_sweep(folder, Settings(Recipe(), space_from(read_space(space))), 3, None, lambda: None)
+    folder = home / "sweep"
+    space = space_from({"lr": "0.01..0.3:log", "gamma": [0, 1, 2], "milestones": [[0.4, 0.6], [0.5]]})
+    study = join_sweep(folder, Settings(Recipe(), space), 3, None, lambda: None)
     for value in (0.5, None):
         trial, lock = claim(study)
         trial.report(0.5, 1)

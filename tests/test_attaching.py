@@ -13,8 +13,9 @@ import auxnet
 from auxnet.backbones.attaching import TokenClassifier
 from auxnet.backbones.cuts import even_cuts
 from auxnet.blocks import Classifier, PostActivationBlock, PreActivationBlock
-from auxnet.checkpoint import load_weights, save_weights
+from auxnet.checkpoint import load_weights
 from auxnet.cost import multiply_adds
+from auxnet.tensors import save_tensors
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
 attach = partial(auxnet.attach, example=EXAMPLE)
@@ -265,7 +266,7 @@ def test_an_exported_output_equals_its_source(kind, at, tmp_path):
 @every_backbone
 def test_its_weights_are_saved_and_read_back_into_one_attached_anew(kind, at, tmp_path):
     net, anew = attach(build(kind), at).eval(), attach(build(kind, seed=9), at).eval()
-    save_weights(tmp_path / "model.safetensors", net)
+    save_tensors(tmp_path / "model.safetensors", net.state_dict())
     load_weights(tmp_path / "model.safetensors", anew)
     x, _ = images()
     assert all(map(torch.equal, net(x), anew(x)))
@@ -423,6 +424,28 @@ def test_the_layer_for_other_classes_is_the_one_that_is_called_last():
     layers = dict(net.heads[-1].named_modules())
     assert (layers["2.last"].out_features, layers["2.hidden"].out_features) == (4, 6)
     assert [logits.shape for logits in net(images()[0])] == [(5, 4)] * 2
+
+
+class Frozen(nn.Module):
+    """A part that its author keeps in evaluation mode, with dropout as a function."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def train(self, mode=True):
+        return super().train(False)
+
+    def forward(self, x):
+        return F.dropout(self.conv(x), 0.5, self.training)
+
+
+def test_a_part_that_its_author_froze_stays_frozen():
+    backbone = nn.Sequential(
+        Frozen(), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)
+    ).train()
+    net = attach(backbone, ("0.conv",)).train()
+    assert torch.equal(net(images()[0])[-1], backbone(images()[0]))
 
 
 class Asking(nn.Module):

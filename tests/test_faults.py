@@ -24,7 +24,7 @@ from auxnet.cli import main
 from auxnet.documents import read_json
 from auxnet.files import write_json
 from auxnet.recipe import Recipe, write_recipe
-from auxnet.tensors import read_about
+from auxnet.tensors import read_about, save_tensors
 
 STEPS = 6  # of an epoch
 TINY = Recipe(
@@ -232,7 +232,7 @@ def test_a_full_disk_stops_the_run_and_costs_nothing_that_was_saved(small_disk, 
 def test_a_full_disk_is_said_of_the_file_that_was_asked_for(small_disk):
     net = auxnet.resnet(depth=20, outputs=3, width=2)  # 4 MB
     with pytest.raises(OSError, match=r"No space left on device: '.*/w\.safetensors'"):
-        checkpoint.save_weights(small_disk / "w.safetensors", net)
+        save_tensors(small_disk / "w.safetensors", net.state_dict())
     with pytest.raises(OSError, match=r"No space left on device: '.*/x\.json'"):
         write_json(small_disk / "x.json", ["x" * 4_000_000])
     assert not any(small_disk.iterdir())
@@ -247,7 +247,7 @@ def test_a_full_disk_is_said_to_sweeps_and_studies_with_what_goes_on(tmp_path, m
     def full(path, *_):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    place, name = (resuming, "save_state") if file == "checkpoint" else (train, "save_weights")
+    place, name = (resuming, "save_state") if file == "checkpoint" else (train, "save_tensors")
     with monkeypatch.context() as patched:
         patched.setattr(place, name, full)
         with pytest.raises(RuntimeError) as failed:

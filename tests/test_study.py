@@ -349,13 +349,13 @@ def test_what_a_net_cannot_have_is_said_before_the_first_training(own, tmp_path,
 def test_the_outputs_of_a_recipe_are_those_of_its_net(fields, outputs):
     recipe = Recipe(**fields)
     net = build.net_of(recipe, build.load_data(recipe))
-    assert build.outputs_of(recipe) == net.outputs == outputs
+    assert len(build.depths_of(recipe)) == net.outputs == outputs
 
 
 def test_the_outputs_of_a_backbone_are_known_before_it_is_built():
     named = {"backbone": "nowhere.at:all"}
-    assert [build.outputs_of(Recipe(**named, cuts=cuts)) for cuts in (None, 4, ("a",))] == [3, 5, 2]
-    assert build.outputs_of(Recipe(**named, cuts=4, alone=2)) == 1
+    assert [len(build.depths_of(Recipe(**named, cuts=cuts))) for cuts in (None, 4, ("a",))] == [3, 5, 2]
+    assert len(build.depths_of(Recipe(**named, cuts=4, alone=2))) == 1
 
 
 def test_means_over_different_outputs_are_not_compared(own, tmp_path, capsys):

@@ -161,7 +161,6 @@ def test_a_range_in_steps_holds_its_ends_and_what_lies_between():
         (["--vary", "lr=0.1,0.2", "--data", "nowhere"], "nowhere"),
         ([], "there is nothing to vary"),
         (["--show"], "there is no sweep in"),
-        (["--space", "no.yaml"], "there is no space file no.yaml"),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, list) else None,
 )
@@ -174,17 +173,11 @@ def test_what_cannot_be_asked_for_is_one_line_and_leaves_nothing(words, says, ca
     assert not [path for path in tmp_path.rglob("*") if path.name in ("study.txt", "recipe.yaml")]
 
 
-def test_a_file_and_words_say_together_what_varies(tmp_path):
-    (tmp_path / "space.yaml").write_text("lr: 0.01..0.5:log\nmilestones: [[0.4, 0.6], [0.9]]\ndepth: 8..20:6\n")
-    from auxnet.sweeps.space import read_space
-
-    assert space_from(read_space(tmp_path / "space.yaml")) == space_from_words_of(
-        "lr=0.01..0.5:log", "milestones=0.4 0.6,0.9", "depth=8..20:6"
+def test_words_say_what_values_say():
+    words = space_from_words(["lr=0.01..0.5:log", "milestones=0.4 0.6,0.9", "depth=8..20:6"])
+    assert space_from(words) == space_from(
+        {"lr": "0.01..0.5:log", "milestones": [[0.4, 0.6], [0.9]], "depth": "8..20:6"}
     )
-
-
-def space_from_words_of(*words):
-    return space_from(space_from_words(words))
 
 
 def test_other_files_are_never_made_a_sweep(tmp_path, capsys):
@@ -266,7 +259,7 @@ def untrained(monkeypatch):
 
 @pytest.mark.parametrize(("sampler", "first"), [("tpe", 6), ("random", 3), ("grid", 6)])
 def test_a_sweep_whose_trials_are_raised_to_all_combinations_covers_them(sampler, first, tmp_path, untrained):
-    space = {"gamma": [1.0, 2.0, 3.0], "floor": [0.0, 0.2, 0.5]}
+    space = {"gamma": "0.1..0.3:0.1", "floor": [0.0, 0.2, 0.5]}
     begun = sweep(space, tmp_path / "a", TINY, sampler=sampler, trials=first)
     if sampler == "grid":  # each once, however few
         assert len(set(untrained)) == len(untrained) == first
@@ -602,7 +595,7 @@ def of_a_disk_that_is_full():
     ids=["reader", "saving", "disk"],
 )
 def test_no_fault_of_the_machine_is_blamed_on_a_trial_however_often_it_comes(fault, tmp_path, untrained, monkeypatch):
-    space = {"gamma": [1.0, 2.0, 3.0], "floor": [0.0, 0.2, 0.5]}
+    space = {"gamma": "0.1..0.3:0.1", "floor": [0.0, 0.2, 0.5]}
 
     def broken(recipe, folder, watch):
         raise fault

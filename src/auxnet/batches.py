@@ -11,31 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
 from auxnet.augmentation import Augmentation
 from auxnet.reading.ahead import read_ahead
+from auxnet.reading.splits import Labelled
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """(images [N, C, H, W], labels [N])"""
-
-
-class Labelled(Protocol):
-    """Anything that holds the labels of N images and reads the images that are asked for."""
-
-    @property
-    def labels(self) -> Tensor:
-        """Labels, int64 [N]."""
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of every image."""
-
-    def read(self, indices: Tensor) -> Tensor:
-        """The images of these indices, int64 [n], as uint8 [n, H, W, C]."""
 
 
 def batches(

@@ -25,6 +25,7 @@ from auxnet.method import Method
 from auxnet.methods import joint, multiway, pairwise
 from auxnet.network import AuxNet
 from auxnet.precision import in_float32, to_bfloat16
+from auxnet.reading.splits import Labelled
 from auxnet.recipe import Recipe
 from auxnet.residual import MIN_SIZE, layout, resnet
 from auxnet.schedules import lambdas_at
@@ -44,18 +45,13 @@ def check(recipe: Recipe) -> None:
         if recipe.backbone is None:
             net = resnet(**_resnet_options(recipe, num_classes=2, in_channels=3))
         else:  # another net with as many outputs
-            K = outputs_of(replace(recipe, alone=None))
+            K = len(depths_of(replace(recipe, alone=None)))
             if K > MOST_STAND_INS:  # its time grows with K^2; the backbone itself says how many there can be
                 return
             net = resnet(6 * K + 2, K)
     method = build_method(recipe, net if recipe.alone is None else net.alone(recipe.alone), cross_entropy)
     if recipe.cuda_graph:
         check_optimizers(method)
-
-
-def outputs_of(recipe: Recipe) -> int:
-    """How many outputs the net of a recipe has, whatever its data are. Raises ValueError for what cannot be placed."""
-    return len(depths_of(recipe))
 
 
 def depths_of(recipe: Recipe) -> tuple[int, ...]:
@@ -171,7 +167,7 @@ def first_batches(
 
 
 def evaluation_batches(
-    split: data.Split | data.OnDisk,
+    split: Labelled,
     dataset: data.DataSet,
     device: torch.device,
     part: Part = slice,

@@ -18,15 +18,10 @@ from auxnet.errors import DamagedError, first_line
 from auxnet.files import whole
 from auxnet.network import AuxNet
 from auxnet.recipe import RunDir, folder_of, read_run_recipe
-from auxnet.tensors import read_tensors, save_tensors
+from auxnet.tensors import read_tensors
 from auxnet.words import command
 
 FORMAT = 1  # of checkpoints: a later program goes on reading the earlier ones
-
-
-def save_weights(path: Path, net: AuxNet, about: dict[str, str] | None = None) -> None:
-    """Weights and buffers of a net as safetensors, with what `tensors.read_about` finds again."""
-    save_tensors(path, net.state_dict(), about)
 
 
 def weights_file(folder: Path, which: str) -> Path:
@@ -116,45 +111,34 @@ def load_net(run: RunDir, which: str = "last") -> AuxNet:
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """A checkpoint: everything that a training resumes from, with its format and its checksum."""
-    with whole(path) as partial:
-        partial.write_bytes(pack(state))
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """What `save_state` wrote. Raises as `unpack` does."""
-    return unpack(path.read_bytes(), path)
-
-
-def pack(state: dict[str, Any]) -> bytes:
-    """Tensors and plain values as one line of text (format and SHA-256) and what torch.save makes of them."""
+    """A checkpoint: tensors and plain values, as a line of text (format, SHA-256) and what torch.save makes of them."""
     payload = io.BytesIO()
     torch.save(state, payload)
     checksum = sha256(payload.getbuffer()).hexdigest()
-    return f"auxnet checkpoint {FORMAT} sha256 {checksum}\n".encode() + payload.getvalue()
+    with whole(path) as partial:
+        partial.write_bytes(f"auxnet checkpoint {FORMAT} sha256 {checksum}\n".encode() + payload.getvalue())
 
 
-def unpack(data: bytes, where: Path | str) -> dict[str, Any]:
-    """What was packed; nothing is unpickled but tensors and plain values, and only if the checksum holds.
+def load_state(path: Path) -> dict[str, Any]:
+    """What `save_state` wrote; nothing is unpickled but tensors and plain values, and only if the checksum holds.
 
-    Raises DamagedError if that is not what was packed, RuntimeError if it was by another version; both name `where` it
-    was read.
+    Raises DamagedError if that is not what was written, RuntimeError if it was by another version.
     """
-    line, _, payload = data.partition(b"\n")
+    line, _, payload = path.read_bytes().partition(b"\n")
     head = re.fullmatch(rb"auxnet checkpoint (\d{1,9}) sha256 ([0-9a-f]{64})", line[:200])
     if not head:
-        raise DamagedError(f"{where} is damaged, or not a checkpoint of this program")
+        raise DamagedError(f"{path} is damaged, or not a checkpoint of this program")
     if int(head[1]) != FORMAT:
-        raise RuntimeError(f"{where} has format {int(head[1])}, this version of auxnet reads {FORMAT}: use a later one")
+        raise RuntimeError(f"{path} has format {int(head[1])}, this version of auxnet reads {FORMAT}: use a later one")
     if sha256(payload).hexdigest().encode() != head[2]:
-        raise DamagedError(f"{where} is damaged: its checksum does not hold")
+        raise DamagedError(f"{path} is damaged: its checksum does not hold")
     try:
         with zipfile.ZipFile(io.BytesIO(payload)) as records:
             if any(record.compress_type for record in records.infolist()):  # torch.save compresses nothing
                 raise ValueError("its records are compressed")
         state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a different one for every kind of content that it refuses
-        raise RuntimeError(f"{where} is not a checkpoint of this program: {first_line(error)}") from None
+        raise RuntimeError(f"{path} is not a checkpoint of this program: {first_line(error)}") from None
     if not isinstance(state, dict):
-        raise RuntimeError(f"{where} is not a checkpoint of this program")
+        raise RuntimeError(f"{path} is not a checkpoint of this program")
     return state

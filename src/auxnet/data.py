@@ -26,9 +26,9 @@ from auxnet.reading.arrays import is_name
 from auxnet.reading.cache import cached
 from auxnet.reading.pictures import resize
 from auxnet.reading.sources import Part, find
+from auxnet.reading.splits import Labelled, fingerprint, on_disk, statistics
 from auxnet.reading.splits import OnDisk as OnDisk
 from auxnet.reading.splits import Split as Split
-from auxnet.reading.splits import fingerprint, on_disk, statistics
 from auxnet.reading.survey import survey
 from auxnet.recipe import RunDir
 from auxnet.words import first_few
@@ -54,9 +54,9 @@ class DataSet:
 
     name: str
     classes: tuple[str, ...]
-    train: Split | OnDisk
-    val: Split | OnDisk
-    test: Split | OnDisk
+    train: Labelled
+    val: Labelled
+    test: Labelled
     mean: tuple[float, ...]
     """per channel, in 0..255"""
     std: tuple[float, ...]
@@ -225,7 +225,7 @@ def suited(name: str, augment: str, side: int) -> str:
 class _Read(NamedTuple):
     """One of the splits that the data bring, with class names of its own."""
 
-    split: Split | OnDisk
+    split: Labelled
     classes: tuple[str, ...]
     left_out: tuple[str, ...]
 
@@ -263,12 +263,12 @@ def _too_many_left_out(left_out: Sequence[str], max_corrupt: int) -> str:
     return f"{counted} cannot be read, where at most {max_corrupt} may be left out: {first_few(left_out)}; {mend}"
 
 
-def _with_train_labels(name: str, read: Mapping[str, _Read]) -> dict[str, Split | OnDisk]:
+def _with_train_labels(name: str, read: Mapping[str, _Read]) -> dict[str, Labelled]:
     """All splits with the labels, the image size and the channels of the training split."""
     train, classes = read["train"].split, read["train"].classes
     number = {name: label for label, name in enumerate(classes)}
     channels = max(part.split.image_shape[2] for part in read.values())
-    aligned: dict[str, Split | OnDisk] = {}
+    aligned: dict[str, Labelled] = {}
     for which, (split, own_classes, _) in read.items():
         if foreign := sorted(set(own_classes) - set(classes)):
             raise RuntimeError(f"{name}: {which} has classes that train lacks: {', '.join(foreign)}")
@@ -287,8 +287,8 @@ def _with_train_labels(name: str, read: Mapping[str, _Read]) -> dict[str, Split 
 
 
 def _with_all_splits(
-    splits: dict[str, Split | OnDisk], classes: Sequence[str], val_fraction: float, seed: int
-) -> tuple[Split | OnDisk, Split | OnDisk, Split | OnDisk]:
+    splits: dict[str, Labelled], classes: Sequence[str], val_fraction: float, seed: int
+) -> tuple[Labelled, Labelled, Labelled]:
     """Train, validation and test: those that the data bring, the others carved from train, test first."""
     for name, fraction, split_seed in (("test", TEST_FRACTION, TEST_SEED), ("val", val_fraction, seed)):
         if name not in splits:
@@ -304,7 +304,7 @@ def _with_all_splits(
     return splits["train"], splits["val"], splits["test"]
 
 
-def _warn_of_unjudged(name: str, classes: Sequence[str], splits: Mapping[str, Split | OnDisk]) -> None:
+def _warn_of_unjudged(name: str, classes: Sequence[str], splits: Mapping[str, Labelled]) -> None:
     """Warn of classes that have no image in a split that judges, as when one was added to train/ alone."""
     for split, images in splits.items():
         counts = torch.bincount(images.labels, minlength=len(classes)).tolist()
@@ -313,7 +313,7 @@ def _warn_of_unjudged(name: str, classes: Sequence[str], splits: Mapping[str, Sp
             warnings.warn(f"{name}: {what}: no {split} error says anything about it", stacklevel=2)
 
 
-def _subsample(train: Split | OnDisk, count: int, seed: int) -> Split | OnDisk:
+def _subsample(train: Labelled, count: int, seed: int) -> Labelled:
     """`count` of the training images, of each class its share."""
     if count > len(train):
         raise ValueError(f"train_images must be at most the {len(train):,} training images there are, got {count:,}")

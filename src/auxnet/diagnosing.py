@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from auxnet import diagnosis_page, rundir
-from auxnet.batches import Labelled, batches
+from auxnet.batches import batches
 from auxnet.build import first_batches, loss_of
 from auxnet.checkpoint import fingerprint
 from auxnet.data import DataSet
@@ -28,6 +28,7 @@ from auxnet.opening import Opened
 from auxnet.page_frame import check_ours, check_runs, made_by
 from auxnet.probing import probe
 from auxnet.provenance import provenance
+from auxnet.reading.splits import Labelled
 from auxnet.recipe import Recipe, method_name
 from auxnet.schedules import lambdas_at
 

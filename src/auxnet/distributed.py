@@ -8,7 +8,6 @@ BatchNorm normalises by the images of its own process, or by those of all (`sync
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import sys
@@ -141,25 +140,18 @@ class Team:
         """Whether it holds in any process."""
         return bool(self.sum(torch.tensor(int(flag))))
 
-    def barrier(self) -> None:
-        """Wait until every process has come here."""
-        self.any(False)
-
     def broadcast(self, net: nn.Module) -> None:
         """Give a net's parameters and buffers the values that they have in process 0."""
         for tensor in net.state_dict().values():
             tensor.copy_(self._together(dist.broadcast, tensor, src=0))
 
     def broadcast_object(self, state: Any) -> Any:
-        """In every process what process 0 gives here: tensors, numbers, strings, and dicts and lists of them."""
-        if self.size == 1:
-            return state
-        file = io.BytesIO()
-        torch.save(state, file)
-        length = int(self._together(dist.broadcast, torch.tensor(file.tell()), src=0))
-        content = torch.frombuffer(file.getbuffer(), dtype=torch.uint8) if self.leads else torch.zeros(length).byte()
-        content = self._together(dist.broadcast, content, src=0)
-        return torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=True)
+        """In every process what process 0 gives here."""
+        box = [state]
+        if self.size > 1:
+            with self._all_there():
+                dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
 
     def average_buffers(self, net: nn.Module) -> None:
         """Give a net's buffers, BatchNorm's running statistics, their plain mean over the processes.
@@ -178,14 +170,20 @@ class Team:
         if self.size == 1:
             return tensor
         result = tensor.detach().to(self.device, memory_format=torch.contiguous_format, copy=True)
-        try:
+        with self._all_there():
             operation(result, **options)
+        return result.to(tensor.device)
+
+    @contextmanager
+    def _all_there(self) -> Iterator[None]:
+        """Within, an operation of torch.distributed that fails says who lost whom, and how the run goes on."""
+        try:
+            yield
         except RuntimeError as error:
             raise RuntimeError(
                 f"process {self.rank} (of {self.size}, from 0) lost the others: {_reason(error)}; "
                 "a run goes on from its last checkpoint with --resume"
             ) from error
-        return result.to(tensor.device)
 
 
 def _reason(error: Exception) -> str:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from auxnet import build, machine
-from auxnet.batches import Labelled
 from auxnet.checkpoint import fingerprint, load_net
 from auxnet.data import DataSet
 from auxnet.documents import parsing, read_json
@@ -26,6 +25,7 @@ from auxnet.latency import latencies
 from auxnet.network import AuxNet
 from auxnet.policy import Policy, never
 from auxnet.provenance import provenance
+from auxnet.reading.splits import Labelled
 from auxnet.recipe import Recipe
 from auxnet.scores import Predictions, confusion, predictions, reliability, wilson
 from auxnet.selection import choose

@@ -18,7 +18,7 @@ import torch
 
 from auxnet import __version__
 from auxnet.backbones.named import is_own_code
-from auxnet.batches import Labelled, normalise
+from auxnet.batches import normalise
 from auxnet.errors import one_line
 from auxnet.exits import read_policy
 from auxnet.files import whole
@@ -28,6 +28,7 @@ from auxnet.opening import data_of, with_data_in
 from auxnet.policy import Policy, confidence
 from auxnet.preprocessing import PREPARATION
 from auxnet.reading.arrays import Pixels
+from auxnet.reading.splits import Labelled
 from auxnet.recipe import Recipe, RunDir, read_run_recipe
 from auxnet.runtimes import Answers, open_model, open_onnx
 

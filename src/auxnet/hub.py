@@ -21,7 +21,7 @@ from torch import Tensor
 
 from auxnet import __version__
 from auxnet.batches import normalise
-from auxnet.checkpoint import backbone_of, build_net, load_weights, read_config, save_weights, weights_file
+from auxnet.checkpoint import backbone_of, build_net, load_weights, read_config, weights_file
 from auxnet.documents import parsing, read_json
 from auxnet.errors import first_line
 from auxnet.lineage import in_doubt
@@ -31,6 +31,7 @@ from auxnet.reading.arrays import Pixels, is_name
 from auxnet.reading.pictures import decode_for, upright
 from auxnet.recipe import RunDir, folder_of
 from auxnet.scores import wilson
+from auxnet.tensors import save_tensors
 from auxnet.words import sentence, with_interval
 
 FILES = ("config.json", "model.safetensors", "README.md")
@@ -95,7 +96,7 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         return ModelCard(self.card or model_card(self))
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        save_weights(save_directory / "model.safetensors", self)
+        save_tensors(save_directory / "model.safetensors", self.state_dict())
 
     @classmethod
     def _from_pretrained(

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from auxnet.checkpoint import load_state, load_weights, save_state, save_weights
+from auxnet.checkpoint import load_state, load_weights, save_state
 from auxnet.errors import DamagedError, DivergedError, first_line
 from auxnet.files import whole
 from auxnet.lineage import Earlier
@@ -19,7 +19,7 @@ from auxnet.method import Method
 from auxnet.network import AuxNet
 from auxnet.recipe import Recipe
 from auxnet.rundir import append, begin, checkpoints, lines, read_rows
-from auxnet.tensors import read_about
+from auxnet.tensors import read_about, save_tensors
 
 
 @dataclass(frozen=True)
@@ -222,4 +222,4 @@ def _epoch_of_best(folder: Path, net: AuxNet) -> str | None:
 
 
 def _save_best(folder: Path, state: TrainingState, net: AuxNet) -> None:
-    save_weights(folder / "checkpoints" / "best.safetensors", net, {"epoch": str(state.epoch)})
+    save_tensors(folder / "checkpoints" / "best.safetensors", net.state_dict(), {"epoch": str(state.epoch)})

@@ -27,7 +27,7 @@ from auxnet.build import (
     network_options,
     resident,
 )
-from auxnet.checkpoint import load_net, save_weights
+from auxnet.checkpoint import load_net
 from auxnet.data import DataSet
 from auxnet.distributed import Team
 from auxnet.epochs import Progress, Training, run_epochs
@@ -47,6 +47,7 @@ from auxnet.recipe import Recipe, method_name
 from auxnet.resuming import Checkpointer, TrainingState, load_checkpoint, newest_checkpoint, roll_back
 from auxnet.scores import guessing
 from auxnet.tensorboard import event_files, event_writer, installed
+from auxnet.tensors import save_tensors
 from auxnet.words import first_few, plural
 
 
@@ -240,7 +241,7 @@ def _finish(training: Training, state: TrainingState) -> dict[str, Any]:
         "classes": list(dataset.classes),
         "preprocessing": preprocessing_of(dataset).content(),
     }
-    save_weights(folder / "model.safetensors", training.judged)
+    save_tensors(folder / "model.safetensors", training.judged.state_dict())
     write_json(folder / "config.json", config)
     images: dict[str, Any] = {part: len(getattr(dataset, part)) for part in ("train", "val", "test")}
     if dataset.left_out:

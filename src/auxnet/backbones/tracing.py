@@ -7,8 +7,7 @@ or by the size of its input is as before. Only the forwards that lead to a cut a
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from operator import attrgetter, getitem
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import fx, nn
 
 from auxnet.errors import first_line
+from auxnet.network import in_mode
 
 INSTEAD = "give the segments themselves: attach([first, second, ..., classifier])"
 
@@ -161,7 +161,7 @@ def _record(
     recorder = _Recorder(opened)
     before = set(vars(backbone))
     try:
-        with _mode(backbone, training):
+        with in_mode(backbone, training):
             graph = recorder.trace(backbone)
     except Exception as error:  # a forward that meets a symbol in place of a tensor can raise anything
         place = f"the forward of {recorder.failed!r}" if recorder.failed else "the backbone's own forward"
@@ -171,19 +171,6 @@ def _record(
         # torch.fx stows the tensors that a forward makes itself as attributes of the root
         constants = {name: vars(backbone).pop(name) for name in set(vars(backbone)) - before}
     return graph, constants, recorder.ends
-
-
-@contextmanager
-def _mode(backbone: nn.Module, training: bool) -> Iterator[None]:
-    """Within, all modules are in one mode."""
-    modes = {module: module.training for module in backbone.modules()}
-    try:
-        for module in modes:
-            module.training = training
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _line_of(error: Exception) -> str:

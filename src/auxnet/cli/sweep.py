@@ -15,7 +15,7 @@ from auxnet.cli import screen
 from auxnet.cli.arguments import OfRecipe, parse, parse_over, value_of
 from auxnet.recipe import Recipe, read_recipe
 from auxnet.sweeps.settings import SEARCH_KEYS, Sampler
-from auxnet.sweeps.space import read_space, space_from_words, written
+from auxnet.sweeps.space import space_from_words, written
 from auxnet.words import command, duration, per_cent, plural
 
 if TYPE_CHECKING:
@@ -41,8 +41,6 @@ class Sweep(OfRecipe):
     """the folder of the sweep, new or begun"""
     vary: UseAppendAction[tuple[str, ...]] = ()
     """one for each field that varies: gamma=0,1,2 (choices), lr=0.01..0.5:log or depth=8..56:6 (ranges, in steps)"""
-    space: Path | None = None
-    """a YAML file of what varies: 'lr: 0.01..0.5:log' or 'gamma: [0, 1, 2]'"""
     trials: int | None = None
     """trials in all, those of other workers among them; none: 20, or the whole grid; at most all combinations"""
     objective: str = "mean"
@@ -78,7 +76,7 @@ def sweep(words: list[str]) -> int:
 
         _show(console, read_sweep(options.out, options.storage))
         return 0
-    varied = _varied(options)
+    varied: dict[str, Any] = space_from_words(options.vary)
     if not varied and begun is not None:
         varied = {name: written(domain) for name, domain in begun.space.items()}
     from auxnet.machine import keep_freed_memory
@@ -116,15 +114,6 @@ def _begun(words: list[str]) -> Settings | None:
     from auxnet.sweeps.trials import open_sweep
 
     return open_sweep(Path(out), value_of("--storage", words)).settings
-
-
-def _varied(options: Sweep) -> dict[str, Any]:
-    """What the words and the file say, of which none may say what the other does."""
-    by_words = space_from_words(options.vary)
-    by_file = read_space(options.space) if options.space else {}
-    if both := sorted(by_words.keys() & by_file.keys()):
-        raise ValueError(f"{both[0]} is varied by --vary and by {options.space}: say it once")
-    return {**by_file, **by_words}
 
 
 # ---- on the screen ---------------------------------------------------------------------------------------------

@@ -12,30 +12,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from auxnet.reading.cache import used
-
-
-class Encoded(Protocol):
-    """N encoded images and their labels."""
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """Labels, int64 [N] in 0..len(classes)-1."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the classes."""
-
-    def name(self, index: int) -> str:
-        """Where an image comes from, for errors."""
-
-    def open(self, index: int) -> str | io.BytesIO:
-        """What `pictures.decode` takes. Raises RuntimeError for one that is not there."""
 
 
 @dataclass(frozen=True)
@@ -91,3 +72,7 @@ class Rows:
         if zlib.crc32(data) != self.crc32[index]:
             raise OSError(f"{self.copy.parent} is damaged ({self.name(index)}): remove it, and it is made anew")
         return io.BytesIO(data)
+
+
+Encoded = Files | Rows
+"""`name(i)` says where an image comes from, `open(i)` gives what `pictures.decode` takes; labels int64 [N]"""

@@ -157,6 +157,10 @@ class OnDisk:
         return total
 
 
+Labelled = Split | OnDisk
+"""`read(indices)` gives images, uint8 [n, *image_shape]; labels int64 [N]"""
+
+
 def on_disk(encoded: Encoded, known: Survey, image_size: int | None) -> OnDisk:
     """The images of a set that can be read, as one split."""
     positions = torch.from_numpy(known.kept)
@@ -165,7 +169,7 @@ def on_disk(encoded: Encoded, known: Survey, image_size: int | None) -> OnDisk:
     return OnDisk(encoded, positions, labels, known.image_shape, image_size, torch.from_numpy(known.sums), (H, W))
 
 
-def fingerprint(splits: Iterable[Split | OnDisk]) -> str:
+def fingerprint(splits: Iterable[Labelled]) -> str:
     """SHA-256 of what tells splits apart: the images in their order, by the sums of their pixels, and their labels.
 
     The same in memory and on disk.
@@ -196,7 +200,7 @@ def validated_alike(data: Iterable[Mapping[str, Any]]) -> bool | None:
     return len({*known}) == 1
 
 
-def statistics(split: Split | OnDisk) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def statistics(split: Labelled) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of all images, in 0..255; 1 in place of a deviation of 0.
 
     From sums of whole numbers, so that they are the same to the last bit wherever the images lie.

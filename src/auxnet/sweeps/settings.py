@@ -30,7 +30,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.space:
-            raise ValueError("there is nothing to vary: name a field with --vary lr=0.01..0.5:log, or a --space file")
+            raise ValueError("there is nothing to vary: name a field with --vary lr=0.01..0.5:log")
         if self.sampler not in get_args(Sampler):
             raise ValueError(f"sampler must be one of {', '.join(get_args(Sampler))}, got {self.sampler!r}")
         if self.objective not in ("mean", "final") and not (self.objective.isdecimal() and int(self.objective) >= 1):

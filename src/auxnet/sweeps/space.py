@@ -10,10 +10,8 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from auxnet.documents import read_yaml
 from auxnet.recipe import OF_BACKBONES, Recipe, kinds, words_of
 from auxnet.words import nearest
 
@@ -46,7 +44,7 @@ Space = dict[str, Domain]
 
 
 def space_from(content: Mapping[str, Any]) -> Space:
-    """The space in a mapping, field -> range or choices, such as a YAML file holds.
+    """The space in a mapping, field -> range or choices.
 
     Raises ValueError for a field that there is not (naming the nearest), a range that is none, or a value outside
     its field's rule.
@@ -69,23 +67,6 @@ def space_from_words(words: Sequence[str]) -> dict[str, str]:
         if field in content:
             raise ValueError(f"{field} is varied twice: {content[field]} and {given}")
         content[field] = given
-    return content
-
-
-def read_space(path: Path | str) -> dict[str, Any]:
-    """A YAML file as a mapping for `space_from`. Raises FileNotFoundError, or ValueError if it holds no space."""
-    try:
-        content = read_yaml(Path(path))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no space file {path}") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not a YAML file: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold 'field: range' or 'field: choices' lines, got a {type(content).__name__}")
-    try:
-        space_from(content)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
     return content
 
 
@@ -129,12 +110,12 @@ def count_of(domain: Domain) -> int | None:
     return None if domain.step is None else _steps(domain.low, domain.high, domain.step) + 1
 
 
-def values_of(domain: Domain, most: int = FEW) -> tuple[Any, ...]:
-    """The values; of a range that has no end of them, or more than `most`, the two ends."""
+def values_of(domain: Domain) -> tuple[Any, ...]:
+    """The values; of a range that has no end of them, or more than `FEW`, the two ends."""
     if isinstance(domain, Choices):
         return domain.values
     count = count_of(domain)
-    return (domain.low, domain.high) if count is None or count > most else tuple(_at(domain, n) for n in range(count))
+    return (domain.low, domain.high) if count is None or count > FEW else tuple(_at(domain, n) for n in range(count))
 
 
 def in_words(domain: Domain) -> str:

@@ -10,12 +10,11 @@ A trial that is begun and not claimed is one whose worker was stopped, and goes 
 
 from __future__ import annotations
 
-import itertools
 import uuid
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -26,8 +25,8 @@ from auxnet.documents import parsing
 from auxnet.errors import first_line
 from auxnet.files import whole
 from auxnet.sweeps.journal import BaseStorage, journal, optuna
-from auxnet.sweeps.settings import LARGEST_GRID, Settings, check_same, content_of, settings_from
-from auxnet.sweeps.space import Choices, drawn_in_words, values_of
+from auxnet.sweeps.settings import Settings, check_same, content_of, settings_from
+from auxnet.sweeps.space import Choices, drawn_in_words
 
 JOURNAL = b'{"op_code"'  # how every line of Optuna's begins
 TRIALS = 20  # if nobody says how many
@@ -296,7 +295,9 @@ def _drawn(study: OpenSweep, number: int, trial_id: int) -> optuna.Trial:
     """
     seed, space = seed_of(study.settings.recipe.seed, number) % 2**32, study.settings.space
     if study.settings.sampler == "grid" or total_of(study) == study.settings.grid_size:  # each combination once
-        sampler: optuna.samplers.BaseSampler = _Given(_next_combination(study, number))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler: optuna.samplers.BaseSampler = optuna.samplers.BruteForceSampler(seed)
     elif study.settings.sampler == "random":
         sampler = optuna.samplers.RandomSampler(seed)
     else:
@@ -313,32 +314,6 @@ def _drawn(study: OpenSweep, number: int, trial_id: int) -> optuna.Trial:
         else:
             trial.suggest_float(field, domain.low, domain.high, step=domain.step, log=domain.log)
     return trial
-
-
-class _Given(optuna.samplers.RandomSampler):
-    """Draws what it was given."""
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        super().__init__()
-        self.values = values
-
-    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
-        return self.values[param_name]
-
-
-def _next_combination(study: OpenSweep, number: int) -> dict[str, Any]:
-    """One that no other trial has drawn; in an order of the sweep's own, so that the first few lie anywhere."""
-    space = study.settings.space
-    values = (
-        _choices(study, field, domain) if isinstance(domain, Choices) else values_of(domain, LARGEST_GRID)
-        for field, domain in space.items()
-    )
-    combinations = list(itertools.product(*values))
-    Random(study.settings.recipe.seed).shuffle(combinations)
-    others = (trial.params for trial in study.optuna.get_trials(deepcopy=False) if trial.number != number)
-    drawn = {tuple(map(params.get, space)) for params in others}
-    free = next((each for each in combinations if each not in drawn), combinations[0])
-    return dict(zip(space, free, strict=True))
 
 
 def _choices(study: OpenSweep, field: str, domain: Choices) -> list[Any]:
