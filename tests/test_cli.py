@@ -441,6 +441,13 @@ def test_a_terminal_too_narrow_for_a_table_loses_no_figure():
         (["train", "--epochs", "0"], "epochs must be 1 or more, got 0"),
         (["select", "RUN", "--within", "x"], "--within must be none or a number, got 'x'"),
         (["export", "RUN", "--output", "two"], "--output must be none or a whole number, got 'two'"),
+        (["train", "--at", "3,5"], "--at must be none or whole numbers, got '3,5': give them with spaces between;"),
+        (["train", "--milestones", "0.4,0.6"], "--milestones cannot take '0.4,0.6': give them with spaces between;"),
+        (["train", "--lr", "0,1"], "--lr must be a number, got '0,1';"),
+        (["train", "--nesterov", "false"], "--nesterov takes no value: give --no-nesterov;"),
+        (["train", "--nesterov=True"], "--nesterov takes no value: give it alone;"),
+        (["train", "--resume", "false"], "--resume takes no value: leave it out;"),
+        (["exits", "RUN", "--temperature=false"], "--temperature takes no value: give --no-temperature;"),
         (["train", "--device", "gpu"], "device must be auto, cpu, cuda, cuda:NUMBER or mps, got 'gpu'"),
     ],
 )

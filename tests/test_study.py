@@ -615,6 +615,8 @@ def test_a_claim_of_share_is_told_as_one(own):
     assert "than in the ResNet (share: multiway > resnet) |" in text
     assert "(multiway < joint) |" in text
     assert "share: multiway &gt; resnet" in page(found)
+    assert f"by Holm's method among all {len(found.verdicts)} claims here: in one of twenty studies even one" in text
+    assert "stands at 5 %: in one of twenty studies it is told" in markdown(replace(found, verdicts=found.verdicts[:1]))
     assert drawn["shares"][1].startswith("Mean difference of shares of supervision")
     assert set(drawn["shares"][2]["data"][1]["y"]) == {
         f"share: {m}" for m in ("multiway > resnet", "multiway > joint", "joint > resnet")
@@ -870,6 +872,21 @@ def test_two_processes_train_each_once_and_what_another_holds_is_left_to_it(own,
     other.join(60)
     assert other.exitcode == 0
     assert running.left_of(out, trials) == []
+
+
+def test_no_more_processes_start_than_trainings_are_left(tmp_path, monkeypatch):
+    trials, done, started = [Trial("a", seed, Recipe(seed=seed)) for seed in range(3)], {0}, []
+
+    def together(count, *_):
+        started.append(count)
+        done.update(range(3))
+        return []
+
+    monkeypatch.setattr(running, "is_done", lambda out, trial: trial.seed in done)
+    monkeypatch.setattr(running, "work_together", together)
+    for _ in range(2):
+        running.train(tmp_path, trials, 100, HERE, lambda left: None)
+    assert started == [2]
 
 
 def test_what_a_machine_cannot_do_fails_no_training_for_ever(own, tmp_path, capsys):

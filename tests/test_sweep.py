@@ -303,6 +303,23 @@ def test_a_space_of_few_combinations_is_covered_once(sampler, tmp_path):
     assert len({tuple(trial.values.values()) for trial in found.trials}) == len(found.trials) == found.total == 4
 
 
+def test_no_more_workers_start_than_trials_are_left_and_no_fewer_trials_are_named_than_begun(
+    tmp_path, untrained, monkeypatch
+):
+    started = []
+
+    def together(count, work, where, watch):
+        started.append(count)
+        work(where, watch)
+        return []
+
+    monkeypatch.setattr(sweeping, "work_together", together)
+    for asked, begun in ((1, 1), (4, 4), (3, 4)):
+        found = sweep({"gamma": [1, 2, 3, 4]}, tmp_path / "a", TINY, trials=asked, processes=100)
+        assert len(found.trials) == found.total == begun
+    assert started == [3]  # the first of all, and none, need no process of their own
+
+
 def test_a_sweep_in_two_goes_draws_what_one_would_have_drawn(tmp_path):
     space = {"lr": "0.01..0.5:log", "gamma": "0..4"}
     sweep(space, tmp_path / "a", TINY, sampler="random", trials=1)
@@ -749,6 +766,7 @@ def test_the_terminal_and_the_page_say_a_list_alike(finished, capsys):
     assert "with milestones 0.4 0.6." in sweep_page.headline(shown)
     assert main(["sweep", "--out", str(finished.folder), "--show"]) == 0
     page = (finished.folder / "sweep.html").read_text()
+    assert page.count('"tick0":0,"dtick":1') == 2  # trials and epochs, whole numbers
     assert "<dd>0.4 0.6, 0.9</dd>" in page
     for trial in finished.trials:
         assert trial.in_words["milestones"] in ("0.4 0.6", "0.9")

@@ -9,10 +9,10 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, get_type_hints
 
 import tyro
-from tyro.conf import OmitArgPrefixes
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from auxnet import sections
@@ -60,7 +60,8 @@ def parse(options: type[Options], words: list[str], default: Options | None = No
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ValueError(f"{_one_line(complaint.getvalue())}; see auxnet {command} --help") from None
+        said = _of_a_switch(options, words) or _one_line(complaint.getvalue())
+        raise ValueError(f"{said}; see auxnet {command} --help") from None
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,18 @@ def _one_line(box: str) -> str:
     return _in_words(" ".join(complaint).rstrip(".")) + suggestion
 
 
+def _of_a_switch(options: type[Any], words: list[str]) -> str | None:
+    """What to say of true or false after a flag that takes no value, where tyro sees a word too many; None without."""
+    hints = {**get_type_hints(Recipe, include_extras=True), **get_type_hints(options, include_extras=True)}
+    for flag, value in pairwise(part for word in words for part in word.split("=", 1)):
+        name = flag.removeprefix("--")
+        hint = hints.get(name.replace("-", "_"))
+        if flag.startswith("--") and hint in (bool, FlagCreatePairsOff[bool]) and value.lower() in ("true", "false"):
+            other = f"give --no-{name}" if hint is bool else "leave it out"
+            return f"{flag} takes no value: {'give it alone' if value.lower() == 'true' else other}"
+    return None
+
+
 def _in_words(complaint: str) -> str:
     """Without what Python and tyro say of types."""
     if found := re.match(r"invalid choice (.*) for argument '(.*)'\. Expected one of \((.*)\)", complaint):
@@ -201,12 +214,19 @@ def _in_words(complaint: str) -> str:
         return f"{flag} must be one of {', '.join(names)}, got {value}"
     if found := re.match(r"Error parsing (\S+): no type matching (\S.*) could be .* from \[(.*?)\]\.", complaint):
         flag, kinds, values = found.groups()
+        listed = _apart(values) if "..." in kinds else ""
         for kind, words in KINDS_IN_WORDS.items():
             kinds = kinds.replace(kind, words)
-        return f"{flag} must be {kinds.replace('|', ' or ')}, got {values}"
+        return f"{flag} must be {kinds.replace('|', ' or ')}, got {values}{listed}"
     if found := re.match(r"Error parsing (\S+): .*(invalid literal|could not convert)[^:]*: ('[^']*')", complaint):
         flag, kind, value = found.groups()
         return f"{flag} must be {'a whole number' if kind == 'invalid literal' else 'a number'}, got {value}"
     if found := re.match(r"Error parsing (\S+): Could not find valid parse for arguments: \[(.*)\]", complaint):
-        return f"{found[1]} cannot take {found[2]}"
+        values = re.sub("(?<!'), ", ",", found[2])  # tyro breaks its lines at commas
+        return f"{found[1]} cannot take {values}{_apart(values)}"
     return complaint
+
+
+def _apart(values: str) -> str:
+    """The mend for a list that was given as one word: '3,5'."""
+    return ": give them with spaces between" if re.search("[^',],", values) else ""

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from auxnet.sweeps.trials import Trial
 
 BEST = 10  # trials in the table
-ENDED = ("complete", "pruned", "failed")
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def _progress(console: Console) -> Iterator[Callable[[Sequence[Trial], int], Non
 
         def watch(trials: Sequence[Trial], total: int) -> None:
             nonlocal known
-            ended = {trial.number: trial for trial in trials if trial.state in ENDED}
+            ended = {trial.number: trial for trial in trials if trial.ended}
             for number in sorted(ended.keys() - (ended.keys() if known is None else known)):
                 screen.print_line(console, _line(ended[number]))
             known = set(ended)

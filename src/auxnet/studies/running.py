@@ -116,15 +116,16 @@ def _is_held(lock: Path) -> bool:
 
 
 def train(out: Path, trials: Sequence[Trial], processes: int, where: dict[str, Any], watch: Watch) -> None:
-    """Train what is left of `trials`, in `processes` processes; what others train at the moment is waited for.
+    """Train what is left of `trials`, in at most `processes` processes; what others train now is waited for.
 
     Raises RuntimeError if processes die and leave trials undone; OSError for a disk that is full; signals.Stopped
     after Ctrl-C or SIGTERM, once the steps at hand are done and saved.
     """
     for folder in ("trials", "claims"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    watch(left_of(out, trials))
-    if processes == 1:
+    watch(left := left_of(out, trials))
+    processes = min(processes, len(left))
+    if processes <= 1:
         _work(out, trials, where, lambda: watch(left_of(out, trials)))
         return
     wrong = work_together(processes, partial(_work, out, trials), where, lambda: watch(left_of(out, trials)))

@@ -268,12 +268,15 @@ def _plus_minus(value: MeanAndSpread) -> str:
 
 
 def _method(findings: Findings) -> str:
+    number = len(findings.verdicts)
+    among = f" by Holm's method among all {number} claims here" if number > 1 else ""
+    told = "even one of them is told" if number > 1 else "it is told"
     return (
         "A difference is taken seed by seed; the interval is Student's, 95 %, over the seeds, of each claim alone, "
         "with a spread of one test image at least. "
         f"With {FEWEST} seeds or more a claim holds where the whole interval is above 0, and does not where below, "
-        "by more than one test image makes, and where its paired t-test stands at 5 % by Holm's method among all "
-        f"{len(findings.verdicts)} claims here: in one of twenty studies even one of them is told by chance."
+        f"by more than one test image makes, and where its paired t-test stands at 5 %{among}: in one of twenty "
+        f"studies {told} by chance."
     )
 
 

@@ -196,12 +196,11 @@ def _figures(sweep: Sweep) -> Iterator[tuple[str, tuple[str, str, dict[str, Any]
     if complete:
         words = "Each complete trial in the order of their beginning, and the best so far."
         figure = _plain(draw.plot_optimization_history(sweep.study, target_name="validation error"))
-        figure["layout"] |= {"yaxis": in_per_cent}
+        figure["layout"] |= {"yaxis": in_per_cent, "xaxis": _counting("trial", len(sweep.trials))}
         yield "history", ("History", words, figure)
     if longest := max((trial.epochs for trial in sweep.trials), default=0):
         figure = _plain(draw.plot_intermediate_values(sweep.study))
-        epochs = {"title": {"text": "epoch"}, "tick0": 0, "dtick": max(1, longest // 10)}
-        figure["layout"] |= {"yaxis": in_per_cent, "xaxis": epochs, "showlegend": False}
+        figure["layout"] |= {"yaxis": in_per_cent, "xaxis": _counting("epoch", longest), "showlegend": False}
         yield "learning", ("Learning", "The error after each epoch; a line that ends early was pruned.", figure)
     if complete:
         words = "Each field against the error; the colour tells the trial."
@@ -217,6 +216,11 @@ def _figures(sweep: Sweep) -> Iterator[tuple[str, tuple[str, str, dict[str, Any]
         bars = {"type": "bar", "orientation": "h", "x": list(importance.values())[::-1], "y": list(importance)[::-1]}
         layout = {"xaxis": {"tickformat": ".0%", "title": {"text": "importance"}, "range": [0, 1]}, "yaxis": {}}
         yield "importance", ("Importance", words, {"data": [bars], "layout": layout})
+
+
+def _counting(what: str, most: int) -> dict[str, Any]:
+    """An axis of whole numbers up to `most`."""
+    return {"title": {"text": what}, "tick0": 0, "dtick": max(1, most // 10)}
 
 
 def _together(figure: dict[str, Any]) -> dict[str, Any]:

@@ -111,7 +111,8 @@ def sweep(
     def see() -> None:
         watch(trials_of(study), total_of(study))
 
-    if processes == 1:
+    processes = min(processes, total_of(study) - sum(trial.ended for trial in trials_of(study)))
+    if processes <= 1:
         work(study, where, see)
     else:
         wrong = work_together(processes, partial(_work, study.folder, storage), where, see)

@@ -55,6 +55,11 @@ class Trial:
     """an earlier trial that drew the same, whose result it takes"""
     folder: Path
 
+    @property
+    def ended(self) -> bool:
+        """Whether no worker takes it up any more."""
+        return self.state in ("complete", "pruned", "failed")
+
 
 @dataclass(frozen=True)
 class OpenSweep:
@@ -138,11 +143,11 @@ def check_same_data(study: OpenSweep, dataset: DataSet) -> None:
 
 
 def total_of(study: OpenSweep) -> int:
-    """How many trials there shall be in all; whoever names another number changes it for every worker."""
+    """How many trials there shall be in all, no fewer than are begun; the last number named holds for every worker."""
     size = study.settings.grid_size
     with parsing(f"{study.folder}: how many trials it shall have is damaged"):
         total = int(study.optuna.user_attrs.get("trials", size if study.settings.sampler == "grid" else TRIALS))
-    return min(total, size) if size else total
+    return max(min(total, size) if size else total, len(current_trials(study)))
 
 
 def _begin(folder: Path, settings: Settings, storage: str | None) -> None:
