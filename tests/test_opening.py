@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 import auxnet
-from auxnet.build import load_data
 from auxnet.checkpoint import load_state, save_state
 from auxnet.cli import main
+from auxnet.data import load_data
 from auxnet.opening import data_of, may_be_seen_by, opened
 from auxnet.recipe import Recipe, read_recipe
 from writers import CIFAR10, folder_of, tiny, write_folders, write_parquet

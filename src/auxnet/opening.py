@@ -13,9 +13,9 @@ import torch
 
 from auxnet.backbones.weights import run_of
 from auxnet.batches import Batches
-from auxnet.build import evaluation_batches, load_data
+from auxnet.build import evaluation_batches
 from auxnet.checkpoint import load_net, read_config
-from auxnet.data import DataSet, OnDisk, Split
+from auxnet.data import DataSet, OnDisk, Split, load_data
 from auxnet.documents import parsing, read_json
 from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
