@@ -30,8 +30,9 @@ from rich.console import Console
 from rich.table import Table
 
 from auxnet.batches import batches, draw, normalise, shifted
-from auxnet.data import DataSet, load
+from auxnet.data import DataSet, load_data
 from auxnet.provenance import provenance
+from auxnet.recipe import Recipe
 
 CLASSES, SHARD = 10, 100_000
 
@@ -79,7 +80,7 @@ def _measure(home: Path, workers: int, batch_size: int) -> dict[str, Any]:
     loads: list[DataSet] = []
     for name in ("first load: copy (parquet), look at every image", "load from the cache"):
         with _measuring(steps, name) as counted:
-            loads.append(load(str(home), stream="always", workers=workers))
+            loads.append(load_data(Recipe(data=str(home), stream="always", workers=workers)))
             counted["images"] = sum(map(len, (loads[-1].train, loads[-1].val, loads[-1].test)))
     found = loads[-1]
     some = torch.arange(min(2048, len(found.train)))

@@ -10,6 +10,7 @@ from torch import nn
 import auxnet
 from auxnet import averaging, build, epochs, resuming, rundir, train
 from auxnet.averaging import recalibrate_norms, take_buffers, update_average
+from auxnet.data import load_data
 from auxnet.evaluation import tally
 from auxnet.recipe import Recipe
 
@@ -59,7 +60,7 @@ def test_settled_norms_hold_the_plain_mean_over_batches_of_what_reaches_them():
 
 def test_the_norms_of_an_average_are_right_at_every_output_where_those_of_the_net_are_wrong():
     """In a batch, a net in evaluation mode should say what it says when it normalises by the batch itself."""
-    data = build.load_data(TINY)
+    data = load_data(TINY)
     net, method = build.build(TINY, data, torch.device("cpu"))
     average = copy.deepcopy(net)
     net.train()
@@ -113,7 +114,7 @@ def run(tmp_path_factory):
 
 
 def test_the_average_is_what_is_validated_saved_and_handed_back(run):
-    dataset, cpu = build.load_data(TINY), torch.device("cpu")
+    dataset, cpu = load_data(TINY), torch.device("cpu")
     state = resuming.newest_checkpoint(run.folder)
     loaded = auxnet.load(run.folder)
     for name, tensor in loaded.state_dict().items():

@@ -11,11 +11,10 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from auxnet.data import load
 from auxnet.reading import cache, formats, pictures, sources, survey
 from auxnet.reading.arrays import Arrays
 from auxnet.reading.encoded import Files
-from writers import folder_of, rows, same, tiny, write_parquet
+from writers import folder_of, load, rows, same, tiny, write_parquet
 
 pytestmark = pytest.mark.usefixtures("own_cache_and_no_network")
 

@@ -270,7 +270,7 @@ def test_a_plan_measures_replays(graphs_on_cpus):
 )
 @pytest.mark.parametrize("use", [auxnet.fit, partial(sweep, {"lr": [0.1, 0.2]})], ids=["fit", "sweep"])
 def test_what_a_graph_cannot_be_is_said_before_the_data_are_read(use, fields, message, monkeypatch, tmp_path):
-    monkeypatch.setattr("auxnet.data.load", lambda *a, **k: pytest.fail("the data were read first"))
+    monkeypatch.setattr("auxnet.data.find", lambda *a, **k: pytest.fail("the data were read first"))
     with pytest.raises(ValueError, match=message):
         use(out=tmp_path / "run", recipe=Recipe(data="photos", device="cpu", cuda_graph=True, **fields))
     assert not (tmp_path / "run").exists()

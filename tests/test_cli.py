@@ -484,8 +484,7 @@ def test_a_command_with_no_words_at_all_takes_its_defaults(command, tmp_path, mo
         raise RuntimeError("the default recipe was taken")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("auxnet.build.load_data" if command == "plan" else "auxnet.train.load_data", reached)
-    monkeypatch.setattr("auxnet.plan.load_data", reached)
+    monkeypatch.setattr(f"auxnet.{command}.load_data", reached)
     fails(capsys, [command], 1, "the default recipe was taken")
 
 

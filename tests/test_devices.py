@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 import auxnet
 from auxnet import Recipe, build, rundir, signals
 from auxnet.cli import main
-from auxnet.data import DataSet, Split
+from auxnet.data import DataSet, Split, load_data
 from auxnet.distributed import Team
 from auxnet.epochs import Training, train_epoch
 from auxnet.resuming import Checkpointer, TrainingState
@@ -139,7 +139,7 @@ def on_meta(monkeypatch):
 )
 def test_a_whole_run_is_made_and_looked_at_on_the_device(fields, on_meta, tmp_path):
     recipe = replace(TINY, device="meta", epochs=2, batch_size=256, outputs=2, **fields)
-    moved = build.resident(build.load_data(recipe), META)
+    moved = build.resident(load_data(recipe), META)
     assert moved.train.images.is_meta == ("augment" not in fields)
     stopped = []
 

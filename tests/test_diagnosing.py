@@ -13,6 +13,7 @@ import torch
 import auxnet
 from auxnet import build, diagnosing, opening, rundir, signals
 from auxnet.cli import main
+from auxnet.data import load_data
 from auxnet.distributed import Team
 from auxnet.recipe import Recipe
 from auxnet.synchronised import synchronise_norms, unsynchronised
@@ -62,7 +63,7 @@ def drawn(path, scheme="light", width=1200, clicks=()):
 
 def test_what_is_written_is_what_the_functions_measure_on_the_last_epochs_batches(runs, content):
     (run,) = content["runs"]
-    net, dataset = auxnet.load(runs / "ways"), build.load_data(TINY)
+    net, dataset = auxnet.load(runs / "ways"), load_data(TINY)
     found = list(islice(build.training_batches(TINY, dataset, torch.device("cpu"), epoch=2), 2))  # 512 of 256
     assert run["images"] == 512
     by_batch = [auxnet.supervision(net, x, y, "multiway") for x, y in found]

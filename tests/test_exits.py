@@ -18,6 +18,7 @@ import auxnet
 from auxnet import build
 from auxnet.cli import main
 from auxnet.cost import costs, multiply_adds
+from auxnet.data import load_data
 from auxnet.exits import EarlyExit, ExitCosts, exit_latencies, exit_macs
 from auxnet.policy import NEVER, Policy, confidence
 from auxnet.thresholds import costs_under
@@ -254,7 +255,7 @@ def test_the_policy_written_is_the_network_that_early_exit_rebuilds(run, capsys)
     exits = auxnet.early_exit(run)
     assert list(exits.policy.thresholds) == content["thresholds"]
     assert not exits.training
-    dataset = build.load_data(auxnet.recipe.read_run_recipe(run))
+    dataset = load_data(auxnet.recipe.read_run_recipe(run))
     wrong, output = [], []
     with torch.no_grad():
         for images, labels in build.evaluation_batches(dataset.test, dataset, torch.device("cpu")):
@@ -269,7 +270,7 @@ def test_the_policy_written_is_the_network_that_early_exit_rebuilds(run, capsys)
 
 def absurd(recipe):
     """The data of a recipe, but that the labels of the test images are drawn at random."""
-    dataset = build.load_data(recipe)
+    dataset = load_data(recipe)
     shuffled = dataset.test.labels[torch.randperm(len(dataset.test))]
     return replace(dataset, test=replace(dataset.test, labels=shuffled))
 

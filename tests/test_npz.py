@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from auxnet.data import load
 from auxnet.reading.npz import npz, npz_splits
 from auxnet.reading.sources import located
-from writers import tiny
+from writers import load, tiny
 
 pytestmark = pytest.mark.usefixtures("own_cache_and_no_network")
 

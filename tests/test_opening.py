@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 import auxnet
-from auxnet.build import load_data
 from auxnet.checkpoint import load_state, save_state
 from auxnet.cli import main
+from auxnet.data import load_data
 from auxnet.lineage import earlier_runs, may_be_seen_by
 from auxnet.opening import data_dirs, data_of, opened, with_data_in
 from auxnet.recipe import Recipe, read_recipe, write_recipe

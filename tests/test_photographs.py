@@ -16,12 +16,12 @@ from sklearn.datasets import load_sample_images
 import auxnet
 from auxnet import build, signals
 from auxnet.cli import main
-from auxnet.data import DataSet, OnDisk, load
+from auxnet.data import DataSet, OnDisk, load_data
 from auxnet.exporting import export
 from auxnet.hub import load as load_net
 from auxnet.policy import Policy
 from auxnet.prediction import predict
-from writers import folder_of, tiny, write_folders
+from writers import folder_of, load, tiny, write_folders
 
 SIZE, KEPT = 64, 73  # pixels a side: seen, and kept
 
@@ -103,7 +103,7 @@ def test_training_sees_parts_of_a_larger_square_and_evaluation_its_middle(photog
 
 def test_streamed_or_in_memory_and_by_any_number_of_processes_an_epoch_is_the_same(recipe: auxnet.Recipe) -> None:
     first, *others = [
-        epoch(build.load_data(replace(recipe, stream=stream, workers=workers)), recipe)
+        epoch(load_data(replace(recipe, stream=stream, workers=workers)), recipe)
         for stream, workers in (("never", 0), ("never", 2), ("always", 0), ("always", 3))
     ]
     assert first[0].shape == (5, 3, SIZE, SIZE)
@@ -113,7 +113,7 @@ def test_streamed_or_in_memory_and_by_any_number_of_processes_an_epoch_is_the_sa
 
 
 def test_a_split_evaluated_is_its_middle_whichever_it_is(recipe: auxnet.Recipe) -> None:
-    found = build.load_data(recipe)
+    found = load_data(recipe)
     images, _ = next(build.evaluation_batches(found.train, found, torch.device("cpu")))
     assert images.shape[2:] == (SIZE, SIZE)
 
@@ -151,7 +151,7 @@ def test_images_of_one_large_size_are_kept_as_they_are(home: Path) -> None:
 
 
 def test_predictions_are_what_evaluation_saw(run: Path, recipe: auxnet.Recipe, photographs: Path) -> None:
-    net, found = load_net(run), build.load_data(recipe)
+    net, found = load_net(run), load_data(recipe)
     assert json.loads((run / "config.json").read_text())["preprocessing"]["resize"] == [KEPT, KEPT]
     with torch.inference_mode():
         logits = torch.cat([net(images)[-1] for images, _ in evaluations(found)[1]])

@@ -10,9 +10,8 @@ import pytest
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
-from auxnet.data import load
 from auxnet.reading import folders, formats, pictures
-from writers import folder_of, png, save_all, tiny
+from writers import folder_of, load, png, save_all, tiny
 
 
 def test_grey_images_stay_grey_until_one_has_colour(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from auxnet import Recipe, fit, methods, resnet
-from auxnet.build import load_data, step_scale_of
+from auxnet.build import step_scale_of
+from auxnet.data import load_data
 from auxnet.plan import few_steps, ignores_weights, optimizer_doubts, plan, planned_outputs
 
 ETA, DECAY = 1.0, 1e-4

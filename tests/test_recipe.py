@@ -65,6 +65,8 @@ def test_yaml_numbers_serve_as_people_write_them(tmp_path):
         ("workers: -1", "workers must be 0 or more, got -1"),
         ("max_corrupt: -1", "max_corrupt must be 0 or more, got -1"),
         ("stream: yes", "stream must be one of auto, always, never, got True"),
+        ("image_size: 0", "image_size must be 4 to 4096 pixels, got 0"),
+        ("augment: cutout", "augment must be one of default, none, .* got 'cutout'"),
         ("train_images: 0", "train_images must be 1 or more, got 0"),
         ("alone: 0", "alone must be an output, from 1 on, got 0"),
         ("method: joint\nstate: shared", "state='shared' is multiway's, but method='joint'"),

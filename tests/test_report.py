@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import auxnet
-from auxnet import build, examining, page_frame, report, report_page, rundir, train
+from auxnet import examining, page_frame, report, report_page, rundir, train
 from auxnet.cli import main
-from auxnet.data import Split
+from auxnet.data import Split, load_data
 from auxnet.files import write_json
 from auxnet.recipe import Recipe, read_run_recipe, write_recipe
 from auxnet.scores import Predictions
@@ -106,7 +106,7 @@ def chosen_by_hand(outputs, limits):
 
 def test_errors_and_confusion_are_those_counted_image_by_image(run, gathered):
     recipe = Recipe(depth=8, outputs=3)
-    dataset = build.load_data(recipe)
+    dataset = load_data(recipe)
     net = auxnet.load(run)
     mean, std = torch.tensor(dataset.mean), torch.tensor(dataset.std)
     images = ((dataset.test.images.float() - mean) / std).permute(0, 3, 1, 2)
@@ -155,10 +155,8 @@ def test_images_are_embedded_unchanged(channels):
 
 
 def test_the_choice_never_looks_at_the_test_set(run, gathered, monkeypatch):
-    honest = build.load_data
-
     def absurd(recipe):
-        dataset = honest(recipe)
+        dataset = load_data(recipe)
         dataset.test.labels.copy_(dataset.test.labels.roll(1))
         return dataset
 

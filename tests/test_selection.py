@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import auxnet
-from auxnet import build
 from auxnet.cli import main
+from auxnet.data import load_data
 from auxnet.evaluation import OutputReport
 from auxnet.latency import Timing
 from auxnet.scores import Predictions, compare, holm, wilson
@@ -251,10 +251,9 @@ def test_select_of_a_run_is_what_the_command_says(run, capsys):
 
 def test_an_absurd_test_set_changes_no_choice(run, capsys, monkeypatch):
     honest = asked(capsys, run, "--within", "30")
-    load = build.load_data
 
     def absurd(recipe):
-        dataset = load(recipe)
+        dataset = load_data(recipe)
         shuffled = dataset.test.labels[torch.randperm(len(dataset.test))]
         return replace(dataset, test=replace(dataset.test, labels=shuffled))
 

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from auxnet import data
-from auxnet.data import DataSet, load
+from auxnet.data import DataSet
 from auxnet.reading import formats
 from writers import (
     CIFAR10,
@@ -22,6 +22,7 @@ from writers import (
     cifar_files,
     folder_of,
     layout_of,
+    load,
     rows,
     tiny,
     write_cifar,

@@ -21,9 +21,10 @@ from PIL import Image
 
 pytest.importorskip("optuna", reason="optuna is not installed (extra: sweep)")
 
-from auxnet import build, resuming, rundir, train
+from auxnet import resuming, rundir, train
 from auxnet.checkpoint import read_json
 from auxnet.cli import main, screen
+from auxnet.data import load_data
 from auxnet.errors import DivergedError
 from auxnet.recipe import WHERE, Recipe, read_recipe
 from auxnet.sweeps import sweep_page, sweeping, trials, worker
@@ -448,17 +449,17 @@ def test_the_data_depend_on_the_fields_that_are_said_to_make_them_and_on_no_othe
             read.add(name)
             return getattr(TINY, name)
 
-    build.load_data(Watched())
+    load_data(Watched())
     assert read == {*sweeping.OF_DATA}
     assert read > sweeping.FINDS_DATA
 
 
 def test_the_best_is_chosen_on_validation_whatever_the_test_errors(tmp_path, monkeypatch):
-    space, honest = {"lr": [0.05, 0.2]}, build.load_data
+    space = {"lr": [0.05, 0.2]}
     found = sweep(space, tmp_path / "a", TINY, sampler="grid")
 
     def absurd(recipe):
-        dataset = honest(recipe)
+        dataset = load_data(recipe)
         return replace(dataset, test=replace(dataset.test, labels=(dataset.test.labels + 1) % 10))
 
     monkeypatch.setattr(train, "load_data", absurd)

@@ -7,6 +7,7 @@ import torch
 
 import auxnet
 from auxnet import build, rundir, schedules
+from auxnet.data import load_data
 from auxnet.studies.spec import read_study
 
 SCALES = ("smoke", "small", "full")
@@ -23,7 +24,7 @@ def recipe_of(system, scale="smoke", **more):
 def test_every_system_is_a_recipe_at_every_scale(system, scale):
     """Its net can be built, and its weights fit the outputs in every epoch."""
     recipe = recipe_of(system, scale)
-    digits = build.load_data(recipe_of(system))
+    digits = load_data(recipe_of(system))
     options = build.network_options(recipe, digits)
     with torch.device("meta"):
         net = build.net_from(options)
@@ -43,7 +44,7 @@ def test_every_system_trains(system, tmp_path):
 
 
 def depths_of(system, scale):
-    options = build.network_options(recipe_of(system, scale), build.load_data(recipe_of(system)))
+    options = build.network_options(recipe_of(system, scale), load_data(recipe_of(system)))
     with torch.device("meta"):
         return build.net_from(options).depths
 

@@ -13,6 +13,7 @@ import torch
 
 import auxnet
 from auxnet import build, by_name, epochs, machine, rundir, schedules, train
+from auxnet.data import load_data
 from auxnet.errors import DivergedError
 from auxnet.files import whole
 from auxnet.plan import plan
@@ -71,7 +72,7 @@ def test_the_run_directory_holds_what_was_promised(run):
     assert summary["versions"]["torch"] == torch.__version__
     guessing = pytest.approx(1 - 15 / 145)  # 15 images of the commonest digit
     about = {"name": "digits", "train": 1293, "val": 145, "test": 359, "guessing": guessing}
-    dataset = build.load_data(TINY)
+    dataset = load_data(TINY)
     judged_on = {f"{which}_sha256": fingerprint([getattr(dataset, which)]) for which in ("test", "val")}
     assert summary["data"] == {**about, "drawn": dataset.drawn, **judged_on, "resize": [8, 8]}
 
@@ -90,7 +91,7 @@ def test_what_was_saved_is_what_was_trained(run):
     assert (run.net.config, run.net.classes, run.net.training) == (loaded.config, loaded.classes, False)
     for a, b in zip(loaded.state_dict().values(), run.net.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    dataset = build.load_data(TINY)
+    dataset = load_data(TINY)
     again = train.tables(run.folder, dataset, torch.device("cpu"), same=False)
     assert again["last"] == run.summary["last"]
     assert again["best"] == run.summary["best"]
@@ -232,7 +233,7 @@ def test_a_device_that_is_not_there_is_said():
 
 
 def test_label_smoothing_is_that_of_torch():
-    net, method = build.build(replace(TINY, label_smoothing=0.1), build.load_data(TINY), torch.device("cpu"))
+    net, method = build.build(replace(TINY, label_smoothing=0.1), load_data(TINY), torch.device("cpu"))
     x, y = torch.randn(4, 1, 8, 8), torch.arange(4)
     expected = [torch.nn.functional.cross_entropy(z, y, label_smoothing=0.1) for z in net.train()(x)]
     assert method.step(x, y)[0].item() == pytest.approx(expected[0].item(), rel=1e-5)
@@ -255,7 +256,7 @@ def test_a_truncated_net_trained_alone_is_that_net_and_nothing_else(tmp_path):
 
 
 def test_class_weights_are_counted_on_the_training_images():
-    dataset = build.load_data(TINY)
+    dataset = load_data(TINY)
     few = (dataset.train.labels != 3) | (torch.arange(len(dataset.train)) % 4 == 0)  # a fourth of the threes
     dataset = replace(dataset, train=dataset.train.part(few.nonzero().flatten()))
     counts = torch.bincount(dataset.train.labels).tolist()
@@ -285,7 +286,7 @@ def test_class_weights_are_counted_on_the_training_images():
 )
 @pytest.mark.parametrize("use", [auxnet.fit, lambda recipe, out: plan(recipe)], ids=["fit", "plan"])
 def test_what_no_data_could_mend_is_said_before_they_are_read(fields, message, use, tmp_path, monkeypatch):
-    monkeypatch.setattr("auxnet.data.load", lambda *a, **k: pytest.fail("the data were read first"))
+    monkeypatch.setattr("auxnet.data.find", lambda *a, **k: pytest.fail("the data were read first"))
     with pytest.raises(ValueError, match=message):
         use(Recipe(data="photos", **fields), tmp_path / "run")
     assert not (tmp_path / "run").exists()

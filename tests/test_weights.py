@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import auxnet
-from auxnet.build import load_data, net_of
+from auxnet.build import net_of
+from auxnet.data import load_data
 from auxnet.recipe import Recipe, read_recipe
 from auxnet.tensors import read_tensors
 from writers import folder_of

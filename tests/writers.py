@@ -14,12 +14,18 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from auxnet.data import Split
+from auxnet.data import DataSet, Split, load_data
 from auxnet.reading import cifar
+from auxnet.recipe import Recipe
 
 CIFAR10 = list(cifar.CIFAR10_CLASSES)
 CIFAR100 = [f"thing_{n:02d}" for n in range(100)]
 SOURCES = [(name, source) for name, forms in cifar.FORMS.items() for source in forms]
+
+
+def load(data: str, data_dir: str | Path | None = None, **fields: Any) -> DataSet:
+    """The data set of a recipe with these fields."""
+    return load_data(Recipe(data=data, data_dir=None if data_dir is None else str(data_dir), **fields))
 
 
 def tiny(n: int, classes: int, seed: int = 0, size: int = 32) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

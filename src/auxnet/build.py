@@ -102,22 +102,6 @@ def check_last_batch(recipe: Recipe, dataset: data.DataSet, net: AuxNet, process
         ) from None
 
 
-def load_data(recipe: Recipe) -> data.DataSet:
-    """The data set of a recipe, split for it."""
-    return data.load(
-        recipe.data,
-        recipe.data_dir,
-        image_size=recipe.image_size,
-        val_fraction=recipe.val_fraction,
-        train_images=recipe.train_images,
-        seed=recipe.seed,
-        augment=recipe.augment,
-        stream=recipe.stream,
-        workers=recipe.workers,
-        max_corrupt=recipe.max_corrupt,
-    )
-
-
 def resident(dataset: data.DataSet, device: torch.device) -> data.DataSet:
     """The data set with its training and validation images in the memory of a GPU, where they take less than half.
 
@@ -160,8 +144,6 @@ def first_batches(
     recipe: Recipe, dataset: data.DataSet, device: torch.device, epoch: int, images: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The first whole batches of an epoch, as training sees them: `images` images at most, but one batch at least."""
-    if images < 1:
-        raise ValueError(f"images must be 1 or more, got {images}")
     whole = min(images, len(dataset.train)) // recipe.batch_size
     return islice(training_batches(recipe, dataset, device, epoch), max(1, whole))
 

@@ -12,16 +12,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple, get_args, get_type_hints
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from auxnet import sections
 from auxnet.augmentation import Augmentation
 from auxnet.machine import available_memory, cores
-from auxnet.preprocessing import LARGEST
 from auxnet.reading.arrays import is_name
 from auxnet.reading.cache import cached
 from auxnet.reading.pictures import resize
@@ -30,10 +27,10 @@ from auxnet.reading.splits import Labelled, fingerprint, on_disk, statistics
 from auxnet.reading.splits import OnDisk as OnDisk
 from auxnet.reading.splits import Split as Split
 from auxnet.reading.survey import survey
-from auxnet.recipe import RunDir
+from auxnet.recipe import Recipe, RunDir
+from auxnet.sections import LARGEST
 from auxnet.words import first_few
 
-AUGMENTATIONS, STREAMS = (get_args(get_type_hints(sections.DataFields)[field]) for field in ("augment", "stream"))
 LARGE = 96  # pixels a side from which on images are cropped as photographs are
 MARGIN = 8 / 7  # photographs are kept larger than what the net sees: 256 pixels a side for 224, as everybody's
 
@@ -108,68 +105,43 @@ class DataSet:
         return self.train.image_shape[:2]
 
 
-def load(
-    name: str,
-    data_dir: str | Path | None = None,
-    *,
-    image_size: int | None = None,
-    val_fraction: float = 0.1,
-    train_images: int | None = None,
-    seed: int = 0,
-    augment: str = "default",
-    stream: str = "auto",
-    workers: int | None = None,
-    max_corrupt: int = 0,
-) -> DataSet:
-    """The data set `name`.
+def load_data(recipe: Recipe) -> DataSet:
+    """The data set of a recipe, split for it.
 
-    `name` is one of `sources.NAMES`, a folder of class folders (in train/ and test/, or to be split), a folder of
+    `data` is one of `sources.NAMES`, a folder of class folders (in train/ and test/, or to be split), a folder of
     parquet shards, an .npz file (`reading.npz`), or `hf:owner/name[/config]` on the Hugging Face hub. `data_dir` (else
     $AUXNET_DATA) is where the named sets are looked for first; those that are not there come from the hub. With
     `image_size` all images are brought to a square of that many pixels. `val_fraction` of each class of the training
     set becomes the validation set, drawn by `seed`, unless the data bring a validation set; of the rest, `train_images`
     are kept if that is given, drawn by `seed` too, of each class its share.
 
-    `augment` is one of `AUGMENTATIONS`: crop stands for a random crop after zero padding, rrc for a random resized
-    crop, flip for mirroring, trivial for TrivialAugment. The default is none for digits and svhn, crop+flip for
-    CIFAR and for other images of less than `LARGE` pixels a side, and rrc+flip for larger ones. With rrc and an
-    `image_size` the square is made larger by `MARGIN`: training crops come from all of it, validation and test
-    images are its middle part.
+    Of `augment`, crop stands for a random crop after zero padding, rrc for a random resized crop, flip for mirroring,
+    trivial for TrivialAugment. The default is none for digits and svhn, crop+flip for CIFAR and for other images of
+    less than `LARGE` pixels a side, and rrc+flip for larger ones. With rrc and an `image_size` the square is made
+    larger by `MARGIN`: training crops come from all of it, validation and test images are its middle part.
 
-    `stream` is one of `STREAMS`: whether images of folders and parquet stay on disk and are decoded, by `workers`
-    processes (default: one per core), when they are wanted; auto: if in memory they would take more than half of
-    what is available. It changes no image, no order and no statistic. Up to `max_corrupt` images that cannot be
-    read are left out, and said in `DataSet.left_out`.
+    `stream` says whether images of folders and parquet stay on disk and are decoded, by `workers` processes (default:
+    one per core), when they are wanted; auto: if in memory they would take more than half of what is available. It
+    changes no image, no order and no statistic. Up to `max_corrupt` images that cannot be read are left out, and said
+    in `DataSet.left_out`.
 
     Raises ValueError for a request that cannot be met, FileNotFoundError for data that is not there,
     RuntimeError for data that is damaged, OSError for files that cannot be read or copied.
     """
-    if augment not in AUGMENTATIONS:
-        raise ValueError(f"augment must be one of {', '.join(AUGMENTATIONS)}, got {augment!r}")
-    if not 0 < val_fraction <= 0.5:
-        raise ValueError(f"val_fraction must be above 0 and at most 0.5, got {val_fraction}")
-    if image_size is not None and not 4 <= image_size <= LARGEST:
-        raise ValueError(f"image_size must be 4 to {LARGEST} pixels, got {image_size}")
-    if stream not in STREAMS:
-        raise ValueError(f"stream must be one of {', '.join(STREAMS)}, got {stream!r}")
-    if train_images is not None and train_images < 1:
-        raise ValueError(f"train_images must be 1 or more, got {train_images}")
-    workers = cores() if workers is None else workers
-    if workers < 0 or max_corrupt < 0:
-        raise ValueError(f"workers and max_corrupt must be 0 or more, got {workers} and {max_corrupt}")
-
+    name, image_size, augment, seed = recipe.data, recipe.image_size, recipe.augment, recipe.seed
+    workers = cores() if recipe.workers is None else recipe.workers
     kept_size = image_size  # a side
     if image_size is not None and "rrc" in suited(name, augment, image_size):
         kept_size = round(MARGIN * image_size)
-    parts = find(name, data_dir, kept_size)
-    streamed = _streamed(name, parts, stream)
+    parts = find(name, recipe.data_dir, kept_size)
+    streamed = _streamed(name, parts, recipe.stream)
     read = {
         split: _on_disk(part, kept_size, workers) if streamed else _in_memory(part, kept_size)
         for split, part in parts.items()
     }
     left_out = tuple(each for split in parts for each in (*parts[split].left_out, *read[split].left_out))
-    if len(left_out) > max_corrupt:
-        raise RuntimeError(_too_many_left_out(left_out, max_corrupt))
+    if len(left_out) > recipe.max_corrupt:
+        raise RuntimeError(_too_many_left_out(left_out, recipe.max_corrupt))
     classes = read["train"].classes
     if len(classes) != _CLASSES.get(name, len(classes)):
         raise RuntimeError(f"{name} must have {_CLASSES[name]} classes, what was found has {len(classes)}")
@@ -182,9 +154,9 @@ def load(
     if max(read["train"].split.image_shape[:2]) > LARGEST and image_size is None:
         H, W, _ = read["train"].split.image_shape
         raise ValueError(f"{name}: images of {W}x{H} pixels, at most {LARGEST} a side may be: give --image-size")
-    train, val, test = _with_all_splits(_with_train_labels(name, read), classes, val_fraction, seed)
+    train, val, test = _with_all_splits(_with_train_labels(name, read), classes, recipe.val_fraction, seed)
     _warn_of_unjudged(name, classes, {"validation": val, "test": test})
-    train = train if train_images is None else _subsample(train, train_images, seed)
+    train = train if recipe.train_images is None else _subsample(train, recipe.train_images, seed)
 
     mean, std = _STATISTICS.get(name) or statistics(train)
     size = train.image_shape[:2] if image_size is None else (image_size, image_size)

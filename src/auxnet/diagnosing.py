@@ -41,10 +41,8 @@ def gather(folder: Path, name: str, run: Opened, images: int, probe_images: int 
     """All that is shown of a run in its folder, as values that JSON can hold.
 
     `images` is how many images gradients are taken on, in whole batches; `probe_images` how many probes are trained on
-    (judged on as many of the validation split at most), None for no probes. Raises ValueError for numbers below 1.
+    (judged on as many of the validation split at most), None for no probes.
     """
-    if probe_images is not None and probe_images < 2:
-        raise ValueError(f"probes need 2 images or more to train on, got {probe_images}")
     recipe, net, dataset, device = run.recipe, run.net, run.dataset, run.device
     weights = lambdas_at(recipe, net.depths, recipe.epochs)
     seen = first_batches(replace(recipe, precision="float32"), dataset, device, recipe.epochs, images)

@@ -68,7 +68,7 @@ def latencies(
 ) -> list[Latency]:
     """Each output as a model of its own (`AuxNet.truncate`), on the net's device, for images of shape (C, H, W).
 
-    `seconds` is about how long each batch size is measured, over all outputs. Raises ValueError.
+    `seconds` is about how long each batch size is measured, over all outputs.
     """
     alone = [net.truncate(k) for k in range(1, net.outputs + 1)]
     device = next(net.parameters()).device
@@ -85,10 +85,6 @@ def measure(
     models: Sequence[nn.Module], image_shape: Sequence[int], batch: int, *, seconds: float = 2.0, least: int = 7
 ) -> list[Timing]:
     """Time models that take turns on the same random images, `least` turns or more, after warming up."""
-    if batch < 1:
-        raise ValueError(f"a batch must hold 1 image or more, got {batch}")
-    if not 0 < seconds < float("inf"):
-        raise ValueError(f"seconds of measuring must be above 0 and finite, got {seconds}")
     device = next(models[0].parameters()).device
     images = example(image_shape, batch, device)
     prepared = [model.eval().to(memory_format=torch.channels_last) for model in models]  # type: ignore[call-overload]

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from auxnet.batches import Batches
-from auxnet.build import evaluation_batches, load_data
+from auxnet.build import evaluation_batches
 from auxnet.checkpoint import load_net, read_config
-from auxnet.data import DataSet, OnDisk, Split
+from auxnet.data import DataSet, OnDisk, Split, load_data
 from auxnet.documents import parsing, read_json
 from auxnet.lineage import in_doubt
 from auxnet.machine import device_of, threads_set, to_device

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from auxnet import data
-from auxnet.build import build, check, check_data, check_last_batch, load_data, net_of, precision_of, step_scale_of
+from auxnet.build import build, check, check_data, check_last_batch, net_of, precision_of, step_scale_of
 from auxnet.capturing import WARM_UP
 from auxnet.cost import costs
+from auxnet.data import LARGE, DataSet, load_data
 from auxnet.epochs import steps_per_epoch
 from auxnet.machine import device_of, threads_set
 from auxnet.recipe import Recipe
@@ -79,7 +79,7 @@ def plan(recipe: Recipe) -> Plan:
         )
 
 
-def planned_outputs(recipe: Recipe, dataset: data.DataSet) -> list[PlannedOutput]:
+def planned_outputs(recipe: Recipe, dataset: DataSet) -> list[PlannedOutput]:
     """Depth, weight, cost and effective multipliers of each output under the recipe's method."""
     net = net_of(replace(recipe, pretrained=None), dataset)
     lambdas = lambdas_at(recipe, net.depths)
@@ -99,7 +99,7 @@ def planned_outputs(recipe: Recipe, dataset: data.DataSet) -> list[PlannedOutput
     return rows
 
 
-def seconds_per_step(recipe: Recipe, dataset: data.DataSet) -> float:
+def seconds_per_step(recipe: Recipe, dataset: DataSet) -> float:
     """The median time of a training step, measured on random images."""
     device = device_of(recipe)
     net, method = build(recipe, dataset, device)
@@ -167,7 +167,7 @@ def warnings_of(recipe: Recipe, depths: list[int], image_size: tuple[int, int]) 
         warnings.append(
             f"{len(depths)} outputs on {blocks} blocks: fewer than three blocks to an output tends to over-fit"
         )
-    if recipe.form == "cifar" and min(H, W) >= data.LARGE:
+    if recipe.form == "cifar" and min(H, W) >= LARGE:
         warnings.append(
             f"form cifar keeps maps of {W}x{H} pixels to the end of its first stage: consider form imagenet"
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 from auxnet.reading.arrays import Pixels
 from auxnet.reading.pictures import fitted, middle
+from auxnet.sections import LARGEST
 
 PREPARATION = (  # for those who do it without this program: see `reading.pictures`
     "upright by its EXIF tag, of 16 bits the upper 8, transparency dropped; bilinear, antialiased: the shorter side to "
@@ -17,7 +18,6 @@ PREPARATION = (  # for those who do it without this program: see `reading.pictur
     "with I (I;16, or of a PNG or PPM; other I, and F, have no known range and are refused), image.convert('RGB'), "
     "ImageOps.fit(image, resize[::-1], Image.Resampling.BILINEAR), 'L' for 1 channel"
 )
-LARGEST = 4096  # pixels a side that a net sees; of the images whose middle part that is, twice as many
 
 
 @dataclass(frozen=True)

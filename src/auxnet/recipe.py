@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from auxnet.documents import read_yaml
 from auxnet.errors import ExclusionError
-from auxnet.sections import DataFields, MachineFields, MethodFields, NetworkFields, TrainingFields
+from auxnet.sections import LARGEST, DataFields, MachineFields, MethodFields, NetworkFields, TrainingFields
 from auxnet.words import nearest
 
 SEAL = b"# sha256 "
@@ -63,6 +63,7 @@ class Recipe(MachineFields, TrainingFields, MethodFields, NetworkFields, DataFie
             ("ema", self.ema is None or 0 < self.ema < 1, "between 0 and 1"),
             ("clip", self.clip is None or self.clip > 0, "above 0"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "0 or more and below 1"),
+            ("image_size", self.image_size is None or 4 <= self.image_size <= LARGEST, f"4 to {LARGEST} pixels"),
             ("val_fraction", 0 < self.val_fraction <= 0.5, "above 0 and at most 0.5"),
             ("train_images", self.train_images is None or self.train_images >= 1, "1 or more"),
             ("alone", self.alone is None or self.alone >= 1, "an output, from 1 on"),

@@ -76,9 +76,7 @@ def predictions(net: AuxNet, batches: Batches) -> Predictions:
 
 
 def wilson(wrong: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval for a share of `wrong` among n (Wilson 1927). Raises ValueError without images."""
-    if n < 1:
-        raise ValueError(f"an interval needs one image or more, got {n}")
+    """Wilson's score interval for a share of `wrong` among n (Wilson 1927)."""
     z = NormalDist().inv_cdf((1 + level) / 2)
     middle, half = wrong + z * z / 2, z * math.sqrt(wrong * (n - wrong) / n + z * z / 4)
     return max(0.0, (middle - half) / (n + z * z)), min(1.0, (middle + half) / (n + z * z))
@@ -175,8 +173,6 @@ class Bin:
 
 def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> list[Bin]:
     """The reliability diagram of logits [N, C]: equal-width bins of the top probability (Guo et al. 2017)."""
-    if bins < 1:
-        raise ValueError(f"bins must be 1 or more, got {bins}")
     top, called = logits.double().softmax(1).max(1)
     right = (called == labels).double()
     index = (top * bins).ceil().long().sub(1).clamp(0, bins - 1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+LARGEST = 4096  # pixels a side that a net sees; of the images whose middle part that is, twice as many
+
 # the choices that not only a field here offers, but also a function or another command
 Stream = Literal["auto", "always", "never"]
 Form = Literal["cifar", "imagenet"]

@@ -23,12 +23,11 @@ from auxnet.build import (
     check_data,
     check_last_batch,
     evaluation_batches,
-    load_data,
     network_options,
     resident,
 )
 from auxnet.checkpoint import load_net
-from auxnet.data import DataSet
+from auxnet.data import DataSet, load_data
 from auxnet.distributed import Team
 from auxnet.epochs import Progress, Training, run_epochs
 from auxnet.errors import DamagedError

@@ -22,8 +22,7 @@ from auxnet.backbones.weights import load_pretrained, of_a_run, run_of
 from auxnet.documents import read_json
 from auxnet.network import AuxNet
 from auxnet.residual import resnet
-
-LARGEST = 4096  # pixels a side
+from auxnet.sections import LARGEST
 
 
 def net_from(options: Mapping[str, Any], pretrained: str | None = None, classes: Sequence[str] | None = None) -> AuxNet:

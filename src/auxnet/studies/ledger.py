@@ -55,16 +55,13 @@ class Average:
 
 
 def findings_of(study: Study, out: Path) -> Findings:
-    """What the trainings in `out` that are done say of a study.
-
-    Raises ValueError for a claim that fits none, RuntimeError for a summary that is damaged.
-    """
+    """What the trainings in `out` that are done say of a study. Raises RuntimeError for a summary that is damaged."""
     rows = tuple(_row(study, out, trial) for trial in study.trials())
     return found_in(study, rows)
 
 
 def found_in(study: Study, rows: Sequence[Row]) -> Findings:
-    """What the rows of a ledger say of a study. Raises ValueError for a claim that fits none."""
+    """What the rows of a ledger say of a study."""
     return Findings(study, tuple(rows), tuple(judge_all(study.claims, study.datasets, rows)))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from auxnet.build import load_data
+from auxnet.data import load_data
 from auxnet.documents import parsing, read_json
 from auxnet.epochs import Progress
 from auxnet.errors import DivergedError, one_line

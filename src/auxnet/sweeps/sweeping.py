@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from auxnet import sections
-from auxnet.build import build, check_machine, load_data
-from auxnet.data import DataSet
+from auxnet.build import build, check_machine
+from auxnet.data import DataSet, load_data
 from auxnet.machine import threads_set
 from auxnet.processes import check_count, work_together
 from auxnet.recipe import WHERE, Recipe, read_run_recipe, words_of
