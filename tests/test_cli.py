@@ -257,6 +257,7 @@ def test_an_existing_run_is_never_overwritten_by_accident(run, capsys):
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     fails(capsys, ["train", *FAST, "--out", run], 2, "--resume", "--overwrite")
     fails(capsys, ["train", *FAST, "--seed", "5", "--out", run, "--resume"], 2, "was begun with seed=0")
+    fails(capsys, ["train", *FAST, "--epochs", "2", "--out", run, "--resume"], 2, f"weights by --pretrained {run}")
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 

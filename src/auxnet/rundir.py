@@ -75,6 +75,17 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_held(lock: Path) -> bool:
+    """Whether some process holds the lock of this file."""
+    if not lock.is_file():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except OSError as error:  # its disk may be read-only: then nobody trains there
+        return isinstance(error, Timeout)
+
+
 def check(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
     """Refuse, before anything is computed, what would lose something of the user's.
 
@@ -191,4 +202,6 @@ def _check_same(saved: Recipe, recipe: Recipe, folder: Path) -> None:
         if value != getattr(recipe, key):
             asked = getattr(recipe, key)
             mend = "leave it out, or train another run with --out"
+            if key == "epochs" and (folder / "model.safetensors").is_file():
+                mend += f", from these weights by --pretrained {folder}"
             raise ValueError(f"{folder} was begun with {key}={value!r}, and cannot go on with {asked!r}: {mend}")
