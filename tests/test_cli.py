@@ -298,9 +298,12 @@ def test_a_full_disk_is_one_line_and_status_1(tmp_path, capsys):
         assert not list(disk.rglob("*.partial"))
 
 
-def test_a_read_only_folder_is_one_line_and_status_1(tmp_path, capsys):
+def test_a_read_only_folder_is_one_line_and_status_1(run, tmp_path, capsys):
     with mounted(tmp_path / "disk", "ro") as disk:
-        fails(capsys, ["train", *FAST, "--out", disk / "a"], 1, str(disk))
+        fails(
+            capsys, ["train", *FAST, "--out", disk / "a"], 1, f"{disk}/a cannot be written to (Read-only file system)"
+        )
+        fails(capsys, ["report", run, "--out", disk / "b.html"], 1, f"{disk}/b.html cannot be written (Read-only file")
 
 
 @pytest.mark.long

@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from auxnet.documents import json_value
-from auxnet.files import whole
+from auxnet.files import unwritable, whole
 from auxnet.reading import sources
 from auxnet.recipe import SEAL, WHERE, Recipe, read_run_recipe, write_recipe
 from auxnet.tensorboard import event_files
@@ -111,8 +111,8 @@ def check(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
         raise NotADirectoryError(f"{folder} cannot be made: {nearest} is a file")
-    if not os.access(nearest, os.W_OK):
-        raise PermissionError(f"{folder} cannot be written to")
+    if why := unwritable(nearest):
+        raise PermissionError(f"{folder} cannot be written to ({why})")
 
 
 def _is_run(folder: Path) -> bool:
