@@ -266,6 +266,7 @@ def test_an_existing_run_is_never_overwritten_by_accident(run, capsys):
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     fails(capsys, ["train", *FAST, "--out", run], 2, "--resume", "--overwrite")
     fails(capsys, ["train", *FAST, "--seed", "5", "--out", run, "--resume"], 2, "was begun with seed=0")
+    fails(capsys, ["train", *FAST, "--epochs", "2", "--out", run, "--resume"], 2, f"weights by --pretrained {run}")
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
@@ -306,9 +307,12 @@ def test_a_full_disk_is_one_line_and_status_1(tmp_path, capsys):
         assert not list(disk.rglob("*.partial"))
 
 
-def test_a_read_only_folder_is_one_line_and_status_1(tmp_path, capsys):
+def test_a_read_only_folder_is_one_line_and_status_1(run, tmp_path, capsys):
     with mounted(tmp_path / "disk", "ro") as disk:
-        fails(capsys, ["train", *FAST, "--out", disk / "a"], 1, str(disk))
+        fails(
+            capsys, ["train", *FAST, "--out", disk / "a"], 1, f"{disk}/a cannot be written to (Read-only file system)"
+        )
+        fails(capsys, ["report", run, "--out", disk / "b.html"], 1, f"{disk}/b.html cannot be written (Read-only file")
 
 
 @pytest.mark.long

@@ -1,5 +1,6 @@
 """`auxnet diagnose`, and the diagnosis of a training while it runs: what is written, said and drawn."""
 
+import errno
 import json
 import os
 import shutil
@@ -134,6 +135,18 @@ def test_the_command_prints_tables_and_sentences(runs, capsys):
     assert told == json.loads((runs / "joint" / "diagnosis.json").read_text())
     assert {row["output"] for row in told["runs"][0]["shares"]} == {None}
     assert (runs / "all" / "diagnosis.html").is_file()
+
+
+@pytest.mark.parametrize("how", [[], ["--json"]])
+def test_what_was_diagnosed_is_printed_also_where_it_cannot_be_written(how, runs, capsys, monkeypatch):
+    def refuse(path, content):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(diagnosing, "write_json", refuse)
+    assert main(["diagnose", str(runs / "joint"), "--no-probes", "--images", "1", *how]) == 1
+    out, err = capsys.readouterr()
+    assert "share" in out
+    assert err == f"auxnet: {runs / 'joint'} cannot be written to (Read-only file system): give --out DIR\n"
 
 
 def test_the_page_draws_what_was_measured_and_hears_of_nothing(runs, content):

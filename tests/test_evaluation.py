@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import auxnet
-from auxnet import evaluation, latency, probing, scores
+from auxnet import evaluation, latency, probing, rundir, scores
 from auxnet.cli import main
 from auxnet.cost import costs
 
@@ -119,15 +119,25 @@ def test_a_damaged_or_foreign_run_is_one_line(run, tmp_path, capsys, command):
         return tmp_path / name
 
     unfinished = copy("unfinished")
-    (unfinished / "config.json").unlink()
+    for name in ("config.json", "summary.json"):
+        (unfinished / name).unlink()
     fails(capsys, [command, unfinished], 2, "is not finished: `auxnet train --out")
+    with rundir.locked(unfinished):
+        fails(capsys, [command, unfinished], 2, "is not finished: another process trains in it\n")
     weightless = copy("weightless")
     (weightless / "model.safetensors").unlink()
-    fails(capsys, [command, weightless], 2, "there are no weights")
+    again = "; `auxnet train --out {} --resume` makes it again\n"
+    fails(capsys, [command, weightless], 2, "there are no weights", again.format(weightless))
     torn = copy("torn")
-    weights = (torn / "model.safetensors").read_bytes()
-    (torn / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    fails(capsys, [command, torn], 1, "model.safetensors is damaged")
+    for name in ("model.safetensors", "config.json", "summary.json"):
+        whole = (torn / name).read_bytes()
+        (torn / name).write_bytes(whole[: len(whole) // 2])
+        fails(capsys, [command, torn], 1, f"{name} is damaged", again.format(torn))
+        (torn / name).write_bytes(whole)
+    for path in (weightless / "checkpoints").glob("*.ckpt"):
+        path.unlink()
+    fails(capsys, [command, weightless], 2, "weights at", "/model.safetensors\n")
+    fails(capsys, ["train", "--out", weightless, "--resume"], 2, "weightless is finished, and nothing is left to train")
     garbled = copy("garbled")
     (garbled / "config.json").write_text("{")
     fails(capsys, [command, garbled], 1, "config.json is damaged")

@@ -238,6 +238,9 @@ def test_a_full_disk_is_said_of_the_file_that_was_asked_for(small_disk):
     assert not any(small_disk.iterdir())
     with pytest.raises(FileNotFoundError, match=r"'.*/nowhere/x\.json'"):
         write_json(small_disk / "nowhere" / "x.json", [])
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(OSError, match=r"Read-only file system: '.*/x\.json'"):
+        write_json(small_disk / "x.json", [])
 
 
 @pytest.mark.parametrize("file", ["checkpoint", "model.safetensors"])

@@ -153,6 +153,9 @@ def test_what_the_hub_is_to_be_told_is_told(run, tmp_path, asked_of_the_hub):
 def test_damaged_and_foreign_folders_are_told_apart(copied, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         load(tmp_path / "nothing")
+    (tmp_path / "small.onnx").touch()
+    with pytest.raises(ValueError, match=r"small\.onnx is a file, .*: auxnet\.predict takes ONNX files"):
+        load(tmp_path / "small.onnx")
     weights = copied / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(RuntimeError, match=r"model\.safetensors is damaged"):

@@ -6,6 +6,7 @@ import pytest
 
 from auxnet import cli, machine, train
 from auxnet.epochs import Progress
+from auxnet.recipe import Recipe
 
 
 def test_a_container_s_limit_counts_as_so_many_cores(tmp_path):
@@ -27,6 +28,13 @@ def test_so_does_that_of_an_older_one(tmp_path, quota, cores):
 def test_less_than_a_core_is_one(monkeypatch):
     monkeypatch.setattr(machine, "_quota", lambda group: 0.5)
     assert machine.cores() == 1
+
+
+@pytest.mark.parametrize("device", ["hpu", "xpu", "vulkan"])
+def test_a_device_that_is_not_here_is_said_in_a_short_line(device):
+    with pytest.raises(ValueError, match=f"device '{device}' cannot be used here") as refused:
+        machine.device_of(Recipe(device=device))
+    assert len(str(refused.value)) < 200
 
 
 def test_more_threads_than_cores_are_told_with_the_mend(monkeypatch):

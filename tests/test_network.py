@@ -264,9 +264,9 @@ def test_depths_other_than_6n_plus_2_are_refused_with_the_nearest(depth):
         ({"outputs": 0}, "outputs must lie in 1..9"),
         ({"block": "bottleneck"}, "block must be one of plain, original, preact"),
         ({"head": "mlp"}, "head must be one of"),
-        ({"width": 0}, "width must be 1 or more"),
-        ({"num_classes": 1}, "num_classes must be 2 or more"),
-        ({"in_channels": 0}, "in_channels must be 1 or more"),
+        ({"width": 0}, "width must be a whole number, 1 or more"),
+        ({"num_classes": 1}, "num_classes must be a whole number, 2 or more"),
+        ({"in_channels": 0}, "in_channels must be a whole number, 1 or more"),
     ],
 )
 def test_impossible_networks_say_why(options, words):

@@ -13,11 +13,12 @@ import torch
 
 from auxnet.backbones.described import net_from
 from auxnet.backbones.named import check_outside, is_own_code
-from auxnet.documents import parsing, read_json
+from auxnet.documents import made_again, parsing, read_json
 from auxnet.errors import DamagedError, first_line
 from auxnet.files import whole
 from auxnet.network import AuxNet
 from auxnet.recipe import RunDir, folder_of, read_run_recipe
+from auxnet.rundir import LOCK, is_held
 from auxnet.tensors import read_tensors
 from auxnet.words import command
 
@@ -45,8 +46,11 @@ def fingerprint(folder: Path) -> str:
 def load_weights(path: Path, net: AuxNet) -> None:
     """Fill a net from safetensors. Raises FileNotFoundError, or RuntimeError if the file is damaged or does not fit."""
     if not path.is_file():
-        raise FileNotFoundError(f"there are no weights at {path}")
-    state = read_tensors(path)
+        raise FileNotFoundError(f"there are no weights at {path}{made_again(path)}")
+    try:
+        state = read_tensors(path)
+    except DamagedError as error:
+        raise DamagedError(f"{error}{made_again(path)}") from None
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
@@ -77,10 +81,11 @@ def build_net(config: Any, where: Path | str, trusted: str | None = None) -> Aux
 
 def read_config(folder: Path) -> Any:
     """The config.json of a run. Raises FileNotFoundError, which says how to go on with a run that is not finished."""
-    if not (folder / "config.json").is_file() and any((folder / "checkpoints").glob("*.ckpt")):
-        raise FileNotFoundError(
-            f"{folder} is not finished: `{command('train', '--out', folder, '--resume')}` goes on with it"
-        )
+    finished = any((folder / name).is_file() for name in ("config.json", "summary.json"))
+    if not finished and any((folder / "checkpoints").glob("*.ckpt")):
+        goes_on = f"`{command('train', '--out', folder, '--resume')}` goes on with it"
+        trained = is_held(folder / LOCK)
+        raise FileNotFoundError(f"{folder} is not finished: {'another process trains in it' if trained else goes_on}")
     return read_json(folder / "config.json")
 
 

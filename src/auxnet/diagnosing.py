@@ -85,11 +85,16 @@ def checked_folder(runs: Sequence[Path], out: Path | None) -> Path:
     return folder
 
 
+def content_of(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What diagnosis.json holds of gathered runs."""
+    return {"made_by": made_by(diagnosis_page.COMMAND), "runs": list(runs)}
+
+
 def write(runs: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     """Write diagnosis.json and diagnosis.html of gathered runs into a folder, made if need be; say where they are."""
     folder.mkdir(exist_ok=True)
     paths = [folder / name for name in FILES]
-    write_json(paths[0], {"made_by": made_by(diagnosis_page.COMMAND), "runs": list(runs)})
+    write_json(paths[0], content_of(runs))
     with whole(paths[1]) as partial:
         headline = compared(runs) if len(runs) > 1 else runs[0]["said"][0]
         text = diagnosis_page.page(runs, headline)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from auxnet.errors import one_line
+from auxnet.words import command
 
 MOST_JSON = 2**24  # bytes; the largest that a run writes, evaluation.json of 50 outputs and 1000 classes, has 2 MB
 MOST_YAML = 2**16  # bytes; a recipe has 1 kB
@@ -37,9 +38,18 @@ def read_json(path: Path) -> Any:
     try:
         return json_value(_text(path, MOST_JSON))
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path.parent} holds no {path.name}: is it a finished run?") from None
+        mend = made_again(path) or ": is it a finished run?"
+        raise FileNotFoundError(f"{path.parent} holds no {path.name}{mend}") from None
     except ValueError as error:
-        raise RuntimeError(f"{path} is damaged: {error}") from None
+        raise RuntimeError(f"{path} is damaged: {error}{made_again(path)}") from None
+
+
+def made_again(path: Path) -> str:
+    """What makes a file of a finished run again, to end an error with; nothing where there is no checkpoint of it."""
+    of_a_run = path.name in ("config.json", "summary.json", "model.safetensors")
+    if not (of_a_run and any((path.parent / "checkpoints").glob("*.ckpt"))):
+        return ""
+    return f"; `{command('train', '--out', path.parent, '--resume')}` makes it again"
 
 
 def json_value(text: str) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 from uuid import uuid4
 
@@ -29,7 +30,17 @@ def whole(path: Path) -> Iterator[Path]:
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error  # of the file that was asked for
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that is read-only says so of a file that is not there
+            partial.unlink(missing_ok=True)
+
+
+def unwritable(folder: Path) -> str | None:
+    """Why no file can be made in a folder, in the system's words; None if one can."""
+    try:
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 def _sync_folder(folder: Path) -> None:

@@ -127,6 +127,8 @@ def load(source: RunDir, which: str = "last") -> PretrainedAuxNet:
     name, folder = str(source), folder_of(source)
     weights_file(folder, which)
     from_hub = name.startswith("hf:")
+    if not from_hub and folder.is_file():
+        raise ValueError(f"{folder} is a file, and not the folder of a net: auxnet.predict takes ONNX files")
     if not from_hub and not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}: give a run, an exported folder, or hf:owner/name")
     if which == "best" and (from_hub or not (folder / "recipe.yaml").is_file()):

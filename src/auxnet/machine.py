@@ -35,8 +35,9 @@ def device_of(recipe: Recipe) -> torch.device:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % max(1, torch.cuda.device_count()))  # not all on GPU 0
     try:
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {name!r} cannot be used here ({first_line(error)}); try 'cpu'") from None
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        why = first_line(error).split(". ")[0]  # of a page
+        raise ValueError(f"device {name!r} cannot be used here ({why}); try 'cpu'") from None
     return device
 
 

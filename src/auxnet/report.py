@@ -17,7 +17,7 @@ from auxnet.documents import parsing, read_json
 from auxnet.errors import one_line
 from auxnet.evaluation import COSTS
 from auxnet.examining import examine, time_of
-from auxnet.files import whole
+from auxnet.files import unwritable, whole
 from auxnet.lineage import in_doubt
 from auxnet.machine import device_of
 from auxnet.opening import changed_since, data_dirs, data_of, with_data_in
@@ -58,7 +58,7 @@ def write_report(
     Raises ValueError for several runs without `out`, or a device that cannot be used; FileExistsError if `out` is
     something else than a report, or the run's own report shows images that the new one lacks; FileNotFoundError if a
     run or the folder of `out` does not exist, or a run has not finished an epoch, or `data_dir` does not hold the data
-    of the one run; RuntimeError if a run is damaged.
+    of the one run; PermissionError, before it is made, if it cannot be written; RuntimeError if a run is damaged.
     """
     path = checked_path(runs, out)
     each = zip(runs, names_of(runs), data_dirs(runs, data_dir), strict=True)
@@ -86,6 +86,8 @@ def checked_path(runs: Sequence[Path], out: Path | None) -> Path:
     if out is not None and not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to put {path.name} in")
     check_ours(path, report_page.COMMAND)
+    if path.parent.is_dir() and (why := unwritable(path.parent)):
+        raise PermissionError(f"{path} cannot be written ({why}): give --out FILE.html")
     return path
 
 

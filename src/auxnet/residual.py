@@ -101,7 +101,7 @@ def resnet(
         ("in_channels", in_channels, 1),
     ):
         if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be {least} or more, got {value!r}")
+            raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}")
     if not _parameters(plan, form, width, num_classes, in_channels) <= MOST_PARAMETERS:
         raise ValueError(
             f"a network of depth={depth}, width={width}, in_channels={in_channels}, num_classes={num_classes} has "

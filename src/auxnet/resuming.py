@@ -156,7 +156,8 @@ def newest_checkpoint(folder: Path) -> dict[str, Any]:
     """
     paths = checkpoints(folder)
     if not paths:
-        raise FileNotFoundError(f"{folder} holds no checkpoint to resume from; --overwrite begins again")
+        finished = "is finished, and nothing is left to train: it " if (folder / "summary.json").is_file() else ""
+        raise FileNotFoundError(f"{folder} {finished}holds no checkpoint to resume from; --overwrite begins again")
     for path in paths:
         try:
             return load_state(path)

@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from auxnet.documents import json_value
-from auxnet.files import whole
+from auxnet.files import unwritable, whole
 from auxnet.reading import sources
 from auxnet.recipe import SEAL, WHERE, Recipe, read_run_recipe, write_recipe
 from auxnet.tensorboard import event_files
@@ -75,6 +75,17 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_held(lock: Path) -> bool:
+    """Whether some process holds the lock of this file."""
+    if not lock.is_file():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except OSError as error:  # its disk may be read-only: then nobody trains there
+        return isinstance(error, Timeout)
+
+
 def check(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
     """Refuse, before anything is computed, what would lose something of the user's.
 
@@ -100,8 +111,8 @@ def check(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
         raise NotADirectoryError(f"{folder} cannot be made: {nearest} is a file")
-    if not os.access(nearest, os.W_OK):
-        raise PermissionError(f"{folder} cannot be written to")
+    if why := unwritable(nearest):
+        raise PermissionError(f"{folder} cannot be written to ({why})")
 
 
 def _is_run(folder: Path) -> bool:
@@ -191,4 +202,6 @@ def _check_same(saved: Recipe, recipe: Recipe, folder: Path) -> None:
         if value != getattr(recipe, key):
             asked = getattr(recipe, key)
             mend = "leave it out, or train another run with --out"
+            if key == "epochs" and (folder / "model.safetensors").is_file():
+                mend += f", from these weights by --pretrained {folder}"
             raise ValueError(f"{folder} was begun with {key}={value!r}, and cannot go on with {asked!r}: {mend}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional
 
@@ -44,7 +46,7 @@ def diagnose(words: list[str]) -> None:
     for flag, value, least in (("--images", options.images, 1), ("--probe-images", options.probe_images, 2)):
         if value < least:
             raise ValueError(f"{flag} must be {least} or more, got {value}")
-    from auxnet.diagnosing import checked_folder, compared, gather, write
+    from auxnet.diagnosing import checked_folder, content_of, gather, write
     from auxnet.opening import data_dirs, opened
     from auxnet.page_frame import names_of
     from auxnet.recipe import read_run_recipe
@@ -65,10 +67,21 @@ def diagnose(words: list[str]) -> None:
             if path == options.runs[-1] and not gathered:
                 raise
             warnings.warn(f"{name} is not shown: {one_line(error)}", stacklevel=2)
-    paths = write(gathered, folder)
     if options.json:
-        print(paths[0].read_text())
-        return
+        print(json.dumps(content_of(gathered), indent=2))
+    else:
+        _show(console, gathered)
+    try:
+        paths = write(gathered, folder)
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written to ({error.strerror}): give --out DIR") from error
+    if not options.json:
+        screen.print_line(console, f"written: {', '.join(map(str, paths))}")
+
+
+def _show(console: Console, gathered: Sequence[dict[str, Any]]) -> None:
+    from auxnet.diagnosing import compared
+
     for facts in gathered:
         screen.print_table(console, _layers_table(facts))
         screen.print_table(console, _gradients_table(facts))
@@ -78,7 +91,7 @@ def diagnose(words: list[str]) -> None:
     if len(gathered) > 1:
         screen.print_line(console, compared(gathered))
     images = f"gradients on {gathered[0]['images']:,} training images of the last epoch, in the run's own batches"
-    screen.print_line(console, f"{images}; written: {', '.join(map(str, paths))}")
+    screen.print_line(console, images)
 
 
 def _layers_table(run: dict[str, Any]) -> Table:

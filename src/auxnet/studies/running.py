@@ -23,7 +23,7 @@ from auxnet.errors import DivergedError, one_line
 from auxnet.files import whole
 from auxnet.processes import work_together
 from auxnet.recipe import Recipe, read_run_recipe
-from auxnet.rundir import located, read_metrics
+from auxnet.rundir import is_held, located, read_metrics
 from auxnet.studies.spec import Trial
 from auxnet.train import fit_on
 from auxnet.unfinished import whole_epochs
@@ -93,7 +93,7 @@ def _was_trained_on(recipe: Recipe, run: Path) -> bool:
 def under_way(out: Path, trials: Sequence[Trial]) -> Iterator[str]:
     """In words, where each of the trials stands that some process trains at this moment."""
     for trial in left_of(out, trials):
-        if _is_held(_claim(out, trial)):
+        if is_held(_claim(out, trial)):
             rows = whole_epochs(read_metrics(folder_of(out, trial)))
             done = max((row["epoch"] for row in rows), default=0)
             errors = [row["error"] for row in rows if row["epoch"] == done and row["split"] == "val"]
@@ -103,16 +103,6 @@ def under_way(out: Path, trials: Sequence[Trial]) -> Iterator[str]:
 
 def _claim(out: Path, trial: Trial) -> Path:
     return out / "claims" / f"{trial.name}.lock"
-
-
-def _is_held(lock: Path) -> bool:
-    if lock.is_file():
-        try:
-            with FileLock(lock, timeout=0):
-                return False
-        except Timeout:
-            return True
-    return False
 
 
 def train(out: Path, trials: Sequence[Trial], processes: int, where: dict[str, Any], watch: Watch) -> None:
