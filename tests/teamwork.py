@@ -1,13 +1,17 @@
 """What each process of a team does for test_distributed: `teamwork.py FOLDER [PORT]`, started as torchrun does.
 
 It leaves what it saw in FOLDER/rank-R.pt. Given a port, the team of three then loses a process that is killed, and
-the two that are left form a team anew (there), in which one stops answering.
+the two that are left form a team anew (there), in which one stops answering. `started` starts such a team by forking
+this process, whose modules need not be imported anew.
 """
 
+import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
+from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -140,6 +144,29 @@ def lost(t, end):
             t.average(torch.ones(1000))
         except RuntimeError as error:
             return str(error), time.monotonic() - began
+
+
+def started(size, work, *arguments):
+    """Processes that each do `work` in the place in a team that torchrun would give them, and end with its status."""
+    (port,) = free_ports(1)
+
+    def take_part(rank):
+        os.environ.update(WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+        sys.exit(work(*arguments))
+
+    processes = [multiprocessing.get_context("fork").Process(target=take_part, args=(rank,)) for rank in range(size)]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def free_ports(count):
+    with ExitStack() as held:
+        places = [held.enter_context(socket.socket()) for _ in range(count)]
+        for place in places:
+            place.bind(("127.0.0.1", 0))
+        return [str(place.getsockname()[1]) for place in places]
 
 
 def main(folder, port=None):

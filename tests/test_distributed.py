@@ -3,7 +3,6 @@
 import copy
 import os
 import signal
-import socket
 import subprocess
 import sys
 from itertools import chain
@@ -17,7 +16,20 @@ import auxnet
 from auxnet.distributed import Team, team
 from auxnet.synchronised import synchronise_norms
 from auxnet.update import averaged
-from teamwork import METHODS, SCENARIOS, SGD, WEIGHTS, batches, norms_and_inputs, small_net, small_resnet, trained
+from teamwork import (
+    METHODS,
+    SCENARIOS,
+    SGD,
+    WEIGHTS,
+    batches,
+    free_ports,
+    main,
+    norms_and_inputs,
+    small_net,
+    small_resnet,
+    started,
+    trained,
+)
 
 TEAMWORK = str(Path(__file__).with_name("teamwork.py"))
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -40,20 +52,13 @@ def two(tmp_path_factory):
 def three(tmp_path_factory):
     """What each of three processes saw, of which the last is then killed and the one before it stopped."""
     folder = tmp_path_factory.mktemp("three")
-    port, next_port = free_ports()
-    place = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = [
-        subprocess.Popen(
-            [sys.executable, TEAMWORK, str(folder), next_port],
-            env={**ENVIRONMENT, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(3)
-    ]
+    processes = started(3, main, folder, *free_ports(1))
     try:
-        assert started[0].wait(120) == 0
-        assert started[2].wait(10) == -signal.SIGKILL
+        processes[0].join(120)
+        processes[2].join(10)
+        assert (processes[0].exitcode, processes[2].exitcode) == (0, -signal.SIGKILL)
     finally:
-        for process in started:
+        for process in processes:
             process.kill()
     return [torch.load(folder / f"rank-{rank}.pt") for rank in range(3)]
 
@@ -62,13 +67,6 @@ def three(tmp_path_factory):
 def saw(request):
     """What each process of a team saw."""
     return request.getfixturevalue(request.param)
-
-
-def free_ports():
-    with socket.socket() as a, socket.socket() as b:
-        a.bind(("127.0.0.1", 0))
-        b.bind(("127.0.0.1", 0))
-        return str(a.getsockname()[1]), str(b.getsockname()[1])
 
 
 def assert_equal(a, b, tolerance=0.0):

@@ -1,4 +1,4 @@
-"""Training under torchrun, for real: as one process would, whoever dies, and with another number of processes."""
+"""Training in many processes: as one would, whoever dies, with another number of them, and under torchrun for real."""
 
 import os
 import signal
@@ -6,17 +6,34 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 import auxnet
-from auxnet import rundir, signals
+from auxnet import resuming, rundir, signals
+from auxnet.cli import main
 from auxnet.recipe import Recipe
+from teamwork import started
 
-TINY = Recipe(depth=8, outputs=3, epochs=2, batch_size=300, threads=1, device="cpu", augment="crop+flip", lr=0.002)
-WORDS = "--depth 8 --outputs 3 --epochs 2 --batch-size 300 --threads 1 --device cpu --augment crop+flip --lr 0.002"
+WORDS = "--depth 8 --outputs 3 --epochs 2 --train-images 113 --batch-size 30 --threads 1 --device cpu"
+WORDS += " --augment crop+flip --lr 0.002"
+TINY = Recipe(
+    depth=8,
+    outputs=3,
+    epochs=2,
+    train_images=113,
+    batch_size=30,
+    threads=1,
+    device="cpu",
+    augment="crop+flip",
+    lr=0.002,
+)
+
+
+def forked(processes, folder, *more):
+    """What torchrun would start, without its and their imports."""
+    return started(processes, main, ["train", *WORDS.split(), "--out", str(folder), *more])
 
 
 def torchrun(processes, folder, *more):
@@ -26,17 +43,20 @@ def torchrun(processes, folder, *more):
     return subprocess.Popen([*command, *words], stdout=-1, stderr=-1, text=True, env=environment)
 
 
-def workers_of(process):
-    tasks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [int(pid) for pid in tasks]
-
-
-def test_two_processes_train_as_one_does(tmp_path):
-    """With norms over all images: 1293 images in batches of 300 leave 93 for the last, an odd number."""
-    team = torchrun(2, tmp_path / "team", "--sync-batchnorm", "--diagnose")  # which one process measures
+@pytest.mark.enough(1)
+@pytest.mark.parametrize("start", [forked, torchrun])
+def test_two_processes_train_as_one_does(tmp_path, capfd, start):
+    """With norms over all images: 113 images in batches of 30 leave 23 for the last, an odd number."""
+    team = start(2, tmp_path / "team", "--sync-batchnorm", "--diagnose")  # which one process measures
     alone = auxnet.fit(replace(TINY, sync_batchnorm=True), tmp_path / "alone", diagnose=True)
-    out, err = team.communicate(timeout=120)
-    assert team.returncode == 0, err
+    if start is torchrun:
+        out, err = team.communicate(timeout=120)
+        assert team.returncode == 0, err
+    else:
+        for process in team:
+            process.join(120)
+        assert [process.exitcode for process in team] == [0, 0]
+        out, _ = capfd.readouterr()
     assert out.count("the run lies in") == 1  # one process talks
     weights = load_file(tmp_path / "team" / "model.safetensors")
     for name, tensor in load_file(alone.folder / "model.safetensors").items():
@@ -49,18 +69,28 @@ def test_two_processes_train_as_one_does(tmp_path):
     assert {path.name for path in (tmp_path / "team").iterdir()} == {path.name for path in alone.folder.iterdir()}
 
 
-def test_a_process_that_dies_ends_the_job_which_goes_on_with_another_number(tmp_path):
-    folder = tmp_path / "a"
-    job = torchrun(2, folder, "--save-every", "0")
+def test_a_process_that_dies_ends_the_job_which_goes_on_with_another_number(tmp_path, monkeypatch, capfd):
+    folder, killed, save = tmp_path / "a", tmp_path / "killed", resuming.save_state
+
+    def save_and_wait(path, state):
+        save(path, state)
+        while not killed.exists():
+            time.sleep(0.01)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(resuming, "save_state", save_and_wait)
+        job = forked(2, folder, "--save-every", "0")
     end = time.monotonic() + 60
     while not list((folder / "checkpoints").glob("*.ckpt")):
         assert time.monotonic() < end
-        assert job.poll() is None
+        assert job[0].is_alive()
         time.sleep(0.02)
-    os.kill(workers_of(job)[1], signal.SIGKILL)
-    _, err = job.communicate(timeout=60)
-    assert job.returncode != 0
-    assert "auxnet: process 0 of 0..1 lost the others" in err or "Signal 9 (SIGKILL)" in err
+    job[1].kill()
+    job[1].join()
+    killed.touch()
+    job[0].join(60)
+    assert job[0].exitcode == 1
+    assert "auxnet: process 0 (of 2, from 0) lost the others: " in capfd.readouterr().err
     resumed = auxnet.fit(TINY, folder, resume=True)
     assert [(r["epoch"], r["split"], r["output"]) for r in rundir.read_metrics(folder)] == [
         (e, s, k) for e in (1, 2) for s in ("train", "val") for k in (1, 2, 3)
@@ -70,7 +100,7 @@ def test_a_process_that_dies_ends_the_job_which_goes_on_with_another_number(tmp_
 
 @pytest.mark.long
 def test_a_job_that_is_stopped_has_saved_and_says_so_once(tmp_path):
-    job = torchrun(2, tmp_path / "a", "--save-every", "0")
+    job = torchrun(2, tmp_path / "a", "--save-every", "0", "--epochs", "40")
     end = time.monotonic() + 60
     while not list((tmp_path / "a" / "checkpoints").glob("*.ckpt")):
         assert time.monotonic() < end
@@ -79,7 +109,7 @@ def test_a_job_that_is_stopped_has_saved_and_says_so_once(tmp_path):
     _, err = job.communicate(timeout=60)
     assert job.returncode == 1  # torchrun's, which passes the signal on and ends with an exception of its own
     assert err.count("auxnet: stopped after epoch") == 1
-    auxnet.fit(TINY, tmp_path / "a", resume=True)
+    auxnet.fit(replace(TINY, epochs=40), tmp_path / "a", resume=True)
 
 
 @pytest.mark.long
