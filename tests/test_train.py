@@ -21,7 +21,7 @@ from auxnet.reading.splits import fingerprint
 from auxnet.recipe import Recipe, read_recipe, write_recipe
 from killed import contents, killed_at
 
-TINY = Recipe(depth=8, outputs=3, epochs=3, batch_size=256, threads=1, device="cpu")
+TINY = Recipe(depth=8, outputs=3, epochs=3, train_images=96, batch_size=16, threads=1, device="cpu")
 
 
 def bytes_of(folder):
@@ -71,7 +71,7 @@ def test_the_run_directory_holds_what_was_promised(run):
     assert summary["epochs"]["last"] == 3
     assert summary["versions"]["torch"] == torch.__version__
     guessing = pytest.approx(1 - 15 / 145)  # 15 images of the commonest digit
-    about = {"name": "digits", "train": 1293, "val": 145, "test": 359, "guessing": guessing}
+    about = {"name": "digits", "train": 96, "val": 145, "test": 359, "guessing": guessing}
     dataset = load_data(TINY)
     judged_on = {f"{which}_sha256": fingerprint([getattr(dataset, which)]) for which in ("test", "val")}
     assert summary["data"] == {**about, "drawn": dataset.drawn, **judged_on, "resize": [8, 8]}
@@ -251,8 +251,7 @@ def test_a_truncated_net_trained_alone_is_that_net_and_nothing_else(tmp_path):
     assert all(map(torch.equal, again.state_dict().values(), run.net.state_dict().values()))
     with pytest.raises(ValueError, match=r"output must be one of 1\.\.3"):
         auxnet.fit(replace(recipe, alone=4), tmp_path / "b")
-    for form, name in (("torch", "x.pt2"), ("safetensors", "x")):
-        assert auxnet.export(tmp_path / "a", format=form, out=tmp_path / name).output == 1
+    assert auxnet.export(tmp_path / "a", format="safetensors", out=tmp_path / "x").output == 1
 
 
 def test_class_weights_are_counted_on_the_training_images():
