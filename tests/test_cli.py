@@ -1,6 +1,8 @@
 """The command line as a person meets it: every error one line, the right exit status, nothing lost."""
 
 import contextlib
+import errno
+import gc
 import io
 import json
 import os
@@ -19,6 +21,7 @@ from rich.console import Console
 
 import auxnet
 from auxnet import signals
+from auxnet.__main__ import run as run_program
 from auxnet.cli import COMMANDS, main, screen
 from auxnet.cli.arguments import parse, parse_with_recipe
 from auxnet.cli.train import Plan, Train
@@ -381,6 +384,53 @@ def test_names_and_pipes_of_any_kind_end_in_good_order(run):
     assert done.stderr.count(b"there is no such file") == 2
     shell = f"'{sys.executable}' -m auxnet select '{run}' | true; echo ${{PIPESTATUS[0]}}"
     assert subprocess.run(["bash", "-c", shell], capture_output=True).stdout.strip() == b"0"
+
+
+@pytest.mark.parametrize(
+    ("words", "trains", "goes_on"),
+    [
+        ("train", "auxnet.train.fit", "--resume"),
+        ("sweep --vary lr=0.1,0.2", "auxnet.sweeps.sweeping.sweep", "the same command"),
+        ("study own.yaml", "auxnet.studies.running.train", "the same command"),
+    ],
+)
+def test_a_training_that_nobody_reads_any_more_stops_and_says_how_it_goes_on(
+    words, trains, goes_on, tmp_path, monkeypatch, capsys
+):
+    def unread(*arguments, **options):
+        raise BrokenPipeError
+
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text("question: q\nvariants: {a: {depth: 8}}\nscales: {s: {seeds: 1, base: {epochs: 1}}}\n")
+    monkeypatch.setattr(trains, unread)
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert main([*words.split(), "--out", "a", "--device", "cpu", "--threads", "1"]) == 141
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"auxnet: nobody reads the output any more: stopped; {goes_on} goes on with it"
+
+
+def test_of_standard_output_that_is_full_it_is_said_so(monkeypatch, capsys):
+    class Full(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(Full())))
+    fails(capsys, ["--version"], 1, "auxnet: standard output: No space left on device")
+
+
+def test_once_a_command_is_done_ctrl_c_ends_the_interpreter_without_a_word(monkeypatch):
+    monkeypatch.setattr("auxnet.__main__.main", lambda: 3)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as end:
+            run_program()
+        assert (end.value.code, signal.getsignal(signal.SIGINT)) == (3, signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        gc.unfreeze()
 
 
 def test_an_unexpected_error_is_still_one_line(run, capsys, monkeypatch):

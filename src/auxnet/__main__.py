@@ -1,7 +1,21 @@
 """`python -m auxnet` is `auxnet`."""
 
+import gc
+import signal
 import sys
 
 from auxnet.cli import main
 
-sys.exit(main())
+
+def run() -> None:
+    """The command, and the end of the interpreter, in which Ctrl-C has nothing to interrupt but that."""
+    try:
+        sys.exit(main())
+    finally:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # or it is ignored
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        gc.freeze()  # to look for garbage in all of PyTorch takes a second
+
+
+if __name__ == "__main__":
+    run()

@@ -1,6 +1,7 @@
 """The command line. Here, and nowhere else, arguments are parsed and things are printed.
 
-Exit status: 0; 2 for something that cannot be asked for; 1 for something that failed; 130 when interrupted.
+Exit status: 0; 2 for something that cannot be asked for; 1 for something that failed; 130 when interrupted; 141 for a
+training that is stopped since nobody reads its output any more.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 
 from auxnet import __version__, signals
@@ -40,10 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.showwarning = _warn
     try:
         with signals.after_imports():
-            return _run(words)
+            status = _run(words)
+            print(end="", flush=True)  # or what cannot be written is told at the interpreter's end, by a traceback
+            return status
     except KeyboardInterrupt as stop:  # Ctrl-C, or what a training makes of it and of SIGTERM once all is saved
         if _leads():
-            print(f"auxnet: {str(stop) or 'interrupted'}", file=sys.stderr)
+            with suppress(BrokenPipeError):  # as `train 2>&1 | head`
+                print(f"auxnet: {str(stop) or 'interrupted'}", file=sys.stderr)
         return int(getattr(stop, "status", 130))
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -56,10 +61,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         if asked and not _leads():
             return 2
         kind = "" if expected else f"unexpected {type(error).__name__} (AUXNET_DEBUG=1 shows where): "
-        named = isinstance(error, OSError) and error.filename
-        said = f"{error.filename}: {error.strerror}" if named else error  # type: ignore[attr-defined]
-        print(f"auxnet: {kind}{one_line(said)}", file=sys.stderr)
+        print(f"auxnet: {kind}{one_line(_with_place(error))}", file=sys.stderr)
         return 2 if asked else 1
+
+
+def _with_place(error: Exception) -> object:
+    """An error, of the system's with the file that it is about."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return error
+    if error.filename:
+        return f"{error.filename}: {error.strerror}"
+    try:
+        print(end="", flush=True)
+    except OSError:  # it is still to be written
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return f"standard output: {error.strerror}"
+    return error
 
 
 def _leads() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.status import Status
 from rich.table import Table
 
+from auxnet.signals import Stopped
 from auxnet.words import per_cent, val_errors
 
 if TYPE_CHECKING:
@@ -43,21 +45,27 @@ def working(on: str) -> Status:
 
 
 @contextmanager
-def live_bar(console: Console, what: str) -> Iterator[Callable[..., None]]:
-    """A bar on a terminal while something long is done, nothing elsewhere; the function given moves it.
+def live_bar(console: Console, what: str, goes_on: str) -> Iterator[Callable[..., None]]:
+    """A bar on a terminal while something is trained, nothing elsewhere; the function given moves it.
 
-    It takes what rich's `Progress.update` takes, and `result`, words to the right of the bar.
+    It takes what rich's `Progress.update` takes, and `result`, words to the right of the bar. Raises Stopped, which
+    says what `goes_on` with the training, where nobody reads the output any more.
     """
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24))
     result = TextColumn("{task.fields[result]}")
     with Progress(*columns, result, console=console, disable=not console.is_terminal, transient=True) as bar:
-        yield partial(bar.update, bar.add_task(what, total=None, result=""))
+        try:
+            yield partial(bar.update, bar.add_task(what, total=None, result=""))
+        except BrokenPipeError:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            why = f"nobody reads the output any more: stopped; {goes_on} goes on with it"
+            raise Stopped(13, why) from None  # SIGPIPE, which not every system has
 
 
 @contextmanager
 def training_progress(console: Console) -> Iterator[Callable[[Stands], None]]:
     """A live bar on a terminal; a line per epoch where the output goes elsewhere."""
-    with live_bar(console, "reading the data") as update:
+    with live_bar(console, "reading the data", "--resume") as update:
 
         def watch(progress: Stands) -> None:
             finished = progress.epoch - 1 + progress.step / progress.steps

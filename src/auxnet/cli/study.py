@@ -92,12 +92,12 @@ def study(words: list[str]) -> int:
         screen.print_line(console, f"note: {few}")
     if not options.show:
         keep_freed_memory()
-        try:
-            with _progress(console, options.out, len(trials)) as watch:
+        with _progress(console, options.out, len(trials)) as watch:
+            try:
                 train(options.out, trials, options.processes, where, watch)
-        except KeyboardInterrupt as stop:
-            stop.args = ("stopped, and saved; the same command again goes on with the study",)
-            raise
+            except KeyboardInterrupt as stop:
+                stop.args = ("stopped, and saved; the same command again goes on with the study",)
+                raise
     if made.measures:
         with screen.working("measuring the supervision in each"):
             diagnose(options.out, trials)
@@ -118,7 +118,7 @@ def _progress(console: Console, out: Path, total: int) -> Iterator[Callable[[Seq
     from auxnet.studies.running import under_way
 
     known, due = None, screen.now_and_then(console)
-    with screen.live_bar(console, "training") as update:
+    with screen.live_bar(console, "training", "the same command") as update:
 
         def watch(left: Sequence[Trial]) -> None:
             nonlocal known

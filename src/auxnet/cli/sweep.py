@@ -82,8 +82,8 @@ def sweep(words: list[str]) -> int:
     from auxnet.sweeps.sweeping import sweep as run
 
     keep_freed_memory()
-    try:
-        with _progress(console) as watch:
+    with _progress(console) as watch:
+        try:
             done = run(
                 varied,
                 options.out,
@@ -97,10 +97,10 @@ def sweep(words: list[str]) -> int:
                 retry_failed=options.retry_failed,
                 watch=watch,
             )
-    except KeyboardInterrupt as stop:
-        where = ("--out", options.out, *(("--storage", options.storage) if options.storage else ()))
-        stop.args = (f"stopped, and saved; {command('sweep', *where)} goes on with it",)
-        raise
+        except KeyboardInterrupt as stop:
+            where = ("--out", options.out, *(("--storage", options.storage) if options.storage else ()))
+            stop.args = (f"stopped, and saved; {command('sweep', *where)} goes on with it",)
+            raise
     _show(console, done)
     return 0 if done.best else 1
 
@@ -123,7 +123,7 @@ def _progress(console: Console) -> Iterator[Callable[[Sequence[Trial], int], Non
     """A line for each trial that ends; on a terminal, a live bar below, elsewhere now and then a line as it has it."""
     known: set[int] | None = None
     due = screen.now_and_then(console)
-    with screen.live_bar(console, "trying what varies") as update:
+    with screen.live_bar(console, "trying what varies", "the same command") as update:
 
         def watch(trials: Sequence[Trial], total: int) -> None:
             nonlocal known
