@@ -1,9 +1,13 @@
 """A tiny finished run of three outputs on images written here, for the tests of what leaves a run."""
 
+from dataclasses import asdict
+
 import numpy as np
 import torch
 from PIL import Image
 
+from auxnet.checkpoint import fingerprint
+from auxnet.files import write_json
 from auxnet.recipe import Recipe
 from auxnet.train import fit
 
@@ -25,3 +29,8 @@ def write_run(folder):
     recipe = Recipe(data=str(folder / "data"), depth=8, outputs=3, epochs=1, batch_size=24, val_fraction=0.3, threads=1)
     fit(recipe, folder / "run")
     return folder / "run"
+
+
+def write_policy(run, policy, **about):
+    """The exits.json of a run."""
+    write_json(run / "exits.json", {"weights_sha256": fingerprint(run), **asdict(policy), **about})

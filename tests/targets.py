@@ -39,7 +39,7 @@ from auxnet.studies.ledger import findings_of, stranger
 from auxnet.studies.spec import read_study
 from auxnet.studies.study_page import write_findings
 from auxnet.sweeps.space import space_from
-from shipped import picture, write_run
+from shipped import picture, write_policy, write_run
 from writers import cifar_files, tiny, write_cifar, write_parquet
 
 
@@ -193,7 +193,7 @@ def targets(home: Path) -> list[Target]:
 def _of_runs(run: Path, image: Path, home: Path) -> list[Target]:
     write_json(run / "evaluation.json", _evaluation(run))
     policy = exits.Policy((0.5, 0.5), "entropy", (1.0, 1.0, 1.0))
-    write_json(run / "exits.json", exits.policy_content(run, policy, {}))
+    write_policy(run, policy)
 
     def copy(name: str) -> Path:
         return shutil.copytree(run, home / name)

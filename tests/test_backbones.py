@@ -253,7 +253,7 @@ def test_weights_that_do_not_fit_are_listed(capsys, tmp_path):
     del state["stem.0.weight"]
     save_file(state | {"more": torch.zeros(1)}, tmp_path / "w.safetensors")
     words = train(tmp_path / "bad", "--backbone", "own_nets:build", "--pretrained", tmp_path / "w.safetensors")
-    fails(capsys, words, 2, "1 missing: stem.0.weight; 1 not the net's: more")
+    fails(capsys, words, 2, "1 missing: stem.0.weight and 1 not the net's: more")
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])

@@ -44,11 +44,6 @@ def test_every_image_of_a_class_may_be_held_out() -> None:
     assert held == set(range(10))
 
 
-def test_a_class_with_a_single_image_cannot_be_split() -> None:
-    with pytest.raises(ValueError, match="class 1 has a single image"):
-        stratified_split(torch.tensor([0, 0, 1]), 0.5, 0)
-
-
 @pytest.mark.parametrize("name", ["", "caf\udce9"])  # of a text label; of a folder in Latin-1
 def test_a_class_that_no_file_could_name_is_refused_before_it_is_trained_on(name: str, home: Path) -> None:
     images, labels = tiny(20, 2, size=8)

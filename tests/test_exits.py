@@ -19,9 +19,9 @@ from auxnet import build
 from auxnet.cli import main
 from auxnet.cost import costs, multiply_adds
 from auxnet.data import load_data
+from auxnet.descent import Costs
 from auxnet.exits import EarlyExit, ExitCosts, exit_latencies, exit_macs
-from auxnet.policy import NEVER, Policy, confidence
-from auxnet.thresholds import costs_under
+from auxnet.policy import NEVER, confidence
 
 
 def tiny(outputs=3, seed=0):
@@ -178,8 +178,7 @@ def test_an_exit_costs_its_output_alone_and_the_heads_that_are_asked_before_it()
         # What EarlyExit really does to an image that goes to the end, which no confidence lets leave at 1.0:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             EarlyExit(net.eval(), [2 * t for t in thresholds], "top", [1e6] * 4)(torch.zeros(1, 3, 16, 16))
-        under = costs_under(Policy(thresholds, "top", (1.0,) * 4), alone, heads[:3])
-        assert under[-1] == counter.get_total_flops() // 2
+        assert Costs.of(alone, heads[:3]).under(thresholds)[-1] == counter.get_total_flops() // 2
 
 
 def test_exit_latencies_are_of_each_output_straight_passing_heads_and_alone(monkeypatch):

@@ -16,9 +16,7 @@ from PIL import Image
 from auxnet import exporting, graphs
 from auxnet.batches import normalise
 from auxnet.cli import main
-from auxnet.exits import policy_content
 from auxnet.exporting import SUFFIX, Exported, export
-from auxnet.files import write_json
 from auxnet.graphs import folded
 from auxnet.hub import load, model_card
 from auxnet.opening import data_of
@@ -26,7 +24,7 @@ from auxnet.policy import NEVER, Policy, confidence
 from auxnet.prediction import predict
 from auxnet.recipe import read_run_recipe, write_recipe
 from auxnet.runtimes import open_model
-from shipped import write_run
+from shipped import write_policy, write_run
 
 UP_TO_TWO = Policy((0.3,), "top", (1.0, 1.0))
 HALF = Policy((0.02, 0.05), "margin", (1.5, 0.7, 2.0))
@@ -200,7 +198,7 @@ def test_the_policy_of_a_run_is_exported_up_to_the_output_asked_for(run, tmp_pat
     pytest.importorskip("onnxruntime")
     shutil.copytree(run, tmp_path / "a")
     policy = Policy((0.02, 0.5), "entropy", (0.7, 1.3, 1.0))
-    write_json(tmp_path / "a" / "exits.json", policy_content(tmp_path / "a", policy, {}))
+    write_policy(tmp_path / "a", policy)
     done = export(tmp_path / "a", 2, "onnx-early-exit", tmp_path / "early.onnx")
     logits = logits_of(run, pixels)[:2]
     answers = open_model(done.path).ask(pixels)
@@ -231,7 +229,7 @@ def test_what_was_noted_of_a_policy_is_said_again_where_it_is_shipped(run, tmp_p
     monkeypatch.setattr(exporting, "export", lambda *_, **__: done)
     shutil.copytree(run, tmp_path / "a")
     note = "on test images the error rises by more than the target of 1 points, beyond chance"
-    write_json(tmp_path / "a" / "exits.json", policy_content(tmp_path / "a", HALF, {"notes": [note]}))
+    write_policy(tmp_path / "a", HALF, notes=[note])
     words = ["export", str(tmp_path / "a"), "--format", "onnx-early-exit"]
     assert main(words) == 0
     assert f"note: {note}" in capsys.readouterr().out

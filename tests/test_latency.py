@@ -40,7 +40,7 @@ def test_peak_memory_is_the_same_every_time_and_leaves_the_model_as_it_was():
 
 def test_each_output_is_measured_at_each_batch_size_with_the_threads_stated():
     net = auxnet.resnet(depth=8, outputs=3)
-    found = latency.latencies(net, (3, 8, 8), batch_sizes=(1, 4), threads=1, seconds=0.05)
+    found = latency.latencies(net, (3, 8, 8), batch_sizes=(1, 4), seconds=0.05)
     assert [one.output for one in found] == [1, 2, 3]
     for one in found:
         assert (one.device, one.threads) == ("cpu", 1)
@@ -71,7 +71,7 @@ def test_models_take_turns():
     assert turns == [("a", 3, False), ("b", 3, False)] * (2 + 5)
 
 
-def test_without_a_number_the_threads_are_those_at_hand():
+def test_the_threads_are_those_at_hand():
     net = auxnet.resnet(depth=8, outputs=1)
     torch.set_num_threads(machine.cores() + 1)
     found = latency.latencies(net, (3, 8, 8), (1,), seconds=0.01)
@@ -84,7 +84,6 @@ def test_threads_are_given_back():
     assert torch.get_num_threads() == 1
 
 
-def test_impossible_measurements_are_refused():
-    net = auxnet.resnet(depth=8)
-    with pytest.raises(ValueError, match="threads must be 1 or more, got 0"):
-        latency.latencies(net, (3, 8, 8), threads=0)
+def test_no_threads_are_refused():
+    with pytest.raises(ValueError, match="threads must be 1 or more, got 0"), machine.threads_set(0):
+        pass

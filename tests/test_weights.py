@@ -56,15 +56,15 @@ def test_keys_that_are_missing_too_many_or_of_another_shape_are_listed_and_nothi
         auxnet.load_pretrained(target, tmp_path / "w.safetensors")
     told = str(caught.value).split(": ", 1)[1]
     assert told == (
-        "2 missing: 0.bias, 1.running_var; 1 not the net's: extra.weight; "
-        "2 of another shape: 3.weight [5, 4] for [3, 4], 3.bias [5] for [3]"
+        "2 missing: 0.bias; 1.running_var and 1 not the net's: extra.weight "
+        "and 2 of another shape: 3.weight [5, 4] for [3, 4]; 3.bias [5] for [3]"
     )
     assert same(target, before)
 
 
 def test_a_long_list_is_cut_short(tmp_path):
     save_file({f"x{i}": torch.zeros(1) for i in range(14)}, tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match=r"14 not the net's: x0, .* and 11 more"):
+    with pytest.raises(ValueError, match=r"14 not the net's: x0; x\d+; x\d+; \.\.\.$"):
         auxnet.load_pretrained(backbone(), tmp_path / "w.safetensors")
 
 

@@ -265,13 +265,12 @@ def _with_all_splits(
     for name, fraction, split_seed in (("test", TEST_FRACTION, TEST_SEED), ("val", val_fraction, seed)):
         if name not in splits:
             whole = splits["train"]
-            try:
-                kept, held = stratified_split(whole.labels, fraction, split_seed)
-            except ValueError:
-                few = _class_with_one_image(whole.labels, classes)
+            if 1 in (counts := torch.bincount(whole.labels).tolist()):
+                few = classes[counts.index(1)]
                 raise ValueError(
-                    f"class {few} has too few images to carve a {name} split from: give three or more of each class"
-                ) from None
+                    f"class {few!r} has too few images to carve a {name} split from: give three or more of each class"
+                )
+            kept, held = stratified_split(whole.labels, fraction, split_seed)
             splits["train"], splits[name] = whole.part(kept), whole.part(held)
     return splits["train"], splits["val"], splits["test"]
 
@@ -314,23 +313,14 @@ def _apportioned(counts: Tensor, total: int) -> Tensor:
     return shares
 
 
-def _class_with_one_image(labels: Tensor, classes: Sequence[str]) -> str:
-    """The first class with a single image, quoted."""
-    counts = torch.bincount(labels).tolist()
-    return next(repr(name) for name, count in zip(classes, counts, strict=False) if count == 1)
-
-
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Indices kept and held out, each sorted: `fraction` of every class, rounded, is held out.
 
-    At least one image of each class is on each side. Labels int64 [N]. Raises ValueError for a class with a
-    single image.
+    At least one image of each class, of two or more, is on each side. Labels int64 [N].
     """
     kept, held = [], []
-    for label, images in enumerate(_by_class(labels, seed)):
+    for images in _by_class(labels, seed):
         count = len(images)
-        if count == 1:
-            raise ValueError(f"class {label} has a single image, and at least two are needed to split it")
         number = min(max(int(fraction * count + 0.5), 1), count - 1) if count else 0
         held.append(images[:number])
         kept.append(images[number:])

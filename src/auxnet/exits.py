@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -135,11 +134,6 @@ def exit_latencies(
 
 
 # ---- in a run directory ----------------------------------------------------------------------------------------
-
-
-def policy_content(run: RunDir, policy: Policy, about: dict[str, Any]) -> dict[str, Any]:
-    """What exits.json holds."""
-    return {"weights_sha256": fingerprint(Path(run)), **asdict(policy), **about}
 
 
 def read_policy(run: RunDir, outputs: int) -> Policy:

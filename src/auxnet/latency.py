@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from auxnet.machine import threads_set
 from auxnet.network import AuxNet, in_mode
 
 MOST_TURNS = 1000  # of a model that is timed
@@ -63,7 +62,6 @@ def latencies(
     image_shape: Sequence[int],
     batch_sizes: Sequence[int] = (1, 32),
     *,
-    threads: int | None = None,
     seconds: float = 2.0,
 ) -> list[Latency]:
     """Each output as a model of its own (`AuxNet.truncate`), on the net's device, for images of shape (C, H, W).
@@ -72,13 +70,12 @@ def latencies(
     """
     alone = [net.truncate(k) for k in range(1, net.outputs + 1)]
     device = next(net.parameters()).device
-    with threads_set(torch.get_num_threads() if threads is None else threads):
-        timings = [measure(alone, image_shape, batch, seconds=seconds) for batch in batch_sizes]
-        peaks = [tuple(peak_bytes(model, image_shape, batch) for batch in batch_sizes) for model in alone]
-        return [
-            Latency(k, str(device), torch.get_num_threads(), of_output, peak)
-            for k, (of_output, peak) in enumerate(zip(zip(*timings, strict=True), peaks, strict=True), start=1)
-        ]
+    timings = [measure(alone, image_shape, batch, seconds=seconds) for batch in batch_sizes]
+    peaks = [tuple(peak_bytes(model, image_shape, batch) for batch in batch_sizes) for model in alone]
+    return [
+        Latency(k, str(device), torch.get_num_threads(), of_output, peak)
+        for k, (of_output, peak) in enumerate(zip(zip(*timings, strict=True), peaks, strict=True), start=1)
+    ]
 
 
 def measure(

@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from auxnet.exits import exit_latencies, exit_macs, policy_content
+from auxnet.checkpoint import fingerprint
+from auxnet.descent import Costs
+from auxnet.exits import exit_latencies, exit_macs
 from auxnet.files import write_json
 from auxnet.opening import Opened, opened
 from auxnet.policy import Confidence, Policy, check_confidence, never
@@ -24,7 +26,6 @@ from auxnet.thresholds import (
     anytime,
     budgeted,
     check_target,
-    costs_under,
     fit_temperatures,
     outcome,
     smallest_provable_target,
@@ -188,7 +189,7 @@ def _solve(
         return tuple(Point(p, outcome(val, p, stop, passing), outcome(test, p, stop, passing)) for p in policies)
 
     (answer,), curves = seen([policy]), {name: seen(several) for name, several in policies.items()}
-    costs = costs_under(policy, stop, passing)
+    costs = tuple(Costs.of(stop, passing).under(policy.thresholds).tolist())
     notes = [] if cross_fitted is None else [*_of_target(target["max_error_increase"], cross_fitted, answer)]
     notes += _of_outputs_alone(run, curves["anytime"], alone, answer.val, target.get("max_mean_cost"), unit)
     about = {
@@ -205,7 +206,7 @@ def _solve(
             for name, curve in curves.items()
         },
     }
-    content = policy_content(run, policy, about)
+    content = {"weights_sha256": fingerprint(run), **asdict(policy), **about}
     written: Path | None = run / "exits.json"
     try:
         write_json(run / "exits.json", content)

@@ -48,11 +48,6 @@ def fit_temperatures(predicted: Predictions) -> tuple[float, ...]:
     return tuple(fit_temperature(logits, predicted.labels) for logits in predicted.logits)
 
 
-def costs_under(policy: Policy, costs: Sequence[float], passing: Sequence[float] | None = None) -> tuple[float, ...]:
-    """[K], of an image that leaves at each output under a policy, with the heads that it passes there."""
-    return tuple(Costs.of(costs, passing).under(policy.thresholds).tolist())
-
-
 def outcome(
     predicted: Predictions, policy: Policy, costs: Sequence[float], passing: Sequence[float] | None = None
 ) -> Outcome:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from auxnet.errors import DamagedError, first_line
 from auxnet.network import AuxNet
 from auxnet.tensors import read_tensors
-
-LISTED = 3  # names of each kind of misfit that an error lists
+from auxnet.words import first_few
 
 
 def classes_in(path: Path | str, backbone: nn.Module, num_classes: int) -> int:
@@ -74,7 +73,7 @@ def load_pretrained(net: nn.Module, path: Path | str) -> None:
         ],
     }
     if any(misfits.values()):
-        told = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in misfits.items() if names)
+        told = " and ".join(f"{len(names)} {kind}: {first_few(names)}" for kind, names in misfits.items() if names)
         raise ValueError(f"{path} does not fit the net: {told}")
     net.load_state_dict(state)
     for name in [*last][:1]:
@@ -136,8 +135,3 @@ def _reason(error: Exception) -> str:
     if what:
         return f"{what[1]} (of a module save the state_dict(), not the module itself)"
     return first_line(ValueError(said)) if found else first_line(error)
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
