@@ -24,8 +24,10 @@ from auxnet import signals
 from auxnet.__main__ import run as run_program
 from auxnet.cli import COMMANDS, main, screen
 from auxnet.cli.arguments import parse, parse_with_recipe
+from auxnet.cli.export import _table
 from auxnet.cli.train import Plan, Train
 from auxnet.files import whole
+from auxnet.prediction import Prediction
 from auxnet.recipe import Recipe, recipe_from, write_recipe
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data"
@@ -478,6 +480,30 @@ def test_a_terminal_too_narrow_for_a_table_loses_no_figure():
         "- chosen, output 1, points behind the chosen +6.67 (-3.3 .. +16.7), McNemar's p 0.062",
         "- output 2, points behind the chosen +0.10 (-1.3 .. +1.5), McNemar's p 1",
     ]
+
+
+def test_what_is_in_an_image_is_told_on_a_narrow_terminal_without_a_broken_word(monkeypatch):
+    console = Console(width=40, file=io.StringIO(), force_terminal=True, color_system=None)
+    monkeypatch.setattr(screen, "console", lambda: console)
+    _table(iter([Prediction("pics/[b].png", 3, ("cat", "dog"), (0.75, 0.25), None)]), 2, sys.stdout)
+    told = "- image pics/[b].png, output 3, class cat, probability 75.00 %, then dog 25.00 %\n"
+    assert console.file.getvalue() == told
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("train", "train --resume --out RUN", "plan", "evaluate RUN", "select RUN", "exits RUN", "diagnose RUN"),
+        *("report RUN", "export RUN", "predict RUN x", "sweep --vary lr=0.1,0.2 --out x", "sweep --show --out x"),
+        "study compact",
+    ],
+)
+def test_every_command_gives_a_sign_of_life_while_pytorch_is_imported(words, run, monkeypatch, capsys):
+    def load():
+        raise RuntimeError("loading")
+
+    monkeypatch.setattr(screen, "load_torch", load)
+    fails(capsys, words.replace("RUN", str(run)).split(), 1, "loading")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from auxnet import sections
+from auxnet.cli import screen
 from auxnet.errors import ExclusionError
 from auxnet.recipe import Recipe, read_recipe, read_run_recipe, words_of
 
@@ -127,6 +128,7 @@ def parse_with_recipe(options: type[WithRecipe], words: list[str]) -> WithRecipe
     if config is not None:
         return parse_over(options, words, read_recipe(config), config)
     if out is not None and "--resume" in words and (Path(out) / "recipe.yaml").is_file():
+        screen.load_torch()
         from auxnet.checkpoint import backbone_of
 
         backbone_of(Path(out))  # refuses one that came with the run

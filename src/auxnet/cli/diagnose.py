@@ -46,6 +46,7 @@ def diagnose(words: list[str]) -> None:
     for flag, value, least in (("--images", options.images, 1), ("--probe-images", options.probe_images, 2)):
         if value < least:
             raise ValueError(f"{flag} must be {least} or more, got {value}")
+    screen.load_torch()
     from auxnet.diagnosing import checked_folder, content_of, gather, write
     from auxnet.opening import data_dirs, opened
     from auxnet.page_frame import names_of

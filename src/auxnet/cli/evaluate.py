@@ -60,6 +60,7 @@ class Select(OfRun):
 def evaluate(words: list[str]) -> None:
     """`auxnet evaluate`."""
     options = parse(Evaluate, words)
+    screen.load_torch()
     from auxnet.opening import opened
 
     opening = opened(options.run, **options.where)
@@ -106,6 +107,7 @@ def select(words: list[str]) -> int:
         "latency": above_zero("--max-latency", options.max_latency),
     }
     within = points("--within", options.within)
+    screen.load_torch()
     from auxnet.opening import opened
 
     opening = opened(options.run, **options.where)

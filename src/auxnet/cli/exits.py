@@ -68,6 +68,7 @@ def exits(words: list[str]) -> int:
         "max_mean_macs": number("--max-mean-macs", o.max_mean_macs),
         "max_mean_latency": above_zero("--max-mean-latency", o.max_mean_latency),
     }
+    screen.load_torch()
     from auxnet.selection import too_few
     from auxnet.solving import solve_exits
 

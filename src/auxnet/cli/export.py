@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from auxnet.cli import screen
@@ -87,6 +85,7 @@ class Predict:
 def export(words: list[str]) -> None:
     """`auxnet export`."""
     o = parse(Export, words)
+    screen.load_torch()
     from auxnet.exits import read_notes
     from auxnet.exporting import export as write
 
@@ -134,6 +133,7 @@ def predict(words: list[str]) -> int:
         raise FileExistsError(f"{options.out} is a folder: name a file with --out")
     if options.out is not None and options.out.is_file() and not options.overwrite:
         raise FileExistsError(f"{options.out} exists: name another with --out, or replace it with --overwrite")
+    screen.load_torch()
     from auxnet.prediction import Prediction, open_for
     from auxnet.prediction import predict as ask
 
@@ -193,16 +193,15 @@ def _destination(out: Path | None) -> Iterator[TextIO]:
 
 
 def _table(answers: Iterator[Prediction], top: int, file: TextIO) -> None:
-    table = Table(box=SIMPLE_HEAD)
-    for column in ("image", "output", "class", "probability", *(["then"] if top > 1 else [])):
-        table.add_column(column, justify="right" if column in ("output", "probability") else "left", overflow="fold")
+    table = screen.table("", "image", "output", "class", "probability", *(["then"] if top > 1 else []))
+    for column in table.columns:
+        column.justify = "right" if column.header in ("output", "probability") else "left"
     for a in answers:
         then = ", ".join(f"{c} {per_cent(p)}" for c, p in zip(a.classes[1:], a.probabilities[1:], strict=True))
         cells = (_shown(a.image), str(a.output), a.classes[0], per_cent(a.probabilities[0]), then)
-        table.add_row(*(escape(cell) for cell in cells[: 5 if top > 1 else 4]))
+        table.add_row(*map(Text, cells[: len(table.columns)]))
     if table.row_count:
-        console = screen.console() if file is sys.stdout else Console(file=file, width=160)
-        console.print(table)
+        screen.print_table(screen.console() if file is sys.stdout else Console(file=file, width=160), table)
 
 
 def _csv(answers: Iterator[Prediction], top: int, file: TextIO) -> None:

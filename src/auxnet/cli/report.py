@@ -27,6 +27,7 @@ class Report(OfRun):
 def report(words: list[str]) -> None:
     """`auxnet report`."""
     options = parse(Report, words)
+    screen.load_torch()
     from auxnet.report import write_report
 
     console = screen.console()

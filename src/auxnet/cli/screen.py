@@ -35,13 +35,23 @@ class _Console(Console):
 
 def console() -> Console:
     """Standard output; tables are never squeezed where it is not a terminal. Of torchrun's processes one talks."""
-    plain = _Console(quiet=os.environ.get("RANK", "0") != "0")
+    plain = _Console(quiet=not _talks())
     return plain if plain.is_terminal else _Console(width=max(plain.width, 160), quiet=plain.quiet)
+
+
+def _talks() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def working(on: str) -> Status:
     """A spinner while something takes its time; on standard error, so that what is printed stays clean."""
-    return Console(stderr=True).status(on)
+    return Console(stderr=True, quiet=not _talks()).status(on)
+
+
+def load_torch() -> None:
+    """Import PyTorch, which takes seconds, under a spinner: each command does so first, once its words are checked."""
+    with working("loading PyTorch"):
+        import torch  # noqa: F401
 
 
 @contextmanager
@@ -148,7 +158,8 @@ def print_table(console: Console, table: Table) -> None:
     if fits():
         console.print(table)
         return
-    print_line(console, f"{table.title}:")
+    if table.title:
+        print_line(console, f"{table.title}:")
     for row in zip(*(column.cells for column in table.columns), strict=True):
         told = zip(heads, map(str, row), strict=True)
         print_line(console, f"- {', '.join(f'{head} {cell}'.strip() for head, cell in told if cell)}")

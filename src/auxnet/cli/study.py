@@ -70,15 +70,16 @@ def study(words: list[str]) -> int:
         return 0
     made = read_study(options.name, options.scale, options.seeds)
     where: dict[str, Any] = {name: getattr(options, name) for name in WHERE}
-    with screen.working("loading PyTorch"):
-        from auxnet.machine import keep_freed_memory
-        from auxnet.processes import check_count
-        from auxnet.studies.checking import check_claims, check_variants
-        from auxnet.studies.ledger import findings_of
-        from auxnet.studies.running import check_data, is_done, train, under_way
-        from auxnet.studies.study_page import check_folder, write_findings
-        from auxnet.studies.supervising import diagnose, draw
-        from auxnet.studies.verdicts import too_few_seeds
+    screen.load_torch()
+    from auxnet.machine import keep_freed_memory
+    from auxnet.processes import check_count
+    from auxnet.studies.checking import check_claims, check_variants
+    from auxnet.studies.ledger import findings_of
+    from auxnet.studies.running import check_data, is_done, train, under_way
+    from auxnet.studies.study_page import check_folder, write_findings
+    from auxnet.studies.supervising import diagnose, draw
+    from auxnet.studies.verdicts import too_few_seeds
+
     check_count(options.processes, "a study")
     folder, drawn = options.report or options.out / f"{made.name}-{made.scale}", list[Path]()
     check_folder(folder, made)

@@ -70,6 +70,7 @@ def sweep(words: list[str]) -> int:
     if options.out is None:
         raise ValueError("name the folder of the sweep, new or begun: --out sweeps/a")
     console = screen.console()
+    screen.load_torch()
     if options.show:
         from auxnet.sweeps.sweeping import read_sweep
 
@@ -110,6 +111,7 @@ def _begun(words: list[str]) -> Settings | None:
     out = value_of("--out", words)
     if out is None or "--show" in words or not (Path(out) / "study.txt").is_file():
         return None
+    screen.load_torch()
     from auxnet.sweeps.trials import open_sweep
 
     return open_sweep(Path(out), value_of("--storage", words)).settings
@@ -163,7 +165,8 @@ def _show(console: Console, outcome: Outcome) -> None:
     """The best trials, which field matters, what went wrong, and where all lies."""
     from auxnet.sweeps.sweep_page import headline, importance_of, notes_of, objective_in_words, ranked, write_outcome
 
-    paths = write_outcome(outcome)
+    with screen.working("drawing the sweep"):
+        paths = write_outcome(outcome)
     order = ranked(outcome.trials)
     title = f"the best of {len(order)} trials by validation error, {objective_in_words(outcome)}"
     table = screen.table(title, "trial", "state", "val. error", *outcome.settings.space, "epochs", "time")

@@ -54,6 +54,7 @@ def train(words: list[str]) -> None:
     options = parse_with_recipe(Train, words)
     if options.resume and options.out is None:
         raise ValueError("--resume goes on with a run: name it with --out")
+    screen.load_torch()
     from auxnet.machine import crowded, device_of, keep_freed_memory, threads_set
     from auxnet.plan import few_steps
     from auxnet.selection import no_better_than_guessing
@@ -117,6 +118,7 @@ def train(words: list[str]) -> None:
 def plan(words: list[str]) -> None:
     """`auxnet plan`."""
     options = parse_with_recipe(Plan, words)
+    screen.load_torch()
     from auxnet.plan import plan as work_out
 
     console = screen.console()
