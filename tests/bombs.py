@@ -208,9 +208,9 @@ def _mats() -> dict[str, bytes]:
 
 
 def _write_npz(home: Path) -> None:
-    """Archives of a few hundred kB: 400 MB of nothing, and an array that says that it is far larger than it is."""
-    zeros = _new(home / "npz, 400 MB in 400 kB" / "own.npz")
-    np.savez_compressed(zeros, images=np.zeros((400, 1024, 1024), np.uint8), labels=np.arange(400))
+    """Archives of a few hundred kB: 300 MB of nothing, and an array that says that it is far larger than it is."""
+    zeros = _new(home / "npz, 300 MB in 300 kB" / "own.npz")
+    np.savez_compressed(zeros, images=np.zeros((300, 1024, 1024), np.uint8), labels=np.arange(300))
     images = io.BytesIO()
     np.save(images, np.zeros((10, 10, 10), np.uint8))
     shape = images.getvalue().replace(b"(10, 10, 10), }" + b" " * 8, b"(99999999, 99, 99), }")
@@ -226,7 +226,8 @@ def _write_parquet(home: Path) -> None:
     small = pa.DictionaryArray.from_arrays(indices, pa.array([png(tiny(1, 1, size=8)[0][0])], pa.binary()))
     label = pa.DictionaryArray.from_arrays(indices, pa.array(["a" * 8 * MB]))
     many = pa.DictionaryArray.from_arrays(pa.array(np.zeros(500_000, np.int32)), small.dictionary)
-    apart = pa.array([bytes(100 * MB)] * 3, pa.binary())
+    places = pa.py_buffer(np.arange(4, dtype=np.int32) * 100 * MB)
+    apart = pa.Array.from_buffers(pa.binary(), 3, [None, places, pa.py_buffer(bytes(300 * MB))])
     for name, images, labels in (
         ("parquet, 1.2 GB of one image", large, [0] * 150),
         ("parquet, 1.2 GB of one label", small, label),
@@ -236,7 +237,8 @@ def _write_parquet(home: Path) -> None:
         table = pa.table({"image": images, "label": labels})
         dictionary = ["image", "label"] if images is not apart else False
         file = _new(home / name / "train.parquet")
-        pq.write_table(table, file, compression="zstd", use_dictionary=dictionary, store_schema=False)
+        how = {"use_dictionary": dictionary, "store_schema": False, "write_statistics": False}
+        pq.write_table(table, file, compression="zstd", **how)
 
 
 def main(home: Path) -> None:

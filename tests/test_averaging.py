@@ -14,7 +14,17 @@ from auxnet.data import load_data
 from auxnet.evaluation import tally
 from auxnet.recipe import Recipe
 
-TINY = Recipe(depth=8, outputs=3, epochs=3, batch_size=256, threads=1, device="cpu", ema=0.9, augment="crop+flip")
+TINY = Recipe(
+    depth=8,
+    outputs=3,
+    epochs=3,
+    train_images=96,
+    batch_size=16,
+    threads=1,
+    device="cpu",
+    ema=0.9,
+    augment="crop+flip",
+)
 
 
 def norms_of(net):

@@ -372,6 +372,27 @@ def test_of_an_option_given_twice_the_last_is_taken(tmp_path, capsys):
     assert " 14 " in capsys.readouterr().out
 
 
+def test_names_of_any_bytes_and_a_reader_that_goes_away_end_in_good_order(run, monkeypatch):
+    """ASCII alone on the way out, any bytes on the way in."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), "ascii", errors) for errors in ("strict", "backslashreplace"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"no\xff.png\n\xc3\xa9.png\n"), "ascii"))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    assert main(["predict", str(run), "-", "--format", "csv"]) == 1  # they are not there
+    err.flush()
+    assert err.buffer.getvalue().count(b"there is no such file") == 2
+    there, here = os.pipe()
+    os.close(there)
+    with os.fdopen(here, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        assert main(["select", str(run)]) == 0
+        assert gone is not sys.stdout
+        sys.stdout.close()
+        with contextlib.suppress(BrokenPipeError):
+            gone.close()
+
+
+@pytest.mark.long
 def test_names_and_pipes_of_any_kind_end_in_good_order(run):
     """ASCII alone on the way out, any bytes on the way in, and a reader that goes away."""
     plain = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -31,7 +31,7 @@ def run(tmp_path_factory):
 
 
 def test_what_is_given_wins_over_the_recipe(tmp_path):
-    recipe = auxnet.Recipe(depth=8, outputs=2, epochs=1, batch_size=500, device="cpu", threads=1)
+    recipe = auxnet.Recipe(depth=8, outputs=2, epochs=1, train_images=96, device="cpu", threads=1)
     folder = auxnet.fit(recipe, tmp_path / "a").folder
     with opened(folder, threads=2, data_dir=str(tmp_path)) as it:
         assert (it.recipe.threads, it.recipe.data_dir, it.recipe.device) == (2, str(tmp_path), "cpu")
@@ -42,7 +42,7 @@ def test_what_is_given_wins_over_the_recipe(tmp_path):
 
 
 def test_what_fit_returned_stands_for_its_folder(tmp_path):
-    recipe = auxnet.Recipe(depth=8, outputs=2, epochs=1, batch_size=500, device="cpu", threads=1)
+    recipe = auxnet.Recipe(depth=8, outputs=2, epochs=1, train_images=96, device="cpu", threads=1)
     run = auxnet.fit(recipe, tmp_path / "a")
     assert str(run) == str(tmp_path / "a")
     assert auxnet.select(run) == auxnet.select(run.folder)
@@ -357,7 +357,7 @@ def test_a_folder_of_data_that_was_not_used_is_not_asked_for(tmp_path, monkeypat
     (tmp_path / "unrelated").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AUXNET_DATA", str(tmp_path / "unrelated"))
-    recipe = Recipe(depth=8, outputs=2, epochs=1, batch_size=512, threads=1, device="cpu")
+    recipe = Recipe(depth=8, outputs=2, epochs=1, train_images=96, threads=1, device="cpu")
     for run in ("digits/a", "digits/b"):  # a folder of that name is not the data
         auxnet.fit(recipe, run)
     (tmp_path / "unrelated").rmdir()

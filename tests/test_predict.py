@@ -27,6 +27,13 @@ def run(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("predict"))
 
 
+@pytest.fixture(scope="module")
+def onnx_file(run):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    return export(run, 2, "onnx", run.parent / "two.onnx").path
+
+
 @pytest.fixture
 def folder(tmp_path):
     home = tmp_path / "täst images"
@@ -51,12 +58,8 @@ def test_a_file_named_twice_is_answered_twice(run, folder):
     assert [a.image for a in predict(run, [two, one, two])] == [two, one, two]
 
 
-def test_run_folder_and_onnx_give_the_same_answers(run, folder, tmp_path):
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
-    forms = [run] + [
-        export(run, 2, kind, tmp_path / name).path for kind, name in (("safetensors", "s"), ("onnx", "o.onnx"))
-    ]
+def test_run_folder_and_onnx_give_the_same_answers(run, onnx_file, folder, tmp_path):
+    forms = [run, export(run, 2, "safetensors", tmp_path / "s").path, onnx_file]
     first, *others = [list(predict(form, [folder], output=2, batch_size=2)) for form in forms]
     for other in others:
         for a, b in zip(first, other, strict=True):
@@ -301,10 +304,8 @@ def test_only_so_many_images_are_decoded_ahead(run, many, with_cores, monkeypatc
     answers.close()
 
 
-def test_threads_are_set_for_a_question_and_are_those_of_the_container(run, folder, with_cores, monkeypatch, tmp_path):
+def test_threads_are_set_for_a_question_and_are_those_of_the_container(run, onnx_file, folder, with_cores, monkeypatch):
     onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    file = export(run, 2, "onnx", tmp_path / "two.onnx").path
     with_cores(3)
     seen, normalise, session = [], runtimes.normalise, onnxruntime.InferenceSession
 
@@ -318,14 +319,14 @@ def test_threads_are_set_for_a_question_and_are_those_of_the_container(run, fold
 
     monkeypatch.setattr(runtimes, "normalise", watched)
     monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
-    for model in (run, file):
+    for model in (run, onnx_file):
         for threads in (2, None):
             list(predict(model, folder, threads=threads))
     assert main(["predict", str(run), str(folder), "--threads", "2", "--device", "cpu"]) == 0
     assert seen == [2, 1, 2, 3, 2]  # PyTorch was set to one by these tests
     assert torch.get_num_threads() == 1
     with pytest.raises(ValueError, match=r"two.onnx is run on the CPU, not on device 'cuda'"):
-        predict(file, folder, device="cuda")
+        predict(onnx_file, folder, device="cuda")
 
 
 @pytest.mark.parametrize(

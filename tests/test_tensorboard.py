@@ -14,7 +14,7 @@ from auxnet.recipe import Recipe
 
 pytest.importorskip("tensorboard", reason="tensorboard is not installed (extra: tensorboard)")
 
-TINY = Recipe(depth=8, outputs=2, epochs=3, batch_size=256, threads=1, device="cpu")
+TINY = Recipe(depth=8, outputs=2, epochs=3, train_images=96, batch_size=32, threads=1, device="cpu")
 
 
 def float32(number):

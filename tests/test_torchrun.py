@@ -47,8 +47,8 @@ def torchrun(processes, folder, *more):
 @pytest.mark.parametrize("start", [forked, torchrun])
 def test_two_processes_train_as_one_does(tmp_path, capfd, start):
     """With norms over all images: 113 images in batches of 30 leave 23 for the last, an odd number."""
-    team = start(2, tmp_path / "team", "--sync-batchnorm", "--diagnose")  # which one process measures
     alone = auxnet.fit(replace(TINY, sync_batchnorm=True), tmp_path / "alone", diagnose=True)
+    team = start(2, tmp_path / "team", "--sync-batchnorm", "--diagnose")  # which one process measures
     if start is torchrun:
         out, err = team.communicate(timeout=120)
         assert team.returncode == 0, err

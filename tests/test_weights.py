@@ -128,7 +128,7 @@ def test_one_output_of_other_classes_is_a_misfit(tmp_path):
 
 @pytest.mark.parametrize("alone", [None, 1])
 def test_a_training_begins_with_the_weights_of_another_run(tmp_path, alone):
-    first = auxnet.fit(Recipe(depth=8, outputs=2, epochs=1, batch_size=256, threads=1, device="cpu"), tmp_path / "a")
+    first = auxnet.fit(Recipe(depth=8, outputs=2, epochs=1, train_images=96, threads=1, device="cpu"), tmp_path / "a")
     recipe = Recipe(
         depth=8, outputs=2, alone=alone, epochs=1, threads=1, device="cpu", lr=1e-20, pretrained=str(tmp_path / "a")
     )
@@ -142,7 +142,7 @@ def test_a_training_begins_with_the_weights_of_another_run(tmp_path, alone):
 
 
 def test_another_network_does_not_fit_and_nothing_is_begun(tmp_path):
-    auxnet.fit(Recipe(depth=8, outputs=2, epochs=1, batch_size=256, threads=1, device="cpu"), tmp_path / "a")
+    auxnet.fit(Recipe(depth=8, outputs=2, epochs=1, train_images=96, threads=1, device="cpu"), tmp_path / "a")
     recipe = Recipe(depth=14, outputs=2, epochs=1, threads=1, device="cpu", pretrained=str(tmp_path / "a"))
     with pytest.raises(ValueError, match=r"/a has depth=8, and depth=14 is asked for: its weights"):
         auxnet.fit(recipe, tmp_path / "b")
@@ -172,7 +172,7 @@ def test_as_many_classes_of_other_names_or_in_another_order_have_last_layers_of_
 
 
 def test_one_output_of_a_run_is_not_the_run_to_train_on_from(tmp_path):
-    recipe = Recipe(depth=8, outputs=2, epochs=1, batch_size=256, threads=1, device="cpu")
+    recipe = Recipe(depth=8, outputs=2, epochs=1, train_images=96, threads=1, device="cpu")
     run = auxnet.fit(recipe, tmp_path / "a")
     auxnet.export(run, 1, "safetensors", tmp_path / "one")
     for weights in (tmp_path / "one", tmp_path / "one" / "model.safetensors"):
