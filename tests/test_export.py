@@ -4,6 +4,8 @@ import io
 import json
 import re
 import shutil
+import sys
+import warnings
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -136,6 +138,14 @@ def test_folding_removes_only_norms_that_follow_a_convolution_and_changes_no_ans
     images = torch.randn(4, 3, 8, 8)
     assert norms == [7, 4]  # three blocks: bn1 and bn2 each, and the head's
     torch.testing.assert_close(folded(model)(images), model(images), atol=1e-5, rtol=1e-5)
+
+
+def test_what_torch_warns_of_in_itself_is_no_matter_of_an_export(monkeypatch):
+    for module in ("torch.fx.experimental.optimization", "torch.utils.mkldnn"):  # which warns as it is imported
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        folded(torch.nn.Identity())
 
 
 def test_early_exit_takes_the_same_exits_and_gives_the_same_logits(run, early, pixels):

@@ -277,6 +277,14 @@ def test_no_output_meets_this_is_printed_with_exit_status_1(run, capsys):
     assert asked(capsys, run, "--max-macs", "1", status=1)["output"] is None
 
 
+@pytest.mark.parametrize(("errors", "noted"), [((56, 56, 50), True), ((70, 56, 50), False), ((53, 53, 50), False)])
+def test_an_interval_that_says_more_than_its_p_value_is_explained(errors, noted, run, capsys, monkeypatch):
+    monkeypatch.setattr("auxnet.selection.select_on", lambda *_, **__: choose(*ladder(*errors), within=0.0))
+    assert main(["select", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert ("one without 0 may stand beside 'cannot be told apart'\n" in out) == noted
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -90,7 +90,8 @@ def folded(model: nn.Module) -> nn.Module:
 
     Modules that torch.fx cannot trace stay as they are (`untraceable`).
     """
-    from torch.fx.experimental.optimization import fuse
+    with _quiet():  # torch warns of itself
+        from torch.fx.experimental.optimization import fuse
 
     model = copy.deepcopy(model).eval()
     graph, _ = _traced(model)

@@ -125,6 +125,10 @@ def select(words: list[str]) -> int:
     else:
         console = screen.console()
         screen.print_table(console, _candidates_table(choice))
+        compared = [each.against_chosen for each in choice.candidates if each.against_chosen is not None]
+        if any(not (each.significant or each.low <= 0 <= each.high) for each in compared):
+            exact = "McNemar's p is exact and adjusted (Holm), the intervals are neither"
+            screen.print_line(console, f"note: {exact}: one without 0 may stand beside 'cannot be told apart'")
         screen.print_line(console, choice.reason)
         if few := too_few(choice.candidates[0].report.images):
             screen.print_line(console, f"note: {few}")
