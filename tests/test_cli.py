@@ -20,12 +20,13 @@ from PIL import Image
 from rich.console import Console
 
 import auxnet
-from auxnet import signals
+from auxnet import rundir, signals
 from auxnet.__main__ import run as run_program
 from auxnet.cli import COMMANDS, main, screen
 from auxnet.cli.arguments import parse, parse_with_recipe
 from auxnet.cli.export import _table
 from auxnet.cli.train import Plan, Train
+from auxnet.epochs import Progress
 from auxnet.files import whole
 from auxnet.prediction import Prediction
 from auxnet.recipe import Recipe, recipe_from, write_recipe
@@ -276,14 +277,17 @@ def test_an_existing_run_is_never_overwritten_by_accident(run, capsys):
 
 
 def test_a_run_that_is_replaced_by_another_recipe_is_told_by_what_differs(run, tmp_path, capsys, monkeypatch):
-    def refuse(*args, **options):
+    def one_step(*args, watch, **options):
+        watch(Progress(1, 2, 1, 2, 1.0, 1.0, [], [], 0.1))
         raise ValueError("not now")
 
     def told(*words, out=run):
         assert main(["train", *FAST, "--out", str(out), "--overwrite", *words]) == 2
         return capsys.readouterr().out.splitlines()
 
-    monkeypatch.setattr("auxnet.train.fit", refuse)
+    with rundir.locked(run):  # another process trains in it: nothing is replaced
+        assert told("--lr", "0.02") == []
+    monkeypatch.setattr("auxnet.train.fit", one_step)
     assert told(out=tmp_path / "new") == told("--device", "cpu") == []
     assert told("--outputs", "2", "--lr", "0.02") == ["replaces a run that had outputs=none, lr=0.1"]
     many = ["--block", "plain", "--gamma", "1", "--lr", "0.2", "--momentum", "0.5", "--seed", "3"]

@@ -74,14 +74,15 @@ def train(words: list[str]) -> None:
             nonlocal began
             if not began and slow:
                 warnings.warn(slow, stacklevel=2)
+            if not began and replaced:
+                screen.print_line(console, replaced)
             if not began and options.resume:
                 screen.print_line(console, f"goes on in epoch {progress.epoch}, step {progress.step}")
             began = True
             watch_bar(progress)
 
         out = options.out or _unused_folder(options.recipe)
-        if options.overwrite and (other := _replaced(options.recipe, out)):
-            screen.print_line(console, other)
+        replaced = _replaced(options.recipe, out) if options.overwrite else None
         run = fit(
             options.recipe,
             out,
