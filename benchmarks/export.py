@@ -1,8 +1,8 @@
 """An exported output against the same trunk exported alone, in onnxruntime: ratios of medians, 1.0 is as fast.
 
 "Alone" is torch.onnx.export of net.truncate(k) and nothing else, fed with normalised floats; ours starts from uint8
-pixels and ends in probabilities. Also: what the early exit costs and skips at batch 1, and what folding gives
-in PyTorch. Weights are random: they do not change the work. Tasks take turns, on one thread.
+pixels and ends in probabilities. Also: what the early exit costs and skips at batch 1. Weights are random: they do not
+change the work. Tasks take turns, on one thread.
 
     python benchmarks/export.py [--depth 20] [--outputs 3] [--output 2] [--rounds 40] [--json FILE]
 """
@@ -20,7 +20,7 @@ import torch
 
 import auxnet
 from auxnet.batches import normalise
-from auxnet.graphs import EarlyExitGraph, OneOutput, folded, write_onnx
+from auxnet.graphs import EarlyExitGraph, OneOutput, write_onnx
 from auxnet.policy import Policy
 from measured import in_turns, options, ratio, save, shown
 
@@ -91,11 +91,6 @@ def main():
         rows.append(
             row_of("early exit, left at the final output / final output exported, batch 1", times, "never", "last")
         )
-        models = {"folded": folded(model), "as trained": model}
-        for n in (1, 32):
-            tasks = {name: lambda m=m, n=n: m(floats[:n]) for name, m in models.items()}
-            times = in_turns(tasks, asked.rounds)
-            rows.append(row_of(f"PyTorch, folded / as trained, batch {n}", times, "folded", "as trained"))
     save(asked, rows=rows, onnxruntime=onnxruntime.__version__)
 
 

@@ -38,17 +38,6 @@ def build(num_classes=10, in_channels=3):
     return nn.Sequential(OrderedDict(parts | end | {"fc": nn.Linear(8, num_classes)}))
 
 
-class Looking(nn.Sequential):
-    def forward(self, x):
-        return super().forward(x if x.shape[-1] > 2 else x + 1)
-
-
-def looking(num_classes, in_channels=3):
-    net = build(num_classes, in_channels)
-    net.middle = Looking(*net.middle)
-    return net
-
-
 def normed(num_classes, in_channels=3):
     net = build(num_classes, in_channels)
     net.middle[1] = nn.InstanceNorm2d(8, track_running_stats=True)
@@ -168,21 +157,6 @@ def test_what_follows_a_training_takes_such_a_run(capsys):
     ):
         assert main(words) == 0, words
     assert capsys.readouterr().out.count("cow") > 1
-
-
-def test_blocks_that_cannot_be_traced_are_exported_unfolded_and_the_others_folded(capsys):
-    words = ["--backbone", "own_nets:looking", "--cuts", "stem", "middle", "--epochs", "1"]
-    assert main(train("looking", *words)) == 0
-    for folding in ([], ["--no-fold"]):
-        out = f"looking{len(folding)}.pt2"
-        assert main(["export", "looking", "--format", "torch", "--out", out, *folding]) == 0
-        said = "not folded, since torch.fx cannot trace them: trunk.1.middle"
-        assert (said in capsys.readouterr().out) == (not folding)
-        extra = {"auxnet.json": ""}
-        program = torch.export.load(out, extra_files=extra)
-        assert json.loads(extra["auxnet.json"]).get("unfolded") == (None if folding else ["trunk.1.middle"])
-        norms = [name for name in program.state_dict if name.endswith("running_mean")]
-        assert len(norms) == (3 if folding else 1)
 
 
 def test_pretrained_weights_are_taken_and_a_classifier_of_other_classes_is_replaced():

@@ -4,8 +4,6 @@ import io
 import json
 import re
 import shutil
-import sys
-import warnings
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from auxnet import exporting, graphs
+from auxnet import exporting
 from auxnet.batches import normalise
 from auxnet.cli import main
 from auxnet.exporting import SUFFIX, Exported, export
-from auxnet.graphs import folded
 from auxnet.hub import load, model_card
 from auxnet.opening import data_of
 from auxnet.policy import NEVER, Policy, confidence
@@ -93,9 +90,8 @@ def test_the_command_says_what_the_file_takes(by_command):
     assert "takes images, uint8 [N, 8, 8, 3]; gives logits and probabilities\n" in by_command[1]
 
 
-@pytest.mark.parametrize("fold", [True, False])
-def test_the_torch_export_equals_its_source_at_any_batch_size(run, tmp_path, pixels, fold):
-    done = export(run, 2, "torch", tmp_path / "two.pt2", fold=fold)
+def test_the_torch_export_equals_its_source_at_any_batch_size(run, tmp_path, pixels):
+    done = export(run, 2, "torch", tmp_path / "two.pt2")
     model = torch.export.load(done.path).module()
     for n in (1, 5):
         logits, _ = model(torch.from_numpy(pixels[:n]))
@@ -130,22 +126,6 @@ def test_the_exported_folder_equals_its_source_bit_for_bit(run, tmp_path, pixels
         net(normalise(torch.from_numpy(pixels), net.preprocessing.mean, net.preprocessing.std))[0],
         logits_of(run, pixels)[1],
     )
-
-
-def test_folding_removes_only_norms_that_follow_a_convolution_and_changes_no_answer(run):
-    model = load(run).truncate(3).eval()
-    norms = [sum(isinstance(m, torch.nn.BatchNorm2d) for m in each.modules()) for each in (model, folded(model))]
-    images = torch.randn(4, 3, 8, 8)
-    assert norms == [7, 4]  # three blocks: bn1 and bn2 each, and the head's
-    torch.testing.assert_close(folded(model)(images), model(images), atol=1e-5, rtol=1e-5)
-
-
-def test_what_torch_warns_of_in_itself_is_no_matter_of_an_export(monkeypatch):
-    for module in ("torch.fx.experimental.optimization", "torch.utils.mkldnn"):  # which warns as it is imported
-        monkeypatch.delitem(sys.modules, module, raising=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        folded(torch.nn.Identity())
 
 
 def test_early_exit_takes_the_same_exits_and_gives_the_same_logits(run, early, pixels):
@@ -316,21 +296,15 @@ def test_on_what_an_export_was_compared_is_kept_in_it(run, onnx_file):
     assert re.match(r'"\d+ validation images"', session.get_modelmeta().custom_metadata_map["compared_on"])
 
 
-def test_an_export_that_differs_fails_and_leaves_nothing(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "folded", lambda model: torch.nn.Sequential(model, torch.nn.Hardtanh(-0.01, 0.01)))
-    with pytest.raises(RuntimeError, match="the export differs by"):
-        export(run, 2, "torch", tmp_path / "two.pt2")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_export_whose_probabilities_differ_fails_and_leaves_nothing(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("rounded", "what"), [(True, "in a logit"), (False, "in a probability")])
+def test_an_export_that_differs_fails_and_leaves_nothing(run, tmp_path, monkeypatch, rounded, what):
     class Blunt(exporting.OneOutput):
         def forward(self, images):
-            logits, _ = super().forward(images)
-            return logits, (logits / 1.1).softmax(1)
+            logits, probabilities = super().forward(images)
+            return (logits.round(), probabilities) if rounded else (logits, (logits / 1.1).softmax(1))
 
     monkeypatch.setattr(exporting, "OneOutput", Blunt)
-    with pytest.raises(RuntimeError, match=r"the export differs by \S+ in a probability: not kept"):
+    with pytest.raises(RuntimeError, match=rf"the export differs by \S+ {what}.*: not kept"):
         export(run, 2, "torch", tmp_path / "two.pt2")
     assert list(tmp_path.iterdir()) == []
 
@@ -416,23 +390,3 @@ def test_files_that_are_no_model_of_this_program_are_one_line(tmp_path, onnx_fil
         assert words in capsys.readouterr().err
     assert main(["predict", str(onnx_file), "x.png", "--output", "3"]) == 2
     assert "holds output 2 alone" in capsys.readouterr().err
-
-
-def test_a_module_that_is_called_with_a_function_and_cannot_be_traced_ends_the_search():
-    class Block(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.norm = torch.nn.BatchNorm2d(3)
-
-        def forward(self, x, act):
-            return act(self.norm(x) if x.mean() > 0 else x)
-
-    class Whole(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.block = Block()
-
-        def forward(self, x):
-            return self.block(x, torch.relu)
-
-    assert "block" in graphs.untraceable(Whole())

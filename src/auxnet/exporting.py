@@ -22,7 +22,7 @@ from auxnet.batches import normalise
 from auxnet.errors import one_line
 from auxnet.exits import read_policy
 from auxnet.files import whole
-from auxnet.graphs import EarlyExitGraph, OneOutput, folded, need, untraceable, write_onnx, write_torch
+from auxnet.graphs import EarlyExitGraph, OneOutput, need, write_onnx, write_torch
 from auxnet.hub import FILES, PretrainedAuxNet, load, model_card, position_of, take_out
 from auxnet.opening import data_of, with_data_in
 from auxnet.policy import Policy, confidence
@@ -55,8 +55,6 @@ class Exported:
     """(H, W, C) of the images that it takes"""
     exits: tuple[int, ...] | None = None
     """early exit: how many of the images left at each output"""
-    unfolded: tuple[str, ...] = ()
-    """torch: modules that cannot be traced, whose BatchNorms are no part of the convolutions before them"""
     random: bool = False
     """whether the images were random ones, since the data of the run are not here, or have changed"""
 
@@ -68,7 +66,6 @@ def export(
     out: Path | str | None = None,
     *,
     which: str = "last",
-    fold: bool = True,
     policy: Policy | None = None,
     data_dir: str | None = None,
     images: int = 64,
@@ -79,9 +76,7 @@ def export(
     "safetensors": a folder for `auxnet.load` and the hub; "onnx", "torch" (torch.export): uint8 images
     [N, H, W, C] -> logits and probabilities; "onnx-early-exit": one image -> those and its exit, by `policy`
     (default: RUN/exits.json) over outputs 1..`output`, whose probabilities are tempered: softmax of the logits over the
-    policy's temperature of the output that the image left at. `fold` makes BatchNorm part of the convolution before it
-    in "torch", but for modules that torch.fx cannot trace; ONNX files always are. The default `out` is named after the
-    run, in this folder.
+    policy's temperature of the output that the image left at. The default `out` is named after the run, in this folder.
 
     It is compared on that many validation `images`, looked for where they lay in training, or in `data_dir` alone;
     where the run's data are not here, or have changed, and no `data_dir` is given, on random ones.
@@ -118,16 +113,13 @@ def export(
     path.parent.mkdir(parents=True, exist_ok=True)
     if format == "safetensors":
         return replace(_folder(net, output, path, pixels), random=found is None)
-    unfolded = untraceable(net.truncate(output)) if format == "torch" and fold else ()
-    facts = _facts(net, output, policy) | ({"unfolded": unfolded} if unfolded else {})
-    facts |= {"compared_on": f"{len(pixels)} {'random' if found is None else 'validation'} images"}
+    compared_on = f"{len(pixels)} {'random' if found is None else 'validation'} images"
+    facts = _facts(net, output, policy) | {"compared_on": compared_on}
     with whole(path) as partial:
-        answers = _write(net, output, format, partial, pixels, fold, policy, facts)
+        answers = _write(net, output, format, partial, pixels, policy, facts)
         difference, exits = _compare(net, output, policy, pixels, answers)
         size = partial.stat().st_size
-    return Exported(
-        path, format, output, size, len(pixels), difference, pixels.shape[1:], exits, unfolded, found is None
-    )
+    return Exported(path, format, output, size, len(pixels), difference, pixels.shape[1:], exits, found is None)
 
 
 def _write(
@@ -136,7 +128,6 @@ def _write(
     format: Format,
     path: Path,
     pixels: Pixels,
-    fold: bool,
     policy: Policy | None,
     facts: dict[str, Any],
 ) -> Answers:
@@ -146,11 +137,11 @@ def _write(
     if policy is not None:
         write_onnx(EarlyExitGraph(net.up_to(output).eval(), policy, mean, std), example[:1], path, facts)
         return open_onnx(path).ask(pixels)
-    model = net.truncate(output).eval()
+    graph = OneOutput(net.truncate(output), mean, std)
     if format == "onnx":
-        write_onnx(OneOutput(model, mean, std), two, path, facts)
+        write_onnx(graph, two, path, facts)
         return open_onnx(path).ask(pixels)
-    write_torch(OneOutput(folded(model) if fold else model, mean, std), two, path, facts)
+    write_torch(graph, two, path, facts)
     with torch.inference_mode():
         program = torch.export.load(io.BytesIO(path.read_bytes())).module()
         logits, probabilities = program(example)

@@ -5,18 +5,17 @@ Shapes: N images, H x W pixels, C channels; images come as uint8 [N, H, W, C], a
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from auxnet.network import AuxNet
 from auxnet.policy import Policy
@@ -83,59 +82,6 @@ class EarlyExitGraph(nn.Module):
             return leave(features, logits)
         sure = self.policy.exits_here(logits, k).squeeze(0)
         return cast(tuple[Tensor, Tensor, Tensor], torch.cond(sure, leave, go_on, (features, logits)))
-
-
-def folded(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode in which each BatchNorm that follows a convolution, and it alone, is part of it.
-
-    Modules that torch.fx cannot trace stay as they are (`untraceable`).
-    """
-    with _quiet():  # torch warns of itself
-        from torch.fx.experimental.optimization import fuse
-
-    model = copy.deepcopy(model).eval()
-    graph, _ = _traced(model)
-    return model if graph is None else fuse(graph, inplace=True, no_trace=True)
-
-
-def untraceable(model: nn.Module) -> tuple[str, ...]:
-    """The modules with a BatchNorm that `folded` leaves as they are: the innermost that torch.fx cannot trace."""
-    _, whole = _traced(copy.deepcopy(model).eval())
-    norms = torch.nn.modules.batchnorm._BatchNorm
-    return tuple(name for name in whole if any(isinstance(m, norms) for m in model.get_submodule(name).modules()))
-
-
-def _traced(model: nn.Module) -> tuple[fx.GraphModule | None, list[str]]:
-    """A model as a graph, and the modules that are whole in it since their forward cannot be traced; None if all is."""
-    whole: list[str] = []
-    while "" not in whole:
-        tracer = _Tracer(whole)
-        try:
-            return fx.GraphModule(model, tracer.trace(model)), whole
-        except Exception:  # a forward that meets a symbol in place of a tensor can raise anything
-            failed = tracer.failed
-            while failed in whole and failed:  # it is called with what cannot be recorded: what calls it stays whole
-                failed = failed.rpartition(".")[0]
-            whole.append(failed)
-    return None, whole
-
-
-class _Tracer(fx.Tracer):
-    """Looks into all modules but those of torch.nn and those that are to stay `whole`; knows where it failed."""
-
-    def __init__(self, whole: Collection[str]) -> None:
-        super().__init__()
-        self.whole, self.failed = whole, ""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name in self.whole or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception:
-            self.failed = self.failed or self.path_of_module(m)  # the innermost
-            raise
 
 
 def write_onnx(graph: nn.Module, example: Tensor, path: Path, facts: Mapping[str, Any]) -> None:

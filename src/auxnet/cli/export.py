@@ -38,8 +38,6 @@ class Export:
     """the file or folder; none: named after the run, in this folder"""
     which: Literal["last", "best"] = "last"
     """weights of the last epoch, or of the best one on validation"""
-    fold: bool = True
-    """torch: make BatchNorm part of the convolution before it, where that can be traced (ONNX files always are)"""
     confidence: Literal["entropy", "top", "margin"] | None = None
     """early exit: what is compared with the thresholds; none: RUN/exits.json"""
     thresholds: tuple[float, ...] | None = None
@@ -89,7 +87,7 @@ def export(words: list[str]) -> None:
     from auxnet.exits import read_notes
     from auxnet.exporting import export as write
 
-    settings = {"which": o.which, "fold": o.fold, "policy": _policy(o), "data_dir": o.data_dir, "images": o.images}
+    settings = {"which": o.which, "policy": _policy(o), "data_dir": o.data_dir, "images": o.images}
     with screen.working("exporting, and running the export"):
         done = write(o.run, o.output, o.format, o.out, overwrite=o.overwrite, **settings)  # type: ignore[arg-type]
     what = f"output {done.output}" if done.exits is None else f"early exit over outputs 1..{done.output}"
@@ -99,8 +97,6 @@ def export(words: list[str]) -> None:
         N = "N" if done.exits is None else "1"
         gives = "logits and probabilities" + ("" if done.exits is None else ", and the exit")
         screen.print_line(console, f"takes images, uint8 [{N}, {', '.join(map(str, done.takes))}]; gives {gives}")
-    if done.unfolded:
-        screen.print_line(console, f"not folded, since torch.fx cannot trace them: {', '.join(done.unfolded)}")
     if done.exits is not None:
         shares = ", ".join(f"{n} at {k}" for k, n in enumerate(done.exits, start=1))
         screen.print_line(console, f"exits of the {done.images} images: {shares}")
