@@ -138,7 +138,8 @@ class Checkpointer:
             saved = "what was saved before is whole: put that right, then go on with --resume"
             if not checkpoints(folder):
                 saved = "nothing was saved before: put that right, then begin again with --overwrite"
-            raise RuntimeError(f"{folder} cannot be written to ({error.strerror}); {saved}") from error
+            mend = f"{saved} (a sweep or a study: with the same command)"
+            raise RuntimeError(f"{folder} cannot be written to ({error.strerror}); {mend}") from error
 
 
 def _check_finite(net: AuxNet) -> None:

@@ -6,7 +6,6 @@ The test set is read once, after the last epoch, and nothing is chosen on it.
 from __future__ import annotations
 
 import copy
-import errno
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -214,20 +213,12 @@ def fit_on(recipe: Recipe, folder: Path, watch: Callable[[Progress], object] | N
     """Train into a folder that nobody else uses, from the last checkpoint in it if there is one.
 
     What left nothing to go on from is begun anew: killed before its first checkpoint, or all of them damaged. Raises
-    what `fit` does: FileExistsError for a folder that holds anything else; RuntimeError, which says so, for a disk
-    that is full.
+    what `fit` does: FileExistsError for a folder that holds anything else.
     """
     resume = any((folder / "checkpoints").glob("*.ckpt"))
-    try:
-        with suppress(DamagedError):
-            return fit(recipe, folder, resume=resume, overwrite=not resume and rundir.is_lost(folder), watch=watch)
-        return fit(recipe, folder, overwrite=True, watch=watch)
-    except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else error.__cause__
-        if not isinstance(cause, OSError) or cause.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise
-        why = f"{folder} cannot be written to ({cause.strerror})"
-        raise RuntimeError(f"{why}: put that right, and the same command goes on") from cause
+    with suppress(DamagedError):
+        return fit(recipe, folder, resume=resume, overwrite=not resume and rundir.is_lost(folder), watch=watch)
+    return fit(recipe, folder, overwrite=True, watch=watch)
 
 
 def _finish(training: Training, state: TrainingState) -> dict[str, Any]:
