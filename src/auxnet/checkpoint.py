@@ -15,10 +15,10 @@ from auxnet.backbones.described import net_from
 from auxnet.backbones.named import check_outside, is_own_code
 from auxnet.documents import made_again, parsing, read_json
 from auxnet.errors import DamagedError, first_line
-from auxnet.files import whole
+from auxnet.files import is_held, whole
 from auxnet.network import AuxNet
 from auxnet.recipe import RunDir, folder_of, read_run_recipe
-from auxnet.rundir import LOCK, is_held
+from auxnet.rundir import LOCK
 from auxnet.tensors import read_tensors
 from auxnet.words import command
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and locks that die with the process that holds them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 from uuid import uuid4
+
+from filelock import FileLock, Timeout
 
 
 @contextmanager
@@ -51,6 +53,27 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def claimed(path: Path) -> FileLock | None:
+    """The lock of this file, now held by this process; None if another holds it."""
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        return None
+    return lock
+
+
+def is_held(path: Path) -> bool:
+    """Whether some process holds the lock of this file."""
+    if not path.is_file():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except OSError as error:  # its disk may be read-only: then nobody holds it
+        return isinstance(error, Timeout)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -14,10 +14,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from auxnet.documents import json_value
-from auxnet.files import unwritable, whole
+from auxnet.files import claimed, unwritable, whole
 from auxnet.reading import sources
 from auxnet.recipe import SEAL, WHERE, Recipe, read_run_recipe, write_recipe
 from auxnet.tensorboard import event_files
@@ -56,11 +54,8 @@ def locked(folder: Path) -> Iterator[None]:
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise FileExistsError(f"{folder}: another process is training in it; name another folder, or wait") from None
+    if (lock := claimed(folder / LOCK)) is None:
+        raise FileExistsError(f"{folder}: another process is training in it; name another folder, or wait")
     written = ("checkpoints/", ".recipe.yaml", ".metrics.jsonl", ".model.safetensors", ".config.json", ".summary.json")
     for partial in (path for name in written for path in folder.glob(f"{name}.*.partial")):
         partial.unlink(missing_ok=True)  # what a killed training was writing
@@ -73,17 +68,6 @@ def locked(folder: Path) -> Iterator[None]:
                 for path in made:
                     path.rmdir()
         lock.release()
-
-
-def is_held(lock: Path) -> bool:
-    """Whether some process holds the lock of this file."""
-    if not lock.is_file():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except OSError as error:  # its disk may be read-only: then nobody trains there
-        return isinstance(error, Timeout)
 
 
 def check(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:

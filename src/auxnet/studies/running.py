@@ -14,16 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from auxnet.data import load_data
 from auxnet.documents import parsing, read_json
 from auxnet.epochs import Progress
 from auxnet.errors import DivergedError, one_line
-from auxnet.files import whole
+from auxnet.files import claimed, is_held, whole
 from auxnet.processes import work_together
 from auxnet.recipe import Recipe, read_run_recipe
-from auxnet.rundir import is_held, located, read_metrics
+from auxnet.rundir import located, read_metrics
 from auxnet.studies.spec import Trial
 from auxnet.train import fit_on
 from auxnet.unfinished import whole_epochs
@@ -128,10 +126,7 @@ def _work(out: Path, trials: Sequence[Trial], where: dict[str, Any], watch: Call
     while left := left_of(out, trials):
         held = 0
         for trial in left:
-            lock = FileLock(_claim(out, trial), timeout=0)
-            try:
-                lock.acquire()
-            except Timeout:
+            if (lock := claimed(_claim(out, trial))) is None:
                 held += 1
                 continue
             try:

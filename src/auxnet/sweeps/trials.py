@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from auxnet.batches import seed_of
 from auxnet.data import DataSet
 from auxnet.documents import parsing
 from auxnet.errors import first_line
-from auxnet.files import whole
+from auxnet.files import claimed, is_held, whole
 from auxnet.sweeps.journal import BaseStorage, journal, optuna
 from auxnet.sweeps.settings import Settings, check_same, content_of, settings_from
 from auxnet.sweeps.space import Choices, drawn_in_words
@@ -207,14 +207,14 @@ def claim(study: OpenSweep) -> tuple[optuna.Trial, FileLock] | None:
     with FileLock(study.folder / ".lock"):
         begun = current_trials(study)
         for trial in begun:
-            if not trial.state.is_finished() and (lock := _hold(study.folder, trial.number)):
+            if not trial.state.is_finished() and (lock := claimed(_claim(study, trial.number))):
                 if not study.storage.get_trial(trial._trial_id).state.is_finished():  # nor finished just now
                     return _drawn(study, trial.number, trial._trial_id), lock
                 lock.release()
         if len(begun) >= total_of(study):
             return None
         new = study.optuna.ask()
-        lock = _hold(study.folder, new.number)
+        lock = claimed(_claim(study, new.number))
         assert lock is not None  # claims are made under the lock of the folder
         return _drawn(study, new.number, new._trial_id), lock
 
@@ -255,7 +255,8 @@ def trials_of(study: OpenSweep) -> tuple[Trial, ...]:
     """All trials as they stand, by their numbers; not those that failed and were begun once more."""
     with FileLock(study.folder / ".lock"):  # nobody claims a trial while it is seen whether somebody has
         frozen = current_trials(study)
-        free = {trial.number for trial in frozen if not trial.state.is_finished() and _free(study.folder, trial.number)}
+        begun = [trial.number for trial in frozen if not trial.state.is_finished()]
+        held = [number for number in begun if is_held(_claim(study, number))]
     with parsing(f"{study.folder}: its trials are damaged"):
         names = {"complete": "complete", "pruned": "pruned", "fail": "failed"}
         drawn = {trial.number: values_drawn(study, trial) for trial in frozen}
@@ -263,7 +264,7 @@ def trials_of(study: OpenSweep) -> tuple[Trial, ...]:
         return tuple(
             Trial(
                 number=trial.number,
-                state=names.get(trial.state.name.lower(), "interrupted" if trial.number in free else "running"),
+                state=names.get(trial.state.name.lower(), "running" if trial.number in held else "interrupted"),
                 objective=trial.value if trial.value is not None else _latest(trial),
                 values=drawn[trial.number],
                 in_words={field: drawn_in_words(space[field], value) for field, value in drawn[trial.number].items()},
@@ -335,16 +336,5 @@ def _stored(value: Any) -> Any:
     return " ".join(str(item).removesuffix(".0") for item in value) if isinstance(value, tuple) else value
 
 
-def _hold(folder: Path, number: int) -> FileLock | None:
-    lock = FileLock(folder / "claims" / f"{number:04}.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        return None
-    return lock
-
-
-def _free(folder: Path, number: int) -> bool:
-    if lock := _hold(folder, number):
-        lock.release()
-    return lock is not None
+def _claim(study: OpenSweep, number: int) -> Path:
+    return study.folder / "claims" / f"{number:04}.lock"
