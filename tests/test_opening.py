@@ -246,7 +246,7 @@ def test_a_run_goes_on_with_the_very_classes_that_it_was_begun_with_or_says_whic
         auxnet.fit(apart, run, resume=True)
     newest = max((run / "checkpoints").glob("*.ckpt"))
     state = load_state(newest)
-    del state["standing"]["classes"]  # as earlier versions wrote them
+    del state["standing"]["classes"]  # as in the earliest checkpoints
     save_state(newest, state)
     with pytest.raises(RuntimeError, match=r"does not fit the recipe: Error.* for AuxNet: size mismatch for heads"):
         auxnet.fit(apart, run, resume=True)

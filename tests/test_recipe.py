@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from auxnet import sections
-from auxnet.recipe import Recipe, kinds, read_recipe, read_run_recipe, recipe_from, words_of, write_recipe
+from auxnet.recipe import Recipe, kinds, read_recipe, recipe_from, words_of, write_recipe
 
 
 def test_a_recipe_saved_and_read_is_the_same(tmp_path):
@@ -150,15 +150,3 @@ def test_the_kinds_of_a_field_are_told_one_by_one():
     assert kinds()["lr"] == (float,)
     assert kinds()["clip"] == (float, type(None))
     assert kinds()["cuts"] == (int, tuple[str, ...], type(None))
-
-
-@pytest.mark.parametrize(
-    "outputs", [{"outputs": 3}, {}, {"at": (3, 5)}, {"backbone": "timm:x", "cuts": 2}, {"outputs": 2}], ids=str
-)
-def test_a_run_of_before_goes_on_with_the_weights_it_was_trained_by_the_final_outputs_1(outputs, tmp_path):
-    """Earlier versions took one for each auxiliary output; a new recipe must name the final output's too."""
-    before = Recipe(weights=(0.3, 0.7), **outputs)
-    write_recipe(before, tmp_path / "recipe.yaml", sealed=True)
-    of_two = outputs == {"outputs": 2}
-    assert read_run_recipe(tmp_path) == replace(before, weights=(0.3, 0.7) if of_two else (0.3, 0.7, 1.0))
-    assert read_recipe(tmp_path / "recipe.yaml") == before

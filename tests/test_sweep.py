@@ -402,24 +402,6 @@ def test_a_number_out_of_a_range_is_told_to_four_digits_and_trained_in_full(tmp_
     assert len(str(trial.values["gamma"])) > 10
 
 
-def test_a_sweep_begun_when_lists_were_kept_to_four_digits_is_read(tmp_path, untrained, monkeypatch):
-    space = {"weights": [[1.0, 0.3], [0.0, 0.5]], "milestones": [[0.4, 0.60001], [0.9]]}
-    with monkeypatch.context() as patched:
-        patched.setattr(trials, "_stored", lambda value: " ".join(f"{item:.4g}" for item in value))
-        begun = sweep(space, tmp_path / "a", TINY, sampler="random", trials=3)
-    assert drawn(read_sweep(tmp_path / "a")) == drawn(begun)
-    assert {tuple(trial.values) for trial in begun.trials} == {("weights", "milestones")}
-
-
-def test_a_sweep_over_lists_of_whole_numbers_begun_then_goes_on(tmp_path, untrained, monkeypatch):
-    space = {"weights": [[1.0, 0.3], [0.0, 0.5], [1e-5, 1.0]]}
-    with monkeypatch.context() as patched:
-        patched.setattr(trials, "_stored", lambda value: " ".join(f"{item:.4g}" for item in value))
-        sweep(space, tmp_path / "a", TINY, sampler="random", trials=1)
-    found = sweep(space, tmp_path / "a", TINY, sampler="random", trials=3)
-    assert {trial.values["weights"] for trial in found.trials} == {(1.0, 0.3), (0.0, 0.5), (1e-5, 1.0)}
-
-
 def test_a_worker_on_a_machine_that_lacks_a_device_fails_no_trial(tmp_path, untrained):
     settings = Settings(TINY, space_from({"device": ["cpu", "cuda:7"]}))
     trials.join_sweep(tmp_path / "a", settings, None, None, check=lambda: None)  # begun where there is one
@@ -912,12 +894,3 @@ def test_what_is_under_way_in_a_sweep_is_said_now_and_then_and_to_who_looks(tmp_
     monkeypatch.setattr("auxnet.sweeps.sweeping.read_sweep", lambda *where: looked)
     assert main(["sweep", "--out", str(tmp_path / "s"), "--show"]) == 0
     assert "under way: 0 (2 epochs done)" in capsys.readouterr().out
-
-
-def test_a_sweep_begun_with_fewer_digits_goes_on(tmp_path, untrained, monkeypatch):
-    space = {"milestones": [(0.333333, 0.666667), (0.5, 0.75), (0.25, 0.5)]}
-    with monkeypatch.context() as earlier:
-        earlier.setattr(trials, "_stored", lambda value: " ".join(f"{item:.4g}" for item in value))
-        sweep(space, tmp_path / "s", TINY, trials=1, sampler="random")
-    found = sweep(space, tmp_path / "s", TINY, trials=3, sampler="random")
-    assert {trial.values["milestones"] for trial in found.trials} == {*map(tuple, space["milestones"])}

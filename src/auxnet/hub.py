@@ -29,7 +29,7 @@ from auxnet.network import AuxNet
 from auxnet.preprocessing import PREPARATION, Preprocessing
 from auxnet.reading.arrays import Pixels, is_name
 from auxnet.reading.pictures import decode_for, upright
-from auxnet.recipe import RunDir, folder_of
+from auxnet.recipe import RunDir, folder_of, read_run_recipe
 from auxnet.scores import wilson
 from auxnet.tensors import save_tensors
 from auxnet.words import sentence, with_interval
@@ -182,8 +182,6 @@ def position_of(net: PretrainedAuxNet, output: int) -> int:
 
 def source_of(run: Path, which: str) -> dict[str, Any]:
     """What a model that leaves its run takes along of summary.json and the recipe."""
-    from auxnet.recipe import read_run_recipe
-
     summary = read_json(run / "summary.json")
     recipe = read_run_recipe(run)
     network: dict[str, Any] = {key: getattr(recipe, key) for key in ("depth", "form", "block", "width")}

@@ -50,7 +50,7 @@ class Preprocessing:
     def read(cls, content: Mapping[str, Any]) -> Preprocessing:
         """What `content` gave. Raises KeyError or TypeError for what it did not give, ValueError for what cannot be."""
         H, W = map(int, content["image_size"])
-        height, width = map(int, content.get("resize", (H, W)))
+        height, width = map(int, content["resize"])
         mean, std = (tuple(map(float, content[key])) for key in ("mean", "std"))
         if not (1 <= H <= LARGEST and 1 <= W <= LARGEST and H <= height <= 2 * LARGEST and W <= width <= 2 * LARGEST):
             raise ValueError(f"images of {H}x{W} out of {height}x{width} pixels")

@@ -199,23 +199,11 @@ def read_run_recipe(run: RunDir) -> Recipe:
     with path.open("rb") as file:
         seal, _, text = file.read(2**20).partition(b"\n")
     whole = seal == SEAL + sha256(text).hexdigest().encode()
-    unsealed = not seal.startswith(SEAL) and b":" in seal + text  # of a run before there were seals
+    unsealed = not seal.startswith(SEAL) and b":" in seal + text  # whose first line was removed
     if not (whole or unsealed):
         mend = "put it back, or remove its first line to have it taken as it is"
         raise RuntimeError(f"{path} is damaged, or was changed since the run began: {mend}")
-    return _with_final_weight(_moved(read_recipe(path)))
-
-
-def _with_final_weight(recipe: Recipe) -> Recipe:
-    """A run's recipe whose weights are of the auxiliary outputs alone, as earlier versions took them: the final's is 1.
-
-    (A run of this version has none such: they are refused before it begins.)
-    """
-    auxiliary = recipe.at or recipe.cuts or (recipe.outputs or 3) - 1  # as in `build`
-    number = auxiliary if isinstance(auxiliary, int) else len(auxiliary)
-    if recipe.weights is None or recipe.placement != "even" or not len(recipe.weights) == number > 1:
-        return recipe
-    return replace(recipe, weights=(*recipe.weights, 1.0))
+    return _moved(read_recipe(path))
 
 
 def _moved(recipe: Recipe) -> Recipe:

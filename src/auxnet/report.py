@@ -142,7 +142,7 @@ def saved(run: Path) -> dict[str, Any]:
         "outputs": outputs,
         "seen": in_doubt(summary["data"].get("may_be_seen_by", {})),
         **{key: summary[key] for key in ("epochs", "data", "wall_seconds", "versions", "commit", "device")},
-        **_chosen_by_rows(outputs, summary["data"].get("guessing")),
+        **_chosen_by_rows(outputs, summary["data"]["guessing"]),
     }
 
 
@@ -176,9 +176,9 @@ def _saved(row: dict[str, Any], images: dict[str, Any]) -> dict[str, Any]:
     return {**{key: row[key] for key in COSTS}, **time_of(None), **worth}
 
 
-def _chosen_by_rows(outputs: list[dict[str, Any]], guessing: float | None) -> dict[str, Any]:
+def _chosen_by_rows(outputs: list[dict[str, Any]], guessing: float) -> dict[str, Any]:
     """The rule of `selection.choose` without budgets, for a run of which only the errors are known."""
     index = cheapest_within([row["val"]["error"] for row in outputs], [int(row["macs"]) for row in outputs], MARGIN)
     val = outputs[index]["val"]
-    no_better = None if guessing is None else no_better_than_guessing(val["error"], val["images"], guessing)
+    no_better = no_better_than_guessing(val["error"], val["images"], guessing)
     return {"chosen": outputs[index]["output"], "reason": None, "alike": None, "no_better": no_better}

@@ -42,13 +42,13 @@ class TrainingState:
     history: tuple[dict[str, Any], ...] = ()
     """the rows of metrics.jsonl"""
     drawn: str | None = None
-    """`DataSet.drawn`; None in runs of earlier versions"""
+    """`DataSet.drawn`; None in checkpoints of before it was kept"""
     train_images: int | None = None
-    """how many there were when it began; None in runs of earlier versions"""
+    """how many there were when it began; None in checkpoints of before it was kept"""
     preprocessing: dict[str, list[Any]] | None = None
-    """`Preprocessing.content()`, which stays as it was at the beginning; None in runs of earlier versions"""
+    """`Preprocessing.content()`, which stays as it was at the beginning; None in checkpoints of before it was kept"""
     classes: tuple[str, ...] | None = None
-    """`DataSet.classes`; None in runs of earlier versions"""
+    """`DataSet.classes`; None in checkpoints of before it was kept"""
     earlier_runs: tuple[Earlier, ...] = ()
     """that its weights come from"""
 

@@ -53,10 +53,7 @@ def read_about(path: Path) -> dict[str, str]:
     """What tensors were saved with; {} if the file is damaged, not there, or not of this program."""
     try:
         with safe_open(path, "pt") as file:
-            found = file.metadata() or {}
-            if _KEY not in found:  # runs of before: keys of their own; a SHA-256 from elsewhere is of who knows what
-                return {name: value for name, value in found.items() if name != "sha256"}
-            about = json.loads(found[_KEY])
+            about = json.loads((file.metadata() or {}).get(_KEY, "{}"))
     except (SafetensorError, OSError, ValueError, RecursionError):
         return {}
     return about if isinstance(about, dict) else {}

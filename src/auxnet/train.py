@@ -190,23 +190,14 @@ def _resume(training: Training) -> TrainingState:
         check_classes(training.dataset, known["classes"], folder)
     state = load_checkpoint(checkpoint, training.net, training.method, folder, training.average)
     training.dataset.check_drawn(state.drawn, folder)
-    if team.leads:
-        _warn_of_other_images(training, state.train_images)
+    if team.leads and state.train_images not in (None, now := len(training.dataset.train)):
+        then = f"{state.train_images:,} training images"
+        warnings.warn(f"{folder} was begun with {then}, and goes on with {now:,}", stacklevel=3)
     if state.preprocessing is not None:
         training.dataset = normalised_as(training.dataset, Preprocessing.read(state.preprocessing), folder)
     if team.leads:
         state = roll_back(folder, state, training.judged, training.recipe.epochs)
     return state
-
-
-def _warn_of_other_images(training: Training, then: int | None) -> None:
-    """Warn where a run goes on with another number of training images than `then`, or may go on with other ones."""
-    folder, recipe, now = training.checkpointer.folder, training.recipe, len(training.dataset.train)
-    if then is None and recipe.train_images is not None:
-        may = f"train_images={recipe.train_images} may have been others than those it goes on with"
-        warnings.warn(f"{folder} was begun by an earlier version: its {may}", stacklevel=4)
-    elif then not in (None, now):
-        warnings.warn(f"{folder} was begun with {then:,} training images, and goes on with {now:,}", stacklevel=4)
 
 
 def fit_on(recipe: Recipe, folder: Path, watch: Callable[[Progress], object] | None = None) -> Run:

@@ -183,7 +183,8 @@ def fingerprint(splits: Iterable[Labelled]) -> str:
 def tested_alike(data: Iterable[Mapping[str, Any]]) -> bool:
     """Whether trainings were tested on the same images, by what their summary.json says under "data".
 
-    Where nothing is known (runs of earlier versions), or images were brought to different sizes, this cannot be seen.
+    Where nothing is known (runs that are not finished, ledgers in results/), or images were brought to different sizes,
+    this cannot be seen.
     """
     known: dict[tuple[int, ...], set[str]] = {}
     for each in data:
@@ -193,7 +194,7 @@ def tested_alike(data: Iterable[Mapping[str, Any]]) -> bool:
 
 
 def validated_alike(data: Iterable[Mapping[str, Any]]) -> bool | None:
-    """The same of validation; None where it cannot be seen: runs of earlier versions, images of different sizes."""
+    """The same of validation; None where it cannot be seen: runs that are not finished, images of different sizes."""
     known = [(each.get("val_sha256"), tuple(each.get("resize", ()))) for each in data]
     if not all(sha256 for sha256, _ in known) or len({size for _, size in known}) > 1:
         return None

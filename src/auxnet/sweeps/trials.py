@@ -130,12 +130,11 @@ def join_sweep(
 
 def check_same_data(study: OpenSweep, dataset: DataSet) -> None:
     """Raise RuntimeError if validation is on other images than when the sweep was begun: nothing compares."""
-    now = {"drawn": dataset.drawn, "val_sha256": dataset.val_sha256()}
+    now = [dataset.drawn, dataset.val_sha256()]
     with FileLock(study.folder / ".lock"):  # of two that come first, one says what the images are
-        known = study.optuna.user_attrs
-        for name in now.keys() - known.keys():  # sweeps of earlier versions know but what was drawn
-            study.optuna.set_user_attr(name, now[name])
-    if any(known.get(name, sha256) != sha256 for name, sha256 in now.items()):
+        if "images" not in study.optuna.user_attrs:
+            study.optuna.set_user_attr("images", now)
+    if study.optuna.user_attrs["images"] != now:
         raise RuntimeError(
             f"the data of {study.folder} have changed since it was begun, and its trials would be judged by other "
             "images: put the data back, or begin another sweep"
@@ -241,13 +240,11 @@ def current_trials(study: OpenSweep) -> list[optuna.trial.FrozenTrial]:
 
 
 def values_drawn(study: OpenSweep, trial: optuna.Trial | optuna.trial.FrozenTrial) -> dict[str, Any]:
-    """What a trial drew, as the recipe has it. Optuna knows choices as `_stored` has them, in the same order."""
+    """What a trial drew, as the recipe has it."""
     values = {}
     for field, value in trial.params.items():
-        domain, known = study.settings.space[field], trial.distributions[field]
-        if isinstance(domain, Choices) and isinstance(known, optuna.distributions.CategoricalDistribution):
-            value = domain.values[known.choices.index(value)]
-        values[field] = value
+        domain = study.settings.space[field]
+        values[field] = domain.values[_choices(domain).index(value)] if isinstance(domain, Choices) else value
     return values
 
 
@@ -314,7 +311,7 @@ def _drawn(study: OpenSweep, number: int, trial_id: int) -> optuna.Trial:
     trial = optuna.Trial(drawing, trial_id)
     for field, domain in space.items():
         if isinstance(domain, Choices):
-            trial.suggest_categorical(field, _choices(study, field, domain))
+            trial.suggest_categorical(field, _choices(domain))
         elif isinstance(domain.low, int):
             trial.suggest_int(field, domain.low, int(domain.high), step=int(domain.step or 1), log=domain.log)
         else:
@@ -322,18 +319,9 @@ def _drawn(study: OpenSweep, number: int, trial_id: int) -> optuna.Trial:
     return trial
 
 
-def _choices(study: OpenSweep, field: str, domain: Choices) -> list[Any]:
-    """The choices of a field as Optuna has them: as the trials before had them (earlier versions kept four digits)."""
-    for trial in study.optuna.get_trials(deepcopy=False):
-        known = trial.distributions.get(field)
-        if isinstance(known, optuna.distributions.CategoricalDistribution):
-            return list(known.choices)
-    return [_stored(value) for value in domain.values]
-
-
-def _stored(value: Any) -> Any:
-    """A value as Optuna takes it, which knows no lists: as text, 1.0 as 1."""
-    return " ".join(str(item).removesuffix(".0") for item in value) if isinstance(value, tuple) else value
+def _choices(domain: Choices) -> list[Any]:
+    """The values as Optuna takes them, which knows no lists: as text."""
+    return [" ".join(map(str, value)) if isinstance(value, tuple) else value for value in domain.values]
 
 
 def _claim(study: OpenSweep, number: int) -> Path:
