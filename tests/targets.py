@@ -23,9 +23,8 @@ import torch
 import yaml
 from scipy.io import savemat
 
-from auxnet import checkpoint, diagnosing, examining, exits, report, resuming, rundir
+from auxnet import checkpoint, diagnosing, exits, report, resuming, rundir
 from auxnet.backbones.weights import load_pretrained
-from auxnet.checkpoint import fingerprint
 from auxnet.exporting import export
 from auxnet.files import write_json
 from auxnet.opening import opened
@@ -175,7 +174,7 @@ def _replaced(value: Any, random: Random) -> Any:
 NAMES: tuple[str, ...] = ("recipe.yaml", "metrics.jsonl", "summary.json", "config.json", "model.safetensors")
 NAMES += ("diagnosis.jsonl", "study file", "ledger.jsonl", "summary.json of a study", "supervision.json")
 NAMES += ("exits.json", "study.txt of a sweep", "journal of a sweep")
-NAMES += ("evaluation.json", "ONNX", "checkpoint", "checkpoint that is sealed", "weights.pt", "parquet", ".mat")
+NAMES += ("ONNX", "checkpoint", "checkpoint that is sealed", "weights.pt", "parquet", ".mat")
 NAMES += (".mat, compressed", "CIFAR tar.gz", "CIFAR tar", "CIFAR pickle", "CIFAR names", "CIFAR binary", ".npz")
 NAMES += ("PNG", "JPG", "GIF", "BMP", "WEBP", "TIF", "PPM")
 
@@ -191,7 +190,6 @@ def targets(home: Path) -> list[Target]:
 
 
 def _of_runs(run: Path, image: Path, home: Path) -> list[Target]:
-    write_json(run / "evaluation.json", _evaluation(run))
     policy = exits.Policy((0.5, 0.5), "entropy", (1.0, 1.0, 1.0))
     write_policy(run, policy)
 
@@ -207,8 +205,8 @@ def _of_runs(run: Path, image: Path, home: Path) -> list[Target]:
     def both(folder: Path) -> Callable[[], object]:
         return lambda: (used(folder)(), shown(folder)())
 
-    recipe, metrics, summary, config, weights, exit_rule, evaluation = map(
-        copy, ("recipe", "metrics", "summary", "config", "weights", "exits", "evaluation")
+    recipe, metrics, summary, config, weights, exit_rule = map(
+        copy, ("recipe", "metrics", "summary", "config", "weights", "exits")
     )
     onnx_file = home / "model.onnx"
     export(run, 2, "onnx", onnx_file)
@@ -221,11 +219,6 @@ def _of_runs(run: Path, image: Path, home: Path) -> list[Target]:
         Target("config.json", config / "config.json", both(config)),
         Target("model.safetensors", weights / "model.safetensors", used(weights)),
         Target("exits.json", exit_rule / "exits.json", lambda: exits.early_exit(exit_rule)),
-        Target(
-            "evaluation.json",
-            evaluation / "evaluation.json",
-            lambda: examining.saved_latency(evaluation, 3, DEVICE),
-        ),
         Target("ONNX", onnx_file, lambda: open_onnx(onnx_file, threads=1).ask(images)),
     ]
 
@@ -306,16 +299,6 @@ def _of_sweeps(home: Path) -> Iterator[Target]:
 
     yield Target("study.txt of a sweep", folder / "study.txt", show)
     yield Target("journal of a sweep", folder / "journal.log", show)
-
-
-DEVICE = {"type": "cpu", "name": "a CPU", "cores": 1, "threads": 1}
-
-
-def _evaluation(run: Path) -> dict[str, Any]:
-    timing = {"batch": 1, "median_ms": 1.0, "low_ms": 0.9, "high_ms": 1.1}
-    latency = {"device": "cpu", "threads": 1, "timings": [timing]}
-    outputs = [{"output": k, "latency": latency} for k in (1, 2, 3)]
-    return {"weights": "last", "weights_sha256": fingerprint(run), "outputs": outputs, "device": DEVICE}
 
 
 def _of_models(home: Path) -> list[Target]:

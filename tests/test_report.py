@@ -388,7 +388,7 @@ def test_latency_is_measured_as_select_measures_it(run, tmp_path, monkeypatch):
     ours, theirs = places
     assert ours == theirs
     assert ours[1] == 3
-    assert facts["measured"] == "cpu, threads: 3, measured for this report"
+    assert facts["measured"] == "cpu, threads: 3"
 
 
 def test_a_recipes_device_is_not_exchanged_for_another(run, tmp_path):
@@ -401,27 +401,12 @@ def test_a_recipes_device_is_not_exchanged_for_another(run, tmp_path):
     assert there["select"] == f"auxnet select {folder} --device cpu --threads 1"
 
 
-def test_a_latency_that_was_evaluated_elsewhere_is_not_taken(run, tmp_path):
-    shutil.copy(run / "model.safetensors", tmp_path)
-    here = {"type": "cpu", "name": "a CPU", "cores": 1, "threads": 1}
-    timing = {"batch": 1, "median_ms": 1.0, "low_ms": 0.9, "high_ms": 1.1}
-    latency = {"device": "cpu", "threads": 1, "timings": [timing]}
-    outputs = [{"latency": latency}] * 3
-    content = {"weights_sha256": examining.fingerprint(tmp_path), "outputs": outputs, "device": here}
-    write_json(tmp_path / "evaluation.json", content)
-    times, words = examining.saved_latency(tmp_path, 3, here)
-    assert [time["latency"] for time in times] == [1.0, 1.0, 1.0]
-    assert words == "cpu, threads: 1, measured by auxnet evaluate"
-    for change in ({"threads": 2}, {"name": "another"}, {"type": "cuda"}):
-        assert examining.saved_latency(tmp_path, 3, here | change) is None
-
-
 @pytest.mark.long
 def test_how_latency_was_measured_is_said_once(gathered, open_page):
     def of(name, measured):
         return {**gathered, "name": name, "measured": measured}
 
-    here, there = "cpu, threads: 1, measured for this report", "cpu, threads: 1, measured by auxnet evaluate"
+    here, there = "cpu, threads: 1", "cpu, threads: 2"
     runs = [of("a", here), of("b", here), of("c", there)]
     assert report_page.latency_words([]) == report_page.latency_words([of("a", None)]) == ""
     said = report_page.latency_words(runs[:2])

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,13 @@ import torch
 from torch import Tensor
 
 from auxnet import build, machine
-from auxnet.checkpoint import fingerprint, load_net
+from auxnet.checkpoint import load_net
 from auxnet.data import DataSet
-from auxnet.documents import parsing, read_json
 from auxnet.evaluation import COSTS, OutputReport, reports
 from auxnet.exits import ExitCosts, exit_macs, read_notes, read_policy
-from auxnet.latency import latencies
+from auxnet.latency import Timing, latencies
 from auxnet.network import AuxNet
 from auxnet.policy import Policy, never
-from auxnet.provenance import provenance
 from auxnet.reading.splits import Labelled
 from auxnet.recipe import Recipe
 from auxnet.scores import Predictions, confusion, predictions, reliability, wilson
@@ -46,7 +43,7 @@ def examine(run: Path, recipe: Recipe, dataset: DataSet) -> dict[str, Any]:
             predictions(net, build.evaluation_batches(split, dataset, device)) for split in (dataset.val, dataset.test)
         )
         on_val, on_test = reports(net, shape, val), reports(net, shape, test)
-        times, measured = latency_of(run, net, shape)
+        times, measured = latency_of(net, shape)
     choice = choose(val, on_val)
     rows = [
         {**{key: getattr(v, key) for key in COSTS}, **time, "val": _worth(v), "test": _worth(t)}
@@ -80,42 +77,16 @@ def _worth(report: OutputReport) -> dict[str, Any]:
 # ---- latency ---------------------------------------------------------------------------------------------------
 
 
-def latency_of(run: Path, net: AuxNet, shape: tuple[int, ...]) -> tuple[list[dict[str, Any]], str]:
-    """Latency of one image per output, as `auxnet select` measures it (the net's device, the threads that are set).
-
-    Measured now, unless `auxnet evaluate` did so for these weights in the same place; and in words, where and when.
-    """
-    if saved := saved_latency(run, net.outputs, provenance(next(net.parameters()).device)["device"]):
-        return saved
-    return _of_one_image([asdict(each) for each in latencies(net, shape, (1,), seconds=1.0)], "for this report")
+def latency_of(net: AuxNet, shape: tuple[int, ...]) -> tuple[list[dict[str, Any]], str]:
+    """Latency of one image per output, as `auxnet select` measures it, and in words, where it was measured."""
+    measured = latencies(net, shape, (1,), seconds=1.0)
+    return [time_of(each.timings[0]) for each in measured], f"{measured[0].device}, threads: {measured[0].threads}"
 
 
-def saved_latency(run: Path, outputs: int, device: dict[str, Any]) -> tuple[list[dict[str, Any]], str] | None:
-    """What `auxnet evaluate` saved of latency, if it did, for these weights, on this device (of `provenance`).
-
-    Raises RuntimeError if that is damaged.
-    """
-    path = run / "evaluation.json"
-    if not path.is_file():
-        return None
-    saved = read_json(path)
-    with parsing(f"{path} is damaged: it does not hold what auxnet evaluate writes"):
-        measured = [row["latency"] for row in saved["outputs"]]
-        if saved["weights_sha256"] != fingerprint(run) or len(measured) != outputs or not all(measured):
-            return None
-        return _of_one_image(measured, "by auxnet evaluate") if saved["device"] == device else None
-
-
-def _of_one_image(measured: list[dict[str, Any]], when: str) -> tuple[list[dict[str, Any]], str]:
-    single = [next((t for t in each["timings"] if t["batch"] == 1), None) for each in measured]
-    words = f"{measured[0]['device']}, threads: {measured[0]['threads']}, measured {when}"
-    return [time_of(timing) for timing in single], words
-
-
-def time_of(timing: dict[str, Any] | None) -> dict[str, Any]:
-    """What a page shows of a `Timing`: its median and quartiles in ms, None where nothing was measured."""
+def time_of(timing: Timing | None) -> dict[str, Any]:
+    """What a page shows of a timing: its median and quartiles in ms, None where nothing was measured."""
     keys = {"latency": "median_ms", "latency_low": "low_ms", "latency_high": "high_ms"}
-    return {ours: (timing or {}).get(theirs) for ours, theirs in keys.items()}
+    return {ours: getattr(timing, theirs, None) for ours, theirs in keys.items()}
 
 
 # ---- leaving early; mistakes ------------------------------------------------------------------------------------

@@ -181,7 +181,7 @@ def _tiles(run: Run) -> str:
 
 
 def latency_words(runs: Sequence[Run]) -> str:
-    """What latency is, and where and when it was measured: said once of all runs of which it is the same."""
+    """What latency is, and where it was measured: said once of all runs of which it is the same."""
     alike: dict[str, list[str]] = {}
     for run in runs:
         if run["measured"]:
