@@ -112,8 +112,8 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
     ) -> PretrainedAuxNet:
         if Path(model_id).is_dir():
             return load(model_id)
-        options = {"revision": revision, "token": token, "cache_dir": cache_dir, "force_download": force_download}
-        return _load(_fetched(model_id, local_files_only, **options), "last", None)
+        where = {"cache_dir": cache_dir, "force_download": force_download, "local_files_only": local_files_only}
+        return _load(_fetched(model_id, revision=revision, token=token, **where), "last", None)
 
 
 def load(source: RunDir, which: str = "last") -> PretrainedAuxNet:
@@ -290,24 +290,18 @@ def _from_config(config: Any, where: Path, trusted: str | None) -> PretrainedAux
     return net
 
 
-def _fetched(repo: str, only_cached: bool = False, **options: Any) -> Path:
-    """The folder of a model on the hub: as the hub has it now, or else (or only) as it lies in the hub's own cache.
+def _fetched(repo: str, **options: Any) -> Path:
+    """The folder of a model on the hub: as the hub has it now, or else as it lies in the hub's own cache.
 
     `options` go to `snapshot_download`.
     """
     misnamed = ValueError(f"a model on the hub is given as hf:owner/name, got {'hf:' + repo!r}")
     if repo.count("/") != 1:
         raise misnamed
-    reason = ""
-    for cached in (True,) if only_cached else (False, True):
-        try:
-            found = snapshot_download(
-                repo, allow_patterns=list(FILES), etag_timeout=5, local_files_only=cached, **options
-            )
-            return Path(str(found))
-        except HFValidationError:
-            raise misnamed from None
-        except Exception as error:  # whatever the network throws
-            reason = reason or first_line(error)
-    lack = "is not in the hub's cache" if only_cached else "could not be fetched, and is not in the hub's cache"
-    raise FileNotFoundError(f"hf:{repo} {lack}: {reason}")
+    try:
+        return Path(str(snapshot_download(repo, allow_patterns=list(FILES), etag_timeout=5, **options)))
+    except HFValidationError:
+        raise misnamed from None
+    except Exception as error:  # whatever the network throws
+        lack = "is" if options.get("local_files_only") else "could not be fetched, and is"
+        raise FileNotFoundError(f"hf:{repo} {lack} not in the hub's cache: {first_line(error)}") from None
