@@ -8,7 +8,7 @@ import torch
 from auxnet import latency
 
 latency.MOST_TURNS = 7  # as few as there may be: how long anything takes is no matter here
-LONGEST = ("test_export.py", "test_faults.py", "test_sweep.py")
+LONGEST = ("test_export.py", "test_faults.py", "test_sweep.py", "test_untrusted.py")
 
 
 @pytest.hookimpl(tryfirst=True)

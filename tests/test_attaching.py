@@ -178,6 +178,7 @@ def test_attaching_leaves_the_backbone_as_it_was(kind, at):
 
 @every_method
 @pytest.mark.parametrize("block", ["preact", "original", "plain"])
+@pytest.mark.enough(6)
 def test_the_same_net_built_by_resnet_and_by_attach_trains_to_the_same_weights(make, block):
     built = auxnet.resnet(8, 3, block=block)
     if block == "preact":

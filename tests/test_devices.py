@@ -138,7 +138,7 @@ def on_meta(monkeypatch):
     ids=str,
 )
 def test_a_whole_run_is_made_and_looked_at_on_the_device(fields, on_meta, tmp_path):
-    recipe = replace(TINY, device="meta", epochs=2, batch_size=256, outputs=2, **fields)
+    recipe = replace(TINY, device="meta", epochs=2, train_images=96, batch_size=32, outputs=2, **fields)
     moved = build.resident(load_data(recipe), META)
     assert moved.train.images.is_meta == ("augment" not in fields)
     stopped = []

@@ -41,9 +41,15 @@ def content(runs):
     return json.loads((runs / "ways" / "diagnosis.json").read_text())
 
 
-def drawn(path, scheme="light", width=1200, clicks=()):
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as started:
+        yield started
+
+
+def drawn(browser, path, scheme="light", width=1200, clicks=()):
     """What Chromium shows of a page: the page's own traces and sizes."""
-    with chromium() as browser, opened(browser, path, width, scheme) as page:
+    with opened(browser, path, width, scheme) as page:
         for click in clicks:
             page.locator(click).click()
         plots = page.eval_on_selector_all(
@@ -149,8 +155,10 @@ def test_what_was_diagnosed_is_printed_also_where_it_cannot_be_written(how, runs
     assert err == f"auxnet: {runs / 'joint'} cannot be written to (Read-only file system): give --out DIR\n"
 
 
-def test_the_page_draws_what_was_measured_and_hears_of_nothing(runs, content):
-    seen = drawn(runs / "ways" / "diagnosis.html", scheme="dark", width=390, clicks=["#scale input[value=log]"])
+def test_the_page_draws_what_was_measured_and_hears_of_nothing(runs, content, browser):
+    seen = drawn(
+        browser, runs / "ways" / "diagnosis.html", scheme="dark", width=390, clicks=["#scale input[value=log]"]
+    )
     (run,) = content["runs"]
     assert seen["theme"] == "dark"
     assert seen["width"] <= 390
@@ -164,14 +172,14 @@ def test_the_page_draws_what_was_measured_and_hears_of_nothing(runs, content):
     assert probes["y"] == [row["accuracy"] for row in run["probes"]]
 
 
-def test_several_runs_are_drawn_side_by_side_and_names_stay_text(runs, tmp_path):
+def test_several_runs_are_drawn_side_by_side_and_names_stay_text(runs, tmp_path, browser):
     gathered = []
     for name in ("ways", "joint", "alone"):
         with opening.opened(runs / name) as run:
             gathered.append(diagnosing.gather(runs / name, name, run, 256, None))
     gathered[1]["name"] = EVIL
     diagnosing.write(gathered, tmp_path)
-    seen = drawn(tmp_path / "diagnosis.html", clicks=["#theme"])
+    seen = drawn(browser, tmp_path / "diagnosis.html", clicks=["#theme"])
     names = [trace["name"] for trace in seen["plots"]["shares-plot"]["traces"]]
     assert names == [
         "ways, output 1",

@@ -24,6 +24,7 @@ from auxnet.words import command
 from browser import DARK, check_themes, chromium, opened, theme_of
 
 EVIL = "<script>alert(1)</script>"
+NO_FIGURES = "const Plotly = { react: async () => {}, purge() {} };"  # Plotly takes seconds to be read and to draw
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +67,11 @@ def open_page(browser, tmp_path):
     path = tmp_path / "page.html"
     with ExitStack() as pages:
 
-        def open_it(runs, width=1280, scheme="light"):
-            path.write_text(report_page.page(runs, 0.5), encoding="utf-8")
+        def open_it(runs, width=1280, scheme="light", figures=True):
+            with pytest.MonkeyPatch.context() as patched:
+                if not figures:
+                    patched.setattr("plotly.offline.get_plotlyjs", lambda: NO_FIGURES)
+                path.write_text(report_page.page(runs, 0.5), encoding="utf-8")
             return pages.enter_context(opened(browser, path, width, scheme))
 
         yield open_it
@@ -318,7 +322,7 @@ def test_an_output_that_ties_with_another_is_not_called_the_lowest_of_all(gather
 
 
 def test_the_panel_names_what_ties_and_a_phone_shows_the_errors_of_every_output(gathered, open_page):
-    page = open_page([tied(gathered)], width=390)
+    page = open_page([tied(gathered)], width=390, figures=False)
     assert (
         page.locator("#reason")
         .inner_text()
@@ -553,7 +557,7 @@ def test_data_cannot_end_the_element_it_lies_in():
 
 
 def test_the_choice_follows_the_limits_as_a_computation_by_hand_does(gathered, open_page):
-    page = open_page([gathered])
+    page = open_page([gathered], figures=False)
     limits, chosen = shown_limits(page)
     assert limits == {"within": 0.5, "max-params": None, "max-macs": None, "max-latency": None}
     assert chosen == str(gathered["chosen"]) == chosen_by_hand(gathered["outputs"], limits)
@@ -584,7 +588,7 @@ def test_the_choice_follows_the_limits_as_a_computation_by_hand_does(gathered, o
 def test_the_command_makes_select_choose_what_the_page_shows(run, gathered, tmp_path, open_page, capsys):
     folder = tmp_path / "my runs" / "a"
     shutil.copytree(run, folder)
-    page = open_page([{**gathered, "select": command("select", folder)}])
+    page = open_page([{**gathered, "select": command("select", folder)}], figures=False)
     positions = [("within", 0), ("max-params", 120), ("max-macs", 170), ("within", 100), ("max-macs", 0)]
     for slider, position in positions:
         move(page, slider, position)
@@ -601,7 +605,7 @@ def test_the_cheapest_in_multiply_adds_is_chosen_whatever_the_order_of_outputs(g
     odd = json.loads(json.dumps(gathered))
     for row, macs in zip(odd["outputs"], (3000, 1000, 2000), strict=True):
         row["macs"], row["val"]["error"] = macs, 0.25
-    page = open_page([odd])
+    page = open_page([odd], figures=False)
     limits, chosen = shown_limits(page)
     assert chosen == chosen_by_hand(odd["outputs"], limits) == "2"
 

@@ -554,7 +554,7 @@ def test_a_worker_killed_in_a_trial_loses_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.long
 def test_ctrl_c_stops_all_workers_and_the_folder_alone_says_how_to_go_on(tmp_path):
-    words = ["--out", tmp_path / "a", *flags(epochs=6), "--vary", "gamma=0,1", "--sampler", "grid", "--no-prune"]
+    words = ["--out", tmp_path / "a", *flags(epochs=60), "--vary", "gamma=0,1", "--sampler", "grid", "--no-prune"]
     process = start(*words, "--processes", 2)
     folders = tmp_path / "a" / "trials"
     wait_for(lambda: len(list(folders.glob("*/checkpoints/*.ckpt"))) >= 2 or process.poll() is not None)
@@ -565,7 +565,7 @@ def test_ctrl_c_stops_all_workers_and_the_folder_alone_says_how_to_go_on(tmp_pat
     assert "interrupted" in {trial.state for trial in read_sweep(tmp_path / "a").trials}
     assert main(["sweep", "--out", str(tmp_path / "a")]) == 0
     found = read_sweep(tmp_path / "a")
-    assert [(trial.state, trial.epochs) for trial in found.trials] == [("complete", 6)] * 2
+    assert [(trial.state, trial.epochs) for trial in found.trials] == [("complete", 60)] * 2
     assert {trial.values["gamma"] for trial in found.trials} == {0.0, 1.0}
 
 
