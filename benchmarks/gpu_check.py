@@ -27,6 +27,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import auxnet
+import measured
 from auxnet import Recipe, build, synchronised
 from auxnet.capturing import as_cuda_graph
 from auxnet.data import DataSet, Split
@@ -34,19 +35,14 @@ from auxnet.distributed import Team
 from auxnet.machine import to_device
 from auxnet.mixing import mixed
 from auxnet.precision import in_float32, to_bfloat16
-from measured import save
 
 GPU = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CPU = torch.device("cpu")
 SGD = partial(torch.optim.SGD, lr=0.02, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=True)
 ADAMW = partial(torch.optim.AdamW, lr=1e-3, fused=True)
 LAMBDAS = [0.5, 0.8, 1.0]
-METHODS = {
-    "joint": auxnet.joint,
-    "pairwise": auxnet.pairwise,
-    "live": auxnet.multiway,
+METHODS = measured.METHODS | {
     "frozen": partial(auxnet.multiway, mode="frozen"),
-    "fused": partial(auxnet.multiway, mode="fused"),
     "shared": partial(auxnet.multiway, state="shared"),
     "deep first": partial(auxnet.multiway, order="deep_first"),
     "clipped": partial(auxnet.multiway, clip=0.1),
@@ -243,7 +239,7 @@ def main():
         took = time.perf_counter() - began
         rows.append({"check": name, "ok": ok, "said": said, "seconds": round(took, 1)})
         shown.add_row("ok" if ok else "FAILS", escape(name), escape(said), f"{took:.1f}")
-        save(asked, GPU, rows=rows)  # whatever comes after
+        measured.save(asked, GPU, rows=rows)  # whatever comes after
     Console(width=160).print(shown)
     print(f"{sum(r['ok'] for r in rows)} of {len(rows)} hold on {GPU}, torch {torch.__version__}")
 

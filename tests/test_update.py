@@ -58,6 +58,18 @@ def test_a_parameter_that_gets_its_first_gradient_late_is_no_matter_to_fused_sgd
     torch.testing.assert_close(*ends, rtol=0, atol=1e-6)
 
 
+def test_sparse_gradients_reach_an_optimizer_that_takes_them():
+    ends = []
+    for sparse in (False, True):
+        torch.manual_seed(1)
+        table = nn.Embedding(7, 4, sparse=sparse)
+        heads = [nn.Sequential(nn.Flatten(), nn.Linear(20, 3)) for _ in range(2)]
+        net = auxnet.AuxNet([table, nn.Linear(4, 4)], heads, [1, 2])
+        auxnet.joint(net, partial(torch.optim.SGD, lr=0.1)).step(torch.randint(7, (6, 5)), torch.arange(6) % 3)
+        ends.append(table.weight.detach())
+    torch.testing.assert_close(*ends)
+
+
 def test_a_batch_of_no_image_is_refused():
     x, y = images()
     with pytest.raises(ValueError, match="needs one image or more"):

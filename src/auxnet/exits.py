@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from auxnet.checkpoint import fingerprint, load_net
-from auxnet.cost import costs, multiply_adds_by_part
+from auxnet.cost import multiply_adds_by_part
 from auxnet.documents import parsing, read_json
 from auxnet.latency import measure
 from auxnet.network import AuxNet, check_net, logits_of
@@ -108,9 +108,9 @@ class ExitCosts(NamedTuple):
 
 def exit_macs(net: AuxNet, image_shape: Sequence[int]) -> ExitCosts:
     """Multiply-adds of one image of shape (C, H, W)."""
-    alone = [float(macs) for _, macs in costs(net, image_shape)]
-    heads = [float(head) for _, head in multiply_adds_by_part(net, image_shape)]
-    return ExitCosts(alone, heads[:-1], alone)
+    segments, heads = zip(*multiply_adds_by_part(net, image_shape), strict=True)
+    alone = [float(trunk + head) for trunk, head in zip(accumulate(segments), heads, strict=True)]
+    return ExitCosts(alone, [float(head) for head in heads[:-1]], alone)
 
 
 def exit_latencies(

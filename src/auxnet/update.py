@@ -190,7 +190,7 @@ def _as_held(gradients: Gradients, aliases: Sequence[Tensor]) -> Gradients:
     others = {
         n: (torch.empty_like(a), g)
         for n, (g, a) in enumerate(zip(gradients, aliases, strict=True))
-        if g is not None and (g.dtype != a.dtype or g.stride() != a.stride())
+        if g is not None and not g.is_sparse and (g.dtype != a.dtype or g.stride() != a.stride())
     }
     if others:
         copies, originals = map(list, zip(*others.values(), strict=True))
@@ -200,11 +200,13 @@ def _as_held(gradients: Gradients, aliases: Sequence[Tensor]) -> Gradients:
 
 def _begin_late_momenta(optimizer: torch.optim.Optimizer) -> None:
     """Give a parameter that had no gradient before a momentum of 0, where fused SGD would fail for want of one."""
-    for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else ():
-        given = [p for p in group["params"] if p.grad is not None]
-        late = [p for p in given if optimizer.state[p].get("momentum_buffer") is None]
-        if group["fused"] and group["momentum"] and len(late) < len(given):
-            for p in late:
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+    for group in optimizer.param_groups:
+        if group["fused"] and group["momentum"]:
+            given = [p for p in group["params"] if p.grad is not None]
+            late = [p for p in given if optimizer.state[p].get("momentum_buffer") is None]
+            for p in late if len(late) < len(given) else ():
                 optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 

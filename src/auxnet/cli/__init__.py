@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(end="", flush=True)  # or what cannot be written is told at the interpreter's end, by a traceback
             return status
     except KeyboardInterrupt as stop:  # Ctrl-C, or what a training makes of it and of SIGTERM once all is saved
-        if _leads():
+        if leads():
             with suppress(BrokenPipeError):  # as `train 2>&1 | head`
                 print(f"auxnet: {str(stop) or 'interrupted'}", file=sys.stderr)
         return int(getattr(stop, "status", 130))
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         asked = isinstance(error, ValueError | FileExistsError | FileNotFoundError)
         expected = asked or isinstance(error, OSError | RuntimeError)
-        if asked and not _leads():
+        if asked and not leads():
             return 2
         kind = "" if expected else f"unexpected {type(error).__name__} (AUXNET_DEBUG=1 shows where): "
         print(f"auxnet: {kind}{one_line(_with_place(error))}", file=sys.stderr)
@@ -79,7 +79,7 @@ def _with_place(error: Exception) -> object:
     return error
 
 
-def _leads() -> bool:
+def leads() -> bool:
     """Whether this process says what all of torchrun's have to say: what was asked for, and that all were stopped."""
     return os.environ.get("RANK", "0") == "0"
 

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.status import Status
 from rich.table import Table
 
+from auxnet.cli import leads
 from auxnet.signals import Stopped
 from auxnet.words import per_cent, val_errors
 
@@ -35,17 +36,13 @@ class _Console(Console):
 
 def console() -> Console:
     """Standard output; tables are never squeezed where it is not a terminal. Of torchrun's processes one talks."""
-    plain = _Console(quiet=not _talks())
+    plain = _Console(quiet=not leads())
     return plain if plain.is_terminal else _Console(width=max(plain.width, 160), quiet=plain.quiet)
-
-
-def _talks() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 def working(on: str) -> Status:
     """A spinner while something takes its time; on standard error, so that what is printed stays clean."""
-    return Console(stderr=True, quiet=not _talks()).status(on)
+    return Console(stderr=True, quiet=not leads()).status(on)
 
 
 def load_torch() -> None:
