@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from auxnet.checkpoint import read_json
+from auxnet.documents import read_json
 from auxnet.recipe import read_run_recipe
 
 Runs = dict[str, dict[int, dict[str, Any]]]
