@@ -45,7 +45,7 @@ def aggregator_of(name: str) -> Aggregator:
     try:
         from torchjd import aggregation
     except ImportError:
-        raise ValueError(f"aggregator={name!r} is torchjd's, which is not installed: pip install torchjd") from None
+        raise ValueError(f"aggregator={name!r} is torchjd's, which is not installed: pip install 'torchjd[quadprog-projector]'") from None
     known = {
         each: kind
         for each, kind in vars(aggregation).items()
