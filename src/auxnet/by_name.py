@@ -45,7 +45,8 @@ def aggregator_of(name: str) -> Aggregator:
     try:
         from torchjd import aggregation
     except ImportError:
-        raise ValueError(f"aggregator={name!r} is torchjd's, which is not installed: pip install 'torchjd[quadprog-projector]'") from None
+        mend = "pip install 'torchjd[quadprog-projector]'"
+        raise ValueError(f"aggregator={name!r} is torchjd's, which is not installed: {mend}") from None
     known = {
         each: kind
         for each, kind in vars(aggregation).items()
