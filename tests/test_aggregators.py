@@ -85,7 +85,7 @@ def test_an_aggregator_that_cannot_be_is_named():
 
 def test_without_torchjd_its_aggregators_name_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchjd", None)
-    with pytest.raises(ValueError, match="is torchjd's, which is not installed: pip install torchjd"):
+    with pytest.raises(ValueError, match="is torchjd's, which is not installed: pip install 'torchjd"):
         by_name.aggregator_of("UPGrad")
 
 
