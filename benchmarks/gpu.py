@@ -64,7 +64,7 @@ def main() -> None:
     times = {name: [] for name in ("matrix product", *steps)}
     for i in range(asked.rounds + 1):
         for name, step in {"matrix product": lambda: a @ b, **steps}.items():
-            took = seconds(lambda step=step: [step() for _ in range(asked.steps)]) / asked.steps
+            took = seconds(lambda step=step: _repeat(step, asked.steps)) / asked.steps
             if i:  # the first round warms up
                 times[name].append(took)
 
@@ -81,6 +81,12 @@ def main() -> None:
         print(f"{name} failed: {why}")
     tf32 = dtype == torch.float32 and torch.backends.cudnn.allow_tf32
     save(asked, device, rows=rows, seconds=times, failed=failed, tf32=tf32)
+
+
+def _repeat(step, times):
+    """One after the other; none of their results is held."""
+    for _ in range(times):
+        step()
 
 
 def _step(name, depth, outputs, device, dtype, graph):

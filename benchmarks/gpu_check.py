@@ -67,7 +67,7 @@ def trained(make, device, steps=3, optimizer=SGD, dtype=torch.float32, graph=Fal
     for n, batch in enumerate(batches(steps, device, dtype, sizes)):
         (events or {}).get(n, lambda m: None)(method)
         losses.append(method.step(*batch))
-    weights = torch.cat([p.detach().float().flatten().cpu() for p in net.parameters()])
+    weights = torch.cat([getattr(p, "master", p).detach().float().flatten().cpu() for p in net.parameters()])
     return weights, torch.stack(losses).cpu(), torch.cat([b.float().flatten().cpu() for b in net.buffers()])
 
 
@@ -85,12 +85,12 @@ def numbers(name):
 
 def live_is_live(dtype):
     """What live changes of frozen is there, and it is what it is on the CPU."""
-    options = {"steps": 1, "dtype": dtype, "optimizer": partial(SGD, lr=0.2)}
+    options = {"steps": 1, "dtype": dtype, "optimizer": partial(SGD, lr=1.0)}
     far = {
         d: trained(METHODS["live"], d, **options)[0] - trained(METHODS["frozen"], d, **options)[0] for d in (GPU, CPU)
     }
     cosine, size = float(F.cosine_similarity(far[GPU], far[CPU], 0)), float(far[GPU].norm() / far[CPU].norm())
-    assert cosine > (0.99 if dtype == torch.float32 else 0.3), f"cosine {cosine:.3f}: frozen?"
+    assert cosine > (0.99 if dtype == torch.float32 else 0.9), f"cosine {cosine:.3f}: frozen?"
     assert 0.5 < size < 2, f"size {size:.2f}: frozen?"
     return f"cosine {cosine:.4f} with the CPU's, {size:.3f} of its size"
 
@@ -117,19 +117,21 @@ def nothing_waits(fields):
 
 
 def synchronised_norm():
-    """Its backward against autograd's of an ordinary norm."""
+    """Its backward against autograd's of an ordinary norm, and in the layout of the images."""
     team = Team()
     team.weigh(6)
     x = torch.randn(6, 4, 5, 5, device=GPU).contiguous(memory_format=torch.channels_last).requires_grad_()
     w, b = (torch.rand(4, device=GPU).requires_grad_() for _ in range(2))
     var, mean = torch.var_mean(x.detach(), (0, 2, 3), unbiased=False)
-    mine = synchronised._Normalise.apply(x, w, b, mean, var, 1e-5, team)
-    plain = F.batch_norm(x, None, None, w, b, True, eps=1e-5)
     g = torch.randn_like(x)
-    for one, other in zip(
-        torch.autograd.grad(mine, (x, w, b), g), torch.autograd.grad(plain, (x, w, b), g), strict=True
-    ):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    for affine in ((w, b), ()):
+        weight, bias = affine or (None, None)
+        mine = synchronised._Normalise.apply(x, weight, bias, mean, var, 1e-5, team)
+        plain = F.batch_norm(x, None, None, weight, bias, True, eps=1e-5)
+        made, expected = (torch.autograd.grad(y, (x, *affine), g) for y in (mine, plain))
+        assert made[0].stride() == x.stride()
+        for one, other in zip(made, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
     return "as an ordinary norm's"
 
 

@@ -5,6 +5,7 @@ import signal
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial, wraps
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import auxnet
-from auxnet import Recipe, build, signals
+from auxnet import Recipe, build, capturing, signals
 from auxnet.capturing import captured
 from auxnet.losses import cross_entropy, distilled
 from auxnet.plan import MEASURED_STEPS, plan
@@ -281,6 +282,43 @@ def test_many_processes_have_no_graphs(monkeypatch):
     monkeypatch.setattr(build, "device_of", lambda recipe: torch.device("cuda"))
     with pytest.raises(ValueError, match="cuda_graph=True is for one process, but 2 train together"):
         build.check(Recipe(cuda_graph=True))
+
+
+@pytest.mark.parametrize(
+    ("fault", "raised", "says"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), torch.OutOfMemoryError, "^CUDA out of memory"),
+        (
+            RuntimeError("not permitted"),
+            RuntimeError,
+            r"cannot be a CUDA graph \(not permitted\): leave cuda_graph out",
+        ),
+    ],
+)
+def test_a_recording_that_fails_says_why_and_want_of_memory_stays_what_it_is(fault, raised, says, monkeypatch):
+    class Recorded:
+        """Its end fails too, as CUDA's does."""
+
+        def __init__(self, *args, **options):
+            pass
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *fault):
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def step():
+        raise fault
+
+    for name in ("CUDAGraph", "graph"):
+        monkeypatch.setattr(torch.cuda, name, Recorded)
+    for name in ("current_stream", "set_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda where: None)
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    with pytest.raises(RuntimeError, match=says) as failed:
+        capturing._recorded(step, SimpleNamespace(device=None))
+    assert failed.type is raised
 
 
 @pytest.mark.parametrize("name", ["Adagrad", "Adafactor"])

@@ -16,6 +16,7 @@ from typing import get_type_hints
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
@@ -464,6 +465,16 @@ def test_an_unexpected_error_is_still_one_line(run, capsys, monkeypatch):
     monkeypatch.setattr("auxnet.train.tables", lambda *a: {}["nothing"])
     monkeypatch.setattr("auxnet.opening.load_data", lambda *a: {}["nothing"])
     fails(capsys, ["evaluate", run], 1, "unexpected KeyError", "AUXNET_DEBUG")
+
+
+def test_of_a_gpu_that_is_full_it_is_said_what_helps(run, capsys, monkeypatch):
+    def full(*given):
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ..."
+        )
+
+    monkeypatch.setattr("auxnet.opening.load_data", full)
+    fails(capsys, ["evaluate", run], 1, "auxnet: CUDA out of memory: a smaller --batch-size, --precision bfloat16, or")
 
 
 @pytest.mark.skipif(not CIFAR.is_dir(), reason="needs ../shared/data")

@@ -5,17 +5,19 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import auxnet
 from auxnet.distributed import Team, team
 from auxnet.synchronised import synchronise_norms
-from auxnet.update import averaged
+from auxnet.update import Update, averaged
 from teamwork import (
     METHODS,
     SCENARIOS,
@@ -303,14 +305,66 @@ def test_an_update_sends_one_message_and_the_losses_one_more(name, messages):
     assert len(sent) == messages + 1
 
 
-def test_averaged_gradients_keep_their_strides():
+class Called(TorchDispatchMode):
+    """The operators that were called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_gradients_are_averaged_to_the_bit_in_their_strides_and_copied_once():
     image = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
-    made = averaged([image, None, torch.ones(()), torch.ones(1).expand(3)], lambda flat: 2 * flat)
-    assert made[1] is None
-    assert torch.equal(made[0], 2 * image)
-    assert made[0].stride() == image.stride()
-    assert made[2].tolist() == 2
-    assert made[3].tolist() == [2, 2, 2]
+    given = [image, torch.randn(()), torch.randn(5, 3).T, torch.randn(9)[2:6].double()]
+    with Called() as called:
+        first, none, *others = averaged([given[0], None, *given[1:]], lambda flat: flat * 0.7)
+    assert none is None
+    for g, mean in zip(given, [first, *others], strict=True):
+        assert torch.equal(mean, (g.double() * 0.7).to(g.dtype))
+        assert (mean.stride(), mean.dtype) == (g.stride(), g.dtype)
+    assert [name for name in called.names if name in ("cat", "mul", "clone", "copy_")] == ["cat", "mul"]
+
+
+def test_an_update_averages_gradients_of_any_kind():
+    """With gaps between them, expanded, transposed, sparse, of another type than the weights."""
+    wide = torch.randn(4, 6)
+    kinds = [wide[:, :2], wide[:, 2:], torch.ones(1).expand(3), torch.randn(3, 2).T, torch.randn(3, 2).to_sparse()]
+    weights = [torch.zeros(4, 6)[:, :2], torch.zeros(4, 6)[:, 2:], torch.zeros(3), torch.zeros(2, 3), torch.zeros(3, 2)]
+    kinds, weights = [*kinds, torch.randn(3)], [*weights, torch.zeros(3, dtype=torch.float64)]
+    update = Update(partial(torch.optim.SGD, lr=1.0), [[nn.Parameter(w) for w in weights]], average=torch.clone)
+    update([*kinds])
+    for p, g in zip(update.parameters, kinds, strict=True):
+        assert torch.equal(p, -g.to_dense().to(p.dtype))
+
+
+class AsOnCuda(TorchDispatchMode):
+    """BatchNorm's backward as CUDA has it: no sums without a weight, and the derivative of images in NCHW."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is not torch.ops.aten.native_batch_norm_backward.default:
+            return out
+        dx, *sums = out
+        return dx if dx is None else dx.contiguous(), *(each if args[2] is not None else each[:0] for each in sums)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_synchronised_norm_goes_back_as_an_ordinary_one_in_the_layout_of_its_images(affine):
+    norm = nn.BatchNorm2d(4, affine=affine).double()
+    mine = copy.deepcopy(norm)
+    synchronise_norms(mine, Team(0, 2))
+    mine.team = Team()
+    mine.team.weigh(6)
+    x = torch.randn(6, 4, 5, 5).double().contiguous(memory_format=torch.channels_last).requires_grad_()
+    dy = torch.randn(6, 4, 5, 5).double()
+    with AsOnCuda():
+        made = torch.autograd.grad(mine(x), [x, *mine.parameters()], dy)
+    torch.testing.assert_close(made, torch.autograd.grad(norm(x), [x, *norm.parameters()], dy))
+    assert made[0].stride() == x.stride()
 
 
 def test_synchronised_norms_without_a_shared_batch_say_so():

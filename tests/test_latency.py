@@ -71,6 +71,14 @@ def test_models_take_turns():
     assert turns == [("a", 3, False), ("b", 3, False)] * (2 + 5)
 
 
+def test_a_slow_first_call_does_not_count_in_how_many_turns_are_measured(monkeypatch):
+    calls = iter([500.0])
+    monkeypatch.setattr(latency, "_milliseconds", lambda model, images: next(calls, 1.0))
+    monkeypatch.setattr(latency, "MOST_TURNS", 1000)
+    (timing,) = latency.measure([nn.Linear(1, 1)], (1, 2, 2), 3, seconds=0.2)
+    assert (timing.runs, timing.median_ms) == (200, 1.0)
+
+
 def test_the_threads_are_those_at_hand():
     net = auxnet.resnet(depth=8, outputs=1)
     torch.set_num_threads(machine.cores() + 1)

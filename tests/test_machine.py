@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import torch
 
 from auxnet import cli, machine, train
 from auxnet.epochs import Progress
@@ -35,6 +36,32 @@ def test_a_device_that_is_not_here_is_said_in_a_short_line(device):
     with pytest.raises(ValueError, match=f"device '{device}' cannot be used here") as refused:
         machine.device_of(Recipe(device=device))
     assert len(str(refused.value)) < 200
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
+def test_so_is_a_gpu_that_is_not_here_for_a_process_of_torchrun(monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert cli.main(["train", "--device", "cuda"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("auxnet: device 'cuda' cannot be used here (")
+    assert said.count("\n") == 1
+
+
+def test_memory_that_pytorch_holds_ready_is_free(monkeypatch):
+    for name, found in {"mem_get_info": (100, 900), "memory_reserved": 70, "memory_allocated": 30}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, found=found: found)
+    assert machine.free_memory(torch.device("cuda")) == 140
+    assert machine.free_memory(torch.device("cpu")) == 0
+
+
+def test_the_random_numbers_of_other_gpus_are_left_alone(monkeypatch):
+    gpus = [torch.Generator().manual_seed(n) for n in (5, 6)]
+    monkeypatch.setattr(torch.cuda, "default_generators", gpus)
+    with machine.random_kept(torch.device("cpu")):
+        machine.seed_random(9, torch.device("cuda:1"))
+        assert [each.initial_seed() for each in (*gpus, torch.default_generator)] == [5, 9, 9]
+        machine.seed_random(8, torch.device("cpu"))
+        assert [each.initial_seed() for each in (*gpus, torch.default_generator)] == [5, 9, 8]
 
 
 def test_more_threads_than_cores_are_told_with_the_mend(monkeypatch):

@@ -11,6 +11,7 @@ from auxnet import Recipe, diagnosing
 from auxnet.opening import opened
 from auxnet.plan import plan
 from auxnet.precision import in_float32, to_bfloat16
+from auxnet.update import Update
 from test_methods import CLASSES, METHODS, WEIGHTS, HandSGD, K, batches, division, hand_net, sgd
 
 LOSS = in_float32(torch.nn.functional.cross_entropy)
@@ -93,6 +94,14 @@ def test_a_parameter_is_its_master_rounded():
     for p in trained("live").parameters():
         assert p.dtype == torch.bfloat16
         assert torch.equal(p, p.master.bfloat16())
+
+
+def test_masters_are_updated_by_averages_that_were_not_rounded_to_bfloat16():
+    weight = torch.nn.Parameter(torch.zeros(2, 3, dtype=torch.bfloat16))
+    weight.master = torch.zeros(2, 3)
+    update = Update(partial(torch.optim.SGD, lr=1.0), [[weight]], average=lambda flat: flat * (1 + 2**-12))
+    update([torch.ones_like(weight)])
+    assert torch.equal(weight.master, torch.full((2, 3), -1 - 2**-12))
 
 
 def test_autocast_which_would_make_live_frozen_is_refused():

@@ -34,9 +34,10 @@ def run(tmp_path_factory):
     return auxnet.fit(TINY, tmp_path_factory.mktemp("runs") / "a")
 
 
-def test_the_same_recipe_gives_the_same_bytes_of_weights(run, tmp_path):
+def test_the_same_recipe_gives_the_same_bytes_of_weights(run, tmp_path, monkeypatch):
     torch.manual_seed(99)  # what the caller drew before makes no difference
     drawn = torch.get_rng_state()
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("it seeds every device"))
     auxnet.fit(TINY, tmp_path / "b")
     assert bytes_of(tmp_path / "b") == bytes_of(run.folder)
     assert torch.equal(torch.get_rng_state(), drawn)  # nor does training make one to the caller

@@ -226,7 +226,7 @@ def build(
     recipe: Recipe, dataset: data.DataSet, device: torch.device, team: Team | None = None
 ) -> tuple[AuxNet, Method]:
     """The net of a recipe, its weights drawn from the seed or pretrained, and the method that trains it."""
-    torch.manual_seed(recipe.seed)
+    torch.default_generator.manual_seed(recipe.seed)  # weights are drawn on the CPU
     net = to_device(net_of(recipe, dataset), device)
     loss = loss_of(recipe, dataset, device)
     if team is not None and team.size > 1:

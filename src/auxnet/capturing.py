@@ -52,8 +52,8 @@ def as_cuda_graph(method: Method, device: torch.device) -> Method:
     """The same method, each of its steps one CUDA graph on this device; BatchNorm as the net was in the recorded step.
 
     Raises ValueError for optimizers that a graph cannot hold; RuntimeError, in the first steps, for a method that does
-    what a graph cannot. (One whose steps decide by what they read from the device, `step_scale="adaptive"`, gains
-    nothing.)
+    what a graph cannot; torch.OutOfMemoryError where there is no memory for it. (One whose steps decide by what they
+    read from the device, `step_scale="adaptive"`, gains nothing.)
     """
     check_optimizers(method)
     for update in method.updates:  # or torch warns of the steps that are not recorded
@@ -125,6 +125,8 @@ def _recorded(step: Step, stream: torch.cuda.Stream) -> Step:
         cause = error
         while isinstance(cause.__context__, Exception):  # what is said at the end is only that it failed before
             cause = cause.__context__
+        if isinstance(cause, torch.OutOfMemoryError):
+            raise cause from None
         raise RuntimeError(f"this step cannot be a CUDA graph ({first_line(cause)}): leave cuda_graph out") from error
 
     def replay() -> Tensor:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from auxnet.backbones.dryrun import features
 from auxnet.batches import Batches
 from auxnet.gradients import Loss, parameters
+from auxnet.machine import random_kept
 from auxnet.method import Weights, checked_weights
 from auxnet.network import AuxNet, check_net, check_tensors, in_mode, logits_of, statistics_kept
 from auxnet.sections import MethodName
@@ -165,8 +166,7 @@ def layers_of(net: AuxNet, image_shape: Sequence[int]) -> list[Layer]:
 @contextmanager
 def as_in_training(net: nn.Module, device: torch.device) -> Iterator[None]:
     """Within, a net is in training mode but keeps its statistics; after, modes and random numbers are as before."""
-    seeds_kept = torch.random.fork_rng([device] if device.type == "cuda" else [])
-    with in_mode(net, training=True), statistics_kept([net]), seeds_kept:
+    with in_mode(net, training=True), statistics_kept([net]), random_kept(device):
         yield
 
 

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from auxnet.errors import first_line
+from auxnet.errors import first_sentence
 
 
 @contextmanager
@@ -188,4 +188,4 @@ class Team:
 
 def _reason(error: Exception) -> str:
     """What an error of torch.distributed says, without the line of C++ that says it, and advice."""
-    return re.sub(r"^\[\S+\] ", "", first_line(error)).split(". ")[0]
+    return re.sub(r"^\[\S+\] ", "", first_sentence(error))

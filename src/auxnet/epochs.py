@@ -27,6 +27,7 @@ from auxnet.diagnosis import diagnose
 from auxnet.distributed import Team
 from auxnet.errors import DivergedError
 from auxnet.evaluation import tally
+from auxnet.machine import seed_random
 from auxnet.method import Method
 from auxnet.mixing import mixed
 from auxnet.network import AuxNet
@@ -143,7 +144,7 @@ def train_epoch(training: Training, state: TrainingState, signal_received: Calla
         return signal_received() > 0 or training.checkpointer.due
 
     for step, n, x, labels in _team_batches(training, epoch, state.step):
-        torch.manual_seed(seed_of(recipe.seed, epoch, step, team.rank))  # for nets that draw numbers
+        seed_random(seed_of(recipe.seed, epoch, step, team.rank), training.device)  # for nets that draw numbers
         if recipe.mixup > 0 or recipe.cutmix > 0:
             drawn = Random(seed_of(recipe.seed, epoch, step, 0, 0))  # the same in all processes
             x, labels = mixed(x, labels, training.dataset.num_classes, recipe.mixup, recipe.cutmix, drawn)

@@ -19,6 +19,11 @@ def first_line(error: BaseException) -> str:
     return line.rstrip(".")
 
 
+def first_sentence(error: BaseException) -> str:
+    """The first sentence of its first line: for those of libraries that go on with advice."""
+    return first_line(error).split(". ")[0]
+
+
 class ExclusionError(ValueError):
     """Two fields of a recipe that exclude each other: `names`."""
 

@@ -86,10 +86,9 @@ def measure(
     images = example(image_shape, batch, device)
     prepared = [model.eval().to(memory_format=torch.channels_last) for model in models]  # type: ignore[call-overload]
     with torch.inference_mode():
-        began = time.perf_counter()
-        for model in prepared * 2:
+        for model in prepared:  # what is done once
             _milliseconds(model, images)
-        turn = (time.perf_counter() - began) / 2
+        turn = sum(_milliseconds(model, images) for model in prepared) / 1000
         turns = min(max(least, round(seconds / turn)), MOST_TURNS)
         measured = [[_milliseconds(model, images) for model in prepared] for _ in range(turns)]
     quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)

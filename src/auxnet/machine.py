@@ -7,12 +7,12 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import torch
 
-from auxnet.errors import first_line
+from auxnet.errors import first_sentence
 from auxnet.network import AuxNet
 from auxnet.recipe import Recipe
 
@@ -31,14 +31,27 @@ def device_of(recipe: Recipe) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"device must be auto, cpu, cuda, cuda:NUMBER or mps, got {name!r}") from None
-    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % max(1, torch.cuda.device_count()))  # not all on GPU 0
     try:
+        if name == "cuda" and "LOCAL_RANK" in os.environ and torch.cuda.is_available():  # not all on GPU 0
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        why = first_line(error).split(". ")[0]  # of a page
-        raise ValueError(f"device {name!r} cannot be used here ({why}); try 'cpu'") from None
+        raise ValueError(f"device {name!r} cannot be used here ({first_sentence(error)}); try 'cpu'") from None
     return device
+
+
+def seed_random(seed: int, device: torch.device) -> None:
+    """Seed what draws random numbers on the CPU and on this device, and on no other (`torch.manual_seed`: on all)."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+def random_kept(device: torch.device) -> AbstractContextManager[None]:
+    """After it, what draws random numbers on the CPU and on this device goes on as if nothing had drawn within."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def thread_count(threads: int | None) -> int:
@@ -84,8 +97,11 @@ def available_memory() -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes left of a device's own memory; 0 where it has none, or does not say."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    """Bytes left of a device's own memory, with what PyTorch holds ready; 0 where it has none, or does not say."""
+    if device.type != "cuda":
+        return 0
+    ready = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + ready
 
 
 def cores() -> int:

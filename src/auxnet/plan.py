@@ -14,7 +14,7 @@ from auxnet.capturing import WARM_UP
 from auxnet.cost import costs
 from auxnet.data import LARGE, DataSet, load_data
 from auxnet.epochs import steps_per_epoch
-from auxnet.machine import device_of, threads_set
+from auxnet.machine import device_of, random_kept, threads_set
 from auxnet.recipe import Recipe
 from auxnet.residual import layout
 from auxnet.schedules import lambdas_at
@@ -61,7 +61,7 @@ class Plan:
 def plan(recipe: Recipe) -> Plan:
     """Work out a recipe without training by it. Raises what `fit` would raise for the same recipe."""
     check(recipe)
-    with threads_set(recipe.threads), torch.random.fork_rng(devices=[]):
+    with threads_set(recipe.threads), random_kept(device_of(recipe)):
         dataset = load_data(recipe)
         check_data(recipe, dataset)
         outputs = planned_outputs(recipe, dataset)

@@ -106,14 +106,15 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, var = ctx.saved_tensors
         over_std = (var + ctx.eps).rsqrt()
-        dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(  # as if mean and var did not depend on x
-            *(dy, x, weight, mean, var, mean, over_std, False, ctx.eps, [True, True, True])
-        )  # (on CUDA it asks for the statistics in both forms)
+        weight = torch.ones_like(mean) if weight is None else weight  # on CUDA there are no sums without one
+        _, dweight, dbias = torch.ops.aten.native_batch_norm_backward(  # (it asks for the statistics in both forms)
+            *(dy, x, weight, mean, var, mean, over_std, False, ctx.eps, [False, True, True])
+        )
         E_dy, E_dy_x = ctx.team.average(torch.stack([dbias, dweight])) * (len(mean) / x.numel())
-        scale = over_std if weight is None else over_std * weight
+        scale = over_std * weight
         slope = scale * over_std * E_dy_x
         shift = scale * E_dy - slope * mean
-        slope, shift = (c.view(-1, *[1] * (x.dim() - 2)) for c in (slope, shift))
-        dx.addcmul_(slope, x, value=-1).sub_(shift)
+        scale, slope, shift = (c.view(-1, *[1] * (x.dim() - 2)) for c in (scale, slope, shift))
+        dx = torch.mul(dy, scale, out=torch.empty_like(x)).addcmul_(slope, x, value=-1).sub_(shift)
         affine = (g if needed else None for g, needed in zip((dweight, dbias), ctx.needs_input_grad[1:3], strict=True))
         return dx, *affine, None, None, None, None

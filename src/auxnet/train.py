@@ -34,7 +34,7 @@ from auxnet.evaluation import evaluate
 from auxnet.files import write_json
 from auxnet.hub import with_run
 from auxnet.lineage import Earlier, earlier_runs, in_doubt, may_be_seen_by
-from auxnet.machine import device_of, threads_set, to_device
+from auxnet.machine import device_of, random_kept, threads_set, to_device
 from auxnet.method import Method
 from auxnet.network import AuxNet
 from auxnet.opening import check_classes, normalised_as, preprocessing_of
@@ -105,7 +105,7 @@ def fit(
     with ExitStack() as stack:
         team = stack.enter_context(distributed.team(device_of(recipe)))
         stack.enter_context(threads_set(recipe.threads))
-        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(random_kept(team.device))
         if team.leads:
             rundir.check(folder, recipe, resume, overwrite)
         check(recipe)

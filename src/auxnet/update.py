@@ -20,12 +20,14 @@ def identity(tensor: Tensor) -> Tensor:
 
 
 def averaged(gradients: Gradients, average: Average) -> Gradients:
-    """The means of the gradients, sent as one tensor: a message costs more than its contents. Strides stay."""
+    """The means of gradients without gaps in memory, sent as one tensor: a message costs more than its contents.
+
+    They are copied once, in the order in which they lie in memory; the means are views, of the same strides and types.
+    """
     given = [g for g in gradients if g is not None]
-    if not given:
-        return gradients
-    means = iter(average(torch.cat([g.flatten() for g in given])).split_with_sizes([g.numel() for g in given]))
-    return [None if g is None else torch.empty_like(g).copy_(next(means).view_as(g)) for g in gradients]
+    flat = average(torch.cat([g.as_strided((g.numel(),), (1,)) for g in given]))
+    means = iter(flat.split_with_sizes([g.numel() for g in given]))
+    return [None if g is None else next(means).to(g.dtype).as_strided(g.shape, g.stride()) for g in gradients]
 
 
 class Update:
@@ -53,6 +55,7 @@ class Update:
         masters = [_master(p) for p in self.parameters]
         pairs = list(zip((p.data for p in self.parameters), masters, strict=True))
         self.aliases = [data if master is None else master for data, master in pairs]
+        self.strides = [torch.empty_like(alias).stride() for alias in self.aliases]  # their own, but for gaps
         self.rounded = [(data, master) for data, master in pairs if master is not None]
         self.optimizer = _checked(optimizer, self.aliases)
         aliases = iter(self.aliases)
@@ -73,9 +76,11 @@ class Update:
         if all(gradient is None for gradient in gradients):
             return
         self._check_lr()
-        if self.average is not identity:
-            gradients = averaged(gradients, self.average)
-        for alias, gradient in zip(self.aliases, _as_held(gradients, self.aliases), strict=True):
+        together = self.average is not identity
+        if together:
+            gradients = [g if g is None else g.to_dense() for g in gradients]
+        held = _as_held(gradients, self.aliases, self.strides)
+        for alias, gradient in zip(self.aliases, averaged(held, self.average) if together else held, strict=True):
             alias.grad = gradient
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.aliases, self.clip)
@@ -182,15 +187,15 @@ def _split_groups(optimizer: torch.optim.Optimizer, parts: Sequence[Sequence[Ten
     return places
 
 
-def _as_held(gradients: Gradients, aliases: Sequence[Tensor]) -> Gradients:
+def _as_held(gradients: Gradients, aliases: Sequence[Tensor], strides: Sequence[tuple[int, ...]]) -> Gradients:
     """Gradients in the type and the memory layout of what they are of: fused kernels walk along both side by side.
 
     (PyTorch's own `backward` sees to the layout, `autograd.grad` does not.)
     """
     others = {
         n: (torch.empty_like(a), g)
-        for n, (g, a) in enumerate(zip(gradients, aliases, strict=True))
-        if g is not None and not g.is_sparse and (g.dtype != a.dtype or g.stride() != a.stride())
+        for n, (g, a, stride) in enumerate(zip(gradients, aliases, strides, strict=True))
+        if g is not None and not g.is_sparse and (g.dtype != a.dtype or g.stride() != stride)
     }
     if others:
         copies, originals = map(list, zip(*others.values(), strict=True))

@@ -15,7 +15,7 @@ from contextlib import suppress
 from importlib import import_module
 
 from auxnet import __version__, signals
-from auxnet.errors import one_line
+from auxnet.errors import first_sentence, one_line
 from auxnet.words import nearest
 
 COMMANDS = {  # name: (module of this package that holds the function of that name, what it does)
@@ -61,12 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if asked and not leads():
             return 2
         kind = "" if expected else f"unexpected {type(error).__name__} (AUXNET_DEBUG=1 shows where): "
-        print(f"auxnet: {kind}{one_line(_with_place(error))}", file=sys.stderr)
+        print(f"auxnet: {kind}{one_line(_told(error))}", file=sys.stderr)
         return 2 if asked else 1
 
 
-def _with_place(error: Exception) -> object:
-    """An error, of the system's with the file that it is about."""
+def _told(error: Exception) -> object:
+    """An error, of the system's with the file that it is about, of a GPU that is full with what helps."""
+    if isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", ())):
+        mend = "a smaller --batch-size, --precision bfloat16, or other programs off that GPU"
+        return f"{first_sentence(error)}: {mend}"
     if not isinstance(error, OSError) or error.strerror is None:
         return error
     if error.filename:

@@ -11,7 +11,7 @@ from torch import OutOfMemoryError
 
 from auxnet.build import depths_of
 from auxnet.epochs import Progress
-from auxnet.errors import DivergedError, first_line, one_line
+from auxnet.errors import DivergedError, first_sentence, one_line
 from auxnet.recipe import Recipe
 from auxnet.rundir import read_metrics
 from auxnet.schedules import of_trained_outputs
@@ -95,7 +95,7 @@ def _run(study: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Ca
         trial.set_user_attr("error", one_line(failure))
     except (OutOfMemoryError, MemoryError) as failure:  # counts as a death: its own want, or that of others beside it
         raise RuntimeError(
-            f"trial {trial.number} found no memory: {first_line(failure)}; the same command again tries once more, "
+            f"trial {trial.number} found no memory: {first_sentence(failure)}; the same command again tries once more, "
             f"{PATIENCE} times in all"
         ) from failure
     except BaseException:
