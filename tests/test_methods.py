@@ -776,6 +776,18 @@ def test_however_an_optimizer_groups_its_parameters_each_takes_its_own_steps(mak
     assert all(map(torch.equal, nets[0].parameters(), nets[1].parameters()))
 
 
+@every_method
+@pytest.mark.parametrize("kind", [as_one, torch.optim.Adagrad])
+def test_an_optimizer_may_look_at_its_parameters_also_where_an_output_has_none_to_train(make, kind):
+    nets = [hand_net(), hand_net()]
+    for net, optimizer in zip(nets, (kind, lambda parameters: kind([p for p in parameters if p.ndim])), strict=True):
+        nn.ModuleList([net.segments[0], net.heads[0]]).requires_grad_(False)
+        method = make(net, optimizer, WEIGHTS)
+        method.step(*batches(1)[0])
+        method.load_state_dict(method.state_dict())
+    assert all(map(torch.equal, nets[0].parameters(), nets[1].parameters()))
+
+
 def test_groups_without_decay_or_with_a_step_size_of_their_own_keep_it():
     def optimizer(parameters):
         flat = {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0, "lr": 0.01}

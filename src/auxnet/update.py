@@ -142,11 +142,15 @@ def _checked(optimizer: Optimizer, parameters: list[Tensor]) -> torch.optim.Opti
         made = "such as functools.partial(torch.optim.SGD, lr=0.1)"
         raise TypeError(f"optimizer must be a function of parameters, {made}, got {type(optimizer).__name__}")
     try:
-        made = optimizer(parameters or [{"params": []}])
+        made = optimizer(parameters or [torch.empty(0)])  # the function may look at what it is given
     except ValueError as error:
         if str(error).startswith("Muon"):
             raise ValueError("Muon takes matrices alone, and convolutions and biases are none: take SGD") from None
         raise
+    if not parameters:
+        made.state.clear()
+        for settings in made.param_groups:
+            settings["params"] = []
     name, closure = type(made).__name__, signature(made.step).parameters.get("closure")
     if closure is not None and closure.default is not None:
         raise ValueError(f"{name} asks for losses within a step, where gradients are handed over: take another")
