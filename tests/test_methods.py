@@ -509,6 +509,7 @@ def ending_in(layer):
         (Scaled(8, 8), "segments.1.weight"),
         (Product(8, 8), "segments.1.weight"),
         *((FromTheLeft(product), "segments.1.weight") for product in ("mm", "addmm", "bmm", "baddbmm")),
+        (nn.InstanceNorm2d(3, affine=True), "segments.1.weight"),
         (weight_norm(nn.Conv2d(3, 3, 1)), r"segments.1.parametrizations.weight.original\d"),
         (spectral_norm(nn.Conv2d(3, 3, 1)), "segments.1.parametrizations.weight.original"),
     ],
@@ -530,6 +531,8 @@ def test_live_is_refused_where_autograd_holds_what_was_computed_from_a_weight(la
     [
         Turned(3, 3, 3),
         nn.Conv2d(3, 3, 1, groups=3),
+        nn.BatchNorm2d(3),
+        nn.InstanceNorm2d(3),
         nn.TransformerEncoderLayer(8, 2, 8),
         Related(8, 8),
         Filtering(8, 8),
