@@ -351,6 +351,25 @@ def test_running_statistics_of_any_norm_move_once_per_batch(make, norm):
         torch.testing.assert_close(a, b)
 
 
+class Normalising(nn.Module):
+    """It writes over its images."""
+
+    def forward(self, x):
+        return x.sub_(0.5).div_(0.25)
+
+
+@every_method
+def test_a_trunk_that_writes_over_its_images_trains_as_on_a_copy_and_leaves_the_batch_as_it_was(make):
+    net, same, (x, y) = hand_net(), hand_net(), batches(1)[0]
+    net.segments[0] = nn.Sequential(Normalising(), *net.segments[0])
+    method, other, before = make(net, sgd(), WEIGHTS), make(same, sgd(), WEIGHTS), x.clone()
+    for _ in range(2):  # live looks at its first step more closely
+        torch.testing.assert_close(method.step(x, y), other.step((x - 0.5) / 0.25, y))
+        assert torch.equal(x, before)
+    for a, b in zip(net.parameters(), same.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @every_method
 def test_losses_are_those_of_the_net_before_the_step(make):
     net = small()

@@ -62,6 +62,7 @@ class Method:
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """Train on one batch: images [N, C, H, W], labels [N], or whatever else the loss takes.
 
+        The batch is left as it is, also by a trunk that begins by writing over its images.
         Returns the losses L_1..L_K [K], detached, as they were before any weight moved; in pair-wise, L_k comes after
         the updates of outputs 1..k-1. A loss that is not finite is not noticed here, since looking would make a GPU
         wait: stop where `losses.isfinite().all()` is false, for then the weights are lost.
@@ -79,7 +80,7 @@ class Method:
             raise ValueError("a training step needs one image or more, got a batch of none")
         if not torch.is_grad_enabled():
             raise RuntimeError("a training step takes gradients, which are disabled here: call it outside no_grad()")
-        return self.one_step(images, labels)
+        return self.one_step(images.clone(), labels)
 
     def set_weights(self, weights: Weights | None) -> None:
         """The loss weights lambda [K] from now on (None: the paper's), and the step scales that follow from them.
