@@ -824,6 +824,25 @@ def test_groups_without_decay_or_with_a_step_size_of_their_own_keep_it():
     assert scales == pytest.approx([1 / 1.7] * 2 + [1.0] * 6)  # segment 1; segments 2 and 3, and the heads
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_group_has_the_same_step_size_at_every_output(order):
+    """Also at one that has no parameters in the group that the others go by."""
+
+    def optimizer(parameters):
+        flat, deep = ([p for p in parameters if (p.ndim == 1) == is_flat] for is_flat in (True, False))
+        groups = [{"params": flat, "lr": 0.01}, {"params": deep, "lr": 0.1}][::order]
+        return torch.optim.SGD([group for group in groups if group["params"]])
+
+    net = hand_net()
+    nn.ModuleList([net.segments[0], net.heads[0]]).requires_grad_(False)
+    net.heads[0].bias.requires_grad_(True)
+    method = auxnet.pairwise(net, optimizer, WEIGHTS)
+    method.set_lr(1.0)
+    groups = [group for update in method.updates for group in update.optimizer.param_groups if group["params"]]
+    assert len({group["params"][0].ndim for group in groups}) == 2
+    assert all(group["lr"] == pytest.approx({1: 0.1, 2: 1.0}[group["params"][0].ndim]) for group in groups)
+
+
 def test_an_optimizer_that_leaves_parameters_out_is_refused():
     with pytest.raises(ValueError, match=r"must hold the .* parameters that its function was given"):
         auxnet.joint(small(), lambda parameters: torch.optim.SGD(parameters[1:], lr=0.1))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from auxnet.network import AuxNet, check_tensors
-from auxnet.update import Update
+from auxnet.update import Update, usual_lr
 
 Weights = Sequence[float] | Tensor  # lambda [K]
 
@@ -99,8 +99,9 @@ class Method:
         """
         if isinstance(lr, str) or not 0 <= float(lr) < math.inf:
             raise ValueError(f"lr must be a number of 0 or more, and finite, got {lr!r}")
+        usual = usual_lr(self.updates)
         for update in self.updates:
-            update.set_lr(float(lr))
+            update.set_lr(float(lr), usual)
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer states: one, or one per output where outputs have their own; the loss weights; masters."""

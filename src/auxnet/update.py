@@ -57,10 +57,7 @@ class Update:
         self.optimizer = _checked(optimizer, self.aliases)
         aliases = iter(self.aliases)
         self.places = _split_groups(self.optimizer, [[next(aliases) for _ in group] for group in groups])
-        etas = [float(settings["lr"]) for settings in self.optimizer.param_groups]
-        usual = self.optimizer.defaults.get("lr")  # what a group has that says nothing of its own
-        usual = float(usual) if usual in etas else etas[0]
-        self.shares = [eta / usual if usual else 1.0 for eta in etas]
+        self.etas = [float(settings["lr"]) for settings in self.optimizer.param_groups]
         for settings in self.optimizer.param_groups:
             settings["scale"], settings["eta"] = 1.0, settings["lr"]
         self.decays = [settings.get("weight_decay") for settings in self.optimizer.param_groups]
@@ -111,10 +108,10 @@ class Update:
                     of_alias[name] = torch.empty_like(alias, dtype=value.dtype).copy_(value)
         self.round()
 
-    def set_lr(self, eta: float) -> None:
-        """The step size from now on; each group keeps its own share of it."""
-        for settings, share in zip(self.optimizer.param_groups, self.shares, strict=True):
-            settings["eta"] = eta * share
+    def set_lr(self, eta: float, usual: float) -> None:
+        """The step size from now on, in place of the usual one; each group keeps its own share of it."""
+        for settings, own in zip(self.optimizer.param_groups, self.etas, strict=True):
+            settings["eta"] = eta * (own / usual if usual else 1.0)
             settings["lr"] = settings["eta"] * settings["scale"]
 
     def rescale(self, scales: Sequence[float], decays: Sequence[float] | None = None) -> None:
@@ -134,6 +131,16 @@ class Update:
                     f"an optimizer's step size was set to {lr} behind its method, as torch's schedulers do: "
                     "use method.set_lr(...), which keeps the scales of the steps"
                 )
+
+
+def usual_lr(updates: Sequence[Update]) -> float:
+    """The step size of groups that have none of their own: the optimizers' default, or else the largest of any group.
+
+    It is one for all outputs, since not every one needs to have parameters in every group.
+    """
+    etas = [eta for update in updates for eta in update.etas]
+    default = updates[0].optimizer.defaults.get("lr")
+    return float(default) if default in etas else max(etas)
 
 
 def _checked(optimizer: Optimizer, parameters: list[Tensor]) -> torch.optim.Optimizer:
