@@ -210,7 +210,10 @@ def _as_held(gradients: Gradients, aliases: Sequence[Tensor]) -> Gradients:
 
 
 def _begin_late_momenta(optimizer: torch.optim.Optimizer) -> None:
-    """Give a parameter that had no gradient before a momentum of 0, where fused SGD would fail for want of one."""
+    """Give a parameter that had no gradient before a momentum v, where fused SGD would fail for want of one.
+
+    A first momentum is the gradient g, undamped: mu v + (1 - dampening) g = g.
+    """
     if not isinstance(optimizer, torch.optim.SGD):
         return
     for group in optimizer.param_groups:
@@ -218,7 +221,8 @@ def _begin_late_momenta(optimizer: torch.optim.Optimizer) -> None:
             given = [p for p in group["params"] if p.grad is not None]
             late = [p for p in given if optimizer.state[p].get("momentum_buffer") is None]
             for p in late if len(late) < len(given) else ():
-                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                g = (-p.grad if group["maximize"] else p.grad).add(p, alpha=group["weight_decay"])
+                optimizer.state[p]["momentum_buffer"] = g * (group["dampening"] / group["momentum"])
 
 
 def _master(parameter: nn.Parameter) -> Tensor | None:
