@@ -880,6 +880,8 @@ def test_step_scales_divide_by_the_weights_of_the_auxiliaries_above():
     assert step_scales([0.5, 0.8, 0.4, 1.0], "none") == [1.0] * 4
     scales = adaptive_scales(torch.tensor([6.0, 3.0, 1.5]), [0.5, 0.6, 1.0])
     assert scales == pytest.approx([1.5 / 6, 0.6, 1.0])
+    for losses in ([1.0, 0.3, -1.0], [1.0, 0.0, -1.0]):  # of a loss that may go below 0
+        assert adaptive_scales(torch.tensor(losses), [0.5, 0.6, 1.0]) == [0.5, 0.6, 1.0]
 
 
 def test_set_lr_keeps_each_groups_share():
