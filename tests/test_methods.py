@@ -1017,6 +1017,20 @@ def test_joint_gradients_combined_by_their_mean_are_joint():
     assert_same(combined, hand_joint(hand_net(), batches(), "sum", DECAY))
 
 
+def test_combined_gradients_leave_what_no_loss_reaches_as_it_is():
+    ends = []
+    for aggregate in (None, lambda rows: rows.mean(0)):
+        net, (x, y) = hand_net(), batches(1)[0]
+        method = auxnet.joint(net, sgd(), WEIGHTS, aggregate=aggregate)
+        method.step(x, y)
+        method.set_weights([*WEIGHTS[:-1], 0.0])
+        before = net.segments[-1][0].weight.detach().clone()
+        method.step(x, y)
+        assert torch.equal(net.segments[-1][0].weight, before)  # no decay, no momentum
+        ends.append(weights_of(net))
+    assert_same(*ends)
+
+
 def test_what_is_combined_is_the_gradient_of_every_weighted_loss_zero_where_an_output_does_not_reach():
     net, rows = hand_net(), []
     W, V, b = weights_of(net)
@@ -1057,20 +1071,6 @@ def test_what_is_combined_is_the_gradient_of_every_weighted_loss_zero_where_an_o
         ),
         (lambda n: auxnet.multiway(n, sgd(), WEIGHTS, clip=0.0), "clip must be a gradient norm above 0"),
         (
-def test_combined_gradients_leave_what_no_loss_reaches_as_it_is():
-    ends = []
-    for aggregate in (None, lambda rows: rows.mean(0)):
-        net, (x, y) = hand_net(), batches(1)[0]
-        method = auxnet.joint(net, sgd(), WEIGHTS, aggregate=aggregate)
-        method.step(x, y)
-        method.set_weights([*WEIGHTS[:-1], 0.0])
-        before = net.segments[-1][0].weight.detach().clone()
-        method.step(x, y)
-        assert torch.equal(net.segments[-1][0].weight, before)  # no decay, no momentum
-        ends.append(weights_of(net))
-    assert_same(*ends)
-
-
             lambda n: auxnet.joint(n, sgd(), WEIGHTS).set_lr(-0.5),
             "lr must be a number of 0 or more, and finite, got -0.5",
         ),

@@ -124,10 +124,16 @@ class Method:
         own = [type(update.optimizer).__name__ for update in self.updates]
         if (kinds := state.get("kinds", own)) != own:
             raise ValueError(f"this method has optimizers {', '.join(own)}, the state is of {', '.join(kinds)}")
+        masters, saved = self.masters(), state.get("masters", [])
+        if len(masters) != len(saved):
+            raise ValueError(
+                f"this method has {len(masters)} float32 masters, the state has {len(saved)}: "
+                "build it on a net of the same precision"
+            )
         for update, optimizer_state in zip(self.updates, states, strict=True):
             update.load_state_dict(optimizer_state)
-        for master, saved in zip(self.masters(), state.get("masters", []), strict=True):
-            master.copy_(saved)
+        for master, value in zip(masters, saved, strict=True):
+            master.copy_(value)
         for update in self.updates:
             update.round()
         self.set_weights(state.get("weights", self.lambdas))

@@ -228,6 +228,11 @@ def _begin_late_momenta(optimizer: torch.optim.Optimizer) -> None:
 def _master(parameter: nn.Parameter) -> Tensor | None:
     """What `precision.to_bfloat16` gave it, as long as it is of lower precision than that."""
     master: Tensor | None = getattr(parameter, "master", None)
+    if master is None and parameter.dtype == torch.bfloat16:
+        raise ValueError(
+            "parameters in bfloat16 need float32 masters, which a copy of a net does not have: "
+            "call auxnet.precision.to_bfloat16(net.float())"
+        )
     return None if master is None or master.dtype == parameter.dtype else master
 
 
