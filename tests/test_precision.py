@@ -12,7 +12,7 @@ from auxnet import Recipe, diagnosing
 from auxnet.opening import opened
 from auxnet.plan import plan
 from auxnet.precision import in_float32, to_bfloat16
-from test_methods import CLASSES, METHODS, WEIGHTS, WIDTH, HandSGD, K, batches, division, hand_net, sgd
+from test_methods import CLASSES, METHODS, WEIGHTS, HandSGD, K, batches, division, hand_net, sgd
 
 LOSS = in_float32(torch.nn.functional.cross_entropy)
 STEP = 6.0  # so large that live and frozen differ by far more than rounding
@@ -65,7 +65,7 @@ def test_a_net_brought_back_to_float32_has_no_masters_any_more():
 
 def test_every_weight_has_its_master_also_one_of_two_modules_and_of_a_net_made_so_twice():
     net = hand_net().float()
-    net.segments[0].append(torch.nn.Linear(WIDTH, WIDTH, bias=False))
+    net.segments[0].append(copy.deepcopy(net.segments[0][0]))
     net.segments[0][2].weight = net.segments[0][0].weight
     wanted = [p.detach().clone() for p in net.parameters()]
     net = to_bfloat16(to_bfloat16(net))

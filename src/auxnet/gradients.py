@@ -54,8 +54,8 @@ def kept_features(net: AuxNet, live: bool) -> Callable[[Tensor], Iterator[Tensor
 
     With `live`, backwards through these features are to see weights updated after the forward. What would show them old
     weights is refused: casts by autocast, with RuntimeError; and, with ValueError before the first step is over,
-    convolutions, matrix products and norms with something computed from weights alone (`weight * 0.5`, weight norm).
-    What else computes with such a thing, as `x * (1 + weight)` does, is not looked at.
+    convolutions and matrix products with something computed from weights alone (`weight * 0.5`, weight norm). What
+    else computes with such a thing, as `x * (1 + weight)` does, is not looked at.
     """
     checked = not live
 
