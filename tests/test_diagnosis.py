@@ -97,6 +97,23 @@ def test_in_a_chain_of_scalars_the_share_is_one_over_their_product():
         assert s.share == pytest.approx(1 / abs(passed), rel=1e-9)
 
 
+class Halving(nn.Module):
+    """It writes over its images."""
+
+    def forward(self, x):
+        return x.mul_(0.5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_trunk_that_writes_over_its_images_is_measured_as_on_a_copy(method):
+    net, (images, labels) = scalar_net([2.0, -0.5, 3.0], (1, 3)), batch(channels=1)
+    expected = supervision(net, images / 2, labels, method)
+    net.segments[0].insert(0, Halving())
+    before = images.clone()
+    assert supervision(net, images, labels, method) == expected
+    assert torch.equal(images, before)
+
+
 def test_joints_gradient_in_a_chain_of_scalars_is_known_too():
     """g_l = sum_k lambda_k (product of the scalars between) s_k, where s_k is the supervision at output k."""
     scales, ends, weights = [2.0, -0.5, 3.0, 0.25, -1.5, 0.75], (2, 3, 6), (0.3, 0.6, 1.0)

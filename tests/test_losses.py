@@ -40,10 +40,22 @@ def test_smoothing_spreads_its_share_over_all_classes():
     torch.testing.assert_close(cross_entropy(z, y, smoothing=0.2), -(target * log_probabilities(z)).sum(1).mean())
 
 
-def test_of_mixed_images_cross_entropy_is_mixed_likewise():
+def test_with_class_weights_too_smoothing_spreads_evenly_and_an_image_counts_as_its_class_weighs():
+    """PyTorch's own would spread towards the classes that weigh most."""
+    z, y, _ = case()
+    w = torch.tensor([1.0, 2.0, 0.5, 4.0], dtype=torch.float64)
+    target = 0.8 * torch.eye(C, dtype=torch.float64)[y] + 0.2 / C
+    by_hand = -(w[y] * (target * log_probabilities(z)).sum(1)).mean()
+    torch.testing.assert_close(cross_entropy(z, y, smoothing=0.2, class_weights=w), by_hand)
+
+
+@pytest.mark.parametrize("w", [None, torch.tensor([1.0, 2.0, 0.5, 4.0], dtype=torch.float64)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_of_mixed_images_cross_entropy_is_mixed_likewise(smoothing, w):
     z, y, _ = case()
     target = torch.eye(C, dtype=torch.float64)[y].lerp(torch.eye(C, dtype=torch.float64)[y.flip(0)], 0.3)
-    torch.testing.assert_close(cross_entropy(z, target), 0.7 * cross_entropy(z, y) + 0.3 * cross_entropy(z, y.flip(0)))
+    mixed, one, other = (cross_entropy(z, t, smoothing=smoothing, class_weights=w) for t in (target, y, y.flip(0)))
+    torch.testing.assert_close(mixed, 0.7 * one + 0.3 * other)
 
 
 def test_square_hinge_is_the_squared_margin_that_every_wrong_class_breaks():

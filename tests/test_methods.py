@@ -351,6 +351,25 @@ def test_running_statistics_of_any_norm_move_once_per_batch(make, norm):
         torch.testing.assert_close(a, b)
 
 
+class Normalising(nn.Module):
+    """It writes over its images."""
+
+    def forward(self, x):
+        return x.sub_(0.5).div_(0.25)
+
+
+@every_method
+def test_a_trunk_that_writes_over_its_images_trains_as_on_a_copy_and_leaves_the_batch_as_it_was(make):
+    net, same, (x, y) = hand_net(), hand_net(), batches(1)[0]
+    net.segments[0] = nn.Sequential(Normalising(), *net.segments[0])
+    method, other, before = make(net, sgd(), WEIGHTS), make(same, sgd(), WEIGHTS), x.clone()
+    for _ in range(2):  # live looks at its first step more closely
+        torch.testing.assert_close(method.step(x, y), other.step((x - 0.5) / 0.25, y))
+        assert torch.equal(x, before)
+    for a, b in zip(net.parameters(), same.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @every_method
 def test_losses_are_those_of_the_net_before_the_step(make):
     net = small()
@@ -511,6 +530,7 @@ def ending_in(layer):
         *((FromTheLeft(product), "segments.1.weight") for product in ("mm", "addmm", "bmm", "baddbmm")),
         (weight_norm(nn.Conv2d(3, 3, 1)), r"segments.1.parametrizations.weight.original\d"),
         (spectral_norm(nn.Conv2d(3, 3, 1)), "segments.1.parametrizations.weight.original"),
+        (nn.InstanceNorm2d(3, affine=True), "segments.1.weight"),
     ],
 )
 def test_live_is_refused_where_autograd_holds_what_was_computed_from_a_weight(layer, name):
@@ -530,6 +550,8 @@ def test_live_is_refused_where_autograd_holds_what_was_computed_from_a_weight(la
     [
         Turned(3, 3, 3),
         nn.Conv2d(3, 3, 1, groups=3),
+        nn.BatchNorm2d(3),
+        nn.InstanceNorm2d(3),
         nn.TransformerEncoderLayer(8, 2, 8),
         Related(8, 8),
         Filtering(8, 8),
@@ -776,6 +798,18 @@ def test_however_an_optimizer_groups_its_parameters_each_takes_its_own_steps(mak
     assert all(map(torch.equal, nets[0].parameters(), nets[1].parameters()))
 
 
+@every_method
+@pytest.mark.parametrize("kind", [as_one, torch.optim.Adagrad])
+def test_an_optimizer_may_look_at_its_parameters_also_where_an_output_has_none_to_train(make, kind):
+    nets = [hand_net(), hand_net()]
+    for net, optimizer in zip(nets, (kind, lambda parameters: kind([p for p in parameters if p.ndim])), strict=True):
+        nn.ModuleList([net.segments[0], net.heads[0]]).requires_grad_(False)
+        method = make(net, optimizer, WEIGHTS)
+        method.step(*batches(1)[0])
+        method.load_state_dict(method.state_dict())
+    assert all(map(torch.equal, nets[0].parameters(), nets[1].parameters()))
+
+
 def test_groups_without_decay_or_with_a_step_size_of_their_own_keep_it():
     def optimizer(parameters):
         flat = {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0, "lr": 0.01}
@@ -788,6 +822,25 @@ def test_groups_without_decay_or_with_a_step_size_of_their_own_keep_it():
     assert {(round(lr, 9), decay) for lr, decay in found} == {(1.0, 0.5), (0.1, 0.0)}
     scales = sorted(g["scale"] for g in update.optimizer.param_groups)
     assert scales == pytest.approx([1 / 1.7] * 2 + [1.0] * 6)  # segment 1; segments 2 and 3, and the heads
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_group_has_the_same_step_size_at_every_output(order):
+    """Also at one that has no parameters in the group that the others go by."""
+
+    def optimizer(parameters):
+        flat, deep = ([p for p in parameters if (p.ndim == 1) == is_flat] for is_flat in (True, False))
+        groups = [{"params": flat, "lr": 0.01}, {"params": deep, "lr": 0.1}][::order]
+        return torch.optim.SGD([group for group in groups if group["params"]])
+
+    net = hand_net()
+    nn.ModuleList([net.segments[0], net.heads[0]]).requires_grad_(False)
+    net.heads[0].bias.requires_grad_(True)
+    method = auxnet.pairwise(net, optimizer, WEIGHTS)
+    method.set_lr(1.0)
+    groups = [group for update in method.updates for group in update.optimizer.param_groups if group["params"]]
+    assert len({group["params"][0].ndim for group in groups}) == 2
+    assert all(group["lr"] == pytest.approx({1: 0.1, 2: 1.0}[group["params"][0].ndim]) for group in groups)
 
 
 def test_an_optimizer_that_leaves_parameters_out_is_refused():
@@ -827,6 +880,8 @@ def test_step_scales_divide_by_the_weights_of_the_auxiliaries_above():
     assert step_scales([0.5, 0.8, 0.4, 1.0], "none") == [1.0] * 4
     scales = adaptive_scales(torch.tensor([6.0, 3.0, 1.5]), [0.5, 0.6, 1.0])
     assert scales == pytest.approx([1.5 / 6, 0.6, 1.0])
+    for losses in ([1.0, 0.3, -1.0], [1.0, 0.0, -1.0]):  # of a loss that may go below 0
+        assert adaptive_scales(torch.tensor(losses), [0.5, 0.6, 1.0]) == [0.5, 0.6, 1.0]
 
 
 def test_set_lr_keeps_each_groups_share():
@@ -960,6 +1015,20 @@ def test_a_distilled_output_sees_what_the_final_one_says_as_it_is(make):
 def test_joint_gradients_combined_by_their_mean_are_joint():
     combined = trained(partial(auxnet.joint, aggregate=lambda rows: rows.mean(0)), batches())
     assert_same(combined, hand_joint(hand_net(), batches(), "sum", DECAY))
+
+
+def test_combined_gradients_leave_what_no_loss_reaches_as_it_is():
+    ends = []
+    for aggregate in (None, lambda rows: rows.mean(0)):
+        net, (x, y) = hand_net(), batches(1)[0]
+        method = auxnet.joint(net, sgd(), WEIGHTS, aggregate=aggregate)
+        method.step(x, y)
+        method.set_weights([*WEIGHTS[:-1], 0.0])
+        before = net.segments[-1][0].weight.detach().clone()
+        method.step(x, y)
+        assert torch.equal(net.segments[-1][0].weight, before)  # no decay, no momentum
+        ends.append(weights_of(net))
+    assert_same(*ends)
 
 
 def test_what_is_combined_is_the_gradient_of_every_weighted_loss_zero_where_an_output_does_not_reach():

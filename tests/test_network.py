@@ -168,6 +168,7 @@ def test_loss_weights_are_the_papers_and_the_authors():
     assert net.loss_weights(gamma=1).tolist() == pytest.approx([15 / 56, 25 / 56, 35 / 56, 45 / 56, 1])
     assert net.loss_weights(gamma=20, floor=0.03).tolist()[:3] == [0.03] * 3
     assert auxnet.resnet(8).loss_weights(relative_to="last_auxiliary").tolist() == [1]
+    assert auxnet.network.loss_weights([0, 3], relative_to="last_auxiliary").tolist() == [0.01, 1]
 
 
 def test_outputs_cost_what_their_models_do_and_counting_leaves_the_net_as_it_was():

@@ -1,5 +1,6 @@
 """Training in bfloat16: live multi-way is live there too, against backpropagation written out by hand."""
 
+import copy
 from dataclasses import replace
 from functools import partial
 
@@ -61,6 +62,27 @@ def test_a_net_brought_back_to_float32_has_no_masters_any_more():
     method.step(torch.randn(4, 3, 8, 8), torch.randint(10, (4,)))
     assert all(torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
     assert "masters" not in method.state_dict()
+
+
+def test_every_weight_has_its_master_also_one_of_two_modules_and_of_a_net_made_so_twice():
+    net = hand_net().float()
+    net.segments[0].append(copy.deepcopy(net.segments[0][0]))
+    net.segments[0][2].weight = net.segments[0][0].weight
+    wanted = [p.detach().clone() for p in net.parameters()]
+    net = to_bfloat16(to_bfloat16(net))
+    assert all(torch.equal(p.master, w) for p, w in zip(net.parameters(), wanted, strict=True))
+
+
+def test_a_copy_which_has_no_masters_is_given_them_or_refused():
+    copied = copy.deepcopy(to_bfloat16(hand_net().float()))
+    with pytest.raises(ValueError, match=r"need float32 masters, .* call auxnet\.precision\.to_bfloat16\(net\.float"):
+        auxnet.joint(copied, sgd(), WEIGHTS)
+    method = auxnet.joint(to_bfloat16(copied.float()), sgd(), WEIGHTS)
+    assert len(method.masters()) == 3 * K
+    with pytest.raises(
+        ValueError, match=f"has 0 float32 masters, the state has {3 * K}: build it on a net of the same"
+    ):
+        auxnet.joint(hand_net().float(), sgd(), WEIGHTS).load_state_dict(method.state_dict())
 
 
 def _weights(net):

@@ -45,11 +45,12 @@ def test_fused_optimizers_step_as_others_do_whatever_the_layout_of_gradients(mak
 
 
 @pytest.mark.parametrize("make", [auxnet.joint, partial(auxnet.multiway, state="shared")])
-def test_a_parameter_that_gets_its_first_gradient_late_is_no_matter_to_fused_sgd(make):
+@pytest.mark.parametrize("settings", [{}, {"dampening": 0.5, "weight_decay": 0.1, "maximize": True}])
+def test_a_parameter_that_gets_its_first_gradient_late_is_no_matter_to_fused_sgd(make, settings):
     ends = []
     for fused in (False, True):
         net = small()
-        method = make(net, partial(torch.optim.SGD, lr=0.01, momentum=0.9, fused=fused), [0.0, 0.8, 1.0])
+        method = make(net, partial(torch.optim.SGD, lr=0.01, momentum=0.9, fused=fused, **settings), [0.0, 0.8, 1.0])
         method.step(*images())
         method.set_weights([0.5, 0.8, 1.0])
         for _ in range(2):

@@ -13,12 +13,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-FACTORS = {  # of convolutions and matrix products, by autograd's names for them
+FACTORS = {  # of convolutions, matrix products and norms, by autograd's names for them
     "ConvolutionBackward0": ("weight",),
     "AddmmBackward0": ("mat1", "mat2"),
     "MmBackward0": ("self", "mat2"),
     "BmmBackward0": ("self", "mat2"),
     "BaddbmmBackward0": ("batch1", "batch2"),
+    "NativeBatchNormBackward0": ("weight",),  # InstanceNorm is one with a repeated weight
+    "CudnnBatchNormBackward0": ("weight",),
+    "MiopenBatchNormBackward0": ("weight",),
 }
 
 

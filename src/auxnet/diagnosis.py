@@ -193,7 +193,7 @@ def _measure(
     net: AuxNet, layers: Sequence[Layer], images: Tensor, labels: Tensor, joint: list[float] | None, loss: Loss
 ) -> Measured:
     """All that is measured on one batch; `joint` are the weights if the outputs' gradients are to be added up."""
-    x = images.detach().requires_grad_()  # a frozen trunk has gradients too
+    x = images.detach().requires_grad_().clone()  # a frozen trunk has gradients too, and one may write over its images
     features = [x := layer.module(x) for layer in layers]
     ends = [max(place for place, at in enumerate(layers) if at.segment == k) for k in range(1, net.outputs + 1)]
     segments = [parameters(segment) for segment in net.segments]

@@ -159,10 +159,13 @@ def gradients(
 def aggregated(losses: Sequence[Tensor], wrt: Sequence[Tensor], aggregate: Aggregator, average: Average) -> Gradients:
     """One gradient out of those of K losses: K times what `aggregate` makes of them, so that their mean is their sum.
 
-    The graph is kept for another backward.
+    None where no loss reaches. The graph is kept for another backward.
     """
     rows = [gradients([L], wrt, keep=True) for L in losses]
     whole = [[torch.zeros_like(p) if g is None else g for g, p in zip(row, wrt, strict=True)] for row in rows]
     one = len(rows) * aggregate(average(torch.stack([torch.cat([g.flatten() for g in row]) for row in whole])))
     parts = one.split_with_sizes([p.numel() for p in wrt])
-    return [torch.empty_like(p).copy_(part.view_as(p)) for part, p in zip(parts, wrt, strict=True)]
+    return [
+        None if all(g is None for g in of_each) else torch.empty_like(p).copy_(part.view_as(p))
+        for of_each, part, p in zip(zip(*rows, strict=True), parts, wrt, strict=True)
+    ]

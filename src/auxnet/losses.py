@@ -19,12 +19,16 @@ def cross_entropy(
 ) -> Tensor:
     """Mean cross-entropy, in nats; `smoothing` is the share of the target that is spread over all classes.
 
-    With `class_weights` [C] an image counts as often as its class weighs (PyTorch's own mean would divide by the
-    weights that happen to be in the batch).
+    With `class_weights` [C] an image counts as often as its class weighs, smoothed or not. (PyTorch's own mean would
+    divide by the weights that happen to be in the batch, and its smoothing would lean towards the classes that weigh.)
     """
     if class_weights is None:
         return F.cross_entropy(logits, target, label_smoothing=smoothing)
-    return F.cross_entropy(logits, target, class_weights, label_smoothing=smoothing, reduction="none").mean()
+    said = logits.log_softmax(1)
+    said = said.lerp(said.mean(1, keepdim=True), smoothing)
+    if target.ndim == 1:
+        return F.nll_loss(said, target, class_weights, reduction="none").mean()
+    return -(target * class_weights * said).sum(1).mean()
 
 
 def square_hinge(logits: Tensor, labels: Tensor, *, class_weights: Tensor | None = None) -> Tensor:

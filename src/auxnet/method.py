@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from auxnet.network import AuxNet, check_tensors
-from auxnet.update import Update
+from auxnet.update import Update, usual_lr
 
 Weights = Sequence[float] | Tensor  # lambda [K]
 
@@ -62,6 +62,7 @@ class Method:
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """Train on one batch: images [N, C, H, W], labels [N], or whatever else the loss takes.
 
+        The batch is left as it is, also by a trunk that begins by writing over its images.
         Returns the losses L_1..L_K [K], detached, as they were before any weight moved; in pair-wise, L_k comes after
         the updates of outputs 1..k-1. A loss that is not finite is not noticed here, since looking would make a GPU
         wait: stop where `losses.isfinite().all()` is false, for then the weights are lost.
@@ -79,7 +80,7 @@ class Method:
             raise ValueError("a training step needs one image or more, got a batch of none")
         if not torch.is_grad_enabled():
             raise RuntimeError("a training step takes gradients, which are disabled here: call it outside no_grad()")
-        return self.one_step(images, labels)
+        return self.one_step(images.clone(), labels)
 
     def set_weights(self, weights: Weights | None) -> None:
         """The loss weights lambda [K] from now on (None: the paper's), and the step scales that follow from them.
@@ -98,8 +99,9 @@ class Method:
         """
         if isinstance(lr, str) or not 0 <= float(lr) < math.inf:
             raise ValueError(f"lr must be a number of 0 or more, and finite, got {lr!r}")
+        usual = usual_lr(self.updates)
         for update in self.updates:
-            update.set_lr(float(lr))
+            update.set_lr(float(lr), usual)
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer states: one, or one per output where outputs have their own; the loss weights; masters."""
@@ -122,10 +124,16 @@ class Method:
         own = [type(update.optimizer).__name__ for update in self.updates]
         if (kinds := state.get("kinds", own)) != own:
             raise ValueError(f"this method has optimizers {', '.join(own)}, the state is of {', '.join(kinds)}")
+        masters, saved = self.masters(), state.get("masters", [])
+        if len(masters) != len(saved):
+            raise ValueError(
+                f"this method has {len(masters)} float32 masters, the state has {len(saved)}: "
+                "build it on a net of the same precision"
+            )
         for update, optimizer_state in zip(self.updates, states, strict=True):
             update.load_state_dict(optimizer_state)
-        for master, saved in zip(self.masters(), state.get("masters", []), strict=True):
-            master.copy_(saved)
+        for master, value in zip(masters, saved, strict=True):
+            master.copy_(value)
         for update in self.updates:
             update.round()
         self.set_weights(state.get("weights", self.lambdas))

@@ -122,7 +122,7 @@ def pairwise(
         losses = []
         for k, update in enumerate(updates, start=1):
             with statistics_kept(net.segments[: k - 1]):  # this batch has moved theirs already
-                x_k = next(islice(net.features(images), k - 1, None))  # new features, by the new weights
+                x_k = next(islice(net.features(images.clone()), k - 1, None))  # new features, by the new weights
                 (output,) = supervise(net.heads, [(k, x_k)], labels, loss)
                 update(backward(output, lambdas[k - 1], update.trunk))
             losses.append(output.loss)

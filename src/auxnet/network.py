@@ -200,7 +200,7 @@ def loss_weights(
     if relative_to not in ("final", "last_auxiliary"):
         raise ValueError(f"relative_to must be 'final' or 'last_auxiliary', got {relative_to!r}")
     auxiliary = torch.tensor(depths[:-1], dtype=torch.float64)
-    reference = depths[-1] if relative_to == "final" or not len(auxiliary) else depths[-2]
+    reference = max(1, depths[-1] if relative_to == "final" or not len(auxiliary) else depths[-2])
     return torch.cat([(auxiliary / reference).pow(gamma).clamp(min=floor), torch.ones(1, dtype=torch.float64)])
 
 

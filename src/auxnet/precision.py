@@ -19,13 +19,15 @@ from auxnet.network import AuxNet
 def to_bfloat16(net: AuxNet) -> AuxNet:
     """The net itself, its convolutions and linear layers now in bfloat16, each weight with a float32 `master`.
 
-    It takes images in bfloat16. Build the method after it: `AuxNet.float()` ends the training and its masters.
+    It takes images in bfloat16. Build the method after it: `AuxNet.float()` ends the training and its masters, which
+    a copy of the net does not have.
     """
     for module in net.modules():
         if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
             for parameter in module.parameters(recurse=False):
-                parameter.master = parameter.data  # type: ignore[attr-defined]
-                parameter.data = parameter.data.bfloat16()
+                if parameter.dtype != torch.bfloat16:  # else it has its master: two modules may share a weight
+                    parameter.master = parameter.data  # type: ignore[attr-defined]
+                    parameter.data = parameter.data.bfloat16()
     return net
 
 

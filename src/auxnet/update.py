@@ -60,10 +60,7 @@ class Update:
         self.optimizer = _checked(optimizer, self.aliases)
         aliases = iter(self.aliases)
         self.places = _split_groups(self.optimizer, [[next(aliases) for _ in group] for group in groups])
-        etas = [float(settings["lr"]) for settings in self.optimizer.param_groups]
-        usual = self.optimizer.defaults.get("lr")  # what a group has that says nothing of its own
-        usual = float(usual) if usual in etas else etas[0]
-        self.shares = [eta / usual if usual else 1.0 for eta in etas]
+        self.etas = [float(settings["lr"]) for settings in self.optimizer.param_groups]
         for settings in self.optimizer.param_groups:
             settings["scale"], settings["eta"] = 1.0, settings["lr"]
         self.decays = [settings.get("weight_decay") for settings in self.optimizer.param_groups]
@@ -116,10 +113,10 @@ class Update:
                     of_alias[name] = torch.empty_like(alias, dtype=value.dtype).copy_(value)
         self.round()
 
-    def set_lr(self, eta: float) -> None:
-        """The step size from now on; each group keeps its own share of it."""
-        for settings, share in zip(self.optimizer.param_groups, self.shares, strict=True):
-            settings["eta"] = eta * share
+    def set_lr(self, eta: float, usual: float) -> None:
+        """The step size from now on, in place of the usual one; each group keeps its own share of it."""
+        for settings, own in zip(self.optimizer.param_groups, self.etas, strict=True):
+            settings["eta"] = eta * (own / usual if usual else 1.0)
             settings["lr"] = settings["eta"] * settings["scale"]
 
     def rescale(self, scales: Sequence[float], decays: Sequence[float] | None = None) -> None:
@@ -141,17 +138,31 @@ class Update:
                 )
 
 
+def usual_lr(updates: Sequence[Update]) -> float:
+    """The step size of groups that have none of their own: the optimizers' default, or else the largest of any group.
+
+    It is one for all outputs, since not every one needs to have parameters in every group.
+    """
+    etas = [eta for update in updates for eta in update.etas]
+    default = updates[0].optimizer.defaults.get("lr")
+    return float(default) if default in etas else max(etas)
+
+
 def _checked(optimizer: Optimizer, parameters: list[Tensor]) -> torch.optim.Optimizer:
     """The optimizer of these parameters. Raises TypeError for no function, ValueError for one that cannot serve."""
     if not callable(optimizer):
         made = "such as functools.partial(torch.optim.SGD, lr=0.1)"
         raise TypeError(f"optimizer must be a function of parameters, {made}, got {type(optimizer).__name__}")
     try:
-        made = optimizer(parameters or [{"params": []}])
+        made = optimizer(parameters or [torch.empty(0)])  # the function may look at what it is given
     except ValueError as error:
         if str(error).startswith("Muon"):
             raise ValueError("Muon takes matrices alone, and convolutions and biases are none: take SGD") from None
         raise
+    if not parameters:
+        made.state.clear()
+        for settings in made.param_groups:
+            settings["params"] = []
     name, closure = type(made).__name__, signature(made.step).parameters.get("closure")
     if closure is not None and closure.default is not None:
         raise ValueError(f"{name} asks for losses within a step, where gradients are handed over: take another")
@@ -204,7 +215,10 @@ def _as_held(gradients: Gradients, aliases: Sequence[Tensor], strides: Sequence[
 
 
 def _begin_late_momenta(optimizer: torch.optim.Optimizer) -> None:
-    """Give a parameter that had no gradient before a momentum of 0, where fused SGD would fail for want of one."""
+    """Give a parameter that had no gradient before a momentum v, where fused SGD would fail for want of one.
+
+    A first momentum is the gradient g, undamped: mu v + (1 - dampening) g = g.
+    """
     if not isinstance(optimizer, torch.optim.SGD):
         return
     for group in optimizer.param_groups:
@@ -212,12 +226,18 @@ def _begin_late_momenta(optimizer: torch.optim.Optimizer) -> None:
             given = [p for p in group["params"] if p.grad is not None]
             late = [p for p in given if optimizer.state[p].get("momentum_buffer") is None]
             for p in late if len(late) < len(given) else ():
-                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                g = (-p.grad if group["maximize"] else p.grad).add(p, alpha=group["weight_decay"])
+                optimizer.state[p]["momentum_buffer"] = g * (group["dampening"] / group["momentum"])
 
 
 def _master(parameter: nn.Parameter) -> Tensor | None:
     """What `precision.to_bfloat16` gave it, as long as it is of lower precision than that."""
     master: Tensor | None = getattr(parameter, "master", None)
+    if master is None and parameter.dtype == torch.bfloat16:
+        raise ValueError(
+            "parameters in bfloat16 need float32 masters, which a copy of a net does not have: "
+            "call auxnet.precision.to_bfloat16(net.float())"
+        )
     return None if master is None or master.dtype == parameter.dtype else master
 
 
