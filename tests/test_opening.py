@@ -326,6 +326,13 @@ def test_all_runs_that_weights_come_from_are_known_though_one_between_them_had_o
     assert earlier_runs(str(tmp_path)) == ()
 
 
+def test_weights_beside_a_recipe_that_no_run_was_begun_by_are_taken_as_they_are(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("recipe.yaml", "checkpoints/w.safetensors"):
+        (tmp_path / name).touch()
+    assert earlier_runs(str(tmp_path / "checkpoints" / "w.safetensors")) == ()
+
+
 @pytest.mark.parametrize("judging", [True, False])
 def test_data_of_another_form_by_now_are_refused_with_both(judging, apart, tmp_path):
     run = auxnet.fit(replace(apart, epochs=1), tmp_path / "run").folder
