@@ -39,6 +39,9 @@ def test_what_is_given_wins_over_the_recipe(tmp_path):
         assert not it.net.training
         for split in ("val", "test"):
             assert sum(len(labels) for _, labels in it.batches(split)) == len(getattr(it.dataset, split))
+        for split in ("valid", "train"):
+            with pytest.raises(ValueError, match=f'split must be "val" or "test", got {split!r}'):
+                it.batches(split)
 
 
 def test_what_fit_returned_stands_for_its_folder(tmp_path):
@@ -419,6 +422,8 @@ def test_a_data_dir_that_is_given_wins_over_where_the_data_lay_in_training(tmp_p
         ("train/cat", "train", "train"),  # one that was trained on by itself
         ("train-0.parquet", "pics", ""),
         ("data/train-0.parquet", "pics", ""),
+        ("Train.parquet", "pics", ""),
+        ("train-00001-of-00002.parquet", "pics", ""),  # and which are missing is said once they are read
         ("pics/train-0.parquet", "pics", "pics"),
     ],
 )
