@@ -253,6 +253,10 @@ def test_a_run_goes_on_with_the_very_classes_that_it_was_begun_with_or_says_whic
     save_state(newest, state)
     with pytest.raises(RuntimeError, match=r"does not fit the recipe: Error.* for AuxNet: size mismatch for heads"):
         auxnet.fit(apart, run, resume=True)
+    state["standing"]["may_be_seen_by"] = {}  # a field that there was before the first release
+    save_state(newest, state)
+    with pytest.raises(RuntimeError, match=r"made by another version of auxnet \(.*'may_be_seen_by'\): go on"):
+        auxnet.fit(apart, run, resume=True)
 
 
 def test_a_run_that_began_with_one_that_may_have_seen_its_images_says_so_wherever_it_is_judged(tmp_path, capsys):

@@ -176,7 +176,7 @@ def _recorded(run: RunDir, recipe: Recipe) -> str:
 def changed_since(dataset: DataSet, about: Mapping[str, Any]) -> str | None:
     """In words, which images that judge a run are others by now than its summary says under "data"; None if none are.
 
-    (Nothing is known of runs of earlier versions.)
+    (Nothing is known of runs that are not finished.)
     """
     now = {"validation": ("val_sha256", dataset.val_sha256), "test": ("test_sha256", dataset.test_sha256)}
     others = [name for name, (key, of) in now.items() if about.get(key) and about[key] != of()]
