@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import get_type_hints
 
@@ -278,17 +279,22 @@ def test_an_existing_run_is_never_overwritten_by_accident(run, capsys):
 
 
 def test_a_run_that_is_replaced_by_another_recipe_is_told_by_what_differs(run, tmp_path, capsys, monkeypatch):
-    def one_step(*args, watch, **options):
-        watch(Progress(1, 2, 1, 2, 1.0, 1.0, [], [], 0.1))
+    def one_epoch(*args, watch, **options):
+        step = Progress(1, 2, 1, 2, 1.0, 1.0, [], [], 0.1)
+        watch(step)
+        before = capsys.readouterr().out
+        for _ in range(2):
+            watch(replace(step, step=2, done=True))
+        assert before == ""  # nothing is saved yet, and the run that was there is there still
         raise ValueError("not now")
 
     def told(*words, out=run):
         assert main(["train", *FAST, "--out", str(out), "--overwrite", *words]) == 2
-        return capsys.readouterr().out.splitlines()
+        return [line for line in capsys.readouterr().out.splitlines() if not line.startswith("epoch")]
 
     with rundir.locked(run):  # another process trains in it: nothing is replaced
         assert told("--lr", "0.02") == []
-    monkeypatch.setattr("auxnet.train.fit", one_step)
+    monkeypatch.setattr("auxnet.train.fit", one_epoch)
     assert told(out=tmp_path / "new") == told("--device", "cpu") == []
     assert told("--outputs", "2", "--lr", "0.02") == ["replaces a run that had outputs=none, lr=0.1"]
     many = ["--block", "plain", "--gamma", "1", "--lr", "0.2", "--momentum", "0.5", "--seed", "3"]
@@ -526,20 +532,28 @@ def test_what_is_in_an_image_is_told_on_a_narrow_terminal_without_a_broken_word(
     assert console.file.getvalue() == told
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
+WATCHED = """
+import sys
+from auxnet.cli import main, screen
+
+def load_torch():
+    imported.append("torch" in sys.modules)
+    raise RuntimeError
+
+imported, screen.load_torch = [], load_torch
+codes = [main(words.replace("RUN", sys.argv[1]).split()) for words in sys.argv[2:]]
+print(imported, codes)
+"""
+
+
+def test_every_command_gives_a_sign_of_life_before_pytorch_is_imported(run):
+    commands = [
         *("train", "train --resume --out RUN", "plan", "evaluate RUN", "select RUN", "exits RUN", "diagnose RUN"),
         *("report RUN", "export RUN", "predict RUN x", "sweep --vary lr=0.1,0.2 --out x", "sweep --show --out x"),
         "study compact",
-    ],
-)
-def test_every_command_gives_a_sign_of_life_while_pytorch_is_imported(words, run, monkeypatch, capsys):
-    def load():
-        raise RuntimeError("loading")
-
-    monkeypatch.setattr(screen, "load_torch", load)
-    fails(capsys, words.replace("RUN", str(run)).split(), 1, "loading")
+    ]
+    done = subprocess.run([sys.executable, "-c", WATCHED, str(run), *commands], capture_output=True, text=True)
+    assert done.stdout == f"{[False] * len(commands)} {[1] * len(commands)}\n", done.stderr
 
 
 @pytest.mark.parametrize(

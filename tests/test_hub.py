@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import socketserver
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -148,6 +150,30 @@ def test_what_the_hub_is_to_be_told_is_told(run, tmp_path, asked_of_the_hub):
     PretrainedAuxNet._from_pretrained(model_id="owner/name", force_download=True, **given)
     assert [how | given == how for how in asked_of_the_hub] == [True, True]
     assert [how["force_download"] for how in asked_of_the_hub] == [False, True]
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.0 200 OK\r\n\r\n<html>Log in to use this network</html>"])
+def test_a_model_that_was_fetched_before_is_there_where_the_network_answers_nonsense(
+    run, tmp_path, monkeypatch, answer
+):
+    class Nonsense(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(65536)
+            self.request.sendall(answer)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Nonsense) as server:
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(in_a_cache(run, tmp_path)))
+        try:
+            assert same(load("hf:owner/name"), load(run))
+            with pytest.raises(
+                FileNotFoundError, match=r"^hf:owner/other could not be fetched, and is not in the hub's"
+            ):
+                load("hf:owner/other")
+        finally:
+            server.shutdown()
 
 
 def test_damaged_and_foreign_folders_are_told_apart(copied, tmp_path):

@@ -478,6 +478,13 @@ class FromTheLeft(nn.Linear):
         return wide.view(8, n, 8).transpose(0, 1).reshape_as(x)
 
 
+class Generated(nn.Linear):
+    """A kernel that a linear layer makes of a constant."""
+
+    def forward(self, x):
+        return nn.functional.conv2d(x, super().forward(torch.ones(1, 2)).view(3, 3, 1, 1))
+
+
 class Attention(nn.Module):
     """By hand, of images that need no gradient: whole numbers, or the work of a stem that takes none."""
 
@@ -528,6 +535,7 @@ def ending_in(layer):
         (Scaled(8, 8), "segments.1.weight"),
         (Product(8, 8), "segments.1.weight"),
         *((FromTheLeft(product), "segments.1.weight") for product in ("mm", "addmm", "bmm", "baddbmm")),
+        (Generated(2, 9), "segments.1.weight"),
         (weight_norm(nn.Conv2d(3, 3, 1)), r"segments.1.parametrizations.weight.original\d"),
         (spectral_norm(nn.Conv2d(3, 3, 1)), "segments.1.parametrizations.weight.original"),
         (nn.InstanceNorm2d(3, affine=True), "segments.1.weight"),

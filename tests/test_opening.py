@@ -39,6 +39,9 @@ def test_what_is_given_wins_over_the_recipe(tmp_path):
         assert not it.net.training
         for split in ("val", "test"):
             assert sum(len(labels) for _, labels in it.batches(split)) == len(getattr(it.dataset, split))
+        for split in ("valid", "train"):
+            with pytest.raises(ValueError, match=f'split must be "val" or "test", got {split!r}'):
+                it.batches(split)
 
 
 def test_what_fit_returned_stands_for_its_folder(tmp_path):
@@ -250,6 +253,10 @@ def test_a_run_goes_on_with_the_very_classes_that_it_was_begun_with_or_says_whic
     save_state(newest, state)
     with pytest.raises(RuntimeError, match=r"does not fit the recipe: Error.* for AuxNet: size mismatch for heads"):
         auxnet.fit(apart, run, resume=True)
+    state["standing"]["may_be_seen_by"] = {}  # a field that there was before the first release
+    save_state(newest, state)
+    with pytest.raises(RuntimeError, match=r"made by another version of auxnet \(.*'may_be_seen_by'\): go on"):
+        auxnet.fit(apart, run, resume=True)
 
 
 def test_a_run_that_began_with_one_that_may_have_seen_its_images_says_so_wherever_it_is_judged(tmp_path, capsys):
@@ -324,6 +331,13 @@ def test_all_runs_that_weights_come_from_are_known_though_one_between_them_had_o
         assert may_be_seen_by(replace(dataset, test_sha256=lambda: "other"), earlier) == {"test": ["a"]}
         assert may_be_seen_by(replace(dataset, classes=("gnu", "hen"), val_sha256=str), earlier) == {}
     assert earlier_runs(str(tmp_path)) == ()
+
+
+def test_weights_beside_a_recipe_that_no_run_was_begun_by_are_taken_as_they_are(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("recipe.yaml", "checkpoints/w.safetensors"):
+        (tmp_path / name).touch()
+    assert earlier_runs(str(tmp_path / "checkpoints" / "w.safetensors")) == ()
 
 
 @pytest.mark.parametrize("judging", [True, False])
@@ -412,6 +426,8 @@ def test_a_data_dir_that_is_given_wins_over_where_the_data_lay_in_training(tmp_p
         ("train/cat", "train", "train"),  # one that was trained on by itself
         ("train-0.parquet", "pics", ""),
         ("data/train-0.parquet", "pics", ""),
+        ("Train.parquet", "pics", ""),
+        ("train-00001-of-00002.parquet", "pics", ""),  # and which are missing is said once they are read
         ("pics/train-0.parquet", "pics", "pics"),
     ],
 )

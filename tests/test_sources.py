@@ -249,7 +249,15 @@ def test_folders_that_look_like_splits_of_other_names_are_refused(
         load(str(home))
 
 
-@pytest.mark.parametrize("names", [["train", "test1"], ["test", "train", "val"], ["TestImages", "TrainImages"]])
+@pytest.mark.parametrize("names", [["negative_test", "positive_test"], ["post test", "pre test"]])
+def test_classes_may_all_be_called_like_splits_where_none_is_sure_to_be_one(names: list[str], home: Path) -> None:
+    write_folders(home, *tiny(8, 2, size=8), names)
+    assert load(str(home)).classes == tuple(names)
+
+
+@pytest.mark.parametrize(
+    "names", [["train", "test1"], ["test", "train", "val"], ["test", "val"], ["TestImages", "TrainImages"]]
+)
 def test_images_in_folders_that_are_all_called_like_splits_are_not_their_classes(names: list[str], home: Path) -> None:
     write_folders(home, *tiny(3 * len(names), len(names), size=8), names)
     with pytest.raises(ValueError, match=r"look like splits: .*; if they are classes, give them other names"):

@@ -62,6 +62,11 @@ def test_every_file_that_is_read_is_tried(files: dict[str, Target]) -> None:
     assert tuple(files) == NAMES
 
 
+def test_what_is_tried_is_counted_as_the_docs_say() -> None:
+    told = " ".join((ROOT / "docs" / "reliability.md").read_text().split())
+    assert f"damages {len(NAMES)} kinds of files and sets off {bombs.COUNT} bombs" in told
+
+
 def test_a_damaged_cache_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUXNET_CACHE", str(tmp_path / "cache"))
     arrays = Arrays(*tiny(4, 2, size=8), ("a", "b"))

@@ -22,7 +22,7 @@ from auxnet.rundir import LOCK
 from auxnet.tensors import read_tensors
 from auxnet.words import command
 
-FORMAT = 1  # of checkpoints: a later program goes on reading the earlier ones
+FORMAT = 1  # of checkpoints: from the first release on, a later program goes on reading the earlier ones
 
 
 def weights_file(folder: Path, which: str) -> Path:

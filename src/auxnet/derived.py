@@ -25,11 +25,12 @@ FACTORS = {  # of convolutions, matrix products and norms, by autograd's names f
 }
 
 
-def check_weights(net: nn.Module, nodes: Iterable[Any]) -> None:
-    """Raise ValueError if a product among the nodes of a graph has a factor that is computed from parameters alone.
+def check_weights(net: nn.Module, nodes: Iterable[Any], images: int) -> None:
+    """Raise ValueError if a product among the nodes of a graph has a factor computed from parameters and constants.
 
-    Views of a parameter share its storage, and change with it. What else computes with such a thing, as
-    `x * (1 + weight)` does, is not looked at.
+    Views of a parameter share its storage, and change with it. A factor without gradient is taken for a feature, and
+    not for a constant, if its first dimension is a multiple of the number of images. What else computes with such a
+    thing, as `x * (1 + weight)` does, is not looked at.
     """
     names = {id(p): name for name, p in net.named_parameters()}
     storages = {tensor.untyped_storage().data_ptr() for tensor in chain(net.parameters(), net.buffers())}
@@ -45,7 +46,7 @@ def check_weights(net: nn.Module, nodes: Iterable[Any]) -> None:
                 if id(node.variable) not in names:
                     return []
                 found.append(names[id(node.variable)])
-            elif any(not other.requires_grad and not is_own(other) for other in _factors(node)):
+            elif any(not (f.requires_grad or is_own(f) or len(f) % images) for f in _factors(node)):
                 return []  # a product with a feature that was made without gradients
         return found
 

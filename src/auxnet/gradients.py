@@ -54,7 +54,7 @@ def kept_features(net: AuxNet, live: bool) -> Callable[[Tensor], Iterator[Tensor
 
     With `live`, backwards through these features are to see weights updated after the forward. What would show them old
     weights is refused: casts by autocast, with RuntimeError; and, with ValueError before the first step is over,
-    convolutions and matrix products with something computed from weights alone (`weight * 0.5`, weight norm). What
+    convolutions and matrix products with what is computed without the images (`weight * 0.5`, weight norm). What
     else computes with such a thing, as `x * (1 + weight)` does, is not looked at.
     """
     checked = not live
@@ -71,7 +71,7 @@ def kept_features(net: AuxNet, live: bool) -> Callable[[Tensor], Iterator[Tensor
             images = images.detach().requires_grad_().clone()
         for x in _unchanged(net.features(images)):
             if not checked:
-                check_weights(net, nodes_below(x.grad_fn, seen))
+                check_weights(net, nodes_below(x.grad_fn, seen), len(images))
             yield x
         checked = True
 

@@ -298,10 +298,16 @@ def _fetched(repo: str, **options: Any) -> Path:
     misnamed = ValueError(f"a model on the hub is given as hf:owner/name, got {'hf:' + repo!r}")
     if repo.count("/") != 1:
         raise misnamed
-    try:
-        return Path(str(snapshot_download(repo, allow_patterns=list(FILES), etag_timeout=5, **options)))
-    except HFValidationError:
-        raise misnamed from None
-    except Exception as error:  # whatever the network throws
-        lack = "is" if options.get("local_files_only") else "could not be fetched, and is"
-        raise FileNotFoundError(f"hf:{repo} {lack} not in the hub's cache: {first_line(error)}") from None
+    only_cached, reason = bool(options.pop("local_files_only", False)), ""
+    for cached in dict.fromkeys((only_cached, True)):  # which snapshot_download looks for itself after some errors only
+        try:
+            found = snapshot_download(
+                repo, allow_patterns=list(FILES), etag_timeout=5, local_files_only=cached, **options
+            )
+            return Path(str(found))
+        except HFValidationError:
+            raise misnamed from None
+        except Exception as error:  # whatever the network throws
+            reason = reason or first_line(error)
+    lack = "is" if only_cached else "could not be fetched, and is"
+    raise FileNotFoundError(f"hf:{repo} {lack} not in the hub's cache: {reason}")

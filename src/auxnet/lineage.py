@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from auxnet.backbones.described import config_of
 from auxnet.backbones.weights import run_of
 from auxnet.documents import parsing, read_json
+from auxnet.rundir import checkpoints
 from auxnet.words import command
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def earlier_runs(pretrained: str) -> tuple[Earlier, ...]:
     """
     run = run_of(pretrained)
     begun, finished = ((run / name).is_file() for name in ("recipe.yaml", "summary.json"))
-    if begun and not finished and (run / "checkpoints").is_dir():
+    if begun and not finished and checkpoints(run):
         mend = f"`{command('train', '--out', run, '--resume')}` finishes it first"
         raise ValueError(f"pretrained: {run} is not finished: {mend}")
     with parsing(f"{run} is damaged: what it says of its training cannot be read"):

@@ -21,6 +21,7 @@ from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.folders import subfolders
+from auxnet.reading.formats import parquet_splits
 from auxnet.reading.sources import NAMES, lies_in
 from auxnet.recipe import Recipe, RunDir, read_recipe, read_run_recipe
 
@@ -43,7 +44,9 @@ class Opened:
         return (self.dataset.channels, *self.dataset.image_size)
 
     def batches(self, split: str) -> Batches:
-        """The images of "val" or "test", once through."""
+        """The images of "val" or "test", once through. Raises ValueError for any other split."""
+        if split not in ("val", "test"):
+            raise ValueError(f'split must be "val" or "test", got {split!r}')
         images: Split | OnDisk = getattr(self.dataset, split)
         return evaluation_batches(images, self.dataset, self.device)
 
@@ -98,8 +101,7 @@ def with_data_in(data_dir: str | None, run: RunDir, recipe: Recipe) -> Recipe:
     classes, below = read_config(Path(run)).get("classes"), {each.name for each in subfolders(root)}
     itself = [root] if classes and below.issuperset(map(str, classes)) else []
     within = [root / path for path in (recipe.data, Path(recipe.data).name) if not Path(path).is_absolute()]
-    shards = (next(root.glob(each), None) for each in ("train-*.parquet", "*/train-*.parquet"))
-    splits = [root] if "train" in map(str.lower, below) or any(shards) else []
+    splits = [root] if "train" in map(str.lower, below) or _holds_shards(root) else []
     for place in (*itself, *within, *splits):
         if place.exists():
             return replace(there, data=str(place.resolve()))
@@ -108,6 +110,16 @@ def with_data_in(data_dir: str | None, run: RunDir, recipe: Recipe) -> Recipe:
         f"{_recorded(run, recipe)}, on which it was trained, is not looked at where data_dir is given: "
         "give the folder that holds the data, or none"
     )
+
+
+def _holds_shards(folder: Path) -> bool:
+    """Whether a folder holds parquet shards of one data set to train on."""
+    try:
+        return "train" in parquet_splits(folder)
+    except FileNotFoundError:  # some of them, as is said once they are read
+        return True
+    except ValueError:
+        return False
 
 
 def data_of(run: RunDir, recipe: Recipe, judging: bool = True) -> DataSet:
@@ -164,7 +176,7 @@ def _recorded(run: RunDir, recipe: Recipe) -> str:
 def changed_since(dataset: DataSet, about: Mapping[str, Any]) -> str | None:
     """In words, which images that judge a run are others by now than its summary says under "data"; None if none are.
 
-    (Nothing is known of runs of earlier versions.)
+    (Nothing is known of runs that are not finished.)
     """
     now = {"validation": ("val_sha256", dataset.val_sha256), "test": ("test_sha256", dataset.test_sha256)}
     others = [name for name, (key, of) in now.items() if about.get(key) and about[key] != of()]

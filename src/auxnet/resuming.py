@@ -173,14 +173,21 @@ def load_checkpoint(
 ) -> TrainingState:
     """Fill net, method and moving average from a run's checkpoint, and say where the training stands.
 
-    Raises RuntimeError if it is of another recipe.
+    Raises RuntimeError if it is of another recipe, or of another version of this program.
     """
+    try:
+        state = TrainingState(**checkpoint["standing"])
+    except (KeyError, TypeError) as error:
+        mend = "go on with that one, or begin again with --overwrite"
+        raise RuntimeError(
+            f"{folder}: the checkpoint was made by another version of auxnet ({first_line(error)}): {mend}"
+        ) from None
     try:
         net.load_state_dict(checkpoint["net"])
         method.load_state_dict(checkpoint["method"])
         if average is not None:
             average.load_state_dict(checkpoint["average"])
-        return TrainingState(**checkpoint["standing"])
+        return state
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RuntimeError(f"{folder}: the checkpoint does not fit the recipe: {first_line(error)}") from None
 

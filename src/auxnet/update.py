@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from inspect import signature
 from typing import Any
@@ -234,9 +235,10 @@ def _master(parameter: nn.Parameter) -> Tensor | None:
     """What `precision.to_bfloat16` gave it, as long as it is of lower precision than that."""
     master: Tensor | None = getattr(parameter, "master", None)
     if master is None and parameter.dtype == torch.bfloat16:
-        raise ValueError(
-            "parameters in bfloat16 need float32 masters, which a copy of a net does not have: "
-            "call auxnet.precision.to_bfloat16(net.float())"
+        warnings.warn(
+            "parameters in bfloat16 without float32 masters, which a copy of a net does not have, lose small steps: "
+            "auxnet.precision.to_bfloat16(net.float()) gives them",
+            stacklevel=4,
         )
     return None if master is None or master.dtype == parameter.dtype else master
 

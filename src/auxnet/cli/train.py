@@ -68,21 +68,22 @@ def train(words: list[str]) -> None:
 
     console = screen.console()
     with screen.training_progress(console) as watch_bar:
+        out = options.out or _unused_folder(options.recipe)
+        replaced = _replaced(options.recipe, out) if options.overwrite else None
         began = False
 
         def watch(progress: Progress) -> None:
-            nonlocal began
+            nonlocal began, replaced
             if not began and slow:
                 warnings.warn(slow, stacklevel=2)
-            if not began and replaced:
-                screen.print_line(console, replaced)
             if not began and options.resume:
                 screen.print_line(console, f"goes on in epoch {progress.epoch}, step {progress.step}")
             began = True
+            if progress.done and replaced:  # what lay there is gone now, and not before
+                screen.print_line(console, replaced)
+                replaced = None
             watch_bar(progress)
 
-        out = options.out or _unused_folder(options.recipe)
-        replaced = _replaced(options.recipe, out) if options.overwrite else None
         run = fit(
             options.recipe,
             out,

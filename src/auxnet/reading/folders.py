@@ -130,17 +130,20 @@ def _refuse_split_left_out(folder: Path, homes: Mapping[str, Path], lacking: set
 def _refuse_splits_as_classes(folder: Path, below: Sequence[Path]) -> None:
     """Raise ValueError where folders that would be classes look like splits, or hold them.
 
-    If all are called like splits, they are splits; among others, one called so is if there are folders of the same name
-    in it and in another that is called so, or two of the same names in any other.
+    If all are called like splits, one of them for training or by a split's very name, they are splits; else one called
+    so is if there are folders of the same name in it and in another that is called so, or two of the same names in any
+    other.
     """
     if len(below) == 1 and any(_like_split(each) for each in subfolders(below[0])):
         raise ValueError(f"{folder} holds one folder only, and the splits lie in that: give {below[0]}")
     alike = [home for home in below if _like_split(home)]
+    called = [home.name.lower() for home in alike]
+    all_splits = len(alike) == len(below) and any(name in _SPLITS or "train" in name for name in called)
     for home in alike:
         names = _names_below(home)
         for other in below:
             shared = names and names & _names_below(other)  # which is not listed for nothing: it may be large
-            if other != home and (len(alike) == len(below) or len(shared) > (other not in alike)):
+            if other != home and (all_splits or len(shared) > (other not in alike)):
                 raise ValueError(
                     f"{folder}: {home.name}/ and {other.name}/ look like splits: name them train, and test or val, "
                     "with a folder for each class right in them; if they are classes, give them other names"

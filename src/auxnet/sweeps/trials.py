@@ -26,7 +26,7 @@ from auxnet.errors import first_line
 from auxnet.files import claimed, is_held, whole
 from auxnet.sweeps.journal import BaseStorage, journal, optuna
 from auxnet.sweeps.settings import Settings, check_same, content_of, settings_from
-from auxnet.sweeps.space import Choices, drawn_in_words
+from auxnet.sweeps.space import Choices, count_of, drawn_in_words, value_at
 
 JOURNAL = b'{"op_code"'  # how every line of Optuna's begins
 TRIALS = 20  # if nobody says how many
@@ -244,7 +244,10 @@ def values_drawn(study: OpenSweep, trial: optuna.Trial | optuna.trial.FrozenTria
     values = {}
     for field, value in trial.params.items():
         domain = study.settings.space[field]
-        values[field] = domain.values[_choices(domain).index(value)] if isinstance(domain, Choices) else value
+        if isinstance(domain, Choices):
+            values[field] = domain.values[_choices(domain).index(value)]
+        else:
+            values[field] = value_at(domain, value) if domain.step and isinstance(domain.low, float) else value
     return values
 
 
@@ -314,8 +317,10 @@ def _drawn(study: OpenSweep, number: int, trial_id: int) -> optuna.Trial:
             trial.suggest_categorical(field, _choices(domain))
         elif isinstance(domain.low, int):
             trial.suggest_int(field, domain.low, int(domain.high), step=int(domain.step or 1), log=domain.log)
+        elif steps := count_of(domain):  # by number: Optuna's sums of steps are not the same to the last bit
+            trial.suggest_int(field, 0, steps - 1)
         else:
-            trial.suggest_float(field, domain.low, domain.high, step=domain.step, log=domain.log)
+            trial.suggest_float(field, domain.low, domain.high, log=domain.log)
     return trial
 
 
