@@ -115,16 +115,7 @@ def values_of(domain: Domain) -> tuple[Any, ...]:
     if isinstance(domain, Choices):
         return domain.values
     count = count_of(domain)
-    return (
-        (domain.low, domain.high) if count is None or count > FEW else tuple(value_at(domain, n) for n in range(count))
-    )
-
-
-def value_at(domain: Range, n: int) -> float:
-    """The value n steps above the lowest."""
-    assert domain.step is not None
-    value = domain.low + n * domain.step
-    return value if isinstance(value, int) else round(value, 12)
+    return (domain.low, domain.high) if count is None or count > FEW else tuple(_at(domain, n) for n in range(count))
 
 
 def in_words(domain: Domain) -> str:
@@ -157,11 +148,17 @@ def _range(field: str, text: str) -> Range:
         raise ValueError(f"{field}={text}: the step must be a whole number, as {field} is")
     step = float(step) if kind is float and step is not None else step
     whole = Range(low, high, step, spacing == "log")
-    return whole if step is None else replace(whole, high=value_at(whole, _steps(low, high, step)))
+    return whole if step is None else replace(whole, high=_at(whole, _steps(low, high, step)))
 
 
 def _steps(low: float, high: float, step: float) -> int:
     return math.floor((high - low) / step + 1e-9)
+
+
+def _at(domain: Range, n: int) -> float:
+    assert domain.step is not None
+    value = domain.low + n * domain.step
+    return value if isinstance(value, int) else round(value, 12)
 
 
 def _numeric(field: str) -> type | None:

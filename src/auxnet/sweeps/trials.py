@@ -26,7 +26,7 @@ from auxnet.errors import first_line
 from auxnet.files import claimed, is_held, whole
 from auxnet.sweeps.journal import BaseStorage, journal, optuna
 from auxnet.sweeps.settings import Settings, check_same, content_of, settings_from
-from auxnet.sweeps.space import Choices, count_of, drawn_in_words, value_at
+from auxnet.sweeps.space import Choices, drawn_in_words
 
 JOURNAL = b'{"op_code"'  # how every line of Optuna's begins
 TRIALS = 20  # if nobody says how many
@@ -244,10 +244,7 @@ def values_drawn(study: OpenSweep, trial: optuna.Trial | optuna.trial.FrozenTria
     values = {}
     for field, value in trial.params.items():
         domain = study.settings.space[field]
-        if isinstance(domain, Choices):
-            values[field] = domain.values[_choices(domain).index(value)]
-        else:
-            values[field] = value_at(domain, value) if domain.step and isinstance(domain.low, float) else value
+        values[field] = domain.values[_choices(domain).index(value)] if isinstance(domain, Choices) else value
     return values
 
 
@@ -305,9 +302,9 @@ def _drawn(study: OpenSweep, number: int, trial_id: int) -> optuna.Trial:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler: optuna.samplers.BaseSampler = optuna.samplers.BruteForceSampler(seed)
     elif study.settings.sampler == "random":
-        sampler = optuna.samplers.RandomSampler(seed)
+        sampler = _on_steps(optuna.samplers.RandomSampler)(seed)
     else:
-        sampler = optuna.samplers.TPESampler(seed=seed)
+        sampler = _on_steps(optuna.samplers.TPESampler)(seed=seed)
     drawing = optuna.load_study(
         study_name=study.optuna.study_name, storage=study.storage, sampler=sampler, pruner=study.optuna.pruner
     )
@@ -317,11 +314,20 @@ def _drawn(study: OpenSweep, number: int, trial_id: int) -> optuna.Trial:
             trial.suggest_categorical(field, _choices(domain))
         elif isinstance(domain.low, int):
             trial.suggest_int(field, domain.low, int(domain.high), step=int(domain.step or 1), log=domain.log)
-        elif steps := count_of(domain):  # by number: Optuna's sums of steps are not the same to the last bit
-            trial.suggest_int(field, 0, steps - 1)
         else:
-            trial.suggest_float(field, domain.low, domain.high, log=domain.log)
+            trial.suggest_float(field, domain.low, domain.high, step=domain.step, log=domain.log)
     return trial
+
+
+def _on_steps(sampler: Any) -> Any:
+    """The same sampler, but of a range in steps 0.3 is drawn as 0.3, and not once more as 0.1 + 2 * 0.1."""
+
+    class OnSteps(sampler):  # type: ignore[misc]
+        def sample_independent(self, *given: Any) -> Any:
+            value = super().sample_independent(*given)
+            return round(value, 12) if getattr(given[-1], "step", None) else value
+
+    return OnSteps
 
 
 def _choices(domain: Choices) -> list[Any]:
