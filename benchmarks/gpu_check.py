@@ -32,6 +32,7 @@ from auxnet import Recipe, build, synchronised
 from auxnet.capturing import as_cuda_graph
 from auxnet.data import DataSet, Split
 from auxnet.distributed import Team
+from auxnet.errors import first_line
 from auxnet.machine import to_device
 from auxnet.mixing import mixed
 from auxnet.precision import in_float32, to_bfloat16
@@ -233,7 +234,7 @@ def main():
         try:
             said, ok = check(), True
         except Exception as error:  # the next check goes on
-            said, ok = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}", False
+            said, ok = f"{type(error).__name__}: {first_line(error)[:150]}", False
             traceback.print_exc()
         finally:
             if GPU.type == "cuda":

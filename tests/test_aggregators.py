@@ -62,6 +62,15 @@ def test_the_mean_of_torchjd_is_joint():
     torch.testing.assert_close(by_mean, by_sum)
 
 
+def test_the_heads_train_alone_on_a_trunk_that_is_frozen():
+    net = quarrelling_net()
+    net.segments.requires_grad_(False)
+    before = [head.weight.detach().clone() for head in net.heads]
+    method = auxnet.joint(net, partial(torch.optim.SGD, lr=1.0), [0.3, 1.0], aggregate=lambda rows: rows.mean(0))
+    method.step(torch.randn(N, 4, dtype=torch.float64), torch.arange(N) % CLASSES)
+    assert not any(torch.equal(head.weight, old) for head, old in zip(net.heads, before, strict=True))
+
+
 @pytest.mark.parametrize("name", ["UPGrad", "PCGrad", "MGDA", "IMTLG"])
 @pytest.mark.enough(1)
 def test_a_recipe_trains_with_an_aggregator(name, tmp_path):

@@ -161,6 +161,8 @@ def aggregated(losses: Sequence[Tensor], wrt: Sequence[Tensor], aggregate: Aggre
 
     None where no loss reaches. The graph is kept for another backward.
     """
+    if not wrt:
+        return []
     rows = [gradients([L], wrt, keep=True) for L in losses]
     whole = [[torch.zeros_like(p) if g is None else g for g, p in zip(row, wrt, strict=True)] for row in rows]
     one = len(rows) * aggregate(average(torch.stack([torch.cat([g.flatten() for g in row]) for row in whole])))
