@@ -267,6 +267,8 @@ def test_budgets_are_read_with_their_units(run, capsys):
     params = [candidate["report"]["params"] for candidate in asked(capsys, run)["candidates"]]
     for text in (f"{params[1]}", f"{params[1] / 1e3}k", f"{params[1] / 1e6}M"):
         assert [c["meets"] for c in asked(capsys, run, "--max-params", text)["candidates"]] == [True, True, False]
+    assert main(["select", str(run), "--max-params", "0.01"]) == 2  # as if of millions
+    assert "--max-params must be 1 or more and finite, got 0.01" in capsys.readouterr().err
 
 
 def test_no_output_meets_this_is_printed_with_exit_status_1(run, capsys):
