@@ -259,19 +259,20 @@ def test_the_last_lines_are_those_that_the_command_measures_afterwards(content):
     assert last == pytest.approx([row["share"] for row in run["shares"]], rel=1e-4)
 
 
-@pytest.mark.parametrize("step", [0, 2])
-def test_lines_are_neither_double_nor_torn_after_a_resume(runs, tmp_path, step):
+@pytest.mark.parametrize("stopped", [(1, 1, False), (1, 6, True), (2, 2, False)])
+def test_a_diagnosis_goes_on_by_itself_and_its_lines_are_neither_double_nor_torn(runs, tmp_path, stopped):
     def stop(progress):
-        if (progress.epoch, progress.step, progress.done) == ((2, step, False) if step else (1, 6, True)):
+        if (progress.epoch, progress.step, progress.done) == stopped:
             os.kill(os.getpid(), signal.SIGTERM)
 
     folder = tmp_path / "a"
     with pytest.raises(signals.Stopped):
         auxnet.fit(TINY, folder, diagnose=True, watch=stop)
     whole = (runs / "ways" / "diagnosis.jsonl").read_text()
-    with (folder / "diagnosis.jsonl").open("a") as file:  # as if killed between the log and the checkpoint of epoch 2
+    with (folder / "diagnosis.jsonl").open("r+") as file:  # as if killed between the log and the checkpoint of epoch 2
+        file.seek(0, os.SEEK_END)
         file.write(whole.splitlines()[-1] + '\n{"epoch": 2, "outp')
-    auxnet.fit(TINY, folder, resume=True, diagnose=True)
+    auxnet.fit(TINY, folder, resume=True)
     assert (folder / "diagnosis.jsonl").read_text() == whole
     assert (folder / "model.safetensors").read_bytes() == (runs / "ways" / "model.safetensors").read_bytes()
 

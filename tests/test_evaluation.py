@@ -1,7 +1,9 @@
 """What each output is worth: reports against the net itself, and `auxnet evaluate` on good and bad folders."""
 
 import json
+import re
 import shutil
+from collections import Counter
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import auxnet
 from auxnet import evaluation, latency, probing, rundir, scores
 from auxnet.cli import main
 from auxnet.cost import costs
+from auxnet.opening import opened
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +91,20 @@ def test_evaluate_writes_what_it_prints_as_json(run, capsys):
     assert content["device"]["threads"] == 1
 
 
-def test_evaluate_names_the_worst_classes_or_all(run, capsys):
+def test_evaluate_names_the_worst_classes_or_all_and_of_how_many_images(run, capsys):
     assert main(["evaluate", str(run), "--no-latency"]) == 0
     short = capsys.readouterr().out
     assert short.count("errs most") == 3
+    counts = {(int(wrong), int(n)) for wrong, n in re.findall(r"\((\d+) of (\d+)\)", short)}
+    with opened(run) as again:
+        labels = again.dataset.test.labels.tolist()
+    assert counts
+    assert all(0 < wrong <= n and n in Counter(labels).values() for wrong, n in counts)
     assert main(["evaluate", str(run), "--no-latency", "--classes"]) == 0
-    assert "test error by class" in capsys.readouterr().out
+    table = capsys.readouterr().out.split("test error by class")[1]
+    assert [int(n) for n in re.findall(r"^ +\w+ +(\d+) +\S+ %", table, re.M)] == [
+        labels.count(c) for c in range(max(labels) + 1)
+    ]
 
 
 def test_a_run_that_cannot_be_written_to_is_still_evaluated(run, capsys, monkeypatch):

@@ -432,7 +432,7 @@ def test_an_output_alone_is_only_advised_if_it_keeps_the_bound(run, capsys):
             "cost latency goes with max_error_increase, but max_mean_macs is given",
         ),
         (["--max-error-increase=-1"], "--max-error-increase must be percentage points, 0 or more and below 50, got -1"),
-        (["--max-mean-macs", "0"], "--max-mean-macs must be above 0 and finite, got 0"),
+        (["--max-mean-macs", "0"], "--max-mean-macs must be 1 or more and finite, got 0"),
         (["--max-mean-latency", "nan"], "--max-mean-latency must be above 0 and finite, got nan"),
         (["--max-mean-macs", "lots"], "--max-mean-macs must be a number such as"),
         (["--confidence", "hunch"], "hunch"),

@@ -353,7 +353,11 @@ def test_nothing_is_replaced_unless_asked(run, tmp_path):
             "are for --format onnx-early-exit, not for onnx: leave them out",
         ),
         (["--output", "2", "--thresholds", "0.5"], 2, "are for --format onnx-early-exit, not for onnx: leave them out"),
-        (["--format", "torch", "--out", "x.onnx"], 2, "out must end in .pt2"),
+        (
+            ["--format", "torch", "--out", "x.onnx"],
+            2,
+            "out must end in .pt2 for torch, got x.onnx; --format onnx writes .onnx",
+        ),
         (["--images", "1"], 2, "images must be 2 or more"),
     ],
 )

@@ -78,7 +78,7 @@ def whole(tmp_path_factory):
 )
 @pytest.mark.enough(2)  # the first and the third: each signal, and each place
 def test_a_signal_lets_the_step_end_and_saves(tmp_path, whole, number, status, step):
-    with pytest.raises(signals.Stopped, match=f"stopped after epoch 2, step {step}; the run is saved") as stop:
+    with pytest.raises(signals.Stopped, match=f"stopped in epoch 2, after step {step}; the run is saved") as stop:
         auxnet.fit(TINY, tmp_path / "a", watch=at(2, step, lambda: os.kill(os.getpid(), number)))
     assert stop.value.status == status
     assert checkpoints(tmp_path / "a")[-1] == f"00001-{step:07}.ckpt"
@@ -145,7 +145,7 @@ def test_the_command_line_says_how_to_go_on(tmp_path, whole, monkeypatch, capsys
         words = ["--config", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "a"), "--save-every", "0"]
         assert main(["train", *words]) == 143
     said = capsys.readouterr().err
-    assert said.startswith("auxnet: stopped after epoch ")
+    assert said.startswith("auxnet: stopped in epoch ")
     assert said.endswith(f"the run is saved in {tmp_path / 'a'}, --resume goes on with it\n")
     goes_on_to_the_same_end(tmp_path / "a", whole)
 

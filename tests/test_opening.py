@@ -69,7 +69,10 @@ def test_data_whose_classes_are_others_by_now_are_refused(command, run, capsys):
     """The same number of classes: what is measured would be nonsense, and nothing would say so."""
     assert main([command, str(run)]) == 1
     said = capsys.readouterr().err
-    assert said == f"auxnet: {run} was trained on 3 classes, and its data hold 3, without 'a', with 'x'\n"
+    assert said == (
+        f"auxnet: {run} was trained on other classes: its data lack 'a' and have 'x'; put the classes back as they "
+        "were, name other data with --data-dir, or train again\n"
+    )
 
 
 @pytest.mark.parametrize("size", [[float("inf"), 8], [8], "8", None, {"H": 8}])
@@ -241,11 +244,11 @@ def test_a_run_goes_on_with_the_very_classes_that_it_was_begun_with_or_says_whic
         auxnet.fit(apart, run, watch=stop)
     for split in ("train", "val", "test"):
         (pictures / split / "cat").rename(pictures / split / "eel")  # as many, and nothing that was drawn is another
-    with pytest.raises(RuntimeError, match=r"trained on 2 classes, and its data hold 2, without 'cat', with 'eel'$"):
+    with pytest.raises(RuntimeError, match=r"trained on other classes: its data lack 'cat' and have 'eel'; put"):
         auxnet.fit(apart, run, resume=True)
     for split in ("train", "val", "test"):
         shutil.copytree(pictures / split / "eel", pictures / split / "cat")
-    with pytest.raises(RuntimeError, match=r"trained on 2 classes, and its data hold 3, with 'eel'$"):
+    with pytest.raises(RuntimeError, match=r"trained on other classes: its data also have 'eel'; put"):
         auxnet.fit(apart, run, resume=True)
     newest = max((run / "checkpoints").glob("*.ckpt"))
     state = load_state(newest)

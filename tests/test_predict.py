@@ -119,7 +119,11 @@ def test_broken_images_are_reported_by_name_and_the_rest_is_done(run, folder, ca
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 200)  # large.png, of 240 pixels, is now a bomb
     assert main(["predict", str(run), str(folder), str(folder / "absent.png"), "--format", "jsonl"]) == 1
     out, err = capsys.readouterr()
-    assert len(out.splitlines()) == 5
+    lines = [json.loads(line) for line in out.splitlines()]
+    broken = {line["image"]: line["error"] for line in lines if "predictions" not in line}
+    assert len(lines) == 8
+    assert {*broken} == {str(folder / name) for name in ("text.png", "below/large.png", "absent.png")}
+    assert all(broken.values())
     for name in ("text.png", "large.png", "absent.png"):
         assert name in err
     assert "3 of the images could not be read" in err
@@ -206,7 +210,9 @@ def test_csv_has_its_header_without_any_readable_image_too(run, folder, tmp_path
     headers = []
     for pictures, status in ((folder, 0), (tmp_path / "broken.png", 1)):
         assert main(["predict", str(run), str(pictures), "--format", "csv", "--top", str(top)]) == status
-        headers.append(capsys.readouterr().out.splitlines()[0])
+        header, *lines = capsys.readouterr().out.splitlines()
+        headers.append(header)
+    assert lines == [str(tmp_path / "broken.png") + "," * header.count(",")]
     assert headers[0] == headers[1]
     assert headers[0].count("class_") == min(top, 4)
 

@@ -344,6 +344,19 @@ def test_a_folder_with_a_slash_behind_its_name_is_the_same_data(gathered):
     assert said("pictures", "others")
 
 
+def test_runs_of_several_data_sets_are_judged_each_on_its_own(gathered):
+    other = json.loads(json.dumps(gathered)) | {"name": "second", "missing": "its images are gone"}
+    other["data"]["name"], other["epochs"]["last"] = "others", 1
+    for row in other["outputs"]:
+        row["val"]["images"] = 7
+    html = report_page.page([gathered, other], 0.5)
+    assert "<h1>2 runs of 2 different data sets: each is judged on its own.</h1>" in html
+    assert "lowest validation error is" not in html.split("</h1>")[0]
+    assert report_page.notes([gathered, other])[0].startswith("These runs are of 2 different data sets")
+    assert "second: n = 7 validation" in html
+    assert "1 epochs" not in html
+
+
 def test_runs_that_were_tested_on_different_images_are_not_compared(gathered):
     def said(*tested):
         runs = [{**gathered, "data": {**gathered["data"], **each}} for each in tested]
@@ -710,3 +723,5 @@ def test_several_runs_are_laid_over_each_other_and_compared(gathered, open_page)
     limits, chosen = shown_limits(page)
     assert chosen == chosen_by_hand(other["outputs"], limits)
     assert page.locator("#outputs tr.chosen").get_attribute("data-run") == "1"
+    assert "lowest validation error of second" in page.locator("#reason").inner_text()
+    assert "The figures of second are of the last epoch" in page.locator("#learning-note").inner_text()

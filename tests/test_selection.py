@@ -267,6 +267,8 @@ def test_budgets_are_read_with_their_units(run, capsys):
     params = [candidate["report"]["params"] for candidate in asked(capsys, run)["candidates"]]
     for text in (f"{params[1]}", f"{params[1] / 1e3}k", f"{params[1] / 1e6}M"):
         assert [c["meets"] for c in asked(capsys, run, "--max-params", text)["candidates"]] == [True, True, False]
+    assert main(["select", str(run), "--max-params", "0.01"]) == 2  # as if of millions
+    assert "--max-params must be 1 or more and finite, got 0.01" in capsys.readouterr().err
 
 
 def test_no_output_meets_this_is_printed_with_exit_status_1(run, capsys):
@@ -292,8 +294,8 @@ def test_an_interval_that_says_more_than_its_p_value_is_explained(errors, noted,
         (["--within", "101"], "--within must be percentage points, 0 or more and below 50, got 101"),
         (["--within", "nan"], "--within must be percentage points"),
         (["--max-params", "few"], "--max-params must be a number such as 200000, 200k or 0.2M, got 'few'"),
-        (["--max-params", "0"], "--max-params must be above 0 and finite, got 0"),
-        (["--max-macs", "-3M"], "--max-macs must be above 0 and finite"),
+        (["--max-params", "0"], "--max-params must be 1 or more and finite, got 0"),
+        (["--max-macs", "-3M"], "--max-macs must be 1 or more and finite"),
         (["--max-latency", "nan"], "--max-latency must be above 0 and finite, got nan"),
         (["--max-latency", "slow"], "--max-latency"),
     ],

@@ -28,7 +28,17 @@ from auxnet.studies import running, supervising
 from auxnet.studies.checking import check_claims
 from auxnet.studies.ledger import Findings, averages, findings_of, found_in
 from auxnet.studies.spec import Claim, Side, Trial, names, read_study
-from auxnet.studies.study_page import cells_of, figures, headline, markdown, notes, page, write_findings
+from auxnet.studies.study_page import (
+    cells_of,
+    figures,
+    headline,
+    markdown,
+    page,
+    sources_of,
+    table_cells,
+    warnings_of,
+    write_findings,
+)
 from auxnet.studies.verdicts import in_words, interval, judge, judge_all
 from browser import check_themes, chromium, opened
 from writers import CIFAR10, tiny, write_folders, write_parquet
@@ -492,11 +502,13 @@ def test_what_was_tested_on_different_images_is_not_judged(own):
     old, new = ({"test_sha256": name, "resize": [8, 8]} for name in ("old", "new"))
     for images in ((old, old), ({}, new), (old, {**new, "resize": [9, 9]})):  # alike, or not known to differ
         assert found(*images).verdicts[0].word == "holds"
-        assert "Warning" not in " ".join(notes(found(*images)))
+        assert "Warning" not in " ".join(warnings_of(found(*images)))
     verdict = found(old, new).verdicts[0]
     assert verdict.word == "cannot be told"
     assert "two and one were tested on different images" in in_words(verdict)
-    assert "Warning: not all trainings were tested on the same images of digits" in " ".join(notes(found(old, new)))
+    assert "Warning: not all trainings were tested on the same images of digits" in " ".join(
+        warnings_of(found(old, new))
+    )
 
 
 def test_a_claim_stands_only_among_all_the_claims_of_its_study():
@@ -546,10 +558,13 @@ def test_images_are_counted_for_each_data_set_and_apart_where_variants_differ(ow
     rows = [
         whole_row(v, *data) for data in (("cifar10", 45_000, 5_000), ("svhn", 65_931, 7_326)) for v in ("one", "two")
     ]
-    told = list(notes(Findings(study, tuple(rows), ())))
+    told = list(sources_of(Findings(study, tuple(rows), ())))
     assert "cifar10: 45,000 training, 5,000 validation and 10,000 test images." in told
     assert "svhn: 65,931 training, 7,326 validation and 10,000 test images." in told
-    told = list(notes(Findings(study, (rows[0], whole_row("two", "cifar10", 800, 5_000)), ())))
+    html = page(Findings(study, tuple(rows), ()))
+    assert html.count('class="note"') == 1  # for those without JavaScript: what is no warning looks like none
+    assert '<p class="under">4 trainings, 4:00 min in all, on cpu, 1 thread; torch 2' in html
+    told = list(sources_of(Findings(study, (rows[0], whole_row("two", "cifar10", 800, 5_000)), ())))
     assert told[-1].startswith("cifar10: 45,000 training, 5,000 validation and 10,000 test images (one); 800 training")
 
 
@@ -587,6 +602,9 @@ def test_a_line_of_the_table_is_told_by_its_average_alone_and_what_is_published_
         ("two", "1", ""),
         ("two", "2", ""),
     ]
+    assert table_cells(found)[0][-1] == "published, %"
+    alone = replace(found, rows=found.rows[1:])
+    assert table_cells(alone)[0][-1] == "n"  # nothing is published of it
 
 
 def test_the_mean_of_outputs_and_single_outputs_are_sides_too():

@@ -729,6 +729,7 @@ def test_show_prints_the_best_trials_and_writes_what_there_is(finished, capsys):
     assert [int(row[0]) for row in rows] == [trial.number for trial in sweep_page.ranked(finished.trials)][:10]
     assert rows[0][2] == f"{100 * finished.best.objective:.2f}"
     assert "fANOVA" in out
+    assert not re.search("note: [A-Z]", out)
     assert f"auxnet train --config {finished.folder}/best.yaml" in out
 
 
@@ -760,6 +761,8 @@ def test_the_terminal_and_the_page_say_a_list_alike(finished, capsys):
     page = (finished.folder / "sweep.html").read_text()
     assert page.count('"tick0":0,"dtick":1') == 2  # trials and epochs, whole numbers
     assert "<dd>0.4 0.6, 0.9</dd>" in page
+    assert '"name":"the best so far"' in page
+    assert "Best Value" not in page  # Optuna's words
     for trial in finished.trials:
         assert trial.in_words["milestones"] in ("0.4 0.6", "0.9")
     assert "0.4, 0.6" not in page + capsys.readouterr().out

@@ -63,12 +63,15 @@ def test_a_run_that_was_stopped_has_every_epoch_once(tmp_path, begun_with):
         assert read(tmp_path / "a", k) == expected(tmp_path / "a", k)
 
 
-def test_curves_that_were_begun_go_on_without_being_asked_for_again(tmp_path):
-    def stop(progress):
-        if progress.done:
-            raise KeyboardInterrupt
+@pytest.mark.parametrize("done", [False, True])
+def test_curves_that_were_begun_go_on_without_being_asked_for_again(tmp_path, done):
+    """Be the first epoch done or not."""
 
-    with pytest.raises(KeyboardInterrupt):
+    def stop(progress):
+        if progress.done == done:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(signals.Stopped):
         auxnet.fit(TINY, tmp_path / "a", tensorboard=True, watch=stop)
     auxnet.fit(TINY, tmp_path / "a", resume=True)
     assert read(tmp_path / "a", 1) == expected(tmp_path / "a", 1)

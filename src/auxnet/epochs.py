@@ -101,11 +101,13 @@ class Training:
         return next(self.net.parameters()).device
 
     def save(self, state: TrainingState) -> None:
-        """Make a checkpoint; at the end of an epoch, diagnose before it and show TensorBoard the curves after."""
+        """Make a checkpoint; at the end of an epoch, diagnose before it; then show TensorBoard the curves so far."""
         self.team.average_buffers(self.net)
-        diagnosed = [*supervision_after(self, state.epoch)] if self.diagnose and state.step == 0 else []
+        diagnosed = None
+        if self.diagnose:
+            diagnosed = [] if state.step else [*supervision_after(self, state.epoch)]
         self.checkpointer.save(state, self.net, self.method, self.average, diagnosed)
-        if self.write_events is not None and state.step == 0:
+        if self.write_events is not None:
             self.write_events(state.history)
 
 
@@ -236,8 +238,8 @@ def _stop_if_asked(training: Training, state: TrainingState, signal_received: Ca
     """Raise signals.Stopped, which says what lies in the folder, if any process of the team is asked to stop."""
     if training.team.any(signal_received() > 0):
         folder = training.checkpointer.folder
-        after = f"epoch {state.epoch + 1}, step {state.step}" if state.step else f"epoch {state.epoch}"
-        why = f"stopped after {after}; the run is saved in {folder}, --resume goes on with it"
+        where = f"in epoch {state.epoch + 1}, after step {state.step}" if state.step else f"after epoch {state.epoch}"
+        why = f"stopped {where}; the run is saved in {folder}, --resume goes on with it"
         if training.checkpointer.spares:
             why = f"stopped before anything was saved; {folder} is as it was"
         raise signals.Stopped(signal_received() or signal.SIGTERM, why)

@@ -256,7 +256,8 @@ def _check_free(path: Path, format: Format, overwrite: bool) -> None:
     """Refuse to replace what is not to be replaced."""
     suffix = SUFFIX[format]
     if suffix and path.suffix != suffix:
-        raise ValueError(f"out must end in {suffix} for {format}, got {path}")
+        other = next((f"; --format {name} writes {path.suffix}" for name, s in SUFFIX.items() if s == path.suffix), "")
+        raise ValueError(f"out must end in {suffix} for {format}, got {path}{other if path.suffix else ''}")
     if path.name in ("", ".."):
         raise ValueError(f"out must name a folder of its own, got {path}")
     if not path.exists():

@@ -24,6 +24,7 @@ from auxnet.reading.folders import subfolders
 from auxnet.reading.formats import parquet_splits
 from auxnet.reading.sources import NAMES, lies_in
 from auxnet.recipe import Recipe, RunDir, read_recipe, read_run_recipe
+from auxnet.words import first_few
 
 
 @dataclass(frozen=True)
@@ -188,11 +189,13 @@ def changed_since(dataset: DataSet, about: Mapping[str, Any]) -> str | None:
 def check_classes(dataset: DataSet, trained_on: Sequence[str], run: RunDir) -> None:
     """Raise RuntimeError if the classes of a data set are not the very ones, in their order, of a run's training."""
     if list(dataset.classes) != list(trained_on):
-        gone = [f"without {name!r}" for name in trained_on if name not in dataset.classes]
-        new = [f"with {name!r}" for name in dataset.classes if name not in trained_on]
-        how = ", ".join([*gone[:1], *new[:1]]) or "in another order"
+        lack = [repr(name) for name in trained_on if name not in dataset.classes]
+        have = [repr(name) for name in dataset.classes if name not in trained_on]
+        verbs = {"lack": lack, "have" if lack else "also have": have}
+        others = [f"{verb} {first_few(names)}" for verb, names in verbs.items() if names]
         raise RuntimeError(
-            f"{run} was trained on {len(trained_on)} classes, and its data hold {len(dataset.classes)}, {how}"
+            f"{run} was trained on other classes: its data {' and '.join(others) or 'hold them in another order'}; "
+            "put the classes back as they were, name other data with --data-dir, or train again"
         )
 
 

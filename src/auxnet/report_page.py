@@ -14,7 +14,7 @@ from auxnet.page_frame import columns_of, filled, framed, heading_of, section_of
 from auxnet.reading.splits import tested_alike, validated_alike
 from auxnet.recipe import WHERE, Recipe, words_of
 from auxnet.selection import too_few
-from auxnet.words import command, per_cent, sentence
+from auxnet.words import command, of_each, per_cent, sentence
 
 COMMAND = "auxnet report"
 LINKS = {
@@ -123,19 +123,22 @@ _COSTS = (("params", "parameters"), ("macs", "multiply-adds"))
 
 def notes(runs: Sequence[Run]) -> list[str]:
     """What a reader must know before trusting the figures."""
-    notes = [f"{run['name']}: some figures are missing, as {run['missing']}." for run in runs if run["missing"]]
+    apart = _apart(runs)
+    notes = [f"These runs are of {apart}: their errors cannot be compared."] if apart else []
+    notes += [f"{run['name']}: some figures are missing, as {run['missing']}." for run in runs if run["missing"]]
     notes += [f"{run['name']}: {run[key]}." for key in ("changed", "seen") for run in runs if run[key]]
     notes += [f"{run['name']}: {few}." for run in runs if run["finished"] and (few := too_few(run["data"]["val"]))]
-    if len({Path(run["data"]["name"]) for run in runs}) > 1:  # a folder is the same with a slash behind it
-        notes.append("These runs are of different data sets: their errors cannot be compared.")
-    elif not tested_alike(run["data"] for run in runs):
-        notes.append(
-            "The data changed between these runs, which were tested on different images: their errors cannot be "
-            "compared."
-        )
-    elif not _validated_alike(runs):
+    if not apart and not _validated_alike(runs):
         notes.append("These runs were validated on different images, and tested on the same.")
     return notes
+
+
+def _apart(runs: Sequence[Run]) -> str | None:
+    """Of what the runs are, where that keeps their errors from being compared."""
+    if (n := len({Path(run["data"]["name"]) for run in runs})) > 1:  # a folder is the same with a slash behind it
+        return f"{n} different data sets"
+    alike = tested_alike(run["data"] for run in runs)
+    return None if alike else "data that changed in between, tested on different images"
 
 
 def _validated_alike(runs: Sequence[Run]) -> bool:
@@ -162,6 +165,8 @@ def _headlines(runs: Sequence[Run], within: float) -> str:
         equal = " and ".join(f"output {k} of {name}" for error, name, k in sorted(errors) if error == best)
         of = "" if len(finished) == len(runs) else f", {len(finished)} of them finished"
         first = f"{len(runs)} runs{of}: the lowest validation error is {per_cent(best)}, {equal}."
+        if apart := _apart(finished):
+            first = f"{len(runs)} runs of {apart}{of}: each is judged on its own."
     return f'<h1>{unbroken(first)}</h1><ul class="headlines">{lines}</ul>{below}'
 
 
@@ -182,15 +187,9 @@ def _tiles(run: Run) -> str:
 
 def latency_words(runs: Sequence[Run]) -> str:
     """What latency is, and where it was measured: said once of all runs of which it is the same."""
-    alike: dict[str, list[str]] = {}
-    for run in runs:
-        if run["measured"]:
-            alike.setdefault(run["measured"], []).append(run["name"])
-    if not alike:
-        return ""
-    one = len(alike) == 1
-    places = "; ".join(where if one else f"{' and '.join(names)}: {where}" for where, names in alike.items())
-    return f"Latency: median of the model alone on one image{', ' if one else '. '}{places}."
+    measured = {run["name"]: run["measured"] for run in runs if run["measured"]}
+    joint = ", " if len(set(measured.values())) == 1 else ". "
+    return f"Latency: median of the model alone on one image{joint}{of_each(measured)}." if measured else ""
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------
@@ -202,7 +201,7 @@ def _ladder(runs: Sequence[Run], latency: str) -> str:
     finished = {r: run for r, run in enumerate(runs) if run["finished"]}
     for r, run in finished.items():
         if len(runs) > 1:
-            title = f"{run['name']}: {run['method']}, seed {run['seed']}, {run['epochs']['last']} epochs"
+            title = f"{run['name']}: {run['method']}, seed {run['seed']}, {unfinished.epochs_of(run)}"
             lines.append(heading_of(title, len(heads)))
         for row in run["outputs"]:
             time = "-" if row["latency"] is None else _ms(row["latency"])
@@ -211,11 +210,11 @@ def _ladder(runs: Sequence[Run], latency: str) -> str:
             body = "".join(f"<td>{cell}</td>" for cell in cells)
             mark = ' class="chosen"' if row["output"] == run["chosen"] else ""
             lines.append(f'<tr data-run="{r}" data-output="{row["output"]}"{mark}>{body}</tr>')
-    sizes = dict.fromkeys(
-        f"n = {run['outputs'][0]['val']['images']:,} validation and {run['outputs'][0]['test']['images']:,} test images"
+    sizes = {
+        run["name"]: "n = {val[images]:,} validation and {test[images]:,} test images".format_map(run["outputs"][0])
         for run in finished.values()
-    )
-    words = f"In brackets: 95 % Wilson intervals; {'; '.join(sizes)}. Each output as a model of its own."
+    }
+    words = f"In brackets: 95 % Wilson intervals; {of_each(sizes)}. Each output as a model of its own."
     return table_of(heads, lines, "Table of outputs") + f'<p class="under">{escape(f"{words} {latency}".rstrip())}</p>'
 
 
@@ -297,4 +296,4 @@ def _interval(worth: dict[str, Any]) -> str:
 
 
 def _ms(milliseconds: float) -> str:
-    return f"{milliseconds:,.0f} ms" if milliseconds >= 100 else f"{milliseconds:.3g} ms"
+    return f"{milliseconds:,.0f} ms" if milliseconds >= 100 else f"{milliseconds:.2f} ms"

@@ -100,13 +100,14 @@ class Checkpointer:
         net: AuxNet,
         method: Method,
         average: AuxNet | None,
-        diagnosed: Sequence[dict[str, Any]],
+        diagnosed: Sequence[dict[str, Any]] | None,
     ) -> None:
         """Make a checkpoint, and keep the newest ones.
 
         At the end of an epoch its metrics, and what was diagnosed, are logged first; its weights (their moving average,
-        if there is one) are kept last, if it is the best so far. Raises RuntimeError if the checkpoint cannot be
-        written, DivergedError for weights that are not finite.
+        if there is one) are kept last, if it is the best so far. `diagnosed` is None where no diagnosis was asked for;
+        else diagnosis.jsonl is there from the first checkpoint on, which tells a resume. Raises RuntimeError if the
+        checkpoint cannot be written, DivergedError for weights that are not finite.
         """
         if self.writes:
             _check_finite(net)
@@ -119,14 +120,18 @@ class Checkpointer:
         self.begun, self.saved = True, time.monotonic()
 
     def _write(
-        self, checkpoint: dict[str, Any], state: TrainingState, judged: AuxNet, diagnosed: Sequence[dict[str, Any]]
+        self,
+        checkpoint: dict[str, Any],
+        state: TrainingState,
+        judged: AuxNet,
+        diagnosed: Sequence[dict[str, Any]] | None,
     ) -> None:
         folder = self.folder
         try:
             if state.step == 0:
                 append(folder / "metrics.jsonl", [row for row in state.history if row["epoch"] == state.epoch])
-                if diagnosed:
-                    append(folder / "diagnosis.jsonl", diagnosed)
+            if diagnosed is not None:
+                append(folder / "diagnosis.jsonl", diagnosed)
             save_state(folder / "checkpoints" / f"{state.epoch:05}-{state.step:07}.ckpt", checkpoint)
             if state.step == 0 and state.best_epoch == state.epoch:
                 _save_best(folder, state, judged)

@@ -36,7 +36,8 @@ def event_writer(run: Path) -> Iterator[Callable[[History], None]]:
     """A function that takes the rows of metrics.jsonl so far, once per epoch, and writes those that are new.
 
     The first time all are new, and what an earlier process wrote is removed: after a resume no epoch is there twice,
-    and none is missing. Raises RuntimeError if the package tensorboard is not installed.
+    and none is missing. Before any row, a file of output 1 tells a resume that curves were asked for. Raises
+    RuntimeError if the package tensorboard is not installed.
     """
     try:
         from torch.utils.tensorboard.writer import SummaryWriter
@@ -52,10 +53,10 @@ def event_writer(run: Path) -> Iterator[Callable[[History], None]]:
             if not writers:
                 for path in [*event_files(run)]:
                     path.unlink()
-                for k in {row["output"] for row in history}:
-                    # one that looks on forgets what it read before
-                    writers[k] = SummaryWriter(str(run / "tensorboard" / f"output-{k}"), purge_step=0)
-                    opened.callback(writers[k].close)
+            for k in {1, *(row["output"] for row in history)} - writers.keys():
+                # one that looks on forgets what it read before
+                writers[k] = SummaryWriter(str(run / "tensorboard" / f"output-{k}"), purge_step=0)
+                opened.callback(writers[k].close)
             for row in history[written:]:
                 of_output, epoch = writers[row["output"]], row["epoch"]
                 of_output.add_scalar(f"loss/{row['split']}", row["loss"], epoch)

@@ -12,7 +12,7 @@ from typing import Any
 
 from auxnet.page_frame import heading_of, line_of, table_of, tiles_of
 from auxnet.recipe import Recipe
-from auxnet.words import command, per_cent
+from auxnet.words import command, per_cent, plural
 
 Run = dict[str, Any]
 """what `report.gather` returns"""
@@ -46,7 +46,7 @@ def so_far(run: Path, recipe: Recipe, rows: Sequence[dict[str, Any]]) -> dict[st
 def epochs_of(run: Run) -> str:
     """How many epochs of a run, finished or not, are done, in words."""
     done = run["epochs"]["last"]
-    return f"{done} epochs" if run["finished"] else f"{done} of {run['recipe']['epochs']} epochs so far"
+    return plural(done, "epoch") if run["finished"] else f"{done} of {run['recipe']['epochs']} epochs so far"
 
 
 def headline(run: Run) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 def duration(seconds: float) -> str:
@@ -44,6 +44,14 @@ def plural(number: int, what: str) -> str:
 def first_few(items: Sequence[str]) -> str:
     """The first three of them, and that there are more: a; b; c; ..."""
     return "; ".join(items[:3]) + ("; ..." if len(items) > 3 else "")
+
+
+def of_each(said: Mapping[str, str]) -> str:
+    """What is said of things, by their names: once where it is the same of all, else with the names before it."""
+    alike: dict[str, list[str]] = {}
+    for name, words in said.items():
+        alike.setdefault(words, []).append(name)
+    return "; ".join(words if len(alike) == 1 else f"{' and '.join(of)}: {words}" for words, of in alike.items())
 
 
 def command(*words: object) -> str:

@@ -89,11 +89,12 @@ def evaluate(words: list[str]) -> None:
         screen.print_table(console, _worth_table(images, reports))
     screen.print_table(console, _cost_table(by_split["val"], latency))
     names = run.dataset.classes
+    images_of = run.dataset.test.labels.bincount(minlength=len(names)).tolist()
     if options.classes:
-        screen.print_table(console, _classes_table("test error by class", names, by_split["test"]))
+        screen.print_table(console, _classes_table("test error by class", names, images_of, by_split["test"]))
     else:
         for report in by_split["test"]:
-            most = _worst(names, report)
+            most = _worst(names, images_of, report)
             said = f"errs most, on test, on {most}" if most else "errs on no test image"
             screen.print_line(console, f"output {report.output} {said}")
 
@@ -150,7 +151,7 @@ def select(words: list[str]) -> int:
 
 
 def number(flag: str, text: str | None) -> float | None:
-    """200000, 200k, 0.2M or 1G as a number. Raises ValueError."""
+    """200000, 200k, 0.2M or 1G as a number. Raises ValueError for what is none, or below 1."""
     if text is None:
         return None
     factor = {"k": 1e3, "m": 1e6, "g": 1e9}.get(text[-1:].lower(), 1.0)
@@ -158,7 +159,9 @@ def number(flag: str, text: str | None) -> float | None:
         value = float(text if factor == 1.0 else text[:-1]) * factor
     except ValueError:
         raise ValueError(f"{flag} must be a number such as 200000, 200k or 0.2M, got {text!r}") from None
-    return above_zero(flag, value)
+    if not 1 <= value < float("inf"):
+        raise ValueError(f"{flag} must be 1 or more and finite, got {value:g}; leave it out for no limit")
+    return value
 
 
 def above_zero(flag: str, value: float | None) -> float | None:
@@ -210,17 +213,19 @@ def _cost_table(reports: Sequence[OutputReport], latency: Sequence[Latency] | No
     return made
 
 
-def _classes_table(title: str, names: Sequence[str], reports: Sequence[OutputReport]) -> Table:
-    made = screen.table(title, "class", *(f"output {r.output}" for r in reports))
-    for name, *errors in zip(names, *(r.class_errors for r in reports), strict=True):
-        made.add_row(str(name), *("-" if error is None else per_cent(error) for error in errors))
+def _classes_table(
+    title: str, names: Sequence[str], images_of: Sequence[int], reports: Sequence[OutputReport]
+) -> Table:
+    made = screen.table(title, "class", "images", *(f"output {r.output}" for r in reports))
+    for name, n, *errors in zip(names, images_of, *(r.class_errors for r in reports), strict=True):
+        made.add_row(str(name), f"{n:,}", *("-" if error is None else per_cent(error) for error in errors))
     return made
 
 
-def _worst(names: Sequence[str], report: OutputReport) -> str:
-    rows = [(error, name) for name, error in zip(names, report.class_errors, strict=True) if error is not None]
-    worst = sorted((row for row in rows if row[0] > 0), key=lambda row: -row[0])[:WORST]
-    return ", ".join(f"{name} ({per_cent(error)})" for error, name in worst)
+def _worst(names: Sequence[str], images_of: Sequence[int], report: OutputReport) -> str:
+    rows = [(error, name, n) for name, n, error in zip(names, images_of, report.class_errors, strict=True) if error]
+    worst = sorted(rows, key=lambda row: -row[0])[:WORST]
+    return ", ".join(f"{name} ({round(error * n):,} of {n:,})" for error, name, n in worst)
 
 
 def _candidates_table(choice: Choice) -> Table:

@@ -65,7 +65,7 @@ class Predict:
     top: int = 3
     """how many classes to name"""
     format: Literal["table", "csv", "jsonl"] = "table"
-    """for eyes, or for programs"""
+    """for eyes, or for programs: there an image that cannot be read has a line too, without cells or with its error"""
     batch_size: int = 32
     """images at a time"""
     which: Literal["last", "best"] = "last"
@@ -137,21 +137,20 @@ def predict(words: list[str]) -> int:
     answers = ask(model, paths, top=options.top, batch_size=options.batch_size)
     unreadable, resized, first = 0, 0, ""
 
-    def readable() -> Iterator[Prediction]:
+    def counted() -> Iterator[Prediction | Unreadable]:
         nonlocal unreadable, resized, first
         for answer in answers:
-            if isinstance(answer, Prediction):
-                if answer.resized_from is not None:
-                    H, W = answer.resized_from
-                    resized, first = resized + 1, first or f"{_shown(answer.image)}, {W}x{H}"
-                yield answer
-            else:
+            if not isinstance(answer, Prediction):
                 unreadable += 1
                 _complain(answer)
+            elif answer.resized_from is not None:
+                H, W = answer.resized_from
+                resized, first = resized + 1, first or f"{_shown(answer.image)}, {W}x{H}"
+            yield answer
 
     with _destination(options.out) as file:
         top = min(options.top, len(model.classes))
-        {"table": _table, "csv": _csv, "jsonl": _jsonl}[options.format](readable(), top, file)
+        {"table": _table, "csv": _csv, "jsonl": _jsonl}[options.format](counted(), top, file)
     if resized:
         print(f"auxnet: note: resized {resized} of the images, the first one {first}", file=sys.stderr)
     if unreadable:
@@ -188,11 +187,13 @@ def _destination(out: Path | None) -> Iterator[TextIO]:
         yield file
 
 
-def _table(answers: Iterator[Prediction], top: int, file: TextIO) -> None:
+def _table(answers: Iterator[Prediction | Unreadable], top: int, file: TextIO) -> None:
+    from auxnet.prediction import Unreadable
+
     table = screen.table("", "image", "output", "class", "probability", *(["then"] if top > 1 else []))
     for column in table.columns:
         column.justify = "right" if column.header in ("output", "probability") else "left"
-    for a in answers:
+    for a in (each for each in answers if not isinstance(each, Unreadable)):
         then = ", ".join(f"{c} {per_cent(p)}" for c, p in zip(a.classes[1:], a.probabilities[1:], strict=True))
         cells = (_shown(a.image), str(a.output), a.classes[0], per_cent(a.probabilities[0]), then)
         table.add_row(*map(Text, cells[: len(table.columns)]))
@@ -200,17 +201,27 @@ def _table(answers: Iterator[Prediction], top: int, file: TextIO) -> None:
         screen.print_table(screen.console() if file is sys.stdout else Console(file=file, width=160), table)
 
 
-def _csv(answers: Iterator[Prediction], top: int, file: TextIO) -> None:
+def _csv(answers: Iterator[Prediction | Unreadable], top: int, file: TextIO) -> None:
+    from auxnet.prediction import Unreadable
+
     writer = csv.writer(file, lineterminator="\n")
     each = [f"{what}_{rank}" for rank in range(1, top + 1) for what in ("class", "probability")]
     writer.writerow(["image", "output", *each])
     for a in answers:
+        if isinstance(a, Unreadable):
+            writer.writerow([_shown(a.image), *[""] * (1 + len(each))])
+            continue
         pairs = [text for c, p in zip(a.classes, a.probabilities, strict=True) for text in (c, f"{p:.6f}")]
         writer.writerow([_shown(a.image), a.output, *pairs])
 
 
-def _jsonl(answers: Iterator[Prediction], top: int, file: TextIO) -> None:
+def _jsonl(answers: Iterator[Prediction | Unreadable], top: int, file: TextIO) -> None:
+    from auxnet.prediction import Unreadable
+
     for a in answers:
+        if isinstance(a, Unreadable):
+            print(json.dumps({"image": _shown(a.image), "error": _shown(a.reason)}, ensure_ascii=False), file=file)
+            continue
         line = {
             "image": _shown(a.image),
             "output": a.output,

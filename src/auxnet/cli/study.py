@@ -138,18 +138,18 @@ def _progress(console: Console, out: Path, total: int) -> Iterator[Callable[[Seq
 
 
 def _show(console: Console, findings: Findings) -> None:
-    from auxnet.studies.ledger import averages
-    from auxnet.studies.study_page import HEAD, cells_of, headline, notes
+    from auxnet.studies.study_page import headline, sources_of, table_cells, warnings_of
     from auxnet.studies.verdicts import in_words
 
-    table = screen.table(f"{findings.study.name}, {findings.study.scale}", *HEAD)
+    head, *lines = table_cells(findings)
+    table = screen.table(f"{findings.study.name}, {findings.study.scale}", *head)
     for column in table.columns:
         column.justify = "left" if column.header == "variant" else "right"
-    for average in averages(findings.rows):
-        table.add_row(*cells_of(findings, average))
+    for cells in lines:
+        table.add_row(*cells)
     screen.print_table(console, table)
     screen.print_line(console, f"{findings.study.question} {headline(findings)}")
     for verdict in findings.verdicts:
         screen.print_line(console, f"- {verdict.claim.says}: {in_words(verdict)}")
-    for note in notes(findings):
+    for note in (*warnings_of(findings), *sources_of(findings)):
         screen.print_line(console, note)

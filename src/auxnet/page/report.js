@@ -129,7 +129,8 @@
         : "Each output breaks one limit or another.";
     } else {
       byId("choice").textContent = `Output ${chosen.output} of ${run().outputs.length}, depth ${chosen.depth}`;
-      const among = bound.length ? "of the outputs that fit" : "of all", within = points(limit.within);
+      const all = several ? `of ${run().name}` : "of all", among = bound.length ? "of the outputs that fit" : all;
+      const within = points(limit.within);
       const tied = equal.length ? `, tied with ${equal.map((o) => `output ${o.output}`).join(" and ")},` : "";
       byId("reason").textContent = chosen === best
         ? `It has the lowest validation error ${among}${tied || ","} and no smaller one comes within ${within} of it.`
@@ -288,16 +289,18 @@
   }
   function learningNote(r) {
     const said = [], open = D.runs.filter((each) => !each.finished);
+    const whose = several ? ` of ${r.name}` : "";
     if (r.finished) {
-      if (r.data.val) said.push(`Validation: n = ${exact(r.data.val)} images that are never trained on.`);
+      if (r.data.val) said.push(`Validation${whose}: n = ${exact(r.data.val)} images that are never trained on.`);
       const { last, best } = r.epochs;
-      said.push(`The figures of this page are of the last epoch (${last}); the best on validation was ${best}.`);
+      const figures = `The figures${whose || " of this page"} are of the last epoch (${last})`;
+      said.push(`${figures}; the best on validation was ${best}.`);
     }
     if (open.length) {
       const stands = open.map((each) => `${each.name} (${each.epochs.last} of ${each.recipe.epochs} epochs)`);
       said.push(`Not finished: ${stands.join(", ")}.`);
     }
-    if (r.curves.drops.length) said.push("Dotted: the step size falls to half or less.");
+    if (r.curves.drops.length) said.push(`Dotted: the step size${whose} falls to half or less.`);
     return said.join(" ");
   }
 
@@ -401,6 +404,7 @@
       },
       {
         x: bins.map((b) => 100 * b.confidence), y: bins.map((b) => 100 * b.accuracy), mode: "lines+markers",
+        cliponaxis: false,
         name: `output ${o.output}`, line: { color: c, width: 2 }, marker: { size: 9, color: c, symbol: symbol(place) },
         error_y: {
           type: "data", symmetric: false, color: c, thickness: 1.4, width: 3,

@@ -13,19 +13,11 @@ from auxnet.reading.splits import tested_alike
 from auxnet.studies.ledger import Average, Findings, MeanAndSpread, Row, averages, stranger, write_rows
 from auxnet.studies.spec import Study
 from auxnet.studies.verdicts import FEWEST, Verdict, in_words
+from auxnet.words import duration, plural
 
 MARK = "<!-- made by auxnet study -->"
-HEAD = (
-    "variant",
-    "output",
-    "depth",
-    "parameters",
-    "MACs",
-    "test error, %",
-    "at the best epoch, %",
-    "n",
-    "published, %",
-)
+MEASURED = ("variant", "output", "depth", "parameters", "MACs", "test error, %", "at the best epoch, %", "n")
+HEAD = (*MEASURED, "published, %")
 CLAIMED = (  # a figure for each kind of claim: its id, what `Claim.of` says, its title, and what differs
     ("shares", "share", "Claims about supervision", "shares of supervision in the shallowest layer"),
     ("differences", "error", "Claims", "test errors"),
@@ -94,9 +86,9 @@ def markdown(findings: Findings) -> str:
         lines = [markdown_row(("claim", "found")), "|---|---|"]
         claims = ((f"{_of_data(findings, v)}{v.claim.says} ({v.claim.sides})", in_words(v)) for v in findings.verdicts)
         parts += ["\n".join([*lines, *map(markdown_row, claims)]), _method(findings)]
-    table = [markdown_row(HEAD), f"|---|{'---:|' * (len(HEAD) - 1)}"]
-    table += [markdown_row(cells_of(findings, average)) for average in averages(findings.rows)]
-    parts += ["\n".join(table), *notes(findings)]
+    head, *lines = map(markdown_row, table_cells(findings))
+    table = [head, f"|---|{'---:|' * (head.count(' | '))}", *lines]
+    parts += ["\n".join(table), *warnings_of(findings), *sources_of(findings)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -106,26 +98,14 @@ def markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(escaped)} |"
 
 
-def notes(findings: Findings) -> Iterator[str]:
-    """Where the figures come from, what is missing, and what failed."""
+def warnings_of(findings: Findings) -> Iterator[str]:
+    """What is missing, what failed, and what cannot be compared."""
     done = [row for row in findings.rows if row["last"]]
     if len(done) < len(findings.rows):
         yield f"Not complete: {_progress(findings.rows)}."
     for row in findings.rows:
         if row["failed"]:
             yield f"Failed: {row['variant']}, {row['data']}, seed {row['seed']}: {row['failed']}"
-    if done:
-        hours = sum(row["wall_seconds"] for row in done) / 3600
-        commits = ", ".join(dict.fromkeys(str(row["commit"]) for row in done))
-        versions = ", ".join(dict.fromkeys(f"torch {row['versions']['torch']}" for row in done))
-        devices = ", ".join(
-            dict.fromkeys(f"{row['device']['name']}, {row['device']['threads']} thread(s)" for row in done)
-        )
-        yield (
-            f"{len(done)} trainings, {hours:.1f} hours in all, on {devices}; {versions}, commit {commits}. Errors are "
-            "of the last epoch, and of the epoch that was best on validation; ± is the deviation over the seeds."
-        )
-    yield from _images(done)
     for data in dict.fromkeys(row["data"] for row in done):
         if not tested_alike(row["images"] for row in done if row["data"] == data):
             yield f"Warning: not all trainings were tested on the same images of {data}: their errors do not compare."
@@ -133,6 +113,23 @@ def notes(findings: Findings) -> Iterator[str]:
         of_seeds = [row["images"] for row in done if (row["variant"], row["data"]) == (variant, data)]
         if any(each[part] != of_seeds[0][part] for each in of_seeds for part in ("train", "val", "test")):
             yield f"Warning: {data} has changed between the seeds of {variant}: they cannot be compared."
+
+
+def sources_of(findings: Findings) -> Iterator[str]:
+    """Where the figures come from: trainings, machines, versions, images."""
+    done = [row for row in findings.rows if row["last"]]
+    if done:
+        took = duration(sum(row["wall_seconds"] for row in done))
+        commits = ", ".join(dict.fromkeys(str(row["commit"]) for row in done))
+        versions = ", ".join(dict.fromkeys(f"torch {row['versions']['torch']}" for row in done))
+        devices = ", ".join(
+            dict.fromkeys(f"{row['device']['name']}, {plural(row['device']['threads'], 'thread')}" for row in done)
+        )
+        yield (
+            f"{plural(len(done), 'training')}, {took} in all, on {devices}; {versions}, commit {commits}. Errors are "
+            "of the last epoch, and of the epoch that was best on validation; ± is the deviation over the seeds."
+        )
+    yield from _images(done)
 
 
 def _images(done: Sequence[Row]) -> Iterator[str]:
@@ -158,11 +155,12 @@ def page(findings: Findings) -> str:
         f'<td class="wide">{unbroken(in_words(v))}</td></tr>'
         for v in findings.verdicts
     ]
-    errors = [line_of(cells_of(findings, each)) for each in averages(findings.rows)]
+    head, *errors = table_cells(findings)
+    sources = "".join(f'<p class="under">{escape(each)}</p>' for each in sources_of(findings))
     table = table_of(("claim", "sides", "found"), claims, "Claims", of_words=True)
     sections = {
         "claims": ("What is claimed, and what was found", table),
-        "errors": ("Every output", table_of(HEAD, errors, "Errors")),
+        "errors": ("Every output", table_of(head, [*map(line_of, errors)], "Errors") + sources),
     }
     return page_of_figures(
         command="auxnet study",
@@ -171,7 +169,7 @@ def page(findings: Findings) -> str:
         headline=study.question[0].upper() + study.question[1:],
         sub=f"<strong>{escape(headline(findings))}</strong> {escape(study.note)} "
         f"{escape(_method(findings) if claims else '')}",
-        notes=list(notes(findings)),
+        notes=list(warnings_of(findings)),
         figures=dict(figures(findings)),
         sections={name: section for name, section in sections.items() if claims or name != "claims"},
     )
@@ -223,9 +221,8 @@ def _against(findings: Findings, key: str, title: str) -> dict[str, Any]:
     rows = list(averages(findings.rows))
     ladders: dict[str, list[Average]] = {}
     for row in rows:
-        ladders.setdefault(f"{row.variant}{f', {row.data}' if len(findings.study.datasets) > 1 else ''}", []).append(
-            row
-        )
+        name = f"{row.variant}, {row.data}" if len(findings.study.datasets) > 1 else row.variant
+        ladders.setdefault(name, []).append(row)
     data = [
         {
             "type": "scatter",
@@ -240,6 +237,12 @@ def _against(findings: Findings, key: str, title: str) -> dict[str, Any]:
     ]
     axis = {"title": {"text": title}, "type": "linear" if key == "depth" else "log"}
     return {"data": data, "layout": {"xaxis": axis, "yaxis": {"title": {"text": "test error"}, "tickformat": ".0%"}}}
+
+
+def table_cells(findings: Findings) -> list[list[str]]:
+    """The table of outputs: its head, then its lines; without the last column where nothing is published."""
+    table = [[*HEAD], *(cells_of(findings, average) for average in averages(findings.rows))]
+    return table if any(cells[-1] for cells in table[1:]) else [cells[:-1] for cells in table]
 
 
 def cells_of(findings: Findings, average: Average) -> list[str]:

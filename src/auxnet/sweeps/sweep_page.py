@@ -21,7 +21,7 @@ from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.space import Domain, Range, count_of, in_words
 from auxnet.sweeps.sweeping import Sweep
 from auxnet.sweeps.trials import Trial
-from auxnet.words import command, per_cent
+from auxnet.words import command, per_cent, plural
 
 ENOUGH = 4  # complete trials, before it is said which field matters
 LENGTHS = ("epochs", "milestones", "schedule", "warmup")  # how soon a training comes to its end
@@ -176,7 +176,7 @@ def _tiles(sweep: Sweep) -> str:
     seconds = sum(trial.seconds for trial in sweep.trials)
     tiles = [
         ("Validation error", per_cent(best.objective or 0), objective_in_words(sweep)),
-        ("Trial", str(best.number), f"{best.epochs} epochs, {best.seconds:,.1f} s"),
+        ("Trial", str(best.number), f"{plural(best.epochs, 'epoch')}, {best.seconds:,.1f} s"),
         ("Trained in all", f"{seconds:,.1f} s", f"{sum(trial.epochs for trial in sweep.trials):,} epochs"),
     ]
     again = escape(command("train", "--config", sweep.folder / "best.yaml"))
@@ -196,6 +196,8 @@ def _figures(sweep: Sweep) -> Iterator[tuple[str, tuple[str, str, dict[str, Any]
     if complete:
         words = "Each complete trial in the order of their beginning, and the best so far."
         figure = _plain(draw.plot_optimization_history(sweep.study, target_name="validation error"))
+        for trace in figure["data"]:
+            trace["name"] = {"Best Value": "the best so far"}.get(trace["name"], "trial")
         figure["layout"] |= {"yaxis": in_per_cent, "xaxis": _counting("trial", len(sweep.trials))}
         yield "history", ("History", words, figure)
     if longest := max((trial.epochs for trial in sweep.trials), default=0):
