@@ -170,7 +170,7 @@ def check_tensors(images: object, labels: object, loss: object = F.cross_entropy
         raise TypeError(f"images and labels must be tensors, got {got}: torch.as_tensor(...) makes them")
     if not isinstance(labels, Tensor) or loss is not F.cross_entropy or labels.is_floating_point():
         return
-    if labels.ndim != 1 or labels.dtype not in (torch.int64, torch.uint8):
+    if labels.ndim > 1 or labels.dtype not in (torch.int64, torch.uint8):
         got = f"{labels.dtype} {list(labels.shape)}"
         raise ValueError(f"labels must be int64 [N], got {got}: labels.long(), and labels.squeeze(1) of [N, 1]")
 
