@@ -53,10 +53,9 @@ def kept_features(net: AuxNet, live: bool) -> Callable[[Tensor], Iterator[Tensor
     """The one forward of multi-way: images -> x_1..x_K, each made when it is asked for and checked to stay as it was.
 
     With `live`, backwards through these features are to see weights updated after the forward. What would show them old
-    weights is refused: with RuntimeError casts by autocast, and what keeps something in place of tensors (activation
-    checkpointing); and, with ValueError before the first step is over, convolutions and matrix products with something
-    computed from weights alone (`weight * 0.5`, weight norm). What else computes with such a thing, as
-    `x * (1 + weight)` does, is not looked at.
+    weights is refused: casts by autocast, with RuntimeError; and, with ValueError before the first step is over,
+    convolutions and matrix products with something computed from weights alone (`weight * 0.5`, weight norm). What
+    else computes with such a thing, as `x * (1 + weight)` does, is not looked at.
     """
     checked = not live
 
