@@ -1,6 +1,8 @@
 """Outputs for any backbone: attached nets against the backbones that they are made of, and against `resnet`."""
 
 import copy
+import pickle
+import random
 from functools import partial
 from itertools import pairwise
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 import auxnet
 from auxnet.backbones.attaching import TokenClassifier
@@ -271,7 +274,65 @@ def test_its_weights_are_saved_and_read_back_into_one_attached_anew(kind, at, tm
     load_weights(tmp_path / "model.safetensors", anew)
     x, _ = images()
     assert all(map(torch.equal, net(x), anew(x)))
-    assert all(map(torch.equal, net(x), copy.deepcopy(net)(x)))
+    pickled = pickle.loads(pickle.dumps(net))
+    assert all(map(torch.equal, net(x), pickled(x)))  # dropout is off in evaluation there too
+    torch.manual_seed(7)
+    expected = net.train()(x)
+    torch.manual_seed(7)
+    assert all(map(torch.equal, expected, pickled.train()(x)))
+
+
+@pytest.mark.parametrize("how", ["pre-hook", "hook", "forward", "call"])
+def test_what_is_done_around_a_backbones_forward_belongs_to_it(how):
+    class Called(Residual):
+        def __call__(self, x):
+            return 2 * super().__call__((x - 0.5) / 0.2)
+
+    backbone = (Called if how == "call" else Residual)().train()
+    if how == "pre-hook":
+        backbone.register_forward_pre_hook(lambda module, given: ((given[0] - 0.5) / 0.2,))
+    if how == "hook":
+        backbone.register_forward_hook(lambda module, given, logits: 3 * logits)
+    if how == "forward":
+        forward = backbone.forward
+        backbone.forward = lambda x: forward((x - 0.5) / 0.2)
+    before = copy.deepcopy(backbone.state_dict())
+    net = attach(backbone, ("layer1", "layer2"))
+    same(backbone.state_dict(), before)
+    assert torch.equal(net.eval()(images()[0])[-1], backbone.eval()(images()[0]))
+
+
+def pruned():
+    backbone = Residual()
+    prune.l1_unstructured(backbone.stem, "weight", 0.3)
+    return backbone
+
+
+def keeping():
+    backbone = Residual()
+    backbone.stem.register_forward_hook(lambda stem, x, y: setattr(stem, "map", y))
+    return backbone
+
+
+@pytest.mark.parametrize("kind", [pruned, keeping])
+def test_modules_that_keep_computed_tensors_are_copied_without_their_graphs(kind):
+    backbone = build(kind)
+    backbone(EXAMPLE)
+    net = attach(backbone, ("layer1",), num_classes=4).eval()
+    x, _ = images()
+    assert torch.equal(net.truncate(1)(x), net(x)[0])
+    assert multiply_adds(net, (3, 16, 16)) == multiply_adds(attach(Residual(), ("layer1",), 4), (3, 16, 16))
+
+
+def test_what_looks_at_values_is_counted_as_what_does_not():
+    class Looking(Residual):
+        def forward(self, x):
+            return super().forward(x) if x.abs().sum() < 1e9 else x
+
+    attention = nn.TransformerEncoderLayer(16, 2, 8, batch_first=True)  # torch fuses it, but not on "meta"
+    tokens = nn.Flatten(1, 2), attention, nn.Unflatten(1, (3, 16))
+    looking, plain = (multiply_adds(nn.Sequential(*tokens, kind()), (3, 16, 16)) for kind in (Looking, Residual))
+    assert looking == plain
 
 
 # ---- depths, heads, cuts ---------------------------------------------------------------------------------------
@@ -427,6 +488,28 @@ def test_the_layer_for_other_classes_is_the_one_that_is_called_last():
     assert [logits.shape for logits in net(images()[0])] == [(5, 4)] * 2
 
 
+@pytest.mark.parametrize(
+    "end",
+    [
+        [nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 8, 1), nn.Hardswish(), nn.Flatten()],  # MobileNetV3
+        [nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten()],
+        [nn.Conv2d(4, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()],
+        [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 8), nn.ReLU()],  # VGG
+    ],
+)
+def test_a_backbone_without_a_classifier_keeps_its_layers(end):
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), *end)
+    with pytest.raises(ValueError, match=r"has no classifier .*: nn\.Sequential\(backbone, nn\.Linear\(8, 10\)\) adds"):
+        attach(backbone, ("0",), num_classes=10)
+    net = attach(nn.Sequential(backbone, nn.Linear(8, 10)), ("0.0",))
+    assert {*map(id, backbone.parameters())} <= {*map(id, net.parameters())}
+
+
+def test_the_logits_of_a_squeezenet_may_be_activated():
+    end = [nn.Conv2d(4, 10, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    assert attach(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), *end), ("0",), num_classes=4).outputs == 2
+
+
 class Frozen(nn.Module):
     """A part that its author keeps in evaluation mode, with dropout as a function."""
 
@@ -580,6 +663,11 @@ def test_a_list_of_segments_needs_no_tracing():
 # ---- what cannot be --------------------------------------------------------------------------------------------
 
 
+class Doubled(nn.Conv2d):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
 class Odd(nn.Module):
     """A stem and one thing that cannot be cut, traced or run, by name."""
 
@@ -590,11 +678,24 @@ class Odd(nn.Module):
         self.body = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
         self.parts = nn.ModuleList([nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)])
         self.fc = nn.Linear(4, 10)
+        self.scale, self.count = nn.Parameter(torch.ones(4, 1, 1)), nn.Buffer(torch.zeros(()))
+        if what == "called":
+            self.body[0] = Doubled(4, 4, 3, padding=1)
 
     def forward(self, x):
         x = self.stem(x)
         if self.what == "control flow" and x.mean() > 0:
             x = -x
+        if self.what == "random" and random.random() < 2:
+            x = -x
+        if self.what == "noise":
+            x = x + torch.randn(4, 1, 1)
+        if self.what == "clone":
+            scale = self.scale.clone()
+            scale.clamp_(min=0)
+            x = x * scale
+        if self.what == "count":
+            self.count.add_(1)
         if self.what == "training" and self.training:
             x = self.left(x) + self.right(x)
         if self.what == "tied":
@@ -608,11 +709,12 @@ class Odd(nn.Module):
         x = self.body(self.left(x) + self.right(x))
         x = self.parts[1](self.parts[0](x))
         x = self.fc(x.mean((2, 3)))
-        return {"tuple": (x, x), "map": x[..., None]}.get(self.what, x)
+        return {"tuple": (x, x), "map": x[..., None], "dict": {"logits": x}}.get(self.what, x)
 
 
 def test_one_name_is_one_cut():
     assert attach(Residual(), "layer1").depths == attach(Residual(), ["layer1"]).depths == (3, 8)
+    assert attach(Residual(), iter(["layer1"])).depths == (3, 8)
 
 
 @pytest.mark.parametrize(
@@ -630,6 +732,13 @@ def test_one_name_is_one_cut():
         ("", 0, "at must be 1 cut or more"),
         ("", 5, "at=5 evenly placed cuts cannot be.* only after 'stem', 'body', 'parts.0'.*: ask for fewer"),
         ("", None, "at must name the modules"),
+        ("", 2.0, "at must name modules or be a whole number, got 2.0"),
+        ("random", ("body",), "it draws random numbers, which would be drawn once for all"),
+        ("noise", ("body",), "it draws random numbers, which would be drawn once for all"),
+        ("clone", ("body",), "own forward changes 'clone' in place, by clamp_, which a cut would lose"),
+        ("count", ("body",), "own forward changes 'count' in place, by add_, which a cut would lose"),
+        ("called", ("body.1",), r"forward of 'body\.0' cannot be traced .*its __call__ is its own and would act twice"),
+        ("dict", ("body",), "it is a dict: wrap it so that its forward returns them alone"),
         (
             "control flow",
             ("body",),
@@ -644,8 +753,10 @@ def test_one_name_is_one_cut():
     ],
 )
 def test_what_cannot_be_cut_says_where_and_what_to_do(what, at, words):
+    backbone = Odd(what)
     with pytest.raises(ValueError, match=words) as caught:
-        attach(Odd(what), at)
+        attach(backbone, at)
+    assert backbone.count == 0
     assert "\n" not in str(caught.value)
 
 
@@ -698,6 +809,9 @@ def test_lists_that_do_not_fit_are_refused():
     conv, classifier = nn.Conv2d(3, 4, 3), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7))
     with pytest.raises(ValueError, match="cut already: 2 modules or more, without `at`"):
         attach([conv, classifier], ("0",))
+    for wrong in ("timm:resnet18", nn.Linear, [conv, "classifier"]):
+        with pytest.raises(ValueError, match=r"the backbone must be a torch\.nn\.Module, or a list of them, got"):
+            attach(wrong)
     for few in ([], [classifier]):
         with pytest.raises(ValueError, match="2 modules or more"):
             attach(few)

@@ -199,7 +199,10 @@ def test_exit_latencies_are_of_each_output_straight_passing_heads_and_alone(monk
 
 
 def test_exit_latencies_are_one_per_output():
-    found = exit_latencies(auxnet.resnet(depth=8, outputs=2), (3, 8, 8), seconds=0.02)
+    net = auxnet.resnet(depth=8, outputs=2).double().train()
+    found = exit_latencies(net, (3, 8, 8), seconds=0.02)
+    assert net.training
+    assert all(p.is_contiguous() for p in net.parameters())
     assert [len(each) for each in found] == [2, 1, 2]
     assert min(found.stop + found.alone) > 0
 
@@ -209,6 +212,7 @@ def test_exit_latencies_are_one_per_output():
     [
         (([0.5],), "3 outputs need 2 thresholds, got 1"),
         ((0.5,), "thresholds must be 2 numbers, one for each output but the final, got 0.5"),
+        (({1: 0.9, 2: 0.8},), "thresholds must be 2 numbers, one for each output but the final, got {1: 0.9"),
         (([0.5, -0.1],), "thresholds must be 0 or more"),
         (([0.5, float("nan")],), "thresholds must be 0 or more"),
         (([0.5, 0.5], "hunch"), "confidence must be one of entropy, top, margin, got 'hunch'"),

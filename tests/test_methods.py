@@ -661,6 +661,30 @@ def test_autocast_never_trains_on_weights_of_before(make):
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
+def test_live_refuses_what_autograd_keeps_in_place_of_features():
+    """Activation checkpointing in the trunk; in a head it computes by weights that are still the same."""
+
+    class Checkpointed(torch.nn.Sequential):
+        def forward(self, x):
+            return torch.utils.checkpoint.checkpoint(super().forward, x, use_reentrant=False)
+
+    x, y = batches(1)[0]
+    for mode in ("live", "frozen", "fused"):
+        expected, net, deep = hand_net(), hand_net(), hand_net()
+        net.heads[1] = Checkpointed(net.heads[1])
+        deep.segments[1] = Checkpointed(*deep.segments[1])
+        for one in (expected, net):
+            auxnet.multiway(one, sgd(), WEIGHTS, mode).step(x, y)
+        assert all(map(torch.equal, expected.parameters(), net.parameters()))
+        method = auxnet.multiway(deep, sgd(), WEIGHTS, mode)
+        if mode == "live":
+            with pytest.raises(RuntimeError, match=r"checkpointing makes features anew .*use mode='frozen' or 'fused'"):
+                method.step(x, y)
+        else:
+            method.step(x, y)
+            assert all(map(torch.equal, expected.parameters(), deep.parameters()))
+
+
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
@@ -1065,6 +1089,8 @@ def test_what_is_combined_is_the_gradient_of_every_weighted_loss_zero_where_an_o
     [
         (lambda n: auxnet.joint(n, sgd(), [1.0]), "weights must be 4 finite numbers"),
         (lambda n: auxnet.joint(n, sgd(), 0.3), "weights must be 4 finite numbers >= 0, one per output, got 0.3"),
+        (lambda n: auxnet.joint(n, sgd(), {1: 0.2, 2: 0.5, 3: 1.0, 4: 1.0}), "weights must be .*, got {1: 0.2, "),
+        (lambda n: auxnet.joint(n.requires_grad_(False), sgd(), WEIGHTS), "nothing to train, .* requires_grad_"),
         (lambda n: auxnet.joint(n, sgd(), [1, 1, float("nan"), 1]), "weights must be 4 finite numbers"),
         (lambda n: auxnet.joint(n, sgd(), [0.0] * K), "weights must leave at least one output above 0"),
         (lambda n: auxnet.joint(n, sgd(), WEIGHTS).set_weights([1.0]), "weights must be 4 finite numbers"),
@@ -1099,6 +1125,11 @@ def test_what_is_no_net_and_what_are_no_tensors_are_refused(make):
         make(net.truncate(2), sgd(), WEIGHTS)
     with pytest.raises(TypeError, match=r"got OptimizedModule: net\.compile\(\) compiles it as it is"):
         make(torch.compile(net), sgd(), WEIGHTS)
+    with pytest.raises(TypeError, match="got DataParallel: its `module` is one"):
+        make(torch.nn.DataParallel(net), sgd(), WEIGHTS)
+    for labels in (y[:, None], y.int()):
+        with pytest.raises(ValueError, match=r"labels must be int64 \[N\], got torch\.int.*: labels\.long\(\)"):
+            make(net, sgd(), WEIGHTS).step(x, labels)
     for images, labels in ((x.numpy(), y.numpy()), (x, y.tolist())):
         with pytest.raises(TypeError, match=r"images and labels must be tensors, got .*: torch\.as_tensor"):
             make(net, sgd(), WEIGHTS).step(images, labels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,7 +22,7 @@ from auxnet.losses import balanced, cross_entropy, distilled, square_hinge
 from auxnet.machine import device_of, free_memory, to_device
 from auxnet.method import Method
 from auxnet.methods import joint, multiway, pairwise
-from auxnet.network import AuxNet
+from auxnet.network import AuxNet, copied
 from auxnet.precision import in_float32, to_bfloat16
 from auxnet.reading.splits import Labelled
 from auxnet.recipe import Recipe
@@ -90,11 +89,13 @@ def check_last_batch(recipe: Recipe, dataset: data.DataSet, net: AuxNet, process
     least = images // processes if images >= processes else images
     if least > 1 or recipe.sync_batchnorm:
         return
-    twin = copy.deepcopy(net).to("meta").train()
+    twin = copied(net).to("meta").train()
     image = torch.empty(1, dataset.channels, *dataset.image_size, device="meta", dtype=precision_of(recipe))
     try:
         with torch.no_grad():
             twin(image)
+    except RuntimeError:
+        return  # it looks at the values of a tensor, and "meta" has none
     except ValueError as error:
         raise ValueError(
             f"batch_size={recipe.batch_size} leaves one image to the last of {len(dataset.train)} training images' "

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from auxnet.network import AuxNet
-
-Made = TypeVar("Made", bound=nn.Module)
+from auxnet.backbones.dryrun import plain_attention
+from auxnet.network import AuxNet, copied
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -22,8 +20,7 @@ def count_parameters(module: nn.Module) -> int:
 
 def multiply_adds(module: nn.Module, image_shape: Sequence[int]) -> int:
     """Multiply-adds of convolutions and matrix products for one image of shape (C, H, W), counted exactly."""
-    twin, image = _on_meta(module, image_shape)
-    return _counted(twin, image)[0]
+    return _counted([module], [nn.Identity()], image_shape)[0][0]
 
 
 def multiply_adds_by_part(net: AuxNet, image_shape: Sequence[int]) -> list[tuple[int, int]]:
@@ -32,12 +29,7 @@ def multiply_adds_by_part(net: AuxNet, image_shape: Sequence[int]) -> list[tuple
     Raises ValueError for images that are not for this net.
     """
     net.check_images((1, *image_shape))
-    twin, x = _on_meta(net, image_shape)
-    parts = []
-    for segment, head in zip(twin.segments, twin.heads, strict=True):
-        macs, x = _counted(segment, x)
-        parts.append((macs, _counted(head, x)[0]))
-    return parts
+    return _counted(net.segments, net.heads, image_shape)
 
 
 def costs(net: AuxNet, image_shape: Sequence[int]) -> list[tuple[int, int]]:
@@ -52,17 +44,34 @@ def costs(net: AuxNet, image_shape: Sequence[int]) -> list[tuple[int, int]]:
     return rows
 
 
-def _on_meta(module: Made, image_shape: Sequence[int]) -> tuple[Made, Tensor]:
-    """A copy of a module that computes shapes alone, and an image for it."""
-    twin = copy.deepcopy(module).to("meta").eval().requires_grad_(False)  # the counter trips over views of parameters
-    for each in twin.modules():
+def _counted(
+    segments: Iterable[nn.Module], heads: Iterable[nn.Module], image_shape: Sequence[int]
+) -> list[tuple[int, int]]:
+    """The multiply-adds of each segment, and of its head, in copies on "meta", where shapes alone are computed.
+
+    What looks at the values of a tensor does not run there, and is run for real.
+    """
+    pairs = nn.ModuleList(nn.ModuleList(pair) for pair in zip(segments, heads, strict=True))
+    real = copied(pairs).eval().requires_grad_(False)  # the counter trips over views of parameters
+    like = next(real.parameters())
+    image = torch.zeros(1, *image_shape, dtype=like.dtype, device=like.device)
+    twins = copied(real).to("meta")
+    for each in twins.modules():
         if type(each) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):  # no multiply-adds, and slow on "meta"
             each.forward = lambda x: x
-    return twin, torch.empty(1, *image_shape, device="meta", dtype=next(twin.parameters()).dtype)
+    try:
+        return _run(twins, image.to("meta"))
+    except Exception:
+        return _run(real, image)
 
 
-def _counted(module: nn.Module, x: Tensor) -> tuple[int, Tensor]:
-    """The multiply-adds of a forward, and what it gives."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        result = module(x)
-    return int(counter.get_total_flops()) // 2, result
+def _run(pairs: Iterable[Any], x: Tensor) -> list[tuple[int, int]]:
+    parts = []
+    with torch.no_grad(), plain_attention(), FlopCounterMode(display=False) as counter:
+        for segment, head in pairs:
+            before = counter.get_total_flops()
+            x = segment(x)
+            between = counter.get_total_flops()
+            head(x)
+            parts.append(((between - before) // 2, (counter.get_total_flops() - between) // 2))
+    return parts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from auxnet.checkpoint import fingerprint, load_net
 from auxnet.cost import multiply_adds_by_part
 from auxnet.documents import parsing, read_json
 from auxnet.latency import measure
-from auxnet.network import AuxNet, check_net, logits_of
+from auxnet.network import AuxNet, check_net, copied, logits_of
 from auxnet.policy import ALWAYS, Confidence, Policy, never
 from auxnet.recipe import RunDir
 from auxnet.thresholds import anytime
@@ -55,6 +55,8 @@ class EarlyExit(nn.Module):
         super().__init__()
         check_net(net)
         try:
+            if isinstance(thresholds, Mapping | str):
+                raise TypeError
             thresholds = [float(threshold) for threshold in thresholds]
         except TypeError:
             rule = f"thresholds must be {net.outputs - 1} numbers, one for each output but the final"
@@ -121,7 +123,7 @@ def exit_latencies(
     Three ways to reach each output are timed in turns, for about so many `seconds` in all: through no other head,
     through all heads before it, and as a model of its own.
     """
-    K = net.outputs
+    net, K = copied(net), net.outputs  # `measure` changes the mode and the memory format
     straight = [EarlyExit(net, policy.thresholds, confidence) for policy in anytime(never(K, confidence))]
     # A confidence at so high a temperature is near 0, whatever is said: no image leaves at a threshold of 1.
     asked = [EarlyExit(net, [1.0] * k + [ALWAYS] * (K - 1 - k), confidence, [1e6] * K) for k in range(1, K)]

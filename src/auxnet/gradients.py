@@ -69,13 +69,28 @@ def kept_features(net: AuxNet, live: bool) -> Callable[[Tensor], Iterator[Tensor
         if not checked and images.is_floating_point():
             # What is made of features then leads back to these images, and not to weights alone.
             images = images.detach().requires_grad_().clone()
-        for x in _unchanged(net.features(images)):
+        features = net.features(images)
+        for x in _unchanged(_not_made_anew(features) if live else features):
             if not checked:
                 check_weights(net, nodes_below(x.grad_fn, seen), len(images))
             yield x
         checked = True
 
     return features_of
+
+
+def _not_made_anew(features: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The features. Raises RuntimeError if autograd does not keep what they are made of, but something in its place."""
+    rest = iter(features)
+    while True:
+        with torch.autograd.graph.disable_saved_tensors_hooks(
+            "activation checkpointing makes features anew by new weights, save_on_cpu keeps old weights: live would be "
+            "neither live nor frozen; use mode='frozen' or 'fused' there"
+        ):
+            x = next(rest, None)
+        if x is None:
+            return
+        yield x
 
 
 def _unchanged(features: Iterable[Tensor]) -> Iterator[Tensor]:

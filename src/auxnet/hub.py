@@ -7,7 +7,6 @@ that was exported: its net has that output alone.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +24,7 @@ from auxnet.checkpoint import backbone_of, build_net, load_weights, read_config,
 from auxnet.documents import parsing, read_json
 from auxnet.errors import first_line
 from auxnet.lineage import in_doubt
-from auxnet.network import AuxNet
+from auxnet.network import AuxNet, copied
 from auxnet.preprocessing import PREPARATION, Preprocessing
 from auxnet.reading.arrays import Pixels, is_name
 from auxnet.reading.pictures import decode_for, upright
@@ -168,7 +167,7 @@ def take_out(net: PretrainedAuxNet, output: int) -> PretrainedAuxNet:
     position = position_of(net, output)
     if net.numbers == (output,):
         return net
-    only = copy.deepcopy(net.alone(position))
+    only = copied(net.alone(position))
     return PretrainedAuxNet(**{**net.config, "output": output}, net=only).eval()
 
 

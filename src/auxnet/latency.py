@@ -1,7 +1,7 @@
 """What a model costs in time and memory, measured: latency, throughput, and the peak of what is held at once.
 
-Time is that of a forward in evaluation mode, in float32 and channels_last, BatchNorm not folded, on random
-images that are on the device already. Models that are compared take turns, so that a slow moment of the
+Time is that of a forward in evaluation mode, in the model's precision and channels_last, BatchNorm not folded, on
+random images that are on the device already. Models that are compared take turns, so that a slow moment of the
 machine falls on all alike, and medians and quartiles are given.
 
 Memory is counted, not sampled: the most bytes of tensors (weights and buffers, the images, and every
@@ -82,8 +82,7 @@ def measure(
     models: Sequence[nn.Module], image_shape: Sequence[int], batch: int, *, seconds: float = 2.0, least: int = 7
 ) -> list[Timing]:
     """Time models that take turns on the same random images, `least` turns or more, after warming up."""
-    device = next(models[0].parameters()).device
-    images = example(image_shape, batch, device)
+    images = example(image_shape, batch, next(models[0].parameters()))
     prepared = [model.eval().to(memory_format=torch.channels_last) for model in models]  # type: ignore[call-overload]
     with torch.inference_mode():
         for model in prepared:  # what is done once
@@ -97,17 +96,16 @@ def measure(
     return [Timing(batch, mid, first, third, 1000 * batch / mid, turns) for first, mid, third in rows]
 
 
-def example(image_shape: Sequence[int], batch: int, device: torch.device | str = "cpu") -> Tensor:
-    """Random images [batch, C, H, W] in channels_last, the same every time."""
+def example(image_shape: Sequence[int], batch: int, like: Tensor) -> Tensor:
+    """Random images [batch, C, H, W] in channels_last, the same every time, on the device and of the type of `like`."""
     random = torch.Generator().manual_seed(0)
     images = torch.randn(batch, *image_shape, generator=random)
-    return images.to(device).contiguous(memory_format=torch.channels_last)
+    return images.to(like).contiguous(memory_format=torch.channels_last)
 
 
 def peak_bytes(model: nn.Module, image_shape: Sequence[int], batch: int = 1) -> int:
     """Most bytes of tensors that a forward of `batch` images holds at once: weights, images, results."""
-    device = next(model.parameters()).device
-    images = example(image_shape, batch, device)
+    images = example(image_shape, batch, next(model.parameters()))
     with in_mode(model, training=False), torch.inference_mode(), Held() as held:
         held.hold([*model.parameters(), *model.buffers(), images])
         model(images)

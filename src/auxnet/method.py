@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ Weights = Sequence[float] | Tensor  # lambda [K]
 def checked_weights(weights: Weights, outputs: int) -> list[float]:
     """Loss weights [K] as numbers. Raises ValueError unless they are K finite ones of 0 or more."""
     try:
-        lambdas = [float(w) for w in weights]
+        lambdas = [] if isinstance(weights, Mapping | str) else [float(w) for w in weights]
     except TypeError:  # one number alone
         lambdas = []
     if len(lambdas) != outputs or not all(0 <= w < math.inf for w in lambdas):
@@ -34,6 +34,8 @@ def weights_for(net: AuxNet, weights: Weights | None) -> list[float]:
     """
     net.check_nothing_shared()
     lambdas = checked_weights(net.loss_weights() if weights is None else weights, net.outputs)
+    if not any(p.requires_grad for p in net.parameters()):
+        raise ValueError("the net has nothing to train, all its parameters are frozen: requires_grad_(True) first")
     if not any(lambdas):
         raise ValueError(f"weights must leave at least one output above 0 (0 discards it), got {lambdas}")
     return lambdas

@@ -82,7 +82,7 @@ class AuxNet(nn.Module):
         """
         self.check_output(output)
         trunk = nn.Sequential(*self.segments[:output])
-        return copy.deepcopy(self._in_own_mode(nn.Sequential(OrderedDict(trunk=trunk, head=self.heads[output - 1]))))
+        return copied(self._in_own_mode(nn.Sequential(OrderedDict(trunk=trunk, head=self.heads[output - 1]))))
 
     def alone(self, output: int) -> AuxNet:
         """Output k alone as an AuxNet of one segment, sharing its modules. Raises ValueError as `truncate` does."""
@@ -153,16 +153,26 @@ def check_net(net: object) -> None:
         mend = "output k by itself is net.alone(k), and attach makes one of a backbone"
         if isinstance(net, str | os.PathLike):
             mend = f"auxnet.load({os.fspath(net)!r}) gives that of a run"
+        if isinstance(getattr(net, "module", None), AuxNet):  # nn.DataParallel, AveragedModel
+            mend = "its `module` is one"
         if isinstance(getattr(net, "_orig_mod", None), AuxNet):
             mend = "net.compile() compiles it as it is, where torch.compile(net) wraps it"
         raise TypeError(f"net must be an AuxNet, got {type(net).__name__}: {mend}")
 
 
 def check_tensors(images: object, labels: object, loss: object = F.cross_entropy) -> None:
-    """Raise TypeError unless the images and the labels of a batch are tensors; a loss of one's own takes any labels."""
+    """Raise TypeError unless the images and the labels of a batch are tensors; a loss of one's own takes any labels.
+
+    ValueError for labels that the default loss does not take.
+    """
     if not (isinstance(images, Tensor) and (isinstance(labels, Tensor) or loss is not F.cross_entropy)):
         got = f"{type(images).__name__} and {type(labels).__name__}"
         raise TypeError(f"images and labels must be tensors, got {got}: torch.as_tensor(...) makes them")
+    if not isinstance(labels, Tensor) or loss is not F.cross_entropy or labels.is_floating_point():
+        return
+    if labels.ndim > 1 or labels.dtype not in (torch.int64, torch.uint8):
+        got = f"{labels.dtype} {list(labels.shape)}"
+        raise ValueError(f"labels must be int64 [N], got {got}: labels.long(), and labels.squeeze(1) of [N, 1]")
 
 
 def logits_of(heads: Sequence[nn.Module] | nn.ModuleList, k: int, feature: Tensor) -> Tensor:
@@ -202,6 +212,16 @@ def loss_weights(
     auxiliary = torch.tensor(depths[:-1], dtype=torch.float64)
     reference = max(1, depths[-1] if relative_to == "final" or not len(auxiliary) else depths[-2])
     return torch.cat([(auxiliary / reference).pow(gamma).clamp(min=floor), torch.ones(1, dtype=torch.float64)])
+
+
+def copied(module: Made) -> Made:
+    """A deep copy, also where modules keep computed tensors, as pruning, weight norm and stored attention maps do.
+
+    (Those autograd does not copy: here they are detached.)
+    """
+    kept = [x for each in module.modules() for x in (*vars(each).values(), *each._buffers.values())]
+    computed = [x for x in kept if isinstance(x, Tensor) and not x.is_leaf]
+    return copy.deepcopy(module, {id(x): x.detach().clone() for x in computed})
 
 
 @contextmanager

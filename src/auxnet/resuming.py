@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 import warnings
@@ -16,7 +15,7 @@ from auxnet.errors import DamagedError, DivergedError, first_line
 from auxnet.files import whole
 from auxnet.lineage import Earlier
 from auxnet.method import Method
-from auxnet.network import AuxNet
+from auxnet.network import AuxNet, copied
 from auxnet.recipe import Recipe
 from auxnet.rundir import append, begin, checkpoints, lines, read_rows
 from auxnet.tensors import read_about, save_tensors
@@ -226,7 +225,7 @@ def _epoch_of_best(folder: Path, net: AuxNet) -> str | None:
     """Of which epoch the best weights of a run are; None if there are none that its net can be filled with."""
     path = folder / "checkpoints" / "best.safetensors"
     try:
-        load_weights(path, copy.deepcopy(net))
+        load_weights(path, copied(net))
     except FileNotFoundError:
         return None
     except RuntimeError as error:

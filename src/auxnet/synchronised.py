@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, cast
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from auxnet.distributed import Team
-from auxnet.network import AuxNet
+from auxnet.network import AuxNet, copied
 
 
 def synchronise_norms(net: nn.Module, team: Team) -> None:
@@ -29,7 +28,7 @@ def synchronise_norms(net: nn.Module, team: Team) -> None:
 
 def unsynchronised(net: AuxNet) -> AuxNet:
     """A copy of a net whose norms, where they were synchronised, see the images of this process alone."""
-    twin = copy.deepcopy(net)
+    twin = copied(net)
     for norm in twin.modules():
         if isinstance(norm, TeamNorm):
             norm.__class__ = LoneNorm  # type: ignore[assignment]

@@ -5,7 +5,6 @@ The test set is read once, after the last epoch, and nothing is chosen on it.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -36,7 +35,7 @@ from auxnet.hub import with_run
 from auxnet.lineage import Earlier, earlier_runs, in_doubt, may_be_seen_by
 from auxnet.machine import device_of, random_kept, threads_set, to_device
 from auxnet.method import Method
-from auxnet.network import AuxNet
+from auxnet.network import AuxNet, copied
 from auxnet.opening import check_classes, normalised_as, preprocessing_of
 from auxnet.plan import optimizer_doubts
 from auxnet.preprocessing import Preprocessing
@@ -124,7 +123,7 @@ def fit(
             method,
             team,
             Checkpointer(folder, recipe, team.leads, keep, save_every, begun=resume, replaces=overwrite),
-            average=None if recipe.ema is None else copy.deepcopy(net),
+            average=None if recipe.ema is None else copied(net),
             diagnose=diagnose and team.leads,
             watch=watch or (lambda progress: None),
             write_events=write_events,

@@ -8,11 +8,11 @@ Shapes: N images, C channels, H x W pixels or positions, T tokens.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from typing import cast
+from operator import index
+from typing import SupportsIndex, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from auxnet.backbones.cuts import cut, even_cuts
 from auxnet.backbones.dryrun import Feature, features, last_layer, outputs
 from auxnet.blocks import Classifier
-from auxnet.network import AuxNet
+from auxnet.network import AuxNet, copied
 
 Heads = Callable[[int], nn.Module]  # channels of a feature -> a module: feature -> logits [N, classes]
 
 
 def attach(
     backbone: nn.Module | Sequence[nn.Module],
-    at: Sequence[str] | str | int | None = None,
+    at: Iterable[str] | str | int | None = None,
     num_classes: int | None = None,
     *,
     example: Tensor | None = None,
@@ -57,23 +57,24 @@ def attach(
         raise ValueError(f"example must be an image [1, C, H, W], got {given}")
     if num_classes is not None and num_classes < 2:
         raise ValueError(f"num_classes must be 2 or more, got {num_classes}")
-    if isinstance(backbone, nn.Module):
-        if at is None:
-            raise ValueError('at must name the modules to cut after, as at=("layer1", "layer2"), or say how many cuts')
-        classes = _classes_of(backbone, shape)
-        names = even_cuts(backbone, at, shape) if isinstance(at, int) else (at,) if isinstance(at, str) else at
-        *segments, classifier = parts = cast(list[nn.Module], cut(backbone, names, shape))
-        own, training = [backbone], backbone.training
-    else:
-        parts = own = list(backbone)
-        if at is not None or len(parts) < 2:
-            raise ValueError("a list holds K segments and the classifier, cut already: 2 modules or more, without `at`")
-        *segments, classifier = parts
-        training = classifier.training
-        classes = _classes_of(nn.Sequential(*parts), shape)
-    if num_classes is not None and num_classes != classes:
-        classes = num_classes
-        classifier = _for_classes(classifier, last_layer(parts, shape), classes)
+    whole = isinstance(backbone, nn.Module)
+    own = [*backbone] if isinstance(backbone, Sequence) else [backbone]
+    if not all(isinstance(part, nn.Module) for part in own):
+        mend = "auxnet.backbones.named.build_backbone builds that of a name"
+        raise ValueError(f"the backbone must be a torch.nn.Module, or a list of them, got {backbone!r}: {mend}")
+    if whole and at is None:
+        raise ValueError('at must name the modules to cut after, as at=("layer1", "layer2"), or say how many cuts')
+    if not whole and (at is not None or len(own) < 2):
+        raise ValueError("a list holds K segments and the classifier, cut already: 2 modules or more, without `at`")
+    gives, training = _classes_of(nn.Sequential(*own), shape), own[-1].training
+    classes = gives if num_classes is None else num_classes
+    last = None if classes == gives else last_layer(own, shape)
+    if classes != gives and last is None:
+        mend = f"nn.Sequential(backbone, nn.Linear({gives}, {classes})) adds one, if it gives features"
+        raise ValueError(f"the backbone has no classifier whose last layer can be replaced: {mend}")
+    *segments, classifier = parts = _cut(own[0], at, shape) if at is not None else own
+    if last is not None:
+        classifier = _for_classes(classifier, last, classes)
     like = next(chain.from_iterable(part.parameters() for part in parts), torch.empty(0))
     crossing = features(segments, shape)[:-1]
     auxiliary = [_head(feature, shape, classes, heads).to(like.device, like.dtype) for feature in crossing]
@@ -136,6 +137,18 @@ def channels_first(shape: Sequence[int], image_shape: Sequence[int]) -> bool:
     return unlike(b, c) <= unlike(a, b)
 
 
+def _cut(backbone: nn.Module, at: Iterable[str] | str | int, image_shape: Sequence[int]) -> list[nn.Module]:
+    if isinstance(at, str):
+        names: Sequence[str] = (at,)
+    elif isinstance(at, SupportsIndex):
+        names = even_cuts(backbone, index(at), image_shape)
+    elif isinstance(at, Iterable):
+        names = tuple(at)
+    else:
+        raise ValueError(f"at must name modules or be a whole number, got {at!r}")
+    return [*cut(backbone, names, image_shape)]
+
+
 def _classes_of(backbone: nn.Module, image_shape: Sequence[int]) -> int:
     (classes, _), *others = outputs(backbone, image_shape)
     if others:
@@ -143,11 +156,9 @@ def _classes_of(backbone: nn.Module, image_shape: Sequence[int]) -> int:
     return classes
 
 
-def _for_classes(classifier: nn.Module, name: str | None, classes: int) -> nn.Module:
+def _for_classes(classifier: nn.Module, name: str, classes: int) -> nn.Module:
     """A copy of a classifier whose last layer, of this name, is a new one, for another number of classes."""
-    if name is None:
-        raise ValueError(f"the classifier has no linear layer to replace: build the backbone for {classes} classes")
-    classifier = copy.deepcopy(classifier)
+    classifier = copied(classifier)
     last = cast(nn.Linear | nn.Conv2d, classifier.get_submodule(name))
     bias = last.bias is not None
     new: nn.Module

@@ -30,7 +30,7 @@ def cut(backbone: nn.Module, names: Sequence[str], image_shape: Sequence[int]) -
     known = [name for name, _ in backbone.named_modules() if name]
     for name in names:
         if not isinstance(name, str):
-            raise ValueError(f"at must name modules (such as {known[0]!r}) or be a number, got {names!r}")
+            raise ValueError(f"at must name modules (such as {known[0]!r}) or be a number, got {names!s:.99}")
         if name not in known:
             raise ValueError(f"the backbone has no module {name!r}{nearest(name, known)}")
     chart = _chart(backbone, holders(names), image_shape)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from auxnet.errors import MisfitError, first_line
-from auxnet.network import AuxNet
+from auxnet.network import AuxNet, Made, copied, in_mode
 
 N = 2  # images of a dry run
 aten = torch.ops.aten
@@ -65,12 +65,11 @@ def observe(module: fx.GraphModule, image_shape: Sequence[int]) -> dict[fx.Node,
             versions.append(result._version if isinstance(result, Tensor) else 0)
             return result
 
-    with _dry(image_shape):
-        twin, images = _stand_in(module, image_shape)
+    with _dry(module, image_shape) as (twin, images):
         observer = Observer(twin, garbage_collect_values=False)
         with FlopCounterMode(display=False) as counter:
             observer.run(images)
-        values = [observer.env[node] for node in twin.graph.nodes if node.op != "output"]  # type: ignore[union-attr]
+        values = [observer.env[node] for node in twin.graph.nodes if node.op != "output"]
     whole = [isinstance(x, Tensor) and x.ndim > 1 and len(x) == N for x in values]
     kept = [not isinstance(x, Tensor) or x._version == then for x, then in zip(values, versions, strict=False)]
     return dict(zip(module.graph.nodes, map(Seen, macs, whole, kept), strict=False))
@@ -82,21 +81,19 @@ def features(segments: Sequence[nn.Module], image_shape: Sequence[int]) -> list[
     Raises ValueError if one does not give a tensor of a row per image, or changes in place what it was given.
     """
     found = []
-    with _dry(image_shape):
-        twins, x = _stand_in(nn.Sequential(*segments), image_shape)
-        with Lineage(x) as lineage:
-            for k, segment in enumerate(cast(nn.Sequential, twins), start=1):
-                before, version = x, x._version
-                x = segment(x)
-                if not isinstance(x, Tensor) or x.ndim < 2 or len(x) != N or x not in lineage.layers:
-                    raise MisfitError(f"segment {k} must give a tensor of {N} rows for {N} images, it gives {_told(x)}")
-                if before._version != version and k > 1:
-                    raise MisfitError(
-                        f"segment {k} changes in place what segment {k - 1} gives, which head {k - 1} needs too: "
-                        "cut after the operation that does so, or build it with inplace=False"
-                    )
-                channels = lineage.channels[x] - 1 if x in lineage.channels else None
-                found.append(Feature(tuple(x.shape[1:]), lineage.activated[x], lineage.layers[x], channels))
+    with _dry(nn.Sequential(*segments), image_shape) as (twins, x), Lineage(x) as lineage:
+        for k, segment in enumerate(twins, start=1):
+            before, version = x, x._version
+            x = segment(x)
+            if not isinstance(x, Tensor) or x.ndim < 2 or len(x) != N or x not in lineage.layers:
+                raise MisfitError(f"segment {k} must give a tensor of {N} rows for {N} images, it gives {_told(x)}")
+            if before._version != version and k > 1:
+                raise MisfitError(
+                    f"segment {k} changes in place what segment {k - 1} gives, which head {k - 1} needs too: "
+                    "cut after the operation that does so, or build it with inplace=False"
+                )
+            channels = lineage.channels[x] - 1 if x in lineage.channels else None
+            found.append(Feature(tuple(x.shape[1:]), lineage.activated[x], lineage.layers[x], channels))
     return found
 
 
@@ -107,28 +104,33 @@ def outputs(net: nn.Module, image_shape: Sequence[int]) -> list[tuple[int, int]]
     gives something else.
     """
     found = []
-    with _dry(image_shape, of_heads=isinstance(net, AuxNet)):
-        twin, images = _stand_in(net, image_shape)
-        with Lineage(images) as lineage:
-            given = twin(images)
-            for k, x in enumerate(given if isinstance(given, tuple) else (given,), start=1):
-                if not isinstance(x, Tensor) or x.ndim != 2 or len(x) != N or x not in lineage.layers:
-                    raise MisfitError(f"output {k} must be logits [{N}, classes] for {N} images, it is {_told(x)}")
-                found.append((x.shape[1], lineage.layers[x]))
+    with _dry(net, image_shape) as (twin, images), Lineage(images) as lineage:
+        given = twin(images)
+        for k, x in enumerate(given if isinstance(given, tuple) else (given,), start=1):
+            if not isinstance(x, Tensor) or x.ndim != 2 or len(x) != N or x not in lineage.layers:
+                raise MisfitError(f"output {k} must be logits [{N}, classes] for {N} images, it is {_told(x)}")
+            found.append((x.shape[1], lineage.layers[x]))
     return found
 
 
 def last_layer(modules: Sequence[nn.Module], image_shape: Sequence[int]) -> str | None:
-    """The name, in the last of these modules, of the linear layer or convolution that is called last; None of none."""
-    called: list[str] = []
-    with _dry(image_shape):
-        twins, images = _stand_in(nn.Sequential(*modules), image_shape)
-        *_, last = cast(nn.Sequential, twins)
-        for name, module in last.named_modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                module.register_forward_hook(lambda *_, name=name: called.append(name))
-        twins(images)
-    return called[-1] if called else None
+    """The name, in the last of these modules, of the linear layer or 1x1 convolution that gives the logits.
+
+    None where there is none: what is called last has other weights (a norm), or an activation function comes after
+    it, and no pooling (which tells the logits of a SqueezeNet).
+    """
+    called: list[tuple[str, nn.Module, Any]] = []
+    with _dry(nn.Sequential(*modules), image_shape) as (twins, images), Lineage(images) as lineage:
+        for name, module in twins[-1].named_modules():
+            if module._parameters and not module._modules:
+                module.register_forward_hook(lambda m, _, result, name=name: called.append((name, m, result)))
+        given = twins(images)
+    if not called:
+        return None
+    name, layer, result = called[-1]
+    pointwise = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
+    activated = lineage.activated[given] and result.numel() == given.numel()
+    return name if (pointwise or isinstance(layer, nn.Linear)) and not activated else None
 
 
 class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -183,16 +185,16 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result.ndim - 1 if dim == x.ndim - 1 and result.shape[-1:] == x.shape[-1:] else None
 
 
-def _stand_in(module: nn.Module, image_shape: Sequence[int]) -> tuple[nn.Module, Tensor]:
+def _stand_in(module: Made, image_shape: Sequence[int]) -> tuple[Made, Tensor]:
     """A copy of a module and images for it, on the meta device, where nothing is computed.
 
     If it does not run there, since it looks at the values of a tensor, both are real.
     """
     like = next(module.parameters(), torch.empty(0))
-    twin = copy.deepcopy(module).eval().requires_grad_(False)  # FlopCounterMode trips over parameters under no_grad
+    twin = copied(module).eval().requires_grad_(False)  # FlopCounterMode trips over parameters under no_grad
     images = torch.zeros(N, *image_shape, dtype=like.dtype, device=like.device)
     try:
-        on_meta, nothing = copy.deepcopy(twin).to("meta"), images.to("meta")
+        on_meta, nothing = copied(twin).to("meta"), images.to("meta")
         on_meta(nothing)
     except Exception:
         return twin, images
@@ -200,21 +202,32 @@ def _stand_in(module: nn.Module, image_shape: Sequence[int]) -> tuple[nn.Module,
 
 
 @contextmanager
-def _dry(image_shape: Sequence[int], of_heads: bool = False) -> Iterator[None]:
-    """Within, no gradients and no fused attention; what a backbone raises becomes one line about the images.
-
-    (Or about the heads, where the backbone has run before.)
-    """
+def plain_attention() -> Iterator[None]:
+    """Within, attention is not fused: its layers would not be seen."""
     fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # its layers would not be seen
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad():
+        with sdpa_kernel(SDPBackend.MATH):
             yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextmanager
+def _dry(module: Made, image_shape: Sequence[int]) -> Iterator[tuple[Made, Tensor]]:
+    """The stand-ins. Within, no gradients, and what a backbone raises becomes one line about the images.
+
+    (Or, for an AuxNet, about the heads: the backbone has run before.)
+    """
+    try:
+        # (Where it was given a forward or hooks of its own, those of its copy can lead to the module itself.)
+        with torch.no_grad(), plain_attention(), in_mode(module, training=False):
+            yield _stand_in(module, image_shape)
     except MisfitError:
         raise
     except Exception as error:
         reason = first_line(error)
-        if of_heads:
+        if isinstance(module, AuxNet):
             raise ValueError(f"a head does not take its feature: {reason}") from None
         if "required positional argument" in reason:
             raise ValueError(f"the backbone does not take images alone ({reason}): wrap it with the rest") from None
@@ -222,9 +235,9 @@ def _dry(image_shape: Sequence[int], of_heads: bool = False) -> Iterator[None]:
             f"the backbone does not take images of shape {tuple(image_shape)}: {reason}; give an `example` "
             "[1, C, H, W], or images (image_size), with the channels and the size that it is built for"
         ) from None
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _told(x: Any) -> str:
-    return f"a tensor {list(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+    if isinstance(x, Tensor):
+        return f"a tensor {list(x.shape)}"
+    return f"a {type(x).__name__}: wrap it so that its forward returns them alone"

@@ -6,6 +6,7 @@ or by the size of its input is as before. Only the forwards that lead to a cut a
 
 from __future__ import annotations
 
+import random
 import traceback
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from operator import attrgetter, getitem
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 
@@ -59,7 +61,8 @@ def trace(backbone: nn.Module, opened: Collection[str]) -> Traced:
     training, _, _ = _record(backbone, opened, training=True)
     _follow_training(evaluation, training)
     _drop_unused(evaluation, backbone)
-    values: dict[str, Any] = {}
+    _check_nothing_lost(evaluation)
+    values: dict[str, Any] = {MODE: Mode()}
     for node in evaluation.nodes:
         if node.op in ("call_module", "get_attr") and node.target not in values:
             name = str(node.target)
@@ -89,7 +92,7 @@ def crossings(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
 def between(traced: Traced, start: fx.Node, stop: fx.Node) -> fx.GraphModule:
     """What comes after `start` and up to `stop`, as a module: one tensor -> one tensor.
 
-    It shares the backbone's modules and parameters; tensors that are no parameters it has copies of.
+    It shares the backbone's modules and parameters; of tensors that are no parameters, and of the mode, it has its own.
     """
     varying = _varying(traced.graph)
     piece = fx.Graph()
@@ -127,8 +130,21 @@ def holders(names: Iterable[str]) -> set[str]:
 # ---- recording -------------------------------------------------------------------------------------------------
 
 
+MODE = "in_training"
+
+
+class Mode(nn.Module):
+    """Gives its `training`, which as an attribute would become a constant where torch.fx unpickles a graph."""
+
+    def forward(self) -> bool:
+        """Whether it is in training."""
+        return self.training
+
+
 class _Recorder(fx.Tracer):
     """Records the calls of modules that are not opened, and remembers what every call gave and where it failed."""
+
+    proxy_buffer_attributes = True  # what is computed from buffers changes with them
 
     def __init__(self, opened: Collection[str]) -> None:
         super().__init__()
@@ -138,7 +154,8 @@ class _Recorder(fx.Tracer):
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """The images alone: other arguments of a forward keep their defaults."""
-        return root_fn, [self.root, self.create_proxy("placeholder", "images", (), {})]
+        # By a call, since a forward alone leaves out hooks, and what the module's own `__call__` does.
+        return lambda root, images: root(images), [self.root, self.create_proxy("placeholder", "images", (), {})]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name not in self.opened
@@ -146,11 +163,14 @@ class _Recorder(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         name = self.path_of_module(m)
         try:
+            if name not in self.opened and not str(type(m).__call__.__module__).startswith("torch."):
+                raise ValueError("its __call__ is its own and would act twice: do that in forward")
             result = super().call_module(m, forward, args, kwargs)
         except Exception:
             self.failed = self.failed or name
             raise
-        self.ends.setdefault(name, []).append(result.node if isinstance(result, fx.Proxy) else None)
+        if name:
+            self.ends.setdefault(name, []).append(result.node if isinstance(result, fx.Proxy) else None)
         return result
 
 
@@ -159,10 +179,14 @@ def _record(
 ) -> tuple[fx.Graph, dict[str, Any], dict[str, list[fx.Node | None]]]:
     """The graph in one mode, its constants, and what its modules' calls give. The backbone is left as it was."""
     recorder = _Recorder(opened)
-    before = set(vars(backbone))
+    before, generators = set(vars(backbone)), _generators()
     try:
         with in_mode(backbone, training):
             graph = recorder.trace(backbone)
+        if _generators() != generators:
+            raise ValueError(
+                "it draws random numbers, which would be drawn once for all: let a module of its own do so"
+            )
     except Exception as error:  # a forward that meets a symbol in place of a tensor can raise anything
         place = f"the forward of {recorder.failed!r}" if recorder.failed else "the backbone's own forward"
         why = f"{place} cannot be traced by torch.fx{_line_of(error)}: {first_line(error)}"
@@ -171,6 +195,17 @@ def _record(
         # torch.fx stows the tensors that a forward makes itself as attributes of the root
         constants = {name: vars(backbone).pop(name) for name in set(vars(backbone)) - before}
     return graph, constants, recorder.ends
+
+
+def _generators() -> tuple[Any, ...]:
+    """What changes where a random number is drawn."""
+    return torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state())
+
+
+def _place(node: fx.Node) -> str:
+    """Whose forward a node is of."""
+    holders = [name for name, _ in node.meta.get("nn_module_stack", {}).values()]
+    return f"the forward of {holders[-1]!r}" if holders and holders[-1] else "the backbone's own forward"
 
 
 def _line_of(error: Exception) -> str:
@@ -189,7 +224,7 @@ def _follow_training(evaluation: fx.Graph, training: fx.Graph) -> None:
     def flag() -> fx.Node:
         if not flags:
             with evaluation.inserting_after(next(iter(evaluation.nodes))):
-                flags.append(evaluation.get_attr("training"))
+                flags.append(evaluation.call_module(MODE))
         return flags[0]
 
     def merged(here: Any, there: Any) -> Any:
@@ -210,10 +245,8 @@ def _follow_training(evaluation: fx.Graph, training: fx.Graph) -> None:
                 raise LookupError
             here.args, here.kwargs = merged(here.args, there.args), merged(here.kwargs, there.kwargs)
         except LookupError:
-            holders = [name for name, _ in here.meta.get("nn_module_stack", {}).values()]
-            place = f"the forward of {holders[-1]!r}" if holders and holders[-1] else "the backbone's own forward"
             raise ValueError(
-                f"{place} does other things in training than in evaluation, from {there.name!r} on: "
+                f"{_place(here)} does other things in training than in evaluation, from {there.name!r} on: "
                 f"build the backbone without that (aux_logits=False, for one), or {INSTEAD}"
             ) from None
 
@@ -225,6 +258,20 @@ def _drop_unused(graph: fx.Graph, backbone: nn.Module) -> None:
             continue
         if node.op == "get_attr" or any(True for _ in backbone.get_submodule(str(node.target)).parameters()):
             graph.erase_node(node)
+
+
+def _check_nothing_lost(graph: fx.Graph) -> None:
+    """Raise ValueError where something that no image changes is changed in place: each segment computes its own."""
+    varying = _varying(graph)
+    for node in graph.nodes:
+        name = str(getattr(node.target, "__name__", node.target))
+        if node.op.startswith("call_") and node.op != "call_module" and name.endswith("_") and name[-2:] != "__":
+            changed, *_ = node.all_input_nodes
+            if changed not in varying and (len(changed.users) > 1 or not node.users):
+                raise ValueError(
+                    f"{_place(node)} changes {changed.name!r} in place, by {name}, which a cut would lose: "
+                    f"let a module of its own do so, or {INSTEAD}"
+                )
 
 
 def _varying(graph: fx.Graph) -> set[fx.Node]:
@@ -248,4 +295,6 @@ def _counts_images(node: Any) -> bool:
 
 
 def _own(value: Any) -> Any:
+    if isinstance(value, Mode):
+        return Mode()
     return value.clone() if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter) else value
