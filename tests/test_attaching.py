@@ -310,8 +310,37 @@ def pruned():
 
 def keeping():
     backbone = Residual()
-    backbone.stem.register_forward_hook(lambda stem, x, y: setattr(stem, "map", y))
+    backbone.stem.register_forward_hook(lambda stem, x, y: setattr(stem, "maps", [y]))
     return backbone
+
+
+class Counting(nn.Module):
+    """A forward that counts by a buffer's shape, keeps what it computes, and ends in a layer with weight norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.mid = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.fc = nn.utils.parametrizations.weight_norm(nn.Linear(8, 10))
+        self.register_buffer("filters", torch.tensor([0.5, 2.0, 3.0]))
+        self.attention = None
+
+    def forward(self, x):
+        x = self.stem(x)
+        for each in self.filters:
+            x = x * each
+        if len(self.filters) == self.filters.numel() == 3:
+            x = x + self.filters.size(0)
+        self.attention = x
+        return self.fc(self.mid(x.relu()).mean((2, 3)))
+
+
+def test_a_forward_may_count_by_a_buffer_and_keep_what_it_computes():
+    backbone = Counting().eval()
+    net, other = attach(backbone, ("stem",)), attach(backbone, ("stem",), 5)
+    assert backbone.attention is None
+    x, _ = images()
+    assert torch.equal(net(x)[-1], backbone(x))
+    assert [logits.shape[1] for logits in other(x)] == [5, 5]
 
 
 @pytest.mark.parametrize("kind", [pruned, keeping])

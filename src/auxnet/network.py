@@ -19,6 +19,7 @@ from typing import SupportsIndex, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from auxnet.errors import MisfitError
 from auxnet.sections import RelativeTo
@@ -219,7 +220,7 @@ def copied(module: Made) -> Made:
 
     (Those autograd does not copy: here they are detached.)
     """
-    kept = [x for each in module.modules() for x in (*vars(each).values(), *each._buffers.values())]
+    kept = tree_leaves([vars(each) for each in module.modules()])
     computed = [x for x in kept if isinstance(x, Tensor) and not x.is_leaf]
     return copy.deepcopy(module, {id(x): x.detach().clone() for x in computed})
 

@@ -117,9 +117,9 @@ def too_few(images: int) -> str | None:
     """Why little can be told on so few validation images; None if they are not few."""
     if images >= FEW:
         return None
-    return (
-        f"{images} validation images are few, one of them is {100 / max(images, 1):.2g} points: val_fraction gives more"
-    )
+    of_one = f"{100 / max(images, 1):.2g} points"
+    mend = "a larger val_fraction (--val-fraction) in a new training gives more"
+    return f"{images} validation images are few, one of them is {of_one}: {mend}"
 
 
 def select_on(

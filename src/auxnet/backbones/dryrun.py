@@ -122,7 +122,7 @@ def last_layer(modules: Sequence[nn.Module], image_shape: Sequence[int]) -> str 
     called: list[tuple[str, nn.Module, Any]] = []
     with _dry(nn.Sequential(*modules), image_shape) as (twins, images), Lineage(images) as lineage:
         for name, module in twins[-1].named_modules():
-            if module._parameters and not module._modules:
+            if isinstance(module, nn.Linear | nn.Conv2d) or (module._parameters and not module._modules):
                 module.register_forward_hook(lambda m, _, result, name=name: called.append((name, m, result)))
         given = twins(images)
     if not called:

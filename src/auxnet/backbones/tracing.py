@@ -141,14 +141,29 @@ class Mode(nn.Module):
         return self.training
 
 
+class _Buffer(fx.Proxy):
+    """A buffer's symbol: its shape, which does not change, is as it is, so that a forward may count by it."""
+
+    def __init__(self, node: fx.Node, tracer: Any, value: torch.Tensor) -> None:
+        super().__init__(node, tracer)
+        self.shape, self.ndim = value.shape, value.ndim
+        self.size, self.dim, self.numel = value.size, value.dim, value.numel
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __iter__(self) -> Any:
+        return (self[n] for n in range(len(self)))  # type: ignore[index]
+
+
 class _Recorder(fx.Tracer):
     """Records the calls of modules that are not opened, and remembers what every call gave and where it failed."""
 
     proxy_buffer_attributes = True  # what is computed from buffers changes with them
 
-    def __init__(self, opened: Collection[str]) -> None:
+    def __init__(self, opened: Collection[str], buffers: dict[str, torch.Tensor]) -> None:
         super().__init__()
-        self.opened = opened
+        self.opened, self.buffers = opened, buffers
         self.ends: dict[str, list[fx.Node | None]] = {}
         self.failed: str | None = None
 
@@ -156,6 +171,10 @@ class _Recorder(fx.Tracer):
         """The images alone: other arguments of a forward keep their defaults."""
         # By a call, since a forward alone leaves out hooks, and what the module's own `__call__` does.
         return lambda root, images: root(images), [self.root, self.create_proxy("placeholder", "images", (), {})]
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        value = self.buffers.get(str(node.target)) if node.op == "get_attr" else None
+        return super().proxy(node) if value is None else _Buffer(node, self, value)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name not in self.opened
@@ -178,8 +197,8 @@ def _record(
     backbone: nn.Module, opened: Collection[str], training: bool
 ) -> tuple[fx.Graph, dict[str, Any], dict[str, list[fx.Node | None]]]:
     """The graph in one mode, its constants, and what its modules' calls give. The backbone is left as it was."""
-    recorder = _Recorder(opened)
-    before, generators = set(vars(backbone)), _generators()
+    recorder = _Recorder(opened, dict(backbone.named_buffers()))
+    before, generators = dict(vars(backbone)), _generators()
     try:
         with in_mode(backbone, training):
             graph = recorder.trace(backbone)
@@ -193,7 +212,8 @@ def _record(
         raise ValueError(f"{why}; cut outside of it, or {INSTEAD}") from None
     finally:
         # torch.fx stows the tensors that a forward makes itself as attributes of the root
-        constants = {name: vars(backbone).pop(name) for name in set(vars(backbone)) - before}
+        constants = {name: vars(backbone).pop(name) for name in vars(backbone).keys() - before.keys()}
+        vars(backbone).update(before)  # a forward may keep what it computes, here symbols
     return graph, constants, recorder.ends
 
 
