@@ -1127,8 +1127,9 @@ def test_what_is_no_net_and_what_are_no_tensors_are_refused(make):
         make(torch.compile(net), sgd(), WEIGHTS)
     with pytest.raises(TypeError, match="got DataParallel: its `module` is one"):
         make(torch.nn.DataParallel(net), sgd(), WEIGHTS)
-    for labels in (y[:, None], y.int()):
-        with pytest.raises(ValueError, match=r"labels must be int64 \[N\], got torch\.int.*: labels\.long\(\)"):
+    one_hot = torch.nn.functional.one_hot(y)
+    for labels, mend in ((y[:, None], "long"), (y.int(), "long"), (one_hot, "argmax")):
+        with pytest.raises(ValueError, match=rf"labels must be int64 \[N\], got torch\.int.*: labels\.{mend}\("):
             make(net, sgd(), WEIGHTS).step(x, labels)
     for images, labels in ((x.numpy(), y.numpy()), (x, y.tolist())):
         with pytest.raises(TypeError, match=r"images and labels must be tensors, got .*: torch\.as_tensor"):

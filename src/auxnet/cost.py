@@ -52,17 +52,21 @@ def _counted(
     What looks at the values of a tensor does not run there, and is run for real.
     """
     pairs = nn.ModuleList(nn.ModuleList(pair) for pair in zip(segments, heads, strict=True))
-    real = copied(pairs).eval().requires_grad_(False)  # the counter trips over views of parameters
-    like = next(real.parameters())
+    like = next(pairs.parameters())
     image = torch.zeros(1, *image_shape, dtype=like.dtype, device=like.device)
-    twins = copied(real).to("meta")
+    twins = _still(pairs).to("meta")
     for each in twins.modules():
         if type(each) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):  # no multiply-adds, and slow on "meta"
             each.forward = lambda x: x
     try:
         return _run(twins, image.to("meta"))
     except Exception:
-        return _run(real, image)
+        return _run(_still(pairs), image)
+
+
+def _still(pairs: nn.ModuleList) -> nn.ModuleList:
+    """A copy in evaluation mode, without gradients: the counter trips over views of parameters."""
+    return copied(pairs).eval().requires_grad_(False)
 
 
 def _run(pairs: Iterable[Any], x: Tensor) -> list[tuple[int, int]]:

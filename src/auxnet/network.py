@@ -172,8 +172,9 @@ def check_tensors(images: object, labels: object, loss: object = F.cross_entropy
     if not isinstance(labels, Tensor) or loss is not F.cross_entropy or labels.is_floating_point():
         return
     if labels.ndim > 1 or labels.dtype not in (torch.int64, torch.uint8):
-        got = f"{labels.dtype} {list(labels.shape)}"
-        raise ValueError(f"labels must be int64 [N], got {got}: labels.long(), and labels.squeeze(1) of [N, 1]")
+        one_hot = labels.ndim > 1 and labels.shape[1] > 1
+        mend = "labels.argmax(1) of one-hot rows" if one_hot else "labels.long(), and labels.squeeze(1) of [N, 1]"
+        raise ValueError(f"labels must be int64 [N], got {labels.dtype} {list(labels.shape)}: {mend}")
 
 
 def logits_of(heads: Sequence[nn.Module] | nn.ModuleList, k: int, feature: Tensor) -> Tensor:
