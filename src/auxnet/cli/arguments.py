@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, UseAppendAction
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from auxnet import sections
@@ -23,28 +24,45 @@ from auxnet.recipe import Recipe, read_recipe, read_run_recipe, words_of
 Options = TypeVar("Options")
 WithRecipe = TypeVar("WithRecipe", bound="OfRecipe")
 Section = TypeVar("Section")
-KINDS = ConstructorRegistry()
-KINDS_IN_WORDS = {
-    "{[INT [INT ...]]}": "whole numbers",
-    "{[FLOAT [FLOAT ...]]}": "numbers",
-    "{[STR [STR ...]]}": "names",
-    "INT": "a whole number",
-    "FLOAT": "a number",
+RULES = ConstructorRegistry()
+KINDS: dict[Any, tuple[str, str, str]] = {
+    int: ("INT", "a whole number", "whole numbers"),
+    float: ("FLOAT", "a number", "numbers"),
+    str: ("STR", "a name", "names"),
+    Path: ("PATH", "a path", "paths"),
 }
 
 
-@KINDS.primitive_rule
-def none(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[None] | None:
-    """None, where an option may be left open, is called none."""
-    if info.type is not type(None):
+@RULES.primitive_rule
+def values(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """What numbers, names, lists of them and none look like, where an option takes one or several of these."""
+    union = info.type_origin in (Union, UnionType)
+    kinds = [kind for kind in (get_args(info.type) if union else (info.type,)) if kind is not NoneType]
+    lists = [get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple]
+    alone = [kind for kind in kinds if get_origin(kind) is not tuple]
+    if not {*alone, *lists} <= KINDS.keys() or UseAppendAction in info.markers:
         return None
+    none = ["none"] if NoneType in get_args(info.type) else []
+
+    def from_words(words: list[str]) -> Any:
+        if none and words in (["none"], ["None"]):
+            return None
+        for kind in alone if len(words) == 1 else ():
+            with suppress(ValueError):
+                return kind(words[0])
+        for kind in lists:
+            with suppress(ValueError):
+                return tuple(map(kind, words))
+        said = [*none, *(KINDS[kind][1] for kind in alone), *(KINDS[kind][2] for kind in lists)]
+        apart = ": give them with spaces between" if lists and any("," in word.strip(",") for word in words) else ""
+        raise ValueError(f"must be {' or '.join(said)}, got {', '.join(map(repr, words))}{apart}")
+
     return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="none",
-        choices=("none", "None"),
-        instance_from_str=lambda words: None,
-        is_instance=lambda value: value is None,
-        str_from_instance=lambda value: ["none"],
+        nargs="*" if lists else 1,
+        metavar="|".join([*none, *(KINDS[kind][0] for kind in alone), *(f"{KINDS[kind][0]} ..." for kind in lists)]),
+        instance_from_str=from_words,
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [*map(str, value)] if isinstance(value, tuple) else [words_of(value)],
     )
 
 
@@ -56,8 +74,8 @@ def parse(options: type[Options], words: list[str], default: Options | None = No
         with redirect_stderr(complaint):
             prog = f"auxnet {command}"
             if default is None:
-                return tyro.cli(options, args=words, prog=prog, registry=KINDS)
-            return tyro.cli(options, args=words, prog=prog, registry=KINDS, default=default)
+                return tyro.cli(options, args=words, prog=prog, registry=RULES)
+            return tyro.cli(options, args=words, prog=prog, registry=RULES, default=default)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -214,21 +232,6 @@ def _in_words(complaint: str) -> str:
         if "None" in names:  # an option that may be left open: tyro gives a set
             names = sorted({*names} - {"None"})
         return f"{flag} must be one of {', '.join(names)}, got {value}"
-    if found := re.match(r"Error parsing (\S+): no type matching (\S.*) could be .* from \[(.*?)\]\.", complaint):
-        flag, kinds, values = found.groups()
-        listed = _apart(values) if "..." in kinds else ""
-        for kind, words in KINDS_IN_WORDS.items():
-            kinds = kinds.replace(kind, words)
-        return f"{flag} must be {kinds.replace('|', ' or ')}, got {values}{listed}"
-    if found := re.match(r"Error parsing (\S+): .*(invalid literal|could not convert)[^:]*: ('[^']*')", complaint):
-        flag, kind, value = found.groups()
-        return f"{flag} must be {'a whole number' if kind == 'invalid literal' else 'a number'}, got {value}"
-    if found := re.match(r"Error parsing (\S+): Could not find valid parse for arguments: \[(.*)\]", complaint):
-        values = re.sub("(?<!'), ", ",", found[2])  # tyro breaks its lines at commas
-        return f"{found[1]} cannot take {values}{_apart(values)}"
+    if found := re.match(r"Error parsing (\S+): (must be .*)", complaint):
+        return f"{found[1]} {found[2]}"
     return complaint
-
-
-def _apart(values: str) -> str:
-    """The mend for a list that was given as one word: '3,5'."""
-    return ": give them with spaces between" if re.search("[^',],", values) else ""
