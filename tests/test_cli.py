@@ -13,7 +13,7 @@ import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import get_type_hints
+from typing import Literal, get_type_hints
 
 import numpy as np
 import pytest
@@ -625,7 +625,7 @@ def test_help_calls_an_option_left_open_none_and_takes_it_so(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     said = capsys.readouterr().out
-    assert "--out none|PATH" in said
+    assert "--out none|PATH" in said and "--at none|INT ..." in said
     for section in ("data", "network", "method", "training", "machine"):
         assert f"{section} options" in said
     assert "{None}" not in said
@@ -692,4 +692,4 @@ def test_flags_offer_what_the_functions_behind_them_take():
 
     exits, export = get_type_hints(Exits), get_type_hints(Export)
     assert (exits["cost"], exits["confidence"]) == (solving.Cost, policy.Confidence)
-    assert (export["format"], export["confidence"]) == (exporting.Format, policy.Confidence | None)
+    assert (export["format"], export["confidence"]) == (exporting.Format, Literal["none", policy.Confidence])

@@ -40,7 +40,7 @@ def values(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     kinds = [kind for kind in (get_args(info.type) if union else (info.type,)) if kind is not NoneType]
     lists = [get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple]
     alone = [kind for kind in kinds if get_origin(kind) is not tuple]
-    if not {*alone, *lists} <= KINDS.keys() or UseAppendAction in info.markers:
+    if not kinds or not {*alone, *lists} <= KINDS.keys() or UseAppendAction in info.markers:
         return None
     none = ["none"] if NoneType in get_args(info.type) else []
 
@@ -228,10 +228,8 @@ def _in_words(complaint: str) -> str:
     """Without what Python and tyro say of types."""
     if found := re.match(r"invalid choice (.*) for argument '(.*)'\. Expected one of \((.*)\)", complaint):
         value, flag, known = found.groups()
-        names = known.replace("'", "").split(", ")
-        if "None" in names:  # an option that may be left open: tyro gives a set
-            names = sorted({*names} - {"None"})
-        return f"{flag} must be one of {', '.join(names)}, got {value}"
+        names = known.replace("'", "")
+        return f"{flag} must be one of {names}, got {value}"
     if found := re.match(r"Error parsing (\S+): (must be .*)", complaint):
         return f"{found[1]} {found[2]}"
     return complaint

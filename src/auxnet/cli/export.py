@@ -38,7 +38,7 @@ class Export:
     """the file or folder; none: named after the run, in this folder"""
     which: Literal["last", "best"] = "last"
     """weights of the last epoch, or of the best one on validation"""
-    confidence: Literal["entropy", "top", "margin"] | None = None
+    confidence: Literal["none", "entropy", "top", "margin"] = "none"
     """early exit: what is compared with the thresholds; none: RUN/exits.json"""
     thresholds: tuple[float, ...] | None = None
     """early exit: least confidence, in 0..1, to leave at each output but the last"""
@@ -109,12 +109,12 @@ def export(words: list[str]) -> None:
 
 def _policy(o: Export) -> Policy | None:
     """What the options spell out, temperatures 1 by default; None where none of them is given."""
-    if o.confidence is None and o.thresholds is None and o.temperatures is None:
+    if o.confidence == "none" and o.thresholds is None and o.temperatures is None:
         return None
     if o.format != "onnx-early-exit":
         rule = "--confidence, --thresholds and --temperatures are for --format onnx-early-exit"
         raise ValueError(f"{rule}, not for {o.format}: leave them out")
-    if o.confidence is None or o.thresholds is None:
+    if o.confidence == "none" or o.thresholds is None:
         raise ValueError("--confidence and --thresholds go together: give both, or neither (exits.json)")
     from auxnet.policy import Policy
 
