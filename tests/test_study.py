@@ -821,6 +821,32 @@ def test_the_tables_of_another_study_are_never_replaced_and_those_of_the_same_go
     assert "its ledger.jsonl cannot be read" in capsys.readouterr().err
 
 
+def test_a_ledger_is_never_replaced_by_one_that_lacks_trainings_of_it(own, tmp_path, capsys, monkeypatch):
+    study, report = read_study(str(own), "smoke"), tmp_path / "report"
+    rows = [
+        {**whole_row(t.variant, "digits", 9, 9), "study": "own", "scale": "smoke", "training": t.name, "seed": t.seed}
+        for t in study.trials()
+    ]
+    write_findings(found_in(study, rows), report)
+    before = {path: path.read_bytes() for path in report.iterdir()}
+    monkeypatch.setattr(running, "fit_on", lambda *_: pytest.fail("it was trained"))
+    words = ["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--report", str(report)]
+    mend = "the --out that holds the runs, or another --report\n"
+    for more, said in (
+        (["--show"], f"holds 6 trainings that would be lost, of seeds 0, 1, 2: give {mend}"),
+        (["--seeds", "2"], f"holds 2 trainings that would be lost, of seed 2: give --seeds 3, {mend}"),
+        (["--seeds", "1", "--show"], f"holds 6 trainings that would be lost, of seeds 0, 1, 2: give --seeds 3, {mend}"),
+    ):
+        assert main([*words, *more]) == 2
+        assert capsys.readouterr().err == f"auxnet: {report} {said}"
+    with pytest.raises(FileExistsError, match="holds 1 training that would be lost, of seed 1: give the --out"):
+        write_findings(
+            found_in(study, [{**each, "last": each["last"] if each is not rows[2] else []} for each in rows]), report
+        )
+    assert before == {path: path.read_bytes() for path in report.iterdir()}
+    write_findings(found_in(study, rows), report)  # the same, or more
+
+
 def test_a_file_with_the_name_of_a_study_does_not_take_its_place(own, tmp_path, capsys):
     words = ["--scale", "smoke", "--out", str(tmp_path / "out"), "--show"]
     own.rename(tmp_path / "methods.yaml")

@@ -74,21 +74,24 @@ def study(words: list[str]) -> int:
     from auxnet.machine import keep_freed_memory
     from auxnet.processes import check_count
     from auxnet.studies.checking import check_claims, check_variants
+    from auxnet.studies.keeping import check_folder
     from auxnet.studies.ledger import findings_of
-    from auxnet.studies.running import check_data, is_done, train, under_way
-    from auxnet.studies.study_page import check_folder, write_findings
+    from auxnet.studies.running import check_data, is_done, left_of, train, under_way
+    from auxnet.studies.study_page import write_findings
     from auxnet.studies.supervising import diagnose, draw
     from auxnet.studies.verdicts import too_few_seeds
 
     check_count(options.processes, "a study")
     folder, drawn = options.report or options.out / f"{made.name}-{made.scale}", list[Path]()
-    check_folder(folder, made)
+    trials = list(made.trials(where))
+    done = [trial for trial in trials if is_done(options.out, trial)]
+    kept = done if options.show else [*done, *left_of(options.out, trials)]
+    check_folder(folder, made, [trial.name for trial in kept])
     with screen.working("looking through its variants"):
         check_claims(made)
         if not options.show:
             check_variants(made, where)
-    trials = list(made.trials(where))
-    check_data(options.out, [trial for trial in trials if is_done(options.out, trial) or not options.show])
+    check_data(options.out, done if options.show else trials)
     if few := too_few_seeds(made):
         screen.print_line(console, f"note: {few}")
     if not options.show:

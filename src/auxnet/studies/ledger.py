@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -110,6 +110,16 @@ def stranger(study: Study, path: Path) -> str | None:
             if Trial(variant, seed, study.recipe(variant, data, seed)).name != row["training"]:
                 return variant
     return None
+
+
+def lost(path: Path, kept: Collection[str]) -> list[int]:
+    """The seeds of the trainings in a ledger file that are not among those `kept`, one for each of them.
+
+    Raises RuntimeError for a file that is no ledger.
+    """
+    with parsing(f"{path} is no ledger of a study"):
+        rows = list(map(json_value, path.read_text(encoding="utf-8").splitlines()))
+        return [row["seed"] for row in rows if row["last"] and row["training"] not in kept]
 
 
 def _row(study: Study, out: Path, trial: Trial) -> Row:

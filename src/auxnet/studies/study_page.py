@@ -10,12 +10,11 @@ from typing import Any
 from auxnet.files import whole
 from auxnet.page_frame import line_of, of_utf8, page_of_figures, table_of, unbroken
 from auxnet.reading.splits import tested_alike
-from auxnet.studies.ledger import Average, Findings, MeanAndSpread, Row, averages, stranger, write_rows
-from auxnet.studies.spec import Study
+from auxnet.studies.keeping import MARK, check_folder
+from auxnet.studies.ledger import Average, Findings, MeanAndSpread, Row, averages, write_rows
 from auxnet.studies.verdicts import FEWEST, Verdict, in_words
 from auxnet.words import duration, plural
 
-MARK = "<!-- made by auxnet study -->"
 MEASURED = ("variant", "output", "depth", "parameters", "MACs", "test error, %", "at the best epoch, %", "n")
 HEAD = (*MEASURED, "published, %")
 CLAIMED = (  # a figure for each kind of claim: its id, what `Claim.of` says, its title, and what differs
@@ -25,39 +24,9 @@ CLAIMED = (  # a figure for each kind of claim: its id, what `Claim.of` says, it
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "pentagon", "star", "x", "hexagon")
 
 
-def check_folder(folder: Path, study: Study) -> None:
-    """Refuse a folder in which something that is not this study's would be replaced. Raises FileExistsError.
-
-    What was written of it with other seeds, other claims, or fewer variants may be.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file: name a folder for the study's tables")
-    page = folder / "study.md"
-    ours = page.is_file() and MARK in page.read_text(encoding="utf-8", errors="replace")
-    for name in ("study.md", "study.html", "ledger.jsonl", "outputs.csv", "diagnosis.json", "diagnosis.html"):
-        if (folder / name).exists() and not ours:
-            raise FileExistsError(f"{folder / name} is not a study's, and is left alone: give another --report")
-    if ours and (other := _of_another(page, study)):
-        raise FileExistsError(f"{folder} holds another study: {other}; give another --report, or remove it")
-
-
-def _of_another(page: Path, study: Study) -> str:
-    """What shows that a study.md, and the ledger beside it, are another study's; nothing if they are this one's."""
-    lines = page.read_text(encoding="utf-8", errors="replace").splitlines()
-    heading = next((line.removeprefix("# ") for line in lines if line.startswith("# ")), "without a heading")
-    if not heading.endswith(f": {study.question}"):
-        return f"it is {heading!r}"
-    ledger = page.with_name("ledger.jsonl")
-    try:
-        variant = stranger(study, ledger) if ledger.is_file() else None
-    except RuntimeError:
-        return f"its {ledger.name} cannot be read"
-    return f"its variant {variant} is not this one's" if variant else ""
-
-
 def write_findings(findings: Findings, folder: Path) -> list[Path]:
     """Write all of it into `folder`; say which files. Raises as `check_folder`."""
-    check_folder(folder, findings.study)
+    check_folder(folder, findings.study, [row["training"] for row in findings.rows if row["last"]])
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "study.md", folder / "study.html"]
     for path, text in zip(paths, (markdown(findings), page(findings)), strict=True):
