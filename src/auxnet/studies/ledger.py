@@ -16,7 +16,7 @@ from auxnet.files import whole
 from auxnet.reading.splits import tested_alike
 from auxnet.studies.running import folder_of, is_done, why_failed
 from auxnet.studies.spec import Study, Trial, differing
-from auxnet.studies.supervising import share_of
+from auxnet.studies.supervising import shares_of
 from auxnet.studies.verdicts import Verdict, judge_all
 
 Row = dict[str, Any]
@@ -135,6 +135,7 @@ def _row(study: Study, out: Path, trial: Trial) -> Row:
         "last": [],
         "best": [],
         "share": None,
+        "shares": None,
     }
     if not is_done(out, trial):
         return row
@@ -143,7 +144,8 @@ def _row(study: Study, out: Path, trial: Trial) -> Row:
     with parsing(f"{path} is damaged: remove {path.parent} to train it again"):
         row |= _results(summary)
     if study.measures:
-        row["share"] = share_of(out, trial)
+        row["shares"] = shares_of(out, trial)
+        row["share"] = max(row["shares"].values(), default=None) if row["shares"] is not None else None
     return row
 
 

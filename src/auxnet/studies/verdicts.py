@@ -91,10 +91,11 @@ def judge(claim: Claim, data: str, rows: Rows) -> Verdict:
 
     It is of the seeds with which both sides were trained to the end.
     """
-    variants = dict.fromkeys((claim.better.variant, claim.worse.variant))
-    trainings = {each: [row for row in rows if row["variant"] == each and row["data"] == data] for each in variants}
+    of_data = [row for row in rows if row["data"] == data]
+    trainings = {side.variant: [row for row in of_data if row["variant"] == side.variant] for side in claim.variants}
     by_seed = _errors if claim.of == "error" else _lacks
-    better, worse = (by_seed(side, trainings[side.variant]) for side in (claim.better, claim.worse))
+    better, *others = (by_seed(side, trainings[side.variant]) for side in claim.variants)
+    worse = dict.fromkeys(better, 1.0 - claim.worse) if isinstance(claim.worse, float) else others[0]
     differences = tuple(worse[seed] - better[seed] for seed in sorted(better.keys() & worse.keys()))
     if not differences:
         return Verdict(claim, data, (), 0.0, -inf, inf, "cannot be told", _why_no_pair(trainings))
@@ -134,13 +135,20 @@ def _error(side: Side, errors: Sequence[float]) -> float:
     """That of a side, of the errors of all outputs."""
     if side.output == "mean":
         return mean(errors)
-    output = len(errors) if side.output == "final" else int(side.output)
-    return errors[output - 1]
+    return errors[int(side.output) - 1 if side.output.isdecimal() else -1]
 
 
 def _lacks(side: Side, trainings: Rows) -> dict[int, float]:
     """By seed, how much of the gradient in the shallowest layer is not supervision: less is better."""
-    return {row["seed"]: 1.0 - row["share"] for row in trainings if row["share"] is not None}
+    shares = {row["seed"]: _share(side, row) for row in trainings}
+    return {seed: 1.0 - share for seed, share in shares.items() if share is not None}
+
+
+def _share(side: Side, row: Mapping[str, Any]) -> float | None:
+    """The share of supervision at a side, None where it is not measured, as in ledgers of the largest share alone."""
+    if not side.output:
+        return row["share"]  # type: ignore[no-any-return]
+    return (row.get("shares") or {}).get(str(len(row["last"])) if side.output == "final" else side.output)
 
 
 def _why_no_pair(trainings: Mapping[str, Rows]) -> str:
