@@ -42,7 +42,7 @@ from auxnet.studies.study_page import (
     warnings_of,
     write_findings,
 )
-from auxnet.studies.verdicts import in_words, interval, judge, judge_all
+from auxnet.studies.verdicts import in_words, interval, judge, judge_all, least_told
 from browser import check_themes, chromium, opened
 from writers import CIFAR10, tiny, write_folders, write_parquet
 
@@ -570,10 +570,30 @@ def test_images_are_counted_for_each_data_set_and_apart_where_variants_differ(ow
     assert "cifar10: 45,000 training, 5,000 validation and 10,000 test images." in told
     assert "svhn: 65,931 training, 7,326 validation and 10,000 test images." in told
     html = page(Findings(study, tuple(rows), ()))
+    drawn = dict(figures(Findings(study, tuple(rows), ())))
+    assert {name: title for name, (title, *_) in drawn.items() if "macs" in name} == {
+        "macs": "Error against multiply-adds, cifar10",
+        "macs-2": "Error against multiply-adds, svhn",
+    }
+    assert [trace["name"] for trace in drawn["depth-2"][2]["data"]] == ["one", "two"]
     assert html.count('class="note"') == 1  # for those without JavaScript: what is no warning looks like none
     assert '<p class="under">4 trainings, 4:00 min in all, on cpu, 1 thread; torch 2' in html
     told = list(sources_of(Findings(study, (rows[0], whole_row("two", "cifar10", 800, 5_000)), ())))
     assert told[-1].startswith("cifar10: 45,000 training, 5,000 validation and 10,000 test images (one); 800 training")
+
+
+def test_a_claim_that_was_added_later_is_told_with_its_verdict(own):
+    written(own, ("worse: one}", "worse: one, added: after a look}"))
+    found = found_in(read_study(str(own), "smoke"), [whole_row(v, "digits", 10, 10) for v in ("one", "two")])
+    for text in (markdown(found), page(found), in_words(found.verdicts[0])):
+        assert text.count("; a claim added after a look") == 1
+    assert "added" not in in_words(found.verdicts[1])
+
+
+def test_what_is_published_of_resnets_stands_beside_their_form_and_the_headline_is_trained_first():
+    study = read_study("compact", "full")
+    assert [*study.variants][:5] == ["resnet-20", "resnet-56", "resnet-110", "auxnet-44", "auxnet-56"]
+    assert {study.recipe(variant, "cifar10").block for variant in study.published} == {"original"}
 
 
 def test_a_bar_in_a_name_ends_no_cell_of_the_table(own):
@@ -916,9 +936,10 @@ def test_how_trainings_are_run_is_the_commands_to_say(own, tmp_path, monkeypatch
         raise DivergedError("seen")
 
     monkeypatch.setattr(running, "fit_on", fit_on)
-    words = ["--stream", "never", "--workers", "1", "--threads", "1", "--device", "cpu", "--data-dir", "here"]
+    here = str(tmp_path)
+    words = ["--stream", "never", "--workers", "1", "--threads", "1", "--device", "cpu", "--data-dir", here]
     assert main(["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--seeds", "1", *words]) == 1
-    asked = {"stream": "never", "workers": 1, "threads": 1, "device": "cpu", "data_dir": "here", "cuda_graph": False}
+    asked = {"stream": "never", "workers": 1, "threads": 1, "device": "cpu", "data_dir": here, "cuda_graph": False}
     assert seen == [asked, asked]
     words = ["--scale", "smoke", "--out", str(tmp_path / "other"), "--device", "cpu", "--cuda-graph"]
     assert main(["study", str(own), *words]) == 2
@@ -1085,6 +1106,34 @@ def test_what_is_under_way_is_said_by_who_trains_and_by_who_looks(own, tmp_path,
     assert "under way" not in capsys.readouterr().out  # it was stopped
 
 
+def test_data_that_are_not_there_are_noticed_before_the_first_training(own, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(running, "fit_on", lambda *_: pytest.fail("it was trained"))
+    written(own, ("data: digits, train", "train"), ("seeds: 3", "datasets: [digits, nowhere]\n    seeds: 3"))
+    words = ["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(words) == 2
+    assert "data 'nowhere' is neither a known data set nor a folder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*words, "--show"]) == 0  # what is trained is shown all the same, and each verdict with its data
+    said = capsys.readouterr().out
+    assert all(f"- {data}: two beats one: cannot be told" in said for data in ("digits", "nowhere"))
+
+
+def test_an_error_that_ends_a_study_leaves_tables_of_what_is_done(own, tmp_path, capsys, monkeypatch):
+    errors = iter([DivergedError("the loss became inf"), OSError("the disk is full")])
+
+    def fit_on(*_):
+        raise next(errors)
+
+    monkeypatch.setattr(running, "fit_on", fit_on)
+    assert main(["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--only", "two"]) == 1
+    assert capsys.readouterr().err == "auxnet: the disk is full\n"
+    text = (tmp_path / "out" / "own-smoke" / "study.md").read_text()
+    assert "Not complete: 0 of 6 trainings done, 1 failed." in text
+    assert "Failed: two, digits, seed 0: the loss became inf" in text  # of the variants asked for, no other was tried
+    assert main(["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--only", "tow"]) == 2
+    assert "--only names 'tow'; perhaps you meant 'two', no variant" in capsys.readouterr().err
+
+
 def test_a_study_of_too_few_seeds_says_so_before_its_first_training(own, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(running, "fit_on", lambda *_: pytest.fail(capsys.readouterr().out, pytrace=False))
     words = ["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out")]
@@ -1094,7 +1143,21 @@ def test_a_study_of_too_few_seeds_says_so_before_its_first_training(own, tmp_pat
     assert main([*words, "--seeds", "2", "--show"]) == 0
     assert told in capsys.readouterr().out
     assert main([*words, "--show"]) == 0
-    assert "no claim can be told" not in capsys.readouterr().out
+    told = "note: with 3 seeds and 2 claims the largest difference must be 3.6 standard deviations or more, or none is"
+    assert told in capsys.readouterr().out
+
+
+def test_the_least_difference_that_is_told_is_the_least_that_can_be_told():
+    study = read_study("methods", "smoke", 3)
+    claims = (Claim("", Side("a"), Side("b")), *[Claim("", Side("a"), Side("a"))] * 11)
+    assert "with 3 seeds and 12 claims the largest difference must be 8.9 standard" in least_told(
+        replace(study, claims=claims)
+    )
+    for deviations, word in ((8.8, "cannot be told"), (9.0, "holds")):
+        rows = [row("a", seed, 0.1) for seed in range(3)]
+        rows += [row("b", seed, 0.1 + 0.01 * (deviations + seed - 1)) for seed in range(3)]
+        assert judge_all(claims, ["digits"], rows)[0].word == word
+    assert least_told(replace(study, claims=())) == ""
 
 
 def test_of_several_processes_one_measures_the_supervision(own, tmp_path, monkeypatch):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from auxnet.build import check, check_machine, depths_of
+from auxnet.reading.sources import find
 from auxnet.recipe import Recipe
-from auxnet.studies.spec import Side, Study
+from auxnet.studies.spec import Side, Study, Trial
 
 
 def check_claims(study: Study) -> None:
@@ -45,3 +46,9 @@ def check_variants(study: Study, where: Mapping[str, Any]) -> None:
             check(study.recipe(variant, study.datasets[0], where=where))
         except ValueError as error:
             raise ValueError(f"study {study.name}: variant {variant}: {error}") from None
+
+
+def check_data_found(trials: Sequence[Trial]) -> None:
+    """Raise ValueError or FileNotFoundError if the data of a trial that is to be trained are not there."""
+    for name, data_dir in dict.fromkeys((trial.recipe.data, trial.recipe.data_dir) for trial in trials):
+        find(name, data_dir, None)

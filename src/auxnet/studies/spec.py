@@ -65,6 +65,8 @@ class Claim:
     worse: Side | float
     """a number only of a share, which is to be greater than it"""
     of: str = "error"
+    added: str = ""
+    """when, if after others: "after a look at small"; said with the verdict"""
 
     @property
     def variants(self) -> list[Side]:
@@ -228,7 +230,7 @@ def _variants(content: Any) -> dict[str, dict[str, Any]]:
 
 
 def _claim(content: Any, variants: Mapping[str, Any], measures: str | None) -> Claim:
-    content = given(content, ("says", "better", "worse", "of"), "a claim")
+    content = given(content, ("says", "better", "worse", "of", "added"), "a claim")
     says, of = one_line(text(needed(content, "says", "a claim"), "says of a claim")), content.get("of", "error")
     if of not in ("error", "share"):
         raise ValueError(f"a claim is of: error or share, got {of!r}")
@@ -237,7 +239,9 @@ def _claim(content: Any, variants: Mapping[str, Any], measures: str | None) -> C
     better, worse = (_side(needed(content, side, f"the claim {says!r}"), variants, of) for side in BOTH)
     if not isinstance(better, Side):
         raise ValueError(f"the better side of the claim {says!r} must be a variant, got {better}")
-    return Claim(says, better, worse, of)
+    return Claim(
+        says, better, worse, of, one_line(text(content["added"], "added of a claim")) if "added" in content else ""
+    )
 
 
 def _side(value: Any, variants: Mapping[str, Any], of: str) -> Side | float:

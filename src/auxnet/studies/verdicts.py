@@ -52,12 +52,24 @@ class Verdict:
     """the same by Holm's method among the claims of its study; None for a claim that was judged alone"""
 
 
-def too_few_seeds(study: Study) -> str | None:
-    """Why no claim of a study can be told, however its trainings end; None if it may be."""
-    if not study.claims or study.seeds >= FEWEST:
-        return None
-    seeds = plural(study.seeds, "seed")
-    return f"with {seeds} no claim can be told: {FEWEST} are the fewest to judge by (--seeds {FEWEST})"
+def least_told(study: Study) -> str:
+    """What difference the seeds and the claims of a study could tell at all, in words; nothing without claims.
+
+    For any claim to be told, the p of one must be the level by the number of claims, or less (Holm).
+    """
+    from scipy.stats import t
+
+    seeds, claims = study.seeds, len(study.claims) * len(study.datasets)
+    if not claims:
+        return ""
+    if seeds < FEWEST:
+        few = plural(seeds, "seed")
+        return f"with {few} no claim can be told: {FEWEST} are the fewest to judge by (--seeds {FEWEST})"
+    least = float(t.isf((1 - LEVEL) / 2 / claims, seeds - 1)) / sqrt(seeds)
+    return (
+        f"with {seeds} seeds and {plural(claims, 'claim')} the largest difference must be {least:.1f} standard "
+        "deviations or more, or none is told"
+    )
 
 
 def interval(values: Sequence[float], least: float = 0.0) -> tuple[float, float, float]:
@@ -188,7 +200,11 @@ def _p(p: float) -> str:
 
 
 def in_words(verdict: Verdict) -> str:
-    """The verdict with its figures, in percentage points."""
+    """The verdict with its figures, in percentage points; and when the claim was added, if after others."""
+    return _found(verdict) + (f"; a claim added {verdict.claim.added}" if verdict.claim.added else "")
+
+
+def _found(verdict: Verdict) -> str:
     if not verdict.differences:
         return f"{verdict.word}: {verdict.why}"
     points = f"{100 * verdict.mean:+.2f} points"
