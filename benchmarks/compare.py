@@ -2,7 +2,8 @@
 
     python benchmarks/compare.py results/cifar10-20-3
 
-Errors are of the last epoch, in per cent: the mean over the seeds, and each seed's. Differences are taken seed by seed.
+Errors are of the last epoch, in per cent: the mean over the seeds, and each seed's. Differences are taken seed by seed;
+their intervals are Student's, 95 %, over the seeds, of each difference alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from auxnet.documents import read_json
 from auxnet.recipe import read_run_recipe
+from auxnet.studies.verdicts import interval
 
 Runs = dict[str, dict[int, dict[str, Any]]]
 """kind -> seed -> summary"""
@@ -32,13 +34,14 @@ def main(home: Path) -> None:
             cost = f"{row['params']:,} | {row['macs'] / 1e6:.1f} M | {len(of_seed)}"
             errors = (_each([_error(s, k, part) for s in of_seed.values()]) for part in ("val", "test"))
             print(f"| {kind} | {k} ({row['depth']}) | {cost} | {' | '.join(errors)} |")
-    print("\n| test error of | less that of | output | points |\n|---|---|---:|---:|")
+    print("\n| test error of | less that of | output | points | 95 % interval | n |\n|---|---|---:|---:|---:|---:|")
     for a, b in (("live", "joint"), ("pairwise", "joint"), ("live", "pairwise"), ("live", "plain")):
         seeds = sorted(runs[a].keys() & runs[b].keys())
         last = len(runs[a][0]["last"])
         for k in range(1, last + 1) if b != "plain" else [last]:
             found = [_error(runs[a][s], k) - _error(runs[b][s], k if b != "plain" else 1) for s in seeds]
-            print(f"| {a} | {b} | {k} | {_each(found, '+')} |")
+            _, low, high = interval(found)
+            print(f"| {a} | {b} | {k} | {_each(found, '+')} | {low:+.1f} .. {high:+.1f} | {len(found)} |")
     print()
     for kind, of_seed in runs.items():
         for seed, s in of_seed.items():

@@ -1,7 +1,7 @@
 """The ledger of studies: every study's tables and pictures out of its trainings, and a page that says what was found.
 
     python benchmarks/ledger.py results/studies --out OUT [--scale small] [--data-dir DIR]
-    python benchmarks/ledger.py results/studies [--scale small]      # the pages alone, from the ledgers there
+    python benchmarks/ledger.py results/studies [--scale small]      # all but the ledgers, from what lies there
 
 OUT is what `auxnet study --out` was given. Of each study as many seeds are shown as all its variants have; a study
 without any is said to be missing. Pictures are taken where Chromium is; the HTML pages, 5 MB each, are not kept.
@@ -15,15 +15,19 @@ import shutil
 import subprocess
 from itertools import count
 from pathlib import Path
+from typing import Any
 
+from auxnet import diagnosing
 from auxnet.cli import main as auxnet
-from auxnet.studies.ledger import Findings, found_in
+from auxnet.documents import read_json
+from auxnet.studies.ledger import Findings, found_in, write_rows
 from auxnet.studies.running import left_of
 from auxnet.studies.spec import Study, names, read_study
 from auxnet.studies.study_page import headline, markdown, markdown_row, page
 from auxnet.studies.verdicts import Verdict, in_words, judge_all
 
 FIRST = ("methods", "compact", "intermediate", "vanishing")  # the paper's claims
+LOOKED_AT = 3  # seeds of every study: those beyond were trained after a look at these
 PICTURES = {"study.html": (1200, 2300), "diagnosis.html": (1200, 1750)}
 
 
@@ -38,13 +42,12 @@ def main() -> None:
         if asked.out:
             _tables(name, asked)
         elif (folder := asked.results / f"{name}-{asked.scale}").is_dir():
-            _pages(_findings(name, asked.scale, folder), folder)
+            _pages(findings_in(folder), folder)
     (asked.results / "README.md").write_text(page_of(asked.results, asked.scale), encoding="utf-8")
 
 
 def page_of(results: Path, scale: str) -> str:
     """What all studies found, as Markdown, out of their ledgers: `results`/NAME-`scale`/ledger.jsonl."""
-    usual = read_study(FIRST[0], scale).seeds
     parts = [
         f"# The studies at their {scale} scale",
         "What is said here is said of this scale alone, which each `study.md` describes; the paper's is 400 epochs. "
@@ -53,19 +56,16 @@ def page_of(results: Path, scale: str) -> str:
         f"left out. Made by `auxnet study NAME --scale {scale} --seeds N --data-dir DIR`, N being the number of seeds "
         "that each claim gives, and `benchmarks/ledger.py`.",
         "Intervals are of each claim alone; a verdict stands among all the claims of its study, by Holm's method.",
-        "**Claims were added after a look.** In methods those on the first and the second output and on fused against "
-        "joint, in compact that on two plain ResNets, in intermediate and vanishing those on pair-wise: they say where "
-        "the differences of the others come from, and for which of the ways they hold.",
-        f"**Seeds were added after a look.** The scale asks for {usual} seeds; where there are more, the others were "
-        f"trained after the first {usual} had been looked at. To look and go on makes an interval less certain than it "
-        f"says, so wherever the first {usual} alone give another verdict, that one stands beside it.",
+        "**Claims were added after a look** at some of these trainings, as is said with each of them. They count among "
+        "the claims of their study.",
+        f"**Seeds were added after a look.** The first {LOOKED_AT} of each study had been looked at before the others "
+        "were trained. To look and go on makes an interval less certain than it says, so wherever the first "
+        f"{LOOKED_AT} alone give another verdict, that one stands beside it.",
     ]
     for name in sorted(names(), key=lambda name: (name not in FIRST, FIRST.index(name) if name in FIRST else name)):
         ledger = results / f"{name}-{scale}" / "ledger.jsonl"
         parts.append(
-            _found(_findings(name, scale, ledger.parent), ledger.parent)
-            if ledger.is_file()
-            else f"## {name}\n\nNot run."
+            _found(findings_in(ledger.parent), ledger.parent) if ledger.is_file() else f"## {name}\n\nNot run."
         )
     return "\n\n".join(parts) + "\n"
 
@@ -83,16 +83,27 @@ def _tables(name: str, asked: argparse.Namespace) -> None:
     _take_pictures(folder)
 
 
-def _findings(name: str, scale: str, folder: Path) -> Findings:
-    """What the ledger in a study's folder says."""
+def findings_in(folder: Path) -> Findings:
+    """What the ledger in a study's folder, NAME-SCALE, says."""
     rows = [json.loads(line) for line in (folder / "ledger.jsonl").read_text(encoding="utf-8").splitlines()]
+    name, scale = folder.name.rsplit("-", 1)
     return found_in(read_study(name, scale, 1 + max(row["seed"] for row in rows)), rows)
 
 
+def diagnosis_in(folder: Path) -> list[dict[str, Any]]:
+    """The runs of diagnosis.json in a study's folder, and what is said of them now; [] where there is none."""
+    path = folder / "diagnosis.json"
+    runs = read_json(path)["runs"] if path.is_file() else []
+    return [{**run, "said": list(diagnosing.sentences(run))} for run in runs]
+
+
 def _pages(found: Findings, folder: Path) -> None:
-    """Write study.md and its picture anew."""
+    """Write anew what can be made from the ledger and the diagnosis: tables, sentences, pictures."""
     (folder / "study.md").write_text(markdown(found), encoding="utf-8")
     (folder / "study.html").write_text(page(found), encoding="utf-8")
+    write_rows(found.rows, folder)
+    if runs := diagnosis_in(folder):
+        diagnosing.write(runs, folder)
     _take_pictures(folder)
 
 
@@ -126,8 +137,7 @@ def _take_pictures(folder: Path) -> None:
 
 def _found(found: Findings, folder: Path) -> str:
     study = found.study
-    usual = read_study(study.name, study.scale).seeds
-    first = judge_all(study.claims, study.datasets, [row for row in found.rows if row["seed"] < usual])
+    first = judge_all(study.claims, study.datasets, [row for row in found.rows if row["seed"] < LOOKED_AT])
     both = zip(found.verdicts, first, strict=True)
     lines = [markdown_row((v.claim.says, in_words(v) + _before(v, before))) for v, before in both]
     parts = [

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from auxnet.studies.study_page import markdown
+
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "auxnet"
 MODULES = sorted(p for p in SOURCE.rglob("*.py"))
@@ -105,11 +107,16 @@ def test_the_documented_code_runs(code, tmp_path, monkeypatch):
     exec(compile(code, "the documents", "exec"), {})
 
 
-def test_the_studies_page_says_what_their_ledgers_say(monkeypatch):
+def test_the_studies_pages_say_what_their_ledgers_say(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from ledger import page_of  # python benchmarks/ledger.py results/studies makes it anew
+    from ledger import diagnosis_in, findings_in, page_of  # python benchmarks/ledger.py results/studies makes all anew
 
-    assert (ROOT / "results" / "studies" / "README.md").read_text() == page_of(ROOT / "results" / "studies", "small")
+    home = ROOT / "results" / "studies"
+    assert (home / "README.md").read_text() == page_of(home, "small")
+    for page in home.glob("*/study.md"):
+        assert page.read_text() == markdown(findings_in(page.parent))
+    for file in home.glob("*/diagnosis.json"):
+        assert json.loads(file.read_text())["runs"] == diagnosis_in(file.parent)
 
 
 def test_results_without_a_commit_of_their_own_are_named():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,8 @@ class Study:
     none: small, or the only one that FILE has"""
     seeds: int | None = None
     """trainings of each variant; none: as the study says"""
+    only: tuple[str, ...] = ()
+    """train these variants, not the others (none: all); the tables are of what is trained by then"""
     out: Path = Path("runs/studies")
     """where the trainings lie, of all studies together"""
     report: Path | None = None
@@ -73,31 +75,43 @@ def study(words: list[str]) -> int:
     screen.load_torch()
     from auxnet.machine import keep_freed_memory
     from auxnet.processes import check_count
-    from auxnet.studies.checking import check_claims, check_variants
+    from auxnet.studies.checking import check_claims, check_data_found, check_variants
+    from auxnet.studies.keeping import check_folder
     from auxnet.studies.ledger import findings_of
-    from auxnet.studies.running import check_data, is_done, train, under_way
-    from auxnet.studies.study_page import check_folder, write_findings
+    from auxnet.studies.running import check_data, is_done, left_of, train, under_way
+    from auxnet.studies.study_page import write_findings
     from auxnet.studies.supervising import diagnose, draw
-    from auxnet.studies.verdicts import too_few_seeds
+    from auxnet.studies.verdicts import least_told
+    from auxnet.words import nearest
 
     check_count(options.processes, "a study")
     folder, drawn = options.report or options.out / f"{made.name}-{made.scale}", list[Path]()
-    check_folder(folder, made)
+    trials = list(made.trials(where))
+    done = [trial for trial in trials if is_done(options.out, trial)]
+    if unknown := {*options.only} - made.variants.keys():
+        raise ValueError(f"--only names {min(unknown)!r}{nearest(min(unknown), [*made.variants])}, no variant")
+    asked = [trial for trial in trials if not options.only or trial.variant in options.only]
+    left = [] if options.show else left_of(options.out, asked)
+    check_folder(folder, made, [trial.name for trial in (*done, *left)])
     with screen.working("looking through its variants"):
         check_claims(made)
         if not options.show:
             check_variants(made, where)
-    trials = list(made.trials(where))
-    check_data(options.out, [trial for trial in trials if is_done(options.out, trial) or not options.show])
-    if few := too_few_seeds(made):
-        screen.print_line(console, f"note: {few}")
+            check_data_found(left)
+    check_data(options.out, done if options.show else asked)
+    if least := least_told(made):
+        screen.print_line(console, f"note: {least}")
     if not options.show:
         keep_freed_memory()
-        with _progress(console, options.out, len(trials)) as watch:
+        with _progress(console, options.out, len(asked)) as watch:
             try:
-                train(options.out, trials, options.processes, where, watch)
+                train(options.out, asked, options.processes, where, watch)
             except KeyboardInterrupt as stop:
                 stop.args = ("stopped, and saved; the same command again goes on with the study",)
+                raise
+            except Exception:
+                with suppress(OSError, RuntimeError, ValueError):  # what is told is what ended the study
+                    write_findings(findings_of(made, options.out), folder)
                 raise
     if made.measures:
         with screen.working("measuring the supervision in each"):
@@ -138,7 +152,7 @@ def _progress(console: Console, out: Path, total: int) -> Iterator[Callable[[Seq
 
 
 def _show(console: Console, findings: Findings) -> None:
-    from auxnet.studies.study_page import headline, sources_of, table_cells, warnings_of
+    from auxnet.studies.study_page import headline, of_data, sources_of, table_cells, warnings_of
     from auxnet.studies.verdicts import in_words
 
     head, *lines = table_cells(findings)
@@ -150,6 +164,6 @@ def _show(console: Console, findings: Findings) -> None:
     screen.print_table(console, table)
     screen.print_line(console, f"{findings.study.question} {headline(findings)}")
     for verdict in findings.verdicts:
-        screen.print_line(console, f"- {verdict.claim.says}: {in_words(verdict)}")
+        screen.print_line(console, f"- {of_data(findings, verdict)}{verdict.claim.says}: {in_words(verdict)}")
     for note in (*warnings_of(findings), *sources_of(findings)):
         screen.print_line(console, note)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from auxnet.build import check, check_machine, depths_of
+from auxnet.reading.sources import find
 from auxnet.recipe import Recipe
-from auxnet.studies.spec import Side, Study
+from auxnet.studies.spec import Side, Study, Trial
 
 
 def check_claims(study: Study) -> None:
     """Raise ValueError for a claim about an output that its variant does not have, or about unlike means."""
     for claim in study.claims:
-        sides, about = (claim.better, claim.worse), f"study {study.name}: the claim {claim.says!r}"
+        sides, about = claim.variants, f"study {study.name}: the claim {claim.says!r}"
         if all(side.output == "mean" for side in sides):
             over = [_depths(study, side) for side in sides]
             if over[0] != over[1]:
@@ -23,9 +24,11 @@ def check_claims(study: Study) -> None:
                     "outputs, or name one of them"
                 )
         for side in sides:
-            if side.output in ("final", "mean"):
+            outputs, method = len(_depths(study, side)), study.recipe(side.variant, study.datasets[0]).method
+            if claim.of == "share" and side.output and outputs > 1 and method == "joint":
+                raise ValueError(f"{about} names {side}, but joint training has one share: name {side.variant}")
+            if not side.output.isdecimal():
                 continue
-            outputs = len(_depths(study, side))
             if not 1 <= int(side.output) <= outputs:
                 has = f"{side.variant} has {outputs} output{'s' if outputs > 1 else ''}"
                 raise ValueError(f"{about} names {side}, but {has}")
@@ -43,3 +46,9 @@ def check_variants(study: Study, where: Mapping[str, Any]) -> None:
             check(study.recipe(variant, study.datasets[0], where=where))
         except ValueError as error:
             raise ValueError(f"study {study.name}: variant {variant}: {error}") from None
+
+
+def check_data_found(trials: Sequence[Trial]) -> None:
+    """Raise ValueError or FileNotFoundError if the data of a trial that is to be trained are not there."""
+    for name, data_dir in dict.fromkeys((trial.recipe.data, trial.recipe.data_dir) for trial in trials):
+        find(name, data_dir, None)

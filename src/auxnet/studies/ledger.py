@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -16,7 +16,7 @@ from auxnet.files import whole
 from auxnet.reading.splits import tested_alike
 from auxnet.studies.running import folder_of, is_done, why_failed
 from auxnet.studies.spec import Study, Trial, differing
-from auxnet.studies.supervising import share_of
+from auxnet.studies.supervising import shares_of
 from auxnet.studies.verdicts import Verdict, judge_all
 
 Row = dict[str, Any]
@@ -112,6 +112,16 @@ def stranger(study: Study, path: Path) -> str | None:
     return None
 
 
+def lost(path: Path, kept: Collection[str]) -> list[int]:
+    """The seeds of the trainings in a ledger file that are not among those `kept`, one for each of them.
+
+    Raises RuntimeError for a file that is no ledger.
+    """
+    with parsing(f"{path} is no ledger of a study"):
+        rows = list(map(json_value, path.read_text(encoding="utf-8").splitlines()))
+        return [row["seed"] for row in rows if row["last"] and row["training"] not in kept]
+
+
 def _row(study: Study, out: Path, trial: Trial) -> Row:
     row: Row = {
         "study": study.name,
@@ -125,6 +135,7 @@ def _row(study: Study, out: Path, trial: Trial) -> Row:
         "last": [],
         "best": [],
         "share": None,
+        "shares": None,
     }
     if not is_done(out, trial):
         return row
@@ -133,7 +144,8 @@ def _row(study: Study, out: Path, trial: Trial) -> Row:
     with parsing(f"{path} is damaged: remove {path.parent} to train it again"):
         row |= _results(summary)
     if study.measures:
-        row["share"] = share_of(out, trial)
+        row["shares"] = shares_of(out, trial)
+        row["share"] = max(row["shares"].values(), default=None) if row["shares"] is not None else None
     return row
 
 

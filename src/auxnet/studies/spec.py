@@ -13,11 +13,12 @@
       full: {seeds: 3, base: {data: cifar10, depth: 20, outputs: 3, epochs: 100}}       # or one of its own
 
 With `measures: supervision` the trainings are diagnosed too, and a claim can be `of: share`: that the share of
-supervision in the shallowest layer (of the output where it is largest) is greater on the better side.
+supervision in the shallowest layer is greater on the better side than on the worse, which may be a number.
 
-A side of a claim is a variant's final output, or with `:2` its second, with `:mean` the mean over its outputs. A scale
-may bring variants, claims and published values of its own, and `datasets`, each of which is studied in turn. What may
-stand where is in `form`.
+A side of a claim is a variant's final output, or with `:2` its second, with `:mean` the mean over its outputs; of a
+share, the output where it is largest, or with `:2` the second, with `:final` the final one. A scale may bring variants,
+claims and published values of its own, and `datasets`, each of which is studied in turn. What may stand where is in
+`form`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from functools import cached_property
 from hashlib import sha256
 from importlib.resources import files
 from json import dumps
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +44,16 @@ BOTH = ("better", "worse")  # sides of a claim
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a claim: an output of a variant, by its number, "final", or "mean" over all."""
+    """One side of a claim: an output of a variant, by its number, "final", or "mean" over all.
+
+    "" is the final one, and of a share that where it is largest.
+    """
 
     variant: str
-    output: str = "final"
+    output: str = ""
 
     def __str__(self) -> str:
-        return self.variant if self.output == "final" else f"{self.variant}:{self.output}"
+        return f"{self.variant}:{self.output}" if self.output else self.variant
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,16 @@ class Claim:
 
     says: str
     better: Side
-    worse: Side
+    worse: Side | float
+    """a number only of a share, which is to be greater than it"""
     of: str = "error"
+    added: str = ""
+    """when, if after others: "after a look at small"; said with the verdict"""
+
+    @property
+    def variants(self) -> list[Side]:
+        """The sides that are trained."""
+        return [side for side in (self.better, self.worse) if isinstance(side, Side)]
 
     @property
     def sides(self) -> str:
@@ -217,23 +230,33 @@ def _variants(content: Any) -> dict[str, dict[str, Any]]:
 
 
 def _claim(content: Any, variants: Mapping[str, Any], measures: str | None) -> Claim:
-    content = given(content, ("says", "better", "worse", "of"), "a claim")
+    content = given(content, ("says", "better", "worse", "of", "added"), "a claim")
     says, of = one_line(text(needed(content, "says", "a claim"), "says of a claim")), content.get("of", "error")
     if of not in ("error", "share"):
         raise ValueError(f"a claim is of: error or share, got {of!r}")
     if of == "share" and measures is None:
         raise ValueError(f"the claim {says!r} is of: share, and no share is measured: add measures: supervision")
-    better, worse = (Side(*str(needed(content, side, f"the claim {says!r}")).split(":", 1)) for side in BOTH)
-    for side in (better, worse):
-        if side.variant not in variants:
-            raise ValueError(f"a claim names {side.variant!r}{nearest(side.variant, list(variants))}, no variant")
-        if side.output not in ("final", "mean") and not side.output.isdecimal():
-            raise ValueError(
-                f"a claim's side is VARIANT, VARIANT:mean or VARIANT:NUMBER, got {side.variant}:{side.output}"
-            )
-        if of == "share" and side.output != "final":
-            raise ValueError(f"a claim of: share is about all outputs of a variant, got {side}: name {side.variant}")
-    return Claim(says, better, worse, of)
+    better, worse = (_side(needed(content, side, f"the claim {says!r}"), variants, of) for side in BOTH)
+    if not isinstance(better, Side):
+        raise ValueError(f"the better side of the claim {says!r} must be a variant, got {better}")
+    return Claim(
+        says, better, worse, of, one_line(text(content["added"], "added of a claim")) if "added" in content else ""
+    )
+
+
+def _side(value: Any, variants: Mapping[str, Any], of: str) -> Side | float:
+    if of == "share" and isinstance(value, float) and str(value) not in variants:
+        if not 0 < value < inf:
+            raise ValueError(f"a share is compared with a number above 0, got {value}")
+        return value
+    side = Side(*str(value).split(":", 1))
+    if side.variant not in variants:
+        raise ValueError(f"a claim names {side.variant!r}{nearest(side.variant, list(variants))}, no variant")
+    if of == "share" and side.output == "mean":
+        raise ValueError(f"a claim of: share knows no mean, got {side}: name {side.variant} or one of its outputs")
+    if side.output not in ("", "final", "mean") and not side.output.isdecimal():
+        raise ValueError(f"a claim's side is VARIANT, VARIANT:mean or VARIANT:NUMBER, got {side}")
+    return side
 
 
 def _published(content: Any, variants: Sequence[str]) -> dict[str, dict[str, Any]]:

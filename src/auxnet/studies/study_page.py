@@ -10,12 +10,11 @@ from typing import Any
 from auxnet.files import whole
 from auxnet.page_frame import line_of, of_utf8, page_of_figures, table_of, unbroken
 from auxnet.reading.splits import tested_alike
-from auxnet.studies.ledger import Average, Findings, MeanAndSpread, Row, averages, stranger, write_rows
-from auxnet.studies.spec import Study
-from auxnet.studies.verdicts import FEWEST, Verdict, in_words
-from auxnet.words import duration, plural
+from auxnet.studies.keeping import MARK, check_folder
+from auxnet.studies.ledger import Average, Findings, MeanAndSpread, Row, averages, write_rows
+from auxnet.studies.verdicts import FEWEST, Verdict, in_words, least_told
+from auxnet.words import duration, plural, sentence
 
-MARK = "<!-- made by auxnet study -->"
 MEASURED = ("variant", "output", "depth", "parameters", "MACs", "test error, %", "at the best epoch, %", "n")
 HEAD = (*MEASURED, "published, %")
 CLAIMED = (  # a figure for each kind of claim: its id, what `Claim.of` says, its title, and what differs
@@ -25,39 +24,9 @@ CLAIMED = (  # a figure for each kind of claim: its id, what `Claim.of` says, it
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "pentagon", "star", "x", "hexagon")
 
 
-def check_folder(folder: Path, study: Study) -> None:
-    """Refuse a folder in which something that is not this study's would be replaced. Raises FileExistsError.
-
-    What was written of it with other seeds, other claims, or fewer variants may be.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file: name a folder for the study's tables")
-    page = folder / "study.md"
-    ours = page.is_file() and MARK in page.read_text(encoding="utf-8", errors="replace")
-    for name in ("study.md", "study.html", "ledger.jsonl", "outputs.csv", "diagnosis.json", "diagnosis.html"):
-        if (folder / name).exists() and not ours:
-            raise FileExistsError(f"{folder / name} is not a study's, and is left alone: give another --report")
-    if ours and (other := _of_another(page, study)):
-        raise FileExistsError(f"{folder} holds another study: {other}; give another --report, or remove it")
-
-
-def _of_another(page: Path, study: Study) -> str:
-    """What shows that a study.md, and the ledger beside it, are another study's; nothing if they are this one's."""
-    lines = page.read_text(encoding="utf-8", errors="replace").splitlines()
-    heading = next((line.removeprefix("# ") for line in lines if line.startswith("# ")), "without a heading")
-    if not heading.endswith(f": {study.question}"):
-        return f"it is {heading!r}"
-    ledger = page.with_name("ledger.jsonl")
-    try:
-        variant = stranger(study, ledger) if ledger.is_file() else None
-    except RuntimeError:
-        return f"its {ledger.name} cannot be read"
-    return f"its variant {variant} is not this one's" if variant else ""
-
-
 def write_findings(findings: Findings, folder: Path) -> list[Path]:
     """Write all of it into `folder`; say which files. Raises as `check_folder`."""
-    check_folder(folder, findings.study)
+    check_folder(folder, findings.study, [row["training"] for row in findings.rows if row["last"]])
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "study.md", folder / "study.html"]
     for path, text in zip(paths, (markdown(findings), page(findings)), strict=True):
@@ -84,7 +53,7 @@ def markdown(findings: Findings) -> str:
     parts = [MARK, f"# {study.name}, {study.scale}: {study.question}", study.note, headline(findings)]
     if findings.verdicts:
         lines = [markdown_row(("claim", "found")), "|---|---|"]
-        claims = ((f"{_of_data(findings, v)}{v.claim.says} ({v.claim.sides})", in_words(v)) for v in findings.verdicts)
+        claims = ((f"{of_data(findings, v)}{v.claim.says} ({v.claim.sides})", in_words(v)) for v in findings.verdicts)
         parts += ["\n".join([*lines, *map(markdown_row, claims)]), _method(findings)]
     head, *lines = map(markdown_row, table_cells(findings))
     table = [head, f"|---|{'---:|' * (head.count(' | '))}", *lines]
@@ -150,7 +119,7 @@ def page(findings: Findings) -> str:
     """The study as one HTML page."""
     study = findings.study
     claims = [
-        f'<tr class="{v.word.replace(" ", "-")}"><td class="wide">{unbroken(_of_data(findings, v) + v.claim.says)}</td>'
+        f'<tr class="{v.word.replace(" ", "-")}"><td class="wide">{unbroken(of_data(findings, v) + v.claim.says)}</td>'
         f"<td>{escape(v.claim.sides)}</td>"
         f'<td class="wide">{unbroken(in_words(v))}</td></tr>'
         for v in findings.verdicts
@@ -183,14 +152,16 @@ def figures(findings: Findings) -> Iterator[tuple[str, tuple[str, str, dict[str,
                 f"Mean difference of {what}, 95 % interval; ticks are seeds. Right of the line speaks for the claim."
             )
             yield name, (title, words, _differences(findings, verdicts))
-    if any(row["last"] for row in findings.rows):
+    for n, data in enumerate(dict.fromkeys(row["data"] for row in findings.rows if row["last"])):
+        ladders = list(averages([row for row in findings.rows if row["data"] == data]))
+        of = f", {data}" if len(findings.study.datasets) > 1 else ""
         for key, title in (("macs", "multiply-adds"), ("params", "parameters"), ("depth", "depth")):
             words = f"Test error of every output against its {title}: mean and standard deviation over the seeds."
-            yield key, (f"Error against {title}", words, _against(findings, key, title))
+            yield f"{key}-{n + 1}" if n else key, (f"Error against {title}{of}", words, _against(ladders, key, title))
 
 
 def _differences(findings: Findings, verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    names = [f"{_of_data(findings, v)}{v.claim.sides}" for v in verdicts]
+    names = [f"{of_data(findings, v)}{v.claim.sides}" for v in verdicts]
     seeds = {
         "type": "scatter",
         "mode": "markers",
@@ -217,12 +188,11 @@ def _differences(findings: Findings, verdicts: Sequence[Verdict]) -> dict[str, A
     return {"data": [seeds, means], "layout": layout}
 
 
-def _against(findings: Findings, key: str, title: str) -> dict[str, Any]:
-    rows = list(averages(findings.rows))
+def _against(rows: Sequence[Average], key: str, title: str) -> dict[str, Any]:
+    """A line of its own colour and signs for each variant, on one data set."""
     ladders: dict[str, list[Average]] = {}
     for row in rows:
-        name = f"{row.variant}, {row.data}" if len(findings.study.datasets) > 1 else row.variant
-        ladders.setdefault(name, []).append(row)
+        ladders.setdefault(row.variant, []).append(row)
     data = [
         {
             "type": "scatter",
@@ -279,11 +249,12 @@ def _method(findings: Findings) -> str:
         "with a spread of one test image at least. "
         f"With {FEWEST} seeds or more a claim holds where the whole interval is above 0, and does not where below, "
         f"by more than one test image makes, and where its paired t-test stands at 5 %{among}: in one of twenty "
-        f"studies {told} by chance."
+        f"studies {told} by chance. {sentence(least_told(findings.study))}"
     )
 
 
-def _of_data(findings: Findings, verdict: Verdict) -> str:
+def of_data(findings: Findings, verdict: Verdict) -> str:
+    """The data set that a verdict is of, to begin with where a study has several."""
     return f"{verdict.data}: " if len(findings.study.datasets) > 1 else ""
 
 

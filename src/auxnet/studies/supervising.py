@@ -53,17 +53,22 @@ def draw(out: Path, trials: Sequence[Trial], folder: Path) -> list[Path]:
         return diagnosing.write(runs, folder) if runs else []
 
 
-def share_of(out: Path, trial: Trial) -> float | None:
-    """The share of supervision in the shallowest layer, of the output where it is largest; None if not measured."""
+def shares_of(out: Path, trial: Trial) -> dict[str, float] | None:
+    """{output: the share of supervision in the shallowest layer}, where one is defined; None if not measured.
+
+    In joint training of several outputs there is a single one, of "all" together.
+    """
     run = _measured(out, trial)
     if run is None:
         return None
     with parsing(_damaged(out, trial)):
         layer = min(row["layer"] for row in run["shares"])
-        shares = [row["share"] for row in run["shares"] if row["layer"] == layer and row["share"] is not None]
-        if not all(map(isfinite, shares)):
+        together = "1" if len(run["depths"]) == 1 else "all"
+        rows = [row for row in run["shares"] if row["layer"] == layer and row["share"] is not None]
+        shares = {together if row["output"] is None else str(row["output"]): row["share"] for row in rows}
+        if not all(map(isfinite, shares.values())):
             raise ValueError("a share is not finite")
-        return max(shares, default=None)
+        return shares
 
 
 def _file(out: Path, trial: Trial) -> Path:

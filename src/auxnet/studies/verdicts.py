@@ -52,12 +52,24 @@ class Verdict:
     """the same by Holm's method among the claims of its study; None for a claim that was judged alone"""
 
 
-def too_few_seeds(study: Study) -> str | None:
-    """Why no claim of a study can be told, however its trainings end; None if it may be."""
-    if not study.claims or study.seeds >= FEWEST:
-        return None
-    seeds = plural(study.seeds, "seed")
-    return f"with {seeds} no claim can be told: {FEWEST} are the fewest to judge by (--seeds {FEWEST})"
+def least_told(study: Study) -> str:
+    """What difference the seeds and the claims of a study could tell at all, in words; nothing without claims.
+
+    For any claim to be told, the p of one must be the level by the number of claims, or less (Holm).
+    """
+    from scipy.stats import t
+
+    seeds, claims = study.seeds, len(study.claims) * len(study.datasets)
+    if not claims:
+        return ""
+    if seeds < FEWEST:
+        few = plural(seeds, "seed")
+        return f"with {few} no claim can be told: {FEWEST} are the fewest to judge by (--seeds {FEWEST})"
+    least = float(t.isf((1 - LEVEL) / 2 / claims, seeds - 1)) / sqrt(seeds)
+    return (
+        f"with {seeds} seeds and {plural(claims, 'claim')} the largest difference must be {least:.1f} standard "
+        "deviations or more, or none is told"
+    )
 
 
 def interval(values: Sequence[float], least: float = 0.0) -> tuple[float, float, float]:
@@ -91,10 +103,11 @@ def judge(claim: Claim, data: str, rows: Rows) -> Verdict:
 
     It is of the seeds with which both sides were trained to the end.
     """
-    variants = dict.fromkeys((claim.better.variant, claim.worse.variant))
-    trainings = {each: [row for row in rows if row["variant"] == each and row["data"] == data] for each in variants}
+    of_data = [row for row in rows if row["data"] == data]
+    trainings = {side.variant: [row for row in of_data if row["variant"] == side.variant] for side in claim.variants}
     by_seed = _errors if claim.of == "error" else _lacks
-    better, worse = (by_seed(side, trainings[side.variant]) for side in (claim.better, claim.worse))
+    better, *others = (by_seed(side, trainings[side.variant]) for side in claim.variants)
+    worse = dict.fromkeys(better, 1.0 - claim.worse) if isinstance(claim.worse, float) else others[0]
     differences = tuple(worse[seed] - better[seed] for seed in sorted(better.keys() & worse.keys()))
     if not differences:
         return Verdict(claim, data, (), 0.0, -inf, inf, "cannot be told", _why_no_pair(trainings))
@@ -134,13 +147,20 @@ def _error(side: Side, errors: Sequence[float]) -> float:
     """That of a side, of the errors of all outputs."""
     if side.output == "mean":
         return mean(errors)
-    output = len(errors) if side.output == "final" else int(side.output)
-    return errors[output - 1]
+    return errors[int(side.output) - 1 if side.output.isdecimal() else -1]
 
 
 def _lacks(side: Side, trainings: Rows) -> dict[int, float]:
     """By seed, how much of the gradient in the shallowest layer is not supervision: less is better."""
-    return {row["seed"]: 1.0 - row["share"] for row in trainings if row["share"] is not None}
+    shares = {row["seed"]: _share(side, row) for row in trainings}
+    return {seed: 1.0 - share for seed, share in shares.items() if share is not None}
+
+
+def _share(side: Side, row: Mapping[str, Any]) -> float | None:
+    """The share of supervision at a side, None where it is not measured, as in ledgers of the largest share alone."""
+    if not side.output:
+        return row["share"]  # type: ignore[no-any-return]
+    return (row.get("shares") or {}).get(str(len(row["last"])) if side.output == "final" else side.output)
 
 
 def _why_no_pair(trainings: Mapping[str, Rows]) -> str:
@@ -180,7 +200,11 @@ def _p(p: float) -> str:
 
 
 def in_words(verdict: Verdict) -> str:
-    """The verdict with its figures, in percentage points."""
+    """The verdict with its figures, in percentage points; and when the claim was added, if after others."""
+    return _found(verdict) + (f"; a claim added {verdict.claim.added}" if verdict.claim.added else "")
+
+
+def _found(verdict: Verdict) -> str:
     if not verdict.differences:
         return f"{verdict.word}: {verdict.why}"
     points = f"{100 * verdict.mean:+.2f} points"
