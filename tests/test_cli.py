@@ -28,9 +28,9 @@ from auxnet.cli import COMMANDS, main, screen
 from auxnet.cli.arguments import parse, parse_with_recipe
 from auxnet.cli.export import _table
 from auxnet.cli.train import Plan, Train
-from auxnet.epochs import Progress
 from auxnet.files import whole
 from auxnet.prediction import Prediction
+from auxnet.progress import Progress
 from auxnet.recipe import Recipe, recipe_from, write_recipe
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from auxnet import cli, machine, train
-from auxnet.epochs import Progress
+from auxnet.progress import Progress
 from auxnet.recipe import Recipe
 
 

@@ -27,7 +27,7 @@ from auxnet.build import (
 from auxnet.checkpoint import load_net
 from auxnet.data import DataSet, load_data
 from auxnet.distributed import Team
-from auxnet.epochs import Progress, Training, run_epochs
+from auxnet.epochs import Training, run_epochs
 from auxnet.errors import DamagedError
 from auxnet.evaluation import evaluate
 from auxnet.files import write_json
@@ -39,6 +39,7 @@ from auxnet.network import AuxNet, copied
 from auxnet.opening import check_classes, normalised_as, preprocessing_of
 from auxnet.plan import optimizer_doubts
 from auxnet.preprocessing import Preprocessing
+from auxnet.progress import Progress
 from auxnet.provenance import provenance
 from auxnet.recipe import Recipe, method_name
 from auxnet.resuming import Checkpointer, TrainingState, load_checkpoint, newest_checkpoint, roll_back

@@ -22,8 +22,8 @@ from auxnet.signals import Stopped
 from auxnet.words import per_cent, val_errors
 
 if TYPE_CHECKING:
-    from auxnet.epochs import Progress as Stands
     from auxnet.plan import Plan
+    from auxnet.progress import Progress as Stands
 
 PAUSE = 60.0  # seconds between two lines that say how something long stands, where the output goes elsewhere
 

@@ -16,7 +16,7 @@ from auxnet.recipe import WHERE, Recipe, folder_name, read_run_recipe, words_of
 from auxnet.words import command, duration, plural
 
 if TYPE_CHECKING:
-    from auxnet.epochs import Progress
+    from auxnet.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,11 @@ def plan(words: list[str]) -> None:
         planned = work_out(options.recipe)
     screen.print_table(console, screen.plan_table(planned))
     images = f"{planned.train:,} training, {planned.val:,} validation and {planned.test:,} test images"
-    epoch = planned.seconds_per_epoch
-    total = f"{duration(epoch)} an epoch, {duration(epoch * options.recipe.epochs)} in all"
-    screen.print_line(console, f"{images}; about {total} (measured just now)")
+    total = f"{duration(planned.seconds_per_epoch)} an epoch, {duration(planned.seconds)} in all"
+    measured = f"measured just now, from {'one step' if planned.measured_steps == 1 else 'a few steps'}"
+    screen.print_line(console, f"{images}; about {total} ({measured})")
+    for note in planned.notes:
+        screen.print_line(console, f"note: {note}")
     for warning in planned.warnings:
         screen.print_line(console, f"warning: {warning}")
 
