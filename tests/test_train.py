@@ -343,12 +343,38 @@ def test_data_that_cannot_be_read_for_a_while_cost_no_epoch(tmp_path, monkeypatc
     assert set(seen) == {2, 3}
 
 
+def test_the_wall_time_is_of_all_sessions_reading_data_and_evaluating_included(tmp_path, monkeypatch):
+    clock = [0.0]
+
+    def stop(progress):
+        if progress.epoch == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def slow(work, seconds):
+        def done(*args, **more):
+            clock[0] += seconds
+            return work(*args, **more)
+
+        return done
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    for name, seconds in (("load_data", 100.0), ("tables", 10.0)):
+        monkeypatch.setattr(train, name, slow(getattr(train, name), seconds))
+    monkeypatch.setattr(epochs, "tally", slow(epochs.tally, 1.0))
+    with pytest.raises(KeyboardInterrupt):
+        auxnet.fit(TINY, tmp_path / "a", watch=stop)
+    run = auxnet.fit(TINY, tmp_path / "a", resume=True)
+    assert run.summary["wall_seconds"] == 2 * 100 + 3 * 1 + 10
+    again = auxnet.fit(TINY, tmp_path / "a", resume=True)  # nothing is left to train: the tables are made anew
+    assert again.summary["wall_seconds"] == 3 * 100 + 3 * 1 + 10
+
+
 @pytest.mark.long
 def test_a_training_killed_anywhere_before_its_first_checkpoint_is_begun_anew(tmp_path, monkeypatch):
     recipe, a = replace(TINY, epochs=1, train_images=100), tmp_path / "a"
     whole, left = auxnet.fit(recipe, tmp_path / "c").folder, set()
     with monkeypatch.context() as patched:
-        patched.setattr(train, "run_epochs", lambda t, state: t.save(state.after([0.5], [{"epoch": 1}], 0.0)))
+        patched.setattr(train, "run_epochs", lambda t, state: t.save(state.after([0.5], [{"epoch": 1}])))
         for act in range(1, 100):
             assert killed_at(act, a, lambda: train.fit_on(recipe, a))
             if list(a.glob("checkpoints/*.ckpt")):

@@ -10,7 +10,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from random import Random
 from typing import Any
@@ -55,6 +55,8 @@ class Training:
     """the moving average of the net, where the recipe asks for one"""
     diagnose: bool = False
     """whether this process measures supervision after every epoch"""
+    began: float = field(default_factory=time.perf_counter)
+    """when this session did"""
     watch: Callable[[Progress], object] = lambda progress: None
     write_events: Callable[[History], None] | None = None
     """shows TensorBoard the rows of metrics.jsonl so far"""
@@ -69,6 +71,10 @@ class Training:
         """Where the net is."""
         return next(self.net.parameters()).device
 
+    def seconds(self, state: TrainingState) -> float:
+        """The wall time by now, of this session and those before it."""
+        return state.seconds + time.perf_counter() - self.began
+
     def tell(self, state: TrainingState, done: bool = False) -> None:
         """Say where it stands, within an epoch or `done` with one."""
         self.watch(progress_of(self.recipe, self.dataset, state, done, self.team.size))
@@ -79,7 +85,8 @@ class Training:
         diagnosed = None
         if self.diagnose:
             diagnosed = [] if state.step else [*supervision_after(self, state.epoch)]
-        self.checkpointer.save(state, self.net, self.method, self.average, diagnosed)
+        so_far = replace(state, seconds=self.seconds(state))
+        self.checkpointer.save(so_far, self.net, self.method, self.average, diagnosed)
         if self.write_events is not None:
             self.write_events(state.history)
 
@@ -186,7 +193,7 @@ def validate(training: Training, state: TrainingState) -> TrainingState:
         *_rows(net, epoch, "train", means, None, lr, state.epoch_seconds),
         *_rows(net, epoch, "val", losses.tolist(), wrong.tolist(), lr, seconds),
     ]
-    return state.after(of_trained_outputs(recipe, net.depths, wrong.tolist()), rows, seconds)
+    return state.after(of_trained_outputs(recipe, net.depths, wrong.tolist()), rows)
 
 
 def supervision_after(training: Training, epoch: int) -> Iterator[dict[str, Any]]:

@@ -5,6 +5,7 @@ The test set is read once, after the last epoch, and nothing is chosen on it.
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -102,6 +103,7 @@ def fit(
     folder = Path(out)
     if not (save_every >= 0 and keep >= 1):
         raise ValueError(f"save_every must be 0 seconds or more and keep 1 or more, got {save_every} and {keep}")
+    began = time.perf_counter()
     with ExitStack() as stack:
         team = stack.enter_context(distributed.team(device_of(recipe)))
         stack.enter_context(threads_set(recipe.threads))
@@ -126,6 +128,7 @@ def fit(
             Checkpointer(folder, recipe, team.leads, keep, save_every, begun=resume, replaces=overwrite),
             average=None if recipe.ema is None else copied(net),
             diagnose=diagnose and team.leads,
+            began=began,
             watch=watch or (lambda progress: None),
             write_events=write_events,
         )
@@ -244,7 +247,7 @@ def _finish(training: Training, state: TrainingState) -> dict[str, Any]:
             "resize": list(dataset.resize),
         },
         "seed": recipe.seed,
-        "wall_seconds": round(state.seconds, 1),
+        "wall_seconds": round(training.seconds(state), 1),
         **provenance(device),
     }
     write_json(folder / "summary.json", summary)
