@@ -34,7 +34,7 @@ from auxnet.evaluation import evaluate
 from auxnet.files import write_json
 from auxnet.hub import with_run
 from auxnet.lineage import Earlier, earlier_runs, in_doubt, may_be_seen_by
-from auxnet.machine import device_of, random_kept, threads_set, to_device
+from auxnet.machine import crowded, device_of, random_kept, threads_set, to_device
 from auxnet.method import Method
 from auxnet.network import AuxNet, copied
 from auxnet.opening import check_classes, normalised_as, preprocessing_of
@@ -160,6 +160,8 @@ def _prepare(recipe: Recipe, team: Team, resume: bool) -> tuple[DataSet, AuxNet,
     check_last_batch(recipe, dataset, net, team.size)
     for doubt in optimizer_doubts(recipe, net.depths) if team.leads and not resume else ():
         warnings.warn(doubt, stacklevel=3)
+    if team.leads and team.device.type == "cpu" and (slow := crowded(torch.get_num_threads())):
+        warnings.warn(slow, stacklevel=3)
     return dataset, net, method
 
 
