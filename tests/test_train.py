@@ -168,6 +168,8 @@ def test_a_run_is_never_lost_by_accident(run, tmp_path):
             auxnet.fit(TINY, tmp_path / "mine", overwrite=overwrite)
     with pytest.raises(FileExistsError, match="is a file"):
         auxnet.fit(TINY, tmp_path / "mine" / "thesis.txt")
+    with pytest.raises(FileExistsError, match=r"run cannot be made: .*thesis\.txt is a file; name another folder"):
+        auxnet.fit(TINY, tmp_path / "mine" / "thesis.txt" / "run")
     with pytest.raises(FileNotFoundError, match="no run to resume"):
         auxnet.fit(TINY, tmp_path / "nowhere", resume=True)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
