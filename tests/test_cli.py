@@ -28,9 +28,9 @@ from auxnet.cli import COMMANDS, main, screen
 from auxnet.cli.arguments import parse, parse_with_recipe
 from auxnet.cli.export import _table
 from auxnet.cli.train import Plan, Train
-from auxnet.epochs import Progress
 from auxnet.files import whole
 from auxnet.prediction import Prediction
+from auxnet.progress import Progress
 from auxnet.recipe import Recipe, recipe_from, write_recipe
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data"
@@ -285,12 +285,15 @@ def test_a_run_that_is_replaced_by_another_recipe_is_told_by_what_differs(run, t
         before = capsys.readouterr().out
         for _ in range(2):
             watch(replace(step, step=2, done=True))
-        assert before == ""  # nothing is saved yet, and the run that was there is there still
+        assert before.startswith("training into ")
+        assert before.count("\n") == 1  # nothing is saved yet, and the run that was there is there still
         raise ValueError("not now")
 
     def told(*words, out=run):
         assert main(["train", *FAST, "--out", str(out), "--overwrite", *words]) == 2
-        return [line for line in capsys.readouterr().out.splitlines() if not line.startswith("epoch")]
+        return [
+            line for line in capsys.readouterr().out.splitlines() if not line.startswith(("epoch", "training into"))
+        ]
 
     with rundir.locked(run):  # another process trains in it: nothing is replaced
         assert told("--lr", "0.02") == []
@@ -513,6 +516,21 @@ def told(width):
     return [line.strip() for line in console.file.getvalue().splitlines()]
 
 
+def test_a_long_epoch_is_told_of_where_the_output_is_no_terminal_with_losses_while_there_are_no_errors(monkeypatch):
+    console = Console(width=160, file=io.StringIO())
+    begun = Progress(1, 2, 3, 9, 70.0, 65.0, [], [2.3, 1.0], 0.1)
+    for pause, lines in ((60.0, 1), (0.0, 3)):
+        monkeypatch.setattr(screen, "PAUSE", pause)
+        with screen.training_progress(console) as watch:
+            for now in (begun, replace(begun, step=9), replace(begun, step=9, done=True, val_errors=[0.5, 0.25])):
+                watch(now)
+        told = console.file.getvalue().splitlines()
+        assert len(told) == lines
+        assert told[-1] == "epoch 1/2  70 images/s  1:05 min left  val. error 50.0 / 25.0 %"
+        console.file = io.StringIO()
+    assert told[0] == "epoch 1/2  70 images/s  1:05 min left  loss 2.300 / 1.000"
+
+
 def test_a_terminal_too_narrow_for_a_table_loses_no_figure():
     assert any("points behind the chosen" in line for line in told(90))
     broken = told(56)
@@ -679,7 +697,7 @@ def test_a_run_that_is_taken_up_says_where_it_goes_on(tmp_path, capsys):
         auxnet.fit(recipe, tmp_path / "a", watch=stop)
     words = ["train", "--out", str(tmp_path / "a"), "--resume"]
     assert main(words) == 0
-    assert "goes on in epoch 1, step 3\n" in capsys.readouterr().out
+    assert "/a, goes on in epoch 1, step 3\n" in capsys.readouterr().out
     assert main(words) == 0
     assert "it was finished already: nothing was left to train\n" in capsys.readouterr().out
 

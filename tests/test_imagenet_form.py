@@ -150,7 +150,7 @@ def test_outputs_truncate_exactly_and_leave_at_the_ends_of_blocks(depth, at, blo
     [
         ({"depth": 20}, r"depth must be one of 18, 34, 50, 101, 152 in the imagenet form, got 20; the nearest is 18"),
         ({"depth": 150}, "the nearest is 152"),
-        ({"depth": "50"}, "depth must be one of .* got '50'"),
+        ({"depth": "50"}, "depth must be a whole number, got '50'"),
         ({"form": "imgnet"}, "form must be one of cifar, imagenet, got 'imgnet'"),
         ({"form": "cifar", "depth": 18}, r"depth must be 6n \+ 2 .* got 18; .*form imagenet has it"),
         ({"at": (5, 7)}, r"at must be increasing layers in 4\.\.46, each the end of a block \(4, 7, 10, \.\.\.\), got"),

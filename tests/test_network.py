@@ -3,6 +3,7 @@
 import copy
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -268,11 +269,23 @@ def test_depths_other_than_6n_plus_2_are_refused_with_the_nearest(depth):
         ({"width": 0}, "width must be a whole number, 1 or more"),
         ({"num_classes": 1}, "num_classes must be a whole number, 2 or more"),
         ({"in_channels": 0}, "in_channels must be a whole number, 1 or more"),
+        ({"depth": 20.0}, r"depth must be a whole number, got 20\.0"),
+        ({"outputs": 2.0}, r"outputs must be a whole number, got 2\.0"),
+        ({"num_classes": 3.0}, r"num_classes must be a whole number, 2 or more, got 3\.0"),
+        ({"at": (3.0,)}, r"each layer of at must be a whole number, got 3\.0"),
     ],
 )
 def test_impossible_networks_say_why(options, words):
     with pytest.raises(ValueError, match=words):
         auxnet.resnet(**{"depth": 20, **options})
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    eight, two, one = np.int64(8), np.int32(2), np.uint8(1)
+    net = auxnet.resnet(depth=eight, outputs=two, width=one, num_classes=two, in_channels=one)
+    assert net.depths == auxnet.resnet(depth=eight, at=np.array([5])).depths == (5, 8)
+    assert all(type(depth) is int for depth in net.depths)
+    assert net.heads[0].fc.out_features == 2
 
 
 def test_there_is_no_output_zero():

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from auxnet import Recipe, fit, methods, resnet
+from auxnet import plan as planning
 from auxnet.build import step_scale_of
 from auxnet.data import load_data
-from auxnet.plan import few_steps, ignores_weights, optimizer_doubts, plan, planned_outputs
+from auxnet.plan import few_steps, ignores_weights, notes_of, optimizer_doubts, plan, planned_outputs
 
 ETA, DECAY = 1.0, 1e-4
 METHODS = [("joint", "live"), ("pairwise", "live"), ("multiway", "live"), ("multiway", "frozen"), ("multiway", "fused")]
@@ -91,6 +92,31 @@ def test_an_optimizer_that_normalises_gradients_is_warned_of_with_unequal_weight
         assert optimizer_doubts(Recipe(optimizer=other, method="joint"), depths) == []
     steps = [o.step for o in planned_outputs(replace(adam, depth=8, lr=0.1), load_data(adam))]
     assert steps == [1.0, 1.0, 1.0]
+
+
+def test_what_changes_after_the_first_epoch_is_noted_and_nothing_else():
+    depths, recipe = (3, 5, 8), Recipe(depth=8, outputs=3, epochs=10)
+    assert notes_of(recipe, depths) == notes_of(replace(recipe, discard_after=0.95), depths) == []
+    assert notes_of(replace(recipe, weights=(0.0, 0.0, 1.0), discard_after=0.5), depths) == []
+    (linear,) = notes_of(replace(recipe, weight_schedule="linear"), depths)
+    assert "those of the first epoch" in linear
+    assert "to 1/10 of themselves" in linear
+    discarded = replace(recipe, discard_after=0.5)
+    assert notes_of(discarded, depths) == ["from epoch 6 on the auxiliary losses are discarded (discard_after)"]
+    (adaptive,) = notes_of(replace(recipe, step_scale="adaptive"), depths)
+    assert adaptive.startswith("the steps are those of step_scale cumulative: adaptive takes L_K / L_k")
+
+
+def test_a_plan_counts_validations_and_the_evaluation_at_the_end_and_measures_no_longer_than_need_be(monkeypatch):
+    recipe = Recipe(depth=8, outputs=2, train_images=50, batch_size=25, epochs=3)
+    for took, steps, counted in ((1.0, 5, 4), (4.0, 3, 2), (11.0, 1, 1)):  # the first is counted where it took too long
+        times = iter([took] * steps + [2.5])
+        monkeypatch.setattr(planning, "_seconds_of", lambda work, times=times: next(times))
+        found = plan(recipe)
+        epoch = 2 * took + 0.1 * found.val
+        assert (found.measured_steps, next(times, None)) == (counted, None)
+        assert found.seconds_per_epoch == pytest.approx(epoch)
+        assert found.seconds == pytest.approx(3 * epoch + 2 * 0.1 * (found.val + found.test))
 
 
 def test_a_training_warns_of_them_once_at_its_beginning(tmp_path):

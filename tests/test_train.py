@@ -17,8 +17,10 @@ from auxnet.data import load_data
 from auxnet.errors import DivergedError
 from auxnet.files import whole
 from auxnet.plan import plan
+from auxnet.progress import progress_of
 from auxnet.reading.splits import fingerprint
 from auxnet.recipe import Recipe, read_recipe, write_recipe
+from auxnet.resuming import TrainingState
 from killed import contents, killed_at
 
 TINY = Recipe(depth=8, outputs=3, epochs=3, train_images=96, batch_size=16, threads=1, device="cpu")
@@ -166,6 +168,8 @@ def test_a_run_is_never_lost_by_accident(run, tmp_path):
             auxnet.fit(TINY, tmp_path / "mine", overwrite=overwrite)
     with pytest.raises(FileExistsError, match="is a file"):
         auxnet.fit(TINY, tmp_path / "mine" / "thesis.txt")
+    with pytest.raises(FileExistsError, match=r"run cannot be made: .*thesis\.txt is a file; name another folder"):
+        auxnet.fit(TINY, tmp_path / "mine" / "thesis.txt" / "run")
     with pytest.raises(FileNotFoundError, match="no run to resume"):
         auxnet.fit(TINY, tmp_path / "nowhere", resume=True)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
@@ -341,12 +345,38 @@ def test_data_that_cannot_be_read_for_a_while_cost_no_epoch(tmp_path, monkeypatc
     assert set(seen) == {2, 3}
 
 
+def test_the_wall_time_is_of_all_sessions_reading_data_and_evaluating_included(tmp_path, monkeypatch):
+    clock = [0.0]
+
+    def stop(progress):
+        if progress.epoch == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def slow(work, seconds):
+        def done(*args, **more):
+            clock[0] += seconds
+            return work(*args, **more)
+
+        return done
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    for name, seconds in (("load_data", 100.0), ("tables", 10.0)):
+        monkeypatch.setattr(train, name, slow(getattr(train, name), seconds))
+    monkeypatch.setattr(epochs, "tally", slow(epochs.tally, 1.0))
+    with pytest.raises(KeyboardInterrupt):
+        auxnet.fit(TINY, tmp_path / "a", watch=stop)
+    run = auxnet.fit(TINY, tmp_path / "a", resume=True)
+    assert run.summary["wall_seconds"] == 2 * 100 + 3 * 1 + 10
+    again = auxnet.fit(TINY, tmp_path / "a", resume=True)  # nothing is left to train: the tables are made anew
+    assert again.summary["wall_seconds"] == 3 * 100 + 3 * 1 + 10
+
+
 @pytest.mark.long
 def test_a_training_killed_anywhere_before_its_first_checkpoint_is_begun_anew(tmp_path, monkeypatch):
     recipe, a = replace(TINY, epochs=1, train_images=100), tmp_path / "a"
     whole, left = auxnet.fit(recipe, tmp_path / "c").folder, set()
     with monkeypatch.context() as patched:
-        patched.setattr(train, "run_epochs", lambda t, state: t.save(state.after([0.5], [{"epoch": 1}], 0.0)))
+        patched.setattr(train, "run_epochs", lambda t, state: t.save(state.after([0.5], [{"epoch": 1}])))
         for act in range(1, 100):
             assert killed_at(act, a, lambda: train.fit_on(recipe, a))
             if list(a.glob("checkpoints/*.ckpt")):
@@ -484,9 +514,32 @@ def test_progress_says_where_a_training_stands(tmp_path):
         assert now.lr == trained[0]["lr"]
         assert str(now).startswith(f"epoch {epoch}/3  ")
         assert str(now).endswith(" %")
+        assert now.images_per_second == pytest.approx(96 / trained[0]["seconds"])
     last = [each for each in seen if not each.done][-1]
     assert (last.epoch, last.step) == (3, last.steps)
     assert last.losses == pytest.approx(seen[-1].losses)
+    assert "loss " in str(seen[0])
+
+
+def test_the_time_left_counts_the_validations_to_come_and_the_evaluation_at_the_end():
+    """A step of 16 images takes a second, an image that is evaluated a tenth of one."""
+    dataset = load_data(TINY)
+    train, val, test = 96 / 16, len(dataset.val) / 10, len(dataset.test) / 10
+    rows = tuple(
+        {"split": split, "output": k, "loss": 1.0, "error": 0.5, "seconds": seconds}
+        for split, seconds in (("train", train), ("val", val))
+        for k in (1, 2, 3)
+    )
+    first = TrainingState(step=2, losses=(32.0,) * 3, epoch_seconds=2.0)
+    guessed = (len(dataset.val) * 3 + 2 * (len(dataset.val) + len(dataset.test))) / 16 / 3  # a third of a step's time
+    assert progress_of(TINY, dataset, first).seconds_left == pytest.approx(3 * train - 2 + guessed)
+    second = replace(first, epoch=1, best_epoch=1, history=rows)
+    assert progress_of(TINY, dataset, second).seconds_left == pytest.approx(2 * train - 2 + 2 * val + 2 * (val + test))
+    for best, tables in ((3, 1), (2, 2)):
+        ended = TrainingState(epoch=3, best_epoch=best, history=rows)
+        assert progress_of(TINY, dataset, ended, done=True).seconds_left == pytest.approx(tables * (val + test))
+    of_two = progress_of(TINY, dataset, second, team=2)  # who validate together; at the end one evaluates alone
+    assert of_two.seconds_left == pytest.approx(2 * train - 2 + 2 * val + 2 * 2 * (val + test))
 
 
 def test_two_that_write_one_file_at_a_time_each_write_it_whole_though_their_process_ids_are_one(tmp_path):

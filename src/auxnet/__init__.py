@@ -14,7 +14,7 @@ _HOME = {
     "Method": "update",
     "OutputReport": "evaluation",
     "PretrainedAuxNet": "hub",
-    "Progress": "epochs",
+    "Progress": "progress",
     "Recipe": "recipe",
     "Run": "train",
     "attach": "backbones.attaching",
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from auxnet.backbones.attaching import attach as attach
     from auxnet.backbones.weights import load_pretrained as load_pretrained
     from auxnet.diagnosis import supervision as supervision
-    from auxnet.epochs import Progress as Progress
     from auxnet.evaluation import OutputReport as OutputReport
     from auxnet.evaluation import evaluate as evaluate
     from auxnet.exits import EarlyExit as EarlyExit
@@ -56,6 +55,7 @@ if TYPE_CHECKING:
     from auxnet.network import AuxNet as AuxNet
     from auxnet.opening import opened as opened
     from auxnet.prediction import predict as predict
+    from auxnet.progress import Progress as Progress
     from auxnet.recipe import Recipe as Recipe
     from auxnet.residual import resnet as resnet
     from auxnet.selection import select as select

@@ -10,7 +10,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from random import Random
 from typing import Any
@@ -31,45 +31,14 @@ from auxnet.machine import seed_random
 from auxnet.method import Method
 from auxnet.mixing import mixed
 from auxnet.network import AuxNet
+from auxnet.progress import RECALIBRATION_BATCHES, Progress, progress_of, steps_per_epoch
 from auxnet.recipe import Recipe
 from auxnet.resuming import Checkpointer, TrainingState
 from auxnet.schedules import lambdas_at, lr_at, of_trained_outputs
 from auxnet.synchronised import unsynchronised
 from auxnet.tensorboard import History
-from auxnet.words import duration, val_errors
 
-RECALIBRATION_BATCHES = 100  # batches that the norms of an averaged net are measured on
 DIAGNOSED = 512  # images that supervision is measured on after an epoch
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a training stands; given to `watch` whenever losses are read, and once more when an epoch is saved."""
-
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    """of this epoch"""
-    images_per_second: float
-    seconds_left: float
-    val_errors: list[float]
-    """of each output after the last epoch that is done; empty in the first"""
-    losses: list[float]
-    """of each output, the mean over the training images of this epoch so far"""
-    lr: float
-    """of this epoch"""
-    done: bool = False
-    """whether the epoch is validated and saved"""
-
-    @property
-    def pace(self) -> str:
-        """Where it is, how fast, and for how long still."""
-        left = duration(self.seconds_left)
-        return f"epoch {self.epoch}/{self.epochs}  {self.images_per_second:,.0f} images/s  {left} left"
-
-    def __str__(self) -> str:
-        return f"{self.pace}  {val_errors(self.val_errors)}".rstrip()
 
 
 @dataclass
@@ -86,6 +55,8 @@ class Training:
     """the moving average of the net, where the recipe asks for one"""
     diagnose: bool = False
     """whether this process measures supervision after every epoch"""
+    began: float = field(default_factory=time.perf_counter)
+    """when this session did"""
     watch: Callable[[Progress], object] = lambda progress: None
     write_events: Callable[[History], None] | None = None
     """shows TensorBoard the rows of metrics.jsonl so far"""
@@ -100,13 +71,22 @@ class Training:
         """Where the net is."""
         return next(self.net.parameters()).device
 
+    def seconds(self, state: TrainingState) -> float:
+        """The wall time by now, of this session and those before it."""
+        return state.seconds + time.perf_counter() - self.began
+
+    def tell(self, state: TrainingState, done: bool = False) -> None:
+        """Say where it stands, within an epoch or `done` with one."""
+        self.watch(progress_of(self.recipe, self.dataset, state, done, self.team.size))
+
     def save(self, state: TrainingState) -> None:
         """Make a checkpoint; at the end of an epoch, diagnose before it; then show TensorBoard the curves so far."""
         self.team.average_buffers(self.net)
         diagnosed = None
         if self.diagnose:
             diagnosed = [] if state.step else [*supervision_after(self, state.epoch)]
-        self.checkpointer.save(state, self.net, self.method, self.average, diagnosed)
+        so_far = replace(state, seconds=self.seconds(state))
+        self.checkpointer.save(so_far, self.net, self.method, self.average, diagnosed)
         if self.write_events is not None:
             self.write_events(state.history)
 
@@ -122,7 +102,7 @@ def run_epochs(training: Training, state: TrainingState) -> TrainingState:
             state = train_epoch(training, state, signal_received)
             state = validate(training, state)
             training.save(state)
-            training.watch(_progress(training, state, done=True))
+            training.tell(state, done=True)
             _stop_if_asked(training, state, signal_received)
     return state
 
@@ -156,7 +136,7 @@ def train_epoch(training: Training, state: TrainingState, signal_received: Calla
         if len(unread) == every or step == steps or (team.size == 1 and save_is_due()):
             _add_up(losses, unread, net, epoch)
             state = before.within(step, losses.tolist(), time.perf_counter() - began)
-            training.watch(_progress(training, state))
+            training.tell(state)
             if team.any(save_is_due()):  # asked only where losses are read: asking the others waits for the device
                 if training.checkpointer.spares:  # an older run is still whole: stopping now must not replace it
                     _stop_if_asked(training, state, signal_received)
@@ -175,11 +155,6 @@ def _add_up(sums: Tensor, unread: list[tuple[int, int, Tensor]], net: AuxNet, ep
         _check_finite(losses.tolist(), net, f"in epoch {epoch}, step {step}")
         sums.add_(losses.double() * images)
     unread.clear()
-
-
-def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Every image is seen once in an epoch; its last batch may be smaller."""
-    return math.ceil(images / batch_size)
 
 
 def steps_between_reads(device: torch.device) -> int:
@@ -218,7 +193,7 @@ def validate(training: Training, state: TrainingState) -> TrainingState:
         *_rows(net, epoch, "train", means, None, lr, state.epoch_seconds),
         *_rows(net, epoch, "val", losses.tolist(), wrong.tolist(), lr, seconds),
     ]
-    return state.after(of_trained_outputs(recipe, net.depths, wrong.tolist()), rows, seconds)
+    return state.after(of_trained_outputs(recipe, net.depths, wrong.tolist()), rows)
 
 
 def supervision_after(training: Training, epoch: int) -> Iterator[dict[str, Any]]:
@@ -243,22 +218,6 @@ def _stop_if_asked(training: Training, state: TrainingState, signal_received: Ca
         if training.checkpointer.spares:
             why = f"stopped before anything was saved; {folder} is as it was"
         raise signals.Stopped(signal_received() or signal.SIGTERM, why)
-
-
-def _progress(training: Training, state: TrainingState, done: bool = False) -> Progress:
-    """Where a training stands, by the pace of the epoch at hand, or of all that are done."""
-    recipe, per_epoch = training.recipe, len(training.dataset.train)
-    steps = steps_per_epoch(per_epoch, recipe.batch_size)
-    images = min(state.step * recipe.batch_size, per_epoch)
-    rate = images / max(state.epoch_seconds, 1e-9) if images else state.epoch * per_epoch / max(state.seconds, 1e-9)
-    left = ((recipe.epochs - state.epoch) * per_epoch - images) / rate
-    K = training.net.outputs
-    errors = [row["error"] for row in state.history[-K:]]
-    if done:
-        losses, epoch, step = [row["loss"] for row in state.history[-2 * K : -K]], state.epoch, steps
-    else:
-        losses, epoch, step = [loss / max(images, 1) for loss in state.losses], state.epoch + 1, state.step
-    return Progress(epoch, recipe.epochs, step, steps, rate, left, errors, losses, lr_at(recipe, epoch), done)
 
 
 def _check_finite(losses: list[float], net: AuxNet, where: str) -> None:

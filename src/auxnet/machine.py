@@ -6,6 +6,7 @@ import ctypes
 import math
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -138,11 +139,14 @@ def _quota(group: Path) -> float:
 
 
 def crowded(threads: int) -> str | None:
-    """Why so many CPU threads would wait for each other or for other programs here, and the mend; None if not."""
+    """Why so many CPU threads would wait for each other or for other programs here, and the mend; None if not.
+
+    (The system tells how many cores were busy in the last minute; what this process may have used is taken off.)
+    """
     allowed, present = cores(), os.cpu_count() or 1
     if threads > allowed:
         return f"{threads} threads for {allowed} CPU cores wait for each other: --threads {allowed} is faster"
-    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    busy = max(0.0, os.getloadavg()[0] - time.process_time() / 60) if hasattr(os, "getloadavg") else 0.0
     free = max(1, round(present - busy))
     if free < threads:
         load = f"other programs use {min(busy, present):.0f} of {present} CPU cores"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,15 +13,18 @@ from auxnet.build import build, check, check_data, check_last_batch, net_of, pre
 from auxnet.capturing import WARM_UP
 from auxnet.cost import costs
 from auxnet.data import LARGE, DataSet, load_data
-from auxnet.epochs import steps_per_epoch
+from auxnet.evaluation import tally
 from auxnet.machine import device_of, random_kept, threads_set
+from auxnet.progress import judged_images, seconds_left, steps_per_epoch
 from auxnet.recipe import Recipe
 from auxnet.residual import layout
-from auxnet.schedules import lambdas_at
+from auxnet.resuming import TrainingState
+from auxnet.schedules import lambdas_at, weights_of
 from auxnet.steps import step_scales
 from auxnet.words import plural
 
 MEASURED_STEPS = 4
+LONG = 10.0  # seconds of steps after which no other is measured
 FEW_STEPS, SMALL_BATCH = 10, 16
 OF_SMALL_STEPS = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop")  # by default about 0.001
 
@@ -54,8 +57,13 @@ class Plan:
     val: int
     test: int
     seconds_per_epoch: float
-    """from the median of a few steps on random images; the first step is not counted"""
+    """its steps and its validation, measured on random images (`measure`)"""
+    seconds: float
+    """the whole training, with the evaluation at its end"""
+    measured_steps: int
     warnings: list[str]
+    notes: list[str]
+    """how the outputs' weights and steps change after the first epoch"""
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -65,17 +73,22 @@ def plan(recipe: Recipe) -> Plan:
         dataset = load_data(recipe)
         check_data(recipe, dataset)
         outputs = planned_outputs(recipe, dataset)
+        depths = [output.depth for output in outputs]
+        trained, evaluated, steps = measure(recipe, dataset)
         return Plan(
             outputs,
             len(dataset.train),
             len(dataset.val),
             len(dataset.test),
-            seconds_per_step(recipe, dataset) * len(dataset.train) / recipe.batch_size,
+            trained * len(dataset.train) + evaluated * judged_images(recipe, dataset),
+            seconds_left(recipe, dataset, TrainingState(), trained, evaluated),
+            steps,
             [
-                *warnings_of(recipe, [output.depth for output in outputs], dataset.image_size),
+                *warnings_of(recipe, depths, dataset.image_size),
                 *few_steps(recipe, len(dataset.train)),
-                *optimizer_doubts(recipe, [output.depth for output in outputs]),
+                *optimizer_doubts(recipe, depths),
             ],
+            notes_of(recipe, depths),
         )
 
 
@@ -99,8 +112,11 @@ def planned_outputs(recipe: Recipe, dataset: DataSet) -> list[PlannedOutput]:
     return rows
 
 
-def seconds_per_step(recipe: Recipe, dataset: DataSet) -> float:
-    """The median time of a training step, measured on random images."""
+def measure(recipe: Recipe, dataset: DataSet) -> tuple[float, float, int]:
+    """Seconds an image takes in a training step and in an evaluation, and of how many steps the first is the median.
+
+    Measured on random images. The first step is not counted, unless it took too long for another.
+    """
     device = device_of(recipe)
     net, method = build(recipe, dataset, device)
     check_last_batch(recipe, dataset, net)
@@ -109,12 +125,18 @@ def seconds_per_step(recipe: Recipe, dataset: DataSet) -> float:
     images = images.to(precision_of(recipe), memory_format=torch.channels_last)
     labels = torch.randint(dataset.num_classes, (recipe.batch_size,), device=device)
     first = WARM_UP + 1 if recipe.cuda_graph else 1  # steps in which things are done once
-    times = []
-    for _ in range(first + MEASURED_STEPS):
-        began = time.perf_counter()
-        method.step(images, labels).cpu()
-        times.append(time.perf_counter() - began)
-    return sorted(times[first:])[MEASURED_STEPS // 2]
+    times: list[float] = []
+    while len(times) < first + MEASURED_STEPS and sum(times) < LONG:
+        times.append(_seconds_of(lambda: method.step(images, labels).cpu()))
+    steady = sorted(times[first:] or times[-1:])
+    evaluated = _seconds_of(lambda: tally(net, [(images, labels)]))
+    return steady[len(steady) // 2] / recipe.batch_size, evaluated / recipe.batch_size, len(steady)
+
+
+def _seconds_of(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 def few_steps(recipe: Recipe, images: int) -> list[str]:
@@ -149,6 +171,25 @@ def optimizer_doubts(recipe: Recipe, depths: Sequence[int]) -> list[str]:
             "multi-way feel them"
         )
     return doubts
+
+
+def notes_of(recipe: Recipe, depths: Sequence[int]) -> list[str]:
+    """How loss weights and steps change after the first epoch, which alone `planned_outputs` is of."""
+    notes, auxiliary = [], weights_of(recipe, depths)[:-1]
+    if recipe.weight_schedule == "linear" and any(auxiliary) and recipe.epochs > 1:
+        notes.append(
+            "lambda and the steps are those of the first epoch: weight_schedule linear lowers the auxiliary weights "
+            f"evenly, to 1/{recipe.epochs} of themselves in the last"
+        )
+    later = (epoch for epoch in range(2, recipe.epochs + 1) if not any(lambdas_at(recipe, depths, epoch)[:-1]))
+    if recipe.discard_after is not None and any(auxiliary) and (epoch := next(later, None)):
+        notes.append(f"from epoch {epoch} on the auxiliary losses are discarded (discard_after)")
+    if step_scale_of(recipe) == "adaptive" and auxiliary:
+        notes.append(
+            "the steps are those of step_scale cumulative: adaptive takes L_K / L_k in place of an output's scale "
+            "wherever its loss L_k is more than twice the final one's, L_K"
+        )
+    return notes
 
 
 def warnings_of(recipe: Recipe, depths: list[int], image_size: tuple[int, int]) -> list[str]:

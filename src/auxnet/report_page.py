@@ -273,7 +273,7 @@ def _provenance(runs: Sequence[Run]) -> str:
     parts = []
     for run in runs:
         items = {"run": run["folder"], "seed": str(run["seed"])}
-        items["trained for"] = f"{run['wall_seconds']:,.0f} s, {unfinished.epochs_of(run)}"
+        items["time"] = f"{run['wall_seconds']:,.0f} s, {unfinished.epochs_of(run)}"
         items |= _made_on(run) if run["finished"] else {}
         title = "Provenance" if len(runs) == 1 else f"Provenance of {run['name']}"
         parts.append(f"<h3>{escape(title)}</h3>{columns_of(items)}")

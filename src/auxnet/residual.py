@@ -11,9 +11,11 @@ and doubles the channels. A block of c convolutions is c layers: block b ends at
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import pairwise
-from typing import NamedTuple, get_args
+from operator import index
+from typing import NamedTuple, SupportsIndex, get_args
 
 import torch
 from torch import nn
@@ -90,18 +92,13 @@ def resnet(
 
     Weights: He et al.'s normal initialisation; the classifiers' biases start at zero. Raises ValueError.
     """
-    plan = layout(depth, form)
+    depth, outputs = _whole("depth", depth), None if outputs is None else _whole("outputs", outputs)
+    width, num_classes = _whole("width", width, 1), _whole("num_classes", num_classes, 2)
+    in_channels, plan = _whole("in_channels", in_channels, 1), layout(depth, form)
     if block not in get_args(Block):
         raise ValueError(f"block must be one of {', '.join(get_args(Block))}, got {block!r}")
     if head not in get_args(Head):
         raise ValueError(f"head must be one of {', '.join(get_args(Head))}, got {head!r}")
-    for name, value, least in (
-        ("width", width, 1),
-        ("num_classes", num_classes, 2),
-        ("in_channels", in_channels, 1),
-    ):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}")
     if not _parameters(plan, form, width, num_classes, in_channels) <= MOST_PARAMETERS:
         raise ValueError(
             f"a network of depth={depth}, width={width}, in_channels={in_channels}, num_classes={num_classes} has "
@@ -132,7 +129,7 @@ def placement(depth: int, outputs: int, form: Form = "cifar") -> tuple[int, ...]
     With B blocks and s = floor(B / K), auxiliary output i sits after block B - s (K - i). AuxNet-56-5:
     15, 25, 35, 45. Raises ValueError if there are more outputs than blocks.
     """
-    plan = layout(depth, form)
+    plan, outputs = layout(depth, form), _whole("outputs", outputs)
     if not 1 <= outputs <= plan.blocks:
         raise ValueError(f"outputs must lie in 1..{plan.blocks} (one per block) at depth {depth}, got {outputs}")
     step = plan.blocks // outputs
@@ -143,11 +140,12 @@ def layout(depth: int, form: Form) -> Layout:
     """The blocks of a network of that depth and form. Raises ValueError, with the depths that there are."""
     if form not in get_args(Form):
         raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
+    depth = _whole("depth", depth)
     if form == "cifar":
         return Layout((_blocks_of_a_stage(depth),) * 3, 2)
-    if not isinstance(depth, int) or depth not in IMAGENET:
+    if depth not in IMAGENET:
         known = ", ".join(map(str, IMAGENET))
-        near = min(IMAGENET, key=lambda each: abs(each - depth)) if isinstance(depth, int) else 18
+        near = min(IMAGENET, key=lambda each: abs(each - depth))
         raise ValueError(
             f"depth must be one of {known} in the imagenet form, got {depth!r}; the nearest is {near} "
             "(form cifar takes 6n + 2)"
@@ -157,8 +155,6 @@ def layout(depth: int, form: Form) -> Layout:
 
 def _blocks_of_a_stage(depth: int) -> int:
     """n of a network of 6n + 2 layers."""
-    if not isinstance(depth, int):
-        raise ValueError(f"depth must be a whole number, 6n + 2, got {depth!r}")
     if depth < 8 or (depth - 2) % 6:
         below = max(8, depth - (depth - 2) % 6)
         wide = " (Wide ResNets count their projections: WRN-28-10 is depth 26, width 10 here)"
@@ -170,10 +166,18 @@ def _blocks_of_a_stage(depth: int) -> int:
     return (depth - 2) // 6
 
 
+def _whole(name: str, value: SupportsIndex, least: int | None = None) -> int:
+    """A whole number of any kind, such as NumPy's, as Python's. Raises ValueError for what is none, or too small."""
+    with suppress(TypeError):
+        if least is None or index(value) >= least:
+            return index(value)
+    raise ValueError(f"{name} must be a whole number{f', {least} or more' if least else ''}, got {value!r}")
+
+
 def _checked(plan: Layout, at: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(at, int):
+    if not isinstance(at, Iterable):
         raise ValueError(f"at must be layers, such as at=({at},), got the number {at}")
-    layers, ends = tuple(at), plan.ends
+    layers, ends = tuple(_whole("each layer of at", layer) for layer in at), plan.ends
     increasing = all(a < b for a, b in pairwise(layers))
     if not increasing or any(layer not in ends for layer in layers):
         raise ValueError(

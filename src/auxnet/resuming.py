@@ -32,7 +32,7 @@ class TrainingState:
     losses: tuple[float, ...] = ()
     """the training losses of those steps, one per output, summed over their images"""
     seconds: float = 0.0
-    """spent in all"""
+    """that earlier sessions took, up to the checkpoint they ended with; what a killed one did after it is not known"""
     epoch_seconds: float = 0.0
     """spent in those steps"""
     best_epoch: int = 0
@@ -53,15 +53,13 @@ class TrainingState:
 
     def within(self, step: int, losses: Iterable[float], seconds: float) -> TrainingState:
         """The state in the middle of an epoch, `seconds` after this one."""
-        total, of_epoch = self.seconds + seconds, self.epoch_seconds + seconds
-        return replace(self, step=step, losses=tuple(losses), seconds=total, epoch_seconds=of_epoch)
+        return replace(self, step=step, losses=tuple(losses), epoch_seconds=self.epoch_seconds + seconds)
 
-    def after(self, val_errors: list[float], rows: Iterable[dict[str, Any]], seconds: float) -> TrainingState:
+    def after(self, val_errors: list[float], rows: Iterable[dict[str, Any]]) -> TrainingState:
         """The state once the epoch is done; on a tie the earlier epoch stays the best."""
         epoch, error = self.epoch + 1, sum(val_errors) / len(val_errors)
         best = replace(self, best_epoch=epoch, best_error=error) if error < self.best_error else self
-        history, total = (*self.history, *rows), self.seconds + seconds
-        return replace(best, epoch=epoch, step=0, losses=(), seconds=total, epoch_seconds=0.0, history=history)
+        return replace(best, epoch=epoch, step=0, losses=(), epoch_seconds=0.0, history=(*self.history, *rows))
 
 
 @dataclass

@@ -94,7 +94,7 @@ def check(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
         raise ValueError(f"{folder} lies in the data, {recipe.data}, and would be taken for a part of it: name another")
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
-        raise NotADirectoryError(f"{folder} cannot be made: {nearest} is a file")
+        raise FileExistsError(f"{folder} cannot be made: {nearest} is a file; name another folder")
     if why := unwritable(nearest):
         raise PermissionError(f"{folder} cannot be written to ({why})")
 

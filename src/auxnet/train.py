@@ -5,6 +5,7 @@ The test set is read once, after the last epoch, and nothing is chosen on it.
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -27,18 +28,19 @@ from auxnet.build import (
 from auxnet.checkpoint import load_net
 from auxnet.data import DataSet, load_data
 from auxnet.distributed import Team
-from auxnet.epochs import Progress, Training, run_epochs
+from auxnet.epochs import Training, run_epochs
 from auxnet.errors import DamagedError
 from auxnet.evaluation import evaluate
 from auxnet.files import write_json
 from auxnet.hub import with_run
 from auxnet.lineage import Earlier, earlier_runs, in_doubt, may_be_seen_by
-from auxnet.machine import device_of, random_kept, threads_set, to_device
+from auxnet.machine import crowded, device_of, random_kept, threads_set, to_device
 from auxnet.method import Method
 from auxnet.network import AuxNet, copied
 from auxnet.opening import check_classes, normalised_as, preprocessing_of
 from auxnet.plan import optimizer_doubts
 from auxnet.preprocessing import Preprocessing
+from auxnet.progress import Progress
 from auxnet.provenance import provenance
 from auxnet.recipe import Recipe, method_name
 from auxnet.resuming import Checkpointer, TrainingState, load_checkpoint, newest_checkpoint, roll_back
@@ -101,6 +103,7 @@ def fit(
     folder = Path(out)
     if not (save_every >= 0 and keep >= 1):
         raise ValueError(f"save_every must be 0 seconds or more and keep 1 or more, got {save_every} and {keep}")
+    began = time.perf_counter()
     with ExitStack() as stack:
         team = stack.enter_context(distributed.team(device_of(recipe)))
         stack.enter_context(threads_set(recipe.threads))
@@ -125,6 +128,7 @@ def fit(
             Checkpointer(folder, recipe, team.leads, keep, save_every, begun=resume, replaces=overwrite),
             average=None if recipe.ema is None else copied(net),
             diagnose=diagnose and team.leads,
+            began=began,
             watch=watch or (lambda progress: None),
             write_events=write_events,
         )
@@ -156,6 +160,8 @@ def _prepare(recipe: Recipe, team: Team, resume: bool) -> tuple[DataSet, AuxNet,
     check_last_batch(recipe, dataset, net, team.size)
     for doubt in optimizer_doubts(recipe, net.depths) if team.leads and not resume else ():
         warnings.warn(doubt, stacklevel=3)
+    if team.leads and team.device.type == "cpu" and (slow := crowded(torch.get_num_threads())):
+        warnings.warn(slow, stacklevel=3)
     return dataset, net, method
 
 
@@ -243,7 +249,7 @@ def _finish(training: Training, state: TrainingState) -> dict[str, Any]:
             "resize": list(dataset.resize),
         },
         "seed": recipe.seed,
-        "wall_seconds": round(state.seconds, 1),
+        "wall_seconds": round(training.seconds(state), 1),
         **provenance(device),
     }
     write_json(folder / "summary.json", summary)

@@ -19,11 +19,11 @@ from rich.table import Table
 
 from auxnet.cli import leads
 from auxnet.signals import Stopped
-from auxnet.words import per_cent, val_errors
+from auxnet.words import per_cent
 
 if TYPE_CHECKING:
-    from auxnet.epochs import Progress as Stands
     from auxnet.plan import Plan
+    from auxnet.progress import Progress as Stands
 
 PAUSE = 60.0  # seconds between two lines that say how something long stands, where the output goes elsewhere
 
@@ -71,14 +71,14 @@ def live_bar(console: Console, what: str, goes_on: str) -> Iterator[Callable[...
 
 @contextmanager
 def training_progress(console: Console) -> Iterator[Callable[[Stands], None]]:
-    """A live bar on a terminal; a line per epoch where the output goes elsewhere."""
+    """A live bar on a terminal; elsewhere a line per epoch, and now and then one within it."""
+    due = now_and_then(console)
     with live_bar(console, "reading the data", "--resume") as update:
 
         def watch(progress: Stands) -> None:
             finished = progress.epoch - 1 + progress.step / progress.steps
-            errors = val_errors(progress.val_errors)
-            update(total=progress.epochs, completed=finished, description=progress.pace, result=errors)
-            if progress.done and not console.is_terminal:
+            update(total=progress.epochs, completed=finished, description=progress.pace, result=progress.result)
+            if not console.is_terminal and (due() or progress.done):
                 print_line(console, str(progress))
 
         yield watch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from auxnet.recipe import WHERE, Recipe, folder_name, read_run_recipe, words_of
 from auxnet.words import command, duration, plural
 
 if TYPE_CHECKING:
-    from auxnet.epochs import Progress
+    from auxnet.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -55,17 +54,12 @@ def train(words: list[str]) -> None:
     if options.resume and options.out is None:
         raise ValueError("--resume goes on with a run: name it with --out")
     screen.load_torch()
-    from auxnet.machine import crowded, device_of, keep_freed_memory, threads_set
+    from auxnet.machine import keep_freed_memory
     from auxnet.plan import few_steps
     from auxnet.selection import no_better_than_guessing
     from auxnet.train import fit
 
     keep_freed_memory()
-    slow = None
-    if device_of(options.recipe).type == "cpu":
-        with threads_set(options.recipe.threads) as threads:
-            slow = crowded(threads)
-
     console = screen.console()
     with screen.training_progress(console) as watch_bar:
         out = options.out or _unused_folder(options.recipe)
@@ -74,10 +68,9 @@ def train(words: list[str]) -> None:
 
         def watch(progress: Progress) -> None:
             nonlocal began, replaced
-            if not began and slow:
-                warnings.warn(slow, stacklevel=2)
-            if not began and options.resume:
-                screen.print_line(console, f"goes on in epoch {progress.epoch}, step {progress.step}")
+            if not began:
+                resumed = f", goes on in epoch {progress.epoch}, step {progress.step}" if options.resume else ""
+                screen.print_line(console, f"training into {out}{resumed}")
             began = True
             if progress.done and replaced:  # what lay there is gone now, and not before
                 screen.print_line(console, replaced)
@@ -128,9 +121,11 @@ def plan(words: list[str]) -> None:
         planned = work_out(options.recipe)
     screen.print_table(console, screen.plan_table(planned))
     images = f"{planned.train:,} training, {planned.val:,} validation and {planned.test:,} test images"
-    epoch = planned.seconds_per_epoch
-    total = f"{duration(epoch)} an epoch, {duration(epoch * options.recipe.epochs)} in all"
-    screen.print_line(console, f"{images}; about {total} (measured just now)")
+    total = f"{duration(planned.seconds_per_epoch)} an epoch, {duration(planned.seconds)} in all"
+    measured = f"measured just now, from {'one step' if planned.measured_steps == 1 else 'a few steps'}"
+    screen.print_line(console, f"{images}; about {total} ({measured})")
+    for note in planned.notes:
+        screen.print_line(console, f"note: {note}")
     for warning in planned.warnings:
         screen.print_line(console, f"warning: {warning}")
 

@@ -16,10 +16,10 @@ from typing import Any
 
 from auxnet.data import load_data
 from auxnet.documents import parsing, read_json
-from auxnet.epochs import Progress
 from auxnet.errors import DivergedError, one_line
 from auxnet.files import claimed, is_held, whole
 from auxnet.processes import work_together
+from auxnet.progress import Progress
 from auxnet.recipe import Recipe, read_run_recipe
 from auxnet.rundir import located, read_metrics
 from auxnet.studies.spec import Trial

@@ -10,8 +10,8 @@ from typing import Any
 from torch import OutOfMemoryError
 
 from auxnet.build import depths_of
-from auxnet.epochs import Progress
 from auxnet.errors import DivergedError, first_sentence, one_line
+from auxnet.progress import Progress
 from auxnet.recipe import Recipe
 from auxnet.rundir import read_metrics
 from auxnet.schedules import of_trained_outputs
