@@ -114,8 +114,8 @@ def _show_answer(console: Console, found: Solved, policy: Policy, on_val: Outcom
     columns = ("output", "threshold", "temperature", f"{found.unit} when leaving")
     made = screen.table(title, *columns, "share, val.", "share, test (95 % interval)")
     for k, cost in enumerate(found.costs):
-        final = k == len(policy.thresholds)
-        words = "takes the rest" if final else _threshold(policy.thresholds[k])
+        words = "takes the rest" if k == len(policy.thresholds) else _threshold(policy.thresholds[k])
+        words = "never reached" if k >= policy.deepest else words
         low, high = on_test.share_intervals[k]
         share = f"{100 * on_test.shares[k]:.1f} % ({100 * low:.1f} .. {100 * high:.1f})"
         temperature = f"{policy.temperatures[k]:.3f}"
@@ -152,7 +152,7 @@ def _show_curve(console: Console, found: Solved, name: str) -> None:
 
 
 def _threshold(value: float) -> str:
-    return "never" if value > 1 else f"{value:.4f}"
+    return "never" if value > 1 else "0: all that come so far leave" if value <= 0 else f"{value:.4f}"
 
 
 def _error(seen: Outcome) -> str:

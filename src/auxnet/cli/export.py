@@ -47,7 +47,8 @@ class Export:
     data_dir: str | None = None
     """the folder that holds the data; none: where they lay in training; the export is compared on their images"""
     images: int = 64
-    """validation images that the export is compared on; random ones where the run's data are not here"""
+    """validation images that the export is compared on, and an early exit on more, until one has left at each output
+    that can be left at; random ones where the run's data are not here"""
     overwrite: FlagCreatePairsOff[bool] = False
     """replace what is there"""
 
@@ -97,6 +98,8 @@ def export(words: list[str]) -> None:
         N = "N" if done.exits is None else "1"
         gives = "logits and probabilities" + ("" if done.exits is None else ", and the exit")
         screen.print_line(console, f"takes images, uint8 [{N}, {', '.join(map(str, done.takes))}]; gives {gives}")
+    for k in done.unreached:
+        screen.print_line(console, f"output {k} is never reached: left out")
     if done.exits is not None:
         shares = ", ".join(f"{n} at {k}" for k, n in enumerate(done.exits, start=1))
         screen.print_line(console, f"exits of the {done.images} images: {shares}")
@@ -105,6 +108,8 @@ def export(words: list[str]) -> None:
     images = "random images (the data of the run are not here, or of no use)" if done.random else "validation images"
     equal = f"run again on {done.images} {images}: the largest difference of a logit is {done.difference:.2g}"
     screen.print_line(console, equal)
+    for k in done.uncompared:
+        screen.print_line(console, f"no image left at output {k}: what it answers was not compared")
 
 
 def _policy(o: Export) -> Policy | None:
