@@ -52,7 +52,8 @@ class Select(OfRun):
     max_macs: str | None = None
     """at most so many multiply-adds for one image: 30M"""
     max_latency: float | None = None
-    """at most so many milliseconds for one image, measured here and now (median)"""
+    """at most so many milliseconds for one image, measured here and now (median) of the PyTorch model; an ONNX file of
+    it is usually faster (docs/performance.md)"""
     json: FlagCreatePairsOff[bool] = False
     """print JSON instead of words and a table"""
 
@@ -115,27 +116,19 @@ def select(words: list[str]) -> int:
     with screen.working("comparing the outputs"), opening as run:
         from auxnet.evaluation import evaluate as measure
         from auxnet.selection import select_on as choose
-        from auxnet.selection import too_few
 
         choice = choose(run.net, run.batches("val"), within=within, budgets=budgets)
         test = measure(run.net, run.batches("test"))  # after the choice, and only to report it
     chosen = None if choice.output is None else test[choice.output - 1]
     if options.json:
-        reported = {"test": None if chosen is None else asdict(chosen), "may_be_seen_by": run.may_be_seen_by}
-        print(json.dumps(asdict(choice) | reported, indent=2))
+        print(json.dumps(_content(choice, chosen) | {"may_be_seen_by": run.may_be_seen_by}, indent=2))
     else:
         console = screen.console()
         screen.print_table(console, _candidates_table(choice))
-        compared = [each.against_chosen for each in choice.candidates if each.against_chosen is not None]
-        if any(not (each.significant or each.low <= 0 <= each.high) for each in compared):
-            exact = "McNemar's p is exact and adjusted (Holm), the intervals are neither"
-            screen.print_line(console, f"note: {exact}: one without 0 may stand beside 'cannot be told apart'")
         screen.print_line(console, choice.reason)
-        if few := too_few(choice.candidates[0].report.images):
-            screen.print_line(console, f"note: {few}")
+        for note in choice.notes:
+            screen.print_line(console, f"note: {note}")
         if chosen is not None:
-            if guess := choice.no_better_than_guessing:
-                screen.print_line(console, f"note: {guess}")
             doubt = "test" in run.may_be_seen_by
             seen = "some of which it may have been trained on" if doubt else "which no choice has seen"
             images = f"{chosen.images:,} test images, {seen}"
@@ -181,6 +174,17 @@ def points(flag: str, given: float | None) -> float | None:
 def points_between(found: Comparison) -> str:
     """+6.90 (+2.3 .. +11.3) points."""
     return f"{100 * found.difference:+.2f} ({100 * found.low:+.1f} .. {100 * found.high:+.1f}) points"
+
+
+def _content(choice: Choice, test: OutputReport | None) -> dict[str, object]:
+    """A choice as JSON can hold it, with all that the text says of it, and what its output does on test images."""
+    candidates = [
+        asdict(each)
+        | {"against_chosen": (found := each.against_chosen) and {**asdict(found), "significant": found.significant}}
+        for each in choice.candidates
+    ]
+    words = {"alike": choice.alike, "no_better_than_guessing": choice.no_better_than_guessing, "notes": choice.notes}
+    return asdict(choice) | {"candidates": candidates} | words | {"test": None if test is None else asdict(test)}
 
 
 def _worth_table(title: str, reports: Sequence[OutputReport]) -> Table:

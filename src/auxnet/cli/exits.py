@@ -43,7 +43,8 @@ class Exits(OfRun):
     max_mean_macs: str | None = None
     """target: least error, with at most so many multiply-adds for an image on average: 30M"""
     max_mean_latency: float | None = None
-    """target: least error, with at most so many milliseconds for an image on average, one at a time, measured here"""
+    """target: least error, with at most so many milliseconds for an image on average, one at a time, measured here,
+    of the PyTorch model; an ONNX file of it is usually faster (docs/performance.md)"""
     cost: Literal["macs", "latency"] = "macs"
     """what --max-error-increase makes least"""
     confidence: Literal["entropy", "top", "margin"] = "entropy"
@@ -69,7 +70,6 @@ def exits(words: list[str]) -> int:
         "max_mean_latency": above_zero("--max-mean-latency", o.max_mean_latency),
     }
     screen.load_torch()
-    from auxnet.selection import too_few
     from auxnet.solving import solve_exits
 
     with screen.working("solving"):
@@ -95,8 +95,7 @@ def exits(words: list[str]) -> int:
     _show_answer(console, found, found.policy, found.val, found.test)
     for name in CURVES if o.baselines else ("solved",):
         _show_curve(console, found, name)
-    few = too_few(found.val.images)
-    for note in (*found.notes, *([few] if few else [])):
+    for note in found.notes:
         screen.print_line(console, f"note: {note}")
     if found.written is not None:
         screen.print_line(console, f"written to {found.written}")

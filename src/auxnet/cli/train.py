@@ -57,7 +57,7 @@ def train(words: list[str]) -> None:
     screen.load_torch()
     from auxnet.machine import crowded, device_of, keep_freed_memory, threads_set
     from auxnet.plan import few_steps
-    from auxnet.selection import no_better_than_guessing
+    from auxnet.scores import no_better_than_guessing
     from auxnet.train import fit
 
     keep_freed_memory()
