@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,9 +32,10 @@ class Evaluate(OfRun):
     run: Positional[Path]
     """the run directory"""
     latency: bool = True
-    """measure the latency and the peak memory of each output as a model of its own"""
+    """measure the latency and the peak memory of each output as a model of its own; if not, evaluation.json keeps those
+    that were measured of these weights before"""
     classes: FlagCreatePairsOff[bool] = False
-    """the error on every class, not on the worst of each output alone"""
+    """the error on every class, on validation and on test, not on the worst of each output alone"""
     json: FlagCreatePairsOff[bool] = False
     """print JSON instead of tables"""
 
@@ -90,13 +91,14 @@ def evaluate(words: list[str]) -> None:
         screen.print_table(console, _worth_table(images, reports))
     screen.print_table(console, _cost_table(by_split["val"], latency))
     names = run.dataset.classes
-    images_of = run.dataset.test.labels.bincount(minlength=len(names)).tolist()
+    splits = (run.dataset.val, run.dataset.test)
+    on_val, on_test = (split.labels.bincount(minlength=len(names)).tolist() for split in splits)
     if options.classes:
-        screen.print_table(console, _classes_table("test error by class", names, images_of, by_split["test"]))
+        screen.print_table(console, _classes_table(names, on_val, on_test, by_split))
     else:
-        for report in by_split["test"]:
-            most = _worst(names, images_of, report)
-            said = f"errs most, on test, on {most}" if most else "errs on no test image"
+        for report in by_split["val"]:
+            most = _worst(names, on_val, report)
+            said = f"errs most, on validation, on {most}" if most else "errs on no validation image"
             screen.print_line(console, f"output {report.output} {said}")
 
 
@@ -218,11 +220,14 @@ def _cost_table(reports: Sequence[OutputReport], latency: Sequence[Latency] | No
 
 
 def _classes_table(
-    title: str, names: Sequence[str], images_of: Sequence[int], reports: Sequence[OutputReport]
+    names: Sequence[str], on_val: Sequence[int], on_test: Sequence[int], by_split: Mapping[str, Sequence[OutputReport]]
 ) -> Table:
-    made = screen.table(title, "class", "images", *(f"output {r.output}" for r in reports))
-    for name, n, *errors in zip(names, images_of, *(r.class_errors for r in reports), strict=True):
-        made.add_row(str(name), f"{n:,}", *("-" if error is None else per_cent(error) for error in errors))
+    columns = ("images", *(f"output {r.output}" for r in by_split["val"]))
+    made = screen.table("error by class: validation / test", "class", *columns)
+    by_class = [zip(*(r.class_errors for r in by_split[split]), strict=True) for split in ("val", "test")]
+    for name, n, m, val, test in zip(names, on_val, on_test, *by_class, strict=True):
+        errors = (" / ".join("-" if e is None else per_cent(e) for e in pair) for pair in zip(val, test, strict=True))
+        made.add_row(str(name), f"{n:,} / {m:,}", *errors)
     return made
 
 
