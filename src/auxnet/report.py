@@ -111,7 +111,8 @@ def gather(
             "method": method_name(recipe),
             "seed": recipe.seed,
             "select": command("select", run, *flags),
-            **dict.fromkeys(("exits", "calibration", "confusion", "gallery", "missing", "measured", "changed", "seen")),
+            **dict.fromkeys(("exits", "p_values", "calibration", "confusion", "gallery")),
+            **dict.fromkeys(("missing", "measured", "changed", "seen")),
         }
         rows = whole_epochs(rundir.read_metrics(run))
         facts |= {"curves": curves(rows)}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from statistics import NormalDist
@@ -173,6 +173,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = accumulate((min(1.0, (len(rising) - rank) * p_values[place]) for rank, place in enumerate(rising)), max)
     by_place = dict(zip(rising, adjusted, strict=True))
     return [by_place[place] for place in range(len(p_values))]
+
+
+def compared_with(output: int, predicted: Predictions) -> dict[int, Comparison]:
+    """The other outputs compared with one of them (1..K), by their numbers; their p-values are adjusted by `holm`."""
+    others = [k for k in range(1, len(predicted.wrong) + 1) if k != output]
+    found = [compare(predicted.wrong[k - 1], predicted.wrong[output - 1]) for k in others]
+    adjusted = holm([each.p_value for each in found])
+    return {k: replace(each, p_value=p) for k, each, p in zip(others, found, adjusted, strict=True)}
 
 
 # ---- probabilities ---------------------------------------------------------------------------------------------

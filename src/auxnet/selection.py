@@ -7,7 +7,7 @@ multiply-adds) whose error is within a margin of it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Real
 
 from auxnet.batches import Batches
@@ -20,8 +20,8 @@ from auxnet.scores import (
     Comparison,
     Predictions,
     compare,
+    compared_with,
     guessing,
-    holm,
     no_better_than_guessing,
     predictions,
     too_few,
@@ -163,7 +163,7 @@ def choose(
     chosen = None
     if meeting:
         chosen = meeting[cheapest_within([row.error for row in meeting], [row.macs for row in meeting], margin)]
-    against = _against(predicted, chosen)
+    against = {} if chosen is None else compared_with(chosen.output, predicted)
     candidates = tuple(
         Candidate(row, time, of, over <= 1, of is not None and of[0] <= limit <= of[1], against.get(row.output))
         for row, time, of, over in zip(rows, times, quartiles, excess, strict=True)
@@ -178,16 +178,6 @@ def choose(
     reason = _reason(candidates, chosen, best, margin, budgets) + borderline
     guessed = compare(predicted.wrong[chosen.output - 1], predicted.labels != predicted.labels.bincount().argmax())
     return Choice(chosen.output, reason, margin, budgets, candidates, guessing(predicted.labels), guessed)
-
-
-def _against(predicted: Predictions, chosen: OutputReport | None) -> dict[int, Comparison]:
-    """The other outputs compared with the chosen one, by their numbers; {} without a choice."""
-    if chosen is None:
-        return {}
-    others = [k for k in range(1, len(predicted.wrong) + 1) if k != chosen.output]
-    found = [compare(predicted.wrong[k - 1], predicted.wrong[chosen.output - 1]) for k in others]
-    adjusted = holm([each.p_value for each in found])
-    return {k: replace(each, p_value=p) for k, each, p in zip(others, found, adjusted, strict=True)}
 
 
 def _alike(candidates: Sequence[Candidate], chosen: OutputReport) -> int | None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -72,7 +75,7 @@ def exits(words: list[str]) -> int:
     screen.load_torch()
     from auxnet.solving import solve_exits
 
-    with screen.working("solving"):
+    with screen.working("solving"), _named_as_flags():
         found = solve_exits(
             o.run,
             **targets,
@@ -100,6 +103,16 @@ def exits(words: list[str]) -> int:
     if found.written is not None:
         screen.print_line(console, f"written to {found.written}")
     return 0
+
+
+@contextmanager
+def _named_as_flags() -> Iterator[None]:
+    """Within, a request that is at fault is told by the flags, and not by the names that they have in Python."""
+    try:
+        yield
+    except ValueError as error:
+        names = r"\bmax_error_increase\b|\bmax_mean_macs\b|\bmax_mean_latency\b|^cost\b"
+        raise ValueError(re.sub(names, lambda found: f"--{found[0].replace('_', '-')}", str(error))) from None
 
 
 def _show_answer(console: Console, found: Solved, policy: Policy, on_val: Outcome, on_test: Outcome) -> None:

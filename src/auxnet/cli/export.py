@@ -60,7 +60,8 @@ class Predict:
     model: Positional[str]
     """a run, an exported folder, an ONNX file made by auxnet export, or hf:owner/name"""
     paths: Positional[tuple[str, ...]] = ()
-    """image files; folders, searched below too; - for a list of them on standard input"""
+    """image files; folders, searched below too; - for a list of them on standard input, a line each or as find -print0
+    gives them"""
     output: int | None = None
     """the output, from 1, shallow to deep; none: the deepest there is"""
     top: int = 3
@@ -164,7 +165,10 @@ def predict(words: list[str]) -> int:
 
 
 def _listed() -> list[str]:
-    return [line for line in (line.rstrip("\r\n") for line in sys.stdin) if line]
+    """The names on standard input: one a line, or with NUL between them, as `find -print0` has it."""
+    text = sys.stdin.read()
+    names = text.split("\0") if "\0" in text else (line.rstrip("\r") for line in text.split("\n"))
+    return [name for name in names if name]
 
 
 def _complain(answer: Unreadable) -> None:
