@@ -189,9 +189,7 @@ def main():
             print(line(rows[-1]), flush=True)
     attached = [row for row in rows if row["attached"]]
     whole = [row for row in attached if row["logits_equal"] and not any(row["steps"].values())]
-    print(
-        f"\n{len(rows)} models, {len(attached)} attached, {len(whole)} of them with equal logits and a step of each method"
-    )
+    print(f"\n{len(rows)} models, {len(attached)} attached, {len(whole)} of them with equal logits and every step")
 
 
 if __name__ == "__main__":
