@@ -2,7 +2,8 @@
 
 Weights are random. Each model gets two even cuts; its logits are compared with those of
 the untouched model, bit for bit, in evaluation mode; each truncated output with the whole net's; and a copy takes one
-step of each method, in which a gradient reaches every weight and BatchNorm counts one batch.
+step of each method, in which a gradient reaches every weight and BatchNorm counts one batch. Models that compute their
+weights (weight standardisation, Swin V2) are refused by live, which says so.
 
 timm and torchvision are not needed by auxnet: pip install --no-deps timm torchvision (and pyyaml, huggingface_hub).
 """
@@ -14,6 +15,7 @@ import copy
 import json
 import time
 import warnings
+from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -51,6 +53,7 @@ METHODS = {
     "joint": auxnet.joint,
     "pairwise": auxnet.pairwise,
     "live": partial(auxnet.multiway, mode="live"),
+    "frozen": partial(auxnet.multiway, mode="frozen"),
     "fused": partial(auxnet.multiway, mode="fused"),
 }
 CLASSES = 10
@@ -160,8 +163,10 @@ def line(row):
 
 def main():
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--only", nargs="*", help="these models (library:name); their rows are replaced in --out")
-    arguments.add_argument("--out", type=Path, default=Path("results/backbones.json"))
+    arguments.add_argument("--only", nargs="*", help="these models alone (library:name)")
+    arguments.add_argument(
+        "--out", type=Path, default=Path("results/backbones.json"), help="whose rows are replaced, each once it is made"
+    )
     chosen = arguments.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -170,22 +175,21 @@ def main():
 
     made = provenance(torch.device("cpu"))
     made["versions"] |= {"timm": timm.__version__, "torchvision": torchvision.__version__}
-    print("| model | cut after | outputs | depths | logits equal | joint pairwise live fused | truncated | |")
+    print(f"| model | cut after | outputs | depths | logits equal | {' '.join(METHODS)} | truncated | |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
-    rows = []
+    earlier = json.loads(chosen.out.read_text())["models"] if chosen.out.is_file() else []
+    table, rows = {row["model"]: row for row in earlier}, []
     for fixed, text in ((False, CNNS), (True, FIXED_SIZE)):
         for library, name in models(text):
             if chosen.only and f"{library}:{name}" not in chosen.only:
                 continue
-            rows.append(tried(library, name, fixed))
+            rows.append(tried(library, name, fixed) | {"day": f"{date.today()}", "commit": made["commit"]})
+            table[rows[-1]["model"]] = rows[-1]
+            chosen.out.write_text(json.dumps({**made, "models": [*table.values()]}, indent=1) + "\n")
             print(line(rows[-1]), flush=True)
     attached = [row for row in rows if row["attached"]]
     whole = [row for row in attached if row["logits_equal"] and not any(row["steps"].values())]
-    print(f"\n{len(rows)} models, {len(attached)} attached, {len(whole)} of them with equal logits and all four steps")
-    if chosen.only and chosen.out.is_file():  # these rows in place of the earlier ones
-        new = {row["model"]: row for row in rows}
-        rows = [new.get(row["model"], row) for row in json.loads(chosen.out.read_text())["models"]]
-    chosen.out.write_text(json.dumps({**made, "models": rows}, indent=1) + "\n")
+    print(f"\n{len(rows)} models, {len(attached)} attached, {len(whole)} of them with equal logits and every step")
 
 
 if __name__ == "__main__":

@@ -7,17 +7,21 @@ import warnings
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 import auxnet
 from auxnet import resuming
+from auxnet.backbones import named
 from auxnet.backbones.named import build_backbone
 from auxnet.cli import main
+from auxnet.data import load_data
 from auxnet.recipe import read_recipe, write_recipe
 from auxnet.sweeps.space import domain_of, written
 from test_cli import fails
@@ -58,6 +62,9 @@ def broken(num_classes):
 
 number = 3
 """
+
+TRANSFORMS = SimpleNamespace(mean=(0.2, 0.4, 0.6), std=(0.1, 0.2, 0.3))
+OF_TORCHVISION = SimpleNamespace(DEFAULT=SimpleNamespace(transforms=lambda: TRANSFORMS))
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +186,50 @@ def test_pretrained_weights_are_taken_and_a_classifier_of_other_classes_is_repla
         assert [len(logits[0]) for logits in run.net(torch.zeros(1, 3, 16, 16))] == [3, 3, 3]
     shutil.move("five.safetensors", "moved.safetensors")
     assert main(["train", "--out", "from-five.safetensors", "--resume"]) == 0  # its weights are in the checkpoint
+
+
+@pytest.mark.parametrize("source", ["run", "timm", "torchvision", "own"])
+def test_pretrained_weights_see_pixels_normalised_as_those_they_were_trained_on(source, place, tmp_path, monkeypatch):
+    libraries = {
+        "timm": {"get_pretrained_cfg": lambda name: SimpleNamespace(mean=(0.5, 0.4, 0.3), std=(0.5, 0.2, 0.25))},
+        "torchvision": {"models": SimpleNamespace(get_model_weights=lambda name: OF_TORCHVISION)},
+    }
+    for name, content in libraries.items():
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**content))
+    recipe = replace(read_recipe("run/recipe.yaml"), epochs=1, augment="none", data="darker", pretrained="run")
+    own = load_data(replace(recipe, data=darker("darker")))
+    seen = json.loads(Path("run/config.json").read_text())["preprocessing"]
+    mean, std = {
+        "run": (seen["mean"], seen["std"]),
+        "timm": ((127.5, 102, 76.5), (127.5, 51, 63.75)),
+        "torchvision": ((51, 102, 153), (25.5, 51, 76.5)),
+        "own": (own.mean, own.std),
+    }[source]
+    if source != "run":
+        theirs = build_backbone("own_nets:build", 3)
+        save_file(theirs.state_dict(), tmp_path / "w.safetensors")
+        recipe = replace(recipe, pretrained=str(tmp_path / "w.safetensors"))
+    if source in libraries:  # their models are our own here
+        monkeypatch.setattr(named, f"_{source}", lambda name, model, channels: lambda classes: theirs)
+        recipe = replace(recipe, backbone=f"{source}:any")
+    given = []
+    with register_module_forward_pre_hook(lambda module, arguments: given.extend(arguments)):
+        run = auxnet.fit(recipe, tmp_path / "run")
+    pixels = own.test.images.permute(0, 3, 1, 2)
+    expected = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    images = [each for each in given if isinstance(each, torch.Tensor) and each.shape == expected.shape]
+    assert any(torch.allclose(each, expected, atol=1e-5) for each in images if each.device.type == "cpu")
+    again = auxnet.fit(recipe, tmp_path / "run", resume=True)
+    assert again.summary["last"] == run.summary["last"]
+
+
+def darker(folder):
+    """The pictures of the place, each pixel half as bright."""
+    for file in Path("pics").rglob("*.png"):
+        copy = Path(folder) / file.relative_to("pics")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(Image.open(file)) // 2).save(copy)
+    return folder
 
 
 def test_a_moving_average_has_the_buffers_of_the_net_where_they_are_not_measured_anew(tmp_path):

@@ -12,10 +12,13 @@ from typing import Any
 import torch
 
 from auxnet import batches, data
-from auxnet.backbones.described import cuts_of, net_from
+from auxnet.backbones.described import config_of, cuts_of, net_from
+from auxnet.backbones.named import normalisation
+from auxnet.backbones.weights import of_a_run, run_of
 from auxnet.by_name import aggregator_of, optimizer_of
 from auxnet.capturing import as_cuda_graph, check_optimizers
 from auxnet.distributed import Team
+from auxnet.documents import parsing
 from auxnet.errors import first_line
 from auxnet.gradients import Loss
 from auxnet.losses import balanced, cross_entropy, distilled, square_hinge
@@ -24,6 +27,7 @@ from auxnet.method import Method
 from auxnet.methods import joint, multiway, pairwise
 from auxnet.network import AuxNet, copied
 from auxnet.precision import in_float32, to_bfloat16
+from auxnet.preprocessing import Preprocessing
 from auxnet.reading.splits import Labelled
 from auxnet.recipe import Recipe
 from auxnet.residual import MIN_SIZE, layout, resnet
@@ -101,6 +105,26 @@ def check_last_batch(recipe: Recipe, dataset: data.DataSet, net: AuxNet, process
             f"batch_size={recipe.batch_size} leaves one image to the last of {len(dataset.train)} training images' "
             f"batches, which this net cannot normalise ({first_line(error)}): give another batch_size"
         ) from None
+
+
+def normalised_for(recipe: Recipe, dataset: data.DataSet) -> data.DataSet:
+    """The data set, normalised as the images were that pretrained weights have seen; as it is where that is unknown.
+
+    A run says so in its config.json; of a library's backbone the library does, for coloured images.
+    """
+    if recipe.pretrained is None:
+        return dataset
+    if recipe.backbone is not None and not of_a_run(recipe.pretrained):
+        seen = normalisation(recipe.backbone)
+    else:
+        run = run_of(recipe.pretrained)
+        content = config_of(run).get("preprocessing")
+        with parsing(f"{run / 'config.json'} is damaged: its preprocessing cannot be read"):
+            theirs = None if content is None else Preprocessing.read(content)
+        seen = None if theirs is None else (theirs.mean, theirs.std)
+    if seen is None or len(seen[0]) != dataset.channels:
+        return dataset
+    return replace(dataset, mean=seen[0], std=seen[1])
 
 
 def resident(dataset: data.DataSet, device: torch.device) -> data.DataSet:

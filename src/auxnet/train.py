@@ -23,6 +23,7 @@ from auxnet.build import (
     check_last_batch,
     evaluation_batches,
     network_options,
+    normalised_for,
     resident,
 )
 from auxnet.checkpoint import load_net
@@ -157,6 +158,7 @@ def _prepare(recipe: Recipe, team: Team, resume: bool) -> tuple[DataSet, AuxNet,
         unread = f"{plural(len(dataset.left_out), 'image')}: {first_few(dataset.left_out)}"
         warnings.warn(f"left out, unreadable, {unread}", stacklevel=3)
     net, method = build(recipe, dataset, team.device, team)
+    dataset = normalised_for(recipe, dataset)
     check_last_batch(recipe, dataset, net, team.size)
     for doubt in optimizer_doubts(recipe, net.depths) if team.leads and not resume else ():
         warnings.warn(doubt, stacklevel=3)

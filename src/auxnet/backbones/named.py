@@ -56,6 +56,21 @@ def build_backbone(name: str, num_classes: int, in_channels: int = 3, pretrained
     return backbone
 
 
+def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """The (mean, std) per channel, in 0..255, of the images that a library's own weights for a model of this name saw.
+
+    None for code that is no library's, of which nothing is known. The name is one that `build_backbone` takes.
+    """
+    library, _, model = name.partition(":")
+    if library == "timm":
+        seen = _imported(name, "timm").get_pretrained_cfg(model)
+    elif library == "torchvision":
+        seen = _imported(name, "torchvision").models.get_model_weights(model).DEFAULT.transforms()
+    else:
+        return None
+    return tuple(255 * m for m in seen.mean), tuple(255 * s for s in seen.std)
+
+
 def is_own_code(name: str) -> bool:
     """Whether a name stands for code that is none of a known library's."""
     return name.partition(":")[0] not in LIBRARIES
