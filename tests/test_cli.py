@@ -643,7 +643,8 @@ def test_help_calls_an_option_left_open_none_and_takes_it_so(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     said = capsys.readouterr().out
-    assert "--out none|PATH" in said and "--at none|INT ..." in said
+    assert "--out none|PATH" in said
+    assert "--at none|INT ..." in said
     for section in ("data", "network", "method", "training", "machine"):
         assert f"{section} options" in said
     assert "{None}" not in said

@@ -73,7 +73,7 @@ class NetworkFields:
     cuts: int | tuple[str, ...] | None = None
     """the backbone's modules after which outputs are added, or how many even cuts; none: 2"""
     pretrained: str | None = None
-    """weights to begin with (and their normalisation): a run of the same network, whatever its classes; or a backbone's"""
+    """weights, and their normalisation, to begin with: a run of the same network, whatever its classes; or a backbone's"""
 
 
 @dataclass(frozen=True)

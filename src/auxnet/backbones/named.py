@@ -68,6 +68,8 @@ def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | No
         seen = _imported(name, "torchvision").models.get_model_weights(model).DEFAULT.transforms()
     else:
         return None
+    if seen is None:  # a model of no weights
+        return None
     return tuple(255 * m for m in seen.mean), tuple(255 * s for s in seen.std)
 
 
