@@ -73,7 +73,7 @@ class NetworkFields:
     cuts: int | tuple[str, ...] | None = None
     """the backbone's modules after which outputs are added, or how many even cuts; none: 2"""
     pretrained: str | None = None
-    """weights, and their normalisation, to begin with: a run of the same network, whatever its classes; or a backbone's"""
+    """weights and normalisation to begin with: those of a run of the same network, whatever its classes; or a file"""
 
 
 @dataclass(frozen=True)
