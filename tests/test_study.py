@@ -269,6 +269,12 @@ def test_the_data_are_a_scales_and_named_once(own):
         ('"one:1"}', '"one:1", of: share}\nmeasures: supervision', "a claim of: share knows no mean, got two:mean"),
         (
             'better: "two:mean", worse: "one:1"}',
+            "better: 0.5, worse: one, of: share}\nmeasures: supervision",
+            "the better side of the claim 'the mean too' must be a variant, got 0.5",
+        ),
+        ("better: two,", 'better: "two:",', "a claim's side is VARIANT, VARIANT:mean or VARIANT:NUMBER, got two:"),
+        (
+            'better: "two:mean", worse: "one:1"}',
             "better: two, worse: 0.0, of: share}\nmeasures: supervision",
             "a share is compared with a number above 0, got 0.0",
         ),
@@ -1099,6 +1105,7 @@ def test_what_is_under_way_is_said_by_who_trains_and_by_who_looks(own, tmp_path,
     assert "1/2 trainings done, under way: two on digits, seed 0: 1/1 epochs, val. error" in said
     [trial, _] = read_study(str(own), "smoke", 1).trials(HERE)
     (running.folder_of(tmp_path / "out", trial) / "summary.json").unlink()
+    shutil.rmtree(tmp_path / "out" / "own-smoke")  # its ledger has that training
     with FileLock(tmp_path / "out" / "claims" / f"{trial.name}.lock"):
         assert main([*words, "--show"]) == 0
     assert "under way: one on digits, seed 0: 1/1 epochs, val. error" in capsys.readouterr().out

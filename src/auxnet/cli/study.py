@@ -86,6 +86,10 @@ def study(words: list[str]) -> int:
 
     check_count(options.processes, "a study")
     folder, drawn = options.report or options.out / f"{made.name}-{made.scale}", list[Path]()
+    with screen.working("looking through its variants"):
+        check_claims(made)
+        if not options.show:
+            check_variants(made, where)
     trials = list(made.trials(where))
     done = [trial for trial in trials if is_done(options.out, trial)]
     if unknown := {*options.only} - made.variants.keys():
@@ -93,11 +97,7 @@ def study(words: list[str]) -> int:
     asked = [trial for trial in trials if not options.only or trial.variant in options.only]
     left = [] if options.show else left_of(options.out, asked)
     check_folder(folder, made, [trial.name for trial in (*done, *left)])
-    with screen.working("looking through its variants"):
-        check_claims(made)
-        if not options.show:
-            check_variants(made, where)
-            check_data_found(left)
+    check_data_found(left)
     check_data(options.out, done if options.show else asked)
     if least := least_told(made):
         screen.print_line(console, f"note: {least}")

@@ -24,12 +24,12 @@ def check_claims(study: Study) -> None:
                     "outputs, or name one of them"
                 )
         for side in sides:
-            outputs, method = len(_depths(study, side)), study.recipe(side.variant, study.datasets[0]).method
-            if claim.of == "share" and side.output and outputs > 1 and method == "joint":
-                raise ValueError(f"{about} names {side}, but joint training has one share: name {side.variant}")
-            if not side.output.isdecimal():
+            if side.output in ("", "mean"):
                 continue
-            if not 1 <= int(side.output) <= outputs:
+            outputs, method = len(_depths(study, side)), study.recipe(side.variant, study.datasets[0]).method
+            if claim.of == "share" and outputs > 1 and method == "joint":
+                raise ValueError(f"{about} names {side}, but joint training has one share: name {side.variant}")
+            if side.output != "final" and not 1 <= int(side.output) <= outputs:
                 has = f"{side.variant} has {outputs} output{'s' if outputs > 1 else ''}"
                 raise ValueError(f"{about} names {side}, but {has}")
 
