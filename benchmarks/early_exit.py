@@ -1,9 +1,9 @@
-"""Early exit against its ideal: throughput of `EarlyExit` over what its exit shares would cost by themselves.
+"""Early exit against its ideal: time of `EarlyExit` over what its exit shares would cost by themselves.
 
 Ideal seconds of a batch = sum over outputs of (share of the images that leave there) x (measured seconds of the
 truncated model for a full batch). A ratio of 1 means that images that left cost nothing more, and that heads
-passed, decisions and smaller batches cost nothing at all. Early exit and truncated models take turns in every
-round, on fresh batches in each, so that the sizes of the compacted batches vary as in use.
+passed, decisions and smaller batches cost nothing at all; above 1 is slower. Early exit and truncated models take turns
+in every round, on fresh batches in each, so that the sizes of the compacted batches vary as in use.
 
     python benchmarks/early_exit.py [--batch 256] [--depth 56] [--outputs 5] [--rounds 15] [--threads 2] [--json FILE]
 """
@@ -39,7 +39,7 @@ def of_policy(exits: EarlyExit, alone: list[torch.nn.Module], fresh, rounds: int
             ideals.append(ideal)
             shares_seen.append(shares)
     return {
-        "ratio": ratio(ideals, times),
+        "ratio": ratio(times, ideals),
         "shares": [round(share, 3) for share in torch.stack(shares_seen).mean(0).tolist()],
         "milliseconds": 1000 * statistics.median(times),
         "ideal_milliseconds": 1000 * statistics.median(ideals),

@@ -97,14 +97,36 @@ def test_evaluate_names_the_worst_classes_or_all_and_of_how_many_images(run, cap
     assert short.count("errs most") == 3
     counts = {(int(wrong), int(n)) for wrong, n in re.findall(r"\((\d+) of (\d+)\)", short)}
     with opened(run) as again:
-        labels = again.dataset.test.labels.tolist()
+        val, test = (split.labels.tolist() for split in (again.dataset.val, again.dataset.test))
     assert counts
-    assert all(0 < wrong <= n and n in Counter(labels).values() for wrong, n in counts)
+    assert all(0 < wrong <= n and n in Counter(val).values() for wrong, n in counts)  # to act on, it is of validation
     assert main(["evaluate", str(run), "--no-latency", "--classes"]) == 0
-    table = capsys.readouterr().out.split("test error by class")[1]
-    assert [int(n) for n in re.findall(r"^ +\w+ +(\d+) +\S+ %", table, re.M)] == [
-        labels.count(c) for c in range(max(labels) + 1)
-    ]
+    table = capsys.readouterr().out.split("error by class: validation / test")[1]
+    outputs = json.loads((run / "evaluation.json").read_text())["outputs"]
+    rows = re.findall(r"^ +\w+ +(\d+) / (\d+) +(\S+) % / (\S+) % +", table, re.M)
+    assert [(int(n), int(m)) for n, m, _, _ in rows] == [(val.count(c), test.count(c)) for c in range(max(val) + 1)]
+    for place, split in ((2, "val"), (3, "test")):
+        assert [row[place] for row in rows] == [f"{100 * e:.2f}" for e in outputs[0][split]["class_errors"]]
+
+
+def test_a_latency_that_is_not_measured_again_stays_if_it_is_of_these_weights(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "a")
+    words, path = ["evaluate", str(tmp_path / "a"), "--no-latency", "--json"], tmp_path / "a" / "evaluation.json"
+
+    def kept():
+        assert main(words) == 0
+        return [row["latency"] for row in json.loads(capsys.readouterr().out)["outputs"]]
+
+    path.unlink(missing_ok=True)
+    assert kept() == [None] * 3
+    known = json.loads(path.read_text())
+    for k, row in enumerate(known["outputs"]):
+        row["latency"] = {"output": k + 1, "device": "cpu", "threads": 1, "timings": [], "peak_bytes": []}
+    path.write_text(json.dumps(known))
+    assert kept() == kept() == [row["latency"] for row in known["outputs"]]
+    for other in (json.dumps(known | {"weights_sha256": "0"}), "[1]", "{", json.dumps({**known, "outputs": [3]})):
+        path.write_text(other)
+        assert kept() == [None] * 3
 
 
 def test_a_run_that_cannot_be_written_to_is_still_evaluated(run, capsys, monkeypatch):

@@ -343,7 +343,12 @@ def test_an_output_alone_is_advised_by_what_it_costs_alone(run, capsys, monkeypa
     """With all that early exit does output 1 takes 3 ms, and alone 1: the bound of 2 leaves room for it alone."""
     wide = ExitCosts([1.9, 3.0, 4.0], [1.0, 1.0], [1.0, 1.5, 9.0])
     monkeypatch.setattr("auxnet.solving.exit_latencies", lambda *_: wide)
+    monkeypatch.setattr("auxnet.scores.FEW", 146)
     out = "\n".join(printed(capsys, run, "--max-mean-latency", "1.9"))
+    assert "note: 145 validation images are few" in out
+    assert "note: latency is that of the PyTorch model; an ONNX file of it is usually faster" in out
+    said = asked(capsys, run, "--max-mean-latency", "1.9")["notes"]
+    assert [line[6:] for line in out.splitlines() if line.startswith("note: ")] == said
     assert re.search(r"note: output [12] alone errs no more on validation \([\d.]+ %\), at 1\.[05]00 ms", out)
 
 
@@ -429,11 +434,14 @@ def test_an_output_alone_is_only_advised_if_it_keeps_the_bound(run, capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--max-error-increase", "1", "--max-mean-macs", "1M"], "are 2 targets: give one"),
+        (
+            ["--max-error-increase", "1", "--max-mean-macs", "1M"],
+            "--max-error-increase and --max-mean-macs are 2 targets",
+        ),
         (["--max-mean-macs", "1M", "--max-mean-latency", "1"], "are 2 targets: give one"),
         (
             ["--max-mean-macs", "1M", "--cost", "latency"],
-            "cost latency goes with max_error_increase, but max_mean_macs is given",
+            "--cost latency goes with --max-error-increase, but --max-mean-macs is given",
         ),
         (["--max-error-increase=-1"], "--max-error-increase must be percentage points, 0 or more and below 50, got -1"),
         (["--max-mean-macs", "0"], "--max-mean-macs must be 1 or more and finite, got 0"),
@@ -546,11 +554,14 @@ def test_exits_that_are_missing_stale_or_damaged_are_not_used(run, tmp_path, cap
     with pytest.raises(RuntimeError, match="made for other weights"):
         auxnet.early_exit(copy)
     (copy / "exits.json").write_text(json.dumps({**content, "thresholds": [0.5]}))
-    with pytest.raises(RuntimeError, match=r"is damaged or of another network \(3 outputs need 2 thresholds"):
+    with pytest.raises(
+        RuntimeError, match=r"of another network; `auxnet exits \S*` makes it again \(3 outputs need 2 th"
+    ):
         auxnet.early_exit(copy)
-    (copy / "exits.json").write_text("[]")
-    with pytest.raises(RuntimeError, match="is damaged"):
-        auxnet.early_exit(copy)
+    for damaged in ("[]", "{"):
+        (copy / "exits.json").write_text(damaged)
+        with pytest.raises(RuntimeError, match=r"is damaged.*; `auxnet exits \S*copy` makes it again"):
+            auxnet.early_exit(copy)
 
 
 def test_images_that_are_not_for_the_net_are_refused():

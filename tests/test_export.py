@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from auxnet import exporting
+from auxnet import comparison, exporting
 from auxnet.batches import normalise
 from auxnet.cli import main
 from auxnet.exporting import SUFFIX, Exported, export
@@ -108,7 +108,7 @@ def test_an_export_compared_on_one_image_takes_many(run, tmp_path, pixels, monke
         dataset = data_of(*asked, **how)
         return replace(dataset, val=dataset.val.part(torch.tensor([0])))
 
-    monkeypatch.setattr(exporting, "data_of", of_one_image)
+    monkeypatch.setattr(comparison, "data_of", of_one_image)
     done = export(run, 2, format, tmp_path / f"two.{'pt2' if format == 'torch' else 'onnx'}")
     assert done.images == 1
     if format == "torch":
@@ -212,6 +212,47 @@ def test_a_head_at_which_no_image_can_leave_is_not_in_the_exported_file(run, tmp
 
     assert linear(onnx.load(done.path).graph) == heads
     assert done.exits == (0, done.images, 0) if heads == 2 else (0, 0, done.images)
+
+
+def test_an_early_exit_ends_where_all_images_leave(run, tmp_path, capsys):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    words = [
+        "export",
+        str(run),
+        "--format",
+        "onnx-early-exit",
+        "--out",
+        str(tmp_path / "a.onnx"),
+        "--confidence",
+        "top",
+    ]
+    assert main([*words, "--thresholds", "1", "0"]) == 0
+    said = capsys.readouterr().out
+    assert "early exit over outputs 1..2 of" in said
+    assert "output 3 is never reached: left out\n" in said
+    assert "no image left at output 1: what it answers was not compared\n" in said
+    model = onnx.load(tmp_path / "a.onnx")
+    facts = {each.key: json.loads(each.value) for each in model.metadata_props}
+    assert (facts["output"], facts["thresholds"], facts["uncompared"]) == (2, [1.0], [1])
+    weights = sum(parameter.numel() for parameter in load(run).truncate(2).parameters())
+    assert (tmp_path / "a.onnx").stat().st_size < 4 * weights + 4 * 11 * 128 + 40_000  # the first head, and the graph
+    assert main([*words, "--overwrite", "--thresholds", "0", "0.5"]) == 2
+    assert "all images leave at output 1, where the threshold is 0: export it as onnx" in capsys.readouterr().err
+
+
+def test_an_early_exit_is_compared_at_every_output_that_one_validation_image_leaves_at(run, early, monkeypatch):
+    split = data_of(run, read_run_recipe(run), judging=False).val
+    net, everything = load(run), split.read(torch.arange(len(split))).numpy()
+    exits = HALF.exits(logits_of(run, everything))
+    [few] = (exits == exits.mode().values).nonzero().flatten()[:2].split(2)
+    monkeypatch.setattr(comparison, "BATCH", 3)
+    pixels, without = comparison.of_every_exit(net, HALF, everything[few.numpy()], split)
+    assert set(HALF.exits(logits_of(run, pixels)).tolist()) == set(exits.tolist())
+    assert set(without) == {1, 2, 3} - set(exits.tolist())
+    assert early.uncompared == without
+    assert comparison.of_every_exit(net, HALF, everything[few.numpy()], None)[1] != ()
 
 
 def test_what_was_noted_of_a_policy_is_said_again_where_it_is_shipped(run, tmp_path, capsys, monkeypatch):

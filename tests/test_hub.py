@@ -1,6 +1,7 @@
 """What `auxnet.load` and the hub's mixin give back is what was saved."""
 
 import json
+import re
 import shutil
 import socketserver
 import subprocess
@@ -88,6 +89,15 @@ def test_the_card_holds_the_table_of_the_summary_with_intervals(run):
     assert f"| {100 * row['test_error']:.2f} % ({100 * low:.1f} .. {100 * high:.1f}) |\n" in card
     assert "| test error, n = 16 |" in card
     assert "library_name: auxnet" in card
+
+
+def test_the_code_of_the_card_runs_where_the_card_lies(run, tmp_path, monkeypatch):
+    auxnet.export(run, 2, "safetensors", tmp_path / "two")
+    monkeypatch.chdir(tmp_path / "two")
+    picture(0).save("picture.jpg")
+    [code] = re.findall(r"```python\n(.*?)```", (tmp_path / "two" / "README.md").read_text(), re.DOTALL)
+    exec(compile(code, "README.md", "exec"), found := {})
+    assert found["logits"][0].shape == (1, 4)
 
 
 def test_a_net_is_loaded_without_scipy_which_takes_long_to_import(run):

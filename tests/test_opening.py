@@ -135,7 +135,15 @@ def test_images_that_were_trained_on_never_judge_a_run(tmp_path, capsys):
         assert main([str(word) for word in words]) == 1
         assert "have changed since it was begun" in capsys.readouterr().err
     assert main(["export", str(run), "--format", "torch", "--out", str(tmp_path / "x.pt2")]) == 0  # judges nothing
+    (run / "summary.json").rename(tmp_path / "summary.json")  # without it nobody could tell
+    for command in ("select", "evaluate", "exits"):
+        capsys.readouterr()
+        assert main([command, str(run)]) == 2
+        said = capsys.readouterr().err
+        assert said == f"auxnet: {run} holds no summary.json; `auxnet train --out {run} --resume` makes it again\n"
     (data / "cat" / "one-more.png").unlink()
+    assert main(["train", "--out", str(run), "--resume"]) == 0
+    assert (run / "summary.json").read_bytes() == (tmp_path / "summary.json").read_bytes()
     assert main(["select", str(run)]) == 0
 
 
@@ -379,8 +387,7 @@ def test_a_folder_of_data_that_was_not_used_is_not_asked_for(tmp_path, monkeypat
         auxnet.fit(recipe, run)
     (tmp_path / "unrelated").rmdir()
     monkeypatch.delenv("AUXNET_DATA")
-    (tmp_path / "digits" / "b" / "summary.json").unlink()
-    for run in ("digits/a", "digits/b"):  # and one without a summary says nothing of what was drawn
+    for run in ("digits/a", "digits/b"):
         assert auxnet.select(run).output
 
 

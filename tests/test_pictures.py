@@ -163,6 +163,20 @@ def test_an_image_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         formats.class_folders(formats.folder_files(tmp_path))
 
 
+def test_a_jpeg_that_is_decoded_at_a_reduced_scale_may_have_twice_the_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = pictures.decode(io.BytesIO(jpeg()), "a", 4)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # of 960
+    assert np.array_equal(pictures.decode(io.BytesIO(jpeg()), "a", 4), whole)
+    for size, options in ((None, {}), (16, {}), (4, {"progressive": True})):  # decoded whole, or held whole
+        with pytest.raises(
+            RuntimeError, match=r"a: not a readable image \(40x24 pixels may be a .* bomb: make it small"
+        ):
+            pictures.decode(io.BytesIO(jpeg(**options)), "a", size)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    with pytest.raises(RuntimeError, match=r"exceeds limit of 800 pixels, could be .* attack: make it smaller\)"):
+        pictures.decode(io.BytesIO(jpeg()), "a", 4)
+
+
 def jpeg(**options: object) -> bytes:
     """A photograph-like picture, 40 x 24, as JPEG."""
     file = io.BytesIO()

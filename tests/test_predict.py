@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import weakref
 
 import numpy as np
@@ -150,11 +151,13 @@ def test_a_model_given_after_the_images_is_told_where_it_belongs(run, folder):
         predict("missing.onnx", [folder])
 
 
-def test_a_list_on_standard_input_is_followed(run, folder, capsys, monkeypatch):
+def test_a_list_on_standard_input_is_followed(run, folder, tmp_path, capsys, monkeypatch):
     names = [str(folder / f"{n}, a.png") for n in (3, 0)]
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(names) + "\n"))
-    assert main(["predict", str(run), "-", "--format", "jsonl"]) == 0
-    assert [json.loads(line)["image"] for line in capsys.readouterr().out.splitlines()] == names
+    shutil.copy(names[0], odd := str(tmp_path / "two\nlines.png"))
+    for listed, given in ((names, "\n".join(names) + "\n"), ([odd, *names], "\0".join([odd, *names, ""]))):
+        monkeypatch.setattr("sys.stdin", io.StringIO(given))
+        assert main(["predict", str(run), "-", "--format", "jsonl"]) == 0
+        assert [json.loads(line)["image"] for line in capsys.readouterr().out.splitlines()] == listed
 
 
 def test_the_file_is_written_whole_and_never_over_another(run, folder, tmp_path, capsys):

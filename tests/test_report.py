@@ -267,7 +267,10 @@ def test_early_exit_is_drawn_on_validation_and_what_exits_json_does_to_test_imag
     assert facts["exits"]["solved"]["val"]["error"] == content["val"]["error"]
     assert facts["exits"]["solved"]["macs"] == content["val"]["mean_cost"]
     (solved / "exits.json").write_text("{}")
-    assert report.gather(solved, "solved")["exits"]["solved"] is None
+    damaged = report.gather(solved, "solved")["exits"]
+    assert damaged["solved"] is None
+    assert f"is not shown: {solved}/exits.json is damaged or of another" in damaged["words"]
+    assert f"; `auxnet exits {solved}` makes it again" in damaged["words"]
     for runs, curves in (([facts], 1), ([facts, gathered], 2)):
         page = open_page(runs)
         drawn = page.locator("#exits-plot").evaluate(
@@ -603,6 +606,7 @@ def test_the_command_makes_select_choose_what_the_page_shows(run, gathered, tmp_
     shutil.copytree(run, folder)
     page = open_page([{**gathered, "select": command("select", folder)}], figures=False)
     positions = [("within", 0), ("max-params", 120), ("max-macs", 170), ("within", 100), ("max-macs", 0)]
+    tested = 0
     for slider, position in positions:
         move(page, slider, position)
         chosen = page.locator("#answer").get_attribute("data-output")
@@ -611,7 +615,13 @@ def test_the_command_makes_select_choose_what_the_page_shows(run, gathered, tmp_
         assert words[:2] == ["select", str(folder)]
         assert words[2:4] == ["--within", page.locator("#within-value").get_attribute("data-value")]
         main([*words, "--json"])
-        assert str(json.loads(capsys.readouterr().out)["output"] or "none") == chosen, words
+        said = json.loads(capsys.readouterr().out)
+        assert str(said["output"] or "none") == chosen, words
+        told = page.locator("#reason").text_content().replace(" It ", " it ").removesuffix(".")
+        clauses = [clause for clause in said["reason"].split("; ") if "McNemar" in clause]
+        assert clauses == re.findall(r"it \w+ [^;]* \(Holm\)", told)
+        tested += len(clauses)
+    assert tested > 0
 
 
 def test_the_cheapest_in_multiply_adds_is_chosen_whatever_the_order_of_outputs(gathered, open_page):

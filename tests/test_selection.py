@@ -82,6 +82,7 @@ def test_a_latency_whose_quartiles_hold_the_budget_is_said_to_be_too_near_it():
     assert choice.candidates[1].quartiles == (2.0, 2.2)
     near = "output 2 is too near the latency budget to be sure of (its median 2.1 ms for one image, its quartiles 2 .."
     assert near in choice.reason
+    assert any("of the PyTorch model; an ONNX file of it is usually faster" in note for note in choice.notes)
     sure = choose(said, rows, budgets={"latency": 2.5}, latency=limits["latency"])
     assert not any(each.borderline for each in sure.candidates)
     assert "too near" not in sure.reason
@@ -285,6 +286,12 @@ def test_an_interval_that_says_more_than_its_p_value_is_explained(errors, noted,
     assert main(["select", str(run)]) == 0
     out = capsys.readouterr().out
     assert ("one without 0 may stand beside 'cannot be told apart'\n" in out) == noted
+    said = asked(capsys, run)
+    assert [line.removeprefix("note: ") for line in out.splitlines() if line.startswith("note: ")] == said["notes"]
+    choice = choose(*ladder(*errors), within=0.0)
+    assert (said["alike"], said["no_better_than_guessing"]) == (choice.alike, choice.no_better_than_guessing)
+    told = [each.against_chosen and each.against_chosen.significant for each in choice.candidates]
+    assert told == [(found := each["against_chosen"]) and found["significant"] for each in said["candidates"]]
 
 
 @pytest.mark.parametrize(

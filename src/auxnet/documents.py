@@ -45,7 +45,12 @@ def read_json(path: Path) -> Any:
 
 
 def made_again(path: Path) -> str:
-    """What makes a file of a finished run again, to end an error with; nothing where there is no checkpoint of it."""
+    """What makes a file of a finished run again, to end an error with; nothing where nothing does.
+
+    (Without a checkpoint no training does.)
+    """
+    if path.name == "exits.json":
+        return f"; `{command('exits', path.parent)}` makes it again"
     of_a_run = path.name in ("config.json", "summary.json", "model.safetensors")
     if not (of_a_run and any((path.parent / "checkpoints").glob("*.ckpt"))):
         return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 from auxnet.batches import Batches
 from auxnet.checkpoint import fingerprint
 from auxnet.cost import costs
+from auxnet.documents import parsing, read_json
 from auxnet.latency import Latency
 from auxnet.network import AuxNet, check_net, check_tensors, in_mode
 from auxnet.scores import Predictions, calibration_error, class_errors, log_loss, predictions, wilson
@@ -100,17 +102,31 @@ def image_shape_of(batches: Batches) -> tuple[tuple[int, ...], Batches]:
 def evaluation_of(
     folder: Path, by_split: Mapping[str, list[OutputReport]], latency: list[Latency] | None
 ) -> dict[str, Any]:
-    """What evaluation.json holds of a run: the cost of each output, and its measures on each split."""
-    first = next(iter(by_split.values()))
+    """What evaluation.json holds of a run: the cost of each output, and its measures on each split.
+
+    Latency that is not measured now stays as it was measured of these weights before, with its device and threads.
+    """
+    first, weights = next(iter(by_split.values())), fingerprint(folder)
+    times = _measured_before(folder, weights) if latency is None else [asdict(each) for each in latency]
     outputs = [
         {
             **{key: getattr(report, key) for key in COSTS},
-            "latency": None if latency is None else asdict(latency[k]),
+            "latency": times[k] if len(times) == len(first) else None,
             **{split: _measures(reports[k]) for split, reports in by_split.items()},
         }
         for k, report in enumerate(first)
     ]
-    return {"weights": "last", "weights_sha256": fingerprint(folder), "outputs": outputs}
+    return {"weights": "last", "weights_sha256": weights, "outputs": outputs}
+
+
+def _measured_before(folder: Path, weights: str) -> list[Any]:
+    """The latency of each output that evaluation.json holds of weights with this SHA-256; [] where it holds none."""
+    path = folder / "evaluation.json"
+    with suppress(FileNotFoundError, RuntimeError), parsing(f"{path} is damaged"):
+        known = read_json(path)
+        if known["weights_sha256"] == weights:
+            return [row["latency"] for row in known["outputs"]]
+    return []
 
 
 def _measures(report: OutputReport) -> dict[str, Any]:

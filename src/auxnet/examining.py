@@ -24,7 +24,7 @@ from auxnet.network import AuxNet
 from auxnet.policy import Policy, never
 from auxnet.reading.splits import Labelled
 from auxnet.recipe import Recipe
-from auxnet.scores import Predictions, confusion, predictions, reliability, wilson
+from auxnet.scores import Predictions, compared_with, confusion, predictions, reliability, wilson
 from auxnet.selection import choose
 from auxnet.thresholds import fit_temperatures, outcome, sweep
 from auxnet.words import sentence, with_interval
@@ -55,6 +55,10 @@ def examine(run: Path, recipe: Recipe, dataset: DataSet) -> dict[str, Any]:
         "outputs": rows,
         "chosen": choice.output,
         "reason": choice.reason,
+        "p_values": [
+            [found[k].p_value if k in found else None for k in range(1, len(rows) + 1)]
+            for found in (compared_with(chosen, val) for chosen in range(1, len(rows) + 1))
+        ],
         "alike": choice.alike,
         "no_better": choice.no_better_than_guessing,
         "measured": measured,
@@ -93,11 +97,13 @@ def time_of(timing: Timing | None) -> dict[str, Any]:
 
 
 def solved_for(run: Path, net: AuxNet) -> tuple[Policy | None, list[str]]:
-    """What `auxnet exits` solved for these weights, and its notes; None if it did not, or if exits.json is damaged."""
+    """What `auxnet exits` solved for these weights, and its notes; None, and why, if exits.json is of no use."""
     try:
         return read_policy(run, net.outputs), read_notes(run)
-    except (FileNotFoundError, RuntimeError):
+    except FileNotFoundError:  # nobody has asked for it yet
         return None, []
+    except RuntimeError as error:
+        return None, [f"what `auxnet exits` solved is not shown: {error}"]
 
 
 def early_exits(
@@ -134,7 +140,7 @@ def early_exits(
         words.append(
             f"The ring is what exits.json holds: {val_error} on validation, and {test_error} on test (the bar)."
         )
-        words += map(sentence, notes)
+    words += map(sentence, notes)
     words.append(f"Test (n = {len(test.labels):,}) is a report, and decides nothing.")
     return {
         "points": sorted(map(point, policies), key=lambda each: each["macs"]),

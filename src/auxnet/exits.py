@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from auxnet.checkpoint import fingerprint, load_net
 from auxnet.cost import multiply_adds_by_part
-from auxnet.documents import parsing, read_json
+from auxnet.documents import made_again, parsing, read_json
 from auxnet.latency import measure
 from auxnet.network import AuxNet, check_net, copied, logits_of
 from auxnet.policy import ALWAYS, Confidence, Policy, never
@@ -148,12 +148,12 @@ def read_policy(run: RunDir, outputs: int) -> Policy:
         how = f"`{command('exits', run)}`, or auxnet.solve_exits({str(run)!r}) in Python, makes it"
         raise FileNotFoundError(f"{run} holds no exits.json: {how}")
     content = read_json(path)
-    with parsing(f"{path} is damaged or of another network"):
+    with parsing(f"{path} is damaged or of another network{made_again(path)}"):
         thresholds, temperatures = (tuple(map(float, content[key])) for key in ("thresholds", "temperatures"))
         policy, made_for = Policy(thresholds, content["confidence"], temperatures), content["weights_sha256"]
         policy.check(outputs)
     if made_for != fingerprint(Path(run)):
-        raise RuntimeError(f"{path} was made for other weights than the run's: run `{command('exits', run)}` again")
+        raise RuntimeError(f"{path} was made for other weights than the run's{made_again(path)}")
     return policy
 
 

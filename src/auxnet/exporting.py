@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,24 +17,19 @@ import torch
 
 from auxnet import __version__
 from auxnet.backbones.named import is_own_code
-from auxnet.batches import normalise
-from auxnet.errors import one_line
+from auxnet.comparison import compare, of_every_exit, random_images, some, validation_images
 from auxnet.exits import read_policy
 from auxnet.files import whole
 from auxnet.graphs import EarlyExitGraph, OneOutput, need, write_onnx, write_torch
 from auxnet.hub import FILES, PretrainedAuxNet, load, model_card, position_of, take_out
-from auxnet.opening import data_of, with_data_in
-from auxnet.policy import Policy, confidence
+from auxnet.policy import Policy
 from auxnet.preprocessing import PREPARATION
 from auxnet.reading.arrays import Pixels
-from auxnet.reading.splits import Labelled
-from auxnet.recipe import Recipe, RunDir, read_run_recipe
+from auxnet.recipe import RunDir, read_run_recipe
 from auxnet.runtimes import Answers, open_model, open_onnx
 
 Format = Literal["safetensors", "onnx", "torch", "onnx-early-exit"]
 SUFFIX: dict[Format, str] = {"safetensors": "", "onnx": ".onnx", "torch": ".pt2", "onnx-early-exit": ".onnx"}
-TOLERANCE = 1e-4, 1e-5  # of a logit: absolute, and relative to the largest one
-ROUNDING = 1e-6  # of a probability, beside what its logits may differ by
 
 
 @dataclass(frozen=True)
@@ -55,6 +49,10 @@ class Exported:
     """(H, W, C) of the images that it takes"""
     exits: tuple[int, ...] | None = None
     """early exit: how many of the images left at each output"""
+    unreached: tuple[int, ...] = ()
+    """early exit: the outputs asked for that no image can reach, which are left out"""
+    uncompared: tuple[int, ...] = ()
+    """early exit: the outputs at which none of the images left, so that what they answer was not compared"""
     random: bool = False
     """whether the images were random ones, since the data of the run are not here, or have changed"""
 
@@ -75,11 +73,13 @@ def export(
 
     "safetensors": a folder for `auxnet.load` and the hub; "onnx", "torch" (torch.export): uint8 images
     [N, H, W, C] -> logits and probabilities; "onnx-early-exit": one image -> those and its exit, by `policy`
-    (default: RUN/exits.json) over outputs 1..`output`, whose probabilities are tempered: softmax of the logits over the
-    policy's temperature of the output that the image left at. The default `out` is named after the run, in this folder.
+    (default: RUN/exits.json) over outputs 1..`output`, or up to the first at which all leave (a threshold of 0); its
+    probabilities are tempered: softmax of the logits over the policy's temperature of the output that the image left
+    at. The default `out` is named after the run, in this folder.
 
-    It is compared on that many validation `images`, looked for where they lay in training, or in `data_dir` alone;
-    where the run's data are not here, or have changed, and no `data_dir` is given, on random ones.
+    It is compared on that many validation `images` (an early exit on more, until one has left at each output that can
+    be left at), looked for where they lay in training, or in `data_dir` alone; where the run's data are not here, or
+    have changed, and no `data_dir` is given, on random ones.
 
     Raises ValueError, FileNotFoundError or FileExistsError for what cannot be asked for, RuntimeError if the
     export differs from its source: then there is nothing at `out`.
@@ -92,8 +92,7 @@ def export(
     net = load(run, which)
     output = net.outputs if output is None else output
     position_of(net, output)
-    path = Path(out) if out is not None else Path(_name(Path(run), output, format))
-    _check_free(path, format, overwrite)
+    asked = output
     backbone = net.config["network"].get("backbone")
     if format == "safetensors" and backbone is not None and is_own_code(backbone):
         raise ValueError(f"the code of {backbone} cannot go into a folder of weights: export as onnx or torch")
@@ -106,20 +105,31 @@ def export(
             raise ValueError("exits.json is for the last weights: give confidence and thresholds for the best ones")
         policy = policy or read_policy(run, net.outputs).up_to(output)
         policy.check(output)
+        if (output := policy.deepest) == 1:
+            raise ValueError("all images leave at output 1, where the threshold is 0: export it as onnx (--output 1)")
+        policy = policy.up_to(output)
     elif policy is not None:
         raise ValueError(f"confidence and thresholds are for onnx-early-exit, not for {format}: leave them out")
-    found = _validation_images(run, recipe, data_dir, images)
-    pixels = _random_images(net, images) if found is None else found
+    path = Path(out) if out is not None else Path(_name(Path(run), output, format))
+    _check_free(path, format, overwrite)
+    found = validation_images(run, recipe, data_dir)
+    pixels = random_images(net, images) if found is None else some(found, images)
+    uncompared: tuple[int, ...] = ()
+    if policy is not None:
+        pixels, uncompared = of_every_exit(net, policy, pixels, found)
     path.parent.mkdir(parents=True, exist_ok=True)
     if format == "safetensors":
         return replace(_folder(net, output, path, pixels), random=found is None)
     compared_on = f"{len(pixels)} {'random' if found is None else 'validation'} images"
     facts = _facts(net, output, policy) | {"compared_on": compared_on}
+    if policy is not None:
+        facts["uncompared"] = list(uncompared)
     with whole(path) as partial:
         answers = _write(net, output, format, partial, pixels, policy, facts)
-        difference, exits = _compare(net, output, policy, pixels, answers)
+        difference, exits = compare(net, output, policy, pixels, answers)
         size = partial.stat().st_size
-    return Exported(path, format, output, size, len(pixels), difference, pixels.shape[1:], exits, found is None)
+    done = Exported(path, format, output, size, len(pixels), difference, pixels.shape[1:], exits, random=found is None)
+    return replace(done, unreached=tuple(range(output + 1, asked + 1)), uncompared=uncompared)
 
 
 def _write(
@@ -155,7 +165,7 @@ def _folder(net: PretrainedAuxNet, output: int, path: Path, pixels: Pixels) -> E
         alone.card = model_card(alone)
         alone.save_pretrained(partial)
         answers = open_model(partial).ask(pixels)
-        difference, _ = _compare(net, output, None, pixels, answers)
+        difference, _ = compare(net, output, None, pixels, answers)
         size = sum(file.stat().st_size for file in partial.iterdir())
         if path.is_dir():
             shutil.rmtree(path)
@@ -163,68 +173,6 @@ def _folder(net: PretrainedAuxNet, output: int, path: Path, pixels: Pixels) -> E
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Exported(path, "safetensors", output, size, len(pixels), difference, pixels.shape[1:])
-
-
-@torch.inference_mode()
-def _compare(
-    net: PretrainedAuxNet, output: int, policy: Policy | None, pixels: Pixels, answers: Answers
-) -> tuple[float, tuple[int, ...] | None]:
-    """The largest difference from the whole net in PyTorch, and the exits. Raises RuntimeError if they differ."""
-    images = normalise(torch.from_numpy(pixels), net.preprocessing.mean, net.preprocessing.std)
-    logits_KNC = torch.stack(net(images))[:output]
-    exits_N = torch.full((len(pixels),), output)
-    if policy is not None:
-        exits_N = policy.exits(logits_KNC)
-        left = torch.from_numpy(answers.exits)
-        for n in (exits_N != left).nonzero().flatten().tolist():
-            k = int(min(exits_N[n], left[n]))
-            sure = confidence(logits_KNC[k - 1, n], policy.confidence, policy.temperatures[k - 1])
-            if abs(float(sure) - policy.thresholds[k - 1]) > TOLERANCE[0]:
-                raise RuntimeError(f"the export differs: image {n} leaves at {int(left[n])}, and not {int(exits_N[n])}")
-        exits_N = left
-    expected = logits_KNC[exits_N - 1, torch.arange(len(pixels))]
-    got = torch.from_numpy(answers.logits)
-    difference, allowed = float((got - expected).abs().max()), TOLERANCE[0] + TOLERANCE[1] * float(expected.abs().max())
-    if not difference <= allowed:
-        raise RuntimeError(f"the export differs by {difference:.2g} in a logit (allowed: {allowed:.2g}): not kept")
-    classes, got_classes = expected.argmax(1), got.argmax(1)
-    margin = (expected.gather(1, classes[:, None]) - expected.gather(1, got_classes[:, None])).max()
-    if float(margin) > 2 * allowed:
-        raise RuntimeError("the export predicts another class for some images: not kept")
-    tempers = torch.tensor([1.0] * output if policy is None else policy.temperatures)[exits_N - 1]
-    probabilities = (expected / tempers[:, None]).softmax(1)
-    off = (torch.from_numpy(answers.probabilities) - probabilities).abs().amax(1)
-    if not (off <= allowed / (2 * tempers) + ROUNDING).all():  # softmax moves by half of what its logits do, at most
-        raise RuntimeError(f"the export differs by {float(off.max()):.2g} in a probability: not kept")
-    return difference, None if policy is None else tuple(torch.bincount(exits_N, minlength=output + 1)[1:].tolist())
-
-
-def _validation_images(run: RunDir, recipe: Recipe, data_dir: str | None, count: int) -> Pixels | None:
-    """At most `count` of a run; None if its data are not where they lay in training, with a warning if they are others.
-
-    Raises as `data_of` does where they are looked for elsewhere.
-    """
-    try:
-        return _some(data_of(run, with_data_in(data_dir, run, recipe), judging=False).val, count)
-    except (OSError, ValueError, RuntimeError) as error:
-        if data_dir is not None:
-            raise
-        places = (Path(recipe.data).expanduser(), Path(recipe.data_dir or "").expanduser() / recipe.data)
-        if any(place.exists() for place in places):
-            warnings.warn(f"the data of {run} are of no use here: {one_line(error)}", stacklevel=2)
-        return None
-
-
-def _random_images(net: PretrainedAuxNet, count: int) -> Pixels:
-    """So many images [N, H, W, C] as the net takes them, always the same."""
-    seen = net.preprocessing
-    return np.random.default_rng(0).integers(0, 256, (count, *seen.image_size, seen.channels), dtype=np.uint8)
-
-
-def _some(split: Labelled, count: int) -> Pixels:
-    """At most `count` images [N, H, W, C], spread evenly over all."""
-    number = len(split.labels)
-    return split.read(torch.linspace(0, number - 1, min(count, number)).round().long()).numpy()
 
 
 def _facts(net: PretrainedAuxNet, output: int, policy: Policy | None) -> dict[str, Any]:

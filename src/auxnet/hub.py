@@ -221,7 +221,7 @@ def model_card(net: PretrainedAuxNet) -> str:
         f"Classes ({len(net.classes)}): {shown}. Images: {W} x {H} pixels, the middle of {width} x {height} "
         f"(image_size and resize), {seen.channels} channel(s), 0..255, less the mean {_numbers(seen.mean)}, divided by "
         f"{_numbers(seen.std)}. They are prepared so: {PREPARATION}.\n",
-        "```python\nimport auxnet\n\nnet = auxnet.load(FOLDER)  # or hf:owner/name\nlogits = "
+        '```python\nimport auxnet\n\nnet = auxnet.load(".")  # the folder of this file, or "hf:owner/name"\nlogits = '
         'net(net.prepare("picture.jpg"))  # one [N, classes] per output; what is given is prepared as said\n```\n',
     ]
     if source:

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from auxnet.network import AuxNet, in_mode
 
 MOST_TURNS = 1000  # of a model that is timed
+OF_PYTORCH = "latency is that of the PyTorch model; an ONNX file of it is usually faster (docs/performance.md)"
 
 
 @dataclass(frozen=True)

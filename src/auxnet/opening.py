@@ -126,10 +126,10 @@ def _holds_shards(folder: Path) -> bool:
 def data_of(run: RunDir, recipe: Recipe, judging: bool = True) -> DataSet:
     """The data of a run's recipe, normalised as the run was trained.
 
-    Raises as `load_data` does, and RuntimeError if they have other classes, channels or sizes by now, or if other
-    images are drawn from them for validation and test than in training (which is no matter where they are not used
-    for `judging`). Warns if the data bring validation or test images of their own that are others by now, or if
-    the run may have been trained on some (`lineage.in_doubt`).
+    Raises as `load_data` does, and RuntimeError if they have other classes, channels or sizes by now. Where they are
+    used for `judging`, RuntimeError too if other images are drawn from them for validation and test than in training,
+    FileNotFoundError if there is no summary that tells; and warns if the data bring validation or test images of their
+    own that are others by now, or if the run may have been trained on some (`lineage.in_doubt`).
     """
     dataset, config = _found(run, recipe), read_config(Path(run))
     trained_on = config.get("classes")
@@ -150,10 +150,11 @@ def data_of(run: RunDir, recipe: Recipe, judging: bool = True) -> DataSet:
 
 
 def _about(run: RunDir) -> dict[str, Any]:
-    """What the summary of a run says under "data"; {} without a summary. Raises RuntimeError if it is damaged."""
+    """What the summary of a run says under "data": without it, the run may have been trained on what would judge it.
+
+    Raises FileNotFoundError without a summary, RuntimeError if it is damaged.
+    """
     path = Path(run) / "summary.json"
-    if not path.is_file():
-        return {}
     with parsing(f"{path} is damaged: it does not say on what data"):
         return dict(read_json(path)["data"])
 

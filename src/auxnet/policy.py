@@ -52,6 +52,12 @@ class Policy:
         """Whether an image can leave at output k < K (from 1) at all: if not, its head need not be run."""
         return can_leave(self.thresholds[k - 1])
 
+    @property
+    def deepest(self) -> int:
+        """The deepest output that an image can get to: the first at which every one leaves, else the final one."""
+        always = [k for k, threshold in enumerate(self.thresholds, start=1) if threshold <= ALWAYS]
+        return min(always, default=len(self.temperatures))
+
     def exits(self, logits: Tensor) -> Tensor:
         """The output 1..K at which each image leaves, int64 [N], by the logits [K, N, C] of all outputs."""
         return first_exit(self.confidences(logits), self.thresholds)

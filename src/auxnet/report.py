@@ -23,8 +23,8 @@ from auxnet.machine import device_of
 from auxnet.opening import changed_since, data_dirs, data_of, with_data_in
 from auxnet.page_frame import check_ours, check_runs, names_of
 from auxnet.recipe import method_name, network_name, read_run_recipe
-from auxnet.scores import wilson
-from auxnet.selection import MARGIN, cheapest_within, no_better_than_guessing
+from auxnet.scores import no_better_than_guessing, wilson
+from auxnet.selection import MARGIN, cheapest_within
 from auxnet.unfinished import so_far, whole_epochs
 from auxnet.words import command
 
@@ -111,7 +111,8 @@ def gather(
             "method": method_name(recipe),
             "seed": recipe.seed,
             "select": command("select", run, *flags),
-            **dict.fromkeys(("exits", "calibration", "confusion", "gallery", "missing", "measured", "changed", "seen")),
+            **dict.fromkeys(("exits", "p_values", "calibration", "confusion", "gallery")),
+            **dict.fromkeys(("missing", "measured", "changed", "seen")),
         }
         rows = whole_epochs(rundir.read_metrics(run))
         facts |= {"curves": curves(rows)}

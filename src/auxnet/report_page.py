@@ -13,7 +13,7 @@ from auxnet import unfinished
 from auxnet.page_frame import columns_of, filled, framed, heading_of, section_of, table_of, tiles_of, unbroken
 from auxnet.reading.splits import tested_alike, validated_alike
 from auxnet.recipe import WHERE, Recipe, words_of
-from auxnet.selection import too_few
+from auxnet.scores import too_few
 from auxnet.words import command, of_each, per_cent, sentence
 
 COMMAND = "auxnet report"

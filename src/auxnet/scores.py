@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from statistics import NormalDist
@@ -18,6 +18,9 @@ from torch import Tensor
 
 from auxnet.batches import Batches
 from auxnet.network import AuxNet, in_mode
+from auxnet.words import per_cent
+
+FEW = 100  # validation images, with fewer of which little can be told
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +90,28 @@ def guessing(labels: Tensor) -> float:
     return 1.0 - float(torch.bincount(labels).max()) / len(labels)
 
 
+def no_better_than_guessing(error: float, images: int, guess: float, paired: Comparison | None = None) -> str | None:
+    """That an error on so many images is not shown to be less than that of guessing; None if it is.
+
+    It is shown by the interval of the error, which tells more where classes are alike in size, or `paired`, image by
+    image, which tells more where one is common: by either at half the usual level, where both are known.
+    """
+    level = 0.05 if paired is None else 0.025
+    by_interval = wilson(round(error * images), images, 1 - level)[1] < guess
+    if by_interval or (paired is not None and paired.difference < 0 and paired.p_value < level):
+        return None
+    return f"that is not shown to be better than always predicting the most frequent class ({per_cent(guess)} error)"
+
+
+def too_few(images: int) -> str | None:
+    """Why little can be told on so few validation images; None if they are not few."""
+    if images >= FEW:
+        return None
+    of_one = f"{100 / max(images, 1):.2g} points"
+    mend = "a larger val_fraction (--val-fraction) in a new training gives more"
+    return f"{images} validation images are few, one of them is {of_one}: {mend}"
+
+
 def class_errors(logits: Tensor, labels: Tensor) -> Tensor:
     """Error on the images of each class, float64 [C], for logits [N, C]; nan for a class without images."""
     table = confusion(logits, labels).double()
@@ -148,6 +173,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = accumulate((min(1.0, (len(rising) - rank) * p_values[place]) for rank, place in enumerate(rising)), max)
     by_place = dict(zip(rising, adjusted, strict=True))
     return [by_place[place] for place in range(len(p_values))]
+
+
+def compared_with(output: int, predicted: Predictions) -> dict[int, Comparison]:
+    """The other outputs compared with one of them (1..K), by their numbers; their p-values are adjusted by `holm`."""
+    others = [k for k in range(1, len(predicted.wrong) + 1) if k != output]
+    found = [compare(predicted.wrong[k - 1], predicted.wrong[output - 1]) for k in others]
+    adjusted = holm([each.p_value for each in found])
+    return {k: replace(each, p_value=p) for k, each, p in zip(others, found, adjusted, strict=True)}
 
 
 # ---- probabilities ---------------------------------------------------------------------------------------------

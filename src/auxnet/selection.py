@@ -7,20 +7,28 @@ multiply-adds) whose error is within a margin of it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Real
 
 from auxnet.batches import Batches
 from auxnet.evaluation import OutputReport, image_shape_of, reports
-from auxnet.latency import Timing, latencies
+from auxnet.latency import OF_PYTORCH, Timing, latencies
 from auxnet.network import AuxNet
 from auxnet.opening import opened
 from auxnet.recipe import RunDir
-from auxnet.scores import Comparison, Predictions, compare, guessing, holm, predictions, wilson
+from auxnet.scores import (
+    Comparison,
+    Predictions,
+    compare,
+    compared_with,
+    guessing,
+    no_better_than_guessing,
+    predictions,
+    too_few,
+)
 from auxnet.words import per_cent
 
 MARGIN = 0.005
-FEW = 100  # validation images, with fewer of which little can be told
 UNITS = {"params": "parameters", "macs": "MACs", "latency": "ms for one image"}
 
 
@@ -73,6 +81,18 @@ class Choice:
         chosen = self.candidates[self.output - 1].report
         return no_better_than_guessing(chosen.error, chosen.images, self.guessing, self.against_guessing)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What must be known before the choice is trusted."""
+        found = [too_few(self.candidates[0].report.images), self.no_better_than_guessing]
+        compared = [each.against_chosen for each in self.candidates if each.against_chosen is not None]
+        if any(not (each.significant or each.low <= 0 <= each.high) for each in compared):
+            exact = "McNemar's p is exact and adjusted (Holm), the intervals are neither"
+            found.append(f"{exact}: one without 0 may stand beside 'cannot be told apart'")
+        if "latency" in self.budgets:
+            found.append(OF_PYTORCH)
+        return tuple(filter(None, found))
+
 
 def select(
     run: RunDir,
@@ -98,28 +118,6 @@ def select(
     checked_within(within, checked_budgets(limits))  # told before the run is opened and its images are read
     with opened(run, data_dir=data_dir, device=device, threads=threads) as it:
         return select_on(it.net, it.batches("val"), within=within, budgets=limits)
-
-
-def no_better_than_guessing(error: float, images: int, guess: float, paired: Comparison | None = None) -> str | None:
-    """That an error on so many images is not shown to be less than that of guessing; None if it is.
-
-    It is shown by the interval of the error, which tells more where classes are alike in size, or `paired`, image by
-    image, which tells more where one is common: by either at half the usual level, where both are known.
-    """
-    level = 0.05 if paired is None else 0.025
-    by_interval = wilson(round(error * images), images, 1 - level)[1] < guess
-    if by_interval or (paired is not None and paired.difference < 0 and paired.p_value < level):
-        return None
-    return f"that is not shown to be better than always predicting the most frequent class ({per_cent(guess)} error)"
-
-
-def too_few(images: int) -> str | None:
-    """Why little can be told on so few validation images; None if they are not few."""
-    if images >= FEW:
-        return None
-    of_one = f"{100 / max(images, 1):.2g} points"
-    mend = "a larger val_fraction (--val-fraction) in a new training gives more"
-    return f"{images} validation images are few, one of them is {of_one}: {mend}"
 
 
 def select_on(
@@ -165,7 +163,7 @@ def choose(
     chosen = None
     if meeting:
         chosen = meeting[cheapest_within([row.error for row in meeting], [row.macs for row in meeting], margin)]
-    against = _against(predicted, chosen)
+    against = {} if chosen is None else compared_with(chosen.output, predicted)
     candidates = tuple(
         Candidate(row, time, of, over <= 1, of is not None and of[0] <= limit <= of[1], against.get(row.output))
         for row, time, of, over in zip(rows, times, quartiles, excess, strict=True)
@@ -180,16 +178,6 @@ def choose(
     reason = _reason(candidates, chosen, best, margin, budgets) + borderline
     guessed = compare(predicted.wrong[chosen.output - 1], predicted.labels != predicted.labels.bincount().argmax())
     return Choice(chosen.output, reason, margin, budgets, candidates, guessing(predicted.labels), guessed)
-
-
-def _against(predicted: Predictions, chosen: OutputReport | None) -> dict[int, Comparison]:
-    """The other outputs compared with the chosen one, by their numbers; {} without a choice."""
-    if chosen is None:
-        return {}
-    others = [k for k in range(1, len(predicted.wrong) + 1) if k != chosen.output]
-    found = [compare(predicted.wrong[k - 1], predicted.wrong[chosen.output - 1]) for k in others]
-    adjusted = holm([each.p_value for each in found])
-    return {k: replace(each, p_value=p) for k, each, p in zip(others, found, adjusted, strict=True)}
 
 
 def _alike(candidates: Sequence[Candidate], chosen: OutputReport) -> int | None:

@@ -16,10 +16,11 @@ from auxnet.checkpoint import fingerprint
 from auxnet.descent import Costs
 from auxnet.exits import exit_latencies, exit_macs
 from auxnet.files import write_json
+from auxnet.latency import OF_PYTORCH
 from auxnet.opening import Opened, opened
 from auxnet.policy import Confidence, Policy, check_confidence, never
 from auxnet.recipe import RunDir
-from auxnet.scores import predictions
+from auxnet.scores import predictions, too_few
 from auxnet.thresholds import (
     CrossFit,
     Outcome,
@@ -192,6 +193,7 @@ def _solve(
     costs = tuple(Costs.of(stop, passing).under(policy.thresholds).tolist())
     notes = [] if cross_fitted is None else [*_of_target(target["max_error_increase"], cross_fitted, answer)]
     notes += _of_outputs_alone(run, curves["anytime"], alone, answer.val, target.get("max_mean_cost"), unit)
+    notes += [note for note in (too_few(answer.val.images), OF_PYTORCH if unit == "ms" else None) if note]
     about = {
         "target": target,
         "cross_fitted": None if cross_fitted is None else asdict(cross_fitted),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,9 +32,10 @@ class Evaluate(OfRun):
     run: Positional[Path]
     """the run directory"""
     latency: bool = True
-    """measure the latency and the peak memory of each output as a model of its own"""
+    """measure the latency and the peak memory of each output as a model of its own; if not, evaluation.json keeps those
+    that were measured of these weights before"""
     classes: FlagCreatePairsOff[bool] = False
-    """the error on every class, not on the worst of each output alone"""
+    """the error on every class, on validation and on test, not on the worst of each output alone"""
     json: FlagCreatePairsOff[bool] = False
     """print JSON instead of tables"""
 
@@ -52,7 +53,8 @@ class Select(OfRun):
     max_macs: str | None = None
     """at most so many multiply-adds for one image: 30M"""
     max_latency: float | None = None
-    """at most so many milliseconds for one image, measured here and now (median)"""
+    """at most so many milliseconds for one image, measured here and now (median) of the PyTorch model; an ONNX file of
+    it is usually faster (docs/performance.md)"""
     json: FlagCreatePairsOff[bool] = False
     """print JSON instead of words and a table"""
 
@@ -89,13 +91,14 @@ def evaluate(words: list[str]) -> None:
         screen.print_table(console, _worth_table(images, reports))
     screen.print_table(console, _cost_table(by_split["val"], latency))
     names = run.dataset.classes
-    images_of = run.dataset.test.labels.bincount(minlength=len(names)).tolist()
+    splits = (run.dataset.val, run.dataset.test)
+    on_val, on_test = (split.labels.bincount(minlength=len(names)).tolist() for split in splits)
     if options.classes:
-        screen.print_table(console, _classes_table("test error by class", names, images_of, by_split["test"]))
+        screen.print_table(console, _classes_table(names, on_val, on_test, by_split))
     else:
-        for report in by_split["test"]:
-            most = _worst(names, images_of, report)
-            said = f"errs most, on test, on {most}" if most else "errs on no test image"
+        for report in by_split["val"]:
+            most = _worst(names, on_val, report)
+            said = f"errs most, on validation, on {most}" if most else "errs on no validation image"
             screen.print_line(console, f"output {report.output} {said}")
 
 
@@ -115,27 +118,19 @@ def select(words: list[str]) -> int:
     with screen.working("comparing the outputs"), opening as run:
         from auxnet.evaluation import evaluate as measure
         from auxnet.selection import select_on as choose
-        from auxnet.selection import too_few
 
         choice = choose(run.net, run.batches("val"), within=within, budgets=budgets)
         test = measure(run.net, run.batches("test"))  # after the choice, and only to report it
     chosen = None if choice.output is None else test[choice.output - 1]
     if options.json:
-        reported = {"test": None if chosen is None else asdict(chosen), "may_be_seen_by": run.may_be_seen_by}
-        print(json.dumps(asdict(choice) | reported, indent=2))
+        print(json.dumps(_content(choice, chosen) | {"may_be_seen_by": run.may_be_seen_by}, indent=2))
     else:
         console = screen.console()
         screen.print_table(console, _candidates_table(choice))
-        compared = [each.against_chosen for each in choice.candidates if each.against_chosen is not None]
-        if any(not (each.significant or each.low <= 0 <= each.high) for each in compared):
-            exact = "McNemar's p is exact and adjusted (Holm), the intervals are neither"
-            screen.print_line(console, f"note: {exact}: one without 0 may stand beside 'cannot be told apart'")
         screen.print_line(console, choice.reason)
-        if few := too_few(choice.candidates[0].report.images):
-            screen.print_line(console, f"note: {few}")
+        for note in choice.notes:
+            screen.print_line(console, f"note: {note}")
         if chosen is not None:
-            if guess := choice.no_better_than_guessing:
-                screen.print_line(console, f"note: {guess}")
             doubt = "test" in run.may_be_seen_by
             seen = "some of which it may have been trained on" if doubt else "which no choice has seen"
             images = f"{chosen.images:,} test images, {seen}"
@@ -183,6 +178,17 @@ def points_between(found: Comparison) -> str:
     return f"{100 * found.difference:+.2f} ({100 * found.low:+.1f} .. {100 * found.high:+.1f}) points"
 
 
+def _content(choice: Choice, test: OutputReport | None) -> dict[str, object]:
+    """A choice as JSON can hold it, with all that the text says of it, and what its output does on test images."""
+    candidates = [
+        asdict(each)
+        | {"against_chosen": (found := each.against_chosen) and {**asdict(found), "significant": found.significant}}
+        for each in choice.candidates
+    ]
+    words = {"alike": choice.alike, "no_better_than_guessing": choice.no_better_than_guessing, "notes": choice.notes}
+    return asdict(choice) | {"candidates": candidates} | words | {"test": None if test is None else asdict(test)}
+
+
 def _worth_table(title: str, reports: Sequence[OutputReport]) -> Table:
     made = screen.table(title, "output", "depth", "error", "log-loss", "calibration error")
     for r in reports:
@@ -214,11 +220,14 @@ def _cost_table(reports: Sequence[OutputReport], latency: Sequence[Latency] | No
 
 
 def _classes_table(
-    title: str, names: Sequence[str], images_of: Sequence[int], reports: Sequence[OutputReport]
+    names: Sequence[str], on_val: Sequence[int], on_test: Sequence[int], by_split: Mapping[str, Sequence[OutputReport]]
 ) -> Table:
-    made = screen.table(title, "class", "images", *(f"output {r.output}" for r in reports))
-    for name, n, *errors in zip(names, images_of, *(r.class_errors for r in reports), strict=True):
-        made.add_row(str(name), f"{n:,}", *("-" if error is None else per_cent(error) for error in errors))
+    columns = ("images", *(f"output {r.output}" for r in by_split["val"]))
+    made = screen.table("error by class: validation / test", "class", *columns)
+    by_class = [zip(*(r.class_errors for r in by_split[split]), strict=True) for split in ("val", "test")]
+    for name, n, m, val, test in zip(names, on_val, on_test, *by_class, strict=True):
+        errors = (" / ".join("-" if e is None else per_cent(e) for e in pair) for pair in zip(val, test, strict=True))
+        made.add_row(str(name), f"{n:,} / {m:,}", *errors)
     return made
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -43,7 +46,8 @@ class Exits(OfRun):
     max_mean_macs: str | None = None
     """target: least error, with at most so many multiply-adds for an image on average: 30M"""
     max_mean_latency: float | None = None
-    """target: least error, with at most so many milliseconds for an image on average, one at a time, measured here"""
+    """target: least error, with at most so many milliseconds for an image on average, one at a time, measured here,
+    of the PyTorch model; an ONNX file of it is usually faster (docs/performance.md)"""
     cost: Literal["macs", "latency"] = "macs"
     """what --max-error-increase makes least"""
     confidence: Literal["entropy", "top", "margin"] = "entropy"
@@ -69,10 +73,9 @@ def exits(words: list[str]) -> int:
         "max_mean_latency": above_zero("--max-mean-latency", o.max_mean_latency),
     }
     screen.load_torch()
-    from auxnet.selection import too_few
     from auxnet.solving import solve_exits
 
-    with screen.working("solving"):
+    with screen.working("solving"), _named_as_flags():
         found = solve_exits(
             o.run,
             **targets,
@@ -95,12 +98,21 @@ def exits(words: list[str]) -> int:
     _show_answer(console, found, found.policy, found.val, found.test)
     for name in CURVES if o.baselines else ("solved",):
         _show_curve(console, found, name)
-    few = too_few(found.val.images)
-    for note in (*found.notes, *([few] if few else [])):
+    for note in found.notes:
         screen.print_line(console, f"note: {note}")
     if found.written is not None:
         screen.print_line(console, f"written to {found.written}")
     return 0
+
+
+@contextmanager
+def _named_as_flags() -> Iterator[None]:
+    """Within, a request that is at fault is told by the flags, and not by the names that they have in Python."""
+    try:
+        yield
+    except ValueError as error:
+        names = r"\bmax_error_increase\b|\bmax_mean_macs\b|\bmax_mean_latency\b|^cost\b"
+        raise ValueError(re.sub(names, lambda found: f"--{found[0].replace('_', '-')}", str(error))) from None
 
 
 def _show_answer(console: Console, found: Solved, policy: Policy, on_val: Outcome, on_test: Outcome) -> None:
@@ -114,8 +126,8 @@ def _show_answer(console: Console, found: Solved, policy: Policy, on_val: Outcom
     columns = ("output", "threshold", "temperature", f"{found.unit} when leaving")
     made = screen.table(title, *columns, "share, val.", "share, test (95 % interval)")
     for k, cost in enumerate(found.costs):
-        final = k == len(policy.thresholds)
-        words = "takes the rest" if final else _threshold(policy.thresholds[k])
+        words = "takes the rest" if k == len(policy.thresholds) else _threshold(policy.thresholds[k])
+        words = "never reached" if k >= policy.deepest else words
         low, high = on_test.share_intervals[k]
         share = f"{100 * on_test.shares[k]:.1f} % ({100 * low:.1f} .. {100 * high:.1f})"
         temperature = f"{policy.temperatures[k]:.3f}"
@@ -152,7 +164,7 @@ def _show_curve(console: Console, found: Solved, name: str) -> None:
 
 
 def _threshold(value: float) -> str:
-    return "never" if value > 1 else f"{value:.4f}"
+    return "never" if value > 1 else "0: all that come so far leave" if value <= 0 else f"{value:.4f}"
 
 
 def _error(seen: Outcome) -> str:

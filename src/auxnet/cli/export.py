@@ -47,7 +47,8 @@ class Export:
     data_dir: str | None = None
     """the folder that holds the data; none: where they lay in training; the export is compared on their images"""
     images: int = 64
-    """validation images that the export is compared on; random ones where the run's data are not here"""
+    """validation images that the export is compared on, and an early exit on more, until one has left at each output
+    that can be left at; random ones where the run's data are not here"""
     overwrite: FlagCreatePairsOff[bool] = False
     """replace what is there"""
 
@@ -59,7 +60,8 @@ class Predict:
     model: Positional[str]
     """a run, an exported folder, an ONNX file made by auxnet export, or hf:owner/name"""
     paths: Positional[tuple[str, ...]] = ()
-    """image files; folders, searched below too; - for a list of them on standard input"""
+    """image files; folders, searched below too; - for a list of them on standard input, a line each or as find -print0
+    gives them"""
     output: int | None = None
     """the output, from 1, shallow to deep; none: the deepest there is"""
     top: int = 3
@@ -97,6 +99,8 @@ def export(words: list[str]) -> None:
         N = "N" if done.exits is None else "1"
         gives = "logits and probabilities" + ("" if done.exits is None else ", and the exit")
         screen.print_line(console, f"takes images, uint8 [{N}, {', '.join(map(str, done.takes))}]; gives {gives}")
+    for k in done.unreached:
+        screen.print_line(console, f"output {k} is never reached: left out")
     if done.exits is not None:
         shares = ", ".join(f"{n} at {k}" for k, n in enumerate(done.exits, start=1))
         screen.print_line(console, f"exits of the {done.images} images: {shares}")
@@ -105,6 +109,8 @@ def export(words: list[str]) -> None:
     images = "random images (the data of the run are not here, or of no use)" if done.random else "validation images"
     equal = f"run again on {done.images} {images}: the largest difference of a logit is {done.difference:.2g}"
     screen.print_line(console, equal)
+    for k in done.uncompared:
+        screen.print_line(console, f"no image left at output {k}: what it answers was not compared")
 
 
 def _policy(o: Export) -> Policy | None:
@@ -159,7 +165,10 @@ def predict(words: list[str]) -> int:
 
 
 def _listed() -> list[str]:
-    return [line for line in (line.rstrip("\r\n") for line in sys.stdin) if line]
+    """The names on standard input: one a line, or with NUL between them, as `find -print0` has it."""
+    text = sys.stdin.read()
+    names = text.split("\0") if "\0" in text else (line.rstrip("\r") for line in text.split("\n"))
+    return [name for name in names if name]
 
 
 def _complain(answer: Unreadable) -> None:

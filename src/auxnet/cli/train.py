@@ -56,7 +56,7 @@ def train(words: list[str]) -> None:
     screen.load_torch()
     from auxnet.machine import keep_freed_memory
     from auxnet.plan import few_steps
-    from auxnet.selection import no_better_than_guessing
+    from auxnet.scores import no_better_than_guessing
     from auxnet.train import fit
 
     keep_freed_memory()

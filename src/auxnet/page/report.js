@@ -73,6 +73,24 @@
     const equal = fits.filter((o) => o !== best && o.val.error === best.val.error);
     return { chosen: fits.find((o) => o.val.error <= bar + 1e-12), best, bar, equal };
   }
+  // What select's test says of the choice beside the outputs that are better, tied, or cheaper and not told from it.
+  function verdicts(chosen, best, equal) {
+    const outputs = run().outputs, p = run().p_values && run().p_values[chosen.output - 1];
+    if (!p) return "";
+    const better = (a, b) => a.val.error < b.val.error || (a.val.error === b.val.error && a.macs < b.macs);
+    const overall = outputs.reduce((a, b) => (better(b, a) ? b : a));
+    const compared = [best, overall].filter((o) => o !== chosen);
+    if (chosen === best) compared.push(...equal.slice(-1));
+    const alike = outputs.filter((o) => o.macs < chosen.macs && p[o.output - 1] >= 0.05);
+    if (chosen === overall) compared.push(...alike.sort((a, b) => a.macs - b.macs).slice(0, 1));
+    const said = [...new Set(compared)].map((o) => {
+      const q = p[o.output - 1], other = `output ${o.output} (${percent(o.val.error)} error)`;
+      const images = `${exact(o.val.images)} validation images, McNemar's p = ${Number(q.toPrecision(2))} (Holm)`;
+      return q < 0.05 ? `it is worse than ${other} beyond chance on these ${images}`
+        : `it cannot be told apart from ${other} on these ${images}`;
+    });
+    return said.length ? ` ${said.join("; ").replace("it", "It")}.` : "";
+  }
   const run = () => D.runs[state.run];
   const deepest = () => run().outputs[run().outputs.length - 1];
 
@@ -136,6 +154,7 @@
         ? `It has the lowest validation error ${among}${tied || ","} and no smaller one comes within ${within} of it.`
         : `The smallest within ${within} of the lowest validation error ${among}: ` +
           `${percent(best.val.error)}, output ${best.output}.`;
+      byId("reason").append(verdicts(chosen, best, equal));
       showCosts(chosen);
     }
     for (const line of document.querySelectorAll("#outputs tr[data-output]")) {

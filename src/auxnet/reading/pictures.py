@@ -41,9 +41,10 @@ def decode(file: Path | str | io.BytesIO, where: str, image_size: int | None) ->
 
     It is turned upright by its EXIF tag, its transparency dropped. With `image_size` the shorter side is brought
     to that many pixels and the middle square cut out; a JPEG of four times that or more is decoded at a reduced scale,
-    which gives nearly the same pixels in a fraction of the time. Raises RuntimeError for an image that cannot be read.
+    which gives nearly the same pixels in a fraction of the time and the memory. Raises RuntimeError for an image that
+    cannot be read.
     """
-    with reading(where, "image"), _no_bombs():
+    with reading(where, "image"), _quietly():
         if image_size is None:
             return _pixels(_plain(file, None)[0])
         size = (image_size, image_size)
@@ -52,7 +53,7 @@ def decode(file: Path | str | io.BytesIO, where: str, image_size: int | None) ->
 
 def decode_for(size: tuple[int, int], file: Path | str, where: str) -> tuple[Pixels, tuple[int, int]]:
     """An image as by `decode`, for `fitted` to bring to this size (H, W) yet; and (H, W) of what the file holds."""
-    with reading(where, "image"), _no_bombs():
+    with reading(where, "image"), _quietly():
         plain, own = _plain(file, size)
         return _pixels(plain), own
 
@@ -60,13 +61,28 @@ def decode_for(size: tuple[int, int], file: Path | str, where: str) -> tuple[Pix
 def _plain(file: Path | str | io.BytesIO, size: tuple[int, int] | None) -> tuple[Any, tuple[int, int]]:
     """A PIL image upright, L or RGB, no smaller than twice this size (H, W) if it is reduced; its own (H, W)."""
     with _opened(file) as image:
-        if image.format in ("JPEG", "MPO") and _scans(image) > MOST_SCANS:
+        scans = _scans(image) if image.format in ("JPEG", "MPO") else 0
+        if scans > MOST_SCANS:
             raise ValueError(f"it goes over its pixels more than {MOST_SCANS} times: a decompression bomb")
         width, height = image.size
         own = (width, height) if image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE else (height, width)
         if size is not None:
             image.draft(None, (2 * max(size), 2 * max(size)))
+        # A JPEG of one scan never lies decoded whole in memory; of several, libjpeg keeps all coefficients.
+        _check_pixels(image.size if scans == 1 else (width, height))
         return upright(image), own
+
+
+def _check_pixels(size: tuple[int, int]) -> None:
+    """Raise ValueError for more pixels than PIL decodes without a warning; it refuses by itself twice as many."""
+    from PIL import Image
+
+    width, height = size
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+        mend = (
+            "make it smaller, or a JPEG that is not progressive: with an image size that is decoded at a reduced scale"
+        )
+        raise ValueError(f"{width}x{height} pixels may be a decompression bomb: {mend}")
 
 
 def upright(image: Any) -> Any:
@@ -205,17 +221,16 @@ def _opened(file: Path | str | io.BytesIO) -> Any:
 
     try:
         return Image.open(file, formats=_DECODERS)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{str(error).rstrip('.')}: make it smaller") from None
     except UnidentifiedImageError:  # PIL's own words hold an address in memory
         raise ValueError("none of its forms, or too short") from None
 
 
 @contextmanager
-def _no_bombs() -> Iterator[None]:
-    from PIL.Image import DecompressionBombWarning
-
+def _quietly() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.simplefilter("error", DecompressionBombWarning)  # PIL itself raises only at twice its limit
         yield
 
 

@@ -15,8 +15,7 @@ from auxnet.files import whole
 from auxnet.page_frame import columns_of, page_of_figures, table_of, tiles_of, unbroken
 from auxnet.reading.splits import validated_alike
 from auxnet.recipe import words_of, write_recipe
-from auxnet.scores import wilson
-from auxnet.selection import too_few
+from auxnet.scores import too_few, wilson
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.space import Domain, Range, count_of, in_words
 from auxnet.sweeps.sweeping import Sweep
