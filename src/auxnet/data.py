@@ -113,9 +113,9 @@ def load_data(recipe: Recipe) -> DataSet:
     `data` is one of `sources.NAMES`, a folder of class folders (in train/ and test/, or to be split), a folder of
     parquet shards, an .npz file (`reading.npz`), or `hf:owner/name[/config]` on the Hugging Face hub. `data_dir` (else
     $AUXNET_DATA) is where the named sets, and copies of the hub's, are looked for first; what is not there comes from
-    the hub. With `image_size` all images are brought to a square of that many pixels. `val_fraction` of each class of the training
-    set becomes the validation set, drawn by `seed`, unless the data bring a validation set; of the rest, `train_images`
-    are kept if that is given, drawn by `seed` too, of each class its share.
+    the hub. With `image_size` all images are brought to a square of that many pixels. `val_fraction` of each class of
+    the training set becomes the validation set, drawn by `seed`, unless the data bring a validation set; of the rest,
+    `train_images` are kept if that is given, drawn by `seed` too, of each class its share.
 
     Of `augment`, crop stands for a random crop after zero padding, rrc for a random resized crop, flip for mirroring,
     trivial for TrivialAugment. The default is none for digits and svhn, crop+flip for CIFAR and for other images of
