@@ -112,6 +112,8 @@ def test_a_folder_with_train_test_and_val_is_taken_as_it_is(home: Path) -> None:
         split = getattr(found, part)
         assert np.array_equal(split.images.numpy(), images)
         assert np.array_equal(split.labels.numpy(), labels)
+    assert found.brings_val
+    assert not load("digits").brings_val
 
 
 def test_a_grey_split_beside_a_coloured_one_becomes_coloured(home: Path) -> None:

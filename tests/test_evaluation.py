@@ -14,6 +14,7 @@ from auxnet import evaluation, latency, probing, rundir, scores
 from auxnet.cli import main
 from auxnet.cost import costs
 from auxnet.opening import opened
+from auxnet.tensors import read_about, read_tensors, save_tensors
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +108,35 @@ def test_evaluate_names_the_worst_classes_or_all_and_of_how_many_images(run, cap
     assert [(int(n), int(m)) for n, m, _, _ in rows] == [(val.count(c), test.count(c)) for c in range(max(val) + 1)]
     for place, split in ((2, "val"), (3, "test")):
         assert [row[place] for row in rows] == [f"{100 * e:.2f}" for e in outputs[0][split]["class_errors"]]
+
+
+def test_the_best_weights_are_evaluated_into_a_file_of_their_own_and_errors_unlike_the_summarys_are_told(
+    run, tmp_path, capsys
+):
+    copy = tmp_path / "a"
+    shutil.copytree(run, copy)
+    words, file = ["evaluate", str(copy), "--no-latency"], copy / "checkpoints" / "best.safetensors"
+    assert main(words) == 0
+    last = (copy / "evaluation.json").read_bytes()
+    assert main([*words, "--which", "best"]) == 0
+    assert capsys.readouterr().err == ""
+    weights, about = read_tensors(file), read_about(file)
+    weights["heads.2.fc.bias"][7] += 1e6  # to output 3 all images are sevens from now on
+    save_tensors(file, weights, about)
+    assert main([*words, "--which", "best", "--json"]) == 0
+    out, err = capsys.readouterr()
+    content = json.loads(out)
+    assert content == json.loads((copy / "evaluation-best.json").read_text())
+    assert (copy / "evaluation.json").read_bytes() == last
+    assert content["weights"] == "best"
+    assert content["weights_sha256"] != json.loads(last)["weights_sha256"]
+    then = json.loads((copy / "summary.json").read_text())["best"][2]["val_error"]
+    now = content["outputs"][2]["val"]["error"]
+    assert 0.85 < now < 0.95
+    assert err.startswith("warning: errors differ from those of ")
+    assert f"output 3 on validation {100 * now:.2f} %, there {100 * then:.2f} %" in err
+    assert err.count("\n") == 1
+    assert "output 1" not in err
 
 
 def test_a_latency_that_is_not_measured_again_stays_if_it_is_of_these_weights(run, tmp_path, capsys):

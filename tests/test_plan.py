@@ -10,7 +10,7 @@ from auxnet import Recipe, fit, methods, resnet
 from auxnet import plan as planning
 from auxnet.build import step_scale_of
 from auxnet.data import load_data
-from auxnet.plan import few_steps, ignores_weights, notes_of, optimizer_doubts, plan, planned_outputs
+from auxnet.plan import few_steps, ignores_weights, notes_of, optimizer_doubts, plan, planned_outputs, without_effect
 
 ETA, DECAY = 1.0, 1e-4
 METHODS = [("joint", "live"), ("pairwise", "live"), ("multiway", "live"), ("multiway", "frozen"), ("multiway", "fused")]
@@ -117,6 +117,14 @@ def test_a_plan_counts_validations_and_the_evaluation_at_the_end_and_measures_no
         assert (found.measured_steps, next(times, None)) == (counted, None)
         assert found.seconds_per_epoch == pytest.approx(epoch)
         assert found.seconds == pytest.approx(3 * epoch + 2 * 0.1 * (found.val + found.test))
+
+
+def test_a_val_fraction_that_has_no_effect_is_told():
+    drawn = load_data(asked := Recipe(val_fraction=0.2))
+    own = replace(drawn, name="photos", brings_val=True)
+    assert without_effect(asked, drawn) == without_effect(Recipe(), own) == []
+    (told,) = without_effect(asked, own)
+    assert told == "val_fraction=0.2 (--val-fraction) has no effect: photos brings validation images of its own"
 
 
 def test_a_training_warns_of_them_once_at_its_beginning(tmp_path):

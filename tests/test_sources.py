@@ -3,6 +3,7 @@
 import io
 import os
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from scipy.io import savemat
 from auxnet import data
 from auxnet.data import DataSet
 from auxnet.reading import formats
+from auxnet.reading.sources import located
 from writers import (
     CIFAR10,
     SOURCES,
@@ -89,7 +91,9 @@ def test_svhn_is_trained_on_train_and_extra_where_it_is_there(extra: bool, home:
                 savemat(folder / f"{part}_32x32.mat", {"X": images.transpose(1, 2, 3, 0), "y": y})
             else:
                 write_parquet(folder / "cropped_digits" / f"{part}.parquet", images, labels, list("0123456789"))
-        found = load("svhn", home / form)
+        with warnings.catch_warnings(record=True) as told:
+            found = load("svhn", home / form)
+        assert [str(each.message).split(":")[1] for each in told] == [" there is no extra_32x32.mat"] * (not extra)
         train = (np.concatenate([parts["train"][n], parts["extra"][n]]) if extra else parts["train"][n] for n in (0, 1))
         check(found, tuple(train), parts["test"])
         assert (found.mean, found.std, found.pad, found.flip) == ((0.0,) * 3, (255.0,) * 3, 0, False)
@@ -120,6 +124,28 @@ def test_missing_data_say_at_once_where_was_looked_and_what_to_give(home: Path) 
         load("cifar10", home / "nowhere")
     with pytest.raises(FileNotFoundError, match="some/body could not be fetched"):
         load("hf:some/body")
+    with pytest.raises(
+        FileNotFoundError, match=rf"looked in {home}/some/body/data and {home}/body/data, then"
+    ) as caught:
+        load("hf:some/body/data", home)
+    fetch = "`hf download --repo-type dataset some/body --local-dir DIR` fetches it, and --data DIR takes it"
+    assert str(caught.value).endswith(fetch)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["some/body", "body"])
+def test_a_copy_of_what_lies_on_the_hub_is_looked_for_first(place: str, home: Path, monkeypatch: Any) -> None:
+    train, test = tiny(30, 3, size=8), tiny(6, 3, seed=2, size=8)
+    for part, images in (("train", train), ("test", test)):
+        write_parquet(home / place / "data" / f"{part}-00000-of-00001.parquet", *images)
+    for name in ("hf:some/body", "hf:some/body/data"):
+        check(load(name, home), train, test)
+    monkeypatch.chdir(home)
+    assert located("hf:some/body", ".") == ("hf:some/body", str(home))
+    assert located("hf:else/where", ".") == ("hf:else/where", ".")
+    monkeypatch.setenv("AUXNET_DATA", str(home))
+    assert located("hf:some/body", None) == ("hf:some/body", str(home))
+    check(load("hf:some/body"), train, test)
 
 
 def test_a_named_set_without_its_test_set_is_not_taken_for_whole(home: Path) -> None:

@@ -32,14 +32,14 @@ def weights_file(folder: Path, which: str) -> Path:
     return folder / ("model.safetensors" if which == "last" else "checkpoints/best.safetensors")
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path, which: str = "last") -> str:
     """SHA-256 of a run's weights: what was worked out for others must not be used with them.
 
     Raises FileNotFoundError if the run has none.
     """
-    path = folder / "model.safetensors"
+    path = weights_file(folder, which)
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no model.safetensors: is it a finished run?")
+        raise FileNotFoundError(f"{folder} holds no {path.relative_to(folder)}: is it a finished run?")
     return sha256(path.read_bytes()).hexdigest()
 
 

@@ -70,6 +70,8 @@ class DataSet:
     """the images that could not be read, each as "where: why" """
     drawn: str = ""
     """the fingerprint of the validation and test images that were drawn from among the training images"""
+    brings_val: bool = False
+    """whether the validation images are the data's own, and not drawn from among the training images"""
     test_sha256: Callable[[], str] = str
     """the fingerprint of the test images and their labels, whoever brought them; "" if it is not known"""
     val_sha256: Callable[[], str] = str
@@ -110,10 +112,10 @@ def load_data(recipe: Recipe) -> DataSet:
 
     `data` is one of `sources.NAMES`, a folder of class folders (in train/ and test/, or to be split), a folder of
     parquet shards, an .npz file (`reading.npz`), or `hf:owner/name[/config]` on the Hugging Face hub. `data_dir` (else
-    $AUXNET_DATA) is where the named sets are looked for first; those that are not there come from the hub. With
-    `image_size` all images are brought to a square of that many pixels. `val_fraction` of each class of the training
-    set becomes the validation set, drawn by `seed`, unless the data bring a validation set; of the rest, `train_images`
-    are kept if that is given, drawn by `seed` too, of each class its share.
+    $AUXNET_DATA) is where the named sets, and copies of the hub's, are looked for first; what is not there comes from
+    the hub. With `image_size` all images are brought to a square of that many pixels. `val_fraction` of each class of
+    the training set becomes the validation set, drawn by `seed`, unless the data bring a validation set; of the rest,
+    `train_images` are kept if that is given, drawn by `seed` too, of each class its share.
 
     Of `augment`, crop stands for a random crop after zero padding, rrc for a random resized crop, flip for mirroring,
     trivial for TrivialAugment. The default is none for digits and svhn, crop+flip for CIFAR and for other images of
@@ -177,6 +179,7 @@ def load_data(recipe: Recipe) -> DataSet:
         left_out=left_out,
         # Fingerprints are of all pixels of a split, not of its middle.
         drawn=fingerprint(split for which, split in (("val", val), ("test", test)) if which not in read),
+        brings_val="val" in read,
         test_sha256=partial(fingerprint, [test]),
         val_sha256=partial(fingerprint, [val]),
     )

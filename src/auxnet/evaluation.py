@@ -21,6 +21,7 @@ from auxnet.documents import parsing, read_json
 from auxnet.latency import Latency
 from auxnet.network import AuxNet, check_net, check_tensors, in_mode
 from auxnet.scores import Predictions, calibration_error, class_errors, log_loss, predictions, wilson
+from auxnet.words import first_few, per_cent
 
 COSTS = ("output", "depth", "params", "macs")
 """the fields of an `OutputReport` that say which output it is of and what that costs, not how it was measured"""
@@ -99,15 +100,24 @@ def image_shape_of(batches: Batches) -> tuple[tuple[int, ...], Batches]:
     return tuple(first[0].shape[1:]), chain([first], batches)
 
 
+def evaluation_file(folder: Path, which: str) -> Path:
+    """Where a run has what `evaluate` found out about its "last" or its "best" weights."""
+    return folder / ("evaluation.json" if which == "last" else f"evaluation-{which}.json")
+
+
 def evaluation_of(
-    folder: Path, by_split: Mapping[str, list[OutputReport]], latency: list[Latency] | None
+    folder: Path, by_split: Mapping[str, list[OutputReport]], latency: list[Latency] | None, which: str = "last"
 ) -> dict[str, Any]:
-    """What evaluation.json holds of a run: the cost of each output, and its measures on each split.
+    """What `evaluation_file` holds: the cost of each output, and its measures on each split.
 
     Latency that is not measured now stays as it was measured of these weights before, with its device and threads.
     """
-    first, weights = next(iter(by_split.values())), fingerprint(folder)
-    times = _measured_before(folder, weights) if latency is None else [asdict(each) for each in latency]
+    first, weights = next(iter(by_split.values())), fingerprint(folder, which)
+    times = (
+        _measured_before(evaluation_file(folder, which), weights)
+        if latency is None
+        else [asdict(each) for each in latency]
+    )
     outputs = [
         {
             **{key: getattr(report, key) for key in COSTS},
@@ -116,12 +126,27 @@ def evaluation_of(
         }
         for k, report in enumerate(first)
     ]
-    return {"weights": "last", "weights_sha256": weights, "outputs": outputs}
+    return {"weights": which, "weights_sha256": weights, "outputs": outputs}
 
 
-def _measured_before(folder: Path, weights: str) -> list[Any]:
-    """The latency of each output that evaluation.json holds of weights with this SHA-256; [] where it holds none."""
-    path = folder / "evaluation.json"
+def unlike_summary(folder: Path, by_split: Mapping[str, list[OutputReport]], which: str = "last") -> str | None:
+    """In words, which errors are others than those in the run's summary.json; None if none are.
+
+    Raises RuntimeError if that is damaged, FileNotFoundError without one.
+    """
+    path, found = folder / "summary.json", []
+    with parsing(f"{path} is damaged: its table of outputs cannot be read"):
+        rows = [(row["output"], row["val_error"], row["test_error"]) for row in read_json(path)[which]]
+        for (output, *then), val, test in zip(rows, by_split["val"], by_split["test"], strict=True):
+            for split, error, now in zip(("validation", "test"), then, (val.error, test.error), strict=True):
+                if error != now:
+                    found.append(f"output {output} on {split} {per_cent(now)}, there {per_cent(error)}")
+    why = "other images, or another device, version or number of threads"
+    return f"errors differ from those of {path} ({why}): {first_few(found)}" if found else None
+
+
+def _measured_before(path: Path, weights: str) -> list[Any]:
+    """The latency of each output that this file holds of weights with this SHA-256; [] where it holds none."""
     with suppress(FileNotFoundError, RuntimeError), parsing(f"{path} is damaged"):
         known = read_json(path)
         if known["weights_sha256"] == weights:

@@ -54,9 +54,16 @@ class Opened:
 
 @contextmanager
 def opened(
-    run: RunDir, *, data_dir: str | None = None, device: str | None = None, threads: int | None = None
+    run: RunDir,
+    *,
+    data_dir: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    which: str = "last",
 ) -> Iterator[Opened]:
-    """A run directory's last weights and its data; what is not given is as in training. Within, its threads are set.
+    """A run directory's weights, "last" or "best", and its data; the rest is as in training where it is not given.
+
+    Within, its threads are set.
 
     Raises ValueError or FileNotFoundError for what cannot be asked for, RuntimeError if the run is damaged or its data
     have other classes by now.
@@ -64,7 +71,7 @@ def opened(
     recipe = read_run_recipe(run)
     recipe = replace(recipe, device=device or recipe.device, threads=recipe.threads if threads is None else threads)
     with threads_set(recipe.threads):
-        net, where = load_net(run), device_of(recipe)
+        net, where = load_net(run, which), device_of(recipe)
         recipe = with_data_in(data_dir, run, recipe)
         dataset = data_of(run, recipe)
         yield Opened(recipe, to_device(net, where), dataset, where, _about(run).get("may_be_seen_by", {}))

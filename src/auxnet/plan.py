@@ -87,6 +87,7 @@ def plan(recipe: Recipe) -> Plan:
                 *warnings_of(recipe, depths, dataset.image_size),
                 *few_steps(recipe, len(dataset.train)),
                 *optimizer_doubts(recipe, depths),
+                *without_effect(recipe, dataset),
             ],
             notes_of(recipe, depths),
         )
@@ -150,6 +151,14 @@ def few_steps(recipe: Recipe, images: int) -> list[str]:
         return []
     said = f"an epoch has {plural(steps, 'step')} of {recipe.batch_size} images"
     return [f"{said}: with --batch-size {smaller} it has {more}, and wants a smaller --lr"]
+
+
+def without_effect(recipe: Recipe, dataset: DataSet) -> list[str]:
+    """A warning of what is asked for and changes nothing with these data."""
+    if not dataset.brings_val or recipe.val_fraction == Recipe.val_fraction:
+        return []
+    given = f"val_fraction={recipe.val_fraction:g} (--val-fraction)"
+    return [f"{given} has no effect: {dataset.name} brings validation images of its own"]
 
 
 def ignores_weights(recipe: Recipe) -> bool:

@@ -27,6 +27,7 @@ RUN_FILES = (
     "diagnosis.html",
     "summary.json",
     "evaluation.json",
+    "evaluation-best.json",
     "exits.json",
     "report.html",
     "model.safetensors",

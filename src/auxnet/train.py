@@ -39,7 +39,7 @@ from auxnet.machine import crowded, device_of, random_kept, threads_set, to_devi
 from auxnet.method import Method
 from auxnet.network import AuxNet, copied
 from auxnet.opening import check_classes, normalised_as, preprocessing_of
-from auxnet.plan import optimizer_doubts
+from auxnet.plan import optimizer_doubts, without_effect
 from auxnet.preprocessing import Preprocessing
 from auxnet.progress import Progress
 from auxnet.provenance import provenance
@@ -160,10 +160,11 @@ def _prepare(recipe: Recipe, team: Team, resume: bool) -> tuple[DataSet, AuxNet,
     net, method = build(recipe, dataset, team.device, team)
     dataset = normalised_for(recipe, dataset)
     check_last_batch(recipe, dataset, net, team.size)
-    for doubt in optimizer_doubts(recipe, net.depths) if team.leads and not resume else ():
+    doubts = [] if resume else [*optimizer_doubts(recipe, net.depths), *without_effect(recipe, dataset)]
+    if team.device.type == "cpu" and (slow := crowded(torch.get_num_threads())):
+        doubts.append(slow)
+    for doubt in doubts if team.leads else ():
         warnings.warn(doubt, stacklevel=3)
-    if team.leads and team.device.type == "cpu" and (slow := crowded(torch.get_num_threads())):
-        warnings.warn(slow, stacklevel=3)
     return dataset, net, method
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional
@@ -31,6 +31,8 @@ class Evaluate(OfRun):
 
     run: Positional[Path]
     """the run directory"""
+    which: Literal["last", "best"] = "last"
+    """weights of the last epoch, or of the best one on validation (written to RUN/evaluation-best.json)"""
     latency: bool = True
     """measure the latency and the peak memory of each output as a model of its own; if not, evaluation.json keeps those
     that were measured of these weights before"""
@@ -65,23 +67,27 @@ def evaluate(words: list[str]) -> None:
     screen.load_torch()
     from auxnet.opening import opened
 
-    opening = opened(options.run, **options.where)
+    opening = opened(options.run, **options.where, which=options.which)
     with screen.working("evaluating"), opening as run:
         from auxnet.evaluation import evaluate as measure
-        from auxnet.evaluation import evaluation_of
+        from auxnet.evaluation import evaluation_file, evaluation_of, unlike_summary
         from auxnet.files import write_json
         from auxnet.latency import latencies
         from auxnet.provenance import provenance
 
         by_split = {"val": measure(run.net, run.batches("val")), "test": measure(run.net, run.batches("test"))}
         latency = latencies(run.net, run.image_shape) if options.latency else None
-        content = evaluation_of(options.run, by_split, latency)
+        content = evaluation_of(options.run, by_split, latency, options.which)
         content |= {"classes": list(run.dataset.classes), "may_be_seen_by": run.may_be_seen_by}
         content |= provenance(run.device)
+        unlike = unlike_summary(options.run, by_split, options.which)
+    if unlike:
+        print(f"warning: {unlike}", file=sys.stderr)
+    file = evaluation_file(options.run, options.which)
     try:
-        write_json(options.run / "evaluation.json", content)
+        write_json(file, content)
     except OSError as error:
-        print(f"warning: evaluation.json is not written: {error}", file=sys.stderr)
+        print(f"warning: {file.name} is not written: {error}", file=sys.stderr)
     if options.json:
         print(json.dumps(content, indent=2))
         return

@@ -30,6 +30,7 @@ _HUB = {
     "cifar100": "uoft-cs/cifar100/cifar100",
     "svhn": "ufldl-stanford/svhn/cropped_digits",
 }
+_ADDRESS = r"([\w.-]+/[\w.-]+)/*(.*?)/*"  # owner/name[/config]
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,11 @@ class Part:
 
 def located(name: str, data_dir: str | None) -> tuple[str, str | None]:
     """The same data set named so that it is found from any folder, and without AUXNET_DATA, where that was used."""
-    folder = Path(name).expanduser()
-    if name == "digits" or name.startswith("hf:"):
+    folder, root = Path(name).expanduser(), _root(data_dir)
+    if name == "digits" or (name.startswith("hf:") and not any(map(Path.is_dir, _copies(name, root)))):
         return name, data_dir
-    if name not in NAMES and folder.exists():
+    if name not in NAMES and not name.startswith("hf:") and folder.exists():
         return str(folder.resolve()), data_dir
-    root = _root(data_dir)
     return name, str(root.resolve()) if root else None
 
 
@@ -71,7 +71,7 @@ def find(name: str, data_dir: str | Path | None, image_size: int | None) -> dict
         what = "data_dir" if data_dir else "AUXNET_DATA"
         raise FileNotFoundError(f"{what} {root} is not a folder: give the one that holds the data")
     if on_hub:
-        return _hub(name, name.removeprefix("hf:"), image_size)
+        return _of_the_hub(name, root, image_size)
     if name == "digits":
         return {"train": Part([], formats.digits, "digits")}
     return _named_set(name, root, image_size) if name in NAMES else _path(name, root, image_size)
@@ -116,17 +116,43 @@ def _not_found(name: str, root: Path | None) -> Exception:
 def _named_set(name: str, root: Path | None, image_size: int | None) -> dict[str, Part]:
     """The splits of a named set, below `root` or else from the hub."""
     folders = [root / name, root] if root else []
-    for folder in folders:
-        if parts := _named(name, folder, folder != root, image_size):
-            return parts
+    found = (_named(name, folder, folder != root, image_size) for folder in folders)
+    parts = next(filter(None, found), {})
     try:
-        return _hub(name, _HUB[name], image_size)
+        parts = parts or _hub(name, _HUB[name], image_size)
     except FileNotFoundError as error:
         looked = " and ".join(map(str, folders)) or "no folder (data_dir and AUXNET_DATA are not set)"
         forms = ", ".join([*cifar.FORMS.get(name, ["train_32x32.mat"]), "train-*.parquet"])
         raise FileNotFoundError(
             f"{name} was not found: looked in {looked}, then {error}; give a data_dir that holds one of {forms}"
         ) from error
+    if name == "svhn" and not any("extra" in Path(file).name for file in parts["train"].files):
+        warnings.warn(
+            "svhn: there is no extra_32x32.mat: the training images are train_32x32.mat's alone", stacklevel=2
+        )
+    return parts
+
+
+def _of_the_hub(name: str, root: Path | None, image_size: int | None) -> dict[str, Part]:
+    """The splits of hf:owner/name[/config], below `root` or else from the hub."""
+    copies = _copies(name, root)
+    if place := next(filter(Path.is_dir, copies), None):
+        return _in_folder(place, image_size)
+    try:
+        return _hub(name, name.removeprefix("hf:"), image_size)
+    except FileNotFoundError as error:
+        looked = f"looked in {' and '.join(map(str, copies))}, then " if copies else ""
+        repo = "/".join(name.removeprefix("hf:").split("/")[:2])
+        fetch = f"hf download --repo-type dataset {repo} --local-dir DIR"
+        mend = f"where the hub can be reached, `{fetch}` fetches it, and --data DIR takes it"
+        raise FileNotFoundError(f"{name} was not found: {looked}{error}; {mend}") from error
+
+
+def _copies(name: str, root: Path | None) -> list[Path]:
+    """Where hf:owner/name[/config] may lie below `root`."""
+    if root is None or not (match := re.fullmatch(f"hf:{_ADDRESS}", name)):
+        return []
+    return [root / repo / match[2] for repo in (match[1], match[1].split("/")[1])]
 
 
 def _named(name: str, folder: Path, below: bool, image_size: int | None) -> dict[str, Part]:
@@ -227,10 +253,10 @@ def _hub(name: str, address: str, image_size: int | None) -> dict[str, Part]:
 
     The cache does not say what it lacks, and alone is used only where the hub does not answer, with a warning.
     """
-    match = re.fullmatch(r"([\w.-]+/[\w.-]+)/?(.*)", address)
+    match = re.fullmatch(_ADDRESS, address)
     if not match:
         raise ValueError(f"data {name!r}: a data set on the hub is given as hf:owner/name")
-    repo, config, reason = match[1], match[2].strip("/"), ""
+    repo, config, reason = match[1], match[2], ""
     try:
         folders = _hub_folders(repo)  # first: it answers or fails within seconds
     except Exception as error:  # whatever the network throws
