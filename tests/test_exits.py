@@ -426,6 +426,8 @@ def test_an_output_alone_is_only_advised_if_it_keeps_the_bound(run, capsys):
     advised = {}
     for bound in (first, 1.3 * first):
         lines = "\n".join(printed(capsys, run, "--max-mean-macs", str(bound)))
+        if bound == first:
+            assert (lines.count("0: all that come so far leave"), lines.count("never reached")) == (1, 2)
         advised[bound] = re.findall(r"output (\d) alone errs no more", lines)
     assert advised[first] == ["1"]
     assert advised[1.3 * first] == []  # output 2 errs less than any thresholds, and costs more than the bound

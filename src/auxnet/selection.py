@@ -84,7 +84,7 @@ class Choice:
     @property
     def notes(self) -> tuple[str, ...]:
         """What must be known before the choice is trusted."""
-        found = [too_few(self.candidates[0].report.images), self.no_better_than_guessing]
+        found = [self.no_better_than_guessing, too_few(self.candidates[0].report.images)]
         compared = [each.against_chosen for each in self.candidates if each.against_chosen is not None]
         if any(not (each.significant or each.low <= 0 <= each.high) for each in compared):
             exact = "McNemar's p is exact and adjusted (Holm), the intervals are neither"
