@@ -87,10 +87,23 @@ def test_an_optimizer_that_normalises_gradients_is_warned_of_with_unequal_weight
     assert len(optimizer_doubts(replace(adam, weights=(1.0, 1.0), weight_schedule="linear"), depths)) == 1
     (doubt,) = optimizer_doubts(Recipe(optimizer="AdamW", method="joint"), depths)
     assert doubt.startswith("--lr 0.1 is the step size for SGD: AdamW usually wants about a hundredth")
-    for other in ("SGD", "Adadelta", "Adagrad"):
+    (doubt,) = optimizer_doubts(Recipe(optimizer="Adafactor", method="joint"), depths)
+    assert doubt.endswith("Adafactor usually wants about a tenth of it")
+    for other in ("SGD", "Adadelta"):
         assert optimizer_doubts(Recipe(optimizer=other, method="joint"), depths) == []
     steps = [o.step for o in planned_outputs(replace(adam, depth=8, lr=0.1), load_data(adam))]
     assert steps == [1.0, 1.0, 1.0]
+
+
+def test_what_has_no_effect_is_warned_of():
+    depths = (5, 8)
+    adam = Recipe(optimizer="AdamW", method="joint", lr=0.001, weight_decay=0.1)
+    assert optimizer_doubts(adam, depths) == []
+    assert optimizer_doubts(replace(adam, momentum=0.5), depths) == ["momentum=0.5 has no effect: AdamW has none"]
+    (doubt,) = optimizer_doubts(Recipe(schedule="cosine", epochs=5, warmup=3), depths)
+    assert doubt == "--warmup 3 of 5 epochs leaves the cosine 2 epochs to fall in: give a shorter warm-up"
+    for quiet in ({"epochs": 6, "warmup": 3}, {"epochs": 2}):
+        assert optimizer_doubts(Recipe(schedule="cosine", **quiet), depths) == []
 
 
 def test_a_training_warns_of_them_once_at_its_beginning(tmp_path):
