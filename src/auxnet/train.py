@@ -108,7 +108,7 @@ def fit(
         stack.enter_context(random_kept(team.device))
         if team.leads:
             rundir.check(folder, recipe, resume, overwrite)
-        check(recipe)
+        check(recipe, begins=not resume)
         earlier = () if resume or recipe.pretrained is None else earlier_runs(recipe.pretrained)
         if team.leads:
             stack.enter_context(rundir.locked(folder))

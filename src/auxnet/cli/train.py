@@ -131,6 +131,8 @@ def plan(words: list[str]) -> None:
     epoch = planned.seconds_per_epoch
     total = f"{duration(epoch)} an epoch, {duration(epoch * options.recipe.epochs)} in all"
     screen.print_line(console, f"{images}; about {total} (measured just now)")
+    if (first := options.recipe.discards_from) is not None:
+        screen.print_line(console, f"auxiliary losses are discarded from epoch {first} on")
     for warning in planned.warnings:
         screen.print_line(console, f"warning: {warning}")
 
