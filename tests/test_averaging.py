@@ -68,6 +68,18 @@ def test_settled_norms_hold_the_plain_mean_over_batches_of_what_reaches_them():
     assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
 
 
+def test_norms_that_a_net_keeps_in_evaluation_keep_their_statistics():
+    class Frozen(nn.BatchNorm2d):
+        def train(self, mode=True):
+            return super().train(False)
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), Frozen(4), nn.BatchNorm2d(4))
+    recalibrate_norms(net, [torch.randn(2, 3, 4, 4) + 3])
+    assert torch.equal(net[1].running_mean, torch.zeros(4))
+    assert torch.equal(net[1].running_var, torch.ones(4))
+    assert net[2].running_mean.all()
+
+
 def test_the_norms_of_an_average_are_right_at_every_output_where_those_of_the_net_are_wrong():
     """In a batch, a net in evaluation mode should say what it says when it normalises by the batch itself."""
     data = load_data(TINY)

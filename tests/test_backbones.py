@@ -255,7 +255,11 @@ def test_a_moving_average_has_the_buffers_of_the_net_where_they_are_not_measured
         (["--backbone", "own_nets:build", "--cuts", "stem", "midle"], 2, "'midle'; perhaps you meant 'middle'"),
         (["--backbone", "own_nets:build", "--cuts", "middle", "stem"], 2, "'stem' does not lie behind 'middle'"),
         (["--backbone", "own_nets:build", "--cuts", "9"], 2, "own_nets:build, cuts=9: at=9 evenly placed cuts cannot"),
-        (["--backbone", "own_nets:build", "--cuts", "0"], 2, "cuts must be 1 or more, or the names of modules, got 0"),
+        (
+            ["--backbone", "own_nets:build", "--cuts", "0"],
+            2,
+            "cuts must be 1 or more, or the names of modules, got 0: a module ",
+        ),
         (["--backbone", "own_nets:build", "--depth", "8"], 2, "depth=8 is the built-in ResNets', but backbone="),
         (
             ["--backbone", "own_nets:build", "--outputs", "2"],
@@ -373,6 +377,8 @@ def test_a_recipe_with_cuts_is_saved_read_and_varied_as_it_is(tmp_path):
         recipe = auxnet.Recipe(backbone="timm:resnet18", cuts=cuts, pretrained="w.pt")
         write_recipe(recipe, tmp_path / "r.yaml")
         assert read_recipe(tmp_path / "r.yaml") == recipe
+    (tmp_path / "r.yaml").write_text("backbone: timm:resnet18\ncuts: [0, 1]\n")
+    assert read_recipe(tmp_path / "r.yaml").cuts == ("0", "1")
     domain = domain_of("cuts", "2, stem middle, 3")
     assert domain.values == (2, ("stem", "middle"), 3)
     assert domain_of("cuts", written(domain)) == domain

@@ -170,8 +170,10 @@ def test_plan_shows_the_multipliers_of_each_method(capsys):
 
 
 def test_plan_shows_the_weights_that_a_recipe_gives_itself(capsys):
-    assert main(["plan", "--depth", "20", "--threads", "1", "--method", "joint", "--weights", "0.3", "0.6", "1"]) == 0
+    words = ["--method", "joint", "--weights", "0.3", "0.6", "1", "--discard-after", "15"]
+    assert main(["plan", "--depth", "20", "--threads", "1", *words]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert "auxiliary losses are discarded from epoch 16 on" in lines
     rows = [line.split() for line in lines if line.split()[:1] in (["1"], ["2"], ["3"])]
     assert [next(word for word in row[2:] if "." in word) for row in rows] == ["0.3000", "0.6000", "1.0000"]
 

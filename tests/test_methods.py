@@ -743,6 +743,10 @@ def test_images_that_are_not_for_the_net_are_refused_before_anything_moves(make)
     method, before = make(net, sgd(), net.loss_weights()), copy.deepcopy(net.state_dict())
     with pytest.raises(ValueError, match="images must have 3 channels, got 1"):
         method.step(images()[0][:, :1], images()[1])
+    with pytest.raises(
+        ValueError, match=r"this net takes no images of torch\.uint8: give images\.float\(\), normalised"
+    ):
+        method.step(images()[0].to(torch.uint8), images()[1])
     assert all(map(torch.equal, before.values(), net.state_dict().values()))
 
 

@@ -10,7 +10,7 @@ from auxnet import Recipe, fit, methods, resnet
 from auxnet import plan as planning
 from auxnet.build import step_scale_of
 from auxnet.data import load_data
-from auxnet.plan import few_steps, ignores_weights, notes_of, optimizer_doubts, plan, planned_outputs, without_effect
+from auxnet.plan import data_doubts, few_steps, ignores_weights, notes_of, optimizer_doubts, plan, planned_outputs
 
 ETA, DECAY = 1.0, 1e-4
 METHODS = [("joint", "live"), ("pairwise", "live"), ("multiway", "live"), ("multiway", "frozen"), ("multiway", "fused")]
@@ -88,7 +88,9 @@ def test_an_optimizer_that_normalises_gradients_is_warned_of_with_unequal_weight
     assert len(optimizer_doubts(replace(adam, weights=(1.0, 1.0), weight_schedule="linear"), depths)) == 1
     (doubt,) = optimizer_doubts(Recipe(optimizer="AdamW", method="joint"), depths)
     assert doubt.startswith("--lr 0.1 is the step size for SGD: AdamW usually wants about a hundredth")
-    for other in ("SGD", "Adadelta", "Adagrad"):
+    (doubt,) = optimizer_doubts(Recipe(optimizer="Adafactor", method="joint"), depths)
+    assert doubt.endswith("Adafactor usually wants about a tenth of it")
+    for other in ("SGD", "Adadelta"):
         assert optimizer_doubts(Recipe(optimizer=other, method="joint"), depths) == []
     steps = [o.step for o in planned_outputs(replace(adam, depth=8, lr=0.1), load_data(adam))]
     assert steps == [1.0, 1.0, 1.0]
@@ -96,7 +98,7 @@ def test_an_optimizer_that_normalises_gradients_is_warned_of_with_unequal_weight
 
 def test_what_changes_after_the_first_epoch_is_noted_and_nothing_else():
     depths, recipe = (3, 5, 8), Recipe(depth=8, outputs=3, epochs=10)
-    assert notes_of(recipe, depths) == notes_of(replace(recipe, discard_after=0.95), depths) == []
+    assert notes_of(recipe, depths) == []
     assert notes_of(replace(recipe, weights=(0.0, 0.0, 1.0), discard_after=0.5), depths) == []
     (linear,) = notes_of(replace(recipe, weight_schedule="linear"), depths)
     assert "those of the first epoch" in linear
@@ -122,9 +124,20 @@ def test_a_plan_counts_validations_and_the_evaluation_at_the_end_and_measures_no
 def test_a_val_fraction_that_has_no_effect_is_told():
     drawn = load_data(asked := Recipe(val_fraction=0.2))
     own = replace(drawn, name="photos", brings_val=True)
-    assert without_effect(asked, drawn) == without_effect(Recipe(), own) == []
-    (told,) = without_effect(asked, own)
+    assert data_doubts(asked, drawn) == data_doubts(Recipe(), own) == []
+    (told,) = data_doubts(asked, own)
     assert told == "val_fraction=0.2 (--val-fraction) has no effect: photos brings validation images of its own"
+
+
+def test_what_has_no_effect_is_warned_of():
+    depths = (5, 8)
+    adam = Recipe(optimizer="AdamW", method="joint", lr=0.001, weight_decay=0.1)
+    assert optimizer_doubts(adam, depths) == []
+    assert optimizer_doubts(replace(adam, momentum=0.5), depths) == ["momentum=0.5 has no effect: AdamW has none"]
+    (doubt,) = optimizer_doubts(Recipe(schedule="cosine", epochs=5, warmup=3), depths)
+    assert doubt == "--warmup 3 of 5 epochs leaves the cosine 2 epochs to fall in: give a shorter warm-up"
+    for quiet in ({"epochs": 6, "warmup": 3}, {"epochs": 2}):
+        assert optimizer_doubts(Recipe(schedule="cosine", **quiet), depths) == []
 
 
 def test_a_training_warns_of_them_once_at_its_beginning(tmp_path):

@@ -63,3 +63,4 @@ def test_linear_weights_fall_evenly_and_the_final_ones_stays():
 def test_auxiliary_losses_are_discarded_from_their_epoch_on():
     weights = [lambdas(epoch, weights=(0.3,), discard_after=0.7) for epoch in range(1, 11)]
     assert weights == [[0.3, 0.3, 1.0]] * 7 + [[0.0, 0.0, 1.0]] * 3
+    assert weights == [lambdas(epoch, weights=(0.3,), discard_after=7) for epoch in range(1, 11)]

@@ -26,7 +26,9 @@ def same(a, b):
     return all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
 
 
-@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "w.pth", "nested.pt", "old.pt", "wrapped.pt", "twice.pt"])
+@pytest.mark.parametrize(
+    "name", ["w.safetensors", "w.pt", "w.pth", "nested.pt", "old.pt", "wrapped.pt", "twice.pt", "a.ckpt"]
+)
 def test_every_weight_and_buffer_is_taken(name, tmp_path):
     source, target = backbone(), backbone()
     source[1].running_mean += 3
@@ -37,6 +39,8 @@ def test_every_weight_and_buffer_is_taken(name, tmp_path):
         state = nn.DataParallel(source).state_dict()
     if name == "twice.pt":
         state = torch.compile(nn.DataParallel(source)).state_dict()
+    if name == "a.ckpt":
+        state = {"epoch": 3, "state_dict": {f"model.{key}": value for key, value in state.items()}}
     if name.endswith(".safetensors"):
         save_file(state, tmp_path / name)
     else:
@@ -63,9 +67,41 @@ def test_keys_that_are_missing_too_many_or_of_another_shape_are_listed_and_nothi
 
 
 def test_a_long_list_is_cut_short(tmp_path):
-    save_file({f"x{i}": torch.zeros(1) for i in range(14)}, tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match=r"14 not the net's: x0; x\d+; x\d+; \.\.\.$"):
+    save_file({f"x{i}": torch.zeros(1) for i in range(24)}, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"24 not the net's: x0; (x\d+; ){19}\.\.\.$"):
         auxnet.load_pretrained(backbone(), tmp_path / "w.safetensors")
+
+
+def test_a_file_without_the_last_layer_leaves_that_as_it_is(tmp_path):
+    source, target = backbone(), backbone()
+    before, state = copy.deepcopy(target.state_dict()), source.state_dict()
+    del state["3.weight"]
+    save_file(state, tmp_path / "half.safetensors")
+    with pytest.raises(ValueError, match=r"1 missing: 3\.weight$"):
+        auxnet.load_pretrained(target, tmp_path / "half.safetensors")
+    del state["3.bias"]
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.warns(UserWarning, match=r"has no 3\.weight: the last layer of the classifier begins anew"):
+        auxnet.load_pretrained(target, tmp_path / "w.safetensors")
+    for name, tensor in target.state_dict().items():
+        assert torch.equal(tensor, state.get(name, before[name]))
+
+
+def test_auxiliary_heads_that_a_net_is_built_without_are_left_out(tmp_path):
+    class WithHeads(nn.Module):
+        def __init__(self, aux_logits):
+            super().__init__()
+            self.aux_logits, self.conv = aux_logits, nn.Conv2d(3, 4, 3)
+            self.aux1 = nn.Linear(4, 3) if aux_logits else None
+            self.fc = nn.Linear(4, 3)
+
+    source, target = WithHeads(True), WithHeads(False)
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    auxnet.load_pretrained(target, tmp_path / "w.safetensors")
+    assert torch.equal(source.fc.weight, target.fc.weight)
+    save_file(source.state_dict() | {"aux9.weight": torch.zeros(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"1 not the net's: aux9\.weight"):
+        auxnet.load_pretrained(target, tmp_path / "w.safetensors")
 
 
 class Trap:
@@ -148,6 +184,9 @@ def test_another_network_does_not_fit_and_nothing_is_begun(tmp_path):
         auxnet.fit(recipe, tmp_path / "b")
     with pytest.raises(FileNotFoundError, match=r"no file of weights .*nowhere"):
         auxnet.fit(replace(recipe, pretrained="nowhere"), tmp_path / "b")
+    save_file(backbone().state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"but those of a backbone: name the backbone with --backbone$"):
+        auxnet.fit(replace(recipe, pretrained=str(tmp_path / "w.safetensors")), tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
 

@@ -46,10 +46,13 @@ def take_buffers(average: nn.Module, net: nn.Module) -> None:
 def recalibrate_norms(net: nn.Module, batches: Iterable[Tensor]) -> None:
     """Give every BatchNorm of a net the mean of its statistics over these batches of images [N, C, H, W].
 
-    All else is in evaluation mode meanwhile, as it is when the statistics are used (PyTorch's `update_bn` has dropout
+    Those that the net keeps in evaluation, by a `train` of its own, are frozen: their statistics stay as they are. All
+    else is in evaluation mode meanwhile, as it is when the statistics are used (PyTorch's `update_bn` has dropout
     at work); the net is left in that mode.
     """
-    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    net.train()
+    batch_norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [norm for norm in batch_norms if norm.training and norm.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     net.eval()
     for norm in norms:

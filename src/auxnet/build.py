@@ -35,15 +35,22 @@ from auxnet.schedules import lambdas_at
 from auxnet.sections import MethodName, StepScale
 from auxnet.synchronised import synchronise_norms
 from auxnet.update import Average, identity
+from auxnet.words import plural
 
 PIXELS = 2**21  # evaluated at a time: 25 MB of float32 in three channels
 MOST_STAND_INS = 50  # outputs of a net that stands in for a backbone that is not built yet
 Part = Callable[[int], slice]  # which of the n images of a batch; `slice` itself gives all
 
 
-def check(recipe: Recipe) -> None:
-    """Raise ValueError for a recipe that no data can make right, before any are read."""
+def check(recipe: Recipe, begins: bool = True) -> None:
+    """Raise ValueError for a recipe that no data can make right, before any are read.
+
+    One that `begins` must also discard losses if it says so; of a single epoch, as of a trial, none is asked for.
+    """
     check_machine(recipe)
+    if begins and recipe.discard_after is not None and recipe.discards_from is None and recipe.epochs > 1:
+        most = f"at most {plural(recipe.epochs - 1, 'epoch')}, discard_after={recipe.epochs - 1}"
+        raise ValueError(f"discard_after={recipe.discard_after:g} never acts in {recipe.epochs} epochs: give {most}")
     with torch.device("meta"):  # takes no memory
         if recipe.backbone is None:
             net = resnet(**_resnet_options(recipe, num_classes=2, in_channels=3))

@@ -17,14 +17,7 @@ from auxnet.words import nearest
 
 def optimizer_of(recipe: Recipe) -> Callable[[Any], torch.optim.Optimizer]:
     """The optimizer that a recipe names, as a function of parameters; fused kernels where there are any."""
-    known = {
-        name: kind
-        for name, kind in vars(torch.optim).items()
-        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
-    }
-    if recipe.optimizer not in known:
-        raise ValueError(f"torch.optim has no optimizer {recipe.optimizer!r}{nearest(recipe.optimizer, [*known])}")
-    kind = known[recipe.optimizer]
+    kind = _kind_of(recipe)
     settings: dict[str, Any] = {
         "lr": recipe.lr,
         "momentum": recipe.momentum,
@@ -35,6 +28,24 @@ def optimizer_of(recipe: Recipe) -> Callable[[Any], torch.optim.Optimizer]:
     }
     accepted = signature(kind).parameters
     return partial(kind, **{name: value for name, value in settings.items() if name in accepted})
+
+
+def without_effect(recipe: Recipe) -> list[str]:
+    """The fields of a recipe that its optimizer does not take, and that are not as by default."""
+    taken = signature(_kind_of(recipe)).parameters
+    names = [name for name in ("momentum", "nesterov", "weight_decay") if name not in taken]
+    return [name for name in names if getattr(recipe, name) != getattr(Recipe, name)]
+
+
+def _kind_of(recipe: Recipe) -> type[torch.optim.Optimizer]:
+    known = {
+        name: kind
+        for name, kind in vars(torch.optim).items()
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+    }
+    if recipe.optimizer not in known:
+        raise ValueError(f"torch.optim has no optimizer {recipe.optimizer!r}{nearest(recipe.optimizer, [*known])}")
+    return known[recipe.optimizer]
 
 
 def aggregator_of(name: str) -> Aggregator:

@@ -82,7 +82,13 @@ class Method:
             raise ValueError("a training step needs one image or more, got a batch of none")
         if not torch.is_grad_enabled():
             raise RuntimeError("a training step takes gradients, which are disabled here: call it outside no_grad()")
-        return self.one_step(images.clone(), labels)
+        try:
+            return self.one_step(images.clone(), labels)
+        except RuntimeError as error:
+            if images.is_floating_point() or "type" not in str(error):  # of images and weights
+                raise
+            mend = "images.float(), normalised as for evaluation"
+            raise ValueError(f"this net takes no images of {images.dtype}: give {mend}") from error
 
     def set_weights(self, weights: Weights | None) -> None:
         """The loss weights lambda [K] from now on (None: the paper's), and the step scales that follow from them.

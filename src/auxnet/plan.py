@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from auxnet.build import build, check, check_data, check_last_batch, net_of, precision_of, step_scale_of
+from auxnet.by_name import without_effect
 from auxnet.capturing import WARM_UP
 from auxnet.cost import costs
 from auxnet.data import LARGE, DataSet, load_data
@@ -26,7 +27,11 @@ from auxnet.words import plural
 MEASURED_STEPS = 4
 LONG = 10.0  # seconds of steps after which no other is measured
 FEW_STEPS, SMALL_BATCH = 10, 16
-OF_SMALL_STEPS = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop")  # by default about 0.001
+FEW_EPOCHS = 3  # in which a cosine falls
+OF_SMALL_STEPS = {  # of SGD's step size
+    **dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop"), "a hundredth"),
+    **dict.fromkeys(("Adagrad", "Adafactor"), "a tenth"),
+}
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ def plan(recipe: Recipe) -> Plan:
                 *warnings_of(recipe, depths, dataset.image_size),
                 *few_steps(recipe, len(dataset.train)),
                 *optimizer_doubts(recipe, depths),
-                *without_effect(recipe, dataset),
+                *data_doubts(recipe, dataset),
             ],
             notes_of(recipe, depths),
         )
@@ -153,7 +158,7 @@ def few_steps(recipe: Recipe, images: int) -> list[str]:
     return [f"{said}: with --batch-size {smaller} it has {more}, and wants a smaller --lr"]
 
 
-def without_effect(recipe: Recipe, dataset: DataSet) -> list[str]:
+def data_doubts(recipe: Recipe, dataset: DataSet) -> list[str]:
     """A warning of what is asked for and changes nothing with these data."""
     if not dataset.brings_val or recipe.val_fraction == Recipe.val_fraction:
         return []
@@ -168,11 +173,20 @@ def ignores_weights(recipe: Recipe) -> bool:
 
 
 def optimizer_doubts(recipe: Recipe, depths: Sequence[int]) -> list[str]:
-    """Warnings where an optimizer that normalises gradients gets SGD's step size, or loss weights it cannot feel."""
+    """Warnings where an optimizer gets SGD's step size, fields that it does not take, or loss weights it cannot feel.
+
+    And where a warm-up leaves a cosine hardly any epochs to fall.
+    """
     name, doubts = recipe.optimizer, []
     lambdas = {w for epoch in (1, recipe.epochs) for w in lambdas_at(recipe, depths, epoch) if w > 0}
     if name in OF_SMALL_STEPS and recipe.lr == Recipe.lr:
-        doubts.append(f"--lr {recipe.lr:g} is the step size for SGD: {name} usually wants about a hundredth of it")
+        doubts.append(
+            f"--lr {recipe.lr:g} is the step size for SGD: {name} usually wants about {OF_SMALL_STEPS[name]} of it"
+        )
+    doubts += [f"{field}={getattr(recipe, field)} has no effect: {name} has none" for field in without_effect(recipe)]
+    if recipe.schedule == "cosine" and recipe.warmup > 0 and (left := recipe.epochs - recipe.warmup) < FEW_EPOCHS:
+        spent = f"--warmup {recipe.warmup} of {recipe.epochs} epochs"
+        doubts.append(f"{spent} leaves the cosine {plural(left, 'epoch')} to fall in: give a shorter warm-up")
     if ignores_weights(recipe) and len(lambdas) > 1:
         doubts.append(
             f"{name} normalises gradients, and in {recipe.method} each output has one of its own: loss weights (gamma, "
@@ -190,8 +204,7 @@ def notes_of(recipe: Recipe, depths: Sequence[int]) -> list[str]:
             "lambda and the steps are those of the first epoch: weight_schedule linear lowers the auxiliary weights "
             f"evenly, to 1/{recipe.epochs} of themselves in the last"
         )
-    later = (epoch for epoch in range(2, recipe.epochs + 1) if not any(lambdas_at(recipe, depths, epoch)[:-1]))
-    if recipe.discard_after is not None and any(auxiliary) and (epoch := next(later, None)):
+    if any(auxiliary) and (epoch := recipe.discards_from) is not None:
         notes.append(f"from epoch {epoch} on the auxiliary losses are discarded (discard_after)")
     if step_scale_of(recipe) == "adaptive" and auxiliary:
         notes.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import types
 from collections.abc import Collection, Sequence
@@ -18,6 +19,7 @@ from auxnet.words import nearest
 
 SEAL = b"# sha256 "
 BACKBONES = "timm:NAME, torchvision:NAME or package.module:function"
+DISCARDS = "a share of the run between 0 and 1, or a number of epochs"
 CUTS = "1 or more, or the names of modules"
 OF_RESNETS = ("depth", "form", "outputs", "at", "placement", "block", "width", "head", "precision")
 OF_BACKBONES = ("cuts",)
@@ -55,7 +57,7 @@ class Recipe(MachineFields, TrainingFields, MethodFields, NetworkFields, DataFie
             ("milestones", all(0 < m < 1 for m in self.milestones), "shares of the run between 0 and 1"),
             ("warmup", 0 <= self.warmup < self.epochs, f"0 or more and below epochs={self.epochs}"),
             ("weights", self.weights is None or self._are_weights(self.weights), "finite numbers of 0 or more"),
-            ("discard_after", self.discard_after is None or 0 < self.discard_after < 1, "a share between 0 and 1"),
+            ("discard_after", self.discard_after is None or self._discards(self.discard_after), DISCARDS),
             ("distill", 0 <= self.distill <= 1, "in 0..1"),
             ("temperature", 0 < self.temperature < float("inf"), "above 0 and finite"),
             ("mixup", 0 <= self.mixup < float("inf"), "0 or more and finite"),
@@ -73,7 +75,8 @@ class Recipe(MachineFields, TrainingFields, MethodFields, NetworkFields, DataFie
             ("seed", 0 <= self.seed < 2**63, "0 or more"),
         ):
             if not holds:
-                raise ValueError(f"{name} must be {rule}, got {words_of(getattr(self, name))}")
+                mend = ': a module named 0 is cuts: ["0"] in a recipe file' if name == "cuts" and self.cuts == 0 else ""
+                raise ValueError(f"{name} must be {rule}, got {words_of(getattr(self, name))}{mend}")
         self.check_together()
 
     def check_together(self, given: Collection[str] = ()) -> None:
@@ -88,6 +91,19 @@ class Recipe(MachineFields, TrainingFields, MethodFields, NetworkFields, DataFie
         ]
         self._check_owners(departures)
         self._check_pairs(departures)
+
+    @property
+    def discards_from(self) -> int | None:
+        """The epoch (1-based) from which on the auxiliary losses are discarded; None: they never are."""
+        after = self.discard_after
+        if after is None:
+            return None
+        first = 1 + math.ceil(after * self.epochs - 1e-9 if after < 1 else after)
+        return first if first <= self.epochs else None
+
+    @staticmethod
+    def _discards(after: float) -> bool:
+        return 0 < after < 1 or (after >= 1 and after.is_integer())
 
     @staticmethod
     def _are_weights(weights: tuple[float, ...]) -> bool:
@@ -268,6 +284,8 @@ def _as(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
         if get_origin(kind) is Literal and value in get_args(kind):
             return value
         if get_origin(kind) is tuple and isinstance(value, list | tuple):
+            if get_args(kind)[0] is str:  # modules of nn.Sequential are named 0, 1, ...
+                value = [str(item) if type(item) is int else item for item in value]
             return tuple(_as(get_args(kind)[:1], item, name) for item in value)
         if kind is float and isinstance(value, int | str) and not isinstance(value, bool) and _is_number(value):
             return float(value)  # YAML reads 1e-4 as a string

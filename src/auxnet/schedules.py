@@ -31,7 +31,7 @@ def lambdas_at(recipe: Recipe, depths: Sequence[int], epoch: int = 1) -> list[fl
     *auxiliary, final = weights_of(recipe, depths)
     if recipe.weight_schedule == "linear":  # DSN: lambda (1 - t / N)
         auxiliary = [w * (1 - (epoch - 1) / recipe.epochs) for w in auxiliary]
-    if recipe.discard_after is not None and _is_behind(recipe.discard_after, recipe, epoch):
+    if recipe.discards_from is not None and epoch >= recipe.discards_from:
         auxiliary = [0.0 for _ in auxiliary]
     return [*auxiliary, final]
 

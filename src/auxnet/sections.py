@@ -71,9 +71,9 @@ class NetworkFields:
     backbone: str | None = None
     """in place of the built-in ResNets: timm:NAME, torchvision:NAME, or package.module:function of your own"""
     cuts: int | tuple[str, ...] | None = None
-    """the backbone's modules after which outputs are added, or how many even cuts; none: 2"""
+    """the backbone's modules after which outputs are added; one number alone: how many even cuts; none: 2"""
     pretrained: str | None = None
-    """weights and normalisation to begin with: those of a run of the same network, whatever its classes; or a file"""
+    """weights to begin with, and their normalisation: a run of the same network, of any classes; or the backbone's"""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class MethodFields:
     weight_schedule: Literal["constant", "linear"] = "constant"
     """linear: the auxiliary outputs' weights fall evenly towards 0 at the end of the run (DSN)"""
     discard_after: float | None = None
-    """share of the run after which the auxiliary losses are discarded and their heads no longer trained"""
+    """share of the run, or epochs if 1 or more, after which auxiliary losses are discarded, their heads left as is"""
     loss: Literal["cross_entropy", "square_hinge"] = "cross_entropy"
     """training loss; validation and test losses are cross-entropy either way"""
     distill: float = 0.0

@@ -39,7 +39,7 @@ from auxnet.machine import crowded, device_of, random_kept, threads_set, to_devi
 from auxnet.method import Method
 from auxnet.network import AuxNet, copied
 from auxnet.opening import check_classes, normalised_as, preprocessing_of
-from auxnet.plan import optimizer_doubts, without_effect
+from auxnet.plan import data_doubts, optimizer_doubts
 from auxnet.preprocessing import Preprocessing
 from auxnet.progress import Progress
 from auxnet.provenance import provenance
@@ -111,7 +111,7 @@ def fit(
         stack.enter_context(random_kept(team.device))
         if team.leads:
             rundir.check(folder, recipe, resume, overwrite)
-        check(recipe)
+        check(recipe, begins=not resume)
         earlier = () if resume or recipe.pretrained is None else earlier_runs(recipe.pretrained)
         if team.leads:
             stack.enter_context(rundir.locked(folder))
@@ -160,7 +160,7 @@ def _prepare(recipe: Recipe, team: Team, resume: bool) -> tuple[DataSet, AuxNet,
     net, method = build(recipe, dataset, team.device, team)
     dataset = normalised_for(recipe, dataset)
     check_last_batch(recipe, dataset, net, team.size)
-    doubts = [] if resume else [*optimizer_doubts(recipe, net.depths), *without_effect(recipe, dataset)]
+    doubts = [] if resume else [*optimizer_doubts(recipe, net.depths), *data_doubts(recipe, dataset)]
     if team.device.type == "cpu" and (slow := crowded(torch.get_num_threads())):
         doubts.append(slow)
     for doubt in doubts if team.leads else ():

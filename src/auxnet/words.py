@@ -41,9 +41,9 @@ def plural(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def first_few(items: Sequence[str]) -> str:
-    """The first three of them, and that there are more: a; b; c; ..."""
-    return "; ".join(items[:3]) + ("; ..." if len(items) > 3 else "")
+def first_few(items: Sequence[str], most: int = 3) -> str:
+    """The first of them, and that there are more: a; b; c; ..."""
+    return "; ".join(items[:most]) + ("; ..." if len(items) > most else "")
 
 
 def of_each(said: Mapping[str, str]) -> str:

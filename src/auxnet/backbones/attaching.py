@@ -55,8 +55,8 @@ def attach(
     if len(shape) != 3:
         given = list(getattr(example, "shape", ())) or f"{example!r}: torch.zeros(1, 3, 224, 224) is one"
         raise ValueError(f"example must be an image [1, C, H, W], got {given}")
-    if num_classes is not None and num_classes < 2:
-        raise ValueError(f"num_classes must be 2 or more, got {num_classes}")
+    if num_classes is not None and not (_is_whole(num_classes) and num_classes >= 2):
+        raise ValueError(f"num_classes must be a whole number, 2 or more, got {num_classes!r}")
     whole = isinstance(backbone, nn.Module)
     own = [*backbone] if isinstance(backbone, Sequence) else [backbone]
     if not all(isinstance(part, nn.Module) for part in own):
@@ -140,13 +140,17 @@ def channels_first(shape: Sequence[int], image_shape: Sequence[int]) -> bool:
 def _cut(backbone: nn.Module, at: Iterable[str] | str | int, image_shape: Sequence[int]) -> list[nn.Module]:
     if isinstance(at, str):
         names: Sequence[str] = (at,)
-    elif isinstance(at, SupportsIndex):
-        names = even_cuts(backbone, index(at), image_shape)
+    elif _is_whole(at):
+        names = even_cuts(backbone, index(cast(SupportsIndex, at)), image_shape)
     elif isinstance(at, Iterable):
         names = tuple(at)
     else:
         raise ValueError(f"at must name modules or be a whole number, got {at!r}")
     return [*cut(backbone, names, image_shape)]
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, SupportsIndex) and not isinstance(value, bool)
 
 
 def _classes_of(backbone: nn.Module, image_shape: Sequence[int]) -> int:

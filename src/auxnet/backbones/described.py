@@ -59,6 +59,9 @@ def _filled(net: AuxNet, options: Mapping[str, Any], pretrained: str, classes: S
     except ValueError as error:
         if config.get("output") is not None:
             raise ValueError(f"{pretrained} is one output of a run: pretrained needs the run itself") from None
+        if "backbone" not in options and not of_a_run(pretrained):
+            mend = "name the backbone with --backbone"
+            raise ValueError(f"{pretrained} holds no run's weights, but those of a backbone: {mend}") from None
         raise ValueError(_unlike(options, config, run) or str(error)) from None
     theirs = config.get("classes")
     if classes is not None and isinstance(theirs, list) and len(theirs) == len(classes) and theirs != list(classes):

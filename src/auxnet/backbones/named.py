@@ -24,6 +24,7 @@ from auxnet.errors import first_line
 from auxnet.words import nearest
 
 LIBRARIES = ("timm", "torchvision")
+WITH_AUXILIARIES = ("googlenet", "inception_v3")  # torchvision's, which are built without them here
 Build = Callable[[int], nn.Module]  # number of classes -> a backbone
 
 
@@ -64,6 +65,8 @@ def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | No
     library, _, model = name.partition(":")
     if library == "timm":
         seen = _imported(name, "timm").get_pretrained_cfg(model)
+    elif library == "torchvision" and model in WITH_AUXILIARIES:
+        return (127.5,) * 3, (127.5,) * 3  # what torchvision makes of ImageNet's, within the model (transform_input)
     elif library == "torchvision":
         seen = _imported(name, "torchvision").models.get_model_weights(model).DEFAULT.transforms()
     else:
@@ -144,7 +147,7 @@ def _torchvision(name: str, model: str, in_channels: int) -> Build:
         raise ValueError(f"torchvision has no model {model!r}{nearest(model, known)}")
     if in_channels != 3:
         raise ValueError(f"torchvision's models take 3 channels, the images have {in_channels}: timm's take any")
-    extra = {"aux_logits": False, "init_weights": True} if model in ("googlenet", "inception_v3") else {}
+    extra = {"aux_logits": False, "init_weights": True} if model in WITH_AUXILIARIES else {}
     return lambda classes: _called(name, models.get_model, model, num_classes=classes, **extra)
 
 

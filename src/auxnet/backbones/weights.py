@@ -15,6 +15,8 @@ from auxnet.network import AuxNet
 from auxnet.tensors import read_tensors
 from auxnet.words import first_few
 
+MOST_LISTED = 20  # names of keys of each kind that do not fit
+
 
 def classes_in(path: Path | str, backbone: nn.Module, num_classes: int) -> int:
     """The number of classes that a file's weights are for, beside a backbone that was built for `num_classes`.
@@ -22,7 +24,7 @@ def classes_in(path: Path | str, backbone: nn.Module, num_classes: int) -> int:
     It is what tensors of that many rows have in the file, and `num_classes` itself where that says nothing. Raises
     what `load_pretrained` raises for a file that cannot be read.
     """
-    state = _unwrapped(_read(Path(path)), backbone)
+    state = _of_net(_read(Path(path)), backbone)
     theirs = {
         len(state[name])
         for name, tensor in backbone.state_dict().items()
@@ -49,20 +51,23 @@ def load_pretrained(net: nn.Module, path: Path | str) -> None:
     """Fill a net with the weights and buffers of a .safetensors file, or of a .pt or .pth file of tensors.
 
     `path` may be a run directory too: its weights of the last epoch. A .pt file holds a state dict, or one under
-    "state_dict" or "model"; nothing else is unpickled. Every key must be there, with its shape, and no other, with one
-    exception: where all outputs of an AuxNet classify for another number of classes than the file's, their last layers
-    stay as they are, with a warning. (For a backbone's own classifier load first, and let `attach` replace it.) Names
-    may begin with "module." or "_orig_mod.", as those of wrapped nets do.
+    "state_dict" or "model"; nothing else is unpickled. Every key must be there, with its shape, and no other, but:
+    where all outputs of an AuxNet classify for another number of classes than the file's, their last layers stay as
+    they are, with a warning (for a backbone's own classifier load first, and let `attach` replace it); so does the last
+    layer of another net, where that alone is missing; and the auxiliary heads of torchvision's GoogLeNet and Inception
+    are left out where the net is built without them. Names may begin with "module.", "_orig_mod." or "model.", as those
+    of wrapped nets do.
 
     Raises FileNotFoundError, ValueError with the keys that do not fit (the net is then as it was), or RuntimeError for
     a file that is damaged.
     """
     path = Path(path)
-    own, theirs = net.state_dict(), _unwrapped(_read(path), net)
+    own, theirs = net.state_dict(), _of_net(_read(path), net)
     # Files older than BatchNorm's counter of batches are without it, and whole all the same.
     counters = {name: own[name] for name in own if name.endswith(".num_batches_tracked")}
     last = _for_other_classes(net, theirs) if isinstance(net, AuxNet) else {}
-    state = {**counters, **theirs, **last}
+    begun = {} if isinstance(net, AuxNet) else _without_last(net, counters | theirs)
+    state = {**counters, **theirs, **last, **begun}
     misfits = {
         "missing": [name for name in own if name not in state],
         "not the net's": [name for name in state if name not in own],
@@ -73,9 +78,13 @@ def load_pretrained(net: nn.Module, path: Path | str) -> None:
         ],
     }
     if any(misfits.values()):
-        told = " and ".join(f"{len(names)} {kind}: {first_few(names)}" for kind, names in misfits.items() if names)
+        told = " and ".join(
+            f"{len(names)} {kind}: {first_few(names, MOST_LISTED)}" for kind, names in misfits.items() if names
+        )
         raise ValueError(f"{path} does not fit the net: {told}")
     net.load_state_dict(state)
+    for name in [*begun][:1]:
+        warnings.warn(f"{path} has no {name}: the last layer of the classifier begins anew", stacklevel=2)
     for name in [*last][:1]:
         counts = f"{len(theirs[name])} classes, the net of {len(last[name])}"
         warnings.warn(f"{path} is of {counts}: the last layers of all outputs begin anew", stacklevel=2)
@@ -94,10 +103,26 @@ def _for_other_classes(net: AuxNet, theirs: dict[str, Tensor]) -> dict[str, Tens
     return last if len(pairs) == net.outputs and len({classes for _, classes in pairs}) == 1 else {}
 
 
+def _without_last(net: nn.Module, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The net's own last layer, if that is all that another state dict lacks."""
+    *_, (name, last) = [(name, m) for name, m in net.named_modules() if m._parameters] or [("", net)]
+    own = last.state_dict(prefix=f"{name}.") if name and isinstance(last, nn.Linear | nn.Conv2d) else {}
+    return own if own.keys() == net.state_dict().keys() - theirs.keys() else {}
+
+
+def _of_net(theirs: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    """Tensors by the names of the net itself; without those of torchvision's auxiliary heads, where it has none."""
+    theirs = _unwrapped(theirs, net)
+    if getattr(net, "aux_logits", True):
+        return theirs
+    return {name: each for name, each in theirs.items() if getattr(net, name.partition(".")[0], net) is not None}
+
+
 def _unwrapped(theirs: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
     """Tensors by the names that they have in the net itself, where they were saved from within a wrapper."""
     own = net.state_dict()
-    for prefix in ("module.", "_orig_mod."):  # nn.DataParallel's and torch.compile's, which may wrap each other
+    # nn.DataParallel's and torch.compile's, which may wrap each other, and Lightning's usual attribute
+    for prefix in ("module.", "_orig_mod.", "model."):
         if theirs and all(name.startswith(prefix) and name not in own for name in theirs):
             return _unwrapped({name.removeprefix(prefix): tensor for name, tensor in theirs.items()}, net)
     return theirs
@@ -109,8 +134,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         path /= "model.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of weights {path}")
-    if path.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
-        raise ValueError(f"weights are read from .safetensors, .pt, .pth and .bin files, not from {path}")
+    if path.suffix not in (".safetensors", ".pt", ".pth", ".bin", ".ckpt"):
+        raise ValueError(f"weights are read from .safetensors, .pt, .pth, .bin and .ckpt files, not from {path}")
     content: Any
     try:
         content = read_tensors(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
