@@ -48,6 +48,21 @@ def normed(num_classes, in_channels=3):
     return net
 
 
+class Deciding(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x) if x.sum() > 0 else super().forward(-x)
+
+
+def untraceable(num_classes):
+    return Deciding(build(num_classes))
+
+
+def in_parts(num_classes):
+    parts = build(num_classes)
+    first, second = Deciding(parts.stem), Deciding(parts.middle, parts.top)
+    return nn.Sequential(OrderedDict(first=first, second=second, classifier=parts[3:]))
+
+
 def of_five_classes():
     return build(5)
 
@@ -125,6 +140,13 @@ def test_cuts_that_were_searched_for_are_saved_as_names():
     assert network["cuts"] == ["stem", "middle"]
     assert network["image_size"] == [16, 16]
     assert read_recipe("even/recipe.yaml").cuts == 2
+
+
+def test_a_backbone_that_cannot_be_traced_is_given_in_parts(tmp_path, capsys):
+    words = train(tmp_path / "bad", "--backbone", "own_nets:untraceable", "--cuts", "1")
+    fails(capsys, words, 2, "nn.Sequential(OrderedDict(first=..., second=..., classifier=...)), and --cuts first")
+    words = ["--threads", "1", "--batch-size", "9", "--backbone", "own_nets:in_parts", "--cuts", "first"]
+    assert main(["plan", "--data", "pics", "--val-fraction", "0.3", *words]) == 0
 
 
 def test_plan_shows_the_outputs_that_a_training_has(capsys):

@@ -21,7 +21,10 @@ from torch import fx, nn
 from auxnet.errors import first_line
 from auxnet.network import in_mode
 
-INSTEAD = "give the segments themselves: attach([first, second, ..., classifier])"
+INSTEAD = (
+    "give the segments themselves: attach([first, second, ..., classifier]), or for the command line a function that "
+    "returns nn.Sequential(OrderedDict(first=..., second=..., classifier=...)), and --cuts first"
+)
 
 
 @dataclass(frozen=True)
