@@ -190,19 +190,57 @@ def test_every_method_goes_on_from_within_an_epoch(tmp_path, options):
     goes_on_to_the_same_end(tmp_path / "a", tmp_path / "whole", recipe)
 
 
-def test_a_streamed_training_goes_on_to_the_end_of_one_in_memory(tmp_path):
+def pictures(folder, number):
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):
-        (tmp_path / "pics" / name).mkdir(parents=True)
-        for i in range(60):
+        (folder / name).mkdir(parents=True)
+        for i in range(number):
             pixels = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "pics" / name / f"{i}.png")
-    recipe = replace(TINY, data=str(tmp_path / "pics"), train_images=None, epochs=2)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return str(folder)
+
+
+def test_a_streamed_training_goes_on_to_the_end_of_one_in_memory(tmp_path):
+    """Stopped as torchrun and systemd do it: by a signal to all its processes."""
+    recipe = replace(TINY, data=pictures(tmp_path / "pics", 60), train_images=None, epochs=2)
     auxnet.fit(replace(recipe, stream="never"), tmp_path / "whole")
     recipe = replace(recipe, stream="always", workers=1)
-    with pytest.raises(signals.Stopped):
-        auxnet.fit(recipe, tmp_path / "a", watch=at(2, 3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+
+    def train_in_a_group():
+        os.setpgrp()
+        with pytest.raises(signals.Stopped):
+            auxnet.fit(recipe, tmp_path / "a", watch=at(2, 1, lambda: os.killpg(0, signal.SIGTERM)))
+
+    process = multiprocessing.get_context("fork").Process(target=train_in_a_group)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert checkpoints(tmp_path / "a")[-1] == "00001-0000001.ckpt"
     goes_on_to_the_same_end(tmp_path / "a", tmp_path / "whole", recipe)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_picture_that_goes_bad_costs_nothing_that_was_done(tmp_path, split):
+    for name, number in (("train", 48), ("val", 4), ("test", 4)):
+        pictures(tmp_path / "pics" / name, number)
+    recipe = replace(TINY, data=str(tmp_path / "pics"), train_images=None, epochs=2, stream="always", workers=1)
+    read = {path: path.read_bytes() for path in (tmp_path / "pics" / split).rglob("*.png")}
+
+    def spoil():
+        for path, data in read.items():
+            path.write_bytes(data[:-30])
+
+    with pytest.raises(RuntimeError, match=rf"{split}/.*\.png.*; the run is saved in .*, --resume goes on with it"):
+        auxnet.fit(recipe, tmp_path / "a", watch=at(1, 1, spoil))
+    [saved] = checkpoints(tmp_path / "a")
+    assert "00000-0000001.ckpt" <= saved <= f"00000-{STEPS:07}.ckpt"
+    for path, data in [*read.items()][1:]:
+        path.write_bytes(data)
+    with pytest.raises(RuntimeError, match="1 image cannot be read.*or train with --max-corrupt 1"):
+        auxnet.fit(recipe, tmp_path / "a", resume=True)
+    with pytest.warns(UserWarning, match="left out, unreadable, 1 image"):
+        auxnet.fit(replace(recipe, max_corrupt=1), tmp_path / "a", resume=True)
+    auxnet.select(tmp_path / "a")  # which reads the same data
 
 
 # ---- disks -----------------------------------------------------------------------------------------------------

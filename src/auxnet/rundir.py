@@ -126,6 +126,13 @@ def begin(folder: Path, recipe: Recipe) -> None:
     (folder / "checkpoints").mkdir(exist_ok=True)
 
 
+def leave_out(folder: Path, max_corrupt: int) -> None:
+    """Keep in a run's recipe that so many images may be left out from now on: whoever opens it reads the same data."""
+    if (saved := read_run_recipe(folder)).max_corrupt != max_corrupt:
+        with whole(folder / "recipe.yaml") as partial:
+            write_recipe(located(replace(saved, max_corrupt=max_corrupt)), partial, sealed=True)
+
+
 def is_lost(folder: Path) -> bool:
     """Whether a training was begun here that left nothing: no checkpoint to go on from, and no weights at its end."""
     return _is_run(folder) and not checkpoints(folder) and not (folder / "model.safetensors").is_file()
@@ -178,8 +185,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _check_same(saved: Recipe, recipe: Recipe, folder: Path) -> None:
-    """A run goes on by its own recipe; only where it runs may change."""
-    saved, recipe = located(replace(saved, **{key: getattr(recipe, key) for key in WHERE})), located(recipe)
+    """A run goes on by its own recipe; only where it runs may change, and how many images that go bad are left out."""
+    free = {key: getattr(recipe, key) for key in (*WHERE, "max_corrupt")}
+    saved, recipe = located(replace(saved, **free)), located(recipe)
     if not Path(saved.data).exists() and Path(saved.data).name == Path(recipe.data).name:
         saved = replace(saved, data=recipe.data)  # it has moved
     for key, value in asdict(saved).items():

@@ -111,6 +111,8 @@ def fit(
         earlier = () if resume or recipe.pretrained is None else earlier_runs(recipe.pretrained)
         if team.leads:
             stack.enter_context(rundir.locked(folder))
+            if resume:
+                rundir.leave_out(folder, recipe.max_corrupt)
         if resume:  # what was asked for at the beginning goes on
             diagnose = diagnose or (folder / "diagnosis.jsonl").is_file()
             tensorboard = tensorboard or (any(event_files(folder)) and installed())
