@@ -115,7 +115,7 @@ class Training:
 def run_epochs(training: Training, state: TrainingState) -> TrainingState:
     """Train and validate to the end of the recipe, from where a training stands.
 
-    Raises signals.Stopped, once all is saved, after SIGTERM or Ctrl-C; RuntimeError if a loss stops being finite or
+    Raises signals.Stopped, once all is saved, after a signal to stop; RuntimeError if a loss stops being finite or
     the run directory cannot be written to.
     """
     with signals.held() as signal_received:
