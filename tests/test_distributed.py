@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.distributed import TCPStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import auxnet
@@ -251,8 +252,26 @@ def test_a_team_that_cannot_be_says_why(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(ValueError, match=r"no GPU is left for process 1 .* --nproc-per-node 1"), team("cuda"):
         pass
-    with pytest.raises(RuntimeError, match=r"process 1 \(of 2, from 0\) did not find the others"), team(timeout=0.5):
+    with pytest.raises(RuntimeError, match=r"process 1 \(of 2, from 0\) did not find the others"), team(joining=0.5):
         pass
+
+
+def test_a_team_that_torchrun_starts_anew_finds_itself_beside_the_addresses_of_the_dead(monkeypatch):
+    """Its store lives through all restarts."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+
+    def join_and_die():
+        os.environ["MASTER_PORT"] = str(store.port)
+        with team(joining=5.0) as joined:
+            os._exit(int(joined.sum(torch.ones(1))))
+
+    for restart in "01":
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restart)
+        processes = started(2, join_and_die)
+        for process in processes:
+            process.join()
+        assert [process.exitcode for process in processes] == [2, 2]
 
 
 # ---- alone -----------------------------------------------------------------------------------------------------------

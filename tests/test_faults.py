@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,52 @@ def test_a_signal_lets_the_step_end_and_saves(tmp_path, whole, number, status, s
     goes_on_to_the_same_end(tmp_path / "a", whole)
 
 
+def test_one_command_begins_a_run_and_goes_on_with_it_saved_as_before(tmp_path, whole, monkeypatch, capsys):
+    """What a queue that starts a job anew, or torchrun --max-restarts, has to say: it always says the same."""
+    write_recipe(TINY, tmp_path / "recipe.yaml")
+    a, words = tmp_path / "a", ["train", "--resume", "--out", str(tmp_path / "a")]
+    assert main(words) == 2  # perhaps a misspelt --out
+    assert f"no run to resume in {a}: give --data or --config too" in capsys.readouterr().err
+    assert not a.exists()
+    a.mkdir()
+    rundir.begin(a, TINY)  # and killed before its first checkpoint
+    words += ["--config", str(tmp_path / "recipe.yaml")]
+    tables = train.tables
+
+    def stop(*args, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return tables(*args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "tables", stop)
+        assert main([*words, "--save-every", "0", "--keep", "4"]) == 143
+    assert "goes on in" not in (said := capsys.readouterr()).out
+    assert f"stopped after the last epoch; the run is saved in {a}, --resume evaluates it" in said.err
+    assert len(checkpoints(a)) == 4
+    for path in rundir.checkpoints(a)[:2]:
+        path.unlink()
+    assert main(words) == 0
+    assert f"goes on in epoch 3, step {STEPS}" in capsys.readouterr().out
+    assert len(checkpoints(a)) == 4
+    assert bytes_of(a) == bytes_of(whole)
+
+
+def test_a_hangup_saves_though_terminals_send_two_and_is_nothing_under_nohup(tmp_path):
+    def hang_up():
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with pytest.raises(signals.Stopped, match="after step 2; the run is saved") as stop:
+            auxnet.fit(replace(TINY, epochs=1), tmp_path / "a", watch=at(1, 2, hang_up))
+        assert stop.value.status == 129
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        auxnet.fit(replace(TINY, epochs=1), tmp_path / "a", resume=True, watch=at(1, 4, hang_up))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("left", [0, 1 / 900, 5 / 900, 9 / 900, 0.02, 0.5, 0.99])
 def test_a_run_whose_recipe_lost_its_end_is_neither_gone_on_with_nor_used(tmp_path, whole, capsys, left):
     """Half a recipe is a recipe too: of other epochs, another seed and so another validation split."""
@@ -136,8 +183,8 @@ def test_the_command_line_says_how_to_go_on(tmp_path, whole, monkeypatch, capsys
     write_recipe(TINY, tmp_path / "recipe.yaml")
     save, signs = resuming.save_state, iter([signal.SIGTERM])
 
-    def save_and_stop(path, state):
-        save(path, state)
+    def save_and_stop(*what):
+        save(*what)
         os.kill(os.getpid(), next(signs, 0))
 
     with monkeypatch.context() as patched:
@@ -190,19 +237,57 @@ def test_every_method_goes_on_from_within_an_epoch(tmp_path, options):
     goes_on_to_the_same_end(tmp_path / "a", tmp_path / "whole", recipe)
 
 
-def test_a_streamed_training_goes_on_to_the_end_of_one_in_memory(tmp_path):
+def pictures(folder, number):
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):
-        (tmp_path / "pics" / name).mkdir(parents=True)
-        for i in range(60):
+        (folder / name).mkdir(parents=True)
+        for i in range(number):
             pixels = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "pics" / name / f"{i}.png")
-    recipe = replace(TINY, data=str(tmp_path / "pics"), train_images=None, epochs=2)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return str(folder)
+
+
+def test_a_streamed_training_goes_on_to_the_end_of_one_in_memory(tmp_path):
+    """Stopped as torchrun and systemd do it: by a signal to all its processes."""
+    recipe = replace(TINY, data=pictures(tmp_path / "pics", 60), train_images=None, epochs=2)
     auxnet.fit(replace(recipe, stream="never"), tmp_path / "whole")
     recipe = replace(recipe, stream="always", workers=1)
-    with pytest.raises(signals.Stopped):
-        auxnet.fit(recipe, tmp_path / "a", watch=at(2, 3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+
+    def train_in_a_group():
+        os.setpgrp()
+        with pytest.raises(signals.Stopped):
+            auxnet.fit(recipe, tmp_path / "a", watch=at(2, 1, lambda: os.killpg(0, signal.SIGTERM)))
+
+    process = multiprocessing.get_context("fork").Process(target=train_in_a_group)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert checkpoints(tmp_path / "a")[-1] == "00001-0000001.ckpt"
     goes_on_to_the_same_end(tmp_path / "a", tmp_path / "whole", recipe)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_picture_that_goes_bad_costs_nothing_that_was_done(tmp_path, split):
+    for name, number in (("train", 48), ("val", 4), ("test", 4)):
+        pictures(tmp_path / "pics" / name, number)
+    recipe = replace(TINY, data=str(tmp_path / "pics"), train_images=None, epochs=2, stream="always", workers=1)
+    read = {path: path.read_bytes() for path in (tmp_path / "pics" / split).rglob("*.png")}
+
+    def spoil():
+        for path, data in read.items():
+            path.write_bytes(data[:-30])
+
+    with pytest.raises(RuntimeError, match=rf"{split}/.*\.png.*; the run is saved in .*, --resume goes on with it"):
+        auxnet.fit(recipe, tmp_path / "a", watch=at(1, 1, spoil))
+    [saved] = checkpoints(tmp_path / "a")
+    assert "00000-0000001.ckpt" <= saved <= f"00000-{STEPS:07}.ckpt"
+    for path, data in [*read.items()][1:]:
+        path.write_bytes(data)
+    with pytest.raises(RuntimeError, match=r"1 image cannot be read.*or train with --max-corrupt 1"):
+        auxnet.fit(recipe, tmp_path / "a", resume=True)
+    with pytest.warns(UserWarning, match="left out, unreadable, 1 image"):
+        auxnet.fit(replace(recipe, max_corrupt=1), tmp_path / "a", resume=True)
+    auxnet.select(tmp_path / "a")  # which reads the same data
 
 
 # ---- disks -----------------------------------------------------------------------------------------------------
@@ -249,7 +334,7 @@ def test_a_full_disk_is_said_of_the_file_that_was_asked_for(small_disk):
         (
             resuming,
             "save_state",
-            r"begin again with --overwrite \(a sweep or a study: with the same command\)$",
+            r"begin again \(a sweep or a study: with the same command\)$",
         ),
         (train, "save_tensors", ""),
     ],
@@ -300,10 +385,11 @@ def stopped(folder, epoch=3, step=2):
     [
         lambda data: data[: len(data) // 2],
         lambda data: b"",
+        lambda data: data.replace(b"checkpoint 1", b"checkpoint 3", 1),
         lambda data: data[:2000] + bytes([data[2000] ^ 1]) + data[2001:],
         lambda data: b"x" + data,
     ],
-    ids=["torn", "empty", "one bit", "one byte more"],
+    ids=["torn", "empty", "one bit of the format", "one bit", "one byte more"],
 )
 @pytest.mark.enough(2)
 def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_taken(tmp_path, whole, damage):
@@ -517,8 +603,15 @@ def test_checkpoints_of_format_1_stay_loadable():
     assert [m.flatten()[0].item() for m in momenta] == [float(n) for n in range(len(momenta))]
 
 
+def of_a_later_format():
+    """A checkpoint whose hash takes in the number of its format, as those of all formats after 1."""
+    _, payload = FORMAT_1.read_bytes().split(b"\n", 1)
+    hashed = sha256(b"2" + payload).hexdigest().encode()
+    return b"auxnet checkpoint 2 sha256 " + hashed + b"\n" + payload
+
+
 def test_a_checkpoint_of_a_later_format_is_not_guessed_at(tmp_path):
-    (tmp_path / "later.ckpt").write_bytes(FORMAT_1.read_bytes().replace(b"checkpoint 1", b"checkpoint 2", 1))
+    (tmp_path / "later.ckpt").write_bytes(of_a_later_format())
     with pytest.raises(RuntimeError, match="has format 2, this version of auxnet reads 1"):
         checkpoint.load_state(tmp_path / "later.ckpt")
 
@@ -527,7 +620,7 @@ def test_what_is_whole_is_never_put_aside_as_damaged(tmp_path, monkeypatch):
     """A run of a later version, or one that does not fit into memory now, is there for whoever can read it."""
     places = tmp_path / "checkpoints"
     places.mkdir()
-    (places / "00001-0000000.ckpt").write_bytes(FORMAT_1.read_bytes().replace(b"checkpoint 1", b"checkpoint 2", 1))
+    (places / "00001-0000000.ckpt").write_bytes(of_a_later_format())
     with pytest.raises(RuntimeError, match="has format 2"):
         resuming.newest_checkpoint(tmp_path)
     (places / "00001-0000000.ckpt").write_bytes(FORMAT_1.read_bytes())

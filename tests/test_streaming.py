@@ -1,6 +1,7 @@
 """Laws of streaming: images left on disk give the same epochs as images in memory, bit for bit; damage is named."""
 
 import os
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -14,7 +15,8 @@ import torch
 import auxnet
 from auxnet import data, machine
 from auxnet.batches import batches
-from auxnet.data import DataSet, OnDisk
+from auxnet.cli import main
+from auxnet.data import DataSet, OnDisk, load_data
 from auxnet.reading import survey
 from auxnet.reading.cache import entry
 from writers import CIFAR10, folder_of, load, png, tiny, write_folders, write_parquet
@@ -228,6 +230,17 @@ def damaged(form: Any, home: Path) -> tuple[str, list[str]]:
     write_parquet(home / "train-00001-of-00002.parquet", cells[33:], labels[33:])
     names = ["train-00000-of-00002.parquet row 5", "train-00001-of-00002.parquet row 7"]
     return str(home), [f"{home / name}" for name in names]
+
+
+def test_a_long_first_look_tells_how_far_it_has_come(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, _ = damaged(folder_of, home)
+    monkeypatch.setattr(survey, "PAUSE", 0.0)
+    monkeypatch.setattr("auxnet.plan.plan", lambda recipe: load_data(recipe) and sys.exit(0))
+    with pytest.raises(SystemExit):
+        main(["plan", "--data", own, "--stream", "always", "--max-corrupt", "2", "--workers", "0"])
+    assert capsys.readouterr().err.endswith("auxnet: looked at 60 of 60 images\n")
 
 
 @pytest.mark.parametrize("form", [folder_of, shards_of])

@@ -521,12 +521,26 @@ def test_two_workers_started_at_once_on_a_new_database_complete_every_trial_once
         read_sweep(tmp_path / "a")
 
 
+def test_a_database_shared_without_the_folder_is_refused(tmp_path):
+    """Where every worker would else train all trials, and say nothing."""
+    url, settings = f"sqlite:///{tmp_path}/new.db", Settings(TINY, space_from({"lr": [0.1, 0.2]}))
+    trials.join_sweep(tmp_path / "killed" / "a", settings, 2, url, check=lambda: None)  # before its first trial
+    trials.join_sweep(tmp_path / "a", settings, 2, url, check=lambda: None).optuna.ask()
+    trials.join_sweep(tmp_path / "a", settings, 2, url, check=lambda: None)
+    elsewhere = replace(settings, recipe=replace(TINY, threads=3))
+    with pytest.raises(FileExistsError, match=r"holds the same sweep, a-.*workers share --out too"):
+        trials.join_sweep(tmp_path / "other" / "a", elsewhere, 2, url, check=lambda: None)
+    trials.join_sweep(tmp_path / "b", settings, 2, url, check=lambda: None)
+    other = replace(settings, recipe=replace(TINY, seed=3))
+    trials.join_sweep(tmp_path / "more" / "a", other, 2, url, check=lambda: None)
+
+
 def test_a_worker_killed_in_a_trial_loses_nothing(tmp_path, monkeypatch):
     recipe, save = replace(TINY, epochs=3), resuming.save_state
     checkpoints = tmp_path / "a" / "trials" / "0000" / "checkpoints"
 
-    def save_and_wait(path, state):
-        save(path, state)
+    def save_and_wait(*what):
+        save(*what)
         time.sleep(600)
 
     with monkeypatch.context() as patched:
@@ -659,7 +673,8 @@ def test_what_took_the_failure_of_a_twin_is_tried_again_with_it(tmp_path, untrai
 
 
 def test_a_trial_killed_at_its_beginning_is_begun_anew(tmp_path, monkeypatch):
-    def die(path, state):
+    def die(path, state, written):
+        written()
         os.kill(os.getpid(), signal.SIGKILL)
 
     with monkeypatch.context() as patched:

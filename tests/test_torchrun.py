@@ -72,8 +72,8 @@ def test_two_processes_train_as_one_does(tmp_path, capfd, start):
 def test_a_process_that_dies_ends_the_job_which_goes_on_with_another_number(tmp_path, monkeypatch, capfd):
     folder, killed, save = tmp_path / "a", tmp_path / "killed", resuming.save_state
 
-    def save_and_wait(path, state):
-        save(path, state)
+    def save_and_wait(*what):
+        save(*what)
         while not killed.exists():
             time.sleep(0.01)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import time
@@ -389,10 +390,9 @@ def test_a_training_killed_anywhere_before_its_first_checkpoint_is_begun_anew(tm
                 shutil.copytree(a, tmp_path / "b")
     assert left >= {
         ".lock",
-        ".lock .recipe.yaml.partial",
-        ".lock recipe.yaml",
-        ".lock checkpoints recipe.yaml",
-        ".lock checkpoints metrics.jsonl recipe.yaml",
+        ".00001-0000000.ckpt.partial .lock checkpoints",
+        ".00001-0000000.ckpt.partial .lock .recipe.yaml.partial checkpoints",
+        ".00001-0000000.ckpt.partial .lock checkpoints recipe.yaml",
         ".00001-0000000.ckpt.partial .lock checkpoints metrics.jsonl recipe.yaml",
     }
     train.fit_on(recipe, tmp_path / "b")
@@ -459,6 +459,17 @@ def test_overwrite_keeps_a_run_until_something_better_is_there(tmp_path):
     with pytest.raises(DivergedError):
         auxnet.fit(replace(TINY, epochs=1, lr=1e38), whole, overwrite=True, save_every=0)
     assert contents(whole) == before
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # less than a checkpoint
+    try:
+        with pytest.raises(RuntimeError, match=r"File too large.; what lay there is as it was: put that right"):
+            auxnet.fit(replace(TINY, epochs=1), whole, overwrite=True)
+        with pytest.raises(RuntimeError, match=r"File too large.; nothing was saved before: put that right"):
+            auxnet.fit(replace(TINY, epochs=1), tmp_path / "b")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert contents(whole) == before
+    assert not (tmp_path / "b").exists()
 
 
 def test_who_stops_an_overwriting_training_before_its_first_checkpoint_keeps_the_older_run(tmp_path):

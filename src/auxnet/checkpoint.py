@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import zipfile
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,8 @@ from auxnet.rundir import LOCK
 from auxnet.tensors import read_tensors
 from auxnet.words import command
 
-FORMAT = 1  # of checkpoints: from the first release on, a later program goes on reading the earlier ones
+FORMAT = 1  # of checkpoints: from the first release on, a later program goes on reading the earlier ones. Whatever
+# follows hashes its number too, so that a bit turned in that is known for damage
 
 
 def weights_file(folder: Path, which: str) -> Path:
@@ -115,13 +118,21 @@ def load_net(run: RunDir, which: str = "last") -> AuxNet:
     return net.eval()
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """A checkpoint: tensors and plain values, as a line of text (format, SHA-256) and what torch.save makes of them."""
+def save_state(path: Path, state: dict[str, Any], written: Callable[[], object] = lambda: None) -> None:
+    """A checkpoint: tensors and plain values, as a line of text (format, SHA-256) and what torch.save makes of them.
+
+    `written` is called once all of it is on the disk, and before it stands at `path`.
+    """
     payload = io.BytesIO()
     torch.save(state, payload)
     checksum = sha256(payload.getbuffer()).hexdigest()
     with whole(path) as partial:
-        partial.write_bytes(f"auxnet checkpoint {FORMAT} sha256 {checksum}\n".encode() + payload.getvalue())
+        with partial.open("wb") as file:
+            file.write(f"auxnet checkpoint {FORMAT} sha256 {checksum}\n".encode())
+            file.write(payload.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        written()
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -133,9 +144,10 @@ def load_state(path: Path) -> dict[str, Any]:
     head = re.fullmatch(rb"auxnet checkpoint (\d{1,9}) sha256 ([0-9a-f]{64})", line[:200])
     if not head:
         raise DamagedError(f"{path} is damaged, or not a checkpoint of this program")
-    if int(head[1]) != FORMAT:
+    holds = sha256(payload).hexdigest().encode() == head[2]
+    if int(head[1]) != FORMAT and not holds:
         raise RuntimeError(f"{path} has format {int(head[1])}, this version of auxnet reads {FORMAT}: use a later one")
-    if sha256(payload).hexdigest().encode() != head[2]:
+    if int(head[1]) != FORMAT or not holds:  # format 1 alone hashes what follows the line without its number
         raise DamagedError(f"{path} is damaged: its checksum does not hold")
     try:
         with zipfile.ZipFile(io.BytesIO(payload)) as records:

@@ -20,19 +20,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, _set_pg_timeout
+from torch.distributed.rendezvous import rendezvous
 
 from auxnet.errors import first_sentence
 
 
 @contextmanager
-def team(device: str | torch.device = "cpu", timeout: float = 1800.0) -> Iterator[Team]:
+def team(device: str | torch.device = "cpu", timeout: float = 1800.0, joining: float = 60.0) -> Iterator[Team]:
     """Within, this process trains together with the others that torchrun started; outside torchrun, alone.
 
     On the CPU they talk by gloo; with device "cuda" by nccl, each on the GPU of its own number (LOCAL_RANK).
 
     A process that is killed makes the next operation of the others fail at once (under nccl, torchrun ends them);
     one that hangs, after `timeout` seconds. Raises ValueError where torchrun's environment is incomplete or no
-    such device is there for this process, RuntimeError if the others cannot be found.
+    such device is there for this process, RuntimeError if the others are not all found within `joining` seconds.
     """
     device, size = torch.device(device), int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
@@ -47,11 +49,17 @@ def team(device: str | torch.device = "cpu", timeout: float = 1800.0) -> Iterato
     rank, device = int(os.environ["RANK"]), _own_device(device)
     _import_before_the_group()
     try:
+        # torchrun keeps one store for all its restarts, in which the addresses of dead processes stay
+        store, *_ = next(rendezvous("env://", timeout=timedelta(seconds=joining)))
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            timeout=timedelta(seconds=timeout),
+            store=PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store),
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=joining),
             device_id=device if device.type == "cuda" else None,
         )
+        _set_pg_timeout(timedelta(seconds=timeout))
     except RuntimeError as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise RuntimeError(

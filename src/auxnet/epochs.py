@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ from auxnet.schedules import lambdas_at, lr_at, of_trained_outputs
 from auxnet.synchronised import unsynchronised
 from auxnet.tensorboard import History
 
+T = TypeVar("T")
 DIAGNOSED = 512  # images that supervision is measured on after an epoch
 
 
@@ -94,13 +95,13 @@ class Training:
 def run_epochs(training: Training, state: TrainingState) -> TrainingState:
     """Train and validate to the end of the recipe, from where a training stands.
 
-    Raises signals.Stopped, once all is saved, after SIGTERM or Ctrl-C; RuntimeError if a loss stops being finite or
+    Raises signals.Stopped, once all is saved, after a signal to stop; RuntimeError if a loss stops being finite or
     the run directory cannot be written to.
     """
     with signals.held() as signal_received:
         while state.epoch < training.recipe.epochs:
             state = train_epoch(training, state, signal_received)
-            state = validate(training, state)
+            state = validate(training, state, signal_received)
             training.save(state)
             training.tell(state, done=True)
             _stop_if_asked(training, state, signal_received)
@@ -125,7 +126,16 @@ def train_epoch(training: Training, state: TrainingState, signal_received: Calla
     def save_is_due() -> bool:
         return signal_received() > 0 or training.checkpointer.due
 
-    for step, n, x, labels in _team_batches(training, epoch, state.step):
+    def stands() -> TrainingState:
+        nonlocal state
+        if unread:
+            last = unread[-1][0]
+            _add_up(losses, unread, net, epoch)
+            state = before.within(last, losses.tolist(), time.perf_counter() - began)
+        return state
+
+    batches = _team_batches(training, epoch, state.step)
+    for step, n, x, labels in _or_saved(batches, training, stands, signal_received):
         seed_random(seed_of(recipe.seed, epoch, step, team.rank), training.device)  # for nets that draw numbers
         if recipe.mixup > 0 or recipe.cutmix > 0:
             drawn = Random(seed_of(recipe.seed, epoch, step, 0, 0))  # the same in all processes
@@ -134,9 +144,7 @@ def train_epoch(training: Training, state: TrainingState, signal_received: Calla
         if training.average is not None and recipe.ema is not None:
             update_average(training.average, net, recipe.ema, (epoch - 1) * steps + step)
         if len(unread) == every or step == steps or (team.size == 1 and save_is_due()):
-            _add_up(losses, unread, net, epoch)
-            state = before.within(step, losses.tolist(), time.perf_counter() - began)
-            training.tell(state)
+            training.tell(stands())
             if team.any(save_is_due()):  # asked only where losses are read: asking the others waits for the device
                 if training.checkpointer.spares:  # an older run is still whole: stopping now must not replace it
                     _stop_if_asked(training, state, signal_received)
@@ -172,7 +180,28 @@ def _team_batches(training: Training, epoch: int, start: int = 0) -> Iterator[tu
         yield step, n, x, labels
 
 
-def validate(training: Training, state: TrainingState) -> TrainingState:
+def _or_saved(
+    batches: Iterable[T], training: Training, stands: Callable[[], TrainingState], signal_received: Callable[[], int]
+) -> Iterator[T]:
+    """The batches. Where one cannot be read, what was done is saved first, and RuntimeError says how to go on.
+
+    (Not in a team, of which all would have to save; nor where an older run is still whole.)
+    """
+    try:
+        yield from batches
+    except (OSError, RuntimeError) as error:
+        checkpointer, state = training.checkpointer, stands()
+        if training.team.size > 1 or checkpointer.spares:
+            raise
+        if state.step:
+            training.save(state)
+        if not checkpointer.begun:
+            raise
+        _stop_if_asked(training, state, signal_received)
+        raise RuntimeError(f"{error}; the run is saved in {checkpointer.folder}, --resume goes on with it") from error
+
+
+def validate(training: Training, state: TrainingState, signal_received: Callable[[], int]) -> TrainingState:
     """The state after the epoch: each output's loss and error on the validation images, each counted once.
 
     Epochs are compared by the outputs that train to the end.
@@ -183,7 +212,8 @@ def validate(training: Training, state: TrainingState) -> TrainingState:
         take_buffers(net, training.net)
         recalibrate_norms(net, (x for _, _, x, _ in islice(_team_batches(training, epoch), RECALIBRATION_BATCHES)))
     team.average_buffers(net)
-    totals = tally(net, evaluation_batches(dataset.val, dataset, training.device, team.own, precision_of(recipe)))
+    batches = evaluation_batches(dataset.val, dataset, training.device, team.own, precision_of(recipe))
+    totals = tally(net, _or_saved(batches, training, lambda: state, signal_received))
     losses, wrong = (team.sum(total).double() / len(dataset.val) for total in totals)
     _check_finite(losses.tolist(), net, f"on the validation images after epoch {epoch}")
     seconds = time.perf_counter() - began

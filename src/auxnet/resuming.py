@@ -108,9 +108,8 @@ class Checkpointer:
         """
         if self.writes:
             _check_finite(net)
-            if not self.begun:
-                begin(self.folder, self.recipe)
             checkpoint = {"standing": asdict(state), "net": net.state_dict(), "method": method.state_dict()}
+            checkpoint["saving"] = {"keep": self.keep, "every": self.every}
             if average is not None:
                 checkpoint["average"] = average.state_dict()
             self._write(checkpoint, state, net if average is None else average, diagnosed)
@@ -124,12 +123,20 @@ class Checkpointer:
         diagnosed: Sequence[dict[str, Any]] | None,
     ) -> None:
         folder = self.folder
-        try:
+
+        def log() -> None:
+            """Once the checkpoint is on the disk, an older run may go; what is logged is there before it counts."""
+            if not self.begun:
+                begin(folder, self.recipe)
+            self.begun = True
             if state.step == 0:
                 append(folder / "metrics.jsonl", [row for row in state.history if row["epoch"] == state.epoch])
             if diagnosed is not None:
                 append(folder / "diagnosis.jsonl", diagnosed)
-            save_state(folder / "checkpoints" / f"{state.epoch:05}-{state.step:07}.ckpt", checkpoint)
+
+        try:
+            (folder / "checkpoints").mkdir(exist_ok=True)
+            save_state(folder / "checkpoints" / f"{state.epoch:05}-{state.step:07}.ckpt", checkpoint, log)
             if state.step == 0 and state.best_epoch == state.epoch:
                 _save_best(folder, state, judged)
             for old in checkpoints(folder)[self.keep :]:
@@ -138,7 +145,11 @@ class Checkpointer:
             if not folder.is_dir():
                 raise RuntimeError(f"{folder} has vanished, and what was saved of the run with it") from error
             saved = "what was saved before is whole: put that right, then go on with --resume"
-            if not checkpoints(folder):
+            if self.spares:
+                saved = "what lay there is as it was: put that right, then begin again"
+            elif not self.begun:
+                saved = "nothing was saved before: put that right, then begin again"
+            elif not checkpoints(folder):
                 saved = "nothing was saved before: put that right, then begin again with --overwrite"
             mend = f"{saved} (a sweep or a study: with the same command)"
             raise RuntimeError(f"{folder} cannot be written to ({error.strerror}); {mend}") from error

@@ -64,6 +64,9 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):  # the folder may have vanished, or its disk be read-only
+            for empty in folder.glob("checkpoints") if made else ():
+                if not any(empty.iterdir()):
+                    empty.rmdir()
             if made and not any(path.name != LOCK for path in folder.iterdir()):
                 (folder / LOCK).unlink(missing_ok=True)
                 for path in made:
@@ -83,7 +86,8 @@ def check(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
     is_run = _is_run(folder)
     if resume:
         if not is_run:
-            raise FileNotFoundError(f"there is no run to resume in {folder}")
+            mend = "give --data or --config too, and it is begun there"
+            raise FileNotFoundError(f"there is no run to resume in {folder}: {mend}")
         _check_same(read_run_recipe(folder), recipe, folder)
     elif is_run and not overwrite:
         mend = "resume (--resume) continues it, overwrite (--overwrite) replaces it"
@@ -112,6 +116,8 @@ def _is_run(folder: Path) -> bool:
 
 def _is_foreign(path: Path) -> bool:
     """Whether something in a folder is not what a training leaves that is killed while it begins."""
+    if path.name == "checkpoints" and path.is_dir():
+        return any(map(_is_foreign, path.iterdir()))
     return path.name != LOCK and not re.fullmatch(PARTIAL, path.name)
 
 
@@ -120,11 +126,23 @@ def begin(folder: Path, recipe: Recipe) -> None:
 
     Killed anywhere in it, it leaves a recipe, by which the folder is known as a run, or nothing.
     """
-    for path in (*checkpoints(folder), *event_files(folder), *(folder / name for name in RUN_FILES)):
-        path.unlink(missing_ok=True)
     with whole(folder / "recipe.yaml") as partial:
         write_recipe(located(recipe), partial, sealed=True)
-    (folder / "checkpoints").mkdir(exist_ok=True)
+        for path in (*checkpoints(folder), *event_files(folder), *(folder / name for name in RUN_FILES)):
+            path.unlink(missing_ok=True)
+
+
+def to_resume(folder: Path) -> tuple[bool, bool]:
+    """Whether there is a run to go on with, and whether there is only what a training left that was begun and lost."""
+    lost = is_lost(folder)
+    return _is_run(folder) and not lost, lost
+
+
+def leave_out(folder: Path, max_corrupt: int) -> None:
+    """Keep in a run's recipe that so many images may be left out from now on: whoever opens it reads the same data."""
+    if (saved := read_run_recipe(folder)).max_corrupt != max_corrupt:
+        with whole(folder / "recipe.yaml") as partial:
+            write_recipe(located(replace(saved, max_corrupt=max_corrupt)), partial, sealed=True)
 
 
 def is_lost(folder: Path) -> bool:
@@ -179,8 +197,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _check_same(saved: Recipe, recipe: Recipe, folder: Path) -> None:
-    """A run goes on by its own recipe; only where it runs may change."""
-    saved, recipe = located(replace(saved, **{key: getattr(recipe, key) for key in WHERE})), located(recipe)
+    """A run goes on by its own recipe; only where it runs may change, and how many images that go bad are left out."""
+    free = {key: getattr(recipe, key) for key in (*WHERE, "max_corrupt")}
+    saved, recipe = located(replace(saved, **free)), located(recipe)
     if not Path(saved.data).exists() and Path(saved.data).name == Path(recipe.data).name:
         saved = replace(saved, data=recipe.data)  # it has moved
     for key, value in asdict(saved).items():

@@ -73,10 +73,10 @@ def fit(
     recipe: Recipe,
     out: Path | str,
     *,
-    resume: bool = False,
+    resume: bool | None = False,
     overwrite: bool = False,
-    save_every: float = 300.0,
-    keep: int = 2,
+    save_every: float | None = None,
+    keep: int | None = None,
     diagnose: bool = False,
     tensorboard: bool = False,
     watch: Callable[[Progress], object] | None = None,
@@ -84,10 +84,12 @@ def fit(
     """Train by `recipe` into the run directory `out`, and evaluate it.
 
     The same recipe gives the same weights, byte for byte, on a CPU with the same number of threads, however often
-    it was stopped and resumed. A checkpoint is made after every epoch and, within one, every `save_every` seconds;
-    the newest `keep` stay. With `diagnose`, supervision is measured after every epoch and its shares are added to
-    diagnosis.jsonl (a line per output and layer), which changes no weight. With `tensorboard`, the learning curves
-    are written for it too, after every epoch, into tensorboard/. Both go on by themselves in a run that is resumed.
+    it was stopped and resumed. With `resume` None it is resumed if there is a run in `out`, and begun otherwise.
+
+    A checkpoint is made after every epoch and, within one, every `save_every` seconds (300); the newest `keep` (2)
+    stay. With `diagnose`, supervision is measured after every epoch and its shares are added to diagnosis.jsonl (a line
+    per output and layer), which changes no weight. With `tensorboard`, the learning curves are written for it too,
+    after every epoch, into tensorboard/. All of this goes on by itself in a run that is resumed.
 
     `watch` is told where the training stands, after every step on a CPU and now and then on a GPU, and once more when
     an epoch is saved (`Progress.done`). Under torchrun the processes train together: process 0 writes and has the
@@ -96,51 +98,62 @@ def fit(
     Raises ValueError for a recipe that cannot be, FileExistsError if `out` holds something (a run is continued
     with `resume` or replaced with `overwrite`, anything else is never touched) or another process trains in it,
     RuntimeError if a loss stops being finite, `out` cannot be written to or tensorboard is not installed,
-    signals.Stopped (a KeyboardInterrupt) after Ctrl-C or SIGTERM, once the step at hand is done and saved.
+    signals.Stopped (a KeyboardInterrupt) after Ctrl-C, SIGTERM or a hangup, once the step at hand is done and saved.
     """
     if not isinstance(recipe, Recipe):
         mend = "auxnet.recipe has recipe_from for a dict, read_recipe for a file"
         raise TypeError(f"recipe must be an auxnet.Recipe, got {type(recipe).__name__}: {mend}")
     folder = Path(out)
-    if not (save_every >= 0 and keep >= 1):
+    asked: dict[str, Any] = {"every": save_every, "keep": keep}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if not (asked.get("every", 0) >= 0 and asked.get("keep", 1) >= 1):
         raise ValueError(f"save_every must be 0 seconds or more and keep 1 or more, got {save_every} and {keep}")
     began = time.perf_counter()
     with ExitStack() as stack:
         team = stack.enter_context(distributed.team(device_of(recipe)))
         stack.enter_context(threads_set(recipe.threads))
         stack.enter_context(random_kept(team.device))
+        if resume is None and not overwrite:  # found out by one process: others may not see yet what it writes
+            resume, overwrite = team.broadcast_object(rundir.to_resume(folder) if team.leads else None)
         if team.leads:
-            rundir.check(folder, recipe, resume, overwrite)
+            rundir.check(folder, recipe, resume is not False, overwrite)
         check(recipe, begins=not resume)
         earlier = () if resume or recipe.pretrained is None else earlier_runs(recipe.pretrained)
         if team.leads:
             stack.enter_context(rundir.locked(folder))
+            if resume:
+                rundir.leave_out(folder, recipe.max_corrupt)
         if resume:  # what was asked for at the beginning goes on
             diagnose = diagnose or (folder / "diagnosis.jsonl").is_file()
             tensorboard = tensorboard or (any(event_files(folder)) and installed())
+        saving = {"every": 300.0, **asked}
         write_events = stack.enter_context(event_writer(folder)) if tensorboard and team.leads else None
-        dataset, net, method = _prepare(recipe, team, resume)
+        dataset, net, method = _prepare(recipe, team, bool(resume))
         training = Training(
             recipe,
             dataset,
             net,
             method,
             team,
-            Checkpointer(folder, recipe, team.leads, keep, save_every, begun=resume, replaces=overwrite),
+            Checkpointer(folder, recipe, team.leads, **saving, begun=bool(resume), replaces=overwrite),
             average=None if recipe.ema is None else copied(net),
             diagnose=diagnose and team.leads,
             began=began,
             watch=watch or (lambda progress: None),
             write_events=write_events,
         )
-        state = _resume(training) if resume else _beginning(training, earlier)
+        state = _resume(training, asked) if resume else _beginning(training, earlier)
         if write_events is not None and state.history:
             write_events(state.history)
         state = run_epochs(training, state)
         net.float()  # what is saved and handed back takes ordinary images, whatever it was trained in
         if not team.leads:
             return Run(folder, training.judged.eval(), {})
-        summary = _finish(training, state)
+        try:
+            summary = _finish(training, state)
+        except KeyboardInterrupt as stop:
+            stop.args = (f"stopped after the last epoch; the run is saved in {folder}, --resume evaluates it",)
+            raise
         return Run(folder, with_run(training.judged, folder), summary)
 
 
@@ -186,8 +199,8 @@ def _beginning(training: Training, earlier: tuple[Earlier, ...]) -> TrainingStat
     )
 
 
-def _resume(training: Training) -> TrainingState:
-    """Take a training, and its run directory, back to the newest checkpoint.
+def _resume(training: Training, asked: dict[str, Any]) -> TrainingState:
+    """Take a training, and its run directory, back to the newest checkpoint; it is saved as before, or as asked now.
 
     Raises what `resuming` does, and RuntimeError for data that are not those it began with.
     """
@@ -197,6 +210,7 @@ def _resume(training: Training) -> TrainingState:
     if known.get("classes") is not None:  # or the net would be found not to fit, or worse, to fit
         check_classes(training.dataset, known["classes"], folder)
     state = load_checkpoint(checkpoint, training.net, training.method, folder, training.average)
+    training.checkpointer = replace(training.checkpointer, **{**checkpoint.get("saving", {}), **asked})
     training.dataset.check_drawn(state.drawn, folder)
     if team.leads and state.train_images not in (None, now := len(training.dataset.train)):
         then = f"{state.train_images:,} training images"

@@ -1,12 +1,13 @@
 """The command line. Here, and nowhere else, arguments are parsed and things are printed.
 
-Exit status: 0; 2 for something that cannot be asked for; 1 for something that failed; 130 when interrupted; 141 for a
-training that is stopped since nobody reads its output any more.
+Exit status: 0; 2 for something that cannot be asked for; 1 for something that failed; 130, 143 or 129 when stopped by
+Ctrl-C, SIGTERM or a terminal that closes; 141 for a training that is stopped since nobody reads its output any more.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import warnings
@@ -40,14 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
     warnings.showwarning = _warn
+    logging.getLogger("auxnet").setLevel(logging.INFO)
+    logging.getLogger("auxnet").handlers = [_Teller()]
     try:
         with signals.after_imports():
             status = _run(words)
             print(end="", flush=True)  # or what cannot be written is told at the interpreter's end, by a traceback
             return status
-    except KeyboardInterrupt as stop:  # Ctrl-C, or what a training makes of it and of SIGTERM once all is saved
+    except KeyboardInterrupt as stop:  # Ctrl-C, or what a training makes of it and the like once all is saved
         if leads():
-            with suppress(BrokenPipeError):  # as `train 2>&1 | head`
+            with suppress(OSError):  # as `train 2>&1 | head`, or a terminal that was closed
                 print(f"auxnet: {str(stop) or 'interrupted'}", file=sys.stderr)
         return int(getattr(stop, "status", 130))
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
@@ -91,6 +94,14 @@ def _warn(message: Warning | str, category: type[Warning], *where: object, **mor
     """A warning of this program as one line; those of libraries are for developers."""
     if category is UserWarning:
         print(f"auxnet: warning: {one_line(message)}", file=sys.stderr)
+
+
+class _Teller(logging.Handler):
+    """What something long tells of itself, a line now and then; of torchrun's processes one does."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if leads():
+            print(f"auxnet: {record.getMessage()}", file=sys.stderr)
 
 
 def _run(words: list[str]) -> int:

@@ -18,7 +18,7 @@ from rich.status import Status
 from rich.table import Table
 
 from auxnet.cli import leads
-from auxnet.signals import Stopped
+from auxnet.signals import HANGUP, Stopped
 from auxnet.words import per_cent
 
 if TYPE_CHECKING:
@@ -67,6 +67,10 @@ def live_bar(console: Console, what: str, goes_on: str) -> Iterator[Callable[...
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
             why = f"nobody reads the output any more: stopped; {goes_on} goes on with it"
             raise Stopped(13, why) from None  # SIGPIPE, which not every system has
+        except Stopped as stop:
+            if stop.status == 128 + HANGUP:  # the terminal is gone
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            raise
 
 
 @contextmanager

@@ -49,7 +49,7 @@ class Sweep(OfRecipe):
     prune: bool = True
     """stop a trial that is worse than the median of the others at its epoch, after a third of the epochs"""
     storage: str | None = None
-    """a database for the study, as a URL; none: a journal in --out"""
+    """a database for the study, as a URL; none: a journal in --out, which workers share beside a database too"""
     processes: int = 1
     """workers to start on this machine, which share its threads"""
     retry_failed: FlagCreatePairsOff[bool] = False

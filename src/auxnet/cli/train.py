@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import FlagCreatePairsOff
 
 from auxnet.cli import screen
-from auxnet.cli.arguments import OfRecipe, parse_with_recipe
+from auxnet.cli.arguments import OfRecipe, parse_with_recipe, value_of
 from auxnet.recipe import WHERE, Recipe, folder_name, read_run_recipe, words_of
 from auxnet.words import command, duration, plural
 
@@ -27,13 +27,13 @@ class Train(OfRecipe):
     out: Path | None = None
     """the run directory; none: a new folder under runs/"""
     resume: FlagCreatePairsOff[bool] = False
-    """go on with the run in --out, by its own recipe"""
+    """go on with the run in --out, by its own recipe; with --data or --config, begin it if there is none yet"""
     overwrite: FlagCreatePairsOff[bool] = False
     """replace the run in --out"""
-    save_every: float = 300
-    """seconds between two checkpoints within an epoch; after every epoch there is one anyway"""
-    keep: int = 2
-    """checkpoints to keep, the newest"""
+    save_every: float | None = None
+    """seconds between two checkpoints within an epoch, after which there is one anyway; none: as before, or 300"""
+    keep: int | None = None
+    """checkpoints to keep, the newest; none: as before, or 2"""
     diagnose: FlagCreatePairsOff[bool] = False
     """measure the share of supervision after every epoch, for auxnet diagnose to show; changes no weight"""
     tensorboard: FlagCreatePairsOff[bool] = False
@@ -54,6 +54,7 @@ def train(words: list[str]) -> None:
     if options.resume and options.out is None:
         raise ValueError("--resume goes on with a run: name it with --out")
     screen.load_torch()
+    from auxnet import rundir
     from auxnet.machine import keep_freed_memory
     from auxnet.plan import few_steps
     from auxnet.scores import no_better_than_guessing
@@ -64,12 +65,15 @@ def train(words: list[str]) -> None:
     with screen.training_progress(console) as watch_bar:
         out = options.out or _unused_folder(options.recipe)
         replaced = _replaced(options.recipe, out) if options.overwrite else None
+        given = options.config is not None or value_of("--data", words) is not None
+        resume = None if options.resume and given else options.resume  # a misspelt --out alone begins nothing
+        goes_on = options.resume and rundir.to_resume(out)[0]
         began = False
 
         def watch(progress: Progress) -> None:
             nonlocal began, replaced
             if not began:
-                resumed = f", goes on in epoch {progress.epoch}, step {progress.step}" if options.resume else ""
+                resumed = f", goes on in epoch {progress.epoch}, step {progress.step}" if goes_on else ""
                 screen.print_line(console, f"training into {out}{resumed}")
             began = True
             if progress.done and replaced:  # what lay there is gone now, and not before
@@ -80,7 +84,7 @@ def train(words: list[str]) -> None:
         run = fit(
             options.recipe,
             out,
-            resume=options.resume,
+            resume=resume,
             overwrite=options.overwrite,
             save_every=options.save_every,
             keep=options.keep,

@@ -100,7 +100,8 @@ _work: Callable[[Any], Any]  # of a forked process
 def _begin(work: Callable[[Any], Any], parent: int) -> None:
     global _work
     _work = work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides what it means
+    os.setpgrp()  # a signal to the whole group, as Ctrl-C, is for the parent, which still needs these images
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)  # the threads of the parent are not there after a fork
     gc.freeze()  # a collection would touch, and so copy, every page of the parent's

@@ -8,6 +8,8 @@ Shapes: N images, H x W pixels, C channels.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
@@ -24,6 +26,7 @@ from auxnet.reading.encoded import Encoded
 from auxnet.reading.pictures import DECODER, check_size, damage, decode
 
 PIECE = 64  # images looked at by one process at a time
+PAUSE = 60.0  # seconds between two lines of a log that say how far it has come
 
 
 class Survey(NamedTuple):
@@ -64,9 +67,13 @@ def _look_at_all(encoded: Encoded, image_size: int | None, workers: int) -> Made
     kept, sums, colour = np.zeros(count, bool), np.zeros((count, 2, 3), np.int64), False
     wanted: tuple[int, ...] = ()
     first = ""
+    told = time.monotonic()
     pieces = [range(start, min(start + PIECE, count)) for start in range(0, count, PIECE)]
     with closing(ahead(partial(_look, encoded, image_size), pieces, workers, 4 * workers + 1)) as looks:
         for piece, look in zip(pieces, looks, strict=True):
+            if time.monotonic() - told >= PAUSE:
+                told = time.monotonic()
+                logging.getLogger(__name__).info("looked at %s of %s images", f"{piece.stop:,}", f"{count:,}")
             left_out += look.left_out
             sums[piece.start : piece.stop] = look.sums
             for index, shape in zip(piece, look.shapes, strict=True):

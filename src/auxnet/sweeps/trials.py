@@ -13,6 +13,7 @@ from __future__ import annotations
 import uuid
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,13 +152,32 @@ def total_of(study: OpenSweep) -> int:
 
 def _begin(folder: Path, settings: Settings, storage: str | None) -> None:
     """Make the study, and then the file that says so: under the lock of the folder, by one of the workers."""
-    name = f"{folder.resolve().name}-{uuid.uuid4().hex[:8]}"
-    study = optuna.create_study(study_name=name, storage=_storage(folder, storage), direction="minimize")
+    name, store = f"{folder.resolve().name}-{uuid.uuid4().hex[:8]}", _storage(folder, storage)
+    _check_alone(store, folder, settings, storage)
+    study = optuna.create_study(study_name=name, storage=store, direction="minimize")
     study.set_user_attr("settings", content_of(settings))
     for name_of_folder in ("claims", "trials"):
         (folder / name_of_folder).mkdir(exist_ok=True)
     with whole(folder / "study.txt") as partial:
         partial.write_text(name + "\n", encoding="utf-8")
+
+
+def _check_alone(store: BaseStorage, folder: Path, settings: Settings, storage: str | None) -> None:
+    """Raise FileExistsError if a database holds this very sweep, with trials, of another folder of this name.
+
+    (Claims and runs lie in the folder; workers that do not share it would train every trial twice.)
+    """
+    for study in optuna.get_all_study_summaries(store) if storage else ():
+        if study.n_trials and study.study_name.rpartition("-")[0] == folder.resolve().name:
+            with suppress(Exception):  # of other settings, or of none
+                check_same(settings_from(study.user_attrs["settings"]), settings, folder)
+                break
+    else:
+        return
+    raise FileExistsError(
+        f"{storage} holds the same sweep, {study.study_name}, of another {folder.name}: workers share --out too, and "
+        "would train each trial twice; for a sweep of its own, name --out otherwise"
+    )
 
 
 def _of_a_beginning(path: Path) -> bool:
