@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -32,6 +33,15 @@ class _Console(Console):
     def on_broken_pipe(self) -> None:
         """Rich's own ends the program with status 1, which here says that something failed."""
         raise BrokenPipeError
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Where the terminal was closed, BrokenPipeError too."""
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            if error.errno == errno.EIO:
+                raise BrokenPipeError from error
+            raise
 
 
 def console() -> Console:
@@ -64,12 +74,12 @@ def live_bar(console: Console, what: str, goes_on: str) -> Iterator[Callable[...
         try:
             yield partial(bar.update, bar.add_task(what, total=None, result=""))
         except BrokenPipeError:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            sys.stdout = console.file = open(os.devnull, "w")  # noqa: SIM115
             why = f"nobody reads the output any more: stopped; {goes_on} goes on with it"
             raise Stopped(13, why) from None  # SIGPIPE, which not every system has
         except Stopped as stop:
-            if stop.status == 128 + HANGUP:  # the terminal is gone
-                sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            if stop.status == 128 + HANGUP:  # the terminal is gone, and the bar cannot be removed from it
+                console.file = open(os.devnull, "w")  # noqa: SIM115
             raise
 
 
