@@ -10,7 +10,7 @@ from auxnet import Recipe, fit, methods, resnet
 from auxnet import plan as planning
 from auxnet.build import step_scale_of
 from auxnet.data import load_data
-from auxnet.plan import few_steps, ignores_weights, notes_of, optimizer_doubts, plan, planned_outputs, without_effect
+from auxnet.plan import data_doubts, few_steps, ignores_weights, notes_of, optimizer_doubts, plan, planned_outputs
 
 ETA, DECAY = 1.0, 1e-4
 METHODS = [("joint", "live"), ("pairwise", "live"), ("multiway", "live"), ("multiway", "frozen"), ("multiway", "fused")]
@@ -122,8 +122,8 @@ def test_a_plan_counts_validations_and_the_evaluation_at_the_end_and_measures_no
 def test_a_val_fraction_that_has_no_effect_is_told():
     drawn = load_data(asked := Recipe(val_fraction=0.2))
     own = replace(drawn, name="photos", brings_val=True)
-    assert without_effect(asked, drawn) == without_effect(Recipe(), own) == []
-    (told,) = without_effect(asked, own)
+    assert data_doubts(asked, drawn) == data_doubts(Recipe(), own) == []
+    (told,) = data_doubts(asked, own)
     assert told == "val_fraction=0.2 (--val-fraction) has no effect: photos brings validation images of its own"
 
 

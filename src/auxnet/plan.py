@@ -87,7 +87,7 @@ def plan(recipe: Recipe) -> Plan:
                 *warnings_of(recipe, depths, dataset.image_size),
                 *few_steps(recipe, len(dataset.train)),
                 *optimizer_doubts(recipe, depths),
-                *without_effect(recipe, dataset),
+                *data_doubts(recipe, dataset),
             ],
             notes_of(recipe, depths),
         )
@@ -153,7 +153,7 @@ def few_steps(recipe: Recipe, images: int) -> list[str]:
     return [f"{said}: with --batch-size {smaller} it has {more}, and wants a smaller --lr"]
 
 
-def without_effect(recipe: Recipe, dataset: DataSet) -> list[str]:
+def data_doubts(recipe: Recipe, dataset: DataSet) -> list[str]:
     """A warning of what is asked for and changes nothing with these data."""
     if not dataset.brings_val or recipe.val_fraction == Recipe.val_fraction:
         return []

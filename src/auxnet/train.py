@@ -38,7 +38,7 @@ from auxnet.machine import crowded, device_of, random_kept, threads_set, to_devi
 from auxnet.method import Method
 from auxnet.network import AuxNet, copied
 from auxnet.opening import check_classes, normalised_as, preprocessing_of
-from auxnet.plan import optimizer_doubts, without_effect
+from auxnet.plan import data_doubts, optimizer_doubts
 from auxnet.preprocessing import Preprocessing
 from auxnet.progress import Progress
 from auxnet.provenance import provenance
@@ -158,7 +158,7 @@ def _prepare(recipe: Recipe, team: Team, resume: bool) -> tuple[DataSet, AuxNet,
         warnings.warn(f"left out, unreadable, {unread}", stacklevel=3)
     net, method = build(recipe, dataset, team.device, team)
     check_last_batch(recipe, dataset, net, team.size)
-    doubts = [] if resume else [*optimizer_doubts(recipe, net.depths), *without_effect(recipe, dataset)]
+    doubts = [] if resume else [*optimizer_doubts(recipe, net.depths), *data_doubts(recipe, dataset)]
     if team.device.type == "cpu" and (slow := crowded(torch.get_num_threads())):
         doubts.append(slow)
     for doubt in doubts if team.leads else ():
