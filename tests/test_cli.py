@@ -173,7 +173,7 @@ def test_plan_shows_the_weights_that_a_recipe_gives_itself(capsys):
     words = ["--method", "joint", "--weights", "0.3", "0.6", "1", "--discard-after", "15"]
     assert main(["plan", "--depth", "20", "--threads", "1", *words]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "auxiliary losses are discarded from epoch 16 on" in lines
+    assert "note: from epoch 16 on the auxiliary losses are discarded (discard_after)" in lines
     rows = [line.split() for line in lines if line.split()[:1] in (["1"], ["2"], ["3"])]
     assert [next(word for word in row[2:] if "." in word) for row in rows] == ["0.3000", "0.6000", "1.0000"]
 
