@@ -36,7 +36,9 @@ def main(home: Path) -> None:
             print(f"| {kind} | {k} ({row['depth']}) | {cost} | {' | '.join(errors)} |")
     print("\n| test error of | less that of | output | points | 95 % interval | n |\n|---|---|---:|---:|---:|---:|")
     for a, b in (("live", "joint"), ("pairwise", "joint"), ("live", "pairwise"), ("live", "plain")):
-        seeds = sorted(runs[a].keys() & runs[b].keys())
+        seeds = sorted(runs.get(a, {}).keys() & runs.get(b, {}).keys())
+        if len(seeds) < 2:
+            continue
         last = len(runs[a][0]["last"])
         for k in range(1, last + 1) if b != "plain" else [last]:
             found = [_error(runs[a][s], k) - _error(runs[b][s], k if b != "plain" else 1) for s in seeds]
