@@ -34,11 +34,12 @@ def main(home: Path) -> None:
             cost = f"{row['params']:,} | {row['macs'] / 1e6:.1f} M | {len(of_seed)}"
             errors = (_each([_error(s, k, part) for s in of_seed.values()]) for part in ("val", "test"))
             print(f"| {kind} | {k} ({row['depth']}) | {cost} | {' | '.join(errors)} |")
-    print("\n| test error of | less that of | output | points | 95 % interval | n |\n|---|---|---:|---:|---:|---:|")
-    for a, b in (("live", "joint"), ("pairwise", "joint"), ("live", "pairwise"), ("live", "plain")):
-        seeds = sorted(runs.get(a, {}).keys() & runs.get(b, {}).keys())
-        if len(seeds) < 2:
-            continue
+    pairs = (("live", "joint"), ("pairwise", "joint"), ("live", "pairwise"), ("live", "plain"))
+    shared = {(a, b): sorted(runs.get(a, {}).keys() & runs.get(b, {}).keys()) for a, b in pairs}
+    compared = {pair: seeds for pair, seeds in shared.items() if len(seeds) > 1}
+    if compared:
+        print("\n| test error of | less that of | output | points | 95 % interval | n |\n|---|---|---:|---:|---:|---:|")
+    for (a, b), seeds in compared.items():
         last = len(runs[a][0]["last"])
         for k in range(1, last + 1) if b != "plain" else [last]:
             found = [_error(runs[a][s], k) - _error(runs[b][s], k if b != "plain" else 1) for s in seeds]
