@@ -287,6 +287,8 @@ def test_a_picture_that_goes_bad_costs_nothing_that_was_done(tmp_path, split):
         auxnet.fit(recipe, tmp_path / "a", resume=True)
     with pytest.warns(UserWarning, match="left out, unreadable, 1 image"):
         auxnet.fit(replace(recipe, max_corrupt=1), tmp_path / "a", resume=True)
+    with pytest.raises(RuntimeError, match="1 image cannot be read"):
+        auxnet.fit(recipe, tmp_path / "a", resume=True)  # fails, and changes nothing
     auxnet.select(tmp_path / "a")  # which reads the same data
 
 
@@ -408,6 +410,10 @@ def test_with_every_checkpoint_damaged_the_run_says_so(tmp_path):
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.warns(UserWarning, match="damaged"), pytest.raises(RuntimeError, match="every checkpoint is damaged"):
         auxnet.fit(TINY, folder, resume=True)
+    curves = (folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(FileNotFoundError, match="--overwrite"):  # what remains of it is not for a queue to replace
+        auxnet.fit(TINY, folder, resume=None)
+    assert (folder / "metrics.jsonl").read_bytes() == curves
 
 
 def test_a_run_that_goes_on_with_other_training_images_says_so(tmp_path):

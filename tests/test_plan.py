@@ -136,6 +136,8 @@ def test_what_has_no_effect_is_warned_of():
     assert optimizer_doubts(replace(adam, momentum=0.5), depths) == ["momentum=0.5 has no effect: AdamW has none"]
     (doubt,) = optimizer_doubts(Recipe(schedule="cosine", epochs=5, warmup=3), depths)
     assert doubt == "--warmup 3 of 5 epochs leaves the cosine 2 epochs to fall in: give a shorter warm-up"
+    (doubt,) = optimizer_doubts(Recipe(epochs=3, discard_after=0.9), depths)
+    assert doubt == "--discard-after 0.9 of 3 epochs is after the last: it never acts"
     for quiet in ({"epochs": 6, "warmup": 3}, {"epochs": 2}):
         assert optimizer_doubts(Recipe(schedule="cosine", **quiet), depths) == []
 

@@ -278,7 +278,6 @@ def test_class_weights_are_counted_on_the_training_images():
         ({"outputs": 40}, r"outputs must lie in 1\.\.9"),
         ({"at": (8,)}, "at must be"),
         ({"alone": 4}, r"output must be one of 1\.\.3"),
-        ({"epochs": 3, "discard_after": 0.9}, "discard_after=0.9 never acts in 3 epochs: give at most 2 epochs"),
         ({"epochs": 3, "discard_after": 3}, "discard_after=3 never acts in 3 epochs: give at most 2 epochs"),
         ({"optimizer": "Adan"}, "torch.optim has no optimizer 'Adan'; perhaps you meant 'Adam'"),
         ({"optimizer": "LBFGS"}, "LBFGS"),

@@ -45,12 +45,13 @@ Part = Callable[[int], slice]  # which of the n images of a batch; `slice` itsel
 def check(recipe: Recipe, begins: bool = True) -> None:
     """Raise ValueError for a recipe that no data can make right, before any are read.
 
-    One that `begins` must also discard losses if it says so; of a single epoch, as of a trial, none is asked for.
+    One that `begins` must also discard losses after the epochs that it says; of a single one, as of a trial, none is
+    asked for.
     """
     check_machine(recipe)
-    if begins and recipe.discard_after is not None and recipe.discards_from is None and recipe.epochs > 1:
+    if begins and (recipe.discard_after or 0) >= 1 and recipe.discards_from is None and recipe.epochs > 1:
         most = f"at most {plural(recipe.epochs - 1, 'epoch')}, discard_after={recipe.epochs - 1}"
-        raise ValueError(f"discard_after={recipe.discard_after:g} never acts in {recipe.epochs} epochs: give {most}")
+        raise ValueError(f"discard_after={recipe.discard_after} never acts in {recipe.epochs} epochs: give {most}")
     with torch.device("meta"):  # takes no memory
         if recipe.backbone is None:
             net = resnet(**_resnet_options(recipe, num_classes=2, in_channels=3))

@@ -198,6 +198,8 @@ def _or_saved(
         if not checkpointer.begun:
             raise
         _stop_if_asked(training, state, signal_received)
+        if isinstance(error, torch.OutOfMemoryError):  # which sweeps count
+            raise
         raise RuntimeError(f"{error}; the run is saved in {checkpointer.folder}, --resume goes on with it") from error
 
 

@@ -187,6 +187,9 @@ def optimizer_doubts(recipe: Recipe, depths: Sequence[int]) -> list[str]:
     if recipe.schedule == "cosine" and recipe.warmup > 0 and (left := recipe.epochs - recipe.warmup) < FEW_EPOCHS:
         spent = f"--warmup {recipe.warmup} of {recipe.epochs} epochs"
         doubts.append(f"{spent} leaves the cosine {plural(left, 'epoch')} to fall in: give a shorter warm-up")
+    if recipe.discard_after is not None and recipe.discards_from is None and recipe.epochs > 1:
+        after = f"--discard-after {recipe.discard_after:g} of {recipe.epochs} epochs"
+        doubts.append(f"{after} is after the last: it never acts")
     if ignores_weights(recipe) and len(lambdas) > 1:
         doubts.append(
             f"{name} normalises gradients, and in {recipe.method} each output has one of its own: loss weights (gamma, "

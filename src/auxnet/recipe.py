@@ -120,7 +120,11 @@ class Recipe(MachineFields, TrainingFields, MethodFields, NetworkFields, DataFie
                 message = f"{given} is a backbone's, and there is none: name it with backbone"
                 raise ExclusionError(message, name, "backbone")
             if name in OF_RESNETS and self.backbone is not None:
-                mend = "outputs come after cuts" if name in ("outputs", "at") else "leave it out"
+                mend = (
+                    "outputs come after cuts (and alone trains the net of one of them by itself)"
+                    if name in ("outputs", "at")
+                    else "leave it out"
+                )
                 message = f"{given} is the built-in ResNets', but backbone={self.backbone!r}: {mend}"
                 raise ExclusionError(message, name, "backbone")
 

@@ -250,7 +250,8 @@ def _of_target(target: float, found: CrossFit, answer: Point) -> Iterator[str]:
         least = math.ceil(1e4 * smallest_provable_target(n)) / 100
         yield (
             f"{n:,} validation images are too few to show that a target of {points} is kept ({least:g} is the least "
-            "that they can show), and nothing is shown to err no more than the final output: all images take that one"
+            "that they can show), and nothing is shown to err no more than the final output: all images take that one; "
+            "more validation images (--val-fraction, in training) can show more"
         )
     else:
         yield f"nothing is shown to keep the target of {points} on images left out: all images take the final output"

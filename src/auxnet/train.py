@@ -121,8 +121,6 @@ def fit(
         earlier = () if resume or recipe.pretrained is None else earlier_runs(recipe.pretrained)
         if team.leads:
             stack.enter_context(rundir.locked(folder))
-            if resume:
-                rundir.leave_out(folder, recipe.max_corrupt)
         if resume:  # what was asked for at the beginning goes on
             diagnose = diagnose or (folder / "diagnosis.jsonl").is_file()
             tensorboard = tensorboard or (any(event_files(folder)) and installed())
@@ -143,6 +141,8 @@ def fit(
             write_events=write_events,
         )
         state = _resume(training, asked) if resume else _beginning(training, earlier)
+        if resume and team.leads:
+            rundir.leave_out(folder, recipe.max_corrupt)
         if write_events is not None and state.history:
             write_events(state.history)
         state = run_epochs(training, state)

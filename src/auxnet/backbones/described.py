@@ -91,7 +91,8 @@ def _unlike(options: Mapping[str, Any], config: Mapping[str, Any], run: Path) ->
     ours = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
     names = [name for name in theirs | ours if name != "num_classes" and theirs.get(name) != ours.get(name)]
     their, our = (", ".join(f"{name}={each.get(name)}" for name in names) for each in (theirs, ours))
-    return f"the net of {run} has {their}, and {our} is asked for: its weights do not fit" if names else ""
+    mend = "its weights do not fit; ask for the network of that run, or leave --pretrained out"
+    return f"the net of {run} has {their}, and {our} is asked for: {mend}" if names else ""
 
 
 @cache

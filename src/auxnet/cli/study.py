@@ -98,7 +98,7 @@ def study(words: list[str]) -> int:
     left = [] if options.show else left_of(options.out, asked)
     check_folder(folder, made, [trial.name for trial in (*done, *left)])
     check_data_found(left)
-    check_data(options.out, done if options.show else asked)
+    check_data(options.out, done if options.show else [trial for trial in trials if trial in asked or trial in done])
     if least := least_told(made):
         screen.print_line(console, f"note: {least}")
     if not options.show:

@@ -52,7 +52,7 @@ class Part:
 def located(name: str, data_dir: str | None) -> tuple[str, str | None]:
     """The same data set named so that it is found from any folder, and without AUXNET_DATA, where that was used."""
     folder, root = Path(name).expanduser(), _root(data_dir)
-    if name == "digits" or (name.startswith("hf:") and not any(map(Path.is_dir, _copies(name, root)))):
+    if name == "digits" or (name.startswith("hf:") and not ((copy := _copy(name, root)) and copy.is_dir())):
         return name, data_dir
     if name not in NAMES and not name.startswith("hf:") and folder.exists():
         return str(folder.resolve()), data_dir
@@ -135,24 +135,24 @@ def _named_set(name: str, root: Path | None, image_size: int | None) -> dict[str
 
 def _of_the_hub(name: str, root: Path | None, image_size: int | None) -> dict[str, Part]:
     """The splits of hf:owner/name[/config], below `root` or else from the hub."""
-    copies = _copies(name, root)
-    if place := next(filter(Path.is_dir, copies), None):
-        return _in_folder(place, image_size)
+    copy = _copy(name, root)
+    if copy is not None and copy.is_dir():
+        return _in_folder(copy, image_size)
     try:
         return _hub(name, name.removeprefix("hf:"), image_size)
     except FileNotFoundError as error:
-        looked = f"looked in {' and '.join(map(str, copies))}, then " if copies else ""
+        looked = f"looked in {copy}, then " if copy is not None else ""
         repo = "/".join(name.removeprefix("hf:").split("/")[:2])
         fetch = f"hf download --repo-type dataset {repo} --local-dir DIR"
         mend = f"where the hub can be reached, `{fetch}` fetches it, and --data DIR takes it"
         raise FileNotFoundError(f"{name} was not found: {looked}{error}; {mend}") from error
 
 
-def _copies(name: str, root: Path | None) -> list[Path]:
-    """Where hf:owner/name[/config] may lie below `root`."""
+def _copy(name: str, root: Path | None) -> Path | None:
+    """Where hf:owner/name[/config] may lie below `root`: what is called `name` alone there may be other data."""
     if root is None or not (match := re.fullmatch(f"hf:{_ADDRESS}", name)):
-        return []
-    return [root / repo / match[2] for repo in (match[1], match[1].split("/")[1])]
+        return None
+    return root / match[1] / match[2]
 
 
 def _named(name: str, folder: Path, below: bool, image_size: int | None) -> dict[str, Part]:
