@@ -51,7 +51,7 @@ def check(recipe: Recipe, begins: bool = True) -> None:
     check_machine(recipe)
     if begins and (recipe.discard_after or 0) >= 1 and recipe.discards_from is None and recipe.epochs > 1:
         most = f"at most {plural(recipe.epochs - 1, 'epoch')}, discard_after={recipe.epochs - 1}"
-        raise ValueError(f"discard_after={recipe.discard_after} never acts in {recipe.epochs} epochs: give {most}")
+        raise ValueError(f"discard_after={recipe.discard_after:g} never acts in {recipe.epochs} epochs: give {most}")
     with torch.device("meta"):  # takes no memory
         if recipe.backbone is None:
             net = resnet(**_resnet_options(recipe, num_classes=2, in_channels=3))
