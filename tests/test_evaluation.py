@@ -133,7 +133,7 @@ def test_the_best_weights_are_evaluated_into_a_file_of_their_own_and_errors_unli
     then = json.loads((copy / "summary.json").read_text())["best"][2]["val_error"]
     now = content["outputs"][2]["val"]["error"]
     assert 0.85 < now < 0.95
-    assert err.startswith("warning: errors differ from those of ")
+    assert err.startswith("auxnet: warning: errors differ from those of ")
     assert f"output 3 on validation {100 * now:.2f} %, there {100 * then:.2f} %" in err
     assert err.count("\n") == 1
     assert "output 1" not in err
@@ -167,7 +167,7 @@ def test_a_run_that_cannot_be_written_to_is_still_evaluated(run, capsys, monkeyp
     assert main(["evaluate", str(run), "--no-latency"]) == 0
     out, err = capsys.readouterr()
     assert err.count("\n") == 1
-    assert err.startswith("warning: evaluation.json is not written")
+    assert err.startswith("auxnet: warning: evaluation.json is not written")
     assert "calibration error" in out
 
 

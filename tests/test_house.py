@@ -3,10 +3,12 @@
 import ast
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+import auxnet
 from auxnet.studies.study_page import markdown
 
 ROOT = Path(__file__).parents[1]
@@ -69,6 +71,17 @@ def test_imports_run_one_way():
 def test_methods_import_what_they_are_made_of_only():
     parts = {"network", "update", "gradients", "steps", "fused", "method", "sections"}
     assert set(imports_of(SOURCE / "methods.py")) == parts
+
+
+def test_every_public_name_is_found_and_typed_where_it_is_defined():
+    tree = ast.parse((SOURCE / "__init__.py").read_text())
+    imports = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))
+    typed = {each.name: node.module for node in imports if node.module.startswith("auxnet.") for each in node.names}
+    assert [*typed.keys() ^ {*auxnet.__all__} - {"__version__"}] == []
+    for name, module in typed.items():
+        found = getattr(auxnet, name)
+        assert found is getattr(import_module(module), name)
+        assert found.__module__ == module
 
 
 def test_nothing_outside_the_command_line_prints_or_parses():

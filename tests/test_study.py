@@ -199,7 +199,11 @@ def test_a_null_leaves_a_key_of_the_base_out(own):
         ),
         ("{gamma: 1}", "{gama: 1}", "variant two: there is no recipe key 'gama'; perhaps you meant 'gamma'"),
         ("better: two,", "better: tow,", "a claim names 'tow'; perhaps you meant 'two', no variant"),
-        ("two:mean", "two:median", "a claim's side is VARIANT, VARIANT:mean or VARIANT:NUMBER, got two:median"),
+        (
+            "two:mean",
+            "two:median",
+            "a claim's side is VARIANT, VARIANT:final, VARIANT:mean or VARIANT:NUMBER, got two:median",
+        ),
         ("variants:", "variants: [", "is not a YAML study"),
     ],
 )
@@ -272,7 +276,11 @@ def test_the_data_are_a_scales_and_named_once(own):
             "better: 0.5, worse: one, of: share}\nmeasures: supervision",
             "the better side of the claim 'the mean too' must be a variant, got 0.5",
         ),
-        ("better: two,", 'better: "two:",', "a claim's side is VARIANT, VARIANT:mean or VARIANT:NUMBER, got two:"),
+        (
+            "better: two,",
+            'better: "two:",',
+            "a claim's side is VARIANT, VARIANT:final, VARIANT:mean or VARIANT:NUMBER, got two:",
+        ),
         (
             'better: "two:mean", worse: "one:1"}',
             "better: two, worse: 0.0, of: share}\nmeasures: supervision",

@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 _HOME = {
     "AuxNet": "network",
     "EarlyExit": "exits",
-    "Method": "update",
+    "Method": "method",
     "OutputReport": "evaluation",
     "PretrainedAuxNet": "hub",
     "Progress": "progress",

@@ -135,7 +135,8 @@ def begin(folder: Path, recipe: Recipe) -> None:
 def to_resume(folder: Path) -> tuple[bool, bool]:
     """Whether there is a run to go on with, and whether there is only what a training left that was begun and lost.
 
-    A run whose checkpoints were damaged, or removed, is neither: its best weights and its curves are not to be lost.
+    One whose checkpoints were damaged, or removed, counts as a run, which then cannot go on without a word from its
+    owner: its best weights and its curves are not to be lost.
     """
     places = folder / "checkpoints"
     lost = is_lost(folder) and not any(places.glob("*.damaged")) and not (places / "best.safetensors").is_file()

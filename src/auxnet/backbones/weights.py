@@ -105,7 +105,7 @@ def _for_other_classes(net: AuxNet, theirs: dict[str, Tensor]) -> dict[str, Tens
 
 def _without_last(net: nn.Module, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     """The net's own last layer, if that is all that another state dict lacks."""
-    *_, (name, last) = [(name, m) for name, m in net.named_modules() if m._parameters] or [("", net)]
+    *_, (name, last) = [("", net), *((name, m) for name, m in net.named_modules() if m._parameters)]
     own = last.state_dict(prefix=f"{name}.") if name and isinstance(last, nn.Linear | nn.Conv2d) else {}
     return own if own.keys() == net.state_dict().keys() - theirs.keys() else {}
 

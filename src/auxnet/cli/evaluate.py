@@ -82,12 +82,12 @@ def evaluate(words: list[str]) -> None:
         content |= provenance(run.device)
         unlike = unlike_summary(options.run, by_split, options.which)
     if unlike:
-        print(f"warning: {unlike}", file=sys.stderr)
+        print(f"auxnet: warning: {unlike}", file=sys.stderr)
     file = evaluation_file(options.run, options.which)
     try:
         write_json(file, content)
     except OSError as error:
-        print(f"warning: {file.name} is not written: {error}", file=sys.stderr)
+        print(f"auxnet: warning: {file.name} is not written: {error}", file=sys.stderr)
     if options.json:
         print(json.dumps(content, indent=2))
         return

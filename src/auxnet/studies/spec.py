@@ -255,7 +255,7 @@ def _side(value: Any, variants: Mapping[str, Any], of: str) -> Side | float:
     if of == "share" and side.output == "mean":
         raise ValueError(f"a claim of: share knows no mean, got {side}: name {side.variant} or one of its outputs")
     if ":" in str(value) and side.output not in ("final", "mean") and not side.output.isdecimal():
-        raise ValueError(f"a claim's side is VARIANT, VARIANT:mean or VARIANT:NUMBER, got {value}")
+        raise ValueError(f"a claim's side is VARIANT, VARIANT:final, VARIANT:mean or VARIANT:NUMBER, got {value}")
     return side
 
 
