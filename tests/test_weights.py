@@ -3,6 +3,8 @@
 import copy
 import pickle
 import shutil
+import warnings
+from collections import OrderedDict
 from dataclasses import replace
 
 import pytest
@@ -11,10 +13,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 import auxnet
-from auxnet.build import net_of
+from auxnet.backbones.described import net_from
+from auxnet.build import net_of, network_options
 from auxnet.data import load_data
+from auxnet.files import write_json
 from auxnet.recipe import Recipe, read_recipe
-from auxnet.tensors import read_tensors
+from auxnet.tensors import read_tensors, save_tensors
 from writers import folder_of
 
 
@@ -175,6 +179,111 @@ def test_a_training_begins_with_the_weights_of_another_run(tmp_path, alone):
     shutil.rmtree(tmp_path / "a")
     again = auxnet.fit(recipe, tmp_path / "b", resume=True)  # what it began with is in its checkpoint
     assert again.summary["last"] == tuned.summary["last"]
+
+
+def run_of(folder, classes="abcdefghij", **network):
+    """A folder with what a finished run has of its net, its weights and running statistics random."""
+    recipe = Recipe(**network)
+    options = network_options(recipe, replace(load_data(Recipe(threads=1)), classes=tuple(classes)))
+    net = net_from(options)
+    for tensor in net.state_dict().values():
+        tensor.copy_(torch.rand(tensor.shape) + 1 if tensor.is_floating_point() else torch.tensor(7))
+    folder.mkdir()
+    save_tensors(folder / "model.safetensors", net.state_dict())
+    write_json(folder / "config.json", {"network": options, "classes": list(classes)})
+    return net
+
+
+def begun_from(folder, classes="abcdefghij", **network):
+    dataset = replace(load_data(Recipe(threads=1)), classes=tuple(classes))
+    return net_of(Recipe(pretrained=str(folder), **network), dataset)
+
+
+IMAGES = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+OWN = "test_weights:small"
+
+
+def small(num_classes):
+    """A backbone for --backbone."""
+    return nn.Sequential(
+        OrderedDict(
+            stem=nn.Conv2d(1, 4, 3),
+            a=nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8)),
+            b=nn.Conv2d(8, 8, 1),
+            c=nn.Conv2d(8, 8, 1),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flat=nn.Flatten(),
+            fc=nn.Linear(8, num_classes),
+        )
+    )
+
+
+@pytest.mark.parametrize("block", ["preact", "original"])
+def test_a_net_with_outputs_begins_with_the_trunk_and_the_final_head_of_a_plain_one(block, tmp_path):
+    plain = run_of(tmp_path / "plain", depth=14, outputs=1, block=block)
+    with pytest.warns(UserWarning, match=r"plain has no head for output 1; 2: begun anew$"):
+        net = begun_from(tmp_path / "plain", depth=14, outputs=3, block=block)
+    assert torch.equal(net.eval()(IMAGES)[-1], plain.eval()(IMAGES)[0])
+    assert plain(IMAGES)[0].isfinite().all()
+    assert not net.heads[0].fc.bias.any()
+    assert plain.heads[0].fc.bias.all()
+
+
+def test_outputs_that_both_nets_have_keep_their_heads(tmp_path):
+    source = run_of(tmp_path / "a", depth=20, at=(7, 13))
+    with pytest.warns(UserWarning, match=r"a has no head for output 1: begun anew$"):
+        net = begun_from(tmp_path / "a", depth=20, at=(5, 13))
+    theirs, ours = source.eval()(IMAGES), net.eval()(IMAGES)
+    assert torch.equal(ours[1], theirs[1])
+    assert torch.equal(ours[2], theirs[2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fewer = begun_from(tmp_path / "a", depth=20, at=(13,)).eval()(IMAGES)
+        alone = begun_from(tmp_path / "a", depth=20, at=(7, 13), alone=2).eval()(IMAGES)
+    assert torch.equal(fewer[0], theirs[1])
+    assert torch.equal(fewer[1], theirs[2])
+    assert torch.equal(alone[0], theirs[1])
+
+
+def test_auxiliary_heads_of_another_form_begin_anew(tmp_path):
+    source = run_of(tmp_path / "a", depth=14, outputs=2)
+    with pytest.warns(UserWarning, match="a has no head for output 1: begun anew"):
+        net = begun_from(tmp_path / "a", depth=14, outputs=2, head="linear")
+    assert torch.equal(net.eval()(IMAGES)[1], source.eval()(IMAGES)[1])
+
+
+def test_what_trained_one_output_alone_begins_the_same_again_and_no_deeper_net(tmp_path):
+    source = run_of(tmp_path / "a", depth=14, outputs=3, alone=2)
+    net = begun_from(tmp_path / "a", depth=14, outputs=3, alone=2)
+    assert torch.equal(net.eval()(IMAGES)[0], source.eval()(IMAGES)[0])
+    with pytest.raises(ValueError, match=r"a ends at layer 9, before the net asked for, at 14: its weights do not fit"):
+        begun_from(tmp_path / "a", depth=14, outputs=3)
+
+
+def test_other_outputs_for_other_classes_take_the_trunk(tmp_path):
+    source = run_of(tmp_path / "a", depth=14, outputs=1)
+    with pytest.warns(UserWarning, match="begin anew|begun anew") as told:
+        net = begun_from(tmp_path / "a", "xyz", depth=14, outputs=2)
+    assert [str(each.message).partition(": ")[2] for each in told] == [
+        "the last layers of all outputs begin anew",
+        "begun anew",
+    ]
+    for ours, theirs in zip(trunk_of(net), trunk_of(source), strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(net.heads[-1].bn.weight, source.heads[0].bn.weight)
+
+
+def trunk_of(net):
+    return [tensor for segment in net.segments for tensor in segment.state_dict().values()]
+
+
+def test_a_backbone_with_other_cuts_takes_the_trunk_and_the_heads_that_both_have(tmp_path):
+    source = run_of(tmp_path / "a", backbone=OWN, cuts=("a", "b"))
+    with pytest.warns(UserWarning, match="a has no head for output 1: begun anew"):
+        net = begun_from(tmp_path / "a", backbone=OWN, cuts=("stem", "b"))
+    theirs, ours = source.eval()(IMAGES), net.eval()(IMAGES)
+    assert torch.equal(ours[1], theirs[1])
+    assert torch.equal(ours[2], theirs[2])
 
 
 def test_another_network_does_not_fit_and_nothing_is_begun(tmp_path):

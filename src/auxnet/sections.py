@@ -73,7 +73,7 @@ class NetworkFields:
     cuts: int | tuple[str, ...] | None = None
     """the backbone's modules after which outputs are added; one number alone: how many even cuts; none: 2"""
     pretrained: str | None = None
-    """weights to begin with, and their normalisation: a run of the same network, of any classes; or the backbone's"""
+    """weights to begin with, and their normalisation: a run with the same trunk, of any outputs and classes; or the backbone's"""
 
 
 @dataclass(frozen=True)

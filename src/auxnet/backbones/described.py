@@ -8,12 +8,14 @@ down, and never searched for again.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from auxnet.backbones.attaching import attach
 from auxnet.backbones.cuts import even_cuts
@@ -23,19 +25,24 @@ from auxnet.documents import read_json
 from auxnet.network import AuxNet
 from auxnet.residual import resnet
 from auxnet.sections import LARGEST
+from auxnet.words import first_few
+
+OF_OUTPUTS = ("outputs", "at", "cuts", "head", "alone", "num_classes", "image_size")  # not of the trunk
 
 
 def net_from(options: Mapping[str, Any], pretrained: str | None = None, classes: Sequence[str] | None = None) -> AuxNet:
     """The net of such options, its weights random but for those that `pretrained` holds: a run's, or a backbone's.
 
-    Where that run's classes are not the very `classes` in their order, the last layers begin anew, with a warning.
+    A run's outputs may sit elsewhere, or be fewer, as those of a plain net: its trunk is taken then, and the heads of
+    outputs that both have. Heads that it lacks begin anew, with a warning, as do all last layers where its classes are
+    not the very `classes` in their order.
     Raises ValueError for options that describe none, and what `build_backbone` and `load_pretrained` raise.
     """
-    if options.get("alone") is not None:
-        rest = {key: value for key, value in options.items() if key != "alone"}
-        return net_from(rest, pretrained, classes).alone(options["alone"])
     if pretrained is not None and ("backbone" not in options or of_a_run(pretrained)):
         return _filled(net_from(options), options, pretrained, classes)
+    if options.get("alone") is not None:
+        rest = {key: value for key, value in options.items() if key != "alone"}
+        return net_from(rest, pretrained).alone(options["alone"])
     if "backbone" not in options:
         return resnet(**options)
     name, number, channels = options["backbone"], options["num_classes"], options["in_channels"]
@@ -56,13 +63,18 @@ def _filled(net: AuxNet, options: Mapping[str, Any], pretrained: str, classes: S
     own = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     try:
         load_pretrained(net, pretrained)
-    except ValueError as error:
+    except ValueError:
         if config.get("output") is not None:
             raise ValueError(f"{pretrained} is one output of a run: pretrained needs the run itself") from None
         if "backbone" not in options and not of_a_run(pretrained):
             mend = "name the backbone with --backbone"
             raise ValueError(f"{pretrained} holds no run's weights, but those of a backbone: {mend}") from None
-        raise ValueError(_unlike(options, config, run) or str(error)) from None
+        network = config.get("network")
+        if not isinstance(network, dict):  # weights alone, as of a net of one's own
+            network = {key: value for key, value in options.items() if key != "alone"}
+        if unlike := _unlike(options, network, run):
+            raise ValueError(unlike) from None
+        _take_over(net, options, network, pretrained)
     theirs = config.get("classes")
     if classes is not None and isinstance(theirs, list) and len(theirs) == len(classes) and theirs != list(classes):
         more = net_from({**options, "num_classes": len(classes) + 1}).state_dict()  # other shapes in the last layers
@@ -74,6 +86,58 @@ def _filled(net: AuxNet, options: Mapping[str, Any], pretrained: str, classes: S
     return net
 
 
+def _take_over(net: AuxNet, options: Mapping[str, Any], theirs: Mapping[str, Any], pretrained: str) -> None:
+    """Fill the trunk of a net, and its heads as far as they are there, from a run whose outputs sit elsewhere.
+
+    Raises ValueError if that run's trunk ends before the net's, as that of one output trained alone may.
+    """
+    other = net_from({**theirs, **{key: options[key] for key in ("num_classes", "image_size") if key in options}})
+    load_pretrained(other, pretrained)
+    trunk, known = _trunk(net), _trunk(other)
+    if not trunk.keys() <= known.keys():
+        deepest = f"{pretrained} ends at layer {other.depths[-1]}, before the net asked for, at {net.depths[-1]}"
+        raise ValueError(f"{deepest}: its weights do not fit; leave --pretrained out")
+    for name, tensor in trunk.items():
+        tensor.copy_(known[name])
+    heads = dict(zip(_places(theirs, other), other.heads, strict=True))
+    anew = []
+    for k, (place, head) in enumerate(zip(_places(options, net), net.heads, strict=True), start=1):
+        found = heads[place].state_dict() if place in heads else {}
+        if _shapes(found) == _shapes(head.state_dict()):
+            head.load_state_dict(found)
+        else:
+            anew.append(f"{k}")
+    if anew:
+        warnings.warn(f"{pretrained} has no head for output {first_few(anew)}: begun anew", stacklevel=2)
+
+
+def _trunk(net: AuxNet) -> dict[str, Tensor]:
+    """The tensors of the segments, by names that do not depend on where the trunk is cut."""
+    return {
+        name if isinstance(part, GraphModule) else f"{n}.{name}": tensor
+        for n, part in enumerate(_parts(net.segments))
+        for name, tensor in part.state_dict().items()
+    }
+
+
+def _parts(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """The blocks of a trunk of sequences, and of sequences of them; the segments of a traced backbone."""
+    for module in modules:
+        yield from _parts(module) if type(module) is nn.Sequential else (module,)
+
+
+def _places(options: Mapping[str, Any], net: AuxNet) -> Sequence[Any]:
+    """Where the outputs of a net sit: after which layers, or modules of a backbone."""
+    if "backbone" not in options:
+        return net.depths
+    places = (*options["cuts"], None)
+    return places if options.get("alone") is None else places[options["alone"] - 1 :][:1]
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}
+
+
 def config_of(run: Path) -> Mapping[str, Any]:
     """The config.json of a run; {} where there is none to be read."""
     try:
@@ -83,13 +147,10 @@ def config_of(run: Path) -> Mapping[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _unlike(options: Mapping[str, Any], config: Mapping[str, Any], run: Path) -> str:
-    """In what the net of a run is described otherwise than by these options; "" where it does not say."""
-    theirs = config.get("network")
-    if not isinstance(theirs, dict):
-        return ""
+def _unlike(options: Mapping[str, Any], theirs: Mapping[str, Any], run: Path) -> str:
+    """In what a run's net differs from that of these options, other than in its outputs; "" where in nothing."""
     ours = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
-    names = [name for name in theirs | ours if name != "num_classes" and theirs.get(name) != ours.get(name)]
+    names = [name for name in {**theirs, **ours} if name not in OF_OUTPUTS and theirs.get(name) != ours.get(name)]
     their, our = (", ".join(f"{name}={each.get(name)}" for name in names) for each in (theirs, ours))
     mend = "its weights do not fit; ask for the network of that run, or leave --pretrained out"
     return f"the net of {run} has {their}, and {our} is asked for: {mend}" if names else ""
