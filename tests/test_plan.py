@@ -1,5 +1,6 @@
 """What `plan` says a training will do to the trunk, against what one step of it does."""
 
+import platform
 from dataclasses import replace
 from functools import partial
 
@@ -10,7 +11,17 @@ from auxnet import Recipe, fit, methods, resnet
 from auxnet import plan as planning
 from auxnet.build import step_scale_of
 from auxnet.data import load_data
-from auxnet.plan import data_doubts, few_steps, ignores_weights, notes_of, optimizer_doubts, plan, planned_outputs
+from auxnet.plan import (
+    data_doubts,
+    few_steps,
+    ignores_weights,
+    notes_of,
+    optimizer_doubts,
+    plan,
+    planned_outputs,
+    precision_doubts,
+    precision_notes,
+)
 
 ETA, DECAY = 1.0, 1e-4
 METHODS = [("joint", "live"), ("pairwise", "live"), ("multiway", "live"), ("multiway", "frozen"), ("multiway", "fused")]
@@ -147,3 +158,23 @@ def test_a_training_warns_of_them_once_at_its_beginning(tmp_path):
     with pytest.warns(UserWarning, match="--lr 0.1 is the step size for SGD: Adam usually") as told:
         fit(recipe, tmp_path / "run")
     assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("machine", "amx", "avx512", "told", "noted"),
+    [
+        ("x86_64", True, True, [], ["this CPU has units for bfloat16 (AMX)"]),
+        ("x86_64", False, True, [], []),
+        ("x86_64", False, False, ["this CPU has no units for bfloat16, which is slower"], []),
+        ("aarch64", False, False, [], []),
+    ],
+)
+def test_bfloat16_is_told_to_be_slow_or_fast_where_that_is_known(machine, amx, avx512, told, noted, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    float32 = Recipe(depth=8, outputs=2, train_images=50, batch_size=25, device="cpu", threads=1)
+    bfloat16 = replace(float32, precision="bfloat16")
+    assert [note.partition(": ")[0] for note in plan(float32).notes] == noted
+    assert [doubt.partition(" on it")[0] for doubt in precision_doubts(bfloat16)] == told
+    assert precision_doubts(float32) == precision_notes(bfloat16) == precision_notes(replace(float32, ema=0.9)) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -152,3 +153,14 @@ def crowded(threads: int) -> str | None:
         load = f"other programs use {min(busy, present):.0f} of {present} CPU cores"
         return f"{load}: {threads} threads may be slower than --threads {free}"
     return None
+
+
+def bfloat16_pays() -> bool | None:
+    """Whether this CPU computes faster in bfloat16: with AMX it does, without any units for it it is slower (False).
+
+    None where that is unknown: elsewhere than on x86, or with AVX512-BF16 alone.
+    """
+    if torch.cpu._is_amx_tile_supported():
+        return True
+    known = platform.machine() in ("x86_64", "AMD64")
+    return False if known and not torch.cpu._is_avx512_bf16_supported() else None

@@ -15,7 +15,7 @@ from auxnet.capturing import WARM_UP
 from auxnet.cost import costs
 from auxnet.data import LARGE, DataSet, load_data
 from auxnet.evaluation import tally
-from auxnet.machine import device_of, random_kept, threads_set
+from auxnet.machine import bfloat16_pays, device_of, random_kept, threads_set
 from auxnet.progress import judged_images, seconds_left, steps_per_epoch
 from auxnet.recipe import Recipe
 from auxnet.residual import layout
@@ -93,8 +93,9 @@ def plan(recipe: Recipe) -> Plan:
                 *few_steps(recipe, len(dataset.train)),
                 *optimizer_doubts(recipe, depths),
                 *data_doubts(recipe, dataset),
+                *precision_doubts(recipe),
             ],
-            notes_of(recipe, depths),
+            [*notes_of(recipe, depths), *precision_notes(recipe)],
         )
 
 
@@ -164,6 +165,24 @@ def data_doubts(recipe: Recipe, dataset: DataSet) -> list[str]:
         return []
     given = f"val_fraction={recipe.val_fraction:g} (--val-fraction)"
     return [f"{given} has no effect: {dataset.name} brings validation images of its own"]
+
+
+def precision_doubts(recipe: Recipe) -> list[str]:
+    """A warning of bfloat16 on a CPU that has no units for it."""
+    if recipe.precision == "float32" or device_of(recipe).type != "cpu" or bfloat16_pays() is not False:
+        return []
+    return ["this CPU has no units for bfloat16, which is slower on it than float32: leave --precision out"]
+
+
+def precision_notes(recipe: Recipe) -> list[str]:
+    """Where bfloat16 would be faster, and the recipe may have it."""
+    if recipe.precision == "bfloat16" or device_of(recipe).type != "cpu" or not bfloat16_pays():
+        return []
+    try:
+        replace(recipe, precision="bfloat16")
+    except ValueError:
+        return []
+    return ["this CPU has units for bfloat16 (AMX): with --precision bfloat16 a step should take less time"]
 
 
 def ignores_weights(recipe: Recipe) -> bool:

@@ -73,7 +73,7 @@ class NetworkFields:
     cuts: int | tuple[str, ...] | None = None
     """the backbone's modules after which outputs are added; one number alone: how many even cuts; none: 2"""
     pretrained: str | None = None
-    """weights to begin with, and their normalisation: a run with the same trunk, of any outputs and classes; or the backbone's"""
+    """weights to begin with, and their normalisation: a run's, its outputs anywhere in that trunk; or a backbone's"""
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class MachineFields:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """of convolutions and linear layers; bfloat16 is for GPUs, and slow on most CPUs"""
+    """of convolutions and linear layers; bfloat16 is for GPUs and for CPUs with AMX, and slow on most others"""
     threads: int | None = None
     """CPU threads; none: PyTorch's choice, at most the cores that this process may use"""
     cuda_graph: bool = False

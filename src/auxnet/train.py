@@ -39,7 +39,7 @@ from auxnet.machine import crowded, device_of, random_kept, threads_set, to_devi
 from auxnet.method import Method
 from auxnet.network import AuxNet, copied
 from auxnet.opening import check_classes, normalised_as, preprocessing_of
-from auxnet.plan import data_doubts, optimizer_doubts
+from auxnet.plan import data_doubts, optimizer_doubts, precision_doubts
 from auxnet.preprocessing import Preprocessing
 from auxnet.progress import Progress
 from auxnet.provenance import provenance
@@ -174,6 +174,7 @@ def _prepare(recipe: Recipe, team: Team, resume: bool) -> tuple[DataSet, AuxNet,
     dataset = normalised_for(recipe, dataset)
     check_last_batch(recipe, dataset, net, team.size)
     doubts = [] if resume else [*optimizer_doubts(recipe, net.depths), *data_doubts(recipe, dataset)]
+    doubts += precision_doubts(recipe)
     if team.device.type == "cpu" and (slow := crowded(torch.get_num_threads())):
         doubts.append(slow)
     for doubt in doubts if team.leads else ():
