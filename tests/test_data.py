@@ -173,6 +173,15 @@ def test_a_wrong_request_is_a_value_error(name: str, message: str) -> None:
         load(name)
 
 
+def test_a_mistyped_folder_is_told_the_one_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shapes").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ValueError, match="'shapess' is neither a known data set nor a folder; perhaps you meant 'shapes'"
+    ):
+        load("shapess")
+
+
 def test_test_labels_that_training_lacks_are_refused_and_others_matched_by_name(home: Path) -> None:
     images, labels = tiny(30, 3, size=8)
     words = np.array(["ant", "bee", "cat"])

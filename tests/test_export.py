@@ -256,8 +256,12 @@ def test_an_early_exit_is_compared_at_every_output_that_one_validation_image_lea
 
 
 def test_what_was_noted_of_a_policy_is_said_again_where_it_is_shipped(run, tmp_path, capsys, monkeypatch):
-    done = Exported(tmp_path / "b.onnx", "onnx-early-exit", 3, 1, 2, 0.0, (8, 8, 3), (1, 1, 0))
-    monkeypatch.setattr(exporting, "export", lambda *_, **__: done)
+    exits = (1, 1, 0)
+
+    def done(*_, **__):
+        return Exported(tmp_path / "b.onnx", "onnx-early-exit", 3, 1, 2, 0.0, (8, 8, 3), exits)
+
+    monkeypatch.setattr(exporting, "export", done)
     shutil.copytree(run, tmp_path / "a")
     note = "on test images the error rises by more than the target of 1 points, beyond chance"
     write_policy(tmp_path / "a", HALF, notes=[note])
@@ -266,6 +270,9 @@ def test_what_was_noted_of_a_policy_is_said_again_where_it_is_shipped(run, tmp_p
     assert f"note: {note}" in capsys.readouterr().out
     assert main([*words, "--confidence", "top", "--thresholds", "1", "1"]) == 0
     assert "note:" not in capsys.readouterr().out  # it was of other thresholds
+    exits = (0, 0, 2)
+    assert main([*words, "--confidence", "top", "--thresholds", "1", "1"]) == 0
+    assert "note: none left early: --format onnx --output 3 gives a smaller file" in capsys.readouterr().out
 
 
 def test_early_exit_holds_the_deeper_segments_inside_a_branch(early):

@@ -1135,6 +1135,10 @@ def test_what_is_no_net_and_what_are_no_tensors_are_refused(make):
     for labels, mend in ((y[:, None], "long"), (y.int(), "long"), (one_hot, "argmax")):
         with pytest.raises(ValueError, match=rf"labels must be int64 \[N\], got torch\.int.*: labels\.{mend}\("):
             make(net, sgd(), WEIGHTS).step(x, labels)
+    with pytest.raises(
+        ValueError, match="labels must be classes of this net, counted from 0: Target 99 is out of bounds"
+    ):
+        make(net, sgd(), WEIGHTS).step(x, torch.full_like(y, 99))
     for images, labels in ((x.numpy(), y.numpy()), (x, y.tolist())):
         with pytest.raises(TypeError, match=r"images and labels must be tensors, got .*: torch\.as_tensor"):
             make(net, sgd(), WEIGHTS).step(images, labels)

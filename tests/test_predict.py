@@ -361,3 +361,10 @@ def test_a_picture_of_an_unknown_form_in_a_folder_counts_as_unreadable(run, fold
     assert answers == list(predict(run, [a.image for a in answers]))  # as where it is named
     assert main(["predict", str(run), str(folder)]) == 1
     assert "1, b.HEIC" in capsys.readouterr().err
+
+
+def test_paths_of_which_none_exists_are_a_wrong_request(run, folder, capsys):
+    assert main(["predict", str(run), str(folder / "absent.png"), "--format", "csv"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == f"auxnet: there is no such file or folder: {folder / 'absent.png'}\n"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from auxnet.errors import first_sentence
 from auxnet.network import AuxNet, check_tensors
 from auxnet.update import Update, usual_lr
 
@@ -69,8 +70,8 @@ class Method:
         the updates of outputs 1..k-1. A loss that is not finite is not noticed here, since looking would make a GPU
         wait: stop where `losses.isfinite().all()` is false, for then the weights are lost.
 
-        Raises TypeError for what are no tensors (labels under the default loss alone), ValueError for images that are
-        not for this net, RuntimeError if the net's parameters are others than when the method was built.
+        Raises TypeError for what are no tensors (labels under the default loss alone), ValueError for images or labels
+        that are not for this net, RuntimeError if the net's parameters are others than when the method was built.
         """
         check_tensors(images, labels, self.loss)
         if _parameter_identities(self.net) != self.built_on:
@@ -84,6 +85,10 @@ class Method:
             raise RuntimeError("a training step takes gradients, which are disabled here: call it outside no_grad()")
         try:
             return self.one_step(images.clone(), labels)
+        except IndexError as error:
+            if "Target" not in str(error):  # of cross_entropy
+                raise
+            raise ValueError(f"labels must be classes of this net, counted from 0: {first_sentence(error)}") from error
         except RuntimeError as error:
             if images.is_floating_point() or "type" not in str(error):  # of images and weights
                 raise

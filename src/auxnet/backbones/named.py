@@ -159,6 +159,8 @@ def _own(name: str, module: str, function: str, in_channels: int) -> Build:
             if error.name is None or not f"{module}.".startswith(f"{error.name}."):
                 raise RuntimeError(f"backbone {name}: {module} needs {error.name}: install it") from None
             mend = "install it, or run in the folder that it lies in"
+            if module.endswith(".py"):
+                mend = f"name the module without .py, as {module.removesuffix('.py')}:{function}"
             raise ValueError(f"backbone {name}: there is no module {error.name!r}; {mend}") from None
         except Exception as error:  # the user's code can raise anything
             raise RuntimeError(f"backbone {name}: importing {module} failed: {first_line(error)}") from None

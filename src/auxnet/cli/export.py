@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from tyro.conf import FlagCreatePairsOff, Positional
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import parse
-from auxnet.words import per_cent
+from auxnet.words import first_few, per_cent
 
 if TYPE_CHECKING:
     from auxnet.policy import Policy
@@ -104,6 +105,9 @@ def export(words: list[str]) -> None:
     if done.exits is not None:
         shares = ", ".join(f"{n} at {k}" for k, n in enumerate(done.exits, start=1))
         screen.print_line(console, f"exits of the {done.images} images: {shares}")
+        if not done.random and not any(done.exits[:-1]):
+            alone = f"--format onnx --output {done.output}"
+            screen.print_line(console, f"note: none left early: {alone} gives a smaller file that answers sooner")
         for note in read_notes(o.run) if o.thresholds is None else ():
             screen.print_line(console, f"note: {note}")
     images = "random images (the data of the run are not here, or of no use)" if done.random else "validation images"
@@ -141,6 +145,8 @@ def predict(words: list[str]) -> int:
 
     model = open_for(paths, options.model, options.output, options.which, options.device, options.threads)
     answers = ask(model, paths, top=options.top, batch_size=options.batch_size)
+    if "-" not in options.paths and not any(map(os.path.exists, paths)):
+        raise FileNotFoundError(f"there is no such file or folder: {_shown(first_few(paths))}")
     unreadable, resized, first = 0, 0, ""
 
     def counted() -> Iterator[Prediction | Unreadable]:

@@ -106,8 +106,9 @@ def _not_found(name: str, root: Path | None) -> Exception:
     where = "" if Path(name).expanduser().is_absolute() else f" in {places} (data_dir names the folder that holds it)"
     if os.sep in name or name.startswith((".", "~")):
         return FileNotFoundError(f"data {name!r}: there is no such folder or file{where}")
+    beside = [each.name for place in (Path(), root) if place and place.is_dir() for each in subfolders(place)]
     hint = (
-        nearest(name.lower(), list(NAMES))
+        nearest(name, [*NAMES, *beside])
         or f"{where}: give one of {', '.join(NAMES)}, a folder, an .npz file, or hf:owner/name"
     )
     return ValueError(f"data {name!r} is neither a known data set nor a folder{hint}")
