@@ -6,10 +6,10 @@ Every export is run again in its own runtime, on validation images where they ar
 from __future__ import annotations
 
 import io
-import os
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -159,8 +159,8 @@ def _write(
 
 
 def _folder(net: PretrainedAuxNet, output: int, path: Path, pixels: Pixels) -> Exported:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as made:
+        partial = Path(made) / path.name  # itself of the usual mode, as that folder is not
         alone = take_out(net, output)
         alone.card = model_card(alone)
         alone.save_pretrained(partial)
@@ -170,8 +170,6 @@ def _folder(net: PretrainedAuxNet, output: int, path: Path, pixels: Pixels) -> E
         if path.is_dir():
             shutil.rmtree(path)
         partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return Exported(path, "safetensors", output, size, len(pixels), difference, pixels.shape[1:])
 
 

@@ -20,9 +20,6 @@ def whole(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{uuid4().hex[:12]}.partial")  # containers that share a disk share ids too
     try:
         yield partial
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o666 & ~umask)  # safetensors makes files that only their owner can read
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import re
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from auxnet.errors import DamagedError, first_line
@@ -26,12 +23,7 @@ def save_tensors(path: Path, state: Mapping[str, Tensor], about: Mapping[str, st
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     noted = {_KEY: json.dumps({**(about or {}), "sha256": _digest(plain)})}
     with whole(path) as partial:
-        try:
-            save_file(plain, partial, noted)
-        except SafetensorError as error:
-            found = re.search(r"os error (\d+)", str(error))
-            number = int(found[1]) if found else errno.EIO
-            raise OSError(number, os.strerror(number)) from error
+        partial.write_bytes(save(plain, noted))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
