@@ -63,7 +63,7 @@ def test_the_outcome_is_that_of_following_the_policy_image_by_image(kind):
     assert found.error_interval == wilson(sum(wrong), 60)
     assert found.mean_cost == pytest.approx(sum(spent) / 60)
     mean = found.mean_cost
-    half = 1.96 * math.sqrt(sum((s - mean) ** 2 for s in spent) / 60 / 60)
+    half = 1.959964 * math.sqrt(sum((s - mean) ** 2 for s in spent) / 60 / 60)
     assert found.cost_interval == pytest.approx((mean - half, mean + half))
     assert found.shares == pytest.approx([exits.count(k) / 60 for k in (1, 2, 3)])
     assert found.share_intervals[0] == wilson(exits.count(1), 60)

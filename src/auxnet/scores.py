@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
 from statistics import NormalDist
 
 import torch
@@ -20,6 +19,7 @@ from auxnet.batches import Batches
 from auxnet.network import AuxNet, in_mode
 from auxnet.words import per_cent
 
+Z95 = NormalDist().inv_cdf(0.975)  # standard errors to either side of a normal 95 % interval
 FEW = 100  # validation images, with fewer of which little can be told
 
 
@@ -149,7 +149,7 @@ def compare(wrong_a: Tensor, wrong_b: Tensor) -> Comparison:
     is Bonett and Price's adjusted one for paired proportions (2012): it keeps its level where those images are
     few, but is not the test turned round, so that near 5 % the two may differ. Raises ValueError.
     """
-    from scipy.stats import binomtest, norm
+    from scipy.stats import binomtest
 
     if wrong_a.shape != wrong_b.shape or wrong_a.ndim != 1 or not len(wrong_a):
         raise ValueError(f"both must hold one value per image, got {list(wrong_a.shape)} and {list(wrong_b.shape)}")
@@ -159,7 +159,7 @@ def compare(wrong_a: Tensor, wrong_b: Tensor) -> Comparison:
     p_value = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
     share_a, share_b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
     centre = share_a - share_b
-    half = float(norm.ppf(0.975)) * ((share_a + share_b - centre**2) / (n + 2)) ** 0.5
+    half = Z95 * ((share_a + share_b - centre**2) / (n + 2)) ** 0.5
     low, high = max(-1.0, centre - half), min(1.0, centre + half)
     return Comparison((only_a - only_b) / n, low, high, float(p_value))
 
@@ -169,10 +169,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Where there is no difference anywhere, some p-value is below 0.05 in at most 5 % of cases, however many there are.
     """
-    rising = sorted(range(len(p_values)), key=p_values.__getitem__)
-    adjusted = accumulate((min(1.0, (len(rising) - rank) * p_values[place]) for rank, place in enumerate(rising)), max)
-    by_place = dict(zip(rising, adjusted, strict=True))
-    return [by_place[place] for place in range(len(p_values))]
+    adjusted, least = [1.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = least
+    return adjusted
 
 
 def compared_with(output: int, predicted: Predictions) -> dict[int, Comparison]:
@@ -233,10 +234,10 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     if bool((logits.argmax(1) == labels).all()):
         return 1.0
     logits = logits.double()
-    edge = float(torch.tensor(20.0).log())
+    edge = math.log(20)
 
     def loss(log_t: float) -> float:
-        return float(F.cross_entropy(logits / torch.tensor(log_t, dtype=torch.float64).exp(), labels))
+        return float(F.cross_entropy(logits / math.exp(log_t), labels))
 
     found = minimize_scalar(loss, bounds=(-edge, edge), method="bounded", options={"xatol": 1e-6})
-    return float(torch.tensor(found.x, dtype=torch.float64).exp())
+    return math.exp(found.x)

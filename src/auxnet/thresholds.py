@@ -21,7 +21,7 @@ import torch
 
 from auxnet.descent import Costs, Task, Thresholds, geometric_shares, only_at
 from auxnet.policy import ALWAYS, Policy
-from auxnet.scores import Comparison, Predictions, compare, fit_temperature, wilson
+from auxnet.scores import Z95, Comparison, Predictions, compare, fit_temperature, wilson
 
 BEST = 8  # of the policies to begin from, as many are refined
 FEWEST = 5  # images that a target on the error must be worth: of fewer, thresholds are shown to keep it by luck alone
@@ -59,7 +59,7 @@ def outcome(
     wrong = int(wrong_n.sum())
     spent = Costs.of(costs, passing).under(policy.thresholds)[exits - 1]
     mean = float(spent.mean())
-    half = 1.96 * float(spent.std(correction=0)) / n**0.5
+    half = Z95 * float(spent.std(correction=0)) / n**0.5
     counts = torch.bincount(exits - 1, minlength=len(costs)).tolist()
     return Outcome(
         n,
