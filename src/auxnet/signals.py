@@ -1,14 +1,12 @@
-"""SIGTERM, Ctrl-C and a hangup, held back until the work at hand is done and saved, or modules are imported."""
+"""SIGTERM, Ctrl-C and a hangup: raised, or held back until the work at hand is done and saved."""
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 HANGUP = getattr(signal, "SIGHUP", 0)  # which not every system has; a terminal that closes may send it twice
 
@@ -23,55 +21,33 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def after_imports() -> Iterator[None]:
-    """Within, Ctrl-C, SIGTERM and a hangup are a KeyboardInterrupt, so that what was begun is cleared away.
+def raised() -> Iterator[None]:
+    """Within, SIGTERM and a hangup raise Stopped, as Ctrl-C raises KeyboardInterrupt: what was begun is cleared away.
 
-    In the middle of an import they wait for its end; a second one ends the process at once. (A KeyboardInterrupt there
-    leaves half a module behind, or is swallowed: torch takes whatever numpy's import raises for numpy's absence.)
-    Outside the main thread, and where another handler than Python's is set, nothing changes; what is ignored (Ctrl-C in
-    a shell's background, hangups under nohup) stays so.
+    Outside the main thread, and where another handler than Python's is set, nothing changes; what is ignored (hangups
+    under nohup) stays so.
     """
-    waiting = 0
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal waiting
-        again = number == signal.SIGALRM  # asked by the timer below
+    def stop(number: int, frame: FrameType | None) -> None:
         if number == HANGUP:
             signal.signal(HANGUP, signal.SIG_IGN)
-        if waiting and not again:
-            os._exit(128 + number)
-        waiting = waiting if again else number
-        if _importing(frame):
-            signal.setitimer(signal.ITIMER_REAL, 0.02)
-            return
-        asked, waiting = waiting, 0
-        raise KeyboardInterrupt if asked == signal.SIGINT else Stopped(asked, "stopped")
+        raise Stopped(number, "stopped")
 
-    settable = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
-    usual: dict[int, Any] = dict.fromkeys((signal.SIGTERM, signal.SIGALRM, *_hangup()), signal.SIG_DFL)
-    usual[signal.SIGINT] = signal.default_int_handler
-    if not (settable and all(signal.getsignal(number) in (usual[number], signal.SIG_IGN) for number in usual)):
-        yield
-        return
-    handled = [number for number in usual if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in handled}
+    in_main = threading.current_thread() is threading.main_thread()
+    asking = (signal.SIGTERM, *_hangup()) if in_main else ()
+    usual = [number for number in asking if signal.getsignal(number) == signal.SIG_DFL]
+    for number in usual:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in usual:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _hangup() -> list[int]:
     """A hangup, where there is such a signal and it is not ignored, as under nohup."""
     return [HANGUP] if HANGUP and signal.getsignal(HANGUP) != signal.SIG_IGN else []
-
-
-def _importing(frame: FrameType | None) -> bool:
-    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
-        frame = frame.f_back
-    return frame is not None
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("auxnet").setLevel(logging.INFO)
     logging.getLogger("auxnet").handlers = [_Teller()]
     try:
-        with signals.after_imports():
+        with signals.raised():
             status = _run(words)
             print(end="", flush=True)  # or what cannot be written is told at the interpreter's end, by a traceback
             return status

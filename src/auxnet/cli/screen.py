@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from rich.status import Status
 from rich.table import Table
 
 from auxnet.cli import leads
-from auxnet.signals import HANGUP, Stopped
+from auxnet.signals import HANGUP, Stopped, held
 from auxnet.words import per_cent
 
 if TYPE_CHECKING:
@@ -56,9 +57,15 @@ def working(on: str) -> Status:
 
 
 def load_torch() -> None:
-    """Import PyTorch, which takes seconds, under a spinner: each command does so first, once its words are checked."""
-    with working("loading PyTorch"):
+    """Import PyTorch, which takes seconds, under a spinner: each command does so first, once its words are checked.
+
+    Ctrl-C and the like wait for its end: raised in an import, they leave half a module behind, or are swallowed (torch
+    takes whatever numpy's import raises for numpy's absence).
+    """
+    with held() as signal_received, working("loading PyTorch"):
         import torch  # noqa: F401
+    if number := signal_received():
+        raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number, "stopped")
 
 
 @contextmanager
