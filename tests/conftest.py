@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from auxnet import latency
+from auxnet.cost import multiply_adds_by_part
+from auxnet.network import AuxNet
 
 latency.MOST_TURNS = 7  # as few as there may be: how long anything takes is no matter here
 LONGEST = ("test_export.py", "test_faults.py", "test_sweep.py", "test_untrusted.py")
@@ -57,3 +59,8 @@ def home(tmp_path):
     folder = tmp_path / "home"
     folder.mkdir()
     return folder
+
+
+def multiply_adds(module, image_shape):
+    """Of any module, for one image of shape (C, H, W)."""
+    return multiply_adds_by_part(AuxNet([module], [torch.nn.Identity()], [1]), image_shape)[0][0]

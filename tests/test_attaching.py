@@ -17,8 +17,8 @@ from auxnet.backbones.attaching import TokenClassifier
 from auxnet.backbones.cuts import even_cuts
 from auxnet.blocks import Classifier, PostActivationBlock, PreActivationBlock
 from auxnet.checkpoint import load_weights
-from auxnet.cost import multiply_adds
 from auxnet.tensors import save_tensors
+from conftest import multiply_adds
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
 attach = partial(auxnet.attach, example=EXAMPLE)

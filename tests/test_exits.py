@@ -17,11 +17,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import auxnet
 from auxnet import build
 from auxnet.cli import main
-from auxnet.cost import costs, multiply_adds
+from auxnet.cost import costs
 from auxnet.data import load_data
 from auxnet.descent import Costs
 from auxnet.exits import EarlyExit, ExitCosts, exit_latencies, exit_macs
 from auxnet.policy import NEVER, confidence
+from conftest import multiply_adds
 
 
 def tiny(outputs=3, seed=0):

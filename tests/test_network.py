@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import auxnet
-from auxnet.cost import costs, count_parameters, multiply_adds
+from auxnet.cost import costs, count_parameters
 from auxnet.network import statistics_kept
 from auxnet.residual import placement
+from conftest import multiply_adds
 
 
 @pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)])

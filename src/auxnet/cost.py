@@ -18,18 +18,25 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def multiply_adds(module: nn.Module, image_shape: Sequence[int]) -> int:
-    """Multiply-adds of convolutions and matrix products for one image of shape (C, H, W), counted exactly."""
-    return _counted([module], [nn.Identity()], image_shape)[0][0]
-
-
 def multiply_adds_by_part(net: AuxNet, image_shape: Sequence[int]) -> list[tuple[int, int]]:
     """Multiply-adds of each segment, and of the head at its end, for one image of shape (C, H, W).
 
-    Raises ValueError for images that are not for this net.
+    Those of convolutions and matrix products, counted exactly in copies on "meta", where shapes alone are computed.
+    What looks at the values of a tensor does not run there, and is run for real. Raises ValueError for images that are
+    not for this net.
     """
     net.check_images((1, *image_shape))
-    return _counted(net.segments, net.heads, image_shape)
+    pairs = nn.ModuleList(nn.ModuleList(pair) for pair in zip(net.segments, net.heads, strict=True))
+    like = next(pairs.parameters())
+    image = torch.zeros(1, *image_shape, dtype=like.dtype, device=like.device)
+    twins = _still(pairs).to("meta")
+    for each in twins.modules():
+        if type(each) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):  # no multiply-adds, and slow on "meta"
+            each.forward = lambda x: x
+    try:
+        return _run(twins, image.to("meta"))
+    except Exception:
+        return _run(_still(pairs), image)
 
 
 def costs(net: AuxNet, image_shape: Sequence[int]) -> list[tuple[int, int]]:
@@ -42,26 +49,6 @@ def costs(net: AuxNet, image_shape: Sequence[int]) -> list[tuple[int, int]]:
         trunk += segment
         rows.append((count_parameters(nn.ModuleList([*net.segments[:k], net.heads[k - 1]])), trunk + head))
     return rows
-
-
-def _counted(
-    segments: Iterable[nn.Module], heads: Iterable[nn.Module], image_shape: Sequence[int]
-) -> list[tuple[int, int]]:
-    """The multiply-adds of each segment, and of its head, in copies on "meta", where shapes alone are computed.
-
-    What looks at the values of a tensor does not run there, and is run for real.
-    """
-    pairs = nn.ModuleList(nn.ModuleList(pair) for pair in zip(segments, heads, strict=True))
-    like = next(pairs.parameters())
-    image = torch.zeros(1, *image_shape, dtype=like.dtype, device=like.device)
-    twins = _still(pairs).to("meta")
-    for each in twins.modules():
-        if type(each) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):  # no multiply-adds, and slow on "meta"
-            each.forward = lambda x: x
-    try:
-        return _run(twins, image.to("meta"))
-    except Exception:
-        return _run(_still(pairs), image)
 
 
 def _still(pairs: nn.ModuleList) -> nn.ModuleList:

@@ -56,8 +56,6 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         auxnet_version: str = __version__,
         net: AuxNet | None = None,
     ) -> None:
-        if model_type != "auxnet":
-            raise RuntimeError(f"the model is of type {model_type!r}, not 'auxnet'")
         self._hub_mixin_config.pop("net", None)  # type: ignore[union-attr]
         net = net or build_net({"network": network, "output": output}, "config.json")
         super().__init__(net.segments, net.heads, net.depths, net.min_image_shape)
