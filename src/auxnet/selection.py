@@ -38,10 +38,8 @@ class Candidate:
 
     report: OutputReport
     """on validation"""
-    latency: float | None
-    """median milliseconds for one image as a model of its own, where it was measured"""
-    quartiles: tuple[float, float] | None
-    """first and third of those milliseconds"""
+    timing: Timing | None
+    """of one image, as a model of its own; None where it was not measured"""
     meets: bool
     """whether it meets every budget"""
     borderline: bool
@@ -155,29 +153,41 @@ def choose(
     margin = checked_within(within, budgets)
     if "latency" in budgets and latency is None:
         raise ValueError("a latency budget needs the measured latency of each output")
-    times = [None] * len(rows) if latency is None else [timing.median_ms for timing in latency]
-    quartiles = [None] * len(rows) if latency is None else [(timing.low_ms, timing.high_ms) for timing in latency]
+    timings: Sequence[Timing | None] = latency or [None] * len(rows)
     limit = budgets.get("latency", 0.0)
-    excess = [_excess(row, time, budgets) for row, time in zip(rows, times, strict=True)]
+    excess = [_excess(row, timing, budgets) for row, timing in zip(rows, timings, strict=True)]
     meeting = sorted((row for row, over in zip(rows, excess, strict=True) if over <= 1), key=lambda row: row.macs)
     chosen = None
     if meeting:
         chosen = meeting[cheapest_within([row.error for row in meeting], [row.macs for row in meeting], margin)]
     against = {} if chosen is None else compared_with(chosen.output, predicted)
     candidates = tuple(
-        Candidate(row, time, of, over <= 1, of is not None and of[0] <= limit <= of[1], against.get(row.output))
-        for row, time, of, over in zip(rows, times, quartiles, excess, strict=True)
+        Candidate(
+            report=row,
+            timing=timing,
+            meets=over <= 1,
+            borderline=timing is not None and timing.low_ms <= limit <= timing.high_ms,
+            against_chosen=against.get(row.output),
+        )
+        for row, timing, over in zip(rows, timings, excess, strict=True)
     )
-    borderline = "".join(f"; {_borderline(each)}" for each in candidates if each.borderline)
+    against_guessing = None
     if chosen is None:
         nearest = min(range(len(rows)), key=excess.__getitem__)
-        missed = _miss(rows[nearest], times[nearest], budgets)
-        reason = f"no output stays within {_limits(budgets)}; {missed}{borderline}"
-        return Choice(None, reason, margin, budgets, candidates, guessing(predicted.labels), None)
-    best = min(meeting, key=lambda row: row.error)
-    reason = _reason(candidates, chosen, best, margin, budgets) + borderline
-    guessed = compare(predicted.wrong[chosen.output - 1], predicted.labels != predicted.labels.bincount().argmax())
-    return Choice(chosen.output, reason, margin, budgets, candidates, guessing(predicted.labels), guessed)
+        reason = f"no output stays within {_limits(budgets)}; {_miss(candidates[nearest], budgets)}"
+    else:
+        reason = _reason(candidates, chosen, min(meeting, key=lambda row: row.error), margin, budgets)
+        guessed_wrong = predicted.labels != predicted.labels.bincount().argmax()
+        against_guessing = compare(predicted.wrong[chosen.output - 1], guessed_wrong)
+    return Choice(
+        output=None if chosen is None else chosen.output,
+        reason="; ".join([reason, *(_borderline(each) for each in candidates if each.borderline)]),
+        within=margin,
+        budgets=budgets,
+        candidates=candidates,
+        guessing=guessing(predicted.labels),
+        against_guessing=against_guessing,
+    )
 
 
 def _alike(candidates: Sequence[Candidate], chosen: OutputReport) -> int | None:
@@ -215,13 +225,13 @@ def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _excess(row: OutputReport, latency: float | None, budgets: Mapping[str, float]) -> float:
+def _excess(row: OutputReport, timing: Timing | None, budgets: Mapping[str, float]) -> float:
     """The largest cost as a multiple of its budget; 0 without budgets."""
-    return max((_cost(row, latency, name) / limit for name, limit in budgets.items()), default=0.0)
+    return max((_cost(row, timing, name) / limit for name, limit in budgets.items()), default=0.0)
 
 
-def _cost(row: OutputReport, latency: float | None, name: str) -> float:
-    return {"params": row.params, "macs": row.macs, "latency": latency or 0.0}[name]
+def _cost(row: OutputReport, timing: Timing | None, name: str) -> float:
+    return {"params": row.params, "macs": row.macs, "latency": timing.median_ms if timing else 0.0}[name]
 
 
 def _reason(
@@ -266,13 +276,15 @@ def _verdict(other: Candidate) -> str:
 
 def _borderline(each: Candidate) -> str:
     """That a latency is too near its budget to be sure of."""
-    low, high = each.quartiles or (0.0, 0.0)
-    spread = f"its median {_number('latency', each.latency or 0.0)}, its quartiles {low:.3g} .. {high:.3g}"
+    time = each.timing
+    assert time is not None
+    spread = f"its median {_number('latency', time.median_ms)}, its quartiles {time.low_ms:.3g} .. {time.high_ms:.3g}"
     return f"output {each.report.output} is too near the latency budget to be sure of ({spread}): ask for more or less"
 
 
-def _miss(row: OutputReport, latency: float | None, budgets: Mapping[str, float]) -> str:
-    over = {name: _cost(row, latency, name) for name, limit in budgets.items()}
+def _miss(nearest: Candidate, budgets: Mapping[str, float]) -> str:
+    row = nearest.report
+    over = {name: _cost(row, nearest.timing, name) for name, limit in budgets.items()}
     missed = [_number(name, cost) for name, cost in over.items() if cost > budgets[name]]
     return f"output {row.output} comes nearest with {' and '.join(missed)} ({_error(row)})"
 

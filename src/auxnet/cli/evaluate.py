@@ -244,7 +244,7 @@ def _worst(names: Sequence[str], images_of: Sequence[int], report: OutputReport)
 
 
 def _candidates_table(choice: Choice) -> Table:
-    timed = choice.candidates[0].latency is not None
+    timed = choice.candidates[0].timing is not None
     columns = [
         "",
         "output",
@@ -261,9 +261,7 @@ def _candidates_table(choice: Choice) -> Table:
         mark = "chosen" if r.output == choice.output else "" if c.meets else "over budget"
         mark += (", " if mark else "") + "near the limit" if c.borderline else ""
         cells = [mark, str(r.output), str(r.depth), screen.count(r.params), screen.count(r.macs)]
-        cells += (
-            [f"{c.latency:.2f} ({c.quartiles[0]:.2f} .. {c.quartiles[1]:.2f})"] if c.latency and c.quartiles else []
-        )
+        cells += [f"{t.median_ms:.2f} ({t.low_ms:.2f} .. {t.high_ms:.2f})"] if (t := c.timing) else []
         cells.append(with_interval(r.error, r.low, r.high))
         if against is None or r.output == choice.output:
             made.add_row(*cells, "", "", "")
