@@ -81,21 +81,21 @@ def plan(recipe: Recipe) -> Plan:
         depths = [output.depth for output in outputs]
         trained, evaluated, steps = measure(recipe, dataset)
         return Plan(
-            outputs,
-            len(dataset.train),
-            len(dataset.val),
-            len(dataset.test),
-            trained * len(dataset.train) + evaluated * judged_images(recipe, dataset),
-            seconds_left(recipe, dataset, TrainingState(), trained, evaluated),
-            steps,
-            [
+            outputs=outputs,
+            train=len(dataset.train),
+            val=len(dataset.val),
+            test=len(dataset.test),
+            seconds_per_epoch=trained * len(dataset.train) + evaluated * judged_images(recipe, dataset),
+            seconds=seconds_left(recipe, dataset, TrainingState(), trained, evaluated),
+            measured_steps=steps,
+            warnings=[
                 *warnings_of(recipe, depths, dataset.image_size),
                 *few_steps(recipe, len(dataset.train)),
                 *optimizer_doubts(recipe, depths),
                 *data_doubts(recipe, dataset),
                 *precision_doubts(recipe),
             ],
-            [*notes_of(recipe, depths), *precision_notes(recipe)],
+            notes=[*notes_of(recipe, depths), *precision_notes(recipe)],
         )
 
 
