@@ -17,10 +17,9 @@ Shapes: N images, K outputs, x_l the feature [N, ...] after layer l; output k si
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +27,11 @@ from torch import Tensor, nn
 
 from auxnet.backbones.dryrun import features
 from auxnet.batches import Batches
+from auxnet.errors import check_choice
 from auxnet.gradients import Loss, parameters
 from auxnet.machine import random_kept
 from auxnet.method import Weights, checked_weights
-from auxnet.network import AuxNet, check_net, check_tensors, in_mode, logits_of, statistics_kept
+from auxnet.network import AuxNet, check_net, check_tensors, in_mode, leaves, logits_of, statistics_kept
 from auxnet.sections import MethodName
 
 
@@ -88,7 +88,6 @@ class Agreement:
 class Diagnosis:
     """What `diagnose` measured, shallow to deep."""
 
-    layers: tuple[int, ...]
     ends: tuple[int, ...]
     """the layer that each output sits at"""
     shares: tuple[Share, ...]
@@ -129,14 +128,15 @@ def diagnose(
     One forward and K backwards a batch. Raises ValueError without images, or for impossible weights.
     """
     check_net(net)
-    lambdas = _checked(net, method, net.loss_weights() if weights is None else weights)
+    check_choice("method", method, MethodName)
+    lambdas = checked_weights(net.loss_weights() if weights is None else weights, net.outputs)
     layers: list[Layer] = []
     sums, seen = Measured({}, {}, {}, {}), 0
     for images, labels in batches:
         check_tensors(images, labels, loss)
         net.check_images(images.shape)
         layers = layers or layers_of(net, images.shape[1:])
-        with as_in_training(net, images.device):
+        with in_mode(net, training=True), statistics_kept([net]), random_kept(images.device):
             measured = _measure(net, layers, images, labels, lambdas if method == "joint" else None, loss)
         for total, found in zip(sums, measured, strict=True):
             for key, value in found.items():
@@ -161,13 +161,6 @@ def layers_of(net: AuxNet, image_shape: Sequence[int]) -> list[Layer]:
         found = features([segment for (segment,) in chains], image_shape)
     places = [(k, link) for k, chain in enumerate(chains, start=1) for link in chain]
     return [Layer(feature.depth, k, link) for feature, (k, link) in zip(found, places, strict=True)]
-
-
-@contextmanager
-def as_in_training(net: nn.Module, device: torch.device) -> Iterator[None]:
-    """Within, a net is in training mode but keeps its statistics; after, modes and random numbers are as before."""
-    with in_mode(net, training=True), statistics_kept([net]), random_kept(device):
-        yield
 
 
 # ---- one batch -------------------------------------------------------------------------------------------------
@@ -271,9 +264,8 @@ def _diagnosis(sums: Measured, layers: Sequence[Layer], images: int) -> Diagnosi
         shares.append(Share(k or None, layers[place].layer, share, arrived, whole))
     by_segment = tuple(GradientNorm(k, segment, norms[k, segment]) for k, segment in sorted(norms))
     agreements = tuple(Agreement(a, b, j or None, None if x != x else x) for (a, b, j), x in cosines.items())
-    seen = tuple(at.layer for at in layers)
     ends = tuple({at.segment: at.layer for at in layers}.values())  # of each segment the last
-    return Diagnosis(seen, ends, tuple(shares), by_segment, agreements, images)
+    return Diagnosis(ends, tuple(shares), by_segment, agreements, images)
 
 
 # ---- layers ----------------------------------------------------------------------------------------------------
@@ -281,20 +273,6 @@ def _diagnosis(sums: Measured, layers: Sequence[Layer], images: int) -> Diagnosi
 
 def _links(module: nn.Module) -> list[nn.Module]:
     """The chain of modules that an nn.Sequential is: each with weight matrices, and what has none after it."""
-    leaves = list(_leaves(module))
-    begins = [i for i, leaf in enumerate(leaves) if any(p.ndim > 1 for p in leaf.parameters())][1:]
-    return [nn.Sequential(*leaves[i:j]) for i, j in zip([0, *begins], [*begins, len(leaves)], strict=True)]
-
-
-def _leaves(module: nn.Module) -> Iterator[nn.Module]:
-    if type(module) is not nn.Sequential:
-        yield module
-        return
-    for child in module:
-        yield from _leaves(child)
-
-
-def _checked(net: AuxNet, method: str, weights: Weights) -> list[float]:
-    if method not in get_args(MethodName):
-        raise ValueError(f"method must be one of {', '.join(get_args(MethodName))}, got {method!r}")
-    return checked_weights(weights, net.outputs)
+    parts = list(leaves(module))
+    begins = [i for i, part in enumerate(parts) if any(p.ndim > 1 for p in part.parameters())][1:]
+    return [nn.Sequential(*parts[i:j]) for i, j in zip([0, *begins], [*begins, len(parts)], strict=True)]

@@ -1,6 +1,10 @@
-"""What an error says, in a line; and those that are told apart."""
+"""What an error says, in a line; those that are told apart; and two that many functions raise."""
 
 from __future__ import annotations
+
+from contextlib import suppress
+from operator import index
+from typing import SupportsIndex, get_args
 
 
 def one_line(error: object) -> str:
@@ -22,6 +26,20 @@ def first_line(error: BaseException) -> str:
 def first_sentence(error: BaseException) -> str:
     """The first sentence of its first line: for those of libraries that go on with advice."""
     return first_line(error).split(". ")[0]
+
+
+def check_choice(name: str, value: object, kind: object) -> None:
+    """Raise ValueError unless a value is one of those of a Literal."""
+    if value not in get_args(kind):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
+
+
+def whole_number(name: str, value: SupportsIndex, least: int | None = None) -> int:
+    """A whole number of any kind, such as NumPy's, as Python's. Raises ValueError for what is none, or too small."""
+    with suppress(TypeError):
+        if not isinstance(value, bool) and (least is None or index(value) >= least):
+            return index(value)
+    raise ValueError(f"{name} must be a whole number{f', {least} or more' if least else ''}, got {value!r}")
 
 
 class ExclusionError(ValueError):

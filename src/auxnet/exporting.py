@@ -10,7 +10,7 @@ import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ import torch
 from auxnet import __version__
 from auxnet.backbones.named import is_own_code
 from auxnet.comparison import compare, of_every_exit, random_images, some, validation_images
+from auxnet.errors import check_choice
 from auxnet.exits import read_policy
 from auxnet.files import whole
 from auxnet.graphs import EarlyExitGraph, OneOutput, need, write_onnx, write_torch
@@ -84,8 +85,7 @@ def export(
     Raises ValueError, FileNotFoundError or FileExistsError for what cannot be asked for, RuntimeError if the
     export differs from its source: then there is nothing at `out`.
     """
-    if format not in get_args(Format):
-        raise ValueError(f"format must be one of {', '.join(get_args(Format))}, got {format!r}")
+    check_choice("format", format, Format)
     if images < 2:
         raise ValueError(f"images must be 2 or more, to compare on, got {images}")
     recipe = read_run_recipe(run)

@@ -216,6 +216,15 @@ def loss_weights(
     return torch.cat([(auxiliary / reference).pow(gamma).clamp(min=floor), torch.ones(1, dtype=torch.float64)])
 
 
+def leaves(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules of an nn.Sequential, and of those in it, in a row; any other module is one by itself."""
+    if type(module) is not nn.Sequential:
+        yield module
+        return
+    for child in module:
+        yield from leaves(child)
+
+
 def copied(module: Made) -> Made:
     """A deep copy, also where modules keep computed tensors, as pruning, weight norm and stored attention maps do.
 

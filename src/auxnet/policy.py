@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from auxnet.errors import check_choice
 
 Confidence = Literal["entropy", "top", "margin"]
 
@@ -34,7 +36,7 @@ class Policy:
 
     def check(self, outputs: int) -> None:
         """Raise ValueError unless this is a policy for so many outputs."""
-        check_confidence(self.confidence)
+        check_choice("confidence", self.confidence, Confidence)
         if len(self.thresholds) != outputs - 1:
             raise ValueError(f"{outputs} outputs need {outputs - 1} thresholds, got {len(self.thresholds)}")
         if len(self.temperatures) != outputs:
@@ -89,7 +91,7 @@ def confidence(logits: Tensor, kind: Confidence = "entropy", temperature: float 
     "entropy": 1 - H / log C, where H is BranchyNet's entropy of the probabilities (Teerapittayanon et al. 2016);
     "top": the largest probability (MSDNet, Huang et al. 2018); "margin": it less the second largest.
     """
-    check_confidence(kind)
+    check_choice("confidence", kind, Confidence)
     if kind == "entropy":
         log_p = (logits / temperature).log_softmax(-1)
         entropy = -(log_p.exp() * log_p).sum(-1)
@@ -112,9 +114,3 @@ def first_exit(confidences: Tensor, thresholds: Sequence[float]) -> Tensor:
     for k in range(len(confidences), 0, -1):
         left.masked_fill_(confidences[k - 1] >= thresholds[k - 1], k)
     return left
-
-
-def check_confidence(kind: str) -> None:
-    """Raise ValueError unless `kind` is a confidence."""
-    if kind not in get_args(Confidence):
-        raise ValueError(f"confidence must be one of {', '.join(get_args(Confidence))}, got {kind!r}")

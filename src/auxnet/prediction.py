@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple, SupportsIndex
+from typing import NamedTuple
 
 import numpy as np
 
-from auxnet.errors import one_line
+from auxnet.errors import one_line, whole_number
 from auxnet.hub import PretrainedAuxNet
 from auxnet.machine import cores
 from auxnet.reading.ahead import ahead
@@ -75,9 +75,7 @@ def predict(
 
     Raises, at once, ValueError for an option that cannot be or an empty list, and what `runtimes.open_model` raises.
     """
-    for name, number in (("batch_size", batch_size), ("top", top)):
-        if not isinstance(number, SupportsIndex) or number < 1:
-            raise ValueError(f"{name} must be a whole number, 1 or more, got {number!r}")
+    batch_size, top = whole_number("batch_size", batch_size, 1), whole_number("top", top, 1)
     given = [images] if isinstance(images, str | Path) else list(images)
     if not given:
         raise ValueError("there are no images to predict: name files or folders")

@@ -12,10 +12,8 @@ and doubles the channels. A block of c convolutions is c layers: block b ends at
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from itertools import pairwise
-from operator import index
-from typing import NamedTuple, SupportsIndex, get_args
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -27,6 +25,7 @@ from auxnet.blocks import (
     ProjectedBlock,
     conv3x3,
 )
+from auxnet.errors import check_choice, whole_number
 from auxnet.network import AuxNet
 from auxnet.recipe import check_outputs
 from auxnet.sections import Block, Form, Head
@@ -92,13 +91,11 @@ def resnet(
 
     Weights: He et al.'s normal initialisation; the classifiers' biases start at zero. Raises ValueError.
     """
-    depth, outputs = _whole("depth", depth), None if outputs is None else _whole("outputs", outputs)
-    width, num_classes = _whole("width", width, 1), _whole("num_classes", num_classes, 2)
-    in_channels, plan = _whole("in_channels", in_channels, 1), layout(depth, form)
-    if block not in get_args(Block):
-        raise ValueError(f"block must be one of {', '.join(get_args(Block))}, got {block!r}")
-    if head not in get_args(Head):
-        raise ValueError(f"head must be one of {', '.join(get_args(Head))}, got {head!r}")
+    depth, outputs = whole_number("depth", depth), None if outputs is None else whole_number("outputs", outputs)
+    width, num_classes = whole_number("width", width, 1), whole_number("num_classes", num_classes, 2)
+    in_channels, plan = whole_number("in_channels", in_channels, 1), layout(depth, form)
+    check_choice("block", block, Block)
+    check_choice("head", head, Head)
     if not _parameters(plan, form, width, num_classes, in_channels) <= MOST_PARAMETERS:
         raise ValueError(
             f"a network of depth={depth}, width={width}, in_channels={in_channels}, num_classes={num_classes} has "
@@ -129,7 +126,7 @@ def placement(depth: int, outputs: int, form: Form = "cifar") -> tuple[int, ...]
     With B blocks and s = floor(B / K), auxiliary output i sits after block B - s (K - i). AuxNet-56-5:
     15, 25, 35, 45. Raises ValueError if there are more outputs than blocks.
     """
-    plan, outputs = layout(depth, form), _whole("outputs", outputs)
+    plan, outputs = layout(depth, form), whole_number("outputs", outputs)
     if not 1 <= outputs <= plan.blocks:
         raise ValueError(f"outputs must lie in 1..{plan.blocks} (one per block) at depth {depth}, got {outputs}")
     step = plan.blocks // outputs
@@ -138,9 +135,8 @@ def placement(depth: int, outputs: int, form: Form = "cifar") -> tuple[int, ...]
 
 def layout(depth: int, form: Form) -> Layout:
     """The blocks of a network of that depth and form. Raises ValueError, with the depths that there are."""
-    if form not in get_args(Form):
-        raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
-    depth = _whole("depth", depth)
+    check_choice("form", form, Form)
+    depth = whole_number("depth", depth)
     if form == "cifar":
         return Layout((_blocks_of_a_stage(depth),) * 3, 2)
     if depth not in IMAGENET:
@@ -166,18 +162,10 @@ def _blocks_of_a_stage(depth: int) -> int:
     return (depth - 2) // 6
 
 
-def _whole(name: str, value: SupportsIndex, least: int | None = None) -> int:
-    """A whole number of any kind, such as NumPy's, as Python's. Raises ValueError for what is none, or too small."""
-    with suppress(TypeError):
-        if least is None or index(value) >= least:
-            return index(value)
-    raise ValueError(f"{name} must be a whole number{f', {least} or more' if least else ''}, got {value!r}")
-
-
 def _checked(plan: Layout, at: Sequence[int]) -> tuple[int, ...]:
     if not isinstance(at, Iterable):
         raise ValueError(f"at must be layers, such as at=({at},), got the number {at}")
-    layers, ends = tuple(_whole("each layer of at", layer) for layer in at), plan.ends
+    layers, ends = tuple(whole_number("each layer of at", layer) for layer in at), plan.ends
     increasing = all(a < b for a, b in pairwise(layers))
     if not increasing or any(layer not in ends for layer in layers):
         raise ValueError(

@@ -10,15 +10,16 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from auxnet.checkpoint import fingerprint
 from auxnet.descent import Costs
+from auxnet.errors import check_choice
 from auxnet.exits import exit_latencies, exit_macs
 from auxnet.files import write_json
 from auxnet.latency import OF_PYTORCH
 from auxnet.opening import Opened, opened
-from auxnet.policy import Confidence, Policy, check_confidence, never
+from auxnet.policy import Confidence, Policy, never
 from auxnet.recipe import RunDir
 from auxnet.scores import predictions, too_few
 from auxnet.thresholds import (
@@ -51,22 +52,22 @@ class Point:
     test: Outcome
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Solved:
     """The answer to a target, the curves around it, and what they were made of."""
 
-    policy: Policy | None
+    policy: Policy | None = None
     """None if no thresholds meet the target"""
-    reason: str | None
+    reason: str | None = None
     """why there is no policy; None where there is one"""
-    val: Outcome | None
+    val: Outcome | None = None
     """what the policy does to the images that it was solved on"""
-    test: Outcome | None
+    test: Outcome | None = None
     """what it does to images that decided nothing"""
-    curves: dict[str, tuple[Point, ...]]
+    curves: dict[str, tuple[Point, ...]] = field(default_factory=dict)
     """"solved": least errors for bounds on the mean cost; "anytime": all images at output 1, 2, ..., K; "budgeted":
     shares proportional to q^k; {} without a policy. Choose by `val` alone: a target picked by `test` unseals it"""
-    cross_fitted: CrossFit | None
+    cross_fitted: CrossFit | None = None
     """the rise of error on images left out of solving, by which max_error_increase is kept; None for another target"""
     costs: tuple[float, ...]
     """[K], of an image that leaves at each output, with the heads that it passes under the policy"""
@@ -76,11 +77,11 @@ class Solved:
     """of all costs: multiply-adds, or milliseconds of one image at a time, measured here"""
     target: dict[str, float]
     """max_error_increase (a fraction), or max_mean_cost (in `unit`)"""
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     """what a reader must know before trusting the thresholds; () without a policy"""
-    content: dict[str, Any] = field(repr=False)
+    content: dict[str, Any] = field(default_factory=dict, repr=False)
     """what exits.json holds; {} without a policy"""
-    written: Path | None
+    written: Path | None = None
     """RUN/exits.json; None if nothing was written"""
 
 
@@ -120,7 +121,7 @@ def solve_exits(
     loop", says how its thresholds are solved), and FileNotFoundError or RuntimeError as `opened` does.
     """
     target, unit = _target(max_error_increase, max_mean_macs, max_mean_latency, cost)
-    check_confidence(confidence)
+    check_choice("confidence", confidence, Confidence)
     if points not in range(2, MOST_POINTS + 1):
         raise ValueError(f"points of a curve must be a whole number in 2..{MOST_POINTS}, got {points!r}")
     with opened(run, data_dir=data_dir, device=device, threads=threads) as it:
@@ -138,8 +139,7 @@ def _target(
     increase: float | None, macs: float | None, latency: float | None, cost: Cost
 ) -> tuple[dict[str, float], Unit]:
     """The target as `solve` takes it, and the unit of cost. Raises ValueError for two, or one that cannot be."""
-    if cost not in get_args(Cost):
-        raise ValueError(f"cost must be one of {', '.join(get_args(Cost))}, got {cost!r}")
+    check_choice("cost", cost, Cost)
     asked = {"max_error_increase": increase, "max_mean_macs": macs, "max_mean_latency": latency}
     given = {name: value for name, value in asked.items() if value is not None} or {"max_error_increase": INCREASE}
     if len(given) > 1:
@@ -178,7 +178,7 @@ def _solve(
         bound = f"a mean of at most {cost_text(target['max_mean_cost'])} {unit}"
         first = f"every image that leaves at output 1 costs {cost_text(stop[0])} {unit}"
         reason = f"no thresholds meet {bound}: {first} ({100 * val.errors[0]:.2f} % error)"
-        return Solved(None, reason, None, None, {}, None, tuple(stop), tuple(alone), unit, target, (), {}, None)
+        return Solved(reason=reason, costs=tuple(stop), alone=tuple(alone), unit=unit, target=target)
     policies = {
         "solved": sweep(val, rule, stop, passing, points=int(points), common=common),
         "anytime": anytime(rule),
@@ -216,19 +216,18 @@ def _solve(
         written = None
         warnings.warn(f"exits.json is not written: {error}", stacklevel=3)
     return Solved(
-        policy,
-        None,
-        answer.val,
-        answer.test,
-        curves,
-        cross_fitted,
-        costs,
-        tuple(alone),
-        unit,
-        target,
-        tuple(notes),
-        content,
-        written,
+        policy=policy,
+        val=answer.val,
+        test=answer.test,
+        curves=curves,
+        cross_fitted=cross_fitted,
+        costs=costs,
+        alone=tuple(alone),
+        unit=unit,
+        target=target,
+        notes=tuple(notes),
+        content=content,
+        written=written,
     )
 
 

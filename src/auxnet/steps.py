@@ -7,10 +7,10 @@ trunk, at the step c_k eta, and its head H_k, at the full step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
 
 from torch import Tensor
 
+from auxnet.errors import check_choice
 from auxnet.gradients import parameters
 from auxnet.network import AuxNet
 from auxnet.sections import Mode, Order, State, StepScale
@@ -66,8 +66,7 @@ def check_rule(rule: str, *rules: str) -> None:
 def check_choices(mode: str, state: str, order: str, step_scale: str) -> None:
     """Raise ValueError for what multi-way does not know, and for what has no fused form."""
     for name, value, known in (("mode", mode, Mode), ("state", state, State), ("order", order, Order)):
-        if value not in get_args(known):
-            raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
+        check_choice(name, value, known)
     if mode == "fused" and (state, order) != ("per_output", "shallow_first"):
         raise ValueError("mode='fused' has one update alone: leave state and order out, or use 'live' or 'frozen'")
     if mode == "fused" and step_scale == "adaptive":

@@ -62,14 +62,14 @@ def outcome(
     half = Z95 * float(spent.std(correction=0)) / n**0.5
     counts = torch.bincount(exits - 1, minlength=len(costs)).tolist()
     return Outcome(
-        n,
-        wrong / n,
-        wilson(wrong, n),
-        mean,
-        (mean - half, mean + half),
-        tuple(count / n for count in counts),
-        tuple(wilson(count, n) for count in counts),
-        compare(wrong_n, predicted.wrong[-1]),
+        images=n,
+        error=wrong / n,
+        error_interval=wilson(wrong, n),
+        mean_cost=mean,
+        cost_interval=(mean - half, mean + half),
+        shares=tuple(count / n for count in counts),
+        share_intervals=tuple(wilson(count, n) for count in counts),
+        against_final=compare(wrong_n, predicted.wrong[-1]),
     )
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from auxnet.backbones.cuts import cut, even_cuts
 from auxnet.backbones.dryrun import Feature, features, last_layer, outputs
 from auxnet.blocks import Classifier
+from auxnet.errors import whole_number
 from auxnet.network import AuxNet, copied
 
 Heads = Callable[[int], nn.Module]  # channels of a feature -> a module: feature -> logits [N, classes]
@@ -55,8 +56,7 @@ def attach(
     if len(shape) != 3:
         given = list(getattr(example, "shape", ())) or f"{example!r}: torch.zeros(1, 3, 224, 224) is one"
         raise ValueError(f"example must be an image [1, C, H, W], got {given}")
-    if num_classes is not None and not (_is_whole(num_classes) and num_classes >= 2):
-        raise ValueError(f"num_classes must be a whole number, 2 or more, got {num_classes!r}")
+    num_classes = None if num_classes is None else whole_number("num_classes", num_classes, 2)
     whole = isinstance(backbone, nn.Module)
     own = [*backbone] if isinstance(backbone, Sequence) else [backbone]
     if not all(isinstance(part, nn.Module) for part in own):
@@ -140,17 +140,13 @@ def channels_first(shape: Sequence[int], image_shape: Sequence[int]) -> bool:
 def _cut(backbone: nn.Module, at: Iterable[str] | str | int, image_shape: Sequence[int]) -> list[nn.Module]:
     if isinstance(at, str):
         names: Sequence[str] = (at,)
-    elif _is_whole(at):
-        names = even_cuts(backbone, index(cast(SupportsIndex, at)), image_shape)
+    elif isinstance(at, SupportsIndex) and not isinstance(at, bool):
+        names = even_cuts(backbone, index(at), image_shape)
     elif isinstance(at, Iterable):
         names = tuple(at)
     else:
         raise ValueError(f"at must name modules or be a whole number, got {at!r}")
     return [*cut(backbone, names, image_shape)]
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, SupportsIndex) and not isinstance(value, bool)
 
 
 def _classes_of(backbone: nn.Module, image_shape: Sequence[int]) -> int:

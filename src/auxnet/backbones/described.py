@@ -8,7 +8,7 @@ down, and never searched for again.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from auxnet.backbones.cuts import even_cuts
 from auxnet.backbones.named import build_backbone
 from auxnet.backbones.weights import load_pretrained, of_a_run, run_of
 from auxnet.documents import read_json
-from auxnet.network import AuxNet
+from auxnet.network import AuxNet, leaves
 from auxnet.residual import resnet
 from auxnet.sections import LARGEST
 from auxnet.words import first_few
@@ -112,18 +112,15 @@ def _take_over(net: AuxNet, options: Mapping[str, Any], theirs: Mapping[str, Any
 
 
 def _trunk(net: AuxNet) -> dict[str, Tensor]:
-    """The tensors of the segments, by names that do not depend on where the trunk is cut."""
+    """The tensors of the segments, by names that do not depend on where the trunk is cut.
+
+    Those of blocks by their place in the trunk; of a traced backbone, whose segments are leaves, by their own names.
+    """
     return {
         name if isinstance(part, GraphModule) else f"{n}.{name}": tensor
-        for n, part in enumerate(_parts(net.segments))
+        for n, part in enumerate(leaves(nn.Sequential(*net.segments)))
         for name, tensor in part.state_dict().items()
     }
-
-
-def _parts(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    """The blocks of a trunk of sequences, and of sequences of them; the segments of a traced backbone."""
-    for module in modules:
-        yield from _parts(module) if type(module) is nn.Sequential else (module,)
 
 
 def _places(options: Mapping[str, Any], net: AuxNet) -> Sequence[Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from auxnet.errors import check_choice
 from auxnet.recipe import WHERE, Recipe, recipe_from, words_of
 from auxnet.sweeps.space import Space, count_of, domain_of, in_words, values_of, written
 
@@ -31,8 +32,7 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.space:
             raise ValueError("there is nothing to vary: name a field with --vary lr=0.01..0.5:log")
-        if self.sampler not in get_args(Sampler):
-            raise ValueError(f"sampler must be one of {', '.join(get_args(Sampler))}, got {self.sampler!r}")
+        check_choice("sampler", self.sampler, Sampler)
         if self.objective not in ("mean", "final") and not (self.objective.isdecimal() and int(self.objective) >= 1):
             raise ValueError(f"objective must be mean, final or the number of an output, got {self.objective!r}")
         if self.sampler == "grid":
