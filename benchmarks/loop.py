@@ -54,7 +54,7 @@ def main() -> None:
     for i in track(range(asked.rounds + 1), "measuring", transient=True):
         within.append(0.0)
         began, began_cpu = time.perf_counter(), time.process_time()
-        train_epoch(training, TrainingState(), signal_received=lambda: 0)
+        train_epoch(training, TrainingState())
         middle, middle_cpu = time.perf_counter(), time.process_time()
         for _ in range(steps):
             method.step(x, y)

@@ -58,9 +58,11 @@ class Training:
     """whether this process measures supervision after every epoch"""
     began: float = field(default_factory=time.perf_counter)
     """when this session did"""
-    watch: Callable[[Progress], object] = lambda progress: None
+    watch: Callable[[Progress], object] | None = None
     write_events: Callable[[History], None] | None = None
     """shows TensorBoard the rows of metrics.jsonl so far"""
+    signal_received: Callable[[], int] = lambda: 0
+    """the number of the signal that asks the training to stop; 0 if none has"""
 
     @property
     def judged(self) -> AuxNet:
@@ -78,7 +80,8 @@ class Training:
 
     def tell(self, state: TrainingState, done: bool = False) -> None:
         """Say where it stands, within an epoch or `done` with one."""
-        self.watch(progress_of(self.recipe, self.dataset, state, done, self.team.size))
+        if self.watch is not None:
+            self.watch(progress_of(self.recipe, self.dataset, state, done, self.team.size))
 
     def save(self, state: TrainingState) -> None:
         """Make a checkpoint; at the end of an epoch, diagnose before it; then show TensorBoard the curves so far."""
@@ -98,17 +101,17 @@ def run_epochs(training: Training, state: TrainingState) -> TrainingState:
     Raises signals.Stopped, once all is saved, after a signal to stop; RuntimeError if a loss stops being finite or
     the run directory cannot be written to.
     """
-    with signals.held() as signal_received:
+    with signals.held() as training.signal_received:
         while state.epoch < training.recipe.epochs:
-            state = train_epoch(training, state, signal_received)
-            state = validate(training, state, signal_received)
+            state = train_epoch(training, state)
+            state = validate(training, state)
             training.save(state)
             training.tell(state, done=True)
-            _stop_if_asked(training, state, signal_received)
+            _stop_if_asked(training, state)
     return state
 
 
-def train_epoch(training: Training, state: TrainingState, signal_received: Callable[[], int]) -> TrainingState:
+def train_epoch(training: Training, state: TrainingState) -> TrainingState:
     """Do the steps of the epoch at hand that are not done yet; it is validated by `validate`.
 
     Raises what `run_epochs` does.
@@ -124,7 +127,7 @@ def train_epoch(training: Training, state: TrainingState, signal_received: Calla
     unread: list[tuple[int, int, Tensor]] = []  # steps, their images and their losses [K]
 
     def save_is_due() -> bool:
-        return signal_received() > 0 or training.checkpointer.due
+        return training.signal_received() > 0 or training.checkpointer.due
 
     def stands() -> TrainingState:
         nonlocal state
@@ -135,7 +138,7 @@ def train_epoch(training: Training, state: TrainingState, signal_received: Calla
         return state
 
     batches = _team_batches(training, epoch, state.step)
-    for step, n, x, labels in _or_saved(batches, training, stands, signal_received):
+    for step, n, x, labels in _or_saved(batches, training, stands):
         seed_random(seed_of(recipe.seed, epoch, step, team.rank), training.device)  # for nets that draw numbers
         if recipe.mixup > 0 or recipe.cutmix > 0:
             drawn = Random(seed_of(recipe.seed, epoch, step, 0, 0))  # the same in all processes
@@ -147,9 +150,9 @@ def train_epoch(training: Training, state: TrainingState, signal_received: Calla
             training.tell(stands())
             if team.any(save_is_due()):  # asked only where losses are read: asking the others waits for the device
                 if training.checkpointer.spares:  # an older run is still whole: stopping now must not replace it
-                    _stop_if_asked(training, state, signal_received)
+                    _stop_if_asked(training, state)
                 training.save(state)
-                _stop_if_asked(training, state, signal_received)
+                _stop_if_asked(training, state)
     return state
 
 
@@ -180,9 +183,7 @@ def _team_batches(training: Training, epoch: int, start: int = 0) -> Iterator[tu
         yield step, n, x, labels
 
 
-def _or_saved(
-    batches: Iterable[T], training: Training, stands: Callable[[], TrainingState], signal_received: Callable[[], int]
-) -> Iterator[T]:
+def _or_saved(batches: Iterable[T], training: Training, stands: Callable[[], TrainingState]) -> Iterator[T]:
     """The batches. Where one cannot be read, what was done is saved first, and RuntimeError says how to go on.
 
     (Not in a team, of which all would have to save; nor where an older run is still whole.)
@@ -197,13 +198,13 @@ def _or_saved(
             training.save(state)
         if not checkpointer.begun:
             raise
-        _stop_if_asked(training, state, signal_received)
+        _stop_if_asked(training, state)
         if isinstance(error, torch.OutOfMemoryError):  # which sweeps count
             raise
         raise RuntimeError(f"{error}; the run is saved in {checkpointer.folder}, --resume goes on with it") from error
 
 
-def validate(training: Training, state: TrainingState, signal_received: Callable[[], int]) -> TrainingState:
+def validate(training: Training, state: TrainingState) -> TrainingState:
     """The state after the epoch: each output's loss and error on the validation images, each counted once.
 
     Epochs are compared by the outputs that train to the end.
@@ -215,7 +216,7 @@ def validate(training: Training, state: TrainingState, signal_received: Callable
         recalibrate_norms(net, (x for _, _, x, _ in islice(_team_batches(training, epoch), RECALIBRATION_BATCHES)))
     team.average_buffers(net)
     batches = evaluation_batches(dataset.val, dataset, training.device, team.own, precision_of(recipe))
-    totals = tally(net, _or_saved(batches, training, lambda: state, signal_received))
+    totals = tally(net, _or_saved(batches, training, lambda: state))
     losses, wrong = (team.sum(total).double() / len(dataset.val) for total in totals)
     _check_finite(losses.tolist(), net, f"on the validation images after epoch {epoch}")
     seconds = time.perf_counter() - began
@@ -241,15 +242,15 @@ def supervision_after(training: Training, epoch: int) -> Iterator[dict[str, Any]
         yield {"epoch": epoch, "output": share.output, "layer": share.layer, "share": share.share}
 
 
-def _stop_if_asked(training: Training, state: TrainingState, signal_received: Callable[[], int]) -> None:
+def _stop_if_asked(training: Training, state: TrainingState) -> None:
     """Raise signals.Stopped, which says what lies in the folder, if any process of the team is asked to stop."""
-    if training.team.any(signal_received() > 0):
+    if training.team.any(training.signal_received() > 0):
         folder = training.checkpointer.folder
         where = f"in epoch {state.epoch + 1}, after step {state.step}" if state.step else f"after epoch {state.epoch}"
         why = f"stopped {where}; the run is saved in {folder}, --resume goes on with it"
         if training.checkpointer.spares:
             why = f"stopped before anything was saved; {folder} is as it was"
-        raise signals.Stopped(signal_received() or signal.SIGTERM, why)
+        raise signals.Stopped(training.signal_received() or signal.SIGTERM, why)
 
 
 def _check_finite(losses: list[float], net: AuxNet, where: str) -> None:

@@ -52,6 +52,11 @@ class OutputReport:
     class_errors: tuple[float | None, ...]
     """error on the images of each class; None for a class without images"""
 
+    @property
+    def costs(self) -> dict[str, int]:
+        """Those of its fields that say which output it is, and what it costs."""
+        return {key: getattr(self, key) for key in COSTS}
+
 
 def evaluate(net: AuxNet, batches: Batches) -> list[OutputReport]:
     """A report per output, shallow to deep, over batches of (images [N, C, H, W], labels [N]).
@@ -120,7 +125,7 @@ def evaluation_of(
     )
     outputs = [
         {
-            **{key: getattr(report, key) for key in COSTS},
+            **report.costs,
             "latency": times[k] if len(times) == len(first) else None,
             **{split: _measures(reports[k]) for split, reports in by_split.items()},
         }

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from auxnet import build, machine
 from auxnet.checkpoint import load_net
 from auxnet.data import DataSet
-from auxnet.evaluation import COSTS, OutputReport, reports
+from auxnet.evaluation import OutputReport, reports
 from auxnet.exits import ExitCosts, exit_macs, read_notes, read_policy
 from auxnet.latency import Timing, latencies
 from auxnet.network import AuxNet
@@ -29,6 +30,7 @@ from auxnet.selection import choose
 from auxnet.thresholds import fit_temperatures, outcome, sweep
 from auxnet.words import sentence, with_interval
 
+T = TypeVar("T")
 MOST_IMAGES, MOST_CLASSES, THUMBNAIL = 24, 100, 96
 """images of the gallery; classes of a confusion matrix that is drawn whole; largest side of an image, in pixels"""
 
@@ -46,7 +48,7 @@ def examine(run: Path, recipe: Recipe, dataset: DataSet) -> dict[str, Any]:
         times, measured = latency_of(net, shape)
     choice = choose(val, on_val)
     rows = [
-        {**{key: getattr(v, key) for key in COSTS}, **time, "val": _worth(v), "test": _worth(t)}
+        {**v.costs, **time, "val": _worth(v), "test": _worth(t)}
         for v, t, time in zip(on_val, on_test, times, strict=True)
     ]
     deeper = only_deeper(test)
@@ -173,30 +175,34 @@ def confused(logits: Tensor, labels: Tensor, most: int = 12) -> dict[str, Any]:
 
 def only_deeper(test: Predictions) -> list[tuple[int, int]]:
     """(image, k) of the images that output k - 1 gets wrong, and output k and all deeper ones right."""
-    deepest_wrong = [(wrong.nonzero().max().item() + 1 if wrong.any() else 0) for wrong in test.wrong.T]
-    return [(n, int(k) + 1) for n, k in enumerate(deepest_wrong) if 0 < k < len(test.logits)]
+    numbers = torch.arange(1, len(test.wrong) + 1)
+    deepest_wrong = (test.wrong * numbers[:, None]).amax(0).tolist()  # 0: none
+    return [(n, k + 1) for n, k in enumerate(deepest_wrong) if 0 < k < len(numbers)]
 
 
 def gallery(test: Predictions, split: Labelled, deeper: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
     """Some of the images that only deeper outputs get right: in turn from each output, and there from each class."""
-    alike: dict[tuple[int, int], list[int]] = {}
+    labels = test.labels.tolist()
+    piles: dict[int, dict[int, list[tuple[int, int]]]] = {}  # by output and class: (output, image)
     for n, k in deeper:
-        alike.setdefault((k, int(test.labels[n])), []).append(n)
-    dealt: dict[int, list[int]] = {}
-    for _, k, n in sorted((turn, k, n) for (k, _), images in alike.items() for turn, n in enumerate(images)):
-        dealt.setdefault(k, []).append(n)
-    turns = sorted((turn, k, n) for k, images in dealt.items() for turn, n in enumerate(images))
+        piles.setdefault(k, {}).setdefault(labels[n], []).append((k, n))
+    shown = _in_turn(_in_turn(of_classes.values()) for _, of_classes in sorted(piles.items()))[:MOST_IMAGES]
     sure, answers = test.logits.softmax(2).max(2)
     return [
         {
             "index": n,
             "from": k,
-            "label": int(test.labels[n]),
+            "label": labels[n],
             "answers": [[a, round(p, 4)] for a, p in zip(answers[:, n].tolist(), sure[:, n].tolist(), strict=True)],
             "png": png(split.read(torch.tensor([n]))[0]),
         }
-        for _, k, n in sorted(turns[:MOST_IMAGES], key=lambda each: (each[1], each[2]))
+        for k, n in sorted(shown)
     ]
+
+
+def _in_turn(piles: Iterable[Iterable[T]]) -> list[T]:
+    """The first of each pile, then the second of each, ..."""
+    return [each for turn in zip_longest(*piles) for each in turn if each is not None]
 
 
 def png(image_HWC: Tensor) -> str:

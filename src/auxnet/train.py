@@ -137,7 +137,7 @@ def fit(
             average=None if recipe.ema is None else copied(net),
             diagnose=diagnose and team.leads,
             began=began,
-            watch=watch or (lambda progress: None),
+            watch=watch,
             write_events=write_events,
         )
         state = _resume(training, asked) if resume else _beginning(training, earlier)
@@ -289,10 +289,7 @@ def _table(net: AuxNet, dataset: DataSet, device: torch.device) -> list[dict[str
     test = evaluate(net, evaluation_batches(dataset.test, dataset, device))
     return [
         {
-            "output": v.output,
-            "depth": v.depth,
-            "params": v.params,
-            "macs": v.macs,
+            **v.costs,
             "val_loss": v.loss,
             "val_error": v.error,
             "test_loss": t.loss,
