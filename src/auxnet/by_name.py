@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from inspect import signature
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -38,14 +39,20 @@ def without_effect(recipe: Recipe) -> list[str]:
 
 
 def _kind_of(recipe: Recipe) -> type[torch.optim.Optimizer]:
-    known = {
-        name: kind
-        for name, kind in vars(torch.optim).items()
-        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
-    }
+    known = _subclasses(torch.optim, torch.optim.Optimizer)
     if recipe.optimizer not in known:
         raise ValueError(f"torch.optim has no optimizer {recipe.optimizer!r}{nearest(recipe.optimizer, [*known])}")
-    return known[recipe.optimizer]
+    kind: type[torch.optim.Optimizer] = known[recipe.optimizer]
+    return kind
+
+
+def _subclasses(module: ModuleType, base: type) -> dict[str, Any]:
+    """The subclasses of a class that a module holds, by name."""
+    return {
+        name: kind
+        for name, kind in vars(module).items()
+        if isinstance(kind, type) and issubclass(kind, base) and kind is not base
+    }
 
 
 def aggregator_of(name: str) -> Aggregator:
@@ -58,11 +65,7 @@ def aggregator_of(name: str) -> Aggregator:
     except ImportError:
         mend = "pip install 'torchjd[quadprog-projector]'"
         raise ValueError(f"aggregator={name!r} is torchjd's, which is not installed: {mend}") from None
-    known = {
-        each: kind
-        for each, kind in vars(aggregation).items()
-        if isinstance(kind, type) and issubclass(kind, aggregation.Aggregator) and kind is not aggregation.Aggregator
-    }
+    known = _subclasses(aggregation, aggregation.Aggregator)
     if name not in known:
         raise ValueError(f"torchjd has no aggregator {name!r}{nearest(name, [*known])}")
     try:

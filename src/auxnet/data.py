@@ -29,7 +29,7 @@ from auxnet.reading.splits import Split as Split
 from auxnet.reading.survey import survey
 from auxnet.recipe import Recipe, RunDir
 from auxnet.sections import LARGEST
-from auxnet.words import first_few
+from auxnet.words import first_few, plural
 
 LARGE = 96  # pixels a side from which on images are cropped as photographs are
 MARGIN = 8 / 7  # photographs are kept larger than what the net sees: 256 pixels a side for 224, as everybody's
@@ -72,9 +72,9 @@ class DataSet:
     """the fingerprint of the validation and test images that were drawn from among the training images"""
     brings_val: bool = False
     """whether the validation images are the data's own, and not drawn from among the training images"""
-    test_sha256: Callable[[], str] = str
+    test_sha256: Callable[[], str] = lambda: ""
     """the fingerprint of the test images and their labels, whoever brought them; "" if it is not known"""
-    val_sha256: Callable[[], str] = str
+    val_sha256: Callable[[], str] = lambda: ""
     """the same of the validation images"""
 
     def check_drawn(self, then: str | None, run: RunDir) -> None:
@@ -234,7 +234,7 @@ def _in_memory(part: Part, image_size: int | None) -> _Read:
 
 def _too_many_left_out(left_out: Sequence[str], max_corrupt: int) -> str:
     mend = "repair or remove them" + (f", or train with --max-corrupt {len(left_out)}" if len(left_out) < 1000 else "")
-    counted = "1 image" if len(left_out) == 1 else f"{len(left_out)} images"
+    counted = plural(len(left_out), "image")
     return f"{counted} cannot be read, where at most {max_corrupt} may be left out: {first_few(left_out)}; {mend}"
 
 

@@ -52,7 +52,9 @@ def may_be_seen_by(dataset: DataSet, earlier: Iterable[Earlier]) -> dict[str, li
     """
     alike = [each for each in earlier if not {*dataset.classes}.isdisjoint(each["classes"])]
     judging = {"val": dataset.val_sha256(), "test": dataset.test_sha256()}
-    doubts = {split: [run["run"] for run in alike if of not in run["held_out"]] for split, of in judging.items()}
+    doubts = {
+        split: [run["run"] for run in alike if images not in run["held_out"]] for split, images in judging.items()
+    }
     return {split: runs for split, runs in doubts.items() if runs}
 
 

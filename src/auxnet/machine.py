@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from auxnet.errors import first_sentence
-from auxnet.network import AuxNet
+from auxnet.network import Made
 from auxnet.recipe import Recipe
 
 
-def to_device(net: AuxNet, device: torch.device) -> AuxNet:
+def to_device(net: Made, device: torch.device) -> Made:
     """The net on its device in channels_last, the memory format that convolutions are fastest in."""
     return net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 

@@ -14,7 +14,7 @@ from auxnet.page_frame import columns_of, filled, framed, heading_of, section_of
 from auxnet.reading.splits import tested_alike, validated_alike
 from auxnet.recipe import WHERE, Recipe, words_of
 from auxnet.scores import too_few
-from auxnet.words import command, of_each, per_cent, sentence
+from auxnet.words import command, of_each, per_cent, plural, sentence
 
 COMMAND = "auxnet report"
 LINKS = {
@@ -69,7 +69,7 @@ def eyebrow(runs: Sequence[Run]) -> str:
 
 def _kind(run: Run) -> str:
     K = len(run["outputs"] if run["finished"] else run["curves"]["outputs"])
-    net = f"{run['data']['name']}, {run['network']} with {K} output{'s' if K > 1 else ''}"
+    net = f"{run['data']['name']}, {run['network']} with {plural(K, 'output')}"
     return f"{net}, trained {run['method']} for {unfinished.epochs_of(run)}"
 
 

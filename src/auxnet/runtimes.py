@@ -19,7 +19,7 @@ from auxnet.documents import json_value, parsing
 from auxnet.errors import one_line
 from auxnet.graphs import need
 from auxnet.hub import PretrainedAuxNet, load, position_of
-from auxnet.machine import cores, device_of, thread_count, threads_set
+from auxnet.machine import cores, device_of, thread_count, threads_set, to_device
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import Pixels, is_name
 from auxnet.recipe import Recipe, RunDir
@@ -89,9 +89,8 @@ def runnable(
     the device cannot be used.
     """
     number = net.numbers[-1] if output is None else output
-    model = net.truncate(position_of(net, number)).eval()  # a copy
     place = next(net.parameters()).device if device is None else device_of(Recipe(device=device))
-    model = model.to(place).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = to_device(net.truncate(position_of(net, number)).eval(), place)  # of a copy
     seen, number_of_threads = net.preprocessing, thread_count(threads)
 
     @torch.inference_mode()

@@ -19,7 +19,7 @@ def lr_at(recipe: Recipe, epoch: int) -> float:
     if recipe.schedule == "cosine":
         gone = max(0, epoch - 1 - recipe.warmup) / (recipe.epochs - recipe.warmup)
         return recipe.lr * rising * (1 + math.cos(math.pi * gone)) / 2
-    passed = sum(_is_behind(share, recipe, epoch) for share in recipe.milestones)
+    passed = sum(epoch - 1 >= share * recipe.epochs - 1e-9 for share in recipe.milestones)
     return float(recipe.lr * rising * recipe.lr_decay**passed)
 
 
@@ -59,7 +59,3 @@ def weights_of(recipe: Recipe, depths: Sequence[int]) -> list[float]:
         f"weights must be one number for all auxiliary outputs, or {K}, one for each output and the final one's above "
         f"0, got {words_of(own)}{mend}"
     )
-
-
-def _is_behind(share: float, recipe: Recipe, epoch: int) -> bool:
-    return epoch - 1 >= share * recipe.epochs - 1e-9

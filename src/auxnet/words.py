@@ -51,7 +51,7 @@ def of_each(said: Mapping[str, str]) -> str:
     alike: dict[str, list[str]] = {}
     for name, words in said.items():
         alike.setdefault(words, []).append(name)
-    return "; ".join(words if len(alike) == 1 else f"{' and '.join(of)}: {words}" for words, of in alike.items())
+    return "; ".join(words if len(alike) == 1 else f"{' and '.join(names)}: {words}" for words, names in alike.items())
 
 
 def command(*words: object) -> str:

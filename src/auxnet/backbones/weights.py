@@ -83,9 +83,10 @@ def load_pretrained(net: nn.Module, path: Path | str) -> None:
         )
         raise ValueError(f"{path} does not fit the net: {told}")
     net.load_state_dict(state)
-    for name in [*begun][:1]:
-        warnings.warn(f"{path} has no {name}: the last layer of the classifier begins anew", stacklevel=2)
-    for name in [*last][:1]:
+    if begun:
+        warnings.warn(f"{path} has no {next(iter(begun))}: the last layer of the classifier begins anew", stacklevel=2)
+    if last:
+        name = next(iter(last))
         counts = f"{len(theirs[name])} classes, the net of {len(last[name])}"
         warnings.warn(f"{path} is of {counts}: the last layers of all outputs begin anew", stacklevel=2)
 
