@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from auxnet.gradients import Distillation, Loss, gradients, kept_features, parameters, supervise
+from auxnet.features import kept_features
+from auxnet.gradients import Distillation, Loss, gradients, parameters, supervise
 from auxnet.method import Method
 from auxnet.network import AuxNet
 from auxnet.sections import StepScale

@@ -1,8 +1,5 @@
 """Gradients for the methods: of each loss in its head, and from the feature x_k, where it enters the trunk, downwards.
 
-Also the checks that they are what a method takes them for: that nothing overwrites a feature, that live sees updated
-weights.
-
 Shapes: N images; K outputs; x_k is the feature after segment S_k, which head H_k reads.
 """
 
@@ -13,10 +10,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 
-from auxnet.derived import check_weights, nodes_below
-from auxnet.network import AuxNet, logits_of
+from auxnet.network import logits_of
 from auxnet.update import Average, Gradients
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits [N, classes], labels [N] -> scalar
@@ -47,65 +42,6 @@ def _checked(L: Tensor, logits: Tensor) -> Tensor:
     if logits.requires_grad and not L.requires_grad:
         raise ValueError("loss must depend on the logits in a way that autograd sees, and does not: is one detached?")
     return L
-
-
-def kept_features(net: AuxNet, live: bool) -> Callable[[Tensor], Iterator[Tensor]]:
-    """The one forward of multi-way: images -> x_1..x_K, each made when it is asked for and checked to stay as it was.
-
-    With `live`, backwards through these features are to see weights updated after the forward. What would show them old
-    weights is refused: casts by autocast, with RuntimeError; and, with ValueError before the first step is over,
-    convolutions and matrix products with what is computed without the images (`weight * 0.5`, weight norm). What
-    else computes with such a thing, as `x * (1 + weight)` does, is not looked at.
-    """
-    checked = not live
-
-    def features_of(images: Tensor) -> Iterator[Tensor]:
-        nonlocal checked
-        if live and torch.is_autocast_enabled(next(net.parameters()).device.type):
-            raise RuntimeError(
-                "autocast keeps casts of old weights: live would be frozen; use auxnet.precision.to_bfloat16"
-            )
-        seen: set[Node] = set()
-        if not checked and images.is_floating_point():
-            # What is made of features then leads back to these images, and not to weights alone.
-            images = images.detach().requires_grad_().clone()
-        features = net.features(images)
-        for x in _unchanged(_not_made_anew(features) if live else features):
-            if not checked:
-                check_weights(net, nodes_below(x.grad_fn, seen), len(images))
-            yield x
-        checked = True
-
-    return features_of
-
-
-def _not_made_anew(features: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The features. Raises RuntimeError if autograd does not keep what they are made of, but something in its place."""
-    rest = iter(features)
-    while True:
-        with torch.autograd.graph.disable_saved_tensors_hooks(
-            "activation checkpointing makes features anew by new weights, save_on_cpu keeps old weights: live would be "
-            "neither live nor frozen; use mode='frozen' or 'fused' there"
-        ):
-            x = next(rest, None)
-        if x is None:
-            return
-        yield x
-
-
-def _unchanged(features: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The features, each checked once the next is made: a head has read it by then, and a segment may write over it.
-
-    Raises RuntimeError for a segment that begins by changing its input in place.
-    """
-    last: tuple[Tensor, int] | None = None
-    for k, x in enumerate(features, start=1):
-        if last is not None and last[0]._version != last[1]:
-            raise RuntimeError(
-                f"segment {k} changes its input in place, which head {k - 1} has read: inplace=False there"
-            )
-        last = x, x._version
-        yield x
 
 
 class Supervised(NamedTuple):

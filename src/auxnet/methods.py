@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from auxnet.features import kept_features
 from auxnet.fused import fused
 from auxnet.gradients import (
     Aggregator,
@@ -32,7 +33,6 @@ from auxnet.gradients import (
     Supervised,
     aggregated,
     gradients,
-    kept_features,
     losses_of,
     parameters,
     supervise,

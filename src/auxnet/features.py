@@ -1,0 +1,139 @@
+"""The one forward of multi-way, and the checks that its features stay as they are and that live sees updated weights.
+
+Live lets parameters change between two backwards of one forward. Autograd holds what was computed from them (`weight *
+0.5`, weight norm) as it was: there live would silently be frozen. It is found in the autograd graph, and refused.
+
+Shapes: N images; K outputs; x_k is the feature after segment S_k, which head H_k reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from auxnet.network import AuxNet
+
+FACTORS = {  # of convolutions, matrix products and norms, by autograd's names for them
+    "ConvolutionBackward0": ("weight",),
+    "AddmmBackward0": ("mat1", "mat2"),
+    "MmBackward0": ("self", "mat2"),
+    "BmmBackward0": ("self", "mat2"),
+    "BaddbmmBackward0": ("batch1", "batch2"),
+    "NativeBatchNormBackward0": ("weight",),  # InstanceNorm is one with a repeated weight
+    "CudnnBatchNormBackward0": ("weight",),
+    "MiopenBatchNormBackward0": ("weight",),
+}
+
+
+def kept_features(net: AuxNet, live: bool) -> Callable[[Tensor], Iterator[Tensor]]:
+    """The one forward of multi-way: images -> x_1..x_K, each made when it is asked for and checked to stay as it was.
+
+    With `live`, backwards through these features are to see weights updated after the forward. What would show them old
+    weights is refused: casts by autocast, with RuntimeError; and, with ValueError before the first step is over,
+    convolutions and matrix products with what is computed without the images (`weight * 0.5`, weight norm). What
+    else computes with such a thing, as `x * (1 + weight)` does, is not looked at.
+    """
+    checked = not live
+
+    def features_of(images: Tensor) -> Iterator[Tensor]:
+        nonlocal checked
+        if live and torch.is_autocast_enabled(next(net.parameters()).device.type):
+            raise RuntimeError(
+                "autocast keeps casts of old weights: live would be frozen; use auxnet.precision.to_bfloat16"
+            )
+        seen: set[Node] = set()
+        if not checked and images.is_floating_point():
+            # What is made of features then leads back to these images, and not to weights alone.
+            images = images.detach().requires_grad_().clone()
+        features = net.features(images)
+        for x in _unchanged(_not_made_anew(features) if live else features):
+            if not checked:
+                check_weights(net, nodes_below(x.grad_fn, seen), len(images))
+            yield x
+        checked = True
+
+    return features_of
+
+
+def _not_made_anew(features: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The features. Raises RuntimeError if autograd does not keep what they are made of, but something in its place."""
+    rest = iter(features)
+    while True:
+        with torch.autograd.graph.disable_saved_tensors_hooks(
+            "activation checkpointing makes features anew by new weights, save_on_cpu keeps old weights: live would be "
+            "neither live nor frozen; use mode='frozen' or 'fused' there"
+        ):
+            x = next(rest, None)
+        if x is None:
+            return
+        yield x
+
+
+def _unchanged(features: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The features, each checked once the next is made: a head has read it by then, and a segment may write over it.
+
+    Raises RuntimeError for a segment that begins by changing its input in place.
+    """
+    last: tuple[Tensor, int] | None = None
+    for k, x in enumerate(features, start=1):
+        if last is not None and last[0]._version != last[1]:
+            raise RuntimeError(
+                f"segment {k} changes its input in place, which head {k - 1} has read: inplace=False there"
+            )
+        last = x, x._version
+        yield x
+
+
+def check_weights(net: nn.Module, nodes: Iterable[Any], images: int) -> None:
+    """Raise ValueError if a product among the nodes of a graph has a factor computed from parameters and constants.
+
+    Views of a parameter share its storage, and change with it. A factor without gradient is taken for a feature, and
+    not for a constant, if its first dimension is a multiple of the number of images. What else computes with such a
+    thing, as `x * (1 + weight)` does, is not looked at.
+    """
+    names = {id(p): name for name, p in net.named_parameters()}
+    storages = {tensor.untyped_storage().data_ptr() for tensor in chain(net.parameters(), net.buffers())}
+
+    def is_own(tensor: Tensor) -> bool:
+        return tensor.untyped_storage().data_ptr() in storages
+
+    def parameters_of(factor: Tensor) -> list[str]:
+        """The names of the parameters that a factor is computed from; none if features are among what it is made of."""
+        found = []
+        for node in nodes_below(factor.grad_fn, set()):
+            if hasattr(node, "variable"):
+                if id(node.variable) not in names:
+                    return []
+                found.append(names[id(node.variable)])
+            elif any(not (f.requires_grad or is_own(f) or len(f) % images) for f in _factors(node)):
+                return []  # a product with a feature that was made without gradients
+        return found
+
+    for factor in chain.from_iterable(map(_factors, nodes)):
+        if factor.requires_grad and not is_own(factor) and (names_of := parameters_of(factor)):
+            raise ValueError(
+                "mode='live' needs layers that take their weights as they are, and one takes what is computed from "
+                f"{names_of[0]!r}, as weight norm does: use mode='frozen' or 'fused'"
+            )
+
+
+def _factors(node: Any) -> list[Tensor]:
+    """What a product in an autograd graph multiplies, as far as it is kept; nothing of any other node."""
+    kept = (getattr(node, f"_saved_{name}") for name in FACTORS.get(node.name(), ()))
+    return [factor for factor in kept if factor is not None]
+
+
+def nodes_below(last: Node | None, seen: set[Node]) -> Iterator[Any]:
+    """The nodes of an autograd graph that are not in `seen`, each added to it."""
+    unvisited = [last]
+    while unvisited:
+        node = unvisited.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            unvisited += [before for before, _ in node.next_functions]
+            yield node
