@@ -1,8 +1,8 @@
 """The exponential moving average of a net's weights: where a recipe asks for it, the net that is judged and kept.
 
 Weights are averaged; BatchNorm's statistics are not: the mean of the statistics of many nets is not that of the net
-with the mean weights. They are measured anew on training images, for the trunk and the head of every output. Of other
-buffers nobody knows what they are, and so they are those of the net itself.
+with the mean weights. They are measured anew on training images, for the trunk and the head of every output. Other
+buffers, whose meaning is not known here, are copied from the net itself.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def update_average(average: nn.Module, net: nn.Module, decay: float, step: int) 
 def take_buffers(average: nn.Module, net: nn.Module) -> None:
     """Give the average the buffers of the net: statistics of norms that are no BatchNorm, counters, masks.
 
-    In place, except for what takes another shape in training, such as a grid of positions for the size of the images.
+    In place, except for a buffer whose shape changed in training, such as a grid of positions for the image size.
     """
     for mine, own in zip(average.modules(), net.modules(), strict=True):
         for name, buffer in own._buffers.items():
@@ -46,9 +46,9 @@ def take_buffers(average: nn.Module, net: nn.Module) -> None:
 def recalibrate_norms(net: nn.Module, batches: Iterable[Tensor]) -> None:
     """Give every BatchNorm of a net the mean of its statistics over these batches of images [N, C, H, W].
 
-    Those that the net keeps in evaluation, by a `train` of its own, are frozen: their statistics stay as they are. All
-    else is in evaluation mode meanwhile, as it is when the statistics are used (PyTorch's `update_bn` has dropout
-    at work); the net is left in that mode.
+    A BatchNorm that stays in evaluation mode after `net.train()` is frozen, and keeps its statistics. All other modules
+    are in evaluation mode meanwhile, as they are when the statistics are used (in PyTorch's `update_bn` dropout is
+    active); the net is left in that mode.
     """
     net.train()
     batch_norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

@@ -67,7 +67,7 @@ def batches(
 
 
 class Reader(NamedTuple):
-    """Reads images, and augments them as drawn: every row that is asked for is an index and what was drawn for it."""
+    """Reads images and augments them: `ask` draws what is done to each, `read` does it, perhaps in another process."""
 
     split: Labelled
     augmentation: Augmentation | None
@@ -79,7 +79,10 @@ class Reader(NamedTuple):
         return (*self.augmentation.size, C) if self.augmentation else (H, W, C)
 
     def ask(self, indices: Tensor, part: slice, seed: Sequence[int] | None) -> Tensor:
-        """What to ask for of this part of a batch, int64 [n] or [n, 1 + 6]; the whole batch is drawn for, by `seed`."""
+        """Rows for `read`, of a part of a batch: int64 [n] indices, or [n, 1 + 6] with what was drawn for each image.
+
+        It is drawn by `seed` for the whole batch, so that an image is the same in whichever part it lies.
+        """
         if self.augmentation is None or seed is None:
             return indices[part]
         drawn = self.augmentation.draw(len(indices), self.split.image_shape, _generator(*seed))
@@ -93,7 +96,7 @@ class Reader(NamedTuple):
 
 
 def queued(tensor: Tensor, device: torch.device) -> Tensor:
-    """It on a device, copied without waiting for what the device does: a step is queued while one is computed."""
+    """Copy a tensor to a device without waiting for it, so that the next step is queued while one is computed."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()  # from other memory only small copies do not wait
     return tensor.to(device, non_blocking=True)
@@ -123,7 +126,7 @@ def draw(n: int, generator: Generator, pad: int, flip: bool) -> tuple[Tensor, Te
 def shifted(images_NHWC: Tensor, pad: int, top_N: Tensor, left_N: Tensor, mirrored_N: Tensor) -> Tensor:
     """Images [N, H, W, C] padded with black pixels, cropped and mirrored as drawn: a new tensor of the same shape.
 
-    Of any type, on any device.
+    The images may be of any type and on any device.
     """
     if pad == 0 and not mirrored_N.any():
         return images_NHWC.clone()

@@ -35,21 +35,21 @@ class Recording(NamedTuple):
 
 
 class Decided(NamedTuple):
-    """What Python decides in a step, or decided before it."""
+    """The Python-side settings that a recording has frozen in."""
 
     lambdas: list[float]
     groups: list[dict[str, Any]]
     """the settings of every optimizer"""
     states: list[Any]
-    """of the optimizers: `load_state_dict` makes others"""
+    """the state of every optimizer, compared by identity: `load_state_dict` makes new ones"""
 
     def same(self, other: Decided) -> bool:
-        """Whether a step decides alike."""
+        """Whether the settings are the same, so that a recording made with the others still holds."""
         return self[:2] == other[:2] and all(map(is_, self.states, other.states))
 
 
 def as_cuda_graph(method: Method, device: torch.device) -> Method:
-    """The same method, each of its steps one CUDA graph on this device; BatchNorm as the net was in the recorded step.
+    """The same method, each of its steps one CUDA graph on this device; BatchNorm stays in the mode it was recorded in.
 
     Raises ValueError for optimizers that a graph cannot hold; RuntimeError, in the first steps, for a method that does
     what a graph cannot; torch.OutOfMemoryError where there is no memory for it. (One whose steps decide by what they
@@ -72,10 +72,10 @@ def check_optimizers(method: Method) -> None:
 
 
 def captured(method: Method, record: Record, aside: Aside) -> Method:
-    """The same method, its steps recorded and replayed: bit for bit the training of its steps one by one.
+    """The same method, its steps recorded once and then replayed: bit for bit the training of ordinary steps.
 
-    `record` makes of a step one that does the same again, without doing it; the steps before it run within `aside`.
-    The largest batches are recorded: one of another shape, as the last of an epoch, is a step by itself.
+    `record` turns a step into a function that replays it, without running it; the steps before that run within `aside`.
+    Batches of the largest size are recorded; one of another shape, such as the last of an epoch, is an ordinary step.
     """
     recording: Recording | None = None
     warm, largest, known = 0, 0, Decided([], [], [])
@@ -138,7 +138,7 @@ def _recorded(step: Step, stream: torch.cuda.Stream) -> Step:
 
 @contextmanager
 def _on(stream: torch.cuda.Stream) -> Iterator[None]:
-    """Where PyTorch wants the steps before a recording to run: not on the usual stream."""
+    """Run on a side stream, as PyTorch requires of the steps before a recording."""
     with torch.cuda.device(stream.device):
         usual = torch.cuda.current_stream()
         stream.wait_stream(usual)

@@ -28,7 +28,7 @@ BATCH = 64  # images read at a time, where more are looked for
 
 
 def validation_images(run: RunDir, recipe: Recipe, data_dir: str | None) -> Labelled | None:
-    """Those of a run; None if its data are not where they lay in training, with a warning if they are others.
+    """The validation images of a run; None if its data are gone, or, with a warning, of no use by now.
 
     Raises as `data_of` does where they are looked for elsewhere.
     """
@@ -73,7 +73,7 @@ def of_every_exit(
 
 @torch.inference_mode()
 def _logits(net: PretrainedAuxNet, output: int, pixels: Pixels) -> Tensor:
-    """Of outputs 1..`output` in PyTorch, [K, N, classes]."""
+    """The logits [K, N, classes] of outputs 1..`output` in PyTorch."""
     return torch.stack(net(normalise(torch.from_numpy(pixels), net.preprocessing.mean, net.preprocessing.std))[:output])
 
 

@@ -25,7 +25,7 @@ Amount = TypeVar("Amount", float, Tensor)
 
 @dataclass(frozen=True, eq=False)
 class Costs:
-    """Of stopping at each output [K], and of going on from one at which images may leave [K - 1], in float64."""
+    """The cost of stopping at each output [K], and of going on from one at which images may leave [K - 1]; float64."""
 
     stop: Tensor
     passing: Tensor
@@ -39,7 +39,7 @@ class Costs:
         return Costs(torch.tensor(costs, dtype=torch.float64), torch.tensor(passing, dtype=torch.float64))
 
     def under(self, thresholds: Sequence[float]) -> Tensor:
-        """Of an image that leaves at each output, float64 [K], with the heads that it passes under these thresholds."""
+        """The cost of leaving at each output, float64 [K], with the heads passed under these thresholds."""
         asked = torch.tensor([can_leave(threshold) for threshold in thresholds], dtype=torch.float64)
         return self.stop + _cumulated(asked * self.passing)
 

@@ -23,9 +23,9 @@ DEEPEST = 32
 
 @contextmanager
 def parsing(complaint: str) -> Iterator[None]:
-    """Within, what a file holds is taken as what this program writes into it.
+    """Within, errors of reading a file's content become one RuntimeError.
 
-    Whatever goes wrong in that raises RuntimeError: the complaint, which names the file, and in brackets why.
+    It says the complaint, which names the file, and in brackets why.
     """
     try:
         yield
@@ -45,7 +45,7 @@ def read_json(path: Path) -> Any:
 
 
 def made_again(path: Path) -> str:
-    """What makes a file of a finished run again, to end an error with; nothing where nothing does.
+    """The end of an error: the command that makes a file of a finished run again; "" if there is none.
 
     (Without a checkpoint no training does.)
     """

@@ -51,12 +51,12 @@ class ExclusionError(ValueError):
 
 
 class DamagedError(RuntimeError):
-    """A file is not as it was written: of no use any more, where another error may pass."""
+    """A file is not as it was written: it stays unreadable, while other errors may pass."""
 
 
 class MisfitError(ValueError):
-    """What a part of a net gives, or does, is not what an AuxNet needs."""
+    """A part of a net gives or does something that an AuxNet cannot use."""
 
 
 class DivergedError(RuntimeError):
-    """A loss or a weight stopped being finite: the recipe's fault, that would come again, and not the machine's."""
+    """A loss or a weight stopped being finite: the recipe's fault, not the machine's, so that it would come again."""

@@ -54,7 +54,7 @@ class OutputReport:
 
     @property
     def costs(self) -> dict[str, int]:
-        """Those of its fields that say which output it is, and what it costs."""
+        """The fields that say which output it is, and what it costs."""
         return {key: getattr(self, key) for key in COSTS}
 
 
@@ -135,7 +135,7 @@ def evaluation_of(
 
 
 def unlike_summary(folder: Path, by_split: Mapping[str, list[OutputReport]], which: str = "last") -> str | None:
-    """In words, which errors are others than those in the run's summary.json; None if none are.
+    """A sentence saying which errors differ from those in the run's summary.json; None if none do.
 
     Raises RuntimeError if that is damaged, FileNotFoundError without one.
     """

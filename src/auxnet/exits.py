@@ -103,7 +103,7 @@ class ExitCosts(NamedTuple):
     stop: list[float]
     """[K], of an image that leaves at each output, if no image can leave before (those heads are not run)"""
     passing: list[float]
-    """[K - 1], more for an image that goes on from an output at which others may leave: its head and the decision"""
+    """[K - 1], what an output at which images may leave adds for one that goes on: its head and the decision"""
     alone: list[float]
     """[K], of each output as a model of its own (`AuxNet.truncate`): what would be shipped in place of early exit"""
 

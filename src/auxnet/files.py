@@ -34,7 +34,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def unwritable(folder: Path) -> str | None:
-    """Why no file can be made in a folder, in the system's words; None if one can."""
+    """The system's reason why no file can be made in a folder; None if one can."""
     try:
         TemporaryFile(dir=folder).close()
     except OSError as error:

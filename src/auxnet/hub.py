@@ -170,7 +170,7 @@ def take_out(net: PretrainedAuxNet, output: int) -> PretrainedAuxNet:
 
 
 def position_of(net: PretrainedAuxNet, output: int) -> int:
-    """Where, from 1, the output of this number stands in the net. Raises ValueError if it is not there."""
+    """The position in the net, from 1, of the output with this number. Raises ValueError if it is not there."""
     if output not in net.numbers:
         held = f"1..{net.numbers[-1]} (shallow to deep)" if net.numbers[0] == 1 else f"{net.numbers[0]}, the only one"
         raise ValueError(f"output must be {held}, got {output}")

@@ -59,7 +59,10 @@ def may_be_seen_by(dataset: DataSet, earlier: Iterable[Earlier]) -> dict[str, li
 
 
 def in_doubt(seen: Mapping[str, Sequence[str]]) -> str | None:
-    """In words, which images that judge a run `may_be_seen_by` earlier ones; None if there are none."""
+    """A sentence: on which validation or test images earlier runs may have trained; None if on none.
+
+    `seen` is what `may_be_seen_by` gives.
+    """
     if not seen:
         return None
     splits = " and ".join({"val": "validation", "test": "test"}[split] for split in seen)

@@ -52,12 +52,12 @@ def seed_random(seed: int, device: torch.device) -> None:
 
 
 def random_kept(device: torch.device) -> AbstractContextManager[None]:
-    """After it, what draws random numbers on the CPU and on this device goes on as if nothing had drawn within."""
+    """Restore the random state of the CPU and of this device after the block."""
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def thread_count(threads: int | None) -> int:
-    """So many CPU threads; None: PyTorch's own number, but no more than there are cores for it. Raises ValueError."""
+    """These CPU threads; if None, PyTorch's own number, but at most one per core. Raises ValueError below 1."""
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be 1 or more, got {threads}")
     return threads or min(torch.get_num_threads(), cores())
@@ -65,7 +65,7 @@ def thread_count(threads: int | None) -> int:
 
 @contextmanager
 def threads_set(threads: int | None) -> Iterator[int]:
-    """Within, PyTorch uses so many CPU threads, as `thread_count` has it."""
+    """Within the block PyTorch uses `thread_count(threads)` CPU threads; gives that number."""
     before, number = torch.get_num_threads(), thread_count(threads)
     torch.set_num_threads(number)
     try:
@@ -87,9 +87,9 @@ def keep_freed_memory() -> None:
 
 
 def available_memory() -> int:
-    """Bytes of memory that may still be used here: what the system has left, and what the limits of a container leave.
+    """Bytes of memory that this process may still use: the least of what the system and the container's limits leave.
 
-    Where the system does not say (elsewhere than on Linux), half of all there is.
+    Where the system does not say (elsewhere than on Linux), half of all memory.
     """
     left = [*_memory_of_group(Path("/sys/fs/cgroup"))]
     with suppress(OSError, ValueError, KeyError):
@@ -99,7 +99,7 @@ def available_memory() -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes left of a device's own memory, with what PyTorch holds ready; 0 where it has none, or does not say."""
+    """Free bytes of a CUDA device's memory, those that PyTorch keeps for reuse included; 0 for any other device."""
     if device.type != "cuda":
         return 0
     ready = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -107,8 +107,9 @@ def free_memory(device: torch.device) -> int:
 
 
 def cores() -> int:
-    """CPU cores for this process: those that it may run on and that the limits of a container leave it, divided among
-    the processes that torchrun started here.
+    """CPU cores that this process may use, by its affinity and its container's limits.
+
+    Divided by the number of processes that torchrun started here.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min(allowed, _quota(Path("/sys/fs/cgroup")))) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
@@ -140,9 +141,9 @@ def _quota(group: Path) -> float:
 
 
 def crowded(threads: int) -> str | None:
-    """Why so many CPU threads would wait for each other or for other programs here, and the mend; None if not.
+    """A warning, with the remedy, if these threads exceed the free CPU cores; else None.
 
-    (The system tells how many cores were busy in the last minute; what this process may have used is taken off.)
+    (The system tells how many cores were busy in the last minute; what this process may have used is subtracted.)
     """
     allowed, present = cores(), os.cpu_count() or 1
     if threads > allowed:

@@ -99,7 +99,7 @@ class AuxNet(nn.Module):
         return self._in_own_mode(part)
 
     def _in_own_mode(self, made: Made) -> Made:
-        """A module made of this net's: what is new of it in training or evaluation mode, as this net is."""
+        """Put the new modules of `made` into this net's mode (training or evaluation)."""
         own = set(self.modules())
         for module in made.modules():
             module.training = module.training if module in own else self.training
@@ -149,7 +149,7 @@ class AuxNet(nn.Module):
 
 
 def check_net(net: object) -> None:
-    """Raise TypeError unless this is an AuxNet, as what a run or a truncated net is not."""
+    """Raise TypeError unless this is an AuxNet (a run or a truncated net is none)."""
     if not isinstance(net, AuxNet):
         mend = "output k by itself is net.alone(k), and attach makes one of a backbone"
         if isinstance(net, str | os.PathLike):
@@ -237,7 +237,7 @@ def copied(module: Made) -> Made:
 
 @contextmanager
 def in_mode(net: nn.Module, training: bool) -> Iterator[None]:
-    """Within, a net is in training or evaluation mode; after, each of its modules is in the mode that it was in."""
+    """Put a net into training or evaluation mode for the block; then give each module its own mode back."""
     before = {module: module.training for module in net.modules()}
     net.train(training)
     try:
@@ -249,15 +249,16 @@ def in_mode(net: nn.Module, training: bool) -> Iterator[None]:
 
 
 def expanded(tensor: Tensor) -> bool:
-    """Whether elements of a tensor share memory, as after `expand`: nothing can then be written into it."""
+    """Whether elements of a tensor share memory, as after `expand`: then nothing can be written into it in place."""
     return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 @contextmanager
 def statistics_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Within, norms in training still normalise by the batch itself; after, running statistics are as before.
+    """Leave running statistics unchanged by the block, in which norms in training still normalise by the batch.
 
-    BatchNorm leaves its own alone. The buffers of other modules are put back, so that a backward belongs within too.
+    BatchNorm does not move its own meanwhile; the buffers of other modules are put back at the end, so that a backward
+    belongs inside too.
     """
     parts = [m for module in modules for m in module.modules()]
     norms = [m for m in parts if isinstance(m, nn.modules.batchnorm._BatchNorm)]

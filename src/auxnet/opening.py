@@ -78,7 +78,7 @@ def opened(
 
 
 def data_dirs(runs: Sequence[RunDir], data_dir: str | None) -> list[str | None]:
-    """Where the data of each run are looked for: in `data_dir`, or, of several runs, where it does not hold them, none.
+    """For each run `data_dir`, or None if there are several runs and the data of this one do not lie there.
 
     Raises as `read_run_recipe` does.
     """
@@ -96,7 +96,7 @@ def _holds(data_dir: str, run: RunDir) -> bool:
 
 
 def with_data_in(data_dir: str | None, run: RunDir, recipe: Recipe) -> Recipe:
-    """A run's recipe with the data that lie in `data_dir`, and no others; as it is where none is given.
+    """A run's recipe with its data taken from `data_dir` alone; unchanged if `data_dir` is None.
 
     `data_dir` is the data itself where it holds a folder for each of the run's classes; else a folder or file is looked
     for there by its name; else it is the data if it holds a train/ or shards. Raises FileNotFoundError otherwise.
@@ -157,7 +157,7 @@ def data_of(run: RunDir, recipe: Recipe, judging: bool = True) -> DataSet:
 
 
 def _about(run: RunDir) -> dict[str, Any]:
-    """What the summary of a run says under "data": without it, the run may have been trained on what would judge it.
+    """The section "data" of a run's summary.json: without it nobody knows which images the run was not trained on.
 
     Raises FileNotFoundError without a summary, RuntimeError if it is damaged.
     """
@@ -167,7 +167,7 @@ def _about(run: RunDir) -> dict[str, Any]:
 
 
 def _found(run: RunDir, recipe: Recipe) -> DataSet:
-    """`load_data`; where nothing is found, told with the place that the run's own recipe names."""
+    """`load_data`; if nothing is found, the error also says where the data lay in training."""
     try:
         return load_data(recipe)
     except FileNotFoundError as error:
@@ -177,14 +177,15 @@ def _found(run: RunDir, recipe: Recipe) -> DataSet:
 
 
 def _recorded(run: RunDir, recipe: Recipe) -> str:
-    """Where a run's data lay in training, wherever its recipe, once read, has them looked for."""
+    """Where a run's data lay in training, by its recipe file (`recipe` may have been pointed elsewhere since)."""
     file = Path(run) / "recipe.yaml"
     return read_recipe(file).data if file.is_file() else recipe.data
 
 
 def changed_since(dataset: DataSet, about: Mapping[str, Any]) -> str | None:
-    """In words, which images that judge a run are others by now than its summary says under "data"; None if none are.
+    """A sentence saying which validation or test images changed since training; None if none did.
 
+    `about` is what the run's summary.json says under "data".
     (Nothing is known of runs that are not finished.)
     """
     now = {"validation": ("val_sha256", dataset.val_sha256), "test": ("test_sha256", dataset.test_sha256)}

@@ -175,7 +175,7 @@ def precision_doubts(recipe: Recipe) -> list[str]:
 
 
 def precision_notes(recipe: Recipe) -> list[str]:
-    """Where bfloat16 would be faster, and the recipe may have it."""
+    """A note if bfloat16 should be faster on this CPU, and the recipe may use it."""
     if recipe.precision == "bfloat16" or device_of(recipe).type != "cpu" or not bfloat16_pays():
         return []
     try:

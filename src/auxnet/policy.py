@@ -65,7 +65,7 @@ class Policy:
         return first_exit(self.confidences(logits), self.thresholds)
 
     def confidences(self, logits: Tensor) -> Tensor:
-        """Of all outputs but the final one, [K - 1, N], by the logits [K, N, C] of all."""
+        """The confidences [K - 1, N] of all outputs but the final one, from the logits [K, N, C] of all."""
         rows = [confidence(one, self.confidence, t) for one, t in zip(logits[:-1], self.temperatures, strict=False)]
         return torch.stack(rows) if rows else logits.new_zeros(0, logits.shape[1])
 

@@ -125,7 +125,7 @@ class Checkpointer:
         folder = self.folder
 
         def log() -> None:
-            """Once the checkpoint is on the disk, an older run may go; what is logged is there before it counts."""
+            """Once the checkpoint is on the disk, before it has its name: clear an older run away, log the epoch."""
             if not self.begun:
                 begin(folder, self.recipe)
             self.begun = True
@@ -231,7 +231,7 @@ def roll_back(folder: Path, state: TrainingState, net: AuxNet, epochs: int) -> T
 
 
 def _epoch_of_best(folder: Path, net: AuxNet) -> str | None:
-    """Of which epoch the best weights of a run are; None if there are none that its net can be filled with."""
+    """The epoch of a run's best weights; None if there are none that fit its net."""
     path = folder / "checkpoints" / "best.safetensors"
     try:
         load_weights(path, copied(net))

@@ -115,7 +115,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether something in a folder is not what a training leaves that is killed while it begins."""
+    """Whether something in a folder is other than what a training leaves that was killed while it began."""
     if path.name == "checkpoints" and path.is_dir():
         return any(map(_is_foreign, path.iterdir()))
     return path.name != LOCK and not re.fullmatch(PARTIAL, path.name)
@@ -133,9 +133,10 @@ def begin(folder: Path, recipe: Recipe) -> None:
 
 
 def to_resume(folder: Path) -> tuple[bool, bool]:
-    """Whether there is a run to go on with, and whether there is only what a training left that was begun and lost.
+    """(resume, overwrite) for `fit(resume=None)`: go on with the run in the folder, or replace a lost training.
 
-    One whose checkpoints were damaged, or removed, counts as a run, which then cannot go on without a word from its
+    (False, False) for a folder without a run, which is begun; a training is lost that left nothing to go on from. One
+    whose checkpoints were damaged, or removed, counts as a run, which then cannot go on without a word from its
     owner: its best weights and its curves are not to be lost.
     """
     places = folder / "checkpoints"
@@ -144,7 +145,7 @@ def to_resume(folder: Path) -> tuple[bool, bool]:
 
 
 def leave_out(folder: Path, max_corrupt: int) -> None:
-    """Keep in a run's recipe that so many images may be left out from now on: whoever opens it reads the same data."""
+    """Save `max_corrupt` in a run's recipe, so that whoever opens the run leaves out the same unreadable images."""
     if (saved := read_run_recipe(folder)).max_corrupt != max_corrupt:
         with whole(folder / "recipe.yaml") as partial:
             write_recipe(located(replace(saved, max_corrupt=max_corrupt)), partial, sealed=True)

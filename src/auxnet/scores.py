@@ -91,7 +91,7 @@ def guessing(labels: Tensor) -> float:
 
 
 def no_better_than_guessing(error: float, images: int, guess: float, paired: Comparison | None = None) -> str | None:
-    """That an error on so many images is not shown to be less than that of guessing; None if it is.
+    """A remark if an error on so many images is not shown to be less than that of guessing; else None.
 
     It is shown by the interval of the error, which tells more where classes are alike in size, or `paired`, image by
     image, which tells more where one is common: by either at half the usual level, where both are known.
@@ -104,7 +104,7 @@ def no_better_than_guessing(error: float, images: int, guess: float, paired: Com
 
 
 def too_few(images: int) -> str | None:
-    """Why little can be told on so few validation images; None if they are not few."""
+    """A remark if there are too few validation images to tell much; else None."""
     if images >= FEW:
         return None
     of_one = f"{100 / max(images, 1):.2g} points"
@@ -165,7 +165,7 @@ def compare(wrong_a: Tensor, wrong_b: Tensor) -> Comparison:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values as they are where all of these were looked at (Holm 1979).
+    """p-values adjusted for being several (Holm 1979), in the order given.
 
     Where there is no difference anywhere, some p-value is below 0.05 in at most 5 % of cases, however many there are.
     """

@@ -73,7 +73,7 @@ class Choice:
 
     @property
     def no_better_than_guessing(self) -> str | None:
-        """That the chosen output is not shown to err less than guessing; None if it is, and without a choice."""
+        """A remark if the chosen output is not shown to err less than guessing; else, and without a choice, None."""
         if self.output is None:
             return None
         chosen = self.candidates[self.output - 1].report
@@ -275,7 +275,7 @@ def _verdict(other: Candidate) -> str:
 
 
 def _borderline(each: Candidate) -> str:
-    """That a latency is too near its budget to be sure of."""
+    """A remark that a latency is too near its budget to be sure of."""
     time = each.timing
     assert time is not None
     spread = f"its median {_number('latency', time.median_ms)}, its quartiles {time.low_ms:.3g} .. {time.high_ms:.3g}"

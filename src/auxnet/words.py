@@ -47,7 +47,7 @@ def first_few(items: Sequence[str], most: int = 3) -> str:
 
 
 def of_each(said: Mapping[str, str]) -> str:
-    """What is said of things, by their names: once where it is the same of all, else with the names before it."""
+    """Remarks by name as one text: once if all are the same, else after their names."""
     alike: dict[str, list[str]] = {}
     for name, words in said.items():
         alike.setdefault(words, []).append(name)

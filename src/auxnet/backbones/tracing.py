@@ -29,7 +29,7 @@ INSTEAD = (
 
 @dataclass(frozen=True)
 class Traced:
-    """What a backbone does to images."""
+    """The forward of a backbone as a graph."""
 
     graph: fx.Graph
     """from one placeholder, the images, to one output, the logits"""
@@ -40,13 +40,13 @@ class Traced:
 
     @property
     def images(self) -> fx.Node:
-        """What goes in."""
+        """The node of the images."""
         node: fx.Node = next(iter(self.graph.nodes))
         return node
 
     @property
     def logits(self) -> fx.Node:
-        """What comes out."""
+        """The node of the logits."""
         return next(iter(self.graph.output_node().all_input_nodes))
 
     def module(self) -> fx.GraphModule:
@@ -126,7 +126,7 @@ def has_weights(node: fx.Node, values: dict[str, Any]) -> bool:
 
 
 def holders(names: Iterable[str]) -> set[str]:
-    """The modules to be opened for these to be seen: all that hold one of them."""
+    """The names of all modules that contain one of these, "" (the whole) included: `trace` must look into them."""
     return {"", *(name.rsplit(".", n)[0] for name in names for n in range(1, name.count(".") + 1))}
 
 
@@ -145,7 +145,7 @@ class Mode(nn.Module):
 
 
 class _Buffer(fx.Proxy):
-    """A buffer's symbol: its shape, which does not change, is as it is, so that a forward may count by it."""
+    """The proxy of a buffer: it knows the shape, which does not change, so that a forward may compute with it."""
 
     def __init__(self, node: fx.Node, tracer: Any, value: torch.Tensor) -> None:
         super().__init__(node, tracer)
@@ -221,18 +221,18 @@ def _record(
 
 
 def _generators() -> tuple[Any, ...]:
-    """What changes where a random number is drawn."""
+    """The states of all random number generators: they differ once a number was drawn."""
     return torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state())
 
 
 def _place(node: fx.Node) -> str:
-    """Whose forward a node is of."""
+    """The module, in words, whose forward a node was recorded in."""
     holders = [name for name, _ in node.meta.get("nn_module_stack", {}).values()]
     return f"the forward of {holders[-1]!r}" if holders and holders[-1] else "the backbone's own forward"
 
 
 def _line_of(error: Exception) -> str:
-    """Where the backbone's code was when it failed."""
+    """The line of the backbone's code at which an error arose, in words; "" if there is none."""
     torchs = str(Path(torch.__file__).parent)
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if not frame.filename.startswith(torchs) and frame.filename != __file__:
@@ -284,7 +284,7 @@ def _drop_unused(graph: fx.Graph, backbone: nn.Module) -> None:
 
 
 def _check_nothing_lost(graph: fx.Graph) -> None:
-    """Raise ValueError where something that no image changes is changed in place: each segment computes its own."""
+    """Raise ValueError if a value that does not depend on images is changed in place: each segment computes its own."""
     varying = _varying(graph)
     for node in graph.nodes:
         name = str(getattr(node.target, "__name__", node.target))
