@@ -1,7 +1,4 @@
-"""Folders of images: the files in them, and which of those in one are splits and which are classes.
-
-Nothing is read here but names.
-"""
+"""Folders of images: the files in them, which of those in one are splits and which are classes; and their images."""
 
 from __future__ import annotations
 
@@ -9,8 +6,15 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+
+import numpy as np
+
+from auxnet.reading.arrays import Arrays, Pixels
+from auxnet.reading.encoded import Files
+from auxnet.reading.pictures import decode, decoded_bytes, stack
 
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 IMAGE_SUFFIXES = frozenset({*_JPEG_SUFFIXES, ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -160,3 +164,51 @@ def _names_below(home: Path) -> set[str]:
     below = subfolders(home)
     deeper = subfolders(below[0]) if len(below) == 1 else []
     return {each.name for each in (*below, *deeper)}
+
+
+# ---- read ------------------------------------------------------------------------------------------------------
+
+
+def folder_files(folder: Path) -> Files:
+    """The image files of a folder that holds one folder per class; classes and files in sorted order.
+
+    Hidden files are ignored, links to nothing left out. Raises FileNotFoundError where there are no images.
+    """
+    homes, paths, labels, others = subfolders(folder), [], [], Counter[str]()
+    left_out: list[str] = []
+    for label, home in enumerate(homes):
+        found, beside = paths_and_others(home)
+        lost = set(filter(leads_nowhere, found))
+        left_out += [f"{path}: a link to nothing, fetch it" for path in sorted(lost)]
+        paths += [os.fsencode(path) for path in found if path not in lost]
+        labels += [label] * (len(found) - len(lost))
+        others += beside
+    if not paths:
+        but = f" ({left_out[0]})" if left_out else f" ({passed_over(others)})" if others else ""
+        raise FileNotFoundError(f"{folder}: no images in folders named by class, as in {folder}/cat/1.png{but}")
+    classes = tuple(home.name for home in homes)
+    return Files(np.array(paths), np.array(labels, np.int64), classes, others, tuple(left_out))
+
+
+def class_folders(files: Files, image_size: int | None = None) -> Arrays:
+    """The images of class folders (`folder_files`).
+
+    Images are turned upright by their EXIF tag and made red-green-blue, transparency dropped; where every
+    image is grey they stay grey (C = 1). With `image_size` the shorter side is brought to that many pixels
+    and the middle square cut out; without, all images must have one size. Images that cannot be read are left out.
+
+    Raises ValueError for images of different sizes, RuntimeError if no image can be read.
+    """
+    images, kept, left_out = stack(_pictures(files, image_size), len(files.paths), files.name(0))
+    return Arrays(images, files.labels[kept], files.classes, left_out)
+
+
+def bytes_of(files: Files, image_size: int | None) -> int:
+    """The memory that the images of these files would take, if all are coloured; 0 if none can be read."""
+    pictures = (picture for _, picture in _pictures(files, image_size))
+    return decoded_bytes(len(files.paths), pictures, image_size)
+
+
+def _pictures(files: Files, image_size: int | None) -> Iterator[tuple[str, Callable[[], Pixels]]]:
+    names = (files.name(index) for index in range(len(files.paths)))
+    return ((name, partial(decode, name, name, image_size)) for name in names)

@@ -55,7 +55,7 @@ def _meaning(name: str) -> tuple[str, str]:
     return kinds.pop(), splits.pop() if splits else "train"
 
 
-def npz(file: Path, arrays: dict[str, str]) -> Arrays:
+def read(file: Path, arrays: dict[str, str]) -> Arrays:
     """One of the splits of `npz_splits`: images uint8 [N, H, W], [N, H, W, C] or [N, C, H, W], labels [N] or [N, 1].
 
     Labels are whole numbers from 0 or texts; without `classes` the distinct ones, in order, name the classes.

@@ -51,4 +51,4 @@ def check_variants(study: Study, where: Mapping[str, Any]) -> None:
 def check_data_found(trials: Sequence[Trial]) -> None:
     """Raise ValueError or FileNotFoundError if the data of a trial that is to be trained are not there."""
     for name, data_dir in dict.fromkeys((trial.recipe.data, trial.recipe.data_dir) for trial in trials):
-        find(name, data_dir, None)
+        find(name, data_dir)
