@@ -27,7 +27,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
-from importlib.resources import files
 from json import dumps
 from math import inf
 from pathlib import Path
@@ -39,6 +38,7 @@ from auxnet.recipe import WHERE, Recipe, folder_name, recipe_from
 from auxnet.studies.form import SCALE_KEYS, STUDY_KEYS, count, given, items, needed, of_recipe, pairs, percentage, text
 from auxnet.words import nearest
 
+HOME = Path(__file__).parent  # of the studies that come with the program
 BOTH = ("better", "worse")  # sides of a claim
 
 
@@ -127,8 +127,7 @@ class Study:
 
 def names() -> list[str]:
     """The studies that come with the program."""
-    files = {path.name for path in _home().iterdir() if path.name.endswith(".yaml")} - {"scales.yaml"}
-    return sorted(file.removesuffix(".yaml") for file in files)
+    return sorted({path.stem for path in HOME.glob("*.yaml")} - {"scales"})
 
 
 def read_study(name: str, scale: str | None = None, seeds: int | None = None) -> Study:
@@ -142,7 +141,7 @@ def read_study(name: str, scale: str | None = None, seeds: int | None = None) ->
         raise ValueError(
             f"there is no study {name!r}{nearest(name, names())}; there are {', '.join(names())}, or FILE.yaml"
         )
-    path = Path(name) if own else Path(str(_home() / f"{name}.yaml"))
+    path = Path(name) if own else HOME / f"{name}.yaml"
     try:
         content = read_yaml(path)
     except FileNotFoundError:
@@ -284,12 +283,8 @@ def _all_variants(content: Mapping[str, Any]) -> list[str]:
 
 def _usual() -> dict[str, Any]:
     """The scales that every study has."""
-    scales: dict[str, Any] = read_yaml(Path(str(_home() / "scales.yaml")))
+    scales: dict[str, Any] = read_yaml(HOME / "scales.yaml")
     return scales
-
-
-def _home() -> Any:
-    return files("auxnet.studies")
 
 
 def differing(recipe: Recipe) -> dict[str, Any]:
