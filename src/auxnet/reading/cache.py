@@ -93,9 +93,9 @@ def _recalled(place: Path) -> Entry:
     about = json.loads((place / "about.json").read_text())
     if about.pop("seal") != _seal(about):  # a list of arrays that lost some would still agree with their checksums
         raise ValueError(f"{place} is damaged")
-    arrays = {name: np.load(place / f"{name}.npy", allow_pickle=False) for name in about["crc32"]["arrays"]}
+    arrays = {name: np.load(place / f"{name}.npy", allow_pickle=False) for name in about["crc32"]}
     sizes = {name: (place / name).stat().st_size for name in about["sizes"]}
-    if sizes != about["sizes"] or _checksums(arrays, about["facts"]) != about["crc32"]:
+    if sizes != about["sizes"] or _checksums(arrays) != about["crc32"]:
         raise ValueError(f"{place} is damaged")
     return Entry(place, arrays, about["facts"])
 
@@ -112,7 +112,7 @@ def _kept(place: Path, make: Callable[[Path], Made]) -> Entry:
         sizes = {file.name: file.stat().st_size for file in half.iterdir()}
         for name, array in arrays.items():
             np.save(half / f"{name}.npy", array, allow_pickle=False)
-        about = {"facts": facts, "sizes": sizes, "crc32": _checksums(arrays, facts)}
+        about = {"facts": facts, "sizes": sizes, "crc32": _checksums(arrays)}
         (half / "about.json").write_text(json.dumps({**about, "seal": _seal(about)}))
         shutil.rmtree(place, ignore_errors=True)  # a damaged one, if any
         os.replace(half, place)
@@ -147,11 +147,8 @@ def _seal(about: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(about, sort_keys=True).encode())
 
 
-def _checksums(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "arrays": {name: zlib.crc32(np.ascontiguousarray(array).data) for name, array in arrays.items()},
-        "facts": zlib.crc32(json.dumps(facts).encode()),
-    }
+def _checksums(arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    return {name: zlib.crc32(np.ascontiguousarray(array).data) for name, array in arrays.items()}
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -44,7 +44,7 @@ def decode(file: Path | str | io.BytesIO, where: str, image_size: int | None) ->
     which gives nearly the same pixels in a fraction of the time and the memory. Raises RuntimeError for an image that
     cannot be read.
     """
-    with reading(where, "image"), _quietly():
+    with reading(where, "image"), warnings.catch_warnings(action="ignore"):
         if image_size is None:
             return _pixels(_plain(file, None)[0])
         size = (image_size, image_size)
@@ -53,7 +53,7 @@ def decode(file: Path | str | io.BytesIO, where: str, image_size: int | None) ->
 
 def decode_for(size: tuple[int, int], file: Path | str, where: str) -> tuple[Pixels, tuple[int, int]]:
     """An image as by `decode`, for `fitted` to bring to this size (H, W) yet; and (H, W) of what the file holds."""
-    with reading(where, "image"), _quietly():
+    with reading(where, "image"), warnings.catch_warnings(action="ignore"):
         plain, own = _plain(file, size)
         return _pixels(plain), own
 
@@ -225,13 +225,6 @@ def _opened(file: Path | str | io.BytesIO) -> Any:
         raise ValueError(f"{str(error).rstrip('.')}: make it smaller") from None
     except UnidentifiedImageError:  # PIL's own words hold an address in memory
         raise ValueError("none of its forms, or too short") from None
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _fit(image: Any, size: tuple[int, int]) -> Any:
