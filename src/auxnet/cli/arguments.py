@@ -23,7 +23,6 @@ from auxnet.recipe import Recipe, read_recipe, read_run_recipe, words_of
 
 Options = TypeVar("Options")
 WithRecipe = TypeVar("WithRecipe", bound="OfRecipe")
-Section = TypeVar("Section")
 RULES = ConstructorRegistry()
 KINDS: dict[Any, tuple[str, str, str]] = {
     int: ("INT", "a whole number", "whole numbers"),
@@ -101,8 +100,7 @@ class OfRecipe:
     @property
     def values(self) -> dict[str, Any]:
         """Every field of the recipe, which need not go together."""
-        parts = (self.data, self.network, self.method, self.training, self.machine)
-        return {name: value for part in parts for name, value in vars(part).items()}
+        return {name: value for section in SECTIONS for name, value in vars(getattr(self, section)).items()}
 
     @classmethod
     def default(cls, recipe: Recipe, **others: Any) -> Self:
@@ -110,16 +108,13 @@ class OfRecipe:
         return cls(**_sections(recipe), **others)
 
 
-def _sections(recipe: Recipe) -> dict[str, Any]:
-    def part(section: type[Section]) -> Section:
-        return section(**{each.name: getattr(recipe, each.name) for each in fields(section)})  # type: ignore
+SECTIONS: dict[str, Any] = {each.name: each.default_factory for each in fields(OfRecipe)}
 
+
+def _sections(recipe: Recipe) -> dict[str, Any]:
     return {
-        "data": part(sections.DataFields),
-        "network": part(sections.NetworkFields),
-        "method": part(sections.MethodFields),
-        "training": part(sections.TrainingFields),
-        "machine": part(sections.MachineFields),
+        name: section(**{each.name: getattr(recipe, each.name) for each in fields(section)})
+        for name, section in SECTIONS.items()
     }
 
 
@@ -197,6 +192,34 @@ def value_of(flag: str, words: list[str]) -> str | None:
         elif word.startswith(f"{flag}="):
             value = word.removeprefix(f"{flag}=")
     return value
+
+
+def number(flag: str, text: str | None) -> float | None:
+    """200000, 200k, 0.2M or 1G as a number. Raises ValueError for what is none, or below 1."""
+    if text is None:
+        return None
+    factor = {"k": 1e3, "m": 1e6, "g": 1e9}.get(text[-1:].lower(), 1.0)
+    try:
+        value = float(text if factor == 1.0 else text[:-1]) * factor
+    except ValueError:
+        raise ValueError(f"{flag} must be a number such as 200000, 200k or 0.2M, got {text!r}") from None
+    if not 1 <= value < float("inf"):
+        raise ValueError(f"{flag} must be 1 or more and finite, got {value:g}; leave it out for no limit")
+    return value
+
+
+def above_zero(flag: str, value: float | None) -> float | None:
+    """The value of a limit. Raises ValueError for one that nothing could meet."""
+    if value is not None and not 0 < value < float("inf"):
+        raise ValueError(f"{flag} must be above 0 and finite, got {value:g}; leave it out for no limit")
+    return value
+
+
+def points(flag: str, given: float | None) -> float | None:
+    """Percentage points as a fraction. Raises ValueError for 50 or more."""
+    if given is not None and not 0 <= given < 50:
+        raise ValueError(f"{flag} must be percentage points, 0 or more and below 50, got {given:g}")
+    return None if given is None else given / 100
 
 
 def _one_line(box: str) -> str:

@@ -14,8 +14,8 @@ from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from auxnet.cli import screen
-from auxnet.cli.arguments import OfRun, parse
-from auxnet.cli.evaluate import above_zero, number, points, points_between
+from auxnet.cli.arguments import OfRun, above_zero, number, parse, points
+from auxnet.cli.evaluate import points_between
 from auxnet.words import per_cent, with_interval
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,8 @@ from rich.table import Table
 
 from auxnet.cli import leads
 from auxnet.signals import HANGUP, Stopped
-from auxnet.words import per_cent
 
 if TYPE_CHECKING:
-    from auxnet.plan import Plan
     from auxnet.progress import Progress as Stands
 
 PAUSE = 60.0  # seconds between two lines that say how something long stands, where the output goes elsewhere
@@ -118,36 +116,6 @@ def print_line(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def show_tables(console: Console, tables: dict[str, Any], epochs: dict[str, int]) -> None:
-    """The ladder after the last epoch, and after the best on validation where that is another."""
-    last, best = epochs["last"], epochs["best"]
-    print_table(console, outputs_table(tables["last"], f"after epoch {last}, the last"))
-    if best != last:
-        print_table(console, outputs_table(tables["best"], f"after epoch {best}, the best by mean validation error"))
-
-
-def outputs_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
-    """The ladder: one line per output of a finished run."""
-    made = table(title, "output", "depth", "parameters", "MACs", "val. error", "test error")
-    for row in rows:
-        errors = (per_cent(row["val_error"]), per_cent(row["test_error"]))
-        made.add_row(str(row["output"]), str(row["depth"]), count(row["params"]), count(row["macs"]), *errors)
-    return made
-
-
-def plan_table(plan: Plan) -> Table:
-    """One line per planned output, shallow to deep."""
-    title = (
-        "cost of each output alone; the weight of its loss (lambda); and, for the layers since the output before, "
-        "relative to the recipe: the step along its own loss, the step along all losses, the weight decay"
-    )
-    made = table(title, "output", "depth", "parameters", "MACs", "lambda", "own step", "all steps", "decay")
-    for o in plan.outputs:
-        multipliers = (f"{o.weight:.4f}", f"{o.step:.3f}", f"{o.steps_above:.3f}", f"{o.decay:.3f}")
-        made.add_row(str(o.output), str(o.depth), count(o.params), count(o.macs), *multipliers)
-    return made
-
-
 def table(title: str, *columns: str) -> Table:
     """An empty table, its columns to the right."""
     made = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
@@ -174,8 +142,3 @@ def print_table(console: Console, table: Table) -> None:
     for row in zip(*(column.cells for column in table.columns), strict=True):
         told = zip(heads, map(str, row), strict=True)
         print_line(console, f"- {', '.join(f'{head} {cell}'.strip() for head, cell in told if cell)}")
-
-
-def count(number: int) -> str:
-    """Exact, with thousands apart."""
-    return f"{number:,}"

@@ -57,6 +57,11 @@ class Settings:
         return replace(self.recipe, **values)
 
 
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder is a sweep's."""
+    return (folder / "study.txt").is_file()
+
+
 def content_of(settings: Settings) -> dict[str, Any]:
     """Settings as values that JSON holds."""
     return {

@@ -26,7 +26,7 @@ from auxnet.documents import parsing
 from auxnet.errors import first_line
 from auxnet.files import claimed, is_held, whole
 from auxnet.sweeps.journal import BaseStorage, journal, optuna
-from auxnet.sweeps.settings import Settings, check_same, content_of, settings_from
+from auxnet.sweeps.settings import Settings, check_same, content_of, is_sweep, settings_from
 from auxnet.sweeps.space import Choices, drawn_in_words
 
 JOURNAL = b'{"op_code"'  # how every line of Optuna's begins
@@ -73,11 +73,6 @@ class OpenSweep:
 
 
 # ---- opening ---------------------------------------------------------------------------------------------------
-
-
-def is_sweep(folder: Path) -> bool:
-    """Whether a folder is a sweep's."""
-    return (folder / "study.txt").is_file()
 
 
 def open_sweep(folder: Path, storage: str | None = None) -> OpenSweep:
@@ -318,8 +313,7 @@ def _drawn(study: OpenSweep, number: int, trial_id: int) -> optuna.Trial:
     """
     seed, space = seed_of(study.settings.recipe.seed, number) % 2**32, study.settings.space
     if study.settings.sampler == "grid" or total_of(study) == study.settings.grid_size:  # each combination once
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
             sampler: optuna.samplers.BaseSampler = optuna.samplers.BruteForceSampler(seed)
     elif study.settings.sampler == "random":
         sampler = _on_steps(optuna.samplers.RandomSampler)(seed)
