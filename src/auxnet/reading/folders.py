@@ -25,7 +25,7 @@ _BESIDE = frozenset(  # what lies beside images and is none: notes, labels, what
     {"", ".txt", ".md", ".rst", ".pdf", ".html", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml"}
     | {".db", ".ini", ".log", ".py", ".ipynb"}
 )
-_SPLITS = {"train": "train", "test": "test", "val": "val", "validation": "val", "valid": "val"}
+SPLITS = {"train": "train", "test": "test", "val": "val", "validation": "val", "valid": "val"}
 _LIKE_SPLIT = re.compile(  # seg_train, test2017, trainset, TestImages; but no strainer, no trainers
     r"(?<![a-z])(train(ing)?|test(ing)?|val(id(ation)?)?|dev|eval(uation)?)(data)?(set|images?|imgs?)?(?![a-z])"
 )
@@ -102,7 +102,7 @@ def split_homes(folder: Path) -> dict[str, Path]:
     Raises ValueError where that cannot be told.
     """
     below = subfolders(folder)
-    named = {home: split for home in below if (split := _SPLITS.get(home.name.lower()))}
+    named = {home: split for home in below if (split := SPLITS.get(home.name.lower()))}
     homes = {split: home for home, split in named.items()}
     if "train" not in homes or not subfolders(homes["train"]):
         _refuse_splits_as_classes(folder, below)
@@ -142,7 +142,7 @@ def _refuse_splits_as_classes(folder: Path, below: Sequence[Path]) -> None:
         raise ValueError(f"{folder} holds one folder only, and the splits lie in that: give {below[0]}")
     alike = [home for home in below if _like_split(home)]
     called = [home.name.lower() for home in alike]
-    all_splits = len(alike) == len(below) and any(name in _SPLITS or "train" in name for name in called)
+    all_splits = len(alike) == len(below) and any(name in SPLITS or "train" in name for name in called)
     for home in alike:
         names = _names_below(home)
         for other in below:

@@ -21,10 +21,9 @@ from auxnet.files import claimed, is_held, whole
 from auxnet.processes import work_together
 from auxnet.progress import Progress
 from auxnet.recipe import Recipe, read_run_recipe
-from auxnet.rundir import located, read_metrics
+from auxnet.rundir import located, read_metrics, whole_epochs
 from auxnet.studies.spec import Trial
 from auxnet.train import fit_on
-from auxnet.unfinished import whole_epochs
 from auxnet.words import val_errors
 
 Watch = Callable[[Sequence[Trial]], None]
