@@ -94,12 +94,12 @@ class OfRecipe:
 
     @property
     def recipe(self) -> Recipe:
-        """What they ask for. Raises ValueError for what a recipe cannot be."""
+        """The recipe that they ask for. Raises ValueError for what a recipe cannot be."""
         return Recipe(**self.values)
 
     @property
     def values(self) -> dict[str, Any]:
-        """Every field of the recipe, which need not go together."""
+        """Every field of the recipe; together they may still be refused."""
         return {name: value for section in SECTIONS for name, value in vars(getattr(self, section)).items()}
 
     @classmethod
@@ -120,7 +120,7 @@ def _sections(recipe: Recipe) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class OfRun:
-    """Options of what opens finished runs: where, and on what."""
+    """Options of the commands that open finished runs: where the data lie, and on what to compute."""
 
     data_dir: str | None = None
     """the folder that holds the data; none: where they lay in training"""
@@ -136,7 +136,7 @@ class OfRun:
 
 
 def parse_with_recipe(options: type[WithRecipe], words: list[str]) -> WithRecipe:
-    """Such options: a file gives the defaults of the flags, --config's or that of a run resumed."""
+    """Options whose defaults are those of a file, if any: that of --config, or the recipe.yaml of a run resumed."""
     config, out = value_of("--config", words), value_of("--out", words)
     if config is not None:
         return parse_over(options, words, read_recipe(config), config)
@@ -150,10 +150,9 @@ def parse_with_recipe(options: type[WithRecipe], words: list[str]) -> WithRecipe
 
 
 def parse_over(options: type[WithRecipe], words: list[str], recipe: Recipe, source: str, **others: Any) -> WithRecipe:
-    """Such options, their defaults a recipe and `others`: flags win over what the source of the recipe says.
+    """Options whose defaults are a recipe, read from `source`, and `others`: flags win over them.
 
-    What excludes a flag, be it of the default's value, goes back to the default of its own, and a warning says so.
-    Raises ValueError.
+    A field of the source that conflicts with a given flag is reset to its default, with a warning. Raises ValueError.
     """
     parsed, given = parse(options, words, options.default(recipe, **others)), _given(words)
     usual, values, counted = vars(Recipe()), parsed.values, set(given)
@@ -236,7 +235,7 @@ def _one_line(box: str) -> str:
 
 
 def _of_a_switch(options: type[Any], words: list[str]) -> str | None:
-    """What to say of true or false after a flag that takes no value, where tyro sees a word too many; None without."""
+    """What to say of true or false after a flag that takes no value; None where there is no such word."""
     hints = {**get_type_hints(Recipe, include_extras=True), **get_type_hints(options, include_extras=True)}
     for flag, value in pairwise(part for word in words for part in word.split("=", 1)):
         name = flag.removeprefix("--")
@@ -248,7 +247,7 @@ def _of_a_switch(options: type[Any], words: list[str]) -> str | None:
 
 
 def _in_words(complaint: str) -> str:
-    """Without what Python and tyro say of types."""
+    """The complaint without what Python and tyro say of types."""
     if found := re.match(r"invalid choice (.*) for argument '(.*)'\. Expected one of \((.*)\)", complaint):
         value, flag, known = found.groups()
         names = known.replace("'", "")

@@ -29,11 +29,11 @@ PAUSE = 60.0  # seconds between two lines that say how something long stands, wh
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Rich's own ends the program with status 1, which here says that something failed."""
+        """Raise it: rich itself would end the program with status 1, which here says that something failed."""
         raise BrokenPipeError
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Where the terminal was closed, BrokenPipeError too."""
+        """Print; raises BrokenPipeError also where the terminal was closed."""
         try:
             super().print(*objects, **options)
         except OSError as error:
@@ -43,7 +43,7 @@ class _Console(Console):
 
 
 def console() -> Console:
-    """Standard output; tables are never squeezed where it is not a terminal. Of torchrun's processes one talks."""
+    """Standard output, at least 160 wide where it is no terminal. Of torchrun's processes only the first prints."""
     plain = _Console(quiet=not leads())
     return plain if plain.is_terminal else _Console(width=max(plain.width, 160), quiet=plain.quiet)
 
@@ -97,7 +97,7 @@ def training_progress(console: Console) -> Iterator[Callable[[Stands], None]]:
 
 
 def now_and_then(console: Console) -> Callable[[], bool]:
-    """Says, whenever it is asked, whether it is time to tell how something stands: on a terminal each second."""
+    """A function that says whether to report progress again: each second on a terminal, elsewhere each `PAUSE`."""
     last = time.monotonic()
 
     def due() -> bool:
@@ -112,12 +112,12 @@ def now_and_then(console: Console) -> Callable[[], bool]:
 
 
 def print_line(console: Console, text: str) -> None:
-    """A line as it stands: not wrapped, not coloured, not read as markup."""
+    """Print a line as it stands: not wrapped, not coloured, not read as markup."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def table(title: str, *columns: str) -> Table:
-    """An empty table, its columns to the right."""
+    """An empty table with right-aligned columns."""
     made = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
     for column in columns:
         made.add_column(column, justify="right")
@@ -125,7 +125,7 @@ def table(title: str, *columns: str) -> Table:
 
 
 def print_table(console: Console, table: Table) -> None:
-    """A table; where the terminal is too narrow for one, first with its heads broken, else row by row in words."""
+    """Print a table; where the terminal is narrow, with its heads broken into lines, or else row by row, in words."""
 
     def fits() -> bool:
         return Measurement.get(console, console.options.update(width=10_000), table).maximum <= console.width

@@ -171,7 +171,7 @@ def _plan_table(planned: Planned) -> Table:
 
 
 def _replaced(recipe: Recipe, out: Path) -> str | None:
-    """In a line, what the run in a folder says other than the recipe that is to replace it; where it ran left out."""
+    """A line on the fields in which a run differs from the recipe that is to replace it; None if in none, or no run."""
     from auxnet.rundir import located
 
     try:

@@ -57,10 +57,9 @@ def cached(files: Sequence[Path | str], key: str, read: Callable[[], Arrays]) ->
 def entry(files: Sequence[Path | str], key: str, make: Callable[[Path], Made], large: bool = False) -> Entry:
     """The entry of these files and this key; where there is none, of what `make` gives: arrays and facts.
 
-    A `large` entry is more than arrays: `make` writes the rest into the folder that it is given, and the entry is
-    of no use outside the cache. Others are done without a cache that cannot be written to, which here is an OSError.
-    The cache is $AUXNET_CACHE, or else ~/.cache/auxnet. When an entry is added, those go that were not used for
-    `KEPT_DAYS`. Raises FileNotFoundError for a file that is not there.
+    A `large` entry also has files, which `make` writes into the folder given. If the cache cannot be written, a large
+    entry raises OSError; any other is returned uncached. The cache is $AUXNET_CACHE, or else ~/.cache/auxnet. Whenever
+    an entry is added, those not used for `KEPT_DAYS` are removed. Raises FileNotFoundError for a file that is gone.
     """
     home = Path(os.environ.get("AUXNET_CACHE") or "~/.cache/auxnet").expanduser()
     place = home / _digest(files, key)
@@ -128,7 +127,7 @@ def used(place: Path) -> None:
 
 
 def _prune(home: Path) -> None:
-    """Remove what was not used for `KEPT_DAYS`, but for what a process makes right now."""
+    """Remove the entries not used for `KEPT_DAYS`, except those that a process makes right now."""
     long_ago = time.time() - KEPT_DAYS * _DAY
     for place in home.iterdir():
         with suppress(OSError, Timeout):  # another process removes it, or makes it
@@ -139,7 +138,7 @@ def _prune(home: Path) -> None:
 
 
 def _is_entry(place: Path) -> bool:
-    """Whether a folder is of this cache, whole or half made: $AUXNET_CACHE may be shared with others."""
+    """Whether a folder is an entry, whole or half made: $AUXNET_CACHE may hold folders of others."""
     return (place / "about.json").is_file() or [path.name for path in place.iterdir()] in ([], ["entry"])
 
 
@@ -153,7 +152,7 @@ def _checksums(arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:
 
 @contextmanager
 def _alone(place: Path) -> Iterator[None]:
-    """Within, no other process makes this entry; where the cache cannot be written to, none could keep it."""
+    """Within, no other process makes this entry. There is no lock where the cache cannot be written to."""
     lock = FileLock(f"{place}.lock")
     with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)

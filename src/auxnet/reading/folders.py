@@ -60,8 +60,8 @@ def _files(folder: Path) -> Iterator[tuple[str, str]]:
 def paths_and_others(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> tuple[list[str], Counter[str]]:
     """The image files of `_files`, sorted, as texts: a tenth of the memory of paths.
 
-    Beside them, how many files there are of each suffix that may be pictures in unknown forms. A link of an image that
-    leads nowhere is among those found, for whoever reads it to say so.
+    Beside them, how many files there are of each suffix that may be pictures in unknown forms. A link to an image that
+    is not there is among the image files: whoever reads it says so.
     """
     found, others = [], Counter[str]()
     for path, suffix in _files(folder):
@@ -78,7 +78,7 @@ def _holds_images(folder: Path) -> bool:
 
 
 def leads_nowhere(path: str) -> bool:
-    """Whether a path is a link to nothing: not one to what may not be read, or in a circle."""
+    """Whether a path is a link whose target does not exist; one that may not be read, or links in a circle, may."""
     try:
         os.stat(path)
     except FileNotFoundError:
@@ -134,9 +134,8 @@ def _refuse_split_left_out(folder: Path, homes: Mapping[str, Path], lacking: set
 def _refuse_splits_as_classes(folder: Path, below: Sequence[Path]) -> None:
     """Raise ValueError where folders that would be classes look like splits, or hold them.
 
-    If all are called like splits, one of them for training or by a split's very name, they are splits; else one called
-    so is if there are folders of the same name in it and in another that is called so, or two of the same names in any
-    other.
+    Folders named like splits are refused if all are, and one is named for training or exactly as a split. Otherwise one
+    is refused that has a folder of the same name in it as another of them, or two of the same names as any folder.
     """
     if len(below) == 1 and any(_like_split(each) for each in subfolders(below[0])):
         raise ValueError(f"{folder} holds one folder only, and the splits lie in that: give {below[0]}")
@@ -155,12 +154,12 @@ def _refuse_splits_as_classes(folder: Path, below: Sequence[Path]) -> None:
 
 
 def _like_split(home: Path) -> bool:
-    """Whether a folder is called like a split, if among other words."""
+    """Whether the name of a folder is, or holds, a word for a split."""
     return bool(_LIKE_SPLIT.search(re.sub("(?<=[a-z])(?=[A-Z])", " ", home.name).lower()))
 
 
 def _names_below(home: Path) -> set[str]:
-    """The names of the folders in a folder, and of those in an only one: training_set/training_set/cat."""
+    """The names of the folders in a folder; if it holds only one, also of those in that: set/training_set/cat."""
     below = subfolders(home)
     deeper = subfolders(below[0]) if len(below) == 1 else []
     return {each.name for each in (*below, *deeper)}

@@ -53,7 +53,7 @@ def shards_of(folder: Path, below: bool = True) -> dict[str, list[Path]]:
 
 
 class _Table(NamedTuple):
-    """What parquet shards say before they are read."""
+    """What is known of parquet shards before their rows are read."""
 
     where: str
     """their name in errors"""
@@ -119,7 +119,7 @@ def bytes_of(files: Sequence[Path], image_size: int | None) -> int:
 
 
 def copied(files: Sequence[Path]) -> Rows:
-    """The rows of parquet shards within reach by their number.
+    """The rows of parquet shards, copied into the cache, where each can be read by its number.
 
     Raises as `read` does, and OSError where the cache has no room for the copy.
     """
@@ -180,7 +180,7 @@ def _decode_cell(data: bytes | None, where: str, image_size: int | None) -> Pixe
 def _rows(file: Path, image: str, label: str) -> Iterator[tuple[Any, Any]]:
     """The rows of two columns of a parquet file as Python values, one after the other.
 
-    What the file says once, for many rows, is held once: else a few bytes could stand for any number of gigabytes.
+    A value that the file stores once for many rows is held once: else a few bytes could become any number of gigabytes.
     """
     from pyarrow.parquet import ParquetFile, read_metadata
 

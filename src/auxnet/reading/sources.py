@@ -61,7 +61,7 @@ class Part:
 
 
 def located(name: str, data_dir: str | None) -> tuple[str, str | None]:
-    """The same data set named so that it is found from any folder, and without AUXNET_DATA, where that was used."""
+    """Name and data_dir by which the same data set is found from any folder, whatever AUXNET_DATA is there."""
     folder, root = Path(name).expanduser(), _root(data_dir)
     if name == "digits" or (name.startswith("hf:") and not ((copy := _copy(name, root)) and copy.is_dir())):
         return name, data_dir
@@ -91,8 +91,8 @@ def find(name: str, data_dir: str | Path | None) -> dict[str, Part]:
 def digits() -> Arrays:
     """The 1797 handwritten digits that come with scikit-learn, [1797, 8, 8, 1]; 0..16 made 0..255.
 
-    From its file, without itself: to import scikit-learn takes longer than to train an epoch on them. Raises
-    FileNotFoundError where there is none.
+    Read from its file, for importing scikit-learn takes longer than an epoch on them. Raises FileNotFoundError where it
+    is not installed.
     """
     package = find_spec("sklearn")
     if package is None or package.origin is None:
@@ -127,7 +127,7 @@ def _path(name: str, root: Path | None) -> dict[str, Part]:
 
 
 def _not_found(name: str, root: Path | None) -> Exception:
-    """What is said of a name of which nothing is there."""
+    """The error for a name that matches no data set and no path."""
     places = " or ".join(map(str, [Path.cwd(), *([root] if root else [])]))
     where = "" if Path(name).expanduser().is_absolute() else f" in {places} (data_dir names the folder that holds it)"
     if os.sep in name or name.startswith((".", "~")):
@@ -176,7 +176,7 @@ def _of_the_hub(name: str, root: Path | None) -> dict[str, Part]:
 
 
 def _copy(name: str, root: Path | None) -> Path | None:
-    """Where hf:owner/name[/config] may lie below `root`: what is called `name` alone there may be other data."""
+    """Where a copy of hf:owner/name[/config] would lie: root/owner/name[/config]; root/name may be other data."""
     if root is None or not (match := re.fullmatch(f"hf:{_ADDRESS}", name)):
         return None
     return root / match[1] / match[2]

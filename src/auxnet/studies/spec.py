@@ -191,7 +191,7 @@ def _study(name: str, content: Any, scale: str | None, seeds: int | None) -> Stu
 def _scale(own: Mapping[str, Any], scale: str) -> dict[str, Any]:
     """A scale as the study has it, over the usual one of that name unless it has a base of its own.
 
-    What it changes (`over`) is in its base then.
+    What its `over` changes is merged into its base.
     """
     usual, where = _usual(), f"scale {scale}"
     if scale not in {**usual, **own}:
@@ -275,7 +275,7 @@ def _published(content: Any, variants: Sequence[str]) -> dict[str, dict[str, Any
 
 
 def _all_variants(content: Mapping[str, Any]) -> list[str]:
-    """Of all scales: what is published of a variant may stand once, for scales that have it and scales that do not."""
+    """The variants of all scales: what is published of one stands once for all, though some scales may lack it."""
     scales = [each for each in content.get("scales", {}).values() if isinstance(each, dict)]
     each_has = [place.get("variants") for place in (content, *scales)]
     return list(dict.fromkeys(str(name) for variants in each_has if isinstance(variants, dict) for name in variants))
@@ -288,6 +288,6 @@ def _usual() -> dict[str, Any]:
 
 
 def differing(recipe: Recipe) -> dict[str, Any]:
-    """What a recipe says other than the default one, and where it runs left out."""
+    """The fields of a recipe that differ from the default, but for those that say where it runs."""
     usual = asdict(Recipe())
     return {key: value for key, value in asdict(recipe).items() if key not in WHERE and value != usual[key]}

@@ -26,10 +26,10 @@ PATIENCE = 3  # times that a trial may take its process down at one place before
 def work(study: OpenSweep, where: dict[str, Any], watch: Callable[[], None] = lambda: None) -> None:
     """Train trial after trial, until none is left that nobody else trains; `where` is device, threads, data_dir.
 
-    `watch` is called whenever a trial begins, ends an epoch, or ends. What would come again wherever it is trained
-    fails a trial: a recipe that cannot be (ValueError), a loss that stopped being finite (DivergedError), and what took
-    its process down `PATIENCE` times at one place. All else may be the machine's fault, such as a disk that is full, a
-    GPU that failed or data that are gone: it is raised, and the trial left to be taken up.
+    `watch` is called whenever a trial begins, ends an epoch, or ends. A trial fails by what would happen again wherever
+    it is trained: a recipe that cannot be (ValueError), a loss that stopped being finite (DivergedError), a death
+    of its process `PATIENCE` times at one place. Any other error may be the machine's fault, such as a full disk, a GPU
+    that failed or data that are gone: it is raised, and the trial is left for the next worker.
     """
     while (claimed := claim(study)) is not None:
         trial, lock = claimed
