@@ -20,13 +20,7 @@ from typing import NamedTuple, SupportsIndex, get_args
 import torch
 from torch import nn
 
-from auxnet.blocks import (
-    Classifier,
-    PostActivationBlock,
-    PreActivationBlock,
-    ProjectedBlock,
-    conv3x3,
-)
+from auxnet.blocks import Classifier, PostActivationBlock, PreActivationBlock, ProjectedBlock, conv3x3
 from auxnet.network import AuxNet
 from auxnet.recipe import check_outputs
 from auxnet.sections import Block, Form, Head

@@ -214,13 +214,7 @@ def _columns(file: Path, schema: Any) -> tuple[str, str, tuple[str, ...]]:
         return bool(kinds.is_binary(inner) or kinds.is_large_binary(inner))
 
     def is_label(kind: Any) -> bool:
-        tests = (
-            kinds.is_integer,
-            kinds.is_floating,
-            kinds.is_string,
-            kinds.is_large_string,
-            kinds.is_dictionary,
-        )
+        tests = (kinds.is_integer, kinds.is_floating, kinds.is_string, kinds.is_large_string, kinds.is_dictionary)
         return any(test(kind) for test in tests)
 
     def choose(what: str, kind: str, found: list[str], usual: Sequence[str]) -> str:
@@ -240,10 +234,6 @@ def _columns(file: Path, schema: Any) -> tuple[str, str, tuple[str, ...]]:
     try:
         features = json_value((schema.metadata or {})[b"huggingface"].decode())["info"]["features"]
         names = tuple(str(name) for name in features[label]["names"])
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-    ):  # no metadata, or not in this shape: the labels speak for themselves
+    except (KeyError, TypeError, ValueError):  # no metadata, or not in this shape: the labels speak for themselves
         names = ()
     return image, label, names
