@@ -176,12 +176,7 @@ def a_run(fields, then):
 def graphs(name, optimizer=SGD, dtype=torch.float32):
     """Steps recorded and replayed, through another step size, other weights and smaller batches."""
     events = {6: lambda m: m.set_lr(0.005), 12: lambda m: m.set_weights([0.2, 0.0, 1.0])}
-    options = {
-        "optimizer": optimizer,
-        "dtype": dtype,
-        "sizes": [16] * 5 + [7] + [16] * 14,
-        "events": events,
-    }
+    options = {"optimizer": optimizer, "dtype": dtype, "sizes": [16] * 5 + [7] + [16] * 14, "events": events}
     by_itself, replayed = (trained(METHODS[name], GPU, graph=graph, **options) for graph in (False, True))
     worst = max(apart(a, b) for a, b in zip(replayed, by_itself, strict=True))
     assert worst < 1e-5, f"{worst:.1e} from steps one by one"

@@ -113,11 +113,7 @@ def _measure(t: Team, asked: argparse.Namespace) -> dict[str, Any]:
                 seconds[name].append(value)
             for name, value in waited.items():
                 in_messages[name].append(value)
-    return {
-        "seconds": seconds,
-        "seconds_in_messages": in_messages,
-        "bytes_of_messages": messages.bytes,
-    }
+    return {"seconds": seconds, "seconds_in_messages": in_messages, "bytes_of_messages": messages.bytes}
 
 
 def _method(

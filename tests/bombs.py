@@ -63,8 +63,7 @@ def write(home: Path, run: Path) -> None:
 def reader(path: Path) -> Callable[[], object]:
     """What reads the bomb in a folder or file."""
     from auxnet import documents, hub
-    from auxnet.reading import cifar, formats, pictures
-    from auxnet.reading.npz import npz, npz_splits
+    from auxnet.reading import cifar, npz, parquet, pictures, svhn
     from auxnet.recipe import read_recipe
 
     if path.parent.name == "image":
@@ -77,9 +76,9 @@ def reader(path: Path) -> Callable[[], object]:
         ".yaml": lambda: read_recipe(path),
         ".json": lambda: documents.read_json(path),
         ".gz": lambda: cifar.read(path, "cifar10", "test"),
-        ".mat": lambda: formats.svhn(path),
-        ".parquet": lambda: formats.parquet([path]),
-        ".npz": lambda: npz(path, npz_splits(path)["train"]),
+        ".mat": lambda: svhn.read(path),
+        ".parquet": lambda: parquet.read([path]),
+        ".npz": lambda: npz.read(path, npz.npz_splits(path)["train"]),
     }[path.suffix]
 
 

@@ -29,8 +29,7 @@ from auxnet.exporting import export
 from auxnet.files import write_json
 from auxnet.opening import opened
 from auxnet.prediction import predict
-from auxnet.reading import cifar, formats, pictures
-from auxnet.reading.npz import npz, npz_splits
+from auxnet.reading import cifar, npz, parquet, pictures, svhn
 from auxnet.recipe import Recipe, read_recipe
 from auxnet.runtimes import open_onnx
 from auxnet.studies import supervising
@@ -330,9 +329,9 @@ def reseal(checkpoint: bytes, payload: bytes) -> bytes:
 
 def _of_data(home: Path) -> list[Target]:
     images, labels = tiny(20, 10)
-    parquet, mat = home / "parquet" / "train.parquet", home / "train_32x32.mat"
+    shards, mat = home / "parquet" / "train.parquet", home / "train_32x32.mat"
     compressed = home / "extra_32x32.mat"
-    write_parquet(parquet, images[:9, :8, :8], [f"class {n}" for n in labels[:9]])
+    write_parquet(shards, images[:9, :8, :8], [f"class {n}" for n in labels[:9]])
     for file in (mat, compressed):
         content = {"X": images[:3].transpose(1, 2, 3, 0), "y": labels[:3, None] % 9 + 1}
         savemat(file, content, do_compression=file is compressed)
@@ -345,15 +344,15 @@ def _of_data(home: Path) -> list[Target]:
     arrays = home / "own.npz"
     np.savez_compressed(arrays, images=images[:9, :8, :8], labels=labels[:9])
     return [
-        Target("parquet", parquet, lambda: formats.parquet([parquet])),
-        Target(".mat", mat, lambda: formats.svhn(mat)),
-        Target(".mat, compressed", compressed, lambda: formats.svhn(compressed)),
+        Target("parquet", shards, lambda: parquet.read([shards])),
+        Target(".mat", mat, lambda: svhn.read(mat)),
+        Target(".mat, compressed", compressed, lambda: svhn.read(compressed)),
         Target("CIFAR tar.gz", archive, lambda: cifar.read(archive, "cifar10", "train")),
         Target("CIFAR tar", tar, lambda: cifar.read(tar, "cifar10", "test"), _gzip, gzip.decompress(tar.read_bytes())),
         Target("CIFAR pickle", pickles / "test", lambda: cifar.read(pickles, "cifar100", "test")),
         Target("CIFAR names", pickles / "meta", lambda: cifar.read(pickles, "cifar100", "test")),
         Target("CIFAR binary", binary / "test_batch.bin", lambda: cifar.read(binary, "cifar10", "test")),
-        Target(".npz", arrays, lambda: npz(arrays, npz_splits(arrays)["train"])),
+        Target(".npz", arrays, lambda: npz.read(arrays, npz.npz_splits(arrays)["train"])),
     ]
 
 

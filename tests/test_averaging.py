@@ -15,15 +15,7 @@ from auxnet.evaluation import tally
 from auxnet.recipe import Recipe
 
 TINY = Recipe(
-    depth=8,
-    outputs=3,
-    epochs=3,
-    train_images=96,
-    batch_size=16,
-    threads=1,
-    device="cpu",
-    ema=0.9,
-    augment="crop+flip",
+    depth=8, outputs=3, epochs=3, train_images=96, batch_size=16, threads=1, device="cpu", ema=0.9, augment="crop+flip"
 )
 
 

@@ -11,7 +11,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from auxnet.reading import cache, formats, pictures, sources, survey
+from auxnet.reading import cache, folders, pictures, sources, survey
 from auxnet.reading.arrays import Arrays
 from auxnet.reading.encoded import Files
 from writers import folder_of, load, rows, same, tiny, write_parquet
@@ -22,13 +22,13 @@ pytestmark = pytest.mark.usefixtures("own_cache_and_no_network")
 def counting(monkeypatch: pytest.MonkeyPatch) -> list[Files]:
     """A list that grows by the files of class folders each time that they are really read."""
     reads: list[Files] = []
-    real = formats.class_folders
+    real = folders.class_folders
 
     def read(files: Files, image_size: int | None = None) -> Arrays:
         reads.append(files)
         return real(files, image_size)
 
-    monkeypatch.setattr(formats, "class_folders", read)
+    monkeypatch.setattr(folders, "class_folders", read)
     return reads
 
 

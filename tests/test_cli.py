@@ -205,10 +205,7 @@ def test_help_and_import_do_not_wait_for_torch():
         (["trian"], "there is no command 'trian'; perhaps you meant 'train'"),
         (["train", "--dept", "20"], "perhaps you meant --depth"),
         (["train", "--depth", "x"], "--depth"),
-        (
-            ["train", "--weights", "1", "1", "1", "1"],
-            "weights must be one number for all auxiliary outputs",
-        ),
+        (["train", "--weights", "1", "1", "1", "1"], "weights must be one number for all auxiliary outputs"),
         (
             ["train", "--method", "pairwise", "--step-scale", "equilibrium"],
             "step_scale must be one of none, cumulative",
@@ -582,10 +579,7 @@ def test_every_command_gives_a_sign_of_life_before_pytorch_is_imported(run):
         (["train", "--method", "foo"], "--method must be one of joint, pairwise, multiway, got 'foo'"),
         (["train", "--at", "7", "b"], "--at must be none or whole numbers, got '7', 'b'"),
         (["train", "--config", "/"], "/ is a folder: name a recipe file"),
-        (
-            ["train", "--at", "7", "100"],
-            "at must be increasing layers in 3..17, each the end of a block",
-        ),
+        (["train", "--at", "7", "100"], "at must be increasing layers in 3..17, each the end of a block"),
         (["train", "--milestones", "a"], "--milestones must be numbers, got 'a'"),
         (["train", "--epochs", "0"], "epochs must be 1 or more, got 0"),
         (["select", "RUN", "--within", "x"], "--within must be none or a number, got 'x'"),

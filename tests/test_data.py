@@ -10,7 +10,7 @@ from auxnet import data
 from auxnet.data import stratified_split
 from auxnet.opening import preprocessing_of
 from auxnet.preprocessing import Preprocessing
-from auxnet.reading import formats
+from auxnet.reading import sources
 from auxnet.sections import LARGEST
 from writers import folder_of, load, rows, same, tiny, write_folders, write_parquet
 
@@ -93,7 +93,7 @@ def test_the_same_seed_gives_the_same_data_set() -> None:
 
 def test_digits_are_split_into_all_there_are() -> None:
     digits = load("digits")
-    images = formats.digits().images
+    images = sources.digits().images
     assert rows(digits.train, digits.val, digits.test) == sorted(image.tobytes() for image in images)
     assert (digits.num_classes, digits.channels, digits.image_size) == (10, 1, (8, 8))
     assert (digits.pad, digits.flip) == (0, False)
@@ -210,7 +210,7 @@ def test_a_class_with_too_few_images_is_named(home: Path) -> None:
 def test_splits_of_different_sizes_are_refused_unless_resized(home: Path) -> None:
     write_folders(home / "train", *tiny(30, 2, size=8), ["a", "b"])
     write_folders(home / "test", *tiny(6, 2, size=12), ["a", "b"])
-    with pytest.raises(ValueError, match="train has 8x8 and test 12x12: give --image-size 8"):
+    with pytest.raises(ValueError, match=r"train of .* is 8x8 and test is 12x12: give --image-size 8"):
         load(str(home))
     assert load(str(home), image_size=10).test.images.shape[1:3] == (10, 10)
 

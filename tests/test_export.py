@@ -390,11 +390,7 @@ def test_nothing_is_replaced_unless_asked(run, tmp_path):
         (["--output", "4"], 2, "output must be 1..3 (shallow to deep), got 4"),
         (["--format", "onnx-early-exit"], 2, "holds no exits.json"),
         (["--format", "onnx-early-exit", "--confidence", "top"], 2, "give both"),
-        (
-            ["--format", "onnx-early-exit", "--confidence", "top", "--thresholds", "1"],
-            2,
-            "need 2 thresholds, got 1",
-        ),
+        (["--format", "onnx-early-exit", "--confidence", "top", "--thresholds", "1"], 2, "need 2 thresholds, got 1"),
         (
             ["--format", "onnx", "--confidence", "top"],
             2,

@@ -333,11 +333,7 @@ def test_a_full_disk_is_said_of_the_file_that_was_asked_for(small_disk):
 @pytest.mark.parametrize(
     ("place", "name", "says"),
     [
-        (
-            resuming,
-            "save_state",
-            r"begin again \(a sweep or a study: with the same command\)$",
-        ),
+        (resuming, "save_state", r"begin again \(a sweep or a study: with the same command\)$"),
         (train, "save_tensors", ""),
     ],
     ids=["checkpoint", "model.safetensors"],

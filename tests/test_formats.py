@@ -11,7 +11,7 @@ import pytest
 from scipy.io import savemat
 from sklearn.datasets import load_digits
 
-from auxnet.reading import formats
+from auxnet.reading import folders, parquet, sources, svhn
 from writers import png, tiny, write_parquet
 
 
@@ -19,14 +19,14 @@ def test_svhn_is_read_with_ten_as_the_digit_zero(tmp_path: Path) -> None:
     images, labels = tiny(20, 10)
     stored = {"X": images.transpose(1, 2, 3, 0), "y": np.where(labels == 0, 10, labels).astype(np.uint8)[:, None]}
     savemat(tmp_path / "train_32x32.mat", stored)
-    got = formats.svhn(tmp_path / "train_32x32.mat")
+    got = svhn.read(tmp_path / "train_32x32.mat")
     assert np.array_equal(got.images, images)
     assert np.array_equal(got.labels, labels)
     assert got.classes == tuple("0123456789")
 
 
 def test_digits_fill_the_range_of_a_byte() -> None:
-    images, labels, classes, _ = formats.digits()
+    images, labels, classes, _ = sources.digits()
     assert images.shape == (1797, 8, 8, 1)
     assert images.dtype == np.uint8
     assert (images.min(), images.max(), len(np.unique(images))) == (0, 255, 17)
@@ -34,7 +34,7 @@ def test_digits_fill_the_range_of_a_byte() -> None:
 
 
 def test_digits_are_those_that_scikit_learn_gives() -> None:
-    images, labels, *_ = formats.digits()
+    images, labels, *_ = sources.digits()
     theirs = load_digits()
     assert np.array_equal(images[..., 0], np.rint(theirs.images * 255 / 16))
     assert np.array_equal(labels, theirs.target)
@@ -44,8 +44,8 @@ def test_shards_are_read_one_after_the_other(tmp_path: Path) -> None:
     images, labels = tiny(20, 4, size=8)
     for n, rows in enumerate((slice(0, 9), slice(9, 20))):
         write_parquet(tmp_path / f"train-{n:05d}-of-00002.parquet", images[rows], labels[rows])
-    shards = formats.parquet_splits(tmp_path)["train"]
-    got = formats.parquet(shards)
+    shards = parquet.shards_of(tmp_path)["train"]
+    got = parquet.read(shards)
     assert np.array_equal(got.images, images)
     assert np.array_equal(got.labels, labels)
 
@@ -55,7 +55,7 @@ def test_shards_are_found_in_a_folder_and_one_below(below: str, tmp_path: Path) 
     images, labels = tiny(4, 2, size=8)
     for name in ("train-00000-of-00001", "test", "validation-00000-of-00001", "training_notes"):
         write_parquet(tmp_path / below / f"{name}.parquet", images, labels)
-    found = formats.parquet_splits(tmp_path)
+    found = parquet.shards_of(tmp_path)
     assert {split: len(files) for split, files in found.items()} == {"train": 1, "test": 1, "val": 1}
 
 
@@ -64,14 +64,14 @@ def test_a_plain_binary_column_and_labels_in_words_are_read(tmp_path: Path) -> N
     words = np.array(["cat", "ant", "bee"])[labels]
     table = pa.table({"picture": [png(image) for image in images], "kind": words, "width": [8] * 6})
     pq.write_table(table.select(["picture", "kind"]), tmp_path / "train.parquet")
-    got = formats.parquet([tmp_path / "train.parquet"])
+    got = parquet.read([tmp_path / "train.parquet"])
     assert got.classes == ("ant", "bee", "cat")
     assert [got.classes[n] for n in got.labels] == words.tolist()
     pq.write_table(table, tmp_path / "train.parquet")
     with pytest.raises(
         ValueError, match=r"cannot tell the label column \(whole numbers or words\) among picture, kind, width"
     ):
-        formats.parquet([tmp_path / "train.parquet"])
+        parquet.read([tmp_path / "train.parquet"])
 
 
 @pytest.mark.parametrize(
@@ -81,14 +81,14 @@ def test_a_label_column_of_another_type_is_told_so(labels: list[Any], kind: str,
     cells = [png(image) for image in tiny(6, 3, size=8)[0]]
     pq.write_table(pa.table({"image": cells, "label": labels}), tmp_path / "train.parquet")
     with pytest.raises(ValueError, match=f"the label column, label, must be whole numbers or words, is {kind}"):
-        formats.parquet([tmp_path / "train.parquet"])
+        parquet.read([tmp_path / "train.parquet"])
 
 
 def test_fine_labels_are_taken_before_coarse_ones(tmp_path: Path) -> None:
     images, labels = tiny(6, 3, size=8)
     columns = {"img": [png(image) for image in images], "coarse_label": [0] * 6, "fine_label": labels}
     pq.write_table(pa.table(columns), tmp_path / "train.parquet")
-    assert np.array_equal(formats.parquet([tmp_path / "train.parquet"]).labels, labels)
+    assert np.array_equal(parquet.read([tmp_path / "train.parquet"]).labels, labels)
 
 
 # ------------------------------------------------------------------------------------------------------------- damage
@@ -99,13 +99,13 @@ def test_a_label_that_is_none_is_named_with_its_row(bad: Any, tmp_path: Path) ->
     images, _ = tiny(4, 2, size=8)
     write_parquet(tmp_path / "train.parquet", images, [0, 1, bad, 0], ["a", "b"])
     with pytest.raises(RuntimeError, match=rf"train\.parquet: label {bad}(\.0)? in row 2"):
-        formats.parquet([tmp_path / "train.parquet"])
+        parquet.read([tmp_path / "train.parquet"])
 
 
 def test_a_word_missing_among_the_labels_is_named(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", tiny(3, 2, size=8)[0], ["a", "b", None])
     with pytest.raises(RuntimeError, match="label None in row 2 must be a text"):
-        formats.parquet([tmp_path / "train.parquet"])
+        parquet.read([tmp_path / "train.parquet"])
 
 
 def test_svhn_damage_is_named(tmp_path: Path) -> None:
@@ -113,26 +113,26 @@ def test_svhn_damage_is_named(tmp_path: Path) -> None:
     images, labels = tiny(4, 3)
     savemat(file, {"X": images.transpose(1, 2, 3, 0), "y": labels[:, None]})
     with pytest.raises(RuntimeError, match=r"test_32x32\.mat: label 0 in row \d must be a whole number in 1\.\.10"):
-        formats.svhn(file)
+        svhn.read(file)
     savemat(file, {"X": images, "y": labels[:, None] + 1})
     with pytest.raises(RuntimeError, match=r"test_32x32\.mat: X must be uint8 \[32, 32, 3, 4\]"):
-        formats.svhn(file)
+        svhn.read(file)
     savemat(file, {"X": images})
     with pytest.raises(RuntimeError, match=r"test_32x32\.mat: not a readable MATLAB file"):
-        formats.svhn(file)
+        svhn.read(file)
     savemat(file, {"X": images.transpose(1, 2, 3, 0), "y": labels[:, None] + 1})
     data = file.read_bytes()
     for keep in (0, 3, 130, 1000, len(data) - 5):
         file.write_bytes(data[:keep])
         with pytest.raises(RuntimeError, match=r"test_32x32\.mat: not a readable MATLAB file"):
-            formats.svhn(file)
+            svhn.read(file)
 
 
 def test_damaged_parquet_is_named(tmp_path: Path) -> None:
     file = tmp_path / "train.parquet"
     images, labels = tiny(8, 2, size=8)
     write_parquet(file, [png(images[0]), png(images[1])[:60], None, png(images[3])], labels[:4])
-    got = formats.parquet([file])
+    got = parquet.read([file])
     assert np.array_equal(got.images, images[[0, 3]])
     assert got.labels.tolist() == labels[[0, 3]].tolist()
     assert [each.partition(" (")[0] for each in got.left_out] == [
@@ -141,31 +141,31 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
     ]
     write_parquet(file, [], np.array([], np.int64))
     with pytest.raises(RuntimeError, match=r"train\.parquet: holds no images"):
-        formats.parquet([file])
+        parquet.read([file])
     write_parquet(file, images, labels)
     data = file.read_bytes()
     for damage in (b"", data[:100], data[:-10], data[:100] + bytes(len(data) - 800) + data[-700:]):
         file.write_bytes(damage)
         with pytest.raises(RuntimeError, match=r"train\.parquet"):
-            formats.parquet([file])
+            parquet.read([file])
 
 
 def test_a_missing_shard_and_several_data_sets_are_refused(tmp_path: Path) -> None:
     images, labels = tiny(2, 2, size=8)
     write_parquet(tmp_path / "a" / "train-00000-of-00002.parquet", images, labels)
     with pytest.raises(FileNotFoundError, match="only some of the numbered shards: train-00000-of-00002"):
-        formats.parquet_splits(tmp_path)
+        parquet.shards_of(tmp_path)
     write_parquet(tmp_path / "b" / "train.parquet", images, labels)
     with pytest.raises(ValueError, match="holds several data sets, give one of them"):
-        formats.parquet_splits(tmp_path)
+        parquet.shards_of(tmp_path)
 
 
 def test_columns_that_cannot_be_told_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"], "label": [1]}), tmp_path / "train.parquet")
     with pytest.raises(ValueError, match=r"cannot tell the image column .* among text, label; name it 'image'"):
-        formats.parquet([tmp_path / "train.parquet"])
+        parquet.read([tmp_path / "train.parquet"])
 
 
 def test_a_folder_without_class_folders_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no images in folders named by class"):
-        formats.class_folders(formats.folder_files(tmp_path))
+        folders.class_folders(folders.folder_files(tmp_path))

@@ -1103,10 +1103,7 @@ def test_what_is_combined_is_the_gradient_of_every_weighted_loss_zero_where_an_o
         (lambda n: auxnet.multiway(n, sgd(), WEIGHTS, "refreshed"), "mode must be one of live, frozen, fused"),
         (lambda n: auxnet.multiway(n, sgd(), WEIGHTS, "fused", "adaptive"), "needs steps in constant ratio"),
         (lambda n: auxnet.multiway(n, sgd(), WEIGHTS, "fused", state="shared"), "leave state and order out"),
-        (
-            lambda n: auxnet.multiway(n, sgd(), WEIGHTS, order="random"),
-            "order must be one of shallow_first",
-        ),
+        (lambda n: auxnet.multiway(n, sgd(), WEIGHTS, order="random"), "order must be one of shallow_first"),
         (lambda n: auxnet.multiway(n, sgd(), WEIGHTS, clip=0.0), "clip must be a gradient norm above 0"),
         (
             lambda n: auxnet.joint(n, sgd(), WEIGHTS).set_lr(-0.5),

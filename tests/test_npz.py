@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from auxnet.reading.npz import npz, npz_splits
+from auxnet.reading import npz
 from auxnet.reading.sources import located
 from writers import load, tiny
 
@@ -37,7 +37,7 @@ def test_keras_brings_a_test_set_and_grey_images_without_channels(home: Path) ->
     assert found.channels == 1
     assert np.array_equal(found.test.images.numpy(), TEST[0][..., :1])
     assert len(found.train) + len(found.val) == 30
-    assert npz_splits(file)["test"] == {"images": "x_test", "labels": "y_test"}
+    assert npz.npz_splits(file)["test"] == {"images": "x_test", "labels": "y_test"}
 
 
 def test_images_and_labels_alone_are_divided(home: Path) -> None:
@@ -49,7 +49,7 @@ def test_images_and_labels_alone_are_divided(home: Path) -> None:
 
 def test_classes_are_named_and_channels_may_come_first(home: Path) -> None:
     file = saved(home, X=TRAIN[0].transpose(0, 3, 1, 2), y=TRAIN[1], classes=["cat", "dog", "eel"])
-    images, labels, classes, _ = npz(file, npz_splits(file)["train"])
+    images, labels, classes, _ = npz.read(file, npz.npz_splits(file)["train"])
     assert np.array_equal(images, TRAIN[0])
     assert (labels.tolist(), classes) == (TRAIN[1].tolist(), ("cat", "dog", "eel"))
 
@@ -81,7 +81,7 @@ def test_a_runs_recipe_finds_the_file_from_any_folder(home: Path, monkeypatch: p
 def test_arrays_that_are_no_images_or_labels_are_named(arrays: dict[str, Any], words: str, home: Path) -> None:
     file = saved(home, **arrays)
     with pytest.raises(RuntimeError, match=rf"own\.npz: .*{words}"):
-        npz(file, npz_splits(file)["train"])
+        npz.read(file, npz.npz_splits(file)["train"])
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_arrays_that_are_no_images_or_labels_are_named(arrays: dict[str, Any], w
 )
 def test_a_file_without_images_and_labels_says_what_it_holds(arrays: dict[str, Any], words: str, home: Path) -> None:
     with pytest.raises(ValueError, match=words):
-        npz_splits(saved(home, **arrays))
+        npz.npz_splits(saved(home, **arrays))
 
 
 def test_other_files_are_not_taken_for_data(home: Path) -> None:

@@ -697,8 +697,8 @@ def test_runs_that_differ_in_their_seed_alone_are_summed_up(gathered):
     table = report_page._over_seeds(runs)
     assert "run-0-0.1, run-1-0.1, run-2-0.1" in table
     assert "run-0-0.05" not in table
-    assert table.count(f"<td>3</td><td>{100 * gathered['outputs'][0]['val']['error']:.2f} % ") >= 1
-    assert table.count("<td>30.00 % \u00b1 26.46</td>") == len(gathered["outputs"])
+    assert table.count(f"<td>3</td><td>{100 * gathered['outputs'][0]['val']['error']:.2f}&nbsp;% ") >= 1
+    assert table.count("<td>30.00&nbsp;% \u00b1 26.46</td>") == len(gathered["outputs"])
     assert report_page._over_seeds(runs[2:]) == ""
     assert "Left out" not in table
     again = report_page._over_seeds([*runs[:3], {**runs[0], "name": "once-more"}])

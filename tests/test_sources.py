@@ -16,7 +16,7 @@ from scipy.io import savemat
 
 from auxnet import data
 from auxnet.data import DataSet
-from auxnet.reading import formats
+from auxnet.reading import parquet
 from auxnet.reading.sources import located
 from writers import (
     CIFAR10,
@@ -379,11 +379,11 @@ def test_an_empty_class_folder_is_refused(home: Path) -> None:
 
 @pytest.mark.skipif(not (REAL / "cifar10").is_dir(), reason="the real CIFAR-10 is not here")
 def test_the_real_cifar_10_is_what_its_parquet_says(tmp_path: Path) -> None:
-    shards = formats.parquet_splits(REAL / "cifar10")
+    shards = parquet.shards_of(REAL / "cifar10")
     assert [len(shards[split]) for split in ("train", "test")] == [2, 1]
     table = pq.read_table(shards["test"][0]).slice(4000, 200)
     pq.write_table(table, tmp_path / "test.parquet")
-    got = formats.parquet([tmp_path / "test.parquet"])
+    got = parquet.read([tmp_path / "test.parquet"])
     cells = table.column("img").to_pylist()
     expected = [np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGB")) for cell in cells]
     assert np.array_equal(got.images, expected)

@@ -182,11 +182,7 @@ def first_batches(
 
 
 def evaluation_batches(
-    split: Labelled,
-    dataset: data.DataSet,
-    device: torch.device,
-    part: Part = slice,
-    dtype: torch.dtype = torch.float32,
+    split: Labelled, dataset: data.DataSet, device: torch.device, part: Part = slice, dtype: torch.dtype = torch.float32
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """A split once through as (images [N, C, H, W], labels [N]): in order, normalised, never augmented."""
     split, (H, W) = split.middle(dataset.image_size), dataset.image_size

@@ -20,8 +20,7 @@ from torch import Tensor
 from auxnet.augmentation import Augmentation
 from auxnet.machine import available_memory, cores
 from auxnet.reading.arrays import is_name
-from auxnet.reading.cache import cached
-from auxnet.reading.pictures import resize
+from auxnet.reading.pictures import check_size, resize
 from auxnet.reading.sources import Part, find
 from auxnet.reading.splits import Labelled, fingerprint, on_disk, statistics
 from auxnet.reading.splits import OnDisk as OnDisk
@@ -135,8 +134,8 @@ def load_data(recipe: Recipe) -> DataSet:
     kept_size = image_size  # a side
     if image_size is not None and "rrc" in suited(name, augment, image_size):
         kept_size = round(MARGIN * image_size)
-    parts = find(name, recipe.data_dir, kept_size)
-    streamed = _streamed(name, parts, recipe.stream)
+    parts = find(name, recipe.data_dir)
+    streamed = _streamed(name, parts, recipe.stream, kept_size)
     read = {
         split: _on_disk(part, kept_size, workers) if streamed else _in_memory(part, kept_size)
         for split, part in parts.items()
@@ -205,13 +204,13 @@ class _Read(NamedTuple):
     left_out: tuple[str, ...]
 
 
-def _streamed(name: str, parts: Mapping[str, Part], stream: str) -> bool:
+def _streamed(name: str, parts: Mapping[str, Part], stream: str, image_size: int | None) -> bool:
     """Whether the images stay on disk. Raises ValueError where they should but cannot."""
     can = all(part.encoded for part in parts.values())
     if stream == "always" and not can:
         raise ValueError(f"stream must be auto or never for {name}: only folders and parquet can stay on disk")
     if stream == "auto" and can:
-        return sum(part.decoded_bytes() for part in parts.values()) > available_memory() / 2
+        return sum(part.decoded_bytes(image_size) for part in parts.values()) > available_memory() / 2
     return stream == "always"
 
 
@@ -223,7 +222,7 @@ def _on_disk(part: Part, image_size: int | None, workers: int) -> _Read:
 
 
 def _in_memory(part: Part, image_size: int | None) -> _Read:
-    images, labels, classes, left_out = cached(part.files, part.key, part.read) if part.files else part.read()
+    images, labels, classes, left_out = part.read(image_size)
     try:
         images = images if image_size is None else resize(images, image_size)
     except MemoryError:
@@ -247,12 +246,7 @@ def _with_train_labels(name: str, read: Mapping[str, _Read]) -> dict[str, Labell
     for which, (split, own_classes, _) in read.items():
         if foreign := sorted(set(own_classes) - set(classes)):
             raise RuntimeError(f"{name}: {which} has classes that train lacks: {', '.join(foreign)}")
-        if split.image_shape[:2] != train.image_shape[:2]:
-            (h, w), (H, W) = split.image_shape[:2], train.image_shape[:2]
-            raise ValueError(
-                f"{name}: images must have one size, train has {W}x{H} and {which} {w}x{h}: "
-                f"give --image-size {min(H, W, 224)} to resize them all"
-            )
+        check_size(split.image_shape, which, train.image_shape[:2], f"train of {name}")
         labels = torch.tensor([number[c] for c in own_classes])[split.labels]
         aligned[which] = replace(split.with_channels(channels), labels=labels)
     return aligned

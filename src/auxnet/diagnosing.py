@@ -91,7 +91,7 @@ def content_of(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def write(runs: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
-    """Write diagnosis.json and diagnosis.html of gathered runs into a folder, made if need be; say where they are."""
+    """Write diagnosis.json and diagnosis.html of gathered runs into a folder, made if need be; return their paths."""
     folder.mkdir(exist_ok=True)
     paths = [folder / name for name in FILES]
     write_json(paths[0], content_of(runs))
@@ -147,7 +147,7 @@ def series(shares: Sequence[dict[str, Any]]) -> list[tuple[int | None, list[dict
 
 
 def course(rows: Sequence[dict[str, Any]]) -> str:
-    """How a share goes from its output down to the shallowest layer."""
+    """How a share changes from its output down to the shallowest layer, in words."""
     there = [row for row in rows if row["share"] is not None]
     if len(there) < len(rows):
         return f"is not defined at {len(rows) - len(there)} of {len(rows)} layers: no gradient arrives there"

@@ -90,27 +90,19 @@ def export(
         raise ValueError(f"images must be 2 or more, to compare on, got {images}")
     recipe = read_run_recipe(run)
     net = load(run, which)
-    output = net.outputs if output is None else output
-    position_of(net, output)
-    asked = output
+    asked = net.outputs if output is None else output
+    position_of(net, asked)
     backbone = net.config["network"].get("backbone")
     if format == "safetensors" and backbone is not None and is_own_code(backbone):
         raise ValueError(f"the code of {backbone} cannot go into a folder of weights: export as onnx or torch")
     if format.startswith("onnx"):
         need("onnx", "onnxscript", "onnxruntime")
     if format == "onnx-early-exit":
-        if output < 2:
-            raise ValueError("an early exit over one output has nothing to leave early at: export it as onnx")
-        if policy is None and which != "last":
-            raise ValueError("exits.json is for the last weights: give confidence and thresholds for the best ones")
-        policy = policy or read_policy(run, net.outputs).up_to(output)
-        policy.check(output)
-        if (output := policy.deepest) == 1:
-            raise ValueError("all images leave at output 1, where the threshold is 0: export it as onnx (--output 1)")
-        policy = policy.up_to(output)
+        policy = _policy_of(run, net, asked, which, policy)
     elif policy is not None:
         raise ValueError(f"confidence and thresholds are for onnx-early-exit, not for {format}: leave them out")
-    path = Path(out) if out is not None else Path(_name(Path(run), output, format))
+    last = asked if policy is None else policy.deepest
+    path = Path(out) if out is not None else Path(_name(Path(run), last, format))
     _check_free(path, format, overwrite)
     found = validation_images(run, recipe, data_dir)
     pixels = random_images(net, images) if found is None else some(found, images)
@@ -119,17 +111,33 @@ def export(
         pixels, uncompared = of_every_exit(net, policy, pixels, found)
     path.parent.mkdir(parents=True, exist_ok=True)
     if format == "safetensors":
-        return replace(_folder(net, output, path, pixels), random=found is None)
+        return replace(_folder(net, last, path, pixels), random=found is None)
     compared_on = f"{len(pixels)} {'random' if found is None else 'validation'} images"
-    facts = _facts(net, output, policy) | {"compared_on": compared_on}
+    facts = _facts(net, last, policy) | {"compared_on": compared_on}
     if policy is not None:
         facts["uncompared"] = list(uncompared)
     with whole(path) as partial:
-        answers = _write(net, output, format, partial, pixels, policy, facts)
-        difference, exits = compare(net, output, policy, pixels, answers)
+        answers = _write(net, last, format, partial, pixels, policy, facts)
+        difference, exits = compare(net, last, policy, pixels, answers)
         size = partial.stat().st_size
-    done = Exported(path, format, output, size, len(pixels), difference, pixels.shape[1:], exits, random=found is None)
-    return replace(done, unreached=tuple(range(output + 1, asked + 1)), uncompared=uncompared)
+    done = Exported(path, format, last, size, len(pixels), difference, pixels.shape[1:], exits, random=found is None)
+    return replace(done, unreached=tuple(range(last + 1, asked + 1)), uncompared=uncompared)
+
+
+def _policy_of(run: RunDir, net: PretrainedAuxNet, output: int, which: str, given: Policy | None) -> Policy:
+    """The policy of an early exit over outputs 1..`output`: the one given, or RUN/exits.json, as far as images get.
+
+    Raises ValueError where nothing could leave early, FileNotFoundError without any.
+    """
+    if output < 2:
+        raise ValueError("an early exit over one output has nothing to leave early at: export it as onnx")
+    if given is None and which != "last":
+        raise ValueError("exits.json is for the last weights: give confidence and thresholds for the best ones")
+    policy = given or read_policy(run, net.outputs).up_to(output)
+    policy.check(output)
+    if policy.deepest == 1:
+        raise ValueError("all images leave at output 1, where the threshold is 0: export it as onnx (--output 1)")
+    return policy.up_to(policy.deepest)
 
 
 def _write(
@@ -192,10 +200,8 @@ def _facts(net: PretrainedAuxNet, output: int, policy: Policy | None) -> dict[st
 
 
 def _name(run: Path, output: int, format: Format) -> str:
-    name = run.resolve().name
-    if format == "onnx-early-exit":
-        return f"{name}-early-exit-{output}{SUFFIX[format]}"
-    return f"{name}-output-{output}{SUFFIX[format]}"
+    what = "early-exit" if format == "onnx-early-exit" else "output"
+    return f"{run.resolve().name}-{what}-{output}{SUFFIX[format]}"
 
 
 def _check_free(path: Path, format: Format, overwrite: bool) -> None:

@@ -80,11 +80,7 @@ def supervise(
 
 
 def _at_head(
-    heads: Sequence[nn.Module] | nn.ModuleList,
-    k: int,
-    feature: Tensor,
-    loss: Callable[..., Tensor],
-    *targets: Tensor,
+    heads: Sequence[nn.Module] | nn.ModuleList, k: int, feature: Tensor, loss: Callable[..., Tensor], *targets: Tensor
 ) -> tuple[Supervised, Tensor]:
     """A head at work on its feature, with the gradients of loss(logits, *targets); and those logits, detached."""
     x = feature.detach().requires_grad_()

@@ -173,8 +173,7 @@ def _quiet() -> Iterator[None]:
     """Without the exporters' chatter about what is not asked for here."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()):
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         try:

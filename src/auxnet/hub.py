@@ -197,10 +197,7 @@ def source_of(run: Path, which: str) -> dict[str, Any]:
             "seed": summary["seed"],
             "versions": summary["versions"],
             "commit": summary["commit"],
-            "recipe": {
-                **network,
-                **{key: getattr(recipe, key) for key in ("epochs", "batch_size", "optimizer", "lr")},
-            },
+            "recipe": {**network, **{key: getattr(recipe, key) for key in ("epochs", "batch_size", "optimizer", "lr")}},
         }
 
 

@@ -59,11 +59,7 @@ class Latency:
 
 
 def latencies(
-    net: AuxNet,
-    image_shape: Sequence[int],
-    batch_sizes: Sequence[int] = (1, 32),
-    *,
-    seconds: float = 2.0,
+    net: AuxNet, image_shape: Sequence[int], batch_sizes: Sequence[int] = (1, 32), *, seconds: float = 2.0
 ) -> list[Latency]:
     """Each output as a model of its own (`AuxNet.truncate`), on the net's device, for images of shape (C, H, W).
 

@@ -21,7 +21,7 @@ from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.folders import subfolders
-from auxnet.reading.formats import parquet_splits
+from auxnet.reading.parquet import shards_of
 from auxnet.reading.sources import NAMES, lies_in
 from auxnet.recipe import Recipe, RunDir, read_recipe, read_run_recipe
 from auxnet.words import first_few
@@ -123,7 +123,7 @@ def with_data_in(data_dir: str | None, run: RunDir, recipe: Recipe) -> Recipe:
 def _holds_shards(folder: Path) -> bool:
     """Whether a folder holds parquet shards of one data set to train on."""
     try:
-        return "train" in parquet_splits(folder)
+        return "train" in shards_of(folder)
     except FileNotFoundError:  # some of them, as is said once they are read
         return True
     except ValueError:

@@ -104,7 +104,7 @@ def of_utf8(text: str) -> str:
 
 
 def filled(name: str, parts: Mapping[str, str]) -> str:
-    """A file of the folder page with its {{places}} filled; what fills them is not looked into for more."""
+    """A file of the folder page with its {{places}} filled; places within what fills them are not."""
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], asset(name))
 
 
@@ -114,7 +114,7 @@ def asset(name: str) -> str:
 
 
 def json_inside_html(content: Any) -> str:
-    """JSON that no browser can take for the end of the element that it lies in."""
+    """JSON in which no browser can see the end of the element that it lies in."""
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -144,7 +144,7 @@ def made_by(command: str) -> str:
 
 
 def is_ours(path: Path, command: str) -> bool:
-    """Whether a file, a page or JSON, says in its beginning that this command made it, in whichever version."""
+    """Whether a page or a JSON file says at its beginning that this command made it, in whichever version."""
     with path.open("rb") as file:
         beginning = file.read(1000).decode("utf-8", errors="replace")
     maker = rf'(<meta name="generator" content=|"made_by": )"{re.escape(command)}[ "]'
@@ -216,5 +216,5 @@ def columns_of(items: Mapping[str, str], marked: Sequence[str] = ()) -> str:
 
 
 def unbroken(text: str) -> str:
-    """Escaped, and no line ends between a number and its per cent sign."""
+    """The text as HTML in which no line breaks between a number and its per cent sign."""
     return escape(text).replace(" %", "&nbsp;%")

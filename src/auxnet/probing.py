@@ -85,8 +85,7 @@ def linear_answers(x: Tensor, labels: Tensor, others: Tensor) -> Tensor:
     from sklearn.preprocessing import StandardScaler
 
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=ITERATIONS))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # ITERATIONS bound the time
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # ITERATIONS bound the time
         classifier.fit(x.numpy(), labels.numpy())
     return torch.from_numpy(classifier.predict(others.numpy()))
 

@@ -23,12 +23,7 @@ DISCARDS = "a share of the run between 0 and 1, or a number of epochs"
 CUTS = "1 or more, or the names of modules"
 OF_RESNETS = ("depth", "form", "outputs", "at", "placement", "block", "width", "head", "precision")
 OF_BACKBONES = ("cuts",)
-METHOD_OF = {
-    "mode": "multiway",
-    "state": "multiway",
-    "order": "multiway",
-    "aggregator": "joint",
-}
+METHOD_OF = {"mode": "multiway", "state": "multiway", "order": "multiway", "aggregator": "joint"}
 WITHOUT = (None, 0, False, "default", "float32")  # defaults by which something is left out: they go with all else
 Departures = Sequence[tuple[str, Any]]  # fields, and their values, that are held against each other
 RunDir = str | os.PathLike[str]  # a run's directory by its path, or the Run that `fit` returned

@@ -25,7 +25,7 @@ from auxnet.page_frame import check_ours, check_runs, names_of
 from auxnet.recipe import method_name, network_name, read_run_recipe
 from auxnet.scores import no_better_than_guessing, wilson
 from auxnet.selection import MARGIN, cheapest_within
-from auxnet.unfinished import so_far, whole_epochs
+from auxnet.unfinished import so_far
 from auxnet.words import command
 
 _OF_IMAGES = b'"confusion":['  # among the data of a page whose run was finished, and its images were there
@@ -114,7 +114,7 @@ def gather(
             **dict.fromkeys(("exits", "p_values", "calibration", "confusion", "gallery")),
             **dict.fromkeys(("missing", "measured", "changed", "seen")),
         }
-        rows = whole_epochs(rundir.read_metrics(run))
+        rows = rundir.whole_epochs(rundir.read_metrics(run))
         facts |= {"curves": curves(rows)}
         facts |= so_far(run, recipe, rows) if rows and not (run / "summary.json").is_file() else saved(run)
     if not facts["finished"]:

@@ -10,7 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from auxnet import unfinished
-from auxnet.page_frame import columns_of, filled, framed, heading_of, section_of, table_of, tiles_of, unbroken
+from auxnet.page_frame import columns_of, filled, framed, heading_of, line_of, section_of, table_of, tiles_of, unbroken
 from auxnet.reading.splits import tested_alike, validated_alike
 from auxnet.recipe import WHERE, Recipe, words_of
 from auxnet.scores import too_few
@@ -236,7 +236,7 @@ def _over_seeds(runs: Sequence[Run]) -> str:
             for split in ("val", "test"):
                 errors = [run["outputs"][k][split]["error"] for run in group]
                 cells.append(f"{per_cent(mean(errors))} \u00b1 {100 * stdev(errors):.2f}")
-            lines.append(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in cells)}</tr>")
+            lines.append(line_of(cells))
     if not lines:
         return ""
     words = "Runs of one recipe with several seeds: mean and standard deviation of their errors."

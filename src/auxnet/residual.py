@@ -18,13 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from auxnet.blocks import (
-    Classifier,
-    PostActivationBlock,
-    PreActivationBlock,
-    ProjectedBlock,
-    conv3x3,
-)
+from auxnet.blocks import Classifier, PostActivationBlock, PreActivationBlock, ProjectedBlock, conv3x3
 from auxnet.errors import check_choice, whole_number
 from auxnet.network import AuxNet
 from auxnet.recipe import check_outputs

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -200,6 +201,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             if all(isinstance(row[key], kind) for key, kind in ROWS[row.get("split")].items()) and lines([row]):
                 rows.append(row)
     return rows
+
+
+def whole_epochs(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl of epochs of which all are there, two for each output.
+
+    (A file that is being written, or that a crash has cut, ends anywhere; a line of it may be damaged.)
+    """
+    outputs = max((row["output"] for row in rows), default=0)
+    logged = Counter(row["epoch"] for row in rows)
+    return [row for row in rows if logged[row["epoch"]] >= 2 * outputs]
 
 
 def _check_same(saved: Recipe, recipe: Recipe, folder: Path) -> None:

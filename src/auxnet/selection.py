@@ -119,11 +119,7 @@ def select(
 
 
 def select_on(
-    net: AuxNet,
-    batches: Batches,
-    *,
-    within: float | None = None,
-    budgets: Mapping[str, float | None] | None = None,
+    net: AuxNet, batches: Batches, *, within: float | None = None, budgets: Mapping[str, float | None] | None = None
 ) -> Choice:
     """Choose an output of a net on batches of *validation* images, by the rule of `select`.
 

@@ -288,12 +288,6 @@ def _table(net: AuxNet, dataset: DataSet, device: torch.device) -> list[dict[str
     val = evaluate(net, evaluation_batches(dataset.val, dataset, device))
     test = evaluate(net, evaluation_batches(dataset.test, dataset, device))
     return [
-        {
-            **v.costs,
-            "val_loss": v.loss,
-            "val_error": v.error,
-            "test_loss": t.loss,
-            "test_error": t.error,
-        }
+        {**v.costs, "val_loss": v.loss, "val_error": v.error, "test_loss": t.loss, "test_error": t.error}
         for v, t in zip(val, test, strict=True)
     ]

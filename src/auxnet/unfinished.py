@@ -5,7 +5,6 @@ config.json, summary.json and the weights are written at the end of a training a
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,6 @@ from auxnet.words import command, per_cent, plural
 
 Run = dict[str, Any]
 """what `report.gather` returns"""
-
-
-def whole_epochs(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl of epochs of which all are there, two for each output.
-
-    (A file that is being written, or that a crash has cut, ends anywhere; a line of it may be damaged.)
-    """
-    outputs = max((row["output"] for row in rows), default=0)
-    logged = Counter(row["epoch"] for row in rows)
-    return [row for row in rows if logged[row["epoch"]] >= 2 * outputs]
 
 
 def so_far(run: Path, recipe: Recipe, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

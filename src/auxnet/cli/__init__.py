@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _told(error: Exception) -> object:
-    """An error, of the system's with the file that it is about, of a GPU that is full with what helps."""
+    """What is printed of an error: with the file for one of the system's, with what helps for a GPU that is full."""
     if isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", ())):
         mend = "a smaller --batch-size, --precision bfloat16, or other programs off that GPU"
         return f"{first_sentence(error)}: {mend}"
@@ -79,14 +79,14 @@ def _told(error: Exception) -> object:
         return f"{error.filename}: {error.strerror}"
     try:
         print(end="", flush=True)
-    except OSError:  # it is still to be written
+    except OSError:  # the error is of standard output: what was printed cannot be written
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return f"standard output: {error.strerror}"
     return error
 
 
 def leads() -> bool:
-    """Whether this process says what all of torchrun's have to say: what was asked for, and that all were stopped."""
+    """Whether this process prints what concerns all of torchrun's: the first does, and one that was not started so."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -97,7 +97,7 @@ def _warn(message: Warning | str, category: type[Warning], *where: object, **mor
 
 
 class _Teller(logging.Handler):
-    """What something long tells of itself, a line now and then; of torchrun's processes one does."""
+    """Prints a line now and then of something that takes long; of torchrun's processes only the first does."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if leads():

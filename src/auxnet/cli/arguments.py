@@ -23,7 +23,6 @@ from auxnet.recipe import Recipe, read_recipe, read_run_recipe, words_of
 
 Options = TypeVar("Options")
 WithRecipe = TypeVar("WithRecipe", bound="OfRecipe")
-Section = TypeVar("Section")
 RULES = ConstructorRegistry()
 KINDS: dict[Any, tuple[str, str, str]] = {
     int: ("INT", "a whole number", "whole numbers"),
@@ -95,14 +94,13 @@ class OfRecipe:
 
     @property
     def recipe(self) -> Recipe:
-        """What they ask for. Raises ValueError for what a recipe cannot be."""
+        """The recipe that they ask for. Raises ValueError for what a recipe cannot be."""
         return Recipe(**self.values)
 
     @property
     def values(self) -> dict[str, Any]:
-        """Every field of the recipe, which need not go together."""
-        parts = (self.data, self.network, self.method, self.training, self.machine)
-        return {name: value for part in parts for name, value in vars(part).items()}
+        """Every field of the recipe; together they may still be refused."""
+        return {name: value for section in SECTIONS for name, value in vars(getattr(self, section)).items()}
 
     @classmethod
     def default(cls, recipe: Recipe, **others: Any) -> Self:
@@ -110,22 +108,19 @@ class OfRecipe:
         return cls(**_sections(recipe), **others)
 
 
-def _sections(recipe: Recipe) -> dict[str, Any]:
-    def part(section: type[Section]) -> Section:
-        return section(**{each.name: getattr(recipe, each.name) for each in fields(section)})  # type: ignore
+SECTIONS: dict[str, Any] = {each.name: each.default_factory for each in fields(OfRecipe)}
 
+
+def _sections(recipe: Recipe) -> dict[str, Any]:
     return {
-        "data": part(sections.DataFields),
-        "network": part(sections.NetworkFields),
-        "method": part(sections.MethodFields),
-        "training": part(sections.TrainingFields),
-        "machine": part(sections.MachineFields),
+        name: section(**{each.name: getattr(recipe, each.name) for each in fields(section)})
+        for name, section in SECTIONS.items()
     }
 
 
 @dataclass(frozen=True, kw_only=True)
 class OfRun:
-    """Options of what opens finished runs: where, and on what."""
+    """Options of the commands that open finished runs: where the data lie, and on what to compute."""
 
     data_dir: str | None = None
     """the folder that holds the data; none: where they lay in training"""
@@ -141,7 +136,7 @@ class OfRun:
 
 
 def parse_with_recipe(options: type[WithRecipe], words: list[str]) -> WithRecipe:
-    """Such options: a file gives the defaults of the flags, --config's or that of a run resumed."""
+    """Options whose defaults are those of a file, if any: that of --config, or the recipe.yaml of a run resumed."""
     config, out = value_of("--config", words), value_of("--out", words)
     if config is not None:
         return parse_over(options, words, read_recipe(config), config)
@@ -155,10 +150,9 @@ def parse_with_recipe(options: type[WithRecipe], words: list[str]) -> WithRecipe
 
 
 def parse_over(options: type[WithRecipe], words: list[str], recipe: Recipe, source: str, **others: Any) -> WithRecipe:
-    """Such options, their defaults a recipe and `others`: flags win over what the source of the recipe says.
+    """Options whose defaults are a recipe, read from `source`, and `others`: flags win over them.
 
-    What excludes a flag, be it of the default's value, goes back to the default of its own, and a warning says so.
-    Raises ValueError.
+    A field of the source that conflicts with a given flag is reset to its default, with a warning. Raises ValueError.
     """
     parsed, given = parse(options, words, options.default(recipe, **others)), _given(words)
     usual, values, counted = vars(Recipe()), parsed.values, set(given)
@@ -199,6 +193,34 @@ def value_of(flag: str, words: list[str]) -> str | None:
     return value
 
 
+def number(flag: str, text: str | None) -> float | None:
+    """200000, 200k, 0.2M or 1G as a number. Raises ValueError for what is none, or below 1."""
+    if text is None:
+        return None
+    factor = {"k": 1e3, "m": 1e6, "g": 1e9}.get(text[-1:].lower(), 1.0)
+    try:
+        value = float(text if factor == 1.0 else text[:-1]) * factor
+    except ValueError:
+        raise ValueError(f"{flag} must be a number such as 200000, 200k or 0.2M, got {text!r}") from None
+    if not 1 <= value < float("inf"):
+        raise ValueError(f"{flag} must be 1 or more and finite, got {value:g}; leave it out for no limit")
+    return value
+
+
+def above_zero(flag: str, value: float | None) -> float | None:
+    """The value of a limit. Raises ValueError for one that nothing could meet."""
+    if value is not None and not 0 < value < float("inf"):
+        raise ValueError(f"{flag} must be above 0 and finite, got {value:g}; leave it out for no limit")
+    return value
+
+
+def points(flag: str, given: float | None) -> float | None:
+    """Percentage points as a fraction. Raises ValueError for 50 or more."""
+    if given is not None and not 0 <= given < 50:
+        raise ValueError(f"{flag} must be percentage points, 0 or more and below 50, got {given:g}")
+    return None if given is None else given / 100
+
+
 def _one_line(box: str) -> str:
     """What tyro says at the top of its box, with the first thing it suggests."""
     parts: list[list[str]] = [[]]
@@ -213,7 +235,7 @@ def _one_line(box: str) -> str:
 
 
 def _of_a_switch(options: type[Any], words: list[str]) -> str | None:
-    """What to say of true or false after a flag that takes no value, where tyro sees a word too many; None without."""
+    """What to say of true or false after a flag that takes no value; None where there is no such word."""
     hints = {**get_type_hints(Recipe, include_extras=True), **get_type_hints(options, include_extras=True)}
     for flag, value in pairwise(part for word in words for part in word.split("=", 1)):
         name = flag.removeprefix("--")
@@ -225,7 +247,7 @@ def _of_a_switch(options: type[Any], words: list[str]) -> str | None:
 
 
 def _in_words(complaint: str) -> str:
-    """Without what Python and tyro say of types."""
+    """The complaint without what Python and tyro say of types."""
     if found := re.match(r"invalid choice (.*) for argument '(.*)'\. Expected one of \((.*)\)", complaint):
         value, flag, known = found.groups()
         names = known.replace("'", "")

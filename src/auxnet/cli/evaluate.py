@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from auxnet.cli import screen
-from auxnet.cli.arguments import OfRun, parse
+from auxnet.cli.arguments import OfRun, above_zero, number, parse, points
 from auxnet.words import command, per_cent, with_interval
 
 if TYPE_CHECKING:
@@ -82,12 +82,12 @@ def evaluate(words: list[str]) -> None:
         content |= provenance(run.device)
         unlike = unlike_summary(options.run, by_split, options.which)
     if unlike:
-        print(f"auxnet: warning: {unlike}", file=sys.stderr)
+        warnings.warn(unlike, stacklevel=2)
     file = evaluation_file(options.run, options.which)
     try:
         write_json(file, content)
     except OSError as error:
-        print(f"auxnet: warning: {file.name} is not written: {error}", file=sys.stderr)
+        warnings.warn(f"{file.name} is not written: {error}", stacklevel=2)
     if options.json:
         print(json.dumps(content, indent=2))
         return
@@ -151,34 +151,6 @@ def select(words: list[str]) -> int:
 # ---- words and tables ------------------------------------------------------------------------------------------
 
 
-def number(flag: str, text: str | None) -> float | None:
-    """200000, 200k, 0.2M or 1G as a number. Raises ValueError for what is none, or below 1."""
-    if text is None:
-        return None
-    factor = {"k": 1e3, "m": 1e6, "g": 1e9}.get(text[-1:].lower(), 1.0)
-    try:
-        value = float(text if factor == 1.0 else text[:-1]) * factor
-    except ValueError:
-        raise ValueError(f"{flag} must be a number such as 200000, 200k or 0.2M, got {text!r}") from None
-    if not 1 <= value < float("inf"):
-        raise ValueError(f"{flag} must be 1 or more and finite, got {value:g}; leave it out for no limit")
-    return value
-
-
-def above_zero(flag: str, value: float | None) -> float | None:
-    """The value of a limit. Raises ValueError for one that nothing could meet."""
-    if value is not None and not 0 < value < float("inf"):
-        raise ValueError(f"{flag} must be above 0 and finite, got {value:g}; leave it out for no limit")
-    return value
-
-
-def points(flag: str, given: float | None) -> float | None:
-    """Percentage points as a fraction. Raises ValueError for 50 or more."""
-    if given is not None and not 0 <= given < 50:
-        raise ValueError(f"{flag} must be percentage points, 0 or more and below 50, got {given:g}")
-    return None if given is None else given / 100
-
-
 def points_between(found: Comparison) -> str:
     """+6.90 (+2.3 .. +11.3) points."""
     return f"{100 * found.difference:+.2f} ({100 * found.low:+.1f} .. {100 * found.high:+.1f}) points"
@@ -186,13 +158,17 @@ def points_between(found: Comparison) -> str:
 
 def _content(choice: Choice, test: OutputReport | None) -> dict[str, object]:
     """A choice as JSON can hold it, with all that the text says of it, and what its output does on test images."""
-    candidates = [
-        asdict(each)
-        | {"against_chosen": (found := each.against_chosen) and {**asdict(found), "significant": found.significant}}
-        for each in choice.candidates
-    ]
-    words = {"alike": choice.alike, "no_better_than_guessing": choice.no_better_than_guessing, "notes": choice.notes}
-    return asdict(choice) | {"candidates": candidates} | words | {"test": None if test is None else asdict(test)}
+    content = asdict(choice)
+    for each, candidate in zip(content["candidates"], choice.candidates, strict=True):
+        if candidate.against_chosen is not None:
+            each["against_chosen"]["significant"] = candidate.against_chosen.significant
+    return {
+        **content,
+        "alike": choice.alike,
+        "no_better_than_guessing": choice.no_better_than_guessing,
+        "notes": choice.notes,
+        "test": None if test is None else asdict(test),
+    }
 
 
 def _worth_table(title: str, reports: Sequence[OutputReport]) -> Table:
@@ -207,7 +183,7 @@ def _cost_table(reports: Sequence[OutputReport], latency: Sequence[Latency] | No
     if latency is None:
         made = screen.table("each output as a model of its own", "output", "parameters", "MACs")
         for r in reports:
-            made.add_row(str(r.output), screen.count(r.params), screen.count(r.macs))
+            made.add_row(str(r.output), f"{r.params:,}", f"{r.macs:,}")
         return made
     turns = " and ".join(str(timing.runs) for timing in latency[0].timings)
     where = f"{latency[0].device}, threads: {latency[0].threads}, {turns} turns"
@@ -218,7 +194,7 @@ def _cost_table(reports: Sequence[OutputReport], latency: Sequence[Latency] | No
     batches = " / ".join(str(timing.batch) for timing in latency[0].timings)
     made = screen.table(title, *columns, f"peak MiB, batch {batches}")
     for r, costs in zip(reports, latency, strict=True):
-        cells = [str(r.output), screen.count(r.params), screen.count(r.macs)]
+        cells = [str(r.output), f"{r.params:,}", f"{r.macs:,}"]
         for t in costs.timings:
             cells += [f"{t.median_ms:.2f} ({t.low_ms:.2f} .. {t.high_ms:.2f})", f"{t.images_per_second:,.0f}"]
         made.add_row(*cells, " / ".join(f"{peak / 2**20:.2f}" for peak in costs.peak_bytes))
@@ -258,9 +234,9 @@ def _candidates_table(choice: Choice) -> Table:
     made = screen.table(title, *columns, "points behind the chosen", "McNemar's p (Holm)", "")
     for c in choice.candidates:
         r, against = c.report, c.against_chosen
-        mark = "chosen" if r.output == choice.output else "" if c.meets else "over budget"
-        mark += (", " if mark else "") + "near the limit" if c.borderline else ""
-        cells = [mark, str(r.output), str(r.depth), screen.count(r.params), screen.count(r.macs)]
+        marks = ["chosen"] if r.output == choice.output else [] if c.meets else ["over budget"]
+        marks += ["near the limit"] if c.borderline else []
+        cells = [", ".join(marks), str(r.output), str(r.depth), f"{r.params:,}", f"{r.macs:,}"]
         cells += [f"{t.median_ms:.2f} ({t.low_ms:.2f} .. {t.high_ms:.2f})"] if (t := c.timing) else []
         cells.append(with_interval(r.error, r.low, r.high))
         if against is None or r.output == choice.output:

@@ -14,8 +14,8 @@ from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from auxnet.cli import screen
-from auxnet.cli.arguments import OfRun, parse
-from auxnet.cli.evaluate import above_zero, number, points, points_between
+from auxnet.cli.arguments import OfRun, above_zero, number, parse, points
+from auxnet.cli.evaluate import points_between
 from auxnet.words import per_cent, with_interval
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def exits(words: list[str]) -> int:
 
 @contextmanager
 def _named_as_flags() -> Iterator[None]:
-    """Within, a request that is at fault is told by the flags, and not by the names that they have in Python."""
+    """Within, errors name the flags, and not the arguments that these are in Python."""
     try:
         yield
     except ValueError as error:
@@ -149,7 +149,7 @@ def _show_answer(console: Console, found: Solved, policy: Policy, on_val: Outcom
 
 
 def _show_curve(console: Console, found: Solved, name: str) -> None:
-    """A curve on validation images alone: a target picked by what the test images say of it would unseal them."""
+    """A curve on validation images alone: of test errors shown for every target, one would be chosen by them."""
     from auxnet.solving import cost_text
 
     columns = (f"mean {found.unit}, val.", "error, val. (95 % interval)", "shares, val.")

@@ -118,7 +118,7 @@ def export(words: list[str]) -> None:
 
 
 def _policy(o: Export) -> Policy | None:
-    """What the options spell out, temperatures 1 by default; None where none of them is given."""
+    """The policy that the options spell out, its temperatures 1 by default; None where none of them is given."""
     if o.confidence == "none" and o.thresholds is None and o.temperatures is None:
         return None
     if o.format != "onnx-early-exit":

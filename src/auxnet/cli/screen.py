@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,8 @@ from rich.table import Table
 
 from auxnet.cli import leads
 from auxnet.signals import HANGUP, Stopped, held
-from auxnet.words import per_cent
 
 if TYPE_CHECKING:
-    from auxnet.plan import Plan
     from auxnet.progress import Progress as Stands
 
 PAUSE = 60.0  # seconds between two lines that say how something long stands, where the output goes elsewhere
@@ -32,11 +30,11 @@ PAUSE = 60.0  # seconds between two lines that say how something long stands, wh
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Rich's own ends the program with status 1, which here says that something failed."""
+        """Raise it: rich itself would end the program with status 1, which here says that something failed."""
         raise BrokenPipeError
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Where the terminal was closed, BrokenPipeError too."""
+        """Print; raises BrokenPipeError also where the terminal was closed."""
         try:
             super().print(*objects, **options)
         except OSError as error:
@@ -46,7 +44,7 @@ class _Console(Console):
 
 
 def console() -> Console:
-    """Standard output; tables are never squeezed where it is not a terminal. Of torchrun's processes one talks."""
+    """Standard output, at least 160 wide where it is no terminal. Of torchrun's processes only the first prints."""
     plain = _Console(quiet=not leads())
     return plain if plain.is_terminal else _Console(width=max(plain.width, 160), quiet=plain.quiet)
 
@@ -106,7 +104,7 @@ def training_progress(console: Console) -> Iterator[Callable[[Stands], None]]:
 
 
 def now_and_then(console: Console) -> Callable[[], bool]:
-    """Says, whenever it is asked, whether it is time to tell how something stands: on a terminal each second."""
+    """A function that says whether to report progress again: each second on a terminal, elsewhere each `PAUSE`."""
     last = time.monotonic()
 
     def due() -> bool:
@@ -121,42 +119,12 @@ def now_and_then(console: Console) -> Callable[[], bool]:
 
 
 def print_line(console: Console, text: str) -> None:
-    """A line as it stands: not wrapped, not coloured, not read as markup."""
+    """Print a line as it stands: not wrapped, not coloured, not read as markup."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def show_tables(console: Console, tables: dict[str, Any], epochs: dict[str, int]) -> None:
-    """The ladder after the last epoch, and after the best on validation where that is another."""
-    last, best = epochs["last"], epochs["best"]
-    print_table(console, outputs_table(tables["last"], f"after epoch {last}, the last"))
-    if best != last:
-        print_table(console, outputs_table(tables["best"], f"after epoch {best}, the best by mean validation error"))
-
-
-def outputs_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
-    """The ladder: one line per output of a finished run."""
-    made = table(title, "output", "depth", "parameters", "MACs", "val. error", "test error")
-    for row in rows:
-        errors = (per_cent(row["val_error"]), per_cent(row["test_error"]))
-        made.add_row(str(row["output"]), str(row["depth"]), count(row["params"]), count(row["macs"]), *errors)
-    return made
-
-
-def plan_table(plan: Plan) -> Table:
-    """One line per planned output, shallow to deep."""
-    title = (
-        "cost of each output alone; the weight of its loss (lambda); and, for the layers since the output before, "
-        "relative to the recipe: the step along its own loss, the step along all losses, the weight decay"
-    )
-    made = table(title, "output", "depth", "parameters", "MACs", "lambda", "own step", "all steps", "decay")
-    for o in plan.outputs:
-        multipliers = (f"{o.weight:.4f}", f"{o.step:.3f}", f"{o.steps_above:.3f}", f"{o.decay:.3f}")
-        made.add_row(str(o.output), str(o.depth), count(o.params), count(o.macs), *multipliers)
-    return made
-
-
 def table(title: str, *columns: str) -> Table:
-    """An empty table, its columns to the right."""
+    """An empty table with right-aligned columns."""
     made = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
     for column in columns:
         made.add_column(column, justify="right")
@@ -164,7 +132,7 @@ def table(title: str, *columns: str) -> Table:
 
 
 def print_table(console: Console, table: Table) -> None:
-    """A table; where the terminal is too narrow for one, first with its heads broken, else row by row in words."""
+    """Print a table; where the terminal is narrow, with its heads broken into lines, or else row by row, in words."""
 
     def fits() -> bool:
         return Measurement.get(console, console.options.update(width=10_000), table).maximum <= console.width
@@ -181,8 +149,3 @@ def print_table(console: Console, table: Table) -> None:
     for row in zip(*(column.cells for column in table.columns), strict=True):
         told = zip(heads, map(str, row), strict=True)
         print_line(console, f"- {', '.join(f'{head} {cell}'.strip() for head, cell in told if cell)}")
-
-
-def count(number: int) -> str:
-    """Exact, with thousands apart."""
-    return f"{number:,}"

@@ -75,8 +75,7 @@ def study(words: list[str]) -> int:
     screen.load_torch()
     from auxnet.machine import keep_freed_memory
     from auxnet.processes import check_count
-    from auxnet.studies.checking import check_claims, check_data_found, check_variants
-    from auxnet.studies.keeping import check_folder
+    from auxnet.studies.checking import check_claims, check_data_found, check_folder, check_variants
     from auxnet.studies.ledger import findings_of
     from auxnet.studies.running import check_data, is_done, left_of, train, under_way
     from auxnet.studies.study_page import write_findings

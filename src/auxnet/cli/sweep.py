@@ -14,7 +14,7 @@ from tyro.conf import FlagCreatePairsOff, UseAppendAction
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRecipe, parse, parse_over, value_of
 from auxnet.recipe import Recipe, read_recipe
-from auxnet.sweeps.settings import SEARCH_KEYS, Sampler
+from auxnet.sweeps.settings import SEARCH_KEYS, Sampler, is_sweep
 from auxnet.sweeps.space import space_from_words, written
 from auxnet.words import command, duration, per_cent, plural
 
@@ -109,7 +109,7 @@ def sweep(words: list[str]) -> int:
 def _begun(words: list[str]) -> Settings | None:
     """What the sweep in --out was begun with, if there is one."""
     out = value_of("--out", words)
-    if out is None or "--show" in words or not (Path(out) / "study.txt").is_file():
+    if out is None or "--show" in words or not is_sweep(Path(out)):
         return None
     screen.load_torch()
     from auxnet.sweeps.trials import open_sweep

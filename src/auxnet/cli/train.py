@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+from rich.table import Table
 from tyro.conf import FlagCreatePairsOff
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRecipe, parse_with_recipe, value_of
 from auxnet.recipe import WHERE, Recipe, folder_name, read_run_recipe, words_of
-from auxnet.words import command, duration, plural
+from auxnet.words import command, duration, per_cent, plural
 
 if TYPE_CHECKING:
+    from auxnet.plan import Plan as Planned
     from auxnet.progress import Progress
 
 
@@ -96,7 +100,7 @@ def train(words: list[str]) -> None:
         return
     if not began:
         screen.print_line(console, "it was finished already: nothing was left to train")
-    screen.show_tables(console, run.summary, run.summary["epochs"])
+    _show_outputs(console, run.summary, run.summary["epochs"])
     data, device = run.summary["data"], run.summary["device"]
     images = f"{data['train']:,} training, {data['val']:,} validation and {data['test']:,} test images"
     least = min(row["val_error"] for row in run.summary["last"])
@@ -123,7 +127,7 @@ def plan(words: list[str]) -> None:
     console = screen.console()
     with screen.working("reading the data and measuring a few steps"):
         planned = work_out(options.recipe)
-    screen.print_table(console, screen.plan_table(planned))
+    screen.print_table(console, _plan_table(planned))
     images = f"{planned.train:,} training, {planned.val:,} validation and {planned.test:,} test images"
     total = f"{duration(planned.seconds_per_epoch)} an epoch, {duration(planned.seconds)} in all"
     measured = f"measured just now, from {'one step' if planned.measured_steps == 1 else 'a few steps'}"
@@ -134,8 +138,40 @@ def plan(words: list[str]) -> None:
         screen.print_line(console, f"warning: {warning}")
 
 
+def _show_outputs(console: Console, tables: dict[str, Any], epochs: dict[str, int]) -> None:
+    """The ladder after the last epoch, and after the best on validation where that is another."""
+    last, best = epochs["last"], epochs["best"]
+    screen.print_table(console, _outputs_table(tables["last"], f"after epoch {last}, the last"))
+    if best != last:
+        screen.print_table(
+            console, _outputs_table(tables["best"], f"after epoch {best}, the best by mean validation error")
+        )
+
+
+def _outputs_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
+    """The ladder: one line per output of a finished run."""
+    made = screen.table(title, "output", "depth", "parameters", "MACs", "val. error", "test error")
+    for row in rows:
+        errors = (per_cent(row["val_error"]), per_cent(row["test_error"]))
+        made.add_row(str(row["output"]), str(row["depth"]), f"{row['params']:,}", f"{row['macs']:,}", *errors)
+    return made
+
+
+def _plan_table(planned: Planned) -> Table:
+    """One line per planned output, shallow to deep."""
+    title = (
+        "cost of each output alone; the weight of its loss (lambda); and, for the layers since the output before, "
+        "relative to the recipe: the step along its own loss, the step along all losses, the weight decay"
+    )
+    made = screen.table(title, "output", "depth", "parameters", "MACs", "lambda", "own step", "all steps", "decay")
+    for o in planned.outputs:
+        multipliers = (f"{o.weight:.4f}", f"{o.step:.3f}", f"{o.steps_above:.3f}", f"{o.decay:.3f}")
+        made.add_row(str(o.output), str(o.depth), f"{o.params:,}", f"{o.macs:,}", *multipliers)
+    return made
+
+
 def _replaced(recipe: Recipe, out: Path) -> str | None:
-    """In a line, what the run in a folder says other than the recipe that is to replace it; where it ran left out."""
+    """A line on the fields in which a run differs from the recipe that is to replace it; None if in none, or no run."""
     from auxnet.rundir import located
 
     try:

@@ -59,10 +59,7 @@
           ...marker, symbol: ends.map((end) => (end ? "circle-open" : "circle")),
           size: ends.map((end) => (end ? 11 : 6)), line: { color: marker.color, width: 2 },
         },
-        error_y: {
-          type: "data", symmetric: false, thickness: 1, width: 3,
-          array: rows.map((row) => row.high - row.accuracy), arrayminus: rows.map((row) => row.accuracy - row.low),
-        },
+        error_y: bars(rows, "accuracy", 1, { thickness: 1, width: 3 }),
         hovertemplate: "layer %{x}: %{y:.1%}<extra>%{fullData.name}</extra>",
       };
     });

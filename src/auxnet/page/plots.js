@@ -58,6 +58,13 @@ function axis(title, more = {}) {
     ...more,
   };
 }
+// Error bars from each row's low to its high, about its `key`.
+function bars(rows, key, scale, look) {
+  return {
+    type: "data", symmetric: false, ...look, array: rows.map((row) => scale * (row.high - row[key])),
+    arrayminus: rows.map((row) => scale * (row[key] - row.low)),
+  };
+}
 const epochAxis = (last) => axis("epoch", { dtick: Math.max(1, Math.round(last / 10)) }); // no tick between two epochs
 // The ticks of a logarithmic axis between two powers of ten, more of them where it is short.
 function decades([low, high]) {

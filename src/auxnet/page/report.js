@@ -27,6 +27,8 @@
 
   // ---- colours --------------------------------------------------------------------------------------------------
   function ofOutput(k, K) { return along(K > 1 ? k / (K - 1) : 1); }
+  // Of output k of run r: a colour for each run, or for each output where there is one run.
+  function colourOf(r, k, K) { return several ? shade(r) : ofOutput(k, K); }
   function faded(rgb, alpha) {
     const parts = rgb.startsWith("#") ? [1, 3, 5].map((i) => parseInt(rgb.slice(i, i + 2), 16)) : rgb.match(/\d+/g);
     return `rgba(${parts.slice(0, 3).join(",")},${alpha})`;
@@ -184,11 +186,7 @@
   // The Pareto front of a run, and its outputs: two markers each, with their intervals; `aside` is where test is drawn.
   function tracesOfRun(r, index, key, aside) {
     const K = r.outputs.length, best = front(r.outputs, key), name = safe(r.name);
-    const colours = r.outputs.map((_, k) => (several ? shade(index) : ofOutput(k, K)));
-    const bars = (e, c) => ({
-      type: "data", symmetric: false, array: [100 * (e.high - e.error)], arrayminus: [100 * (e.error - e.low)],
-      color: c, thickness: 1.6, width: 4,
-    });
+    const colours = r.outputs.map((_, k) => colourOf(index, k, K));
     const traces = [{
       x: best.map((o) => o[key]), y: best.map((o) => 100 * o.val.error), mode: "lines", hoverinfo: "skip",
       name: several ? name : "Pareto front (validation)", legendgroup: `run${index}`, showlegend: !several,
@@ -200,7 +198,9 @@
     for (const [set, open] of [["test", true], ["val", false]])
       r.outputs.forEach((o, k) => traces.push({
         x: [open ? aside(o[key]) : o[key]], y: [100 * o[set].error], mode: "markers",
-        error_y: bars(o[set], open ? faded(colours[k], 0.55) : colours[k]),
+        error_y: bars([o[set]], "error", 100, {
+          color: open ? faded(colours[k], 0.55) : colours[k], thickness: 1.6, width: 4,
+        }),
         text: [hovered(r, o)], hovertemplate: "%{text}<extra></extra>",
         name: several ? name : open ? "test" : "validation", legendgroup: several ? `run${index}` : set,
         showlegend: several ? !open && k === K - 1 : k === K - 1,
@@ -232,7 +232,7 @@
     const shapes = [], cut = limit[key];
     const notes = shown.flatMap(({ r, index }) => r.outputs.map((o, k) => ({
       x: place(o[key]), y: 100 * o.val.error, text: `<b>${o.output}</b>`, showarrow: false, xanchor: "right",
-      xshift: -15, font: { color: several ? shade(index) : ofOutput(k, r.outputs.length), size: 13 },
+      xshift: -15, font: { color: colourOf(index, k, r.outputs.length), size: 13 },
     })));
     if (cut !== undefined && cut !== Infinity) {
       const edge = Math.max(place(cut), range[0]);
@@ -259,7 +259,6 @@
       yaxis: axis("error (%)", { range: [-0.03 * top, top] }), shapes, annotations: notes,
     }, `Error against ${kind.title} with 95 percent intervals: ${said.join("; ")}`);
     byId("front-note").textContent = frontNote();
-    return undefined;
   }
   function frontNote() {
     const { val, test } = run().outputs[0];
@@ -283,7 +282,7 @@
       return r.curves.outputs.map((o, k) => ({ o, k })).filter(({ o }) => drawn(o)).map(({ o, k }) => ({
         x: r.curves.epochs, y: o[key].map(scaled), mode: r.curves.epochs.length > 1 ? "lines" : "markers",
         line: {
-          color: several ? shade(index) : ofOutput(k, K), width: k === K - 1 ? 2.6 : 1.9,
+          color: colourOf(index, k, K), width: k === K - 1 ? 2.6 : 1.9,
           dash: dash(several ? index : K - 1 - k),
         },
         name: several ? `${safe(r.name)}, output ${o.output}` : `output ${o.output} (depth ${o.depth})`,
@@ -304,7 +303,6 @@
       xaxis: epochAxis(r.epochs.last), shapes, hovermode: "x unified",
       yaxis: axis(words[key], { type: state.scale, rangemode: state.scale === "linear" ? "tozero" : "normal" }),
     }, `Learning curves: ${words[key]} after each epoch. ${ends.join("; ")}`);
-    return undefined;
   }
   function learningNote(r) {
     const said = [], open = D.runs.filter((each) => !each.finished);
@@ -349,7 +347,7 @@
     r.outputs.forEach((o, k) => traces.push({
       x: [o.macs], y: [100 * o.val.error], mode: "markers", name: `${name}one output alone`,
       showlegend: k === K - 1, hovertemplate: `${alone(o)}<extra></extra>`,
-      marker: { size: 11, symbol: `${symbol(k)}-open`, line: { width: 2 }, color: several ? c : ofOutput(k, K) },
+      marker: { size: 11, symbol: `${symbol(k)}-open`, line: { width: 2 }, color: colourOf(index, k, K) },
     }));
     const e = r.exits.solved;
     if (e)
@@ -361,10 +359,7 @@
         x: [e.test_macs], y: [100 * e.test.error], mode: "markers", name: `${name}exits.json on test`, text: [said(e)],
         hovertemplate: "exits.json: %{text}<extra></extra>",
         marker: { size: 11, symbol: "x-thin", line: { width: 2.4, color: c } },
-        error_y: {
-          type: "data", symmetric: false, color: c, thickness: 1.4, width: 3,
-          array: [100 * (e.test.high - e.test.error)], arrayminus: [100 * (e.test.error - e.test.low)],
-        },
+        error_y: bars([e.test], "error", 100, { color: c, thickness: 1.4, width: 3 }),
       });
     return traces;
   }
@@ -408,7 +403,7 @@
       return absent("calibration-plot", missing());
     }
     const { bins, calibration_error: error } = r.calibration[place];
-    const c = several ? shade(state.run) : ofOutput(place, r.outputs.length);
+    const c = colourOf(state.run, place, r.outputs.length);
     const most = Math.max(...bins.map((b) => b.count));
     const sure = (b) => `sure ${percent(b.confidence, 1)}, right ${percent(b.accuracy, 1)}<br>${b.count} images`;
     show("calibration-plot", [
@@ -425,11 +420,7 @@
         x: bins.map((b) => 100 * b.confidence), y: bins.map((b) => 100 * b.accuracy), mode: "lines+markers",
         cliponaxis: false,
         name: `output ${o.output}`, line: { color: c, width: 2 }, marker: { size: 9, color: c, symbol: symbol(place) },
-        error_y: {
-          type: "data", symmetric: false, color: c, thickness: 1.4, width: 3,
-          array: bins.map((b) => 100 * (b.high - b.accuracy)),
-          arrayminus: bins.map((b) => 100 * (b.accuracy - b.low)),
-        },
+        error_y: bars(bins, "accuracy", 100, { color: c, thickness: 1.4, width: 3 }),
         text: bins.map(sure), hovertemplate: "%{text}<extra></extra>",
       },
     ], {
@@ -442,7 +433,6 @@
       `Output ${o.output}, test, n = ${exact(o.test.images)}: expected calibration error ${percent(error)} (15 equal ` +
       `bins), log-loss ${o.test.loss.toFixed(3)} nats. On the dashed line, it is as right as it is sure; below it, ` +
       "it is too sure. Bars: 95 % intervals.";
-    return undefined;
   }
   function showPairs(pairs, names) {
     byId("pairs").replaceChildren();
@@ -502,7 +492,6 @@
     byId("confusion-note").textContent =
       `Output ${o.output}, test, n = ${exact(o.test.images)}, error ${percent(o.test.error)}. Only mistakes are ` +
       `coloured, by their share of the true class${grey}.`;
-    return undefined;
   }
   function showGallery() {
     const r = run(), list = byId("images");

@@ -57,10 +57,9 @@ def cached(files: Sequence[Path | str], key: str, read: Callable[[], Arrays]) ->
 def entry(files: Sequence[Path | str], key: str, make: Callable[[Path], Made], large: bool = False) -> Entry:
     """The entry of these files and this key; where there is none, of what `make` gives: arrays and facts.
 
-    A `large` entry is more than arrays: `make` writes the rest into the folder that it is given, and the entry is
-    of no use outside the cache. Others are done without a cache that cannot be written to, which here is an OSError.
-    The cache is $AUXNET_CACHE, or else ~/.cache/auxnet. When an entry is added, those go that were not used for
-    `KEPT_DAYS`. Raises FileNotFoundError for a file that is not there.
+    A `large` entry also has files, which `make` writes into the folder given. If the cache cannot be written, a large
+    entry raises OSError; any other is returned uncached. The cache is $AUXNET_CACHE, or else ~/.cache/auxnet. Whenever
+    an entry is added, those not used for `KEPT_DAYS` are removed. Raises FileNotFoundError for a file that is gone.
     """
     home = Path(os.environ.get("AUXNET_CACHE") or "~/.cache/auxnet").expanduser()
     place = home / _digest(files, key)
@@ -93,9 +92,9 @@ def _recalled(place: Path) -> Entry:
     about = json.loads((place / "about.json").read_text())
     if about.pop("seal") != _seal(about):  # a list of arrays that lost some would still agree with their checksums
         raise ValueError(f"{place} is damaged")
-    arrays = {name: np.load(place / f"{name}.npy", allow_pickle=False) for name in about["crc32"]["arrays"]}
+    arrays = {name: np.load(place / f"{name}.npy", allow_pickle=False) for name in about["crc32"]}
     sizes = {name: (place / name).stat().st_size for name in about["sizes"]}
-    if sizes != about["sizes"] or _checksums(arrays, about["facts"]) != about["crc32"]:
+    if sizes != about["sizes"] or _checksums(arrays) != about["crc32"]:
         raise ValueError(f"{place} is damaged")
     return Entry(place, arrays, about["facts"])
 
@@ -112,7 +111,7 @@ def _kept(place: Path, make: Callable[[Path], Made]) -> Entry:
         sizes = {file.name: file.stat().st_size for file in half.iterdir()}
         for name, array in arrays.items():
             np.save(half / f"{name}.npy", array, allow_pickle=False)
-        about = {"facts": facts, "sizes": sizes, "crc32": _checksums(arrays, facts)}
+        about = {"facts": facts, "sizes": sizes, "crc32": _checksums(arrays)}
         (half / "about.json").write_text(json.dumps({**about, "seal": _seal(about)}))
         shutil.rmtree(place, ignore_errors=True)  # a damaged one, if any
         os.replace(half, place)
@@ -128,7 +127,7 @@ def used(place: Path) -> None:
 
 
 def _prune(home: Path) -> None:
-    """Remove what was not used for `KEPT_DAYS`, but for what a process makes right now."""
+    """Remove the entries not used for `KEPT_DAYS`, except those that a process makes right now."""
     long_ago = time.time() - KEPT_DAYS * _DAY
     for place in home.iterdir():
         with suppress(OSError, Timeout):  # another process removes it, or makes it
@@ -139,7 +138,7 @@ def _prune(home: Path) -> None:
 
 
 def _is_entry(place: Path) -> bool:
-    """Whether a folder is of this cache, whole or half made: $AUXNET_CACHE may be shared with others."""
+    """Whether a folder is an entry, whole or half made: $AUXNET_CACHE may hold folders of others."""
     return (place / "about.json").is_file() or [path.name for path in place.iterdir()] in ([], ["entry"])
 
 
@@ -147,16 +146,13 @@ def _seal(about: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(about, sort_keys=True).encode())
 
 
-def _checksums(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "arrays": {name: zlib.crc32(np.ascontiguousarray(array).data) for name, array in arrays.items()},
-        "facts": zlib.crc32(json.dumps(facts).encode()),
-    }
+def _checksums(arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    return {name: zlib.crc32(np.ascontiguousarray(array).data) for name, array in arrays.items()}
 
 
 @contextmanager
 def _alone(place: Path) -> Iterator[None]:
-    """Within, no other process makes this entry; where the cache cannot be written to, none could keep it."""
+    """Within, no other process makes this entry. There is no lock where the cache cannot be written to."""
     lock = FileLock(f"{place}.lock")
     with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,4 @@
-"""Folders of images: the files in them, and which of those in one are splits and which are classes.
-
-Nothing is read here but names.
-"""
+"""Folders of images: the files in them, which of those in one are splits and which are classes; and their images."""
 
 from __future__ import annotations
 
@@ -9,8 +6,15 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+
+import numpy as np
+
+from auxnet.reading.arrays import Arrays, Pixels
+from auxnet.reading.encoded import Files
+from auxnet.reading.pictures import decode, decoded_bytes, stack
 
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 IMAGE_SUFFIXES = frozenset({*_JPEG_SUFFIXES, ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -21,7 +25,7 @@ _BESIDE = frozenset(  # what lies beside images and is none: notes, labels, what
     {"", ".txt", ".md", ".rst", ".pdf", ".html", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml"}
     | {".db", ".ini", ".log", ".py", ".ipynb"}
 )
-_SPLITS = {"train": "train", "test": "test", "val": "val", "validation": "val", "valid": "val"}
+SPLITS = {"train": "train", "test": "test", "val": "val", "validation": "val", "valid": "val"}
 _LIKE_SPLIT = re.compile(  # seg_train, test2017, trainset, TestImages; but no strainer, no trainers
     r"(?<![a-z])(train(ing)?|test(ing)?|val(id(ation)?)?|dev|eval(uation)?)(data)?(set|images?|imgs?)?(?![a-z])"
 )
@@ -56,8 +60,8 @@ def _files(folder: Path) -> Iterator[tuple[str, str]]:
 def paths_and_others(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> tuple[list[str], Counter[str]]:
     """The image files of `_files`, sorted, as texts: a tenth of the memory of paths.
 
-    Beside them, how many files there are of each suffix that may be pictures in unknown forms. A link of an image that
-    leads nowhere is among those found, for whoever reads it to say so.
+    Beside them, how many files there are of each suffix that may be pictures in unknown forms. A link to an image that
+    is not there is among the image files: whoever reads it says so.
     """
     found, others = [], Counter[str]()
     for path, suffix in _files(folder):
@@ -74,7 +78,7 @@ def _holds_images(folder: Path) -> bool:
 
 
 def leads_nowhere(path: str) -> bool:
-    """Whether a path is a link to nothing: not one to what may not be read, or in a circle."""
+    """Whether a path is a link whose target does not exist; one that may not be read, or links in a circle, may."""
     try:
         os.stat(path)
     except FileNotFoundError:
@@ -98,7 +102,7 @@ def split_homes(folder: Path) -> dict[str, Path]:
     Raises ValueError where that cannot be told.
     """
     below = subfolders(folder)
-    named = {home: split for home in below if (split := _SPLITS.get(home.name.lower()))}
+    named = {home: split for home in below if (split := SPLITS.get(home.name.lower()))}
     homes = {split: home for home, split in named.items()}
     if "train" not in homes or not subfolders(homes["train"]):
         _refuse_splits_as_classes(folder, below)
@@ -130,15 +134,14 @@ def _refuse_split_left_out(folder: Path, homes: Mapping[str, Path], lacking: set
 def _refuse_splits_as_classes(folder: Path, below: Sequence[Path]) -> None:
     """Raise ValueError where folders that would be classes look like splits, or hold them.
 
-    If all are called like splits, one of them for training or by a split's very name, they are splits; else one called
-    so is if there are folders of the same name in it and in another that is called so, or two of the same names in any
-    other.
+    Folders named like splits are refused if all are, and one is named for training or exactly as a split. Otherwise one
+    is refused that has a folder of the same name in it as another of them, or two of the same names as any folder.
     """
     if len(below) == 1 and any(_like_split(each) for each in subfolders(below[0])):
         raise ValueError(f"{folder} holds one folder only, and the splits lie in that: give {below[0]}")
     alike = [home for home in below if _like_split(home)]
     called = [home.name.lower() for home in alike]
-    all_splits = len(alike) == len(below) and any(name in _SPLITS or "train" in name for name in called)
+    all_splits = len(alike) == len(below) and any(name in SPLITS or "train" in name for name in called)
     for home in alike:
         names = _names_below(home)
         for other in below:
@@ -151,12 +154,60 @@ def _refuse_splits_as_classes(folder: Path, below: Sequence[Path]) -> None:
 
 
 def _like_split(home: Path) -> bool:
-    """Whether a folder is called like a split, if among other words."""
+    """Whether the name of a folder is, or holds, a word for a split."""
     return bool(_LIKE_SPLIT.search(re.sub("(?<=[a-z])(?=[A-Z])", " ", home.name).lower()))
 
 
 def _names_below(home: Path) -> set[str]:
-    """The names of the folders in a folder, and of those in an only one: training_set/training_set/cat."""
+    """The names of the folders in a folder; if it holds only one, also of those in that: set/training_set/cat."""
     below = subfolders(home)
     deeper = subfolders(below[0]) if len(below) == 1 else []
     return {each.name for each in (*below, *deeper)}
+
+
+# ---- read ------------------------------------------------------------------------------------------------------
+
+
+def folder_files(folder: Path) -> Files:
+    """The image files of a folder that holds one folder per class; classes and files in sorted order.
+
+    Hidden files are ignored, links to nothing left out. Raises FileNotFoundError where there are no images.
+    """
+    homes, paths, labels, others = subfolders(folder), [], [], Counter[str]()
+    left_out: list[str] = []
+    for label, home in enumerate(homes):
+        found, beside = paths_and_others(home)
+        lost = set(filter(leads_nowhere, found))
+        left_out += [f"{path}: a link to nothing, fetch it" for path in sorted(lost)]
+        paths += [os.fsencode(path) for path in found if path not in lost]
+        labels += [label] * (len(found) - len(lost))
+        others += beside
+    if not paths:
+        but = f" ({left_out[0]})" if left_out else f" ({passed_over(others)})" if others else ""
+        raise FileNotFoundError(f"{folder}: no images in folders named by class, as in {folder}/cat/1.png{but}")
+    classes = tuple(home.name for home in homes)
+    return Files(np.array(paths), np.array(labels, np.int64), classes, others, tuple(left_out))
+
+
+def class_folders(files: Files, image_size: int | None = None) -> Arrays:
+    """The images of class folders (`folder_files`).
+
+    Images are turned upright by their EXIF tag and made red-green-blue, transparency dropped; where every
+    image is grey they stay grey (C = 1). With `image_size` the shorter side is brought to that many pixels
+    and the middle square cut out; without, all images must have one size. Images that cannot be read are left out.
+
+    Raises ValueError for images of different sizes, RuntimeError if no image can be read.
+    """
+    images, kept, left_out = stack(_pictures(files, image_size), len(files.paths), files.name(0))
+    return Arrays(images, files.labels[kept], files.classes, left_out)
+
+
+def bytes_of(files: Files, image_size: int | None) -> int:
+    """The memory that the images of these files would take, if all are coloured; 0 if none can be read."""
+    pictures = (picture for _, picture in _pictures(files, image_size))
+    return decoded_bytes(len(files.paths), pictures, image_size)
+
+
+def _pictures(files: Files, image_size: int | None) -> Iterator[tuple[str, Callable[[], Pixels]]]:
+    names = (files.name(index) for index in range(len(files.paths)))
+    return ((name, partial(decode, name, name, image_size)) for name in names)

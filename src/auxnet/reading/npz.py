@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auxnet.reading.arrays import Arrays, Pixels, check_unpacked, labels_of, reading
+from auxnet.reading.folders import SPLITS
 
 KINDS = {"images": "images", "image": "images", "x": "images", "labels": "labels", "label": "labels", "y": "labels"}
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 RULE = "train_images and train_labels, x_train and y_train, or images and labels"
 
 
@@ -55,18 +55,18 @@ def _meaning(name: str) -> tuple[str, str]:
     return kinds.pop(), splits.pop() if splits else "train"
 
 
-def npz(file: Path, arrays: dict[str, str]) -> Arrays:
+def read(file: Path, arrays: dict[str, str]) -> Arrays:
     """One of the splits of `npz_splits`: images uint8 [N, H, W], [N, H, W, C] or [N, C, H, W], labels [N] or [N, 1].
 
     Labels are whole numbers from 0 or texts; without `classes` the distinct ones, in order, name the classes.
     Raises RuntimeError for a file that is damaged or holds anything else.
     """
-    with reading(file, ".npz file"):
-        _check_sizes(file)
-        with np.load(file, allow_pickle=False) as archive:
-            images, labels = (np.asarray(archive[arrays[kind]]) for kind in ("images", "labels"))
-            names = archive["classes"].ravel().tolist() if "classes" in archive.files else []
-            classes = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
+    with reading(file, ".npz file"), np.load(file, allow_pickle=False) as archive:
+        unpacked = sum(member.file_size for member in archive.zip.infolist())  # no more than is declared is given
+        check_unpacked(unpacked, file.stat().st_size)
+        images, labels = (np.asarray(archive[arrays[kind]]) for kind in ("images", "labels"))
+        names = archive["classes"].ravel().tolist() if "classes" in archive.files else []
+        classes = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
     where = f"{file}: {arrays['images']}"
     pixels = _pixels(images, where)
     if labels.shape not in ((len(pixels),), (len(pixels), 1)):
@@ -89,11 +89,3 @@ def _pixels(images: NDArray[Any], where: str) -> Pixels:
         rule = "[N, H, W], [N, H, W, 3] or [N, 3, H, W]"
         raise RuntimeError(f"{where} must be images {rule}, at least one, is {[*images.shape]}")
     return np.ascontiguousarray(images)
-
-
-def _check_sizes(file: Path) -> None:
-    """Raise ValueError for a file that would unpack to far more than it is."""
-    size = file.stat().st_size
-    with zipfile.ZipFile(file) as archive:
-        unpacked = sum(member.file_size for member in archive.infolist())  # zipfile gives no more than is declared
-    check_unpacked(unpacked, size)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -44,7 +44,7 @@ def decode(file: Path | str | io.BytesIO, where: str, image_size: int | None) ->
     which gives nearly the same pixels in a fraction of the time and the memory. Raises RuntimeError for an image that
     cannot be read.
     """
-    with reading(where, "image"), _quietly():
+    with reading(where, "image"), warnings.catch_warnings(action="ignore"):
         if image_size is None:
             return _pixels(_plain(file, None)[0])
         size = (image_size, image_size)
@@ -52,14 +52,17 @@ def decode(file: Path | str | io.BytesIO, where: str, image_size: int | None) ->
 
 
 def decode_for(size: tuple[int, int], file: Path | str, where: str) -> tuple[Pixels, tuple[int, int]]:
-    """An image as by `decode`, for `fitted` to bring to this size (H, W) yet; and (H, W) of what the file holds."""
-    with reading(where, "image"), _quietly():
+    """An image decoded as by `decode` for this size (H, W), to which `fitted` brings it; and (H, W) as in the file."""
+    with reading(where, "image"), warnings.catch_warnings(action="ignore"):
         plain, own = _plain(file, size)
         return _pixels(plain), own
 
 
 def _plain(file: Path | str | io.BytesIO, size: tuple[int, int] | None) -> tuple[Any, tuple[int, int]]:
-    """A PIL image upright, L or RGB, no smaller than twice this size (H, W) if it is reduced; its own (H, W)."""
+    """A PIL image, upright, L or RGB, and (H, W) as in the file.
+
+    Given a size (H, W), a JPEG may be decoded at a reduced scale, to no less than twice that.
+    """
     with _opened(file) as image:
         scans = _scans(image) if image.format in ("JPEG", "MPO") else 0
         if scans > MOST_SCANS:
@@ -88,14 +91,14 @@ def _check_pixels(size: tuple[int, int]) -> None:
 def upright(image: Any) -> Any:
     """A PIL image turned upright by its EXIF tag, grey (L) or red-green-blue, its transparency dropped.
 
-    Raises ValueError for pixels of which it is not known what is white.
+    Raises ValueError for pixels whose range is not known: which value is white?
     """
     from PIL import Image
 
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise ValueError(f"mode {image.mode!r} has no known range: save it with 8 bits per channel")
     image.load()
-    turn = _TURNS.get(image.getexif().get(_ORIENTATION))  # ImageOps.exif_transpose writes EXIF anew, and fails if odd
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION))  # ImageOps.exif_transpose fails on odd EXIF
     turned = image if turn is None else image.transpose(Image.Transpose[turn])
     if turned.mode.startswith("I"):  # 16 bits: keep the upper 8
         turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
@@ -136,7 +139,7 @@ def stack(
 ) -> tuple[Pixels, NDArray[np.int64], tuple[str, ...]]:
     """At most `count` images, each with its name, as one array [n, H, W, C]: C = 1 if all are grey.
 
-    Beside them the positions of those n, int64 [n], and of the others, which are damaged, the errors.
+    Beside it the positions of those n among all, int64 [n], and the errors of the others, which are damaged.
 
     Raises ValueError for images of different sizes, RuntimeError if there is none that can be read.
     """
@@ -186,8 +189,9 @@ def check_size(shape: tuple[int, ...], where: str, wanted: tuple[int, ...], firs
 
 
 def damage(error: RuntimeError) -> str:
-    """What an image says that cannot be read. One that the system refuses, or has no room for, is not damaged: its
-    error goes on.
+    """What is said of an image that cannot be read.
+
+    An error of the system's, such as a lack of memory or of permission, says nothing of the image, and is raised again.
     """
     cause = error.__cause__
     if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno is not None):
@@ -225,13 +229,6 @@ def _opened(file: Path | str | io.BytesIO) -> Any:
         raise ValueError(f"{str(error).rstrip('.')}: make it smaller") from None
     except UnidentifiedImageError:  # PIL's own words hold an address in memory
         raise ValueError("none of its forms, or too short") from None
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _fit(image: Any, size: tuple[int, int]) -> Any:

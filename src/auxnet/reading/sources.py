@@ -1,10 +1,11 @@
 """Where the files of a data set lie: in a folder of the caller's, or fetched from the Hugging Face hub.
 
-Nothing is read here but names; each split found comes with the reader that fits its form.
+Each split that is found comes with the reader that fits its form.
 """
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import warnings
@@ -12,13 +13,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from auxnet.errors import first_line
-from auxnet.reading import cifar, formats, npz, rows
+from auxnet.reading import cifar, folders, npz, parquet, svhn
 from auxnet.reading.arrays import Arrays
+from auxnet.reading.cache import cached
 from auxnet.reading.encoded import Encoded, Files
 from auxnet.reading.folders import passed_over, split_homes, subfolders
 from auxnet.reading.pictures import DECODER
@@ -38,19 +41,27 @@ class Part:
     """One split as it lies on disk: its files, and how to read them."""
 
     files: Sequence[Path | str]
-    read: Callable[[], Arrays]
-    key: str
+    reader: Callable[..., Arrays]
+    """takes an `image_size` where the images lie `encoded`"""
+    form: str
     """what, beside the files, the arrays depend on"""
     encoded: Callable[[], Encoded] | None = None
-    """its images left on disk, where they can be reached one by one"""
-    decoded_bytes: Callable[[], int] = int
-    """the memory that its images take, where they may be too many"""
+    """its images left on disk, where they lie there encoded and can be reached one by one"""
+    decoded_bytes: Callable[[int | None], int] = lambda image_size: 0
+    """the memory that such images take at an `image_size`"""
     left_out: tuple[str, ...] = ()
     """the images that are not among the files, each as "where: why" """
 
+    def read(self, image_size: int | None) -> Arrays:
+        """Its arrays, from the cache if they are there: encoded images at this size, all others at their own."""
+        reader, key = self.reader, self.form
+        if self.encoded:
+            reader, key = partial(reader, image_size=image_size), f"{key} {image_size} {DECODER}"
+        return cached(self.files, key, reader) if self.files else reader()
+
 
 def located(name: str, data_dir: str | None) -> tuple[str, str | None]:
-    """The same data set named so that it is found from any folder, and without AUXNET_DATA, where that was used."""
+    """Name and data_dir by which the same data set is found from any folder, whatever AUXNET_DATA is there."""
     folder, root = Path(name).expanduser(), _root(data_dir)
     if name == "digits" or (name.startswith("hf:") and not ((copy := _copy(name, root)) and copy.is_dir())):
         return name, data_dir
@@ -59,7 +70,7 @@ def located(name: str, data_dir: str | None) -> tuple[str, str | None]:
     return name, str(root.resolve()) if root else None
 
 
-def find(name: str, data_dir: str | Path | None, image_size: int | None) -> dict[str, Part]:
+def find(name: str, data_dir: str | Path | None) -> dict[str, Part]:
     """The splits of the data set `name` on disk, fetched from the hub if need be: "train" at least.
 
     Raises ValueError for a name that cannot be, FileNotFoundError for data that is not there.
@@ -71,10 +82,25 @@ def find(name: str, data_dir: str | Path | None, image_size: int | None) -> dict
         what = "data_dir" if data_dir else "AUXNET_DATA"
         raise FileNotFoundError(f"{what} {root} is not a folder: give the one that holds the data")
     if on_hub:
-        return _of_the_hub(name, root, image_size)
+        return _of_the_hub(name, root)
     if name == "digits":
-        return {"train": Part([], formats.digits, "digits")}
-    return _named_set(name, root, image_size) if name in NAMES else _path(name, root, image_size)
+        return {"train": Part([], digits, "digits")}
+    return _named_set(name, root) if name in NAMES else _path(name, root)
+
+
+def digits() -> Arrays:
+    """The 1797 handwritten digits that come with scikit-learn, [1797, 8, 8, 1]; 0..16 made 0..255.
+
+    Read from its file, for importing scikit-learn takes longer than an epoch on them. Raises FileNotFoundError where it
+    is not installed.
+    """
+    package = find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise FileNotFoundError("the digits come with scikit-learn, which is not installed: pip install scikit-learn")
+    with gzip.open(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", "rt") as file:
+        rows = np.loadtxt(file, delimiter=",", dtype=np.int64)  # 64 pixels and the class
+    images = np.rint(rows[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    return Arrays(images, rows[:, -1].copy(), tuple("0123456789"))
 
 
 def _root(data_dir: str | Path | None) -> Path | None:
@@ -83,14 +109,14 @@ def _root(data_dir: str | Path | None) -> Path | None:
     return Path(given).expanduser() if given else None
 
 
-def _path(name: str, root: Path | None, image_size: int | None) -> dict[str, Part]:
+def _path(name: str, root: Path | None) -> dict[str, Part]:
     """The splits of a folder or an .npz file, in this folder or below `root`."""
     for place in (Path(name).expanduser(), *([root / name] if root else [])) if name.strip() else ():
         if place.is_dir():
-            return _in_folder(place, image_size)
+            return _in_folder(place)
         if place.suffix == ".npz" and place.exists():
             return {
-                split: Part([], partial(npz.npz, place, arrays), f"npz {split}")
+                split: Part([], partial(npz.read, place, arrays), f"npz {split}")
                 for split, arrays in npz.npz_splits(place).items()
             }
         if place.exists():
@@ -101,7 +127,7 @@ def _path(name: str, root: Path | None, image_size: int | None) -> dict[str, Par
 
 
 def _not_found(name: str, root: Path | None) -> Exception:
-    """What is said of a name of which nothing is there."""
+    """The error for a name that matches no data set and no path."""
     places = " or ".join(map(str, [Path.cwd(), *([root] if root else [])]))
     where = "" if Path(name).expanduser().is_absolute() else f" in {places} (data_dir names the folder that holds it)"
     if os.sep in name or name.startswith((".", "~")):
@@ -114,13 +140,13 @@ def _not_found(name: str, root: Path | None) -> Exception:
     return ValueError(f"data {name!r} is neither a known data set nor a folder{hint}")
 
 
-def _named_set(name: str, root: Path | None, image_size: int | None) -> dict[str, Part]:
+def _named_set(name: str, root: Path | None) -> dict[str, Part]:
     """The splits of a named set, below `root` or else from the hub."""
     folders = [root / name, root] if root else []
-    found = (_named(name, folder, folder != root, image_size) for folder in folders)
+    found = (_named(name, folder, folder != root) for folder in folders)
     parts = next(filter(None, found), {})
     try:
-        parts = parts or _hub(name, _HUB[name], image_size)
+        parts = parts or _hub(name, _HUB[name])
     except FileNotFoundError as error:
         looked = " and ".join(map(str, folders)) or "no folder (data_dir and AUXNET_DATA are not set)"
         forms = ", ".join([*cifar.FORMS.get(name, ["train_32x32.mat"]), "train-*.parquet"])
@@ -134,13 +160,13 @@ def _named_set(name: str, root: Path | None, image_size: int | None) -> dict[str
     return parts
 
 
-def _of_the_hub(name: str, root: Path | None, image_size: int | None) -> dict[str, Part]:
+def _of_the_hub(name: str, root: Path | None) -> dict[str, Part]:
     """The splits of hf:owner/name[/config], below `root` or else from the hub."""
     copy = _copy(name, root)
     if copy is not None and copy.is_dir():
-        return _in_folder(copy, image_size)
+        return _in_folder(copy)
     try:
-        return _hub(name, name.removeprefix("hf:"), image_size)
+        return _hub(name, name.removeprefix("hf:"))
     except FileNotFoundError as error:
         looked = f"looked in {copy}, then " if copy is not None else ""
         repo = "/".join(name.removeprefix("hf:").split("/")[:2])
@@ -150,13 +176,13 @@ def _of_the_hub(name: str, root: Path | None, image_size: int | None) -> dict[st
 
 
 def _copy(name: str, root: Path | None) -> Path | None:
-    """Where hf:owner/name[/config] may lie below `root`: what is called `name` alone there may be other data."""
+    """Where a copy of hf:owner/name[/config] would lie: root/owner/name[/config]; root/name may be other data."""
     if root is None or not (match := re.fullmatch(f"hf:{_ADDRESS}", name)):
         return None
     return root / match[1] / match[2]
 
 
-def _named(name: str, folder: Path, below: bool, image_size: int | None) -> dict[str, Part]:
+def _named(name: str, folder: Path, below: bool) -> dict[str, Part]:
     """The splits of a named set in any of its own forms in `folder`; {} if there is none.
 
     Only a folder of its own is searched one folder `below`: elsewhere that may be another data set.
@@ -164,7 +190,7 @@ def _named(name: str, folder: Path, below: bool, image_size: int | None) -> dict
     if not folder.is_dir():
         return {}
     for home, deeper in ((folder / _HUB[name].split("/")[2], False), (folder, below)):
-        if parts := _complete(folder, _parquet_parts(home, image_size, deeper, extra=name == "svhn")):
+        if parts := _complete(folder, _parquet_parts(home, deeper, extra=name == "svhn")):
             return parts
     for form in cifar.FORMS.get(name, ()):
         source = folder / form
@@ -180,13 +206,13 @@ def _named(name: str, folder: Path, below: bool, image_size: int | None) -> dict
         names.pop("train", None)  # extra_32x32.mat by itself is not the training set
     for part in names:
         if mats := [mat for each in names[part] if (mat := folder / f"{each}_32x32.mat").is_file()]:
-            parts[part] = Part(mats, partial(formats.svhn, *mats), "mat")
+            parts[part] = Part(mats, partial(svhn.read, *mats), "mat")
     return _complete(folder, parts)
 
 
 def lies_in(name: str, root: Path) -> bool:
     """Whether a named set is found in a folder, in any of its own forms."""
-    return name == "digits" or any(_named(name, folder, folder != root, None) for folder in (root / name, root))
+    return name == "digits" or any(_named(name, folder, folder != root) for folder in (root / name, root))
 
 
 def _complete(folder: Path, parts: dict[str, Part]) -> dict[str, Part]:
@@ -197,40 +223,40 @@ def _complete(folder: Path, parts: dict[str, Part]) -> dict[str, Part]:
     return parts
 
 
-def _in_folder(folder: Path, image_size: int | None) -> dict[str, Part]:
+def _in_folder(folder: Path) -> dict[str, Part]:
     """The splits of a folder of parquet shards or of class folders, with a warning if it passes over other files."""
-    parts = _parquet_parts(folder, image_size)
+    parts = _parquet_parts(folder)
     shards_alone = not subfolders(folder) and any(folder.glob("*.parquet"))
     if "train" not in parts and (parts or shards_alone):
         raise FileNotFoundError(f"{folder} has parquet shards, but none named train-*.parquet")
     if parts:
         return parts
     homes = split_homes(folder)
-    found = {split: formats.folder_files(home) for split, home in homes.items()}
+    found = {split: folders.folder_files(home) for split, home in homes.items()}
     if others := sum((files.others for files in found.values()), Counter[str]()):
         warnings.warn(f"{folder}: {passed_over(others)}", stacklevel=2)
     counts = np.bincount(found["train"].labels, minlength=len(found["train"].classes))
     if empty := [name for name, count in zip(found["train"].classes, counts, strict=True) if not count]:
         but = " but links to nothing" if found["train"].left_out else ""
         raise ValueError(f"{homes['train'] / empty[0]} holds no image{but}: put some in, or remove the folder")
-    return {split: _folder_part(files, image_size) for split, files in found.items()}
+    return {split: _folder_part(files) for split, files in found.items()}
 
 
-def _folder_part(files: Files, image_size: int | None) -> Part:
+def _folder_part(files: Files) -> Part:
     """A split that lies in class folders."""
     return Part(
         [files.name(index) for index in range(len(files.paths))],
-        partial(formats.class_folders, files, image_size),
-        f"folders {image_size} {DECODER}",
+        partial(folders.class_folders, files),
+        "folders",
         lambda: files,
-        partial(formats.folder_bytes, files, image_size),
+        partial(folders.bytes_of, files),
         files.left_out,
     )
 
 
-def _parquet_parts(folder: Path, image_size: int | None, below: bool = True, extra: bool = False) -> dict[str, Part]:
+def _parquet_parts(folder: Path, below: bool = True, extra: bool = False) -> dict[str, Part]:
     """The splits that lie in a folder as parquet shards; with `extra`, shards of that name are for training too."""
-    shards = formats.parquet_splits(folder, below)
+    shards = parquet.shards_of(folder, below)
     if (more := shards.pop("extra", None)) and extra and "train" in shards:
         shards["train"] = [*shards["train"], *more]
     used = {file for files in shards.values() for file in files}
@@ -240,16 +266,16 @@ def _parquet_parts(folder: Path, image_size: int | None, below: bool = True, ext
     return {
         split: Part(
             files,
-            partial(formats.parquet, files, image_size),
-            f"parquet {image_size} {DECODER}",
-            partial(rows.copied, files),
-            partial(formats.parquet_bytes, files, image_size),
+            partial(parquet.read, files),
+            "parquet",
+            partial(parquet.copied, files),
+            partial(parquet.bytes_of, files),
         )
         for split, files in shards.items()
     }
 
 
-def _hub(name: str, address: str, image_size: int | None) -> dict[str, Part]:
+def _hub(name: str, address: str) -> dict[str, Part]:
     """The parquet shards of "owner/name[/config]": as the hub has them, or else as they lie in the hub's own cache.
 
     The cache does not say what it lacks, and alone is used only where the hub does not answer, with a warning.
@@ -268,7 +294,7 @@ def _hub(name: str, address: str, image_size: int | None) -> dict[str, Part]:
     pattern = f"{config}/*.parquet" if config else "*.parquet"
     try:
         snapshot = _snapshot(repo, pattern, cached=bool(reason))
-        parts = _parquet_parts(snapshot / config, image_size, extra=name == "svhn")
+        parts = _parquet_parts(snapshot / config, extra=name == "svhn")
     except FileNotFoundError as error:  # or some of the shards only
         parts, reason = {}, reason or first_line(error)
     if "train" not in parts or not ("test" in parts or name.startswith("hf:")):

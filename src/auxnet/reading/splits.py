@@ -138,9 +138,7 @@ class OnDisk:
     def with_channels(self, channels: int) -> OnDisk:
         """Grey images with that many equal channels; coloured ones as they are."""
         return replace(
-            self,
-            image_shape=(*self.image_shape[:2], channels),
-            sums_of_each=self.sums_of_each.expand(-1, -1, channels),
+            self, image_shape=(*self.image_shape[:2], channels), sums_of_each=self.sums_of_each.expand(-1, -1, channels)
         )
 
     def middle(self, size: tuple[int, int]) -> OnDisk:

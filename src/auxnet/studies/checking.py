@@ -1,14 +1,23 @@
-"""Whether a study can be trained, and its claims be judged: known without a training, and said before the first."""
+"""What is refused before the first training of a study: what cannot be trained or judged, and where it may not be kept.
+
+Known without a training.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from auxnet.build import check, check_machine, depths_of
+from auxnet.documents import json_value, parsing
 from auxnet.reading.sources import find
 from auxnet.recipe import Recipe
 from auxnet.studies.spec import Side, Study, Trial
+from auxnet.words import plural
+
+MARK = "<!-- made by auxnet study -->"  # in each study.md
+FILES = ("study.md", "study.html", "ledger.jsonl", "outputs.csv", "diagnosis.json", "diagnosis.html")
 
 
 def check_claims(study: Study) -> None:
@@ -51,4 +60,55 @@ def check_variants(study: Study, where: Mapping[str, Any]) -> None:
 def check_data_found(trials: Sequence[Trial]) -> None:
     """Raise ValueError or FileNotFoundError if the data of a trial that is to be trained are not there."""
     for name, data_dir in dict.fromkeys((trial.recipe.data, trial.recipe.data_dir) for trial in trials):
-        find(name, data_dir, None)
+        find(name, data_dir)
+
+
+def check_folder(folder: Path, study: Study, kept: Collection[str]) -> None:
+    """Refuse a folder in which something that is not this study's, or a training, would be lost.
+
+    `kept` are the names of the trainings that the new ledger has, or will have. Raises FileExistsError. What was
+    written of the study with other claims, fewer seeds or fewer variants may be replaced.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file: name a folder for the study's tables")
+    page, ledger = folder / "study.md", folder / "ledger.jsonl"
+    text = page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
+    if MARK not in text:
+        for name in FILES:
+            if (folder / name).exists():
+                raise FileExistsError(f"{folder / name} is not a study's, and is left alone: give another --report")
+        return
+    try:
+        with parsing(f"{ledger} is no ledger of a study"):
+            lines = ledger.read_text(encoding="utf-8").splitlines() if ledger.is_file() else []
+            rows = [json_value(line) for line in lines]
+            other = _of_another(study, text, rows)
+            lost = [row["seed"] for row in rows if row["last"] and row["training"] not in kept]
+    except RuntimeError:
+        other = f"its {ledger.name} cannot be read"
+    if other:
+        raise FileExistsError(f"{folder} holds another study: {other}; give another --report, or remove it")
+    if lost:
+        seeds = sorted({*lost})
+        more = f"--seeds {1 + seeds[-1]}, " if seeds[-1] >= study.seeds else ""
+        raise FileExistsError(
+            f"{folder} holds {plural(len(lost), 'training')} that would be lost, of seed{'s' * (len(seeds) > 1)} "
+            f"{', '.join(map(str, seeds))}: give {more}the --out that holds the runs, or another --report"
+        )
+
+
+def _of_another(study: Study, page: str, ledger: Sequence[Mapping[str, Any]]) -> str:
+    """What shows that a study.md and the rows of a ledger are another study's; "" if they are this one's.
+
+    How many seeds either has makes no difference.
+    """
+    heading = next((line.removeprefix("# ") for line in page.splitlines() if line.startswith("# ")), "")
+    if not heading.endswith(f": {study.question}"):
+        return f"it is {heading!r}" if heading else "it is without a heading"
+    for row in ledger:
+        variant, data, seed = str(row["variant"]), row["data"], row["seed"]
+        if variant not in study.variants or data not in study.datasets:
+            return f"its variant {variant} on {data} is not this one's"
+        if Trial(variant, seed, study.recipe(variant, data, seed)).name != row["training"]:
+            return f"its variant {variant} is not this one's"
+    return ""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from auxnet.documents import json_value, parsing, read_json
+from auxnet.documents import parsing, read_json
 from auxnet.evaluation import COSTS
 from auxnet.files import whole
 from auxnet.reading.splits import tested_alike
@@ -88,38 +88,13 @@ def averages(rows: Sequence[Row]) -> Iterator[Average]:
 
 
 def write_rows(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Write ledger.jsonl, a line per training, and outputs.csv, a line per output of each; say which."""
+    """Write ledger.jsonl, a line per training, and outputs.csv, a line per output of each; return their paths."""
     paths = [folder / "ledger.jsonl", folder / "outputs.csv"]
     with whole(paths[0]) as partial:
         partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     with whole(paths[1]) as partial, partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         csv.writer(file).writerows(_lines(rows))
     return paths
-
-
-def stranger(study: Study, path: Path) -> str | None:
-    """A variant in a ledger file that this study does not have, or trains by another recipe; None if there is none.
-
-    How many seeds either has makes no difference. Raises RuntimeError for a file that is no ledger.
-    """
-    with parsing(f"{path} is no ledger of a study"):
-        for row in map(json_value, path.read_text(encoding="utf-8").splitlines()):
-            variant, data, seed = str(row["variant"]), row["data"], row["seed"]
-            if variant not in study.variants or data not in study.datasets:
-                return f"{variant} on {data}"
-            if Trial(variant, seed, study.recipe(variant, data, seed)).name != row["training"]:
-                return variant
-    return None
-
-
-def lost(path: Path, kept: Collection[str]) -> list[int]:
-    """The seeds of the trainings in a ledger file that are not among those `kept`, one for each of them.
-
-    Raises RuntimeError for a file that is no ledger.
-    """
-    with parsing(f"{path} is no ledger of a study"):
-        rows = list(map(json_value, path.read_text(encoding="utf-8").splitlines()))
-        return [row["seed"] for row in rows if row["last"] and row["training"] not in kept]
 
 
 def _row(study: Study, out: Path, trial: Trial) -> Row:
@@ -153,7 +128,8 @@ def _results(summary: Any) -> Row:
     """What a row takes of a summary.json, which must be as a training writes it: `parsing` says what else it raises."""
     tables = {which: [_output(line) for line in summary[which]] for which in ("last", "best")}
     about = {key: summary[key] for key in ("epochs", "commit", "versions", "device")}
-    f"{about['commit']} {about['versions']['torch']} {about['device']['name']} {about['device']['threads']}".encode()
+    made_by = f"{about['commit']} {about['versions']['torch']} {about['device']['name']} {about['device']['threads']}"
+    made_by.encode()  # raises ValueError for half a character, which no page could be written with
     images = summary["data"]
     if min(_number(images[part]) for part in ("train", "val", "test")) < 1 or not tested_alike([images]):
         raise ValueError("it does not say on which images")

@@ -21,10 +21,9 @@ from auxnet.files import claimed, is_held, whole
 from auxnet.processes import work_together
 from auxnet.progress import Progress
 from auxnet.recipe import Recipe, read_run_recipe
-from auxnet.rundir import located, read_metrics
+from auxnet.rundir import located, read_metrics, whole_epochs
 from auxnet.studies.spec import Trial
 from auxnet.train import fit_on
-from auxnet.unfinished import whole_epochs
 from auxnet.words import val_errors
 
 Watch = Callable[[Sequence[Trial]], None]
@@ -59,9 +58,9 @@ def left_of(out: Path, trials: Sequence[Trial]) -> list[Trial]:
 def check_data(out: Path, trials: Sequence[Trial]) -> None:
     """Raise ValueError for a trial in `out` that was trained on other images than those of the folder asked for now.
 
-    A trial is named by its data as they are written, which elsewhere may be another folder. In a project that moved
-    one of the two is not there, and they are taken to be the same; in one that was copied they are compared, once.
-    (A trial that is not finished cannot go on in another folder.)
+    A trial is named by its data as the study writes them, and the same path may be another folder elsewhere. Where one
+    of the two folders is gone, as in a project that was moved, they are taken to be the same; where both are there, as
+    in one that was copied, they are compared, once. (A trial that is not finished cannot go on in another folder.)
     """
     alike: dict[tuple[str, str], bool] = {}
     for trial in trials:
@@ -80,7 +79,7 @@ def check_data(out: Path, trials: Sequence[Trial]) -> None:
 
 
 def _was_trained_on(recipe: Recipe, run: Path) -> bool:
-    """Whether the images of a recipe are those of a finished run: so many, and the same to be judged by."""
+    """Whether a recipe has the images of a finished run: as many for training, the same for validation and test."""
     with parsing(f"{run / 'summary.json'} is damaged: it does not say on what data"):
         then = dict(read_json(run / "summary.json")["data"])
     data = load_data(recipe)
@@ -122,7 +121,7 @@ def train(out: Path, trials: Sequence[Trial], processes: int, where: dict[str, A
 
 
 def _work(out: Path, trials: Sequence[Trial], where: dict[str, Any], watch: Callable[[], None]) -> None:
-    """Train one trial after the other, until all are done or failed, those that others hold among them."""
+    """Train one trial after the other until all are done or failed, waiting for those that other processes train."""
     while left := left_of(out, trials):
         held = 0
         for trial in left:
@@ -141,7 +140,7 @@ def _work(out: Path, trials: Sequence[Trial], where: dict[str, Any], watch: Call
 
 
 def _train(out: Path, trial: Trial, watch: Callable[[], None]) -> None:
-    """Train a trial. That it diverges is a finding, noted and not tried again; all else is raised, to be mended."""
+    """Train a trial. If it diverges, that is noted as a finding and not tried again; any other error is raised."""
 
     def follow(progress: Progress) -> None:
         watch()

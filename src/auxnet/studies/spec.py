@@ -27,7 +27,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
-from importlib.resources import files
 from json import dumps
 from math import inf
 from pathlib import Path
@@ -39,6 +38,7 @@ from auxnet.recipe import WHERE, Recipe, folder_name, recipe_from
 from auxnet.studies.form import SCALE_KEYS, STUDY_KEYS, count, given, items, needed, of_recipe, pairs, percentage, text
 from auxnet.words import nearest
 
+HOME = Path(__file__).parent  # of the studies that come with the program
 BOTH = ("better", "worse")  # sides of a claim
 
 
@@ -127,8 +127,7 @@ class Study:
 
 def names() -> list[str]:
     """The studies that come with the program."""
-    files = {path.name for path in _home().iterdir() if path.name.endswith(".yaml")} - {"scales.yaml"}
-    return sorted(file.removesuffix(".yaml") for file in files)
+    return sorted({path.stem for path in HOME.glob("*.yaml")} - {"scales"})
 
 
 def read_study(name: str, scale: str | None = None, seeds: int | None = None) -> Study:
@@ -142,7 +141,7 @@ def read_study(name: str, scale: str | None = None, seeds: int | None = None) ->
         raise ValueError(
             f"there is no study {name!r}{nearest(name, names())}; there are {', '.join(names())}, or FILE.yaml"
         )
-    path = Path(name) if own else Path(str(_home() / f"{name}.yaml"))
+    path = Path(name) if own else HOME / f"{name}.yaml"
     try:
         content = read_yaml(path)
     except FileNotFoundError:
@@ -192,7 +191,7 @@ def _study(name: str, content: Any, scale: str | None, seeds: int | None) -> Stu
 def _scale(own: Mapping[str, Any], scale: str) -> dict[str, Any]:
     """A scale as the study has it, over the usual one of that name unless it has a base of its own.
 
-    What it changes (`over`) is in its base then.
+    What its `over` changes is merged into its base.
     """
     usual, where = _usual(), f"scale {scale}"
     if scale not in {**usual, **own}:
@@ -276,7 +275,7 @@ def _published(content: Any, variants: Sequence[str]) -> dict[str, dict[str, Any
 
 
 def _all_variants(content: Mapping[str, Any]) -> list[str]:
-    """Of all scales: what is published of a variant may stand once, for scales that have it and scales that do not."""
+    """The variants of all scales: what is published of one stands once for all, though some scales may lack it."""
     scales = [each for each in content.get("scales", {}).values() if isinstance(each, dict)]
     each_has = [place.get("variants") for place in (content, *scales)]
     return list(dict.fromkeys(str(name) for variants in each_has if isinstance(variants, dict) for name in variants))
@@ -284,15 +283,11 @@ def _all_variants(content: Mapping[str, Any]) -> list[str]:
 
 def _usual() -> dict[str, Any]:
     """The scales that every study has."""
-    scales: dict[str, Any] = read_yaml(Path(str(_home() / "scales.yaml")))
+    scales: dict[str, Any] = read_yaml(HOME / "scales.yaml")
     return scales
 
 
-def _home() -> Any:
-    return files("auxnet.studies")
-
-
 def differing(recipe: Recipe) -> dict[str, Any]:
-    """What a recipe says other than the default one, and where it runs left out."""
+    """The fields of a recipe that differ from the default, but for those that say where it runs."""
     usual = asdict(Recipe())
     return {key: value for key, value in asdict(recipe).items() if key not in WHERE and value != usual[key]}

@@ -10,7 +10,7 @@ from typing import Any
 from auxnet.files import whole
 from auxnet.page_frame import line_of, of_utf8, page_of_figures, table_of, unbroken
 from auxnet.reading.splits import tested_alike
-from auxnet.studies.keeping import MARK, check_folder
+from auxnet.studies.checking import MARK, check_folder
 from auxnet.studies.ledger import Average, Findings, MeanAndSpread, Row, averages, write_rows
 from auxnet.studies.verdicts import FEWEST, Verdict, in_words, least_told
 from auxnet.words import duration, plural, sentence
@@ -25,7 +25,7 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "pentagon", "s
 
 
 def write_findings(findings: Findings, folder: Path) -> list[Path]:
-    """Write all of it into `folder`; say which files. Raises as `check_folder`."""
+    """Write all of it into `folder`; return their paths. Raises as `check_folder`."""
     check_folder(folder, findings.study, [row["training"] for row in findings.rows if row["last"]])
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "study.md", folder / "study.html"]
@@ -40,8 +40,8 @@ def headline(findings: Findings) -> str:
     if not findings.verdicts:
         return f"{_progress(findings.rows)}."
     words: list[str] = [verdict.word for verdict in findings.verdicts]
-    plural = {"holds": "hold", "does not hold": "do not hold", "cannot be told": "cannot be told"}
-    counts = [f"{n} {word if n == 1 else several}" for word, several in plural.items() if (n := words.count(word))]
+    of_several = {"holds": "hold", "does not hold": "do not hold", "cannot be told": "cannot be told"}
+    counts = [f"{n} {word if n == 1 else of_several[word]}" for word in of_several if (n := words.count(word))]
     if len(words) == 1:
         return f"The one claim {words[0]} at this scale."
     return f"Of {len(words)} claims at this scale: {', '.join(counts)}."

@@ -76,7 +76,7 @@ def _file(out: Path, trial: Trial) -> Path:
 
 
 def _measured(out: Path, trial: Trial) -> dict[str, Any] | None:
-    """What was measured in a trial that is done, if it was in the weights that it has now."""
+    """What was measured in a trial that is done; None if it was not, or in other weights than it has now."""
     path = _file(out, trial)
     if not (path.is_file() and is_done(out, trial)):
         return None

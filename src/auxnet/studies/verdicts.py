@@ -4,10 +4,10 @@ A claim is that one side errs less than another. Both were trained with the same
 same order of the images), so that the difference is taken seed by seed. The errors are those of the last epoch on the
 test images: nothing was chosen on them.
 
-The interval is of one claim alone, and of the seeds alone. The spread of the seeds counts as one test image at least:
-a few seeds that agree to less agree by luck, for no seed can resolve less. A verdict asks for more: that the interval
-stays farther from 0 than what one test image makes, and that the claim stands among all the claims of its study
-(Holm 1979), of which otherwise one in twenty would be told by chance.
+The interval is of one claim alone, and of the seeds alone. The deviation over seeds counts as at least one test image:
+errors cannot be measured more finely, so closer agreement is luck. A verdict asks for more: that the interval stays
+farther from 0 than one test image, and that the claim is significant among all the claims of its study (Holm 1979), of
+which otherwise one in twenty would be told by chance.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def interval(values: Sequence[float], least: float = 0.0) -> tuple[float, float,
 
 
 def judge_all(claims: Sequence[Claim], datasets: Sequence[str], rows: Rows) -> list[Verdict]:
-    """The verdicts on all claims of a study, on each data set: those that `judge` gives, and that stand among them."""
+    """The verdicts of `judge` on all claims of a study, on each data set, corrected for their number (Holm)."""
     alone = [judge(claim, data, rows) for data in datasets for claim in claims]
     among = []
     for verdict, adjusted in zip(alone, holm([verdict.p for verdict in alone]), strict=True):
@@ -144,7 +144,7 @@ def _errors(side: Side, trainings: Rows) -> dict[int, float]:
 
 
 def _error(side: Side, errors: Sequence[float]) -> float:
-    """That of a side, of the errors of all outputs."""
+    """The error of a side, given those of all outputs of its variant."""
     if side.output == "mean":
         return mean(errors)
     return errors[int(side.output) - 1 if side.output.isdecimal() else -1]
@@ -164,7 +164,7 @@ def _share(side: Side, row: Mapping[str, Any]) -> float | None:
 
 
 def _why_no_pair(trainings: Mapping[str, Rows]) -> str:
-    """Why there is no difference yet, not of a single seed, or never will be."""
+    """Why no seed gives a difference: none does yet, or none ever will."""
     for variant, side in trainings.items():
         if side and all(row["failed"] for row in side):
             return f"every training of {variant} failed"
@@ -187,7 +187,7 @@ def _standard_error(values: Sequence[float], least: float) -> float:
 
 
 def _p_value(values: Sequence[float], least: float) -> float:
-    """Of a mean of 0, two-sided, by Student's t."""
+    """Of Student's t-test that the mean is 0, two-sided."""
     from scipy.stats import t
 
     error = _standard_error(values, least)
@@ -195,7 +195,7 @@ def _p_value(values: Sequence[float], least: float) -> float:
 
 
 def _p(p: float) -> str:
-    """Two digits, and one more where they would say 0.05, the border itself."""
+    """p with two digits, or three where two would say 0.05, the border itself."""
     return f"{p:.2g}" if f"{p:.2g}" != "0.05" else f"{p:.3g}"
 
 

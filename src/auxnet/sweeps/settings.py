@@ -44,17 +44,22 @@ class Settings:
 
     @property
     def grid_size(self) -> int:
-        """How many combinations there are; of a space without end, 0."""
+        """How many combinations of values there are; 0 if there is no end of them."""
         return math.prod(count_of(domain) or 0 for domain in self.space.values())
 
     @property
     def fewest_epochs(self) -> int:
-        """Of the epochs that a trial may be given."""
+        """The least number of epochs that a trial may have."""
         return int(min(values_of(self.space["epochs"]))) if "epochs" in self.space else self.recipe.epochs
 
     def recipe_of(self, values: dict[str, Any]) -> Recipe:
         """The recipe of a trial that drew these values."""
         return replace(self.recipe, **values)
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder is a sweep's."""
+    return (folder / "study.txt").is_file()
 
 
 def content_of(settings: Settings) -> dict[str, Any]:

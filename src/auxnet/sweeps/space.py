@@ -132,11 +132,10 @@ def drawn_in_words(domain: Domain, value: Any) -> str:
 
 def _range(field: str, text: str) -> Range:
     kind = _numeric(field)
-    match = re.fullmatch(r"(.+?)\.\.(.+?)(?::(.+))?", text.replace(" ", ""))
+    ends, colon, spacing = text.replace(" ", "").partition(":")
     try:
-        low, high = (_number(end) for end in match.group(1, 2)) if match else (1, 0)
-        spacing = match[3] if match else None
-        step = _number(spacing) if spacing not in (None, "log") else 1 if kind is int else None
+        low, high = map(_number, ends.split(".."))
+        step = _number(spacing) if colon and spacing != "log" else 1 if kind is int else None
     except ValueError:
         raise ValueError(f"{field}={text} is not a range of numbers: {FORMS}") from None
     if not (low < high and (step is None or 0 < step <= high - low)):

@@ -28,7 +28,7 @@ COMPARABLE = ("data", "data_dir", "image_size", "val_fraction", "seed")
 
 
 def write_outcome(sweep: Sweep) -> list[Path]:
-    """Write trials.csv, sweep.html and, once a trial is complete, best.yaml into the sweep's folder; say which."""
+    """Write trials.csv, sweep.html and, once a trial is complete, best.yaml; return their paths."""
     paths = [sweep.folder / name for name in ("trials.csv", "sweep.html")]
     with parsing(f"{sweep.folder}: its trials are damaged"):
         with (

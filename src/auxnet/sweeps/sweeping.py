@@ -146,12 +146,24 @@ def check_space(settings: Settings, among: Container[str]) -> None:
             others = {name: values_of(settings.space[name]) for name in names}
             combinations = list(itertools.islice(itertools.product(*others.values()), COMBINATIONS))
             for value in values_of(domain):
-                drawn = ({field: value, **dict(zip(others, rest, strict=True))} for rest in combinations)
-                complaints = (_complaint(settings, values, data) for values in drawn)
-                if (first := next(complaints)) and all(complaints):
+                drawn = [{field: value, **dict(zip(others, rest, strict=True))} for rest in combinations]
+                if complaint := _complaint_of_all(settings, drawn, data):
                     steps = isinstance(domain, Range) and domain.step == 1
                     hint = f"; steps are given as {field}=low..high:step" if steps else ""
-                    raise ValueError(f"{field}={words_of(value)} cannot be: {first}{hint}")
+                    raise ValueError(f"{field}={words_of(value)} cannot be: {complaint}{hint}")
+
+
+def _complaint_of_all(
+    settings: Settings, drawn: Sequence[dict[str, Any]], data: Callable[[Recipe], DataSet]
+) -> str | None:
+    """Why a trial cannot begin with the first of these values, if it can with none of them; else None."""
+    first = None
+    for values in drawn:
+        complaint = _complaint(settings, values, data)
+        if complaint is None:
+            return None
+        first = first or complaint
+    return first
 
 
 def _complaint(settings: Settings, values: dict[str, Any], data: Callable[[Recipe], DataSet]) -> str | None:

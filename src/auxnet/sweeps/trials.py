@@ -26,7 +26,7 @@ from auxnet.documents import parsing
 from auxnet.errors import first_line
 from auxnet.files import claimed, is_held, whole
 from auxnet.sweeps.journal import BaseStorage, journal, optuna
-from auxnet.sweeps.settings import Settings, check_same, content_of, settings_from
+from auxnet.sweeps.settings import Settings, check_same, content_of, is_sweep, settings_from
 from auxnet.sweeps.space import Choices, drawn_in_words
 
 JOURNAL = b'{"op_code"'  # how every line of Optuna's begins
@@ -73,11 +73,6 @@ class OpenSweep:
 
 
 # ---- opening ---------------------------------------------------------------------------------------------------
-
-
-def is_sweep(folder: Path) -> bool:
-    """Whether a folder is a sweep's."""
-    return (folder / "study.txt").is_file()
 
 
 def open_sweep(folder: Path, storage: str | None = None) -> OpenSweep:
@@ -130,7 +125,7 @@ def join_sweep(
 
 
 def check_same_data(study: OpenSweep, dataset: DataSet) -> None:
-    """Raise RuntimeError if validation is on other images than when the sweep was begun: nothing compares."""
+    """Raise RuntimeError if the validation images have changed since the sweep was begun: trials would not compare."""
     now = [dataset.drawn, dataset.val_sha256()]
     with FileLock(study.folder / ".lock"):  # of two that come first, one says what the images are
         if "images" not in study.optuna.user_attrs:
@@ -143,7 +138,7 @@ def check_same_data(study: OpenSweep, dataset: DataSet) -> None:
 
 
 def total_of(study: OpenSweep) -> int:
-    """How many trials there shall be in all, no fewer than are begun; the last number named holds for every worker."""
+    """How many trials there shall be in all, at least those begun; the number given last holds for every worker."""
     size = study.settings.grid_size
     with parsing(f"{study.folder}: how many trials it shall have is damaged"):
         total = int(study.optuna.user_attrs.get("trials", size if study.settings.sampler == "grid" else TRIALS))
@@ -239,7 +234,7 @@ def claim(study: OpenSweep) -> tuple[optuna.Trial, FileLock] | None:
 
 
 def try_again(study: OpenSweep) -> None:
-    """Begin each trial that failed once more, under a new number, with what it drew; the new one stands for it."""
+    """Begin each trial that failed again, with the same values under a new number; the new one replaces it."""
     with FileLock(study.folder / ".lock"):
         for trial in current_trials(study):
             if trial.state == optuna.trial.TrialState.FAIL:
@@ -253,7 +248,7 @@ def try_again(study: OpenSweep) -> None:
 
 
 def current_trials(study: OpenSweep) -> list[optuna.trial.FrozenTrial]:
-    """All trials as Optuna has them, less those that were begun once more."""
+    """All trials as Optuna has them, without those that failed and were begun again."""
     trials = study.optuna.get_trials(deepcopy=False)
     retried = {trial.user_attrs.get("retries") for trial in trials}
     return [trial for trial in trials if trial.number not in retried]
@@ -269,7 +264,7 @@ def values_drawn(study: OpenSweep, trial: optuna.Trial | optuna.trial.FrozenTria
 
 
 def trials_of(study: OpenSweep) -> tuple[Trial, ...]:
-    """All trials as they stand, by their numbers; not those that failed and were begun once more."""
+    """All trials as they stand, by their numbers, without those that failed and were begun again."""
     with FileLock(study.folder / ".lock"):  # nobody claims a trial while it is seen whether somebody has
         frozen = current_trials(study)
         begun = [trial.number for trial in frozen if not trial.state.is_finished()]
@@ -296,7 +291,7 @@ def trials_of(study: OpenSweep) -> tuple[Trial, ...]:
 
 
 def twin_of(study: OpenSweep, trial: optuna.Trial) -> optuna.trial.FrozenTrial | None:
-    """A trial that drew the same and is complete, or failed: what its recipe makes of a training would be repeated."""
+    """Another trial that drew the same and is complete or failed: a second training would only repeat its result."""
     ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL)
     alike = (other for other in current_trials(study) if other.state in ended and other.params == trial.params)
     return next(alike, None)
@@ -318,8 +313,7 @@ def _drawn(study: OpenSweep, number: int, trial_id: int) -> optuna.Trial:
     """
     seed, space = seed_of(study.settings.recipe.seed, number) % 2**32, study.settings.space
     if study.settings.sampler == "grid" or total_of(study) == study.settings.grid_size:  # each combination once
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
             sampler: optuna.samplers.BaseSampler = optuna.samplers.BruteForceSampler(seed)
     elif study.settings.sampler == "random":
         sampler = _on_steps(optuna.samplers.RandomSampler)(seed)
@@ -340,7 +334,7 @@ def _drawn(study: OpenSweep, number: int, trial_id: int) -> optuna.Trial:
 
 
 def _on_steps(sampler: Any) -> Any:
-    """The same sampler, but of a range in steps 0.3 is drawn as 0.3, and not once more as 0.1 + 2 * 0.1."""
+    """The same sampler, with the values of a range in steps rounded: 0.3 is drawn as 0.3, and not as 0.1 + 2 * 0.1."""
 
     class OnSteps(sampler):  # type: ignore[misc]
         def sample_independent(self, *given: Any) -> Any:
@@ -351,7 +345,7 @@ def _on_steps(sampler: Any) -> Any:
 
 
 def _choices(domain: Choices) -> list[Any]:
-    """The values as Optuna takes them, which knows no lists: as text."""
+    """The values for Optuna, which knows no lists: these as text."""
     return [" ".join(map(str, value)) if isinstance(value, tuple) else value for value in domain.values]
 
 

@@ -19,17 +19,17 @@ from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.trials import OpenSweep, claim, folder_of, twin_of, values_drawn
 from auxnet.train import fit_on
 
-COMPLETE, PRUNED, FAIL = (getattr(optuna.trial.TrialState, name) for name in ("COMPLETE", "PRUNED", "FAIL"))
+State = optuna.trial.TrialState
 PATIENCE = 3  # times that a trial may take its process down at one place before it is given up
 
 
 def work(study: OpenSweep, where: dict[str, Any], watch: Callable[[], None] = lambda: None) -> None:
     """Train trial after trial, until none is left that nobody else trains; `where` is device, threads, data_dir.
 
-    `watch` is called whenever a trial begins, ends an epoch, or ends. What would come again wherever it is trained
-    fails a trial: a recipe that cannot be (ValueError), a loss that stopped being finite (DivergedError), and what took
-    its process down `PATIENCE` times at one place. All else may be the machine's fault, such as a disk that is full, a
-    GPU that failed or data that are gone: it is raised, and the trial left to be taken up.
+    `watch` is called whenever a trial begins, ends an epoch, or ends. A trial fails by what would happen again wherever
+    it is trained: a recipe that cannot be (ValueError), a loss that stopped being finite (DivergedError), a death
+    of its process `PATIENCE` times at one place. Any other error may be the machine's fault, such as a full disk, a GPU
+    that failed or data that are gone: it is raised, and the trial is left for the next worker.
     """
     while (claimed := claim(study)) is not None:
         trial, lock = claimed
@@ -64,7 +64,7 @@ def _run(study: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Ca
     settings, folder = study.settings, folder_of(study, trial.number)
     if (twin := twin_of(study, trial)) is not None:
         trial.set_user_attr("twin", twin.user_attrs.get("twin", twin.number))
-        if twin.state == FAIL:
+        if twin.state == State.FAIL:
             trial.set_user_attr("error", twin.user_attrs.get("error"))
         study.optuna.tell(trial, twin.value, twin.state)
         return
@@ -79,7 +79,7 @@ def _run(study: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Ca
     starts = trial.user_attrs.get("starts", [])
     start = max((path.stem for path in (folder / "checkpoints").glob("*.ckpt")), default="its beginning")
     trial.set_user_attr("starts", [*starts, start])
-    value, state = None, COMPLETE
+    value, state = None, State.COMPLETE
     try:
         if starts.count(start) >= PATIENCE:
             raise _GivenUpError(
@@ -89,9 +89,9 @@ def _run(study: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Ca
         run = fit_on(recipe, folder, follow)
         value = objective_of([row["val_error"] for row in run.summary["last"]], settings.objective, recipe)
     except optuna.TrialPruned:
-        state = PRUNED
+        state = State.PRUNED
     except (ValueError, DivergedError, _GivenUpError) as failure:
-        state = FAIL
+        state = State.FAIL
         trial.set_user_attr("error", one_line(failure))
     except (OutOfMemoryError, MemoryError) as failure:  # counts as a death: its own want, or that of others beside it
         raise RuntimeError(

@@ -1,55 +1,34 @@
-"""The forms in which a data set of any kind lies on disk: parquet, class folders, SVHN's .mat; and the digits.
+"""Parquet shards with a column of encoded images and a column of labels: read whole, or copied row by row.
+
+Parquet gives no cheap access to a single row, for a row group is read and unpacked as a whole: to be streamed, the
+images are copied once into the cache, as one flat file that takes as much room as they do in the shards.
 
 Damaged content is a RuntimeError that names the file.
-
-Shapes: N images, H x W pixels, C channels (1 grey, 3 red-green-blue).
 """
 
 from __future__ import annotations
 
-import gzip
 import io
-import os
 import re
-from collections import Counter
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from auxnet.documents import json_value
 from auxnet.reading.arrays import Arrays, Pixels, check_unpacked, labels_of, reading
-from auxnet.reading.encoded import Files
-from auxnet.reading.folders import leads_nowhere, passed_over, paths_and_others, subfolders
-from auxnet.reading.matlab import read_arrays
+from auxnet.reading.cache import Made, entry
+from auxnet.reading.encoded import Rows
 from auxnet.reading.pictures import decode, decoded_bytes, stack
 
-DIGITS = tuple("0123456789")
 LONGEST_NAME = 1000  # characters of a class
 
 
-def digits() -> Arrays:
-    """The 1797 handwritten digits that come with scikit-learn, [1797, 8, 8, 1]; 0..16 made 0..255.
-
-    From its file, without itself: to import scikit-learn takes longer than to train an epoch on them. Raises
-    FileNotFoundError where there is none.
-    """
-    package = find_spec("sklearn")
-    if package is None or package.origin is None:
-        raise FileNotFoundError("the digits come with scikit-learn, which is not installed: pip install scikit-learn")
-    with gzip.open(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", "rt") as file:
-        rows = np.loadtxt(file, delimiter=",", dtype=np.int64)  # 64 pixels and the class
-    images = np.rint(rows[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
-    return Arrays(images, rows[:, -1].copy(), DIGITS)
-
-
-# ---------------------------------------------------------------------------------------------- parquet
-
-
-def parquet_splits(folder: Path, below: bool = True) -> dict[str, list[Path]]:
+def shards_of(folder: Path, below: bool = True) -> dict[str, list[Path]]:
     """The shards of each split ("train", "val", "test", "extra") in a folder, or in one just `below` it.
 
     A shard is known by how its name begins, in either case: `train-00000-of-00002.parquet`, `validation.parquet`; {} if
@@ -73,8 +52,8 @@ def parquet_splits(folder: Path, below: bool = True) -> dict[str, list[Path]]:
     return next(iter(homes.values()), {})
 
 
-class Table(NamedTuple):
-    """What parquet shards say before they are read."""
+class _Table(NamedTuple):
+    """What is known of parquet shards before their rows are read."""
 
     where: str
     """their name in errors"""
@@ -87,7 +66,7 @@ class Table(NamedTuple):
     rows: int
 
 
-def table_of(files: Sequence[Path]) -> Table:
+def _table_of(files: Sequence[Path]) -> _Table:
     """The columns and the rows of parquet shards.
 
     Raises ValueError where the columns cannot be told, RuntimeError for shards that are damaged or disagree.
@@ -109,20 +88,21 @@ def table_of(files: Sequence[Path]) -> Table:
     if not count:
         raise RuntimeError(f"{files[0]}: holds no images")
     where = f"{files[0]}" if len(files) == 1 else f"{files[0]} and the shards after it"
-    return Table(where, columns, names[0], first_rows, count)
+    return _Table(where, columns, names[0], first_rows, count)
 
 
-def parquet(files: Sequence[Path], image_size: int | None = None) -> Arrays:
+def read(files: Sequence[Path], image_size: int | None = None) -> Arrays:
     """The rows of parquet shards with a column of encoded images and a column of labels.
 
     Class names are those of the Hugging Face metadata, or else the distinct labels in order. Images as in
-    `class_folders`. Raises ValueError where the columns cannot be told, RuntimeError for damaged shards and labels.
+    `folders.class_folders`. Raises ValueError where the columns cannot be told, RuntimeError for damaged shards and
+    labels.
     """
-    table = table_of(files)
+    table = _table_of(files)
     labels: list[Any] = []
 
     def pictures() -> Iterator[tuple[str, Callable[[], Pixels]]]:
-        for where, data, label in cells(files, table.columns):
+        for where, data, label in _cells(files, table.columns):
             labels.append(label)
             yield where, partial(_decode_cell, data, where, image_size)
 
@@ -131,14 +111,56 @@ def parquet(files: Sequence[Path], image_size: int | None = None) -> Arrays:
     return Arrays(images, numbers[kept], classes, left_out)
 
 
-def parquet_bytes(files: Sequence[Path], image_size: int | None) -> int:
+def bytes_of(files: Sequence[Path], image_size: int | None) -> int:
     """The memory that the images of parquet shards would take, if all are coloured; 0 if none can be read."""
-    table = table_of(files)
-    pictures = (partial(_decode_cell, data, where, image_size) for where, data, _ in cells(files, table.columns))
+    table = _table_of(files)
+    pictures = (partial(_decode_cell, data, where, image_size) for where, data, _ in _cells(files, table.columns))
     return decoded_bytes(table.rows, pictures, image_size)
 
 
-def cells(files: Sequence[Path], columns: Sequence[tuple[str, str]]) -> Iterator[tuple[str, bytes | None, Any]]:
+def copied(files: Sequence[Path]) -> Rows:
+    """The rows of parquet shards, copied into the cache, where each can be read by its number.
+
+    Raises as `read` does, and OSError where the cache has no room for the copy.
+    """
+    table = _table_of(files)
+
+    def make(folder: Path) -> Made:
+        ends, checksums, labels = [0], [], []
+        with open(folder / "images.bin", "wb") as copy:
+            for _, data, label in _cells(files, table.columns):
+                copy.write(data or b"")
+                ends.append(copy.tell())
+                checksums.append(zlib.crc32(data or b""))
+                labels.append(label)
+        numbers, classes = labels_of(labels, table.classes, table.where)
+        arrays: dict[str, NDArray[Any]] = {
+            "offsets": np.array(ends, np.int64),
+            "crc32": np.array(checksums, np.uint32),
+            "labels": numbers,
+        }
+        return arrays, {"classes": classes}
+
+    try:
+        folder, arrays, facts = entry(files, "rows", make, large=True)
+    except OSError as error:
+        raise OSError(
+            f"no copy of the images of {files[0].parent} can be kept in the cache ({error}): "
+            "set AUXNET_CACHE to a folder with room, or give --stream never"
+        ) from error
+    shards = [str(file) for file in files]
+    return Rows(
+        folder / "images.bin",
+        arrays["offsets"],
+        arrays["crc32"],
+        arrays["labels"],
+        tuple(facts["classes"]),
+        shards,
+        table.first_rows,
+    )
+
+
+def _cells(files: Sequence[Path], columns: Sequence[tuple[str, str]]) -> Iterator[tuple[str, bytes | None, Any]]:
     """Each row of parquet shards: where it lies, the bytes of its image, its label."""
     for file, (image, label) in zip(files, columns, strict=True):
         for row, (cell, value) in enumerate(_rows(file, image, label)):
@@ -158,7 +180,7 @@ def _decode_cell(data: bytes | None, where: str, image_size: int | None) -> Pixe
 def _rows(file: Path, image: str, label: str) -> Iterator[tuple[Any, Any]]:
     """The rows of two columns of a parquet file as Python values, one after the other.
 
-    What the file says once, for many rows, is held once: else a few bytes could stand for any number of gigabytes.
+    A value that the file stores once for many rows is held once: else a few bytes could become any number of gigabytes.
     """
     from pyarrow.parquet import ParquetFile, read_metadata
 
@@ -192,13 +214,7 @@ def _columns(file: Path, schema: Any) -> tuple[str, str, tuple[str, ...]]:
         return bool(kinds.is_binary(inner) or kinds.is_large_binary(inner))
 
     def is_label(kind: Any) -> bool:
-        tests = (
-            kinds.is_integer,
-            kinds.is_floating,
-            kinds.is_string,
-            kinds.is_large_string,
-            kinds.is_dictionary,
-        )
+        tests = (kinds.is_integer, kinds.is_floating, kinds.is_string, kinds.is_large_string, kinds.is_dictionary)
         return any(test(kind) for test in tests)
 
     def choose(what: str, kind: str, found: list[str], usual: Sequence[str]) -> str:
@@ -218,77 +234,6 @@ def _columns(file: Path, schema: Any) -> tuple[str, str, tuple[str, ...]]:
     try:
         features = json_value((schema.metadata or {})[b"huggingface"].decode())["info"]["features"]
         names = tuple(str(name) for name in features[label]["names"])
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-    ):  # no metadata, or not in this shape: the labels speak for themselves
+    except (KeyError, TypeError, ValueError):  # no metadata, or not in this shape: the labels speak for themselves
         names = ()
     return image, label, names
-
-
-# ------------------------------------------------------------------------------------------- SVHN, folders
-
-
-def svhn(*files: Path) -> Arrays:
-    """SVHN's cropped digits from `*_32x32.mat`: X [32, 32, 3, N], y [N, 1] in 1..10, where 10 is the digit 0."""
-    parts = [_svhn(file) for file in files]
-    images, labels = (np.concatenate([part[field] for part in parts]) for field in (0, 1))
-    return Arrays(images, labels, DIGITS)
-
-
-def _svhn(file: Path) -> Arrays:
-    with reading(file, "MATLAB file"):
-        content = read_arrays(file, ("X", "y"))
-        images, labels = content["X"], content["y"].ravel()
-    if images.dtype != np.uint8 or images.shape != (32, 32, 3, len(labels)) or not len(labels):
-        raise RuntimeError(f"{file}: X must be uint8 [32, 32, 3, {len(labels)}], is {images.dtype} {images.shape}")
-    wrong = np.flatnonzero(~np.isin(labels, np.arange(1, 11)))
-    if len(wrong):
-        raise RuntimeError(f"{file}: label {labels[wrong[0]]} in row {wrong[0]} must be a whole number in 1..10")
-    return Arrays(np.ascontiguousarray(images.transpose(3, 0, 1, 2)), labels.astype(np.int64) % 10, DIGITS)
-
-
-def class_folders(files: Files, image_size: int | None = None) -> Arrays:
-    """The images of class folders (`folder_files`).
-
-    Images are turned upright by their EXIF tag and made red-green-blue, transparency dropped; where every
-    image is grey they stay grey (C = 1). With `image_size` the shorter side is brought to that many pixels
-    and the middle square cut out; without, all images must have one size. Images that cannot be read are left out.
-
-    Raises ValueError for images of different sizes, RuntimeError if no image can be read.
-    """
-    images, kept, left_out = stack(_pictures(files, image_size), len(files.paths), files.name(0))
-    return Arrays(images, files.labels[kept], files.classes, left_out)
-
-
-def folder_bytes(files: Files, image_size: int | None) -> int:
-    """The memory that the images of these files would take, if all are coloured; 0 if none can be read."""
-    pictures = (picture for _, picture in _pictures(files, image_size))
-    return decoded_bytes(len(files.paths), pictures, image_size)
-
-
-def _pictures(files: Files, image_size: int | None) -> Iterator[tuple[str, Callable[[], Pixels]]]:
-    names = (files.name(index) for index in range(len(files.paths)))
-    return ((name, partial(decode, name, name, image_size)) for name in names)
-
-
-def folder_files(folder: Path) -> Files:
-    """The image files of a folder that holds one folder per class; classes and files in sorted order.
-
-    Hidden files are ignored, links to nothing left out. Raises FileNotFoundError where there are no images.
-    """
-    homes, paths, labels, others = subfolders(folder), [], [], Counter[str]()
-    left_out: list[str] = []
-    for label, home in enumerate(homes):
-        found, beside = paths_and_others(home)
-        lost = set(filter(leads_nowhere, found))
-        left_out += [f"{path}: a link to nothing, fetch it" for path in sorted(lost)]
-        paths += [os.fsencode(path) for path in found if path not in lost]
-        labels += [label] * (len(found) - len(lost))
-        others += beside
-    if not paths:
-        but = f" ({left_out[0]})" if left_out else f" ({passed_over(others)})" if others else ""
-        raise FileNotFoundError(f"{folder}: no images in folders named by class, as in {folder}/cat/1.png{but}")
-    classes = tuple(home.name for home in homes)
-    return Files(np.array(paths), np.array(labels, np.int64), classes, others, tuple(left_out))

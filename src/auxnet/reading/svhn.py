@@ -1,4 +1,4 @@
-"""MATLAB's .mat files of versions 5 to 7, as far as SVHN needs them: arrays of numbers, by name.
+"""SVHN's cropped digits, in MATLAB's .mat files of versions 5 to 7, of which arrays of numbers are read, by name.
 
 Not by scipy: its reader, in C, ends the process without an error on some damaged files and on cells nested deep.
 """
@@ -14,16 +14,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from auxnet.reading.arrays import Arrays, reading
+
+DIGITS = tuple("0123456789")
 MOST_BYTES = 2**31  # of an array; SVHN's largest has 1.6e9
 HEADER = 128  # bytes; the last two are IM where the file is little-endian, MI where it is big
 MATRIX, COMPRESSED = 14, 15
 NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 
 
-def read_arrays(file: Path, names: Collection[str]) -> dict[str, NDArray[Any]]:
+def read(*files: Path) -> Arrays:
+    """SVHN's cropped digits from `*_32x32.mat`: X [32, 32, 3, N], y [N, 1] in 1..10, where 10 is the digit 0."""
+    parts = [_read(file) for file in files]
+    images, labels = (np.concatenate([part[field] for part in parts]) for field in (0, 1))
+    return Arrays(images, labels, DIGITS)
+
+
+def _read(file: Path) -> Arrays:
+    with reading(file, "MATLAB file"):
+        content = _arrays(file, ("X", "y"))
+        images, labels = content["X"], content["y"].ravel()
+    if images.dtype != np.uint8 or images.shape != (32, 32, 3, len(labels)) or not len(labels):
+        raise RuntimeError(f"{file}: X must be uint8 [32, 32, 3, {len(labels)}], is {images.dtype} {images.shape}")
+    wrong = np.flatnonzero(~np.isin(labels, np.arange(1, 11)))
+    if len(wrong):
+        raise RuntimeError(f"{file}: label {labels[wrong[0]]} in row {wrong[0]} must be a whole number in 1..10")
+    return Arrays(np.ascontiguousarray(images.transpose(3, 0, 1, 2)), labels.astype(np.int64) % 10, DIGITS)
+
+
+def _arrays(file: Path, names: Collection[str]) -> dict[str, NDArray[Any]]:
     """The arrays of these names that a file holds, in its own shapes and types.
 
-    Raises an error of any kind for a file that is damaged or of another form: to be called within `arrays.reading`.
+    Raises an error of any kind for a file that is damaged or of another form: to be called within `reading`.
     """
     content = np.memmap(file, np.uint8, "r").data
     order = {b"IM": "<", b"MI": ">"}.get(bytes(content[HEADER - 2 : HEADER]))
