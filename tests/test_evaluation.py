@@ -4,10 +4,12 @@ import json
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn import metrics
 
 import auxnet
 from auxnet import evaluation, latency, probing, rundir, scores
@@ -15,6 +17,7 @@ from auxnet.cli import main
 from auxnet.cost import costs
 from auxnet.opening import opened
 from auxnet.tensors import read_about, read_tensors, save_tensors
+from writers import tiny, write_folders
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +25,18 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "a"
     auxnet.fit(auxnet.Recipe(depth=8, outputs=3, epochs=1, batch_size=256, device="cpu", threads=1), folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """A run of three classes, one of them larger than the others, and the folder of its images."""
+    home = tmp_path_factory.mktemp("few")
+    images, labels = tiny(64, 4, size=8)
+    write_folders(home / "pics", images, labels.clip(max=2), ["cat", "dog", "emu"])
+    recipe = auxnet.Recipe(
+        data=str(home / "pics"), depth=8, outputs=2, epochs=1, batch_size=16, device="cpu", threads=1
+    )
+    return auxnet.fit(recipe, home / "run").folder, home / "pics"
 
 
 def fails(capsys, words, status, *says):
@@ -47,12 +62,30 @@ def test_a_report_is_what_the_net_does_on_all_images_at_once():
         assert report.error == pytest.approx(float(wrong.double().mean()))
         assert (report.low, report.high) == scores.wilson(int(wrong.sum()), 30)
         assert report.images == 30
-        assert report.class_errors == (
-            *(pytest.approx(float(wrong[labels == c].double().mean())) for c in range(3)),
-            None,
+        by_class = [pytest.approx(float(wrong[labels == c].double().mean())) for c in range(3)]
+        assert report.class_errors == (*by_class, None)
+        assert report.class_images == (10, 10, 10, 0)
+        called = logits.argmax(1)
+        assert report.confusion == tuple(
+            tuple(int(((labels == i) & (called == j)).sum()) for j in range(4)) for i in range(4)
         )
+        assert report.top5_error is None
     assert [report.output for report in reports] == [1, 2, 3]
     assert [report.depth for report in reports] == list(net.depths)
+
+
+def test_the_balanced_error_is_the_mean_over_the_classes_that_have_images():
+    labels = torch.arange(40).clamp(max=10) % 11  # class 10 has thirty of the images
+    logits = torch.randn(1, 40, 12)
+    [report] = evaluation.reports(auxnet.resnet(depth=8, outputs=1), (3, 8, 8), scores.Predictions(logits, labels))
+    right = metrics.recall_score(labels.numpy(), logits[0].argmax(1).numpy(), average="macro", labels=range(11))
+    assert report.balanced_error == pytest.approx(1 - right)
+    assert report.balanced_error != pytest.approx(report.error)
+    right = metrics.top_k_accuracy_score(labels.numpy(), logits[0].numpy(), k=5, labels=range(12))
+    assert report.top5_error == pytest.approx(1 - right)
+    assert report.uneven
+    sizes = {(3, 2, 0): False, (4, 2, 0): True, (0, 5, 0): False}
+    assert {size: replace(report, class_images=size).uneven for size in sizes} == sizes
 
 
 def test_every_module_is_left_in_the_mode_it_was_in():
@@ -87,9 +120,12 @@ def test_evaluate_writes_what_it_prints_as_json(run, capsys):
         assert row["val"]["error"] == known["val_error"]
         assert row["params"] == known["params"]
         assert [timing["batch"] for timing in row["latency"]["timings"]] == [1, 32]
+        assert [sum(images) for images in row["test"]["confusion"]] == row["test"]["class_images"]
         one, many = row["latency"]["peak_bytes"]
         assert 4 * row["params"] < one < many
     assert content["device"]["threads"] == 1
+    first = ", ".join(map(str, content["outputs"][0]["val"]["confusion"][0]))
+    assert f"[{first}],\n" in (run / "evaluation.json").read_text()  # a matrix as people read it
 
 
 def test_evaluate_names_the_worst_classes_or_all_and_of_how_many_images(run, capsys):
@@ -108,6 +144,21 @@ def test_evaluate_names_the_worst_classes_or_all_and_of_how_many_images(run, cap
     assert [(int(n), int(m)) for n, m, _, _ in rows] == [(val.count(c), test.count(c)) for c in range(max(val) + 1)]
     for place, split in ((2, "val"), (3, "test")):
         assert [row[place] for row in rows] == [f"{100 * e:.2f}" for e in outputs[0][split]["class_errors"]]
+
+
+def test_a_balanced_error_is_shown_where_classes_differ_in_size_and_a_top_5_error_where_there_is_one(run, few, capsys):
+    assert main(["evaluate", str(run), "--no-latency"]) == 0
+    table = capsys.readouterr().out
+    outputs = json.loads((run / "evaluation.json").read_text())["outputs"]
+    assert table.count("top-5 error") == 2
+    assert f"{100 * outputs[0]['test']['top5_error']:.2f} %" in table
+    assert "balanced" not in table
+    assert main(["evaluate", str(few[0]), "--no-latency"]) == 0
+    table = capsys.readouterr().out
+    outputs = json.loads((few[0] / "evaluation.json").read_text())["outputs"]
+    assert table.count("balanced error") == 2
+    assert f"{100 * outputs[0]['test']['balanced_error']:.2f} %" in table
+    assert "top-5" not in table
 
 
 def test_the_best_weights_are_evaluated_into_a_file_of_their_own_and_errors_unlike_the_summarys_are_told(

@@ -58,13 +58,11 @@ def test_log_loss_and_confusion_are_scikit_learns():
     assert np.array_equal(scores.confusion(logits, labels).numpy(), metrics.confusion_matrix(labels.numpy(), called))
 
 
-def test_class_errors_are_one_less_recall_and_nan_without_images():
-    logits, labels = made_up(classes=5)
-    labels = labels.clamp(max=3)
-    recall = metrics.recall_score(labels.numpy(), logits.argmax(1).numpy(), average=None, labels=range(4))
-    errors = scores.class_errors(logits, labels)
-    assert errors[:4].numpy() == pytest.approx(1 - recall)
-    assert errors[4].isnan()
+def test_an_image_counts_among_the_errors_of_the_top_k_if_k_classes_are_likelier_than_its_own():
+    logits, labels = made_up(classes=7)
+    for k in (1, 2, 5):
+        right = metrics.top_k_accuracy_score(labels.numpy(), logits.numpy(), k=k, labels=range(7))
+        assert scores.top_error(logits, labels, k) == pytest.approx(1 - right)
 
 
 def test_calibration_error_is_the_loop_over_bins():

@@ -26,7 +26,23 @@ def ladder(*wrong_counts, n=1000, params=None):
         logits[k, :wrong, 1] = 2
     params = params or [10 ** (k + 2) for k in range(len(wrong_counts))]
     rows = [
-        OutputReport(k + 1, 10 * (k + 1), params[k], 1000 * (k + 1), 0.0, wrong / n, n, 0.0, 1.0, 0.0, (0.0, None))
+        OutputReport(
+            output=k + 1,
+            depth=10 * (k + 1),
+            params=params[k],
+            macs=1000 * (k + 1),
+            loss=0.0,
+            error=wrong / n,
+            images=n,
+            low=0.0,
+            high=1.0,
+            calibration_error=0.0,
+            class_images=(n, 0),
+            class_errors=(wrong / n, None),
+            balanced_error=wrong / n,
+            top5_error=None,
+            confusion=None,
+        )
         for k, wrong in enumerate(wrong_counts)
     ]
     return Predictions(logits, labels), rows
@@ -59,6 +75,21 @@ def test_what_the_images_cannot_tell_from_the_choice_is_named_if_it_is_cheaper()
     assert choose(*ladder(53, 55, 50), within=0.0).alike == 1
     assert choose(*ladder(50, 52, 51), within=0.0).alike is None  # the others are dearer
     assert choose(*ladder(80, 50), budgets={"params": 1}).alike is None  # nothing is chosen
+
+
+def test_where_classes_differ_in_size_it_is_noted_if_the_balanced_error_would_choose_another():
+    said, rows = ladder(80, 50, 49)
+    balanced = [replace(row, balanced_error=error) for row, error in zip(rows, (0.3, 0.2, 0.1), strict=True)]
+    uneven = [replace(row, class_images=(900, 100)) for row in balanced]
+    choice = choose(said, uneven)
+    assert choice.output == 2
+    note = "classes differ in size: by balanced error output 3 would be chosen (10.00 %, output 2 20.00 %)"
+    assert choice.by_balanced_error == note
+    assert note in choice.notes
+    assert choose(said, balanced).by_balanced_error is None  # classes are alike in size
+    for limits in ({"macs": rows[1].macs}, {"params": 1}):
+        assert choose(said, uneven, budgets=limits).by_balanced_error is None
+    assert choose(said, uneven, within=0.21).by_balanced_error is None  # the cheapest by either
 
 
 def test_of_equal_errors_the_cheaper_output_is_the_best_and_the_deeper_are_named_with_a_verdict():

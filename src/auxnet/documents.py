@@ -16,7 +16,7 @@ from typing import Any
 from auxnet.errors import one_line
 from auxnet.words import command
 
-MOST_JSON = 2**24  # bytes; the largest that a run writes, evaluation.json of 50 outputs and 1000 classes, has 2 MB
+MOST_JSON = 2**24  # bytes; the largest that a run writes, evaluation.json of 50 outputs and 100 classes, has 4 MB
 MOST_YAML = 2**16  # bytes; a recipe has 1 kB
 DEEPEST = 32
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,13 @@ from auxnet.cost import costs
 from auxnet.documents import parsing, read_json
 from auxnet.latency import Latency
 from auxnet.network import AuxNet, check_net, check_tensors, in_mode
-from auxnet.scores import Predictions, calibration_error, class_errors, log_loss, predictions, wilson
+from auxnet.scores import Predictions, calibration_error, confusion, log_loss, predictions, top_error, wilson
 from auxnet.words import first_few, per_cent
 
 COSTS = ("output", "depth", "params", "macs")
 """the fields of an `OutputReport` that say which output it is of and what that costs, not how it was measured"""
+MOST_CLASSES = 100  # of a confusion matrix that is kept, or drawn whole
+UNEVEN = 1.5  # times the images of the smallest class in the largest, beyond which the balanced error is told
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,22 @@ class OutputReport:
     high: float
     calibration_error: float
     """expected calibration error, 15 bins (`scores.calibration_error`)"""
+    class_images: tuple[int, ...]
+    """how many of each class"""
     class_errors: tuple[float | None, ...]
     """error on the images of each class; None for a class without images"""
+    balanced_error: float
+    """mean error of the classes that have images: each counts alike, however many it has"""
+    top5_error: float | None
+    """share of images whose class is not among the five likeliest; None with fewer than 10 classes"""
+    confusion: tuple[tuple[int, ...], ...] | None = field(repr=False)
+    """how many images of class i (row) were called class j (column); None with more than `MOST_CLASSES` classes"""
+
+    @property
+    def uneven(self) -> bool:
+        """Whether the classes that have images differ so much in size that the balanced error tells something else."""
+        sizes = [*filter(None, self.class_images)]
+        return max(sizes) > UNEVEN * min(sizes)
 
     @property
     def costs(self) -> dict[str, int]:
@@ -75,6 +90,10 @@ def reports(net: AuxNet, image_shape: tuple[int, ...], predicted: Predictions) -
     rows = []
     for k, (depth, (params, macs), logits, wrong) in enumerate(measured, start=1):
         low, high = wilson(wrong, images)
+        table = confusion(logits, labels)
+        classes, sizes = len(table), table.sum(1).tolist()
+        by_class = [1 - right / n if n else None for right, n in zip(table.diagonal().tolist(), sizes, strict=True)]
+        of_images = [error for error in by_class if error is not None]
         report = OutputReport(
             output=k,
             depth=depth,
@@ -86,7 +105,11 @@ def reports(net: AuxNet, image_shape: tuple[int, ...], predicted: Predictions) -
             low=low,
             high=high,
             calibration_error=calibration_error(logits, labels),
-            class_errors=tuple(None if math.isnan(error) else error for error in class_errors(logits, labels).tolist()),
+            class_images=tuple(sizes),
+            class_errors=tuple(by_class),
+            balanced_error=sum(of_images) / len(of_images),
+            top5_error=top_error(logits, labels, 5) if classes >= 10 else None,
+            confusion=tuple(map(tuple, table.tolist())) if classes <= MOST_CLASSES else None,
         )
         rows.append(report)
     return rows

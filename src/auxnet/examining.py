@@ -18,7 +18,7 @@ from torch import Tensor
 from auxnet import build, machine
 from auxnet.checkpoint import load_net
 from auxnet.data import DataSet
-from auxnet.evaluation import OutputReport, reports
+from auxnet.evaluation import MOST_CLASSES, OutputReport, reports
 from auxnet.exits import ExitCosts, exit_macs, read_notes, read_policy
 from auxnet.latency import Timing, latencies
 from auxnet.network import AuxNet
@@ -31,8 +31,8 @@ from auxnet.thresholds import fit_temperatures, outcome, sweep
 from auxnet.words import sentence, with_interval
 
 T = TypeVar("T")
-MOST_IMAGES, MOST_CLASSES, THUMBNAIL = 24, 100, 96
-"""images of the gallery; classes of a confusion matrix that is drawn whole; largest side of an image, in pixels"""
+MOST_IMAGES, THUMBNAIL = 24, 96
+"""images of the gallery; largest side of an image, in pixels"""
 
 
 def examine(run: Path, recipe: Recipe, dataset: DataSet) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -73,7 +74,13 @@ def is_held(path: Path) -> bool:
         return isinstance(error, Timeout)
 
 
+def json_text(content: Any) -> str:
+    """JSON that people can read too: indented, but a list of numbers is one line."""
+    text = json.dumps(content, indent=2)  # in which no string holds a line's end
+    return re.sub(r"\[\n((?:[\s\d.,e+-]|null)+)\]", lambda found: f"[{' '.join(found[1].split())}]", text)
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON that people can read too."""
+    """Write `json_text`."""
     with whole(path) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        partial.write_text(json_text(content) + "\n", encoding="utf-8")

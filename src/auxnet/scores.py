@@ -112,10 +112,9 @@ def too_few(images: int) -> str | None:
     return f"{images} validation images are few, one of them is {of_one}: {mend}"
 
 
-def class_errors(logits: Tensor, labels: Tensor) -> Tensor:
-    """Error on the images of each class, float64 [C], for logits [N, C]; nan for a class without images."""
-    table = confusion(logits, labels).double()
-    return 1 - table.diagonal() / table.sum(1)
+def top_error(logits: Tensor, labels: Tensor, k: int) -> float:
+    """Share of images whose class is not among the k likeliest, for logits [N, C], C >= k."""
+    return float((logits.topk(k).indices != labels[:, None]).all(1).double().mean())
 
 
 def confusion(logits: Tensor, labels: Tensor) -> Tensor:

@@ -80,9 +80,22 @@ class Choice:
         return no_better_than_guessing(chosen.error, chosen.images, self.guessing, self.against_guessing)
 
     @property
+    def by_balanced_error(self) -> str | None:
+        """Which other output the same rule would choose by balanced error, where classes differ much in size."""
+        if self.output is None or not self.candidates[0].report.uneven:
+            return None
+        meeting = sorted((each.report for each in self.candidates if each.meets), key=lambda row: row.macs)
+        place = cheapest_within([row.balanced_error for row in meeting], [row.macs for row in meeting], self.within)
+        other, chosen = meeting[place], self.candidates[self.output - 1].report
+        if other is chosen:
+            return None
+        errors = f"{per_cent(other.balanced_error)}, output {self.output} {per_cent(chosen.balanced_error)}"
+        return f"classes differ in size: by balanced error output {other.output} would be chosen ({errors})"
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What must be known before the choice is trusted."""
-        found = [self.no_better_than_guessing, too_few(self.candidates[0].report.images)]
+        found = [self.no_better_than_guessing, too_few(self.candidates[0].report.images), self.by_balanced_error]
         compared = [each.against_chosen for each in self.candidates if each.against_chosen is not None]
         if any(not (each.significant or each.low <= 0 <= each.high) for each in compared):
             exact = "McNemar's p is exact and adjusted (Holm), the intervals are neither"

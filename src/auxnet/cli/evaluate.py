@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from rich.console import Console
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional
 
@@ -71,7 +72,7 @@ def evaluate(words: list[str]) -> None:
     with screen.working("evaluating"), opening as run:
         from auxnet.evaluation import evaluate as measure
         from auxnet.evaluation import evaluation_file, evaluation_of, unlike_summary
-        from auxnet.files import write_json
+        from auxnet.files import json_text, write_json
         from auxnet.latency import latencies
         from auxnet.provenance import provenance
 
@@ -89,23 +90,14 @@ def evaluate(words: list[str]) -> None:
     except OSError as error:
         warnings.warn(f"{file.name} is not written: {error}", stacklevel=2)
     if options.json:
-        print(json.dumps(content, indent=2))
+        print(json_text(content))
         return
     console = screen.console()
-    for title, reports in zip(("validation", "test"), by_split.values(), strict=True):
-        images = f"{title}, {reports[0].images:,} images (95 % intervals)"
-        screen.print_table(console, _worth_table(images, reports))
+    titled = dict(zip(("validation", "test"), by_split.values(), strict=True))
+    for title, reports in titled.items():
+        screen.print_table(console, _worth_table(title, reports))
     screen.print_table(console, _cost_table(by_split["val"], latency))
-    names = run.dataset.classes
-    splits = (run.dataset.val, run.dataset.test)
-    on_val, on_test = (split.labels.bincount(minlength=len(names)).tolist() for split in splits)
-    if options.classes:
-        screen.print_table(console, _classes_table(names, on_val, on_test, by_split))
-    else:
-        for report in by_split["val"]:
-            most = _worst(names, on_val, report)
-            said = f"errs most, on validation, on {most}" if most else "errs on no validation image"
-            screen.print_line(console, f"output {report.output} {said}")
+    _print_classes(console, run.dataset.classes, titled, options.classes)
 
 
 def select(words: list[str]) -> int:
@@ -172,10 +164,15 @@ def _content(choice: Choice, test: OutputReport | None) -> dict[str, object]:
 
 
 def _worth_table(title: str, reports: Sequence[OutputReport]) -> Table:
-    made = screen.table(title, "output", "depth", "error", "log-loss", "calibration error")
+    uneven, top5 = reports[0].uneven, reports[0].top5_error is not None
+    columns = ["output", "depth", "error", *(["balanced error"] if uneven else []), *(["top-5 error"] if top5 else [])]
+    what = f"{title}, {reports[0].images:,} images (95 % intervals)"
+    made = screen.table(what, *columns, "log-loss", "calibration error")
     for r in reports:
-        error = with_interval(r.error, r.low, r.high)
-        made.add_row(str(r.output), str(r.depth), error, f"{r.loss:.4f}", per_cent(r.calibration_error))
+        cells = [str(r.output), str(r.depth), with_interval(r.error, r.low, r.high)]
+        cells += [per_cent(r.balanced_error)] if uneven else []
+        cells += [per_cent(r.top5_error)] if r.top5_error is not None else []
+        made.add_row(*cells, f"{r.loss:.4f}", per_cent(r.calibration_error))
     return made
 
 
@@ -201,20 +198,40 @@ def _cost_table(reports: Sequence[OutputReport], latency: Sequence[Latency] | No
     return made
 
 
-def _classes_table(
-    names: Sequence[str], on_val: Sequence[int], on_test: Sequence[int], by_split: Mapping[str, Sequence[OutputReport]]
-) -> Table:
-    columns = ("images", *(f"output {r.output}" for r in by_split["val"]))
-    made = screen.table("error by class: validation / test", "class", *columns)
-    by_class = [zip(*(r.class_errors for r in by_split[split]), strict=True) for split in ("val", "test")]
-    for name, n, m, val, test in zip(names, on_val, on_test, *by_class, strict=True):
-        errors = (" / ".join("-" if e is None else per_cent(e) for e in pair) for pair in zip(val, test, strict=True))
-        made.add_row(str(name), f"{n:,} / {m:,}", *errors)
+def _print_classes(
+    console: Console, names: Sequence[str], titled: Mapping[str, Sequence[OutputReport]], every: bool
+) -> None:
+    """The errors on every class, or on the worst of each output on the first of these images."""
+    if every:
+        screen.print_table(console, _classes_table(names, titled))
+        return
+    title, reports = next(iter(titled.items()))
+    for report in reports:
+        most = _worst(names, report)
+        screen.print_line(
+            console, f"output {report.output} errs{' most' if most else ''}, on {title}, on {most or 'none'}"
+        )
+
+
+def _classes_table(names: Sequence[str], titled: Mapping[str, Sequence[OutputReport]]) -> Table:
+    """A line per class, with the figures on each of these images."""
+    outputs = [*zip(*titled.values(), strict=True)]
+    columns = ("images", *(f"output {on_each[0].output}" for on_each in outputs))
+    made = screen.table(f"error by class: {' / '.join(titled)}", "class", *columns)
+    for c, name in enumerate(names):
+        images = (f"{report.class_images[c]:,}" for report in outputs[0])
+        errors = ([report.class_errors[c] for report in on_each] for on_each in outputs)
+        cells = (" / ".join("-" if e is None else per_cent(e) for e in each) for each in errors)
+        made.add_row(str(name), " / ".join(images), *cells)
     return made
 
 
-def _worst(names: Sequence[str], images_of: Sequence[int], report: OutputReport) -> str:
-    rows = [(error, name, n) for name, n, error in zip(names, images_of, report.class_errors, strict=True) if error]
+def _worst(names: Sequence[str], report: OutputReport) -> str:
+    rows = [
+        (error, name, n)
+        for name, n, error in zip(names, report.class_images, report.class_errors, strict=True)
+        if error
+    ]
     worst = sorted(rows, key=lambda row: -row[0])[:WORST]
     return ", ".join(f"{name} ({round(error * n):,} of {n:,})" for error, name, n in worst)
 
