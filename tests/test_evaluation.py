@@ -6,18 +6,22 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from sklearn import metrics
 
 import auxnet
 from auxnet import evaluation, latency, probing, rundir, scores
 from auxnet.cli import main
 from auxnet.cost import costs
+from auxnet.data import load_others
 from auxnet.opening import opened
+from auxnet.preprocessing import Preprocessing
 from auxnet.tensors import read_about, read_tensors, save_tensors
-from writers import tiny, write_folders
+from writers import tiny, write_folders, write_parquet
 
 
 @pytest.fixture(scope="module")
@@ -309,3 +313,120 @@ def test_what_is_no_net_or_no_batches_is_refused():
         auxnet.evaluate(net, [(images, labels.tolist())])
     with pytest.raises(ValueError, match="there are no images to evaluate on"):
         auxnet.evaluate(net, [(images[:0], labels[:0])])
+
+
+# ---- on other images, and of a run -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def field(tmp_path_factory):
+    """Images of another size, of two classes of three; a folder of them."""
+    home = tmp_path_factory.mktemp("field")
+    images, labels = tiny(12, 3, seed=1, size=20)
+    write_folders(home / "pics", images, labels.clip(max=1), ["emu", "cat"])
+    return home / "pics"
+
+
+def errors_by_hand(run, folder):
+    """Errors of each output on the pictures in class folders, one by one, as `auxnet.load` prepares them."""
+    net, names = auxnet.load(run), sorted(folder.rglob("*.png"))
+    wrong = [[int(z.argmax()) != net.classes.index(name.parent.name) for z in net(net.prepare(name))] for name in names]
+    return [sum(each) / len(names) for each in zip(*wrong, strict=True)]
+
+
+def test_a_run_is_judged_on_other_images_matched_by_name_and_nothing_is_rewritten(
+    few, field, tmp_path, capsys, monkeypatch
+):
+    run = few[0]
+    monkeypatch.setattr("auxnet.opening.load_data", None)  # its own data may be gone
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    expected = errors_by_hand(run, field)
+    names = sorted(field.rglob("*.png"))
+    images, labels = [np.asarray(Image.open(name)) for name in names], [name.parent.name for name in names]
+    np.savez(tmp_path / "a.npz", images=images, labels=labels)
+    np.savez(tmp_path / "test.npz", test_images=images, test_labels=labels)
+    np.savez(tmp_path / "both.npz", x_train=images[:1], y_train=labels[:1], x_test=images, y_test=labels)
+    for split in ("train", "test"):
+        write_parquet(tmp_path / split / f"{split}-0.parquet", images, labels)
+    shutil.copytree(field, tmp_path / "both" / "test")
+    shutil.copytree(field / "cat", tmp_path / "both" / "train" / "cat")
+    for on in (field, *(tmp_path / name for name in ("a.npz", "test.npz", "both.npz", "train", "test", "both"))):
+        assert [report.error for report in auxnet.evaluate(run, on=on)] == expected
+    assert main(["evaluate", str(run), "--on", str(field), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [row["on"]["error"] for row in content["outputs"]] == expected
+    assert content["outputs"][0]["on"]["class_images"] == [8, 0, 4]  # cat, dog, emu
+    assert main(["evaluate", str(run), "--on", str(field), "--classes"]) == 0
+    table = capsys.readouterr().out
+    assert f"{field}, 12 images (95 % intervals)" in " ".join(table.split())
+    assert f"{100 * expected[0]:.2f} % (" in table
+    assert re.search(r"dog +0 +- +-", table)
+    assert "parameters" not in table
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_other_images_are_made_what_the_run_has_seen(run, tmp_path, monkeypatch):
+    images, labels = tiny(12, 3, size=20)
+    write_folders(tmp_path / "pics", images, labels, ["1", "3", "7"])  # coloured, and the run knows grey ones
+    assert [report.error for report in auxnet.evaluate(run, on=tmp_path / "pics")] == errors_by_hand(
+        run, tmp_path / "pics"
+    )
+    np.savez(tmp_path / "a.npz", images=images, labels=np.array(["1", "3", "7"])[labels])
+    seen = Preprocessing((6, 8), (10, 12), (100.0,), (50.0,))
+    found = load_others(str(tmp_path / "a.npz"), None, ("1", "3", "5", "7"), seen, run)
+    assert found.test.labels.tolist() == [(0, 1, 3)[label] for label in labels]
+    assert all(np.array_equal(a, seen.seen(b)) for a, b in zip(found.test.images.numpy(), images, strict=True))
+    assert (len(found.train), len(found.val), found.channels, found.image_size) == (0, 0, 1, (6, 8))
+
+
+def test_images_too_many_for_memory_are_judged_on_from_the_disk(run, few, field, tmp_path, monkeypatch):
+    expected = auxnet.evaluate(few[0], on=field)
+    monkeypatch.setattr("auxnet.data.available_memory", lambda: 0)
+    monkeypatch.setattr("auxnet.data._in_memory", None)
+    assert auxnet.evaluate(few[0], on=field) == expected
+    write_folders(tmp_path / "pics", *tiny(4, 2, size=20), ["1", "3"])
+    with pytest.raises(ValueError, match="pics: too many for memory to be made 8x8 pixels in 1 channel: do so first"):
+        auxnet.evaluate(run, on=tmp_path / "pics")
+
+
+def test_of_other_images_those_that_cannot_be_read_are_left_out_with_a_warning(few, field, tmp_path, capsys):
+    expected = auxnet.evaluate(few[0], on=field)
+    shutil.copytree(field, tmp_path / "pics")
+    (tmp_path / "pics" / "dog").mkdir()  # a class without images is no matter
+    (tmp_path / "pics" / "cat" / "broken.png").write_bytes(b"no picture")
+    assert main(["evaluate", str(few[0]), "--on", str(tmp_path / "pics"), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert [row["on"]["error"] for row in json.loads(out)["outputs"]] == [report.error for report in expected]
+    assert re.fullmatch(r"auxnet: warning: \S+pics: left out 1 image that cannot be read: \S+broken.png: .*\n", err)
+
+
+def test_other_images_that_cannot_judge_a_run_are_one_line(few, field, tmp_path, capsys):
+    run, pics = few
+    shutil.copytree(field, tmp_path / "pics")
+    (tmp_path / "pics" / "emu").rename(tmp_path / "pics" / "rhea")
+    words = ["evaluate", run, "--on"]
+    fails(
+        capsys, [*words, tmp_path / "pics"], 2, f"pics: rhea are no classes of {run}, which knows cat; dog; emu: rename"
+    )
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", train_images=images, train_labels=[0, 1, 2], val_images=images, val_labels=[0, 1, 2])
+    fails(capsys, [*words, tmp_path / "a.npz"], 2, "a.npz holds train and val, and no test images")
+    for trained_on in (pics, f"{pics}/"):
+        fails(capsys, [*words, trained_on], 2, f"was trained on images of {trained_on}: leave --on out")
+    fails(capsys, [*words, tmp_path / "none"], 2, "there is no such folder")
+    write_parquet(tmp_path / "shards" / "some.parquet", images, [0, 1, 2])
+    fails(capsys, [*words, tmp_path / "shards"], 2, "has parquet shards, but none named test-*.parquet")
+
+
+def test_a_run_is_evaluated_on_a_split_of_its_data(few):
+    run = few[0]
+    summary = json.loads((run / "summary.json").read_text())
+    for split in ("val", "test"):
+        for which in ("last", "best"):
+            errors = [report.error for report in auxnet.evaluate(run, split=split, which=which)]
+            assert errors == [row[f"{split}_error"] for row in summary[which]]
+    assert auxnet.evaluate(run) == auxnet.evaluate(run, split="val")
+    with pytest.raises(ValueError, match='split must be "val" or "test", got \'train\''):
+        auxnet.evaluate(run, split="train")
+    with pytest.raises(ValueError, match="there are no images to evaluate on"):
+        auxnet.evaluate(auxnet.resnet(depth=8))

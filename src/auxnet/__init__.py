@@ -19,7 +19,7 @@ _HOME = {
     "Run": "train",
     "attach": "backbones.attaching",
     "early_exit": "exits",
-    "evaluate": "evaluation",
+    "evaluate": "opening",
     "export": "exporting",
     "fit": "train",
     "joint": "methods",
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from auxnet.backbones.weights import load_pretrained as load_pretrained
     from auxnet.diagnosis import supervision as supervision
     from auxnet.evaluation import OutputReport as OutputReport
-    from auxnet.evaluation import evaluate as evaluate
     from auxnet.exits import EarlyExit as EarlyExit
     from auxnet.exits import early_exit as early_exit
     from auxnet.exporting import export as export
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
     from auxnet.methods import multiway as multiway
     from auxnet.methods import pairwise as pairwise
     from auxnet.network import AuxNet as AuxNet
+    from auxnet.opening import evaluate as evaluate
     from auxnet.opening import opened as opened
     from auxnet.prediction import predict as predict
     from auxnet.progress import Progress as Progress

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from auxnet.augmentation import Augmentation
 from auxnet.machine import available_memory, cores
+from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import is_name
 from auxnet.reading.pictures import check_size, resize
 from auxnet.reading.sources import Part, find
@@ -184,6 +185,48 @@ def load_data(recipe: Recipe) -> DataSet:
     )
 
 
+def load_others(data: str, data_dir: str | None, classes: Sequence[str], seen: Preprocessing, run: RunDir) -> DataSet:
+    """Other labelled images, to judge a run of these classes on: the test set of a data set that has nothing else.
+
+    They are found as by `load_data`, of data with several splits the test images; matched with `classes` by name, and
+    brought to what the net has `seen` in training. Those that cannot be read are in `left_out`.
+
+    Raises ValueError for a class that the run does not know, and for several splits without a test set; for all else
+    what `load_data` raises.
+    """
+    side = seen.resize[0] if seen.resize[0] == seen.resize[1] else None
+    parts = find(data, data_dir, to_train=False)
+    if "test" not in parts and len(parts) > 1:
+        raise ValueError(f"{data} holds {' and '.join(parts)}, and no test images: give what holds one of them alone")
+    part = parts.get("test") or next(iter(parts.values()))
+    streamed = _streamed(data, {"test": part}, "auto", side)
+    read = _on_disk(part, side, cores()) if streamed else _in_memory(part, side)
+    if unknown := sorted(set(read.classes) - set(classes)):
+        known = f"{run}, which knows {first_few(classes)}"
+        raise ValueError(f"{data}: {first_few(unknown)} are no classes of {known}: rename or remove them")
+    images = _numbered(read, classes)
+    if isinstance(images, Split):
+        images = replace(images, held=torch.from_numpy(resize(images.held.numpy(), seen.resize, seen.channels)))
+    elif images.image_shape[:2] != seen.resize or images.image_shape[2] > seen.channels:
+        form = f"{seen.resize[1]}x{seen.resize[0]} pixels in {plural(seen.channels, 'channel')}"
+        raise ValueError(f"{data}: too many for memory to be made {form}: do so first")
+    images = images.with_channels(seen.channels)
+    none = images.part(torch.arange(0))
+    return DataSet(
+        name=data,
+        classes=tuple(classes),
+        train=none,
+        val=none.middle(seen.image_size),
+        test=images.middle(seen.image_size),
+        mean=seen.mean,
+        std=seen.std,
+        pad=0,
+        flip=False,
+        workers=cores(),
+        left_out=(*part.left_out, *read.left_out),
+    )
+
+
 def suited(name: str, augment: str, side: int) -> str:
     """What `augment` stands for, on the images of a data set, of that many pixels a side."""
     if augment != "default":
@@ -224,7 +267,7 @@ def _on_disk(part: Part, image_size: int | None, workers: int) -> _Read:
 def _in_memory(part: Part, image_size: int | None) -> _Read:
     images, labels, classes, left_out = part.read(image_size)
     try:
-        images = images if image_size is None else resize(images, image_size)
+        images = images if image_size is None else resize(images, (image_size, image_size), images.shape[3])
     except MemoryError:
         size = f"{image_size}x{image_size}"
         raise ValueError(f"{len(images)} images of {size} do not fit in memory: give a smaller --image-size") from None
@@ -240,16 +283,20 @@ def _too_many_left_out(left_out: Sequence[str], max_corrupt: int) -> str:
 def _with_train_labels(name: str, read: Mapping[str, _Read]) -> dict[str, Labelled]:
     """All splits with the labels, the image size and the channels of the training split."""
     train, classes = read["train"].split, read["train"].classes
-    number = {name: label for label, name in enumerate(classes)}
     channels = max(part.split.image_shape[2] for part in read.values())
     aligned: dict[str, Labelled] = {}
-    for which, (split, own_classes, _) in read.items():
-        if foreign := sorted(set(own_classes) - set(classes)):
+    for which, part in read.items():
+        if foreign := sorted(set(part.classes) - set(classes)):
             raise RuntimeError(f"{name}: {which} has classes that train lacks: {', '.join(foreign)}")
-        check_size(split.image_shape, which, train.image_shape[:2], f"train of {name}")
-        labels = torch.tensor([number[c] for c in own_classes])[split.labels]
-        aligned[which] = replace(split.with_channels(channels), labels=labels)
+        check_size(part.split.image_shape, which, train.image_shape[:2], f"train of {name}")
+        aligned[which] = _numbered(part, classes).with_channels(channels)
     return aligned
+
+
+def _numbered(part: _Read, classes: Sequence[str]) -> Labelled:
+    """A split whose labels number `classes`, among which its own are by name."""
+    number = {name: label for label, name in enumerate(classes)}
+    return replace(part.split, labels=torch.tensor([number[name] for name in part.classes])[part.split.labels])
 
 
 # ---- divided ---------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ class OutputReport:
         return {key: getattr(self, key) for key in COSTS}
 
 
-def evaluate(net: AuxNet, batches: Batches) -> list[OutputReport]:
+def measure(net: AuxNet, batches: Batches) -> list[OutputReport]:
     """A report per output, shallow to deep, over batches of (images [N, C, H, W], labels [N]).
 
     The net is evaluated in evaluation mode and left in the mode it was in. Raises what `predictions` raises.

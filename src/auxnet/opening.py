@@ -1,30 +1,32 @@
-"""A finished run, opened: its net on a device, and the data that it was trained on."""
+"""A finished run, opened: its net on a device, and the data that it was trained on, or others to judge it on."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from auxnet.batches import Batches
 from auxnet.build import evaluation_batches
 from auxnet.checkpoint import load_net, read_config
-from auxnet.data import DataSet, OnDisk, Split, load_data
+from auxnet.data import DataSet, OnDisk, Split, load_data, load_others
 from auxnet.documents import parsing, read_json
+from auxnet.evaluation import OutputReport, measure
 from auxnet.lineage import in_doubt
 from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.folders import subfolders
 from auxnet.reading.parquet import shards_of
-from auxnet.reading.sources import NAMES, lies_in
+from auxnet.reading.sources import NAMES, lies_in, located
 from auxnet.recipe import Recipe, RunDir, read_recipe, read_run_recipe
-from auxnet.words import first_few
+from auxnet.words import first_few, plural
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,12 @@ def opened(
     device: str | None = None,
     threads: int | None = None,
     which: str = "last",
+    on: str | os.PathLike[str] | None = None,
 ) -> Iterator[Opened]:
     """A run directory's weights, "last" or "best", and its data; the rest is as in training where it is not given.
 
-    Within, its threads are set.
+    With `on` other labelled images are its test set, and its data, which may be gone, are not looked at: a folder, a
+    file or a name as `Recipe.data` takes them, in `data_dir` if that is given. Within, its threads are set.
 
     Raises ValueError or FileNotFoundError for what cannot be asked for, RuntimeError if the run is damaged or its data
     have other classes by now.
@@ -72,9 +76,36 @@ def opened(
     recipe = replace(recipe, device=device or recipe.device, threads=recipe.threads if threads is None else threads)
     with threads_set(recipe.threads):
         net, where = load_net(run, which), device_of(recipe)
-        recipe = with_data_in(data_dir, run, recipe)
-        dataset = data_of(run, recipe)
-        yield Opened(recipe, to_device(net, where), dataset, where, _about(run).get("may_be_seen_by", {}))
+        if on is None:
+            recipe = with_data_in(data_dir, run, recipe)
+            dataset, seen_by = data_of(run, recipe), _about(run).get("may_be_seen_by", {})
+        else:
+            dataset, seen_by = _others(run, recipe, os.fspath(on), data_dir), {}
+        yield Opened(recipe, to_device(net, where), dataset, where, seen_by)
+
+
+def evaluate(
+    model: AuxNet | RunDir,
+    batches: Batches | None = None,
+    *,
+    split: str = "val",
+    on: str | os.PathLike[str] | None = None,
+    data_dir: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    which: str = "last",
+) -> list[OutputReport]:
+    """A report per output, shallow to deep, of a net over batches of (images [N, C, H, W], labels [N]), or of a run.
+
+    A run directory's weights are evaluated on the "val" or "test" `split` of its data, or `on` other labelled images;
+    these and all that follows are as `opened` takes them. A net is left in the mode it was in.
+
+    Raises what `opened` and `scores.predictions` raise.
+    """
+    if isinstance(model, AuxNet) or batches is not None:
+        return measure(cast("AuxNet", model), [] if batches is None else batches)  # which refuses what is none
+    with opened(model, data_dir=data_dir, device=device, threads=threads, which=which, on=on) as run:
+        return measure(run.net, run.batches(split if on is None else "test"))
 
 
 def data_dirs(runs: Sequence[RunDir], data_dir: str | None) -> list[str | None]:
@@ -138,12 +169,7 @@ def data_of(run: RunDir, recipe: Recipe, judging: bool = True) -> DataSet:
     FileNotFoundError if there is no summary that tells; and warns if the data bring validation or test images of their
     own that are others by now, or if the run may have been trained on some (`lineage.in_doubt`).
     """
-    dataset, config = _found(run, recipe), read_config(Path(run))
-    trained_on = config.get("classes")
-    if not isinstance(trained_on, list):
-        raise RuntimeError(f"{Path(run) / 'config.json'} is damaged: it names no classes")
-    with parsing(f"{Path(run) / 'config.json'} is damaged: its preprocessing cannot be read"):
-        seen = Preprocessing.read(config["preprocessing"])
+    dataset, (trained_on, seen) = _found(run, recipe), _trained_on(run)
     check_classes(dataset, trained_on, run)
     normalised = normalised_as(dataset, seen, run)
     if judging:
@@ -154,6 +180,29 @@ def data_of(run: RunDir, recipe: Recipe, judging: bool = True) -> DataSet:
         if doubt := in_doubt(about.get("may_be_seen_by", {})):
             warnings.warn(f"{run}: {doubt}", stacklevel=2)
     return normalised
+
+
+def _trained_on(run: RunDir) -> tuple[list[str], Preprocessing]:
+    """The classes that a run knows, in their order, and what was done to its images. Raises RuntimeError if damaged."""
+    config = read_config(Path(run))
+    classes = config.get("classes")
+    if not isinstance(classes, list):
+        raise RuntimeError(f"{Path(run) / 'config.json'} is damaged: it names no classes")
+    with parsing(f"{Path(run) / 'config.json'} is damaged: its preprocessing cannot be read"):
+        return classes, Preprocessing.read(config["preprocessing"])
+
+
+def _others(run: RunDir, recipe: Recipe, on: str, data_dir: str | None) -> DataSet:
+    """Other labelled images, to judge a run on. Raises as `load_others` does, ValueError if it was trained on them."""
+    own = Path(recipe.data_dir or "", recipe.data)
+    if located(on, data_dir)[0] in (recipe.data, str(own), str(own / "train")):
+        mend = "leave --on out, and it is judged on those that were set aside"
+        raise ValueError(f"{run} was trained on images of {on}: {mend}")
+    others = load_others(on, data_dir, *_trained_on(run), run)
+    if others.left_out:
+        count = plural(len(others.left_out), "image")
+        warnings.warn(f"{on}: left out {count} that cannot be read: {first_few(others.left_out)}", stacklevel=2)
+    return others
 
 
 def _about(run: RunDir) -> dict[str, Any]:

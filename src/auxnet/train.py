@@ -31,7 +31,7 @@ from auxnet.data import DataSet, load_data
 from auxnet.distributed import Team
 from auxnet.epochs import Training, run_epochs
 from auxnet.errors import DamagedError
-from auxnet.evaluation import evaluate
+from auxnet.evaluation import measure
 from auxnet.files import write_json
 from auxnet.hub import with_run
 from auxnet.lineage import Earlier, earlier_runs, in_doubt, may_be_seen_by
@@ -285,8 +285,8 @@ def tables(folder: Path, dataset: DataSet, device: torch.device, same: bool = Fa
 
 def _table(net: AuxNet, dataset: DataSet, device: torch.device) -> list[dict[str, Any]]:
     net = to_device(net, device)
-    val = evaluate(net, evaluation_batches(dataset.val, dataset, device))
-    test = evaluate(net, evaluation_batches(dataset.test, dataset, device))
+    val = measure(net, evaluation_batches(dataset.val, dataset, device))
+    test = measure(net, evaluation_batches(dataset.test, dataset, device))
     return [
         {**v.costs, "val_loss": v.loss, "val_error": v.error, "test_loss": t.loss, "test_error": t.error}
         for v, t in zip(val, test, strict=True)

@@ -39,6 +39,9 @@ class Evaluate(OfRun):
     that were measured of these weights before"""
     classes: FlagCreatePairsOff[bool] = False
     """the error on every class, on validation and on test, not on the worst of each output alone"""
+    on: str | None = None
+    """other labelled images to judge the run on, and nothing else: a folder of class folders or of parquet shards, an
+    .npz file, or what else --data takes (of several splits, test). Classes are matched by name, nothing is written"""
     json: FlagCreatePairsOff[bool] = False
     """print JSON instead of tables"""
 
@@ -68,35 +71,42 @@ def evaluate(words: list[str]) -> None:
     screen.load_torch()
     from auxnet.opening import opened
 
-    opening = opened(options.run, **options.where, which=options.which)
+    own = options.on is None
+    opening = opened(options.run, **options.where, which=options.which, on=options.on)
     with screen.working("evaluating"), opening as run:
-        from auxnet.evaluation import evaluate as measure
-        from auxnet.evaluation import evaluation_file, evaluation_of, unlike_summary
+        from auxnet.evaluation import evaluation_file, evaluation_of, measure, unlike_summary
         from auxnet.files import json_text, write_json
         from auxnet.latency import latencies
         from auxnet.provenance import provenance
 
-        by_split = {"val": measure(run.net, run.batches("val")), "test": measure(run.net, run.batches("test"))}
-        latency = latencies(run.net, run.image_shape) if options.latency else None
+        if own:
+            by_split = {split: measure(run.net, run.batches(split)) for split in ("val", "test")}
+        else:
+            by_split = {"on": measure(run.net, run.batches("test"))}
+        latency = latencies(run.net, run.image_shape) if own and options.latency else None
         content = evaluation_of(options.run, by_split, latency, options.which)
-        content |= {"classes": list(run.dataset.classes), "may_be_seen_by": run.may_be_seen_by}
+        content |= {"classes": list(run.dataset.classes)}
+        content |= {"may_be_seen_by": run.may_be_seen_by} if own else {"on": options.on}
         content |= provenance(run.device)
-        unlike = unlike_summary(options.run, by_split, options.which)
+        unlike = unlike_summary(options.run, by_split, options.which) if own else None
     if unlike:
         warnings.warn(unlike, stacklevel=2)
     file = evaluation_file(options.run, options.which)
     try:
-        write_json(file, content)
+        if own:
+            write_json(file, content)
     except OSError as error:
         warnings.warn(f"{file.name} is not written: {error}", stacklevel=2)
     if options.json:
         print(json_text(content))
         return
     console = screen.console()
-    titled = dict(zip(("validation", "test"), by_split.values(), strict=True))
+    titles = {"val": "validation", "test": "test", "on": str(options.on)}
+    titled = {titles[split]: reports for split, reports in by_split.items()}
     for title, reports in titled.items():
         screen.print_table(console, _worth_table(title, reports))
-    screen.print_table(console, _cost_table(by_split["val"], latency))
+    if own:
+        screen.print_table(console, _cost_table(by_split["val"], latency))
     _print_classes(console, run.dataset.classes, titled, options.classes)
 
 
@@ -114,7 +124,7 @@ def select(words: list[str]) -> int:
 
     opening = opened(options.run, **options.where)
     with screen.working("comparing the outputs"), opening as run:
-        from auxnet.evaluation import evaluate as measure
+        from auxnet.evaluation import measure
         from auxnet.selection import select_on as choose
 
         choice = choose(run.net, run.batches("val"), within=within, budgets=budgets)

@@ -23,11 +23,11 @@ KINDS = {"images": "images", "image": "images", "x": "images", "labels": "labels
 RULE = "train_images and train_labels, x_train and y_train, or images and labels"
 
 
-def npz_splits(file: Path) -> dict[str, dict[str, str]]:
-    """The splits in a file, "train" at least, each with the names of its arrays: {"train": {"images": "x_train", ...}}.
+def npz_splits(file: Path, to_train: bool = True) -> dict[str, dict[str, str]]:
+    """The splits in a file, each with the names of its arrays: {"train": {"images": "x_train", "labels": "y_train"}}.
 
-    Raises RuntimeError for a file that is damaged, ValueError if it holds no images and labels to train on, or only
-    one of the two of a split.
+    "train" is among them; where it is not `to_train`, any split will do. Raises RuntimeError for a file that is
+    damaged, ValueError if it holds no images and labels, or only one of the two of a split.
     """
     with reading(file, ".npz file"), zipfile.ZipFile(file) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
@@ -40,7 +40,7 @@ def npz_splits(file: Path) -> dict[str, dict[str, str]]:
     for split, arrays in found.items():
         if lacking := {"images", "labels"} - set(arrays):
             raise ValueError(f"{file}: {split} has no {min(lacking)}; it must hold {RULE}, and holds {held}")
-    if "train" not in found:
+    if not found or (to_train and "train" not in found):
         raise ValueError(f"{file} must hold {RULE}, and holds {held}")
     return found
 

@@ -106,14 +106,13 @@ def upright(image: Any) -> Any:
     return turned if turned.mode == mode else turned.convert(mode)
 
 
-def resize(images: Pixels, image_size: int) -> Pixels:
-    """Images [N, H, W, C] brought to [N, image_size, image_size, C] as by `decode`."""
-    size = (image_size, image_size)
-    if images.shape[1:3] == size:
+def resize(images: Pixels, size: tuple[int, int], channels: int) -> Pixels:
+    """Images [N, h, w, c] brought to another size (H, W), as by `decode`, and number of channels C: [N, H, W, C]."""
+    if images.shape[1:] == (*size, channels):
         return images
-    resized = np.empty((len(images), *size, images.shape[3]), np.uint8)
+    resized = np.empty((len(images), *size, channels), np.uint8)
     for image, place in zip(images, resized, strict=True):
-        place[:] = fitted(image, size, images.shape[3])
+        place[:] = fitted(image, size, channels)
     return resized
 
 

@@ -70,10 +70,11 @@ def located(name: str, data_dir: str | None) -> tuple[str, str | None]:
     return name, str(root.resolve()) if root else None
 
 
-def find(name: str, data_dir: str | Path | None) -> dict[str, Part]:
-    """The splits of the data set `name` on disk, fetched from the hub if need be: "train" at least.
+def find(name: str, data_dir: str | Path | None, to_train: bool = True) -> dict[str, Part]:
+    """The splits of the data set `name` on disk, fetched from the hub if need be.
 
-    Raises ValueError for a name that cannot be, FileNotFoundError for data that is not there.
+    "train" is among them; of a folder or a file, where it is not `to_train`, any split will do. Raises ValueError for a
+    name that cannot be, FileNotFoundError for data that is not there.
     """
     root, on_hub = _root(data_dir), name.startswith("hf:")
     here = name not in NAMES and Path(name).expanduser().exists()
@@ -85,7 +86,7 @@ def find(name: str, data_dir: str | Path | None) -> dict[str, Part]:
         return _of_the_hub(name, root)
     if name == "digits":
         return {"train": Part([], digits, "digits")}
-    return _named_set(name, root) if name in NAMES else _path(name, root)
+    return _named_set(name, root) if name in NAMES else _path(name, root, to_train)
 
 
 def digits() -> Arrays:
@@ -109,15 +110,15 @@ def _root(data_dir: str | Path | None) -> Path | None:
     return Path(given).expanduser() if given else None
 
 
-def _path(name: str, root: Path | None) -> dict[str, Part]:
+def _path(name: str, root: Path | None, to_train: bool) -> dict[str, Part]:
     """The splits of a folder or an .npz file, in this folder or below `root`."""
     for place in (Path(name).expanduser(), *([root / name] if root else [])) if name.strip() else ():
         if place.is_dir():
-            return _in_folder(place)
+            return _in_folder(place, to_train)
         if place.suffix == ".npz" and place.exists():
             return {
                 split: Part([], partial(npz.read, place, arrays), f"npz {split}")
-                for split, arrays in npz.npz_splits(place).items()
+                for split, arrays in npz.npz_splits(place, to_train).items()
             }
         if place.exists():
             raise ValueError(
@@ -223,12 +224,13 @@ def _complete(folder: Path, parts: dict[str, Part]) -> dict[str, Part]:
     return parts
 
 
-def _in_folder(folder: Path) -> dict[str, Part]:
+def _in_folder(folder: Path, to_train: bool = True) -> dict[str, Part]:
     """The splits of a folder of parquet shards or of class folders, with a warning if it passes over other files."""
     parts = _parquet_parts(folder)
     shards_alone = not subfolders(folder) and any(folder.glob("*.parquet"))
-    if "train" not in parts and (parts or shards_alone):
-        raise FileNotFoundError(f"{folder} has parquet shards, but none named train-*.parquet")
+    if "train" not in parts and (shards_alone if not parts else to_train):
+        wanted = "train" if to_train else "test"
+        raise FileNotFoundError(f"{folder} has parquet shards, but none named {wanted}-*.parquet")
     if parts:
         return parts
     homes = split_homes(folder)
@@ -236,7 +238,8 @@ def _in_folder(folder: Path) -> dict[str, Part]:
     if others := sum((files.others for files in found.values()), Counter[str]()):
         warnings.warn(f"{folder}: {passed_over(others)}", stacklevel=2)
     counts = np.bincount(found["train"].labels, minlength=len(found["train"].classes))
-    if empty := [name for name, count in zip(found["train"].classes, counts, strict=True) if not count]:
+    empty = [name for name, count in zip(found["train"].classes, counts, strict=True) if not count]
+    if empty and to_train:
         but = " but links to nothing" if found["train"].left_out else ""
         raise ValueError(f"{homes['train'] / empty[0]} holds no image{but}: put some in, or remove the folder")
     return {split: _folder_part(files) for split, files in found.items()}
