@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,6 +91,71 @@ def test_one_path_is_one_image_or_folder(run, folder):
     for path in (alone, str(alone)):
         assert [answer.image for answer in predict(run, path)] == [str(alone)]
     assert [*predict(run, str(folder))] == [*predict(run, [folder])]
+
+
+def test_pictures_in_memory_are_answered_as_their_files_are_by_their_place(run, folder, with_cores):
+    with_cores(1)
+    paths = sorted(folder.rglob("*.png"))
+    exif, turned, deep = Image.Exif(), folder / "turned.jpg", folder / "deep.png"
+    exif[0x0112] = 6
+    picture(7, (12, 20)).save(turned, exif=exif)
+    Image.fromarray(np.full((9, 8), 40000, np.uint16)).save(deep)
+    expected = [replace(answer, image="") for answer in predict(run, [*paths, turned, deep] * 5)]
+    opened = [Image.open(path) for path in (*paths, turned, deep)]
+    arrays = [np.asarray(Image.open(path)) for path in paths]
+    workers = with_cores(2)
+    for held in (opened, [*arrays, *opened[-2:]], [*map(str, paths), *opened[-2:]]):
+        answers = list(predict(run, iter(held * 5), threads=2))
+        names = [each if isinstance(each, str) else f"#{n}" for n, each in enumerate(held * 5)]
+        assert [answer.image for answer in answers] == names
+        assert [replace(answer, image="") for answer in answers] == expected
+    assert workers == [0, 0, 0, 2]  # processes are for files
+    [alone] = predict(run, paths[0])
+    for one in (opened[0], arrays[0], arrays[0][None]):
+        [answer] = predict(auxnet.load(run), one)
+        assert answer == replace(alone, image="#0")
+    grey, of_one_channel = predict(run, [arrays[0][..., 0], arrays[0][..., :1]])
+    assert grey.probabilities == of_one_channel.probabilities
+
+
+def test_a_picture_in_memory_that_cannot_be_used_costs_no_other_answer(run, folder):
+    path = folder / "0, a.png"
+    (folder / "torn.png").write_bytes(path.read_bytes()[:-60])
+    unknown = Image.fromarray(np.full((8, 8), 200, np.float32))
+    before, torn, no_range, after = predict(run, [path, Image.open(folder / "torn.png"), unknown, path])
+    assert (torn.image, no_range.image) == ("#1", "#2")
+    assert "not a readable image" in torn.reason
+    assert "mode 'F' has no known range" in no_range.reason
+    assert before == after
+
+
+NO_IMAGES = [
+    (np.zeros((8, 8, 4), np.uint8), r"got uint8 \[8, 8, 4\]: .*a\[..., :3\] for \[H, W, 4\]"),
+    (np.zeros((8, 8, 3), np.float32), r"got float32 \[8, 8, 3\]: \(255 \* a\).astype"),
+    (np.zeros((0, 8, 3), np.uint8), r"got uint8 \[0, 8, 3\]"),
+    (torch.zeros(8, 8, 3, dtype=torch.uint8), "got Tensor: .* np.asarray, makes one"),
+    (3, "got int"),
+]
+
+
+@pytest.mark.parametrize(("given", "words"), NO_IMAGES)
+def test_what_is_no_image_is_refused_at_once_by_predict_and_by_prepare(run, given, words):
+    for use in (
+        lambda: predict(run, given),
+        lambda: predict(run, ["a.png", given]),
+        lambda: auxnet.load(run).prepare(given),
+    ):
+        with pytest.raises(TypeError, match=f"an image is a path, one of PIL's, or an array, uint8 .*, {words}"):
+            use()
+
+
+def test_what_is_no_model_is_refused_with_the_mend(run, folder):
+    net = auxnet.load(run)
+    for model in (net.truncate(2), net.up_to(2), [run], None):
+        with pytest.raises(
+            TypeError, match=f"a model is a run, .*, got {type(model).__name__}: of such a net, output=k"
+        ):
+            predict(model, folder)
 
 
 def test_a_path_that_cannot_be_looked_at_costs_no_other_answer(run, folder):
@@ -300,9 +366,9 @@ def test_only_so_many_images_are_decoded_ahead(run, many, with_cores, monkeypatc
     with_cores(2)
     files, taken = prediction._files, []
 
-    def watched(given):
+    def watched(*given):
         for _ in range(10):
-            for file in files(given):
+            for file in files(*given):
                 taken.append(file)
                 yield file
 

@@ -5,6 +5,7 @@ Shapes: N images, H x W pixels, C channels; images are uint8 [N, H, W, C].
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +61,12 @@ def open_model(
     `output` is that of the run (default: the deepest there is); an ONNX file has the one it was exported with, and
     runs on the CPU. `device` is the CPU by default, `threads` as many as there are CPU cores for this process.
 
-    Raises FileNotFoundError, ValueError for a file or an output that cannot be used, RuntimeError for damage.
+    Raises FileNotFoundError, ValueError for a file or an output that cannot be used, TypeError for what is no model,
+    RuntimeError for damage.
     """
+    if not isinstance(source, str | os.PathLike):
+        rule = "a model is a run, an exported folder, an ONNX file, hf:owner/name, or the net that auxnet.load gives"
+        raise TypeError(f"{rule}, got {type(source).__name__}: of such a net, output=k asks output k alone")
     path = Path(source)
     if str(source).startswith("hf:") or path.is_dir():
         return runnable(load(source, which), output, device=device, threads=threads)
