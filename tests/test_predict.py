@@ -17,11 +17,12 @@ import auxnet
 from auxnet import prediction, runtimes
 from auxnet.cli import main
 from auxnet.exporting import export
+from auxnet.policy import NEVER, Policy
 from auxnet.prediction import Prediction, Unreadable, predict
 from auxnet.reading.ahead import ahead
 from auxnet.reading.pictures import fitted
 from auxnet.runtimes import runnable
-from shipped import picture, write_run
+from shipped import picture, write_policy, write_run
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +157,54 @@ def test_what_is_no_model_is_refused_with_the_mend(run, folder):
             TypeError, match=f"a model is a run, .*, got {type(model).__name__}: of such a net, output=k"
         ):
             predict(model, folder)
+
+
+@pytest.mark.enough(1)
+@pytest.mark.parametrize("thresholds", [(0.02, 0.05), (NEVER, 0.03), (0.02, 0.0)])
+def test_images_leave_early_as_they_do_in_the_onnx_file_of_the_runs_early_exit(run, folder, tmp_path, thresholds):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    shutil.copytree(run, tmp_path / "a")
+    write_policy(tmp_path / "a", Policy(thresholds, "margin", (1.5, 0.7, 2.0)))
+    file = export(tmp_path / "a", format="onnx-early-exit", out=tmp_path / "early.onnx").path
+    for n in range(12):
+        picture(n, bright=9 * n).save(folder / f"more {n}.png")
+    expected = list(predict(file, folder, top=4))
+    assert len({answer.output for answer in expected}) > 1
+    for batch_size in (1, 5, 32):
+        answers = list(predict(tmp_path / "a", folder, exits=True, top=4, batch_size=batch_size))
+        for here, there in zip(answers, expected, strict=True):
+            assert (here.image, here.output, here.classes) == (there.image, there.output, there.classes)
+            assert here.probabilities == pytest.approx(there.probabilities, abs=1e-5)
+
+
+def test_the_command_says_where_each_image_left(run, folder, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "a")
+    for thresholds, left in (((0.0, 0.5), 1), ((NEVER, 0.0), 2), ((NEVER, NEVER), 3)):
+        write_policy(tmp_path / "a", Policy(thresholds, "top", (1.0,) * 3))
+        assert main(["predict", str(tmp_path / "a"), str(folder), "--exits", "--format", "csv"]) == 0
+        assert {row["output"] for row in csv.DictReader(io.StringIO(capsys.readouterr().out))} == {str(left)}
+
+
+def test_an_early_exit_that_cannot_be_asked_is_one_line(run, onnx_file, folder, capsys):
+    for model, words, line in (
+        (run, [], f"{run} holds no exits.json: `auxnet exits {run}`"),
+        (
+            run,
+            ["--output", "2"],
+            "exits.json lets each image leave at its own output of the last weights: leave output 2 out",
+        ),
+        (run, ["--which", "best"], "of the last weights: leave which='best' out"),
+        (onnx_file, [], f"exits are those of a run's exits.json, and {onnx_file} is no run: leave exits out"),
+        (folder / "absent", [], f"there is no model {folder / 'absent'}"),
+    ):
+        assert main(["predict", str(model), str(folder), "--exits", *words]) == 2
+        said = capsys.readouterr().err
+        assert line in said
+        assert said.count("\n") == 1
+    for opened in (auxnet.load(run), runnable(auxnet.load(run))):
+        with pytest.raises(ValueError, match="give the run's folder as the model, or leave exits out"):
+            predict(opened, folder, exits=True)
 
 
 def test_a_path_that_cannot_be_looked_at_costs_no_other_answer(run, folder):

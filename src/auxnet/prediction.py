@@ -63,6 +63,7 @@ def predict(
     images: Picture | Iterable[Picture],
     *,
     output: int | None = None,
+    exits: bool = False,
     top: int = 3,
     batch_size: int = 32,
     which: str = "last",
@@ -72,10 +73,11 @@ def predict(
     """One answer per image, in order: of one or several, and of the image files in and below folders, sorted.
 
     `model`: a run, an exported folder, `hf:owner/name`, an ONNX file of this program, or what `load`, `runnable` or
-    `open_for` gave; `output` as numbered in the run (default: its deepest). It is asked on `device` (default: where a
-    net lies that is given, else the CPU) and that many CPU `threads` (default: the cores that there are for this
-    process). Images are paths, PIL's, or pixels, as `PretrainedAuxNet.prepare` takes them; files are decoded ahead by
-    as many processes, at most two batches or so of them.
+    `open_for` gave; `output` as numbered in the run (default: its deepest). With `exits` each image leaves at
+    an output of its own, by the exits.json of a run, and its probabilities are tempered as that says. The model is
+    asked on `device` (default: where a net lies that is given, else the CPU) and that many CPU `threads` (default: the
+    cores that there are for this process). Images are paths, PIL's, or pixels, as `PretrainedAuxNet.prepare` takes
+    them; files are decoded ahead by as many processes, at most two batches or so of them.
 
     Raises, at once, ValueError for an option that cannot be or an empty list, TypeError for what is no image, and what
     `runtimes.open_model` raises.
@@ -89,7 +91,7 @@ def predict(
         check_image(image)
     if not given:
         raise ValueError("there are no images to predict: name files or folders")
-    asked = open_for(given, model, output, which, device, threads)
+    asked = open_for(given, model, output, which, device, threads, exits)
     return _answers(asked, _files(given, asked.preprocessing), top, batch_size)
 
 
@@ -100,10 +102,15 @@ def open_for(
     which: str = "last",
     device: str | None = None,
     threads: int | None = None,
+    exits: bool = False,
 ) -> Runnable:
     """The model that is to be asked about these images, opened. Raises what `predict` raises for it."""
     if which != "last" and isinstance(model, PretrainedAuxNet | Runnable):
         raise ValueError(f"which chooses the weights of a run, and this model has its own: leave {which!r} out")
+    if exits and isinstance(model, PretrainedAuxNet | Runnable):
+        raise ValueError(
+            "exits are those of a run's exits.json: give the run's folder as the model, or leave exits out"
+        )
     if isinstance(model, Runnable):
         for name, value in (("output", output), ("device", device), ("threads", threads)):
             if value is not None:
@@ -112,7 +119,7 @@ def open_for(
     if isinstance(model, PretrainedAuxNet):
         return runnable(model, output, device=device, threads=threads)
     try:
-        return open_model(model, output, which, device=device, threads=threads)
+        return open_model(model, output, which, exits=exits, device=device, threads=threads)
     except (ValueError, FileNotFoundError) as error:
         first = Path(images[0]) if len(images) == 1 and isinstance(images[0], str | Path) else None
         if first is not None and (first.suffix == ".onnx" or (first / "config.json").is_file()):

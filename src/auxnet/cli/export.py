@@ -65,6 +65,8 @@ class Predict:
     gives them"""
     output: int | None = None
     """the output, from 1, shallow to deep; none: the deepest there is"""
+    exits: FlagCreatePairsOff[bool] = False
+    """let each image leave at the first output that is sure of it, by RUN/exits.json (auxnet exits RUN)"""
     top: int = 3
     """how many classes to name"""
     format: Literal["table", "csv", "jsonl"] = "table"
@@ -143,7 +145,8 @@ def predict(words: list[str]) -> int:
     from auxnet.prediction import Prediction, open_for
     from auxnet.prediction import predict as ask
 
-    model = open_for(paths, options.model, options.output, options.which, options.device, options.threads)
+    how = (options.output, options.which, options.device, options.threads, options.exits)
+    model = open_for(paths, options.model, *how)
     answers = ask(model, paths, top=options.top, batch_size=options.batch_size)
     if "-" not in options.paths and not any(map(os.path.exists, paths)):
         raise FileNotFoundError(f"there is no such file or folder: {_shown(first_few(paths))}")
