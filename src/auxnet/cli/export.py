@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Export:
-    """Write one output of a run, or its early exit, for another runtime, and prove it equal to the run."""
+    """Write one output of a model, or the early exit of a run, for another runtime, and prove it equal to the model."""
 
-    run: Positional[Path]
-    """the run directory"""
+    model: Positional[str]
+    """a run, a folder that this or save_pretrained wrote, or hf:owner/name"""
     output: int | None = None
-    """the output, from 1, shallow to deep; of an early exit the last one; none: the final one"""
+    """the output, from 1, shallow to deep; of an early exit the last one; none: the deepest there is"""
     format: Literal["safetensors", "onnx", "torch", "onnx-early-exit"] = "onnx"
     """a folder for auxnet.load and the hub; ONNX; torch.export (.pt2); ONNX that stops early, one image at a time"""
     out: Path | None = None
-    """the file or folder; none: named after the run, in this folder"""
+    """the file or folder; none: named after the model, in this folder"""
     which: Literal["last", "best"] = "last"
-    """weights of the last epoch, or of the best one on validation"""
+    """of a run: weights of the last epoch, or of the best one on validation"""
     confidence: Literal["none", "entropy", "top", "margin"] = "none"
     """early exit: what is compared with the thresholds; none: RUN/exits.json"""
     thresholds: tuple[float, ...] | None = None
@@ -49,7 +49,7 @@ class Export:
     """the folder that holds the data; none: where they lay in training; the export is compared on their images"""
     images: int = 64
     """validation images that the export is compared on, and an early exit on more, until one has left at each output
-    that can be left at; random ones where the run's data are not here"""
+    that can be left at; random ones where a run's data are not here, or where there is no run"""
     overwrite: FlagCreatePairsOff[bool] = False
     """replace what is there"""
 
@@ -94,10 +94,10 @@ def export(words: list[str]) -> None:
 
     settings = {"which": o.which, "policy": _policy(o), "data_dir": o.data_dir, "images": o.images}
     with screen.working("exporting, and running the export"):
-        done = write(o.run, o.output, o.format, o.out, overwrite=o.overwrite, **settings)  # type: ignore[arg-type]
+        done = write(o.model, o.output, o.format, o.out, overwrite=o.overwrite, **settings)  # type: ignore[arg-type]
     what = f"output {done.output}" if done.exits is None else f"early exit over outputs 1..{done.output}"
     console = screen.console()
-    screen.print_line(console, f"{done.path}: {what} of {o.run} as {done.format}, {done.bytes:,} bytes")
+    screen.print_line(console, f"{done.path}: {what} of {o.model} as {done.format}, {done.bytes:,} bytes")
     if done.format != "safetensors":  # which is for auxnet.load
         N = "N" if done.exits is None else "1"
         gives = "logits and probabilities" + ("" if done.exits is None else ", and the exit")
@@ -110,9 +110,11 @@ def export(words: list[str]) -> None:
         if not done.random and not any(done.exits[:-1]):
             alone = f"--format onnx --output {done.output}"
             screen.print_line(console, f"note: none left early: {alone} gives a smaller file that answers sooner")
-        for note in read_notes(o.run) if o.thresholds is None else ():
+        for note in read_notes(o.model) if o.thresholds is None else ():
             screen.print_line(console, f"note: {note}")
-    images = "random images (the data of the run are not here, or of no use)" if done.random else "validation images"
+    images = (
+        "random images (the data of its training are not here, or of no use)" if done.random else "validation images"
+    )
     equal = f"run again on {done.images} {images}: the largest difference of a logit is {done.difference:.2g}"
     screen.print_line(console, equal)
     for k in done.uncompared:
