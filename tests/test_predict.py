@@ -308,6 +308,22 @@ def test_a_number_that_is_not_whole_is_refused(run, folder):
     assert len(list(predict(run, [folder], batch_size=np.int64(4), top=np.int64(1)))) == len(list(predict(run, folder)))
 
 
+def test_of_a_run_trained_on_a_gpu_it_is_told_that_the_cpu_is_asked(run, folder, tmp_path, capsys, monkeypatch):
+    shutil.copytree(run, there := tmp_path / "a")
+    summary = json.loads((there / "summary.json").read_text())
+    (there / "summary.json").write_text(json.dumps(summary | {"device": {**summary["device"], "type": "cuda"}}))
+    for here, model, words, told in (
+        (True, there, [], 1),
+        (True, there, ["--device", "cpu"], 0),
+        (True, run, [], 0),
+        (False, there, [], 0),
+    ):
+        monkeypatch.setattr("torch.cuda.is_available", lambda here=here: here)
+        assert main(["predict", str(model), str(folder / "0, a.png"), *words]) == 0
+        note = "was trained on a GPU and is asked on the CPU: --device cuda takes the GPU that is here"
+        assert capsys.readouterr().err == f"auxnet: note: {model} {note}\n" * told
+
+
 def test_a_folder_to_write_to_is_refused_before_anything_is_done(run, folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("auxnet.prediction.predict", None)
     for words in ([], ["--overwrite"]):

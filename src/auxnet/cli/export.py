@@ -152,6 +152,9 @@ def predict(words: list[str]) -> int:
     answers = ask(model, paths, top=options.top, batch_size=options.batch_size)
     if "-" not in options.paths and not any(map(os.path.exists, paths)):
         raise FileNotFoundError(f"there is no such file or folder: {_shown(first_few(paths))}")
+    if options.device is None and _gpu_of(Path(options.model)):
+        what = f"{options.model} was trained on a GPU and is asked on the CPU"
+        print(f"auxnet: note: {what}: --device cuda takes the GPU that is here", file=sys.stderr)
     unreadable, resized, first = 0, 0, ""
 
     def counted() -> Iterator[Prediction | Unreadable]:
@@ -173,6 +176,19 @@ def predict(words: list[str]) -> int:
     if unreadable:
         print(f"auxnet: {unreadable} of the images could not be read", file=sys.stderr)
     return 1 if unreadable else 0
+
+
+def _gpu_of(model: Path) -> bool:
+    """Whether there is a GPU here, and this is a run that was trained on one."""
+    import torch
+
+    from auxnet.documents import parsing, read_json
+
+    summary = model / "summary.json"
+    if not (torch.cuda.is_available() and summary.is_file()):
+        return False
+    with parsing(f"{summary} is damaged: it does not say on what device"):
+        return bool(read_json(summary)["device"]["type"] == "cuda")
 
 
 def _listed() -> list[str]:
