@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 from contextlib import redirect_stdout
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -318,6 +318,20 @@ def test_what_was_noted_of_a_policy_is_said_again_where_it_is_shipped(run, tmp_p
     exits = (0, 0, 2)
     assert main([*words, "--confidence", "top", "--thresholds", "1", "1"]) == 0
     assert "note: none left early: --format onnx --output 3 gives a smaller file" in capsys.readouterr().out
+
+
+def test_json_holds_all_that_is_said_of_an_export(run, early, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "two"
+    assert main(["export", str(run), "--output", "2", "--format", "safetensors", "--out", str(out), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    size = sum(file.stat().st_size for file in out.iterdir())
+    assert said.keys() == {each.name for each in fields(Exported)}
+    assert (said["path"], said["output"], said["bytes"], said["difference"]) == (str(out), 2, size, 0.0)
+    assert (said["takes"], said["exits"], said["random"]) == ([8, 8, 3], None, False)
+    monkeypatch.setattr(exporting, "export", lambda *_, **__: early)
+    assert main(["export", str(run), "--format", "onnx-early-exit", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["path"], said["exits"], sum(said["exits"])) == (str(early.path), [*early.exits], said["images"])
 
 
 def test_early_exit_holds_the_deeper_segments_inside_a_branch(early):

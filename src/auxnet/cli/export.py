@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO
 
@@ -52,6 +52,8 @@ class Export:
     that can be left at; random ones where a run's data are not here, or where there is no run"""
     overwrite: FlagCreatePairsOff[bool] = False
     """replace what is there"""
+    json: FlagCreatePairsOff[bool] = False
+    """print JSON instead of words"""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,9 @@ def export(words: list[str]) -> None:
     settings = {"which": o.which, "policy": _policy(o), "data_dir": o.data_dir, "images": o.images}
     with screen.working("exporting, and running the export"):
         done = write(o.model, o.output, o.format, o.out, overwrite=o.overwrite, **settings)  # type: ignore[arg-type]
+    if o.json:
+        print(json.dumps(asdict(done) | {"path": str(done.path)}, indent=2))
+        return
     what = f"output {done.output}" if done.exits is None else f"early exit over outputs 1..{done.output}"
     console = screen.console()
     screen.print_line(console, f"{done.path}: {what} of {o.model} as {done.format}, {done.bytes:,} bytes")
