@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 from contextlib import redirect_stdout
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +126,51 @@ def test_the_exported_folder_equals_its_source_bit_for_bit(run, tmp_path, pixels
         net(normalise(torch.from_numpy(pixels), net.preprocessing.mean, net.preprocessing.std))[0],
         logits_of(run, pixels)[1],
     )
+
+
+def test_a_folder_of_one_output_is_exported_by_its_number_in_the_run(run, tmp_path, monkeypatch, pixels, capsys):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    folder = export(run, 2, "safetensors").path
+    assert main(["export", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("run-output-2.onnx: output 2 of run-output-2 as onnx, ")
+    assert "run again on 64 random images (the data of its training are not here" in said
+    answers = open_model("run-output-2.onnx", 2).ask(pixels)
+    np.testing.assert_allclose(answers.logits, logits_of(run, pixels)[1], atol=1e-4)
+    with pytest.raises(ValueError, match=r"output must be 2, the only one, got 1"):
+        export(folder, 1)
+
+
+@pytest.mark.usefixtures("own_cache_and_no_network")
+def test_a_model_of_the_hub_and_a_saved_one_are_exported_as_their_run_is(run, tmp_path, monkeypatch, pixels):
+    monkeypatch.chdir(tmp_path)
+    home = tmp_path / "hub" / "models--owner--name"
+    load(run).save_pretrained(home / "snapshots" / "abc")
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("abc")
+    load(run).save_pretrained("saved")
+    for model, output, name in (("hf:owner/name", None, "name-output-3.pt2"), ("saved", 2, "saved-output-2.pt2")):
+        done = export(model, output, "torch", images=3)
+        assert (str(done.path), done.output, done.random) == (name, output or 3, True)
+        logits, _ = torch.export.load(done.path).module()(torch.from_numpy(pixels))
+        torch.testing.assert_close(logits, logits_of(run, pixels)[done.output - 1], atol=1e-4, rtol=0)
+
+
+def test_what_takes_a_run_to_export_is_refused_of_other_models(run, tmp_path, capsys):
+    load(run).save_pretrained(tmp_path / "saved")
+    early = ["--format", "onnx-early-exit", "--confidence", "top", "--thresholds", "1", "1"]
+    for words, line in (
+        (
+            early,
+            f"an early exit is that of a run, and {tmp_path / 'saved'} is none: name the run, or export it as onnx",
+        ),
+        (["--data-dir", "x"], "validation images are those of a run, and "),
+        (["--which", "best"], "is no run directory, so it holds no 'best' weights"),
+    ):
+        assert main(["export", str(tmp_path / "saved"), *words]) == 2
+        assert line in capsys.readouterr().err
 
 
 def test_early_exit_takes_the_same_exits_and_gives_the_same_logits(run, early, pixels):
@@ -275,6 +320,20 @@ def test_what_was_noted_of_a_policy_is_said_again_where_it_is_shipped(run, tmp_p
     assert "note: none left early: --format onnx --output 3 gives a smaller file" in capsys.readouterr().out
 
 
+def test_json_holds_all_that_is_said_of_an_export(run, early, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "two"
+    assert main(["export", str(run), "--output", "2", "--format", "safetensors", "--out", str(out), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    size = sum(file.stat().st_size for file in out.iterdir())
+    assert said.keys() == {each.name for each in fields(Exported)}
+    assert (said["path"], said["output"], said["bytes"], said["difference"]) == (str(out), 2, size, 0.0)
+    assert (said["takes"], said["exits"], said["random"]) == ([8, 8, 3], None, False)
+    monkeypatch.setattr(exporting, "export", lambda *_, **__: early)
+    assert main(["export", str(run), "--format", "onnx-early-exit", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["path"], said["exits"], sum(said["exits"])) == (str(early.path), [*early.exits], said["images"])
+
+
 def test_early_exit_holds_the_deeper_segments_inside_a_branch(early):
     import onnx
 
@@ -296,7 +355,9 @@ def test_where_the_data_are_not_here_it_is_compared_on_random_images(tmp_path, m
     ):
         write_recipe(replace(read_run_recipe(run), **elsewhere), tmp_path / "run" / "recipe.yaml")
         assert main(words) == 0
-        told = "run again on 5 random images (the data of the run are not here, or of no use): the largest difference"
+        told = (
+            "run again on 5 random images (the data of its training are not here, or of no use): the largest difference"
+        )
         assert told in capsys.readouterr().out
     assert main([*words, "--data-dir", str(tmp_path)]) == 2  # looked for there: not to be done without
     assert "pics" in capsys.readouterr().err
@@ -414,7 +475,7 @@ def test_what_cannot_be_exported_is_one_line(run, capsys, words, status, line):
 
 def test_a_folder_that_is_no_run_and_a_missing_extra_are_one_line(run, tmp_path, capsys, monkeypatch):
     assert main(["export", str(tmp_path)]) == 2
-    assert "is not a run directory" in capsys.readouterr().err
+    assert f"{tmp_path} holds no config.json: is it a finished run?" in capsys.readouterr().err
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["export", str(run)]) == 1
     assert "pip install onnx" in capsys.readouterr().err

@@ -260,12 +260,6 @@ def test_prepared_images_get_the_answers_of_predict(run, tmp_path):
         assert top.tolist() == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("given", [np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.float32), torch.zeros(3, 8)])
-def test_what_are_no_pixels_are_refused(run, given):
-    with pytest.raises(ValueError, match=r"pixels must be uint8 \[H, W, 1 or 3\], got"):
-        auxnet.load(run).prepare(given)
-
-
 def test_names_that_do_not_fit_the_network_are_refused(run):
     net = auxnet.load(run)
     with pytest.raises(ValueError, match="a network for 4 classes needs their 4 names, got 2"):

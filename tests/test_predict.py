@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,11 +17,12 @@ import auxnet
 from auxnet import prediction, runtimes
 from auxnet.cli import main
 from auxnet.exporting import export
+from auxnet.policy import NEVER, Policy
 from auxnet.prediction import Prediction, Unreadable, predict
 from auxnet.reading.ahead import ahead
 from auxnet.reading.pictures import fitted
 from auxnet.runtimes import runnable
-from shipped import picture, write_run
+from shipped import picture, write_policy, write_run
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +92,119 @@ def test_one_path_is_one_image_or_folder(run, folder):
     for path in (alone, str(alone)):
         assert [answer.image for answer in predict(run, path)] == [str(alone)]
     assert [*predict(run, str(folder))] == [*predict(run, [folder])]
+
+
+def test_pictures_in_memory_are_answered_as_their_files_are_by_their_place(run, folder, with_cores):
+    with_cores(1)
+    paths = sorted(folder.rglob("*.png"))
+    exif, turned, deep = Image.Exif(), folder / "turned.jpg", folder / "deep.png"
+    exif[0x0112] = 6
+    picture(7, (12, 20)).save(turned, exif=exif)
+    Image.fromarray(np.full((9, 8), 40000, np.uint16)).save(deep)
+    expected = [replace(answer, image="") for answer in predict(run, [*paths, turned, deep] * 5)]
+    opened = [Image.open(path) for path in (*paths, turned, deep)]
+    arrays = [np.asarray(Image.open(path)) for path in paths]
+    workers = with_cores(2)
+    for held in (opened, [*arrays, *opened[-2:]], [*map(str, paths), *opened[-2:]]):
+        answers = list(predict(run, iter(held * 5), threads=2))
+        names = [each if isinstance(each, str) else f"#{n}" for n, each in enumerate(held * 5)]
+        assert [answer.image for answer in answers] == names
+        assert [replace(answer, image="") for answer in answers] == expected
+    assert workers == [0, 0, 0, 2]  # processes are for files
+    [alone] = predict(run, paths[0])
+    for one in (opened[0], arrays[0], arrays[0][None]):
+        [answer] = predict(auxnet.load(run), one)
+        assert answer == replace(alone, image="#0")
+    grey, of_one_channel = predict(run, [arrays[0][..., 0], arrays[0][..., :1]])
+    assert grey.probabilities == of_one_channel.probabilities
+
+
+def test_a_picture_in_memory_that_cannot_be_used_costs_no_other_answer(run, folder):
+    path = folder / "0, a.png"
+    (folder / "torn.png").write_bytes(path.read_bytes()[:-60])
+    unknown = Image.fromarray(np.full((8, 8), 200, np.float32))
+    before, torn, no_range, after = predict(run, [path, Image.open(folder / "torn.png"), unknown, path])
+    assert (torn.image, no_range.image) == ("#1", "#2")
+    assert "not a readable image" in torn.reason
+    assert "mode 'F' has no known range" in no_range.reason
+    assert before == after
+
+
+NO_IMAGES = [
+    (np.zeros((8, 8, 4), np.uint8), r"got uint8 \[8, 8, 4\]: .*a\[..., :3\] for \[H, W, 4\]"),
+    (np.zeros((8, 8, 3), np.float32), r"got float32 \[8, 8, 3\]: \(255 \* a\).astype"),
+    (np.zeros((0, 8, 3), np.uint8), r"got uint8 \[0, 8, 3\]"),
+    (torch.zeros(8, 8, 3, dtype=torch.uint8), "got Tensor: .* np.asarray, makes one"),
+    (3, "got int"),
+]
+
+
+@pytest.mark.parametrize(("given", "words"), NO_IMAGES)
+def test_what_is_no_image_is_refused_at_once_by_predict_and_by_prepare(run, given, words):
+    for use in (
+        lambda: predict(run, given),
+        lambda: predict(run, ["a.png", given]),
+        lambda: auxnet.load(run).prepare(given),
+    ):
+        with pytest.raises(TypeError, match=f"an image is a path, one of PIL's, or an array, uint8 .*, {words}"):
+            use()
+
+
+def test_what_is_no_model_is_refused_with_the_mend(run, folder):
+    net = auxnet.load(run)
+    for model in (net.truncate(2), net.up_to(2), [run], None):
+        with pytest.raises(
+            TypeError, match=f"a model is a run, .*, got {type(model).__name__}: of such a net, output=k"
+        ):
+            predict(model, folder)
+
+
+@pytest.mark.enough(1)
+@pytest.mark.parametrize("thresholds", [(0.02, 0.05), (NEVER, 0.03), (0.02, 0.0)])
+def test_images_leave_early_as_they_do_in_the_onnx_file_of_the_runs_early_exit(run, folder, tmp_path, thresholds):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    shutil.copytree(run, tmp_path / "a")
+    write_policy(tmp_path / "a", Policy(thresholds, "margin", (1.5, 0.7, 2.0)))
+    file = export(tmp_path / "a", format="onnx-early-exit", out=tmp_path / "early.onnx").path
+    for n in range(12):
+        picture(n, bright=9 * n).save(folder / f"more {n}.png")
+    expected = list(predict(file, folder, top=4))
+    assert len({answer.output for answer in expected}) > 1
+    for batch_size in (1, 5, 32):
+        answers = list(predict(tmp_path / "a", folder, exits=True, top=4, batch_size=batch_size))
+        for here, there in zip(answers, expected, strict=True):
+            assert (here.image, here.output, here.classes) == (there.image, there.output, there.classes)
+            assert here.probabilities == pytest.approx(there.probabilities, abs=1e-5)
+
+
+def test_the_command_says_where_each_image_left(run, folder, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "a")
+    for thresholds, left in (((0.0, 0.5), 1), ((NEVER, 0.0), 2), ((NEVER, NEVER), 3)):
+        write_policy(tmp_path / "a", Policy(thresholds, "top", (1.0,) * 3))
+        assert main(["predict", str(tmp_path / "a"), str(folder), "--exits", "--format", "csv"]) == 0
+        assert {row["output"] for row in csv.DictReader(io.StringIO(capsys.readouterr().out))} == {str(left)}
+
+
+def test_an_early_exit_that_cannot_be_asked_is_one_line(run, onnx_file, folder, capsys):
+    for model, words, line in (
+        (run, [], f"{run} holds no exits.json: `auxnet exits {run}`"),
+        (
+            run,
+            ["--output", "2"],
+            "exits.json lets each image leave at its own output of the last weights: leave output 2 out",
+        ),
+        (run, ["--which", "best"], "of the last weights: leave which='best' out"),
+        (onnx_file, [], f"exits are those of a run's exits.json, and {onnx_file} is no run: leave exits out"),
+        (folder / "absent", [], f"there is no model {folder / 'absent'}"),
+    ):
+        assert main(["predict", str(model), str(folder), "--exits", *words]) == 2
+        said = capsys.readouterr().err
+        assert line in said
+        assert said.count("\n") == 1
+    for opened in (auxnet.load(run), runnable(auxnet.load(run))):
+        with pytest.raises(ValueError, match="give the run's folder as the model, or leave exits out"):
+            predict(opened, folder, exits=True)
 
 
 def test_a_path_that_cannot_be_looked_at_costs_no_other_answer(run, folder):
@@ -191,6 +306,22 @@ def test_a_number_that_is_not_whole_is_refused(run, folder):
         with pytest.raises(ValueError, match=rf"{name} must be a whole number, 1 or more, got 1\.5"):
             predict(run, [folder], **{name: 1.5})
     assert len(list(predict(run, [folder], batch_size=np.int64(4), top=np.int64(1)))) == len(list(predict(run, folder)))
+
+
+def test_of_a_run_trained_on_a_gpu_it_is_told_that_the_cpu_is_asked(run, folder, tmp_path, capsys, monkeypatch):
+    shutil.copytree(run, there := tmp_path / "a")
+    summary = json.loads((there / "summary.json").read_text())
+    (there / "summary.json").write_text(json.dumps(summary | {"device": {**summary["device"], "type": "cuda"}}))
+    for here, model, words, told in (
+        (True, there, [], 1),
+        (True, there, ["--device", "cpu"], 0),
+        (True, run, [], 0),
+        (False, there, [], 0),
+    ):
+        monkeypatch.setattr("torch.cuda.is_available", lambda here=here: here)
+        assert main(["predict", str(model), str(folder / "0, a.png"), *words]) == 0
+        note = "was trained on a GPU and is asked on the CPU: --device cuda takes the GPU that is here"
+        assert capsys.readouterr().err == f"auxnet: note: {model} {note}\n" * told
 
 
 def test_a_folder_to_write_to_is_refused_before_anything_is_done(run, folder, tmp_path, capsys, monkeypatch):
@@ -300,9 +431,9 @@ def test_only_so_many_images_are_decoded_ahead(run, many, with_cores, monkeypatc
     with_cores(2)
     files, taken = prediction._files, []
 
-    def watched(given):
+    def watched(*given):
         for _ in range(10):
-            for file in files(given):
+            for file in files(*given):
                 taken.append(file)
                 yield file
 

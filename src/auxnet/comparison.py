@@ -14,7 +14,7 @@ from torch import Tensor
 
 from auxnet.batches import normalise
 from auxnet.errors import one_line
-from auxnet.hub import PretrainedAuxNet
+from auxnet.hub import PretrainedAuxNet, position_of
 from auxnet.opening import data_of, with_data_in
 from auxnet.policy import Policy, confidence
 from auxnet.reading.arrays import Pixels
@@ -81,6 +81,7 @@ def compare(
     net: PretrainedAuxNet, output: int, policy: Policy | None, pixels: Pixels, answers: Answers
 ) -> tuple[float, tuple[int, ...] | None]:
     """The largest difference from the whole net in PyTorch, and the exits. Raises RuntimeError if they differ."""
+    output = position_of(net, output)
     logits_KNC = _logits(net, output, pixels)
     exits_N = torch.full((len(pixels),), output)
     if policy is not None:

@@ -1,4 +1,4 @@
-"""Export a run: one output, or the early exit, into a form that runs elsewhere, proven equal to its source.
+"""Export a model: one output, or the early exit of a run, into a form that runs elsewhere, proven equal to its source.
 
 Every export is run again in its own runtime, on validation images where they are here, before it gets its name.
 """
@@ -26,7 +26,7 @@ from auxnet.hub import FILES, PretrainedAuxNet, load, model_card, position_of, t
 from auxnet.policy import Policy
 from auxnet.preprocessing import PREPARATION
 from auxnet.reading.arrays import Pixels
-from auxnet.recipe import RunDir, read_run_recipe
+from auxnet.recipe import RunDir, folder_of, read_run_recipe
 from auxnet.runtimes import Answers, open_model, open_onnx
 
 Format = Literal["safetensors", "onnx", "torch", "onnx-early-exit"]
@@ -40,7 +40,7 @@ class Exported:
     path: Path
     format: Format
     output: int
-    """of the run; the deepest one of an early exit"""
+    """by its number in the run; the deepest one of an early exit"""
     bytes: int
     images: int
     """that it was compared on: of validation, or `random` ones"""
@@ -55,11 +55,11 @@ class Exported:
     uncompared: tuple[int, ...] = ()
     """early exit: the outputs at which none of the images left, so that what they answer was not compared"""
     random: bool = False
-    """whether the images were random ones, since the data of the run are not here, or have changed"""
+    """whether the images were random ones, since the data of a run are not here, or have changed, or it is no run"""
 
 
 def export(
-    run: RunDir,
+    model: RunDir,
     output: int | None = None,
     format: Format = "onnx",
     out: Path | str | None = None,
@@ -70,17 +70,18 @@ def export(
     images: int = 64,
     overwrite: bool = False,
 ) -> Exported:
-    """Write one output of a run (default: the final one) to `out`, and prove it equal to the run's net.
+    """Write one output of a model (default: the deepest there is) to `out`, and prove it equal to the model's net.
 
+    The model is a run, a folder that this or `save_pretrained` wrote, or `hf:owner/name`; `output` as in the run.
     "safetensors": a folder for `auxnet.load` and the hub; "onnx", "torch" (torch.export): uint8 images
-    [N, H, W, C] -> logits and probabilities; "onnx-early-exit": one image -> those and its exit, by `policy`
+    [N, H, W, C] -> logits and probabilities; "onnx-early-exit", of a run: one image -> those and its exit, by `policy`
     (default: RUN/exits.json) over outputs 1..`output`, or up to the first at which all leave (a threshold of 0); its
     probabilities are tempered: softmax of the logits over the policy's temperature of the output that the image left
-    at. The default `out` is named after the run, in this folder.
+    at. The default `out` is named after the model, in this folder.
 
     It is compared on that many validation `images` (an early exit on more, until one has left at each output that can
     be left at), looked for where they lay in training, or in `data_dir` alone; where the run's data are not here, or
-    have changed, and no `data_dir` is given, on random ones.
+    have changed, and no `data_dir` is given, or where the model is no run, on random ones.
 
     Raises ValueError, FileNotFoundError or FileExistsError for what cannot be asked for, RuntimeError if the
     export differs from its source: then there is nothing at `out`.
@@ -88,23 +89,27 @@ def export(
     check_choice("format", format, Format)
     if images < 2:
         raise ValueError(f"images must be 2 or more, to compare on, got {images}")
-    recipe = read_run_recipe(run)
-    net = load(run, which)
-    asked = net.outputs if output is None else output
+    net = load(model, which)
+    recipe = read_run_recipe(model) if (folder_of(model) / "recipe.yaml").is_file() else None
+    asked = net.numbers[-1] if output is None else output
     position_of(net, asked)
     backbone = net.config["network"].get("backbone")
     if format == "safetensors" and backbone is not None and is_own_code(backbone):
         raise ValueError(f"the code of {backbone} cannot go into a folder of weights: export as onnx or torch")
     if format.startswith("onnx"):
         need("onnx", "onnxscript", "onnxruntime")
+    if recipe is None and format == "onnx-early-exit":
+        raise ValueError(f"an early exit is that of a run, and {model} is none: name the run, or export it as onnx")
+    if recipe is None and data_dir is not None:
+        raise ValueError(f"validation images are those of a run, and {model} is none: leave --data-dir out")
     if format == "onnx-early-exit":
-        policy = _policy_of(run, net, asked, which, policy)
+        policy = _policy_of(model, net, asked, which, policy)
     elif policy is not None:
         raise ValueError(f"confidence and thresholds are for onnx-early-exit, not for {format}: leave them out")
     last = asked if policy is None else policy.deepest
-    path = Path(out) if out is not None else Path(_name(Path(run), last, format))
+    path = Path(out) if out is not None else Path(_name(Path(model), last, format))
     _check_free(path, format, overwrite)
-    found = validation_images(run, recipe, data_dir)
+    found = None if recipe is None else validation_images(model, recipe, data_dir)
     pixels = random_images(net, images) if found is None else some(found, images)
     uncompared: tuple[int, ...] = ()
     if policy is not None:
@@ -155,7 +160,7 @@ def _write(
     if policy is not None:
         write_onnx(EarlyExitGraph(net.up_to(output).eval(), policy, mean, std), example[:1], path, facts)
         return open_onnx(path).ask(pixels)
-    graph = OneOutput(net.truncate(output), mean, std)
+    graph = OneOutput(net.truncate(position_of(net, output)), mean, std)
     if format == "onnx":
         write_onnx(graph, two, path, facts)
         return open_onnx(path).ask(pixels)
@@ -186,7 +191,7 @@ def _facts(net: PretrainedAuxNet, output: int, policy: Policy | None) -> dict[st
         "auxnet_version": __version__,
         "kind": "output" if policy is None else "early-exit",
         "output": output,
-        "depth": net.depths[output - 1],
+        "depth": net.depths[position_of(net, output) - 1],
         "classes": list(net.classes),
         **net.preprocessing.content(),
         "input": "uint8 [N, H, W, C], 0..255, not normalised",
@@ -199,9 +204,10 @@ def _facts(net: PretrainedAuxNet, output: int, policy: Policy | None) -> dict[st
     return facts
 
 
-def _name(run: Path, output: int, format: Format) -> str:
+def _name(model: Path, output: int, format: Format) -> str:
+    name = model.resolve().name.removesuffix(f"-output-{output}")  # of a folder that was named here
     what = "early-exit" if format == "onnx-early-exit" else "output"
-    return f"{run.resolve().name}-{what}-{output}{SUFFIX[format]}"
+    return f"{name}-{what}-{output}{SUFFIX[format]}"
 
 
 def _check_free(path: Path, format: Format, overwrite: bool) -> None:

@@ -34,6 +34,8 @@ from auxnet.tensors import save_tensors
 from auxnet.words import sentence, with_interval
 
 FILES = ("config.json", "model.safetensors", "README.md")
+Picture = Path | str | Image.Image | Pixels
+"""an image in any of these forms: a file, one of PIL's, or pixels, uint8 [H, W], [H, W, 1] or [H, W, 3]"""
 
 
 class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipeline_tag="image-classification"):
@@ -76,7 +78,8 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         """Images as the net takes them, float32 [N, C, H, W] on its device, prepared as `predict` does it.
 
         One or several, or a list of them: files, PIL's images, or uint8 pixels [H, W, C] (grey ones also [H, W]).
-        Raises RuntimeError for a file that is no readable image, ValueError for anything else.
+        Raises RuntimeError for a file that is no readable image, TypeError as `check_image` does, ValueError for what
+        `upright` refuses.
         """
         if len(images) == 1 and isinstance(images[0], list | tuple):
             images = tuple(images[0])
@@ -256,15 +259,31 @@ def _numbers(values: Sequence[float]) -> str:
     return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
 
 
-def _pixels(image: Any, size: tuple[int, int]) -> Pixels:
-    """The pixels of a file, to be brought to this size (H, W), or of what holds them already."""
-    if isinstance(image, str | Path):
-        return decode_for(size, image, str(image))[0]
+def check_image(image: object) -> None:
+    """Raise TypeError unless this is a `Picture`: a path, PIL's, or pixels, uint8 [H, W], [H, W, 1] or [H, W, 3]."""
+    if isinstance(image, str | Path | Image.Image):
+        return
+    rule = "an image is a path, one of PIL's, or an array, uint8 [H, W], [H, W, 1] or [H, W, 3]"
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"{rule}, got {type(image).__name__}: PIL's Image.open, or np.asarray, makes one")
+    if image.dtype != np.uint8 or not image.size or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,)):
+        mend = (
+            "(255 * a).astype(np.uint8) if it is in 0..1, a.transpose(1, 2, 0) for [3, H, W], a[..., :3] for [H, W, 4]"
+        )
+        mend = "list(a) is its images one by one" if image.ndim == 4 else mend
+        raise TypeError(f"{rule}, got {image.dtype} {list(image.shape)}: {mend}")
+
+
+def pixels_of(image: Image.Image | Pixels) -> Pixels:
+    """Pixels [H, W, 1 or 3] of what holds them already. Raises as `upright` does."""
     pixels = np.asarray(upright(image) if isinstance(image, Image.Image) else image)
-    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
-        raise ValueError(f"pixels must be uint8 [H, W, 1 or 3], got {pixels.dtype} {list(pixels.shape)}")
-    return pixels
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _pixels(image: Picture, size: tuple[int, int]) -> Pixels:
+    """The pixels of a picture; those of a file are still to be brought to this size (H, W)."""
+    check_image(image)
+    return decode_for(size, image, str(image))[0] if isinstance(image, str | Path) else pixels_of(image)
 
 
 def _from_config(config: Any, where: Path, trusted: str | None) -> PretrainedAuxNet:

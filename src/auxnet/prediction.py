@@ -1,4 +1,4 @@
-"""Predict the classes of image files, in the order they are given; one that cannot be read does not stop the rest.
+"""Predict the classes of images, in the order they are given; one that cannot be read does not stop the rest.
 
 Images are decoded as in training (upright by EXIF, transparency dropped, the first frame, the upper 8 of 16
 bits), made grey or red-green-blue as the model was trained, and brought to its size: shorter side, middle part; where
@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from auxnet.errors import one_line, whole_number
-from auxnet.hub import PretrainedAuxNet
+from auxnet.hub import Picture, PretrainedAuxNet, check_image, pixels_of
 from auxnet.machine import cores
+from auxnet.preprocessing import Preprocessing
 from auxnet.reading.ahead import ahead
-from auxnet.reading.arrays import Pixels
+from auxnet.reading.arrays import Pixels, reading
 from auxnet.reading.folders import IMAGE_SUFFIXES, UNKNOWN_FORMS, passed_over, paths_and_others
 from auxnet.reading.pictures import decode_for
 from auxnet.recipe import RunDir
@@ -38,13 +40,14 @@ class Prediction:
     """The likeliest classes of one image."""
 
     image: str
+    """its path; of one that is no file, #0, #1, ... by its place"""
     output: int
     """of the run, from 1: the one that answered"""
     classes: tuple[str, ...]
     """likeliest first"""
     probabilities: tuple[float, ...]
     resized_from: tuple[int, int] | None
-    """(H, W) in pixels, where the file has another size than the model wants"""
+    """(H, W) in pixels, where the image has another size than the model wants"""
 
 
 @dataclass(frozen=True)
@@ -57,43 +60,57 @@ class Unreadable:
 
 def predict(
     model: RunDir | PretrainedAuxNet | Runnable,
-    images: Path | str | Iterable[Path | str],
+    images: Picture | Iterable[Picture],
     *,
     output: int | None = None,
+    exits: bool = False,
     top: int = 3,
     batch_size: int = 32,
     which: str = "last",
     device: str | None = None,
     threads: int | None = None,
 ) -> Iterator[Prediction | Unreadable]:
-    """One answer per image, in order: of a file or several, and of the image files in and below folders, sorted.
+    """One answer per image, in order: of one or several, and of the image files in and below folders, sorted.
 
     `model`: a run, an exported folder, `hf:owner/name`, an ONNX file of this program, or what `load`, `runnable` or
-    `open_for` gave; `output` as numbered in the run (default: its deepest). It is asked on `device` (default: where a
-    net lies that is given, else the CPU) and that many CPU `threads` (default: the cores that there are for this
-    process). Images are decoded ahead by as many processes, at most two batches or so of them.
+    `open_for` gave; `output` as numbered in the run (default: its deepest). With `exits` each image leaves at
+    an output of its own, by the exits.json of a run, and its probabilities are tempered as that says. The model is
+    asked on `device` (default: where a net lies that is given, else the CPU) and that many CPU `threads` (default: the
+    cores that there are for this process). Images are paths, PIL's, or pixels, as `PretrainedAuxNet.prepare` takes
+    them; files are decoded ahead by as many processes, at most two batches or so of them.
 
-    Raises, at once, ValueError for an option that cannot be or an empty list, and what `runtimes.open_model` raises.
+    Raises, at once, ValueError for an option that cannot be or an empty list, TypeError for what is no image, and what
+    `runtimes.open_model` raises.
     """
     batch_size, top = whole_number("batch_size", batch_size, 1), whole_number("top", top, 1)
-    given = [images] if isinstance(images, str | Path) else list(images)
+    several = isinstance(images, Iterable) and not isinstance(images, str)
+    if isinstance(images, np.ndarray):
+        several = images.ndim == 4
+    given: list[Picture] = list(images) if several else [images]  # type: ignore[arg-type, list-item]
+    for image in given:
+        check_image(image)
     if not given:
         raise ValueError("there are no images to predict: name files or folders")
-    asked = open_for(given, model, output, which, device, threads)
-    return _answers(asked, _files(given), top, batch_size)
+    asked = open_for(given, model, output, which, device, threads, exits)
+    return _answers(asked, _files(given, asked.preprocessing), top, batch_size)
 
 
 def open_for(
-    images: Sequence[Path | str],
+    images: Sequence[Picture],
     model: RunDir | PretrainedAuxNet | Runnable,
     output: int | None = None,
     which: str = "last",
     device: str | None = None,
     threads: int | None = None,
+    exits: bool = False,
 ) -> Runnable:
     """The model that is to be asked about these images, opened. Raises what `predict` raises for it."""
     if which != "last" and isinstance(model, PretrainedAuxNet | Runnable):
         raise ValueError(f"which chooses the weights of a run, and this model has its own: leave {which!r} out")
+    if exits and isinstance(model, PretrainedAuxNet | Runnable):
+        raise ValueError(
+            "exits are those of a run's exits.json: give the run's folder as the model, or leave exits out"
+        )
     if isinstance(model, Runnable):
         for name, value in (("output", output), ("device", device), ("threads", threads)):
             if value is not None:
@@ -102,11 +119,12 @@ def open_for(
     if isinstance(model, PretrainedAuxNet):
         return runnable(model, output, device=device, threads=threads)
     try:
-        return open_model(model, output, which, device=device, threads=threads)
+        return open_model(model, output, which, exits=exits, device=device, threads=threads)
     except (ValueError, FileNotFoundError) as error:
-        if len(images) == 1 and (Path(images[0]).suffix == ".onnx" or (Path(images[0]) / "config.json").is_file()):
+        first = Path(images[0]) if len(images) == 1 and isinstance(images[0], str | Path) else None
+        if first is not None and (first.suffix == ".onnx" or (first / "config.json").is_file()):
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-            raise kind(f"the model comes first, then images: {images[0]} {model} ({error})") from None
+            raise kind(f"the model comes first, then images: {first} {model} ({error})") from None
         raise
 
 
@@ -119,9 +137,19 @@ class _Readable(NamedTuple):
     resized_from: tuple[int, int] | None
 
 
-def _files(given: Iterable[Path | str]) -> Iterator[Path | Unreadable]:
-    """The files to read, pictures in unknown forms among them: what cannot be read is told, and not passed over."""
-    for path in map(Path, given):
+_Given = Path | _Readable | Unreadable  # a file to read yet, or what came of another picture
+
+
+def _files(given: Iterable[Picture], wanted: Preprocessing) -> Iterator[_Given]:
+    """The files to read, pictures in unknown forms among them: what cannot be read is told, and not passed over.
+
+    Pictures that are no files are read here: pickled for another process, PIL's would lose what they came from.
+    """
+    for place, image in enumerate(given):
+        if not isinstance(image, str | Path):
+            yield _read(image, f"#{place}", wanted)
+            continue
+        path = Path(image)
         try:
             found, others = paths_and_others(path, IMAGE_SUFFIXES | UNKNOWN_FORMS) if path.is_dir() else ([path], None)
         except OSError as error:  # a name that is too long, a folder that may not be read
@@ -134,9 +162,7 @@ def _files(given: Iterable[Path | str]) -> Iterator[Path | Unreadable]:
             yield Unreadable(str(path), "the folder holds no images")
 
 
-def _answers(
-    model: Runnable, files: Iterator[Path | Unreadable], top: int, batch_size: int
-) -> Iterator[Prediction | Unreadable]:
+def _answers(model: Runnable, files: Iterator[_Given], top: int, batch_size: int) -> Iterator[Prediction | Unreadable]:
     waiting: list[_Readable | Unreadable] = []
     readable = 0
     with closing(_decoded(model, files, batch_size)) as decoded:
@@ -149,21 +175,22 @@ def _answers(
     yield from _batch(model, waiting, top)
 
 
-def _decoded(model: Runnable, files: Iterator[Path | Unreadable], batch_size: int) -> Generator[_Readable | Unreadable]:
-    """The images in order, read by processes beside this one where there are many and a core for it."""
+def _decoded(model: Runnable, files: Iterator[_Given], batch_size: int) -> Generator[_Readable | Unreadable]:
+    """The images in order, their files read by processes beside this one where there are many and a core for it."""
 
-    def read(piece: list[Path | Unreadable]) -> list[_Readable | Unreadable]:
-        return [file if isinstance(file, Unreadable) else _read(file, model) for file in piece]
+    def read(piece: list[_Given]) -> list[_Readable | Unreadable]:
+        return [_read(each, str(each), model.preprocessing) if isinstance(each, Path) else each for each in piece]
 
     first = list(islice(files, FEW))
     pieces = iter(partial(_piece, chain(first, files)), [])
-    workers = model.threads if len(first) == FEW and cores() > 1 else 0
+    many = len(first) == FEW and any(isinstance(each, Path) for each in first)
+    workers = model.threads if many and cores() > 1 else 0
     with closing(ahead(read, pieces, workers, math.ceil(batch_size / PIECE) + 2 * workers)) as found:
         for piece in found:
             yield from piece
 
 
-def _piece(files: Iterator[Path | Unreadable]) -> list[Path | Unreadable]:
+def _piece(files: Iterator[_Given]) -> list[_Given]:
     return list(islice(files, PIECE))
 
 
@@ -181,13 +208,17 @@ def _batch(model: Runnable, waiting: list[_Readable | Unreadable], top: int) -> 
         yield Prediction(each.image, int(left), classes, likely, each.resized_from)
 
 
-def _read(file: Path, model: Runnable) -> _Readable | Unreadable:
+def _read(image: Path | Image.Image | Pixels, name: str, wanted: Preprocessing) -> _Readable | Unreadable:
     """An image as the model wants it, and its own size where that is another."""
-    if not file.exists():
-        return Unreadable(str(file), "there is no such file")
-    wanted = model.preprocessing
+    if isinstance(image, Path) and not image.exists():
+        return Unreadable(name, "there is no such file")
     try:
-        pixels, size = decode_for(wanted.resize, file, str(file))
+        if isinstance(image, Path):
+            pixels, size = decode_for(wanted.resize, image, name)
+        else:
+            with reading(name, "image"):
+                pixels = pixels_of(image)
+            size = (pixels.shape[0], pixels.shape[1])
     except (RuntimeError, OSError, MemoryError) as error:
-        return Unreadable(str(file), one_line(error).removeprefix(f"{file}: "))
-    return _Readable(str(file), wanted.seen(pixels), None if size == wanted.resize else size)
+        return Unreadable(name, one_line(error).removeprefix(f"{name}: "))
+    return _Readable(name, wanted.seen(pixels), None if size == wanted.resize else size)

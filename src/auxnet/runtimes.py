@@ -5,6 +5,7 @@ Shapes: N images, H x W pixels, C channels; images are uint8 [N, H, W, C].
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,12 @@ from numpy.typing import NDArray
 from auxnet.batches import normalise
 from auxnet.documents import json_value, parsing
 from auxnet.errors import one_line
+from auxnet.exits import EarlyExit, read_policy
 from auxnet.graphs import need
 from auxnet.hub import PretrainedAuxNet, load, position_of
 from auxnet.machine import cores, device_of, thread_count, threads_set, to_device
+from auxnet.network import copied
+from auxnet.policy import Policy, never
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import Pixels, is_name
 from auxnet.recipe import Recipe, RunDir
@@ -52,23 +56,36 @@ def open_model(
     output: int | None = None,
     which: str = "last",
     *,
+    exits: bool = False,
     device: str | None = None,
     threads: int | None = None,
 ) -> Runnable:
     """A run directory, an exported folder, `hf:owner/name`, or an ONNX file of this program.
 
     `output` is that of the run (default: the deepest there is); an ONNX file has the one it was exported with, and
-    runs on the CPU. `device` is the CPU by default, `threads` as many as there are CPU cores for this process.
+    runs on the CPU. With `exits` it is a run's early exit, by its exits.json. `device` is the CPU by default, `threads`
+    as many as there are CPU cores for this process.
 
-    Raises FileNotFoundError, ValueError for a file or an output that cannot be used, RuntimeError for damage.
+    Raises FileNotFoundError, ValueError for a file or an output that cannot be used, TypeError for what is no model,
+    RuntimeError for damage.
     """
-    path = Path(source)
-    if str(source).startswith("hf:") or path.is_dir():
-        return runnable(load(source, which), output, device=device, threads=threads)
-    if not path.exists():
+    if not isinstance(source, str | os.PathLike):
+        rule = "a model is a run, an exported folder, an ONNX file, hf:owner/name, or the net that auxnet.load gives"
+        raise TypeError(f"{rule}, got {type(source).__name__}: of such a net, output=k asks output k alone")
+    path, from_hub = Path(source), str(source).startswith("hf:")
+    if not (from_hub or path.exists()):
         raise FileNotFoundError(
             f"there is no model {source}: give a run, an exported folder, an ONNX file, or hf:owner/name"
         )
+    if exits and not (path / "recipe.yaml").is_file():
+        raise ValueError(f"exits are those of a run's exits.json, and {source} is no run: leave exits out")
+    if exits and (output is not None or which != "last"):
+        extra = f"which={which!r}" if output is None else f"output {output}"
+        raise ValueError(f"exits.json lets each image leave at its own output of the last weights: leave {extra} out")
+    if from_hub or path.is_dir():
+        net = load(source, which)
+        policy = read_policy(source, net.outputs) if exits else None
+        return runnable(net, output, policy=policy, device=device, threads=threads)
     if which != "last":
         raise ValueError(f"{source} is a file with its own weights: leave which={which!r} out")
     if path.suffix != ".onnx":
@@ -80,24 +97,39 @@ def open_model(
 
 
 def runnable(
-    net: PretrainedAuxNet, output: int | None = None, *, device: str | None = None, threads: int | None = None
+    net: PretrainedAuxNet,
+    output: int | None = None,
+    *,
+    policy: Policy | None = None,
+    device: str | None = None,
+    threads: int | None = None,
 ) -> Runnable:
     """A net that is loaded, its output as numbered in the run (default: the deepest there is), to be asked.
 
-    On a `device` other than its own (the default), a copy of it is asked; `threads` of the CPU, by default as many as
-    there are cores for this process, are set for each question only. Raises ValueError if it has no such output or
-    the device cannot be used.
+    With a `policy` over all its outputs images leave early instead, and probabilities are tempered by it, as in an ONNX
+    early exit. On a `device` other than its own (the default), a copy of it is asked; `threads` of the CPU, by default
+    as many as there are cores for this process, are set for each question only. Raises ValueError if it has no such
+    output or the device cannot be used.
     """
-    number = net.numbers[-1] if output is None else output
+    if policy is None:
+        number = net.numbers[-1] if output is None else output
+        part, policy, numbers = net.alone(position_of(net, number)), never(1), np.array([number])
+    else:
+        K = policy.deepest
+        part, policy, numbers = net.up_to(K), policy.up_to(K), np.arange(1, K + 1)
+    leaving = EarlyExit(copied(part), policy.thresholds, policy.confidence, policy.temperatures)
     place = next(net.parameters()).device if device is None else device_of(Recipe(device=device))
-    model = to_device(net.truncate(position_of(net, number)).eval(), place)  # of a copy
+    model = to_device(leaving.eval(), place)
     seen, number_of_threads = net.preprocessing, thread_count(threads)
+    temperatures = torch.tensor(policy.temperatures)
 
     @torch.inference_mode()
     def ask(images: Pixels) -> Answers:
         with threads_set(number_of_threads):
-            logits = model(normalise(torch.from_numpy(images).to(place), seen.mean, seen.std))
-            return Answers(logits.cpu().numpy(), logits.softmax(1).cpu().numpy(), np.full(len(images), number))
+            logits, left = model(normalise(torch.from_numpy(images).to(place), seen.mean, seen.std))
+            logits, left = logits.cpu(), left.cpu() - 1
+            probabilities = (logits / temperatures[left, None]).softmax(1)
+            return Answers(logits.numpy(), probabilities.numpy(), numbers[left.numpy()])
 
     return Runnable(net.classes, seen, ask, number_of_threads)
 

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO
 
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Export:
-    """Write one output of a run, or its early exit, for another runtime, and prove it equal to the run."""
+    """Write one output of a model, or the early exit of a run, for another runtime, and prove it equal to the model."""
 
-    run: Positional[Path]
-    """the run directory"""
+    model: Positional[str]
+    """a run, a folder that this or save_pretrained wrote, or hf:owner/name"""
     output: int | None = None
-    """the output, from 1, shallow to deep; of an early exit the last one; none: the final one"""
+    """the output, from 1, shallow to deep; of an early exit the last one; none: the deepest there is"""
     format: Literal["safetensors", "onnx", "torch", "onnx-early-exit"] = "onnx"
     """a folder for auxnet.load and the hub; ONNX; torch.export (.pt2); ONNX that stops early, one image at a time"""
     out: Path | None = None
-    """the file or folder; none: named after the run, in this folder"""
+    """the file or folder; none: named after the model, in this folder"""
     which: Literal["last", "best"] = "last"
-    """weights of the last epoch, or of the best one on validation"""
+    """of a run: weights of the last epoch, or of the best one on validation"""
     confidence: Literal["none", "entropy", "top", "margin"] = "none"
     """early exit: what is compared with the thresholds; none: RUN/exits.json"""
     thresholds: tuple[float, ...] | None = None
@@ -49,9 +49,11 @@ class Export:
     """the folder that holds the data; none: where they lay in training; the export is compared on their images"""
     images: int = 64
     """validation images that the export is compared on, and an early exit on more, until one has left at each output
-    that can be left at; random ones where the run's data are not here"""
+    that can be left at; random ones where a run's data are not here, or where there is no run"""
     overwrite: FlagCreatePairsOff[bool] = False
     """replace what is there"""
+    json: FlagCreatePairsOff[bool] = False
+    """print JSON instead of words"""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Predict:
     gives them"""
     output: int | None = None
     """the output, from 1, shallow to deep; none: the deepest there is"""
+    exits: FlagCreatePairsOff[bool] = False
+    """let each image leave at the first output that is sure of it, by RUN/exits.json (auxnet exits RUN)"""
     top: int = 3
     """how many classes to name"""
     format: Literal["table", "csv", "jsonl"] = "table"
@@ -92,10 +96,13 @@ def export(words: list[str]) -> None:
 
     settings = {"which": o.which, "policy": _policy(o), "data_dir": o.data_dir, "images": o.images}
     with screen.working("exporting, and running the export"):
-        done = write(o.run, o.output, o.format, o.out, overwrite=o.overwrite, **settings)  # type: ignore[arg-type]
+        done = write(o.model, o.output, o.format, o.out, overwrite=o.overwrite, **settings)  # type: ignore[arg-type]
+    if o.json:
+        print(json.dumps(asdict(done) | {"path": str(done.path)}, indent=2))
+        return
     what = f"output {done.output}" if done.exits is None else f"early exit over outputs 1..{done.output}"
     console = screen.console()
-    screen.print_line(console, f"{done.path}: {what} of {o.run} as {done.format}, {done.bytes:,} bytes")
+    screen.print_line(console, f"{done.path}: {what} of {o.model} as {done.format}, {done.bytes:,} bytes")
     if done.format != "safetensors":  # which is for auxnet.load
         N = "N" if done.exits is None else "1"
         gives = "logits and probabilities" + ("" if done.exits is None else ", and the exit")
@@ -108,9 +115,11 @@ def export(words: list[str]) -> None:
         if not done.random and not any(done.exits[:-1]):
             alone = f"--format onnx --output {done.output}"
             screen.print_line(console, f"note: none left early: {alone} gives a smaller file that answers sooner")
-        for note in read_notes(o.run) if o.thresholds is None else ():
+        for note in read_notes(o.model) if o.thresholds is None else ():
             screen.print_line(console, f"note: {note}")
-    images = "random images (the data of the run are not here, or of no use)" if done.random else "validation images"
+    images = (
+        "random images (the data of its training are not here, or of no use)" if done.random else "validation images"
+    )
     equal = f"run again on {done.images} {images}: the largest difference of a logit is {done.difference:.2g}"
     screen.print_line(console, equal)
     for k in done.uncompared:
@@ -143,10 +152,14 @@ def predict(words: list[str]) -> int:
     from auxnet.prediction import Prediction, open_for
     from auxnet.prediction import predict as ask
 
-    model = open_for(paths, options.model, options.output, options.which, options.device, options.threads)
+    how = (options.output, options.which, options.device, options.threads, options.exits)
+    model = open_for(paths, options.model, *how)
     answers = ask(model, paths, top=options.top, batch_size=options.batch_size)
     if "-" not in options.paths and not any(map(os.path.exists, paths)):
         raise FileNotFoundError(f"there is no such file or folder: {_shown(first_few(paths))}")
+    if options.device is None and _gpu_of(Path(options.model)):
+        what = f"{options.model} was trained on a GPU and is asked on the CPU"
+        print(f"auxnet: note: {what}: --device cuda takes the GPU that is here", file=sys.stderr)
     unreadable, resized, first = 0, 0, ""
 
     def counted() -> Iterator[Prediction | Unreadable]:
@@ -168,6 +181,19 @@ def predict(words: list[str]) -> int:
     if unreadable:
         print(f"auxnet: {unreadable} of the images could not be read", file=sys.stderr)
     return 1 if unreadable else 0
+
+
+def _gpu_of(model: Path) -> bool:
+    """Whether there is a GPU here, and this is a run that was trained on one."""
+    import torch
+
+    from auxnet.documents import parsing, read_json
+
+    summary = model / "summary.json"
+    if not (torch.cuda.is_available() and summary.is_file()):
+        return False
+    with parsing(f"{summary} is damaged: it does not say on what device"):
+        return bool(read_json(summary)["device"]["type"] == "cuda")
 
 
 def _listed() -> list[str]:
