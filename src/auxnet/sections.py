@@ -74,6 +74,8 @@ class NetworkFields:
     """the backbone's modules after which outputs are added; one number alone: how many even cuts; none: 2"""
     pretrained: str | None = None
     """weights to begin with, and their normalisation: a run's, its outputs anywhere in that trunk; or a backbone's"""
+    freeze: Literal["none", "trunk"] = "none"
+    """trunk: what is pretrained stays as it is, the final output's answers too; only auxiliary heads train"""
 
 
 @dataclass(frozen=True)
