@@ -73,7 +73,7 @@ class NetworkFields:
     cuts: int | tuple[str, ...] | None = None
     """the backbone's modules after which outputs are added; one number alone: how many even cuts; none: 2"""
     pretrained: str | None = None
-    """weights to begin with, and their normalisation: a run's, its outputs anywhere in that trunk; or a backbone's"""
+    """weights to begin with, and their normalisation: a run's (outputs anywhere), a backbone's file; hf:owner/name"""
     freeze: Literal["none", "trunk"] = "none"
     """trunk: what is pretrained stays as it is, the final output's answers too; only auxiliary heads train"""
 
