@@ -204,6 +204,8 @@ def optimizer_doubts(recipe: Recipe, depths: Sequence[int]) -> list[str]:
         doubts.append(
             f"--lr {recipe.lr:g} is the step size for SGD: {name} usually wants about {OF_SMALL_STEPS[name]} of it"
         )
+    if name == "AdamW" and recipe.weight_decay == Recipe.weight_decay:
+        doubts.append(f"--weight-decay {recipe.weight_decay:g} is SGD's: AdamW usually wants 0.01 to 0.05")
     doubts += [f"{field}={getattr(recipe, field)} has no effect: {name} has none" for field in without_effect(recipe)]
     if recipe.schedule == "cosine" and recipe.warmup > 0 and (left := recipe.epochs - recipe.warmup) < FEW_EPOCHS:
         spent = f"--warmup {recipe.warmup} of {recipe.epochs} epochs"

@@ -131,7 +131,9 @@ class TrainingFields:
     nesterov: bool = True
     """for optimizers that have it"""
     weight_decay: float = 1e-4
-    """for optimizers that have it"""
+    """for optimizers that have it; AdamW usually wants 0.01 to 0.05"""
+    decay_norms: bool = True
+    """whether weight decay is for norms and biases (parameters of one dimension) too"""
     schedule: Literal["multistep", "cosine"] = "multistep"
     """of the step size: multistep drops it at --milestones, cosine lets it fall along a cosine"""
     warmup: int = 0
