@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,6 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import auxnet
-from auxnet import hub
 from auxnet.hub import PretrainedAuxNet, load, take_out
 from auxnet.scores import wilson
 from auxnet.tensors import read_about, save_tensors
@@ -133,13 +133,13 @@ def in_a_cache(run, folder, repo="owner/name"):
 @pytest.fixture
 def asked_of_the_hub(monkeypatch):
     """What the hub is asked for a folder."""
-    asked, ask = [], hub.snapshot_download
+    asked, ask = [], huggingface_hub.snapshot_download
 
     def watched(*given, **how):
         asked.append(how)
         return ask(*given, **how)
 
-    monkeypatch.setattr(hub, "snapshot_download", watched)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", watched)
     return asked
 
 

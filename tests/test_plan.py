@@ -92,13 +92,14 @@ def test_loss_weights_are_said_to_be_ignored_just_where_the_trunk_hardly_feels_t
 
 
 def test_an_optimizer_that_normalises_gradients_is_warned_of_with_unequal_weights_and_with_the_step_of_sgd():
-    adam, depths = Recipe(optimizer="AdamW", method="pairwise", lr=0.001), (5, 8)
+    adam, depths = Recipe(optimizer="AdamW", method="pairwise", lr=0.001, weight_decay=0.01), (5, 8)
     assert "pairwise each output has one of its own: loss weights" in optimizer_doubts(adam, depths)[0]
     assert optimizer_doubts(replace(adam, gamma=0.0), depths) == []
     assert optimizer_doubts(replace(adam, weights=(0.0, 1.0)), depths) == []
     assert len(optimizer_doubts(replace(adam, weights=(1.0, 1.0), weight_schedule="linear"), depths)) == 1
-    (doubt,) = optimizer_doubts(Recipe(optimizer="AdamW", method="joint"), depths)
-    assert doubt.startswith("--lr 0.1 is the step size for SGD: AdamW usually wants about a hundredth")
+    step, decay = optimizer_doubts(Recipe(optimizer="AdamW", method="joint"), depths)
+    assert step.startswith("--lr 0.1 is the step size for SGD: AdamW usually wants about a hundredth")
+    assert decay == "--weight-decay 0.0001 is SGD's: AdamW usually wants 0.01 to 0.05"
     (doubt,) = optimizer_doubts(Recipe(optimizer="Adafactor", method="joint"), depths)
     assert doubt.endswith("Adafactor usually wants about a tenth of it")
     for other in ("SGD", "Adadelta"):

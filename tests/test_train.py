@@ -1,5 +1,6 @@
 """Training: reproducible to the byte, resumable, sealed from the test set, and careful with what is on disk."""
 
+import copy
 import json
 import os
 import re
@@ -229,6 +230,57 @@ def test_any_optimizer_of_torch_is_named_and_a_misspelt_one_suggested():
         by_name.optimizer_of(replace(TINY, optimizer="AdmW"))
     adam = by_name.optimizer_of(replace(TINY, optimizer="AdamW", lr=1e-3))([torch.zeros(1, requires_grad=True)])
     assert adam.param_groups[0]["weight_decay"] == 1e-4
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+@pytest.mark.parametrize("decay_norms", [True, False])
+def test_norms_and_biases_are_decayed_where_they_are_to_be(optimizer, decay_norms):
+    """Joint, whose first segment moves at half the step, against both optimizers written out by hand."""
+    recipe = replace(TINY, outputs=2, method="joint", weights=(2.0,), optimizer=optimizer, lr=0.05, weight_decay=0.5)
+    recipe = replace(recipe, decay_norms=decay_norms)
+    net = auxnet.resnet(depth=8, outputs=2).double().train()
+    by_hand = copy.deepcopy(net)
+    moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in by_hand.named_parameters()}
+    method = build.build_method(recipe, net, torch.nn.functional.cross_entropy)
+    x, y = torch.randn(4, 3, 8, 8, dtype=torch.float64), torch.arange(4)
+    for step in (1, 2, 3):
+        method.step(x, y)
+        first, final = (torch.nn.functional.cross_entropy(z, y) for z in by_hand(x))
+        gradients = torch.autograd.grad(2 * first + final, [*by_hand.parameters()])
+        for (name, p), g in zip(by_hand.named_parameters(), gradients, strict=True):
+            lr = 0.05 / 2 if name.startswith("segments.0.") else 0.05
+            decay = 0.5 if decay_norms or p.ndim > 1 else 0.0
+            v, squares = moments[name]
+            if optimizer == "SGD":
+                g = g + decay * p.detach()
+                v.mul_(0.9).add_(g)
+                p.data -= lr * (g + 0.9 * v)
+            else:
+                v.lerp_(g, 0.1)
+                squares.lerp_(g * g, 0.001)
+                p.data -= lr * decay * p.data
+                p.data -= lr * v / (1 - 0.9**step) / ((squares / (1 - 0.999**step)).sqrt() + 1e-8)
+    for p, expected in zip(net.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(p, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"method": "pairwise"}, {"state": "shared"}, {"mode": "frozen"}, {"mode": "fused"}], ids=str
+)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_every_method_spares_norms_and_biases_that_are_not_to_be_decayed(fields, frozen):
+    """Seen where the gradient is clipped to nothing, and the decay alone is left."""
+    net = auxnet.resnet(depth=8, outputs=2)
+    if frozen:
+        net.freeze_trunk()
+    before = {name: p.clone() for name, p in net.named_parameters() if p.requires_grad}
+    recipe = replace(TINY, outputs=2, weight_decay=0.5, decay_norms=False, clip=1e-20, **fields)
+    method = build.build_method(recipe, net.train(), torch.nn.functional.cross_entropy)
+    method.step(torch.randn(4, 3, 8, 8), torch.arange(4))
+    method.load_state_dict(method.state_dict())
+    assert before
+    for name, p in before.items():
+        assert torch.allclose(net.get_parameter(name), p, rtol=1e-6, atol=1e-12) == (p.ndim == 1)
 
 
 def test_a_device_that_is_not_there_is_said():

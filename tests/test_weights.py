@@ -326,3 +326,50 @@ def test_one_output_of_a_run_is_not_the_run_to_train_on_from(tmp_path):
     for weights in (tmp_path / "one", tmp_path / "one" / "model.safetensors"):
         with pytest.raises(ValueError, match=r"one.* is one output of a run: pretrained needs the run itself$"):
             auxnet.fit(replace(recipe, pretrained=str(weights)), tmp_path / "b")
+
+
+COMMIT = "0123456789" * 4
+
+
+def on_the_hub(folder, repo):
+    """A model as the hub's cache holds it, of a folder."""
+    home = folder / "hub" / f"models--{repo.replace('/', '--')}"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text(COMMIT)
+    return home / "snapshots" / COMMIT
+
+
+@pytest.mark.usefixtures("own_cache_and_no_network")
+def test_a_training_begins_with_the_weights_of_a_run_on_the_hub_and_notes_its_commit(tmp_path):
+    recipe = Recipe(depth=8, outputs=2, epochs=1, train_images=96, threads=1, device="cpu")
+    first = auxnet.fit(recipe, tmp_path / "first")
+    first.net.save_pretrained(on_the_hub(tmp_path, "owner/run"))
+    tuned = replace(recipe, lr=1e-20, pretrained="hf:owner/run@main")
+    run = auxnet.fit(tuned, tmp_path / "tuned")
+    assert all(map(torch.equal, run.net.parameters(), first.net.parameters()))
+    assert [each["run"] for each in run.summary["data"]["earlier_runs"]] == ["first"]
+    saved = read_recipe(tmp_path / "tuned" / "recipe.yaml")
+    assert saved == replace(tuned, pretrained=f"hf:owner/run@{COMMIT}")
+    for goes_on in (saved, tuned, replace(tuned, pretrained="hf:owner/run")):
+        auxnet.fit(goes_on, tmp_path / "tuned", resume=True)
+    for other in ("hf:owner/other", f"hf:owner/run@{COMMIT[::-1]}"):
+        with pytest.raises(ValueError, match=f"was begun with pretrained='hf:owner/run@{COMMIT}'"):
+            auxnet.fit(replace(tuned, pretrained=other), tmp_path / "tuned", resume=True)
+    again = auxnet.fit(saved, tmp_path / "again").net.state_dict()
+    assert all(map(torch.equal, again.values(), run.net.state_dict().values()))
+    with pytest.raises(FileNotFoundError, match=r"^hf:owner/none could not be fetched, and is not in the hub's cache"):
+        auxnet.fit(replace(tuned, pretrained="hf:owner/none"), tmp_path / "none")
+
+
+@pytest.mark.usefixtures("own_cache_and_no_network")
+def test_a_backbone_begins_with_its_weights_on_the_hub(tmp_path):
+    """As timm's lie there: model.safetensors, and a config.json of another kind."""
+    folder, source = on_the_hub(tmp_path, "timm/small"), small(10)
+    folder.mkdir(parents=True)
+    save_file(source.state_dict(), folder / "model.safetensors")
+    write_json(folder / "config.json", {"architecture": "small", "num_classes": 10})
+    fields = {"epochs": 1, "train_images": 96, "threads": 1, "device": "cpu", "lr": 1e-20}
+    run = auxnet.fit(Recipe(backbone=OWN, cuts=("a",), pretrained="hf:timm/small", **fields), tmp_path / "run")
+    assert torch.equal(run.net.segments[0].state_dict()["stem.weight"], source.stem.weight)
+    assert torch.equal(run.net.heads[-1].state_dict()["fc.weight"], source.fc.weight)
+    assert "earlier_runs" not in run.summary["data"]

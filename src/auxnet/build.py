@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -10,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch import nn
 
 from auxnet import batches, data
 from auxnet.backbones.described import config_of, cuts_of, net_from
@@ -49,6 +51,10 @@ def check(recipe: Recipe, begins: bool = True) -> None:
     asked for.
     """
     check_machine(recipe)
+    if recipe.freeze == "trunk" and recipe.pretrained is None:
+        raise ValueError("freeze='trunk' keeps pretrained weights, and there are none: name them with --pretrained")
+    if recipe.freeze == "trunk" and len(depths_of(recipe)) == 1:
+        raise ValueError("freeze='trunk' trains auxiliary heads alone, and one output leaves none: ask for more")
     if begins and (recipe.discard_after or 0) >= 1 and recipe.discards_from is None and recipe.epochs > 1:
         most = f"at most {plural(recipe.epochs - 1, 'epoch')}, discard_after={recipe.epochs - 1}"
         raise ValueError(f"discard_after={recipe.discard_after:g} never acts in {recipe.epochs} epochs: give {most}")
@@ -257,6 +263,10 @@ def build(
     """The net of a recipe, its weights drawn from the seed or pretrained, and the method that trains it."""
     torch.default_generator.manual_seed(recipe.seed)  # weights are drawn on the CPU
     net = to_device(net_of(recipe, dataset), device)
+    if recipe.freeze == "trunk":
+        if recipe.pretrained is not None:  # as it is not in a run that is resumed
+            _check_answers(recipe, dataset, net)
+        net.freeze_trunk()
     loss = loss_of(recipe, dataset, device)
     if team is not None and team.size > 1:
         team.broadcast(net)
@@ -266,6 +276,18 @@ def build(
         to_bfloat16(net)
     method = build_method(recipe, net, loss, identity if team is None or team.size == 1 else team.average)
     return net, as_cuda_graph(method, device) if recipe.cuda_graph else method
+
+
+def _check_answers(recipe: Recipe, dataset: data.DataSet, net: AuxNet) -> None:
+    """Raise ValueError unless all that is to be frozen in a net is pretrained, and none of it drawn by the seed."""
+    torch.default_generator.manual_seed(recipe.seed + 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what there is to say was said of the net itself
+        other = to_device(net_of(recipe, dataset), next(net.parameters()).device)
+    ours, theirs = (nn.ModuleList([each.segments, each.heads[-1]]).state_dict().values() for each in (net, other))
+    if not all(map(torch.equal, ours, theirs)):
+        no_answers = f"{recipe.pretrained} has no last layer for these classes"
+        raise ValueError(f"freeze='trunk' keeps the final output as it is, and {no_answers}: leave --freeze out")
 
 
 def build_method(recipe: Recipe, net: AuxNet, loss: Loss, average: Average = identity) -> Method:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from inspect import signature
 from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from auxnet.errors import first_line
 from auxnet.gradients import Aggregator
@@ -28,7 +29,18 @@ def optimizer_of(recipe: Recipe) -> Callable[[Any], torch.optim.Optimizer]:
         "capturable": recipe.cuda_graph,
     }
     accepted = signature(kind).parameters
-    return partial(kind, **{name: value for name, value in settings.items() if name in accepted})
+    taken = {name: value for name, value in settings.items() if name in accepted}
+    make: Callable[[Any], torch.optim.Optimizer] = partial(kind, **taken)
+    return make if recipe.decay_norms else lambda parameters: make(_norms_apart(parameters))
+
+
+def _norms_apart(parameters: Iterable[Tensor]) -> list[dict[str, Any]]:
+    """Parameters in two groups, the second, norms and biases, without weight decay."""
+    decayed: list[Tensor] = []
+    norms: list[Tensor] = []
+    for p in parameters:
+        (decayed if p.ndim > 1 else norms).append(p)
+    return [{"params": decayed}, {"params": norms, "weight_decay": 0.0}]
 
 
 def without_effect(recipe: Recipe) -> list[str]:

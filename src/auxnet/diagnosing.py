@@ -45,6 +45,8 @@ def gather(folder: Path, name: str, run: Opened, images: int, probe_images: int 
     """
     recipe, net, dataset, device = run.recipe, run.net, run.dataset, run.device
     weights = lambdas_at(recipe, net.depths, recipe.epochs)
+    if recipe.freeze == "trunk":
+        net.freeze_trunk()  # as in training
     seen = first_batches(replace(recipe, precision="float32"), dataset, device, recipe.epochs, images)
     found = diagnose(net, seen, recipe.method, weights, loss=loss_of(recipe, dataset, device))
     probes = None

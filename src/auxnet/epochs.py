@@ -85,7 +85,7 @@ class Training:
 
     def save(self, state: TrainingState) -> None:
         """Make a checkpoint; at the end of an epoch, diagnose before it; then show TensorBoard the curves so far."""
-        self.team.average_buffers(self.net)
+        self.team.average_buffers(self.net.trained)
         diagnosed = None
         if self.diagnose:
             diagnosed = [] if state.step else [*supervision_after(self, state.epoch)]
@@ -214,7 +214,7 @@ def validate(training: Training, state: TrainingState) -> TrainingState:
     if net is training.average:
         take_buffers(net, training.net)
         recalibrate_norms(net, (x for _, _, x, _ in islice(_team_batches(training, epoch), RECALIBRATION_BATCHES)))
-    team.average_buffers(net)
+    team.average_buffers(net.trained)
     batches = evaluation_batches(dataset.val, dataset, training.device, team.own, precision_of(recipe))
     totals = tally(net, _or_saved(batches, training, lambda: state))
     losses, wrong = (team.sum(total).double() / len(dataset.val) for total in totals)

@@ -20,9 +20,10 @@ from auxnet.backbones.named import is_own_code
 from auxnet.comparison import compare, of_every_exit, random_images, some, validation_images
 from auxnet.errors import check_choice
 from auxnet.exits import read_policy
+from auxnet.fetching import FILES
 from auxnet.files import whole
 from auxnet.graphs import EarlyExitGraph, OneOutput, need, write_onnx, write_torch
-from auxnet.hub import FILES, PretrainedAuxNet, load, model_card, position_of, take_out
+from auxnet.hub import PretrainedAuxNet, load, model_card, position_of, take_out
 from auxnet.policy import Policy
 from auxnet.preprocessing import PREPARATION
 from auxnet.reading.arrays import Pixels

@@ -13,8 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin
 from PIL import Image
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from auxnet import __version__
 from auxnet.batches import normalise
 from auxnet.checkpoint import backbone_of, build_net, load_weights, read_config, weights_file
 from auxnet.documents import parsing, read_json
-from auxnet.errors import first_line
+from auxnet.fetching import fetched, on_hub
 from auxnet.lineage import in_doubt
 from auxnet.network import AuxNet, copied
 from auxnet.preprocessing import PREPARATION, Preprocessing
@@ -33,7 +32,6 @@ from auxnet.scores import wilson
 from auxnet.tensors import save_tensors
 from auxnet.words import sentence, with_interval
 
-FILES = ("config.json", "model.safetensors", "README.md")
 Picture = Path | str | Image.Image | Pixels
 """an image in any of these forms: a file, one of PIL's, or pixels, uint8 [H, W], [H, W, 1] or [H, W, 3]"""
 
@@ -113,7 +111,7 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         if Path(model_id).is_dir():
             return load(model_id)
         where = {"cache_dir": cache_dir, "force_download": force_download, "local_files_only": local_files_only}
-        return _load(_fetched(model_id, revision=revision, token=token, **where), "last", None)
+        return _load(fetched(f"hf:{model_id}", revision=revision, token=token, **where), "last", None)
 
 
 def load(source: RunDir, which: str = "last") -> PretrainedAuxNet:
@@ -126,7 +124,7 @@ def load(source: RunDir, which: str = "last") -> PretrainedAuxNet:
     """
     name, folder = str(source), folder_of(source)
     weights_file(folder, which)
-    from_hub = name.startswith("hf:")
+    from_hub = on_hub(name)
     if not from_hub and folder.is_file():
         raise ValueError(f"{folder} is a file, and not the folder of a net: auxnet.predict takes ONNX files")
     if not from_hub and not folder.is_dir():
@@ -134,7 +132,7 @@ def load(source: RunDir, which: str = "last") -> PretrainedAuxNet:
     if which == "best" and (from_hub or not (folder / "recipe.yaml").is_file()):
         raise ValueError(f"{source} is no run directory, so it holds no 'best' weights: leave which out")
     if from_hub:
-        return _load(_fetched(name.removeprefix("hf:")), which, None)
+        return _load(fetched(name), which, None)
     return _load(folder, which, backbone_of(folder))
 
 
@@ -188,7 +186,7 @@ def source_of(run: Path, which: str) -> dict[str, Any]:
     if recipe.backbone is not None:
         network = {"backbone": recipe.backbone}
     if recipe.pretrained is not None:
-        network["pretrained"] = Path(recipe.pretrained).name
+        network["pretrained"] = recipe.pretrained if on_hub(recipe.pretrained) else Path(recipe.pretrained).name
     with parsing(f"{run / 'summary.json'} is damaged: it does not hold what a finished run writes"):
         return {
             "run": run.resolve().name,
@@ -301,26 +299,3 @@ def _from_config(config: Any, where: Path, trusted: str | None) -> PretrainedAux
     if not whole:
         raise RuntimeError(f"{where} is damaged: its classes or preprocessing do not fit its network")
     return net
-
-
-def _fetched(repo: str, **options: Any) -> Path:
-    """The folder of a model on the hub: as the hub has it now, or else as it lies in the hub's own cache.
-
-    `options` go to `snapshot_download`.
-    """
-    misnamed = ValueError(f"a model on the hub is given as hf:owner/name, got {'hf:' + repo!r}")
-    if repo.count("/") != 1:
-        raise misnamed
-    only_cached, reason = bool(options.pop("local_files_only", False)), ""
-    for cached in dict.fromkeys((only_cached, True)):  # which snapshot_download looks for itself after some errors only
-        try:
-            found = snapshot_download(
-                repo, allow_patterns=list(FILES), etag_timeout=5, local_files_only=cached, **options
-            )
-            return Path(str(found))
-        except HFValidationError:
-            raise misnamed from None
-        except Exception as error:  # whatever the network throws
-            reason = reason or first_line(error)
-    lack = "is" if only_cached else "could not be fetched, and is"
-    raise FileNotFoundError(f"hf:{repo} {lack} not in the hub's cache: {reason}")

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import SupportsIndex, TypeVar
+from typing import Self, SupportsIndex, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,7 @@ class AuxNet(nn.Module):
         self.heads = nn.ModuleList(heads)
         self.depths = tuple(depths)
         self.min_image_shape = min_image_shape
+        self.frozen = False
         if not len(self.segments) == len(self.heads) == len(self.depths) > 0:
             raise ValueError(
                 f"one head and one depth to each segment, got {len(self.segments)} segments, "
@@ -58,6 +59,25 @@ class AuxNet(nn.Module):
     def outputs(self) -> int:
         """K, the number of outputs."""
         return len(self.heads)
+
+    def freeze_trunk(self) -> None:
+        """Keep the trunk and the final head as they are: without gradients, and in evaluation mode in training too."""
+        self.frozen = True
+        for part in (self.segments, self.heads[-1]):
+            part.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode, in which alone is what is frozen (`freeze_trunk`)."""
+        super().train(mode)
+        for part in (self.segments, self.heads[-1]) if self.frozen else ():
+            part.eval()
+        return self
+
+    @property
+    def trained(self) -> nn.Module:
+        """What a training changes: the net, or its auxiliary heads."""
+        return self.heads[:-1] if self.frozen else self
 
     def features(self, images: Tensor) -> Iterator[Tensor]:
         """What crosses each of the K cuts, shallow to deep, for images [N, C, H, W]: each made when it is asked for.

@@ -103,7 +103,7 @@ def planned_outputs(recipe: Recipe, dataset: DataSet) -> list[PlannedOutput]:
     """Depth, weight, cost and effective multipliers of each output under the recipe's method."""
     net = net_of(replace(recipe, pretrained=None), dataset)
     lambdas = lambdas_at(recipe, net.depths)
-    c = step_scales(lambdas, step_scale_of(recipe))
+    c = step_scales(lambdas, step_scale_of(recipe)) if recipe.freeze == "none" else [0.0] * net.outputs
     felt = [float(w > 0) for w in lambdas] if ignores_weights(recipe) else lambdas
     rows = []
     for k, (depth, (params, macs)) in enumerate(
@@ -187,6 +187,8 @@ def precision_notes(recipe: Recipe) -> list[str]:
 
 def ignores_weights(recipe: Recipe) -> bool:
     """Whether the trunk hardly feels the loss weights: each output's own optimizer divides its gradient by its size."""
+    if recipe.freeze == "trunk":
+        return False
     own_state = recipe.method == "pairwise" or (recipe.method == "multiway" and recipe.mode != "fused")
     return own_state and recipe.state == "per_output" and recipe.optimizer != "SGD"  # all others normalise the gradient
 
@@ -202,6 +204,8 @@ def optimizer_doubts(recipe: Recipe, depths: Sequence[int]) -> list[str]:
         doubts.append(
             f"--lr {recipe.lr:g} is the step size for SGD: {name} usually wants about {OF_SMALL_STEPS[name]} of it"
         )
+    if name == "AdamW" and recipe.weight_decay == Recipe.weight_decay:
+        doubts.append(f"--weight-decay {recipe.weight_decay:g} is SGD's: AdamW usually wants 0.01 to 0.05")
     doubts += [f"{field}={getattr(recipe, field)} has no effect: {name} has none" for field in without_effect(recipe)]
     if recipe.schedule == "cosine" and recipe.warmup > 0 and (left := recipe.epochs - recipe.warmup) < FEW_EPOCHS:
         spent = f"--warmup {recipe.warmup} of {recipe.epochs} epochs"
@@ -221,6 +225,8 @@ def optimizer_doubts(recipe: Recipe, depths: Sequence[int]) -> list[str]:
 def notes_of(recipe: Recipe, depths: Sequence[int]) -> list[str]:
     """How loss weights and steps change after the first epoch, which alone `planned_outputs` is of."""
     notes, auxiliary = [], weights_of(recipe, depths)[:-1]
+    if recipe.freeze == "trunk":
+        notes.append("freeze trunk: the trunk and the final output stay as they are; heads take the full step")
     if recipe.weight_schedule == "linear" and any(auxiliary) and recipe.epochs > 1:
         notes.append(
             "lambda and the steps are those of the first epoch: weight_schedule linear lowers the auxiliary weights "

@@ -133,6 +133,7 @@ class Recipe(MachineFields, TrainingFields, MethodFields, NetworkFields, DataFie
             ("precision", "bfloat16", ("sync_batchnorm", "ema", "distill", "aggregator")),
             ("cuda_graph", True, ("sync_batchnorm", "aggregator")),
             ("step_scale", "adaptive", ("cuda_graph",)),
+            ("freeze", "trunk", ("alone", "aggregator", "step_scale", "state", "order", "discard_after", "precision")),
         ):
             if getattr(self, name) == value:
                 _check_unset(departures, holds, name, f"{name}={value!r}")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from auxnet.documents import json_value
+from auxnet.fetching import came_of, on_hub
 from auxnet.files import claimed, unwritable, whole
 from auxnet.reading import sources
 from auxnet.recipe import SEAL, WHERE, Recipe, read_run_recipe, write_recipe
@@ -160,7 +161,9 @@ def is_lost(folder: Path) -> bool:
 def located(recipe: Recipe) -> Recipe:
     """The recipe with its data and weights named so that they are found from any folder, and without AUXNET_DATA."""
     data, data_dir = sources.located(recipe.data, recipe.data_dir)
-    pretrained = None if recipe.pretrained is None else str(Path(recipe.pretrained).resolve())
+    pretrained = recipe.pretrained
+    if pretrained is not None and not on_hub(pretrained):
+        pretrained = str(Path(pretrained).resolve())
     return replace(recipe, data=data, data_dir=data_dir, pretrained=pretrained)
 
 
@@ -219,6 +222,8 @@ def _check_same(saved: Recipe, recipe: Recipe, folder: Path) -> None:
     saved, recipe = located(replace(saved, **free)), located(recipe)
     if not Path(saved.data).exists() and Path(saved.data).name == Path(recipe.data).name:
         saved = replace(saved, data=recipe.data)  # it has moved
+    if came_of(saved.pretrained, recipe.pretrained):
+        saved = replace(saved, pretrained=recipe.pretrained)
     for key, value in asdict(saved).items():
         if value != getattr(recipe, key):
             asked = getattr(recipe, key)

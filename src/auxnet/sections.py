@@ -73,7 +73,9 @@ class NetworkFields:
     cuts: int | tuple[str, ...] | None = None
     """the backbone's modules after which outputs are added; one number alone: how many even cuts; none: 2"""
     pretrained: str | None = None
-    """weights to begin with, and their normalisation: a run's, its outputs anywhere in that trunk; or a backbone's"""
+    """weights to begin with, and their normalisation: a run's (outputs anywhere), a backbone's file; hf:owner/name"""
+    freeze: Literal["none", "trunk"] = "none"
+    """trunk: what is pretrained stays as it is, the final output's answers too; only auxiliary heads train"""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,9 @@ class TrainingFields:
     nesterov: bool = True
     """for optimizers that have it"""
     weight_decay: float = 1e-4
-    """for optimizers that have it"""
+    """for optimizers that have it; AdamW usually wants 0.01 to 0.05"""
+    decay_norms: bool = True
+    """whether weight decay is for norms and biases (parameters of one dimension) too"""
     schedule: Literal["multistep", "cosine"] = "multistep"
     """of the step size: multistep drops it at --milestones, cosine lets it fall along a cosine"""
     warmup: int = 0

@@ -32,6 +32,7 @@ from auxnet.distributed import Team
 from auxnet.epochs import Training, run_epochs
 from auxnet.errors import DamagedError
 from auxnet.evaluation import measure
+from auxnet.fetching import pinned
 from auxnet.files import write_json
 from auxnet.hub import with_run
 from auxnet.lineage import Earlier, earlier_runs, in_doubt, may_be_seen_by
@@ -118,6 +119,8 @@ def fit(
         if team.leads:
             rundir.check(folder, recipe, resume is not False, overwrite)
         check(recipe, begins=not resume)
+        if not resume and recipe.pretrained is not None:
+            recipe = replace(recipe, pretrained=pinned(recipe.pretrained))
         earlier = () if resume or recipe.pretrained is None else earlier_runs(recipe.pretrained)
         if team.leads:
             stack.enter_context(rundir.locked(folder))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from auxnet.errors import DamagedError, first_line
+from auxnet.fetching import local
 from auxnet.network import AuxNet
 from auxnet.tensors import read_tensors
 from auxnet.words import first_few
@@ -41,7 +42,7 @@ def of_a_run(path: Path | str) -> bool:
 
 def run_of(path: Path | str) -> Path:
     """The folder of the run that weights are of, if they are of one: they lie in it, or in its checkpoints/."""
-    path = Path(path).resolve()
+    path = local(path).resolve()
     if path.is_dir():
         return path
     return path.parent.parent if path.parent.name == "checkpoints" else path.parent
@@ -50,13 +51,13 @@ def run_of(path: Path | str) -> Path:
 def load_pretrained(net: nn.Module, path: Path | str) -> None:
     """Fill a net with the weights and buffers of a .safetensors file, or of a .pt or .pth file of tensors.
 
-    `path` may be a run directory too: its weights of the last epoch. A .pt file holds a state dict, or one under
-    "state_dict" or "model"; nothing else is unpickled. Every key must be there, with its shape, and no other, but:
-    where all outputs of an AuxNet classify for another number of classes than the file's, their last layers stay as
-    they are, with a warning (for a backbone's own classifier load first, and let `attach` replace it); so does the last
-    layer of another net, where that alone is missing; and the auxiliary heads of torchvision's GoogLeNet and Inception
-    are left out where the net is built without them. Names may begin with "module.", "_orig_mod." or "model.", as those
-    of wrapped nets do.
+    `path` may be a run directory too: its weights of the last epoch; or a model on the hub, hf:owner/name[@revision]. A
+    .pt file holds a state dict, or one under "state_dict" or "model"; nothing else is unpickled. Every key must be
+    there, with its shape, and no other, but: where all outputs of an AuxNet classify for another number of classes than
+    the file's, their last layers stay as they are, with a warning (for a backbone's own classifier load first, and let
+    `attach` replace it); so does the last layer of another net, where that alone is missing; and the auxiliary heads of
+    torchvision's GoogLeNet and Inception are left out where the net is built without them. Names may begin with
+    "module.", "_orig_mod." or "model.", as those of wrapped nets do.
 
     Raises FileNotFoundError, ValueError with the keys that do not fit (the net is then as it was), or RuntimeError for
     a file that is damaged.
@@ -131,6 +132,7 @@ def _unwrapped(theirs: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
 
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, or of a run directory, by name."""
+    path = local(path)
     if path.is_dir():
         path /= "model.safetensors"
     if not path.is_file():

@@ -1,0 +1,66 @@
+"""Models on the Hugging Face hub, `hf:owner/name[@revision]`, as they lie in the hub's own cache."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from auxnet.errors import first_line
+
+FILES = ("config.json", "model.safetensors", "README.md")
+
+
+def on_hub(name: object) -> bool:
+    """Whether this names a model on the hub, and not a path."""
+    return str(name).startswith("hf:")
+
+
+def fetched(name: str, **options: Any) -> Path:
+    """The folder of a model on the hub: as the hub has it now, or else as it lies in the hub's own cache.
+
+    `options` go to `snapshot_download`. Raises ValueError for a name that cannot be, FileNotFoundError.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    repo, _, revision = name.removeprefix("hf:").partition("@")
+    options |= {"revision": revision} if revision else {}
+    misnamed = ValueError(f"a model on the hub is given as hf:owner/name, got {name!r}")
+    if repo.count("/") != 1:
+        raise misnamed
+    only_cached, reason = bool(options.pop("local_files_only", False)), ""
+    for cached in dict.fromkeys((only_cached, True)):  # which snapshot_download looks for itself after some errors only
+        try:
+            found = snapshot_download(
+                repo, allow_patterns=list(FILES), etag_timeout=5, local_files_only=cached, **options
+            )
+            return Path(str(found))
+        except HFValidationError:
+            raise misnamed from None
+        except Exception as error:  # whatever the network throws
+            reason = reason or first_line(error)
+    lack = "is" if only_cached else "could not be fetched, and is"
+    raise FileNotFoundError(f"{name} {lack} not in the hub's cache: {reason}")
+
+
+_fetched_once = cache(fetched)
+
+
+def local(path: Path | str) -> Path:
+    """Where weights lie: a path as it is; the folder of a model on the hub, which is asked for it once."""
+    return _fetched_once(str(path)) if on_hub(path) else Path(path)
+
+
+def pinned(path: str) -> str:
+    """The name by which the very weights that are on the hub now are found later too; a path as it is."""
+    return f"{path.partition('@')[0]}@{local(path).name}" if on_hub(path) else path
+
+
+def came_of(pinned_name: str | None, asked: str | None) -> bool:
+    """Whether a name may be what one of the same model on the hub, of no commit or of a branch, was pinned to."""
+    if not (pinned_name and asked and on_hub(asked)):
+        return False
+    name, _, revision = asked.partition("@")
+    return pinned_name.partition("@")[0] == name and not re.fullmatch("[0-9a-f]{40}", revision)
