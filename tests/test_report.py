@@ -404,11 +404,11 @@ def test_latency_is_measured_as_select_measures_it(run, tmp_path, monkeypatch):
         monkeypatch.setattr(f"auxnet.{module}.latencies", noted)
     torch.set_num_threads(3)
     facts = report.gather(folder, "a")
-    auxnet.select(folder, max_latency=1000)
+    choice = auxnet.select(folder, max_latency=1000)
     ours, theirs = places
     assert ours == theirs
     assert ours[1] == 3
-    assert facts["measured"] == "cpu, threads: 3"
+    assert facts["measured"] == choice.measured_on == "cpu, 3 threads"
 
 
 def test_a_recipes_device_is_not_exchanged_for_another(run, tmp_path):
@@ -426,7 +426,7 @@ def test_how_latency_was_measured_is_said_once(gathered, open_page):
     def of(name, measured):
         return {**gathered, "name": name, "measured": measured}
 
-    here, there = "cpu, threads: 1", "cpu, threads: 2"
+    here, there = "cpu, 1 thread", "cpu, 2 threads"
     runs = [of("a", here), of("b", here), of("c", there)]
     assert report_page.latency_words([]) == report_page.latency_words([of("a", None)]) == ""
     said = report_page.latency_words(runs[:2])

@@ -186,7 +186,7 @@ def _cost_table(reports: Sequence[OutputReport], latency: Sequence[Latency] | No
             made.add_row(str(r.output), f"{r.params:,}", f"{r.macs:,}")
         return made
     turns = " and ".join(str(timing.runs) for timing in latency[0].timings)
-    where = f"{latency[0].device}, threads: {latency[0].threads}, {turns} turns"
+    where = f"{latency[0].measured_on}, {turns} turns"
     columns = ["output", "parameters", "MACs"]
     for timing in latency[0].timings:
         columns += [f"ms, batch {timing.batch}", "images/s"]
@@ -231,6 +231,7 @@ def _candidates_table(choice: Choice) -> Table:
         "val. error",
     ]
     title = f"on {choice.candidates[0].report.images:,} validation images (95 % intervals)"
+    title += f"; ms measured on {choice.measured_on}" if timed else ""
     made = screen.table(title, *columns, "points behind the chosen", "McNemar's p (Holm)", "")
     for c in choice.candidates:
         r, against = c.report, c.against_chosen

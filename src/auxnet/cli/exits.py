@@ -88,7 +88,7 @@ def exits(words: list[str]) -> int:
         )
     if found.policy is None or found.val is None or found.test is None:
         unmet: dict[str, object] = {"thresholds": None, "reason": found.reason, "target": found.target}
-        unmet |= {"unit": found.unit, "costs": found.costs}
+        unmet |= {"unit": found.unit, "costs": found.costs, "measured_on": found.measured_on}
         print(json.dumps(unmet, indent=2) if o.json else found.reason)
         return 1
     if o.json:
@@ -123,6 +123,7 @@ def _show_answer(console: Console, found: Solved, policy: Policy, on_val: Outcom
         f"an image leaves at the first output whose confidence ({policy.confidence}) reaches the threshold; "
         "what it costs counts the heads that it passes"
     )
+    title += f"; ms measured on {found.measured_on}" if found.measured_on else ""
     columns = ("output", "threshold", "temperature", f"{found.unit} when leaving")
     made = screen.table(title, *columns, "share, val.", "share, test (95 % interval)")
     for k, cost in enumerate(found.costs):
