@@ -161,7 +161,7 @@ class MachineFields:
     """Where it runs, and in which precision."""
 
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps"""
+    """auto (cuda where there is one, else cpu), cpu, cuda, cuda:1, mps"""
     precision: Literal["float32", "bfloat16"] = "float32"
     """of convolutions and linear layers; bfloat16 is for GPUs and for CPUs with AMX, and slow on most others"""
     threads: int | None = None
