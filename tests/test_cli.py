@@ -192,6 +192,20 @@ def test_every_command_has_help(command, capsys):
     assert f"usage: auxnet {command}" in capsys.readouterr().out
 
 
+def test_help_of_a_command_is_its_help_in_either_order(capsys):
+    said = []
+    for words in (["help", "train"], ["train", "--help"]):
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert stop.value.code == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert main(["help"]) == main(["--help"]) == 0
+    first, second = capsys.readouterr().out.split("usage: ")[1:]
+    assert first == second
+    fails(capsys, ["help", "trian"], 2, "there is no command 'trian'; perhaps you meant 'train'")
+
+
 def test_help_and_import_do_not_wait_for_torch():
     code = "import sys, auxnet, auxnet.cli; auxnet.cli.main(['--help']); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

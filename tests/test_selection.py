@@ -272,6 +272,13 @@ def test_a_latency_is_shown_with_the_device_and_the_threads_that_it_was_measured
     assert asked(capsys, run)["measured_on"] is None
 
 
+@pytest.mark.parametrize(("given", "noted"), [("0.005", True), ("0.049", True), ("0", False), ("0.5", False)])
+def test_points_that_look_like_a_fraction_are_told(given, noted, run, capsys):
+    assert main(["select", str(run), "--within", given]) == 0
+    said = f"auxnet: warning: --within {given} is in points, not a fraction: half a point is 0.5\n"
+    assert capsys.readouterr().err == (said if noted else "")
+
+
 def test_budgets_are_read_with_their_units(run, capsys):
     params = [candidate["report"]["params"] for candidate in asked(capsys, run)["candidates"]]
     for text in (f"{params[1]}", f"{params[1] / 1e3}k", f"{params[1] / 1e6}M"):

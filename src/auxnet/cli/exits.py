@@ -41,12 +41,12 @@ class Exits(OfRun):
     run: Positional[Path]
     """the run directory"""
     max_error_increase: float | None = None
-    """target: least mean cost, with an error of at most so many points above the final output's, in the mean over
-    images not solved on; none: 0.5"""
+    """target: keep the error within this many points of the final output's, at the least mean cost; holds on average
+    over unseen images; none: 0.5"""
     max_mean_macs: str | None = None
-    """target: least error, with at most so many multiply-adds for an image on average: 30M"""
+    """target: least error, with at most this many multiply-adds for an image on average: 30M"""
     max_mean_latency: float | None = None
-    """target: least error, with at most so many milliseconds for an image on average, one at a time, measured here,
+    """target: least error, with at most this many milliseconds for an image on average, one at a time, measured here,
     of the PyTorch model; an ONNX file of it is usually faster (docs/performance.md)"""
     cost: Literal["macs", "latency"] = "macs"
     """what --max-error-increase makes least"""
@@ -55,7 +55,7 @@ class Exits(OfRun):
     common: FlagCreatePairsOff[bool] = False
     """one threshold for all outputs (BranchyNet)"""
     temperature: bool = True
-    """fit a temperature to each output first"""
+    """fit a temperature to each output first, which calibrates its confidence (train's is of self-distillation)"""
     curve: int = 8
     """points of the curve of least errors for bounds on the mean cost, in 2..100"""
     baselines: FlagCreatePairsOff[bool] = False
