@@ -30,7 +30,7 @@ from auxnet.cli.train import Plan, Train
 from auxnet.files import whole
 from auxnet.prediction import Prediction
 from auxnet.progress import Progress
-from auxnet.recipe import Recipe, recipe_from, write_recipe
+from auxnet.recipe import Recipe, read_recipe, recipe_from, write_recipe
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data"
 FAST = ["--depth", "8", "--epochs", "1", "--batch-size", "256", "--threads", "1"]
@@ -156,6 +156,17 @@ def test_plan_prints_and_trains_nothing(tmp_path, capsys, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_plan_can_be_saved_as_the_recipe_that_it_is_of_and_replaces_no_file(tmp_path, capsys):
+    file = tmp_path / "recipe.yaml"
+    words = ["plan", "--depth", "8", "--outputs", "2", "--train-images", "50", "--threads", "1", "--save", str(file)]
+    assert main(words) == 0
+    assert capsys.readouterr().out.endswith(f"to train by it: auxnet train --config {file}\n")
+    assert read_recipe(file) == Recipe(depth=8, outputs=2, train_images=50, threads=1)
+    fails(capsys, [*words, "--lr", "0.2"], 2, f"{file} exists: name another file with --save, or replace it")
+    assert main([*words, "--lr", "0.2", "--overwrite"]) == 0
+    assert read_recipe(file).lr == 0.2
+
+
 def test_plan_shows_the_multipliers_of_each_method(capsys):
     def row(*words):
         assert main(["plan", "--depth", "20", "--gamma", "0", "--threads", "1", *words]) == 0
@@ -190,6 +201,20 @@ def test_every_command_has_help(command, capsys):
         main([command, "--help"])
     assert stop.value.code == 0
     assert f"usage: auxnet {command}" in capsys.readouterr().out
+
+
+def test_help_of_a_command_is_its_help_in_either_order(capsys):
+    said = []
+    for words in (["help", "train"], ["train", "--help"]):
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert stop.value.code == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert main(["help"]) == main(["--help"]) == 0
+    first, second = capsys.readouterr().out.split("usage: ")[1:]
+    assert first == second
+    fails(capsys, ["help", "trian"], 2, "there is no command 'trian'; perhaps you meant 'train'")
 
 
 def test_help_and_import_do_not_wait_for_torch():

@@ -309,6 +309,19 @@ def test_the_ways_to_ask(run, capsys, words):
         assert text not in out
 
 
+def test_a_time_is_shown_and_kept_with_the_device_and_the_threads_that_it_was_measured_on(run, capsys, monkeypatch):
+    monkeypatch.setattr("auxnet.solving.exit_latencies", lambda *_: ExitCosts([1.0, 2.0, 3.0], [0.1, 0.1], [1.0] * 3))
+    timed = "; ms measured on cpu, 1 thread"
+    words = ["--max-mean-latency", "2.5", "--threads", "1"]
+    assert timed in " ".join(" ".join(printed(capsys, run, *words)).split())
+    content = json.loads((run / "exits.json").read_text())
+    assert (content["device"]["type"], content["device"]["threads"]) == ("cpu", 1)
+    assert content["versions"]["torch"] == torch.__version__
+    assert "measured on" not in " ".join(printed(capsys, run))
+    assert main(["exits", str(run), "--max-mean-latency", "0.5", "--threads", "1"]) == 1
+    assert capsys.readouterr().out.endswith(", measured on cpu, 1 thread\n")
+
+
 def printed(capsys, *words):
     assert main(["exits", *map(str, words), "--curve", "3"]) == 0
     return capsys.readouterr().out.splitlines()

@@ -7,8 +7,10 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import auxnet
+from auxnet.cli import main
 from auxnet.studies.study_page import markdown
 
 ROOT = Path(__file__).parents[1]
@@ -118,6 +120,47 @@ def documented_code():
 def test_the_documented_code_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "the documents", "exec"), {})
+
+
+def names_in(value):
+    """The keys of all mappings in a value that JSON can hold."""
+    if isinstance(value, dict):
+        yield from value
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from names_in(each)
+
+
+def documented(title):
+    """The names in the first column of the tables under a title of docs/reference.md."""
+    under = re.split(r"^#+ (.*)\n", (ROOT / "docs" / "reference.md").read_text(), flags=re.MULTILINE)
+    rows = re.findall(r"^\| (`.*?) \|", dict(zip(under[1::2], under[2::2], strict=True))[title], re.MULTILINE)
+    return [name for row in rows for name in re.findall("`(.*?)`", row)]
+
+
+def test_the_reference_names_all_that_is_public():
+    assert sorted(documented("Python")) == sorted(auxnet.__all__)
+
+
+def test_the_reference_names_every_key_of_the_files_of_a_run(tmp_path, capsys):
+    small = {"depth": 8, "outputs": 2, "epochs": 1, "batch_size": 100, "train_images": 100, "threads": 1}
+    run = auxnet.fit(auxnet.Recipe(**small, device="cpu"), tmp_path / "a").folder
+    assert main(["evaluate", str(run)]) == main(["exits", str(run), "--curve", "2"]) == 0
+    pictures = [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    Image.new("L", (8, 8)).save(pictures[0])
+    Path(pictures[1]).write_text("no picture")
+    said = {}
+    for form in ("csv", "jsonl"):
+        capsys.readouterr()
+        assert main(["predict", str(run), *pictures, "--top", "1", "--format", form]) == 1
+        said[form] = capsys.readouterr().out.splitlines()
+    lines = [*map(json.loads, said["jsonl"]), dict.fromkeys(said["csv"][0].split(","))]
+    assert {*documented("Predictions")} == {*names_in(lines)}
+    metrics = [*map(json.loads, (run / "metrics.jsonl").read_text().splitlines())]
+    assert {*documented("metrics.jsonl")} == {*names_in(metrics)}
+    sometimes = {"left_out", "earlier_runs", "may_be_seen_by", "max_mean_cost"}
+    for name in ("summary.json", "evaluation.json", "exits.json"):
+        written = {*names_in(json.loads((run / name).read_text()))}
+        assert written ^ {*documented(name)} <= sometimes - written, name
 
 
 def test_the_studies_pages_say_what_their_ledgers_say(monkeypatch):

@@ -64,6 +64,18 @@ def test_the_random_numbers_of_other_gpus_are_left_alone(monkeypatch):
         assert [each.initial_seed() for each in (*gpus, torch.default_generator)] == [5, 9, 8]
 
 
+def test_the_gpu_of_a_mac_is_taken_by_name_alone_and_its_random_numbers_are_kept(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert machine.device_of(Recipe()).type == "cpu"
+    states = [torch.tensor([5])]
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda device: states[-1])
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state, device: states.append(state))
+    with machine.random_kept(torch.device("mps")):
+        states.append(torch.tensor([6]))
+    assert states[-1] is states[0]
+
+
 def test_more_threads_than_cores_are_told_with_the_mend(monkeypatch):
     monkeypatch.setattr(machine, "cores", lambda: 2)
     assert machine.crowded(3) == "3 threads for 2 CPU cores wait for each other: --threads 2 is faster"

@@ -22,6 +22,7 @@ from auxnet.plan import (
     precision_doubts,
     precision_notes,
 )
+from writers import tiny, write_folders
 
 ETA, DECAY = 1.0, 1e-4
 METHODS = [("joint", "live"), ("pairwise", "live"), ("multiway", "live"), ("multiway", "frozen"), ("multiway", "fused")]
@@ -131,6 +132,14 @@ def test_a_plan_counts_validations_and_the_evaluation_at_the_end_and_measures_no
         assert (found.measured_steps, next(times, None)) == (counted, None)
         assert found.seconds_per_epoch == pytest.approx(epoch)
         assert found.seconds == pytest.approx(3 * epoch + 2 * 0.1 * (found.val + found.test))
+
+
+def test_a_plan_says_that_decoding_and_augmenting_are_not_counted_where_they_take_time(tmp_path):
+    write_folders(tmp_path, *tiny(40, 2, size=8), ["cat", "dog"])
+    memory = Recipe(data=str(tmp_path), depth=8, outputs=2, epochs=1, batch_size=16, threads=1, device="cpu", workers=0)
+    said = "the time of decoding and augmenting the images is not counted"
+    for recipe in (memory, replace(memory, stream="always"), replace(memory, augment="crop+flip+trivial")):
+        assert (said in plan(recipe).notes) == (recipe != memory)
 
 
 def test_a_val_fraction_that_has_no_effect_is_told():

@@ -22,6 +22,12 @@ def test_a_recipe_saved_and_read_is_the_same(tmp_path):
     assert list(yaml.safe_load((tmp_path / "r.yaml").read_text())) == [f.name for f in fields(Recipe)]  # complete
 
 
+def test_the_guide_shows_a_recipe_file():
+    guide = (Path(__file__).parents[1] / "docs" / "guide.md").read_text()
+    content = yaml.safe_load(guide.partition("```yaml\n")[2].partition("```")[0])
+    assert recipe_from(content).depth == 18
+
+
 def test_every_field_has_a_help_text():
     parts = [part for part in ast.parse(inspect.getsource(sections)).body if isinstance(part, ast.ClassDef)]
     body = [line for part in parts for line in part.body]

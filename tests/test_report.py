@@ -187,6 +187,16 @@ def test_a_run_whose_images_are_gone_is_still_shown(run, tmp_path, open_page, ga
     assert page.locator("#front-plot .scatterlayer .trace").count() > 3
 
 
+def test_python_writes_the_report_of_a_run_or_of_several_by_path_or_as_fit_gives_them(run, tmp_path):
+    one = auxnet.write_report(str(run), str(tmp_path / "one.html"))
+    finished = train.Run(shutil.copytree(run, tmp_path / "other"), auxnet.load(run), {})
+    several = auxnet.write_report([finished, run], tmp_path / "several.html")
+    assert (len(one.headlines), len(several.headlines)) == (1, 2)
+    assert one.path.read_text().lower().startswith("<!doctype html>")
+    with pytest.raises(TypeError, match="a run is the path of its directory, or what fit returned, got Module"):
+        auxnet.write_report([torch.nn.Module(), run], tmp_path / "no.html")
+
+
 def test_a_report_with_images_is_not_replaced_by_one_without(run, tmp_path, capsys):
     lost = tmp_path / "lost"
     shutil.copytree(run, lost)
@@ -404,11 +414,11 @@ def test_latency_is_measured_as_select_measures_it(run, tmp_path, monkeypatch):
         monkeypatch.setattr(f"auxnet.{module}.latencies", noted)
     torch.set_num_threads(3)
     facts = report.gather(folder, "a")
-    auxnet.select(folder, max_latency=1000)
+    choice = auxnet.select(folder, max_latency=1000)
     ours, theirs = places
     assert ours == theirs
     assert ours[1] == 3
-    assert facts["measured"] == "cpu, threads: 3"
+    assert facts["measured"] == choice.measured_on == "cpu, 3 threads"
 
 
 def test_a_recipes_device_is_not_exchanged_for_another(run, tmp_path):
@@ -426,7 +436,7 @@ def test_how_latency_was_measured_is_said_once(gathered, open_page):
     def of(name, measured):
         return {**gathered, "name": name, "measured": measured}
 
-    here, there = "cpu, threads: 1", "cpu, threads: 2"
+    here, there = "cpu, 1 thread", "cpu, 2 threads"
     runs = [of("a", here), of("b", here), of("c", there)]
     assert report_page.latency_words([]) == report_page.latency_words([of("a", None)]) == ""
     said = report_page.latency_words(runs[:2])

@@ -295,6 +295,21 @@ def test_an_absurd_test_set_changes_no_choice(run, capsys, monkeypatch):
     assert fooled == honest
 
 
+def test_a_latency_is_shown_with_the_device_and_the_threads_that_it_was_measured_on(run, capsys):
+    said = asked(capsys, run, "--max-latency", "1000", "--threads", "1")
+    assert said["measured_on"] == "cpu, 1 thread"
+    assert main(["select", str(run), "--max-latency", "1000", "--threads", "1"]) == 0
+    assert "ms measured on cpu, 1 thread" in capsys.readouterr().out
+    assert asked(capsys, run)["measured_on"] is None
+
+
+@pytest.mark.parametrize(("given", "noted"), [("0.005", True), ("0.049", True), ("0", False), ("0.5", False)])
+def test_points_that_look_like_a_fraction_are_told(given, noted, run, capsys):
+    assert main(["select", str(run), "--within", given]) == 0
+    said = f"auxnet: warning: --within {given} is in points, not a fraction: half a point is 0.5\n"
+    assert capsys.readouterr().err == (said if noted else "")
+
+
 def test_budgets_are_read_with_their_units(run, capsys):
     params = [candidate["report"]["params"] for candidate in asked(capsys, run)["candidates"]]
     for text in (f"{params[1]}", f"{params[1] / 1e3}k", f"{params[1] / 1e6}M"):

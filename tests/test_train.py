@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,6 +48,14 @@ def test_the_same_recipe_gives_the_same_bytes_of_weights(run, tmp_path, monkeypa
     assert torch.equal(torch.get_rng_state(), drawn)  # nor does training make one to the caller
     auxnet.fit(replace(TINY, seed=1), tmp_path / "c")
     assert bytes_of(tmp_path / "c") != bytes_of(run.folder)
+
+
+def test_a_run_shows_itself_in_a_line_opened_too(run):
+    errors = " / ".join(f"{100 * row['val_error']:.1f}" for row in run.summary["last"])
+    assert repr(run) == f"Run('{run.folder}': 3 outputs, val. error {errors} %)"
+    assert repr(auxnet.Run(Path("runs/b"), run.net, {})) == "Run('runs/b')"  # of torchrun's other processes
+    with auxnet.opened(run) as it:
+        assert repr(it) == f"Opened(recipe={it.recipe!r}, device=device(type='cpu'), may_be_seen_by={{}})"
 
 
 def test_a_recipe_saved_and_loaded_trains_the_same_weights(run, tmp_path):

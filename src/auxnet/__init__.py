@@ -31,9 +31,11 @@ _HOME = {
     "predict": "prediction",
     "resnet": "residual",
     "select": "selection",
+    "select_on": "selection",
     "solve_exits": "solving",
     "supervision": "diagnosis",
     "sweep": "sweeps.sweeping",
+    "write_report": "report",
 }
 __all__ = ["__version__", *_HOME]
 
@@ -57,8 +59,10 @@ if TYPE_CHECKING:
     from auxnet.prediction import predict as predict
     from auxnet.progress import Progress as Progress
     from auxnet.recipe import Recipe as Recipe
+    from auxnet.report import write_report as write_report
     from auxnet.residual import resnet as resnet
     from auxnet.selection import select as select
+    from auxnet.selection import select_on as select_on
     from auxnet.solving import solve_exits as solve_exits
     from auxnet.sweeps.sweeping import sweep as sweep
     from auxnet.train import Run as Run

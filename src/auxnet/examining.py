@@ -86,7 +86,7 @@ def _worth(report: OutputReport) -> dict[str, Any]:
 def latency_of(net: AuxNet, shape: tuple[int, ...]) -> tuple[list[dict[str, Any]], str]:
     """Latency of one image per output, as `auxnet select` measures it, and in words, where it was measured."""
     measured = latencies(net, shape, (1,), seconds=1.0)
-    return [time_of(each.timings[0]) for each in measured], f"{measured[0].device}, threads: {measured[0].threads}"
+    return [time_of(each.timings[0]) for each in measured], measured[0].measured_on
 
 
 def time_of(timing: Timing | None) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from auxnet.network import AuxNet, in_mode
+from auxnet.words import plural
 
 MOST_TURNS = 1000  # of a model that is timed
 OF_PYTORCH = "latency is that of the PyTorch model; an ONNX file of it is usually faster (docs/performance.md)"
@@ -56,6 +57,11 @@ class Latency:
     """one per batch size"""
     peak_bytes: tuple[int, ...]
     """most bytes of tensors held at once, one per batch size"""
+
+    @property
+    def measured_on(self) -> str:
+        """cpu, 2 threads."""
+        return f"{self.device}, {plural(self.threads, 'thread')}"
 
 
 def latencies(

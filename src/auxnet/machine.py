@@ -25,10 +25,10 @@ def to_device(net: Made, device: torch.device) -> Made:
 
 
 def device_of(recipe: Recipe) -> torch.device:
-    """The device that a recipe names. Raises ValueError if it cannot be used here."""
+    """The device that a recipe names; auto: cuda, or else cpu. Raises ValueError if it cannot be used here."""
     name = recipe.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "auto":  # mps, which was never tried, by its name alone
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -53,7 +53,9 @@ def seed_random(seed: int, device: torch.device) -> None:
 
 def random_kept(device: torch.device) -> AbstractContextManager[None]:
     """Restore the random state of the CPU and of this device after the block."""
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+    if device.type in ("cuda", "mps"):
+        return torch.random.fork_rng([device], device_type=device.type)
+    return torch.random.fork_rng([])
 
 
 def thread_count(threads: int | None) -> int:

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,9 +34,9 @@ class Opened:
     """The net of a run, and its data."""
 
     recipe: Recipe
-    net: AuxNet
+    net: AuxNet = field(repr=False)
     """in evaluation mode"""
-    dataset: DataSet
+    dataset: DataSet = field(repr=False)
     device: torch.device
     may_be_seen_by: Mapping[str, list[str]]
     """by split, "val" and "test", the earlier runs of its weights that may have been trained on its images"""

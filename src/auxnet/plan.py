@@ -13,7 +13,7 @@ from auxnet.build import build, check, check_data, check_last_batch, net_of, pre
 from auxnet.by_name import without_effect
 from auxnet.capturing import WARM_UP
 from auxnet.cost import costs
-from auxnet.data import LARGE, DataSet, load_data
+from auxnet.data import LARGE, DataSet, OnDisk, load_data
 from auxnet.evaluation import tally
 from auxnet.machine import bfloat16_pays, device_of, random_kept, threads_set
 from auxnet.progress import judged_images, seconds_left, steps_per_epoch
@@ -68,7 +68,7 @@ class Plan:
     measured_steps: int
     warnings: list[str]
     notes: list[str]
-    """how the outputs' weights and steps change after the first epoch"""
+    """how the outputs' weights and steps change after the first epoch; what the time leaves out"""
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -95,7 +95,7 @@ def plan(recipe: Recipe) -> Plan:
                 *data_doubts(recipe, dataset),
                 *precision_doubts(recipe),
             ],
-            notes=[*notes_of(recipe, depths), *precision_notes(recipe)],
+            notes=[*notes_of(recipe, depths), *precision_notes(recipe), *reading_notes(dataset)],
         )
 
 
@@ -183,6 +183,13 @@ def precision_notes(recipe: Recipe) -> list[str]:
     except ValueError:
         return []
     return ["this CPU has units for bfloat16 (AMX): with --precision bfloat16 a step should take less time"]
+
+
+def reading_notes(dataset: DataSet) -> list[str]:
+    """What a time that is measured on random images leaves out, where images are decoded or cropped when needed."""
+    if dataset.augmentation is None and not isinstance(dataset.train, OnDisk):
+        return []
+    return ["the time of decoding and augmenting the images is not counted"]
 
 
 def ignores_weights(recipe: Recipe) -> bool:

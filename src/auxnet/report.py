@@ -6,6 +6,7 @@ Of a finished run what it saved, and what its images say (`examining`); of one t
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from auxnet.lineage import in_doubt
 from auxnet.machine import device_of
 from auxnet.opening import changed_since, data_dirs, data_of, with_data_in
 from auxnet.page_frame import check_ours, check_runs, names_of
-from auxnet.recipe import method_name, network_name, read_run_recipe
+from auxnet.recipe import RunDir, folder_of, method_name, network_name, read_run_recipe
 from auxnet.scores import no_better_than_guessing, wilson
 from auxnet.selection import MARGIN, cheapest_within
 from auxnet.unfinished import so_far
@@ -43,14 +44,14 @@ class Report:
 
 
 def write_report(
-    runs: Sequence[Path],
-    out: Path | None = None,
+    runs: RunDir | Sequence[RunDir],
+    out: Path | str | None = None,
     data_dir: str | None = None,
     *,
     device: str | None = None,
     threads: int | None = None,
 ) -> Report:
-    """One HTML file for one or several runs; `out` is by default report.html in the one run.
+    """One HTML file for a run, or several in a list; `out` is by default report.html in the one run.
 
     Data directory, device and threads are as in training where they are not given. Of several runs, those whose data
     `data_dir` does not hold are shown on the data that they were trained on.
@@ -60,10 +61,11 @@ def write_report(
     run or the folder of `out` does not exist, or a run has not finished an epoch, or `data_dir` does not hold the data
     of the one run; PermissionError, before it is made, if it cannot be written; RuntimeError if a run is damaged.
     """
-    path = checked_path(runs, out)
-    each = zip(runs, names_of(runs), data_dirs(runs, data_dir), strict=True)
+    folders = [folder_of(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
+    path = checked_path(folders, None if out is None else Path(out))
+    each = zip(folders, names_of(folders), data_dirs(folders, data_dir), strict=True)
     gathered = [gather(run, name, place, device, threads) for run, name, place in each]
-    with parsing(f"{' or '.join(map(str, runs))} is damaged: it cannot be shown"):
+    with parsing(f"{' or '.join(map(str, folders))} is damaged: it cannot be shown"):
         html = report_page.page(gathered, 100 * MARGIN).encode()
     missing = [f"{run['name']}: {run['missing']}" for run in gathered if run["missing"]]
     if missing and out is None and path.exists() and _OF_IMAGES in path.read_bytes():

@@ -33,7 +33,7 @@ class DataFields:
     val_fraction: float = 0.1
     """share of the training images held out, class by class, for every choice that is made"""
     train_images: int | None = None
-    """train on so many of the training images alone, drawn class by class; none: all"""
+    """train on this many of the training images only, drawn class by class; none: all"""
     augment: Literal[
         "default", "none", "crop", "flip", "crop+flip", "crop+flip+trivial", "rrc+flip", "rrc+flip+trivial"
     ] = "default"
@@ -43,7 +43,7 @@ class DataFields:
     workers: int | None = None
     """processes that decode images left on disk, and make random resized crops; none: one per core"""
     max_corrupt: int = 0
-    """images that cannot be read and are left out, each told by name, before the run fails"""
+    """how many unreadable images may be skipped (each is named) before the run fails"""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class NetworkFields:
     head: Head = "default"
     """form of the auxiliary heads; default: that of the final one"""
     alone: int | None = None
-    """train the net of this output by itself, cut off from the others, as if there had never been more"""
+    """train only output N's part of the network, as an ordinary single-output net"""
     backbone: str | None = None
     """in place of the built-in ResNets: timm:NAME, torchvision:NAME, or package.module:function of your own"""
     cuts: int | tuple[str, ...] | None = None
@@ -111,7 +111,7 @@ class MethodFields:
     distill: float = 0.0
     """weight, 0..1, of self-distillation in an auxiliary output's loss (the final output teaches); not in pairwise"""
     temperature: float = 3.0
-    """softmax temperature of that distillation loss"""
+    """softmax temperature of that distillation loss (that of auxnet exits is another: it calibrates confidences)"""
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class MachineFields:
     """Where it runs, and in which precision."""
 
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps"""
+    """auto (cuda where there is one, else cpu), cpu, cuda, cuda:1, mps"""
     precision: Literal["float32", "bfloat16"] = "float32"
     """of convolutions and linear layers; bfloat16 is for GPUs and for CPUs with AMX, and slow on most others"""
     threads: int | None = None

@@ -7,7 +7,7 @@ multiply-adds) whose error is within a margin of it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 
 from auxnet.batches import Batches
@@ -65,6 +65,8 @@ class Choice:
     """the error of calling every one of these images by the commonest class"""
     against_guessing: Comparison | None
     """the chosen output's errors less those of guessing so, on the same images; None without a choice"""
+    measured_on: str | None = None
+    """the device and threads of the latencies, as "cpu, 2 threads"; None where none was measured"""
 
     @property
     def alike(self) -> int | None:
@@ -140,8 +142,10 @@ def select_on(
     """
     shape, batches = image_shape_of(batches)
     predicted, timed = predictions(net, batches), (budgets or {}).get("latency") is not None
-    measured = [found.timings[0] for found in latencies(net, shape, (1,))] if timed else None
-    return choose(predicted, reports(net, shape, predicted), within=within, budgets=budgets, latency=measured)
+    measured = latencies(net, shape, (1,)) if timed else []
+    times = [found.timings[0] for found in measured] or None
+    choice = choose(predicted, reports(net, shape, predicted), within=within, budgets=budgets, latency=times)
+    return replace(choice, measured_on=measured[0].measured_on) if measured else choice
 
 
 def choose(

@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from auxnet.checkpoint import fingerprint
 from auxnet.descent import Costs
@@ -20,6 +22,7 @@ from auxnet.files import write_json
 from auxnet.latency import OF_PYTORCH
 from auxnet.opening import Opened, opened
 from auxnet.policy import Confidence, Policy, never
+from auxnet.provenance import provenance
 from auxnet.recipe import RunDir
 from auxnet.scores import predictions, too_few
 from auxnet.thresholds import (
@@ -35,7 +38,7 @@ from auxnet.thresholds import (
     solve_cross_fitted,
     sweep,
 )
-from auxnet.words import command, per_cent
+from auxnet.words import command, per_cent, plural
 
 Cost = Literal["macs", "latency"]
 Unit = Literal["MACs", "ms"]
@@ -83,6 +86,8 @@ class Solved:
     """what exits.json holds; {} without a policy"""
     written: Path | None = None
     """RUN/exits.json; None if nothing was written"""
+    measured_on: str | None = None
+    """the device and threads of the milliseconds, as "cpu, 2 threads"; None where the unit is MACs"""
 
 
 def solve_exits(
@@ -166,6 +171,7 @@ def _solve(
     stop, passing, alone = (
         exit_latencies(it.net, it.image_shape, confidence) if unit == "ms" else exit_macs(it.net, it.image_shape)
     )
+    measured_on = f"{it.device}, {plural(torch.get_num_threads(), 'thread')}" if unit == "ms" else None
     temperatures = fit_temperatures(val) if temperature else (1.0,) * len(stop)
     rule = never(len(stop), confidence, temperatures)
     policy: Policy | None
@@ -178,7 +184,9 @@ def _solve(
         bound = f"a mean of at most {cost_text(target['max_mean_cost'])} {unit}"
         first = f"every image that leaves at output 1 costs {cost_text(stop[0])} {unit}"
         reason = f"no thresholds meet {bound}: {first} ({100 * val.errors[0]:.2f} % error)"
-        return Solved(reason=reason, costs=tuple(stop), alone=tuple(alone), unit=unit, target=target)
+        reason += f", measured on {measured_on}" if measured_on else ""
+        unmet = Solved(reason=reason, costs=tuple(stop), alone=tuple(alone), unit=unit, target=target)
+        return replace(unmet, measured_on=measured_on)
     policies = {
         "solved": sweep(val, rule, stop, passing, points=int(points), common=common),
         "anytime": anytime(rule),
@@ -207,6 +215,7 @@ def _solve(
             name: [{"thresholds": point.policy.thresholds, **_facts(point)} for point in curve]
             for name, curve in curves.items()
         },
+        **provenance(it.device),
     }
     content = {"weights_sha256": fingerprint(run), **asdict(policy), **about}
     written: Path | None = run / "exits.json"
@@ -228,6 +237,7 @@ def _solve(
         notes=tuple(notes),
         content=content,
         written=written,
+        measured_on=measured_on,
     )
 
 

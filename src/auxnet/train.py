@@ -49,7 +49,7 @@ from auxnet.resuming import Checkpointer, TrainingState, load_checkpoint, newest
 from auxnet.scores import guessing
 from auxnet.tensorboard import event_files, event_writer, installed
 from auxnet.tensors import save_tensors
-from auxnet.words import first_few, plural
+from auxnet.words import first_few, plural, val_errors
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,11 @@ class Run:
         return str(self.folder)
 
     __str__ = __fspath__
+
+    def __repr__(self) -> str:
+        rows = self.summary.get("last", ())  # of torchrun's processes one has the summary
+        worth = f": {plural(len(rows), 'output')}, {val_errors([row['val_error'] for row in rows])}" if rows else ""
+        return f"Run({str(self)!r}{worth})"
 
 
 def fit(

@@ -215,9 +215,11 @@ def above_zero(flag: str, value: float | None) -> float | None:
 
 
 def points(flag: str, given: float | None) -> float | None:
-    """Percentage points as a fraction. Raises ValueError for 50 or more."""
+    """Percentage points as a fraction; warns of what looks like one. Raises ValueError for 50 or more."""
     if given is not None and not 0 <= given < 50:
         raise ValueError(f"{flag} must be percentage points, 0 or more and below 50, got {given:g}")
+    if given is not None and 0 < given < 0.05:
+        warnings.warn(f"{flag} {given:g} is in points, not a fraction: half a point is 0.5", stacklevel=2)
     return None if given is None else given / 100
 
 

@@ -55,12 +55,12 @@ class Select(OfRun):
     within: float | None = None
     """percentage points that its validation error may lie above the best one's; none: 0.5, and 0 with a budget"""
     max_params: str | None = None
-    """at most so many parameters: 200000, 200k, 0.2M"""
+    """at most this many parameters: 200000, 200k, 0.2M"""
     max_macs: str | None = None
-    """at most so many multiply-adds for one image: 30M"""
+    """at most this many multiply-adds for one image: 30M"""
     max_latency: float | None = None
-    """at most so many milliseconds for one image, measured here and now (median) of the PyTorch model; an ONNX file of
-    it is usually faster (docs/performance.md)"""
+    """at most this many milliseconds for one image, measured here and now (median) of the PyTorch model; an ONNX file
+    of it is usually faster (docs/performance.md)"""
     json: FlagCreatePairsOff[bool] = False
     """print JSON instead of words and a table"""
 
@@ -146,7 +146,7 @@ def select(words: list[str]) -> int:
             screen.print_line(console, f"output {chosen.output} errs by {error} on {images}")
             where = ["--data-dir", options.data_dir] if options.data_dir else []
             take = command("export", options.run, "--output", chosen.output, *where)
-            screen.print_line(console, f"to take it away: {take}")
+            screen.print_line(console, f"to export it: {take}")
     return 0 if chosen is not None else 1
 
 
@@ -193,7 +193,7 @@ def _cost_table(reports: Sequence[OutputReport], latency: Sequence[Latency] | No
             made.add_row(str(r.output), f"{r.params:,}", f"{r.macs:,}")
         return made
     turns = " and ".join(str(timing.runs) for timing in latency[0].timings)
-    where = f"{latency[0].device}, threads: {latency[0].threads}, {turns} turns"
+    where = f"{latency[0].measured_on}, {turns} turns"
     columns = ["output", "parameters", "MACs"]
     for timing in latency[0].timings:
         columns += [f"ms, batch {timing.batch}", "images/s"]
@@ -258,6 +258,7 @@ def _candidates_table(choice: Choice) -> Table:
         "val. error",
     ]
     title = f"on {choice.candidates[0].report.images:,} validation images (95 % intervals)"
+    title += f"; ms measured on {choice.measured_on}" if timed else ""
     made = screen.table(title, *columns, "points behind the chosen", "McNemar's p (Holm)", "")
     for c in choice.candidates:
         r, against = c.report, c.against_chosen

@@ -41,12 +41,12 @@ class Exits(OfRun):
     run: Positional[Path]
     """the run directory"""
     max_error_increase: float | None = None
-    """target: least mean cost, with an error of at most so many points above the final output's, in the mean over
-    images not solved on; none: 0.5"""
+    """target: keep the error within this many points of the final output's, at the least mean cost; holds on average
+    over unseen images; none: 0.5"""
     max_mean_macs: str | None = None
-    """target: least error, with at most so many multiply-adds for an image on average: 30M"""
+    """target: least error, with at most this many multiply-adds for an image on average: 30M"""
     max_mean_latency: float | None = None
-    """target: least error, with at most so many milliseconds for an image on average, one at a time, measured here,
+    """target: least error, with at most this many milliseconds for an image on average, one at a time, measured here,
     of the PyTorch model; an ONNX file of it is usually faster (docs/performance.md)"""
     cost: Literal["macs", "latency"] = "macs"
     """what --max-error-increase makes least"""
@@ -55,7 +55,7 @@ class Exits(OfRun):
     common: FlagCreatePairsOff[bool] = False
     """one threshold for all outputs (BranchyNet)"""
     temperature: bool = True
-    """fit a temperature to each output first"""
+    """fit a temperature to each output first, which calibrates its confidence (train's is of self-distillation)"""
     curve: int = 8
     """points of the curve of least errors for bounds on the mean cost, in 2..100"""
     baselines: FlagCreatePairsOff[bool] = False
@@ -88,7 +88,7 @@ def exits(words: list[str]) -> int:
         )
     if found.policy is None or found.val is None or found.test is None:
         unmet: dict[str, object] = {"thresholds": None, "reason": found.reason, "target": found.target}
-        unmet |= {"unit": found.unit, "costs": found.costs}
+        unmet |= {"unit": found.unit, "costs": found.costs, "measured_on": found.measured_on}
         print(json.dumps(unmet, indent=2) if o.json else found.reason)
         return 1
     if o.json:
@@ -123,6 +123,7 @@ def _show_answer(console: Console, found: Solved, policy: Policy, on_val: Outcom
         f"an image leaves at the first output whose confidence ({policy.confidence}) reaches the threshold; "
         "what it costs counts the heads that it passes"
     )
+    title += f"; ms measured on {found.measured_on}" if found.measured_on else ""
     columns = ("output", "threshold", "temperature", f"{found.unit} when leaving")
     made = screen.table(title, *columns, "share, val.", "share, test (95 % interval)")
     for k, cost in enumerate(found.costs):

@@ -48,7 +48,7 @@ class Study:
     data_dir: str | None = None
     """where data sets lie; none: $AUXNET_DATA"""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps"""
+    """auto (cuda where there is one, else cpu), cpu, cuda, cuda:1, mps"""
     threads: int | None = None
     """CPU threads, of all processes together; none: PyTorch's choice"""
     stream: Stream = "auto"

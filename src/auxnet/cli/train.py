@@ -14,7 +14,7 @@ from tyro.conf import FlagCreatePairsOff
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRecipe, parse_with_recipe, value_of
-from auxnet.recipe import WHERE, Recipe, folder_name, read_run_recipe, words_of
+from auxnet.recipe import WHERE, Recipe, folder_name, read_run_recipe, words_of, write_recipe
 from auxnet.words import command, duration, per_cent, plural
 
 if TYPE_CHECKING:
@@ -50,6 +50,10 @@ class Plan(OfRecipe):
 
     config: Path | None = None
     """a recipe file (YAML)"""
+    save: Path | None = None
+    """write the recipe, complete, into this file, for --config"""
+    overwrite: FlagCreatePairsOff[bool] = False
+    """replace the file of --save"""
 
 
 def train(words: list[str]) -> None:
@@ -121,6 +125,8 @@ def train(words: list[str]) -> None:
 def plan(words: list[str]) -> None:
     """`auxnet plan`."""
     options = parse_with_recipe(Plan, words)
+    if options.save is not None and options.save.exists() and not options.overwrite:
+        raise FileExistsError(f"{options.save} exists: name another file with --save, or replace it with --overwrite")
     screen.load_torch()
     from auxnet.plan import plan as work_out
 
@@ -136,6 +142,9 @@ def plan(words: list[str]) -> None:
         screen.print_line(console, f"note: {note}")
     for warning in planned.warnings:
         screen.print_line(console, f"warning: {warning}")
+    if options.save is not None:
+        write_recipe(options.recipe, options.save)
+        screen.print_line(console, f"to train by it: {command('train', '--config', options.save)}")
 
 
 def _show_outputs(console: Console, tables: dict[str, Any], epochs: dict[str, int]) -> None:
