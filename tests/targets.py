@@ -33,7 +33,8 @@ from auxnet.reading import cifar, npz, parquet, pictures, svhn
 from auxnet.recipe import Recipe, read_recipe
 from auxnet.runtimes import open_onnx
 from auxnet.studies import supervising
-from auxnet.studies.ledger import findings_of, stranger
+from auxnet.studies.checking import check_folder
+from auxnet.studies.ledger import findings_of
 from auxnet.studies.spec import read_study
 from auxnet.studies.study_page import write_findings
 from auxnet.sweeps.space import space_from
@@ -271,7 +272,7 @@ def _of_studies(run: Path, home: Path) -> Iterator[Target]:
     show()
     ledger = out / "shown" / "ledger.jsonl"
     yield Target("study file", file, lambda: read_study(str(file)))
-    yield Target("ledger.jsonl", ledger, lambda: stranger(study, ledger))
+    yield Target("ledger.jsonl", ledger, lambda: check_folder(ledger.parent, study, {trial.name for trial in trials}))
     yield Target("summary.json of a study", folder / "summary.json", show)
     yield Target("supervision.json", folder.with_name(f"{trials[-1].name}.supervision.json"), show)
 

@@ -20,6 +20,7 @@ SMALL = {
     "inference": (*FEW, "--depth", "8", "--outputs", "2"),
     "loop": (*FEW, "--depth", "8", "--images", "256"),
     "parts": (*FEW, "--batch-size", "2"),
+    "precision": (*FEW, "--depth", "8", "--batch-size", "2"),
     "scaling": ("--rounds", "2", "--depth", "8", "--batch-size", "4"),
     "size": (*FEW, "--batch", "2", "--only", "outputs"),
     "soak": ("--kills", "1"),
