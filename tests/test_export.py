@@ -205,8 +205,13 @@ def test_the_guides_lines_without_auxnet_answer_as_predict_does_whatever_the_pic
     Image.fromarray(noise[..., 0].astype(np.uint16) << 8).save("pics/16.png")
     Image.fromarray(noise).save("pics/transparent.png")
     Image.fromarray(noise[..., :3]).quantize(64).save("pics/palette.png")
-    (code,) = re.findall(r"```py\n(.*?)```", (Path(__file__).parents[1] / "docs" / "guide.md").read_text(), re.DOTALL)
+    usual, code = re.findall(
+        r"```py\n(.*?)```", (Path(__file__).parents[1] / "docs" / "guide.md").read_text(), re.DOTALL
+    )
+    exec(compile(usual, "guide.md", "exec"), short := {})
     exec(compile(code, "guide.md", "exec"), found := {})
+    same = short["probabilities"].tolist() == found["probabilities"].tolist()
+    assert same == (resize == [8, 8])  # where the whole image is seen, as the guide says
     said, probability = capsys.readouterr().out.rsplit(maxsplit=1)
     answers = list(predict("small.onnx", sorted(map(str, Path("pics").iterdir())), top=4))
     assert (said, float(probability)) == (answers[0].classes[0], pytest.approx(answers[0].probabilities[0], rel=1e-5))

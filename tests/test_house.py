@@ -3,10 +3,12 @@
 import ast
 import json
 import re
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 import auxnet
@@ -135,6 +137,13 @@ def documented(title):
     under = re.split(r"^#+ (.*)\n", (ROOT / "docs" / "reference.md").read_text(), flags=re.MULTILINE)
     rows = re.findall(r"^\| (`.*?) \|", dict(zip(under[1::2], under[2::2], strict=True))[title], re.MULTILINE)
     return [name for row in rows for name in re.findall("`(.*?)`", row)]
+
+
+def test_the_version_is_the_same_wherever_it_is_written():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert project["version"] == cited["version"] == auxnet.__version__
+    assert f"\n## {auxnet.__version__.removesuffix('.0')} " in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_the_reference_names_all_that_is_public():
