@@ -128,8 +128,8 @@ def test_image_size_resizes_the_shorter_side_and_cuts_out_the_middle(tmp_path: P
     assert images.shape == (2, 8, 8, 3)
     assert (images[:, 1:-1, 1:-1] == 200).all()  # what touches the cut is smoothed across it
     whole = np.repeat(np.repeat(tiny(2, 2, size=4)[0], 8, 1), 8, 2)
-    assert np.abs(pictures.resize(whole, 16).astype(int) - whole[:, ::2, ::2]).mean() < 15
-    assert pictures.resize(whole[..., :1], 16).shape == (2, 16, 16, 1)
+    assert np.abs(pictures.resize(whole, (16, 16), 3).astype(int) - whole[:, ::2, ::2]).mean() < 15
+    assert pictures.resize(whole[..., :1], (16, 16), 1).shape == (2, 16, 16, 1)
 
 
 def test_a_truncated_or_false_image_is_left_out_and_named(tmp_path: Path) -> None:
