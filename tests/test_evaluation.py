@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn import metrics
 
 import auxnet
-from auxnet import evaluation, latency, probing, rundir, scores
+from auxnet import evaluation, latency, opening, probing, rundir, scores
 from auxnet.cli import main
 from auxnet.cost import costs
 from auxnet.data import load_others
@@ -411,11 +411,25 @@ def test_other_images_that_cannot_judge_a_run_are_one_line(few, field, tmp_path,
     images = np.zeros((3, 8, 8, 3), np.uint8)
     np.savez(tmp_path / "a.npz", train_images=images, train_labels=[0, 1, 2], val_images=images, val_labels=[0, 1, 2])
     fails(capsys, [*words, tmp_path / "a.npz"], 2, "a.npz holds train and val, and no test images")
-    for trained_on in (pics, f"{pics}/"):
+    for trained_on in (pics, f"{pics}/", pics / "cat" / ".."):
         fails(capsys, [*words, trained_on], 2, f"was trained on images of {trained_on}: leave --on out")
     fails(capsys, [*words, tmp_path / "none"], 2, "there is no such folder")
     write_parquet(tmp_path / "shards" / "some.parquet", images, [0, 1, 2])
     fails(capsys, [*words, tmp_path / "shards"], 2, "has parquet shards, but none named test-*.parquet")
+
+
+def test_training_images_are_no_others_however_they_are_named(tmp_path):
+    data = tmp_path / "data"
+    write_folders(data / "Train", *tiny(12, 3, size=8), ["cat", "dog", "emu"])
+    shutil.copytree(data / "Train", data / "test")
+    (tmp_path / "link").symlink_to(data / "Train")
+    within = opening._lies_within
+    assert [within(path, data) for path in (data, data / "Train", data / "Train" / "cat", tmp_path / "link")] == [
+        True
+    ] * 4
+    assert not within(data / "test", data)
+    assert not within(tmp_path / "none", data)
+    assert within(data / "test" / "cat", data / "test")  # of which validation and test images are drawn
 
 
 def test_a_run_is_evaluated_on_a_split_of_its_data(few):

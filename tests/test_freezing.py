@@ -1,6 +1,5 @@
 """`freeze: trunk`: outputs added to a finished net, whose own answers stay the same to the bit."""
 
-import json
 from collections import OrderedDict
 from dataclasses import replace
 
@@ -48,7 +47,7 @@ def recipe(plain):
 @pytest.mark.parametrize("fields", METHODS.values(), ids=METHODS)
 def test_the_final_answers_are_the_same_bits_and_the_other_outputs_learn(fields, plain, recipe, tmp_path):
     for more in ({}, {"ema": 0.9, "clip": 1.0, "weight_decay": 0.1}):
-        run = auxnet.fit(replace(recipe, **fields, **more), tmp_path / f"{len(more)}", diagnose=True)
+        run = auxnet.fit(replace(recipe, **fields, **more), tmp_path / f"{len(more)}")
         assert torch.equal(answers(auxnet.load(run)), answers(auxnet.load(plain)))
         *auxiliary, final = run.summary["last"]
         assert (final["val_error"], final["test_error"]) == tuple(
@@ -169,6 +168,7 @@ def test_a_run_of_other_classes_gives_no_answers_to_keep(recipe):
         ({"outputs": 1}, "one output leaves none: ask for more"),
         ({"alone": 2}, "alone=2 has no meaning beside freeze='trunk'"),
         ({"method": "joint", "aggregator": "UPGrad"}, "aggregator='UPGrad' has no meaning beside"),
+        ({"weights": (0.0, 1.0, 1.0)}, "one of weight 0 would not train: give it more"),
         ({"step_scale": "none"}, "step_scale='none' has no meaning beside"),
         ({"discard_after": 1}, "discard_after=1.0 has no meaning beside"),
         ({"precision": "bfloat16"}, "precision='bfloat16' has no meaning beside"),
@@ -184,7 +184,10 @@ def test_the_trunk_is_planned_not_to_move(recipe):
     planned = planned_outputs(recipe, load_data(recipe))
     assert {(row.step, row.steps_above, row.decay) for row in planned} == {(0.0, 0.0, 0.0)}
     (note,) = notes_of(recipe, (3, 5, 8))
-    assert note == "freeze trunk: the trunk and the final output stay as they are; heads take the full step"
+    kept = "freeze trunk: the trunk and the final output stay as they are; auxiliary heads take"
+    assert note == f"{kept} the full step, whatever lambda"
+    assert notes_of(replace(recipe, method="joint"), (3, 5, 8)) == [f"{kept} lambda times the step"]
+    assert not [each for each in plan(recipe).warnings if "over-fit" in each]
     assert optimizer_doubts(replace(recipe, optimizer="AdamW", lr=0.001, weight_decay=0.02), (3, 5, 8)) == []
 
 
@@ -192,16 +195,16 @@ def test_all_commands_work_on_such_a_run(recipe, tmp_path, capsys):
     run = auxnet.fit(recipe, tmp_path / "run")
     for words in (
         ["plan", "--config", str(run.folder / "recipe.yaml")],
-        ["diagnose", str(run), "--probe-images", "50"],
         ["report", str(run)],
         ["select", str(run)],
         ["exits", str(run), "--max-error-increase", "5"],
         ["export", str(run), "--output", "1", "--format", "safetensors", "--out", str(tmp_path / "one")],
     ):
         assert cli.main(words) == 0, capsys.readouterr().err
-    (diagnosed,) = json.loads((run.folder / "diagnosis.json").read_text())["runs"]
-    assert {row["norm"] for row in diagnosed["norms"]} == {0.0}
-    assert all(row["share"] > 0 for row in diagnosed["shares"])
+    assert cli.main(["diagnose", str(run)]) == 2
+    assert "no supervision reached its trunk, which was frozen" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="what supervises the trunk, and freeze='trunk' lets nothing"):
+        auxnet.fit(recipe, tmp_path / "diagnosed", diagnose=True)
 
 
 def test_the_best_epoch_is_that_of_the_mean_over_outputs(recipe, tmp_path):

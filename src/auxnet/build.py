@@ -33,7 +33,7 @@ from auxnet.preprocessing import Preprocessing
 from auxnet.reading.splits import Labelled
 from auxnet.recipe import Recipe
 from auxnet.residual import MIN_SIZE, layout, resnet
-from auxnet.schedules import lambdas_at
+from auxnet.schedules import lambdas_at, weights_of
 from auxnet.sections import MethodName, StepScale
 from auxnet.synchronised import synchronise_norms
 from auxnet.update import Average, identity
@@ -55,6 +55,8 @@ def check(recipe: Recipe, begins: bool = True) -> None:
         raise ValueError("freeze='trunk' keeps pretrained weights, and there are none: name them with --pretrained")
     if recipe.freeze == "trunk" and len(depths_of(recipe)) == 1:
         raise ValueError("freeze='trunk' trains auxiliary heads alone, and one output leaves none: ask for more")
+    if recipe.freeze == "trunk" and not all(weights_of(recipe, depths_of(recipe))):
+        raise ValueError("freeze='trunk' trains auxiliary heads, and one of weight 0 would not train: give it more")
     if begins and (recipe.discard_after or 0) >= 1 and recipe.discards_from is None and recipe.epochs > 1:
         most = f"at most {plural(recipe.epochs - 1, 'epoch')}, discard_after={recipe.epochs - 1}"
         raise ValueError(f"discard_after={recipe.discard_after:g} never acts in {recipe.epochs} epochs: give {most}")

@@ -41,12 +41,12 @@ def gather(folder: Path, name: str, run: Opened, images: int, probe_images: int 
     """All that is shown of a run in its folder, as values that JSON can hold.
 
     `images` is how many images gradients are taken on, in whole batches; `probe_images` how many probes are trained on
-    (judged on as many of the validation split at most), None for no probes.
+    (judged on as many of the validation split at most), None for no probes. Raises ValueError for a frozen trunk.
     """
     recipe, net, dataset, device = run.recipe, run.net, run.dataset, run.device
     weights = lambdas_at(recipe, net.depths, recipe.epochs)
     if recipe.freeze == "trunk":
-        net.freeze_trunk()  # as in training
+        raise ValueError(f"{folder}: no supervision reached its trunk, which was frozen: there is nothing to diagnose")
     seen = first_batches(replace(recipe, precision="float32"), dataset, device, recipe.epochs, images)
     found = diagnose(net, seen, recipe.method, weights, loss=loss_of(recipe, dataset, device))
     probes = None

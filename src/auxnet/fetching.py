@@ -27,8 +27,8 @@ def fetched(name: str, **options: Any) -> Path:
 
     repo, _, revision = name.removeprefix("hf:").partition("@")
     options |= {"revision": revision} if revision else {}
-    misnamed = ValueError(f"a model on the hub is given as hf:owner/name, got {name!r}")
-    if repo.count("/") != 1:
+    misnamed = ValueError(f"a model on the hub is given as hf:owner/name[@revision], got {name!r}")
+    if repo.count("/") != 1 or "@" in revision:
         raise misnamed
     only_cached, reason = bool(options.pop("local_files_only", False)), ""
     for cached in dict.fromkeys((only_cached, True)):  # which snapshot_download looks for itself after some errors only

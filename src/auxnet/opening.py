@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +22,7 @@ from auxnet.lineage import in_doubt
 from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
 from auxnet.preprocessing import Preprocessing
-from auxnet.reading.folders import subfolders
+from auxnet.reading.folders import split_homes, subfolders
 from auxnet.reading.parquet import shards_of
 from auxnet.reading.sources import NAMES, lies_in, located
 from auxnet.recipe import Recipe, RunDir, read_recipe, read_run_recipe
@@ -194,8 +194,8 @@ def _trained_on(run: RunDir) -> tuple[list[str], Preprocessing]:
 
 def _others(run: RunDir, recipe: Recipe, on: str, data_dir: str | None) -> DataSet:
     """Other labelled images, to judge a run on. Raises as `load_others` does, ValueError if it was trained on them."""
-    own = Path(recipe.data_dir or "", recipe.data)
-    if located(on, data_dir)[0] in (recipe.data, str(own), str(own / "train")):
+    named = located(on, data_dir)[0]
+    if named == recipe.data or _lies_within(Path(named), Path(recipe.data_dir or "", recipe.data)):
         mend = "leave --on out, and it is judged on those that were set aside"
         raise ValueError(f"{run} was trained on images of {on}: {mend}")
     others = load_others(on, data_dir, *_trained_on(run), run)
@@ -203,6 +203,16 @@ def _others(run: RunDir, recipe: Recipe, on: str, data_dir: str | None) -> DataS
         count = plural(len(others.left_out), "image")
         warnings.warn(f"{on}: left out {count} that cannot be read: {first_few(others.left_out)}", stacklevel=2)
     return others
+
+
+def _lies_within(images: Path, data: Path) -> bool:
+    """Whether images are those of a data set, of its training split, or of a part of that."""
+    if not (images.exists() and data.exists()):
+        return False
+    trained = data
+    with suppress(ValueError, OSError):  # of what is no folder, or holds parquet shards
+        trained = split_homes(data)["train"]
+    return images.resolve() == data.resolve() or images.resolve().is_relative_to(trained.resolve())
 
 
 def _about(run: RunDir) -> dict[str, Any]:

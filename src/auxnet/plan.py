@@ -233,7 +233,8 @@ def notes_of(recipe: Recipe, depths: Sequence[int]) -> list[str]:
     """How loss weights and steps change after the first epoch, which alone `planned_outputs` is of."""
     notes, auxiliary = [], weights_of(recipe, depths)[:-1]
     if recipe.freeze == "trunk":
-        notes.append("freeze trunk: the trunk and the final output stay as they are; heads take the full step")
+        step = "lambda times the step" if recipe.method == "joint" else "the full step, whatever lambda"
+        notes.append(f"freeze trunk: the trunk and the final output stay as they are; auxiliary heads take {step}")
     if recipe.weight_schedule == "linear" and any(auxiliary) and recipe.epochs > 1:
         notes.append(
             "lambda and the steps are those of the first epoch: weight_schedule linear lowers the auxiliary weights "
@@ -261,7 +262,7 @@ def warnings_of(recipe: Recipe, depths: list[int], image_size: tuple[int, int]) 
     if recipe.backbone is not None:
         return warnings
     blocks, (H, W) = layout(recipe.depth, recipe.form).blocks, image_size
-    if 3 * len(depths) > blocks:
+    if 3 * len(depths) > blocks and recipe.freeze == "none":
         warnings.append(
             f"{len(depths)} outputs on {blocks} blocks: fewer than three blocks to an output tends to over-fit"
         )

@@ -124,6 +124,8 @@ def fit(
         if team.leads:
             rundir.check(folder, recipe, resume is not False, overwrite)
         check(recipe, begins=not resume)
+        if diagnose and recipe.freeze == "trunk":
+            raise ValueError("diagnose is of what supervises the trunk, and freeze='trunk' lets nothing: leave one out")
         if not resume and recipe.pretrained is not None:
             recipe = replace(recipe, pretrained=pinned(recipe.pretrained))
         earlier = () if resume or recipe.pretrained is None else earlier_runs(recipe.pretrained)

@@ -25,7 +25,6 @@ from auxnet.documents import read_json
 from auxnet.network import AuxNet, leaves
 from auxnet.residual import resnet
 from auxnet.sections import LARGEST
-from auxnet.words import first_few
 
 OF_OUTPUTS = ("outputs", "at", "cuts", "head", "alone", "num_classes", "image_size")  # not of the trunk
 
@@ -108,7 +107,7 @@ def _take_over(net: AuxNet, options: Mapping[str, Any], theirs: Mapping[str, Any
         else:
             anew.append(f"{k}")
     if anew:
-        warnings.warn(f"{pretrained} has no head for output {first_few(anew)}: begun anew", stacklevel=2)
+        warnings.warn(f"{pretrained} has no head for output {' and '.join(anew)}: begun anew", stacklevel=2)
 
 
 def _trunk(net: AuxNet) -> dict[str, Tensor]:
