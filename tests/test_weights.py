@@ -221,7 +221,7 @@ def small(num_classes):
 @pytest.mark.parametrize("block", ["preact", "original"])
 def test_a_net_with_outputs_begins_with_the_trunk_and_the_final_head_of_a_plain_one(block, tmp_path):
     plain = run_of(tmp_path / "plain", depth=14, outputs=1, block=block)
-    with pytest.warns(UserWarning, match=r"plain has no head for output 1 and 2: begun anew$"):
+    with pytest.warns(UserWarning, match=r"plain has no head for output 1 and 2: to be trained from the beginning$"):
         net = begun_from(tmp_path / "plain", depth=14, outputs=3, block=block)
     assert torch.equal(net.eval()(IMAGES)[-1], plain.eval()(IMAGES)[0])
     assert plain(IMAGES)[0].isfinite().all()
@@ -231,7 +231,7 @@ def test_a_net_with_outputs_begins_with_the_trunk_and_the_final_head_of_a_plain_
 
 def test_outputs_that_both_nets_have_keep_their_heads(tmp_path):
     source = run_of(tmp_path / "a", depth=20, at=(7, 13))
-    with pytest.warns(UserWarning, match=r"a has no head for output 1: begun anew$"):
+    with pytest.warns(UserWarning, match=r"a has no head for output 1: to be trained from the beginning$"):
         net = begun_from(tmp_path / "a", depth=20, at=(5, 13))
     theirs, ours = source.eval()(IMAGES), net.eval()(IMAGES)
     assert torch.equal(ours[1], theirs[1])
@@ -247,7 +247,7 @@ def test_outputs_that_both_nets_have_keep_their_heads(tmp_path):
 
 def test_auxiliary_heads_of_another_form_begin_anew(tmp_path):
     source = run_of(tmp_path / "a", depth=14, outputs=2)
-    with pytest.warns(UserWarning, match="a has no head for output 1: begun anew"):
+    with pytest.warns(UserWarning, match="a has no head for output 1: to be trained from the beginning"):
         net = begun_from(tmp_path / "a", depth=14, outputs=2, head="linear")
     assert torch.equal(net.eval()(IMAGES)[1], source.eval()(IMAGES)[1])
 
@@ -262,11 +262,11 @@ def test_what_trained_one_output_alone_begins_the_same_again_and_no_deeper_net(t
 
 def test_other_outputs_for_other_classes_take_the_trunk(tmp_path):
     source = run_of(tmp_path / "a", depth=14, outputs=1)
-    with pytest.warns(UserWarning, match="begin anew|begun anew") as told:
+    with pytest.warns(UserWarning, match="begin anew|from the beginning") as told:
         net = begun_from(tmp_path / "a", "xyz", depth=14, outputs=2)
     assert [str(each.message).partition(": ")[2] for each in told] == [
         "the last layers of all outputs begin anew",
-        "begun anew",
+        "to be trained from the beginning",
     ]
     for ours, theirs in zip(trunk_of(net), trunk_of(source), strict=True):
         assert torch.equal(ours, theirs)
@@ -279,7 +279,7 @@ def trunk_of(net):
 
 def test_a_backbone_with_other_cuts_takes_the_trunk_and_the_heads_that_both_have(tmp_path):
     source = run_of(tmp_path / "a", backbone=OWN, cuts=("a", "b"))
-    with pytest.warns(UserWarning, match="a has no head for output 1: begun anew"):
+    with pytest.warns(UserWarning, match="a has no head for output 1: to be trained from the beginning"):
         net = begun_from(tmp_path / "a", backbone=OWN, cuts=("stem", "b"))
     theirs, ours = source.eval()(IMAGES), net.eval()(IMAGES)
     assert torch.equal(ours[1], theirs[1])

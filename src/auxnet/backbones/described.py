@@ -107,7 +107,9 @@ def _take_over(net: AuxNet, options: Mapping[str, Any], theirs: Mapping[str, Any
         else:
             anew.append(f"{k}")
     if anew:
-        warnings.warn(f"{pretrained} has no head for output {' and '.join(anew)}: begun anew", stacklevel=2)
+        warnings.warn(
+            f"{pretrained} has no head for output {' and '.join(anew)}: to be trained from the beginning", stacklevel=2
+        )
 
 
 def _trunk(net: AuxNet) -> dict[str, Tensor]:
