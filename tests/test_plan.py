@@ -188,3 +188,16 @@ def test_bfloat16_is_told_to_be_slow_or_fast_where_that_is_known(machine, amx, a
     assert [note.partition(": ")[0] for note in plan(float32).notes] == noted
     assert [doubt.partition(" on it")[0] for doubt in precision_doubts(bfloat16)] == told
     assert precision_doubts(float32) == precision_notes(bfloat16) == precision_notes(replace(float32, ema=0.9)) == []
+
+
+def test_classes_of_very_different_sizes_are_told():
+    even, recipe = load_data(Recipe()), Recipe()
+    labels = torch.tensor([0] * 8 + [1] * 2 + [2] * 5)
+    uneven = replace(even, classes=("a", "b", "c"), train=replace(even.train.part(torch.arange(15)), labels=labels))
+    assert data_doubts(recipe, uneven) == [
+        "classes have 2 to 8 training images: with --class-weights balanced each counts alike; evaluate shows the "
+        "balanced error"
+    ]
+    nearly = replace(uneven, train=replace(uneven.train, labels=labels.where(labels != 2, 1)))
+    assert data_doubts(replace(recipe, class_weights="balanced"), uneven) == data_doubts(recipe, even) == []
+    assert data_doubts(recipe, replace(nearly, classes=("a", "b"))) == []

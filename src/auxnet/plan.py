@@ -27,6 +27,7 @@ from auxnet.words import plural
 MEASURED_STEPS = 4
 LONG = 10.0  # seconds of steps after which no other is measured
 FEW_STEPS, SMALL_BATCH = 10, 16
+VERY_UNEVEN = 4  # times the training images of the smallest class in the largest
 FEW_EPOCHS = 3  # in which a cosine falls
 OF_SMALL_STEPS = {  # of SGD's step size
     **dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop"), "a hundredth"),
@@ -160,11 +161,15 @@ def few_steps(recipe: Recipe, images: int) -> list[str]:
 
 
 def data_doubts(recipe: Recipe, dataset: DataSet) -> list[str]:
-    """A warning of what is asked for and changes nothing with these data."""
-    if not dataset.brings_val or recipe.val_fraction == Recipe.val_fraction:
-        return []
-    given = f"val_fraction={recipe.val_fraction:g} (--val-fraction)"
-    return [f"{given} has no effect: {dataset.name} brings validation images of its own"]
+    """Warnings of what is asked for and changes nothing with these data, and of classes of very different sizes."""
+    doubts, sizes = [], dataset.train.labels.bincount(minlength=dataset.num_classes).tolist()
+    if dataset.brings_val and recipe.val_fraction != Recipe.val_fraction:
+        given = f"val_fraction={recipe.val_fraction:g} (--val-fraction)"
+        doubts.append(f"{given} has no effect: {dataset.name} brings validation images of its own")
+    if recipe.class_weights == "none" and max(sizes) >= VERY_UNEVEN * min(sizes):
+        apart = f"classes have {min(sizes):,} to {max(sizes):,} training images"
+        doubts.append(f"{apart}: with --class-weights balanced each counts alike; evaluate shows the balanced error")
+    return doubts
 
 
 def precision_doubts(recipe: Recipe) -> list[str]:
