@@ -145,7 +145,8 @@ def test_images_that_were_trained_on_never_judge_a_run(tmp_path, capsys):
     (data / "cat" / "one-more.png").unlink()
     assert main(["train", "--out", str(run), "--resume"]) == 0
     made_again, before = (read_json(folder / "summary.json") for folder in (run, tmp_path))
-    assert made_again.pop("wall_seconds") >= before.pop("wall_seconds")
+    assert made_again.pop("wall_seconds") > 0  # with an evaluation of its own, which may be the faster one
+    before.pop("wall_seconds")
     assert made_again == before
     assert main(["select", str(run)]) == 0
 
