@@ -221,7 +221,7 @@ def small(num_classes):
 @pytest.mark.parametrize("block", ["preact", "original"])
 def test_a_net_with_outputs_begins_with_the_trunk_and_the_final_head_of_a_plain_one(block, tmp_path):
     plain = run_of(tmp_path / "plain", depth=14, outputs=1, block=block)
-    with pytest.warns(UserWarning, match=r"plain has no head for output 1 and 2: to be trained from the beginning$"):
+    with pytest.warns(UserWarning, match=r"plain has no head for outputs 1, 2: to be trained from the beginning$"):
         net = begun_from(tmp_path / "plain", depth=14, outputs=3, block=block)
     assert torch.equal(net.eval()(IMAGES)[-1], plain.eval()(IMAGES)[0])
     assert plain(IMAGES)[0].isfinite().all()

@@ -107,9 +107,8 @@ def _take_over(net: AuxNet, options: Mapping[str, Any], theirs: Mapping[str, Any
         else:
             anew.append(f"{k}")
     if anew:
-        warnings.warn(
-            f"{pretrained} has no head for output {' and '.join(anew)}: to be trained from the beginning", stacklevel=2
-        )
+        outputs = f"output{'s' * (len(anew) > 1)} {', '.join(anew)}"
+        warnings.warn(f"{pretrained} has no head for {outputs}: to be trained from the beginning", stacklevel=2)
 
 
 def _trunk(net: AuxNet) -> dict[str, Tensor]:
