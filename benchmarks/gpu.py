@@ -1,10 +1,11 @@
 """What a GPU reaches: images/s of each method, the share of its own matrix rate, the time of the paper's schedule.
 
-    python benchmarks/gpu.py [--batch-size 128] [--precision bfloat16] [--graph] [--json FILE]
+    python benchmarks/gpu.py [--batch-size 128] [--precision bfloat16] [--graph] [--compile] [--json FILE]
     python benchmarks/gpu.py --tiny          # a look that all of it runs, on any machine
 
 Steps are timed many at a time, without waiting in between, as a training runs; nets take turns. `--graph` captures the
-whole step (forward, backwards, updates) as one CUDA graph, for the launches dominate at this size.
+whole step (forward, backwards, updates) as one CUDA graph, for the launches dominate at this size; `--compile` compiles
+the segments.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from rich.table import Table
 
 import auxnet
 from auxnet.capturing import WARM_UP, as_cuda_graph
+from auxnet.compiling import compiled
 from auxnet.errors import first_line
 from auxnet.machine import to_device
 from auxnet.precision import in_float32, to_bfloat16
@@ -31,6 +33,7 @@ def main() -> None:
     parser = options(__doc__, batch_size=128, steps=50)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--graph", action="store_true", help="each step as one CUDA graph")
+    parser.add_argument("--compile", action="store_true", help="compiled segments")
     parser.add_argument("--tiny", action="store_true", help="small nets, few steps")
     asked = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -52,8 +55,11 @@ def main() -> None:
     steps, flops, failed = {}, {}, {}
     for name, (method, depth, outputs) in nets.items():
         try:
-            step = _step(method, depth, outputs, device, dtype, asked.graph)
-            flops[name] = operations(lambda step=step: step(*batch))
+            made = _method(method, depth, outputs, device, dtype)
+            flops[name] = operations(lambda made=made: made.step(*batch))
+            if asked.compile:
+                made = compiled(made, batch[0], live=method == "live", pairwise=method == "pairwise")
+            step = (as_cuda_graph(made, device) if asked.graph else made).step
             for _ in range(WARM_UP + 1):  # a graph is recorded after so many
                 step(*batch)
         except RuntimeError as error:  # the others are measured all the same
@@ -89,11 +95,10 @@ def _repeat(step, times):
         step()
 
 
-def _step(name, depth, outputs, device, dtype, graph):
+def _method(name, depth, outputs, device, dtype):
     net = to_device(auxnet.resnet(depth, outputs), device).train()
     net = to_bfloat16(net) if dtype == torch.bfloat16 else net
-    method = METHODS[name](net, SGD, net.loss_weights(), loss=in_float32(torch.nn.functional.cross_entropy))
-    return (as_cuda_graph(method, device) if graph else method).step
+    return METHODS[name](net, SGD, net.loss_weights(), loss=in_float32(torch.nn.functional.cross_entropy))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import auxnet
 import measured
 from auxnet import Recipe, build, synchronised
 from auxnet.capturing import as_cuda_graph
+from auxnet.compiling import compiled
 from auxnet.data import DataSet, Split
 from auxnet.distributed import Team
 from auxnet.errors import first_line
@@ -48,6 +49,7 @@ METHODS = measured.METHODS | {
     "deep first": partial(auxnet.multiway, order="deep_first"),
     "clipped": partial(auxnet.multiway, clip=0.1),
 }
+LIVE = ("live", "shared", "deep first", "clipped")
 
 
 def batches(n, device, dtype=torch.float32, sizes=None):
@@ -57,12 +59,17 @@ def batches(n, device, dtype=torch.float32, sizes=None):
         yield x.to(device, dtype), torch.randint(3, (size,), generator=g).to(device)
 
 
-def trained(make, device, steps=3, optimizer=SGD, dtype=torch.float32, graph=False, sizes=None, events=None):
+def trained(
+    name, device, steps=3, optimizer=SGD, dtype=torch.float32, graph=False, compile=False, sizes=None, events=None
+):
     torch.manual_seed(3)
     net = to_device(auxnet.resnet(8, 3, num_classes=3), device).train()
     net = to_bfloat16(net) if dtype == torch.bfloat16 else net
     opt = optimizer if not (graph and optimizer is ADAMW) else partial(ADAMW, capturable=True)
-    method = make(net, opt, LAMBDAS, loss=in_float32(F.cross_entropy))
+    method = METHODS[name](net, opt, LAMBDAS, loss=in_float32(F.cross_entropy))
+    if compile:
+        images, _ = next(batches(1, device, dtype))
+        method = compiled(method, images, name in LIVE, name == "pairwise")
     method = as_cuda_graph(method, device) if graph else method
     losses = []
     for n, batch in enumerate(batches(steps, device, dtype, sizes)):
@@ -78,22 +85,32 @@ def apart(a, b):
 
 def numbers(name):
     """A few steps here and on the CPU, in float32 proper."""
-    here, there = (trained(METHODS[name], each, optimizer=SGD) for each in (GPU, CPU))
+    here, there = (trained(name, each, optimizer=SGD) for each in (GPU, CPU))
     worst = max(apart(a, b) for a, b in zip(here, there, strict=True))
     assert worst < 1e-3, f"{worst:.1e} from the CPU's"
     return f"{worst:.0e} from the CPU's"
 
 
-def live_is_live(dtype):
+def live_is_live(dtype, compile=False):
     """What live changes of frozen is there, and it is what it is on the CPU."""
     options = {"steps": 1, "dtype": dtype, "optimizer": partial(SGD, lr=1.0)}
     far = {
-        d: trained(METHODS["live"], d, **options)[0] - trained(METHODS["frozen"], d, **options)[0] for d in (GPU, CPU)
+        d: trained("live", d, compile=compile and d == GPU, **options)[0] - trained("frozen", d, **options)[0]
+        for d in (GPU, CPU)
     }
     cosine, size = float(F.cosine_similarity(far[GPU], far[CPU], 0)), float(far[GPU].norm() / far[CPU].norm())
     assert cosine > (0.99 if dtype == torch.float32 else 0.9), f"cosine {cosine:.3f}: frozen?"
     assert 0.5 < size < 2, f"size {size:.2f}: frozen?"
     return f"cosine {cosine:.4f} with the CPU's, {size:.3f} of its size"
+
+
+def compiled_numbers(name, graph):
+    """Compiled steps, one of them on a smaller batch, against steps as they are; perhaps in a graph."""
+    options = {"steps": 8, "sizes": [16] * 5 + [7] + [16] * 2}
+    one, other = (trained(name, GPU, **options, **each) for each in ({}, {"compile": True, "graph": graph}))
+    worst = max(apart(b, a) for a, b in zip(one, other, strict=True))
+    assert worst < 1e-2, f"{worst:.1e} from steps as they are"
+    return f"{worst:.0e} from steps as they are"
 
 
 def nothing_waits(fields):
@@ -177,7 +194,7 @@ def graphs(name, optimizer=SGD, dtype=torch.float32):
     """Steps recorded and replayed, through another step size, other weights and smaller batches."""
     events = {6: lambda m: m.set_lr(0.005), 12: lambda m: m.set_weights([0.2, 0.0, 1.0])}
     options = {"optimizer": optimizer, "dtype": dtype, "sizes": [16] * 5 + [7] + [16] * 14, "events": events}
-    by_itself, replayed = (trained(METHODS[name], GPU, graph=graph, **options) for graph in (False, True))
+    by_itself, replayed = (trained(name, GPU, graph=graph, **options) for graph in (False, True))
     worst = max(apart(a, b) for a, b in zip(replayed, by_itself, strict=True))
     assert worst < 1e-5, f"{worst:.1e} from steps one by one"
     return "the same bits" if worst == 0 else f"{worst:.0e} apart"
@@ -211,7 +228,14 @@ def main():
         "a run, EMA": partial(a_run, {"ema": 0.9}, {}),
         "a run, bfloat16": partial(a_run, {"precision": "bfloat16"}, {}),
     }
+    checks |= {f"compiled, {name}": partial(compiled_numbers, name, False) for name in METHODS}
+    checks |= {
+        f"live is live, compiled, {str(d)[6:]}": partial(live_is_live, d, compile=True)
+        for d in (torch.float32, torch.bfloat16)
+    }
+    checks["a run, compiled"] = partial(a_run, {"compile": True}, {})
     if GPU.type == "cuda":
+        checks |= {f"compiled graph, {name}": partial(compiled_numbers, name, True) for name in METHODS}
         checks |= {f"graph, {name}": partial(graphs, name) for name in METHODS}
         checks |= {
             "graph, AdamW": partial(graphs, "live", ADAMW),

@@ -17,6 +17,7 @@ from rich.table import Table
 
 import auxnet
 from auxnet.blocks import PreActivationBlock
+from auxnet.compiling import compiled
 from auxnet.machine import keep_freed_memory
 from measured import METHODS, SGD, Task, batch_of, in_turns, options, ratio, save, shown
 
@@ -38,7 +39,7 @@ def main() -> None:
     }
     began = time.perf_counter()
     try:
-        tasks["torch.compile"] = _step(batch, as_it_is, compiled=True)
+        tasks["torch.compile"] = _step(batch, as_it_is, is_compiled=True)
         tasks["torch.compile"]()
     except Exception as failure:  # where there is no C++ compiler, for one
         print(f"torch.compile: {str(failure).splitlines()[0]}")
@@ -60,15 +61,14 @@ def _step(
     memory_format: torch.memory_format = torch.channels_last,
     *,
     fused: bool = True,
-    compiled: bool = False,
+    is_compiled: bool = False,
 ) -> Task:
     torch.manual_seed(0)
     net = auxnet.resnet(20).to(memory_format=memory_format).train()
     method = METHODS["joint"](net, lambda parameters: SGD(parameters, fused=fused), net.loss_weights())
     images, labels = batch[0].contiguous(memory_format=memory_format), batch[1]
-    if compiled:
-        for segment in net.segments:
-            segment.compile()
+    if is_compiled:
+        method = compiled(method, images)
 
     def task() -> None:
         PreActivationBlock.forward = forward  # type: ignore[method-assign]

@@ -953,7 +953,9 @@ def test_how_trainings_are_run_is_the_commands_to_say(own, tmp_path, monkeypatch
     here = str(tmp_path)
     words = ["--stream", "never", "--workers", "1", "--threads", "1", "--device", "cpu", "--data-dir", here]
     assert main(["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--seeds", "1", *words]) == 1
-    asked = {"stream": "never", "workers": 1, "threads": 1, "device": "cpu", "data_dir": here, "cuda_graph": False}
+    asked = {"stream": "never", "workers": 1, "threads": 1, "device": "cpu", "data_dir": here, "cuda_graph": False} | {
+        "compile": False
+    }
     assert seen == [asked, asked]
     words = ["--scale", "smoke", "--out", str(tmp_path / "other"), "--device", "cpu", "--cuda-graph"]
     assert main(["study", str(own), *words]) == 2

@@ -19,6 +19,7 @@ from auxnet.backbones.named import normalisation
 from auxnet.backbones.weights import of_a_run, run_of
 from auxnet.by_name import aggregator_of, optimizer_of
 from auxnet.capturing import as_cuda_graph, check_optimizers
+from auxnet.compiling import compiled
 from auxnet.distributed import Team
 from auxnet.documents import parsing
 from auxnet.errors import first_line
@@ -94,6 +95,8 @@ def check_machine(recipe: Recipe) -> None:
         raise ValueError(f"cuda_graph=True needs a CUDA device, got device '{device}': leave it out")
     if recipe.cuda_graph and processes > 1:
         raise ValueError(f"cuda_graph=True is for one process, but {processes} train together: leave it out")
+    if recipe.compile and processes > 1:
+        raise ValueError(f"compile=True is for one process, but {processes} train together: leave it out")
 
 
 def check_data(recipe: Recipe, dataset: data.DataSet) -> None:
@@ -277,7 +280,18 @@ def build(
     if precision_of(recipe) == torch.bfloat16:
         to_bfloat16(net)
     method = build_method(recipe, net, loss, identity if team is None or team.size == 1 else team.average)
+    if recipe.compile:
+        method = _compiled(method, recipe, dataset, device)
     return net, as_cuda_graph(method, device) if recipe.cuda_graph else method
+
+
+def _compiled(method: Method, recipe: Recipe, dataset: data.DataSet, device: torch.device) -> Method:
+    """The method, compiled for batches as `training_batches` gives them."""
+    N, (H, W) = min(recipe.batch_size, len(dataset.train)), dataset.image_size
+    black = torch.zeros(N, H, W, dataset.channels, dtype=torch.uint8, device=device)
+    images = batches.normalise(black, dataset.mean, dataset.std).to(precision_of(recipe))
+    live = recipe.method == "multiway" and recipe.mode == "live"
+    return compiled(method, images, live, pairwise=recipe.method == "pairwise")
 
 
 def _check_answers(recipe: Recipe, dataset: data.DataSet, net: AuxNet) -> None:

@@ -283,16 +283,26 @@ def statistics_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
     parts = [m for module in modules for m in module.modules()]
     norms = [m for m in parts if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     others = [m for m in parts if m.training and not isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    held = [(m, name, b) for m in others for name, b in m._buffers.items() if b is not None]
-    buffers = [(m, name, b, b if expanded(b) else b.clone()) for m, name, b in held]
     tracked = [norm.track_running_stats for norm in norms]
     for norm in norms:
         norm.track_running_stats = not norm.training and norm.track_running_stats
     try:
-        yield
+        with buffers_kept(others, recurse=False):
+            yield
     finally:
         for norm, track in zip(norms, tracked, strict=True):
             norm.track_running_stats = track
+
+
+@contextmanager
+def buffers_kept(modules: Iterable[nn.Module], recurse: bool = True) -> Iterator[None]:
+    """Give modules their buffers back after the block, with the values of before; `recurse`: those in them too."""
+    parts = [m for module in modules for m in (module.modules() if recurse else [module])]
+    held = [(m, name, b) for m in parts for name, b in m._buffers.items() if b is not None]
+    buffers = [(m, name, b, b if expanded(b) else b.clone()) for m, name, b in held]
+    try:
+        yield
+    finally:
         with torch.no_grad():
             for module, name, buffer, value in buffers:
                 # There are modules that put another in its place. (One version more or less says nothing of changes:

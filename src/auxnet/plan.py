@@ -96,7 +96,7 @@ def plan(recipe: Recipe) -> Plan:
                 *data_doubts(recipe, dataset),
                 *precision_doubts(recipe),
             ],
-            notes=[*notes_of(recipe, depths), *precision_notes(recipe), *reading_notes(dataset)],
+            notes=[*notes_of(recipe, depths), *precision_notes(recipe), *time_notes(recipe, dataset)],
         )
 
 
@@ -190,11 +190,14 @@ def precision_notes(recipe: Recipe) -> list[str]:
     return ["this CPU has units for bfloat16 (AMX): with --precision bfloat16 a step should take less time"]
 
 
-def reading_notes(dataset: DataSet) -> list[str]:
-    """What a time that is measured on random images leaves out, where images are decoded or cropped when needed."""
-    if dataset.augmentation is None and not isinstance(dataset.train, OnDisk):
-        return []
-    return ["the time of decoding and augmenting the images is not counted"]
+def time_notes(recipe: Recipe, dataset: DataSet) -> list[str]:
+    """What the time of some steps on random images leaves out, such as images that are decoded when needed."""
+    notes = []
+    if dataset.augmentation is not None or isinstance(dataset.train, OnDisk):
+        notes.append("the time of decoding and augmenting the images is not counted")
+    if recipe.compile:
+        notes.append("the time of compiling, once in a training, is not counted")
+    return notes
 
 
 def ignores_weights(recipe: Recipe) -> bool:

@@ -27,7 +27,7 @@ METHOD_OF = {"mode": "multiway", "state": "multiway", "order": "multiway", "aggr
 WITHOUT = (None, 0, False, "default", "float32")  # defaults by which something is left out: they go with all else
 Departures = Sequence[tuple[str, Any]]  # fields, and their values, that are held against each other
 RunDir = str | os.PathLike[str]  # a run's directory by its path, or the Run that `fit` returned
-WHERE = ("data_dir", "stream", "workers", "device", "threads", "cuda_graph")
+WHERE = ("data_dir", "stream", "workers", "device", "threads", "cuda_graph", "compile")
 """fields that say where and how a recipe runs, and nothing of what comes of it"""
 
 
@@ -133,6 +133,7 @@ class Recipe(MachineFields, TrainingFields, MethodFields, NetworkFields, DataFie
             ("precision", "bfloat16", ("sync_batchnorm", "ema", "distill", "aggregator")),
             ("cuda_graph", True, ("sync_batchnorm", "aggregator")),
             ("step_scale", "adaptive", ("cuda_graph",)),
+            ("compile", True, ("sync_batchnorm",)),
             ("freeze", "trunk", ("alone", "aggregator", "step_scale", "state", "order", "discard_after", "precision")),
         ):
             if getattr(self, name) == value:

@@ -172,3 +172,5 @@ class MachineFields:
     """CPU threads; none: PyTorch's choice, at most the cores that this process may use"""
     cuda_graph: bool = False
     """on a GPU, each step as one CUDA graph: one launch a step in place of thousands"""
+    compile: bool = False
+    """compile the trunk for training (torch.compile; on a CPU with a C++ compiler): a minute, then faster steps"""

@@ -57,6 +57,8 @@ class Study:
     """processes that decode images left on disk, of all processes together; none: one per core"""
     cuda_graph: FlagCreatePairsOff[bool] = False
     """on a GPU, each step as one CUDA graph"""
+    compile: FlagCreatePairsOff[bool] = False
+    """compile the trunks for training (torch.compile)"""
 
 
 def study(words: list[str]) -> int:

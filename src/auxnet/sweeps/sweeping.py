@@ -171,7 +171,7 @@ def _complaint(settings: Settings, values: dict[str, Any], data: Callable[[Recip
     try:
         recipe = settings.recipe_of(values)
         check_machine(recipe)
-        net, _ = build(replace(recipe, cuda_graph=False), data(_data_of(recipe)), torch.device("cpu"))
+        net, _ = build(replace(recipe, cuda_graph=False, compile=False), data(_data_of(recipe)), torch.device("cpu"))
         objective_of([0.0] * net.outputs, settings.objective, recipe)
     except (ValueError, FileNotFoundError) as error:
         return str(error)
