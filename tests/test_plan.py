@@ -20,7 +20,7 @@ from auxnet.plan import (
     plan,
     planned_outputs,
     precision_doubts,
-    precision_notes,
+    speed_notes,
 )
 from writers import tiny, write_folders
 
@@ -187,7 +187,16 @@ def test_bfloat16_is_told_to_be_slow_or_fast_where_that_is_known(machine, amx, a
     bfloat16 = replace(float32, precision="bfloat16")
     assert [note.partition(": ")[0] for note in plan(float32).notes] == noted
     assert [doubt.partition(" on it")[0] for doubt in precision_doubts(bfloat16)] == told
-    assert precision_doubts(float32) == precision_notes(bfloat16) == precision_notes(replace(float32, ema=0.9)) == []
+    assert precision_doubts(float32) == speed_notes(bfloat16, 1) == speed_notes(replace(float32, ema=0.9), 1) == []
+
+
+def test_compiling_is_noted_for_a_long_training_that_may_have_it(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    recipe = Recipe(device="cpu")
+    (note,) = speed_notes(recipe, 601)
+    assert note.startswith("with --compile")
+    assert speed_notes(recipe, 599) == speed_notes(replace(recipe, compile=True), 601) == []
+    assert speed_notes(replace(recipe, sync_batchnorm=True), 601) == []
 
 
 def test_classes_of_very_different_sizes_are_told():

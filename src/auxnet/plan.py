@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -25,6 +26,7 @@ from auxnet.steps import step_scales
 from auxnet.words import plural
 
 MEASURED_STEPS = 4
+COMPILING_PAYS = 600.0  # seconds of training, of which a minute is a tenth
 LONG = 10.0  # seconds of steps after which no other is measured
 FEW_STEPS, SMALL_BATCH = 10, 16
 VERY_UNEVEN = 4  # times the training images of the smallest class in the largest
@@ -81,13 +83,14 @@ def plan(recipe: Recipe) -> Plan:
         outputs = planned_outputs(recipe, dataset)
         depths = [output.depth for output in outputs]
         trained, evaluated, steps = measure(recipe, dataset)
+        seconds = seconds_left(recipe, dataset, TrainingState(), trained, evaluated)
         return Plan(
             outputs=outputs,
             train=len(dataset.train),
             val=len(dataset.val),
             test=len(dataset.test),
             seconds_per_epoch=trained * len(dataset.train) + evaluated * judged_images(recipe, dataset),
-            seconds=seconds_left(recipe, dataset, TrainingState(), trained, evaluated),
+            seconds=seconds,
             measured_steps=steps,
             warnings=[
                 *warnings_of(recipe, depths, dataset.image_size),
@@ -96,7 +99,7 @@ def plan(recipe: Recipe) -> Plan:
                 *data_doubts(recipe, dataset),
                 *precision_doubts(recipe),
             ],
-            notes=[*notes_of(recipe, depths), *precision_notes(recipe), *time_notes(recipe, dataset)],
+            notes=[*notes_of(recipe, depths), *speed_notes(recipe, seconds), *time_notes(recipe, dataset)],
         )
 
 
@@ -179,15 +182,22 @@ def precision_doubts(recipe: Recipe) -> list[str]:
     return ["this CPU has no units for bfloat16, which is slower on it than float32: leave --precision out"]
 
 
-def precision_notes(recipe: Recipe) -> list[str]:
-    """A note if bfloat16 should be faster on this CPU, and the recipe may use it."""
-    if recipe.precision == "bfloat16" or device_of(recipe).type != "cpu" or not bfloat16_pays():
-        return []
+def speed_notes(recipe: Recipe, seconds: float) -> list[str]:
+    """What should make steps faster, and the recipe may have: bfloat16, and compiling if it trains for so long."""
+    notes = []
+    if device_of(recipe).type == "cpu" and bfloat16_pays() and _may_gain(recipe, precision="bfloat16"):
+        notes.append("this CPU has units for bfloat16 (AMX): with --precision bfloat16 a step should take less time")
+    if seconds > COMPILING_PAYS and _may_gain(recipe, compile=True):
+        notes.append("with --compile, which takes a minute at the start, a step should take less time")
+    return notes
+
+
+def _may_gain(recipe: Recipe, **fields: Any) -> bool:
+    """Whether a recipe has these fields otherwise, and may have them so."""
     try:
-        replace(recipe, precision="bfloat16")
+        return replace(recipe, **fields) != recipe
     except ValueError:
-        return []
-    return ["this CPU has units for bfloat16 (AMX): with --precision bfloat16 a step should take less time"]
+        return False
 
 
 def time_notes(recipe: Recipe, dataset: DataSet) -> list[str]:
