@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import io
 import re
-import warnings
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, UseAppendAction
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from auxnet import sections
 from auxnet.cli import screen
-from auxnet.errors import ExclusionError
+from auxnet.errors import ExclusionError, warn
 from auxnet.recipe import Recipe, read_recipe, read_run_recipe, words_of
 
 Options = TypeVar("Options")
 WithRecipe = TypeVar("WithRecipe", bound="OfRecipe")
+OneRun = Annotated[Positional[Path], arg(metavar="RUN")]
+Runs = Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...", help_behavior_hint="")]
 RULES = ConstructorRegistry()
 KINDS: dict[Any, tuple[str, str, str]] = {
     int: ("INT", "a whole number", "whole numbers"),
@@ -172,7 +173,7 @@ def parse_over(options: type[WithRecipe], words: list[str], recipe: Recipe, sour
             flag = f"--{other.replace('_', '-')} " if other in given else f"{other}="
             beside = f"{flag}{words_of(values[other])}"
             message = f"{source}'s {name}={words_of(values[name])} does not go with {beside}: left out"
-            warnings.warn(message, stacklevel=2)
+            warn(message)
             values[name] = usual[name]
 
 
@@ -219,7 +220,7 @@ def points(flag: str, given: float | None) -> float | None:
     if given is not None and not 0 <= given < 50:
         raise ValueError(f"{flag} must be percentage points, 0 or more and below 50, got {given:g}")
     if given is not None and 0 < given < 0.05:
-        warnings.warn(f"{flag} {given:g} is in points, not a fraction: half a point is 0.5", stacklevel=2)
+        warn(f"{flag} {given:g} is in points, not a fraction: half a point is 0.5")
     return None if given is None else given / 100
 
 
@@ -254,6 +255,8 @@ def _in_words(complaint: str) -> str:
         value, flag, known = found.groups()
         names = known.replace("'", "")
         return f"{flag} must be one of {names}, got {value}"
+    if found := re.match(r"Missing from auxnet \w+: ([A-Z]+) (.*) \(required\)", complaint):
+        return f"{found[1]} is missing: {found[2]}"
     if found := re.match(r"Error parsing (\S+): (must be .*)", complaint):
         return f"{found[1]} {found[2]}"
     return complaint

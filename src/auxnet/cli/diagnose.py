@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import FlagCreatePairsOff, Positional
+from tyro.conf import FlagCreatePairsOff
 
 from auxnet.cli import screen
-from auxnet.cli.arguments import OfRun, parse
-from auxnet.errors import one_line
+from auxnet.cli.arguments import OfRun, Runs, parse
+from auxnet.errors import one_line, warn
 from auxnet.words import per_cent
 
 
@@ -26,7 +25,7 @@ class Diagnose(OfRun):
     Writes diagnosis.json and diagnosis.html, into the run or, of several, into --out.
     """
 
-    runs: Positional[tuple[Path, ...]]
+    runs: Runs
     """run directories; several are shown side by side"""
     images: int = 512
     """how many images of the last epoch gradients are taken on, in whole batches"""
@@ -67,7 +66,7 @@ def diagnose(words: list[str]) -> None:
         except FileNotFoundError as error:
             if path == options.runs[-1] and not gathered:
                 raise
-            warnings.warn(f"{name} is not shown: {one_line(error)}", stacklevel=2)
+            warn(f"{name} is not shown: {one_line(error)}")
     if options.json:
         print(json.dumps(content_of(gathered), indent=2))
     else:

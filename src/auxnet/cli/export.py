@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 from rich.console import Console
 from rich.text import Text
-from tyro.conf import FlagCreatePairsOff, Positional
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import parse
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Export:
     """Write one output of a model, or the early exit of a run, for another runtime, and prove it equal to the model."""
 
-    model: Positional[str]
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
     """a run, a folder that this or save_pretrained wrote, or hf:owner/name"""
     output: int | None = None
     """the output, from 1, shallow to deep; of an early exit the last one; none: the deepest there is"""
@@ -60,9 +60,9 @@ class Export:
 class Predict:
     """Say what is in image files, in their order; exit status 1 if some could not be read."""
 
-    model: Positional[str]
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
     """a run, an exported folder, an ONNX file made by auxnet export, or hf:owner/name"""
-    paths: Positional[tuple[str, ...]] = ()
+    paths: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGE ...", help_behavior_hint="")] = ()
     """image files; folders, searched below too; - for a list of them on standard input, a line each or as find -print0
     gives them"""
     output: int | None = None
@@ -149,6 +149,7 @@ def predict(words: list[str]) -> int:
     if options.out is not None and options.out.is_file() and not options.overwrite:
         raise FileExistsError(f"{options.out} exists: name another with --out, or replace it with --overwrite")
     screen.load_torch()
+    from auxnet.exits import read_notes
     from auxnet.prediction import Prediction, open_for
     from auxnet.prediction import predict as ask
 
@@ -176,6 +177,11 @@ def predict(words: list[str]) -> int:
     with _destination(options.out) as file:
         top = min(options.top, len(model.classes))
         {"table": _table, "csv": _csv, "jsonl": _jsonl}[options.format](counted(), top, file)
+    for note in read_notes(options.model) if options.exits else ():
+        if options.format == "table" and options.out is None:
+            screen.print_line(screen.console(), f"note: {note}")
+        else:
+            print(f"auxnet: note: {note}", file=sys.stderr)
     if resized:
         print(f"auxnet: note: resized {resized} of the images, the first one {first}", file=sys.stderr)
     if unreadable:
