@@ -174,7 +174,7 @@ def multiway(
     def rescale() -> None:
         rescale_each(updates, step_scales(lambdas, step_scale))
 
-    def forward(images: Tensor, labels: Tensor) -> Iterable[Supervised]:
+    def supervised(images: Tensor, labels: Tensor) -> Iterable[Supervised]:
         """x_k, L_k and dL_k/dx_k of each output, in the order of the updates, each made when its turn comes.
 
         Updates 1..k-1 leave S_k alone: x_k is the old feature all the same, and less is held at a time.
@@ -183,23 +183,25 @@ def multiway(
         turns = features if order == "shallow_first" else reversed([*features])
         return supervise(net.heads, turns, labels, loss, distill)
 
-    def backward_of(output: Supervised) -> tuple[int, Tensor, Gradients]:
+    def gradient_of(output: Supervised) -> Gradients:
         k = output.k
-        return k, output.loss, backward(output, lambdas[k - 1], updates[k - 1].trunk, keep=k != last)
+        return backward(output, lambdas[k - 1], updates[k - 1].trunk, keep=k != last)
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
-        outputs = forward(images, labels)
+        losses, outputs = {}, supervised(images, labels)
         if step_scale == "adaptive":  # the one rule that needs all losses before the first backward
             outputs = [*outputs]
             known = average(_stacked({output.k: output.loss for output in outputs}))
             rescale_each(updates, adaptive_scales(known, step_scales(lambdas, step_scale)))
-        backwards = map(backward_of, outputs)  # each made when the loop asks for it
-        losses = {}
-        # live: backward k+1 comes after update k; frozen: all backwards come before the first update
-        for k, L, gradient in backwards if mode == "live" else [*backwards]:
-            losses[k] = L
-            updates[k - 1](gradient)
-            del gradient  # it would be held while the next output is at work
+        if mode == "frozen":  # all backwards come before the first update
+            for k, L, gradient in [(output.k, output.loss, gradient_of(output)) for output in outputs]:
+                updates[k - 1](gradient)
+                losses[k] = L
+        else:  # live: backward k+1 sees the weights that update k has left
+            for output in outputs:
+                updates[output.k - 1](gradient_of(output))
+                losses[output.k] = output.loss
+                del output  # it would be held while the next one is at work
         return average(_stacked(losses))
 
     return Method(net, step, optimizers, lambdas, rescale, loss)
