@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import functional_call
 
 import auxnet
-from auxnet import build, signals
+from auxnet import signals
 from auxnet.compiling import compiled
 from auxnet.plan import plan
 from auxnet.recipe import Recipe
@@ -147,9 +147,6 @@ def test_a_plan_times_compiled_steps(all_is_compiled):
     assert "the time of compiling, once in a training, is not counted" in planned.notes
 
 
-def test_many_processes_are_not_compiled(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="compile=True is for one process, but 2 train together: leave it out"):
-        build.check(Recipe(compile=True))
+def test_norms_that_many_processes_share_are_not_compiled():
     with pytest.raises(ValueError, match="sync_batchnorm=True has no meaning beside compile=True"):
         Recipe(compile=True, sync_batchnorm=True)

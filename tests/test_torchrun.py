@@ -1,6 +1,7 @@
 """Training in many processes: as one would, whoever dies, with another number of them, and under torchrun for real."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,6 +68,20 @@ def test_two_processes_train_as_one_does(tmp_path, capfd, start):
     mine, other = (rundir.read_rows(tmp_path / name / "diagnosis.jsonl") for name in ("team", "alone"))
     assert [row["share"] for row in mine] == pytest.approx([row["share"] for row in other], rel=0.02)
     assert {path.name for path in (tmp_path / "team").iterdir()} == {path.name for path in alone.folder.iterdir()}
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_two_processes_train_compiled_as_they_do_otherwise(tmp_path):
+    """Each its own part of a batch, 15 of 30 images; of the last batch 11 and 12."""
+    weights = []
+    for name, more in (("as it is", []), ("compiled", ["--compile"])):
+        team = torchrun(2, tmp_path / name, "--method", "pairwise", *more)
+        _, err = team.communicate(timeout=300)
+        assert team.returncode == 0, err
+        weights.append(load_file(tmp_path / name / "model.safetensors"))
+    for name, tensor in weights[0].items():
+        assert weights[1][name].sub(tensor).abs().max() <= 1e-3 * max(1, tensor.abs().max()), name
 
 
 def test_a_process_that_dies_ends_the_job_which_goes_on_with_another_number(tmp_path, monkeypatch, capfd):

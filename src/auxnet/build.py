@@ -95,8 +95,6 @@ def check_machine(recipe: Recipe) -> None:
         raise ValueError(f"cuda_graph=True needs a CUDA device, got device '{device}': leave it out")
     if recipe.cuda_graph and processes > 1:
         raise ValueError(f"cuda_graph=True is for one process, but {processes} train together: leave it out")
-    if recipe.compile and processes > 1:
-        raise ValueError(f"compile=True is for one process, but {processes} train together: leave it out")
 
 
 def check_data(recipe: Recipe, dataset: data.DataSet) -> None:
@@ -281,13 +279,14 @@ def build(
         to_bfloat16(net)
     method = build_method(recipe, net, loss, identity if team is None or team.size == 1 else team.average)
     if recipe.compile:
-        method = _compiled(method, recipe, dataset, device)
+        method = _compiled(method, recipe, dataset, device, slice if team is None else team.part)
     return net, as_cuda_graph(method, device) if recipe.cuda_graph else method
 
 
-def _compiled(method: Method, recipe: Recipe, dataset: data.DataSet, device: torch.device) -> Method:
+def _compiled(method: Method, recipe: Recipe, dataset: data.DataSet, device: torch.device, part: Part) -> Method:
     """The method, compiled for batches as `training_batches` gives them."""
-    N, (H, W) = min(recipe.batch_size, len(dataset.train)), dataset.image_size
+    whole = range(min(recipe.batch_size, len(dataset.train)))
+    N, (H, W) = len(whole[part(len(whole))]), dataset.image_size
     black = torch.zeros(N, H, W, dataset.channels, dtype=torch.uint8, device=device)
     images = batches.normalise(black, dataset.mean, dataset.std).to(precision_of(recipe))
     live = recipe.method == "multiway" and recipe.mode == "live"
