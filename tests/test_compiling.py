@@ -5,11 +5,14 @@ import shutil
 import signal
 from dataclasses import replace
 from functools import partial
+from types import MethodType
 
 import pytest
 import torch
+import torch._dynamo.config as dynamo
+import torch._functorch.config as autograd
+import torch._inductor.config as inductor
 from torch import nn
-from torch.func import functional_call
 
 import auxnet
 from auxnet import signals
@@ -45,10 +48,13 @@ class Noisy(nn.Module):
 
 
 def net_of():
+    """Of what torch.compile likes to compute anew in a backward: norms before SiLU, and a scale."""
     torch.manual_seed(0)
-    parts = [(3, 4), (4, 5)]
-    segments = [nn.Sequential(nn.Conv2d(a, b, 3, bias=False), nn.BatchNorm2d(b), Noisy(), nn.ReLU()) for a, b in parts]
-    heads = [nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(b, 4)) for _, b in parts]
+    segments = [
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.SiLU(), Noisy(), nn.Conv2d(4, 4, 3)),
+        nn.Sequential(nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5), nn.SiLU()),
+    ]
+    heads = [nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 4)) for channels in (4, 5)]
     return auxnet.AuxNet(segments, heads, [2, 3]).double().to(memory_format=torch.channels_last).train()
 
 
@@ -59,6 +65,15 @@ def batch_of(n=6):
 
 def compiled_as(name, method, images):
     return compiled(method, images, live=name == "live", pairwise=name == "pairwise")
+
+
+def settings():
+    """Those of torch that compiling depends on."""
+    return autograd.donated_buffer, inductor.fallback_random, inductor.custom_partitioner_fn, dynamo.recompile_limit
+
+
+def as_it_is(name, method, images):
+    return method
 
 
 def trained(name, wrap):
@@ -79,7 +94,7 @@ def all_is_compiled(monkeypatch):
 
 def test_a_compiled_step_is_the_step_it_was(all_is_compiled):
     """In float64, with random numbers, buffers and a smaller batch; live is far enough from frozen to be told."""
-    plain = {name: trained(name, lambda name, method, images: method) for name in METHODS}
+    plain = {name: trained(name, as_it_is) for name in METHODS}
     for name, expected in plain.items():
         found = trained(name, compiled_as)
         assert torch.allclose(found, expected, rtol=1e-12, atol=1e-14), name
@@ -89,27 +104,49 @@ def test_a_compiled_step_is_the_step_it_was(all_is_compiled):
 def test_nothing_is_moved_by_compiling():
     net, (images, labels) = net_of().eval(), batch_of()
     before = {name: x.clone() for name, x in net.state_dict().items()}
-    state = torch.get_rng_state()
+    state, known = torch.get_rng_state(), settings()
     method = compiled(auxnet.multiway(net, SGD), images, live=True)
     assert all(torch.equal(x, before[name]) for name, x in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert not net.training
     method.step(images, labels)
     assert not any("forward" in vars(segment) for segment in net.segments)
+    assert known == settings()
 
 
-def frozen(forward, dynamic):
-    """A compiled forward that keeps products with weights for its backward, as torch.compile may."""
-    segment = forward.__self__
-    return lambda x: functional_call(segment, {name: p * 1 for name, p in segment.named_parameters()}, x)
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        return self._conv_forward(x, self.weight / self.weight.norm(), None)
 
 
-def test_live_refuses_a_compiled_segment_that_would_freeze_it(monkeypatch):
-    monkeypatch.setattr(torch, "compile", frozen)
+def test_live_refuses_computed_weights_in_compiled_segments_too():
     net, (images, _) = net_of(), batch_of()
-    with pytest.raises(RuntimeError, match=r"segment 1, compiled, keeps something else .*: live would be frozen"):
+    net.segments[1][2] = Standardised(4, 5, 1, bias=False).double()
+    with pytest.raises(ValueError, match="mode='live' needs layers that take their weights as they are"):
         compiled(auxnet.multiway(net, SGD), images, live=True)
-    compiled(auxnet.multiway(net, SGD, mode="frozen"), images)
+
+
+def test_a_forward_and_hooks_of_ones_own_stay():
+    net, (images, labels), called = net_of(), batch_of(), []
+    net.segments[0].forward = own = MethodType(nn.Sequential.forward, net.segments[0])
+    method = compiled(auxnet.joint(net, SGD), images)
+    net.segments[0][0].register_forward_hook(lambda *given: called.append(1))
+    method.step(images, labels)
+    assert net.segments[0].forward is own
+    assert called == [1]
+
+
+def test_a_later_net_of_the_same_make_is_compiled_by_itself(all_is_compiled):
+    """Graphs are found by the code they were made of, which two nets share, with whatever settings they were made."""
+    torch.compile(net_of().segments[0].forward)(batch_of()[0]).sum().backward()
+    live, frozen = (trained(name, compiled_as) for name in ("live", "frozen"))
+    assert (live - trained("live", as_it_is)).norm() < 1e-12 < (live - frozen).norm()
+
+
+def test_where_compiling_is_switched_off_that_is_said():
+    message = r"torch\.compile is disabled here, by TORCHDYNAMO_DISABLE: leave compile out"
+    with dynamo.patch(disable=True), pytest.raises(RuntimeError, match=message):
+        compiled(auxnet.joint(net_of(), SGD), batch_of()[0])
 
 
 def test_what_cannot_be_compiled_is_an_error_of_one_line(monkeypatch):

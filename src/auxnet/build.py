@@ -19,7 +19,6 @@ from auxnet.backbones.named import normalisation
 from auxnet.backbones.weights import of_a_run, run_of
 from auxnet.by_name import aggregator_of, optimizer_of
 from auxnet.capturing import as_cuda_graph, check_optimizers
-from auxnet.compiling import compiled
 from auxnet.distributed import Team
 from auxnet.documents import parsing
 from auxnet.errors import first_line
@@ -285,6 +284,8 @@ def build(
 
 def _compiled(method: Method, recipe: Recipe, dataset: data.DataSet, device: torch.device, part: Part) -> Method:
     """The method, compiled for batches as `training_batches` gives them."""
+    from auxnet.compiling import compiled  # PyTorch's compiler takes a second to import
+
     whole = range(min(recipe.batch_size, len(dataset.train)))
     N, (H, W) = len(whole[part(len(whole))]), dataset.image_size
     black = torch.zeros(N, H, W, dataset.channels, dtype=torch.uint8, device=device)

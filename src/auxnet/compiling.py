@@ -1,7 +1,8 @@
 """Compiled segments (torch.compile) in a training step: norms, ReLUs and sums in one pass over memory.
 
-What a compiled forward keeps for its backward is up to PyTorch. Were it a product with a weight in place of the weight,
-live multi-way would silently be frozen: each compiled segment is asked what it keeps before anything is trained.
+What a compiled forward keeps for its backward, and what that computes anew, is PyTorch's choice. A map computed anew by
+weights that have changed meanwhile is another map, and live multi-way would be neither live nor frozen. So a forward is
+told to keep what autograd would keep.
 
 Shapes: N images, C channels, H x W pixels.
 """
@@ -11,18 +12,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from types import FunctionType
+from typing import Any
 
 import torch
+import torch._dynamo.config as dynamo
+import torch._functorch.config as autograd
+import torch._inductor.config as inductor
 from torch import Tensor, nn
+from torch._functorch.partitioners import default_partition
+from torch._inductor.custom_graph_pass import CustomPartitionerFn
+from torch.fx import GraphModule
 
 from auxnet.errors import first_line
-from auxnet.features import nodes_below
+from auxnet.features import kept_features
 from auxnet.gradients import gradients, parameters
 from auxnet.machine import random_kept
 from auxnet.method import Method
 from auxnet.network import buffers_kept, in_mode, statistics_kept
 
-MANY = 2**16  # graphs of modules that share their code, as all nn.Sequential's do: from 8 on, PyTorch gives up silently
+KEPT = autograd.patch(donated_buffer=False)  # a backward leaves what it has read to the next one
 Forward = Callable[[Tensor], Tensor]
 
 
@@ -31,70 +40,95 @@ def compiled(method: Method, images: Tensor, live: bool = False, pairwise: bool 
 
     A batch of another shape, such as the last of an epoch, is a step as it was; outside of steps, so is the net. Say
     whether the method is `live` (weights change between two backwards of one forward) or `pairwise` (segments run again
-    on a batch, with statistics that do not move). Raises RuntimeError for a net that cannot be compiled here, or of
-    which live would be frozen.
-    """
-    import torch._functorch.config as autograd
-    import torch._inductor.config as inductor
+    on a batch, with statistics that do not move).
 
+    Raises RuntimeError for a net that cannot be compiled here, ValueError for one that live cannot train.
+    """
     segments = method.net.segments
-    autograd.donated_buffer = False  # a backward leaves what it has read to the next one
-    inductor.fallback_random = True  # dropout and the like draw the numbers that they draw uncompiled
-    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = MANY
-    first, *others = (torch.compile(segment.forward, dynamic=False) for segment in segments)
-    forwards = [lambda x: first(x.detach()), *others]  # no method asks for gradients of images
-    with in_mode(method.net, True), buffers_kept(segments), random_kept(images.device):
-        _compile(segments, forwards, images, live)
+    if dynamo.disable:
+        raise RuntimeError("torch.compile is disabled here, by TORCHDYNAMO_DISABLE: leave compile out, or unset that")
+    with in_mode(method.net, True), buffers_kept(segments), random_kept(images.device), _settings():
+        if live:  # what it refuses is not seen in compiled segments
+            for _ in kept_features(method.net, live=True)(images[:2]):
+                pass
+        first, *others = (torch.compile(_of_its_own(segment.forward), dynamic=False) for segment in segments)
+        forwards = [lambda x: first(x.detach()), *others]  # no method asks for gradients of images
+        _compile(segments, forwards, images)
         if pairwise:
             with statistics_kept(segments):
-                _compile(segments[:-1], forwards, images, live)
+                _compile(segments[:-1], forwards, images)
 
     def step(x: Tensor, labels: Tensor) -> Tensor:
         if x.shape != images.shape:
             return method.one_step(x, labels)
-        with torch.compiler.set_stance("eager_on_recompile"), _given(segments, forwards):
+        with torch.compiler.set_stance("eager_on_recompile"), KEPT, _given(segments, forwards):
             return method.one_step(x, labels)
 
     return replace(method, one_step=step)
 
 
-def _compile(segments: nn.ModuleList, forwards: Sequence[Forward], images: Tensor, live: bool) -> None:
-    """Run each forward and its backward once, which compiles them. Raises RuntimeError as `compiled` does."""
+class AsAutograd(CustomPartitionerFn):
+    """Has a compiled forward keep what autograd would keep for the backward, which computes nothing of it anew."""
+
+    def __call__(
+        self, gm: GraphModule, joint_inputs: Sequence[object], **kwargs: Any
+    ) -> tuple[GraphModule, GraphModule]:
+        """The forward and the backward of a graph of both."""
+        kwargs.pop("compiler", None)
+        return default_partition(gm, joint_inputs, **kwargs)
+
+    def uuid(self) -> str:
+        """What a cache of compiled graphs is to know it by."""
+        return "auxnet.compiling.AsAutograd"
+
+
+@contextmanager
+def _settings() -> Iterator[None]:
+    """PyTorch's own settings, in which segments are compiled."""
+    with (
+        KEPT,
+        dynamo.patch(skip_nnmodule_hook_guards=False),  # with hooks, a segment runs as it is
+        inductor.patch(custom_partitioner_fn=AsAutograd()),
+        inductor.patch(fallback_random=True),  # dropout and the like draw the numbers that they draw uncompiled
+    ):
+        yield
+
+
+def _of_its_own(forward: Forward) -> Forward:
+    """The same function, with code that no other has: by that PyTorch finds compiled graphs, whatever the settings."""
+
+    def run(x: Tensor) -> Tensor:
+        return forward(x)
+
+    return FunctionType(run.__code__.replace(), globals(), closure=run.__closure__)
+
+
+def _compile(segments: nn.ModuleList, forwards: Sequence[Forward], images: Tensor) -> None:
+    """Run each forward and its backward once, which compiles them. Raises RuntimeError where that is not possible."""
     x = images
     for k, (segment, forward) in enumerate(zip(segments, forwards, strict=False), start=1):
         try:
             y = forward(x)
-            gradients([y], [*parameters(segment), *([x] if x.requires_grad else [])], [torch.randn_like(y)], keep=True)
+            gradients([y], [*parameters(segment), *([x] if x.requires_grad else [])], [torch.randn_like(y)])
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
             raise RuntimeError(
                 f"segment {k} cannot be compiled here ({first_line(error)}): leave compile out"
             ) from error
-        if live and not _kept(segment(x), segment) <= _kept(y, segment):
-            raise RuntimeError(
-                f"segment {k}, compiled, keeps something else for its backward than its weights: live would be frozen; "
-                "leave compile out, or use mode='frozen' or 'fused'"
-            )
         x = y.detach().requires_grad_(y.requires_grad)
-
-
-def _kept(y: Tensor, segment: nn.Module) -> set[int]:
-    """Where the parameters lie that the backward from y will read, as they are by then."""
-    own = {p.untyped_storage().data_ptr() for p in segment.parameters()}
-    nodes = [*nodes_below(y.grad_fn, set())]
-    kept = [getattr(node, name) for node in nodes for name in dir(node) if name.startswith("_saved_")]
-    kept += [tensor for node in nodes for tensor in getattr(node, "saved_tensors", ())]
-    return own & {tensor.untyped_storage().data_ptr() for tensor in kept if isinstance(tensor, Tensor)}
 
 
 @contextmanager
 def _given(segments: nn.ModuleList, forwards: Sequence[Forward]) -> Iterator[None]:
     """Give each segment another forward for the block."""
+    before = [vars(segment).get("forward") for segment in segments]
     for segment, forward in zip(segments, forwards, strict=True):
         segment.forward = forward
     try:
         yield
     finally:
-        for segment in segments:
+        for segment, own in zip(segments, before, strict=True):
             del segment.forward
+            if own is not None:
+                segment.forward = own
