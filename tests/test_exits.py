@@ -537,6 +537,8 @@ def test_an_answer_that_cannot_be_written_is_given_all_the_same(run, capsys, mon
             r"must be a share of images below 0.5 \(0.005 is half a percentage point\), got 0.5",
         ),
         ({"max_error_increase": 0.01, "max_mean_latency": 1}, "max_error_increase and max_mean_latency are 2 targets"),
+        ({"max_error_increase": False}, "max_error_increase must be a share of images below 0.5 .*, got False"),
+        ({"max_mean_latency": True}, "bound on the mean cost must be above 0 and finite, got True"),
         ({"max_mean_macs": "30M"}, "bound on the mean cost must be above 0 and finite, got '30M'"),
         ({"cost": "parameters"}, "cost must be one of macs, latency, got 'parameters'"),
         ({"confidence": "hunch"}, "confidence must be one of entropy, top, margin, got 'hunch'"),

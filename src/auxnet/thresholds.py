@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
 
 import torch
 
 from auxnet.descent import Costs, Task, Thresholds, geometric_shares, only_at
+from auxnet.errors import check_limit, check_share
 from auxnet.policy import ALWAYS, Policy
 from auxnet.scores import Z95, Comparison, Predictions, compare, fit_temperature, wilson
 
@@ -182,12 +182,10 @@ def check_target(max_error_increase: float | None = None, max_mean_cost: float |
     """Raise ValueError unless this is one target, and one that can be: a fraction below 0.5, a cost above 0."""
     if (max_error_increase is None) == (max_mean_cost is None):
         raise ValueError("give one target: max_error_increase or a bound on the mean cost")
-    increase, bound = max_error_increase, max_mean_cost
-    if increase is not None and not (isinstance(increase, Real) and 0 <= increase < 0.5):  # 0.5 is meant as points
-        rule = "must be a share of images below 0.5 (0.005 is half a percentage point)"
-        raise ValueError(f"max_error_increase {rule}, got {increase!r}")
-    if bound is not None and not (isinstance(bound, Real) and 0 < bound < float("inf")):
-        raise ValueError(f"the bound on the mean cost must be above 0 and finite, got {bound!r}")
+    if max_error_increase is not None:
+        check_share("max_error_increase", max_error_increase)
+    if max_mean_cost is not None:
+        check_limit("the bound on the mean cost", max_mean_cost)
 
 
 def sweep(
