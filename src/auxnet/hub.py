@@ -28,7 +28,7 @@ from auxnet.preprocessing import PREPARATION, Preprocessing
 from auxnet.reading.arrays import Pixels, is_name
 from auxnet.reading.pictures import decode_for, upright
 from auxnet.recipe import RunDir, folder_of, read_run_recipe
-from auxnet.scores import wilson
+from auxnet.scores import interval_of
 from auxnet.tensors import save_tensors
 from auxnet.words import sentence, with_interval
 
@@ -250,7 +250,7 @@ def _worth(source: Mapping[str, Any], numbers: Sequence[int]) -> list[str]:
 
 
 def _error(error: float, images: int) -> str:
-    return with_interval(error, *wilson(round(error * images), images))
+    return with_interval(error, *interval_of(error, images))
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -11,7 +11,6 @@ import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -181,7 +180,7 @@ def _decoded(model: Runnable, files: Iterator[_Given], batch_size: int) -> Gener
         return [_read(each, str(each), model.preprocessing) if isinstance(each, Path) else each for each in piece]
 
     first = list(islice(files, FEW))
-    pieces = iter(partial(_piece, chain(first, files)), [])
+    pieces = _pieces(chain(first, files))
     many = len(first) == FEW and any(isinstance(each, Path) for each in first)
     workers = model.threads if many and cores() > 1 else 0
     with closing(ahead(read, pieces, workers, math.ceil(batch_size / PIECE) + 2 * workers)) as found:
@@ -189,8 +188,9 @@ def _decoded(model: Runnable, files: Iterator[_Given], batch_size: int) -> Gener
             yield from piece
 
 
-def _piece(files: Iterator[_Given]) -> list[_Given]:
-    return list(islice(files, PIECE))
+def _pieces(files: Iterator[_Given]) -> Iterator[list[_Given]]:
+    while piece := list(islice(files, PIECE)):
+        yield piece
 
 
 def _batch(model: Runnable, waiting: list[_Readable | Unreadable], top: int) -> Iterator[Prediction | Unreadable]:

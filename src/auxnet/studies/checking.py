@@ -39,8 +39,7 @@ def check_claims(study: Study) -> None:
             if claim.of == "share" and outputs > 1 and method == "joint":
                 raise ValueError(f"{about} names {side}, but joint training has one share: name {side.variant}")
             if side.output != "final" and not 1 <= int(side.output) <= outputs:
-                has = f"{side.variant} has {outputs} output{'s' if outputs > 1 else ''}"
-                raise ValueError(f"{about} names {side}, but {has}")
+                raise ValueError(f"{about} names {side}, but {side.variant} has {plural(outputs, 'output')}")
 
 
 def _depths(study: Study, side: Side) -> tuple[int, ...]:
