@@ -47,7 +47,7 @@ METHODS: dict[MethodName, Callable[..., Method]] = {"joint": joint, "pairwise": 
 Part = Callable[[int], slice]  # which of the n images of a batch; `slice` itself gives all
 
 
-def check(recipe: Recipe, begins: bool = True) -> None:
+def check_recipe(recipe: Recipe, begins: bool = True) -> None:
     """Raise ValueError for a recipe that no data can make right, before any are read.
 
     One that `begins` must also discard losses after the epochs that it says; of a single one, as of a trial, none is

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from auxnet.checkpoint import fingerprint
+from auxnet.checkpoint import weights_sha256
 from auxnet.descent import Costs
 from auxnet.errors import check_choice, warn
 from auxnet.exits import exit_latencies, exit_macs
@@ -30,12 +30,12 @@ from auxnet.thresholds import (
     anytime,
     budgeted,
     check_target,
+    cost_curve,
     fit_temperatures,
     outcome,
     smallest_provable_target,
     solve,
     solve_cross_fitted,
-    sweep,
 )
 from auxnet.words import command, of_weights, per_cent, plural
 
@@ -219,7 +219,7 @@ def _solve(
         reason += f", measured on {measured_on}" if measured_on else ""
         return replace(unsolved, reason=reason)
     policies = {
-        "solved": sweep(val, rule, stop, passing, points=int(points), common=common),
+        "solved": cost_curve(val, rule, stop, passing, points=int(points), common=common),
         "anytime": anytime(rule),
         "budgeted": budgeted(val, rule, points=int(points)),
     }
@@ -233,7 +233,7 @@ def _solve(
     select = command("select", run, *of_weights(which))
     notes += _of_outputs_alone(select, curves["anytime"], alone, answer.val, target.get("max_mean_cost"), unit)
     notes += [note for note in (too_few(answer.val.images), OF_PYTORCH if unit == "ms" else None) if note]
-    made_of = {"weights": which, "weights_sha256": fingerprint(run, which), "common": common}
+    made_of = {"weights": which, "weights_sha256": weights_sha256(run, which), "common": common}
     found = replace(
         unsolved,
         policy=policy,

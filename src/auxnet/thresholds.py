@@ -141,18 +141,18 @@ def solve_cross_fitted(
     check_target(max_error_increase)
     task, n, refine = _task(predicted, rule, costs, passing), len(predicted.labels), 0 if common else BEST
     final = replace(rule, thresholds=only_at(len(costs), len(costs)))
-    unshown = final, CrossFit(parts, None, 0.0, (0.0, 0.0))
-    few = max_error_increase < smallest_provable_target(n) - 1e-9
+    final_alone = final, CrossFit(parts, None, 0.0, (0.0, 0.0))
+    unprovable = max_error_increase < smallest_provable_target(n) - 1e-9
     part = torch.randperm(n, generator=torch.Generator().manual_seed(0)) % parts
-    halves = [(task.of_images(part != k), task.of_images(part == k)) for k in range(parts)]
-    begun = [solved_on.starts(common) for solved_on, _ in halves]
+    folds = [(task.of_images(part != k), task.of_images(part == k)) for k in range(parts)]
+    starts_of = [solved_on.starts(common) for solved_on, _ in folds]
 
     def rise(allowed: float) -> Comparison:
         errors = []
-        for (solved_on, left_out), starts in zip(halves, begun, strict=True):
+        for (solved_on, left_out), starts in zip(folds, starts_of, strict=True):
             found = solved_on.solve(starts, allowed, None, refine=min(refine, 2))
             errors.append(left_out.errors(found or final.thresholds))
-        finals = torch.cat([left_out.wrong[-1] for _, left_out in halves])
+        finals = torch.cat([left_out.wrong[-1] for _, left_out in folds])
         return compare(torch.cat(errors).bool(), finals.bool())
 
     # Between all of the target and that less two standard errors of the final output's error (or two targets):
@@ -162,7 +162,7 @@ def solve_cross_fitted(
     kept, allowed = None, high
     for _ in range(7):
         found = rise(allowed)
-        if found.high <= 0 if few else found.difference <= max_error_increase + 1e-9:
+        if found.high <= 0 if unprovable else found.difference <= max_error_increase + 1e-9:
             kept, low = (allowed, found), allowed
         else:
             high = allowed
@@ -170,11 +170,11 @@ def solve_cross_fitted(
             break
         allowed = (low + high) / 2
     if kept is None:
-        return unshown
+        return final_alone
     allowed, found = kept
     thresholds = task.solve(task.starts(common), allowed, None, refine)
     if thresholds is None:
-        return unshown
+        return final_alone
     return replace(rule, thresholds=thresholds), CrossFit(parts, allowed, found.difference, (found.low, found.high))
 
 
@@ -188,7 +188,7 @@ def check_target(max_error_increase: float | None = None, max_mean_cost: float |
         check_limit("the bound on the mean cost", max_mean_cost)
 
 
-def sweep(
+def cost_curve(
     predicted: Predictions,
     rule: Policy,
     costs: Sequence[float],

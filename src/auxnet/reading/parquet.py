@@ -119,7 +119,7 @@ def bytes_of(files: Sequence[Path], image_size: int | None) -> int:
     return decoded_bytes(table.rows, pictures, image_size)
 
 
-def copied(files: Sequence[Path]) -> Rows:
+def rows_in_cache(files: Sequence[Path]) -> Rows:
     """The rows of parquet shards, copied into the cache, where each can be read by its number.
 
     Raises as `read` does, and OSError where the cache has no room for the copy.

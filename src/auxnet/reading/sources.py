@@ -268,7 +268,7 @@ def _parquet_parts(folder: Path, below: bool = True, extra: bool = False) -> dic
             files,
             partial(parquet.read, files),
             "parquet",
-            partial(parquet.copied, files),
+            partial(parquet.rows_in_cache, files),
             partial(parquet.bytes_of, files),
         )
         for split, files in shards.items()

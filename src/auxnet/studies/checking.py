@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from auxnet.build import check, check_machine, depths_of
+from auxnet.build import check_machine, check_recipe, depths_of
 from auxnet.documents import json_value, parsing
 from auxnet.reading.sources import find
 from auxnet.recipe import Recipe
@@ -51,7 +51,7 @@ def check_variants(study: Study, where: Mapping[str, Any]) -> None:
     check_machine(Recipe(**where))
     for variant in study.variants:
         try:
-            check(study.recipe(variant, study.datasets[0], where=where))
+            check_recipe(study.recipe(variant, study.datasets[0], where=where))
         except ValueError as error:
             raise ValueError(f"study {study.name}: variant {variant}: {error}") from None
 
