@@ -93,7 +93,7 @@ def export(
     net = load(model, which)
     recipe = read_run_recipe(model) if (folder_of(model) / "recipe.yaml").is_file() else None
     asked = net.numbers[-1] if output is None else output
-    position_of(net, asked)
+    position_of(net, asked)  # refuses an output that is not there
     backbone = net.config["network"].get("backbone")
     if format == "safetensors" and backbone is not None and is_own_code(backbone):
         raise ValueError(f"the code of {backbone} cannot go into a folder of weights: export as onnx or torch")
