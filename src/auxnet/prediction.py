@@ -75,7 +75,7 @@ def predict(
     an output of its own, by the exits.json of a run, and its probabilities are tempered as that says. The model is
     asked on `device` (default: where a net lies that is given, else the CPU) and that many CPU `threads` (default: the
     cores that there are for this process). Images are paths, PIL's, or pixels, as `PretrainedAuxNet.prepare` takes
-    them; files are decoded ahead by as many processes, at most two batches or so of them.
+    them; that many processes decode files ahead, about two batches at most.
 
     Raises, at once, ValueError for an option that cannot be or an empty list, TypeError for what is no image, and what
     `runtimes.open_model` raises.

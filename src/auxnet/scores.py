@@ -98,8 +98,8 @@ def guessing(labels: Tensor) -> float:
 def no_better_than_guessing(error: float, images: int, guess: float, paired: Comparison | None = None) -> str | None:
     """A remark if an error on so many images is not shown to be less than that of guessing; else None.
 
-    It is shown by the interval of the error, which tells more where classes are alike in size, or `paired`, image by
-    image, which tells more where one is common: by either at half the usual level, where both are known.
+    Shown by the interval of the error (sharper where classes are of like size) or by `paired`, image by image (sharper
+    where one class dominates); with `paired` given, either at half the usual level suffices.
     """
     level = 0.05 if paired is None else 0.025
     by_interval = interval_of(error, images, 1 - level)[1] < guess

@@ -285,8 +285,8 @@ def _of_target(target: float, found: CrossFit, answer: Point) -> Iterator[str]:
 def _of_outputs_alone(
     select: str, outputs: Sequence[Point], alone: Sequence[float], val: Outcome, bound: float | None, unit: Unit
 ) -> Iterator[str]:
-    """The output that is better as a model of its own: of those that err no more than the policy and keep the bound the
-    one that errs least, or without a bound of those that cost no more the cheapest.
+    """The output that beats the policy as a model of its own: of those that err no more, and keep the bound, the one
+    that errs least; without a bound, of those that also cost no more, the cheapest.
     """
     most = val.mean_cost if bound is None else bound
     within = [k for k, one in enumerate(outputs) if one.val.error <= val.error and alone[k] <= most]

@@ -3,9 +3,9 @@
 An image leaves at the first output whose confidence reaches that output's threshold; the final output takes
 the rest. Choosing the K - 1 thresholds trades errors against mean cost (`descent`).
 
-Thresholds that may just err so often on the images that they are solved on err more often on others: the images
-whose luck let them through were picked for it. `solve_cross_fitted` therefore solves on four fifths of the images,
-counts on the fifth, five times over, and allows so much that the target is kept there.
+Thresholds that just keep a bound on the images they were solved on exceed it on others: they were picked for those
+images. `solve_cross_fitted` therefore solves on four fifths of the images, counts on the fifth, five times over, and
+allows so much that the target is kept there.
 
 Shapes: K outputs, N images. Cost is whatever `costs` [K] holds, of stopping at each output, and `passing` [K - 1] of
 going on from an output at which other images may leave (default: nothing).
@@ -113,9 +113,9 @@ class CrossFit:
 
 
 def smallest_provable_target(images: int) -> float:
-    """The least target on a rise of error that so many images can show to be kept, as a fraction: a few of them.
+    """The smallest rise of error (a fraction) that so many images can verify: `FEWEST` errors.
 
-    Below it luck alone would decide, but of thresholds shown to err no more than the final output.
+    Below it luck decides, unless the thresholds are shown to err no more than the final output.
     """
     return FEWEST / images
 
@@ -132,11 +132,11 @@ def solve_cross_fitted(
 ) -> tuple[Policy, CrossFit]:
     """Thresholds of the least mean cost with an error that rises by at most `max_error_increase` on *other* images.
 
-    In the mean, not with certainty: on the images at hand the largest rise is allowed with which, solved on all parts
-    of them but one and counted on that one, part by part, the target is kept (by bisection). So is a single output that
-    takes all: it is one of the thresholds tried. A target below `smallest_provable_target` counts as kept only where
-    the 95 % interval of the rise ends at 0 or below. Where nothing is shown to keep the target, all images take the
-    final output. Else as `solve`, which allows all of the target on the images that it solves on.
+    On average, not with certainty. Bisection looks for the largest rise to allow: thresholds solved with it on all
+    folds but one, and judged on that one, keep the target, over all folds. A single output that takes all images is
+    among the candidates. A target below `smallest_provable_target` counts as kept only where the 95 % interval of the
+    rise ends at 0 or below. Where nothing is shown to keep the target, all images take the final output. Else as
+    `solve`, which allows all of the target on the images that it solves on.
     """
     check_target(max_error_increase)
     task, n, refine = _task(predicted, rule, costs, passing), len(predicted.labels), 0 if common else BEST
