@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from auxnet.checkpoint import fingerprint
+from auxnet.checkpoint import weights_sha256
 from auxnet.files import write_json
 from auxnet.recipe import Recipe
 from auxnet.train import fit
@@ -33,4 +33,4 @@ def write_run(folder):
 
 def write_policy(run, policy, **about):
     """The exits.json of a run."""
-    write_json(run / "exits.json", {"weights_sha256": fingerprint(run), **asdict(policy), **about})
+    write_json(run / "exits.json", {"weights_sha256": weights_sha256(run), **asdict(policy), **about})

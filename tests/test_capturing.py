@@ -281,7 +281,7 @@ def test_many_processes_have_no_graphs(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(build, "device_of", lambda recipe: torch.device("cuda"))
     with pytest.raises(ValueError, match="cuda_graph=True is for one process, but 2 train together"):
-        build.check(Recipe(cuda_graph=True))
+        build.check_recipe(Recipe(cuda_graph=True))
 
 
 @pytest.mark.parametrize(
@@ -324,6 +324,6 @@ def test_a_recording_that_fails_says_why_and_want_of_memory_stays_what_it_is(fau
 @pytest.mark.parametrize("name", ["Adagrad", "Adafactor"])
 def test_an_optimizer_that_a_graph_cannot_hold_is_said_at_once(name, monkeypatch):
     monkeypatch.setattr(build, "check_machine", lambda recipe: None)
-    build.check(Recipe(cuda_graph=True, optimizer="AdamW"))
+    build.check_recipe(Recipe(cuda_graph=True, optimizer="AdamW"))
     with pytest.raises(ValueError, match=f"cuda_graph=True cannot hold {name}: take SGD or"):
-        build.check(Recipe(cuda_graph=True, optimizer=name))
+        build.check_recipe(Recipe(cuda_graph=True, optimizer=name))

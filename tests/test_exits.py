@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import auxnet
 from auxnet import build
-from auxnet.checkpoint import fingerprint
+from auxnet.checkpoint import weights_sha256
 from auxnet.cli import main
 from auxnet.cost import costs
 from auxnet.data import load_data
@@ -187,11 +187,11 @@ def test_an_exit_costs_its_output_alone_and_the_heads_that_are_asked_before_it()
 def test_exit_latencies_are_of_each_output_straight_passing_heads_and_alone(monkeypatch):
     timed = []
 
-    def measure(models, image_shape, batch, *, seconds):
+    def time_in_turns(models, image_shape, batch, *, seconds):
         timed.extend(models)
         return [SimpleNamespace(median_ms=ms) for ms in (1.0, 2.0, 3.0, 2.5, 3.4, 0.9, 1.9, 2.9)]
 
-    monkeypatch.setattr("auxnet.exits.measure", measure)
+    monkeypatch.setattr("auxnet.exits.time_in_turns", time_in_turns)
     found = exit_latencies(NET, (3, 8, 8))
     assert found.stop == [1.0, 2.0, 3.0]
     assert found.passing == [0.5, 0.0]  # 0.5 more at output 2; at 3 it is 0.4, and no head costs less than nothing
@@ -537,6 +537,8 @@ def test_an_answer_that_cannot_be_written_is_given_all_the_same(run, capsys, mon
             r"must be a share of images below 0.5 \(0.005 is half a percentage point\), got 0.5",
         ),
         ({"max_error_increase": 0.01, "max_mean_latency": 1}, "max_error_increase and max_mean_latency are 2 targets"),
+        ({"max_error_increase": False}, "max_error_increase must be a share of images below 0.5 .*, got False"),
+        ({"max_mean_latency": True}, "bound on the mean cost must be above 0 and finite, got True"),
         ({"max_mean_macs": "30M"}, "bound on the mean cost must be above 0 and finite, got '30M'"),
         ({"cost": "parameters"}, "cost must be one of macs, latency, got 'parameters'"),
         ({"confidence": "hunch"}, "confidence must be one of entropy, top, margin, got 'hunch'"),
@@ -589,7 +591,7 @@ def test_exits_are_used_with_the_weights_alone_that_they_were_solved_for(run, tm
     errors, images = set(), [np.full((8, 8), 9 * n, np.uint8) for n in range(9)]
     for which, other, anew in (("last", "best", " --which best"), ("best", "last", "")):
         content = asked(capsys, copy, "--max-error-increase", "20", "--which", which)
-        assert (content["weights"], content["weights_sha256"]) == (which, fingerprint(copy, which))
+        assert (content["weights"], content["weights_sha256"]) == (which, weights_sha256(copy, which))
         errors.add(content["val"]["error"])
         exits = auxnet.early_exit(copy, which)
         with torch.no_grad():

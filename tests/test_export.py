@@ -15,7 +15,7 @@ from PIL import Image
 
 from auxnet import comparison, exporting
 from auxnet.batches import normalise
-from auxnet.checkpoint import fingerprint
+from auxnet.checkpoint import weights_sha256
 from auxnet.cli import main
 from auxnet.exporting import SUFFIX, Exported, export
 from auxnet.hub import load, model_card
@@ -241,7 +241,7 @@ def test_the_policy_of_a_run_is_exported_with_its_own_weights_up_to_the_output_a
     shutil.copytree(run, tmp_path / "a")
     policy = Policy((0.02, 0.5), "entropy", (0.7, 1.3, 1.0))
     one_class_alone(tmp_path / "a" / "checkpoints" / "best.safetensors")
-    write_policy(tmp_path / "a", policy, weights="best", weights_sha256=fingerprint(tmp_path / "a", "best"))
+    write_policy(tmp_path / "a", policy, weights="best", weights_sha256=weights_sha256(tmp_path / "a", "best"))
     asked = (tmp_path / "a", 2, "onnx-early-exit", tmp_path / "early.onnx")
     with pytest.raises(ValueError, match="is for the best weights, not for the last: give which='best'"):
         export(*asked)

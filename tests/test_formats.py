@@ -53,7 +53,7 @@ def test_shards_are_read_one_after_the_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize("below", ["", "data", "plain_text"])
 def test_shards_are_found_in_a_folder_and_one_below(below: str, tmp_path: Path) -> None:
     images, labels = tiny(4, 2, size=8)
-    for name in ("train-00000-of-00001", "test", "validation-00000-of-00001", "training_notes"):
+    for name in ("train-00000-of-00001", "test", "validation-00000-of-00001", "training_notes", "testid", "trainid-2"):
         write_parquet(tmp_path / below / f"{name}.parquet", images, labels)
     found = parquet.shards_of(tmp_path)
     assert {split: len(files) for split, files in found.items()} == {"train": 1, "test": 1, "val": 1}

@@ -67,7 +67,7 @@ def test_models_take_turns():
             turns.append((self.name, images.shape[0], self.training))
             return images
 
-    latency.measure([Noted("a"), Noted("b")], (1, 2, 2), 3, seconds=1e-6, least=5)
+    latency.time_in_turns([Noted("a"), Noted("b")], (1, 2, 2), 3, seconds=1e-6, least=5)
     assert turns == [("a", 3, False), ("b", 3, False)] * (2 + 5)
 
 
@@ -75,7 +75,7 @@ def test_a_slow_first_call_does_not_count_in_how_many_turns_are_measured(monkeyp
     calls = iter([500.0])
     monkeypatch.setattr(latency, "_milliseconds", lambda model, images: next(calls, 1.0))
     monkeypatch.setattr(latency, "MOST_TURNS", 1000)
-    (timing,) = latency.measure([nn.Linear(1, 1)], (1, 2, 2), 3, seconds=0.2)
+    (timing,) = latency.time_in_turns([nn.Linear(1, 1)], (1, 2, 2), 3, seconds=0.2)
     assert (timing.runs, timing.median_ms) == (200, 1.0)
 
 

@@ -225,7 +225,7 @@ def test_folders_that_bring_no_class_of_train_are_passed_over_beside_splits_with
     with pytest.warns(UserWarning, match="passed over") as told:
         assert load(str(home)).classes == ("a", "b", "c")
     assert [str(each.message) for each in told] == [
-        f"{home}: passed over figures/, unlabeled/: no folders of train, val or test"
+        f"{home}: passed over figures/; unlabeled/: no folders of train, val or test"
     ]
 
 
@@ -302,7 +302,7 @@ def test_classes_may_lie_in_folders_of_the_same_names(home: Path) -> None:
 def test_shards_of_no_split_are_passed_over_with_a_warning(home: Path) -> None:
     for split in ("train", "dev", "extra"):
         write_parquet(home / "own" / f"{split}.parquet", *tiny(30, 3, size=8))
-    with pytest.warns(UserWarning, match=r"own: passed over dev.parquet, extra.parquet: no shards of train, val or"):
+    with pytest.warns(UserWarning, match=r"own: passed over dev.parquet; extra.parquet: no shards of train, val or"):
         load(str(home / "own"))
     (home / "own" / "train.parquet").rename(home / "own" / "training.parquet")
     (home / "own" / "extra.parquet").unlink()

@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from auxnet import build
 from auxnet import train as training
-from auxnet.checkpoint import fingerprint
+from auxnet.checkpoint import weights_sha256
 from auxnet.cli import main, screen
 from auxnet.data import load_data
 from auxnet.diagnosing import LEVEL
@@ -1188,7 +1188,7 @@ def test_of_several_processes_one_measures_the_supervision(own, tmp_path, monkey
     def gather(folder, name, *how):
         measured.append(name)
         time.sleep(0.1)
-        return {"weights_sha256": fingerprint(folder)}
+        return {"weights_sha256": weights_sha256(folder)}
 
     monkeypatch.setattr(supervising, "opened", lambda *where, **how: nullcontext())
     monkeypatch.setattr(supervising.diagnosing, "gather", gather)

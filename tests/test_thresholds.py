@@ -14,13 +14,13 @@ from auxnet.scores import Predictions, compare, wilson
 from auxnet.thresholds import (
     anytime,
     budgeted,
+    cost_curve,
     fit_temperatures,
     geometric,
     outcome,
     smallest_provable_target,
     solve,
     solve_cross_fitted,
-    sweep,
 )
 
 COSTS = [1.0, 2.0, 3.5]
@@ -210,7 +210,9 @@ def test_the_answer_is_beaten_on_both_counts_by_no_output_and_no_point_of_the_cu
         policy, found = solve_cross_fitted(said, RULE, COSTS, max_error_increase=0.05)
         assert found.allowed is not None
         answer = outcome(said, policy, COSTS)
-        for other in (outcome(said, each, COSTS) for each in (*sweep(said, RULE, COSTS, points=8), *anytime(RULE))):
+        for other in (
+            outcome(said, each, COSTS) for each in (*cost_curve(said, RULE, COSTS, points=8), *anytime(RULE))
+        ):
             assert other.error > answer.error or other.mean_cost >= answer.mean_cost - 1e-9
 
 
@@ -276,9 +278,9 @@ def test_a_looser_target_never_costs_more():
     assert all(tight >= loose - 0.02 for tight, loose in itertools.pairwise(spent))
 
 
-def test_the_sweep_runs_from_the_first_outputs_cost_to_the_least_error():
+def test_the_curve_runs_from_the_first_outputs_cost_to_the_least_error():
     said = made_up(n=200)
-    found = [outcome(said, policy, COSTS) for policy in sweep(said, RULE, COSTS, points=6)]
+    found = [outcome(said, policy, COSTS) for policy in cost_curve(said, RULE, COSTS, points=6)]
     assert found[0].shares == (1, 0, 0)
     assert found[-1].error <= min(said.errors) + 1e-9
     assert all(a.error >= b.error - 1e-9 for a, b in itertools.pairwise(found))

@@ -103,7 +103,7 @@ def queued(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def seed_of(*numbers: int) -> int:
-    """A seed of 63 bits, well mixed, that follows from these numbers and their order; the same for ever."""
+    """A seed of 63 bits, well mixed, from these numbers in their order: the same on every machine, in every version."""
     digest = sha256(",".join(str(int(number)) for number in numbers).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from itertools import islice
 from typing import Any
 
@@ -41,10 +42,11 @@ from auxnet.words import plural
 
 PIXELS = 2**21  # evaluated at a time: 25 MB of float32 in three channels
 MOST_STAND_INS = 50  # outputs of a net that stands in for a backbone that is not built yet
+METHODS: dict[MethodName, Callable[..., Method]] = {"joint": joint, "pairwise": pairwise, "multiway": multiway}
 Part = Callable[[int], slice]  # which of the n images of a batch; `slice` itself gives all
 
 
-def check(recipe: Recipe, begins: bool = True) -> None:
+def check_recipe(recipe: Recipe, begins: bool = True) -> None:
     """Raise ValueError for a recipe that no data can make right, before any are read.
 
     One that `begins` must also discard losses after the epochs that it says; of a single one, as of a trial, none is
@@ -321,8 +323,7 @@ def build_method(recipe: Recipe, net: AuxNet, loss: Loss, average: Average = ide
         options["aggregate"] = aggregator_of(recipe.aggregator)
     if recipe.method == "multiway":
         options |= {"mode": recipe.mode, "state": recipe.state, "order": recipe.order}
-        return multiway(net, optimizer_of(recipe), weights, **options)
-    return {"joint": joint, "pairwise": pairwise}[recipe.method](net, optimizer_of(recipe), weights, **options)
+    return METHODS[recipe.method](net, optimizer_of(recipe), weights, **options)
 
 
 def loss_of(recipe: Recipe, dataset: data.DataSet, device: torch.device) -> Loss:
@@ -339,5 +340,5 @@ def step_scale_of(recipe: Recipe) -> StepScale:
     """The rule that divides the trunk's step: the recipe's, or its method's own."""
     if recipe.step_scale != "default":
         return recipe.step_scale
-    own: dict[MethodName, StepScale] = {"joint": "sum", "pairwise": "none", "multiway": "cumulative"}
-    return own[recipe.method]
+    own: StepScale = signature(METHODS[recipe.method]).parameters["step_scale"].default
+    return own

@@ -35,7 +35,7 @@ def weights_file(folder: Path, which: str) -> Path:
     return folder / ("model.safetensors" if which == "last" else "checkpoints/best.safetensors")
 
 
-def fingerprint(folder: Path, which: str = "last") -> str:
+def weights_sha256(folder: Path, which: str = "last") -> str:
     """SHA-256 of a run's weights: what was worked out for others must not be used with them.
 
     Raises FileNotFoundError if the run has none.

@@ -76,7 +76,7 @@ def _logits(net: PretrainedAuxNet, output: int, pixels: Pixels) -> Tensor:
     return torch.stack(net(normalise(torch.from_numpy(pixels), net.preprocessing.mean, net.preprocessing.std))[:output])
 
 
-def compare(
+def prove_equal(
     net: PretrainedAuxNet, output: int, policy: Policy | None, pixels: Pixels, answers: Answers
 ) -> tuple[float, tuple[int, ...] | None]:
     """The largest difference from the whole net in PyTorch, and the exits. Raises RuntimeError if they differ."""

@@ -1,8 +1,8 @@
 """Thresholds of least cost, or of least errors, by coordinate descent on what the outputs said of images.
 
-The least of one under a bound on the other is looked for: with all thresholds but one held, every value of that one is
-tried exactly, by sorting the images that reach it. Several starts (weighted sums of errors and cost, one threshold for
-all, geometric exit shares) are refined; the result is a good local optimum, with no proof that it is the best.
+Minimise one under a bound on the other: with all thresholds but one held, every value of that one is tried exactly, by
+sorting the images that reach it. Several starts (weighted sums of errors and cost, one threshold for all, geometric
+exit shares) are refined; the result is a good local optimum, with no proof that it is the best.
 
 Shapes: K outputs, N images.
 """

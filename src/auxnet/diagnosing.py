@@ -20,7 +20,7 @@ from torch import Tensor
 from auxnet import diagnosis_page, rundir
 from auxnet.batches import batches
 from auxnet.build import first_batches, loss_of
-from auxnet.checkpoint import fingerprint
+from auxnet.checkpoint import weights_sha256
 from auxnet.data import DataSet
 from auxnet.diagnosis import diagnose
 from auxnet.files import whole, write_json
@@ -68,7 +68,7 @@ def gather(folder: Path, name: str, run: Opened, images: int, probe_images: int 
         "agreements": [asdict(row) for row in found.agreements],
         "probes": probes,
         "epochs": rundir.read_rows(folder / "diagnosis.jsonl"),
-        "weights_sha256": fingerprint(folder),
+        "weights_sha256": weights_sha256(folder),
         **provenance(device),
     }
     return {**facts, "said": list(sentences(facts))}

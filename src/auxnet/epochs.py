@@ -169,7 +169,7 @@ def _add_up(sums: Tensor, unread: list[tuple[int, int, Tensor]], net: AuxNet, ep
 
 
 def steps_between_reads(device: torch.device) -> int:
-    """To read a loss is to wait for the device, which Python else runs ahead of."""
+    """Steps between two reads of the losses: a read waits for the device, which Python otherwise runs ahead of."""
     return 1 if device.type == "cpu" else 50
 
 

@@ -1,10 +1,11 @@
-"""What an error says, in a line; those that are told apart; and two that many functions raise."""
+"""What an error says, in a line; those that are told apart; and what many functions refuse."""
 
 from __future__ import annotations
 
 import sys
 import warnings
 from contextlib import suppress
+from numbers import Real
 from operator import index
 from types import FrameType
 from typing import SupportsIndex, get_args
@@ -43,6 +44,24 @@ def whole_number(name: str, value: SupportsIndex, least: int | None = None) -> i
         if not isinstance(value, bool) and (least is None or index(value) >= least):
             return index(value)
     raise ValueError(f"{name} must be a whole number{f', {least} or more' if least else ''}, got {value!r}")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise ValueError unless a value is a difference of errors, as a fraction: 0.5 and more are meant as points."""
+    if not (_is_number(value) and 0 <= value < 0.5):
+        raise ValueError(
+            f"{name} must be a share of images below 0.5 (0.005 is half a percentage point), got {value!r}"
+        )
+
+
+def check_limit(name: str, value: float) -> None:
+    """Raise ValueError for a limit of a cost that nothing could meet."""
+    if not (_is_number(value) and 0 < value < float("inf")):
+        raise ValueError(f"{name} must be above 0 and finite, got {value!r}; leave it out for no limit")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 class ExclusionError(ValueError):

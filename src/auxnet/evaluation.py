@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from auxnet.batches import Batches
-from auxnet.checkpoint import fingerprint
+from auxnet.checkpoint import weights_sha256
 from auxnet.cost import costs
 from auxnet.documents import parsing, read_json
 from auxnet.latency import Latency
@@ -140,7 +140,7 @@ def evaluation_of(
 
     Latency that is not measured now stays as it was measured of these weights before, with its device and threads.
     """
-    first, weights = next(iter(by_split.values())), fingerprint(folder, which)
+    first, weights = next(iter(by_split.values())), weights_sha256(folder, which)
     times = (
         _measured_before(evaluation_file(folder, which), weights)
         if latency is None

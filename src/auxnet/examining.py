@@ -25,9 +25,9 @@ from auxnet.network import AuxNet
 from auxnet.policy import Policy, never
 from auxnet.reading.splits import Labelled
 from auxnet.recipe import Recipe
-from auxnet.scores import Predictions, compared_with, confusion, predictions, reliability, wilson
+from auxnet.scores import Predictions, compared_with, confusion, interval_of, predictions, reliability
 from auxnet.selection import choose
-from auxnet.thresholds import fit_temperatures, outcome, sweep
+from auxnet.thresholds import cost_curve, fit_temperatures, outcome
 from auxnet.words import sentence, with_interval
 
 T = TypeVar("T")
@@ -130,7 +130,7 @@ def early_exits(
         }
 
     rule = never(len(val.logits), temperatures=fit_temperatures(val))
-    policies = sweep(val, rule, costs.stop, costs.passing, points=16)
+    policies = cost_curve(val, rule, costs.stop, costs.passing, points=16)
     held = None if solved is None else point(solved)
     words = [
         "Thresholds on the entropy, and temperatures, are solved on the very validation images that are shown "
@@ -158,7 +158,7 @@ def calibration(logits: Tensor, labels: Tensor, report: OutputReport) -> dict[st
     bins = []
     for b in reliability(logits, labels):
         if b.images:
-            low, high = wilson(round(b.accuracy * b.images), b.images)
+            low, high = interval_of(b.accuracy, b.images)
             values = {"from": b.low, "to": b.high, "count": b.images, "confidence": b.confidence}
             bins.append({**values, "accuracy": b.accuracy, "low": low, "high": high})
     return {"bins": bins, "calibration_error": report.calibration_error}

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from auxnet.checkpoint import fingerprint, load_net
+from auxnet.checkpoint import load_net, weights_sha256
 from auxnet.cost import multiply_adds_by_part
 from auxnet.documents import made_again, parsing, read_json
-from auxnet.latency import measure
+from auxnet.latency import time_in_turns
 from auxnet.network import AuxNet, check_net, copied, logits_of
 from auxnet.policy import ALWAYS, Confidence, Policy, never
 from auxnet.recipe import RunDir
@@ -123,12 +123,12 @@ def exit_latencies(
     Three ways to reach each output are timed in turns, for about so many `seconds` in all: through no other head,
     through all heads before it, and as a model of its own.
     """
-    net, K = copied(net), net.outputs  # `measure` changes the mode and the memory format
+    net, K = copied(net), net.outputs  # `time_in_turns` changes the mode and the memory format
     straight = [EarlyExit(net, policy.thresholds, confidence) for policy in anytime(never(K, confidence))]
     # A confidence at so high a temperature is near 0, whatever is said: no image leaves at a threshold of 1.
     asked = [EarlyExit(net, [1.0] * k + [ALWAYS] * (K - 1 - k), confidence, [1e6] * K) for k in range(1, K)]
     models = [*straight, *asked, *(net.truncate(k) for k in range(1, K + 1))]
-    times = [timing.median_ms for timing in measure(models, image_shape, 1, seconds=seconds)]
+    times = [timing.median_ms for timing in time_in_turns(models, image_shape, 1, seconds=seconds)]
     stop, through, alone = times[:K], times[K:-K], times[-K:]
     more = (after - before for before, after in zip(stop[1:], through, strict=True))
     passed = accumulate(more, max, initial=0.0)  # a head costs something: what is less was noise
@@ -154,7 +154,7 @@ def read_policy(run: RunDir, outputs: int, which: str = "last") -> Policy:
         policy, made_for = Policy(thresholds, content["confidence"], temperatures), content["weights_sha256"]
         policy.check(outputs)
         theirs = content.get("weights", "last")  # as in all files before there was a choice
-    if made_for != fingerprint(Path(run), which):
+    if made_for != weights_sha256(Path(run), which):
         anew = f"`{command('exits', run, *of_weights(which))}` makes it anew"
         if theirs != which:
             mend = f"give which={theirs!r}, or {anew}"

@@ -17,7 +17,7 @@ import torch
 
 from auxnet import __version__
 from auxnet.backbones.named import is_own_code
-from auxnet.comparison import compare, of_every_exit, random_images, some, validation_images
+from auxnet.comparison import of_every_exit, prove_equal, random_images, some, validation_images
 from auxnet.errors import check_choice
 from auxnet.exits import read_policy
 from auxnet.fetching import FILES
@@ -93,7 +93,7 @@ def export(
     net = load(model, which)
     recipe = read_run_recipe(model) if (folder_of(model) / "recipe.yaml").is_file() else None
     asked = net.numbers[-1] if output is None else output
-    position_of(net, asked)
+    position_of(net, asked)  # refuses an output that is not there
     backbone = net.config["network"].get("backbone")
     if format == "safetensors" and backbone is not None and is_own_code(backbone):
         raise ValueError(f"the code of {backbone} cannot go into a folder of weights: export as onnx or torch")
@@ -124,7 +124,7 @@ def export(
         facts["uncompared"] = list(uncompared)
     with whole(path) as partial:
         answers = _write(net, last, format, partial, pixels, policy, facts)
-        difference, exits = compare(net, last, policy, pixels, answers)
+        difference, exits = prove_equal(net, last, policy, pixels, answers)
         size = partial.stat().st_size
     done = Exported(path, format, last, size, len(pixels), difference, pixels.shape[1:], exits, random=found is None)
     return replace(done, unreached=tuple(range(last + 1, asked + 1)), uncompared=uncompared)
@@ -177,7 +177,7 @@ def _folder(net: PretrainedAuxNet, output: int, path: Path, pixels: Pixels) -> E
         alone.card = model_card(alone)
         alone.save_pretrained(partial)
         answers = open_model(partial).ask(pixels)
-        difference, _ = compare(net, output, None, pixels, answers)
+        difference, _ = prove_equal(net, output, None, pixels, answers)
         size = sum(file.stat().st_size for file in partial.iterdir())
         if path.is_dir():
             shutil.rmtree(path)

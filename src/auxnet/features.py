@@ -35,8 +35,8 @@ def kept_features(net: AuxNet, live: bool) -> Callable[[Tensor], Iterator[Tensor
 
     With `live`, backwards through these features are to see weights updated after the forward. What would show them old
     weights is refused: casts by autocast, with RuntimeError; and, with ValueError before the first step is over,
-    convolutions and matrix products with what is computed without the images (`weight * 0.5`, weight norm). What
-    else computes with such a thing, as `x * (1 + weight)` does, is not looked at.
+    convolutions and matrix products with what is computed without the images (`weight * 0.5`, weight norm). Other uses
+    of such derived weights, as in `x * (1 + weight)`, are not checked.
     """
     checked = not live
 
@@ -93,8 +93,7 @@ def check_weights(net: nn.Module, nodes: Iterable[Any], images: int) -> None:
     """Raise ValueError if a product among the nodes of a graph has a factor computed from parameters and constants.
 
     Views of a parameter share its storage, and change with it. A factor without gradient is taken for a feature, and
-    not for a constant, if its first dimension is a multiple of the number of images. What else computes with such a
-    thing, as `x * (1 + weight)` does, is not looked at.
+    not for a constant, if its first dimension is a multiple of the number of images.
     """
     names = {id(p): name for name, p in net.named_parameters()}
     storages = {tensor.untyped_storage().data_ptr() for tensor in chain(net.parameters(), net.buffers())}

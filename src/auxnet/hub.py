@@ -28,7 +28,7 @@ from auxnet.preprocessing import PREPARATION, Preprocessing
 from auxnet.reading.arrays import Pixels, is_name
 from auxnet.reading.pictures import decode_for, upright
 from auxnet.recipe import RunDir, folder_of, read_run_recipe
-from auxnet.scores import wilson
+from auxnet.scores import interval_of
 from auxnet.tensors import save_tensors
 from auxnet.words import sentence, with_interval
 
@@ -123,7 +123,7 @@ def load(source: RunDir, which: str = "last") -> PretrainedAuxNet:
     RuntimeError for files that are damaged or not of this program.
     """
     name, folder = str(source), folder_of(source)
-    weights_file(folder, which)
+    weights_file(folder, which)  # refuses any other which
     from_hub = on_hub(name)
     if not from_hub and folder.is_file():
         raise ValueError(f"{folder} is a file, and not the folder of a net: auxnet.predict takes ONNX files")
@@ -137,7 +137,7 @@ def load(source: RunDir, which: str = "last") -> PretrainedAuxNet:
 
 
 def _load(folder: Path, which: str, trusted: str | None) -> PretrainedAuxNet:
-    """The net in a folder, if its backbone is none of others' code, or is the `trusted` one."""
+    """The net in a folder, whose backbone, if it has one, is a known library's or the `trusted` one."""
     where = folder / "config.json"
     net = _from_config(read_config(folder), where, trusted)
     load_weights(weights_file(folder, which), net)
@@ -250,7 +250,7 @@ def _worth(source: Mapping[str, Any], numbers: Sequence[int]) -> list[str]:
 
 
 def _error(error: float, images: int) -> str:
-    return with_interval(error, *wilson(round(error * images), images))
+    return with_interval(error, *interval_of(error, images))
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -73,7 +73,7 @@ def latencies(
     """
     alone = [net.truncate(k) for k in range(1, net.outputs + 1)]
     device = next(net.parameters()).device
-    timings = [measure(alone, image_shape, batch, seconds=seconds) for batch in batch_sizes]
+    timings = [time_in_turns(alone, image_shape, batch, seconds=seconds) for batch in batch_sizes]
     peaks = [tuple(peak_bytes(model, image_shape, batch) for batch in batch_sizes) for model in alone]
     return [
         Latency(k, str(device), torch.get_num_threads(), of_output, peak)
@@ -81,7 +81,7 @@ def latencies(
     ]
 
 
-def measure(
+def time_in_turns(
     models: Sequence[nn.Module], image_shape: Sequence[int], batch: int, *, seconds: float = 2.0, least: int = 7
 ) -> list[Timing]:
     """Time models that take turns on the same random images, `least` turns or more, after warming up."""

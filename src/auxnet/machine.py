@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from auxnet.errors import first_sentence
-from auxnet.network import Made
+from auxnet.network import AnyModule
 from auxnet.recipe import Recipe
 
 
-def to_device(net: Made, device: torch.device) -> Made:
+def to_device(net: AnyModule, device: torch.device) -> AnyModule:
     """The net on its device in channels_last, the memory format that convolutions are fastest in."""
     return net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 

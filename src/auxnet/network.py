@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from auxnet.errors import MisfitError
 from auxnet.sections import RelativeTo
 
-Made = TypeVar("Made", bound=nn.Module)
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 class AuxNet(nn.Module):
@@ -118,7 +118,7 @@ class AuxNet(nn.Module):
         part = AuxNet(self.segments[:output], self.heads[:output], self.depths[:output], self.min_image_shape)
         return self._in_own_mode(part)
 
-    def _in_own_mode(self, made: Made) -> Made:
+    def _in_own_mode(self, made: AnyModule) -> AnyModule:
         """Put the new modules of `made` into this net's mode (training or evaluation)."""
         own = set(self.modules())
         for module in made.modules():
@@ -245,7 +245,7 @@ def leaves(module: nn.Module) -> Iterator[nn.Module]:
         yield from leaves(child)
 
 
-def copied(module: Made) -> Made:
+def copied(module: AnyModule) -> AnyModule:
     """A deep copy, also where modules keep computed tensors, as pruning, weight norm and stored attention maps do.
 
     (Those autograd does not copy: here they are detached.)

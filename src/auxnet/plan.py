@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from auxnet.build import build, check, check_data, check_last_batch, net_of, precision_of, step_scale_of
+from auxnet.build import build, check_data, check_last_batch, check_recipe, net_of, precision_of, step_scale_of
 from auxnet.by_name import without_effect
 from auxnet.capturing import WARM_UP
 from auxnet.cost import costs
@@ -65,7 +65,7 @@ class Plan:
     val: int
     test: int
     seconds_per_epoch: float
-    """its steps and its validation, measured on random images (`measure`)"""
+    """its steps and its validation, measured on random images (`time_steps`)"""
     seconds: float
     """the whole training, with the evaluation at its end"""
     measured_steps: int
@@ -76,13 +76,13 @@ class Plan:
 
 def plan(recipe: Recipe) -> Plan:
     """Work out a recipe without training by it. Raises what `fit` would raise for the same recipe."""
-    check(recipe)
+    check_recipe(recipe)
     with threads_set(recipe.threads), random_kept(device_of(recipe)):
         dataset = load_data(recipe)
         check_data(recipe, dataset)
         outputs = planned_outputs(recipe, dataset)
         depths = [output.depth for output in outputs]
-        trained, evaluated, steps = measure(recipe, dataset)
+        trained, evaluated, steps = time_steps(recipe, dataset)
         seconds = seconds_left(recipe, dataset, TrainingState(), trained, evaluated)
         return Plan(
             outputs=outputs,
@@ -123,7 +123,7 @@ def planned_outputs(recipe: Recipe, dataset: DataSet) -> list[PlannedOutput]:
     return rows
 
 
-def measure(recipe: Recipe, dataset: DataSet) -> tuple[float, float, int]:
+def time_steps(recipe: Recipe, dataset: DataSet) -> tuple[float, float, int]:
     """Seconds an image takes in a training step and in an evaluation, and of how many steps the first is the median.
 
     Measured on random images. The first step is not counted, unless it took too long for another.

@@ -11,7 +11,6 @@ import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -76,7 +75,7 @@ def predict(
     an output of its own, by the exits.json of a run, and its probabilities are tempered as that says. The model is
     asked on `device` (default: where a net lies that is given, else the CPU) and that many CPU `threads` (default: the
     cores that there are for this process). Images are paths, PIL's, or pixels, as `PretrainedAuxNet.prepare` takes
-    them; files are decoded ahead by as many processes, at most two batches or so of them.
+    them; that many processes decode files ahead, about two batches at most.
 
     Raises, at once, ValueError for an option that cannot be or an empty list, TypeError for what is no image, and what
     `runtimes.open_model` raises.
@@ -181,7 +180,7 @@ def _decoded(model: Runnable, files: Iterator[_Given], batch_size: int) -> Gener
         return [_read(each, str(each), model.preprocessing) if isinstance(each, Path) else each for each in piece]
 
     first = list(islice(files, FEW))
-    pieces = iter(partial(_piece, chain(first, files)), [])
+    pieces = _pieces(chain(first, files))
     many = len(first) == FEW and any(isinstance(each, Path) for each in first)
     workers = model.threads if many and cores() > 1 else 0
     with closing(ahead(read, pieces, workers, math.ceil(batch_size / PIECE) + 2 * workers)) as found:
@@ -189,8 +188,9 @@ def _decoded(model: Runnable, files: Iterator[_Given], batch_size: int) -> Gener
             yield from piece
 
 
-def _piece(files: Iterator[_Given]) -> list[_Given]:
-    return list(islice(files, PIECE))
+def _pieces(files: Iterator[_Given]) -> Iterator[list[_Given]]:
+    while piece := list(islice(files, PIECE)):
+        yield piece
 
 
 def _batch(model: Runnable, waiting: list[_Readable | Unreadable], top: int) -> Iterator[Prediction | Unreadable]:

@@ -24,7 +24,7 @@ CUTS = "1 or more, or the names of modules"
 OF_RESNETS = ("depth", "form", "outputs", "at", "placement", "block", "width", "head", "precision")
 OF_BACKBONES = ("cuts",)
 METHOD_OF = {"mode": "multiway", "state": "multiway", "order": "multiway", "aggregator": "joint"}
-WITHOUT = (None, 0, False, "default", "float32")  # defaults by which something is left out: they go with all else
+WITHOUT = (None, 0, False, "default", "float32")  # values that mean "off", and go with everything
 Departures = Sequence[tuple[str, Any]]  # fields, and their values, that are held against each other
 RunDir = str | os.PathLike[str]  # a run's directory by its path, or the Run that `fit` returned
 WHERE = ("data_dir", "stream", "workers", "device", "threads", "cuda_graph", "compile")
@@ -77,7 +77,7 @@ class Recipe(MachineFields, TrainingFields, MethodFields, NetworkFields, DataFie
     def check_together(self, given: Collection[str] = ()) -> None:
         """Raise ExclusionError for two fields that exclude each other.
 
-        A field counts if it is not as by default; one of those `given` also if it is, unless that is to be without.
+        A field counts if it differs from its default, or is among `given` and not off (`WITHOUT`).
         """
         departures = [
             (each.name, value)

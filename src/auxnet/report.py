@@ -24,7 +24,7 @@ from auxnet.machine import device_of
 from auxnet.opening import changed_since, data_dirs, data_of, with_data_in
 from auxnet.page_frame import check_ours, check_runs, names_of
 from auxnet.recipe import RunDir, folder_of, method_name, network_name, read_run_recipe
-from auxnet.scores import no_better_than_guessing, wilson
+from auxnet.scores import interval_of, no_better_than_guessing
 from auxnet.selection import MARGIN, cheapest_within
 from auxnet.unfinished import so_far
 from auxnet.words import command
@@ -174,7 +174,7 @@ def _saved(row: dict[str, Any], images: dict[str, Any]) -> dict[str, Any]:
     worth = {}
     for split in ("val", "test"):
         n, error = images[split], row[f"{split}_error"]
-        low, high = wilson(round(n * error), n)
+        low, high = interval_of(error, n)
         worth[split] = {"error": error, "low": low, "high": high, "images": n, "loss": row[f"{split}_loss"]}
     return {**{key: row[key] for key in COSTS}, **time_of(None), **worth}
 

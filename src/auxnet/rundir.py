@@ -76,7 +76,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def check(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
+def check_run_folder(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
     """Refuse, before anything is computed, what would lose something of the user's.
 
     Raises FileExistsError, FileNotFoundError, or ValueError if the run to resume has another recipe.

@@ -85,6 +85,11 @@ def wilson(wrong: int, n: int, level: float = 0.95) -> tuple[float, float]:
     return max(0.0, (middle - half) / (n + z * z)), min(1.0, (middle + half) / (n + z * z))
 
 
+def interval_of(error: float, images: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's of a share, such as an error, of so many images."""
+    return wilson(round(error * images), images, level)
+
+
 def guessing(labels: Tensor) -> float:
     """The error of calling every image by the commonest class, for labels [N]."""
     return 1.0 - float(torch.bincount(labels).max()) / len(labels)
@@ -93,11 +98,11 @@ def guessing(labels: Tensor) -> float:
 def no_better_than_guessing(error: float, images: int, guess: float, paired: Comparison | None = None) -> str | None:
     """A remark if an error on so many images is not shown to be less than that of guessing; else None.
 
-    It is shown by the interval of the error, which tells more where classes are alike in size, or `paired`, image by
-    image, which tells more where one is common: by either at half the usual level, where both are known.
+    Shown by the interval of the error (sharper where classes are of like size) or by `paired`, image by image (sharper
+    where one class dominates); with `paired` given, either at half the usual level suffices.
     """
     level = 0.05 if paired is None else 0.025
-    by_interval = wilson(round(error * images), images, 1 - level)[1] < guess
+    by_interval = interval_of(error, images, 1 - level)[1] < guess
     if by_interval or (paired is not None and paired.difference < 0 and paired.p_value < level):
         return None
     return f"that is not shown to be better than always predicting the most frequent class ({per_cent(guess)} error)"

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
 
 from auxnet.batches import Batches
+from auxnet.errors import check_limit, check_share
 from auxnet.evaluation import OutputReport, image_shape_of, reports
 from auxnet.latency import OF_PYTORCH, Timing, latencies
 from auxnet.network import AuxNet
@@ -219,24 +219,18 @@ def cheapest_within(errors: Sequence[float], macs: Sequence[int], margin: float)
 
 def checked_budgets(limits: Mapping[str, float | None]) -> dict[str, float]:
     """The budgets given. Raises ValueError for one that no model could meet."""
-    for name, limit in limits.items():
-        if limit is not None and not (_is_number(limit) and 0 < limit < float("inf")):
-            raise ValueError(f"max_{name} must be above 0 and finite, got {limit!r}; leave it out for no limit")
-    return {name: limit for name, limit in limits.items() if limit is not None}
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    for name, limit in given.items():
+        check_limit(f"max_{name}", limit)
+    return given
 
 
 def checked_within(within: float | None, budgets: Mapping[str, float]) -> float:
     """The margin, by default MARGIN without a budget and 0 with one. Raises ValueError outside 0..0.5."""
     if within is None:
         return 0.0 if budgets else MARGIN
-    if not (_is_number(within) and 0 <= within < 0.5):  # 0.5 and 1 are meant as percentage points
-        rule = "a share of images below 0.5 (0.005 is half a percentage point)"
-        raise ValueError(f"within must be {rule}, got {within!r}")
+    check_share("within", within)
     return within
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _excess(row: OutputReport, timing: Timing | None, budgets: Mapping[str, float]) -> float:

@@ -17,7 +17,7 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int, what: str) -> None:
         super().__init__(what)
         self.status = 128 + number
-        """exit status by custom: 130 for Ctrl-C, 143 for SIGTERM, 129 for a hangup"""
+        """exit status by convention: 130 for Ctrl-C, 143 for SIGTERM, 129 for a hangup"""
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from auxnet.checkpoint import fingerprint
+from auxnet.checkpoint import weights_sha256
 from auxnet.descent import Costs
 from auxnet.errors import check_choice, warn
 from auxnet.exits import exit_latencies, exit_macs
@@ -30,12 +30,12 @@ from auxnet.thresholds import (
     anytime,
     budgeted,
     check_target,
+    cost_curve,
     fit_temperatures,
     outcome,
     smallest_provable_target,
     solve,
     solve_cross_fitted,
-    sweep,
 )
 from auxnet.words import command, of_weights, per_cent, plural
 
@@ -81,12 +81,41 @@ class Solved:
     """max_error_increase (a fraction), or max_mean_cost (in `unit`)"""
     notes: tuple[str, ...] = ()
     """what a reader must know before trusting the thresholds; () without a policy"""
-    content: dict[str, Any] = field(default_factory=dict, repr=False)
-    """what exits.json holds; {} without a policy"""
+    source: dict[str, Any] = field(default_factory=dict, repr=False)
+    """what the policy was made of and where, as exits.json has it: weights, weights_sha256, common, versions, commit,
+    device; {} without a policy"""
     written: Path | None = None
     """RUN/exits.json; None if nothing was written"""
     measured_on: str | None = None
     """the device and threads of the milliseconds, as "cpu, 2 threads"; None where the unit is MACs"""
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What exits.json holds; {} without a policy."""
+        if self.policy is None or self.val is None or self.test is None:
+            return {}
+        return {
+            "weights": self.source["weights"],
+            "weights_sha256": self.source["weights_sha256"],
+            **asdict(self.policy),
+            "target": self.target,
+            "cross_fitted": None if self.cross_fitted is None else asdict(self.cross_fitted),
+            "notes": list(self.notes),
+            "common": self.source["common"],
+            "unit": self.unit,
+            "costs": list(self.costs),
+            "alone": list(self.alone),
+            "val": asdict(self.val),
+            "test": asdict(self.test),
+            "curves": {
+                name: [
+                    {"thresholds": each.policy.thresholds, "val": asdict(each.val), "test": asdict(each.test)}
+                    for each in curve
+                ]
+                for name, curve in self.curves.items()
+            },
+            **self.source,  # versions, commit, device: the rest of it stands above
+        }
 
 
 def solve_exits(
@@ -174,6 +203,7 @@ def _solve(
         exit_latencies(it.net, it.image_shape, confidence) if unit == "ms" else exit_macs(it.net, it.image_shape)
     )
     measured_on = f"{it.device}, {plural(torch.get_num_threads(), 'thread')}" if unit == "ms" else None
+    unsolved = Solved(costs=tuple(stop), alone=tuple(alone), unit=unit, target=target, measured_on=measured_on)
     temperatures = fit_temperatures(val) if temperature else (1.0,) * len(stop)
     rule = never(len(stop), confidence, temperatures)
     policy: Policy | None
@@ -187,10 +217,9 @@ def _solve(
         first = f"every image that leaves at output 1 costs {cost_text(stop[0])} {unit}"
         reason = f"no thresholds meet {bound}: {first} ({100 * val.errors[0]:.2f} % error)"
         reason += f", measured on {measured_on}" if measured_on else ""
-        unmet = Solved(reason=reason, costs=tuple(stop), alone=tuple(alone), unit=unit, target=target)
-        return replace(unmet, measured_on=measured_on)
+        return replace(unsolved, reason=reason)
     policies = {
-        "solved": sweep(val, rule, stop, passing, points=int(points), common=common),
+        "solved": cost_curve(val, rule, stop, passing, points=int(points), common=common),
         "anytime": anytime(rule),
         "budgeted": budgeted(val, rule, points=int(points)),
     }
@@ -200,48 +229,28 @@ def _solve(
         return tuple(Point(p, outcome(val, p, stop, passing), outcome(test, p, stop, passing)) for p in policies)
 
     (answer,), curves = seen([policy]), {name: seen(several) for name, several in policies.items()}
-    costs = tuple(Costs.of(stop, passing).under(policy.thresholds).tolist())
     notes = [] if cross_fitted is None else [*_of_target(target["max_error_increase"], cross_fitted, answer)]
     select = command("select", run, *of_weights(which))
     notes += _of_outputs_alone(select, curves["anytime"], alone, answer.val, target.get("max_mean_cost"), unit)
     notes += [note for note in (too_few(answer.val.images), OF_PYTORCH if unit == "ms" else None) if note]
-    about = {
-        "target": target,
-        "cross_fitted": None if cross_fitted is None else asdict(cross_fitted),
-        "notes": notes,
-        "common": common,
-        "unit": unit,
-        "costs": list(costs),
-        "alone": list(alone),
-        **_facts(answer),
-        "curves": {
-            name: [{"thresholds": point.policy.thresholds, **_facts(point)} for point in curve]
-            for name, curve in curves.items()
-        },
-        **provenance(it.device),
-    }
-    content = {"weights": which, "weights_sha256": fingerprint(run, which), **asdict(policy), **about}
-    written: Path | None = run / "exits.json"
-    try:
-        write_json(run / "exits.json", content)
-    except OSError as error:
-        written = None
-        warn(f"exits.json is not written: {error}")
-    return Solved(
+    made_of = {"weights": which, "weights_sha256": weights_sha256(run, which), "common": common}
+    found = replace(
+        unsolved,
         policy=policy,
         val=answer.val,
         test=answer.test,
         curves=curves,
         cross_fitted=cross_fitted,
-        costs=costs,
-        alone=tuple(alone),
-        unit=unit,
-        target=target,
+        costs=tuple(Costs.of(stop, passing).under(policy.thresholds).tolist()),
         notes=tuple(notes),
-        content=content,
-        written=written,
-        measured_on=measured_on,
+        source={**made_of, **provenance(it.device)},
     )
+    try:
+        write_json(run / "exits.json", found.content)
+    except OSError as error:
+        warn(f"exits.json is not written: {error}")
+        return found
+    return replace(found, written=run / "exits.json")
 
 
 def _of_target(target: float, found: CrossFit, answer: Point) -> Iterator[str]:
@@ -276,8 +285,8 @@ def _of_target(target: float, found: CrossFit, answer: Point) -> Iterator[str]:
 def _of_outputs_alone(
     select: str, outputs: Sequence[Point], alone: Sequence[float], val: Outcome, bound: float | None, unit: Unit
 ) -> Iterator[str]:
-    """The output that is better as a model of its own: of those that err no more than the policy and keep the bound the
-    one that errs least, or without a bound of those that cost no more the cheapest.
+    """The output that beats the policy as a model of its own: of those that err no more, and keep the bound, the one
+    that errs least; without a bound, of those that also cost no more, the cheapest.
     """
     most = val.mean_cost if bound is None else bound
     within = [k for k, one in enumerate(outputs) if one.val.error <= val.error and alone[k] <= most]
@@ -289,7 +298,3 @@ def _of_outputs_alone(
             f"output {k + 1} alone errs no more on validation ({per_cent(outputs[k].val.error)}), at "
             f"{cost_text(alone[k])} {unit}: `{select}` compares the outputs"
         )
-
-
-def _facts(point: Point) -> dict[str, Any]:
-    return {"val": asdict(point.val), "test": asdict(point.test)}

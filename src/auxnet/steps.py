@@ -31,9 +31,9 @@ def step_scales(lambdas: Sequence[float], rule: StepScale) -> list[float]:
 
 
 def adaptive_scales(losses: Tensor, scales: Sequence[float]) -> list[float]:
-    """L_K / L_k where output k's loss is more than twice the final one's, else the scale it would have had.
+    """L_K / L_k where output k's loss is more than twice the final one's; else the scale it would have had.
 
-    So it is too where the final loss is below 0, as one of one's own may be.
+    The latter also where the final loss is negative, as a custom loss may be.
     """
     *_, final = values = losses.tolist()
     return [final / L if 0 <= 2 * final < L else scale for L, scale in zip(values, scales, strict=True)]

@@ -3,9 +3,9 @@
 An image leaves at the first output whose confidence reaches that output's threshold; the final output takes
 the rest. Choosing the K - 1 thresholds trades errors against mean cost (`descent`).
 
-Thresholds that may just err so often on the images that they are solved on err more often on others: the images
-whose luck let them through were picked for it. `solve_cross_fitted` therefore solves on four fifths of the images,
-counts on the fifth, five times over, and allows so much that the target is kept there.
+Thresholds that just keep a bound on the images they were solved on exceed it on others: they were picked for those
+images. `solve_cross_fitted` therefore solves on four fifths of the images, counts on the fifth, five times over, and
+allows so much that the target is kept there.
 
 Shapes: K outputs, N images. Cost is whatever `costs` [K] holds, of stopping at each output, and `passing` [K - 1] of
 going on from an output at which other images may leave (default: nothing).
@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
 
 import torch
 
 from auxnet.descent import Costs, Task, Thresholds, geometric_shares, only_at
+from auxnet.errors import check_limit, check_share
 from auxnet.policy import ALWAYS, Policy
 from auxnet.scores import Z95, Comparison, Predictions, compare, fit_temperature, wilson
 
@@ -113,9 +113,9 @@ class CrossFit:
 
 
 def smallest_provable_target(images: int) -> float:
-    """The least target on a rise of error that so many images can show to be kept, as a fraction: a few of them.
+    """The smallest rise of error (a fraction) that so many images can verify: `FEWEST` errors.
 
-    Below it luck alone would decide, but of thresholds shown to err no more than the final output.
+    Below it luck decides, unless the thresholds are shown to err no more than the final output.
     """
     return FEWEST / images
 
@@ -132,27 +132,27 @@ def solve_cross_fitted(
 ) -> tuple[Policy, CrossFit]:
     """Thresholds of the least mean cost with an error that rises by at most `max_error_increase` on *other* images.
 
-    In the mean, not with certainty: on the images at hand the largest rise is allowed with which, solved on all parts
-    of them but one and counted on that one, part by part, the target is kept (by bisection). So is a single output that
-    takes all: it is one of the thresholds tried. A target below `smallest_provable_target` counts as kept only where
-    the 95 % interval of the rise ends at 0 or below. Where nothing is shown to keep the target, all images take the
-    final output. Else as `solve`, which allows all of the target on the images that it solves on.
+    On average, not with certainty. Bisection looks for the largest rise to allow: thresholds solved with it on all
+    folds but one, and judged on that one, keep the target, over all folds. A single output that takes all images is
+    among the candidates. A target below `smallest_provable_target` counts as kept only where the 95 % interval of the
+    rise ends at 0 or below. Where nothing is shown to keep the target, all images take the final output. Else as
+    `solve`, which allows all of the target on the images that it solves on.
     """
     check_target(max_error_increase)
     task, n, refine = _task(predicted, rule, costs, passing), len(predicted.labels), 0 if common else BEST
     final = replace(rule, thresholds=only_at(len(costs), len(costs)))
-    unshown = final, CrossFit(parts, None, 0.0, (0.0, 0.0))
-    few = max_error_increase < smallest_provable_target(n) - 1e-9
+    final_alone = final, CrossFit(parts, None, 0.0, (0.0, 0.0))
+    unprovable = max_error_increase < smallest_provable_target(n) - 1e-9
     part = torch.randperm(n, generator=torch.Generator().manual_seed(0)) % parts
-    halves = [(task.of_images(part != k), task.of_images(part == k)) for k in range(parts)]
-    begun = [solved_on.starts(common) for solved_on, _ in halves]
+    folds = [(task.of_images(part != k), task.of_images(part == k)) for k in range(parts)]
+    starts_of = [solved_on.starts(common) for solved_on, _ in folds]
 
     def rise(allowed: float) -> Comparison:
         errors = []
-        for (solved_on, left_out), starts in zip(halves, begun, strict=True):
+        for (solved_on, left_out), starts in zip(folds, starts_of, strict=True):
             found = solved_on.solve(starts, allowed, None, refine=min(refine, 2))
             errors.append(left_out.errors(found or final.thresholds))
-        finals = torch.cat([left_out.wrong[-1] for _, left_out in halves])
+        finals = torch.cat([left_out.wrong[-1] for _, left_out in folds])
         return compare(torch.cat(errors).bool(), finals.bool())
 
     # Between all of the target and that less two standard errors of the final output's error (or two targets):
@@ -162,7 +162,7 @@ def solve_cross_fitted(
     kept, allowed = None, high
     for _ in range(7):
         found = rise(allowed)
-        if found.high <= 0 if few else found.difference <= max_error_increase + 1e-9:
+        if found.high <= 0 if unprovable else found.difference <= max_error_increase + 1e-9:
             kept, low = (allowed, found), allowed
         else:
             high = allowed
@@ -170,11 +170,11 @@ def solve_cross_fitted(
             break
         allowed = (low + high) / 2
     if kept is None:
-        return unshown
+        return final_alone
     allowed, found = kept
     thresholds = task.solve(task.starts(common), allowed, None, refine)
     if thresholds is None:
-        return unshown
+        return final_alone
     return replace(rule, thresholds=thresholds), CrossFit(parts, allowed, found.difference, (found.low, found.high))
 
 
@@ -182,15 +182,13 @@ def check_target(max_error_increase: float | None = None, max_mean_cost: float |
     """Raise ValueError unless this is one target, and one that can be: a fraction below 0.5, a cost above 0."""
     if (max_error_increase is None) == (max_mean_cost is None):
         raise ValueError("give one target: max_error_increase or a bound on the mean cost")
-    increase, bound = max_error_increase, max_mean_cost
-    if increase is not None and not (isinstance(increase, Real) and 0 <= increase < 0.5):  # 0.5 is meant as points
-        rule = "must be a share of images below 0.5 (0.005 is half a percentage point)"
-        raise ValueError(f"max_error_increase {rule}, got {increase!r}")
-    if bound is not None and not (isinstance(bound, Real) and 0 < bound < float("inf")):
-        raise ValueError(f"the bound on the mean cost must be above 0 and finite, got {bound!r}")
+    if max_error_increase is not None:
+        check_share("max_error_increase", max_error_increase)
+    if max_mean_cost is not None:
+        check_limit("the bound on the mean cost", max_mean_cost)
 
 
-def sweep(
+def cost_curve(
     predicted: Predictions,
     rule: Policy,
     costs: Sequence[float],

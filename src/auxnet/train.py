@@ -17,9 +17,9 @@ import torch
 from auxnet import __version__, distributed, rundir
 from auxnet.build import (
     build,
-    check,
     check_data,
     check_last_batch,
+    check_recipe,
     evaluation_batches,
     network_options,
     normalised_for,
@@ -121,8 +121,8 @@ def fit(
         if resume is None and not overwrite:  # found out by one process: others may not see yet what it writes
             resume, overwrite = team.broadcast_object(rundir.to_resume(folder) if team.leads else None)
         if team.leads:
-            rundir.check(folder, recipe, resume is not False, overwrite)
-        check(recipe, begins=not resume)
+            rundir.check_run_folder(folder, recipe, resume is not False, overwrite)
+        check_recipe(recipe, begins=not resume)
         if diagnose and recipe.freeze == "trunk":
             raise ValueError("diagnose is of what supervises the trunk, and freeze='trunk' lets nothing: leave one out")
         if not resume and recipe.pretrained is not None:

@@ -176,7 +176,7 @@ def _checked(optimizer: Optimizer, parameters: list[Tensor]) -> torch.optim.Opti
 
 
 def _split_groups(optimizer: torch.optim.Optimizer, parts: Sequence[Sequence[Tensor]]) -> list[int]:
-    """Split an optimizer's groups so that each lies within one of these parts of its parameters; gives each one's part.
+    """Split the optimizer's groups so that each lies within one part of its parameters; return the part of each group.
 
     However a function groups parameters (those without weight decay by themselves, say), each takes the steps of its
     part. Raises ValueError for an optimizer that leaves out a parameter, or has others.

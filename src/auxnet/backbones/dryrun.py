@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from auxnet.errors import MisfitError, first_line
-from auxnet.network import AuxNet, Made, copied, in_mode
+from auxnet.network import AnyModule, AuxNet, copied, in_mode
 
 N = 2  # images of a dry run
 aten = torch.ops.aten
@@ -185,7 +185,7 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result.ndim - 1 if dim == x.ndim - 1 and result.shape[-1:] == x.shape[-1:] else None
 
 
-def _stand_in(module: Made, image_shape: Sequence[int]) -> tuple[Made, Tensor]:
+def _stand_in(module: AnyModule, image_shape: Sequence[int]) -> tuple[AnyModule, Tensor]:
     """A copy of a module and images for it, on the meta device, where nothing is computed.
 
     If it does not run there, since it looks at the values of a tensor, both are real.
@@ -214,7 +214,7 @@ def plain_attention() -> Iterator[None]:
 
 
 @contextmanager
-def _dry(module: Made, image_shape: Sequence[int]) -> Iterator[tuple[Made, Tensor]]:
+def _dry(module: AnyModule, image_shape: Sequence[int]) -> Iterator[tuple[AnyModule, Tensor]]:
     """The stand-ins. Within, no gradients, and what a backbone raises becomes one line about the images.
 
     (Or, for an AuxNet, about the heads: the backbone has run before.)

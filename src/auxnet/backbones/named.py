@@ -76,7 +76,7 @@ def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | No
 
 
 def is_own_code(name: str) -> bool:
-    """Whether a name stands for code that is none of a known library's."""
+    """Whether a name stands for code outside the known libraries."""
     return name.partition(":")[0] not in LIBRARIES
 
 

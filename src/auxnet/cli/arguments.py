@@ -17,7 +17,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from auxnet import sections
 from auxnet.cli import screen
-from auxnet.errors import ExclusionError, warn
+from auxnet.errors import ExclusionError, check_limit, warn
 from auxnet.recipe import Recipe, read_recipe, read_run_recipe, words_of
 
 Options = TypeVar("Options")
@@ -210,8 +210,8 @@ def number(flag: str, text: str | None) -> float | None:
 
 def above_zero(flag: str, value: float | None) -> float | None:
     """The value of a limit. Raises ValueError for one that nothing could meet."""
-    if value is not None and not 0 < value < float("inf"):
-        raise ValueError(f"{flag} must be above 0 and finite, got {value:g}; leave it out for no limit")
+    if value is not None:
+        check_limit(flag, value)
     return value
 
 

@@ -157,13 +157,21 @@ def _line(trial: Trial) -> str:
     if trial.state == "failed":
         return f"trial {trial.number} failed with {drawn}: {trial.error}"
     error = "" if trial.objective is None else f" val. error {per_cent(trial.objective)},"
-    time = f"{trial.epochs} epoch{'s' if trial.epochs > 1 else ''}, {duration(trial.seconds)}"
+    time = f"{plural(trial.epochs, 'epoch')}, {duration(trial.seconds)}"
     return f"trial {trial.number} {trial.state}:{error} {drawn}; {time}"
 
 
 def _show(console: Console, outcome: Outcome) -> None:
     """The best trials, which field matters, what went wrong, and where all lies."""
-    from auxnet.sweeps.sweep_page import headline, importance_of, notes_of, objective_in_words, ranked, write_outcome
+    from auxnet.sweeps.sweep_page import (
+        counts_of,
+        headline,
+        importance_of,
+        notes_of,
+        objective_in_words,
+        ranked,
+        write_outcome,
+    )
 
     with screen.working("drawing the sweep"):
         paths = write_outcome(outcome)
@@ -175,9 +183,8 @@ def _show(console: Console, outcome: Outcome) -> None:
         drawn = [trial.in_words.get(name, "-") for name in outcome.settings.space]
         table.add_row(str(trial.number), trial.state, error, *drawn, str(trial.epochs), duration(trial.seconds))
     screen.print_table(console, table)
-    states = [trial.state for trial in order]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    lines = [f"{len(states)} of {outcome.total} trials{f': {counts}' if counts else ''}"]
+    counts = counts_of(order)
+    lines = [f"{len(order)} of {outcome.total} trials{f': {counts}' if counts else ''}"]
     if running := _running(order):
         lines.append(f"under way: {running}")
     if importance := importance_of(outcome):

@@ -15,6 +15,7 @@ from auxnet.errors import warn
 from auxnet.reading.arrays import Arrays, Pixels
 from auxnet.reading.encoded import Files
 from auxnet.reading.pictures import decode, decoded_bytes, stack
+from auxnet.words import first_few
 
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 IMAGE_SUFFIXES = frozenset({*_JPEG_SUFFIXES, ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -127,7 +128,7 @@ def _refuse_split_left_out(folder: Path, homes: Mapping[str, Path], lacking: set
             "rename the class train"
         )
     if others:
-        names = ", ".join(f"{home.name}/" for home in others[:3]) + (", ..." if len(others) > 3 else "")
+        names = first_few([f"{home.name}/" for home in others])
         warn(f"{folder}: passed over {names}: no folders of train, val or test")
 
 

@@ -23,9 +23,11 @@ from auxnet.documents import json_value
 from auxnet.reading.arrays import Arrays, Pixels, check_unpacked, labels_of, reading
 from auxnet.reading.cache import Made, entry
 from auxnet.reading.encoded import Rows
+from auxnet.reading.folders import SPLITS
 from auxnet.reading.pictures import decode, decoded_bytes, stack
 
 LONGEST_NAME = 1000  # characters of a class
+_SPLITS = {**SPLITS, "extra": "extra"}
 
 
 def shards_of(folder: Path, below: bool = True) -> dict[str, list[Path]]:
@@ -37,9 +39,8 @@ def shards_of(folder: Path, below: bool = True) -> dict[str, list[Path]]:
     """
     homes: dict[Path, dict[str, list[Path]]] = {}
     for file in sorted([*folder.glob("*.parquet"), *(folder.glob("*/*.parquet") if below else ())]):
-        match = re.match(r"(train|test|val|extra)(idation|id)?(?![a-zA-Z])", file.name.lower())
-        if match:
-            homes.setdefault(file.parent, {}).setdefault(match[1], []).append(file)
+        if split := _SPLITS.get(re.split("[^a-z]", file.name.lower())[0]):
+            homes.setdefault(file.parent, {}).setdefault(split, []).append(file)
     if len(homes) > 1:
         names = ", ".join(str(home) for home in homes)
         raise ValueError(f"{folder} holds several data sets, give one of them: {names}")
@@ -118,7 +119,7 @@ def bytes_of(files: Sequence[Path], image_size: int | None) -> int:
     return decoded_bytes(table.rows, pictures, image_size)
 
 
-def copied(files: Sequence[Path]) -> Rows:
+def rows_in_cache(files: Sequence[Path]) -> Rows:
     """The rows of parquet shards, copied into the cache, where each can be read by its number.
 
     Raises as `read` does, and OSError where the cache has no room for the copy.

@@ -24,7 +24,7 @@ from auxnet.reading.cache import cached
 from auxnet.reading.encoded import Encoded, Files
 from auxnet.reading.folders import passed_over, split_homes, subfolders
 from auxnet.reading.pictures import DECODER
-from auxnet.words import nearest
+from auxnet.words import first_few, nearest
 
 NAMES = ("digits", "cifar10", "cifar100", "svhn")
 _HUB = {
@@ -261,14 +261,14 @@ def _parquet_parts(folder: Path, below: bool = True, extra: bool = False) -> dic
         shards["train"] = [*shards["train"], *more]
     used = {file for files in shards.values() for file in files}
     if others := sorted({other for file in used for other in file.parent.glob("*.parquet")} - used):
-        names = ", ".join(other.name for other in others[:3]) + (", ..." if len(others) > 3 else "")
+        names = first_few([other.name for other in others])
         warn(f"{others[0].parent}: passed over {names}: no shards of train, val or test")
     return {
         split: Part(
             files,
             partial(parquet.read, files),
             "parquet",
-            partial(parquet.copied, files),
+            partial(parquet.rows_in_cache, files),
             partial(parquet.bytes_of, files),
         )
         for split, files in shards.items()

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from auxnet.build import check, check_machine, depths_of
+from auxnet.build import check_machine, check_recipe, depths_of
 from auxnet.documents import json_value, parsing
 from auxnet.reading.sources import find
 from auxnet.recipe import Recipe
@@ -39,8 +39,7 @@ def check_claims(study: Study) -> None:
             if claim.of == "share" and outputs > 1 and method == "joint":
                 raise ValueError(f"{about} names {side}, but joint training has one share: name {side.variant}")
             if side.output != "final" and not 1 <= int(side.output) <= outputs:
-                has = f"{side.variant} has {outputs} output{'s' if outputs > 1 else ''}"
-                raise ValueError(f"{about} names {side}, but {has}")
+                raise ValueError(f"{about} names {side}, but {side.variant} has {plural(outputs, 'output')}")
 
 
 def _depths(study: Study, side: Side) -> tuple[int, ...]:
@@ -52,7 +51,7 @@ def check_variants(study: Study, where: Mapping[str, Any]) -> None:
     check_machine(Recipe(**where))
     for variant in study.variants:
         try:
-            check(study.recipe(variant, study.datasets[0], where=where))
+            check_recipe(study.recipe(variant, study.datasets[0], where=where))
         except ValueError as error:
             raise ValueError(f"study {study.name}: variant {variant}: {error}") from None
 

@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock
 
 from auxnet import diagnosing
-from auxnet.checkpoint import fingerprint
+from auxnet.checkpoint import weights_sha256
 from auxnet.documents import parsing, read_json
 from auxnet.files import write_json
 from auxnet.opening import opened
@@ -84,7 +84,7 @@ def _measured(out: Path, trial: Trial) -> dict[str, Any] | None:
     folder = folder_of(out, trial)
     gone = not (folder / "model.safetensors").is_file()  # removed, to save room: nothing says that they were others
     with parsing(_damaged(out, trial)):
-        return run if gone or run["weights_sha256"] == fingerprint(folder) else None
+        return run if gone or run["weights_sha256"] == weights_sha256(folder) else None
 
 
 def _damaged(out: Path, trial: Trial) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from html import escape
@@ -15,7 +16,7 @@ from auxnet.files import whole
 from auxnet.page_frame import columns_of, page_of_figures, table_of, tiles_of, unbroken
 from auxnet.reading.splits import validated_alike
 from auxnet.recipe import words_of, write_recipe
-from auxnet.scores import too_few, wilson
+from auxnet.scores import interval_of, too_few
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.space import Domain, Range, count_of, in_words
 from auxnet.sweeps.sweeping import Sweep
@@ -136,7 +137,7 @@ def _different(sweep: Sweep) -> list[Trial]:
 
 def _interval(error: float | None, images: int) -> tuple[float, float]:
     """Wilson's of an error on so many images; of a mean over outputs, which varies less, it is too wide if anything."""
-    return wilson(round((error or 0.0) * images), images)
+    return interval_of(error or 0.0, images)
 
 
 def headline(sweep: Sweep) -> str:
@@ -159,12 +160,14 @@ def headline(sweep: Sweep) -> str:
     return f"Trial {best.number} is the best on validation: {error}, with {drawn}.{as_good}{doubt}"
 
 
+def counts_of(trials: Sequence[Trial]) -> str:
+    """How many trials are in each state, in the order of `ranked`."""
+    return ", ".join(f"{n} {state}" for state, n in Counter(trial.state for trial in ranked(trials)).items())
+
+
 def _progress(sweep: Sweep) -> str:
-    states = [trial.state for trial in sweep.trials]
-    counts = ", ".join(
-        f"{states.count(state)} {state}" for state in dict.fromkeys(t.state for t in ranked(sweep.trials))
-    )
-    begun = f"{len(states)} of {sweep.total} trials begun{f' ({counts})' if counts else ''}"
+    counts = counts_of(sweep.trials)
+    begun = f"{len(sweep.trials)} of {sweep.total} trials begun{f' ({counts})' if counts else ''}"
     return f"{begun}, sampler {sweep.settings.sampler}"
 
 
