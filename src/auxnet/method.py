@@ -71,13 +71,19 @@ class Method:
         wait: stop where `losses.isfinite().all()` is false, for then the weights are lost.
 
         Raises TypeError for what are no tensors (labels under the default loss alone), ValueError for images or labels
-        that are not for this net, RuntimeError if the net's parameters are others than when the method was built.
+        that are not for this net, RuntimeError if the net's parameters are others than when the method was built, or
+        all of it is in evaluation mode, in which BatchNorm would keep its statistics.
         """
         check_tensors(images, labels, self.loss)
         if _parameter_identities(self.net) != self.built_on:
             raise RuntimeError(
                 "the net's parameters were moved, replaced, frozen or unfrozen after its method was built: "
                 "build the method after that"
+            )
+        if not any(module.training for module in self.net.modules()):
+            raise RuntimeError(
+                "a training step needs training mode, and the net is in evaluation mode, as load gives it: "
+                "net.train() first (then norms alone may go back to evaluation mode)"
             )
         if len(images) == 0:
             raise ValueError("a training step needs one image or more, got a batch of none")
