@@ -780,6 +780,12 @@ def test_a_net_changed_after_its_method_was_built_is_noticed(make, change):
         method.step(*images())
 
 
+def test_a_method_equals_itself_alone():
+    net = small()
+    one, other = (auxnet.joint(net, sgd()) for _ in range(2))
+    assert len({one, one, other}) == 2
+
+
 @every_method
 def test_a_net_in_evaluation_mode_is_not_trained(make):
     net = small().eval()

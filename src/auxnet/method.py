@@ -42,7 +42,7 @@ def weights_for(net: AuxNet, weights: Weights | None) -> list[float]:
     return lambdas
 
 
-@dataclass(frozen=True, repr=False)  # it would show the whole net
+@dataclass(frozen=True, eq=False, repr=False)  # it would show the whole net
 class Method:
     """A way of training, bound to a net. Build it after the net is on its device, and what is frozen is frozen."""
 

@@ -51,7 +51,7 @@ from auxnet.tensors import save_tensors
 from auxnet.words import first_few, plural, val_errors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """A finished training: its folder, its net (of the last epoch, or its moving average), and its summary.json.
 
