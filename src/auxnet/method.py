@@ -70,9 +70,9 @@ class Method:
         the updates of outputs 1..k-1. A loss that is not finite is not noticed here, since looking would make a GPU
         wait: stop where `losses.isfinite().all()` is false, for then the weights are lost.
 
-        Raises TypeError for what are no tensors (labels under the default loss alone), ValueError for images or labels
-        that are not for this net, RuntimeError if the net's parameters are others than when the method was built, or
-        all of it is in evaluation mode, in which BatchNorm would keep its statistics.
+        Raises TypeError if images, or labels under the default loss, are not tensors; ValueError for images or labels
+        that are not for this net; RuntimeError if the net's parameters have changed since the method was built, or all
+        of it is in evaluation mode, in which BatchNorm would keep its statistics.
         """
         check_tensors(images, labels, self.loss)
         if _parameter_identities(self.net) != self.built_on:

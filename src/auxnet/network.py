@@ -174,7 +174,7 @@ class AuxNet(nn.Module):
 
 
 def check_net(net: object) -> None:
-    """Raise TypeError unless this is an AuxNet (a run or a truncated net is none)."""
+    """Raise TypeError unless this is an AuxNet (a run or a truncated net is not one)."""
     if not isinstance(net, AuxNet):
         mend = "output k by itself is net.alone(k), and attach makes one of a backbone"
         if isinstance(net, str | os.PathLike):
@@ -187,7 +187,7 @@ def check_net(net: object) -> None:
 
 
 def check_tensors(images: object, labels: object, loss: object = F.cross_entropy) -> None:
-    """Raise TypeError unless the images and the labels of a batch are tensors; a loss of one's own takes any labels.
+    """Raise TypeError unless the images and the labels of a batch are tensors; a custom loss may take any labels.
 
     ValueError for labels that the default loss does not take.
     """
