@@ -9,11 +9,12 @@ from torch import nn
 
 import auxnet
 from auxnet import build, cli, rundir
+from auxnet.advice import notes_of, optimizer_doubts
 from auxnet.averaging import recalibrate_norms
 from auxnet.data import load_data
 from auxnet.distributed import Team
 from auxnet.network import copied
-from auxnet.plan import notes_of, optimizer_doubts, plan, planned_outputs
+from auxnet.plan import plan, planned_outputs
 from auxnet.recipe import Recipe
 from auxnet.resuming import newest_checkpoint
 

@@ -9,19 +9,18 @@ import torch
 
 from auxnet import Recipe, fit, methods, resnet
 from auxnet import plan as planning
-from auxnet.build import step_scale_of
-from auxnet.data import load_data
-from auxnet.plan import (
+from auxnet.advice import (
     data_doubts,
     few_steps,
     ignores_weights,
     notes_of,
     optimizer_doubts,
-    plan,
-    planned_outputs,
     precision_doubts,
     speed_notes,
 )
+from auxnet.build import step_scale_of
+from auxnet.data import load_data
+from auxnet.plan import plan, planned_outputs
 from auxnet.words import duration
 from writers import tiny, write_folders
 
