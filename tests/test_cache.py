@@ -93,16 +93,13 @@ def test_to_run_out_of_memory_is_no_damage_of_an_image(
     assert load(str(own), stream=stream, workers=0).left_out == ()
 
 
-@pytest.mark.parametrize("name", ["images.npy", "labels.npy", "about.json"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "flipped"])
-def test_a_damaged_cache_is_rebuilt(
-    name: str, damage: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_cache_is_rebuilt(damage: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads, own = counting(monkeypatch), folder_of(home, 12)
     before = load(str(own))
-    file = next((tmp_path / "cache").glob(f"*/{name}"))
+    file = next((tmp_path / "cache").glob("*/entry.npz"))
     content = bytearray(file.read_bytes())
-    content[-20 if name != "about.json" else 12] ^= 1
+    content[len(content) // 2] ^= 1  # in an image
     made = {"missing": None, "empty": b"", "truncated": bytes(content)[:-9], "flipped": bytes(content)}[damage]
     if made is None:
         file.unlink()
@@ -118,8 +115,9 @@ def test_a_damaged_cache_is_rebuilt(
 def test_a_pickle_in_the_cache_is_not_loaded(home: Path, tmp_path: Path) -> None:
     own = folder_of(home)
     before = load(str(own))
-    file = next((tmp_path / "cache").glob("*/images.npy"))
-    np.save(file, np.array([{"an": "object"}], object), allow_pickle=True)
+    file = next((tmp_path / "cache").glob("*/entry.npz"))
+    with np.load(file) as entry:
+        np.savez(file, **{**entry, "images": np.array([{"an": "object"}], object)})
     assert same(load(str(own)).train, before.train)
 
 
@@ -148,13 +146,16 @@ def test_what_was_not_used_for_a_month_goes_when_an_entry_is_made(home: Path, tm
     foreign.mkdir()
     (foreign / "thesis.txt").touch()  # the folder is shared with others, who name theirs by digests too
     left.mkdir()
-    for path in (first, second, foreign, left):
+    earlier = tmp_path / "cache" / ("e" * 32)  # in the form that entries once had
+    earlier.mkdir()
+    (earlier / "about.json").touch()
+    for path in (first, second, foreign, left, earlier):
         make_old(path, 31)
     load(own)  # recalled: used again
-    assert entries(tmp_path) == {first, second, foreign, left}
+    assert entries(tmp_path) == {first, second, foreign, left, earlier}
     load(own, image_size=5)
     assert entries(tmp_path) >= {first, foreign}
-    assert not entries(tmp_path) & {second, left}
+    assert not entries(tmp_path) & {second, left, earlier}
 
 
 def test_an_entry_in_use_stays(home: Path, tmp_path: Path) -> None:

@@ -109,6 +109,7 @@ def test_nothing_is_moved_by_compiling():
     assert all(torch.equal(x, before[name]) for name, x in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert not net.training
+    net.train()
     method.step(images, labels)
     assert not any("forward" in vars(segment) for segment in net.segments)
     assert known == settings()

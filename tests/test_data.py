@@ -270,3 +270,17 @@ def test_a_class_that_no_image_judges_is_told(tmp_path):
     assert [str(each.message) for each in told] == [
         f"{tmp_path}/pics: no test image of 'cross': no test error says anything about it"
     ]
+
+
+@pytest.mark.parametrize("stream", ["never", "always"])
+def test_a_data_set_equals_itself_alone_and_is_shown_without_its_pixels(stream: str, home: Path) -> None:
+    """Tensors have no equality of one word, and many of them no hash that is of any use."""
+    one, other = (load(str(folder), stream=stream, workers=0) for folder in [folder_of(home)] * 2)
+    assert one == one
+    assert one.train == one.train
+    assert one != other
+    assert one.train != other.train
+    assert len({one, other, one.train, other.train}) == 4
+    assert f"train={'OnDisk' if stream == 'always' else 'Split'}(42 images of (8, 8, 3))" in repr(one)
+    assert "array" not in repr(one)
+    assert "tensor" not in repr(one)

@@ -9,10 +9,12 @@ from torch import nn
 
 import auxnet
 from auxnet import build, cli, rundir
+from auxnet.advice import notes_of, optimizer_doubts
 from auxnet.averaging import recalibrate_norms
 from auxnet.data import load_data
 from auxnet.distributed import Team
-from auxnet.plan import notes_of, optimizer_doubts, plan, planned_outputs
+from auxnet.network import copied
+from auxnet.plan import plan, planned_outputs
 from auxnet.recipe import Recipe
 from auxnet.resuming import newest_checkpoint
 
@@ -89,7 +91,7 @@ def test_what_is_frozen_is_in_evaluation_whatever_mode_is_set():
     net = auxnet.resnet(depth=8, outputs=2)
     assert net.train().trained is net
     net.freeze_trunk()
-    kept = [*net.segments.modules(), *net.heads[-1].modules()]
+    kept = [module for part in (*net.segments, net.heads[-1]) for module in part.modules()]
     assert not any(part.training for part in kept)
     assert all(part.training for part in net.train().heads[0].modules())
     assert not any(part.training for part in kept)
@@ -98,6 +100,22 @@ def test_what_is_frozen_is_in_evaluation_whatever_mode_is_set():
     recalibrate_norms(net, [torch.rand(4, 3, 8, 8)])
     moved = {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
     assert {name.partition(".bn.")[0] for name in moved} == {"heads.0"}
+
+
+PARTS = {"up to": lambda net: net.up_to(2), "alone": lambda net: net.alone(2), "copied": copied}
+
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
+def test_what_is_frozen_is_frozen_in_parts_of_the_net_and_copies_too(part):
+    net = auxnet.resnet(depth=8, outputs=3)
+    net.freeze_trunk()
+    made = part(net).train()
+    before = {name: tensor.clone() for name, tensor in made.named_buffers()}
+    made(torch.rand(4, 3, 8, 8))
+    moved = {name for name, tensor in made.named_buffers() if not torch.equal(tensor, before[name])}
+    trained = {name for name, _ in made.named_buffers() if name.startswith("heads.") and name.split(".")[1] != "2"}
+    assert moved == trained
+    assert [*made.trained] == [*made.heads][:2]
 
 
 def test_processes_average_the_statistics_of_what_is_trained_alone(plain, recipe, tmp_path, monkeypatch):

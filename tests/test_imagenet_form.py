@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import auxnet
 from auxnet import build
+from auxnet.advice import warnings_of
 from auxnet.backbones.named import build_backbone
 from auxnet.cost import costs
 from auxnet.data import DataSet, Split
-from auxnet.plan import warnings_of
 from auxnet.recipe import Recipe
 from auxnet.residual import placement
 

@@ -780,6 +780,28 @@ def test_a_net_changed_after_its_method_was_built_is_noticed(make, change):
         method.step(*images())
 
 
+def test_a_method_equals_itself_alone():
+    net = small()
+    one, other = (auxnet.joint(net, sgd()) for _ in range(2))
+    assert len({one, one, other}) == 2
+
+
+@every_method
+def test_a_net_in_evaluation_mode_is_not_trained(make):
+    net = small().eval()
+    method, before = make(net, sgd(), net.loss_weights()), copy.deepcopy(net.state_dict())
+    with pytest.raises(RuntimeError, match=r"the net is in evaluation mode, as load gives it: net\.train\(\) first"):
+        method.step(*images())
+    assert all(map(torch.equal, before.values(), net.state_dict().values()))
+    net.heads.train()  # a trunk that is frozen by hand
+    method.step(*images())
+    for norm in (module for module in net.train().modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.eval()
+    before = {name: tensor.clone() for name, tensor in net.named_buffers()}
+    method.step(*images())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.named_buffers())
+
+
 @every_method
 def test_a_step_where_no_gradient_can_be_taken_is_refused(make):
     net = small()

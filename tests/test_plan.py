@@ -9,19 +9,19 @@ import torch
 
 from auxnet import Recipe, fit, methods, resnet
 from auxnet import plan as planning
-from auxnet.build import step_scale_of
-from auxnet.data import load_data
-from auxnet.plan import (
+from auxnet.advice import (
     data_doubts,
     few_steps,
     ignores_weights,
     notes_of,
     optimizer_doubts,
-    plan,
-    planned_outputs,
     precision_doubts,
     speed_notes,
 )
+from auxnet.build import step_scale_of
+from auxnet.data import load_data
+from auxnet.plan import plan, planned_outputs
+from auxnet.words import duration
 from writers import tiny, write_folders
 
 ETA, DECAY = 1.0, 1e-4
@@ -210,3 +210,9 @@ def test_classes_of_very_different_sizes_are_told():
     nearly = replace(uneven, train=replace(uneven.train, labels=labels.where(labels != 2, 1)))
     assert data_doubts(replace(recipe, class_weights="balanced"), uneven) == data_doubts(recipe, even) == []
     assert data_doubts(recipe, replace(nearly, classes=("a", "b"))) == []
+
+
+def test_less_than_a_second_is_not_said_to_take_none():
+    said = {0: "0 s", 0.004: "0.004 s", 0.31: "0.3 s", 0.94: "0.9 s", 0.97: "1 s", 7: "7 s", 185: "3:05 min"}
+    assert {seconds: duration(seconds) for seconds in said} == said
+    assert duration(7385) == "2:03:05 h"

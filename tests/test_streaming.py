@@ -187,7 +187,7 @@ def test_what_a_killed_process_left_half_done_is_removed(home: Path, tmp_path: P
     half_done = made.with_name(f"{made.name}-x1y2")
     half_done.mkdir()
     (half_done / "images.bin").write_bytes(bytes(1000))
-    (made / "about.json").unlink()
+    (made / "entry.npz").unlink()
     load(own, stream="always", workers=0)
     assert not half_done.exists()
     assert made.is_dir()

@@ -345,3 +345,12 @@ def test_targets_that_cannot_be_are_refused():
         solve(said, RULE, COSTS, COSTS, max_error_increase=0)
     with pytest.raises(ValueError, match="3 outputs need 2 thresholds, got 1"):
         outcome(said, Policy((0.5,), "top", (1.0,) * 3), COSTS)
+
+
+@pytest.mark.parametrize("temperatures", [(1.0,), (1.0,) * 2, (1.0,) * 4])
+def test_a_policy_of_other_outputs_sends_no_image_anywhere(temperatures):
+    rule = f"3 outputs need 3 temperatures, got {len(temperatures)}"
+    with pytest.raises(ValueError, match=rule):
+        Policy((0.5, 0.5), "entropy", temperatures).exits(made_up().logits)
+    with pytest.raises(ValueError, match="3 outputs need 2 thresholds, got 1"):
+        Policy((0.5,), "entropy", (1.0,) * 3).exits(made_up().logits)

@@ -54,6 +54,7 @@ def test_a_run_shows_itself_in_a_line_opened_too(run):
     errors = " / ".join(f"{100 * row['val_error']:.1f}" for row in run.summary["last"])
     assert repr(run) == f"Run('{run.folder}': 3 outputs, val. error {errors} %)"
     assert repr(auxnet.Run(Path("runs/b"), run.net, {})) == "Run('runs/b')"  # of torchrun's other processes
+    assert len({run, auxnet.Run(run.folder, run.net, run.summary)}) == 2  # each equals itself alone
     with auxnet.opened(run) as it:
         assert repr(it) == f"Opened(recipe={it.recipe!r}, device=device(type='cpu'), may_be_seen_by={{}})"
 

@@ -73,18 +73,15 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, monkeypatch: pytest.Monkey
     source = tmp_path / "source"
     source.touch()
     cache.cached([source], "key", lambda: arrays)
-    kept = {path: path.read_bytes() for path in (tmp_path / "cache").rglob("*") if path.suffix in (".npy", ".json")}
-    assert len(kept) == 3
+    (file,) = (tmp_path / "cache").rglob("*.npz")
+    kept = file.read_bytes()
 
     @settings(max_examples=60, **FEW)
     @given(st.randoms(use_true_random=False))
     def law(random: Random) -> None:
-        file = random.choice(list(kept))
-        content = damaged(kept[file], random, file.suffix)
+        content = damaged(kept, random, file.suffix)
         if random.random() < 0.2:
-            content = (
-                kept[file].replace(b"(4, 8, 8, 3)", b"(4, 9999999, 9999999, 3)").replace(b"(4,)", b"(9999999999,)")
-            )
+            content = kept.replace(b"(4, 8, 8, 3)", b"(999999999,)")
         file.write_bytes(content)
         found = cache.cached([source], "key", lambda: arrays)
         assert np.array_equal(found.images, arrays.images)

@@ -47,10 +47,9 @@ Part = Callable[[int], slice]  # which of the n images of a batch; `slice` itsel
 
 
 def check_recipe(recipe: Recipe, begins: bool = True) -> None:
-    """Raise ValueError for a recipe that no data can make right, before any are read.
+    """Raise ValueError, before any data are read, for a recipe that would fail with any data.
 
-    One that `begins` must also discard losses after the epochs that it says; of a single one, as of a trial, none is
-    asked for.
+    With `begins`, epochs in `discard_after` must also leave one in which it acts (a single epoch is exempt).
     """
     check_machine(recipe)
     if recipe.freeze == "trunk" and recipe.pretrained is None:

@@ -45,7 +45,7 @@ _STATISTICS = {
 _CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DataSet:
     """Three splits, the names of the classes, and the normalisation and augmentation that suit the images."""
 

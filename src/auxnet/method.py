@@ -42,7 +42,7 @@ def weights_for(net: AuxNet, weights: Weights | None) -> list[float]:
     return lambdas
 
 
-@dataclass(frozen=True, repr=False)  # it would show the whole net
+@dataclass(frozen=True, eq=False, repr=False)  # it would show the whole net
 class Method:
     """A way of training, bound to a net. Build it after the net is on its device, and what is frozen is frozen."""
 
@@ -70,14 +70,20 @@ class Method:
         the updates of outputs 1..k-1. A loss that is not finite is not noticed here, since looking would make a GPU
         wait: stop where `losses.isfinite().all()` is false, for then the weights are lost.
 
-        Raises TypeError for what are no tensors (labels under the default loss alone), ValueError for images or labels
-        that are not for this net, RuntimeError if the net's parameters are others than when the method was built.
+        Raises TypeError if images, or labels under the default loss, are not tensors; ValueError for images or labels
+        that are not for this net; RuntimeError if the net's parameters have changed since the method was built, or all
+        of it is in evaluation mode, in which BatchNorm would keep its statistics.
         """
         check_tensors(images, labels, self.loss)
         if _parameter_identities(self.net) != self.built_on:
             raise RuntimeError(
                 "the net's parameters were moved, replaced, frozen or unfrozen after its method was built: "
                 "build the method after that"
+            )
+        if not any(module.training for module in self.net.modules()):
+            raise RuntimeError(
+                "a training step needs training mode, and the net is in evaluation mode, as load gives it: "
+                "net.train() first (then norms alone may go back to evaluation mode)"
             )
         if len(images) == 0:
             raise ValueError("a training step needs one image or more, got a batch of none")

@@ -47,7 +47,7 @@ class AuxNet(nn.Module):
         self.heads = nn.ModuleList(heads)
         self.depths = tuple(depths)
         self.min_image_shape = min_image_shape
-        self.frozen = False
+        self.kept: tuple[nn.Module, ...] = ()  # frozen; a tuple, so that no module is registered twice
         if not len(self.segments) == len(self.heads) == len(self.depths) > 0:
             raise ValueError(
                 f"one head and one depth to each segment, got {len(self.segments)} segments, "
@@ -61,23 +61,26 @@ class AuxNet(nn.Module):
         return len(self.heads)
 
     def freeze_trunk(self) -> None:
-        """Keep the trunk and the final head as they are: without gradients, and in evaluation mode in training too."""
-        self.frozen = True
-        for part in (self.segments, self.heads[-1]):
+        """Keep the trunk and the final head as they are: without gradients, and in evaluation mode in training too.
+
+        Also in what `up_to` and `alone` make of the net from then on.
+        """
+        self.kept = (*self.segments, self.heads[-1])
+        for part in self.kept:
             part.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Set training or evaluation mode, in which alone is what is frozen (`freeze_trunk`)."""
+        """Set the mode; what is frozen (`freeze_trunk`) stays in evaluation mode."""
         super().train(mode)
-        for part in (self.segments, self.heads[-1]) if self.frozen else ():
+        for part in self.kept:
             part.eval()
         return self
 
     @property
     def trained(self) -> nn.Module:
-        """What a training changes: the net, or its auxiliary heads."""
-        return self.heads[:-1] if self.frozen else self
+        """What a training changes: the net, or the heads that are not frozen."""
+        return nn.ModuleList(head for head in self.heads if head not in self.kept) if self.kept else self
 
     def features(self, images: Tensor) -> Iterator[Tensor]:
         """What crosses each of the K cuts, shallow to deep, for images [N, C, H, W]: each made when it is asked for.
@@ -119,10 +122,12 @@ class AuxNet(nn.Module):
         return self._in_own_mode(part)
 
     def _in_own_mode(self, made: AnyModule) -> AnyModule:
-        """Put the new modules of `made` into this net's mode (training or evaluation)."""
-        own = set(self.modules())
-        for module in made.modules():
-            module.training = module.training if module in own else self.training
+        """Put the new modules of `made` into this net's mode (training or evaluation); what is frozen is so there."""
+        own, parts = set(self.modules()), set(made.modules())
+        for module in parts - own:
+            module.training = self.training
+        if isinstance(made, AuxNet):
+            made.kept = tuple(part for part in self.kept if part in parts)
         return made
 
     def check_images(self, shape: Sequence[int]) -> None:
@@ -169,7 +174,7 @@ class AuxNet(nn.Module):
 
 
 def check_net(net: object) -> None:
-    """Raise TypeError unless this is an AuxNet (a run or a truncated net is none)."""
+    """Raise TypeError unless this is an AuxNet (a run or a truncated net is not one)."""
     if not isinstance(net, AuxNet):
         mend = "output k by itself is net.alone(k), and attach makes one of a backbone"
         if isinstance(net, str | os.PathLike):
@@ -182,7 +187,7 @@ def check_net(net: object) -> None:
 
 
 def check_tensors(images: object, labels: object, loss: object = F.cross_entropy) -> None:
-    """Raise TypeError unless the images and the labels of a batch are tensors; a loss of one's own takes any labels.
+    """Raise TypeError unless the images and the labels of a batch are tensors; a custom loss may take any labels.
 
     ValueError for labels that the default loss does not take.
     """

@@ -61,12 +61,17 @@ class Policy:
         return min(always, default=len(self.temperatures))
 
     def exits(self, logits: Tensor) -> Tensor:
-        """The output 1..K at which each image leaves, int64 [N], by the logits [K, N, C] of all outputs."""
+        """The output 1..K at which each image leaves, int64 [N], by the logits [K, N, C] of all outputs.
+
+        Raises ValueError for a policy that is not for K outputs, as `confidences` does.
+        """
         return first_exit(self.confidences(logits), self.thresholds)
 
     def confidences(self, logits: Tensor) -> Tensor:
         """The confidences [K - 1, N] of all outputs but the final one, from the logits [K, N, C] of all."""
-        rows = [confidence(one, self.confidence, t) for one, t in zip(logits[:-1], self.temperatures, strict=False)]
+        self.check(len(logits))
+        tempered = zip(logits[:-1], self.temperatures[:-1], strict=True)
+        rows = [confidence(one, self.confidence, t) for one, t in tempered]
         return torch.stack(rows) if rows else logits.new_zeros(0, logits.shape[1])
 
     def up_to(self, output: int) -> Policy:

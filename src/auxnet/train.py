@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from auxnet import __version__, distributed, rundir
+from auxnet.advice import data_doubts, optimizer_doubts, precision_doubts
 from auxnet.build import (
     build,
     check_data,
@@ -39,7 +40,6 @@ from auxnet.machine import crowded, device_of, random_kept, threads_set, to_devi
 from auxnet.method import Method
 from auxnet.network import AuxNet, copied
 from auxnet.opening import check_classes, normalised_as, preprocessing_of
-from auxnet.plan import data_doubts, optimizer_doubts, precision_doubts
 from auxnet.preprocessing import Preprocessing
 from auxnet.progress import Progress
 from auxnet.provenance import provenance
@@ -51,7 +51,7 @@ from auxnet.tensors import save_tensors
 from auxnet.words import first_few, plural, val_errors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """A finished training: its folder, its net (of the last epoch, or its moving average), and its summary.json.
 

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 
 
 def duration(seconds: float) -> str:
-    """7 s, 3:05 min, 2:03:05 h."""
+    """0.3 s, 7 s, 3:05 min, 2:03:05 h."""
+    if 0.001 <= seconds < 0.95:
+        return f"{seconds:.1g} s"
     minutes, left = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -63,8 +63,8 @@ def train(words: list[str]) -> None:
         raise ValueError("--resume goes on with a run: name it with --out")
     screen.load_torch()
     from auxnet import rundir
+    from auxnet.advice import few_steps
     from auxnet.machine import keep_freed_memory
-    from auxnet.plan import few_steps
     from auxnet.scores import no_better_than_guessing
     from auxnet.train import fit
 

@@ -1,7 +1,8 @@
 """The cache of what was made of a data set's files: not made again while the files stay the same.
 
-An entry is a folder of arrays, one JSON file about them, and files that are too large for memory. It holds no
-pickles, is there whole or not at all, is made by one process at a time, and made anew if it is damaged.
+An entry is a folder of one .npz file, arrays and JSON about them under zip's checksums, and of files that are too large
+for memory. It holds no pickles, is there whole or not at all, is made by one process at a time, and made anew if it is
+damaged.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import re
 import shutil
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from auxnet.reading.arrays import VERSION, Arrays
 
 KEPT_DAYS, _DAY = 30, 24 * 3600  # since an entry was last used; seconds
+_FILE, _ABOUT = "entry.npz", "about"
 _ENTRY = r"([0-9a-f]{32})(-\w+)?"  # and what is left of one that was being made when its process was killed
 
 
@@ -89,12 +90,10 @@ def _digest(files: Sequence[Path | str], key: str) -> str:
 
 def _recalled(place: Path) -> Entry:
     used(place)  # first, so that no other process prunes it while it is read
-    about = json.loads((place / "about.json").read_text())
-    if about.pop("seal") != _seal(about):  # a list of arrays that lost some would still agree with their checksums
-        raise ValueError(f"{place} is damaged")
-    arrays = {name: np.load(place / f"{name}.npy", allow_pickle=False) for name in about["crc32"]}
-    sizes = {name: (place / name).stat().st_size for name in about["sizes"]}
-    if sizes != about["sizes"] or _checksums(arrays) != about["crc32"]:
+    with np.load(place / _FILE, allow_pickle=False) as file:
+        arrays = dict(file)
+    about = json.loads(arrays.pop(_ABOUT).tobytes())
+    if about["sizes"] != {name: (place / name).stat().st_size for name in about["sizes"]}:
         raise ValueError(f"{place} is damaged")
     return Entry(place, arrays, about["facts"])
 
@@ -109,10 +108,9 @@ def _kept(place: Path, make: Callable[[Path], Made]) -> Entry:
         half.mkdir()
         arrays, facts = make(half)
         sizes = {file.name: file.stat().st_size for file in half.iterdir()}
-        for name, array in arrays.items():
-            np.save(half / f"{name}.npy", array, allow_pickle=False)
-        about = {"facts": facts, "sizes": sizes, "crc32": _checksums(arrays)}
-        (half / "about.json").write_text(json.dumps({**about, "seal": _seal(about)}))
+        about = np.frombuffer(json.dumps({"facts": facts, "sizes": sizes}).encode(), np.uint8)
+        content: dict[str, Any] = {**arrays, _ABOUT: about}
+        np.savez(half / _FILE, **content)
         shutil.rmtree(place, ignore_errors=True)  # a damaged one, if any
         os.replace(half, place)
     _prune(place.parent)
@@ -139,15 +137,8 @@ def _prune(home: Path) -> None:
 
 def _is_entry(place: Path) -> bool:
     """Whether a folder is an entry, whole or half made: $AUXNET_CACHE may hold folders of others."""
-    return (place / "about.json").is_file() or [path.name for path in place.iterdir()] in ([], ["entry"])
-
-
-def _seal(about: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(about, sort_keys=True).encode())
-
-
-def _checksums(arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:
-    return {name: zlib.crc32(np.ascontiguousarray(array).data) for name, array in arrays.items()}
+    names = {path.name for path in place.iterdir()}
+    return _FILE in names or "about.json" in names or names <= {"entry"}  # about.json: made before 2026-11-26
 
 
 @contextmanager

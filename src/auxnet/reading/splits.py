@@ -19,11 +19,12 @@ from torch import Tensor
 from auxnet.reading.encoded import Encoded
 from auxnet.reading.pictures import decode, middle
 from auxnet.reading.survey import Survey, sums_of
+from auxnet.words import plural
 
 PIECE = 64  # images copied and summed at a time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)  # of tensors, which are neither equal as a whole nor short
 class Split:
     """N images, uint8 [H, W, C], and their labels, int64 [N]; the splits of a set share one array, and copy nothing."""
 
@@ -32,6 +33,9 @@ class Split:
     labels: Tensor
     positions: Tensor | None = None
     """of these images among those held, int64 [N]; None: they are all of them, in order"""
+
+    def __repr__(self) -> str:
+        return _shown(self)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -96,7 +100,7 @@ class Split:
         return map(self.read, torch.split(torch.arange(len(self)), PIECE))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class OnDisk:
     """Images that are decoded when they are read, and their labels, int64 [N], in memory."""
 
@@ -112,6 +116,9 @@ class OnDisk:
     """of all its pixels and of their squares, int64 [N, 2, C]"""
     decoded_size: tuple[int, int]
     """(H, W) of the images of which `read` gives the middle part"""
+
+    def __repr__(self) -> str:
+        return _shown(self)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -157,6 +164,10 @@ class OnDisk:
 
 Labelled = Split | OnDisk
 """`read(indices)` gives images, uint8 [n, *image_shape]; labels int64 [N]"""
+
+
+def _shown(split: Labelled) -> str:
+    return f"{type(split).__name__}({plural(len(split), 'image')} of {split.image_shape})"
 
 
 def on_disk(encoded: Encoded, known: Survey, image_size: int | None) -> OnDisk:

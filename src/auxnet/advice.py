@@ -1,0 +1,174 @@
+"""What looks unwise about a recipe, and what is worth knowing of it, said before any step.
+
+Warnings and notes, each a sentence; nothing is refused here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from auxnet.build import step_scale_of
+from auxnet.by_name import without_effect
+from auxnet.data import LARGE, DataSet, OnDisk
+from auxnet.machine import bfloat16_pays, device_of
+from auxnet.progress import steps_per_epoch
+from auxnet.recipe import Recipe
+from auxnet.residual import layout
+from auxnet.schedules import lambdas_at, weights_of
+from auxnet.words import plural
+
+COMPILING_PAYS = 600.0  # seconds of training, of which a minute is a tenth
+FEW_STEPS, SMALL_BATCH = 10, 16
+VERY_UNEVEN = 4  # times the training images of the smallest class in the largest
+FEW_EPOCHS = 3  # in which a cosine falls
+OF_SMALL_STEPS = {  # of SGD's step size
+    **dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop"), "a hundredth"),
+    **dict.fromkeys(("Adagrad", "Adafactor"), "a tenth"),
+}
+
+
+def few_steps(recipe: Recipe, images: int) -> list[str]:
+    """A warning where an epoch has hardly any steps, as with few images in large batches."""
+    steps = steps_per_epoch(images, recipe.batch_size)
+    if steps >= FEW_STEPS or recipe.batch_size <= SMALL_BATCH:
+        return []
+    smaller = max(SMALL_BATCH, images // (2 * FEW_STEPS))
+    more = steps_per_epoch(images, smaller)
+    if more == steps:
+        return []
+    said = f"an epoch has {plural(steps, 'step')} of {recipe.batch_size} images"
+    return [f"{said}: with --batch-size {smaller} it has {more}, and wants a smaller --lr"]
+
+
+def data_doubts(recipe: Recipe, dataset: DataSet) -> list[str]:
+    """Warnings of what is asked for and changes nothing with these data, and of classes of very different sizes."""
+    doubts, sizes = [], dataset.train.labels.bincount(minlength=dataset.num_classes).tolist()
+    if dataset.brings_val and recipe.val_fraction != Recipe.val_fraction:
+        given = f"val_fraction={recipe.val_fraction:g} (--val-fraction)"
+        doubts.append(f"{given} has no effect: {dataset.name} brings validation images of its own")
+    if recipe.class_weights == "none" and max(sizes) >= VERY_UNEVEN * min(sizes):
+        apart = f"classes have {min(sizes):,} to {max(sizes):,} training images"
+        doubts.append(f"{apart}: with --class-weights balanced each counts alike; evaluate shows the balanced error")
+    return doubts
+
+
+def precision_doubts(recipe: Recipe) -> list[str]:
+    """A warning of bfloat16 on a CPU that has no units for it."""
+    if recipe.precision == "float32" or device_of(recipe).type != "cpu" or bfloat16_pays() is not False:
+        return []
+    return ["this CPU has no units for bfloat16, which is slower on it than float32: leave --precision out"]
+
+
+def speed_notes(recipe: Recipe, seconds: float) -> list[str]:
+    """What should make steps faster, and the recipe may have: bfloat16, and compiling if it trains for so long."""
+    notes = []
+    if device_of(recipe).type == "cpu" and bfloat16_pays() and _may_gain(recipe, precision="bfloat16"):
+        notes.append("this CPU has units for bfloat16 (AMX): with --precision bfloat16 a step should take less time")
+    if seconds > COMPILING_PAYS and _may_gain(recipe, compile=True):
+        notes.append("with --compile, which takes a minute at the start, a step should take less time")
+    return notes
+
+
+def _may_gain(recipe: Recipe, **fields: Any) -> bool:
+    """Whether a recipe has these fields otherwise, and may have them so."""
+    try:
+        return replace(recipe, **fields) != recipe
+    except ValueError:
+        return False
+
+
+def time_notes(recipe: Recipe, dataset: DataSet) -> list[str]:
+    """What the time of some steps on random images leaves out, such as images that are decoded when needed."""
+    notes = []
+    if dataset.augmentation is not None or isinstance(dataset.train, OnDisk):
+        notes.append("the time of decoding and augmenting the images is not counted")
+    if recipe.compile:
+        notes.append("the time of compiling, once in a training, is not counted")
+    return notes
+
+
+def ignores_weights(recipe: Recipe) -> bool:
+    """Whether the trunk hardly feels the loss weights: each output's own optimizer divides its gradient by its size."""
+    if recipe.freeze == "trunk":
+        return False
+    own_state = recipe.method == "pairwise" or (recipe.method == "multiway" and recipe.mode != "fused")
+    return own_state and recipe.state == "per_output" and recipe.optimizer != "SGD"  # all others normalise the gradient
+
+
+def optimizer_doubts(recipe: Recipe, depths: Sequence[int]) -> list[str]:
+    """Warnings where an optimizer gets SGD's step size, fields that it does not take, or loss weights it cannot feel.
+
+    And where a warm-up leaves a cosine hardly any epochs to fall.
+    """
+    name, doubts = recipe.optimizer, []
+    lambdas = {w for epoch in (1, recipe.epochs) for w in lambdas_at(recipe, depths, epoch) if w > 0}
+    if name in OF_SMALL_STEPS and recipe.lr == Recipe.lr:
+        doubts.append(
+            f"--lr {recipe.lr:g} is the step size for SGD: {name} usually wants about {OF_SMALL_STEPS[name]} of it"
+        )
+    if name == "AdamW" and recipe.weight_decay == Recipe.weight_decay:
+        doubts.append(f"--weight-decay {recipe.weight_decay:g} is SGD's: AdamW usually wants 0.01 to 0.05")
+    doubts += [f"{field}={getattr(recipe, field)} has no effect: {name} has none" for field in without_effect(recipe)]
+    if recipe.schedule == "cosine" and recipe.warmup > 0 and (left := recipe.epochs - recipe.warmup) < FEW_EPOCHS:
+        spent = f"--warmup {recipe.warmup} of {recipe.epochs} epochs"
+        doubts.append(f"{spent} leaves the cosine {plural(left, 'epoch')} to fall in: give a shorter warm-up")
+    if recipe.discard_after is not None and recipe.discards_from is None and recipe.epochs > 1:
+        after = f"--discard-after {recipe.discard_after:g} of {recipe.epochs} epochs"
+        doubts.append(f"{after} is after the last: it never acts")
+    if ignores_weights(recipe) and len(lambdas) > 1:
+        doubts.append(
+            f"{name} normalises gradients, and in {recipe.method} each output has one of its own: loss weights (gamma, "
+            "weights, weight_schedule) hardly change what the trunk learns, unless they are 0; SGD, joint and fused "
+            "multi-way feel them"
+        )
+    return doubts
+
+
+def notes_of(recipe: Recipe, depths: Sequence[int]) -> list[str]:
+    """How loss weights and steps change after the first epoch, which alone `planned_outputs` is of."""
+    notes, auxiliary = [], weights_of(recipe, depths)[:-1]
+    if recipe.freeze == "trunk":
+        step = "lambda times the step" if recipe.method == "joint" else "the full step, whatever lambda"
+        notes.append(f"freeze trunk: the trunk and the final output stay as they are; auxiliary heads take {step}")
+    if recipe.weight_schedule == "linear" and any(auxiliary) and recipe.epochs > 1:
+        notes.append(
+            "lambda and the steps are those of the first epoch: weight_schedule linear lowers the auxiliary weights "
+            f"evenly, to 1/{recipe.epochs} of themselves in the last"
+        )
+    if any(auxiliary) and (epoch := recipe.discards_from) is not None:
+        notes.append(f"from epoch {epoch} on the auxiliary losses are discarded (discard_after)")
+    if step_scale_of(recipe) == "adaptive" and auxiliary:
+        notes.append(
+            "the steps are those of step_scale cumulative: adaptive takes L_K / L_k in place of an output's scale "
+            "wherever its loss L_k is more than twice the final one's, L_K"
+        )
+    return notes
+
+
+def warnings_of(recipe: Recipe, depths: list[int], image_size: tuple[int, int]) -> list[str]:
+    """What the paper advises against (section 3.1), very shallow outputs and too many of them; an ill-fitting form."""
+    final = depths[-1]
+    warnings = [
+        f"output {k} sits at layer {depth} of {final}: features that shallow tell classes apart poorly, "
+        "and its loss may not converge"
+        for k, depth in enumerate(depths[:-1], start=1)
+        if depth < final / 5
+    ]
+    if recipe.backbone is not None:
+        return warnings
+    blocks, (H, W) = layout(recipe.depth, recipe.form).blocks, image_size
+    if 3 * len(depths) > blocks and recipe.freeze == "none":
+        warnings.append(
+            f"{len(depths)} outputs on {blocks} blocks: fewer than three blocks to an output tends to over-fit"
+        )
+    if recipe.form == "cifar" and min(H, W) >= LARGE:
+        warnings.append(
+            f"form cifar keeps maps of {W}x{H} pixels to the end of its first stage: consider form imagenet"
+        )
+    if recipe.form == "imagenet" and max(H, W) < 64:
+        left = f"{math.ceil(W / 32)}x{math.ceil(H / 32)}"
+        warnings.append(f"form imagenet leaves {left} pixels of {W}x{H} images: consider form cifar")
+    return warnings
