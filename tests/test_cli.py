@@ -203,6 +203,27 @@ def test_every_command_has_help(command, capsys):
     assert f"usage: auxnet {command}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        ("evaluate", "RUN"),
+        ("select", "RUN"),
+        ("exits", "RUN"),
+        ("report", "RUN ..."),
+        ("diagnose", "RUN ..."),
+        ("export", "MODEL"),
+        ("predict", "MODEL IMAGE ..."),
+        ("study", "[STUDY]"),
+    ],
+)
+def test_help_names_what_stands_without_a_flag_and_gives_no_empty_default_of_it(command, names, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: auxnet {command} [-h] [OPTIONS] {names}\n")
+    assert "default: " not in said.partition("positional arguments")[2].partition(" options ")[0]
+
+
 def test_help_of_a_command_is_its_help_in_either_order(capsys):
     said = []
     for words in (["help", "train"], ["train", "--help"]):
@@ -250,7 +271,8 @@ def test_help_and_import_do_not_wait_for_torch():
         (["train", "--resume"], "name it with --out"),
         (["train", "--method", "joint", "--step-scale", "adaptive"], "step_scale must be one of none, sum"),
         (["train", "--mode", "fused", "--step-scale", "adaptive"], "constant ratio"),
-        (["evaluate"], "run"),
+        (["evaluate"], "RUN is missing: the run directory; see auxnet evaluate --help"),
+        (["export"], "MODEL is missing: a run, a folder"),
         (["evaluate", "/no/run"], "/no/run is not a run directory"),
         (["plan", "--depth", "22"], "the nearest are 20 and 26"),
     ],

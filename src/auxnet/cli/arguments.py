@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, UseAppendAction
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from auxnet import sections
@@ -23,6 +23,8 @@ from auxnet.recipe import Recipe, read_recipe, read_run_recipe, words_of
 
 Options = TypeVar("Options")
 WithRecipe = TypeVar("WithRecipe", bound="OfRecipe")
+OneRun = Annotated[Positional[Path], arg(metavar="RUN")]
+Runs = Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...", help_behavior_hint="")]
 RULES = ConstructorRegistry()
 KINDS: dict[Any, tuple[str, str, str]] = {
     int: ("INT", "a whole number", "whole numbers"),
@@ -254,6 +256,8 @@ def _in_words(complaint: str) -> str:
         value, flag, known = found.groups()
         names = known.replace("'", "")
         return f"{flag} must be one of {names}, got {value}"
+    if found := re.match(r"Missing from auxnet \w+: ([A-Z]+) (.*) \(required\)", complaint):
+        return f"{found[1]} is missing: {found[2]}"
     if found := re.match(r"Error parsing (\S+): (must be .*)", complaint):
         return f"{found[1]} {found[2]}"
     return complaint

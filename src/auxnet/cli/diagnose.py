@@ -11,10 +11,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import FlagCreatePairsOff, Positional
+from tyro.conf import FlagCreatePairsOff
 
 from auxnet.cli import screen
-from auxnet.cli.arguments import OfRun, parse
+from auxnet.cli.arguments import OfRun, Runs, parse
 from auxnet.errors import one_line
 from auxnet.words import per_cent
 
@@ -26,7 +26,7 @@ class Diagnose(OfRun):
     Writes diagnosis.json and diagnosis.html, into the run or, of several, into --out.
     """
 
-    runs: Positional[tuple[Path, ...]]
+    runs: Runs
     """run directories; several are shown side by side"""
     images: int = 512
     """how many images of the last epoch gradients are taken on, in whole batches"""

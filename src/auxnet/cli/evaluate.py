@@ -6,15 +6,14 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import FlagCreatePairsOff, Positional
+from tyro.conf import FlagCreatePairsOff
 
 from auxnet.cli import screen
-from auxnet.cli.arguments import OfRun, above_zero, number, parse, points
+from auxnet.cli.arguments import OfRun, OneRun, above_zero, number, parse, points
 from auxnet.words import command, per_cent, with_interval
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ WORST = 3
 class Evaluate(OfRun):
     """Say what each output of a run is worth, and measure what it costs; written to RUN/evaluation.json too."""
 
-    run: Positional[Path]
+    run: OneRun
     """the run directory"""
     which: Literal["last", "best"] = "last"
     """weights of the last epoch, or of the best one on validation (written to RUN/evaluation-best.json)"""
@@ -50,7 +49,7 @@ class Evaluate(OfRun):
 class Select(OfRun):
     """Choose the cheapest output that is good enough on validation; exit status 1 if none meets the budgets."""
 
-    run: Positional[Path]
+    run: OneRun
     """the run directory"""
     within: float | None = None
     """percentage points that its validation error may lie above the best one's; none: 0.5, and 0 with a budget"""

@@ -7,14 +7,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
-from tyro.conf import FlagCreatePairsOff, Positional
+from tyro.conf import FlagCreatePairsOff
 
 from auxnet.cli import screen
-from auxnet.cli.arguments import OfRun, above_zero, number, parse, points
+from auxnet.cli.arguments import OfRun, OneRun, above_zero, number, parse, points
 from auxnet.cli.evaluate import points_between
 from auxnet.words import per_cent, with_interval
 
@@ -38,7 +37,7 @@ class Exits(OfRun):
     met: by the final output alone, if nothing else is shown to keep it.
     """
 
-    run: Positional[Path]
+    run: OneRun
     """the run directory"""
     max_error_increase: float | None = None
     """target: keep the error within this many points of the final output's, at the least mean cost; holds on average

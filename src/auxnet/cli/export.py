@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 from rich.console import Console
 from rich.text import Text
-from tyro.conf import FlagCreatePairsOff, Positional
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import parse
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Export:
     """Write one output of a model, or the early exit of a run, for another runtime, and prove it equal to the model."""
 
-    model: Positional[str]
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
     """a run, a folder that this or save_pretrained wrote, or hf:owner/name"""
     output: int | None = None
     """the output, from 1, shallow to deep; of an early exit the last one; none: the deepest there is"""
@@ -60,9 +60,9 @@ class Export:
 class Predict:
     """Say what is in image files, in their order; exit status 1 if some could not be read."""
 
-    model: Positional[str]
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
     """a run, an exported folder, an ONNX file made by auxnet export, or hf:owner/name"""
-    paths: Positional[tuple[str, ...]] = ()
+    paths: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGE ...", help_behavior_hint="")] = ()
     """image files; folders, searched below too; - for a list of them on standard input, a line each or as find -print0
     gives them"""
     output: int | None = None

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tyro.conf import Positional
-
 from auxnet.cli import screen
-from auxnet.cli.arguments import OfRun, parse
+from auxnet.cli.arguments import OfRun, Runs, parse
 
 
 @dataclass(frozen=True)
@@ -18,7 +16,7 @@ class Report(OfRun):
     Of a run that is not finished: its learning curves so far.
     """
 
-    runs: Positional[tuple[Path, ...]]
+    runs: Runs
     """run directories; several are compared"""
     out: Path | None = None
     """the file to write, needed for several runs; none: report.html in the run"""

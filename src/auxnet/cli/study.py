@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Console
-from tyro.conf import FlagCreatePairsOff, Positional
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import parse
@@ -28,7 +28,7 @@ class Study:
     the same time, takes part. Nothing is chosen on the test set.
     """
 
-    name: Positional[str] = ""
+    name: Annotated[Positional[str], arg(metavar="[STUDY]", help_behavior_hint="")] = ""
     """compact, gamma, intermediate, methods, outputs, settings, systems, vanishing, or a FILE.yaml (none: list them)"""
     scale: str | None = None
     """smoke (a minute), small (an afternoon on two cores), full (the paper's schedule, for GPUs), or one of FILE's;
