@@ -20,7 +20,7 @@ from auxnet.cost import costs
 from auxnet.data import load_others
 from auxnet.opening import opened
 from auxnet.preprocessing import Preprocessing
-from auxnet.tensors import read_about, read_tensors, save_tensors
+from conftest import one_class_alone
 from writers import tiny, write_folders, write_parquet
 
 
@@ -175,9 +175,7 @@ def test_the_best_weights_are_evaluated_into_a_file_of_their_own_and_errors_unli
     last = (copy / "evaluation.json").read_bytes()
     assert main([*words, "--which", "best"]) == 0
     assert capsys.readouterr().err == ""
-    weights, about = read_tensors(file), read_about(file)
-    weights["heads.2.fc.bias"][7] += 1e6  # to output 3 all images are sevens from now on
-    save_tensors(file, weights, about)
+    one_class_alone(file)
     assert main([*words, "--which", "best", "--json"]) == 0
     out, err = capsys.readouterr()
     content = json.loads(out)

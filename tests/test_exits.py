@@ -16,13 +16,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import auxnet
 from auxnet import build
+from auxnet.checkpoint import fingerprint
 from auxnet.cli import main
 from auxnet.cost import costs
 from auxnet.data import load_data
 from auxnet.descent import Costs
+from auxnet.examining import solved_for
 from auxnet.exits import EarlyExit, ExitCosts, exit_latencies, exit_macs
 from auxnet.policy import NEVER, confidence
-from conftest import multiply_adds
+from conftest import multiply_adds, one_class_alone
 
 
 def tiny(outputs=3, seed=0):
@@ -578,6 +580,43 @@ def test_exits_that_are_missing_stale_or_damaged_are_not_used(run, tmp_path, cap
         (copy / "exits.json").write_text(damaged)
         with pytest.raises(RuntimeError, match=r"is damaged.*; `auxnet exits \S*copy` makes it again"):
             auxnet.early_exit(copy)
+
+
+def test_exits_are_used_with_the_weights_alone_that_they_were_solved_for(run, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    one_class_alone(copy / "checkpoints" / "best.safetensors")
+    errors, images = set(), [np.full((8, 8), 9 * n, np.uint8) for n in range(9)]
+    for which, other, anew in (("last", "best", " --which best"), ("best", "last", "")):
+        content = asked(capsys, copy, "--max-error-increase", "20", "--which", which)
+        assert (content["weights"], content["weights_sha256"]) == (which, fingerprint(copy, which))
+        errors.add(content["val"]["error"])
+        exits = auxnet.early_exit(copy, which)
+        with torch.no_grad():
+            left = exits(auxnet.load(copy, which).prepare(images)).output.tolist()
+        assert [each.output for each in auxnet.predict(copy, images, exits=True, which=which)] == left
+        says = f"is for the {which} weights, not for the {other}: give which='{which}', or `auxnet exits {copy}{anew}`"
+        with pytest.raises(ValueError, match=says):
+            auxnet.early_exit(copy, other)
+        with pytest.raises(ValueError, match=says):
+            auxnet.predict(copy, images, exits=True, which=other)
+        policy, notes = solved_for(copy, exits.net)  # as a report shows the last weights
+        assert policy == (exits.policy if which == "last" else None)
+        assert (notes == content["notes"]) == (which == "last")
+    assert len(errors) == 2
+    assert "is for the run's best weights, and not shown" in notes[0]
+
+
+def test_exits_that_do_not_say_of_which_weights_they_are_are_of_the_last(run, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    one_class_alone(copy / "checkpoints" / "best.safetensors")
+    content = asked(capsys, copy)
+    del content["weights"]
+    (copy / "exits.json").write_text(json.dumps(content))
+    assert list(auxnet.early_exit(copy).policy.thresholds) == content["thresholds"]
+    with pytest.raises(ValueError, match="is for the last weights, not for the best"):
+        auxnet.early_exit(copy, "best")
 
 
 def test_images_that_are_not_for_the_net_are_refused():

@@ -15,6 +15,7 @@ from PIL import Image
 
 from auxnet import comparison, exporting
 from auxnet.batches import normalise
+from auxnet.checkpoint import fingerprint
 from auxnet.cli import main
 from auxnet.exporting import SUFFIX, Exported, export
 from auxnet.hub import load, model_card
@@ -23,6 +24,7 @@ from auxnet.policy import NEVER, Policy, confidence
 from auxnet.prediction import predict
 from auxnet.recipe import read_run_recipe, write_recipe
 from auxnet.runtimes import open_model
+from conftest import one_class_alone
 from shipped import write_policy, write_run
 
 UP_TO_TWO = Policy((0.3,), "top", (1.0, 1.0))
@@ -233,13 +235,17 @@ def test_what_leaves_says_how_pictures_are_prepared(run, onnx_file):
         assert words in model_card(load(run))
 
 
-def test_the_policy_of_a_run_is_exported_up_to_the_output_asked_for(run, tmp_path, pixels):
+def test_the_policy_of_a_run_is_exported_with_its_own_weights_up_to_the_output_asked_for(run, tmp_path, pixels):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     shutil.copytree(run, tmp_path / "a")
     policy = Policy((0.02, 0.5), "entropy", (0.7, 1.3, 1.0))
-    write_policy(tmp_path / "a", policy)
-    done = export(tmp_path / "a", 2, "onnx-early-exit", tmp_path / "early.onnx")
+    one_class_alone(tmp_path / "a" / "checkpoints" / "best.safetensors")
+    write_policy(tmp_path / "a", policy, weights="best", weights_sha256=fingerprint(tmp_path / "a", "best"))
+    asked = (tmp_path / "a", 2, "onnx-early-exit", tmp_path / "early.onnx")
+    with pytest.raises(ValueError, match="is for the best weights, not for the last: give which='best'"):
+        export(*asked)
+    done = export(*asked, which="best")
     logits = logits_of(run, pixels)[:2]
     answers = open_model(done.path).ask(pixels)
     for n in range(len(pixels)):

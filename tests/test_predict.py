@@ -189,12 +189,7 @@ def test_the_command_says_where_each_image_left(run, folder, tmp_path, capsys):
 def test_an_early_exit_that_cannot_be_asked_is_one_line(run, onnx_file, folder, capsys):
     for model, words, line in (
         (run, [], f"{run} holds no exits.json: `auxnet exits {run}`"),
-        (
-            run,
-            ["--output", "2"],
-            "exits.json lets each image leave at its own output of the last weights: leave output 2 out",
-        ),
-        (run, ["--which", "best"], "of the last weights: leave which='best' out"),
+        (run, ["--output", "2"], "exits.json lets each image leave at its own output: leave output 2 out"),
         (onnx_file, [], f"exits are those of a run's exits.json, and {onnx_file} is no run: leave exits out"),
         (folder / "absent", [], f"there is no model {folder / 'absent'}"),
     ):

@@ -1,6 +1,7 @@
 """Choosing one output: against the rule applied by hand, on made-up and on real validation images."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from auxnet.evaluation import OutputReport
 from auxnet.latency import Timing
 from auxnet.scores import Predictions, compare, holm, wilson
 from auxnet.selection import MARGIN, choose, select_on
+from conftest import one_class_alone
 
 
 def ladder(*wrong_counts, n=1000, params=None):
@@ -279,6 +281,21 @@ def test_select_of_a_run_is_what_the_command_says(run, capsys):
         auxnet.select(run / "nothing")
     with pytest.raises(ValueError, match="max_params must be above 0"):
         auxnet.select(run, max_params=0)
+
+
+def test_the_best_weights_are_chosen_from_by_name(run, tmp_path, capsys):
+    copy = tmp_path / "a"
+    shutil.copytree(run, copy)
+    one_class_alone(copy / "checkpoints" / "best.safetensors")
+    for words, which in (([], "last"), (["--which", "best"], "best")):
+        said = asked(capsys, copy, "--within", "40", *words)
+        errors = [report.error for report in auxnet.evaluate(copy, which=which)]
+        assert [candidate["report"]["error"] for candidate in said["candidates"]] == errors
+        assert (said["weights"], said["output"]) == (which, auxnet.select(copy, within=0.4, which=which).output)
+        assert said["test"]["error"] == auxnet.evaluate(copy, split="test", which=which)[said["output"] - 1].error
+        assert main(["select", str(copy), *words]) == 0
+        assert ("--which best" in capsys.readouterr().out) == (which == "best")
+    assert 0.85 < errors[2] < 0.95
 
 
 def test_an_absurd_test_set_changes_no_choice(run, capsys, monkeypatch):

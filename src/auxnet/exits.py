@@ -18,7 +18,7 @@ from auxnet.network import AuxNet, check_net, copied, logits_of
 from auxnet.policy import ALWAYS, Confidence, Policy, never
 from auxnet.recipe import RunDir
 from auxnet.thresholds import anytime
-from auxnet.words import command
+from auxnet.words import command, of_weights
 
 
 class Exited(NamedTuple):
@@ -138,10 +138,11 @@ def exit_latencies(
 # ---- in a run directory ----------------------------------------------------------------------------------------
 
 
-def read_policy(run: RunDir, outputs: int) -> Policy:
-    """The policy in a run's exits.json, for its net of so many outputs.
+def read_policy(run: RunDir, outputs: int, which: str = "last") -> Policy:
+    """The policy in a run's exits.json, for its net of so many outputs, with its "last" or "best" weights.
 
-    Raises FileNotFoundError without that file, RuntimeError if it is damaged or was made for other weights.
+    Raises FileNotFoundError without that file, ValueError if it was made for the other one of these, RuntimeError if it
+    is damaged or was made for weights that the run has no more.
     """
     path = Path(run) / "exits.json"
     if not path.is_file():
@@ -152,8 +153,13 @@ def read_policy(run: RunDir, outputs: int) -> Policy:
         thresholds, temperatures = (tuple(map(float, content[key])) for key in ("thresholds", "temperatures"))
         policy, made_for = Policy(thresholds, content["confidence"], temperatures), content["weights_sha256"]
         policy.check(outputs)
-    if made_for != fingerprint(Path(run)):
-        raise RuntimeError(f"{path} was made for other weights than the run's{made_again(path)}")
+        theirs = content.get("weights", "last")  # as in all files before there was a choice
+    if made_for != fingerprint(Path(run), which):
+        anew = f"`{command('exits', run, *of_weights(which))}` makes it anew"
+        if theirs != which:
+            mend = f"give which={theirs!r}, or {anew}"
+            raise ValueError(f"{path} is for the {theirs} weights, not for the {which}: {mend}")
+        raise RuntimeError(f"{path} was made for other weights than the run's; {anew}")
     return policy
 
 
@@ -163,13 +169,13 @@ def read_notes(run: RunDir) -> list[str]:
     return [str(note) for note in notes if note] if isinstance(notes, list) else []
 
 
-def early_exit(run: RunDir) -> EarlyExit:
-    """The early-exit network of a run, by its exits.json, in evaluation mode.
+def early_exit(run: RunDir, which: str = "last") -> EarlyExit:
+    """The early-exit network of a run's "last" or "best" weights, by its exits.json, in evaluation mode.
 
     Raises what `load_net` and `read_policy` raise.
     """
-    net = load_net(run)
-    policy = read_policy(run, net.outputs)
+    net = load_net(run, which)
+    policy = read_policy(run, net.outputs, which)
     return EarlyExit(net, policy.thresholds, policy.confidence, policy.temperatures).eval()
 
 

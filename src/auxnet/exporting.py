@@ -137,9 +137,7 @@ def _policy_of(run: RunDir, net: PretrainedAuxNet, output: int, which: str, give
     """
     if output < 2:
         raise ValueError("an early exit over one output has nothing to leave early at: export it as onnx")
-    if given is None and which != "last":
-        raise ValueError("exits.json is for the last weights: give confidence and thresholds for the best ones")
-    policy = given or read_policy(run, net.outputs).up_to(output)
+    policy = given or read_policy(run, net.outputs, which).up_to(output)
     policy.check(output)
     if policy.deepest == 1:
         raise ValueError("all images leave at output 1, where the threshold is 0: export it as onnx (--output 1)")

@@ -79,12 +79,11 @@ def open_model(
         )
     if exits and not (path / "recipe.yaml").is_file():
         raise ValueError(f"exits are those of a run's exits.json, and {source} is no run: leave exits out")
-    if exits and (output is not None or which != "last"):
-        extra = f"which={which!r}" if output is None else f"output {output}"
-        raise ValueError(f"exits.json lets each image leave at its own output of the last weights: leave {extra} out")
+    if exits and output is not None:
+        raise ValueError(f"exits.json lets each image leave at its own output: leave output {output} out")
     if from_hub or path.is_dir():
         net = load(source, which)
-        policy = read_policy(source, net.outputs) if exits else None
+        policy = read_policy(source, net.outputs, which) if exits else None
         return runnable(net, output, policy=policy, device=device, threads=threads)
     if which != "last":
         raise ValueError(f"{source} is a file with its own weights: leave which={which!r} out")

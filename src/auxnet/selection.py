@@ -117,8 +117,9 @@ def select(
     data_dir: str | None = None,
     device: str | None = None,
     threads: int | None = None,
+    which: str = "last",
 ) -> Choice:
-    """Choose an output of a run directory's last weights, on the validation images of its data set.
+    """Choose an output of a run directory's weights, "last" or "best", on the validation images of its data set.
 
     The cheapest output (in multiply-adds) whose error is within a margin of the best: `within` is a fraction, 0.005
     (half a percentage point) if there is no budget, and 0 if there is one: the best that meets it. Latency (ms, one
@@ -129,7 +130,7 @@ def select(
     """
     limits = {"params": max_params, "macs": max_macs, "latency": max_latency}
     checked_within(within, checked_budgets(limits))  # told before the run is opened and its images are read
-    with opened(run, data_dir=data_dir, device=device, threads=threads) as it:
+    with opened(run, data_dir=data_dir, device=device, threads=threads, which=which) as it:
         return select_on(it.net, it.batches("val"), within=within, budgets=limits)
 
 

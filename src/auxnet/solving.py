@@ -38,7 +38,7 @@ from auxnet.thresholds import (
     solve_cross_fitted,
     sweep,
 )
-from auxnet.words import command, per_cent, plural
+from auxnet.words import command, of_weights, per_cent, plural
 
 Cost = Literal["macs", "latency"]
 Unit = Literal["MACs", "ms"]
@@ -104,6 +104,7 @@ def solve_exits(
     data_dir: str | None = None,
     device: str | None = None,
     threads: int | None = None,
+    which: str = "last",
 ) -> Solved:
     """Solve when an image may leave a run at a shallow output, on validation; `early_exit` and `export` take it up.
 
@@ -118,7 +119,8 @@ def solve_exits(
     probability: MSDNet, Huang et al. 2018) or "margin" (over the second); with `common` one threshold serves all
     outputs (BranchyNet). With `temperature`, one is fitted to each output first (Guo et al. 2017). Each of the curves
     has that many `points`; the anytime and the budgeted one are MSDNet's settings. Data, device and CPU threads are
-    those of the training where they are not given.
+    those of the training where they are not given. `which` says for which weights of the run, "last" or "best": those
+    that are shipped, for no others can be used with them.
 
     Writes RUN/exits.json where thresholds meet the target, and warns (UserWarning) if that fails; where none do (a mean
     cost below that of output 1), the policy is None, the reason is there, and nothing is written. Raises ValueError for
@@ -129,10 +131,10 @@ def solve_exits(
     check_choice("confidence", confidence, Confidence)
     if points not in range(2, MOST_POINTS + 1):
         raise ValueError(f"points of a curve must be a whole number in 2..{MOST_POINTS}, got {points!r}")
-    with opened(run, data_dir=data_dir, device=device, threads=threads) as it:
+    with opened(run, data_dir=data_dir, device=device, threads=threads, which=which) as it:
         if it.net.outputs < 2:
             raise ValueError(f"{run} has one output: there is nothing to leave early at")
-        return _solve(Path(run), it, target, unit, confidence, common, temperature, points)
+        return _solve(Path(run), which, it, target, unit, confidence, common, temperature, points)
 
 
 def cost_text(value: float) -> str:
@@ -159,6 +161,7 @@ def _target(
 
 def _solve(
     run: Path,
+    which: str,
     it: Opened,
     target: dict[str, float],
     unit: Unit,
@@ -200,7 +203,8 @@ def _solve(
     (answer,), curves = seen([policy]), {name: seen(several) for name, several in policies.items()}
     costs = tuple(Costs.of(stop, passing).under(policy.thresholds).tolist())
     notes = [] if cross_fitted is None else [*_of_target(target["max_error_increase"], cross_fitted, answer)]
-    notes += _of_outputs_alone(run, curves["anytime"], alone, answer.val, target.get("max_mean_cost"), unit)
+    select = command("select", run, *of_weights(which))
+    notes += _of_outputs_alone(select, curves["anytime"], alone, answer.val, target.get("max_mean_cost"), unit)
     notes += [note for note in (too_few(answer.val.images), OF_PYTORCH if unit == "ms" else None) if note]
     about = {
         "target": target,
@@ -217,7 +221,7 @@ def _solve(
         },
         **provenance(it.device),
     }
-    content = {"weights_sha256": fingerprint(run), **asdict(policy), **about}
+    content = {"weights": which, "weights_sha256": fingerprint(run, which), **asdict(policy), **about}
     written: Path | None = run / "exits.json"
     try:
         write_json(run / "exits.json", content)
@@ -271,7 +275,7 @@ def _of_target(target: float, found: CrossFit, answer: Point) -> Iterator[str]:
 
 
 def _of_outputs_alone(
-    run: Path, outputs: Sequence[Point], alone: Sequence[float], val: Outcome, bound: float | None, unit: Unit
+    select: str, outputs: Sequence[Point], alone: Sequence[float], val: Outcome, bound: float | None, unit: Unit
 ) -> Iterator[str]:
     """The output that is better as a model of its own: of those that err no more than the policy and keep the bound the
     one that errs least, or without a bound of those that cost no more the cheapest.
@@ -284,7 +288,7 @@ def _of_outputs_alone(
         k = min(within, key=lambda k: (0.0 if bound is None else outputs[k].val.error, alone[k]))
         yield (
             f"output {k + 1} alone errs no more on validation ({per_cent(outputs[k].val.error)}), at "
-            f"{cost_text(alone[k])} {unit}: `{command('select', run)}` compares the outputs"
+            f"{cost_text(alone[k])} {unit}: `{select}` compares the outputs"
         )
 
 

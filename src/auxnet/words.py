@@ -59,6 +59,11 @@ def command(*words: object) -> str:
     return shlex.join(["auxnet", *map(str, words)])
 
 
+def of_weights(which: str) -> tuple[str, ...]:
+    """The words that tell a command of which weights of a run; none for the last, which it takes anyway."""
+    return () if which == "last" else ("--which", which)
+
+
 def nearest(word: str, known: list[str]) -> str:
     """A suggestion to end an error with: '; perhaps you meant ...', or nothing."""
     lowered = {each.lower(): each for each in known}

@@ -14,7 +14,7 @@ from tyro.conf import FlagCreatePairsOff
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRun, OneRun, above_zero, number, parse, points
-from auxnet.words import command, per_cent, with_interval
+from auxnet.words import command, of_weights, per_cent, with_interval
 
 if TYPE_CHECKING:
     from auxnet.evaluation import OutputReport
@@ -51,6 +51,8 @@ class Select(OfRun):
 
     run: OneRun
     """the run directory"""
+    which: Literal["last", "best"] = "last"
+    """weights of the last epoch, or of the best one on validation"""
     within: float | None = None
     """percentage points that its validation error may lie above the best one's; none: 0.5, and 0 with a budget"""
     max_params: str | None = None
@@ -121,7 +123,7 @@ def select(words: list[str]) -> int:
     screen.load_torch()
     from auxnet.opening import opened
 
-    opening = opened(options.run, **options.where)
+    opening = opened(options.run, **options.where, which=options.which)
     with screen.working("comparing the outputs"), opening as run:
         from auxnet.evaluation import measure
         from auxnet.selection import select_on as choose
@@ -130,7 +132,8 @@ def select(words: list[str]) -> int:
         test = measure(run.net, run.batches("test"))  # after the choice, and only to report it
     chosen = None if choice.output is None else test[choice.output - 1]
     if options.json:
-        print(json.dumps(_content(choice, chosen) | {"may_be_seen_by": run.may_be_seen_by}, indent=2))
+        about = {"weights": options.which, "may_be_seen_by": run.may_be_seen_by}
+        print(json.dumps(_content(choice, chosen) | about, indent=2))
     else:
         console = screen.console()
         screen.print_table(console, _candidates_table(choice))
@@ -144,7 +147,7 @@ def select(words: list[str]) -> int:
             error = with_interval(chosen.error, chosen.low, chosen.high)
             screen.print_line(console, f"output {chosen.output} errs by {error} on {images}")
             where = ["--data-dir", options.data_dir] if options.data_dir else []
-            take = command("export", options.run, "--output", chosen.output, *where)
+            take = command("export", options.run, "--output", chosen.output, *of_weights(options.which), *where)
             screen.print_line(console, f"to export it: {take}")
     return 0 if chosen is not None else 1
 

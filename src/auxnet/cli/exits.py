@@ -39,6 +39,8 @@ class Exits(OfRun):
 
     run: OneRun
     """the run directory"""
+    which: Literal["last", "best"] = "last"
+    """weights of the last epoch, or of the best one on validation"""
     max_error_increase: float | None = None
     """target: keep the error within this many points of the final output's, at the least mean cost; holds on average
     over unseen images; none: 0.5"""
@@ -83,6 +85,7 @@ def exits(words: list[str]) -> int:
             common=o.common,
             temperature=o.temperature,
             points=o.curve,
+            which=o.which,
             **o.where,
         )
     if found.policy is None or found.val is None or found.test is None:
