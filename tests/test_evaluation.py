@@ -442,3 +442,6 @@ def test_a_run_is_evaluated_on_a_split_of_its_data(few):
         auxnet.evaluate(run, split="train")
     with pytest.raises(ValueError, match="there are no images to evaluate on"):
         auxnet.evaluate(auxnet.resnet(depth=8))
+    for name, value in {"split": "test", "on": "pics", "data_dir": ".", "threads": 1, "which": "best"}.items():
+        with pytest.raises(ValueError, match=f"^{name}={value!r} is for a run, without batches: leave it out$"):
+            auxnet.evaluate(auxnet.resnet(depth=8), [(torch.randn(2, 3, 8, 8), torch.zeros(2).long())], **{name: value})

@@ -100,9 +100,13 @@ def evaluate(
     A run directory's weights are evaluated on the "val" or "test" `split` of its data, or `on` other labelled images;
     these and all that follows are as `opened` takes them. A net is left in the mode it was in.
 
-    Raises what `opened` and `scores.predictions` raise.
+    Raises what `opened` and `scores.predictions` raise, and ValueError for any of these beside batches.
     """
     if isinstance(model, AuxNet) or batches is not None:
+        given = {"split": split, "on": on, "data_dir": data_dir, "device": device, "threads": threads, "which": which}
+        for name, value in given.items():
+            if value != {"split": "val", "which": "last"}.get(name):
+                raise ValueError(f"{name}={value!r} is for a run, without batches: leave it out")
         return measure(cast("AuxNet", model), [] if batches is None else batches)  # which refuses what is none
     with opened(model, data_dir=data_dir, device=device, threads=threads, which=which, on=on) as run:
         return measure(run.net, run.batches(split if on is None else "test"))
