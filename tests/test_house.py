@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -86,6 +87,30 @@ def test_every_public_name_is_found_and_typed_where_it_is_defined():
         found = getattr(auxnet, name)
         assert found is getattr(import_module(module), name)
         assert found.__module__ == module
+
+
+OPENS = """
+from contextlib import contextmanager
+from auxnet.errors import warn
+@contextmanager
+def opens():
+    warn("opened")
+    yield
+"""
+
+
+def test_every_warning_names_the_line_that_called_into_the_program(tmp_path):
+    assert [path.name for path in MODULES if "warnings.warn(" in path.read_text()] == ["errors.py"]
+    ours = {"__name__": "auxnet.made_here"}
+    exec(OPENS, ours)
+    torch.save(auxnet.resnet(depth=8, outputs=2, num_classes=3).state_dict(), tmp_path / "three.pt")
+    with pytest.warns(UserWarning, match="of 3 classes") as deep:
+        auxnet.load_pretrained(auxnet.resnet(depth=8, outputs=2), tmp_path / "three.pt")
+    with pytest.warns(UserWarning, match="opened") as by_a_context, ours["opens"]():
+        lines = Path(__file__).read_text().splitlines()
+    for (told,), line in ((deep, "auxnet.load_pretrained("), (by_a_context, "with pytest.warns(")):
+        assert told.filename == __file__
+        assert lines[told.lineno - 1].strip().startswith(line)
 
 
 def test_nothing_outside_the_command_line_prints_or_parses():

@@ -5,7 +5,6 @@ Shapes: N images, H x W pixels, C channels, K outputs; images are uint8 [N, H, W
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from auxnet.batches import normalise
-from auxnet.errors import one_line
+from auxnet.errors import one_line, warn
 from auxnet.hub import PretrainedAuxNet, position_of
 from auxnet.opening import data_of, with_data_in
 from auxnet.policy import Policy, confidence
@@ -39,7 +38,7 @@ def validation_images(run: RunDir, recipe: Recipe, data_dir: str | None) -> Labe
             raise
         places = (Path(recipe.data).expanduser(), Path(recipe.data_dir or "").expanduser() / recipe.data)
         if any(place.exists() for place in places):
-            warnings.warn(f"the data of {run} are of no use here: {one_line(error)}", stacklevel=3)
+            warn(f"the data of {run} are of no use here: {one_line(error)}")
         return None
 
 

@@ -8,7 +8,6 @@ Shapes: N images, H x W pixels, C channels; images are uint8 [N, H, W, C] throug
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from auxnet.augmentation import Augmentation
+from auxnet.errors import warn
 from auxnet.machine import available_memory, cores
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import is_name
@@ -325,7 +325,7 @@ def _warn_of_unjudged(name: str, classes: Sequence[str], splits: Mapping[str, La
         counts = torch.bincount(images.labels, minlength=len(classes)).tolist()
         if unjudged := [repr(each) for each, count in zip(classes, counts, strict=True) if not count]:
             what = f"no {split} image of {first_few(unjudged)}"
-            warnings.warn(f"{name}: {what}: no {split} error says anything about it", stacklevel=2)
+            warn(f"{name}: {what}: no {split} error says anything about it")
 
 
 def _subsample(train: Labelled, count: int, seed: int) -> Labelled:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from contextlib import suppress
 from operator import index
+from types import FrameType
 from typing import SupportsIndex, get_args
 
 
@@ -52,6 +55,18 @@ class ExclusionError(ValueError):
 
 class DamagedError(RuntimeError):
     """A file is not as it was written: it stays unreadable, while other errors may pass."""
+
+
+def warn(message: str) -> None:
+    """Warn (UserWarning) at the line, outside of this package, that called into it."""
+    frame: FrameType | None = sys._getframe()
+    level = within = 0
+    while frame is not None:
+        level += 1
+        name, frame = frame.f_globals.get("__name__", "").partition(".")[0], frame.f_back
+        if name == "auxnet" or (name == "contextlib" and within == level - 1):  # which calls the body of `opened`
+            within = level
+    warnings.warn(message, stacklevel=within + 1)
 
 
 class MisfitError(ValueError):

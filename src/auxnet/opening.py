@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from auxnet.build import evaluation_batches
 from auxnet.checkpoint import load_net, read_config
 from auxnet.data import DataSet, OnDisk, Split, load_data, load_others
 from auxnet.documents import parsing, read_json
+from auxnet.errors import warn
 from auxnet.evaluation import OutputReport, measure
 from auxnet.lineage import in_doubt
 from auxnet.machine import device_of, threads_set, to_device
@@ -180,9 +180,9 @@ def data_of(run: RunDir, recipe: Recipe, judging: bool = True) -> DataSet:
         about = _about(run)
         dataset.check_drawn(about.get("drawn"), run)
         if changed := changed_since(dataset, about):
-            warnings.warn(f"{run}: {changed}", stacklevel=2)
+            warn(f"{run}: {changed}")
         if doubt := in_doubt(about.get("may_be_seen_by", {})):
-            warnings.warn(f"{run}: {doubt}", stacklevel=2)
+            warn(f"{run}: {doubt}")
     return normalised
 
 
@@ -205,7 +205,7 @@ def _others(run: RunDir, recipe: Recipe, on: str, data_dir: str | None) -> DataS
     others = load_others(on, data_dir, *_trained_on(run), run)
     if others.left_out:
         count = plural(len(others.left_out), "image")
-        warnings.warn(f"{on}: left out {count} that cannot be read: {first_few(others.left_out)}", stacklevel=2)
+        warn(f"{on}: left out {count} that cannot be read: {first_few(others.left_out)}")
     return others
 
 

@@ -8,7 +8,6 @@ it was evaluated on the middle of somewhat larger images, so is it here.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from auxnet.errors import one_line, whole_number
+from auxnet.errors import one_line, warn, whole_number
 from auxnet.hub import Picture, PretrainedAuxNet, check_image, pixels_of
 from auxnet.machine import cores
 from auxnet.preprocessing import Preprocessing
@@ -156,7 +155,7 @@ def _files(given: Iterable[Picture], wanted: Preprocessing) -> Iterator[_Given]:
             yield Unreadable(str(path), error.strerror or str(error))
             continue
         if others:
-            warnings.warn(f"{path}: {passed_over(others)}", stacklevel=2)
+            warn(f"{path}: {passed_over(others)}")
         yield from map(Path, found)
         if not found:
             yield Unreadable(str(path), "the folder holds no images")

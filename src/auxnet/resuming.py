@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from auxnet.checkpoint import load_state, load_weights, save_state
-from auxnet.errors import DamagedError, DivergedError, first_line
+from auxnet.errors import DamagedError, DivergedError, first_line, warn
 from auxnet.files import whole
 from auxnet.lineage import Earlier
 from auxnet.method import Method
@@ -177,7 +176,7 @@ def newest_checkpoint(folder: Path) -> dict[str, Any]:
             return load_state(path)
         except DamagedError as error:
             path.replace(path.with_suffix(".damaged"))
-            warnings.warn(f"{error}; the one before it is taken", stacklevel=2)
+            warn(f"{error}; the one before it is taken")
     raise DamagedError(f"{folder}: every checkpoint is damaged ({len(paths)}); --overwrite begins again")
 
 
@@ -238,7 +237,7 @@ def _epoch_of_best(folder: Path, net: AuxNet) -> str | None:
     except FileNotFoundError:
         return None
     except RuntimeError as error:
-        warnings.warn(f"{error}; it is not used", stacklevel=2)
+        warn(f"{error}; it is not used")
         return None
     return read_about(path).get("epoch")
 

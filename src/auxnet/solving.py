@@ -6,7 +6,6 @@ The test images decide nothing: policies are made first, of validation images al
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 
 from auxnet.checkpoint import fingerprint
 from auxnet.descent import Costs
-from auxnet.errors import check_choice
+from auxnet.errors import check_choice, warn
 from auxnet.exits import exit_latencies, exit_macs
 from auxnet.files import write_json
 from auxnet.latency import OF_PYTORCH
@@ -227,7 +226,7 @@ def _solve(
         write_json(run / "exits.json", content)
     except OSError as error:
         written = None
-        warnings.warn(f"exits.json is not written: {error}", stacklevel=3)
+        warn(f"exits.json is not written: {error}")
     return Solved(
         policy=policy,
         val=answer.val,

@@ -6,7 +6,6 @@ The test set is read once, after the last epoch, and nothing is chosen on it.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from auxnet.checkpoint import load_net
 from auxnet.data import DataSet, load_data
 from auxnet.distributed import Team
 from auxnet.epochs import Training, run_epochs
-from auxnet.errors import DamagedError
+from auxnet.errors import DamagedError, warn
 from auxnet.evaluation import measure
 from auxnet.fetching import pinned
 from auxnet.files import write_json
@@ -179,7 +178,7 @@ def _prepare(recipe: Recipe, team: Team, resume: bool) -> tuple[DataSet, AuxNet,
         check_data(recipe, dataset)
     if dataset.left_out and team.leads:
         unread = f"{plural(len(dataset.left_out), 'image')}: {first_few(dataset.left_out)}"
-        warnings.warn(f"left out, unreadable, {unread}", stacklevel=3)
+        warn(f"left out, unreadable, {unread}")
     net, method = build(recipe, dataset, team.device, team)
     dataset = normalised_for(recipe, dataset)
     check_last_batch(recipe, dataset, net, team.size)
@@ -188,7 +187,7 @@ def _prepare(recipe: Recipe, team: Team, resume: bool) -> tuple[DataSet, AuxNet,
     if team.device.type == "cpu" and (slow := crowded(torch.get_num_threads())):
         doubts.append(slow)
     for doubt in doubts if team.leads else ():
-        warnings.warn(doubt, stacklevel=3)
+        warn(doubt)
     return dataset, net, method
 
 
@@ -196,10 +195,9 @@ def _beginning(training: Training, earlier: tuple[Earlier, ...]) -> TrainingStat
     """The state of a training that begins; warns of images that judge it and may have been trained on before."""
     dataset = training.dataset
     if earlier and training.team.leads and (doubt := in_doubt(may_be_seen_by(dataset, earlier))):
-        warnings.warn(
+        warn(
             f"{training.checkpointer.folder}: {doubt}. The same data, size, seed and val_fraction hold out the same "
-            "images, and so do val/ and test/ folders of their own; or train from the beginning",
-            stacklevel=3,
+            "images, and so do val/ and test/ folders of their own; or train from the beginning"
         )
     return TrainingState(
         drawn=dataset.drawn,
@@ -225,7 +223,7 @@ def _resume(training: Training, asked: dict[str, Any]) -> TrainingState:
     training.dataset.check_drawn(state.drawn, folder)
     if team.leads and state.train_images not in (None, now := len(training.dataset.train)):
         then = f"{state.train_images:,} training images"
-        warnings.warn(f"{folder} was begun with {then}, and goes on with {now:,}", stacklevel=3)
+        warn(f"{folder} was begun with {then}, and goes on with {now:,}")
     if state.preprocessing is not None:
         training.dataset = normalised_as(training.dataset, Preprocessing.read(state.preprocessing), folder)
     if team.leads:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from auxnet.errors import warn
 
 Gradients = list[Tensor | None]
 Optimizer = Callable[[Any], torch.optim.Optimizer]  # a list of parameters -> torch.optim.Optimizer
@@ -235,10 +236,9 @@ def _master(parameter: nn.Parameter) -> Tensor | None:
     """What `precision.to_bfloat16` gave it, as long as it is of lower precision than that."""
     master: Tensor | None = getattr(parameter, "master", None)
     if master is None and parameter.dtype == torch.bfloat16:
-        warnings.warn(
+        warn(
             "parameters in bfloat16 without float32 masters, which a copy of a net does not have, lose small steps: "
-            "auxnet.precision.to_bfloat16(net.float()) gives them",
-            stacklevel=4,
+            "auxnet.precision.to_bfloat16(net.float()) gives them"
         )
     return None if master is None or master.dtype == parameter.dtype else master
 

@@ -7,7 +7,6 @@ down, and never searched for again.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -22,6 +21,7 @@ from auxnet.backbones.cuts import even_cuts
 from auxnet.backbones.named import build_backbone
 from auxnet.backbones.weights import load_pretrained, of_a_run, run_of
 from auxnet.documents import read_json
+from auxnet.errors import warn
 from auxnet.network import AuxNet, leaves
 from auxnet.residual import resnet
 from auxnet.sections import LARGEST
@@ -81,7 +81,7 @@ def _filled(net: AuxNet, options: Mapping[str, Any], pretrained: str, classes: S
         net.load_state_dict(last, strict=False)
         first = next(n for n, (their, our) in enumerate(zip(theirs, classes, strict=True)) if their != our)
         names = f"class {first + 1} is {theirs[first]!r} in {pretrained}, and {classes[first]!r} in the data"
-        warnings.warn(f"{names}: the last layers of all outputs begin anew", stacklevel=2)
+        warn(f"{names}: the last layers of all outputs begin anew")
     return net
 
 
@@ -108,7 +108,7 @@ def _take_over(net: AuxNet, options: Mapping[str, Any], theirs: Mapping[str, Any
             anew.append(f"{k}")
     if anew:
         outputs = f"output{'s' * (len(anew) > 1)} {', '.join(anew)}"
-        warnings.warn(f"{pretrained} has no head for {outputs}: to be trained from the beginning", stacklevel=2)
+        warn(f"{pretrained} has no head for {outputs}: to be trained from the beginning")
 
 
 def _trunk(net: AuxNet) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -20,7 +19,7 @@ import torch
 from torch import nn
 
 from auxnet.backbones.weights import classes_in, load_pretrained
-from auxnet.errors import first_line
+from auxnet.errors import first_line, warn
 from auxnet.words import nearest
 
 LIBRARIES = ("timm", "torchvision")
@@ -52,7 +51,7 @@ def build_backbone(name: str, num_classes: int, in_channels: int = 3, pretrained
     if theirs != num_classes:
         backbone = build(theirs)
         what = f"{pretrained} is of {theirs} classes, not {num_classes}"
-        warnings.warn(f"{what}: the last layer of the classifier begins anew", stacklevel=2)
+        warn(f"{what}: the last layer of the classifier begins anew")
     load_pretrained(backbone, pretrained)
     return backbone
 

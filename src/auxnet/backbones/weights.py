@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from auxnet.errors import DamagedError, first_line
+from auxnet.errors import DamagedError, first_line, warn
 from auxnet.fetching import local
 from auxnet.network import AuxNet
 from auxnet.tensors import read_tensors
@@ -85,11 +84,11 @@ def load_pretrained(net: nn.Module, path: Path | str) -> None:
         raise ValueError(f"{path} does not fit the net: {told}")
     net.load_state_dict(state)
     if begun:
-        warnings.warn(f"{path} has no {next(iter(begun))}: the last layer of the classifier begins anew", stacklevel=2)
+        warn(f"{path} has no {next(iter(begun))}: the last layer of the classifier begins anew")
     if last:
         name = next(iter(last))
         counts = f"{len(theirs[name])} classes, the net of {len(last[name])}"
-        warnings.warn(f"{path} is of {counts}: the last layers of all outputs begin anew", stacklevel=2)
+        warn(f"{path} is of {counts}: the last layers of all outputs begin anew")
 
 
 def _for_other_classes(net: AuxNet, theirs: dict[str, Tensor]) -> dict[str, Tensor]:

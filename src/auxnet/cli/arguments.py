@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import warnings
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
@@ -18,7 +17,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from auxnet import sections
 from auxnet.cli import screen
-from auxnet.errors import ExclusionError
+from auxnet.errors import ExclusionError, warn
 from auxnet.recipe import Recipe, read_recipe, read_run_recipe, words_of
 
 Options = TypeVar("Options")
@@ -174,7 +173,7 @@ def parse_over(options: type[WithRecipe], words: list[str], recipe: Recipe, sour
             flag = f"--{other.replace('_', '-')} " if other in given else f"{other}="
             beside = f"{flag}{words_of(values[other])}"
             message = f"{source}'s {name}={words_of(values[name])} does not go with {beside}: left out"
-            warnings.warn(message, stacklevel=2)
+            warn(message)
             values[name] = usual[name]
 
 
@@ -221,7 +220,7 @@ def points(flag: str, given: float | None) -> float | None:
     if given is not None and not 0 <= given < 50:
         raise ValueError(f"{flag} must be percentage points, 0 or more and below 50, got {given:g}")
     if given is not None and 0 < given < 0.05:
-        warnings.warn(f"{flag} {given:g} is in points, not a fraction: half a point is 0.5", stacklevel=2)
+        warn(f"{flag} {given:g} is in points, not a fraction: half a point is 0.5")
     return None if given is None else given / 100
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from tyro.conf import FlagCreatePairsOff
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRun, Runs, parse
-from auxnet.errors import one_line
+from auxnet.errors import one_line, warn
 from auxnet.words import per_cent
 
 
@@ -67,7 +66,7 @@ def diagnose(words: list[str]) -> None:
         except FileNotFoundError as error:
             if path == options.runs[-1] and not gathered:
                 raise
-            warnings.warn(f"{name} is not shown: {one_line(error)}", stacklevel=2)
+            warn(f"{name} is not shown: {one_line(error)}")
     if options.json:
         print(json.dumps(content_of(gathered), indent=2))
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
@@ -14,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRun, OneRun, above_zero, number, parse, points
+from auxnet.errors import warn
 from auxnet.words import command, of_weights, per_cent, with_interval
 
 if TYPE_CHECKING:
@@ -91,13 +91,13 @@ def evaluate(words: list[str]) -> None:
         content |= provenance(run.device)
         unlike = unlike_summary(options.run, by_split, options.which) if own else None
     if unlike:
-        warnings.warn(unlike, stacklevel=2)
+        warn(unlike)
     file = evaluation_file(options.run, options.which)
     try:
         if own:
             write_json(file, content)
     except OSError as error:
-        warnings.warn(f"{file.name} is not written: {error}", stacklevel=2)
+        warn(f"{file.name} is not written: {error}")
     if options.json:
         print(json_text(content))
         return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from auxnet.errors import warn
 from auxnet.reading.arrays import Arrays, Pixels
 from auxnet.reading.encoded import Files
 from auxnet.reading.pictures import decode, decoded_bytes, stack
@@ -128,7 +128,7 @@ def _refuse_split_left_out(folder: Path, homes: Mapping[str, Path], lacking: set
         )
     if others:
         names = ", ".join(f"{home.name}/" for home in others[:3]) + (", ..." if len(others) > 3 else "")
-        warnings.warn(f"{folder}: passed over {names}: no folders of train, val or test", stacklevel=2)
+        warn(f"{folder}: passed over {names}: no folders of train, val or test")
 
 
 def _refuse_splits_as_classes(folder: Path, below: Sequence[Path]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 import os
 import re
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from auxnet.errors import first_line
+from auxnet.errors import first_line, warn
 from auxnet.reading import cifar, folders, npz, parquet, svhn
 from auxnet.reading.arrays import Arrays
 from auxnet.reading.cache import cached
@@ -155,9 +154,7 @@ def _named_set(name: str, root: Path | None) -> dict[str, Part]:
             f"{name} was not found: looked in {looked}, then {error}; give a data_dir that holds one of {forms}"
         ) from error
     if name == "svhn" and not any("extra" in Path(file).name for file in parts["train"].files):
-        warnings.warn(
-            "svhn: there is no extra_32x32.mat: the training images are train_32x32.mat's alone", stacklevel=2
-        )
+        warn("svhn: there is no extra_32x32.mat: the training images are train_32x32.mat's alone")
     return parts
 
 
@@ -236,7 +233,7 @@ def _in_folder(folder: Path, to_train: bool = True) -> dict[str, Part]:
     homes = split_homes(folder)
     found = {split: folders.folder_files(home) for split, home in homes.items()}
     if others := sum((files.others for files in found.values()), Counter[str]()):
-        warnings.warn(f"{folder}: {passed_over(others)}", stacklevel=2)
+        warn(f"{folder}: {passed_over(others)}")
     counts = np.bincount(found["train"].labels, minlength=len(found["train"].classes))
     empty = [name for name, count in zip(found["train"].classes, counts, strict=True) if not count]
     if empty and to_train:
@@ -265,7 +262,7 @@ def _parquet_parts(folder: Path, below: bool = True, extra: bool = False) -> dic
     used = {file for files in shards.values() for file in files}
     if others := sorted({other for file in used for other in file.parent.glob("*.parquet")} - used):
         names = ", ".join(other.name for other in others[:3]) + (", ..." if len(others) > 3 else "")
-        warnings.warn(f"{others[0].parent}: passed over {names}: no shards of train, val or test", stacklevel=2)
+        warn(f"{others[0].parent}: passed over {names}: no shards of train, val or test")
     return {
         split: Part(
             files,
@@ -304,7 +301,7 @@ def _hub(name: str, address: str) -> dict[str, Part]:
         raise FileNotFoundError(f"{repo} could not be fetched from the hub: {reason or 'it has no train-*.parquet'}")
     if reason:
         held = ", ".join(sorted(parts))
-        warnings.warn(f"{repo}: {held} as in the hub's cache, which may lack others: {reason}", stacklevel=2)
+        warn(f"{repo}: {held} as in the hub's cache, which may lack others: {reason}")
     return parts
 
 
