@@ -186,6 +186,23 @@ def test_the_command_says_where_each_image_left(run, folder, tmp_path, capsys):
         assert {row["output"] for row in csv.DictReader(io.StringIO(capsys.readouterr().out))} == {str(left)}
 
 
+def test_what_must_be_known_of_the_exits_is_said_again_where_they_are_used(run, folder, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "a")
+    write_policy(tmp_path / "a", Policy((NEVER, NEVER), "top", (1.0,) * 3), notes=["too few images"])
+    asked = ["predict", str(tmp_path / "a"), str(folder)]
+    assert main([*asked, "--exits"]) == 0
+    out, err = capsys.readouterr()
+    assert out.endswith("\nnote: too few images\n")
+    assert "too few" not in err
+    for more in (["--format", "csv"], ["--format", "jsonl"], ["--out", str(tmp_path / "table.txt")]):
+        assert main([*asked, "--exits", *more]) == 0
+        out, err = capsys.readouterr()
+        assert "auxnet: note: too few images\n" in err
+        assert "too few" not in out
+    assert main(asked) == 0
+    assert "too few" not in "".join(capsys.readouterr())
+
+
 def test_an_early_exit_that_cannot_be_asked_is_one_line(run, onnx_file, folder, capsys):
     for model, words, line in (
         (run, [], f"{run} holds no exits.json: `auxnet exits {run}`"),

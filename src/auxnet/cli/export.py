@@ -149,6 +149,7 @@ def predict(words: list[str]) -> int:
     if options.out is not None and options.out.is_file() and not options.overwrite:
         raise FileExistsError(f"{options.out} exists: name another with --out, or replace it with --overwrite")
     screen.load_torch()
+    from auxnet.exits import read_notes
     from auxnet.prediction import Prediction, open_for
     from auxnet.prediction import predict as ask
 
@@ -176,6 +177,11 @@ def predict(words: list[str]) -> int:
     with _destination(options.out) as file:
         top = min(options.top, len(model.classes))
         {"table": _table, "csv": _csv, "jsonl": _jsonl}[options.format](counted(), top, file)
+    for note in read_notes(options.model) if options.exits else ():
+        if options.format == "table" and options.out is None:
+            screen.print_line(screen.console(), f"note: {note}")
+        else:
+            print(f"auxnet: note: {note}", file=sys.stderr)
     if resized:
         print(f"auxnet: note: resized {resized} of the images, the first one {first}", file=sys.stderr)
     if unreadable:
