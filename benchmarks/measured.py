@@ -52,13 +52,13 @@ def batch_of(images: int, size: int = 32, device: torch.device | str = "cpu") ->
     return x.to(device), torch.randint(10, (images,)).to(device)
 
 
-def seconds(task: Task) -> float:
+def seconds(task: Task, clock: Callable[[], float] = time.perf_counter) -> float:
     """Of one run of a task, until the device has done it."""
-    began = time.perf_counter()
+    began = clock()
     task()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return clock() - began
 
 
 class Operations(TorchDispatchMode):
@@ -97,9 +97,11 @@ def peak_bytes(method: auxnet.Method, images: torch.Tensor, labels: torch.Tensor
     return held.peak
 
 
-def in_turns(tasks: Mapping[str, Task], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+def in_turns(
+    tasks: Mapping[str, Task], rounds: int, warm_up: int = 1, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each task in each round; in a round every task has its turn."""
-    rows = [{name: seconds(task) for name, task in tasks.items()} for _ in range(warm_up + rounds)]
+    rows = [{name: seconds(task, clock) for name, task in tasks.items()} for _ in range(warm_up + rounds)]
     return {name: [row[name] for row in rows[warm_up:]] for name in tasks}
 
 

@@ -28,7 +28,7 @@ SMALL = {
     "step": (*FEW, "--depth", "8", "--batch-size", "2", "--image-size", "8"),
     "tried": (*FEW, "--batch-size", "2"),
 }
-ELSEWHERE = {"backbones", "compare", "fuzz", "ledger", "measured"}  # need timm, atheris or runs; what all share
+ELSEWHERE = {"backbones", "compare", "fuzz", "int8", "ledger", "measured"}  # need timm, atheris or runs; what all share
 
 
 def test_no_benchmark_is_left_out():
