@@ -188,6 +188,16 @@ def test_early_exit_takes_the_same_exits_and_gives_the_same_logits(run, early, p
     assert sum(early.exits) == early.images
 
 
+def quantised_alike(code, names, answers):
+    """Hold the file that the guide's lines make in 8 bits to the answers of the one that it is made of."""
+    exec(compile(code, "guide.md", "exec"), names)
+    assert Path("small-int8.onnx").stat().st_size < 0.5 * Path("small.onnx").stat().st_size
+    in_8_bits = predict("small-int8.onnx", [each.image for each in answers], top=4)
+    for here, there in zip(in_8_bits, answers, strict=True):
+        told = dict(zip(here.classes, here.probabilities, strict=True))
+        assert [told[name] for name in there.classes] == pytest.approx(there.probabilities, abs=0.02)
+
+
 @pytest.mark.parametrize("resize", [[8, 8], [11, 12]])
 def test_the_guides_lines_without_auxnet_answer_as_predict_does_whatever_the_picture(
     onnx_file, tmp_path, monkeypatch, capsys, resize
@@ -207,7 +217,7 @@ def test_the_guides_lines_without_auxnet_answer_as_predict_does_whatever_the_pic
     Image.fromarray(noise[..., 0].astype(np.uint16) << 8).save("pics/16.png")
     Image.fromarray(noise).save("pics/transparent.png")
     Image.fromarray(noise[..., :3]).quantize(64).save("pics/palette.png")
-    usual, code = re.findall(
+    usual, code, quantised = re.findall(
         r"```py\n(.*?)```", (Path(__file__).parents[1] / "docs" / "guide.md").read_text(), re.DOTALL
     )
     exec(compile(usual, "guide.md", "exec"), short := {})
@@ -221,6 +231,7 @@ def test_the_guides_lines_without_auxnet_answer_as_predict_does_whatever_the_pic
     Image.fromarray(np.ones((8, 8), np.float32)).save("range.tif")  # refused here as there
     with pytest.raises(ValueError, match="not known what is white in mode F"):
         found["pixels"]("range.tif")
+    quantised_alike(quantised, found, answers)
     for answer in answers:
         told = dict(zip(answer.classes, answer.probabilities, strict=True))
         _, probabilities = found["session"].run(None, {"images": found["pixels"](answer.image)})

@@ -183,7 +183,8 @@ def _facts(metadata: dict[str, str], path: Path) -> dict[str, Any]:
             "preprocessing are unknown; export it with auxnet export"
         )
     with parsing(f"{path} is damaged: its metadata cannot be read"):
-        facts = {key: json_value(value) for key, value in metadata.items()}
+        ours = {key: value for key, value in metadata.items() if "." not in key}  # onnx.infer is of the quantization
+        facts = {key: json_value(value) for key, value in ours.items()}
         sound = Preprocessing.read(facts).channels in (1, 3)
         sound = sound and isinstance(facts["kind"], str) and facts["output"] >= 1
         sound = sound and all(map(is_name, facts["classes"]))
