@@ -279,20 +279,27 @@ def build(
         to_bfloat16(net)
     method = build_method(recipe, net, loss, identity if team is None or team.size == 1 else team.average)
     if recipe.compile:
-        method = _compiled(method, recipe, dataset, device, slice if team is None else team.part)
+        method = _compiled(method, recipe, dataset, device, team or Team())
     return net, as_cuda_graph(method, device) if recipe.cuda_graph else method
 
 
-def _compiled(method: Method, recipe: Recipe, dataset: data.DataSet, device: torch.device, part: Part) -> Method:
-    """The method, compiled for batches as `training_batches` gives them."""
+def _compiled(method: Method, recipe: Recipe, dataset: data.DataSet, device: torch.device, team: Team) -> Method:
+    """The method, compiled for batches as `training_batches` gives them.
+
+    By one process after the other: PyTorch keeps what it compiled, and one may load what another has half written.
+    """
     from auxnet.compiling import compiled  # PyTorch's compiler takes a second to import
 
     whole = range(min(recipe.batch_size, len(dataset.train)))
-    N, (H, W) = len(whole[part(len(whole))]), dataset.image_size
+    N, (H, W) = len(whole[team.part(len(whole))]), dataset.image_size
     black = torch.zeros(N, H, W, dataset.channels, dtype=torch.uint8, device=device)
     images = batches.normalise(black, dataset.mean, dataset.std).to(precision_of(recipe))
     live = recipe.method == "multiway" and recipe.mode == "live"
-    return compiled(method, images, live, pairwise=recipe.method == "pairwise")
+    for rank in range(team.size):
+        if rank == team.rank:
+            method = compiled(method, images, live, pairwise=recipe.method == "pairwise")
+        team.any(False)  # waits for it
+    return method
 
 
 def _check_answers(recipe: Recipe, dataset: data.DataSet, net: AuxNet) -> None:
