@@ -1,9 +1,11 @@
 """Laws of the cache: without a trace in what is loaded, made anew whenever it should, never trusted."""
 
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pytest
@@ -110,6 +112,23 @@ def test_a_damaged_cache_is_rebuilt(damage: str, home: Path, tmp_path: Path, mon
         assert all(same(getattr(before, split), getattr(after, split)) for split in ("train", "val", "test"))
     assert len(reads) == 2
     assert sum(path.is_dir() for path in (tmp_path / "cache").iterdir()) == 1
+
+
+def test_a_damaged_header_in_the_cache_is_found(home: Path, tmp_path: Path) -> None:
+    """numpy stops reading where the header of an array says that it ends, and zip's checksum stands after that."""
+    own = folder_of(home, 12)
+    before = load(str(own))
+    file = next((tmp_path / "cache").glob("*/entry.npz"))
+    content = file.read_bytes()
+    headers = [found.start() for found in re.finditer(rb"\x93NUMPY", content)]
+    for place in (at + offset for at in headers for offset in range(128)):
+        for bit in range(8):
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << bit
+            file.write_bytes(damaged)
+            with pytest.raises((ValueError, BadZipFile, EOFError, KeyError, MemoryError)):
+                cache._read(file)
+    assert same(load(str(own)).train, before.train)
 
 
 def test_a_pickle_in_the_cache_is_not_loaded(home: Path, tmp_path: Path) -> None:

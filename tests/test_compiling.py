@@ -145,7 +145,7 @@ def test_a_later_net_of_the_same_make_is_compiled_by_itself(all_is_compiled):
 
 
 def test_where_compiling_is_switched_off_that_is_said():
-    message = r"torch\.compile is disabled here, by TORCHDYNAMO_DISABLE: leave compile out"
+    message = r"torch\.compile is disabled here, by TORCHDYNAMO_DISABLE: leave --compile out"
     with dynamo.patch(disable=True), pytest.raises(RuntimeError, match=message):
         compiled(auxnet.joint(net_of(), SGD), batch_of()[0])
 
@@ -158,7 +158,7 @@ def test_what_cannot_be_compiled_is_an_error_of_one_line(monkeypatch):
         return run
 
     monkeypatch.setattr(torch, "compile", fails)
-    message = r"^segment 1 cannot be compiled here \(no C\+\+ compiler\): leave compile out$"
+    message = r"^segment 1 cannot be compiled here \(no C\+\+ compiler\): leave --compile out$"
     with pytest.raises(RuntimeError, match=message):
         compiled(auxnet.joint(net_of(), SGD), batch_of()[0])
 

@@ -597,7 +597,8 @@ def test_exits_are_used_with_the_weights_alone_that_they_were_solved_for(run, tm
         with torch.no_grad():
             left = exits(auxnet.load(copy, which).prepare(images)).output.tolist()
         assert [each.output for each in auxnet.predict(copy, images, exits=True, which=which)] == left
-        says = f"is for the {which} weights, not for the {other}: give which='{which}', or `auxnet exits {copy}{anew}`"
+        mend = re.escape(f"give which={which!r} (--which {which}), or `auxnet exits {copy}{anew}`")
+        says = f"is for the {which} weights, not for the {other}: {mend}"
         with pytest.raises(ValueError, match=says):
             auxnet.early_exit(copy, other)
         with pytest.raises(ValueError, match=says):

@@ -793,6 +793,9 @@ def test_a_net_in_evaluation_mode_is_not_trained(make):
     with pytest.raises(RuntimeError, match=r"the net is in evaluation mode, as load gives it: net\.train\(\) first"):
         method.step(*images())
     assert all(map(torch.equal, before.values(), net.state_dict().values()))
+    again = auxnet.AuxNet(net.segments, net.heads, net.depths)  # a new net, in training mode, of the same modules
+    with pytest.raises(RuntimeError, match="the net is in evaluation mode"):
+        make(again, sgd(), net.loss_weights()).step(*images())
     net.heads.train()  # a trunk that is frozen by hand
     method.step(*images())
     for norm in (module for module in net.train().modules() if isinstance(module, nn.BatchNorm2d)):

@@ -193,10 +193,10 @@ def test_bfloat16_is_told_to_be_slow_or_fast_where_that_is_known(machine, amx, a
 def test_compiling_is_noted_for_a_long_training_that_may_have_it(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     recipe = Recipe(device="cpu")
-    (note,) = speed_notes(recipe, 601)
+    (note,) = speed_notes(recipe, 1801)
     assert note.startswith("with --compile")
-    assert speed_notes(recipe, 599) == speed_notes(replace(recipe, compile=True), 601) == []
-    assert speed_notes(replace(recipe, sync_batchnorm=True), 601) == []
+    assert speed_notes(recipe, 1799) == speed_notes(replace(recipe, compile=True), 1801) == []
+    assert speed_notes(replace(recipe, sync_batchnorm=True), 1801) == []
 
 
 def test_classes_of_very_different_sizes_are_told():

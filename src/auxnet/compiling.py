@@ -46,7 +46,7 @@ def compiled(method: Method, images: Tensor, live: bool = False, pairwise: bool 
     """
     segments = method.net.segments
     if dynamo.disable:
-        raise RuntimeError("torch.compile is disabled here, by TORCHDYNAMO_DISABLE: leave compile out, or unset that")
+        raise RuntimeError("torch.compile is disabled here, by TORCHDYNAMO_DISABLE: leave --compile out, or unset that")
     with in_mode(method.net, True), buffers_kept(segments), random_kept(images.device), _settings():
         if live:  # what it refuses is not seen in compiled segments
             for _ in kept_features(method.net, live=True)(images[:2]):
@@ -114,7 +114,7 @@ def _compile(segments: nn.ModuleList, forwards: Sequence[Forward], images: Tenso
             raise
         except Exception as error:
             raise RuntimeError(
-                f"segment {k} cannot be compiled here ({first_line(error)}): leave compile out"
+                f"segment {k} cannot be compiled here ({first_line(error)}): leave --compile out"
             ) from error
         x = y.detach().requires_grad_(y.requires_grad)
 

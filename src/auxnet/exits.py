@@ -157,7 +157,7 @@ def read_policy(run: RunDir, outputs: int, which: str = "last") -> Policy:
     if made_for != weights_sha256(Path(run), which):
         anew = f"`{command('exits', run, *of_weights(which))}` makes it anew"
         if theirs != which:
-            mend = f"give which={theirs!r}, or {anew}"
+            mend = f"give which={theirs!r} (--which {theirs}), or {anew}"
             raise ValueError(f"{path} is for the {theirs} weights, not for the {which}: {mend}")
         raise RuntimeError(f"{path} was made for other weights than the run's; {anew}")
     return policy

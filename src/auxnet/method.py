@@ -80,7 +80,7 @@ class Method:
                 "the net's parameters were moved, replaced, frozen or unfrozen after its method was built: "
                 "build the method after that"
             )
-        if not any(module.training for module in self.net.modules()):
+        if not any(module.training for module in self.net.modules() if not module._modules):
             raise RuntimeError(
                 "a training step needs training mode, and the net is in evaluation mode, as load gives it: "
                 "net.train() first (then norms alone may go back to evaluation mode)"

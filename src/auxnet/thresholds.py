@@ -222,7 +222,6 @@ def geometric(predicted: Predictions, rule: Policy, q: float) -> Policy:
     """Output k takes a share proportional to q^k of the images of `predicted`: the surest of those that are left."""
     if not 0 < q < float("inf"):
         raise ValueError(f"q must be above 0 and finite, got {q}")
-    rule.check(len(predicted.logits))
     return replace(rule, thresholds=geometric_shares(rule.confidences(predicted.logits), q))
 
 
@@ -230,7 +229,6 @@ def _task(predicted: Predictions, rule: Policy, costs: Sequence[float], passing:
     """What is to be solved. Raises ValueError."""
     if len(costs) != len(predicted.logits):
         raise ValueError(f"{len(predicted.logits)} outputs need {len(predicted.logits)} costs, got {len(costs)}")
-    rule.check(len(costs))
     return Task(rule.confidences(predicted.logits), predicted.wrong.double(), Costs.of(costs, passing))
 
 
