@@ -294,7 +294,9 @@ def test_the_best_weights_are_chosen_from_by_name(run, tmp_path, capsys):
         assert (said["weights"], said["output"]) == (which, auxnet.select(copy, within=0.4, which=which).output)
         assert said["test"]["error"] == auxnet.evaluate(copy, split="test", which=which)[said["output"] - 1].error
         assert main(["select", str(copy), *words]) == 0
-        assert ("--which best" in capsys.readouterr().out) == (which == "best")
+        out = capsys.readouterr().out
+        assert ("--which best" in out) == (which == "best")
+        assert ("the best by the mean validation error of the outputs" in out) == (which == "best")
     assert 0.85 < errors[2] < 0.95
 
 

@@ -82,13 +82,14 @@ def _may_gain(recipe: Recipe, **fields: Any) -> bool:
         return False
 
 
-def time_notes(recipe: Recipe, dataset: DataSet) -> list[str]:
+def time_notes(recipe: Recipe, dataset: DataSet, seconds: float) -> list[str]:
     """What the time of some steps on random images leaves out, such as images that are decoded when needed."""
     notes = []
     if dataset.augmentation is not None or isinstance(dataset.train, OnDisk):
         notes.append("the time of decoding and augmenting the images is not counted")
     if recipe.compile:
-        notes.append("the time of compiling, once in a training, is not counted")
+        longer = "; in a training this short it may take longer than it saves" if seconds < COMPILING_PAYS else ""
+        notes.append(f"the time of compiling, once in a training, is not counted{longer}")
     return notes
 
 

@@ -54,6 +54,18 @@ class Opened:
         return evaluation_batches(images, self.dataset, self.device)
 
 
+def of_best_epoch(run: RunDir) -> str:
+    """Which a run's best weights are: the weights of epoch 12, the best by the mean validation error of the outputs.
+
+    Raises RuntimeError if its summary.json is damaged.
+    """
+    path = Path(run) / "summary.json"
+    with parsing(f"{path} is damaged: it does not say which epoch is the best"):
+        epochs = read_json(path)["epochs"]
+        best, too = epochs["best"], ", and the last" if epochs["best"] == epochs["last"] else ""
+    return f"the weights of epoch {best}, the best by the mean validation error of the outputs{too}"
+
+
 @contextmanager
 def opened(
     run: RunDir,

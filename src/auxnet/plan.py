@@ -97,7 +97,7 @@ def plan(recipe: Recipe) -> Plan:
                 *data_doubts(recipe, dataset),
                 *precision_doubts(recipe),
             ],
-            notes=[*notes_of(recipe, depths), *speed_notes(recipe, seconds), *time_notes(recipe, dataset)],
+            notes=[*notes_of(recipe, depths), *speed_notes(recipe, seconds), *time_notes(recipe, dataset, seconds)],
         )
 
 

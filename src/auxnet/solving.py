@@ -272,7 +272,8 @@ def _of_target(target: float, found: CrossFit, answer: Point) -> Iterator[str]:
         yield (
             f"{n:,} validation images are too few to show that a target of {points} is kept ({least:g} is the least "
             "that they can show), and nothing is shown to err no more than the final output: all images take that one; "
-            "more validation images (--val-fraction, in training) can show more"
+            "more validation images (--val-fraction, in training) can show more, and a bound on the mean cost "
+            "(--max-mean-macs) needs no such proof"
         )
     else:
         yield f"nothing is shown to keep the target of {points} on images left out: all images take the final output"

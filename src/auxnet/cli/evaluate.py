@@ -70,7 +70,7 @@ def evaluate(words: list[str]) -> None:
     """`auxnet evaluate`."""
     options = parse(Evaluate, words)
     screen.load_torch()
-    from auxnet.opening import opened
+    from auxnet.opening import of_best_epoch, opened
 
     own = options.on is None
     opening = opened(options.run, **options.where, which=options.which, on=options.on)
@@ -104,6 +104,8 @@ def evaluate(words: list[str]) -> None:
     console = screen.console()
     titles = {"val": "validation", "test": "test", "on": str(options.on)}
     titled = {titles[split]: reports for split, reports in by_split.items()}
+    if options.which == "best":
+        screen.print_line(console, of_best_epoch(options.run))
     for title, reports in titled.items():
         screen.print_table(console, _worth_table(title, reports))
     if own:
@@ -121,7 +123,7 @@ def select(words: list[str]) -> int:
     }
     within = points("--within", options.within)
     screen.load_torch()
-    from auxnet.opening import opened
+    from auxnet.opening import of_best_epoch, opened
 
     opening = opened(options.run, **options.where, which=options.which)
     with screen.working("comparing the outputs"), opening as run:
@@ -136,6 +138,8 @@ def select(words: list[str]) -> int:
         print(json.dumps(_content(choice, chosen) | about, indent=2))
     else:
         console = screen.console()
+        if options.which == "best":
+            screen.print_line(console, of_best_epoch(options.run))
         screen.print_table(console, _candidates_table(choice))
         screen.print_line(console, choice.reason)
         for note in choice.notes:

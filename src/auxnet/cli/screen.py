@@ -89,10 +89,13 @@ def live_bar(console: Console, what: str, goes_on: str) -> Iterator[Callable[...
 
 
 @contextmanager
-def training_progress(console: Console) -> Iterator[Callable[[Stands], None]]:
-    """A live bar on a terminal; elsewhere a line per epoch, and now and then one within it."""
+def training_progress(console: Console, first: str = "reading the data") -> Iterator[Callable[[Stands], None]]:
+    """A live bar on a terminal; elsewhere a line per epoch, and now and then one within it.
+
+    `first` is what is done before the first step.
+    """
     due = now_and_then(console)
-    with live_bar(console, "reading the data", "--resume") as update:
+    with live_bar(console, first, "--resume") as update:
 
         def watch(progress: Stands) -> None:
             finished = progress.epoch - 1 + progress.step / progress.steps

@@ -70,7 +70,8 @@ def train(words: list[str]) -> None:
 
     keep_freed_memory()
     console = screen.console()
-    with screen.training_progress(console) as watch_bar:
+    compiling = ", compiling (once, up to a minute or more)" if options.recipe.compile else ""
+    with screen.training_progress(console, f"reading the data{compiling}") as watch_bar:
         out = options.out or _unused_folder(options.recipe)
         replaced = _replaced(options.recipe, out) if options.overwrite else None
         given = options.config is not None or value_of("--data", words) is not None
