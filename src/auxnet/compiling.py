@@ -89,7 +89,7 @@ def _settings() -> Iterator[None]:
         KEPT,
         dynamo.patch(skip_nnmodule_hook_guards=False),  # with hooks, a segment runs as it is
         inductor.patch(custom_partitioner_fn=AsAutograd()),
-        inductor.patch(fallback_random=True),  # dropout and the like draw the numbers that they draw uncompiled
+        inductor.patch(fallback_random=True),  # dropout and the like draw as they do uncompiled
     ):
         yield
 
