@@ -152,16 +152,26 @@ def test_where_compiling_is_switched_off_that_is_said():
         compiled(auxnet.joint(net_of(), SGD), batch_of()[0])
 
 
-def test_what_cannot_be_compiled_is_an_error_of_one_line(monkeypatch):
+@pytest.mark.parametrize(
+    ("says", "message"),
+    [
+        ("no C++ compiler\nTraceback ...", r"\(no C\+\+ compiler\): leave --compile out$"),
+        (
+            "a.so: file too short",
+            r"\(a\.so: file too short\): a file in .*, where PyTorch .* broken: remove that folder$",
+        ),
+    ],
+    ids=["compiler", "cache"],
+)
+def test_what_cannot_be_compiled_is_an_error_of_one_line(says, message, monkeypatch):
     def fails(forward, dynamic):
         def run(x):
-            raise ValueError("no C++ compiler\nTraceback ...")
+            raise ImportError(says)
 
         return run
 
     monkeypatch.setattr(torch, "compile", fails)
-    message = r"^segment 1 cannot be compiled here \(no C\+\+ compiler\): leave --compile out$"
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(RuntimeError, match=f"^segment 1 cannot be compiled here {message}"):
         compiled(auxnet.joint(net_of(), SGD), batch_of()[0])
 
 

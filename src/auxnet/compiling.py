@@ -22,6 +22,7 @@ import torch._inductor.config as inductor
 from torch import Tensor, nn
 from torch._functorch.partitioners import default_partition
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch.fx import GraphModule
 
 from auxnet.errors import first_line
@@ -89,7 +90,7 @@ def _settings() -> Iterator[None]:
         KEPT,
         dynamo.patch(skip_nnmodule_hook_guards=False),  # with hooks, a segment runs as it is
         inductor.patch(custom_partitioner_fn=AsAutograd()),
-        inductor.patch(fallback_random=True),  # dropout and the like draw as they do uncompiled
+        inductor.patch(fallback_random=True),  # drawn by the generators that are seeded before each step
     ):
         yield
 
@@ -113,9 +114,10 @@ def _compile(segments: nn.ModuleList, forwards: Sequence[Forward], images: Tenso
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            raise RuntimeError(
-                f"segment {k} cannot be compiled here ({first_line(error)}): leave --compile out"
-            ) from error
+            mend = "leave --compile out"
+            if "file too short" in str(error):  # its compiler was killed, and PyTorch does not look
+                mend = f"a file in {cache_dir()}, where PyTorch keeps what it compiled, is broken: remove that folder"
+            raise RuntimeError(f"segment {k} cannot be compiled here ({first_line(error)}): {mend}") from error
         x = y.detach().requires_grad_(y.requires_grad)
 
 
