@@ -21,18 +21,12 @@ from auxnet.compiling import compiled
 from auxnet.data import load_data
 from auxnet.plan import plan
 from auxnet.recipe import Recipe
+from teamwork import METHODS
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler"),
     pytest.mark.enough(1),
 ]
-METHODS = {
-    "joint": auxnet.joint,
-    "pairwise": auxnet.pairwise,
-    "live": auxnet.multiway,
-    "frozen": partial(auxnet.multiway, mode="frozen"),
-    "fused": partial(auxnet.multiway, mode="fused"),
-}
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 TINY = Recipe(data="digits", depth=8, epochs=2, train_images=200, batch_size=64, threads=1, milestones=(0.5,))
 
@@ -66,7 +60,7 @@ def batch_of(n=6):
 
 
 def compiled_as(name, method, images):
-    return compiled(method, images, live=name == "live", pairwise=name == "pairwise")
+    return compiled(method, images, live=name in ("live", "adaptive"), pairwise=name == "pairwise")
 
 
 def settings():

@@ -363,6 +363,14 @@ def test_a_run_is_judged_on_other_images_matched_by_name_and_nothing_is_rewritte
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
+def test_the_best_weights_of_an_unfinished_run_are_judged_on_other_images(few, field, tmp_path, capsys):
+    """It has no summary.json yet, which says of a finished one which epoch was the best."""
+    run = shutil.copytree(few[0], tmp_path / "run")
+    (run / "summary.json").unlink()
+    assert main(["evaluate", str(run), "--on", str(field), "--which", "best"]) == 0
+    assert "the weights of the best epoch so far" in capsys.readouterr().out
+
+
 def test_other_images_are_made_what_the_run_has_seen(run, tmp_path, monkeypatch):
     images, labels = tiny(12, 3, size=20)
     write_folders(tmp_path / "pics", images, labels, ["1", "3", "7"])  # coloured, and the run knows grey ones

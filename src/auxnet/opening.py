@@ -57,9 +57,11 @@ class Opened:
 def of_best_epoch(run: RunDir) -> str:
     """Which a run's best weights are: the weights of epoch 12, the best by the mean validation error of the outputs.
 
-    Raises RuntimeError if its summary.json is damaged.
+    Raises RuntimeError if its summary.json is damaged; a run that is not finished has none yet.
     """
     path = Path(run) / "summary.json"
+    if not path.is_file():
+        return "the weights of the best epoch so far, by the mean validation error of the outputs"
     with parsing(f"{path} is damaged: it does not say which epoch is the best"):
         epochs = read_json(path)["epochs"]
         best, too = epochs["best"], ", and the last" if epochs["best"] == epochs["last"] else ""

@@ -8,17 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from auxnet.advice import (
-    data_doubts,
-    few_steps,
-    ignores_weights,
-    notes_of,
-    optimizer_doubts,
-    precision_doubts,
-    speed_notes,
-    time_notes,
-    warnings_of,
-)
+from auxnet import advice
 from auxnet.build import build, check_data, check_last_batch, check_recipe, net_of, precision_of, step_scale_of
 from auxnet.capturing import WARM_UP
 from auxnet.cost import costs
@@ -91,13 +81,17 @@ def plan(recipe: Recipe) -> Plan:
             seconds=seconds,
             measured_steps=steps,
             warnings=[
-                *warnings_of(recipe, depths, dataset.image_size),
-                *few_steps(recipe, len(dataset.train)),
-                *optimizer_doubts(recipe, depths),
-                *data_doubts(recipe, dataset),
-                *precision_doubts(recipe),
+                *advice.warnings_of(recipe, depths, dataset.image_size),
+                *advice.few_steps(recipe, len(dataset.train)),
+                *advice.optimizer_doubts(recipe, depths),
+                *advice.data_doubts(recipe, dataset),
+                *advice.precision_doubts(recipe),
             ],
-            notes=[*notes_of(recipe, depths), *speed_notes(recipe, seconds), *time_notes(recipe, dataset, seconds)],
+            notes=[
+                *advice.notes_of(recipe, depths),
+                *advice.speed_notes(recipe, seconds),
+                *advice.time_notes(recipe, dataset, seconds),
+            ],
         )
 
 
@@ -106,7 +100,7 @@ def planned_outputs(recipe: Recipe, dataset: DataSet) -> list[PlannedOutput]:
     net = net_of(replace(recipe, pretrained=None), dataset)
     lambdas = lambdas_at(recipe, net.depths)
     c = step_scales(lambdas, step_scale_of(recipe)) if recipe.freeze == "none" else [0.0] * net.outputs
-    felt = [float(w > 0) for w in lambdas] if ignores_weights(recipe) else lambdas
+    felt = [float(w > 0) for w in lambdas] if advice.ignores_weights(recipe) else lambdas
     rows = []
     for k, (depth, (params, macs)) in enumerate(
         zip(net.depths, costs(net, (dataset.channels, *dataset.image_size)), strict=True)
