@@ -554,9 +554,9 @@ def test_the_real_cifar10_is_found_in_a_data_dir(capsys):
 def told(width):
     """A table on a terminal of so many columns, as lines."""
     console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
-    table = screen.table("the outputs", "", "output", "points behind the chosen", "McNemar's p")
-    table.add_row("chosen", "1", "+6.67 (-3.3 .. +16.7)", "0.062")
-    table.add_row("", "2", "+0.10 (-1.3 .. +1.5)", "1")
+    table = screen.table("the outputs", "output", "", "points behind the chosen", "McNemar's p")
+    table.add_row("1", "chosen", "+6.67 (-3.3 .. +16.7)", "0.062")
+    table.add_row("2", "", "+0.10 (-1.3 .. +1.5)", "1")
     screen.print_table(console, table)
     return [line.strip() for line in console.file.getvalue().splitlines()]
 
@@ -576,23 +576,33 @@ def test_a_long_epoch_is_told_of_where_the_output_is_no_terminal_with_losses_whi
     assert told[0] == "epoch 1/2  70 images/s  1:05 min left  loss 2.300 / 1.000"
 
 
-def test_a_terminal_too_narrow_for_a_table_loses_no_figure():
+def test_a_terminal_too_narrow_for_a_table_breaks_its_heads_then_splits_it_and_loses_no_figure():
     assert any("points behind the chosen" in line for line in told(90))
-    broken = told(56)
-    assert any(line.startswith("points") for line in broken)
-    assert any("+6.67 (-3.3 .. +16.7)" in line and "0.062" in line for line in broken)
-    assert told(40)[1:] == [
-        "- chosen, output 1, points behind the chosen +6.67 (-3.3 .. +16.7), McNemar's p 0.062",
+    broken = told(57)
+    assert [line.split() for line in broken if line][1:3] == [
+        ["points", "behind", "the", "McNemar's"],
+        ["output", "chosen", "p"],
+    ]
+    assert any("+6.67 (-3.3 .. +16.7)       0.062" in line for line in broken)
+    parts = [line.split("   ") for line in told(40) if line.startswith(("output", "1", "2"))]
+    one, two = "+6.67 (-3.3 .. +16.7)", "+0.10 (-1.3 .. +1.5)"
+    assert [[cell.strip() for cell in line if cell.strip()] for line in parts] == [
+        *(["output"], ["1", "chosen"], ["2"]),
+        *(["output", "chosen"], ["1", one], ["2", two]),
+        *(["output", "p"], ["1", "0.062"], ["2", "1"]),
+    ]
+    assert told(30)[1:] == [
+        "- output 1, chosen, points behind the chosen +6.67 (-3.3 .. +16.7), McNemar's p 0.062",
         "- output 2, points behind the chosen +0.10 (-1.3 .. +1.5), McNemar's p 1",
     ]
 
 
-def test_what_is_in_an_image_is_told_on_a_narrow_terminal_without_a_broken_word(monkeypatch):
+def test_many_pictures_are_told_on_a_narrow_terminal_one_by_one_without_a_broken_word(monkeypatch):
     console = Console(width=40, file=io.StringIO(), force_terminal=True, color_system=None)
     monkeypatch.setattr(screen, "console", lambda: console)
-    _table(iter([Prediction("pics/[b].png", 3, ("cat", "dog"), (0.75, 0.25), None)]), 2, sys.stdout)
+    _table(iter([Prediction("pics/[b].png", 3, ("cat", "dog"), (0.75, 0.25), None)] * 25), 2, sys.stdout)
     told = "- image pics/[b].png, output 3, class cat, probability 75.00 %, then dog 25.00 %\n"
-    assert console.file.getvalue() == told
+    assert console.file.getvalue() == told * 25
 
 
 WATCHED = """

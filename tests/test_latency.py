@@ -79,10 +79,11 @@ def test_a_slow_first_call_does_not_count_in_how_many_turns_are_measured(monkeyp
     assert (timing.runs, timing.median_ms) == (200, 1.0)
 
 
-def test_the_threads_are_those_at_hand():
+def test_the_threads_are_those_at_hand_and_more_than_the_cores_are_told():
     net = auxnet.resnet(depth=8, outputs=1)
     torch.set_num_threads(machine.cores() + 1)
-    found = latency.latencies(net, (3, 8, 8), (1,), seconds=0.01)
+    with pytest.warns(UserWarning, match="those of a busy machine: .* threads for .* CPU cores wait for each other"):
+        found = latency.latencies(net, (3, 8, 8), (1,), seconds=0.01)
     assert found[0].threads == torch.get_num_threads() == machine.cores() + 1
 
 

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from auxnet.errors import warn
+from auxnet.machine import crowded
 from auxnet.network import AuxNet, in_mode
 from auxnet.words import plural
 
@@ -84,8 +86,13 @@ def latencies(
 def time_in_turns(
     models: Sequence[nn.Module], image_shape: Sequence[int], batch: int, *, seconds: float = 2.0, least: int = 7
 ) -> list[Timing]:
-    """Time models that take turns on the same random images, `least` turns or more, after warming up."""
+    """Time models that take turns on the same random images, `least` turns or more, after warming up.
+
+    Warns where the CPU has fewer free cores than there are threads: waiting for each other, they take far longer.
+    """
     images = example(image_shape, batch, next(models[0].parameters()))
+    if images.device.type == "cpu" and (slow := crowded(torch.get_num_threads())):
+        warn(f"the times measured are those of a busy machine: {slow}")
     prepared = [model.eval().to(memory_format=torch.channels_last) for model in models]  # type: ignore[call-overload]
     with torch.inference_mode():
         for model in prepared:  # what is done once

@@ -255,8 +255,8 @@ def _worst(names: Sequence[str], report: OutputReport) -> str:
 def _candidates_table(choice: Choice) -> Table:
     timed = choice.candidates[0].timing is not None
     columns = [
-        "",
         "output",
+        "",
         "depth",
         "parameters",
         "MACs",
@@ -270,7 +270,7 @@ def _candidates_table(choice: Choice) -> Table:
         r, against = c.report, c.against_chosen
         marks = ["chosen"] if r.output == choice.output else [] if c.meets else ["over budget"]
         marks += ["near the limit"] if c.borderline else []
-        cells = [", ".join(marks), str(r.output), str(r.depth), f"{r.params:,}", f"{r.macs:,}"]
+        cells = [str(r.output), ", ".join(marks), str(r.depth), f"{r.params:,}", f"{r.macs:,}"]
         cells += [f"{t.median_ms:.2f} ({t.low_ms:.2f} .. {t.high_ms:.2f})"] if (t := c.timing) else []
         cells.append(with_interval(r.error, r.low, r.high))
         if against is None or r.output == choice.output:

@@ -6,8 +6,9 @@ import errno
 import os
 import signal
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,8 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.status import Status
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import TextType
 
 from auxnet.cli import leads
 from auxnet.signals import HANGUP, Stopped, held
@@ -25,6 +27,7 @@ from auxnet.signals import HANGUP, Stopped, held
 if TYPE_CHECKING:
     from auxnet.progress import Progress as Stands
 
+SCREEN = 24  # rows
 PAUSE = 60.0  # seconds between two lines that say how something long stands, where the output goes elsewhere
 
 
@@ -135,20 +138,40 @@ def table(title: str, *columns: str) -> Table:
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Print a table; where the terminal is narrow, with its heads broken into lines, or else row by row, in words."""
+    """Print a table; where the terminal is too narrow for it, in parts beneath one another.
 
-    def fits() -> bool:
-        return Measurement.get(console, console.options.update(width=10_000), table).maximum <= console.width
+    Heads are broken into lines first; each part has the first column. Where that and one more are too wide, or the
+    rows more than a screen holds, the rows are told one by one, in words.
+    """
 
-    heads = [str(column.header) for column in table.columns]
-    if not fits():
-        for column, head in zip(table.columns, heads, strict=True):
-            column.header = head.replace(" ", "\n")
-    if fits():
+    def fits(columns: Sequence[Column], break_heads: bool = True) -> bool:
+        part = _part(table, columns, break_heads)
+        return Measurement.get(console, console.options.update(width=10_000), part).maximum <= console.width
+
+    first, *others = table.columns
+    if fits(table.columns, break_heads=False):
         console.print(table)
-        return
-    if table.title:
-        print_line(console, f"{table.title}:")
-    for row in zip(*(column.cells for column in table.columns), strict=True):
-        told = zip(heads, map(str, row), strict=True)
-        print_line(console, f"- {', '.join(f'{head} {cell}'.strip() for head, cell in told if cell)}")
+    elif fits(table.columns) or (table.row_count <= SCREEN and all(fits([first, other]) for other in others)):
+        parts = [[first]]
+        for other in others:
+            parts[-1].append(other) if fits([*parts[-1], other]) else parts.append([first, other])
+        for part in parts:
+            console.print(_part(table, part, break_heads=True, title=table.title if part is parts[0] else None))
+    else:
+        if table.title:
+            print_line(console, f"{table.title}:")
+        for row in zip(*(column.cells for column in table.columns), strict=True):
+            told = zip(table.columns, map(str, row), strict=True)
+            print_line(console, f"- {', '.join(f'{column.header} {cell}'.strip() for column, cell in told if cell)}")
+
+
+def _part(whole: Table, columns: Sequence[Column], break_heads: bool, title: TextType | None = None) -> Table:
+    """Some columns of a table as a table, their heads, where broken into lines, as wide as the cells."""
+    made = Table(title=title, box=whole.box, title_justify=whole.title_justify, title_style=whole.title_style)
+    for column in columns:
+        head = str(column.header)
+        widest = max(map(len, [*head.split(), *map(str, column.cells)]), default=1)
+        made.add_column(textwrap.fill(head, widest) if break_heads else head, justify=column.justify)
+    for row in zip(*(column.cells for column in columns), strict=True):
+        made.add_row(*row)
+    return made
