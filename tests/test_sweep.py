@@ -298,7 +298,7 @@ def test_what_was_drawn_before_is_not_trained_again(tmp_path, untrained):
         assert trial.folder == first.folder
         assert trial.twin == (None if trial is first else first.number)
     twins = 20 - len(untrained)
-    assert f"{twins} of the trials drew what another had drawn, and took its result." in sweep_page.notes_of(found)
+    assert f"{twins} of the trials drew what another had drawn, and took its result" in sweep_page.notes_of(found)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
@@ -795,7 +795,7 @@ def test_the_best_is_told_with_its_interval_and_how_many_overlap_with_it(finishe
     assert "Trial 0 is the best on validation: 20.00 % error (95 % 13.3 \u2013 28.9, Wilson, n = 100), with" in said
     assert "As good: 1. The intervals of 2 of the other 4 complete trials overlap with its; on the same images" in said
     assert "cannot be told" not in said  # which no overlap shows
-    assert len([n for n in sweep_page.notes_of(shown) if "The least of 5 validation errors is optimistic" in n]) == 1
+    assert len([n for n in sweep_page.notes_of(shown) if "the least of 5 validation errors is optimistic" in n]) == 1
     alone = replace(finished, trials=(finished.best,))
     assert "overlap" not in sweep_page.headline(alone)
     assert "optimistic" not in " ".join(sweep_page.notes_of(alone))

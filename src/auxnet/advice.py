@@ -43,6 +43,11 @@ def few_steps(recipe: Recipe, images: int) -> list[str]:
     return [f"{said}: with --batch-size {smaller} it has {more}, and wants a smaller --lr"]
 
 
+def doubts_of(recipe: Recipe, depths: Sequence[int], dataset: DataSet) -> list[str]:
+    """All doubts about a training that is to begin."""
+    return [*optimizer_doubts(recipe, depths), *data_doubts(recipe, dataset), *precision_doubts(recipe)]
+
+
 def data_doubts(recipe: Recipe, dataset: DataSet) -> list[str]:
     """Warnings of what is asked for and changes nothing with these data, and of classes of very different sizes."""
     doubts, sizes = [], dataset.train.labels.bincount(minlength=dataset.num_classes).tolist()

@@ -80,12 +80,17 @@ def depths_of(recipe: Recipe) -> tuple[int, ...]:
     Raises ValueError for what cannot be placed.
     """
     if recipe.backbone is not None:
-        cuts = 2 if recipe.cuts is None else recipe.cuts
+        cuts = _asked_cuts(recipe)
         depths = tuple(range(1, 2 + (cuts if isinstance(cuts, int) else len(cuts))))
     else:
         with torch.device("meta"):  # takes no memory
             depths = resnet(**_resnet_options(recipe, num_classes=2, in_channels=3)).depths
     return depths if recipe.alone is None else depths[recipe.alone - 1 : recipe.alone]
+
+
+def _asked_cuts(recipe: Recipe) -> int | tuple[str, ...]:
+    """How many cuts a recipe's backbone gets, or the modules that they come after."""
+    return 2 if recipe.cuts is None else recipe.cuts
 
 
 def check_machine(recipe: Recipe) -> None:
@@ -214,7 +219,7 @@ def network_options(recipe: Recipe, dataset: data.DataSet) -> dict[str, Any]:
 def _whole_network(recipe: Recipe, dataset: data.DataSet) -> dict[str, Any]:
     if recipe.backbone is not None:
         fit = (dataset.num_classes, dataset.channels, dataset.image_size)
-        cuts = 2 if recipe.cuts is None else recipe.cuts
+        cuts = _asked_cuts(recipe)
         return {
             "backbone": recipe.backbone,
             "cuts": list(cuts_of(recipe.backbone, cuts, *fit) if isinstance(cuts, int) else cuts),

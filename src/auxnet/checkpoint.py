@@ -19,8 +19,8 @@ from auxnet.documents import made_again, parsing, read_json
 from auxnet.errors import DamagedError, first_line
 from auxnet.files import is_held, whole
 from auxnet.network import AuxNet
-from auxnet.recipe import RunDir, folder_of, read_run_recipe
-from auxnet.rundir import LOCK
+from auxnet.recipe import RunDir, folder_of, has_recipe, read_run_recipe
+from auxnet.rundir import LOCK, checkpoints
 from auxnet.tensors import read_tensors
 from auxnet.words import command
 
@@ -85,7 +85,7 @@ def build_net(config: Any, where: Path | str, trusted: str | None = None) -> Aux
 def read_config(folder: Path) -> Any:
     """The config.json of a run. Raises FileNotFoundError, which says how to go on with a run that is not finished."""
     finished = any((folder / name).is_file() for name in ("config.json", "summary.json"))
-    if not finished and any((folder / "checkpoints").glob("*.ckpt")):
+    if not finished and checkpoints(folder):
         goes_on = f"`{command('train', '--out', folder, '--resume')}` goes on with it"
         trained = is_held(folder / LOCK)
         raise FileNotFoundError(f"{folder} is not finished: {'another process trains in it' if trained else goes_on}")
@@ -97,7 +97,7 @@ def backbone_of(run: Path) -> str | None:
 
     Raises ValueError if that code lies in the run: then it came with it, from wherever the run comes.
     """
-    backbone = read_run_recipe(run).backbone if (run / "recipe.yaml").is_file() else None
+    backbone = read_run_recipe(run).backbone if has_recipe(run) else None
     if backbone is not None:
         check_outside(backbone, run)
     return backbone

@@ -27,7 +27,7 @@ from auxnet.hub import PretrainedAuxNet, load, model_card, position_of, take_out
 from auxnet.policy import Policy
 from auxnet.preprocessing import PREPARATION
 from auxnet.reading.arrays import Pixels
-from auxnet.recipe import RunDir, folder_of, read_run_recipe
+from auxnet.recipe import RunDir, folder_of, has_recipe, read_run_recipe
 from auxnet.runtimes import Answers, open_model, open_onnx
 
 Format = Literal["safetensors", "onnx", "torch", "onnx-early-exit"]
@@ -91,7 +91,7 @@ def export(
     if images < 2:
         raise ValueError(f"images must be 2 or more, to compare on, got {images}")
     net = load(model, which)
-    recipe = read_run_recipe(model) if (folder_of(model) / "recipe.yaml").is_file() else None
+    recipe = read_run_recipe(model) if has_recipe(folder_of(model)) else None
     asked = net.numbers[-1] if output is None else output
     position_of(net, asked)  # refuses an output that is not there
     backbone = net.config["network"].get("backbone")

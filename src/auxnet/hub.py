@@ -27,7 +27,8 @@ from auxnet.network import AuxNet, copied
 from auxnet.preprocessing import PREPARATION, Preprocessing
 from auxnet.reading.arrays import Pixels, is_name
 from auxnet.reading.pictures import decode_for, upright
-from auxnet.recipe import RunDir, folder_of, read_run_recipe
+from auxnet.recipe import RunDir, folder_of, has_recipe, read_run_recipe
+from auxnet.rundir import is_finished
 from auxnet.scores import interval_of
 from auxnet.tensors import save_tensors
 from auxnet.words import sentence, with_interval
@@ -129,7 +130,7 @@ def load(source: RunDir, which: str = "last") -> PretrainedAuxNet:
         raise ValueError(f"{folder} is a file, and not the folder of a net: auxnet.predict takes ONNX files")
     if not from_hub and not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}: give a run, an exported folder, or hf:owner/name")
-    if which == "best" and (from_hub or not (folder / "recipe.yaml").is_file()):
+    if which == "best" and (from_hub or not has_recipe(folder)):
         raise ValueError(f"{source} is no run directory, so it holds no 'best' weights: leave which out")
     if from_hub:
         return _load(fetched(name), which, None)
@@ -141,7 +142,7 @@ def _load(folder: Path, which: str, trusted: str | None) -> PretrainedAuxNet:
     where = folder / "config.json"
     net = _from_config(read_config(folder), where, trusted)
     load_weights(weights_file(folder, which), net)
-    if (folder / "summary.json").is_file():
+    if is_finished(folder):
         net.source = source_of(folder, which)
         net._hub_mixin_config = {**net.config, "source": net.source}
     elif (folder / "README.md").is_file():

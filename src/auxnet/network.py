@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from auxnet.errors import MisfitError
+from auxnet.errors import MisfitError, check_choice
 from auxnet.sections import RelativeTo
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -234,8 +234,7 @@ def loss_weights(
         raise ValueError(f"gamma must be 0 (all outputs alike) or more, and finite, got {gamma}")
     if not 0 <= floor <= 1:
         raise ValueError(f"floor must lie in 0..1, got {floor}")
-    if relative_to not in ("final", "last_auxiliary"):
-        raise ValueError(f"relative_to must be 'final' or 'last_auxiliary', got {relative_to!r}")
+    check_choice("relative_to", relative_to, RelativeTo)
     auxiliary = torch.tensor(depths[:-1], dtype=torch.float64)
     reference = max(1, depths[-1] if relative_to == "final" or not len(auxiliary) else depths[-2])
     return torch.cat([(auxiliary / reference).pow(gamma).clamp(min=floor), torch.ones(1, dtype=torch.float64)])

@@ -18,6 +18,7 @@ from auxnet.data import DataSet, OnDisk, Split, load_data, load_others
 from auxnet.documents import parsing, read_json
 from auxnet.errors import warn
 from auxnet.evaluation import OutputReport, measure
+from auxnet.fetching import on_hub
 from auxnet.lineage import in_doubt
 from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
@@ -153,7 +154,7 @@ def with_data_in(data_dir: str | None, run: RunDir, recipe: Recipe) -> Recipe:
     if not data_dir:
         return recipe
     root, there = Path(data_dir).expanduser(), replace(recipe, data_dir=data_dir)
-    if recipe.data in NAMES or recipe.data.startswith("hf:") or not root.is_dir():  # which `find` has to say
+    if recipe.data in NAMES or on_hub(recipe.data) or not root.is_dir():  # which `find` has to say
         return there
     classes, below = read_config(Path(run)).get("classes"), {each.name for each in subfolders(root)}
     itself = [root] if classes and below.issuperset(map(str, classes)) else []

@@ -83,9 +83,7 @@ def plan(recipe: Recipe) -> Plan:
             warnings=[
                 *advice.warnings_of(recipe, depths, dataset.image_size),
                 *advice.few_steps(recipe, len(dataset.train)),
-                *advice.optimizer_doubts(recipe, depths),
-                *advice.data_doubts(recipe, dataset),
-                *advice.precision_doubts(recipe),
+                *advice.doubts_of(recipe, depths, dataset),
             ],
             notes=[
                 *advice.notes_of(recipe, depths),

@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from auxnet.documents import read_yaml
 from auxnet.errors import ExclusionError
+from auxnet.fetching import on_hub
 from auxnet.sections import LARGEST, DataFields, MachineFields, MethodFields, NetworkFields, TrainingFields
 from auxnet.words import nearest
 
@@ -203,6 +204,11 @@ def folder_of(run: RunDir) -> Path:
     return Path(run)
 
 
+def has_recipe(folder: Path) -> bool:
+    """Whether a folder holds a recipe.yaml, as every run directory does."""
+    return (folder / "recipe.yaml").is_file()
+
+
 def read_run_recipe(run: RunDir) -> Recipe:
     """The recipe of a run directory. Raises as `folder_of` does, FileNotFoundError if it is no run, RuntimeError if it
     is not as it was.
@@ -250,6 +256,11 @@ def write_recipe(recipe: Recipe, path: Path | str, sealed: bool = False) -> None
     text = yaml.safe_dump(content, sort_keys=False).encode()
     seal = SEAL + sha256(text).hexdigest().encode() + b"\n" if sealed else b""
     Path(path).write_bytes(seal + text)
+
+
+def data_name(data: str) -> str:
+    """What a data set is called, without the folders in which it lies; one on the hub by its whole address."""
+    return data if on_hub(data) else Path(data).resolve().name
 
 
 def network_name(recipe: Recipe) -> str:

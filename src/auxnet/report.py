@@ -118,7 +118,7 @@ def gather(
         }
         rows = rundir.whole_epochs(rundir.read_metrics(run))
         facts |= {"curves": curves(rows)}
-        facts |= so_far(run, recipe, rows) if rows and not (run / "summary.json").is_file() else saved(run)
+        facts |= so_far(run, recipe, rows) if rows and not rundir.is_finished(run) else saved(run)
     if not facts["finished"]:
         return facts
     recipe = replace(recipe, **{key: value for key, value in given.items() if key != "data_dir"})

@@ -16,7 +16,7 @@ from auxnet.lineage import Earlier
 from auxnet.method import Method
 from auxnet.network import AuxNet, copied
 from auxnet.recipe import Recipe
-from auxnet.rundir import append, begin, checkpoints, lines, read_rows
+from auxnet.rundir import append, begin, checkpoints, is_finished, lines, read_rows
 from auxnet.tensors import read_about, save_tensors
 
 
@@ -169,7 +169,7 @@ def newest_checkpoint(folder: Path) -> dict[str, Any]:
     """
     paths = checkpoints(folder)
     if not paths:
-        finished = "is finished, and nothing is left to train: it " if (folder / "summary.json").is_file() else ""
+        finished = "is finished, and nothing is left to train: it " if is_finished(folder) else ""
         raise FileNotFoundError(f"{folder} {finished}holds no checkpoint to resume from; --overwrite begins again")
     for path in paths:
         try:

@@ -153,6 +153,11 @@ def leave_out(folder: Path, max_corrupt: int) -> None:
             write_recipe(located(replace(saved, max_corrupt=max_corrupt)), partial, sealed=True)
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a training that came to its end: its summary is written last."""
+    return (folder / "summary.json").is_file()
+
+
 def is_lost(folder: Path) -> bool:
     """Whether a training was begun here that left nothing: no checkpoint to go on from, and no weights at its end."""
     return _is_run(folder) and not checkpoints(folder) and not (folder / "model.safetensors").is_file()

@@ -19,6 +19,7 @@ from auxnet.batches import normalise
 from auxnet.documents import json_value, parsing
 from auxnet.errors import one_line
 from auxnet.exits import EarlyExit, read_policy
+from auxnet.fetching import on_hub
 from auxnet.graphs import need
 from auxnet.hub import PretrainedAuxNet, load, position_of
 from auxnet.machine import cores, device_of, thread_count, threads_set, to_device
@@ -26,7 +27,7 @@ from auxnet.network import copied
 from auxnet.policy import Policy, never
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import Pixels, is_name
-from auxnet.recipe import Recipe, RunDir
+from auxnet.recipe import Recipe, RunDir, has_recipe
 
 Floats = NDArray[np.float32]
 
@@ -72,12 +73,12 @@ def open_model(
     if not isinstance(source, str | os.PathLike):
         rule = "a model is a run, an exported folder, an ONNX file, hf:owner/name, or the net that auxnet.load gives"
         raise TypeError(f"{rule}, got {type(source).__name__}: of such a net, output=k asks output k alone")
-    path, from_hub = Path(source), str(source).startswith("hf:")
+    path, from_hub = Path(source), on_hub(source)
     if not (from_hub or path.exists()):
         raise FileNotFoundError(
             f"there is no model {source}: give a run, an exported folder, an ONNX file, or hf:owner/name"
         )
-    if exits and not (path / "recipe.yaml").is_file():
+    if exits and not has_recipe(path):
         raise ValueError(f"exits are those of a run's exits.json, and {source} is no run: leave exits out")
     if exits and output is not None:
         raise ValueError(f"exits.json lets each image leave at its own output: leave output {output} out")

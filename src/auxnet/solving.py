@@ -18,7 +18,7 @@ from auxnet.descent import Costs
 from auxnet.errors import check_choice, warn
 from auxnet.exits import exit_latencies, exit_macs
 from auxnet.files import write_json
-from auxnet.latency import OF_PYTORCH
+from auxnet.latency import OF_PYTORCH, measured_on
 from auxnet.opening import Opened, opened
 from auxnet.policy import Confidence, Policy, never
 from auxnet.provenance import provenance
@@ -37,7 +37,7 @@ from auxnet.thresholds import (
     solve,
     solve_cross_fitted,
 )
-from auxnet.words import command, of_weights, per_cent, plural
+from auxnet.words import command, of_weights, per_cent
 
 Cost = Literal["macs", "latency"]
 Unit = Literal["MACs", "ms"]
@@ -202,8 +202,8 @@ def _solve(
     stop, passing, alone = (
         exit_latencies(it.net, it.image_shape, confidence) if unit == "ms" else exit_macs(it.net, it.image_shape)
     )
-    measured_on = f"{it.device}, {plural(torch.get_num_threads(), 'thread')}" if unit == "ms" else None
-    unsolved = Solved(costs=tuple(stop), alone=tuple(alone), unit=unit, target=target, measured_on=measured_on)
+    measured = measured_on(it.device, torch.get_num_threads()) if unit == "ms" else None
+    unsolved = Solved(costs=tuple(stop), alone=tuple(alone), unit=unit, target=target, measured_on=measured)
     temperatures = fit_temperatures(val) if temperature else (1.0,) * len(stop)
     rule = never(len(stop), confidence, temperatures)
     policy: Policy | None
@@ -216,7 +216,7 @@ def _solve(
         bound = f"a mean of at most {cost_text(target['max_mean_cost'])} {unit}"
         first = f"every image that leaves at output 1 costs {cost_text(stop[0])} {unit}"
         reason = f"no thresholds meet {bound}: {first} ({100 * val.errors[0]:.2f} % error)"
-        reason += f", measured on {measured_on}" if measured_on else ""
+        reason += f", measured on {measured}" if measured else ""
         return replace(unsolved, reason=reason)
     policies = {
         "solved": cost_curve(val, rule, stop, passing, points=int(points), common=common),

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from auxnet import __version__, distributed, rundir
-from auxnet.advice import data_doubts, optimizer_doubts, precision_doubts
+from auxnet.advice import doubts_of, precision_doubts
 from auxnet.build import (
     build,
     check_data,
@@ -43,7 +43,7 @@ from auxnet.opening import check_classes, normalised_as, preprocessing_of
 from auxnet.preprocessing import Preprocessing
 from auxnet.progress import Progress
 from auxnet.provenance import provenance
-from auxnet.recipe import Recipe, method_name
+from auxnet.recipe import Recipe, data_name, method_name
 from auxnet.resuming import Checkpointer, TrainingState, load_checkpoint, newest_checkpoint, roll_back
 from auxnet.scores import guessing
 from auxnet.tensorboard import event_files, event_writer, installed
@@ -182,8 +182,7 @@ def _prepare(recipe: Recipe, team: Team, resume: bool) -> tuple[DataSet, AuxNet,
     net, method = build(recipe, dataset, team.device, team)
     dataset = normalised_for(recipe, dataset)
     check_last_batch(recipe, dataset, net, team.size)
-    doubts = [] if resume else [*optimizer_doubts(recipe, net.depths), *data_doubts(recipe, dataset)]
-    doubts += precision_doubts(recipe)
+    doubts = precision_doubts(recipe) if resume else doubts_of(recipe, net.depths, dataset)
     if team.device.type == "cpu" and (slow := crowded(torch.get_num_threads())):
         doubts.append(slow)
     for doubt in doubts if team.leads else ():
@@ -237,7 +236,7 @@ def fit_on(recipe: Recipe, folder: Path, watch: Callable[[Progress], object] | N
     What left nothing to go on from is begun anew: killed before its first checkpoint, or all of them damaged. Raises
     what `fit` does: FileExistsError for a folder that holds anything else.
     """
-    resume = any((folder / "checkpoints").glob("*.ckpt"))
+    resume = bool(rundir.checkpoints(folder))
     with suppress(DamagedError):
         return fit(recipe, folder, resume=resume, overwrite=not resume and rundir.is_lost(folder), watch=watch)
     return fit(recipe, folder, overwrite=True, watch=watch)
@@ -266,7 +265,7 @@ def _finish(training: Training, state: TrainingState) -> dict[str, Any]:
         **tables(folder, dataset, device, same=state.best_epoch == state.epoch),
         "method": method_name(recipe),
         "data": {
-            "name": dataset.name if dataset.name.startswith("hf:") else Path(dataset.name).resolve().name,
+            "name": data_name(dataset.name),
             **images,
             "guessing": guessing(dataset.val.labels),
             "drawn": dataset.drawn,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from auxnet.page_frame import heading_of, line_of, table_of, tiles_of
-from auxnet.recipe import Recipe
+from auxnet.recipe import Recipe, data_name
 from auxnet.words import command, per_cent, plural
 
 Run = dict[str, Any]
@@ -25,7 +25,7 @@ def so_far(run: Path, recipe: Recipe, rows: Sequence[dict[str, Any]]) -> dict[st
         "finished": False,
         "outputs": [],
         "epochs": {"last": done},
-        "data": {"name": recipe.data if recipe.data.startswith("hf:") else Path(recipe.data).name},
+        "data": {"name": data_name(recipe.data)},
         "wall_seconds": sum(row["seconds"] for row in rows if row["output"] == 1),
         "missing": f"it is not finished ({done} of {recipe.epochs} epochs are done): report it again when it is; "
         f"if it was stopped, `{resume}` goes on with it",

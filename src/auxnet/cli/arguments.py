@@ -18,7 +18,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from auxnet import sections
 from auxnet.cli import screen
 from auxnet.errors import ExclusionError, check_limit, warn
-from auxnet.recipe import Recipe, read_recipe, read_run_recipe, words_of
+from auxnet.recipe import Recipe, has_recipe, read_recipe, read_run_recipe, words_of
 
 Options = TypeVar("Options")
 WithRecipe = TypeVar("WithRecipe", bound="OfRecipe")
@@ -141,7 +141,7 @@ def parse_with_recipe(options: type[WithRecipe], words: list[str]) -> WithRecipe
     config, out = value_of("--config", words), value_of("--out", words)
     if config is not None:
         return parse_over(options, words, read_recipe(config), config)
-    if out is not None and "--resume" in words and (Path(out) / "recipe.yaml").is_file():
+    if out is not None and "--resume" in words and has_recipe(Path(out)):
         screen.load_torch()
         from auxnet.checkpoint import backbone_of
 

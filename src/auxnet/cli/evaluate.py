@@ -70,7 +70,7 @@ def evaluate(words: list[str]) -> None:
     """`auxnet evaluate`."""
     options = parse(Evaluate, words)
     screen.load_torch()
-    from auxnet.opening import of_best_epoch, opened
+    from auxnet.opening import opened
 
     own = options.on is None
     opening = opened(options.run, **options.where, which=options.which, on=options.on)
@@ -104,8 +104,7 @@ def evaluate(words: list[str]) -> None:
     console = screen.console()
     titles = {"val": "validation", "test": "test", "on": str(options.on)}
     titled = {titles[split]: reports for split, reports in by_split.items()}
-    if options.which == "best":
-        screen.print_line(console, of_best_epoch(options.run))
+    screen.print_which(console, options.run, options.which)
     for title, reports in titled.items():
         screen.print_table(console, _worth_table(title, reports))
     if own:
@@ -123,7 +122,7 @@ def select(words: list[str]) -> int:
     }
     within = points("--within", options.within)
     screen.load_torch()
-    from auxnet.opening import of_best_epoch, opened
+    from auxnet.opening import opened
 
     opening = opened(options.run, **options.where, which=options.which)
     with screen.working("comparing the outputs"), opening as run:
@@ -138,8 +137,7 @@ def select(words: list[str]) -> int:
         print(json.dumps(_content(choice, chosen) | about, indent=2))
     else:
         console = screen.console()
-        if options.which == "best":
-            screen.print_line(console, of_best_epoch(options.run))
+        screen.print_which(console, options.run, options.which)
         screen.print_table(console, _candidates_table(choice))
         screen.print_line(console, choice.reason)
         for note in choice.notes:
@@ -209,7 +207,7 @@ def _cost_table(reports: Sequence[OutputReport], latency: Sequence[Latency] | No
     for r, costs in zip(reports, latency, strict=True):
         cells = [str(r.output), f"{r.params:,}", f"{r.macs:,}"]
         for t in costs.timings:
-            cells += [f"{t.median_ms:.2f} ({t.low_ms:.2f} .. {t.high_ms:.2f})", f"{t.images_per_second:,.0f}"]
+            cells += [str(t), f"{t.images_per_second:,.0f}"]
         made.add_row(*cells, " / ".join(f"{peak / 2**20:.2f}" for peak in costs.peak_bytes))
     return made
 
@@ -271,7 +269,7 @@ def _candidates_table(choice: Choice) -> Table:
         marks = ["chosen"] if r.output == choice.output else [] if c.meets else ["over budget"]
         marks += ["near the limit"] if c.borderline else []
         cells = [str(r.output), ", ".join(marks), str(r.depth), f"{r.params:,}", f"{r.macs:,}"]
-        cells += [f"{t.median_ms:.2f} ({t.low_ms:.2f} .. {t.high_ms:.2f})"] if (t := c.timing) else []
+        cells += [str(c.timing)] if c.timing else []
         cells.append(with_interval(r.error, r.low, r.high))
         if against is None or r.output == choice.output:
             made.add_row(*cells, "", "", "")

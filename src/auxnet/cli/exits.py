@@ -74,7 +74,6 @@ def exits(words: list[str]) -> int:
         "max_mean_latency": above_zero("--max-mean-latency", o.max_mean_latency),
     }
     screen.load_torch()
-    from auxnet.opening import of_best_epoch
     from auxnet.solving import solve_exits
 
     with screen.working("solving"), _named_as_flags():
@@ -98,8 +97,7 @@ def exits(words: list[str]) -> int:
         print(json.dumps(found.content, indent=2))
         return 0
     console = screen.console()
-    if o.which == "best":
-        screen.print_line(console, of_best_epoch(o.run))
+    screen.print_which(console, o.run, o.which)
     _show_answer(console, found, found.policy, found.val, found.test)
     for name in CURVES if o.baselines else ("solved",):
         _show_curve(console, found, name)

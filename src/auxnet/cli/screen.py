@@ -26,6 +26,7 @@ from auxnet.signals import HANGUP, Stopped, held
 
 if TYPE_CHECKING:
     from auxnet.progress import Progress as Stands
+    from auxnet.recipe import RunDir
 
 SCREEN = 24  # rows
 PAUSE = 60.0  # seconds between two lines that say how something long stands, where the output goes elsewhere
@@ -127,6 +128,14 @@ def now_and_then(console: Console) -> Callable[[], bool]:
 def print_line(console: Console, text: str) -> None:
     """Print a line as it stands: not wrapped, not coloured, not read as markup."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_which(console: Console, run: RunDir, which: str) -> None:
+    """Say, before anything is said of a run's "best" weights, of which epoch they are."""
+    from auxnet.opening import of_best_epoch  # which imports PyTorch
+
+    if which == "best":
+        print_line(console, of_best_epoch(run))
 
 
 def table(title: str, *columns: str) -> Table:

@@ -20,8 +20,8 @@ from auxnet.errors import DivergedError, one_line
 from auxnet.files import claimed, is_held, whole
 from auxnet.processes import work_together
 from auxnet.progress import Progress
-from auxnet.recipe import Recipe, read_run_recipe
-from auxnet.rundir import located, read_metrics, whole_epochs
+from auxnet.recipe import Recipe, has_recipe, read_run_recipe
+from auxnet.rundir import is_finished, located, read_metrics, whole_epochs
 from auxnet.studies.spec import Trial
 from auxnet.train import fit_on
 from auxnet.words import val_errors
@@ -37,7 +37,7 @@ def folder_of(out: Path, trial: Trial) -> Path:
 
 def is_done(out: Path, trial: Trial) -> bool:
     """Whether it was trained to its end."""
-    return (folder_of(out, trial) / "summary.json").is_file()
+    return is_finished(folder_of(out, trial))
 
 
 def why_failed(out: Path, trial: Trial) -> str | None:
@@ -65,7 +65,7 @@ def check_data(out: Path, trials: Sequence[Trial]) -> None:
     alike: dict[tuple[str, str], bool] = {}
     for trial in trials:
         folder, now = folder_of(out, trial), located(trial.recipe).data
-        if Path(now).exists() and (folder / "recipe.yaml").is_file():
+        if Path(now).exists() and has_recipe(folder):
             then = located(read_run_recipe(folder)).data
             if then != now and Path(then).exists():
                 if is_done(out, trial) and (then, now) not in alike:

@@ -20,7 +20,7 @@ from auxnet.build import build, check_machine
 from auxnet.data import DataSet, load_data
 from auxnet.machine import threads_set
 from auxnet.processes import check_count, work_together
-from auxnet.recipe import WHERE, Recipe, read_run_recipe, words_of
+from auxnet.recipe import WHERE, Recipe, has_recipe, read_run_recipe, words_of
 from auxnet.rundir import located
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.settings import Sampler, Settings
@@ -60,7 +60,7 @@ class Sweep:
         if self.best is None:
             return None
         recipe = self.settings.recipe_of(self.best.values)
-        if (self.best.folder / "recipe.yaml").is_file():  # not removed, to save room
+        if has_recipe(self.best.folder):  # not removed, to save room
             run = read_run_recipe(self.best.folder)
             recipe = replace(recipe, data=run.data, data_dir=run.data_dir, pretrained=run.pretrained)
         return located(recipe)

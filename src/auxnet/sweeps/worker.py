@@ -13,7 +13,7 @@ from auxnet.build import depths_of
 from auxnet.errors import DivergedError, first_sentence, one_line
 from auxnet.progress import Progress
 from auxnet.recipe import Recipe
-from auxnet.rundir import read_metrics
+from auxnet.rundir import checkpoints, read_metrics
 from auxnet.schedules import of_trained_outputs
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.trials import OpenSweep, claim, folder_of, twin_of, values_drawn
@@ -77,7 +77,7 @@ def _run(study: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Ca
                 raise optuna.TrialPruned
 
     starts = trial.user_attrs.get("starts", [])
-    start = max((path.stem for path in (folder / "checkpoints").glob("*.ckpt")), default="its beginning")
+    start = next((path.stem for path in checkpoints(folder)), "its beginning")
     trial.set_user_attr("starts", [*starts, start])
     value, state = None, State.COMPLETE
     try:
