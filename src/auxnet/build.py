@@ -18,6 +18,7 @@ from auxnet import batches, data
 from auxnet.backbones.described import config_of, cuts_of, net_from
 from auxnet.backbones.named import normalisation
 from auxnet.backbones.weights import of_a_run, run_of
+from auxnet.batches import Part
 from auxnet.by_name import aggregator_of, optimizer_of
 from auxnet.capturing import as_cuda_graph, check_optimizers
 from auxnet.distributed import Team
@@ -43,7 +44,6 @@ from auxnet.words import plural
 PIXELS = 2**21  # evaluated at a time: 25 MB of float32 in three channels
 MOST_STAND_INS = 50  # outputs of a net that stands in for a backbone that is not built yet
 METHODS: dict[MethodName, Callable[..., Method]] = {"joint": joint, "pairwise": pairwise, "multiway": multiway}
-Part = Callable[[int], slice]  # which of the n images of a batch; `slice` itself gives all
 
 
 def check_recipe(recipe: Recipe, begins: bool = True) -> None:
@@ -52,12 +52,8 @@ def check_recipe(recipe: Recipe, begins: bool = True) -> None:
     With `begins`, epochs in `discard_after` must also leave one in which it acts (a single epoch is exempt).
     """
     check_machine(recipe)
-    if recipe.freeze == "trunk" and recipe.pretrained is None:
-        raise ValueError("freeze='trunk' keeps pretrained weights, and there are none: name them with --pretrained")
-    if recipe.freeze == "trunk" and len(depths_of(recipe)) == 1:
-        raise ValueError("freeze='trunk' trains auxiliary heads alone, and one output leaves none: ask for more")
-    if recipe.freeze == "trunk" and not all(weights_of(recipe, depths_of(recipe))):
-        raise ValueError("freeze='trunk' trains auxiliary heads, and one of weight 0 would not train: give it more")
+    if recipe.freeze == "trunk":
+        _check_freeze(recipe)
     if begins and (recipe.discard_after or 0) >= 1 and recipe.discards_from is None and recipe.epochs > 1:
         most = f"at most {plural(recipe.epochs - 1, 'epoch')}, discard_after={recipe.epochs - 1}"
         raise ValueError(f"discard_after={recipe.discard_after:g} never acts in {recipe.epochs} epochs: give {most}")
@@ -72,6 +68,17 @@ def check_recipe(recipe: Recipe, begins: bool = True) -> None:
     method = build_method(recipe, net if recipe.alone is None else net.alone(recipe.alone), cross_entropy)
     if recipe.cuda_graph:
         check_optimizers(method)
+
+
+def _check_freeze(recipe: Recipe) -> None:
+    """Raise ValueError where a frozen trunk has no weights, or a head beside it nothing to learn."""
+    if recipe.pretrained is None:
+        raise ValueError("freeze='trunk' keeps pretrained weights, and there are none: name them with --pretrained")
+    depths = depths_of(recipe)
+    if len(depths) == 1:
+        raise ValueError("freeze='trunk' trains auxiliary heads alone, and one output leaves none: ask for more")
+    if not all(weights_of(recipe, depths)):
+        raise ValueError("freeze='trunk' trains auxiliary heads, and one of weight 0 would not train: give it more")
 
 
 def depths_of(recipe: Recipe) -> tuple[int, ...]:
@@ -303,12 +310,15 @@ def _compiled(method: Method, recipe: Recipe, dataset: data.DataSet, device: tor
     for rank in range(team.size):
         if rank == team.rank:
             method = compiled(method, images, live, pairwise=recipe.method == "pairwise")
-        team.any(False)  # waits for it
+        team.wait()
     return method
 
 
 def _check_answers(recipe: Recipe, dataset: data.DataSet, net: AuxNet) -> None:
-    """Raise ValueError unless all that is to be frozen in a net is pretrained, and none of it drawn by the seed."""
+    """Raise ValueError if anything that is to be frozen in a net was drawn at random.
+
+    The net is built again from another seed: whatever differs was drawn.
+    """
     torch.default_generator.manual_seed(recipe.seed + 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what there is to say was said of the net itself

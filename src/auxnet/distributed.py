@@ -148,6 +148,10 @@ class Team:
         """Whether it holds in any process."""
         return bool(self.sum(torch.tensor(int(flag))))
 
+    def wait(self) -> None:
+        """Return once every process has come here."""
+        self.any(False)
+
     def broadcast(self, net: nn.Module) -> None:
         """Give a net's parameters and buffers the values that they have in process 0."""
         for tensor in net.state_dict().values():

@@ -73,19 +73,19 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         """What config.json holds."""
         return dict(cast(dict[str, Any], self._hub_mixin_config))
 
-    def prepare(self, *images: Path | str | Any) -> Tensor:
+    def prepare(self, *images: Picture | Sequence[Picture]) -> Tensor:
         """Images as the net takes them, float32 [N, C, H, W] on its device, prepared as `predict` does it.
 
         One or several, or a list of them: files, PIL's images, or uint8 pixels [H, W, C] (grey ones also [H, W]).
         Raises RuntimeError for a file that is no readable image, TypeError as `check_image` does, ValueError for what
         `upright` refuses.
         """
-        if len(images) == 1 and isinstance(images[0], list | tuple):
-            images = tuple(images[0])
-        if not images:
+        one_list = len(images) == 1 and isinstance(images[0], list | tuple)
+        given = cast(Sequence[Picture], images[0] if one_list else images)
+        if not given:
             raise ValueError("there are no images to prepare: name files, or give pixels")
         seen = torch.from_numpy(
-            np.stack([self.preprocessing.seen(_pixels(image, self.preprocessing.resize)) for image in images])
+            np.stack([self.preprocessing.seen(_pixels(image, self.preprocessing.resize)) for image in given])
         )
         device = next(self.parameters()).device
         return normalise(seen.to(device), self.preprocessing.mean, self.preprocessing.std)

@@ -76,13 +76,19 @@ def _filled(net: AuxNet, options: Mapping[str, Any], pretrained: str, classes: S
         _take_over(net, options, network, pretrained)
     theirs = config.get("classes")
     if classes is not None and isinstance(theirs, list) and len(theirs) == len(classes) and theirs != list(classes):
-        more = net_from({**options, "num_classes": len(classes) + 1}).state_dict()  # other shapes in the last layers
-        last = {name: tensor for name, tensor in own.items() if tensor.shape != more[name].shape}
-        net.load_state_dict(last, strict=False)
+        net.load_state_dict(_last_layers(own, options, len(classes)), strict=False)
         first = next(n for n, (their, our) in enumerate(zip(theirs, classes, strict=True)) if their != our)
         names = f"class {first + 1} is {theirs[first]!r} in {pretrained}, and {classes[first]!r} in the data"
         warn(f"{names}: the last layers of all outputs begin anew")
     return net
+
+
+def _last_layers(
+    tensors: Mapping[str, torch.Tensor], options: Mapping[str, Any], num_classes: int
+) -> dict[str, torch.Tensor]:
+    """Those tensors of a net whose shape depends on the number of classes: they differ in a net of one class more."""
+    more = net_from({**options, "num_classes": num_classes + 1}).state_dict()
+    return {name: tensor for name, tensor in tensors.items() if tensor.shape != more[name].shape}
 
 
 def _take_over(net: AuxNet, options: Mapping[str, Any], theirs: Mapping[str, Any], pretrained: str) -> None:

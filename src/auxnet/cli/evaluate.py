@@ -14,12 +14,11 @@ from tyro.conf import FlagCreatePairsOff
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRun, OneRun, above_zero, number, parse, points
 from auxnet.errors import warn
-from auxnet.words import command, of_weights, per_cent, with_interval
+from auxnet.words import command, in_points, of_weights, per_cent, with_interval
 
 if TYPE_CHECKING:
     from auxnet.evaluation import OutputReport
     from auxnet.latency import Latency
-    from auxnet.scores import Comparison
     from auxnet.selection import Choice
 
 WORST = 3
@@ -157,11 +156,6 @@ def select(words: list[str]) -> int:
 # ---- words and tables ------------------------------------------------------------------------------------------
 
 
-def points_between(found: Comparison) -> str:
-    """+6.90 (+2.3 .. +11.3) points."""
-    return f"{100 * found.difference:+.2f} ({100 * found.low:+.1f} .. {100 * found.high:+.1f}) points"
-
-
 def _content(choice: Choice, test: OutputReport | None) -> dict[str, object]:
     """A choice as JSON can hold it, with all that the text says of it, and what its output does on test images."""
     content = asdict(choice)
@@ -274,7 +268,7 @@ def _candidates_table(choice: Choice) -> Table:
         if against is None or r.output == choice.output:
             made.add_row(*cells, "", "", "")
         else:
-            behind = points_between(against).removesuffix(" points")
+            behind = in_points(against.difference, against.low, against.high)
             apart = "" if against.significant else "cannot be told apart"
             made.add_row(*cells, behind, f"{against.p_value:.2g}", apart)
     return made

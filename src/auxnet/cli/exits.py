@@ -14,8 +14,7 @@ from tyro.conf import FlagCreatePairsOff
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRun, OneRun, above_zero, number, parse, points
-from auxnet.cli.evaluate import points_between
-from auxnet.words import per_cent, with_interval
+from auxnet.words import in_points, per_cent, with_interval
 
 if TYPE_CHECKING:
     from auxnet.policy import Policy
@@ -143,12 +142,13 @@ def _show_answer(console: Console, found: Solved, policy: Policy, on_val: Outcom
         what = "time" if found.unit == "ms" else found.unit
         saved = 100 * (1 - seen.mean_cost / found.alone[-1])
         worth = f"saves {saved:.1f} % of" if saved >= 0 else f"costs {-saved:.1f} % more of"
+        apart = seen.against_final
         screen.print_line(
             console,
             f"on {seen.images:,} {name} images: error {_error(seen)}, mean {cost_text(seen.mean_cost)} {found.unit} "
             f"({least} .. {most}); the final output alone: {per_cent(final_one.error)}, "
             f"{cost_text(found.alone[-1])} {found.unit}; early exit {worth} the {what}, "
-            f"{points_between(seen.against_final)} between the two",
+            f"{in_points(apart.difference, apart.low, apart.high)} points between the two",
         )
 
 
