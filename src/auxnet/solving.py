@@ -58,14 +58,10 @@ class Point:
 class Solved:
     """The answer to a target, the curves around it, and what they were made of."""
 
-    policy: Policy | None = None
+    answer: Point | None = None
     """None if no thresholds meet the target"""
     reason: str | None = None
-    """why there is no policy; None where there is one"""
-    val: Outcome | None = None
-    """what the policy does to the images that it was solved on"""
-    test: Outcome | None = None
-    """what it does to images that decided nothing"""
+    """why there is no answer; None where there is one"""
     curves: dict[str, tuple[Point, ...]] = field(default_factory=dict)
     """"solved": least errors for bounds on the mean cost; "anytime": all images at output 1, 2, ..., K; "budgeted":
     shares proportional to q^k; {} without a policy. Choose by `val` alone: a target picked by `test` unseals it"""
@@ -90,23 +86,36 @@ class Solved:
     """the device and threads of the milliseconds, as "cpu, 2 threads"; None where the unit is MACs"""
 
     @property
+    def policy(self) -> Policy | None:
+        """None if no thresholds meet the target."""
+        return None if self.answer is None else self.answer.policy
+
+    @property
+    def val(self) -> Outcome | None:
+        """What the policy does to the images that it was solved on."""
+        return None if self.answer is None else self.answer.val
+
+    @property
+    def test(self) -> Outcome | None:
+        """What the policy does to images that decided nothing."""
+        return None if self.answer is None else self.answer.test
+
+    @property
     def content(self) -> dict[str, Any]:
         """What exits.json holds; {} without a policy."""
-        if self.policy is None or self.val is None or self.test is None:
+        if self.answer is None:
             return {}
         return {
-            "weights": self.source["weights"],
-            "weights_sha256": self.source["weights_sha256"],
-            **asdict(self.policy),
+            **self.source,
+            **asdict(self.answer.policy),
             "target": self.target,
             "cross_fitted": None if self.cross_fitted is None else asdict(self.cross_fitted),
             "notes": list(self.notes),
-            "common": self.source["common"],
             "unit": self.unit,
             "costs": list(self.costs),
             "alone": list(self.alone),
-            "val": asdict(self.val),
-            "test": asdict(self.test),
+            "val": asdict(self.answer.val),
+            "test": asdict(self.answer.test),
             "curves": {
                 name: [
                     {"thresholds": each.policy.thresholds, "val": asdict(each.val), "test": asdict(each.test)}
@@ -114,7 +123,6 @@ class Solved:
                 ]
                 for name, curve in self.curves.items()
             },
-            **self.source,  # versions, commit, device: the rest of it stands above
         }
 
 
@@ -236,9 +244,7 @@ def _solve(
     made_of = {"weights": which, "weights_sha256": weights_sha256(run, which), "common": common}
     found = replace(
         unsolved,
-        policy=policy,
-        val=answer.val,
-        test=answer.test,
+        answer=answer,
         curves=curves,
         cross_fitted=cross_fitted,
         costs=tuple(Costs.of(stop, passing).under(policy.thresholds).tolist()),

@@ -17,8 +17,7 @@ from auxnet.cli.arguments import OfRun, OneRun, above_zero, number, parse, point
 from auxnet.words import in_points, per_cent, with_interval
 
 if TYPE_CHECKING:
-    from auxnet.policy import Policy
-    from auxnet.solving import Solved
+    from auxnet.solving import Point, Solved
     from auxnet.thresholds import Outcome
 
 CURVES = {
@@ -87,7 +86,7 @@ def exits(words: list[str]) -> int:
             which=o.which,
             **o.where,
         )
-    if found.policy is None or found.val is None or found.test is None:
+    if found.answer is None:
         unmet: dict[str, object] = {"thresholds": None, "reason": found.reason, "target": found.target}
         unmet |= {"unit": found.unit, "costs": found.costs, "measured_on": found.measured_on}
         print(json.dumps(unmet, indent=2) if o.json else found.reason)
@@ -97,7 +96,7 @@ def exits(words: list[str]) -> int:
         return 0
     console = screen.console()
     screen.print_which(console, o.run, o.which)
-    _show_answer(console, found, found.policy, found.val, found.test)
+    _show_answer(console, found, found.answer)
     for name in CURVES if o.baselines else ("solved",):
         _show_curve(console, found, name)
     for note in found.notes:
@@ -117,10 +116,11 @@ def _named_as_flags() -> Iterator[None]:
         raise ValueError(re.sub(names, lambda found: f"--{found[0].replace('_', '-')}", str(error))) from None
 
 
-def _show_answer(console: Console, found: Solved, policy: Policy, on_val: Outcome, on_test: Outcome) -> None:
+def _show_answer(console: Console, found: Solved, answer: Point) -> None:
     """The policy, and what it does to validation and to test images."""
     from auxnet.solving import cost_text
 
+    policy, on_val, on_test = answer.policy, answer.val, answer.test
     title = (
         f"an image leaves at the first output whose confidence ({policy.confidence}) reaches the threshold; "
         "what it costs counts the heads that it passes"
