@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from auxnet import comparison, exporting
+from auxnet import exporting, proving
 from auxnet.batches import normalise
 from auxnet.checkpoint import weights_sha256
 from auxnet.cli import main
@@ -110,7 +110,7 @@ def test_an_export_compared_on_one_image_takes_many(run, tmp_path, pixels, monke
         dataset = data_of(*asked, **how)
         return replace(dataset, val=dataset.val.part(torch.tensor([0])))
 
-    monkeypatch.setattr(comparison, "data_of", of_one_image)
+    monkeypatch.setattr(proving, "data_of", of_one_image)
     done = export(run, 2, format, tmp_path / f"two.{'pt2' if format == 'torch' else 'onnx'}")
     assert done.images == 1
     if format == "torch":
@@ -314,12 +314,12 @@ def test_an_early_exit_is_compared_at_every_output_that_one_validation_image_lea
     net, everything = load(run), split.read(torch.arange(len(split))).numpy()
     exits = HALF.exits(logits_of(run, everything))
     [few] = (exits == exits.mode().values).nonzero().flatten()[:2].split(2)
-    monkeypatch.setattr(comparison, "BATCH", 3)
-    pixels, without = comparison.of_every_exit(net, HALF, everything[few.numpy()], split)
+    monkeypatch.setattr(proving, "BATCH", 3)
+    pixels, without = proving.images_for_every_exit(net, HALF, everything[few.numpy()], split)
     assert set(HALF.exits(logits_of(run, pixels)).tolist()) == set(exits.tolist())
     assert set(without) == {1, 2, 3} - set(exits.tolist())
     assert early.uncompared == without
-    assert comparison.of_every_exit(net, HALF, everything[few.numpy()], None)[1] != ()
+    assert proving.images_for_every_exit(net, HALF, everything[few.numpy()], None)[1] != ()
 
 
 def test_what_was_noted_of_a_policy_is_said_again_where_it_is_shipped(run, tmp_path, capsys, monkeypatch):

@@ -109,7 +109,7 @@ def check_machine(recipe: Recipe) -> None:
         raise ValueError(f"cuda_graph=True is for one process, but {processes} train together: leave it out")
 
 
-def check_data(recipe: Recipe, dataset: data.DataSet) -> None:
+def check_enough_images(recipe: Recipe, dataset: data.DataSet) -> None:
     """Raise ValueError for data that a training cannot begin with."""
     if recipe.train_images is not None and recipe.train_images < dataset.num_classes:
         least = f"{dataset.num_classes}, one of each class"

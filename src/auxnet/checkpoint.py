@@ -19,7 +19,7 @@ from auxnet.documents import made_again, parsing, read_json
 from auxnet.errors import DamagedError, first_line
 from auxnet.files import is_held, whole
 from auxnet.network import AuxNet
-from auxnet.recipe import RunDir, folder_of, has_recipe, read_run_recipe
+from auxnet.recipe import RunDir, has_recipe, read_run_recipe, run_path
 from auxnet.rundir import LOCK, checkpoints
 from auxnet.tensors import read_tensors
 from auxnet.words import command
@@ -109,7 +109,7 @@ def load_net(run: RunDir, which: str = "last") -> AuxNet:
     `auxnet.load` (in `hub`) takes exported folders and the hub too. Raises FileNotFoundError if there is none,
     RuntimeError if its files are damaged.
     """
-    folder = folder_of(run)
+    folder = run_path(run)
     weights = weights_file(folder, which)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no run directory {folder}")

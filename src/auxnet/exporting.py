@@ -17,7 +17,6 @@ import torch
 
 from auxnet import __version__
 from auxnet.backbones.named import is_own_code
-from auxnet.comparison import of_every_exit, prove_equal, random_images, some, validation_images
 from auxnet.errors import check_choice
 from auxnet.exits import read_policy
 from auxnet.fetching import FILES
@@ -26,8 +25,9 @@ from auxnet.graphs import EarlyExitGraph, OneOutput, need, write_onnx, write_tor
 from auxnet.hub import PretrainedAuxNet, load, model_card, position_of, take_out
 from auxnet.policy import Policy
 from auxnet.preprocessing import PREPARATION
+from auxnet.proving import images_for_every_exit, prove_equal, random_images, some, validation_images
 from auxnet.reading.arrays import Pixels
-from auxnet.recipe import RunDir, folder_of, has_recipe, read_run_recipe
+from auxnet.recipe import RunDir, has_recipe, read_run_recipe, run_path
 from auxnet.runtimes import Answers, open_model, open_onnx
 
 Format = Literal["safetensors", "onnx", "torch", "onnx-early-exit"]
@@ -91,7 +91,7 @@ def export(
     if images < 2:
         raise ValueError(f"images must be 2 or more, to compare on, got {images}")
     net = load(model, which)
-    recipe = read_run_recipe(model) if has_recipe(folder_of(model)) else None
+    recipe = read_run_recipe(model) if has_recipe(run_path(model)) else None
     asked = net.numbers[-1] if output is None else output
     position_of(net, asked)  # refuses an output that is not there
     backbone = net.config["network"].get("backbone")
@@ -114,7 +114,7 @@ def export(
     pixels = random_images(net, images) if found is None else some(found, images)
     uncompared: tuple[int, ...] = ()
     if policy is not None:
-        pixels, uncompared = of_every_exit(net, policy, pixels, found)
+        pixels, uncompared = images_for_every_exit(net, policy, pixels, found)
     path.parent.mkdir(parents=True, exist_ok=True)
     if format == "safetensors":
         return replace(_folder(net, last, path, pixels), random=found is None)

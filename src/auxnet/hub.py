@@ -27,7 +27,7 @@ from auxnet.network import AuxNet, copied
 from auxnet.preprocessing import PREPARATION, Preprocessing
 from auxnet.reading.arrays import Pixels, is_name
 from auxnet.reading.pictures import decode_for, upright
-from auxnet.recipe import RunDir, folder_of, has_recipe, read_run_recipe
+from auxnet.recipe import RunDir, has_recipe, read_run_recipe, run_path
 from auxnet.rundir import is_finished
 from auxnet.scores import interval_of
 from auxnet.tensors import save_tensors
@@ -123,7 +123,7 @@ def load(source: RunDir, which: str = "last") -> PretrainedAuxNet:
     Raises FileNotFoundError if there is no such thing, ValueError for a `which` or a name that cannot be,
     RuntimeError for files that are damaged or not of this program.
     """
-    name, folder = str(source), folder_of(source)
+    name, folder = str(source), run_path(source)
     weights_file(folder, which)  # refuses any other which
     from_hub = on_hub(name)
     if not from_hub and folder.is_file():

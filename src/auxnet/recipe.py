@@ -194,7 +194,7 @@ def read_recipe(path: Path | str) -> Recipe:
         raise ValueError(f"{path}: {error}") from None
 
 
-def folder_of(run: RunDir) -> Path:
+def run_path(run: RunDir) -> Path:
     """The path of a run directory. Raises TypeError for what is none, such as a net."""
     if not isinstance(run, str | os.PathLike):
         raise TypeError(
@@ -210,12 +210,12 @@ def has_recipe(folder: Path) -> bool:
 
 
 def read_run_recipe(run: RunDir) -> Recipe:
-    """The recipe of a run directory. Raises as `folder_of` does, FileNotFoundError if it is no run, RuntimeError if it
+    """The recipe of a run directory. Raises as `run_path` does, FileNotFoundError if it is no run, RuntimeError if it
     is not as it was.
 
     Half a recipe is a recipe, with other values for all that is lost: hence its seal (`write_recipe`).
     """
-    path = folder_of(run) / "recipe.yaml"
+    path = run_path(run) / "recipe.yaml"
     if not path.is_file():
         lack = "it holds no recipe.yaml" if Path(run).is_dir() else "there is no such folder"
         raise FileNotFoundError(f"{run} is not a run directory: {lack}")

@@ -23,7 +23,7 @@ from auxnet.lineage import in_doubt
 from auxnet.machine import device_of
 from auxnet.opening import changed_since, data_dirs, data_of, with_data_in
 from auxnet.page_frame import check_ours, check_runs, names_of
-from auxnet.recipe import RunDir, folder_of, method_name, network_name, read_run_recipe
+from auxnet.recipe import RunDir, method_name, network_name, read_run_recipe, run_path
 from auxnet.scores import interval_of, no_better_than_guessing
 from auxnet.selection import MARGIN, cheapest_within
 from auxnet.unfinished import so_far
@@ -61,7 +61,7 @@ def write_report(
     run or the folder of `out` does not exist, or a run has not finished an epoch, or `data_dir` does not hold the data
     of the one run; PermissionError, before it is made, if it cannot be written; RuntimeError if a run is damaged.
     """
-    folders = [folder_of(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
+    folders = [run_path(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
     path = checked_path(folders, None if out is None else Path(out))
     each = zip(folders, names_of(folders), data_dirs(folders, data_dir), strict=True)
     gathered = [gather(run, name, place, device, threads) for run, name, place in each]

@@ -129,7 +129,7 @@ def begin(folder: Path, recipe: Recipe) -> None:
     Killed anywhere in it, it leaves a recipe, by which the folder is known as a run, or nothing.
     """
     with whole(folder / "recipe.yaml") as partial:
-        write_recipe(located(recipe), partial, sealed=True)
+        write_recipe(with_absolute_paths(recipe), partial, sealed=True)
         for path in (*checkpoints(folder), *event_files(folder), *(folder / name for name in RUN_FILES)):
             path.unlink(missing_ok=True)
 
@@ -150,7 +150,7 @@ def leave_out(folder: Path, max_corrupt: int) -> None:
     """Save `max_corrupt` in a run's recipe, so that whoever opens the run leaves out the same unreadable images."""
     if (saved := read_run_recipe(folder)).max_corrupt != max_corrupt:
         with whole(folder / "recipe.yaml") as partial:
-            write_recipe(located(replace(saved, max_corrupt=max_corrupt)), partial, sealed=True)
+            write_recipe(with_absolute_paths(replace(saved, max_corrupt=max_corrupt)), partial, sealed=True)
 
 
 def is_finished(folder: Path) -> bool:
@@ -163,7 +163,7 @@ def is_lost(folder: Path) -> bool:
     return _is_run(folder) and not checkpoints(folder) and not (folder / "model.safetensors").is_file()
 
 
-def located(recipe: Recipe) -> Recipe:
+def with_absolute_paths(recipe: Recipe) -> Recipe:
     """The recipe with its data and weights named so that they are found from any folder, and without AUXNET_DATA."""
     data, data_dir = sources.located(recipe.data, recipe.data_dir)
     pretrained = recipe.pretrained
@@ -224,7 +224,7 @@ def whole_epochs(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _check_same(saved: Recipe, recipe: Recipe, folder: Path) -> None:
     """A run goes on by its own recipe; only where it runs may change, and how many images that go bad are left out."""
     free = {key: getattr(recipe, key) for key in (*WHERE, "max_corrupt")}
-    saved, recipe = located(replace(saved, **free)), located(recipe)
+    saved, recipe = with_absolute_paths(replace(saved, **free)), with_absolute_paths(recipe)
     if not Path(saved.data).exists() and Path(saved.data).name == Path(recipe.data).name:
         saved = replace(saved, data=recipe.data)  # it has moved
     if came_of(saved.pretrained, recipe.pretrained):

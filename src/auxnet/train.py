@@ -18,7 +18,7 @@ from auxnet import __version__, distributed, rundir
 from auxnet.advice import doubts_of, precision_doubts
 from auxnet.build import (
     build,
-    check_data,
+    check_enough_images,
     check_last_batch,
     check_recipe,
     evaluation_batches,
@@ -175,7 +175,7 @@ def _prepare(recipe: Recipe, team: Team, resume: bool) -> tuple[DataSet, AuxNet,
     if resume:
         recipe = replace(recipe, pretrained=None)  # its weights are in the checkpoint
     else:
-        check_data(recipe, dataset)
+        check_enough_images(recipe, dataset)
     if dataset.left_out and team.leads:
         unread = f"{plural(len(dataset.left_out), 'image')}: {first_few(dataset.left_out)}"
         warn(f"left out, unreadable, {unread}")

@@ -13,7 +13,7 @@ from auxnet.page_frame import heading_of, line_of, table_of, tiles_of
 from auxnet.recipe import Recipe, data_name
 from auxnet.words import command, per_cent, plural
 
-Run = dict[str, Any]
+Facts = dict[str, Any]
 """what `report.gather` returns"""
 
 
@@ -32,13 +32,13 @@ def so_far(run: Path, recipe: Recipe, rows: Sequence[dict[str, Any]]) -> dict[st
     }
 
 
-def epochs_of(run: Run) -> str:
+def epochs_of(run: Facts) -> str:
     """How many epochs of a run, finished or not, are done, in words."""
     done = run["epochs"]["last"]
     return plural(done, "epoch") if run["finished"] else f"{done} of {run['recipe']['epochs']} epochs so far"
 
 
-def headline(run: Run) -> str:
+def headline(run: Facts) -> str:
     """Where it stands, in a sentence."""
     error, output = _lowest(run)
     which = f", output {output}" if len(run["curves"]["outputs"]) > 1 else ""
@@ -46,7 +46,7 @@ def headline(run: Run) -> str:
     return f"Not finished: {epochs} the lowest validation error is {per_cent(error)}{which}."
 
 
-def tiles(run: Run) -> str:
+def tiles(run: Facts) -> str:
     """Where it stands, in numbers."""
     done, epochs, seconds = run["epochs"]["last"], run["recipe"]["epochs"], run["wall_seconds"]
     error, output = _lowest(run)
@@ -58,7 +58,7 @@ def tiles(run: Run) -> str:
     return tiles_of(numbers, "Where it stands")
 
 
-def table(runs: Sequence[Run]) -> str:
+def table(runs: Sequence[Facts]) -> str:
     """The outputs of all such runs after the last epoch that is done; nothing if there are none."""
     heads, lines = ("output", "depth", "training loss", "validation loss", "validation error"), []
     for run in runs:
@@ -69,6 +69,6 @@ def table(runs: Sequence[Run]) -> str:
     return table_of(heads, lines, "Where the outputs stand") if lines else ""
 
 
-def _lowest(run: Run) -> tuple[float, int]:
+def _lowest(run: Facts) -> tuple[float, int]:
     """(validation error, output) after the last epoch that is done."""
     return min((each["val_error"][-1], each["output"]) for each in run["curves"]["outputs"])

@@ -34,7 +34,7 @@ KINDS: dict[Any, tuple[str, str, str]] = {
 
 
 @RULES.primitive_rule
-def values(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+def field_values_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     """What numbers, names, lists of them and none look like, where an option takes one or several of these."""
     union = info.type_origin in (Union, UnionType)
     kinds = [kind for kind in (get_args(info.type) if union else (info.type,)) if kind is not NoneType]

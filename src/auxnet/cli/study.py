@@ -79,7 +79,7 @@ def study(words: list[str]) -> int:
     from auxnet.processes import check_count
     from auxnet.studies.checking import check_claims, check_data_found, check_folder, check_variants
     from auxnet.studies.ledger import findings_of
-    from auxnet.studies.running import check_data, is_done, left_of, train, under_way
+    from auxnet.studies.running import check_same_images, is_done, left_of, train, under_way
     from auxnet.studies.study_page import write_findings
     from auxnet.studies.supervising import diagnose, draw
     from auxnet.studies.verdicts import least_told
@@ -99,7 +99,9 @@ def study(words: list[str]) -> int:
     left = [] if options.show else left_of(options.out, asked)
     check_folder(folder, made, [trial.name for trial in (*done, *left)])
     check_data_found(left)
-    check_data(options.out, done if options.show else [trial for trial in trials if trial in asked or trial in done])
+    check_same_images(
+        options.out, done if options.show else [trial for trial in trials if trial in asked or trial in done]
+    )
     if least := least_told(made):
         screen.print_line(console, f"note: {least}")
     if not options.show:

@@ -182,10 +182,10 @@ def _plan_table(planned: Planned) -> Table:
 
 def _replaced(recipe: Recipe, out: Path) -> str | None:
     """A line on the fields in which a run differs from the recipe that is to replace it; None if in none, or no run."""
-    from auxnet.rundir import located
+    from auxnet.rundir import with_absolute_paths
 
     try:
-        old, new = located(read_run_recipe(out)), located(recipe)
+        old, new = with_absolute_paths(read_run_recipe(out)), with_absolute_paths(recipe)
     except (ValueError, OSError, RuntimeError):  # no run, or none that can be read
         return None
     differ = [

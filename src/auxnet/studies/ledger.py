@@ -14,7 +14,7 @@ from auxnet.documents import parsing, read_json
 from auxnet.evaluation import COSTS
 from auxnet.files import whole
 from auxnet.reading.splits import tested_alike
-from auxnet.studies.running import folder_of, is_done, why_failed
+from auxnet.studies.running import is_done, trial_folder, why_failed
 from auxnet.studies.spec import Study, Trial, differing
 from auxnet.studies.supervising import shares_of
 from auxnet.studies.verdicts import Verdict, judge_all
@@ -114,7 +114,7 @@ def _row(study: Study, out: Path, trial: Trial) -> Row:
     }
     if not is_done(out, trial):
         return row
-    path = folder_of(out, trial) / "summary.json"
+    path = trial_folder(out, trial) / "summary.json"
     summary = read_json(path)
     with parsing(f"{path} is damaged: remove {path.parent} to train it again"):
         row |= _results(summary)

@@ -21,7 +21,7 @@ from auxnet.data import DataSet, load_data
 from auxnet.machine import threads_set
 from auxnet.processes import check_count, work_together
 from auxnet.recipe import WHERE, Recipe, has_recipe, read_run_recipe, words_of
-from auxnet.rundir import located
+from auxnet.rundir import with_absolute_paths
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.settings import Sampler, Settings
 from auxnet.sweeps.space import Range, space_from, values_of
@@ -63,7 +63,7 @@ class Sweep:
         if has_recipe(self.best.folder):  # not removed, to save room
             run = read_run_recipe(self.best.folder)
             recipe = replace(recipe, data=run.data, data_dir=run.data_dir, pretrained=run.pretrained)
-        return located(recipe)
+        return with_absolute_paths(recipe)
 
 
 def sweep(

@@ -284,7 +284,7 @@ def trials_of(study: OpenSweep) -> tuple[Trial, ...]:
                 seconds=trial.user_attrs.get("seconds", 0.0),
                 error=trial.user_attrs.get("error"),
                 twin=trial.user_attrs.get("twin"),
-                folder=folder_of(study, trial.user_attrs.get("twin", trial.number)),
+                folder=numbered_folder(study, trial.user_attrs.get("twin", trial.number)),
             )
             for trial in frozen
         )
@@ -301,7 +301,7 @@ def _latest(trial: optuna.trial.FrozenTrial) -> float | None:
     return None if trial.last_step is None else trial.intermediate_values[trial.last_step]
 
 
-def folder_of(study: OpenSweep, number: int) -> Path:
+def numbered_folder(study: OpenSweep, number: int) -> Path:
     """The run directory of a trial."""
     return study.folder / "trials" / f"{number:04}"
 

@@ -16,7 +16,7 @@ from auxnet.recipe import Recipe
 from auxnet.rundir import checkpoints, read_metrics
 from auxnet.schedules import of_trained_outputs
 from auxnet.sweeps.journal import optuna
-from auxnet.sweeps.trials import OpenSweep, claim, folder_of, twin_of, values_drawn
+from auxnet.sweeps.trials import OpenSweep, claim, numbered_folder, twin_of, values_drawn
 from auxnet.train import fit_on
 
 State = optuna.trial.TrialState
@@ -61,7 +61,7 @@ class _GivenUpError(RuntimeError):
 
 def _run(study: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Callable[[], None]) -> None:
     """Train one trial; a stop leaves it as it stands, to the next worker."""
-    settings, folder = study.settings, folder_of(study, trial.number)
+    settings, folder = study.settings, numbered_folder(study, trial.number)
     if (twin := twin_of(study, trial)) is not None:
         trial.set_user_attr("twin", twin.user_attrs.get("twin", twin.number))
         if twin.state == State.FAIL:

@@ -54,7 +54,7 @@ def some(split: Labelled, count: int) -> Pixels:
     return split.read(torch.linspace(0, number - 1, min(count, number)).round().long()).numpy()
 
 
-def of_every_exit(
+def images_for_every_exit(
     net: PretrainedAuxNet, policy: Policy, pixels: Pixels, split: Labelled | None
 ) -> tuple[Pixels, tuple[int, ...]]:
     """The images, with more of the split until one leaves at each output that can be left at; and those without any."""
