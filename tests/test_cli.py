@@ -27,7 +27,7 @@ from auxnet.cli import COMMANDS, main, screen
 from auxnet.cli.arguments import parse, parse_with_recipe
 from auxnet.cli.export import _table
 from auxnet.cli.train import Plan, Train
-from auxnet.files import whole
+from auxnet.files import written_whole
 from auxnet.prediction import Prediction
 from auxnet.progress import Progress
 from auxnet.recipe import Recipe, read_recipe, recipe_from, write_recipe
@@ -404,7 +404,7 @@ def test_what_was_begun_is_cleared_away_when_the_program_is_asked_to_stop(
     number, status, tmp_path, monkeypatch, capsys
 ):
     def slow(*args, **kwargs):
-        with whole(tmp_path / "out.onnx") as partial:
+        with written_whole(tmp_path / "out.onnx") as partial:
             partial.write_bytes(b"half")
             os.kill(os.getpid(), number)
 

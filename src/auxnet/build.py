@@ -17,7 +17,7 @@ from torch import nn
 from auxnet import batches, data
 from auxnet.backbones.described import config_of, cuts_of, net_from
 from auxnet.backbones.named import normalisation
-from auxnet.backbones.weights import of_a_run, run_of
+from auxnet.backbones.weights import is_weights_of_run, run_of
 from auxnet.batches import Part
 from auxnet.by_name import aggregator_of, optimizer_of
 from auxnet.capturing import as_cuda_graph, check_optimizers
@@ -143,7 +143,7 @@ def normalised_for(recipe: Recipe, dataset: data.DataSet) -> data.DataSet:
     """
     if recipe.pretrained is None:
         return dataset
-    if recipe.backbone is not None and not of_a_run(recipe.pretrained):
+    if recipe.backbone is not None and not is_weights_of_run(recipe.pretrained):
         seen = normalisation(recipe.backbone)
     else:
         run = run_of(recipe.pretrained)

@@ -17,7 +17,7 @@ from auxnet.backbones.described import net_from
 from auxnet.backbones.named import check_outside, is_own_code
 from auxnet.documents import made_again, parsing, read_json
 from auxnet.errors import DamagedError, first_line
-from auxnet.files import is_held, whole
+from auxnet.files import is_held, written_whole
 from auxnet.network import AuxNet
 from auxnet.recipe import RunDir, has_recipe, read_run_recipe, run_path
 from auxnet.rundir import LOCK, checkpoints
@@ -126,7 +126,7 @@ def save_state(path: Path, state: dict[str, Any], written: Callable[[], object] 
     payload = io.BytesIO()
     torch.save(state, payload)
     checksum = sha256(payload.getbuffer()).hexdigest()
-    with whole(path) as partial:
+    with written_whole(path) as partial:
         with partial.open("wb") as file:
             file.write(f"auxnet checkpoint {FORMAT} sha256 {checksum}\n".encode())
             file.write(payload.getbuffer())

@@ -18,7 +18,7 @@ from auxnet.network import AuxNet, check_net, copied, logits_of
 from auxnet.policy import ALWAYS, Confidence, Policy, never
 from auxnet.recipe import RunDir
 from auxnet.thresholds import anytime
-from auxnet.words import command, of_weights
+from auxnet.words import command, which_flags
 
 
 class Exited(NamedTuple):
@@ -155,7 +155,7 @@ def read_policy(run: RunDir, outputs: int, which: str = "last") -> Policy:
         policy.check(outputs)
         theirs = content.get("weights", "last")  # as in all files before there was a choice
     if made_for != weights_sha256(Path(run), which):
-        anew = f"`{command('exits', run, *of_weights(which))}` makes it anew"
+        anew = f"`{command('exits', run, *which_flags(which))}` makes it anew"
         if theirs != which:
             mend = f"give which={theirs!r} (--which {theirs}), or {anew}"
             raise ValueError(f"{path} is for the {theirs} weights, not for the {which}: {mend}")

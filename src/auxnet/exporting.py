@@ -20,7 +20,7 @@ from auxnet.backbones.named import is_own_code
 from auxnet.errors import check_choice
 from auxnet.exits import read_policy
 from auxnet.fetching import FILES
-from auxnet.files import whole
+from auxnet.files import written_whole
 from auxnet.graphs import EarlyExitGraph, OneOutput, need, write_onnx, write_torch
 from auxnet.hub import PretrainedAuxNet, load, model_card, position_of, take_out
 from auxnet.policy import Policy
@@ -122,7 +122,7 @@ def export(
     facts = _facts(net, last, policy) | {"compared_on": compared_on}
     if policy is not None:
         facts["uncompared"] = list(uncompared)
-    with whole(path) as partial:
+    with written_whole(path) as partial:
         answers = _write(net, last, format, partial, pixels, policy, facts)
         difference, exits = prove_equal(net, last, policy, pixels, answers)
         size = partial.stat().st_size

@@ -55,7 +55,7 @@ class Opened:
         return evaluation_batches(images, self.dataset, self.device)
 
 
-def of_best_epoch(run: RunDir) -> str:
+def best_weights_in_words(run: RunDir) -> str:
     """Which a run's best weights are: the weights of epoch 12, the best by the mean validation error of the outputs.
 
     Raises RuntimeError if its summary.json is damaged; a run that is not finished has none yet.

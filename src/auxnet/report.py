@@ -18,7 +18,7 @@ from auxnet.documents import parsing, read_json
 from auxnet.errors import one_line
 from auxnet.evaluation import COSTS
 from auxnet.examining import examine, time_of
-from auxnet.files import unwritable, whole
+from auxnet.files import unwritable, written_whole
 from auxnet.lineage import in_doubt
 from auxnet.machine import device_of
 from auxnet.opening import changed_since, data_dirs, data_of, with_data_in
@@ -72,7 +72,7 @@ def write_report(
         raise FileExistsError(
             f"{path} shows images, which a new one would lack, and is left alone: {missing[0]}; give --out FILE.html"
         )
-    with whole(path) as partial:
+    with written_whole(path) as partial:
         partial.write_bytes(html)
     several = len(gathered) > 1
     headlines = [f"{run['name']}: " * several + report_page.headline(run) for run in gathered]

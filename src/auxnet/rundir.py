@@ -17,7 +17,7 @@ from typing import Any
 
 from auxnet.documents import json_value
 from auxnet.fetching import came_of, on_hub
-from auxnet.files import claimed, unwritable, whole
+from auxnet.files import claimed, unwritable, written_whole
 from auxnet.reading import sources
 from auxnet.recipe import SEAL, WHERE, Recipe, read_run_recipe, write_recipe
 from auxnet.tensorboard import event_files
@@ -46,7 +46,7 @@ ROWS: dict[str | None, Kinds] = {
 }
 """by their split: the keys of the rows of metrics.jsonl, and of diagnosis.jsonl, which have none, and their types"""
 LOCK = ".lock"
-PARTIAL = r"\..+\.[0-9a-f]+\.partial"  # what `files.whole` leaves if it is killed
+PARTIAL = r"\..+\.[0-9a-f]+\.partial"  # what `files.written_whole` leaves if it is killed
 
 
 @contextmanager
@@ -128,7 +128,7 @@ def begin(folder: Path, recipe: Recipe) -> None:
 
     Killed anywhere in it, it leaves a recipe, by which the folder is known as a run, or nothing.
     """
-    with whole(folder / "recipe.yaml") as partial:
+    with written_whole(folder / "recipe.yaml") as partial:
         write_recipe(with_absolute_paths(recipe), partial, sealed=True)
         for path in (*checkpoints(folder), *event_files(folder), *(folder / name for name in RUN_FILES)):
             path.unlink(missing_ok=True)
@@ -149,7 +149,7 @@ def to_resume(folder: Path) -> tuple[bool, bool]:
 def leave_out(folder: Path, max_corrupt: int) -> None:
     """Save `max_corrupt` in a run's recipe, so that whoever opens the run leaves out the same unreadable images."""
     if (saved := read_run_recipe(folder)).max_corrupt != max_corrupt:
-        with whole(folder / "recipe.yaml") as partial:
+        with written_whole(folder / "recipe.yaml") as partial:
             write_recipe(with_absolute_paths(replace(saved, max_corrupt=max_corrupt)), partial, sealed=True)
 
 

@@ -37,7 +37,7 @@ from auxnet.thresholds import (
     solve,
     solve_cross_fitted,
 )
-from auxnet.words import command, of_weights, per_cent
+from auxnet.words import command, per_cent, which_flags
 
 Cost = Literal["macs", "latency"]
 Unit = Literal["MACs", "ms"]
@@ -238,7 +238,7 @@ def _solve(
 
     (answer,), curves = seen([policy]), {name: seen(several) for name, several in policies.items()}
     notes = [] if cross_fitted is None else [*_of_target(target["max_error_increase"], cross_fitted, answer)]
-    select = command("select", run, *of_weights(which))
+    select = command("select", run, *which_flags(which))
     notes += _of_outputs_alone(select, curves["anytime"], alone, answer.val, target.get("max_mean_cost"), unit)
     notes += [note for note in (too_few(answer.val.images), OF_PYTORCH if unit == "ms" else None) if note]
     made_of = {"weights": which, "weights_sha256": weights_sha256(run, which), "common": common}

@@ -66,7 +66,7 @@ def command(*words: object) -> str:
     return shlex.join(["auxnet", *map(str, words)])
 
 
-def of_weights(which: str) -> tuple[str, ...]:
+def which_flags(which: str) -> tuple[str, ...]:
     """The words that tell a command of which weights of a run; none for the last, which it takes anyway."""
     return () if which == "last" else ("--which", which)
 

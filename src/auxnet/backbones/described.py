@@ -19,7 +19,7 @@ from torch.fx import GraphModule
 from auxnet.backbones.attaching import attach
 from auxnet.backbones.cuts import even_cuts
 from auxnet.backbones.named import build_backbone
-from auxnet.backbones.weights import load_pretrained, of_a_run, run_of
+from auxnet.backbones.weights import is_weights_of_run, load_pretrained, run_of
 from auxnet.documents import read_json
 from auxnet.errors import warn
 from auxnet.network import AuxNet, leaves
@@ -37,7 +37,7 @@ def net_from(options: Mapping[str, Any], pretrained: str | None = None, classes:
     not the very `classes` in their order.
     Raises ValueError for options that describe none, and what `build_backbone` and `load_pretrained` raise.
     """
-    if pretrained is not None and ("backbone" not in options or of_a_run(pretrained)):
+    if pretrained is not None and ("backbone" not in options or is_weights_of_run(pretrained)):
         return _filled(net_from(options), options, pretrained, classes)
     if options.get("alone") is not None:
         rest = {key: value for key, value in options.items() if key != "alone"}
@@ -65,7 +65,7 @@ def _filled(net: AuxNet, options: Mapping[str, Any], pretrained: str, classes: S
     except ValueError:
         if config.get("output") is not None:
             raise ValueError(f"{pretrained} is one output of a run: pretrained needs the run itself") from None
-        if "backbone" not in options and not of_a_run(pretrained):
+        if "backbone" not in options and not is_weights_of_run(pretrained):
             mend = "name the backbone with --backbone"
             raise ValueError(f"{pretrained} holds no run's weights, but those of a backbone: {mend}") from None
         network = config.get("network")

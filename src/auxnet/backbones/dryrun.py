@@ -30,9 +30,9 @@ class Seen(NamedTuple):
 
     macs: int
     """multiply-adds up to it, its own included"""
-    whole: bool
+    row_per_image: bool
     """whether it is a tensor with a row for each image"""
-    kept: bool
+    unwritten: bool
     """whether nothing changes it in place later"""
 
 
@@ -70,9 +70,9 @@ def observe(module: fx.GraphModule, image_shape: Sequence[int]) -> dict[fx.Node,
         with FlopCounterMode(display=False) as counter:
             observer.run(images)
         values = [observer.env[node] for node in twin.graph.nodes if node.op != "output"]
-    whole = [isinstance(x, Tensor) and x.ndim > 1 and len(x) == N for x in values]
-    kept = [not isinstance(x, Tensor) or x._version == then for x, then in zip(values, versions, strict=False)]
-    return dict(zip(module.graph.nodes, map(Seen, macs, whole, kept), strict=False))
+    rows = [isinstance(x, Tensor) and x.ndim > 1 and len(x) == N for x in values]
+    unwritten = [not isinstance(x, Tensor) or x._version == then for x, then in zip(values, versions, strict=False)]
+    return dict(zip(module.graph.nodes, map(Seen, macs, rows, unwritten), strict=False))
 
 
 def features(segments: Sequence[nn.Module], image_shape: Sequence[int]) -> list[Feature]:

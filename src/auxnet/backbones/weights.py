@@ -34,7 +34,7 @@ def classes_in(path: Path | str, backbone: nn.Module, num_classes: int) -> int:
     return others.pop() if len(others) == 1 else num_classes
 
 
-def of_a_run(path: Path | str) -> bool:
+def is_weights_of_run(path: Path | str) -> bool:
     """Whether weights are those of an AuxNet, as a run has them, and not a backbone's. Raises what `_read` raises."""
     return all(name.startswith(("segments.", "heads.")) for name in _read(Path(path)))
 

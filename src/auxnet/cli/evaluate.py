@@ -14,7 +14,7 @@ from tyro.conf import FlagCreatePairsOff
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRun, OneRun, above_zero, number, parse, points
 from auxnet.errors import warn
-from auxnet.words import command, in_points, of_weights, per_cent, with_interval
+from auxnet.words import command, in_points, per_cent, which_flags, with_interval
 
 if TYPE_CHECKING:
     from auxnet.evaluation import OutputReport
@@ -148,7 +148,7 @@ def select(words: list[str]) -> int:
             error = with_interval(chosen.error, chosen.low, chosen.high)
             screen.print_line(console, f"output {chosen.output} errs by {error} on {images}")
             where = ["--data-dir", options.data_dir] if options.data_dir else []
-            take = command("export", options.run, "--output", chosen.output, *of_weights(options.which), *where)
+            take = command("export", options.run, "--output", chosen.output, *which_flags(options.which), *where)
             screen.print_line(console, f"to export it: {take}")
     return 0 if chosen is not None else 1
 

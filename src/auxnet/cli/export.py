@@ -228,9 +228,9 @@ def _destination(out: Path | None) -> Iterator[TextIO]:
         with out.open("w", encoding="utf-8", newline="") as file:
             yield file
         return
-    from auxnet.files import whole
+    from auxnet.files import written_whole
 
-    with whole(out.resolve()) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with written_whole(out.resolve()) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         yield file
 
 

@@ -132,10 +132,10 @@ def print_line(console: Console, text: str) -> None:
 
 def print_which(console: Console, run: RunDir, which: str) -> None:
     """Say, before anything is said of a run's "best" weights, of which epoch they are."""
-    from auxnet.opening import of_best_epoch  # which imports PyTorch
+    from auxnet.opening import best_weights_in_words  # which imports PyTorch
 
     if which == "best":
-        print_line(console, of_best_epoch(run))
+        print_line(console, best_weights_in_words(run))
 
 
 def table(title: str, *columns: str) -> Table:

@@ -99,9 +99,8 @@ def study(words: list[str]) -> int:
     left = [] if options.show else left_of(options.out, asked)
     check_folder(folder, made, [trial.name for trial in (*done, *left)])
     check_data_found(left)
-    check_same_images(
-        options.out, done if options.show else [trial for trial in trials if trial in asked or trial in done]
-    )
+    compared = done if options.show else [trial for trial in trials if trial in asked or trial in done]
+    check_same_images(options.out, compared)
     if least := least_told(made):
         screen.print_line(console, f"note: {least}")
     if not options.show:
@@ -155,7 +154,7 @@ def _progress(console: Console, out: Path, total: int) -> Iterator[Callable[[Seq
 
 
 def _show(console: Console, findings: Findings) -> None:
-    from auxnet.studies.study_page import headline, of_data, sources_of, table_cells, warnings_of
+    from auxnet.studies.study_page import data_prefix, headline, sources_of, table_cells, warnings_of
     from auxnet.studies.verdicts import in_words
 
     head, *lines = table_cells(findings)
@@ -167,6 +166,6 @@ def _show(console: Console, findings: Findings) -> None:
     screen.print_table(console, table)
     screen.print_line(console, f"{findings.study.question} {headline(findings)}")
     for verdict in findings.verdicts:
-        screen.print_line(console, f"- {of_data(findings, verdict)}{verdict.claim.says}: {in_words(verdict)}")
+        screen.print_line(console, f"- {data_prefix(findings, verdict)}{verdict.claim.says}: {in_words(verdict)}")
     for note in (*warnings_of(findings), *sources_of(findings)):
         screen.print_line(console, note)

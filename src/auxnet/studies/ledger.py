@@ -12,7 +12,7 @@ from typing import Any
 
 from auxnet.documents import parsing, read_json
 from auxnet.evaluation import COSTS
-from auxnet.files import whole
+from auxnet.files import written_whole
 from auxnet.reading.splits import tested_alike
 from auxnet.studies.running import is_done, trial_folder, why_failed
 from auxnet.studies.spec import Study, Trial, differing
@@ -90,9 +90,12 @@ def averages(rows: Sequence[Row]) -> Iterator[Average]:
 def write_rows(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write ledger.jsonl, a line per training, and outputs.csv, a line per output of each; return their paths."""
     paths = [folder / "ledger.jsonl", folder / "outputs.csv"]
-    with whole(paths[0]) as partial:
+    with written_whole(paths[0]) as partial:
         partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    with whole(paths[1]) as partial, partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with (
+        written_whole(paths[1]) as partial,
+        partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         csv.writer(file).writerows(_lines(rows))
     return paths
 

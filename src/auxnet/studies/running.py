@@ -17,7 +17,7 @@ from typing import Any
 from auxnet.data import load_data
 from auxnet.documents import parsing, read_json
 from auxnet.errors import DivergedError, one_line
-from auxnet.files import claimed, is_held, whole
+from auxnet.files import claimed, is_held, written_whole
 from auxnet.processes import work_together
 from auxnet.progress import Progress
 from auxnet.recipe import Recipe, has_recipe, read_run_recipe
@@ -148,5 +148,5 @@ def _train(out: Path, trial: Trial, watch: Callable[[], None]) -> None:
     try:
         fit_on(trial.recipe, trial_folder(out, trial), follow)
     except DivergedError as failure:
-        with whole(_failed(out, trial)) as partial_file:
+        with written_whole(_failed(out, trial)) as partial_file:
             partial_file.write_text(one_line(failure) + "\n", encoding="utf-8")

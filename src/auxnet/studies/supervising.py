@@ -39,9 +39,7 @@ def _diagnose(out: Path, trials: Sequence[Trial]) -> None:
         folder = trial_folder(out, trial)
         weights = folder / "model.safetensors"  # removed, to save room: nothing can be measured
         if is_done(out, trial) and _measured(out, trial) is None and weights.is_file():
-            recipe = with_absolute_paths(
-                trial.recipe
-            )  # where the data lie now; since it was trained they may have moved
+            recipe = with_absolute_paths(trial.recipe)  # since it was trained the data may have moved
             data_dir = str(Path(recipe.data).parent) if Path(recipe.data).is_absolute() else recipe.data_dir
             with opened(folder, data_dir=data_dir, device=recipe.device, threads=recipe.threads) as run:
                 write_json(_file(out, trial), diagnosing.gather(folder, trial.variant, run, IMAGES, None))

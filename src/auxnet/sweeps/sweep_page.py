@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from auxnet.documents import parsing, read_json
-from auxnet.files import whole
+from auxnet.files import written_whole
 from auxnet.page_frame import columns_of, page_of_figures, table_of, tiles_of, unbroken
 from auxnet.reading.splits import validated_alike
 from auxnet.recipe import words_of, write_recipe
@@ -33,15 +33,15 @@ def write_outcome(sweep: Sweep) -> list[Path]:
     paths = [sweep.folder / name for name in ("trials.csv", "sweep.html")]
     with parsing(f"{sweep.folder}: its trials are damaged"):
         with (
-            whole(paths[0]) as partial,
+            written_whole(paths[0]) as partial,
             partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as f,
         ):
             csv.writer(f).writerows(rows_of(sweep))
-        with whole(paths[1]) as partial:
+        with written_whole(paths[1]) as partial:
             partial.write_text(page(sweep), encoding="utf-8")
         if sweep.best_recipe is not None:
             paths.append(sweep.folder / "best.yaml")
-            with whole(paths[-1]) as partial:
+            with written_whole(paths[-1]) as partial:
                 write_recipe(sweep.best_recipe, partial)
     return paths
 

@@ -24,7 +24,7 @@ from auxnet.batches import seed_of
 from auxnet.data import DataSet
 from auxnet.documents import parsing
 from auxnet.errors import first_line
-from auxnet.files import claimed, is_held, whole
+from auxnet.files import claimed, is_held, written_whole
 from auxnet.sweeps.journal import BaseStorage, journal, optuna
 from auxnet.sweeps.settings import Settings, check_same, content_of, is_sweep, settings_from
 from auxnet.sweeps.space import Choices, drawn_in_words
@@ -153,7 +153,7 @@ def _begin(folder: Path, settings: Settings, storage: str | None) -> None:
     study.set_user_attr("settings", content_of(settings))
     for name_of_folder in ("claims", "trials"):
         (folder / name_of_folder).mkdir(exist_ok=True)
-    with whole(folder / "study.txt") as partial:
+    with written_whole(folder / "study.txt") as partial:
         partial.write_text(name + "\n", encoding="utf-8")
 
 

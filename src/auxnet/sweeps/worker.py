@@ -14,7 +14,7 @@ from auxnet.errors import DivergedError, first_sentence, one_line
 from auxnet.progress import Progress
 from auxnet.recipe import Recipe
 from auxnet.rundir import checkpoints, read_metrics
-from auxnet.schedules import of_trained_outputs
+from auxnet.schedules import trained_outputs_only
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.trials import OpenSweep, claim, numbered_folder, twin_of, values_drawn
 from auxnet.train import fit_on
@@ -48,7 +48,7 @@ def objective_of(val_errors: Sequence[float], objective: str, recipe: Recipe) ->
     output K.
     """
     if objective == "mean":
-        return mean(of_trained_outputs(recipe, depths_of(recipe), val_errors))
+        return mean(trained_outputs_only(recipe, depths_of(recipe), val_errors))
     output = len(val_errors) if objective == "final" else int(objective)
     if output > len(val_errors):
         raise ValueError(f"objective {output} names an output, and the net has {len(val_errors)}")
