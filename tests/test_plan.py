@@ -14,9 +14,9 @@ from auxnet.advice import (
     few_steps,
     ignores_weights,
     notes_of,
-    optimizer_doubts,
     precision_doubts,
     speed_notes,
+    training_doubts,
 )
 from auxnet.build import step_scale_of
 from auxnet.data import load_data
@@ -94,17 +94,17 @@ def test_loss_weights_are_said_to_be_ignored_just_where_the_trunk_hardly_feels_t
 
 def test_an_optimizer_that_normalises_gradients_is_warned_of_with_unequal_weights_and_with_the_step_of_sgd():
     adam, depths = Recipe(optimizer="AdamW", method="pairwise", lr=0.001, weight_decay=0.01), (5, 8)
-    assert "pairwise each output has one of its own: loss weights" in optimizer_doubts(adam, depths)[0]
-    assert optimizer_doubts(replace(adam, gamma=0.0), depths) == []
-    assert optimizer_doubts(replace(adam, weights=(0.0, 1.0)), depths) == []
-    assert len(optimizer_doubts(replace(adam, weights=(1.0, 1.0), weight_schedule="linear"), depths)) == 1
-    step, decay = optimizer_doubts(Recipe(optimizer="AdamW", method="joint"), depths)
+    assert "pairwise each output has one of its own: loss weights" in training_doubts(adam, depths)[0]
+    assert training_doubts(replace(adam, gamma=0.0), depths) == []
+    assert training_doubts(replace(adam, weights=(0.0, 1.0)), depths) == []
+    assert len(training_doubts(replace(adam, weights=(1.0, 1.0), weight_schedule="linear"), depths)) == 1
+    step, decay = training_doubts(Recipe(optimizer="AdamW", method="joint"), depths)
     assert step.startswith("--lr 0.1 is the step size for SGD: AdamW usually wants about a hundredth")
     assert decay == "--weight-decay 0.0001 is SGD's: AdamW usually wants 0.01 to 0.05"
-    (doubt,) = optimizer_doubts(Recipe(optimizer="Adafactor", method="joint"), depths)
+    (doubt,) = training_doubts(Recipe(optimizer="Adafactor", method="joint"), depths)
     assert doubt.endswith("Adafactor usually wants about a tenth of it")
     for other in ("SGD", "Adadelta"):
-        assert optimizer_doubts(Recipe(optimizer=other, method="joint"), depths) == []
+        assert training_doubts(Recipe(optimizer=other, method="joint"), depths) == []
     steps = [o.step for o in planned_outputs(replace(adam, depth=8, lr=0.1), load_data(adam))]
     assert steps == [1.0, 1.0, 1.0]
 
@@ -153,14 +153,14 @@ def test_a_val_fraction_that_has_no_effect_is_told():
 def test_what_has_no_effect_is_warned_of():
     depths = (5, 8)
     adam = Recipe(optimizer="AdamW", method="joint", lr=0.001, weight_decay=0.1)
-    assert optimizer_doubts(adam, depths) == []
-    assert optimizer_doubts(replace(adam, momentum=0.5), depths) == ["momentum=0.5 has no effect: AdamW has none"]
-    (doubt,) = optimizer_doubts(Recipe(schedule="cosine", epochs=5, warmup=3), depths)
+    assert training_doubts(adam, depths) == []
+    assert training_doubts(replace(adam, momentum=0.5), depths) == ["momentum=0.5 has no effect: AdamW has none"]
+    (doubt,) = training_doubts(Recipe(schedule="cosine", epochs=5, warmup=3), depths)
     assert doubt == "--warmup 3 of 5 epochs leaves the cosine 2 epochs to fall in: give a shorter warm-up"
-    (doubt,) = optimizer_doubts(Recipe(epochs=3, discard_after=0.9), depths)
+    (doubt,) = training_doubts(Recipe(epochs=3, discard_after=0.9), depths)
     assert doubt == "--discard-after 0.9 of 3 epochs is after the last: it never acts"
     for quiet in ({"epochs": 6, "warmup": 3}, {"epochs": 2}):
-        assert optimizer_doubts(Recipe(schedule="cosine", **quiet), depths) == []
+        assert training_doubts(Recipe(schedule="cosine", **quiet), depths) == []
 
 
 def test_a_training_warns_of_them_once_at_its_beginning(tmp_path):

@@ -45,7 +45,7 @@ def few_steps(recipe: Recipe, images: int) -> list[str]:
 
 def doubts_of(recipe: Recipe, depths: Sequence[int], dataset: DataSet) -> list[str]:
     """All doubts about a training that is to begin."""
-    return [*optimizer_doubts(recipe, depths), *data_doubts(recipe, dataset), *precision_doubts(recipe)]
+    return [*training_doubts(recipe, depths), *data_doubts(recipe, dataset), *precision_doubts(recipe)]
 
 
 def data_doubts(recipe: Recipe, dataset: DataSet) -> list[str]:
@@ -106,10 +106,10 @@ def ignores_weights(recipe: Recipe) -> bool:
     return own_state and recipe.state == "per_output" and recipe.optimizer != "SGD"  # all others normalise the gradient
 
 
-def optimizer_doubts(recipe: Recipe, depths: Sequence[int]) -> list[str]:
+def training_doubts(recipe: Recipe, depths: Sequence[int]) -> list[str]:
     """Warnings where an optimizer gets SGD's step size, fields that it does not take, or loss weights it cannot feel.
 
-    And where a warm-up leaves a cosine hardly any epochs to fall.
+    And where a warm-up leaves a cosine hardly any epochs to fall, or losses are to be discarded after the last epoch.
     """
     name, doubts = recipe.optimizer, []
     lambdas = {w for epoch in (1, recipe.epochs) for w in lambdas_at(recipe, depths, epoch) if w > 0}

@@ -16,11 +16,12 @@ import torch
 from auxnet.backbones.described import net_from
 from auxnet.backbones.named import check_outside, is_own_code
 from auxnet.documents import made_again, parsing, read_json
-from auxnet.errors import DamagedError, first_line
+from auxnet.errors import DamagedError, check_choice, first_line
 from auxnet.files import is_held, written_whole
 from auxnet.network import AuxNet
 from auxnet.recipe import RunDir, has_recipe, read_run_recipe, run_path
 from auxnet.rundir import LOCK, checkpoints
+from auxnet.sections import Which
 from auxnet.tensors import read_tensors
 from auxnet.words import command
 
@@ -28,14 +29,13 @@ FORMAT = 1  # of checkpoints: from the first release on, a later program goes on
 # follows hashes its number too, so that a bit turned in that is known for damage
 
 
-def weights_file(folder: Path, which: str) -> Path:
+def weights_file(folder: Path, which: Which) -> Path:
     """Where a run has its "last" or "best" weights. Raises ValueError for others."""
-    if which not in ("last", "best"):
-        raise ValueError(f"which must be 'last' or 'best', got {which!r}")
+    check_choice("which", which, Which)
     return folder / ("model.safetensors" if which == "last" else "checkpoints/best.safetensors")
 
 
-def weights_sha256(folder: Path, which: str = "last") -> str:
+def weights_sha256(folder: Path, which: Which = "last") -> str:
     """SHA-256 of a run's weights: what was worked out for others must not be used with them.
 
     Raises FileNotFoundError if the run has none.
@@ -103,7 +103,7 @@ def backbone_of(run: Path) -> str | None:
     return backbone
 
 
-def load_net(run: RunDir, which: str = "last") -> AuxNet:
+def load_net(run: RunDir, which: Which = "last") -> AuxNet:
     """The net of a run directory, in evaluation mode: of the last epoch, or the "best" one on validation.
 
     `auxnet.load` (in `hub`) takes exported folders and the hub too. Raises FileNotFoundError if there is none,

@@ -17,6 +17,7 @@ from auxnet.latency import time_in_turns
 from auxnet.network import AuxNet, check_net, copied, logits_of
 from auxnet.policy import ALWAYS, Confidence, Policy, never
 from auxnet.recipe import RunDir
+from auxnet.sections import Which
 from auxnet.thresholds import anytime
 from auxnet.words import command, which_flags
 
@@ -138,7 +139,7 @@ def exit_latencies(
 # ---- in a run directory ----------------------------------------------------------------------------------------
 
 
-def read_policy(run: RunDir, outputs: int, which: str = "last") -> Policy:
+def read_policy(run: RunDir, outputs: int, which: Which = "last") -> Policy:
     """The policy in a run's exits.json, for its net of so many outputs, with its "last" or "best" weights.
 
     Raises FileNotFoundError without that file, ValueError if it was made for the other one of these, RuntimeError if it
@@ -169,7 +170,7 @@ def read_notes(run: RunDir) -> list[str]:
     return [str(note) for note in notes if note] if isinstance(notes, list) else []
 
 
-def early_exit(run: RunDir, which: str = "last") -> EarlyExit:
+def early_exit(run: RunDir, which: Which = "last") -> EarlyExit:
     """The early-exit network of a run's "last" or "best" weights, by its exits.json, in evaluation mode.
 
     Raises what `load_net` and `read_policy` raise.

@@ -29,6 +29,7 @@ from auxnet.proving import images_for_every_exit, prove_equal, random_images, so
 from auxnet.reading.arrays import Pixels
 from auxnet.recipe import RunDir, has_recipe, read_run_recipe, run_path
 from auxnet.runtimes import Answers, open_model, open_onnx
+from auxnet.sections import Which
 
 Format = Literal["safetensors", "onnx", "torch", "onnx-early-exit"]
 SUFFIX: dict[Format, str] = {"safetensors": "", "onnx": ".onnx", "torch": ".pt2", "onnx-early-exit": ".onnx"}
@@ -65,7 +66,7 @@ def export(
     format: Format = "onnx",
     out: Path | str | None = None,
     *,
-    which: str = "last",
+    which: Which = "last",
     policy: Policy | None = None,
     data_dir: str | None = None,
     images: int = 64,
@@ -130,7 +131,7 @@ def export(
     return replace(done, unreached=tuple(range(last + 1, asked + 1)), uncompared=uncompared)
 
 
-def _policy_of(run: RunDir, net: PretrainedAuxNet, output: int, which: str, given: Policy | None) -> Policy:
+def _policy_of(run: RunDir, net: PretrainedAuxNet, output: int, which: Which, given: Policy | None) -> Policy:
     """The policy of an early exit over outputs 1..`output`: the one given, or RUN/exits.json, as far as images get.
 
     Raises ValueError where nothing could leave early, FileNotFoundError without any.

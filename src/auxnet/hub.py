@@ -21,6 +21,7 @@ from auxnet import __version__
 from auxnet.batches import normalise
 from auxnet.checkpoint import backbone_of, build_net, load_weights, read_config, weights_file
 from auxnet.documents import parsing, read_json
+from auxnet.errors import check_choice
 from auxnet.fetching import fetched, on_hub
 from auxnet.lineage import in_doubt
 from auxnet.network import AuxNet, copied
@@ -30,6 +31,7 @@ from auxnet.reading.pictures import decode_for, upright
 from auxnet.recipe import RunDir, has_recipe, read_run_recipe, run_path
 from auxnet.rundir import is_finished
 from auxnet.scores import interval_of
+from auxnet.sections import Which
 from auxnet.tensors import save_tensors
 from auxnet.words import sentence, with_interval
 
@@ -115,7 +117,7 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         return _load(fetched(f"hf:{model_id}", revision=revision, token=token, **where), "last", None)
 
 
-def load(source: RunDir, which: str = "last") -> PretrainedAuxNet:
+def load(source: RunDir, which: Which = "last") -> PretrainedAuxNet:
     """The net of a run directory, an exported folder or `hf:owner/name`, in evaluation mode.
 
     `which` chooses the weights of a run: of the last epoch, or the "best" one on validation.
@@ -124,7 +126,7 @@ def load(source: RunDir, which: str = "last") -> PretrainedAuxNet:
     RuntimeError for files that are damaged or not of this program.
     """
     name, folder = str(source), run_path(source)
-    weights_file(folder, which)  # refuses any other which
+    check_choice("which", which, Which)
     from_hub = on_hub(name)
     if not from_hub and folder.is_file():
         raise ValueError(f"{folder} is a file, and not the folder of a net: auxnet.predict takes ONNX files")
@@ -137,7 +139,7 @@ def load(source: RunDir, which: str = "last") -> PretrainedAuxNet:
     return _load(folder, which, backbone_of(folder))
 
 
-def _load(folder: Path, which: str, trusted: str | None) -> PretrainedAuxNet:
+def _load(folder: Path, which: Which, trusted: str | None) -> PretrainedAuxNet:
     """The net in a folder, whose backbone, if it has one, is a known library's or the `trusted` one."""
     where = folder / "config.json"
     net = _from_config(read_config(folder), where, trusted)
@@ -179,7 +181,7 @@ def position_of(net: PretrainedAuxNet, output: int) -> int:
     return net.numbers.index(output) + 1
 
 
-def source_of(run: Path, which: str) -> dict[str, Any]:
+def source_of(run: Path, which: Which) -> dict[str, Any]:
     """What a model that leaves its run takes along of summary.json and the recipe."""
     summary = read_json(run / "summary.json")
     recipe = read_run_recipe(run)

@@ -27,6 +27,7 @@ from auxnet.reading.folders import split_homes, subfolders
 from auxnet.reading.parquet import shards_of
 from auxnet.reading.sources import NAMES, lies_in, located
 from auxnet.recipe import Recipe, RunDir, read_recipe, read_run_recipe
+from auxnet.sections import Which
 from auxnet.words import first_few, plural
 
 
@@ -76,7 +77,7 @@ def opened(
     data_dir: str | None = None,
     device: str | None = None,
     threads: int | None = None,
-    which: str = "last",
+    which: Which = "last",
     on: str | os.PathLike[str] | None = None,
 ) -> Iterator[Opened]:
     """A run directory's weights, "last" or "best", and its data; the rest is as in training where it is not given.
@@ -108,7 +109,7 @@ def evaluate(
     data_dir: str | None = None,
     device: str | None = None,
     threads: int | None = None,
-    which: str = "last",
+    which: Which = "last",
 ) -> list[OutputReport]:
     """A report per output, shallow to deep, of a net over batches of (images [N, C, H, W], labels [N]), or of a run.
 

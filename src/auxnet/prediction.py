@@ -28,6 +28,7 @@ from auxnet.reading.folders import IMAGE_SUFFIXES, UNKNOWN_FORMS, passed_over, p
 from auxnet.reading.pictures import decode_for
 from auxnet.recipe import RunDir
 from auxnet.runtimes import Runnable, open_model, runnable
+from auxnet.sections import Which
 
 PIECE = 4  # images that a process reads at a time
 FEW = 32  # images: of fewer, all are read before a process has started
@@ -64,7 +65,7 @@ def predict(
     exits: bool = False,
     top: int = 3,
     batch_size: int = 32,
-    which: str = "last",
+    which: Which = "last",
     device: str | None = None,
     threads: int | None = None,
 ) -> Iterator[Prediction | Unreadable]:
@@ -97,7 +98,7 @@ def open_for(
     images: Sequence[Picture],
     model: RunDir | PretrainedAuxNet | Runnable,
     output: int | None = None,
-    which: str = "last",
+    which: Which = "last",
     device: str | None = None,
     threads: int | None = None,
     exits: bool = False,

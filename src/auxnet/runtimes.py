@@ -28,6 +28,7 @@ from auxnet.policy import Policy, never
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import Pixels, is_name
 from auxnet.recipe import Recipe, RunDir, has_recipe
+from auxnet.sections import Which
 
 Floats = NDArray[np.float32]
 
@@ -55,7 +56,7 @@ class Runnable:
 def open_model(
     source: RunDir,
     output: int | None = None,
-    which: str = "last",
+    which: Which = "last",
     *,
     exits: bool = False,
     device: str | None = None,

@@ -222,9 +222,9 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> list[Bin]:
     return [Bin(b / bins, (b + 1) / bins, int(n), sure, hit) for b, (n, sure, hit) in enumerate(rows)]
 
 
-def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
+def calibration_error(logits: Tensor, labels: Tensor) -> float:
     """Expected calibration error: |accuracy - confidence| of the bins of `reliability`, weighted by their images."""
-    filled = [b for b in reliability(logits, labels, bins) if b.images]
+    filled = [b for b in reliability(logits, labels) if b.images]
     return sum(b.images * abs(b.accuracy - b.confidence) for b in filled) / len(labels)
 
 

@@ -18,6 +18,7 @@ State = Literal["per_output", "shared"]
 Order = Literal["shallow_first", "deep_first"]
 StepScale = Literal["none", "sum", "equilibrium", "cumulative", "adaptive"]
 RelativeTo = Literal["final", "last_auxiliary"]
+Which = Literal["last", "best"]  # of the weights of a run
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from auxnet.policy import Confidence, Policy, never
 from auxnet.provenance import provenance
 from auxnet.recipe import RunDir
 from auxnet.scores import predictions, too_few
+from auxnet.sections import Which
 from auxnet.thresholds import (
     CrossFit,
     Outcome,
@@ -140,7 +141,7 @@ def solve_exits(
     data_dir: str | None = None,
     device: str | None = None,
     threads: int | None = None,
-    which: str = "last",
+    which: Which = "last",
 ) -> Solved:
     """Solve when an image may leave a run at a shallow output, on validation; `early_exit` and `export` take it up.
 
@@ -197,7 +198,7 @@ def _target(
 
 def _solve(
     run: Path,
-    which: str,
+    which: Which,
     it: Opened,
     target: dict[str, float],
     unit: Unit,

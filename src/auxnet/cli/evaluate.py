@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +14,7 @@ from tyro.conf import FlagCreatePairsOff
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRun, OneRun, above_zero, number, parse, points
 from auxnet.errors import warn
+from auxnet.sections import Which
 from auxnet.words import command, in_points, per_cent, which_flags, with_interval
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Evaluate(OfRun):
 
     run: OneRun
     """the run directory"""
-    which: Literal["last", "best"] = "last"
+    which: Which = "last"
     """weights of the last epoch, or of the best one on validation (written to RUN/evaluation-best.json)"""
     latency: bool = True
     """measure the latency and the peak memory of each output as a model of its own; if not, evaluation.json keeps those
@@ -50,7 +51,7 @@ class Select(OfRun):
 
     run: OneRun
     """the run directory"""
-    which: Literal["last", "best"] = "last"
+    which: Which = "last"
     """weights of the last epoch, or of the best one on validation"""
     within: float | None = None
     """percentage points that its validation error may lie above the best one's; none: 0.5, and 0 with a budget"""

@@ -14,6 +14,7 @@ from tyro.conf import FlagCreatePairsOff
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRun, OneRun, above_zero, number, parse, points
+from auxnet.sections import Which
 from auxnet.words import in_points, per_cent, with_interval
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Exits(OfRun):
 
     run: OneRun
     """the run directory"""
-    which: Literal["last", "best"] = "last"
+    which: Which = "last"
     """weights of the last epoch, or of the best one on validation"""
     max_error_increase: float | None = None
     """target: keep the error within this many points of the final output's, at the least mean cost; holds on average

@@ -18,6 +18,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import parse
+from auxnet.sections import Which
 from auxnet.words import first_few, per_cent
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Export:
     """a folder for auxnet.load and the hub; ONNX; torch.export (.pt2); ONNX that stops early, one image at a time"""
     out: Path | None = None
     """the file or folder; none: named after the model, in this folder"""
-    which: Literal["last", "best"] = "last"
+    which: Which = "last"
     """of a run: weights of the last epoch, or of the best one on validation"""
     confidence: Literal["none", "entropy", "top", "margin"] = "none"
     """early exit: what is compared with the thresholds; none: RUN/exits.json"""
@@ -75,7 +76,7 @@ class Predict:
     """for eyes, or for programs: there an image that cannot be read has a line too, without cells or with its error"""
     batch_size: int = 32
     """images at a time"""
-    which: Literal["last", "best"] = "last"
+    which: Which = "last"
     """of a run: weights of the last epoch, or of the best one on validation"""
     device: str | None = None
     """auto, cpu, cuda, ...; none: the CPU"""

@@ -27,6 +27,7 @@ from auxnet.signals import HANGUP, Stopped, held
 if TYPE_CHECKING:
     from auxnet.progress import Progress as Stands
     from auxnet.recipe import RunDir
+    from auxnet.sections import Which
 
 SCREEN = 24  # rows
 PAUSE = 60.0  # seconds between two lines that say how something long stands, where the output goes elsewhere
@@ -130,7 +131,7 @@ def print_line(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def print_which(console: Console, run: RunDir, which: str) -> None:
+def print_which(console: Console, run: RunDir, which: Which) -> None:
     """Say, before anything is said of a run's "best" weights, of which epoch they are."""
     from auxnet.opening import best_weights_in_words  # which imports PyTorch
 
