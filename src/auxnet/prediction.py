@@ -74,9 +74,9 @@ def predict(
     `model`: a run, an exported folder, `hf:owner/name`, an ONNX file of this program, or what `load`, `runnable` or
     `open_for` gave; `output` as numbered in the run (default: its deepest). With `exits` each image leaves at
     an output of its own, by the exits.json of a run, and its probabilities are tempered as that says. The model is
-    asked on `device` (default: where a net lies that is given, else the CPU) and that many CPU `threads` (default: the
-    cores that there are for this process). Images are paths, PIL's, or pixels, as `PretrainedAuxNet.prepare` takes
-    them; that many processes decode files ahead, about two batches at most.
+    asked on `device` (default: where a net lies that is given, else the CPU) and that many CPU `threads` (default:
+    PyTorch's own number, at most one per core; for an ONNX file one per core). Images are paths, PIL's, or
+    pixels, as `PretrainedAuxNet.prepare` takes them; that many processes decode files ahead, about two batches at most.
 
     Raises, at once, ValueError for an option that cannot be or an empty list, TypeError for what is no image, and what
     `runtimes.open_model` raises.

@@ -66,7 +66,7 @@ def open_model(
 
     `output` is that of the run (default: the deepest there is); an ONNX file has the one it was exported with, and
     runs on the CPU. With `exits` it is a run's early exit, by its exits.json. `device` is the CPU by default, `threads`
-    as many as there are CPU cores for this process.
+    PyTorch's own number, at most one per core; for an ONNX file one per core.
 
     Raises FileNotFoundError, ValueError for a file or an output that cannot be used, TypeError for what is no model,
     RuntimeError for damage.
@@ -109,7 +109,7 @@ def runnable(
 
     With a `policy` over all its outputs images leave early instead, and probabilities are tempered by it, as in an ONNX
     early exit. On a `device` other than its own (the default), a copy of it is asked; `threads` of the CPU, by default
-    as many as there are cores for this process, are set for each question only. Raises ValueError if it has no such
+    PyTorch's own number, at most one per core, are set for each question only. Raises ValueError if it has no such
     output or the device cannot be used.
     """
     if policy is None:
@@ -136,7 +136,7 @@ def runnable(
 
 
 def open_onnx(path: Path, output: int | None = None, threads: int | None = None) -> Runnable:
-    """An ONNX file of this program in onnxruntime, on `threads` CPU threads (None: as many as there are cores for it).
+    """An ONNX file of this program in onnxruntime, on `threads` CPU threads (None: one per core).
 
     Raises ValueError if it was not made here or has another output, RuntimeError if it is damaged.
     """

@@ -81,7 +81,8 @@ class Predict:
     device: str | None = None
     """auto, cpu, cuda, ...; none: the CPU"""
     threads: int | None = None
-    """CPU threads, and processes that decode; none: as many as there are cores"""
+    """CPU threads, and processes that decode; none: PyTorch's own number, at most one per core; for an ONNX file one
+    per core"""
     out: Path | None = None
     """a file to write to"""
     overwrite: FlagCreatePairsOff[bool] = False
