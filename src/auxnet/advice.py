@@ -136,7 +136,7 @@ def training_doubts(recipe: Recipe, depths: Sequence[int]) -> list[str]:
 
 
 def notes_of(recipe: Recipe, depths: Sequence[int]) -> list[str]:
-    """How loss weights and steps change after the first epoch, which alone `planned_outputs` is of."""
+    """How loss weights and steps change after the first epoch; `planned_outputs` describes the first alone."""
     notes, auxiliary = [], weights_of(recipe, depths)[:-1]
     if recipe.freeze == "trunk":
         step = "lambda times the step" if recipe.method == "joint" else "the full step, whatever lambda"

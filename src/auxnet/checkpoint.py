@@ -25,8 +25,8 @@ from auxnet.sections import Which
 from auxnet.tensors import read_tensors
 from auxnet.words import command
 
-FORMAT = 1  # of checkpoints: from the first release on, a later program goes on reading the earlier ones. Whatever
-# follows hashes its number too, so that a bit turned in that is known for damage
+FORMAT = 1  # of checkpoints: from the first release on, a later program goes on reading the earlier ones. Later
+# formats must hash this number too, so that a flipped bit in it is recognised as damage
 
 
 def weights_file(folder: Path, which: Which) -> Path:

@@ -309,6 +309,6 @@ def buffers_kept(modules: Iterable[nn.Module], recurse: bool = True) -> Iterator
     finally:
         with torch.no_grad():
             for module, name, buffer, value in buffers:
-                # There are modules that put another in its place. (One version more or less says nothing of changes:
-                # BatchNorm's do not count.)
+                # Some modules replace a buffer instead of writing into it. (Its version counter cannot tell whether it
+                # changed: BatchNorm's updates do not raise it.)
                 module._buffers[name] = buffer if value is buffer else buffer.copy_(value)

@@ -293,8 +293,10 @@ def _of_target(target: float, found: CrossFit, answer: Point) -> Iterator[str]:
 def _of_outputs_alone(
     select: str, outputs: Sequence[Point], alone: Sequence[float], val: Outcome, bound: float | None, unit: Unit
 ) -> Iterator[str]:
-    """The output that beats the policy as a model of its own: of those that err no more, and keep the bound, the one
-    that errs least; without a bound, of those that also cost no more, the cheapest.
+    """An output that, as a model of its own, beats the policy.
+
+    With a bound: of the outputs within it that err no more, the one that errs least. Without: of those that err no more
+    and cost no more, the cheapest.
     """
     most = val.mean_cost if bound is None else bound
     within = [k for k, one in enumerate(outputs) if one.val.error <= val.error and alone[k] <= most]

@@ -33,8 +33,8 @@ def net_from(options: Mapping[str, Any], pretrained: str | None = None, classes:
     """The net of such options, its weights random but for those that `pretrained` holds: a run's, or a backbone's.
 
     A run's outputs may sit elsewhere, or be fewer, as those of a plain net: its trunk is taken then, and the heads of
-    outputs that both have. Heads that it lacks begin anew, with a warning, as do all last layers where its classes are
-    not the very `classes` in their order.
+    outputs that both have. Heads that the run lacks are initialised anew, with a warning; so are all last layers if its
+    class names, in order, are not `classes`.
     Raises ValueError for options that describe none, and what `build_backbone` and `load_pretrained` raise.
     """
     if pretrained is not None and ("backbone" not in options or is_weights_of_run(pretrained)):

@@ -116,8 +116,8 @@ def outputs(net: nn.Module, image_shape: Sequence[int]) -> list[tuple[int, int]]
 def last_layer(modules: Sequence[nn.Module], image_shape: Sequence[int]) -> str | None:
     """The name, in the last of these modules, of the linear layer or 1x1 convolution that gives the logits.
 
-    None where there is none: what is called last has other weights (a norm), or an activation function comes after
-    it, and no pooling (which tells the logits of a SqueezeNet).
+    None if the last module with weights is of another kind (a norm), or if an activation follows it. An activation
+    followed by pooling is allowed: SqueezeNet's logits come so.
     """
     called: list[tuple[str, nn.Module, Any]] = []
     with _dry(nn.Sequential(*modules), image_shape) as (twins, images), Lineage(images) as lineage:
