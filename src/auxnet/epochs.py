@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from auxnet import signals
-from auxnet.averaging import recalibrate_norms, take_buffers, update_average
+from auxnet.averaging import RECALIBRATION_BATCHES, recalibrate_norms, take_buffers, update_average
 from auxnet.batches import seed_of
 from auxnet.build import evaluation_batches, first_batches, loss_of, precision_of, training_batches
 from auxnet.data import DataSet
@@ -31,7 +31,7 @@ from auxnet.machine import seed_random
 from auxnet.method import Method
 from auxnet.mixing import mixed
 from auxnet.network import AuxNet
-from auxnet.progress import RECALIBRATION_BATCHES, Progress, progress_of, steps_per_epoch
+from auxnet.progress import Progress, progress_of, steps_per_epoch
 from auxnet.recipe import Recipe
 from auxnet.resuming import Checkpointer, TrainingState
 from auxnet.schedules import lambdas_at, lr_at, trained_outputs_only

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from auxnet.averaging import RECALIBRATION_BATCHES
 from auxnet.data import DataSet
 from auxnet.recipe import Recipe
 from auxnet.resuming import TrainingState
 from auxnet.schedules import lr_at
 from auxnet.words import duration, val_errors
 
-RECALIBRATION_BATCHES = 100  # batches that the norms of an averaged net are measured on
 STEP_PER_EVALUATION = 3.0  # time of a training step over that of evaluating its images, until a validation was timed
 
 

@@ -23,10 +23,9 @@ from auxnet.lineage import in_doubt
 from auxnet.machine import device_of
 from auxnet.opening import changed_since, data_dirs, data_of, with_data_in
 from auxnet.page_frame import check_ours, check_runs, names_of
-from auxnet.recipe import RunDir, method_name, network_name, read_run_recipe, run_path
+from auxnet.recipe import Recipe, RunDir, data_name, method_name, network_name, read_run_recipe, run_path
 from auxnet.scores import interval_of, no_better_than_guessing
 from auxnet.selection import MARGIN, cheapest_within
-from auxnet.unfinished import so_far
 from auxnet.words import command
 
 _OF_IMAGES = b'"confusion":['  # among the data of a page whose run was finished, and its images were there
@@ -146,6 +145,24 @@ def saved(run: Path) -> dict[str, Any]:
         "seen": in_doubt(summary["data"].get("may_be_seen_by", {})),
         **{key: summary[key] for key in ("epochs", "data", "wall_seconds", "versions", "commit", "device")},
         **_chosen_by_rows(outputs, summary["data"]["guessing"]),
+    }
+
+
+def so_far(run: Path, recipe: Recipe, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What is known of a run that is not finished beside its curves, by the rows of one whole epoch or more.
+
+    (config.json, summary.json and the weights are written at the end of a training; metrics.jsonl grows as it runs.)
+    """
+    done = max(row["epoch"] for row in rows)
+    resume = command("train", "--out", run, "--resume")
+    return {
+        "finished": False,
+        "outputs": [],
+        "epochs": {"last": done},
+        "data": {"name": data_name(recipe.data)},
+        "wall_seconds": sum(row["seconds"] for row in rows if row["output"] == 1),
+        "missing": f"it is not finished ({done} of {recipe.epochs} epochs are done): report it again when it is; "
+        f"if it was stopped, `{resume}` goes on with it",
     }
 
 

@@ -1,35 +1,15 @@
-"""A run that is not finished: where it stands by what is logged after every epoch, as values and as parts of a page.
-
-config.json, summary.json and the weights are written at the end of a training alone; metrics.jsonl grows as it runs.
-"""
+"""The parts of a report's page that show where a run stands that is not finished, by its curves so far."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from auxnet.page_frame import heading_of, line_of, table_of, tiles_of
-from auxnet.recipe import Recipe, data_name
-from auxnet.words import command, per_cent, plural
+from auxnet.words import per_cent, plural
 
 Facts = dict[str, Any]
 """what `report.gather` returns"""
-
-
-def so_far(run: Path, recipe: Recipe, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What `report.gather` has of such a run beside its curves, by the rows of one whole epoch or more."""
-    done = max(row["epoch"] for row in rows)
-    resume = command("train", "--out", run, "--resume")
-    return {
-        "finished": False,
-        "outputs": [],
-        "epochs": {"last": done},
-        "data": {"name": data_name(recipe.data)},
-        "wall_seconds": sum(row["seconds"] for row in rows if row["output"] == 1),
-        "missing": f"it is not finished ({done} of {recipe.epochs} epochs are done): report it again when it is; "
-        f"if it was stopped, `{resume}` goes on with it",
-    }
 
 
 def epochs_of(run: Facts) -> str:
