@@ -221,8 +221,8 @@ def test_a_sweep_killed_anywhere_in_its_beginning_is_begun_anew(tmp_path):
         left.add(" ".join(sorted(path.name for path in a.glob("[!.]*"))))
     journal = "journal.lock journal.log"
     assert left >= {"", "journal.log", journal, f"claims {journal}", f"claims {journal} trials"}
-    study = trials.join_sweep(a, settings, 7, None, check=lambda: pytest.fail("begun again"))
-    assert (study.settings, trials.total_of(study)) == (settings, 2)
+    joined = trials.join_sweep(a, settings, 7, None, check=lambda: pytest.fail("begun again"))
+    assert (joined.settings, trials.total_of(joined)) == (settings, 2)
 
 
 # ---- one worker ------------------------------------------------------------------------------------------------
@@ -481,10 +481,10 @@ def every_trial_once(found, count):
 
 def claim_all(folder):
     """A worker whose trainings take no time, so that all there is to see is who gets which trial."""
-    study = trials.open_sweep(folder)
-    while (claimed := trials.claim(study)) is not None:
+    opened = trials.open_sweep(folder)
+    while (claimed := trials.claim(opened)) is not None:
         trial, lock = claimed
-        study.optuna.tell(trial, 0.5)
+        opened.study.tell(trial, 0.5)
         lock.release()
 
 
@@ -525,7 +525,7 @@ def test_a_database_shared_without_the_folder_is_refused(tmp_path):
     """Where every worker would else train all trials, and say nothing."""
     url, settings = f"sqlite:///{tmp_path}/new.db", Settings(TINY, space_from({"lr": [0.1, 0.2]}))
     trials.join_sweep(tmp_path / "killed" / "a", settings, 2, url, check=lambda: None)  # before its first trial
-    trials.join_sweep(tmp_path / "a", settings, 2, url, check=lambda: None).optuna.ask()
+    trials.join_sweep(tmp_path / "a", settings, 2, url, check=lambda: None).study.ask()
     trials.join_sweep(tmp_path / "a", settings, 2, url, check=lambda: None)
     elsewhere = replace(settings, recipe=replace(TINY, threads=3))
     with pytest.raises(FileExistsError, match=r"holds the same sweep, a-.*workers share --out too"):
