@@ -306,10 +306,9 @@ def _compiled(method: Method, recipe: Recipe, dataset: data.DataSet, device: tor
     N, (H, W) = len(whole[team.part(len(whole))]), dataset.image_size
     black = torch.zeros(N, H, W, dataset.channels, dtype=torch.uint8, device=device)
     images = batches.normalise(black, dataset.mean, dataset.std).to(precision_of(recipe))
-    live = recipe.method == "multiway" and recipe.mode == "live"
     for rank in range(team.size):
         if rank == team.rank:
-            method = compiled(method, images, live, pairwise=recipe.method == "pairwise")
+            method = compiled(method, images)
         team.wait()
     return method
 

@@ -248,7 +248,7 @@
     }
     if (bar !== null)
       shapes.push({
-        type: "rect", xref: "paper", yref: "y", x0: 0, x1: 1, y0: -5, y1: 100 * bar,
+        type: "rect", xref: "paper", yref: "y", x0: 0, x1: 1, y0: -0.07 * top, y1: 100 * bar,
         fillcolor: faded(colour("accent"), 0.1), line: { width: 0 }, layer: "below",
       });
     const ticks = log ? decades(range) : { tickformat: key === "macs" ? "~s" : "" };
@@ -256,7 +256,7 @@
     const said = every.map((o) => `output ${o.output}: ${kind.text(o[key])}, ${worth(o)}`);
     show("front-plot", traces, {
       xaxis: axis(kind.title, { type: kind.type, range, ...ticks }),
-      yaxis: axis("error (%)", { range: [-0.03 * top, top] }), shapes, annotations: notes,
+      yaxis: axis("error (%)", { range: [-0.07 * top, top] }), shapes, annotations: notes,
     }, `Error against ${kind.title} with 95 percent intervals: ${said.join("; ")}`);
     byId("front-note").textContent = frontNote();
   }
@@ -377,7 +377,7 @@
     const highest = Math.max(0.01, ...ends);
     const top = 104 * highest; // and no marker is cut at 0
     const xaxis = axis("mean multiply-adds an image", { tickformat: "~s" });
-    const yaxis = axis(ringed.length ? "error (%)" : "validation error (%)", { range: [-0.03 * top, top] });
+    const yaxis = axis(ringed.length ? "error (%)" : "validation error (%)", { range: [-0.07 * top, top] });
     show("exits-plot", shown.flatMap(({ r, index }) => tracesOfExits(r, index)), { xaxis, yaxis },
       "Validation error of early exit against the mean multiply-adds of an image, beside each output alone");
     byId("exits-note").textContent = run().exits.words;
