@@ -796,6 +796,8 @@ def test_the_best_is_told_with_its_interval_and_how_many_overlap_with_it(finishe
     assert "As good: 1. The intervals of 2 of the other 4 complete trials overlap with its; on the same images" in said
     assert "cannot be told" not in said  # which no overlap shows
     assert len([n for n in sweep_page.notes_of(shown) if "the least of 5 validation errors is optimistic" in n]) == 1
+    assert "The least of 5 validation errors is optimistic" in (page := sweep_page.page(shown))
+    assert "likely to err more.</p>" in page
     alone = replace(finished, trials=(finished.best,))
     assert "overlap" not in sweep_page.headline(alone)
     assert "optimistic" not in " ".join(sweep_page.notes_of(alone))
