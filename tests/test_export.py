@@ -254,7 +254,7 @@ def test_the_policy_of_a_run_is_exported_with_its_own_weights_up_to_the_output_a
     one_class_alone(tmp_path / "a" / "checkpoints" / "best.safetensors")
     write_policy(tmp_path / "a", policy, weights="best", weights_sha256=weights_sha256(tmp_path / "a", "best"))
     asked = (tmp_path / "a", 2, "onnx-early-exit", tmp_path / "early.onnx")
-    with pytest.raises(ValueError, match="is for the best weights, not for the last: give which='best'"):
+    with pytest.raises(FileNotFoundError, match=r"holds no exits\.json"):
         export(*asked)
     done = export(*asked, which="best")
     logits = logits_of(run, pixels)[:2]
@@ -470,7 +470,7 @@ def test_nothing_is_replaced_unless_asked(run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "status", "line"),
     [
-        (["--output", "4"], 2, "output must be 1..3 (shallow to deep), got 4"),
+        (["--output", "4"], 2, "auxnet: --output must be 1..3 (shallow to deep), got 4"),
         (["--format", "onnx-early-exit"], 2, "holds no exits.json"),
         (["--format", "onnx-early-exit", "--confidence", "top"], 2, "give both"),
         (["--format", "onnx-early-exit", "--confidence", "top", "--thresholds", "1"], 2, "need 2 thresholds, got 1"),
@@ -483,9 +483,9 @@ def test_nothing_is_replaced_unless_asked(run, tmp_path):
         (
             ["--format", "torch", "--out", "x.onnx"],
             2,
-            "out must end in .pt2 for torch, got x.onnx; --format onnx writes .onnx",
+            "auxnet: --out must end in .pt2 for torch, got x.onnx; --format onnx writes .onnx",
         ),
-        (["--images", "1"], 2, "images must be 2 or more"),
+        (["--images", "1"], 2, "auxnet: --images must be 2 or more"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(run, capsys, words, status, line):

@@ -4,6 +4,7 @@ import platform
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -90,6 +91,22 @@ def test_loss_weights_are_said_to_be_ignored_just_where_the_trunk_hardly_feels_t
 
     alike = torch.cosine_similarity(moved_by(1.0), moved_by(0.01), dim=0)
     assert (alike > 0.98) == ignores_weights(recipe)
+
+
+def test_few_validation_images_and_copies_of_training_images_among_those_that_judge_are_told(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (160, 8, 8, 3), np.uint8)
+    parts = {"train": images[:40], "val": images[40:60], "test": images[60:160]}
+    labels = {f"{split}_labels": np.arange(len(part)) % 2 for split, part in parts.items()}
+    for copies in (0, 3):
+        images[60 : 60 + copies] = images[:copies]
+        np.savez(tmp_path / f"{copies}.npz", **{f"{split}_images": part for split, part in parts.items()}, **labels)
+        recipe = Recipe(data=f"{tmp_path}/{copies}.npz")
+        few, *copied = data_doubts(recipe, load_data(recipe))
+        assert few.startswith("20 validation images are few, one of them is 5 points")
+        assert len(copied) == bool(copies)
+    assert copied[0].startswith(
+        "3 of 100 test images are among the training images too, pixel for pixel: errors on them"
+    )
 
 
 def test_an_optimizer_that_normalises_gradients_is_warned_of_with_unequal_weights_and_with_the_step_of_sgd():

@@ -105,8 +105,6 @@ def solved_for(run: Path, net: AuxNet) -> tuple[Policy | None, list[str]]:
         return read_policy(run, net.outputs), read_notes(run)
     except FileNotFoundError:  # nobody has asked for it yet
         return None, []
-    except ValueError:  # for the others
-        return None, ["what `auxnet exits` solved is for the run's best weights, and not shown: these are the last"]
     except RuntimeError as error:
         return None, [f"what `auxnet exits` solved is not shown: {error}"]
 

@@ -81,7 +81,7 @@ def headline(run: Facts) -> str:
     chosen, deepest = outputs[run["chosen"] - 1], outputs[-1]
     error = f"{per_cent(chosen['val']['error'])} validation error (95 % interval {_interval(chosen['val'])})"
     if run["no_better"] is not None:
-        return f"No output has learned much: output {chosen['output']} has {error}; {run['no_better']}."
+        return f"Output {chosen['output']} has {error}; {run['no_better']}."
     if len(outputs) == 1:
         return f"The one output has {error}."
     if run["reason"] is None:  # the errors alone are known

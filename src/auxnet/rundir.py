@@ -31,6 +31,7 @@ RUN_FILES = (
     "evaluation.json",
     "evaluation-best.json",
     "exits.json",
+    "exits-best.json",
     "report.html",
     "model.safetensors",
     "config.json",

@@ -16,7 +16,7 @@ import torch
 from auxnet.checkpoint import weights_sha256
 from auxnet.descent import Costs
 from auxnet.errors import check_choice, warn
-from auxnet.exits import exit_latencies, exit_macs
+from auxnet.exits import exit_latencies, exit_macs, exits_file
 from auxnet.files import write_json
 from auxnet.latency import OF_PYTORCH, measured_on
 from auxnet.opening import Opened, opened
@@ -82,7 +82,7 @@ class Solved:
     """what the policy was made of and where, as exits.json has it: weights, weights_sha256, common, versions, commit,
     device; {} without a policy"""
     written: Path | None = None
-    """RUN/exits.json; None if nothing was written"""
+    """RUN/exits.json, or exits-best.json; None if nothing was written"""
     measured_on: str | None = None
     """the device and threads of the milliseconds, as "cpu, 2 threads"; None where the unit is MACs"""
 
@@ -252,12 +252,13 @@ def _solve(
         notes=tuple(notes),
         source={**made_of, **provenance(it.device)},
     )
+    file = exits_file(run, which)
     try:
-        write_json(run / "exits.json", found.content)
+        write_json(file, found.content)
     except OSError as error:
-        warn(f"exits.json is not written: {error}")
+        warn(f"{file.name} is not written: {error}")
         return found
-    return replace(found, written=run / "exits.json")
+    return replace(found, written=file)
 
 
 def _of_target(target: float, found: CrossFit, answer: Point) -> Iterator[str]:

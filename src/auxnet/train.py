@@ -29,6 +29,7 @@ from auxnet.build import (
 from auxnet.checkpoint import load_net
 from auxnet.data import DataSet, load_data
 from auxnet.distributed import Team
+from auxnet.documents import read_json
 from auxnet.epochs import Training, run_epochs
 from auxnet.errors import DamagedError, warn
 from auxnet.evaluation import measure
@@ -154,12 +155,13 @@ def fit(
             rundir.leave_out(folder, recipe.max_corrupt)
         if write_events is not None and state.history:
             write_events(state.history)
+        finished = state.epoch == recipe.epochs  # by sessions before this one
         state = run_epochs(training, state)
         net.float()  # what is saved and handed back takes ordinary images, whatever it was trained in
         if not team.leads:
             return Run(folder, training.judged.eval(), {})
         try:
-            summary = _finish(training, state)
+            summary = _finish(training, state, _seconds_before(folder) if finished else None)
         except KeyboardInterrupt as stop:
             stop.args = (f"stopped after the last epoch; the run is saved in {folder}, --resume evaluates it",)
             raise
@@ -242,8 +244,15 @@ def fit_on(recipe: Recipe, folder: Path, watch: Callable[[Progress], object] | N
     return fit(recipe, folder, overwrite=True, watch=watch)
 
 
-def _finish(training: Training, state: TrainingState) -> dict[str, Any]:
-    """Save the net, read the test set for the first time, and write the summary."""
+def _seconds_before(folder: Path) -> float | None:
+    """What a run's summary says that the training took; None where there is no such summary."""
+    with suppress(OSError, RuntimeError, KeyError, TypeError, ValueError):
+        return float(read_json(folder / "summary.json")["wall_seconds"])
+    return None
+
+
+def _finish(training: Training, state: TrainingState, seconds: float | None = None) -> dict[str, Any]:
+    """Save the net, read the test set for the first time, and write the summary; it took `seconds`, or until now."""
     recipe, dataset, folder, device = training.recipe, training.dataset, training.checkpointer.folder, training.device
     config = {
         "model_type": "auxnet",
@@ -274,7 +283,7 @@ def _finish(training: Training, state: TrainingState) -> dict[str, Any]:
             "resize": list(dataset.resize),
         },
         "seed": recipe.seed,
-        "wall_seconds": round(training.seconds(state), 1),
+        "wall_seconds": round(training.seconds(state), 1) if seconds is None else seconds,
         **provenance(device),
     }
     write_json(folder / "summary.json", summary)

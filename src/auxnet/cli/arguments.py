@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from contextlib import redirect_stderr, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -260,3 +261,12 @@ def _in_words(complaint: str) -> str:
     if found := re.match(r"Error parsing (\S+): (must be .*)", complaint):
         return f"{found[1]} {found[2]}"
     return complaint
+
+
+@contextmanager
+def named_as_flags(names: str) -> Iterator[None]:
+    """Within, errors name the flags, and not the arguments that these are in Python: `names`, a regular expression."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(re.sub(names, lambda found: f"--{found[0].replace('_', '-')}", str(error))) from None

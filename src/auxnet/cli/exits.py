@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +10,7 @@ from rich.console import Console
 from tyro.conf import FlagCreatePairsOff
 
 from auxnet.cli import screen
-from auxnet.cli.arguments import OfRun, OneRun, above_zero, number, parse, points
+from auxnet.cli.arguments import OfRun, OneRun, above_zero, named_as_flags, number, parse, points
 from auxnet.sections import Which
 from auxnet.words import in_points, per_cent, with_interval
 
@@ -75,7 +72,8 @@ def exits(words: list[str]) -> int:
     screen.load_torch()
     from auxnet.solving import solve_exits
 
-    with screen.working("solving"), _named_as_flags():
+    targeted = r"\bmax_error_increase\b|\bmax_mean_macs\b|\bmax_mean_latency\b|^cost\b"
+    with screen.working("solving"), named_as_flags(targeted):
         found = solve_exits(
             o.run,
             **targets,
@@ -105,16 +103,6 @@ def exits(words: list[str]) -> int:
     if found.written is not None:
         screen.print_line(console, f"written to {found.written}")
     return 0
-
-
-@contextmanager
-def _named_as_flags() -> Iterator[None]:
-    """Within, errors name the flags, and not the arguments that these are in Python."""
-    try:
-        yield
-    except ValueError as error:
-        names = r"\bmax_error_increase\b|\bmax_mean_macs\b|\bmax_mean_latency\b|^cost\b"
-        raise ValueError(re.sub(names, lambda found: f"--{found[0].replace('_', '-')}", str(error))) from None
 
 
 def _show_answer(console: Console, found: Solved, answer: Point) -> None:

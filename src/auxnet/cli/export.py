@@ -17,7 +17,7 @@ from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from auxnet.cli import screen
-from auxnet.cli.arguments import parse
+from auxnet.cli.arguments import named_as_flags, parse
 from auxnet.sections import Which
 from auxnet.words import first_few, per_cent
 
@@ -97,7 +97,7 @@ def export(words: list[str]) -> None:
     from auxnet.exporting import export as write
 
     settings = {"which": o.which, "policy": _policy(o), "data_dir": o.data_dir, "images": o.images}
-    with screen.working("exporting, and running the export"):
+    with screen.working("exporting, and running the export"), named_as_flags(r"^(out|output|images)\b"):
         done = write(o.model, o.output, o.format, o.out, overwrite=o.overwrite, **settings)  # type: ignore[arg-type]
     if o.json:
         print(json.dumps(asdict(done) | {"path": str(done.path)}, indent=2))
@@ -117,7 +117,7 @@ def export(words: list[str]) -> None:
         if not done.random and not any(done.exits[:-1]):
             alone = f"--format onnx --output {done.output}"
             screen.print_line(console, f"note: none left early: {alone} gives a smaller file that answers sooner")
-        for note in read_notes(o.model) if o.thresholds is None else ():
+        for note in read_notes(o.model, o.which) if o.thresholds is None else ():
             screen.print_line(console, f"note: {note}")
     images = (
         "random images (the data of its training are not here, or of no use)" if done.random else "validation images"
@@ -156,8 +156,9 @@ def predict(words: list[str]) -> int:
     from auxnet.prediction import predict as ask
 
     how = (options.output, options.which, options.device, options.threads, options.exits)
-    model = open_for(paths, options.model, *how)
-    answers = ask(model, paths, top=options.top, batch_size=options.batch_size)
+    with named_as_flags(r"^(output|device|threads|top|batch_size)\b"):
+        model = open_for(paths, options.model, *how)
+        answers = ask(model, paths, top=options.top, batch_size=options.batch_size)
     if "-" not in options.paths and not any(map(os.path.exists, paths)):
         raise FileNotFoundError(f"there is no such file or folder: {_shown(first_few(paths))}")
     if options.device is None and _gpu_of(Path(options.model)):
@@ -179,7 +180,7 @@ def predict(words: list[str]) -> int:
     with _destination(options.out) as file:
         top = min(options.top, len(model.classes))
         {"table": _table, "csv": _csv, "jsonl": _jsonl}[options.format](counted(), top, file)
-    for note in read_notes(options.model) if options.exits else ():
+    for note in read_notes(options.model, options.which) if options.exits else ():
         if options.format == "table" and options.out is None:
             screen.print_line(screen.console(), f"note: {note}")
         else:

@@ -49,9 +49,16 @@ class _Console(Console):
 
 
 def console() -> Console:
-    """Standard output, at least 160 wide where it is no terminal. Of torchrun's processes only the first prints."""
+    """Standard output, at least 160 wide where it is no terminal, unless COLUMNS says how wide.
+
+    Of torchrun's processes only the first prints.
+    """
     plain = _Console(quiet=not leads())
-    return plain if plain.is_terminal else _Console(width=max(plain.width, 160), quiet=plain.quiet)
+    return (
+        plain
+        if plain.is_terminal or "COLUMNS" in os.environ
+        else _Console(width=max(plain.width, 160), quiet=plain.quiet)
+    )
 
 
 def working(on: str) -> Status:

@@ -165,6 +165,8 @@ def _show(console: Console, findings: Findings) -> None:
         table.add_row(*cells)
     screen.print_table(console, table)
     screen.print_line(console, f"{findings.study.question} {headline(findings)}")
+    if findings.verdicts:
+        screen.print_line(console, "points above 0 are in favour of a claim, below 0 against it:")
     for verdict in findings.verdicts:
         screen.print_line(console, f"- {data_prefix(findings, verdict)}{verdict.claim.says}: {in_words(verdict)}")
     for note in (*warnings_of(findings), *sources_of(findings)):
