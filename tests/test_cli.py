@@ -574,9 +574,9 @@ def test_the_real_cifar10_is_found_in_a_data_dir(capsys):
 def told(width):
     """A table on a terminal of so many columns, as lines."""
     console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
-    table = screen.table("the outputs", "output", "", "points behind the chosen", "McNemar's p")
-    table.add_row("1", "chosen", "+6.67 (-3.3 .. +16.7)", "0.062")
-    table.add_row("2", "", "+0.10 (-1.3 .. +1.5)", "1")
+    table = screen.table("the outputs", "output", "", "points behind the chosen", "McNemar's p", "")
+    table.add_row("1", "chosen", "+6.67 (-3.3 .. +16.7)", "0.062", "")
+    table.add_row("2", "", "+0.10 (-1.3 .. +1.5)", "1", "")
     screen.print_table(console, table)
     return [line.strip() for line in console.file.getvalue().splitlines()]
 

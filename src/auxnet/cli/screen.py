@@ -187,7 +187,7 @@ def _part(whole: Table, columns: Sequence[Column], break_heads: bool, title: Tex
     made = Table(title=title, box=whole.box, title_justify=whole.title_justify, title_style=whole.title_style)
     for column in columns:
         head = str(column.header)
-        widest = max(map(len, [*head.split(), *map(str, column.cells)]), default=1)
+        widest = max(1, *map(len, [*head.split(), *map(str, column.cells)]))
         made.add_column(textwrap.fill(head, widest) if break_heads else head, justify=column.justify)
     for row in zip(*(column.cells for column in columns), strict=True):
         made.add_row(*row)
