@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import auxnet
@@ -478,6 +479,26 @@ class FromTheLeft(nn.Linear):
         return wide.view(8, n, 8).transpose(0, 1).reshape_as(x)
 
 
+class Scoring(nn.Linear):
+    """A score for each position: a matrix times a vector that is computed from the weight."""
+
+    def forward(self, x):
+        score = torch.addmv if self.bias is not None else torch.mv
+        terms = [self.bias.expand(len(x) * 24)] if self.bias is not None else []
+        return x + score(*terms, x.reshape(-1, 8), self.weight[0] * 0.5).view(len(x), 3, 8, 1)
+
+
+class Plus1(nn.Module):
+    def forward(self, weight):
+        return weight + 1
+
+
+def plus_1(norm):
+    """The norm with a weight that is one more than its parameter."""
+    parametrize.register_parametrization(norm, "weight", Plus1())
+    return norm
+
+
 class Generated(nn.Linear):
     """A kernel that a linear layer makes of a constant."""
 
@@ -535,6 +556,11 @@ def ending_in(layer):
         (Scaled(8, 8), "segments.1.weight"),
         (Product(8, 8), "segments.1.weight"),
         *((FromTheLeft(product), "segments.1.weight") for product in ("mm", "addmm", "bmm", "baddbmm")),
+        *((Scoring(8, 1, bias=bias), "segments.1.weight") for bias in (False, True)),
+        *(
+            (plus_1(norm), "segments.1.parametrizations.weight.original")
+            for norm in (nn.BatchNorm2d(3), nn.LayerNorm([3, 8, 8]), nn.GroupNorm(1, 3))
+        ),
         (Generated(2, 9), "segments.1.weight"),
         (weight_norm(nn.Conv2d(3, 3, 1)), r"segments.1.parametrizations.weight.original\d"),
         (spectral_norm(nn.Conv2d(3, 3, 1)), "segments.1.parametrizations.weight.original"),
@@ -560,6 +586,10 @@ def test_live_is_refused_where_autograd_holds_what_was_computed_from_a_weight(la
         nn.Conv2d(3, 3, 1, groups=3),
         nn.BatchNorm2d(3),
         nn.InstanceNorm2d(3),
+        nn.LayerNorm([3, 8, 8]),
+        nn.LayerNorm(8, elementwise_affine=False),
+        nn.GroupNorm(1, 3),
+        nn.GroupNorm(3, 3, affine=False),
         nn.TransformerEncoderLayer(8, 2, 8),
         Related(8, 8),
         Filtering(8, 8),
