@@ -17,7 +17,7 @@ from auxnet.method import Method
 from auxnet.methods import adaptive_scales, step_scales
 from auxnet.update import Update
 
-UNFIT = ("Optimizer", "SparseAdam", "LBFGS", "Muon", "Rprop", "ASGD")
+UNFIT = ("Optimizer", "SparseAdam", "LBFGS", "Muon", "Rprop", "ASGD", "Adafactor")
 ETA, MOMENTUM, DECAY = 0.3, 0.9, 0.02
 K, CLASSES, WIDTH, N = 4, 3, 5, 7
 WEIGHTS = [0.9, 0.6, 0.7, 1.0]  # chosen so that the division by their sum acts in some passes and not in others
@@ -723,6 +723,7 @@ def test_live_refuses_what_autograd_keeps_in_place_of_features():
         (torch.optim.Muon, "Muon takes matrices alone"),
         (torch.optim.Rprop, "Rprop keeps its step sizes to itself"),
         (torch.optim.ASGD, "ASGD keeps its step sizes to itself"),
+        (torch.optim.Adafactor, r"Adafactor steps by 1 / sqrt\(steps so far\) once"),
     ],
 )
 def test_optimizers_that_cannot_serve_are_refused_before_a_step(kind, words):
@@ -735,12 +736,15 @@ SERVING = [kind for name, kind in vars(torch.optim).items() if name[0].isupper()
 
 @pytest.mark.parametrize("kind", SERVING, ids=lambda kind: kind.__name__)
 def test_a_step_size_acts_on_every_optimizer_that_is_taken(kind):
-    """A millionth of the step moves weights a thousandth as far at most, at the next step."""
+    """A millionth of the step moves weights a thousandth as far at most, however many steps were before."""
     moved = []
     for lr in (1e-2, 1e-8):
         net = small()
         method = auxnet.joint(net, partial(kind, lr=1e-2), [1.0, 1.0, 1.0])
         method.step(*images())
+        for state in method.updates[0].optimizer.state.values():
+            if "step" in state:
+                state["step"] += 10**18
         method.set_lr(lr)
         before = copy.deepcopy(net)
         method.step(*images())

@@ -172,6 +172,8 @@ def _checked(optimizer: Optimizer, parameters: list[Tensor]) -> torch.optim.Opti
         raise ValueError("SparseAdam takes sparse gradients, and those of convolutions are dense: take Adam")
     if isinstance(made, torch.optim.Rprop | torch.optim.ASGD):
         raise ValueError(f"{name} keeps its step sizes to itself, where those of a method do not reach: take SGD")
+    if isinstance(made, torch.optim.Adafactor):
+        raise ValueError("Adafactor steps by 1 / sqrt(steps so far) once that is less than its step size: take AdamW")
     return made
 
 
