@@ -74,7 +74,7 @@ def _step(
         net, images = to_bfloat16(net), images.bfloat16()
     method = METHODS[name](net, SGD, net.loss_weights(), loss=in_float32(torch.nn.functional.cross_entropy))
     if is_compiled:
-        method = compiled(method, images, live=name == "live", pairwise=name == "pairwise")
+        method = compiled(method, images)
     return lambda: method.step(images, labels)
 
 

@@ -58,7 +58,7 @@ def main() -> None:
             made = _method(method, depth, outputs, device, dtype)
             flops[name] = operations(lambda made=made: made.step(*batch))
             if asked.compile:
-                made = compiled(made, batch[0], live=method == "live", pairwise=method == "pairwise")
+                made = compiled(made, batch[0])
             step = (as_cuda_graph(made, device) if asked.graph else made).step
             for _ in range(WARM_UP + 1):  # a graph is recorded after so many
                 step(*batch)

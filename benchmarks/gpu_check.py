@@ -49,7 +49,6 @@ METHODS = measured.METHODS | {
     "deep first": partial(auxnet.multiway, order="deep_first"),
     "clipped": partial(auxnet.multiway, clip=0.1),
 }
-LIVE = ("live", "shared", "deep first", "clipped")
 
 
 def batches(n, device, dtype=torch.float32, sizes=None):
@@ -69,7 +68,7 @@ def trained(
     method = METHODS[name](net, opt, LAMBDAS, loss=in_float32(F.cross_entropy))
     if compile:
         images, _ = next(batches(1, device, dtype))
-        method = compiled(method, images, name in LIVE, name == "pairwise")
+        method = compiled(method, images)
     method = as_cuda_graph(method, device) if graph else method
     losses = []
     for n, batch in enumerate(batches(steps, device, dtype, sizes)):

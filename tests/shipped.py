@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from auxnet.checkpoint import weights_sha256
+from auxnet.exits import exits_file
 from auxnet.files import write_json
 from auxnet.recipe import Recipe
 from auxnet.train import fit
@@ -32,5 +33,8 @@ def write_run(folder):
 
 
 def write_policy(run, policy, **about):
-    """The exits.json of a run."""
-    write_json(run / "exits.json", {"weights_sha256": weights_sha256(run), **asdict(policy), **about})
+    """The exits.json of a run, or with weights="best" its exits-best.json."""
+    write_json(
+        exits_file(run, about.get("weights", "last")),
+        {"weights_sha256": weights_sha256(run), **asdict(policy), **about},
+    )

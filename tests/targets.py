@@ -286,12 +286,12 @@ def _of_sweeps(home: Path) -> Iterator[Target]:
 
     folder = home / "sweep"
     space = space_from({"lr": "0.01..0.3:log", "gamma": [0, 1, 2], "milestones": [[0.4, 0.6], [0.5]]})
-    study = join_sweep(folder, Settings(Recipe(), space), 3, None, lambda: None)
+    sweep = join_sweep(folder, Settings(Recipe(), space), 3, None, lambda: None)
     for value in (0.5, None):
-        trial, lock = claim(study)
+        trial, lock = claim(sweep)
         trial.report(0.5, 1)
         if value is not None:
-            study.optuna.tell(trial, value)
+            sweep.study.tell(trial, value)
         lock.release()
 
     def show() -> None:

@@ -27,7 +27,7 @@ from auxnet.cli import COMMANDS, main, screen
 from auxnet.cli.arguments import parse, parse_with_recipe
 from auxnet.cli.export import _table
 from auxnet.cli.train import Plan, Train
-from auxnet.files import whole
+from auxnet.files import written_whole
 from auxnet.prediction import Prediction
 from auxnet.progress import Progress
 from auxnet.recipe import Recipe, read_recipe, recipe_from, write_recipe
@@ -142,7 +142,8 @@ def test_a_run_goes_on_by_its_own_recipe_whichever_flags_of_the_defaults_are_giv
 def test_a_training_that_learned_nothing_in_few_steps_says_what_may_help(tmp_path, capsys):
     few = ["--train-images", "40", "--epochs", "1", "--batch-size", "40", "--lr", "1e-6"]
     assert main(["train", *FAST, *few, "--out", str(tmp_path / "a")]) == 0
-    assert "note: no output has learned much" in (out := capsys.readouterr().out)
+    assert "note: the least validation error is" in (out := capsys.readouterr().out)
+    assert " better than always predicting the most frequent class (" in out
     assert "note: an epoch has 1 step of 40 images: with --batch-size" in out
 
 
@@ -404,7 +405,7 @@ def test_what_was_begun_is_cleared_away_when_the_program_is_asked_to_stop(
     number, status, tmp_path, monkeypatch, capsys
 ):
     def slow(*args, **kwargs):
-        with whole(tmp_path / "out.onnx") as partial:
+        with written_whole(tmp_path / "out.onnx") as partial:
             partial.write_bytes(b"half")
             os.kill(os.getpid(), number)
 
@@ -422,6 +423,25 @@ def test_sigterm_clears_up_also_in_the_background_of_a_shell_where_ctrl_c_is_ign
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_that_is_ignored_as_in_the_background_of_a_script_is_not_heard_while_work_is_held():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with signals.held() as signal_received:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signal_received() == 0
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert signal_received() == signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_tables_go_by_columns_where_they_go_to_a_file(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert screen.console().width >= 160
+    monkeypatch.setenv("COLUMNS", "80")
+    assert screen.console().width == 80
 
 
 def test_of_an_option_given_twice_the_last_is_taken(tmp_path, capsys):
@@ -554,9 +574,9 @@ def test_the_real_cifar10_is_found_in_a_data_dir(capsys):
 def told(width):
     """A table on a terminal of so many columns, as lines."""
     console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
-    table = screen.table("the outputs", "output", "", "points behind the chosen", "McNemar's p")
-    table.add_row("1", "chosen", "+6.67 (-3.3 .. +16.7)", "0.062")
-    table.add_row("2", "", "+0.10 (-1.3 .. +1.5)", "1")
+    table = screen.table("the outputs", "output", "", "points behind the chosen", "McNemar's p", "")
+    table.add_row("1", "chosen", "+6.67 (-3.3 .. +16.7)", "0.062", "")
+    table.add_row("2", "", "+0.10 (-1.3 .. +1.5)", "1", "")
     screen.print_table(console, table)
     return [line.strip() for line in console.file.getvalue().splitlines()]
 
@@ -749,8 +769,10 @@ def test_a_run_that_is_taken_up_says_where_it_goes_on(tmp_path, capsys):
     words = ["train", "--out", str(tmp_path / "a"), "--resume"]
     assert main(words) == 0
     assert "/a, goes on in epoch 1, step 3\n" in capsys.readouterr().out
+    took = json.loads((tmp_path / "a" / "summary.json").read_text())["wall_seconds"]
     assert main(words) == 0
     assert "it was finished already: nothing was left to train\n" in capsys.readouterr().out
+    assert json.loads((tmp_path / "a" / "summary.json").read_text())["wall_seconds"] == took
 
 
 def test_flags_offer_what_the_functions_behind_them_take():

@@ -59,23 +59,16 @@ def batch_of(n=6):
     return images.contiguous(memory_format=torch.channels_last), torch.arange(n) % 4
 
 
-def compiled_as(name, method, images):
-    return compiled(method, images, live=name in ("live", "adaptive"), pairwise=name == "pairwise")
-
-
 def settings():
     """Those of torch that compiling depends on."""
     return autograd.donated_buffer, inductor.fallback_random, inductor.custom_partitioner_fn, dynamo.recompile_limit
 
 
-def as_it_is(name, method, images):
-    return method
-
-
-def trained(name, wrap):
+def trained(name, as_compiled):
     """The state of a net after two steps with a whole batch and one with a smaller one, and their losses."""
     net = net_of()
-    method = wrap(name, METHODS[name](net, SGD, [0.5, 1.0]), batch_of()[0])
+    method = METHODS[name](net, SGD, [0.5, 1.0])
+    method = compiled(method, batch_of()[0]) if as_compiled else method
     torch.manual_seed(1)
     losses = [method.step(*batch_of(n)) for n in (6, 4, 6)]
     return torch.cat([*(x.flatten().double() for x in net.state_dict().values()), *losses])
@@ -90,9 +83,9 @@ def all_is_compiled(monkeypatch):
 
 def test_a_compiled_step_is_the_step_it_was(all_is_compiled):
     """In float64, with random numbers, buffers and a smaller batch; live is far enough from frozen to be told."""
-    plain = {name: trained(name, as_it_is) for name in METHODS}
+    plain = {name: trained(name, as_compiled=False) for name in METHODS}
     for name, expected in plain.items():
-        found = trained(name, compiled_as)
+        found = trained(name, as_compiled=True)
         assert torch.allclose(found, expected, rtol=1e-12, atol=1e-14), name
     assert (plain["live"] - plain["frozen"]).norm() > 1e-6
 
@@ -101,7 +94,7 @@ def test_nothing_is_moved_by_compiling():
     net, (images, labels) = net_of().eval(), batch_of()
     before = {name: x.clone() for name, x in net.state_dict().items()}
     state, known = torch.get_rng_state(), settings()
-    method = compiled(auxnet.multiway(net, SGD), images, live=True)
+    method = compiled(auxnet.multiway(net, SGD), images)
     assert all(torch.equal(x, before[name]) for name, x in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert not net.training
@@ -120,7 +113,7 @@ def test_live_refuses_computed_weights_in_compiled_segments_too():
     net, (images, _) = net_of(), batch_of()
     net.segments[1][2] = Standardised(4, 5, 1, bias=False).double()
     with pytest.raises(ValueError, match="mode='live' needs layers that take their weights as they are"):
-        compiled(auxnet.multiway(net, SGD), images, live=True)
+        compiled(auxnet.multiway(net, SGD), images)
 
 
 def test_a_forward_and_hooks_of_ones_own_stay():
@@ -136,8 +129,8 @@ def test_a_forward_and_hooks_of_ones_own_stay():
 def test_a_later_net_of_the_same_make_is_compiled_by_itself(all_is_compiled):
     """Graphs are found by the code they were made of, which two nets share, with whatever settings they were made."""
     torch.compile(net_of().segments[0].forward)(batch_of()[0]).sum().backward()
-    live, frozen = (trained(name, compiled_as) for name in ("live", "frozen"))
-    assert (live - trained("live", as_it_is)).norm() < 1e-12 < (live - frozen).norm()
+    live, frozen = (trained(name, as_compiled=True) for name in ("live", "frozen"))
+    assert (live - trained("live", as_compiled=False)).norm() < 1e-12 < (live - frozen).norm()
 
 
 def test_where_compiling_is_switched_off_that_is_said():

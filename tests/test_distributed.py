@@ -390,7 +390,7 @@ def test_synchronised_norms_without_a_shared_batch_say_so():
     net = nn.BatchNorm2d(3)
     synchronise_norms(net, Team(0, 2))
     net.team = Team()  # nobody to talk to here, and no batch shared
-    with pytest.raises(ValueError, match=r"is the batch from Team\.share"):
+    with pytest.raises(ValueError, match=r"was Team\.weigh told its size"):
         net(torch.randn(2, 3, 4, 4))
 
 

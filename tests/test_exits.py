@@ -584,42 +584,28 @@ def test_exits_that_are_missing_stale_or_damaged_are_not_used(run, tmp_path, cap
             auxnet.early_exit(copy)
 
 
-def test_exits_are_used_with_the_weights_alone_that_they_were_solved_for(run, tmp_path, capsys):
+def test_exits_solved_for_the_last_and_for_the_best_weights_lie_side_by_side(run, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
+    (copy / "exits.json").unlink(missing_ok=True)
     one_class_alone(copy / "checkpoints" / "best.safetensors")
-    errors, images = set(), [np.full((8, 8), 9 * n, np.uint8) for n in range(9)]
-    for which, other, anew in (("last", "best", " --which best"), ("best", "last", "")):
+    images, written = [np.full((8, 8), 9 * n, np.uint8) for n in range(9)], {}
+    for which, name in (("best", "exits-best.json"), ("last", "exits.json")):
+        mend = rf"holds no {name}: `auxnet exits \S*copy{' --which best' * (which == 'best')}`, or auxnet.solve_exits"
+        with pytest.raises(FileNotFoundError, match=mend):
+            auxnet.early_exit(copy, which)
         content = asked(capsys, copy, "--max-error-increase", "20", "--which", which)
         assert (content["weights"], content["weights_sha256"]) == (which, weights_sha256(copy, which))
-        errors.add(content["val"]["error"])
+        written[name] = content
         exits = auxnet.early_exit(copy, which)
         with torch.no_grad():
             left = exits(auxnet.load(copy, which).prepare(images)).output.tolist()
         assert [each.output for each in auxnet.predict(copy, images, exits=True, which=which)] == left
-        mend = re.escape(f"give which={which!r} (--which {which}), or `auxnet exits {copy}{anew}`")
-        says = f"is for the {which} weights, not for the {other}: {mend}"
-        with pytest.raises(ValueError, match=says):
-            auxnet.early_exit(copy, other)
-        with pytest.raises(ValueError, match=says):
-            auxnet.predict(copy, images, exits=True, which=other)
         policy, notes = solved_for(copy, exits.net)  # as a report shows the last weights
         assert policy == (exits.policy if which == "last" else None)
-        assert (notes == content["notes"]) == (which == "last")
-    assert len(errors) == 2
-    assert "is for the run's best weights, and not shown" in notes[0]
-
-
-def test_exits_that_do_not_say_of_which_weights_they_are_are_of_the_last(run, tmp_path, capsys):
-    copy = tmp_path / "copy"
-    shutil.copytree(run, copy)
-    one_class_alone(copy / "checkpoints" / "best.safetensors")
-    content = asked(capsys, copy)
-    del content["weights"]
-    (copy / "exits.json").write_text(json.dumps(content))
-    assert list(auxnet.early_exit(copy).policy.thresholds) == content["thresholds"]
-    with pytest.raises(ValueError, match="is for the last weights, not for the best"):
-        auxnet.early_exit(copy, "best")
+        assert notes == (content["notes"] if which == "last" else [])
+    assert {name: json.loads((copy / name).read_text()) for name in written} == written
+    assert len({content["val"]["error"] for content in written.values()}) == 2
 
 
 def test_images_that_are_not_for_the_net_are_refused():

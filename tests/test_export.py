@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from auxnet import comparison, exporting
+from auxnet import exporting, proving
 from auxnet.batches import normalise
 from auxnet.checkpoint import weights_sha256
 from auxnet.cli import main
@@ -110,7 +110,7 @@ def test_an_export_compared_on_one_image_takes_many(run, tmp_path, pixels, monke
         dataset = data_of(*asked, **how)
         return replace(dataset, val=dataset.val.part(torch.tensor([0])))
 
-    monkeypatch.setattr(comparison, "data_of", of_one_image)
+    monkeypatch.setattr(proving, "data_of", of_one_image)
     done = export(run, 2, format, tmp_path / f"two.{'pt2' if format == 'torch' else 'onnx'}")
     assert done.images == 1
     if format == "torch":
@@ -254,7 +254,7 @@ def test_the_policy_of_a_run_is_exported_with_its_own_weights_up_to_the_output_a
     one_class_alone(tmp_path / "a" / "checkpoints" / "best.safetensors")
     write_policy(tmp_path / "a", policy, weights="best", weights_sha256=weights_sha256(tmp_path / "a", "best"))
     asked = (tmp_path / "a", 2, "onnx-early-exit", tmp_path / "early.onnx")
-    with pytest.raises(ValueError, match="is for the best weights, not for the last: give which='best'"):
+    with pytest.raises(FileNotFoundError, match=r"holds no exits\.json"):
         export(*asked)
     done = export(*asked, which="best")
     logits = logits_of(run, pixels)[:2]
@@ -314,12 +314,12 @@ def test_an_early_exit_is_compared_at_every_output_that_one_validation_image_lea
     net, everything = load(run), split.read(torch.arange(len(split))).numpy()
     exits = HALF.exits(logits_of(run, everything))
     [few] = (exits == exits.mode().values).nonzero().flatten()[:2].split(2)
-    monkeypatch.setattr(comparison, "BATCH", 3)
-    pixels, without = comparison.of_every_exit(net, HALF, everything[few.numpy()], split)
+    monkeypatch.setattr(proving, "BATCH", 3)
+    pixels, without = proving.images_for_every_exit(net, HALF, everything[few.numpy()], split)
     assert set(HALF.exits(logits_of(run, pixels)).tolist()) == set(exits.tolist())
     assert set(without) == {1, 2, 3} - set(exits.tolist())
     assert early.uncompared == without
-    assert comparison.of_every_exit(net, HALF, everything[few.numpy()], None)[1] != ()
+    assert proving.images_for_every_exit(net, HALF, everything[few.numpy()], None)[1] != ()
 
 
 def test_what_was_noted_of_a_policy_is_said_again_where_it_is_shipped(run, tmp_path, capsys, monkeypatch):
@@ -470,7 +470,7 @@ def test_nothing_is_replaced_unless_asked(run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "status", "line"),
     [
-        (["--output", "4"], 2, "output must be 1..3 (shallow to deep), got 4"),
+        (["--output", "4"], 2, "auxnet: --output must be 1..3 (shallow to deep), got 4"),
         (["--format", "onnx-early-exit"], 2, "holds no exits.json"),
         (["--format", "onnx-early-exit", "--confidence", "top"], 2, "give both"),
         (["--format", "onnx-early-exit", "--confidence", "top", "--thresholds", "1"], 2, "need 2 thresholds, got 1"),
@@ -483,9 +483,9 @@ def test_nothing_is_replaced_unless_asked(run, tmp_path):
         (
             ["--format", "torch", "--out", "x.onnx"],
             2,
-            "out must end in .pt2 for torch, got x.onnx; --format onnx writes .onnx",
+            "auxnet: --out must end in .pt2 for torch, got x.onnx; --format onnx writes .onnx",
         ),
-        (["--images", "1"], 2, "images must be 2 or more"),
+        (["--images", "1"], 2, "auxnet: --images must be 2 or more"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(run, capsys, words, status, line):

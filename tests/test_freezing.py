@@ -9,7 +9,7 @@ from torch import nn
 
 import auxnet
 from auxnet import build, cli, rundir
-from auxnet.advice import notes_of, optimizer_doubts
+from auxnet.advice import notes_of, training_doubts
 from auxnet.averaging import recalibrate_norms
 from auxnet.data import load_data
 from auxnet.distributed import Team
@@ -206,7 +206,7 @@ def test_the_trunk_is_planned_not_to_move(recipe):
     assert note == f"{kept} the full step, whatever lambda"
     assert notes_of(replace(recipe, method="joint"), (3, 5, 8)) == [f"{kept} lambda times the step"]
     assert not [each for each in plan(recipe).warnings if "over-fit" in each]
-    assert optimizer_doubts(replace(recipe, optimizer="AdamW", lr=0.001, weight_decay=0.02), (3, 5, 8)) == []
+    assert training_doubts(replace(recipe, optimizer="AdamW", lr=0.001, weight_decay=0.02), (3, 5, 8)) == []
 
 
 def test_all_commands_work_on_such_a_run(recipe, tmp_path, capsys):

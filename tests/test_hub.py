@@ -108,7 +108,7 @@ def test_a_net_is_loaded_without_scipy_which_takes_long_to_import(run):
 
 def test_best_weights_are_those_of_the_best_epoch(run):
     assert same(load(run, "best"), load(run))  # one epoch: the last is the best
-    with pytest.raises(ValueError, match="which must be 'last' or 'best'"):
+    with pytest.raises(ValueError, match="which must be one of last, best, got 'worst'"):
         load(run, "worst")
 
 

@@ -4,6 +4,7 @@ import platform
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,9 +15,9 @@ from auxnet.advice import (
     few_steps,
     ignores_weights,
     notes_of,
-    optimizer_doubts,
     precision_doubts,
     speed_notes,
+    training_doubts,
 )
 from auxnet.build import step_scale_of
 from auxnet.data import load_data
@@ -92,19 +93,35 @@ def test_loss_weights_are_said_to_be_ignored_just_where_the_trunk_hardly_feels_t
     assert (alike > 0.98) == ignores_weights(recipe)
 
 
+def test_few_validation_images_and_copies_of_training_images_among_those_that_judge_are_told(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (160, 8, 8, 3), np.uint8)
+    parts = {"train": images[:40], "val": images[40:60], "test": images[60:160]}
+    labels = {f"{split}_labels": np.arange(len(part)) % 2 for split, part in parts.items()}
+    for copies in (0, 3):
+        images[60 : 60 + copies] = images[:copies]
+        np.savez(tmp_path / f"{copies}.npz", **{f"{split}_images": part for split, part in parts.items()}, **labels)
+        recipe = Recipe(data=f"{tmp_path}/{copies}.npz")
+        few, *copied = data_doubts(recipe, load_data(recipe))
+        assert few.startswith("20 validation images are few, one of them is 5 points")
+        assert len(copied) == bool(copies)
+    assert copied[0].startswith(
+        "3 of 100 test images are among the training images too, pixel for pixel: errors on them"
+    )
+
+
 def test_an_optimizer_that_normalises_gradients_is_warned_of_with_unequal_weights_and_with_the_step_of_sgd():
     adam, depths = Recipe(optimizer="AdamW", method="pairwise", lr=0.001, weight_decay=0.01), (5, 8)
-    assert "pairwise each output has one of its own: loss weights" in optimizer_doubts(adam, depths)[0]
-    assert optimizer_doubts(replace(adam, gamma=0.0), depths) == []
-    assert optimizer_doubts(replace(adam, weights=(0.0, 1.0)), depths) == []
-    assert len(optimizer_doubts(replace(adam, weights=(1.0, 1.0), weight_schedule="linear"), depths)) == 1
-    step, decay = optimizer_doubts(Recipe(optimizer="AdamW", method="joint"), depths)
+    assert "pairwise each output has one of its own: loss weights" in training_doubts(adam, depths)[0]
+    assert training_doubts(replace(adam, gamma=0.0), depths) == []
+    assert training_doubts(replace(adam, weights=(0.0, 1.0)), depths) == []
+    assert len(training_doubts(replace(adam, weights=(1.0, 1.0), weight_schedule="linear"), depths)) == 1
+    step, decay = training_doubts(Recipe(optimizer="AdamW", method="joint"), depths)
     assert step.startswith("--lr 0.1 is the step size for SGD: AdamW usually wants about a hundredth")
     assert decay == "--weight-decay 0.0001 is SGD's: AdamW usually wants 0.01 to 0.05"
-    (doubt,) = optimizer_doubts(Recipe(optimizer="Adagrad", method="joint"), depths)
+    (doubt,) = training_doubts(Recipe(optimizer="Adagrad", method="joint"), depths)
     assert doubt.endswith("Adagrad usually wants about a tenth of it")
     for other in ("SGD", "Adadelta"):
-        assert optimizer_doubts(Recipe(optimizer=other, method="joint"), depths) == []
+        assert training_doubts(Recipe(optimizer=other, method="joint"), depths) == []
     steps = [o.step for o in planned_outputs(replace(adam, depth=8, lr=0.1), load_data(adam))]
     assert steps == [1.0, 1.0, 1.0]
 
@@ -153,14 +170,14 @@ def test_a_val_fraction_that_has_no_effect_is_told():
 def test_what_has_no_effect_is_warned_of():
     depths = (5, 8)
     adam = Recipe(optimizer="AdamW", method="joint", lr=0.001, weight_decay=0.1)
-    assert optimizer_doubts(adam, depths) == []
-    assert optimizer_doubts(replace(adam, momentum=0.5), depths) == ["momentum=0.5 has no effect: AdamW has none"]
-    (doubt,) = optimizer_doubts(Recipe(schedule="cosine", epochs=5, warmup=3), depths)
+    assert training_doubts(adam, depths) == []
+    assert training_doubts(replace(adam, momentum=0.5), depths) == ["momentum=0.5 has no effect: AdamW has none"]
+    (doubt,) = training_doubts(Recipe(schedule="cosine", epochs=5, warmup=3), depths)
     assert doubt == "--warmup 3 of 5 epochs leaves the cosine 2 epochs to fall in: give a shorter warm-up"
-    (doubt,) = optimizer_doubts(Recipe(epochs=3, discard_after=0.9), depths)
+    (doubt,) = training_doubts(Recipe(epochs=3, discard_after=0.9), depths)
     assert doubt == "--discard-after 0.9 of 3 epochs is after the last: it never acts"
     for quiet in ({"epochs": 6, "warmup": 3}, {"epochs": 2}):
-        assert optimizer_doubts(Recipe(schedule="cosine", **quiet), depths) == []
+        assert training_doubts(Recipe(schedule="cosine", **quiet), depths) == []
 
 
 def test_a_training_warns_of_them_once_at_its_beginning(tmp_path):

@@ -626,7 +626,7 @@ def test_a_bar_in_a_name_ends_no_cell_of_the_table(own):
 
 def test_a_trainings_summary_that_lacks_something_is_told_by_its_folder(own, tmp_path, capsys):
     [trial, *_] = read_study(str(own), "smoke", 1).trials(HERE)
-    folder = running.folder_of(tmp_path / "out", trial)
+    folder = running.trial_folder(tmp_path / "out", trial)
     folder.mkdir(parents=True)
     summary = {"last": [], "best": [], "epochs": {}, "data": {}, "wall_seconds": 1.0, "versions": {}, "device": {}}
     (folder / "summary.json").write_text(json.dumps(summary))
@@ -829,7 +829,7 @@ def test_the_vanishing_study_measures_what_auxnet_diagnose_measures(tmp_path, ca
 def test_what_a_user_diagnoses_changes_no_studys_share(tmp_path):
     [trial] = [t for t in read_study("vanishing", "smoke", 1).trials(HERE) if t.variant == "joint"]
     running.train(tmp_path, [trial], 1, HERE, lambda left: None)
-    folder = running.folder_of(tmp_path, trial)
+    folder = running.trial_folder(tmp_path, trial)
     words = ["diagnose", str(folder), "--no-probes", "--images"]
     assert main([*words, "64"]) == 0
     assert supervising.shares_of(tmp_path, trial) is None
@@ -857,7 +857,7 @@ def test_the_supervision_is_measured_in_a_project_that_moved_with_its_data(data,
     monkeypatch.chdir(tmp_path / "here")
     recipe = Recipe(data=data, data_dir=data_dir, depth=8, outputs=2, epochs=1, batch_size=16, threads=1, device="cpu")
     out, trial = Path("out"), Trial("a", 0, recipe)
-    training.fit(recipe, running.folder_of(out, trial))
+    training.fit(recipe, running.trial_folder(out, trial))
     (tmp_path / "here").rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path / "moved")
     monkeypatch.setattr(supervising.diagnosing, "gather", lambda *_: {"measured": True})
@@ -1042,7 +1042,7 @@ def test_failures_of_names_with_dots_are_kept_apart(tmp_path):
 
 def test_a_training_killed_at_its_beginning_is_begun_anew_and_nothing_else_is_removed(own, tmp_path):
     out, [trial] = tmp_path / "out", list(read_study(str(own), "smoke", 1).trials(HERE))[:1]
-    folder = running.folder_of(out, trial)
+    folder = running.trial_folder(out, trial)
     folder.mkdir(parents=True)
     (folder / ".lock").touch()
     (folder / ".recipe.yaml.123.partial").write_text("half a rec")
@@ -1060,7 +1060,7 @@ def test_a_training_that_was_stopped_goes_on_from_its_checkpoint(own, tmp_path, 
     out, [trial] = tmp_path / "out", list(read_study(str(own), "smoke", 1).trials(HERE))[:1]
 
     def stop_at_the_first_checkpoint(left):
-        if list(running.folder_of(out, trial).glob("checkpoints/*.ckpt")):
+        if list(running.trial_folder(out, trial).glob("checkpoints/*.ckpt")):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -1114,7 +1114,7 @@ def test_what_is_under_way_is_said_by_who_trains_and_by_who_looks(own, tmp_path,
     assert "0/2 trainings done, under way: one on digits, seed 0: 0/1 epochs\n" in said
     assert "1/2 trainings done, under way: two on digits, seed 0: 1/1 epochs, val. error" in said
     [trial, _] = read_study(str(own), "smoke", 1).trials(HERE)
-    (running.folder_of(tmp_path / "out", trial) / "summary.json").unlink()
+    (running.trial_folder(tmp_path / "out", trial) / "summary.json").unlink()
     shutil.rmtree(tmp_path / "out" / "own-smoke")  # its ledger has that training
     with FileLock(tmp_path / "out" / "claims" / f"{trial.name}.lock"):
         assert main([*words, "--show"]) == 0
@@ -1180,7 +1180,7 @@ def test_the_least_difference_that_is_told_is_the_least_that_can_be_told():
 def test_of_several_processes_one_measures_the_supervision(own, tmp_path, monkeypatch):
     trials, measured = list(read_study(str(own), "smoke", 1).trials(HERE)), []
     for trial in trials:
-        folder = running.folder_of(tmp_path, trial)
+        folder = running.trial_folder(tmp_path, trial)
         folder.mkdir(parents=True)
         for name in ("summary.json", "model.safetensors"):
             (folder / name).write_text("{}")

@@ -221,8 +221,8 @@ def test_a_sweep_killed_anywhere_in_its_beginning_is_begun_anew(tmp_path):
         left.add(" ".join(sorted(path.name for path in a.glob("[!.]*"))))
     journal = "journal.lock journal.log"
     assert left >= {"", "journal.log", journal, f"claims {journal}", f"claims {journal} trials"}
-    study = trials.join_sweep(a, settings, 7, None, check=lambda: pytest.fail("begun again"))
-    assert (study.settings, trials.total_of(study)) == (settings, 2)
+    joined = trials.join_sweep(a, settings, 7, None, check=lambda: pytest.fail("begun again"))
+    assert (joined.settings, trials.total_of(joined)) == (settings, 2)
 
 
 # ---- one worker ------------------------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ def test_what_was_drawn_before_is_not_trained_again(tmp_path, untrained):
         assert trial.folder == first.folder
         assert trial.twin == (None if trial is first else first.number)
     twins = 20 - len(untrained)
-    assert f"{twins} of the trials drew what another had drawn, and took its result." in sweep_page.notes_of(found)
+    assert f"{twins} of the trials drew what another had drawn, and took its result" in sweep_page.notes_of(found)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
@@ -481,10 +481,10 @@ def every_trial_once(found, count):
 
 def claim_all(folder):
     """A worker whose trainings take no time, so that all there is to see is who gets which trial."""
-    study = trials.open_sweep(folder)
-    while (claimed := trials.claim(study)) is not None:
+    opened = trials.open_sweep(folder)
+    while (claimed := trials.claim(opened)) is not None:
         trial, lock = claimed
-        study.optuna.tell(trial, 0.5)
+        opened.study.tell(trial, 0.5)
         lock.release()
 
 
@@ -525,7 +525,7 @@ def test_a_database_shared_without_the_folder_is_refused(tmp_path):
     """Where every worker would else train all trials, and say nothing."""
     url, settings = f"sqlite:///{tmp_path}/new.db", Settings(TINY, space_from({"lr": [0.1, 0.2]}))
     trials.join_sweep(tmp_path / "killed" / "a", settings, 2, url, check=lambda: None)  # before its first trial
-    trials.join_sweep(tmp_path / "a", settings, 2, url, check=lambda: None).optuna.ask()
+    trials.join_sweep(tmp_path / "a", settings, 2, url, check=lambda: None).study.ask()
     trials.join_sweep(tmp_path / "a", settings, 2, url, check=lambda: None)
     elsewhere = replace(settings, recipe=replace(TINY, threads=3))
     with pytest.raises(FileExistsError, match=r"holds the same sweep, a-.*workers share --out too"):
@@ -795,7 +795,9 @@ def test_the_best_is_told_with_its_interval_and_how_many_overlap_with_it(finishe
     assert "Trial 0 is the best on validation: 20.00 % error (95 % 13.3 \u2013 28.9, Wilson, n = 100), with" in said
     assert "As good: 1. The intervals of 2 of the other 4 complete trials overlap with its; on the same images" in said
     assert "cannot be told" not in said  # which no overlap shows
-    assert len([n for n in sweep_page.notes_of(shown) if "The least of 5 validation errors is optimistic" in n]) == 1
+    assert len([n for n in sweep_page.notes_of(shown) if "the least of 5 validation errors is optimistic" in n]) == 1
+    assert "The least of 5 validation errors is optimistic" in (page := sweep_page.page(shown))
+    assert "likely to err more.</p>" in page
     alone = replace(finished, trials=(finished.best,))
     assert "overlap" not in sweep_page.headline(alone)
     assert "optimistic" not in " ".join(sweep_page.notes_of(alone))

@@ -18,7 +18,7 @@ import auxnet
 from auxnet import build, by_name, epochs, machine, rundir, schedules, train
 from auxnet.data import load_data
 from auxnet.errors import DivergedError
-from auxnet.files import whole
+from auxnet.files import written_whole
 from auxnet.plan import plan
 from auxnet.progress import progress_of
 from auxnet.reading.splits import fingerprint
@@ -617,7 +617,10 @@ def test_the_time_left_counts_the_validations_to_come_and_the_evaluation_at_the_
 
 
 def test_two_that_write_one_file_at_a_time_each_write_it_whole_though_their_process_ids_are_one(tmp_path):
-    with whole(tmp_path / "a") as first, whole(tmp_path / "a") as second:  # as containers do that share a disk
+    with (
+        written_whole(tmp_path / "a") as first,
+        written_whole(tmp_path / "a") as second,
+    ):  # as containers do that share a disk
         first.write_text("of the first")
         second.write_text("of the second, longer")
         assert first.read_text() == "of the first"

@@ -8,7 +8,7 @@ from auxnet.cli import main
 
 
 def run() -> None:
-    """The command, and the end of the interpreter, in which Ctrl-C has nothing to interrupt but that."""
+    """Run the command; afterwards, while the interpreter shuts down, Ctrl-C ends it without a traceback."""
     try:
         sys.exit(main())
     finally:

@@ -12,12 +12,13 @@ from typing import Any
 
 from auxnet.build import step_scale_of
 from auxnet.by_name import without_effect
-from auxnet.data import LARGE, DataSet, OnDisk
+from auxnet.data import LARGE, DataSet, OnDisk, Split
 from auxnet.machine import bfloat16_pays, device_of
 from auxnet.progress import steps_per_epoch
 from auxnet.recipe import Recipe
 from auxnet.residual import layout
 from auxnet.schedules import lambdas_at, weights_of
+from auxnet.scores import too_few
 from auxnet.words import plural
 
 COMPILING_PAYS = 1800.0  # seconds of training: it takes up to a minute, and saves a twentieth of them or more
@@ -43,16 +44,38 @@ def few_steps(recipe: Recipe, images: int) -> list[str]:
     return [f"{said}: with --batch-size {smaller} it has {more}, and wants a smaller --lr"]
 
 
+def doubts_of(recipe: Recipe, depths: Sequence[int], dataset: DataSet) -> list[str]:
+    """All doubts about a training that is to begin."""
+    return [*training_doubts(recipe, depths), *data_doubts(recipe, dataset), *precision_doubts(recipe)]
+
+
 def data_doubts(recipe: Recipe, dataset: DataSet) -> list[str]:
-    """Warnings of what is asked for and changes nothing with these data, and of classes of very different sizes."""
+    """Warnings of what is asked for and changes nothing with these data, and of images that judge poorly."""
     doubts, sizes = [], dataset.train.labels.bincount(minlength=dataset.num_classes).tolist()
     if dataset.brings_val and recipe.val_fraction != Recipe.val_fraction:
         given = f"val_fraction={recipe.val_fraction:g} (--val-fraction)"
         doubts.append(f"{given} has no effect: {dataset.name} brings validation images of its own")
+    if few := too_few(len(dataset.val)):
+        doubts.append(few)
+    doubts += copies_doubts(dataset)
     if recipe.class_weights == "none" and max(sizes) >= VERY_UNEVEN * min(sizes):
         apart = f"classes have {min(sizes):,} to {max(sizes):,} training images"
         doubts.append(f"{apart}: with --class-weights balanced each counts alike; evaluate shows the balanced error")
     return doubts
+
+
+def copies_doubts(dataset: DataSet) -> list[str]:
+    """A warning of judging images that are among the training images too, looked for in memory alone."""
+    if isinstance(dataset.train, OnDisk):
+        return []
+    known, copies = set(dataset.train.hashes()), []
+    for name, split in (("validation", dataset.val), ("test", dataset.test)):
+        if isinstance(split, Split) and (n := sum(each in known for each in split.hashes())):
+            copies.append(f"{n:,} of {plural(len(split), f'{name} image')}")
+    if not copies:
+        return []
+    low = "errors on them come out too low; remove the copies, or keep them all in train/"
+    return [f"{' and '.join(copies)} are among the training images too, pixel for pixel: {low}"]
 
 
 def precision_doubts(recipe: Recipe) -> list[str]:
@@ -101,10 +124,10 @@ def ignores_weights(recipe: Recipe) -> bool:
     return own_state and recipe.state == "per_output" and recipe.optimizer != "SGD"  # all others normalise the gradient
 
 
-def optimizer_doubts(recipe: Recipe, depths: Sequence[int]) -> list[str]:
+def training_doubts(recipe: Recipe, depths: Sequence[int]) -> list[str]:
     """Warnings where an optimizer gets SGD's step size, fields that it does not take, or loss weights it cannot feel.
 
-    And where a warm-up leaves a cosine hardly any epochs to fall.
+    And where a warm-up leaves a cosine hardly any epochs to fall, or losses are to be discarded after the last epoch.
     """
     name, doubts = recipe.optimizer, []
     lambdas = {w for epoch in (1, recipe.epochs) for w in lambdas_at(recipe, depths, epoch) if w > 0}
@@ -131,7 +154,7 @@ def optimizer_doubts(recipe: Recipe, depths: Sequence[int]) -> list[str]:
 
 
 def notes_of(recipe: Recipe, depths: Sequence[int]) -> list[str]:
-    """How loss weights and steps change after the first epoch, which alone `planned_outputs` is of."""
+    """How loss weights and steps change after the first epoch; `planned_outputs` describes the first alone."""
     notes, auxiliary = [], weights_of(recipe, depths)[:-1]
     if recipe.freeze == "trunk":
         step = "lambda times the step" if recipe.method == "joint" else "the full step, whatever lambda"

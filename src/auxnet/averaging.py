@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from auxnet.network import expanded
 
+RECALIBRATION_BATCHES = 100  # that norms are measured on
+
 
 @torch.no_grad()
 def update_average(average: nn.Module, net: nn.Module, decay: float, step: int) -> None:

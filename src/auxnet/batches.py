@@ -22,6 +22,8 @@ from auxnet.reading.splits import Labelled
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """(images [N, C, H, W], labels [N])"""
+Part = Callable[[int], slice]
+"""which of the n images of a batch are wanted; `slice` itself gives all, as slice(n) is [:n]"""
 
 
 def batches(
@@ -36,7 +38,7 @@ def batches(
     pad: int = 0,
     flip: bool = False,
     workers: int = 0,
-    part: Callable[[int], slice] = slice,
+    part: Part = slice,
     dtype: torch.dtype = torch.float32,
     augmentation: Augmentation | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -44,9 +46,9 @@ def batches(
 
     With a seed, as (recipe.seed, epoch): shuffled, and augmented by `augmentation`, `pad` and `flip`, in this order.
     Without: in order and never augmented, whatever these say. `start` is the first batch that is given: those before
-    it are not even read. `workers` is the number of processes that read ahead, and do what `augmentation` says (0:
-    this one does); it changes no bit of the epoch. `part` says which of the n images of a batch are read and given
-    (default: all), each as it would be in the whole batch. `mean` and `std` are per channel, in 0..255.
+    it are not even read. `workers` is how many processes read and augment ahead (0: this process does both); it
+    changes no bit of the epoch. `part` says which of the n images of a batch are read and given (default: all), each as
+    it would be in the whole batch. `mean` and `std` are per channel, in 0..255.
     """
     where, reader = torch.device(device), Reader(split, None if seed is None else augmentation)
     count = len(split.labels)

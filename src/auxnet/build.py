@@ -18,7 +18,8 @@ from torch import nn
 from auxnet import batches, data
 from auxnet.backbones.described import config_of, cuts_of, net_from
 from auxnet.backbones.named import normalisation
-from auxnet.backbones.weights import of_a_run, run_of
+from auxnet.backbones.weights import is_weights_of_run, run_of
+from auxnet.batches import Part
 from auxnet.by_name import aggregator_of, optimizer_of
 from auxnet.capturing import as_cuda_graph, check_optimizers
 from auxnet.distributed import Team
@@ -45,7 +46,6 @@ from auxnet.words import plural
 PIXELS = 2**21  # evaluated at a time: 25 MB of float32 in three channels
 MOST_STAND_INS = 50  # outputs of a net that stands in for a backbone that is not built yet
 METHODS: dict[MethodName, Callable[..., Method]] = {"joint": joint, "pairwise": pairwise, "multiway": multiway}
-Part = Callable[[int], slice]  # which of the n images of a batch; `slice` itself gives all
 
 
 def check_recipe(recipe: Recipe, begins: bool = True) -> None:
@@ -54,12 +54,8 @@ def check_recipe(recipe: Recipe, begins: bool = True) -> None:
     With `begins`, epochs in `discard_after` must also leave one in which it acts (a single epoch is exempt).
     """
     check_machine(recipe)
-    if recipe.freeze == "trunk" and recipe.pretrained is None:
-        raise ValueError("freeze='trunk' keeps pretrained weights, and there are none: name them with --pretrained")
-    if recipe.freeze == "trunk" and len(depths_of(recipe)) == 1:
-        raise ValueError("freeze='trunk' trains auxiliary heads alone, and one output leaves none: ask for more")
-    if recipe.freeze == "trunk" and not all(weights_of(recipe, depths_of(recipe))):
-        raise ValueError("freeze='trunk' trains auxiliary heads, and one of weight 0 would not train: give it more")
+    if recipe.freeze == "trunk":
+        _check_freeze(recipe)
     if begins and (recipe.discard_after or 0) >= 1 and recipe.discards_from is None and recipe.epochs > 1:
         most = f"at most {plural(recipe.epochs - 1, 'epoch')}, discard_after={recipe.epochs - 1}"
         raise ValueError(f"discard_after={recipe.discard_after:g} never acts in {recipe.epochs} epochs: give {most}")
@@ -76,18 +72,34 @@ def check_recipe(recipe: Recipe, begins: bool = True) -> None:
         check_optimizers(method)
 
 
+def _check_freeze(recipe: Recipe) -> None:
+    """Raise ValueError where a frozen trunk has no weights, or a head beside it nothing to learn."""
+    if recipe.pretrained is None:
+        raise ValueError("freeze='trunk' keeps pretrained weights, and there are none: name them with --pretrained")
+    depths = depths_of(recipe)
+    if len(depths) == 1:
+        raise ValueError("freeze='trunk' trains auxiliary heads alone, and one output leaves none: ask for more")
+    if not all(weights_of(recipe, depths)):
+        raise ValueError("freeze='trunk' trains auxiliary heads, and one of weight 0 would not train: give it more")
+
+
 def depths_of(recipe: Recipe) -> tuple[int, ...]:
     """The layers of a recipe's outputs, shallow to deep; of a backbone, which is not built here, their numbers.
 
     Raises ValueError for what cannot be placed.
     """
     if recipe.backbone is not None:
-        cuts = 2 if recipe.cuts is None else recipe.cuts
+        cuts = _asked_cuts(recipe)
         depths = tuple(range(1, 2 + (cuts if isinstance(cuts, int) else len(cuts))))
     else:
         with torch.device("meta"):  # takes no memory
             depths = resnet(**_resnet_options(recipe, num_classes=2, in_channels=3)).depths
     return depths if recipe.alone is None else depths[recipe.alone - 1 : recipe.alone]
+
+
+def _asked_cuts(recipe: Recipe) -> int | tuple[str, ...]:
+    """How many cuts a recipe's backbone gets, or the modules that they come after."""
+    return 2 if recipe.cuts is None else recipe.cuts
 
 
 def check_machine(recipe: Recipe) -> None:
@@ -99,7 +111,7 @@ def check_machine(recipe: Recipe) -> None:
         raise ValueError(f"cuda_graph=True is for one process, but {processes} train together: leave it out")
 
 
-def check_data(recipe: Recipe, dataset: data.DataSet) -> None:
+def check_enough_images(recipe: Recipe, dataset: data.DataSet) -> None:
     """Raise ValueError for data that a training cannot begin with."""
     if recipe.train_images is not None and recipe.train_images < dataset.num_classes:
         least = f"{dataset.num_classes}, one of each class"
@@ -133,7 +145,7 @@ def normalised_for(recipe: Recipe, dataset: data.DataSet) -> data.DataSet:
     """
     if recipe.pretrained is None:
         return dataset
-    if recipe.backbone is not None and not of_a_run(recipe.pretrained):
+    if recipe.backbone is not None and not is_weights_of_run(recipe.pretrained):
         seen = normalisation(recipe.backbone)
     else:
         run = run_of(recipe.pretrained)
@@ -231,7 +243,7 @@ def network_options(recipe: Recipe, dataset: data.DataSet) -> dict[str, Any]:
 def _whole_network(recipe: Recipe, dataset: data.DataSet) -> dict[str, Any]:
     if recipe.backbone is not None:
         fit = (dataset.num_classes, dataset.channels, dataset.image_size)
-        cuts = 2 if recipe.cuts is None else recipe.cuts
+        cuts = _asked_cuts(recipe)
         return {
             "backbone": recipe.backbone,
             "cuts": list(cuts_of(recipe.backbone, cuts, *fit) if isinstance(cuts, int) else cuts),
@@ -311,16 +323,18 @@ def _compiled(method: Method, recipe: Recipe, dataset: data.DataSet, device: tor
     N, (H, W) = len(whole[team.part(len(whole))]), dataset.image_size
     black = torch.zeros(N, H, W, dataset.channels, dtype=torch.uint8, device=device)
     images = batches.normalise(black, dataset.mean, dataset.std).to(precision_of(recipe))
-    live = recipe.method == "multiway" and recipe.mode == "live"
     for rank in range(team.size):
         if rank == team.rank:
-            method = compiled(method, images, live, pairwise=recipe.method == "pairwise")
-        team.any(False)  # waits for it
+            method = compiled(method, images)
+        team.wait()
     return method
 
 
 def _check_answers(recipe: Recipe, dataset: data.DataSet, net: AuxNet) -> None:
-    """Raise ValueError unless all that is to be frozen in a net is pretrained, and none of it drawn by the seed."""
+    """Raise ValueError if anything that is to be frozen in a net was drawn at random.
+
+    The net is built again from another seed: whatever differs was drawn.
+    """
     torch.default_generator.manual_seed(recipe.seed + 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what there is to say was said of the net itself

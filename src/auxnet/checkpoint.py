@@ -16,26 +16,26 @@ import torch
 from auxnet.backbones.described import net_from
 from auxnet.backbones.named import check_outside, is_own_code
 from auxnet.documents import made_again, parsing, read_json
-from auxnet.errors import DamagedError, first_line
-from auxnet.files import is_held, whole
+from auxnet.errors import DamagedError, check_choice, first_line
+from auxnet.files import is_held, written_whole
 from auxnet.network import AuxNet
-from auxnet.recipe import RunDir, folder_of, read_run_recipe
-from auxnet.rundir import LOCK
+from auxnet.recipe import RunDir, has_recipe, read_run_recipe, run_path
+from auxnet.rundir import LOCK, checkpoints
+from auxnet.sections import Which
 from auxnet.tensors import read_tensors
 from auxnet.words import command
 
-FORMAT = 1  # of checkpoints: from the first release on, a later program goes on reading the earlier ones. Whatever
-# follows hashes its number too, so that a bit turned in that is known for damage
+FORMAT = 1  # of checkpoints: from the first release on, a later program goes on reading the earlier ones. Later
+# formats must hash this number too, so that a flipped bit in it is recognised as damage
 
 
-def weights_file(folder: Path, which: str) -> Path:
+def weights_file(folder: Path, which: Which) -> Path:
     """Where a run has its "last" or "best" weights. Raises ValueError for others."""
-    if which not in ("last", "best"):
-        raise ValueError(f"which must be 'last' or 'best', got {which!r}")
+    check_choice("which", which, Which)
     return folder / ("model.safetensors" if which == "last" else "checkpoints/best.safetensors")
 
 
-def weights_sha256(folder: Path, which: str = "last") -> str:
+def weights_sha256(folder: Path, which: Which = "last") -> str:
     """SHA-256 of a run's weights: what was worked out for others must not be used with them.
 
     Raises FileNotFoundError if the run has none.
@@ -85,7 +85,7 @@ def build_net(config: Any, where: Path | str, trusted: str | None = None) -> Aux
 def read_config(folder: Path) -> Any:
     """The config.json of a run. Raises FileNotFoundError, which says how to go on with a run that is not finished."""
     finished = any((folder / name).is_file() for name in ("config.json", "summary.json"))
-    if not finished and any((folder / "checkpoints").glob("*.ckpt")):
+    if not finished and checkpoints(folder):
         goes_on = f"`{command('train', '--out', folder, '--resume')}` goes on with it"
         trained = is_held(folder / LOCK)
         raise FileNotFoundError(f"{folder} is not finished: {'another process trains in it' if trained else goes_on}")
@@ -97,19 +97,19 @@ def backbone_of(run: Path) -> str | None:
 
     Raises ValueError if that code lies in the run: then it came with it, from wherever the run comes.
     """
-    backbone = read_run_recipe(run).backbone if (run / "recipe.yaml").is_file() else None
+    backbone = read_run_recipe(run).backbone if has_recipe(run) else None
     if backbone is not None:
         check_outside(backbone, run)
     return backbone
 
 
-def load_net(run: RunDir, which: str = "last") -> AuxNet:
+def load_net(run: RunDir, which: Which = "last") -> AuxNet:
     """The net of a run directory, in evaluation mode: of the last epoch, or the "best" one on validation.
 
     `auxnet.load` (in `hub`) takes exported folders and the hub too. Raises FileNotFoundError if there is none,
     RuntimeError if its files are damaged.
     """
-    folder = folder_of(run)
+    folder = run_path(run)
     weights = weights_file(folder, which)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no run directory {folder}")
@@ -126,7 +126,7 @@ def save_state(path: Path, state: dict[str, Any], written: Callable[[], object] 
     payload = io.BytesIO()
     torch.save(state, payload)
     checksum = sha256(payload.getbuffer()).hexdigest()
-    with whole(path) as partial:
+    with written_whole(path) as partial:
         with partial.open("wb") as file:
             file.write(f"auxnet checkpoint {FORMAT} sha256 {checksum}\n".encode())
             file.write(payload.getbuffer())

@@ -36,12 +36,10 @@ KEPT = autograd.patch(donated_buffer=False)  # a backward leaves what it has rea
 Forward = Callable[[Tensor], Tensor]
 
 
-def compiled(method: Method, images: Tensor, live: bool = False, pairwise: bool = False) -> Method:
+def compiled(method: Method, images: Tensor) -> Method:
     """The same method, its segments compiled for batches like `images` [N, C, H, W], whatever these show.
 
-    A batch of another shape, such as the last of an epoch, is a step as it was; outside of steps, so is the net. Say
-    whether the method is `live` (weights change between two backwards of one forward) or `pairwise` (segments run again
-    on a batch, with statistics that do not move).
+    A batch of another shape, such as the last of an epoch, is a step as it was; outside of steps, so is the net.
 
     Raises RuntimeError for a net that cannot be compiled here, ValueError for one that live cannot train.
     """
@@ -49,13 +47,13 @@ def compiled(method: Method, images: Tensor, live: bool = False, pairwise: bool 
     if dynamo.disable:
         raise RuntimeError("torch.compile is disabled here, by TORCHDYNAMO_DISABLE: leave --compile out, or unset that")
     with in_mode(method.net, True), buffers_kept(segments), random_kept(images.device), _settings():
-        if live:  # what it refuses is not seen in compiled segments
+        if method.way == "live":  # what it refuses is not seen in compiled segments
             for _ in kept_features(method.net, live=True)(images[:2]):
                 pass
         first, *others = (torch.compile(_of_its_own(segment.forward), dynamic=False) for segment in segments)
         forwards = [lambda x: first(x.detach()), *others]  # no method asks for gradients of images
         _compile(segments, forwards, images)
-        if pairwise:
+        if method.way == "pairwise":  # runs segments again on a batch, with statistics that do not move
             with statistics_kept(segments):
                 _compile(segments[:-1], forwards, images)
 

@@ -21,6 +21,7 @@ from auxnet.policy import ALWAYS, NEVER, can_leave, first_exit
 
 Thresholds = tuple[float, ...]
 Amount = TypeVar("Amount", float, Tensor)
+MOST_THRESHOLDS = 500  # that are tried as the one of all outputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,14 +218,14 @@ def _cumulated(values: Tensor) -> Tensor:
     return torch.cat([values.new_zeros(1), values.cumsum(0)])
 
 
-def _grid(confidences: Tensor, most: int = 500) -> list[float]:
-    """Thresholds between neighbouring confidences, at most so many, evenly spread over the images."""
+def _grid(confidences: Tensor) -> list[float]:
+    """Thresholds between neighbouring confidences, at most `MOST_THRESHOLDS`, evenly spread over the images."""
     values = confidences.flatten().sort().values
     apart = values[1:] > values[:-1]
     middles = _between(values[:-1][apart], values[1:][apart])
     if not len(middles):
         return []
-    picked = torch.linspace(0, len(middles) - 1, min(most, len(middles))).round().long()
+    picked = torch.linspace(0, len(middles) - 1, min(MOST_THRESHOLDS, len(middles))).round().long()
     return [float(value) for value in middles[picked]]
 
 

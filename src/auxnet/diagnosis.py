@@ -17,6 +17,7 @@ Shapes: N images, K outputs, x_l the feature [N, ...] after layer l; output k si
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -33,6 +34,8 @@ from auxnet.machine import random_kept
 from auxnet.method import Weights, checked_weights
 from auxnet.network import AuxNet, check_net, check_tensors, in_mode, leaves, logits_of, statistics_kept
 from auxnet.sections import MethodName
+
+ALL = 0  # in place of the number of one output or segment
 
 
 @dataclass(frozen=True)
@@ -176,13 +179,13 @@ class Measured(NamedTuple):
     """What is measured on a batch of images; or its sums over all of them."""
 
     supervision: Means
-    """norms, by output (0: all together) and the place of a layer, of what the output gives where it sits"""
+    """norms, by output (or ALL) and the place of a layer, of what the output gives where it sits"""
     gradient: Means
     """likewise, of what arrives at the layer"""
     norms: Means
     """by output and segment, of the gradient in its parameters"""
     cosines: Means
-    """by output, deeper output, and segment (0: all that they share), between those"""
+    """by output, deeper output, and segment (or ALL that they share), between those"""
 
 
 def _measure(
@@ -223,8 +226,8 @@ def _measure(
     if joint is not None:
         for place, (layer, whole) in enumerate(zip(layers, arriving, strict=True)):
             assert whole is not None
-            measured.gradient[0, place] = mean_norm([whole])
-            measured.supervision[0, place] = mean_norm(supervisions[layer.segment - 1 :])
+            measured.gradient[ALL, place] = mean_norm([whole])
+            measured.supervision[ALL, place] = mean_norm(supervisions[layer.segment - 1 :])
     _note_agreements(measured, trunks, [len(segment) for segment in segments])
     return measured
 
@@ -258,7 +261,7 @@ def _note_agreements(measured: Measured, trunks: Sequence[Sequence[Tensor]], cou
     for a in range(1, K + 1):
         for b in range(a + 1, K + 1):
             shared = products[:a]
-            for j, product in ((0, torch.stack(shared).sum(0)), *enumerate(shared, start=1)):
+            for j, product in ((ALL, torch.stack(shared).sum(0)), *enumerate(shared, start=1)):
                 scale = (product[a - 1, a - 1] * product[b - 1, b - 1]).sqrt()
                 measured.cosines[a, b, j] = float(product[a - 1, b - 1] / scale)  # 0 / 0 is nan
 
@@ -272,9 +275,11 @@ def _diagnosis(sums: Measured, layers: Sequence[Layer], images: int) -> Diagnosi
     for (k, place), whole in gradient.items():
         arrived = supervision[k, place]
         share = arrived / whole if 0 < whole < float("inf") else None
-        shares.append(Share(k or None, layers[place].layer, share, arrived, whole))
+        shares.append(Share(None if k == ALL else k, layers[place].layer, share, arrived, whole))
     by_segment = tuple(GradientNorm(k, segment, norms[k, segment]) for k, segment in sorted(norms))
-    agreements = tuple(Agreement(a, b, j or None, None if x != x else x) for (a, b, j), x in cosines.items())
+    agreements = tuple(
+        Agreement(a, b, None if j == ALL else j, None if math.isnan(x) else x) for (a, b, j), x in cosines.items()
+    )
     ends = tuple({at.segment: at.layer for at in layers}.values())  # of each segment the last
     return Diagnosis(ends, tuple(shares), by_segment, agreements, images)
 

@@ -95,9 +95,10 @@ def _own_device(device: torch.device) -> torch.device:
 
 
 class Team:
-    """The processes that train together, seen from one of them. In a team of one nothing is changed by anything.
+    """The processes that train together, seen from one of them.
 
-    All processes must call its operations in the same order. Each raises RuntimeError if another one is lost.
+    In a team of one every operation returns what it was given. All processes must call its operations in the same
+    order. Each raises RuntimeError if another one is lost.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None) -> None:
@@ -122,7 +123,7 @@ class Team:
         return slice(self.rank * n // self.size, (self.rank + 1) * n // self.size)
 
     def part(self, n: int) -> slice:
-        """This process's part of a batch of n images: `own`, but fewer than there are processes go whole to each."""
+        """Like `own`, but a batch smaller than the team goes whole to every process."""
         return self.own(n) if n >= self.size else slice(n)
 
     def weigh(self, n: int) -> None:
@@ -147,6 +148,10 @@ class Team:
     def any(self, flag: bool) -> bool:
         """Whether it holds in any process."""
         return bool(self.sum(torch.tensor(int(flag))))
+
+    def wait(self) -> None:
+        """Return once every process has come here."""
+        self.any(False)
 
     def broadcast(self, net: nn.Module) -> None:
         """Give a net's parameters and buffers the values that they have in process 0."""

@@ -49,8 +49,9 @@ def made_again(path: Path) -> str:
 
     (Without a checkpoint no training does.)
     """
-    if path.name == "exits.json":
-        return f"; `{command('exits', path.parent)}` makes it again"
+    if path.name in ("exits.json", "exits-best.json"):
+        which = ("--which", "best") if path.name == "exits-best.json" else ()
+        return f"; `{command('exits', path.parent, *which)}` makes it again"
     of_a_run = path.name in ("config.json", "summary.json", "model.safetensors")
     if not (of_a_run and any((path.parent / "checkpoints").glob("*.ckpt"))):
         return ""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from auxnet import signals
-from auxnet.averaging import recalibrate_norms, take_buffers, update_average
+from auxnet.averaging import RECALIBRATION_BATCHES, recalibrate_norms, take_buffers, update_average
 from auxnet.batches import seed_of
 from auxnet.build import (
     distillation_of,
@@ -37,10 +37,10 @@ from auxnet.evaluation import tally
 from auxnet.machine import seed_random
 from auxnet.method import Method
 from auxnet.network import AuxNet
-from auxnet.progress import RECALIBRATION_BATCHES, Progress, progress_of, steps_per_epoch
+from auxnet.progress import Progress, progress_of, steps_per_epoch
 from auxnet.recipe import Recipe
 from auxnet.resuming import Checkpointer, TrainingState
-from auxnet.schedules import lambdas_at, lr_at, of_trained_outputs
+from auxnet.schedules import lambdas_at, lr_at, trained_outputs_only
 from auxnet.synchronised import unsynchronised
 from auxnet.tensorboard import History
 
@@ -135,7 +135,8 @@ def train_epoch(training: Training, state: TrainingState) -> TrainingState:
     def save_is_due() -> bool:
         return training.signal_received() > 0 or training.checkpointer.due
 
-    def stands() -> TrainingState:
+    def read_losses() -> TrainingState:
+        """The state with the losses of all steps so far. Raises DivergedError as `_add_up` does."""
         nonlocal state
         if unread:
             last = unread[-1][0]
@@ -144,14 +145,14 @@ def train_epoch(training: Training, state: TrainingState) -> TrainingState:
         return state
 
     batches = _team_batches(training, epoch, state.step)
-    for step, n, x, labels in _or_saved(batches, training, stands):
+    for step, n, x, labels in _saving_on_failure(batches, training, read_losses):
         seed_random(seed_of(recipe.seed, epoch, step, team.rank), training.device)  # for nets that draw numbers
         x, labels = mixed_at(recipe, x, labels, training.dataset.num_classes, epoch, step)
         unread.append((step, n, method.step(x, labels)))
         if training.average is not None and recipe.ema is not None:
             update_average(training.average, net, recipe.ema, (epoch - 1) * steps + step)
         if len(unread) == every or step == steps or (team.size == 1 and save_is_due()):
-            training.tell(stands())
+            training.tell(read_losses())
             if team.any(save_is_due()):  # asked only where losses are read: asking the others waits for the device
                 if training.checkpointer.spares:  # an older run is still whole: stopping now must not replace it
                     _stop_if_asked(training, state)
@@ -187,7 +188,7 @@ def _team_batches(training: Training, epoch: int, start: int = 0) -> Iterator[tu
         yield step, n, x, labels
 
 
-def _or_saved(batches: Iterable[T], training: Training, stands: Callable[[], TrainingState]) -> Iterator[T]:
+def _saving_on_failure(batches: Iterable[T], training: Training, state_now: Callable[[], TrainingState]) -> Iterator[T]:
     """The batches. Where one cannot be read, what was done is saved first, and RuntimeError says how to go on.
 
     (Not in a team, of which all would have to save; nor where an older run is still whole.)
@@ -195,7 +196,7 @@ def _or_saved(batches: Iterable[T], training: Training, stands: Callable[[], Tra
     try:
         yield from batches
     except (OSError, RuntimeError) as error:
-        checkpointer, state = training.checkpointer, stands()
+        checkpointer, state = training.checkpointer, state_now()
         if training.team.size > 1 or checkpointer.spares:
             raise
         if state.step:
@@ -220,7 +221,7 @@ def validate(training: Training, state: TrainingState) -> TrainingState:
         recalibrate_norms(net, (x for _, _, x, _ in islice(_team_batches(training, epoch), RECALIBRATION_BATCHES)))
     team.average_buffers(net.trained)
     batches = evaluation_batches(dataset.val, dataset, training.device, team.own, precision_of(recipe))
-    totals = tally(net, _or_saved(batches, training, lambda: state))
+    totals = tally(net, _saving_on_failure(batches, training, lambda: state))
     losses, wrong = (team.sum(total).double() / len(dataset.val) for total in totals)
     _check_finite(losses.tolist(), net, f"on the validation images after epoch {epoch}")
     seconds = time.perf_counter() - began
@@ -230,7 +231,7 @@ def validate(training: Training, state: TrainingState) -> TrainingState:
         *_rows(net, epoch, "train", means, None, lr, state.epoch_seconds),
         *_rows(net, epoch, "val", losses.tolist(), wrong.tolist(), lr, seconds),
     ]
-    return state.after(of_trained_outputs(recipe, net.depths, wrong.tolist()), rows)
+    return state.after(trained_outputs_only(recipe, net.depths, wrong.tolist()), rows)
 
 
 def supervision_after(training: Training, epoch: int) -> Iterator[dict[str, Any]]:

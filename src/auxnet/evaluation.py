@@ -20,6 +20,7 @@ from auxnet.documents import parsing, read_json
 from auxnet.latency import Latency
 from auxnet.network import AuxNet, check_net, check_tensors, in_mode
 from auxnet.scores import Predictions, calibration_error, confusion, log_loss, predictions, top_error, wilson
+from auxnet.sections import Which
 from auxnet.words import first_few, per_cent
 
 COSTS = ("output", "depth", "params", "macs")
@@ -128,13 +129,13 @@ def image_shape_of(batches: Batches) -> tuple[tuple[int, ...], Batches]:
     return tuple(first[0].shape[1:]), chain([first], batches)
 
 
-def evaluation_file(folder: Path, which: str) -> Path:
+def evaluation_file(folder: Path, which: Which) -> Path:
     """Where a run has what `evaluate` found out about its "last" or its "best" weights."""
     return folder / ("evaluation.json" if which == "last" else f"evaluation-{which}.json")
 
 
 def evaluation_of(
-    folder: Path, by_split: Mapping[str, list[OutputReport]], latency: list[Latency] | None, which: str = "last"
+    folder: Path, by_split: Mapping[str, list[OutputReport]], latency: list[Latency] | None, which: Which = "last"
 ) -> dict[str, Any]:
     """What `evaluation_file` holds: the cost of each output, and its measures on each split.
 
@@ -157,7 +158,7 @@ def evaluation_of(
     return {"weights": which, "weights_sha256": weights, "outputs": outputs}
 
 
-def unlike_summary(folder: Path, by_split: Mapping[str, list[OutputReport]], which: str = "last") -> str | None:
+def unlike_summary(folder: Path, by_split: Mapping[str, list[OutputReport]], which: Which = "last") -> str | None:
     """A sentence saying which errors differ from those in the run's summary.json; None if none do.
 
     Raises RuntimeError if that is damaged, FileNotFoundError without one.

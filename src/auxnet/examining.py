@@ -31,6 +31,7 @@ from auxnet.thresholds import cost_curve, fit_temperatures, outcome
 from auxnet.words import sentence, with_interval
 
 T = TypeVar("T")
+MOST_PAIRS = 12  # of a class and what it is most often mistaken for
 MOST_IMAGES, THUMBNAIL = 24, 96
 """images of the gallery; largest side of an image, in pixels"""
 
@@ -104,8 +105,6 @@ def solved_for(run: Path, net: AuxNet) -> tuple[Policy | None, list[str]]:
         return read_policy(run, net.outputs), read_notes(run)
     except FileNotFoundError:  # nobody has asked for it yet
         return None, []
-    except ValueError:  # for the others
-        return None, ["what `auxnet exits` solved is for the run's best weights, and not shown: these are the last"]
     except RuntimeError as error:
         return None, [f"what `auxnet exits` solved is not shown: {error}"]
 
@@ -164,12 +163,12 @@ def calibration(logits: Tensor, labels: Tensor, report: OutputReport) -> dict[st
     return {"bins": bins, "calibration_error": report.calibration_error}
 
 
-def confused(logits: Tensor, labels: Tensor, most: int = 12) -> dict[str, Any]:
+def confused(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     """The confusion matrix of one output (truth by answer) unless it is too large to draw, and its worst pairs."""
     table = confusion(logits, labels)
     classes = len(table)
     mistakes = table - table.diagonal().diag()
-    counts, cells = mistakes.flatten().topk(min(most, mistakes.numel()))
+    counts, cells = mistakes.flatten().topk(min(MOST_PAIRS, mistakes.numel()))
     worst = zip(cells.tolist(), counts.tolist(), strict=True)
     pairs = [[cell // classes, cell % classes, count] for cell, count in worst if count]
     return {"counts": table.tolist() if classes <= MOST_CLASSES else None, "pairs": pairs}

@@ -17,8 +17,9 @@ from auxnet.latency import time_in_turns
 from auxnet.network import AuxNet, check_net, copied, logits_of
 from auxnet.policy import ALWAYS, Confidence, Policy, never
 from auxnet.recipe import RunDir
+from auxnet.sections import Which
 from auxnet.thresholds import anytime
-from auxnet.words import command, of_weights
+from auxnet.words import command, which_flags
 
 
 class Exited(NamedTuple):
@@ -138,39 +139,42 @@ def exit_latencies(
 # ---- in a run directory ----------------------------------------------------------------------------------------
 
 
-def read_policy(run: RunDir, outputs: int, which: str = "last") -> Policy:
-    """The policy in a run's exits.json, for its net of so many outputs, with its "last" or "best" weights.
+def exits_file(run: RunDir, which: Which = "last") -> Path:
+    """Where a run has the policy that was solved for its "last" or its "best" weights."""
+    return Path(run) / ("exits.json" if which == "last" else f"exits-{which}.json")
 
-    Raises FileNotFoundError without that file, ValueError if it was made for the other one of these, RuntimeError if it
-    is damaged or was made for weights that the run has no more.
+
+def read_policy(run: RunDir, outputs: int, which: Which = "last") -> Policy:
+    """The policy solved for a run's "last" or "best" weights, for its net of so many outputs.
+
+    Raises FileNotFoundError if none was, RuntimeError if its file is damaged or was made for weights that the run has
+    no more.
     """
-    path = Path(run) / "exits.json"
+    path, anew = exits_file(run, which), f"`{command('exits', run, *which_flags(which))}`"
     if not path.is_file():
-        how = f"`{command('exits', run)}`, or auxnet.solve_exits({str(run)!r}) in Python, makes it"
-        raise FileNotFoundError(f"{run} holds no exits.json: {how}")
+        given = repr(str(run)) if which == "last" else f"{str(run)!r}, which={which!r}"
+        how = f"{anew}, or auxnet.solve_exits({given}) in Python, makes it"
+        raise FileNotFoundError(f"{run} holds no {path.name}: {how}")
     content = read_json(path)
     with parsing(f"{path} is damaged or of another network{made_again(path)}"):
         thresholds, temperatures = (tuple(map(float, content[key])) for key in ("thresholds", "temperatures"))
         policy, made_for = Policy(thresholds, content["confidence"], temperatures), content["weights_sha256"]
         policy.check(outputs)
-        theirs = content.get("weights", "last")  # as in all files before there was a choice
     if made_for != weights_sha256(Path(run), which):
-        anew = f"`{command('exits', run, *of_weights(which))}` makes it anew"
-        if theirs != which:
-            mend = f"give which={theirs!r} (--which {theirs}), or {anew}"
-            raise ValueError(f"{path} is for the {theirs} weights, not for the {which}: {mend}")
-        raise RuntimeError(f"{path} was made for other weights than the run's; {anew}")
+        raise RuntimeError(f"{path} was made for other weights than the run's; {anew} makes it anew")
     return policy
 
 
-def read_notes(run: RunDir) -> list[str]:
-    """What must be known before the policy in a run's exits.json is trusted; [] where nothing was noted."""
-    notes = read_json(Path(run) / "exits.json").get("notes")
+def read_notes(run: RunDir, which: Which = "last") -> list[str]:
+    """What must be known before the policy that `read_policy` gives is trusted; [] where nothing was noted."""
+    notes = read_json(exits_file(run, which)).get("notes")
     return [str(note) for note in notes if note] if isinstance(notes, list) else []
 
 
-def early_exit(run: RunDir, which: str = "last") -> EarlyExit:
-    """The early-exit network of a run's "last" or "best" weights, by its exits.json, in evaluation mode.
+def early_exit(run: RunDir, which: Which = "last") -> EarlyExit:
+    """The early-exit network of a run's "last" or "best" weights, by its exits.json or exits-best.json.
+
+    In evaluation mode.
 
     Raises what `load_net` and `read_policy` raise.
     """

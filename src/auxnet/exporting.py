@@ -17,18 +17,19 @@ import torch
 
 from auxnet import __version__
 from auxnet.backbones.named import is_own_code
-from auxnet.comparison import of_every_exit, prove_equal, random_images, some, validation_images
 from auxnet.errors import check_choice
 from auxnet.exits import read_policy
 from auxnet.fetching import FILES
-from auxnet.files import whole
+from auxnet.files import written_whole
 from auxnet.graphs import EarlyExitGraph, OneOutput, need, write_onnx, write_torch
 from auxnet.hub import PretrainedAuxNet, load, model_card, position_of, take_out
 from auxnet.policy import Policy
 from auxnet.preprocessing import PREPARATION
+from auxnet.proving import images_for_every_exit, prove_equal, random_images, some, validation_images
 from auxnet.reading.arrays import Pixels
-from auxnet.recipe import RunDir, folder_of, read_run_recipe
+from auxnet.recipe import RunDir, has_recipe, read_run_recipe, run_path
 from auxnet.runtimes import Answers, open_model, open_onnx
+from auxnet.sections import Which
 
 Format = Literal["safetensors", "onnx", "torch", "onnx-early-exit"]
 SUFFIX: dict[Format, str] = {"safetensors": "", "onnx": ".onnx", "torch": ".pt2", "onnx-early-exit": ".onnx"}
@@ -65,7 +66,7 @@ def export(
     format: Format = "onnx",
     out: Path | str | None = None,
     *,
-    which: str = "last",
+    which: Which = "last",
     policy: Policy | None = None,
     data_dir: str | None = None,
     images: int = 64,
@@ -91,7 +92,7 @@ def export(
     if images < 2:
         raise ValueError(f"images must be 2 or more, to compare on, got {images}")
     net = load(model, which)
-    recipe = read_run_recipe(model) if (folder_of(model) / "recipe.yaml").is_file() else None
+    recipe = read_run_recipe(model) if has_recipe(run_path(model)) else None
     asked = net.numbers[-1] if output is None else output
     position_of(net, asked)  # refuses an output that is not there
     backbone = net.config["network"].get("backbone")
@@ -114,7 +115,7 @@ def export(
     pixels = random_images(net, images) if found is None else some(found, images)
     uncompared: tuple[int, ...] = ()
     if policy is not None:
-        pixels, uncompared = of_every_exit(net, policy, pixels, found)
+        pixels, uncompared = images_for_every_exit(net, policy, pixels, found)
     path.parent.mkdir(parents=True, exist_ok=True)
     if format == "safetensors":
         return replace(_folder(net, last, path, pixels), random=found is None)
@@ -122,7 +123,7 @@ def export(
     facts = _facts(net, last, policy) | {"compared_on": compared_on}
     if policy is not None:
         facts["uncompared"] = list(uncompared)
-    with whole(path) as partial:
+    with written_whole(path) as partial:
         answers = _write(net, last, format, partial, pixels, policy, facts)
         difference, exits = prove_equal(net, last, policy, pixels, answers)
         size = partial.stat().st_size
@@ -130,7 +131,7 @@ def export(
     return replace(done, unreached=tuple(range(last + 1, asked + 1)), uncompared=uncompared)
 
 
-def _policy_of(run: RunDir, net: PretrainedAuxNet, output: int, which: str, given: Policy | None) -> Policy:
+def _policy_of(run: RunDir, net: PretrainedAuxNet, output: int, which: Which, given: Policy | None) -> Policy:
     """The policy of an early exit over outputs 1..`output`: the one given, or RUN/exits.json, as far as images get.
 
     Raises ValueError where nothing could leave early, FileNotFoundError without any.

@@ -59,7 +59,10 @@ def pinned(path: str) -> str:
 
 
 def came_of(pinned_name: str | None, asked: str | None) -> bool:
-    """Whether a name may be what one of the same model on the hub, of no commit or of a branch, was pinned to."""
+    """Whether `pinned_name` (hf:owner/name@commit) may be what `asked` was pinned to.
+
+    `asked` names the same model without a commit.
+    """
     if not (pinned_name and asked and on_hub(asked)):
         return False
     name, _, revision = asked.partition("@")

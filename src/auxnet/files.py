@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` to write to, moved to `path` once it is complete and on the disk."""
     partial = path.with_name(f".{path.name}.{uuid4().hex[:12]}.partial")  # containers that share a disk share ids too
     try:
@@ -82,5 +82,5 @@ def json_text(content: Any) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `json_text`."""
-    with whole(path) as partial:
+    with written_whole(path) as partial:
         partial.write_text(json_text(content) + "\n", encoding="utf-8")

@@ -56,4 +56,4 @@ def fused(
         update([*gradients(reached, trunk, entering), *of_heads])
         return average(torch.stack(losses))
 
-    return Method(net, step, [update], lambdas, rescale, loss)
+    return Method(net, step, [update], lambdas, rescale, loss, "fused")

@@ -21,14 +21,17 @@ from auxnet import __version__
 from auxnet.batches import normalise
 from auxnet.checkpoint import backbone_of, build_net, load_weights, read_config, weights_file
 from auxnet.documents import parsing, read_json
+from auxnet.errors import check_choice
 from auxnet.fetching import fetched, on_hub
 from auxnet.lineage import in_doubt
 from auxnet.network import AuxNet, copied
 from auxnet.preprocessing import PREPARATION, Preprocessing
 from auxnet.reading.arrays import Pixels, is_name
 from auxnet.reading.pictures import decode_for, upright
-from auxnet.recipe import RunDir, folder_of, read_run_recipe
+from auxnet.recipe import RunDir, has_recipe, read_run_recipe, run_path
+from auxnet.rundir import is_finished
 from auxnet.scores import interval_of
+from auxnet.sections import Which
 from auxnet.tensors import save_tensors
 from auxnet.words import sentence, with_interval
 
@@ -72,19 +75,19 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         """What config.json holds."""
         return dict(cast(dict[str, Any], self._hub_mixin_config))
 
-    def prepare(self, *images: Path | str | Any) -> Tensor:
+    def prepare(self, *images: Picture | Sequence[Picture]) -> Tensor:
         """Images as the net takes them, float32 [N, C, H, W] on its device, prepared as `predict` does it.
 
         One or several, or a list of them: files, PIL's images, or uint8 pixels [H, W, C] (grey ones also [H, W]).
         Raises RuntimeError for a file that is no readable image, TypeError as `check_image` does, ValueError for what
         `upright` refuses.
         """
-        if len(images) == 1 and isinstance(images[0], list | tuple):
-            images = tuple(images[0])
-        if not images:
+        one_list = len(images) == 1 and isinstance(images[0], list | tuple)
+        given = cast(Sequence[Picture], images[0] if one_list else images)
+        if not given:
             raise ValueError("there are no images to prepare: name files, or give pixels")
         seen = torch.from_numpy(
-            np.stack([self.preprocessing.seen(_pixels(image, self.preprocessing.resize)) for image in images])
+            np.stack([self.preprocessing.seen(_pixels(image, self.preprocessing.resize)) for image in given])
         )
         device = next(self.parameters()).device
         return normalise(seen.to(device), self.preprocessing.mean, self.preprocessing.std)
@@ -114,7 +117,7 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         return _load(fetched(f"hf:{model_id}", revision=revision, token=token, **where), "last", None)
 
 
-def load(source: RunDir, which: str = "last") -> PretrainedAuxNet:
+def load(source: RunDir, which: Which = "last") -> PretrainedAuxNet:
     """The net of a run directory, an exported folder or `hf:owner/name`, in evaluation mode.
 
     `which` chooses the weights of a run: of the last epoch, or the "best" one on validation.
@@ -122,26 +125,26 @@ def load(source: RunDir, which: str = "last") -> PretrainedAuxNet:
     Raises FileNotFoundError if there is no such thing, ValueError for a `which` or a name that cannot be,
     RuntimeError for files that are damaged or not of this program.
     """
-    name, folder = str(source), folder_of(source)
-    weights_file(folder, which)  # refuses any other which
+    name, folder = str(source), run_path(source)
+    check_choice("which", which, Which)
     from_hub = on_hub(name)
     if not from_hub and folder.is_file():
         raise ValueError(f"{folder} is a file, and not the folder of a net: auxnet.predict takes ONNX files")
     if not from_hub and not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}: give a run, an exported folder, or hf:owner/name")
-    if which == "best" and (from_hub or not (folder / "recipe.yaml").is_file()):
+    if which == "best" and (from_hub or not has_recipe(folder)):
         raise ValueError(f"{source} is no run directory, so it holds no 'best' weights: leave which out")
     if from_hub:
         return _load(fetched(name), which, None)
     return _load(folder, which, backbone_of(folder))
 
 
-def _load(folder: Path, which: str, trusted: str | None) -> PretrainedAuxNet:
+def _load(folder: Path, which: Which, trusted: str | None) -> PretrainedAuxNet:
     """The net in a folder, whose backbone, if it has one, is a known library's or the `trusted` one."""
     where = folder / "config.json"
     net = _from_config(read_config(folder), where, trusted)
     load_weights(weights_file(folder, which), net)
-    if (folder / "summary.json").is_file():
+    if is_finished(folder):
         net.source = source_of(folder, which)
         net._hub_mixin_config = {**net.config, "source": net.source}
     elif (folder / "README.md").is_file():
@@ -178,7 +181,7 @@ def position_of(net: PretrainedAuxNet, output: int) -> int:
     return net.numbers.index(output) + 1
 
 
-def source_of(run: Path, which: str) -> dict[str, Any]:
+def source_of(run: Path, which: Which) -> dict[str, Any]:
     """What a model that leaves its run takes along of summary.json and the recipe."""
     summary = read_json(run / "summary.json")
     recipe = read_run_recipe(run)

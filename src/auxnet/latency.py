@@ -45,6 +45,10 @@ class Timing:
     """at the median"""
     runs: int
 
+    def __str__(self) -> str:
+        """The median and the quartiles, in ms: 0.42 (0.40 .. 0.45)."""
+        return f"{self.median_ms:.2f} ({self.low_ms:.2f} .. {self.high_ms:.2f})"
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -62,8 +66,13 @@ class Latency:
 
     @property
     def measured_on(self) -> str:
-        """cpu, 2 threads."""
-        return f"{self.device}, {plural(self.threads, 'thread')}"
+        """What it was measured on, in words."""
+        return measured_on(self.device, self.threads)
+
+
+def measured_on(device: object, threads: int) -> str:
+    """The device and the number of threads, in words: cpu, 2 threads."""
+    return f"{device}, {plural(threads, 'thread')}"
 
 
 def latencies(

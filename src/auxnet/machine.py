@@ -159,7 +159,8 @@ def crowded(threads: int) -> str | None:
 
 
 def bfloat16_pays() -> bool | None:
-    """Whether this CPU computes faster in bfloat16: with AMX it does, without any units for it it is slower (False).
+    """Whether this CPU computes faster in bfloat16: True with AMX; False on an x86 CPU without units for it, where it
+    is slower.
 
     None where that is unknown: elsewhere than on x86, or with AVX512-BF16 alone.
     """

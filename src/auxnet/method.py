@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from auxnet.errors import first_sentence
 from auxnet.network import AuxNet, check_tensors
+from auxnet.sections import Way
 from auxnet.update import Update, usual_lr
 
 Weights = Sequence[float] | Tensor  # lambda [K]
@@ -55,6 +56,8 @@ class Method:
     """gives the updates the step scales that follow from the loss weights"""
     loss: Callable[[Tensor, Tensor], Tensor]
     """of logits [N, classes] and labels"""
+    way: Way
+    """how gradients are propagated: joint, pairwise, or multiway's mode"""
     built_on: list[tuple[int, int, bool]] = field(init=False)
     """the parameters that the optimizers hold"""
 

@@ -82,7 +82,7 @@ def joint(
             update([*aggregated(weighted, trunk, aggregate, average), *gradients([objective], heads)])
         return average(torch.stack(losses).detach())
 
-    return Method(net, step, [update], lambdas, rescale, loss)
+    return Method(net, step, [update], lambdas, rescale, loss, "joint")
 
 
 def backward(output: Supervised, weight: float, trunk: list[nn.Parameter], keep: bool = False) -> Gradients:
@@ -128,7 +128,7 @@ def pairwise(
             losses.append(output.loss)
         return average(torch.stack(losses))
 
-    return Method(net, step, optimizers, lambdas, rescale, loss)
+    return Method(net, step, optimizers, lambdas, rescale, loss, "pairwise")
 
 
 def multiway(
@@ -204,7 +204,7 @@ def multiway(
                 del output  # it would be held while the next one is at work
         return average(_stacked(losses))
 
-    return Method(net, step, optimizers, lambdas, rescale, loss)
+    return Method(net, step, optimizers, lambdas, rescale, loss, mode)
 
 
 def _stacked(losses: dict[int, Tensor]) -> Tensor:

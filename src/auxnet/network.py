@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from auxnet.errors import MisfitError
+from auxnet.errors import MisfitError, check_choice
 from auxnet.sections import RelativeTo
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -47,7 +47,7 @@ class AuxNet(nn.Module):
         self.heads = nn.ModuleList(heads)
         self.depths = tuple(depths)
         self.min_image_shape = min_image_shape
-        self.kept: tuple[nn.Module, ...] = ()  # frozen; a tuple, so that no module is registered twice
+        self.frozen: tuple[nn.Module, ...] = ()  # a tuple, so that no module is registered twice
         if not len(self.segments) == len(self.heads) == len(self.depths) > 0:
             raise ValueError(
                 f"one head and one depth to each segment, got {len(self.segments)} segments, "
@@ -65,22 +65,22 @@ class AuxNet(nn.Module):
 
         Also in what `up_to` and `alone` make of the net from then on.
         """
-        self.kept = (*self.segments, self.heads[-1])
-        for part in self.kept:
+        self.frozen = (*self.segments, self.heads[-1])
+        for part in self.frozen:
             part.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; what is frozen (`freeze_trunk`) stays in evaluation mode."""
         super().train(mode)
-        for part in self.kept:
+        for part in self.frozen:
             part.eval()
         return self
 
     @property
     def trained(self) -> nn.Module:
         """What a training changes: the net, or the heads that are not frozen."""
-        return nn.ModuleList(head for head in self.heads if head not in self.kept) if self.kept else self
+        return nn.ModuleList(head for head in self.heads if head not in self.frozen) if self.frozen else self
 
     def features(self, images: Tensor) -> Iterator[Tensor]:
         """What crosses each of the K cuts, shallow to deep, for images [N, C, H, W]: each made when it is asked for.
@@ -127,7 +127,7 @@ class AuxNet(nn.Module):
         for module in parts - own:
             module.training = self.training
         if isinstance(made, AuxNet):
-            made.kept = tuple(part for part in self.kept if part in parts)
+            made.frozen = tuple(part for part in self.frozen if part in parts)
         return made
 
     def check_images(self, shape: Sequence[int]) -> None:
@@ -234,8 +234,7 @@ def loss_weights(
         raise ValueError(f"gamma must be 0 (all outputs alike) or more, and finite, got {gamma}")
     if not 0 <= floor <= 1:
         raise ValueError(f"floor must lie in 0..1, got {floor}")
-    if relative_to not in ("final", "last_auxiliary"):
-        raise ValueError(f"relative_to must be 'final' or 'last_auxiliary', got {relative_to!r}")
+    check_choice("relative_to", relative_to, RelativeTo)
     auxiliary = torch.tensor(depths[:-1], dtype=torch.float64)
     reference = max(1, depths[-1] if relative_to == "final" or not len(auxiliary) else depths[-2])
     return torch.cat([(auxiliary / reference).pow(gamma).clamp(min=floor), torch.ones(1, dtype=torch.float64)])
@@ -310,6 +309,6 @@ def buffers_kept(modules: Iterable[nn.Module], recurse: bool = True) -> Iterator
     finally:
         with torch.no_grad():
             for module, name, buffer, value in buffers:
-                # There are modules that put another in its place. (One version more or less says nothing of changes:
-                # BatchNorm's do not count.)
+                # Some modules replace a buffer instead of writing into it. (Its version counter cannot tell whether it
+                # changed: BatchNorm's updates do not raise it.)
                 module._buffers[name] = buffer if value is buffer else buffer.copy_(value)

@@ -18,6 +18,7 @@ from auxnet.data import DataSet, OnDisk, Split, load_data, load_others
 from auxnet.documents import parsing, read_json
 from auxnet.errors import warn
 from auxnet.evaluation import OutputReport, measure
+from auxnet.fetching import on_hub
 from auxnet.lineage import in_doubt
 from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
@@ -26,6 +27,7 @@ from auxnet.reading.folders import split_homes, subfolders
 from auxnet.reading.parquet import shards_of
 from auxnet.reading.sources import NAMES, lies_in, located
 from auxnet.recipe import Recipe, RunDir, read_recipe, read_run_recipe
+from auxnet.sections import Which
 from auxnet.words import first_few, plural
 
 
@@ -54,7 +56,7 @@ class Opened:
         return evaluation_batches(images, self.dataset, self.device)
 
 
-def of_best_epoch(run: RunDir) -> str:
+def best_weights_in_words(run: RunDir) -> str:
     """Which a run's best weights are: the weights of epoch 12, the best by the mean validation error of the outputs.
 
     Raises RuntimeError if its summary.json is damaged; a run that is not finished has none yet.
@@ -75,7 +77,7 @@ def opened(
     data_dir: str | None = None,
     device: str | None = None,
     threads: int | None = None,
-    which: str = "last",
+    which: Which = "last",
     on: str | os.PathLike[str] | None = None,
 ) -> Iterator[Opened]:
     """A run directory's weights, "last" or "best", and its data; the rest is as in training where it is not given.
@@ -107,7 +109,7 @@ def evaluate(
     data_dir: str | None = None,
     device: str | None = None,
     threads: int | None = None,
-    which: str = "last",
+    which: Which = "last",
 ) -> list[OutputReport]:
     """A report per output, shallow to deep, of a net over batches of (images [N, C, H, W], labels [N]), or of a run.
 
@@ -153,7 +155,7 @@ def with_data_in(data_dir: str | None, run: RunDir, recipe: Recipe) -> Recipe:
     if not data_dir:
         return recipe
     root, there = Path(data_dir).expanduser(), replace(recipe, data_dir=data_dir)
-    if recipe.data in NAMES or recipe.data.startswith("hf:") or not root.is_dir():  # which `find` has to say
+    if recipe.data in NAMES or on_hub(recipe.data) or not root.is_dir():  # which `find` has to say
         return there
     classes, below = read_config(Path(run)).get("classes"), {each.name for each in subfolders(root)}
     itself = [root] if classes and below.issuperset(map(str, classes)) else []

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from auxnet import advice
-from auxnet.build import build, check_data, check_last_batch, check_recipe, net_of, precision_of, step_scale_of
+from auxnet.build import build, check_enough_images, check_last_batch, check_recipe, net_of, precision_of, step_scale_of
 from auxnet.capturing import WARM_UP
 from auxnet.cost import costs
 from auxnet.data import DataSet, load_data
@@ -67,7 +67,7 @@ def plan(recipe: Recipe) -> Plan:
     check_recipe(recipe)
     with threads_set(recipe.threads), random_kept(device_of(recipe)):
         dataset = load_data(recipe)
-        check_data(recipe, dataset)
+        check_enough_images(recipe, dataset)
         outputs = planned_outputs(recipe, dataset)
         depths = [output.depth for output in outputs]
         trained, evaluated, steps = time_steps(recipe, dataset)
@@ -83,9 +83,7 @@ def plan(recipe: Recipe) -> Plan:
             warnings=[
                 *advice.warnings_of(recipe, depths, dataset.image_size),
                 *advice.few_steps(recipe, len(dataset.train)),
-                *advice.optimizer_doubts(recipe, depths),
-                *advice.data_doubts(recipe, dataset),
-                *advice.precision_doubts(recipe),
+                *advice.doubts_of(recipe, depths, dataset),
             ],
             notes=[
                 *advice.notes_of(recipe, depths),

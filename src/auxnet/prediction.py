@@ -28,6 +28,7 @@ from auxnet.reading.folders import IMAGE_SUFFIXES, UNKNOWN_FORMS, passed_over, p
 from auxnet.reading.pictures import decode_for
 from auxnet.recipe import RunDir
 from auxnet.runtimes import Runnable, open_model, runnable
+from auxnet.sections import Which
 
 PIECE = 4  # images that a process reads at a time
 FEW = 32  # images: of fewer, all are read before a process has started
@@ -64,7 +65,7 @@ def predict(
     exits: bool = False,
     top: int = 3,
     batch_size: int = 32,
-    which: str = "last",
+    which: Which = "last",
     device: str | None = None,
     threads: int | None = None,
 ) -> Iterator[Prediction | Unreadable]:
@@ -73,9 +74,9 @@ def predict(
     `model`: a run, an exported folder, `hf:owner/name`, an ONNX file of this program, or what `load`, `runnable` or
     `open_for` gave; `output` as numbered in the run (default: its deepest). With `exits` each image leaves at
     an output of its own, by the exits.json of a run, and its probabilities are tempered as that says. The model is
-    asked on `device` (default: where a net lies that is given, else the CPU) and that many CPU `threads` (default: the
-    cores that there are for this process). Images are paths, PIL's, or pixels, as `PretrainedAuxNet.prepare` takes
-    them; that many processes decode files ahead, about two batches at most.
+    asked on `device` (default: where a net lies that is given, else the CPU) and that many CPU `threads` (default:
+    PyTorch's own number, at most one per core; for an ONNX file one per core). Images are paths, PIL's, or
+    pixels, as `PretrainedAuxNet.prepare` takes them; that many processes decode files ahead, about two batches at most.
 
     Raises, at once, ValueError for an option that cannot be or an empty list, TypeError for what is no image, and what
     `runtimes.open_model` raises.
@@ -97,7 +98,7 @@ def open_for(
     images: Sequence[Picture],
     model: RunDir | PretrainedAuxNet | Runnable,
     output: int | None = None,
-    which: str = "last",
+    which: Which = "last",
     device: str | None = None,
     threads: int | None = None,
     exits: bool = False,

@@ -39,17 +39,17 @@ class Probe:
     """that it was judged on"""
 
 
-def probe(net: AuxNet, train: Batches, test: Batches) -> tuple[Probe, ...]:
-    """A probe per layer, shallow to deep, trained on the images of `train` and judged on those of `test`.
+def probe(net: AuxNet, train: Batches, others: Batches) -> tuple[Probe, ...]:
+    """A probe per layer, shallow to deep, trained on the images of `train` and judged on those of `others`.
 
     The net is left as it was. Raises ValueError without images, or if those to train on are all of one class.
     """
     features, labels = pooled_features(net, train)
-    others, truth = pooled_features(net, test)
+    judged, truth = pooled_features(net, others)
     if len(set(labels.tolist())) < 2:
         raise ValueError(f"the {len(labels)} images to train probes on are of one class: take more")
     probes = []
-    for (layer, x), y in zip(features.items(), others.values(), strict=True):
+    for (layer, x), y in zip(features.items(), judged.values(), strict=True):
         right = int((linear_answers(x, labels, y) == truth).sum())
         low, high = wilson(right, len(truth))
         probes.append(Probe(layer, right / len(truth), low, high, len(labels), len(truth)))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from auxnet.errors import one_line
-from auxnet.machine import cores, keep_freed_memory
+from auxnet.machine import cores, keep_freed_memory, thread_count
 from auxnet.signals import Stopped, held
 
 Work = Callable[[dict[str, Any], Callable[[], None]], None]
@@ -72,7 +72,7 @@ def _divided(where: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
     gpus = torch.cuda.device_count()
     for n, part in enumerate(parts):
         if "threads" in where:
-            part["threads"] = max(1, (where["threads"] or min(torch.get_num_threads(), cores())) // count)
+            part["threads"] = max(1, thread_count(where["threads"]) // count)
         if "workers" in where and where["workers"] != 0:
             part["workers"] = max(1, (where["workers"] or cores()) // count)
         if where.get("device") in ("auto", "cuda") and gpus > 1:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from auxnet.averaging import RECALIBRATION_BATCHES
 from auxnet.data import DataSet
 from auxnet.recipe import Recipe
 from auxnet.resuming import TrainingState
 from auxnet.schedules import lr_at
 from auxnet.words import duration, val_errors
 
-RECALIBRATION_BATCHES = 100  # batches that the norms of an averaged net are measured on
-TRAINING = 3.0  # a training step over an evaluation of its images, in time, until one was measured
+STEP_PER_EVALUATION = 3.0  # time of a training step over that of evaluating its images, until a validation was timed
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ def progress_of(recipe: Recipe, dataset: DataSet, state: TrainingState, done: bo
         epoch, step, images = state.epoch + 1, state.step, min(state.step * recipe.batch_size, per_epoch)
         losses, seconds = [loss / images for loss in state.losses], state.epoch_seconds
     trained = max(seconds, 1e-6) / images
-    evaluated = team * (val_rows[0]["seconds"] / judged_images(recipe, dataset) if val_rows else trained / TRAINING)
+    evaluated = team * (
+        val_rows[0]["seconds"] / judged_images(recipe, dataset) if val_rows else trained / STEP_PER_EVALUATION
+    )
     return Progress(
         epoch=epoch,
         epochs=recipe.epochs,

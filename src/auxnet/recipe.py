@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from auxnet.documents import read_yaml
 from auxnet.errors import ExclusionError
+from auxnet.fetching import on_hub
 from auxnet.sections import LARGEST, DataFields, MachineFields, MethodFields, NetworkFields, TrainingFields
 from auxnet.words import nearest
 
@@ -193,7 +194,7 @@ def read_recipe(path: Path | str) -> Recipe:
         raise ValueError(f"{path}: {error}") from None
 
 
-def folder_of(run: RunDir) -> Path:
+def run_path(run: RunDir) -> Path:
     """The path of a run directory. Raises TypeError for what is none, such as a net."""
     if not isinstance(run, str | os.PathLike):
         raise TypeError(
@@ -203,13 +204,18 @@ def folder_of(run: RunDir) -> Path:
     return Path(run)
 
 
+def has_recipe(folder: Path) -> bool:
+    """Whether a folder holds a recipe.yaml, as every run directory does."""
+    return (folder / "recipe.yaml").is_file()
+
+
 def read_run_recipe(run: RunDir) -> Recipe:
-    """The recipe of a run directory. Raises as `folder_of` does, FileNotFoundError if it is no run, RuntimeError if it
+    """The recipe of a run directory. Raises as `run_path` does, FileNotFoundError if it is no run, RuntimeError if it
     is not as it was.
 
     Half a recipe is a recipe, with other values for all that is lost: hence its seal (`write_recipe`).
     """
-    path = folder_of(run) / "recipe.yaml"
+    path = run_path(run) / "recipe.yaml"
     if not path.is_file():
         lack = "it holds no recipe.yaml" if Path(run).is_dir() else "there is no such folder"
         raise FileNotFoundError(f"{run} is not a run directory: {lack}")
@@ -250,6 +256,11 @@ def write_recipe(recipe: Recipe, path: Path | str, sealed: bool = False) -> None
     text = yaml.safe_dump(content, sort_keys=False).encode()
     seal = SEAL + sha256(text).hexdigest().encode() + b"\n" if sealed else b""
     Path(path).write_bytes(seal + text)
+
+
+def data_name(data: str) -> str:
+    """What a data set is called, without the folders in which it lies; one on the hub by its whole address."""
+    return data if on_hub(data) else Path(data).resolve().name
 
 
 def network_name(recipe: Recipe) -> str:

@@ -18,15 +18,14 @@ from auxnet.documents import parsing, read_json
 from auxnet.errors import one_line
 from auxnet.evaluation import COSTS
 from auxnet.examining import examine, time_of
-from auxnet.files import unwritable, whole
+from auxnet.files import unwritable, written_whole
 from auxnet.lineage import in_doubt
 from auxnet.machine import device_of
 from auxnet.opening import changed_since, data_dirs, data_of, with_data_in
 from auxnet.page_frame import check_ours, check_runs, names_of
-from auxnet.recipe import RunDir, folder_of, method_name, network_name, read_run_recipe
+from auxnet.recipe import Recipe, RunDir, data_name, method_name, network_name, read_run_recipe, run_path
 from auxnet.scores import interval_of, no_better_than_guessing
 from auxnet.selection import MARGIN, cheapest_within
-from auxnet.unfinished import so_far
 from auxnet.words import command
 
 _OF_IMAGES = b'"confusion":['  # among the data of a page whose run was finished, and its images were there
@@ -61,7 +60,7 @@ def write_report(
     run or the folder of `out` does not exist, or a run has not finished an epoch, or `data_dir` does not hold the data
     of the one run; PermissionError, before it is made, if it cannot be written; RuntimeError if a run is damaged.
     """
-    folders = [folder_of(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
+    folders = [run_path(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
     path = checked_path(folders, None if out is None else Path(out))
     each = zip(folders, names_of(folders), data_dirs(folders, data_dir), strict=True)
     gathered = [gather(run, name, place, device, threads) for run, name, place in each]
@@ -72,7 +71,7 @@ def write_report(
         raise FileExistsError(
             f"{path} shows images, which a new one would lack, and is left alone: {missing[0]}; give --out FILE.html"
         )
-    with whole(path) as partial:
+    with written_whole(path) as partial:
         partial.write_bytes(html)
     several = len(gathered) > 1
     headlines = [f"{run['name']}: " * several + report_page.headline(run) for run in gathered]
@@ -118,7 +117,7 @@ def gather(
         }
         rows = rundir.whole_epochs(rundir.read_metrics(run))
         facts |= {"curves": curves(rows)}
-        facts |= so_far(run, recipe, rows) if rows and not (run / "summary.json").is_file() else saved(run)
+        facts |= so_far(run, recipe, rows) if rows and not rundir.is_finished(run) else saved(run)
     if not facts["finished"]:
         return facts
     recipe = replace(recipe, **{key: value for key, value in given.items() if key != "data_dir"})
@@ -146,6 +145,24 @@ def saved(run: Path) -> dict[str, Any]:
         "seen": in_doubt(summary["data"].get("may_be_seen_by", {})),
         **{key: summary[key] for key in ("epochs", "data", "wall_seconds", "versions", "commit", "device")},
         **_chosen_by_rows(outputs, summary["data"]["guessing"]),
+    }
+
+
+def so_far(run: Path, recipe: Recipe, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What is known of a run that is not finished beside its curves, by the rows of one whole epoch or more.
+
+    (config.json, summary.json and the weights are written at the end of a training; metrics.jsonl grows as it runs.)
+    """
+    done = max(row["epoch"] for row in rows)
+    resume = command("train", "--out", run, "--resume")
+    return {
+        "finished": False,
+        "outputs": [],
+        "epochs": {"last": done},
+        "data": {"name": data_name(recipe.data)},
+        "wall_seconds": sum(row["seconds"] for row in rows if row["output"] == 1),
+        "missing": f"it is not finished ({done} of {recipe.epochs} epochs are done): report it again when it is; "
+        f"if it was stopped, `{resume}` goes on with it",
     }
 
 

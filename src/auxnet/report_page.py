@@ -28,11 +28,11 @@ LINKS = {
     "recipe": "Recipe",
 }
 
-Run = dict[str, Any]
+Facts = dict[str, Any]
 """what `report.gather` returns"""
 
 
-def page(runs: Sequence[Run], within: float) -> str:
+def page(runs: Sequence[Facts], within: float) -> str:
     """The whole page; `within` (points above the lowest validation error) is what counts as good enough."""
     several, finished = len(runs) > 1, [run for run in runs if run["finished"]]
     names = " and ".join(dict.fromkeys(run["data"]["name"] for run in runs))
@@ -61,19 +61,19 @@ def page(runs: Sequence[Run], within: float) -> str:
 # ---- words -----------------------------------------------------------------------------------------------------
 
 
-def eyebrow(runs: Sequence[Run]) -> str:
+def eyebrow(runs: Sequence[Facts]) -> str:
     """What the page is about, in a line."""
     kinds = dict.fromkeys(_kind(run) for run in runs)
     return "; ".join(kinds) if len(kinds) < 3 else f"{len(runs)} runs"
 
 
-def _kind(run: Run) -> str:
+def _kind(run: Facts) -> str:
     K = len(run["outputs"] if run["finished"] else run["curves"]["outputs"])
     net = f"{run['data']['name']}, {run['network']} with {plural(K, 'output')}"
     return f"{net}, trained {run['method']} for {unfinished.epochs_of(run)}"
 
 
-def headline(run: Run) -> str:
+def headline(run: Facts) -> str:
     """Which output is the smallest that is good enough, in numbers; of a run that is not finished, where it stands."""
     if not run["finished"]:
         return unfinished.headline(run)
@@ -81,7 +81,7 @@ def headline(run: Run) -> str:
     chosen, deepest = outputs[run["chosen"] - 1], outputs[-1]
     error = f"{per_cent(chosen['val']['error'])} validation error (95 % interval {_interval(chosen['val'])})"
     if run["no_better"] is not None:
-        return f"No output has learned much: output {chosen['output']} has {error}; {run['no_better']}."
+        return f"Output {chosen['output']} has {error}; {run['no_better']}."
     if len(outputs) == 1:
         return f"The one output has {error}."
     if run["reason"] is None:  # the errors alone are known
@@ -121,7 +121,7 @@ def _above_lowest(chosen: dict[str, Any], outputs: Sequence[dict[str, Any]]) -> 
 _COSTS = (("params", "parameters"), ("macs", "multiply-adds"))
 
 
-def notes(runs: Sequence[Run]) -> list[str]:
+def notes(runs: Sequence[Facts]) -> list[str]:
     """What a reader must know before trusting the figures."""
     apart = _apart(runs)
     notes = [f"These runs are of {apart}: their errors cannot be compared."] if apart else []
@@ -133,7 +133,7 @@ def notes(runs: Sequence[Run]) -> list[str]:
     return notes
 
 
-def _apart(runs: Sequence[Run]) -> str | None:
+def _apart(runs: Sequence[Facts]) -> str | None:
     """Of what the runs are, where that keeps their errors from being compared."""
     if (n := len({Path(run["data"]["name"]) for run in runs})) > 1:  # a folder is the same with a slash behind it
         return f"{n} different data sets"
@@ -141,13 +141,13 @@ def _apart(runs: Sequence[Run]) -> str | None:
     return None if alike else "data that changed in between, tested on different images"
 
 
-def _validated_alike(runs: Sequence[Run]) -> bool:
+def _validated_alike(runs: Sequence[Facts]) -> bool:
     """By their images; where these are not known, by the seed and the share that draw them, unless the data do."""
     alike = validated_alike(run["data"] for run in runs)
     return len({(run["seed"], run["recipe"]["val_fraction"]) for run in runs}) == 1 if alike is None else alike
 
 
-def _headlines(runs: Sequence[Run], within: float) -> str:
+def _headlines(runs: Sequence[Facts], within: float) -> str:
     finished = [run for run in runs if run["finished"]]
     good = f"Good enough: within {within:g} points of the lowest validation error. Test errors decide nothing here."
     if len(runs) == 1:
@@ -170,7 +170,7 @@ def _headlines(runs: Sequence[Run], within: float) -> str:
     return f'<h1>{unbroken(first)}</h1><ul class="headlines">{lines}</ul>{below}'
 
 
-def _tiles(run: Run) -> str:
+def _tiles(run: Facts) -> str:
     if not run["finished"]:
         return unfinished.tiles(run)
     chosen, deepest = run["outputs"][run["chosen"] - 1], run["outputs"][-1]
@@ -185,7 +185,7 @@ def _tiles(run: Run) -> str:
     return tiles_of(tiles, f"Output {chosen['output']}")
 
 
-def latency_words(runs: Sequence[Run]) -> str:
+def latency_words(runs: Sequence[Facts]) -> str:
     """What latency is, and where it was measured: said once of all runs of which it is the same."""
     measured = {run["name"]: run["measured"] for run in runs if run["measured"]}
     joint = ", " if len(set(measured.values())) == 1 else ". "
@@ -195,7 +195,7 @@ def latency_words(runs: Sequence[Run]) -> str:
 # ---- tables ----------------------------------------------------------------------------------------------------
 
 
-def _ladder(runs: Sequence[Run], latency: str) -> str:
+def _ladder(runs: Sequence[Facts], latency: str) -> str:
     heads = ("output", "depth", "validation error", "test error", "parameters", "MACs", "latency")
     lines = []
     finished = {r: run for r, run in enumerate(runs) if run["finished"]}
@@ -218,9 +218,9 @@ def _ladder(runs: Sequence[Run], latency: str) -> str:
     return table_of(heads, lines, "Table of outputs") + f'<p class="under">{escape(f"{words} {latency}".rstrip())}</p>'
 
 
-def _over_seeds(runs: Sequence[Run]) -> str:
+def _over_seeds(runs: Sequence[Facts]) -> str:
     """Mean and spread of the runs that differ in nothing but their seed; nothing where there are none."""
-    alike: dict[str, dict[int, Run]] = {}
+    alike: dict[str, dict[int, Facts]] = {}
     twice: list[str] = []
     for run in runs:
         recipe = {key: value for key, value in run["recipe"].items() if key not in ("seed", *WHERE)}
@@ -245,7 +245,7 @@ def _over_seeds(runs: Sequence[Run]) -> str:
     return table_of(heads, lines, "Over seeds") + f'<p class="under">{escape(words)}</p>'
 
 
-def _recipes(runs: Sequence[Run]) -> str:
+def _recipes(runs: Sequence[Facts]) -> str:
     """The recipe, what departs from the defaults marked; of several runs a table, what differs marked."""
     default = asdict(Recipe())
     if len(runs) == 1:
@@ -269,7 +269,7 @@ def _recipes(runs: Sequence[Run]) -> str:
     )
 
 
-def _provenance(runs: Sequence[Run]) -> str:
+def _provenance(runs: Sequence[Facts]) -> str:
     parts = []
     for run in runs:
         items = {"run": run["folder"], "seed": str(run["seed"])}
@@ -280,7 +280,7 @@ def _provenance(runs: Sequence[Run]) -> str:
     return "".join(parts)
 
 
-def _made_on(run: Run) -> dict[str, str]:
+def _made_on(run: Facts) -> dict[str, str]:
     """Data, device and programs of a finished run."""
     device, images = run["device"], run["data"]
     return {

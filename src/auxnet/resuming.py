@@ -11,12 +11,12 @@ from typing import Any
 
 from auxnet.checkpoint import load_state, load_weights, save_state
 from auxnet.errors import DamagedError, DivergedError, first_line, warn
-from auxnet.files import whole
+from auxnet.files import written_whole
 from auxnet.lineage import Earlier
 from auxnet.method import Method
 from auxnet.network import AuxNet, copied
 from auxnet.recipe import Recipe
-from auxnet.rundir import append, begin, checkpoints, lines, read_rows
+from auxnet.rundir import append, begin, checkpoints, is_finished, lines, read_rows
 from auxnet.tensors import read_about, save_tensors
 
 
@@ -169,7 +169,7 @@ def newest_checkpoint(folder: Path) -> dict[str, Any]:
     """
     paths = checkpoints(folder)
     if not paths:
-        finished = "is finished, and nothing is left to train: it " if (folder / "summary.json").is_file() else ""
+        finished = "is finished, and nothing is left to train: it " if is_finished(folder) else ""
         raise FileNotFoundError(f"{folder} {finished}holds no checkpoint to resume from; --overwrite begins again")
     for path in paths:
         try:
@@ -213,11 +213,11 @@ def roll_back(folder: Path, state: TrainingState, net: AuxNet, epochs: int) -> T
     best so far is forgotten: the epochs to come, of all `epochs`, decide, that one again among them. Raises
     DamagedError if none is to come.
     """
-    with whole(folder / "metrics.jsonl") as partial:
+    with written_whole(folder / "metrics.jsonl") as partial:
         partial.write_text(lines(state.history), encoding="utf-8")
     if (folder / "diagnosis.jsonl").is_file():
         diagnosed = [row for row in read_rows(folder / "diagnosis.jsonl") if row["epoch"] <= state.epoch]
-        with whole(folder / "diagnosis.jsonl") as partial:
+        with written_whole(folder / "diagnosis.jsonl") as partial:
             partial.write_text(lines(diagnosed), encoding="utf-8")
     if _epoch_of_best(folder, net) == str(state.best_epoch):
         return state

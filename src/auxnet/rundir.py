@@ -17,7 +17,7 @@ from typing import Any
 
 from auxnet.documents import json_value
 from auxnet.fetching import came_of, on_hub
-from auxnet.files import claimed, unwritable, whole
+from auxnet.files import claimed, unwritable, written_whole
 from auxnet.reading import sources
 from auxnet.recipe import SEAL, WHERE, Recipe, read_run_recipe, write_recipe
 from auxnet.tensorboard import event_files
@@ -31,6 +31,7 @@ RUN_FILES = (
     "evaluation.json",
     "evaluation-best.json",
     "exits.json",
+    "exits-best.json",
     "report.html",
     "model.safetensors",
     "config.json",
@@ -46,7 +47,7 @@ ROWS: dict[str | None, Kinds] = {
 }
 """by their split: the keys of the rows of metrics.jsonl, and of diagnosis.jsonl, which have none, and their types"""
 LOCK = ".lock"
-PARTIAL = r"\..+\.[0-9a-f]+\.partial"  # what `files.whole` leaves if it is killed
+PARTIAL = r"\..+\.[0-9a-f]+\.partial"  # what `files.written_whole` leaves if it is killed
 
 
 @contextmanager
@@ -128,8 +129,8 @@ def begin(folder: Path, recipe: Recipe) -> None:
 
     Killed anywhere in it, it leaves a recipe, by which the folder is known as a run, or nothing.
     """
-    with whole(folder / "recipe.yaml") as partial:
-        write_recipe(located(recipe), partial, sealed=True)
+    with written_whole(folder / "recipe.yaml") as partial:
+        write_recipe(with_absolute_paths(recipe), partial, sealed=True)
         for path in (*checkpoints(folder), *event_files(folder), *(folder / name for name in RUN_FILES)):
             path.unlink(missing_ok=True)
 
@@ -149,8 +150,13 @@ def to_resume(folder: Path) -> tuple[bool, bool]:
 def leave_out(folder: Path, max_corrupt: int) -> None:
     """Save `max_corrupt` in a run's recipe, so that whoever opens the run leaves out the same unreadable images."""
     if (saved := read_run_recipe(folder)).max_corrupt != max_corrupt:
-        with whole(folder / "recipe.yaml") as partial:
-            write_recipe(located(replace(saved, max_corrupt=max_corrupt)), partial, sealed=True)
+        with written_whole(folder / "recipe.yaml") as partial:
+            write_recipe(with_absolute_paths(replace(saved, max_corrupt=max_corrupt)), partial, sealed=True)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a training that came to its end: its summary is written last."""
+    return (folder / "summary.json").is_file()
 
 
 def is_lost(folder: Path) -> bool:
@@ -158,7 +164,7 @@ def is_lost(folder: Path) -> bool:
     return _is_run(folder) and not checkpoints(folder) and not (folder / "model.safetensors").is_file()
 
 
-def located(recipe: Recipe) -> Recipe:
+def with_absolute_paths(recipe: Recipe) -> Recipe:
     """The recipe with its data and weights named so that they are found from any folder, and without AUXNET_DATA."""
     data, data_dir = sources.located(recipe.data, recipe.data_dir)
     pretrained = recipe.pretrained
@@ -219,7 +225,7 @@ def whole_epochs(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _check_same(saved: Recipe, recipe: Recipe, folder: Path) -> None:
     """A run goes on by its own recipe; only where it runs may change, and how many images that go bad are left out."""
     free = {key: getattr(recipe, key) for key in (*WHERE, "max_corrupt")}
-    saved, recipe = located(replace(saved, **free)), located(recipe)
+    saved, recipe = with_absolute_paths(replace(saved, **free)), with_absolute_paths(recipe)
     if not Path(saved.data).exists() and Path(saved.data).name == Path(recipe.data).name:
         saved = replace(saved, data=recipe.data)  # it has moved
     if came_of(saved.pretrained, recipe.pretrained):

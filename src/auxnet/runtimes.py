@@ -19,6 +19,7 @@ from auxnet.batches import normalise
 from auxnet.documents import json_value, parsing
 from auxnet.errors import one_line
 from auxnet.exits import EarlyExit, read_policy
+from auxnet.fetching import on_hub
 from auxnet.graphs import need
 from auxnet.hub import PretrainedAuxNet, load, position_of
 from auxnet.machine import cores, device_of, thread_count, threads_set, to_device
@@ -26,7 +27,8 @@ from auxnet.network import copied
 from auxnet.policy import Policy, never
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import Pixels, is_name
-from auxnet.recipe import Recipe, RunDir
+from auxnet.recipe import Recipe, RunDir, has_recipe
+from auxnet.sections import Which
 
 Floats = NDArray[np.float32]
 
@@ -54,7 +56,7 @@ class Runnable:
 def open_model(
     source: RunDir,
     output: int | None = None,
-    which: str = "last",
+    which: Which = "last",
     *,
     exits: bool = False,
     device: str | None = None,
@@ -64,7 +66,7 @@ def open_model(
 
     `output` is that of the run (default: the deepest there is); an ONNX file has the one it was exported with, and
     runs on the CPU. With `exits` it is a run's early exit, by its exits.json. `device` is the CPU by default, `threads`
-    as many as there are CPU cores for this process.
+    PyTorch's own number, at most one per core; for an ONNX file one per core.
 
     Raises FileNotFoundError, ValueError for a file or an output that cannot be used, TypeError for what is no model,
     RuntimeError for damage.
@@ -72,12 +74,12 @@ def open_model(
     if not isinstance(source, str | os.PathLike):
         rule = "a model is a run, an exported folder, an ONNX file, hf:owner/name, or the net that auxnet.load gives"
         raise TypeError(f"{rule}, got {type(source).__name__}: of such a net, output=k asks output k alone")
-    path, from_hub = Path(source), str(source).startswith("hf:")
+    path, from_hub = Path(source), on_hub(source)
     if not (from_hub or path.exists()):
         raise FileNotFoundError(
             f"there is no model {source}: give a run, an exported folder, an ONNX file, or hf:owner/name"
         )
-    if exits and not (path / "recipe.yaml").is_file():
+    if exits and not has_recipe(path):
         raise ValueError(f"exits are those of a run's exits.json, and {source} is no run: leave exits out")
     if exits and output is not None:
         raise ValueError(f"exits.json lets each image leave at its own output: leave output {output} out")
@@ -107,7 +109,7 @@ def runnable(
 
     With a `policy` over all its outputs images leave early instead, and probabilities are tempered by it, as in an ONNX
     early exit. On a `device` other than its own (the default), a copy of it is asked; `threads` of the CPU, by default
-    as many as there are cores for this process, are set for each question only. Raises ValueError if it has no such
+    PyTorch's own number, at most one per core, are set for each question only. Raises ValueError if it has no such
     output or the device cannot be used.
     """
     if policy is None:
@@ -134,7 +136,7 @@ def runnable(
 
 
 def open_onnx(path: Path, output: int | None = None, threads: int | None = None) -> Runnable:
-    """An ONNX file of this program in onnxruntime, on `threads` CPU threads (None: as many as there are cores for it).
+    """An ONNX file of this program in onnxruntime, on `threads` CPU threads (None: one per core).
 
     Raises ValueError if it was not made here or has another output, RuntimeError if it is damaged.
     """

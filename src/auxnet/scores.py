@@ -17,7 +17,7 @@ from torch import Tensor
 
 from auxnet.batches import Batches
 from auxnet.network import AuxNet, in_mode
-from auxnet.words import per_cent
+from auxnet.words import per_cent, plural
 
 Z95 = NormalDist().inv_cdf(0.975)  # standard errors to either side of a normal 95 % interval
 FEW = 100  # validation images, with fewer of which little can be told
@@ -119,7 +119,8 @@ def no_better_than_guessing(error: float, images: int, guess: float, paired: Com
     by_interval = interval_of(error, images, 1 - level)[1] < guess
     if by_interval or (paired is not None and paired.difference < 0 and paired.p_value < level):
         return None
-    return f"that is not shown to be better than always predicting the most frequent class ({per_cent(guess)} error)"
+    shown = "no better" if error >= guess else f"not shown on {plural(images, 'image')} to be better"
+    return f"that is {shown} than always predicting the most frequent class ({per_cent(guess)} error)"
 
 
 def too_few(images: int) -> str | None:
@@ -236,9 +237,9 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> list[Bin]:
     return [Bin(b / bins, (b + 1) / bins, int(n), sure, hit) for b, (n, sure, hit) in enumerate(rows)]
 
 
-def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
+def calibration_error(logits: Tensor, labels: Tensor) -> float:
     """Expected calibration error: |accuracy - confidence| of the bins of `reliability`, weighted by their images."""
-    filled = [b for b in reliability(logits, labels, bins) if b.images]
+    filled = [b for b in reliability(logits, labels) if b.images]
     return sum(b.images * abs(b.accuracy - b.confidence) for b in filled) / len(labels)
 
 

@@ -14,10 +14,12 @@ Block = Literal["plain", "original", "preact"]
 Head = Literal["default", "bn_relu", "linear"]
 MethodName = Literal["joint", "pairwise", "multiway"]
 Mode = Literal["live", "frozen", "fused"]
+Way = Literal["joint", "pairwise", "live", "frozen", "fused"]
 State = Literal["per_output", "shared"]
 Order = Literal["shallow_first", "deep_first"]
 StepScale = Literal["none", "sum", "equilibrium", "cumulative", "adaptive"]
 RelativeTo = Literal["final", "last_auxiliary"]
+Which = Literal["last", "best"]  # of the weights of a run
 
 
 @dataclass(frozen=True)

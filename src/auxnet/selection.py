@@ -26,6 +26,7 @@ from auxnet.scores import (
     predictions,
     too_few,
 )
+from auxnet.sections import Which
 from auxnet.words import per_cent
 
 MARGIN = 0.005
@@ -117,7 +118,7 @@ def select(
     data_dir: str | None = None,
     device: str | None = None,
     threads: int | None = None,
-    which: str = "last",
+    which: Which = "last",
 ) -> Choice:
     """Choose an output of a run directory's weights, "last" or "best", on the validation images of its data set.
 

@@ -34,8 +34,8 @@ def raised() -> Iterator[None]:
         raise Stopped(number, "stopped")
 
     in_main = threading.current_thread() is threading.main_thread()
-    asking = (signal.SIGTERM, *_hangup()) if in_main else ()
-    usual = [number for number in asking if signal.getsignal(number) == signal.SIG_DFL]
+    asking = (signal.SIGTERM, HANGUP) if in_main else ()
+    usual = [number for number in asking if number and signal.getsignal(number) == signal.SIG_DFL]
     for number in usual:
         signal.signal(number, stop)
     try:
@@ -45,17 +45,12 @@ def raised() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _hangup() -> list[int]:
-    """A hangup, where there is such a signal and it is not ignored, as under nohup."""
-    return [HANGUP] if HANGUP and signal.getsignal(HANGUP) != signal.SIG_IGN else []
-
-
 @contextmanager
 def held() -> Iterator[Callable[[], int]]:
     """Within, SIGTERM, Ctrl-C and a hangup are only noted: the function given says which, 0 if none.
 
-    A second one acts at once, unless it is a hangup. Outside the main thread, where Python delivers no signals, none is
-    held.
+    A second one acts at once, unless it is a hangup. What is ignored (hangups under nohup, Ctrl-C in the background of
+    a script) stays so. Outside the main thread, where Python delivers no signals, none is held.
     """
     noted = 0
 
@@ -68,8 +63,9 @@ def held() -> Iterator[Callable[[], int]]:
         noted = number
 
     in_main = threading.current_thread() is threading.main_thread()
-    asking = (signal.SIGINT, signal.SIGTERM, *_hangup()) if in_main else ()
-    before = {number: signal.signal(number, note) for number in asking}
+    asking = (signal.SIGINT, signal.SIGTERM, HANGUP) if in_main else ()
+    heard = [number for number in asking if number and signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in heard}
     try:
         yield lambda: noted
     finally:

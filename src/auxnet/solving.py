@@ -16,14 +16,15 @@ import torch
 from auxnet.checkpoint import weights_sha256
 from auxnet.descent import Costs
 from auxnet.errors import check_choice, warn
-from auxnet.exits import exit_latencies, exit_macs
+from auxnet.exits import exit_latencies, exit_macs, exits_file
 from auxnet.files import write_json
-from auxnet.latency import OF_PYTORCH
+from auxnet.latency import OF_PYTORCH, measured_on
 from auxnet.opening import Opened, opened
 from auxnet.policy import Confidence, Policy, never
 from auxnet.provenance import provenance
 from auxnet.recipe import RunDir
 from auxnet.scores import predictions, too_few
+from auxnet.sections import Which
 from auxnet.thresholds import (
     CrossFit,
     Outcome,
@@ -37,7 +38,7 @@ from auxnet.thresholds import (
     solve,
     solve_cross_fitted,
 )
-from auxnet.words import command, of_weights, per_cent, plural
+from auxnet.words import command, per_cent, which_flags
 
 Cost = Literal["macs", "latency"]
 Unit = Literal["MACs", "ms"]
@@ -58,14 +59,10 @@ class Point:
 class Solved:
     """The answer to a target, the curves around it, and what they were made of."""
 
-    policy: Policy | None = None
+    answer: Point | None = None
     """None if no thresholds meet the target"""
     reason: str | None = None
-    """why there is no policy; None where there is one"""
-    val: Outcome | None = None
-    """what the policy does to the images that it was solved on"""
-    test: Outcome | None = None
-    """what it does to images that decided nothing"""
+    """why there is no answer; None where there is one"""
     curves: dict[str, tuple[Point, ...]] = field(default_factory=dict)
     """"solved": least errors for bounds on the mean cost; "anytime": all images at output 1, 2, ..., K; "budgeted":
     shares proportional to q^k; {} without a policy. Choose by `val` alone: a target picked by `test` unseals it"""
@@ -85,28 +82,41 @@ class Solved:
     """what the policy was made of and where, as exits.json has it: weights, weights_sha256, common, versions, commit,
     device; {} without a policy"""
     written: Path | None = None
-    """RUN/exits.json; None if nothing was written"""
+    """RUN/exits.json, or exits-best.json; None if nothing was written"""
     measured_on: str | None = None
     """the device and threads of the milliseconds, as "cpu, 2 threads"; None where the unit is MACs"""
 
     @property
+    def policy(self) -> Policy | None:
+        """None if no thresholds meet the target."""
+        return None if self.answer is None else self.answer.policy
+
+    @property
+    def val(self) -> Outcome | None:
+        """What the policy does to the images that it was solved on."""
+        return None if self.answer is None else self.answer.val
+
+    @property
+    def test(self) -> Outcome | None:
+        """What the policy does to images that decided nothing."""
+        return None if self.answer is None else self.answer.test
+
+    @property
     def content(self) -> dict[str, Any]:
         """What exits.json holds; {} without a policy."""
-        if self.policy is None or self.val is None or self.test is None:
+        if self.answer is None:
             return {}
         return {
-            "weights": self.source["weights"],
-            "weights_sha256": self.source["weights_sha256"],
-            **asdict(self.policy),
+            **self.source,
+            **asdict(self.answer.policy),
             "target": self.target,
             "cross_fitted": None if self.cross_fitted is None else asdict(self.cross_fitted),
             "notes": list(self.notes),
-            "common": self.source["common"],
             "unit": self.unit,
             "costs": list(self.costs),
             "alone": list(self.alone),
-            "val": asdict(self.val),
-            "test": asdict(self.test),
+            "val": asdict(self.answer.val),
+            "test": asdict(self.answer.test),
             "curves": {
                 name: [
                     {"thresholds": each.policy.thresholds, "val": asdict(each.val), "test": asdict(each.test)}
@@ -114,7 +124,6 @@ class Solved:
                 ]
                 for name, curve in self.curves.items()
             },
-            **self.source,  # versions, commit, device: the rest of it stands above
         }
 
 
@@ -132,7 +141,7 @@ def solve_exits(
     data_dir: str | None = None,
     device: str | None = None,
     threads: int | None = None,
-    which: str = "last",
+    which: Which = "last",
 ) -> Solved:
     """Solve when an image may leave a run at a shallow output, on validation; `early_exit` and `export` take it up.
 
@@ -189,7 +198,7 @@ def _target(
 
 def _solve(
     run: Path,
-    which: str,
+    which: Which,
     it: Opened,
     target: dict[str, float],
     unit: Unit,
@@ -202,8 +211,8 @@ def _solve(
     stop, passing, alone = (
         exit_latencies(it.net, it.image_shape, confidence) if unit == "ms" else exit_macs(it.net, it.image_shape)
     )
-    measured_on = f"{it.device}, {plural(torch.get_num_threads(), 'thread')}" if unit == "ms" else None
-    unsolved = Solved(costs=tuple(stop), alone=tuple(alone), unit=unit, target=target, measured_on=measured_on)
+    measured = measured_on(it.device, torch.get_num_threads()) if unit == "ms" else None
+    unsolved = Solved(costs=tuple(stop), alone=tuple(alone), unit=unit, target=target, measured_on=measured)
     temperatures = fit_temperatures(val) if temperature else (1.0,) * len(stop)
     rule = never(len(stop), confidence, temperatures)
     policy: Policy | None
@@ -216,7 +225,7 @@ def _solve(
         bound = f"a mean of at most {cost_text(target['max_mean_cost'])} {unit}"
         first = f"every image that leaves at output 1 costs {cost_text(stop[0])} {unit}"
         reason = f"no thresholds meet {bound}: {first} ({100 * val.errors[0]:.2f} % error)"
-        reason += f", measured on {measured_on}" if measured_on else ""
+        reason += f", measured on {measured}" if measured else ""
         return replace(unsolved, reason=reason)
     policies = {
         "solved": cost_curve(val, rule, stop, passing, points=int(points), common=common),
@@ -230,27 +239,26 @@ def _solve(
 
     (answer,), curves = seen([policy]), {name: seen(several) for name, several in policies.items()}
     notes = [] if cross_fitted is None else [*_of_target(target["max_error_increase"], cross_fitted, answer)]
-    select = command("select", run, *of_weights(which))
+    select = command("select", run, *which_flags(which))
     notes += _of_outputs_alone(select, curves["anytime"], alone, answer.val, target.get("max_mean_cost"), unit)
     notes += [note for note in (too_few(answer.val.images), OF_PYTORCH if unit == "ms" else None) if note]
     made_of = {"weights": which, "weights_sha256": weights_sha256(run, which), "common": common}
     found = replace(
         unsolved,
-        policy=policy,
-        val=answer.val,
-        test=answer.test,
+        answer=answer,
         curves=curves,
         cross_fitted=cross_fitted,
         costs=tuple(Costs.of(stop, passing).under(policy.thresholds).tolist()),
         notes=tuple(notes),
         source={**made_of, **provenance(it.device)},
     )
+    file = exits_file(run, which)
     try:
-        write_json(run / "exits.json", found.content)
+        write_json(file, found.content)
     except OSError as error:
-        warn(f"exits.json is not written: {error}")
+        warn(f"{file.name} is not written: {error}")
         return found
-    return replace(found, written=run / "exits.json")
+    return replace(found, written=file)
 
 
 def _of_target(target: float, found: CrossFit, answer: Point) -> Iterator[str]:
@@ -286,8 +294,10 @@ def _of_target(target: float, found: CrossFit, answer: Point) -> Iterator[str]:
 def _of_outputs_alone(
     select: str, outputs: Sequence[Point], alone: Sequence[float], val: Outcome, bound: float | None, unit: Unit
 ) -> Iterator[str]:
-    """The output that beats the policy as a model of its own: of those that err no more, and keep the bound, the one
-    that errs least; without a bound, of those that also cost no more, the cheapest.
+    """An output that, as a model of its own, beats the policy.
+
+    With a bound: of the outputs within it that err no more, the one that errs least. Without: of those that err no more
+    and cost no more, the cheapest.
     """
     most = val.mean_cost if bound is None else bound
     within = [k for k, one in enumerate(outputs) if one.val.error <= val.error and alone[k] <= most]

@@ -65,7 +65,7 @@ class TeamNorm(nn.SyncBatchNorm):
     def _track(self, mean: Tensor, var: Tensor, values: int) -> None:
         """Move the running statistics, if they are kept, towards those of a batch with so many values per channel."""
         if values < 2:
-            raise ValueError(f"BatchNorm needs 2 values per channel, got {values}: is the batch from Team.share?")
+            raise ValueError(f"BatchNorm needs 2 values per channel, got {values}: was Team.weigh told its size?")
         if not self.track_running_stats or self.running_mean is None:
             return
         assert self.running_var is not None

@@ -54,7 +54,7 @@ def event_writer(run: Path) -> Iterator[Callable[[History], None]]:
                 for path in [*event_files(run)]:
                     path.unlink()
             for k in {1, *(row["output"] for row in history)} - writers.keys():
-                # one that looks on forgets what it read before
+                # a TensorBoard that is watching drops what it read before
                 writers[k] = SummaryWriter(str(run / "tensorboard" / f"output-{k}"), purge_step=0)
                 opened.callback(writers[k].close)
             for row in history[written:]:

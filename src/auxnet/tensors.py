@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from auxnet.errors import DamagedError, first_line
-from auxnet.files import whole
+from auxnet.files import written_whole
 
 _KEY = "auxnet"  # a single one: safetensors writes several in an order that changes from process to process
 
@@ -22,7 +22,7 @@ def save_tensors(path: Path, state: Mapping[str, Tensor], about: Mapping[str, st
     """Tensors by name, in the default memory format whatever theirs; `about` is found again by `read_about`."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     noted = {_KEY: json.dumps({**(about or {}), "sha256": _digest(plain)})}
-    with whole(path) as partial:
+    with written_whole(path) as partial:
         partial.write_bytes(save(plain, noted))
 
 

@@ -23,6 +23,7 @@ from auxnet.errors import check_limit, check_share
 from auxnet.policy import ALWAYS, Policy
 from auxnet.scores import Comparison, Predictions, compare, fit_temperature, interval_of_mean, wilson
 
+FOLDS = 5  # of the images, each left out of solving once
 BEST = 8  # of the policies to begin from, as many are refined
 FEWEST = 5  # images that a target on the error must be worth: of fewer, thresholds are shown to keep it by luck alone
 
@@ -128,7 +129,6 @@ def solve_cross_fitted(
     *,
     max_error_increase: float,
     common: bool = False,
-    parts: int = 5,
 ) -> tuple[Policy, CrossFit]:
     """Thresholds of the least mean cost with an error that rises by at most `max_error_increase` on *other* images.
 
@@ -141,10 +141,10 @@ def solve_cross_fitted(
     check_target(max_error_increase)
     task, n, refine = _task(predicted, rule, costs, passing), len(predicted.labels), 0 if common else BEST
     final = replace(rule, thresholds=only_at(len(costs), len(costs)))
-    final_alone = final, CrossFit(parts, None, 0.0, (0.0, 0.0))
+    final_alone = final, CrossFit(FOLDS, None, 0.0, (0.0, 0.0))
     unprovable = max_error_increase < smallest_provable_target(n) - 1e-9
-    part = torch.randperm(n, generator=torch.Generator().manual_seed(0)) % parts
-    folds = [(task.of_images(part != k), task.of_images(part == k)) for k in range(parts)]
+    part = torch.randperm(n, generator=torch.Generator().manual_seed(0)) % FOLDS
+    folds = [(task.of_images(part != k), task.of_images(part == k)) for k in range(FOLDS)]
     starts_of = [solved_on.starts(common) for solved_on, _ in folds]
 
     def rise(allowed: float) -> Comparison:
@@ -175,7 +175,7 @@ def solve_cross_fitted(
     thresholds = task.solve(task.starts(common), allowed, None, refine)
     if thresholds is None:
         return final_alone
-    return replace(rule, thresholds=thresholds), CrossFit(parts, allowed, found.difference, (found.low, found.high))
+    return replace(rule, thresholds=thresholds), CrossFit(FOLDS, allowed, found.difference, (found.low, found.high))
 
 
 def check_target(max_error_increase: float | None = None, max_mean_cost: float | None = None) -> None:

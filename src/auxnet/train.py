@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from auxnet import __version__, distributed, rundir
-from auxnet.advice import data_doubts, optimizer_doubts, precision_doubts
+from auxnet.advice import doubts_of, precision_doubts
 from auxnet.build import (
     build,
-    check_data,
+    check_enough_images,
     check_last_batch,
     check_recipe,
     evaluation_batches,
@@ -29,6 +29,7 @@ from auxnet.build import (
 from auxnet.checkpoint import load_net
 from auxnet.data import DataSet, load_data
 from auxnet.distributed import Team
+from auxnet.documents import read_json
 from auxnet.epochs import Training, run_epochs
 from auxnet.errors import DamagedError, warn
 from auxnet.evaluation import measure
@@ -43,7 +44,7 @@ from auxnet.opening import check_classes, normalised_as, preprocessing_of
 from auxnet.preprocessing import Preprocessing
 from auxnet.progress import Progress
 from auxnet.provenance import provenance
-from auxnet.recipe import Recipe, method_name
+from auxnet.recipe import Recipe, data_name, method_name
 from auxnet.resuming import Checkpointer, TrainingState, load_checkpoint, newest_checkpoint, roll_back
 from auxnet.scores import guessing
 from auxnet.tensorboard import event_files, event_writer, installed
@@ -154,12 +155,13 @@ def fit(
             rundir.leave_out(folder, recipe.max_corrupt)
         if write_events is not None and state.history:
             write_events(state.history)
+        finished = state.epoch == recipe.epochs  # by sessions before this one
         state = run_epochs(training, state)
         net.float()  # what is saved and handed back takes ordinary images, whatever it was trained in
         if not team.leads:
             return Run(folder, training.judged.eval(), {})
         try:
-            summary = _finish(training, state)
+            summary = _finish(training, state, _seconds_before(folder) if finished else None)
         except KeyboardInterrupt as stop:
             stop.args = (f"stopped after the last epoch; the run is saved in {folder}, --resume evaluates it",)
             raise
@@ -175,15 +177,14 @@ def _prepare(recipe: Recipe, team: Team, resume: bool) -> tuple[DataSet, AuxNet,
     if resume:
         recipe = replace(recipe, pretrained=None)  # its weights are in the checkpoint
     else:
-        check_data(recipe, dataset)
+        check_enough_images(recipe, dataset)
     if dataset.left_out and team.leads:
         unread = f"{plural(len(dataset.left_out), 'image')}: {first_few(dataset.left_out)}"
         warn(f"left out, unreadable, {unread}")
     net, method = build(recipe, dataset, team.device, team)
     dataset = normalised_for(recipe, dataset)
     check_last_batch(recipe, dataset, net, team.size)
-    doubts = [] if resume else [*optimizer_doubts(recipe, net.depths), *data_doubts(recipe, dataset)]
-    doubts += precision_doubts(recipe)
+    doubts = precision_doubts(recipe) if resume else doubts_of(recipe, net.depths, dataset)
     if team.device.type == "cpu" and (slow := crowded(torch.get_num_threads())):
         doubts.append(slow)
     for doubt in doubts if team.leads else ():
@@ -237,14 +238,21 @@ def fit_on(recipe: Recipe, folder: Path, watch: Callable[[Progress], object] | N
     What left nothing to go on from is begun anew: killed before its first checkpoint, or all of them damaged. Raises
     what `fit` does: FileExistsError for a folder that holds anything else.
     """
-    resume = any((folder / "checkpoints").glob("*.ckpt"))
+    resume = bool(rundir.checkpoints(folder))
     with suppress(DamagedError):
         return fit(recipe, folder, resume=resume, overwrite=not resume and rundir.is_lost(folder), watch=watch)
     return fit(recipe, folder, overwrite=True, watch=watch)
 
 
-def _finish(training: Training, state: TrainingState) -> dict[str, Any]:
-    """Save the net, read the test set for the first time, and write the summary."""
+def _seconds_before(folder: Path) -> float | None:
+    """What a run's summary says that the training took; None where there is no such summary."""
+    with suppress(OSError, RuntimeError, KeyError, TypeError, ValueError):
+        return float(read_json(folder / "summary.json")["wall_seconds"])
+    return None
+
+
+def _finish(training: Training, state: TrainingState, seconds: float | None = None) -> dict[str, Any]:
+    """Save the net, read the test set for the first time, and write the summary; it took `seconds`, or until now."""
     recipe, dataset, folder, device = training.recipe, training.dataset, training.checkpointer.folder, training.device
     config = {
         "model_type": "auxnet",
@@ -266,7 +274,7 @@ def _finish(training: Training, state: TrainingState) -> dict[str, Any]:
         **tables(folder, dataset, device, same=state.best_epoch == state.epoch),
         "method": method_name(recipe),
         "data": {
-            "name": dataset.name if dataset.name.startswith("hf:") else Path(dataset.name).resolve().name,
+            "name": data_name(dataset.name),
             **images,
             "guessing": guessing(dataset.val.labels),
             "drawn": dataset.drawn,
@@ -275,7 +283,7 @@ def _finish(training: Training, state: TrainingState) -> dict[str, Any]:
             "resize": list(dataset.resize),
         },
         "seed": recipe.seed,
-        "wall_seconds": round(training.seconds(state), 1),
+        "wall_seconds": round(training.seconds(state), 1) if seconds is None else seconds,
         **provenance(device),
     }
     write_json(folder / "summary.json", summary)

@@ -1,44 +1,24 @@
-"""A run that is not finished: where it stands by what is logged after every epoch, as values and as parts of a page.
-
-config.json, summary.json and the weights are written at the end of a training alone; metrics.jsonl grows as it runs.
-"""
+"""The parts of a report's page that show where a run stands that is not finished, by its curves so far."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from auxnet.page_frame import heading_of, line_of, table_of, tiles_of
-from auxnet.recipe import Recipe
-from auxnet.words import command, per_cent, plural
+from auxnet.words import per_cent, plural
 
-Run = dict[str, Any]
+Facts = dict[str, Any]
 """what `report.gather` returns"""
 
 
-def so_far(run: Path, recipe: Recipe, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What `report.gather` has of such a run beside its curves, by the rows of one whole epoch or more."""
-    done = max(row["epoch"] for row in rows)
-    resume = command("train", "--out", run, "--resume")
-    return {
-        "finished": False,
-        "outputs": [],
-        "epochs": {"last": done},
-        "data": {"name": recipe.data if recipe.data.startswith("hf:") else Path(recipe.data).name},
-        "wall_seconds": sum(row["seconds"] for row in rows if row["output"] == 1),
-        "missing": f"it is not finished ({done} of {recipe.epochs} epochs are done): report it again when it is; "
-        f"if it was stopped, `{resume}` goes on with it",
-    }
-
-
-def epochs_of(run: Run) -> str:
+def epochs_of(run: Facts) -> str:
     """How many epochs of a run, finished or not, are done, in words."""
     done = run["epochs"]["last"]
     return plural(done, "epoch") if run["finished"] else f"{done} of {run['recipe']['epochs']} epochs so far"
 
 
-def headline(run: Run) -> str:
+def headline(run: Facts) -> str:
     """Where it stands, in a sentence."""
     error, output = _lowest(run)
     which = f", output {output}" if len(run["curves"]["outputs"]) > 1 else ""
@@ -46,7 +26,7 @@ def headline(run: Run) -> str:
     return f"Not finished: {epochs} the lowest validation error is {per_cent(error)}{which}."
 
 
-def tiles(run: Run) -> str:
+def tiles(run: Facts) -> str:
     """Where it stands, in numbers."""
     done, epochs, seconds = run["epochs"]["last"], run["recipe"]["epochs"], run["wall_seconds"]
     error, output = _lowest(run)
@@ -58,7 +38,7 @@ def tiles(run: Run) -> str:
     return tiles_of(numbers, "Where it stands")
 
 
-def table(runs: Sequence[Run]) -> str:
+def table(runs: Sequence[Facts]) -> str:
     """The outputs of all such runs after the last epoch that is done; nothing if there are none."""
     heads, lines = ("output", "depth", "training loss", "validation loss", "validation error"), []
     for run in runs:
@@ -69,6 +49,6 @@ def table(runs: Sequence[Run]) -> str:
     return table_of(heads, lines, "Where the outputs stand") if lines else ""
 
 
-def _lowest(run: Run) -> tuple[float, int]:
+def _lowest(run: Facts) -> tuple[float, int]:
     """(validation error, output) after the last epoch that is done."""
     return min((each["val_error"][-1], each["output"]) for each in run["curves"]["outputs"])

@@ -33,6 +33,11 @@ def with_interval(error: float, low: float, high: float) -> str:
     return f"{per_cent(error)} ({100 * low:.1f} .. {100 * high:.1f})"
 
 
+def in_points(difference: float, low: float, high: float) -> str:
+    """A difference of errors and the ends of its interval, fractions, in percentage points: +6.90 (+2.3 .. +11.3)."""
+    return f"{100 * difference:+.2f} ({100 * low:+.1f} .. {100 * high:+.1f})"
+
+
 def sentence(words: str) -> str:
     """a loss fell -> A loss fell."""
     return f"{words[0].upper()}{words[1:]}."
@@ -61,7 +66,7 @@ def command(*words: object) -> str:
     return shlex.join(["auxnet", *map(str, words)])
 
 
-def of_weights(which: str) -> tuple[str, ...]:
+def which_flags(which: str) -> tuple[str, ...]:
     """The words that tell a command of which weights of a run; none for the last, which it takes anyway."""
     return () if which == "last" else ("--which", which)
 

@@ -86,16 +86,16 @@ class Chart:
 
     def fits(self, node: fx.Node) -> bool:
         """Whether a cut can lie after a node."""
-        return self._alone(node) and self.seen[node].kept
+        return self._alone(node) and self.seen[node].unwritten
 
     def _alone(self, node: fx.Node) -> bool:
         """Whether a value with a row for each image is all that crosses."""
-        return self.across[node] == [node] and self.seen[node].whole
+        return self.across[node] == [node] and self.seen[node].row_per_image
 
     def overwritten(self, behind: int = 0) -> str:
         """A remark on modules after which a cut could lie if nothing changed in place what they give; "" if none."""
         nodes = {name: calls[0] for name, calls in self.traced.ends.items() if len(calls) == 1 and calls[0] is not None}
-        written = {name: node for name, node in nodes.items() if self._alone(node) and not self.seen[node].kept}
+        written = {name: node for name, node in nodes.items() if self._alone(node) and not self.seen[node].unwritten}
         names = [name for name, node in written.items() if self.order[node] > behind]
         told = " or ".join(map(repr, names[-2:]))
         return f" (no cut after {told}, whose result is changed in place: {ALLOW})" if told else ""
@@ -156,7 +156,7 @@ def _stop(chart: Chart, name: str) -> fx.Node:
             f"{len(across)} values cross the cut after {name!r} ({values}), one must; {_places_near(chart, node)}"
         )
     if not chart.fits(node):
-        why = f"is changed in place afterwards ({ALLOW})" if chart.seen[node].whole else "has no row per image"
+        why = f"is changed in place afterwards ({ALLOW})" if chart.seen[node].row_per_image else "has no row per image"
         raise ValueError(f"what {name!r} gives {why}: no head can have it; {_places_near(chart, node)}")
     if chart.order[node] >= (end := chart.order[chart.trunk_end]):
         what = f"at {name!r} the trunk is at its end, and there the final output is already{chart.overwritten(end)}"

@@ -19,7 +19,7 @@ from torch.fx import GraphModule
 from auxnet.backbones.attaching import attach
 from auxnet.backbones.cuts import even_cuts
 from auxnet.backbones.named import build_backbone
-from auxnet.backbones.weights import load_pretrained, of_a_run, run_of
+from auxnet.backbones.weights import is_weights_of_run, load_pretrained, run_of
 from auxnet.documents import read_json
 from auxnet.errors import warn
 from auxnet.network import AuxNet, leaves
@@ -33,11 +33,11 @@ def net_from(options: Mapping[str, Any], pretrained: str | None = None, classes:
     """The net of such options, its weights random but for those that `pretrained` holds: a run's, or a backbone's.
 
     A run's outputs may sit elsewhere, or be fewer, as those of a plain net: its trunk is taken then, and the heads of
-    outputs that both have. Heads that it lacks begin anew, with a warning, as do all last layers where its classes are
-    not the very `classes` in their order.
+    outputs that both have. Heads that the run lacks are initialised anew, with a warning; so are all last layers if its
+    class names, in order, are not `classes`.
     Raises ValueError for options that describe none, and what `build_backbone` and `load_pretrained` raise.
     """
-    if pretrained is not None and ("backbone" not in options or of_a_run(pretrained)):
+    if pretrained is not None and ("backbone" not in options or is_weights_of_run(pretrained)):
         return _filled(net_from(options), options, pretrained, classes)
     if options.get("alone") is not None:
         rest = {key: value for key, value in options.items() if key != "alone"}
@@ -65,7 +65,7 @@ def _filled(net: AuxNet, options: Mapping[str, Any], pretrained: str, classes: S
     except ValueError:
         if config.get("output") is not None:
             raise ValueError(f"{pretrained} is one output of a run: pretrained needs the run itself") from None
-        if "backbone" not in options and not of_a_run(pretrained):
+        if "backbone" not in options and not is_weights_of_run(pretrained):
             mend = "name the backbone with --backbone"
             raise ValueError(f"{pretrained} holds no run's weights, but those of a backbone: {mend}") from None
         network = config.get("network")
@@ -76,13 +76,19 @@ def _filled(net: AuxNet, options: Mapping[str, Any], pretrained: str, classes: S
         _take_over(net, options, network, pretrained)
     theirs = config.get("classes")
     if classes is not None and isinstance(theirs, list) and len(theirs) == len(classes) and theirs != list(classes):
-        more = net_from({**options, "num_classes": len(classes) + 1}).state_dict()  # other shapes in the last layers
-        last = {name: tensor for name, tensor in own.items() if tensor.shape != more[name].shape}
-        net.load_state_dict(last, strict=False)
+        net.load_state_dict(_last_layers(own, options, len(classes)), strict=False)
         first = next(n for n, (their, our) in enumerate(zip(theirs, classes, strict=True)) if their != our)
         names = f"class {first + 1} is {theirs[first]!r} in {pretrained}, and {classes[first]!r} in the data"
         warn(f"{names}: the last layers of all outputs begin anew")
     return net
+
+
+def _last_layers(
+    tensors: Mapping[str, torch.Tensor], options: Mapping[str, Any], num_classes: int
+) -> dict[str, torch.Tensor]:
+    """Those tensors of a net whose shape depends on the number of classes: they differ in a net of one class more."""
+    more = net_from({**options, "num_classes": num_classes + 1}).state_dict()
+    return {name: tensor for name, tensor in tensors.items() if tensor.shape != more[name].shape}
 
 
 def _take_over(net: AuxNet, options: Mapping[str, Any], theirs: Mapping[str, Any], pretrained: str) -> None:

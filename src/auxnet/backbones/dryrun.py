@@ -30,9 +30,9 @@ class Seen(NamedTuple):
 
     macs: int
     """multiply-adds up to it, its own included"""
-    whole: bool
+    row_per_image: bool
     """whether it is a tensor with a row for each image"""
-    kept: bool
+    unwritten: bool
     """whether nothing changes it in place later"""
 
 
@@ -70,9 +70,9 @@ def observe(module: fx.GraphModule, image_shape: Sequence[int]) -> dict[fx.Node,
         with FlopCounterMode(display=False) as counter:
             observer.run(images)
         values = [observer.env[node] for node in twin.graph.nodes if node.op != "output"]
-    whole = [isinstance(x, Tensor) and x.ndim > 1 and len(x) == N for x in values]
-    kept = [not isinstance(x, Tensor) or x._version == then for x, then in zip(values, versions, strict=False)]
-    return dict(zip(module.graph.nodes, map(Seen, macs, whole, kept), strict=False))
+    rows = [isinstance(x, Tensor) and x.ndim > 1 and len(x) == N for x in values]
+    unwritten = [not isinstance(x, Tensor) or x._version == then for x, then in zip(values, versions, strict=False)]
+    return dict(zip(module.graph.nodes, map(Seen, macs, rows, unwritten), strict=False))
 
 
 def features(segments: Sequence[nn.Module], image_shape: Sequence[int]) -> list[Feature]:
@@ -116,8 +116,8 @@ def outputs(net: nn.Module, image_shape: Sequence[int]) -> list[tuple[int, int]]
 def last_layer(modules: Sequence[nn.Module], image_shape: Sequence[int]) -> str | None:
     """The name, in the last of these modules, of the linear layer or 1x1 convolution that gives the logits.
 
-    None where there is none: what is called last has other weights (a norm), or an activation function comes after
-    it, and no pooling (which tells the logits of a SqueezeNet).
+    None if the last module with weights is of another kind (a norm), or if an activation follows it. An activation
+    followed by pooling is allowed: SqueezeNet's logits come so.
     """
     called: list[tuple[str, nn.Module, Any]] = []
     with _dry(nn.Sequential(*modules), image_shape) as (twins, images), Lineage(images) as lineage:

@@ -34,7 +34,7 @@ def classes_in(path: Path | str, backbone: nn.Module, num_classes: int) -> int:
     return others.pop() if len(others) == 1 else num_classes
 
 
-def of_a_run(path: Path | str) -> bool:
+def is_weights_of_run(path: Path | str) -> bool:
     """Whether weights are those of an AuxNet, as a run has them, and not a backbone's. Raises what `_read` raises."""
     return all(name.startswith(("segments.", "heads.")) for name in _read(Path(path)))
 
@@ -51,12 +51,14 @@ def load_pretrained(net: nn.Module, path: Path | str) -> None:
     """Fill a net with the weights and buffers of a .safetensors file, or of a .pt or .pth file of tensors.
 
     `path` may be a run directory too: its weights of the last epoch; or a model on the hub, hf:owner/name[@revision]. A
-    .pt file holds a state dict, or one under "state_dict" or "model"; nothing else is unpickled. Every key must be
-    there, with its shape, and no other, but: where all outputs of an AuxNet classify for another number of classes than
-    the file's, their last layers stay as they are, with a warning (for a backbone's own classifier load first, and let
-    `attach` replace it); so does the last layer of another net, where that alone is missing; and the auxiliary heads of
-    torchvision's GoogLeNet and Inception are left out where the net is built without them. Names may begin with
-    "module.", "_orig_mod." or "model.", as those of wrapped nets do.
+    .pt file holds a state dict, or one under "state_dict" or "model"; nothing else is unpickled. Names may
+    begin with "module.", "_orig_mod." or "model.", as those of wrapped nets do.
+
+    The keys and shapes must be exactly the net's, with three exceptions: (1) where all outputs of an AuxNet classify
+    for another number of classes than the file's, their last layers stay as they are, with a warning (for a backbone's
+    own classifier load first, and let `attach` replace it); (2) so does the last layer of another net, where that alone
+    is missing; (3) the auxiliary heads of torchvision's GoogLeNet and Inception are left out where the net is built
+    without them.
 
     Raises FileNotFoundError, ValueError with the keys that do not fit (the net is then as it was), or RuntimeError for
     a file that is damaged.

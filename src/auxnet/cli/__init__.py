@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _told(error: Exception) -> object:
-    """What is printed of an error: with the file for one of the system's, with what helps for a GPU that is full."""
+    """The text of an error: a system error with its file, a full GPU with what to do about it."""
     if isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", ())):
         mend = "a smaller --batch-size, --precision bfloat16, or other programs off that GPU"
         return f"{first_sentence(error)}: {mend}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from contextlib import redirect_stderr, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +19,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from auxnet import sections
 from auxnet.cli import screen
 from auxnet.errors import ExclusionError, check_limit, warn
-from auxnet.recipe import Recipe, read_recipe, read_run_recipe, words_of
+from auxnet.recipe import Recipe, has_recipe, read_recipe, read_run_recipe, words_of
 
 Options = TypeVar("Options")
 WithRecipe = TypeVar("WithRecipe", bound="OfRecipe")
@@ -34,7 +35,7 @@ KINDS: dict[Any, tuple[str, str, str]] = {
 
 
 @RULES.primitive_rule
-def values(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+def field_values_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     """What numbers, names, lists of them and none look like, where an option takes one or several of these."""
     union = info.type_origin in (Union, UnionType)
     kinds = [kind for kind in (get_args(info.type) if union else (info.type,)) if kind is not NoneType]
@@ -141,7 +142,7 @@ def parse_with_recipe(options: type[WithRecipe], words: list[str]) -> WithRecipe
     config, out = value_of("--config", words), value_of("--out", words)
     if config is not None:
         return parse_over(options, words, read_recipe(config), config)
-    if out is not None and "--resume" in words and (Path(out) / "recipe.yaml").is_file():
+    if out is not None and "--resume" in words and has_recipe(Path(out)):
         screen.load_torch()
         from auxnet.checkpoint import backbone_of
 
@@ -260,3 +261,12 @@ def _in_words(complaint: str) -> str:
     if found := re.match(r"Error parsing (\S+): (must be .*)", complaint):
         return f"{found[1]} {found[2]}"
     return complaint
+
+
+@contextmanager
+def named_as_flags(names: str) -> Iterator[None]:
+    """Within, errors name the flags, and not the arguments that these are in Python: `names`, a regular expression."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(re.sub(names, lambda found: f"--{found[0].replace('_', '-')}", str(error))) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -14,12 +14,12 @@ from tyro.conf import FlagCreatePairsOff
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRun, OneRun, above_zero, number, parse, points
 from auxnet.errors import warn
-from auxnet.words import command, of_weights, per_cent, with_interval
+from auxnet.sections import Which
+from auxnet.words import command, in_points, per_cent, which_flags, with_interval
 
 if TYPE_CHECKING:
     from auxnet.evaluation import OutputReport
     from auxnet.latency import Latency
-    from auxnet.scores import Comparison
     from auxnet.selection import Choice
 
 WORST = 3
@@ -31,7 +31,7 @@ class Evaluate(OfRun):
 
     run: OneRun
     """the run directory"""
-    which: Literal["last", "best"] = "last"
+    which: Which = "last"
     """weights of the last epoch, or of the best one on validation (written to RUN/evaluation-best.json)"""
     latency: bool = True
     """measure the latency and the peak memory of each output as a model of its own; if not, evaluation.json keeps those
@@ -51,7 +51,7 @@ class Select(OfRun):
 
     run: OneRun
     """the run directory"""
-    which: Literal["last", "best"] = "last"
+    which: Which = "last"
     """weights of the last epoch, or of the best one on validation"""
     within: float | None = None
     """percentage points that its validation error may lie above the best one's; none: 0.5, and 0 with a budget"""
@@ -70,7 +70,7 @@ def evaluate(words: list[str]) -> None:
     """`auxnet evaluate`."""
     options = parse(Evaluate, words)
     screen.load_torch()
-    from auxnet.opening import of_best_epoch, opened
+    from auxnet.opening import opened
 
     own = options.on is None
     opening = opened(options.run, **options.where, which=options.which, on=options.on)
@@ -104,8 +104,7 @@ def evaluate(words: list[str]) -> None:
     console = screen.console()
     titles = {"val": "validation", "test": "test", "on": str(options.on)}
     titled = {titles[split]: reports for split, reports in by_split.items()}
-    if options.which == "best":
-        screen.print_line(console, of_best_epoch(options.run))
+    screen.print_which(console, options.run, options.which)
     for title, reports in titled.items():
         screen.print_table(console, _worth_table(title, reports))
     if own:
@@ -123,7 +122,7 @@ def select(words: list[str]) -> int:
     }
     within = points("--within", options.within)
     screen.load_torch()
-    from auxnet.opening import of_best_epoch, opened
+    from auxnet.opening import opened
 
     opening = opened(options.run, **options.where, which=options.which)
     with screen.working("comparing the outputs"), opening as run:
@@ -138,8 +137,7 @@ def select(words: list[str]) -> int:
         print(json.dumps(_content(choice, chosen) | about, indent=2))
     else:
         console = screen.console()
-        if options.which == "best":
-            screen.print_line(console, of_best_epoch(options.run))
+        screen.print_which(console, options.run, options.which)
         screen.print_table(console, _candidates_table(choice))
         screen.print_line(console, choice.reason)
         for note in choice.notes:
@@ -151,17 +149,12 @@ def select(words: list[str]) -> int:
             error = with_interval(chosen.error, chosen.low, chosen.high)
             screen.print_line(console, f"output {chosen.output} errs by {error} on {images}")
             where = ["--data-dir", options.data_dir] if options.data_dir else []
-            take = command("export", options.run, "--output", chosen.output, *of_weights(options.which), *where)
+            take = command("export", options.run, "--output", chosen.output, *which_flags(options.which), *where)
             screen.print_line(console, f"to export it: {take}")
     return 0 if chosen is not None else 1
 
 
 # ---- words and tables ------------------------------------------------------------------------------------------
-
-
-def points_between(found: Comparison) -> str:
-    """+6.90 (+2.3 .. +11.3) points."""
-    return f"{100 * found.difference:+.2f} ({100 * found.low:+.1f} .. {100 * found.high:+.1f}) points"
 
 
 def _content(choice: Choice, test: OutputReport | None) -> dict[str, object]:
@@ -209,7 +202,7 @@ def _cost_table(reports: Sequence[OutputReport], latency: Sequence[Latency] | No
     for r, costs in zip(reports, latency, strict=True):
         cells = [str(r.output), f"{r.params:,}", f"{r.macs:,}"]
         for t in costs.timings:
-            cells += [f"{t.median_ms:.2f} ({t.low_ms:.2f} .. {t.high_ms:.2f})", f"{t.images_per_second:,.0f}"]
+            cells += [str(t), f"{t.images_per_second:,.0f}"]
         made.add_row(*cells, " / ".join(f"{peak / 2**20:.2f}" for peak in costs.peak_bytes))
     return made
 
@@ -263,7 +256,7 @@ def _candidates_table(choice: Choice) -> Table:
         *(["ms, batch 1 (quartiles)"] if timed else []),
         "val. error",
     ]
-    title = f"on {choice.candidates[0].report.images:,} validation images (95 % intervals)"
+    title = f"on {choice.candidates[0].report.images:,} validation images (95 % intervals, not adjusted as p is)"
     title += f"; ms measured on {choice.measured_on}" if timed else ""
     made = screen.table(title, *columns, "points behind the chosen", "McNemar's p (Holm)", "")
     for c in choice.candidates:
@@ -271,12 +264,12 @@ def _candidates_table(choice: Choice) -> Table:
         marks = ["chosen"] if r.output == choice.output else [] if c.meets else ["over budget"]
         marks += ["near the limit"] if c.borderline else []
         cells = [str(r.output), ", ".join(marks), str(r.depth), f"{r.params:,}", f"{r.macs:,}"]
-        cells += [f"{t.median_ms:.2f} ({t.low_ms:.2f} .. {t.high_ms:.2f})"] if (t := c.timing) else []
+        cells += [str(c.timing)] if c.timing else []
         cells.append(with_interval(r.error, r.low, r.high))
         if against is None or r.output == choice.output:
             made.add_row(*cells, "", "", "")
         else:
-            behind = points_between(against).removesuffix(" points")
+            behind = in_points(against.difference, against.low, against.high)
             apart = "" if against.significant else "cannot be told apart"
             made.add_row(*cells, behind, f"{against.p_value:.2g}", apart)
     return made

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,13 +10,12 @@ from rich.console import Console
 from tyro.conf import FlagCreatePairsOff
 
 from auxnet.cli import screen
-from auxnet.cli.arguments import OfRun, OneRun, above_zero, number, parse, points
-from auxnet.cli.evaluate import points_between
-from auxnet.words import per_cent, with_interval
+from auxnet.cli.arguments import OfRun, OneRun, above_zero, named_as_flags, number, parse, points
+from auxnet.sections import Which
+from auxnet.words import in_points, per_cent, with_interval
 
 if TYPE_CHECKING:
-    from auxnet.policy import Policy
-    from auxnet.solving import Solved
+    from auxnet.solving import Point, Solved
     from auxnet.thresholds import Outcome
 
 CURVES = {
@@ -39,7 +35,7 @@ class Exits(OfRun):
 
     run: OneRun
     """the run directory"""
-    which: Literal["last", "best"] = "last"
+    which: Which = "last"
     """weights of the last epoch, or of the best one on validation"""
     max_error_increase: float | None = None
     """target: keep the error within this many points of the final output's, at the least mean cost; holds on average
@@ -74,10 +70,10 @@ def exits(words: list[str]) -> int:
         "max_mean_latency": above_zero("--max-mean-latency", o.max_mean_latency),
     }
     screen.load_torch()
-    from auxnet.opening import of_best_epoch
     from auxnet.solving import solve_exits
 
-    with screen.working("solving"), _named_as_flags():
+    targeted = r"\bmax_error_increase\b|\bmax_mean_macs\b|\bmax_mean_latency\b|^cost\b"
+    with screen.working("solving"), named_as_flags(targeted):
         found = solve_exits(
             o.run,
             **targets,
@@ -89,7 +85,7 @@ def exits(words: list[str]) -> int:
             which=o.which,
             **o.where,
         )
-    if found.policy is None or found.val is None or found.test is None:
+    if found.answer is None:
         unmet: dict[str, object] = {"thresholds": None, "reason": found.reason, "target": found.target}
         unmet |= {"unit": found.unit, "costs": found.costs, "measured_on": found.measured_on}
         print(json.dumps(unmet, indent=2) if o.json else found.reason)
@@ -98,9 +94,8 @@ def exits(words: list[str]) -> int:
         print(json.dumps(found.content, indent=2))
         return 0
     console = screen.console()
-    if o.which == "best":
-        screen.print_line(console, of_best_epoch(o.run))
-    _show_answer(console, found, found.policy, found.val, found.test)
+    screen.print_which(console, o.run, o.which)
+    _show_answer(console, found, found.answer)
     for name in CURVES if o.baselines else ("solved",):
         _show_curve(console, found, name)
     for note in found.notes:
@@ -110,20 +105,11 @@ def exits(words: list[str]) -> int:
     return 0
 
 
-@contextmanager
-def _named_as_flags() -> Iterator[None]:
-    """Within, errors name the flags, and not the arguments that these are in Python."""
-    try:
-        yield
-    except ValueError as error:
-        names = r"\bmax_error_increase\b|\bmax_mean_macs\b|\bmax_mean_latency\b|^cost\b"
-        raise ValueError(re.sub(names, lambda found: f"--{found[0].replace('_', '-')}", str(error))) from None
-
-
-def _show_answer(console: Console, found: Solved, policy: Policy, on_val: Outcome, on_test: Outcome) -> None:
+def _show_answer(console: Console, found: Solved, answer: Point) -> None:
     """The policy, and what it does to validation and to test images."""
     from auxnet.solving import cost_text
 
+    policy, on_val, on_test = answer.policy, answer.val, answer.test
     title = (
         f"an image leaves at the first output whose confidence ({policy.confidence}) reaches the threshold; "
         "what it costs counts the heads that it passes"
@@ -145,12 +131,13 @@ def _show_answer(console: Console, found: Solved, policy: Policy, on_val: Outcom
         what = "time" if found.unit == "ms" else found.unit
         saved = 100 * (1 - seen.mean_cost / found.alone[-1])
         worth = f"saves {saved:.1f} % of" if saved >= 0 else f"costs {-saved:.1f} % more of"
+        apart = seen.against_final
         screen.print_line(
             console,
             f"on {seen.images:,} {name} images: error {_error(seen)}, mean {cost_text(seen.mean_cost)} {found.unit} "
             f"({least} .. {most}); the final output alone: {per_cent(final_one.error)}, "
             f"{cost_text(found.alone[-1])} {found.unit}; early exit {worth} the {what}, "
-            f"{points_between(seen.against_final)} between the two",
+            f"{in_points(apart.difference, apart.low, apart.high)} points between the two",
         )
 
 

@@ -17,7 +17,8 @@ from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from auxnet.cli import screen
-from auxnet.cli.arguments import parse
+from auxnet.cli.arguments import named_as_flags, parse
+from auxnet.sections import Which
 from auxnet.words import first_few, per_cent
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Export:
     """a folder for auxnet.load and the hub; ONNX; torch.export (.pt2); ONNX that stops early, one image at a time"""
     out: Path | None = None
     """the file or folder; none: named after the model, in this folder"""
-    which: Literal["last", "best"] = "last"
+    which: Which = "last"
     """of a run: weights of the last epoch, or of the best one on validation"""
     confidence: Literal["none", "entropy", "top", "margin"] = "none"
     """early exit: what is compared with the thresholds; none: RUN/exits.json"""
@@ -75,12 +76,13 @@ class Predict:
     """for eyes, or for programs: there an image that cannot be read has a line too, without cells or with its error"""
     batch_size: int = 32
     """images at a time"""
-    which: Literal["last", "best"] = "last"
+    which: Which = "last"
     """of a run: weights of the last epoch, or of the best one on validation"""
     device: str | None = None
     """auto, cpu, cuda, ...; none: the CPU"""
     threads: int | None = None
-    """CPU threads, and processes that decode; none: as many as there are cores"""
+    """CPU threads, and processes that decode; none: PyTorch's own number, at most one per core; for an ONNX file one
+    per core"""
     out: Path | None = None
     """a file to write to"""
     overwrite: FlagCreatePairsOff[bool] = False
@@ -95,7 +97,7 @@ def export(words: list[str]) -> None:
     from auxnet.exporting import export as write
 
     settings = {"which": o.which, "policy": _policy(o), "data_dir": o.data_dir, "images": o.images}
-    with screen.working("exporting, and running the export"):
+    with screen.working("exporting, and running the export"), named_as_flags(r"^(out|output|images)\b"):
         done = write(o.model, o.output, o.format, o.out, overwrite=o.overwrite, **settings)  # type: ignore[arg-type]
     if o.json:
         print(json.dumps(asdict(done) | {"path": str(done.path)}, indent=2))
@@ -115,7 +117,7 @@ def export(words: list[str]) -> None:
         if not done.random and not any(done.exits[:-1]):
             alone = f"--format onnx --output {done.output}"
             screen.print_line(console, f"note: none left early: {alone} gives a smaller file that answers sooner")
-        for note in read_notes(o.model) if o.thresholds is None else ():
+        for note in read_notes(o.model, o.which) if o.thresholds is None else ():
             screen.print_line(console, f"note: {note}")
     images = (
         "random images (the data of its training are not here, or of no use)" if done.random else "validation images"
@@ -154,8 +156,9 @@ def predict(words: list[str]) -> int:
     from auxnet.prediction import predict as ask
 
     how = (options.output, options.which, options.device, options.threads, options.exits)
-    model = open_for(paths, options.model, *how)
-    answers = ask(model, paths, top=options.top, batch_size=options.batch_size)
+    with named_as_flags(r"^(output|device|threads|top|batch_size)\b"):
+        model = open_for(paths, options.model, *how)
+        answers = ask(model, paths, top=options.top, batch_size=options.batch_size)
     if "-" not in options.paths and not any(map(os.path.exists, paths)):
         raise FileNotFoundError(f"there is no such file or folder: {_shown(first_few(paths))}")
     if options.device is None and _gpu_of(Path(options.model)):
@@ -177,7 +180,7 @@ def predict(words: list[str]) -> int:
     with _destination(options.out) as file:
         top = min(options.top, len(model.classes))
         {"table": _table, "csv": _csv, "jsonl": _jsonl}[options.format](counted(), top, file)
-    for note in read_notes(options.model) if options.exits else ():
+    for note in read_notes(options.model, options.which) if options.exits else ():
         if options.format == "table" and options.out is None:
             screen.print_line(screen.console(), f"note: {note}")
         else:
@@ -228,9 +231,9 @@ def _destination(out: Path | None) -> Iterator[TextIO]:
         with out.open("w", encoding="utf-8", newline="") as file:
             yield file
         return
-    from auxnet.files import whole
+    from auxnet.files import written_whole
 
-    with whole(out.resolve()) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with written_whole(out.resolve()) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         yield file
 
 

@@ -26,6 +26,8 @@ from auxnet.signals import HANGUP, Stopped, held
 
 if TYPE_CHECKING:
     from auxnet.progress import Progress as Stands
+    from auxnet.recipe import RunDir
+    from auxnet.sections import Which
 
 SCREEN = 24  # rows
 PAUSE = 60.0  # seconds between two lines that say how something long stands, where the output goes elsewhere
@@ -47,9 +49,16 @@ class _Console(Console):
 
 
 def console() -> Console:
-    """Standard output, at least 160 wide where it is no terminal. Of torchrun's processes only the first prints."""
+    """Standard output, at least 160 wide where it is no terminal, unless COLUMNS says how wide.
+
+    Of torchrun's processes only the first prints.
+    """
     plain = _Console(quiet=not leads())
-    return plain if plain.is_terminal else _Console(width=max(plain.width, 160), quiet=plain.quiet)
+    return (
+        plain
+        if plain.is_terminal or "COLUMNS" in os.environ
+        else _Console(width=max(plain.width, 160), quiet=plain.quiet)
+    )
 
 
 def working(on: str) -> Status:
@@ -129,6 +138,14 @@ def print_line(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+def print_which(console: Console, run: RunDir, which: Which) -> None:
+    """Say, before anything is said of a run's "best" weights, of which epoch they are."""
+    from auxnet.opening import best_weights_in_words  # which imports PyTorch
+
+    if which == "best":
+        print_line(console, best_weights_in_words(run))
+
+
 def table(title: str, *columns: str) -> Table:
     """An empty table with right-aligned columns."""
     made = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
@@ -170,7 +187,7 @@ def _part(whole: Table, columns: Sequence[Column], break_heads: bool, title: Tex
     made = Table(title=title, box=whole.box, title_justify=whole.title_justify, title_style=whole.title_style)
     for column in columns:
         head = str(column.header)
-        widest = max(map(len, [*head.split(), *map(str, column.cells)]), default=1)
+        widest = max(1, *map(len, [*head.split(), *map(str, column.cells)]))
         made.add_column(textwrap.fill(head, widest) if break_heads else head, justify=column.justify)
     for row in zip(*(column.cells for column in columns), strict=True):
         made.add_row(*row)

@@ -79,7 +79,7 @@ def study(words: list[str]) -> int:
     from auxnet.processes import check_count
     from auxnet.studies.checking import check_claims, check_data_found, check_folder, check_variants
     from auxnet.studies.ledger import findings_of
-    from auxnet.studies.running import check_data, is_done, left_of, train, under_way
+    from auxnet.studies.running import check_same_images, is_done, left_of, train, under_way
     from auxnet.studies.study_page import write_findings
     from auxnet.studies.supervising import diagnose, draw
     from auxnet.studies.verdicts import least_told
@@ -99,7 +99,8 @@ def study(words: list[str]) -> int:
     left = [] if options.show else left_of(options.out, asked)
     check_folder(folder, made, [trial.name for trial in (*done, *left)])
     check_data_found(left)
-    check_data(options.out, done if options.show else [trial for trial in trials if trial in asked or trial in done])
+    compared = done if options.show else [trial for trial in trials if trial in asked or trial in done]
+    check_same_images(options.out, compared)
     if least := least_told(made):
         screen.print_line(console, f"note: {least}")
     if not options.show:
@@ -153,7 +154,7 @@ def _progress(console: Console, out: Path, total: int) -> Iterator[Callable[[Seq
 
 
 def _show(console: Console, findings: Findings) -> None:
-    from auxnet.studies.study_page import headline, of_data, sources_of, table_cells, warnings_of
+    from auxnet.studies.study_page import data_prefix, headline, sources_of, table_cells, warnings_of
     from auxnet.studies.verdicts import in_words
 
     head, *lines = table_cells(findings)
@@ -164,7 +165,9 @@ def _show(console: Console, findings: Findings) -> None:
         table.add_row(*cells)
     screen.print_table(console, table)
     screen.print_line(console, f"{findings.study.question} {headline(findings)}")
+    if findings.verdicts:
+        screen.print_line(console, "points above 0 are in favour of a claim, below 0 against it:")
     for verdict in findings.verdicts:
-        screen.print_line(console, f"- {of_data(findings, verdict)}{verdict.claim.says}: {in_words(verdict)}")
+        screen.print_line(console, f"- {data_prefix(findings, verdict)}{verdict.claim.says}: {in_words(verdict)}")
     for note in (*warnings_of(findings), *sources_of(findings)):
         screen.print_line(console, note)

@@ -110,7 +110,7 @@ def train(words: list[str]) -> None:
     images = f"{data['train']:,} training, {data['val']:,} validation and {data['test']:,} test images"
     least = min(row["val_error"] for row in run.summary["last"])
     if guess := no_better_than_guessing(least, data["val"], data["guessing"]):
-        screen.print_line(console, f"note: no output has learned much: {100 * least:.2f} % validation error; {guess}")
+        screen.print_line(console, f"note: the least validation error is {per_cent(least)}: {guess}")
         for hint in few_steps(options.recipe, data["train"]):
             screen.print_line(console, f"note: {hint}")
     on = plural(device["threads"], "thread")
@@ -156,6 +156,7 @@ def _show_outputs(console: Console, tables: dict[str, Any], epochs: dict[str, in
         screen.print_table(
             console, _outputs_table(tables["best"], f"after epoch {best}, the best by mean validation error")
         )
+        screen.print_line(console, f"what follows goes by the last epoch; with --which best, by epoch {best}")
 
 
 def _outputs_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
@@ -182,10 +183,10 @@ def _plan_table(planned: Planned) -> Table:
 
 def _replaced(recipe: Recipe, out: Path) -> str | None:
     """A line on the fields in which a run differs from the recipe that is to replace it; None if in none, or no run."""
-    from auxnet.rundir import located
+    from auxnet.rundir import with_absolute_paths
 
     try:
-        old, new = located(read_run_recipe(out)), located(recipe)
+        old, new = with_absolute_paths(read_run_recipe(out)), with_absolute_paths(recipe)
     except (ValueError, OSError, RuntimeError):  # no run, or none that can be read
         return None
     differ = [

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from auxnet.errors import first_line, warn
+from auxnet.fetching import on_hub
 from auxnet.reading import cifar, folders, npz, parquet, svhn
 from auxnet.reading.arrays import Arrays
 from auxnet.reading.cache import cached
@@ -62,9 +63,9 @@ class Part:
 def located(name: str, data_dir: str | None) -> tuple[str, str | None]:
     """Name and data_dir by which the same data set is found from any folder, whatever AUXNET_DATA is there."""
     folder, root = Path(name).expanduser(), _root(data_dir)
-    if name == "digits" or (name.startswith("hf:") and not ((copy := _copy(name, root)) and copy.is_dir())):
+    if name == "digits" or (on_hub(name) and not ((copy := _copy(name, root)) and copy.is_dir())):
         return name, data_dir
-    if name not in NAMES and not name.startswith("hf:") and folder.exists():
+    if name not in NAMES and not on_hub(name) and folder.exists():
         return str(folder.resolve()), data_dir
     return name, str(root.resolve()) if root else None
 
@@ -75,13 +76,13 @@ def find(name: str, data_dir: str | Path | None, to_train: bool = True) -> dict[
     "train" is among them; of a folder or a file, where it is not `to_train`, any split will do. Raises ValueError for a
     name that cannot be, FileNotFoundError for data that is not there.
     """
-    root, on_hub = _root(data_dir), name.startswith("hf:")
+    root, from_hub = _root(data_dir), on_hub(name)
     here = name not in NAMES and Path(name).expanduser().exists()
-    needed = data_dir or not (name == "digits" or on_hub or here)
+    needed = data_dir or not (name == "digits" or from_hub or here)
     if root is not None and needed and not root.is_dir():
         what = "data_dir" if data_dir else "AUXNET_DATA"
         raise FileNotFoundError(f"{what} {root} is not a folder: give the one that holds the data")
-    if on_hub:
+    if from_hub:
         return _of_the_hub(name, root)
     if name == "digits":
         return {"train": Part([], digits, "digits")}
@@ -297,7 +298,7 @@ def _hub(name: str, address: str) -> dict[str, Part]:
         parts = _parquet_parts(snapshot / config, extra=name == "svhn")
     except FileNotFoundError as error:  # or some of the shards only
         parts, reason = {}, reason or first_line(error)
-    if "train" not in parts or not ("test" in parts or name.startswith("hf:")):
+    if "train" not in parts or not ("test" in parts or on_hub(name)):
         raise FileNotFoundError(f"{repo} could not be fetched from the hub: {reason or 'it has no train-*.parquet'}")
     if reason:
         held = ", ".join(sorted(parts))

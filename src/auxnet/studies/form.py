@@ -75,7 +75,7 @@ def percentage(value: Any, where: str) -> float | int:
     return value  # type: ignore[no-any-return]
 
 
-def of_recipe(value: Any, where: str, with_data: bool = False) -> dict[str, Any]:
+def recipe_fields(value: Any, where: str, with_data: bool = False) -> dict[str, Any]:
     """Fields of a recipe that a variant, or `with_data` a base, may set; what they may be, `Recipe` knows.
 
     Raises ValueError for those that a study sets otherwise.

@@ -12,9 +12,9 @@ from typing import Any
 
 from auxnet.documents import parsing, read_json
 from auxnet.evaluation import COSTS
-from auxnet.files import whole
+from auxnet.files import written_whole
 from auxnet.reading.splits import tested_alike
-from auxnet.studies.running import folder_of, is_done, why_failed
+from auxnet.studies.running import is_done, trial_folder, why_failed
 from auxnet.studies.spec import Study, Trial, differing
 from auxnet.studies.supervising import shares_of
 from auxnet.studies.verdicts import Verdict, judge_all
@@ -90,9 +90,12 @@ def averages(rows: Sequence[Row]) -> Iterator[Average]:
 def write_rows(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write ledger.jsonl, a line per training, and outputs.csv, a line per output of each; return their paths."""
     paths = [folder / "ledger.jsonl", folder / "outputs.csv"]
-    with whole(paths[0]) as partial:
+    with written_whole(paths[0]) as partial:
         partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    with whole(paths[1]) as partial, partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with (
+        written_whole(paths[1]) as partial,
+        partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         csv.writer(file).writerows(_lines(rows))
     return paths
 
@@ -114,7 +117,7 @@ def _row(study: Study, out: Path, trial: Trial) -> Row:
     }
     if not is_done(out, trial):
         return row
-    path = folder_of(out, trial) / "summary.json"
+    path = trial_folder(out, trial) / "summary.json"
     summary = read_json(path)
     with parsing(f"{path} is damaged: remove {path.parent} to train it again"):
         row |= _results(summary)

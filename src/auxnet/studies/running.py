@@ -17,11 +17,11 @@ from typing import Any
 from auxnet.data import load_data
 from auxnet.documents import parsing, read_json
 from auxnet.errors import DivergedError, one_line
-from auxnet.files import claimed, is_held, whole
+from auxnet.files import claimed, is_held, written_whole
 from auxnet.processes import work_together
 from auxnet.progress import Progress
-from auxnet.recipe import Recipe, read_run_recipe
-from auxnet.rundir import located, read_metrics, whole_epochs
+from auxnet.recipe import Recipe, has_recipe, read_run_recipe
+from auxnet.rundir import is_finished, read_metrics, whole_epochs, with_absolute_paths
 from auxnet.studies.spec import Trial
 from auxnet.train import fit_on
 from auxnet.words import val_errors
@@ -30,14 +30,14 @@ Watch = Callable[[Sequence[Trial]], None]
 """is told, now and then, which trials are left"""
 
 
-def folder_of(out: Path, trial: Trial) -> Path:
+def trial_folder(out: Path, trial: Trial) -> Path:
     """The run directory of a trial."""
     return out / "trials" / trial.name
 
 
 def is_done(out: Path, trial: Trial) -> bool:
     """Whether it was trained to its end."""
-    return (folder_of(out, trial) / "summary.json").is_file()
+    return is_finished(trial_folder(out, trial))
 
 
 def why_failed(out: Path, trial: Trial) -> str | None:
@@ -55,7 +55,7 @@ def left_of(out: Path, trials: Sequence[Trial]) -> list[Trial]:
     return [trial for trial in trials if not is_done(out, trial) and why_failed(out, trial) is None]
 
 
-def check_data(out: Path, trials: Sequence[Trial]) -> None:
+def check_same_images(out: Path, trials: Sequence[Trial]) -> None:
     """Raise ValueError for a trial in `out` that was trained on other images than those of the folder asked for now.
 
     A trial is named by its data as the study writes them, and the same path may be another folder elsewhere. Where one
@@ -64,9 +64,9 @@ def check_data(out: Path, trials: Sequence[Trial]) -> None:
     """
     alike: dict[tuple[str, str], bool] = {}
     for trial in trials:
-        folder, now = folder_of(out, trial), located(trial.recipe).data
-        if Path(now).exists() and (folder / "recipe.yaml").is_file():
-            then = located(read_run_recipe(folder)).data
+        folder, now = trial_folder(out, trial), with_absolute_paths(trial.recipe).data
+        if Path(now).exists() and has_recipe(folder):
+            then = with_absolute_paths(read_run_recipe(folder)).data
             if then != now and Path(then).exists():
                 if is_done(out, trial) and (then, now) not in alike:
                     alike[then, now] = _was_trained_on(trial.recipe, folder)
@@ -91,7 +91,7 @@ def under_way(out: Path, trials: Sequence[Trial]) -> Iterator[str]:
     """In words, where each of the trials stands that some process trains at this moment."""
     for trial in left_of(out, trials):
         if is_held(_claim(out, trial)):
-            rows = whole_epochs(read_metrics(folder_of(out, trial)))
+            rows = whole_epochs(read_metrics(trial_folder(out, trial)))
             done = max((row["epoch"] for row in rows), default=0)
             errors = [row["error"] for row in rows if row["epoch"] == done and row["split"] == "val"]
             stands = f"{trial.variant} on {trial.recipe.data}, seed {trial.seed}: {done}/{trial.recipe.epochs} epochs"
@@ -146,7 +146,7 @@ def _train(out: Path, trial: Trial, watch: Callable[[], None]) -> None:
         watch()
 
     try:
-        fit_on(trial.recipe, folder_of(out, trial), follow)
+        fit_on(trial.recipe, trial_folder(out, trial), follow)
     except DivergedError as failure:
-        with whole(_failed(out, trial)) as partial_file:
+        with written_whole(_failed(out, trial)) as partial_file:
             partial_file.write_text(one_line(failure) + "\n", encoding="utf-8")

@@ -35,7 +35,18 @@ from typing import Any
 from auxnet.documents import read_yaml
 from auxnet.errors import one_line
 from auxnet.recipe import WHERE, Recipe, folder_name, recipe_from
-from auxnet.studies.form import SCALE_KEYS, STUDY_KEYS, count, given, items, needed, of_recipe, pairs, percentage, text
+from auxnet.studies.form import (
+    SCALE_KEYS,
+    STUDY_KEYS,
+    count,
+    given,
+    items,
+    needed,
+    pairs,
+    percentage,
+    recipe_fields,
+    text,
+)
 from auxnet.words import nearest
 
 HOME = Path(__file__).parent  # of the studies that come with the program
@@ -197,8 +208,8 @@ def _scale(own: Mapping[str, Any], scale: str) -> dict[str, Any]:
     if scale not in {**usual, **own}:
         raise ValueError(f"it has no scale {scale!r}, but {', '.join({**usual, **own})}")
     own_one = given({} if own.get(scale) is None else own[scale], SCALE_KEYS, where)
-    over = of_recipe(own_one.pop("over", {}), f"over of {where}", with_data=True)
-    base = of_recipe(own_one.get("base", {}), f"base of {where}", with_data=True)
+    over = recipe_fields(own_one.pop("over", {}), f"over of {where}", with_data=True)
+    base = recipe_fields(own_one.get("base", {}), f"base of {where}", with_data=True)
     if "datasets" in own_one and "data" in {**base, **over}:
         raise ValueError(f"{where} has datasets, and data in its base: leave one of them out")
     if "base" not in own_one and scale in usual:
@@ -225,7 +236,7 @@ def _variants(content: Any) -> dict[str, dict[str, Any]]:
     named = pairs(content, "variants")
     if not named:
         raise ValueError("variants must hold one or more, got none")
-    return {name: of_recipe({} if each is None else each, f"variant {name}") for name, each in named.items()}
+    return {name: recipe_fields({} if each is None else each, f"variant {name}") for name, each in named.items()}
 
 
 def _claim(content: Any, variants: Mapping[str, Any], measures: str | None) -> Claim:

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from auxnet.files import whole
+from auxnet.files import written_whole
 from auxnet.page_frame import line_of, of_utf8, page_of_figures, table_of, unbroken
 from auxnet.reading.splits import tested_alike
 from auxnet.studies.checking import MARK, check_folder
@@ -30,7 +30,7 @@ def write_findings(findings: Findings, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "study.md", folder / "study.html"]
     for path, text in zip(paths, (markdown(findings), page(findings)), strict=True):
-        with whole(path) as partial:
+        with written_whole(path) as partial:
             partial.write_text(of_utf8(text), encoding="utf-8")
     return [*paths, *write_rows(findings.rows, folder)]
 
@@ -53,7 +53,9 @@ def markdown(findings: Findings) -> str:
     parts = [MARK, f"# {study.name}, {study.scale}: {study.question}", study.note, headline(findings)]
     if findings.verdicts:
         lines = [markdown_row(("claim", "found")), "|---|---|"]
-        claims = ((f"{of_data(findings, v)}{v.claim.says} ({v.claim.sides})", in_words(v)) for v in findings.verdicts)
+        claims = (
+            (f"{data_prefix(findings, v)}{v.claim.says} ({v.claim.sides})", in_words(v)) for v in findings.verdicts
+        )
         parts += ["\n".join([*lines, *map(markdown_row, claims)]), _method(findings)]
     head, *lines = map(markdown_row, table_cells(findings))
     table = [head, f"|---|{'---:|' * (head.count(' | '))}", *lines]
@@ -119,7 +121,8 @@ def page(findings: Findings) -> str:
     """The study as one HTML page."""
     study = findings.study
     claims = [
-        f'<tr class="{v.word.replace(" ", "-")}"><td class="wide">{unbroken(of_data(findings, v) + v.claim.says)}</td>'
+        f'<tr class="{v.word.replace(" ", "-")}"><td class="wide">'
+        f"{unbroken(data_prefix(findings, v) + v.claim.says)}</td>"
         f"<td>{escape(v.claim.sides)}</td>"
         f'<td class="wide">{unbroken(in_words(v))}</td></tr>'
         for v in findings.verdicts
@@ -161,7 +164,7 @@ def figures(findings: Findings) -> Iterator[tuple[str, tuple[str, str, dict[str,
 
 
 def _differences(findings: Findings, verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    names = [f"{of_data(findings, v)}{v.claim.sides}" for v in verdicts]
+    names = [f"{data_prefix(findings, v)}{v.claim.sides}" for v in verdicts]
     seeds = {
         "type": "scatter",
         "mode": "markers",
@@ -253,7 +256,7 @@ def _method(findings: Findings) -> str:
     )
 
 
-def of_data(findings: Findings, verdict: Verdict) -> str:
+def data_prefix(findings: Findings, verdict: Verdict) -> str:
     """The data set that a verdict is of, to begin with where a study has several."""
     return f"{verdict.data}: " if len(findings.study.datasets) > 1 else ""
 

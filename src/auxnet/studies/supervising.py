@@ -17,8 +17,8 @@ from auxnet.checkpoint import weights_sha256
 from auxnet.documents import parsing, read_json
 from auxnet.files import write_json
 from auxnet.opening import opened
-from auxnet.rundir import located
-from auxnet.studies.running import folder_of, is_done
+from auxnet.rundir import with_absolute_paths
+from auxnet.studies.running import is_done, trial_folder
 from auxnet.studies.spec import Trial
 
 IMAGES = 512  # of the last epoch, that gradients are taken on
@@ -36,10 +36,10 @@ def diagnose(out: Path, trials: Sequence[Trial]) -> None:
 
 def _diagnose(out: Path, trials: Sequence[Trial]) -> None:
     for trial in trials:
-        folder = folder_of(out, trial)
+        folder = trial_folder(out, trial)
         weights = folder / "model.safetensors"  # removed, to save room: nothing can be measured
         if is_done(out, trial) and _measured(out, trial) is None and weights.is_file():
-            recipe = located(trial.recipe)  # where the data lie now; since it was trained they may have moved
+            recipe = with_absolute_paths(trial.recipe)  # since it was trained the data may have moved
             data_dir = str(Path(recipe.data).parent) if Path(recipe.data).is_absolute() else recipe.data_dir
             with opened(folder, data_dir=data_dir, device=recipe.device, threads=recipe.threads) as run:
                 write_json(_file(out, trial), diagnosing.gather(folder, trial.variant, run, IMAGES, None))
@@ -81,7 +81,7 @@ def _measured(out: Path, trial: Trial) -> dict[str, Any] | None:
     if not (path.is_file() and is_done(out, trial)):
         return None
     run: dict[str, Any] = read_json(path)
-    folder = folder_of(out, trial)
+    folder = trial_folder(out, trial)
     gone = not (folder / "model.safetensors").is_file()  # removed, to save room: nothing says that they were others
     with parsing(_damaged(out, trial)):
         return run if gone or run["weights_sha256"] == weights_sha256(folder) else None

@@ -83,7 +83,9 @@ def domain_of(field: str, given: Any) -> Domain:
     values = tuple(checked(field, value) for value in given)
     if len({repr(value) for value in values}) < max(2, len(values)):
         got = in_words(Choices(values))
-        raise ValueError(f"{field} needs two or more different choices, got {got}; fix one in the recipe")
+        raise ValueError(
+            f"{field} needs two or more different choices, got {got}: give one alone as --{field.replace('_', '-')}"
+        )
     return Choices(values)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from auxnet.documents import parsing, read_json
-from auxnet.files import whole
+from auxnet.files import written_whole
 from auxnet.page_frame import columns_of, page_of_figures, table_of, tiles_of, unbroken
 from auxnet.reading.splits import validated_alike
 from auxnet.recipe import words_of, write_recipe
@@ -21,7 +21,7 @@ from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.space import Domain, Range, count_of, in_words
 from auxnet.sweeps.sweeping import Sweep
 from auxnet.sweeps.trials import Trial
-from auxnet.words import command, per_cent, plural
+from auxnet.words import command, per_cent, plural, sentence
 
 ENOUGH = 4  # complete trials, before it is said which field matters
 LENGTHS = ("epochs", "milestones", "schedule", "warmup")  # how soon a training comes to its end
@@ -33,15 +33,15 @@ def write_outcome(sweep: Sweep) -> list[Path]:
     paths = [sweep.folder / name for name in ("trials.csv", "sweep.html")]
     with parsing(f"{sweep.folder}: its trials are damaged"):
         with (
-            whole(paths[0]) as partial,
+            written_whole(paths[0]) as partial,
             partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as f,
         ):
             csv.writer(f).writerows(rows_of(sweep))
-        with whole(paths[1]) as partial:
+        with written_whole(paths[1]) as partial:
             partial.write_text(page(sweep), encoding="utf-8")
         if sweep.best_recipe is not None:
             paths.append(sweep.folder / "best.yaml")
-            with whole(paths[-1]) as partial:
+            with written_whole(paths[-1]) as partial:
                 write_recipe(sweep.best_recipe, partial)
     return paths
 
@@ -72,30 +72,30 @@ def importance_of(sweep: Sweep) -> dict[str, float]:
 
 
 def notes_of(sweep: Sweep) -> list[str]:
-    """What a reader must know before trusting the comparison."""
+    """What a reader must know before trusting the comparison; no whole sentences."""
     space, notes = sweep.settings.space, []
     trained = [trial.folder / "summary.json" for trial in _different(sweep)]
     alike = validated_alike(read_json(path)["data"] for path in trained if path.is_file())
     if (changed := [field for field in COMPARABLE if field in space]) and not alike:
-        notes.append(f"{', '.join(changed)} varied, so that the trials are validated on different images.")
+        notes.append(f"{', '.join(changed)} varied, so that the trials are validated on different images")
     if sweep.settings.objective == "mean" and {"outputs", "at"} & space.keys():
-        notes.append("The outputs varied, so that the means are over different outputs; final compares one with one.")
+        notes.append("the outputs varied, so that the means are over different outputs; final compares one with one")
     if sweep.settings.prune and (lengths := [field for field in LENGTHS if field in space]):
         notes.append(
             f"{', '.join(lengths)} varied, and trials were stopped by the median of the others at their epoch, which "
-            "favours schedules that come down early; --no-prune does not."
+            "favours schedules that come down early; --no-prune does not"
         )
     if (images := _images(sweep)) is not None and (few := too_few(images)):
-        notes.append(f"{few}; a seed may weigh more than what varied.")
+        notes.append(f"{few}; a seed may weigh more than what varied")
     if (tried := len(_different(sweep))) > 1:
         notes.append(
-            f"The least of {tried} validation errors is optimistic: chosen as the least on these same images; on "
-            "others the same recipe is likely to err more."
+            f"the least of {tried} validation errors is optimistic: chosen as the least on these same images; on "
+            "others the same recipe is likely to err more"
         )
     if failed := [trial for trial in sweep.trials if trial.state == "failed"]:
-        notes.append(f"{len(failed)} of the trials failed; the first: trial {failed[0].number}, {failed[0].error}.")
+        notes.append(f"{len(failed)} of the trials failed; the first: trial {failed[0].number}, {failed[0].error}")
     if twins := [trial for trial in sweep.trials if trial.twin is not None]:
-        notes.append(f"{len(twins)} of the trials drew what another had drawn, and took its result.")
+        notes.append(f"{len(twins)} of the trials drew what another had drawn, and took its result")
     return notes
 
 
@@ -115,7 +115,7 @@ def page(sweep: Sweep) -> str:
         sub=f"Judged by the validation error after the last epoch, {objective_in_words(sweep)}; the test set "
         "decides nothing, and is not shown.",
         tiles=_tiles(sweep),
-        notes=notes_of(sweep),
+        notes=[sentence(note) for note in notes_of(sweep)],
         figures=dict(_figures(sweep)),
         sections={"trials": ("All trials, the best first", _trials(sweep)), "space": ("What varied", _space(sweep))},
     )

@@ -20,8 +20,8 @@ from auxnet.build import build, check_machine
 from auxnet.data import DataSet, load_data
 from auxnet.machine import threads_set
 from auxnet.processes import check_count, work_together
-from auxnet.recipe import WHERE, Recipe, read_run_recipe, words_of
-from auxnet.rundir import located
+from auxnet.recipe import WHERE, Recipe, has_recipe, read_run_recipe, words_of
+from auxnet.rundir import with_absolute_paths
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.settings import Sampler, Settings
 from auxnet.sweeps.space import Range, space_from, values_of
@@ -60,10 +60,10 @@ class Sweep:
         if self.best is None:
             return None
         recipe = self.settings.recipe_of(self.best.values)
-        if (self.best.folder / "recipe.yaml").is_file():  # not removed, to save room
+        if has_recipe(self.best.folder):  # not removed, to save room
             run = read_run_recipe(self.best.folder)
             recipe = replace(recipe, data=run.data, data_dir=run.data_dir, pretrained=run.pretrained)
-        return located(recipe)
+        return with_absolute_paths(recipe)
 
 
 def sweep(
@@ -101,31 +101,31 @@ def sweep(
         check_machine(recipe)  # what cannot be had here fails the worker, and not one trial after the other
     dataset = None if FINDS_DATA & settings.space.keys() else load_data(recipe)
     check_space(settings, WHERE)  # nor a trial now and then
-    study = join_sweep(Path(out), settings, trials, storage, check=lambda: check_space(settings, settings.space))
+    joined = join_sweep(Path(out), settings, trials, storage, check=lambda: check_space(settings, settings.space))
     if dataset is not None:
-        check_same_data(study, dataset)
+        check_same_data(joined, dataset)
     if retry_failed:
-        try_again(study)
+        try_again(joined)
     where = {field: getattr(recipe, field) for field in WHERE if field not in settings.space}
 
     def see() -> None:
-        watch(trials_of(study), total_of(study))
+        watch(trials_of(joined), total_of(joined))
 
-    processes = min(processes, total_of(study) - sum(trial.ended for trial in trials_of(study)))
+    processes = min(processes, total_of(joined) - sum(trial.ended for trial in trials_of(joined)))
     if processes <= 1:
-        work(study, where, see)
+        work(joined, where, see)
     else:
-        wrong = work_together(processes, partial(_work, study.folder, storage), where, see)
-        left = [trial.number for trial in trials_of(study) if trial.state == "interrupted"]
-        if left or len(trials_of(study)) < total_of(study):
+        wrong = work_together(processes, partial(_work, joined.folder, storage), where, see)
+        left = [trial.number for trial in trials_of(joined) if trial.state == "interrupted"]
+        if left or len(trials_of(joined)) < total_of(joined):
             raise RuntimeError("; ".join([*wrong, "the same command again goes on with the sweep"]))
     return read_sweep(out, storage)
 
 
 def read_sweep(out: Path | str, storage: str | None = None) -> Sweep:
     """A sweep as it stands, whoever works on it. Raises FileNotFoundError if there is none in `out`."""
-    study = open_sweep(Path(out), storage)
-    return Sweep(study.folder, study.settings, trials_of(study), total_of(study), study.optuna)
+    opened = open_sweep(Path(out), storage)
+    return Sweep(opened.folder, opened.settings, trials_of(opened), total_of(opened), opened.study)
 
 
 # ---- what no trial could do ------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from auxnet.batches import seed_of
 from auxnet.data import DataSet
 from auxnet.documents import parsing
 from auxnet.errors import first_line
-from auxnet.files import claimed, is_held, whole
+from auxnet.files import claimed, is_held, written_whole
 from auxnet.sweeps.journal import BaseStorage, journal, optuna
 from auxnet.sweeps.settings import Settings, check_same, content_of, is_sweep, settings_from
 from auxnet.sweeps.space import Choices, drawn_in_words
@@ -68,7 +68,7 @@ class OpenSweep:
 
     folder: Path
     settings: Settings
-    optuna: optuna.Study
+    study: optuna.Study
     storage: BaseStorage
 
 
@@ -117,32 +117,32 @@ def join_sweep(
     with FileLock(folder / ".lock"):
         if not is_sweep(folder):
             _begin(folder, settings, storage)
-        study = open_sweep(folder, storage)
-        check_same(study.settings, settings, folder)
+        sweep = open_sweep(folder, storage)
+        check_same(sweep.settings, settings, folder)
         if trials is not None:
-            study.optuna.set_user_attr("trials", trials)
-    return study
+            sweep.study.set_user_attr("trials", trials)
+    return sweep
 
 
-def check_same_data(study: OpenSweep, dataset: DataSet) -> None:
+def check_same_data(sweep: OpenSweep, dataset: DataSet) -> None:
     """Raise RuntimeError if the validation images have changed since the sweep was begun: trials would not compare."""
     now = [dataset.drawn, dataset.val_sha256()]
-    with FileLock(study.folder / ".lock"):  # of two that come first, one says what the images are
-        if "images" not in study.optuna.user_attrs:
-            study.optuna.set_user_attr("images", now)
-    if study.optuna.user_attrs["images"] != now:
+    with FileLock(sweep.folder / ".lock"):  # of two that come first, one says what the images are
+        if "images" not in sweep.study.user_attrs:
+            sweep.study.set_user_attr("images", now)
+    if sweep.study.user_attrs["images"] != now:
         raise RuntimeError(
-            f"the data of {study.folder} have changed since it was begun, and its trials would be judged by other "
+            f"the data of {sweep.folder} have changed since it was begun, and its trials would be judged by other "
             "images: put the data back, or begin another sweep"
         )
 
 
-def total_of(study: OpenSweep) -> int:
+def total_of(sweep: OpenSweep) -> int:
     """How many trials there shall be in all, at least those begun; the number given last holds for every worker."""
-    size = study.settings.grid_size
-    with parsing(f"{study.folder}: how many trials it shall have is damaged"):
-        total = int(study.optuna.user_attrs.get("trials", size if study.settings.sampler == "grid" else TRIALS))
-    return max(min(total, size) if size else total, len(current_trials(study)))
+    size = sweep.settings.grid_size
+    with parsing(f"{sweep.folder}: how many trials it shall have is damaged"):
+        total = int(sweep.study.user_attrs.get("trials", size if sweep.settings.sampler == "grid" else TRIALS))
+    return max(min(total, size) if size else total, len(current_trials(sweep)))
 
 
 def _begin(folder: Path, settings: Settings, storage: str | None) -> None:
@@ -153,7 +153,7 @@ def _begin(folder: Path, settings: Settings, storage: str | None) -> None:
     study.set_user_attr("settings", content_of(settings))
     for name_of_folder in ("claims", "trials"):
         (folder / name_of_folder).mkdir(exist_ok=True)
-    with whole(folder / "study.txt") as partial:
+    with written_whole(folder / "study.txt") as partial:
         partial.write_text(name + "\n", encoding="utf-8")
 
 
@@ -213,30 +213,30 @@ def _storage(folder: Path, url: str | None) -> BaseStorage:
 # ---- trials ----------------------------------------------------------------------------------------------------
 
 
-def claim(study: OpenSweep) -> tuple[optuna.Trial, FileLock] | None:
+def claim(sweep: OpenSweep) -> tuple[optuna.Trial, FileLock] | None:
     """A trial for this process alone, while it holds the lock: one that was interrupted, or else a new one.
 
     None once all are done, or claimed by others.
     """
-    with FileLock(study.folder / ".lock"):
-        begun = current_trials(study)
+    with FileLock(sweep.folder / ".lock"):
+        begun = current_trials(sweep)
         for trial in begun:
-            if not trial.state.is_finished() and (lock := claimed(_claim(study, trial.number))):
-                if not study.storage.get_trial(trial._trial_id).state.is_finished():  # nor finished just now
-                    return _drawn(study, trial.number, trial._trial_id), lock
+            if not trial.state.is_finished() and (lock := claimed(_claim(sweep, trial.number))):
+                if not sweep.storage.get_trial(trial._trial_id).state.is_finished():  # nor finished just now
+                    return _drawn(sweep, trial.number, trial._trial_id), lock
                 lock.release()
-        if len(begun) >= total_of(study):
+        if len(begun) >= total_of(sweep):
             return None
-        new = study.optuna.ask()
-        lock = claimed(_claim(study, new.number))
+        new = sweep.study.ask()
+        lock = claimed(_claim(sweep, new.number))
         assert lock is not None  # claims are made under the lock of the folder
-        return _drawn(study, new.number, new._trial_id), lock
+        return _drawn(sweep, new.number, new._trial_id), lock
 
 
-def try_again(study: OpenSweep) -> None:
+def try_again(sweep: OpenSweep) -> None:
     """Begin each trial that failed again, with the same values under a new number; the new one replaces it."""
-    with FileLock(study.folder / ".lock"):
-        for trial in current_trials(study):
+    with FileLock(sweep.folder / ".lock"):
+        for trial in current_trials(sweep):
             if trial.state == optuna.trial.TrialState.FAIL:
                 again = optuna.trial.create_trial(
                     state=optuna.trial.TrialState.RUNNING,
@@ -244,35 +244,35 @@ def try_again(study: OpenSweep) -> None:
                     distributions=trial.distributions,
                     user_attrs={"retries": trial.number},
                 )
-                study.optuna.add_trial(again)
+                sweep.study.add_trial(again)
 
 
-def current_trials(study: OpenSweep) -> list[optuna.trial.FrozenTrial]:
+def current_trials(sweep: OpenSweep) -> list[optuna.trial.FrozenTrial]:
     """All trials as Optuna has them, without those that failed and were begun again."""
-    trials = study.optuna.get_trials(deepcopy=False)
+    trials = sweep.study.get_trials(deepcopy=False)
     retried = {trial.user_attrs.get("retries") for trial in trials}
     return [trial for trial in trials if trial.number not in retried]
 
 
-def values_drawn(study: OpenSweep, trial: optuna.Trial | optuna.trial.FrozenTrial) -> dict[str, Any]:
+def values_drawn(sweep: OpenSweep, trial: optuna.Trial | optuna.trial.FrozenTrial) -> dict[str, Any]:
     """What a trial drew, as the recipe has it."""
     values = {}
     for field, value in trial.params.items():
-        domain = study.settings.space[field]
+        domain = sweep.settings.space[field]
         values[field] = domain.values[_choices(domain).index(value)] if isinstance(domain, Choices) else value
     return values
 
 
-def trials_of(study: OpenSweep) -> tuple[Trial, ...]:
+def trials_of(sweep: OpenSweep) -> tuple[Trial, ...]:
     """All trials as they stand, by their numbers, without those that failed and were begun again."""
-    with FileLock(study.folder / ".lock"):  # nobody claims a trial while it is seen whether somebody has
-        frozen = current_trials(study)
+    with FileLock(sweep.folder / ".lock"):  # nobody claims a trial while it is seen whether somebody has
+        frozen = current_trials(sweep)
         begun = [trial.number for trial in frozen if not trial.state.is_finished()]
-        held = [number for number in begun if is_held(_claim(study, number))]
-    with parsing(f"{study.folder}: its trials are damaged"):
+        held = [number for number in begun if is_held(_claim(sweep, number))]
+    with parsing(f"{sweep.folder}: its trials are damaged"):
         names = {"complete": "complete", "pruned": "pruned", "fail": "failed"}
-        drawn = {trial.number: values_drawn(study, trial) for trial in frozen}
-        space = study.settings.space
+        drawn = {trial.number: values_drawn(sweep, trial) for trial in frozen}
+        space = sweep.settings.space
         return tuple(
             Trial(
                 number=trial.number,
@@ -284,16 +284,16 @@ def trials_of(study: OpenSweep) -> tuple[Trial, ...]:
                 seconds=trial.user_attrs.get("seconds", 0.0),
                 error=trial.user_attrs.get("error"),
                 twin=trial.user_attrs.get("twin"),
-                folder=folder_of(study, trial.user_attrs.get("twin", trial.number)),
+                folder=numbered_folder(sweep, trial.user_attrs.get("twin", trial.number)),
             )
             for trial in frozen
         )
 
 
-def twin_of(study: OpenSweep, trial: optuna.Trial) -> optuna.trial.FrozenTrial | None:
+def twin_of(sweep: OpenSweep, trial: optuna.Trial) -> optuna.trial.FrozenTrial | None:
     """Another trial that drew the same and is complete or failed: a second training would only repeat its result."""
     ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL)
-    alike = (other for other in current_trials(study) if other.state in ended and other.params == trial.params)
+    alike = (other for other in current_trials(sweep) if other.state in ended and other.params == trial.params)
     return next(alike, None)
 
 
@@ -301,26 +301,26 @@ def _latest(trial: optuna.trial.FrozenTrial) -> float | None:
     return None if trial.last_step is None else trial.intermediate_values[trial.last_step]
 
 
-def folder_of(study: OpenSweep, number: int) -> Path:
+def numbered_folder(sweep: OpenSweep, number: int) -> Path:
     """The run directory of a trial."""
-    return study.folder / "trials" / f"{number:04}"
+    return sweep.folder / "trials" / f"{number:04}"
 
 
-def _drawn(study: OpenSweep, number: int, trial_id: int) -> optuna.Trial:
+def _drawn(sweep: OpenSweep, number: int, trial_id: int) -> optuna.Trial:
     """The trial with a value for each field that varies, drawn now where none is.
 
     What is drawn follows from the seed, the number and the trials before, not from the process that draws.
     """
-    seed, space = seed_of(study.settings.recipe.seed, number) % 2**32, study.settings.space
-    if study.settings.sampler == "grid" or total_of(study) == study.settings.grid_size:  # each combination once
+    seed, space = seed_of(sweep.settings.recipe.seed, number) % 2**32, sweep.settings.space
+    if sweep.settings.sampler == "grid" or total_of(sweep) == sweep.settings.grid_size:  # each combination once
         with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
             sampler: optuna.samplers.BaseSampler = optuna.samplers.BruteForceSampler(seed)
-    elif study.settings.sampler == "random":
+    elif sweep.settings.sampler == "random":
         sampler = _on_steps(optuna.samplers.RandomSampler)(seed)
     else:
         sampler = _on_steps(optuna.samplers.TPESampler)(seed=seed)
     drawing = optuna.load_study(
-        study_name=study.optuna.study_name, storage=study.storage, sampler=sampler, pruner=study.optuna.pruner
+        study_name=sweep.study.study_name, storage=sweep.storage, sampler=sampler, pruner=sweep.study.pruner
     )
     trial = optuna.Trial(drawing, trial_id)
     for field, domain in space.items():
@@ -349,5 +349,5 @@ def _choices(domain: Choices) -> list[Any]:
     return [" ".join(map(str, value)) if isinstance(value, tuple) else value for value in domain.values]
 
 
-def _claim(study: OpenSweep, number: int) -> Path:
-    return study.folder / "claims" / f"{number:04}.lock"
+def _claim(sweep: OpenSweep, number: int) -> Path:
+    return sweep.folder / "claims" / f"{number:04}.lock"

@@ -13,17 +13,17 @@ from auxnet.build import depths_of
 from auxnet.errors import DivergedError, first_sentence, one_line
 from auxnet.progress import Progress
 from auxnet.recipe import Recipe
-from auxnet.rundir import read_metrics
-from auxnet.schedules import of_trained_outputs
+from auxnet.rundir import checkpoints, read_metrics
+from auxnet.schedules import trained_outputs_only
 from auxnet.sweeps.journal import optuna
-from auxnet.sweeps.trials import OpenSweep, claim, folder_of, twin_of, values_drawn
+from auxnet.sweeps.trials import OpenSweep, claim, numbered_folder, twin_of, values_drawn
 from auxnet.train import fit_on
 
 State = optuna.trial.TrialState
 PATIENCE = 3  # times that a trial may take its process down at one place before it is given up
 
 
-def work(study: OpenSweep, where: dict[str, Any], watch: Callable[[], None] = lambda: None) -> None:
+def work(sweep: OpenSweep, where: dict[str, Any], watch: Callable[[], None] = lambda: None) -> None:
     """Train trial after trial, until none is left that nobody else trains; `where` is device, threads, data_dir.
 
     `watch` is called whenever a trial begins, ends an epoch, or ends. A trial fails by what would happen again wherever
@@ -31,11 +31,11 @@ def work(study: OpenSweep, where: dict[str, Any], watch: Callable[[], None] = la
     of its process `PATIENCE` times at one place. Any other error may be the machine's fault, such as a full disk, a GPU
     that failed or data that are gone: it is raised, and the trial is left for the next worker.
     """
-    while (claimed := claim(study)) is not None:
+    while (claimed := claim(sweep)) is not None:
         trial, lock = claimed
         try:
             watch()
-            _run(study, trial, where, watch)
+            _run(sweep, trial, where, watch)
             watch()
         finally:
             lock.release()
@@ -48,7 +48,7 @@ def objective_of(val_errors: Sequence[float], objective: str, recipe: Recipe) ->
     output K.
     """
     if objective == "mean":
-        return mean(of_trained_outputs(recipe, depths_of(recipe), val_errors))
+        return mean(trained_outputs_only(recipe, depths_of(recipe), val_errors))
     output = len(val_errors) if objective == "final" else int(objective)
     if output > len(val_errors):
         raise ValueError(f"objective {output} names an output, and the net has {len(val_errors)}")
@@ -59,14 +59,14 @@ class _GivenUpError(RuntimeError):
     """A trial took its process down too often."""
 
 
-def _run(study: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Callable[[], None]) -> None:
+def _run(sweep: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Callable[[], None]) -> None:
     """Train one trial; a stop leaves it as it stands, to the next worker."""
-    settings, folder = study.settings, folder_of(study, trial.number)
-    if (twin := twin_of(study, trial)) is not None:
+    settings, folder = sweep.settings, numbered_folder(sweep, trial.number)
+    if (twin := twin_of(sweep, trial)) is not None:
         trial.set_user_attr("twin", twin.user_attrs.get("twin", twin.number))
         if twin.state == State.FAIL:
             trial.set_user_attr("error", twin.user_attrs.get("error"))
-        study.optuna.tell(trial, twin.value, twin.state)
+        sweep.study.tell(trial, twin.value, twin.state)
         return
 
     def follow(progress: Progress) -> None:
@@ -77,7 +77,7 @@ def _run(study: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Ca
                 raise optuna.TrialPruned
 
     starts = trial.user_attrs.get("starts", [])
-    start = max((path.stem for path in (folder / "checkpoints").glob("*.ckpt")), default="its beginning")
+    start = next((path.stem for path in checkpoints(folder)), "its beginning")
     trial.set_user_attr("starts", [*starts, start])
     value, state = None, State.COMPLETE
     try:
@@ -85,7 +85,7 @@ def _run(study: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Ca
             raise _GivenUpError(
                 f"the process that trained it died {PATIENCE} times at {start}: perhaps for want of memory"
             )
-        recipe = replace(settings.recipe_of(values_drawn(study, trial)), **where)
+        recipe = replace(settings.recipe_of(values_drawn(sweep, trial)), **where)
         run = fit_on(recipe, folder, follow)
         value = objective_of([row["val_error"] for row in run.summary["last"]], settings.objective, recipe)
     except optuna.TrialPruned:
@@ -102,4 +102,4 @@ def _run(study: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Ca
         trial.set_user_attr("starts", starts)  # nothing that counts against it
         raise
     trial.set_user_attr("seconds", sum(row["seconds"] for row in read_metrics(folder) if row["output"] == 1))
-    study.optuna.tell(trial, value, state)
+    sweep.study.tell(trial, value, state)

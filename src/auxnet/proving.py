@@ -54,10 +54,12 @@ def some(split: Labelled, count: int) -> Pixels:
     return split.read(torch.linspace(0, number - 1, min(count, number)).round().long()).numpy()
 
 
-def of_every_exit(
+def images_for_every_exit(
     net: PretrainedAuxNet, policy: Policy, pixels: Pixels, split: Labelled | None
 ) -> tuple[Pixels, tuple[int, ...]]:
-    """The images, with more of the split until one leaves at each output that can be left at; and those without any."""
+    """The images, with more of the split until one leaves at each output that can be left at; and the outputs at which
+    none left.
+    """
     K = len(policy.temperatures)
     lacking = {k for k in range(1, K + 1) if k == K or policy.decides(k)}
     lacking -= set(policy.exits(_logits(net, K, pixels)).tolist())
