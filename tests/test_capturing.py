@@ -321,9 +321,8 @@ def test_a_recording_that_fails_says_why_and_want_of_memory_stays_what_it_is(fau
     assert failed.type is raised
 
 
-@pytest.mark.parametrize("name", ["Adagrad", "Adafactor"])
-def test_an_optimizer_that_a_graph_cannot_hold_is_said_at_once(name, monkeypatch):
+def test_an_optimizer_that_a_graph_cannot_hold_is_said_at_once(monkeypatch):
     monkeypatch.setattr(build, "check_machine", lambda recipe: None)
     build.check_recipe(Recipe(cuda_graph=True, optimizer="AdamW"))
-    with pytest.raises(ValueError, match=f"cuda_graph=True cannot hold {name}: take SGD or"):
-        build.check_recipe(Recipe(cuda_graph=True, optimizer=name))
+    with pytest.raises(ValueError, match="cuda_graph=True cannot hold Adagrad: take SGD or"):
+        build.check_recipe(Recipe(cuda_graph=True, optimizer="Adagrad"))

@@ -16,6 +16,7 @@ from auxnet import build, diagnosing, opening, rundir, signals
 from auxnet.cli import main
 from auxnet.data import load_data
 from auxnet.distributed import Team
+from auxnet.mixing import mixed
 from auxnet.recipe import Recipe
 from auxnet.synchronised import synchronise_norms, unsynchronised
 from browser import chromium, opened
@@ -257,6 +258,34 @@ def test_the_last_lines_are_those_that_the_command_measures_afterwards(content):
     (run,) = content["runs"]
     last = [row["share"] for row in run["epochs"] if row["epoch"] == 2]
     assert last == pytest.approx([row["share"] for row in run["shares"]], rel=1e-4)
+
+
+def test_what_is_measured_are_the_batches_and_the_losses_of_training(tmp_path, monkeypatch):
+    """Mixed as there, and with what the final output teaches."""
+    seen = []
+
+    def noted(*batch):
+        seen.append(mixed(*batch))
+        return seen[-1]
+
+    monkeypatch.setattr(build, "mixed", noted)
+    recipe = replace(TINY, epochs=1, mixup=0.3, distill=1.0)
+    net = auxnet.fit(recipe, tmp_path / "a", diagnose=True).net
+    rows, first, again = rundir.read_rows(tmp_path / "a" / "diagnosis.jsonl"), seen[:2], seen[-2:]
+    assert len(seen) > 4
+    assert all(all(map(torch.equal, one, other)) for one, other in zip(first, again, strict=True))
+
+    def taught(logits, labels, final):
+        divergence = final.div(3).softmax(1) * (final.div(3).log_softmax(1) - logits.div(3).log_softmax(1))
+        return 9 * divergence.sum(1).mean()
+
+    by_batch = [auxnet.supervision(net, x, y, "multiway", distill=taught) for x, y in first]
+    for row, one, other in zip(rows, *by_batch, strict=True):
+        share = (one.supervision + other.supervision) / (one.gradient + other.gradient)
+        assert row["share"] == pytest.approx(share, rel=1e-4)
+    assert main(["diagnose", str(tmp_path / "a"), "--no-probes", "--threads", "1"]) == 0
+    (run,) = json.loads((tmp_path / "a" / "diagnosis.json").read_text())["runs"]
+    assert [row["share"] for row in rows] == pytest.approx([row["share"] for row in run["shares"]], rel=1e-4)
 
 
 @pytest.mark.parametrize("stopped", [(1, 1, False), (1, 6, True), (2, 2, False)])

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 import auxnet
 from auxnet.backbones.attaching import attach
 from auxnet.diagnosis import diagnose, layers_of, supervision
+from auxnet.losses import distilled
 from auxnet.network import AuxNet
 from auxnet.residual import Classifier, PreActivationBlock
 
@@ -61,7 +63,7 @@ def smooth_net(norms):
     return AuxNet(segments, [Classifier(c, 4, False) for c in (4, 4, 6)], (2, 3, 6)).double()
 
 
-def gradients_by_restarts(net, images, labels):
+def gradients_by_restarts(net, images, labels, loss=lambda k, logits, labels: F.cross_entropy(logits, labels)):
     """{(k, l): dL_k/dx_l of the mean loss}, each by a forward that starts from x_l as a leaf of its own; l from 1."""
     chain = [(layer, k) for k, segment in enumerate(net.segments, 1) for layer in segment]
     found, x = {}, images
@@ -71,7 +73,7 @@ def gradients_by_restarts(net, images, labels):
             rest = [module for module, segment in chain[place:] if segment <= k]
             if chain[place - 1][1] <= k:
                 leaf = x.clone().requires_grad_()
-                F.cross_entropy(net.heads[k - 1](nn.Sequential(*rest)(leaf)), labels).backward()
+                loss(k, net.heads[k - 1](nn.Sequential(*rest)(leaf)), labels).backward()
                 found[k, place] = leaf.grad
     return found
 
@@ -145,6 +147,23 @@ def test_norms_are_those_of_images_taken_one_by_one():
         at_output = [gradients[s.output, (2, 3, 5)[s.output - 1]].norm().item() for gradients in alone]
         assert s.gradient == pytest.approx(sum(norms) / 6, rel=1e-9)
         assert s.share == pytest.approx(sum(at_output) / sum(norms), rel=1e-9)
+
+
+def test_with_distillation_the_final_output_teaches_and_is_not_taught():
+    net, (images, labels) = smooth_net(norms=True).train(), batch()
+    teacher = (net(images)[-1].detach() / 3).softmax(1)
+
+    def by_hand(k, logits, labels):
+        plain = -logits.log_softmax(1)[torch.arange(6), labels].mean()
+        divergence = (teacher * (teacher.log() - (logits / 3).log_softmax(1))).sum(1).mean()
+        return plain if k == 3 else 0.4 * plain + 0.6 * 9 * divergence
+
+    g = gradients_by_restarts(net, images, labels, by_hand)
+    distill = partial(distilled, loss=F.cross_entropy, share=0.6, temperature=3.0)
+    for s in supervision(net, images, labels, distill=distill):
+        arrives, given = (g[s.output, at].flatten(1).norm(dim=1).sum() for at in (s.layer, (2, 3, 5)[s.output - 1]))
+        assert s.gradient == pytest.approx(arrives.item(), rel=1e-9)
+        assert s.supervision == pytest.approx(given.item(), rel=1e-9)
 
 
 def test_batchnorm_normalises_by_the_batch_and_joint_adds_up_what_has_one_shape():

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import auxnet
@@ -16,7 +17,7 @@ from auxnet.method import Method
 from auxnet.methods import adaptive_scales, step_scales
 from auxnet.update import Update
 
-UNFIT = ("Optimizer", "SparseAdam", "LBFGS", "Muon", "Rprop", "ASGD")
+UNFIT = ("Optimizer", "SparseAdam", "LBFGS", "Muon", "Rprop", "ASGD", "Adafactor")
 ETA, MOMENTUM, DECAY = 0.3, 0.9, 0.02
 K, CLASSES, WIDTH, N = 4, 3, 5, 7
 WEIGHTS = [0.9, 0.6, 0.7, 1.0]  # chosen so that the division by their sum acts in some passes and not in others
@@ -478,6 +479,26 @@ class FromTheLeft(nn.Linear):
         return wide.view(8, n, 8).transpose(0, 1).reshape_as(x)
 
 
+class Scoring(nn.Linear):
+    """A score for each position: a matrix times a vector that is computed from the weight."""
+
+    def forward(self, x):
+        score = torch.addmv if self.bias is not None else torch.mv
+        terms = [self.bias.expand(len(x) * 24)] if self.bias is not None else []
+        return x + score(*terms, x.reshape(-1, 8), self.weight[0] * 0.5).view(len(x), 3, 8, 1)
+
+
+class Plus1(nn.Module):
+    def forward(self, weight):
+        return weight + 1
+
+
+def plus_1(norm):
+    """The norm with a weight that is one more than its parameter."""
+    parametrize.register_parametrization(norm, "weight", Plus1())
+    return norm
+
+
 class Generated(nn.Linear):
     """A kernel that a linear layer makes of a constant."""
 
@@ -535,6 +556,11 @@ def ending_in(layer):
         (Scaled(8, 8), "segments.1.weight"),
         (Product(8, 8), "segments.1.weight"),
         *((FromTheLeft(product), "segments.1.weight") for product in ("mm", "addmm", "bmm", "baddbmm")),
+        *((Scoring(8, 1, bias=bias), "segments.1.weight") for bias in (False, True)),
+        *(
+            (plus_1(norm), "segments.1.parametrizations.weight.original")
+            for norm in (nn.BatchNorm2d(3), nn.LayerNorm([3, 8, 8]), nn.GroupNorm(1, 3))
+        ),
         (Generated(2, 9), "segments.1.weight"),
         (weight_norm(nn.Conv2d(3, 3, 1)), r"segments.1.parametrizations.weight.original\d"),
         (spectral_norm(nn.Conv2d(3, 3, 1)), "segments.1.parametrizations.weight.original"),
@@ -560,6 +586,10 @@ def test_live_is_refused_where_autograd_holds_what_was_computed_from_a_weight(la
         nn.Conv2d(3, 3, 1, groups=3),
         nn.BatchNorm2d(3),
         nn.InstanceNorm2d(3),
+        nn.LayerNorm([3, 8, 8]),
+        nn.LayerNorm(8, elementwise_affine=False),
+        nn.GroupNorm(1, 3),
+        nn.GroupNorm(3, 3, affine=False),
         nn.TransformerEncoderLayer(8, 2, 8),
         Related(8, 8),
         Filtering(8, 8),
@@ -693,6 +723,7 @@ def test_live_refuses_what_autograd_keeps_in_place_of_features():
         (torch.optim.Muon, "Muon takes matrices alone"),
         (torch.optim.Rprop, "Rprop keeps its step sizes to itself"),
         (torch.optim.ASGD, "ASGD keeps its step sizes to itself"),
+        (torch.optim.Adafactor, r"Adafactor steps by 1 / sqrt\(steps so far\) once"),
     ],
 )
 def test_optimizers_that_cannot_serve_are_refused_before_a_step(kind, words):
@@ -705,12 +736,15 @@ SERVING = [kind for name, kind in vars(torch.optim).items() if name[0].isupper()
 
 @pytest.mark.parametrize("kind", SERVING, ids=lambda kind: kind.__name__)
 def test_a_step_size_acts_on_every_optimizer_that_is_taken(kind):
-    """A millionth of the step moves weights a thousandth as far at most, at the next step."""
+    """A millionth of the step moves weights a thousandth as far at most, however many steps were before."""
     moved = []
     for lr in (1e-2, 1e-8):
         net = small()
         method = auxnet.joint(net, partial(kind, lr=1e-2), [1.0, 1.0, 1.0])
         method.step(*images())
+        for state in method.updates[0].optimizer.state.values():
+            if "step" in state:
+                state["step"] += 10**18
         method.set_lr(lr)
         before = copy.deepcopy(net)
         method.step(*images())

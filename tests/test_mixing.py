@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import auxnet
-from auxnet import epochs
+from auxnet import build
 from auxnet.mixing import mixed, rectangle
 from auxnet.recipe import Recipe
 
@@ -96,7 +96,7 @@ def test_every_step_of_a_training_mixes_by_a_draw_of_its_own_and_nothing_else_is
         sizes.append(len(images))
         return mixed(images, labels, classes, mixup, cutmix, draw)
 
-    monkeypatch.setattr(epochs, "mixed", seen)
+    monkeypatch.setattr(build, "mixed", seen)
     recipe = Recipe(depth=8, epochs=2, batch_size=500, threads=1, device="cpu", mixup=0.2, ema=0.9)
     auxnet.fit(recipe, tmp_path / "a")
     assert len(set(states)) == len(states)

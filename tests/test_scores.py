@@ -131,6 +131,19 @@ def test_the_interval_of_a_difference_covers_the_truth_about_as_often_as_it_says
     assert 0.91 <= covered / 400 <= 0.99
 
 
+@pytest.mark.parametrize("n", [30, 145, 1000])
+@pytest.mark.parametrize(
+    "shares", [(0.995, 0.005), (0.98, 0.02), (0.5, 0.5), (0.99, 0.005, 0.005), (0.02, 0.98, 0), (0.005, 0.005, 0.99)]
+)
+def test_the_interval_of_a_mean_covers_the_truth_about_as_often_as_it_says(shares, n):
+    """Also where most sets of images hold none of the rare ones, and the normal interval is a point."""
+    costs = torch.tensor([1.0, 1.5, 4.0][: len(shares)], dtype=torch.float64)
+    truth = sum(share * float(cost) for share, cost in zip(shares, costs, strict=True))
+    drawn = torch.multinomial(torch.tensor(shares), 500 * n, True, generator=torch.Generator().manual_seed(0))
+    found = (scores.interval_of_mean(costs[row], 1.0, float(costs[-1])) for row in drawn.view(500, n))
+    assert sum(low <= truth <= high for low, high in found) >= 0.9 * 500
+
+
 def test_the_temperature_is_the_one_scipy_finds_over_both_scales():
     logits, labels = made_up(400, skill=2.0)
     sharp = 3 * logits

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from auxnet import descent
 from auxnet.policy import ALWAYS, NEVER, Policy, confidence, never
-from auxnet.scores import Predictions, compare, wilson
+from auxnet.scores import Predictions, compare, interval_of_mean, wilson
 from auxnet.thresholds import (
     anytime,
     budgeted,
@@ -62,13 +62,33 @@ def test_the_outcome_is_that_of_following_the_policy_image_by_image(kind):
     assert found.error == pytest.approx(sum(wrong) / 60)
     assert found.error_interval == wilson(sum(wrong), 60)
     assert found.mean_cost == pytest.approx(sum(spent) / 60)
-    mean = found.mean_cost
-    half = 1.959964 * math.sqrt(sum((s - mean) ** 2 for s in spent) / 60 / 60)
-    assert found.cost_interval == pytest.approx((mean - half, mean + half))
+    low, high = found.cost_interval
+    assert (low, high) == interval_of_mean(torch.tensor(spent, dtype=torch.float64), min(COSTS), max(COSTS))
+    assert low < found.mean_cost < high
     assert found.shares == pytest.approx([exits.count(k) / 60 for k in (1, 2, 3)])
     assert found.share_intervals[0] == wilson(exits.count(1), 60)
     assert found.against_final == compare(torch.tensor(wrong), said.wrong[-1])
     assert sum(found.shares) == pytest.approx(1)
+
+
+def test_the_interval_of_the_cost_reaches_to_what_other_images_may_cost():
+    """It has a width where all images leave at one output and others need not; where they must, it has none."""
+    logits = torch.zeros(3, 30, 3)
+    logits[..., 0] = 9
+    said = Predictions(logits, torch.zeros(30, dtype=torch.long))
+    n = 30 + 1.959964**2  # Agresti and Coull's interval of a share, by hand
+    share = 1.959964**2 / 2 / n
+    most = share + 1.959964 * math.sqrt(share * (1 - share) / n)
+    for thresholds, low, high in [
+        ((0.5, 0.5), 1.0, 8.0),
+        ((0.5, NEVER), 1.0, 8.0),
+        ((0.5, ALWAYS), 1.0, 3.0),  # none can get to the third
+        ((NEVER, 0.5), 3.0, 8.0),
+        ((ALWAYS, 0.5), 1.0, 1.0),
+        ((NEVER, NEVER), 8.0, 8.0),
+    ]:
+        found = outcome(said, Policy(thresholds, "top", (1.0,) * 3), [1.0, 3.0, 8.0])
+        assert found.cost_interval == pytest.approx((low, low + most * (high - low)))
 
 
 def test_unreachable_thresholds_give_the_final_output_and_zero_thresholds_the_first():

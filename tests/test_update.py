@@ -1,5 +1,6 @@
 """Optimizers that are handed their gradients: fused ones too, whatever lies where in memory, and whenever it comes."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -69,6 +70,39 @@ def test_sparse_gradients_reach_an_optimizer_that_takes_them():
         auxnet.joint(net, partial(torch.optim.SGD, lr=0.1)).step(torch.randint(7, (6, 5)), torch.arange(6) % 3)
         ends.append(table.weight.detach())
     torch.testing.assert_close(*ends)
+
+
+class Summed(nn.Linear):
+    """Its own bias and another: autograd gives both one gradient, and `autograd.grad` one and the same tensor."""
+
+    def __init__(self):
+        super().__init__(4, 4)
+        self.other = nn.Parameter(torch.zeros(4))
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight, self.bias + self.other).tanh()
+
+
+@pytest.mark.parametrize("clip", [None, 0.1])
+@pytest.mark.parametrize("implementation", ["foreach", "fused", "for loop"])
+@every_method
+def test_parameters_whose_gradients_are_one_tensor_step_as_under_backward(make, implementation, clip):
+    """Clipping and Nesterov's momentum work in place: that tensor must not be worked on once for each of them."""
+    torch.manual_seed(1)
+    net = auxnet.AuxNet([Summed()], [nn.Linear(4, 3)], [1]).double()
+    twin = copy.deepcopy(net)
+    options = {} if implementation == "for loop" else {implementation: True}
+    sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, **options)
+    method, by_torch = make(net, sgd, clip=clip), sgd(twin.parameters())
+    for _ in range(2):
+        x, y = torch.randn(8, 4, dtype=torch.float64), torch.randint(3, (8,))
+        method.step(x, y)
+        by_torch.zero_grad()
+        nn.functional.cross_entropy(twin(x)[0], y).backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(twin.parameters(), clip)
+        by_torch.step()
+    torch.testing.assert_close([*net.parameters()], [*twin.parameters()], rtol=0, atol=1e-12)
 
 
 def test_a_batch_of_no_image_is_refused():

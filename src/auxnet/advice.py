@@ -27,7 +27,7 @@ VERY_UNEVEN = 4  # times the training images of the smallest class in the larges
 FEW_EPOCHS = 3  # in which a cosine falls
 OF_SMALL_STEPS = {  # of SGD's step size
     **dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop"), "a hundredth"),
-    **dict.fromkeys(("Adagrad", "Adafactor"), "a tenth"),
+    "Adagrad": "a tenth",
 }
 
 

@@ -46,11 +46,11 @@ def take_buffers(average: nn.Module, net: nn.Module) -> None:
 
 @torch.no_grad()
 def recalibrate_norms(net: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Give every BatchNorm of a net the mean of its statistics over these batches of images [N, C, H, W].
+    """Give every BatchNorm of a net the mean over images of its statistics in these batches [N, C, H, W].
 
-    A BatchNorm that stays in evaluation mode after `net.train()` is frozen, and keeps its statistics. All other modules
-    are in evaluation mode meanwhile, as they are when the statistics are used (in PyTorch's `update_bn` dropout is
-    active); the net is left in that mode.
+    (In a team each process weighs its own parts of the batches.) A BatchNorm that stays in evaluation mode after
+    `net.train()` is frozen, and keeps its statistics. All other modules are in evaluation mode meanwhile, as they are
+    when the statistics are used (in PyTorch's `update_bn` dropout is active); the net is left in that mode.
     """
     net.train()
     batch_norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -61,9 +61,11 @@ def recalibrate_norms(net: nn.Module, batches: Iterable[Tensor]) -> None:
         norm.reset_running_stats()
         norm.train()
     try:
-        for n, images in enumerate(batches if norms else (), start=1):
+        seen = 0
+        for images in batches if norms else ():
+            seen += len(images)
             for norm in norms:
-                norm.momentum = 1 / n  # the plain mean over batches; with None, PyTorch's word for it, a GPU would wait
+                norm.momentum = len(images) / seen
             net(images)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from inspect import signature
 from itertools import islice
+from random import Random
 from typing import Any
 
 import torch
@@ -24,11 +25,12 @@ from auxnet.capturing import as_cuda_graph, check_optimizers
 from auxnet.distributed import Team
 from auxnet.documents import parsing
 from auxnet.errors import first_line
-from auxnet.gradients import Loss
+from auxnet.gradients import Distillation, Loss
 from auxnet.losses import balanced, cross_entropy, distilled, square_hinge
 from auxnet.machine import device_of, free_memory, to_device
 from auxnet.method import Method
 from auxnet.methods import joint, multiway, pairwise
+from auxnet.mixing import mixed
 from auxnet.network import AuxNet, copied
 from auxnet.precision import in_float32, to_bfloat16
 from auxnet.preprocessing import Preprocessing
@@ -197,9 +199,24 @@ def training_batches(
 def first_batches(
     recipe: Recipe, dataset: data.DataSet, device: torch.device, epoch: int, images: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The first whole batches of an epoch, as training sees them: `images` images at most, but one batch at least."""
+    """The first whole batches of an epoch, as training sees them: `images` images at most, but one batch at least.
+
+    Where the recipe mixes images, labels are shares of every class, [N, classes]. (A team mixes its parts of a batch.)
+    """
     whole = min(images, len(dataset.train)) // recipe.batch_size
-    return islice(training_batches(recipe, dataset, device, epoch), max(1, whole))
+    first = islice(training_batches(recipe, dataset, device, epoch), max(1, whole))
+    for step, (x, labels) in enumerate(first, start=1):
+        yield mixed_at(recipe, x, labels, dataset.num_classes, epoch, step)
+
+
+def mixed_at(
+    recipe: Recipe, images: torch.Tensor, labels: torch.Tensor, classes: int, epoch: int, step: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch as it is at a step (1-based): mixed, by the same draw in all processes, where the recipe mixes images."""
+    if recipe.mixup == 0 and recipe.cutmix == 0:
+        return images, labels
+    drawn = Random(batches.seed_of(recipe.seed, epoch, step, 0, 0))
+    return mixed(images, labels, classes, recipe.mixup, recipe.cutmix, drawn)
 
 
 def evaluation_batches(
@@ -338,7 +355,7 @@ def build_method(recipe: Recipe, net: AuxNet, loss: Loss, average: Average = ide
         "average": average,
     }
     if recipe.distill > 0:
-        options["distill"] = partial(distilled, loss=loss, share=recipe.distill, temperature=recipe.temperature)
+        options["distill"] = distillation_of(recipe, loss)
     if recipe.aggregator is not None:
         options["aggregate"] = aggregator_of(recipe.aggregator)
     if recipe.method == "multiway":
@@ -354,6 +371,13 @@ def loss_of(recipe: Recipe, dataset: data.DataSet, device: torch.device) -> Loss
     if recipe.loss == "square_hinge":
         return in_float32(partial(square_hinge, class_weights=weights))
     return in_float32(partial(cross_entropy, smoothing=recipe.label_smoothing, class_weights=weights))
+
+
+def distillation_of(recipe: Recipe, loss: Loss) -> Distillation | None:
+    """What auxiliary outputs minimise in place of the loss, where the recipe has them learn from the final one."""
+    if recipe.distill == 0:
+        return None
+    return partial(distilled, loss=loss, share=recipe.distill, temperature=recipe.temperature)
 
 
 def step_scale_of(recipe: Recipe) -> StepScale:

@@ -1,8 +1,8 @@
 """What there is to say of the supervision in finished runs: measured, put into plain values, and said in sentences.
 
-Gradients are taken on the first batches of the run's last epoch as training sees them, shuffled and augmented; probes
-are trained on images of the training split and judged on images of the validation split, both as they are. The test
-images are never read.
+Gradients are taken on the first batches of the run's last epoch as training sees them, shuffled, augmented and mixed;
+probes are trained on images of the training split and judged on images of the validation split, both as they are. The
+test images are never read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from auxnet import diagnosis_page, rundir
 from auxnet.batches import batches
-from auxnet.build import first_batches, loss_of
+from auxnet.build import distillation_of, first_batches, loss_of
 from auxnet.checkpoint import weights_sha256
 from auxnet.data import DataSet
 from auxnet.diagnosis import diagnose
@@ -48,7 +48,8 @@ def gather(folder: Path, name: str, run: Opened, images: int, probe_images: int 
     if recipe.freeze == "trunk":
         raise ValueError(f"{folder}: no supervision reached its trunk, which was frozen: there is nothing to diagnose")
     seen = first_batches(replace(recipe, precision="float32"), dataset, device, recipe.epochs, images)
-    found = diagnose(net, seen, recipe.method, weights, loss=loss_of(recipe, dataset, device))
+    loss = loss_of(recipe, dataset, device)
+    found = diagnose(net, seen, recipe.method, weights, loss=loss, distill=distillation_of(recipe, loss))
     probes = None
     if probe_images is not None:
         samples = [_sample(split, recipe, dataset, device, probe_images) for split in (dataset.train, dataset.val)]

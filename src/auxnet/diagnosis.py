@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from auxnet.backbones.dryrun import features
 from auxnet.batches import Batches
 from auxnet.errors import check_choice
-from auxnet.gradients import Loss, parameters
+from auxnet.gradients import Distillation, Loss, losses_of, parameters
 from auxnet.machine import random_kept
 from auxnet.method import Weights, checked_weights
 from auxnet.network import AuxNet, check_net, check_tensors, in_mode, leaves, logits_of, statistics_kept
@@ -108,14 +108,16 @@ def supervision(
     weights: Weights | None = None,
     *,
     loss: Loss = F.cross_entropy,
+    distill: Distillation | None = None,
 ) -> tuple[Share, ...]:
     """The share of supervision at every layer, for one batch of images [N, C, H, W] and labels [N].
 
     Under "multiway" and "pairwise" there is a share for each output and each layer below it, on which `weights` have no
-    influence; under "joint" one for each layer. `weights` are by default the paper's. `loss` is a mean over the batch.
-    The net is measured as in training and left as it was: its weights, its statistics, its mode. Raises ValueError.
+    influence; under "joint" one for each layer. `weights` are by default the paper's. `loss` is a mean over the batch;
+    with `distill`, as `multiway` has it, auxiliary outputs minimise that. The net is measured as in training and left
+    as it was: its weights, its statistics, its mode. Raises ValueError.
     """
-    return diagnose(net, [(images, labels)], method, weights, loss=loss).shares
+    return diagnose(net, [(images, labels)], method, weights, loss=loss, distill=distill).shares
 
 
 def diagnose(
@@ -125,6 +127,7 @@ def diagnose(
     weights: Weights | None = None,
     *,
     loss: Loss = F.cross_entropy,
+    distill: Distillation | None = None,
 ) -> Diagnosis:
     """Shares of supervision as `supervision` gives them, over batches; norms and cosines of the outputs' gradients.
 
@@ -140,7 +143,7 @@ def diagnose(
         net.check_images(images.shape)
         layers = layers or layers_of(net, images.shape[1:])
         with in_mode(net, training=True), statistics_kept([net]), random_kept(images.device):
-            measured = _measure(net, layers, images, labels, lambdas if method == "joint" else None, loss)
+            measured = _measure(net, layers, images, labels, lambdas if method == "joint" else None, loss, distill)
         for total, found in zip(sums, measured, strict=True):
             for key, value in found.items():
                 total[key] = total.get(key, 0.0) + len(images) * value
@@ -186,7 +189,13 @@ class Measured(NamedTuple):
 
 
 def _measure(
-    net: AuxNet, layers: Sequence[Layer], images: Tensor, labels: Tensor, joint: list[float] | None, loss: Loss
+    net: AuxNet,
+    layers: Sequence[Layer],
+    images: Tensor,
+    labels: Tensor,
+    joint: list[float] | None,
+    loss: Loss,
+    distill: Distillation | None,
 ) -> Measured:
     """All that is measured on one batch; `joint` are the weights if the outputs' gradients are to be added up."""
     x = images.detach().requires_grad_().clone()  # a frozen trunk has gradients too, and one may write over its images
@@ -198,8 +207,10 @@ def _measure(
     supervisions: list[Tensor] = []
     trunks: list[list[Tensor]] = []  # of each output, its gradient in each parameter that it reaches
 
-    for k, end in enumerate(ends, start=1):
-        L, below = loss(logits_of(net.heads, k, features[end]), labels), features[: end + 1]
+    logits = [logits_of(net.heads, k, features[end]) for k, end in enumerate(ends, start=1)]
+    losses = losses_of(logits, labels, loss, distill)
+    for k, (end, L) in enumerate(zip(ends, losses, strict=True), start=1):
+        below = features[: end + 1]
         reached = [p for segment in segments[:k] for p in segment]
         found = torch.autograd.grad(L, [*below, *reached], retain_graph=True, materialize_grads=True)
         of_features, of_parameters = found[: end + 1], list(found[end + 1 :])

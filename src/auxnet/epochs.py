@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from random import Random
 from typing import Any, TypeVar
 
 import torch
@@ -21,7 +20,15 @@ from torch import Tensor
 from auxnet import signals
 from auxnet.averaging import RECALIBRATION_BATCHES, recalibrate_norms, take_buffers, update_average
 from auxnet.batches import seed_of
-from auxnet.build import evaluation_batches, first_batches, loss_of, precision_of, training_batches
+from auxnet.build import (
+    distillation_of,
+    evaluation_batches,
+    first_batches,
+    loss_of,
+    mixed_at,
+    precision_of,
+    training_batches,
+)
 from auxnet.data import DataSet
 from auxnet.diagnosis import diagnose
 from auxnet.distributed import Team
@@ -29,7 +36,6 @@ from auxnet.errors import DivergedError
 from auxnet.evaluation import tally
 from auxnet.machine import seed_random
 from auxnet.method import Method
-from auxnet.mixing import mixed
 from auxnet.network import AuxNet
 from auxnet.progress import Progress, progress_of, steps_per_epoch
 from auxnet.recipe import Recipe
@@ -141,9 +147,7 @@ def train_epoch(training: Training, state: TrainingState) -> TrainingState:
     batches = _team_batches(training, epoch, state.step)
     for step, n, x, labels in _saving_on_failure(batches, training, read_losses):
         seed_random(seed_of(recipe.seed, epoch, step, team.rank), training.device)  # for nets that draw numbers
-        if recipe.mixup > 0 or recipe.cutmix > 0:
-            drawn = Random(seed_of(recipe.seed, epoch, step, 0, 0))  # the same in all processes
-            x, labels = mixed(x, labels, training.dataset.num_classes, recipe.mixup, recipe.cutmix, drawn)
+        x, labels = mixed_at(recipe, x, labels, training.dataset.num_classes, epoch, step)
         unread.append((step, n, method.step(x, labels)))
         if training.average is not None and recipe.ema is not None:
             update_average(training.average, net, recipe.ema, (epoch - 1) * steps + step)
@@ -239,7 +243,8 @@ def supervision_after(training: Training, epoch: int) -> Iterator[dict[str, Any]
     batches = first_batches(recipe, training.dataset, training.device, epoch, DIAGNOSED)
     weights = lambdas_at(recipe, net.depths, epoch)
     loss = loss_of(recipe, training.dataset, training.device)
-    for share in diagnose(net, batches, recipe.method, weights, loss=loss).shares:
+    found = diagnose(net, batches, recipe.method, weights, loss=loss, distill=distillation_of(recipe, loss))
+    for share in found.shares:
         yield {"epoch": epoch, "output": share.output, "layer": share.layer, "share": share.share}
 
 

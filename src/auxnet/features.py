@@ -24,9 +24,14 @@ FACTORS = {  # of convolutions, matrix products and norms, by autograd's names f
     "MmBackward0": ("self", "mat2"),
     "BmmBackward0": ("self", "mat2"),
     "BaddbmmBackward0": ("batch1", "batch2"),
+    "MvBackward0": ("self", "vec"),
+    "AddmvBackward0": ("mat", "vec"),
     "NativeBatchNormBackward0": ("weight",),  # InstanceNorm is one with a repeated weight
     "CudnnBatchNormBackward0": ("weight",),
     "MiopenBatchNormBackward0": ("weight",),
+    "NativeLayerNormBackward0": ("weight",),
+    "NativeGroupNormBackward0": ("weight",),
+    "FusedRmsNormBackward0": ("weight",),  # on a GPU; on a CPU it is an elementwise product
 }
 
 
@@ -35,8 +40,8 @@ def kept_features(net: AuxNet, live: bool) -> Callable[[Tensor], Iterator[Tensor
 
     With `live`, backwards through these features are to see weights updated after the forward. What would show them old
     weights is refused: casts by autocast, with RuntimeError; and, with ValueError before the first step is over,
-    convolutions and matrix products with what is computed without the images (`weight * 0.5`, weight norm). Other uses
-    of such derived weights, as in `x * (1 + weight)`, are not checked.
+    convolutions, matrix products and norms with what is computed without the images (`weight * 0.5`, weight norm).
+    Other uses of such derived weights, as in `x * (1 + weight)` and in RMSNorm on a CPU, are not checked.
     """
     checked = not live
 

@@ -125,7 +125,7 @@ class TrainingFields:
     batch_size: int = 128
     """images per step"""
     optimizer: str = "SGD"
-    """any optimizer of torch.optim that takes dense gradients of any shape, by name"""
+    """any optimizer of torch.optim that takes dense gradients of any shape and keeps to its step size, by name"""
     lr: float = 0.1
     """step size at the start"""
     momentum: float = 0.9

@@ -21,7 +21,7 @@ import torch
 from auxnet.descent import Costs, Task, Thresholds, geometric_shares, only_at
 from auxnet.errors import check_limit, check_share
 from auxnet.policy import ALWAYS, Policy
-from auxnet.scores import Z95, Comparison, Predictions, compare, fit_temperature, wilson
+from auxnet.scores import Comparison, Predictions, compare, fit_temperature, interval_of_mean, wilson
 
 FOLDS = 5  # of the images, each left out of solving once
 BEST = 8  # of the policies to begin from, as many are refined
@@ -30,7 +30,7 @@ FEWEST = 5  # images that a target on the error must be worth: of fewer, thresho
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a policy does to a set of images, with 95 % intervals: Wilson's of shares, the normal one of the cost."""
+    """What a policy does to a set of images, with 95 % intervals: Wilson's of shares, that of a mean of the cost."""
 
     images: int
     error: float
@@ -58,16 +58,16 @@ def outcome(
     n = len(exits)
     wrong_n = predicted.wrong[exits - 1, torch.arange(n)]
     wrong = int(wrong_n.sum())
-    spent = Costs.of(costs, passing).under(policy.thresholds)[exits - 1]
-    mean = float(spent.mean())
-    half = Z95 * float(spent.std(correction=0)) / n**0.5
+    stops = Costs.of(costs, passing).under(policy.thresholds)
+    spent = stops[exits - 1]
+    possible = stops[[k - 1 for k in range(1, policy.deepest + 1) if k == policy.deepest or policy.decides(k)]]
     counts = torch.bincount(exits - 1, minlength=len(costs)).tolist()
     return Outcome(
         images=n,
         error=wrong / n,
         error_interval=wilson(wrong, n),
-        mean_cost=mean,
-        cost_interval=(mean - half, mean + half),
+        mean_cost=float(spent.mean()),
+        cost_interval=interval_of_mean(spent, float(possible.min()), float(possible.max())),
         shares=tuple(count / n for count in counts),
         share_intervals=tuple(wilson(count, n) for count in counts),
         against_final=compare(wrong_n, predicted.wrong[-1]),

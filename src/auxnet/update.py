@@ -172,6 +172,8 @@ def _checked(optimizer: Optimizer, parameters: list[Tensor]) -> torch.optim.Opti
         raise ValueError("SparseAdam takes sparse gradients, and those of convolutions are dense: take Adam")
     if isinstance(made, torch.optim.Rprop | torch.optim.ASGD):
         raise ValueError(f"{name} keeps its step sizes to itself, where those of a method do not reach: take SGD")
+    if isinstance(made, torch.optim.Adafactor):
+        raise ValueError("Adafactor steps by 1 / sqrt(steps so far) once that is less than its step size: take AdamW")
     return made
 
 
@@ -203,13 +205,16 @@ def _split_groups(optimizer: torch.optim.Optimizer, parts: Sequence[Sequence[Ten
 def _as_held(gradients: Gradients, aliases: Sequence[Tensor], strides: Sequence[tuple[int, ...]]) -> Gradients:
     """Gradients in the type and the memory layout of what they are of: fused kernels walk along both side by side.
 
-    (PyTorch's own `backward` sees to the layout, `autograd.grad` does not.)
+    Each in memory of its own: clipping and Nesterov's momentum work in place, and of a + b both may be one tensor.
+    (PyTorch's own `backward` sees to all this, `autograd.grad` does not.)
     """
-    others = {
-        n: (torch.empty_like(a), g)
-        for n, (g, a, stride) in enumerate(zip(gradients, aliases, strides, strict=True))
-        if g is not None and not g.is_sparse and (g.dtype != a.dtype or g.stride() != stride)
-    }
+    others: dict[int, tuple[Tensor, Tensor]] = {}
+    seen: set[int] = set()
+    for n, (g, a, stride) in enumerate(zip(gradients, aliases, strides, strict=True)):
+        if g is not None and not g.is_sparse:
+            if g.dtype != a.dtype or g.stride() != stride or g.data_ptr() in seen:
+                others[n] = torch.empty_like(a), g
+            seen.add(g.data_ptr())
     if others:
         copies, originals = map(list, zip(*others.values(), strict=True))
         torch._foreach_copy_(copies, originals)  # in one launch
