@@ -44,6 +44,7 @@ def one_seeded_thread(tmp_path_factory):
     torch.manual_seed(0)
     os.environ["AUXNET_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
     os.environ.pop("AUXNET_DATA", None)
+    os.environ.pop("COLUMNS", None)
 
 
 @pytest.fixture

@@ -440,8 +440,9 @@ def test_ctrl_c_that_is_ignored_as_in_the_background_of_a_script_is_not_heard_wh
 def test_tables_go_by_columns_where_they_go_to_a_file(monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     assert screen.console().width >= 160
-    monkeypatch.setenv("COLUMNS", "80")
-    assert screen.console().width == 80
+    for columns, width in (("80", 80), ("0", 160), ("", 160), ("wide", 160)):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert screen.console().width == width
 
 
 def test_of_an_option_given_twice_the_last_is_taken(tmp_path, capsys):
@@ -769,10 +770,12 @@ def test_a_run_that_is_taken_up_says_where_it_goes_on(tmp_path, capsys):
     words = ["train", "--out", str(tmp_path / "a"), "--resume"]
     assert main(words) == 0
     assert "/a, goes on in epoch 1, step 3\n" in capsys.readouterr().out
-    took = json.loads((tmp_path / "a" / "summary.json").read_text())["wall_seconds"]
+    summary = tmp_path / "a" / "summary.json"
+    summary.write_text(json.dumps({**json.loads(summary.read_text()), "wall_seconds": 12345.6, "commit": "abc"}))
     assert main(words) == 0
     assert "it was finished already: nothing was left to train\n" in capsys.readouterr().out
-    assert json.loads((tmp_path / "a" / "summary.json").read_text())["wall_seconds"] == took
+    again = json.loads(summary.read_text())
+    assert (again["wall_seconds"], again["commit"]) == (12345.6, "abc")
 
 
 def test_flags_offer_what_the_functions_behind_them_take():

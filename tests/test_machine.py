@@ -1,7 +1,9 @@
 """Cores, threads, and when they are too many."""
 
+import math
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,12 +89,22 @@ def test_a_busy_machine_is_told_and_an_idle_one_or_a_single_thread_is_not(monkey
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(os, "getloadavg", lambda: (2.9, 0.0, 0.0))
     monkeypatch.setattr(time, "process_time", lambda: 6.0)
+    monkeypatch.setattr(machine, "_others_running", lambda: 9.0)
     assert machine.crowded(4) == "other programs use 3 of 4 CPU cores: 4 threads may be slower than --threads 1"
     assert machine.crowded(1) is None
     monkeypatch.setattr(time, "process_time", lambda: 3 * 60.0)  # this process itself may have been what was busy
     assert machine.crowded(4) is None
     monkeypatch.setattr(os, "getloadavg", lambda: (0.2, 9.0, 9.0))
     assert machine.crowded(4) is None
+    monkeypatch.setattr(time, "process_time", lambda: 6.0)
+    monkeypatch.setattr(os, "getloadavg", lambda: (2.9, 0.0, 0.0))
+    monkeypatch.setattr(machine, "_others_running", lambda: 0.0)  # what was busy has ended since
+    assert machine.crowded(4) is None
+
+
+@pytest.mark.skipif(not Path("/proc/loadavg").exists(), reason="the system does not say what runs")
+def test_what_runs_at_the_moment_is_counted_without_this_thread():
+    assert 0 <= machine._others_running() < math.inf
 
 
 def test_training_warns_of_it_in_one_line_and_so_does_fit(monkeypatch, capsys, tmp_path):

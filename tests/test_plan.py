@@ -11,6 +11,7 @@ import torch
 from auxnet import Recipe, fit, methods, resnet
 from auxnet import plan as planning
 from auxnet.advice import (
+    copies_doubts,
     data_doubts,
     few_steps,
     ignores_weights,
@@ -101,6 +102,8 @@ def test_few_validation_images_and_copies_of_training_images_among_those_that_ju
         images[60 : 60 + copies] = images[:copies]
         np.savez(tmp_path / f"{copies}.npz", **{f"{split}_images": part for split, part in parts.items()}, **labels)
         recipe = Recipe(data=f"{tmp_path}/{copies}.npz")
+        crops = replace(recipe, augment="rrc+flip", image_size=8)
+        assert len(copies_doubts(load_data(crops))) == bool(copies)  # training images are kept larger there
         few, *copied = data_doubts(recipe, load_data(recipe))
         assert few.startswith("20 validation images are few, one of them is 5 points")
         assert len(copied) == bool(copies)

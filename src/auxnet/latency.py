@@ -101,7 +101,7 @@ def time_in_turns(
     """
     images = example(image_shape, batch, next(models[0].parameters()))
     if images.device.type == "cpu" and (slow := crowded(torch.get_num_threads())):
-        warn(f"the times measured are those of a busy machine: {slow}")
+        warn(f"the times measured may be too long: {slow}")
     prepared = [model.eval().to(memory_format=torch.channels_last) for model in models]  # type: ignore[call-overload]
     with torch.inference_mode():
         for model in prepared:  # what is done once

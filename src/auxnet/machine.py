@@ -145,17 +145,26 @@ def _quota(group: Path) -> float:
 def crowded(threads: int) -> str | None:
     """A warning, with the remedy, if these threads exceed the free CPU cores; else None.
 
-    (The system tells how many cores were busy in the last minute; what this process may have used is subtracted.)
+    (The system tells how many cores were busy in the last minute; what this process may have used is subtracted, and
+    what has ended since does not count.)
     """
     allowed, present = cores(), os.cpu_count() or 1
     if threads > allowed:
         return f"{threads} threads for {allowed} CPU cores wait for each other: --threads {allowed} is faster"
     busy = max(0.0, os.getloadavg()[0] - time.process_time() / 60) if hasattr(os, "getloadavg") else 0.0
+    busy = min(busy, _others_running())
     free = max(1, round(present - busy))
     if free < threads:
         load = f"other programs use {min(busy, present):.0f} of {present} CPU cores"
         return f"{load}: {threads} threads may be slower than --threads {free}"
     return None
+
+
+def _others_running() -> float:
+    """How many threads beside this one run, or wait for a core, at the moment; infinite where it is not known."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/loadavg").read_text().split()[3].split("/")[0]) - 1
+    return math.inf
 
 
 def bfloat16_pays() -> bool | None:

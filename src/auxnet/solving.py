@@ -159,10 +159,11 @@ def solve_exits(
     those of the training where they are not given. `which` says for which weights of the run, "last" or "best": those
     that are shipped, for no others can be used with them.
 
-    Writes RUN/exits.json where thresholds meet the target, and warns (UserWarning) if that fails; where none do (a mean
-    cost below that of output 1), the policy is None, the reason is there, and nothing is written. Raises ValueError for
-    what cannot be asked for (two targets, a run with one output), TypeError for a net (docs/guide.md, "In your own
-    loop", says how its thresholds are solved), and FileNotFoundError or RuntimeError as `opened` does.
+    Writes RUN/exits.json (exits-best.json for the best weights) where thresholds meet the target, and warns
+    (UserWarning) if that fails; where none do (a mean cost below that of output 1), the policy is None, the reason is
+    there, and nothing is written. Raises ValueError for what cannot be asked for (two targets, a run with one output),
+    TypeError for a net (docs/guide.md, "In your own loop", says how its thresholds are solved), and FileNotFoundError
+    or RuntimeError as `opened` does.
     """
     target, unit = _target(max_error_increase, max_mean_macs, max_mean_latency, cost)
     check_choice("confidence", confidence, Confidence)

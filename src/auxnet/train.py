@@ -161,7 +161,7 @@ def fit(
         if not team.leads:
             return Run(folder, training.judged.eval(), {})
         try:
-            summary = _finish(training, state, _seconds_before(folder) if finished else None)
+            summary = _finish(training, state, _trained_in(folder) if finished else {})
         except KeyboardInterrupt as stop:
             stop.args = (f"stopped after the last epoch; the run is saved in {folder}, --resume evaluates it",)
             raise
@@ -244,15 +244,16 @@ def fit_on(recipe: Recipe, folder: Path, watch: Callable[[Progress], object] | N
     return fit(recipe, folder, overwrite=True, watch=watch)
 
 
-def _seconds_before(folder: Path) -> float | None:
-    """What a run's summary says that the training took; None where there is no such summary."""
-    with suppress(OSError, RuntimeError, KeyError, TypeError, ValueError):
-        return float(read_json(folder / "summary.json")["wall_seconds"])
-    return None
+def _trained_in(folder: Path) -> dict[str, Any]:
+    """What a finished run's summary says of its training: the time it took, and where; {} without a summary."""
+    with suppress(OSError, RuntimeError):
+        summary = read_json(folder / "summary.json")
+        return {key: summary[key] for key in ("wall_seconds", "versions", "commit", "device") if key in summary}
+    return {}
 
 
-def _finish(training: Training, state: TrainingState, seconds: float | None = None) -> dict[str, Any]:
-    """Save the net, read the test set for the first time, and write the summary; it took `seconds`, or until now."""
+def _finish(training: Training, state: TrainingState, known: dict[str, Any]) -> dict[str, Any]:
+    """Save the net, read the test set for the first time, and write the summary, in which `known` stays as it was."""
     recipe, dataset, folder, device = training.recipe, training.dataset, training.checkpointer.folder, training.device
     config = {
         "model_type": "auxnet",
@@ -283,8 +284,9 @@ def _finish(training: Training, state: TrainingState, seconds: float | None = No
             "resize": list(dataset.resize),
         },
         "seed": recipe.seed,
-        "wall_seconds": round(training.seconds(state), 1) if seconds is None else seconds,
+        "wall_seconds": round(training.seconds(state), 1),
         **provenance(device),
+        **known,
     }
     write_json(folder / "summary.json", summary)
     return summary

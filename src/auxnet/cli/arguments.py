@@ -269,4 +269,7 @@ def named_as_flags(names: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(re.sub(names, lambda found: f"--{found[0].replace('_', '-')}", str(error))) from None
+        named = re.sub(names, lambda found: f"--{found[0].replace('_', '-')}", str(error))
+        if named == str(error):
+            raise
+        raise ValueError(named) from error

@@ -256,7 +256,7 @@ def _candidates_table(choice: Choice) -> Table:
         *(["ms, batch 1 (quartiles)"] if timed else []),
         "val. error",
     ]
-    title = f"on {choice.candidates[0].report.images:,} validation images (95 % intervals, not adjusted as p is)"
+    title = f"on {choice.candidates[0].report.images:,} validation images (95 % intervals, unadjusted)"
     title += f"; ms measured on {choice.measured_on}" if timed else ""
     made = screen.table(title, *columns, "points behind the chosen", "McNemar's p (Holm)", "")
     for c in choice.candidates:

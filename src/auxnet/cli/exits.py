@@ -27,7 +27,8 @@ CURVES = {
 
 @dataclass(frozen=True)
 class Exits(OfRun):
-    """Solve on validation when an image may leave at a shallow output; written to RUN/exits.json too.
+    """Solve on validation when an image may leave at a shallow output; written to RUN/exits.json too (of the
+    best weights: exits-best.json).
 
     Exit status 1 (and nothing written) if no thresholds meet a bound on the mean cost. A target on the error is always
     met: by the final output alone, if nothing else is shown to keep it.

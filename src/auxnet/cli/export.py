@@ -41,7 +41,7 @@ class Export:
     which: Which = "last"
     """of a run: weights of the last epoch, or of the best one on validation"""
     confidence: Literal["none", "entropy", "top", "margin"] = "none"
-    """early exit: what is compared with the thresholds; none: RUN/exits.json"""
+    """early exit: what is compared with the thresholds; none: RUN/exits.json, or exits-best.json"""
     thresholds: tuple[float, ...] | None = None
     """early exit: least confidence, in 0..1, to leave at each output but the last"""
     temperatures: tuple[float, ...] | None = None
@@ -69,7 +69,8 @@ class Predict:
     output: int | None = None
     """the output, from 1, shallow to deep; none: the deepest there is"""
     exits: FlagCreatePairsOff[bool] = False
-    """let each image leave at the first output that is sure of it, by RUN/exits.json (auxnet exits RUN)"""
+    """let each image leave at the first output that is sure of it, by RUN/exits.json (auxnet exits RUN), or with
+    --which best RUN/exits-best.json"""
     top: int = 3
     """how many classes to name"""
     format: Literal["table", "csv", "jsonl"] = "table"
@@ -97,7 +98,7 @@ def export(words: list[str]) -> None:
     from auxnet.exporting import export as write
 
     settings = {"which": o.which, "policy": _policy(o), "data_dir": o.data_dir, "images": o.images}
-    with screen.working("exporting, and running the export"), named_as_flags(r"^(out|output|images)\b"):
+    with screen.working("exporting, and running the export"), named_as_flags(r"^(out|output)\b|^images(?= must be 2)"):
         done = write(o.model, o.output, o.format, o.out, overwrite=o.overwrite, **settings)  # type: ignore[arg-type]
     if o.json:
         print(json.dumps(asdict(done) | {"path": str(done.path)}, indent=2))

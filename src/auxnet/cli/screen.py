@@ -54,11 +54,8 @@ def console() -> Console:
     Of torchrun's processes only the first prints.
     """
     plain = _Console(quiet=not leads())
-    return (
-        plain
-        if plain.is_terminal or "COLUMNS" in os.environ
-        else _Console(width=max(plain.width, 160), quiet=plain.quiet)
-    )
+    asked = os.environ.get("COLUMNS", "").strip("0").isdigit()
+    return plain if plain.is_terminal or asked else _Console(width=max(plain.width, 160), quiet=plain.quiet)
 
 
 def working(on: str) -> Status:

@@ -156,7 +156,8 @@ def _show_outputs(console: Console, tables: dict[str, Any], epochs: dict[str, in
         screen.print_table(
             console, _outputs_table(tables["best"], f"after epoch {best}, the best by mean validation error")
         )
-        screen.print_line(console, f"what follows goes by the last epoch; with --which best, by epoch {best}")
+        what = "evaluate, select, exits, export and predict take the weights of the last epoch"
+        screen.print_line(console, f"{what}, and with --which best those of epoch {best}")
 
 
 def _outputs_table(rows: Sequence[dict[str, Any]], title: str) -> Table:

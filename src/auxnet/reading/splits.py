@@ -96,8 +96,8 @@ class Split:
         return total
 
     def hashes(self) -> Iterator[int]:
-        """Of the pixels of each image, of 64 bits, others in every process: by these copies are found."""
-        return (hash(image.numpy().tobytes()) for some in self._pieces() for image in some)
+        """A 64-bit hash of each image's pixels, different in each process: by these copies are found."""
+        return (hash(image.tobytes()) for some in self._pieces() for image in some.cpu().numpy())
 
     def _pieces(self) -> Iterator[Tensor]:
         """The images, some at a time."""
