@@ -97,7 +97,7 @@ class Split:
 
     def hashes(self) -> Iterator[int]:
         """Of the pixels of each image, of 64 bits, others in every process: by these copies are found."""
-        return (hash(image.numpy().tobytes()) for some in self._pieces() for image in some)
+        return (hash(image.numpy().tobytes()) for some in self._pieces() for image in some.cpu())
 
     def _pieces(self) -> Iterator[Tensor]:
         """The images, some at a time."""
