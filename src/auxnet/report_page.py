@@ -149,7 +149,8 @@ def _validated_alike(runs: Sequence[Facts]) -> bool:
 
 def _headlines(runs: Sequence[Facts], within: float) -> str:
     finished = [run for run in runs if run["finished"]]
-    good = f"Good enough: within {within:g} points of the lowest validation error. Test errors decide nothing here."
+    near = f"within {plural(within, 'point')} of the lowest validation error"
+    good = f"Good enough: {near}. Test errors decide nothing here."
     if len(runs) == 1:
         if not finished:
             return f"<h1>{unbroken(headline(runs[0]))}</h1>"

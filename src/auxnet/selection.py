@@ -27,7 +27,7 @@ from auxnet.scores import (
     too_few,
 )
 from auxnet.sections import Which
-from auxnet.words import per_cent
+from auxnet.words import per_cent, plural
 
 MARGIN = 0.005
 UNITS = {"params": "parameters", "macs": "MACs", "latency": "ms for one image"}
@@ -256,13 +256,13 @@ def _reason(
     meeting = [each.report for each in candidates if each.meets]
     equal = [row.output for row in meeting if row.error == chosen.error and row.macs > chosen.macs]
     if chosen is best:
-        cheapest = f", and no cheaper one comes within {100 * margin:g} points of it" if margin else ""
+        cheapest = f", and no cheaper one comes within {plural(100 * margin, 'point')} of it" if margin else ""
         tied = f", tied with {' and '.join(f'output {k}' for k in equal)}" if equal else ""
         parts = [f"output {chosen.output} is {named} ({_error(chosen)}{tied}){cheapest}"]
     else:
         behind = 100 * (chosen.error - best.error)
         parts = [
-            f"output {chosen.output} is the cheapest within {100 * margin:g} points of {named}",
+            f"output {chosen.output} is the cheapest within {plural(100 * margin, 'point')} of {named}",
             f"{_error(chosen)}, {behind:.2f} points behind output {best.output}",
         ]
     overall = min(rows, key=lambda row: (row.error, row.macs))

@@ -38,7 +38,7 @@ from auxnet.thresholds import (
     solve,
     solve_cross_fitted,
 )
-from auxnet.words import command, per_cent, which_flags
+from auxnet.words import command, per_cent, plural, which_flags
 
 Cost = Literal["macs", "latency"]
 Unit = Literal["MACs", "ms"]
@@ -264,7 +264,7 @@ def _solve(
 
 def _of_target(target: float, found: CrossFit, answer: Point) -> Iterator[str]:
     """Whether a target on the error is kept: on images solved on, on those left out of solving, and on test images."""
-    n, points = answer.val.images, f"{100 * target:g} points"
+    n, points = answer.val.images, plural(100 * target, "point")
     if found.allowed is not None:
         low, high = found.rise_interval
         here, there = (

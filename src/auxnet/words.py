@@ -43,9 +43,10 @@ def sentence(words: str) -> str:
     return f"{words[0].upper()}{words[1:]}."
 
 
-def plural(number: int, what: str) -> str:
-    """1 thread, 2 threads."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def plural(number: float, what: str) -> str:
+    """1 thread, 2,000 threads, 0.5 points."""
+    said = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{said} {what}{'' if number == 1 else 's'}"
 
 
 def first_few(items: Sequence[str], most: int = 3) -> str:
