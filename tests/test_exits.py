@@ -361,7 +361,7 @@ def test_an_output_alone_is_advised_by_what_it_costs_alone(run, capsys, monkeypa
     monkeypatch.setattr("auxnet.solving.exit_latencies", lambda *_: wide)
     monkeypatch.setattr("auxnet.scores.FEW", 146)
     out = "\n".join(printed(capsys, run, "--max-mean-latency", "1.9"))
-    assert "note: 145 validation images are few" in out
+    assert "note: 145 validation images, fewer than 146, tell little" in out
     assert "note: latency is that of the PyTorch model; an ONNX file of it is usually faster" in out
     said = asked(capsys, run, "--max-mean-latency", "1.9")["notes"]
     assert [line[6:] for line in out.splitlines() if line.startswith("note: ")] == said

@@ -105,11 +105,11 @@ def test_few_validation_images_and_copies_of_training_images_among_those_that_ju
         crops = replace(recipe, augment="rrc+flip", image_size=8)
         assert len(copies_doubts(load_data(crops))) == bool(copies)  # training images are kept larger there
         few, *copied = data_doubts(recipe, load_data(recipe))
-        assert few.startswith("20 validation images are few, one of them is 5 points")
+        assert few.startswith(
+            "20 validation images, fewer than 100, tell little, one is 5 points: a new training with more"
+        )
         assert len(copied) == bool(copies)
-    assert copied[0].startswith(
-        "3 of 100 test images are among the training images too, pixel for pixel: errors on them"
-    )
+    assert copied[0].startswith("copies, pixel for pixel, of training images are 3 of 100 test images: errors on them")
 
 
 def test_an_optimizer_that_normalises_gradients_is_warned_of_with_unequal_weights_and_with_the_step_of_sgd():

@@ -85,7 +85,7 @@ def test_where_classes_differ_in_size_it_is_noted_if_the_balanced_error_would_ch
     uneven = [replace(row, class_images=(900, 100)) for row in balanced]
     choice = choose(said, uneven)
     assert choice.output == 2
-    note = "classes differ in size: by balanced error output 3 would be chosen (10.00 %, output 2 20.00 %)"
+    note = "classes differ in size: by balanced error the same rule would choose output 3 (10.00 %, output 2 20.00 %)"
     assert choice.by_balanced_error == note
     assert note in choice.notes
     assert choose(said, balanced).by_balanced_error is None  # classes are alike in size

@@ -75,7 +75,7 @@ def copies_doubts(dataset: DataSet) -> list[str]:
     if not copies:
         return []
     low = "errors on them come out too low; remove the copies, or keep them all in train/"
-    return [f"{' and '.join(copies)} are among the training images too, pixel for pixel: {low}"]
+    return [f"copies, pixel for pixel, of training images are {' and '.join(copies)}: {low}"]
 
 
 def precision_doubts(recipe: Recipe) -> list[str]:

@@ -127,9 +127,9 @@ def too_few(images: int) -> str | None:
     """A remark if there are too few validation images to tell much; else None."""
     if images >= FEW:
         return None
-    of_one = f"{100 / max(images, 1):.2g} points"
-    mend = "a larger val_fraction (--val-fraction) in a new training gives more"
-    return f"{images} validation images are few, one of them is {of_one}: {mend}"
+    of_one = plural(round(100 / max(images, 1), 1), "point")
+    mend = "a new training with more (--val-fraction, or more in val/) tells more"
+    return f"{plural(images, 'validation image')}, fewer than {FEW}, tell little, one is {of_one}: {mend}"
 
 
 def top_error(logits: Tensor, labels: Tensor, k: int) -> float:

@@ -93,7 +93,7 @@ class Choice:
         if other is chosen:
             return None
         errors = f"{per_cent(other.balanced_error)}, output {self.output} {per_cent(chosen.balanced_error)}"
-        return f"classes differ in size: by balanced error output {other.output} would be chosen ({errors})"
+        return f"classes differ in size: by balanced error the same rule would choose output {other.output} ({errors})"
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -191,14 +191,13 @@ def _cost_table(reports: Sequence[OutputReport], latency: Sequence[Latency] | No
         for r in reports:
             made.add_row(str(r.output), f"{r.params:,}", f"{r.macs:,}")
         return made
-    turns = " and ".join(str(timing.runs) for timing in latency[0].timings)
-    where = f"{latency[0].measured_on}, {turns} turns"
+    runs = " and ".join(str(timing.runs) for timing in latency[0].timings)
     columns = ["output", "parameters", "MACs"]
     for timing in latency[0].timings:
         columns += [f"ms, batch {timing.batch}", "images/s"]
-    title = f"each output as a model of its own: median time (quartiles) on {where}; peak of tensors held"
+    title = f"each output as a model of its own: median time (quartiles) of {runs} runs on {latency[0].measured_on}"
     batches = " / ".join(str(timing.batch) for timing in latency[0].timings)
-    made = screen.table(title, *columns, f"peak MiB, batch {batches}")
+    made = screen.table(title, *columns, f"peak MiB of tensors, batch {batches}")
     for r, costs in zip(reports, latency, strict=True):
         cells = [str(r.output), f"{r.params:,}", f"{r.macs:,}"]
         for t in costs.timings:
@@ -258,7 +257,7 @@ def _candidates_table(choice: Choice) -> Table:
     ]
     title = f"on {choice.candidates[0].report.images:,} validation images (95 % intervals, unadjusted)"
     title += f"; ms measured on {choice.measured_on}" if timed else ""
-    made = screen.table(title, *columns, "points behind the chosen", "McNemar's p (Holm)", "")
+    made = screen.table(title, *columns, "points behind the chosen", "McNemar's p (Holm)")
     for c in choice.candidates:
         r, against = c.report, c.against_chosen
         marks = ["chosen"] if r.output == choice.output else [] if c.meets else ["over budget"]
@@ -267,9 +266,9 @@ def _candidates_table(choice: Choice) -> Table:
         cells += [str(c.timing)] if c.timing else []
         cells.append(with_interval(r.error, r.low, r.high))
         if against is None or r.output == choice.output:
-            made.add_row(*cells, "", "", "")
+            made.add_row(*cells, "", "")
         else:
             behind = in_points(against.difference, against.low, against.high)
-            apart = "" if against.significant else "cannot be told apart"
-            made.add_row(*cells, behind, f"{against.p_value:.2g}", apart)
+            apart = "" if against.significant else "cannot be told apart: "
+            made.add_row(*cells, behind, f"{apart}{against.p_value:.2g}")
     return made

@@ -136,7 +136,8 @@ def plan(words: list[str]) -> None:
         planned = work_out(options.recipe)
     screen.print_table(console, _plan_table(planned))
     images = f"{planned.train:,} training, {planned.val:,} validation and {planned.test:,} test images"
-    total = f"{duration(planned.seconds_per_epoch)} an epoch, {duration(planned.seconds)} in all"
+    epochs = plural(options.recipe.epochs, "epoch")
+    total = f"{duration(planned.seconds_per_epoch)} an epoch, {duration(planned.seconds)} for {epochs}"
     measured = f"measured just now, from {'one step' if planned.measured_steps == 1 else 'a few steps'}"
     screen.print_line(console, f"{images}; about {total} ({measured})")
     for note in planned.notes:
