@@ -776,6 +776,10 @@ def test_a_run_that_is_taken_up_says_where_it_goes_on(tmp_path, capsys):
     assert "it was finished already: nothing was left to train\n" in capsys.readouterr().out
     again = json.loads(summary.read_text())
     assert (again["wall_seconds"], again["commit"]) == (12345.6, "abc")
+    for damaged in ("5", "{"):
+        summary.write_text(damaged)
+        assert main(words) == 0
+        assert json.loads(summary.read_text())["epochs"] == again["epochs"]
 
 
 def test_flags_offer_what_the_functions_behind_them_take():

@@ -184,11 +184,11 @@ def _prepare(recipe: Recipe, team: Team, resume: bool) -> tuple[DataSet, AuxNet,
     net, method = build(recipe, dataset, team.device, team)
     dataset = normalised_for(recipe, dataset)
     check_last_batch(recipe, dataset, net, team.size)
-    doubts = precision_doubts(recipe) if resume else doubts_of(recipe, net.depths, dataset)
-    if team.device.type == "cpu" and (slow := crowded(torch.get_num_threads())):
-        doubts.append(slow)
-    for doubt in doubts if team.leads else ():
-        warn(doubt)
+    if team.leads:
+        doubts = precision_doubts(recipe) if resume else doubts_of(recipe, net.depths, dataset)
+        slow = crowded(torch.get_num_threads()) if team.device.type == "cpu" else None
+        for doubt in [*doubts, *([slow] if slow else [])]:
+            warn(doubt)
     return dataset, net, method
 
 
@@ -246,7 +246,7 @@ def fit_on(recipe: Recipe, folder: Path, watch: Callable[[Progress], object] | N
 
 def _trained_in(folder: Path) -> dict[str, Any]:
     """What a finished run's summary says of its training: the time it took, and where; {} without a summary."""
-    with suppress(OSError, RuntimeError):
+    with suppress(OSError, RuntimeError, TypeError):
         summary = read_json(folder / "summary.json")
         return {key: summary[key] for key in ("wall_seconds", "versions", "commit", "device") if key in summary}
     return {}
