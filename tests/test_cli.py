@@ -250,7 +250,9 @@ def test_help_and_import_do_not_wait_for_torch():
     ("words", "says"),
     [
         (["trian"], "there is no command 'trian'; perhaps you meant 'train'"),
-        (["train", "--dept", "20"], "perhaps you meant --depth"),
+        (["train", "--dept", "20"], "there is no option --dept; perhaps you meant --depth; see auxnet train --help"),
+        (["train", "--data", "my", "photos"], "'photos' belongs to no option (a name with spaces needs quotes)"),
+        (["train", "--method", "fused"], "pairwise, multiway, got 'fused'; perhaps you meant --mode; see"),
         (["train", "--depth", "x"], "--depth"),
         (["train", "--weights", "1", "1", "1", "1"], "weights must be one number for all auxiliary outputs"),
         (

@@ -234,8 +234,8 @@ def _one_line(box: str) -> str:
         elif text := line.strip("│| "):
             parts[-1].append(text)
     complaint, *further = filter(None, parts[1:])  # above the first border stands at most a title
-    suggestion = f"; perhaps you meant {further[0][1]}" if further and further[0][0] == "Perhaps you meant:" else ""
-    return _in_words(" ".join(complaint).rstrip(".")) + suggestion
+    meant = further[0][1].split()[0] if further and further[0][0] == "Perhaps you meant:" else ""  # without its type
+    return _in_words(" ".join(complaint).rstrip(".")) + (f"; perhaps you meant {meant}" if meant else "")
 
 
 def _of_a_switch(options: type[Any], words: list[str]) -> str | None:
@@ -255,7 +255,13 @@ def _in_words(complaint: str) -> str:
     if found := re.match(r"invalid choice (.*) for argument '(.*)'\. Expected one of \((.*)\)", complaint):
         value, flag, known = found.groups()
         names = known.replace("'", "")
-        return f"{flag} must be one of {names}, got {value}"
+        field = next((name for name, hint in get_type_hints(Recipe).items() if value.strip("'") in get_args(hint)), "")
+        meant = f"; perhaps you meant --{field.replace('_', '-')}" if field else ""
+        return f"{flag} must be one of {names}, got {value}{meant}"
+    if found := re.match(r"Unrecognized options: (-[^\s,]*)", complaint):
+        return f"there is no option {found[1]}"
+    if found := re.match(r"Unrecognized options: ([^\s,]+)", complaint):
+        return f"{found[1]!r} belongs to no option (a name with spaces needs quotes)"
     if found := re.match(r"Missing from auxnet \w+: ([A-Z]+) (.*) \(required\)", complaint):
         return f"{found[1]} is missing: {found[2]}"
     if found := re.match(r"Error parsing (\S+): (must be .*)", complaint):
