@@ -234,6 +234,12 @@ def test_a_budget_that_no_model_could_meet_is_refused(value):
         choose(said, rows, budgets={"params": value})
 
 
+def test_a_budget_of_what_is_not_known_is_refused():
+    said, rows = ladder(5, 4)
+    with pytest.raises(ValueError, match=r"a budget must be of params, macs, latency, got 'max_params'"):
+        choose(said, rows, budgets={"max_params": 5})
+
+
 @pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), "0.5%", False])
 def test_a_margin_that_is_no_share_is_refused(value):
     said, rows = ladder(5, 4)

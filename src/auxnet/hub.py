@@ -177,7 +177,7 @@ def position_of(net: PretrainedAuxNet, output: int) -> int:
     """The position in the net, from 1, of the output with this number. Raises ValueError if it is not there."""
     if output not in net.numbers:
         held = f"1..{net.numbers[-1]} (shallow to deep)" if net.numbers[0] == 1 else f"{net.numbers[0]}, the only one"
-        raise ValueError(f"output must be {held}, got {output}")
+        raise ValueError(f"output must be {held}, got {output!r}")
     return net.numbers.index(output) + 1
 
 

@@ -222,6 +222,8 @@ def checked_budgets(limits: Mapping[str, float | None]) -> dict[str, float]:
     """The budgets given. Raises ValueError for one that no model could meet."""
     given = {name: limit for name, limit in limits.items() if limit is not None}
     for name, limit in given.items():
+        if name not in UNITS:
+            raise ValueError(f"a budget must be of {', '.join(UNITS)}, got {name!r}")
         check_limit(f"max_{name}", limit)
     return given
 

@@ -31,7 +31,7 @@ from auxnet.data import DataSet, load_data
 from auxnet.distributed import Team
 from auxnet.documents import read_json
 from auxnet.epochs import Training, run_epochs
-from auxnet.errors import DamagedError, warn
+from auxnet.errors import DamagedError, warn, whole_number
 from auxnet.evaluation import measure
 from auxnet.fetching import pinned
 from auxnet.files import write_json
@@ -110,10 +110,10 @@ def fit(
         mend = "auxnet.recipe has recipe_from for a dict, read_recipe for a file"
         raise TypeError(f"recipe must be an auxnet.Recipe, got {type(recipe).__name__}: {mend}")
     folder = Path(out)
-    asked: dict[str, Any] = {"every": save_every, "keep": keep}
+    asked: dict[str, Any] = {"every": save_every, "keep": None if keep is None else whole_number("keep", keep, 1)}
     asked = {name: value for name, value in asked.items() if value is not None}
-    if not (asked.get("every", 0) >= 0 and asked.get("keep", 1) >= 1):
-        raise ValueError(f"save_every must be 0 seconds or more and keep 1 or more, got {save_every} and {keep}")
+    if not asked.get("every", 0) >= 0:
+        raise ValueError(f"save_every must be 0 seconds or more, got {save_every}")
     began = time.perf_counter()
     with ExitStack() as stack:
         team = stack.enter_context(distributed.team(device_of(recipe)))
