@@ -245,6 +245,14 @@ def test_weights_without_a_checksum_are_taken_and_those_with_one_are_the_same_by
 def test_an_output_that_is_not_there_is_named(run):
     with pytest.raises(ValueError, match=r"output must be 1\.\.3 \(shallow to deep\), got 4"):
         take_out(load(run), 4)
+    with pytest.raises(ValueError, match=r"got '2'$"):
+        take_out(load(run), "2")
+
+
+def test_loading_draws_no_random_number_of_the_callers(run):
+    before = torch.get_rng_state()
+    auxnet.load(run)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_prepared_images_get_the_answers_of_predict(run, tmp_path):

@@ -19,6 +19,7 @@ from auxnet import build, by_name, epochs, machine, rundir, schedules, train
 from auxnet.data import load_data
 from auxnet.errors import DivergedError
 from auxnet.files import written_whole
+from auxnet.graphs import OneOutput
 from auxnet.plan import plan
 from auxnet.progress import progress_of
 from auxnet.reading.splits import fingerprint
@@ -48,6 +49,31 @@ def test_the_same_recipe_gives_the_same_bytes_of_weights(run, tmp_path, monkeypa
     assert torch.equal(torch.get_rng_state(), drawn)  # nor does training make one to the caller
     auxnet.fit(replace(TINY, seed=1), tmp_path / "c")
     assert bytes_of(tmp_path / "c") != bytes_of(run.folder)
+
+
+def test_all_is_in_float32_whatever_pytorch_is_told_to_make_by_default(run, tmp_path):
+    images = torch.randint(256, (2, 8, 8, 1), dtype=torch.uint8)
+
+    def asked():
+        leaves = OneOutput(auxnet.load(run).truncate(1), (9.0,), (7.0,)).eval()  # the graph of an exported file
+        return list(auxnet.predict(run, images.numpy())), [part.tolist() for part in leaves(images)]
+
+    before = asked()
+    torch.set_default_dtype(torch.float64)
+    try:
+        auxnet.fit(TINY, tmp_path / "b")
+        assert asked() == before
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert bytes_of(tmp_path / "b") == bytes_of(run.folder)
+
+
+@pytest.mark.parametrize("keep", [0, 1.5, "2"])
+def test_what_is_no_number_of_checkpoints_to_keep_is_refused_before_the_first_step(keep, tmp_path):
+    with pytest.raises(ValueError, match="keep must be a whole number, 1 or more"):
+        auxnet.fit(TINY, tmp_path / "a", keep=keep)
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_run_shows_itself_in_a_line_opened_too(run):

@@ -18,6 +18,7 @@ from auxnet.backbones.named import check_outside, is_own_code
 from auxnet.documents import made_again, parsing, read_json
 from auxnet.errors import DamagedError, check_choice, first_line
 from auxnet.files import is_held, written_whole
+from auxnet.machine import random_kept
 from auxnet.network import AuxNet
 from auxnet.recipe import RunDir, has_recipe, read_run_recipe, run_path
 from auxnet.rundir import LOCK, checkpoints
@@ -77,7 +78,7 @@ def build_net(config: Any, where: Path | str, trusted: str | None = None) -> Aux
             f"{where} names the backbone {str(backbone)[:80]!r}, code that is not imported for a file's sake: build it "
             f"yourself, cut it by auxnet.attach at {str(config['network'].get('cuts'))[:80]}, and load the weights"
         )
-    with parsing(f"{where} does not describe a network of this program"):
+    with random_kept(torch.device("cpu")), parsing(f"{where} does not describe a network of this program"):
         net = net_from(config["network"])
         return net if config.get("output") is None else net.alone(config["output"])
 

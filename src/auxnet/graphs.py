@@ -26,8 +26,8 @@ class Preprocessed(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.mean = nn.Buffer(torch.tensor(mean)[:, None, None])
-        self.std = nn.Buffer(torch.tensor(std)[:, None, None])
+        self.mean = nn.Buffer(torch.tensor(mean, dtype=torch.float32)[:, None, None])
+        self.std = nn.Buffer(torch.tensor(std, dtype=torch.float32)[:, None, None])
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images."""

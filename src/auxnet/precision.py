@@ -8,7 +8,8 @@ update would still see the weight of before, and live would silently be frozen. 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -34,3 +35,14 @@ def to_bfloat16(net: AuxNet) -> AuxNet:
 def in_float32(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
     """A loss of logits and labels, computed in float32 whatever the logits are in."""
     return lambda logits, labels: loss(logits.to(torch.float32), labels)
+
+
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Within, what is made is in float32, whatever `torch.set_default_dtype` was told."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

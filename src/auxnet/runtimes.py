@@ -122,7 +122,7 @@ def runnable(
     place = next(net.parameters()).device if device is None else device_of(Recipe(device=device))
     model = to_device(leaving.eval(), place)
     seen, number_of_threads = net.preprocessing, thread_count(threads)
-    temperatures = torch.tensor(policy.temperatures)
+    temperatures = torch.tensor(policy.temperatures, dtype=torch.float32)
 
     @torch.inference_mode()
     def ask(images: Pixels) -> Answers:

@@ -23,12 +23,14 @@ from auxnet.backbones.weights import is_weights_of_run, load_pretrained, run_of
 from auxnet.documents import read_json
 from auxnet.errors import warn
 from auxnet.network import AuxNet, leaves
+from auxnet.precision import float32_by_default
 from auxnet.residual import resnet
 from auxnet.sections import LARGEST
 
 OF_OUTPUTS = ("outputs", "at", "cuts", "head", "alone", "num_classes", "image_size")  # not of the trunk
 
 
+@float32_by_default()
 def net_from(options: Mapping[str, Any], pretrained: str | None = None, classes: Sequence[str] | None = None) -> AuxNet:
     """The net of such options, its weights random but for those that `pretrained` holds: a run's, or a backbone's.
 
