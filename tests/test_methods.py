@@ -814,6 +814,11 @@ def test_a_net_changed_after_its_method_was_built_is_noticed(make, change):
         method.step(*images())
 
 
+def test_a_copy_of_a_method_which_would_train_the_same_net_is_refused():
+    with pytest.raises(TypeError, match="build one on a copy of the net"):
+        copy.deepcopy(auxnet.joint(auxnet.resnet(8, 2), torch.optim.SGD))
+
+
 def test_a_method_equals_itself_alone():
     net = small()
     one, other = (auxnet.joint(net, sgd()) for _ in range(2))

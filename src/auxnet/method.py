@@ -65,6 +65,12 @@ class Method:
         object.__setattr__(self, "built_on", _parameter_identities(self.net))
         self.rescale()
 
+    def __deepcopy__(self, memo: object) -> Any:
+        raise TypeError(
+            "a method trains the very net that it was built on, and so would a copy: build one on a copy of the net, "
+            "and give it this one's state_dict()"
+        )
+
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """Train on one batch: images [N, C, H, W], labels [N], or whatever else the loss takes.
 
