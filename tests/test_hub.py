@@ -1,5 +1,6 @@
 """What `auxnet.load` and the hub's mixin give back is what was saved."""
 
+import copy
 import json
 import re
 import shutil
@@ -266,6 +267,11 @@ def test_prepared_images_get_the_answers_of_predict(run, tmp_path):
     for given in (paths, [*map(str, paths)], pictures, [*map(np.asarray, pictures)], [paths]):
         top = net(net.prepare(*given))[-1].softmax(1).max(1).values
         assert top.tolist() == pytest.approx(expected, abs=1e-6)
+    for dtype, near in ((torch.float64, 1e-6), (torch.bfloat16, 0.05)):
+        other = copy.deepcopy(net).to(dtype)
+        top = other(other.prepare(paths))[-1].softmax(1).max(1).values
+        assert top.tolist() == pytest.approx(expected, abs=near)
+        assert [a.probabilities[0] for a in auxnet.predict(other, paths)] == pytest.approx(expected, abs=near)
 
 
 def test_names_that_do_not_fit_the_network_are_refused(run):

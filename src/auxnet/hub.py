@@ -76,7 +76,7 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         return dict(cast(dict[str, Any], self._hub_mixin_config))
 
     def prepare(self, *images: Picture | Sequence[Picture]) -> Tensor:
-        """Images as the net takes them, float32 [N, C, H, W] on its device, prepared as `predict` does it.
+        """Images as the net takes them, [N, C, H, W] on its device and in its type, prepared as `predict` does it.
 
         One or several, or a list of them: files, PIL's images, or uint8 pixels [H, W, C] (grey ones also [H, W]).
         Raises RuntimeError for a file that is no readable image, TypeError as `check_image` does, ValueError for what
@@ -89,8 +89,8 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         seen = torch.from_numpy(
             np.stack([self.preprocessing.seen(_pixels(image, self.preprocessing.resize)) for image in given])
         )
-        device = next(self.parameters()).device
-        return normalise(seen.to(device), self.preprocessing.mean, self.preprocessing.std)
+        like = next(self.parameters())
+        return normalise(seen.to(like.device), self.preprocessing.mean, self.preprocessing.std).to(like.dtype)
 
     def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
         """The card that the folder brought, or one written from `source`."""

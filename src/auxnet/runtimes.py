@@ -121,14 +121,15 @@ def runnable(
     leaving = EarlyExit(copied(part), policy.thresholds, policy.confidence, policy.temperatures)
     place = next(net.parameters()).device if device is None else device_of(Recipe(device=device))
     model = to_device(leaving.eval(), place)
+    dtype = next(model.parameters()).dtype
     seen, number_of_threads = net.preprocessing, thread_count(threads)
     temperatures = torch.tensor(policy.temperatures, dtype=torch.float32)
 
     @torch.inference_mode()
     def ask(images: Pixels) -> Answers:
         with threads_set(number_of_threads):
-            logits, left = model(normalise(torch.from_numpy(images).to(place), seen.mean, seen.std))
-            logits, left = logits.cpu(), left.cpu() - 1
+            logits, left = model(normalise(torch.from_numpy(images).to(place), seen.mean, seen.std).to(dtype))
+            logits, left = logits.float().cpu(), left.cpu() - 1
             probabilities = (logits / temperatures[left, None]).softmax(1)
             return Answers(logits.numpy(), probabilities.numpy(), numbers[left.numpy()])
 
