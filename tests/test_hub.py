@@ -246,8 +246,16 @@ def test_weights_without_a_checksum_are_taken_and_those_with_one_are_the_same_by
 def test_an_output_that_is_not_there_is_named(run):
     with pytest.raises(ValueError, match=r"output must be 1\.\.3 \(shallow to deep\), got 4"):
         take_out(load(run), 4)
-    with pytest.raises(ValueError, match=r"got '2'$"):
+    with pytest.raises(ValueError, match=r"output must be a whole number, got '2'$"):
         take_out(load(run), "2")
+
+
+@pytest.mark.parametrize("format", ["safetensors", "torch"])
+def test_a_number_of_numpys_names_an_output_that_is_exported(run, format, tmp_path):
+    done = auxnet.export(run, np.int64(2), format, tmp_path / "two.pt2")
+    assert type(done.output) is int
+    if format == "safetensors":
+        assert auxnet.load(done.path).numbers == (2,)
 
 
 def test_loading_draws_no_random_number_of_the_callers(run):

@@ -93,8 +93,7 @@ def export(
         raise ValueError(f"images must be 2 or more, to compare on, got {images}")
     net = load(model, which)
     recipe = read_run_recipe(model) if has_recipe(run_path(model)) else None
-    asked = net.numbers[-1] if output is None else output
-    position_of(net, asked)  # refuses an output that is not there
+    asked = net.numbers[-1 if output is None else position_of(net, output) - 1]
     backbone = net.config["network"].get("backbone")
     if format == "safetensors" and backbone is not None and is_own_code(backbone):
         raise ValueError(f"the code of {backbone} cannot go into a folder of weights: export as onnx or torch")

@@ -21,7 +21,7 @@ from auxnet import __version__
 from auxnet.batches import normalise
 from auxnet.checkpoint import backbone_of, build_net, load_weights, read_config, weights_file
 from auxnet.documents import parsing, read_json
-from auxnet.errors import check_choice
+from auxnet.errors import check_choice, whole_number
 from auxnet.fetching import fetched, on_hub
 from auxnet.lineage import in_doubt
 from auxnet.network import AuxNet, copied
@@ -167,17 +167,18 @@ def take_out(net: PretrainedAuxNet, output: int) -> PretrainedAuxNet:
     Raises ValueError if there is no such output.
     """
     position = position_of(net, output)
-    if net.numbers == (output,):
+    if net.outputs == 1:
         return net
     only = copied(net.alone(position))
-    return PretrainedAuxNet(**{**net.config, "output": output}, net=only).eval()
+    return PretrainedAuxNet(**{**net.config, "output": net.numbers[position - 1]}, net=only).eval()
 
 
 def position_of(net: PretrainedAuxNet, output: int) -> int:
     """The position in the net, from 1, of the output with this number. Raises ValueError if it is not there."""
+    output = whole_number("output", output)
     if output not in net.numbers:
         held = f"1..{net.numbers[-1]} (shallow to deep)" if net.numbers[0] == 1 else f"{net.numbers[0]}, the only one"
-        raise ValueError(f"output must be {held}, got {output!r}")
+        raise ValueError(f"output must be {held}, got {output}")
     return net.numbers.index(output) + 1
 
 
