@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -67,6 +68,11 @@ def test_all_is_in_float32_whatever_pytorch_is_told_to_make_by_default(run, tmp_
     finally:
         torch.set_default_dtype(torch.float32)
     assert bytes_of(tmp_path / "b") == bytes_of(run.folder)
+
+
+def test_a_run_that_was_saved_as_numpys_numbers_say_is_resumed(tmp_path):
+    auxnet.fit(replace(TINY, epochs=1), tmp_path / "a", save_every=np.float64(300), keep=np.int64(1))
+    auxnet.fit(replace(TINY, epochs=1), tmp_path / "a", resume=True)
 
 
 @pytest.mark.parametrize("keep", [0, 1.5, "2"])

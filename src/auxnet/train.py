@@ -110,8 +110,11 @@ def fit(
         mend = "auxnet.recipe has recipe_from for a dict, read_recipe for a file"
         raise TypeError(f"recipe must be an auxnet.Recipe, got {type(recipe).__name__}: {mend}")
     folder = Path(out)
-    asked: dict[str, Any] = {"every": save_every, "keep": None if keep is None else whole_number("keep", keep, 1)}
-    asked = {name: value for name, value in asked.items() if value is not None}
+    asked: dict[str, Any] = {}  # in Python's own numbers: checkpoints keep them, and are read without NumPy's
+    if save_every is not None:
+        asked["every"] = float(save_every)
+    if keep is not None:
+        asked["keep"] = whole_number("keep", keep, 1)
     if not asked.get("every", 0) >= 0:
         raise ValueError(f"save_every must be 0 seconds or more, got {save_every}")
     began = time.perf_counter()
