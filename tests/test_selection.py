@@ -125,6 +125,13 @@ def test_a_latency_whose_quartiles_hold_the_budget_is_said_to_be_too_near_it():
     assert not any(each.borderline for each in choose(said, rows, latency=limits["latency"]).candidates)
 
 
+def test_a_latency_of_seconds_is_in_plain_milliseconds():
+    said, rows = ladder(80, 50)
+    reason = choose(said, rows, budgets={"latency": 2100}, latency=timings(1e3, 2e3, spread=250)).reason
+    assert "with at most 2,100 ms for one image" in reason
+    assert "its median 2,000 ms for one image, its quartiles 1,750 .. 2,250)" in reason
+
+
 def test_under_a_budget_the_best_that_meets_it_is_chosen():
     said, rows = ladder(80, 53, 50)
     choice = choose(said, rows, budgets={"params": 1000})

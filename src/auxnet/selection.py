@@ -289,7 +289,8 @@ def _borderline(each: Candidate) -> str:
     """A remark that a latency is too near its budget to be sure of."""
     time = each.timing
     assert time is not None
-    spread = f"its median {_number('latency', time.median_ms)}, its quartiles {time.low_ms:.3g} .. {time.high_ms:.3g}"
+    quartiles = f"{_milliseconds(time.low_ms)} .. {_milliseconds(time.high_ms)}"
+    spread = f"its median {_number('latency', time.median_ms)}, its quartiles {quartiles}"
     return f"output {each.report.output} is too near the latency budget to be sure of ({spread}): ask for more or less"
 
 
@@ -305,7 +306,11 @@ def _limits(budgets: Mapping[str, float]) -> str:
 
 
 def _number(name: str, value: float) -> str:
-    return f"{value:.3g} {UNITS[name]}" if name == "latency" else f"{value:,.0f} {UNITS[name]}"
+    return f"{_milliseconds(value) if name == 'latency' else f'{value:,.0f}'} {UNITS[name]}"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _error(row: OutputReport) -> str:
