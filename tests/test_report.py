@@ -704,6 +704,11 @@ def test_where_one_policy_is_the_best_at_every_cost_no_empty_figure_is_drawn_of_
     assert page.locator("#shares-plot.absent").inner_text() == said
 
 
+def test_the_lines_of_many_runs_can_be_told_apart(gathered, open_page):
+    looks = open_page([gathered], figures=False).evaluate("[...Array(36).keys()].map((n) => shade(n) + dash(n))")
+    assert len(set(looks)) == 36
+
+
 def test_what_one_run_lacks_is_not_said_above_the_figures_of_another(gathered, open_page):
     gone = {
         **gathered,

@@ -15,6 +15,8 @@ const RAMPS = {
 };
 const shades = () => SHADES[isDark() ? "dark" : "light"];
 const shade = (n) => shades()[n % shades().length];
+// Of as many lines as shades, a dash each; the next ones, whose shades come again, have other dashes.
+const dash = (n) => DASHES[(n + Math.floor(n / shades().length)) % DASHES.length];
 const ramp = () => RAMPS[isDark() ? "dark" : "light"];
 // The colour at a share of the way along the ramp.
 function along(share) {

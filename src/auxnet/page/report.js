@@ -33,7 +33,6 @@
     const parts = rgb.startsWith("#") ? [1, 3, 5].map((i) => parseInt(rgb.slice(i, i + 2), 16)) : rgb.match(/\d+/g);
     return `rgba(${parts.slice(0, 3).join(",")},${alpha})`;
   }
-  const dash = (n) => DASHES[n % DASHES.length];
   const symbol = (n) => SYMBOLS[n % SYMBOLS.length];
 
   // ---- plotly ---------------------------------------------------------------------------------------------------
