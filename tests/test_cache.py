@@ -63,6 +63,13 @@ def test_the_cache_is_rebuilt_when_a_source_changes(home: Path, monkeypatch: pyt
     assert len(reads) == 3
 
 
+def test_the_classes_of_a_folder_given_one_too_high_are_not_taken_for_its_own(home: Path) -> None:
+    own = folder_of(home / "all", 12)
+    with pytest.raises(ValueError, match="has one class only, 'own'"):
+        load(str(home / "all"))
+    assert load(str(own)).classes == ("a", "b", "c")
+
+
 @pytest.mark.parametrize("stream", ["never", "always"])
 def test_what_pillow_could_not_read_is_tried_again_by_another_pillow(
     stream: str, home: Path, monkeypatch: pytest.MonkeyPatch

@@ -189,7 +189,7 @@ def test_test_labels_that_training_lacks_are_refused_and_others_matched_by_name(
     write_parquet(home / "test.parquet", images[:4], ["cat", "bee", "cat", "bee"])
     assert load(str(home)).test.labels.tolist() == [2, 1, 2, 1]
     write_parquet(home / "test.parquet", images[:2], ["cat", "dog"])
-    with pytest.raises(RuntimeError, match="test has classes that train lacks: dog"):
+    with pytest.raises(RuntimeError, match="test has classes that train lacks: dog; rename or remove"):
         load(str(home))
 
 

@@ -32,7 +32,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     auxnet.fit(TINY, folder / "ways", diagnose=True)
     auxnet.fit(replace(TINY, method="joint", epochs=1), folder / "joint")
-    auxnet.fit(replace(TINY, outputs=1, epochs=1), folder / "alone")
+    auxnet.fit(replace(TINY, outputs=1, epochs=1, batch_size=128), folder / "alone")
     return folder
 
 
@@ -132,7 +132,8 @@ def test_the_command_prints_tables_and_sentences(runs, capsys):
         "joint: the share of supervision ",
         "ways: the gradients of outputs",
         "the largest share of supervision in the shallowest layer: ",
-        "gradients on 256 training images",
+        "alone: gradients on 128 training images",
+        "; joint and ways: gradients on 256 training images",
     ):
         assert text in out
     assert "probe" not in out

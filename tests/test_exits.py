@@ -526,7 +526,7 @@ def test_an_answer_that_cannot_be_written_is_given_all_the_same(run, capsys, mon
     out, err = capsys.readouterr()
     assert "test images" in out
     assert "written to" not in out
-    assert err == "auxnet: warning: exits.json is not written: [Errno 28] No space left on device\n"
+    assert err == "auxnet: warning: exits.json is not written: No space left on device\n"
 
 
 @pytest.mark.parametrize(

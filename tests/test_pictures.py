@@ -68,6 +68,17 @@ def test_a_photograph_is_turned_by_its_tag_alone_whatever_the_others_hold(turn: 
     assert np.array_equal(pictures.decode(io.BytesIO(tagged), "odd", None), upright)
 
 
+@pytest.mark.parametrize("form", ["jpg", "png", "tif"])
+@pytest.mark.parametrize("turn", [1, 6])
+def test_the_size_that_a_picture_has_is_that_of_it_upright(form: str, turn: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    Image.new("RGB", (80, 40)).save(tmp_path / f"1.{form}", exif=exif)
+    for size in (8, 80):  # a JPEG is decoded at a reduced scale for the smaller one
+        _, own = pictures.decode_for((size, size), tmp_path / f"1.{form}", "1")
+        assert own == ((40, 80) if turn == 1 else (80, 40))
+
+
 def test_links_are_followed_but_in_no_circle(tmp_path: Path) -> None:
     for name, place in (("1", "own/a"), ("2", "elsewhere"), ("3", "own/b")):
         (tmp_path / place).mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 import math
 import re
@@ -685,6 +686,43 @@ def test_every_figure_is_drawn_named_and_fits_a_narrow_screen(gathered, open_pag
     assert images.evaluate_all("all => all.every((i) => i.complete && i.naturalWidth > 0 && i.alt)")
 
 
+def test_an_axis_in_the_logarithm_has_some_ticks_and_not_too_many_wherever_it_begins(gathered, open_page):
+    page = open_page([gathered], figures=False)
+    for low, span in itertools.product((3, 5.1, 5.4, 5.73, 6.9), (0.2, 0.3, 0.4, 0.7, 0.8, 2)):
+        found = page.evaluate(f"decades([{low}, {low + span}])")
+        shown = [value for value in found["tickvals"] if 10**low <= value <= 10 ** (low + span)]
+        assert 2 <= len(shown) <= 8, (low, span)
+        assert len(set(found["ticktext"])) == len(found["tickvals"])
+
+
+def test_where_one_policy_is_the_best_at_every_cost_no_empty_figure_is_drawn_of_where_images_leave(gathered, open_page):
+    easy = json.loads(json.dumps(gathered))
+    for point in easy["exits"]["points"]:
+        point |= {"macs": 304288, "shares": [0.25, 0.75, 0]}
+    page = open_page([easy], figures=False)
+    said = "The same whatever the mean may cost: 25 % at output 1, 75 % at output 2."
+    assert page.locator("#shares-plot.absent").inner_text() == said
+
+
+def test_the_lines_of_many_runs_can_be_told_apart(gathered, open_page):
+    looks = open_page([gathered], figures=False).evaluate("[...Array(36).keys()].map((n) => shade(n) + dash(n))")
+    assert len(set(looks)) == 36
+
+
+def test_what_one_run_lacks_is_not_said_above_the_figures_of_another(gathered, open_page):
+    gone = {
+        **gathered,
+        "name": "gone",
+        "missing": "they are gone",
+        **dict.fromkeys(("exits", "calibration", "confusion")),
+    }
+    page = open_page([gone, gathered], figures=False)
+    for run, words in ((0, "Not shown: they are gone"), (1, ""), (0, "Not shown: they are gone")):
+        page.locator("#run").select_option(str(run))
+        for name in ("exits", "shares", "calibration", "confusion"):
+            assert page.locator(f"#{name}-plot").inner_text() == words, name
+
+
 def test_names_from_users_stay_text(gathered, open_page):
     evil = json.loads(json.dumps(gathered))
     evil["name"] = evil["folder"] = evil["data"]["name"] = evil["recipe"]["data"] = EVIL
@@ -738,7 +776,9 @@ def test_several_runs_are_laid_over_each_other_and_compared(gathered, open_page)
     other["name"], other["recipe"]["lr"] = "second", 0.05
     for row in other["outputs"]:
         row["val"]["error"] /= 2
+    other["epochs"]["last"] = 40
     page = open_page([gathered, other])
+    assert page.evaluate("byId('learning-plot').layout.xaxis.dtick") == 4  # by the longest run, whichever is shown
     assert page.locator("#outputs tbody tr.run").count() == 2
     assert "lr" in page.locator("#recipe tr.differs").all_inner_texts()[0]
     assert page.locator("#learning-plot .legend .traces").count() == 2

@@ -347,7 +347,7 @@ def test_files_that_may_be_pictures_in_other_forms_are_passed_over_with_one_warn
     with pytest.warns(UserWarning, match="passed over") as told:
         load(str(own), stream="always", workers=2)
     wanted = f"{own}: passed over 4 files that are no pictures known here: .heic (3), .avif (1)"
-    assert [str(each.message) for each in told] == [wanted]
+    assert [str(each.message) for each in told if each.category is UserWarning] == [wanted]  # Python warns of forks
     (own / "d").mkdir()
     (own / "d" / "1.heic").touch()
     with pytest.warns(UserWarning, match=r"heic \(4\)"), pytest.raises(ValueError, match="own/d holds no image"):

@@ -162,6 +162,7 @@ def test_a_range_in_steps_holds_its_ends_and_what_lies_between():
         (["--vary", "lr=0.1,0.2", "--processes", "0"], "processes must be 1 or more"),
         (["--vary", "lr=0.1,0.2", "--storage", "no"], "--storage no cannot be used"),
         (["--vary", "lr=0.1,0.2", "--data", "nowhere"], "nowhere"),
+        (["--vary", "lr=0.1,0.2", "--data", "."], "a lies in the data, ., and would be taken for a part of it"),
         ([], "there is nothing to vary"),
         (["--show"], "there is no sweep in"),
     ],

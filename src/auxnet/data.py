@@ -287,7 +287,8 @@ def _with_train_labels(name: str, read: Mapping[str, _Read]) -> dict[str, Labell
     aligned: dict[str, Labelled] = {}
     for which, part in read.items():
         if foreign := sorted(set(part.classes) - set(classes)):
-            raise RuntimeError(f"{name}: {which} has classes that train lacks: {', '.join(foreign)}")
+            mend = "rename or remove them, or put training images of them in"
+            raise RuntimeError(f"{name}: {which} has classes that train lacks: {first_few(foreign)}; {mend}")
         check_size(part.split.image_shape, which, train.image_shape[:2], f"train of {name}")
         aligned[which] = _numbered(part, classes).with_channels(channels)
     return aligned

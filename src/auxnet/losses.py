@@ -46,6 +46,8 @@ def distilled(
 
 
 def balanced(labels: Tensor, classes: int) -> Tensor:
-    """Class weights N / (C n_c) of labels [N]: all classes count alike, and an image counts once in the mean. [C]"""
-    counts = torch.bincount(labels, minlength=classes).clamp(min=1)
-    return len(labels) / (classes * counts.float())
+    """Class weights N / (C n_c) of labels [N], C the classes that have images: these count alike. An image counts once
+    in the mean. One weight for each of the `classes`.
+    """
+    counts = torch.bincount(labels, minlength=classes)
+    return len(labels) / (counts.count_nonzero() * counts.clamp(min=1).float())

@@ -97,14 +97,19 @@ def check_run_folder(folder: Path, recipe: Recipe, resume: bool, overwrite: bool
         raise FileExistsError(f"{folder} holds a run already: {mend}")
     elif not is_run and folder.is_dir() and any(map(_is_foreign, folder.iterdir())):
         raise FileExistsError(f"{folder} holds other files: name a new folder for the run")
-    of_folders = recipe.data not in sources.NAMES and Path(recipe.data).is_dir()
-    if not resume and of_folders and Path(recipe.data).resolve() in folder.resolve().parents:
-        raise ValueError(f"{folder} lies in the data, {recipe.data}, and would be taken for a part of it: name another")
+    if not resume:
+        check_outside_data(folder, recipe.data)
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
         raise FileExistsError(f"{folder} cannot be made: {nearest} is a file; name another folder")
     if why := unwritable(nearest):
         raise PermissionError(f"{folder} cannot be written to ({why})")
+
+
+def check_outside_data(folder: Path, data: str) -> None:
+    """Raise ValueError for a folder to write to that lies in the folders of the data."""
+    if data not in sources.NAMES and Path(data).is_dir() and Path(data).resolve() in folder.resolve().parents:
+        raise ValueError(f"{folder} lies in the data, {data}, and would be taken for a part of it: name another")
 
 
 def _is_run(folder: Path) -> bool:

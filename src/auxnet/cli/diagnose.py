@@ -15,7 +15,7 @@ from tyro.conf import FlagCreatePairsOff
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRun, Runs, parse
 from auxnet.errors import one_line, warn
-from auxnet.words import per_cent
+from auxnet.words import of_each, per_cent
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ def _show(console: Console, gathered: Sequence[dict[str, Any]]) -> None:
             screen.print_line(console, f"{facts['name']}: {said}")
     if len(gathered) > 1:
         screen.print_line(console, compared(gathered))
-    images = f"gradients on {gathered[0]['images']:,} training images of the last epoch, in the run's own batches"
-    screen.print_line(console, images)
+    seen = "gradients on {images:,} training images of the last epoch, in the run's own batches"
+    screen.print_line(console, of_each({facts["name"]: seen.format_map(facts) for facts in gathered}))
 
 
 def _layers_table(run: dict[str, Any]) -> Table:

@@ -97,7 +97,7 @@ def evaluate(words: list[str]) -> None:
         if own:
             write_json(file, content)
     except OSError as error:
-        warn(f"{file.name} is not written: {error}")
+        warn(f"{file.name} is not written: {error.strerror}")
     if options.json:
         print(json_text(content))
         return

@@ -98,7 +98,7 @@ def study(words: list[str]) -> int:
     asked = [trial for trial in trials if not options.only or trial.variant in options.only]
     left = [] if options.show else left_of(options.out, asked)
     check_folder(folder, made, [trial.name for trial in (*done, *left)])
-    check_data_found(left)
+    check_data_found(options.out, left)
     compared = done if options.show else [trial for trial in trials if trial in asked or trial in done]
     check_same_images(options.out, compared)
     if least := least_told(made):

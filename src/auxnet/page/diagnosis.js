@@ -15,7 +15,7 @@
         return {
           name: safe(parts.join(", ") || (run.ends.length > 1 ? "all outputs" : run.name)),
           rows: rows.filter((row) => row.output === output),
-          line: { color: which, width: 2.2, dash: runs.length > 1 ? DASHES[k % DASHES.length] : "solid" },
+          line: { color: which, width: 2.2, dash: runs.length > 1 ? dash(k) : "solid" },
           marker: { color: which, size: 7, symbol: SYMBOLS[(runs.length > 1 ? r : k) % SYMBOLS.length] },
         };
       });

@@ -15,6 +15,8 @@ const RAMPS = {
 };
 const shades = () => SHADES[isDark() ? "dark" : "light"];
 const shade = (n) => shades()[n % shades().length];
+// Of as many lines as shades, a dash each; the next ones, whose shades come again, have other dashes.
+const dash = (n) => DASHES[(n + Math.floor(n / shades().length)) % DASHES.length];
 const ramp = () => RAMPS[isDark() ? "dark" : "light"];
 // The colour at a share of the way along the ramp.
 function along(share) {
@@ -66,9 +68,13 @@ function bars(rows, key, scale, look) {
   };
 }
 const epochAxis = (last) => axis("epoch", { dtick: Math.max(1, Math.round(last / 10)) }); // no tick between two epochs
-// The ticks of a logarithmic axis between two powers of ten, more of them where it is short.
+// The ticks of a logarithmic axis between two powers of ten, more of them where it is short: [its decades, the ticks].
+const TICKS = [
+  [2.2, [1]], [0.7, [1, 2, 5]], [0.35, [1, 1.5, 2, 3, 4, 6, 8]],
+  [-1, [1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9]],
+];
 function decades([low, high]) {
-  const digits = high - low > 2.2 ? [1] : high - low > 0.7 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 6, 8], values = [];
+  const [, digits] = TICKS.find(([least]) => high - low > least), values = [];
   for (let power = Math.floor(low); power <= Math.ceil(high); power += 1)
     values.push(...digits.map((digit) => digit * 10 ** power));
   const words = (v) => count(v).replace(/\.0+ /, " ").replace(/(\.\d*?)0+ /, "$1 ");

@@ -33,13 +33,13 @@
     const parts = rgb.startsWith("#") ? [1, 3, 5].map((i) => parseInt(rgb.slice(i, i + 2), 16)) : rgb.match(/\d+/g);
     return `rgba(${parts.slice(0, 3).join(",")},${alpha})`;
   }
-  const dash = (n) => DASHES[n % DASHES.length];
   const symbol = (n) => SYMBOLS[n % SYMBOLS.length];
 
   // ---- plotly ---------------------------------------------------------------------------------------------------
   function show(id, traces, layout, label) {
     const place = byId(id);
     place.classList.remove("absent");
+    if (!place.data) place.replaceChildren(); // what `absent` said
     place.setAttribute("role", "img");
     place.setAttribute("aria-label", label);
     draw(id, traces, layout);
@@ -300,7 +300,7 @@
       return absent("learning-plot", "metrics.jsonl holds no finished epoch.");
     const ends = traces.map((t) => `${t.name} ends at ${Number(t.y[t.y.length - 1]).toPrecision(3)}`);
     show("learning-plot", traces, {
-      xaxis: epochAxis(r.epochs.last), shapes, hovermode: "x unified",
+      xaxis: epochAxis(Math.max(...D.runs.map((each) => each.epochs.last))), shapes, hovermode: "x unified",
       yaxis: axis(words[key], { type: state.scale, rangemode: state.scale === "linear" ? "tozero" : "normal" }),
     }, `Learning curves: ${words[key]} after each epoch. ${ends.join("; ")}`);
   }
@@ -381,7 +381,12 @@
     show("exits-plot", shown.flatMap(({ r, index }) => tracesOfExits(r, index)), { xaxis, yaxis },
       "Validation error of early exit against the mean multiply-adds of an image, beside each output alone");
     byId("exits-note").textContent = run().exits.words;
-    const p = run().exits.points;
+    const p = run().exits.points, whose = several ? `; ${run().name}` : "";
+    byId("shares-note").textContent = `Validation images, n = ${exact(run().outputs[0].val.images)}${whose}.`;
+    if (p.every((e) => e.macs === p[0].macs)) {
+      const leaves = p[0].shares.map((s, k) => s && `${percent(s, 0)} at output ${k + 1}`).filter(Boolean);
+      return absent("shares-plot", `The same whatever the mean may cost: ${leaves.join(", ")}.`);
+    }
     const areas = run().outputs.map((o, k) => ({
       x: p.map((e) => e.macs), y: p.map((e) => 100 * e.shares[k]), stackgroup: "one", mode: "lines",
       line: { width: 0.8, color: colour("card") }, fillcolor: ofOutput(k, K), name: `output ${o.output}`,
@@ -391,8 +396,6 @@
       xaxis, yaxis: axis("share of images (%)", { range: [0, 100] }), hovermode: "x unified",
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal" },
     }, "Share of validation images that leave at each output, against the mean multiply-adds of an image");
-    const whose = several ? `; ${run().name}` : "";
-    byId("shares-note").textContent = `Validation images, n = ${exact(run().outputs[0].val.images)}${whose}.`;
   }
 
   // ---- calibration, confusion, gallery: one output of one run ---------------------------------------------------

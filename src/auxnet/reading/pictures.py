@@ -68,12 +68,14 @@ def _plain(file: Path | str | io.BytesIO, size: tuple[int, int] | None) -> tuple
         if scans > MOST_SCANS:
             raise ValueError(f"it goes over its pixels more than {MOST_SCANS} times: a decompression bomb")
         width, height = image.size
-        own = (width, height) if image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE else (height, width)
         if size is not None:
             image.draft(None, (2 * max(size), 2 * max(size)))
         # A JPEG of one scan never lies decoded whole in memory; of several, libjpeg keeps all coefficients.
         _check_pixels(image.size if scans == 1 else (width, height))
-        return upright(image), own
+        reduced, plain = image.size != (width, height), upright(image)
+        if not reduced:
+            return plain, plain.size[::-1]
+        return plain, (width, height) if image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE else (height, width)
 
 
 def _check_pixels(size: tuple[int, int]) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 
@@ -248,7 +249,7 @@ def _folder_part(files: Files) -> Part:
     return Part(
         [files.name(index) for index in range(len(files.paths))],
         partial(folders.class_folders, files),
-        "folders",
+        f"folders {files.classes} {crc32(files.labels.tobytes())}",  # given one folder higher, they are other classes
         lambda: files,
         partial(folders.bytes_of, files),
         files.left_out,

@@ -13,6 +13,7 @@ from auxnet.build import check_machine, check_recipe, depths_of
 from auxnet.documents import json_value, parsing
 from auxnet.reading.sources import find
 from auxnet.recipe import Recipe
+from auxnet.rundir import check_outside_data
 from auxnet.studies.spec import Side, Study, Trial
 from auxnet.words import plural
 
@@ -56,10 +57,11 @@ def check_variants(study: Study, where: Mapping[str, Any]) -> None:
             raise ValueError(f"study {study.name}: variant {variant}: {error}") from None
 
 
-def check_data_found(trials: Sequence[Trial]) -> None:
-    """Raise ValueError or FileNotFoundError if the data of a trial that is to be trained are not there."""
+def check_data_found(out: Path, trials: Sequence[Trial]) -> None:
+    """Raise ValueError or FileNotFoundError if the data of a trial to be trained in `out` are not there, or hold it."""
     for name, data_dir in dict.fromkeys((trial.recipe.data, trial.recipe.data_dir) for trial in trials):
         find(name, data_dir)
+        check_outside_data(out, name)
 
 
 def check_folder(folder: Path, study: Study, kept: Collection[str]) -> None:

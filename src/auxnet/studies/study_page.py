@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from html import escape
+from math import fsum
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def sources_of(findings: Findings) -> Iterator[str]:
     """Where the figures come from: trainings, machines, versions, images."""
     done = [row for row in findings.rows if row["last"]]
     if done:
-        took = duration(sum(row["wall_seconds"] for row in done))
+        took = duration(fsum(row["wall_seconds"] for row in done))
         commits = ", ".join(dict.fromkeys(str(row["commit"]) for row in done))
         versions = ", ".join(dict.fromkeys(f"torch {row['versions']['torch']}" for row in done))
         devices = ", ".join(

@@ -21,7 +21,7 @@ from auxnet.data import DataSet, load_data
 from auxnet.machine import threads_set
 from auxnet.processes import check_count, work_together
 from auxnet.recipe import WHERE, Recipe, has_recipe, read_run_recipe, words_of
-from auxnet.rundir import with_absolute_paths
+from auxnet.rundir import check_outside_data, with_absolute_paths
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.settings import Sampler, Settings
 from auxnet.sweeps.space import Range, space_from, values_of
@@ -97,6 +97,7 @@ def sweep(
     recipe = recipe or Recipe()
     settings = Settings(recipe, space_from(space), str(objective), sampler, prune)
     check_count(processes, "a sweep")
+    check_outside_data(Path(out), recipe.data)
     if "device" not in settings.space:
         check_machine(recipe)  # what cannot be had here fails the worker, and not one trial after the other
     dataset = None if FINDS_DATA & settings.space.keys() else load_data(recipe)
