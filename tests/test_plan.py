@@ -230,6 +230,8 @@ def test_classes_of_very_different_sizes_are_told():
     nearly = replace(uneven, train=replace(uneven.train, labels=labels.where(labels != 2, 1)))
     assert data_doubts(replace(recipe, class_weights="balanced"), uneven) == data_doubts(recipe, even) == []
     assert data_doubts(recipe, replace(nearly, classes=("a", "b"))) == []
+    without = replace(uneven, train=replace(uneven.train, labels=labels.where(labels != 1, 2)))
+    assert data_doubts(recipe, without) == []  # of "b" there is none
 
 
 def test_less_than_a_second_is_not_said_to_take_none():

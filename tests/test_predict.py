@@ -506,6 +506,16 @@ def test_a_picture_of_an_unknown_form_in_a_folder_counts_as_unreadable(run, fold
     assert "1, b.HEIC" in capsys.readouterr().err
 
 
+def test_a_terminal_does_not_obey_the_name_of_a_picture(run, folder, capsys):
+    (folder / "\x1b[2Jwhole.png").write_bytes(next(folder.glob("*.png")).read_bytes())
+    (folder / "\x1b[2Jtorn.png").write_bytes(b"")
+    assert main(["predict", str(run), *map(str, folder.glob("*[[]2J*"))]) == 1
+    told = capsys.readouterr()
+    assert r"\x1b[2Jwhole.png" in told.out
+    assert r"\x1b[2Jtorn.png" in told.err
+    assert "\x1b" not in told.out + told.err
+
+
 def test_paths_of_which_none_exists_are_a_wrong_request(run, folder, capsys):
     assert main(["predict", str(run), str(folder / "absent.png"), "--format", "csv"]) == 2
     said = capsys.readouterr()

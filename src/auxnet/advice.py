@@ -51,7 +51,7 @@ def doubts_of(recipe: Recipe, depths: Sequence[int], dataset: DataSet) -> list[s
 
 def data_doubts(recipe: Recipe, dataset: DataSet) -> list[str]:
     """Warnings of what is asked for and changes nothing with these data, and of images that judge poorly."""
-    doubts, sizes = [], dataset.train.labels.bincount(minlength=dataset.num_classes).tolist()
+    doubts, sizes = [], [size for size in dataset.train.labels.bincount().tolist() if size]  # of classes with images
     if dataset.brings_val and recipe.val_fraction != Recipe.val_fraction:
         given = f"val_fraction={recipe.val_fraction:g} (--val-fraction)"
         doubts.append(f"{given} has no effect: {dataset.name} brings validation images of its own")
