@@ -21,7 +21,8 @@ def count_parameters(module: nn.Module) -> int:
 def multiply_adds_by_part(net: AuxNet, image_shape: Sequence[int]) -> list[tuple[int, int]]:
     """Multiply-adds of each segment, and of the head at its end, for one image of shape (C, H, W).
 
-    Those of convolutions and matrix products, counted exactly in copies on "meta", where shapes alone are computed.
+    Those of convolutions and products of matrices, as PyTorch counts them (not of a matrix and a vector, nor of
+    `nn.Bilinear`), counted exactly in copies on "meta", where shapes alone are computed.
     What looks at the values of a tensor does not run there, and is run for real. Raises ValueError for images that are
     not for this net.
     """
