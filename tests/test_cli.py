@@ -142,9 +142,10 @@ def test_a_run_goes_on_by_its_own_recipe_whichever_flags_of_the_defaults_are_giv
 def test_a_training_that_learned_nothing_in_few_steps_says_what_may_help(tmp_path, capsys):
     few = ["--train-images", "40", "--epochs", "1", "--batch-size", "40", "--lr", "1e-6"]
     assert main(["train", *FAST, *few, "--out", str(tmp_path / "a")]) == 0
-    assert "note: the least validation error is" in (out := capsys.readouterr().out)
-    assert " better than always predicting the most frequent class (" in out
-    assert "note: an epoch has 1 step of 40 images: with --batch-size" in out
+    told = capsys.readouterr()
+    assert "warning: an epoch has 1 step of 40 images: with --batch-size" in told.err
+    assert "note: the least validation error is" in told.out
+    assert " better than always predicting the most frequent class (" in told.out
 
 
 def test_plan_prints_and_trains_nothing(tmp_path, capsys, monkeypatch):
@@ -251,7 +252,16 @@ def test_help_and_import_do_not_wait_for_torch():
     [
         (["trian"], "there is no command 'trian'; perhaps you meant 'train'"),
         (["train", "--dept", "20"], "there is no option --dept; perhaps you meant --depth; see auxnet train --help"),
-        (["train", "--data", "my", "photos"], "'photos' belongs to no option (a name with spaces needs quotes)"),
+        (["train", "--complie"], "there is no option --complie; perhaps you meant --compile; see auxnet train --help"),
+        (["train", "photos", "--dept", "20"], "there is no option --dept; perhaps you meant --depth; see"),
+        (
+            ["train", "--data", "my", "photos"],
+            "'photos' belongs to no option (a flag before it may be missing, or quotes",
+        ),
+        (["train", "x,y"], "'x,y' belongs to no option"),
+        (["train", ""], "'' belongs to no option"),
+        (["train", "--schedule", "none"], "multistep, cosine, got 'none'; see"),
+        (["export", "a", "--format", "cosine"], "onnx-early-exit, got 'cosine'; see"),
         (["train", "--method", "fused"], "pairwise, multiway, got 'fused'; perhaps you meant --mode; see"),
         (["train", "--depth", "x"], "--depth"),
         (["train", "--weights", "1", "1", "1", "1"], "weights must be one number for all auxiliary outputs"),

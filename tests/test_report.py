@@ -688,7 +688,7 @@ def test_every_figure_is_drawn_named_and_fits_a_narrow_screen(gathered, open_pag
 
 def test_an_axis_in_the_logarithm_has_some_ticks_and_not_too_many_wherever_it_begins(gathered, open_page):
     page = open_page([gathered], figures=False)
-    for low, span in itertools.product((3, 5.1, 5.4, 5.73, 6.9), (0.2, 0.3, 0.4, 0.7, 0.8, 2)):
+    for low, span in itertools.product((3, 5.1, 5.435, 5.73, 6.9), (0.0003, 0.04, 0.2, 0.3, 0.4, 0.7, 0.8, 2)):
         found = page.evaluate(f"decades([{low}, {low + span}])")
         shown = [value for value in found["tickvals"] if 10**low <= value <= 10 ** (low + span)]
         assert 2 <= len(shown) <= 8, (low, span)

@@ -972,9 +972,10 @@ def test_a_study_within_its_own_data_is_refused_before_anything_is_made(tmp_path
     photos, study = tmp_path / "photos", tmp_path / "own.yaml"
     write_folders(photos, *tiny(24, 2, size=8), ["cat", "dog"])
     study.write_text(f"question: q\nvariants: {{a: {{}}}}\nscales: {{mine: {{base: {{data: {photos}, depth: 8}}}}}}\n")
-    assert main(["study", str(study), "--out", str(photos / "out"), "--seeds", "1", "--device", "cpu"]) == 2
-    assert f"out lies in the data, {photos}, and would be taken for a part of it" in capsys.readouterr().err
-    assert not (photos / "out").exists()
+    for out in (photos, photos / "out"):
+        assert main(["study", str(study), "--out", str(out), "--seeds", "1", "--device", "cpu"]) == 2
+        assert f"{out} lies in the data, {photos}, and would be taken for a part of it" in capsys.readouterr().err
+    assert {path.name for path in photos.iterdir()} == {"cat", "dog"}
 
 
 def test_pictures_that_were_replaced_between_two_variants_are_noticed(tmp_path, capsys):

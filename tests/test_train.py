@@ -75,6 +75,13 @@ def test_a_run_that_was_saved_as_numpys_numbers_say_is_resumed(tmp_path):
     auxnet.fit(replace(TINY, epochs=1), tmp_path / "a", resume=True)
 
 
+@pytest.mark.parametrize("save_every", [-1, "300", True, float("nan")])
+def test_what_is_no_time_between_checkpoints_is_refused_before_the_first_step(save_every, tmp_path):
+    with pytest.raises(ValueError, match="save_every must be 0 seconds or more"):
+        auxnet.fit(TINY, tmp_path / "a", save_every=save_every)
+    assert not (tmp_path / "a").exists()
+
+
 @pytest.mark.parametrize("keep", [0, 1.5, "2"])
 def test_what_is_no_number_of_checkpoints_to_keep_is_refused_before_the_first_step(keep, tmp_path):
     with pytest.raises(ValueError, match="keep must be a whole number, 1 or more"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from contextlib import suppress
@@ -13,7 +14,12 @@ from typing import SupportsIndex, get_args
 
 def one_line(error: object) -> str:
     """All of its text, or its kind where it has none: for the errors of this program, which are short."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return printable(" ".join(str(error).split())) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """Text for a terminal, which must not obey it: control characters, such as a file's name may hold, as escapes."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
 
 
 def first_line(error: BaseException) -> str:
@@ -48,7 +54,7 @@ def whole_number(name: str, value: SupportsIndex, least: int | None = None) -> i
 
 def check_share(name: str, value: float) -> None:
     """Raise ValueError unless a value is a difference of errors, as a fraction: 0.5 and more are meant as points."""
-    if not (_is_number(value) and 0 <= value < 0.5):
+    if not (is_number(value) and 0 <= value < 0.5):
         raise ValueError(
             f"{name} must be a share of images below 0.5 (0.005 is half a percentage point), got {value!r}"
         )
@@ -56,11 +62,12 @@ def check_share(name: str, value: float) -> None:
 
 def check_limit(name: str, value: float) -> None:
     """Raise ValueError for a limit of a cost that nothing could meet."""
-    if not (_is_number(value) and 0 < value < float("inf")):
+    if not (is_number(value) and 0 < value < float("inf")):
         raise ValueError(f"{name} must be above 0 and finite, got {value!r}; leave it out for no limit")
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether a value is a number of any kind, such as NumPy's, but no bool."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 

@@ -182,7 +182,7 @@ def only_deeper(test: Predictions) -> list[tuple[int, int]]:
 
 
 def gallery(test: Predictions, split: Labelled, deeper: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-    """Some of the images that only deeper outputs get right: in turn from each output, and there from each class."""
+    """Some of the images that one output gets wrong and all deeper ones right: in turn of each output and class."""
     labels = test.labels.tolist()
     piles: dict[int, dict[int, list[tuple[int, int]]]] = {}  # by output and class: (output, image)
     for n, k in deeper:

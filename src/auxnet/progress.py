@@ -49,7 +49,8 @@ class Progress:
         return val_errors(self.val_errors) or f"loss {' / '.join(f'{loss:.3f}' for loss in self.losses)}"
 
     def __str__(self) -> str:
-        return f"{self.pace}  {self.result}"
+        of_before = f" after epoch {self.epoch - 1}" if self.val_errors and not self.done else ""
+        return f"{self.pace}  {self.result}{of_before}"
 
 
 def progress_of(recipe: Recipe, dataset: DataSet, state: TrainingState, done: bool = False, team: int = 1) -> Progress:

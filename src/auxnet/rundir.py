@@ -98,7 +98,7 @@ def check_run_folder(folder: Path, recipe: Recipe, resume: bool, overwrite: bool
     elif not is_run and folder.is_dir() and any(map(_is_foreign, folder.iterdir())):
         raise FileExistsError(f"{folder} holds other files: name a new folder for the run")
     if not resume:
-        check_outside_data(folder, recipe.data)
+        check_outside_data(folder, recipe.data, recipe.data_dir)
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
         raise FileExistsError(f"{folder} cannot be made: {nearest} is a file; name another folder")
@@ -106,10 +106,12 @@ def check_run_folder(folder: Path, recipe: Recipe, resume: bool, overwrite: bool
         raise PermissionError(f"{folder} cannot be written to ({why})")
 
 
-def check_outside_data(folder: Path, data: str) -> None:
-    """Raise ValueError for a folder to write to that lies in the folders of the data."""
-    if data not in sources.NAMES and Path(data).is_dir() and Path(data).resolve() in folder.resolve().parents:
-        raise ValueError(f"{folder} lies in the data, {data}, and would be taken for a part of it: name another")
+def check_outside_data(folder: Path, data: str, data_dir: str | None) -> None:
+    """Raise ValueError for a folder to write to that is, or lies in, the folder of the data."""
+    around = (folder.resolve(), *folder.resolve().parents)
+    for place in [] if data in sources.NAMES else sources.places(data, data_dir):
+        if place.is_dir() and place.resolve() in around:
+            raise ValueError(f"{folder} lies in the data, {place}, and would be taken for a part of it: name another")
 
 
 def _is_run(folder: Path) -> bool:

@@ -258,7 +258,8 @@ def _reason(
     meeting = [each.report for each in candidates if each.meets]
     equal = [row.output for row in meeting if row.error == chosen.error and row.macs > chosen.macs]
     if chosen is best:
-        cheapest = f", and no cheaper one comes within {plural(100 * margin, 'point')} of it" if margin else ""
+        lone = not margin or all(row.macs >= chosen.macs for row in rows)  # there is none to come within it
+        cheapest = "" if lone else f", and no cheaper one comes within {plural(100 * margin, 'point')} of it"
         tied = f", tied with {' and '.join(f'output {k}' for k in equal)}" if equal else ""
         parts = [f"output {chosen.output} is {named} ({_error(chosen)}{tied}){cheapest}"]
     else:

@@ -257,7 +257,7 @@ def _solve(
     try:
         write_json(file, found.content)
     except OSError as error:
-        warn(f"{file.name} is not written: {error.strerror}")
+        warn(f"{file.name} is not written: {error.strerror or error}")
         return found
     return replace(found, written=file)
 

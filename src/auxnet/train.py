@@ -31,7 +31,7 @@ from auxnet.data import DataSet, load_data
 from auxnet.distributed import Team
 from auxnet.documents import read_json
 from auxnet.epochs import Training, run_epochs
-from auxnet.errors import DamagedError, warn, whole_number
+from auxnet.errors import DamagedError, is_number, warn, whole_number
 from auxnet.evaluation import measure
 from auxnet.fetching import pinned
 from auxnet.files import write_json
@@ -112,11 +112,11 @@ def fit(
     folder = Path(out)
     asked: dict[str, Any] = {}  # in Python's own numbers: checkpoints keep them, and are read without NumPy's
     if save_every is not None:
+        if not (is_number(save_every) and save_every >= 0):
+            raise ValueError(f"save_every must be 0 seconds or more, got {save_every!r}")
         asked["every"] = float(save_every)
     if keep is not None:
         asked["keep"] = whole_number("keep", keep, 1)
-    if not asked.get("every", 0) >= 0:
-        raise ValueError(f"save_every must be 0 seconds or more, got {save_every}")
     began = time.perf_counter()
     with ExitStack() as stack:
         team = stack.enter_context(distributed.team(device_of(recipe)))

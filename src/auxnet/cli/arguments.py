@@ -80,7 +80,7 @@ def parse(options: type[Options], words: list[str], default: Options | None = No
     except SystemExit as stop:
         if not stop.code:
             raise
-        said = _of_a_switch(options, words) or _one_line(complaint.getvalue())
+        said = _of_a_switch(options, words) or _one_line(complaint.getvalue(), options)
         raise ValueError(f"{said}; see auxnet {command} --help") from None
 
 
@@ -225,8 +225,8 @@ def points(flag: str, given: float | None) -> float | None:
     return None if given is None else given / 100
 
 
-def _one_line(box: str) -> str:
-    """What tyro says at the top of its box, with the first thing it suggests."""
+def _one_line(box: str, options: type[Any]) -> str:
+    """What tyro says of options at the top of its box, with the first thing it suggests for a wrong one."""
     parts: list[list[str]] = [[]]
     for line in box.splitlines():
         if re.search("[─-]{5}", line):  # a border or a rule, drawn or typed
@@ -234,8 +234,12 @@ def _one_line(box: str) -> str:
         elif text := line.strip("│| "):
             parts[-1].append(text)
     complaint, *further = filter(None, parts[1:])  # above the first border stands at most a title
-    meant = further[0][1].split()[0] if further and further[0][0] == "Perhaps you meant:" else ""  # without its type
-    return _in_words(" ".join(complaint).rstrip(".")) + (f"; perhaps you meant {meant}" if meant else "")
+    said = _in_words(" ".join(complaint).rstrip("."), options)
+    if said.startswith("there is no option") and further and further[0][0] == "Perhaps you meant:":
+        said += (
+            f"; perhaps you meant {further[0][1].split()[0].rstrip(',')}"  # without what follows it: a type, --no-...
+        )
+    return said
 
 
 def _of_a_switch(options: type[Any], words: list[str]) -> str | None:
@@ -250,18 +254,19 @@ def _of_a_switch(options: type[Any], words: list[str]) -> str | None:
     return None
 
 
-def _in_words(complaint: str) -> str:
+def _in_words(complaint: str, options: type[Any]) -> str:
     """The complaint without what Python and tyro say of types."""
     if found := re.match(r"invalid choice (.*) for argument '(.*)'\. Expected one of \((.*)\)", complaint):
         value, flag, known = found.groups()
         names = known.replace("'", "")
-        field = next((name for name, hint in get_type_hints(Recipe).items() if value.strip("'") in get_args(hint)), "")
-        meant = f"; perhaps you meant --{field.replace('_', '-')}" if field else ""
-        return f"{flag} must be one of {names}, got {value}{meant}"
-    if found := re.match(r"Unrecognized options: (-[^\s,]*)", complaint):
-        return f"there is no option {found[1]}"
-    if found := re.match(r"Unrecognized options: ([^\s,]+)", complaint):
-        return f"{found[1]!r} belongs to no option (a name with spaces needs quotes)"
+        others = [name for name, hint in get_type_hints(Recipe).items() if value.strip("'") in get_args(hint)]
+        meant = f"; perhaps you meant --{others[0].replace('_', '-')}" if len(others) == 1 else ""
+        return f"{flag} must be one of {names}, got {value}{meant if issubclass(options, OfRecipe) else ''}"
+    if found := re.match(r"Unrecognized options: ?(.*)", complaint):
+        unknown = found[1].split(", ")
+        for flag in (word.partition("=")[0] for word in unknown if word.startswith("-")):
+            return f"there is no option {flag}"
+        return f"{unknown[0]!r} belongs to no option (does it lack a flag, or quotes around a name with spaces?)"
     if found := re.match(r"Missing from auxnet \w+: ([A-Z]+) (.*) \(required\)", complaint):
         return f"{found[1]} is missing: {found[2]}"
     if found := re.match(r"Error parsing (\S+): (must be .*)", complaint):

@@ -97,7 +97,7 @@ def evaluate(words: list[str]) -> None:
         if own:
             write_json(file, content)
     except OSError as error:
-        warn(f"{file.name} is not written: {error.strerror}")
+        warn(f"{file.name} is not written: {error.strerror or error}")
     if options.json:
         print(json_text(content))
         return

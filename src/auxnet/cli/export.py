@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import named_as_flags, parse
+from auxnet.errors import printable
 from auxnet.sections import Which
 from auxnet.words import first_few, per_cent
 
@@ -176,7 +176,7 @@ def predict(words: list[str]) -> int:
                 _complain(answer)
             elif answer.resized_from is not None:
                 H, W = answer.resized_from
-                resized, first = resized + 1, first or f"{_printable(answer.image)}, {W}x{H}"
+                resized, first = resized + 1, first or f"{printable(_shown(answer.image))}, {W}x{H}"
             yield answer
 
     with _destination(options.out) as file:
@@ -215,17 +215,12 @@ def _listed() -> list[str]:
 
 
 def _complain(answer: Unreadable) -> None:
-    print(f"auxnet: {_printable(answer.image)}: {_printable(answer.reason)}", file=sys.stderr)
+    print(f"auxnet: {printable(_shown(answer.image))}: {printable(_shown(answer.reason))}", file=sys.stderr)
 
 
 def _shown(name: str) -> str:
     """A file name that can be printed, whatever bytes it is made of."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def _printable(name: str) -> str:
-    """The same for a terminal, which must not obey what is in it: control characters as their escapes."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], _shown(name))
 
 
 @contextmanager
@@ -253,7 +248,7 @@ def _table(answers: Iterator[Prediction | Unreadable], top: int, file: TextIO) -
     for a in (each for each in answers if not isinstance(each, Unreadable)):
         then = ", ".join(f"{c} {per_cent(p)}" for c, p in zip(a.classes[1:], a.probabilities[1:], strict=True))
         cells = (a.image, str(a.output), a.classes[0], per_cent(a.probabilities[0]), then)
-        table.add_row(*map(Text, map(_printable, cells[: len(table.columns)])))
+        table.add_row(*map(Text, map(printable, map(_shown, cells[: len(table.columns)]))))
     if table.row_count:
         screen.print_table(screen.console() if file is sys.stdout else Console(file=file, width=160), table)
 

@@ -68,17 +68,20 @@ function bars(rows, key, scale, look) {
   };
 }
 const epochAxis = (last) => axis("epoch", { dtick: Math.max(1, Math.round(last / 10)) }); // no tick between two epochs
-// The ticks of a logarithmic axis between two powers of ten, more of them where it is short: [its decades, the ticks].
-const TICKS = [
-  [2.2, [1]], [0.7, [1, 2, 5]], [0.35, [1, 1.5, 2, 3, 4, 6, 8]],
-  [-1, [1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9]],
-];
+// The ticks of a logarithmic axis between two powers of ten, more of them where it is short; the shortest is nearly even.
+const TICKS = [[2.2, [1]], [0.7, [1, 2, 5]], [0.35, [1, 1.5, 2, 3, 4, 6, 8]]]; // [its decades, the ticks of each]
 function decades([low, high]) {
-  const [, digits] = TICKS.find(([least]) => high - low > least), values = [];
-  for (let power = Math.floor(low); power <= Math.ceil(high); power += 1)
-    values.push(...digits.map((digit) => digit * 10 ** power));
-  const words = (v) => count(v).replace(/\.0+ /, " ").replace(/(\.\d*?)0+ /, "$1 ");
-  return { tickvals: values, ticktext: values.map(words) };
+  const digits = TICKS.find(([least]) => high - low > least)?.[1], values = [];
+  if (digits)
+    for (let power = Math.floor(low); power <= Math.ceil(high); power += 1)
+      values.push(...digits.map((digit) => digit * 10 ** power));
+  else if (high > low) {
+    const fifth = (10 ** high - 10 ** low) / 5, unit = 10 ** Math.floor(Math.log10(fifth));
+    const step = unit * [1, 2, 5, 10].find((times) => times * unit >= fifth);
+    for (let n = Math.ceil(10 ** low / step); n * step <= 10 ** high; n += 1) values.push(n * step);
+  } else return {};
+  const words = values.map((v) => count(v).replace(/\.0+ /, " ").replace(/(\.\d*?)0+ /, "$1 "));
+  return { tickvals: values, ticktext: new Set(words).size === words.length ? words : values.map((v) => v.toLocaleString("en")) };
 }
 function draw(id, traces, layout) {
   const place = byId(id), narrow = place.clientWidth < 520;

@@ -507,7 +507,7 @@
       ? `${r.gallery.length} of the ${exact(r.gallery_of)} test images (n = ${exact(r.data.test)}) that some output ` +
         "gets wrong and every deeper one right, each output's answer below it, shallow to deep. Taken in turn from " +
         "the outputs from which on the answer is right, and there from the classes; not chosen for looks."
-      : "There is no test image that only deeper outputs get right.";
+      : "There is no test image that one output gets wrong, and all deeper ones right.";
     for (const item of r.gallery) {
       const line = element("li"), picture = element("img"), answers = element("dl");
       picture.src = item.png;

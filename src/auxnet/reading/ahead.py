@@ -90,10 +90,6 @@ def ahead(work: Callable[[P], R], pieces: Iterable[P], workers: int, most: int) 
         raise RuntimeError(
             "a process that reads images died (killed, or out of memory?): fewer processes need less memory (--workers)"
         ) from None
-    except BaseException:  # nobody waits for what they are at, which may take for ever, as from a pipe or a dead disk
-        for process in [*pool._processes.values()]:
-            process.terminate()
-        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

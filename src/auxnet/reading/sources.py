@@ -111,9 +111,15 @@ def _root(data_dir: str | Path | None) -> Path | None:
     return Path(given).expanduser() if given else None
 
 
+def places(name: str, data_dir: str | Path | None) -> list[Path]:
+    """Where data of this name, that is a path, are looked for: in this folder, then below `data_dir` or AUXNET_DATA."""
+    root = _root(data_dir)
+    return [Path(name).expanduser(), *([root / name] if root else [])] if name.strip() else []
+
+
 def _path(name: str, root: Path | None, to_train: bool) -> dict[str, Part]:
     """The splits of a folder or an .npz file, in this folder or below `root`."""
-    for place in (Path(name).expanduser(), *([root / name] if root else [])) if name.strip() else ():
+    for place in places(name, root):
         if place.is_dir():
             return _in_folder(place, to_train)
         if place.suffix == ".npz" and place.exists():

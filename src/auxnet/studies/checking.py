@@ -61,7 +61,7 @@ def check_data_found(out: Path, trials: Sequence[Trial]) -> None:
     """Raise ValueError or FileNotFoundError if the data of a trial to be trained in `out` are not there, or hold it."""
     for name, data_dir in dict.fromkeys((trial.recipe.data, trial.recipe.data_dir) for trial in trials):
         find(name, data_dir)
-        check_outside_data(out, name)
+        check_outside_data(out, name, data_dir)
 
 
 def check_folder(folder: Path, study: Study, kept: Collection[str]) -> None:

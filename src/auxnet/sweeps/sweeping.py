@@ -97,7 +97,7 @@ def sweep(
     recipe = recipe or Recipe()
     settings = Settings(recipe, space_from(space), str(objective), sampler, prune)
     check_count(processes, "a sweep")
-    check_outside_data(Path(out), recipe.data)
+    check_outside_data(Path(out), recipe.data, recipe.data_dir)
     if "device" not in settings.space:
         check_machine(recipe)  # what cannot be had here fails the worker, and not one trial after the other
     dataset = None if FINDS_DATA & settings.space.keys() else load_data(recipe)
