@@ -605,7 +605,21 @@ def test_a_last_batch_of_one_image_is_refused_where_a_norm_cannot_take_it(tmp_pa
     with pytest.raises(ValueError, match="batch_size=256 leaves one image"):
         plan(recipe)
     assert not (tmp_path / "a").exists()
+    with pytest.raises(ValueError, match="batch_size=256 leaves one image"):  # which is the whole batch
+        auxnet.fit(replace(recipe, sync_batchnorm=True), tmp_path / "a")
     auxnet.fit(replace(recipe, image_size=None), tmp_path / "b")  # 2 x 2 pixels are left there
+
+
+@pytest.mark.parametrize(("images", "size"), [(32, 5), (35, 6), (15, 5)])  # the last of 32 is smaller than a team
+def test_a_process_that_gets_one_image_alone_of_a_batch_is_refused_too(images, size):
+    recipe = replace(TINY, image_size=4, train_images=images, batch_size=size)
+    dataset, said = load_data(recipe), f"batch_size={size} leaves one image to one of 3 processes"
+    net = build.net_of(recipe, dataset)
+    with pytest.raises(ValueError, match=said):
+        build.check_last_batch(recipe, dataset, net, processes=3)
+    build.check_last_batch(replace(recipe, sync_batchnorm=True), dataset, net, processes=3)
+    build.check_last_batch(recipe, dataset, net)
+    build.check_last_batch(replace(recipe, batch_size=images), dataset, net, processes=3)
 
 
 def test_progress_says_where_a_training_stands(tmp_path):
