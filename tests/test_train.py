@@ -349,7 +349,7 @@ def test_a_truncated_net_trained_alone_is_that_net_and_nothing_else(tmp_path):
     x = torch.randn(2, 1, 8, 8)
     torch.testing.assert_close(again(x)[0], run.net(x)[0])
     assert all(map(torch.equal, again.state_dict().values(), run.net.state_dict().values()))
-    with pytest.raises(ValueError, match=r"output must be one of 1\.\.3"):
+    with pytest.raises(ValueError, match=r"alone must be one of the outputs 1\.\.3"):
         auxnet.fit(replace(recipe, alone=4), tmp_path / "b")
     assert auxnet.export(tmp_path / "a", format="safetensors", out=tmp_path / "x").output == 1
 
@@ -371,7 +371,7 @@ def test_class_weights_are_counted_on_the_training_images():
         ({"depth": 21}, "depth must be 6n \\+ 2"),
         ({"outputs": 40}, r"outputs must lie in 1\.\.9"),
         ({"at": (8,)}, "at must be"),
-        ({"alone": 4}, r"output must be one of 1\.\.3"),
+        ({"alone": 4}, r"alone must be one of the outputs 1\.\.3"),
         ({"epochs": 3, "discard_after": 3}, "discard_after=3 never acts in 3 epochs: give at most 2 epochs"),
         ({"optimizer": "Adan"}, "torch.optim has no optimizer 'Adan'; perhaps you meant 'Adam'"),
         ({"optimizer": "LBFGS"}, "LBFGS"),

@@ -67,6 +67,8 @@ def check_recipe(recipe: Recipe, begins: bool = True) -> None:
             if K > MOST_STAND_INS:  # its time grows with K^2; the backbone itself says how many there can be
                 return
             net = resnet(6 * K + 2, K)
+    if recipe.alone is not None and recipe.alone > net.outputs:
+        raise ValueError(f"alone must be one of the outputs 1..{net.outputs} (shallow to deep), got {recipe.alone}")
     method = build_method(recipe, net if recipe.alone is None else net.alone(recipe.alone), cross_entropy)
     if recipe.cuda_graph:
         check_optimizers(method)
