@@ -356,7 +356,7 @@ def test_a_truncated_net_trained_alone_is_that_net_and_nothing_else(tmp_path):
     x = torch.randn(2, 1, 8, 8)
     torch.testing.assert_close(again(x)[0], run.net(x)[0])
     assert all(map(torch.equal, again.state_dict().values(), run.net.state_dict().values()))
-    with pytest.raises(ValueError, match=r"output must be one of 1\.\.3"):
+    with pytest.raises(ValueError, match=r"alone must be one of the outputs 1\.\.3"):
         auxnet.fit(replace(recipe, alone=4), tmp_path / "b")
     assert auxnet.export(tmp_path / "a", format="safetensors", out=tmp_path / "x").output == 1
 
@@ -378,7 +378,7 @@ def test_class_weights_are_counted_on_the_training_images():
         ({"depth": 21}, "depth must be 6n \\+ 2"),
         ({"outputs": 40}, r"outputs must lie in 1\.\.9"),
         ({"at": (8,)}, "at must be"),
-        ({"alone": 4}, r"output must be one of 1\.\.3"),
+        ({"alone": 4}, r"alone must be one of the outputs 1\.\.3"),
         ({"epochs": 3, "discard_after": 3}, "discard_after=3 never acts in 3 epochs: give at most 2 epochs"),
         ({"optimizer": "Adan"}, "torch.optim has no optimizer 'Adan'; perhaps you meant 'Adam'"),
         ({"optimizer": "LBFGS"}, "LBFGS"),
@@ -612,7 +612,21 @@ def test_a_last_batch_of_one_image_is_refused_where_a_norm_cannot_take_it(tmp_pa
     with pytest.raises(ValueError, match="batch_size=256 leaves one image"):
         plan(recipe)
     assert not (tmp_path / "a").exists()
+    with pytest.raises(ValueError, match="batch_size=256 leaves one image"):  # which is the whole batch
+        auxnet.fit(replace(recipe, sync_batchnorm=True), tmp_path / "a")
     auxnet.fit(replace(recipe, image_size=None), tmp_path / "b")  # 2 x 2 pixels are left there
+
+
+@pytest.mark.parametrize(("images", "size"), [(32, 5), (35, 6), (15, 5)])  # the last of 32 is smaller than a team
+def test_a_process_that_gets_one_image_alone_of_a_batch_is_refused_too(images, size):
+    recipe = replace(TINY, image_size=4, train_images=images, batch_size=size)
+    dataset, said = load_data(recipe), f"batch_size={size} leaves one image to one of 3 processes"
+    net = build.net_of(recipe, dataset)
+    with pytest.raises(ValueError, match=said):
+        build.check_last_batch(recipe, dataset, net, processes=3)
+    build.check_last_batch(replace(recipe, sync_batchnorm=True), dataset, net, processes=3)
+    build.check_last_batch(recipe, dataset, net)
+    build.check_last_batch(replace(recipe, batch_size=images), dataset, net, processes=3)
 
 
 def test_progress_says_where_a_training_stands(tmp_path):

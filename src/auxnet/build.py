@@ -67,6 +67,8 @@ def check_recipe(recipe: Recipe, begins: bool = True) -> None:
             if K > MOST_STAND_INS:  # its time grows with K^2; the backbone itself says how many there can be
                 return
             net = resnet(6 * K + 2, K)
+    if recipe.alone is not None and recipe.alone > net.outputs:
+        raise ValueError(f"alone must be one of the outputs 1..{net.outputs} (shallow to deep), got {recipe.alone}")
     method = build_method(recipe, net if recipe.alone is None else net.alone(recipe.alone), cross_entropy)
     if recipe.cuda_graph:
         check_optimizers(method)
@@ -119,11 +121,13 @@ def check_enough_images(recipe: Recipe, dataset: data.DataSet) -> None:
 
 
 def check_last_batch(recipe: Recipe, dataset: data.DataSet, net: AuxNet, processes: int = 1) -> None:
-    """Raise ValueError if an epoch ends with one image alone, and a norm of the net cannot normalise by that."""
-    images = len(dataset.train) % recipe.batch_size or recipe.batch_size
-    least = images // processes if images >= processes else images
-    if least > 1 or recipe.sync_batchnorm:
+    """Raise ValueError if a process gets one image alone of a batch, and a norm of the net cannot normalise by that."""
+    images, size = len(dataset.train), recipe.batch_size
+    sizes = {images % size or size, min(images, size)}  # of the last batch, and of the others
+    alone = 1 in sizes or (processes > 1 and any(processes <= n < 2 * processes for n in sizes))
+    if not alone or (recipe.sync_batchnorm and 1 not in sizes):
         return
+    whose = f"the last of {images} training images' batches" if 1 in sizes else f"one of {processes} processes"
     twin = copied(net).to("meta").train()
     image = torch.empty(1, dataset.channels, *dataset.image_size, device="meta", dtype=precision_of(recipe))
     try:
@@ -133,8 +137,8 @@ def check_last_batch(recipe: Recipe, dataset: data.DataSet, net: AuxNet, process
         return  # it looks at the values of a tensor, and "meta" has none
     except ValueError as error:
         raise ValueError(
-            f"batch_size={recipe.batch_size} leaves one image to the last of {len(dataset.train)} training images' "
-            f"batches, which this net cannot normalise ({first_line(error)}): give another batch_size"
+            f"batch_size={size} leaves one image to {whose}, which this net cannot normalise ({first_line(error)}): "
+            "give another batch_size"
         ) from None
 
 
