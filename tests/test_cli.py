@@ -254,10 +254,7 @@ def test_help_and_import_do_not_wait_for_torch():
         (["train", "--dept", "20"], "there is no option --dept; perhaps you meant --depth; see auxnet train --help"),
         (["train", "--complie"], "there is no option --complie; perhaps you meant --compile; see auxnet train --help"),
         (["train", "photos", "--dept", "20"], "there is no option --dept; perhaps you meant --depth; see"),
-        (
-            ["train", "--data", "my", "photos"],
-            "'photos' belongs to no option (a flag before it may be missing, or quotes",
-        ),
+        (["train", "--data", "my", "photos"], "'photos' belongs to no option (does it lack a flag, or quotes"),
         (["train", "x,y"], "'x,y' belongs to no option"),
         (["train", ""], "'' belongs to no option"),
         (["train", "--schedule", "none"], "multistep, cosine, got 'none'; see"),
@@ -379,7 +376,7 @@ def mounted(folder, options):
 def test_a_full_disk_is_one_line_and_status_1(tmp_path, capsys):
     with mounted(tmp_path / "disk", "size=64k") as disk:
         (disk / "precious.txt").write_text("kept")
-        fails(capsys, ["train", *FAST, "--out", disk / "a"], 1, "No space left")
+        fails(capsys, ["train", *FAST, "--batch-size", "64", "--out", disk / "a"], 1, "No space left")
         assert (disk / "precious.txt").read_text() == "kept"
         assert not list(disk.rglob("*.partial"))
 

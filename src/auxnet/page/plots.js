@@ -68,7 +68,7 @@ function bars(rows, key, scale, look) {
   };
 }
 const epochAxis = (last) => axis("epoch", { dtick: Math.max(1, Math.round(last / 10)) }); // no tick between two epochs
-// The ticks of a logarithmic axis between two powers of ten, more of them where it is short; the shortest is nearly even.
+// The ticks of a logarithmic axis: more between two powers of ten where it is short, even ones where it is shortest.
 const TICKS = [[2.2, [1]], [0.7, [1, 2, 5]], [0.35, [1, 1.5, 2, 3, 4, 6, 8]]]; // [its decades, the ticks of each]
 function decades([low, high]) {
   const digits = TICKS.find(([least]) => high - low > least)?.[1], values = [];
@@ -81,7 +81,8 @@ function decades([low, high]) {
     for (let n = Math.ceil(10 ** low / step); n * step <= 10 ** high; n += 1) values.push(n * step);
   } else return {};
   const words = values.map((v) => count(v).replace(/\.0+ /, " ").replace(/(\.\d*?)0+ /, "$1 "));
-  return { tickvals: values, ticktext: new Set(words).size === words.length ? words : values.map((v) => v.toLocaleString("en")) };
+  const told = new Set(words).size === words.length;
+  return { tickvals: values, ticktext: told ? words : values.map((v) => v.toLocaleString("en")) };
 }
 function draw(id, traces, layout) {
   const place = byId(id), narrow = place.clientWidth < 520;
