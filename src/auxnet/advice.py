@@ -46,12 +46,7 @@ def few_steps(recipe: Recipe, images: int) -> list[str]:
 
 def doubts_of(recipe: Recipe, depths: Sequence[int], dataset: DataSet) -> list[str]:
     """All doubts about a training that is to begin."""
-    return [
-        *few_steps(recipe, len(dataset.train)),
-        *training_doubts(recipe, depths),
-        *data_doubts(recipe, dataset),
-        *precision_doubts(recipe),
-    ]
+    return [*training_doubts(recipe, depths), *data_doubts(recipe, dataset), *precision_doubts(recipe)]
 
 
 def data_doubts(recipe: Recipe, dataset: DataSet) -> list[str]:

@@ -82,6 +82,7 @@ def plan(recipe: Recipe) -> Plan:
             measured_steps=steps,
             warnings=[
                 *advice.warnings_of(recipe, depths, dataset.image_size),
+                *advice.few_steps(recipe, len(dataset.train)),
                 *advice.doubts_of(recipe, depths, dataset),
             ],
             notes=[
