@@ -629,6 +629,22 @@ def test_a_process_that_gets_one_image_alone_of_a_batch_is_refused_too(images, s
     build.check_last_batch(replace(recipe, batch_size=images), dataset, net, processes=3)
 
 
+def test_a_run_within_data_that_lie_below_data_dir_is_refused(tmp_path):
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    for folder in (tmp_path / "photos", tmp_path / "photos" / "run"):
+        with pytest.raises(ValueError, match="lies in the data"):
+            rundir.check_outside_data(folder, "photos", str(tmp_path))
+    rundir.check_outside_data(tmp_path / "run", "photos", str(tmp_path))
+
+
+def test_errors_told_within_an_epoch_are_said_to_be_of_the_one_before(tmp_path):
+    seen = []
+    auxnet.fit(replace(TINY, epochs=2), tmp_path / "a", watch=seen.append)
+    assert {str(each).endswith(" after epoch 1") for each in seen if each.epoch == 2 and not each.done} <= {True}
+    assert not any(" after epoch" in str(each) for each in seen if each.done or each.epoch == 1)
+    assert str(replace(seen[-1], done=False)).endswith(" % after epoch 1")
+
+
 def test_progress_says_where_a_training_stands(tmp_path):
     seen = []
     auxnet.fit(TINY, tmp_path / "a", watch=seen.append)

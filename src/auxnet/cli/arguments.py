@@ -236,9 +236,8 @@ def _one_line(box: str, options: type[Any]) -> str:
     complaint, *further = filter(None, parts[1:])  # above the first border stands at most a title
     said = _in_words(" ".join(complaint).rstrip("."), options)
     if said.startswith("there is no option") and further and further[0][0] == "Perhaps you meant:":
-        said += (
-            f"; perhaps you meant {further[0][1].split()[0].rstrip(',')}"  # without what follows it: a type, --no-...
-        )
+        meant = further[0][1].split()[0].rstrip(",")  # without what follows it: a type, --no-...
+        said += f"; perhaps you meant {meant}"
     return said
 
 
