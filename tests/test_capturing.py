@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import auxnet
-from auxnet import Recipe, build, capturing, signals
+from auxnet import Recipe, build, capturing, feasible, signals
 from auxnet.capturing import captured
 from auxnet.losses import cross_entropy, distilled
 from auxnet.plan import MEASURED_STEPS, plan
@@ -197,7 +197,7 @@ def graphs_on_cpus(monkeypatch):
         recorders.append(Recorder(nets[-1], method))
         return captured(method, recorders[-1], nullcontext)
 
-    monkeypatch.setattr(build, "check_machine", lambda recipe: None)
+    monkeypatch.setattr(feasible, "check_machine", lambda recipe: None)
     monkeypatch.setattr(build, "as_cuda_graph", on_this_cpu)
     monkeypatch.setattr(build, "net_of", lambda *given: nets.append(made(*given)) or nets[-1])
     return recorders
@@ -223,7 +223,7 @@ def test_a_recipe_with_graphs_trains_the_same_weights(fields, graphs_on_cpus, tm
 def test_a_run_goes_on_with_or_without_graphs(before, after, optimizer, graphs_on_cpus, monkeypatch, tmp_path):
     """To the same weights, from within an epoch: whether there are graphs is a matter of where it runs."""
     monkeypatch.setattr(torch.optim.AdamW, "__init__", without_capturable(torch.optim.AdamW.__init__))
-    monkeypatch.setattr(build, "check_optimizers", lambda method: None)
+    monkeypatch.setattr(feasible, "check_optimizers", lambda method: None)
     recipe = replace(TINY, optimizer=optimizer, lr=0.01, batch_size=32)
     auxnet.fit(recipe, tmp_path / "whole")
 
@@ -279,9 +279,9 @@ def test_what_a_graph_cannot_be_is_said_before_the_data_are_read(use, fields, me
 
 def test_many_processes_have_no_graphs(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(build, "device_of", lambda recipe: torch.device("cuda"))
+    monkeypatch.setattr(feasible, "device_of", lambda recipe: torch.device("cuda"))
     with pytest.raises(ValueError, match="cuda_graph=True is for one process, but 2 train together"):
-        build.check_recipe(Recipe(cuda_graph=True))
+        feasible.check_recipe(Recipe(cuda_graph=True))
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,7 @@ def test_a_recording_that_fails_says_why_and_want_of_memory_stays_what_it_is(fau
 
 
 def test_an_optimizer_that_a_graph_cannot_hold_is_said_at_once(monkeypatch):
-    monkeypatch.setattr(build, "check_machine", lambda recipe: None)
-    build.check_recipe(Recipe(cuda_graph=True, optimizer="AdamW"))
+    monkeypatch.setattr(feasible, "check_machine", lambda recipe: None)
+    feasible.check_recipe(Recipe(cuda_graph=True, optimizer="AdamW"))
     with pytest.raises(ValueError, match="cuda_graph=True cannot hold Adagrad: take SGD or"):
-        build.check_recipe(Recipe(cuda_graph=True, optimizer="Adagrad"))
+        feasible.check_recipe(Recipe(cuda_graph=True, optimizer="Adagrad"))

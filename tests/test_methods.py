@@ -1196,6 +1196,13 @@ def test_what_is_no_net_and_what_are_no_tensors_are_refused(make):
     for labels, mend in ((y[:, None], "long"), (y.int(), "long"), (one_hot, "argmax")):
         with pytest.raises(ValueError, match=rf"labels must be int64 \[N\], got torch\.int.*: labels\.{mend}\("):
             make(net, sgd(), WEIGHTS).step(x, labels)
+    for labels, rule in (
+        (y.float(), r"int64 \[N\], got torch\.float32 \[7\]: labels\.long"),
+        (y[:-1], r"one for each of 7 images, got torch\.int64 \[6\]"),
+        (y[0], r"one for each of 7 images, got torch\.int64 \[\]"),
+    ):
+        with pytest.raises(ValueError, match=f"labels must be {rule}"):
+            make(net, sgd(), WEIGHTS).step(x, labels)
     with pytest.raises(
         ValueError, match="labels must be classes of this net, counted from 0: Target 99 is out of bounds"
     ):

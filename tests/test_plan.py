@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from auxnet import Recipe, fit, methods, resnet
+from auxnet import Recipe, feasible, fit, methods, resnet
 from auxnet import plan as planning
 from auxnet.advice import (
     copies_doubts,
@@ -21,7 +21,9 @@ from auxnet.advice import (
     training_doubts,
 )
 from auxnet.build import step_scale_of
+from auxnet.cost import step_bytes
 from auxnet.data import load_data
+from auxnet.latency import Held
 from auxnet.plan import plan, planned_outputs
 from auxnet.words import duration
 from writers import tiny, write_folders
@@ -145,13 +147,49 @@ def test_what_changes_after_the_first_epoch_is_noted_and_nothing_else():
 def test_a_plan_counts_validations_and_the_evaluation_at_the_end_and_measures_no_longer_than_need_be(monkeypatch):
     recipe = Recipe(depth=8, outputs=2, train_images=50, batch_size=25, epochs=3)
     for took, steps, counted in ((1.0, 5, 4), (4.0, 3, 2), (11.0, 1, 1)):  # the first is counted where it took too long
-        times = iter([took] * steps + [2.5])
+        times = iter([0.1] + [took] * steps + [2.5])  # the first of a few images alone
         monkeypatch.setattr(planning, "_seconds_of", lambda work, times=times: next(times))
         found = plan(recipe)
         epoch = 2 * took + 0.1 * found.val
-        assert (found.measured_steps, next(times, None)) == (counted, None)
+        assert (found.measured_steps, found.measured_images, next(times, None)) == (counted, 25, None)
         assert found.seconds_per_epoch == pytest.approx(epoch)
         assert found.seconds == pytest.approx(3 * epoch + 2 * 0.1 * (found.val + found.test))
+
+
+def test_where_a_batch_would_take_long_a_plan_measures_a_few_images_of_it(monkeypatch):
+    times = iter([4.0] + [2.0] * 5 + [0.8])
+    monkeypatch.setattr(planning, "_seconds_of", lambda work: next(times))
+    found = plan(Recipe(depth=8, outputs=2, train_images=50, batch_size=25))
+    assert (found.measured_steps, found.measured_images, next(times, None)) == (4, 8, None)
+    assert found.seconds_per_epoch == pytest.approx(50 * 2.0 / 8 + found.val * 0.8 / 8)
+
+
+@pytest.mark.parametrize("method", ["joint", "multiway"])
+def test_the_memory_of_a_step_is_what_a_step_was_seen_to_hold(method):
+    """Against every tensor that a real step holds at once, counted operator by operator."""
+    net = resnet(depth=14, outputs=2).to(memory_format=torch.channels_last)
+    images, labels = torch.randn(32, 3, 16, 16).to(memory_format=torch.channels_last), torch.randint(10, (32,))
+    bound = getattr(methods, method)(net, partial(torch.optim.SGD, lr=0.1))
+    with Held() as held:
+        bound.step(images, labels)
+    assert 0.9 * held.peak < step_bytes(net, (3, 16, 16), 32) < held.peak
+    net.freeze_trunk()
+    assert step_bytes(net, (3, 16, 16), 32) < 0.1 * held.peak
+
+
+def test_a_step_that_memory_has_no_room_for_is_refused(tmp_path, monkeypatch):
+    recipe = Recipe(depth=8, outputs=2, batch_size=128, device="cpu")
+    needed = plan(recipe).step_bytes
+    monkeypatch.setattr(feasible, "available_memory", lambda: needed - 1)
+    rule = r"a step on 128 images of 8x8 pixels would keep [\d.]+ MB, and [\d.]+ MB of memory are left"
+    for use in (plan, lambda recipe: fit(recipe, tmp_path / "run")):
+        with pytest.raises(ValueError, match=f"^{rule}: give a batch_size of 63 or less, or a smaller image_size"):
+            use(recipe)
+    assert not (tmp_path / "run").exists()
+    plan(replace(recipe, batch_size=63))
+    monkeypatch.setattr(feasible, "available_memory", lambda: needed // 128)
+    with pytest.raises(ValueError, match="are left: give a smaller image_size"):
+        plan(recipe)
 
 
 def test_a_plan_says_that_decoding_and_augmenting_are_not_counted_where_they_take_time(tmp_path):
@@ -177,6 +215,9 @@ def test_what_has_no_effect_is_warned_of():
     assert training_doubts(replace(adam, momentum=0.5), depths) == ["momentum=0.5 has no effect: AdamW has none"]
     (doubt,) = training_doubts(Recipe(schedule="cosine", epochs=5, warmup=3), depths)
     assert doubt == "--warmup 3 of 5 epochs leaves the cosine 2 epochs to fall in: give a shorter warm-up"
+    (doubt,) = training_doubts(Recipe(temperature=2), depths)
+    assert doubt == "--temperature 2 has no effect: it is distillation's, and --distill is 0"
+    assert training_doubts(Recipe(temperature=2, distill=0.5), depths) == []
     (doubt,) = training_doubts(Recipe(epochs=3, discard_after=0.9), depths)
     assert doubt == "--discard-after 0.9 of 3 epochs is after the last: it never acts"
     for quiet in ({"epochs": 6, "warmup": 3}, {"epochs": 2}):

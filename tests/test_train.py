@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import auxnet
-from auxnet import build, by_name, epochs, machine, rundir, schedules, train
+from auxnet import build, by_name, epochs, feasible, machine, rundir, schedules, train
 from auxnet.data import load_data
 from auxnet.errors import DivergedError
 from auxnet.files import written_whole
@@ -401,7 +401,7 @@ def test_what_no_data_could_mend_is_said_before_they_are_read(fields, message, u
 
 def test_a_mistyped_number_of_cuts_takes_no_time_to_check():
     began = time.monotonic()
-    build.check_recipe(Recipe(backbone="timm:x", cuts=10**7))
+    feasible.check_recipe(Recipe(backbone="timm:x", cuts=10**7))
     assert time.monotonic() - began < 5  # what is left to do takes none; PyTorch's own imports take seconds
 
 
@@ -623,10 +623,10 @@ def test_a_process_that_gets_one_image_alone_of_a_batch_is_refused_too(images, s
     dataset, said = load_data(recipe), f"batch_size={size} leaves one image to one of 3 processes"
     net = build.net_of(recipe, dataset)
     with pytest.raises(ValueError, match=said):
-        build.check_last_batch(recipe, dataset, net, processes=3)
-    build.check_last_batch(replace(recipe, sync_batchnorm=True), dataset, net, processes=3)
-    build.check_last_batch(recipe, dataset, net)
-    build.check_last_batch(replace(recipe, batch_size=images), dataset, net, processes=3)
+        feasible.check_last_batch(recipe, dataset, net, processes=3)
+    feasible.check_last_batch(replace(recipe, sync_batchnorm=True), dataset, net, processes=3)
+    feasible.check_last_batch(recipe, dataset, net)
+    feasible.check_last_batch(replace(recipe, batch_size=images), dataset, net, processes=3)
 
 
 def test_a_run_within_data_that_lie_below_data_dir_is_refused(tmp_path):

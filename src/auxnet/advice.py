@@ -138,6 +138,8 @@ def training_doubts(recipe: Recipe, depths: Sequence[int]) -> list[str]:
     if name == "AdamW" and recipe.weight_decay == Recipe.weight_decay:
         doubts.append(f"--weight-decay {recipe.weight_decay:g} is SGD's: AdamW usually wants 0.01 to 0.05")
     doubts += [f"{field}={getattr(recipe, field)} has no effect: {name} has none" for field in without_effect(recipe)]
+    if recipe.distill == 0 and recipe.temperature != Recipe.temperature:
+        doubts.append(f"--temperature {recipe.temperature:g} has no effect: it is distillation's, and --distill is 0")
     if recipe.schedule == "cosine" and recipe.warmup > 0 and (left := recipe.epochs - recipe.warmup) < FEW_EPOCHS:
         spent = f"--warmup {recipe.warmup} of {recipe.epochs} epochs"
         doubts.append(f"{spent} leaves the cosine {plural(left, 'epoch')} to fall in: give a shorter warm-up")
@@ -192,7 +194,8 @@ def warnings_of(recipe: Recipe, depths: list[int], image_size: tuple[int, int]) 
         )
     if recipe.form == "cifar" and min(H, W) >= LARGE:
         warnings.append(
-            f"form cifar keeps maps of {W}x{H} pixels to the end of its first stage: consider form imagenet"
+            f"form cifar keeps maps of {W}x{H} pixels to the end of its first stage: consider form imagenet, or "
+            "a smaller --image-size"
         )
     if recipe.form == "imagenet" and max(H, W) < 64:
         left = f"{math.ceil(W / 32)}x{math.ceil(H / 32)}"

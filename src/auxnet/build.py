@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,68 +20,28 @@ from auxnet.backbones.named import normalisation
 from auxnet.backbones.weights import is_weights_of_run, run_of
 from auxnet.batches import Part
 from auxnet.by_name import aggregator_of, optimizer_of
-from auxnet.capturing import as_cuda_graph, check_optimizers
+from auxnet.capturing import as_cuda_graph
 from auxnet.distributed import Team
 from auxnet.documents import parsing
-from auxnet.errors import first_line
 from auxnet.gradients import Distillation, Loss
 from auxnet.losses import balanced, cross_entropy, distilled, square_hinge
-from auxnet.machine import device_of, free_memory, to_device
+from auxnet.machine import free_memory, to_device
 from auxnet.method import Method
 from auxnet.methods import joint, multiway, pairwise
 from auxnet.mixing import mixed
-from auxnet.network import AuxNet, copied
+from auxnet.network import AuxNet
 from auxnet.precision import in_float32, to_bfloat16
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.splits import Labelled
 from auxnet.recipe import Recipe
 from auxnet.residual import MIN_SIZE, layout, resnet
-from auxnet.schedules import lambdas_at, weights_of
+from auxnet.schedules import lambdas_at
 from auxnet.sections import MethodName, StepScale
 from auxnet.synchronised import synchronise_norms
 from auxnet.update import Average, identity
-from auxnet.words import plural
 
 PIXELS = 2**21  # evaluated at a time: 25 MB of float32 in three channels
-MOST_STAND_INS = 50  # outputs of a net that stands in for a backbone that is not built yet
 METHODS: dict[MethodName, Callable[..., Method]] = {"joint": joint, "pairwise": pairwise, "multiway": multiway}
-
-
-def check_recipe(recipe: Recipe, begins: bool = True) -> None:
-    """Raise ValueError, before any data are read, for a recipe that would fail with any data.
-
-    With `begins`, epochs in `discard_after` must also leave one in which it acts (a single epoch is exempt).
-    """
-    check_machine(recipe)
-    if recipe.freeze == "trunk":
-        _check_freeze(recipe)
-    if begins and (recipe.discard_after or 0) >= 1 and recipe.discards_from is None and recipe.epochs > 1:
-        most = f"at most {plural(recipe.epochs - 1, 'epoch')}, discard_after={recipe.epochs - 1}"
-        raise ValueError(f"discard_after={recipe.discard_after:g} never acts in {recipe.epochs} epochs: give {most}")
-    with torch.device("meta"):  # takes no memory
-        if recipe.backbone is None:
-            net = resnet(**_resnet_options(recipe, num_classes=2, in_channels=3))
-        else:  # another net with as many outputs
-            K = len(depths_of(replace(recipe, alone=None)))
-            if K > MOST_STAND_INS:  # its time grows with K^2; the backbone itself says how many there can be
-                return
-            net = resnet(6 * K + 2, K)
-    if recipe.alone is not None and recipe.alone > net.outputs:
-        raise ValueError(f"alone must be one of the outputs 1..{net.outputs} (shallow to deep), got {recipe.alone}")
-    method = build_method(recipe, net if recipe.alone is None else net.alone(recipe.alone), cross_entropy)
-    if recipe.cuda_graph:
-        check_optimizers(method)
-
-
-def _check_freeze(recipe: Recipe) -> None:
-    """Raise ValueError where a frozen trunk has no weights, or a head beside it nothing to learn."""
-    if recipe.pretrained is None:
-        raise ValueError("freeze='trunk' keeps pretrained weights, and there are none: name them with --pretrained")
-    depths = depths_of(recipe)
-    if len(depths) == 1:
-        raise ValueError("freeze='trunk' trains auxiliary heads alone, and one output leaves none: ask for more")
-    if not all(weights_of(recipe, depths)):
-        raise ValueError("freeze='trunk' trains auxiliary heads, and one of weight 0 would not train: give it more")
 
 
 def depths_of(recipe: Recipe) -> tuple[int, ...]:
@@ -94,52 +53,19 @@ def depths_of(recipe: Recipe) -> tuple[int, ...]:
         cuts = _asked_cuts(recipe)
         depths = tuple(range(1, 2 + (cuts if isinstance(cuts, int) else len(cuts))))
     else:
-        with torch.device("meta"):  # takes no memory
-            depths = resnet(**_resnet_options(recipe, num_classes=2, in_channels=3)).depths
+        depths = outline(recipe).depths
     return depths if recipe.alone is None else depths[recipe.alone - 1 : recipe.alone]
+
+
+def outline(recipe: Recipe) -> AuxNet:
+    """The built-in net of a recipe on "meta", where it takes no memory, for two classes of coloured images."""
+    with torch.device("meta"):
+        return resnet(**_resnet_options(recipe, num_classes=2, in_channels=3))
 
 
 def _asked_cuts(recipe: Recipe) -> int | tuple[str, ...]:
     """How many cuts a recipe's backbone gets, or the modules that they come after."""
     return 2 if recipe.cuts is None else recipe.cuts
-
-
-def check_machine(recipe: Recipe) -> None:
-    """Raise ValueError for what this machine, or this number of processes, cannot give a recipe."""
-    device, processes = device_of(recipe), int(os.environ.get("WORLD_SIZE", 1))
-    if recipe.cuda_graph and device.type != "cuda":
-        raise ValueError(f"cuda_graph=True needs a CUDA device, got device '{device}': leave it out")
-    if recipe.cuda_graph and processes > 1:
-        raise ValueError(f"cuda_graph=True is for one process, but {processes} train together: leave it out")
-
-
-def check_enough_images(recipe: Recipe, dataset: data.DataSet) -> None:
-    """Raise ValueError for data that a training cannot begin with."""
-    if recipe.train_images is not None and recipe.train_images < dataset.num_classes:
-        least = f"{dataset.num_classes}, one of each class"
-        raise ValueError(f"train_images must be at least {least}, got {recipe.train_images}")
-
-
-def check_last_batch(recipe: Recipe, dataset: data.DataSet, net: AuxNet, processes: int = 1) -> None:
-    """Raise ValueError if a process gets one image alone of a batch, and a norm of the net cannot normalise by that."""
-    images, size = len(dataset.train), recipe.batch_size
-    sizes = {images % size or size, min(images, size)}  # of the last batch, and of the others
-    alone = 1 in sizes or (processes > 1 and any(processes <= n < 2 * processes for n in sizes))
-    if not alone or (recipe.sync_batchnorm and 1 not in sizes):
-        return
-    whose = f"the last of {images} training images' batches" if 1 in sizes else f"one of {processes} processes"
-    twin = copied(net).to("meta").train()
-    image = torch.empty(1, dataset.channels, *dataset.image_size, device="meta", dtype=precision_of(recipe))
-    try:
-        with torch.no_grad():
-            twin(image)
-    except RuntimeError:
-        return  # it looks at the values of a tensor, and "meta" has none
-    except ValueError as error:
-        raise ValueError(
-            f"batch_size={size} leaves one image to {whose}, which this net cannot normalise ({first_line(error)}): "
-            "give another batch_size"
-        ) from None
 
 
 def normalised_for(recipe: Recipe, dataset: data.DataSet) -> data.DataSet:

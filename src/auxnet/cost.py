@@ -1,4 +1,4 @@
-"""What a model costs for one image, counted and not timed: its parameters and its multiply-adds (MACs)."""
+"""What a model costs, counted and not timed: parameters, multiply-adds (MACs), the memory of a training step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from auxnet.backbones.dryrun import plain_attention
@@ -50,6 +51,30 @@ def costs(net: AuxNet, image_shape: Sequence[int]) -> list[tuple[int, int]]:
         trunk += segment
         rows.append((count_parameters(nn.ModuleList([*net.segments[:k], net.heads[k - 1]])), trunk + head))
     return rows
+
+
+def step_bytes(net: AuxNet, image_shape: Sequence[int], batch: int) -> int | None:
+    """Bytes that a training step on `batch` images of shape (C, H, W) keeps for its backwards, nearly all it takes.
+
+    Counted in a copy on "meta", which takes no memory. None for a net that looks at the values of a tensor.
+    """
+    twin = copied(net).to("meta").train()
+    weights = {p.untyped_storage()._cdata for p in twin.parameters()}
+    kept: dict[int, UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage  # held, or its address would be another's next
+        return tensor
+
+    images = torch.empty(batch, *image_shape, dtype=next(twin.parameters()).dtype, device="meta")
+    try:
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            twin(images.to(memory_format=torch.channels_last))
+    except Exception:
+        return None
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def _still(pairs: nn.ModuleList) -> nn.ModuleList:

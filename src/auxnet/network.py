@@ -194,12 +194,19 @@ def check_tensors(images: object, labels: object, loss: object = F.cross_entropy
     if not (isinstance(images, Tensor) and (isinstance(labels, Tensor) or loss is not F.cross_entropy)):
         got = f"{type(images).__name__} and {type(labels).__name__}"
         raise TypeError(f"images and labels must be tensors, got {got}: torch.as_tensor(...) makes them")
-    if not isinstance(labels, Tensor) or loss is not F.cross_entropy or labels.is_floating_point():
+    if not isinstance(labels, Tensor) or loss is not F.cross_entropy:
         return
-    if labels.ndim > 1 or labels.dtype not in (torch.int64, torch.uint8):
+    got = f"{labels.dtype} {list(labels.shape)}"
+    if labels.is_floating_point():
+        if labels.ndim != 2:
+            mend = "labels.long() of classes; floats are probabilities [N, classes]"
+            raise ValueError(f"labels must be int64 [N], got {got}: {mend}")
+    elif labels.ndim > 1 or labels.dtype not in (torch.int64, torch.uint8):
         one_hot = labels.ndim > 1 and labels.shape[1] > 1
         mend = "labels.argmax(1) of one-hot rows" if one_hot else "labels.long(), and labels.squeeze(1) of [N, 1]"
-        raise ValueError(f"labels must be int64 [N], got {labels.dtype} {list(labels.shape)}: {mend}")
+        raise ValueError(f"labels must be int64 [N], got {got}: {mend}")
+    if labels.ndim == 0 or len(labels) != len(images):
+        raise ValueError(f"labels must be one for each of {len(images)} images, got {got}")
 
 
 def logits_of(heads: Sequence[nn.Module] | nn.ModuleList, k: int, feature: Tensor) -> Tensor:

@@ -7,14 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from auxnet import advice
-from auxnet.build import build, check_enough_images, check_last_batch, check_recipe, net_of, precision_of, step_scale_of
+from auxnet.build import build, net_of, precision_of, step_scale_of
 from auxnet.capturing import WARM_UP
 from auxnet.cost import costs
 from auxnet.data import DataSet, load_data
 from auxnet.evaluation import tally
+from auxnet.feasible import check_enough_images, check_last_batch, check_memory, check_recipe
 from auxnet.machine import device_of, random_kept, threads_set
+from auxnet.method import Method
 from auxnet.progress import judged_images, seconds_left
 from auxnet.recipe import Recipe
 from auxnet.resuming import TrainingState
@@ -23,6 +26,7 @@ from auxnet.steps import step_scales
 
 MEASURED_STEPS = 4
 LONG = 10.0  # seconds of steps after which no other is measured
+FEW_IMAGES = 8  # of a batch, where all of them would take longer than that
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,10 @@ class Plan:
     seconds: float
     """the whole training, with the evaluation at its end"""
     measured_steps: int
+    measured_images: int
+    """in each of them"""
+    step_bytes: int | None
+    """of memory that a step keeps for its backwards (`cost.step_bytes`); None where that is unknown"""
     warnings: list[str]
     notes: list[str]
     """how the outputs' weights and steps change after the first epoch; what the time leaves out"""
@@ -70,7 +78,10 @@ def plan(recipe: Recipe) -> Plan:
         check_enough_images(recipe, dataset)
         outputs = planned_outputs(recipe, dataset)
         depths = [output.depth for output in outputs]
-        trained, evaluated, steps = time_steps(recipe, dataset)
+        net, method = build(recipe, dataset, device_of(recipe))
+        check_last_batch(recipe, dataset, net)
+        kept = check_memory(recipe, dataset, net)
+        trained, evaluated, steps, images = time_steps(recipe, dataset, method)
         seconds = seconds_left(recipe, dataset, TrainingState(), trained, evaluated)
         return Plan(
             outputs=outputs,
@@ -80,6 +91,8 @@ def plan(recipe: Recipe) -> Plan:
             seconds_per_epoch=trained * len(dataset.train) + evaluated * judged_images(recipe, dataset),
             seconds=seconds,
             measured_steps=steps,
+            measured_images=images,
+            step_bytes=kept,
             warnings=[
                 *advice.warnings_of(recipe, depths, dataset.image_size),
                 *advice.few_steps(recipe, len(dataset.train)),
@@ -113,25 +126,35 @@ def planned_outputs(recipe: Recipe, dataset: DataSet) -> list[PlannedOutput]:
     return rows
 
 
-def time_steps(recipe: Recipe, dataset: DataSet) -> tuple[float, float, int]:
-    """Seconds an image takes in a training step and in an evaluation, and of how many steps the first is the median.
+def time_steps(recipe: Recipe, dataset: DataSet, method: Method) -> tuple[float, float, int, int]:
+    """Seconds an image takes in a training step and in an evaluation; of how many steps the first is the median, and
+    of how many images these are.
 
-    Measured on random images. The first step is not counted, unless it took too long for another.
+    Measured on random images, whole batches unless they take too long. The first step is not counted, unless it took
+    too long for another.
     """
-    device = device_of(recipe)
-    net, method = build(recipe, dataset, device)
-    check_last_batch(recipe, dataset, net)
-    net.train()
-    images = torch.randn(recipe.batch_size, dataset.channels, *dataset.image_size, device=device)
-    images = images.to(precision_of(recipe), memory_format=torch.channels_last)
-    labels = torch.randint(dataset.num_classes, (recipe.batch_size,), device=device)
+    method.net.train()
+    images, labels = _random_batch(recipe, dataset, recipe.batch_size)
+    few = images[:FEW_IMAGES], labels[:FEW_IMAGES]
+    if len(images) > FEW_IMAGES and not (recipe.cuda_graph or recipe.compile):  # made for whole batches
+        method.step(*few)
+        if _seconds_of(lambda: method.step(*few).cpu()) * len(images) / FEW_IMAGES > LONG:
+            images, labels = few
     first = WARM_UP + 1 if recipe.cuda_graph else 1  # steps in which things are done once
     times: list[float] = []
     while len(times) < first + MEASURED_STEPS and sum(times) < LONG:
         times.append(_seconds_of(lambda: method.step(images, labels).cpu()))
     steady = sorted(times[first:] or times[-1:])
-    evaluated = _seconds_of(lambda: tally(net, [(images, labels)]))
-    return steady[len(steady) // 2] / recipe.batch_size, evaluated / recipe.batch_size, len(steady)
+    evaluated = _seconds_of(lambda: tally(method.net, [(images, labels)]))
+    return steady[len(steady) // 2] / len(images), evaluated / len(images), len(steady), len(images)
+
+
+def _random_batch(recipe: Recipe, dataset: DataSet, size: int) -> tuple[Tensor, Tensor]:
+    """Random images [size, C, H, W], as a training step of this recipe gets them, and labels."""
+    device = device_of(recipe)
+    images = torch.randn(size, dataset.channels, *dataset.image_size, device=device)
+    labels = torch.randint(dataset.num_classes, (size,), device=device)
+    return images.to(precision_of(recipe), memory_format=torch.channels_last), labels
 
 
 def _seconds_of(work: Callable[[], object]) -> float:

@@ -16,16 +16,7 @@ import torch
 
 from auxnet import __version__, distributed, rundir
 from auxnet.advice import doubts_of, precision_doubts
-from auxnet.build import (
-    build,
-    check_enough_images,
-    check_last_batch,
-    check_recipe,
-    evaluation_batches,
-    network_options,
-    normalised_for,
-    resident,
-)
+from auxnet.build import build, evaluation_batches, network_options, normalised_for, resident
 from auxnet.checkpoint import load_net
 from auxnet.data import DataSet, load_data
 from auxnet.distributed import Team
@@ -33,6 +24,7 @@ from auxnet.documents import read_json
 from auxnet.epochs import Training, run_epochs
 from auxnet.errors import DamagedError, is_number, warn, whole_number
 from auxnet.evaluation import measure
+from auxnet.feasible import check_enough_images, check_last_batch, check_memory, check_recipe
 from auxnet.fetching import pinned
 from auxnet.files import write_json
 from auxnet.hub import with_run
@@ -187,6 +179,7 @@ def _prepare(recipe: Recipe, team: Team, resume: bool) -> tuple[DataSet, AuxNet,
     net, method = build(recipe, dataset, team.device, team)
     dataset = normalised_for(recipe, dataset)
     check_last_batch(recipe, dataset, net, team.size)
+    check_memory(recipe, dataset, net, team.size)
     if team.leads:
         doubts = precision_doubts(recipe) if resume else doubts_of(recipe, net.depths, dataset)
         slow = crowded(torch.get_num_threads()) if team.device.type == "cpu" else None

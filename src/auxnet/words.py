@@ -18,6 +18,12 @@ def duration(seconds: float) -> str:
     return f"{minutes}:{left:02} min" if minutes else f"{left} s"
 
 
+def gigabytes(number: int) -> str:
+    """Bytes, to two digits: 61 GB, 1.2 GB, 23 MB."""
+    size, unit = (number / 1e9, "GB") if number >= 1e9 else (number / 1e6, "MB")
+    return f"{float(f'{size:.2g}'):g} {unit}"
+
+
 def val_errors(errors: Sequence[float]) -> str:
     """Validation errors of all outputs, shallow to deep; nothing where there are none yet."""
     return f"val. error {' / '.join(f'{100 * e:.1f}' for e in errors)} %" if errors else ""

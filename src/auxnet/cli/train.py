@@ -15,7 +15,7 @@ from tyro.conf import FlagCreatePairsOff
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRecipe, parse_with_recipe, value_of
 from auxnet.recipe import WHERE, Recipe, folder_name, read_run_recipe, words_of, write_recipe
-from auxnet.words import command, duration, per_cent, plural
+from auxnet.words import command, duration, gigabytes, per_cent, plural
 
 if TYPE_CHECKING:
     from auxnet.plan import Plan as Planned
@@ -138,8 +138,10 @@ def plan(words: list[str]) -> None:
     images = f"{planned.train:,} training, {planned.val:,} validation and {planned.test:,} test images"
     epochs = plural(options.recipe.epochs, "epoch")
     total = f"{duration(planned.seconds_per_epoch)} an epoch, {duration(planned.seconds)} for {epochs}"
-    measured = f"measured just now, from {'one step' if planned.measured_steps == 1 else 'a few steps'}"
-    screen.print_line(console, f"{images}; about {total} ({measured})")
+    steps = "one step" if planned.measured_steps == 1 else "a few steps"
+    measured = f"measured just now, from {steps} of {plural(planned.measured_images, 'image')}"
+    memory = "" if planned.step_bytes is None else f"; {gigabytes(planned.step_bytes)} of memory for a step"
+    screen.print_line(console, f"{images}; about {total} ({measured}){memory}")
     for note in planned.notes:
         screen.print_line(console, f"note: {note}")
     for warning in planned.warnings:

@@ -9,8 +9,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from auxnet.build import check_machine, check_recipe, depths_of
+from auxnet.build import depths_of
 from auxnet.documents import json_value, parsing
+from auxnet.feasible import check_machine, check_recipe
 from auxnet.reading.sources import find
 from auxnet.recipe import Recipe
 from auxnet.rundir import check_outside_data

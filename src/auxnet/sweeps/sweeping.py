@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from auxnet import sections
-from auxnet.build import build, check_machine
+from auxnet.build import build
 from auxnet.data import DataSet, load_data
+from auxnet.feasible import check_machine
 from auxnet.machine import threads_set
 from auxnet.processes import check_count, work_together
 from auxnet.recipe import WHERE, Recipe, has_recipe, read_run_recipe, words_of

@@ -1,0 +1,119 @@
+"""Whether a recipe can be trained: by itself, on this machine, with its data; found out before the first step."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import torch
+
+from auxnet.build import build_method, depths_of, outline, precision_of
+from auxnet.capturing import check_optimizers
+from auxnet.cost import step_bytes
+from auxnet.data import DataSet
+from auxnet.errors import first_line
+from auxnet.losses import cross_entropy
+from auxnet.machine import available_memory, device_of, free_memory
+from auxnet.network import AuxNet, copied
+from auxnet.recipe import Recipe
+from auxnet.residual import resnet
+from auxnet.schedules import weights_of
+from auxnet.words import gigabytes, plural
+
+MOST_STAND_INS = 50  # outputs of a net that stands in for a backbone that is not built yet
+
+
+def check_recipe(recipe: Recipe, begins: bool = True) -> None:
+    """Raise ValueError, before any data are read, for a recipe that would fail with any data.
+
+    With `begins`, epochs in `discard_after` must also leave one in which it acts (a single epoch is exempt).
+    """
+    check_machine(recipe)
+    if recipe.freeze == "trunk":
+        _check_freeze(recipe)
+    if begins and (recipe.discard_after or 0) >= 1 and recipe.discards_from is None and recipe.epochs > 1:
+        most = f"at most {plural(recipe.epochs - 1, 'epoch')}, discard_after={recipe.epochs - 1}"
+        raise ValueError(f"discard_after={recipe.discard_after:g} never acts in {recipe.epochs} epochs: give {most}")
+    if recipe.backbone is None:
+        net = outline(recipe)
+    else:  # another net with as many outputs
+        K = len(depths_of(replace(recipe, alone=None)))
+        if K > MOST_STAND_INS:  # its time grows with K^2; the backbone itself says how many there can be
+            return
+        with torch.device("meta"):  # takes no memory
+            net = resnet(6 * K + 2, K)
+    if recipe.alone is not None and recipe.alone > net.outputs:
+        raise ValueError(f"alone must be one of the outputs 1..{net.outputs} (shallow to deep), got {recipe.alone}")
+    method = build_method(recipe, net if recipe.alone is None else net.alone(recipe.alone), cross_entropy)
+    if recipe.cuda_graph:
+        check_optimizers(method)
+
+
+def _check_freeze(recipe: Recipe) -> None:
+    """Raise ValueError where a frozen trunk has no weights, or a head beside it nothing to learn."""
+    if recipe.pretrained is None:
+        raise ValueError("freeze='trunk' keeps pretrained weights, and there are none: name them with --pretrained")
+    depths = depths_of(recipe)
+    if len(depths) == 1:
+        raise ValueError("freeze='trunk' trains auxiliary heads alone, and one output leaves none: ask for more")
+    if not all(weights_of(recipe, depths)):
+        raise ValueError("freeze='trunk' trains auxiliary heads, and one of weight 0 would not train: give it more")
+
+
+def check_machine(recipe: Recipe) -> None:
+    """Raise ValueError for what this machine, or this number of processes, cannot give a recipe."""
+    device, processes = device_of(recipe), int(os.environ.get("WORLD_SIZE", 1))
+    if recipe.cuda_graph and device.type != "cuda":
+        raise ValueError(f"cuda_graph=True needs a CUDA device, got device '{device}': leave it out")
+    if recipe.cuda_graph and processes > 1:
+        raise ValueError(f"cuda_graph=True is for one process, but {processes} train together: leave it out")
+
+
+def check_enough_images(recipe: Recipe, dataset: DataSet) -> None:
+    """Raise ValueError for data that a training cannot begin with."""
+    if recipe.train_images is not None and recipe.train_images < dataset.num_classes:
+        least = f"{dataset.num_classes}, one of each class"
+        raise ValueError(f"train_images must be at least {least}, got {recipe.train_images}")
+
+
+def check_last_batch(recipe: Recipe, dataset: DataSet, net: AuxNet, processes: int = 1) -> None:
+    """Raise ValueError if a process gets one image alone of a batch, and a norm of the net cannot normalise by that."""
+    images, size = len(dataset.train), recipe.batch_size
+    sizes = {images % size or size, min(images, size)}  # of the last batch, and of the others
+    alone = 1 in sizes or (processes > 1 and any(processes <= n < 2 * processes for n in sizes))
+    if not alone or (recipe.sync_batchnorm and 1 not in sizes):
+        return
+    whose = f"the last of {images} training images' batches" if 1 in sizes else f"one of {processes} processes"
+    twin = copied(net).to("meta").train()
+    image = torch.empty(1, dataset.channels, *dataset.image_size, device="meta", dtype=precision_of(recipe))
+    try:
+        with torch.no_grad():
+            twin(image)
+    except RuntimeError:
+        return  # it looks at the values of a tensor, and "meta" has none
+    except ValueError as error:
+        raise ValueError(
+            f"batch_size={size} leaves one image to {whose}, which this net cannot normalise ({first_line(error)}): "
+            "give another batch_size"
+        ) from None
+
+
+def check_memory(recipe: Recipe, dataset: DataSet, net: AuxNet, processes: int = 1) -> int | None:
+    """Bytes that a training step will keep for its backwards (`step_bytes`); None where that is unknown.
+
+    Raises ValueError if the memory that is left is less: the system would kill the process without a word.
+    """
+    device, batch = device_of(recipe), min(recipe.batch_size, len(dataset.train)) // processes
+    needed = step_bytes(net, (dataset.channels, *dataset.image_size), batch)
+    if needed is None or recipe.compile or device.type not in ("cpu", "cuda"):  # compiled segments keep less
+        return needed
+    left = free_memory(device) if device.type == "cuda" else available_memory()
+    if needed > left:
+        H, W = dataset.image_size
+        fits = processes * (left * batch // (2 * needed))
+        mend = f"a batch_size of {fits} or less, or " if fits > 1 else ""
+        raise ValueError(
+            f"a step on {plural(batch, 'image')} of {W}x{H} pixels would keep {gigabytes(needed)}, and "
+            f"{gigabytes(left)} of memory are left: give {mend}a smaller image_size"
+        )
+    return needed
