@@ -184,7 +184,7 @@ def test_a_plan_times_compiled_steps(all_is_compiled):
     assert planned.measured_steps == 4
     counted = "the time of compiling, once in a training, is not counted"
     assert f"{counted}; in a training this short it may take longer than it saves" in planned.notes
-    assert time_notes(recipe, load_data(recipe), 1801) == [counted]
+    assert [*time_notes(recipe, load_data(recipe), 1801)] == [counted]
 
 
 def test_norms_that_many_processes_share_are_not_compiled():

@@ -204,9 +204,9 @@ def test_the_trunk_is_planned_not_to_move(recipe):
     (note,) = notes_of(recipe, (3, 5, 8))
     kept = "freeze trunk: the trunk and the final output stay as they are; auxiliary heads take"
     assert note == f"{kept} the full step, whatever lambda"
-    assert notes_of(replace(recipe, method="joint"), (3, 5, 8)) == [f"{kept} lambda times the step"]
+    assert [*notes_of(replace(recipe, method="joint"), (3, 5, 8))] == [f"{kept} lambda times the step"]
     assert not [each for each in plan(recipe).warnings if "over-fit" in each]
-    assert training_doubts(replace(recipe, optimizer="AdamW", lr=0.001, weight_decay=0.02), (3, 5, 8)) == []
+    assert [*training_doubts(replace(recipe, optimizer="AdamW", lr=0.001, weight_decay=0.02), (3, 5, 8))] == []
 
 
 def test_all_commands_work_on_such_a_run(recipe, tmp_path, capsys):

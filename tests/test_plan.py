@@ -51,7 +51,7 @@ def test_fewer_training_images_than_classes_are_refused(use, tmp_path, monkeypat
     ],
 )
 def test_few_steps_an_epoch_are_warned_of(images, batch_size, said):
-    found = few_steps(Recipe(batch_size=batch_size), images)
+    found = [*few_steps(Recipe(batch_size=batch_size), images)]
     assert found == [] if said is None else found[0].startswith(said)
 
 
@@ -105,7 +105,7 @@ def test_few_validation_images_and_copies_of_training_images_among_those_that_ju
         np.savez(tmp_path / f"{copies}.npz", **{f"{split}_images": part for split, part in parts.items()}, **labels)
         recipe = Recipe(data=f"{tmp_path}/{copies}.npz")
         crops = replace(recipe, augment="rrc+flip", image_size=8)
-        assert len(copies_doubts(load_data(crops))) == bool(copies)  # training images are kept larger there
+        assert len([*copies_doubts(load_data(crops))]) == bool(copies)  # training images are kept larger there
         few, *copied = data_doubts(recipe, load_data(recipe))
         assert few.startswith(
             "20 validation images, fewer than 100, tell little, one is 5 points: a new training with more"
@@ -116,30 +116,30 @@ def test_few_validation_images_and_copies_of_training_images_among_those_that_ju
 
 def test_an_optimizer_that_normalises_gradients_is_warned_of_with_unequal_weights_and_with_the_step_of_sgd():
     adam, depths = Recipe(optimizer="AdamW", method="pairwise", lr=0.001, weight_decay=0.01), (5, 8)
-    assert "pairwise each output has one of its own: loss weights" in training_doubts(adam, depths)[0]
-    assert training_doubts(replace(adam, gamma=0.0), depths) == []
-    assert training_doubts(replace(adam, weights=(0.0, 1.0)), depths) == []
-    assert len(training_doubts(replace(adam, weights=(1.0, 1.0), weight_schedule="linear"), depths)) == 1
+    assert "pairwise each output has one of its own: loss weights" in next(training_doubts(adam, depths))
+    assert [*training_doubts(replace(adam, gamma=0.0), depths)] == []
+    assert [*training_doubts(replace(adam, weights=(0.0, 1.0)), depths)] == []
+    assert len([*training_doubts(replace(adam, weights=(1.0, 1.0), weight_schedule="linear"), depths)]) == 1
     step, decay = training_doubts(Recipe(optimizer="AdamW", method="joint"), depths)
     assert step.startswith("--lr 0.1 is the step size for SGD: AdamW usually wants about a hundredth")
     assert decay == "--weight-decay 0.0001 is SGD's: AdamW usually wants 0.01 to 0.05"
     (doubt,) = training_doubts(Recipe(optimizer="Adagrad", method="joint"), depths)
     assert doubt.endswith("Adagrad usually wants about a tenth of it")
     for other in ("SGD", "Adadelta"):
-        assert training_doubts(Recipe(optimizer=other, method="joint"), depths) == []
+        assert [*training_doubts(Recipe(optimizer=other, method="joint"), depths)] == []
     steps = [o.step for o in planned_outputs(replace(adam, depth=8, lr=0.1), load_data(adam))]
     assert steps == [1.0, 1.0, 1.0]
 
 
 def test_what_changes_after_the_first_epoch_is_noted_and_nothing_else():
     depths, recipe = (3, 5, 8), Recipe(depth=8, outputs=3, epochs=10)
-    assert notes_of(recipe, depths) == []
-    assert notes_of(replace(recipe, weights=(0.0, 0.0, 1.0), discard_after=0.5), depths) == []
+    assert [*notes_of(recipe, depths)] == []
+    assert [*notes_of(replace(recipe, weights=(0.0, 0.0, 1.0), discard_after=0.5), depths)] == []
     (linear,) = notes_of(replace(recipe, weight_schedule="linear"), depths)
     assert "those of the first epoch" in linear
     assert "to 1/10 of themselves" in linear
     discarded = replace(recipe, discard_after=0.5)
-    assert notes_of(discarded, depths) == ["from epoch 6 on the auxiliary losses are discarded (discard_after)"]
+    assert [*notes_of(discarded, depths)] == ["from epoch 6 on the auxiliary losses are discarded (discard_after)"]
     (adaptive,) = notes_of(replace(recipe, step_scale="adaptive"), depths)
     assert adaptive.startswith("the steps are those of step_scale cumulative: adaptive takes L_K / L_k")
 
@@ -203,7 +203,7 @@ def test_a_plan_says_that_decoding_and_augmenting_are_not_counted_where_they_tak
 def test_a_val_fraction_that_has_no_effect_is_told():
     drawn = load_data(asked := Recipe(val_fraction=0.2))
     own = replace(drawn, name="photos", brings_val=True)
-    assert data_doubts(asked, drawn) == data_doubts(Recipe(), own) == []
+    assert [*data_doubts(asked, drawn)] == [*data_doubts(Recipe(), own)] == []
     (told,) = data_doubts(asked, own)
     assert told == "val_fraction=0.2 (--val-fraction) has no effect: photos brings validation images of its own"
 
@@ -211,17 +211,17 @@ def test_a_val_fraction_that_has_no_effect_is_told():
 def test_what_has_no_effect_is_warned_of():
     depths = (5, 8)
     adam = Recipe(optimizer="AdamW", method="joint", lr=0.001, weight_decay=0.1)
-    assert training_doubts(adam, depths) == []
-    assert training_doubts(replace(adam, momentum=0.5), depths) == ["momentum=0.5 has no effect: AdamW has none"]
+    assert [*training_doubts(adam, depths)] == []
+    assert [*training_doubts(replace(adam, momentum=0.5), depths)] == ["momentum=0.5 has no effect: AdamW has none"]
     (doubt,) = training_doubts(Recipe(schedule="cosine", epochs=5, warmup=3), depths)
     assert doubt == "--warmup 3 of 5 epochs leaves the cosine 2 epochs to fall in: give a shorter warm-up"
     (doubt,) = training_doubts(Recipe(temperature=2), depths)
     assert doubt == "--temperature 2 has no effect: it is distillation's, and --distill is 0"
-    assert training_doubts(Recipe(temperature=2, distill=0.5), depths) == []
+    assert [*training_doubts(Recipe(temperature=2, distill=0.5), depths)] == []
     (doubt,) = training_doubts(Recipe(epochs=3, discard_after=0.9), depths)
     assert doubt == "--discard-after 0.9 of 3 epochs is after the last: it never acts"
     for quiet in ({"epochs": 6, "warmup": 3}, {"epochs": 2}):
-        assert training_doubts(Recipe(schedule="cosine", **quiet), depths) == []
+        assert [*training_doubts(Recipe(schedule="cosine", **quiet), depths)] == []
 
 
 def test_a_training_warns_of_them_once_at_its_beginning(tmp_path):
@@ -247,8 +247,13 @@ def test_bfloat16_is_told_to_be_slow_or_fast_where_that_is_known(machine, amx, a
     float32 = Recipe(depth=8, outputs=2, train_images=50, batch_size=25, device="cpu", threads=1)
     bfloat16 = replace(float32, precision="bfloat16")
     assert [note.partition(": ")[0] for note in plan(float32).notes] == noted
-    assert [doubt.partition(" on it")[0] for doubt in precision_doubts(bfloat16)] == told
-    assert precision_doubts(float32) == speed_notes(bfloat16, 1) == speed_notes(replace(float32, ema=0.9), 1) == []
+    assert [doubt.partition(" on it")[0] for doubt in [*precision_doubts(bfloat16)]] == told
+    assert (
+        [*precision_doubts(float32)]
+        == [*speed_notes(bfloat16, 1)]
+        == [*speed_notes(replace(float32, ema=0.9), 1)]
+        == []
+    )
 
 
 def test_compiling_is_noted_for_a_long_training_that_may_have_it(monkeypatch):
@@ -256,23 +261,23 @@ def test_compiling_is_noted_for_a_long_training_that_may_have_it(monkeypatch):
     recipe = Recipe(device="cpu")
     (note,) = speed_notes(recipe, 1801)
     assert note.startswith("with --compile")
-    assert speed_notes(recipe, 1799) == speed_notes(replace(recipe, compile=True), 1801) == []
-    assert speed_notes(replace(recipe, sync_batchnorm=True), 1801) == []
+    assert [*speed_notes(recipe, 1799)] == [*speed_notes(replace(recipe, compile=True), 1801)] == []
+    assert [*speed_notes(replace(recipe, sync_batchnorm=True), 1801)] == []
 
 
 def test_classes_of_very_different_sizes_are_told():
     even, recipe = load_data(Recipe()), Recipe()
     labels = torch.tensor([0] * 8 + [1] * 2 + [2] * 5)
     uneven = replace(even, classes=("a", "b", "c"), train=replace(even.train.part(torch.arange(15)), labels=labels))
-    assert data_doubts(recipe, uneven) == [
+    assert [*data_doubts(recipe, uneven)] == [
         "classes have 2 to 8 training images: with --class-weights balanced each counts alike; evaluate shows the "
         "balanced error"
     ]
     nearly = replace(uneven, train=replace(uneven.train, labels=labels.where(labels != 2, 1)))
-    assert data_doubts(replace(recipe, class_weights="balanced"), uneven) == data_doubts(recipe, even) == []
-    assert data_doubts(recipe, replace(nearly, classes=("a", "b"))) == []
+    assert [*data_doubts(replace(recipe, class_weights="balanced"), uneven)] == [*data_doubts(recipe, even)] == []
+    assert [*data_doubts(recipe, replace(nearly, classes=("a", "b")))] == []
     without = replace(uneven, train=replace(uneven.train, labels=labels.where(labels != 1, 2)))
-    assert data_doubts(recipe, without) == []  # of "b" there is none
+    assert [*data_doubts(recipe, without)] == []  # of "b" there is none
 
 
 def test_less_than_a_second_is_not_said_to_take_none():

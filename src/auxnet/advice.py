@@ -6,7 +6,7 @@ Warnings and notes, each a sentence; nothing is refused here.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,17 +31,13 @@ OF_SMALL_STEPS = {  # of SGD's step size
 }
 
 
-def few_steps(recipe: Recipe, images: int) -> list[str]:
+def few_steps(recipe: Recipe, images: int) -> Iterator[str]:
     """A warning where an epoch has hardly any steps, as with few images in large batches."""
-    steps = steps_per_epoch(images, recipe.batch_size)
-    if steps >= FEW_STEPS or recipe.batch_size <= SMALL_BATCH:
-        return []
     smaller = max(SMALL_BATCH, images // (2 * FEW_STEPS))
-    more = steps_per_epoch(images, smaller)
-    if more == steps:
-        return []
-    said = f"an epoch has {plural(steps, 'step')} of {recipe.batch_size} images"
-    return [f"{said}: with --batch-size {smaller} it has {more}, and wants a smaller --lr"]
+    steps, more = (steps_per_epoch(images, size) for size in (recipe.batch_size, smaller))
+    if steps < FEW_STEPS and recipe.batch_size > SMALL_BATCH and more > steps:
+        said = f"an epoch has {plural(steps, 'step')} of {recipe.batch_size} images"
+        yield f"{said}: with --batch-size {smaller} it has {more}, and wants a smaller --lr"
 
 
 def doubts_of(recipe: Recipe, depths: Sequence[int], dataset: DataSet) -> list[str]:
@@ -49,52 +45,46 @@ def doubts_of(recipe: Recipe, depths: Sequence[int], dataset: DataSet) -> list[s
     return [*training_doubts(recipe, depths), *data_doubts(recipe, dataset), *precision_doubts(recipe)]
 
 
-def data_doubts(recipe: Recipe, dataset: DataSet) -> list[str]:
+def data_doubts(recipe: Recipe, dataset: DataSet) -> Iterator[str]:
     """Warnings of what is asked for and changes nothing with these data, and of images that judge poorly."""
-    doubts, sizes = [], [size for size in dataset.train.labels.bincount().tolist() if size]  # of classes with images
+    sizes = [size for size in dataset.train.labels.bincount().tolist() if size]  # of classes with images
     if dataset.brings_val and recipe.val_fraction != Recipe.val_fraction:
         given = f"val_fraction={recipe.val_fraction:g} (--val-fraction)"
-        doubts.append(f"{given} has no effect: {dataset.name} brings validation images of its own")
+        yield f"{given} has no effect: {dataset.name} brings validation images of its own"
     if few := too_few(len(dataset.val)):
-        doubts.append(few)
-    doubts += copies_doubts(dataset)
+        yield few
+    yield from copies_doubts(dataset)
     if recipe.class_weights == "none" and max(sizes) >= VERY_UNEVEN * min(sizes):
         apart = f"classes have {min(sizes):,} to {max(sizes):,} training images"
-        doubts.append(f"{apart}: with --class-weights balanced each counts alike; evaluate shows the balanced error")
-    return doubts
+        yield f"{apart}: with --class-weights balanced each counts alike; evaluate shows the balanced error"
 
 
-def copies_doubts(dataset: DataSet) -> list[str]:
+def copies_doubts(dataset: DataSet) -> Iterator[str]:
     """A warning of judging images that are among the training images too, looked for in memory alone."""
     if isinstance(dataset.train, OnDisk):
-        return []
+        return
     known, copies = set(dataset.train.middle(dataset.image_size).hashes()), []  # of crops: what evaluation would see
     for name, split in (("validation", dataset.val), ("test", dataset.test)):
         if isinstance(split, Split) and (n := sum(each in known for each in split.hashes())):
             copies.append(f"{n:,} of {plural(len(split), f'{name} image')}")
-    if not copies:
-        return []
-    low = "errors on them come out too low; remove the copies, or keep them all in train/"
-    return [f"copies, pixel for pixel, of training images are {' and '.join(copies)}: {low}"]
+    if copies:
+        low = "errors on them come out too low; remove the copies, or keep them all in train/"
+        yield f"copies, pixel for pixel, of training images are {' and '.join(copies)}: {low}"
 
 
-def precision_doubts(recipe: Recipe) -> list[str]:
+def precision_doubts(recipe: Recipe) -> Iterator[str]:
     """A warning of bfloat16 on a CPU that has no units for it."""
-    if recipe.precision == "float32" or device_of(recipe).type != "cpu" or bfloat16_pays() is not False:
-        return []
-    return ["this CPU has no units for bfloat16, which is slower on it than float32: leave --precision out"]
+    if recipe.precision != "float32" and device_of(recipe).type == "cpu" and bfloat16_pays() is False:
+        yield "this CPU has no units for bfloat16, which is slower on it than float32: leave --precision out"
 
 
-def speed_notes(recipe: Recipe, seconds: float) -> list[str]:
+def speed_notes(recipe: Recipe, seconds: float) -> Iterator[str]:
     """What should make steps faster, and the recipe may have: bfloat16, and compiling if it trains for so long."""
-    notes: list[str] = []
-    if device_of(recipe).type != "cpu":
-        return notes
-    if bfloat16_pays() and _may_gain(recipe, precision="bfloat16"):
-        notes.append("this CPU has units for bfloat16 (AMX): with --precision bfloat16 a step should take less time")
-    if seconds > COMPILING_PAYS and _may_gain(recipe, compile=True):
-        notes.append("with --compile, which takes a minute at the start, a step should take less time")
-    return notes
+    on_cpu = device_of(recipe).type == "cpu"
+    if on_cpu and bfloat16_pays() and _may_gain(recipe, precision="bfloat16"):
+        yield "this CPU has units for bfloat16 (AMX): with --precision bfloat16 a step should take less time"
+    if on_cpu and seconds > COMPILING_PAYS and _may_gain(recipe, compile=True):
+        yield "with --compile, which takes a minute at the start, a step should take less time"
 
 
 def _may_gain(recipe: Recipe, **fields: Any) -> bool:
@@ -105,15 +95,13 @@ def _may_gain(recipe: Recipe, **fields: Any) -> bool:
         return False
 
 
-def time_notes(recipe: Recipe, dataset: DataSet, seconds: float) -> list[str]:
+def time_notes(recipe: Recipe, dataset: DataSet, seconds: float) -> Iterator[str]:
     """What the time of some steps on random images leaves out, such as images that are decoded when needed."""
-    notes = []
     if dataset.augmentation is not None or isinstance(dataset.train, OnDisk):
-        notes.append("the time of decoding and augmenting the images is not counted")
+        yield "the time of decoding and augmenting the images is not counted"
     if recipe.compile:
         longer = "; in a training this short it may take longer than it saves" if seconds < COMPILING_PAYS else ""
-        notes.append(f"the time of compiling, once in a training, is not counted{longer}")
-    return notes
+        yield f"the time of compiling, once in a training, is not counted{longer}"
 
 
 def ignores_weights(recipe: Recipe) -> bool:
@@ -124,56 +112,53 @@ def ignores_weights(recipe: Recipe) -> bool:
     return own_state and recipe.state == "per_output" and recipe.optimizer != "SGD"  # all others normalise the gradient
 
 
-def training_doubts(recipe: Recipe, depths: Sequence[int]) -> list[str]:
+def training_doubts(recipe: Recipe, depths: Sequence[int]) -> Iterator[str]:
     """Warnings where an optimizer gets SGD's step size, fields that it does not take, or loss weights it cannot feel.
 
     And where a warm-up leaves a cosine hardly any epochs to fall, or losses are to be discarded after the last epoch.
     """
-    name, doubts = recipe.optimizer, []
+    name = recipe.optimizer
     lambdas = {w for epoch in (1, recipe.epochs) for w in lambdas_at(recipe, depths, epoch) if w > 0}
     if name in OF_SMALL_STEPS and recipe.lr == Recipe.lr:
-        doubts.append(
-            f"--lr {recipe.lr:g} is the step size for SGD: {name} usually wants about {OF_SMALL_STEPS[name]} of it"
-        )
+        yield f"--lr {recipe.lr:g} is the step size for SGD: {name} usually wants about {OF_SMALL_STEPS[name]} of it"
     if name == "AdamW" and recipe.weight_decay == Recipe.weight_decay:
-        doubts.append(f"--weight-decay {recipe.weight_decay:g} is SGD's: AdamW usually wants 0.01 to 0.05")
-    doubts += [f"{field}={getattr(recipe, field)} has no effect: {name} has none" for field in without_effect(recipe)]
+        yield f"--weight-decay {recipe.weight_decay:g} is SGD's: AdamW usually wants 0.01 to 0.05"
+    for field in without_effect(recipe):
+        yield f"{field}={getattr(recipe, field)} has no effect: {name} has none"
     if recipe.distill == 0 and recipe.temperature != Recipe.temperature:
-        doubts.append(f"--temperature {recipe.temperature:g} has no effect: it is distillation's, and --distill is 0")
+        yield f"--temperature {recipe.temperature:g} has no effect: it is distillation's, and --distill is 0"
     if recipe.schedule == "cosine" and recipe.warmup > 0 and (left := recipe.epochs - recipe.warmup) < FEW_EPOCHS:
         spent = f"--warmup {recipe.warmup} of {recipe.epochs} epochs"
-        doubts.append(f"{spent} leaves the cosine {plural(left, 'epoch')} to fall in: give a shorter warm-up")
+        yield f"{spent} leaves the cosine {plural(left, 'epoch')} to fall in: give a shorter warm-up"
     if recipe.discard_after is not None and recipe.discards_from is None and recipe.epochs > 1:
         after = f"--discard-after {recipe.discard_after:g} of {recipe.epochs} epochs"
-        doubts.append(f"{after} is after the last: it never acts")
+        yield f"{after} is after the last: it never acts"
     if ignores_weights(recipe) and len(lambdas) > 1:
-        doubts.append(
+        yield (
             f"{name} normalises gradients, and in {recipe.method} each output has one of its own: loss weights (gamma, "
             "weights, weight_schedule) hardly change what the trunk learns, unless they are 0; SGD, joint and fused "
             "multi-way feel them"
         )
-    return doubts
 
 
-def notes_of(recipe: Recipe, depths: Sequence[int]) -> list[str]:
+def notes_of(recipe: Recipe, depths: Sequence[int]) -> Iterator[str]:
     """How loss weights and steps change after the first epoch; `planned_outputs` describes the first alone."""
-    notes, auxiliary = [], weights_of(recipe, depths)[:-1]
+    auxiliary = weights_of(recipe, depths)[:-1]
     if recipe.freeze == "trunk":
         step = "lambda times the step" if recipe.method == "joint" else "the full step, whatever lambda"
-        notes.append(f"freeze trunk: the trunk and the final output stay as they are; auxiliary heads take {step}")
+        yield f"freeze trunk: the trunk and the final output stay as they are; auxiliary heads take {step}"
     if recipe.weight_schedule == "linear" and any(auxiliary) and recipe.epochs > 1:
-        notes.append(
+        yield (
             "lambda and the steps are those of the first epoch: weight_schedule linear lowers the auxiliary weights "
             f"evenly, to 1/{recipe.epochs} of themselves in the last"
         )
     if any(auxiliary) and (epoch := recipe.discards_from) is not None:
-        notes.append(f"from epoch {epoch} on the auxiliary losses are discarded (discard_after)")
+        yield f"from epoch {epoch} on the auxiliary losses are discarded (discard_after)"
     if step_scale_of(recipe) == "adaptive" and auxiliary:
-        notes.append(
+        yield (
             "the steps are those of step_scale cumulative: adaptive takes L_K / L_k in place of an output's scale "
             "wherever its loss L_k is more than twice the final one's, L_K"
         )
-    return notes
 
 
 def warnings_of(recipe: Recipe, depths: list[int], image_size: tuple[int, int]) -> list[str]:

@@ -23,7 +23,7 @@ from auxnet.build import distillation_of, first_batches, loss_of
 from auxnet.checkpoint import weights_sha256
 from auxnet.data import DataSet
 from auxnet.diagnosis import diagnose
-from auxnet.files import write_json, written_whole
+from auxnet.files import write_json, write_text
 from auxnet.opening import Opened
 from auxnet.page_frame import check_ours, check_runs, made_by
 from auxnet.probing import probe
@@ -98,10 +98,8 @@ def write(runs: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     folder.mkdir(exist_ok=True)
     paths = [folder / name for name in FILES]
     write_json(paths[0], content_of(runs))
-    with written_whole(paths[1]) as partial:
-        headline = compared(runs) if len(runs) > 1 else runs[0]["said"][0]
-        text = diagnosis_page.page(runs, headline)
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of any bytes
+    headline = compared(runs) if len(runs) > 1 else runs[0]["said"][0]
+    write_text(paths[1], diagnosis_page.page(runs, headline))
     return paths
 
 

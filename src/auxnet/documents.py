@@ -70,13 +70,16 @@ def json_value(text: str) -> Any:
     return value
 
 
-def read_yaml(path: Path) -> Any:
-    """What a YAML file holds: plain values, no aliases. Raises FileNotFoundError, or ValueError for anything else."""
+def read_yaml(path: Path, what: str) -> Any:
+    """What a YAML file of a recipe, or `what` it is to hold, says: plain values, no aliases.
+
+    Raises FileNotFoundError, or ValueError for anything else.
+    """
     import yaml
 
-    text = _text(path, MOST_YAML)
     depth = 0
     try:
+        text = _text(path, MOST_YAML)
         for event in yaml.parse(text, yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent):
@@ -84,8 +87,14 @@ def read_yaml(path: Path) -> Any:
             if depth > DEEPEST:
                 raise ValueError(f"its values are nested deeper than {DEEPEST}")
         return _once_each()(text).get_single_data()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no {what} file {path}") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a folder: name a {what} file in it") from None
+    except OSError:
+        raise
     except Exception as error:  # PyYAML raises IndexError, KeyError and others for a tag that its value does not fit
-        raise ValueError(one_line(error)) from None
+        raise ValueError(f"{path} is not a YAML {what}: {one_line(error)}") from None
 
 
 @cache

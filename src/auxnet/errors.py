@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from numbers import Real
 from operator import index
 from types import FrameType
@@ -69,6 +70,15 @@ def check_limit(name: str, value: float) -> None:
 def is_number(value: object) -> bool:
     """Whether a value is a number of any kind, such as NumPy's, but no bool."""
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+@contextmanager
+def told_of(what: str) -> Iterator[None]:
+    """Within, a ValueError says first what it is of: a file, a variant of a study, a backbone."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from None
 
 
 class ExclusionError(ValueError):

@@ -46,11 +46,11 @@ def examine(run: Path, recipe: Recipe, dataset: DataSet) -> dict[str, Any]:
             predictions(net, build.evaluation_batches(split, dataset, device)) for split in (dataset.val, dataset.test)
         )
         on_val, on_test = reports(net, shape, val), reports(net, shape, test)
-        times, measured = latency_of(net, shape)
+        measured = latencies(net, shape, (1,), seconds=1.0)
     choice = choose(val, on_val)
     rows = [
-        {**v.costs, **time, "val": _worth(v), "test": _worth(t)}
-        for v, t, time in zip(on_val, on_test, times, strict=True)
+        {**v.costs, **time_of(latency.timings[0]), "val": _worth(v), "test": _worth(t)}
+        for v, t, latency in zip(on_val, on_test, measured, strict=True)
     ]
     deeper = only_deeper(test)
     answers = list(zip(test.logits, on_test, strict=True))
@@ -64,7 +64,7 @@ def examine(run: Path, recipe: Recipe, dataset: DataSet) -> dict[str, Any]:
         ],
         "alike": choice.alike,
         "no_better": choice.no_better_than_guessing,
-        "measured": measured,
+        "measured": measured[0].measured_on,
         "calibration": [calibration(logits, test.labels, row) for logits, row in answers],
         "confusion": [confused(logits, test.labels) for logits, _ in answers],
         "gallery": gallery(test, dataset.test, deeper),
@@ -79,15 +79,6 @@ WORTH = ("error", "low", "high", "images", "loss")
 
 def _worth(report: OutputReport) -> dict[str, Any]:
     return {key: getattr(report, key) for key in WORTH}
-
-
-# ---- latency ---------------------------------------------------------------------------------------------------
-
-
-def latency_of(net: AuxNet, shape: tuple[int, ...]) -> tuple[list[dict[str, Any]], str]:
-    """Latency of one image per output, as `auxnet select` measures it, and in words, where it was measured."""
-    measured = latencies(net, shape, (1,), seconds=1.0)
-    return [time_of(each.timings[0]) for each in measured], measured[0].measured_on
 
 
 def time_of(timing: Timing | None) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -82,5 +84,17 @@ def json_text(content: Any) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `json_text`."""
+    write_text(path, json_text(content) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text; a byte of a file's name that is no UTF-8 stands as \\udc and its two digits, as JSON has it too."""
     with written_whole(path) as partial:
-        partial.write_text(json_text(content) + "\n", encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows as CSV, their texts as `write_text` does."""
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    write_text(path, text.getvalue())

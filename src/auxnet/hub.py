@@ -100,21 +100,12 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         save_tensors(save_directory / "model.safetensors", self.state_dict())
 
     @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: Path | str | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        **_: Any,  # what the mixin has read in config.json
-    ) -> PretrainedAuxNet:
+    def _from_pretrained(cls, *, model_id: str, **given: Any) -> PretrainedAuxNet:
         if Path(model_id).is_dir():
             return load(model_id)
-        where = {"cache_dir": cache_dir, "force_download": force_download, "local_files_only": local_files_only}
-        return _load(fetched(f"hf:{model_id}", revision=revision, token=token, **where), "last", None)
+        # beside what the mixin has read in config.json
+        known = ("revision", "token", "cache_dir", "force_download", "local_files_only")
+        return _load(fetched(f"hf:{model_id}", **{key: given[key] for key in known if key in given}), "last", None)
 
 
 def load(source: RunDir, which: Which = "last") -> PretrainedAuxNet:

@@ -94,7 +94,7 @@ def opened(
         net, where = load_net(run, which), device_of(recipe)
         if on is None:
             recipe = with_data_in(data_dir, run, recipe)
-            dataset, seen_by = data_of(run, recipe), _about(run).get("may_be_seen_by", {})
+            dataset, seen_by = data_of(run, recipe), data_section(run).get("may_be_seen_by", {})
         else:
             dataset, seen_by = _others(run, recipe, os.fspath(on), data_dir), {}
         yield Opened(recipe, to_device(net, where), dataset, where, seen_by)
@@ -193,7 +193,7 @@ def data_of(run: RunDir, recipe: Recipe, judging: bool = True) -> DataSet:
     check_classes(dataset, trained_on, run)
     normalised = normalised_as(dataset, seen, run)
     if judging:
-        about = _about(run)
+        about = data_section(run)
         dataset.check_drawn(about.get("drawn"), run)
         if changed := changed_since(dataset, about):
             warn(f"{run}: {changed}")
@@ -235,7 +235,7 @@ def _lies_within(images: Path, data: Path) -> bool:
     return images.resolve() == data.resolve() or images.resolve().is_relative_to(trained.resolve())
 
 
-def _about(run: RunDir) -> dict[str, Any]:
+def data_section(run: RunDir) -> dict[str, Any]:
     """The section "data" of a run's summary.json: without it nobody knows which images the run was not trained on.
 
     Raises FileNotFoundError without a summary, RuntimeError if it is damaged.

@@ -60,7 +60,7 @@ def framed(
         "plots": asset("plots.js"),
         "program": asset(program),
     }
-    return of_utf8(filled("frame.html", parts))
+    return filled("frame.html", parts)
 
 
 def page_of_figures(
@@ -93,14 +93,6 @@ def page_of_figures(
         program="figures.js",
         data={name: figure for name, (*_, figure) in figures.items()},
     )
-
-
-def of_utf8(text: str) -> str:
-    """The text as a file can hold it: a byte of a file's name that is no UTF-8 stands as \\udc and its two digits.
-
-    (In JSON too it means the same then.)
-    """
-    return text.encode(errors="backslashreplace").decode()
 
 
 def filled(name: str, parts: Mapping[str, str]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import types
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from hashlib import sha256
@@ -13,15 +14,12 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from auxnet.documents import read_yaml
-from auxnet.errors import ExclusionError
+from auxnet.errors import ExclusionError, told_of
 from auxnet.fetching import on_hub
 from auxnet.sections import LARGEST, DataFields, MachineFields, MethodFields, NetworkFields, TrainingFields
 from auxnet.words import nearest
 
 SEAL = b"# sha256 "
-BACKBONES = "timm:NAME, torchvision:NAME or package.module:function"
-DISCARDS = "a share of the run between 0 and 1, or a number of epochs"
-CUTS = "1 or more, or the names of modules"
 OF_RESNETS = ("depth", "form", "outputs", "at", "placement", "block", "width", "head", "precision")
 OF_BACKBONES = ("cuts",)
 METHOD_OF = {"mode": "multiway", "state": "multiway", "order": "multiway", "aggregator": "joint"}
@@ -30,6 +28,31 @@ Departures = Sequence[tuple[str, Any]]  # fields, and their values, that are hel
 RunDir = str | os.PathLike[str]  # a run's directory by its path, or the Run that `fit` returned
 WHERE = ("data_dir", "stream", "workers", "device", "threads", "cuda_graph", "compile")
 """fields that say where and how a recipe runs, and nothing of what comes of it"""
+RULES: tuple[tuple[Callable[[Any], bool], str, tuple[str, ...]], ...] = (
+    (lambda x: x >= 0, "0 or more", ("workers", "max_corrupt")),
+    (lambda x: x >= 1, "1 or more", ("epochs", "batch_size", "train_images", "threads")),
+    (lambda x: x >= 1, "an output, from 1 on", ("alone",)),
+    (lambda x: x > 0, "above 0", ("clip",)),
+    (lambda x: 0 < x < math.inf, "above 0 and finite", ("lr", "temperature")),
+    (lambda x: 0 <= x < math.inf, "0 or more and finite", ("gamma", "weight_decay", "mixup", "cutmix")),
+    (lambda x: 0 <= x <= 1, "in 0..1", ("floor", "distill")),
+    (lambda x: 0 < x <= 1, "in 0..1, above 0", ("lr_decay",)),
+    (lambda x: 0 < x < 1, "between 0 and 1", ("ema",)),
+    (lambda x: 0 <= x < 1, "0 or more and below 1", ("momentum", "label_smoothing")),
+    (lambda x: 0 < x <= 0.5, "above 0 and at most 0.5", ("val_fraction",)),
+    (lambda x: 0 <= x < 2**63, "0 or more", ("seed",)),
+    (lambda x: 4 <= x <= LARGEST, f"4 to {LARGEST} pixels", ("image_size",)),
+    (lambda x: all(0 < m < 1 for m in x), "shares of the run between 0 and 1", ("milestones",)),
+    (lambda x: x != () and all(0 <= w < math.inf for w in x), "finite numbers of 0 or more", ("weights",)),
+    (
+        lambda x: 0 < x < 1 or (x >= 1 and x.is_integer()),
+        "a share of the run between 0 and 1, or a number of epochs",
+        ("discard_after",),
+    ),
+    (lambda x: x > 0 if isinstance(x, int) else x != (), "1 or more, or the names of modules", ("cuts",)),
+    (lambda x: all(x.partition(":")), "timm:NAME, torchvision:NAME or package.module:function", ("backbone",)),
+)
+"""what the values of fields must be, in words, if they are not none"""
 
 
 @dataclass(frozen=True)
@@ -39,40 +62,13 @@ class Recipe(MachineFields, TrainingFields, MethodFields, NetworkFields, DataFie
     def __post_init__(self) -> None:
         for name, may_be in kinds().items():
             object.__setattr__(self, name, _as(may_be, getattr(self, name), name))
-        for name, holds, rule in (
-            ("backbone", self.backbone is None or all(self.backbone.partition(":")), BACKBONES),
-            ("cuts", self.cuts is None or (self.cuts > 0 if isinstance(self.cuts, int) else self.cuts != ()), CUTS),
-            ("gamma", 0 <= self.gamma < float("inf"), "0 or more and finite"),
-            ("floor", 0 <= self.floor <= 1, "in 0..1"),
-            ("epochs", self.epochs >= 1, "1 or more"),
-            ("batch_size", self.batch_size >= 1, "1 or more"),
-            ("lr", 0 < self.lr < float("inf"), "above 0 and finite"),
-            ("lr_decay", 0 < self.lr_decay <= 1, "in 0..1, above 0"),
-            ("momentum", 0 <= self.momentum < 1, "0 or more and below 1"),
-            ("weight_decay", 0 <= self.weight_decay < float("inf"), "0 or more and finite"),
-            ("milestones", all(0 < m < 1 for m in self.milestones), "shares of the run between 0 and 1"),
-            ("warmup", 0 <= self.warmup < self.epochs, f"0 or more and below epochs={self.epochs}"),
-            ("weights", self.weights is None or self._are_weights(self.weights), "finite numbers of 0 or more"),
-            ("discard_after", self.discard_after is None or self._discards(self.discard_after), DISCARDS),
-            ("distill", 0 <= self.distill <= 1, "in 0..1"),
-            ("temperature", 0 < self.temperature < float("inf"), "above 0 and finite"),
-            ("mixup", 0 <= self.mixup < float("inf"), "0 or more and finite"),
-            ("cutmix", 0 <= self.cutmix < float("inf"), "0 or more and finite"),
-            ("ema", self.ema is None or 0 < self.ema < 1, "between 0 and 1"),
-            ("clip", self.clip is None or self.clip > 0, "above 0"),
-            ("label_smoothing", 0 <= self.label_smoothing < 1, "0 or more and below 1"),
-            ("image_size", self.image_size is None or 4 <= self.image_size <= LARGEST, f"4 to {LARGEST} pixels"),
-            ("val_fraction", 0 < self.val_fraction <= 0.5, "above 0 and at most 0.5"),
-            ("train_images", self.train_images is None or self.train_images >= 1, "1 or more"),
-            ("alone", self.alone is None or self.alone >= 1, "an output, from 1 on"),
-            ("workers", self.workers is None or self.workers >= 0, "0 or more"),
-            ("max_corrupt", self.max_corrupt >= 0, "0 or more"),
-            ("threads", self.threads is None or self.threads >= 1, "1 or more"),
-            ("seed", 0 <= self.seed < 2**63, "0 or more"),
-        ):
-            if not holds:
-                mend = ': a module named 0 is cuts: ["0"] in a recipe file' if name == "cuts" and self.cuts == 0 else ""
-                raise ValueError(f"{name} must be {rule}, got {words_of(getattr(self, name))}{mend}")
+        for holds, rule, names in RULES:
+            for name in names:
+                if (value := getattr(self, name)) is not None and not holds(value):
+                    mend = ': a module named 0 is cuts: ["0"] in a recipe file' if (name, value) == ("cuts", 0) else ""
+                    raise ValueError(f"{name} must be {rule}, got {words_of(value)}{mend}")
+        if not 0 <= self.warmup < self.epochs:
+            raise ValueError(f"warmup must be 0 or more and below epochs={self.epochs}, got {self.warmup}")
         self.check_together()
 
     def check_together(self, given: Collection[str] = ()) -> None:
@@ -96,14 +92,6 @@ class Recipe(MachineFields, TrainingFields, MethodFields, NetworkFields, DataFie
             return None
         first = 1 + math.ceil(after * self.epochs - 1e-9 if after < 1 else after)
         return first if first <= self.epochs else None
-
-    @staticmethod
-    def _discards(after: float) -> bool:
-        return 0 < after < 1 or (after >= 1 and after.is_integer())
-
-    @staticmethod
-    def _are_weights(weights: tuple[float, ...]) -> bool:
-        return len(weights) > 0 and all(0 <= w < float("inf") for w in weights)
 
     def _check_owners(self, departures: Departures) -> None:
         """Raise ExclusionError for a field of another method, or of another kind of network, than the recipe's."""
@@ -176,22 +164,13 @@ def kinds() -> dict[str, tuple[Any, ...]]:
 
 def read_recipe(path: Path | str) -> Recipe:
     """The recipe in a YAML file. Raises ValueError for a key or value that cannot be, naming the file."""
-    try:
-        content = read_yaml(Path(path))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no recipe file {path}") from None
-    except IsADirectoryError:
-        raise ValueError(f"{path} is a folder: name a recipe file, such as {path}/recipe.yaml of a run") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not a YAML recipe: {error}") from None
+    content = read_yaml(Path(path), "recipe")
     if content is None:
         content = {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold 'key: value' lines, got a {type(content).__name__}")
-    try:
+    with told_of(str(path)):
         return recipe_from(content)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def run_path(run: RunDir) -> Path:
@@ -299,28 +278,18 @@ def _as(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
             if get_args(kind)[0] is str:  # modules of nn.Sequential are named 0, 1, ...
                 value = [str(item) if type(item) is int else item for item in value]
             return tuple(_as(get_args(kind)[:1], item, name) for item in value)
-        if kind is float and isinstance(value, int | str) and not isinstance(value, bool) and _is_number(value):
-            return float(value)  # YAML reads 1e-4 as a string
+        if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+            with suppress(ValueError, OverflowError):
+                return float(value)  # YAML reads 1e-4 as a string
         if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
             return value
     raise ValueError(f"{name} must be {_describe(kinds)}, got {value!r}")
 
 
-def _is_number(value: int | str) -> bool:
-    try:
-        float(value)
-    except (ValueError, OverflowError):
-        return False
-    return True
-
-
 def _describe(kinds: tuple[Any, ...]) -> str:
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "none"}
+    lists = {kind: f"a list of {'names' if str in get_args(kind) else 'numbers'}" for kind in kinds}
     return " or ".join(
-        f"one of {', '.join(get_args(kind))}" if get_origin(kind) is Literal else words.get(kind, _list_of(kind))
+        f"one of {', '.join(get_args(kind))}" if get_origin(kind) is Literal else {**lists, **words}[kind]
         for kind in kinds
     )
-
-
-def _list_of(kind: Any) -> str:
-    return "a list of names" if str in get_args(kind) else "a list of numbers"

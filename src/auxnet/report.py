@@ -18,7 +18,7 @@ from auxnet.documents import parsing, read_json
 from auxnet.errors import one_line
 from auxnet.evaluation import COSTS
 from auxnet.examining import examine, time_of
-from auxnet.files import unwritable, written_whole
+from auxnet.files import unwritable, write_text
 from auxnet.lineage import in_doubt
 from auxnet.machine import device_of
 from auxnet.opening import changed_since, data_dirs, data_of, with_data_in
@@ -65,14 +65,13 @@ def write_report(
     each = zip(folders, names_of(folders), data_dirs(folders, data_dir), strict=True)
     gathered = [gather(run, name, place, device, threads) for run, name, place in each]
     with parsing(f"{' or '.join(map(str, folders))} is damaged: it cannot be shown"):
-        html = report_page.page(gathered, 100 * MARGIN).encode()
+        html = report_page.page(gathered, 100 * MARGIN)
     missing = [f"{run['name']}: {run['missing']}" for run in gathered if run["missing"]]
     if missing and out is None and path.exists() and _OF_IMAGES in path.read_bytes():
         raise FileExistsError(
             f"{path} shows images, which a new one would lack, and is left alone: {missing[0]}; give --out FILE.html"
         )
-    with written_whole(path) as partial:
-        partial.write_bytes(html)
+    write_text(path, html)
     several = len(gathered) > 1
     headlines = [f"{run['name']}: " * several + report_page.headline(run) for run in gathered]
     return Report(path, headlines, missing)

@@ -14,6 +14,7 @@ from auxnet.page_frame import columns_of, filled, framed, heading_of, line_of, s
 from auxnet.reading.splits import tested_alike, validated_alike
 from auxnet.recipe import WHERE, Recipe, words_of
 from auxnet.scores import too_few
+from auxnet.unfinished import Facts
 from auxnet.words import command, of_each, per_cent, plural, sentence
 
 COMMAND = "auxnet report"
@@ -27,9 +28,6 @@ LINKS = {
     "gallery": "Gallery",
     "recipe": "Recipe",
 }
-
-Facts = dict[str, Any]
-"""what `report.gather` returns"""
 
 
 def page(runs: Sequence[Facts], within: float) -> str:

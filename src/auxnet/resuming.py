@@ -11,7 +11,7 @@ from typing import Any
 
 from auxnet.checkpoint import load_state, load_weights, save_state
 from auxnet.errors import DamagedError, DivergedError, first_line, warn
-from auxnet.files import written_whole
+from auxnet.files import write_text
 from auxnet.lineage import Earlier
 from auxnet.method import Method
 from auxnet.network import AuxNet, copied
@@ -213,12 +213,10 @@ def roll_back(folder: Path, state: TrainingState, net: AuxNet, epochs: int) -> T
     best so far is forgotten: the epochs to come, of all `epochs`, decide, that one again among them. Raises
     DamagedError if none is to come.
     """
-    with written_whole(folder / "metrics.jsonl") as partial:
-        partial.write_text(lines(state.history), encoding="utf-8")
+    write_text(folder / "metrics.jsonl", lines(state.history))
     if (folder / "diagnosis.jsonl").is_file():
         diagnosed = [row for row in read_rows(folder / "diagnosis.jsonl") if row["epoch"] <= state.epoch]
-        with written_whole(folder / "diagnosis.jsonl") as partial:
-            partial.write_text(lines(diagnosed), encoding="utf-8")
+        write_text(folder / "diagnosis.jsonl", lines(diagnosed))
     if _epoch_of_best(folder, net) == str(state.best_epoch):
         return state
     if state.step == 0 and state.best_epoch == state.epoch:

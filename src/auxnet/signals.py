@@ -33,16 +33,8 @@ def raised() -> Iterator[None]:
             signal.signal(HANGUP, signal.SIG_IGN)
         raise Stopped(number, "stopped")
 
-    in_main = threading.current_thread() is threading.main_thread()
-    asking = (signal.SIGTERM, HANGUP) if in_main else ()
-    usual = [number for number in asking if number and signal.getsignal(number) == signal.SIG_DFL]
-    for number in usual:
-        signal.signal(number, stop)
-    try:
+    with _handled(stop, *(n for n in (signal.SIGTERM, HANGUP) if n and signal.getsignal(n) == signal.SIG_DFL)):
         yield
-    finally:
-        for number in usual:
-            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
@@ -62,12 +54,18 @@ def held() -> Iterator[Callable[[], int]]:
             raise Stopped(number, "stopped at once, in the middle of a step")
         noted = number
 
-    in_main = threading.current_thread() is threading.main_thread()
-    asking = (signal.SIGINT, signal.SIGTERM, HANGUP) if in_main else ()
-    heard = [number for number in asking if number and signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, note) for number in heard}
-    try:
+    asking = (signal.SIGINT, signal.SIGTERM, HANGUP)
+    with _handled(note, *(n for n in asking if n and signal.getsignal(n) != signal.SIG_IGN)):
         yield lambda: noted
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[None]:
+    """Within, these signals call the handler; outside the main thread, where Python delivers none, nothing changes."""
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number in numbers if in_main}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, usual in before.items():
+            signal.signal(number, usual)

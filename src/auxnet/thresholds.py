@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from auxnet.descent import Costs, Task, Thresholds, geometric_shares, only_at
+from auxnet.descent import Costs, Task, geometric_shares, only_at
 from auxnet.errors import check_limit, check_share
 from auxnet.policy import ALWAYS, Policy
 from auxnet.scores import Comparison, Predictions, compare, fit_temperature, interval_of_mean, wilson
@@ -96,7 +96,8 @@ def solve(
     """
     check_target(max_error_increase, max_mean_cost)
     task = _task(predicted, rule, costs, passing)
-    return _with(rule, task.solve(task.starts(common), max_error_increase, max_mean_cost, refine=0 if common else BEST))
+    found = task.solve(task.starts(common), max_error_increase, max_mean_cost, refine=0 if common else BEST)
+    return None if found is None else replace(rule, thresholds=found)
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ def cost_curve(
     most = float(task.costs.under((ALWAYS,) * (len(costs) - 1)).max())
     bounds = torch.linspace(min(costs), most, points, dtype=torch.float64).tolist()
     solved = (task.solve(starts, None, bound, refine=0 if common else BEST) for bound in bounds)
-    return [policy for thresholds in solved if (policy := _with(rule, thresholds)) is not None]
+    return [replace(rule, thresholds=thresholds) for thresholds in solved if thresholds is not None]
 
 
 def anytime(rule: Policy) -> list[Policy]:
@@ -230,7 +231,3 @@ def _task(predicted: Predictions, rule: Policy, costs: Sequence[float], passing:
     if len(costs) != len(predicted.logits):
         raise ValueError(f"{len(predicted.logits)} outputs need {len(predicted.logits)} costs, got {len(costs)}")
     return Task(rule.confidences(predicted.logits), predicted.wrong.double(), Costs.of(costs, passing))
-
-
-def _with(rule: Policy, thresholds: Thresholds | None) -> Policy | None:
-    return None if thresholds is None else replace(rule, thresholds=thresholds)

@@ -14,7 +14,7 @@ from itertools import pairwise
 from torch import fx, nn
 
 from auxnet.backbones.dryrun import Seen, observe
-from auxnet.backbones.tracing import INSTEAD, Traced, between, crossings, has_weights, holders, trace
+from auxnet.backbones.tracing import INSTEAD, Traced, between, crossings, holders, trace
 from auxnet.words import nearest
 
 ALLOW = "inplace=False there would allow it"  # a cut
@@ -103,20 +103,17 @@ class Chart:
     @cached_property
     def trunk_end(self) -> fx.Node:
         """Where the classifier begins: the earliest cut with but one module with weights behind it."""
-        *_, classifier = (node for node in self.order if node is self.traced.images or self._has_weights(node))
+        *_, classifier = (node for node in self.order if node is self.traced.images or self.traced.has_weights(node))
         found = None
         for node in reversed(list(self.order)[1 : self.order[classifier]]):
             if self.fits(node):
                 found = node
-            if found is not None and self._has_weights(node):
+            if found is not None and self.traced.has_weights(node):
                 break
         if found is None:
             where = f"before its classifier, {classifier.target!r}"
             raise ValueError(f"the backbone has no trunk {where}{self.overwritten()}: {INSTEAD}")
         return found
-
-    def _has_weights(self, node: fx.Node) -> bool:
-        return has_weights(node, self.traced.values)
 
     @cached_property
     def places(self) -> dict[str, fx.Node]:

@@ -21,7 +21,7 @@ from auxnet.backbones.cuts import even_cuts
 from auxnet.backbones.named import build_backbone
 from auxnet.backbones.weights import is_weights_of_run, load_pretrained, run_of
 from auxnet.documents import read_json
-from auxnet.errors import warn
+from auxnet.errors import told_of, warn
 from auxnet.network import AuxNet, leaves
 from auxnet.precision import float32_by_default
 from auxnet.residual import resnet
@@ -51,10 +51,8 @@ def net_from(options: Mapping[str, Any], pretrained: str | None = None, classes:
     if not (1 <= height <= LARGEST and 1 <= width <= LARGEST):
         raise ValueError(f"images must have 1..{LARGEST} pixels a side, got {height} x {width}")
     backbone = build_backbone(name, number, channels, pretrained)
-    try:
+    with told_of(f"backbone {name}"):
         return attach(backbone, tuple(options["cuts"]), number, example=torch.empty(1, channels, height, width))
-    except ValueError as error:
-        raise ValueError(f"backbone {name}: {error}") from None
 
 
 def _filled(net: AuxNet, options: Mapping[str, Any], pretrained: str, classes: Sequence[str] | None) -> AuxNet:
@@ -170,7 +168,5 @@ def cuts_of(
     Raises ValueError if there are not as many places, and what `build_backbone` raises.
     """
     built = build_backbone(backbone, num_classes, in_channels)
-    try:
+    with told_of(f"backbone {backbone}, cuts={cuts}"):
         return even_cuts(built, cuts, (in_channels, *image_size))
-    except ValueError as error:
-        raise ValueError(f"backbone {backbone}, cuts={cuts}: {error}") from None

@@ -53,6 +53,13 @@ class Traced:
         """The whole graph as a module that shares the backbone's."""
         return fx.GraphModule(self.values, self.graph)
 
+    def has_weights(self, node: fx.Node) -> bool:
+        """Whether a node is a module with parameters, or a parameter."""
+        value = self.values.get(str(node.target)) if node.op in ("call_module", "get_attr") else None
+        return isinstance(value, nn.Parameter) or (
+            isinstance(value, nn.Module) and any(True for _ in value.parameters())
+        )
+
 
 def trace(backbone: nn.Module, opened: Collection[str]) -> Traced:
     """The forward of a backbone, looked into where a module is one of `opened` ("" is the backbone itself).
@@ -117,12 +124,6 @@ def between(traced: Traced, start: fx.Node, stop: fx.Node) -> fx.GraphModule:
     piece.output(copied(stop))
     named = {str(node.target) for node in piece.nodes if node.op in ("call_module", "get_attr")}
     return fx.GraphModule({name: _own(traced.values[name]) for name in named}, piece)
-
-
-def has_weights(node: fx.Node, values: dict[str, Any]) -> bool:
-    """Whether a node is a module with parameters, or a parameter."""
-    value = values.get(str(node.target)) if node.op in ("call_module", "get_attr") else None
-    return isinstance(value, nn.Parameter) or (isinstance(value, nn.Module) and any(True for _ in value.parameters()))
 
 
 def holders(names: Iterable[str]) -> set[str]:

@@ -73,6 +73,7 @@ def evaluate(words: list[str]) -> None:
     from auxnet.opening import opened
 
     own = options.on is None
+    titles = {"val": "validation", "test": "test"} if own else {"on": str(options.on)}
     opening = opened(options.run, **options.where, which=options.which, on=options.on)
     with screen.working("evaluating"), opening as run:
         from auxnet.evaluation import evaluation_file, evaluation_of, measure, unlike_summary
@@ -80,10 +81,7 @@ def evaluate(words: list[str]) -> None:
         from auxnet.latency import latencies
         from auxnet.provenance import provenance
 
-        if own:
-            by_split = {split: measure(run.net, run.batches(split)) for split in ("val", "test")}
-        else:
-            by_split = {"on": measure(run.net, run.batches("test"))}
+        by_split = {split: measure(run.net, run.batches("test" if split == "on" else split)) for split in titles}
         latency = latencies(run.net, run.image_shape) if own and options.latency else None
         content = evaluation_of(options.run, by_split, latency, options.which)
         content |= {"classes": list(run.dataset.classes)}
@@ -102,7 +100,6 @@ def evaluate(words: list[str]) -> None:
         print(json_text(content))
         return
     console = screen.console()
-    titles = {"val": "validation", "test": "test", "on": str(options.on)}
     titled = {titles[split]: reports for split, reports in by_split.items()}
     screen.print_which(console, options.run, options.which)
     for title, reports in titled.items():

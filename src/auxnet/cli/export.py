@@ -173,7 +173,7 @@ def predict(words: list[str]) -> int:
         for answer in answers:
             if not isinstance(answer, Prediction):
                 unreadable += 1
-                _complain(answer)
+                print(f"auxnet: {printable(_shown(f'{answer.image}: {answer.reason}'))}", file=sys.stderr)
             elif answer.resized_from is not None:
                 H, W = answer.resized_from
                 resized, first = resized + 1, first or f"{printable(_shown(answer.image))}, {W}x{H}"
@@ -212,10 +212,6 @@ def _listed() -> list[str]:
     text = sys.stdin.read()
     names = text.split("\0") if "\0" in text else (line.rstrip("\r") for line in text.split("\n"))
     return [name for name in names if name]
-
-
-def _complain(answer: Unreadable) -> None:
-    print(f"auxnet: {printable(_shown(answer.image))}: {printable(_shown(answer.reason))}", file=sys.stderr)
 
 
 def _shown(name: str) -> str:

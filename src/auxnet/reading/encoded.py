@@ -35,9 +35,7 @@ class Files:
         """The path of a file."""
         return os.fsdecode(self.paths[index])
 
-    def open(self, index: int) -> str:
-        """The path of a file."""
-        return self.name(index)
+    open = name
 
 
 @dataclass(frozen=True)

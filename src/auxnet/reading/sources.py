@@ -206,12 +206,10 @@ def _named(name: str, folder: Path, below: bool) -> dict[str, Part]:
                 part: Part(files, partial(cifar.read, source, name, part), f"{name} {part}")
                 for part in ("train", "test")
             }
-    names = {"train": ("train", "extra"), "test": ("test",)} if name == "svhn" else {}
     parts = {}
-    if not (folder / "train_32x32.mat").is_file():
-        names.pop("train", None)  # extra_32x32.mat by itself is not the training set
-    for part in names:
-        if mats := [mat for each in names[part] if (mat := folder / f"{each}_32x32.mat").is_file()]:
+    for part, names in {"train": ("train", "extra"), "test": ("test",)}.items() if name == "svhn" else ():
+        mats = [mat for each in names if (mat := folder / f"{each}_32x32.mat").is_file()]
+        if mats and mats[0].name.startswith(part):  # extra_32x32.mat by itself is not the training set
             parts[part] = Part(mats, partial(svhn.read, *mats), "mat")
     return _complete(folder, parts)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from auxnet.build import depths_of
 from auxnet.documents import json_value, parsing
+from auxnet.errors import told_of
 from auxnet.feasible import check_machine, check_recipe
 from auxnet.reading.sources import find
 from auxnet.recipe import Recipe
@@ -52,10 +53,8 @@ def check_variants(study: Study, where: Mapping[str, Any]) -> None:
     """Raise ValueError for a variant that cannot be trained, or a `where` (`recipe.WHERE`) that cannot be had here."""
     check_machine(Recipe(**where))
     for variant in study.variants:
-        try:
+        with told_of(f"study {study.name}: variant {variant}"):
             check_recipe(study.recipe(variant, study.datasets[0], where=where))
-        except ValueError as error:
-            raise ValueError(f"study {study.name}: variant {variant}: {error}") from None
 
 
 def check_data_found(out: Path, trials: Sequence[Trial]) -> None:

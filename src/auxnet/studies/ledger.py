@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 from auxnet.documents import parsing, read_json
 from auxnet.evaluation import COSTS
-from auxnet.files import written_whole
+from auxnet.files import write_csv, write_text
 from auxnet.reading.splits import tested_alike
 from auxnet.studies.running import is_done, trial_folder, why_failed
 from auxnet.studies.spec import Study, Trial, differing
@@ -90,13 +89,8 @@ def averages(rows: Sequence[Row]) -> Iterator[Average]:
 def write_rows(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write ledger.jsonl, a line per training, and outputs.csv, a line per output of each; return their paths."""
     paths = [folder / "ledger.jsonl", folder / "outputs.csv"]
-    with written_whole(paths[0]) as partial:
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    with (
-        written_whole(paths[1]) as partial,
-        partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        csv.writer(file).writerows(_lines(rows))
+    write_text(paths[0], "".join(json.dumps(row) + "\n" for row in rows))
+    write_csv(paths[1], _lines(rows))
     return paths
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from auxnet.data import load_data
-from auxnet.documents import parsing, read_json
 from auxnet.errors import DivergedError, one_line
-from auxnet.files import claimed, is_held, written_whole
+from auxnet.files import claimed, is_held, write_text
+from auxnet.opening import data_section
 from auxnet.processes import work_together
 from auxnet.progress import Progress
 from auxnet.recipe import Recipe, has_recipe, read_run_recipe
@@ -80,9 +80,7 @@ def check_same_images(out: Path, trials: Sequence[Trial]) -> None:
 
 def _was_trained_on(recipe: Recipe, run: Path) -> bool:
     """Whether a recipe has the images of a finished run: as many for training, the same for validation and test."""
-    with parsing(f"{run / 'summary.json'} is damaged: it does not say on what data"):
-        then = dict(read_json(run / "summary.json")["data"])
-    data = load_data(recipe)
+    then, data = data_section(run), load_data(recipe)
     now = {"train": len(data.train), "val_sha256": data.val_sha256(), "test_sha256": data.test_sha256()}
     return now.items() <= then.items()
 
@@ -148,5 +146,4 @@ def _train(out: Path, trial: Trial, watch: Callable[[], None]) -> None:
     try:
         fit_on(trial.recipe, trial_folder(out, trial), follow)
     except DivergedError as failure:
-        with written_whole(_failed(out, trial)) as partial_file:
-            partial_file.write_text(one_line(failure) + "\n", encoding="utf-8")
+        write_text(_failed(out, trial), one_line(failure) + "\n")

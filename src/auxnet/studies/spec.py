@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from auxnet.documents import read_yaml
-from auxnet.errors import one_line
+from auxnet.errors import one_line, told_of
 from auxnet.recipe import WHERE, Recipe, folder_name, recipe_from
 from auxnet.studies.form import (
     SCALE_KEYS,
@@ -153,18 +153,9 @@ def read_study(name: str, scale: str | None = None, seeds: int | None = None) ->
             f"there is no study {name!r}{nearest(name, names())}; there are {', '.join(names())}, or FILE.yaml"
         )
     path = Path(name) if own else HOME / f"{name}.yaml"
-    try:
-        content = read_yaml(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no study file {name}") from None
-    except IsADirectoryError:
-        raise ValueError(f"{name} is a folder: name a study file") from None
-    except ValueError as error:
-        raise ValueError(f"{name} is not a YAML study: {error}") from None
-    try:
+    content = read_yaml(path, "study")
+    with told_of(f"study {name}"):
         return _study(path.stem, content, scale, seeds)
-    except ValueError as error:
-        raise ValueError(f"study {name}: {error}") from None
 
 
 def _study(name: str, content: Any, scale: str | None, seeds: int | None) -> Study:
@@ -192,10 +183,8 @@ def _study(name: str, content: Any, scale: str | None, seeds: int | None) -> Stu
         measures=measures,
     )
     for variant in variants:
-        try:
+        with told_of(f"variant {variant}"):
             made.recipe(variant, datasets[0])
-        except ValueError as error:
-            raise ValueError(f"variant {variant}: {error}") from None
     return made
 
 
@@ -294,7 +283,7 @@ def _all_variants(content: Mapping[str, Any]) -> list[str]:
 
 def _usual() -> dict[str, Any]:
     """The scales that every study has."""
-    scales: dict[str, Any] = read_yaml(HOME / "scales.yaml")
+    scales: dict[str, Any] = read_yaml(HOME / "scales.yaml", "study")
     return scales
 
 

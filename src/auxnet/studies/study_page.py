@@ -8,8 +8,8 @@ from math import fsum
 from pathlib import Path
 from typing import Any
 
-from auxnet.files import written_whole
-from auxnet.page_frame import line_of, of_utf8, page_of_figures, table_of, unbroken
+from auxnet.files import write_text
+from auxnet.page_frame import line_of, page_of_figures, table_of, unbroken
 from auxnet.reading.splits import tested_alike
 from auxnet.studies.checking import MARK, check_folder
 from auxnet.studies.ledger import Average, Findings, MeanAndSpread, Row, averages, write_rows
@@ -31,8 +31,7 @@ def write_findings(findings: Findings, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "study.md", folder / "study.html"]
     for path, text in zip(paths, (markdown(findings), page(findings)), strict=True):
-        with written_whole(path) as partial:
-            partial.write_text(of_utf8(text), encoding="utf-8")
+        write_text(path, text)
     return [*paths, *write_rows(findings.rows, folder)]
 
 

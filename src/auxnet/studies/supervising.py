@@ -31,18 +31,14 @@ def diagnose(out: Path, trials: Sequence[Trial]) -> None:
     """
     (out / "claims").mkdir(parents=True, exist_ok=True)
     with FileLock(out / "claims" / "supervision.lock"):
-        _diagnose(out, trials)
-
-
-def _diagnose(out: Path, trials: Sequence[Trial]) -> None:
-    for trial in trials:
-        folder = trial_folder(out, trial)
-        weights = folder / "model.safetensors"  # removed, to save room: nothing can be measured
-        if is_done(out, trial) and _measured(out, trial) is None and weights.is_file():
-            recipe = with_absolute_paths(trial.recipe)  # since it was trained the data may have moved
-            data_dir = str(Path(recipe.data).parent) if Path(recipe.data).is_absolute() else recipe.data_dir
-            with opened(folder, data_dir=data_dir, device=recipe.device, threads=recipe.threads) as run:
-                write_json(_file(out, trial), diagnosing.gather(folder, trial.variant, run, IMAGES, None))
+        for trial in trials:
+            folder = trial_folder(out, trial)
+            weights = folder / "model.safetensors"  # removed, to save room: nothing can be measured
+            if is_done(out, trial) and _measured(out, trial) is None and weights.is_file():
+                recipe = with_absolute_paths(trial.recipe)  # since it was trained the data may have moved
+                data_dir = str(Path(recipe.data).parent) if Path(recipe.data).is_absolute() else recipe.data_dir
+                with opened(folder, data_dir=data_dir, device=recipe.device, threads=recipe.threads) as run:
+                    write_json(_file(out, trial), diagnosing.gather(folder, trial.variant, run, IMAGES, None))
 
 
 def draw(out: Path, trials: Sequence[Trial], folder: Path) -> list[Path]:

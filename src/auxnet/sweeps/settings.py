@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,10 +51,6 @@ class Settings:
     def fewest_epochs(self) -> int:
         """The least number of epochs that a trial may have."""
         return int(min(values_of(self.space["epochs"]))) if "epochs" in self.space else self.recipe.epochs
-
-    def recipe_of(self, values: dict[str, Any]) -> Recipe:
-        """The recipe of a trial that drew these values."""
-        return replace(self.recipe, **values)
 
 
 def is_sweep(folder: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from auxnet.documents import parsing, read_json
-from auxnet.files import written_whole
+from auxnet.files import write_csv, write_text, written_whole
 from auxnet.page_frame import columns_of, page_of_figures, table_of, tiles_of, unbroken
 from auxnet.reading.splits import validated_alike
 from auxnet.recipe import words_of, write_recipe
@@ -32,13 +31,8 @@ def write_outcome(sweep: Sweep) -> list[Path]:
     """Write trials.csv, sweep.html and, once a trial is complete, best.yaml; return their paths."""
     paths = [sweep.folder / name for name in ("trials.csv", "sweep.html")]
     with parsing(f"{sweep.folder}: its trials are damaged"):
-        with (
-            written_whole(paths[0]) as partial,
-            partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as f,
-        ):
-            csv.writer(f).writerows(rows_of(sweep))
-        with written_whole(paths[1]) as partial:
-            partial.write_text(page(sweep), encoding="utf-8")
+        write_csv(paths[0], rows_of(sweep))
+        write_text(paths[1], page(sweep))
         if sweep.best_recipe is not None:
             paths.append(sweep.folder / "best.yaml")
             with written_whole(paths[-1]) as partial:
@@ -71,32 +65,31 @@ def importance_of(sweep: Sweep) -> dict[str, float]:
     return optuna.importance.get_param_importances(sweep.study, evaluator=evaluator)
 
 
-def notes_of(sweep: Sweep) -> list[str]:
+def notes_of(sweep: Sweep) -> Iterator[str]:
     """What a reader must know before trusting the comparison; no whole sentences."""
-    space, notes = sweep.settings.space, []
-    trained = [trial.folder / "summary.json" for trial in _different(sweep)]
+    space, different = sweep.settings.space, _different(sweep)
+    trained = [trial.folder / "summary.json" for trial in different]
     alike = validated_alike(read_json(path)["data"] for path in trained if path.is_file())
     if (changed := [field for field in COMPARABLE if field in space]) and not alike:
-        notes.append(f"{', '.join(changed)} varied, so that the trials are validated on different images")
+        yield f"{', '.join(changed)} varied, so that the trials are validated on different images"
     if sweep.settings.objective == "mean" and {"outputs", "at"} & space.keys():
-        notes.append("the outputs varied, so that the means are over different outputs; final compares one with one")
+        yield "the outputs varied, so that the means are over different outputs; final compares one with one"
     if sweep.settings.prune and (lengths := [field for field in LENGTHS if field in space]):
-        notes.append(
+        yield (
             f"{', '.join(lengths)} varied, and trials were stopped by the median of the others at their epoch, which "
             "favours schedules that come down early; --no-prune does not"
         )
     if (images := _images(sweep)) is not None and (few := too_few(images)):
-        notes.append(f"{few}; a seed may weigh more than what varied")
-    if (tried := len(_different(sweep))) > 1:
-        notes.append(
-            f"the least of {tried} validation errors is optimistic: chosen as the least on these same images; on "
-            "others the same recipe is likely to err more"
+        yield f"{few}; a seed may weigh more than what varied"
+    if len(different) > 1:
+        yield (
+            f"the least of {len(different)} validation errors is optimistic: chosen as the least on these same images; "
+            "on others the same recipe is likely to err more"
         )
     if failed := [trial for trial in sweep.trials if trial.state == "failed"]:
-        notes.append(f"{len(failed)} of the trials failed; the first: trial {failed[0].number}, {failed[0].error}")
+        yield f"{len(failed)} of the trials failed; the first: trial {failed[0].number}, {failed[0].error}"
     if twins := [trial for trial in sweep.trials if trial.twin is not None]:
-        notes.append(f"{len(twins)} of the trials drew what another had drawn, and took its result")
-    return notes
+        yield f"{len(twins)} of the trials drew what another had drawn, and took its result"
 
 
 def objective_in_words(sweep: Sweep) -> str:

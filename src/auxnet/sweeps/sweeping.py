@@ -60,7 +60,7 @@ class Sweep:
         """What trains the best trial again: on the data that it was trained on, from whichever folder it is asked."""
         if self.best is None:
             return None
-        recipe = self.settings.recipe_of(self.best.values)
+        recipe = replace(self.settings.recipe, **self.best.values)
         if has_recipe(self.best.folder):  # not removed, to save room
             run = read_run_recipe(self.best.folder)
             recipe = replace(recipe, data=run.data, data_dir=run.data_dir, pretrained=run.pretrained)
@@ -171,7 +171,7 @@ def _complaint_of_all(
 def _complaint(settings: Settings, values: dict[str, Any], data: Callable[[Recipe], DataSet]) -> str | None:
     """Why a trial with these values cannot begin; None if it can."""
     try:
-        recipe = settings.recipe_of(values)
+        recipe = replace(settings.recipe, **values)
         check_machine(recipe)
         net, _ = build(replace(recipe, cuda_graph=False, compile=False), data(_data_of(recipe)), torch.device("cpu"))
         objective_of([0.0] * net.outputs, settings.objective, recipe)

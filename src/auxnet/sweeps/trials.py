@@ -24,7 +24,7 @@ from auxnet.batches import seed_of
 from auxnet.data import DataSet
 from auxnet.documents import parsing
 from auxnet.errors import first_line
-from auxnet.files import claimed, is_held, written_whole
+from auxnet.files import claimed, is_held, write_text
 from auxnet.sweeps.journal import BaseStorage, journal, optuna
 from auxnet.sweeps.settings import Settings, check_same, content_of, is_sweep, settings_from
 from auxnet.sweeps.space import Choices, drawn_in_words
@@ -153,8 +153,7 @@ def _begin(folder: Path, settings: Settings, storage: str | None) -> None:
     study.set_user_attr("settings", content_of(settings))
     for name_of_folder in ("claims", "trials"):
         (folder / name_of_folder).mkdir(exist_ok=True)
-    with written_whole(folder / "study.txt") as partial:
-        partial.write_text(name + "\n", encoding="utf-8")
+    write_text(folder / "study.txt", name + "\n")
 
 
 def _check_alone(store: BaseStorage, folder: Path, settings: Settings, storage: str | None) -> None:
@@ -277,7 +276,9 @@ def trials_of(sweep: OpenSweep) -> tuple[Trial, ...]:
             Trial(
                 number=trial.number,
                 state=names.get(trial.state.name.lower(), "running" if trial.number in held else "interrupted"),
-                objective=trial.value if trial.value is not None else _latest(trial),
+                objective=trial.value
+                if trial.value is not None
+                else trial.intermediate_values.get(trial.last_step or 0),
                 values=drawn[trial.number],
                 in_words={field: drawn_in_words(space[field], value) for field, value in drawn[trial.number].items()},
                 epochs=trial.last_step or 0,
@@ -295,10 +296,6 @@ def twin_of(sweep: OpenSweep, trial: optuna.Trial) -> optuna.trial.FrozenTrial |
     ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL)
     alike = (other for other in current_trials(sweep) if other.state in ended and other.params == trial.params)
     return next(alike, None)
-
-
-def _latest(trial: optuna.trial.FrozenTrial) -> float | None:
-    return None if trial.last_step is None else trial.intermediate_values[trial.last_step]
 
 
 def numbered_folder(sweep: OpenSweep, number: int) -> Path:

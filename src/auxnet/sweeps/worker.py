@@ -85,7 +85,7 @@ def _run(sweep: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Ca
             raise _GivenUpError(
                 f"the process that trained it died {PATIENCE} times at {start}: perhaps for want of memory"
             )
-        recipe = replace(settings.recipe_of(values_drawn(sweep, trial)), **where)
+        recipe = replace(settings.recipe, **{**values_drawn(sweep, trial), **where})
         run = fit_on(recipe, folder, follow)
         value = objective_of([row["val_error"] for row in run.summary["last"]], settings.objective, recipe)
     except optuna.TrialPruned:
