@@ -8,14 +8,15 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from auxnet.errors import DamagedError, first_line
 from auxnet.files import written_whole
 
 _KEY = "auxnet"  # a single one: safetensors writes several in an order that changes from process to process
+_LARGEST_HEADER = 100_000_000  # bytes, as safetensors has it
 
 
 def save_tensors(path: Path, state: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
@@ -32,7 +33,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises DamagedError if the SHA-256 is that of other tensors, or there are none to read.
     """
     try:
-        state: dict[str, Tensor] = load_file(path)
+        state: dict[str, Tensor] = load(path.read_bytes())  # safetensors opens no path that is not UTF-8
     except SafetensorError as error:
         raise DamagedError(f"{path} is damaged: {first_line(error)}") from None
     expected = read_about(path).get("sha256")
@@ -44,9 +45,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def read_about(path: Path) -> dict[str, str]:
     """What tensors were saved with; {} if the file is damaged, not there, or not of this program."""
     try:
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-    except (SafetensorError, OSError, ValueError, RecursionError):
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(size, _LARGEST_HEADER)))
+            about = json.loads(header["__metadata__"][_KEY])
+    except (OSError, ValueError, RecursionError, TypeError, LookupError):
         return {}
     return about if isinstance(about, dict) else {}
 
