@@ -249,8 +249,8 @@ def _master(parameter: nn.Parameter) -> Tensor | None:
         )
     if master is None or master.dtype == parameter.dtype:
         return None
-    if not torch.equal(master.to(parameter.dtype), parameter.data):  # other weights were loaded since
-        master.copy_(parameter.data)
+    if not (parameter.is_meta or torch.equal(master.to(parameter.dtype), parameter.data)):
+        master.copy_(parameter.data)  # other weights were loaded since
     return master
 
 
