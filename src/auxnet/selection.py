@@ -13,7 +13,7 @@ from auxnet.batches import Batches
 from auxnet.errors import check_limit, check_share
 from auxnet.evaluation import OutputReport, image_shape_of, reports
 from auxnet.latency import OF_PYTORCH, Timing, latencies
-from auxnet.network import AuxNet
+from auxnet.network import AuxNet, check_net
 from auxnet.opening import opened
 from auxnet.recipe import RunDir
 from auxnet.scores import (
@@ -142,6 +142,7 @@ def select_on(
 
     `budgets` has any of "params", "macs" and "latency" (ms for one image, measured if it is asked for).
     """
+    check_net(net)
     shape, batches = image_shape_of(batches)
     predicted, timed = predictions(net, batches), (budgets or {}).get("latency") is not None
     measured = latencies(net, shape, (1,)) if timed else []
