@@ -324,6 +324,24 @@ def test_pictures_train_and_bad_ones_are_named(tmp_path, capsys):
     fails(capsys, ["train", "--data", one, *FAST, "--out", tmp_path / "d"], 2, "class")
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("train --out", "--out must be none or a path"),
+        ("sweep --vary lr=0.1,0.2 --out", "--out must be none or a path"),
+        ("study methods --report", "--report must be none or a path"),
+        ("report RUN --out", "--out must be none or a path"),
+        ("export", "MODEL must be a name"),
+        ("evaluate", "RUN must be a path"),
+        ("predict RUN", "IMAGE ... must be names"),
+    ],
+)
+def test_an_empty_word_is_not_the_current_folder(words, named, run, capsys):
+    fails(
+        capsys, [run if w == "RUN" else w for w in words.split()] + [""], 2, f"{named}, got '': is a variable not set?"
+    )
+
+
 def test_an_existing_run_is_never_overwritten_by_accident(run, capsys):
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     fails(capsys, ["train", *FAST, "--out", run], 2, "--resume", "--overwrite")

@@ -1,5 +1,6 @@
 """Laws of .npz files: the arrays that people keep, by the names that they give them, and words where that cannot be."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,12 @@ TRAIN, VAL, TEST = tiny(30, 3, seed=1, size=8), tiny(9, 3, seed=2, size=8), tiny
 def saved(home: Path, **arrays: Any) -> Path:
     np.savez(home / "own.npz", **arrays)
     return home / "own.npz"
+
+
+def test_a_pipe_is_no_file_to_wait_for(home: Path) -> None:
+    os.mkfifo(home / "own.npz")
+    with pytest.raises(ValueError, match=r"own\.npz' is a pipe: give a folder or an \.npz file"):
+        load(home / "own.npz")
 
 
 def test_medmnist_keeps_its_three_splits(home: Path) -> None:

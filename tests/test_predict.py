@@ -295,6 +295,12 @@ def test_the_file_is_written_whole_and_never_over_another(run, folder, tmp_path,
     assert "--overwrite" in capsys.readouterr().err
 
 
+def test_a_pipe_is_no_picture_to_wait_for(run, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert main(["predict", str(run), str(tmp_path / "pipe.jpg")]) == 1
+    assert "pipe.jpg: not a readable image (a pipe, and no file)" in capsys.readouterr().err
+
+
 def test_a_pipe_and_what_a_link_leads_to_are_written_to_and_stay_what_they_are(run, folder, tmp_path):
     words = ["predict", str(run), str(folder), "--format", "csv", "--out"]
     os.mkfifo(tmp_path / "pipe")

@@ -26,6 +26,7 @@ from auxnet.progress import progress_of
 from auxnet.reading.splits import fingerprint
 from auxnet.recipe import Recipe, read_recipe, write_recipe
 from auxnet.resuming import TrainingState
+from auxnet.tensors import read_about
 from killed import contents, killed_at
 
 TINY = Recipe(depth=8, outputs=3, epochs=3, train_images=96, batch_size=16, threads=1, device="cpu")
@@ -224,6 +225,31 @@ def test_a_run_is_never_lost_by_accident(run, tmp_path):
     with pytest.raises(FileNotFoundError, match="no run to resume"):
         auxnet.fit(TINY, tmp_path / "nowhere", resume=True)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_overwrite_refuses_a_folder_among_the_files_of_a_run_before_it_removes_any(tmp_path):
+    whole = auxnet.fit(replace(TINY, epochs=1), tmp_path / "a").folder
+    (whole / "report.html").mkdir()
+    before = sorted(whole.rglob("*")), bytes_of(whole)
+    with pytest.raises(FileExistsError, match=r"report\.html is a folder, which no run has there: move it away"):
+        auxnet.fit(replace(TINY, epochs=1), whole, overwrite=True)
+    assert (sorted(whole.rglob("*")), bytes_of(whole)) == before
+    (whole / "report.html").rmdir()
+
+    def come_between(progress):
+        (whole / "report.html").mkdir(exist_ok=True)
+
+    with pytest.raises(RuntimeError, match=r"; a part of the older run is removed: put that right, .* --overwrite"):
+        auxnet.fit(replace(TINY, epochs=1), whole, overwrite=True, watch=come_between)
+    (whole / "report.html").rmdir()
+    auxnet.fit(replace(TINY, epochs=1), whole, overwrite=True)
+
+
+def test_a_folder_whose_name_is_not_utf8_is_trained_in_and_read(tmp_path):
+    run = auxnet.fit(replace(TINY, epochs=1), tmp_path / "r\udcff")
+    assert read_about(run.folder / "checkpoints" / "best.safetensors")["epoch"] == "1"
+    for ours, theirs in zip(run.net.parameters(), auxnet.load(run.folder).parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_overwrite_leaves_what_is_not_ours(tmp_path):

@@ -16,7 +16,7 @@ from auxnet.lineage import Earlier
 from auxnet.method import Method
 from auxnet.network import AuxNet, copied
 from auxnet.recipe import Recipe
-from auxnet.rundir import append, begin, checkpoints, is_finished, lines, read_rows
+from auxnet.rundir import append, begin, checkpoints, is_finished, left_in, lines, read_rows
 from auxnet.tensors import read_about, save_tensors
 
 
@@ -121,7 +121,7 @@ class Checkpointer:
         judged: AuxNet,
         diagnosed: Sequence[dict[str, Any]] | None,
     ) -> None:
-        folder = self.folder
+        folder, older = self.folder, left_in(self.folder)
 
         def log() -> None:
             """Once the checkpoint is on the disk, before it has its name: clear an older run away, log the epoch."""
@@ -144,7 +144,9 @@ class Checkpointer:
             if not folder.is_dir():
                 raise RuntimeError(f"{folder} has vanished, and what was saved of the run with it") from error
             saved = "what was saved before is whole: put that right, then go on with --resume"
-            if self.spares:
+            if self.spares and left_in(folder) != older:
+                saved = "a part of the older run is removed: put that right, then begin again with --overwrite"
+            elif self.spares:
                 saved = "what lay there is as it was: put that right, then begin again"
             elif not self.begun:
                 saved = "nothing was saved before: put that right, then begin again"

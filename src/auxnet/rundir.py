@@ -95,6 +95,8 @@ def check_run_folder(folder: Path, recipe: Recipe, resume: bool, overwrite: bool
     elif is_run and not overwrite:
         mend = "resume (--resume) continues it, overwrite (--overwrite) replaces it"
         raise FileExistsError(f"{folder} holds a run already: {mend}")
+    elif is_run and (others := [path for path in left_in(folder) if path.is_dir() and not path.is_symlink()]):
+        raise FileExistsError(f"{others[0]} is a folder, which no run has there: move it away, or name another")
     elif not is_run and folder.is_dir() and any(map(_is_foreign, folder.iterdir())):
         raise FileExistsError(f"{folder} holds other files: name a new folder for the run")
     if not resume:
@@ -138,8 +140,14 @@ def begin(folder: Path, recipe: Recipe) -> None:
     """
     with written_whole(folder / "recipe.yaml") as partial:
         write_recipe(with_absolute_paths(recipe), partial, sealed=True)
-        for path in (*checkpoints(folder), *event_files(folder), *(folder / name for name in RUN_FILES)):
+        for path in left_in(folder):
             path.unlink(missing_ok=True)
+
+
+def left_in(folder: Path) -> list[Path]:
+    """What a run left in its folder, but its recipe: what goes when another replaces it."""
+    paths = (*checkpoints(folder), *event_files(folder), *(folder / name for name in RUN_FILES))
+    return [path for path in paths if os.path.lexists(path)]
 
 
 def to_resume(folder: Path) -> tuple[bool, bool]:

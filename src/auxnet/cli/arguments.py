@@ -48,15 +48,17 @@ def field_values_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] 
     def from_words(words: list[str]) -> Any:
         if none and words in (["none"], ["None"]):
             return None
-        for kind in alone if len(words) == 1 else ():
+        empty = "" in words  # which as a path would be the current folder
+        for kind in alone if len(words) == 1 and not empty else ():
             with suppress(ValueError):
                 return kind(words[0])
-        for kind in lists:
+        for kind in lists if not empty else ():
             with suppress(ValueError):
                 return tuple(map(kind, words))
         said = [*none, *(KINDS[kind][1] for kind in alone), *(KINDS[kind][2] for kind in lists)]
         apart = ": give them with spaces between" if lists and any("," in word.strip(",") for word in words) else ""
-        raise ValueError(f"must be {' or '.join(said)}, got {', '.join(map(repr, words))}{apart}")
+        got = "'': is a variable not set?" if empty else ", ".join(map(repr, words))
+        raise ValueError(f"must be {' or '.join(said)}, got {got}{apart}")
 
     return PrimitiveConstructorSpec(
         nargs="*" if lists else 1,
@@ -268,7 +270,7 @@ def _in_words(complaint: str, options: type[Any]) -> str:
         return f"{unknown[0]!r} belongs to no option (does it lack a flag, or quotes around a name with spaces?)"
     if found := re.match(r"Missing from auxnet \w+: ([A-Z]+) (.*) \(required\)", complaint):
         return f"{found[1]} is missing: {found[2]}"
-    if found := re.match(r"Error parsing (\S+): (must be .*)", complaint):
+    if found := re.match(r"Error parsing (\S+(?: \.\.\.)?): (must be .*)", complaint):
         return f"{found[1]} {found[2]}"
     return complaint
 

@@ -224,6 +224,8 @@ def _scans(image: Any) -> int:
 def _opened(file: Path | str | io.BytesIO) -> Any:
     from PIL import Image, UnidentifiedImageError
 
+    if isinstance(file, Path | str) and Path(file).is_fifo():  # which would wait for a writer
+        raise ValueError("a pipe, and no file")
     try:
         return Image.open(file, formats=_DECODERS)
     except Image.DecompressionBombError as error:

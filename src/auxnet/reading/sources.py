@@ -122,6 +122,8 @@ def _path(name: str, root: Path | None, to_train: bool) -> dict[str, Part]:
     for place in places(name, root):
         if place.is_dir():
             return _in_folder(place, to_train)
+        if place.is_fifo():  # which would wait for a writer
+            raise ValueError(f"data {name!r} is a pipe: give a folder or an .npz file")
         if place.suffix == ".npz" and place.exists():
             return {
                 split: Part([], partial(npz.read, place, arrays), f"npz {split}")
