@@ -64,8 +64,8 @@ def page_of(results: Path, scale: str) -> str:
         "**Vanishing was trained twice**: anew, on an Intel Xeon, when claims on the final output were added. The "
         "first time ([an AMD EPYC, earlier commits](../amd/vanishing-small/ledger.jsonl), whose methods compute the "
         "same) its claims on errors came out as +0.20 (-0.21 .. +0.61), +1.53 (+0.57 .. +2.49) and +1.33 (+0.39 .. "
-        "+2.27) points. The mean error of the joint nets differs by 1.0 between the two, that of the others by 0.3 at "
-        "most: an interval over five seeds can be too narrow.",
+        "+2.27) points. At the final output the mean error of the joint nets differs by 1.0 between the two, that of "
+        "the others by 0.3 at most: an interval over five seeds can be too narrow.",
     ]
     for name in sorted(names(), key=lambda name: (name not in FIRST, FIRST.index(name) if name in FIRST else name)):
         ledger = results / f"{name}-{scale}" / "ledger.jsonl"

@@ -23,10 +23,11 @@ import torch
 import yaml
 from scipy.io import savemat
 
-from auxnet import checkpoint, diagnosing, exits, report, resuming, rundir
+from auxnet import checkpoint, diagnosing, evaluation, exits, report, resuming, rundir
 from auxnet.backbones.weights import load_pretrained
 from auxnet.exporting import export
 from auxnet.files import write_json
+from auxnet.latency import Latency
 from auxnet.opening import opened
 from auxnet.prediction import predict
 from auxnet.reading import cifar, npz, parquet, pictures, svhn
@@ -172,7 +173,14 @@ def _replaced(value: Any, random: Random) -> Any:
 
 
 NAMES: tuple[str, ...] = ("recipe.yaml", "metrics.jsonl", "summary.json", "config.json", "model.safetensors")
-NAMES += ("diagnosis.jsonl", "study file", "ledger.jsonl", "summary.json of a study", "supervision.json")
+NAMES += (
+    "diagnosis.jsonl",
+    "study file",
+    "ledger.jsonl",
+    "summary.json of a study",
+    "supervision.json",
+    "evaluation.json",
+)
 NAMES += ("exits.json", "study.txt of a sweep", "journal of a sweep")
 NAMES += ("ONNX", "checkpoint", "checkpoint that is sealed", "weights.pt", "parquet", ".mat")
 NAMES += (".mat, compressed", "CIFAR tar.gz", "CIFAR tar", "CIFAR pickle", "CIFAR names", "CIFAR binary", ".npz")
@@ -210,6 +218,11 @@ def _of_runs(run: Path, image: Path, home: Path) -> list[Target]:
     )
     onnx_file = home / "model.onnx"
     export(run, 2, "onnx", onnx_file)
+    with opened(run, threads=1) as it:
+        measured = {"val": evaluation.measure(it.net, it.batches("val"))}
+    latencies = copy("evaluation") / "evaluation.json"
+    content = evaluation.evaluation_of(latencies.parent, measured, [Latency(1, "cpu", 1, (), ())] * 3)
+    write_json(latencies, content)
     images = np.zeros((2, 8, 8, 3), np.uint8)
     shutil.rmtree(home / "made" / "data")  # what follows shall not evaluate
     return [
@@ -219,6 +232,7 @@ def _of_runs(run: Path, image: Path, home: Path) -> list[Target]:
         Target("config.json", config / "config.json", both(config)),
         Target("model.safetensors", weights / "model.safetensors", used(weights)),
         Target("exits.json", exit_rule / "exits.json", lambda: exits.early_exit(exit_rule)),
+        Target("evaluation.json", latencies, lambda: evaluation.evaluation_of(latencies.parent, measured, None)),
         Target("ONNX", onnx_file, lambda: open_onnx(onnx_file, threads=1).ask(images)),
     ]
 
