@@ -228,7 +228,7 @@ def test_a_run_that_cannot_be_written_to_is_still_evaluated(run, capsys, monkeyp
 def test_a_damaged_or_foreign_run_is_one_line(run, tmp_path, capsys, command):
     fails(capsys, [command, tmp_path / "nothing"], 2, "nothing is not a run directory")
     (tmp_path / "file").write_text("x")
-    fails(capsys, [command, tmp_path / "file"], 2, "file is not a run directory")
+    fails(capsys, [command, tmp_path / "file"], 2, "file is not a run directory: it is a file")
 
     def copy(name):
         shutil.copytree(run, tmp_path / name)
