@@ -456,6 +456,14 @@ def test_an_early_exit_whose_probabilities_are_tempered_otherwise_fails_and_leav
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_name_that_is_not_utf8_is_refused(run, tmp_path):
+    renamed = shutil.copytree(run, tmp_path / "r\udcff")
+    for source, out in ((run, "x\udcff.onnx"), (renamed, "x.onnx")):
+        with pytest.raises(ValueError, match="is not UTF-8, and cannot be the name of an export or of its run"):
+            export(source, out=tmp_path / out)
+    assert list(tmp_path.iterdir()) == [renamed]
+
+
 def test_nothing_is_replaced_unless_asked(run, tmp_path):
     export(run, 1, "safetensors", tmp_path / "one")
     with pytest.raises(FileExistsError, match="--overwrite"):

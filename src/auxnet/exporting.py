@@ -26,7 +26,7 @@ from auxnet.hub import PretrainedAuxNet, load, model_card, position_of, take_out
 from auxnet.policy import Policy
 from auxnet.preprocessing import PREPARATION
 from auxnet.proving import images_for_every_exit, prove_equal, random_images, some, validation_images
-from auxnet.reading.arrays import Pixels
+from auxnet.reading.arrays import Pixels, is_name
 from auxnet.recipe import RunDir, has_recipe, read_run_recipe, run_path
 from auxnet.runtimes import Answers, open_model, open_onnx
 from auxnet.sections import Which
@@ -110,6 +110,9 @@ def export(
     last = asked if policy is None else policy.deepest
     path = Path(out) if out is not None else Path(_name(Path(model), last, format))
     _check_free(path, format, overwrite)
+    for name in (path.name, str(net.source.get("run"))):  # as text in the export, or asked of its runtime
+        if not is_name(name):
+            raise ValueError(f"{name} is not UTF-8, and cannot be the name of an export or of its run: rename it")
     found = None if recipe is None else validation_images(model, recipe, data_dir)
     pixels = random_images(net, images) if found is None else some(found, images)
     uncompared: tuple[int, ...] = ()
