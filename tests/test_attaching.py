@@ -827,6 +827,7 @@ def test_weights_shared_between_segments_are_refused():
             {"heads": lambda C: nn.Sequential(nn.ReLU(inplace=True), TokenClassifier(C, 5)), "num_classes": 5},
             "head 1 changes its feature in place, which the trunk needs too: inplace=False there",
         ),
+        ({"heads": nn.Linear(8, 5)}, "heads must be a function of channels that makes a head, got a Linear"),
         ({"num_classes": 1}, "num_classes must be a whole number, 2 or more, got 1"),
         ({"num_classes": 5.0}, r"num_classes must be a whole number, 2 or more, got 5\.0"),
         ({"at": True}, "at must name modules or be a whole number, got True"),
@@ -835,6 +836,11 @@ def test_weights_shared_between_segments_are_refused():
 def test_images_and_classes_that_do_not_fit_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         attach(Tokens(), **{"at": ("blocks.0",)} | arguments)
+
+
+def test_inference_mode_in_which_changes_in_place_are_not_seen_is_refused():
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="hides: call it outside of that"):
+        attach(Tokens(), at=("blocks.0",))
 
 
 def test_lists_that_do_not_fit_are_refused():

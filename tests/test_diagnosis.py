@@ -322,6 +322,13 @@ def test_one_image_alone_and_what_is_no_net_are_told():
         supervision(net, images[0], labels[0])
     with pytest.raises(TypeError, match="net must be an AuxNet, got Sequential"):
         supervision(net.truncate(2), images, labels)
+    with pytest.raises(ValueError, match="labels must be classes of this net, counted from 0: Target 99"):
+        supervision(net, images, labels + 99)
+    with pytest.raises(TypeError, match="got the class CrossEntropyLoss"):
+        supervision(net, images, labels, loss=torch.nn.CrossEntropyLoss)
+    for off in (torch.no_grad, torch.inference_mode):
+        with off(), pytest.raises(RuntimeError, match=r"gradients, which are disabled here: call it outside no_grad"):
+            supervision(net, images, labels)
 
 
 def test_without_images_there_is_nothing_to_measure():

@@ -228,7 +228,7 @@ def test_a_run_that_cannot_be_written_to_is_still_evaluated(run, capsys, monkeyp
 def test_a_damaged_or_foreign_run_is_one_line(run, tmp_path, capsys, command):
     fails(capsys, [command, tmp_path / "nothing"], 2, "nothing is not a run directory")
     (tmp_path / "file").write_text("x")
-    fails(capsys, [command, tmp_path / "file"], 2, "file is not a run directory")
+    fails(capsys, [command, tmp_path / "file"], 2, "file is not a run directory: it is a file")
 
     def copy(name):
         shutil.copytree(run, tmp_path / name)
@@ -282,7 +282,7 @@ def test_settings_that_cannot_be_are_one_line(run, capsys, command):
     [
         ([0, 10], r"whole numbers in 0\.\.9, .*got 0\.\.10"),
         ([-1, 3], r"got -1\.\.3"),
-        ([0.5, 1.0], r"got 0\.5\.\.1\.0"),
+        ([0.5, 1.0], r"int64 \[N\], got torch\.float32 \[2\]: labels\.long\(\)"),
     ],
 )
 def test_labels_that_are_no_classes_are_refused(labels, words):
@@ -311,6 +311,14 @@ def test_what_is_no_net_or_no_batches_is_refused():
         auxnet.evaluate(net, [(images, labels.tolist())])
     with pytest.raises(ValueError, match="there are no images to evaluate on"):
         auxnet.evaluate(net, [(images[:0], labels[:0])])
+    for second, rule in (
+        ((images, labels[:1]), r"labels must be one for each of 2 images, got torch\.int64 \[1\]"),
+        ((images, labels[:, None]), r"labels must be int64 \[N\], got torch\.int64 \[2, 1\]"),
+        ((images.double(), labels), r"takes images of torch\.float32, got torch\.float64: images\.to"),
+        ((images.to(torch.uint8), labels), r"got torch\.uint8: images\.float\(\), normalised"),
+    ):
+        with pytest.raises(ValueError, match=rule):
+            auxnet.evaluate(net, [(images, labels), second])
 
 
 # ---- on other images, and of a run -------------------------------------------------------------------------------

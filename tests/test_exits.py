@@ -219,6 +219,7 @@ def test_exit_latencies_are_one_per_output():
         (([0.5, -0.1],), "thresholds must be 0 or more"),
         (([0.5, float("nan")],), "thresholds must be 0 or more"),
         (([0.5, 0.5], "hunch"), "confidence must be one of entropy, top, margin, got 'hunch'"),
+        (([0.5, 0.5], "top", 2.0), r"temperatures must be 3 numbers, got 2\.0"),
         (([0.5, 0.5], "top", [1.0]), "3 outputs need 3 temperatures, got 1"),
         (([0.5, 0.5], "top", [1.0, 0.0, 1.0]), "temperatures must be above 0 and finite"),
     ],

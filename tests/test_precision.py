@@ -73,6 +73,22 @@ def test_every_weight_has_its_master_also_one_of_two_modules_and_of_a_net_made_s
     assert all(torch.equal(p.master, w) for p, w in zip(net.parameters(), wanted, strict=True))
 
 
+def test_weights_that_are_loaded_before_the_method_is_built_are_trained():
+    net, other = to_bfloat16(hand_net().float()), hand_net().float()
+    with torch.no_grad():
+        for p in other.parameters():
+            p += 0.5
+    net.load_state_dict(other.state_dict())
+    loaded = [p.detach().clone() for p in net.parameters()]
+    method = auxnet.multiway(net, partial(torch.optim.SGD, lr=1e-9), WEIGHTS, loss=LOSS)
+    method.step(*data()[0])
+    assert all(map(torch.equal, loaded, net.parameters()))
+    masters = {p.data_ptr(): master for update in method.updates for p, master in update.rounded}
+    assert len(masters) == len(loaded)
+    for p, was in zip(net.parameters(), loaded, strict=True):
+        assert torch.allclose(masters[p.data_ptr()], was.float(), atol=1e-7)
+
+
 def test_a_copy_which_has_no_masters_is_given_them_or_warned_of():
     copied = copy.deepcopy(to_bfloat16(hand_net().float()))
     with pytest.warns(

@@ -241,6 +241,11 @@ def test_a_budget_that_no_model_could_meet_is_refused(value):
         choose(said, rows, budgets={"params": value})
 
 
+def test_what_is_no_net_is_refused():
+    with pytest.raises(TypeError, match="net must be an AuxNet, got Sequential"):
+        auxnet.select_on(auxnet.resnet(depth=8, outputs=2).truncate(1), [])
+
+
 def test_a_budget_of_what_is_not_known_is_refused():
     said, rows = ladder(5, 4)
     with pytest.raises(ValueError, match=r"a budget must be of params, macs, latency, got 'max_params'"):

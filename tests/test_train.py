@@ -420,6 +420,12 @@ def test_what_is_no_recipe_is_told_how_to_become_one(recipe, tmp_path):
         auxnet.fit(recipe, tmp_path / "a")
 
 
+def test_a_watch_that_is_no_function_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="watch must be a function of Progress, got 1"):
+        auxnet.fit(TINY, tmp_path / "a", watch=1)
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_run_within_its_own_data_is_refused(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

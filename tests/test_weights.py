@@ -123,6 +123,11 @@ def test_nothing_but_tensors_is_unpickled(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_state_dict_is_told_who_takes_it():
+    with pytest.raises(TypeError, match=r"this is a state dict: net\.load_state_dict\(...\) takes it"):
+        auxnet.load_pretrained(backbone(), backbone().state_dict())
+
+
 def test_a_module_that_was_saved_whole_is_told_as_such(tmp_path):
     torch.save(backbone(), tmp_path / "w.pt")
     with pytest.raises(

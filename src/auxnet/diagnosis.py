@@ -31,8 +31,8 @@ from auxnet.batches import Batches
 from auxnet.errors import check_choice
 from auxnet.gradients import Distillation, Loss, losses_of, parameters
 from auxnet.machine import random_kept
-from auxnet.method import Weights, checked_weights
-from auxnet.network import AuxNet, check_net, check_tensors, in_mode, leaves, logits_of, statistics_kept
+from auxnet.method import Weights, check_loss, checked_weights
+from auxnet.network import AuxNet, check_net, check_tensors, fitting, in_mode, leaves, logits_of, statistics_kept
 from auxnet.sections import MethodName
 
 ALL = 0  # in place of the number of one output or segment
@@ -131,10 +131,14 @@ def diagnose(
 ) -> Diagnosis:
     """Shares of supervision as `supervision` gives them, over batches; norms and cosines of the outputs' gradients.
 
-    One forward and K backwards a batch. Raises ValueError without images, or for impossible weights.
+    One forward and K backwards a batch. Raises ValueError without images, or for impossible weights; RuntimeError where
+    gradients are disabled.
     """
     check_net(net)
     check_choice("method", method, MethodName)
+    check_loss(loss)
+    if not torch.is_grad_enabled():
+        raise RuntimeError("supervision is of gradients, which are disabled here: call it outside no_grad()")
     lambdas = checked_weights(net.loss_weights() if weights is None else weights, net.outputs)
     layers: list[Layer] = []
     sums, seen = Measured({}, {}, {}, {}), 0
@@ -142,7 +146,7 @@ def diagnose(
         check_tensors(images, labels, loss)
         net.check_images(images.shape)
         layers = layers or layers_of(net, images.shape[1:])
-        with in_mode(net, training=True), statistics_kept([net]), random_kept(images.device):
+        with fitting(net, images), in_mode(net, True), statistics_kept([net]), random_kept(images.device):
             measured = _measure(net, layers, images, labels, lambdas if method == "joint" else None, loss, distill)
         for total, found in zip(sums, measured, strict=True):
             for key, value in found.items():

@@ -62,8 +62,11 @@ class EarlyExit(nn.Module):
         except TypeError:
             rule = f"thresholds must be {net.outputs - 1} numbers, one for each output but the final"
             raise ValueError(f"{rule}, got {thresholds!r}") from None
-        temperatures = [1.0] * net.outputs if temperatures is None else temperatures
-        self.policy = Policy(tuple(thresholds), confidence, tuple(map(float, temperatures)))
+        try:
+            softened = (1.0,) * net.outputs if temperatures is None else tuple(map(float, temperatures))
+        except TypeError:
+            raise ValueError(f"temperatures must be {net.outputs} numbers, got {temperatures!r}") from None
+        self.policy = Policy(tuple(thresholds), confidence, softened)
         self.policy.check(net.outputs)
         self.net = net
         self.training = net.training

@@ -44,6 +44,9 @@ def kept_features(net: AuxNet, live: bool) -> Callable[[Tensor], Iterator[Tensor
     Other uses of such derived weights, as in `x * (1 + weight)` and in RMSNorm on a CPU, are not checked.
     """
     checked = not live
+    if live and any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in net.segments.modules()):
+        mend = "compiled(method, images) of auxnet.compiling compiles segments in which live stays live"
+        raise ValueError(f"compiled segments may make features anew by new weights: {mend}")
 
     def features_of(images: Tensor) -> Iterator[Tensor]:
         nonlocal checked
@@ -71,7 +74,7 @@ def _not_made_anew(features: Iterable[Tensor]) -> Iterator[Tensor]:
     while True:
         with torch.autograd.graph.disable_saved_tensors_hooks(
             "activation checkpointing makes features anew by new weights, save_on_cpu keeps old weights: live would be "
-            "neither live nor frozen; use mode='frozen' or 'fused' there"
+            "neither live nor frozen; use mode='fused' there"
         ):
             x = next(rest, None)
         if x is None:
@@ -98,7 +101,7 @@ def check_weights(net: nn.Module, nodes: Iterable[Any], images: int) -> None:
     """Raise ValueError if a product among the nodes of a graph has a factor computed from parameters and constants.
 
     Views of a parameter share its storage, and change with it. A factor without gradient is taken for a feature, and
-    not for a constant, if its first dimension is a multiple of the number of images.
+    not for a constant, if it has two dimensions or more, the first a multiple of the number of images.
     """
     names = {id(p): name for name, p in net.named_parameters()}
     storages = {tensor.untyped_storage().data_ptr() for tensor in chain(net.parameters(), net.buffers())}
@@ -114,7 +117,7 @@ def check_weights(net: nn.Module, nodes: Iterable[Any], images: int) -> None:
                 if id(node.variable) not in names:
                     return []
                 found.append(names[id(node.variable)])
-            elif any(not (f.requires_grad or is_own(f) or len(f) % images) for f in _factors(node)):
+            elif any(not (f.requires_grad or is_own(f) or f.ndim < 2 or len(f) % images) for f in _factors(node)):
                 return []  # a product with a feature that was made without gradients
         return found
 

@@ -37,6 +37,8 @@ def losses_of(
 
 def _checked(L: Tensor, logits: Tensor) -> Tensor:
     """A loss. Raises ValueError unless it is one number, and can be differentiated where its logits can be."""
+    if not isinstance(L, Tensor):
+        raise ValueError(f"loss must give a tensor that autograd can differentiate, got {type(L).__name__}")
     if L.ndim != 0:
         raise ValueError(f"loss must give one number, such as the mean over the images, got the shape {list(L.shape)}")
     if logits.requires_grad and not L.requires_grad:

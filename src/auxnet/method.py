@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
-from auxnet.errors import first_sentence
-from auxnet.network import AuxNet, check_tensors
+from auxnet.errors import is_number
+from auxnet.network import AuxNet, check_tensors, fitting
 from auxnet.sections import Way
 from auxnet.update import Update, usual_lr
 
@@ -27,6 +29,18 @@ def checked_weights(weights: Weights, outputs: int) -> list[float]:
     if len(lambdas) != outputs or not all(0 <= w < math.inf for w in lambdas):
         raise ValueError(f"weights must be {outputs} finite numbers >= 0, one per output, got {weights}")
     return lambdas
+
+
+def check_loss(loss: object) -> None:
+    """Raise TypeError for what is no function, ValueError for parameters of its own: no optimizer would hold them."""
+    if not callable(loss) or isinstance(loss, type):
+        got = f"the class {loss.__name__}: {loss.__name__}() makes one" if isinstance(loss, type) else repr(loss)
+        raise TypeError(f"loss must be a function of logits and labels, got {got}")
+    if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
+        raise ValueError(
+            f"{type(loss).__name__} has parameters, and a method trains those of its net alone: requires_grad_(False), "
+            "or make them part of the heads"
+        )
 
 
 def weights_for(net: AuxNet, weights: Weights | None) -> list[float]:
@@ -62,6 +76,7 @@ class Method:
     """the parameters that the optimizers hold"""
 
     def __post_init__(self) -> None:
+        check_loss(self.loss)
         object.__setattr__(self, "built_on", _parameter_identities(self.net))
         self.rescale()
 
@@ -98,17 +113,10 @@ class Method:
             raise ValueError("a training step needs one image or more, got a batch of none")
         if not torch.is_grad_enabled():
             raise RuntimeError("a training step takes gradients, which are disabled here: call it outside no_grad()")
-        try:
-            return self.one_step(images.clone(), labels)
-        except IndexError as error:
-            if "Target" not in str(error):  # of cross_entropy
-                raise
-            raise ValueError(f"labels must be classes of this net, counted from 0: {first_sentence(error)}") from error
-        except RuntimeError as error:
-            if images.is_floating_point() or "type" not in str(error):  # of images and weights
-                raise
-            mend = "images.float(), normalised as for evaluation"
-            raise ValueError(f"this net takes no images of {images.dtype}: give {mend}") from error
+        with fitting(self.net, images):
+            losses = self.one_step(images.clone(), labels)
+        increment_version(p for p in self.net.parameters() if p.requires_grad)  # a graph of before is of other weights
+        return losses
 
     def set_weights(self, weights: Weights | None) -> None:
         """The loss weights lambda [K] from now on (None: the paper's), and the step scales that follow from them.
@@ -125,11 +133,12 @@ class Method:
 
         Raises ValueError unless it is a number of 0 or more.
         """
-        if isinstance(lr, str) or not 0 <= float(lr) < math.inf:
+        eta = float(lr) if is_number(lr) or isinstance(lr, Tensor) else math.nan
+        if not 0 <= eta < math.inf:
             raise ValueError(f"lr must be a number of 0 or more, and finite, got {lr!r}")
         usual = usual_lr(self.updates)
         for update in self.updates:
-            update.set_lr(float(lr), usual)
+            update.set_lr(eta, usual)
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer states: one, or one per output where outputs have their own; the loss weights; masters."""
@@ -145,8 +154,11 @@ class Method:
         return list({id(master): master for update in self.updates for _, master in update.rounded}.values())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave. Raises ValueError if it is another method's or another net's."""
-        states = state.get("optimizers", []) if isinstance(state, dict) else []
+        """Take back what `state_dict` gave, in tensors of its own: the state may be that of a method that goes on.
+
+        Raises ValueError if it is another method's or another net's.
+        """
+        states = copy.deepcopy(state.get("optimizers", [])) if isinstance(state, dict) else []
         if len(states) != len(self.updates):
             raise ValueError(f"this method has {len(self.updates)} optimizers, the state has {len(states)}")
         own = [type(update.optimizer).__name__ for update in self.updates]

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from auxnet.errors import MisfitError, check_choice
+from auxnet.errors import MisfitError, check_choice, first_sentence
 from auxnet.sections import RelativeTo
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -174,13 +174,21 @@ class AuxNet(nn.Module):
 
 
 def check_net(net: object) -> None:
-    """Raise TypeError unless this is an AuxNet (a run or a truncated net is not one)."""
+    """Raise TypeError unless this is an AuxNet (a run or a truncated net is not one), whose forward is AuxNet's own.
+
+    Pair-wise, multi-way and early exit run segment by segment, and `truncate` too: they would pass over another one.
+    """
+    if isinstance(net, AuxNet) and type(net).forward is not AuxNet.forward:
+        what = f"{type(net).__name__} has a forward of its own, which methods and truncate would pass over"
+        raise TypeError(f"{what}: put what it does into the first segment, or into heads")
     if not isinstance(net, AuxNet):
         mend = "output k by itself is net.alone(k), and attach makes one of a backbone"
         if isinstance(net, str | os.PathLike):
             mend = f"auxnet.load({os.fspath(net)!r}) gives that of a run"
         if isinstance(getattr(net, "module", None), AuxNet):  # nn.DataParallel, AveragedModel
             mend = "its `module` is one"
+        if isinstance(net, nn.parallel.DistributedDataParallel):  # a method takes its gradients itself
+            mend = "give its `module`, and to the method average=, the mean of a tensor over the processes"
         if isinstance(getattr(net, "_orig_mod", None), AuxNet):
             mend = "net.compile() compiles it as it is, where torch.compile(net) wraps it"
         raise TypeError(f"net must be an AuxNet, got {type(net).__name__}: {mend}")
@@ -205,8 +213,25 @@ def check_tensors(images: object, labels: object, loss: object = F.cross_entropy
         one_hot = labels.ndim > 1 and labels.shape[1] > 1
         mend = "labels.argmax(1) of one-hot rows" if one_hot else "labels.long(), and labels.squeeze(1) of [N, 1]"
         raise ValueError(f"labels must be int64 [N], got {got}: {mend}")
-    if labels.ndim == 0 or len(labels) != len(images):
+    if images.ndim != 3 and labels.shape[:1] != images.shape[:1]:  # with three it is one image, and told as such
         raise ValueError(f"labels must be one for each of {len(images)} images, got {got}")
+
+
+@contextmanager
+def fitting(net: AuxNet, images: Tensor) -> Iterator[None]:
+    """Within, what PyTorch raises of images or labels that are not for a net becomes a ValueError with the mend."""
+    try:
+        yield
+    except IndexError as error:
+        if "Target" not in str(error):  # of cross_entropy
+            raise
+        raise ValueError(f"labels must be classes of this net, counted from 0: {first_sentence(error)}") from error
+    except RuntimeError as error:
+        takes = next((p.dtype for p in net.parameters()), images.dtype)
+        if images.dtype == takes or "type" not in str(error):
+            raise
+        mend = "images.float(), normalised as for evaluation" if images.dtype == torch.uint8 else f"images.to({takes})"
+        raise ValueError(f"this net takes images of {takes}, got {images.dtype}: {mend}") from error
 
 
 def logits_of(heads: Sequence[nn.Module] | nn.ModuleList, k: int, feature: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ from auxnet.network import AuxNet
 def to_bfloat16(net: AuxNet) -> AuxNet:
     """The net itself, its convolutions and linear layers now in bfloat16, each weight with a float32 `master`.
 
-    It takes images in bfloat16. Build the method after it: `AuxNet.float()` ends the training and its masters, which
+    It takes images in bfloat16. Other weights may be loaded into it later, which come rounded, before its method is
+    built; and build that after this: `AuxNet.float()` ends the training and its masters, which
     a copy of the net does not have.
     """
     for module in net.modules():

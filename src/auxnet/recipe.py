@@ -196,7 +196,8 @@ def read_run_recipe(run: RunDir) -> Recipe:
     """
     path = run_path(run) / "recipe.yaml"
     if not path.is_file():
-        lack = "it holds no recipe.yaml" if Path(run).is_dir() else "there is no such folder"
+        there = "it is a file" if Path(run).exists() else "there is no such folder"
+        lack = "it holds no recipe.yaml" if Path(run).is_dir() else there
         raise FileNotFoundError(f"{run} is not a run directory: {lack}")
     with path.open("rb") as file:
         seal, _, text = file.read(2**20).partition(b"\n")

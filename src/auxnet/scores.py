@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from auxnet.batches import Batches
-from auxnet.network import AuxNet, in_mode
+from auxnet.network import AuxNet, check_tensors, fitting, in_mode
 from auxnet.words import per_cent, plural
 
 Z95 = NormalDist().inv_cdf(0.975)  # standard errors to either side of a normal 95 % interval
@@ -58,8 +58,11 @@ def predictions(net: AuxNet, batches: Batches) -> Predictions:
     The net is left in the mode it was in. Raises ValueError without images, or for labels that are no classes of the
     net, RuntimeError for logits that are not finite: their error would be that of calling all images by one class.
     """
-    with in_mode(net, training=False):
-        parts = [(torch.stack(net(images)).float().cpu(), labels.cpu()) for images, labels in batches]
+    parts = []
+    for images, labels in batches:
+        check_tensors(images, labels)
+        with in_mode(net, training=False), fitting(net, images):
+            parts.append((torch.stack(net(images)).float().cpu(), labels.cpu()))
     if not sum(len(labels) for _, labels in parts):
         raise ValueError("there are no images to evaluate on")
     several = zip(*parts, strict=True)

@@ -13,7 +13,7 @@ from auxnet.batches import Batches
 from auxnet.errors import check_limit, check_share
 from auxnet.evaluation import OutputReport, image_shape_of, reports
 from auxnet.latency import OF_PYTORCH, Timing, latencies
-from auxnet.network import AuxNet
+from auxnet.network import AuxNet, check_net
 from auxnet.opening import opened
 from auxnet.recipe import RunDir
 from auxnet.scores import (
@@ -148,6 +148,7 @@ def select_on(
     """Choose an output of a net on batches of *validation* images, by the rule and under the budgets of `select`."""
     limits = {"params": max_params, "macs": max_macs, "latency": max_latency}
     checked_within(within, checked_budgets(limits))
+    check_net(net)
     shape, batches = image_shape_of(batches)
     predicted = predictions(net, batches)
     measured = [] if max_latency is None else latencies(net, shape, (1,))

@@ -109,6 +109,8 @@ def fit(
         asked["every"] = float(save_every)
     if keep is not None:
         asked["keep"] = whole_number("keep", keep, 1)
+    if not (watch is None or callable(watch)):
+        raise TypeError(f"watch must be a function of Progress, got {watch!r}")
     began = time.perf_counter()
     with ExitStack() as stack:
         team = stack.enter_context(distributed.team(device_of(recipe)))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from auxnet.errors import warn
+from auxnet.errors import is_number, warn
 
 Gradients = list[Tensor | None]
 Optimizer = Callable[[Any], torch.optim.Optimizer]  # a list of parameters -> torch.optim.Optimizer
@@ -48,8 +48,8 @@ class Update:
         clip: float | None = None,
         average: Average = identity,
     ) -> None:
-        if clip is not None and not clip > 0:
-            raise ValueError(f"clip must be a gradient norm above 0, got {clip}")
+        if clip is not None and not (is_number(clip) and clip > 0):
+            raise ValueError(f"clip must be a gradient norm above 0, got {clip!r}")
         self.clip = clip
         self.average = average
         self.trunk = groups[0]
@@ -64,6 +64,8 @@ class Update:
         self.places = _split_groups(self.optimizer, [[next(aliases) for _ in group] for group in groups])
         self.etas = [float(settings["lr"]) for settings in self.optimizer.param_groups]
         for settings in self.optimizer.param_groups:
+            if isinstance(settings["lr"], Tensor) and settings["lr"].device.type == "cpu":  # would be changed in place
+                settings["lr"] = float(settings["lr"])
             settings["scale"], settings["eta"] = 1.0, settings["lr"]
         self.decays = [settings.get("weight_decay") for settings in self.optimizer.param_groups]
 
@@ -245,7 +247,11 @@ def _master(parameter: nn.Parameter) -> Tensor | None:
             "parameters in bfloat16 without float32 masters, which a copy of a net does not have, lose small steps: "
             "auxnet.precision.to_bfloat16(net.float()) gives them"
         )
-    return None if master is None or master.dtype == parameter.dtype else master
+    if master is None or master.dtype == parameter.dtype:
+        return None
+    if not (parameter.is_meta or torch.equal(master.to(parameter.dtype), parameter.data)):
+        master.copy_(parameter.data)  # other weights were loaded since
+    return master
 
 
 class SharedUpdate:

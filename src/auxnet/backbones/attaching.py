@@ -50,8 +50,10 @@ def attach(
     the cut, and for the final output to the logits, as in the paper.
 
     Raises ValueError, with the place and the mend, for what cannot be traced, cut or run, and for `heads` that change
-    their feature in place.
+    their feature in place; RuntimeError in inference mode.
     """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("attach looks for changes in place, which inference mode hides: call it outside of that")
     shape = (3, 224, 224) if example is None else tuple(getattr(example, "shape", ()))[1:]
     if len(shape) != 3:
         given = list(getattr(example, "shape", ())) or f"{example!r}: torch.zeros(1, 3, 224, 224) is one"
@@ -62,6 +64,8 @@ def attach(
     if not all(isinstance(part, nn.Module) for part in own):
         mend = "auxnet.backbones.named.build_backbone builds that of a name"
         raise ValueError(f"the backbone must be a torch.nn.Module, or a list of them, got {backbone!r}: {mend}")
+    if isinstance(heads, nn.Module) or not (heads is None or callable(heads)):
+        raise ValueError(f"heads must be a function of channels that makes a head, got a {type(heads).__name__}")
     if whole and at is None:
         raise ValueError('at must name the modules to cut after, as at=("layer1", "layer2"), or say how many cuts')
     if not whole and (at is not None or len(own) < 2):

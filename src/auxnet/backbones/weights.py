@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ def load_pretrained(net: nn.Module, path: Path | str) -> None:
     Raises FileNotFoundError, ValueError with the keys that do not fit (the net is then as it was), or RuntimeError for
     a file that is damaged.
     """
+    if isinstance(path, Mapping):
+        raise TypeError("load_pretrained reads a file, and this is a state dict: net.load_state_dict(...) takes it")
     path = Path(path)
     own, theirs = net.state_dict(), _of_net(_read(path), net)
     # Files older than BatchNorm's counter of batches are without it, and whole all the same.
