@@ -3,6 +3,7 @@
 import copy
 import pickle
 import random
+import warnings
 from functools import partial
 from itertools import pairwise
 
@@ -865,3 +866,21 @@ def test_modules_are_named_in_words():
     backbone(torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match=r"at must name modules \(such as '0'\) or be a number, got \(1,\)"):
         auxnet.attach(backbone, at=(1,), example=torch.zeros(1, 3, 8, 8))
+
+
+class _KeepsItsNorm(nn.Sequential):
+    def train(self, mode=True):
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+@pytest.mark.parametrize(("at", "told"), [("0.1", 1), ("0", 0)])
+def test_a_train_of_its_own_that_is_called_no_more_is_told(at, told):
+    trunk = _KeepsItsNorm(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    backbone = nn.Sequential(trunk, nn.Conv2d(4, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        net = auxnet.attach(backbone, at=(at,), example=torch.zeros(1, 3, 8, 8))
+    assert ["train() of _KeepsItsNorm" in str(each.message) for each in found] == [True] * told
+    assert any(m.training for m in net.train().modules() if isinstance(m, nn.BatchNorm2d) and m is trunk[1]) == told

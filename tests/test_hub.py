@@ -8,6 +8,7 @@ import socketserver
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import huggingface_hub
 import numpy as np
@@ -18,8 +19,10 @@ from safetensors.torch import save_file
 
 import auxnet
 from auxnet.hub import PretrainedAuxNet, load, take_out
+from auxnet.recipe import read_run_recipe
 from auxnet.scores import wilson
 from auxnet.tensors import read_about, save_tensors
+from auxnet.train import fit
 from shipped import picture, write_run
 
 
@@ -303,3 +306,61 @@ def test_pictures_opened_by_pil_are_prepared_as_their_files_are(run, tmp_path):
     for path in tmp_path.iterdir():
         with Image.open(path) as opened:
             assert torch.equal(net.prepare(path), net.prepare(opened)), path
+
+
+def changed(net):
+    with torch.no_grad():
+        net.heads[0].fc.weight[0, 0] += 1
+    return net
+
+
+def told(folder):
+    config = json.loads((folder / "config.json").read_text())
+    return "table" in config["source"], "test error" in (folder / "README.md").read_text()
+
+
+def test_the_errors_of_a_run_are_left_out_where_its_weights_have_changed_since(run, tmp_path):
+    load(run).to(memory_format=torch.channels_last).save_pretrained(tmp_path / "same")
+    assert told(tmp_path / "same") == (True, True)
+    trained = fit(replace(read_run_recipe(run), seed=1), tmp_path / "run").net
+    nets = {"loaded": changed(load(run)), "fitted": changed(trained), "two": take_out(changed(load(run)), 1)}
+    nets["later"] = changed(take_out(load(run), 1))
+    nets["again"] = changed(load(tmp_path / "same"))
+    for name, net in nets.items():
+        net.save_pretrained(tmp_path / name)
+        assert told(tmp_path / name) == (False, False), name
+        assert "changed after the run that the rest tells of, and were not measured." in load(tmp_path / name).card
+    changed(load(tmp_path / "same")).save_pretrained(tmp_path / "same")  # which has its card already
+    assert told(tmp_path / "same") == (False, False)
+    changed(load(tmp_path / "two")).save_pretrained(tmp_path / "three")
+    assert told(tmp_path / "three") == (False, False)
+
+
+def test_a_card_that_was_brought_stays_with_the_weights_it_tells_of(run, tmp_path):
+    load(run).save_pretrained(tmp_path / "one")
+    (tmp_path / "one" / "README.md").write_text("---\nlicense: mit\n---\nerrs by 3 %")
+    load(tmp_path / "one").save_pretrained(tmp_path / "same")
+    changed(load(tmp_path / "one")).save_pretrained(tmp_path / "other")
+    assert "3 %" in (tmp_path / "same" / "README.md").read_text()
+    assert "3 %" not in (tmp_path / "other" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("left", [("recipe.yaml",), ("summary.json",), ("checkpoints/00001-0000000.ckpt",)])
+def test_nothing_is_saved_into_the_folder_of_a_run(run, tmp_path, left):
+    for name in (*left, "config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(FileExistsError, match=r"is the folder of a run, .*: name another$"):
+        load(run).save_pretrained(tmp_path)
+    assert (tmp_path / "config.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("columns", [3, 12])
+def test_logits_that_do_not_fit_the_classes_are_neither_named_nor_saved(run, tmp_path, columns):
+    net = load(run)
+    for head in net.heads:
+        head.fc = torch.nn.Linear(head.fc.in_features, columns)
+    for use in (lambda: net.save_pretrained(tmp_path / "saved"), lambda: [*auxnet.predict(net, picture(0))]):
+        with pytest.raises(ValueError, match=f"^logits of {columns} columns do not fit this net's 4 classes: "):
+            use()
+    assert not (tmp_path / "saved").exists()

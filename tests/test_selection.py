@@ -264,8 +264,17 @@ def test_a_latency_budget_needs_latencies_and_select_measures_them():
     with pytest.raises(ValueError, match="needs the measured latency"):
         choose(said, rows, budgets={"latency": 1.0})
     net = auxnet.resnet(depth=8, outputs=2)
-    choice = select_on(net, [(torch.randn(4, 3, 8, 8), torch.arange(4))], budgets={"latency": 1e6})
+    choice = select_on(net, [(torch.randn(4, 3, 8, 8), torch.arange(4))], max_latency=1e6)
     assert all(candidate.timing.median_ms > 0 for candidate in choice.candidates)
+
+
+def test_a_net_is_chosen_from_under_the_budgets_of_a_run():
+    net, batches = auxnet.resnet(depth=8, outputs=3), [(torch.randn(4, 3, 8, 8), torch.arange(4))]
+    for budget in ("max_params", "max_macs"):
+        choice = select_on(net, batches, **{budget: 1})
+        assert (choice.output, choice.budgets) == (None, {budget.removeprefix("max_"): 1})
+        with pytest.raises(ValueError, match=f"^{budget} must be above 0 and finite, got 0"):
+            select_on(net, batches, **{budget: 0})
 
 
 def test_select_reads_validation_images_and_nothing_else():

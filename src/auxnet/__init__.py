@@ -13,10 +13,12 @@ _HOME = {
     "EarlyExit": "exits",
     "Method": "method",
     "OutputReport": "evaluation",
+    "Prediction": "prediction",
     "PretrainedAuxNet": "hub",
     "Progress": "progress",
     "Recipe": "recipe",
     "Run": "train",
+    "Unreadable": "prediction",
     "attach": "backbones.attaching",
     "early_exit": "exits",
     "evaluate": "opening",
@@ -56,6 +58,8 @@ if TYPE_CHECKING:
     from auxnet.network import AuxNet as AuxNet
     from auxnet.opening import evaluate as evaluate
     from auxnet.opening import opened as opened
+    from auxnet.prediction import Prediction as Prediction
+    from auxnet.prediction import Unreadable as Unreadable
     from auxnet.prediction import predict as predict
     from auxnet.progress import Progress as Progress
     from auxnet.recipe import Recipe as Recipe

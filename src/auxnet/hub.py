@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from auxnet import __version__
+from auxnet.backbones.dryrun import outputs as logits_of_outputs
 from auxnet.batches import normalise
 from auxnet.checkpoint import backbone_of, build_net, load_weights, read_config, weights_file
 from auxnet.documents import parsing, read_json
@@ -29,10 +30,10 @@ from auxnet.preprocessing import PREPARATION, Preprocessing
 from auxnet.reading.arrays import Pixels, is_name
 from auxnet.reading.pictures import decode_for, upright
 from auxnet.recipe import RunDir, has_recipe, read_run_recipe, run_path
-from auxnet.rundir import is_finished
+from auxnet.rundir import checkpoints, is_finished
 from auxnet.scores import interval_of
 from auxnet.sections import Which
-from auxnet.tensors import save_tensors
+from auxnet.tensors import save_tensors, tensors_sha256
 from auxnet.words import sentence, with_interval
 
 Picture = Path | str | Image.Image | Pixels
@@ -44,8 +45,9 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
 
     `classes` names the columns of the logits, `preprocessing` says what is done to images first. `numbers` holds the
     number, in the run, of each output here: 1..K, or the one taken out.
-    `source` says where the net comes from: run, epoch, data, table of outputs, versions. `net` is what `network` and
-    `output` describe, where that is built already.
+    `source` says where the net comes from: run, epoch, data, table of outputs, versions. `told_of` is the SHA-256 of
+    the weights that it, and the `card` that a folder brought, tell of. `net` is what `network` and `output` describe,
+    where that is built already.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         self.preprocessing = Preprocessing.read(preprocessing)
         self.source = source or {}
         self.card: str | None = None
+        self.told_of: str | None = None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -95,6 +98,43 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
     def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
         """The card that the folder brought, or one written from `source`."""
         return ModelCard(self.card or model_card(self))
+
+    def save_pretrained(self, save_directory: Path | str, **how: Any) -> str | None:
+        """Write config.json, model.safetensors and, where there is none, README.md, the model card.
+
+        Errors that a run measured are left out where the weights have changed since. Raises FileExistsError for the
+        folder of a run, ValueError for a net that does not give a logit for each class.
+        """
+        folder = Path(save_directory)
+        if has_recipe(folder) or is_finished(folder) or checkpoints(folder):
+            raise FileExistsError(f"{folder} is the folder of a run, whose weights stay as they were: name another")
+        for columns, _ in logits_of_outputs(self, (self.preprocessing.channels, *self.preprocessing.image_size)):
+            self.check_columns(columns)
+        card = folder / "README.md"
+        earlier = (self.card, str(self.generate_model_card())) if card.is_file() else ()
+        if self.leave_out_measured() and earlier and card.read_text(encoding="utf-8", errors="replace") in earlier:
+            card.unlink()  # as the mixin would leave it
+        written: str | None = super().save_pretrained(folder, **how)
+        return written
+
+    def check_columns(self, columns: int) -> None:
+        """Raise ValueError unless logits with this many columns have a class for each."""
+        if columns != len(self.classes):
+            mend = "a net of attach or resnet takes any, and is saved by torch.save(net.state_dict(), ...)"
+            raise ValueError(f"logits of {columns} columns do not fit this net's {len(self.classes)} classes: {mend}")
+
+    def now_told_of(self) -> Self:
+        """Note that what is said of the net is said of its weights as they are."""
+        self.told_of = tensors_sha256(self.state_dict())
+        return self
+
+    def leave_out_measured(self) -> bool:
+        """Leave out the errors, and the card that was brought, if the weights are others by now; whether they are."""
+        if self.told_of in (None, tensors_sha256(self.state_dict())):
+            return False
+        self.card, self.source = None, {key: value for key, value in self.source.items() if key != "table"}
+        self._hub_mixin_config = {**self.config, "source": self.source}
+        return True
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_tensors(save_directory / "model.safetensors", self.state_dict())
@@ -143,13 +183,13 @@ def _load(folder: Path, which: Which, trusted: str | None) -> PretrainedAuxNet:
             net.card = file.read(2**20)  # a stranger's; ours have 2 kB
     with parsing(f"{folder} is damaged: what it says of its training cannot be read"):
         model_card(net)
-    return net.eval()
+    return net.now_told_of().eval()
 
 
 def with_run(net: AuxNet, run: Path) -> PretrainedAuxNet:
     """A net that was just trained, with what its run directory says of it; its modules are the net's own."""
     made = PretrainedAuxNet(**read_config(run), source=source_of(run, "last"), net=net)
-    return made.eval()
+    return made.now_told_of().eval()
 
 
 def take_out(net: PretrainedAuxNet, output: int) -> PretrainedAuxNet:
@@ -160,8 +200,10 @@ def take_out(net: PretrainedAuxNet, output: int) -> PretrainedAuxNet:
     position = position_of(net, output)
     if net.outputs == 1:
         return net
+    net.leave_out_measured()
     only = copied(net.alone(position))
-    return PretrainedAuxNet(**{**net.config, "output": net.numbers[position - 1]}, net=only).eval()
+    made = PretrainedAuxNet(**{**net.config, "output": net.numbers[position - 1]}, net=only)
+    return made.now_told_of().eval()
 
 
 def position_of(net: PretrainedAuxNet, output: int) -> int:
@@ -222,25 +264,34 @@ def model_card(net: PretrainedAuxNet) -> str:
 
 def _worth(source: Mapping[str, Any], numbers: Sequence[int]) -> list[str]:
     data, recipe = source["data"], source["recipe"]
+    images = f"{data['train']:,} training, {data['val']:,} validation, {data['test']:,} test images"
+    settings = ", ".join(f"{key} {value}" for key, value in recipe.items())
+    versions = ", ".join(f"{name} {version}" for name, version in source["versions"].items())
+    return [
+        *_measured(source, numbers),
+        f"\nData: {data['name']} ({images}). Weights: {source['weights']}, of epoch {source['epoch']}; seed "
+        f"{source['seed']}.\n\nMethod: {source['method']}. Recipe: {settings}.\n\nMade with {versions}, commit "
+        f"{source['commit'] or 'unknown'}.\n",
+    ]
+
+
+def _measured(source: Mapping[str, Any], numbers: Sequence[int]) -> list[str]:
+    data = source["data"]
+    if "table" not in source:
+        return ["These weights were changed after the run that the rest tells of, and were not measured."]
+    doubt = in_doubt(data.get("may_be_seen_by", {}))
     rows = [
         f"| {row['output']} | {row['depth']} | {row['params']:,} | {row['macs']:,} "
         f"| {_error(row['val_error'], data['val'])} | {_error(row['test_error'], data['test'])} |"
         for row in source["table"]
         if row["output"] in numbers
     ]
-    images = f"{data['train']:,} training, {data['val']:,} validation, {data['test']:,} test images"
-    settings = ", ".join(f"{key} {value}" for key, value in recipe.items())
-    doubt = in_doubt(data.get("may_be_seen_by", {}))
-    versions = ", ".join(f"{name} {version}" for name, version in source["versions"].items())
     return [
         f"| output | depth | parameters | MACs | validation error, n = {data['val']:,} "
         f"| test error, n = {data['test']:,} |",
         "|---|---|---|---|---|---|",
         *rows,
         "\nIn brackets: 95 % Wilson intervals." + (f" {sentence(doubt)}" if doubt else ""),
-        f"\nData: {data['name']} ({images}). Weights: {source['weights']}, of epoch {source['epoch']}; seed "
-        f"{source['seed']}.\n\nMethod: {source['method']}. Recipe: {settings}.\n\nMade with {versions}, commit "
-        f"{source['commit'] or 'unknown'}.\n",
     ]
 
 

@@ -129,6 +129,7 @@ def runnable(
     def ask(images: Pixels) -> Answers:
         with threads_set(number_of_threads):
             logits, left = model(normalise(torch.from_numpy(images).to(place), seen.mean, seen.std).to(dtype))
+            net.check_columns(logits.shape[1])
             logits, left = logits.float().cpu(), left.cpu() - 1
             probabilities = (logits / temperatures[left, None]).softmax(1)
             return Answers(logits.numpy(), probabilities.numpy(), numbers[left.numpy()])

@@ -132,22 +132,28 @@ def select(
     limits = {"params": max_params, "macs": max_macs, "latency": max_latency}
     checked_within(within, checked_budgets(limits))  # told before the run is opened and its images are read
     with opened(run, data_dir=data_dir, device=device, threads=threads, which=which) as it:
-        return select_on(it.net, it.batches("val"), within=within, budgets=limits)
+        budgets = {f"max_{name}": limit for name, limit in limits.items()}
+        return select_on(it.net, it.batches("val"), within=within, **budgets)
 
 
 def select_on(
-    net: AuxNet, batches: Batches, *, within: float | None = None, budgets: Mapping[str, float | None] | None = None
+    net: AuxNet,
+    batches: Batches,
+    *,
+    within: float | None = None,
+    max_params: float | None = None,
+    max_macs: float | None = None,
+    max_latency: float | None = None,
 ) -> Choice:
-    """Choose an output of a net on batches of *validation* images, by the rule of `select`.
-
-    `budgets` has any of "params", "macs" and "latency" (ms for one image, measured if it is asked for).
-    """
+    """Choose an output of a net on batches of *validation* images, by the rule and under the budgets of `select`."""
+    limits = {"params": max_params, "macs": max_macs, "latency": max_latency}
+    checked_within(within, checked_budgets(limits))
     check_net(net)
     shape, batches = image_shape_of(batches)
-    predicted, timed = predictions(net, batches), (budgets or {}).get("latency") is not None
-    measured = latencies(net, shape, (1,)) if timed else []
+    predicted = predictions(net, batches)
+    measured = [] if max_latency is None else latencies(net, shape, (1,))
     times = [found.timings[0] for found in measured] or None
-    choice = choose(predicted, reports(net, shape, predicted), within=within, budgets=budgets, latency=times)
+    choice = choose(predicted, reports(net, shape, predicted), within=within, budgets=limits, latency=times)
     return replace(choice, measured_on=measured[0].measured_on) if measured else choice
 
 

@@ -21,8 +21,8 @@ _LARGEST_HEADER = 100_000_000  # bytes, as safetensors has it
 
 def save_tensors(path: Path, state: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
     """Tensors by name, in the default memory format whatever theirs; `about` is found again by `read_about`."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    noted = {_KEY: json.dumps({**(about or {}), "sha256": _digest(plain)})}
+    plain = _plain(state)
+    noted = {_KEY: json.dumps({**(about or {}), "sha256": tensors_sha256(plain)})}
     with written_whole(path) as partial:
         partial.write_bytes(save(plain, noted))
 
@@ -37,7 +37,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise DamagedError(f"{path} is damaged: {first_line(error)}") from None
     expected = read_about(path).get("sha256")
-    if expected is not None and expected != _digest(state):
+    if expected is not None and expected != tensors_sha256(state):
         raise DamagedError(f"{path} is damaged: its checksum does not hold")
     return state
 
@@ -54,10 +54,14 @@ def read_about(path: Path) -> dict[str, str]:
     return about if isinstance(about, dict) else {}
 
 
-def _digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, kinds, shapes and bytes."""
+def tensors_sha256(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, kinds, shapes and bytes, whatever the memory format and the device."""
     found = sha256()
-    for name, tensor in sorted(state.items()):
+    for name, tensor in sorted(_plain(state).items()):
         found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from auxnet.backbones.cuts import cut, even_cuts
 from auxnet.backbones.dryrun import Feature, features, last_layer, outputs
 from auxnet.blocks import Classifier
-from auxnet.errors import whole_number
+from auxnet.errors import warn, whole_number
 from auxnet.network import AuxNet, copied
 
 Heads = Callable[[int], nn.Module]  # channels of a feature -> a module: feature -> logits [N, classes]
@@ -77,6 +77,11 @@ def attach(
         mend = f"nn.Sequential(backbone, nn.Linear({gives}, {classes})) adds one, if it gives features"
         raise ValueError(f"the backbone has no classifier whose last layer can be replaced: {mend}")
     *segments, classifier = parts = _cut(own[0], at, shape) if at is not None else own
+    kept = {module for part in parts for module in part.modules()}
+    opened = [type(m) for part in own for m in part.modules() if m not in kept]
+    for lost in dict.fromkeys(kind for kind in opened if kind.train is not nn.Module.train):
+        mend = "what it keeps in evaluation mode, such as norms, put there yourself after each net.train()"
+        warn(f"the train() of {lost.__name__}, which is taken apart, is called no more: {mend}")
     if last is not None:
         classifier = _for_classes(classifier, last, classes)
     like = next(chain.from_iterable(part.parameters() for part in parts), torch.empty(0))

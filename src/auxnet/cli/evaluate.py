@@ -113,9 +113,9 @@ def select(words: list[str]) -> int:
     """`auxnet select`."""
     options = parse(Select, words)
     budgets = {
-        "params": number("--max-params", options.max_params),
-        "macs": number("--max-macs", options.max_macs),
-        "latency": above_zero("--max-latency", options.max_latency),
+        "max_params": number("--max-params", options.max_params),
+        "max_macs": number("--max-macs", options.max_macs),
+        "max_latency": above_zero("--max-latency", options.max_latency),
     }
     within = points("--within", options.within)
     screen.load_torch()
@@ -126,7 +126,7 @@ def select(words: list[str]) -> int:
         from auxnet.evaluation import measure
         from auxnet.selection import select_on as choose
 
-        choice = choose(run.net, run.batches("val"), within=within, budgets=budgets)
+        choice = choose(run.net, run.batches("val"), within=within, **budgets)
         test = measure(run.net, run.batches("test"))  # after the choice, and only to report it
     chosen = None if choice.output is None else test[choice.output - 1]
     if options.json:
