@@ -33,9 +33,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises DamagedError if the SHA-256 is that of other tensors, or there are none to read.
     """
     try:
-        state: dict[str, Tensor] = load(path.read_bytes())  # safetensors opens no path that is not UTF-8
+        found = load(path.read_bytes())  # safetensors opens no path that is not UTF-8
     except SafetensorError as error:
         raise DamagedError(f"{path} is damaged: {first_line(error)}") from None
+    state = dict(sorted(found.items()))  # in the same order every time
     expected = read_about(path).get("sha256")
     if expected is not None and expected != tensors_sha256(state):
         raise DamagedError(f"{path} is damaged: its checksum does not hold")
