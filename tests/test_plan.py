@@ -7,8 +7,9 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from auxnet import Recipe, feasible, fit, methods, resnet
+from auxnet import AuxNet, Recipe, build, feasible, fit, machine, methods, resnet
 from auxnet import plan as planning
 from auxnet.advice import (
     copies_doubts,
@@ -172,24 +173,53 @@ def test_the_memory_of_a_step_is_what_a_step_was_seen_to_hold(method):
     bound = getattr(methods, method)(net, partial(torch.optim.SGD, lr=0.1))
     with Held() as held:
         bound.step(images, labels)
-    assert 0.9 * held.peak < step_bytes(net, (3, 16, 16), 32) < held.peak
+    assert 0.9 * held.peak < step_bytes(net, (3, 16, 16), 32, torch.float32) < held.peak
     net.freeze_trunk()
-    assert step_bytes(net, (3, 16, 16), 32) < 0.1 * held.peak
+    assert step_bytes(net, (3, 16, 16), 32, torch.float32) < 0.1 * held.peak
 
 
 def test_a_step_that_memory_has_no_room_for_is_refused(tmp_path, monkeypatch):
     recipe = Recipe(depth=8, outputs=2, batch_size=128, device="cpu")
     needed = plan(recipe).step_bytes
-    monkeypatch.setattr(feasible, "available_memory", lambda: needed - 1)
-    rule = r"a step on 128 images of 8x8 pixels would keep [\d.]+ MB, and [\d.]+ MB of memory are left"
+    monkeypatch.setattr(feasible, "most_memory", lambda device: needed - 1)
+    rule = r"a step on 128 images of 8x8 pixels would keep [\d.]+ MB, and there are [\d.]+ MB of memory"
     for use in (plan, lambda recipe: fit(recipe, tmp_path / "run")):
         with pytest.raises(ValueError, match=f"^{rule}: give a batch_size of 63 or less, or a smaller image_size"):
             use(recipe)
     assert not (tmp_path / "run").exists()
     plan(replace(recipe, batch_size=63))
-    monkeypatch.setattr(feasible, "available_memory", lambda: needed // 128)
-    with pytest.raises(ValueError, match="are left: give a smaller image_size"):
+    monkeypatch.setattr(feasible, "most_memory", lambda device: needed // 2 + 10**5)
+    net, data = resnet(**build.network_options(recipe, load_data(recipe))), load_data(recipe)
+    assert feasible.check_memory(recipe, data, net, processes=2) == pytest.approx(
+        needed / 2, rel=0.01
+    )  # each has its part
+    assert feasible.check_memory(replace(recipe, compile=True), data, net) == needed  # and may take less
+    monkeypatch.setattr(feasible, "most_memory", lambda device: None)
+    assert feasible.check_memory(recipe, data, net) == needed
+    monkeypatch.setattr(feasible, "most_memory", lambda device: needed // 128)
+    with pytest.raises(ValueError, match="MB of memory: give a smaller image_size"):
         plan(recipe)
+
+
+def test_what_memory_attention_takes_is_not_told():
+    """On "meta" it keeps a map of tokens x tokens, which a device does not."""
+    tokens = [nn.Sequential(nn.Flatten(2)), nn.TransformerEncoderLayer(64, 2, 64, batch_first=True)]
+    heads = [nn.Sequential(nn.Flatten(), nn.LazyLinear(10)) for _ in tokens]
+    net = AuxNet(tokens, heads, [1, 2])
+    net(torch.zeros(2, 3, 8, 8))
+    assert step_bytes(net, (3, 8, 8), 2, torch.float32) is None
+
+
+def test_a_plan_measures_no_more_images_than_there_are():
+    found = plan(Recipe(depth=8, outputs=2, train_images=50, batch_size=3000, epochs=1))
+    assert found.measured_images == 50
+
+
+def test_the_memory_there_can_be_is_more_than_is_left(monkeypatch):
+    most, device = machine.most_memory(torch.device("cpu")), torch.device("cpu")
+    assert most is None or machine.available_memory() < most
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert machine.most_memory(device) == (None if most is None else most // 2)
 
 
 def test_a_plan_says_that_decoding_and_augmenting_are_not_counted_where_they_take_time(tmp_path):

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, UntypedStorage, nn
-from torch.autograd.graph import saved_tensors_hooks
+from torch.autograd.graph import Node, saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from auxnet.backbones.dryrun import plain_attention
+from auxnet.features import nodes_below
 from auxnet.network import AuxNet, copied
 
 
@@ -53,10 +54,11 @@ def costs(net: AuxNet, image_shape: Sequence[int]) -> list[tuple[int, int]]:
     return rows
 
 
-def step_bytes(net: AuxNet, image_shape: Sequence[int], batch: int) -> int | None:
+def step_bytes(net: AuxNet, image_shape: Sequence[int], batch: int, dtype: torch.dtype) -> int | None:
     """Bytes that a training step on `batch` images of shape (C, H, W) keeps for its backwards, nearly all it takes.
 
-    Counted in a copy on "meta", which takes no memory. None for a net that looks at the values of a tensor.
+    Counted in a copy on "meta", which takes no memory. None for a net that looks at the values of a tensor, or has
+    attention (a softmax), of which "meta" keeps more than a device does.
     """
     twin = copied(net).to("meta").train()
     weights = {p.untyped_storage()._cdata for p in twin.parameters()}
@@ -68,11 +70,15 @@ def step_bytes(net: AuxNet, image_shape: Sequence[int], batch: int) -> int | Non
             kept[storage._cdata] = storage  # held, or its address would be another's next
         return tensor
 
-    images = torch.empty(batch, *image_shape, dtype=next(twin.parameters()).dtype, device="meta")
+    images = torch.empty(batch, *image_shape, dtype=dtype, device="meta")
     try:
         with saved_tensors_hooks(keep, lambda tensor: tensor):
-            twin(images.to(memory_format=torch.channels_last))
+            logits = twin(images.to(memory_format=torch.channels_last))
     except Exception:
+        return None
+    seen: set[Node] = set()
+    names = {node.name() for z in logits for node in nodes_below(z.grad_fn, seen)}
+    if not names.isdisjoint(("SoftmaxBackward0", "SafeSoftmaxBackward0")):
         return None
     return sum(storage.nbytes() for storage in kept.values())
 

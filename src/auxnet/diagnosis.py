@@ -32,7 +32,17 @@ from auxnet.errors import check_choice
 from auxnet.gradients import Distillation, Loss, losses_of, parameters
 from auxnet.machine import random_kept
 from auxnet.method import Weights, check_loss, checked_weights
-from auxnet.network import AuxNet, check_net, check_tensors, fitting, in_mode, leaves, logits_of, statistics_kept
+from auxnet.network import (
+    AuxNet,
+    check_forward,
+    check_net,
+    check_tensors,
+    fitting,
+    in_mode,
+    leaves,
+    logits_of,
+    statistics_kept,
+)
 from auxnet.sections import MethodName
 
 ALL = 0  # in place of the number of one output or segment
@@ -136,7 +146,8 @@ def diagnose(
     """
     check_net(net)
     check_choice("method", method, MethodName)
-    check_loss(loss)
+    check_forward(net)
+    check_loss(loss, trains=False)
     if not torch.is_grad_enabled():
         raise RuntimeError("supervision is of gradients, which are disabled here: call it outside no_grad()")
     lambdas = checked_weights(net.loss_weights() if weights is None else weights, net.outputs)

@@ -13,7 +13,7 @@ from auxnet.cost import step_bytes
 from auxnet.data import DataSet
 from auxnet.errors import first_line
 from auxnet.losses import cross_entropy
-from auxnet.machine import available_memory, device_of, free_memory
+from auxnet.machine import device_of, most_memory
 from auxnet.network import AuxNet, copied
 from auxnet.recipe import Recipe
 from auxnet.residual import resnet
@@ -101,19 +101,19 @@ def check_last_batch(recipe: Recipe, dataset: DataSet, net: AuxNet, processes: i
 def check_memory(recipe: Recipe, dataset: DataSet, net: AuxNet, processes: int = 1) -> int | None:
     """Bytes that a training step will keep for its backwards (`step_bytes`); None where that is unknown.
 
-    Raises ValueError if the memory that is left is less: the system would kill the process without a word.
+    Raises ValueError if that is more memory than there is: the system would kill the process without a word.
     """
     device, batch = device_of(recipe), min(recipe.batch_size, len(dataset.train)) // processes
-    needed = step_bytes(net, (dataset.channels, *dataset.image_size), batch)
-    if needed is None or recipe.compile or device.type not in ("cpu", "cuda"):  # compiled segments keep less
+    needed = step_bytes(net, (dataset.channels, *dataset.image_size), batch, precision_of(recipe))
+    there_is = most_memory(device) if device.type in ("cpu", "cuda") else None
+    if needed is None or there_is is None or recipe.compile:  # compiled segments may keep less
         return needed
-    left = free_memory(device) if device.type == "cuda" else available_memory()
-    if needed > left:
+    if needed > there_is:
         H, W = dataset.image_size
-        fits = processes * (left * batch // (2 * needed))
+        fits = processes * (there_is * batch // (2 * needed))
         mend = f"a batch_size of {fits} or less, or " if fits > 1 else ""
         raise ValueError(
-            f"a step on {plural(batch, 'image')} of {W}x{H} pixels would keep {gigabytes(needed)}, and "
-            f"{gigabytes(left)} of memory are left: give {mend}a smaller image_size"
+            f"a step on {plural(batch, 'image')} of {W}x{H} pixels would keep {gigabytes(needed)}, and there are "
+            f"{gigabytes(there_is)} of memory: give {mend}a smaller image_size"
         )
     return needed

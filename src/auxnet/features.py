@@ -44,9 +44,6 @@ def kept_features(net: AuxNet, live: bool) -> Callable[[Tensor], Iterator[Tensor
     Other uses of such derived weights, as in `x * (1 + weight)` and in RMSNorm on a CPU, are not checked.
     """
     checked = not live
-    if live and any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in net.segments.modules()):
-        mend = "compiled(method, images) of auxnet.compiling compiles segments in which live stays live"
-        raise ValueError(f"compiled segments may make features anew by new weights: {mend}")
 
     def features_of(images: Tensor) -> Iterator[Tensor]:
         nonlocal checked
@@ -54,6 +51,8 @@ def kept_features(net: AuxNet, live: bool) -> Callable[[Tensor], Iterator[Tensor
             raise RuntimeError(
                 "autocast keeps casts of old weights: live would be frozen; use auxnet.precision.to_bfloat16"
             )
+        if not checked:
+            _check_uncompiled(net)
         seen: set[Node] = set()
         if not checked and images.is_floating_point():
             # What is made of features then leads back to these images, and not to weights alone.
@@ -66,6 +65,14 @@ def kept_features(net: AuxNet, live: bool) -> Callable[[Tensor], Iterator[Tensor
         checked = True
 
     return features_of
+
+
+def _check_uncompiled(net: AuxNet) -> None:
+    """Raise ValueError for compiled segments whose weights change between two backwards of one forward."""
+    trained = net.outputs > 1 and any(p.requires_grad for p in net.segments.parameters())
+    if trained and any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in net.segments.modules()):
+        mend = "compiled(method, images) of auxnet.compiling compiles segments in which live stays live"
+        raise ValueError(f"compiled segments may make features anew by new weights: {mend}")
 
 
 def _not_made_anew(features: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -100,6 +100,22 @@ def available_memory() -> int:
     return max(0, min(left)) if left else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
+def most_memory(device: torch.device) -> int | None:
+    """Bytes of memory that a process can have at the most: a CUDA device's, or this machine's or container's, divided
+    by the number of processes that torchrun started here; None where the system does not say.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    found = []
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # not there, or "max"
+            found.append(int(Path(path).read_text()))
+    with suppress(OSError, ValueError, KeyError):
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        found.append(sum(int(fields[name].split()[0]) for name in ("MemTotal", "SwapTotal")) * 1024)
+    return min(found) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if found else None
+
+
 def free_memory(device: torch.device) -> int:
     """Free bytes of a CUDA device's memory, those that PyTorch keeps for reuse included; 0 for any other device."""
     if device.type != "cuda":

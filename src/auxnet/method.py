@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
-from auxnet.errors import is_number
-from auxnet.network import AuxNet, check_tensors, fitting
+from auxnet.network import AuxNet, check_forward, check_tensors, fitting
 from auxnet.sections import Way
 from auxnet.update import Update, usual_lr
 
@@ -31,12 +30,15 @@ def checked_weights(weights: Weights, outputs: int) -> list[float]:
     return lambdas
 
 
-def check_loss(loss: object) -> None:
-    """Raise TypeError for what is no function, ValueError for parameters of its own: no optimizer would hold them."""
+def check_loss(loss: object, trains: bool = True) -> None:
+    """Raise TypeError for what is no function; where it is to train, ValueError for parameters of its own.
+
+    No optimizer would hold them.
+    """
     if not callable(loss) or isinstance(loss, type):
         got = f"the class {loss.__name__}: {loss.__name__}() makes one" if isinstance(loss, type) else repr(loss)
         raise TypeError(f"loss must be a function of logits and labels, got {got}")
-    if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
+    if trains and isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
         raise ValueError(
             f"{type(loss).__name__} has parameters, and a method trains those of its net alone: requires_grad_(False), "
             "or make them part of the heads"
@@ -48,6 +50,7 @@ def weights_for(net: AuxNet, weights: Weights | None) -> list[float]:
 
     Raises ValueError for weights that a method cannot train with, and for a net whose parts share parameters.
     """
+    check_forward(net)
     net.check_nothing_shared()
     lambdas = checked_weights(net.loss_weights() if weights is None else weights, net.outputs)
     if not any(p.requires_grad for p in net.parameters()):
@@ -74,10 +77,12 @@ class Method:
     """how gradients are propagated: joint, pairwise, or multiway's mode"""
     built_on: list[tuple[int, int, bool]] = field(init=False)
     """the parameters that the optimizers hold"""
+    trained: list[nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
         check_loss(self.loss)
         object.__setattr__(self, "built_on", _parameter_identities(self.net))
+        object.__setattr__(self, "trained", [p for p in self.net.parameters() if p.requires_grad])
         self.rescale()
 
     def __deepcopy__(self, memo: object) -> Any:
@@ -115,7 +120,7 @@ class Method:
             raise RuntimeError("a training step takes gradients, which are disabled here: call it outside no_grad()")
         with fitting(self.net, images):
             losses = self.one_step(images.clone(), labels)
-        increment_version(p for p in self.net.parameters() if p.requires_grad)  # a graph of before is of other weights
+        increment_version(self.trained)  # a graph of before is of other weights
         return losses
 
     def set_weights(self, weights: Weights | None) -> None:
@@ -133,7 +138,10 @@ class Method:
 
         Raises ValueError unless it is a number of 0 or more.
         """
-        eta = float(lr) if is_number(lr) or isinstance(lr, Tensor) else math.nan
+        try:
+            eta = math.nan if isinstance(lr, str) else float(lr)
+        except TypeError:
+            eta = math.nan
         if not 0 <= eta < math.inf:
             raise ValueError(f"lr must be a number of 0 or more, and finite, got {lr!r}")
         usual = usual_lr(self.updates)

@@ -174,13 +174,7 @@ class AuxNet(nn.Module):
 
 
 def check_net(net: object) -> None:
-    """Raise TypeError unless this is an AuxNet (a run or a truncated net is not one), whose forward is AuxNet's own.
-
-    Pair-wise, multi-way and early exit run segment by segment, and `truncate` too: they would pass over another one.
-    """
-    if isinstance(net, AuxNet) and type(net).forward is not AuxNet.forward:
-        what = f"{type(net).__name__} has a forward of its own, which methods and truncate would pass over"
-        raise TypeError(f"{what}: put what it does into the first segment, or into heads")
+    """Raise TypeError unless this is an AuxNet (a run or a truncated net is not one)."""
     if not isinstance(net, AuxNet):
         mend = "output k by itself is net.alone(k), and attach makes one of a backbone"
         if isinstance(net, str | os.PathLike):
@@ -192,6 +186,13 @@ def check_net(net: object) -> None:
         if isinstance(getattr(net, "_orig_mod", None), AuxNet):
             mend = "net.compile() compiles it as it is, where torch.compile(net) wraps it"
         raise TypeError(f"net must be an AuxNet, got {type(net).__name__}: {mend}")
+
+
+def check_forward(net: AuxNet) -> None:
+    """Raise TypeError for a net with a forward of its own: what runs segment by segment would pass over it."""
+    if type(net).forward is not AuxNet.forward:
+        what = f"{type(net).__name__} has a forward of its own, which methods and early exit would pass over"
+        raise TypeError(f"{what}: put what it does into the first segment, or into heads")
 
 
 def check_tensors(images: object, labels: object, loss: object = F.cross_entropy) -> None:
@@ -206,15 +207,13 @@ def check_tensors(images: object, labels: object, loss: object = F.cross_entropy
         return
     got = f"{labels.dtype} {list(labels.shape)}"
     if labels.is_floating_point():
-        if labels.ndim != 2:
+        if labels.ndim < 2:
             mend = "labels.long() of classes; floats are probabilities [N, classes]"
             raise ValueError(f"labels must be int64 [N], got {got}: {mend}")
     elif labels.ndim > 1 or labels.dtype not in (torch.int64, torch.uint8):
         one_hot = labels.ndim > 1 and labels.shape[1] > 1
         mend = "labels.argmax(1) of one-hot rows" if one_hot else "labels.long(), and labels.squeeze(1) of [N, 1]"
         raise ValueError(f"labels must be int64 [N], got {got}: {mend}")
-    if images.ndim != 3 and labels.shape[:1] != images.shape[:1]:  # with three it is one image, and told as such
-        raise ValueError(f"labels must be one for each of {len(images)} images, got {got}")
 
 
 @contextmanager
@@ -228,7 +227,8 @@ def fitting(net: AuxNet, images: Tensor) -> Iterator[None]:
         raise ValueError(f"labels must be classes of this net, counted from 0: {first_sentence(error)}") from error
     except RuntimeError as error:
         takes = next((p.dtype for p in net.parameters()), images.dtype)
-        if images.dtype == takes or "type" not in str(error):
+        cast = not images.is_meta and torch.is_autocast_enabled(images.device.type)
+        if images.dtype == takes or cast or "type" not in str(error):
             raise
         mend = "images.float(), normalised as for evaluation" if images.dtype == torch.uint8 else f"images.to({takes})"
         raise ValueError(f"this net takes images of {takes}, got {images.dtype}: {mend}") from error

@@ -134,7 +134,7 @@ def time_steps(recipe: Recipe, dataset: DataSet, method: Method) -> tuple[float,
     too long for another.
     """
     method.net.train()
-    images, labels = _random_batch(recipe, dataset, recipe.batch_size)
+    images, labels = _random_batch(recipe, dataset, min(recipe.batch_size, len(dataset.train)))
     few = images[:FEW_IMAGES], labels[:FEW_IMAGES]
     if len(images) > FEW_IMAGES and not (recipe.cuda_graph or recipe.compile):  # made for whole batches
         method.step(*few)
