@@ -9,6 +9,7 @@ their intervals are Student's, 95 %, over the seeds, of each difference alone.
 from __future__ import annotations
 
 import sys
+from itertools import combinations
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -34,7 +35,7 @@ def main(home: Path) -> None:
             cost = f"{row['params']:,} | {row['macs'] / 1e6:.1f} M | {len(of_seed)}"
             errors = (_each([_error(s, k, part) for s in of_seed.values()]) for part in ("val", "test"))
             print(f"| {kind} | {k} ({row['depth']}) | {cost} | {' | '.join(errors)} |")
-    pairs = (("live", "joint"), ("pairwise", "joint"), ("live", "pairwise"), ("live", "plain"))
+    pairs = combinations(("fused", "live", "pairwise", "joint", "plain"), 2)
     shared = {(a, b): sorted(runs.get(a, {}).keys() & runs.get(b, {}).keys()) for a, b in pairs}
     compared = {pair: seeds for pair, seeds in shared.items() if len(seeds) > 1}
     if compared:
