@@ -71,7 +71,7 @@ def json_value(text: str) -> Any:
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """What a YAML file of a recipe, or `what` it is to hold, says: plain values, no aliases.
+    """What a YAML file holds: plain values, no aliases. `what` it is to be ("recipe", "study") is for the errors.
 
     Raises FileNotFoundError, or ValueError for anything else.
     """

@@ -93,26 +93,22 @@ def available_memory() -> int:
 
     Where the system does not say (elsewhere than on Linux), half of all memory.
     """
-    left = [*_memory_of_group(Path("/sys/fs/cgroup"))]
-    with suppress(OSError, ValueError, KeyError):
-        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        left.append(int(fields["MemAvailable"].split()[0]) * 1024)
+    left = [*_memory_of_group(Path("/sys/fs/cgroup")), *_memory_of_system("MemAvailable")]
     return max(0, min(left)) if left else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def most_memory(device: torch.device) -> int | None:
-    """Bytes of memory that a process can have at the most: a CUDA device's, or this machine's or container's, divided
-    by the number of processes that torchrun started here; None where the system does not say.
+    """Bytes of memory that a process can have at the most, None where the system does not say.
+
+    Those of a CUDA device; else of this machine (with swap) or container, divided by the number of processes that
+    torchrun started here.
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
-    found = []
+    found = [*_memory_of_system("MemTotal", "SwapTotal")]
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with suppress(OSError, ValueError):  # not there, or "max"
             found.append(int(Path(path).read_text()))
-    with suppress(OSError, ValueError, KeyError):
-        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        found.append(sum(int(fields[name].split()[0]) for name in ("MemTotal", "SwapTotal")) * 1024)
     return min(found) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if found else None
 
 
@@ -131,6 +127,13 @@ def cores() -> int:
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min(allowed, _quota(Path("/sys/fs/cgroup")))) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def _memory_of_system(*names: str) -> Iterator[int]:
+    """The sum of these entries of Linux' /proc/meminfo, in bytes; nothing where one is missing."""
+    with suppress(OSError, ValueError, KeyError):
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        yield sum(int(fields[name].split()[0]) for name in names) * 1024
 
 
 def _memory_of_group(group: Path) -> Iterator[int]:

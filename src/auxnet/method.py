@@ -78,6 +78,7 @@ class Method:
     built_on: list[tuple[int, int, bool]] = field(init=False)
     """the parameters that the optimizers hold"""
     trained: list[nn.Parameter] = field(init=False)
+    """those of the net that are not frozen"""
 
     def __post_init__(self) -> None:
         check_loss(self.loss)
