@@ -10,7 +10,9 @@ the segments.
 
 from __future__ import annotations
 
+import re
 import statistics
+import time
 
 import torch
 from rich.console import Console
@@ -34,6 +36,11 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--graph", action="store_true", help="each step as one CUDA graph")
     parser.add_argument("--compile", action="store_true", help="compiled segments")
+    parser.add_argument(
+        "--cudnn-benchmark", action="store_true", help="cuDNN tries its algorithms and takes the fastest"
+    )
+    parser.add_argument("--nets", default="", help="only those whose name this regular expression is found in")
+    parser.add_argument("--profile", action="store_true", help="what the time of a step goes into, kernel by kernel")
     parser.add_argument("--tiny", action="store_true", help="small nets, few steps")
     asked = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -44,7 +51,9 @@ def main() -> None:
     dtype = getattr(torch, asked.precision)
     # PyTorch lets convolutions of float32 round to TF32 and matrix products not: a share is one of the same unit.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.benchmark = asked.cudnn_benchmark
     nets, side = {**PLAIN, **AUXILIARY}, 8192
+    nets = {name: net for name, net in nets.items() if re.search(asked.nets, name)}
     if asked.tiny:
         nets, side = {name: (method, 8, min(K, 3)) for name, (method, _, K) in nets.items()}, 256
         asked.batch_size, asked.steps, asked.rounds = 8, 1, 2
@@ -67,6 +76,8 @@ def main() -> None:
             continue
         steps[name] = lambda step=step: step(*batch)
 
+    profiles = {name: profile(step) for name, step in steps.items()} if asked.profile else {}
+    host = {name: _until_queued(step, asked.steps) for name, step in steps.items()}
     times = {name: [] for name in ("matrix product", *steps)}
     for i in range(asked.rounds + 1):
         for name, step in {"matrix product": lambda: a @ b, **steps}.items():
@@ -75,18 +86,44 @@ def main() -> None:
                 times[name].append(took)
 
     rows = {}
-    table = Table("net", "images/s", "share of matrix rate", "400 epochs, min", title=f"{device}, {asked.precision}")
+    table = Table("net", "images/s", "ms a step", "until queued", "share of matrix rate", "400 epochs, min")
+    table.title = f"{device}, {asked.precision}"
     for name in steps:
         work = flops[name]
         rate = asked.batch_size / statistics.median(times[name])
         share = ratio(times["matrix product"], times[name], work / (2 * side**3))
         rows[name] = {"images_per_second": rate, "share": share, "minutes": SCHEDULE / rate / 60, "flops": work}
-        table.add_row(name, f"{rate:,.0f}", shown(share, 3), f"{SCHEDULE / rate / 60:.1f}")
+        ms = f"{1e3 * asked.batch_size / rate:.2f}", f"{1e3 * host[name]:.2f}"
+        table.add_row(name, f"{rate:,.0f}", *ms, shown(share, 3), f"{SCHEDULE / rate / 60:.1f}")
     Console(width=120).print(table)
     for name, why in failed.items():
         print(f"{name} failed: {why}")
     tf32 = dtype == torch.float32 and torch.backends.cudnn.allow_tf32
-    save(asked, device, rows=rows, seconds=times, failed=failed, tf32=tf32)
+    product = 2 * side**3 / statistics.median(times["matrix product"]) / 1e12
+    print(f"matrix product: {product:.0f} TFLOP/s")
+    save(
+        asked, device, rows=rows, seconds=times, seconds_until_queued=host, failed=failed, tf32=tf32, profiles=profiles
+    )
+
+
+def _until_queued(step, times):
+    """Seconds of a step until Python has asked for all of it, whatever the device has done by then."""
+    torch.cuda.synchronize() if torch.cuda.is_available() else None
+    began = time.perf_counter()
+    _repeat(step, times)
+    return (time.perf_counter() - began) / times
+
+
+def profile(step, times=5):
+    """Of each kernel of a step: its name, how many, their microseconds; how long the device was busy, and waited."""
+    step()
+    kinds = [torch.profiler.ProfilerActivity.CUDA if torch.cuda.is_available() else torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=kinds) as profiler:
+        took = seconds(lambda: _repeat(step, times))
+    kernels = [e for e in profiler.key_averages() if e.self_device_time_total or not torch.cuda.is_available()]
+    rows = [[e.key[:120], e.count / times, e.self_device_time_total / times] for e in kernels]
+    rows.sort(key=lambda row: -row[2])
+    return {"microseconds": 1e6 * took / times, "kernels": rows}
 
 
 def _repeat(step, times):

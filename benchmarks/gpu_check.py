@@ -1,6 +1,6 @@
 """Whether what is tested on CPUs alone holds on a GPU: numbers of every method, graphs, no waiting, runs that go on.
 
-    python benchmarks/gpu_check.py [--json FILE]     # about a minute; on a CPU too, but for the graphs
+    python benchmarks/gpu_check.py [--only REGEX] [--json FILE]   # on a CPU too, but for the graphs
 
 Each check is by itself: one that fails says so in its line and the others go on. Recordings come last, since one that
 fails can leave a process without a usable device.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import re
 import tempfile
 import time
 import traceback
@@ -202,6 +203,7 @@ def graphs(name, optimizer=SGD, dtype=torch.float32):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", default="", help="checks whose name this regular expression is found in")
     asked = parser.parse_args()
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -246,6 +248,7 @@ def main():
             ),
             "a run with graphs, then without": partial(a_run, {"cuda_graph": True}, {"cuda_graph": False}),
         }
+    checks = {name: check for name, check in checks.items() if re.search(asked.only, name)}
     rows, shown = [], Table("", "check", "", "s", box=SIMPLE_HEAD, title=f"{GPU}, torch {torch.__version__}")
     for name, check in checks.items():
         began = time.perf_counter()

@@ -5,7 +5,7 @@ import signal
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial, wraps
-from types import SimpleNamespace
+from random import Random
 
 import pytest
 import torch
@@ -13,12 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import auxnet
-from auxnet import Recipe, build, capturing, feasible, signals
+from auxnet import Recipe, build, capturing, signals
+from auxnet import plan as planning
 from auxnet.capturing import captured
 from auxnet.losses import cross_entropy, distilled
-from auxnet.plan import MEASURED_STEPS, plan
+from auxnet.plan import MEASURED_STEPS
 from auxnet.precision import in_float32, to_bfloat16
-from auxnet.sweeps.sweeping import sweep
+from auxnet.wavefront import schedule
 from test_methods import sgd
 
 LAMBDAS = (0.5, 0.8, 1.0)
@@ -63,23 +64,39 @@ class Recorder:
 
     def __init__(self, net, method):
         self.recorded, self.replayed, self.net, self.method = 0, 0, net, method
+        self.random, self.orders = Random(0), set()
 
-    def __call__(self, step):
+    def __call__(self, pieces):
         self.recorded += 1
         touched = [*self.net.state_dict().values(), *self.method.masters()]
         touched += [each for u in self.method.updates for each in tree_leaves([*u.optimizer.state.values()])]
         before = [each.clone() for each in touched]
-        with Graph() as graph:
-            losses = step()
+        graphs, results = [], []
+        for piece in pieces:
+            with Graph() as graph:
+                results.append(piece.run())
+            graphs.append(graph)
         for each, value in zip(touched, before, strict=True):
             each.copy_(value)
 
         def replay():
             self.replayed += 1
-            graph.replay()
-            return losses
+            for number in self.in_some_order(pieces):
+                graphs[number].replay()
+            return results[0]
 
         return replay
+
+    def in_some_order(self, pieces):
+        """Drawn anew for every step, from all that the pieces allow."""
+        left, order = list(range(len(pieces))), []
+        while left:
+            free = [n for n in left if set(pieces[n].after) <= set(order)]
+            free = [n for n in free if not any(pieces[m].lane == pieces[n].lane for m in left if m < n)]
+            order.append(self.random.choice(free))
+            left.remove(order[-1])
+        self.orders.add(tuple(order))
+        return order
 
 
 def conv_net():
@@ -98,12 +115,12 @@ def everything(net, method):
     return [*net.state_dict().values(), *method.masters(), *tree_leaves(states)]
 
 
-def trained(make, record, happens=None, sizes=(6,) * 12, optimizer=None, dtype=torch.float32):
+def trained(make, in_graphs, happens=None, sizes=(6,) * 12, optimizer=None, dtype=torch.float32, record=None):
     """What is left of a net after steps, its losses, and the recorder: `happens` is done, by number, before a step."""
     net = conv_net() if dtype == torch.float32 else to_bfloat16(conv_net())
     method = make(net, optimizer or sgd(), LAMBDAS, loss=LOSS)
     recorder = Recorder(net, method)
-    stepping = captured(method, recorder, nullcontext) if record else method
+    stepping = captured(method, record or recorder, nullcontext) if in_graphs else method
     losses = []
     for number, batch in enumerate(batches(*sizes, dtype=dtype)):
         (happens or {}).get(number, lambda method: None)(stepping)
@@ -147,6 +164,57 @@ def test_replayed_steps_train_to_the_bits_of_steps_one_by_one(name, happens):
 )
 def test_so_do_those_of_bfloat16_and_of_an_optimizer_that_counts(options):
     assert same_bits(auxnet.multiway, happens={6: slower}, **options).replayed > 3
+
+
+LIVE = ("live", "live, distilled", "live, one momentum", "live, deep first")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_live_is_recorded_in_pieces_of_a_backward_and_a_segment_which_take_any_order_that_they_allow(name):
+    """Three outputs have the backwards 1, 2 and 3, through one, two and three segments, and a forward."""
+    recorder = same_bits(METHODS[name], sizes=(6,) * 20)
+    pieces = {len(order) for order in recorder.orders}
+    assert pieces == {1 + 1 + 2 + 3 if name in LIVE else 1}
+    assert (len(recorder.orders) > 1) == (name in LIVE)
+
+
+@pytest.mark.parametrize("frozen", [1, 2, 3])
+def test_so_is_a_net_that_is_frozen_in_part(frozen, monkeypatch):
+    made = conv_net
+
+    def partly_frozen():
+        net = made()
+        for segment in net.segments[:frozen]:
+            segment.requires_grad_(False)
+        return net
+
+    monkeypatch.setitem(globals(), "conv_net", partly_frozen)
+    assert same_bits(auxnet.multiway).replayed > 3
+
+
+@pytest.mark.parametrize("turns", [(1, 2, 3, 4), (4, 3, 2, 1), (1, 3, 4), (2,)])
+def test_a_backward_goes_through_a_segment_as_soon_as_the_one_before_it_has_updated_it(turns):
+    parts = list(schedule(turns))
+    assert sorted(parts) == [(k, j) for k in sorted(turns) for j in range(1, k + 1)]
+    for k, j in parts:
+        others = [earlier for earlier in turns[: turns.index(k)] if earlier >= j]
+        needed = [(k, j + 1)] * (j < k) + [(each, j) for each in others[-1:]]
+        assert schedule(turns)[k, j] == needed
+        assert all(parts.index(each) < parts.index((k, j)) for each in needed)
+
+
+def test_what_couples_parameters_is_not_taken_apart():
+    class Normed(torch.optim.SGD):
+        """A user's own, which may look at all gradients at once."""
+
+    def pieces(optimizer, **options):
+        return auxnet.multiway(conv_net(), optimizer, LAMBDAS, **options).pieces
+
+    assert pieces(sgd()) is not None
+    assert pieces(partial(Normed, lr=0.1)) is None
+    assert pieces(sgd(), clip=1.0) is None
+    assert pieces(sgd(), average=lambda mean: mean) is None
+    assert pieces(sgd(), step_scale="adaptive") is None
 
 
 def test_a_step_is_recorded_once_and_anew_only_when_something_it_decides_has_changed():
@@ -197,7 +265,9 @@ def graphs_on_cpus(monkeypatch):
         recorders.append(Recorder(nets[-1], method))
         return captured(method, recorders[-1], nullcontext)
 
-    monkeypatch.setattr(feasible, "check_machine", lambda recipe: None)
+    for module in (build, planning):
+        monkeypatch.setattr(module, "in_graphs", lambda recipe, *where: recipe.cuda_graph)
+    monkeypatch.setattr(build, "can_be_graphs", lambda method: True)
     monkeypatch.setattr(build, "as_cuda_graph", on_this_cpu)
     monkeypatch.setattr(build, "net_of", lambda *given: nets.append(made(*given)) or nets[-1])
     return recorders
@@ -210,8 +280,8 @@ TINY = Recipe(data="digits", depth=8, epochs=2, train_images=300, batch_size=64,
 @pytest.mark.enough(1)
 def test_a_recipe_with_graphs_trains_the_same_weights(fields, graphs_on_cpus, tmp_path):
     recipe = replace(TINY, **fields)
-    auxnet.fit(recipe, tmp_path / "one by one")
-    auxnet.fit(replace(recipe, cuda_graph=True), tmp_path / "graphs")
+    auxnet.fit(replace(recipe, cuda_graph=False), tmp_path / "one by one")
+    auxnet.fit(recipe, tmp_path / "graphs")
     weights = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("one by one", "graphs")]
     assert weights[0] == weights[1]
     assert [each.recorded for each in graphs_on_cpus] == [2]  # anew in the second epoch, for its step size
@@ -223,9 +293,8 @@ def test_a_recipe_with_graphs_trains_the_same_weights(fields, graphs_on_cpus, tm
 def test_a_run_goes_on_with_or_without_graphs(before, after, optimizer, graphs_on_cpus, monkeypatch, tmp_path):
     """To the same weights, from within an epoch: whether there are graphs is a matter of where it runs."""
     monkeypatch.setattr(torch.optim.AdamW, "__init__", without_capturable(torch.optim.AdamW.__init__))
-    monkeypatch.setattr(feasible, "check_optimizers", lambda method: None)
     recipe = replace(TINY, optimizer=optimizer, lr=0.01, batch_size=32)
-    auxnet.fit(recipe, tmp_path / "whole")
+    auxnet.fit(replace(recipe, cuda_graph=False), tmp_path / "whole")
 
     def stop(progress):
         if (progress.epoch, progress.step) == (1, 6):
@@ -257,72 +326,62 @@ def test_whether_steps_can_be_recorded_is_not_taken_from_a_state():
 
 
 def test_a_plan_measures_replays(graphs_on_cpus):
-    plan(replace(TINY, cuda_graph=True))
+    planning.plan(TINY)
     assert graphs_on_cpus[0].replayed == MEASURED_STEPS + 1
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "device", "processes", "recorded"),
     [
-        ({}, "cuda_graph=True needs a CUDA device, got device 'cpu': leave it out"),
-        ({"aggregator": "UPGrad", "method": "joint"}, "aggregator='UPGrad' has no meaning beside cuda_graph=True"),
-        ({"step_scale": "adaptive"}, "cuda_graph=True has no meaning beside step_scale='adaptive'"),
+        ({}, "cuda", 1, True),
+        ({}, "cpu", 1, False),
+        ({}, "meta", 1, False),
+        ({}, "cuda", 2, False),
+        ({"cuda_graph": False}, "cuda", 1, False),
+        ({"step_scale": "adaptive"}, "cuda", 1, False),
+        ({"method": "joint", "aggregator": "Mean"}, "cuda", 1, False),
     ],
 )
-@pytest.mark.parametrize("use", [auxnet.fit, partial(sweep, {"lr": [0.1, 0.2]})], ids=["fit", "sweep"])
-def test_what_a_graph_cannot_be_is_said_before_the_data_are_read(use, fields, message, monkeypatch, tmp_path):
-    monkeypatch.setattr("auxnet.data.find", lambda *a, **k: pytest.fail("the data were read first"))
-    with pytest.raises(ValueError, match=message):
-        use(out=tmp_path / "run", recipe=Recipe(data="photos", device="cpu", cuda_graph=True, **fields))
-    assert not (tmp_path / "run").exists()
+def test_steps_are_graphs_where_one_process_computes_them_on_a_gpu(fields, device, processes, recorded):
+    assert build.in_graphs(Recipe(**fields), torch.device(device), processes) == recorded
 
 
-def test_many_processes_have_no_graphs(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(feasible, "device_of", lambda recipe: torch.device("cuda"))
-    with pytest.raises(ValueError, match="cuda_graph=True is for one process, but 2 train together"):
-        feasible.check_recipe(Recipe(cuda_graph=True))
+def test_an_optimizer_that_counts_its_steps_elsewhere_cannot_be_in_a_graph():
+    def method(optimizer):
+        return auxnet.joint(conv_net(), optimizer, LAMBDAS)
+
+    assert capturing.can_be_graphs(method(sgd()))
+    assert capturing.can_be_graphs(method(partial(torch.optim.AdamW, capturable=True)))
+    for optimizer in (torch.optim.AdamW, torch.optim.Adagrad):
+        assert not capturing.can_be_graphs(method(optimizer))
+        with pytest.raises(ValueError, match="a CUDA graph holds SGD, and optimizers with capturable=True"):
+            capturing.as_cuda_graph(method(optimizer), torch.device("cuda"))
 
 
-@pytest.mark.parametrize(
-    ("fault", "raised", "says"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory."), torch.OutOfMemoryError, "^CUDA out of memory"),
-        (
-            RuntimeError("not permitted"),
-            RuntimeError,
-            r"cannot be a CUDA graph \(not permitted\): leave cuda_graph out",
-        ),
-    ],
-)
-def test_a_recording_that_fails_says_why_and_want_of_memory_stays_what_it_is(fault, raised, says, monkeypatch):
-    class Recorded:
-        """Its end fails too, as CUDA's does."""
+class Recording:
+    """A CUDA graph on a machine that has none; after a fault its end fails too, as CUDA's does."""
 
-        def __init__(self, *args, **options):
-            pass
+    def capture_begin(self, pool):
+        pass
 
-        def __enter__(self):
-            pass
-
-        def __exit__(self, *fault):
-            raise RuntimeError("operation failed due to a previous error during capture")
-
-    def step():
-        raise fault
-
-    for name in ("CUDAGraph", "graph"):
-        monkeypatch.setattr(torch.cuda, name, Recorded)
-    for name in ("current_stream", "set_stream"):
-        monkeypatch.setattr(torch.cuda, name, lambda where: None)
-    monkeypatch.setattr(torch.cuda, "device", nullcontext)
-    with pytest.raises(RuntimeError, match=says) as failed:
-        capturing._recorded(step, SimpleNamespace(device=None))
-    assert failed.type is raised
+    def capture_end(self):
+        raise RuntimeError("operation failed due to a previous error during capture")
 
 
-def test_an_optimizer_that_a_graph_cannot_hold_is_said_at_once(monkeypatch):
-    monkeypatch.setattr(feasible, "check_machine", lambda recipe: None)
-    feasible.check_recipe(Recipe(cuda_graph=True, optimizer="AdamW"))
-    with pytest.raises(ValueError, match="cuda_graph=True cannot hold Adagrad: take SGD or"):
-        feasible.check_recipe(Recipe(cuda_graph=True, optimizer="Adagrad"))
+@pytest.mark.parametrize("fault", [torch.OutOfMemoryError("out of memory. Tried"), RuntimeError("not permitted")])
+def test_a_step_that_cannot_be_recorded_goes_on_by_itself_and_a_warning_says_why(fault, monkeypatch):
+    def record(pieces):
+        def run():
+            raise fault
+
+        return capturing._graph_of(run, None)
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
+    plain, _ = trained(auxnet.multiway, False)
+    with pytest.warns(UserWarning, match=rf"not recorded as CUDA graphs here, .*{fault}") as warned:
+        fallen_back, _ = trained(auxnet.multiway, True, record=record)
+    assert len(warned) == 1
+    assert all(
+        torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(plain, fallen_back, strict=True)
+    )

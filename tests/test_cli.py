@@ -96,8 +96,8 @@ def test_flags_win_over_the_file(tmp_path, capsys):
         ({"method": "joint"}, "--method joint --mode live", {"method": "joint"}, []),
         ({"gamma": 1, "floor": 0}, "--weights 0.3 1", {"weights": (0.3, 1)}, ["gamma=1.0", "floor=0.0"]),
         ({"weights": (0.3,)}, "--gamma 1", {"gamma": 1}, ["weights=0.3 does not go with --gamma 1.0"]),
-        ({"sync_batchnorm": True}, "--cuda-graph", {"cuda_graph": True}, ["sync_batchnorm=True does not go with"]),
-        ({"cuda_graph": True}, "--sync-batchnorm", {"sync_batchnorm": True}, ["cuda_graph=True does not go with"]),
+        ({"sync_batchnorm": True}, "--compile", {"compile": True}, ["sync_batchnorm=True does not go with"]),
+        ({"compile": True}, "--sync-batchnorm", {"sync_batchnorm": True}, ["compile=True does not go with"]),
         (
             {"backbone": "timm:x", "cuts": 3},
             "--depth 14",

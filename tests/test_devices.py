@@ -31,7 +31,7 @@ def meta_is_known(monkeypatch):
     """Parts of PyTorch have never heard of it: autocast, and fused optimizers."""
     named = build.optimizer_of
     monkeypatch.setattr("torch.is_autocast_enabled", lambda device: False)
-    monkeypatch.setattr(build, "optimizer_of", lambda recipe: partial(named(recipe), fused=False))
+    monkeypatch.setattr(build, "optimizer_of", lambda recipe, capturable: partial(named(recipe), fused=False))
 
 
 def data_on(device):

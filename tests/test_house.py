@@ -74,7 +74,7 @@ def test_imports_run_one_way():
 
 
 def test_methods_import_what_they_are_made_of_only():
-    parts = {"network", "update", "features", "gradients", "steps", "fused", "method", "sections"}
+    parts = {"network", "update", "features", "gradients", "steps", "fused", "wavefront", "method", "sections"}
     assert set(imports_of(SOURCE / "methods.py")) == parts
 
 

@@ -228,7 +228,7 @@ VARIANTS, CLAIMS, PUBLISHED = (
         ("threads: 2", "cannot set threads, .* --threads"),
         ("stream: never", "cannot set stream, .* --stream"),
         ("workers: 2", "cannot set workers, .* --workers"),
-        ("cuda_graph: true", "cannot set cuda_graph, .* --cuda-graph"),
+        ("cuda_graph: false", "cannot set cuda_graph, .* --cuda-graph"),
     ],
 )
 def test_what_no_recipe_of_a_study_decides_is_told_where_it_belongs(own, key, words):
@@ -951,13 +951,25 @@ def test_how_trainings_are_run_is_the_commands_to_say(own, tmp_path, monkeypatch
 
     monkeypatch.setattr(running, "fit_on", fit_on)
     here = str(tmp_path)
-    words = ["--stream", "never", "--workers", "1", "--threads", "1", "--device", "cpu", "--data-dir", here]
+    words = [
+        "--stream",
+        "never",
+        "--workers",
+        "1",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+        "--data-dir",
+        here,
+        "--no-cuda-graph",
+    ]
     assert main(["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--seeds", "1", *words]) == 1
     asked = {"stream": "never", "workers": 1, "threads": 1, "device": "cpu", "data_dir": here, "cuda_graph": False} | {
         "compile": False
     }
     assert seen == [asked, asked]
-    words = ["--scale", "smoke", "--out", str(tmp_path / "other"), "--device", "cpu", "--cuda-graph"]
+    words = ["--scale", "smoke", "--out", str(tmp_path / "other"), "--device", "cuda:7"]
     assert main(["study", str(own), *words]) == 2
     assert len(seen) == 2
 

@@ -152,7 +152,6 @@ def test_a_range_in_steps_holds_its_ends_and_what_lies_between():
         (["--vary", "lr=0.1,0.2", "--objective", "3"], "objective 3 names an output, and the net has 2"),
         (["--vary", "lr=0.1,0.2", "--objective", "²"], "objective must be mean, final or the number of an output"),
         (["--vary", "device=cpu,cuda:7"], "device=cuda:7 cannot be: device 'cuda:7' cannot be used here"),
-        (["--vary", "cuda_graph=false,true"], "cuda_graph=True cannot be: cuda_graph=True needs a CUDA device"),
         (["--vary", "data_dir=nowhere,none", "--data", "cifar10"], "data_dir=nowhere cannot be"),
         (["--vary", "lr=0.1,0.1"], "lr needs two or more different choices, got 0.1, 0.1"),
         (["--vary", "lr=0.1,0.2", "--objective", "best"], "objective must be mean, final or the number of an output"),
@@ -414,15 +413,15 @@ def test_a_worker_on_a_machine_that_lacks_a_device_fails_no_trial(tmp_path, untr
 
 
 def test_a_place_that_some_trials_cannot_have_is_no_impossible_one(monkeypatch):
-    def check_machine(recipe):
-        if recipe.cuda_graph and recipe.device == "cpu":
-            raise ValueError("needs a CUDA device")
+    def device_of(recipe):
+        if recipe.compile and recipe.device == "cpu":
+            raise ValueError("needs another device")
 
-    monkeypatch.setattr(sweeping, "check_machine", check_machine)
-    space = {"cuda_graph": [True, False], "device": ["cpu", "cuda"], "seed": "0..60"}
+    monkeypatch.setattr(sweeping, "device_of", device_of)
+    space = {"compile": [True, False], "device": ["cpu", "cuda"], "seed": "0..60"}
     sweeping.check_space(Settings(TINY, space_from(space)), WHERE)
     del space["device"]
-    with pytest.raises(ValueError, match="cuda_graph=True cannot be: needs a CUDA device"):
+    with pytest.raises(ValueError, match="compile=True cannot be: needs another device"):
         sweeping.check_space(Settings(TINY, space_from(space)), WHERE)
 
 

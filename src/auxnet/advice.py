@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from auxnet.build import step_scale_of
 from auxnet.by_name import without_effect
 from auxnet.data import LARGE, DataSet, OnDisk, Split
@@ -80,10 +82,12 @@ def precision_doubts(recipe: Recipe) -> Iterator[str]:
 
 def speed_notes(recipe: Recipe, seconds: float) -> Iterator[str]:
     """What should make steps faster, and the recipe may have: bfloat16, and compiling if it trains for so long."""
-    on_cpu = device_of(recipe).type == "cpu"
-    if on_cpu and bfloat16_pays() and _may_gain(recipe, precision="bfloat16"):
+    device = device_of(recipe).type
+    if device == "cpu" and bfloat16_pays() and _may_gain(recipe, precision="bfloat16"):
         yield "this CPU has units for bfloat16 (AMX): with --precision bfloat16 a step should take less time"
-    if on_cpu and seconds > COMPILING_PAYS and _may_gain(recipe, compile=True):
+    if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) and _may_gain(recipe, precision="bfloat16"):
+        yield "this GPU has units for bfloat16: with --precision bfloat16 a step should take less time"
+    if device in ("cpu", "cuda") and seconds > COMPILING_PAYS and _may_gain(recipe, compile=True):
         yield "with --compile, which takes a minute at the start, a step should take less time"
 
 

@@ -20,7 +20,7 @@ from auxnet.backbones.named import normalisation
 from auxnet.backbones.weights import is_weights_of_run, run_of
 from auxnet.batches import Part
 from auxnet.by_name import aggregator_of, optimizer_of
-from auxnet.capturing import as_cuda_graph
+from auxnet.capturing import as_cuda_graph, can_be_graphs
 from auxnet.distributed import Team
 from auxnet.documents import parsing
 from auxnet.gradients import Distillation, Loss
@@ -236,10 +236,18 @@ def build(
             synchronise_norms(net, team)
     if precision_of(recipe) == torch.bfloat16:
         to_bfloat16(net)
-    method = build_method(recipe, net, loss, identity if team is None or team.size == 1 else team.average)
+    team = team or Team()
+    graphs = in_graphs(recipe, device, team.size)
+    method = build_method(recipe, net, loss, identity if team.size == 1 else team.average, graphs)
     if recipe.compile:
-        method = _compiled(method, recipe, dataset, device, team or Team())
-    return net, as_cuda_graph(method, device) if recipe.cuda_graph else method
+        method = _compiled(method, recipe, dataset, device, team)
+    return net, as_cuda_graph(method, device) if graphs and can_be_graphs(method) else method
+
+
+def in_graphs(recipe: Recipe, device: torch.device, processes: int = 1) -> bool:
+    """Whether the steps of a recipe are to be CUDA graphs: where one process computes all of them on such a device."""
+    decided_on_cpu = recipe.step_scale == "adaptive" or recipe.aggregator is not None
+    return recipe.cuda_graph and device.type == "cuda" and processes == 1 and not decided_on_cpu
 
 
 def _compiled(method: Method, recipe: Recipe, dataset: data.DataSet, device: torch.device, team: Team) -> Method:
@@ -275,7 +283,9 @@ def _check_answers(recipe: Recipe, dataset: data.DataSet, net: AuxNet) -> None:
         raise ValueError(f"freeze='trunk' keeps the final output as it is, and {no_answers}: leave --freeze out")
 
 
-def build_method(recipe: Recipe, net: AuxNet, loss: Loss, average: Average = identity) -> Method:
+def build_method(
+    recipe: Recipe, net: AuxNet, loss: Loss, average: Average = identity, capturable: bool = False
+) -> Method:
     """The method of a recipe, bound to a net that is on its device. Raises ValueError for what it cannot have."""
     weights = lambdas_at(recipe, net.depths)
     options: dict[str, Any] = {
@@ -290,7 +300,7 @@ def build_method(recipe: Recipe, net: AuxNet, loss: Loss, average: Average = ide
         options["aggregate"] = aggregator_of(recipe.aggregator)
     if recipe.method == "multiway":
         options |= {"mode": recipe.mode, "state": recipe.state, "order": recipe.order}
-    return METHODS[recipe.method](net, optimizer_of(recipe), weights, **options)
+    return METHODS[recipe.method](net, optimizer_of(recipe, capturable), weights, **options)
 
 
 def loss_of(recipe: Recipe, dataset: data.DataSet, device: torch.device) -> Loss:

@@ -17,8 +17,11 @@ from auxnet.recipe import Recipe
 from auxnet.words import nearest
 
 
-def optimizer_of(recipe: Recipe) -> Callable[[Any], torch.optim.Optimizer]:
-    """The optimizer that a recipe names, as a function of parameters; fused kernels where there are any."""
+def optimizer_of(recipe: Recipe, capturable: bool = False) -> Callable[[Any], torch.optim.Optimizer]:
+    """The optimizer that a recipe names, as a function of parameters; fused kernels where there are any.
+
+    `capturable` lets its steps be recorded in a CUDA graph, if it is one that can.
+    """
     kind = _kind_of(recipe)
     settings: dict[str, Any] = {
         "lr": recipe.lr,
@@ -26,7 +29,7 @@ def optimizer_of(recipe: Recipe) -> Callable[[Any], torch.optim.Optimizer]:
         "nesterov": recipe.nesterov and recipe.momentum > 0,
         "weight_decay": recipe.weight_decay,
         "fused": True,
-        "capturable": recipe.cuda_graph,
+        "capturable": capturable,
     }
     accepted = signature(kind).parameters
     taken = {name: value for name, value in settings.items() if name in accepted}

@@ -1,4 +1,6 @@
-"""A training step as one CUDA graph, recorded once and replayed with one launch: in small nets launches cost most.
+"""A training step as a CUDA graph, recorded once and replayed with one launch: in small nets launches cost most.
+
+A step whose pieces may run at the same time (`wavefront`) is a graph a piece.
 
 A graph does again, kernel by kernel and in the same memory, what was recorded. What Python decided then, step sizes,
 loss weights, which outputs are discarded, stays decided: when any of it changes, the step is recorded anew. Recording
@@ -7,6 +9,7 @@ computes nothing, so no batch is trained on twice, and the weights are those of 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -16,13 +19,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from auxnet.errors import first_line
-from auxnet.method import Method
+from auxnet.errors import first_line, warn
+from auxnet.method import Method, Piece
 
 WARM_UP = 3  # steps one by one before a recording: they make the optimizers' states, and what libraries make once
 
 Step = Callable[[], Tensor]
-Record = Callable[[Step], Step]
+Record = Callable[[list[Piece]], Step]
 Aside = Callable[[], AbstractContextManager[None]]
 
 
@@ -49,39 +52,40 @@ class Decided(NamedTuple):
 
 
 def as_cuda_graph(method: Method, device: torch.device) -> Method:
-    """The same method, each of its steps one CUDA graph on this device; BatchNorm stays in the mode it was recorded in.
+    """The same method, its steps CUDA graphs on this device; BatchNorm stays in the mode it was recorded in.
 
-    Raises ValueError for optimizers that a graph cannot hold; RuntimeError, in the first steps, for a method that does
-    what a graph cannot; torch.OutOfMemoryError where there is no memory for it. (One whose steps decide by what they
-    read from the device, `step_scale="adaptive"`, gains nothing.)
+    Where a step cannot be recorded, because it does what a graph cannot or there is no memory for it, a warning says so
+    and steps go on one by one. (Those that decide by what they read from the device, `step_scale="adaptive"`, can not.)
+    Raises ValueError for optimizers that a graph cannot hold.
     """
-    check_optimizers(method)
+    if not can_be_graphs(method):
+        raise ValueError("a CUDA graph holds SGD, and optimizers with capturable=True, as AdamW: take one of these")
     for update in method.updates:  # or torch warns of the steps that are not recorded
         update.optimizer._warned_capturable_if_run_uncaptured = True
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    return captured(method, lambda step: _recorded(step, stream), lambda: _on(stream))
+    return captured(method, lambda pieces: _recorded(pieces, stream), lambda: _on(stream))
 
 
-def check_optimizers(method: Method) -> None:
-    """Raise ValueError for an optimizer that counts its steps where a graph cannot."""
-    for optimizer in (update.optimizer for update in method.updates):
-        held = all(group.get("capturable") for group in optimizer.param_groups)
-        if not (held or isinstance(optimizer, torch.optim.SGD)):
-            name = type(optimizer).__name__
-            raise ValueError(f"cuda_graph=True cannot hold {name}: take SGD or an optimizer with capturable, as AdamW")
+def can_be_graphs(method: Method) -> bool:
+    """Whether none of a method's optimizers counts its steps where a graph cannot."""
+    optimizers = [update.optimizer for update in method.updates]
+    return all(isinstance(o, torch.optim.SGD) or all(g.get("capturable") for g in o.param_groups) for o in optimizers)
 
 
 def captured(method: Method, record: Record, aside: Aside) -> Method:
     """The same method, its steps recorded once and then replayed: bit for bit the training of ordinary steps.
 
-    `record` turns a step into a function that replays it, without running it; the steps before that run within `aside`.
+    `record` turns the pieces of a step into a function that replays it, without running it; the steps before that run
+    within `aside`.
     Batches of the largest size are recorded; one of another shape, such as the last of an epoch, is an ordinary step.
     """
     recording: Recording | None = None
-    warm, largest, known = 0, 0, Decided([], [], [])
+    warm, largest, known, possible = 0, 0, Decided([], [], []), True
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
-        nonlocal recording, warm, largest, known
+        nonlocal recording, warm, largest, known, possible
+        if not possible:
+            return method.one_step(images, labels)
         largest, now = max(largest, len(images)), _decided(method)
         if not now.same(known) or (recording is not None and len(recording.images) < largest):
             recording, warm, known = None, 0, now
@@ -91,14 +95,18 @@ def captured(method: Method, record: Record, aside: Aside) -> Method:
                 return method.one_step(images, labels)
         if recording is None and len(images) == largest:
             x, y = images.clone(), labels.clone()
-            recording = Recording(x, y, record(lambda: method.one_step(x, y)))
+            try:
+                recording = Recording(x, y, record(method.in_pieces(x, y)))
+            except RuntimeError as error:
+                warn(f"steps are not recorded as CUDA graphs here, and take longer ({first_line(_cause_of(error))})")
+                possible = False
         if recording is None or _kind(images, labels) != _kind(recording.images, recording.labels):
             return method.one_step(images, labels)
         recording.images.copy_(images)
         recording.labels.copy_(labels)
         return recording.replay().clone()
 
-    return replace(method, one_step=step)
+    return replace(method, one_step=step, pieces=None)
 
 
 def _decided(method: Method) -> Decided:
@@ -115,25 +123,54 @@ def _kind(images: Tensor, labels: Tensor) -> tuple[Any, ...]:
     return images.shape, images.dtype, labels.shape, labels.dtype
 
 
-def _recorded(step: Step, stream: torch.cuda.Stream) -> Step:
-    graph, usual = torch.cuda.CUDAGraph(), torch.cuda.current_stream(stream.device)
-    try:
-        with torch.cuda.device(stream.device), torch.cuda.graph(graph, stream=stream):
-            losses = step()
-    except Exception as error:
-        torch.cuda.set_stream(usual)  # the end of a recording that failed raises too, and leaves its stream behind
-        cause = error
-        while isinstance(cause.__context__, Exception):  # what is said at the end is only that it failed before
-            cause = cause.__context__
-        if isinstance(cause, torch.OutOfMemoryError):
-            raise cause from None
-        raise RuntimeError(f"this step cannot be a CUDA graph ({first_line(cause)}): leave cuda_graph out") from error
+def _recorded(pieces: list[Piece], stream: torch.cuda.Stream) -> Step:
+    """Each piece as a graph, replayed when those that it needs are done; lane 0 is the stream of whoever replays.
+
+    The graphs of a lane share their memory, since one begins when another has ended; those of two lanes share none.
+    """
+    lanes = {piece.lane: torch.cuda.Stream(stream.device) for piece in pieces if piece.lane}  # type: ignore[no-untyped-call]
+    pools = {lane: torch.cuda.graph_pool_handle() for lane in (0, *lanes)}
+    torch.cuda.synchronize(stream.device)
+    torch.cuda.empty_cache()
+    gc.collect()  # what dies while a graph is recorded would be part of it
+    with torch.cuda.device(stream.device), torch.cuda.stream(stream):
+        made = [_graph_of(piece.run, pools[piece.lane]) for piece in pieces]
+    losses = made[0][1]
+    assert losses is not None
+    done = [torch.cuda.Event() for _ in pieces]  # type: ignore[no-untyped-call]
 
     def replay() -> Tensor:
-        graph.replay()
+        usual = torch.cuda.current_stream(stream.device)
+        for piece, (graph, _), event in zip(pieces, made, done, strict=True):
+            lane = lanes.get(piece.lane, usual)
+            for number in piece.after:
+                lane.wait_event(done[number])
+            with torch.cuda.stream(lane):
+                graph.replay()
+            event.record(lane)
+        for event in done:
+            usual.wait_event(event)
         return losses
 
     return replay
+
+
+def _graph_of(run: Callable[[], Tensor | None], pool: Any) -> tuple[torch.cuda.CUDAGraph, Tensor | None]:
+    """What a piece does, as a graph, and what it gives."""
+    graph = torch.cuda.CUDAGraph()
+    torch._C._cuda_clearCublasWorkspaces()  # one that another lane's graph has would be written by both at once
+    graph.capture_begin(pool=pool)
+    try:
+        return graph, run()
+    finally:
+        graph.capture_end()
+
+
+def _cause_of(error: BaseException) -> BaseException:
+    """What came first: the end of a recording that failed only says that it failed before."""
+    while isinstance(error.__context__, Exception):
+        error = error.__context__
+    return error
 
 
 @contextmanager

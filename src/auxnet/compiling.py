@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch._dynamo.config as dynamo
@@ -29,11 +30,12 @@ from auxnet.errors import first_line
 from auxnet.features import kept_features
 from auxnet.gradients import gradients, parameters
 from auxnet.machine import random_kept
-from auxnet.method import Method
+from auxnet.method import Method, Piece
 from auxnet.network import buffers_kept, in_mode, statistics_kept
 
 KEPT = autograd.patch(donated_buffer=False)  # a backward leaves what it has read to the next one
 Forward = Callable[[Tensor], Tensor]
+Result = TypeVar("Result")
 
 
 def compiled(method: Method, images: Tensor) -> Method:
@@ -57,13 +59,21 @@ def compiled(method: Method, images: Tensor) -> Method:
             with statistics_kept(segments):
                 _compile(segments[:-1], forwards, images)
 
-    def step(x: Tensor, labels: Tensor) -> Tensor:
-        if x.shape != images.shape:
-            return method.one_step(x, labels)
+    def within(run: Callable[[], Result]) -> Result:
         with torch.compiler.set_stance("eager_on_recompile"), KEPT, _given(segments, forwards):
-            return method.one_step(x, labels)
+            return run()
 
-    return replace(method, one_step=step)
+    def step(x: Tensor, labels: Tensor) -> Tensor:
+        one_step = partial(method.one_step, x, labels)
+        return within(one_step) if x.shape == images.shape else one_step()
+
+    def pieces(x: Tensor, labels: Tensor) -> list[Piece]:
+        whole = method.in_pieces(x, labels)
+        if x.shape != images.shape:
+            return whole
+        return [piece._replace(run=partial(within, piece.run)) for piece in whole]
+
+    return replace(method, one_step=step, pieces=method.pieces and pieces)
 
 
 class AsAutograd(CustomPartitionerFn):

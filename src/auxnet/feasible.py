@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import torch
 
 from auxnet.build import build_method, depths_of, outline, precision_of
-from auxnet.capturing import check_optimizers
 from auxnet.cost import step_bytes
 from auxnet.data import DataSet
 from auxnet.errors import first_line
@@ -28,7 +26,7 @@ def check_recipe(recipe: Recipe, begins: bool = True) -> None:
 
     With `begins`, epochs in `discard_after` must also leave one in which it acts (a single epoch is exempt).
     """
-    check_machine(recipe)
+    device_of(recipe)
     if recipe.freeze == "trunk":
         _check_freeze(recipe)
     if begins and (recipe.discard_after or 0) >= 1 and recipe.discards_from is None and recipe.epochs > 1:
@@ -44,9 +42,7 @@ def check_recipe(recipe: Recipe, begins: bool = True) -> None:
             net = resnet(6 * K + 2, K)
     if recipe.alone is not None and recipe.alone > net.outputs:
         raise ValueError(f"alone must be one of the outputs 1..{net.outputs} (shallow to deep), got {recipe.alone}")
-    method = build_method(recipe, net if recipe.alone is None else net.alone(recipe.alone), cross_entropy)
-    if recipe.cuda_graph:
-        check_optimizers(method)
+    build_method(recipe, net if recipe.alone is None else net.alone(recipe.alone), cross_entropy)
 
 
 def _check_freeze(recipe: Recipe) -> None:
@@ -58,15 +54,6 @@ def _check_freeze(recipe: Recipe) -> None:
         raise ValueError("freeze='trunk' trains auxiliary heads alone, and one output leaves none: ask for more")
     if not all(weights_of(recipe, depths)):
         raise ValueError("freeze='trunk' trains auxiliary heads, and one of weight 0 would not train: give it more")
-
-
-def check_machine(recipe: Recipe) -> None:
-    """Raise ValueError for what this machine, or this number of processes, cannot give a recipe."""
-    device, processes = device_of(recipe), int(os.environ.get("WORLD_SIZE", 1))
-    if recipe.cuda_graph and device.type != "cuda":
-        raise ValueError(f"cuda_graph=True needs a CUDA device, got device '{device}': leave it out")
-    if recipe.cuda_graph and processes > 1:
-        raise ValueError(f"cuda_graph=True is for one process, but {processes} train together: leave it out")
 
 
 def check_enough_images(recipe: Recipe, dataset: DataSet) -> None:

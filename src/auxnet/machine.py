@@ -76,6 +76,17 @@ def threads_set(threads: int | None) -> Iterator[int]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def fast_convolutions(device: torch.device) -> Iterator[None]:
+    """Within the block cuDNN tries its algorithms on each new shape and takes the fastest, where this is a GPU."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or device.type == "cuda"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def keep_freed_memory() -> None:
     """Have this process reuse the memory of freed tensors in place of giving it back to the system.
 

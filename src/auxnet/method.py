@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,17 @@ def weights_for(net: AuxNet, weights: Weights | None) -> list[float]:
     return lambdas
 
 
+class Piece(NamedTuple):
+    """A part of a step, that may run at the same time as others."""
+
+    run: Callable[[], Tensor | None]
+    """the first piece of a step gives its losses [K]"""
+    lane: int
+    """the pieces of a lane run one after the other, in the order in which a step lists them"""
+    after: tuple[int, ...]
+    """the pieces that must be done before, by their numbers in the step from 0 on"""
+
+
 @dataclass(frozen=True, eq=False, repr=False)  # it would show the whole net
 class Method:
     """A way of training, bound to a net. Build it after the net is on its device, and what is frozen is frozen."""
@@ -75,6 +86,8 @@ class Method:
     """of logits [N, classes] and labels"""
     way: Way
     """how gradients are propagated: joint, pairwise, or multiway's mode"""
+    pieces: Callable[[Tensor, Tensor], list[Piece]] | None = None
+    """`one_step` in pieces, where some may run at the same time"""
     built_on: list[tuple[int, int, bool]] = field(init=False)
     """the parameters that the optimizers hold"""
     trained: list[nn.Parameter] = field(init=False)
@@ -91,6 +104,12 @@ class Method:
             "a method trains the very net that it was built on, and so would a copy: build one on a copy of the net, "
             "and give it this one's state_dict()"
         )
+
+    def in_pieces(self, images: Tensor, labels: Tensor) -> list[Piece]:
+        """What `one_step` does on a batch, in pieces that may run at the same time, or else in one."""
+        if self.pieces is None:
+            return [Piece(lambda: self.one_step(images, labels), 0, ())]
+        return self.pieces(images, labels)
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """Train on one batch: images [N, C, H, W], labels [N], or whatever else the loss takes.

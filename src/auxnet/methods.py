@@ -42,6 +42,7 @@ from auxnet.network import AuxNet, check_net, statistics_kept
 from auxnet.sections import Mode, Order, State, StepScale
 from auxnet.steps import adaptive_scales, check_choices, check_rule, rescale_each, step_scales, updates_per_output
 from auxnet.update import Average, Gradients, Optimizer, Update, identity
+from auxnet.wavefront import wavefront
 
 
 def joint(
@@ -204,7 +205,9 @@ def multiway(
                 del output  # it would be held while the next one is at work
         return average(_stacked(losses))
 
-    return Method(net, step, optimizers, lambdas, rescale, loss, mode)
+    in_pieces = mode == "live" and step_scale != "adaptive"
+    pieces = wavefront(net, updates, lambdas, order, supervised) if in_pieces else None
+    return Method(net, step, optimizers, lambdas, rescale, loss, mode, pieces)
 
 
 def _stacked(losses: dict[int, Tensor]) -> Tensor:

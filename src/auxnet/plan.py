@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from auxnet import advice
-from auxnet.build import build, net_of, precision_of, step_scale_of
+from auxnet.build import build, in_graphs, net_of, precision_of, step_scale_of
 from auxnet.capturing import WARM_UP
 from auxnet.cost import costs
 from auxnet.data import DataSet, load_data
 from auxnet.evaluation import tally
 from auxnet.feasible import check_enough_images, check_last_batch, check_memory, check_recipe
-from auxnet.machine import device_of, random_kept, threads_set
+from auxnet.machine import device_of, fast_convolutions, random_kept, threads_set
 from auxnet.method import Method
 from auxnet.progress import judged_images, seconds_left
 from auxnet.recipe import Recipe
@@ -73,12 +73,13 @@ class Plan:
 def plan(recipe: Recipe) -> Plan:
     """Work out a recipe without training by it. Raises what `fit` would raise for the same recipe."""
     check_recipe(recipe)
-    with threads_set(recipe.threads), random_kept(device_of(recipe)):
+    device = device_of(recipe)
+    with threads_set(recipe.threads), random_kept(device), fast_convolutions(device):
         dataset = load_data(recipe)
         check_enough_images(recipe, dataset)
         outputs = planned_outputs(recipe, dataset)
         depths = [output.depth for output in outputs]
-        net, method = build(recipe, dataset, device_of(recipe))
+        net, method = build(recipe, dataset, device)
         check_last_batch(recipe, dataset, net)
         kept = check_memory(recipe, dataset, net)
         trained, evaluated, steps, images = time_steps(recipe, dataset, method)
@@ -136,11 +137,12 @@ def time_steps(recipe: Recipe, dataset: DataSet, method: Method) -> tuple[float,
     method.net.train()
     images, labels = _random_batch(recipe, dataset, min(recipe.batch_size, len(dataset.train)))
     few = images[:FEW_IMAGES], labels[:FEW_IMAGES]
-    if len(images) > FEW_IMAGES and not (recipe.cuda_graph or recipe.compile):  # made for whole batches
+    graphs = in_graphs(recipe, images.device)
+    if len(images) > FEW_IMAGES and not (graphs or recipe.compile):  # made for whole batches
         method.step(*few)
         if _seconds_of(lambda: method.step(*few).cpu()) * len(images) / FEW_IMAGES > LONG:
             images, labels = few
-    first = WARM_UP + 1 if recipe.cuda_graph else 1  # steps in which things are done once
+    first = WARM_UP + 1 if graphs else 1  # steps in which things are done once
     times: list[float] = []
     while len(times) < first + MEASURED_STEPS and sum(times) < LONG:
         times.append(_seconds_of(lambda: method.step(images, labels).cpu()))

@@ -120,8 +120,6 @@ class Recipe(MachineFields, TrainingFields, MethodFields, NetworkFields, DataFie
             ("method", "pairwise", ("distill",)),
             ("mode", "fused", ("state", "order")),
             ("precision", "bfloat16", ("sync_batchnorm", "ema", "distill", "aggregator")),
-            ("cuda_graph", True, ("sync_batchnorm", "aggregator")),
-            ("step_scale", "adaptive", ("cuda_graph",)),
             ("compile", True, ("sync_batchnorm",)),
             ("freeze", "trunk", ("alone", "aggregator", "step_scale", "state", "order", "discard_after", "precision")),
         ):

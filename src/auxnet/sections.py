@@ -172,7 +172,7 @@ class MachineFields:
     """of convolutions and linear layers; bfloat16 is for GPUs and for CPUs with AMX, and slow on most others"""
     threads: int | None = None
     """CPU threads; none: PyTorch's choice, at most the cores that this process may use"""
-    cuda_graph: bool = False
-    """on a GPU, each step as one CUDA graph: one launch a step in place of thousands"""
+    cuda_graph: bool = True
+    """on a GPU, steps as CUDA graphs, recorded once and replayed in a few launches, where net and optimizer allow it"""
     compile: bool = False
     """compile the trunk for training (torch.compile; on a CPU with a C++ compiler): a minute, then faster steps"""

@@ -29,7 +29,7 @@ from auxnet.fetching import pinned
 from auxnet.files import write_json
 from auxnet.hub import with_run
 from auxnet.lineage import Earlier, earlier_runs, in_doubt, may_be_seen_by
-from auxnet.machine import crowded, device_of, random_kept, threads_set, to_device
+from auxnet.machine import crowded, device_of, fast_convolutions, random_kept, threads_set, to_device
 from auxnet.method import Method
 from auxnet.network import AuxNet, copied
 from auxnet.opening import check_classes, normalised_as, preprocessing_of
@@ -116,6 +116,7 @@ def fit(
         team = stack.enter_context(distributed.team(device_of(recipe)))
         stack.enter_context(threads_set(recipe.threads))
         stack.enter_context(random_kept(team.device))
+        stack.enter_context(fast_convolutions(team.device))
         if resume is None and not overwrite:  # found out by one process: others may not see yet what it writes
             resume, overwrite = team.broadcast_object(rundir.to_resume(folder) if team.leads else None)
         if team.leads:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from inspect import signature
 from typing import Any
 
@@ -89,13 +89,17 @@ class Update:
         self.optimizer.step()
         for alias in self.aliases:
             alias.grad = None
-        self.round()
+        self.round([alias for alias, gradient in zip(self.aliases, held, strict=True) if gradient is not None])
         torch.clear_autocast_cache()  # it holds casts of the weights as they were
 
-    def round(self) -> None:
-        """Give parameters of lower precision the value of their masters."""
-        if self.rounded:
-            parameters, masters = zip(*self.rounded, strict=True)
+    def round(self, updated: Iterable[Tensor] | None = None) -> None:
+        """Give parameters of lower precision the value of their masters: of those `updated`, or of all."""
+        pairs = self.rounded
+        if pairs and updated is not None:
+            ids = set(map(id, updated))
+            pairs = [(data, master) for data, master in pairs if id(master) in ids]
+        if pairs:
+            parameters, masters = zip(*pairs, strict=True)
             torch._foreach_copy_(parameters, masters)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -55,8 +55,8 @@ class Study:
     """leave the images of folders and parquet on disk; auto: if they would take over half of the memory left"""
     workers: int | None = None
     """processes that decode images left on disk, of all processes together; none: one per core"""
-    cuda_graph: FlagCreatePairsOff[bool] = False
-    """on a GPU, each step as one CUDA graph"""
+    cuda_graph: bool = True
+    """on a GPU, steps as CUDA graphs"""
     compile: FlagCreatePairsOff[bool] = False
     """compile the trunks for training (torch.compile)"""
 

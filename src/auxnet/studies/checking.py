@@ -12,7 +12,8 @@ from typing import Any
 from auxnet.build import depths_of
 from auxnet.documents import json_value, parsing
 from auxnet.errors import told_of
-from auxnet.feasible import check_machine, check_recipe
+from auxnet.feasible import check_recipe
+from auxnet.machine import device_of
 from auxnet.reading.sources import find
 from auxnet.recipe import Recipe
 from auxnet.rundir import check_outside_data
@@ -51,7 +52,7 @@ def _depths(study: Study, side: Side) -> tuple[int, ...]:
 
 def check_variants(study: Study, where: Mapping[str, Any]) -> None:
     """Raise ValueError for a variant that cannot be trained, or a `where` (`recipe.WHERE`) that cannot be had here."""
-    check_machine(Recipe(**where))
+    device_of(Recipe(**where))
     for variant in study.variants:
         with told_of(f"study {study.name}: variant {variant}"):
             check_recipe(study.recipe(variant, study.datasets[0], where=where))

@@ -18,8 +18,7 @@ import torch
 from auxnet import sections
 from auxnet.build import build
 from auxnet.data import DataSet, load_data
-from auxnet.feasible import check_machine
-from auxnet.machine import threads_set
+from auxnet.machine import device_of, threads_set
 from auxnet.processes import check_count, work_together
 from auxnet.recipe import WHERE, Recipe, has_recipe, read_run_recipe, words_of
 from auxnet.rundir import check_outside_data, with_absolute_paths
@@ -100,7 +99,7 @@ def sweep(
     check_count(processes, "a sweep")
     check_outside_data(Path(out), recipe.data, recipe.data_dir)
     if "device" not in settings.space:
-        check_machine(recipe)  # what cannot be had here fails the worker, and not one trial after the other
+        device_of(recipe)  # what cannot be had here fails the worker, and not one trial after the other
     dataset = None if FINDS_DATA & settings.space.keys() else load_data(recipe)
     check_space(settings, WHERE)  # nor a trial now and then
     joined = join_sweep(Path(out), settings, trials, storage, check=lambda: check_space(settings, settings.space))
@@ -172,8 +171,8 @@ def _complaint(settings: Settings, values: dict[str, Any], data: Callable[[Recip
     """Why a trial with these values cannot begin; None if it can."""
     try:
         recipe = replace(settings.recipe, **values)
-        check_machine(recipe)
-        net, _ = build(replace(recipe, cuda_graph=False, compile=False), data(_data_of(recipe)), torch.device("cpu"))
+        device_of(recipe)
+        net, _ = build(replace(recipe, compile=False), data(_data_of(recipe)), torch.device("cpu"))
         objective_of([0.0] * net.outputs, settings.objective, recipe)
     except (ValueError, FileNotFoundError) as error:
         return str(error)

@@ -1,0 +1,94 @@
+"""Live multi-way in pieces that may run at once: K backwards, each a segment behind the one before it.
+
+Backward k needs one thing of the backward before it in each segment S_j: that its update of S_j is done. So it may go
+through S_j while the other is already below, and a step takes little longer than its longest backward where there is
+room for all of them, as on a GPU that small maps do not fill. The numbers are those of one after the other, to the last
+bit: the weights of each segment are updated in the same order, along the same gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from auxnet.gradients import Supervised, gradients, parameters
+from auxnet.method import Piece
+from auxnet.network import AuxNet
+from auxnet.sections import Order
+from auxnet.update import SharedUpdate, Update, identity
+
+Part = tuple[int, int]  # (k, j): backward k through segment S_j
+
+
+def wavefront(
+    net: AuxNet,
+    updates: Sequence[Update | SharedUpdate],
+    lambdas: Sequence[float],
+    order: Order,
+    supervised: Callable[[Tensor, Tensor], Iterable[Supervised]],
+) -> Callable[[Tensor, Tensor], list[Piece]] | None:
+    """A live step in pieces: the forward with all its heads, then backward k through segment S_j for all k and j.
+
+    `supervised` gives x_k, L_k and dL_k/dx_k of each output. None where an update is not one of each parameter by
+    itself: clipped gradients, means over processes, optimizers other than PyTorch's own.
+    """
+    if not all(map(_is_separable, updates)):
+        return None
+    turns = range(1, net.outputs + 1) if order == "shallow_first" else range(net.outputs, 0, -1)
+
+    def pieces(images: Tensor, labels: Tensor) -> list[Piece]:
+        outputs: dict[int, Supervised] = {}
+        entering: dict[int, Tensor | None] = {}  # lambda_k dL_k/dx_j, where backward k has got to
+
+        def forward() -> Tensor:
+            for output in supervised(images, labels):
+                outputs[output.k] = output
+                entering[output.k] = lambdas[output.k - 1] * output.supervision
+            return torch.stack([outputs[k].loss for k in sorted(outputs)])
+
+        def backward(k: int, j: int) -> None:
+            """From x_j through S_j, which is updated then, to x_{j-1}; with S_k its head is updated."""
+            own, below = parameters(net.segments[j - 1]), [outputs[j - 1].feature] if j > 1 else []
+            below = [x for x in below if x.requires_grad]  # else all that lies below is frozen
+            found = gradients([outputs[j].feature], [*own, *below], [entering[k]], keep=True)
+            entering[k] = found.pop() if below else None
+            gradient_of = dict(zip(own, found, strict=True))
+            if j == k:
+                gradient_of |= zip(parameters(net.heads[k - 1]), outputs[k].head, strict=True)
+            updates[k - 1]([gradient_of.get(p) for p in updates[k - 1].parameters])
+
+        parts = schedule([k for k in turns if lambdas[k - 1] > 0])
+        place = {part: n for n, part in enumerate(parts, start=1)}
+        return [Piece(forward, lane=0, after=())] + [
+            Piece(partial(backward, k, j), lane=k, after=tuple(place[part] for part in before) or (0,))
+            for (k, j), before in parts.items()
+        ]
+
+    return pieces
+
+
+def _is_separable(update: Update | SharedUpdate) -> bool:
+    """Whether to update parameters one by one is to update them together."""
+    whole = update.whole if isinstance(update, SharedUpdate) else update
+    return whole.clip is None and whole.average is identity and type(whole.optimizer).__module__.startswith("torch.")
+
+
+def schedule(turns: Sequence[int]) -> dict[Part, list[Part]]:
+    """The parts of a step's backwards in the order in which they can begin, each with those that must be done first.
+
+    Those are the same backward's part above, and the part through the same segment of the backward before it.
+    """
+    needs: dict[Part, list[Part]] = {}
+    when: dict[Part, int] = {}
+    last: dict[int, Part] = {}  # through S_j
+    for k in turns:
+        for j in range(k, 0, -1):
+            before = [(k, j + 1)] if j < k else []
+            if j in last:
+                before.append(last[j])
+            needs[k, j], last[j] = before, (k, j)
+            when[k, j] = 1 + max((when[part] for part in before), default=0)
+    return {part: needs[part] for part in sorted(needs, key=when.__getitem__)}
