@@ -3,9 +3,9 @@
     python benchmarks/gpu.py [--batch-size 128] [--precision bfloat16] [--graph] [--compile] [--json FILE]
     python benchmarks/gpu.py --tiny          # a look that all of it runs, on any machine
 
-Steps are timed many at a time, without waiting in between, as a training runs; nets take turns. `--graph` captures the
-whole step (forward, backwards, updates) as one CUDA graph, for the launches dominate at this size; `--compile` compiles
-the segments.
+Steps are timed many at a time, without waiting in between, as a training runs; nets take turns. `--graph` records the
+whole step (forward, backwards, updates) as CUDA graphs, for the launches dominate at this size; `--compile` compiles
+the segments; `--cudnn-benchmark` chooses convolutions as a training does.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import statistics
 import time
+from dataclasses import replace
 
 import torch
 from rich.console import Console
@@ -34,7 +35,8 @@ AUXILIARY = {f"AuxNet-56-5, {method}": (method, 56, 5) for method in METHODS}
 def main() -> None:
     parser = options(__doc__, batch_size=128, steps=50)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--graph", action="store_true", help="each step as one CUDA graph")
+    parser.add_argument("--graph", action="store_true", help="steps as CUDA graphs")
+    parser.add_argument("--in-turn", action="store_true", help="live's backwards one after the other in its graph")
     parser.add_argument("--compile", action="store_true", help="compiled segments")
     parser.add_argument(
         "--cudnn-benchmark", action="store_true", help="cuDNN tries its algorithms and takes the fastest"
@@ -61,20 +63,23 @@ def main() -> None:
     batch = (x.to(dtype), labels)
     a, b = torch.randn(2, side, side, device=device, dtype=dtype)
 
-    steps, flops, failed = {}, {}, {}
+    steps, flops, failed, memory = {}, {}, {}, {}
     for name, (method, depth, outputs) in nets.items():
         try:
             made = _method(method, depth, outputs, device, dtype)
             flops[name] = operations(lambda made=made: made.step(*batch))
             if asked.compile:
                 made = compiled(made, batch[0])
+            if asked.in_turn:
+                made = replace(made, pieces=None)
             step = (as_cuda_graph(made, device) if asked.graph else made).step
+            held = reserved()
             for _ in range(WARM_UP + 1):  # a graph is recorded after so many
                 step(*batch)
         except RuntimeError as error:  # the others are measured all the same
             failed[name] = first_line(error)
             continue
-        steps[name] = lambda step=step: step(*batch)
+        steps[name], memory[name] = lambda step=step: step(*batch), reserved() - held
 
     profiles = {name: profile(step) for name, step in steps.items()} if asked.profile else {}
     host = {name: _until_queued(step, asked.steps) for name, step in steps.items()}
@@ -86,15 +91,17 @@ def main() -> None:
                 times[name].append(took)
 
     rows = {}
-    table = Table("net", "images/s", "ms a step", "until queued", "share of matrix rate", "400 epochs, min")
+    table = Table("net", "images/s", "ms a step", "until queued", "share of matrix rate", "400 epochs, min", "MB")
     table.title = f"{device}, {asked.precision}"
     for name in steps:
         work = flops[name]
         rate = asked.batch_size / statistics.median(times[name])
         share = ratio(times["matrix product"], times[name], work / (2 * side**3))
         rows[name] = {"images_per_second": rate, "share": share, "minutes": SCHEDULE / rate / 60, "flops": work}
+        rows[name]["bytes"] = memory[name]
         ms = f"{1e3 * asked.batch_size / rate:.2f}", f"{1e3 * host[name]:.2f}"
-        table.add_row(name, f"{rate:,.0f}", *ms, shown(share, 3), f"{SCHEDULE / rate / 60:.1f}")
+        times_and_memory = f"{SCHEDULE / rate / 60:.1f}", f"{memory[name] / 1e6:,.0f}"
+        table.add_row(name, f"{rate:,.0f}", *ms, shown(share, 3), *times_and_memory)
     Console(width=120).print(table)
     for name, why in failed.items():
         print(f"{name} failed: {why}")
@@ -104,6 +111,12 @@ def main() -> None:
     save(
         asked, device, rows=rows, seconds=times, seconds_until_queued=host, failed=failed, tf32=tf32, profiles=profiles
     )
+
+
+def reserved():
+    """Bytes of the GPU's memory that PyTorch has taken."""
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved() if torch.cuda.is_available() else 0
 
 
 def _until_queued(step, times):

@@ -14,6 +14,7 @@ import re
 import tempfile
 import time
 import traceback
+import warnings
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -200,6 +201,54 @@ def graphs(name, optimizer=SGD, dtype=torch.float32):
     return "the same bits" if worst == 0 else f"{worst:.0e} apart"
 
 
+class Looks(torch.nn.Module):
+    """Decides by a number that the device has computed, which no graph can hold."""
+
+    def forward(self, x):
+        return -x if float(x.detach().sum()) > 1e30 else x
+
+
+def not_recorded():
+    """A step that cannot be recorded goes on by itself, to the same bits, and leaves a device that records others."""
+    weights = []
+    for graph in (False, True):
+        torch.manual_seed(3)
+        net = to_device(auxnet.resnet(8, 3, num_classes=3), GPU).train()
+        net.segments[1] = torch.nn.Sequential(net.segments[1], Looks())
+        method = auxnet.multiway(net, SGD, LAMBDAS)
+        method = as_cuda_graph(method, GPU) if graph else method
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for batch in batches(8, GPU):
+                method.step(*batch)
+        weights.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
+    assert torch.equal(*weights), f"{apart(*weights):.1e} apart"
+    again = graphs("live")
+    return f"{said[-1].message}; then {again}"
+
+
+def at_once(depth, outputs, dtype, compile):
+    """Live's backwards at once, many steps of many pieces, against one after the other."""
+    weights = []
+    for pieces in (False, True):
+        torch.manual_seed(3)
+        net = to_device(auxnet.resnet(depth, outputs), GPU).train()
+        net = to_bfloat16(net) if dtype == torch.bfloat16 else net
+        method = auxnet.multiway(net, SGD, loss=in_float32(F.cross_entropy))
+        g = torch.Generator().manual_seed(4)
+        x = torch.randn(8, 128, 3, 32, 32, generator=g).to(GPU, dtype)
+        y = torch.randint(10, (8, 128), generator=g).to(GPU)
+        batch = [each.contiguous(memory_format=torch.channels_last) for each in x]
+        method = compiled(method, batch[0]) if compile else method
+        method = as_cuda_graph(method if pieces else replace(method, pieces=None), GPU)
+        for n in range(100):
+            method.step(batch[n % 8], y[n % 8])
+        weights.append(torch.cat([p.detach().float().flatten() for p in net.parameters()]))
+    assert weights[0].isfinite().all(), "not finite"
+    assert torch.equal(*weights), f"{apart(*weights):.1e} apart"
+    return "the same bits after 100 steps"
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", type=Path)
@@ -239,12 +288,23 @@ def main():
         checks |= {f"compiled graph, {name}": partial(compiled_numbers, name, True) for name in METHODS}
         checks |= {f"graph, {name}": partial(graphs, name) for name in METHODS}
         checks |= {
+            f"graph, at once, {depth}-{K}, {str(dtype)[6:]}{', compiled' * each}": partial(
+                at_once, depth, K, dtype, each
+            )
+            for depth, K, dtype, each in (
+                (56, 5, torch.bfloat16, False),
+                (20, 9, torch.float32, False),
+                (20, 3, torch.bfloat16, True),
+            )
+        }
+        checks |= {
+            "graph, not recorded": not_recorded,
             "graph, AdamW": partial(graphs, "live", ADAMW),
             "graph, bfloat16": partial(graphs, "live", SGD, torch.bfloat16),
         }
         checks |= {
             "a run, then with graphs": partial(
-                a_run, {"optimizer": "AdamW", "lr": 0.001, "state": "shared"}, {"cuda_graph": True}
+                a_run, {"optimizer": "AdamW", "lr": 0.001, "state": "shared", "cuda_graph": False}, {"cuda_graph": True}
             ),
             "a run with graphs, then without": partial(a_run, {"cuda_graph": True}, {"cuda_graph": False}),
         }

@@ -9,6 +9,8 @@ the two; so do the CPU seconds of the process (with --threads 1), which do not c
 
 from __future__ import annotations
 
+import argparse
+import math
 import statistics
 import time
 from dataclasses import replace
@@ -18,24 +20,33 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from auxnet.build import build, training_batches
+from auxnet.build import build, resident, training_batches
 from auxnet.data import DataSet, Split
 from auxnet.distributed import Team
 from auxnet.epochs import Training, train_epoch
-from auxnet.machine import keep_freed_memory
+from auxnet.machine import fast_convolutions, keep_freed_memory
 from auxnet.recipe import Recipe
 from auxnet.resuming import Checkpointer, TrainingState
 from measured import options, ratio, save, seconds, shown
 
 
 def main() -> None:
-    asked = options(__doc__, method="multiway", depth=20, outputs=3, images=1280, rounds=5).parse_args()
+    parser = options(__doc__, method="multiway", depth=20, outputs=3, images=1280, rounds=5)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--gpu", action="store_true", help="on a GPU, where steps are not timed one by one")
+    asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     keep_freed_memory()  # as `auxnet train` does
 
-    recipe = replace(Recipe(), method=asked.method, depth=asked.depth, outputs=asked.outputs)
-    dataset = _like_cifar(asked.images)
-    device = torch.device("cpu")
+    how = {"precision": asked.precision, "compile": asked.compile}
+    recipe = replace(Recipe(), method=asked.method, depth=asked.depth, outputs=asked.outputs, **how)
+    device = torch.device("cuda" if asked.gpu else "cpu")
+    with fast_convolutions(device):
+        measure(asked, recipe, resident(_like_cifar(asked.images), device), device)
+
+
+def measure(asked: argparse.Namespace, recipe: Recipe, dataset: DataSet, device: torch.device) -> None:
     net, method = build(recipe, dataset, device)
     net.train()
     within: list[float] = []  # seconds in the steps of each epoch
@@ -45,7 +56,7 @@ def main() -> None:
         within[-1] += seconds(lambda: losses.append(method.one_step(images, labels)))
         return losses[0]
 
-    watched = replace(method, one_step=timed)
+    watched = method if asked.gpu else replace(method, one_step=timed)
     training = Training(recipe, dataset, net, watched, Team(), Checkpointer(Path(), recipe))
     x, y = next(training_batches(recipe, dataset, device, epoch=1))
     steps = asked.images // recipe.batch_size
@@ -54,24 +65,25 @@ def main() -> None:
     for i in track(range(asked.rounds + 1), "measuring", transient=True):
         within.append(0.0)
         began, began_cpu = time.perf_counter(), time.process_time()
-        train_epoch(training, TrainingState())
+        train_epoch(training, TrainingState())  # ends with reading the losses
         middle, middle_cpu = time.perf_counter(), time.process_time()
         for _ in range(steps):
-            method.step(x, y)
+            losses = method.step(x, y)
+        losses.cpu()
         if i:  # the first round warms up
             loop.append(middle - began)
             bare.append(time.perf_counter() - middle)
             loop_cpu.append(middle_cpu - began_cpu)
             bare_cpu.append(time.process_time() - middle_cpu)
     shares, by_cpu = ratio(bare, loop), ratio(bare_cpu, loop_cpu)
-    of_steps = ratio(within[1:], loop)
+    of_steps = ratio(within[1:], loop) if not asked.gpu else (math.nan,) * 3
     rate = asked.images / statistics.median(loop)
     Console().print(
         f"loop / bare step, images/s: {shown(shares, 3)}; the loop: {rate:.0f} images/s; "
         f"by CPU seconds {shown(by_cpu, 3)}; steps take {shown(of_steps, 3)} of the loop's own time"
     )
     figures = {"loop/bare": shares, "by CPU seconds": by_cpu, "share of steps": of_steps}
-    save(asked, **figures, loop_seconds=loop, bare_seconds=bare, seconds_in_steps=within[1:])
+    save(asked, device, **figures, loop_seconds=loop, bare_seconds=bare, seconds_in_steps=within[1:])
 
 
 def _like_cifar(images: int) -> DataSet:

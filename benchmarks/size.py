@@ -1,21 +1,25 @@
 """How cost grows: images/s, time and peak memory of a training step against depth, outputs, width, batch, image size.
 
-    python benchmarks/size.py [--rounds 5] [--threads N] [--batch 64] [--only depth outputs ...] [--json FILE]
+    python benchmarks/size.py [--rounds 5] [--threads N] [--batch 64] [--only depth outputs ...] [--gpu] [--json FILE]
 
 One number changes at a time, around AuxNet-20-3 in batches (--batch) of 32x32; all steps take turns, and times are
 in units of the joint step at that centre. Memory is counted: the most bytes of tensors held at any moment of a step.
+With --gpu in bfloat16, as CUDA graphs (whose own memory is not counted), ten steps at a time.
 """
 
 from __future__ import annotations
 
 import statistics
+from functools import partial
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 import auxnet
-from auxnet.machine import keep_freed_memory
+from auxnet.capturing import WARM_UP, as_cuda_graph
+from auxnet.machine import fast_convolutions, keep_freed_memory, to_device
+from auxnet.precision import in_float32, to_bfloat16
 from measured import METHODS, SGD, batch_of, options, peak_bytes, ratio, save, seconds, shown
 
 CENTRE = {"depth": 20, "outputs": 3, "width": 1, "image": 32}
@@ -32,19 +36,33 @@ SAID = ("joint", "fused", "live")
 def main() -> None:
     parser = options(__doc__, rounds=5, batch=64)
     parser.add_argument("--only", nargs="*", choices=GRID, default=list(GRID))
+    parser.add_argument("--gpu", action="store_true", help="on a GPU")
     asked = parser.parse_args()
+    device = torch.device("cuda" if asked.gpu else "cpu")
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
     keep_freed_memory()  # as `auxnet train` does
     middle = {**CENTRE, "batch": asked.batch}
     places = [middle] + [{**middle, what: v} for what in asked.only for v in GRID[what] if v != middle[what]]
-    steps = [{name: _step(name, place) for name in SAID} for place in places]
+    with fast_convolutions(device):
+        measure(asked, device, middle, places)
+
+
+def measure(asked, device, middle, places):
+    steps = [{name: _step(name, place, device) for name in SAID} for place in places]
     memory = [{name: peak_bytes(*step) for name, step in each.items()} for each in steps]  # warms up, too
+    repeats = 10 if device.type == "cuda" else 1
+    if device.type == "cuda":
+        for each in steps:
+            for name, (method, *batch) in each.items():
+                each[name] = (as_cuda_graph(method, device), *batch)
+                _repeat(*each[name], WARM_UP + 1)
     times = [{name: [] for name in SAID} for _ in places]
     for _ in range(asked.rounds):
         for each, took in zip(steps, times, strict=True):
             for name, (method, images, labels) in each.items():
-                took[name].append(seconds(lambda m=method, x=images, y=labels: m.step(x, y)))
+                step = partial(_repeat, method, images, labels, repeats)
+                took[name].append(seconds(step) / repeats)
 
     centre = times[0]["joint"]
     rows = [
@@ -75,13 +93,21 @@ def main() -> None:
                 f"{row['memory, live / joint']:.2f}",
             )
         Console(width=140).print(table)
-    save(asked, centre=middle, rows=rows)
+    save(asked, device, centre=middle, rows=rows)
 
 
-def _step(name, place):
-    net = auxnet.resnet(place["depth"], place["outputs"], width=place["width"])
-    net = net.to(memory_format=torch.channels_last).train()
-    return METHODS[name](net, SGD, net.loss_weights()), *batch_of(place["batch"], place["image"])
+def _repeat(method, images, labels, times):
+    for _ in range(times):
+        method.step(images, labels)
+
+
+def _step(name, place, device):
+    net = to_device(auxnet.resnet(place["depth"], place["outputs"], width=place["width"]), device).train()
+    images, labels = batch_of(place["batch"], place["image"], device)
+    if device.type == "cuda":
+        net, images = to_bfloat16(net), images.bfloat16()
+    method = METHODS[name](net, SGD, net.loss_weights(), loss=in_float32(torch.nn.functional.cross_entropy))
+    return method, images, labels
 
 
 if __name__ == "__main__":

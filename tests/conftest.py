@@ -10,6 +10,7 @@ from auxnet.cost import multiply_adds_by_part
 from auxnet.network import AuxNet
 from auxnet.tensors import read_about, read_tensors, save_tensors
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # these laws are of CPUs, to the last bit; benchmarks/gpu_check.py has a GPU's
 latency.MOST_TURNS = 7  # as few as there may be: how long anything takes is no matter here
 LONGEST = ("test_export.py", "test_faults.py", "test_sweep.py", "test_untrusted.py")
 
