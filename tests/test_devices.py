@@ -7,7 +7,7 @@ import copy
 import os
 import signal
 from dataclasses import replace
-from functools import partial
+from functools import wraps
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import auxnet
-from auxnet import Recipe, build, rundir, signals
+from auxnet import Recipe, build, by_name, rundir, signals
 from auxnet.cli import main
 from auxnet.data import DataSet, Split, load_data
 from auxnet.distributed import Team
@@ -30,8 +30,18 @@ TINY = Recipe(depth=8, batch_size=4, precision="float32")
 def meta_is_known(monkeypatch):
     """Parts of PyTorch have never heard of it: autocast, and fused optimizers."""
     named = build.optimizer_of
+
+    def unfused(recipe, capturable):
+        def make(parameters):
+            optimizer = named(recipe)(parameters)
+            for group in optimizer.param_groups:
+                group["fused"] = False
+            return optimizer
+
+        return make
+
+    monkeypatch.setattr(build, "optimizer_of", unfused)
     monkeypatch.setattr("torch.is_autocast_enabled", lambda device: False)
-    monkeypatch.setattr(build, "optimizer_of", lambda recipe, capturable: partial(named(recipe), fused=False))
 
 
 def data_on(device):
@@ -163,3 +173,21 @@ def test_every_command_that_looks_at_a_run_does_so_on_the_device(on_meta, tmp_pa
     auxnet.fit(replace(TINY, device="meta", epochs=1, batch_size=256, outputs=2), run)
     for words in (["evaluate"], ["select", "--max-latency", "1000"], ["exits", "--curve", "3"], ["report"]):
         assert main([words[0], run, *words[1:]]) == 0, capsys.readouterr().err
+
+
+def test_an_optimizer_without_a_fused_kernel_on_a_device_is_made_without(monkeypatch):
+    """As Adagrad is on a GPU."""
+    made = torch.optim.Adagrad.__init__
+
+    @wraps(made)
+    def on_a_gpu(self, *args, fused=False, **options):
+        if fused:
+            raise RuntimeError("`fused=True` requires all the params to be on another device")
+        made(self, *args, **options)
+
+    def options():
+        return by_name.optimizer_of(Recipe(optimizer="Adagrad", lr=0.5))([torch.ones(1)]).defaults
+
+    assert options()["fused"] is True
+    monkeypatch.setattr(torch.optim.Adagrad, "__init__", on_a_gpu)
+    assert (options()["fused"], options()["lr"]) == (None, 0.5)

@@ -85,7 +85,8 @@ def speed_notes(recipe: Recipe, seconds: float) -> Iterator[str]:
     device = device_of(recipe).type
     if device == "cpu" and bfloat16_pays() and _may_gain(recipe, precision="bfloat16"):
         yield "this CPU has units for bfloat16 (AMX): with --precision bfloat16 a step should take less time"
-    if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) and _may_gain(recipe, precision="bfloat16"):
+    on_gpu = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if on_gpu and _may_gain(recipe, precision="bfloat16"):
         yield "this GPU has units for bfloat16: with --precision bfloat16 a step should take less time"
     if device in ("cpu", "cuda") and seconds > COMPILING_PAYS and _may_gain(recipe, compile=True):
         yield "with --compile, which takes a minute at the start, a step should take less time"

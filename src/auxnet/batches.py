@@ -10,6 +10,7 @@ Shapes: N images, H x W pixels, C channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -133,20 +134,20 @@ def shifted(images_NHWC: Tensor, pad: int, top_N: Tensor, left_N: Tensor, mirror
     if pad == 0 and not mirrored_N.any():
         return images_NHWC.clone()
     where = images_NHWC.device
-    top_N, left_N, mirrored_N = (drawn.to(where, non_blocking=True) for drawn in (top_N, left_N, mirrored_N))
     N, H, W, C = images_NHWC.shape
     padded_H, padded_W = H + 2 * pad, W + 2 * pad
     padded = images_NHWC.new_zeros(N, padded_H, padded_W, C)
     padded[:, pad : pad + H, pad : pad + W] = images_NHWC
 
-    # The row and column in `padded` of every pixel of the result.
-    rows_NH = torch.arange(H, device=where) + top_N[:, None]
-    cols_NW = torch.arange(W, device=where).expand(N, W)
-    cols_NW = torch.where(mirrored_N[:, None], W - 1 - cols_NW, cols_NW) + left_N[:, None]
-
-    # One index per pixel into the flat list of padded pixels: one gather makes the whole batch.
-    first_row_N = torch.arange(N, device=where) * padded_H
-    pixels_NHW = (first_row_N[:, None, None] + rows_NH[:, :, None]) * padded_W + cols_NW[:, None, :]
+    # One index per pixel into the flat list of padded pixels: one gather makes the whole batch. What is one number an
+    # image is computed where it was drawn, and goes to the images in one message.
+    row_N = torch.arange(N, device=top_N.device) * padded_H + top_N  # of all padded rows: of the first pixel
+    right_N = 1 - 2 * mirrored_N.long()  # from there on to the right, or to the left
+    numbers_3N = torch.stack([row_N, left_N + (W - 1) * mirrored_N, right_N])
+    row_N, col_N, right_N = numbers_3N.to(where, non_blocking=True)
+    rows_NH = row_N[:, None] + torch.arange(H, device=where)
+    cols_NW = col_N[:, None] + right_N[:, None] * torch.arange(W, device=where)
+    pixels_NHW = rows_NH[:, :, None] * padded_W + cols_NW[:, None, :]
     return padded.view(-1, C).index_select(0, pixels_NHW.flatten()).view(N, H, W, C)
 
 
@@ -154,10 +155,13 @@ def normalise(images_NHWC: Tensor, mean: Sequence[float], std: Sequence[float]) 
     """(images - mean) / std per channel: [N, H, W, C] in 0..255 -> float32 [N, C, H, W] in channels_last."""
     N, H, W, C = images_NHWC.shape
     # Whole rows at a time: a broadcast over the last dimension alone (C = 3 numbers) is eight times slower.
-    mean_WC, std_WC = (
-        torch.tensor(each, dtype=torch.float32).to(images_NHWC.device, non_blocking=True).repeat(W)
-        for each in (mean, std)
-    )
+    mean_WC, std_WC = (_row(tuple(each), W, images_NHWC.device) for each in (mean, std))
     rows = images_NHWC.to(torch.float32, copy=True, memory_format=torch.contiguous_format).view(N * H, W * C)
     images = rows.sub_(mean_WC).div_(std_WC).view(N, H, W, C).permute(0, 3, 1, 2)
     return images.contiguous(memory_format=torch.channels_last)
+
+
+@lru_cache(8)  # the same for every batch
+def _row(numbers_C: tuple[float, ...], W: int, device: torch.device) -> Tensor:
+    """C numbers again for each of W pixels, float32 [W C]."""
+    return torch.tensor(numbers_C, dtype=torch.float32).to(device, non_blocking=True).repeat(W)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from inspect import signature
 from types import ModuleType
 from typing import Any
@@ -33,7 +32,13 @@ def optimizer_of(recipe: Recipe, capturable: bool = False) -> Callable[[Any], to
     }
     accepted = signature(kind).parameters
     taken = {name: value for name, value in settings.items() if name in accepted}
-    make: Callable[[Any], torch.optim.Optimizer] = partial(kind, **taken)
+
+    def make(parameters: Any) -> torch.optim.Optimizer:
+        try:
+            return kind(parameters, **taken)
+        except RuntimeError:  # no fused kernel where these parameters are
+            return kind(parameters, **{name: value for name, value in taken.items() if name != "fused"})
+
     return make if recipe.decay_norms else lambda parameters: make(_norms_apart(parameters))
 
 
