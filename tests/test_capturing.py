@@ -231,6 +231,22 @@ def test_a_step_is_recorded_once_and_anew_only_when_something_it_decides_has_cha
     assert recorded({6: taken_back}) == 2
 
 
+def test_where_numbers_alone_have_changed_the_next_step_is_recorded_at_once():
+    def with_momentum(method):
+        for update in method.updates:
+            update.optimizer.param_groups[0]["momentum"] = 0.5
+
+    def replayed(happens, **options):
+        return same_bits(auxnet.multiway, happens=happens, **options).replayed
+
+    assert replayed({}) == 12 - 3
+    assert replayed({6: slower, 9: lambda method: method.set_weights([0.1, 0.2, 1.0])}) == 12 - 3
+    assert replayed({6: reweighed}) == 12 - 6  # an output is discarded
+    assert replayed({6: taken_back}) == 12 - 6
+    plain = partial(torch.optim.SGD, lr=0.02, fused=True)
+    assert replayed({6: with_momentum}, optimizer=plain) == 12 - 6  # momenta are made
+
+
 @pytest.mark.parametrize(
     ("sizes", "recorded", "replayed"),
     [

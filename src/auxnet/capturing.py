@@ -22,6 +22,7 @@ from torch import Tensor
 from auxnet.errors import first_line, warn
 from auxnet.method import Method, Piece
 
+NUMBERS = ("lr", "eta", "scale", "weight_decay")  # of an optimizer, on which no state of it depends
 WARM_UP = 3  # steps one by one before a recording: they make the optimizers' states, and what libraries make once
 
 Step = Callable[[], Tensor]
@@ -50,6 +51,15 @@ class Decided(NamedTuple):
         """Whether the settings are the same, so that a recording made with the others still holds."""
         return self[:2] == other[:2] and all(map(is_, self.states, other.states))
 
+    def alike(self, other: Decided) -> bool:
+        """Whether they differ in numbers alone, so that whatever a step makes once has been made."""
+        return self._without_numbers() == other._without_numbers() and all(map(is_, self.states, other.states))
+
+    def _without_numbers(self) -> tuple[list[bool], list[dict[str, Any]]]:
+        """Which outputs are discarded, and the settings that are no numbers."""
+        settings = [{name: value for name, value in group.items() if name not in NUMBERS} for group in self.groups]
+        return [w == 0 for w in self.lambdas], settings
+
 
 def as_cuda_graph(method: Method, device: torch.device) -> Method:
     """The same method, its steps CUDA graphs on this device; BatchNorm stays in the mode it was recorded in.
@@ -76,8 +86,8 @@ def captured(method: Method, record: Record, aside: Aside) -> Method:
     """The same method, its steps recorded once and then replayed: bit for bit the training of ordinary steps.
 
     `record` turns the pieces of a step into a function that replays it, without running it; the steps before that run
-    within `aside`.
-    Batches of the largest size are recorded; one of another shape, such as the last of an epoch, is an ordinary step.
+    within `aside`. Batches of the largest size are recorded; one of another shape, such as the last of an epoch, is an
+    ordinary step.
     """
     recording: Recording | None = None
     warm, largest, known, possible = 0, 0, Decided([], [], []), True
@@ -88,7 +98,11 @@ def captured(method: Method, record: Record, aside: Aside) -> Method:
             return method.one_step(images, labels)
         largest, now = max(largest, len(images)), _decided(method)
         if not now.same(known) or (recording is not None and len(recording.images) < largest):
-            recording, warm, known = None, 0, now
+            if recording is not None and images.device.type == "cuda":
+                torch.cuda.synchronize(images.device)  # it may still be at work in the memory that is let go now
+            if not (now.alike(known) and recording is not None and len(recording.images) == largest):
+                warm = 0
+            recording, known = None, now
         if warm < WARM_UP:
             warm += 1
             with aside():
