@@ -152,16 +152,20 @@ def _recorded(pieces: list[Piece], stream: torch.cuda.Stream) -> Step:
     losses = made[0][1]
     assert losses is not None
     done = [torch.cuda.Event() for _ in pieces]  # type: ignore[no-untyped-call]
+    plan = [
+        (graph, lanes.get(piece.lane), [done[number] for number in piece.after], event)
+        for piece, (graph, _), event in zip(pieces, made, done, strict=True)
+    ]
 
     def replay() -> Tensor:
         usual = torch.cuda.current_stream(stream.device)
-        for piece, (graph, _), event in zip(pieces, made, done, strict=True):
-            lane = lanes.get(piece.lane, usual)
-            for number in piece.after:
-                lane.wait_event(done[number])
-            with torch.cuda.stream(lane):
+        for graph, lane, needed, event in plan:
+            on = lane or usual
+            for each in needed:
+                on.wait_event(each)
+            with torch.cuda.stream(on):
                 graph.replay()
-            event.record(lane)
+            event.record(on)
         for event in done:
             usual.wait_event(event)
         return losses

@@ -73,7 +73,9 @@ def wavefront(
 def _is_separable(update: Update | SharedUpdate) -> bool:
     """Whether to update parameters one by one is to update them together."""
     whole = update.whole if isinstance(update, SharedUpdate) else update
-    return whole.clip is None and whole.average is identity and type(whole.optimizer).__module__.startswith("torch.")
+    return (
+        whole.clip is None and whole.average is identity and type(whole.optimizer).__module__.startswith("torch.optim.")
+    )
 
 
 def schedule(turns: Sequence[int]) -> dict[Part, list[Part]]:
