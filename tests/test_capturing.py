@@ -5,11 +5,9 @@ import signal
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial, wraps
-from random import Random
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import auxnet
@@ -20,6 +18,7 @@ from auxnet.losses import cross_entropy, distilled
 from auxnet.plan import MEASURED_STEPS
 from auxnet.precision import in_float32, to_bfloat16
 from auxnet.wavefront import schedule
+from cpu_graphs import Device, Recorder
 from test_methods import sgd
 
 LAMBDAS = (0.5, 0.8, 1.0)
@@ -39,66 +38,6 @@ METHODS = {
 }
 
 
-class Graph(TorchDispatchMode):
-    """As a CUDA graph does: every operator again, in the same memory, with the numbers of then."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.calls.append((func, args, kwargs or {}, out))
-        return out
-
-    @torch.no_grad()
-    def replay(self):
-        for func, args, kwargs, out in self.calls:
-            for old, new in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
-                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
-                    old.detach().copy_(new)
-
-
-class Recorder:
-    """Makes graphs, and counts. A CUDA graph computes nothing while it is recorded; here that is undone."""
-
-    def __init__(self, net, method):
-        self.recorded, self.replayed, self.net, self.method = 0, 0, net, method
-        self.random, self.orders = Random(0), set()
-
-    def __call__(self, pieces):
-        self.recorded += 1
-        touched = [*self.net.state_dict().values(), *self.method.masters()]
-        touched += [each for u in self.method.updates for each in tree_leaves([*u.optimizer.state.values()])]
-        before = [each.clone() for each in touched]
-        graphs, results = [], []
-        for piece in pieces:
-            with Graph() as graph:
-                results.append(piece.run())
-            graphs.append(graph)
-        for each, value in zip(touched, before, strict=True):
-            each.copy_(value)
-
-        def replay():
-            self.replayed += 1
-            for number in self.in_some_order(pieces):
-                graphs[number].replay()
-            return results[0]
-
-        return replay
-
-    def in_some_order(self, pieces):
-        """Drawn anew for every step, from all that the pieces allow."""
-        left, order = list(range(len(pieces))), []
-        while left:
-            free = [n for n in left if set(pieces[n].after) <= set(order)]
-            free = [n for n in free if not any(pieces[m].lane == pieces[n].lane for m in left if m < n)]
-            order.append(self.random.choice(free))
-            left.remove(order[-1])
-        self.orders.add(tuple(order))
-        return order
-
-
 def conv_net():
     """With norms: BatchNorm's statistics are among what a graph could lose."""
     torch.manual_seed(3)
@@ -115,27 +54,27 @@ def everything(net, method):
     return [*net.state_dict().values(), *method.masters(), *tree_leaves(states)]
 
 
-def trained(make, in_graphs, happens=None, sizes=(6,) * 12, optimizer=None, dtype=torch.float32, record=None):
+def trained(make, recorder=None, happens=None, sizes=(6,) * 12, optimizer=None, dtype=torch.float32):
     """What is left of a net after steps, its losses, and the recorder: `happens` is done, by number, before a step."""
     net = conv_net() if dtype == torch.float32 else to_bfloat16(conv_net())
     method = make(net, optimizer or sgd(), LAMBDAS, loss=LOSS)
-    recorder = Recorder(net, method)
-    stepping = captured(method, record or recorder, nullcontext) if in_graphs else method
+    made = recorder and recorder(net, method)
+    stepping = captured(method, made, nullcontext) if made else method
     losses = []
     for number, batch in enumerate(batches(*sizes, dtype=dtype)):
         (happens or {}).get(number, lambda method: None)(stepping)
         losses.append(stepping.step(*batch))
-    return [*everything(net, method), *losses], recorder
+    return [*everything(net, method), *losses], made
 
 
-def same_bits(make, **options):
+def same_bits(make, recorder=Recorder, **options):
     """The recorder of a training by graphs, whose every bit is that of steps one by one."""
-    by_itself, _ = trained(make, False, **options)
-    replayed, recorder = trained(make, True, **options)
+    by_itself, _ = trained(make, **options)
+    replayed, made = trained(make, recorder, **options)
     assert len(by_itself) == len(replayed) > 20
     for a, b in zip(by_itself, replayed, strict=True):
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-    return recorder
+    return made
 
 
 def slower(method):
@@ -223,7 +162,7 @@ def test_a_step_is_recorded_once_and_anew_only_when_something_it_decides_has_cha
         method.set_weights(LAMBDAS)
 
     def recorded(happens):
-        return trained(auxnet.multiway, True, happens)[1].recorded
+        return trained(auxnet.multiway, Recorder, happens)[1].recorded
 
     assert recorded({}) == 1
     assert recorded({6: again, 9: again}) == 1
@@ -394,10 +333,22 @@ def test_a_step_that_cannot_be_recorded_goes_on_by_itself_and_a_warning_says_why
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
     monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
-    plain, _ = trained(auxnet.multiway, False)
+    plain, _ = trained(auxnet.multiway)
     with pytest.warns(UserWarning, match=rf"not recorded as CUDA graphs here, .*{fault}") as warned:
-        fallen_back, _ = trained(auxnet.multiway, True, record=record)
+        fallen_back, _ = trained(auxnet.multiway, lambda net, method: record)
     assert len(warned) == 1
     assert all(
         torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(plain, fallen_back, strict=True)
     )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_device_that_does_what_it_may_in_any_order_trains_to_the_same_bits(name, monkeypatch):
+    """The streams, events and graphs that CUDA is asked for are these; only what they make of it is a CPU's."""
+    device = same_bits(METHODS[name], recorder=partial(Device, monkeypatch))
+    assert device.replayed == 9
+    outputs = 3 if name in LIVE else 0
+    assert len(device.streams) == 1 + outputs
+    assert [len(set(device.pools[lane])) for lane in sorted(device.pools)] == [1] * (1 + outputs)
+    assert len({pool for pools in device.pools.values() for pool in pools}) == 1 + outputs
+    assert (len(device.orders) > 1) == (name in LIVE)

@@ -142,8 +142,9 @@ def _recorded(pieces: list[Piece], stream: torch.cuda.Stream) -> Step:
 
     The graphs of a lane share their memory, since one begins when another has ended; those of two lanes share none.
     """
-    lanes = {piece.lane: torch.cuda.Stream(stream.device) for piece in pieces if piece.lane}  # type: ignore[no-untyped-call]
-    pools = {lane: torch.cuda.graph_pool_handle() for lane in (0, *lanes)}
+    numbers = {piece.lane for piece in pieces}
+    lanes = {n: torch.cuda.Stream(stream.device) for n in numbers if n}  # type: ignore[no-untyped-call]
+    pools = {n: torch.cuda.graph_pool_handle() for n in numbers}
     torch.cuda.synchronize(stream.device)
     torch.cuda.empty_cache()
     gc.collect()  # what dies while a graph is recorded would be part of it
