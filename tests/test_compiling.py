@@ -1,5 +1,6 @@
 """A compiled step is the step it was, live stays live, and what is outside of steps is untouched."""
 
+import copy
 import os
 import shutil
 import signal
@@ -88,6 +89,22 @@ def test_a_compiled_step_is_the_step_it_was(all_is_compiled):
         found = trained(name, as_compiled=True)
         assert torch.allclose(found, expected, rtol=1e-12, atol=1e-14), name
     assert (plain["live"] - plain["frozen"]).norm() > 1e-6
+
+
+def test_live_in_pieces_is_compiled_too(all_is_compiled):
+    """As a graph records it; a smaller batch runs as it was."""
+    net = net_of()
+    method = compiled(auxnet.multiway(net, SGD, [0.5, 1.0]), batch_of()[0])
+    before, state = copy.deepcopy(net.state_dict()), method.state_dict()
+    found = []
+    for step in (method.one_step, lambda *batch: [piece.run() for piece in method.in_pieces(*batch)][0]):
+        net.load_state_dict(before)
+        method.load_state_dict(state)
+        torch.manual_seed(1)
+        losses = [step(*batch_of(n)) for n in (6, 4, 6)]
+        found.append(torch.cat([*(x.flatten().double() for x in net.state_dict().values()), *losses]))
+    assert torch.equal(*found)
+    assert len(method.in_pieces(*batch_of())) == 4
 
 
 def test_nothing_is_moved_by_compiling():
