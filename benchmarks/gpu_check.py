@@ -37,6 +37,7 @@ from auxnet.data import DataSet, Split
 from auxnet.distributed import Team
 from auxnet.errors import first_line
 from auxnet.machine import to_device
+from auxnet.method import no_pieces
 from auxnet.mixing import mixed
 from auxnet.precision import in_float32, to_bfloat16
 
@@ -214,12 +215,13 @@ def not_recorded():
     for graph in (False, True):
         torch.manual_seed(3)
         net = to_device(auxnet.resnet(8, 3, num_classes=3), GPU).train()
-        net.segments[1] = torch.nn.Sequential(net.segments[1], Looks())
+        net.segments[1] = torch.nn.Sequential(net.segments[1], torch.nn.Dropout(0.1), Looks())
         method = auxnet.multiway(net, SGD, LAMBDAS)
         method = as_cuda_graph(method, GPU) if graph else method
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            for batch in batches(8, GPU):
+            for n, batch in enumerate(batches(8, GPU)):
+                torch.manual_seed(n)  # for Dropout
                 method.step(*batch)
         weights.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
     assert torch.equal(*weights), f"{apart(*weights):.1e} apart"
@@ -240,7 +242,7 @@ def at_once(depth, outputs, dtype, compile):
         y = torch.randint(10, (8, 128), generator=g).to(GPU)
         batch = [each.contiguous(memory_format=torch.channels_last) for each in x]
         method = compiled(method, batch[0]) if compile else method
-        method = as_cuda_graph(method if pieces else replace(method, pieces=None), GPU)
+        method = as_cuda_graph(method if pieces else replace(method, pieces=no_pieces), GPU)
         for n in range(100):
             method.step(batch[n % 8], y[n % 8])
         weights.append(torch.cat([p.detach().float().flatten() for p in net.parameters()]))

@@ -26,6 +26,14 @@ class Graph(TorchDispatchMode):
         self.calls.append((func, args, kwargs or {}, out))
         return out
 
+    def written(self):
+        """The tensors that its operators write into."""
+        for func, args, kwargs, _ in self.calls:
+            for argument, place in zip(func._schema.arguments, range(len(func._schema.arguments)), strict=True):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    given = args[place] if place < len(args) else kwargs.get(argument.name)
+                    yield from (each for each in tree_leaves(given) if isinstance(each, torch.Tensor))
+
     @torch.no_grad()
     def replay(self):
         for func, args, kwargs, out in self.calls:
@@ -65,9 +73,11 @@ class Recorder:
         touched += [each for u in self.method.updates for each in tree_leaves([*u.optimizer.state.values()])]
         touched = [each.data for each in touched]  # autograd is not to see it
         before = [each.clone() for each in touched]
-        yield
-        for each, value in zip(touched, before, strict=True):
-            each.copy_(value)
+        try:
+            yield
+        finally:
+            for each, value in zip(touched, before, strict=True):
+                each.copy_(value)
 
     def in_some_order(self, pieces):
         """Drawn anew for every step, from all that the pieces allow."""
@@ -87,7 +97,7 @@ class Device(Recorder):
     def __init__(self, monkeypatch, net, method):
         super().__init__(net, method)
         self.usual, self.streams, self.pools = Stream(), [], defaultdict(list)
-        self.current = self.usual
+        self.current, self.reserved, self.free = self.usual, 0, 100
         fakes = {
             "Stream": self.new_stream,
             "Event": Event,
@@ -97,6 +107,8 @@ class Device(Recorder):
             "stream": self.within,
             "device": lambda device: nullcontext(),
             "synchronize": lambda device: None,
+            "memory_reserved": lambda device: self.reserved,
+            "mem_get_info": lambda device: (self.free, self.free),
         }
         for name, fake in fakes.items():
             monkeypatch.setattr(torch.cuda, name, fake)
@@ -170,6 +182,7 @@ class DeviceGraph:
     def capture_begin(self, pool):
         assert self.device.current is self.device.side  # which autograd keeps to
         self.device.pools[next(self.device.lanes)].append(pool)
+        self.device.reserved += 10
         self.undone = self.device.undone()
         self.undone.__enter__()
         self.graph.__enter__()

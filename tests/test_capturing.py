@@ -18,7 +18,7 @@ from auxnet.losses import cross_entropy, distilled
 from auxnet.plan import MEASURED_STEPS
 from auxnet.precision import in_float32, to_bfloat16
 from auxnet.wavefront import schedule
-from cpu_graphs import Device, Recorder
+from cpu_graphs import Device, Graph, Recorder
 from test_methods import sgd
 
 LAMBDAS = (0.5, 0.8, 1.0)
@@ -54,9 +54,11 @@ def everything(net, method):
     return [*net.state_dict().values(), *method.masters(), *tree_leaves(states)]
 
 
-def trained(make, recorder=None, happens=None, sizes=(6,) * 12, optimizer=None, dtype=torch.float32):
+def trained(make, recorder=None, happens=None, sizes=(6,) * 12, optimizer=None, dtype=torch.float32, change=None):
     """What is left of a net after steps, its losses, and the recorder: `happens` is done, by number, before a step."""
     net = conv_net() if dtype == torch.float32 else to_bfloat16(conv_net())
+    if change is not None:
+        change(net.segments)
     method = make(net, optimizer or sgd(), LAMBDAS, loss=LOSS)
     made = recorder and recorder(net, method)
     stepping = captured(method, made, nullcontext) if made else method
@@ -117,18 +119,56 @@ def test_live_is_recorded_in_pieces_of_a_backward_and_a_segment_which_take_any_o
     assert (len(recorder.orders) > 1) == (name in LIVE)
 
 
-@pytest.mark.parametrize("frozen", [1, 2, 3])
-def test_so_is_a_net_that_is_frozen_in_part(frozen, monkeypatch):
-    made = conv_net
+class Cut(torch.nn.Module):
+    """Lets no gradient through."""
 
-    def partly_frozen():
-        net = made()
-        for segment in net.segments[:frozen]:
-            segment.requires_grad_(False)
-        return net
+    def forward(self, x):
+        return x.detach()
 
-    monkeypatch.setitem(globals(), "conv_net", partly_frozen)
-    assert same_bits(auxnet.multiway).replayed > 3
+
+class Shifted(torch.nn.Module):
+    """Its parameter's gradient may be the very tensor that goes on downwards."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = torch.nn.Parameter(torch.full((6, 32, 4, 4), 0.1))
+
+    def forward(self, x):
+        return x + self.shift
+
+
+def frozen(*numbers):
+    def change(segments):
+        for number in numbers:
+            segments[number - 1].requires_grad_(False)
+
+    return change
+
+
+def followed_by(number, module):
+    def change(segments):
+        segments[number - 1] = torch.nn.Sequential(segments[number - 1], module())
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "pieces"),
+    [
+        (frozen(1), 1 + 1 + 1 + 2),
+        (frozen(1, 2), 1 + 1 + 1 + 1),
+        (frozen(1, 2, 3), 1 + 1 + 1 + 1),
+        (frozen(2), 1 + 1 + 2 + 3),
+        (followed_by(1, Cut), 1 + 1 + 2 + 3),
+        (followed_by(2, Shifted), 1 + 1 + 2 + 3),
+    ],
+    ids=["frozen below", "frozen up to the last", "frozen", "frozen in the middle", "cut", "shifted"],
+)
+def test_so_are_nets_through_which_gradients_go_in_other_ways(change, pieces):
+    optimizer = partial(torch.optim.SGD, lr=0.02, momentum=0.9, nesterov=True, foreach=True)  # writes over gradients
+    recorder = same_bits(auxnet.multiway, change=change, optimizer=optimizer)
+    assert recorder.replayed == 9
+    assert {len(order) for order in recorder.orders} == {pieces}
 
 
 @pytest.mark.parametrize("turns", [(1, 2, 3, 4), (4, 3, 2, 1), (1, 3, 4), (2,)])
@@ -146,14 +186,59 @@ def test_what_couples_parameters_is_not_taken_apart():
     class Normed(torch.optim.SGD):
         """A user's own, which may look at all gradients at once."""
 
-    def pieces(optimizer, **options):
-        return auxnet.multiway(conv_net(), optimizer, LAMBDAS, **options).pieces
+    def pieces(optimizer, hooked=False, **options):
+        method = auxnet.multiway(conv_net(), optimizer, LAMBDAS, **options)
+        if hooked:
+            method.updates[0].optimizer.register_step_pre_hook(lambda *given: None)
+        return len(method.in_pieces(*batches(6)[0]))
 
-    assert pieces(sgd()) is not None
-    assert pieces(partial(Normed, lr=0.1)) is None
-    assert pieces(sgd(), clip=1.0) is None
-    assert pieces(sgd(), average=lambda mean: mean) is None
-    assert pieces(sgd(), step_scale="adaptive") is None
+    assert pieces(sgd()) == 7
+    assert pieces(sgd(), hooked=True) == 1
+    assert pieces(partial(Normed, lr=0.1)) == 1
+    assert pieces(sgd(), clip=1.0) == 1
+    assert pieces(sgd(), average=lambda mean: mean) == 1
+    assert pieces(sgd(), step_scale="adaptive") == 1
+
+
+def test_a_hook_on_a_feature_is_not_called_twice():
+    class Hooked(torch.nn.Module):
+        def forward(self, x):
+            y = x * 1
+            y.register_hook(lambda gradient: 0.5 * gradient)
+            return y
+
+    change = followed_by(1, Hooked)
+    plain, _ = trained(auxnet.multiway, change=change)
+    with pytest.warns(UserWarning, match="not recorded as CUDA graphs here, .*segment 1 hooks the gradient"):
+        same, _ = trained(auxnet.multiway, Recorder, change=change)
+    assert all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(plain, same, strict=True))
+
+
+def test_a_piece_writes_the_weights_of_its_segment_and_head_alone():
+    """Others may be read at the same time: also where what is written is what is there."""
+    net = to_bfloat16(conv_net())
+    method = auxnet.multiway(net, sgd(), LAMBDAS, loss=LOSS)
+    (batch,) = batches(6, dtype=torch.bfloat16)
+    method.step(*batch)
+    owners = {p.data_ptr(): ("head" if "head" in name else "segment", name) for name, p in net.named_parameters()}
+    forward, *pieces = method.in_pieces(*batch)
+    forward.run()
+    for (k, j), piece in zip(schedule((1, 2, 3)), pieces, strict=True):
+        with Graph() as graph:
+            piece.run()
+        written = {owners[t.data_ptr()][1] for t in graph.written() if t.data_ptr() in owners}
+        own = {f"segments.{j - 1}."} | ({f"heads.{k - 1}."} if j == k else set())
+        assert {".".join(name.split(".")[:2]) + "." for name in written} == own
+
+
+def test_a_graph_that_leaves_no_room_for_other_steps_is_let_go(monkeypatch):
+    class Small(Device):
+        def __init__(self, *given):
+            super().__init__(*given)
+            self.free = 9
+
+    with pytest.warns(UserWarning, match="not recorded as CUDA graphs here, .*a graph of .* leaves no room for the st"):
+        same_bits(auxnet.joint, recorder=partial(Small, monkeypatch))
 
 
 def test_a_step_is_recorded_once_and_anew_only_when_something_it_decides_has_changed():
@@ -184,6 +269,16 @@ def test_where_numbers_alone_have_changed_the_next_step_is_recorded_at_once():
     assert replayed({6: taken_back}) == 12 - 6
     plain = partial(torch.optim.SGD, lr=0.02, fused=True)
     assert replayed({6: with_momentum}, optimizer=plain) == 12 - 6  # momenta are made
+
+
+def test_one_momentum_and_a_discarded_output_are_no_reason_to_record_anew():
+    """The smaller batches are steps by themselves, in which the discarded output has its turn."""
+
+    def discarded(method):
+        method.set_weights([0.5, 1.8, 0.0])
+
+    make = METHODS["live, one momentum"]
+    assert same_bits(make, happens={0: discarded}, sizes=(6, 6, 6, 6, 6, 4) * 3).recorded == 1
 
 
 @pytest.mark.parametrize(
@@ -295,6 +390,7 @@ def test_a_plan_measures_replays(graphs_on_cpus):
         ({"cuda_graph": False}, "cuda", 1, False),
         ({"step_scale": "adaptive"}, "cuda", 1, False),
         ({"method": "joint", "aggregator": "Mean"}, "cuda", 1, False),
+        ({"backbone": "timm:resnet18"}, "cuda", 1, False),
     ],
 )
 def test_steps_are_graphs_where_one_process_computes_them_on_a_gpu(fields, device, processes, recorded):

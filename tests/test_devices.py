@@ -6,8 +6,8 @@ To read one, which would be to wait for the device, is an error there, and so is
 import copy
 import os
 import signal
+from contextlib import suppress
 from dataclasses import replace
-from functools import wraps
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from auxnet.cli import main
 from auxnet.data import DataSet, Split, load_data
 from auxnet.distributed import Team
 from auxnet.epochs import Training, train_epoch
+from auxnet.machine import fast_convolutions
 from auxnet.resuming import Checkpointer, TrainingState
 
 META = torch.device("meta")
@@ -28,19 +29,7 @@ TINY = Recipe(depth=8, batch_size=4, precision="float32")
 
 @pytest.fixture(autouse=True)
 def meta_is_known(monkeypatch):
-    """Parts of PyTorch have never heard of it: autocast, and fused optimizers."""
-    named = build.optimizer_of
-
-    def unfused(recipe, capturable):
-        def make(parameters):
-            optimizer = named(recipe)(parameters)
-            for group in optimizer.param_groups:
-                group["fused"] = False
-            return optimizer
-
-        return make
-
-    monkeypatch.setattr(build, "optimizer_of", unfused)
+    """Autocast has never heard of it."""
     monkeypatch.setattr("torch.is_autocast_enabled", lambda device: False)
 
 
@@ -175,19 +164,26 @@ def test_every_command_that_looks_at_a_run_does_so_on_the_device(on_meta, tmp_pa
         assert main([words[0], run, *words[1:]]) == 0, capsys.readouterr().err
 
 
-def test_an_optimizer_without_a_fused_kernel_on_a_device_is_made_without(monkeypatch):
-    """As Adagrad is on a GPU."""
-    made = torch.optim.Adagrad.__init__
+@pytest.mark.parametrize("name", ["SGD", "Adagrad", "AdamW"])
+@pytest.mark.parametrize("decay_norms", [True, False])
+def test_an_optimizer_without_a_fused_kernel_on_a_device_steps_without(name, decay_norms):
+    """As Adagrad's on a GPU, and all on "meta": some find it out in their first step."""
+    make = by_name.optimizer_of(Recipe(optimizer=name, lr=0.5, decay_norms=decay_norms))
+    for device, fused in (("cpu", True), (META, False)):
+        parameters = [torch.ones(2, 2, device=device, requires_grad=True), torch.ones(2, device=device)]
+        optimizer = make(parameters)
+        parameters[0].grad = torch.ones_like(parameters[0])
+        optimizer.step()
+        assert [bool(group["fused"]) for group in optimizer.param_groups] == [fused] * (1 if decay_norms else 2)
+        assert optimizer.defaults["lr"] == 0.5
 
-    @wraps(made)
-    def on_a_gpu(self, *args, fused=False, **options):
-        if fused:
-            raise RuntimeError("`fused=True` requires all the params to be on another device")
-        made(self, *args, **options)
 
-    def options():
-        return by_name.optimizer_of(Recipe(optimizer="Adagrad", lr=0.5))([torch.ones(1)]).defaults
-
-    assert options()["fused"] is True
-    monkeypatch.setattr(torch.optim.Adagrad, "__init__", on_a_gpu)
-    assert (options()["fused"], options()["lr"]) == (None, 0.5)
+@pytest.mark.parametrize("before", [False, True])
+def test_cudnn_takes_its_fastest_algorithms_on_a_gpu_for_as_long_as_is_asked(before, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", before)
+    with fast_convolutions(torch.device("cpu")):
+        assert torch.backends.cudnn.benchmark == before
+    with suppress(KeyError), fast_convolutions(torch.device("cuda")):
+        assert torch.backends.cudnn.benchmark
+        raise KeyError
+    assert torch.backends.cudnn.benchmark == before

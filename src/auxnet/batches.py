@@ -10,7 +10,6 @@ Shapes: N images, H x W pixels, C channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -59,6 +58,7 @@ def batches(
         reader.ask(indices, part(len(indices)), None if seed is None else (*seed, step, 1))
         for step, indices in enumerate(whole, start)
     ]
+    mean_WC, std_WC = (_row(each, reader.image_shape[1], where) for each in (mean, std))
     read = read_ahead(reader.read, reader.image_shape, asked, workers)
     for step, (indices, images) in enumerate(zip(whole, read, strict=True), start):
         images_NHWC = queued(images, where)
@@ -66,7 +66,7 @@ def batches(
         if seed is not None:
             shifts = draw(len(indices), _generator(*seed, step), pad, flip)
             images_NHWC = shifted(images_NHWC, pad, *(each[part(len(indices))] for each in shifts))
-        yield normalise(images_NHWC, mean, std).to(dtype), labels_N
+        yield _normalise(images_NHWC, mean_WC, std_WC).to(dtype), labels_N
 
 
 class Reader(NamedTuple):
@@ -153,15 +153,17 @@ def shifted(images_NHWC: Tensor, pad: int, top_N: Tensor, left_N: Tensor, mirror
 
 def normalise(images_NHWC: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(images - mean) / std per channel: [N, H, W, C] in 0..255 -> float32 [N, C, H, W] in channels_last."""
+    return _normalise(images_NHWC, *(_row(each, images_NHWC.shape[2], images_NHWC.device) for each in (mean, std)))
+
+
+def _row(numbers: Sequence[float], W: int, device: torch.device) -> Tensor:
+    """C numbers, one a channel, repeated for each of the W pixels of a row: float32 [W C]."""
+    return torch.tensor(numbers, dtype=torch.float32).to(device, non_blocking=True).repeat(W)
+
+
+def _normalise(images_NHWC: Tensor, mean_WC: Tensor, std_WC: Tensor) -> Tensor:
+    """`normalise`, whole rows at a time: a broadcast over the last dimension alone (C = 3 numbers) is slow."""
     N, H, W, C = images_NHWC.shape
-    # Whole rows at a time: a broadcast over the last dimension alone (C = 3 numbers) is eight times slower.
-    mean_WC, std_WC = (_row(tuple(each), W, images_NHWC.device) for each in (mean, std))
     rows = images_NHWC.to(torch.float32, copy=True, memory_format=torch.contiguous_format).view(N * H, W * C)
     images = rows.sub_(mean_WC).div_(std_WC).view(N, H, W, C).permute(0, 3, 1, 2)
     return images.contiguous(memory_format=torch.channels_last)
-
-
-@lru_cache(8)  # the same for every batch
-def _row(numbers_C: tuple[float, ...], W: int, device: torch.device) -> Tensor:
-    """C numbers again for each of W pixels, float32 [W C]."""
-    return torch.tensor(numbers_C, dtype=torch.float32).to(device, non_blocking=True).repeat(W)

@@ -245,8 +245,11 @@ def build(
 
 
 def in_graphs(recipe: Recipe, device: torch.device, processes: int = 1) -> bool:
-    """Whether the steps of a recipe are to be CUDA graphs: where one process computes all of them on such a device."""
-    decided_on_cpu = recipe.step_scale == "adaptive" or recipe.aggregator is not None
+    """Whether the steps of a recipe are to be CUDA graphs: where one process computes all of them on such a device.
+
+    Not with a backbone, which may decide in Python what it does, anew in every step: a graph would not.
+    """
+    decided_on_cpu = recipe.step_scale == "adaptive" or recipe.aggregator is not None or recipe.backbone is not None
     return recipe.cuda_graph and device.type == "cuda" and processes == 1 and not decided_on_cpu
 
 

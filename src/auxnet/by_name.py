@@ -33,13 +33,24 @@ def optimizer_of(recipe: Recipe, capturable: bool = False) -> Callable[[Any], to
     accepted = signature(kind).parameters
     taken = {name: value for name, value in settings.items() if name in accepted}
 
-    def make(parameters: Any) -> torch.optim.Optimizer:
-        try:
-            return kind(parameters, **taken)
-        except RuntimeError:  # no fused kernel where these parameters are
-            return kind(parameters, **{name: value for name, value in taken.items() if name != "fused"})
+    def make(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        given, settings = [*parameters], dict(taken)
+        if given and "fused" in taken and not _can_step(kind, taken, given[0].device):
+            del settings["fused"]
+        return kind(given if recipe.decay_norms else _norms_apart(given), **settings)
 
-    return make if recipe.decay_norms else lambda parameters: make(_norms_apart(parameters))
+    return make
+
+
+def _can_step(kind: type[torch.optim.Optimizer], settings: dict[str, Any], device: torch.device) -> bool:
+    """Whether an optimizer has a fused kernel on a device, which it may find out in its first step only."""
+    parameter = torch.zeros(1, device=device, requires_grad=True)
+    parameter.grad = torch.zeros_like(parameter)
+    try:
+        kind([parameter], **settings).step()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _norms_apart(parameters: Iterable[Tensor]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from operator import is_
 from typing import Any, NamedTuple
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from auxnet.errors import first_line, warn
-from auxnet.method import Method, Piece
+from auxnet.method import Method, Piece, no_pieces
+from auxnet.words import gigabytes
 
 NUMBERS = ("lr", "eta", "scale", "weight_decay")  # of an optimizer, on which no state of it depends
 WARM_UP = 3  # steps one by one before a recording: they make the optimizers' states, and what libraries make once
@@ -120,7 +121,7 @@ def captured(method: Method, record: Record, aside: Aside) -> Method:
         recording.labels.copy_(labels)
         return recording.replay().clone()
 
-    return replace(method, one_step=step, pieces=None)
+    return replace(method, one_step=step, pieces=no_pieces)
 
 
 def _decided(method: Method) -> Decided:
@@ -146,10 +147,19 @@ def _recorded(pieces: list[Piece], stream: torch.cuda.Stream) -> Step:
     lanes = {n: torch.cuda.Stream(stream.device) for n in numbers if n}  # type: ignore[no-untyped-call]
     pools = {n: torch.cuda.graph_pool_handle() for n in numbers}
     torch.cuda.synchronize(stream.device)
-    torch.cuda.empty_cache()
     gc.collect()  # what dies while a graph is recorded would be part of it
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved(stream.device)
     with torch.cuda.device(stream.device), torch.cuda.stream(stream):
-        made = [_graph_of(piece.run, pools[piece.lane]) for piece in pieces]
+        try:
+            made = [_graph_of(piece.run, pools[piece.lane]) for piece in pieces]
+        except RuntimeError:  # PyTorch before 2.13 takes the device to be recording still, until one has ended well
+            with suppress(RuntimeError):
+                _graph_of(lambda: torch.ones(1, device=stream.device), torch.cuda.graph_pool_handle())
+            raise
+    taken = torch.cuda.memory_reserved(stream.device) - before
+    if taken > torch.cuda.mem_get_info(stream.device)[0]:
+        raise torch.OutOfMemoryError(f"a graph of {gigabytes(taken)} leaves no room for the steps that are none")
     losses = made[0][1]
     assert losses is not None
     done = [torch.cuda.Event() for _ in pieces]  # type: ignore[no-untyped-call]

@@ -73,7 +73,7 @@ def compiled(method: Method, images: Tensor) -> Method:
             return whole
         return [piece._replace(run=partial(within, piece.run)) for piece in whole]
 
-    return replace(method, one_step=step, pieces=method.pieces and pieces)
+    return replace(method, one_step=step, pieces=pieces)
 
 
 class AsAutograd(CustomPartitionerFn):

@@ -71,6 +71,10 @@ class Piece(NamedTuple):
     """the pieces that must be done before, by their numbers in the step from 0 on"""
 
 
+def no_pieces(images: Tensor, labels: Tensor) -> None:
+    """A step that is none but whole."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)  # it would show the whole net
 class Method:
     """A way of training, bound to a net. Build it after the net is on its device, and what is frozen is frozen."""
@@ -86,7 +90,7 @@ class Method:
     """of logits [N, classes] and labels"""
     way: Way
     """how gradients are propagated: joint, pairwise, or multiway's mode"""
-    pieces: Callable[[Tensor, Tensor], list[Piece]] | None = None
+    pieces: Callable[[Tensor, Tensor], list[Piece] | None] = no_pieces
     """`one_step` in pieces, where some may run at the same time"""
     built_on: list[tuple[int, int, bool]] = field(init=False)
     """the parameters that the optimizers hold"""
@@ -107,9 +111,7 @@ class Method:
 
     def in_pieces(self, images: Tensor, labels: Tensor) -> list[Piece]:
         """What `one_step` does on a batch, in pieces that may run at the same time, or else in one."""
-        if self.pieces is None:
-            return [Piece(lambda: self.one_step(images, labels), 0, ())]
-        return self.pieces(images, labels)
+        return self.pieces(images, labels) or [Piece(lambda: self.one_step(images, labels), 0, ())]
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """Train on one batch: images [N, C, H, W], labels [N], or whatever else the loss takes.

@@ -37,7 +37,7 @@ from auxnet.gradients import (
     parameters,
     supervise,
 )
-from auxnet.method import Method, Weights, weights_for
+from auxnet.method import Method, Weights, no_pieces, weights_for
 from auxnet.network import AuxNet, check_net, statistics_kept
 from auxnet.sections import Mode, Order, State, StepScale
 from auxnet.steps import adaptive_scales, check_choices, check_rule, rescale_each, step_scales, updates_per_output
@@ -205,8 +205,8 @@ def multiway(
                 del output  # it would be held while the next one is at work
         return average(_stacked(losses))
 
-    in_pieces = mode == "live" and step_scale != "adaptive"
-    pieces = wavefront(net, updates, lambdas, order, supervised) if in_pieces else None
+    at_once = mode == "live" and step_scale != "adaptive"
+    pieces = wavefront(net, updates, lambdas, order, supervised) if at_once else no_pieces
     return Method(net, step, optimizers, lambdas, rescale, loss, mode, pieces)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from auxnet import advice
 from auxnet.build import build, in_graphs, net_of, precision_of, step_scale_of
-from auxnet.capturing import WARM_UP
+from auxnet.capturing import WARM_UP, can_be_graphs
 from auxnet.cost import costs
 from auxnet.data import DataSet, load_data
 from auxnet.evaluation import tally
@@ -137,7 +137,7 @@ def time_steps(recipe: Recipe, dataset: DataSet, method: Method) -> tuple[float,
     method.net.train()
     images, labels = _random_batch(recipe, dataset, min(recipe.batch_size, len(dataset.train)))
     few = images[:FEW_IMAGES], labels[:FEW_IMAGES]
-    graphs = in_graphs(recipe, images.device)
+    graphs = in_graphs(recipe, images.device) and can_be_graphs(method)
     if len(images) > FEW_IMAGES and not (graphs or recipe.compile):  # made for whole batches
         method.step(*few)
         if _seconds_of(lambda: method.step(*few).cpu()) * len(images) / FEW_IMAGES > LONG:

@@ -173,6 +173,6 @@ class MachineFields:
     threads: int | None = None
     """CPU threads; none: PyTorch's choice, at most the cores that this process may use"""
     cuda_graph: bool = True
-    """on a GPU, steps as CUDA graphs, recorded once and replayed in a few launches, where net and optimizer allow it"""
+    """on a GPU, steps of built-in ResNets as CUDA graphs, recorded once and replayed in a few launches"""
     compile: bool = False
     """compile the trunk for training (torch.compile; on a CPU with a C++ compiler): a minute, then faster steps"""

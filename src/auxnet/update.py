@@ -267,6 +267,8 @@ class SharedUpdate:
 
     def __call__(self, gradients: Gradients) -> None:
         """One step along these gradients, one for each of `parameters` and in their order."""
+        if all(gradient is None for gradient in gradients):
+            return
         own = {id(p): gradient for p, gradient in zip(self.parameters, gradients, strict=True)}
         self.whole.rescale(self.scales)
         self.whole([own.get(id(p)) for p in self.whole.parameters])

@@ -18,7 +18,7 @@ from auxnet.gradients import Supervised, gradients, parameters
 from auxnet.method import Piece
 from auxnet.network import AuxNet
 from auxnet.sections import Order
-from auxnet.update import SharedUpdate, Update, identity
+from auxnet.update import Gradients, SharedUpdate, Update, identity
 
 Part = tuple[int, int]  # (k, j): backward k through segment S_j
 
@@ -29,17 +29,18 @@ def wavefront(
     lambdas: Sequence[float],
     order: Order,
     supervised: Callable[[Tensor, Tensor], Iterable[Supervised]],
-) -> Callable[[Tensor, Tensor], list[Piece]] | None:
+) -> Callable[[Tensor, Tensor], list[Piece] | None]:
     """A live step in pieces: the forward with all its heads, then backward k through segment S_j for all k and j.
 
-    `supervised` gives x_k, L_k and dL_k/dx_k of each output. None where an update is not one of each parameter by
-    itself: clipped gradients, means over processes, optimizers other than PyTorch's own.
+    `supervised` gives x_k, L_k and dL_k/dx_k of each output. There are none (None) where an update is not one of each
+    parameter by itself: with clipped gradients, means over processes, optimizers other than PyTorch's own, or hooks on
+    them. Raises RuntimeError, in the first piece, for hooks on features: two pieces would call them.
     """
-    if not all(map(_is_separable, updates)):
-        return None
     turns = range(1, net.outputs + 1) if order == "shallow_first" else range(net.outputs, 0, -1)
 
-    def pieces(images: Tensor, labels: Tensor) -> list[Piece]:
+    def pieces(images: Tensor, labels: Tensor) -> list[Piece] | None:
+        if not all(map(_is_separable, updates)):
+            return None
         outputs: dict[int, Supervised] = {}
         entering: dict[int, Tensor | None] = {}  # lambda_k dL_k/dx_j, where backward k has got to
 
@@ -47,20 +48,30 @@ def wavefront(
             for output in supervised(images, labels):
                 outputs[output.k] = output
                 entering[output.k] = lambdas[output.k - 1] * output.supervision
+                if output.feature._backward_hooks:
+                    raise RuntimeError(f"segment {output.k} hooks the gradient of its feature")
             return torch.stack([outputs[k].loss for k in sorted(outputs)])
 
         def backward(k: int, j: int) -> None:
             """From x_j through S_j, which is updated then, to x_{j-1}; with S_k its head is updated."""
-            own, below = parameters(net.segments[j - 1]), [outputs[j - 1].feature] if j > 1 else []
-            below = [x for x in below if x.requires_grad]  # else all that lies below is frozen
-            found = gradients([outputs[j].feature], [*own, *below], [entering[k]], keep=True)
+            own, above = parameters(net.segments[j - 1]), entering[k]
+            below = [outputs[j - 1].feature] if j > lowest and outputs[j - 1].feature.requires_grad else []
+            found: Gradients = [None] * len([*own, *below])
+            if above is not None:  # else a segment on the way lets no gradient through
+                found = gradients([outputs[j].feature], [*own, *below], [above], keep=True)
             entering[k] = found.pop() if below else None
+            passing = {
+                g.data_ptr() for g in (above, entering[k]) if g is not None
+            }  # optimizers may write over their own
+            found = [g.clone() if g is not None and g.data_ptr() in passing else g for g in found]
             gradient_of = dict(zip(own, found, strict=True))
             if j == k:
                 gradient_of |= zip(parameters(net.heads[k - 1]), outputs[k].head, strict=True)
             updates[k - 1]([gradient_of.get(p) for p in updates[k - 1].parameters])
 
-        parts = schedule([k for k in turns if lambdas[k - 1] > 0])
+        trained = [j for j, segment in enumerate(net.segments, start=1) if parameters(segment)]
+        lowest = min(trained, default=net.outputs)
+        parts = schedule([k for k in turns if lambdas[k - 1] > 0], lowest)
         place = {part: n for n, part in enumerate(parts, start=1)}
         return [Piece(forward, lane=0, after=())] + [
             Piece(partial(backward, k, j), lane=k, after=tuple(place[part] for part in before) or (0,))
@@ -73,21 +84,23 @@ def wavefront(
 def _is_separable(update: Update | SharedUpdate) -> bool:
     """Whether to update parameters one by one is to update them together."""
     whole = update.whole if isinstance(update, SharedUpdate) else update
-    return (
-        whole.clip is None and whole.average is identity and type(whole.optimizer).__module__.startswith("torch.optim.")
-    )
+    optimizer = whole.optimizer
+    hooked = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    together = hooked or whole.clip is not None or whole.average is not identity
+    return not together and type(optimizer).__module__.startswith("torch.optim.")
 
 
-def schedule(turns: Sequence[int]) -> dict[Part, list[Part]]:
+def schedule(turns: Sequence[int], lowest: int = 1) -> dict[Part, list[Part]]:
     """The parts of a step's backwards in the order in which they can begin, each with those that must be done first.
 
-    Those are the same backward's part above, and the part through the same segment of the backward before it.
+    Those are the same backward's part above, and the part through the same segment of the backward before it. Below
+    segment `lowest`, where nothing is trained, no backward goes, but for its first part, with its head.
     """
     needs: dict[Part, list[Part]] = {}
     when: dict[Part, int] = {}
     last: dict[int, Part] = {}  # through S_j
     for k in turns:
-        for j in range(k, 0, -1):
+        for j in range(k, min(k, lowest) - 1, -1):
             before = [(k, j + 1)] if j < k else []
             if j in last:
                 before.append(last[j])
