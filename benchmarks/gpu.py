@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import statistics
 import time
+import warnings
 from dataclasses import replace
 
 import torch
@@ -49,6 +50,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if asked.graph and device.type != "cuda":
         parser.error("--graph needs a CUDA device")
+    warnings.filterwarnings("error", "steps are not CUDA graphs")
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
     dtype = getattr(torch, asked.precision)
@@ -77,7 +79,7 @@ def main() -> None:
             held = reserved()
             for _ in range(WARM_UP + 1):  # a graph is recorded after so many
                 step(*batch)
-        except RuntimeError as error:  # the others are measured all the same
+        except (RuntimeError, UserWarning) as error:  # the others are measured all the same
             failed[name] = first_line(error)
             continue
         steps[name], memory[name] = lambda step=step: step(*batch), reserved() - held

@@ -210,23 +210,19 @@ class Looks(torch.nn.Module):
 
 
 def not_recorded():
-    """A step that cannot be recorded goes on by itself, to the same bits, and leaves a device that records others."""
-    weights = []
-    for graph in (False, True):
-        torch.manual_seed(3)
-        net = to_device(auxnet.resnet(8, 3, num_classes=3), GPU).train()
-        net.segments[1] = torch.nn.Sequential(net.segments[1], torch.nn.Dropout(0.1), Looks())
-        method = auxnet.multiway(net, SGD, LAMBDAS)
-        method = as_cuda_graph(method, GPU) if graph else method
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            for n, batch in enumerate(batches(8, GPU)):
-                torch.manual_seed(n)  # for Dropout
-                method.step(*batch)
-        weights.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
-    assert torch.equal(*weights), f"{apart(*weights):.1e} apart"
-    again = graphs("live")
-    return f"{said[-1].message}; then {again}"
+    """A step that cannot be recorded says so. (Last: the device may be taken to be recording still.)"""
+    torch.manual_seed(3)
+    net = to_device(auxnet.resnet(8, 3, num_classes=3), GPU).train()
+    net.segments[1] = torch.nn.Sequential(net.segments[1], Looks())
+    method = as_cuda_graph(auxnet.multiway(net, SGD, LAMBDAS), GPU)
+    try:
+        for batch in batches(8, GPU):
+            method.step(*batch)
+    except RuntimeError as error:
+        if "train with cuda_graph=False" in str(error):
+            return str(error)
+        raise
+    raise AssertionError("nothing was said")
 
 
 def at_once(depth, outputs, dtype, compile):
@@ -256,6 +252,7 @@ def main():
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", default="", help="checks whose name this regular expression is found in")
     asked = parser.parse_args()
+    warnings.filterwarnings("error", "steps are not CUDA graphs")
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     checks = {f"numbers, {name}": partial(numbers, name) for name in METHODS}
@@ -300,7 +297,6 @@ def main():
             )
         }
         checks |= {
-            "graph, not recorded": not_recorded,
             "graph, AdamW": partial(graphs, "live", ADAMW),
             "graph, bfloat16": partial(graphs, "live", SGD, torch.bfloat16),
         }
@@ -309,6 +305,7 @@ def main():
                 a_run, {"optimizer": "AdamW", "lr": 0.001, "state": "shared", "cuda_graph": False}, {"cuda_graph": True}
             ),
             "a run with graphs, then without": partial(a_run, {"cuda_graph": True}, {"cuda_graph": False}),
+            "graph, not recorded": not_recorded,
         }
     checks = {name: check for name, check in checks.items() if re.search(asked.only, name)}
     rows, shown = [], Table("", "check", "", "s", box=SIMPLE_HEAD, title=f"{GPU}, torch {torch.__version__}")

@@ -10,6 +10,7 @@ With --gpu in bfloat16, as CUDA graphs (whose own memory is not counted), ten st
 from __future__ import annotations
 
 import statistics
+import warnings
 from functools import partial
 
 import torch
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true", help="on a GPU")
     asked = parser.parse_args()
     device = torch.device("cuda" if asked.gpu else "cpu")
+    warnings.filterwarnings("error", "steps are not CUDA graphs")
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
     keep_freed_memory()  # as `auxnet train` does

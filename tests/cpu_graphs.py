@@ -97,7 +97,7 @@ class Device(Recorder):
     def __init__(self, monkeypatch, net, method):
         super().__init__(net, method)
         self.usual, self.streams, self.pools = Stream(), [], defaultdict(list)
-        self.current, self.reserved, self.free = self.usual, 0, 100
+        self.current, self.reserved, self.cached, self.free = self.usual, 0, 20, 100
         fakes = {
             "Stream": self.new_stream,
             "Event": Event,
@@ -107,7 +107,8 @@ class Device(Recorder):
             "stream": self.within,
             "device": lambda device: nullcontext(),
             "synchronize": lambda device: None,
-            "memory_reserved": lambda device: self.reserved,
+            "memory_reserved": lambda device: self.reserved + self.cached,
+            "empty_cache": lambda: setattr(self, "cached", 0),
             "mem_get_info": lambda device: (self.free, self.free),
         }
         for name, fake in fakes.items():

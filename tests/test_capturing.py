@@ -207,11 +207,8 @@ def test_a_hook_on_a_feature_is_not_called_twice():
             y.register_hook(lambda gradient: 0.5 * gradient)
             return y
 
-    change = followed_by(1, Hooked)
-    plain, _ = trained(auxnet.multiway, change=change)
-    with pytest.warns(UserWarning, match="not recorded as CUDA graphs here, .*segment 1 hooks the gradient"):
-        same, _ = trained(auxnet.multiway, Recorder, change=change)
-    assert all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(plain, same, strict=True))
+    with pytest.raises(RuntimeError, match=r"cannot be a CUDA graph \(segment 1 hooks the gradient of its feature"):
+        trained(auxnet.multiway, Recorder, change=followed_by(1, Hooked))
 
 
 def test_a_piece_writes_the_weights_of_its_segment_and_head_alone():
@@ -237,7 +234,7 @@ def test_a_graph_that_leaves_no_room_for_other_steps_is_let_go(monkeypatch):
             super().__init__(*given)
             self.free = 9
 
-    with pytest.warns(UserWarning, match="not recorded as CUDA graphs here, .*a graph of .* leaves no room for the st"):
+    with pytest.warns(UserWarning, match="for want of memory .a graph of .* leaves no room for the steps"):
         same_bits(auxnet.joint, recorder=partial(Small, monkeypatch))
 
 
@@ -279,6 +276,27 @@ def test_one_momentum_and_a_discarded_output_are_no_reason_to_record_anew():
 
     make = METHODS["live, one momentum"]
     assert same_bits(make, happens={0: discarded}, sizes=(6, 6, 6, 6, 6, 4) * 3).recorded == 1
+
+
+def test_a_shape_is_recorded_after_steps_of_that_shape():
+    """In the first of them libraries choose how they compute it, which cannot be recorded."""
+    small, large = ([(torch.randn(6, 3, n, n), torch.arange(6) % 3)] for n in (8, 16))
+    net = conv_net()
+    method = auxnet.joint(net, sgd(), LAMBDAS)
+    recorder = Recorder(net, method)
+    stepping = captured(method, recorder, nullcontext)
+
+    def replayed(batches):
+        before = recorder.replayed
+        for batch in batches:
+            stepping.step(*batch)
+        return recorder.replayed - before
+
+    assert replayed(small * 5) == 2
+    assert replayed(large) == 0  # beside the recording of the small ones
+    slower(stepping)
+    assert replayed(large * 5) == 2
+    assert replayed(small) == 0
 
 
 @pytest.mark.parametrize(
@@ -375,6 +393,15 @@ def test_whether_steps_can_be_recorded_is_not_taken_from_a_state():
     assert not saved.updates[0].optimizer.param_groups[0]["capturable"]
 
 
+def test_nor_is_whether_there_is_a_fused_kernel():
+    def method(fused):
+        return auxnet.joint(conv_net(), partial(torch.optim.Adagrad, lr=1e-3, fused=fused), LAMBDAS)
+
+    begun = method(False)
+    begun.load_state_dict(method(True).state_dict())
+    assert not begun.updates[0].optimizer.param_groups[0]["fused"]
+
+
 def test_a_plan_measures_replays(graphs_on_cpus):
     planning.plan(TINY)
     assert graphs_on_cpus[0].replayed == MEASURED_STEPS + 1
@@ -409,33 +436,39 @@ def test_an_optimizer_that_counts_its_steps_elsewhere_cannot_be_in_a_graph():
             capturing.as_cuda_graph(method(optimizer), torch.device("cuda"))
 
 
-class Recording:
-    """A CUDA graph on a machine that has none; after a fault its end fails too, as CUDA's does."""
+def failing(fault, monkeypatch):
+    """A recorder whose step raises; its end fails too, as CUDA's does."""
 
-    def capture_begin(self, pool):
-        pass
+    class Failed:
+        def capture_begin(self, pool):
+            pass
 
-    def capture_end(self):
-        raise RuntimeError("operation failed due to a previous error during capture")
+        def capture_end(self):
+            raise RuntimeError("operation failed due to a previous error during capture")
 
-
-@pytest.mark.parametrize("fault", [torch.OutOfMemoryError("out of memory. Tried"), RuntimeError("not permitted")])
-def test_a_step_that_cannot_be_recorded_goes_on_by_itself_and_a_warning_says_why(fault, monkeypatch):
     def record(pieces):
         def run():
             raise fault
 
         return capturing._graph_of(run, None)
 
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Failed)
     monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
+    return lambda net, method: record
+
+
+def test_for_want_of_memory_steps_go_on_one_by_one_and_a_warning_says_so(monkeypatch):
     plain, _ = trained(auxnet.multiway)
-    with pytest.warns(UserWarning, match=rf"not recorded as CUDA graphs here, .*{fault}") as warned:
-        fallen_back, _ = trained(auxnet.multiway, lambda net, method: record)
+    with pytest.warns(UserWarning, match="not CUDA graphs here, and take longer, for want of mem.*of memory") as warned:
+        same, _ = trained(auxnet.multiway, failing(torch.OutOfMemoryError("CUDA out of memory"), monkeypatch))
     assert len(warned) == 1
-    assert all(
-        torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(plain, fallen_back, strict=True)
-    )
+    assert all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(plain, same, strict=True))
+
+
+def test_a_recording_that_fails_says_why(monkeypatch):
+    says = r"cannot be a CUDA graph \(operation not permitted\): train with cuda_graph=False"
+    with pytest.raises(RuntimeError, match=says):
+        trained(auxnet.multiway, failing(RuntimeError("operation not permitted\nMore"), monkeypatch))
 
 
 @pytest.mark.parametrize("name", METHODS)

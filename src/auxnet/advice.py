@@ -82,13 +82,13 @@ def precision_doubts(recipe: Recipe) -> Iterator[str]:
 
 def speed_notes(recipe: Recipe, seconds: float) -> Iterator[str]:
     """What should make steps faster, and the recipe may have: bfloat16, and compiling if it trains for so long."""
-    device = device_of(recipe).type
-    if device == "cpu" and bfloat16_pays() and _may_gain(recipe, precision="bfloat16"):
+    device = device_of(recipe)
+    if device.type == "cpu" and bfloat16_pays() and _may_gain(recipe, precision="bfloat16"):
         yield "this CPU has units for bfloat16 (AMX): with --precision bfloat16 a step should take less time"
-    on_gpu = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    on_gpu = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     if on_gpu and _may_gain(recipe, precision="bfloat16"):
         yield "this GPU has units for bfloat16: with --precision bfloat16 a step should take less time"
-    if device in ("cpu", "cuda") and seconds > COMPILING_PAYS and _may_gain(recipe, compile=True):
+    if device.type in ("cpu", "cuda") and seconds > COMPILING_PAYS and _may_gain(recipe, compile=True):
         yield "with --compile, which takes a minute at the start, a step should take less time"
 
 

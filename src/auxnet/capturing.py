@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from operator import is_
 from typing import Any, NamedTuple
@@ -65,9 +65,10 @@ class Decided(NamedTuple):
 def as_cuda_graph(method: Method, device: torch.device) -> Method:
     """The same method, its steps CUDA graphs on this device; BatchNorm stays in the mode it was recorded in.
 
-    Where a step cannot be recorded, because it does what a graph cannot or there is no memory for it, a warning says so
-    and steps go on one by one. (Those that decide by what they read from the device, `step_scale="adaptive"`, can not.)
-    Raises ValueError for optimizers that a graph cannot hold.
+    Where there is no memory for it a warning says so, and steps go on one by one. Raises ValueError for optimizers that
+    a graph cannot hold; RuntimeError, in the first steps, for a method that does what a graph cannot, as those that
+    decide by what they read from the device (`step_scale="adaptive"`). What else a net or a loss decides in Python is
+    not noticed: it stays as it was when the step was recorded.
     """
     if not can_be_graphs(method):
         raise ValueError("a CUDA graph holds SGD, and optimizers with capturable=True, as AdamW: take one of these")
@@ -91,37 +92,56 @@ def captured(method: Method, record: Record, aside: Aside) -> Method:
     ordinary step.
     """
     recording: Recording | None = None
+    shape: tuple[Any, ...] = ()  # of the batches that are recorded
     warm, largest, known, possible = 0, 0, Decided([], [], []), True
 
+    def forget() -> None:
+        nonlocal recording
+        if recording is not None and recording.images.device.type == "cuda":
+            torch.cuda.synchronize(recording.images.device)  # it may still be at work in the memory that is let go
+        recording = None
+
     def step(images: Tensor, labels: Tensor) -> Tensor:
-        nonlocal recording, warm, largest, known, possible
+        nonlocal recording, shape, warm, largest, known, possible
         if not possible:
             return method.one_step(images, labels)
-        largest, now = max(largest, len(images)), _decided(method)
-        if not now.same(known) or (recording is not None and len(recording.images) < largest):
-            if recording is not None and images.device.type == "cuda":
-                torch.cuda.synchronize(images.device)  # it may still be at work in the memory that is let go now
-            if not (now.alike(known) and recording is not None and len(recording.images) == largest):
-                warm = 0
-            recording, known = None, now
+        now, own_shape = _decided(method), _shape(images, labels)
+        if not now.same(known):
+            forget()
+            known, warm = now, warm if now.alike(known) else 0
+        if len(images) > largest or (recording is None and len(images) == largest and own_shape != shape):
+            forget()
+            largest, shape, warm = len(images), own_shape, 0
         if warm < WARM_UP:
-            warm += 1
+            warm += own_shape == shape
             with aside():
                 return method.one_step(images, labels)
-        if recording is None and len(images) == largest:
+        if recording is None and own_shape == shape:
             x, y = images.clone(), labels.clone()
             try:
                 recording = Recording(x, y, record(method.in_pieces(x, y)))
             except RuntimeError as error:
-                warn(f"steps are not recorded as CUDA graphs here, and take longer ({first_line(_cause_of(error))})")
-                possible = False
-        if recording is None or _kind(images, labels) != _kind(recording.images, recording.labels):
+                possible = _check_memory(error)
+        if recording is None or own_shape != shape:
             return method.one_step(images, labels)
         recording.images.copy_(images)
         recording.labels.copy_(labels)
         return recording.replay().clone()
 
     return replace(method, one_step=step, pieces=no_pieces)
+
+
+def _check_memory(error: BaseException) -> bool:
+    """False, with a warning, for a recording that failed for want of memory.
+
+    Raises RuntimeError for any other: PyTorch may take the device to be recording still.
+    """
+    while isinstance(error.__context__, Exception):  # the end of a recording that failed says that it failed before
+        error = error.__context__
+    if isinstance(error, torch.OutOfMemoryError):
+        warn(f"steps are not CUDA graphs here, and take longer, for want of memory ({first_line(error)})")
+        return False
+    raise RuntimeError(f"a step cannot be a CUDA graph ({first_line(error)}): train with cuda_graph=False") from error
 
 
 def _decided(method: Method) -> Decided:
@@ -134,7 +154,7 @@ def _decided(method: Method) -> Decided:
     return Decided([*method.lambdas], groups, [optimizer.state for optimizer in optimizers])
 
 
-def _kind(images: Tensor, labels: Tensor) -> tuple[Any, ...]:
+def _shape(images: Tensor, labels: Tensor) -> tuple[Any, ...]:
     return images.shape, images.dtype, labels.shape, labels.dtype
 
 
@@ -148,17 +168,14 @@ def _recorded(pieces: list[Piece], stream: torch.cuda.Stream) -> Step:
     pools = {n: torch.cuda.graph_pool_handle() for n in numbers}
     torch.cuda.synchronize(stream.device)
     gc.collect()  # what dies while a graph is recorded would be part of it
+    torch._C._cuda_clearCublasWorkspaces()
+    steps_had = torch.cuda.memory_reserved(stream.device)
     torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved(stream.device)
     with torch.cuda.device(stream.device), torch.cuda.stream(stream):
-        try:
-            made = [_graph_of(piece.run, pools[piece.lane]) for piece in pieces]
-        except RuntimeError:  # PyTorch before 2.13 takes the device to be recording still, until one has ended well
-            with suppress(RuntimeError):
-                _graph_of(lambda: torch.ones(1, device=stream.device), torch.cuda.graph_pool_handle())
-            raise
+        made = [_graph_of(piece.run, pools[piece.lane]) for piece in pieces]
     taken = torch.cuda.memory_reserved(stream.device) - before
-    if taken > torch.cuda.mem_get_info(stream.device)[0]:
+    if min(taken, steps_had - before) > torch.cuda.mem_get_info(stream.device)[0]:
         raise torch.OutOfMemoryError(f"a graph of {gigabytes(taken)} leaves no room for the steps that are none")
     losses = made[0][1]
     assert losses is not None
@@ -193,13 +210,6 @@ def _graph_of(run: Callable[[], Tensor | None], pool: Any) -> tuple[torch.cuda.C
         return graph, run()
     finally:
         graph.capture_end()
-
-
-def _cause_of(error: BaseException) -> BaseException:
-    """What came first: the end of a recording that failed only says that it failed before."""
-    while isinstance(error.__context__, Exception):
-        error = error.__context__
-    return error
 
 
 @contextmanager

@@ -110,7 +110,7 @@ class Update:
         groups, own = state["param_groups"], self.optimizer.param_groups
         if len(groups) == len(own):  # else it is refused below
             groups = [
-                saved | {name: value for name, value in here.items() if name == "capturable"}
+                saved | {name: value for name, value in here.items() if name in ("capturable", "fused")}
                 for saved, here in zip(groups, own, strict=True)
             ]
         self.optimizer.load_state_dict(state | {"param_groups": groups})
