@@ -153,9 +153,7 @@ def test_what_is_no_image_is_refused_at_once_by_predict_and_by_prepare(run, give
 def test_what_is_no_model_is_refused_with_the_mend(run, folder):
     net = auxnet.load(run)
     for model in (net.truncate(2), net.up_to(2), [run], None):
-        with pytest.raises(
-            TypeError, match=f"a model is a run, .*, got {type(model).__name__}: of such a net, output=k"
-        ):
+        with pytest.raises(TypeError, match=f"a model is a run, .*, got {type(model).__name__}: other nets, and parts"):
             predict(model, folder)
 
 

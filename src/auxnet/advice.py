@@ -44,7 +44,12 @@ def few_steps(recipe: Recipe, images: int) -> Iterator[str]:
 
 def doubts_of(recipe: Recipe, depths: Sequence[int], dataset: DataSet) -> list[str]:
     """All doubts about a training that is to begin."""
-    return [*training_doubts(recipe, depths), *data_doubts(recipe, dataset), *precision_doubts(recipe)]
+    return [
+        *few_steps(recipe, len(dataset.train)),
+        *training_doubts(recipe, depths),
+        *data_doubts(recipe, dataset),
+        *precision_doubts(recipe),
+    ]
 
 
 def data_doubts(recipe: Recipe, dataset: DataSet) -> Iterator[str]:

@@ -62,6 +62,8 @@ def write_report(
     """
     folders = [run_path(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
     path = checked_path(folders, None if out is None else Path(out))
+    for run in folders:  # before the first is evaluated
+        read_run_recipe(run)
     each = zip(folders, names_of(folders), data_dirs(folders, data_dir), strict=True)
     gathered = [gather(run, name, place, device, threads) for run, name, place in each]
     with parsing(f"{' or '.join(map(str, folders))} is damaged: it cannot be shown"):

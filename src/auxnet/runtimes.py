@@ -73,7 +73,8 @@ def open_model(
     """
     if not isinstance(source, str | os.PathLike):
         rule = "a model is a run, an exported folder, an ONNX file, hf:owner/name, or the net that auxnet.load gives"
-        raise TypeError(f"{rule}, got {type(source).__name__}: of such a net, output=k asks output k alone")
+        others = "other nets, and parts of it, know neither classes nor how images are prepared"
+        raise TypeError(f"{rule} (whole; output=k asks output k), got {type(source).__name__}: {others}")
     path, from_hub = Path(source), on_hub(source)
     if not (from_hub or path.exists()):
         raise FileNotFoundError(

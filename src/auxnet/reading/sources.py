@@ -139,7 +139,11 @@ def _path(name: str, root: Path | None, to_train: bool) -> dict[str, Part]:
 def _not_found(name: str, root: Path | None) -> Exception:
     """The error for a name that matches no data set and no path."""
     places = " or ".join(map(str, [Path.cwd(), *([root] if root else [])]))
-    where = "" if Path(name).expanduser().is_absolute() else f" in {places} (data_dir names the folder that holds it)"
+    where = (
+        ""
+        if Path(name).expanduser().is_absolute()
+        else f" in {places} (data_dir, --data-dir, names the folder that holds it)"
+    )
     if os.sep in name or name.startswith((".", "~")):
         return FileNotFoundError(f"data {name!r}: there is no such folder or file{where}")
     beside = [each.name for place in (Path(), root) if place and place.is_dir() for each in subfolders(place)]
