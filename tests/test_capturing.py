@@ -466,7 +466,7 @@ def test_for_want_of_memory_steps_go_on_one_by_one_and_a_warning_says_so(monkeyp
 
 
 def test_a_recording_that_fails_says_why(monkeypatch):
-    says = r"cannot be a CUDA graph \(operation not permitted\): train with cuda_graph=False"
+    says = r"cannot be a CUDA graph \(operation not permitted\): train without, by --no-cuda-graph"
     with pytest.raises(RuntimeError, match=says):
         trained(auxnet.multiway, failing(RuntimeError("operation not permitted\nMore"), monkeypatch))
 

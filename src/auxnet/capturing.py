@@ -121,7 +121,8 @@ def captured(method: Method, record: Record, aside: Aside) -> Method:
             try:
                 recording = Recording(x, y, record(method.in_pieces(x, y)))
             except RuntimeError as error:
-                possible = _check_memory(error)
+                _check_memory(error)
+                possible = False
         if recording is None or own_shape != shape:
             return method.one_step(images, labels)
         recording.images.copy_(images)
@@ -131,17 +132,17 @@ def captured(method: Method, record: Record, aside: Aside) -> Method:
     return replace(method, one_step=step, pieces=no_pieces)
 
 
-def _check_memory(error: BaseException) -> bool:
-    """False, with a warning, for a recording that failed for want of memory.
+def _check_memory(error: BaseException) -> None:
+    """Warn of a recording that failed for want of memory.
 
-    Raises RuntimeError for any other: PyTorch may take the device to be recording still.
+    Raises RuntimeError for any other, after which PyTorch may take the device to be recording still.
     """
     while isinstance(error.__context__, Exception):  # the end of a recording that failed says that it failed before
         error = error.__context__
-    if isinstance(error, torch.OutOfMemoryError):
-        warn(f"steps are not CUDA graphs here, and take longer, for want of memory ({first_line(error)})")
-        return False
-    raise RuntimeError(f"a step cannot be a CUDA graph ({first_line(error)}): train with cuda_graph=False") from error
+    if not isinstance(error, torch.OutOfMemoryError):
+        mend = "train without, by --no-cuda-graph (cuda_graph=False)"
+        raise RuntimeError(f"a step cannot be a CUDA graph ({first_line(error)}): {mend}") from error
+    warn(f"steps are not CUDA graphs here, and take longer, for want of memory ({first_line(error)})")
 
 
 def _decided(method: Method) -> Decided:
