@@ -420,7 +420,7 @@ def test_an_interrupt_is_130_and_the_run_goes_on_with_resume(tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.startswith(("auxnet: stopped after epoch ", "auxnet: stopped in epoch "))
-    assert err.endswith(f"the run is saved in {tmp_path / 'a'}, --resume goes on with it\n")
+    assert err.endswith(f"the run is saved in {tmp_path / 'a'}, --resume (resume=True) goes on with it\n")
     assert (tmp_path / "a" / "checkpoints" / "best.safetensors").exists()
     resumed = [sys.executable, "-m", "auxnet", "train", "--out", str(tmp_path / "a"), "--resume", "--epochs", "3"]
     done = subprocess.run(resumed, capture_output=True, text=True, check=False)

@@ -193,7 +193,7 @@ def test_the_command_line_says_how_to_go_on(tmp_path, whole, monkeypatch, capsys
         assert main(["train", *words]) == 143
     said = capsys.readouterr().err
     assert said.startswith("auxnet: stopped in epoch ")
-    assert said.endswith(f"the run is saved in {tmp_path / 'a'}, --resume goes on with it\n")
+    assert said.endswith(f"the run is saved in {tmp_path / 'a'}, --resume (resume=True) goes on with it\n")
     goes_on_to_the_same_end(tmp_path / "a", whole)
 
 
@@ -277,7 +277,9 @@ def test_a_picture_that_goes_bad_costs_nothing_that_was_done(tmp_path, split):
         for path, data in read.items():
             path.write_bytes(data[:-30])
 
-    with pytest.raises(RuntimeError, match=rf"{split}/.*\.png.*; the run is saved in .*, --resume goes on with it"):
+    with pytest.raises(
+        RuntimeError, match=rf"{split}/.*\.png.*; the run is saved in .*, --resume \(resume=True\) goes on with it"
+    ):
         auxnet.fit(recipe, tmp_path / "a", watch=at(1, 1, spoil))
     [saved] = checkpoints(tmp_path / "a")
     assert "00000-0000001.ckpt" <= saved <= f"00000-{STEPS:07}.ckpt"

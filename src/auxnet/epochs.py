@@ -206,7 +206,9 @@ def _saving_on_failure(batches: Iterable[T], training: Training, state_now: Call
         _stop_if_asked(training, state)
         if isinstance(error, torch.OutOfMemoryError):  # which sweeps count
             raise
-        raise RuntimeError(f"{error}; the run is saved in {checkpointer.folder}, --resume goes on with it") from error
+        raise RuntimeError(
+            f"{error}; the run is saved in {checkpointer.folder}, --resume (resume=True) goes on with it"
+        ) from error
 
 
 def validate(training: Training, state: TrainingState) -> TrainingState:
@@ -253,7 +255,7 @@ def _stop_if_asked(training: Training, state: TrainingState) -> None:
     if training.team.any(training.signal_received() > 0):
         folder = training.checkpointer.folder
         where = f"in epoch {state.epoch + 1}, after step {state.step}" if state.step else f"after epoch {state.epoch}"
-        why = f"stopped {where}; the run is saved in {folder}, --resume goes on with it"
+        why = f"stopped {where}; the run is saved in {folder}, --resume (resume=True) goes on with it"
         if training.checkpointer.spares:
             why = f"stopped before anything was saved; {folder} is as it was"
         raise signals.Stopped(training.signal_received() or signal.SIGTERM, why)
