@@ -66,12 +66,12 @@ def thread_count(threads: int | None) -> int:
 
 
 @contextmanager
-def threads_set(threads: int | None) -> Iterator[int]:
-    """Within the block PyTorch uses `thread_count(threads)` CPU threads; gives that number."""
+def threads_set(threads: int | None) -> Iterator[None]:
+    """Within the block PyTorch uses `thread_count(threads)` CPU threads."""
     before, number = torch.get_num_threads(), thread_count(threads)
     torch.set_num_threads(number)
     try:
-        yield torch.get_num_threads()
+        yield
     finally:
         torch.set_num_threads(before)
 
