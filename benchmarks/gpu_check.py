@@ -267,6 +267,7 @@ def main():
         {"clip": 1.0},
         {"distill": 0.5},
         {"optimizer": "AdamW", "lr": 0.001},
+        {"optimizer": "Adagrad", "lr": 0.01},
         {"loss": "square_hinge"},
     ):
         checks[f"no wait, {fields}"] = partial(nothing_waits, fields)

@@ -10,7 +10,6 @@ the two; so do the CPU seconds of the process (with --threads 1), which do not c
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import time
 from dataclasses import replace
@@ -43,7 +42,8 @@ def main() -> None:
     recipe = replace(Recipe(), method=asked.method, depth=asked.depth, outputs=asked.outputs, **how)
     device = torch.device("cuda" if asked.gpu else "cpu")
     with fast_convolutions(device):
-        measure(asked, recipe, resident(_like_cifar(asked.images), device), device)
+        whole = asked.images - asked.images % recipe.batch_size  # the bare step has no smaller batch
+        measure(asked, recipe, resident(_like_cifar(whole), device), device)
 
 
 def measure(asked: argparse.Namespace, recipe: Recipe, dataset: DataSet, device: torch.device) -> None:
@@ -59,7 +59,7 @@ def measure(asked: argparse.Namespace, recipe: Recipe, dataset: DataSet, device:
     watched = method if asked.gpu else replace(method, one_step=timed)
     training = Training(recipe, dataset, net, watched, Team(), Checkpointer(Path(), recipe))
     x, y = next(training_batches(recipe, dataset, device, epoch=1))
-    steps = asked.images // recipe.batch_size
+    steps = len(dataset.train) // recipe.batch_size
 
     loop, bare, loop_cpu, bare_cpu = [], [], [], []
     for i in track(range(asked.rounds + 1), "measuring", transient=True):
@@ -76,14 +76,15 @@ def measure(asked: argparse.Namespace, recipe: Recipe, dataset: DataSet, device:
             loop_cpu.append(middle_cpu - began_cpu)
             bare_cpu.append(time.process_time() - middle_cpu)
     shares, by_cpu = ratio(bare, loop), ratio(bare_cpu, loop_cpu)
-    of_steps = ratio(within[1:], loop) if not asked.gpu else (math.nan,) * 3
-    rate = asked.images / statistics.median(loop)
-    Console().print(
-        f"loop / bare step, images/s: {shown(shares, 3)}; the loop: {rate:.0f} images/s; "
-        f"by CPU seconds {shown(by_cpu, 3)}; steps take {shown(of_steps, 3)} of the loop's own time"
-    )
-    figures = {"loop/bare": shares, "by CPU seconds": by_cpu, "share of steps": of_steps}
-    save(asked, device, **figures, loop_seconds=loop, bare_seconds=bare, seconds_in_steps=within[1:])
+    rate = len(dataset.train) / statistics.median(loop)
+    said = f"loop / bare step, {rate:.0f} images/s: {shown(shares, 3)}; by CPU seconds {shown(by_cpu, 3)}"
+    figures = {"loop/bare": shares, "by CPU seconds": by_cpu, "loop_seconds": loop, "bare_seconds": bare}
+    if not asked.gpu:
+        of_steps = ratio(within[1:], loop)
+        said += f"; steps take {shown(of_steps, 3)} of the loop's own time"
+        figures |= {"share of steps": of_steps, "seconds_in_steps": within[1:]}
+    Console().print(said)
+    save(asked, device, **figures)
 
 
 def _like_cifar(images: int) -> DataSet:

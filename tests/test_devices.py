@@ -6,7 +6,7 @@ To read one, which would be to wait for the device, is an error there, and so is
 import copy
 import os
 import signal
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import auxnet
-from auxnet import Recipe, build, by_name, rundir, signals
+from auxnet import Recipe, build, by_name, plan, rundir, signals
 from auxnet.cli import main
 from auxnet.data import DataSet, Split, load_data
 from auxnet.distributed import Team
@@ -176,6 +176,24 @@ def test_an_optimizer_without_a_fused_kernel_on_a_device_steps_without(name, dec
         optimizer.step()
         assert [bool(group["fused"]) for group in optimizer.param_groups] == [fused] * (1 if decay_norms else 2)
         assert optimizer.defaults["lr"] == 0.5
+
+
+def test_a_training_and_a_plan_are_within_that(monkeypatch, tmp_path):
+    seen = []
+
+    @contextmanager
+    def noted(device):
+        seen.append(device.type)
+        yield
+        seen.append("left")
+
+    for module in ("train", "plan"):
+        monkeypatch.setattr(f"auxnet.{module}.fast_convolutions", noted)
+    recipe = Recipe(depth=8, outputs=2, epochs=1, train_images=50, batch_size=25, device="cpu")
+    auxnet.fit(recipe, tmp_path / "run", watch=lambda progress: seen.append("works"))
+    plan.plan(recipe)
+    assert list(dict.fromkeys(seen)) == ["cpu", "works", "left"]
+    assert seen.count("cpu") == seen.count("left") == 2
 
 
 @pytest.mark.parametrize("before", [False, True])

@@ -255,7 +255,7 @@ def test_what_has_no_effect_is_warned_of():
 
 
 def test_a_training_warns_of_them_once_at_its_beginning(tmp_path):
-    recipe = Recipe(depth=8, outputs=2, epochs=1, train_images=50, batch_size=5, optimizer="Adam", method="joint")
+    recipe = Recipe(depth=8, outputs=2, epochs=1, train_images=50, batch_size=25, optimizer="Adam", method="joint")
     with pytest.warns(UserWarning, match="--lr 0.1 is the step size for SGD: Adam usually") as told:
         fit(recipe, tmp_path / "run")
     assert len(told) == 1

@@ -548,6 +548,12 @@ def test_a_report_of_an_earlier_version_is_replaced(going_on, by):
     assert "Learning curves" in page.read_text()
 
 
+def test_all_runs_are_looked_at_before_the_first_is_evaluated(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("auxnet.report.gather", lambda *given: pytest.fail("evaluated first"))
+    with pytest.raises(FileNotFoundError, match="nowhere is not a run directory"):
+        auxnet.write_report([run, tmp_path / "nowhere"], tmp_path / "page.html")
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [

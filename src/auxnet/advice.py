@@ -44,12 +44,7 @@ def few_steps(recipe: Recipe, images: int) -> Iterator[str]:
 
 def doubts_of(recipe: Recipe, depths: Sequence[int], dataset: DataSet) -> list[str]:
     """All doubts about a training that is to begin."""
-    return [
-        *few_steps(recipe, len(dataset.train)),
-        *training_doubts(recipe, depths),
-        *data_doubts(recipe, dataset),
-        *precision_doubts(recipe),
-    ]
+    return [*training_doubts(recipe, depths), *data_doubts(recipe, dataset), *precision_doubts(recipe)]
 
 
 def data_doubts(recipe: Recipe, dataset: DataSet) -> Iterator[str]:
@@ -94,7 +89,7 @@ def speed_notes(recipe: Recipe, seconds: float) -> Iterator[str]:
     if on_gpu and _may_gain(recipe, precision="bfloat16"):
         yield "this GPU has units for bfloat16: with --precision bfloat16 a step should take less time"
     if device.type in ("cpu", "cuda") and seconds > COMPILING_PAYS and _may_gain(recipe, compile=True):
-        yield "with --compile, which takes a minute at the start, a step should take less time"
+        yield "with --compile, which takes a minute or more at the start, a step should take less time"
 
 
 def _may_gain(recipe: Recipe, **fields: Any) -> bool:

@@ -108,7 +108,7 @@ def captured(method: Method, record: Record, aside: Aside) -> Method:
         now, own_shape = _decided(method), _shape(images, labels)
         if not now.same(known):
             forget()
-            known, warm = now, warm if now.alike(known) else 0
+            known, warm = now, min(warm, WARM_UP - 1) if now.alike(known) else 0  # where they change always, none
         if len(images) > largest or (recording is None and len(images) == largest and own_shape != shape):
             forget()
             largest, shape, warm = len(images), own_shape, 0

@@ -96,6 +96,7 @@ def plan(recipe: Recipe) -> Plan:
             step_bytes=kept,
             warnings=[
                 *advice.warnings_of(recipe, depths, dataset.image_size),
+                *advice.few_steps(recipe, len(dataset.train)),
                 *advice.doubts_of(recipe, depths, dataset),
             ],
             notes=[

@@ -60,10 +60,8 @@ def wavefront(
             if above is not None:  # else a segment on the way lets no gradient through
                 found = gradients([outputs[j].feature], [*own, *below], [above], keep=True)
             entering[k] = found.pop() if below else None
-            passing = {
-                g.data_ptr() for g in (above, entering[k]) if g is not None
-            }  # optimizers may write over their own
-            found = [g.clone() if g is not None and g.data_ptr() in passing else g for g in found]
+            if (going_on := entering[k]) is not None:  # optimizers may write over their own gradients
+                found = [g.clone() if g is not None and g.data_ptr() == going_on.data_ptr() else g for g in found]
             gradient_of = dict(zip(own, found, strict=True))
             if j == k:
                 gradient_of |= zip(parameters(net.heads[k - 1]), outputs[k].head, strict=True)

@@ -63,6 +63,7 @@ def train(words: list[str]) -> None:
         raise ValueError("--resume goes on with a run: name it with --out")
     screen.load_torch()
     from auxnet import rundir
+    from auxnet.advice import few_steps
     from auxnet.machine import keep_freed_memory
     from auxnet.scores import no_better_than_guessing
     from auxnet.train import fit
@@ -110,6 +111,8 @@ def train(words: list[str]) -> None:
     least = min(row["val_error"] for row in run.summary["last"])
     if guess := no_better_than_guessing(least, data["val"], data["guessing"]):
         screen.print_line(console, f"note: the least validation error is {per_cent(least)}: {guess}")
+    for hint in few_steps(options.recipe, data["train"]):
+        screen.print_line(console, f"note: {hint}")
     on = plural(device["threads"], "thread")
     time = f"{duration(run.summary['wall_seconds'])} on {device['name']}, {on}"
     for image in data.get("left_out", []):
