@@ -253,6 +253,8 @@ def test_help_and_import_do_not_wait_for_torch():
         (["trian"], "there is no command 'trian'; perhaps you meant 'train'"),
         (["train", "--dept", "20"], "there is no option --dept; perhaps you meant --depth; see auxnet train --help"),
         (["train", "--complie"], "there is no option --complie; perhaps you meant --compile; see auxnet train --help"),
+        (["train", "--no-nesterof"], "there is no option --no-nesterof; perhaps you meant --no-nesterov; see"),
+        (["train", "--nesterof"], "there is no option --nesterof; perhaps you meant --nesterov; see"),
         (["train", "photos", "--dept", "20"], "there is no option --dept; perhaps you meant --depth; see"),
         (["train", "--data", "my", "photos"], "'photos' belongs to no option (does it lack a flag, or quotes"),
         (["train", "x,y"], "'x,y' belongs to no option"),

@@ -205,6 +205,7 @@ def multiway(
                 del output  # it would be held while the next one is at work
         return average(_stacked(losses))
 
+    # The same step in pieces, for a device with room for several at once; the adaptive rule computes between them.
     at_once = mode == "live" and step_scale != "adaptive"
     pieces = wavefront(net, updates, lambdas, order, supervised) if at_once else no_pieces
     return Method(net, step, optimizers, lambdas, rescale, loss, mode, pieces)

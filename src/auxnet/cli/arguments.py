@@ -238,7 +238,9 @@ def _one_line(box: str, options: type[Any]) -> str:
     complaint, *further = filter(None, parts[1:])  # above the first border stands at most a title
     said = _in_words(" ".join(complaint).rstrip("."), options)
     if said.startswith("there is no option") and further and further[0][0] == "Perhaps you meant:":
-        meant = further[0][1].split()[0].rstrip(",")  # without what follows it: a type, --no-...
+        first, *others = (word.rstrip(",") for word in further[0][1].split())  # --name, perhaps --no-name, a type
+        denied = [word for word in others if word.startswith("--no-")]
+        meant = denied[0] if denied and said.split()[-1].startswith("--no-") else first
         said += f"; perhaps you meant {meant}"
     return said
 
