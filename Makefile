@@ -30,13 +30,13 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("auxnet needs Python 3.11 or newer: make PYTHON=...") if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv .venv
 
-.venv/installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --no-compile --editable '.[export]'
+.venv/installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[export]'
 	@touch $@
 	@echo 'installed: . .venv/bin/activate gives the command auxnet'
 
-.venv/tested: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
+.venv/tested: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	@if [ "$$CI" = true ] && ! command -v chromium >/dev/null; then \
 	    (apt-get update -qq && apt-get install -qq -y chromium) >/dev/null 2>&1 || true; fi  # for the pages' tests
 	@touch .venv/installed $@
