@@ -1265,6 +1265,11 @@ def test_what_is_no_net_and_what_are_no_tensors_are_refused(make):
             make(net, sgd(), WEIGHTS).step(x, labels)
     with pytest.raises(ValueError, match=r"labels must be int64 \[N\], got torch\.float32 \[7\]: labels\.long"):
         make(net, sgd(), WEIGHTS).step(x, y.float())
+    for labels in (y[:-2], one_hot[:-2].double()):
+        with pytest.raises(
+            ValueError, match=r"one for each of the images .*, got labels \[5.*\] for images \[7, .* batch"
+        ):
+            make(net, sgd(), WEIGHTS).step(x, labels)
     with pytest.raises(
         ValueError, match="labels must be classes of this net, counted from 0: Target 99 is out of bounds"
     ):
