@@ -76,6 +76,8 @@ class DataSet:
     """the fingerprint of the test images and their labels, whoever brought them; "" if it is not known"""
     val_sha256: Callable[[], str] = lambda: ""
     """the same of the validation images"""
+    cut_away: Callable[[], float] = lambda: 0.0
+    """the share of a training picture that an `image_size` leaves out, where it can be known cheaply"""
 
     def check_drawn(self, then: str | None, run: RunDir) -> None:
         """Raise RuntimeError if a run was trained when other images were drawn: by now it may have trained on these."""
@@ -182,6 +184,7 @@ def load_data(recipe: Recipe) -> DataSet:
         brings_val="val" in read,
         test_sha256=partial(fingerprint, [test]),
         val_sha256=partial(fingerprint, [val]),
+        cut_away=parts["train"].cut_away,
     )
 
 
