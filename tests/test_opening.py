@@ -4,6 +4,7 @@ import json
 import shutil
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -57,6 +58,23 @@ def test_what_fit_returned_stands_for_its_folder(tmp_path):
     assert auxnet.export(run, 1, "torch", tmp_path / "a.pt2").path.is_file()
     with pytest.raises(FileNotFoundError, match=f"^{tmp_path}/none is not a run directory"):
         auxnet.select(replace(run, folder=tmp_path / "none"))
+
+
+def test_a_misspelt_run_is_told_the_nearest_beside_it(tmp_path, monkeypatch):
+    for name in ("digits", "photos"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "recipe.yaml").write_text("depth: 8")
+    (tmp_path / "runs" / "digit1").mkdir()  # no run
+    monkeypatch.chdir(tmp_path / "runs")
+    go_on = partial(auxnet.fit, Recipe(), resume=True)
+    asks = [auxnet.select, auxnet.load, partial(auxnet.predict, images=["0.png"]), go_on]
+    for ask in asks:
+        for run in ("digit", str(tmp_path / "runs" / "Digit")):
+            with pytest.raises(FileNotFoundError, match=r"; perhaps you meant 'digits'$"):
+                ask(run)
+        for run in ("xyz", "nowhere/digits"):
+            with pytest.raises(FileNotFoundError, match=r"^((?!perhaps).)*$"):
+                ask(run)
 
 
 @pytest.mark.parametrize("ask", [auxnet.select, auxnet.solve_exits, auxnet.early_exit, auxnet.export, auxnet.load])
