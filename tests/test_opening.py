@@ -169,6 +169,29 @@ def test_images_that_were_trained_on_never_judge_a_run(tmp_path, capsys):
     assert main(["select", str(run)]) == 0
 
 
+def test_a_picture_that_was_left_out_and_is_whole_now_is_named_where_data_have_changed(tmp_path):
+    data, run = tmp_path / "pics", tmp_path / "run"
+    images, labels = tiny(20, 2, size=8)
+    write_folders(data, images, labels, ["cat", "dog"])
+    broken, whole = data / "cat" / "broken.png", next((data / "cat").iterdir()).read_bytes()
+    for path in (broken, data / "cat" / "always.png"):
+        path.write_bytes(b"x")
+    recipe = Recipe(data=str(data), max_corrupt=2, depth=8, outputs=2, epochs=2, batch_size=16, threads=1, device="cpu")
+
+    def stop(progress):
+        if progress.done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        auxnet.fit(recipe, run, watch=stop)
+    for ask in (partial(auxnet.fit, recipe, run, resume=True), partial(auxnet.evaluate, run)):
+        broken.write_bytes(whole)
+        with pytest.raises(RuntimeError, match=rf"left out then, and not now: {broken}: [^;]*\), or train again"):
+            ask()
+        broken.write_bytes(b"x")
+        ask()
+
+
 def test_test_images_have_a_fingerprint_also_where_the_data_bring_their_own(tmp_path):
     images, labels = tiny(40, 2, size=16)
     for split in ("train", "test"):
