@@ -846,8 +846,11 @@ def test_what_is_no_loss_is_refused(make):
         make(small(), sgd(), loss=nn.CrossEntropyLoss)
     with pytest.raises(TypeError, match="loss must be a function of logits and labels, got None"):
         make(small(), sgd(), loss=None)
-    with pytest.raises(ValueError, match=r"Tempered has parameters, .*: requires_grad_\(False\), or make them part of"):
-        make(small(), sgd(), loss=Tempered())
+    for loss in (Tempered(), partial(Tempered())):
+        with pytest.raises(
+            ValueError, match=r"Tempered has parameters, .*: requires_grad_\(False\), or make them part"
+        ):
+            make(small(), sgd(), loss=loss)
     make(small(), sgd(), loss=Tempered().requires_grad_(False)).step(*images())
     with pytest.raises(ValueError, match="loss must give a tensor that autograd can differentiate, got float"):
         make(small(), sgd(), loss=lambda logits, labels: 1.0).step(*images())
