@@ -456,7 +456,7 @@ def test_a_run_is_evaluated_on_a_split_of_its_data(few):
     assert auxnet.evaluate(run) == auxnet.evaluate(run, split="val")
     with pytest.raises(ValueError, match='split must be "val" or "test", got \'train\''):
         auxnet.evaluate(run, split="train")
-    with pytest.raises(ValueError, match="there are no images to evaluate on"):
+    with pytest.raises(ValueError, match=r"a net needs batches: evaluate\(net, \[\(images, labels\), \.\.\.\]\)"):
         auxnet.evaluate(auxnet.resnet(depth=8))
     for name, value in {"split": "test", "on": "pics", "data_dir": ".", "threads": 1, "which": "best"}.items():
         with pytest.raises(ValueError, match=f"^{name}={value!r} is for a run, without batches: leave it out$"):

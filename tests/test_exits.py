@@ -215,6 +215,8 @@ def test_exit_latencies_are_one_per_output():
     [
         (([0.5],), "3 outputs need 2 thresholds, got 1"),
         ((0.5,), "thresholds must be 2 numbers, one for each output but the final, got 0.5"),
+        (([0.5, "a"],), "thresholds must be 2 numbers, .* got .*'a'"),
+        (([0.5, 0.5], "top", "abc"), "temperatures must be 3 numbers, got 'abc'"),
         (({1: 0.9, 2: 0.8},), "thresholds must be 2 numbers, one for each output but the final, got {1: 0.9"),
         (([0.5, -0.1],), "thresholds must be 0 or more"),
         (([0.5, float("nan")],), "thresholds must be 0 or more"),

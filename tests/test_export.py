@@ -464,6 +464,11 @@ def test_a_name_that_is_not_utf8_is_refused(run, tmp_path):
     assert list(tmp_path.iterdir()) == [renamed]
 
 
+def test_a_number_of_images_that_is_none_is_refused(run):
+    with pytest.raises(ValueError, match="images must be a whole number, 2 or more, got 'a'"):
+        export(run, images="a")
+
+
 def test_nothing_is_replaced_unless_asked(run, tmp_path):
     export(run, 1, "safetensors", tmp_path / "one")
     with pytest.raises(FileExistsError, match="--overwrite"):
@@ -473,6 +478,8 @@ def test_nothing_is_replaced_unless_asked(run, tmp_path):
     (tmp_path / "one" / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"holds other files \(notes.txt\)"):
         export(run, 2, "safetensors", tmp_path / "one", overwrite=True)
+    with pytest.raises(FileExistsError, match="holds other files"):  # --overwrite, which would not help, is not told
+        export(run, 2, "safetensors", tmp_path / "one")
 
 
 @pytest.mark.parametrize(
@@ -493,7 +500,7 @@ def test_nothing_is_replaced_unless_asked(run, tmp_path):
             2,
             "auxnet: --out must end in .pt2 for torch, got x.onnx; --format onnx writes .onnx",
         ),
-        (["--images", "1"], 2, "auxnet: --images must be 2 or more"),
+        (["--images", "1"], 2, "auxnet: --images must be a whole number, 2 or more, got 1"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(run, capsys, words, status, line):

@@ -169,7 +169,7 @@ def test_impossible_networks_say_what_is_possible(options, words):
     [
         ("imagenet", 18, (2, 3, 31, 64), "images must have 32x32 pixels or more for this net, got 31x64: enlarge them"),
         ("cifar", 8, (2, 3, 3, 3), "images must have 4x4 pixels or more for this net, got 3x3"),
-        ("imagenet", 18, (2, 1, 64, 64), "must have 3 channels, got 1 .*build the net with in_channels=1"),
+        ("imagenet", 18, (2, 1, 64, 64), "must have 3 channels, got 1 .*: build the net with in_channels=1"),
         ("cifar", 8, (2, 32, 32, 3), "must have 3 channels, got 32 .*channels come before pixels"),
         (
             "cifar",

@@ -294,8 +294,11 @@ def test_there_is_no_output_zero():
         auxnet.resnet(8, 2).truncate(0)
     with pytest.raises(ValueError, match="gamma must be 0"):
         auxnet.resnet(8, 2).loss_weights(gamma=-1)
-    with pytest.raises(ValueError, match="floor must lie in"):
-        auxnet.resnet(8, 2).loss_weights(floor=2)
+    with pytest.raises(ValueError, match=r"gamma must be 0 .* got 'a'"):
+        auxnet.resnet(8, 2).loss_weights(gamma="a")
+    for floor in (2, "a"):
+        with pytest.raises(ValueError, match=rf"floor must lie in 0\.\.1, got {floor!r}"):
+            auxnet.resnet(8, 2).loss_weights(floor=floor)
     with pytest.raises(ValueError, match="relative_to must be"):
         auxnet.resnet(8, 2).loss_weights(relative_to="middle")
     with pytest.raises(ValueError, match="one head and one depth to each segment"):

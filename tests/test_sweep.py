@@ -149,7 +149,7 @@ def test_a_range_in_steps_holds_its_ends_and_what_lies_between():
         (["--vary", "outputs=2,9"], "outputs=9 cannot be: outputs must lie in"),
         (["--vary", "mode=live,fused", "--method", "joint"], "mode=fused cannot be"),
         (["--vary", "data=digits,cifar11"], "data=cifar11 cannot be"),
-        (["--vary", "lr=0.1,0.2", "--objective", "3"], "objective 3 names an output, and the net has 2"),
+        (["--vary", "lr=0.1,0.2", "--objective", "3"], "auxnet: objective 3 names an output, and the net has 2"),
         (["--vary", "lr=0.1,0.2", "--objective", "²"], "objective must be mean, final or the number of an output"),
         (["--vary", "device=cpu,cuda:7"], "device=cuda:7 cannot be: device 'cuda:7' cannot be used here"),
         (["--vary", "data_dir=nowhere,none", "--data", "cifar10"], "data_dir=nowhere cannot be"),

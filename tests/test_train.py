@@ -205,8 +205,9 @@ def test_a_run_is_never_lost_by_accident(run, tmp_path):
     before = bytes_of(run.folder)
     with pytest.raises(FileExistsError, match=r"resume .--resume. continues it, overwrite .--overwrite. replaces it"):
         auxnet.fit(TINY, run.folder)
-    with pytest.raises(ValueError, match="was begun with epochs=3"):
+    with pytest.raises(ValueError, match="was begun with epochs=3") as refused:
         auxnet.fit(replace(TINY, epochs=9), run.folder, resume=True)
+    assert f"(in Python give auxnet.recipe.read_run_recipe({str(run.folder)!r}))" in str(refused.value)
     with pytest.raises(ValueError, match="give one of the two"):
         auxnet.fit(TINY, run.folder, resume=True, overwrite=True)
     with pytest.raises(ValueError, match="depth must be"):  # a recipe that cannot be does not cost the old run

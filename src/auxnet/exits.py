@@ -60,12 +60,12 @@ class EarlyExit(nn.Module):
             if isinstance(thresholds, Mapping | str):
                 raise TypeError
             thresholds = [float(threshold) for threshold in thresholds]
-        except TypeError:
+        except (TypeError, ValueError):
             rule = f"thresholds must be {net.outputs - 1} numbers, one for each output but the final"
             raise ValueError(f"{rule}, got {thresholds!r}") from None
         try:
             softened = (1.0,) * net.outputs if temperatures is None else tuple(map(float, temperatures))
-        except TypeError:
+        except (TypeError, ValueError):
             raise ValueError(f"temperatures must be {net.outputs} numbers, got {temperatures!r}") from None
         self.policy = Policy(tuple(thresholds), confidence, softened)
         self.policy.check(net.outputs)

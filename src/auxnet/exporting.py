@@ -17,7 +17,7 @@ import torch
 
 from auxnet import __version__
 from auxnet.backbones.named import is_own_code
-from auxnet.errors import check_choice
+from auxnet.errors import check_choice, whole_number
 from auxnet.exits import read_policy
 from auxnet.fetching import FILES
 from auxnet.files import written_whole
@@ -89,8 +89,7 @@ def export(
     export differs from its source: then there is nothing at `out`.
     """
     check_choice("format", format, Format)
-    if images < 2:
-        raise ValueError(f"images must be 2 or more, to compare on, got {images}")
+    images = whole_number("images", images, 2)
     net = load(model, which)
     recipe = read_run_recipe(model) if has_recipe(run_path(model)) else None
     asked = net.numbers[-1 if output is None else position_of(net, output) - 1]
@@ -222,9 +221,9 @@ def _check_free(path: Path, format: Format, overwrite: bool) -> None:
         raise ValueError(f"out must name a folder of its own, got {path}")
     if not path.exists():
         return
-    if not overwrite:
-        raise FileExistsError(f"{path} exists: name another with --out, or replace it with --overwrite")
     if path.is_dir() != (format == "safetensors"):
         raise FileExistsError(f"{path} is a {'folder' if path.is_dir() else 'file'}: name another with --out")
     if path.is_dir() and (foreign := sorted({file.name for file in path.iterdir()} - set(FILES))):
         raise FileExistsError(f"{path} holds other files ({foreign[0]}): name another folder with --out")
+    if not overwrite:
+        raise FileExistsError(f"{path} exists: name another with --out, or replace it with --overwrite")

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from auxnet.errors import MisfitError, check_choice, first_sentence
+from auxnet.errors import MisfitError, check_choice, first_sentence, is_number
 from auxnet.sections import RelativeTo
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -138,7 +138,7 @@ class AuxNet(nn.Module):
             raise ValueError(f"images must be [N, C, H, W], got the shape {list(shape)}: one image is images[None]")
         (C, H, W), (_, channels, height, width) = self.min_image_shape, shape
         if channels != C:
-            mend = "channels come before pixels" if shape[3] == C else f"or build the net with in_channels={channels}"
+            mend = "channels come before pixels" if shape[3] == C else f"build the net with in_channels={channels}"
             raise ValueError(f"images must have {C} channels, got {channels} (shape {list(shape)}): {mend}")
         if height < H or width < W:
             raise ValueError(
@@ -266,10 +266,10 @@ def loss_weights(
     depths: Sequence[int], gamma: float = 2.0, floor: float = 0.01, relative_to: RelativeTo = "final"
 ) -> Tensor:
     """The weights of `AuxNet.loss_weights` from depths alone. Raises ValueError for impossible values."""
-    if not 0 <= gamma < float("inf"):
-        raise ValueError(f"gamma must be 0 (all outputs alike) or more, and finite, got {gamma}")
-    if not 0 <= floor <= 1:
-        raise ValueError(f"floor must lie in 0..1, got {floor}")
+    if not (is_number(gamma) and 0 <= gamma < float("inf")):
+        raise ValueError(f"gamma must be 0 (all outputs alike) or more, and finite, got {gamma!r}")
+    if not (is_number(floor) and 0 <= floor <= 1):
+        raise ValueError(f"floor must lie in 0..1, got {floor!r}")
     check_choice("relative_to", relative_to, RelativeTo)
     auxiliary = torch.tensor(depths[:-1], dtype=torch.float64)
     reference = max(1, depths[-1] if relative_to == "final" or not len(auxiliary) else depths[-2])

@@ -123,7 +123,9 @@ def evaluate(
         for name, value in given.items():
             if value != {"split": "val", "which": "last"}.get(name):
                 raise ValueError(f"{name}={value!r} is for a run, without batches: leave it out")
-        return measure(cast("AuxNet", model), [] if batches is None else batches)  # which refuses what is none
+        if batches is None:
+            raise ValueError("a net needs batches: evaluate(net, [(images, labels), ...])")
+        return measure(cast("AuxNet", model), batches)  # which refuses what is none
     with opened(model, data_dir=data_dir, device=device, threads=threads, which=which, on=on) as run:
         return measure(run.net, run.batches(split if on is None else "test"))
 

@@ -40,10 +40,10 @@ RULES: tuple[tuple[Callable[[Any], bool], str, tuple[str, ...]], ...] = (
     (lambda x: 0 < x < 1, "between 0 and 1", ("ema",)),
     (lambda x: 0 <= x < 1, "0 or more and below 1", ("momentum", "label_smoothing")),
     (lambda x: 0 < x <= 0.5, "above 0 and at most 0.5", ("val_fraction",)),
-    (lambda x: 0 <= x < 2**63, "0 or more", ("seed",)),
+    (lambda x: 0 <= x < 2**63, "0 or more and below 2**63", ("seed",)),
     (lambda x: 4 <= x <= LARGEST, f"4 to {LARGEST} pixels", ("image_size",)),
     (lambda x: all(0 < m < 1 for m in x), "shares of the run between 0 and 1", ("milestones",)),
-    (lambda x: x != () and all(0 <= w < math.inf for w in x), "finite numbers of 0 or more", ("weights",)),
+    (lambda x: x != () and all(0 <= w < math.inf for w in x), "one or more finite numbers of 0 or more", ("weights",)),
     (
         lambda x: 0 < x < 1 or (x >= 1 and x.is_integer()),
         "a share of the run between 0 and 1, or a number of epochs",

@@ -248,7 +248,8 @@ def _check_same(saved: Recipe, recipe: Recipe, folder: Path) -> None:
     for key, value in asdict(saved).items():
         if value != getattr(recipe, key):
             asked = getattr(recipe, key)
-            mend = "leave it out, or train another run with --out"
+            own = f"leave the flag out (in Python give auxnet.recipe.read_run_recipe({str(folder)!r}))"
+            mend = f"{own}, or train another run with --out"
             if key == "epochs" and (folder / "model.safetensors").is_file():
                 mend += f", from these weights by --pretrained {folder}"
             raise ValueError(f"{folder} was begun with {key}={value!r}, and cannot go on with {asked!r}: {mend}")

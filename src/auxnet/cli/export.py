@@ -99,7 +99,7 @@ def export(words: list[str]) -> None:
     from auxnet.exporting import export as write
 
     settings = {"which": o.which, "policy": _policy(o), "data_dir": o.data_dir, "images": o.images}
-    with screen.working("exporting, and running the export"), named_as_flags(r"^(out|output)\b|^images(?= must be 2)"):
+    with screen.working("exporting, and running the export"), named_as_flags(r"^(out|output)\b|^images(?= must be a)"):
         done = write(o.model, o.output, o.format, o.out, overwrite=o.overwrite, **settings)  # type: ignore[arg-type]
     if o.json:
         print(json.dumps(asdict(done) | {"path": str(done.path)}, indent=2))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from auxnet import sections
-from auxnet.build import build
+from auxnet.build import build, depths_of
 from auxnet.data import DataSet, load_data
 from auxnet.machine import device_of, threads_set
 from auxnet.processes import check_count, work_together
@@ -35,6 +35,7 @@ FINDS_DATA = {"data", "data_dir", "image_size"}
 """fields that say whether there are data to read"""
 OF_DATA = (*(field.name for field in fields(sections.DataFields)), "seed")
 """fields that a data set and its splits depend on"""
+OF_NETWORK = {field.name for field in fields(sections.NetworkFields)}
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ def sweep(
     if "device" not in settings.space:
         device_of(recipe)  # what cannot be had here fails the worker, and not one trial after the other
     dataset = None if FINDS_DATA & settings.space.keys() else load_data(recipe)
+    if settings.objective.isdecimal() and not OF_NETWORK & settings.space.keys():
+        objective_of([0.0] * len(depths_of(recipe)), settings.objective, recipe)  # or the field that varies is blamed
     check_space(settings, WHERE)  # nor a trial now and then
     joined = join_sweep(Path(out), settings, trials, storage, check=lambda: check_space(settings, settings.space))
     if dataset is not None:
