@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
+from auxnet.errors import is_number
 from auxnet.network import AuxNet, check_forward, check_tensors, fitting
 from auxnet.sections import Way
 from auxnet.update import Update, usual_lr
@@ -24,7 +25,7 @@ def checked_weights(weights: Weights, outputs: int) -> list[float]:
     """Loss weights [K] as numbers. Raises ValueError unless they are K finite ones of 0 or more."""
     try:
         lambdas = [] if isinstance(weights, Mapping | str) else [float(w) for w in weights]
-    except TypeError:  # one number alone
+    except (TypeError, ValueError):  # one number alone, or what is none
         lambdas = []
     if len(lambdas) != outputs or not all(0 <= w < math.inf for w in lambdas):
         raise ValueError(f"weights must be {outputs} finite numbers >= 0, one per output, got {weights}")
@@ -162,15 +163,11 @@ class Method:
 
         Raises ValueError unless it is a number of 0 or more.
         """
-        try:
-            eta = math.nan if isinstance(lr, str) else float(lr)
-        except TypeError:
-            eta = math.nan
-        if not 0 <= eta < math.inf:
+        if not (is_number(lr) and 0 <= lr < math.inf):
             raise ValueError(f"lr must be a number of 0 or more, and finite, got {lr!r}")
         usual = usual_lr(self.updates)
         for update in self.updates:
-            update.set_lr(eta, usual)
+            update.set_lr(float(lr), usual)
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer states: one, or one per output where outputs have their own; the loss weights; masters."""

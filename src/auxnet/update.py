@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from auxnet.errors import warn
+from auxnet.errors import is_number, warn
 
 Gradients = list[Tensor | None]
 Optimizer = Callable[[Any], torch.optim.Optimizer]  # a list of parameters -> torch.optim.Optimizer
@@ -48,7 +48,7 @@ class Update:
         clip: float | None = None,
         average: Average = identity,
     ) -> None:
-        if clip is not None and (isinstance(clip, str) or not clip > 0):
+        if clip is not None and not (is_number(clip) and clip > 0):
             raise ValueError(f"clip must be a gradient norm above 0, got {clip!r}")
         self.clip = clip
         self.average = average
