@@ -104,7 +104,8 @@ def _measure(t: Team, asked: argparse.Namespace) -> dict[str, Any]:
         took = {"alone": _seconds(t, lambda: alone.step(*one) if t.leads else None)}
         waited = {}
         for name, batch in {"same batch": one, "a batch each": many}.items():
-            part = t.share(*batch)
+            t.weigh(len(batch[0]))
+            part = [tensor[t.part(len(tensor))] for tensor in batch]
             messages.seconds, messages.bytes = 0.0, []
             took[name] = _seconds(t, lambda part=part: together.step(*part))
             waited[name] = messages.seconds

@@ -90,6 +90,12 @@ def trained(net, make, share=lambda *batch: batch, **options):
     return losses, {name: p.detach().clone() for name, p in net.named_parameters()}
 
 
+def shared(t, *batch):
+    """A process's part of each tensor of a batch, to be averaged over."""
+    t.weigh(len(batch[0]))
+    return tuple(tensor[t.part(len(tensor))] for tensor in batch)
+
+
 def seen_by(t):
     """What a process of the team saw."""
     saw = {"rank": t.rank, "size": t.size, "leads": t.leads, "scenarios": {}, "norms": []}
@@ -97,7 +103,7 @@ def seen_by(t):
         net = small_net()
         if norms == "synchronised":
             synchronise_norms(net, t)
-        losses, weights = trained(net, METHODS[name], t.share, clip=clip, average=t.average)
+        losses, weights = trained(net, METHODS[name], partial(shared, t), clip=clip, average=t.average)
         own = {key: b.clone() for key, b in net.named_buffers()}
         t.average_buffers(net)
         averaged = {key: b.clone() for key, b in net.named_buffers()}
@@ -105,12 +111,12 @@ def seen_by(t):
     net = small_resnet()
     synchronise_norms(net, t)
     saw["resnet"] = (
-        *trained(net, auxnet.multiway, t.share, average=t.average),
+        *trained(net, auxnet.multiway, partial(shared, t), average=t.average),
         net.eval()(torch.ones(1, 2, 4, 4).double()),
     )
     for norm, x, weight in norms_and_inputs():
         synchronise_norms(norm, t)
-        part, weight = (piece.clone() for piece in t.share(x, weight))
+        part, weight = (piece.clone() for piece in shared(t, x, weight))
         y = norm(part.requires_grad_())
         gradients = torch.autograd.grad((y * weight).sum() / len(part), [part, *norm.parameters()])
         gradients = [gradients[0] * t.weight, *map(t.average, gradients[1:])]
@@ -124,7 +130,7 @@ def seen_by(t):
     state = {"rank": t.rank, "weights": [torch.randn(3)], "name": "x" * t.rank}
     saw["mine"], saw["handed out"] = state, t.broadcast_object(state)
     saw["slices"] = [list(range(n)[t.own(n)]) for n in range(10)]
-    saw["shares"] = [(t.share(torch.arange(n), torch.arange(n) + 0.5), t.weight) for n in range(1, 10)]
+    saw["shares"] = [(shared(t, torch.arange(n), torch.arange(n) + 0.5), t.weight) for n in range(1, 10)]
     saw["sum"] = t.sum(torch.tensor([2**60 + t.rank, -1, t.rank]))
     strided = torch.arange(6.0).view(2, 3).T
     saw["strided sum"] = t.sum(strided)

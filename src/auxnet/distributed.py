@@ -106,7 +106,7 @@ class Team:
         self.device = device or torch.device("cpu")
         """of this process; what the others are told passes through it"""
         self.images = 0
-        """of the whole batch that was shared last"""
+        """of the whole batch that `average` is over (`weigh`)"""
         self.weight = 1.0 / size
         """this process's part of them; all parts add up to 1"""
 
@@ -131,11 +131,6 @@ class Team:
         part = self.part(n)
         self.images = n
         self.weight = (part.stop - (part.start or 0)) / n if n >= self.size else 1.0 / self.size
-
-    def share(self, *batch: Tensor) -> tuple[Tensor, ...]:
-        """This process's part of each tensor of a batch ([N, ...], one entry per image), to be averaged over."""
-        self.weigh(len(batch[0]))
-        return tuple(tensor[self.part(len(tensor))] for tensor in batch)
 
     def average(self, tensor: Tensor) -> Tensor:
         """Its mean over the processes, each weighted by its part of the images; the same to the bit in all."""
