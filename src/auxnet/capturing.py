@@ -91,45 +91,66 @@ def captured(method: Method, record: Record, aside: Aside) -> Method:
     within `aside`. Batches of the largest size are recorded; one of another shape, such as the last of an epoch, is an
     ordinary step.
     """
-    recording: Recording | None = None
-    shape: tuple[Any, ...] = ()  # of the batches that are recorded
-    warm, largest, known, possible = 0, 0, Decided([], [], []), True
+    return replace(method, one_step=Captured(method, record, aside), pieces=no_pieces)
 
-    def forget() -> None:
-        nonlocal recording
-        if recording is not None and recording.images.device.type == "cuda":
-            torch.cuda.synchronize(recording.images.device)  # it may still be at work in the memory that is let go
-        recording = None
 
-    def step(images: Tensor, labels: Tensor) -> Tensor:
-        nonlocal recording, shape, warm, largest, known, possible
-        if not possible:
-            return method.one_step(images, labels)
-        now, own_shape = _decided(method), _shape(images, labels)
-        if not now.same(known):
-            forget()
-            known, warm = now, min(warm, WARM_UP - 1) if now.alike(known) else 0  # where they change always, none
-        if len(images) > largest or (recording is None and len(images) == largest and own_shape != shape):
-            forget()
-            largest, shape, warm = len(images), own_shape, 0
-        if warm < WARM_UP:
-            warm += own_shape == shape
-            with aside():
-                return method.one_step(images, labels)
-        if recording is None and own_shape == shape:
-            x, y = images.clone(), labels.clone()
-            try:
-                recording = Recording(x, y, record(method.in_pieces(x, y)))
-            except RuntimeError as error:
-                _check_memory(error)
-                possible = False
-        if recording is None or own_shape != shape:
-            return method.one_step(images, labels)
-        recording.images.copy_(images)
-        recording.labels.copy_(labels)
-        return recording.replay().clone()
+class Captured:
+    """The steps of a method: `WARM_UP` aside, one that is recorded, and from then on replays of that."""
 
-    return replace(method, one_step=step, pieces=no_pieces)
+    def __init__(self, method: Method, record: Record, aside: Aside) -> None:
+        self.method, self.record, self.aside = method, record, aside
+        self.possible = True  # until there is no memory for it
+        self.recording: Recording | None = None
+        self.decided = Decided([], [], [])
+        self.largest, self.shape = 0, ()  # of the batches that are recorded
+        self.warm = 0  # steps aside, of these settings and this shape
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """One step on a batch: its losses [K]."""
+        shape = _shape(images, labels)
+        if self.possible:
+            self._see_settings()
+            self._see_shape(len(images), shape)
+            if self.warm < WARM_UP:
+                self.warm += shape == self.shape
+                with self.aside():
+                    return self.method.one_step(images, labels)
+            if self.recording is None and shape == self.shape:
+                self._record(images.clone(), labels.clone())
+        if self.recording is None or shape != self.shape:
+            return self.method.one_step(images, labels)
+        self.recording.images.copy_(images)
+        self.recording.labels.copy_(labels)
+        return self.recording.replay().clone()
+
+    def _see_settings(self) -> None:
+        """Begin anew where settings have changed; where numbers alone have, one step aside is enough.
+
+        (It keeps those that change in every step from being recorded each time.)
+        """
+        now, before = _decided(self.method), self.decided
+        if not now.same(before):
+            self._forget()
+            self.decided, self.warm = now, min(self.warm, WARM_UP - 1) if now.alike(before) else 0
+
+    def _see_shape(self, size: int, shape: tuple[Any, ...]) -> None:
+        """Begin anew for larger batches, and for others of the largest size as long as none is recorded."""
+        if size > self.largest or (self.recording is None and size == self.largest and shape != self.shape):
+            self._forget()
+            self.largest, self.shape, self.warm = size, shape, 0
+
+    def _record(self, images: Tensor, labels: Tensor) -> None:
+        """Record the step on these, where there is memory for it. Raises as `_check_memory` does."""
+        try:
+            self.recording = Recording(images, labels, self.record(self.method.in_pieces(images, labels)))
+        except RuntimeError as error:
+            _check_memory(error)
+            self.possible = False
+
+    def _forget(self) -> None:
+        if self.recording is not None and self.recording.images.device.type == "cuda":
+            torch.cuda.synchronize(self.recording.images.device)  # it may be at work in the memory that is let go
+        self.recording = None
 
 
 def _check_memory(error: BaseException) -> None:
