@@ -22,7 +22,7 @@ from auxnet.reading.splits import Labelled
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """(images [N, C, H, W], labels [N])"""
-Part = Callable[[int], slice]
+Share = Callable[[int], slice]
 """which of the n images of a batch are wanted; `slice` itself gives all, as slice(n) is [:n]"""
 
 
@@ -38,7 +38,7 @@ def batches(
     pad: int = 0,
     flip: bool = False,
     workers: int = 0,
-    part: Part = slice,
+    part: Share = slice,
     dtype: torch.dtype = torch.float32,
     augmentation: Augmentation | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:

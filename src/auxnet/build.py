@@ -18,7 +18,7 @@ from auxnet import batches, data
 from auxnet.backbones.described import config_of, cuts_of, net_from
 from auxnet.backbones.named import normalisation
 from auxnet.backbones.weights import is_weights_of_run, run_of
-from auxnet.batches import Part
+from auxnet.batches import Share
 from auxnet.by_name import aggregator_of, optimizer_of
 from auxnet.capturing import as_cuda_graph, can_be_graphs
 from auxnet.distributed import Team
@@ -102,7 +102,7 @@ def resident(dataset: data.DataSet, device: torch.device) -> data.DataSet:
 
 
 def training_batches(
-    recipe: Recipe, dataset: data.DataSet, device: torch.device, epoch: int, start: int = 0, part: Part = slice
+    recipe: Recipe, dataset: data.DataSet, device: torch.device, epoch: int, start: int = 0, part: Share = slice
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """An epoch (1-based) of (images [N, C, H, W], labels [N]), shuffled, augmented, normalised, from batch `start` on.
 
@@ -150,7 +150,11 @@ def mixed_at(
 
 
 def evaluation_batches(
-    split: Labelled, dataset: data.DataSet, device: torch.device, part: Part = slice, dtype: torch.dtype = torch.float32
+    split: Labelled,
+    dataset: data.DataSet,
+    device: torch.device,
+    part: Share = slice,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """A split once through as (images [N, C, H, W], labels [N]): in order, normalised, never augmented."""
     split, (H, W) = split.middle(dataset.image_size), dataset.image_size

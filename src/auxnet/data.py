@@ -32,7 +32,7 @@ from auxnet.sections import LARGEST
 from auxnet.words import first_few, plural
 
 LARGE = 96  # pixels a side from which on images are cropped as photographs are
-MARGIN = 8 / 7  # photographs are kept larger than what the net sees: 256 pixels a side for 224, as everybody's
+ENLARGEMENT = 8 / 7  # photographs are kept larger than what the net sees: 256 pixels a side for 224, as everybody's
 
 TEST_FRACTION, TEST_SEED = 0.2, 0  # of the test set, where the data bring none: fixed, so that it never changes
 
@@ -127,7 +127,7 @@ def load_data(recipe: Recipe) -> DataSet:
     Of `augment`, crop stands for a random crop after zero padding, rrc for a random resized crop, flip for mirroring,
     trivial for TrivialAugment. The default is none for digits and svhn, crop+flip for CIFAR and for other images of
     less than `LARGE` pixels a side, and rrc+flip for larger ones. With rrc and an `image_size` the square is made
-    larger by `MARGIN`: training crops come from all of it, validation and test images are its middle part.
+    larger by `ENLARGEMENT`: training crops come from all of it, validation and test images are its middle part.
 
     `stream` says whether images of folders and parquet stay on disk and are decoded, by `workers` processes (default:
     one per core), when they are wanted; auto: if in memory they would take more than half of what is available. It
@@ -141,7 +141,7 @@ def load_data(recipe: Recipe) -> DataSet:
     workers = cores() if recipe.workers is None else recipe.workers
     kept_size = image_size  # a side
     if image_size is not None and "rrc" in suited(name, augment, image_size):
-        kept_size = round(MARGIN * image_size)
+        kept_size = round(ENLARGEMENT * image_size)
     parts = find(name, recipe.data_dir)
     streamed = _streamed(name, parts, recipe.stream, kept_size)
     read = {

@@ -20,7 +20,7 @@ from auxnet.network import AuxNet
 from auxnet.sections import Order
 from auxnet.update import Gradients, SharedUpdate, Update, identity
 
-Part = tuple[int, int]  # (k, j): backward k through segment S_j
+Pass = tuple[int, int]  # (k, j): backward k through segment S_j
 
 
 def wavefront(
@@ -69,11 +69,11 @@ def wavefront(
 
         trained = [j for j, segment in enumerate(net.segments, start=1) if parameters(segment)]
         lowest = min(trained, default=net.outputs)
-        parts = schedule([k for k in turns if lambdas[k - 1] > 0], lowest)
-        place = {part: n for n, part in enumerate(parts, start=1)}
+        passes = schedule([k for k in turns if lambdas[k - 1] > 0], lowest)
+        place = {each: n for n, each in enumerate(passes, start=1)}
         return [Piece(forward, lane=0, after=())] + [
-            Piece(partial(backward, k, j), lane=k, after=tuple(place[part] for part in before) or (0,))
-            for (k, j), before in parts.items()
+            Piece(partial(backward, k, j), lane=k, after=tuple(place[each] for each in before) or (0,))
+            for (k, j), before in passes.items()
         ]
 
     return pieces
@@ -88,20 +88,20 @@ def _is_separable(update: Update | SharedUpdate) -> bool:
     return not together and type(optimizer).__module__.startswith("torch.optim.")
 
 
-def schedule(turns: Sequence[int], lowest: int = 1) -> dict[Part, list[Part]]:
-    """The parts of a step's backwards in the order in which they can begin, each with those that must be done first.
+def schedule(turns: Sequence[int], lowest: int = 1) -> dict[Pass, list[Pass]]:
+    """The passes of a step's backwards in the order in which they can begin, each with those that must be done first.
 
-    Those are the same backward's part above, and the part through the same segment of the backward before it. Below
-    segment `lowest`, where nothing is trained, no backward goes, but for its first part, with its head.
+    Those are the same backward's pass above, and the pass through the same segment of the backward before it. Below
+    segment `lowest`, where nothing is trained, no backward goes, but for its first pass, with its head.
     """
-    needs: dict[Part, list[Part]] = {}
-    when: dict[Part, int] = {}
-    last: dict[int, Part] = {}  # through S_j
+    needs: dict[Pass, list[Pass]] = {}
+    when: dict[Pass, int] = {}
+    last: dict[int, Pass] = {}  # through S_j
     for k in turns:
         for j in range(k, min(k, lowest) - 1, -1):
             before = [(k, j + 1)] if j < k else []
             if j in last:
                 before.append(last[j])
             needs[k, j], last[j] = before, (k, j)
-            when[k, j] = 1 + max((when[part] for part in before), default=0)
-    return {part: needs[part] for part in sorted(needs, key=when.__getitem__)}
+            when[k, j] = 1 + max((when[each] for each in before), default=0)
+    return {each: needs[each] for each in sorted(needs, key=when.__getitem__)}
