@@ -318,7 +318,7 @@ def test_what_cannot_be_measured_is_refused(options, complaint):
 
 def test_one_image_alone_and_what_is_no_net_are_told():
     net, images, labels = auxnet.resnet(depth=8, outputs=2), torch.randn(2, 3, 8, 8), torch.tensor([0, 1])
-    with pytest.raises(ValueError, match=r"images must be \[N, C, H, W\], got .*: one image is images\[None\]"):
+    with pytest.raises(ValueError, match=r"images \[N, C, H, W\], got .*: one image is images\[None\]"):
         supervision(net, images[0], labels[0])
     with pytest.raises(TypeError, match="net must be an AuxNet, got Sequential"):
         supervision(net.truncate(2), images, labels)

@@ -312,7 +312,7 @@ def test_what_is_no_net_or_no_batches_is_refused():
     with pytest.raises(ValueError, match="there are no images to evaluate on"):
         auxnet.evaluate(net, [(images[:0], labels[:0])])
     for second, rule in (
-        ((images, labels[:1]), r"labels must be one for each of 2 images, got \[1\]"),
+        ((images, labels[:1]), r"labels must be one for each of the images .*, got labels \[1\] for images \[2, "),
         ((images, labels[:, None]), r"labels must be int64 \[N\], got torch\.int64 \[2, 1\]"),
         ((images.double(), labels), r"takes images of torch\.float32, got torch\.float64: images\.to"),
         ((images.to(torch.uint8), labels), r"got torch\.uint8: images\.float\(\), normalised"),

@@ -846,8 +846,11 @@ def test_what_is_no_loss_is_refused(make):
         make(small(), sgd(), loss=nn.CrossEntropyLoss)
     with pytest.raises(TypeError, match="loss must be a function of logits and labels, got None"):
         make(small(), sgd(), loss=None)
-    with pytest.raises(ValueError, match=r"Tempered has parameters, .*: requires_grad_\(False\), or make them part of"):
-        make(small(), sgd(), loss=Tempered())
+    for loss in (Tempered(), partial(Tempered())):
+        with pytest.raises(
+            ValueError, match=r"Tempered has parameters, .*: requires_grad_\(False\), or make them part"
+        ):
+            make(small(), sgd(), loss=loss)
     make(small(), sgd(), loss=Tempered().requires_grad_(False)).step(*images())
     with pytest.raises(ValueError, match="loss must give a tensor that autograd can differentiate, got float"):
         make(small(), sgd(), loss=lambda logits, labels: 1.0).step(*images())
@@ -1265,6 +1268,11 @@ def test_what_is_no_net_and_what_are_no_tensors_are_refused(make):
             make(net, sgd(), WEIGHTS).step(x, labels)
     with pytest.raises(ValueError, match=r"labels must be int64 \[N\], got torch\.float32 \[7\]: labels\.long"):
         make(net, sgd(), WEIGHTS).step(x, y.float())
+    for labels in (y[:-2], one_hot[:-2].double()):
+        with pytest.raises(
+            ValueError, match=r"one for each of the images .*, got labels \[5.*\] for images \[7, .* batch"
+        ):
+            make(net, sgd(), WEIGHTS).step(x, labels)
     with pytest.raises(
         ValueError, match="labels must be classes of this net, counted from 0: Target 99 is out of bounds"
     ):

@@ -4,6 +4,7 @@ import json
 import shutil
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -57,6 +58,23 @@ def test_what_fit_returned_stands_for_its_folder(tmp_path):
     assert auxnet.export(run, 1, "torch", tmp_path / "a.pt2").path.is_file()
     with pytest.raises(FileNotFoundError, match=f"^{tmp_path}/none is not a run directory"):
         auxnet.select(replace(run, folder=tmp_path / "none"))
+
+
+def test_a_misspelt_run_is_told_the_nearest_beside_it(tmp_path, monkeypatch):
+    for name in ("digits", "photos"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "recipe.yaml").write_text("depth: 8")
+    (tmp_path / "runs" / "digit1").mkdir()  # no run
+    monkeypatch.chdir(tmp_path / "runs")
+    go_on = partial(auxnet.fit, Recipe(), resume=True)
+    asks = [auxnet.select, auxnet.load, partial(auxnet.predict, images=["0.png"]), go_on]
+    for ask in asks:
+        for run in ("digit", str(tmp_path / "runs" / "Digit")):
+            with pytest.raises(FileNotFoundError, match=r"; perhaps you meant 'digits'$"):
+                ask(run)
+        for run in ("xyz", "nowhere/digits"):
+            with pytest.raises(FileNotFoundError, match=r"^((?!perhaps).)*$"):
+                ask(run)
 
 
 @pytest.mark.parametrize("ask", [auxnet.select, auxnet.solve_exits, auxnet.early_exit, auxnet.export, auxnet.load])
@@ -149,6 +167,29 @@ def test_images_that_were_trained_on_never_judge_a_run(tmp_path, capsys):
     before.pop("wall_seconds")
     assert made_again == before
     assert main(["select", str(run)]) == 0
+
+
+def test_a_picture_that_was_left_out_and_is_whole_now_is_named_where_data_have_changed(tmp_path):
+    data, run = tmp_path / "pics", tmp_path / "run"
+    images, labels = tiny(20, 2, size=8)
+    write_folders(data, images, labels, ["cat", "dog"])
+    broken, whole = data / "cat" / "broken.png", next((data / "cat").iterdir()).read_bytes()
+    for path in (broken, data / "cat" / "always.png"):
+        path.write_bytes(b"x")
+    recipe = Recipe(data=str(data), max_corrupt=2, depth=8, outputs=2, epochs=2, batch_size=16, threads=1, device="cpu")
+
+    def stop(progress):
+        if progress.done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        auxnet.fit(recipe, run, watch=stop)
+    for ask in (partial(auxnet.fit, recipe, run, resume=True), partial(auxnet.evaluate, run)):
+        broken.write_bytes(whole)
+        with pytest.raises(RuntimeError, match=rf"left out then, and not now: {broken}: [^;]*\), or train again"):
+            ask()
+        broken.write_bytes(b"x")
+        ask()
 
 
 def test_test_images_have_a_fingerprint_also_where_the_data_bring_their_own(tmp_path):

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from auxnet import AuxNet, Recipe, build, feasible, fit, machine, methods, resnet
@@ -113,6 +114,24 @@ def test_few_validation_images_and_copies_of_training_images_among_those_that_ju
         )
         assert len(copied) == bool(copies)
     assert copied[0].startswith("copies, pixel for pixel, of training images are 3 of 100 test images: errors on them")
+
+
+@pytest.mark.parametrize(("sizes", "share"), [([(64, 36)], "44 %"), ([(64, 48)], None), ([(20, 80), (30, 40)], "50 %")])
+def test_what_squares_cut_away_of_pictures_is_told_if_it_is_much(sizes, share, tmp_path):
+    for n in range(12):
+        (tmp_path / "ab"[n % 2]).mkdir(exist_ok=True)
+        Image.new("RGB", sizes[n // 6 % len(sizes)]).save(tmp_path / "ab"[n % 2] / f"{n}.png")
+    (tmp_path / "a" / "broken.png").write_bytes(b"")
+    recipe = Recipe(data=str(tmp_path), image_size=32, max_corrupt=1, val_fraction=0.2)
+    for stream in ("never", "always"):
+        told = [doubt for doubt in data_doubts(recipe, load_data(replace(recipe, stream=stream))) if "square" in doubt]
+        assert len(told) == (share is not None)
+        for doubt in told:
+            assert f"--image-size 32 keeps the middle square of each picture: {share} is lost on average" in doubt
+    if len(sizes) == 1:  # without a size nothing is cut
+        whole = replace(recipe, image_size=None)
+        assert load_data(whole).image_size == sizes[0][::-1]
+        assert not [doubt for doubt in data_doubts(whole, load_data(whole)) if "square" in doubt]
 
 
 def test_an_optimizer_that_normalises_gradients_is_warned_of_with_unequal_weights_and_with_the_step_of_sgd():

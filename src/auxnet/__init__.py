@@ -13,6 +13,7 @@ _HOME = {
     "EarlyExit": "exits",
     "Method": "method",
     "OutputReport": "evaluation",
+    "Pair": "comparing",
     "Prediction": "prediction",
     "PretrainedAuxNet": "hub",
     "Progress": "progress",
@@ -20,6 +21,7 @@ _HOME = {
     "Run": "train",
     "Unreadable": "prediction",
     "attach": "backbones.attaching",
+    "compare_runs": "comparing",
     "early_exit": "exits",
     "evaluate": "opening",
     "export": "exporting",
@@ -44,6 +46,8 @@ __all__ = ["__version__", *_HOME]
 if TYPE_CHECKING:
     from auxnet.backbones.attaching import attach as attach
     from auxnet.backbones.weights import load_pretrained as load_pretrained
+    from auxnet.comparing import Pair as Pair
+    from auxnet.comparing import compare_runs as compare_runs
     from auxnet.diagnosis import supervision as supervision
     from auxnet.evaluation import OutputReport as OutputReport
     from auxnet.exits import EarlyExit as EarlyExit

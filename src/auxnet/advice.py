@@ -26,6 +26,7 @@ from auxnet.words import plural
 COMPILING_PAYS = 1800.0  # seconds of training: it takes up to a minute, and saves a twentieth of them or more
 FEW_STEPS, SMALL_BATCH = 10, 16
 VERY_UNEVEN = 4  # times the training images of the smallest class in the largest
+LARGE_CUT = 0.4  # of a picture: 16:9, but not 3:2
 FEW_EPOCHS = 3  # in which a cosine falls
 OF_SMALL_STEPS = {  # of SGD's step size
     **dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop"), "a hundredth"),
@@ -55,6 +56,9 @@ def data_doubts(recipe: Recipe, dataset: DataSet) -> Iterator[str]:
         yield f"{given} has no effect: {dataset.name} brings validation images of its own"
     if few := too_few(len(dataset.val)):
         yield few
+    if recipe.image_size is not None and (cut := dataset.cut_away()) >= LARGE_CUT:
+        said = f"--image-size {recipe.image_size} keeps the middle square of each picture: {100 * cut:.0f} % is lost"
+        yield f"{said} on average; to keep all, pad to squares before, or give all one size and leave --image-size out"
     yield from copies_doubts(dataset)
     if recipe.class_weights == "none" and max(sizes) >= VERY_UNEVEN * min(sizes):
         apart = f"classes have {min(sizes):,} to {max(sizes):,} training images"

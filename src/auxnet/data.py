@@ -76,14 +76,21 @@ class DataSet:
     """the fingerprint of the test images and their labels, whoever brought them; "" if it is not known"""
     val_sha256: Callable[[], str] = lambda: ""
     """the same of the validation images"""
+    cut_away: Callable[[], float] = lambda: 0.0
+    """the share of a training picture that an `image_size` leaves out, where it can be known cheaply"""
 
-    def check_drawn(self, then: str | None, run: RunDir) -> None:
-        """Raise RuntimeError if a run was trained when other images were drawn: by now it may have trained on these."""
+    def check_drawn(self, then: str | None, run: RunDir, left_out: Sequence[str] = ()) -> None:
+        """Raise RuntimeError if a run was trained when other images were drawn: by now it may have trained on these.
+
+        It names images that were `left_out` then, and are not any more.
+        """
         if then is not None and then != self.drawn:
+            whole = first_few([each for each in left_out if each not in self.left_out])
+            named = f" (left out then, and not now: {whole})" if whole else ""
             raise RuntimeError(
                 f"the data of {run} have changed since it was begun, or this version decodes them otherwise: other "
-                "images are drawn for validation or test, and it may have been trained on those. Put the data back, or "
-                "train again (a test/ and a val/ folder of their own stay as they are while train/ grows)"
+                "images are drawn for validation or test, and it may have been trained on those. Put the data back"
+                f"{named}, or train again (a test/ and a val/ folder of their own stay as they are while train/ grows)"
             )
 
     @property
@@ -182,6 +189,7 @@ def load_data(recipe: Recipe) -> DataSet:
         brings_val="val" in read,
         test_sha256=partial(fingerprint, [test]),
         val_sha256=partial(fingerprint, [val]),
+        cut_away=parts["train"].cut_away,
     )
 
 

@@ -29,7 +29,7 @@ from auxnet.network import AuxNet, copied
 from auxnet.preprocessing import PREPARATION, Preprocessing
 from auxnet.reading.arrays import Pixels, is_name
 from auxnet.reading.pictures import decode_for, upright
-from auxnet.recipe import RunDir, has_recipe, read_run_recipe, run_path
+from auxnet.recipe import RunDir, has_recipe, nearest_run, read_run_recipe, run_path
 from auxnet.rundir import checkpoints, is_finished
 from auxnet.scores import interval_of
 from auxnet.sections import Which
@@ -162,7 +162,8 @@ def load(source: RunDir, which: Which = "last") -> PretrainedAuxNet:
     if not from_hub and folder.is_file():
         raise ValueError(f"{folder} is a file, and not the folder of a net: auxnet.predict takes ONNX files")
     if not from_hub and not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}: give a run, an exported folder, or hf:owner/name")
+        mend = f"give a run, an exported folder, or hf:owner/name{nearest_run(folder)}"
+        raise FileNotFoundError(f"there is no folder {folder}: {mend}")
     if which == "best" and (from_hub or not has_recipe(folder)):
         raise ValueError(f"{source} is no run directory, so it holds no 'best' weights: leave which out")
     if from_hub:

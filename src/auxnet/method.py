@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +36,7 @@ def check_loss(loss: object, trains: bool = True) -> None:
 
     No optimizer would hold them.
     """
+    loss = loss.func if isinstance(loss, partial) else loss
     if not callable(loss) or isinstance(loss, type):
         got = f"the class {loss.__name__}: {loss.__name__}() makes one" if isinstance(loss, type) else repr(loss)
         raise TypeError(f"loss must be a function of logits and labels, got {got}")

@@ -214,6 +214,10 @@ def check_tensors(images: object, labels: object, loss: object = F.cross_entropy
         one_hot = labels.ndim > 1 and labels.shape[1] > 1
         mend = "labels.argmax(1) of one-hot rows" if one_hot else "labels.long(), and labels.squeeze(1) of [N, 1]"
         raise ValueError(f"labels must be int64 [N], got {got}: {mend}")
+    if labels.shape[:1] != images.shape[:1]:
+        got = f"labels {list(labels.shape)} for images {list(images.shape)}"
+        mend = "one image is images[None]" if images.ndim == 3 else "give those of one batch"
+        raise ValueError(f"labels must be one for each of the images [N, C, H, W], got {got}: {mend}")
 
 
 @contextmanager

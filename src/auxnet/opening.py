@@ -194,7 +194,7 @@ def data_of(run: RunDir, recipe: Recipe, judging: bool = True) -> DataSet:
     normalised = normalised_as(dataset, seen, run)
     if judging:
         about = data_section(run)
-        dataset.check_drawn(about.get("drawn"), run)
+        dataset.check_drawn(about.get("drawn"), run, about.get("left_out", ()))
         if changed := changed_since(dataset, about):
             warn(f"{run}: {changed}")
         if doubt := in_doubt(about.get("may_be_seen_by", {})):

@@ -186,6 +186,12 @@ def has_recipe(folder: Path) -> bool:
     return (folder / "recipe.yaml").is_file()
 
 
+def nearest_run(run: RunDir) -> str:
+    """A suggestion to end an error with (`words.nearest`), of the runs that lie where this one was looked for."""
+    path = Path(run)
+    return nearest(path.name, [recipe.parent.name for recipe in path.parent.glob("*/recipe.yaml")])
+
+
 def read_run_recipe(run: RunDir) -> Recipe:
     """The recipe of a run directory. Raises as `run_path` does, FileNotFoundError if it is no run, RuntimeError if it
     is not as it was.
@@ -194,7 +200,7 @@ def read_run_recipe(run: RunDir) -> Recipe:
     """
     path = run_path(run) / "recipe.yaml"
     if not path.is_file():
-        there = "it is a file" if Path(run).exists() else "there is no such folder"
+        there = "it is a file" if Path(run).exists() else f"there is no such folder{nearest_run(run)}"
         lack = "it holds no recipe.yaml" if Path(run).is_dir() else there
         raise FileNotFoundError(f"{run} is not a run directory: {lack}")
     with path.open("rb") as file:

@@ -41,6 +41,8 @@ class TrainingState:
     """the rows of metrics.jsonl"""
     drawn: str | None = None
     """`DataSet.drawn`; None in checkpoints of before it was kept"""
+    left_out: tuple[str, ...] = ()
+    """`DataSet.left_out` when it was drawn; empty in checkpoints of before it was kept"""
     train_images: int | None = None
     """how many there were when it began; None in checkpoints of before it was kept"""
     preprocessing: dict[str, list[Any]] | None = None

@@ -19,7 +19,7 @@ from auxnet.documents import json_value
 from auxnet.fetching import came_of, on_hub
 from auxnet.files import claimed, unwritable, written_whole
 from auxnet.reading import sources
-from auxnet.recipe import SEAL, WHERE, Recipe, read_run_recipe, write_recipe
+from auxnet.recipe import SEAL, WHERE, Recipe, nearest_run, read_run_recipe, write_recipe
 from auxnet.tensorboard import event_files
 
 RUN_FILES = (
@@ -91,7 +91,7 @@ def check_run_folder(folder: Path, recipe: Recipe, resume: bool, overwrite: bool
     if resume:
         if not is_run:
             mend = "give --data or --config too, and it is begun there"
-            raise FileNotFoundError(f"there is no run to resume in {folder}: {mend}")
+            raise FileNotFoundError(f"there is no run to resume in {folder}: {mend}{nearest_run(folder)}")
         _check_same(read_run_recipe(folder), recipe, folder)
     elif is_run and not overwrite:
         mend = "resume (--resume) continues it, overwrite (--overwrite) replaces it"

@@ -27,7 +27,7 @@ from auxnet.network import copied
 from auxnet.policy import Policy, never
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import Pixels, is_name
-from auxnet.recipe import Recipe, RunDir, has_recipe
+from auxnet.recipe import Recipe, RunDir, has_recipe, nearest_run
 from auxnet.sections import Which
 
 Floats = NDArray[np.float32]
@@ -77,9 +77,8 @@ def open_model(
         raise TypeError(f"{rule} (whole; output=k asks output k), got {type(source).__name__}: {others}")
     path, from_hub = Path(source), on_hub(source)
     if not (from_hub or path.exists()):
-        raise FileNotFoundError(
-            f"there is no model {source}: give a run, an exported folder, an ONNX file, or hf:owner/name"
-        )
+        mend = f"give a run, an exported folder, an ONNX file, or hf:owner/name{nearest_run(path)}"
+        raise FileNotFoundError(f"there is no model {source}: {mend}")
     if exits and not has_recipe(path):
         raise ValueError(f"exits are those of a run's exits.json, and {source} is no run: leave exits out")
     if exits and output is not None:

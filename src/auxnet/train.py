@@ -201,6 +201,7 @@ def _beginning(training: Training, earlier: tuple[Earlier, ...]) -> TrainingStat
         )
     return TrainingState(
         drawn=dataset.drawn,
+        left_out=dataset.left_out,
         train_images=len(dataset.train),
         preprocessing=preprocessing_of(dataset).content(),
         classes=tuple(dataset.classes),
@@ -220,7 +221,7 @@ def _resume(training: Training, asked: dict[str, Any]) -> TrainingState:
         check_classes(training.dataset, known["classes"], folder)
     state = load_checkpoint(checkpoint, training.net, training.method, folder, training.average)
     training.checkpointer = replace(training.checkpointer, **{**checkpoint.get("saving", {}), **asked})
-    training.dataset.check_drawn(state.drawn, folder)
+    training.dataset.check_drawn(state.drawn, folder, state.left_out)
     if team.leads and state.train_images not in (None, now := len(training.dataset.train)):
         then = f"{state.train_images:,} training images"
         warn(f"{folder} was begun with {then}, and goes on with {now:,}")

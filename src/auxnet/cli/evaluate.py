@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -18,6 +19,7 @@ from auxnet.sections import Which
 from auxnet.words import command, in_points, per_cent, which_flags, with_interval
 
 if TYPE_CHECKING:
+    from auxnet.comparing import Pair
     from auxnet.evaluation import OutputReport
     from auxnet.latency import Latency
     from auxnet.selection import Choice
@@ -41,6 +43,9 @@ class Evaluate(OfRun):
     on: str | None = None
     """other labelled images to judge the run on, and nothing else: a folder of class folders or of parquet shards, an
     .npz file, or what else --data takes (of several splits, test). Classes are matched by name, nothing is written"""
+    against: Path | None = None
+    """another run, to compare with output by output on the same validation images, or on those of --on, and nothing
+    else"""
     json: FlagCreatePairsOff[bool] = False
     """print JSON instead of tables"""
 
@@ -69,6 +74,9 @@ class Select(OfRun):
 def evaluate(words: list[str]) -> None:
     """`auxnet evaluate`."""
     options = parse(Evaluate, words)
+    if options.against is not None:
+        _evaluate_against(options, options.against)
+        return
     screen.load_torch()
     from auxnet.opening import opened
 
@@ -107,6 +115,28 @@ def evaluate(words: list[str]) -> None:
     if own:
         screen.print_table(console, _cost_table(by_split["val"], latency))
     _print_classes(console, run.dataset.classes, titled, options.classes)
+
+
+def _evaluate_against(options: Evaluate, other: Path) -> None:
+    """`auxnet evaluate RUN --against OTHER`."""
+    if options.classes:
+        raise ValueError("--classes is for one run: leave it out, or --against")
+    screen.load_torch()
+    from auxnet.comparing import OF_TWO_MODELS, compare_runs
+    from auxnet.scores import too_few
+
+    with screen.working("comparing the runs"):
+        pairs = compare_runs(options.run, other, **options.where, which=options.which, on=options.on)
+    on = "validation images" if options.on is None else f"images of {options.on}"
+    if options.json:
+        rows = [asdict(pair) | {"significant": pair.comparison.significant} for pair in pairs]
+        print(json.dumps({"weights": options.which, "on": options.on, "pairs": rows}, indent=2))
+        return
+    console = screen.console()
+    screen.print_table(console, _pairs_table(options.run, other, pairs, on))
+    screen.print_line(console, _told_apart(options.run, other, pairs))
+    for note in filter(None, (OF_TWO_MODELS, too_few(pairs[0].first.images))):
+        screen.print_line(console, f"note: {note}")
 
 
 def select(words: list[str]) -> int:
@@ -167,6 +197,36 @@ def _content(choice: Choice, test: OutputReport | None) -> dict[str, object]:
         "notes": choice.notes,
         "test": None if test is None else asdict(test),
     }
+
+
+def _pairs_table(run: Path, other: Path, pairs: Sequence[Pair], on: str) -> Table:
+    title = f"on {pairs[0].first.images:,} {on} (95 % intervals, unadjusted)"
+    columns = ("output", "depth", str(run), str(other), f"points that {run} errs more", "McNemar's p (Holm)")
+    made = screen.table(title, *columns)
+    for pair in pairs:
+        a, b, found = pair.first, pair.second, pair.comparison
+        numbers = [str(x) if x == y else f"{x} / {y}" for x, y in ((a.output, b.output), (a.depth, b.depth))]
+        errors = [with_interval(each.error, each.low, each.high) for each in (a, b)]
+        apart = "" if found.significant else "cannot be told apart: "
+        more = in_points(found.difference, found.low, found.high)
+        made.add_row(*numbers, *errors, more, f"{apart}{found.p_value:.2g}")
+    return made
+
+
+def _told_apart(run: Path, other: Path, pairs: Sequence[Pair]) -> str:
+    """At which outputs one of two runs errs less."""
+    told = [pair for pair in pairs if pair.comparison.significant]
+    less = [pair.first.output for pair in told if pair.comparison.difference < 0]
+    more = [pair.first.output for pair in told if pair.comparison.difference > 0]
+    said = [
+        f"{run} errs {how} than {other} at {' and '.join(f'output {k}' for k in outputs)}"
+        for how, outputs in (("less", less), ("more", more))
+        if outputs
+    ]
+    if len(told) < len(pairs):
+        apart = "them apart" if told else f"{run} from {other}"
+        said.append(f"{'else ' if told else ''}these images cannot tell {apart}")
+    return "; ".join(said)
 
 
 def _worth_table(title: str, reports: Sequence[OutputReport]) -> Table:

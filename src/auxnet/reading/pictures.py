@@ -11,10 +11,11 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 AnyPixels = TypeVar("AnyPixels", Pixels, "Tensor")
 MOST_SCANS = 100
+SOME = 50  # pictures that tell the form of all
 DECODER = f"Pillow {version('pillow')}"  # on which pixels depend, and what can be read
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # of JPEG, but those within coded pixels
 _FIRST_SEGMENT, _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xC0, 0xD8, 0xD9, 0xDA
@@ -134,6 +136,16 @@ def middle(pixels: AnyPixels, size: tuple[int, int]) -> AnyPixels:
     """The middle part, of this size (H, W), of pixels [..., H, W, C]: a view."""
     top, left = (pixels.shape[-3] - size[0]) // 2, (pixels.shape[-2] - size[1]) // 2
     return pixels[..., top : top + size[0], left : left + size[1], :]
+
+
+def cut_away(files: Sequence[Path | str]) -> float:
+    """The share of a picture outside its middle square, on the mean of some of these files: by their heads alone."""
+    shares = []
+    for file in files[:: max(1, len(files) // SOME)]:
+        quiet = warnings.catch_warnings(action="ignore")
+        with quiet, suppress(RuntimeError), reading(file, "image"), _opened(file) as image:
+            shares.append(1 - min(image.size) / max(image.size))
+    return fmean(shares or [0])
 
 
 def stack(

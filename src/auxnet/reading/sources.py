@@ -25,7 +25,7 @@ from auxnet.reading.arrays import Arrays
 from auxnet.reading.cache import cached
 from auxnet.reading.encoded import Encoded, Files
 from auxnet.reading.folders import passed_over, split_homes, subfolders
-from auxnet.reading.pictures import DECODER
+from auxnet.reading.pictures import DECODER, cut_away
 from auxnet.words import first_few, nearest
 
 NAMES = ("digits", "cifar10", "cifar100", "svhn")
@@ -52,6 +52,8 @@ class Part:
     """the memory that such images take at an `image_size`"""
     left_out: tuple[str, ...] = ()
     """the images that are not among the files, each as "where: why" """
+    cut_away: Callable[[], float] = lambda: 0.0
+    """of image files, the share that an `image_size` leaves out (`pictures.cut_away`)"""
 
     def read(self, image_size: int | None) -> Arrays:
         """Its arrays, from the cache if they are there: encoded images at this size, all others at their own."""
@@ -256,13 +258,15 @@ def _in_folder(folder: Path, to_train: bool = True) -> dict[str, Part]:
 
 def _folder_part(files: Files) -> Part:
     """A split that lies in class folders."""
+    paths = [files.name(index) for index in range(len(files.paths))]
     return Part(
-        [files.name(index) for index in range(len(files.paths))],
+        paths,
         partial(folders.class_folders, files),
         f"folders {files.classes} {crc32(files.labels.tobytes())}",  # given one folder higher, they are other classes
         lambda: files,
         partial(folders.bytes_of, files),
         files.left_out,
+        partial(cut_away, paths),
     )
 
 
