@@ -20,7 +20,7 @@ def runs(tmp_path_factory):
     """Of the same images: three outputs, as many of another method, a plain net that is deeper, and others' images."""
     home = tmp_path_factory.mktemp("runs")
     asked = {
-        "a": replace(RECIPE, epochs=2),
+        "a": replace(RECIPE, epochs=3),
         "b": replace(RECIPE, method="joint", mode="live"),
         "plain": replace(RECIPE, depth=14, outputs=1),
         "seed": replace(RECIPE, seed=1, outputs=1),
