@@ -13,7 +13,7 @@ from auxnet.advice import notes_of, training_doubts
 from auxnet.averaging import recalibrate_norms
 from auxnet.data import load_data
 from auxnet.distributed import Team
-from auxnet.network import copied
+from auxnet.modules import copied
 from auxnet.plan import plan, planned_outputs
 from auxnet.recipe import Recipe
 from auxnet.resuming import newest_checkpoint

@@ -13,7 +13,7 @@ from torch import nn
 
 import auxnet
 from auxnet.cost import costs, count_parameters
-from auxnet.network import statistics_kept
+from auxnet.modules import statistics_kept
 from auxnet.residual import placement
 from conftest import multiply_adds
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from auxnet.network import expanded
+from auxnet.modules import expanded
 
 RECALIBRATION_BATCHES = 100  # that norms are measured on
 

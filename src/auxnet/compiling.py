@@ -31,7 +31,7 @@ from auxnet.features import kept_features
 from auxnet.gradients import gradients, parameters
 from auxnet.machine import random_kept
 from auxnet.method import Method, Piece
-from auxnet.network import buffers_kept, in_mode, statistics_kept
+from auxnet.modules import buffers_kept, in_mode, statistics_kept
 
 KEPT = autograd.patch(donated_buffer=False)  # a backward leaves what it has read to the next one
 Forward = Callable[[Tensor], Tensor]

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from auxnet.backbones.dryrun import plain_attention
 from auxnet.features import nodes_below
-from auxnet.network import AuxNet, copied
+from auxnet.modules import copied
+from auxnet.network import AuxNet
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -32,17 +32,8 @@ from auxnet.errors import check_choice
 from auxnet.gradients import Distillation, Loss, losses_of, parameters
 from auxnet.machine import random_kept
 from auxnet.method import Weights, check_loss, checked_weights
-from auxnet.network import (
-    AuxNet,
-    check_forward,
-    check_net,
-    check_tensors,
-    fitting,
-    in_mode,
-    leaves,
-    logits_of,
-    statistics_kept,
-)
+from auxnet.modules import in_mode, leaves, statistics_kept
+from auxnet.network import AuxNet, check_forward, check_net, check_tensors, fitting, logits_of
 from auxnet.sections import MethodName
 
 ALL = 0  # in place of the number of one output or segment

@@ -18,7 +18,8 @@ from auxnet.checkpoint import weights_sha256
 from auxnet.cost import costs
 from auxnet.documents import parsing, read_json
 from auxnet.latency import Latency
-from auxnet.network import AuxNet, check_net, check_tensors, in_mode
+from auxnet.modules import in_mode
+from auxnet.network import AuxNet, check_net, check_tensors
 from auxnet.scores import Predictions, calibration_error, confusion, log_loss, predictions, top_error, wilson
 from auxnet.sections import Which
 from auxnet.words import first_few, per_cent

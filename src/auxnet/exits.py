@@ -14,7 +14,8 @@ from auxnet.checkpoint import load_net, weights_sha256
 from auxnet.cost import multiply_adds_by_part
 from auxnet.documents import made_again, parsing, read_json
 from auxnet.latency import time_in_turns
-from auxnet.network import AuxNet, check_forward, check_net, copied, logits_of
+from auxnet.modules import copied
+from auxnet.network import AuxNet, check_forward, check_net, logits_of
 from auxnet.policy import ALWAYS, Confidence, Policy, never
 from auxnet.recipe import RunDir
 from auxnet.sections import Which

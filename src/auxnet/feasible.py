@@ -12,7 +12,8 @@ from auxnet.data import DataSet
 from auxnet.errors import first_line
 from auxnet.losses import cross_entropy
 from auxnet.machine import device_of, most_memory
-from auxnet.network import AuxNet, copied
+from auxnet.modules import copied
+from auxnet.network import AuxNet
 from auxnet.recipe import Recipe
 from auxnet.residual import resnet
 from auxnet.schedules import weights_of

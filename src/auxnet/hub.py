@@ -25,7 +25,8 @@ from auxnet.documents import parsing, read_json
 from auxnet.errors import check_choice, whole_number
 from auxnet.fetching import fetched, on_hub
 from auxnet.lineage import in_doubt
-from auxnet.network import AuxNet, copied
+from auxnet.modules import copied
+from auxnet.network import AuxNet
 from auxnet.preprocessing import PREPARATION, Preprocessing
 from auxnet.reading.arrays import Pixels, is_name
 from auxnet.reading.pictures import decode_for, upright

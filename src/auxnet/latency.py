@@ -24,7 +24,8 @@ from torch.utils._pytree import tree_leaves
 
 from auxnet.errors import warn
 from auxnet.machine import crowded
-from auxnet.network import AuxNet, in_mode
+from auxnet.modules import in_mode
+from auxnet.network import AuxNet
 from auxnet.words import plural
 
 MOST_TURNS = 1000  # of a model that is timed

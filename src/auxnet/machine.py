@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from auxnet.errors import first_sentence
-from auxnet.network import AnyModule
+from auxnet.modules import AnyModule
 from auxnet.recipe import Recipe
 
 

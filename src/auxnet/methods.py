@@ -38,7 +38,8 @@ from auxnet.gradients import (
     supervise,
 )
 from auxnet.method import Method, Weights, no_pieces, weights_for
-from auxnet.network import AuxNet, check_net, statistics_kept
+from auxnet.modules import statistics_kept
+from auxnet.network import AuxNet, check_net
 from auxnet.sections import Mode, Order, State, StepScale
 from auxnet.steps import adaptive_scales, check_choices, check_rule, rescale_each, step_scales, updates_per_output
 from auxnet.update import Average, Gradients, Optimizer, Update, identity

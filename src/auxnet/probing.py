@@ -18,7 +18,8 @@ from torch import Tensor
 from auxnet.backbones.attaching import channels_first
 from auxnet.batches import Batches
 from auxnet.diagnosis import Layer, layers_of
-from auxnet.network import AuxNet, in_mode
+from auxnet.modules import in_mode
+from auxnet.network import AuxNet
 from auxnet.scores import wilson
 
 ITERATIONS = 300  # at most, of L-BFGS

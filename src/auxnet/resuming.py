@@ -14,7 +14,8 @@ from auxnet.errors import DamagedError, DivergedError, first_line, warn
 from auxnet.files import write_text
 from auxnet.lineage import Earlier
 from auxnet.method import Method
-from auxnet.network import AuxNet, copied
+from auxnet.modules import copied
+from auxnet.network import AuxNet
 from auxnet.recipe import Recipe
 from auxnet.rundir import append, begin, checkpoints, is_finished, left_in, lines, read_rows
 from auxnet.tensors import read_about, save_tensors

@@ -23,7 +23,7 @@ from auxnet.fetching import on_hub
 from auxnet.graphs import need
 from auxnet.hub import PretrainedAuxNet, load, position_of
 from auxnet.machine import cores, device_of, thread_count, threads_set, to_device
-from auxnet.network import copied
+from auxnet.modules import copied
 from auxnet.policy import Policy, never
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import Pixels, is_name

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from auxnet.batches import Batches
-from auxnet.network import AuxNet, check_tensors, fitting, in_mode
+from auxnet.modules import in_mode
+from auxnet.network import AuxNet, check_tensors, fitting
 from auxnet.words import per_cent, plural
 
 Z95 = NormalDist().inv_cdf(0.975)  # standard errors to either side of a normal 95 % interval

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from auxnet.distributed import Team
-from auxnet.network import AuxNet, copied
+from auxnet.modules import copied
+from auxnet.network import AuxNet
 
 
 def synchronise_norms(net: nn.Module, team: Team) -> None:

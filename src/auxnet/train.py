@@ -31,7 +31,8 @@ from auxnet.hub import with_run
 from auxnet.lineage import Earlier, earlier_runs, in_doubt, may_be_seen_by
 from auxnet.machine import crowded, device_of, fast_convolutions, random_kept, threads_set, to_device
 from auxnet.method import Method
-from auxnet.network import AuxNet, copied
+from auxnet.modules import copied
+from auxnet.network import AuxNet
 from auxnet.opening import check_classes, normalised_as, preprocessing_of
 from auxnet.preprocessing import Preprocessing
 from auxnet.progress import Progress

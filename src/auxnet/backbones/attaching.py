@@ -21,7 +21,8 @@ from auxnet.backbones.cuts import cut, even_cuts
 from auxnet.backbones.dryrun import Feature, features, last_layer, outputs
 from auxnet.blocks import Classifier
 from auxnet.errors import warn, whole_number
-from auxnet.network import AuxNet, copied
+from auxnet.modules import copied
+from auxnet.network import AuxNet
 
 Heads = Callable[[int], nn.Module]  # channels of a feature -> a module: feature -> logits [N, classes]
 

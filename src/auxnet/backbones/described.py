@@ -22,7 +22,8 @@ from auxnet.backbones.named import build_backbone
 from auxnet.backbones.weights import is_weights_of_run, load_pretrained, run_of
 from auxnet.documents import read_json
 from auxnet.errors import told_of, warn
-from auxnet.network import AuxNet, leaves
+from auxnet.modules import leaves
+from auxnet.network import AuxNet
 from auxnet.precision import float32_by_default
 from auxnet.residual import resnet
 from auxnet.sections import LARGEST

@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from auxnet.errors import MisfitError, first_line
-from auxnet.network import AnyModule, AuxNet, copied, in_mode
+from auxnet.modules import AnyModule, copied, in_mode
+from auxnet.network import AuxNet
 
 N = 2  # images of a dry run
 aten = torch.ops.aten

@@ -19,7 +19,7 @@ import torch
 from torch import fx, nn
 
 from auxnet.errors import first_line
-from auxnet.network import in_mode
+from auxnet.modules import in_mode
 
 INSTEAD = (
     "give the segments themselves: attach([first, second, ..., classifier]), or for the command line a function that "
