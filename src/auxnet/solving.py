@@ -209,7 +209,7 @@ def _solve(
     points: int,
 ) -> Solved:
     val = predictions(it.net, it.batches("val"))
-    stop, passing, alone = (
+    stop, passing, alone, timing = (
         exit_latencies(it.net, it.image_shape, confidence) if unit == "ms" else exit_macs(it.net, it.image_shape)
     )
     measured = measured_on(it.device, torch.get_num_threads()) if unit == "ms" else None
@@ -226,7 +226,9 @@ def _solve(
         bound = f"a mean of at most {cost_text(target['max_mean_cost'])} {unit}"
         first = f"every image that leaves at output 1 costs {cost_text(stop[0])} {unit}"
         reason = f"no thresholds meet {bound}: {first} ({100 * val.errors[0]:.2f} % error)"
-        reason += f", measured on {measured}" if measured else ""
+        if timing is not None:
+            spread = f"its quartiles {cost_text(timing.low_ms)} .. {cost_text(timing.high_ms)}"
+            reason += f", the median measured on {measured}, {spread}; times vary: ask again, or for more"
         return replace(unsolved, reason=reason)
     policies = {
         "solved": cost_curve(val, rule, stop, passing, points=int(points), common=common),
