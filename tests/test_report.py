@@ -435,6 +435,14 @@ def test_a_recipes_device_is_not_exchanged_for_another(run, tmp_path):
     assert there["select"] == f"auxnet select {folder} --device cpu --threads 1"
 
 
+def test_a_latency_is_shown_with_its_quartiles(gathered, open_page):
+    times = {"latency": 1.64, "latency_low": 1.6, "latency_high": 123.4}
+    page = open_page([{**gathered, "outputs": [{**row, **times} for row in gathered["outputs"]]}], figures=False)
+    assert "quartiles 1.60 \u2013 123;" in page.locator(".tiles").inner_text()
+    assert "1.64 ms [1.60 \u2013 123]" in page.locator("#outputs tr[data-output]").first.inner_text()
+    assert page.locator("#costs dd").last.inner_text().startswith("1.64 ms [1.60 \u2013 123]")
+
+
 @pytest.mark.long
 def test_how_latency_was_measured_is_said_once(gathered, open_page):
     def of(name, measured):
@@ -444,8 +452,9 @@ def test_how_latency_was_measured_is_said_once(gathered, open_page):
     runs = [of("a", here), of("b", here), of("c", there)]
     assert report_page.latency_words([]) == report_page.latency_words([of("a", None)]) == ""
     said = report_page.latency_words(runs[:2])
-    assert said == f"Latency: median of the model alone on one image, {here}."
-    both = f"Latency: median of the model alone on one image. a and b: {here}; c: {there}."
+    how = "Latency: median and quartiles of the model alone on one image, measured for this page"
+    assert said == f"{how} on {here}."
+    both = f"{how}. a and b: {here}; c: {there}."
     page = open_page(runs)
     page.locator("#axis input[value=latency]").check()
     for place in ("#outputs", "#front-note"):

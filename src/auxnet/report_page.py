@@ -180,15 +180,17 @@ def _tiles(run: Facts) -> str:
     for key, name in (("params", "Parameters"), ("macs", "Multiply-adds an image")):
         tiles.append((name, f"{chosen[key]:,}", f"whole net: {deepest[key]:,}"))
     if chosen["latency"] is not None:
-        tiles.append(("Latency, one image", _ms(chosen["latency"]), f"whole net: {_ms(deepest['latency'])}"))
+        spread = f"quartiles {_quartiles(chosen)}; whole net: {_ms(deepest['latency'])} ms"
+        tiles.append(("Latency, one image", f"{_ms(chosen['latency'])} ms", spread))
     return tiles_of(tiles, f"Output {chosen['output']}")
 
 
 def latency_words(runs: Sequence[Facts]) -> str:
     """What latency is, and where it was measured: said once of all runs of which it is the same."""
     measured = {run["name"]: run["measured"] for run in runs if run["measured"]}
-    joint = ", " if len(set(measured.values())) == 1 else ". "
-    return f"Latency: median of the model alone on one image{joint}{of_each(measured)}." if measured else ""
+    joint = " on " if len(set(measured.values())) == 1 else ". "
+    how = "Latency: median and quartiles of the model alone on one image, measured for this page"
+    return f"{how}{joint}{of_each(measured)}." if measured else ""
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------
@@ -203,7 +205,9 @@ def _ladder(runs: Sequence[Facts], latency: str) -> str:
             title = f"{run['name']}: {run['method']}, seed {run['seed']}, {unfinished.epochs_of(run)}"
             lines.append(heading_of(title, len(heads)))
         for row in run["outputs"]:
-            time = "-" if row["latency"] is None else _ms(row["latency"])
+            time = "-"
+            if row["latency"] is not None:
+                time = f"{_ms(row['latency'])} ms <small>[{_quartiles(row)}]</small>"
             worth = [f"{per_cent(row[s]['error'])} <small>[{_interval(row[s])}]</small>" for s in ("val", "test")]
             cells = [row["output"], row["depth"], *worth, f"{row['params']:,}", f"{row['macs']:,}", time]
             body = "".join(f"<td>{cell}</td>" for cell in cells)
@@ -213,7 +217,7 @@ def _ladder(runs: Sequence[Facts], latency: str) -> str:
         run["name"]: "n = {val[images]:,} validation and {test[images]:,} test images".format_map(run["outputs"][0])
         for run in finished.values()
     }
-    words = f"In brackets: 95 % Wilson intervals; {of_each(sizes)}. Each output as a model of its own."
+    words = f"In brackets beside errors: 95 % Wilson intervals; {of_each(sizes)}. Each output as a model of its own."
     return table_of(heads, lines, "Table of outputs") + f'<p class="under">{escape(f"{words} {latency}".rstrip())}</p>'
 
 
@@ -294,5 +298,9 @@ def _interval(worth: dict[str, Any]) -> str:
     return f"{100 * worth['low']:.1f} \u2013 {100 * worth['high']:.1f}"
 
 
+def _quartiles(row: dict[str, Any]) -> str:
+    return f"{_ms(row['latency_low'])} \u2013 {_ms(row['latency_high'])}"
+
+
 def _ms(milliseconds: float) -> str:
-    return f"{milliseconds:,.0f} ms" if milliseconds >= 100 else f"{milliseconds:.2f} ms"
+    return f"{milliseconds:,.0f}" if milliseconds >= 100 else f"{milliseconds:.2f}"
