@@ -9,13 +9,15 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import torch
+
 from auxnet import unfinished
 from auxnet.page_frame import columns_of, filled, framed, heading_of, line_of, section_of, table_of, tiles_of, unbroken
 from auxnet.reading.splits import tested_alike, validated_alike
 from auxnet.recipe import WHERE, Recipe, words_of
-from auxnet.scores import too_few
+from auxnet.scores import compare, holm, too_few
 from auxnet.unfinished import Facts
-from auxnet.words import command, of_each, per_cent, plural, sentence
+from auxnet.words import command, first_few, of_each, per_cent, plural, sentence
 
 COMMAND = "auxnet report"
 LINKS = {
@@ -52,7 +54,7 @@ def page(runs: Sequence[Facts], within: float) -> str:
         links={name: words for name, words in LINKS.items() if finished or name in ("learning", "recipe")},
         sections=(filled("report.html", parts) if finished else learning) + recipe,
         program="report.js",
-        data={"within": within, "latency_words": latency, "runs": list(runs)},
+        data={"within": within, "latency_words": latency, "runs": [{**run, "val_wrong": None} for run in runs]},
     )
 
 
@@ -164,9 +166,32 @@ def _headlines(runs: Sequence[Facts], within: float) -> str:
         equal = " and ".join(f"output {k} of {name}" for error, name, k in sorted(errors) if error == best)
         of = "" if len(finished) == len(runs) else f", {len(finished)} of them finished"
         first = f"{len(runs)} runs{of}: the lowest validation error is {per_cent(best)}, {equal}."
-        if apart := _apart(finished):
-            first = f"{len(runs)} runs of {apart}{of}: each is judged on its own."
-    return f'<h1>{unbroken(first)}</h1><ul class="headlines">{lines}</ul>{below}'
+        if several := _apart(finished):
+            first = f"{len(runs)} runs of {several}{of}: each is judged on its own."
+    apart = f'<p class="sub">{unbroken(said)}</p>' if (said := told_apart(finished)) else ""
+    return f'<h1>{unbroken(first)}</h1>{apart}<ul class="headlines">{lines}</ul>{below}'
+
+
+def told_apart(runs: Sequence[Facts]) -> str:
+    """Whether validation images tell the best output of all finished runs from the best one of each other run.
+
+    Nothing where the runs do not share these images, or the images of one are gone.
+    """
+    alike = not _apart(runs) and validated_alike(run["data"] for run in runs)
+    if len(runs) < 2 or not alike or any(run["val_wrong"] is None for run in runs):
+        return ""
+    of_runs = [(min(run["outputs"], key=lambda row: (row["val"]["error"], row["macs"])), run) for run in runs]
+    (best, run_of_best), *others = ranked = sorted(of_runs, key=lambda each: each[0]["val"]["error"])
+    of_best, *wrong = [torch.tensor(run["val_wrong"][row["output"] - 1]) for row, run in ranked]
+    p_values = holm([compare(each, of_best).p_value for each in wrong])
+    verdicts: dict[str, list[str]] = {"cannot be told apart from": [], "errs less beyond chance than": []}
+    for (row, run), p in zip(others, p_values, strict=True):
+        verdict = list(verdicts)[p < 0.05]
+        error = per_cent(row["val"]["error"])
+        verdicts[verdict].append(f"output {row['output']} of {run['name']} ({error}, p = {p:.2g})")
+    said = " and ".join(f"{verdict} {first_few(rows)}" for verdict, rows in verdicts.items() if rows)
+    images = f"On these {best['val']['images']:,} validation images"
+    return f"{images} output {best['output']} of {run_of_best['name']} {said}, by McNemar's test (Holm)."
 
 
 def _tiles(run: Facts) -> str:
