@@ -19,7 +19,9 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 import auxnet
 from auxnet import resuming
 from auxnet.backbones import named
+from auxnet.backbones.described import cuts_of
 from auxnet.backbones.named import build_backbone
+from auxnet.build import build
 from auxnet.cli import main
 from auxnet.data import load_data
 from auxnet.recipe import read_recipe, write_recipe
@@ -140,6 +142,14 @@ def test_cuts_that_were_searched_for_are_saved_as_names():
     assert network["cuts"] == ["stem", "middle"]
     assert network["image_size"] == [16, 16]
     assert read_recipe("even/recipe.yaml").cuts == 2
+
+
+def test_the_first_training_of_a_process_begins_with_the_weights_of_any_later_one():
+    recipe = auxnet.Recipe(data="digits", backbone="own_nets:build", cuts=2)
+    dataset = load_data(recipe)
+    cuts_of.cache_clear()  # as in a new process, where the cuts are not searched for yet
+    first, second = (build(recipe, dataset, torch.device("cpu"))[0].state_dict() for _ in range(2))
+    assert same(first, second)
 
 
 def test_a_backbone_that_cannot_be_traced_is_given_in_parts(tmp_path, capsys):

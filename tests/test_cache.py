@@ -85,6 +85,19 @@ def test_what_pillow_could_not_read_is_tried_again_by_another_pillow(
 
 
 @pytest.mark.parametrize("stream", ["never", "always"])
+def test_what_cannot_be_read_has_one_name_from_wherever_it_is_read_first(
+    stream: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = folder_of(home, 12)
+    (own / "a" / "torn.png").write_bytes(b"no picture")
+    (home / "link").symlink_to(own)
+    monkeypatch.chdir(own.parent)
+    for data in (own.name, str(home / "link"), str(own)):
+        (left_out,) = load(data, stream=stream, workers=0, max_corrupt=1).left_out
+        assert left_out.startswith(f"{own.resolve() / 'a' / 'torn.png'}: ")
+
+
+@pytest.mark.parametrize("stream", ["never", "always"])
 def test_to_run_out_of_memory_is_no_damage_of_an_image(
     stream: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

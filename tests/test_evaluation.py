@@ -403,25 +403,26 @@ def test_images_too_many_for_memory_are_judged_on_from_the_disk(run, few, field,
         auxnet.evaluate(run, on=tmp_path / "pics")
 
 
-def test_of_other_images_those_that_cannot_be_read_are_left_out_with_a_warning(few, field, tmp_path, capsys):
+def test_of_other_images_those_that_cannot_be_read_and_classes_without_any_are_told(few, field, tmp_path, capsys):
     expected = auxnet.evaluate(few[0], on=field)
     shutil.copytree(field, tmp_path / "pics")
-    (tmp_path / "pics" / "dog").mkdir()  # a class without images is no matter
+    (tmp_path / "pics" / "dog").mkdir()
     (tmp_path / "pics" / "cat" / "broken.png").write_bytes(b"no picture")
     assert main(["evaluate", str(few[0]), "--on", str(tmp_path / "pics"), "--json"]) == 0
     out, err = capsys.readouterr()
     assert [row["on"]["error"] for row in json.loads(out)["outputs"]] == [report.error for report in expected]
-    assert re.fullmatch(r"auxnet: warning: \S+pics: left out 1 image that cannot be read: \S+broken.png: .*\n", err)
+    none, left_out = err.splitlines()
+    assert re.fullmatch(r"auxnet: warning: \S+pics: no image of 'dog': these errors say nothing about that", none)
+    assert re.fullmatch(r"auxnet: warning: \S+pics: left out 1 image that cannot be read: \S+broken.png: .*", left_out)
 
 
 def test_other_images_that_cannot_judge_a_run_are_one_line(few, field, tmp_path, capsys):
     run, pics = few
     shutil.copytree(field, tmp_path / "pics")
-    (tmp_path / "pics" / "emu").rename(tmp_path / "pics" / "rhea")
+    (tmp_path / "pics" / "emu").rename(tmp_path / "pics" / "Emus")
     words = ["evaluate", run, "--on"]
-    fails(
-        capsys, [*words, tmp_path / "pics"], 2, f"pics: rhea are no classes of {run}, which knows cat; dog; emu: rename"
-    )
+    knows = f"pics: Emus are no classes of {run}, which knows cat; dog; emu: rename or remove them; perhaps you meant"
+    fails(capsys, [*words, tmp_path / "pics"], 2, f"{knows} 'emu'")
     images = np.zeros((3, 8, 8, 3), np.uint8)
     np.savez(tmp_path / "a.npz", train_images=images, train_labels=[0, 1, 2], val_images=images, val_labels=[0, 1, 2])
     fails(capsys, [*words, tmp_path / "a.npz"], 2, "a.npz holds train and val, and no test images")

@@ -79,6 +79,19 @@ def test_the_size_that_a_picture_has_is_that_of_it_upright(form: str, turn: int,
         assert own == ((40, 80) if turn == 1 else (80, 40))
 
 
+@pytest.mark.parametrize("channels", [(), (3,), (4,)])
+@pytest.mark.parametrize(("turn", "quarters"), [(3, 2), (6, -1), (8, 1)])
+def test_a_tiff_that_is_not_compressed_is_turned_as_any_other(
+    channels: tuple[int, ...], turn: int, quarters: int, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, *channels), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    Image.fromarray(pixels).save(tmp_path / "1.tif", exif=exif)
+    upright = np.rot90(pixels.reshape(6, 9, -1)[..., :3], quarters)
+    assert np.array_equal(pictures.decode(tmp_path / "1.tif", "1", None), upright)
+
+
 def test_links_are_followed_but_in_no_circle(tmp_path: Path) -> None:
     for name, place in (("1", "own/a"), ("2", "elsewhere"), ("3", "own/b")):
         (tmp_path / place).mkdir(parents=True, exist_ok=True)

@@ -565,10 +565,11 @@ def test_files_of_others_stay_where_a_training_is_begun_anew(tmp_path):
     (tmp_path / "a" / "patients.csv").write_text("precious")
     (tmp_path / "a" / "checkpoints" / "kept.bin").write_text("precious")
     (tmp_path / "a" / "checkpoints" / ".00001-0000000.ckpt.123.partial").write_text("half")
+    (tmp_path / "a" / ".diagnosis.jsonl.123.partial").write_text("half")
     train.fit_on(replace(TINY, epochs=1), tmp_path / "a")
     assert (tmp_path / "a" / "patients.csv").read_text() == "precious"
     assert (tmp_path / "a" / "checkpoints" / "kept.bin").read_text() == "precious"
-    assert not [*(tmp_path / "a" / "checkpoints").glob(".*")]
+    assert not [*(tmp_path / "a").rglob(".*.partial")]
 
 
 def test_a_training_of_a_sweep_or_study_whose_checkpoints_are_all_damaged_is_begun_anew(tmp_path):

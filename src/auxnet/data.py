@@ -29,7 +29,7 @@ from auxnet.reading.splits import Split as Split
 from auxnet.reading.survey import survey
 from auxnet.recipe import Recipe, RunDir
 from auxnet.sections import LARGEST
-from auxnet.words import first_few, plural
+from auxnet.words import first_few, nearest, plural
 
 LARGE = 96  # pixels a side from which on images are cropped as photographs are
 MARGIN = 8 / 7  # photographs are kept larger than what the net sees: 256 pixels a side for 224, as everybody's
@@ -211,8 +211,11 @@ def load_others(data: str, data_dir: str | None, classes: Sequence[str], seen: P
     read = _on_disk(part, side, cores()) if streamed else _in_memory(part, side)
     if unknown := sorted(set(read.classes) - set(classes)):
         known = f"{run}, which knows {first_few(classes)}"
-        raise ValueError(f"{data}: {first_few(unknown)} are no classes of {known}: rename or remove them")
+        mend = f"rename or remove them{nearest(unknown[0], classes)}"
+        raise ValueError(f"{data}: {first_few(unknown)} are no classes of {known}: {mend}")
     images = _numbered(read, classes)
+    if unjudged := _without_images(images, classes):
+        warn(f"{data}: no image of {first_few(unjudged)}: these errors say nothing about that")
     if isinstance(images, Split):
         images = replace(images, held=torch.from_numpy(resize(images.held.numpy(), seen.resize, seen.channels)))
     elif images.image_shape[:2] != seen.resize or images.image_shape[2] > seen.channels:
@@ -331,10 +334,15 @@ def _with_all_splits(
 def _warn_of_unjudged(name: str, classes: Sequence[str], splits: Mapping[str, Labelled]) -> None:
     """Warn of classes that have no image in a split that judges, as when one was added to train/ alone."""
     for split, images in splits.items():
-        counts = torch.bincount(images.labels, minlength=len(classes)).tolist()
-        if unjudged := [repr(each) for each, count in zip(classes, counts, strict=True) if not count]:
+        if unjudged := _without_images(images, classes):
             what = f"no {split} image of {first_few(unjudged)}"
             warn(f"{name}: {what}: no {split} error says anything about it")
+
+
+def _without_images(split: Labelled, classes: Sequence[str]) -> list[str]:
+    """The classes of which a split has no image, quoted."""
+    counts = torch.bincount(split.labels, minlength=len(classes)).tolist()
+    return [repr(each) for each, count in zip(classes, counts, strict=True) if not count]
 
 
 def _subsample(train: Labelled, count: int, seed: int) -> Labelled:

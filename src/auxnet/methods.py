@@ -184,9 +184,9 @@ def multiway(
         turns = features if order == "shallow_first" else reversed([*features])
         return supervise(net.heads, turns, labels, loss, distill)
 
-    def gradient_of(output: Supervised) -> Gradients:
+    def taken_back(output: Supervised) -> tuple[int, Tensor, Gradients]:
         k = output.k
-        return backward(output, lambdas[k - 1], updates[k - 1].trunk, keep=k != last)
+        return k, output.loss, backward(output, lambdas[k - 1], updates[k - 1].trunk, keep=k != last)
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         losses, outputs = {}, supervised(images, labels)
@@ -194,15 +194,11 @@ def multiway(
             outputs = [*outputs]
             known = average(_stacked({output.k: output.loss for output in outputs}))
             rescale_each(updates, adaptive_scales(known, step_scales(lambdas, step_scale)))
-        if mode == "frozen":  # all backwards come before the first update
-            for k, L, gradient in [(output.k, output.loss, gradient_of(output)) for output in outputs]:
-                updates[k - 1](gradient)
-                losses[k] = L
-        else:  # live: backward k+1 sees the weights that update k has left
-            for output in outputs:
-                updates[output.k - 1](gradient_of(output))
-                losses[output.k] = output.loss
-                del output  # it would be held while the next one is at work
+        passes = map(taken_back, outputs)  # live: backward k+1 runs once update k is done, by the weights it has left
+        for k, L, gradient in [*passes] if mode == "frozen" else passes:  # frozen: all backwards come first
+            updates[k - 1](gradient)
+            losses[k] = L
+            del gradient  # it would be held while the next output is at work
         return average(_stacked(losses))
 
     # The same step in pieces, for a device with room for several at once; the adaptive rule computes between them.

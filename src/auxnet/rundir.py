@@ -60,8 +60,9 @@ def locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     if (lock := claimed(folder / LOCK)) is None:
         raise FileExistsError(f"{folder}: another process is training in it; name another folder, or wait")
-    written = ("checkpoints/", ".recipe.yaml", ".metrics.jsonl", ".model.safetensors", ".config.json", ".summary.json")
-    for partial in (path for name in written for path in folder.glob(f"{name}.*.partial")):
+    names = ("recipe.yaml", "metrics.jsonl", "diagnosis.jsonl", "model.safetensors", "config.json", "summary.json")
+    written = ("checkpoints/.*.partial", *(f".{name}.*.partial" for name in names))
+    for partial in (path for pattern in written for path in folder.glob(pattern)):
         partial.unlink(missing_ok=True)  # what a killed training was writing
     try:
         yield

@@ -27,7 +27,7 @@ from auxnet.scores import (
     too_few,
 )
 from auxnet.sections import Which
-from auxnet.words import per_cent, plural
+from auxnet.words import listed, per_cent, plural
 
 MARGIN = 0.005
 UNITS = {"params": "parameters", "macs": "MACs", "latency": "ms for one image"}
@@ -267,7 +267,7 @@ def _reason(
     if chosen is best:
         lone = not margin or all(row.macs >= chosen.macs for row in rows)  # there is none to come within it
         cheapest = "" if lone else f", and no cheaper one comes within {plural(100 * margin, 'point')} of it"
-        tied = f", tied with {' and '.join(f'output {k}' for k in equal)}" if equal else ""
+        tied = f", tied with {listed([f'output {k}' for k in equal])}" if equal else ""
         parts = [f"output {chosen.output} is {named} ({_error(chosen)}{tied}){cheapest}"]
     else:
         behind = 100 * (chosen.error - best.error)

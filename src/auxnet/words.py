@@ -56,8 +56,14 @@ def plural(number: float, what: str) -> str:
 
 
 def first_few(items: Sequence[str], most: int = 3) -> str:
-    """The first of them, and that there are more: a; b; c; ..."""
-    return "; ".join(items[:most]) + ("; ..." if len(items) > most else "")
+    """The first of them, and that there are more: a; b; c; ... (one more is shown in place of the dots)."""
+    return "; ".join(items if len(items) <= most + 1 else [*items[:most], "..."])
+
+
+def listed(items: Sequence[str]) -> str:
+    """All of them: a, b and c."""
+    *before, last = items
+    return f"{', '.join(before)} and {last}" if before else last
 
 
 def of_each(said: Mapping[str, str]) -> str:
@@ -78,7 +84,7 @@ def which_flags(which: str) -> tuple[str, ...]:
     return () if which == "last" else ("--which", which)
 
 
-def nearest(word: str, known: list[str]) -> str:
+def nearest(word: str, known: Sequence[str]) -> str:
     """A suggestion to end an error with: '; perhaps you meant ...', or nothing."""
     lowered = {each.lower(): each for each in known}
     close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)

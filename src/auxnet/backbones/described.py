@@ -165,8 +165,11 @@ def cuts_of(
 ) -> tuple[str, ...]:
     """The names of the modules after which that many even cuts lie, for images of this size (H, W).
 
-    Raises ValueError if there are not as many places, and what `build_backbone` raises.
+    Searched for once in a process: what is drawn for that is none of the caller's random numbers, or a second training
+    would begin with other weights than the first. Raises ValueError if there are not as many places, and what
+    `build_backbone` raises.
     """
-    built = build_backbone(backbone, num_classes, in_channels)
-    with told_of(f"backbone {backbone}, cuts={cuts}"):
-        return even_cuts(built, cuts, (in_channels, *image_size))
+    with torch.random.fork_rng([]):
+        built = build_backbone(backbone, num_classes, in_channels)
+        with told_of(f"backbone {backbone}, cuts={cuts}"):
+            return even_cuts(built, cuts, (in_channels, *image_size))

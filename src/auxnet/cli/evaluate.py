@@ -16,7 +16,7 @@ from auxnet.cli import screen
 from auxnet.cli.arguments import OfRun, OneRun, above_zero, number, parse, points
 from auxnet.errors import warn
 from auxnet.sections import Which
-from auxnet.words import command, in_points, per_cent, which_flags, with_interval
+from auxnet.words import command, in_points, listed, per_cent, which_flags, with_interval
 
 if TYPE_CHECKING:
     from auxnet.comparing import Pair
@@ -219,7 +219,7 @@ def _told_apart(run: Path, other: Path, pairs: Sequence[Pair]) -> str:
     less = [pair.first.output for pair in told if pair.comparison.difference < 0]
     more = [pair.first.output for pair in told if pair.comparison.difference > 0]
     said = [
-        f"{run} errs {how} than {other} at {' and '.join(f'output {k}' for k in outputs)}"
+        f"{run} errs {how} than {other} at {listed([f'output {k}' for k in outputs])}"
         for how, outputs in (("less", less), ("more", more))
         if outputs
     ]
@@ -272,10 +272,9 @@ def _print_classes(
         return
     title, reports = next(iter(titled.items()))
     for report in reports:
-        most = _worst(names, report)
-        screen.print_line(
-            console, f"output {report.output} errs{' most' if most else ''}, on {title}, on {most or 'none'}"
-        )
+        worst = _worst(names, report)
+        errs = f"errs most, on {title}, on {worst}" if worst else f"errs on no image of {title}"
+        screen.print_line(console, f"output {report.output} {errs}")
 
 
 def _classes_table(names: Sequence[str], titled: Mapping[str, Sequence[OutputReport]]) -> Table:

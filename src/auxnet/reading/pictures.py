@@ -66,6 +66,7 @@ def _plain(file: Path | str | io.BytesIO, size: tuple[int, int] | None) -> tuple
     Given a size (H, W), a JPEG may be decoded at a reduced scale, to no less than twice that.
     """
     with _opened(file) as image:
+        image.filename = ""  # or Pillow maps a raw TIFF into memory, and one on its side with rows for columns
         scans = _scans(image) if image.format in ("JPEG", "MPO") else 0
         if scans > MOST_SCANS:
             raise ValueError(f"it goes over its pixels more than {MOST_SCANS} times: a decompression bomb")

@@ -237,14 +237,15 @@ def _complete(folder: Path, parts: dict[str, Part]) -> dict[str, Part]:
 
 def _in_folder(folder: Path, to_train: bool = True) -> dict[str, Part]:
     """The splits of a folder of parquet shards or of class folders, with a warning if it passes over other files."""
-    parts = _parquet_parts(folder)
+    whole = folder.resolve()  # images have one name, as the cache keeps it, from wherever they are read
+    parts = _parquet_parts(whole)
     shards_alone = not subfolders(folder) and any(folder.glob("*.parquet"))
     if "train" not in parts and (shards_alone if not parts else to_train):
         wanted = "train" if to_train else "test"
         raise FileNotFoundError(f"{folder} has parquet shards, but none named {wanted}-*.parquet")
     if parts:
         return parts
-    homes = split_homes(folder)
+    homes = split_homes(whole)
     found = {split: folders.folder_files(home) for split, home in homes.items()}
     if others := sum((files.others for files in found.values()), Counter[str]()):
         warn(f"{folder}: {passed_over(others)}")
