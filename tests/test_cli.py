@@ -72,6 +72,17 @@ def test_train_ends_with_the_table_of_outputs_and_where_the_run_lies(tmp_path, c
     assert max(map(len, out.splitlines())) <= 160
 
 
+@pytest.mark.parametrize("name", ["plan", "train"])
+def test_images_that_cannot_be_read_are_named_once_before_a_training_and_by_its_plan(name, tmp_path, capsys):
+    (pictures(tmp_path / "data") / "cat" / "broken.png").write_bytes(b"")
+    words = ["--data", str(tmp_path / "data"), "--max-corrupt", "1", "--depth", "8", "--batch-size", "4"]
+    words += ["--epochs", "1", "--out", str(tmp_path / "run")] if name == "train" else []
+    assert main([name, *words, "--threads", "1"]) == 0
+    said = "".join(capsys.readouterr())
+    assert "warning: left out, unreadable, 1 image: " in said
+    assert said.count("broken.png") == 1
+
+
 def test_flags_win_over_the_file(tmp_path, capsys):
     (tmp_path / "r.yaml").write_text("depth: 8\nepochs: 1\nbatch_size: 256\nthreads: 1\noutputs: 2\n")
     assert main(["train", f"--config={tmp_path / 'r.yaml'}", "--outputs", "3", "--out", str(tmp_path / "a")]) == 0

@@ -403,6 +403,33 @@ def test_runs_that_were_validated_on_different_images_are_said_so_and_no_others(
     assert not said(unknown, one, seeds=(0, 0))
 
 
+def test_beside_the_lowest_error_of_several_runs_it_is_said_whether_their_images_tell_it_from_the_others(gathered):
+    def of(name, *mistakes, **data):
+        """A run whose last output errs on the first images, as many as are given, and whose others err on all."""
+        n, K = gathered["outputs"][0]["val"]["images"], len(gathered["outputs"])
+        wrong = [[True] * n] * (K - 1) + [[i in mistakes for i in range(n)]]
+        errors = [sum(each) / n for each in wrong]
+        outputs = [{**o, "val": {**o["val"], "error": e}} for o, e in zip(gathered["outputs"], errors, strict=True)]
+        data = {**gathered["data"], **data}
+        return {**gathered, "name": name, "outputs": outputs, "val_wrong": wrong, "data": data}
+
+    best, near, far = of("best", 0, 1), of("near", 0, 2, 3, 4, 5), of("far", *range(1, 30))
+    # Images on which one alone errs: 1 and 4 of near, 1 and 28 of far; 2 x the two-sided binomial tail for far.
+    p = [2 * sum(math.comb(n, k) for k in (0, 1)) / 2**n for n in (5, 29)]
+    page = report_page.page([far, near, best], 0.5)
+    assert (
+        "On these 145 validation images output 3 of best cannot be told apart from output 3 of near "
+        f"(3.45&nbsp;%, p = {p[0]:.2g}) and errs less beyond chance than output 3 of far (20.00&nbsp;%, "
+        f"p = {2 * p[1]:.2g}), by McNemar&#x27;s test (Holm)."
+    ) in page
+    assert '"val_wrong":null' in page
+    said = report_page.told_apart
+    assert said([best, near]).startswith("On these 145 validation images output 3 of best cannot be told apart")
+    assert (
+        said([best, of("else", 0, val_sha256="0")]) == said([best, {**near, "val_wrong": None}]) == said([best]) == ""
+    )
+
+
 def test_latency_is_measured_as_select_measures_it(run, tmp_path, monkeypatch):
     folder = tmp_path / "a"
     shutil.copytree(run, folder)
@@ -435,6 +462,14 @@ def test_a_recipes_device_is_not_exchanged_for_another(run, tmp_path):
     assert there["select"] == f"auxnet select {folder} --device cpu --threads 1"
 
 
+def test_a_latency_is_shown_with_its_quartiles(gathered, open_page):
+    times = {"latency": 1.64, "latency_low": 1.6, "latency_high": 123.4}
+    page = open_page([{**gathered, "outputs": [{**row, **times} for row in gathered["outputs"]]}], figures=False)
+    assert "quartiles 1.60 \u2013 123;" in page.locator(".tiles").inner_text()
+    assert "1.64 ms [1.60 \u2013 123]" in page.locator("#outputs tr[data-output]").first.inner_text()
+    assert page.locator("#costs dd").last.inner_text().startswith("1.64 ms [1.60 \u2013 123]")
+
+
 @pytest.mark.long
 def test_how_latency_was_measured_is_said_once(gathered, open_page):
     def of(name, measured):
@@ -444,8 +479,9 @@ def test_how_latency_was_measured_is_said_once(gathered, open_page):
     runs = [of("a", here), of("b", here), of("c", there)]
     assert report_page.latency_words([]) == report_page.latency_words([of("a", None)]) == ""
     said = report_page.latency_words(runs[:2])
-    assert said == f"Latency: median of the model alone on one image, {here}."
-    both = f"Latency: median of the model alone on one image. a and b: {here}; c: {there}."
+    how = "Latency: median and quartiles of the model alone on one image, measured for this page"
+    assert said == f"{how} on {here}."
+    both = f"{how}. a and b: {here}; c: {there}."
     page = open_page(runs)
     page.locator("#axis input[value=latency]").check()
     for place in ("#outputs", "#front-note"):

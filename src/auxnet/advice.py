@@ -21,7 +21,7 @@ from auxnet.recipe import Recipe
 from auxnet.residual import layout
 from auxnet.schedules import lambdas_at, weights_of
 from auxnet.scores import too_few
-from auxnet.words import plural
+from auxnet.words import first_few, plural
 
 COMPILING_PAYS = 1800.0  # seconds of training: it takes up to a minute, and saves a twentieth of them or more
 FEW_STEPS, SMALL_BATCH = 10, 16
@@ -45,7 +45,14 @@ def few_steps(recipe: Recipe, images: int) -> Iterator[str]:
 
 def doubts_of(recipe: Recipe, depths: Sequence[int], dataset: DataSet) -> list[str]:
     """All doubts about a training that is to begin."""
-    return [*training_doubts(recipe, depths), *data_doubts(recipe, dataset), *precision_doubts(recipe)]
+    of_data = [*unreadable(dataset), *data_doubts(recipe, dataset)]
+    return [*training_doubts(recipe, depths), *of_data, *precision_doubts(recipe)]
+
+
+def unreadable(dataset: DataSet) -> Iterator[str]:
+    """A warning that names images that cannot be read, and are left out."""
+    if dataset.left_out:
+        yield f"left out, unreadable, {plural(len(dataset.left_out), 'image')}: {first_few(dataset.left_out)}"
 
 
 def data_doubts(recipe: Recipe, dataset: DataSet) -> Iterator[str]:

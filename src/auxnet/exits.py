@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from auxnet.checkpoint import load_net, weights_sha256
 from auxnet.cost import multiply_adds_by_part
 from auxnet.documents import made_again, parsing, read_json
-from auxnet.latency import time_in_turns
+from auxnet.latency import Timing, time_in_turns
 from auxnet.modules import copied
 from auxnet.network import AuxNet, check_forward, check_net, logits_of
 from auxnet.policy import ALWAYS, Confidence, Policy, never
@@ -112,6 +112,8 @@ class ExitCosts(NamedTuple):
     """[K - 1], what an output at which images may leave adds for one that goes on: its head and the decision"""
     alone: list[float]
     """[K], of each output as a model of its own (`AuxNet.truncate`): what would be shipped in place of early exit"""
+    first: Timing | None = None
+    """how the first of `stop` was measured; None where nothing was"""
 
 
 def exit_macs(net: AuxNet, image_shape: Sequence[int]) -> ExitCosts:
@@ -134,11 +136,12 @@ def exit_latencies(
     # A confidence at so high a temperature is near 0, whatever is said: no image leaves at a threshold of 1.
     asked = [EarlyExit(net, [1.0] * k + [ALWAYS] * (K - 1 - k), confidence, [1e6] * K) for k in range(1, K)]
     models = [*straight, *asked, *(net.truncate(k) for k in range(1, K + 1))]
-    times = [timing.median_ms for timing in time_in_turns(models, image_shape, 1, seconds=seconds)]
+    timings = time_in_turns(models, image_shape, 1, seconds=seconds)
+    times = [timing.median_ms for timing in timings]
     stop, through, alone = times[:K], times[K:-K], times[-K:]
     more = (after - before for before, after in zip(stop[1:], through, strict=True))
     passed = accumulate(more, max, initial=0.0)  # a head costs something: what is less was noise
-    return ExitCosts(stop, [after - before for before, after in pairwise(passed)], alone)
+    return ExitCosts(stop, [after - before for before, after in pairwise(passed)], alone, timings[0])
 
 
 # ---- in a run directory ----------------------------------------------------------------------------------------

@@ -9,13 +9,15 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import torch
+
 from auxnet import unfinished
 from auxnet.page_frame import columns_of, filled, framed, heading_of, line_of, section_of, table_of, tiles_of, unbroken
 from auxnet.reading.splits import tested_alike, validated_alike
 from auxnet.recipe import WHERE, Recipe, words_of
-from auxnet.scores import too_few
+from auxnet.scores import compare, holm, too_few
 from auxnet.unfinished import Facts
-from auxnet.words import command, of_each, per_cent, plural, sentence
+from auxnet.words import command, first_few, of_each, per_cent, plural, sentence
 
 COMMAND = "auxnet report"
 LINKS = {
@@ -52,7 +54,7 @@ def page(runs: Sequence[Facts], within: float) -> str:
         links={name: words for name, words in LINKS.items() if finished or name in ("learning", "recipe")},
         sections=(filled("report.html", parts) if finished else learning) + recipe,
         program="report.js",
-        data={"within": within, "latency_words": latency, "runs": list(runs)},
+        data={"within": within, "latency_words": latency, "runs": [{**run, "val_wrong": None} for run in runs]},
     )
 
 
@@ -164,9 +166,32 @@ def _headlines(runs: Sequence[Facts], within: float) -> str:
         equal = " and ".join(f"output {k} of {name}" for error, name, k in sorted(errors) if error == best)
         of = "" if len(finished) == len(runs) else f", {len(finished)} of them finished"
         first = f"{len(runs)} runs{of}: the lowest validation error is {per_cent(best)}, {equal}."
-        if apart := _apart(finished):
-            first = f"{len(runs)} runs of {apart}{of}: each is judged on its own."
-    return f'<h1>{unbroken(first)}</h1><ul class="headlines">{lines}</ul>{below}'
+        if several := _apart(finished):
+            first = f"{len(runs)} runs of {several}{of}: each is judged on its own."
+    apart = f'<p class="sub">{unbroken(said)}</p>' if (said := told_apart(finished)) else ""
+    return f'<h1>{unbroken(first)}</h1>{apart}<ul class="headlines">{lines}</ul>{below}'
+
+
+def told_apart(runs: Sequence[Facts]) -> str:
+    """Whether validation images tell the best output of all finished runs from the best one of each other run.
+
+    Nothing where the runs do not share these images, or the images of one are gone.
+    """
+    alike = not _apart(runs) and validated_alike(run["data"] for run in runs)
+    if len(runs) < 2 or not alike or any(run["val_wrong"] is None for run in runs):
+        return ""
+    of_runs = [(min(run["outputs"], key=lambda row: (row["val"]["error"], row["macs"])), run) for run in runs]
+    (best, run_of_best), *others = ranked = sorted(of_runs, key=lambda each: each[0]["val"]["error"])
+    of_best, *wrong = [torch.tensor(run["val_wrong"][row["output"] - 1]) for row, run in ranked]
+    p_values = holm([compare(each, of_best).p_value for each in wrong])
+    verdicts: dict[str, list[str]] = {"cannot be told apart from": [], "errs less beyond chance than": []}
+    for (row, run), p in zip(others, p_values, strict=True):
+        verdict = list(verdicts)[p < 0.05]
+        error = per_cent(row["val"]["error"])
+        verdicts[verdict].append(f"output {row['output']} of {run['name']} ({error}, p = {p:.2g})")
+    said = " and ".join(f"{verdict} {first_few(rows)}" for verdict, rows in verdicts.items() if rows)
+    images = f"On these {best['val']['images']:,} validation images"
+    return f"{images} output {best['output']} of {run_of_best['name']} {said}, by McNemar's test (Holm)."
 
 
 def _tiles(run: Facts) -> str:
@@ -180,15 +205,17 @@ def _tiles(run: Facts) -> str:
     for key, name in (("params", "Parameters"), ("macs", "Multiply-adds an image")):
         tiles.append((name, f"{chosen[key]:,}", f"whole net: {deepest[key]:,}"))
     if chosen["latency"] is not None:
-        tiles.append(("Latency, one image", _ms(chosen["latency"]), f"whole net: {_ms(deepest['latency'])}"))
+        spread = f"quartiles {_quartiles(chosen)}; whole net: {_ms(deepest['latency'])} ms"
+        tiles.append(("Latency, one image", f"{_ms(chosen['latency'])} ms", spread))
     return tiles_of(tiles, f"Output {chosen['output']}")
 
 
 def latency_words(runs: Sequence[Facts]) -> str:
     """What latency is, and where it was measured: said once of all runs of which it is the same."""
     measured = {run["name"]: run["measured"] for run in runs if run["measured"]}
-    joint = ", " if len(set(measured.values())) == 1 else ". "
-    return f"Latency: median of the model alone on one image{joint}{of_each(measured)}." if measured else ""
+    joint = " on " if len(set(measured.values())) == 1 else ". "
+    how = "Latency: median and quartiles of the model alone on one image, measured for this page"
+    return f"{how}{joint}{of_each(measured)}." if measured else ""
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------
@@ -203,7 +230,9 @@ def _ladder(runs: Sequence[Facts], latency: str) -> str:
             title = f"{run['name']}: {run['method']}, seed {run['seed']}, {unfinished.epochs_of(run)}"
             lines.append(heading_of(title, len(heads)))
         for row in run["outputs"]:
-            time = "-" if row["latency"] is None else _ms(row["latency"])
+            time = "-"
+            if row["latency"] is not None:
+                time = f"{_ms(row['latency'])} ms <small>[{_quartiles(row)}]</small>"
             worth = [f"{per_cent(row[s]['error'])} <small>[{_interval(row[s])}]</small>" for s in ("val", "test")]
             cells = [row["output"], row["depth"], *worth, f"{row['params']:,}", f"{row['macs']:,}", time]
             body = "".join(f"<td>{cell}</td>" for cell in cells)
@@ -213,7 +242,7 @@ def _ladder(runs: Sequence[Facts], latency: str) -> str:
         run["name"]: "n = {val[images]:,} validation and {test[images]:,} test images".format_map(run["outputs"][0])
         for run in finished.values()
     }
-    words = f"In brackets: 95 % Wilson intervals; {of_each(sizes)}. Each output as a model of its own."
+    words = f"In brackets beside errors: 95 % Wilson intervals; {of_each(sizes)}. Each output as a model of its own."
     return table_of(heads, lines, "Table of outputs") + f'<p class="under">{escape(f"{words} {latency}".rstrip())}</p>'
 
 
@@ -294,5 +323,9 @@ def _interval(worth: dict[str, Any]) -> str:
     return f"{100 * worth['low']:.1f} \u2013 {100 * worth['high']:.1f}"
 
 
+def _quartiles(row: dict[str, Any]) -> str:
+    return f"{_ms(row['latency_low'])} \u2013 {_ms(row['latency_high'])}"
+
+
 def _ms(milliseconds: float) -> str:
-    return f"{milliseconds:,.0f} ms" if milliseconds >= 100 else f"{milliseconds:.2f} ms"
+    return f"{milliseconds:,.0f}" if milliseconds >= 100 else f"{milliseconds:.2f}"

@@ -209,7 +209,7 @@ def _solve(
     points: int,
 ) -> Solved:
     val = predictions(it.net, it.batches("val"))
-    stop, passing, alone = (
+    stop, passing, alone, timing = (
         exit_latencies(it.net, it.image_shape, confidence) if unit == "ms" else exit_macs(it.net, it.image_shape)
     )
     measured = measured_on(it.device, torch.get_num_threads()) if unit == "ms" else None
@@ -226,7 +226,9 @@ def _solve(
         bound = f"a mean of at most {cost_text(target['max_mean_cost'])} {unit}"
         first = f"every image that leaves at output 1 costs {cost_text(stop[0])} {unit}"
         reason = f"no thresholds meet {bound}: {first} ({100 * val.errors[0]:.2f} % error)"
-        reason += f", measured on {measured}" if measured else ""
+        if timing is not None:
+            spread = f"its quartiles {cost_text(timing.low_ms)} .. {cost_text(timing.high_ms)}"
+            reason += f", the median measured on {measured}, {spread}; times vary: ask again, or for more"
         return replace(unsolved, reason=reason)
     policies = {
         "solved": cost_curve(val, rule, stop, passing, points=int(points), common=common),
@@ -241,7 +243,7 @@ def _solve(
     (answer,), curves = seen([policy]), {name: seen(several) for name, several in policies.items()}
     notes = [] if cross_fitted is None else [*_of_target(target["max_error_increase"], cross_fitted, answer)]
     select = command("select", run, *which_flags(which))
-    notes += _of_outputs_alone(select, curves["anytime"], alone, answer.val, target.get("max_mean_cost"), unit)
+    notes += _of_output_alone(select, curves["anytime"], alone, answer.val, target, unit)
     notes += [note for note in (too_few(answer.val.images), OF_PYTORCH if unit == "ms" else None) if note]
     made_of = {"weights": which, "weights_sha256": weights_sha256(run, which), "common": common}
     found = replace(
@@ -292,21 +294,26 @@ def _of_target(target: float, found: CrossFit, answer: Point) -> Iterator[str]:
         yield f"on test images the error rises by more than the target of {points}, {how}"
 
 
-def _of_outputs_alone(
-    select: str, outputs: Sequence[Point], alone: Sequence[float], val: Outcome, bound: float | None, unit: Unit
+def _of_output_alone(
+    select: str, outputs: Sequence[Point], alone: Sequence[float], val: Outcome, target: dict[str, float], unit: Unit
 ) -> Iterator[str]:
-    """An output that, as a model of its own, beats the policy.
+    """The best output for the same target, as a model of its own, beside early exit; both by validation.
 
-    With a bound: of the outputs within it that err no more, the one that errs least. Without: of those that err no more
-    and cost no more, the cheapest.
+    With a bound: of the outputs within it, the one that errs least. Without: of those that keep the target on the
+    error, the cheapest.
     """
-    most = val.mean_cost if bound is None else bound
-    within = [k for k, one in enumerate(outputs) if one.val.error <= val.error and alone[k] <= most]
-    if val.shares[-1] == 1:  # the final output takes all anyway
-        within = [k for k in within if k < len(outputs) - 1]
-    if within:
-        k = min(within, key=lambda k: (0.0 if bound is None else outputs[k].val.error, alone[k]))
+    errors, bound, every = [one.val.error for one in outputs], target.get("max_mean_cost"), range(len(outputs))
+    if bound is None:
+        most = errors[-1] + target["max_error_increase"] + 1e-9
+        best, k = "cheapest", min((k for k in every if errors[k] <= most), key=lambda k: alone[k])
+    else:
+        within = [k for k in every if alone[k] <= bound]
+        if not within:  # in milliseconds, early exit can be measured to be faster
+            return
+        best, k = "best", min(within, key=lambda k: (errors[k], alone[k]))
+    if k < len(outputs) - 1 or val.shares[-1] < 1:  # else the final output takes all anyway
         yield (
-            f"output {k + 1} alone errs no more on validation ({per_cent(outputs[k].val.error)}), at "
-            f"{cost_text(alone[k])} {unit}: `{select}` compares the outputs"
+            f"output {k + 1} alone is the {best} for this target: {per_cent(errors[k])} error on validation at "
+            f"{cost_text(alone[k])} {unit}, where early exit has {per_cent(val.error)} at "
+            f"{cost_text(val.mean_cost)}; `{select}` compares the outputs"
         )

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from auxnet import __version__, distributed, rundir
-from auxnet.advice import doubts_of, precision_doubts
+from auxnet.advice import doubts_of, precision_doubts, unreadable
 from auxnet.build import build, evaluation_batches, network_options, normalised_for, resident
 from auxnet.checkpoint import load_net
 from auxnet.data import DataSet, load_data
@@ -42,7 +42,7 @@ from auxnet.resuming import Checkpointer, TrainingState, load_checkpoint, newest
 from auxnet.scores import guessing
 from auxnet.tensorboard import event_files, event_writer, installed
 from auxnet.tensors import save_tensors
-from auxnet.words import first_few, plural, val_errors
+from auxnet.words import plural, val_errors
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,15 +177,13 @@ def _prepare(recipe: Recipe, team: Team, resume: bool) -> tuple[DataSet, AuxNet,
         recipe = replace(recipe, pretrained=None)  # its weights are in the checkpoint
     else:
         check_enough_images(recipe, dataset)
-    if dataset.left_out and team.leads:
-        unread = f"{plural(len(dataset.left_out), 'image')}: {first_few(dataset.left_out)}"
-        warn(f"left out, unreadable, {unread}")
     net, method = build(recipe, dataset, team.device, team)
     dataset = normalised_for(recipe, dataset)
     check_last_batch(recipe, dataset, net, team.size)
     check_memory(recipe, dataset, net, team.size)
     if team.leads:
-        doubts = precision_doubts(recipe) if resume else doubts_of(recipe, net.depths, dataset)
+        again = [*unreadable(dataset), *precision_doubts(recipe)]
+        doubts = again if resume else doubts_of(recipe, net.depths, dataset)
         slow = crowded(torch.get_num_threads()) if team.device.type == "cpu" else None
         for doubt in [*doubts, *([slow] if slow else [])]:
             warn(doubt)

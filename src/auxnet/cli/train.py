@@ -115,8 +115,6 @@ def train(words: list[str]) -> None:
         screen.print_line(console, f"note: {hint}")
     on = plural(device["threads"], "thread")
     time = f"{duration(run.summary['wall_seconds'])} on {device['name']}, {on}"
-    for image in data.get("left_out", []):
-        screen.print_line(console, f"left out, unreadable: {image}")
     screen.print_line(console, f"{images}; seed {run.summary['seed']}; {time}")
     screen.print_line(console, f"to look at it: {command('report', run.folder)}")
     screen.print_line(console, f"to choose an output: {command('select', run.folder)}")

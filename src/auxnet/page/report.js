@@ -21,6 +21,7 @@
   function percent(v, digits = 2) { return `${(100 * v).toFixed(digits)} %`; }
   function points(v) { return `${v.toFixed(1)} point${v.toFixed(1) === "1.0" ? "" : "s"}`; }
   function interval(e) { return `${(100 * e.low).toFixed(1)} – ${(100 * e.high).toFixed(1)}`; }
+  function quartiles(o) { return `[${significant(o.latency_low)} – ${significant(o.latency_high)}]`; }
   function short(text, length = 14) { return text.length > length ? `${text.slice(0, length - 1)}…` : text; }
   function exact(v) { return v.toLocaleString("en"); }
   function missing() { return `Not shown: ${run().missing || "the run holds no such figures"}`; }
@@ -132,7 +133,10 @@
     worth("Test error (report only)", chosen.test);
     row("Parameters", exact(chosen.params), share("params"));
     row("MACs", exact(chosen.macs), share("macs"));
-    if (chosen.latency !== null) row("Latency", AXES.latency.text(chosen.latency), share("latency"));
+    if (chosen.latency !== null) {
+      const aside = [quartiles(chosen), share("latency")].filter(Boolean).join(", ");
+      row("Latency", AXES.latency.text(chosen.latency), aside);
+    }
   }
   function showChoice() {
     const limit = limits(), { chosen, best, equal } = choose(run().outputs, limit);
@@ -178,7 +182,7 @@
   }
   function hovered(r, o) {
     const cost = `${count(o.params)} parameters, ${count(o.macs)} MACs`;
-    const time = o.latency === null ? "" : `, ${AXES.latency.text(o.latency)}`;
+    const time = o.latency === null ? "" : `, ${AXES.latency.text(o.latency)} ${quartiles(o)}`;
     const worth = (e) => `${percent(e.error)} [${interval(e)}], n = ${e.images}`;
     return `<b>${several ? `${safe(r.name)}, ` : ""}output ${o.output}</b>, depth ${o.depth}<br>${cost}${time}` +
       `<br>validation ${worth(o.val)}<br>test ${worth(o.test)}`;
