@@ -1,6 +1,7 @@
 """Two runs on the same images: against McNemar's test and Holm's adjustment by hand, and what cannot be compared."""
 
 import json
+import shutil
 from dataclasses import replace
 from math import comb
 
@@ -10,6 +11,7 @@ import torch
 import auxnet
 from auxnet.cli import main
 from auxnet.comparing import matching
+from conftest import one_class_alone
 from writers import tiny, write_folders
 
 RECIPE = auxnet.Recipe(depth=8, outputs=3, epochs=1, batch_size=64, device="cpu", threads=1)
@@ -17,12 +19,12 @@ RECIPE = auxnet.Recipe(depth=8, outputs=3, epochs=1, batch_size=64, device="cpu"
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Of the same images: three outputs, as many of another method, a plain net that is deeper, and others' images."""
+    """Of the same images: two methods, and a deeper plain net that has learnt nothing; and one of other images."""
     home = tmp_path_factory.mktemp("runs")
     asked = {
         "a": replace(RECIPE, epochs=3),
         "b": replace(RECIPE, method="joint", mode="live"),
-        "plain": replace(RECIPE, depth=14, outputs=1),
+        "plain": replace(RECIPE, depth=14, outputs=1, lr=1e-6),
         "seed": replace(RECIPE, seed=1, outputs=1),
     }
     for name, recipe in asked.items():
@@ -52,7 +54,7 @@ def adjusted(p_values):
 
 def test_runs_are_compared_output_by_output_on_the_same_images_by_mcnemars_test(runs):
     a, b = wrong(runs / "a"), wrong(runs / "b")
-    pairs = auxnet.compare_runs(runs / "a", runs / "b")
+    pairs = auxnet.compare_runs(runs / "a", runs / "b").pairs
     assert [(pair.first.output, pair.second.output) for pair in pairs] == [(1, 1), (2, 2), (3, 3)]
     by_hand = adjusted([mcnemar(x, y) for x, y in zip(a, b, strict=True)])
     assert [pair.comparison.p_value for pair in pairs] == pytest.approx(by_hand, rel=1e-9)
@@ -61,7 +63,7 @@ def test_runs_are_compared_output_by_output_on_the_same_images_by_mcnemars_test(
         assert pair.first.error == sum(x) / len(x)
         assert pair.second.error == sum(y) / len(y)
         assert pair.comparison.difference == pytest.approx(pair.first.error - pair.second.error, abs=1e-12)
-    for ours, theirs in zip(pairs, auxnet.compare_runs(runs / "b", runs / "a"), strict=True):
+    for ours, theirs in zip(pairs, auxnet.compare_runs(runs / "b", runs / "a").pairs, strict=True):
         assert ours.comparison.difference == -theirs.comparison.difference
         assert ours.comparison.p_value == theirs.comparison.p_value
 
@@ -71,37 +73,71 @@ def test_outputs_at_the_same_depth_are_compared_and_the_final_ones():
     assert matching([7, 13, 20], [20]) == [(2, 0)]
     assert matching([7, 13, 20], [13, 26]) == [(1, 0), (2, 1)]
     assert matching([7], [9, 11]) == [(0, 1)]
+    assert matching([1, 1, 3], [1, 1, 3]) == [(0, 0), (1, 1), (2, 2)]
+    assert matching([1, 1, 3], [1, 3]) == [(0, 0), (2, 1)]
+
+
+def test_the_weights_compared_are_those_asked_for(runs, tmp_path):
+    """Those of the best epoch, here made others than the last one's."""
+    for name in ("a", "b"):
+        shutil.copytree(runs / name, tmp_path / name)
+    one_class_alone(tmp_path / "a" / "checkpoints" / "best.safetensors")
+    for which in ("last", "best"):
+        reports = auxnet.evaluate(tmp_path / "a", which=which)
+        pairs = auxnet.compare_runs(tmp_path / "a", tmp_path / "b", which=which).pairs
+        assert [pair.first for pair in pairs] == reports
+    assert reports != auxnet.evaluate(tmp_path / "a")
+
+
+def said_of(capsys, *words):
+    """What the command says, on one line."""
+    assert main(["evaluate", *map(str, words)]) == 0
+    return " ".join(capsys.readouterr().out.split())
 
 
 def test_the_command_says_at_which_outputs_a_run_errs_less_and_writes_nothing(runs, capsys):
+    a, b, plain = runs / "a", runs / "b", runs / "plain"
     before = {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
-    pairs = auxnet.compare_runs(runs / "a", runs / "b", which="best")
-    words = ["evaluate", str(runs / "a"), "--against", str(runs / "b"), "--which", "best"]
-    assert main([*words, "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["weights"] == "best"
-    assert [row["comparison"]["p_value"] for row in said["pairs"]] == [pair.comparison.p_value for pair in pairs]
-    assert main(words) == 0
-    text = capsys.readouterr().out
+    pairs = auxnet.compare_runs(a, b).pairs
     assert [pair.comparison.significant for pair in pairs[:2]] == [True, True]
-    assert f"{runs / 'a'} errs less than {runs / 'b'} at output 1" in " ".join(text.split())
+    text = said_of(capsys, a, "--against", b)
+    assert f"{a} errs less than {b} at output 1" in text
     assert "another seed gives others" in text
-    assert main(["evaluate", str(runs / "a"), "--against", str(runs / "a")]) == 0
-    assert "these images cannot tell" in capsys.readouterr().out
-    assert main(["evaluate", str(runs / "a"), "--against", str(runs / "plain")]) == 0
-    assert "3 / 1" in capsys.readouterr().out
+    assert "the best by the mean" not in text
+    assert f"{b} errs more than {a} at output 1" in said_of(capsys, b, "--against", a)
+    text = said_of(capsys, a, "--against", a, "--which", "best")
+    assert f"these images cannot tell {a} from {a}" in text
+    assert f"{a}: the weights of epoch" in text
+    assert f"{plain} errs more than {a} at output 1 (there output 3)" in said_of(capsys, plain, "--against", a)
     assert {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()} == before
+
+
+def test_as_json_a_comparison_names_its_runs_and_what_they_may_have_seen(runs, tmp_path, capsys):
+    a, tuned = runs / "a", tmp_path / "tuned"
+    auxnet.fit(replace(RECIPE, pretrained=str(runs / "seed")), tuned)  # by another seed, so of other images
+    for other in (runs / "b", tuned):
+        assert main(["evaluate", str(a), "--against", str(other), "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        found = auxnet.compare_runs(a, other)
+        assert (said["runs"], said["weights"], said["on"]) == ([str(a), str(other)], "last", None)
+        assert said["may_be_seen_by"] == [{}, *found.may_be_seen_by[1:]]
+        for row, pair in zip(said["pairs"], found.pairs, strict=True):
+            assert row["comparison"]["p_value"] == pair.comparison.p_value
+            assert row["comparison"]["significant"] == (pair.comparison.p_value < 0.05)
+            assert row["second"]["error"] == pair.second.error
+    assert "seed" in said["may_be_seen_by"][1]["val"][0]
 
 
 def test_runs_without_common_images_are_compared_on_others_alone(runs, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"do not have the same validation images .* --on other labelled images"):
         auxnet.compare_runs(runs / "a", runs / "seed")
     write_folders(tmp_path / "pics", *tiny(30, 10, size=8), [str(digit) for digit in range(10)])
-    (pair,) = auxnet.compare_runs(runs / "a", runs / "seed", on=tmp_path / "pics")
+    (pair,) = auxnet.compare_runs(runs / "a", runs / "seed", on=tmp_path / "pics").pairs
     for report, run in ((pair.first, "a"), (pair.second, "seed")):
         assert report == auxnet.evaluate(runs / run, on=tmp_path / "pics")[-1]
-    assert main(["evaluate", str(runs / "a"), "--against", str(runs / "seed"), "--on", str(tmp_path / "pics")]) == 0
-    assert f"30 images of {tmp_path / 'pics'}" in " ".join(capsys.readouterr().out.split())
+    text = said_of(capsys, runs / "a", "--against", runs / "seed", "--on", tmp_path / "pics")
+    assert f"30 images of {tmp_path / 'pics'}" in text
+    assert "validation" not in text
 
 
 def test_runs_of_other_classes_cannot_be_compared(runs, tmp_path, capsys):

@@ -79,17 +79,20 @@ def test_the_size_that_a_picture_has_is_that_of_it_upright(form: str, turn: int,
         assert own == ((40, 80) if turn == 1 else (80, 40))
 
 
-@pytest.mark.parametrize("channels", [(), (3,), (4,)])
+@pytest.mark.parametrize(("channels", "depth"), [((), 8), ((), 16), ((3,), 8), ((4,), 8)])
 @pytest.mark.parametrize(("turn", "quarters"), [(3, 2), (6, -1), (8, 1)])
 def test_a_tiff_that_is_not_compressed_is_turned_as_any_other(
-    channels: tuple[int, ...], turn: int, quarters: int, tmp_path: Path
+    channels: tuple[int, ...], depth: int, turn: int, quarters: int, tmp_path: Path
 ) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, *channels), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 2**depth, (6, 9, *channels)).astype(f"uint{depth}")
     exif = Image.Exif()
     exif[0x0112] = turn
     Image.fromarray(pixels).save(tmp_path / "1.tif", exif=exif)
-    upright = np.rot90(pixels.reshape(6, 9, -1)[..., :3], quarters)
+    upright = np.rot90((pixels >> (depth - 8)).reshape(6, 9, -1)[..., :3], quarters)
     assert np.array_equal(pictures.decode(tmp_path / "1.tif", "1", None), upright)
+    with Image.open(tmp_path / "1.tif") as opened:  # as a user gives it to `predict`
+        assert np.array_equal(np.asarray(pictures.upright(opened)), upright.squeeze())
+        assert opened.filename == str(tmp_path / "1.tif")
 
 
 def test_links_are_followed_but_in_no_circle(tmp_path: Path) -> None:

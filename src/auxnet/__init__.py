@@ -13,7 +13,6 @@ _HOME = {
     "EarlyExit": "exits",
     "Method": "method",
     "OutputReport": "evaluation",
-    "Pair": "comparing",
     "Prediction": "prediction",
     "PretrainedAuxNet": "hub",
     "Progress": "progress",
@@ -46,7 +45,6 @@ __all__ = ["__version__", *_HOME]
 if TYPE_CHECKING:
     from auxnet.backbones.attaching import attach as attach
     from auxnet.backbones.weights import load_pretrained as load_pretrained
-    from auxnet.comparing import Pair as Pair
     from auxnet.comparing import compare_runs as compare_runs
     from auxnet.diagnosis import supervision as supervision
     from auxnet.evaluation import OutputReport as OutputReport

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from auxnet.evaluation import OutputReport, reports
@@ -29,6 +29,15 @@ class Pair:
     compared (Holm 1979)"""
 
 
+@dataclass(frozen=True)
+class ComparedRuns:
+    """Two runs, output by output."""
+
+    pairs: tuple[Pair, ...]
+    may_be_seen_by: tuple[Mapping[str, list[str]], Mapping[str, list[str]]]
+    """of each run, as `Opened.may_be_seen_by`"""
+
+
 def compare_runs(
     first: RunDir,
     second: RunDir,
@@ -38,7 +47,7 @@ def compare_runs(
     device: str | None = None,
     threads: int | None = None,
     which: Which = "last",
-) -> list[Pair]:
+) -> ComparedRuns:
     """The outputs of two runs that lie at the same depth, and their final ones, on validation images or `on` others.
 
     The weights of both are the "last" or the "best"; all else is as `opened` takes it, for both.
@@ -46,12 +55,11 @@ def compare_runs(
     Raises ValueError where the runs do not have the same classes or, without `on`, the same validation images; and what
     `opened` and `scores.predictions` raise.
     """
-    judged: list[tuple[Predictions, list[OutputReport]]] = []
+    judged: list[tuple[Predictions, list[OutputReport], Mapping[str, list[str]]]] = []
     seen, split = [], "val" if on is None else "test"
     for folder in (first, second):
         with opened(folder, data_dir=data_dir, device=device, threads=threads, which=which, on=on) as run:
-            data = run.dataset
-            seen.append((data.classes, (data.val_sha256(), data.resize) if on is None else None))
+            seen.append((run.dataset.classes, run.dataset.val_sha256()))
             if seen[0][0] != seen[-1][0]:
                 raise ValueError(f"{first} and {second} do not have the same classes, in the same order")
             if seen[0] != seen[-1]:
@@ -60,18 +68,21 @@ def compare_runs(
                     "image_size differ): train one as the other, or judge both --on other labelled images"
                 )
             predicted = predictions(run.net, run.batches(split))
-            judged.append((predicted, reports(run.net, run.image_shape, predicted)))
-    (said, rows), (others_said, others) = judged
+            judged.append((predicted, reports(run.net, run.image_shape, predicted), run.may_be_seen_by))
+    (said, rows, seen_by), (others_said, others, others_seen_by) = judged
     pairs = matching([row.depth for row in rows], [row.depth for row in others])
     found = [compare(said.wrong[i], others_said.wrong[j]) for i, j in pairs]
     adjusted = holm([each.p_value for each in found])
-    return [
-        Pair(rows[i], others[j], replace(each, p_value=p))
-        for (i, j), each, p in zip(pairs, found, adjusted, strict=True)
-    ]
+    compared = zip(pairs, found, adjusted, strict=True)
+    made = tuple(Pair(rows[i], others[j], replace(each, p_value=p)) for (i, j), each, p in compared)
+    return ComparedRuns(made, (seen_by, others_seen_by))
 
 
 def matching(depths: Sequence[int], others: Sequence[int]) -> list[tuple[int, int]]:
-    """Which outputs of two nets are compared, by place from 0 on: those at the same depth, and the final ones."""
-    alike = [(i, others.index(depth)) for i, depth in enumerate(depths) if depth in others]
+    """Which outputs of two nets are compared, by place from 0 on: those at the same depth, and the final ones.
+
+    Of several at one depth, as a backbone may have, the first is compared with the first.
+    """
+    own, their = ([(depth, each[:i].count(depth)) for i, depth in enumerate(each)] for each in (depths, others))
+    alike = [(i, their.index(place)) for i, place in enumerate(own) if place in their]
     return list(dict.fromkeys([*alike, (len(depths) - 1, len(others) - 1)]))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -85,7 +86,8 @@ class DataSet:
         It names images that were `left_out` then, and are not any more.
         """
         if then is not None and then != self.drawn:
-            whole = first_few([each for each in left_out if each not in self.left_out])
+            still = [*map(_file_of, self.left_out)]
+            whole = first_few([each.partition(": ")[0] for each in left_out if _file_of(each) not in still])
             named = f" (left out then, and not now: {whole})" if whole else ""
             raise RuntimeError(
                 f"the data of {run} have changed since it was begun, or this version decodes them otherwise: other "
@@ -291,6 +293,11 @@ def _too_many_left_out(left_out: Sequence[str], max_corrupt: int) -> str:
     return f"{counted} cannot be read, where at most {max_corrupt} may be left out: {first_few(left_out)}; {mend}"
 
 
+def _file_of(left_out: str) -> tuple[str, ...]:
+    """The class folder and the file of an image that was left out, wherever its data lie."""
+    return Path(left_out.partition(": ")[0]).parts[-2:]
+
+
 def _with_train_labels(name: str, read: Mapping[str, _Read]) -> dict[str, Labelled]:
     """All splits with the labels, the image size and the channels of the training split."""
     train, classes = read["train"].split, read["train"].classes
@@ -335,8 +342,7 @@ def _warn_of_unjudged(name: str, classes: Sequence[str], splits: Mapping[str, La
     """Warn of classes that have no image in a split that judges, as when one was added to train/ alone."""
     for split, images in splits.items():
         if unjudged := _without_images(images, classes):
-            what = f"no {split} image of {first_few(unjudged)}"
-            warn(f"{name}: {what}: no {split} error says anything about it")
+            warn(f"{name}: no {split} image of {first_few(unjudged)}: no {split} error says anything about it")
 
 
 def _without_images(split: Labelled, classes: Sequence[str]) -> list[str]:

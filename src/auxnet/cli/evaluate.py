@@ -123,19 +123,28 @@ def _evaluate_against(options: Evaluate, other: Path) -> None:
         raise ValueError("--classes is for one run: leave it out, or --against")
     screen.load_torch()
     from auxnet.comparing import OF_TWO_MODELS, compare_runs
+    from auxnet.files import json_text
+    from auxnet.opening import best_weights_in_words
     from auxnet.scores import too_few
 
     with screen.working("comparing the runs"):
-        pairs = compare_runs(options.run, other, **options.where, which=options.which, on=options.on)
+        found = compare_runs(options.run, other, **options.where, which=options.which, on=options.on)
+    runs, pairs = (options.run, other), found.pairs
     on = "validation images" if options.on is None else f"images of {options.on}"
     if options.json:
-        rows = [asdict(pair) | {"significant": pair.comparison.significant} for pair in pairs]
-        print(json.dumps({"weights": options.which, "on": options.on, "pairs": rows}, indent=2))
+        content = {"runs": [*map(str, runs)], "weights": options.which, "on": options.on, **asdict(found)}
+        for each, pair in zip(content["pairs"], pairs, strict=True):
+            each["comparison"]["significant"] = pair.comparison.significant
+        print(json_text(content))
         return
     console = screen.console()
-    screen.print_table(console, _pairs_table(options.run, other, pairs, on))
-    screen.print_line(console, _told_apart(options.run, other, pairs))
-    for note in filter(None, (OF_TWO_MODELS, too_few(pairs[0].first.images))):
+    if options.which == "best":
+        for run in runs:
+            screen.print_line(console, f"{run}: {best_weights_in_words(run)}")
+    screen.print_table(console, _pairs_table(*runs, pairs, on))
+    screen.print_line(console, _told_apart(*runs, pairs))
+    few = too_few(pairs[0].first.images) if options.on is None else None
+    for note in filter(None, (OF_TWO_MODELS, few)):
         screen.print_line(console, f"note: {note}")
 
 
@@ -216,17 +225,23 @@ def _pairs_table(run: Path, other: Path, pairs: Sequence[Pair], on: str) -> Tabl
 def _told_apart(run: Path, other: Path, pairs: Sequence[Pair]) -> str:
     """At which outputs one of two runs errs less."""
     told = [pair for pair in pairs if pair.comparison.significant]
-    less = [pair.first.output for pair in told if pair.comparison.difference < 0]
-    more = [pair.first.output for pair in told if pair.comparison.difference > 0]
+    less = [pair for pair in told if pair.comparison.difference < 0]
+    more = [pair for pair in told if pair.comparison.difference > 0]
     said = [
-        f"{run} errs {how} than {other} at {listed([f'output {k}' for k in outputs])}"
-        for how, outputs in (("less", less), ("more", more))
-        if outputs
+        f"{run} errs {how} than {other} at {listed([*map(_outputs, found)])}"
+        for how, found in (("less", less), ("more", more))
+        if found
     ]
     if len(told) < len(pairs):
         apart = "them apart" if told else f"{run} from {other}"
         said.append(f"{'else ' if told else ''}these images cannot tell {apart}")
     return "; ".join(said)
+
+
+def _outputs(pair: Pair) -> str:
+    """Of which outputs a pair is, in words."""
+    a, b = pair.first.output, pair.second.output
+    return f"output {a}" if a == b else f"output {a} (there output {b})"
 
 
 def _worth_table(title: str, reports: Sequence[OutputReport]) -> Table:

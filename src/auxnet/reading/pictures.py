@@ -66,7 +66,6 @@ def _plain(file: Path | str | io.BytesIO, size: tuple[int, int] | None) -> tuple
     Given a size (H, W), a JPEG may be decoded at a reduced scale, to no less than twice that.
     """
     with _opened(file) as image:
-        image.filename = ""  # or Pillow maps a raw TIFF into memory, and one on its side with rows for columns
         scans = _scans(image) if image.format in ("JPEG", "MPO") else 0
         if scans > MOST_SCANS:
             raise ValueError(f"it goes over its pixels more than {MOST_SCANS} times: a decompression bomb")
@@ -102,7 +101,9 @@ def upright(image: Any) -> Any:
 
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise ValueError(f"mode {image.mode!r} has no known range: save it with 8 bits per channel")
-    image.load()
+    name, image.filename = getattr(image, "filename", ""), ""
+    image.load()  # with its name Pillow maps a raw TIFF into memory, and one on its side with rows for columns
+    image.filename = name
     turn = _TURNS.get(image.getexif().get(_ORIENTATION))  # ImageOps.exif_transpose fails on odd EXIF
     turned = image if turn is None else image.transpose(Image.Transpose[turn])
     if turned.mode.startswith("I"):  # 16 bits: keep the upper 8
