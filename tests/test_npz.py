@@ -120,3 +120,10 @@ def test_two_classes_of_one_name_are_refused_and_names_may_be_bytes(home: Path) 
         load(str(file))
     file = saved(home, images=TRAIN[0], labels=TRAIN[1], classes=np.array([b"cat", b"dog", b"eel"]))
     assert load(str(file)).classes == ("cat", "dog", "eel")
+
+
+def test_labels_may_be_texts_or_bytes_alike(home: Path) -> None:
+    names = np.array(["cat", "dog", "eel"])[TRAIN[1]]
+    one, other = (load(str(saved(home, images=TRAIN[0], labels=labels))) for labels in (names, np.char.encode(names)))
+    assert one.classes == other.classes == ("cat", "dog", "eel")
+    assert one.train.labels.tolist() == other.train.labels.tolist()

@@ -65,15 +65,20 @@ def read(file: Path, arrays: dict[str, str]) -> Arrays:
         unpacked = sum(member.file_size for member in archive.zip.infolist())  # no more than is declared is given
         check_unpacked(unpacked, file.stat().st_size)
         images, labels = (np.asarray(archive[arrays[kind]]) for kind in ("images", "labels"))
-        names = archive["classes"].ravel().tolist() if "classes" in archive.files else []
-        classes = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
+        classes = tuple(map(str, _values(archive["classes"]))) if "classes" in archive.files else ()
+        values = _values(labels)
     where = f"{file}: {arrays['images']}"
     pixels = _pixels(images, where)
     if labels.shape not in ((len(pixels),), (len(pixels), 1)):
         shape = [*labels.shape]
         raise RuntimeError(f"{file}: {arrays['labels']} must be [{len(pixels)}], one class an image, is {shape}")
-    numbers, classes = labels_of(labels.ravel().tolist(), classes, f"{file}: {arrays['labels']}")
+    numbers, classes = labels_of(values, classes, f"{file}: {arrays['labels']}")
     return Arrays(pixels, numbers, classes)
+
+
+def _values(array: NDArray[Any]) -> list[Any]:
+    """The values of an array in a row; bytes, as NumPy's shortest texts, are UTF-8."""
+    return [value.decode() if isinstance(value, bytes) else value for value in array.ravel().tolist()]
 
 
 def _pixels(images: NDArray[Any], where: str) -> Pixels:
