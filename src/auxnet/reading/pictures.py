@@ -102,8 +102,10 @@ def upright(image: Any) -> Any:
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise ValueError(f"mode {image.mode!r} has no known range: save it with 8 bits per channel")
     name, image.filename = getattr(image, "filename", ""), ""
-    image.load()  # with its name Pillow maps a raw TIFF into memory, and one on its side with rows for columns
-    image.filename = name
+    try:
+        image.load()  # with its name Pillow maps a raw TIFF into memory, and one on its side with rows for columns
+    finally:
+        image.filename = name
     turn = _TURNS.get(image.getexif().get(_ORIENTATION))  # ImageOps.exif_transpose fails on odd EXIF
     turned = image if turn is None else image.transpose(Image.Transpose[turn])
     if turned.mode.startswith("I"):  # 16 bits: keep the upper 8
