@@ -67,7 +67,7 @@ def reader(path: Path) -> Callable[[], object]:
     from auxnet.recipe import read_recipe
 
     if path.parent.name == "image":
-        return lambda: pictures.decode(path, str(path), 32)
+        return lambda: pictures.decode(path, str(path), pictures.Frame((32, 32)))
     if path.name == "cifar-100-python":
         return lambda: cifar.read(path, "cifar100", "test")
     if (path / "config.json").exists():

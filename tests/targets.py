@@ -380,7 +380,9 @@ def _of_images(home: Path) -> list[Target]:
     for suffix in ("png", "jpg", "gif", "bmp", "webp", "tif", "ppm"):
         file = home / f"picture.{suffix}"
         picture(3, (24, 20)).save(file, **({"exif": _turned(), "progressive": True} if suffix == "jpg" else {}))
-        found.append(Target(suffix.upper(), file, lambda file=file: pictures.decode(file, str(file), 8)))
+        found.append(
+            Target(suffix.upper(), file, lambda file=file: pictures.decode(file, str(file), pictures.Frame((8, 8))))
+        )
     return found
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from auxnet.reading import cache, folders, pictures, sources, survey
 from auxnet.reading.arrays import Arrays
 from auxnet.reading.encoded import Files
+from auxnet.reading.pictures import Frame
 from writers import folder_of, load, rows, same, tiny, write_parquet
 
 pytestmark = pytest.mark.usefixtures("own_cache_and_no_network")
@@ -26,9 +27,9 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> list[Files]:
     reads: list[Files] = []
     real = folders.class_folders
 
-    def read(files: Files, image_size: int | None = None) -> Arrays:
+    def read(files: Files, frame: Frame | None = None) -> Arrays:
         reads.append(files)
-        return real(files, image_size)
+        return real(files, frame)
 
     monkeypatch.setattr(folders, "class_folders", read)
     return reads

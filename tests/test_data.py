@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from auxnet import data
-from auxnet.data import stratified_split
 from auxnet.opening import preprocessing_of
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading import sources
+from auxnet.reading.dividing import stratified_split
 from auxnet.sections import LARGEST
 from writers import folder_of, load, rows, same, tiny, write_folders, write_parquet
 
@@ -70,7 +70,7 @@ def test_images_too_large_for_memory_are_refused_with_the_mend(home: Path, monke
     def refuse(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(data, "resize", refuse)
+    monkeypatch.setattr(data, "all_fitted", refuse)
     with pytest.raises(ValueError, match="1797 images of 4096x4096 do not fit in memory: give a smaller --image-size"):
         load("digits", image_size=4096)
 

@@ -386,11 +386,13 @@ def test_other_images_are_made_what_the_run_has_seen(run, tmp_path, monkeypatch)
         run, tmp_path / "pics"
     )
     np.savez(tmp_path / "a.npz", images=images, labels=np.array(["1", "3", "7"])[labels])
-    seen = Preprocessing((6, 8), (10, 12), (100.0,), (50.0,))
-    found = load_others(str(tmp_path / "a.npz"), None, ("1", "3", "5", "7"), seen, run)
-    assert found.test.labels.tolist() == [(0, 1, 3)[label] for label in labels]
-    assert all(np.array_equal(a, seen.seen(b)) for a, b in zip(found.test.images.numpy(), images, strict=True))
-    assert (len(found.train), len(found.val), found.channels, found.image_size) == (0, 0, 1, (6, 8))
+    for fit in ("crop", "pad", "stretch"):
+        seen = Preprocessing((6, 8), (10, 12), (100.0,), (50.0,), fit)
+        found = load_others(str(tmp_path / "a.npz"), None, ("1", "3", "5", "7"), seen, run)
+        assert found.test.labels.tolist() == [(0, 1, 3)[label] for label in labels]
+        assert all(np.array_equal(a, seen.seen(b)) for a, b in zip(found.test.images.numpy(), images, strict=True))
+        assert (len(found.train), len(found.val), found.channels, found.image_size) == (0, 0, 1, (6, 8))
+        assert found.fit == fit
 
 
 def test_images_too_many_for_memory_are_judged_on_from_the_disk(run, few, field, tmp_path, monkeypatch):
@@ -399,7 +401,7 @@ def test_images_too_many_for_memory_are_judged_on_from_the_disk(run, few, field,
     monkeypatch.setattr("auxnet.data._in_memory", None)
     assert auxnet.evaluate(few[0], on=field) == expected
     write_folders(tmp_path / "pics", *tiny(4, 2, size=20), ["1", "3"])
-    with pytest.raises(ValueError, match="pics: too many for memory to be made 8x8 pixels in 1 channel: do so first"):
+    with pytest.raises(ValueError, match=r"pics: too many for memory to be made grey, as .* saw its images: do so"):
         auxnet.evaluate(run, on=tmp_path / "pics")
 
 

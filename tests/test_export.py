@@ -198,16 +198,18 @@ def quantised_alike(code, names, answers):
         assert [told[name] for name in there.classes] == pytest.approx(there.probabilities, abs=0.02)
 
 
-@pytest.mark.parametrize("resize", [[8, 8], [11, 12]])
+@pytest.mark.parametrize(
+    ("resize", "fit"), [([8, 8], "crop"), ([11, 12], "crop"), ([11, 12], "pad"), ([8, 8], "stretch")]
+)
 def test_the_guides_lines_without_auxnet_answer_as_predict_does_whatever_the_picture(
-    onnx_file, tmp_path, monkeypatch, capsys, resize
+    onnx_file, tmp_path, monkeypatch, capsys, resize, fit
 ):
     import onnx
 
     monkeypatch.chdir(tmp_path)
     model = onnx.load(onnx_file)
-    (kept,) = (each for each in model.metadata_props if each.key == "resize")
-    kept.value = json.dumps(resize)
+    for kept in model.metadata_props:
+        kept.value = {"resize": json.dumps(resize), "fit": json.dumps(fit)}.get(kept.key, kept.value)
     onnx.save(model, "small.onnx")
     Path("pics").mkdir()
     noise, exif = np.random.default_rng(0).integers(0, 256, (23, 41, 4), dtype=np.uint8), Image.Exif()
@@ -223,7 +225,7 @@ def test_the_guides_lines_without_auxnet_answer_as_predict_does_whatever_the_pic
     exec(compile(usual, "guide.md", "exec"), short := {})
     exec(compile(code, "guide.md", "exec"), found := {})
     same = short["probabilities"].tolist() == found["probabilities"].tolist()
-    assert same == (resize == [8, 8])  # where the whole image is seen, as the guide says
+    assert same == ((resize, fit) == ([8, 8], "crop"))  # where the whole image is seen, as the guide says
     said, probability = capsys.readouterr().out.rsplit(maxsplit=1)
     answers = list(predict("small.onnx", sorted(map(str, Path("pics").iterdir())), top=4))
     assert (said, float(probability)) == (answers[0].classes[0], pytest.approx(answers[0].probabilities[0], rel=1e-5))

@@ -139,6 +139,21 @@ def test_large_images_are_cropped_as_photographs_unless_told(
     assert words == (kept > seen, "trivial" in augment)
 
 
+@pytest.mark.parametrize("fit", ["pad", "stretch"])
+def test_photographs_that_are_kept_whole_are_seen_whole(photographs: Path, recipe: auxnet.Recipe, fit: str) -> None:
+    whole = replace(recipe, fit=fit)
+    for stream in ("never", "always"):
+        found = load_data(replace(whole, stream=stream, workers=0))
+        assert (found.image_size, found.resize, found.fit) == ((SIZE, SIZE), (SIZE, SIZE), fit)
+        images = found.test.read(torch.arange(8)).numpy()
+        for image, file in zip(images, files_of(photographs), strict=True):
+            picture, size = Image.open(file).convert("RGB"), (SIZE, SIZE)
+            by_hand = picture.resize(size, Image.Resampling.BILINEAR)
+            if fit == "pad":
+                by_hand = ImageOps.pad(picture, size, Image.Resampling.BILINEAR)
+            assert np.array_equal(image, np.asarray(by_hand))
+
+
 def test_images_of_one_large_size_are_kept_as_they_are(home: Path) -> None:
     write_folders(home / "own", *tiny(12, 2, size=96), ["a", "b"])
     found = load(str(home / "own"), workers=0)

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
 from auxnet.reading import folders, pictures
+from auxnet.reading.arrays import Pixels
 from writers import folder_of, load, png, save_all, tiny
 
 
@@ -151,12 +152,38 @@ def test_image_size_resizes_the_shorter_side_and_cuts_out_the_middle(tmp_path: P
     pixels = np.zeros((16, 40, 3), np.uint8)
     pixels[:, 12:28] = 200  # the middle square
     save_all(tmp_path, a=Image.fromarray(pixels), b=Image.new("RGB", (8, 30), (200, 200, 200)))
-    images = folders.class_folders(folders.folder_files(tmp_path), image_size=8).images
+    images = folders.class_folders(folders.folder_files(tmp_path), frame=pictures.Frame((8, 8))).images
     assert images.shape == (2, 8, 8, 3)
     assert (images[:, 1:-1, 1:-1] == 200).all()  # what touches the cut is smoothed across it
     whole = np.repeat(np.repeat(tiny(2, 2, size=4)[0], 8, 1), 8, 2)
-    assert np.abs(pictures.resize(whole, (16, 16), 3).astype(int) - whole[:, ::2, ::2]).mean() < 15
-    assert pictures.resize(whole[..., :1], (16, 16), 1).shape == (2, 16, 16, 1)
+    assert np.abs(pictures.all_fitted(whole, pictures.Frame((16, 16)), 3).astype(int) - whole[:, ::2, ::2]).mean() < 15
+    assert pictures.all_fitted(whole[..., :1], pictures.Frame((16, 16)), 1).shape == (2, 16, 16, 1)
+
+
+@pytest.mark.parametrize(("h", "w"), [(10, 40), (40, 10), (20, 20)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_is_kept_whole_between_black_borders_or_out_of_shape_where_that_is_asked(
+    h: int, w: int, channels: int
+) -> None:
+    """Its left half is 60, its right half 200."""
+    whole = np.full((h, w, channels), 60, np.uint8)
+    whole[:, w // 2 :] = 200
+    for make in (lambda frame: pictures.fitted(whole, frame, channels), partial(decoded, whole)):
+        stretched = make(pictures.Frame((8, 8), "stretch"))
+        assert stretched.shape == (8, 8, channels)
+        assert (stretched[:, :3] == 60).all()
+        assert (stretched[:, 5:] == 200).all()
+        padded = make(pictures.Frame((8, 8), "pad"))
+        assert padded.shape == (8, 8, channels)
+        rows, columns = (slice(3, 5) if h < w else slice(8)), (slice(3, 5) if w < h else slice(8))
+        inside = padded[rows, columns]
+        assert padded.sum() == inside.sum()  # black around it
+        assert (inside[:, 0] < 100).all()  # the two halves blend where there are few pixels
+        assert (inside[:, -1] > 160).all()
+
+
+def decoded(pixels: Pixels, frame: pictures.Frame) -> Pixels:
+    return pictures.decode(io.BytesIO(png(pixels)), "a", frame)
 
 
 def test_a_truncated_or_false_image_is_left_out_and_named(tmp_path: Path) -> None:
@@ -191,17 +218,21 @@ def test_an_image_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_jpeg_that_is_decoded_at_a_reduced_scale_may_have_twice_the_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = pictures.decode(io.BytesIO(jpeg()), "a", 4)
+    whole = pictures.decode(io.BytesIO(jpeg()), "a", FOUR)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # of 960
-    assert np.array_equal(pictures.decode(io.BytesIO(jpeg()), "a", 4), whole)
-    for size, options in ((None, {}), (16, {}), (4, {"progressive": True})):  # decoded whole, or held whole
+    assert np.array_equal(pictures.decode(io.BytesIO(jpeg()), "a", FOUR), whole)
+    decoded_or_held_whole = ((None, {}), (pictures.Frame((16, 16)), {}), (FOUR, {"progressive": True}))
+    for frame, options in decoded_or_held_whole:
         with pytest.raises(
             RuntimeError, match=r"a: not a readable image \(40x24 pixels may be a .* bomb: make it small"
         ):
-            pictures.decode(io.BytesIO(jpeg(**options)), "a", size)
+            pictures.decode(io.BytesIO(jpeg(**options)), "a", frame)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
     with pytest.raises(RuntimeError, match=r"exceeds limit of 800 pixels, could be .* attack: make it smaller\)"):
-        pictures.decode(io.BytesIO(jpeg()), "a", 4)
+        pictures.decode(io.BytesIO(jpeg()), "a", FOUR)
+
+
+FOUR = pictures.Frame((4, 4))
 
 
 def jpeg(**options: object) -> bytes:
@@ -243,7 +274,8 @@ def test_a_large_jpeg_is_decoded_at_a_reduced_scale_and_differs_little(form: str
     for side in (32, 64, 100, 200, 213):  # of 427 pixels
         fitted = ImageOps.fit(upright, (side, side), Image.Resampling.BILINEAR)
         difference = np.asarray(fitted, float).reshape(side, side, -1)
-        difference -= pictures.decode(tmp_path / "a.jpg", "a", side)
+        frame = pictures.Frame((side, side))
+        difference -= pictures.decode(tmp_path / "a.jpg", "a", frame)
         assert np.abs(difference).mean() < 3
         assert np.abs(difference).max() < 48
         assert difference.any() == (side <= 106)  # less than a quarter of it
@@ -251,5 +283,5 @@ def test_a_large_jpeg_is_decoded_at_a_reduced_scale_and_differs_little(form: str
         assert own == upright.size[::-1]
         assert min(pixels.shape[:2]) >= 2 * side or pixels.shape[:2] == own
         assert np.array_equal(
-            pictures.fitted(pixels, (side, side), pixels.shape[2]), pictures.decode(tmp_path / "a.jpg", "a", side)
+            pictures.fitted(pixels, frame, pixels.shape[2]), pictures.decode(tmp_path / "a.jpg", "a", frame)
         )

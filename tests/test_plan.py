@@ -128,7 +128,10 @@ def test_what_squares_cut_away_of_pictures_is_told_if_it_is_much(sizes, share, t
         assert len(told) == (share is not None)
         for doubt in told:
             assert f"--image-size 32 keeps the middle square of each picture: {share} is lost on average" in doubt
-    if len(sizes) == 1:  # without a size nothing is cut
+            for whole in ("pad", "stretch"):  # then nothing is cut
+                kept = replace(recipe, fit=whole)
+                assert not [each for each in data_doubts(kept, load_data(kept)) if "square" in each]
+    if len(sizes) == 1:  # without a size neither
         whole = replace(recipe, image_size=None)
         assert load_data(whole).image_size == sizes[0][::-1]
         assert not [doubt for doubt in data_doubts(whole, load_data(whole)) if "square" in doubt]

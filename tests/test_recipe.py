@@ -93,6 +93,7 @@ def test_yaml_numbers_serve_as_people_write_them(tmp_path):
         ("cutmix: .inf", "cutmix must be 0 or more and finite"),
         ("ema: 1", "ema must be between 0 and 1"),
         ("schedule: cosine\nmilestones: [0.5]", "has no meaning beside schedule='cosine'"),
+        ("fit: pad", "fit='pad' is how images are brought to image_size, and there is none: give image_size"),
         ("placement: blocks\noutputs: 3", "outputs=3 has no meaning beside placement='blocks'"),
         ("!!python/object/apply:os.system ['true']", "is not a YAML recipe"),
     ],

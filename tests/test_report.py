@@ -384,6 +384,8 @@ def test_runs_that_were_tested_on_different_images_are_not_compared(gathered):
     assert not said(one, one)
     assert not said({**one, "test_sha256": ""}, other)  # not known
     assert not said(one, {**other, "resize": [9, 9]})  # the same images, perhaps
+    assert not said(one, {**other, "fit": "pad"})
+    assert said(one, {**other, "fit": "crop"})  # as all were before there was a choice
 
 
 def test_runs_that_were_validated_on_different_images_are_said_so_and_no_others(gathered):

@@ -63,9 +63,9 @@ def data_doubts(recipe: Recipe, dataset: DataSet) -> Iterator[str]:
         yield f"{given} has no effect: {dataset.name} brings validation images of its own"
     if few := too_few(len(dataset.val)):
         yield few
-    if recipe.image_size is not None and (cut := dataset.cut_away()) >= LARGE_CUT:
+    if recipe.image_size is not None and recipe.fit == "crop" and (cut := dataset.cut_away()) >= LARGE_CUT:
         said = f"--image-size {recipe.image_size} keeps the middle square of each picture: {100 * cut:.0f} % is lost"
-        yield f"{said} on average; to keep all, pad to squares before, or give all one size and leave --image-size out"
+        yield f"{said} on average; --fit pad keeps all, between black borders, and --fit stretch squeezes it in"
     yield from copies_doubts(dataset)
     if recipe.class_weights == "none" and max(sizes) >= VERY_UNEVEN * min(sizes):
         apart = f"classes have {min(sizes):,} to {max(sizes):,} training images"

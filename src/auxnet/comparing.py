@@ -64,8 +64,8 @@ def compare_runs(
                 raise ValueError(f"{first} and {second} do not have the same classes, in the same order")
             if seen[0] != seen[-1]:
                 raise ValueError(
-                    f"{first} and {second} do not have the same validation images (their data, seed, val_fraction or "
-                    "image_size differ): train one as the other, or judge both --on other labelled images"
+                    f"{first} and {second} do not have the same validation images (their data, seed, val_fraction, "
+                    "image_size or fit differ): train one as the other, or judge both --on other labelled images"
                 )
             predicted = predictions(run.net, run.batches(split))
             judged.append((predicted, reports(run.net, run.image_shape, predicted), run.may_be_seen_by))

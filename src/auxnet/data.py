@@ -1,8 +1,5 @@
 """A data set by name, in memory or left on disk: its three splits, and the normalisation and augmentation that suit it.
 
-The test set never depends on a seed of the caller's: where the data bring none it is carved out once and for
-all, and the validation set, which does follow the seed, is carved out of the training set alone.
-
 Shapes: N images, H x W pixels, C channels; images are uint8 [N, H, W, C] throughout.
 """
 
@@ -15,27 +12,25 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from auxnet.augmentation import Augmentation
 from auxnet.errors import warn
 from auxnet.machine import available_memory, cores
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import is_name
-from auxnet.reading.pictures import check_size, resize
+from auxnet.reading.dividing import subsampled, with_all_splits, without_images
+from auxnet.reading.pictures import Frame, all_fitted, check_size
 from auxnet.reading.sources import Part, find
 from auxnet.reading.splits import Labelled, fingerprint, on_disk, statistics
 from auxnet.reading.splits import OnDisk as OnDisk
 from auxnet.reading.splits import Split as Split
 from auxnet.reading.survey import survey
 from auxnet.recipe import Recipe, RunDir
-from auxnet.sections import LARGEST
+from auxnet.sections import LARGEST, Fit
 from auxnet.words import first_few, nearest, plural
 
 LARGE = 96  # pixels a side from which on images are cropped as photographs are
 ENLARGEMENT = 8 / 7  # photographs are kept larger than what the net sees: 256 pixels a side for 224, as everybody's
-
-TEST_FRACTION, TEST_SEED = 0.2, 0  # of the test set, where the data bring none: fixed, so that it never changes
 
 # Channel means and standard deviations in 0..255 (METHOD.md, section 6); SVHN's bring the pixels to [0, 1].
 _STATISTICS = {
@@ -77,8 +72,10 @@ class DataSet:
     """the fingerprint of the test images and their labels, whoever brought them; "" if it is not known"""
     val_sha256: Callable[[], str] = lambda: ""
     """the same of the validation images"""
+    fit: Fit = "crop"
+    """how images of another shape were brought to `resize`"""
     cut_away: Callable[[], float] = lambda: 0.0
-    """the share of a training picture that an `image_size` leaves out, where it can be known cheaply"""
+    """the share of a training picture that a square leaves out, where it can be known cheaply"""
 
     def check_drawn(self, then: str | None, run: RunDir, left_out: Sequence[str] = ()) -> None:
         """Raise RuntimeError if a run was trained when other images were drawn: by now it may have trained on these.
@@ -122,14 +119,15 @@ def load_data(recipe: Recipe) -> DataSet:
     `data` is one of `sources.NAMES`, a folder of class folders (in train/ and test/, or to be split), a folder of
     parquet shards, an .npz file (`reading.npz`), or `hf:owner/name[/config]` on the Hugging Face hub. `data_dir` (else
     $AUXNET_DATA) is where the named sets, and copies of the hub's, are looked for first; what is not there comes from
-    the hub. With `image_size` all images are brought to a square of that many pixels. `val_fraction` of each class of
-    the training set becomes the validation set, drawn by `seed`, unless the data bring a validation set; of the rest,
-    `train_images` are kept if that is given, drawn by `seed` too, of each class its share.
+    the hub. With `image_size` all images are brought to a square of that many pixels, as `fit` says. `val_fraction` of
+    each class of the training set becomes the validation set, drawn by `seed`, unless the data bring a validation set;
+    of the rest, `train_images` are kept if that is given, drawn by `seed` too, of each class its share.
 
     Of `augment`, crop stands for a random crop after zero padding, rrc for a random resized crop, flip for mirroring,
     trivial for TrivialAugment. The default is none for digits and svhn, crop+flip for CIFAR and for other images of
-    less than `LARGE` pixels a side, and rrc+flip for larger ones. With rrc and an `image_size` the square is made
-    larger by `ENLARGEMENT`: training crops come from all of it, validation and test images are its middle part.
+    less than `LARGE` pixels a side, and rrc+flip for larger ones. With rrc and an `image_size`, unless `fit` keeps
+    images whole, the square is made larger by `ENLARGEMENT`: training crops come from all of it, validation and test
+    images are its middle part.
 
     `stream` says whether images of folders and parquet stay on disk and are decoded, by `workers` processes (default:
     one per core), when they are wanted; auto: if in memory they would take more than half of what is available. It
@@ -141,14 +139,15 @@ def load_data(recipe: Recipe) -> DataSet:
     """
     name, image_size, augment, seed = recipe.data, recipe.image_size, recipe.augment, recipe.seed
     workers = cores() if recipe.workers is None else recipe.workers
-    kept_size = image_size  # a side
-    if image_size is not None and "rrc" in suited(name, augment, image_size):
-        kept_size = round(ENLARGEMENT * image_size)
+    frame = None
+    if image_size is not None:
+        larger = recipe.fit == "crop" and "rrc" in suited(name, augment, image_size)
+        side = round(ENLARGEMENT * image_size) if larger else image_size
+        frame = Frame((side, side), recipe.fit)
     parts = find(name, recipe.data_dir)
-    streamed = _streamed(name, parts, recipe.stream, kept_size)
+    streamed = _streamed(name, parts, recipe.stream, frame)
     read = {
-        split: _on_disk(part, kept_size, workers) if streamed else _in_memory(part, kept_size)
-        for split, part in parts.items()
+        split: _on_disk(part, frame, workers) if streamed else _in_memory(part, frame) for split, part in parts.items()
     }
     left_out = tuple(each for split in parts for each in (*parts[split].left_out, *read[split].left_out))
     if len(left_out) > recipe.max_corrupt:
@@ -165,9 +164,9 @@ def load_data(recipe: Recipe) -> DataSet:
     if max(read["train"].split.image_shape[:2]) > LARGEST and image_size is None:
         H, W, _ = read["train"].split.image_shape
         raise ValueError(f"{name}: images of {W}x{H} pixels, at most {LARGEST} a side may be: give --image-size")
-    train, val, test = _with_all_splits(_with_train_labels(name, read), classes, recipe.val_fraction, seed)
+    train, val, test = with_all_splits(_with_train_labels(name, read), classes, recipe.val_fraction, seed)
     _warn_of_unjudged(name, classes, {"validation": val, "test": test})
-    train = train if recipe.train_images is None else _subsample(train, recipe.train_images, seed)
+    train = train if recipe.train_images is None else subsampled(train, recipe.train_images, seed)
 
     mean, std = _STATISTICS.get(name) or statistics(train)
     size = train.image_shape[:2] if image_size is None else (image_size, image_size)
@@ -191,6 +190,7 @@ def load_data(recipe: Recipe) -> DataSet:
         brings_val="val" in read,
         test_sha256=partial(fingerprint, [test]),
         val_sha256=partial(fingerprint, [val]),
+        fit=recipe.fit,
         cut_away=parts["train"].cut_away,
     )
 
@@ -204,25 +204,23 @@ def load_others(data: str, data_dir: str | None, classes: Sequence[str], seen: P
     Raises ValueError for a class that the run does not know, and for several splits without a test set; for all else
     what `load_data` raises.
     """
-    side = seen.resize[0] if seen.resize[0] == seen.resize[1] else None
     parts = find(data, data_dir, to_train=False)
     if "test" not in parts and len(parts) > 1:
         raise ValueError(f"{data} holds {' and '.join(parts)}, and no test images: give what holds one of them alone")
     part = parts.get("test") or next(iter(parts.values()))
-    streamed = _streamed(data, {"test": part}, "auto", side)
-    read = _on_disk(part, side, cores()) if streamed else _in_memory(part, side)
+    streamed = _streamed(data, {"test": part}, "auto", seen.frame)
+    read = _on_disk(part, seen.frame, cores()) if streamed else _in_memory(part, seen.frame)
     if unknown := sorted(set(read.classes) - set(classes)):
         known = f"{run}, which knows {first_few(classes)}"
         mend = f"rename or remove them{nearest(unknown[0], classes)}"
         raise ValueError(f"{data}: {first_few(unknown)} are no classes of {known}: {mend}")
     images = _numbered(read, classes)
-    if unjudged := _without_images(images, classes):
+    if unjudged := without_images(images, classes):
         warn(f"{data}: no image of {first_few(unjudged)}: these errors say nothing about that")
     if isinstance(images, Split):
-        images = replace(images, held=torch.from_numpy(resize(images.held.numpy(), seen.resize, seen.channels)))
-    elif images.image_shape[:2] != seen.resize or images.image_shape[2] > seen.channels:
-        form = f"{seen.resize[1]}x{seen.resize[0]} pixels in {plural(seen.channels, 'channel')}"
-        raise ValueError(f"{data}: too many for memory to be made {form}: do so first")
+        images = replace(images, held=torch.from_numpy(all_fitted(images.held.numpy(), seen.frame, seen.channels)))
+    elif images.image_shape[2] > seen.channels:
+        raise ValueError(f"{data}: too many for memory to be made grey, as {run} saw its images: do so first")
     images = images.with_channels(seen.channels)
     none = images.part(torch.arange(0))
     return DataSet(
@@ -233,6 +231,7 @@ def load_others(data: str, data_dir: str | None, classes: Sequence[str], seen: P
         test=images.middle(seen.image_size),
         mean=seen.mean,
         std=seen.std,
+        fit=seen.fit,
         pad=0,
         flip=False,
         workers=cores(),
@@ -249,9 +248,6 @@ def suited(name: str, augment: str, side: int) -> str:
     return "rrc+flip" if name not in _CLASSES and side >= LARGE else "crop+flip"
 
 
-# ---- read ------------------------------------------------------------------------------------------------------
-
-
 class _Read(NamedTuple):
     """One of the splits that the data bring, with class names of its own."""
 
@@ -260,30 +256,31 @@ class _Read(NamedTuple):
     left_out: tuple[str, ...]
 
 
-def _streamed(name: str, parts: Mapping[str, Part], stream: str, image_size: int | None) -> bool:
+def _streamed(name: str, parts: Mapping[str, Part], stream: str, frame: Frame | None) -> bool:
     """Whether the images stay on disk. Raises ValueError where they should but cannot."""
     can = all(part.encoded for part in parts.values())
     if stream == "always" and not can:
         raise ValueError(f"stream must be auto or never for {name}: only folders and parquet can stay on disk")
     if stream == "auto" and can:
-        return sum(part.decoded_bytes(image_size) for part in parts.values()) > available_memory() / 2
+        return sum(part.decoded_bytes(frame) for part in parts.values()) > available_memory() / 2
     return stream == "always"
 
 
-def _on_disk(part: Part, image_size: int | None, workers: int) -> _Read:
+def _on_disk(part: Part, frame: Frame | None, workers: int) -> _Read:
     assert part.encoded is not None
     encoded = part.encoded()
-    known = survey(encoded, part.files, image_size, workers)
-    return _Read(on_disk(encoded, known, image_size), encoded.classes, known.left_out)
+    known = survey(encoded, part.files, frame, workers)
+    return _Read(on_disk(encoded, known, frame), encoded.classes, known.left_out)
 
 
-def _in_memory(part: Part, image_size: int | None) -> _Read:
-    images, labels, classes, left_out = part.read(image_size)
-    try:
-        images = images if image_size is None else resize(images, (image_size, image_size), images.shape[3])
-    except MemoryError:
-        size = f"{image_size}x{image_size}"
-        raise ValueError(f"{len(images)} images of {size} do not fit in memory: give a smaller --image-size") from None
+def _in_memory(part: Part, frame: Frame | None) -> _Read:
+    images, labels, classes, left_out = part.read(frame)
+    if frame is not None:
+        try:
+            images = all_fitted(images, frame, images.shape[3])
+        except MemoryError:
+            said = "{} images of {}x{} do not fit in memory".format(len(images), *frame.size[::-1])
+            raise ValueError(f"{said}: give a smaller --image-size") from None
     return _Read(Split(torch.from_numpy(images), torch.from_numpy(labels)), classes, left_out)
 
 
@@ -318,83 +315,8 @@ def _numbered(part: _Read, classes: Sequence[str]) -> Labelled:
     return replace(part.split, labels=torch.tensor([number[name] for name in part.classes])[part.split.labels])
 
 
-# ---- divided ---------------------------------------------------------------------------------------------------
-
-
-def _with_all_splits(
-    splits: dict[str, Labelled], classes: Sequence[str], val_fraction: float, seed: int
-) -> tuple[Labelled, Labelled, Labelled]:
-    """Train, validation and test: those that the data bring, the others carved from train, test first."""
-    for name, fraction, split_seed in (("test", TEST_FRACTION, TEST_SEED), ("val", val_fraction, seed)):
-        if name not in splits:
-            whole = splits["train"]
-            if 1 in (counts := torch.bincount(whole.labels).tolist()):
-                few = classes[counts.index(1)]
-                raise ValueError(
-                    f"class {few!r} has too few images to carve a {name} split from: give three or more of each class"
-                )
-            kept, held = stratified_split(whole.labels, fraction, split_seed)
-            splits["train"], splits[name] = whole.part(kept), whole.part(held)
-    return splits["train"], splits["val"], splits["test"]
-
-
 def _warn_of_unjudged(name: str, classes: Sequence[str], splits: Mapping[str, Labelled]) -> None:
     """Warn of classes that have no image in a split that judges, as when one was added to train/ alone."""
     for split, images in splits.items():
-        if unjudged := _without_images(images, classes):
+        if unjudged := without_images(images, classes):
             warn(f"{name}: no {split} image of {first_few(unjudged)}: no {split} error says anything about it")
-
-
-def _without_images(split: Labelled, classes: Sequence[str]) -> list[str]:
-    """The classes of which a split has no image, quoted."""
-    counts = torch.bincount(split.labels, minlength=len(classes)).tolist()
-    return [repr(each) for each, count in zip(classes, counts, strict=True) if not count]
-
-
-def _subsample(train: Labelled, count: int, seed: int) -> Labelled:
-    """`count` of the training images, of each class its share."""
-    if count > len(train):
-        raise ValueError(f"train_images must be at most the {len(train):,} training images there are, got {count:,}")
-    if count == len(train):
-        return train
-    numbers = _apportioned(torch.bincount(train.labels), count).tolist()
-    drawn = [images[:number] for images, number in zip(_by_class(train.labels, seed), numbers, strict=True)]
-    return train.part(torch.cat(drawn).sort().values)
-
-
-def _apportioned(counts: Tensor, total: int) -> Tensor:
-    """`total` shared out in proportion to counts, int64 [C], by the largest remainders: no share exceeds its count.
-
-    Each that has any is given at least one where the total allows it.
-    """
-    exact = (counts * total).double() / counts.sum()
-    shares = exact.floor().long()
-    if total >= int(counts.count_nonzero()):
-        shares = shares.maximum(counts.clamp(max=1))
-    while lack := total - int(shares.sum()):
-        over = shares - exact
-        if lack > 0:
-            shares[over.argmin()] += 1
-        else:
-            shares[over.where(shares > 1, -torch.inf).argmax()] -= 1
-    return shares
-
-
-def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices kept and held out, each sorted: `fraction` of every class, rounded, is held out.
-
-    At least one image of each class, of two or more, is on each side. Labels int64 [N].
-    """
-    kept, held = [], []
-    for images in _by_class(labels, seed):
-        count = len(images)
-        number = min(max(int(fraction * count + 0.5), 1), count - 1) if count else 0
-        held.append(images[:number])
-        kept.append(images[number:])
-    return torch.cat(kept).sort().values, torch.cat(held).sort().values
-
-
-def _by_class(labels: Tensor, seed: int) -> Sequence[Tensor]:
-    """The indices of each class's images, shuffled."""
-    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    return torch.split(shuffled[labels[shuffled].argsort(stable=True)], torch.bincount(labels).tolist())

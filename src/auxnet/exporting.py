@@ -24,7 +24,6 @@ from auxnet.files import written_whole
 from auxnet.graphs import EarlyExitGraph, OneOutput, need, write_onnx, write_torch
 from auxnet.hub import PretrainedAuxNet, load, model_card, position_of, take_out
 from auxnet.policy import Policy
-from auxnet.preprocessing import PREPARATION
 from auxnet.proving import images_for_every_exit, prove_equal, random_images, some, validation_images
 from auxnet.reading.arrays import Pixels, is_name
 from auxnet.recipe import RunDir, has_recipe, read_run_recipe, run_path
@@ -196,7 +195,7 @@ def _facts(net: PretrainedAuxNet, output: int, policy: Policy | None) -> dict[st
         "classes": list(net.classes),
         **net.preprocessing.content(),
         "input": "uint8 [N, H, W, C], 0..255, not normalised",
-        "preparation": PREPARATION,
+        "preparation": net.preprocessing.preparation,
         "run": net.source.get("run"),
         "weights": net.source.get("weights"),
     }

@@ -27,7 +27,7 @@ from auxnet.fetching import fetched, on_hub
 from auxnet.lineage import in_doubt
 from auxnet.modules import copied
 from auxnet.network import AuxNet
-from auxnet.preprocessing import PREPARATION, Preprocessing
+from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import Pixels, is_name
 from auxnet.reading.pictures import decode_for, upright
 from auxnet.recipe import RunDir, has_recipe, nearest_run, read_run_recipe, run_path
@@ -255,7 +255,7 @@ def model_card(net: PretrainedAuxNet) -> str:
         f"# {source.get('run', 'auxnet model')}: {outputs} of a network trained with auxiliary outputs\n",
         f"Classes ({len(net.classes)}): {shown}. Images: {W} x {H} pixels, the middle of {width} x {height} "
         f"(image_size and resize), {seen.channels} channel(s), 0..255, less the mean {_numbers(seen.mean)}, divided by "
-        f"{_numbers(seen.std)}. They are prepared so: {PREPARATION}.\n",
+        f"{_numbers(seen.std)}. They are prepared so: {seen.preparation}.\n",
         '```python\nimport auxnet\n\nnet = auxnet.load(".")  # the folder of this file, or "hf:owner/name"\nlogits = '
         'net(net.prepare("picture.jpg"))  # one [N, classes] per output; what is given is prepared as said\n```\n',
     ]

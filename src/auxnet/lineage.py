@@ -48,7 +48,7 @@ def earlier_runs(pretrained: str) -> tuple[Earlier, ...]:
 def may_be_seen_by(dataset: DataSet, earlier: Iterable[Earlier]) -> dict[str, list[str]]:
     """By split, "val" and "test", the earlier runs that may have been trained on its images; {} where none may.
 
-    A run may if it shares classes with the data, and did not hold out the very same images (of the same size).
+    A run may if it shares classes with the data, and did not hold out the very same images, brought to the same frame.
     """
     alike = [each for each in earlier if not {*dataset.classes}.isdisjoint(each["classes"])]
     judging = {"val": dataset.val_sha256(), "test": dataset.test_sha256()}

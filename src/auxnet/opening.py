@@ -291,14 +291,14 @@ def check_classes(dataset: DataSet, trained_on: Sequence[str], run: RunDir) -> N
 
 def preprocessing_of(dataset: DataSet) -> Preprocessing:
     """What is done to the images of a data set before a net sees them."""
-    return Preprocessing(dataset.image_size, dataset.resize, dataset.mean, dataset.std)
+    return Preprocessing(dataset.image_size, dataset.resize, dataset.mean, dataset.std, dataset.fit)
 
 
 def normalised_as(dataset: DataSet, seen: Preprocessing, run: RunDir) -> DataSet:
     """The data set with the mean and standard deviation that a run was begun with.
 
     (Its own are those of the training images that there are by now, which may be more.) Raises RuntimeError if its
-    images have other channels or sizes than the run's.
+    images have other channels, sizes or fit than the run's.
     """
     own = preprocessing_of(dataset)
     if _form(own) != _form(seen):
@@ -308,7 +308,8 @@ def normalised_as(dataset: DataSet, seen: Preprocessing, run: RunDir) -> DataSet
 
 
 def _form(seen: Preprocessing) -> str:
-    """Channels and sizes of images, in words."""
+    """Channels, sizes and fit of images, in words."""
     (H, W), (height, width) = seen.image_size, seen.resize
     within = "" if seen.image_size == seen.resize else f" out of {width}x{height}"
-    return f"{'grey' if seen.channels == 1 else 'coloured'} images of {W}x{H}{within} pixels"
+    how = "" if seen.fit == "crop" else f" (fit {seen.fit})"
+    return f"{'grey' if seen.channels == 1 else 'coloured'} images of {W}x{H}{within} pixels{how}"

@@ -1,8 +1,8 @@
 """Predict the classes of images, in the order they are given; one that cannot be read does not stop the rest.
 
 Images are decoded as in training (upright by EXIF, transparency dropped, the first frame, the upper 8 of 16
-bits), made grey or red-green-blue as the model was trained, and brought to its size: shorter side, middle part; where
-it was evaluated on the middle of somewhat larger images, so is it here.
+bits), made grey or red-green-blue as the model was trained, and brought to its size as its `fit` says; where it was
+evaluated on the middle of somewhat larger images, so is it here.
 """
 
 from __future__ import annotations

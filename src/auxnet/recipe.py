@@ -100,6 +100,9 @@ class Recipe(MachineFields, TrainingFields, MethodFields, NetworkFields, DataFie
             if owner != self.method:
                 message = f"{given} is {owner}'s, but method={self.method!r}; leave {name} out"
                 raise ExclusionError(message, name, "method")
+            if name == "fit" and self.image_size is None:
+                message = f"{given} is how images are brought to image_size, and there is none: give image_size"
+                raise ExclusionError(message, name, "image_size")
             if name in OF_BACKBONES and self.backbone is None:
                 message = f"{given} is a backbone's, and there is none: name it with backbone"
                 raise ExclusionError(message, name, "backbone")

@@ -9,6 +9,7 @@ LARGEST = 4096  # pixels a side that a net sees; of the images whose middle part
 
 # the choices that not only a field here offers, but also a function or another command
 Stream = Literal["auto", "always", "never"]
+Fit = Literal["crop", "pad", "stretch"]
 Form = Literal["cifar", "imagenet"]
 Block = Literal["plain", "original", "preact"]
 Head = Literal["default", "bn_relu", "linear"]
@@ -31,7 +32,9 @@ class DataFields:
     data_dir: str | None = None
     """where data sets lie; none: $AUXNET_DATA"""
     image_size: int | None = None
-    """resize and crop the images of a folder to this many pixels a side"""
+    """bring all images to a square of this many pixels a side"""
+    fit: Fit = "crop"
+    """how what is no square comes to fit that: its middle alone; whole, between black borders; or whole, squeezed"""
     val_fraction: float = 0.1
     """share of the training images held out, class by class, for every choice that is made"""
     train_images: int | None = None

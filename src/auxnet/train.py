@@ -281,6 +281,7 @@ def _finish(training: Training, state: TrainingState, known: dict[str, Any]) -> 
             "test_sha256": dataset.test_sha256(),
             "val_sha256": dataset.val_sha256(),
             "resize": list(dataset.resize),
+            "fit": dataset.fit,
         },
         "seed": recipe.seed,
         "wall_seconds": round(training.seconds(state), 1),

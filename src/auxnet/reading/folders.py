@@ -14,7 +14,7 @@ import numpy as np
 from auxnet.errors import warn
 from auxnet.reading.arrays import Arrays, Pixels
 from auxnet.reading.encoded import Files
-from auxnet.reading.pictures import decode, decoded_bytes, stack
+from auxnet.reading.pictures import Frame, decode, decoded_bytes, stack
 from auxnet.words import first_few
 
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
@@ -190,25 +190,25 @@ def folder_files(folder: Path) -> Files:
     return Files(np.array(paths), np.array(labels, np.int64), classes, others, tuple(left_out))
 
 
-def class_folders(files: Files, image_size: int | None = None) -> Arrays:
+def class_folders(files: Files, frame: Frame | None = None) -> Arrays:
     """The images of class folders (`folder_files`).
 
     Images are turned upright by their EXIF tag and made red-green-blue, transparency dropped; where every
-    image is grey they stay grey (C = 1). With `image_size` the shorter side is brought to that many pixels
-    and the middle square cut out; without, all images must have one size. Images that cannot be read are left out.
+    image is grey they stay grey (C = 1). They are brought to a frame; without one all must have one size. Images that
+    cannot be read are left out.
 
     Raises ValueError for images of different sizes, RuntimeError if no image can be read.
     """
-    images, kept, left_out = stack(_pictures(files, image_size), len(files.paths), files.name(0))
+    images, kept, left_out = stack(_pictures(files, frame), len(files.paths), files.name(0))
     return Arrays(images, files.labels[kept], files.classes, left_out)
 
 
-def bytes_of(files: Files, image_size: int | None) -> int:
+def bytes_of(files: Files, frame: Frame | None) -> int:
     """The memory that the images of these files would take, if all are coloured; 0 if none can be read."""
-    pictures = (picture for _, picture in _pictures(files, image_size))
-    return decoded_bytes(len(files.paths), pictures, image_size)
+    pictures = (picture for _, picture in _pictures(files, frame))
+    return decoded_bytes(len(files.paths), pictures, frame)
 
 
-def _pictures(files: Files, image_size: int | None) -> Iterator[tuple[str, Callable[[], Pixels]]]:
+def _pictures(files: Files, frame: Frame | None) -> Iterator[tuple[str, Callable[[], Pixels]]]:
     names = (files.name(index) for index in range(len(files.paths)))
-    return ((name, partial(decode, name, name, image_size)) for name in names)
+    return ((name, partial(decode, name, name, frame)) for name in names)

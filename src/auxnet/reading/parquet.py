@@ -24,7 +24,7 @@ from auxnet.reading.arrays import Arrays, Pixels, check_unpacked, labels_of, rea
 from auxnet.reading.cache import Made, entry
 from auxnet.reading.encoded import Rows
 from auxnet.reading.folders import SPLITS
-from auxnet.reading.pictures import decode, decoded_bytes, stack
+from auxnet.reading.pictures import Frame, decode, decoded_bytes, stack
 
 LONGEST_NAME = 1000  # characters of a class
 _SPLITS = {**SPLITS, "extra": "extra"}
@@ -92,7 +92,7 @@ def _table_of(files: Sequence[Path]) -> _Table:
     return _Table(where, columns, names[0], first_rows, count)
 
 
-def read(files: Sequence[Path], image_size: int | None = None) -> Arrays:
+def read(files: Sequence[Path], frame: Frame | None = None) -> Arrays:
     """The rows of parquet shards with a column of encoded images and a column of labels.
 
     Class names are those of the Hugging Face metadata, or else the distinct labels in order. Images as in
@@ -105,18 +105,18 @@ def read(files: Sequence[Path], image_size: int | None = None) -> Arrays:
     def pictures() -> Iterator[tuple[str, Callable[[], Pixels]]]:
         for where, data, label in _cells(files, table.columns):
             labels.append(label)
-            yield where, partial(_decode_cell, data, where, image_size)
+            yield where, partial(_decode_cell, data, where, frame)
 
     images, kept, left_out = stack(pictures(), table.rows, files[0])
     numbers, classes = labels_of(labels, table.classes, table.where)
     return Arrays(images, numbers[kept], classes, left_out)
 
 
-def bytes_of(files: Sequence[Path], image_size: int | None) -> int:
+def bytes_of(files: Sequence[Path], frame: Frame | None) -> int:
     """The memory that the images of parquet shards would take, if all are coloured; 0 if none can be read."""
     table = _table_of(files)
-    pictures = (partial(_decode_cell, data, where, image_size) for where, data, _ in _cells(files, table.columns))
-    return decoded_bytes(table.rows, pictures, image_size)
+    pictures = (partial(_decode_cell, data, where, frame) for where, data, _ in _cells(files, table.columns))
+    return decoded_bytes(table.rows, pictures, frame)
 
 
 def rows_in_cache(files: Sequence[Path]) -> Rows:
@@ -172,10 +172,10 @@ def _cells(files: Sequence[Path], columns: Sequence[tuple[str, str]]) -> Iterato
             yield f"{file} row {row}", cell["bytes"] if isinstance(cell, dict) else cell, value
 
 
-def _decode_cell(data: bytes | None, where: str, image_size: int | None) -> Pixels:
+def _decode_cell(data: bytes | None, where: str, frame: Frame | None) -> Pixels:
     if not data:
         raise RuntimeError(f"{where}: holds no image")
-    return decode(io.BytesIO(data), where, image_size)
+    return decode(io.BytesIO(data), where, frame)
 
 
 def _rows(file: Path, image: str, label: str) -> Iterator[tuple[Any, Any]]:

@@ -14,14 +14,16 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from auxnet.reading.arrays import Pixels, reading
+from auxnet.sections import Fit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,23 +40,33 @@ _TURNS |= {5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 _DECODERS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no others: fewer to trust, and much faster
 
 
-def decode(file: Path | str | io.BytesIO, where: str, image_size: int | None) -> Pixels:
+class Frame(NamedTuple):
+    """What images of any shape are brought to."""
+
+    size: tuple[int, int]
+    """(H, W) in pixels"""
+    fit: Fit = "crop"
+    """what of another shape is done: its middle alone is kept; black is added on two sides; or it is squeezed"""
+
+
+def decode(file: Path | str | io.BytesIO, where: str, frame: Frame | None) -> Pixels:
     """An encoded image as [H, W, C], C = 1 where it is grey and else 3; `where` is its name in errors.
 
-    It is turned upright by its EXIF tag, its transparency dropped. With `image_size` the shorter side is brought
-    to that many pixels and the middle square cut out; a JPEG of four times that or more is decoded at a reduced scale,
-    which gives nearly the same pixels in a fraction of the time and the memory. Raises RuntimeError for an image that
-    cannot be read.
+    It is turned upright by its EXIF tag, its transparency dropped, and brought to a frame where one is given; a JPEG of
+    four times that size or more is decoded at a reduced scale, which gives nearly the same pixels in a fraction of the
+    time and the memory. Raises RuntimeError for an image that cannot be read.
     """
     with reading(where, "image"), warnings.catch_warnings(action="ignore"):
-        if image_size is None:
+        if frame is None:
             return _pixels(_plain(file, None)[0])
-        size = (image_size, image_size)
-        return _pixels(_fit(_plain(file, size)[0], size))
+        return _pixels(_framed(_plain(file, frame.size)[0], frame))
 
 
 def decode_for(size: tuple[int, int], file: Path | str, where: str) -> tuple[Pixels, tuple[int, int]]:
-    """An image decoded as by `decode` for this size (H, W), to which `fitted` brings it; and (H, W) as in the file."""
+    """An image decoded as by `decode` for a frame of this size (H, W), to which `fitted` brings it; and its own size.
+
+    That is (H, W) as in the file.
+    """
     with reading(where, "image"), warnings.catch_warnings(action="ignore"):
         plain, own = _plain(file, size)
         return _pixels(plain), own
@@ -114,24 +126,24 @@ def upright(image: Any) -> Any:
     return turned if turned.mode == mode else turned.convert(mode)
 
 
-def resize(images: Pixels, size: tuple[int, int], channels: int) -> Pixels:
-    """Images [N, h, w, c] brought to another size (H, W), as by `decode`, and number of channels C: [N, H, W, C]."""
-    if images.shape[1:] == (*size, channels):
+def all_fitted(images: Pixels, frame: Frame, channels: int) -> Pixels:
+    """Images [N, h, w, c] brought to a frame, as by `decode`, and to a number of channels C: [N, H, W, C]."""
+    if images.shape[1:] == (*frame.size, channels):
         return images
-    resized = np.empty((len(images), *size, channels), np.uint8)
-    for image, place in zip(images, resized, strict=True):
-        place[:] = fitted(image, size, channels)
-    return resized
+    made = np.empty((len(images), *frame.size, channels), np.uint8)
+    for image, place in zip(images, made, strict=True):
+        place[:] = fitted(image, frame, channels)
+    return made
 
 
-def fitted(pixels: Pixels, size: tuple[int, int], channels: int) -> Pixels:
-    """Pixels [h, w, 1 or 3] at another size (H, W), as by `decode`, and number of channels."""
+def fitted(pixels: Pixels, frame: Frame, channels: int) -> Pixels:
+    """Pixels [h, w, 1 or 3] brought to a frame, as by `decode`, and to a number of channels C: [H, W, C]."""
     from PIL import Image
 
-    if pixels.shape == (*size, channels):
+    if pixels.shape == (*frame.size, channels):
         return pixels
     image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
-    image = image if pixels.shape[:2] == size else _fit(image, size)
+    image = image if pixels.shape[:2] == frame.size else _framed(image, frame)
     return _pixels(image.convert("L" if channels == 1 else "RGB"))
 
 
@@ -185,10 +197,10 @@ def stack(
     return images[: len(kept)], np.array(kept, np.int64), tuple(left_out)
 
 
-def decoded_bytes(count: int, pictures: Iterable[Callable[[], Pixels]], image_size: int | None) -> int:
-    """The memory that `count` coloured images take, of this size or that of the first that can be read."""
-    if image_size is not None:
-        return count * image_size * image_size * 3
+def decoded_bytes(count: int, pictures: Iterable[Callable[[], Pixels]], frame: Frame | None) -> int:
+    """The memory that `count` coloured images take, brought to a frame, or else of the size of the first readable."""
+    if frame is not None:
+        return count * prod(frame.size) * 3
     for picture in pictures:
         with suppress(RuntimeError):
             return count * picture()[..., 0].size * 3
@@ -250,11 +262,12 @@ def _opened(file: Path | str | io.BytesIO) -> Any:
         raise ValueError("none of its forms, or too short") from None
 
 
-def _fit(image: Any, size: tuple[int, int]) -> Any:
-    """The shorter side brought to this size (H, W), the middle part cut out."""
+def _framed(image: Any, frame: Frame) -> Any:
+    """A PIL image brought to a frame."""
     from PIL import Image, ImageOps
 
-    return ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR)
+    brought = {"crop": ImageOps.fit, "pad": ImageOps.pad, "stretch": Image.Image.resize}[frame.fit]
+    return brought(image, frame.size[::-1], Image.Resampling.BILINEAR)  # type: ignore[operator]
 
 
 def _pixels(image: Any) -> Pixels:

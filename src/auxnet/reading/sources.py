@@ -25,7 +25,7 @@ from auxnet.reading.arrays import Arrays
 from auxnet.reading.cache import cached
 from auxnet.reading.encoded import Encoded, Files
 from auxnet.reading.folders import passed_over, split_homes, subfolders
-from auxnet.reading.pictures import DECODER, cut_away
+from auxnet.reading.pictures import DECODER, Frame, cut_away
 from auxnet.words import first_few, nearest
 
 NAMES = ("digits", "cifar10", "cifar100", "svhn")
@@ -43,23 +43,23 @@ class Part:
 
     files: Sequence[Path | str]
     reader: Callable[..., Arrays]
-    """takes an `image_size` where the images lie `encoded`"""
+    """takes a `frame` where the images lie `encoded`"""
     form: str
     """what, beside the files, the arrays depend on"""
     encoded: Callable[[], Encoded] | None = None
     """its images left on disk, where they lie there encoded and can be reached one by one"""
-    decoded_bytes: Callable[[int | None], int] = lambda image_size: 0
-    """the memory that such images take at an `image_size`"""
+    decoded_bytes: Callable[[Frame | None], int] = lambda frame: 0
+    """the memory that such images take, brought to a frame"""
     left_out: tuple[str, ...] = ()
     """the images that are not among the files, each as "where: why" """
     cut_away: Callable[[], float] = lambda: 0.0
-    """of image files, the share that an `image_size` leaves out (`pictures.cut_away`)"""
+    """of image files, the share that a square leaves out (`pictures.cut_away`)"""
 
-    def read(self, image_size: int | None) -> Arrays:
-        """Its arrays, from the cache if they are there: encoded images at this size, all others at their own."""
+    def read(self, frame: Frame | None) -> Arrays:
+        """Its arrays, from the cache if they are there: encoded images brought to a frame, all others as they are."""
         reader, key = self.reader, self.form
         if self.encoded:
-            reader, key = partial(reader, image_size=image_size), f"{key} {image_size} {DECODER}"
+            reader, key = partial(reader, frame=frame), f"{key} {frame} {DECODER}"
         return cached(self.files, key, reader) if self.files else reader()
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from auxnet.reading.encoded import Encoded
-from auxnet.reading.pictures import decode, middle
+from auxnet.reading.pictures import Frame, decode, middle
 from auxnet.reading.survey import Survey, sums_of
 from auxnet.words import plural
 
@@ -114,7 +114,7 @@ class OnDisk:
     labels: Tensor
     image_shape: tuple[int, int, int]
     """(H, W, C)"""
-    image_size: int | None
+    frame: Frame | None
     """what they are brought to, as by `pictures.decode`"""
     sums_of_each: Tensor
     """of all its pixels and of their squares, int64 [N, 2, C]"""
@@ -135,7 +135,7 @@ class OnDisk:
         images = np.empty((len(indices), *self.image_shape), np.uint8)
         for place, position in zip(images, self.positions[indices].tolist(), strict=True):
             name = self.encoded.name(position)
-            pixels = decode(self.encoded.open(position), name, self.image_size)
+            pixels = decode(self.encoded.open(position), name, self.frame)
             if pixels.shape[:2] != self.decoded_size or pixels.shape[2] not in (1, place.shape[2]):
                 raise RuntimeError(f"{name}: has changed since it was looked at: start again")
             place[:] = middle(pixels, self.image_shape[:2])
@@ -174,12 +174,12 @@ def _shown(split: Labelled) -> str:
     return f"{type(split).__name__}({plural(len(split), 'image')} of {split.image_shape})"
 
 
-def on_disk(encoded: Encoded, known: Survey, image_size: int | None) -> OnDisk:
+def on_disk(encoded: Encoded, known: Survey, frame: Frame | None) -> OnDisk:
     """The images of a set that can be read, as one split."""
     positions = torch.from_numpy(known.kept)
     labels = torch.from_numpy(encoded.labels)[positions]
     H, W, _ = known.image_shape
-    return OnDisk(encoded, positions, labels, known.image_shape, image_size, torch.from_numpy(known.sums), (H, W))
+    return OnDisk(encoded, positions, labels, known.image_shape, frame, torch.from_numpy(known.sums), (H, W))
 
 
 def fingerprint(splits: Iterable[Labelled]) -> str:
@@ -196,22 +196,27 @@ def fingerprint(splits: Iterable[Labelled]) -> str:
 def tested_alike(data: Iterable[Mapping[str, Any]]) -> bool:
     """Whether trainings were tested on the same images, by what their summary.json says under "data".
 
-    Where nothing is known (runs that are not finished, ledgers in results/), or images were brought to different sizes,
-    this cannot be seen.
+    Where nothing is known (runs that are not finished, ledgers in results/), or images were brought to different
+    frames, this cannot be seen.
     """
-    known: dict[tuple[int, ...], set[str]] = {}
+    known: dict[tuple[Any, ...], set[str]] = {}
     for each in data:
         if each.get("test_sha256"):
-            known.setdefault(tuple(each["resize"]), set()).add(each["test_sha256"])
+            known.setdefault(_frame_of(each), set()).add(each["test_sha256"])
     return all(len(found) == 1 for found in known.values())
 
 
 def validated_alike(data: Iterable[Mapping[str, Any]]) -> bool | None:
-    """The same of validation; None where it cannot be seen: runs that are not finished, images of different sizes."""
-    known = [(each.get("val_sha256"), tuple(each.get("resize", ()))) for each in data]
-    if not all(sha256 for sha256, _ in known) or len({size for _, size in known}) > 1:
+    """The same of validation; None where it cannot be seen: runs that are not finished, images in different frames."""
+    known = [(each.get("val_sha256"), _frame_of(each)) for each in data]
+    if not all(sha256 for sha256, _ in known) or len({frame for _, frame in known}) > 1:
         return None
     return len({*known}) == 1
+
+
+def _frame_of(data: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What images were brought to, by a summary's section "data"; those of before there was `fit` were cropped."""
+    return (*data.get("resize", ()), data.get("fit", "crop"))
 
 
 def statistics(split: Labelled) -> tuple[tuple[float, ...], tuple[float, ...]]:

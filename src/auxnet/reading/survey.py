@@ -23,7 +23,7 @@ from auxnet.reading.ahead import ahead
 from auxnet.reading.arrays import Pixels
 from auxnet.reading.cache import Made, entry
 from auxnet.reading.encoded import Encoded
-from auxnet.reading.pictures import DECODER, check_size, damage, decode
+from auxnet.reading.pictures import DECODER, Frame, check_size, damage, decode
 
 PIECE = 64  # images looked at by one process at a time
 PAUSE = 60.0  # seconds between two lines of a log that say how far it has come
@@ -50,26 +50,24 @@ class _Look(NamedTuple):
     left_out: list[str]
 
 
-def survey(encoded: Encoded, files: Sequence[Path | str], image_size: int | None, workers: int) -> Survey:
+def survey(encoded: Encoded, files: Sequence[Path | str], frame: Frame | None, workers: int) -> Survey:
     """Look at all images, by `workers` processes, or at what the cache knows of these `files`.
 
     Raises ValueError for images of different sizes, RuntimeError if none can be read or a process died.
     """
-    _, arrays, facts = entry(
-        files, f"survey {image_size} {DECODER}", lambda _: _look_at_all(encoded, image_size, workers)
-    )
+    _, arrays, facts = entry(files, f"survey {frame} {DECODER}", lambda _: _look_at_all(encoded, frame, workers))
     H, W, C = facts["image_shape"]
     return Survey((H, W, C), arrays["kept"], arrays["sums"], tuple(facts["left_out"]))
 
 
-def _look_at_all(encoded: Encoded, image_size: int | None, workers: int) -> Made:
+def _look_at_all(encoded: Encoded, frame: Frame | None, workers: int) -> Made:
     count, left_out = len(encoded.labels), []
     kept, sums, colour = np.zeros(count, bool), np.zeros((count, 2, 3), np.int64), False
     wanted: tuple[int, ...] = ()
     first = ""
     told = time.monotonic()
     pieces = [range(start, min(start + PIECE, count)) for start in range(0, count, PIECE)]
-    with closing(ahead(partial(_look, encoded, image_size), pieces, workers, 4 * workers + 1)) as looks:
+    with closing(ahead(partial(_look, encoded, frame), pieces, workers, 4 * workers + 1)) as looks:
         for piece, look in zip(pieces, looks, strict=True):
             if time.monotonic() - told >= PAUSE:
                 told = time.monotonic()
@@ -88,12 +86,12 @@ def _look_at_all(encoded: Encoded, image_size: int | None, workers: int) -> Made
     return {"kept": np.flatnonzero(kept), "sums": sums[kept, :, :channels]}, facts
 
 
-def _look(encoded: Encoded, image_size: int | None, piece: range) -> _Look:
+def _look(encoded: Encoded, frame: Frame | None, piece: range) -> _Look:
     shapes: list[tuple[int, ...] | None] = []
     sums, left_out = np.zeros((len(piece), 2, 3), np.int64), []
     for place, index in enumerate(piece):
         try:
-            pixels = decode(encoded.open(index), encoded.name(index), image_size)
+            pixels = decode(encoded.open(index), encoded.name(index), frame)
         except RuntimeError as error:
             shapes.append(None)
             left_out.append(damage(error))

@@ -24,7 +24,7 @@ from auxnet.words import command, per_cent, plural, sentence
 
 ENOUGH = 4  # complete trials, before it is said which field matters
 LENGTHS = ("epochs", "milestones", "schedule", "warmup")  # how soon a training comes to its end
-COMPARABLE = ("data", "data_dir", "image_size", "val_fraction", "seed")
+COMPARABLE = ("data", "data_dir", "image_size", "fit", "val_fraction", "seed")
 
 
 def write_outcome(sweep: Sweep) -> list[Path]:
