@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from auxnet.checkpoint import weights_sha256
 from auxnet.exits import exits_file
 from auxnet.files import write_json
+from auxnet.loading import weights_sha256
 from auxnet.recipe import Recipe
 from auxnet.train import fit
 

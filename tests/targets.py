@@ -23,7 +23,7 @@ import torch
 import yaml
 from scipy.io import savemat
 
-from auxnet import checkpoint, diagnosing, evaluation, exits, report, resuming, rundir
+from auxnet import checkpoint, diagnosing, evaluation, exits, loading, report, resuming, rundir
 from auxnet.backbones.weights import load_pretrained
 from auxnet.exporting import export
 from auxnet.files import write_json
@@ -246,7 +246,7 @@ def _facts(run: Path) -> dict[str, Any]:
 def _diagnosed(run: Path, home: Path) -> Target:
     """The log of a training with --diagnose, as it is resumed and shown."""
     folder = shutil.copytree(run, home / "diagnosis")
-    file, net, facts = folder / "diagnosis.jsonl", checkpoint.load_net(folder), _facts(run)
+    file, net, facts = folder / "diagnosis.jsonl", loading.load_net(folder), _facts(run)
     rows = [{"epoch": epoch, "output": 1, "layer": 2, "share": 0.5} for epoch in (1, 2, 3)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 

@@ -17,7 +17,7 @@ import auxnet
 from auxnet.backbones.attaching import TokenClassifier
 from auxnet.backbones.cuts import even_cuts
 from auxnet.blocks import Classifier, PostActivationBlock, PreActivationBlock
-from auxnet.checkpoint import load_weights
+from auxnet.loading import load_weights
 from auxnet.tensors import save_tensors
 from conftest import multiply_adds
 

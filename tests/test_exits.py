@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import auxnet
 from auxnet import build
-from auxnet.checkpoint import weights_sha256
 from auxnet.cli import main
 from auxnet.cost import costs
 from auxnet.data import load_data
@@ -24,6 +23,7 @@ from auxnet.descent import Costs
 from auxnet.examining import solved_for
 from auxnet.exits import EarlyExit, ExitCosts, exit_latencies, exit_macs
 from auxnet.latency import Timing
+from auxnet.loading import weights_sha256
 from auxnet.policy import NEVER, confidence
 from conftest import multiply_adds, one_class_alone
 

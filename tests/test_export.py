@@ -15,10 +15,10 @@ from PIL import Image
 
 from auxnet import exporting, proving
 from auxnet.batches import normalise
-from auxnet.checkpoint import weights_sha256
 from auxnet.cli import main
 from auxnet.exporting import SUFFIX, Exported, export
 from auxnet.hub import load, model_card
+from auxnet.loading import weights_sha256
 from auxnet.opening import data_of
 from auxnet.policy import NEVER, Policy, confidence
 from auxnet.prediction import predict

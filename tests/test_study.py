@@ -19,13 +19,13 @@ from filelock import FileLock
 
 from auxnet import build
 from auxnet import train as training
-from auxnet.checkpoint import weights_sha256
 from auxnet.cli import main, screen
 from auxnet.data import load_data
 from auxnet.diagnosing import LEVEL
 from auxnet.diagnosis import supervision
 from auxnet.documents import read_json
 from auxnet.errors import DivergedError
+from auxnet.loading import weights_sha256
 from auxnet.recipe import WHERE, Recipe
 from auxnet.studies import running, supervising
 from auxnet.studies.checking import check_claims

@@ -23,9 +23,9 @@ from PIL import Image
 pytest.importorskip("optuna", reason="optuna is not installed (extra: sweep)")
 
 from auxnet import resuming, rundir, train
-from auxnet.checkpoint import read_json
 from auxnet.cli import main, screen
 from auxnet.data import load_data
+from auxnet.documents import read_json
 from auxnet.errors import DivergedError
 from auxnet.recipe import WHERE, Recipe, read_recipe
 from auxnet.sweeps import sweep_page, sweeping, trials, worker

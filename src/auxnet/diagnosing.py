@@ -20,10 +20,10 @@ from torch import Tensor
 from auxnet import diagnosis_page, rundir
 from auxnet.batches import batches
 from auxnet.build import distillation_of, first_batches, loss_of
-from auxnet.checkpoint import weights_sha256
 from auxnet.data import DataSet
 from auxnet.diagnosis import diagnose
 from auxnet.files import write_json, write_text
+from auxnet.loading import weights_sha256
 from auxnet.opening import Opened
 from auxnet.page_frame import check_ours, check_runs, made_by
 from auxnet.probing import probe

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from auxnet.batches import Batches
-from auxnet.checkpoint import weights_sha256
 from auxnet.cost import costs
 from auxnet.documents import parsing, read_json
 from auxnet.latency import Latency
+from auxnet.loading import weights_sha256
 from auxnet.modules import in_mode
 from auxnet.network import AuxNet, check_net, check_tensors
 from auxnet.scores import Predictions, calibration_error, confusion, log_loss, predictions, top_error, wilson

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from auxnet import build, machine
-from auxnet.checkpoint import load_net
 from auxnet.data import DataSet
 from auxnet.evaluation import MOST_CLASSES, OutputReport, reports
 from auxnet.exits import ExitCosts, exit_macs, read_notes, read_policy
 from auxnet.latency import Timing, latencies
+from auxnet.loading import load_net
 from auxnet.network import AuxNet
 from auxnet.policy import Policy, never
 from auxnet.reading.splits import Labelled

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from auxnet.checkpoint import load_net, weights_sha256
 from auxnet.cost import multiply_adds_by_part
 from auxnet.documents import made_again, parsing, read_json
 from auxnet.latency import Timing, time_in_turns
+from auxnet.loading import load_net, weights_sha256
 from auxnet.modules import copied
 from auxnet.network import AuxNet, check_forward, check_net, logits_of
 from auxnet.policy import ALWAYS, Confidence, Policy, never

@@ -20,11 +20,11 @@ from torch import Tensor
 from auxnet import __version__
 from auxnet.backbones.dryrun import outputs as logits_of_outputs
 from auxnet.batches import normalise
-from auxnet.checkpoint import backbone_of, build_net, load_weights, read_config, weights_file
 from auxnet.documents import parsing, read_json
 from auxnet.errors import check_choice, whole_number
 from auxnet.fetching import fetched, on_hub
 from auxnet.lineage import in_doubt
+from auxnet.loading import backbone_of, build_net, load_weights, read_config, weights_file
 from auxnet.modules import copied
 from auxnet.network import AuxNet
 from auxnet.preprocessing import Preprocessing

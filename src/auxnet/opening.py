@@ -13,13 +13,13 @@ import torch
 
 from auxnet.batches import Batches
 from auxnet.build import evaluation_batches
-from auxnet.checkpoint import load_net, read_config
 from auxnet.data import DataSet, OnDisk, Split, load_data, load_others
 from auxnet.documents import parsing, read_json
 from auxnet.errors import warn
 from auxnet.evaluation import OutputReport, measure
 from auxnet.fetching import on_hub
 from auxnet.lineage import in_doubt
+from auxnet.loading import load_net, read_config
 from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
 from auxnet.preprocessing import Preprocessing

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from auxnet import report_page, rundir
-from auxnet.checkpoint import read_config
 from auxnet.documents import parsing, read_json
 from auxnet.errors import one_line
 from auxnet.evaluation import COSTS
 from auxnet.examining import examine, time_of
 from auxnet.files import unwritable, write_text
 from auxnet.lineage import in_doubt
+from auxnet.loading import read_config
 from auxnet.machine import device_of
 from auxnet.opening import changed_since, data_dirs, data_of, with_data_in
 from auxnet.page_frame import check_ours, check_runs, names_of

@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from auxnet.checkpoint import load_state, load_weights, save_state
+from auxnet.checkpoint import load_state, save_state
 from auxnet.errors import DamagedError, DivergedError, first_line, warn
 from auxnet.files import write_text
 from auxnet.lineage import Earlier
+from auxnet.loading import load_weights
 from auxnet.method import Method
 from auxnet.modules import copied
 from auxnet.network import AuxNet

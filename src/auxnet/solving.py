@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 import torch
 
-from auxnet.checkpoint import weights_sha256
 from auxnet.descent import Costs
 from auxnet.errors import check_choice, warn
 from auxnet.exits import exit_latencies, exit_macs, exits_file
 from auxnet.files import write_json
 from auxnet.latency import OF_PYTORCH, measured_on
+from auxnet.loading import weights_sha256
 from auxnet.opening import Opened, opened
 from auxnet.policy import Confidence, Policy, never
 from auxnet.provenance import provenance

@@ -17,7 +17,6 @@ import torch
 from auxnet import __version__, distributed, rundir
 from auxnet.advice import doubts_of, precision_doubts, unreadable
 from auxnet.build import build, evaluation_batches, network_options, normalised_for, resident
-from auxnet.checkpoint import load_net
 from auxnet.data import DataSet, load_data
 from auxnet.distributed import Team
 from auxnet.documents import read_json
@@ -29,6 +28,7 @@ from auxnet.fetching import pinned
 from auxnet.files import write_json
 from auxnet.hub import with_run
 from auxnet.lineage import Earlier, earlier_runs, in_doubt, may_be_seen_by
+from auxnet.loading import load_net
 from auxnet.machine import crowded, device_of, fast_convolutions, random_kept, threads_set, to_device
 from auxnet.method import Method
 from auxnet.modules import copied

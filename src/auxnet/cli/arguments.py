@@ -146,7 +146,7 @@ def parse_with_recipe(options: type[WithRecipe], words: list[str]) -> WithRecipe
         return parse_over(options, words, read_recipe(config), config)
     if out is not None and "--resume" in words and has_recipe(Path(out)):
         screen.load_torch()
-        from auxnet.checkpoint import backbone_of
+        from auxnet.loading import backbone_of
 
         backbone_of(Path(out))  # refuses one that came with the run
         return parse(options, words, options.default(read_run_recipe(out)))  # which no flag may change

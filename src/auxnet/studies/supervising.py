@@ -13,9 +13,9 @@ from typing import Any
 from filelock import FileLock
 
 from auxnet import diagnosing
-from auxnet.checkpoint import weights_sha256
 from auxnet.documents import parsing, read_json
 from auxnet.files import write_json
+from auxnet.loading import weights_sha256
 from auxnet.opening import opened
 from auxnet.rundir import with_absolute_paths
 from auxnet.studies.running import is_done, trial_folder
