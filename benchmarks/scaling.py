@@ -34,6 +34,7 @@ from auxnet.distributed import Team, team
 from auxnet.machine import keep_freed_memory
 from auxnet.provenance import provenance
 from auxnet.synchronised import synchronise_norms
+from measured import at_least_two
 
 METHODS = {
     "joint": auxnet.joint,
@@ -52,7 +53,7 @@ def main() -> None:
     options.add_argument("--depth", type=int, default=20)
     options.add_argument("--outputs", type=int, default=3)
     options.add_argument("--batch-size", type=int, default=128)
-    options.add_argument("--rounds", type=int, default=8)
+    options.add_argument("--rounds", type=at_least_two, default=8)
     options.add_argument("--latency", type=float, default=1e-5, help="seconds from one GPU to another")
     options.add_argument("--bandwidth", type=float, default=25e9, help="bytes/s of each GPU's link")
     options.add_argument("--gpu-images", type=float, default=20e3, help="images/s of one GPU training alone")

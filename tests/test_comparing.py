@@ -140,7 +140,8 @@ def test_runs_without_common_images_are_compared_on_others_alone(runs, tmp_path,
     assert "validation" not in text
 
 
-def test_runs_of_other_classes_cannot_be_compared(runs, tmp_path, capsys):
+def test_runs_of_other_classes_cannot_be_compared_and_no_image_is_judged_before(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("auxnet.comparing.predictions", None)
     write_folders(tmp_path / "pics", *tiny(30, 2, size=8), ["cat", "dog"])
     auxnet.fit(replace(RECIPE, data=str(tmp_path / "pics"), outputs=1, batch_size=8), tmp_path / "run")
     assert main(["evaluate", str(runs / "a"), "--against", str(tmp_path / "run")]) == 2

@@ -186,7 +186,7 @@ def test_a_picture_that_was_left_out_and_is_whole_now_is_named_where_data_have_c
         auxnet.fit(recipe, run, watch=stop)
     for ask in (partial(auxnet.fit, recipe, run, resume=True), partial(auxnet.evaluate, run)):
         broken.write_bytes(whole)
-        with pytest.raises(RuntimeError, match=rf"left out then, and not now: {broken}\), or train again"):
+        with pytest.raises(RuntimeError, match=rf"left out then, and not now: {broken}\), judge it --on other"):
             ask()
         broken.write_bytes(b"x")
         ask()

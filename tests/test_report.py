@@ -374,6 +374,27 @@ def test_runs_of_several_data_sets_are_judged_each_on_its_own(gathered):
     assert "1 epochs" not in html
 
 
+def test_fields_of_another_method_are_no_part_of_a_recipe_and_no_difference(gathered):
+    def shown(*recipes):
+        runs = [{**gathered, "recipe": {**gathered["recipe"], **recipe}} for recipe in recipes]
+        page = report_page._recipes(runs)
+        return {key: f">{key}<" in page for key in ("mode", "method")}
+
+    pairwise, fused = {"method": "pairwise", "mode": "live"}, {"method": "multiway", "mode": "fused"}
+    assert shown({**pairwise, "seed": 1}, {**pairwise, "mode": "fused"}) == {"mode": False, "method": True}
+    assert shown(pairwise) == {"mode": False, "method": True}
+    assert shown(fused) == shown(fused, pairwise) == {"mode": True, "method": True}
+    row = next(
+        row
+        for row in report_page._recipes(
+            [{**gathered, "recipe": {**gathered["recipe"], **each}} for each in (fused, pairwise)]
+        ).split("<tr")
+        if ">mode<" in row
+    )
+    assert row.endswith("<td>fused</td><td></td></tr>")
+    assert "differs" not in row
+
+
 def test_runs_that_were_tested_on_different_images_are_not_compared(gathered):
     def said(*tested):
         runs = [{**gathered, "data": {**gathered["data"], **each}} for each in tested]

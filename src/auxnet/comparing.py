@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from auxnet.evaluation import OutputReport, reports
-from auxnet.opening import opened
+from auxnet.opening import Opened, opened
 from auxnet.recipe import RunDir
 from auxnet.scores import Comparison, Predictions, compare, holm, predictions
 from auxnet.sections import Which
@@ -55,27 +56,30 @@ def compare_runs(
     Raises ValueError where the runs do not have the same classes or, without `on`, the same validation images; and what
     `opened` and `scores.predictions` raise.
     """
-    judged: list[tuple[Predictions, list[OutputReport], Mapping[str, list[str]]]] = []
-    seen, split = [], "val" if on is None else "test"
-    for folder in (first, second):
-        with opened(folder, data_dir=data_dir, device=device, threads=threads, which=which, on=on) as run:
-            seen.append((run.dataset.classes, run.dataset.val_sha256()))
-            if seen[0][0] != seen[-1][0]:
+    as_asked: dict[str, Any] = {"on": on, "data_dir": data_dir, "device": device, "threads": threads, "which": which}
+    split = "val" if on is None else "test"
+
+    def judged(run: Opened) -> tuple[Predictions, list[OutputReport]]:
+        predicted = predictions(run.net, run.batches(split))
+        return predicted, reports(run.net, run.image_shape, predicted)
+
+    with opened(first, **as_asked) as one:  # each is judged by its own threads
+        with opened(second, **as_asked) as other:
+            if one.dataset.classes != other.dataset.classes:
                 raise ValueError(f"{first} and {second} do not have the same classes, in the same order")
-            if seen[0] != seen[-1]:
+            if one.dataset.val_sha256() != other.dataset.val_sha256():
                 raise ValueError(
                     f"{first} and {second} do not have the same validation images (their data, seed, val_fraction, "
                     "image_size or fit differ): train one as the other, or judge both --on other labelled images"
                 )
-            predicted = predictions(run.net, run.batches(split))
-            judged.append((predicted, reports(run.net, run.image_shape, predicted), run.may_be_seen_by))
-    (said, rows, seen_by), (others_said, others, others_seen_by) = judged
+            others_said, others = judged(other)
+        said, rows = judged(one)
     pairs = matching([row.depth for row in rows], [row.depth for row in others])
     found = [compare(said.wrong[i], others_said.wrong[j]) for i, j in pairs]
     adjusted = holm([each.p_value for each in found])
     compared = zip(pairs, found, adjusted, strict=True)
     made = tuple(Pair(rows[i], others[j], replace(each, p_value=p)) for (i, j), each, p in compared)
-    return ComparedRuns(made, (seen_by, others_seen_by))
+    return ComparedRuns(made, (one.may_be_seen_by, other.may_be_seen_by))
 
 
 def matching(depths: Sequence[int], others: Sequence[int]) -> list[tuple[int, int]]:

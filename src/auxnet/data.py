@@ -89,7 +89,8 @@ class DataSet:
             raise RuntimeError(
                 f"the data of {run} have changed since it was begun, or this version decodes them otherwise: other "
                 "images are drawn for validation or test, and it may have been trained on those. Put the data back"
-                f"{named}, or train again (a test/ and a val/ folder of their own stay as they are while train/ grows)"
+                f"{named}, judge it --on other labelled images, or train again (a test/ and a val/ folder of their own "
+                "stay as they are while train/ grows)"
             )
 
     @property

@@ -14,7 +14,7 @@ import torch
 from auxnet import unfinished
 from auxnet.page_frame import columns_of, filled, framed, heading_of, line_of, section_of, table_of, tiles_of, unbroken
 from auxnet.reading.splits import tested_alike, validated_alike
-from auxnet.recipe import WHERE, Recipe, words_of
+from auxnet.recipe import METHOD_OF, WHERE, Recipe, words_of
 from auxnet.scores import compare, holm, too_few
 from auxnet.unfinished import Facts
 from auxnet.words import command, first_few, of_each, per_cent, plural, sentence
@@ -277,7 +277,7 @@ def _recipes(runs: Sequence[Facts]) -> str:
     """The recipe, what departs from the defaults marked; of several runs a table, what differs marked."""
     default = asdict(Recipe())
     if len(runs) == 1:
-        fields = {key: words_of(value) for key, value in runs[0]["recipe"].items()}
+        fields = {key: said for key in runs[0]["recipe"] if (said := _value(runs[0], key))}
         departs = [key for key, value in fields.items() if value != words_of(default[key])]
         again = escape(command("train", "--config", Path(runs[0]["folder"]) / "recipe.yaml"))
         return (
@@ -286,15 +286,22 @@ def _recipes(runs: Sequence[Facts]) -> str:
         )
     lines = []
     for key in default:
-        values = [words_of(run["recipe"][key]) for run in runs]
-        mark = ' class="differs"' if len(set(values)) > 1 else ""
-        if mark or values[0] != words_of(default[key]):
+        values = [_value(run, key) for run in runs]
+        told = {value for value in values if value}
+        mark = ' class="differs"' if len(told) > 1 else ""
+        if told - {words_of(default[key])}:
             cells = "".join(f"<td>{escape(value)}</td>" for value in values)
             lines.append(f'<tr{mark}><th scope="row">{escape(key)}</th>{cells}</tr>')
     return (
         '<p class="sub">Marked: what differs between the runs. Left out: defaults that all runs share.</p>'
         + table_of(["key", *(run["name"] for run in runs)], lines, "Recipes", of_words=True)
     )
+
+
+def _value(run: Facts, key: str) -> str:
+    """What a run's recipe says under a key; nothing for another method's, such as pair-wise's mode."""
+    recipe = run["recipe"]
+    return words_of(recipe[key]) if METHOD_OF.get(key, recipe["method"]) == recipe["method"] else ""
 
 
 def _provenance(runs: Sequence[Facts]) -> str:
