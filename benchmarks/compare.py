@@ -3,13 +3,13 @@
     python benchmarks/compare.py results/cifar10-20-3
 
 Errors are of the last epoch, in per cent: the mean over the seeds, and each seed's. Differences are taken seed by seed;
-their intervals are Student's, 95 %, over the seeds, of each difference alone.
+their intervals are Student's, 95 %, over the seeds, of each difference alone. "plain" is the net of the final output
+trained by itself, "alone-K" that of output K.
 """
 
 from __future__ import annotations
 
 import sys
-from itertools import combinations
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -17,6 +17,9 @@ from typing import Any
 from auxnet.documents import read_json
 from auxnet.recipe import read_run_recipe
 from auxnet.studies.verdicts import interval
+
+LADDERS = ("fused", "live", "pairwise", "joint")
+SINGLES = {"alone-1": 0, "alone-2": 1, "plain": -1}  # by the place of the output that they are like
 
 Runs = dict[str, dict[int, dict[str, Any]]]
 """kind -> seed -> summary"""
@@ -35,15 +38,15 @@ def main(home: Path) -> None:
             cost = f"{row['params']:,} | {row['macs'] / 1e6:.1f} M | {len(of_seed)}"
             errors = (_each([_error(s, k, part) for s in of_seed.values()]) for part in ("val", "test"))
             print(f"| {kind} | {k} ({row['depth']}) | {cost} | {' | '.join(errors)} |")
-    pairs = combinations(("fused", "live", "pairwise", "joint", "plain"), 2)
+    pairs = [(a, b) for n, a in enumerate(LADDERS, start=1) for b in (*LADDERS[n:], *SINGLES)]
     shared = {(a, b): sorted(runs.get(a, {}).keys() & runs.get(b, {}).keys()) for a, b in pairs}
     compared = {pair: seeds for pair, seeds in shared.items() if len(seeds) > 1}
     if compared:
         print("\n| test error of | less that of | output | points | 95 % interval | n |\n|---|---|---:|---:|---:|---:|")
     for (a, b), seeds in compared.items():
-        last = len(runs[a][0]["last"])
-        for k in range(1, last + 1) if b != "plain" else [last]:
-            found = [_error(runs[a][s], k) - _error(runs[b][s], k if b != "plain" else 1) for s in seeds]
+        outputs = [row["output"] for row in runs[a][0]["last"]]
+        for k in outputs if b in LADDERS else [outputs[SINGLES[b]]]:
+            found = [_error(runs[a][s], k) - _error(runs[b][s], k if b in LADDERS else 1) for s in seeds]
             _, low, high = interval(found)
             print(f"| {a} | {b} | {k} | {_each(found, '+')} | {low:+.1f} .. {high:+.1f} | {len(found)} |")
     print()
