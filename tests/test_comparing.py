@@ -140,6 +140,23 @@ def test_runs_without_common_images_are_compared_on_others_alone(runs, tmp_path,
     assert "validation" not in text
 
 
+def test_runs_that_saw_the_same_pictures_at_other_sizes_are_compared_on_them(tmp_path):
+    images, labels = tiny(120, 2, size=20)
+    write_folders(tmp_path / "pics", images[:, 4:], labels, ["cat", "dog"])  # 20 x 16
+    recipe = replace(RECIPE, data=str(tmp_path / "pics"), image_size=8, val_fraction=0.3)
+    others = {"fit": {"fit": "pad"}, "size": {"image_size": 10}, "seed": {"seed": 7}, "share": {"val_fraction": 0.2}}
+    auxnet.fit(recipe, tmp_path / "a")
+    for name, other in others.items():
+        auxnet.fit(replace(recipe, **other), tmp_path / name)
+    for name in ("fit", "size"):
+        for pair in auxnet.compare_runs(tmp_path / "a", tmp_path / name).pairs:
+            assert pair.first.error == auxnet.evaluate(tmp_path / "a")[pair.first.output - 1].error
+            assert pair.second.error == auxnet.evaluate(tmp_path / name)[pair.second.output - 1].error
+    for name in ("seed", "share"):
+        with pytest.raises(ValueError, match=r"do not have the same validation images \(their data, seed or val_fr"):
+            auxnet.compare_runs(tmp_path / "a", tmp_path / name)
+
+
 def test_runs_of_other_classes_cannot_be_compared_and_no_image_is_judged_before(runs, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("auxnet.comparing.predictions", None)
     write_folders(tmp_path / "pics", *tiny(30, 2, size=8), ["cat", "dog"])

@@ -373,7 +373,9 @@ def test_an_output_alone_is_advised_by_what_it_costs_alone(run, capsys, monkeypa
     assert "note: latency is that of the PyTorch model; an ONNX file of it is usually faster" in out
     said = asked(capsys, run, "--max-mean-latency", "1.9")["notes"]
     assert [line[6:] for line in out.splitlines() if line.startswith("note: ")] == said
-    assert re.search(r"note: output [12] alone is the best for this target: [\d.]+ % error on .* at 1\.[05]00 ms", out)
+    assert re.search(
+        r"note: of the outputs alone [12] is the best for this target: [\d.]+ % error on .* at 1\.[05]00 ms", out
+    )
 
 
 def test_under_a_bound_the_output_alone_that_errs_least_is_advised_the_final_one_too(run, monkeypatch):
@@ -385,7 +387,10 @@ def test_under_a_bound_the_output_alone_that_errs_least_is_advised_the_final_one
     best = min(range(3), key=lambda k: (errors[k], wide.alone[k]))
     assert best > 0
     assert errors[best] < found.val.error
-    assert f"output {best + 1} alone is the best for this target: {100 * errors[best]:.2f} % error" in found.notes[0]
+    assert (
+        f"of the outputs alone {best + 1} is the best for this target: {100 * errors[best]:.2f} % error"
+        in found.notes[0]
+    )
 
 
 @pytest.mark.parametrize("target", [{"max_mean_macs": 1.3}, {"max_mean_macs": 3.0}, {"max_error_increase": 0.1}])
@@ -399,9 +404,9 @@ def test_the_best_output_alone_for_the_same_target_stands_beside_early_exit_wher
         how, (error, macs, k) = "best", min(row for row in rows if row[1] <= bound)
     else:
         how, (error, macs, k) = "cheapest", min((r for r in rows if r[0] <= rows[-1][0] + 0.1), key=lambda row: row[1])
-    (said,) = [note for note in found.notes if " alone is the " in note]
+    (said,) = [note for note in found.notes if "of the outputs alone " in note]
     assert said.startswith(
-        f"output {k} alone is the {how} for this target: {100 * error:.2f} % error on validation at "
+        f"of the outputs alone {k} is the {how} for this target: {100 * error:.2f} % error on validation at "
     )
     assert f" at {macs:,.0f} MACs, where early exit has {100 * found.val.error:.2f} % at " in said
     assert f"{found.val.mean_cost:,.0f}; `auxnet select " in said
@@ -471,7 +476,7 @@ def test_an_output_alone_is_only_advised_if_it_keeps_the_bound(run, capsys):
         lines = "\n".join(printed(capsys, run, "--max-mean-macs", str(bound)))
         if bound == first:
             assert (lines.count("0: all that come so far leave"), lines.count("never reached")) == (1, 2)
-        advised[bound] = re.findall(r"output (\d) alone is the best", lines)
+        advised[bound] = re.findall(r"of the outputs alone (\d) is the best", lines)
     assert advised == {first: ["1"], 1.3 * first: ["1"]}  # output 2 errs less, and costs more than the bound
 
 

@@ -291,6 +291,11 @@ def test_names_that_do_not_fit_the_network_are_refused(run):
         PretrainedAuxNet(net.config["network"], ["a", "b"], net.preprocessing.content(), net=net)
 
 
+def test_a_picture_that_is_not_there_is_not_prepared(run, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"^there is no such file: nope\.jpg$"):
+        auxnet.load(run).prepare("nope.jpg")
+
+
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
 def test_a_picture_of_which_it_is_not_known_what_is_white_is_not_prepared(run, kind):
     with pytest.raises(ValueError, match=r"mode '[IF]' has no known range"):

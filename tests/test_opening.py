@@ -69,10 +69,10 @@ def test_a_misspelt_run_is_told_the_nearest_beside_it(tmp_path, monkeypatch):
     go_on = partial(auxnet.fit, Recipe(), resume=True)
     asks = [auxnet.select, auxnet.load, partial(auxnet.predict, images=["0.png"]), go_on]
     for ask in asks:
-        for run in ("digit", str(tmp_path / "runs" / "Digit")):
-            with pytest.raises(FileNotFoundError, match=r"; perhaps you meant 'digits'$"):
+        for run, meant in (("digit", "digits"), (f"{tmp_path}/runs/Digit", f"{tmp_path}/runs/digits")):
+            with pytest.raises(FileNotFoundError, match=f"; perhaps you meant '{meant}'$"):
                 ask(run)
-        for run in ("xyz", "nowhere/digits"):
+        for run in ("xyz", "ditto", "nowhere/digits"):
             with pytest.raises(FileNotFoundError, match=r"^((?!perhaps).)*$"):
                 ask(run)
 

@@ -182,6 +182,13 @@ def test_a_picture_is_kept_whole_between_black_borders_or_out_of_shape_where_tha
         assert (inside[:, -1] > 160).all()
 
 
+@pytest.mark.parametrize("shape", [(2, 400, 3), (400, 2, 1)])
+def test_however_narrow_a_picture_is_something_of_it_is_left_between_black_borders(shape: tuple[int, ...]) -> None:
+    padded = pictures.fitted(np.full(shape, 90, np.uint8), pictures.Frame((8, 8), "pad"), shape[2])
+    assert (padded == 90).sum() == 8 * shape[2]
+    assert padded.sum() == 90 * 8 * shape[2]
+
+
 def decoded(pixels: Pixels, frame: pictures.Frame) -> Pixels:
     return pictures.decode(io.BytesIO(png(pixels)), "a", frame)
 

@@ -28,7 +28,7 @@ from auxnet.data import load_data
 from auxnet.latency import Held
 from auxnet.plan import plan, planned_outputs
 from auxnet.words import duration
-from writers import tiny, write_folders
+from writers import tiny, write_folders, write_parquet
 
 ETA, DECAY = 1.0, 1e-4
 METHODS = [("joint", "live"), ("pairwise", "live"), ("multiway", "live"), ("multiway", "frozen"), ("multiway", "fused")]
@@ -116,7 +116,9 @@ def test_few_validation_images_and_copies_of_training_images_among_those_that_ju
     assert copied[0].startswith("copies, pixel for pixel, of training images are 3 of 100 test images: errors on them")
 
 
-@pytest.mark.parametrize(("sizes", "share"), [([(64, 36)], "44 %"), ([(64, 48)], None), ([(20, 80), (30, 40)], "50 %")])
+@pytest.mark.parametrize(
+    ("sizes", "share"), [([(64, 36)], "100 %"), ([(64, 48)], None), ([(20, 80), (40, 40)], "50 %")]
+)
 def test_what_squares_cut_away_of_pictures_is_told_if_it_is_much(sizes, share, tmp_path):
     for n in range(12):
         (tmp_path / "ab"[n % 2]).mkdir(exist_ok=True)
@@ -127,7 +129,8 @@ def test_what_squares_cut_away_of_pictures_is_told_if_it_is_much(sizes, share, t
         told = [doubt for doubt in data_doubts(recipe, load_data(replace(recipe, stream=stream))) if "square" in doubt]
         assert len(told) == (share is not None)
         for doubt in told:
-            assert f"--image-size 32 keeps the middle square of each picture: {share} is lost on average" in doubt
+            lost = f"keeps the middle square of each picture, and loses 40 % or more of {share} of them: --fit pad"
+            assert f"--image-size 32 {lost}" in doubt
             for whole in ("pad", "stretch"):  # then nothing is cut
                 kept = replace(recipe, fit=whole)
                 assert not [each for each in data_doubts(kept, load_data(kept)) if "square" in each]
@@ -135,6 +138,22 @@ def test_what_squares_cut_away_of_pictures_is_told_if_it_is_much(sizes, share, t
         whole = replace(recipe, image_size=None)
         assert load_data(whole).image_size == sizes[0][::-1]
         assert not [doubt for doubt in data_doubts(whole, load_data(whole)) if "square" in doubt]
+
+
+@pytest.mark.parametrize("form", ["npz", "parquet"])
+def test_what_squares_cut_away_is_told_of_arrays_and_of_parquet_too(form, tmp_path):
+    for shape, told in (((36, 64), 1), ((48, 64), 0)):
+        images = np.random.default_rng(0).integers(0, 256, (40, *shape, 3), np.uint8)
+        labels = np.arange(40) % 2
+        data = tmp_path / str(told)
+        if form == "npz":
+            data = tmp_path / f"{told}.npz"
+            np.savez(data, images=images, labels=labels)
+        else:
+            data.mkdir()
+            write_parquet(data / "train.parquet", images, labels.tolist())
+        recipe = Recipe(data=str(data), image_size=32)
+        assert sum("square" in doubt for doubt in data_doubts(recipe, load_data(recipe))) == told
 
 
 def test_an_optimizer_that_normalises_gradients_is_warned_of_with_unequal_weights_and_with_the_step_of_sgd():

@@ -252,7 +252,7 @@ def test_broken_images_are_reported_by_name_and_the_rest_is_done(run, folder, ca
     assert all(broken.values())
     for name in ("text.png", "large.png", "absent.png"):
         assert name in err
-    assert "3 of the images could not be read" in err
+    assert "3 of what was named could not be read" in err
     assert "Traceback" not in err
 
 
@@ -382,7 +382,7 @@ def test_of_the_resized_the_first_is_named_and_none_is_kept(run, tmp_path, capsy
 
     monkeypatch.setattr(prediction, "predict", watched)
     assert main(["predict", str(run), str(tmp_path), "--format", "jsonl", "--batch-size", "1"]) == 0
-    assert f"resized 6 of the images, the first one {tmp_path / '0.png'}, 20x12\n" in capsys.readouterr().err
+    assert f"resized 6 of the images (fit crop), the first one {tmp_path / '0.png'}, 20x12\n" in capsys.readouterr().err
     assert max(most) <= 2
 
 

@@ -334,7 +334,7 @@ def test_an_output_that_ties_with_another_is_not_called_the_lowest_of_all(gather
     facts = tied(gathered)
     assert "the lowest, tied with output 3, with" in report_page.headline(facts)
     page = report_page.page([facts, {**facts, "name": "other"}], 0.5)
-    told = "output 1 of other and output 3 of other and output 1 of tiny and output 3 of tiny."
+    told = "outputs 1 and 3 of other and outputs 1 and 3 of tiny."
     assert f"2 runs: the lowest validation error is 10.00 %, {told}" in page.replace("&nbsp;", " ")
 
 
@@ -421,6 +421,7 @@ def test_runs_that_were_validated_on_different_images_are_said_so_and_no_others(
     assert not said(one, one)  # a val/ of their own, whatever the seed
     assert said(one, other)
     assert said(one, other, seeds=(0, 0))
+    assert not said(one, {**other, "fit": "pad"}, seeds=(0, 0))  # not known to be others
     unknown = {"val_sha256": None}  # of runs that are not finished: by what draws the images
     assert said(unknown, one)
     assert not said(unknown, one, seeds=(0, 0))
@@ -448,9 +449,10 @@ def test_beside_the_lowest_error_of_several_runs_it_is_said_whether_their_images
     assert '"val_wrong":null' in page
     said = report_page.told_apart
     assert said([best, near]).startswith("On these 145 validation images output 3 of best cannot be told apart")
-    assert (
-        said([best, of("else", 0, val_sha256="0")]) == said([best, {**near, "val_wrong": None}]) == said([best]) == ""
-    )
+    smaller = of("smaller", 0, 2, val_sha256="0", resize=[4, 4])  # the same pictures
+    assert said([best, smaller]).startswith("On these 145 validation images output 3 of best cannot be told apart")
+    others = [{**smaller, "val_pictures": "0"}, {**near, "val_wrong": None}]
+    assert [said([best, each]) for each in others] == [said([best]), ""] == ["", ""]
 
 
 def test_latency_is_measured_as_select_measures_it(run, tmp_path, monkeypatch):

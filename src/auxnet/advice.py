@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from auxnet.words import first_few, plural
 COMPILING_PAYS = 1800.0  # seconds of training: it takes up to a minute, and saves a twentieth of them or more
 FEW_STEPS, SMALL_BATCH = 10, 16
 VERY_UNEVEN = 4  # times the training images of the smallest class in the largest
-LARGE_CUT = 0.4  # of a picture: 16:9, but not 3:2
+LARGE_CUT, MANY_CUT = 0.4, 0.1  # of a picture: 16:9, but not 3:2; of all pictures
 FEW_EPOCHS = 3  # in which a cosine falls
 OF_SMALL_STEPS = {  # of SGD's step size
     **dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop"), "a hundredth"),
@@ -63,9 +64,12 @@ def data_doubts(recipe: Recipe, dataset: DataSet) -> Iterator[str]:
         yield f"{given} has no effect: {dataset.name} brings validation images of its own"
     if few := too_few(len(dataset.val)):
         yield few
-    if recipe.image_size is not None and recipe.fit == "crop" and (cut := dataset.cut_away()) >= LARGE_CUT:
-        said = f"--image-size {recipe.image_size} keeps the middle square of each picture: {100 * cut:.0f} % is lost"
-        yield f"{said} on average; --fit pad keeps all, between black borders, and --fit stretch squeezes it in"
+    if recipe.image_size is not None and recipe.fit == "crop":
+        cut = [1 - min(shape) / max(shape) >= LARGE_CUT for shape in dataset.shapes()]
+        if cut and (share := fmean(cut)) >= MANY_CUT:
+            said = f"--image-size {recipe.image_size} keeps the middle square of each picture"
+            lost = f"and loses {100 * LARGE_CUT:.0f} % or more of {100 * share:.0f} % of them"
+            yield f"{said}, {lost}: --fit pad keeps all, between black borders, and --fit stretch squeezes it in"
     yield from copies_doubts(dataset)
     if recipe.class_weights == "none" and max(sizes) >= VERY_UNEVEN * min(sizes):
         apart = f"classes have {min(sizes):,} to {max(sizes):,} training images"

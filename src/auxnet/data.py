@@ -20,8 +20,8 @@ from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import is_name
 from auxnet.reading.dividing import subsampled, with_all_splits, without_images
 from auxnet.reading.pictures import Frame, all_fitted, check_size
-from auxnet.reading.sources import Part, find
-from auxnet.reading.splits import Labelled, fingerprint, on_disk, statistics
+from auxnet.reading.sources import Part, find, located
+from auxnet.reading.splits import Labelled, fingerprint, on_disk, statistics, which_of
 from auxnet.reading.splits import OnDisk as OnDisk
 from auxnet.reading.splits import Split as Split
 from auxnet.reading.survey import survey
@@ -72,10 +72,12 @@ class DataSet:
     """the fingerprint of the test images and their labels, whoever brought them; "" if it is not known"""
     val_sha256: Callable[[], str] = lambda: ""
     """the same of the validation images"""
+    val_pictures: Callable[[], str] = lambda: ""
+    """a fingerprint of which images of the data they are, whatever they are brought to"""
     fit: Fit = "crop"
     """how images of another shape were brought to `resize`"""
-    cut_away: Callable[[], float] = lambda: 0.0
-    """the share of a training picture that a square leaves out, where it can be known cheaply"""
+    shapes: Callable[[], list[tuple[int, int]]] = list
+    """(H, W) of some training images, before they are brought to `resize`"""
 
     def check_drawn(self, then: str | None, run: RunDir, left_out: Sequence[str] = ()) -> None:
         """Raise RuntimeError if a run was trained when other images were drawn: by now it may have trained on these.
@@ -191,8 +193,9 @@ def load_data(recipe: Recipe) -> DataSet:
         brings_val="val" in read,
         test_sha256=partial(fingerprint, [test]),
         val_sha256=partial(fingerprint, [val]),
+        val_pictures=partial(which_of, repr((located(name, recipe.data_dir), "val" in read, left_out)), val),
         fit=recipe.fit,
-        cut_away=parts["train"].cut_away,
+        shapes=read["train"].shapes,
     )
 
 
@@ -255,6 +258,7 @@ class _Read(NamedTuple):
     split: Labelled
     classes: tuple[str, ...]
     left_out: tuple[str, ...]
+    shapes: Callable[[], list[tuple[int, int]]]
 
 
 def _streamed(name: str, parts: Mapping[str, Part], stream: str, frame: Frame | None) -> bool:
@@ -271,18 +275,20 @@ def _on_disk(part: Part, frame: Frame | None, workers: int) -> _Read:
     assert part.encoded is not None
     encoded = part.encoded()
     known = survey(encoded, part.files, frame, workers)
-    return _Read(on_disk(encoded, known, frame), encoded.classes, known.left_out)
+    return _Read(on_disk(encoded, known, frame), encoded.classes, known.left_out, part.shapes)
 
 
 def _in_memory(part: Part, frame: Frame | None) -> _Read:
     images, labels, classes, left_out = part.read(frame)
+    own = [images.shape[1:3]]
+    shapes = part.shapes if part.encoded else lambda: own  # arrays are not brought to the frame yet
     if frame is not None:
         try:
             images = all_fitted(images, frame, images.shape[3])
         except MemoryError:
             said = "{} images of {}x{} do not fit in memory".format(len(images), *frame.size[::-1])
             raise ValueError(f"{said}: give a smaller --image-size") from None
-    return _Read(Split(torch.from_numpy(images), torch.from_numpy(labels)), classes, left_out)
+    return _Read(Split(torch.from_numpy(images), torch.from_numpy(labels)), classes, left_out, shapes)
 
 
 def _too_many_left_out(left_out: Sequence[str], max_corrupt: int) -> str:

@@ -83,8 +83,8 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         """Images as the net takes them, [N, C, H, W] on its device and in its type, prepared as `predict` does it.
 
         One or several, or a list of them: files, PIL's images, or uint8 pixels [H, W, C] (grey ones also [H, W]).
-        Raises RuntimeError for a file that is no readable image, TypeError as `check_image` does, ValueError for what
-        `upright` refuses.
+        Raises FileNotFoundError, RuntimeError for a file that is no readable image, TypeError as `check_image` does,
+        ValueError for what `upright` refuses.
         """
         one_list = len(images) == 1 and isinstance(images[0], list | tuple)
         given = cast(Sequence[Picture], images[0] if one_list else images)
@@ -329,7 +329,11 @@ def pixels_of(image: Image.Image | Pixels) -> Pixels:
 def _pixels(image: Picture, size: tuple[int, int]) -> Pixels:
     """The pixels of a picture; those of a file are still to be brought to this size (H, W)."""
     check_image(image)
-    return decode_for(size, image, str(image))[0] if isinstance(image, str | Path) else pixels_of(image)
+    if not isinstance(image, str | Path):
+        return pixels_of(image)
+    if not Path(image).exists():
+        raise FileNotFoundError(f"there is no such file: {image}")
+    return decode_for(size, image, str(image))[0]
 
 
 def _from_config(config: Any, where: Path, trusted: str | None) -> PretrainedAuxNet:

@@ -94,7 +94,7 @@ class Recipe(MachineFields, TrainingFields, MethodFields, NetworkFields, DataFie
         return first if first <= self.epochs else None
 
     def _check_owners(self, departures: Departures) -> None:
-        """Raise ExclusionError for a field of another method, or of another kind of network, than the recipe's."""
+        """Raise ExclusionError for a field of another method or network, or of a size that is not given."""
         for name, value in departures:
             given, owner = f"{name}={value!r}", METHOD_OF.get(name, self.method)
             if owner != self.method:
@@ -192,7 +192,7 @@ def has_recipe(folder: Path) -> bool:
 def nearest_run(run: RunDir) -> str:
     """A suggestion to end an error with (`words.nearest`), of the runs that lie where this one was looked for."""
     path = Path(run)
-    return nearest(path.name, [recipe.parent.name for recipe in path.parent.glob("*/recipe.yaml")])
+    return nearest(path.name, [recipe.parent.name for recipe in path.parent.glob("*/recipe.yaml")], path.parent)
 
 
 def read_run_recipe(run: RunDir) -> Recipe:

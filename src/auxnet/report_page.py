@@ -17,7 +17,7 @@ from auxnet.reading.splits import tested_alike, validated_alike
 from auxnet.recipe import METHOD_OF, WHERE, Recipe, words_of
 from auxnet.scores import compare, holm, too_few
 from auxnet.unfinished import Facts
-from auxnet.words import command, first_few, of_each, per_cent, plural, sentence
+from auxnet.words import command, first_few, listed, of_each, per_cent, plural, sentence
 
 COMMAND = "auxnet report"
 LINKS = {
@@ -163,9 +163,13 @@ def _headlines(runs: Sequence[Facts], within: float) -> str:
         below = f'<p class="sub">{escape(good)}</p>'
         errors = [(row["val"]["error"], run["name"], row["output"]) for run in finished for row in run["outputs"]]
         best = min(errors)[0]
-        equal = " and ".join(f"output {k} of {name}" for error, name, k in sorted(errors) if error == best)
+        equal: dict[str, list[str]] = {}
+        for error, name, k in sorted(errors):
+            if error == best:
+                equal.setdefault(name, []).append(str(k))
+        equal_best = [f"output{'s' if len(ks) > 1 else ''} {listed(ks)} of {name}" for name, ks in equal.items()]
         of = "" if len(finished) == len(runs) else f", {len(finished)} of them finished"
-        first = f"{len(runs)} runs{of}: the lowest validation error is {per_cent(best)}, {equal}."
+        first = f"{len(runs)} runs{of}: the lowest validation error is {per_cent(best)}, {' and '.join(equal_best)}."
         if several := _apart(finished):
             first = f"{len(runs)} runs of {several}{of}: each is judged on its own."
     apart = f'<p class="sub">{unbroken(said)}</p>' if (said := told_apart(finished)) else ""
@@ -177,8 +181,9 @@ def told_apart(runs: Sequence[Facts]) -> str:
 
     Nothing where the runs do not share these images, or the images of one are gone.
     """
-    alike = not _apart(runs) and validated_alike(run["data"] for run in runs)
-    if len(runs) < 2 or not alike or any(run["val_wrong"] is None for run in runs):
+    if len(runs) < 2 or _apart(runs) or any(run["val_wrong"] is None for run in runs):
+        return ""
+    if not validated_alike(run["data"] for run in runs) and len({run["val_pictures"] for run in runs}) > 1:
         return ""
     of_runs = [(min(run["outputs"], key=lambda row: (row["val"]["error"], row["macs"])), run) for run in runs]
     (best, run_of_best), *others = ranked = sorted(of_runs, key=lambda each: each[0]["val"]["error"])

@@ -313,7 +313,7 @@ def _of_output_alone(
         best, k = "best", min(within, key=lambda k: (errors[k], alone[k]))
     if k < len(outputs) - 1 or val.shares[-1] < 1:  # else the final output takes all anyway
         yield (
-            f"output {k + 1} alone is the {best} for this target: {per_cent(errors[k])} error on validation at "
+            f"of the outputs alone {k + 1} is the {best} for this target: {per_cent(errors[k])} error on validation at "
             f"{cost_text(alone[k])} {unit}, where early exit has {per_cent(val.error)} at "
             f"{cost_text(val.mean_cost)}; `{select}` compares the outputs"
         )

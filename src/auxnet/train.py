@@ -195,8 +195,8 @@ def _beginning(training: Training, earlier: tuple[Earlier, ...]) -> TrainingStat
     dataset = training.dataset
     if earlier and training.team.leads and (doubt := in_doubt(may_be_seen_by(dataset, earlier))):
         warn(
-            f"{training.checkpointer.folder}: {doubt}. The same data, size, seed and val_fraction hold out the same "
-            "images, and so do val/ and test/ folders of their own; or train from the beginning"
+            f"{training.checkpointer.folder}: {doubt}. The same data, size, fit, seed and val_fraction hold out the "
+            "same images, and so do val/ and test/ folders of their own; or train from the beginning"
         )
     return TrainingState(
         drawn=dataset.drawn,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 
 def duration(seconds: float) -> str:
@@ -84,8 +85,8 @@ def which_flags(which: str) -> tuple[str, ...]:
     return () if which == "last" else ("--which", which)
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
-    """A suggestion to end an error with: '; perhaps you meant ...', or nothing."""
+def nearest(word: str, known: Sequence[str], of: Path = Path()) -> str:
+    """A suggestion to end an error with: '; perhaps you meant ...', or nothing; `of`: the folder of names of files."""
     lowered = {each.lower(): each for each in known}
-    close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)
-    return f"; perhaps you meant {lowered[close[0]]!r}" if close else ""
+    close = difflib.get_close_matches(word.lower(), lowered, n=1)
+    return f"; perhaps you meant {str(of / lowered[close[0]])!r}" if close else ""

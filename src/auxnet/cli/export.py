@@ -188,9 +188,10 @@ def predict(words: list[str]) -> int:
         else:
             print(f"auxnet: note: {note}", file=sys.stderr)
     if resized:
-        print(f"auxnet: note: resized {resized} of the images, the first one {first}", file=sys.stderr)
+        of = f"{resized} of the images (fit {model.preprocessing.fit})"
+        print(f"auxnet: note: resized {of}, the first one {first}", file=sys.stderr)
     if unreadable:
-        print(f"auxnet: {unreadable} of the images could not be read", file=sys.stderr)
+        print(f"auxnet: {unreadable} of what was named could not be read", file=sys.stderr)
     return 1 if unreadable else 0
 
 

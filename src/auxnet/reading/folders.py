@@ -14,7 +14,7 @@ import numpy as np
 from auxnet.errors import warn
 from auxnet.reading.arrays import Arrays, Pixels
 from auxnet.reading.encoded import Files
-from auxnet.reading.pictures import Frame, decode, decoded_bytes, stack
+from auxnet.reading.pictures import SOME, Frame, decode, decoded_bytes, shapes_of, stack
 from auxnet.words import first_few
 
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
@@ -207,6 +207,11 @@ def bytes_of(files: Files, frame: Frame | None) -> int:
     """The memory that the images of these files would take, if all are coloured; 0 if none can be read."""
     pictures = (picture for _, picture in _pictures(files, frame))
     return decoded_bytes(len(files.paths), pictures, frame)
+
+
+def some_shapes(files: Files) -> list[tuple[int, int]]:
+    """(H, W) of some of the images (`pictures.shapes_of`)."""
+    return shapes_of(files.name(index) for index in range(0, len(files.paths), max(1, len(files.paths) // SOME)))
 
 
 def _pictures(files: Files, frame: Frame | None) -> Iterator[tuple[str, Callable[[], Pixels]]]:

@@ -13,6 +13,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from auxnet.reading.arrays import Arrays, Pixels, check_unpacked, labels_of, rea
 from auxnet.reading.cache import Made, entry
 from auxnet.reading.encoded import Rows
 from auxnet.reading.folders import SPLITS
-from auxnet.reading.pictures import Frame, decode, decoded_bytes, stack
+from auxnet.reading.pictures import SOME, Frame, decode, decoded_bytes, shapes_of, stack
 
 LONGEST_NAME = 1000  # characters of a class
 _SPLITS = {**SPLITS, "extra": "extra"}
@@ -117,6 +118,12 @@ def bytes_of(files: Sequence[Path], frame: Frame | None) -> int:
     table = _table_of(files)
     pictures = (partial(_decode_cell, data, where, frame) for where, data, _ in _cells(files, table.columns))
     return decoded_bytes(table.rows, pictures, frame)
+
+
+def some_shapes(files: Sequence[Path]) -> list[tuple[int, int]]:
+    """(H, W) of the first images of parquet shards (`pictures.shapes_of`)."""
+    cells = islice(_cells(files, _table_of(files).columns), SOME)
+    return shapes_of(io.BytesIO(data or b"") for _, data, _ in cells)
 
 
 def rows_in_cache(files: Sequence[Path]) -> Rows:

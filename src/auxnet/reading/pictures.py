@@ -11,12 +11,11 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 AnyPixels = TypeVar("AnyPixels", Pixels, "Tensor")
 MOST_SCANS = 100
-SOME = 50  # pictures that tell the form of all
+SOME = 50  # pictures that tell the shapes of all
 DECODER = f"Pillow {version('pillow')}"  # on which pixels depend, and what can be read
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # of JPEG, but those within coded pixels
 _FIRST_SEGMENT, _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xC0, 0xD8, 0xD9, 0xDA
@@ -46,7 +45,7 @@ class Frame(NamedTuple):
     size: tuple[int, int]
     """(H, W) in pixels"""
     fit: Fit = "crop"
-    """what of another shape is done: its middle alone is kept; black is added on two sides; or it is squeezed"""
+    """how images of another shape come to it: crop keeps the middle, pad adds black borders, stretch squeezes"""
 
 
 def decode(file: Path | str | io.BytesIO, where: str, frame: Frame | None) -> Pixels:
@@ -63,9 +62,9 @@ def decode(file: Path | str | io.BytesIO, where: str, frame: Frame | None) -> Pi
 
 
 def decode_for(size: tuple[int, int], file: Path | str, where: str) -> tuple[Pixels, tuple[int, int]]:
-    """An image decoded as by `decode` for a frame of this size (H, W), to which `fitted` brings it; and its own size.
+    """An image decoded as by `decode` for a frame of this size (H, W), to which `fitted` brings it.
 
-    That is (H, W) as in the file.
+    Beside it (H, W) as in the file.
     """
     with reading(where, "image"), warnings.catch_warnings(action="ignore"):
         plain, own = _plain(file, size)
@@ -153,14 +152,14 @@ def middle(pixels: AnyPixels, size: tuple[int, int]) -> AnyPixels:
     return pixels[..., top : top + size[0], left : left + size[1], :]
 
 
-def cut_away(files: Sequence[Path | str]) -> float:
-    """The share of a picture outside its middle square, on the mean of some of these files: by their heads alone."""
-    shares = []
-    for file in files[:: max(1, len(files) // SOME)]:
+def shapes_of(files: Iterable[Path | str | io.BytesIO]) -> list[tuple[int, int]]:
+    """(H, W) of the pictures that can be read, on their side as some are: by their heads alone."""
+    shapes = []
+    for file in files:
         quiet = warnings.catch_warnings(action="ignore")
-        with quiet, suppress(RuntimeError), reading(file, "image"), _opened(file) as image:
-            shares.append(1 - min(image.size) / max(image.size))
-    return fmean(shares or [0])
+        with quiet, suppress(RuntimeError), reading("", "image"), _opened(file) as image:
+            shapes.append(image.size[::-1])
+    return shapes
 
 
 def stack(
@@ -266,8 +265,11 @@ def _framed(image: Any, frame: Frame) -> Any:
     """A PIL image brought to a frame."""
     from PIL import Image, ImageOps
 
+    (W, H), (w, h), method = frame.size[::-1], image.size, Image.Resampling.BILINEAR
+    if frame.fit == "pad" and 0 in (round(h / w * W), round(w / h * H)):  # so narrow that nothing of it would be left
+        image = image.resize((W, 1) if w > h else (1, H), method)
     brought = {"crop": ImageOps.fit, "pad": ImageOps.pad, "stretch": Image.Image.resize}[frame.fit]
-    return brought(image, frame.size[::-1], Image.Resampling.BILINEAR)  # type: ignore[operator]
+    return brought(image, (W, H), method)  # type: ignore[operator]
 
 
 def _pixels(image: Any) -> Pixels:

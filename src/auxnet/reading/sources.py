@@ -25,7 +25,7 @@ from auxnet.reading.arrays import Arrays
 from auxnet.reading.cache import cached
 from auxnet.reading.encoded import Encoded, Files
 from auxnet.reading.folders import passed_over, split_homes, subfolders
-from auxnet.reading.pictures import DECODER, Frame, cut_away
+from auxnet.reading.pictures import DECODER, Frame
 from auxnet.words import first_few, nearest
 
 NAMES = ("digits", "cifar10", "cifar100", "svhn")
@@ -52,8 +52,8 @@ class Part:
     """the memory that such images take, brought to a frame"""
     left_out: tuple[str, ...] = ()
     """the images that are not among the files, each as "where: why" """
-    cut_away: Callable[[], float] = lambda: 0.0
-    """of image files, the share that a square leaves out (`pictures.cut_away`)"""
+    shapes: Callable[[], list[tuple[int, int]]] = list
+    """(H, W) of some of such images, as they lie in their files"""
 
     def read(self, frame: Frame | None) -> Arrays:
         """Its arrays, from the cache if they are there: encoded images brought to a frame, all others as they are."""
@@ -267,7 +267,7 @@ def _folder_part(files: Files) -> Part:
         lambda: files,
         partial(folders.bytes_of, files),
         files.left_out,
-        partial(cut_away, paths),
+        partial(folders.some_shapes, files),
     )
 
 
@@ -287,6 +287,7 @@ def _parquet_parts(folder: Path, below: bool = True, extra: bool = False) -> dic
             "parquet",
             partial(parquet.rows_in_cache, files),
             partial(parquet.bytes_of, files),
+            shapes=partial(parquet.some_shapes, files),
         )
         for split, files in shards.items()
     }

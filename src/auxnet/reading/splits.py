@@ -193,6 +193,17 @@ def fingerprint(splits: Iterable[Labelled]) -> str:
     return digest.hexdigest()
 
 
+def which_of(source: str, split: Labelled) -> str:
+    """SHA-256 of which images of a source a split holds, and their labels, whatever they are brought to.
+
+    (Not the same in memory and on disk, where the unreadable ones are counted too.)
+    """
+    digest = sha256(f"{source} {type(split).__name__}".encode("utf-8", "surrogateescape"))
+    positions = split.positions if split.positions is not None else torch.arange(len(split))
+    digest.update(split.labels.numpy().tobytes() + positions.numpy().tobytes())
+    return digest.hexdigest()
+
+
 def tested_alike(data: Iterable[Mapping[str, Any]]) -> bool:
     """Whether trainings were tested on the same images, by what their summary.json says under "data".
 

@@ -93,6 +93,7 @@ def checked(field: str, value: Any) -> Any:
     """The value as the recipe has it. Raises ValueError outside the field's type or rule."""
     base = Recipe(method="joint") if field == "aggregator" else Recipe()
     base = Recipe(backbone="timm:resnet18") if field in OF_BACKBONES else base
+    base = Recipe(image_size=32) if field == "fit" else base
     return getattr(replace(base, **{field: value}), field)
 
 
