@@ -19,6 +19,7 @@ from auxnet.hub import load as load_net
 from auxnet.opening import normalised_as, preprocessing_of
 from auxnet.prediction import predict
 from auxnet.preprocessing import Preprocessing
+from auxnet.recipe import read_run_recipe
 from auxnet.sweeps.space import checked
 from writers import write_folders, write_parquet
 
@@ -62,10 +63,6 @@ def tests_of(home: Path) -> list[Path]:
     return sorted((home / "folders" / "test").rglob("*.png"))
 
 
-def fit_of(run: Path) -> str:
-    return str(json.loads((run / "config.json").read_text())["preprocessing"]["fit"])
-
-
 @pytest.mark.parametrize("fit", FITS)
 def test_the_images_are_the_same_from_folders_and_parquet_in_memory_and_on_disk(home, fit):
     expected = np.stack([by_hand(file, fit) for file in tests_of(home)])
@@ -80,8 +77,8 @@ def test_the_images_are_the_same_from_folders_and_parquet_in_memory_and_on_disk(
 
 
 def test_what_leaves_a_run_sees_pictures_as_its_training_did(run, home, tmp_path):
-    fit, net, files = run.parent.name.rstrip("0"), load_net(run), tests_of(home)
-    assert fit_of(run) == fit
+    fit, net, files = read_run_recipe(run).fit, load_net(run), tests_of(home)
+    assert json.loads((run / "config.json").read_text())["preprocessing"]["fit"] == fit
     images = np.stack([by_hand(file, fit) for file in files])
     expected = (images - np.array(net.preprocessing.mean)) / net.preprocessing.std
     assert np.abs(net.prepare(*files).permute(0, 2, 3, 1).numpy() - expected).max() < 1e-5
