@@ -6,7 +6,7 @@ Shapes: N images, H x W pixels, C channels; images are uint8 [N, H, W, C] throug
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -76,7 +76,7 @@ class DataSet:
     """a fingerprint of which images of the data they are, whatever they are brought to"""
     fit: Fit = "crop"
     """how images of another shape were brought to `resize`"""
-    shapes: Callable[[], list[tuple[int, int]]] = list
+    shapes: Callable[[], list[tuple[int, int]]] = field(default=list, repr=False)
     """(H, W) of some training images, before they are brought to `resize`"""
 
     def check_drawn(self, then: str | None, run: RunDir, left_out: Sequence[str] = ()) -> None:
