@@ -26,6 +26,7 @@ from auxnet.recipe import read_run_recipe, write_recipe
 from auxnet.runtimes import open_model
 from conftest import one_class_alone
 from shipped import write_policy, write_run
+from test_house import documented
 
 UP_TO_TWO = Policy((0.3,), "top", (1.0, 1.0))
 HALF = Policy((0.02, 0.05), "margin", (1.5, 0.7, 2.0))
@@ -246,6 +247,12 @@ def test_what_leaves_says_how_pictures_are_prepared(run, onnx_file):
     for words in ("EXIF", "of 16 bits the upper 8", "transparency dropped", "ImageOps.fit"):
         assert words in metadata["preparation"]
         assert words in model_card(load(run))
+
+
+def test_the_reference_names_the_metadata_of_an_onnx_file(early):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    metadata = onnxruntime.InferenceSession(str(early.path)).get_modelmeta().custom_metadata_map
+    assert {*documented("Metadata of an ONNX file")} - {"early-exit"} == metadata.keys()
 
 
 def test_the_policy_of_a_run_is_exported_with_its_own_weights_up_to_the_output_asked_for(run, tmp_path, pixels):

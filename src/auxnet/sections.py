@@ -34,7 +34,7 @@ class DataFields:
     image_size: int | None = None
     """bring all images to a square of this many pixels a side"""
     fit: Fit = "crop"
-    """how images that are no squares become one: crop keeps the middle, pad adds black borders, stretch squeezes"""
+    """with image_size, how others are made square: crop keeps the middle, pad adds black borders, stretch squeezes"""
     val_fraction: float = 0.1
     """share of the training images held out, class by class, for every choice that is made"""
     train_images: int | None = None
