@@ -144,7 +144,9 @@ def test_runs_that_saw_the_same_pictures_at_other_sizes_are_compared_on_them(tmp
     images, labels = tiny(120, 2, size=20)
     write_folders(tmp_path / "pics", images[:, 4:], labels, ["cat", "dog"])  # 20 x 16
     recipe = replace(RECIPE, data=str(tmp_path / "pics"), image_size=8, val_fraction=0.3)
-    others = {"fit": {"fit": "pad"}, "size": {"image_size": 10}, "seed": {"seed": 7}, "share": {"val_fraction": 0.2}}
+    elsewhere = {"data": "pics", "data_dir": str(tmp_path)}
+    others = {"fit": {"fit": "pad"}, "size": {"image_size": 10, "stream": "always", **elsewhere}}
+    others |= {"seed": {"seed": 7}, "share": {"val_fraction": 0.2}}
     auxnet.fit(recipe, tmp_path / "a")
     for name, other in others.items():
         auxnet.fit(replace(recipe, **other), tmp_path / name)

@@ -406,7 +406,7 @@ def test_every_format_is_compared_on_random_images_where_the_data_are_not_here(t
     assert (done.random, done.images, done.takes) == (True, 64, (8, 8, 3))
 
 
-def test_data_that_changed_since_a_training_are_no_hindrance_and_told(tmp_path, run):
+def test_data_that_changed_since_a_training_are_no_hindrance_and_told(tmp_path, run, monkeypatch):
     shutil.copytree(run.parent / "data", tmp_path / "data")
     shutil.copytree(run, tmp_path / "run")
     write_recipe(replace(read_run_recipe(run), data=str(tmp_path / "data")), tmp_path / "run" / "recipe.yaml")
@@ -420,6 +420,10 @@ def test_data_that_changed_since_a_training_are_no_hindrance_and_told(tmp_path, 
         assert export(tmp_path / "run", 2, "safetensors", tmp_path / "2").random
     with pytest.raises(RuntimeError, match="its data also have 'new'"):
         export(tmp_path / "run", 2, "safetensors", tmp_path / "3", data_dir=str(tmp_path))
+    monkeypatch.setenv("AUXNET_DATA", str(tmp_path))  # where those lie that are gone from where they were
+    write_recipe(replace(read_run_recipe(run), data=str(tmp_path / "gone" / "data")), tmp_path / "run" / "recipe.yaml")
+    with pytest.warns(UserWarning, match="of no use here: .* its data also have 'new'; put"):
+        assert export(tmp_path / "run", 2, "safetensors", tmp_path / "4").random
 
 
 @pytest.mark.parametrize("out", [".", "..", "below/.."])

@@ -419,9 +419,11 @@ def test_runs_that_were_validated_on_different_images_are_said_so_and_no_others(
 
     one, other = ({"val_sha256": name, "resize": [8, 8]} for name in "ab")
     assert not said(one, one)  # a val/ of their own, whatever the seed
+    assert not said(one, {**other, "resize": [9, 9]})  # the same pictures
     assert said(one, other)
     assert said(one, other, seeds=(0, 0))
     assert not said(one, {**other, "fit": "pad"}, seeds=(0, 0))  # not known to be others
+    gathered = {**gathered, "val_pictures": None}
     unknown = {"val_sha256": None}  # of runs that are not finished: by what draws the images
     assert said(unknown, one)
     assert not said(unknown, one, seeds=(0, 0))

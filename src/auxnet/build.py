@@ -234,13 +234,13 @@ def build(
             _check_answers(recipe, dataset, net)
         net.freeze_trunk()
     loss = loss_of(recipe, dataset, device)
-    if team is not None and team.size > 1:
+    team = team or Team()
+    if team.size > 1:
         team.broadcast(net)
         if recipe.sync_batchnorm:
             synchronise_norms(net, team)
     if precision_of(recipe) == torch.bfloat16:
         to_bfloat16(net)
-    team = team or Team()
     graphs = in_graphs(recipe, device, team.size)
     method = build_method(recipe, net, loss, identity if team.size == 1 else team.average, graphs)
     if recipe.compile:

@@ -20,7 +20,7 @@ from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import is_name
 from auxnet.reading.dividing import subsampled, with_all_splits, without_images
 from auxnet.reading.pictures import Frame, all_fitted, check_size
-from auxnet.reading.sources import Part, find, located
+from auxnet.reading.sources import Part, find, whereabouts
 from auxnet.reading.splits import Labelled, fingerprint, on_disk, statistics, which_of
 from auxnet.reading.splits import OnDisk as OnDisk
 from auxnet.reading.splits import Split as Split
@@ -68,11 +68,11 @@ class DataSet:
     """the fingerprint of the validation and test images that were drawn from among the training images"""
     brings_val: bool = False
     """whether the validation images are the data's own, and not drawn from among the training images"""
-    test_sha256: Callable[[], str] = lambda: ""
+    test_sha256: Callable[[], str] = field(default=lambda: "", repr=False)
     """the fingerprint of the test images and their labels, whoever brought them; "" if it is not known"""
-    val_sha256: Callable[[], str] = lambda: ""
+    val_sha256: Callable[[], str] = field(default=lambda: "", repr=False)
     """the same of the validation images"""
-    val_pictures: Callable[[], str] = lambda: ""
+    val_pictures: Callable[[], str] = field(default=lambda: "", repr=False)
     """a fingerprint of which images of the data they are, whatever they are brought to"""
     fit: Fit = "crop"
     """how images of another shape were brought to `resize`"""
@@ -172,6 +172,7 @@ def load_data(recipe: Recipe) -> DataSet:
     train = train if recipe.train_images is None else subsampled(train, recipe.train_images, seed)
 
     mean, std = _STATISTICS.get(name) or statistics(train)
+    source = whereabouts(name, recipe.data_dir)
     size = train.image_shape[:2] if image_size is None else (image_size, image_size)
     words = suited(name, augment, min(size)).split("+")
     augmented = "rrc" in words or "trivial" in words
@@ -193,7 +194,7 @@ def load_data(recipe: Recipe) -> DataSet:
         brings_val="val" in read,
         test_sha256=partial(fingerprint, [test]),
         val_sha256=partial(fingerprint, [val]),
-        val_pictures=partial(which_of, repr((located(name, recipe.data_dir), "val" in read, left_out)), val),
+        val_pictures=partial(which_of, f"{source} {left_out} {streamed and bool(left_out)} {'val' in read}", val),
         fit=recipe.fit,
         shapes=read["train"].shapes,
     )

@@ -103,7 +103,7 @@ def solved_for(run: Path, net: AuxNet) -> tuple[Policy | None, list[str]]:
 
 
 def early_exits(
-    val: Predictions, test: Predictions, costs: ExitCosts, solved: Policy | None, notes: Sequence[str] = ()
+    val: Predictions, test: Predictions, costs: ExitCosts, solved: Policy | None, notes: Sequence[str]
 ) -> dict[str, Any]:
     """The early-exit curve on validation: policies solved there for bounds on the mean cost, and the one of exits.json.
 
@@ -203,7 +203,7 @@ def png(image_HWC: Tensor) -> str:
     """A uint8 image [H, W, C] as a data URI, made smaller if it is large."""
     from PIL import Image
 
-    pixels = image_HWC.to(torch.uint8).cpu().numpy()
+    pixels = image_HWC.numpy()
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     file = io.BytesIO()

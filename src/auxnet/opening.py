@@ -13,7 +13,7 @@ import torch
 
 from auxnet.batches import Batches
 from auxnet.build import evaluation_batches
-from auxnet.data import DataSet, OnDisk, Split, load_data, load_others
+from auxnet.data import DataSet, load_data, load_others
 from auxnet.documents import parsing, read_json
 from auxnet.errors import warn
 from auxnet.evaluation import OutputReport, measure
@@ -26,6 +26,7 @@ from auxnet.preprocessing import Preprocessing
 from auxnet.reading.folders import split_homes, subfolders
 from auxnet.reading.parquet import shards_of
 from auxnet.reading.sources import NAMES, lies_in, located
+from auxnet.reading.splits import Labelled
 from auxnet.recipe import Recipe, RunDir, read_recipe, read_run_recipe
 from auxnet.sections import Which
 from auxnet.words import first_few, plural
@@ -52,7 +53,7 @@ class Opened:
         """The images of "val" or "test", once through. Raises ValueError for any other split."""
         if split not in ("val", "test"):
             raise ValueError(f'split must be "val" or "test", got {split!r}')
-        images: Split | OnDisk = getattr(self.dataset, split)
+        images: Labelled = getattr(self.dataset, split)
         return evaluation_batches(images, self.dataset, self.device)
 
 

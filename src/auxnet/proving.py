@@ -5,8 +5,6 @@ Shapes: N images, H x W pixels, C channels, K outputs; images are uint8 [N, H, W
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,6 +15,7 @@ from auxnet.hub import PretrainedAuxNet, position_of
 from auxnet.opening import data_of, with_data_in
 from auxnet.policy import Policy, confidence
 from auxnet.reading.arrays import Pixels
+from auxnet.reading.sources import places
 from auxnet.reading.splits import Labelled
 from auxnet.recipe import Recipe, RunDir
 from auxnet.runtimes import Answers
@@ -36,8 +35,7 @@ def validation_images(run: RunDir, recipe: Recipe, data_dir: str | None) -> Labe
     except (OSError, ValueError, RuntimeError) as error:
         if data_dir is not None:
             raise
-        places = (Path(recipe.data).expanduser(), Path(recipe.data_dir or "").expanduser() / recipe.data)
-        if any(place.exists() for place in places):
+        if any(place.exists() for place in places(recipe.data, recipe.data_dir)):
             warn(f"the data of {run} are of no use here: {one_line(error)}")
         return None
 

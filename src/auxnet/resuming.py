@@ -47,7 +47,7 @@ class TrainingState:
     """`DataSet.left_out` when it was drawn; empty in checkpoints of before it was kept"""
     train_images: int | None = None
     """how many there were when it began; None in checkpoints of before it was kept"""
-    preprocessing: dict[str, list[Any]] | None = None
+    preprocessing: dict[str, Any] | None = None
     """`Preprocessing.content()`, which stays as it was at the beginning; None in checkpoints of before it was kept"""
     classes: tuple[str, ...] | None = None
     """`DataSet.classes`; None in checkpoints of before it was kept"""

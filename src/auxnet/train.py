@@ -203,7 +203,7 @@ def _beginning(training: Training, earlier: tuple[Earlier, ...]) -> TrainingStat
         left_out=dataset.left_out,
         train_images=len(dataset.train),
         preprocessing=preprocessing_of(dataset).content(),
-        classes=tuple(dataset.classes),
+        classes=dataset.classes,
         earlier_runs=earlier,
     )
 

@@ -73,7 +73,7 @@ def located(name: str, data_dir: str | None) -> tuple[str, str | None]:
     return name, str(root.resolve()) if root else None
 
 
-def find(name: str, data_dir: str | Path | None, to_train: bool = True) -> dict[str, Part]:
+def find(name: str, data_dir: str | None, to_train: bool = True) -> dict[str, Part]:
     """The splits of the data set `name` on disk, fetched from the hub if need be.
 
     "train" is among them; of a folder or a file, where it is not `to_train`, any split will do. Raises ValueError for a
@@ -117,6 +117,12 @@ def places(name: str, data_dir: str | Path | None) -> list[Path]:
     """Where data of this name, that is a path, are looked for: in this folder, then below `data_dir` or AUXNET_DATA."""
     root = _root(data_dir)
     return [Path(name).expanduser(), *([root / name] if root else [])] if name.strip() else []
+
+
+def whereabouts(name: str, data_dir: str | None) -> str:
+    """Where a data set lies, in the same words however it is named."""
+    found = [] if name in NAMES else [place for place in places(name, data_dir) if place.exists()]
+    return repr(str(found[0].resolve()) if found else located(name, data_dir))
 
 
 def _path(name: str, root: Path | None, to_train: bool) -> dict[str, Part]:

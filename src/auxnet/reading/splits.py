@@ -196,9 +196,9 @@ def fingerprint(splits: Iterable[Labelled]) -> str:
 def which_of(source: str, split: Labelled) -> str:
     """SHA-256 of which images of a source a split holds, and their labels, whatever they are brought to.
 
-    (Not the same in memory and on disk, where the unreadable ones are counted too.)
+    (On disk unreadable ones are counted too: where there are some, the source is to say where the images lie.)
     """
-    digest = sha256(f"{source} {type(split).__name__}".encode("utf-8", "surrogateescape"))
+    digest = sha256(source.encode())
     positions = split.positions if split.positions is not None else torch.arange(len(split))
     digest.update(split.labels.numpy().tobytes() + positions.numpy().tobytes())
     return digest.hexdigest()
