@@ -190,7 +190,7 @@ def folder_files(folder: Path) -> Files:
     return Files(np.array(paths), np.array(labels, np.int64), classes, others, tuple(left_out))
 
 
-def class_folders(files: Files, frame: Frame | None) -> Arrays:
+def class_folders(files: Files, frame: Frame | None = None) -> Arrays:
     """The images of class folders (`folder_files`).
 
     Images are turned upright by their EXIF tag and made red-green-blue, transparency dropped; where every
