@@ -18,7 +18,7 @@ from auxnet.documents import read_json
 from auxnet.recipe import read_run_recipe
 from auxnet.studies.verdicts import interval
 
-LADDERS = ("fused", "live", "pairwise", "joint")
+LADDERS = ("fused", "live", "pairwise", "joint", "fused-gamma-0")
 SINGLES = {"alone-1": 0, "alone-2": 1, "plain": -1}  # by the place of the output that they are like
 
 Runs = dict[str, dict[int, dict[str, Any]]]
