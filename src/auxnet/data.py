@@ -264,9 +264,7 @@ class _Read(NamedTuple):
     classes: tuple[str, ...]
     left_out: tuple[str, ...]
     shapes: Callable[[], list[tuple[int, int]]]
-    """(H, W) of some of its images, before they were brought to a frame"""
     origin: Callable[[], str]
-    """a fingerprint of all of them, as they were then"""
 
 
 def _pictures(read: _Read, held: str, split: Labelled) -> str:
