@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +20,7 @@ from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import is_name
 from auxnet.reading.dividing import subsampled, with_all_splits, without_images
 from auxnet.reading.pictures import Frame, all_fitted, check_size
-from auxnet.reading.sources import Part, find
+from auxnet.reading.sources import Part, find, whereabouts
 from auxnet.reading.splits import Labelled, fingerprint, on_disk, statistics, which_of
 from auxnet.reading.splits import OnDisk as OnDisk
 from auxnet.reading.splits import Split as Split
@@ -75,8 +74,6 @@ class DataSet:
     """the same of the validation images"""
     val_pictures: Callable[[], str] = field(default=lambda: "", repr=False)
     """a fingerprint of which images of the data they are, whatever they are brought to"""
-    test_pictures: Callable[[], str] = field(default=lambda: "", repr=False)
-    """the same of the test images"""
     fit: Fit = "crop"
     """how images of another shape were brought to `resize`"""
     shapes: Callable[[], list[tuple[int, int]]] = field(default=list, repr=False)
@@ -175,7 +172,7 @@ def load_data(recipe: Recipe) -> DataSet:
     train = train if recipe.train_images is None else subsampled(train, recipe.train_images, seed)
 
     mean, std = _STATISTICS.get(name) or statistics(train)
-    held = f"{len(left_out)} {streamed}" if left_out else ""
+    source = whereabouts(name, recipe.data_dir)
     size = train.image_shape[:2] if image_size is None else (image_size, image_size)
     words = suited(name, augment, min(size)).split("+")
     augmented = "rrc" in words or "trivial" in words
@@ -197,8 +194,7 @@ def load_data(recipe: Recipe) -> DataSet:
         brings_val="val" in read,
         test_sha256=partial(fingerprint, [test]),
         val_sha256=partial(fingerprint, [val]),
-        val_pictures=partial(_pictures, read.get("val", read["train"]), held, val),
-        test_pictures=partial(_pictures, read.get("test", read["train"]), held, test),
+        val_pictures=partial(which_of, f"{source} {left_out} {streamed and bool(left_out)} {'val' in read}", val),
         fit=recipe.fit,
         shapes=read["train"].shapes,
     )
@@ -264,12 +260,6 @@ class _Read(NamedTuple):
     classes: tuple[str, ...]
     left_out: tuple[str, ...]
     shapes: Callable[[], list[tuple[int, int]]]
-    origin: Callable[[], str]
-
-
-def _pictures(read: _Read, held: str, split: Labelled) -> str:
-    """A fingerprint of which of the images that were read a split holds; `held` says how, where that matters."""
-    return which_of(f"{read.origin()} {held}", split)
 
 
 def _streamed(name: str, parts: Mapping[str, Part], stream: str, frame: Frame | None) -> bool:
@@ -286,22 +276,20 @@ def _on_disk(part: Part, frame: Frame | None, workers: int) -> _Read:
     assert part.encoded is not None
     encoded = part.encoded()
     known = survey(encoded, part.files, frame, workers)
-    return _Read(on_disk(encoded, known, frame), encoded.classes, known.left_out, part.shapes, part.origin)
+    return _Read(on_disk(encoded, known, frame), encoded.classes, known.left_out, part.shapes)
 
 
 def _in_memory(part: Part, frame: Frame | None) -> _Read:
     images, labels, classes, left_out = part.read(frame)
-    shapes, origin = part.shapes, part.origin
-    if not part.encoded:  # arrays, which are not brought to the frame yet
-        own, sums = [images.shape[1:3]], Split(torch.from_numpy(images), torch.from_numpy(labels)).sums_by_image()
-        shapes, origin = lambda: own, lambda: sha256(sums.tobytes()).hexdigest()
+    own = [images.shape[1:3]]
+    shapes = part.shapes if part.encoded else lambda: own  # arrays are not brought to the frame yet
     if frame is not None:
         try:
             images = all_fitted(images, frame, images.shape[3])
         except MemoryError:
             said = "{} images of {}x{} do not fit in memory".format(len(images), *frame.size[::-1])
             raise ValueError(f"{said}: give a smaller --image-size") from None
-    return _Read(Split(torch.from_numpy(images), torch.from_numpy(labels)), classes, left_out, shapes, origin)
+    return _Read(Split(torch.from_numpy(images), torch.from_numpy(labels)), classes, left_out, shapes)
 
 
 def _too_many_left_out(left_out: Sequence[str], max_corrupt: int) -> str:

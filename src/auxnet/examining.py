@@ -66,6 +66,7 @@ def examine(run: Path, recipe: Recipe, dataset: DataSet) -> dict[str, Any]:
         "no_better": choice.no_better_than_guessing,
         "measured": measured[0].measured_on,
         "val_wrong": val.wrong.tolist(),
+        "val_pictures": dataset.val_pictures(),
         "calibration": [calibration(logits, test.labels, row) for logits, row in answers],
         "confusion": [confused(logits, test.labels) for logits, _ in answers],
         "gallery": gallery(test, dataset.test, deeper),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from auxnet.data import DataSet
 
 Earlier = dict[str, Any]
-"""a run: its name, "run"; its "classes"; and "held_out", the fingerprints of its validation and of its test images"""
+"""a run: its name, "run"; its "classes"; and "held_out", the SHA-256 of its validation and of its test images"""
 
 
 def earlier_runs(pretrained: str) -> tuple[Earlier, ...]:
@@ -37,7 +37,7 @@ def earlier_runs(pretrained: str) -> tuple[Earlier, ...]:
         if not source:
             return ()
         data = source["data"]
-        held_out = [data.get(f"{split}_{of}") for split in ("val", "test") for of in ("sha256", "pictures")]
+        held_out = [data.get(f"{split}_sha256") for split in ("val", "test")]
         last = {"run": source["run"], "classes": config["classes"], "held_out": held_out}
         return tuple(
             {"run": str(each["run"]), **{key: [str(name) for name in each[key]] for key in ("classes", "held_out")}}
@@ -48,15 +48,12 @@ def earlier_runs(pretrained: str) -> tuple[Earlier, ...]:
 def may_be_seen_by(dataset: DataSet, earlier: Iterable[Earlier]) -> dict[str, list[str]]:
     """By split, "val" and "test", the earlier runs that may have been trained on its images; {} where none may.
 
-    A run may if it shares classes with the data, and did not hold out the very same images, at whichever size.
+    A run may if it shares classes with the data, and did not hold out the very same images, brought to the same frame.
     """
     alike = [each for each in earlier if not {*dataset.classes}.isdisjoint(each["classes"])]
-    judging = {
-        "val": {dataset.val_sha256(), dataset.val_pictures()},
-        "test": {dataset.test_sha256(), dataset.test_pictures()},
-    }
+    judging = {"val": dataset.val_sha256(), "test": dataset.test_sha256()}
     doubts = {
-        split: [run["run"] for run in alike if images.isdisjoint(run["held_out"])] for split, images in judging.items()
+        split: [run["run"] for run in alike if images not in run["held_out"]] for split, images in judging.items()
     }
     return {split: runs for split, runs in doubts.items() if runs}
 

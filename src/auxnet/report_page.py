@@ -144,6 +144,8 @@ def _apart(runs: Sequence[Facts]) -> str | None:
 def _validated_alike(runs: Sequence[Facts]) -> bool:
     """By their images; where these are not known, by the seed and the share that draw them, unless the data do."""
     alike = validated_alike(run["data"] for run in runs)
+    if alike is None and all(run["val_pictures"] for run in runs):
+        alike = len({run["val_pictures"] for run in runs}) == 1
     return len({(run["seed"], run["recipe"]["val_fraction"]) for run in runs}) == 1 if alike is None else alike
 
 
@@ -181,8 +183,7 @@ def told_apart(runs: Sequence[Facts]) -> str:
 
     Nothing where the runs do not share these images, or the images of one are gone.
     """
-    alike = not _apart(runs) and validated_alike(run["data"] for run in runs)
-    if len(runs) < 2 or not alike or any(run["val_wrong"] is None for run in runs):
+    if len(runs) < 2 or _apart(runs) or any(run["val_wrong"] is None for run in runs) or not _validated_alike(runs):
         return ""
     of_runs = [(min(run["outputs"], key=lambda row: (row["val"]["error"], row["macs"])), run) for run in runs]
     (best, run_of_best), *others = ranked = sorted(of_runs, key=lambda each: each[0]["val"]["error"])

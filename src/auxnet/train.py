@@ -195,7 +195,7 @@ def _beginning(training: Training, earlier: tuple[Earlier, ...]) -> TrainingStat
     dataset = training.dataset
     if earlier and training.team.leads and (doubt := in_doubt(may_be_seen_by(dataset, earlier))):
         warn(
-            f"{training.checkpointer.folder}: {doubt}. The same data, seed and val_fraction hold out the "
+            f"{training.checkpointer.folder}: {doubt}. The same data, size, fit, seed and val_fraction hold out the "
             "same images, and so do val/ and test/ folders of their own; or train from the beginning"
         )
     return TrainingState(
@@ -280,8 +280,6 @@ def _finish(training: Training, state: TrainingState, known: dict[str, Any]) -> 
             "drawn": dataset.drawn,
             "test_sha256": dataset.test_sha256(),
             "val_sha256": dataset.val_sha256(),
-            "test_pictures": dataset.test_pictures(),
-            "val_pictures": dataset.val_pictures(),
             "resize": list(dataset.resize),
             "fit": dataset.fit,
         },

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from zlib import crc32
@@ -55,13 +54,6 @@ class Part:
     """the images that are not among the files, each as "where: why" """
     shapes: Callable[[], list[tuple[int, int]]] = list
     """(H, W) of some of such images, as they lie in their files"""
-
-    def origin(self) -> str:
-        """A fingerprint of its files, wherever they lie: their names and sizes, and what else the arrays depend on."""
-        digest = sha256(os.fsencode(self.form))
-        for file in map(Path, self.files):
-            digest.update(os.fsencode(f"{file.parent.name}/{file.name} {file.stat().st_size}\n"))
-        return digest.hexdigest()
 
     def read(self, frame: Frame | None) -> Arrays:
         """Its arrays, from the cache if they are there: encoded images brought to a frame, all others as they are."""
@@ -125,6 +117,12 @@ def places(name: str, data_dir: str | Path | None) -> list[Path]:
     """Where data of this name, that is a path, are looked for: in this folder, then below `data_dir` or AUXNET_DATA."""
     root = _root(data_dir)
     return [Path(name).expanduser(), *([root / name] if root else [])] if name.strip() else []
+
+
+def whereabouts(name: str, data_dir: str | None) -> str:
+    """Where a data set lies, in the same words however it is named."""
+    found = [] if name in NAMES else [place for place in places(name, data_dir) if place.exists()]
+    return repr(str(found[0].resolve()) if found else located(name, data_dir))
 
 
 def _path(name: str, root: Path | None, to_train: bool) -> dict[str, Part]:

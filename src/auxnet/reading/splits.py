@@ -193,12 +193,12 @@ def fingerprint(splits: Iterable[Labelled]) -> str:
     return digest.hexdigest()
 
 
-def which_of(origin: str, split: Labelled) -> str:
-    """SHA-256 of which of the images of one origin a split holds, and their labels, whatever they are brought to.
+def which_of(source: str, split: Labelled) -> str:
+    """SHA-256 of which images of a source a split holds, and their labels, whatever they are brought to.
 
-    (On disk unreadable ones are counted too: where there are some, `origin` is to say where the images lie.)
+    (On disk unreadable ones are counted too: where there are some, the source is to say where the images lie.)
     """
-    digest = sha256(origin.encode())
+    digest = sha256(source.encode())
     positions = split.positions if split.positions is not None else torch.arange(len(split))
     digest.update(split.labels.numpy().tobytes() + positions.numpy().tobytes())
     return digest.hexdigest()
@@ -219,10 +219,7 @@ def tested_alike(data: Iterable[Mapping[str, Any]]) -> bool:
 
 def validated_alike(data: Iterable[Mapping[str, Any]]) -> bool | None:
     """The same of validation; None where it cannot be seen: runs that are not finished, images in different frames."""
-    runs = [*data]
-    if (pictures := {each.get("val_pictures") for each in runs}) != {None} and len(pictures) == 1:
-        return True
-    known = [(each.get("val_sha256"), _frame_of(each)) for each in runs]
+    known = [(each.get("val_sha256"), _frame_of(each)) for each in data]
     if not all(sha256 for sha256, _ in known) or len({frame for _, frame in known}) > 1:
         return None
     return len({*known}) == 1
