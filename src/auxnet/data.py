@@ -260,6 +260,7 @@ class _Read(NamedTuple):
     classes: tuple[str, ...]
     left_out: tuple[str, ...]
     shapes: Callable[[], list[tuple[int, int]]]
+    """(H, W) of some of its images, before they were brought to a frame"""
 
 
 def _streamed(name: str, parts: Mapping[str, Part], stream: str, frame: Frame | None) -> bool:
