@@ -291,7 +291,7 @@ def test_names_that_do_not_fit_the_network_are_refused(run):
         PretrainedAuxNet(net.config["network"], ["a", "b"], net.preprocessing.content(), net=net)
 
 
-def test_a_picture_that_is_not_there_is_not_prepared(run, tmp_path):
+def test_a_picture_that_is_not_there_is_not_prepared(run):
     with pytest.raises(FileNotFoundError, match=r"^there is no such file: nope\.jpg$"):
         auxnet.load(run).prepare("nope.jpg")
 

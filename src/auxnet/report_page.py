@@ -169,9 +169,9 @@ def _headlines(runs: Sequence[Facts], within: float) -> str:
         for error, name, k in sorted(errors):
             if error == best:
                 equal.setdefault(name, []).append(str(k))
-        equal_best = [f"output{'s' if len(ks) > 1 else ''} {listed(ks)} of {name}" for name, ks in equal.items()]
+        best_of_each = [f"output{'s' if len(ks) > 1 else ''} {listed(ks)} of {name}" for name, ks in equal.items()]
         of = "" if len(finished) == len(runs) else f", {len(finished)} of them finished"
-        first = f"{len(runs)} runs{of}: the lowest validation error is {per_cent(best)}, {' and '.join(equal_best)}."
+        first = f"{len(runs)} runs{of}: the lowest validation error is {per_cent(best)}, {' and '.join(best_of_each)}."
         if several := _apart(finished):
             first = f"{len(runs)} runs of {several}{of}: each is judged on its own."
     apart = f'<p class="sub">{unbroken(said)}</p>' if (said := told_apart(finished)) else ""
