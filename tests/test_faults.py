@@ -294,6 +294,25 @@ def test_a_picture_that_goes_bad_costs_nothing_that_was_done(tmp_path, split):
     auxnet.select(tmp_path / "a")  # which reads the same data
 
 
+def test_a_picture_that_goes_bad_while_the_average_sees_its_epoch_again_costs_nothing(tmp_path):
+    recipe = replace(TINY, data=pictures(tmp_path / "pics", 60), train_images=None, epochs=1, ema=0.9)
+    recipe = replace(recipe, stream="always", workers=0)
+    auxnet.fit(recipe, tmp_path / "whole")
+    read = {path: path.read_bytes() for path in (tmp_path / "pics").rglob("*.png")}
+    last = math.ceil(read_json(tmp_path / "whole" / "summary.json")["data"]["train"] / 16)
+
+    def spoil():
+        for path, data in read.items():
+            path.write_bytes(data[:-30])
+
+    with pytest.raises(RuntimeError, match=r"the run is saved in .*, --resume \(resume=True\) goes on with it"):
+        auxnet.fit(recipe, tmp_path / "a", watch=at(1, last, spoil))
+    assert checkpoints(tmp_path / "a") == [f"00000-{last:07}.ckpt"]
+    for path, data in read.items():
+        path.write_bytes(data)
+    goes_on_to_the_same_end(tmp_path / "a", tmp_path / "whole", recipe)
+
+
 # ---- disks -----------------------------------------------------------------------------------------------------
 
 
@@ -414,6 +433,17 @@ def test_with_every_checkpoint_damaged_the_run_says_so(tmp_path):
     assert (folder / "metrics.jsonl").read_bytes() == curves
 
 
+def test_a_finished_run_without_its_weights_is_not_for_a_queue_to_replace(tmp_path):
+    few = replace(TINY, epochs=1)
+    auxnet.fit(few, folder := tmp_path / "a")
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "model.safetensors").unlink()
+    left = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != rundir.LOCK}
+    with pytest.raises(FileNotFoundError, match=r"is finished.*--overwrite"):
+        auxnet.fit(few, folder, resume=None)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != rundir.LOCK} == left
+
+
 def test_a_run_that_goes_on_with_other_training_images_says_so(tmp_path):
     few = replace(TINY, epochs=2, train_images=50)
     auxnet.fit(few, folder := tmp_path / "a")
@@ -506,6 +536,21 @@ def test_two_processes_never_train_in_one_run_directory(tmp_path):
     other.kill()  # a lock dies with its process, however it dies
     other.wait()
     auxnet.fit(replace(TINY, epochs=1), tmp_path / "a")
+
+
+@pytest.mark.parametrize("resume", [False, None])
+def test_a_run_that_another_process_makes_before_the_folder_is_locked_is_not_replaced(tmp_path, monkeypatch, resume):
+    few, check = replace(TINY, epochs=1), train.check_recipe
+
+    def meanwhile(*given, **options):
+        monkeypatch.setattr(train, "check_recipe", check)
+        auxnet.fit(replace(few, seed=1), tmp_path / "a")
+        check(*given, **options)
+
+    monkeypatch.setattr(train, "check_recipe", meanwhile)
+    with pytest.raises(FileExistsError, match="another process has trained there just now: --resume"):
+        auxnet.fit(few, tmp_path / "a", resume=resume)
+    assert read_json(tmp_path / "a" / "summary.json")["seed"] == 1
 
 
 # ---- numbers ---------------------------------------------------------------------------------------------------

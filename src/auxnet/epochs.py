@@ -220,7 +220,8 @@ def validate(training: Training, state: TrainingState) -> TrainingState:
     epoch, began = state.epoch + 1, time.perf_counter()
     if net is training.average:
         take_buffers(net, training.net)
-        recalibrate_norms(net, (x for _, _, x, _ in islice(_team_batches(training, epoch), RECALIBRATION_BATCHES)))
+        seen = _saving_on_failure(_team_batches(training, epoch), training, lambda: state)
+        recalibrate_norms(net, (x for _, _, x, _ in islice(seen, RECALIBRATION_BATCHES)))
     team.average_buffers(net.trained)
     batches = evaluation_batches(dataset.val, dataset, training.device, team.own, precision_of(recipe))
     totals = tally(net, _saving_on_failure(batches, training, lambda: state))

@@ -155,11 +155,12 @@ def to_resume(folder: Path) -> tuple[bool, bool]:
     """(resume, overwrite) for `fit(resume=None)`: go on with the run in the folder, or replace a lost training.
 
     (False, False) for a folder without a run, which is begun; a training is lost that left nothing to go on from. One
-    whose checkpoints were damaged, or removed, counts as a run, which then cannot go on without a word from its
-    owner: its best weights and its curves are not to be lost.
+    whose checkpoints were damaged, or removed, counts as a run, and so does a finished one without its weights. It
+    cannot go on without a word from its owner: its best weights, its curves, its figures are not to be lost.
     """
     places = folder / "checkpoints"
-    lost = is_lost(folder) and not any(places.glob("*.damaged")) and not (places / "best.safetensors").is_file()
+    kept = is_finished(folder) or any(places.glob("*.damaged")) or (places / "best.safetensors").is_file()
+    lost = is_lost(folder) and not kept
     return _is_run(folder) and not lost, lost
 
 

@@ -118,6 +118,7 @@ def fit(
         stack.enter_context(threads_set(recipe.threads))
         stack.enter_context(random_kept(team.device))
         stack.enter_context(fast_convolutions(team.device))
+        chosen = overwrite or bool(resume)  # else the folder decides
         if resume is None and not overwrite:  # found out by one process: others may not see yet what it writes
             resume, overwrite = team.broadcast_object(rundir.to_resume(folder) if team.leads else None)
         if team.leads:
@@ -130,6 +131,10 @@ def fit(
         earlier = () if resume or recipe.pretrained is None else earlier_runs(recipe.pretrained)
         if team.leads:
             stack.enter_context(rundir.locked(folder))
+            if not chosen and rundir.to_resume(folder) != (bool(resume), overwrite):
+                raise FileExistsError(
+                    f"{folder}: another process has trained there just now: --resume goes on with its run"
+                )
         if resume:  # what was asked for at the beginning goes on
             diagnose = diagnose or (folder / "diagnosis.jsonl").is_file()
             tensorboard = tensorboard or (any(event_files(folder)) and installed())
