@@ -95,7 +95,7 @@ def export(words: list[str]) -> None:
     """`auxnet export`."""
     o = parse(Export, words)
     screen.load_torch()
-    from auxnet.exits import read_notes
+    from auxnet.exits import exits_file, read_notes
     from auxnet.exporting import export as write
 
     settings = {"which": o.which, "policy": _policy(o), "data_dir": o.data_dir, "images": o.images}
@@ -119,7 +119,12 @@ def export(words: list[str]) -> None:
         if not done.random and not any(done.exits[:-1]):
             alone = f"--format onnx --output {done.output}"
             screen.print_line(console, f"note: none left early: {alone} gives a smaller file that answers sooner")
-        for note in read_notes(o.model, o.which) if o.thresholds is None else ():
+        notes = read_notes(o.model, o.which) if o.thresholds is None else []
+        if done.cut:
+            solved = f"{exits_file(o.model, o.which).name} was solved over all outputs"
+            shown = f"cut to 1..{done.output}, its target is not shown to be kept"
+            notes = [f"{solved}; {shown}: leave --output out to export what was solved"]
+        for note in notes:
             screen.print_line(console, f"note: {note}")
     images = (
         "random images (the data of its training are not here, or of no use)" if done.random else "validation images"
