@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 from rich.console import Console
-from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from auxnet.cli import screen
@@ -250,9 +249,10 @@ def _table(answers: Iterator[Prediction | Unreadable], top: int, file: TextIO) -
     for a in (each for each in answers if not isinstance(each, Unreadable)):
         then = ", ".join(f"{c} {per_cent(p)}" for c, p in zip(a.classes[1:], a.probabilities[1:], strict=True))
         cells = (a.image, str(a.output), a.classes[0], per_cent(a.probabilities[0]), then)
-        table.add_row(*map(Text, map(printable, map(_shown, cells[: len(table.columns)]))))
+        table.add_row(*map(printable, map(_shown, cells[: len(table.columns)])))
     if table.row_count:
-        screen.print_table(screen.console() if file is sys.stdout else Console(file=file, width=160), table)
+        plain = Console(file=file, width=160, markup=False, emoji=False)
+        screen.print_table(screen.console() if file is sys.stdout else plain, table)
 
 
 def _csv(answers: Iterator[Prediction | Unreadable], top: int, file: TextIO) -> None:
