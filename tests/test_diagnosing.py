@@ -83,9 +83,18 @@ def test_what_is_written_is_what_the_functions_measure_on_the_last_epochs_batche
     assert [(r["output"], r["segment"]) for r in run["norms"]] == [(k, j) for k in (1, 2, 3) for j in range(1, k + 1)]
     assert run["ends"] == [3, 5, 7]
     assert [row["layer"] for row in run["probes"]] == [1, 3, 5, 7]
-    assert {row["trained_on"] for row in run["probes"]} == {500}  # whole batches of 250
+    assert {row["trained_on"] for row in run["probes"]} == {400}
     assert {row["images"] for row in run["probes"]} == {145}
     assert run["epochs"] == rundir.read_rows(runs / "ways" / "diagnosis.jsonl")
+
+
+@pytest.mark.parametrize("most", [2, 144, 250, 251, 400, 5000])
+def test_probes_take_no_more_images_than_they_are_given(most):
+    dataset = load_data(TINY)
+    for split in (dataset.train, dataset.val):
+        taken = [*diagnosing._sample(split, TINY, dataset, torch.device("cpu"), most)]
+        assert [len(images) for images, _ in taken] == [len(labels) for _, labels in taken]
+        assert sum(len(labels) for _, labels in taken) == min(most, len(split))
 
 
 def test_sentences_say_what_was_measured(content):

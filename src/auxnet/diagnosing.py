@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +112,15 @@ def write(runs: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
 def _sample(
     split: Labelled, recipe: Recipe, dataset: DataSet, device: torch.device, most: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Some images of a split, in batches: drawn from the recipe's seed, never augmented."""
+    """At most so many images of a split, in batches: drawn from the recipe's seed, never augmented."""
     size = min(most, 250)
     drawn = batches(
         split, size, dataset.mean, dataset.std, device=device, seed=(recipe.seed, 0), workers=dataset.workers
     )
-    return islice(drawn, math.ceil(most / size))
+    for images, labels in drawn:
+        yield images[:most], labels[:most]
+        if (most := most - len(labels)) <= 0:
+            return
 
 
 # ---- in sentences ----------------------------------------------------------------------------------------------
