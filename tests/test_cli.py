@@ -658,12 +658,30 @@ def test_a_terminal_too_narrow_for_a_table_breaks_its_heads_then_splits_it_and_l
     ]
 
 
-def test_many_pictures_are_told_on_a_narrow_terminal_one_by_one_without_a_broken_word(monkeypatch):
-    console = Console(width=40, file=io.StringIO(), force_terminal=True, color_system=None)
-    monkeypatch.setattr(screen, "console", lambda: console)
+def test_many_pictures_are_told_on_a_narrow_terminal_one_by_one_without_a_broken_word(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
     _table(iter([Prediction("pics/[b].png", 3, ("cat", "dog"), (0.75, 0.25), None)] * 25), 2, sys.stdout)
     told = "- image pics/[b].png, output 3, class cat, probability 75.00 %, then dog 25.00 %\n"
-    assert console.file.getvalue() == told * 25
+    assert capsys.readouterr().out == told * 25
+
+
+def test_names_like_markup_or_emoji_are_printed_as_they_stand(capsys, monkeypatch):
+    console = screen.console()
+    table = screen.table("c[lr=0.1]", "g[/new]", ":dog:")
+    table.add_row("[none]", "run:cat:1")
+    screen.print_table(console, table)
+    screen.print_line(console, "auxnet report run:cat:1[b]")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip(" ─")]
+    assert lines == [["c[lr=0.1]"], ["g[/new]", ":dog:"], ["[none]", "run:cat:1"], ["auxnet", "report", "run:cat:1[b]"]]
+    _table(iter([Prediction("[b]:cat:.png", 3, ("[none]", "dog [old]"), (0.75, 0.25), None)]), 2, file := io.StringIO())
+    assert " ".join(file.getvalue().split()).endswith("─ [b]:cat:.png 3 [none] 75.00 % dog [old] 25.00 %")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, to rich
+    with screen.working("diagnosing g[/new]:cat:"), screen.live_bar(screen.console(), "c[b]:cat:", "") as update:
+        update(result="d[/b]:dog:")
+    told = capsys.readouterr()
+    assert "diagnosing g[/new]:cat:" in told.err
+    assert "c[b]:cat:" in told.out
+    assert "d[/b]:dog:" in told.out
 
 
 WATCHED = """

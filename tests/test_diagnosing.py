@@ -19,6 +19,7 @@ from auxnet.distributed import Team
 from auxnet.mixing import mixed
 from auxnet.recipe import Recipe
 from auxnet.synchronised import synchronise_norms, unsynchronised
+from auxnet.tensors import read_about, read_tensors, save_tensors
 from browser import chromium, opened
 
 TINY = Recipe(depth=8, outputs=3, epochs=2, batch_size=256, threads=1)
@@ -82,9 +83,18 @@ def test_what_is_written_is_what_the_functions_measure_on_the_last_epochs_batche
     assert [(r["output"], r["segment"]) for r in run["norms"]] == [(k, j) for k in (1, 2, 3) for j in range(1, k + 1)]
     assert run["ends"] == [3, 5, 7]
     assert [row["layer"] for row in run["probes"]] == [1, 3, 5, 7]
-    assert {row["trained_on"] for row in run["probes"]} == {500}  # whole batches of 250
+    assert {row["trained_on"] for row in run["probes"]} == {400}
     assert {row["images"] for row in run["probes"]} == {145}
     assert run["epochs"] == rundir.read_rows(runs / "ways" / "diagnosis.jsonl")
+
+
+@pytest.mark.parametrize("most", [2, 144, 250, 251, 400, 5000])
+def test_probes_take_no_more_images_than_they_are_given(most):
+    dataset = load_data(TINY)
+    for split in (dataset.train, dataset.val):
+        taken = [*diagnosing._sample(split, TINY, dataset, torch.device("cpu"), most)]
+        assert [len(images) for images, _ in taken] == [len(labels) for _, labels in taken]
+        assert sum(len(labels) for _, labels in taken) == min(most, len(split))
 
 
 def test_sentences_say_what_was_measured(content):
@@ -219,6 +229,29 @@ def test_what_cannot_be_asked_for_is_said_in_a_line(runs, tmp_path, words, compl
     assert complaint in error
     assert error.count("\n") == 1
     assert (tmp_path / "mine" / "diagnosis.html").read_text() == "my thesis"
+
+
+@pytest.mark.parametrize(
+    ("weight", "times", "words", "complaint"),
+    [
+        ("heads.1.fc.weight", float("inf"), ["--no-probes"], "output 2 gives gradients"),
+        ("heads.1.fc.weight", float("inf"), [], "output 2 gives gradients"),
+        ("segments.0.1.bn1.running_var", float("nan"), [], "layer 3 gives features"),
+    ],
+)
+def test_a_net_that_diverged_is_not_diagnosed(runs, tmp_path, weight, times, words, complaint, capsys):
+    folder = tmp_path / "a"
+    shutil.copytree(runs / "joint", folder)
+    path = folder / "model.safetensors"
+    state = read_tensors(path)
+    state[weight] *= times
+    save_tensors(path, state, read_about(path))
+    before = {*folder.iterdir()}
+    assert main(["diagnose", str(folder), "--images", "256", "--probe-images", "100", *words]) == 1
+    told = capsys.readouterr()
+    assert f"{complaint} that are not finite: has it diverged?\n" in told.err
+    assert told.err.count("\n") == 1
+    assert {*folder.iterdir()} == before
 
 
 @pytest.mark.parametrize("name", diagnosing.FILES)

@@ -25,6 +25,9 @@ from auxnet.exits import EarlyExit, ExitCosts, exit_latencies, exit_macs
 from auxnet.latency import Timing
 from auxnet.loading import weights_sha256
 from auxnet.policy import NEVER, confidence
+from auxnet.scores import compare
+from auxnet.solving import _of_target
+from auxnet.thresholds import CrossFit
 from conftest import multiply_adds, one_class_alone
 
 
@@ -423,6 +426,21 @@ def test_both_rises_are_printed_that_of_images_solved_on_and_that_of_images_left
     assert f"and by {100 * there:.2f} ({100 * low:.1f} .. {100 * high:.1f}) on images left out of solving" in out
     assert "left out of solving" not in "\n".join(printed(capsys, run, "--max-mean-macs", "1M"))
     assert json.loads((run / "exits.json").read_text())["cross_fitted"] is None
+
+
+def test_a_target_that_is_kept_to_the_last_image_is_not_said_to_be_missed():
+    val, final = SimpleNamespace(images=1000), torch.zeros(1000, dtype=torch.bool)
+
+    def said(target, errors):
+        test = SimpleNamespace(against_final=compare(torch.arange(1000) < errors, final))
+        return " ".join(_of_target(target, CrossFit(5, None, 0.0, (0.0, 0.0)), SimpleNamespace(val=val, test=test)))
+
+    for tenths in range(5, 60):
+        target = tenths / 10 / 100  # as the command has it: 0.7 points are less than 7 / 1000
+        assert "rises by more than the target" not in said(target, tenths)
+        assert "rises by more than the target" in said(target, tenths + 1)
+        assert "are too few to show" not in said(target, tenths)
+    assert "are too few to show" in said(0.4 / 100, 4)
 
 
 def test_a_target_below_what_the_images_can_show_is_said_so_and_kept_by_the_final_output_alone(run, capsys):

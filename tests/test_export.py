@@ -351,6 +351,27 @@ def test_what_was_noted_of_a_policy_is_said_again_where_it_is_shipped(run, tmp_p
     assert "note: none left early: --format onnx --output 3 gives a smaller file" in capsys.readouterr().out
 
 
+def test_what_was_noted_of_a_policy_is_not_said_of_one_that_images_reach_more_outputs_by(
+    run, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(exporting, "need", lambda *_: None)
+    monkeypatch.setattr(exporting, "_write", lambda net, output, format, path, *_: path.touch())
+    monkeypatch.setattr(exporting, "prove_equal", lambda *_: (0.0, (1, 1)))
+    shutil.copytree(run, tmp_path / "a")
+    note = "there it keeps the target of 5 points in the mean"
+    out = ("--output", "2", "--out", str(tmp_path / "b.onnx"), "--overwrite")
+    words = ["export", str(tmp_path / "a"), "--format", "onnx-early-exit", *out]
+    for last, cut in ((0.05, True), (0.0, False)):
+        write_policy(tmp_path / "a", Policy((0.02, last), "margin", (1.0,) * 3), notes=[note])
+        assert main(words) == 0
+        said = capsys.readouterr().out
+        assert (f"note: {note}" in said) is not cut
+        assert ("note: exits.json was solved over all outputs; cut to 1..2, its target is not shown" in said) is cut
+    write_policy(tmp_path / "a", HALF, notes=[note])
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["cut"] is True
+
+
 def test_json_holds_all_that_is_said_of_an_export(run, early, tmp_path, capsys, monkeypatch):
     out = tmp_path / "two"
     assert main(["export", str(run), "--output", "2", "--format", "safetensors", "--out", str(out), "--json"]) == 0

@@ -22,6 +22,7 @@ from auxnet.prediction import Prediction, Unreadable, predict
 from auxnet.reading.ahead import ahead
 from auxnet.reading.pictures import Frame, fitted
 from auxnet.runtimes import runnable
+from auxnet.tensors import read_about, read_tensors, save_tensors
 from shipped import picture, write_policy, write_run
 
 
@@ -518,6 +519,30 @@ def test_a_terminal_does_not_obey_the_name_of_a_picture(run, folder, capsys):
     assert r"\x1b[2Jwhole.png" in told.out
     assert r"\x1b[2Jtorn.png" in told.err
     assert "\x1b" not in told.out + told.err
+
+
+def test_logits_that_are_not_finite_name_no_class(run, onnx_file, folder, tmp_path, capsys):
+    onnx = pytest.importorskip("onnx")
+    shutil.copytree(run, tmp_path / "a")
+    for state in (tmp_path / "a").glob("*.safetensors"):
+        weights = read_tensors(state)
+        weights["heads.2.fc.bias"][1] = float("nan")
+        save_tensors(state, weights, read_about(state))
+    graph = onnx.load(onnx_file)
+    shown = graph.graph.output[0].name
+    logits = next(node for node in graph.graph.node if shown in node.output)
+    logits.output[[*logits.output].index(shown)] = "finite"
+    infinite = onnx.helper.make_node("Constant", [], ["infinite"], value_float=float("inf"))
+    graph.graph.node.extend([infinite, onnx.helper.make_node("Add", ["finite", "infinite"], [shown])])
+    onnx.save(graph, tmp_path / "a.onnx")
+    for model, output in (("a", 3), ("a.onnx", 2)):
+        words = ["predict", str(tmp_path / model), str(folder), "--format", "csv", "--out", str(tmp_path / "a.csv")]
+        assert main(words) == 1
+        assert (
+            capsys.readouterr().err == f"auxnet: output {output} gives logits that are not finite: has it diverged?\n"
+        )
+        assert not (tmp_path / "a.csv").exists()
+    assert [answer.output for answer in predict(tmp_path / "a", folder, output=2)] == [2] * 6
 
 
 def test_paths_of_which_none_exists_are_a_wrong_request(run, folder, capsys):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from auxnet.batches import batches
 from auxnet.build import distillation_of, first_batches, loss_of
 from auxnet.data import DataSet
 from auxnet.diagnosis import diagnose
+from auxnet.errors import not_finite
 from auxnet.files import write_json, write_text
 from auxnet.loading import weights_sha256
 from auxnet.opening import Opened
@@ -41,7 +41,8 @@ def gather(folder: Path, name: str, run: Opened, images: int, probe_images: int 
     """All that is shown of a run in its folder, as values that JSON can hold.
 
     `images` is how many images gradients are taken on, in whole batches; `probe_images` how many probes are trained on
-    (judged on as many of the validation split at most), None for no probes. Raises ValueError for a frozen trunk.
+    (judged on as many of the validation split at most), None for no probes. Raises ValueError for a frozen trunk,
+    RuntimeError for gradients or features that are not finite.
     """
     recipe, net, dataset, device = run.recipe, run.net, run.dataset, run.device
     weights = lambdas_at(recipe, net.depths, recipe.epochs)
@@ -50,6 +51,11 @@ def gather(folder: Path, name: str, run: Opened, images: int, probe_images: int 
     seen = first_batches(replace(recipe, precision="float32"), dataset, device, recipe.epochs, images)
     loss = loss_of(recipe, dataset, device)
     found = diagnose(net, seen, recipe.method, weights, loss=loss, distill=distillation_of(recipe, loss))
+    measured = [(f"output {row.output}", row.norm) for row in found.norms]
+    measured += [(f"layer {row.layer}", row.supervision + row.gradient) for row in found.shares]
+    for part, value in measured:
+        if not math.isfinite(value):
+            raise not_finite(f"{folder}: {part}", "gradients")
     probes = None
     if probe_images is not None:
         samples = [_sample(split, recipe, dataset, device, probe_images) for split in (dataset.train, dataset.val)]
@@ -106,12 +112,15 @@ def write(runs: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
 def _sample(
     split: Labelled, recipe: Recipe, dataset: DataSet, device: torch.device, most: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Some images of a split, in batches: drawn from the recipe's seed, never augmented."""
+    """At most so many images of a split, in batches: drawn from the recipe's seed, never augmented."""
     size = min(most, 250)
     drawn = batches(
         split, size, dataset.mean, dataset.std, device=device, seed=(recipe.seed, 0), workers=dataset.workers
     )
-    return islice(drawn, math.ceil(most / size))
+    for images, labels in drawn:
+        yield images[:most], labels[:most]
+        if (most := most - len(labels)) <= 0:
+            return
 
 
 # ---- in sentences ----------------------------------------------------------------------------------------------

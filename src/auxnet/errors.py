@@ -105,6 +105,11 @@ def warn(message: str) -> None:
     warnings.warn(message, stacklevel=within + 1)
 
 
+def not_finite(part: str, gives: str) -> RuntimeError:
+    """The refusal of a net part of which gives values (logits, ...) that are not finite."""
+    return RuntimeError(f"{part} gives {gives} that are not finite: has it diverged?")
+
+
 class MisfitError(ValueError):
     """A part of a net gives or does something that an AuxNet cannot use."""
 

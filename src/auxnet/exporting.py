@@ -55,6 +55,9 @@ class Exported:
     """early exit: the outputs asked for that no image can reach, which are left out"""
     uncompared: tuple[int, ...] = ()
     """early exit: the outputs at which none of the images left, so that what they answer was not compared"""
+    cut: bool = False
+    """early exit: whether exits.json lets images go on to outputs deeper than those asked for: neither its target nor
+    its notes are of what was written then"""
     random: bool = False
     """whether the images were random ones, since the data of a run are not here, or have changed, or it is no run"""
 
@@ -101,8 +104,9 @@ def export(
         raise ValueError(f"an early exit is that of a run, and {model} is none: name the run, or export it as onnx")
     if recipe is None and data_dir is not None:
         raise ValueError(f"validation images are those of a run, and {model} is none: leave --data-dir out")
+    cut = False
     if format == "onnx-early-exit":
-        policy = _policy_of(model, net, asked, which, policy)
+        policy, cut = _policy_of(model, net, asked, which, policy)
     elif policy is not None:
         raise ValueError(f"confidence and thresholds are for onnx-early-exit, not for {format}: leave them out")
     last = asked if policy is None else policy.deepest
@@ -128,21 +132,26 @@ def export(
         difference, exits = prove_equal(net, last, policy, pixels, answers)
         size = partial.stat().st_size
     done = Exported(path, format, last, size, len(pixels), difference, pixels.shape[1:], exits, random=found is None)
-    return replace(done, unreached=tuple(range(last + 1, asked + 1)), uncompared=uncompared)
+    return replace(done, unreached=tuple(range(last + 1, asked + 1)), uncompared=uncompared, cut=cut)
 
 
-def _policy_of(run: RunDir, net: PretrainedAuxNet, output: int, which: Which, given: Policy | None) -> Policy:
+def _policy_of(
+    run: RunDir, net: PretrainedAuxNet, output: int, which: Which, given: Policy | None
+) -> tuple[Policy, bool]:
     """The policy of an early exit over outputs 1..`output`: the one given, or RUN/exits.json, as far as images get.
+
+    And whether outputs that images get to by RUN/exits.json are cut off.
 
     Raises ValueError where nothing could leave early, FileNotFoundError without any.
     """
     if output < 2:
         raise ValueError("an early exit over one output has nothing to leave early at: export it as onnx")
-    policy = given or read_policy(run, net.outputs, which).up_to(output)
+    whole = given or read_policy(run, net.outputs, which)
+    policy = given or whole.up_to(output)
     policy.check(output)
     if policy.deepest == 1:
         raise ValueError("all images leave at output 1, where the threshold is 0: export it as onnx (--output 1)")
-    return policy.up_to(policy.deepest)
+    return policy.up_to(policy.deepest), policy.deepest < whole.deepest
 
 
 def _write(

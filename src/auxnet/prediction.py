@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from auxnet.errors import one_line, warn, whole_number
+from auxnet.errors import not_finite, one_line, warn, whole_number
 from auxnet.hub import Picture, PretrainedAuxNet, check_image, pixels_of
 from auxnet.machine import cores
 from auxnet.preprocessing import Preprocessing
@@ -79,7 +79,7 @@ def predict(
     pixels, as `PretrainedAuxNet.prepare` takes them; that many processes decode files ahead, about two batches at most.
 
     Raises, at once, ValueError for an option that cannot be or an empty list, TypeError for what is no image, and what
-    `runtimes.open_model` raises.
+    `runtimes.open_model` raises; RuntimeError, once it is asked, for logits that are not finite: they name no class.
     """
     batch_size, top = whole_number("batch_size", batch_size, 1), whole_number("top", top, 1)
     several = isinstance(images, Iterable) and not isinstance(images, str)
@@ -197,6 +197,8 @@ def _pieces(files: Iterator[_Given]) -> Iterator[list[_Given]]:
 def _batch(model: Runnable, waiting: list[_Readable | Unreadable], top: int) -> Iterator[Prediction | Unreadable]:
     pixels = [each.pixels for each in waiting if isinstance(each, _Readable)]
     answers = model.ask(np.stack(pixels)) if pixels else None
+    if answers and not (finite := np.isfinite(answers.logits).all(1)).all():
+        raise not_finite(f"output {answers.exits[finite.argmin()]}", "logits")
     rows = iter(zip(answers.probabilities, answers.exits, strict=True) if answers else ())
     for each in waiting:
         if isinstance(each, Unreadable):

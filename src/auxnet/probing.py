@@ -18,6 +18,7 @@ from torch import Tensor
 from auxnet.backbones.attaching import channels_first
 from auxnet.batches import Batches
 from auxnet.diagnosis import Layer, layers_of
+from auxnet.errors import not_finite
 from auxnet.modules import in_mode
 from auxnet.network import AuxNet
 from auxnet.scores import wilson
@@ -43,7 +44,8 @@ class Probe:
 def probe(net: AuxNet, train: Batches, others: Batches) -> tuple[Probe, ...]:
     """A probe per layer, shallow to deep, trained on the images of `train` and judged on those of `others`.
 
-    The net is left as it was. Raises ValueError without images, or if those to train on are all of one class.
+    The net is left as it was. Raises ValueError without images, or if those to train on are all of one class,
+    RuntimeError for features that are not finite.
     """
     features, labels = pooled_features(net, train)
     judged, truth = pooled_features(net, others)
@@ -74,7 +76,10 @@ def pooled_features(net: AuxNet, batches: Batches) -> tuple[dict[int, Tensor], T
             labels.append(label.cpu())
     if not rows:
         raise ValueError("there are no images to probe with")
-    columns = (torch.cat(column) for column in zip(*rows, strict=True))
+    columns = [torch.cat(column) for column in zip(*rows, strict=True)]
+    for at, column in zip(layers, columns, strict=True):
+        if not column.isfinite().all():
+            raise not_finite(f"layer {at.layer}", "features")
     return dict(zip((at.layer for at in layers), columns, strict=True)), torch.cat(labels)
 
 

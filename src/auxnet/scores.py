@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from auxnet.batches import Batches
+from auxnet.errors import not_finite
 from auxnet.modules import in_mode
 from auxnet.network import AuxNet, check_tensors, fitting
 from auxnet.words import per_cent, plural
@@ -75,9 +76,7 @@ def predictions(net: AuxNet, batches: Batches) -> Predictions:
         found = f"{labels.min().item()}..{labels.max().item()}"
         raise ValueError(f"labels must be whole numbers in 0..{classes - 1}, the classes of the net, got {found}")
     if not (finite := logits.isfinite().all(2).all(1)).all():
-        raise RuntimeError(
-            f"output {int(finite.int().argmin()) + 1} gives logits that are not finite: has it diverged?"
-        )
+        raise not_finite(f"output {int(finite.int().argmin()) + 1}", "logits")
     return Predictions(logits, labels.long())
 
 

@@ -278,7 +278,7 @@ def _of_target(target: float, found: CrossFit, answer: Point) -> Iterator[str]:
             f"and by {there} on images left out of solving, a fifth in turn: there it keeps the target of {points} in "
             "the mean, which promises nothing of one set of images"
         )
-    elif target < smallest_provable_target(n):
+    elif target < smallest_provable_target(n) - 1e-9:
         least = math.ceil(1e4 * smallest_provable_target(n)) / 100
         yield (
             f"{n:,} validation images are too few to show that a target of {points} is kept ({least:g} is the least "
@@ -289,8 +289,8 @@ def _of_target(target: float, found: CrossFit, answer: Point) -> Iterator[str]:
     else:
         yield f"nothing is shown to keep the target of {points} on images left out: all images take the final output"
     test = answer.test.against_final
-    if test.difference > target:
-        how = "beyond chance" if test.low > target else "which may be chance"
+    if test.difference > target + 1e-9:
+        how = "beyond chance" if test.low > target + 1e-9 else "which may be chance"
         yield f"on test images the error rises by more than the target of {points}, {how}"
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 from rich.console import Console
-from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from auxnet.cli import screen
@@ -95,7 +94,7 @@ def export(words: list[str]) -> None:
     """`auxnet export`."""
     o = parse(Export, words)
     screen.load_torch()
-    from auxnet.exits import read_notes
+    from auxnet.exits import exits_file, read_notes
     from auxnet.exporting import export as write
 
     settings = {"which": o.which, "policy": _policy(o), "data_dir": o.data_dir, "images": o.images}
@@ -119,7 +118,12 @@ def export(words: list[str]) -> None:
         if not done.random and not any(done.exits[:-1]):
             alone = f"--format onnx --output {done.output}"
             screen.print_line(console, f"note: none left early: {alone} gives a smaller file that answers sooner")
-        for note in read_notes(o.model, o.which) if o.thresholds is None else ():
+        notes = read_notes(o.model, o.which) if o.thresholds is None else []
+        if done.cut:
+            solved = f"{exits_file(o.model, o.which).name} was solved over all outputs"
+            shown = f"cut to 1..{done.output}, its target is not shown to be kept"
+            notes = [f"{solved}; {shown}: leave --output out to export what was solved"]
+        for note in notes:
             screen.print_line(console, f"note: {note}")
     images = (
         "random images (the data of its training are not here, or of no use)" if done.random else "validation images"
@@ -245,9 +249,10 @@ def _table(answers: Iterator[Prediction | Unreadable], top: int, file: TextIO) -
     for a in (each for each in answers if not isinstance(each, Unreadable)):
         then = ", ".join(f"{c} {per_cent(p)}" for c, p in zip(a.classes[1:], a.probabilities[1:], strict=True))
         cells = (a.image, str(a.output), a.classes[0], per_cent(a.probabilities[0]), then)
-        table.add_row(*map(Text, map(printable, map(_shown, cells[: len(table.columns)]))))
+        table.add_row(*map(printable, map(_shown, cells[: len(table.columns)])))
     if table.row_count:
-        screen.print_table(screen.console() if file is sys.stdout else Console(file=file, width=160), table)
+        plain = Console(file=file, width=160, markup=False, emoji=False)
+        screen.print_table(screen.console() if file is sys.stdout else plain, table)
 
 
 def _csv(answers: Iterator[Prediction | Unreadable], top: int, file: TextIO) -> None:

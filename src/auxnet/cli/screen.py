@@ -19,7 +19,7 @@ from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.status import Status
 from rich.table import Column, Table
-from rich.text import TextType
+from rich.text import Text, TextType
 
 from auxnet.cli import leads
 from auxnet.signals import HANGUP, Stopped, held
@@ -34,6 +34,10 @@ PAUSE = 60.0  # seconds between two lines that say how something long stands, wh
 
 
 class _Console(Console):
+    def __init__(self, **options: Any) -> None:
+        """Names of runs, classes and files are printed as they stand, be they like rich's markup or its emoji."""
+        super().__init__(markup=False, emoji=False, **options)
+
     def on_broken_pipe(self) -> None:
         """Raise it: rich itself would end the program with status 1, which here says that something failed."""
         raise BrokenPipeError
@@ -60,7 +64,7 @@ def console() -> Console:
 
 def working(on: str) -> Status:
     """A spinner while something takes its time; on standard error, so that what is printed stays clean."""
-    return Console(stderr=True, quiet=not leads()).status(on)
+    return Console(stderr=True, quiet=not leads()).status(Text(on))
 
 
 def load_torch() -> None:
@@ -82,8 +86,8 @@ def live_bar(console: Console, what: str, goes_on: str) -> Iterator[Callable[...
     It takes what rich's `Progress.update` takes, and `result`, words to the right of the bar. Raises Stopped, which
     says what `goes_on` with the training, where nobody reads the output any more.
     """
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24))
-    result = TextColumn("{task.fields[result]}")
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24))
+    result = TextColumn("{task.fields[result]}", markup=False)
     with Progress(*columns, result, console=console, disable=not console.is_terminal, transient=True) as bar:
         try:
             yield partial(bar.update, bar.add_task(what, total=None, result=""))
@@ -131,8 +135,8 @@ def now_and_then(console: Console) -> Callable[[], bool]:
 
 
 def print_line(console: Console, text: str) -> None:
-    """Print a line as it stands: not wrapped, not coloured, not read as markup."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    """Print a line as it stands: not wrapped, not coloured."""
+    console.print(text, highlight=False, soft_wrap=True)
 
 
 def print_which(console: Console, run: RunDir, which: Which) -> None:
