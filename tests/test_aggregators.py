@@ -62,6 +62,25 @@ def test_the_mean_of_torchjd_is_joint():
     torch.testing.assert_close(by_mean, by_sum)
 
 
+@pytest.mark.parametrize("name", ["Sum", "PCGrad", "GradDrop", "ConFIG", "MGDA", "UPGrad"])
+def test_of_equal_gradients_every_aggregator_makes_their_sum_and_draws_nothing(name):
+    pytest.importorskip("torchjd")
+    state = torch.get_rng_state()
+    aggregate = by_name.aggregator_of(name)
+    assert torch.equal(torch.get_rng_state(), state)
+    row = torch.tensor([1.0, -2.0, 0.5])
+    torch.testing.assert_close(aggregate(row.expand(3, 3)), row, atol=1e-3, rtol=1e-3)
+
+
+def test_pcgrad_is_that_of_its_paper():
+    """Each gradient is projected onto the plane normal to those it conflicts with; their sum is used (algorithm 1)."""
+    pytest.importorskip("torchjd")
+    weights = [0.3, 1.0]
+    (a, b), went = step_in_the_segment(weights, aggregate=by_name.aggregator_of("PCGrad"))
+    assert a @ b < 0
+    torch.testing.assert_close(went, (a - (a @ b) / (b @ b) * b) + (b - (a @ b) / (a @ a) * a))
+
+
 def test_the_heads_train_alone_on_a_trunk_that_is_frozen():
     net = quarrelling_net()
     net.segments.requires_grad_(False)

@@ -129,6 +129,27 @@ def test_a_key_that_is_given_twice_is_refused(tmp_path):
         read_recipe(tmp_path / "r.yaml")
 
 
+@pytest.mark.parametrize("number", ["010", "-010", "1:30", "0_7", "1:30.5"])
+def test_a_number_of_another_base_is_refused(tmp_path, number):
+    """YAML 1.1 reads them as 8, -8, 90, 7 and 90.5."""
+    (tmp_path / "r.yaml").write_text(f"lr: {number}\n")
+    with pytest.raises(ValueError, match=rf"{number} is a number of another base in YAML: write it plainly"):
+        read_recipe(tmp_path / "r.yaml")
+
+
+def test_plain_numbers_are_read(tmp_path):
+    (tmp_path / "r.yaml").write_text("lr: 0.1\nepochs: 10\nseed: 0\nweight_decay: 5e-4\nmomentum: 0\nclip: 1_0.5\n")
+    assert read_recipe(tmp_path / "r.yaml") == Recipe(lr=0.1, epochs=10, weight_decay=5e-4, momentum=0.0, clip=10.5)
+
+
+def test_none_in_a_file_is_what_it_is_as_a_flag(tmp_path):
+    fields = ("clip", "outputs", "at", "weights", "ema", "threads", "cuts", "data_dir", "pretrained", "backbone")
+    (tmp_path / "r.yaml").write_text("freeze: none\nstep_scale: none\n" + "".join(f"{name}: none\n" for name in fields))
+    read = read_recipe(tmp_path / "r.yaml")
+    assert [getattr(read, name) for name in fields] == [None] * len(fields)
+    assert (read.freeze, read.step_scale) == ("none", "none")
+
+
 def test_paths_and_numbers_of_numpy_and_torch_serve():
     given = Recipe(data=Path("pics"), lr=np.float64(0.05), epochs=np.int64(1), weights=torch.tensor([0.25, 1.0]))
     assert given == Recipe(data="pics", lr=0.05, epochs=1, weights=(0.25, 1.0))

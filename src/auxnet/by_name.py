@@ -12,6 +12,7 @@ from torch import Tensor
 
 from auxnet.errors import first_line
 from auxnet.gradients import Aggregator
+from auxnet.machine import random_kept
 from auxnet.recipe import Recipe
 from auxnet.words import nearest
 
@@ -89,6 +90,8 @@ def _subclasses(module: ModuleType, base: type) -> dict[str, Any]:
 def aggregator_of(name: str) -> Aggregator:
     """An aggregator of torchjd, by name, with its own defaults: gradients [K, parameters] -> one [parameters].
 
+    Of equal gradients it makes that gradient: what adds up (PCGrad, GradDrop, ConFIG, Sum) is divided by K.
+
     Raises ValueError if there is none of that name, it needs more than a name, or torchjd is not installed.
     """
     try:
@@ -105,4 +108,6 @@ def aggregator_of(name: str) -> Aggregator:
         raise ValueError(f"torchjd's {name} cannot be made from its name alone ({first_line(error)})") from None
     if hasattr(aggregator, "reset"):
         raise ValueError(f"torchjd's {name} remembers steps, and a run could not be resumed: choose another aggregator")
-    return aggregator
+    with random_kept(torch.device("cpu")):  # some draw numbers
+        adds_up = float(aggregator(torch.ones(2, 4))[0]) > 1.5
+    return (lambda rows: aggregator(rows) / len(rows)) if adds_up else aggregator

@@ -7,6 +7,7 @@ few thousand brackets exhaust the stack; both are refused before anything is bui
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -99,7 +100,7 @@ def read_yaml(path: Path, what: str) -> Any:
 
 @cache
 def _once_each() -> Any:
-    """PyYAML's safe loader, but for a key that is given twice: it would take the last without a word."""
+    """PyYAML's safe loader, but for what it takes without a word: a key twice, 010 as 8, 1:30 as 90."""
     import yaml
 
     class OnceEach(yaml.SafeLoader):
@@ -109,6 +110,14 @@ def _once_each() -> Any:
                 raise ValueError(f"{twice[0]} is given twice")
             return super().construct_mapping(node, deep)
 
+        def number(self, node: Any) -> Any:
+            if re.match(r"[-+]?0[\d_]|.*:", node.value):
+                raise ValueError(f"{node.value} is a number of another base in YAML: write it plainly, as 10 or 0.5")
+            is_int = node.tag.endswith(":int")
+            return self.construct_yaml_int(node) if is_int else self.construct_yaml_float(node)
+
+    for kind in ("int", "float"):
+        OnceEach.add_constructor(f"tag:yaml.org,2002:{kind}", OnceEach.number)
     return OnceEach
 
 

@@ -49,8 +49,8 @@ _fetched_once = cache(fetched)
 
 
 def local(path: Path | str) -> Path:
-    """Where weights lie: a path as it is; the folder of a model on the hub, which is asked for it once."""
-    return _fetched_once(str(path)) if on_hub(path) else Path(path)
+    """Where weights lie: a path, ~ expanded; the folder of a model on the hub, which is asked for it once."""
+    return _fetched_once(str(path)) if on_hub(path) else Path(path).expanduser()
 
 
 def pinned(path: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from auxnet.documents import json_value
-from auxnet.fetching import came_of, on_hub
+from auxnet.fetching import came_of, local, on_hub
 from auxnet.files import claimed, unwritable, written_whole
 from auxnet.reading import sources
 from auxnet.recipe import SEAL, WHERE, Recipe, nearest_run, read_run_recipe, write_recipe
@@ -186,7 +186,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     data, data_dir = sources.located(recipe.data, recipe.data_dir)
     pretrained = recipe.pretrained
     if pretrained is not None and not on_hub(pretrained):
-        pretrained = str(Path(pretrained).resolve())
+        pretrained = str(local(pretrained).resolve())
     return replace(recipe, data=data, data_dir=data_dir, pretrained=pretrained)
 
 

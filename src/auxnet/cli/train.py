@@ -126,6 +126,10 @@ def plan(words: list[str]) -> None:
     options = parse_with_recipe(Plan, words)
     if options.save is not None and options.save.exists() and not options.overwrite:
         raise FileExistsError(f"{options.save} exists: name another file with --save, or replace it with --overwrite")
+    if options.save is not None and not options.save.parent.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {options.save.parent} to save {options.save.name} in: make it first"
+        )
     screen.load_torch()
     from auxnet.plan import plan as work_out
 
