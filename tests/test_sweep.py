@@ -27,6 +27,7 @@ from auxnet.cli import main, screen
 from auxnet.data import load_data
 from auxnet.documents import read_json
 from auxnet.errors import DivergedError
+from auxnet.files import write_json
 from auxnet.recipe import WHERE, Recipe, read_recipe
 from auxnet.sweeps import sweep_page, sweeping, trials, worker
 from auxnet.sweeps.settings import Settings
@@ -76,6 +77,13 @@ def val_errors(folder):
         if row["split"] == "val":
             errors.setdefault(row["epoch"], []).append(row["error"])
     return errors
+
+
+def run_of(recipe, error):
+    """What `fit` says of a training whose outputs err so."""
+    data = load_data(recipe)
+    images = {"drawn": data.drawn, "val_sha256": data.val_sha256()}
+    return SimpleNamespace(summary={"last": [{"val_error": error}] * 2, "data": images})
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +261,7 @@ def untrained(monkeypatch):
         trained.append((recipe.gamma, recipe.floor))
         if recipe.gamma > 15:
             raise DivergedError("the loss is not finite")
-        return SimpleNamespace(summary={"last": [{"val_error": (recipe.gamma + recipe.floor) / 100}] * 2})
+        return run_of(recipe, (recipe.gamma + recipe.floor) / 100)
 
     monkeypatch.setattr(worker, "fit_on", fit)
     monkeypatch.setattr(worker, "read_metrics", lambda folder: [])
@@ -664,7 +672,7 @@ def test_what_took_the_failure_of_a_twin_is_tried_again_with_it(tmp_path, untrai
 
     failed = [trial for trial in run().trials if trial.state == "failed"]
     assert any(trial.twin is not None for trial in failed)
-    monkeypatch.setattr(worker, "fit_on", lambda *_: SimpleNamespace(summary={"last": [{"val_error": 0.5}] * 2}))
+    monkeypatch.setattr(worker, "fit_on", lambda recipe, *_: run_of(recipe, 0.5))
     again = run(retry_failed=True).trials
     assert {trial.state for trial in again} == {"complete"}
     assert sorted(trial.values["gamma"] for trial in again[-len(failed) :]) == sorted(
@@ -846,6 +854,39 @@ def test_trials_are_never_judged_by_other_images_than_those_before(tmp_path, cap
         sweep({"lr": [0.01, 0.1, 0.2]}, tmp_path / "s", recipe, trials=2)
     (tmp_path / "pics" / "cat" / "one-more.png").unlink()
     assert len(sweep({"lr": [0.01, 0.1, 0.2]}, tmp_path / "s", recipe, trials=2).trials) == 2
+
+
+def test_a_sweep_stops_where_its_images_changed_while_it_ran_and_goes_on_once_they_are_back(tmp_path, untrained):
+    images, labels = tiny(40, 2, size=8)
+    write_folders(tmp_path / "pics", images, labels, ["cat", "dog"])
+    more = tmp_path / "pics" / "cat" / "one-more.png"
+
+    def change(trials, total):
+        if any(trial.ended for trial in trials):
+            Image.fromarray(images[0]).save(more)
+
+    recipe, space = replace(OWN, data=str(tmp_path / "pics")), {"gamma": [1.0, 2.0]}
+    with pytest.raises(RuntimeError, match="have changed since it was begun, and its trials would be judged by other"):
+        sweep(space, tmp_path / "s", recipe, watch=change)
+    assert [trial.state for trial in read_sweep(tmp_path / "s").trials] == ["complete", "interrupted"]
+    more.unlink()
+    found = sweep(space, tmp_path / "s", recipe)
+    assert [trial.state for trial in found.trials] == ["complete"] * 2
+    assert {trial.values["gamma"] for trial in found.trials} == {1.0, 2.0}
+    assert untrained[1:] == [untrained[1]] * 2  # once on either images
+
+
+def test_trials_that_were_validated_on_different_images_are_said_to_be_whatever_varied(finished, tmp_path):
+    def said():
+        return " ".join(sweep_page.notes_of(read_sweep(tmp_path / "s")))
+
+    shutil.copytree(finished.folder, tmp_path / "s")
+    assert "different images" not in said()
+    path = tmp_path / "s" / "trials" / f"{finished.best.number:04}" / "summary.json"
+    summary = read_json(path)
+    summary["data"]["val_sha256"] = "other"
+    write_json(path, summary)
+    assert "the data changed while the sweep went on, so that the trials are validated on different images" in said()
 
 
 def test_trials_are_never_judged_by_other_images_of_a_validation_folder_than_those_before(tmp_path, untrained):

@@ -107,7 +107,7 @@ def sweep(
     check_space(settings, WHERE)  # nor a trial now and then
     joined = join_sweep(Path(out), settings, trials, storage, check=lambda: check_space(settings, settings.space))
     if dataset is not None:
-        check_same_data(joined, dataset)
+        check_same_data(joined, dataset.drawn, dataset.val_sha256())
     if retry_failed:
         try_again(joined)
     where = {field: getattr(recipe, field) for field in WHERE if field not in settings.space}

@@ -16,7 +16,17 @@ from auxnet.recipe import Recipe
 from auxnet.rundir import checkpoints, read_metrics
 from auxnet.schedules import trained_outputs_only
 from auxnet.sweeps.journal import optuna
-from auxnet.sweeps.trials import OpenSweep, claim, numbered_folder, twin_of, values_drawn
+from auxnet.sweeps.settings import COMPARABLE
+from auxnet.sweeps.trials import (
+    OpenSweep,
+    OtherImagesError,
+    check_same_data,
+    claim,
+    numbered_folder,
+    try_again,
+    twin_of,
+    values_drawn,
+)
 from auxnet.train import fit_on
 
 State = optuna.trial.TrialState
@@ -29,7 +39,7 @@ def work(sweep: OpenSweep, where: dict[str, Any], watch: Callable[[], None] = la
     `watch` is called whenever a trial begins, ends an epoch, or ends. A trial fails by what would happen again wherever
     it is trained: a recipe that cannot be (ValueError), a loss that stopped being finite (DivergedError), a death
     of its process `PATIENCE` times at one place. Any other error may be the machine's fault, such as a full disk, a GPU
-    that failed or data that are gone: it is raised, and the trial is left for the next worker.
+    that failed or data that are gone or have changed: it is raised, and the trial is left for the next worker.
     """
     while (claimed := claim(sweep)) is not None:
         trial, lock = claimed
@@ -87,6 +97,8 @@ def _run(sweep: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Ca
             )
         recipe = replace(settings.recipe, **{**values_drawn(sweep, trial), **where})
         run = fit_on(recipe, folder, follow)
+        if not {*COMPARABLE} & settings.space.keys():
+            check_same_data(sweep, run.summary["data"]["drawn"], run.summary["data"]["val_sha256"])
         value = objective_of([row["val_error"] for row in run.summary["last"]], settings.objective, recipe)
     except optuna.TrialPruned:
         state = State.PRUNED
@@ -98,6 +110,10 @@ def _run(sweep: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Ca
             f"trial {trial.number} found no memory: {first_sentence(failure)}; the same command again tries once more, "
             f"{PATIENCE} times in all"
         ) from failure
+    except OtherImagesError:  # which the run cannot exchange: it begins anew once they are back
+        sweep.study.tell(trial, state=State.FAIL)
+        try_again(sweep, trial.number)
+        raise
     except BaseException:
         trial.set_user_attr("starts", starts)  # nothing that counts against it
         raise
