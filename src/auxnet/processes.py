@@ -16,7 +16,7 @@ import torch
 
 from auxnet.errors import one_line
 from auxnet.machine import cores, keep_freed_memory, thread_count
-from auxnet.signals import Stopped, held
+from auxnet.signals import Stopped, held, raised
 
 Work = Callable[[dict[str, Any], Callable[[], None]], None]
 """(where, watch): `where` is device, threads, ... of this worker; it calls `watch` now and then"""
@@ -92,7 +92,8 @@ def _process(work: Work, where: dict[str, Any], complain: Connection) -> None:
 
     keep_freed_memory()
     try:
-        work(where, end_with_parent)
+        with raised():  # work that is stopped puts back what it has in hand, whatever it is at
+            work(where, end_with_parent)
     except KeyboardInterrupt as stop:
         sys.exit(getattr(stop, "status", 130))
     except Exception as error:
