@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from PIL import Image
 
 pytest.importorskip("optuna", reason="optuna is not installed (extra: sweep)")
 
-from auxnet import resuming, rundir, train
+from auxnet import resuming, rundir, signals, train
 from auxnet.cli import main, screen
 from auxnet.data import load_data
 from auxnet.documents import read_json
@@ -30,6 +31,7 @@ from auxnet.errors import DivergedError
 from auxnet.files import write_json
 from auxnet.recipe import WHERE, Recipe, read_recipe
 from auxnet.sweeps import sweep_page, sweeping, trials, worker
+from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.settings import Settings
 from auxnet.sweeps.space import Choices, Range, domain_of, space_from, space_from_words, values_of, written
 from auxnet.sweeps.sweeping import read_sweep, sweep
@@ -593,6 +595,37 @@ def test_ctrl_c_stops_all_workers_and_the_folder_alone_says_how_to_go_on(tmp_pat
     assert {trial.values["gamma"] for trial in found.trials} == {0.0, 1.0}
 
 
+@pytest.mark.parametrize(
+    ("fate", "state"), [(optuna.TrialPruned(), "pruned"), (DivergedError("the loss is not finite"), "failed")]
+)
+def test_a_stop_in_the_epoch_that_ends_a_trial_early_keeps_its_verdict_and_stops_the_worker(
+    fate, state, tmp_path, untrained, monkeypatch
+):
+    def stopped_in_its_last_epoch(recipe, folder, watch):
+        with signals.held():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise fate
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worker, "fit_on", stopped_in_its_last_epoch)
+        with pytest.raises(signals.Stopped) as stop:
+            sweep({"gamma": [1.0, 2.0]}, tmp_path / "a", TINY)
+    assert stop.value.status == 143
+    assert [trial.state for trial in read_sweep(tmp_path / "a").trials] == [state]
+    assert [trial.state for trial in sweep({"gamma": [1.0, 2.0]}, tmp_path / "a", TINY).trials] == [state, "complete"]
+
+
+def test_a_stop_while_the_verdict_of_a_trial_is_written_waits_until_it_is(tmp_path, untrained, monkeypatch):
+    def rows(folder):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return []
+
+    monkeypatch.setattr(worker, "read_metrics", rows)
+    with signals.raised(), pytest.raises(signals.Stopped):
+        sweep({"gamma": [1.0, 2.0]}, tmp_path / "a", TINY)
+    assert [trial.state for trial in read_sweep(tmp_path / "a").trials] == ["complete"]
+
+
 def test_a_trial_that_takes_its_process_down_each_time_is_given_up(tmp_path, monkeypatch):
     """Three real deaths in the same place: the fourth worker fails the trial, and goes on to the next."""
 
@@ -901,6 +934,29 @@ def test_trials_are_never_judged_by_other_images_of_a_validation_folder_than_tho
         sweep(space, tmp_path / "s", recipe, trials=2)
     kept.rename(gone)
     assert len(sweep(space, tmp_path / "s", recipe, trials=2).trials) == 2
+
+
+def test_a_trial_that_cannot_go_on_in_a_copied_project_is_left_to_a_worker_that_can(tmp_path, monkeypatch):
+    images, labels = tiny(40, 2, size=8)
+    write_folders(tmp_path / "a" / "pics", images, labels, ["cat", "dog"])
+    recipe, space = replace(OWN, data="pics", epochs=2), {"lr": [0.01, 0.1]}
+
+    def stop(trials, total):
+        if trials and trials[0].epochs:
+            raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        sweep(space, "s", recipe, watch=stop)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    for place, goes_on in (("b", False), ("a", True)):
+        monkeypatch.chdir(tmp_path / place)
+        with nullcontext() if goes_on else pytest.raises(RuntimeError, match="trial 0 goes on where it was begun, or"):
+            sweep(space, "s", recipe, trials=1)
+        assert [trial.state for trial in read_sweep("s").trials] == ["complete" if goes_on else "interrupted"]
+    monkeypatch.chdir(tmp_path / "b")
+    shutil.rmtree(Path("s", "trials", "0000"))
+    assert [trial.state for trial in sweep(space, "s", recipe, trials=1).trials] == ["complete"]
 
 
 def test_the_best_recipe_is_of_the_data_of_its_trial_wherever_the_sweep_is_shown(tmp_path, monkeypatch, capsys):
