@@ -8,11 +8,12 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import statistics
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -543,6 +544,25 @@ def test_a_database_shared_without_the_folder_is_refused(tmp_path):
     trials.join_sweep(tmp_path / "b", settings, 2, url, check=lambda: None)
     other = replace(settings, recipe=replace(TINY, seed=3))
     trials.join_sweep(tmp_path / "more" / "a", other, 2, url, check=lambda: None)
+
+
+def test_a_database_that_fails_meanwhile_is_told_in_a_line_and_the_same_command_goes_on(tmp_path, untrained):
+    url = f"sqlite:///{tmp_path}/new.db?timeout=0"
+
+    def run(watch):
+        return sweep({"gamma": [1.0, 2.0]}, tmp_path / "a", TINY, storage=url, watch=watch)
+
+    with closing(sqlite3.connect(tmp_path / "new.db", isolation_level=None)) as other:
+
+        def lock(trials, total):
+            if trials and not other.in_transaction:
+                other.execute("BEGIN EXCLUSIVE")
+
+        with pytest.raises(RuntimeError) as failure:
+            run(lock)
+    why = "the database fails ((sqlite3.OperationalError) database is locked)"
+    assert str(failure.value) == f"{why}: the same command again goes on with the sweep"
+    assert [trial.state for trial in run(lambda trials, total: None).trials] == ["complete"] * 2
 
 
 def test_a_worker_killed_in_a_trial_loses_nothing(tmp_path, monkeypatch):
