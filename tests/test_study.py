@@ -4,8 +4,10 @@ import csv
 import json
 import math
 import multiprocessing
+import os
 import re
 import shutil
+import signal
 import statistics
 import threading
 import time
@@ -17,7 +19,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from auxnet import build
+from auxnet import build, signals
 from auxnet import train as training
 from auxnet.cli import main, screen
 from auxnet.data import load_data
@@ -1042,6 +1044,20 @@ def test_no_more_processes_start_than_trainings_are_left(tmp_path, monkeypatch):
     for _ in range(2):
         running.train(tmp_path, trials, 100, HERE, lambda left: None)
     assert started == [2]
+
+
+def test_a_stop_in_the_step_in_which_a_training_diverges_notes_that_and_stops_the_worker(tmp_path, monkeypatch):
+    def stopped_as_it_diverges(recipe, folder, watch):
+        with signals.held():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise DivergedError("the loss is not finite")
+
+    monkeypatch.setattr(running, "fit_on", stopped_as_it_diverges)
+    trials = [Trial("a", seed, Recipe(seed=seed)) for seed in range(2)]
+    with pytest.raises(signals.Stopped) as stop:
+        running.train(tmp_path, trials, 1, HERE, lambda left: None)
+    assert stop.value.status == 143
+    assert [running.why_failed(tmp_path, trial) for trial in trials] == ["the loss is not finite", None]
 
 
 def test_what_a_machine_cannot_do_fails_no_training_for_ever(own, tmp_path, capsys):

@@ -8,10 +8,12 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import statistics
 import subprocess
 import sys
 import time
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,13 +24,15 @@ from PIL import Image
 
 pytest.importorskip("optuna", reason="optuna is not installed (extra: sweep)")
 
-from auxnet import resuming, rundir, train
+from auxnet import resuming, rundir, signals, train
 from auxnet.cli import main, screen
 from auxnet.data import load_data
 from auxnet.documents import read_json
 from auxnet.errors import DivergedError
+from auxnet.files import write_json
 from auxnet.recipe import WHERE, Recipe, read_recipe
 from auxnet.sweeps import sweep_page, sweeping, trials, worker
+from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.settings import Settings
 from auxnet.sweeps.space import Choices, Range, domain_of, space_from, space_from_words, values_of, written
 from auxnet.sweeps.sweeping import read_sweep, sweep
@@ -76,6 +80,13 @@ def val_errors(folder):
         if row["split"] == "val":
             errors.setdefault(row["epoch"], []).append(row["error"])
     return errors
+
+
+def run_of(recipe, error):
+    """What `fit` says of a training whose outputs err so."""
+    data = load_data(recipe)
+    images = {"drawn": data.drawn, "val_sha256": data.val_sha256()}
+    return SimpleNamespace(summary={"last": [{"val_error": error}] * 2, "data": images})
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +264,7 @@ def untrained(monkeypatch):
         trained.append((recipe.gamma, recipe.floor))
         if recipe.gamma > 15:
             raise DivergedError("the loss is not finite")
-        return SimpleNamespace(summary={"last": [{"val_error": (recipe.gamma + recipe.floor) / 100}] * 2})
+        return run_of(recipe, (recipe.gamma + recipe.floor) / 100)
 
     monkeypatch.setattr(worker, "fit_on", fit)
     monkeypatch.setattr(worker, "read_metrics", lambda folder: [])
@@ -535,6 +546,25 @@ def test_a_database_shared_without_the_folder_is_refused(tmp_path):
     trials.join_sweep(tmp_path / "more" / "a", other, 2, url, check=lambda: None)
 
 
+def test_a_database_that_fails_meanwhile_is_told_in_a_line_and_the_same_command_goes_on(tmp_path, untrained):
+    url = f"sqlite:///{tmp_path}/new.db?timeout=0"
+
+    def run(watch):
+        return sweep({"gamma": [1.0, 2.0]}, tmp_path / "a", TINY, storage=url, watch=watch)
+
+    with closing(sqlite3.connect(tmp_path / "new.db", isolation_level=None)) as other:
+
+        def lock(trials, total):
+            if trials and not other.in_transaction:
+                other.execute("BEGIN EXCLUSIVE")
+
+        with pytest.raises(RuntimeError) as failure:
+            run(lock)
+    why = "the database fails ((sqlite3.OperationalError) database is locked)"
+    assert str(failure.value) == f"{why}: the same command again goes on with the sweep"
+    assert [trial.state for trial in run(lambda trials, total: None).trials] == ["complete"] * 2
+
+
 def test_a_worker_killed_in_a_trial_loses_nothing(tmp_path, monkeypatch):
     recipe, save = replace(TINY, epochs=3), resuming.save_state
     checkpoints = tmp_path / "a" / "trials" / "0000" / "checkpoints"
@@ -583,6 +613,37 @@ def test_ctrl_c_stops_all_workers_and_the_folder_alone_says_how_to_go_on(tmp_pat
     found = read_sweep(tmp_path / "a")
     assert [(trial.state, trial.epochs) for trial in found.trials] == [("complete", 60)] * 2
     assert {trial.values["gamma"] for trial in found.trials} == {0.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("fate", "state"), [(optuna.TrialPruned(), "pruned"), (DivergedError("the loss is not finite"), "failed")]
+)
+def test_a_stop_in_the_epoch_that_ends_a_trial_early_keeps_its_verdict_and_stops_the_worker(
+    fate, state, tmp_path, untrained, monkeypatch
+):
+    def stopped_in_its_last_epoch(recipe, folder, watch):
+        with signals.held():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise fate
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worker, "fit_on", stopped_in_its_last_epoch)
+        with pytest.raises(signals.Stopped) as stop:
+            sweep({"gamma": [1.0, 2.0]}, tmp_path / "a", TINY)
+    assert stop.value.status == 143
+    assert [trial.state for trial in read_sweep(tmp_path / "a").trials] == [state]
+    assert [trial.state for trial in sweep({"gamma": [1.0, 2.0]}, tmp_path / "a", TINY).trials] == [state, "complete"]
+
+
+def test_a_stop_while_the_verdict_of_a_trial_is_written_waits_until_it_is(tmp_path, untrained, monkeypatch):
+    def rows(folder):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return []
+
+    monkeypatch.setattr(worker, "read_metrics", rows)
+    with signals.raised(), pytest.raises(signals.Stopped):
+        sweep({"gamma": [1.0, 2.0]}, tmp_path / "a", TINY)
+    assert [trial.state for trial in read_sweep(tmp_path / "a").trials] == ["complete"]
 
 
 def test_a_trial_that_takes_its_process_down_each_time_is_given_up(tmp_path, monkeypatch):
@@ -664,7 +725,7 @@ def test_what_took_the_failure_of_a_twin_is_tried_again_with_it(tmp_path, untrai
 
     failed = [trial for trial in run().trials if trial.state == "failed"]
     assert any(trial.twin is not None for trial in failed)
-    monkeypatch.setattr(worker, "fit_on", lambda *_: SimpleNamespace(summary={"last": [{"val_error": 0.5}] * 2}))
+    monkeypatch.setattr(worker, "fit_on", lambda recipe, *_: run_of(recipe, 0.5))
     again = run(retry_failed=True).trials
     assert {trial.state for trial in again} == {"complete"}
     assert sorted(trial.values["gamma"] for trial in again[-len(failed) :]) == sorted(
@@ -848,6 +909,39 @@ def test_trials_are_never_judged_by_other_images_than_those_before(tmp_path, cap
     assert len(sweep({"lr": [0.01, 0.1, 0.2]}, tmp_path / "s", recipe, trials=2).trials) == 2
 
 
+def test_a_sweep_stops_where_its_images_changed_while_it_ran_and_goes_on_once_they_are_back(tmp_path, untrained):
+    images, labels = tiny(40, 2, size=8)
+    write_folders(tmp_path / "pics", images, labels, ["cat", "dog"])
+    more = tmp_path / "pics" / "cat" / "one-more.png"
+
+    def change(trials, total):
+        if any(trial.ended for trial in trials):
+            Image.fromarray(images[0]).save(more)
+
+    recipe, space = replace(OWN, data=str(tmp_path / "pics")), {"gamma": [1.0, 2.0]}
+    with pytest.raises(RuntimeError, match="have changed since it was begun, and its trials would be judged by other"):
+        sweep(space, tmp_path / "s", recipe, watch=change)
+    assert [trial.state for trial in read_sweep(tmp_path / "s").trials] == ["complete", "interrupted"]
+    more.unlink()
+    found = sweep(space, tmp_path / "s", recipe)
+    assert [trial.state for trial in found.trials] == ["complete"] * 2
+    assert {trial.values["gamma"] for trial in found.trials} == {1.0, 2.0}
+    assert untrained[1:] == [untrained[1]] * 2  # once on either images
+
+
+def test_trials_that_were_validated_on_different_images_are_said_to_be_whatever_varied(finished, tmp_path):
+    def said():
+        return " ".join(sweep_page.notes_of(read_sweep(tmp_path / "s")))
+
+    shutil.copytree(finished.folder, tmp_path / "s")
+    assert "different images" not in said()
+    path = tmp_path / "s" / "trials" / f"{finished.best.number:04}" / "summary.json"
+    summary = read_json(path)
+    summary["data"]["val_sha256"] = "other"
+    write_json(path, summary)
+    assert "the data changed while the sweep went on, so that the trials are validated on different images" in said()
+
+
 def test_trials_are_never_judged_by_other_images_of_a_validation_folder_than_those_before(tmp_path, untrained):
     images, labels = tiny(40, 2, size=8)
     for split in ("train", "val", "test"):
@@ -860,6 +954,29 @@ def test_trials_are_never_judged_by_other_images_of_a_validation_folder_than_tho
         sweep(space, tmp_path / "s", recipe, trials=2)
     kept.rename(gone)
     assert len(sweep(space, tmp_path / "s", recipe, trials=2).trials) == 2
+
+
+def test_a_trial_that_cannot_go_on_in_a_copied_project_is_left_to_a_worker_that_can(tmp_path, monkeypatch):
+    images, labels = tiny(40, 2, size=8)
+    write_folders(tmp_path / "a" / "pics", images, labels, ["cat", "dog"])
+    recipe, space = replace(OWN, data="pics", epochs=2), {"lr": [0.01, 0.1]}
+
+    def stop(trials, total):
+        if trials and trials[0].epochs:
+            raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        sweep(space, "s", recipe, watch=stop)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    for place, goes_on in (("b", False), ("a", True)):
+        monkeypatch.chdir(tmp_path / place)
+        with nullcontext() if goes_on else pytest.raises(RuntimeError, match="trial 0 goes on where it was begun, or"):
+            sweep(space, "s", recipe, trials=1)
+        assert [trial.state for trial in read_sweep("s").trials] == ["complete" if goes_on else "interrupted"]
+    monkeypatch.chdir(tmp_path / "b")
+    shutil.rmtree(Path("s", "trials", "0000"))
+    assert [trial.state for trial in sweep(space, "s", recipe, trials=1).trials] == ["complete"]
 
 
 def test_the_best_recipe_is_of_the_data_of_its_trial_wherever_the_sweep_is_shown(tmp_path, monkeypatch, capsys):

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from signal import SIGTERM
 from typing import Any
 
 import torch
 
 from auxnet.errors import one_line
 from auxnet.machine import cores, keep_freed_memory, thread_count
-from auxnet.signals import Stopped, held
+from auxnet.signals import Stopped, held, raised
 
 Work = Callable[[dict[str, Any], Callable[[], None]], None]
 """(where, watch): `where` is device, threads, ... of this worker; it calls `watch` now and then"""
@@ -44,7 +45,7 @@ def work_together(count: int, work: Work, where: Mapping[str, Any], watch: Calla
             for own in _divided(where, count):
                 complaint, theirs = context.Pipe(duplex=False)
                 process = context.Process(target=_process, args=(work, own, theirs))
-                process.start()
+                _start(process)
                 theirs.close()
                 processes.append(process)
                 complaints.append(complaint)
@@ -66,6 +67,22 @@ def work_together(count: int, work: Work, where: Mapping[str, Any], watch: Calla
     return list(dict.fromkeys([*failures, *killed]))
 
 
+def _start(process: SpawnProcess) -> None:
+    """Start a worker, in which Ctrl-C stays masked: a terminal sends it to all processes, also to one that just starts.
+
+    Here it comes once that is done.
+    """
+    if os.name != "posix":
+        process.start()
+        return
+    resource_tracker.ensure_running()  # or the start begins with it, and it unmasks Ctrl-C
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _divided(where: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
     """`where` for each of `count` workers: threads, decoding processes and GPUs divided among them."""
     parts = [dict(where) for _ in range(count)]
@@ -83,16 +100,17 @@ def _divided(where: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
 def _process(work: Work, where: dict[str, Any], complain: Connection) -> None:
     """A worker in a process of its own, which ends when the one that started it does."""
     if os.name == "posix":
-        os.setpgrp()  # Ctrl-C in a terminal reaches the parent alone, which passes it on once
+        os.setpgrp()  # what a terminal sends reaches the parent alone, which passes it on once
     parent = multiprocessing.parent_process()
 
     def end_with_parent() -> None:
         if parent is not None and not parent.is_alive():
-            raise Stopped(SIGTERM, "the process that started this worker has ended")
+            raise Stopped(signal.SIGTERM, "the process that started this worker has ended")
 
     keep_freed_memory()
     try:
-        work(where, end_with_parent)
+        with raised():  # work that is stopped puts back what it has in hand, whatever it is at
+            work(where, end_with_parent)
     except KeyboardInterrupt as stop:
         sys.exit(getattr(stop, "status", 130))
     except Exception as error:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 HANGUP = getattr(signal, "SIGHUP", 0)  # which not every system has; a terminal that closes may send it twice
+_left = 0  # a signal that `held` noted, and left
 
 
 class Stopped(KeyboardInterrupt):
@@ -44,6 +45,7 @@ def held() -> Iterator[Callable[[], int]]:
     A second one acts at once, unless it is a hangup. What is ignored (hangups under nohup, Ctrl-C in the background of
     a script) stays so. Outside the main thread, where Python delivers no signals, none is held.
     """
+    global _left
     noted = 0
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -55,8 +57,21 @@ def held() -> Iterator[Callable[[], int]]:
         noted = number
 
     asking = (signal.SIGINT, signal.SIGTERM, HANGUP)
-    with _handled(note, *(n for n in asking if n and signal.getsignal(n) != signal.SIG_IGN)):
-        yield lambda: noted
+    try:
+        with _handled(note, *(n for n in asking if n and signal.getsignal(n) != signal.SIG_IGN)):
+            yield lambda: noted
+    finally:
+        _left = _left or noted
+
+
+@contextmanager
+def obeyed() -> Iterator[None]:
+    """Stopped is raised at the end, if `held` within has noted a signal and an error, dealt with within, came first."""
+    global _left
+    _left = 0
+    yield
+    if _left:
+        raise Stopped(_left, "stopped")
 
 
 @contextmanager

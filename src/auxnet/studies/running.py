@@ -22,6 +22,7 @@ from auxnet.processes import work_together
 from auxnet.progress import Progress
 from auxnet.recipe import Recipe, has_recipe, read_run_recipe
 from auxnet.rundir import is_finished, read_metrics, whole_epochs, with_absolute_paths
+from auxnet.signals import obeyed
 from auxnet.studies.spec import Trial
 from auxnet.train import fit_on
 from auxnet.words import val_errors
@@ -128,8 +129,9 @@ def _work(out: Path, trials: Sequence[Trial], where: dict[str, Any], watch: Call
                 continue
             try:
                 if left_of(out, [trial]):
-                    _train(out, replace(trial, recipe=replace(trial.recipe, **where)), watch)
-                    watch()
+                    with obeyed():
+                        _train(out, replace(trial, recipe=replace(trial.recipe, **where)), watch)
+                        watch()
             finally:
                 lock.release()
         if held == len(left):

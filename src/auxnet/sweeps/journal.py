@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
+
+from auxnet.errors import first_line
 
 try:
     import optuna
@@ -14,12 +18,22 @@ except ModuleNotFoundError:
 from optuna.storages import BaseStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 
-__all__ = ["BaseStorage", "journal", "optuna"]
+__all__ = ["BaseStorage", "journal", "optuna", "told_of_database"]
 
 
 def journal(path: Path) -> JournalStorage:
     """The storage in this file, made if need be."""
     return JournalStorage(JournalFileBackend(str(path), lock_obj=_Lock(path)))
+
+
+@contextmanager
+def told_of_database() -> Iterator[None]:
+    """Within, a database that fails is a RuntimeError, which says why in a line."""
+    try:
+        yield
+    except optuna.exceptions.StorageInternalError as error:
+        why = first_line(error.__cause__ or error)
+        raise RuntimeError(f"the database fails ({why}): the same command again goes on with the sweep") from error
 
 
 class _Lock(JournalFileOpenLock):

@@ -14,6 +14,8 @@ from auxnet.sweeps.space import Space, count_of, domain_of, in_words, values_of,
 Sampler = Literal["tpe", "random", "grid"]
 LARGEST_GRID = 10_000
 SEARCH_KEYS = ("objective", "sampler", "prune")
+COMPARABLE = ("data", "data_dir", "image_size", "fit", "val_fraction", "seed")
+"""fields that say which images a trial is validated on"""
 
 
 @dataclass(frozen=True)

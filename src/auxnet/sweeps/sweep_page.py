@@ -17,6 +17,7 @@ from auxnet.reading.splits import validated_alike
 from auxnet.recipe import words_of, write_recipe
 from auxnet.scores import interval_of, too_few
 from auxnet.sweeps.journal import optuna
+from auxnet.sweeps.settings import COMPARABLE
 from auxnet.sweeps.space import Domain, Range, count_of, in_words
 from auxnet.sweeps.sweeping import Sweep
 from auxnet.sweeps.trials import Trial
@@ -24,7 +25,6 @@ from auxnet.words import command, per_cent, plural, sentence
 
 ENOUGH = 4  # complete trials, before it is said which field matters
 LENGTHS = ("epochs", "milestones", "schedule", "warmup")  # how soon a training comes to its end
-COMPARABLE = ("data", "data_dir", "image_size", "fit", "val_fraction", "seed")
 
 
 def write_outcome(sweep: Sweep) -> list[Path]:
@@ -72,6 +72,8 @@ def notes_of(sweep: Sweep) -> Iterator[str]:
     alike = validated_alike(read_json(path)["data"] for path in trained if path.is_file())
     if (changed := [field for field in COMPARABLE if field in space]) and not alike:
         yield f"{', '.join(changed)} varied, so that the trials are validated on different images"
+    elif alike is False:
+        yield "the data changed while the sweep went on, so that the trials are validated on different images"
     if sweep.settings.objective == "mean" and {"outputs", "at"} & space.keys():
         yield "the outputs varied, so that the means are over different outputs; final compares one with one"
     if sweep.settings.prune and (lengths := [field for field in LENGTHS if field in space]):

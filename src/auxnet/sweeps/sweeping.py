@@ -22,7 +22,7 @@ from auxnet.machine import device_of, threads_set
 from auxnet.processes import check_count, work_together
 from auxnet.recipe import WHERE, Recipe, has_recipe, read_run_recipe, words_of
 from auxnet.rundir import check_outside_data, with_absolute_paths
-from auxnet.sweeps.journal import optuna
+from auxnet.sweeps.journal import optuna, told_of_database
 from auxnet.sweeps.settings import Sampler, Settings
 from auxnet.sweeps.space import Range, space_from, values_of
 from auxnet.sweeps.trials import Trial, check_same_data, join_sweep, open_sweep, total_of, trials_of, try_again
@@ -67,6 +67,7 @@ class Sweep:
         return with_absolute_paths(recipe)
 
 
+@told_of_database()
 def sweep(
     space: Mapping[str, Any],
     out: Path | str,
@@ -107,7 +108,7 @@ def sweep(
     check_space(settings, WHERE)  # nor a trial now and then
     joined = join_sweep(Path(out), settings, trials, storage, check=lambda: check_space(settings, settings.space))
     if dataset is not None:
-        check_same_data(joined, dataset)
+        check_same_data(joined, dataset.drawn, dataset.val_sha256())
     if retry_failed:
         try_again(joined)
     where = {field: getattr(recipe, field) for field in WHERE if field not in settings.space}
@@ -187,6 +188,7 @@ def _data_of(recipe: Recipe) -> Recipe:
     return replace(Recipe(), **{field: getattr(recipe, field) for field in OF_DATA})
 
 
+@told_of_database()
 def _work(folder: Path, storage: str | None, where: dict[str, Any], watch: Callable[[], None]) -> None:
     """What each of several processes does."""
     work(open_sweep(folder, storage), where, watch)

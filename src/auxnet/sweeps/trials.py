@@ -21,7 +21,6 @@ from typing import Any
 from filelock import FileLock
 
 from auxnet.batches import seed_of
-from auxnet.data import DataSet
 from auxnet.documents import parsing
 from auxnet.errors import first_line
 from auxnet.files import claimed, is_held, write_text
@@ -31,6 +30,10 @@ from auxnet.sweeps.space import Choices, drawn_in_words
 
 JOURNAL = b'{"op_code"'  # how every line of Optuna's begins
 TRIALS = 20  # if nobody says how many
+
+
+class OtherImagesError(RuntimeError):
+    """A trial would be judged by other images than those before it."""
 
 
 @dataclass(frozen=True)
@@ -124,14 +127,14 @@ def join_sweep(
     return sweep
 
 
-def check_same_data(sweep: OpenSweep, dataset: DataSet) -> None:
-    """Raise RuntimeError if the validation images have changed since the sweep was begun: trials would not compare."""
-    now = [dataset.drawn, dataset.val_sha256()]
+def check_same_data(sweep: OpenSweep, drawn: str, val_sha256: str) -> None:
+    """Raise OtherImagesError for other validation images than when the sweep was begun: trials would not compare."""
+    now = [drawn, val_sha256]
     with FileLock(sweep.folder / ".lock"):  # of two that come first, one says what the images are
         if "images" not in sweep.study.user_attrs:
             sweep.study.set_user_attr("images", now)
     if sweep.study.user_attrs["images"] != now:
-        raise RuntimeError(
+        raise OtherImagesError(
             f"the data of {sweep.folder} have changed since it was begun, and its trials would be judged by other "
             "images: put the data back, or begin another sweep"
         )
@@ -232,11 +235,11 @@ def claim(sweep: OpenSweep) -> tuple[optuna.Trial, FileLock] | None:
         return _drawn(sweep, new.number, new._trial_id), lock
 
 
-def try_again(sweep: OpenSweep) -> None:
-    """Begin each trial that failed again, with the same values under a new number; the new one replaces it."""
+def try_again(sweep: OpenSweep, only: int | None = None) -> None:
+    """Begin each trial that failed, or this one, again, with its values under a new number; the new one replaces it."""
     with FileLock(sweep.folder / ".lock"):
         for trial in current_trials(sweep):
-            if trial.state == optuna.trial.TrialState.FAIL:
+            if trial.state == optuna.trial.TrialState.FAIL and only in (None, trial.number):
                 again = optuna.trial.create_trial(
                     state=optuna.trial.TrialState.RUNNING,
                     params=trial.params,

@@ -15,8 +15,19 @@ from auxnet.progress import Progress
 from auxnet.recipe import Recipe
 from auxnet.rundir import checkpoints, read_metrics
 from auxnet.schedules import trained_outputs_only
+from auxnet.signals import held, obeyed
 from auxnet.sweeps.journal import optuna
-from auxnet.sweeps.trials import OpenSweep, claim, numbered_folder, twin_of, values_drawn
+from auxnet.sweeps.settings import COMPARABLE
+from auxnet.sweeps.trials import (
+    OpenSweep,
+    OtherImagesError,
+    check_same_data,
+    claim,
+    numbered_folder,
+    try_again,
+    twin_of,
+    values_drawn,
+)
 from auxnet.train import fit_on
 
 State = optuna.trial.TrialState
@@ -29,14 +40,16 @@ def work(sweep: OpenSweep, where: dict[str, Any], watch: Callable[[], None] = la
     `watch` is called whenever a trial begins, ends an epoch, or ends. A trial fails by what would happen again wherever
     it is trained: a recipe that cannot be (ValueError), a loss that stopped being finite (DivergedError), a death
     of its process `PATIENCE` times at one place. Any other error may be the machine's fault, such as a full disk, a GPU
-    that failed or data that are gone: it is raised, and the trial is left for the next worker.
+    that failed or data that are gone or have changed: it is raised, and the trial is left for the next worker. So is a
+    ValueError of a trial that was begun, as where its data lie elsewhere.
     """
     while (claimed := claim(sweep)) is not None:
         trial, lock = claimed
         try:
             watch()
-            _run(sweep, trial, where, watch)
-            watch()
+            with obeyed():
+                _run(sweep, trial, where, watch)
+                watch()
         finally:
             lock.release()
 
@@ -55,13 +68,9 @@ def objective_of(val_errors: Sequence[float], objective: str, recipe: Recipe) ->
     return val_errors[output - 1]
 
 
-class _GivenUpError(RuntimeError):
-    """A trial took its process down too often."""
-
-
 def _run(sweep: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Callable[[], None]) -> None:
     """Train one trial; a stop leaves it as it stands, to the next worker."""
-    settings, folder = sweep.settings, numbered_folder(sweep, trial.number)
+    folder = numbered_folder(sweep, trial.number)
     if (twin := twin_of(sweep, trial)) is not None:
         trial.set_user_attr("twin", twin.user_attrs.get("twin", twin.number))
         if twin.state == State.FAIL:
@@ -69,37 +78,68 @@ def _run(sweep: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Ca
         sweep.study.tell(trial, twin.value, twin.state)
         return
 
+    starts = trial.user_attrs.get("starts", [])
+    start = next((path.stem for path in checkpoints(folder)), "its beginning")
+    try:
+        trial.set_user_attr("starts", [*starts, start])
+        if starts.count(start) < PATIENCE:
+            value, state, error = _trained(sweep, trial, where, watch)
+        else:
+            died = f"the process that trained it died {PATIENCE} times at {start}: perhaps for want of memory"
+            value, state, error = None, State.FAIL, died
+        with held():  # no stop parts what came of it from the word of it
+            if error is not None:
+                trial.set_user_attr("error", error)
+            trial.set_user_attr("seconds", sum(row["seconds"] for row in read_metrics(folder) if row["output"] == 1))
+            sweep.study.tell(trial, value, state)
+    except (OutOfMemoryError, MemoryError) as failure:  # counts as a death: its own want, or that of others beside it
+        raise RuntimeError(
+            f"trial {trial.number} found no memory: {first_sentence(failure)}; the same command again tries once more, "
+            f"{PATIENCE} times in all"
+        ) from failure
+    except OtherImagesError:  # which the run cannot exchange: it begins anew once they are back
+        sweep.study.tell(trial, state=State.FAIL)
+        try_again(sweep, trial.number)
+        raise
+    except BaseException:
+        trial.set_user_attr("starts", starts)  # nothing that counts against it
+        raise
+
+
+def _trained(
+    sweep: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Callable[[], None]
+) -> tuple[float | None, State, str | None]:
+    """What came of a trial that is trained to its end: its objective, its state, and why it failed.
+
+    Raises what is no fault of the values it drew.
+    """
+    settings, folder = sweep.settings, numbered_folder(sweep, trial.number)
+    resuming = bool(checkpoints(folder))
+
     def follow(progress: Progress) -> None:
+        nonlocal resuming
+        resuming = False
         if progress.done:
             trial.report(objective_of(progress.val_errors, settings.objective, recipe), progress.epoch)
             watch()
             if settings.prune and progress.epoch < progress.epochs and trial.should_prune():
                 raise optuna.TrialPruned
 
-    starts = trial.user_attrs.get("starts", [])
-    start = next((path.stem for path in checkpoints(folder)), "its beginning")
-    trial.set_user_attr("starts", [*starts, start])
-    value, state = None, State.COMPLETE
     try:
-        if starts.count(start) >= PATIENCE:
-            raise _GivenUpError(
-                f"the process that trained it died {PATIENCE} times at {start}: perhaps for want of memory"
-            )
         recipe = replace(settings.recipe, **{**values_drawn(sweep, trial), **where})
         run = fit_on(recipe, folder, follow)
         value = objective_of([row["val_error"] for row in run.summary["last"]], settings.objective, recipe)
     except optuna.TrialPruned:
-        state = State.PRUNED
-    except (ValueError, DivergedError, _GivenUpError) as failure:
-        state = State.FAIL
-        trial.set_user_attr("error", one_line(failure))
-    except (OutOfMemoryError, MemoryError) as failure:  # counts as a death: its own want, or that of others beside it
-        raise RuntimeError(
-            f"trial {trial.number} found no memory: {first_sentence(failure)}; the same command again tries once more, "
-            f"{PATIENCE} times in all"
-        ) from failure
-    except BaseException:
-        trial.set_user_attr("starts", starts)  # nothing that counts against it
-        raise
-    trial.set_user_attr("seconds", sum(row["seconds"] for row in read_metrics(folder) if row["output"] == 1))
-    sweep.study.tell(trial, value, state)
+        return None, State.PRUNED, None
+    except DivergedError as failure:
+        return None, State.FAIL, one_line(failure)
+    except ValueError as failure:
+        if resuming:  # what was trained with these values can be
+            raise RuntimeError(
+                f"trial {trial.number} goes on where it was begun, or begins anew here once {folder} is removed: "
+                f"{one_line(failure)}"
+            ) from failure
+        return None, State.FAIL, one_line(failure)
+    if not {*COMPARABLE} & settings.space.keys():
+        check_same_data(sweep, run.summary["data"]["drawn"], run.summary["data"]["val_sha256"])
+    return value, State.COMPLETE, None

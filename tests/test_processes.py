@@ -1,0 +1,48 @@
+"""Workers that are stopped: real processes, real signals."""
+
+import os
+import signal
+from multiprocessing.context import SpawnProcess
+
+import pytest
+
+import workers
+from auxnet.processes import work_together
+from auxnet.signals import Stopped
+
+
+def test_a_worker_that_is_stopped_puts_back_what_it_has_in_hand_whatever_it_is_at(tmp_path):
+    def stop_once_begun():
+        if (tmp_path / "begun").exists():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        work_together(1, workers.wait, {"folder": str(tmp_path)}, stop_once_begun)
+    assert (tmp_path / "put back").exists()
+
+
+def test_ctrl_c_while_workers_start_is_the_parents_alone(tmp_path, monkeypatch):
+    start = SpawnProcess.start
+
+    def start_and_interrupt(process):
+        start(process)
+        os.kill(process.pid, signal.SIGINT)  # as a terminal does, which sends it to both
+
+    monkeypatch.setattr(SpawnProcess, "start", start_and_interrupt)
+    assert work_together(1, workers.end, {"folder": str(tmp_path)}, lambda: None) == []
+    assert (tmp_path / "ended").exists()
+
+
+def test_ctrl_c_while_a_worker_is_started_is_not_lost(tmp_path, monkeypatch):
+    start = SpawnProcess.start
+
+    def interrupt_and_start(process):
+        os.kill(os.getpid(), signal.SIGINT)
+        start(process)
+
+    monkeypatch.setattr(SpawnProcess, "start", interrupt_and_start)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with pytest.raises(Stopped) as stop:
+        work_together(1, workers.wait, {"folder": str(tmp_path)}, lambda: None)
+    assert stop.value.status == 130
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
