@@ -53,6 +53,13 @@ def test_every_weight_and_buffer_is_taken(name, tmp_path):
     assert same(source, target)
 
 
+def test_a_path_in_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_file((source := backbone()).state_dict(), tmp_path / "w.safetensors")
+    auxnet.load_pretrained(target := backbone(), "~/w.safetensors")
+    assert same(source, target)
+
+
 def test_keys_that_are_missing_too_many_or_of_another_shape_are_listed_and_nothing_is_taken(tmp_path):
     target = backbone()
     before = copy.deepcopy(target)
