@@ -64,6 +64,28 @@ def test_the_cache_is_rebuilt_when_a_source_changes(home: Path, monkeypatch: pyt
     assert len(reads) == 3
 
 
+@pytest.mark.parametrize("stream", ["never", "always"])
+def test_pictures_of_one_size_and_time_that_change_places_are_read_again(
+    stream: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, aside = folder_of(home, 12), home / "aside"
+    pair = [own / "a" / "x.bmp", own / "b" / "x.bmp"]
+    for path, level in zip(pair, (0, 255), strict=True):
+        Image.new("RGB", (8, 8), (level,) * 3).save(path)
+        os.utime(path, ns=(1, 1))
+
+    def seen() -> tuple[Any, ...]:
+        found = load(str(own), stream=stream, workers=0)
+        return found.mean, found.drawn, found.test_sha256()
+
+    before = seen()
+    for source, target in ((pair[0], aside), (pair[1], pair[0]), (aside, pair[1])):
+        os.rename(source, target)
+    after = seen()
+    monkeypatch.setenv("AUXNET_CACHE", str(tmp_path / "another"))
+    assert after == seen() != before
+
+
 def test_the_classes_of_a_folder_given_one_too_high_are_not_taken_for_its_own(home: Path) -> None:
     own = folder_of(home / "all", 12)
     with pytest.raises(ValueError, match="has one class only, 'own'"):

@@ -18,7 +18,7 @@ from auxnet.errors import first_line
 
 Pixels = NDArray[np.uint8]
 
-VERSION = 5  # of what the readers return: raise it when they change, and no cache of older arrays is used
+VERSION = 6  # of what the readers return: raise it when they change, and no cache of older arrays is used
 
 
 class Arrays(NamedTuple):

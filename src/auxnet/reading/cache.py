@@ -85,7 +85,9 @@ def _digest(files: Sequence[Path | str], key: str) -> str:
             found = os.stat(path)
         except FileNotFoundError:
             raise FileNotFoundError(f"{path} is a link to nothing, or was removed: fetch it, or remove it") from None
-        digest.update(os.fsencode(path) + f"\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
+        # mtime alone does not tell files apart that were swapped: tar, cp -a and rsync -a set it
+        times = f"{found.st_mtime_ns}\0{found.st_ctime_ns}"
+        digest.update(os.fsencode(path) + f"\0{found.st_size}\0{times}\n".encode())
     return digest.hexdigest()[:32]
 
 
