@@ -200,19 +200,25 @@ def load_data(recipe: Recipe) -> DataSet:
     )
 
 
-def load_others(data: str, data_dir: str | None, classes: Sequence[str], seen: Preprocessing, run: RunDir) -> DataSet:
-    """Other labelled images, to judge a run of these classes on: the test set of a data set that has nothing else.
+def part_to_judge_on(data: str, data_dir: str | None) -> Part:
+    """The test images of data found as by `load_data`, or those of their only split.
 
-    They are found as by `load_data`, of data with several splits the test images; matched with `classes` by name, and
-    brought to what the net has `seen` in training. Those that cannot be read are in `left_out`.
-
-    Raises ValueError for a class that the run does not know, and for several splits without a test set; for all else
-    what `load_data` raises.
+    Raises ValueError for several splits without a test set; for all else what `load_data` raises.
     """
     parts = find(data, data_dir, to_train=False)
     if "test" not in parts and len(parts) > 1:
         raise ValueError(f"{data} holds {' and '.join(parts)}, and no test images: give what holds one of them alone")
-    part = parts.get("test") or next(iter(parts.values()))
+    return parts.get("test") or next(iter(parts.values()))
+
+
+def load_others(data: str, part: Part, classes: Sequence[str], seen: Preprocessing, run: RunDir) -> DataSet:
+    """Other labelled images, to judge a run of these classes on: the test set of a data set that has nothing else.
+
+    They are a `part` of `data`; matched with `classes` by name, and brought to what the net has `seen` in training.
+    Those that cannot be read are in `left_out`.
+
+    Raises ValueError for a class that the run does not know; for all else what `load_data` raises.
+    """
     streamed = _streamed(data, {"test": part}, "auto", seen.frame)
     read = _on_disk(part, seen.frame, cores()) if streamed else _in_memory(part, seen.frame)
     if unknown := sorted(set(read.classes) - set(classes)):
