@@ -138,6 +138,38 @@ def test_to_run_out_of_memory_is_no_damage_of_an_image(
     assert load(str(own), stream=stream, workers=0).left_out == ()
 
 
+def shards_of(home: Path, count: int) -> Path:
+    write_parquet(home / "shards" / "train.parquet", *tiny(count, 3, size=8))
+    return home / "shards"
+
+
+@pytest.mark.parametrize("form", [folder_of, shards_of])
+@pytest.mark.parametrize("stream", ["never", "always"])
+def test_a_picture_is_not_damaged_for_good_by_a_decoder_that_once_failed(
+    stream: str, form: Any, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libjpeg without memory is to Pillow what a broken picture is."""
+    own, calls, real = str(form(home, 24)), [], pictures._plain
+    failing = {5, 7}
+
+    def plain(*given: Any) -> Any:
+        calls.append(given)
+        if len(calls) in failing:
+            raise OSError("broken data stream when reading image file")
+        return real(*given)
+
+    monkeypatch.setattr(pictures, "_plain", plain)
+    assert len(load(own, stream=stream, workers=0, max_corrupt=2).left_out) == 2
+    calls.clear()
+    failing = {1, 2}  # still: nothing but these is decoded again
+    assert len(load(own, stream=stream, workers=0, max_corrupt=2).left_out) == len(calls) == 2
+    failing = {0}
+    assert load(own, stream=stream, workers=0).left_out == ()
+    calls.clear()
+    assert load(own, stream=stream, workers=0).left_out == ()
+    assert calls == []
+
+
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "flipped"])
 def test_a_damaged_cache_is_rebuilt(damage: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads, own = counting(monkeypatch), folder_of(home, 12)

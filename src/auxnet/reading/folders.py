@@ -199,13 +199,13 @@ def class_folders(files: Files, frame: Frame | None = None) -> Arrays:
 
     Raises ValueError for images of different sizes, RuntimeError if no image can be read.
     """
-    images, kept, left_out = stack(_pictures(files, frame), len(files.paths), files.name(0))
+    images, kept, left_out = stack(pictures_of(files, frame), len(files.paths), files.name(0))
     return Arrays(images, files.labels[kept], files.classes, left_out)
 
 
 def bytes_of(files: Files, frame: Frame | None) -> int:
     """The memory that the images of these files would take, if all are coloured; 0 if none can be read."""
-    pictures = (picture for _, picture in _pictures(files, frame))
+    pictures = (picture for _, picture in pictures_of(files, frame))
     return decoded_bytes(len(files.paths), pictures, frame)
 
 
@@ -214,6 +214,7 @@ def some_shapes(files: Files) -> list[tuple[int, int]]:
     return shapes_of(files.name(index) for index in range(0, len(files.paths), max(1, len(files.paths) // SOME)))
 
 
-def _pictures(files: Files, frame: Frame | None) -> Iterator[tuple[str, Callable[[], Pixels]]]:
+def pictures_of(files: Files, frame: Frame | None) -> Iterator[tuple[str, Callable[[], Pixels]]]:
+    """The images of these files, each with its name, to be decoded one by one."""
     names = (files.name(index) for index in range(len(files.paths)))
     return ((name, partial(decode, name, name, frame)) for name in names)

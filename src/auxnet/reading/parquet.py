@@ -120,6 +120,12 @@ def bytes_of(files: Sequence[Path], frame: Frame | None) -> int:
     return decoded_bytes(table.rows, pictures, frame)
 
 
+def pictures_of(files: Sequence[Path], frame: Frame | None) -> Iterator[tuple[str, Callable[[], Pixels]]]:
+    """The images of parquet shards, each with its name, to be decoded one by one."""
+    cells = _cells(files, _table_of(files).columns)
+    return ((where, partial(_decode_cell, data, where, frame)) for where, data, _ in cells)
+
+
 def some_shapes(files: Sequence[Path]) -> list[tuple[int, int]]:
     """(H, W) of the first images of parquet shards (`pictures.shapes_of`)."""
     cells = islice(_cells(files, _table_of(files).columns), SOME)

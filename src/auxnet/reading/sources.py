@@ -9,7 +9,7 @@ import gzip
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -21,11 +21,11 @@ import numpy as np
 from auxnet.errors import first_line, warn
 from auxnet.fetching import on_hub
 from auxnet.reading import cifar, folders, npz, parquet, svhn
-from auxnet.reading.arrays import Arrays
+from auxnet.reading.arrays import Arrays, Pixels
 from auxnet.reading.cache import cached
 from auxnet.reading.encoded import Encoded, Files
 from auxnet.reading.folders import passed_over, split_homes, subfolders
-from auxnet.reading.pictures import DECODER, Frame
+from auxnet.reading.pictures import DECODER, Frame, any_readable
 from auxnet.words import first_few, nearest
 
 NAMES = ("digits", "cifar10", "cifar100", "svhn")
@@ -52,6 +52,8 @@ class Part:
     """the memory that such images take, brought to a frame"""
     left_out: tuple[str, ...] = ()
     """the images that are not among the files, each as "where: why" """
+    pictures: Callable[[Frame | None], Iterable[tuple[str, Callable[[], Pixels]]]] = lambda frame: ()
+    """such images, each with its name, to be decoded one by one"""
     shapes: Callable[[], list[tuple[int, int]]] = list
     """(H, W) of some of such images, as they lie in their files"""
 
@@ -60,7 +62,11 @@ class Part:
         reader, key = self.reader, self.form
         if self.encoded:
             reader, key = partial(reader, frame=frame), f"{key} {frame} {DECODER}"
-        return cached(self.files, key, reader) if self.files else reader()
+
+        def stale(left_out: Sequence[str]) -> bool:
+            return bool(left_out) and any_readable(self.pictures(frame), left_out)
+
+        return cached(self.files, key, reader, stale) if self.files else reader()
 
 
 def located(name: str, data_dir: str | None) -> tuple[str, str | None]:
@@ -273,6 +279,7 @@ def _folder_part(files: Files) -> Part:
         lambda: files,
         partial(folders.bytes_of, files),
         files.left_out,
+        partial(folders.pictures_of, files),
         partial(folders.some_shapes, files),
     )
 
@@ -293,6 +300,7 @@ def _parquet_parts(folder: Path, below: bool = True, extra: bool = False) -> dic
             "parquet",
             partial(parquet.rows_in_cache, files),
             partial(parquet.bytes_of, files),
+            pictures=partial(parquet.pictures_of, files),
             shapes=partial(parquet.some_shapes, files),
         )
         for split, files in shards.items()
