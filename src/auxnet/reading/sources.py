@@ -26,7 +26,7 @@ from auxnet.reading.cache import cached
 from auxnet.reading.encoded import Encoded, Files
 from auxnet.reading.folders import passed_over, split_homes, subfolders
 from auxnet.reading.pictures import DECODER, Frame, any_readable
-from auxnet.words import first_few, nearest
+from auxnet.words import first_few, nearest, plural
 
 NAMES = ("digits", "cifar10", "cifar100", "svhn")
 _HUB = {
@@ -257,16 +257,23 @@ def _in_folder(folder: Path, to_train: bool = True) -> dict[str, Part]:
         raise FileNotFoundError(f"{folder} has parquet shards, but none named {wanted}-*.parquet")
     if parts:
         return parts
-    homes = split_homes(whole)
+    homes = split_homes(whole, to_train)
     found = {split: folders.folder_files(home) for split, home in homes.items()}
     if others := sum((files.others for files in found.values()), Counter[str]()):
         warn(f"{folder}: {passed_over(others)}")
-    counts = np.bincount(found["train"].labels, minlength=len(found["train"].classes))
-    empty = [name for name, count in zip(found["train"].classes, counts, strict=True) if not count]
-    if empty and to_train:
-        but = " but links to nothing" if found["train"].left_out else ""
-        raise ValueError(f"{homes['train'] / empty[0]} holds no image{but}: put some in, or remove the folder")
+    if count := sum(map(folders.loose, {whole, *homes.values()})):
+        warn(f"{folder}: passed over {plural(count, 'picture')} in no class folder: move what counts into one")
+    if to_train:
+        _check_none_empty(homes["train"], found["train"])
     return {split: _folder_part(files) for split, files in found.items()}
+
+
+def _check_none_empty(home: Path, files: Files) -> None:
+    """Raise ValueError for a class folder, among those to train on, without an image."""
+    counts = np.bincount(files.labels, minlength=len(files.classes))
+    if empty := [name for name, count in zip(files.classes, counts, strict=True) if not count]:
+        but = " but links to nothing" if files.left_out else ""
+        raise ValueError(f"{home / empty[0]} holds no image{but}: put some in, or remove the folder")
 
 
 def _folder_part(files: Files) -> Part:
