@@ -56,6 +56,8 @@ class Part:
     """such images, each with its name, to be decoded one by one"""
     shapes: Callable[[], list[tuple[int, int]]] = list
     """(H, W) of some of such images, as they lie in their files"""
+    no_labels: Callable[[], bool] = lambda: False
+    """whether none of its images is labelled"""
 
     def read(self, frame: Frame | None) -> Arrays:
         """Its arrays, from the cache if they are there: encoded images brought to a frame, all others as they are."""
@@ -140,7 +142,12 @@ def _path(name: str, root: Path | None, to_train: bool) -> dict[str, Part]:
             raise ValueError(f"data {name!r} is a pipe: give a folder or an .npz file")
         if place.suffix == ".npz" and place.exists():
             return {
-                split: Part([], partial(npz.read, place, arrays), f"npz {split}")
+                split: Part(
+                    [],
+                    partial(npz.read, place, arrays),
+                    f"npz {split}",
+                    no_labels=partial(npz.no_labels, place, arrays),
+                )
                 for split, arrays in npz.npz_splits(place, to_train).items()
             }
         if place.exists():
@@ -309,6 +316,7 @@ def _parquet_parts(folder: Path, below: bool = True, extra: bool = False) -> dic
             partial(parquet.bytes_of, files),
             pictures=partial(parquet.pictures_of, files),
             shapes=partial(parquet.some_shapes, files),
+            no_labels=partial(parquet.no_labels, files),
         )
         for split, files in shards.items()
     }
