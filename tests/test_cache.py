@@ -64,6 +64,28 @@ def test_the_cache_is_rebuilt_when_a_source_changes(home: Path, monkeypatch: pyt
     assert len(reads) == 3
 
 
+@pytest.mark.parametrize("stream", ["never", "always"])
+def test_pictures_of_one_size_and_time_that_change_places_are_read_again(
+    stream: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, aside = folder_of(home, 12), home / "aside"
+    pair = [own / "a" / "x.bmp", own / "b" / "x.bmp"]
+    for path, level in zip(pair, (0, 255), strict=True):
+        Image.new("RGB", (8, 8), (level,) * 3).save(path)
+        os.utime(path, ns=(1, 1))
+
+    def seen() -> tuple[Any, ...]:
+        found = load(str(own), stream=stream, workers=0)
+        return found.mean, found.drawn, found.test_sha256()
+
+    before = seen()
+    for source, target in ((pair[0], aside), (pair[1], pair[0]), (aside, pair[1])):
+        os.rename(source, target)
+    after = seen()
+    monkeypatch.setenv("AUXNET_CACHE", str(tmp_path / "another"))
+    assert after == seen() != before
+
+
 def test_the_classes_of_a_folder_given_one_too_high_are_not_taken_for_its_own(home: Path) -> None:
     own = folder_of(home / "all", 12)
     with pytest.raises(ValueError, match="has one class only, 'own'"):
@@ -114,6 +136,38 @@ def test_to_run_out_of_memory_is_no_damage_of_an_image(
     with pytest.raises(RuntimeError, match=r"\.png: not a readable image \(Unable to allocate 1 GiB"):
         load(str(own), stream=stream, workers=0, max_corrupt=12)
     assert load(str(own), stream=stream, workers=0).left_out == ()
+
+
+def shards_of(home: Path, count: int) -> Path:
+    write_parquet(home / "shards" / "train.parquet", *tiny(count, 3, size=8))
+    return home / "shards"
+
+
+@pytest.mark.parametrize("form", [folder_of, shards_of])
+@pytest.mark.parametrize("stream", ["never", "always"])
+def test_a_picture_is_not_damaged_for_good_by_a_decoder_that_once_failed(
+    stream: str, form: Any, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libjpeg without memory is to Pillow what a broken picture is."""
+    own, calls, real = str(form(home, 24)), [], pictures._plain
+    failing = {5, 7}
+
+    def plain(*given: Any) -> Any:
+        calls.append(given)
+        if len(calls) in failing:
+            raise OSError("broken data stream when reading image file")
+        return real(*given)
+
+    monkeypatch.setattr(pictures, "_plain", plain)
+    assert len(load(own, stream=stream, workers=0, max_corrupt=2).left_out) == 2
+    calls.clear()
+    failing = {1, 2}  # still: nothing but these is decoded again
+    assert len(load(own, stream=stream, workers=0, max_corrupt=2).left_out) == len(calls) == 2
+    failing = {0}
+    assert load(own, stream=stream, workers=0).left_out == ()
+    calls.clear()
+    assert load(own, stream=stream, workers=0).left_out == ()
+    assert calls == []
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "flipped"])

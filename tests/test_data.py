@@ -1,8 +1,10 @@
 """Laws of the data sets: split honestly, normalised by the training images alone, refused where that cannot be."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -191,6 +193,29 @@ def test_test_labels_that_training_lacks_are_refused_and_others_matched_by_name(
     write_parquet(home / "test.parquet", images[:2], ["cat", "dog"])
     with pytest.raises(RuntimeError, match="test has classes that train lacks: dog; rename or remove"):
         load(str(home))
+
+
+@pytest.mark.parametrize("form", ["-1", "null", "npz"])
+def test_test_images_without_any_label_are_passed_over_and_others_drawn(form: str, home: Path) -> None:
+    images, labels = tiny(60, 3, size=8)
+    none = [None if form == "null" else -1] * 60
+
+    def write(test: list[Any]) -> str:
+        if form == "npz":
+            np.savez(home / "a.npz", x_train=images, y_train=labels, x_test=255 - images, y_test=test)
+            return str(home / "a.npz")
+        write_parquet(home / "own" / "train.parquet", images, labels, ["a", "b", "c"])
+        write_parquet(home / "own" / "test.parquet", 255 - images, pa.array(test, pa.int64()), ["a", "b", "c"])
+        return str(home / "own")
+
+    own = write(none)
+    with pytest.warns(UserWarning, match="passed over") as told:
+        found = load(own)
+    words = "passed over its test images, none of which has a label: others are drawn from train"
+    assert [str(each.message) for each in told] == [f"{own}: {words}"]
+    assert rows(found.train, found.val, found.test) == sorted(image.tobytes() for image in images)
+    with pytest.raises(RuntimeError, match=r"label (-1|None) in row 1 must be a whole number"):
+        load(write([0, *none[1:]]))
 
 
 def test_one_class_alone_is_refused(home: Path) -> None:

@@ -18,9 +18,10 @@ import auxnet
 from auxnet import evaluation, latency, opening, probing, rundir, scores
 from auxnet.cli import main
 from auxnet.cost import costs
-from auxnet.data import load_others
+from auxnet.data import load_others, part_to_judge_on
 from auxnet.opening import opened
 from auxnet.preprocessing import Preprocessing
+from auxnet.recipe import read_recipe, write_recipe
 from conftest import one_class_alone
 from writers import tiny, write_folders, write_parquet
 
@@ -388,7 +389,7 @@ def test_other_images_are_made_what_the_run_has_seen(run, tmp_path, monkeypatch)
     np.savez(tmp_path / "a.npz", images=images, labels=np.array(["1", "3", "7"])[labels])
     for fit in ("crop", "pad", "stretch"):
         seen = Preprocessing((6, 8), (10, 12), (100.0,), (50.0,), fit)
-        found = load_others(str(tmp_path / "a.npz"), None, ("1", "3", "5", "7"), seen, run)
+        found = load_others("a.npz", part_to_judge_on(str(tmp_path / "a.npz"), None), ("1", "3", "5", "7"), seen, run)
         assert found.test.labels.tolist() == [(0, 1, 3)[label] for label in labels]
         assert all(np.array_equal(a, seen.seen(b)) for a, b in zip(found.test.images.numpy(), images, strict=True))
         assert (len(found.train), len(found.val), found.channels, found.image_size) == (0, 0, 1, (6, 8))
@@ -440,13 +441,36 @@ def test_training_images_are_no_others_however_they_are_named(tmp_path):
     write_folders(data / "Train", *tiny(12, 3, size=8), ["cat", "dog", "emu"])
     shutil.copytree(data / "Train", data / "test")
     (tmp_path / "link").symlink_to(data / "Train")
-    within = opening._lies_within
-    assert [within(path, data) for path in (data, data / "Train", data / "Train" / "cat", tmp_path / "link")] == [
+    within = opening._lie_within
+    assert [within([path], data) for path in (data, data / "Train", data / "Train" / "cat", tmp_path / "link")] == [
         True
     ] * 4
-    assert not within(data / "test", data)
-    assert not within(tmp_path / "none", data)
-    assert within(data / "test" / "cat", data / "test")  # of which validation and test images are drawn
+    assert not within([data / "test"], data)
+    assert not within([tmp_path / "none"], data)
+    assert within([data / "test" / "cat"], data / "test")  # of which validation and test images are drawn
+
+
+@pytest.mark.parametrize("form", ["folders", "parquet", "a link"])
+def test_training_images_do_not_judge_a_run_by_the_name_of_the_folder_above_them(form, few, tmp_path, capsys):
+    run, above = shutil.copytree(few[0], tmp_path / "run"), tmp_path / "above"
+    images, labels = tiny(24, 3, size=8)
+    names, data, test = ["cat", "dog", "emu"], above / "train", above / "test"
+    if form == "parquet":
+        data = above / "data"
+        write_parquet(data / "train-0.parquet", images, labels, names)
+    elif form == "folders":
+        write_folders(data, images, labels, names)
+    else:
+        data = tmp_path / "elsewhere"
+        write_folders(data, images, labels, names)
+        above.mkdir()
+        (above / "train").symlink_to(data)
+    recipe = replace(read_recipe(run / "recipe.yaml"), data=str(data))
+    write_recipe(recipe, run / "recipe.yaml")
+    fails(capsys, ["evaluate", run, "--on", above], 2, f"was trained on images of {above}: leave --on out")
+    if form != "parquet":
+        write_folders(test, images, labels, names)
+        assert auxnet.evaluate(run, on=above) == auxnet.evaluate(run, on=test)
 
 
 def test_a_run_is_evaluated_on_a_split_of_its_data(few):

@@ -270,6 +270,18 @@ def test_csv_and_json_lines_can_be_read_back(run, folder, capsys):
     assert [line["predictions"][0]["class"] for line in lines] == [row["class_1"] for row in rows]
 
 
+def test_json_lines_can_be_read_back_whatever_the_terminal_can_show(run, tmp_path, monkeypatch):
+    for name in ("hélas.png", "broken é.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    Image.new("L", (8, 8)).save(tmp_path / "hélas.png")
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", shown)
+    assert main(["predict", str(run), str(tmp_path), "--format", "jsonl"]) == 1
+    shown.flush()
+    lines = [json.loads(line) for line in shown.buffer.getvalue().decode("ascii").splitlines()]
+    assert [line["image"] for line in lines] == [str(tmp_path / name) for name in ("broken é.png", "hélas.png")]
+
+
 def test_a_model_given_after_the_images_is_told_where_it_belongs(run, folder):
     with pytest.raises(FileNotFoundError, match=f"the model comes first, then images: {run} {folder}"):
         predict(folder, [run])

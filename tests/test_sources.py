@@ -17,7 +17,7 @@ from scipy.io import savemat
 from auxnet import data
 from auxnet.data import DataSet
 from auxnet.reading import parquet
-from auxnet.reading.sources import located
+from auxnet.reading.sources import find, located
 from writers import (
     CIFAR10,
     SOURCES,
@@ -328,6 +328,34 @@ def test_folders_may_lack_a_class_that_train_has_but_bring_none(home: Path) -> N
         assert found.test.labels.tolist() == [0] * 4 + [2] * 4
     (home / "test" / "a").rename(home / "test" / "d")
     with pytest.raises(RuntimeError, match="test has classes that train lacks: d"):
+        load(str(home))
+
+
+@pytest.mark.parametrize("splits", [[], ["train", "test"]])
+def test_pictures_in_no_class_folder_are_passed_over_with_one_warning(splits: list[str], home: Path) -> None:
+    images, labels = tiny(40, 2, size=8)
+    for split in splits or ["."]:
+        write_folders(home / split, images, labels, ["a", "b"])
+    for place in (*splits, "."):
+        Image.fromarray(images[0]).save(home / place / "loose.png")
+        (home / place / ".hidden.png").touch()
+        (home / place / "notes.txt").touch()
+    with pytest.warns(UserWarning, match="passed over") as told:
+        found = find(str(home), None)
+    count = "3 pictures" if splits else "1 picture"
+    words = f"{home}: passed over {count} in no class folder: move what counts into one"
+    assert [str(each.message) for each in told] == [words]
+    assert [len(part.files) for part in found.values()] == [40] * len(found)
+
+
+@pytest.mark.parametrize(("splits", "taken"), [(["test"], "test"), (["Valid"], "Valid"), (["test", "val"], "test")])
+def test_to_judge_on_folders_of_any_split_will_do(splits: list[str], taken: str, home: Path) -> None:
+    for split in splits:
+        write_folders(home / split, *tiny(6, 3, size=8), ["a", "b", "c"])
+    part = data.part_to_judge_on(str(home), None)
+    assert sorted(map(str, part.files)) == sorted(map(str, (home / taken).rglob("*.png")))
+    assert part.read(None).classes == ("a", "b", "c")
+    with pytest.raises(ValueError, match=r"look like splits|one class only|one folder only"):
         load(str(home))
 
 

@@ -124,7 +124,8 @@ def load_data(recipe: Recipe) -> DataSet:
     $AUXNET_DATA) is where the named sets, and copies of the hub's, are looked for first; what is not there comes from
     the hub. With `image_size` all images are brought to a square of that many pixels, as `fit` says. `val_fraction` of
     each class of the training set becomes the validation set, drawn by `seed`, unless the data bring a validation set;
-    of the rest, `train_images` are kept if that is given, drawn by `seed` too, of each class its share.
+    of the rest, `train_images` are kept if that is given, drawn by `seed` too, of each class its share. Where the data
+    bring no test images, or none with a label, these are drawn from the training set too.
 
     Of `augment`, crop stands for a random crop after zero padding, rrc for a random resized crop, flip for mirroring,
     trivial for TrivialAugment. The default is none for digits and svhn, crop+flip for CIFAR and for other images of
@@ -148,6 +149,9 @@ def load_data(recipe: Recipe) -> DataSet:
         side = round(ENLARGEMENT * image_size) if larger else image_size
         frame = Frame((side, side), recipe.fit)
     parts = find(name, recipe.data_dir)
+    if name not in _CLASSES and "test" in parts and parts["test"].no_labels():
+        warn(f"{name}: passed over its test images, none of which has a label: others are drawn from train")
+        del parts["test"]
     streamed = _streamed(name, parts, recipe.stream, frame)
     read = {
         split: _on_disk(part, frame, workers) if streamed else _in_memory(part, frame) for split, part in parts.items()
@@ -200,19 +204,25 @@ def load_data(recipe: Recipe) -> DataSet:
     )
 
 
-def load_others(data: str, data_dir: str | None, classes: Sequence[str], seen: Preprocessing, run: RunDir) -> DataSet:
-    """Other labelled images, to judge a run of these classes on: the test set of a data set that has nothing else.
+def part_to_judge_on(data: str, data_dir: str | None) -> Part:
+    """The test images of data found as by `load_data`, or those of their only split.
 
-    They are found as by `load_data`, of data with several splits the test images; matched with `classes` by name, and
-    brought to what the net has `seen` in training. Those that cannot be read are in `left_out`.
-
-    Raises ValueError for a class that the run does not know, and for several splits without a test set; for all else
-    what `load_data` raises.
+    Raises ValueError for several splits without a test set; for all else what `load_data` raises.
     """
     parts = find(data, data_dir, to_train=False)
     if "test" not in parts and len(parts) > 1:
         raise ValueError(f"{data} holds {' and '.join(parts)}, and no test images: give what holds one of them alone")
-    part = parts.get("test") or next(iter(parts.values()))
+    return parts.get("test") or next(iter(parts.values()))
+
+
+def load_others(data: str, part: Part, classes: Sequence[str], seen: Preprocessing, run: RunDir) -> DataSet:
+    """Other labelled images, to judge a run of these classes on: the test set of a data set that has nothing else.
+
+    They are a `part` of `data`; matched with `classes` by name, and brought to what the net has `seen` in training.
+    Those that cannot be read are in `left_out`.
+
+    Raises ValueError for a class that the run does not know; for all else what `load_data` raises.
+    """
     streamed = _streamed(data, {"test": part}, "auto", seen.frame)
     read = _on_disk(part, seen.frame, cores()) if streamed else _in_memory(part, seen.frame)
     if unknown := sorted(set(read.classes) - set(classes)):

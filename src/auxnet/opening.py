@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 
 from auxnet.batches import Batches
 from auxnet.build import evaluation_batches
-from auxnet.data import DataSet, load_data, load_others
+from auxnet.data import DataSet, load_data, load_others, part_to_judge_on
 from auxnet.documents import parsing, read_json
 from auxnet.errors import warn
 from auxnet.evaluation import OutputReport, measure
@@ -217,25 +217,31 @@ def _trained_on(run: RunDir) -> tuple[list[str], Preprocessing]:
 
 def _others(run: RunDir, recipe: Recipe, on: str, data_dir: str | None) -> DataSet:
     """Other labelled images, to judge a run on. Raises as `load_others` does, ValueError if it was trained on them."""
-    named = located(on, data_dir)[0]
-    if named == recipe.data or _lies_within(Path(named), Path(recipe.data_dir or "", recipe.data)):
-        mend = "leave --on out, and it is judged on those that were set aside"
-        raise ValueError(f"{run} was trained on images of {on}: {mend}")
-    others = load_others(on, data_dir, *_trained_on(run), run)
+    named, data = located(on, data_dir)[0], Path(recipe.data_dir or "", recipe.data)
+    mend = "leave --on out, and it is judged on those that were set aside"
+    refused = ValueError(f"{run} was trained on images of {on}: {mend}")
+    if named == recipe.data or _lie_within([Path(named)], data):
+        raise refused
+    part = part_to_judge_on(on, data_dir)
+    if _lie_within(map(Path, set(map(os.path.dirname, part.files))), data):
+        raise refused
+    others = load_others(on, part, *_trained_on(run), run)
     if others.left_out:
         count = plural(len(others.left_out), "image")
         warn(f"{on}: left out {count} that cannot be read: {first_few(others.left_out)}")
     return others
 
 
-def _lies_within(images: Path, data: Path) -> bool:
-    """Whether images are those of a data set, of its training split, or of a part of that."""
-    if not (images.exists() and data.exists()):
+def _lie_within(images: Iterable[Path], data: Path) -> bool:
+    """Whether some of these are a data set, its training split, or a part of that; those not there are none."""
+    if not data.exists():
         return False
     trained = data
     with suppress(ValueError, OSError):  # of what is no folder, or holds parquet shards
         trained = split_homes(data)["train"]
-    return images.resolve() == data.resolve() or images.resolve().is_relative_to(trained.resolve())
+    whole, home = data.resolve(), trained.resolve()
+    places = [place for each in images if each.exists() for place in (each, each.resolve())]
+    return whole in places or any(place.is_relative_to(home) for place in places)
 
 
 def data_section(run: RunDir) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Shapes: N images, H x W pixels, C channels (1 grey, 3 red-green-blue).
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from auxnet.errors import first_line
 
 Pixels = NDArray[np.uint8]
 
-VERSION = 5  # of what the readers return: raise it when they change, and no cache of older arrays is used
+VERSION = 6  # of what the readers return: raise it when they change, and no cache of older arrays is used
 
 
 class Arrays(NamedTuple):
@@ -60,6 +60,11 @@ def labels_of(
     numbers = {name: number for number, name in enumerate(names)}
     labels = np.array([numbers[value] for value in values], np.int64)
     return labels, tuple(name if texts else str(int(name)) for name in names)
+
+
+def unlabelled(values: Iterable[Any]) -> bool:
+    """Whether no image has a label: all are -1 or null, as in test sets whose labels are kept back."""
+    return all(value is None or value == -1 for value in values)
 
 
 def is_name(value: object) -> bool:

@@ -42,22 +42,33 @@ class Entry(NamedTuple):
 Made = tuple[Mapping[str, NDArray[Any]], Mapping[str, Any]]
 
 
-def cached(files: Sequence[Path | str], key: str, read: Callable[[], Arrays]) -> Arrays:
+def cached(
+    files: Sequence[Path | str],
+    key: str,
+    read: Callable[[], Arrays],
+    stale: Callable[[Sequence[str]], bool] = lambda left_out: False,
+) -> Arrays:
     """What `read` makes of the files: from the cache if they have not changed since, else read and put there.
 
-    `key` says what, beside the files, the arrays depend on.
+    `key` says what, beside the files, the arrays depend on; `stale` whether one of the images left out can be read now.
     """
 
     def make(folder: Path) -> Made:
         images, labels, classes, left_out = read()
         return {"images": images, "labels": labels}, {"classes": classes, "left_out": left_out}
 
-    _, arrays, facts = entry(files, key, make)
+    _, arrays, facts = entry(files, key, make, stale=lambda known: stale(known.facts["left_out"]))
     return Arrays(arrays["images"], arrays["labels"], tuple(facts["classes"]), tuple(facts["left_out"]))
 
 
-def entry(files: Sequence[Path | str], key: str, make: Callable[[Path], Made], large: bool = False) -> Entry:
-    """The entry of these files and this key; where there is none, of what `make` gives: arrays and facts.
+def entry(
+    files: Sequence[Path | str],
+    key: str,
+    make: Callable[[Path], Made],
+    large: bool = False,
+    stale: Callable[[Entry], bool] = lambda known: False,
+) -> Entry:
+    """The entry of these files and this key; where there is none that is not `stale`, of what `make` gives.
 
     A `large` entry also has files, which `make` writes into the folder given. If the cache cannot be written, a large
     entry raises OSError; any other is returned uncached. The cache is $AUXNET_CACHE, or else ~/.cache/auxnet. Whenever
@@ -66,10 +77,10 @@ def entry(files: Sequence[Path | str], key: str, make: Callable[[Path], Made], l
     home = Path(os.environ.get("AUXNET_CACHE") or "~/.cache/auxnet").expanduser()
     place = home / _digest(files, key)
     with suppress(Exception):  # not there, or damaged in whatever way: made anew
-        return _recalled(place)
+        return _recalled(place, stale)
     with _alone(place):
         with suppress(Exception):  # made by the process that was waited for
-            return _recalled(place)
+            return _recalled(place, stale)
         if large:
             return _kept(place, make)
         arrays, facts = make(place)
@@ -85,17 +96,22 @@ def _digest(files: Sequence[Path | str], key: str) -> str:
             found = os.stat(path)
         except FileNotFoundError:
             raise FileNotFoundError(f"{path} is a link to nothing, or was removed: fetch it, or remove it") from None
-        digest.update(os.fsencode(path) + f"\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
+        # mtime alone does not tell files apart that were swapped: tar, cp -a and rsync -a set it
+        times = f"{found.st_mtime_ns}\0{found.st_ctime_ns}"
+        digest.update(os.fsencode(path) + f"\0{found.st_size}\0{times}\n".encode())
     return digest.hexdigest()[:32]
 
 
-def _recalled(place: Path) -> Entry:
+def _recalled(place: Path, stale: Callable[[Entry], bool]) -> Entry:
     used(place)  # first, so that no other process prunes it while it is read
     arrays = _read(place / _FILE)
     about = json.loads(arrays.pop(_ABOUT).tobytes())
     if about["sizes"] != {name: (place / name).stat().st_size for name in about["sizes"]}:
         raise ValueError(f"{place} is damaged")
-    return Entry(place, arrays, about["facts"])
+    known = Entry(place, arrays, about["facts"])
+    if stale(known):
+        raise ValueError(f"{place} is stale")
+    return known
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:

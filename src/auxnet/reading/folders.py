@@ -97,21 +97,28 @@ def passed_over(others: Counter[str]) -> str:
     return f"passed over {files} known here: {', '.join(suffixes)}" + (", ..." if len(others) > 5 else "")
 
 
-def split_homes(folder: Path) -> dict[str, Path]:
+def loose(folder: Path) -> int:
+    """How many images lie right in a folder, and so in no folder of a class."""
+    return sum(path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() for path in folder.glob("[!.]*"))
+
+
+def split_homes(folder: Path, to_train: bool = True) -> dict[str, Path]:
     """The folder of each split in a folder, whatever the case of its name; {"train": folder} if it holds classes.
 
-    Raises ValueError where that cannot be told.
+    "train" is among them; where it is not `to_train`, other splits will do if there are no other folders. Raises
+    ValueError where that cannot be told.
     """
     below = subfolders(folder)
     named = {home: split for home in below if (split := SPLITS.get(home.name.lower()))}
     homes = {split: home for home, split in named.items()}
-    if "train" not in homes or not subfolders(homes["train"]):
+    no_others = bool(below) and below == [*named] and all(map(subfolders, named))
+    if (to_train or not no_others) and ("train" not in homes or not subfolders(homes["train"])):
         _refuse_splits_as_classes(folder, below)
         return {"train": folder}
     if len(homes) < len(named):
         names = ", ".join(f"{home.name}/" for home in named)
         raise ValueError(f"{folder} holds {names}: two of them are the same split, leave one")
-    if lacking := {"test", "val"} - homes.keys():
+    if (lacking := {"test", "val"} - homes.keys()) and not no_others:
         used = {home.resolve() for home in named}  # and again by a link, as latest -> train
         others = [home for home in below if home.resolve() not in used and _holds_images(home)]
         _refuse_split_left_out(folder, homes, lacking, others)
@@ -199,13 +206,13 @@ def class_folders(files: Files, frame: Frame | None = None) -> Arrays:
 
     Raises ValueError for images of different sizes, RuntimeError if no image can be read.
     """
-    images, kept, left_out = stack(_pictures(files, frame), len(files.paths), files.name(0))
+    images, kept, left_out = stack(pictures_of(files, frame), len(files.paths), files.name(0))
     return Arrays(images, files.labels[kept], files.classes, left_out)
 
 
 def bytes_of(files: Files, frame: Frame | None) -> int:
     """The memory that the images of these files would take, if all are coloured; 0 if none can be read."""
-    pictures = (picture for _, picture in _pictures(files, frame))
+    pictures = (picture for _, picture in pictures_of(files, frame))
     return decoded_bytes(len(files.paths), pictures, frame)
 
 
@@ -214,6 +221,7 @@ def some_shapes(files: Files) -> list[tuple[int, int]]:
     return shapes_of(files.name(index) for index in range(0, len(files.paths), max(1, len(files.paths) // SOME)))
 
 
-def _pictures(files: Files, frame: Frame | None) -> Iterator[tuple[str, Callable[[], Pixels]]]:
+def pictures_of(files: Files, frame: Frame | None) -> Iterator[tuple[str, Callable[[], Pixels]]]:
+    """The images of these files, each with its name, to be decoded one by one."""
     names = (files.name(index) for index in range(len(files.paths)))
     return ((name, partial(decode, name, name, frame)) for name in names)

@@ -10,13 +10,15 @@ Shapes: N images, H x W pixels, C channels (1 grey, 3 red-green-blue).
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from auxnet.reading.arrays import Arrays, Pixels, check_unpacked, labels_of, reading
+from auxnet.reading.arrays import Arrays, Pixels, check_unpacked, labels_of, reading, unlabelled
 from auxnet.reading.folders import SPLITS
 
 KINDS = {"images": "images", "image": "images", "x": "images", "labels": "labels", "label": "labels", "y": "labels"}
@@ -61,9 +63,7 @@ def read(file: Path, arrays: dict[str, str]) -> Arrays:
     Labels are whole numbers from 0 or texts; without `classes` the distinct ones, in order, name the classes.
     Raises RuntimeError for a file that is damaged or holds anything else.
     """
-    with reading(file, ".npz file"), np.load(file, allow_pickle=False) as archive:
-        unpacked = sum(member.file_size for member in archive.zip.infolist())  # no more than is declared is given
-        check_unpacked(unpacked, file.stat().st_size)
+    with _opened(file) as archive:
         images, labels = (np.asarray(archive[arrays[kind]]) for kind in ("images", "labels"))
         classes = tuple(map(str, _values(archive["classes"]))) if "classes" in archive.files else ()
         values = _values(labels)
@@ -74,6 +74,22 @@ def read(file: Path, arrays: dict[str, str]) -> Arrays:
         raise RuntimeError(f"{file}: {arrays['labels']} must be [{len(pixels)}], one class an image, is {shape}")
     numbers, classes = labels_of(values, classes, f"{file}: {arrays['labels']}")
     return Arrays(pixels, numbers, classes)
+
+
+def no_labels(file: Path, arrays: dict[str, str]) -> bool:
+    """Whether none of the images of a split is labelled (`arrays.unlabelled`)."""
+    with _opened(file) as archive:
+        values = _values(archive[arrays["labels"]])
+    return bool(values) and unlabelled(values)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """An .npz file, to read from. Raises RuntimeError if it is damaged."""
+    with reading(file, ".npz file"), np.load(file, allow_pickle=False) as archive:
+        unpacked = sum(member.file_size for member in archive.zip.infolist())  # no more than is declared is given
+        check_unpacked(unpacked, file.stat().st_size)
+        yield archive
 
 
 def _values(array: NDArray[Any]) -> list[Any]:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auxnet.documents import json_value
-from auxnet.reading.arrays import Arrays, Pixels, check_unpacked, labels_of, reading
+from auxnet.reading.arrays import Arrays, Pixels, check_unpacked, labels_of, reading, unlabelled
 from auxnet.reading.cache import Made, entry
 from auxnet.reading.encoded import Rows
 from auxnet.reading.folders import SPLITS
@@ -118,6 +118,21 @@ def bytes_of(files: Sequence[Path], frame: Frame | None) -> int:
     table = _table_of(files)
     pictures = (partial(_decode_cell, data, where, frame) for where, data, _ in _cells(files, table.columns))
     return decoded_bytes(table.rows, pictures, frame)
+
+
+def pictures_of(files: Sequence[Path], frame: Frame | None) -> Iterator[tuple[str, Callable[[], Pixels]]]:
+    """The images of parquet shards, each with its name, to be decoded one by one."""
+    cells = _cells(files, _table_of(files).columns)
+    return ((where, partial(_decode_cell, data, where, frame)) for where, data, _ in cells)
+
+
+def no_labels(files: Sequence[Path]) -> bool:
+    """Whether no row of parquet shards is labelled (`arrays.unlabelled`): of most, the first row tells."""
+    columns = _table_of(files).columns
+    return all(
+        unlabelled(value for _, value in _rows(file, label, label))
+        for file, (_, label) in zip(files, columns, strict=True)
+    )
 
 
 def some_shapes(files: Sequence[Path]) -> list[tuple[int, int]]:

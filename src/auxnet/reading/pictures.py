@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from math import prod
@@ -194,6 +194,21 @@ def stack(
     if not kept:
         raise RuntimeError(left_out[0] if left_out else f"{source}: holds no images")
     return images[: len(kept)], np.array(kept, np.int64), tuple(left_out)
+
+
+def any_readable(pictures: Iterable[tuple[str, Callable[[], Pixels]]], left_out: Sequence[str]) -> bool:
+    """Whether one of the images that `stack` left out can be read by now: what failed may have been the memory."""
+    lost = iter(left_out)  # in the order of the pictures
+    said = next(lost, None)
+    for where, picture in pictures:
+        if said is None:
+            break
+        if said.startswith(f"{where}: "):
+            said = next(lost, None)
+            with suppress(RuntimeError):
+                picture()
+                return True
+    return False
 
 
 def decoded_bytes(count: int, pictures: Iterable[Callable[[], Pixels]], frame: Frame | None) -> int:

@@ -9,7 +9,7 @@ import gzip
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -21,12 +21,12 @@ import numpy as np
 from auxnet.errors import first_line, warn
 from auxnet.fetching import on_hub
 from auxnet.reading import cifar, folders, npz, parquet, svhn
-from auxnet.reading.arrays import Arrays
+from auxnet.reading.arrays import Arrays, Pixels
 from auxnet.reading.cache import cached
 from auxnet.reading.encoded import Encoded, Files
 from auxnet.reading.folders import passed_over, split_homes, subfolders
-from auxnet.reading.pictures import DECODER, Frame
-from auxnet.words import first_few, nearest
+from auxnet.reading.pictures import DECODER, Frame, any_readable
+from auxnet.words import first_few, nearest, plural
 
 NAMES = ("digits", "cifar10", "cifar100", "svhn")
 _HUB = {
@@ -52,15 +52,23 @@ class Part:
     """the memory that such images take, brought to a frame"""
     left_out: tuple[str, ...] = ()
     """the images that are not among the files, each as "where: why" """
+    pictures: Callable[[Frame | None], Iterable[tuple[str, Callable[[], Pixels]]]] = lambda frame: ()
+    """such images, each with its name, to be decoded one by one"""
     shapes: Callable[[], list[tuple[int, int]]] = list
     """(H, W) of some of such images, as they lie in their files"""
+    no_labels: Callable[[], bool] = lambda: False
+    """whether none of its images is labelled"""
 
     def read(self, frame: Frame | None) -> Arrays:
         """Its arrays, from the cache if they are there: encoded images brought to a frame, all others as they are."""
         reader, key = self.reader, self.form
         if self.encoded:
             reader, key = partial(reader, frame=frame), f"{key} {frame} {DECODER}"
-        return cached(self.files, key, reader) if self.files else reader()
+
+        def stale(left_out: Sequence[str]) -> bool:
+            return bool(left_out) and any_readable(self.pictures(frame), left_out)
+
+        return cached(self.files, key, reader, stale) if self.files else reader()
 
 
 def located(name: str, data_dir: str | None) -> tuple[str, str | None]:
@@ -134,7 +142,12 @@ def _path(name: str, root: Path | None, to_train: bool) -> dict[str, Part]:
             raise ValueError(f"data {name!r} is a pipe: give a folder or an .npz file")
         if place.suffix == ".npz" and place.exists():
             return {
-                split: Part([], partial(npz.read, place, arrays), f"npz {split}")
+                split: Part(
+                    [],
+                    partial(npz.read, place, arrays),
+                    f"npz {split}",
+                    no_labels=partial(npz.no_labels, place, arrays),
+                )
                 for split, arrays in npz.npz_splits(place, to_train).items()
             }
         if place.exists():
@@ -251,16 +264,23 @@ def _in_folder(folder: Path, to_train: bool = True) -> dict[str, Part]:
         raise FileNotFoundError(f"{folder} has parquet shards, but none named {wanted}-*.parquet")
     if parts:
         return parts
-    homes = split_homes(whole)
+    homes = split_homes(whole, to_train)
     found = {split: folders.folder_files(home) for split, home in homes.items()}
     if others := sum((files.others for files in found.values()), Counter[str]()):
         warn(f"{folder}: {passed_over(others)}")
-    counts = np.bincount(found["train"].labels, minlength=len(found["train"].classes))
-    empty = [name for name, count in zip(found["train"].classes, counts, strict=True) if not count]
-    if empty and to_train:
-        but = " but links to nothing" if found["train"].left_out else ""
-        raise ValueError(f"{homes['train'] / empty[0]} holds no image{but}: put some in, or remove the folder")
+    if count := sum(map(folders.loose, {whole, *homes.values()})):
+        warn(f"{folder}: passed over {plural(count, 'picture')} in no class folder: move what counts into one")
+    if to_train:
+        _check_none_empty(homes["train"], found["train"])
     return {split: _folder_part(files) for split, files in found.items()}
+
+
+def _check_none_empty(home: Path, files: Files) -> None:
+    """Raise ValueError for a class folder, among those to train on, without an image."""
+    counts = np.bincount(files.labels, minlength=len(files.classes))
+    if empty := [name for name, count in zip(files.classes, counts, strict=True) if not count]:
+        but = " but links to nothing" if files.left_out else ""
+        raise ValueError(f"{home / empty[0]} holds no image{but}: put some in, or remove the folder")
 
 
 def _folder_part(files: Files) -> Part:
@@ -273,6 +293,7 @@ def _folder_part(files: Files) -> Part:
         lambda: files,
         partial(folders.bytes_of, files),
         files.left_out,
+        partial(folders.pictures_of, files),
         partial(folders.some_shapes, files),
     )
 
@@ -293,7 +314,9 @@ def _parquet_parts(folder: Path, below: bool = True, extra: bool = False) -> dic
             "parquet",
             partial(parquet.rows_in_cache, files),
             partial(parquet.bytes_of, files),
+            pictures=partial(parquet.pictures_of, files),
             shapes=partial(parquet.some_shapes, files),
+            no_labels=partial(parquet.no_labels, files),
         )
         for split, files in shards.items()
     }

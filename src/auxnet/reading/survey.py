@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from auxnet.reading.ahead import ahead
 from auxnet.reading.arrays import Pixels
-from auxnet.reading.cache import Made, entry
+from auxnet.reading.cache import Entry, Made, entry
 from auxnet.reading.encoded import Encoded
 from auxnet.reading.pictures import DECODER, Frame, check_size, damage, decode
 
@@ -55,7 +55,13 @@ def survey(encoded: Encoded, files: Sequence[Path | str], frame: Frame | None, w
 
     Raises ValueError for images of different sizes, RuntimeError if none can be read or a process died.
     """
-    _, arrays, facts = entry(files, f"survey {frame} {DECODER}", lambda _: _look_at_all(encoded, frame, workers))
+
+    def stale(known: Entry) -> bool:
+        lost = np.setdiff1d(np.arange(len(encoded.labels)), known.arrays["kept"]).tolist()
+        return any(_look(encoded, frame, lost).shapes)  # what failed may have been the memory
+
+    key = f"survey {frame} {DECODER}"
+    _, arrays, facts = entry(files, key, lambda _: _look_at_all(encoded, frame, workers), stale=stale)
     H, W, C = facts["image_shape"]
     return Survey((H, W, C), arrays["kept"], arrays["sums"], tuple(facts["left_out"]))
 
@@ -86,7 +92,7 @@ def _look_at_all(encoded: Encoded, frame: Frame | None, workers: int) -> Made:
     return {"kept": np.flatnonzero(kept), "sums": sums[kept, :, :channels]}, facts
 
 
-def _look(encoded: Encoded, frame: Frame | None, piece: range) -> _Look:
+def _look(encoded: Encoded, frame: Frame | None, piece: Sequence[int]) -> _Look:
     shapes: list[tuple[int, ...] | None] = []
     sums, left_out = np.zeros((len(piece), 2, 3), np.int64), []
     for place, index in enumerate(piece):
