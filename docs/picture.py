@@ -1,4 +1,4 @@
-"""Take the README's picture, of the report of its example (Chromium): docs/picture.py RUN/report.html docs/report.png."""
+"""Take the README's picture, of the report of its example: docs/picture.py RUN/report.html docs/report.png."""
 
 import shutil
 import sys

@@ -2,13 +2,15 @@
 
 import os
 import signal
+import threading
+from contextlib import suppress
 from multiprocessing.context import SpawnProcess
 
 import pytest
 
 import workers
 from auxnet.processes import work_together
-from auxnet.signals import Stopped
+from auxnet.signals import Stopped, held, obeyed
 
 
 def test_a_worker_that_is_stopped_puts_back_what_it_has_in_hand_whatever_it_is_at(tmp_path):
@@ -46,3 +48,25 @@ def test_ctrl_c_while_a_worker_is_started_is_not_lost(tmp_path, monkeypatch):
         work_together(1, workers.wait, {"folder": str(tmp_path)}, lambda: None)
     assert stop.value.status == 130
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+def test_a_signal_to_the_main_thread_is_not_lost_to_work_in_another():
+    def other():
+        with obeyed():
+            pass
+
+    def diverge():
+        with held():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise ValueError("diverged")
+
+    def work():
+        with obeyed():
+            with suppress(ValueError):
+                diverge()
+            (thread := threading.Thread(target=other)).start()
+            thread.join()
+
+    with pytest.raises(Stopped) as stop:
+        work()
+    assert stop.value.status == 143

@@ -138,8 +138,11 @@ def test_a_number_of_another_base_is_refused(tmp_path, number):
 
 
 def test_plain_numbers_are_read(tmp_path):
-    (tmp_path / "r.yaml").write_text("lr: 0.1\nepochs: 10\nseed: 0\nweight_decay: 5e-4\nmomentum: 0\nclip: 1_0.5\n")
-    assert read_recipe(tmp_path / "r.yaml") == Recipe(lr=0.1, epochs=10, weight_decay=5e-4, momentum=0.0, clip=10.5)
+    (tmp_path / "r.yaml").write_text(
+        "lr: 0.1\nepochs: 10\nseed: 0\nweight_decay: 5e-4\nmomentum: 00.0\nclip: 09.5\nwarmup: 0x1\n"
+    )
+    read = Recipe(lr=0.1, epochs=10, weight_decay=5e-4, momentum=0.0, clip=9.5, warmup=1)
+    assert read_recipe(tmp_path / "r.yaml") == read
 
 
 def test_none_in_a_file_is_what_it_is_as_a_flag(tmp_path):

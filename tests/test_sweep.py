@@ -145,6 +145,7 @@ def test_a_range_in_steps_holds_its_ends_and_what_lies_between():
         (["--vary", "lrr=0.1,0.2"], "there is no recipe field 'lrr' to vary"),
         (["--vary", "gama=1,2"], "perhaps you meant 'gamma'"),
         (["--vary", "lr=0.1-0.2"], "lr varies over a range as 0.1..0.2, got '0.1-0.2'"),
+        (["--vary", "seed=010,20"], "010 is a number of another base in YAML: write it plainly"),
         (["--vary", "lr"], "--vary takes field=a,b,c or field=low..high, got 'lr'"),
         (["--vary", "lr=0.1,0.2", "--vary", "lr=0.3,0.4"], "lr is varied twice"),
         (["--vary", "lr=0.1"], "lr needs two or more different choices, got 0.1"),
@@ -940,6 +941,30 @@ def test_trials_that_were_validated_on_different_images_are_said_to_be_whatever_
     summary["data"]["val_sha256"] = "other"
     write_json(path, summary)
     assert "the data changed while the sweep went on, so that the trials are validated on different images" in said()
+
+
+def test_a_sweep_stops_where_its_images_changed_before_a_trial_that_is_pruned(tmp_path, monkeypatch, untrained):
+    images, labels = tiny(40, 2, size=8)
+    write_folders(tmp_path / "pics", images, labels, ["cat", "dog"])
+    recipe, space = replace(OWN, data=str(tmp_path / "pics")), {"gamma": [1.0, 2.0]}
+    sweep(space, tmp_path / "s", recipe, trials=1)
+
+    def prune(recipe, folder, watch):
+        Image.fromarray(images[0]).save(tmp_path / "pics" / "cat" / "one-more.png")
+        raise optuna.TrialPruned
+
+    monkeypatch.setattr(worker, "fit_on", prune)
+    with pytest.raises(RuntimeError, match="would be judged by other images"):
+        sweep(space, tmp_path / "s", recipe, trials=2)
+    assert [trial.state for trial in read_sweep(tmp_path / "s").trials] == ["complete", "interrupted"]
+
+
+def test_augmentation_that_crops_larger_images_is_swept_on_the_same_images(tmp_path):
+    images, labels = tiny(40, 2, size=20)
+    write_folders(tmp_path / "pics", images, labels, ["cat", "dog"])
+    recipe = replace(OWN, data=str(tmp_path / "pics"), image_size=16)
+    found = sweep({"augment": ["none", "rrc+flip"]}, tmp_path / "s", recipe)
+    assert [trial.state for trial in found.trials] == ["complete"] * 2
 
 
 def test_trials_are_never_judged_by_other_images_of_a_validation_folder_than_those_before(tmp_path, untrained):

@@ -87,7 +87,7 @@ def read_yaml(path: Path, what: str) -> Any:
                 raise ValueError(f"an alias (*{event.anchor}): write the value out")
             if depth > DEEPEST:
                 raise ValueError(f"its values are nested deeper than {DEEPEST}")
-        return _once_each()(text).get_single_data()
+        return yaml_value(text)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no {what} file {path}") from None
     except IsADirectoryError:
@@ -96,6 +96,11 @@ def read_yaml(path: Path, what: str) -> Any:
         raise
     except Exception as error:  # PyYAML raises IndexError, KeyError and others for a tag that its value does not fit
         raise ValueError(f"{path} is not a YAML {what}: {one_line(error)}") from None
+
+
+def yaml_value(text: str) -> Any:
+    """What a text is in YAML. Raises ValueError for a key that is given twice and for a number of another base."""
+    return _once_each()(text).get_single_data()
 
 
 @cache
@@ -111,8 +116,9 @@ def _once_each() -> Any:
             return super().construct_mapping(node, deep)
 
         def number(self, node: Any) -> Any:
-            if re.match(r"[-+]?0[\d_]|.*:", node.value):
-                raise ValueError(f"{node.value} is a number of another base in YAML: write it plainly, as 10 or 0.5")
+            if re.match(r"[-+]?0[0-7_]+$|.*:", node.value):
+                why = "is a number of another base in YAML"
+                raise ValueError(f"{node.value} {why}: write it plainly, as 10 or 0.5, or in quotes if it is text")
             is_int = node.tag.endswith(":int")
             return self.construct_yaml_int(node) if is_int else self.construct_yaml_float(node)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -50,7 +51,7 @@ _fetched_once = cache(fetched)
 
 def local(path: Path | str) -> Path:
     """Where weights lie: a path, ~ expanded; the folder of a model on the hub, which is asked for it once."""
-    return _fetched_once(str(path)) if on_hub(path) else Path(path).expanduser()
+    return _fetched_once(str(path)) if on_hub(path) else Path(os.path.expanduser(path))
 
 
 def pinned(path: str) -> str:

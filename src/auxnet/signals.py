@@ -68,19 +68,23 @@ def held() -> Iterator[Callable[[], int]]:
 def obeyed() -> Iterator[None]:
     """Stopped is raised at the end, if `held` within has noted a signal and an error, dealt with within, came first."""
     global _left
-    _left = 0
+    if _in_main():
+        _left = 0
     yield
-    if _left:
+    if _in_main() and _left:
         raise Stopped(_left, "stopped")
 
 
 @contextmanager
 def _handled(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[None]:
     """Within, these signals call the handler; outside the main thread, where Python delivers none, nothing changes."""
-    in_main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, handler) for number in numbers if in_main}
+    before = {number: signal.signal(number, handler) for number in numbers if _in_main()}
     try:
         yield
     finally:
         for number, usual in before.items():
             signal.signal(number, usual)
+
+
+def _in_main() -> bool:
+    return threading.current_thread() is threading.main_thread()

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_origin
 
+from auxnet.documents import yaml_value
 from auxnet.recipe import OF_BACKBONES, Recipe, kinds, words_of
 from auxnet.words import nearest
 
@@ -185,10 +186,10 @@ def _value(field: str, word: str) -> Any:
     if any(kind is str or get_origin(kind) is Literal for kind in may_be):
         return word
     try:
-        value = yaml.safe_load(word)
+        value = yaml_value(word)
         items = next((get_args(kind)[0] for kind in may_be if get_origin(kind) is tuple), None)
         if items is None or (isinstance(value, int) and int in may_be):
             return value
-        return word.split() if items is str else [yaml.safe_load(part) for part in word.split()]
+        return word.split() if items is str else [yaml_value(part) for part in word.split()]
     except yaml.YAMLError:
         return word

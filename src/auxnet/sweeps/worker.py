@@ -10,6 +10,7 @@ from typing import Any
 from torch import OutOfMemoryError
 
 from auxnet.build import depths_of
+from auxnet.data import load_data
 from auxnet.errors import DivergedError, first_sentence, one_line
 from auxnet.progress import Progress
 from auxnet.recipe import Recipe
@@ -98,8 +99,9 @@ def _run(sweep: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Ca
             f"{PATIENCE} times in all"
         ) from failure
     except OtherImagesError:  # which the run cannot exchange: it begins anew once they are back
-        sweep.study.tell(trial, state=State.FAIL)
-        try_again(sweep, trial.number)
+        with held():
+            sweep.study.tell(trial, state=State.FAIL)
+            try_again(sweep, trial.number)
         raise
     except BaseException:
         trial.set_user_attr("starts", starts)  # nothing that counts against it
@@ -129,17 +131,21 @@ def _trained(
         recipe = replace(settings.recipe, **{**values_drawn(sweep, trial), **where})
         run = fit_on(recipe, folder, follow)
         value = objective_of([row["val_error"] for row in run.summary["last"]], settings.objective, recipe)
+        drawn, val_sha256 = run.summary["data"]["drawn"], run.summary["data"]["val_sha256"]
+        state = State.COMPLETE
     except optuna.TrialPruned:
-        return None, State.PRUNED, None
+        dataset = load_data(recipe)
+        drawn, val_sha256 = dataset.drawn, dataset.val_sha256()
+        value, state = None, State.PRUNED
     except DivergedError as failure:
         return None, State.FAIL, one_line(failure)
     except ValueError as failure:
         if resuming:  # what was trained with these values can be
             raise RuntimeError(
                 f"trial {trial.number} goes on where it was begun, or begins anew here once {folder} is removed: "
-                f"{one_line(failure)}"
+                f"{one_line(failure).partition(': leave the flag out')[0]}"
             ) from failure
         return None, State.FAIL, one_line(failure)
-    if not {*COMPARABLE} & settings.space.keys():
-        check_same_data(sweep, run.summary["data"]["drawn"], run.summary["data"]["val_sha256"])
-    return value, State.COMPLETE, None
+    if not {*COMPARABLE, "augment"} & settings.space.keys():  # random resized crops take the same images larger
+        check_same_data(sweep, drawn, val_sha256)
+    return value, state, None
