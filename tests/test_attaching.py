@@ -872,6 +872,33 @@ def test_weights_shared_between_segments_are_refused():
         attach(Tied(), ("one",))
 
 
+class NormingTwice(nn.Module):
+    """BatchNorm as a function, twice, with the same statistics, and a mask that nothing changes."""
+
+    def __init__(self, moving):
+        super().__init__()
+        self.one, self.two, self.three = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
+        self.fc = nn.Linear(4, 10)
+        self.mean, self.var = nn.Buffer(torch.zeros(4)), nn.Buffer(torch.ones(4))
+        self.mask, self.moving = nn.Buffer(torch.tensor([1, 1, float("nan"), 1])), moving
+
+    def normed(self, x):
+        x = F.batch_norm(x, self.mean, self.var, training=self.training and self.moving)
+        return x + self.mask[:, None, None].nan_to_num()
+
+    def forward(self, x):
+        return self.fc(self.three(self.normed(self.two(self.normed(self.one(x))))).mean((2, 3)))
+
+
+def test_statistics_that_two_segments_move_are_refused_and_constants_that_both_read_are_not():
+    backbone = NormingTwice(moving=True)
+    with pytest.raises(ValueError, match="'mean' of segment 1 and of segment 2 are one tensor, which training changes"):
+        attach(backbone, ("two",))
+    assert not backbone.mean.any()
+    assert attach(backbone, ("one",)).outputs == 2
+    assert attach(NormingTwice(moving=False), ("two",)).outputs == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -58,7 +58,7 @@ def observe(module: fx.GraphModule, image_shape: Sequence[int]) -> dict[fx.Node,
     with _dry(module, image_shape) as (twin, images):
         evaluation, training = _Observer(twin), _Observer(twin)
         evaluation.run(images)
-        with suppress(Exception), _trained(twin, images.device):
+        with suppress(Exception), _in_training(twin, images.device):
             training.run(images)
         nodes = [node for node in twin.graph.nodes if node.op != "output"]
         values = [evaluation.env[node] for node in nodes]
@@ -113,7 +113,7 @@ def features(segments: Sequence[nn.Module], image_shape: Sequence[int]) -> list[
                     writing.add(k)
                 channels = lineage.channels[x] - 1 if x in lineage.channels else None
                 found.append(Feature(tuple(x.shape[1:]), lineage.activated[x], lineage.layers[x], channels))
-        with suppress(Exception), _trained(twins, images.device):
+        with suppress(Exception), _in_training(twins, images.device):
             for k, (_, writes) in enumerate(_in_a_row(twins, images), start=1):
                 if writes:
                     writing.add(k)
@@ -131,6 +131,23 @@ def _in_a_row(modules: Iterable[nn.Module], x: Any) -> Iterator[tuple[Any, bool]
         given, version = x, x._version
         x = module(x)
         yield x, given._version != version
+
+
+def moved_in_training(module: fx.GraphModule, names: Iterable[str], image_shape: Sequence[int]) -> list[str]:
+    """Those of these buffers that a traced backbone changes in training, as functional BatchNorm does.
+
+    With real numbers: of such changes version counters do not tell.
+    """
+    like, twin = next(module.parameters(), torch.empty(0)), copied(module).requires_grad_(False)
+    before = {name: twin.get_buffer(name).clone() for name in names}
+    with torch.no_grad(), in_mode(module, training=False), suppress(Exception), _in_training(twin, like.device):
+        twin(torch.rand(N, *image_shape, dtype=like.dtype, device=like.device))
+    now = {name: twin.get_buffer(name) for name in before}
+    return [
+        name
+        for name, then in before.items()
+        if not then.is_meta and not torch.isclose(now[name], then, rtol=0, atol=0, equal_nan=True).all()
+    ]
 
 
 def outputs(net: nn.Module, image_shape: Sequence[int]) -> list[tuple[int, int]]:
@@ -274,7 +291,7 @@ def _dry(module: AnyModule, image_shape: Sequence[int]) -> Iterator[tuple[AnyMod
 
 
 @contextmanager
-def _trained(twin: nn.Module, device: torch.device) -> Iterator[None]:
+def _in_training(twin: nn.Module, device: torch.device) -> Iterator[None]:
     """Within, a stand-in is in training, and what it draws is none of the caller's random numbers."""
     python, of_numpy = random.getstate(), np.random.get_state()
     try:
