@@ -56,8 +56,10 @@ class Feature(NamedTuple):
 def observe(module: fx.GraphModule, image_shape: Sequence[int]) -> dict[fx.Node, Seen]:
     """Every value of a traced backbone, in order, for an image of shape (C, H, W)."""
     with _dry(module, image_shape) as (twin, images):
-        evaluation, training = _Observer(twin), _Observer(twin)
-        evaluation.run(images)
+        counter = FlopCounterMode(display=False)
+        evaluation, training = _Observer(twin, counter), _Observer(twin, counter)
+        with counter:
+            evaluation.run(images)
         with suppress(Exception), _in_training(twin, images.device):
             training.run(images)
         nodes = [node for node in twin.graph.nodes if node.op != "output"]
@@ -72,15 +74,11 @@ def observe(module: fx.GraphModule, image_shape: Sequence[int]) -> dict[fx.Node,
 class _Observer(fx.Interpreter):
     """Runs a graph, and keeps of each value what it cost up to there and which version it was."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, counter: FlopCounterMode) -> None:
         super().__init__(module, garbage_collect_values=False)
         self.macs: dict[fx.Node, int] = {}
         self.versions: dict[fx.Node, int] = {}
-        self.counter = FlopCounterMode(display=False)
-
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        with self.counter:
-            return super().run(*args, **kwargs)
+        self.counter = counter
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         # torch.fx holds lists as immutable ones, but there are modules that assign to the list they are given.
