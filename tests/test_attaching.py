@@ -7,6 +7,7 @@ import warnings
 from functools import partial
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch.nn.utils import prune
 import auxnet
 from auxnet.backbones.attaching import TokenClassifier
 from auxnet.backbones.cuts import even_cuts
+from auxnet.backbones.dryrun import features
 from auxnet.blocks import Classifier, PostActivationBlock, PreActivationBlock
 from auxnet.loading import load_weights
 from auxnet.tensors import save_tensors
@@ -625,6 +627,60 @@ def test_a_place_that_an_operation_in_place_rules_out_is_told_as_such(at):
             attach(activated_first(True, False), at)
 
 
+class Forgetting(nn.Module):
+    """Dropout between two convolutions, as a function, or what is given in place of it."""
+
+    def __init__(self, instead=None, inplace=True):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.instead, self.inplace = instead, inplace
+        self.last, self.fc = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.GELU()), nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.norm(self.first(x))
+        x = F.dropout(x, 0.5, self.training, self.inplace) if self.instead is None else self.instead(x)
+        return self.fc(self.last(x).mean((2, 3)))
+
+
+class FailingInTraining(nn.Module):
+    def forward(self, x):
+        if self.training:
+            raise RuntimeError("too few images")
+        return x * 2
+
+
+def test_a_place_whose_result_is_changed_in_place_in_training_alone_is_refused():
+    dropping = nn.Sequential(nn.Dropout(inplace=True), nn.Conv2d(8, 8, 1))
+    for instead in (None, dropping):
+        with pytest.raises(ValueError, match=r"what 'norm' gives is changed in place afterwards \(inplace=False there"):
+            attach(Forgetting(instead), ("norm",))
+    parts = [nn.Conv2d(3, 8, 1), dropping, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))]
+    with pytest.raises(ValueError, match="segment 2 changes in place what segment 1 gives, which head 1 needs too"):
+        attach(parts)
+    assert attach(Forgetting(inplace=False), ("norm",)).outputs == 2
+    assert attach(Forgetting(FailingInTraining()), ("norm",)).outputs == 2
+
+
+class Drawing(nn.Module):
+    """Looks at a number, and draws from every generator in training."""
+
+    def forward(self, x):
+        noise = torch.rand(()) + random.random() + np.random.rand() if self.training else 0
+        return x + noise if x.sum() < 1e9 else x
+
+
+def test_looking_for_places_draws_no_random_numbers_and_moves_no_statistics():
+    backbone = Forgetting(Drawing())
+    before = copy.deepcopy(backbone.state_dict())
+    generators = torch.get_rng_state(), random.getstate(), repr(np.random.get_state())
+    assert even_cuts(backbone, 1, (3, 16, 16)) == ("instead",)
+    features([backbone.first, nn.Sequential(backbone.norm, backbone.instead)], (3, 16, 16))
+    assert torch.equal(torch.get_rng_state(), generators[0])
+    assert (random.getstate(), repr(np.random.get_state())) == generators[1:]
+    assert all(map(torch.equal, backbone.state_dict().values(), before.values()))
+    assert backbone.norm.training
+
+
 class WithWords(nn.Module):
     def __init__(self):
         super().__init__()
@@ -814,6 +870,33 @@ def test_weights_shared_between_segments_are_refused():
 
     with pytest.raises(ValueError, match=r"'one\.weight' of segment 1 and 'two.weight' of segment 2 are one tensor"):
         attach(Tied(), ("one",))
+
+
+class NormingTwice(nn.Module):
+    """BatchNorm as a function, twice, with the same statistics, and a mask that nothing changes."""
+
+    def __init__(self, moving):
+        super().__init__()
+        self.one, self.two, self.three = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
+        self.fc = nn.Linear(4, 10)
+        self.mean, self.var = nn.Buffer(torch.zeros(4)), nn.Buffer(torch.ones(4))
+        self.mask, self.moving = nn.Buffer(torch.tensor([1, 1, float("nan"), 1])), moving
+
+    def normed(self, x):
+        x = F.batch_norm(x, self.mean, self.var, training=self.training and self.moving)
+        return x + self.mask[:, None, None].nan_to_num()
+
+    def forward(self, x):
+        return self.fc(self.three(self.normed(self.two(self.normed(self.one(x))))).mean((2, 3)))
+
+
+def test_statistics_that_two_segments_move_are_refused_and_constants_that_both_read_are_not():
+    backbone = NormingTwice(moving=True)
+    with pytest.raises(ValueError, match="'mean' of segment 1 and of segment 2 are one tensor, which training changes"):
+        attach(backbone, ("two",))
+    assert not backbone.mean.any()
+    assert attach(backbone, ("one",)).outputs == 2
+    assert attach(NormingTwice(moving=False), ("two",)).outputs == 2
 
 
 @pytest.mark.parametrize(

@@ -311,6 +311,48 @@ def test_another_network_does_not_fit_and_nothing_is_begun(tmp_path):
     assert not (tmp_path / "b").exists()
 
 
+def pooled(num_classes, activation=nn.ReLU):
+    """A backbone with modules without weights between its layers."""
+    parts = {"stem": nn.Conv2d(1, 4, 3), "act": activation(), "pool": nn.MaxPool2d(2), "conv": nn.Conv2d(4, 4, 1)}
+    last = {"all": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "fc": nn.Linear(4, num_classes)}
+    return nn.Sequential(OrderedDict(parts | last))
+
+
+def smooth(num_classes):
+    """Another network, of the same names and shapes."""
+    return pooled(num_classes, nn.GELU)
+
+
+POOLED, SMOOTH = "test_weights:pooled", "test_weights:smooth"
+
+
+def test_another_network_does_not_fit_where_its_names_and_shapes_do(tmp_path):
+    run_of(tmp_path / "a", depth=8, outputs=2, block="plain")
+    with pytest.raises(ValueError, match=r"/a has block=plain, and block=original is asked for: its weights do not"):
+        begun_from(tmp_path / "a", depth=8, outputs=2, block="original")
+    run_of(tmp_path / "b", backbone=POOLED, cuts=("act",))
+    for weights in ("", "model.safetensors"):
+        with pytest.raises(ValueError, match=f"/b has backbone={POOLED}, and backbone={SMOOTH} is asked for: its"):
+            begun_from(tmp_path / "b" / weights, backbone=SMOOTH, cuts=("act",))
+
+
+def test_a_head_of_the_same_shapes_at_another_cut_begins_anew(tmp_path):
+    source = run_of(tmp_path / "a", backbone=POOLED, cuts=("act",))
+    with pytest.warns(UserWarning, match="a has no head for output 1: to be trained from the beginning"):
+        net = begun_from(tmp_path / "a", backbone=POOLED, cuts=("pool",))
+    assert torch.equal(net.eval()(IMAGES)[1], source.eval()(IMAGES)[1])
+    assert not torch.equal(net.heads[0].fc.weight, source.heads[0].fc.weight)
+    again = begun_from(tmp_path / "a", backbone=POOLED, cuts=("act",))
+    assert all(map(torch.equal, again.eval()(IMAGES), source(IMAGES)))
+
+
+def test_what_a_description_does_not_say_of_a_net_is_as_the_built_in_nets_have_it(tmp_path):
+    source = run_of(tmp_path / "a", depth=8, outputs=2)
+    write_json(tmp_path / "a" / "config.json", {"network": {"depth": 8, "outputs": 2, "in_channels": 1}})
+    net = begun_from(tmp_path / "a", depth=8, outputs=2)
+    assert all(map(torch.equal, net.eval()(IMAGES), source.eval()(IMAGES)))
+
+
 def test_a_checksum_among_the_metadata_of_others_is_not_taken_for_that_of_the_tensors(tmp_path):
     save_file({"x": torch.ones(2)}, tmp_path / "w.safetensors", {"sha256": "of the training data"})
     assert torch.equal(read_tensors(tmp_path / "w.safetensors")["x"], torch.ones(2))

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from torch import fx, nn
 
-from auxnet.backbones.dryrun import Seen, observe
+from auxnet.backbones.dryrun import Seen, moved_in_training, observe
 from auxnet.backbones.tracing import INSTEAD, Traced, between, crossings, holders, trace
 from auxnet.words import nearest
 
@@ -41,7 +41,9 @@ def cut(backbone: nn.Module, names: Sequence[str], image_shape: Sequence[int]) -
                 f"at must run from the image to the classifier, but {there!r} does not lie behind {here!r}"
             )
     ends = [chart.traced.images, *stops, chart.trunk_end, chart.traced.logits]
-    return [between(chart.traced, start, end) for start, end in pairwise(ends)]
+    pieces = [between(chart.traced, start, end) for start, end in pairwise(ends)]
+    _check_buffers(chart.traced, pieces, image_shape)
+    return pieces
 
 
 def even_cuts(backbone: nn.Module, cuts: int, image_shape: Sequence[int]) -> tuple[str, ...]:
@@ -71,6 +73,20 @@ def even_cuts(backbone: nn.Module, cuts: int, image_shape: Sequence[int]) -> tup
                 opened.add(name)
             except ValueError:  # it cannot be looked into: it stays whole
                 closed.add(name)
+
+
+def _check_buffers(traced: Traced, pieces: Sequence[nn.Module], image_shape: Sequence[int]) -> None:
+    """Raise ValueError if training changes a buffer that several pieces have: each would change a copy of its own."""
+    owners: dict[str, list[str]] = {}
+    for k, piece in enumerate(pieces, start=1):
+        for name, _ in piece.named_buffers():
+            owners.setdefault(name, []).append(f"segment {k}" if k < len(pieces) else "the classifier")
+    several = [name for name, parts in owners.items() if len(parts) > 1]
+    for name in moved_in_training(traced.module(), several, image_shape) if several else ():
+        raise ValueError(
+            f"{name!r} of {' and of '.join(owners[name])} are one tensor, which training changes: cut so that all "
+            "come to lie in one segment, or build the parts without sharing"
+        )
 
 
 @dataclass(frozen=True)

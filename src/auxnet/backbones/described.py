@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from auxnet.residual import resnet
 from auxnet.sections import LARGEST
 
 OF_OUTPUTS = ("outputs", "at", "cuts", "head", "alone", "num_classes", "image_size")  # not of the trunk
+DEFAULTS = {name: each.default for name, each in signature(resnet).parameters.items()}
 
 
 @float32_by_default()
@@ -61,19 +63,27 @@ def _filled(net: AuxNet, options: Mapping[str, Any], pretrained: str, classes: S
     run = run_of(pretrained)
     config = config_of(run)
     own = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    network, output = config.get("network"), config.get("output")
+    whole = True
+    if isinstance(network, dict):
+        # Keys and shapes may be those of another network, or of outputs elsewhere, too.
+        if unlike := _unlike(options, network, run):
+            raise ValueError(unlike)
+        alone = network.get("alone") if output is None else output
+        whole = (network.get("cuts"), alone) == (options.get("cuts"), options.get("alone"))
+    else:  # weights alone, as of a net of one's own
+        network = {key: value for key, value in options.items() if key != "alone"}
     try:
-        load_pretrained(net, pretrained)
+        if whole:
+            load_pretrained(net, pretrained)
     except ValueError:
-        if config.get("output") is not None:
-            raise ValueError(f"{pretrained} is one output of a run: pretrained needs the run itself") from None
+        whole = False
+    if not whole:
+        if output is not None:
+            raise ValueError(f"{pretrained} is one output of a run: pretrained needs the run itself")
         if "backbone" not in options and not is_weights_of_run(pretrained):
             mend = "name the backbone with --backbone"
-            raise ValueError(f"{pretrained} holds no run's weights, but those of a backbone: {mend}") from None
-        network = config.get("network")
-        if not isinstance(network, dict):  # weights alone, as of a net of one's own
-            network = {key: value for key, value in options.items() if key != "alone"}
-        if unlike := _unlike(options, network, run):
-            raise ValueError(unlike) from None
+            raise ValueError(f"{pretrained} holds no run's weights, but those of a backbone: {mend}")
         _take_over(net, options, network, pretrained)
     theirs = config.get("classes")
     if classes is not None and isinstance(theirs, list) and len(theirs) == len(classes) and theirs != list(classes):
@@ -153,7 +163,7 @@ def config_of(run: Path) -> Mapping[str, Any]:
 
 def _unlike(options: Mapping[str, Any], theirs: Mapping[str, Any], run: Path) -> str:
     """In what a run's net differs from that of these options, other than in its outputs; "" where in nothing."""
-    ours = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    theirs, ours = (each if "backbone" in each else DEFAULTS | {**each} for each in (theirs, options))
     names = [name for name in {**theirs, **ours} if name not in OF_OUTPUTS and theirs.get(name) != ours.get(name)]
     their, our = (", ".join(f"{name}={each.get(name)}" for name in names) for each in (theirs, ours))
     mend = "its weights do not fit; ask for the network of that run, or leave --pretrained out"

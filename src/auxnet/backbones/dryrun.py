@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from auxnet.errors import MisfitError, first_line
+from auxnet.machine import random_kept
 from auxnet.modules import AnyModule, copied, in_mode
 from auxnet.network import AuxNet
 
@@ -52,28 +55,45 @@ class Feature(NamedTuple):
 
 def observe(module: fx.GraphModule, image_shape: Sequence[int]) -> dict[fx.Node, Seen]:
     """Every value of a traced backbone, in order, for an image of shape (C, H, W)."""
-    macs: list[int] = []
-    versions: list[int] = []
-
-    class Observer(fx.Interpreter):
-        def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-            # torch.fx holds lists as immutable ones, but there are modules that assign to the list they are given.
-            return super().call_module(target, tuple(list(a) if isinstance(a, list) else a for a in args), kwargs)
-
-        def run_node(self, n: fx.Node) -> Any:
-            result = super().run_node(n)
-            macs.append(int(counter.get_total_flops()) // 2)
-            versions.append(result._version if isinstance(result, Tensor) else 0)
-            return result
-
     with _dry(module, image_shape) as (twin, images):
-        observer = Observer(twin, garbage_collect_values=False)
-        with FlopCounterMode(display=False) as counter:
-            observer.run(images)
-        values = [observer.env[node] for node in twin.graph.nodes if node.op != "output"]
+        counter = FlopCounterMode(display=False)
+        evaluation, training = _Observer(twin, counter), _Observer(twin, counter)
+        with counter:
+            evaluation.run(images)
+        with suppress(Exception), _in_training(twin, images.device):
+            training.run(images)
+        nodes = [node for node in twin.graph.nodes if node.op != "output"]
+        values = [evaluation.env[node] for node in nodes]
     rows = [isinstance(x, Tensor) and x.ndim > 1 and len(x) == N for x in values]
-    unwritten = [not isinstance(x, Tensor) or x._version == then for x, then in zip(values, versions, strict=False)]
+    written = evaluation.written() | training.written()
+    unwritten = [node not in written for node in nodes]
+    macs = [evaluation.macs[node] for node in nodes]
     return dict(zip(module.graph.nodes, map(Seen, macs, rows, unwritten), strict=False))
+
+
+class _Observer(fx.Interpreter):
+    """Runs a graph, and keeps of each value what it cost up to there and which version it was."""
+
+    def __init__(self, module: fx.GraphModule, counter: FlopCounterMode) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.macs: dict[fx.Node, int] = {}
+        self.versions: dict[fx.Node, int] = {}
+        self.counter = counter
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        # torch.fx holds lists as immutable ones, but there are modules that assign to the list they are given.
+        return super().call_module(target, tuple(list(a) if isinstance(a, list) else a for a in args), kwargs)
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        self.macs[n] = int(self.counter.get_total_flops()) // 2
+        self.versions[n] = result._version if isinstance(result, Tensor) else 0
+        return result
+
+    def written(self) -> set[fx.Node]:
+        """The values that were changed in place since they were made, of a run that broke off too."""
+        tensors = {node: x for node, x in self.env.items() if isinstance(x, Tensor)}
+        return {node for node, x in tensors.items() if x._version != self.versions[node]}
 
 
 def features(segments: Sequence[nn.Module], image_shape: Sequence[int]) -> list[Feature]:
@@ -81,21 +101,51 @@ def features(segments: Sequence[nn.Module], image_shape: Sequence[int]) -> list[
 
     Raises ValueError if one does not give a tensor of a row per image, or changes in place what it was given.
     """
-    found = []
-    with _dry(nn.Sequential(*segments), image_shape) as (twins, x), Lineage(x) as lineage:
-        for k, segment in enumerate(twins, start=1):
-            before, version = x, x._version
-            x = segment(x)
-            if not isinstance(x, Tensor) or x.ndim < 2 or len(x) != N or x not in lineage.layers:
-                raise MisfitError(f"segment {k} must give a tensor of {N} rows for {N} images, it gives {_told(x)}")
-            if before._version != version and k > 1:
-                raise MisfitError(
-                    f"segment {k} changes in place what segment {k - 1} gives, which head {k - 1} needs too: "
-                    "cut after the operation that does so, or build it with inplace=False"
-                )
-            channels = lineage.channels[x] - 1 if x in lineage.channels else None
-            found.append(Feature(tuple(x.shape[1:]), lineage.activated[x], lineage.layers[x], channels))
+    found, writing = [], set()
+    with _dry(nn.Sequential(*segments), image_shape) as (twins, images):
+        with Lineage(images) as lineage:
+            for k, (x, writes) in enumerate(_in_a_row(twins, images), start=1):
+                if not isinstance(x, Tensor) or x.ndim < 2 or len(x) != N or x not in lineage.layers:
+                    raise MisfitError(f"segment {k} must give a tensor of {N} rows for {N} images, it gives {_told(x)}")
+                if writes:
+                    writing.add(k)
+                channels = lineage.channels[x] - 1 if x in lineage.channels else None
+                found.append(Feature(tuple(x.shape[1:]), lineage.activated[x], lineage.layers[x], channels))
+        with suppress(Exception), _in_training(twins, images.device):
+            for k, (_, writes) in enumerate(_in_a_row(twins, images), start=1):
+                if writes:
+                    writing.add(k)
+    for k in sorted(writing - {1}):
+        raise MisfitError(
+            f"segment {k} changes in place what segment {k - 1} gives, which head {k - 1} needs too: "
+            "cut after the operation that does so, or build it with inplace=False"
+        )
     return found
+
+
+def _in_a_row(modules: Iterable[nn.Module], x: Any) -> Iterator[tuple[Any, bool]]:
+    """What each of these modules gives, one after the other, and whether it changes in place what it was given."""
+    for module in modules:
+        given, version = x, x._version
+        x = module(x)
+        yield x, given._version != version
+
+
+def moved_in_training(module: fx.GraphModule, names: Iterable[str], image_shape: Sequence[int]) -> list[str]:
+    """Those of these buffers that a traced backbone changes in training, as functional BatchNorm does.
+
+    With real numbers: of such changes version counters do not tell.
+    """
+    like, twin = next(module.parameters(), torch.empty(0)), copied(module).requires_grad_(False)
+    before = {name: twin.get_buffer(name).clone() for name in names}
+    with torch.no_grad(), in_mode(module, training=False), suppress(Exception), _in_training(twin, like.device):
+        twin(torch.rand(N, *image_shape, dtype=like.dtype, device=like.device))
+    now = {name: twin.get_buffer(name) for name in before}
+    return [
+        name
+        for name, then in before.items()
+        if not then.is_meta and not torch.isclose(now[name], then, rtol=0, atol=0, equal_nan=True).all()
+    ]
 
 
 def outputs(net: nn.Module, image_shape: Sequence[int]) -> list[tuple[int, int]]:
@@ -236,6 +286,19 @@ def _dry(module: AnyModule, image_shape: Sequence[int]) -> Iterator[tuple[AnyMod
             f"the backbone does not take images of shape {tuple(image_shape)}: {reason}; give an `example` "
             "[1, C, H, W], or images (image_size), with the channels and the size that it is built for"
         ) from None
+
+
+@contextmanager
+def _in_training(twin: nn.Module, device: torch.device) -> Iterator[None]:
+    """Within, a stand-in is in training, and what it draws is none of the caller's random numbers."""
+    python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        with random_kept(device):
+            twin.train()
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(of_numpy)
 
 
 def _told(x: Any) -> str:
