@@ -143,8 +143,7 @@ def shards_of(home: Path, count: int) -> Path:
     return home / "shards"
 
 
-@pytest.mark.parametrize("form", [folder_of, shards_of])
-@pytest.mark.parametrize("stream", ["never", "always"])
+@pytest.mark.parametrize(("form", "stream"), [(folder_of, "never"), (folder_of, "always"), (shards_of, "always")])
 def test_a_picture_is_not_damaged_for_good_by_a_decoder_that_once_failed(
     stream: str, form: Any, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

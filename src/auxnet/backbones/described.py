@@ -64,11 +64,15 @@ def _filled(net: AuxNet, options: Mapping[str, Any], pretrained: str, classes: S
     config = config_of(run)
     own = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     network, output = config.get("network"), config.get("output")
-    whole = True
+    whole, unlike = True, ""
     if isinstance(network, dict):
         # Keys and shapes may be those of another network, or of outputs elsewhere, too.
         if unlike := _unlike(options, network, run):
-            raise ValueError(unlike)
+            renamed = "backbone" in network and not _unlike(
+                options, {**network, "backbone": options.get("backbone")}, run
+            )
+            if not renamed:
+                raise ValueError(unlike)
         alone = network.get("alone") if output is None else output
         whole = (network.get("cuts"), alone) == (options.get("cuts"), options.get("alone"))
     else:  # weights alone, as of a net of one's own
@@ -78,6 +82,11 @@ def _filled(net: AuxNet, options: Mapping[str, Any], pretrained: str, classes: S
             load_pretrained(net, pretrained)
     except ValueError:
         whole = False
+    if unlike and not whole:
+        raise ValueError(unlike)
+    if unlike:
+        asked = f"{options['backbone']} is asked for"
+        warn(f"the backbone of {run} is {network['backbone']}, and {asked}: its weights fit, and are taken")
     if not whole:
         if output is not None:
             raise ValueError(f"{pretrained} is one output of a run: pretrained needs the run itself")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -60,8 +61,9 @@ def observe(module: fx.GraphModule, image_shape: Sequence[int]) -> dict[fx.Node,
         evaluation, training = _Observer(twin, counter), _Observer(twin, counter)
         with counter:
             evaluation.run(images)
-        with suppress(Exception), _in_training(twin, images.device):
-            training.run(images)
+        if _may_write_in_training_alone(twin):
+            with suppress(Exception), _in_training(twin, images.device):
+                training.run(images)
         nodes = [node for node in twin.graph.nodes if node.op != "output"]
         values = [evaluation.env[node] for node in nodes]
     rows = [isinstance(x, Tensor) and x.ndim > 1 and len(x) == N for x in values]
@@ -286,6 +288,13 @@ def _dry(module: AnyModule, image_shape: Sequence[int]) -> Iterator[tuple[AnyMod
             f"the backbone does not take images of shape {tuple(image_shape)}: {reason}; give an `example` "
             "[1, C, H, W], or images (image_size), with the channels and the size that it is built for"
         ) from None
+
+
+def _may_write_in_training_alone(module: fx.GraphModule) -> bool:
+    """Whether a traced backbone has dropout in place, which does nothing in evaluation."""
+    nodes = (node for node in module.graph.nodes if node.op == "call_function")
+    modules = (each for each in module.modules() if isinstance(each, _DropoutNd))
+    return any(each.inplace for each in modules) or any("dropout" in str(n.target) for n in nodes)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import re
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
@@ -91,15 +92,21 @@ def entry(
 
 def _digest(files: Sequence[Path | str], key: str) -> str:
     digest = sha256(json.dumps([VERSION, key]).encode())
-    for path in sorted(map(os.path.abspath, files)):
-        try:
-            found = os.stat(path)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{path} is a link to nothing, or was removed: fetch it, or remove it") from None
-        # mtime alone does not tell files apart that were swapped: tar, cp -a and rsync -a set it
-        times = f"{found.st_mtime_ns}\0{found.st_ctime_ns}"
-        digest.update(os.fsencode(path) + f"\0{found.st_size}\0{times}\n".encode())
+    found = {path: _stat(path) for path in sorted(map(os.path.abspath, files))}
+    alike = Counter((each.st_size, each.st_mtime_ns) for each in found.values())
+    for path, each in found.items():
+        seen = f"{each.st_size}\0{each.st_mtime_ns}"
+        if alike[each.st_size, each.st_mtime_ns] > 1:  # two could have changed places, as tar and cp -a set the time
+            seen += f"\0{each.st_ctime_ns}"
+        digest.update(os.fsencode(path) + f"\0{seen}\n".encode())
     return digest.hexdigest()[:32]
+
+
+def _stat(path: str) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is a link to nothing, or was removed: fetch it, or remove it") from None
 
 
 def _recalled(place: Path, stale: Callable[[Entry], bool]) -> Entry:

@@ -120,12 +120,6 @@ def bytes_of(files: Sequence[Path], frame: Frame | None) -> int:
     return decoded_bytes(table.rows, pictures, frame)
 
 
-def pictures_of(files: Sequence[Path], frame: Frame | None) -> Iterator[tuple[str, Callable[[], Pixels]]]:
-    """The images of parquet shards, each with its name, to be decoded one by one."""
-    cells = _cells(files, _table_of(files).columns)
-    return ((where, partial(_decode_cell, data, where, frame)) for where, data, _ in cells)
-
-
 def no_labels(files: Sequence[Path]) -> bool:
     """Whether no row of parquet shards is labelled (`arrays.unlabelled`): of most, the first row tells."""
     columns = _table_of(files).columns

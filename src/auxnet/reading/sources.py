@@ -314,7 +314,6 @@ def _parquet_parts(folder: Path, below: bool = True, extra: bool = False) -> dic
             "parquet",
             partial(parquet.rows_in_cache, files),
             partial(parquet.bytes_of, files),
-            pictures=partial(parquet.pictures_of, files),
             shapes=partial(parquet.some_shapes, files),
             no_labels=partial(parquet.no_labels, files),
         )
