@@ -68,10 +68,8 @@ def _filled(net: AuxNet, options: Mapping[str, Any], pretrained: str, classes: S
     if isinstance(network, dict):
         # Keys and shapes may be those of another network, or of outputs elsewhere, too.
         if unlike := _unlike(options, network, run):
-            renamed = "backbone" in network and not _unlike(
-                options, {**network, "backbone": options.get("backbone")}, run
-            )
-            if not renamed:
+            renamed = {**network, "backbone": options.get("backbone")}
+            if "backbone" not in network or _unlike(options, renamed, run):
                 raise ValueError(unlike)
         alone = network.get("alone") if output is None else output
         whole = (network.get("cuts"), alone) == (options.get("cuts"), options.get("alone"))
@@ -82,9 +80,9 @@ def _filled(net: AuxNet, options: Mapping[str, Any], pretrained: str, classes: S
             load_pretrained(net, pretrained)
     except ValueError:
         whole = False
-    if unlike and not whole:
-        raise ValueError(unlike)
-    if unlike:
+    if unlike:  # in the name of the backbone alone
+        if not whole:
+            raise ValueError(unlike)
         asked = f"{options['backbone']} is asked for"
         warn(f"the backbone of {run} is {network['backbone']}, and {asked}: its weights fit, and are taken")
     if not whole:
