@@ -104,7 +104,7 @@ def speed_notes(recipe: Recipe, seconds: float) -> Iterator[str]:
     if on_gpu and _may_gain(recipe, precision="bfloat16"):
         yield "this GPU has units for bfloat16: with --precision bfloat16 a step should take less time"
     if device.type in ("cpu", "cuda") and seconds > COMPILING_PAYS and _may_gain(recipe, compile=True):
-        yield "with --compile, which takes a minute or more at the start, a step should take less time"
+        yield "with --compile, a minute or more at the start, a step may take less time: plan with it measures whether"
 
 
 def _may_gain(recipe: Recipe, **fields: Any) -> bool:
