@@ -1,6 +1,7 @@
 """A backbone by its name: trained, resumed, rebuilt and shipped as the built-in nets are; nothing imported unasked."""
 
 import json
+import random
 import shutil
 import sys
 import warnings
@@ -29,8 +30,11 @@ from auxnet.sweeps.space import domain_of, written
 from test_cli import fails
 
 CODE = """
+import random
 from collections import OrderedDict
 
+import numpy as np
+import torch
 from torch import nn
 
 
@@ -63,6 +67,36 @@ def in_parts(num_classes):
     parts = build(num_classes)
     first, second = Deciding(parts.stem), Deciding(parts.middle, parts.top)
     return nn.Sequential(OrderedDict(first=first, second=second, classifier=parts[3:]))
+
+
+class Drawing(nn.Module):
+    def forward(self, x):
+        scale = random.random() + np.random.rand() if self.training and x.sum() > 0 else 1.0
+        return scale * x
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+        self.register_buffer("scale", torch.ones(1).expand(8), persistent=False)
+
+    def forward(self, x):
+        return (x.mean((2, 3)) * self.scale)[:, :, None, None] + x
+
+
+def around(middle, num_classes):
+    parts = build(num_classes)
+    first = nn.Sequential(parts.stem, parts.middle, middle)
+    return nn.Sequential(OrderedDict(first=first, second=parts.top, classifier=parts[3:]))
+
+
+def drawing(num_classes):
+    return around(Drawing(), num_classes)
+
+
+def masked(num_classes):
+    return around(Masked(), num_classes)
 
 
 def of_five_classes():
@@ -179,6 +213,29 @@ def test_resume_equals_an_uninterrupted_run_bit_for_bit():
         auxnet.fit(recipe, "stopped", save_every=0, watch=stop)
     assert main(["train", "--out", "stopped", "--resume"]) == 0
     assert same(weights_of("stopped"), weights_of("run"))
+
+
+def test_what_a_net_draws_by_python_and_by_numpy_follows_from_the_seed_too(tmp_path):
+    recipe = replace(read_recipe("run/recipe.yaml"), backbone="own_nets:drawing", cuts=("first",), epochs=1)
+
+    def stop(progress):
+        if progress.step == 2:  # the first was saved
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        auxnet.fit(recipe, tmp_path / "a", save_every=0, watch=stop)
+    random.random(), np.random.rand()
+    found = random.getstate(), np.random.get_state()[2]
+    for folder, resume in (("a", True), ("b", False)):
+        auxnet.fit(recipe, tmp_path / folder, resume=resume)
+    assert (random.getstate(), np.random.get_state()[2]) == found
+    assert same(weights_of(tmp_path / "a"), weights_of(tmp_path / "b"))
+
+
+def test_buffers_that_are_not_finite_or_share_their_memory_are_trained_with_and_saved(tmp_path):
+    recipe = replace(read_recipe("run/recipe.yaml"), backbone="own_nets:masked", cuts=("first",), epochs=1)
+    auxnet.fit(recipe, tmp_path / "a")
+    assert weights_of(tmp_path / "a")["segments.0.first.2.mask"][0, 1] == -torch.inf
 
 
 def test_what_follows_a_training_takes_such_a_run(capsys):

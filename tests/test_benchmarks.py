@@ -20,6 +20,7 @@ SMALL = {
     "gpu_check": (),
     "inference": (*FEW, "--depth", "8", "--outputs", "2"),
     "loop": (*FEW, "--depth", "8", "--images", "256"),
+    "memory": (*FEW, "--batch-size", "2"),
     "parts": (*FEW, "--batch-size", "2"),
     "scaling": ("--rounds", "2", "--depth", "8", "--batch-size", "4"),
     "size": (*FEW, "--batch", "2", "--only", "outputs"),

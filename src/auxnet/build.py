@@ -25,7 +25,7 @@ from auxnet.distributed import Team
 from auxnet.documents import parsing
 from auxnet.gradients import Distillation, Loss
 from auxnet.losses import balanced, cross_entropy, distilled, square_hinge
-from auxnet.machine import free_memory, to_device
+from auxnet.machine import free_memory, seed_random, to_device
 from auxnet.method import Method
 from auxnet.methods import joint, multiway, pairwise
 from auxnet.mixing import mixed
@@ -227,7 +227,7 @@ def build(
     recipe: Recipe, dataset: data.DataSet, device: torch.device, team: Team | None = None
 ) -> tuple[AuxNet, Method]:
     """The net of a recipe, its weights drawn from the seed or pretrained, and the method that trains it."""
-    torch.default_generator.manual_seed(recipe.seed)  # weights are drawn on the CPU
+    seed_random(recipe.seed, torch.device("cpu"))  # where weights are drawn
     net = to_device(net_of(recipe, dataset), device)
     if recipe.freeze == "trunk":
         if recipe.pretrained is not None:  # as it is not in a run that is resumed
@@ -280,7 +280,7 @@ def _check_answers(recipe: Recipe, dataset: data.DataSet, net: AuxNet) -> None:
 
     The net is built again from another seed: whatever differs was drawn.
     """
-    torch.default_generator.manual_seed(recipe.seed + 1)
+    seed_random(recipe.seed + 1, torch.device("cpu"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what there is to say was said of the net itself
         other = to_device(net_of(recipe, dataset), next(net.parameters()).device)

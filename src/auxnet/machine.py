@@ -6,12 +6,14 @@ import ctypes
 import math
 import os
 import platform
+import random
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from auxnet.errors import first_sentence
@@ -43,7 +45,12 @@ def device_of(recipe: Recipe) -> torch.device:
 
 
 def seed_random(seed: int, device: torch.device) -> None:
-    """Seed what draws random numbers on the CPU and on this device, and on no other (`torch.manual_seed`: on all)."""
+    """Seed what draws random numbers: Python, NumPy, and PyTorch on the CPU and on this device, and on no other.
+
+    (`torch.manual_seed` seeds all devices.)
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index].manual_seed(seed)
@@ -51,11 +58,17 @@ def seed_random(seed: int, device: torch.device) -> None:
         torch.mps.manual_seed(seed)
 
 
-def random_kept(device: torch.device) -> AbstractContextManager[None]:
-    """Restore the random state of the CPU and of this device after the block."""
-    if device.type in ("cuda", "mps"):
-        return torch.random.fork_rng([device], device_type=device.type)
-    return torch.random.fork_rng([])
+@contextmanager
+def random_kept(device: torch.device) -> Iterator[None]:
+    """Restore the random state of Python, of NumPy, and of PyTorch on the CPU and on this device after the block."""
+    python, of_numpy = random.getstate(), np.random.get_state()
+    devices = [device] if device.type in ("cuda", "mps") else []
+    try:
+        with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(of_numpy)
 
 
 def thread_count(threads: int | None) -> int:
@@ -87,12 +100,17 @@ def fast_convolutions(device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def keep_freed_memory() -> None:
-    """Have this process reuse the memory of freed tensors in place of giving it back to the system.
+def fast_memory() -> None:
+    """Have this process reuse the memory of freed tensors, and take it in huge pages where Linux gives them.
 
-    Every training step frees what the next one needs again; fetched anew, it comes page by page, each of them
-    zeroed. (glibc only; elsewhere nothing happens. For a whole process: the commands that train call it.)
+    Every training step frees what the next one needs again: given back to the system, it would come anew page by page,
+    each of them zeroed. And in pages of 4 KiB a step touches tens of thousands, far more than a CPU keeps addresses of;
+    of 2 MiB they are some hundred. (Elsewhere than on Linux, or without glibc, nothing happens.)
+
+    For a whole process, before its first tensor: the commands that train call it. An environment that says
+    THP_MEM_ALLOC_ENABLE=0 keeps ordinary pages.
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch looks at it when it makes its first tensor
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
         libc.mallopt(trim_threshold, 2**31 - 1)

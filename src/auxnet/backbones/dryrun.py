@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -300,14 +298,9 @@ def _may_write_in_training_alone(module: fx.GraphModule) -> bool:
 @contextmanager
 def _in_training(twin: nn.Module, device: torch.device) -> Iterator[None]:
     """Within, a stand-in is in training, and what it draws is none of the caller's random numbers."""
-    python, of_numpy = random.getstate(), np.random.get_state()
-    try:
-        with random_kept(device):
-            twin.train()
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(of_numpy)
+    with random_kept(device):
+        twin.train()
+        yield
 
 
 def _told(x: Any) -> str:
