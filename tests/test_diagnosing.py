@@ -8,6 +8,7 @@ import signal
 from dataclasses import replace
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,6 +22,7 @@ from auxnet.recipe import Recipe
 from auxnet.synchronised import synchronise_norms, unsynchronised
 from auxnet.tensors import read_about, read_tensors, save_tensors
 from browser import chromium, opened
+from writers import write_folders
 
 TINY = Recipe(depth=8, outputs=3, epochs=2, batch_size=256, threads=1)
 EVIL = "<script>alert(1)</script>"
@@ -95,6 +97,23 @@ def test_probes_take_no_more_images_than_they_are_given(most):
         taken = [*diagnosing._sample(split, TINY, dataset, torch.device("cpu"), most)]
         assert [len(images) for images, _ in taken] == [len(labels) for _, labels in taken]
         assert sum(len(labels) for _, labels in taken) == min(most, len(split))
+
+
+def test_probes_see_images_as_evaluation_does(tmp_path, monkeypatch):
+    images, labels = np.random.default_rng(0).integers(0, 256, (40, 20, 20, 3), np.uint8), [0, 1] * 20
+    write_folders(tmp_path / "pics", images, labels, ["a", "b"])
+    recipe = Recipe(data=str(tmp_path / "pics"), image_size=14, augment="rrc+flip", depth=8, epochs=1, threads=1)
+    auxnet.fit(recipe, tmp_path / "run")
+    seen, probe = [], diagnosing.probe
+
+    def watched(net, *samples):
+        held = [[*sample] for sample in samples]
+        seen.extend(images.shape[1:] for sample in held for images, _ in sample)
+        return probe(net, *held)
+
+    monkeypatch.setattr(diagnosing, "probe", watched)
+    assert main(["diagnose", str(tmp_path / "run"), "--threads", "1"]) == 0
+    assert {*seen} == {(3, 14, 14)}
 
 
 def test_sentences_say_what_was_measured(content):

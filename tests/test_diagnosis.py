@@ -205,6 +205,19 @@ def test_norms_and_cosines_are_those_of_gradients_taken_by_torch_func():
         assert c.cosine == pytest.approx(cosine.item(), abs=1e-9)
 
 
+def test_shares_and_cosines_do_not_hang_on_how_small_gradients_are():
+    net, seen = (
+        smooth_net(norms=False).float(),
+        [tuple(tensor.float() if tensor.ndim > 1 else tensor for tensor in batch())],
+    )
+    usual, small = (
+        diagnose(net, seen, loss=lambda logits, labels, by=by: by * F.cross_entropy(logits, labels))
+        for by in (1.0, 1e-22)
+    )
+    assert [s.share for s in small.shares] == pytest.approx([s.share for s in usual.shares], rel=1e-4)
+    assert [c.cosine for c in small.agreements] == pytest.approx([c.cosine for c in usual.agreements], abs=1e-4)
+
+
 def test_two_outputs_of_equal_heads_at_one_place_agree_wholly():
     head = Classifier(4, 4, False)
     trunk = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh())

@@ -299,7 +299,14 @@ def test_logits_that_are_not_finite_have_no_error():
         auxnet.evaluate(net, [(torch.randn(2, 3, 8, 8), labels)])
 
 
-def test_what_is_no_net_or_no_batches_is_refused():
+def test_a_process_that_has_no_image_of_a_batch_does_not_ask_its_net():
+    net, images, labels = auxnet.resnet(depth=8, outputs=2), torch.randn(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64)
+    alone = evaluation.tally(net, [(images, labels)])
+    asked = []
+    net.register_forward_pre_hook(lambda module, given: asked.append(len(given[0])))
+    totals = evaluation.tally(net, [(images, labels), (images[:0], labels[:0])])
+    assert asked == [2]
+    assert all(map(torch.equal, totals, alone))
     net, images, labels = auxnet.resnet(depth=8, outputs=2), torch.randn(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64)
     with pytest.raises(TypeError, match=r"net must be an AuxNet, got Sequential: .* net\.alone\(k\)"):
         auxnet.evaluate(net.truncate(1), [(images, labels)])

@@ -441,6 +441,10 @@ def test_a_target_that_is_kept_to_the_last_image_is_not_said_to_be_missed():
         assert "rises by more than the target" in said(target, tenths + 1)
         assert "are too few to show" not in said(target, tenths)
     assert "are too few to show" in said(0.4 / 100, 4)
+    val.images = 4
+    assert "4 validation images are too few to show that a target of 5 points is kept (they can show none)" in said(
+        0.05, 50
+    )
 
 
 def test_a_target_below_what_the_images_can_show_is_said_so_and_kept_by_the_final_output_alone(run, capsys):

@@ -312,6 +312,7 @@ def test_an_early_exit_ends_where_all_images_leave(run, tmp_path, capsys):
     model = onnx.load(tmp_path / "a.onnx")
     facts = {each.key: json.loads(each.value) for each in model.metadata_props}
     assert (facts["output"], facts["thresholds"], facts["uncompared"]) == (2, [1.0], [1])
+    assert facts["input"].startswith("uint8 [1, H, W, C]")
     weights = sum(parameter.numel() for parameter in load(run).truncate(2).parameters())
     assert (tmp_path / "a.onnx").stat().st_size < 4 * weights + 4 * 11 * 128 + 40_000  # the first head, and the graph
     assert main([*words, "--overwrite", "--thresholds", "0", "0.5"]) == 2
@@ -509,6 +510,11 @@ def test_nothing_is_replaced_unless_asked(run, tmp_path):
         export(run, 1, "safetensors", tmp_path / "one")
     export(run, 2, "safetensors", tmp_path / "one", overwrite=True)
     assert load(tmp_path / "one").numbers == (2,)
+    (tmp_path / "link").symlink_to("one")
+    assert export(run, 1, "safetensors", tmp_path / "link", overwrite=True).path == tmp_path / "link"
+    assert (tmp_path / "link").is_symlink()
+    assert load(tmp_path / "one").numbers == (1,)
+    assert {file.name for file in tmp_path.iterdir()} == {"one", "link"}
     (tmp_path / "one" / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"holds other files \(notes.txt\)"):
         export(run, 2, "safetensors", tmp_path / "one", overwrite=True)

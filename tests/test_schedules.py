@@ -37,6 +37,7 @@ def test_own_weights_take_the_place_of_those_from_the_depths():
     assert lambdas(weights=(1.0, 0.3, 0.5)) == [1.0, 0.3, 0.5]
     assert lambdas() == pytest.approx([(7 / 20) ** 2, (13 / 20) ** 2, 1.0])
     assert lambdas_at(Recipe(weights=(0.3,)), (20,)) == [1.0]
+    assert lambdas_at(Recipe(weights=(1.0, 0.3, 0.5), alone=2), (13,)) == [1.0]
 
 
 @pytest.mark.parametrize("weights", [(0.1,) * 4, (1.0, 1.0, 0.0)])

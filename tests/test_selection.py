@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import auxnet
+from auxnet import selection
 from auxnet.cli import main
 from auxnet.data import load_data
 from auxnet.evaluation import OutputReport
@@ -129,6 +130,7 @@ def test_a_latency_of_seconds_is_in_plain_milliseconds():
     said, rows = ladder(80, 50)
     reason = choose(said, rows, budgets={"latency": 2100}, latency=timings(1e3, 2e3, spread=250)).reason
     assert "with at most 2,100 ms for one image" in reason
+    assert selection._milliseconds(999.6) == "1,000"
     assert "its median 2,000 ms for one image, its quartiles 1,750 .. 2,250)" in reason
 
 

@@ -247,7 +247,8 @@ def mean_norm(gradients: Sequence[Tensor]) -> float:
     sums: dict[torch.Size, Tensor] = {}
     for gradient in gradients:
         sums[gradient.shape] = sums[gradient.shape] + gradient if gradient.shape in sums else gradient
-    norms_N = torch.stack([total.flatten(1).norm(dim=1) for total in sums.values()]).norm(dim=0)
+    norms = [torch.linalg.vector_norm(total.flatten(1).cpu(), dim=1, dtype=torch.float64) for total in sums.values()]
+    norms_N = torch.stack(norms).norm(dim=0)
     return float(norms_N.sum())  # N times, and a mean over N
 
 
@@ -258,8 +259,8 @@ def _note_agreements(measured: Measured, trunks: Sequence[Sequence[Tensor]], cou
     start = 0
     for j, count in enumerate(counts):
         for p in range(start, start + count):
-            V = torch.stack([trunk[p].flatten() for trunk in trunks[j:]])
-            products[j][j:, j:] += (V @ V.T).detach().cpu().double()
+            V = torch.stack([trunk[p].detach().flatten().cpu().double() for trunk in trunks[j:]])
+            products[j][j:, j:] += V @ V.T  # in float64: squares of small gradients are nothing in float32
         start += count
     for j, product in enumerate(products, start=1):
         for a in range(j, K + 1):
@@ -284,7 +285,7 @@ def _diagnosis(sums: Measured, layers: Sequence[Layer], images: int) -> Diagnosi
         shares.append(Share(None if k == ALL else k, layers[place].layer, share, arrived, whole))
     by_segment = tuple(GradientNorm(k, segment, norms[k, segment]) for k, segment in sorted(norms))
     agreements = tuple(
-        Agreement(a, b, None if j == ALL else j, None if math.isnan(x) else x) for (a, b, j), x in cosines.items()
+        Agreement(a, b, None if j == ALL else j, x if math.isfinite(x) else None) for (a, b, j), x in cosines.items()
     )
     ends = tuple({at.segment: at.layer for at in layers}.values())  # of each segment the last
     return Diagnosis(ends, tuple(shares), by_segment, agreements, images)

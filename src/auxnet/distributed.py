@@ -24,6 +24,7 @@ from torch.distributed.distributed_c10d import PrefixStore, _set_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
 from auxnet.errors import first_sentence
+from auxnet.modules import expanded
 
 
 @contextmanager
@@ -151,7 +152,8 @@ class Team:
     def broadcast(self, net: nn.Module) -> None:
         """Give a net's parameters and buffers the values that they have in process 0."""
         for tensor in net.state_dict().values():
-            tensor.copy_(self._together(dist.broadcast, tensor, src=0))
+            if not expanded(tensor):
+                tensor.copy_(self._together(dist.broadcast, tensor, src=0))
 
     def broadcast_object(self, state: Any) -> Any:
         """In every process what process 0 gives here."""
@@ -168,6 +170,8 @@ class Team:
         of parts is not the variance of the whole: it leaves out how far the means of the parts lie apart.
         """
         for buffer in net.buffers():
+            if self.size == 1 or expanded(buffer):
+                continue
             if buffer.is_floating_point():
                 buffer.copy_(self.sum(buffer) / self.size)
             else:

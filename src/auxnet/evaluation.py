@@ -197,6 +197,8 @@ def tally(net: AuxNet, batches: Batches) -> tuple[Tensor, Tensor]:
     loss, wrong = torch.zeros(net.outputs, dtype=torch.float64), torch.zeros(net.outputs, dtype=torch.int64)
     with in_mode(net, training=False):
         for x, labels in batches:
+            if not len(x):  # one of several processes may have none of a small batch
+                continue
             outputs = net(x)  # then one wait for the device, and not one for each output
             loss += torch.stack([F.cross_entropy(z.float(), labels, reduction="sum") for z in outputs]).cpu()
             wrong += torch.stack([(z.argmax(1) != labels).sum() for z in outputs]).cpu()

@@ -6,7 +6,6 @@ Every export is run again in its own runtime, on validation images where they ar
 from __future__ import annotations
 
 import io
-import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -180,7 +179,8 @@ def _write(
     return Answers(logits.numpy(), probabilities.numpy(), np.full(len(pixels), output))
 
 
-def _folder(net: PretrainedAuxNet, output: int, path: Path, pixels: Pixels) -> Exported:
+def _folder(net: PretrainedAuxNet, output: int, out: Path, pixels: Pixels) -> Exported:
+    path = out.resolve()  # of a link to a folder, that folder
     with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as made:
         partial = Path(made) / path.name  # itself of the usual mode, as that folder is not
         alone = take_out(net, output)
@@ -190,9 +190,9 @@ def _folder(net: PretrainedAuxNet, output: int, path: Path, pixels: Pixels) -> E
         difference, _ = prove_equal(net, output, None, pixels, answers)
         size = sum(file.stat().st_size for file in partial.iterdir())
         if path.is_dir():
-            shutil.rmtree(path)
+            path.rename(Path(made) / "replaced")
         partial.rename(path)
-    return Exported(path, "safetensors", output, size, len(pixels), difference, pixels.shape[1:])
+    return Exported(out, "safetensors", output, size, len(pixels), difference, pixels.shape[1:])
 
 
 def _facts(net: PretrainedAuxNet, output: int, policy: Policy | None) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def _facts(net: PretrainedAuxNet, output: int, policy: Policy | None) -> dict[st
         "depth": net.depths[position_of(net, output) - 1],
         "classes": list(net.classes),
         **net.preprocessing.content(),
-        "input": "uint8 [N, H, W, C], 0..255, not normalised",
+        "input": f"uint8 [{'N' if policy is None else 1}, H, W, C], 0..255, not normalised",
         "preparation": net.preprocessing.preparation,
         "run": net.source.get("run"),
         "weights": net.source.get("weights"),

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from auxnet.checkpoint import load_state, save_state
 from auxnet.errors import DamagedError, DivergedError, first_line, warn
 from auxnet.files import write_text
@@ -162,7 +164,13 @@ class Checkpointer:
 
 def _check_finite(net: AuxNet) -> None:
     """Raise DivergedError for weights that nobody wants to go on from: before they replace better ones."""
-    for name, tensor in net.state_dict().items():
+    statistics = [
+        (f"{at}.{name}", buffer)
+        for at, module in net.named_modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    for name, tensor in (*net.named_parameters(), *statistics):  # other buffers may be meant so, as masks of -inf are
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise DivergedError(f"{name} holds values that are not finite; it is not saved, and the run stops there")
 

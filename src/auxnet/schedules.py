@@ -47,7 +47,7 @@ def trained_outputs_only(recipe: Recipe, depths: Sequence[int], values: Sequence
 
 def weights_of(recipe: Recipe, depths: Sequence[int]) -> list[float]:
     """The loss weights [K] that a recipe begins with: its own, or those that follow from the depths."""
-    K, own = len(depths), recipe.weights
+    K, own = len(depths), None if recipe.alone else recipe.weights  # which are of all outputs, and one is left
     if own is None:
         return [float(w) for w in loss_weights(depths, recipe.gamma, recipe.floor, recipe.relative_to)]
     if len(own) == 1:

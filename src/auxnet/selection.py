@@ -318,7 +318,7 @@ def _number(name: str, value: float) -> str:
 
 
 def _milliseconds(value: float) -> str:
-    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
 
 
 def _error(row: OutputReport) -> str:

@@ -280,11 +280,12 @@ def _of_target(target: float, found: CrossFit, answer: Point) -> Iterator[str]:
         )
     elif target < smallest_provable_target(n) - 1e-9:
         least = math.ceil(1e4 * smallest_provable_target(n)) / 100
+        provable = f"{least:g} is the least that they can show" if least < 50 else "they can show none"
         yield (
-            f"{n:,} validation images are too few to show that a target of {points} is kept ({least:g} is the least "
-            "that they can show), and nothing is shown to err no more than the final output: all images take that one; "
-            "more validation images (--val-fraction, in training) can show more, and a bound on the mean cost "
-            "(--max-mean-macs) needs no such proof"
+            f"{n:,} validation images are too few to show that a target of {points} is kept ({provable}), "
+            "and nothing is shown to err no more than the final output: all images take that one; more validation "
+            "images (--val-fraction, in training) can show more, and a bound on the mean cost (--max-mean-macs) needs "
+            "no such proof"
         )
     else:
         yield f"nothing is shown to keep the target of {points} on images left out: all images take the final output"

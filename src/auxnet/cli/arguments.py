@@ -201,9 +201,9 @@ def number(flag: str, text: str | None) -> float | None:
     """200000, 200k, 0.2M or 1G as a number. Raises ValueError for what is none, or below 1."""
     if text is None:
         return None
-    factor = {"k": 1e3, "m": 1e6, "g": 1e9}.get(text[-1:].lower(), 1.0)
+    power = {"k": "e3", "m": "e6", "g": "e9"}.get(text[-1:].lower())
     try:
-        value = float(text if factor == 1.0 else text[:-1]) * factor
+        value = float(f"{text[:-1]}{power}" if power else text)
     except ValueError:
         raise ValueError(f"{flag} must be a number such as 200000, 200k or 0.2M, got {text!r}") from None
     if not 1 <= value < float("inf"):

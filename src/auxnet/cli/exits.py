@@ -158,7 +158,7 @@ def _show_curve(console: Console, found: Solved, name: str) -> None:
 
 
 def _threshold(value: float) -> str:
-    return "never" if value > 1 else "0: all that come so far leave" if value <= 0 else f"{value:.4f}"
+    return "never" if value > 1 else "0: all that come so far leave" if value <= 0 else f"{value:.6f}"
 
 
 def _error(seen: Outcome) -> str:
