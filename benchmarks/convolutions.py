@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import auxnet
-from auxnet.machine import fast_memory
+from auxnet.machine import keep_freed_memory
 from measured import Task, batch_of, in_turns, operations, options, ratio, save, shown
 
 SIDE = 2048  # of the matrices
@@ -27,7 +27,7 @@ def main() -> None:
     asked = options(__doc__, rounds=15, depth=20, batch_size=128).parse_args()
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
-    fast_memory()  # as `auxnet train` does
+    keep_freed_memory()  # as `auxnet train` does
 
     found = _convolutions(auxnet.resnet(asked.depth), batch_of(asked.batch_size)[0])
     often = Counter(name for name, _, _ in found)

@@ -17,7 +17,7 @@ from rich.table import Table
 
 import auxnet
 from auxnet.compiling import compiled
-from auxnet.machine import bfloat16_pays, fast_memory
+from auxnet.machine import bfloat16_pays, keep_freed_memory
 from auxnet.precision import in_float32, to_bfloat16
 from measured import METHODS, SGD, Task, batch_of, in_turns, operations, options, ratio, save, shown
 
@@ -30,7 +30,7 @@ def main() -> None:
     asked = options(__doc__, depth=20, outputs=3, batch_size=128, rounds=15).parse_args()
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
-    fast_memory()  # as `auxnet train` does
+    keep_freed_memory()  # as `auxnet train` does
     batch = batch_of(asked.batch_size)
     ways = {way: asks for way, asks in WAYS.items() if asks[0] == FLOAT32 or bfloat16_pays() is not False}
     precisions = dict.fromkeys(precision for precision, _ in ways.values())

@@ -23,7 +23,7 @@ from auxnet.build import build, resident, training_batches
 from auxnet.data import DataSet, Split
 from auxnet.distributed import Team
 from auxnet.epochs import Training, train_epoch
-from auxnet.machine import fast_convolutions, fast_memory
+from auxnet.machine import fast_convolutions, keep_freed_memory
 from auxnet.recipe import Recipe
 from auxnet.resuming import Checkpointer, TrainingState
 from measured import options, ratio, save, seconds, shown
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true", help="on a GPU, where steps are not timed one by one")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    fast_memory()  # as `auxnet train` does
+    keep_freed_memory()  # as `auxnet train` does
 
     how = {"precision": asked.precision, "compile": asked.compile}
     recipe = replace(Recipe(), method=asked.method, depth=asked.depth, outputs=asked.outputs, **how)

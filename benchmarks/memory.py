@@ -1,15 +1,16 @@
 """What a training step gains from memory that is kept when it is freed, and from huge pages.
 
-    python benchmarks/memory.py [--batch-size 128] [--rounds 15] [--threads N] [--json FILE]
+    python benchmarks/memory.py [--batch-size 128] [--image-size 32] [--rounds 15] [--threads N] [--json FILE]
 
 Both are settings of a whole process, so each has one of its own; they take turns, and no two work at once. "Ordinary"
-is a process as Python starts it, "kept" one that gives no freed memory back, "huge" the same in huge pages, as `auxnet
-train` has it. Where Linux is set to huge pages for all (/sys/kernel/mm/transparent_hugepage/enabled), the first two
-have them too; where it is set to never, none does.
+is a process as Python starts it, "kept" one that gives no freed memory back, as `auxnet train` has it, and "huge" the
+same in huge pages, for which PyTorch asks if THP_MEM_ALLOC_ENABLE is 1. Where Linux is set to huge pages for all
+(/sys/kernel/mm/transparent_hugepage/enabled), the first two have them too; where it is set to never, none does.
 """
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import os
 import resource
@@ -23,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 import auxnet
-from auxnet.machine import fast_memory
+from auxnet.machine import keep_freed_memory
 from measured import METHODS, SGD, batch_of, in_turns, options, ratio, save, shown
 
 NETS = {"ResNet-20": ("joint", 1), "AuxNet-20-3, joint": ("joint", 3), "AuxNet-20-3, live": ("live", 3)}
@@ -32,13 +33,13 @@ Work = Callable[[], object]
 
 
 def main() -> None:
-    asked = options(__doc__, rounds=15, batch_size=128).parse_args()
+    asked = options(__doc__, rounds=15, batch_size=128, image_size=32).parse_args()
     os.environ.pop("THP_MEM_ALLOC_ENABLE", None)
     spawn = multiprocessing.get_context("spawn")
     lines = {}
     for setting in SETTINGS:
         here, there = spawn.Pipe()
-        spawn.Process(target=_process, args=(there, setting, asked.threads, asked.batch_size), daemon=True).start()
+        spawn.Process(target=_process, args=(there, setting, asked), daemon=True).start()
         lines[setting] = here
     work = ["matrix product", *NETS]
     tasks = {(name, setting): _asks(line, name) for name in work for setting, line in lines.items()}
@@ -82,15 +83,15 @@ def _answer(line: Connection, what: str) -> Any:
     return line.recv()
 
 
-def _process(line: Connection, setting: str, threads: int, batch_size: int) -> None:
+def _process(line: Connection, setting: str, asked: argparse.Namespace) -> None:
     """Does what it is told over the line, in memory of this setting."""
-    torch.set_num_threads(threads)
-    if setting == "kept":
-        os.environ["THP_MEM_ALLOC_ENABLE"] = "0"
+    torch.set_num_threads(asked.threads)
+    if setting == "huge":
+        os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # PyTorch looks at it when it makes its first tensor
     if setting != "ordinary":
-        fast_memory()
+        keep_freed_memory()
     torch.manual_seed(0)
-    batch, (a, b) = batch_of(batch_size), torch.randn(2, 2048, 2048)
+    batch, (a, b) = batch_of(asked.batch_size, asked.image_size), torch.randn(2, 2048, 2048)
     work: dict[str, Work] = {"matrix product": lambda: a @ b}
     for name, (method, outputs) in NETS.items():
         net = auxnet.resnet(20, outputs).to(memory_format=torch.channels_last).train()

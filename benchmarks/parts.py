@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 import auxnet
-from auxnet.machine import fast_memory
+from auxnet.machine import keep_freed_memory
 from auxnet.update import Update
 from measured import METHODS, SGD, Task, batch_of, in_turns, operations, options, ratio, save, seconds, shown
 
@@ -26,7 +26,7 @@ def main() -> None:
     asked = options(__doc__, rounds=15, batch_size=128).parse_args()
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
-    fast_memory()  # as `auxnet train` does
+    keep_freed_memory()  # as `auxnet train` does
     batch, (a, b) = batch_of(asked.batch_size), torch.randn(2, SIDE, SIDE)
 
     tasks: dict[str, Task] = {"matrix product": lambda: a @ b}

@@ -31,7 +31,7 @@ from rich.table import Table
 
 import auxnet
 from auxnet.distributed import Team, team
-from auxnet.machine import fast_memory
+from auxnet.machine import keep_freed_memory
 from auxnet.provenance import provenance
 from auxnet.synchronised import synchronise_norms
 from measured import at_least_two
@@ -69,7 +69,7 @@ def main() -> None:
 def _process(rank: int, asked: argparse.Namespace) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
-    fast_memory()  # as `auxnet train` does
+    keep_freed_memory()  # as `auxnet train` does
     with team("cpu") as t:
         measured = _measure(t, asked)
     if rank == 0:

@@ -19,7 +19,7 @@ from rich.table import Table
 
 import auxnet
 from auxnet.capturing import WARM_UP, as_cuda_graph
-from auxnet.machine import fast_convolutions, fast_memory, to_device
+from auxnet.machine import fast_convolutions, keep_freed_memory, to_device
 from auxnet.precision import in_float32, to_bfloat16
 from measured import METHODS, SGD, batch_of, options, peak_bytes, ratio, save, seconds, shown
 
@@ -43,7 +43,7 @@ def main() -> None:
     warnings.filterwarnings("error", "steps are not CUDA graphs")
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
-    fast_memory()  # as `auxnet train` does
+    keep_freed_memory()  # as `auxnet train` does
     middle = {**CENTRE, "batch": asked.batch}
     places = [middle] + [{**middle, what: v} for what in asked.only for v in GRID[what] if v != middle[what]]
     with fast_convolutions(device):

@@ -21,7 +21,7 @@ from rich.table import Table
 
 import auxnet
 from auxnet.gradients import gradients, parameters, supervise
-from auxnet.machine import fast_memory
+from auxnet.machine import keep_freed_memory
 from measured import METHODS, SGD, batch_of, options, peak_bytes, ratio, save, seconds, shown
 
 RATIOS = (
@@ -39,7 +39,7 @@ def main() -> None:
     asked = options(__doc__, depth=20, outputs=3, batch_size=128, image_size=32, rounds=15).parse_args()
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
-    fast_memory()  # as `auxnet train` does
+    keep_freed_memory()  # as `auxnet train` does
 
     batch = batch_of(asked.batch_size, asked.image_size)
     steps = {"plain": _method(METHODS["joint"], asked.depth, 1)}

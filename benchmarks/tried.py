@@ -18,7 +18,7 @@ from rich.table import Table
 import auxnet
 from auxnet.blocks import PreActivationBlock
 from auxnet.compiling import compiled
-from auxnet.machine import fast_memory
+from auxnet.machine import keep_freed_memory
 from measured import METHODS, SGD, Task, batch_of, in_turns, options, ratio, save, shown
 
 Forward = Callable[[PreActivationBlock, torch.Tensor], torch.Tensor]
@@ -27,7 +27,7 @@ Forward = Callable[[PreActivationBlock, torch.Tensor], torch.Tensor]
 def main() -> None:
     asked = options(__doc__, rounds=15, batch_size=128).parse_args()
     torch.set_num_threads(asked.threads)
-    fast_memory()  # as `auxnet train` does
+    keep_freed_memory()  # as `auxnet train` does
     batch = batch_of(asked.batch_size)
     as_it_is = PreActivationBlock.forward
     tasks: dict[str, Task] = {

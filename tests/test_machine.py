@@ -2,8 +2,6 @@
 
 import math
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -139,31 +137,3 @@ def test_files_that_were_read_leave_the_memory_of_a_container_free(tmp_path):
         assert [*machine._memory_of_group(group)] == [700]
         (group / limit).write_text("max\n")
         assert [*machine._memory_of_group(group)] == []
-
-
-HUGE = "/sys/kernel/mm/transparent_hugepage/enabled"
-AFTERWARDS = """
-import sys
-from auxnet import cli
-assert cli.main(sys.argv[1:]) == 0
-import torch
-held = torch.ones(2**24)
-print([line for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHugePages:")])
-"""
-SMALL = ("--depth", "8", "--epochs", "1", "--train-images", "100", "--threads", "1")
-
-
-@pytest.mark.enough(1)
-@pytest.mark.skipif(not Path(HUGE).is_file() or "[madvise]" not in Path(HUGE).read_text(), reason="not on request here")
-@pytest.mark.parametrize(
-    "words", [["plan"], ["train", "--out", "a"], ["sweep", "--trials", "1", "--vary", "lr=0.1,0.2", "--out", "a"]]
-)
-@pytest.mark.parametrize("asked", [None, "0"])
-def test_what_measures_or_trains_takes_its_memory_in_huge_pages_unless_the_environment_says_no(words, asked, tmp_path):
-    environment = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"}
-    if asked:
-        environment["THP_MEM_ALLOC_ENABLE"] = asked
-    words = [sys.executable, "-c", AFTERWARDS, *words, *SMALL]
-    said = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
-    kilobytes = int(said.splitlines()[-1].split()[1])
-    assert (kilobytes >= 2**13) == (asked is None)  # an eighth of the tensor: the system may be short of them

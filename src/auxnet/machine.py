@@ -100,17 +100,12 @@ def fast_convolutions(device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def fast_memory() -> None:
-    """Have this process reuse the memory of freed tensors, and take it in huge pages where Linux gives them.
+def keep_freed_memory() -> None:
+    """Have this process reuse the memory of freed tensors in place of giving it back to the system.
 
-    Every training step frees what the next one needs again: given back to the system, it would come anew page by page,
-    each of them zeroed. And in pages of 4 KiB a step touches tens of thousands, far more than a CPU keeps addresses of;
-    of 2 MiB they are some hundred. (Elsewhere than on Linux, or without glibc, nothing happens.)
-
-    For a whole process, before its first tensor: the commands that train call it. An environment that says
-    THP_MEM_ALLOC_ENABLE=0 keeps ordinary pages.
+    Every training step frees what the next one needs again; fetched anew, it comes page by page, each of them
+    zeroed. (glibc only; elsewhere nothing happens. For a whole process: the commands that train call it.)
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch looks at it when it makes its first tensor
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
         libc.mallopt(trim_threshold, 2**31 - 1)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from auxnet.errors import one_line
-from auxnet.machine import cores, fast_memory, thread_count
+from auxnet.machine import cores, keep_freed_memory, thread_count
 from auxnet.signals import Stopped, held, raised
 
 Work = Callable[[dict[str, Any], Callable[[], None]], None]
@@ -107,7 +107,7 @@ def _process(work: Work, where: dict[str, Any], complain: Connection) -> None:
         if parent is not None and not parent.is_alive():
             raise Stopped(signal.SIGTERM, "the process that started this worker has ended")
 
-    fast_memory()
+    keep_freed_memory()
     try:
         with raised():  # work that is stopped puts back what it has in hand, whatever it is at
             work(where, end_with_parent)
