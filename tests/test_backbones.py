@@ -181,8 +181,7 @@ def test_resume_equals_an_uninterrupted_run_bit_for_bit():
     assert same(weights_of("stopped"), weights_of("run"))
 
 
-def test_what_follows_a_training_takes_such_a_run(capsys):
-    pytest.importorskip("onnxscript")
+def test_what_follows_a_training_takes_such_a_run(capsys, onnx_tables):
     picture = "pics/test/cow/0.png"
     for words in (
         ["evaluate", "run"],
