@@ -1,6 +1,8 @@
 import os
 import signal
 from collections import defaultdict
+from contextlib import suppress
+from functools import cache
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from auxnet.tensors import read_about, read_tensors, save_tensors
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # these laws are of CPUs, to the last bit; benchmarks/gpu_check.py has a GPU's
 latency.MOST_TURNS = 7  # as few as there may be: how long anything takes is no matter here
+os.fsync = lambda descriptor: None  # processes are killed here, but no machine: what is written is read again without
 LONGEST = ("test_export.py", "test_faults.py", "test_sweep.py", "test_untrusted.py")
 
 
@@ -46,6 +49,17 @@ def one_seeded_thread(tmp_path_factory):
     os.environ["AUXNET_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
     os.environ.pop("AUXNET_DATA", None)
     os.environ.pop("COLUMNS", None)
+
+
+@pytest.fixture(scope="session")
+def onnx_tables():
+    """For exports to ONNX: torch makes its table of operators once, and not anew for each. Skips the test without."""
+    for name in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    with suppress(ImportError, AttributeError):
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))
 
 
 @pytest.fixture

@@ -346,6 +346,12 @@ def test_a_forward_may_count_by_a_buffer_and_keep_what_it_computes():
     assert [logits.shape[1] for logits in other(x)] == [5, 5]
 
 
+def test_a_norm_after_an_activation_leaves_a_feature_that_is_not_activated():
+    stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4))
+    net = attach([stem, nn.Conv2d(4, 4, 1), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))])
+    assert isinstance(net.heads[0].bn, nn.BatchNorm2d)
+
+
 @pytest.mark.parametrize("kind", [pruned, keeping])
 def test_modules_that_keep_computed_tensors_are_copied_without_their_graphs(kind):
     backbone = build(kind)

@@ -238,8 +238,7 @@ def test_buffers_that_are_not_finite_or_share_their_memory_are_trained_with_and_
     assert weights_of(tmp_path / "a")["segments.0.first.2.mask"][0, 1] == -torch.inf
 
 
-def test_what_follows_a_training_takes_such_a_run(capsys):
-    pytest.importorskip("onnxscript")
+def test_what_follows_a_training_takes_such_a_run(capsys, onnx_tables):
     picture = "pics/test/cow/0.png"
     for words in (
         ["evaluate", "run"],

@@ -182,7 +182,7 @@ def test_a_plan_can_be_saved_as_the_recipe_that_it_is_of_and_replaces_no_file(tm
 
 def test_plan_shows_the_multipliers_of_each_method(capsys):
     def row(*words):
-        assert main(["plan", "--depth", "20", "--gamma", "0", "--threads", "1", *words]) == 0
+        assert main(["plan", "--depth", "8", "--gamma", "0", "--threads", "1", *words]) == 0
         lines = capsys.readouterr().out.splitlines()
         return [line.split()[-3:] for line in lines if line.split()[:1] in (["1"], ["2"], ["3"])]
 
@@ -194,7 +194,7 @@ def test_plan_shows_the_multipliers_of_each_method(capsys):
 
 def test_plan_shows_the_weights_that_a_recipe_gives_itself(capsys):
     words = ["--method", "joint", "--weights", "0.3", "0.6", "1", "--discard-after", "15"]
-    assert main(["plan", "--depth", "20", "--threads", "1", *words]) == 0
+    assert main(["plan", "--depth", "8", "--threads", "1", *words]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "note: from epoch 16 on the auxiliary losses are discarded (discard_after)" in lines
     rows = [line.split() for line in lines if line.split()[:1] in (["1"], ["2"], ["3"])]

@@ -24,8 +24,8 @@ def runs(tmp_path_factory):
     asked = {
         "a": replace(RECIPE, epochs=3),
         "b": replace(RECIPE, method="joint", mode="live"),
-        "plain": replace(RECIPE, depth=14, outputs=1, lr=1e-6),
-        "seed": replace(RECIPE, seed=1, outputs=1),
+        "plain": replace(RECIPE, depth=14, outputs=1, lr=1e-6, train_images=64),
+        "seed": replace(RECIPE, seed=1, outputs=1, train_images=64),
     }
     for name, recipe in asked.items():
         auxnet.fit(recipe, home / name)
@@ -114,7 +114,9 @@ def test_the_command_says_at_which_outputs_a_run_errs_less_and_writes_nothing(ru
 
 def test_as_json_a_comparison_names_its_runs_and_what_they_may_have_seen(runs, tmp_path, capsys):
     a, tuned = runs / "a", tmp_path / "tuned"
-    auxnet.fit(replace(RECIPE, pretrained=str(runs / "seed")), tuned)  # by another seed, so of other images
+    auxnet.fit(
+        replace(RECIPE, pretrained=str(runs / "seed"), train_images=64), tuned
+    )  # by another seed, so of other images
     for other in (runs / "b", tuned):
         assert main(["evaluate", str(a), "--against", str(other), "--json"]) == 0
         said = json.loads(capsys.readouterr().out)
@@ -141,7 +143,7 @@ def test_runs_without_common_images_are_compared_on_others_alone(runs, tmp_path,
 
 
 def test_runs_that_saw_the_same_pictures_at_other_sizes_are_compared_on_them(tmp_path):
-    images, labels = tiny(120, 2, size=20)
+    images, labels = tiny(60, 2, size=20)
     write_folders(tmp_path / "pics", images[:, 4:], labels, ["cat", "dog"])  # 20 x 16
     recipe = replace(RECIPE, data=str(tmp_path / "pics"), image_size=8, val_fraction=0.3)
     elsewhere = {"data": "pics", "data_dir": str(tmp_path)}

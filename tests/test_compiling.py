@@ -82,13 +82,13 @@ def all_is_compiled(monkeypatch):
     monkeypatch.setattr(torch.compiler, "set_stance", lambda stance: usual("fail_on_recompile"))
 
 
-def test_a_compiled_step_is_the_step_it_was(all_is_compiled):
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.enough(3)  # joint, live and fused
+def test_a_compiled_step_is_the_step_it_was(name, all_is_compiled):
     """In float64, with random numbers, buffers and a smaller batch; live is far enough from frozen to be told."""
-    plain = {name: trained(name, as_compiled=False) for name in METHODS}
-    for name, expected in plain.items():
-        found = trained(name, as_compiled=True)
-        assert torch.allclose(found, expected, rtol=1e-12, atol=1e-14), name
-    assert (plain["live"] - plain["frozen"]).norm() > 1e-6
+    live, frozen, expected = (trained(each, as_compiled=False) for each in ("live", "frozen", name))
+    assert torch.allclose(trained(name, as_compiled=True), expected, rtol=1e-12, atol=1e-14)
+    assert (live - frozen).norm() > 1e-6
 
 
 def test_live_in_pieces_is_compiled_too(all_is_compiled):

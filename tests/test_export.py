@@ -28,6 +28,8 @@ from conftest import one_class_alone
 from shipped import write_policy, write_run
 from test_house import documented
 
+onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.usefixtures("onnx_tables")
 UP_TO_TWO = Policy((0.3,), "top", (1.0, 1.0))
 HALF = Policy((0.02, 0.05), "margin", (1.5, 0.7, 2.0))
 
@@ -40,8 +42,6 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def by_command(run):
     """The ONNX file of output 2, and what the command that wrote it said."""
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
     path = run.parent / "two.onnx"
     with redirect_stdout(io.StringIO()) as said:
         assert main(["export", str(run), "--output", "2", "--out", str(path)]) == 0
@@ -55,8 +55,6 @@ def onnx_file(by_command):
 
 @pytest.fixture(scope="module")
 def early(run):
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
     return export(run, format="onnx-early-exit", out=run.parent / "early.onnx", policy=HALF)
 
 
@@ -83,7 +81,6 @@ def test_the_onnx_file_equals_its_source_at_any_batch_size(run, onnx_file, pixel
 
 def test_onnxruntime_opens_both_without_a_word(onnx_file, early, capfd):
     """With its own settings, as another program would; it would say what is in the file and of no use."""
-    onnxruntime = pytest.importorskip("onnxruntime")
     for path in (onnx_file, early.path):
         onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     assert capfd.readouterr().err == ""
@@ -104,8 +101,6 @@ def test_the_torch_export_equals_its_source_at_any_batch_size(run, tmp_path, pix
 @pytest.mark.enough(1)
 @pytest.mark.parametrize("format", ["torch", "onnx"])
 def test_an_export_compared_on_one_image_takes_many(run, tmp_path, pixels, monkeypatch, format):
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
 
     def of_one_image(*asked, **how):
         dataset = data_of(*asked, **how)
@@ -132,8 +127,6 @@ def test_the_exported_folder_equals_its_source_bit_for_bit(run, tmp_path, pixels
 
 
 def test_a_folder_of_one_output_is_exported_by_its_number_in_the_run(run, tmp_path, monkeypatch, pixels, capsys):
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
     folder = export(run, 2, "safetensors").path
     assert main(["export", str(folder)]) == 0
@@ -205,8 +198,6 @@ def quantised_alike(code, names, answers):
 def test_the_guides_lines_without_auxnet_answer_as_predict_does_whatever_the_picture(
     onnx_file, tmp_path, monkeypatch, capsys, resize, fit
 ):
-    import onnx
-
     monkeypatch.chdir(tmp_path)
     model = onnx.load(onnx_file)
     for kept in model.metadata_props:
@@ -242,7 +233,6 @@ def test_the_guides_lines_without_auxnet_answer_as_predict_does_whatever_the_pic
 
 
 def test_what_leaves_says_how_pictures_are_prepared(run, onnx_file):
-    onnxruntime = pytest.importorskip("onnxruntime")
     metadata = onnxruntime.InferenceSession(str(onnx_file)).get_modelmeta().custom_metadata_map
     for words in ("EXIF", "of 16 bits the upper 8", "transparency dropped", "ImageOps.fit"):
         assert words in metadata["preparation"]
@@ -250,14 +240,11 @@ def test_what_leaves_says_how_pictures_are_prepared(run, onnx_file):
 
 
 def test_the_reference_names_the_metadata_of_an_onnx_file(early):
-    onnxruntime = pytest.importorskip("onnxruntime")
     metadata = onnxruntime.InferenceSession(str(early.path)).get_modelmeta().custom_metadata_map
     assert {*documented("Metadata of an ONNX file")} - {"early-exit"} == metadata.keys()
 
 
 def test_the_policy_of_a_run_is_exported_with_its_own_weights_up_to_the_output_asked_for(run, tmp_path, pixels):
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
     shutil.copytree(run, tmp_path / "a")
     policy = Policy((0.02, 0.5), "entropy", (0.7, 1.3, 1.0))
     one_class_alone(tmp_path / "a" / "checkpoints" / "best.safetensors")
@@ -277,9 +264,6 @@ def test_the_policy_of_a_run_is_exported_with_its_own_weights_up_to_the_output_a
 @pytest.mark.enough(1)
 @pytest.mark.parametrize(("thresholds", "heads"), [((NEVER, 0.02), 2), ((NEVER, NEVER), 1)])
 def test_a_head_at_which_no_image_can_leave_is_not_in_the_exported_file(run, tmp_path, thresholds, heads):
-    onnx = pytest.importorskip("onnx")
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
     done = export(run, format="onnx-early-exit", out=tmp_path / "a.onnx", policy=Policy(thresholds, "top", (1.0,) * 3))
 
     def linear(graph):
@@ -291,9 +275,6 @@ def test_a_head_at_which_no_image_can_leave_is_not_in_the_exported_file(run, tmp
 
 
 def test_an_early_exit_ends_where_all_images_leave(run, tmp_path, capsys):
-    onnx = pytest.importorskip("onnx")
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
     words = [
         "export",
         str(run),
@@ -388,8 +369,6 @@ def test_json_holds_all_that_is_said_of_an_export(run, early, tmp_path, capsys, 
 
 
 def test_early_exit_holds_the_deeper_segments_inside_a_branch(early):
-    import onnx
-
     graph = onnx.load(early.path).graph
     branch = next(node for node in graph.node if node.op_type == "If")
     assert sum(node.op_type == "Conv" for node in graph.node) == 3  # the stem and the first block
@@ -419,8 +398,6 @@ def test_where_the_data_are_not_here_it_is_compared_on_random_images(tmp_path, m
 @pytest.mark.enough(1)
 @pytest.mark.parametrize("format", ["torch", "onnx", "onnx-early-exit"])
 def test_every_format_is_compared_on_random_images_where_the_data_are_not_here(tmp_path, run, format):
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
     shutil.copytree(run, tmp_path / "run")
     write_recipe(replace(read_run_recipe(run), data=str(tmp_path / "gone")), tmp_path / "run" / "recipe.yaml")
     policy = UP_TO_TWO if format == "onnx-early-exit" else None
@@ -457,7 +434,6 @@ def test_a_folder_without_a_name_of_its_own_is_not_replaced(tmp_path, monkeypatc
 
 
 def test_on_what_an_export_was_compared_is_kept_in_it(run, onnx_file):
-    onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"])
     assert re.match(r'"\d+ validation images"', session.get_modelmeta().custom_metadata_map["compared_on"])
 
@@ -559,8 +535,6 @@ def test_a_folder_that_is_no_run_and_a_missing_extra_are_one_line(run, tmp_path,
 
 
 def test_files_that_are_no_model_of_this_program_are_one_line(tmp_path, onnx_file, capsys):
-    import onnx
-
     foreign = onnx.load(onnx_file)
     foreign.ClearField("metadata_props")
     onnx.save(foreign, tmp_path / "foreign.onnx")

@@ -26,6 +26,7 @@ from writers import write_folders, write_parquet
 SIDE = 8
 FITS = ("crop", "pad", "stretch")
 NAMES = ["cat", "dog"]
+pytestmark = pytest.mark.usefixtures("onnx_tables")
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,11 @@ def run(request, home, tmp_path_factory):
     return auxnet.fit(recipe_of(home, request.param), tmp_path_factory.mktemp(request.param) / "run").folder
 
 
+@pytest.fixture(scope="module")
+def onnx_file(run):
+    return export(run, 2, "onnx", run.parent / "alone.onnx").path
+
+
 def by_hand(file: Path, fit: str) -> np.ndarray:
     image, size = Image.open(file), (SIDE, SIDE)
     if fit == "stretch":
@@ -76,7 +82,7 @@ def test_the_images_are_the_same_from_folders_and_parquet_in_memory_and_on_disk(
             assert found.shapes() == [(18, 30)] * 20
 
 
-def test_what_leaves_a_run_sees_pictures_as_its_training_did(run, home, tmp_path):
+def test_what_leaves_a_run_sees_pictures_as_its_training_did(run, onnx_file, home, tmp_path):
     fit, net, files = read_run_recipe(run).fit, load_net(run), tests_of(home)
     assert json.loads((run / "config.json").read_text())["preprocessing"]["fit"] == fit
     images = np.stack([by_hand(file, fit) for file in files])
@@ -84,9 +90,7 @@ def test_what_leaves_a_run_sees_pictures_as_its_training_did(run, home, tmp_path
     assert np.abs(net.prepare(*files).permute(0, 2, 3, 1).numpy() - expected).max() < 1e-5
     with torch.inference_mode():
         answers = net(net.prepare(*files))[-1].softmax(1).tolist()
-    for form, name in (("safetensors", "alone"), ("onnx", "alone.onnx")):
-        export(run, 2, form, tmp_path / name)
-    for model in (run, tmp_path / "alone", tmp_path / "alone.onnx"):
+    for model in (run, export(run, 2, "safetensors", tmp_path / "alone").path, onnx_file):
         for picture, answer in zip(predict(model, files, top=2), answers, strict=True):
             said = dict(zip(picture.classes, picture.probabilities, strict=True))
             assert [said[name] for name in NAMES] == pytest.approx(answer, abs=1e-5)
@@ -108,14 +112,13 @@ def test_what_is_said_of_the_preparation_does_it(home, fit):
         assert np.array_equal(np.asarray(eval(words, known)), by_hand(file, fit))
 
 
-def test_what_was_saved_before_there_was_a_choice_was_cropped(run, home, tmp_path):
+def test_what_was_saved_before_there_was_a_choice_was_cropped(run, onnx_file, home, tmp_path):
     """`run` comes with each fit: it is the pictures of the crop that are seen once `fit` is gone from its files."""
-    export(run, 2, "onnx", tmp_path / "new.onnx")
     old = shutil.copytree(run, tmp_path / "old")
     config = json.loads((old / "config.json").read_text())
     del config["preprocessing"]["fit"]
     (old / "config.json").write_text(json.dumps(config))
-    model = onnx.load(tmp_path / "new.onnx")
+    model = onnx.load(onnx_file)
     del model.metadata_props[[each.key for each in model.metadata_props].index("fit")]
     onnx.save(model, tmp_path / "old.onnx")
     net, files = load_net(old), tests_of(home)

@@ -146,7 +146,8 @@ def documented_code():
 @pytest.mark.parametrize("code", [*documented_code()])
 def test_the_documented_code_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "the documents", "exec"), {})
+    smallest = re.sub(r"\b(epochs|threads)=\d+", r"\1=1", code)
+    exec(compile(smallest, "the documents", "exec"), {})
 
 
 def names_in(value):

@@ -23,7 +23,7 @@ from auxnet.policy import Policy
 from auxnet.prediction import predict
 from writers import folder_of, load, tiny, write_folders
 
-SIZE, KEPT = 64, 73  # pixels a side: seen, and kept
+SIZE, KEPT = 32, 37  # pixels a side: seen, and kept
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for part, count in (("train", 12), ("test", 4)):
             (home / part / name).mkdir(parents=True)
             for n in range(count):
-                w, h = draw.randint(60, 200), draw.randint(60, 200)
+                w, h = draw.randint(45, 125), draw.randint(45, 125)
                 left, top = draw.randint(0, photograph.width - w), draw.randint(0, photograph.height - h)
                 photograph.crop((left, top, left + w, top + h)).save(home / part / name / f"{n}.jpg", quality=90)
     return home
@@ -68,7 +68,7 @@ def run(recipe: auxnet.Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def by_hand(file: Path) -> np.ndarray:
-    """The pixels of a file as a net that is evaluated sees them: the shorter side to 73, the middle 64 x 64."""
+    """The pixels of a file as a net that is evaluated sees them: the shorter side to 37, the middle 32 x 32."""
     image = ImageOps.fit(Image.open(file).convert("RGB"), (KEPT, KEPT), Image.Resampling.BILINEAR)
     edge = (KEPT - SIZE) // 2
     return np.asarray(image.crop((edge, edge, edge + SIZE, edge + SIZE)))
@@ -189,9 +189,8 @@ def test_the_run_is_a_ladder_of_an_imagenet_form_resnet(run: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("onnx_tables")
 def test_every_export_predicts_the_files_as_the_run_does(run: Path, photographs: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
     policy = Policy((1e-6,), "top", (1.0, 1.0))  # all leave at output 1
     forms = {
         2: [export(run, 2, "safetensors", tmp_path / "two").path],
@@ -251,7 +250,7 @@ def test_what_cannot_be_asked_is_one_line(
     assert not (home / "runs").exists()
 
 
-@pytest.mark.parametrize("resize", [[63, 73], [9000, 9000], ["a", 2], 3, [73]])
+@pytest.mark.parametrize("resize", [[31, 37], [9000, 9000], ["a", 2], 3, [73]])
 def test_a_config_with_an_impossible_resize_is_damaged(resize: object, run: Path, tmp_path: Path) -> None:
     load_net(run).save_pretrained(tmp_path / "copy")
     config = json.loads((tmp_path / "copy" / "config.json").read_text())

@@ -171,7 +171,8 @@ def test_every_method_trains_a_resnet_in_bfloat16_much_as_in_float32(name, block
 
 
 def test_a_run_in_bfloat16_resumes_bit_for_bit_and_hands_back_an_ordinary_net(tmp_path):
-    recipe = Recipe(depth=8, outputs=2, epochs=2, batch_size=256, precision="bfloat16", threads=1, device="cpu")
+    small = {"depth": 8, "outputs": 2, "epochs": 2, "batch_size": 32, "train_images": 100, "threads": 1}
+    recipe = Recipe(precision="bfloat16", device="cpu", **small)
     whole = auxnet.fit(recipe, tmp_path / "whole")
     with pytest.raises(_EnoughError):
         auxnet.fit(recipe, tmp_path / "torn", save_every=0, watch=_stop_in_the_second_epoch)

@@ -32,9 +32,7 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def onnx_file(run):
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
+def onnx_file(run, onnx_tables):
     return export(run, 2, "onnx", run.parent / "two.onnx").path
 
 
@@ -159,10 +157,10 @@ def test_what_is_no_model_is_refused_with_the_mend(run, folder):
 
 
 @pytest.mark.enough(1)
-@pytest.mark.parametrize("thresholds", [(0.02, 0.05), (NEVER, 0.03), (0.02, 0.0)])
-def test_images_leave_early_as_they_do_in_the_onnx_file_of_the_runs_early_exit(run, folder, tmp_path, thresholds):
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
+@pytest.mark.parametrize("thresholds", [(0.02, 0.0), (NEVER, 0.03), (0.02, 0.05)])
+def test_images_leave_early_as_they_do_in_the_onnx_file_of_the_runs_early_exit(
+    run, folder, tmp_path, onnx_tables, thresholds
+):
     shutil.copytree(run, tmp_path / "a")
     write_policy(tmp_path / "a", Policy(thresholds, "margin", (1.5, 0.7, 2.0)))
     file = export(tmp_path / "a", format="onnx-early-exit", out=tmp_path / "early.onnx").path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, UntypedStorage, nn
 from torch.autograd.graph import Node, saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from auxnet.backbones.dryrun import plain_attention
+from auxnet.backbones.dryrun import batch_norms, plain_attention
 from auxnet.features import nodes_below
 from auxnet.modules import copied
 from auxnet.network import AuxNet
@@ -34,9 +35,8 @@ def multiply_adds_by_part(net: AuxNet, image_shape: Sequence[int]) -> list[tuple
     like = next(pairs.parameters())
     image = torch.zeros(1, *image_shape, dtype=like.dtype, device=like.device)
     twins = _still(pairs).to("meta")
-    for each in twins.modules():
-        if type(each) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):  # no multiply-adds, and slow on "meta"
-            each.forward = lambda x: x
+    for norm in batch_norms(twins):  # no multiply-adds, and slow on "meta"
+        norm.forward = lambda x: x
     try:
         return _run(twins, image.to("meta"))
     except Exception:
@@ -62,6 +62,8 @@ def step_bytes(net: AuxNet, image_shape: Sequence[int], batch: int, dtype: torch
     attention (a softmax), of which "meta" keeps more than a device does.
     """
     twin = copied(net).to("meta").train()
+    for norm in batch_norms(twin):
+        norm.forward = partial(_Norm.apply, weight=norm.weight, bias=norm.bias)
     weights = {p.untyped_storage()._cdata for p in twin.parameters()}
     kept: dict[int, UntypedStorage] = {}
 
@@ -82,6 +84,16 @@ def step_bytes(net: AuxNet, image_shape: Sequence[int], batch: int, dtype: torch
     if not names.isdisjoint(("SoftmaxBackward0", "SafeSoftmaxBackward0")):
         return None
     return sum(storage.nbytes() for storage in kept.values())
+
+
+class _Norm(torch.autograd.Function):
+    """Keeps for its backward what a BatchNorm does, and computes nothing, which on "meta" takes it long."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """Like x; beside it four statistics of each channel are kept."""
+        ctx.save_for_backward(x, x.new_empty(4, x.shape[1], dtype=torch.float32))
+        return torch.empty_like(x)
 
 
 def _still(pairs: nn.ModuleList) -> nn.ModuleList:

@@ -76,18 +76,8 @@ def read_yaml(path: Path, what: str) -> Any:
 
     Raises FileNotFoundError, or ValueError for anything else.
     """
-    import yaml
-
-    depth = 0
     try:
-        text = _text(path, MOST_YAML)
-        for event in yaml.parse(text, yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent):
-                raise ValueError(f"an alias (*{event.anchor}): write the value out")
-            if depth > DEEPEST:
-                raise ValueError(f"its values are nested deeper than {DEEPEST}")
-        return yaml_value(text)
+        return yaml_value(_text(path, MOST_YAML))
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no {what} file {path}") from None
     except IsADirectoryError:
@@ -99,16 +89,31 @@ def read_yaml(path: Path, what: str) -> Any:
 
 
 def yaml_value(text: str) -> Any:
-    """What a text is in YAML. Raises ValueError for a key that is given twice and for a number of another base."""
+    """What a text is in YAML. Raises ValueError for a key that is given twice, a number of another base, an alias and
+    values nested deeper than 32.
+    """
     return _once_each()(text).get_single_data()
 
 
 @cache
 def _once_each() -> Any:
-    """PyYAML's safe loader, but for what it takes without a word: a key twice, 010 as 8, 1:30 as 90."""
+    """PyYAML's safe loader, but for what it takes without a word: a key twice, 010 as 8, 1:30 as 90, any nesting."""
     import yaml
 
     class OnceEach(yaml.SafeLoader):
+        depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"an alias (*{event.anchor}): write the value out")
+            self.depth += isinstance(event, yaml.CollectionStartEvent)
+            if self.depth > DEEPEST:
+                raise ValueError(f"its values are nested deeper than {DEEPEST}")
+            node = super().compose_node(parent, index)
+            self.depth -= isinstance(event, yaml.CollectionStartEvent)
+            return node
+
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             keys = [key.value for key, _ in node.value]
             if twice := [key for key in keys if keys.count(key) > 1]:

@@ -208,6 +208,8 @@ def _blocks(plan: Layout, form: Form, block: Block, width: int) -> Iterator[tupl
 
 
 def _initialise(net: nn.Module) -> None:
+    if next(net.parameters()).is_meta:  # which has no values, and takes long to draw none
+        return
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -242,14 +243,33 @@ def _stand_in(module: AnyModule, image_shape: Sequence[int]) -> tuple[AnyModule,
     If it does not run there, since it looks at the values of a tensor, both are real.
     """
     like = next(module.parameters(), torch.empty(0))
-    twin = copied(module).eval().requires_grad_(False)  # FlopCounterMode trips over parameters under no_grad
+
+    def twin() -> AnyModule:
+        return copied(module).eval().requires_grad_(False)  # FlopCounterMode trips over parameters under no_grad
+
     images = torch.zeros(N, *image_shape, dtype=like.dtype, device=like.device)
     try:
-        on_meta, nothing = copied(twin).to("meta"), images.to("meta")
+        on_meta, nothing = twin().to("meta"), images.to("meta")
+        for norm in batch_norms(on_meta):
+            norm.forward = partial(_normed, norm)
         on_meta(nothing)
     except Exception:
-        return twin, images
+        return twin(), images
     return on_meta, nothing
+
+
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    """The BatchNorms of a module, which take long on the meta device, unless their forward is not their own."""
+    kinds = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
+    return [each for each in module.modules() if type(each) in kinds and "forward" not in vars(each)]
+
+
+def _normed(norm: Any, input: Tensor) -> Tensor:
+    """What stands for a BatchNorm on the meta device: it takes and gives the like."""
+    norm._check_input_dim(input)
+    if input.shape[1] != norm.num_features:
+        raise ValueError(f"a norm of {norm.num_features} channels got {input.shape[1]}")
+    return -input
 
 
 @contextmanager

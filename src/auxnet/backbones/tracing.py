@@ -223,7 +223,8 @@ def _record(
 
 def _generators() -> tuple[Any, ...]:
     """The states of all random number generators: they differ once a number was drawn."""
-    return torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state())
+    numpys = [x.tobytes() if isinstance(x, np.ndarray) else x for x in np.random.get_state()]
+    return torch.get_rng_state().tolist(), random.getstate(), numpys
 
 
 def _place(node: fx.Node) -> str:
