@@ -25,7 +25,10 @@ from auxnet.words import command
 from browser import DARK, check_themes, chromium, opened, theme_of
 
 EVIL = "<script>alert(1)</script>"
-NO_FIGURES = "const Plotly = { react: async () => {}, purge() {} };"  # Plotly takes seconds to be read and to draw
+NO_FIGURES = """const Plotly = {  // which itself takes seconds to be read and to draw
+  react: async (place, data, layout) => { Object.assign(place, { data, layout, drawn: place.clientHeight }); },
+  purge(place) { delete place.data; },
+};"""
 
 
 @pytest.fixture(scope="module")
@@ -857,3 +860,17 @@ def test_several_runs_are_laid_over_each_other_and_compared(gathered, open_page)
     assert page.locator("#outputs tr.chosen").get_attribute("data-run") == "1"
     assert "lowest validation error of second" in page.locator("#reason").inner_text()
     assert "The figures of second are of the last epoch" in page.locator("#learning-note").inner_text()
+
+
+# ---- what is drawn ---------------------------------------------------------------------------------------------
+
+
+def test_figures_have_the_place_on_paper_that_they_were_drawn_for(gathered, open_page):
+    page = open_page([gathered], figures=False)
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 718, "height": 1000})  # A4
+    heights = page.locator(".plot").evaluate_all("all => all.map((plot) => [plot.clientHeight, plot.drawn])")
+    assert len(heights) == 6
+    assert all(place == figure for place, figure in heights)
+    columns = "all => all.map((each) => getComputedStyle(each).gridTemplateColumns)"
+    assert all(" " not in each for each in page.locator(".chooser, .pair, .confused").evaluate_all(columns))
