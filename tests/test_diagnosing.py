@@ -58,7 +58,8 @@ def drawn(browser, path, scheme="light", width=1200, clicks=()):
             page.locator(click).click()
         plots = page.eval_on_selector_all(
             ".plot",
-            "all => Object.fromEntries(all.map((p) => [p.id, {type: p.layout.yaxis.type, "
+            "all => Object.fromEntries(all.map((p) => [p.id, {"
+            "type: p.layout.yaxis.type, ticks: p.layout.yaxis.ticktext, "
             "traces: p.data.map((t) => ({name: t.name, x: [...t.x], y: [...t.y]}))}]))",
         )
         return {
@@ -194,6 +195,8 @@ def test_the_page_draws_what_was_measured_and_hears_of_nothing(runs, content, br
     assert seen["theme"] == "dark"
     assert seen["width"] <= 390
     assert seen["plots"]["shares-plot"]["type"] == "log"
+    ticks = [float(text) for text in seen["plots"]["shares-plot"]["ticks"]]
+    assert ticks == sorted(ticks)
     assert "at layer 1 the share of supervision" in seen["headline"].lower()
     for k, trace in enumerate(seen["plots"]["shares-plot"]["traces"], start=1):
         rows = [row for row in run["shares"] if row["output"] == k]

@@ -25,8 +25,10 @@ from auxnet.words import command
 from browser import DARK, check_themes, chromium, opened, theme_of
 
 EVIL = "<script>alert(1)</script>"
-# Plotly takes seconds to be read and to draw; what it is given is kept.
-NO_FIGURES = "const Plotly = { react: async (plot, data, layout) => Object.assign(plot, {data, layout}), purge() {} };"
+NO_FIGURES = """const Plotly = {  // which itself takes seconds to be read and to draw
+  react: async (place, data, layout) => { Object.assign(place, { data, layout, drawn: place.clientHeight }); },
+  purge(place) { delete place.data; },
+};"""
 
 
 @pytest.fixture(scope="module")
@@ -290,9 +292,9 @@ def test_early_exit_is_drawn_on_validation_and_what_exits_json_does_to_test_imag
         page = open_page(runs, figures=False)
         drawn = page.locator("#exits-plot").evaluate(
             "(plot) => plot.data.map((t) => ({"
-            "name: t.name, x: [...t.x], y: [...t.y], bar: t.error_y, hover: [t.text].flat().join()}))"
+            "name: t.name, mode: t.mode, x: [...t.x], y: [...t.y], bar: t.error_y, hover: [t.text].flat().join()}))"
         )
-        lines = [trace for trace in drawn if trace["name"].endswith("early exit")]
+        lines = [trace for trace in drawn if trace["mode"] == "lines+markers"]
         assert len(lines) == curves
         for trace in lines:
             assert trace["y"] == pytest.approx([100 * point["val"]["error"] for point in facts["exits"]["points"]])
@@ -335,17 +337,14 @@ def test_an_output_that_ties_with_another_is_not_called_the_lowest_of_all(gather
     facts = tied(gathered)
     assert "the lowest, tied with output 3, with" in report_page.headline(facts)
     page = report_page.page([facts, {**facts, "name": "other"}], 0.5)
-    told = "outputs 1 and 3 of other and outputs 1 and 3 of tiny."
+    told = "outputs 1 and 3 of other; outputs 1 and 3 of tiny."
     assert f"2 runs: the lowest validation error is 10.00 %, {told}" in page.replace("&nbsp;", " ")
 
 
 def test_the_panel_names_what_ties_and_a_phone_shows_the_errors_of_every_output(gathered, open_page):
     page = open_page([tied(gathered)], width=390, figures=False)
-    assert (
-        page.locator("#reason")
-        .inner_text()
-        .startswith("It has the lowest validation error of all, tied with output 3, and no smaller one")
-    )
+    told = page.locator("#reason").inner_text()
+    assert told.startswith("It has the lowest validation error of all, tied with output 3.")  # there is no smaller one
     for cell in page.locator("#outputs tr[data-output] td:nth-child(-n+4)").all():  # the others are scrolled to
         box = cell.bounding_box()
         assert box["x"] + box["width"] <= 390 - 20
@@ -493,7 +492,7 @@ def test_a_recipes_device_is_not_exchanged_for_another(run, tmp_path):
 def test_a_latency_is_shown_with_its_quartiles(gathered, open_page):
     times = {"latency": 1.64, "latency_low": 1.6, "latency_high": 123.4}
     page = open_page([{**gathered, "outputs": [{**row, **times} for row in gathered["outputs"]]}], figures=False)
-    assert "quartiles 1.60 \u2013 123;" in page.locator(".tiles").inner_text()
+    assert "quartiles 1.60 \u2013 123" in page.locator(".tiles").inner_text()
     assert "1.64 ms [1.60 \u2013 123]" in page.locator("#outputs tr[data-output]").first.inner_text()
     assert page.locator("#costs dd").last.inner_text().startswith("1.64 ms [1.60 \u2013 123]")
 
@@ -797,13 +796,14 @@ def test_names_from_users_stay_text(gathered, open_page):
     evil = json.loads(json.dumps(gathered))
     evil["name"] = evil["folder"] = evil["data"]["name"] = evil["recipe"]["data"] = EVIL
     evil["classes"] = [f"{EVIL}{i}</script><img src=x onerror=alert(2)>" for i in range(10)]
-    page = open_page([evil, {**gathered, "name": "</script><b>other"}])
+    page = open_page([evil, {**gathered, "name": "</script><b>other $a$"}])
     page.locator("#confusion-output input[value='1']").check()
     page.locator("#confusion-plot").hover()
     assert EVIL in page.locator("#images .truth").first.inner_text()
     assert EVIL in page.locator("#run option").first.inner_text()
     assert page.locator("img[src=x]").count() == 0
     assert page.locator("main b", has_text="other").count() == 0
+    assert page.locator("#exits-plot .legendtext").last.text_content() == "</script><b>other $a$"
 
 
 def test_runs_that_differ_in_their_seed_alone_are_summed_up(gathered):
@@ -858,3 +858,143 @@ def test_several_runs_are_laid_over_each_other_and_compared(gathered, open_page)
     assert page.locator("#outputs tr.chosen").get_attribute("data-run") == "1"
     assert "lowest validation error of second" in page.locator("#reason").inner_text()
     assert "The figures of second are of the last epoch" in page.locator("#learning-note").inner_text()
+
+
+# ---- what is drawn ---------------------------------------------------------------------------------------------
+
+
+def drawn(page, name):
+    """What Plotly was given for a figure: (its traces, its layout)."""
+    return page.locator(f"#{name}-plot").evaluate("(plot) => [plot.data, plot.layout]")
+
+
+def legend_of(traces):
+    return [trace["name"] for trace in traces if trace.get("showlegend", True)]
+
+
+def test_in_the_logarithm_a_curve_has_a_gap_where_it_is_0_and_the_axis_reads_upwards(gathered, open_page):
+    facts = json.loads(json.dumps(gathered))
+    facts["curves"]["epochs"] = [1, 2, 3, 4]
+    curves = {"alone": [0.1, 0, 0.09, 0], "joined": [0.0, 0.2, 0.15, 0.0], "whole": [0.3, 0.3, 0.2, 0.2]}
+    for output, errors in zip(facts["curves"]["outputs"], curves.values(), strict=True):
+        output |= {"val_error": errors, "val_loss": [2.30261, 2.3026, 2.30259, 2.30258]}
+    page = open_page([facts], figures=False)
+    assert "no place" not in page.locator("#learning-note").inner_text()
+    page.locator("#scale input[value=log]").check()
+    traces, layout = drawn(page, "learning")
+    assert [trace["y"] for trace in traces] == [
+        [pytest.approx(100 * error) if error else None for error in errors] for errors in curves.values()
+    ]
+    assert [trace["mode"] for trace in traces] == ["lines+markers", "lines", "lines"]
+    assert page.locator("#learning-note").inner_text().endswith("0 has no place on this scale.")
+    page.locator("#curve input[value=val_loss]").check()
+    assert "no place" not in page.locator("#learning-note").inner_text()
+    for axis in (layout["yaxis"], drawn(page, "learning")[1]["yaxis"]):  # of half a decade, and of next to nothing
+        assert axis["tickvals"] == sorted(axis["tickvals"])
+        assert [float(text) for text in axis["ticktext"]] == pytest.approx(axis["tickvals"])
+
+
+def test_figures_have_the_place_on_paper_that_they_were_drawn_for(gathered, open_page):
+    page = open_page([gathered], figures=False)
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 718, "height": 1000})  # A4
+    heights = page.locator(".plot").evaluate_all("all => all.map((plot) => [plot.clientHeight, plot.drawn])")
+    assert len(heights) == 6
+    assert all(place == figure for place, figure in heights)
+    columns = "all => all.map((each) => getComputedStyle(each).gridTemplateColumns)"
+    assert all(" " not in each for each in page.locator(".chooser, .pair, .confused").evaluate_all(columns))
+
+
+def test_figures_of_several_runs_say_which_is_shown_and_name_each_once_where_names_are_long(gathered, open_page):
+    names = ["a", "b $5$", "x" * 150, *(f"cifar10_resnet110_multiway_fused_seed{n}" for n in range(3))]
+    runs = [
+        {**gathered, "name": name, "seed": n, "recipe": {**gathered["recipe"], "seed": n}}
+        for n, name in enumerate(names)
+    ]
+    page = open_page(runs, width=400, figures=False)
+    page.locator("#run").select_option("4")
+    for name in ("calibration", "confusion"):
+        begins = f"{names[4]}, output {gathered['chosen']}"
+        assert page.locator(f"#{name}-note").inner_text().startswith(begins)
+        assert begins in page.locator(f"#{name}-plot").get_attribute("aria-label")
+    assert page.locator("#gallery-note").inner_text().startswith(f"{names[4]}: ")
+    for name in ("front", "learning", "exits"):
+        traces, layout = drawn(page, name)
+        legend = [text.removesuffix(", output 3") for text in legend_of(traces) if text != "chosen"]
+        assert len({*legend}) == len(legend) == 6
+        assert legend[:2] == ["a", "b &#36;5&#36;"]  # else Plotly takes it for TeX
+        assert max(map(len, legend[2:])) == 28
+        assert layout["height"] >= 320 + 3 * 16
+        assert layout["margin"]["r"] >= 18  # the last tick of an axis that ends with it has its place
+    page.locator("#curve-output input[value='0']").check()  # a line for each output of each
+    assert drawn(page, "learning")[1]["height"] >= 320 + 15 * 16
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    widths = page.locator("#recipe td, #recipe thead th").evaluate_all("all => all.map((cell) => cell.offsetWidth)")
+    assert min(widths) >= 80
+    gap = page.locator("#outputs .under + .scroll").evaluate("(table) => getComputedStyle(table).marginTop")
+    assert float(gap.removesuffix("px")) > 15
+
+
+def test_the_number_of_the_first_output_has_a_place_beside_the_axis_of_a_phone(gathered, open_page):
+    macs = [row["macs"] for row in gathered["outputs"]]
+    page, pads = open_page([gathered], figures=False), []
+    for width in (400, 1280):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.locator("#reset").click()
+        _, layout = drawn(page, "front")
+        pads.append((min(macs) - layout["xaxis"]["range"][0]) / (max(macs) - min(macs)))
+    assert pads == pytest.approx([0.16, 0.08])
+
+
+def test_one_output_after_one_epoch_is_drawn_on_axes_about_it_and_compared_with_none(gathered, open_page):
+    facts = json.loads(json.dumps(gathered)) | {"chosen": 1, "p_values": [[None]], "exits": None}
+    facts["outputs"] = [{**facts["outputs"][-1], "output": 1}]
+    facts["curves"]["epochs"], facts["epochs"]["last"] = [1], 1
+    facts["curves"]["outputs"] = [{**facts["curves"]["outputs"][-1], "output": 1, "val_error": [0.2]}]
+    page = open_page([facts], figures=False)
+    assert page.locator("#reason").inner_text() == "It has the lowest validation error of all."
+    for key in ("depth", "params", "macs", "latency"):
+        page.locator(f"#axis input[value={key}]").check()
+        axis, value = drawn(page, "front")[1]["xaxis"], facts["outputs"][0][key]
+        low, high = (10**end if axis["type"] == "log" else end for end in axis["range"])
+        assert 0.9 * value < low < 0.99 * value < 1.01 * value < high < 1.1 * value
+    assert axis["tickformat"] == ""
+    [trace], layout = drawn(page, "learning")
+    assert layout["xaxis"]["range"] == [0.5, 1.5]
+    assert trace["marker"]["size"] == 9
+
+
+def test_many_classes_are_told_apart_by_what_their_names_do_not_share(gathered, open_page):
+    facts = {**gathered, "classes": [f"a photograph of thing {n}" for n in range(30)]}
+    counts = torch.eye(30, dtype=torch.int64).tolist()
+    facts["confusion"] = [{"counts": counts, "pairs": []} for _ in gathered["outputs"]]
+    page = open_page([facts], figures=False)
+    assert drawn(page, "confusion")[1]["xaxis"]["ticktext"] == [str(n) for n in range(0, 30, 2)]
+    assert "a photograph of thing 29 taken for" in drawn(page, "confusion")[0][0]["text"][29][0]
+
+
+def test_a_headline_names_a_few_of_many_that_tie_and_breaks_within_no_interval(gathered):
+    page = report_page.page([{**tied(gathered), "name": f"r{n}"} for n in range(9)], 0.5).replace("&nbsp;", " ")
+    assert "10.00 %, outputs 1 and 3 of r0; outputs 1 and 3 of r1; outputs 1 and 3 of r2; ....</h1>" in page
+    assert (
+        page_frame.unbroken("(95 % 3.2 \u2013 7.6), now \u2013 or")
+        == "(95&nbsp;% 3.2&nbsp;\u2013&nbsp;7.6), now \u2013 or"
+    )
+
+
+def test_the_whole_net_is_not_named_beside_itself(gathered):
+    first, last = gathered["outputs"][0]["macs"], gathered["outputs"][-1]["macs"]
+    assert "whole net" not in report_page._tiles({**gathered, "chosen": 3})
+    assert f"{first:,}</dd><dd class=small>whole net: {last:,}</dd>" in report_page._tiles({**gathered, "chosen": 1})
+
+
+def test_what_select_notes_of_classes_of_unlike_size_is_among_the_notes(run, gathered, monkeypatch):
+    assert gathered["balanced"] is None
+    assert not [note for note in report_page.notes([gathered]) if "balanced" in note]
+    said = "classes differ in size: by balanced error"
+    monkeypatch.setattr("auxnet.selection.Choice.by_balanced_error", said)
+    monkeypatch.setattr(
+        "auxnet.examining.latencies", lambda net, *given, **more: auxnet.latency.latencies(net, *given, seconds=0.01)
+    )
+    facts = report.gather(run, "tiny")
+    assert f"tiny: {said}." in report_page.notes([facts])

@@ -191,3 +191,11 @@ def test_confidence_of_nothing_known_and_of_certainty(kind):
 def test_an_unknown_confidence_is_refused():
     with pytest.raises(ValueError, match="confidence must be one of entropy, top, margin, got 'hunch'"):
         policy.confidence(torch.zeros(1, 2), "hunch")
+
+
+def test_to_guess_errs_as_often_as_the_classifier_that_names_the_commonest_class():
+    for n in range(2, 60):
+        for rare in range(1, n // 2 + 1):
+            labels = torch.tensor([1] * rare + [0] * (n - rare))
+            guessed = scores.Predictions(torch.tensor([1.0, 0.0]).expand(1, n, 2), labels)
+            assert scores.guessing(labels) == guessed.errors[0]

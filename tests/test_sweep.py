@@ -1058,3 +1058,25 @@ def test_what_is_under_way_in_a_sweep_is_said_now_and_then_and_to_who_looks(tmp_
     monkeypatch.setattr("auxnet.sweeps.sweeping.read_sweep", lambda *where: looked)
     assert main(["sweep", "--out", str(tmp_path / "s"), "--show"]) == 0
     assert "under way: 0 (2 epochs done)" in capsys.readouterr().out
+
+
+def test_slices_name_choices_as_the_table_does_and_keep_a_place_for_one_that_no_trial_drew():
+    from optuna import create_study, create_trial, distributions, visualization
+
+    study = create_study(storage=None)
+    choices = {"mode": ("live", "fused", "it's"), "gamma": (0.0, 1.0), "lr": None}
+    ranges = {
+        name: distributions.CategoricalDistribution(values) if values else distributions.FloatDistribution(0, 1)
+        for name, values in choices.items()
+    }
+    for params in ({"mode": "fused", "gamma": 0.0, "lr": 0.5}, {"mode": "it's", "gamma": 0.0, "lr": 0.1}):
+        study.add_trial(create_trial(params=params, distributions=ranges, value=0.5))
+    figure = sweep_page._slices(sweep_page._plain(visualization.plot_slice(study)))
+    axes = {axis["title"]["text"]: axis for name, axis in figure["layout"].items() if name.startswith("xaxis")}
+    found = {name: (axis.get("categoryarray"), axis.get("range")) for name, axis in axes.items()}
+    assert found == {
+        "mode": (["live", "fused", "it's"], [-0.5, 2.5]),
+        "gamma": (["0.0", "1.0"], [-0.5, 1.5]),
+        "lr": (None, None),
+    }
+    assert sorted(trace["x"] for trace in figure["data"] if "it's" in trace["x"]) == [["fused", "it's"]]

@@ -64,6 +64,7 @@ def examine(run: Path, recipe: Recipe, dataset: DataSet) -> dict[str, Any]:
         ],
         "alike": choice.alike,
         "no_better": choice.no_better_than_guessing,
+        "balanced": choice.by_balanced_error,
         "measured": measured[0].measured_on,
         "val_wrong": val.wrong.tolist(),
         "val_pictures": dataset.val_pictures(),

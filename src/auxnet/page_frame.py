@@ -190,9 +190,10 @@ def line_of(cells: Sequence[Any]) -> str:
 
 
 def tiles_of(tiles: Sequence[tuple[str, str, str]], label: str) -> str:
-    """The numbers that matter most: (name, value, what is said beside it)."""
+    """The numbers that matter most: (name, value, what is said beside it, if anything)."""
     cells = "".join(
-        f'<div><dt>{escape(name)}</dt><dd class="big">{escape(value)}</dd><dd class="small">{escape(aside)}</dd></div>'
+        f'<div><dt>{escape(name)}</dt><dd class="big">{escape(value)}</dd>'
+        f"{aside and f'<dd class=small>{escape(aside)}</dd>'}</div>"
         for name, value, aside in tiles
     )
     return f'<dl class="tiles" aria-label="{escape(label)}">{cells}</dl>'
@@ -208,5 +209,5 @@ def columns_of(items: Mapping[str, str], marked: Sequence[str] = ()) -> str:
 
 
 def unbroken(text: str) -> str:
-    """The text as HTML in which no line breaks between a number and its per cent sign."""
-    return escape(text).replace(" %", "&nbsp;%")
+    """The text as HTML in which no line breaks between a number and its per cent sign, or within an interval."""
+    return re.sub(r"(?<=\d) \u2013 (?=\d)", "&nbsp;\u2013&nbsp;", escape(text).replace(" %", "&nbsp;%"))

@@ -114,7 +114,7 @@ def gather(
             "seed": recipe.seed,
             "select": command("select", run, *flags),
             **dict.fromkeys(("exits", "p_values", "calibration", "confusion", "gallery")),
-            **dict.fromkeys(("missing", "measured", "changed", "seen", "val_wrong", "val_pictures")),
+            **dict.fromkeys(("missing", "measured", "changed", "seen", "balanced", "val_wrong", "val_pictures")),
         }
         rows = rundir.whole_epochs(rundir.read_metrics(run))
         facts |= {"curves": curves(rows)}

@@ -126,7 +126,7 @@ def notes(runs: Sequence[Facts]) -> list[str]:
     apart = _apart(runs)
     notes = [f"These runs are of {apart}: their errors cannot be compared."] if apart else []
     notes += [f"{run['name']}: some figures are missing, as {run['missing']}." for run in runs if run["missing"]]
-    notes += [f"{run['name']}: {run[key]}." for key in ("changed", "seen") for run in runs if run[key]]
+    notes += [f"{run['name']}: {run[key]}." for key in ("changed", "seen", "balanced") for run in runs if run[key]]
     notes += [f"{run['name']}: {few}." for run in runs if run["finished"] and (few := too_few(run["data"]["val"]))]
     if not apart and not _validated_alike(runs):
         notes.append("These runs were validated on different images, and tested on the same.")
@@ -171,7 +171,7 @@ def _headlines(runs: Sequence[Facts], within: float) -> str:
                 equal.setdefault(name, []).append(str(k))
         best_of_each = [f"output{'s' if len(ks) > 1 else ''} {listed(ks)} of {name}" for name, ks in equal.items()]
         of = "" if len(finished) == len(runs) else f", {len(finished)} of them finished"
-        first = f"{len(runs)} runs{of}: the lowest validation error is {per_cent(best)}, {' and '.join(best_of_each)}."
+        first = f"{len(runs)} runs{of}: the lowest validation error is {per_cent(best)}, {first_few(best_of_each)}."
         if several := _apart(finished):
             first = f"{len(runs)} runs of {several}{of}: each is judged on its own."
     apart = f'<p class="sub">{unbroken(said)}</p>' if (said := told_apart(finished)) else ""
@@ -207,11 +207,12 @@ def _tiles(run: Facts) -> str:
     for split, name in (("val", "Validation error"), ("test", "Test error (report only)")):
         worth = chosen[split]
         tiles.append((name, per_cent(worth["error"]), f"95 %: {_interval(worth)}; n = {worth['images']:,}"))
+    part = chosen is not deepest
     for key, name in (("params", "Parameters"), ("macs", "Multiply-adds an image")):
-        tiles.append((name, f"{chosen[key]:,}", f"whole net: {deepest[key]:,}"))
+        tiles.append((name, f"{chosen[key]:,}", f"whole net: {deepest[key]:,}" if part else ""))
     if chosen["latency"] is not None:
-        spread = f"quartiles {_quartiles(chosen)}; whole net: {_ms(deepest['latency'])} ms"
-        tiles.append(("Latency, one image", f"{_ms(chosen['latency'])} ms", spread))
+        whole = f"; whole net: {_ms(deepest['latency'])} ms" if part else ""
+        tiles.append(("Latency, one image", f"{_ms(chosen['latency'])} ms", f"quartiles {_quartiles(chosen)}{whole}"))
     return tiles_of(tiles, f"Output {chosen['output']}")
 
 

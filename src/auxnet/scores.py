@@ -111,7 +111,7 @@ def interval_of(error: float, images: int, level: float = 0.95) -> tuple[float, 
 
 def guessing(labels: Tensor) -> float:
     """The error of calling every image by the commonest class, for labels [N]."""
-    return 1.0 - float(torch.bincount(labels).max()) / len(labels)
+    return (len(labels) - int(torch.bincount(labels).max())) / len(labels)  # as errors are rounded
 
 
 def no_better_than_guessing(error: float, images: int, guess: float, paired: Comparison | None = None) -> str | None:

@@ -9,11 +9,11 @@
     return runs.flatMap((run, r) => {
       const rows = rowsOf(run) || [], outputs = [...new Set(rows.map((row) => row.output))];
       return outputs.map((output, k) => {
-        const parts = runs.length > 1 ? [run.name] : [];
+        const parts = runs.length > 1 ? [short(run.name, 28)] : [];
         if (output != null && run.ends.length > 1) parts.push(`output ${output}`);
         const which = shade(runs.length > 1 ? r : k);
         return {
-          name: safe(parts.join(", ") || (run.ends.length > 1 ? "all outputs" : run.name)),
+          name: safe(parts.join(", ") || (run.ends.length > 1 ? "all outputs" : short(run.name, 28))),
           rows: rows.filter((row) => row.output === output),
           line: { color: which, width: 2.2, dash: runs.length > 1 ? dash(k) : "solid" },
           marker: { color: which, size: 7, symbol: SYMBOLS[(runs.length > 1 ? r : k) % SYMBOLS.length] },
@@ -22,12 +22,14 @@
     });
   }
   function show(id, traces, xaxis, yaxis, shapes = []) {
-    return byId(`${id}-plot`) && draw(`${id}-plot`, traces, { xaxis, yaxis, shapes, showlegend: true });
+    const place = byId(`${id}-plot`);
+    if (!place) return null;
+    heightenFor(place, traces);
+    return draw(place.id, traces, { xaxis, yaxis, shapes, showlegend: true });
   }
   const one = () => [{
     type: "line", xref: "paper", x0: 0, x1: 1, y0: 1, y1: 1, line: { color: colour("muted"), width: 1, dash: "dot" },
   }];
-  const shareAxis = (title, type) => axis(title, type === "log" ? { type } : { rangemode: "tozero" });
   const base = { mode: "lines+markers" };
 
   function shares() {
@@ -35,8 +37,9 @@
       ...base, ...look, x: rows.map((row) => row.layer), y: rows.map((row) => row.share),
       hovertemplate: "layer %{x}: %{y:.3g}<extra>%{fullData.name}</extra>",
     }));
-    const layers = axis("layer", { rangemode: "tozero" });
-    return show("shares", traces, layers, shareAxis("share of supervision", scale), one());
+    const ticks = decadesOf(traces.flatMap((trace) => trace.y));
+    const shares = axis("share of supervision", scale === "log" ? { type: scale, ...ticks } : { rangemode: "tozero" });
+    return show("shares", traces, axis("layer", { rangemode: "tozero" }), shares, one());
   }
   function epochs() {
     const traces = lines((run) => {
@@ -47,13 +50,14 @@
       hovertemplate: "epoch %{x}: %{y:.3g}<extra>%{fullData.name}</extra>",
     }));
     const last = Math.max(1, ...traces.flatMap((trace) => trace.x));
-    return show("epochs", traces, epochAxis(last), shareAxis("share at the shallowest layer", "linear"), one());
+    const shares = axis("share at the shallowest layer", { rangemode: "tozero" });
+    return show("epochs", traces, epochAxis(last), shares, one());
   }
   function probes() {
     const traces = lines((run) => run.probes).map(({ rows, marker, ...look }, r) => {
       const run = runs.filter((each) => each.probes)[r], ends = rows.map((row) => run.ends.includes(row.layer));
       return {
-        ...base, ...look, name: runs.length > 1 ? safe(run.name) : "linear probe",
+        ...base, ...look, name: runs.length > 1 ? safe(short(run.name, 28)) : "linear probe",
         x: rows.map((row) => row.layer), y: rows.map((row) => row.accuracy),
         marker: {
           ...marker, symbol: ends.map((end) => (end ? "circle-open" : "circle")),

@@ -13,9 +13,7 @@
   }
   function ticks(key, { type }, data) {
     const on = data.filter((trace) => (trace.xaxis || "x").replace("x", "xaxis") === key);
-    const values = on.flatMap((trace) => trace.x);
-    if (type !== "log" || !values.length) return {};
-    return decades([Math.log10(Math.min(...values)), Math.log10(Math.max(...values))]);
+    return type === "log" ? decadesOf(on.flatMap((trace) => trace.x)) : {};
   }
   function drawAll() {
     const figures = Object.entries(JSON.parse(byId("data").textContent, ofPage));

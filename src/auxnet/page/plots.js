@@ -33,8 +33,15 @@ function count(v) {
   if (v >= 1e3) return `${significant(v / 1e3)} k`;
   return `${Number(v.toPrecision(3))}`;
 }
-// Text from users only ever becomes a text node, or, in Plotly, text with its angle brackets escaped.
-function safe(text) { return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;"); }
+// Text from users only ever becomes a text node, or, in Plotly, text with what is markup or TeX escaped.
+function safe(text) {
+  return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;").replace(/\$/g, "&#36;");
+}
+// A name where there is little place for it: names that begin alike often end differently.
+function short(text, length) {
+  const half = (length - 1) / 2;
+  return text.length > length ? `${text.slice(0, Math.ceil(half))}…${text.slice(-Math.floor(half))}` : text;
+}
 function element(tag, text, kind) {
   const made = document.createElement(tag);
   if (text !== undefined) made.textContent = text;
@@ -56,8 +63,7 @@ function switcher(id, options, chosen, changed) {
 function axis(title, more = {}) {
   return {
     title: { text: title, standoff: 8 }, gridcolor: colour("grid"), linecolor: colour("line"), zeroline: false,
-    automargin: true, ticks: "outside", tickcolor: colour("line"), ...(more.type === "log" ? { dtick: "D2" } : {}),
-    ...more,
+    automargin: true, ticks: "outside", tickcolor: colour("line"), ...more,
   };
 }
 // Error bars from each row's low to its high, about its `key`.
@@ -67,7 +73,9 @@ function bars(rows, key, scale, look) {
     arrayminus: rows.map((row) => scale * (row[key] - row.low)),
   };
 }
-const epochAxis = (last) => axis("epoch", { dtick: Math.max(1, Math.round(last / 10)) }); // no tick between two epochs
+const epochAxis = (last) => axis("epoch", { // no tick between two epochs
+  dtick: Math.max(1, Math.round(last / 10)), ...(last > 1 ? {} : { range: [0.5, 1.5] }),
+});
 // The ticks of a logarithmic axis: more between two powers of ten where it is short, even ones where it is shortest.
 const TICKS = [[2.2, [1]], [0.7, [1, 2, 5]], [0.35, [1, 1.5, 2, 3, 4, 6, 8]]]; // [its decades, the ticks of each]
 function decades([low, high]) {
@@ -82,16 +90,33 @@ function decades([low, high]) {
   } else return {};
   const words = values.map((v) => count(v).replace(/\.0+ /, " ").replace(/(\.\d*?)0+ /, "$1 "));
   const told = new Set(words).size === words.length;
-  return { tickvals: values, ticktext: told ? words : values.map((v) => v.toLocaleString("en")) };
+  const full = (v) => v.toLocaleString("en", { maximumSignificantDigits: 12 });
+  return { tickvals: values, ticktext: told ? words : values.map(full) };
+}
+// The same for an axis whose range follows from its values, of which those above 0 are drawn.
+function decadesOf(values) {
+  const places = values.filter((v) => v > 0).map(Math.log10), low = Math.min(...places), high = Math.max(...places);
+  return decades(low === high ? [low - 1, high + 1] : [low, high]);
+}
+const isNarrow = (place) => place.clientWidth < 520;
+// Rows of a legend beyond the third are given more height, so that the figure keeps its own.
+function heightenFor(place, traces) {
+  const shown = traces.filter((trace) => trace.name && trace.showlegend !== false);
+  const names = shown.map((trace) => trace.name.length);
+  const columns = Math.max(1, Math.floor((place.clientWidth - 80) / (50 + 7 * Math.max(0, ...names))));
+  place.style.setProperty("--more", `${19 * Math.max(0, Math.ceil(names.length / columns) - 3)}px`);
 }
 function draw(id, traces, layout) {
-  const place = byId(id), narrow = place.clientWidth < 520;
+  const place = byId(id), narrow = isNarrow(place);
   const base = {
+    height: place.clientHeight, // Plotly itself measures it the first time alone
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", colorway: shades(),
     font: { color: colour("ink"), size: narrow ? 12 : 13, family: "system-ui, sans-serif" },
-    margin: { l: narrow ? 48 : 62, r: narrow ? 8 : 20, t: 12, b: 46 }, hovermode: "closest", dragmode: false,
+    margin: { l: narrow ? 48 : 62, r: narrow ? 18 : 20, t: 12, b: 46 }, hovermode: "closest", dragmode: false,
     hoverlabel: { bgcolor: colour("card"), bordercolor: colour("line"), font: { color: colour("ink") }, align: "left" },
-    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: narrow ? 11 : 12.5 } },
+    legend: {
+      orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: narrow ? 11 : 12.5 }, traceorder: "normal",
+    },
   };
   return Plotly.react(place, traces, { ...base, ...layout }, { displayModeBar: false, responsive: true });
 }

@@ -22,8 +22,9 @@
   function points(v) { return `${v.toFixed(1)} point${v.toFixed(1) === "1.0" ? "" : "s"}`; }
   function interval(e) { return `${(100 * e.low).toFixed(1)} – ${(100 * e.high).toFixed(1)}`; }
   function quartiles(o) { return `[${significant(o.latency_low)} – ${significant(o.latency_high)}]`; }
-  function short(text, length = 14) { return text.length > length ? `${text.slice(0, length - 1)}…` : text; }
   function exact(v) { return v.toLocaleString("en"); }
+  function nameOf(r) { return safe(short(r.name, 28)); } // in a legend
+  function which(o) { return several ? `${run().name}, output ${o.output}` : `Output ${o.output}`; }
   function missing() { return `Not shown: ${run().missing || "the run holds no such figures"}`; }
 
   // ---- colours --------------------------------------------------------------------------------------------------
@@ -43,6 +44,7 @@
     if (!place.data) place.replaceChildren(); // what `absent` said
     place.setAttribute("role", "img");
     place.setAttribute("aria-label", label);
+    heightenFor(place, traces);
     draw(id, traces, layout);
   }
   function absent(id, why) {
@@ -155,9 +157,11 @@
       byId("choice").textContent = `Output ${chosen.output} of ${run().outputs.length}, depth ${chosen.depth}`;
       const all = several ? `of ${run().name}` : "of all", among = bound.length ? "of the outputs that fit" : all;
       const within = points(limit.within);
-      const tied = equal.length ? `, tied with ${equal.map((o) => `output ${o.output}`).join(" and ")},` : "";
+      const tied = equal.length ? `, tied with ${equal.map((o) => `output ${o.output}`).join(" and ")}` : "";
+      const lone = !limit.within || run().outputs.every((o) => o.macs >= chosen.macs);
+      const near = lone ? "" : `, and no smaller one comes within ${within} of it`;
       byId("reason").textContent = chosen === best
-        ? `It has the lowest validation error ${among}${tied || ","} and no smaller one comes within ${within} of it.`
+        ? `It has the lowest validation error ${among}${tied}${near}.`
         : `The smallest within ${within} of the lowest validation error ${among}: ` +
           `${percent(best.val.error)}, output ${best.output}.`;
       byId("reason").append(verdicts(chosen, best, equal));
@@ -189,7 +193,7 @@
   }
   // The Pareto front of a run, and its outputs: two markers each, with their intervals; `aside` is where test is drawn.
   function tracesOfRun(r, index, key, aside) {
-    const K = r.outputs.length, best = front(r.outputs, key), name = safe(r.name);
+    const K = r.outputs.length, best = front(r.outputs, key), name = nameOf(r);
     const colours = r.outputs.map((_, k) => colourOf(index, k, K));
     const traces = [{
       x: best.map((o) => o[key]), y: best.map((o) => 100 * o.val.error), mode: "lines", hoverinfo: "skip",
@@ -221,8 +225,9 @@
     if (!shown.length) return absent("front-plot", "Latency was not measured for these runs.");
     const every = shown.flatMap(({ r }) => r.outputs), xs = every.map((o) => o[key]);
     const log = kind.type === "log", place = (v) => (log ? Math.log10(v) : v);
-    const low = Math.min(...xs.map(place)), high = Math.max(...xs.map(place)), span = high - low || 1;
-    const range = [low - 0.08 * span, high + 0.08 * span];
+    const low = Math.min(...xs.map(place)), high = Math.max(...xs.map(place));
+    const span = high - low || (log ? 0.3 : 0.2 * high);
+    const range = [low - (isNarrow(byId("front-plot")) ? 0.16 : 0.08) * span, high + 0.08 * span];
     const aside = (v) => (log ? 10 ** (Math.log10(v) + 0.012 * span) : v + 0.012 * span);
     const top = Math.max(...every.flatMap((o) => [o.val.high, o.test.high])) * 106;
     const traces = shown.flatMap(({ r, index }) => tracesOfRun(r, index, key, aside));
@@ -255,7 +260,8 @@
         type: "rect", xref: "paper", yref: "y", x0: 0, x1: 1, y0: -0.07 * top, y1: 100 * bar,
         fillcolor: faded(colour("accent"), 0.1), line: { width: 0 }, layer: "below",
       });
-    const ticks = log ? decades(range) : { tickformat: key === "macs" ? "~s" : "" };
+    const whole = key === "depth" && span < 8 ? { dtick: 1 } : {}; // no tick between two layers
+    const ticks = log ? decades(range) : { tickformat: key === "macs" ? "~s" : "", ...whole };
     const worth = (o) => `validation ${percent(o.val.error)}, test ${percent(o.test.error)}`;
     const said = every.map((o) => `output ${o.output}: ${kind.text(o[key])}, ${worth(o)}`);
     show("front-plot", traces, {
@@ -279,19 +285,20 @@
     const words = {
       val_error: "validation error (%)", val_loss: "validation loss (nats)", train_loss: "training loss (nats)",
     };
-    const key = state.curve, scaled = (v) => (v === null ? null : key === "val_error" ? 100 * v : v);
+    const key = state.curve, log = state.scale === "log";
+    const scaled = (v) => (v === null || (log && v <= 0) ? null : key === "val_error" ? 100 * v : v);
+    const isAlone = (v, i, y) => v !== null && (y[i - 1] ?? null) === null && (y[i + 1] ?? null) === null;
+    const titled = (o, name) => (several ? `${name}, output ${o.output}` : `output ${o.output} (depth ${o.depth})`);
     const traces = D.runs.flatMap((r, index) => {
       const K = r.curves.outputs.length;
       const drawn = (o) => !several || !state.curveOutput || o.output === Math.min(state.curveOutput, K);
-      return r.curves.outputs.map((o, k) => ({ o, k })).filter(({ o }) => drawn(o)).map(({ o, k }) => ({
-        x: r.curves.epochs, y: o[key].map(scaled), mode: r.curves.epochs.length > 1 ? "lines" : "markers",
-        line: {
-          color: colourOf(index, k, K), width: k === K - 1 ? 2.6 : 1.9,
-          dash: dash(several ? index : K - 1 - k),
-        },
-        name: several ? `${safe(r.name)}, output ${o.output}` : `output ${o.output} (depth ${o.depth})`,
+      const curves = r.curves.outputs.map((o, k) => ({ o, y: o[key].map(scaled), k, color: colourOf(index, k, K) }));
+      return curves.filter(({ o }) => drawn(o)).map(({ o, y, k, color }) => ({
+        x: r.curves.epochs, y, mode: y.some(isAlone) ? "lines+markers" : "lines", marker: { size: 9, color },
+        line: { color, width: k === K - 1 ? 2.6 : 1.9, dash: dash(several ? index : K - 1 - k) },
+        name: titled(o, nameOf(r)), meta: titled(o, r.name),
         hovertemplate: "epoch %{x}: %{y:.4~g}" +
-          `<extra>${several ? `${safe(short(r.name))}, ` : ""}output ${o.output}</extra>`,
+          `<extra>${several ? `${safe(short(r.name, 14))}, ` : ""}output ${o.output}</extra>`,
       }));
     });
     const r = run();
@@ -299,13 +306,15 @@
       type: "line", x0: epoch - 0.5, x1: epoch - 0.5, y0: 0, y1: 1, yref: "paper",
       line: { color: colour("muted"), width: 1, dash: "dot" },
     }));
-    byId("learning-note").textContent = learningNote(r);
+    const values = traces.flatMap((trace) => trace.y).filter((v) => v !== null);
+    const lacks = values.length < traces.flatMap((trace) => trace.y).length;
+    byId("learning-note").textContent = learningNote(r) + (log && lacks ? " 0 has no place on this scale." : "");
     if (!traces.length || !r.curves.epochs.length)
       return absent("learning-plot", "metrics.jsonl holds no finished epoch.");
-    const ends = traces.map((t) => `${t.name} ends at ${Number(t.y[t.y.length - 1]).toPrecision(3)}`);
+    const ends = traces.map((t) => `${t.meta} ends at ${Number(t.y[t.y.length - 1]).toPrecision(3)}`);
     show("learning-plot", traces, {
       xaxis: epochAxis(Math.max(...D.runs.map((each) => each.epochs.last))), shapes, hovermode: "x unified",
-      yaxis: axis(words[key], { type: state.scale, rangemode: state.scale === "linear" ? "tozero" : "normal" }),
+      yaxis: axis(words[key], log ? { type: "log", ...decadesOf(values) } : { rangemode: "tozero" }),
     }, `Learning curves: ${words[key]} after each epoch. ${ends.join("; ")}`);
   }
   function learningNote(r) {
@@ -328,7 +337,8 @@
   // ---- early exit -----------------------------------------------------------------------------------------------
   // On validation, where thresholds are chosen: of test, what exits.json does is drawn, and the rest told in the hover.
   function tracesOfExits(r, index) {
-    const c = several ? shade(index) : colour("accent"), p = r.exits.points, name = several ? `${safe(r.name)}: ` : "";
+    const c = several ? shade(index) : colour("accent"), p = r.exits.points;
+    const group = several ? { legendgroup: `run${index}` } : {}; // of several runs, the line alone is in the legend
     const macs = p.map((e) => e.macs), traces = [];
     const leave = (s, k) => `output ${k + 1}: ${(100 * s).toFixed(0)} % leave`;
     const said = (e) => `validation ${percent(e.val.error)} [${interval(e.val)}], ${count(e.macs)} MACs an image` +
@@ -343,25 +353,26 @@
     }
     traces.push({
       x: macs, y: p.map((e) => 100 * e.val.error), text: p.map(said), hovertemplate: "%{text}<extra></extra>",
-      mode: "lines+markers", marker: { size: 4, color: c }, name: `${name}early exit`,
+      mode: "lines+markers", marker: { size: 4, color: c }, name: several ? nameOf(r) : "early exit", ...group,
       line: { color: c, width: 2.2, dash: several ? dash(index) : "solid" },
     });
     const K = r.outputs.length;
     const alone = (o) => `output ${o.output} alone: validation ${percent(o.val.error)} (test ${percent(o.test.error)})`;
     r.outputs.forEach((o, k) => traces.push({
-      x: [o.macs], y: [100 * o.val.error], mode: "markers", name: `${name}one output alone`,
-      showlegend: k === K - 1, hovertemplate: `${alone(o)}<extra></extra>`,
+      x: [o.macs], y: [100 * o.val.error], mode: "markers", name: "one output alone", ...group,
+      showlegend: !several && k === K - 1, hovertemplate: `${alone(o)}<extra></extra>`,
       marker: { size: 11, symbol: `${symbol(k)}-open`, line: { width: 2 }, color: colourOf(index, k, K) },
     }));
     const e = r.exits.solved;
+    const solved = {
+      mode: "markers", hovertemplate: "exits.json: %{text}<extra></extra>", showlegend: !several, ...group,
+    };
     if (e)
       traces.push({
-        x: [e.macs], y: [100 * e.val.error], mode: "markers", name: `${name}exits.json`, text: [said(e)],
-        hovertemplate: "exits.json: %{text}<extra></extra>",
+        x: [e.macs], y: [100 * e.val.error], name: "exits.json", text: [said(e)], ...solved,
         marker: { size: 17, symbol: "circle-open", line: { width: 2.4 }, color: c },
       }, {
-        x: [e.test_macs], y: [100 * e.test.error], mode: "markers", name: `${name}exits.json on test`, text: [said(e)],
-        hovertemplate: "exits.json: %{text}<extra></extra>",
+        x: [e.test_macs], y: [100 * e.test.error], name: "exits.json on test", text: [said(e)], ...solved,
         marker: { size: 11, symbol: "x-thin", line: { width: 2.4, color: c } },
         error_y: bars([e.test], "error", 100, { color: c, thickness: 1.4, width: 3 }),
       });
@@ -384,7 +395,8 @@
     const yaxis = axis(ringed.length ? "error (%)" : "validation error (%)", { range: [-0.07 * top, top] });
     show("exits-plot", shown.flatMap(({ r, index }) => tracesOfExits(r, index)), { xaxis, yaxis },
       "Validation error of early exit against the mean multiply-adds of an image, beside each output alone");
-    byId("exits-note").textContent = run().exits.words;
+    const open = `A line per run; open markers: its outputs, each alone. ${run().name}: `;
+    byId("exits-note").textContent = (several ? open : "") + run().exits.words;
     const p = run().exits.points, whose = several ? `; ${run().name}` : "";
     byId("shares-note").textContent = `Validation images, n = ${exact(run().outputs[0].val.images)}${whose}.`;
     if (p.every((e) => e.macs === p[0].macs)) {
@@ -398,7 +410,6 @@
     }));
     show("shares-plot", areas, {
       xaxis, yaxis: axis("share of images (%)", { range: [0, 100] }), hovermode: "x unified",
-      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal" },
     }, "Share of validation images that leave at each output, against the mean multiply-adds of an image");
   }
 
@@ -435,9 +446,9 @@
       yaxis: axis("how often it is right (%)", { range: [0, 104], domain: [0.3, 1] }),
       yaxis2: axis("images", { domain: [0, 0.22], range: [0, 1.08 * most], nticks: 3, anchor: "x" }),
       showlegend: false,
-    }, `Reliability of output ${o.output}: expected calibration error ${percent(error)}`);
+    }, `Reliability. ${which(o)}: expected calibration error ${percent(error)}`);
     byId("calibration-note").textContent =
-      `Output ${o.output}, test, n = ${exact(o.test.images)}: expected calibration error ${percent(error)} (15 equal ` +
+      `${which(o)}, test, n = ${exact(o.test.images)}: expected calibration error ${percent(error)} (15 equal ` +
       `bins), log-loss ${o.test.loss.toFixed(3)} nats. On the dashed line, it is as right as it is sure; below it, ` +
       "it is too sure. Bars: 95 % intervals.";
   }
@@ -451,11 +462,15 @@
     }
     if (!pairs.length) byId("pairs").append(element("li", "nothing: it makes no mistake"));
   }
-  // The ticks of an axis of classes: all of them, or about twenty.
+  // The ticks of an axis of classes: all of them, or about twenty, without what all their names begin with.
   function classTicks(names) {
     const step = names.length > 26 ? Math.ceil(names.length / 20) : 1;
     const at = names.map((_, i) => i).filter((i) => i % step === 0);
-    return { tickvals: at, ticktext: at.map((i) => safe(short(names[i]))), showgrid: false, ticks: "" };
+    const begins = (n) => names.every((name) => name.length > n && name[n - 1] === names[0][n - 1]);
+    let same = 0;
+    while (step > 1 && begins(same + 1)) same += 1;
+    const ticktext = at.map((i) => safe(short(names[i].slice(same), 14)));
+    return { tickvals: at, ticktext, showgrid: false, ticks: "" };
   }
   // How often, written into the cells of a small table.
   function cellNotes(counts, z, most) {
@@ -494,24 +509,24 @@
       xaxis: axis("answer", { ...classTicks(names), side: "bottom", tickangle: slanted ? -45 : 0 }),
       yaxis: axis("truth", { ...classTicks(names), autorange: "reversed" }),
       annotations: C <= 12 ? cellNotes(counts, z, most) : [],
-    }, `Confusion of output ${o.output}; most often: ${often}`);
+    }, `Confusion. ${which(o)}; most often: ${often}`);
     const grey = C <= 12 ? "; grey numbers on the diagonal are right answers" : "";
     byId("confusion-note").textContent =
-      `Output ${o.output}, test, n = ${exact(o.test.images)}, error ${percent(o.test.error)}. Only mistakes are ` +
+      `${which(o)}, test, n = ${exact(o.test.images)}, error ${percent(o.test.error)}. Only mistakes are ` +
       `coloured, by their share of the true class${grey}.`;
   }
   function showGallery() {
-    const r = run(), list = byId("images");
+    const r = run(), list = byId("images"), whose = several ? `${r.name}: ` : "";
     list.replaceChildren();
     if (!r.gallery) {
       byId("gallery-note").textContent = missing();
       return;
     }
-    byId("gallery-note").textContent = r.gallery.length
+    byId("gallery-note").textContent = whose + (r.gallery.length
       ? `${r.gallery.length} of the ${exact(r.gallery_of)} test images (n = ${exact(r.data.test)}) that some output ` +
         "gets wrong and every deeper one right, each output's answer below it, shallow to deep. Taken in turn from " +
         "the outputs from which on the answer is right, and there from the classes; not chosen for looks."
-      : "There is no test image that one output gets wrong, and all deeper ones right.";
+      : "There is no test image that one output gets wrong, and all deeper ones right.");
     for (const item of r.gallery) {
       const line = element("li"), picture = element("img"), answers = element("dl");
       picture.src = item.png;

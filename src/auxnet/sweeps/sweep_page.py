@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -203,7 +204,7 @@ def _figures(sweep: Sweep) -> Iterator[tuple[str, tuple[str, str, dict[str, Any]
         yield "learning", ("Learning", "The error after each epoch; a line that ends early was pruned.", figure)
     if complete:
         words = "Each field against the error; the colour tells the trial."
-        yield "slices", ("Slices", words, _plain(draw.plot_slice(sweep.study, **error)))
+        yield "slices", ("Slices", words, _slices(_plain(draw.plot_slice(sweep.study, **error))))
     if len(complete) > 1:
         words = "A line per complete trial through what it drew, in the colour of its error."
         yield "together", ("Together", words, _together(_plain(draw.plot_parallel_coordinate(sweep.study, **error))))
@@ -220,6 +221,16 @@ def _figures(sweep: Sweep) -> Iterator[tuple[str, tuple[str, str, dict[str, Any]
 def _counting(what: str, most: int) -> dict[str, Any]:
     """An axis of whole numbers up to `most`."""
     return {"title": {"text": what}, "tick0": 0, "dtick": max(1, most // 10)}
+
+
+def _slices(figure: dict[str, Any]) -> dict[str, Any]:
+    """Optuna's points, their choices in words and not as Python writes them; one that no trial drew has its place."""
+    axes = [axis for name, axis in figure["layout"].items() if name.startswith("xaxis") and "categoryarray" in axis]
+    for axis in axes:
+        axis["range"] = [-0.5, len(axis["categoryarray"]) - 0.5]
+    for place, key in [*((trace, "x") for trace in figure["data"]), *((axis, "categoryarray") for axis in axes)]:
+        place[key] = [re.sub(r"^(['\"])(.*)\1$", r"\2", x) if isinstance(x, str) else x for x in place[key]]
+    return figure
 
 
 def _together(figure: dict[str, Any]) -> dict[str, Any]:
