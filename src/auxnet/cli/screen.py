@@ -70,11 +70,14 @@ def working(on: str) -> Status:
 def load_torch() -> None:
     """Import PyTorch, which takes seconds, under a spinner: each command does so first, once its words are checked.
 
+    From then on the process keeps the memory that it frees.
+
     Ctrl-C and the like wait for its end: raised in an import, they leave half a module behind, or are swallowed (torch
     takes whatever numpy's import raises for numpy's absence).
     """
     with held() as signal_received, working("loading PyTorch"):
-        import torch  # noqa: F401
+        from auxnet.machine import keep_freed_memory  # and torch with it
+    keep_freed_memory()
     if number := signal_received():
         raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number, "stopped")
 

@@ -79,10 +79,8 @@ def sweep(words: list[str]) -> int:
     varied: dict[str, Any] = space_from_words(options.vary)
     if not varied and begun is not None:
         varied = {name: written(domain) for name, domain in begun.space.items()}
-    from auxnet.machine import keep_freed_memory
     from auxnet.sweeps.sweeping import sweep as run
 
-    keep_freed_memory()
     with _progress(console) as watch:
         try:
             done = run(

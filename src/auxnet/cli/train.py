@@ -64,11 +64,9 @@ def train(words: list[str]) -> None:
     screen.load_torch()
     from auxnet import rundir
     from auxnet.advice import few_steps
-    from auxnet.machine import keep_freed_memory
     from auxnet.scores import no_better_than_guessing
     from auxnet.train import fit
 
-    keep_freed_memory()
     console = screen.console()
     compiling = ", compiling (once, up to a minute or more)" if options.recipe.compile else ""
     with screen.training_progress(console, f"reading the data{compiling}") as watch_bar:
@@ -131,10 +129,8 @@ def plan(words: list[str]) -> None:
             f"there is no folder {options.save.parent} to save {options.save.name} in: make it first"
         )
     screen.load_torch()
-    from auxnet.machine import keep_freed_memory
     from auxnet.plan import plan as work_out
 
-    keep_freed_memory()
     console = screen.console()
     with screen.working("reading the data and measuring a few steps"):
         planned = work_out(options.recipe)
