@@ -76,10 +76,12 @@ def load_torch() -> None:
     takes whatever numpy's import raises for numpy's absence).
     """
     with held() as signal_received, working("loading PyTorch"):
-        from auxnet.machine import keep_freed_memory  # and torch with it
-    keep_freed_memory()
+        import torch  # noqa: F401
     if number := signal_received():
         raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number, "stopped")
+    from auxnet.machine import keep_freed_memory
+
+    keep_freed_memory()
 
 
 @contextmanager
