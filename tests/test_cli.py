@@ -850,3 +850,19 @@ def test_flags_offer_what_the_functions_behind_them_take():
     exits, export = get_type_hints(Exits), get_type_hints(Export)
     assert (exits["cost"], exits["confidence"]) == (solving.Cost, policy.Confidence)
     assert (export["format"], export["confidence"]) == (exporting.Format, Literal["none", policy.Confidence])
+
+
+def test_a_recipe_that_a_full_disk_has_no_room_for_leaves_the_one_that_lay_there(tmp_path, capsys, monkeypatch):
+    def full(recipe, path):
+        Path(path).touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    file, words = tmp_path / "recipe.yaml", ["plan", "--depth", "8", "--outputs", "2", "--train-images", "50"]
+    write_recipe(Recipe(lr=0.2), file)
+    monkeypatch.setattr("auxnet.cli.train.write_recipe", full)
+    for saved in (file, tmp_path / "new.yaml"):
+        fails(capsys, [*words, "--threads", "1", "--save", saved, "--overwrite"], 1, f"{saved}: No space left")
+    assert read_recipe(file).lr == 0.2
+    assert list(tmp_path.iterdir()) == [file]
+    for other in (tmp_path, "/dev/null"):
+        fails(capsys, [*words, "--save", other, "--overwrite"], 2, f"{other} is no file: name one with --save")
