@@ -25,7 +25,7 @@ from auxnet.errors import DamagedError, is_number, warn, whole_number
 from auxnet.evaluation import measure
 from auxnet.feasible import check_enough_images, check_last_batch, check_memory, check_recipe
 from auxnet.fetching import pinned
-from auxnet.files import write_json
+from auxnet.files import to_write, write_json
 from auxnet.hub import with_run
 from auxnet.lineage import Earlier, earlier_runs, in_doubt, may_be_seen_by
 from auxnet.loading import load_net
@@ -102,7 +102,7 @@ def fit(
     if not isinstance(recipe, Recipe):
         mend = "auxnet.recipe has recipe_from for a dict, read_recipe for a file"
         raise TypeError(f"recipe must be an auxnet.Recipe, got {type(recipe).__name__}: {mend}")
-    folder = Path(out)
+    folder = to_write(out, "out")
     asked: dict[str, Any] = {}  # in Python's own numbers: checkpoints keep them, and are read without NumPy's
     if save_every is not None:
         if not (is_number(save_every) and save_every >= 0):
