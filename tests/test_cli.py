@@ -899,3 +899,19 @@ def test_in_python_what_is_no_path_to_write_to_is_refused_by_its_name(wrong, run
         with pytest.raises(kind, match=says):
             call()
     assert not list(tmp_path.iterdir())
+
+
+def test_no_name_of_a_class_or_a_run_gives_the_terminal_an_order(capsys, monkeypatch):
+    name, console = "cat\x1b[31m\x9b\x07\n", screen.console()
+    table = screen.table(name, "class", name)
+    table.add_row(name, "1")
+    screen.print_table(console, table)
+    screen.print_line(console, f"output 1 errs most on {name}")
+    _table(iter([Prediction(name, 3, (name,), (0.75,), None)]), 1, sys.stdout)
+    out = capsys.readouterr().out
+    assert out.count(r"cat\x1b[31m\x9b\x07\n") == 6
+    assert not set(out) & set("\x1b\x9b\x07")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, to rich
+    with screen.working(name):
+        pass
+    assert r"cat\x1b[31m\x9b\x07\n" in capsys.readouterr().err
