@@ -25,7 +25,7 @@ from auxnet.reading import cifar, folders, npz, parquet, svhn
 from auxnet.reading.arrays import Arrays, Pixels
 from auxnet.reading.cache import cached
 from auxnet.reading.encoded import Encoded, Files
-from auxnet.reading.folders import passed_over, split_homes, subfolders
+from auxnet.reading.folders import holds_images, passed_over, split_homes, subfolders
 from auxnet.reading.pictures import DECODER, Frame, any_readable
 from auxnet.words import first_few, nearest, plural
 
@@ -262,6 +262,8 @@ def _in_folder(folder: Path, to_train: bool = True) -> dict[str, Part]:
         wanted = "train" if to_train else "test"
         raise FileNotFoundError(f"{folder} has parquet shards, but none named {wanted}-*.parquet")
     if parts:
+        if len(beside := [f"{home.name}/" for home in subfolders(folder) if holds_images(home)]) > 1:
+            warn(f"{folder}: passed over the pictures in {first_few(beside)}: its parquet shards are the data")
         return parts
     homes = split_homes(whole, to_train)
     found = {split: folders.folder_files(home) for split, home in homes.items()}
