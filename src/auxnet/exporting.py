@@ -146,6 +146,8 @@ def _policy_of(
     """
     if output < 2:
         raise ValueError("an early exit over one output has nothing to leave early at: export it as onnx")
+    if not isinstance(given, Policy | None):
+        raise TypeError(f"policy must be an auxnet.policy.Policy, got {given!r}")
     whole = given or read_policy(run, net.outputs, which)
     policy = given or whole.up_to(output)
     policy.check(output)

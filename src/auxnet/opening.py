@@ -91,6 +91,9 @@ def opened(
     Raises ValueError or FileNotFoundError for what cannot be asked for, RuntimeError if the run is damaged or its data
     have other classes by now.
     """
+    for name, place in (("on", on), ("data_dir", data_dir)):
+        if not isinstance(place, str | os.PathLike | None):
+            raise TypeError(f"{name} must be a path, got {place!r}")
     recipe = read_run_recipe(run)
     recipe = replace(recipe, device=device or recipe.device, threads=recipe.threads if threads is None else threads)
     with threads_set(recipe.threads):

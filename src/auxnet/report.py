@@ -6,7 +6,6 @@ Of a finished run what it saved, and what its images say (`examining`); of one t
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -60,7 +59,7 @@ def write_report(
     run or the folder of `out` does not exist, or a run has not finished an epoch, or `data_dir` does not hold the data
     of the one run; PermissionError, before it is made, if it cannot be written; RuntimeError if a run is damaged.
     """
-    folders = [run_path(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
+    folders = [run_path(run) for run in (runs if isinstance(runs, Sequence) and not isinstance(runs, str) else [runs])]
     path = checked_path(folders, None if out is None else to_write(out, "out"))
     for run in folders:  # before the first is evaluated
         read_run_recipe(run)
