@@ -127,3 +127,19 @@ def test_labels_may_be_texts_or_bytes_alike(home: Path) -> None:
     one, other = (load(str(saved(home, images=TRAIN[0], labels=labels))) for labels in (names, np.char.encode(names)))
     assert one.classes == other.classes == ("cat", "dog", "eel")
     assert one.train.labels.tolist() == other.train.labels.tolist()
+
+
+def test_arrays_that_need_one_more_step_are_told_which(home: Path) -> None:
+    images, labels = TRAIN
+    for changed, words in (
+        ({"labels": labels.astype(object)}, r"labels holds Python objects: make it numbers of one kind, or texts by"),
+        ({"images": np.array([*images, None], object)}, r"images holds Python objects"),
+        ({"classes": np.array(["a", "b", "c"], object)}, r"classes holds Python objects"),
+        (
+            {"labels": np.eye(3)[labels]},
+            r"labels must be \[30\], .*, is \[30, 3\]: take its argmax\(1\), if it is one-",
+        ),
+        ({"labels": labels - 1}, r"label -1 in row \d+ .*: number the classes from 0, and leave out images without a"),
+    ):
+        with pytest.raises(RuntimeError, match=words):
+            load(str(saved(home, **{"images": images, "labels": labels} | changed)))
