@@ -185,13 +185,6 @@ def test_the_kinds_of_a_field_are_told_one_by_one():
     assert kinds()["cuts"] == (int, tuple[str, ...], type(None))
 
 
-@pytest.mark.parametrize("text", ["", "# depth: 20\n", "{}"])
-def test_a_file_without_a_key_is_no_recipe_as_one_cut_short_on_a_full_disk(text, tmp_path):
-    (tmp_path / "r.yaml").write_text(text)
-    with pytest.raises(ValueError, match=r"r\.yaml holds no key: write one down, such as depth: 20, or leave the file"):
-        read_recipe(tmp_path / "r.yaml")
-
-
 def test_a_tab_in_a_file_is_told_what_to_give_in_its_place(tmp_path):
     (tmp_path / "r.yaml").write_text("depth:\n\t20\n")
     with pytest.raises(ValueError, match=r"r\.yaml is not a YAML recipe: .*: give spaces in its place$"):

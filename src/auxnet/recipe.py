@@ -166,8 +166,8 @@ def kinds() -> dict[str, tuple[Any, ...]]:
 def read_recipe(path: Path | str) -> Recipe:
     """The recipe in a YAML file. Raises ValueError for a key or value that cannot be, naming the file."""
     content = read_yaml(Path(path), "recipe")
-    if content in (None, {}):
-        raise ValueError(f"{path} holds no key: write one down, such as depth: 20, or leave the file out")
+    if content is None:
+        content = {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold 'key: value' lines, got a {type(content).__name__}")
     with told_of(str(path)):
