@@ -469,11 +469,11 @@ def test_data_that_cannot_be_read_for_a_while_cost_no_epoch(tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         train.fit_on(TINY, tmp_path / "a", stop)
 
-    def gone(recipe):
+    def gone(run, recipe):
         raise FileNotFoundError("the disk is away")
 
     with monkeypatch.context() as patched:
-        patched.setattr(train, "load_data", gone)
+        patched.setattr(train, "found_data", gone)
         with pytest.raises(FileNotFoundError, match="the disk is away"):
             train.fit_on(TINY, tmp_path / "a")
     seen = []
@@ -496,7 +496,7 @@ def test_the_wall_time_is_of_all_sessions_reading_data_and_evaluating_included(t
         return done
 
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    for name, seconds in (("load_data", 100.0), ("tables", 10.0)):
+    for name, seconds in (("load_data", 100.0), ("found_data", 100.0), ("tables", 10.0)):
         monkeypatch.setattr(train, name, slow(getattr(train, name), seconds))
     monkeypatch.setattr(epochs, "tally", slow(epochs.tally, 1.0))
     with pytest.raises(KeyboardInterrupt):
