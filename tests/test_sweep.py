@@ -1080,3 +1080,33 @@ def test_slices_name_choices_as_the_table_does_and_keep_a_place_for_one_that_no_
         "lr": (None, None),
     }
     assert sorted(trace["x"] for trace in figure["data"] if "it's" in trace["x"]) == [["fused", "it's"]]
+
+
+@pytest.mark.parametrize(
+    ("values", "alike"),
+    [
+        ({"discard_after": (None, 0.5)}, False),
+        ({"alone": (None, 1)}, False),
+        ({"alone": (1, 2)}, False),
+        ({"weights": ((1.0, 0.0, 1.0), (0.0, 1.0, 1.0))}, False),
+        ({"outputs": (2, 3)}, False),
+        ({"at": ((3,), (5,))}, False),
+        ({"depth": (8, 14)}, True),
+        ({"depth": (8, 14), "placement": ("blocks", "blocks")}, False),
+        ({"weights": ((0.5,), (1.0,)), "gamma": (2.0, 2.0)}, True),
+    ],
+    ids=str,
+)
+def test_means_over_different_outputs_are_said_not_to_compare(values, alike, finished):
+    space = {field: Choices(each) for field, each in values.items()}
+    drawn = [dict(zip(values, each, strict=True)) for each in zip(*values.values(), strict=True)]
+    pair = tuple(replace(finished.best, number=n, values=each) for n, each in enumerate(drawn))
+    recipe = replace(finished.settings.recipe, outputs=3 if "weights" in values else None)
+    shown = replace(finished, settings=replace(finished.settings, recipe=recipe, space=space), trials=pair)
+
+    def said(sweep):
+        return "means are over different outputs; --objective final" in " ".join(sweep_page.notes_of(sweep))
+
+    assert said(shown) is not alike
+    assert not said(replace(shown, settings=replace(shown.settings, objective="final")))
+    assert not said(replace(shown, trials=pair[:1]))
