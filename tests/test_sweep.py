@@ -30,7 +30,7 @@ from auxnet.data import load_data
 from auxnet.documents import read_json
 from auxnet.errors import DivergedError
 from auxnet.files import write_json
-from auxnet.recipe import WHERE, Recipe, read_recipe
+from auxnet.recipe import Recipe, read_recipe
 from auxnet.sweeps import sweep_page, sweeping, trials, worker
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.settings import Settings
@@ -233,7 +233,9 @@ def test_a_sweep_killed_anywhere_in_its_beginning_is_begun_anew(tmp_path):
         left.add(" ".join(sorted(path.name for path in a.glob("[!.]*"))))
     journal = "journal.lock journal.log"
     assert left >= {"", "journal.log", journal, f"claims {journal}", f"claims {journal} trials"}
-    joined = trials.join_sweep(a, settings, 7, None, check=lambda: pytest.fail("begun again"))
+    begun = trials.open_sweep(a)
+    joined = trials.join_sweep(a, settings, 7, None, check=lambda: None)
+    assert joined.study.study_name == begun.study.study_name
     assert (joined.settings, trials.total_of(joined)) == (settings, 2)
 
 
@@ -431,10 +433,10 @@ def test_a_place_that_some_trials_cannot_have_is_no_impossible_one(monkeypatch):
 
     monkeypatch.setattr(sweeping, "device_of", device_of)
     space = {"compile": [True, False], "device": ["cpu", "cuda"], "seed": "0..60"}
-    sweeping.check_space(Settings(TINY, space_from(space)), WHERE)
+    sweeping.check_space(Settings(TINY, space_from(space)))
     del space["device"]
     with pytest.raises(ValueError, match="compile=True cannot be: needs another device"):
-        sweeping.check_space(Settings(TINY, space_from(space)), WHERE)
+        sweeping.check_space(Settings(TINY, space_from(space)))
 
 
 def test_the_data_depend_on_the_fields_that_are_said_to_make_them_and_on_no_other():
@@ -1110,3 +1112,18 @@ def test_means_over_different_outputs_are_said_not_to_compare(values, alike, fin
     assert said(shown) is not alike
     assert not said(replace(shown, settings=replace(shown.settings, objective="final")))
     assert not said(replace(shown, trials=pair[:1]))
+
+
+def test_a_worker_that_joins_from_where_the_data_are_not_found_is_refused_and_fails_no_trial(
+    tmp_path, untrained, monkeypatch
+):
+    images, labels = tiny(40, 2, size=8)
+    for name in ("cats", "dogs"):
+        write_folders(tmp_path / "here" / name, images, labels, ["cat", "dog"])
+    (tmp_path / "elsewhere").mkdir()
+    space, out = {"data": ["./cats", "./dogs"]}, tmp_path / "s"
+    for place, asked, done in (("here", 1, 1), ("elsewhere", 2, 1), ("here", 2, 2)):
+        monkeypatch.chdir(tmp_path / place)
+        with nullcontext() if place == "here" else pytest.raises(ValueError, match=r"data=\./cats cannot be"):
+            sweep(space, out, OWN, trials=asked)
+        assert [trial.state for trial in read_sweep(out).trials] == ["complete"] * done

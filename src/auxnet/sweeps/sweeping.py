@@ -7,7 +7,7 @@ sweep never looks at that. Whatever stops a worker, its trial goes on from its l
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -101,12 +101,11 @@ def sweep(
     check_count(processes, "a sweep")
     check_outside_data(Path(out), recipe.data, recipe.data_dir)
     if "device" not in settings.space:
-        device_of(recipe)  # what cannot be had here fails the worker, and not one trial after the other
+        device_of(recipe)
     dataset = None if FINDS_DATA & settings.space.keys() else load_data(recipe)
     if settings.objective.isdecimal() and not OF_NETWORK & settings.space.keys():
         objective_of([0.0] * len(depths_of(recipe)), settings.objective, recipe)  # or the field that varies is blamed
-    check_space(settings, WHERE)  # nor a trial now and then
-    joined = join_sweep(Path(out), settings, trials, storage, check=lambda: check_space(settings, settings.space))
+    joined = join_sweep(Path(out), settings, trials, storage, check=lambda: check_space(settings))
     if dataset is not None:
         check_same_data(joined, dataset.drawn, dataset.val_sha256())
     if retry_failed:
@@ -136,16 +135,14 @@ def read_sweep(out: Path | str, storage: str | None = None) -> Sweep:
 # ---- what no trial could do ------------------------------------------------------------------------------------
 
 
-def check_space(settings: Settings, among: Container[str]) -> None:
-    """Refuse a value with which no trial can begin here, whatever the others, of each field `among` these that varies.
+def check_space(settings: Settings) -> None:
+    """Refuse a value with which no trial can begin here, whatever the others, of each field that varies.
 
     Raises ValueError, naming the field.
     """
     data = lru_cache(1)(load_data)
     with threads_set(settings.recipe.threads), torch.random.fork_rng(devices=[]):
         for field, domain in settings.space.items():
-            if field not in among:
-                continue
             names = [name for name in settings.space if name != field]
             names.sort(key=WHERE.__contains__)  # what comes last differs soonest from one combination to the next
             others = {name: values_of(settings.space[name]) for name in names}
