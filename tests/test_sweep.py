@@ -432,6 +432,7 @@ def test_a_place_that_some_trials_cannot_have_is_no_impossible_one(monkeypatch):
             raise ValueError("needs another device")
 
     monkeypatch.setattr(sweeping, "device_of", device_of)
+    monkeypatch.setattr(sweeping, "build", lambda *given: (SimpleNamespace(outputs=2), None))
     space = {"compile": [True, False], "device": ["cpu", "cuda"], "seed": "0..60"}
     sweeping.check_space(Settings(TINY, space_from(space)))
     del space["device"]
@@ -1127,3 +1128,13 @@ def test_a_worker_that_joins_from_where_the_data_are_not_found_is_refused_and_fa
         with nullcontext() if place == "here" else pytest.raises(ValueError, match=r"data=\./cats cannot be"):
             sweep(space, out, OWN, trials=asked)
         assert [trial.state for trial in read_sweep(out).trials] == ["complete"] * done
+
+
+def test_a_value_that_goes_with_some_values_of_every_other_field_is_no_impossible_one(monkeypatch):
+    space = {"method": ["joint", "multiway"], "mode": ["live", "fused"]}  # joint knows no mode
+    space |= dict.fromkeys(("gamma", "floor", "lr", "momentum"), "0.1..0.5:0.1")
+    monkeypatch.setattr(sweeping, "build", lambda *given: (SimpleNamespace(outputs=2), None))
+    sweeping.check_space(Settings(TINY, space_from(space)))
+    space["method"] = ["joint", "pairwise"]
+    with pytest.raises(ValueError, match="mode=fused cannot be"):
+        sweeping.check_space(Settings(replace(TINY, method="joint"), space_from(space)))

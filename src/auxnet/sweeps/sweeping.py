@@ -7,7 +7,9 @@ sweep never looks at that. Whatever stops a worker, its trial goes on from its l
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -143,20 +145,28 @@ def check_space(settings: Settings) -> None:
     data = lru_cache(1)(load_data)
     with threads_set(settings.recipe.threads), torch.random.fork_rng(devices=[]):
         for field, domain in settings.space.items():
-            names = [name for name in settings.space if name != field]
-            names.sort(key=WHERE.__contains__)  # what comes last differs soonest from one combination to the next
-            others = {name: values_of(settings.space[name]) for name in names}
-            combinations = list(itertools.islice(itertools.product(*others.values()), COMBINATIONS))
+            others = {name: values_of(other) for name, other in settings.space.items() if name != field}
             for value in values_of(domain):
-                drawn = [{field: value, **dict(zip(others, rest, strict=True))} for rest in combinations]
+                drawn = ({field: value, **rest} for rest in _combinations(others))
                 if complaint := _complaint_of_all(settings, drawn, data):
                     steps = isinstance(domain, Range) and domain.step == 1
                     hint = f"; steps are given as {field}=low..high:step" if steps else ""
                     raise ValueError(f"{field}={words_of(value)} cannot be: {complaint}{hint}")
 
 
+def _combinations(values: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """One value of each of these fields: the first of all, then all combinations, or if there are many, random ones."""
+    if math.prod(map(len, values.values())) <= COMBINATIONS:
+        yield from (dict(zip(values, each, strict=True)) for each in itertools.product(*values.values()))
+        return
+    yield {field: each[0] for field, each in values.items()}
+    draw = random.Random(0)
+    for _ in range(COMBINATIONS):
+        yield {field: draw.choice(each) for field, each in values.items()}
+
+
 def _complaint_of_all(
-    settings: Settings, drawn: Sequence[dict[str, Any]], data: Callable[[Recipe], DataSet]
+    settings: Settings, drawn: Iterable[dict[str, Any]], data: Callable[[Recipe], DataSet]
 ) -> str | None:
     """Why a trial cannot begin with the first of these values, if it can with none of them; else None."""
     first = None
