@@ -1138,3 +1138,16 @@ def test_a_value_that_goes_with_some_values_of_every_other_field_is_no_impossibl
     space["method"] = ["joint", "pairwise"]
     with pytest.raises(ValueError, match="mode=fused cannot be"):
         sweeping.check_space(Settings(replace(TINY, method="joint"), space_from(space)))
+
+
+def test_the_best_recipe_says_where_data_lay_that_are_gone(tmp_path, monkeypatch):
+    images, labels = tiny(40, 2, size=8)
+    pics = tmp_path / "here" / "pics"
+    write_folders(pics, images, labels, ["cat", "dog"])
+    monkeypatch.chdir(tmp_path / "here")
+    sweep({"lr": [0.01, 0.1]}, tmp_path / "s", replace(OWN, data="pics"), trials=1)
+    pics.rename(tmp_path / "pics")
+    *_, best = sweep_page.write_outcome(read_sweep(tmp_path / "s"))
+    assert read_recipe(best).data == str(pics)
+    monkeypatch.setenv("AUXNET_DATA", str(tmp_path))  # where they are found by their name
+    assert read_sweep(tmp_path / "s").best_recipe.data_dir == str(tmp_path)

@@ -22,7 +22,8 @@ from auxnet.build import build, depths_of
 from auxnet.data import DataSet, load_data
 from auxnet.machine import device_of, threads_set
 from auxnet.processes import check_count, work_together
-from auxnet.recipe import WHERE, Recipe, has_recipe, read_run_recipe, words_of
+from auxnet.reading.sources import places
+from auxnet.recipe import WHERE, Recipe, has_recipe, read_recipe, read_run_recipe, words_of
 from auxnet.rundir import check_outside_data, with_absolute_paths
 from auxnet.sweeps.journal import optuna, told_of_database
 from auxnet.sweeps.settings import Sampler, Settings
@@ -65,6 +66,9 @@ class Sweep:
         recipe = replace(self.settings.recipe, **self.best.values)
         if has_recipe(self.best.folder):  # not removed, to save room
             run = read_run_recipe(self.best.folder)
+            recorded = read_recipe(self.best.folder / "recipe.yaml")
+            if run.data != recorded.data and not any(place.exists() for place in places(run.data, run.data_dir)):
+                run = recorded  # of data that are gone: where they were, and not just their name
             recipe = replace(recipe, data=run.data, data_dir=run.data_dir, pretrained=run.pretrained)
         return with_absolute_paths(recipe)
 
