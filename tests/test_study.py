@@ -92,7 +92,8 @@ def row(variant, seed, *errors, failed=None):
 def whole_row(variant, data, train, val):
     """A row with all that a page says of it."""
     about = {"wall_seconds": 60.0, "commit": "abc", "versions": {"torch": "2"}, "device": {"name": "cpu", "threads": 1}}
-    return {**row(variant, 0, 0.5), "data": data, "images": {"train": train, "val": val, "test": 10_000}, **about}
+    about |= {"data": data, "images": {"train": train, "val": val, "test": 10_000}, "training": f"{variant}-{data}"}
+    return {**row(variant, 0, 0.5), **about}
 
 
 def written(path, *changes):
@@ -1291,3 +1292,10 @@ def test_a_number_that_is_a_variants_name_is_the_variant(own):
         ("question:", "measures: supervision\nquestion:"),
     )
     assert read_study(str(own), "smoke").claims[0].worse == Side("1")
+
+
+def test_a_training_that_two_variants_share_is_counted_once(own):
+    rows = [{**whole_row(variant, "digits", 10, 10), "training": "same"} for variant in ("one", "two")]
+    found = found_in(read_study(str(own), "smoke"), rows)
+    assert next(sources_of(found)).startswith("1 training, 1:00 min in all")
+    assert "1 of 1 trainings done" in page(found)
