@@ -824,6 +824,8 @@ def test_commands_that_are_told_can_be_typed_whatever_the_folders_name(finished,
 
 def test_a_sweep_that_is_stopped_is_gone_on_with_by_the_command_that_is_told(tmp_path, capsys, monkeypatch):
     def stop(*arguments, **options):
+        out.mkdir()
+        (out / "study.txt").write_text("begun")
         raise KeyboardInterrupt
 
     monkeypatch.setattr("auxnet.sweeps.sweeping.sweep", stop)
@@ -1151,3 +1153,21 @@ def test_the_best_recipe_says_where_data_lay_that_are_gone(tmp_path, monkeypatch
     assert read_recipe(best).data == str(pics)
     monkeypatch.setenv("AUXNET_DATA", str(tmp_path))  # where they are found by their name
     assert read_sweep(tmp_path / "s").best_recipe.data_dir == str(tmp_path)
+
+
+def test_a_warmup_is_held_against_the_epochs_of_the_sweep():
+    space = space_from({"warmup": "5,40"})
+    sweeping.check_space(Settings(replace(TINY, epochs=400), space))
+    with pytest.raises(ValueError, match="warmup=40 cannot be: warmup must be 0 or more and below epochs=30"):
+        sweeping.check_space(Settings(replace(TINY, epochs=30), space))
+    with pytest.raises(ValueError, match="warmup must be 0 or more"):
+        space_from({"warmup": "-1,5"})
+
+
+def test_a_sweep_that_is_stopped_before_it_is_begun_is_not_said_to_be_saved(tmp_path, capsys, monkeypatch):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweeping, "check_space", stop)
+    assert main(["sweep", "--out", str(tmp_path / "a"), "--vary", "lr=0.1,0.2"]) == 130
+    assert capsys.readouterr().err == "auxnet: interrupted\n"
