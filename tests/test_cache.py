@@ -267,3 +267,31 @@ def test_an_entry_in_use_stays(home: Path, tmp_path: Path) -> None:
     load(own, image_size=5)
     assert copy in entries(tmp_path)
     assert made not in entries(tmp_path)
+
+
+def homeless(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """As in a container whose user has neither HOME nor an entry in /etc/passwd; this is the current folder."""
+
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("AUXNET_CACHE")
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+
+
+def test_where_nobody_knows_the_users_home_nothing_is_cached(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_of(home, 12).rename(home / "~old")  # a name that begins as if it were a user's
+    homeless(monkeypatch, home)
+    reads = counting(monkeypatch)
+    first, second = load("~old"), load("~old")
+    with pytest.raises(FileNotFoundError, match="data_dir ~ is not a folder"):
+        load("~old", data_dir="~")
+    assert len(reads) == 2
+    assert all(same(getattr(first, split), getattr(second, split)) for split in ("train", "val", "test"))
+    assert [path.name for path in home.iterdir()] == ["~old"]
+    write_parquet(home / "shards" / "train.parquet", *tiny(12, 2, size=8))
+    with pytest.raises(OSError, match=r"there is no home folder to keep a cache in: name another by AUXNET_CACHE"):
+        load("shards", stream="always", workers=0)
+    assert {path.name for path in home.iterdir()} == {"~old", "shards"}

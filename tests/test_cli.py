@@ -26,6 +26,7 @@ from auxnet.__main__ import run as run_program
 from auxnet.cli import COMMANDS, main, screen
 from auxnet.cli.arguments import parse, parse_with_recipe
 from auxnet.cli.export import _table
+from auxnet.cli.report import Report
 from auxnet.cli.train import Plan, Train
 from auxnet.files import written_whole
 from auxnet.prediction import Prediction
@@ -850,3 +851,82 @@ def test_flags_offer_what_the_functions_behind_them_take():
     exits, export = get_type_hints(Exits), get_type_hints(Export)
     assert (exits["cost"], exits["confidence"]) == (solving.Cost, policy.Confidence)
     assert (export["format"], export["confidence"]) == (exporting.Format, Literal["none", policy.Confidence])
+
+
+def test_a_recipe_that_a_full_disk_has_no_room_for_leaves_the_one_that_lay_there(tmp_path, capsys, monkeypatch):
+    def full(recipe, path):
+        Path(path).touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    file, words = tmp_path / "recipe.yaml", ["plan", "--depth", "8", "--outputs", "2", "--train-images", "50"]
+    write_recipe(Recipe(lr=0.2), file)
+    monkeypatch.setattr("auxnet.cli.train.write_recipe", full)
+    fails(capsys, [*words, "--threads", "1", "--save", file, "--overwrite"], 1, f"{file}: No space left on device")
+    assert read_recipe(file).lr == 0.2
+    assert list(tmp_path.iterdir()) == [file]
+    for other in (tmp_path, "/dev/null"):
+        fails(capsys, [*words, "--save", other, "--overwrite"], 2, f"{other} is no file: name one with --save")
+
+
+def test_a_flag_that_is_a_path_expands_the_users_home_as_a_shell_does_before_a_space(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_recipe(Recipe(lr=0.2), tmp_path / "r.yaml")
+    options = parse_with_recipe(Train, ["--config=~/r.yaml", "--out=~/runs/a"])
+    assert options.out == tmp_path / "runs" / "a"
+    assert options.recipe.lr == 0.2
+    assert parse(Report, ["~/runs/a", "~b", "--out=~/page.html"]) == Report(
+        (tmp_path / "runs" / "a", Path("~b")), out=tmp_path / "page.html"
+    )
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    write_recipe(Recipe(lr=0.4), tmp_path / "runs" / "a" / "recipe.yaml")
+    assert parse_with_recipe(Train, ["--out=~/runs/a", "--resume"]).recipe.lr == 0.4
+
+
+@pytest.mark.parametrize("wrong", [3, None, "~/a.onnx"])
+def test_in_python_what_is_no_path_to_write_to_is_refused_by_its_name(wrong, run, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    says = f"^out must be a path, got {wrong}$"
+    if wrong == "~/a.onnx":
+        says = f"^out must be a path with ~ written out, got '~/a.onnx': give '{tmp_path}/a.onnx'$"
+    kind = ValueError if wrong == "~/a.onnx" else TypeError
+    calls = [lambda: auxnet.fit(Recipe(), wrong), lambda: auxnet.sweep({"gamma": [1]}, wrong)]
+    if wrong is not None:  # which stands for a path of their own
+        calls += [lambda: auxnet.export(run, out=wrong), lambda: auxnet.write_report(run, wrong)]
+    for call in calls:
+        with pytest.raises(kind, match=says):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_name_of_a_class_or_a_run_gives_the_terminal_an_order(capsys, monkeypatch):
+    name, console = "cat\x1b[31m\x9b\x07\n", screen.console()
+    table = screen.table(name, "class", name)
+    table.add_row(name, "1")
+    screen.print_table(console, table)
+    screen.print_line(console, f"output 1 errs most on {name}")
+    _table(iter([Prediction(name, 3, (name,), (0.75,), None)]), 1, sys.stdout)
+    out = capsys.readouterr().out
+    assert out.count(r"cat\x1b[31m\x9b\x07\n") == 6
+    assert not set(out) & set("\x1b\x9b\x07")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, to rich
+    with screen.working(name):
+        pass
+    assert r"cat\x1b[31m\x9b\x07\n" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_the_program_is_imported_ends_it_without_a_traceback():
+    finder = """
+import os, signal, sys
+
+class Interrupts:
+    def find_spec(name, path=None, target=None):
+        if name == "auxnet.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupts)
+import auxnet.__main__
+"""
+    done = subprocess.run([sys.executable, "-c", finder], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")

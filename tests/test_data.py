@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from auxnet import data
+from auxnet.data import load_others, part_to_judge_on
 from auxnet.opening import preprocessing_of
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading import sources
@@ -309,3 +311,15 @@ def test_a_data_set_equals_itself_alone_and_is_shown_without_its_pixels(stream: 
     assert f"train={'OnDisk' if stream == 'always' else 'Split'}(42 images of (8, 8, 3))" in repr(one)
     assert "array" not in repr(one)
     assert "tensor" not in repr(one)
+
+
+def test_a_class_whose_name_differs_in_its_unicode_form_alone_is_told_apart_from_an_unknown_one(home: Path) -> None:
+    names = [normalize(form, "café") for form in ("NFC", "NFD")]
+    for split, name in zip(("train", "val", "test"), (names[0], names[1], names[0]), strict=True):
+        write_folders(home / "own" / split, *tiny(8, 2, size=8), [name, "dog"])
+    mend = r"\(the same name in other Unicode characters is known: rename it as there\)"
+    with pytest.raises(RuntimeError, match=f"val has classes that train lacks: {names[1]} {mend}; rename or remove"):
+        load(home / "own")
+    part = part_to_judge_on(str(home / "own" / "val"), None)
+    with pytest.raises(ValueError, match=f"{names[1]} are no classes of run, .*: rename or remove them {mend}$"):
+        load_others("own", part, (names[0], "dog"), Preprocessing((8, 8), (8, 8), (0.0,), (1.0,)), "run")

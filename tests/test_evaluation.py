@@ -495,3 +495,13 @@ def test_a_run_is_evaluated_on_a_split_of_its_data(few):
     for name, value in {"split": "test", "on": "pics", "data_dir": ".", "threads": 1, "which": "best"}.items():
         with pytest.raises(ValueError, match=f"^{name}={value!r} is for a run, without batches: leave it out$"):
             auxnet.evaluate(auxnet.resnet(depth=8), [(torch.randn(2, 3, 8, 8), torch.zeros(2).long())], **{name: value})
+
+
+def test_what_is_no_path_is_refused_by_its_name(run):
+    for name in ("on", "data_dir"):
+        with pytest.raises(TypeError, match=f"^{name} must be a path, got 3$"):
+            auxnet.evaluate(run, **{name: 3})
+    with pytest.raises(TypeError, match=r"^a run is the path of its directory, or what fit returned, got NoneType"):
+        auxnet.write_report(None)
+    with pytest.raises(TypeError, match=r"^space must map fields of the recipe to what they may be, got None$"):
+        auxnet.sweep(None, 3)

@@ -550,3 +550,10 @@ def test_files_that_are_no_model_of_this_program_are_one_line(tmp_path, onnx_fil
         assert words in capsys.readouterr().err
     assert main(["predict", str(onnx_file), "x.png", "--output", "3"]) == 2
     assert "holds output 2 alone" in capsys.readouterr().err
+
+
+def test_a_policy_that_is_none_is_refused(run, tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(TypeError, match=r"^policy must be an auxnet\.policy\.Policy, got 3$"):
+        export(run, 2, "onnx-early-exit", tmp_path / "a.onnx", policy=3)

@@ -178,8 +178,9 @@ def test_the_reference_names_all_that_is_public():
 
 def test_the_reference_names_every_key_of_the_files_of_a_run(tmp_path, capsys):
     small = {"depth": 8, "outputs": 2, "epochs": 1, "batch_size": 100, "train_images": 100, "threads": 1}
-    run = auxnet.fit(auxnet.Recipe(**small, device="cpu"), tmp_path / "a").folder
-    assert main(["evaluate", str(run)]) == main(["exits", str(run), "--curve", "2"]) == 0
+    run = auxnet.fit(auxnet.Recipe(**small, device="cpu"), tmp_path / "a", diagnose=True).folder
+    for words in (["evaluate"], ["exits", "--curve", "2"], ["diagnose", "--images", "100", "--probe-images", "100"]):
+        assert main([words[0], str(run), *words[1:]]) == 0
     pictures = [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
     Image.new("L", (8, 8)).save(pictures[0])
     Path(pictures[1]).write_text("no picture")
@@ -193,7 +194,7 @@ def test_the_reference_names_every_key_of_the_files_of_a_run(tmp_path, capsys):
     metrics = [*map(json.loads, (run / "metrics.jsonl").read_text().splitlines())]
     assert {*documented("metrics.jsonl")} == {*names_in(metrics)}
     sometimes = {"left_out", "earlier_runs", "may_be_seen_by", "max_mean_cost", "output", "source", "backbone", "cuts"}
-    for name in ("summary.json", "evaluation.json", "exits.json", "config.json"):
+    for name in ("summary.json", "evaluation.json", "exits.json", "diagnosis.json", "config.json"):
         written = {*names_in(json.loads((run / name).read_text()))}
         assert written ^ {*documented(name)} <= sometimes - written, name
 

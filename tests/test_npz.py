@@ -82,7 +82,7 @@ def test_a_runs_recipe_finds_the_file_from_any_folder(home: Path, monkeypatch: p
         ({"images": TRAIN[0], "labels": TRAIN[1], "classes": ["cat"]}, r"labels: label \d in row \d+ must be"),
         ({"images": TRAIN[0][:, :, :, :2], "labels": TRAIN[1]}, r"must be images \[N, H, W\], .* is \[30, 8, 8, 2\]"),
         ({"images": TRAIN[0][:0], "labels": TRAIN[1][:0]}, r"at least one, is \[0, 8, 8, 3\]"),
-        ({"images": TRAIN[0], "labels": np.array([{}] * 30)}, r"not a readable \.npz file \(Object arrays"),
+        ({"images": TRAIN[0], "labels": np.array([{}] * 30)}, "not a readable .npz file .labels holds Python objects"),
     ],
 )
 def test_arrays_that_are_no_images_or_labels_are_named(arrays: dict[str, Any], words: str, home: Path) -> None:
@@ -127,3 +127,19 @@ def test_labels_may_be_texts_or_bytes_alike(home: Path) -> None:
     one, other = (load(str(saved(home, images=TRAIN[0], labels=labels))) for labels in (names, np.char.encode(names)))
     assert one.classes == other.classes == ("cat", "dog", "eel")
     assert one.train.labels.tolist() == other.train.labels.tolist()
+
+
+def test_arrays_that_need_one_more_step_are_told_which(home: Path) -> None:
+    images, labels = TRAIN
+    for changed, words in (
+        ({"labels": labels.astype(object)}, r"labels holds Python objects: make it numbers of one kind, or texts by"),
+        ({"images": np.array([*images, None], object)}, r"images holds Python objects"),
+        ({"classes": np.array(["a", "b", "c"], object)}, r"classes holds Python objects"),
+        (
+            {"labels": np.eye(3)[labels]},
+            r"labels must be \[30\], .*, is \[30, 3\]: take its argmax\(1\), if it is one-",
+        ),
+        ({"labels": labels - 1}, r"label -1 in row \d+ .*: number the classes from 0, and leave out images without a"),
+    ):
+        with pytest.raises(RuntimeError, match=words):
+            load(str(saved(home, **{"images": images, "labels": labels} | changed)))

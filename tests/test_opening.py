@@ -1,6 +1,7 @@
 """A run is opened with the data that it was trained on, or not at all."""
 
 import json
+import re
 import shutil
 import warnings
 from dataclasses import replace
@@ -539,3 +540,29 @@ def test_data_that_are_missing_are_told_with_the_path_that_the_run_recorded(tmp_
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=f"no such folder.*; in training they lay in {pics}$"):
         auxnet.select(run)
+
+
+def test_a_run_whose_data_folder_was_renamed_goes_on_once_it_is_told_where_they_are(tmp_path, capsys):
+    def stop(progress):
+        if progress.done:
+            raise KeyboardInterrupt
+
+    pics, run = tmp_path / "pics", tmp_path / "run"
+    write_folders(pics, *tiny(40, 2, size=8), ["cat", "dog"])
+    write_folders(tmp_path / "other", *tiny(40, 2, size=8), ["cat", "owl"])
+    recipe = Recipe(data=str(pics), depth=8, outputs=2, epochs=2, batch_size=16, threads=1, device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        auxnet.fit(recipe, run, watch=stop)
+    pics.rename(moved := tmp_path / "photographs")
+    go_on = ["train", "--out", str(run), "--resume"]
+    for words, said in (
+        ([], f"there is no such folder or file in .*; in training they lay in {pics}"),
+        (["--data", str(moved)], f"begun with data='{pics}', .*; data that have moved are found by data_dir"),
+        (["--data-dir", str(run)], f"and {pics}, on which it was trained, is not looked at"),
+        (["--data-dir", str(tmp_path / "other")], f"holds neither pics nor folders of all the classes of {run}"),
+    ):
+        assert main([*go_on, *words]) == 2
+        assert re.search(said, capsys.readouterr().err)
+    assert main([*go_on, "--data-dir", str(moved)]) == 0
+    assert read_json(run / "summary.json")["data"]["name"] == "photographs"
+    assert read_recipe(run / "recipe.yaml").data == str(pics)

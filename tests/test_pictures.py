@@ -292,3 +292,12 @@ def test_a_large_jpeg_is_decoded_at_a_reduced_scale_and_differs_little(form: str
         assert np.array_equal(
             pictures.fitted(pixels, frame, pixels.shape[2]), pictures.decode(tmp_path / "a.jpg", "a", frame)
         )
+
+
+def test_a_link_to_the_data_or_to_what_they_lie_in_is_no_class(home: Path) -> None:
+    own = folder_of(home, 12)
+    classes = load(own).classes
+    (own / "d").symlink_to(own)
+    (own / "e").symlink_to(home)
+    (own / "f").symlink_to(own / classes[0])  # another name of a class, which is nobody's mistake for all of them
+    assert load(own).classes == (*classes, "f")

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import weakref
 from dataclasses import replace
 
@@ -560,3 +561,22 @@ def test_paths_of_which_none_exists_are_a_wrong_request(run, folder, capsys):
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == f"auxnet: there is no such file or folder: {folder / 'absent.png'}\n"
+
+
+def test_threads_that_are_no_number_are_refused(run, folder):
+    with pytest.raises(ValueError, match=r"^threads must be a whole number, got '2'$"):
+        predict(run, folder, threads="2")
+
+
+def test_standard_streams_that_a_shell_closed_are_empty_and_read_by_nobody(run, folder, capsys, monkeypatch):
+    for stream in ("stdin", "stdout"):
+        monkeypatch.setattr(sys, stream, None)
+    assert main(["predict", str(run), str(folder), "--format", "csv"]) == 0
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["predict", str(run), "-"]) == 2
+    assert "auxnet: there are no images to predict" in capsys.readouterr().err
+
+
+def test_a_device_that_is_full_is_named(run, folder, capsys):
+    assert main(["predict", str(run), str(folder), "--format", "csv", "--out", "/dev/full"]) == 1
+    assert "auxnet: /dev/full: No space left on device\n" in capsys.readouterr().err

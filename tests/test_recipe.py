@@ -183,3 +183,9 @@ def test_the_kinds_of_a_field_are_told_one_by_one():
     assert kinds()["lr"] == (float,)
     assert kinds()["clip"] == (float, type(None))
     assert kinds()["cuts"] == (int, tuple[str, ...], type(None))
+
+
+def test_a_tab_in_a_file_is_told_what_to_give_in_its_place(tmp_path):
+    (tmp_path / "r.yaml").write_text("depth:\n\t20\n")
+    with pytest.raises(ValueError, match=r"r\.yaml is not a YAML recipe: .*: give spaces in its place$"):
+        read_recipe(tmp_path / "r.yaml")

@@ -417,3 +417,15 @@ def test_the_real_cifar_10_is_what_its_parquet_says(tmp_path: Path) -> None:
     assert np.array_equal(got.images, expected)
     assert got.labels.tolist() == table.column("label").to_pylist()
     assert got.classes == tuple(CIFAR10)
+
+
+def test_pictures_in_folders_beside_parquet_shards_are_passed_over_in_words(home: Path) -> None:
+    write_parquet(home / "train.parquet", *tiny(12, 2, size=8))
+    write_folders(home, *tiny(4, 1, size=8), ["figures"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # one folder of pictures is an illustration of a data set's card
+        find(str(home), None)
+    write_folders(home, *tiny(4, 2, size=8), ["cat", "dog"])
+    words = f"{home}: passed over the pictures in cat/; dog/; figures/: its parquet shards are the data"
+    with pytest.warns(UserWarning, match=f"^{words}$"):
+        find(str(home), None)

@@ -137,3 +137,11 @@ def test_counts_of_steps_lie_where_the_method_runs_whether_it_was_captured_befor
         optimizer = method.updates[0].optimizer
         assert {group["capturable"] for group in optimizer.param_groups} == {not before}
         assert {v["step"].device.type for v in optimizer.state.values()} == {"cpu" if before else "meta"}
+
+
+def test_a_function_that_gives_no_optimizer_is_refused():
+    for made, kind in ((3, "int"), (None, "NoneType")):
+        with pytest.raises(
+            TypeError, match=rf"^optimizer must be .*, that gives a torch\.optim\.Optimizer: it gave {kind}"
+        ):
+            auxnet.multiway(small(), lambda parameters, made=made: made)

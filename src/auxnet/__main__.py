@@ -4,7 +4,14 @@ import gc
 import signal
 import sys
 
-from auxnet.cli import main
+heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # or Ctrl-C is ignored
+if heard:  # while the program is imported, Ctrl-C ends it without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+from auxnet.cli import main  # noqa: E402
+
+if heard:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run() -> None:

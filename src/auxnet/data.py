@@ -27,7 +27,7 @@ from auxnet.reading.splits import Split as Split
 from auxnet.reading.survey import survey
 from auxnet.recipe import Recipe, RunDir
 from auxnet.sections import LARGEST, Fit
-from auxnet.words import first_few, nearest, plural
+from auxnet.words import first_few, nearest, plural, same_but_for_form
 
 LARGE = 96  # pixels a side from which on images are cropped as photographs are
 ENLARGEMENT = 8 / 7  # photographs are kept larger than what the net sees: 256 pixels a side for 224, as everybody's
@@ -227,7 +227,7 @@ def load_others(data: str, part: Part, classes: Sequence[str], seen: Preprocessi
     read = _on_disk(part, seen.frame, cores()) if streamed else _in_memory(part, seen.frame)
     if unknown := sorted(set(read.classes) - set(classes)):
         known = f"{run}, which knows {first_few(classes)}"
-        mend = f"rename or remove them{nearest(unknown[0], classes)}"
+        mend = f"rename or remove them{same_but_for_form(unknown, classes) or nearest(unknown[0], classes)}"
         raise ValueError(f"{data}: {first_few(unknown)} are no classes of {known}: {mend}")
     images = _numbered(read, classes)
     if unjudged := without_images(images, classes):
@@ -322,7 +322,8 @@ def _with_train_labels(name: str, read: Mapping[str, _Read]) -> dict[str, Labell
     for which, part in read.items():
         if foreign := sorted(set(part.classes) - set(classes)):
             mend = "rename or remove them, or put training images of them in"
-            raise RuntimeError(f"{name}: {which} has classes that train lacks: {first_few(foreign)}; {mend}")
+            lacks = f"classes that train lacks: {first_few(foreign)}{same_but_for_form(foreign, classes)}"
+            raise RuntimeError(f"{name}: {which} has {lacks}; {mend}")
         check_size(part.split.image_shape, which, train.image_shape[:2], f"train of {name}")
         aligned[which] = _numbered(part, classes).with_channels(channels)
     return aligned

@@ -85,7 +85,8 @@ def read_yaml(path: Path, what: str) -> Any:
     except OSError:
         raise
     except Exception as error:  # PyYAML raises IndexError, KeyError and others for a tag that its value does not fit
-        raise ValueError(f"{path} is not a YAML {what}: {one_line(error)}") from None
+        mend = ": give spaces in its place" if "found character '\\t'" in str(error) else ""
+        raise ValueError(f"{path} is not a YAML {what}: {one_line(error)}{mend}") from None
 
 
 def yaml_value(text: str) -> Any:

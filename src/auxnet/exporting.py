@@ -19,7 +19,7 @@ from auxnet.backbones.named import is_own_code
 from auxnet.errors import check_choice, whole_number
 from auxnet.exits import read_policy
 from auxnet.fetching import FILES
-from auxnet.files import written_whole
+from auxnet.files import to_write, written_whole
 from auxnet.graphs import EarlyExitGraph, OneOutput, need, write_onnx, write_torch
 from auxnet.hub import PretrainedAuxNet, load, model_card, position_of, take_out
 from auxnet.policy import Policy
@@ -109,7 +109,7 @@ def export(
     elif policy is not None:
         raise ValueError(f"confidence and thresholds are for onnx-early-exit, not for {format}: leave them out")
     last = asked if policy is None else policy.deepest
-    path = Path(out) if out is not None else Path(_name(Path(model), last, format))
+    path = to_write(out, "out") if out is not None else Path(_name(Path(model), last, format))
     _check_free(path, format, overwrite)
     for name in (path.name, str(net.source.get("run"))):  # as text in the export, or asked of its runtime
         if not is_name(name):
@@ -145,6 +145,8 @@ def _policy_of(
     """
     if output < 2:
         raise ValueError("an early exit over one output has nothing to leave early at: export it as onnx")
+    if not isinstance(given, Policy | None):
+        raise TypeError(f"policy must be an auxnet.policy.Policy, got {given!r}")
     whole = given or read_policy(run, net.outputs, which)
     policy = given or whole.up_to(output)
     policy.check(output)

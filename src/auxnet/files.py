@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and locks that die with the process that holds them."""
+"""Files that are whole or not there, locks that die with the process that holds them, and paths with ~."""
 
 from __future__ import annotations
 
@@ -15,6 +15,20 @@ from typing import Any
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
+
+
+def expanded(path: Path | str) -> Path:
+    """A path with ~ at its beginning as the user's home; as it is where nobody knows that home, or of that name."""
+    return Path(os.path.expanduser(path))
+
+
+def to_write(path: Path | str, name: str) -> Path:
+    """The path of what is to be written. Raises ValueError for ~, which would become a folder of that name."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{name} must be a path, got {path!r}")
+    if (meant := expanded(path)) != Path(path):
+        raise ValueError(f"{name} must be a path with ~ written out, got {str(path)!r}: give {str(meant)!r}")
+    return Path(path)
 
 
 @contextmanager

@@ -103,8 +103,8 @@ def fast_convolutions(device: torch.device) -> Iterator[None]:
 def keep_freed_memory() -> None:
     """Have this process reuse the memory of freed tensors in place of giving it back to the system.
 
-    Every training step frees what the next one needs again; fetched anew, it comes page by page, each of them
-    zeroed. (glibc only; elsewhere nothing happens. For a whole process: the commands that train call it.)
+    Every step, and in evaluation every layer, frees what the next one needs again; fetched anew, it comes page by page,
+    each of them zeroed. (glibc only; elsewhere nothing happens. For a whole process: the commands call it.)
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h

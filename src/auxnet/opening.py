@@ -18,6 +18,7 @@ from auxnet.documents import parsing, read_json
 from auxnet.errors import warn
 from auxnet.evaluation import OutputReport, measure
 from auxnet.fetching import on_hub
+from auxnet.files import expanded
 from auxnet.lineage import in_doubt
 from auxnet.loading import load_net, read_config
 from auxnet.machine import device_of, threads_set, to_device
@@ -25,9 +26,10 @@ from auxnet.network import AuxNet
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.folders import split_homes, subfolders
 from auxnet.reading.parquet import shards_of
-from auxnet.reading.sources import NAMES, lies_in, located
+from auxnet.reading.sources import NAMES, lies_in, located, places
 from auxnet.reading.splits import Labelled
 from auxnet.recipe import Recipe, RunDir, read_recipe, read_run_recipe
+from auxnet.resuming import newest_checkpoint
 from auxnet.sections import Which
 from auxnet.words import first_few, plural
 
@@ -89,6 +91,9 @@ def opened(
     Raises ValueError or FileNotFoundError for what cannot be asked for, RuntimeError if the run is damaged or its data
     have other classes by now.
     """
+    for name, place in (("on", on), ("data_dir", data_dir)):
+        if not isinstance(place, str | os.PathLike | None):
+            raise TypeError(f"{name} must be a path, got {place!r}")
     recipe = read_run_recipe(run)
     recipe = replace(recipe, device=device or recipe.device, threads=recipe.threads if threads is None else threads)
     with threads_set(recipe.threads):
@@ -144,23 +149,38 @@ def _holds(data_dir: str, run: RunDir) -> bool:
     recipe = read_run_recipe(run)
     try:
         there = with_data_in(data_dir, run, recipe)
-        return there.data not in NAMES or lies_in(there.data, Path(data_dir).expanduser())
+        return there.data not in NAMES or lies_in(there.data, expanded(data_dir))
     except FileNotFoundError:
         return False
 
 
-def with_data_in(data_dir: str | None, run: RunDir, recipe: Recipe) -> Recipe:
+def to_go_on_with(run: RunDir, recipe: Recipe) -> Recipe:
+    """The recipe to resume a run by: data that are gone from where they lay are those in its data_dir, by any name.
+
+    Raises as `with_data_in` and `newest_checkpoint` do.
+    """
+    root, data = recipe.data_dir, recipe.data
+    if root is None or data in NAMES or any(place.exists() for place in places(data, root)):
+        return recipe
+    classes = newest_checkpoint(Path(run)).get("standing", {}).get("classes")
+    return with_data_in(root, run, recipe, classes) if classes else recipe
+
+
+def with_data_in(data_dir: str | None, run: RunDir, recipe: Recipe, classes: Sequence[str] = ()) -> Recipe:
     """A run's recipe with its data taken from `data_dir` alone; unchanged if `data_dir` is None.
+
+    The run's `classes` are by default those of its config.json, which it has once it is finished.
 
     `data_dir` is the data itself where it holds a folder for each of the run's classes; else a folder or file is looked
     for there by its name; else it is the data if it holds a train/ or shards. Raises FileNotFoundError otherwise.
     """
     if not data_dir:
         return recipe
-    root, there = Path(data_dir).expanduser(), replace(recipe, data_dir=data_dir)
+    root, there = expanded(data_dir), replace(recipe, data_dir=data_dir)
     if recipe.data in NAMES or on_hub(recipe.data) or not root.is_dir():  # which `find` has to say
         return there
-    classes, below = read_config(Path(run)).get("classes"), {each.name for each in subfolders(root)}
+    classes = classes or read_config(Path(run)).get("classes")
+    below = {each.name for each in subfolders(root)}
     itself = [root] if classes and below.issuperset(map(str, classes)) else []
     within = [root / path for path in (recipe.data, Path(recipe.data).name) if not Path(path).is_absolute()]
     splits = [root] if "train" in map(str.lower, below) or _holds_shards(root) else []
@@ -192,7 +212,7 @@ def data_of(run: RunDir, recipe: Recipe, judging: bool = True) -> DataSet:
     FileNotFoundError if there is no summary that tells; and warns if the data bring validation or test images of their
     own that are others by now, or if the run may have been trained on some (`lineage.in_doubt`).
     """
-    dataset, (trained_on, seen) = _found(run, recipe), _trained_on(run)
+    dataset, (trained_on, seen) = found_data(run, recipe), _trained_on(run)
     check_classes(dataset, trained_on, run)
     normalised = normalised_as(dataset, seen, run)
     if judging:
@@ -254,7 +274,7 @@ def data_section(run: RunDir) -> dict[str, Any]:
         return dict(read_json(path)["data"])
 
 
-def _found(run: RunDir, recipe: Recipe) -> DataSet:
+def found_data(run: RunDir, recipe: Recipe) -> DataSet:
     """`load_data`; if nothing is found, the error also says where the data lay in training."""
     try:
         return load_data(recipe)

@@ -104,6 +104,8 @@ def open_for(
     exits: bool = False,
 ) -> Runnable:
     """The model that is to be asked about these images, opened. Raises what `predict` raises for it."""
+    if threads is not None:
+        whole_number("threads", threads)
     if which != "last" and isinstance(model, PretrainedAuxNet | Runnable):
         raise ValueError(f"which chooses the weights of a run, and this model has its own: leave {which!r} out")
     if exits and isinstance(model, PretrainedAuxNet | Runnable):

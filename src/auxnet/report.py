@@ -6,7 +6,6 @@ Of a finished run what it saved, and what its images say (`examining`); of one t
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from auxnet.documents import parsing, read_json
 from auxnet.errors import one_line
 from auxnet.evaluation import COSTS
 from auxnet.examining import examine, time_of
-from auxnet.files import unwritable, write_text
+from auxnet.files import to_write, unwritable, write_text
 from auxnet.lineage import in_doubt
 from auxnet.loading import read_config
 from auxnet.machine import device_of
@@ -60,8 +59,8 @@ def write_report(
     run or the folder of `out` does not exist, or a run has not finished an epoch, or `data_dir` does not hold the data
     of the one run; PermissionError, before it is made, if it cannot be written; RuntimeError if a run is damaged.
     """
-    folders = [run_path(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
-    path = checked_path(folders, None if out is None else Path(out))
+    folders = [run_path(run) for run in (runs if isinstance(runs, Sequence) and not isinstance(runs, str) else [runs])]
+    path = checked_path(folders, None if out is None else to_write(out, "out"))
     for run in folders:  # before the first is evaluated
         read_run_recipe(run)
     each = zip(folders, names_of(folders), data_dirs(folders, data_dir), strict=True)

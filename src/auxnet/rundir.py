@@ -19,7 +19,7 @@ from auxnet.documents import json_value
 from auxnet.fetching import came_of, local, on_hub
 from auxnet.files import claimed, unwritable, written_whole
 from auxnet.reading import sources
-from auxnet.recipe import SEAL, WHERE, Recipe, nearest_run, read_run_recipe, write_recipe
+from auxnet.recipe import SEAL, WHERE, Recipe, nearest_run, read_recipe, read_run_recipe, write_recipe
 from auxnet.tensorboard import event_files
 
 RUN_FILES = (
@@ -252,6 +252,9 @@ def _check_same(saved: Recipe, recipe: Recipe, folder: Path) -> None:
             asked = getattr(recipe, key)
             own = f"leave the flag out (in Python give auxnet.recipe.read_run_recipe({str(folder)!r}))"
             mend = f"{own}, or train another run with --out"
+            if key == "data":
+                value = read_recipe(folder / "recipe.yaml").data  # where they lay
+                mend += "; data that have moved are found by data_dir (--data-dir), the folder that holds them"
             if key == "epochs" and (folder / "model.safetensors").is_file():
                 mend += f", from these weights by --pretrained {folder}"
             raise ValueError(f"{folder} was begun with {key}={value!r}, and cannot go on with {asked!r}: {mend}")

@@ -25,7 +25,7 @@ from auxnet.errors import DamagedError, is_number, warn, whole_number
 from auxnet.evaluation import measure
 from auxnet.feasible import check_enough_images, check_last_batch, check_memory, check_recipe
 from auxnet.fetching import pinned
-from auxnet.files import write_json
+from auxnet.files import to_write, write_json
 from auxnet.hub import with_run
 from auxnet.lineage import Earlier, earlier_runs, in_doubt, may_be_seen_by
 from auxnet.loading import load_net
@@ -33,7 +33,7 @@ from auxnet.machine import crowded, device_of, fast_convolutions, random_kept, t
 from auxnet.method import Method
 from auxnet.modules import copied
 from auxnet.network import AuxNet
-from auxnet.opening import check_classes, normalised_as, preprocessing_of
+from auxnet.opening import check_classes, found_data, normalised_as, preprocessing_of, to_go_on_with
 from auxnet.preprocessing import Preprocessing
 from auxnet.progress import Progress
 from auxnet.provenance import provenance
@@ -102,7 +102,7 @@ def fit(
     if not isinstance(recipe, Recipe):
         mend = "auxnet.recipe has recipe_from for a dict, read_recipe for a file"
         raise TypeError(f"recipe must be an auxnet.Recipe, got {type(recipe).__name__}: {mend}")
-    folder = Path(out)
+    folder = to_write(out, "out")
     asked: dict[str, Any] = {}  # in Python's own numbers: checkpoints keep them, and are read without NumPy's
     if save_every is not None:
         if not (is_number(save_every) and save_every >= 0):
@@ -140,7 +140,9 @@ def fit(
             tensorboard = tensorboard or (any(event_files(folder)) and installed())
         saving = {"every": 300.0, **asked}
         write_events = stack.enter_context(event_writer(folder)) if tensorboard and team.leads else None
-        dataset, net, method = _prepare(recipe, team, bool(resume))
+        if resume:
+            recipe = team.broadcast_object(to_go_on_with(folder, recipe) if team.leads else None)
+        dataset, net, method = _prepare(recipe, team, folder if resume else None)
         training = Training(
             recipe,
             dataset,
@@ -172,12 +174,14 @@ def fit(
         return Run(folder, with_run(training.judged, folder), summary)
 
 
-def _prepare(recipe: Recipe, team: Team, resume: bool) -> tuple[DataSet, AuxNet, Method]:
+def _prepare(recipe: Recipe, team: Team, resume: Path | None) -> tuple[DataSet, AuxNet, Method]:
     """The data, the net and its method, as `build` makes them, with a warning for what looks unwise.
+
+    `resume` is the run to go on with, if any.
 
     Raises ValueError for a recipe that does not fit its data.
     """
-    dataset = resident(load_data(recipe), team.device)
+    dataset = resident(found_data(resume, recipe) if resume else load_data(recipe), team.device)
     if resume:
         recipe = replace(recipe, pretrained=None)  # its weights are in the checkpoint
     else:

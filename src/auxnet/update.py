@@ -158,15 +158,17 @@ def usual_lr(updates: Sequence[Update]) -> float:
 
 def _checked(optimizer: Optimizer, parameters: list[Tensor]) -> torch.optim.Optimizer:
     """The optimizer of these parameters. Raises TypeError for no function, ValueError for one that cannot serve."""
+    rule = "optimizer must be a function of parameters, such as functools.partial(torch.optim.SGD, lr=0.1)"
     if not callable(optimizer):
-        made = "such as functools.partial(torch.optim.SGD, lr=0.1)"
-        raise TypeError(f"optimizer must be a function of parameters, {made}, got {type(optimizer).__name__}")
+        raise TypeError(f"{rule}, got {type(optimizer).__name__}")
     try:
         made = optimizer(parameters or [torch.empty(0)])  # the function may look at what it is given
     except ValueError as error:
         if str(error).startswith("Muon"):
             raise ValueError("Muon takes matrices alone, and convolutions and biases are none: take SGD") from None
         raise
+    if not isinstance(made, torch.optim.Optimizer):
+        raise TypeError(f"{rule}, that gives a torch.optim.Optimizer: it gave {type(made).__name__}")
     if not parameters:
         made.state.clear()
         for settings in made.param_groups:

@@ -6,6 +6,7 @@ import difflib
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from unicodedata import normalize
 
 
 def duration(seconds: float) -> str:
@@ -83,6 +84,13 @@ def command(*words: object) -> str:
 def which_flags(which: str) -> tuple[str, ...]:
     """The words that tell a command of which weights of a run; none for the last, which it takes anyway."""
     return () if which == "last" else ("--which", which)
+
+
+def same_but_for_form(names: Sequence[str], known: Sequence[str]) -> str:
+    """What to do about names of which a known one looks the same, as macOS takes accents apart; else nothing."""
+    forms = {normalize("NFC", each) for each in known}
+    alike = any(normalize("NFC", name) in forms for name in names)
+    return " (the same name in other Unicode characters is known: rename it as there)" if alike else ""
 
 
 def nearest(word: str, known: Sequence[str], of: Path = Path()) -> str:

@@ -37,6 +37,9 @@ COMMANDS = {  # name: (module of this package that holds the function of that na
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; every error is one line, never a traceback (AUXNET_DEBUG=1 shows it)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # None where a shell closed it, as by >&-
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):  # names of any bytes
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)

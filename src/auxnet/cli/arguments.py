@@ -19,6 +19,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from auxnet import sections
 from auxnet.cli import screen
 from auxnet.errors import ExclusionError, check_limit, warn
+from auxnet.files import expanded
 from auxnet.recipe import Recipe, has_recipe, read_recipe, read_run_recipe, words_of
 
 Options = TypeVar("Options")
@@ -32,6 +33,8 @@ KINDS: dict[Any, tuple[str, str, str]] = {
     str: ("STR", "a name", "names"),
     Path: ("PATH", "a path", "paths"),
 }
+
+MADE: dict[Any, Any] = {Path: expanded}  # a shell leaves the ~ of --out=~/runs as it is
 
 
 @RULES.primitive_rule
@@ -51,10 +54,10 @@ def field_values_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] 
         empty = "" in words  # which as a path would be the current folder
         for kind in alone if len(words) == 1 and not empty else ():
             with suppress(ValueError):
-                return kind(words[0])
+                return MADE.get(kind, kind)(words[0])
         for kind in lists if not empty else ():
             with suppress(ValueError):
-                return tuple(map(kind, words))
+                return tuple(map(MADE.get(kind, kind), words))
         said = [*none, *(KINDS[kind][1] for kind in alone), *(KINDS[kind][2] for kind in lists)]
         apart = ": give them with spaces between" if lists and any("," in word.strip(",") for word in words) else ""
         got = "'': is a variable not set?" if empty else ", ".join(map(repr, words))
@@ -143,13 +146,13 @@ def parse_with_recipe(options: type[WithRecipe], words: list[str]) -> WithRecipe
     """Options whose defaults are those of a file, if any: that of --config, or the recipe.yaml of a run resumed."""
     config, out = value_of("--config", words), value_of("--out", words)
     if config is not None:
-        return parse_over(options, words, read_recipe(config), config)
-    if out is not None and "--resume" in words and has_recipe(Path(out)):
+        return parse_over(options, words, read_recipe(expanded(config)), config)
+    if out is not None and "--resume" in words and has_recipe(run := expanded(out)):
         screen.load_torch()
         from auxnet.loading import backbone_of
 
-        backbone_of(Path(out))  # refuses one that came with the run
-        return parse(options, words, options.default(read_run_recipe(out)))  # which no flag may change
+        backbone_of(run)  # refuses one that came with the run
+        return parse(options, words, options.default(read_run_recipe(run)))  # which no flag may change
     return parse(options, words)
 
 

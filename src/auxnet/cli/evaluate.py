@@ -65,8 +65,7 @@ class Select(OfRun):
     max_macs: str | None = None
     """at most this many multiply-adds for one image: 30M"""
     max_latency: float | None = None
-    """at most this many milliseconds for one image, measured here and now (median) of the PyTorch model; an ONNX file
-    of it is usually faster (docs/performance.md)"""
+    """at most so many milliseconds for one image: the median here and now, of the PyTorch model (ONNX: often less)"""
     json: FlagCreatePairsOff[bool] = False
     """print JSON instead of words and a table"""
 

@@ -231,8 +231,13 @@ def _destination(out: Path | None) -> Iterator[TextIO]:
         yield sys.stdout
         return
     if out.exists() and not out.is_file():
-        with out.open("w", encoding="utf-8", newline="") as file:
-            yield file
+        try:
+            with out.open("w", encoding="utf-8", newline="") as file:
+                yield file
+        except OSError as error:
+            if error.errno is None or error.filename is not None:
+                raise
+            raise OSError(error.errno, os.strerror(error.errno), str(out)) from error
         return
     from auxnet.files import written_whole
 
@@ -249,7 +254,7 @@ def _table(answers: Iterator[Prediction | Unreadable], top: int, file: TextIO) -
     for a in (each for each in answers if not isinstance(each, Unreadable)):
         then = ", ".join(f"{c} {per_cent(p)}" for c, p in zip(a.classes[1:], a.probabilities[1:], strict=True))
         cells = (a.image, str(a.output), a.classes[0], per_cent(a.probabilities[0]), then)
-        table.add_row(*map(printable, map(_shown, cells[: len(table.columns)])))
+        table.add_row(*map(_shown, cells[: len(table.columns)]))
     if table.row_count:
         plain = Console(file=file, width=160, markup=False, emoji=False)
         screen.print_table(screen.console() if file is sys.stdout else plain, table)

@@ -22,6 +22,7 @@ from rich.table import Column, Table
 from rich.text import Text, TextType
 
 from auxnet.cli import leads
+from auxnet.errors import printable
 from auxnet.signals import HANGUP, Stopped, held
 
 if TYPE_CHECKING:
@@ -64,11 +65,13 @@ def console() -> Console:
 
 def working(on: str) -> Status:
     """A spinner while something takes its time; on standard error, so that what is printed stays clean."""
-    return Console(stderr=True, quiet=not leads()).status(Text(on))
+    return Console(stderr=True, quiet=not leads()).status(Text(printable(on)))
 
 
 def load_torch() -> None:
     """Import PyTorch, which takes seconds, under a spinner: each command does so first, once its words are checked.
+
+    From then on the process keeps the memory that it frees.
 
     Ctrl-C and the like wait for its end: raised in an import, they leave half a module behind, or are swallowed (torch
     takes whatever numpy's import raises for numpy's absence).
@@ -77,6 +80,9 @@ def load_torch() -> None:
         import torch  # noqa: F401
     if number := signal_received():
         raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number, "stopped")
+    from auxnet.machine import keep_freed_memory
+
+    keep_freed_memory()
 
 
 @contextmanager
@@ -135,8 +141,8 @@ def now_and_then(console: Console) -> Callable[[], bool]:
 
 
 def print_line(console: Console, text: str) -> None:
-    """Print a line as it stands: not wrapped, not coloured."""
-    console.print(text, highlight=False, soft_wrap=True)
+    """Print a line as it stands: not wrapped, not coloured, control characters (`printable`) as escapes."""
+    console.print(printable(text), highlight=False, soft_wrap=True)
 
 
 def print_which(console: Console, run: RunDir, which: Which) -> None:
@@ -147,11 +153,17 @@ def print_which(console: Console, run: RunDir, which: Which) -> None:
         print_line(console, best_weights_in_words(run))
 
 
+class _Table(Table):
+    def add_row(self, *cells: str) -> None:  # type: ignore[override]
+        """Add a row, in which control characters of names are escapes."""
+        super().add_row(*map(printable, cells))
+
+
 def table(title: str, *columns: str) -> Table:
     """An empty table with right-aligned columns."""
-    made = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
+    made = _Table(title=printable(title), box=SIMPLE_HEAD, title_justify="left", title_style="bold")
     for column in columns:
-        made.add_column(column, justify="right")
+        made.add_column(printable(column), justify="right")
     return made
 
 

@@ -75,7 +75,6 @@ def study(words: list[str]) -> int:
     made = read_study(options.name, options.scale, options.seeds)
     where: dict[str, Any] = {name: getattr(options, name) for name in WHERE}
     screen.load_torch()
-    from auxnet.machine import keep_freed_memory
     from auxnet.processes import check_count
     from auxnet.studies.checking import check_claims, check_data_found, check_folder, check_variants
     from auxnet.studies.ledger import findings_of
@@ -85,7 +84,6 @@ def study(words: list[str]) -> int:
     from auxnet.studies.verdicts import least_told
     from auxnet.words import nearest
 
-    keep_freed_memory()
     check_count(options.processes, "a study")
     folder, drawn = options.report or options.out / f"{made.name}-{made.scale}", list[Path]()
     with screen.working("looking through its variants"):

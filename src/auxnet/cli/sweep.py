@@ -13,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff, UseAppendAction
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRecipe, parse, parse_over, value_of
+from auxnet.files import expanded
 from auxnet.recipe import Recipe, read_recipe
 from auxnet.sweeps.settings import SEARCH_KEYS, Sampler, is_sweep
 from auxnet.sweeps.space import space_from_words, written
@@ -64,7 +65,7 @@ def sweep(words: list[str]) -> int:
     config = value_of("--config", words)
     search = {} if begun is None else {key: getattr(begun, key) for key in SEARCH_KEYS}
     if config:
-        options = parse_over(Sweep, words, read_recipe(config), config, **search)
+        options = parse_over(Sweep, words, read_recipe(expanded(config)), config, **search)
     else:
         options = parse(Sweep, words, Sweep.default(Recipe() if begun is None else begun.recipe, **search))
     if options.out is None:
@@ -79,10 +80,8 @@ def sweep(words: list[str]) -> int:
     varied: dict[str, Any] = space_from_words(options.vary)
     if not varied and begun is not None:
         varied = {name: written(domain) for name, domain in begun.space.items()}
-    from auxnet.machine import keep_freed_memory
     from auxnet.sweeps.sweeping import sweep as run
 
-    keep_freed_memory()
     with _progress(console) as watch:
         try:
             done = run(
@@ -110,12 +109,12 @@ def sweep(words: list[str]) -> int:
 def _begun(words: list[str]) -> Settings | None:
     """What the sweep in --out was begun with, if there is one."""
     out = value_of("--out", words)
-    if out is None or "--show" in words or not is_sweep(Path(out)):
+    if out is None or "--show" in words or not is_sweep(folder := expanded(out)):
         return None
     screen.load_torch()
     from auxnet.sweeps.trials import open_sweep
 
-    return open_sweep(Path(out), value_of("--storage", words)).settings
+    return open_sweep(folder, value_of("--storage", words)).settings
 
 
 # ---- on the screen ---------------------------------------------------------------------------------------------

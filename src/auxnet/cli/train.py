@@ -14,6 +14,7 @@ from tyro.conf import FlagCreatePairsOff
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRecipe, parse_with_recipe, value_of
+from auxnet.files import written_whole
 from auxnet.recipe import WHERE, Recipe, folder_name, read_run_recipe, words_of, write_recipe
 from auxnet.words import command, duration, gigabytes, per_cent, plural
 
@@ -64,11 +65,9 @@ def train(words: list[str]) -> None:
     screen.load_torch()
     from auxnet import rundir
     from auxnet.advice import few_steps
-    from auxnet.machine import keep_freed_memory
     from auxnet.scores import no_better_than_guessing
     from auxnet.train import fit
 
-    keep_freed_memory()
     console = screen.console()
     compiling = ", compiling (once, up to a minute or more)" if options.recipe.compile else ""
     with screen.training_progress(console, f"reading the data{compiling}") as watch_bar:
@@ -124,6 +123,8 @@ def train(words: list[str]) -> None:
 def plan(words: list[str]) -> None:
     """`auxnet plan`."""
     options = parse_with_recipe(Plan, words)
+    if options.save is not None and options.save.exists() and not options.save.is_file():
+        raise FileExistsError(f"{options.save} is no file: name one with --save")
     if options.save is not None and options.save.exists() and not options.overwrite:
         raise FileExistsError(f"{options.save} exists: name another file with --save, or replace it with --overwrite")
     if options.save is not None and not options.save.parent.is_dir():
@@ -131,10 +132,8 @@ def plan(words: list[str]) -> None:
             f"there is no folder {options.save.parent} to save {options.save.name} in: make it first"
         )
     screen.load_torch()
-    from auxnet.machine import keep_freed_memory
     from auxnet.plan import plan as work_out
 
-    keep_freed_memory()
     console = screen.console()
     with screen.working("reading the data and measuring a few steps"):
         planned = work_out(options.recipe)
@@ -151,7 +150,8 @@ def plan(words: list[str]) -> None:
     for warning in planned.warnings:
         screen.print_line(console, f"warning: {warning}")
     if options.save is not None:
-        write_recipe(options.recipe, options.save)
+        with written_whole(options.save.resolve()) as partial:
+            write_recipe(options.recipe, partial)
         screen.print_line(console, f"to train by it: {command('train', '--config', options.save)}")
 
 

@@ -52,7 +52,9 @@ def labels_of(
     for row, value in enumerate(values):
         number = isinstance(value, int | float) and value % 1 == 0 and 0 <= value <= highest
         if not (isinstance(value, str) if texts else number):
-            rule = "a text, as the others are" if texts else f"a whole number in 0..{highest}"
+            negative = isinstance(value, int) and value < 0
+            mend = ": number the classes from 0, and leave out images without a label" if negative else ""
+            rule = "a text, as the others are" if texts else f"a whole number in 0..{highest}{mend}"
             raise RuntimeError(f"{where}: label {_shown(value)} in row {row} must be {rule}")
     if classes:
         return np.array(values, np.int64), classes

@@ -33,8 +33,11 @@ _LIKE_SPLIT = re.compile(  # seg_train, test2017, trainset, TestImages; but no s
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted by name, hidden ones left out."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    """The folders in a folder, sorted by name, without hidden ones and links to it or to what it lies in."""
+    whole = folder.resolve()
+    around = (whole, *whole.parents)
+    below = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in below if not (path.is_symlink() and path.resolve() in around))
 
 
 def _files(folder: Path) -> Iterator[tuple[str, str]]:
@@ -73,7 +76,7 @@ def paths_and_others(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) ->
     return sorted(found, key=lambda path: path.split(os.sep)), +others
 
 
-def _holds_images(folder: Path) -> bool:
+def holds_images(folder: Path) -> bool:
     """Whether there is an image among `_files`: searched no further than the first."""
     return any(suffix in IMAGE_SUFFIXES for _, suffix in _files(folder))
 
@@ -120,7 +123,7 @@ def split_homes(folder: Path, to_train: bool = True) -> dict[str, Path]:
         raise ValueError(f"{folder} holds {names}: two of them are the same split, leave one")
     if (lacking := {"test", "val"} - homes.keys()) and not no_others:
         used = {home.resolve() for home in named}  # and again by a link, as latest -> train
-        others = [home for home in below if home.resolve() not in used and _holds_images(home)]
+        others = [home for home in below if home.resolve() not in used and holds_images(home)]
         _refuse_split_left_out(folder, homes, lacking, others)
     return homes
 

@@ -64,14 +64,15 @@ def read(file: Path, arrays: dict[str, str]) -> Arrays:
     Raises RuntimeError for a file that is damaged or holds anything else.
     """
     with _opened(file) as archive:
-        images, labels = (np.asarray(archive[arrays[kind]]) for kind in ("images", "labels"))
-        classes = tuple(map(str, _values(archive["classes"]))) if "classes" in archive.files else ()
+        images, labels = (_array(archive, arrays[kind]) for kind in ("images", "labels"))
+        classes = tuple(map(str, _values(_array(archive, "classes")))) if "classes" in archive.files else ()
         values = _values(labels)
     where = f"{file}: {arrays['images']}"
     pixels = _pixels(images, where)
     if labels.shape not in ((len(pixels),), (len(pixels), 1)):
-        shape = [*labels.shape]
-        raise RuntimeError(f"{file}: {arrays['labels']} must be [{len(pixels)}], one class an image, is {shape}")
+        one_hot = labels.ndim == 2 and len(labels) == len(pixels)
+        is_now = f"{[*labels.shape]}{': take its argmax(1), if it is one-hot' if one_hot else ''}"
+        raise RuntimeError(f"{file}: {arrays['labels']} must be [{len(pixels)}], one class an image, is {is_now}")
     numbers, classes = labels_of(values, classes, f"{file}: {arrays['labels']}")
     return Arrays(pixels, numbers, classes)
 
@@ -79,7 +80,7 @@ def read(file: Path, arrays: dict[str, str]) -> Arrays:
 def no_labels(file: Path, arrays: dict[str, str]) -> bool:
     """Whether none of the images of a split is labelled (`arrays.unlabelled`)."""
     with _opened(file) as archive:
-        values = _values(archive[arrays["labels"]])
+        values = _values(_array(archive, arrays["labels"]))
     return bool(values) and unlabelled(values)
 
 
@@ -90,6 +91,16 @@ def _opened(file: Path) -> Iterator[Any]:
         unpacked = sum(member.file_size for member in archive.zip.infolist())  # no more than is declared is given
         check_unpacked(unpacked, file.stat().st_size)
         yield archive
+
+
+def _array(archive: Any, name: str) -> NDArray[Any]:
+    """One of the arrays of a file. Raises ValueError if it holds objects, which would have to be unpickled."""
+    try:
+        return np.asarray(archive[name])
+    except ValueError as error:
+        if "Object arrays" not in str(error):
+            raise
+        raise ValueError(f"{name} holds Python objects: make it numbers of one kind, or texts by astype(str)") from None
 
 
 def _values(array: NDArray[Any]) -> list[Any]:

@@ -20,6 +20,7 @@ import torch
 from auxnet import sections
 from auxnet.build import build, depths_of
 from auxnet.data import DataSet, load_data
+from auxnet.files import to_write
 from auxnet.machine import device_of, threads_set
 from auxnet.processes import check_count, work_together
 from auxnet.reading.sources import places
@@ -102,16 +103,18 @@ def sweep(
     trial's (`worker.work`), which leaves trials undone: the same call goes on with them;
     signals.Stopped (a KeyboardInterrupt) after Ctrl-C or SIGTERM, once the steps at hand are done and saved.
     """
-    recipe = recipe or Recipe()
+    if not isinstance(space, Mapping):
+        raise TypeError(f"space must map fields of the recipe to what they may be, got {space!r}")
+    folder, recipe = to_write(out, "out"), recipe or Recipe()
     settings = Settings(recipe, space_from(space), str(objective), sampler, prune)
     check_count(processes, "a sweep")
-    check_outside_data(Path(out), recipe.data, recipe.data_dir)
+    check_outside_data(folder, recipe.data, recipe.data_dir)
     if "device" not in settings.space:
         device_of(recipe)
     dataset = None if FINDS_DATA & settings.space.keys() else load_data(recipe)
     if settings.objective.isdecimal() and not OF_NETWORK & settings.space.keys():
         objective_of([0.0] * len(depths_of(recipe)), settings.objective, recipe)  # or the field that varies is blamed
-    joined = join_sweep(Path(out), settings, trials, storage, check=lambda: check_space(settings))
+    joined = join_sweep(folder, settings, trials, storage, check=lambda: check_space(settings))
     if dataset is not None:
         check_same_data(joined, dataset.drawn, dataset.val_sha256())
     if retry_failed:
