@@ -114,6 +114,7 @@ def finished(tmp_path_factory):
         ("clip", "none,0.5", Choices((None, 0.5))),
         ("nesterov", "true,false", Choices((True, False))),
         ("milestones", "0.4 0.6, 0.9", Choices(((0.4, 0.6), (0.9,)))),
+        ("milestones", "none, 0.9", Choices(((), (0.9,)))),
         ("at", [[3], [5]], Choices(((3,), (5,)))),
         ("augment", "none,flip", Choices(("none", "flip"))),
         ("data", "../a,../b", Choices(("../a", "../b"))),

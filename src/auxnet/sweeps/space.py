@@ -190,7 +190,7 @@ def _value(field: str, word: str) -> Any:
     try:
         value = yaml_value(word)
         items = next((get_args(kind)[0] for kind in may_be if get_origin(kind) is tuple), None)
-        if items is None or (isinstance(value, int) and int in may_be):
+        if items is None or value == "none" or (isinstance(value, int) and int in may_be):
             return value
         return word.split() if items is str else [yaml_value(part) for part in word.split()]
     except yaml.YAMLError:
