@@ -12,6 +12,8 @@ import torch
 import yaml
 
 from auxnet import sections
+from auxnet.cli.arguments import parse
+from auxnet.cli.train import Train
 from auxnet.recipe import Recipe, kinds, read_recipe, recipe_from, words_of, write_recipe
 
 
@@ -189,3 +191,11 @@ def test_a_tab_in_a_file_is_told_what_to_give_in_its_place(tmp_path):
     (tmp_path / "r.yaml").write_text("depth:\n\t20\n")
     with pytest.raises(ValueError, match=r"r\.yaml is not a YAML recipe: .*: give spaces in its place$"):
         read_recipe(tmp_path / "r.yaml")
+
+
+def test_a_list_without_items_is_read_as_it_is_written(tmp_path):
+    recipe = Recipe(milestones=())
+    assert Recipe(milestones=words_of(recipe.milestones)) == recipe
+    (tmp_path / "r.yaml").write_text(f"milestones: {words_of(recipe.milestones)}\n")
+    assert read_recipe(tmp_path / "r.yaml") == recipe
+    assert parse(Train, ["--milestones", words_of(recipe.milestones)]).recipe == recipe

@@ -92,7 +92,8 @@ def row(variant, seed, *errors, failed=None):
 def whole_row(variant, data, train, val):
     """A row with all that a page says of it."""
     about = {"wall_seconds": 60.0, "commit": "abc", "versions": {"torch": "2"}, "device": {"name": "cpu", "threads": 1}}
-    return {**row(variant, 0, 0.5), "data": data, "images": {"train": train, "val": val, "test": 10_000}, **about}
+    about |= {"data": data, "images": {"train": train, "val": val, "test": 10_000}, "training": f"{variant}-{data}"}
+    return {**row(variant, 0, 0.5), **about}
 
 
 def written(path, *changes):
@@ -1265,3 +1266,36 @@ def test_a_study_has_the_one_scale_of_its_own_for_its_default(tmp_path):
     )
     assert read_study(str(tmp_path / "own.yaml")).scale == "mine"
     assert read_study("methods").scale == "small"
+
+
+@pytest.mark.parametrize(
+    ("side", "read"), [('"two:01"', Side("two", "1")), ("two", Side("two")), ("1", 1.0), ("0.5", 0.5)]
+)
+def test_a_share_is_held_against_an_output_by_its_number_or_against_any_number(side, read, own):
+    written(own, ("worse: one}", f"worse: {side}, of: share}}"), ("question:", "measures: supervision\nquestion:"))
+    study = read_study(str(own), "smoke")
+    assert study.claims[0].worse == read
+    check_claims(study)
+    rows = [{**row("two", seed, 0.5, 0.5), "share": 0.4, "shares": {"1": 0.4, "2": 0.2}} for seed in range(3)]
+    share = read if isinstance(read, float) else 0.4
+    assert judge(study.claims[0], "digits", rows).differences == pytest.approx([0.4 - share] * 3)
+
+
+def test_a_number_that_is_a_variants_name_is_the_variant(own):
+    share = ("worse: one}", "worse: 1, of: share}")
+    written(
+        own,
+        ("  one:", "  1:"),
+        share,
+        ('"one:1"', '"1:1"'),
+        ("  one:", "  1:"),
+        ("question:", "measures: supervision\nquestion:"),
+    )
+    assert read_study(str(own), "smoke").claims[0].worse == Side("1")
+
+
+def test_a_training_that_two_variants_share_is_counted_once(own):
+    rows = [{**whole_row(variant, "digits", 10, 10), "training": "same"} for variant in ("one", "two")]
+    found = found_in(read_study(str(own), "smoke"), rows)
+    assert next(sources_of(found)).startswith("1 training, 1:00 min in all")
+    assert "1 of 1 trainings done" in page(found)

@@ -30,7 +30,7 @@ from auxnet.data import load_data
 from auxnet.documents import read_json
 from auxnet.errors import DivergedError
 from auxnet.files import write_json
-from auxnet.recipe import WHERE, Recipe, read_recipe
+from auxnet.recipe import Recipe, read_recipe
 from auxnet.sweeps import sweep_page, sweeping, trials, worker
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.settings import Settings
@@ -114,6 +114,7 @@ def finished(tmp_path_factory):
         ("clip", "none,0.5", Choices((None, 0.5))),
         ("nesterov", "true,false", Choices((True, False))),
         ("milestones", "0.4 0.6, 0.9", Choices(((0.4, 0.6), (0.9,)))),
+        ("milestones", "none, 0.9", Choices(((), (0.9,)))),
         ("at", [[3], [5]], Choices(((3,), (5,)))),
         ("augment", "none,flip", Choices(("none", "flip"))),
         ("data", "../a,../b", Choices(("../a", "../b"))),
@@ -233,7 +234,9 @@ def test_a_sweep_killed_anywhere_in_its_beginning_is_begun_anew(tmp_path):
         left.add(" ".join(sorted(path.name for path in a.glob("[!.]*"))))
     journal = "journal.lock journal.log"
     assert left >= {"", "journal.log", journal, f"claims {journal}", f"claims {journal} trials"}
-    joined = trials.join_sweep(a, settings, 7, None, check=lambda: pytest.fail("begun again"))
+    begun = trials.open_sweep(a)
+    joined = trials.join_sweep(a, settings, 7, None, check=lambda: None)
+    assert joined.study.study_name == begun.study.study_name
     assert (joined.settings, trials.total_of(joined)) == (settings, 2)
 
 
@@ -430,11 +433,12 @@ def test_a_place_that_some_trials_cannot_have_is_no_impossible_one(monkeypatch):
             raise ValueError("needs another device")
 
     monkeypatch.setattr(sweeping, "device_of", device_of)
+    monkeypatch.setattr(sweeping, "build", lambda *given: (SimpleNamespace(outputs=2), None))
     space = {"compile": [True, False], "device": ["cpu", "cuda"], "seed": "0..60"}
-    sweeping.check_space(Settings(TINY, space_from(space)), WHERE)
+    sweeping.check_space(Settings(TINY, space_from(space)))
     del space["device"]
     with pytest.raises(ValueError, match="compile=True cannot be: needs another device"):
-        sweeping.check_space(Settings(TINY, space_from(space)), WHERE)
+        sweeping.check_space(Settings(TINY, space_from(space)))
 
 
 def test_the_data_depend_on_the_fields_that_are_said_to_make_them_and_on_no_other():
@@ -821,6 +825,8 @@ def test_commands_that_are_told_can_be_typed_whatever_the_folders_name(finished,
 
 def test_a_sweep_that_is_stopped_is_gone_on_with_by_the_command_that_is_told(tmp_path, capsys, monkeypatch):
     def stop(*arguments, **options):
+        out.mkdir()
+        (out / "study.txt").write_text("begun")
         raise KeyboardInterrupt
 
     monkeypatch.setattr("auxnet.sweeps.sweeping.sweep", stop)
@@ -1080,3 +1086,89 @@ def test_slices_name_choices_as_the_table_does_and_keep_a_place_for_one_that_no_
         "lr": (None, None),
     }
     assert sorted(trace["x"] for trace in figure["data"] if "it's" in trace["x"]) == [["fused", "it's"]]
+
+
+@pytest.mark.parametrize(
+    ("values", "alike"),
+    [
+        ({"discard_after": (None, 0.5)}, False),
+        ({"alone": (None, 1)}, False),
+        ({"alone": (1, 2)}, False),
+        ({"weights": ((1.0, 0.0, 1.0), (0.0, 1.0, 1.0))}, False),
+        ({"outputs": (2, 3)}, False),
+        ({"at": ((3,), (5,))}, False),
+        ({"depth": (8, 14)}, True),
+        ({"depth": (8, 14), "placement": ("blocks", "blocks")}, False),
+        ({"weights": ((0.5,), (1.0,)), "gamma": (2.0, 2.0)}, True),
+    ],
+    ids=str,
+)
+def test_means_over_different_outputs_are_said_not_to_compare(values, alike, finished):
+    space = {field: Choices(each) for field, each in values.items()}
+    drawn = [dict(zip(values, each, strict=True)) for each in zip(*values.values(), strict=True)]
+    pair = tuple(replace(finished.best, number=n, values=each) for n, each in enumerate(drawn))
+    recipe = replace(finished.settings.recipe, outputs=3 if "weights" in values else None)
+    shown = replace(finished, settings=replace(finished.settings, recipe=recipe, space=space), trials=pair)
+
+    def said(sweep):
+        return "means are over different outputs; --objective final" in " ".join(sweep_page.notes_of(sweep))
+
+    assert said(shown) is not alike
+    assert not said(replace(shown, settings=replace(shown.settings, objective="final")))
+    assert not said(replace(shown, trials=pair[:1]))
+
+
+def test_a_worker_that_joins_from_where_the_data_are_not_found_is_refused_and_fails_no_trial(
+    tmp_path, untrained, monkeypatch
+):
+    images, labels = tiny(40, 2, size=8)
+    for name in ("cats", "dogs"):
+        write_folders(tmp_path / "here" / name, images, labels, ["cat", "dog"])
+    (tmp_path / "elsewhere").mkdir()
+    space, out = {"data": ["./cats", "./dogs"]}, tmp_path / "s"
+    for place, asked, done in (("here", 1, 1), ("elsewhere", 2, 1), ("here", 2, 2)):
+        monkeypatch.chdir(tmp_path / place)
+        with nullcontext() if place == "here" else pytest.raises(ValueError, match=r"data=\./cats cannot be"):
+            sweep(space, out, OWN, trials=asked)
+        assert [trial.state for trial in read_sweep(out).trials] == ["complete"] * done
+
+
+def test_a_value_that_goes_with_some_values_of_every_other_field_is_no_impossible_one(monkeypatch):
+    space = {"method": ["joint", "multiway"], "mode": ["live", "fused"]}  # joint knows no mode
+    space |= dict.fromkeys(("gamma", "floor", "lr", "momentum"), "0.1..0.5:0.1")
+    monkeypatch.setattr(sweeping, "build", lambda *given: (SimpleNamespace(outputs=2), None))
+    sweeping.check_space(Settings(TINY, space_from(space)))
+    space["method"] = ["joint", "pairwise"]
+    with pytest.raises(ValueError, match="mode=fused cannot be"):
+        sweeping.check_space(Settings(replace(TINY, method="joint"), space_from(space)))
+
+
+def test_the_best_recipe_says_where_data_lay_that_are_gone(tmp_path, monkeypatch):
+    images, labels = tiny(40, 2, size=8)
+    pics = tmp_path / "here" / "pics"
+    write_folders(pics, images, labels, ["cat", "dog"])
+    monkeypatch.chdir(tmp_path / "here")
+    sweep({"lr": [0.01, 0.1]}, tmp_path / "s", replace(OWN, data="pics"), trials=1)
+    pics.rename(tmp_path / "pics")
+    *_, best = sweep_page.write_outcome(read_sweep(tmp_path / "s"))
+    assert read_recipe(best).data == str(pics)
+    monkeypatch.setenv("AUXNET_DATA", str(tmp_path))  # where they are found by their name
+    assert read_sweep(tmp_path / "s").best_recipe.data_dir == str(tmp_path)
+
+
+def test_a_warmup_is_held_against_the_epochs_of_the_sweep():
+    space = space_from({"warmup": "5,40"})
+    sweeping.check_space(Settings(replace(TINY, epochs=400), space))
+    with pytest.raises(ValueError, match="warmup=40 cannot be: warmup must be 0 or more and below epochs=30"):
+        sweeping.check_space(Settings(replace(TINY, epochs=30), space))
+    with pytest.raises(ValueError, match="warmup must be 0 or more"):
+        space_from({"warmup": "-1,5"})
+
+
+def test_a_sweep_that_is_stopped_before_it_is_begun_is_not_said_to_be_saved(tmp_path, capsys, monkeypatch):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweeping, "check_space", stop)
+    assert main(["sweep", "--out", str(tmp_path / "a"), "--vary", "lr=0.1,0.2"]) == 130
+    assert capsys.readouterr().err == "auxnet: interrupted\n"

@@ -279,8 +279,11 @@ def _as(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
         value = os.fspath(value)
     elif hasattr(value, "tolist"):  # a number or an array of NumPy's, a tensor
         value = value.tolist()
-    if value in ("none", "None") and type(None) in kinds:
-        return None  # as flags take it, and words_of writes it
+    if value in ("none", "None"):  # as flags take it, and words_of writes it
+        if type(None) in kinds:
+            return None
+        if kinds == (tuple[float, ...],):
+            return ()
     for kind in kinds:
         if get_origin(kind) is Literal and value in get_args(kind):
             return value

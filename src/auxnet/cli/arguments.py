@@ -49,8 +49,8 @@ def field_values_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] 
     none = ["none"] if NoneType in get_args(info.type) else []
 
     def from_words(words: list[str]) -> Any:
-        if none and words in (["none"], ["None"]):
-            return None
+        if words in (["none"], ["None"]) and (none or lists == [float]):
+            return None if none else ()
         empty = "" in words  # which as a path would be the current folder
         for kind in alone if len(words) == 1 and not empty else ():
             with suppress(ValueError):

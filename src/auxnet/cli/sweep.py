@@ -98,8 +98,9 @@ def sweep(words: list[str]) -> int:
                 watch=watch,
             )
         except KeyboardInterrupt as stop:
-            where = ("--out", options.out, *(("--storage", options.storage) if options.storage else ()))
-            stop.args = (f"stopped, and saved; {command('sweep', *where)} goes on with it",)
+            if is_sweep(options.out):
+                where = ("--out", options.out, *(("--storage", options.storage) if options.storage else ()))
+                stop.args = (f"stopped, and saved; {command('sweep', *where)} goes on with it",)
             raise
     _show(console, done)
     return 0 if done.best else 1

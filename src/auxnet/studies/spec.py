@@ -244,11 +244,12 @@ def _claim(content: Any, variants: Mapping[str, Any], measures: str | None) -> C
 
 
 def _side(value: Any, variants: Mapping[str, Any], of: str) -> Side | float:
-    if of == "share" and isinstance(value, float) and str(value) not in variants:
+    if of == "share" and type(value) in (int, float) and str(value) not in variants:
         if not 0 < value < inf:
             raise ValueError(f"a share is compared with a number above 0, got {value}")
-        return value
-    side = Side(*str(value).split(":", 1))
+        return float(value)
+    variant, _, output = str(value).partition(":")
+    side = Side(variant, str(int(output)) if output.isdecimal() else output)
     if side.variant not in variants:
         raise ValueError(f"a claim names {side.variant!r}{nearest(side.variant, list(variants))}, no variant")
     if of == "share" and side.output == "mean":

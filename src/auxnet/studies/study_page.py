@@ -89,16 +89,16 @@ def warnings_of(findings: Findings) -> Iterator[str]:
 def sources_of(findings: Findings) -> Iterator[str]:
     """Where the figures come from: trainings, machines, versions, images."""
     done = [row for row in findings.rows if row["last"]]
-    if done:
-        took = duration(fsum(row["wall_seconds"] for row in done))
+    if trained := _trained(done):
+        took = duration(fsum(row["wall_seconds"] for row in trained))
         commits = ", ".join(dict.fromkeys(str(row["commit"]) for row in done))
         versions = ", ".join(dict.fromkeys(f"torch {row['versions']['torch']}" for row in done))
         devices = ", ".join(
             dict.fromkeys(f"{row['device']['name']}, {plural(row['device']['threads'], 'thread')}" for row in done)
         )
         yield (
-            f"{plural(len(done), 'training')}, {took} in all, on {devices}; {versions}, commit {commits}. Errors are "
-            "of the last epoch, and of the epoch that was best on validation; ± is the deviation over the seeds."
+            f"{plural(len(trained), 'training')}, {took} in all, on {devices}; {versions}, commit {commits}. Errors "
+            "are of the last epoch, and of the epoch that was best on validation; ± is the deviation over the seeds."
         )
     yield from _images(done)
 
@@ -261,6 +261,12 @@ def data_prefix(findings: Findings, verdict: Verdict) -> str:
     return f"{verdict.data}: " if len(findings.study.datasets) > 1 else ""
 
 
+def _trained(rows: Sequence[Row]) -> Sequence[Row]:
+    """The rows, each training once: variants of the same recipe share theirs."""
+    return [*{row["training"]: row for row in rows}.values()]
+
+
 def _progress(rows: Sequence[Row]) -> str:
+    rows = _trained(rows)
     done, failed = sum(bool(row["last"]) for row in rows), sum(row["failed"] is not None for row in rows)
     return f"{done} of {len(rows)} trainings done{f', {failed} failed' if failed else ''}"

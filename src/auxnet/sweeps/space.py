@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_origin
@@ -95,6 +96,7 @@ def checked(field: str, value: Any) -> Any:
     base = Recipe(method="joint") if field == "aggregator" else Recipe()
     base = Recipe(backbone="timm:resnet18") if field in OF_BACKBONES else base
     base = Recipe(image_size=32) if field == "fit" else base
+    base = Recipe(epochs=sys.maxsize) if field == "warmup" else base  # the sweep's own are seen to with the others
     return getattr(replace(base, **{field: value}), field)
 
 
@@ -188,7 +190,7 @@ def _value(field: str, word: str) -> Any:
     try:
         value = yaml_value(word)
         items = next((get_args(kind)[0] for kind in may_be if get_origin(kind) is tuple), None)
-        if items is None or (isinstance(value, int) and int in may_be):
+        if items is None or value == "none" or (isinstance(value, int) and int in may_be):
             return value
         return word.split() if items is str else [yaml_value(part) for part in word.split()]
     except yaml.YAMLError:

@@ -6,21 +6,24 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from auxnet.build import depths_of
 from auxnet.documents import parsing, read_json
 from auxnet.files import write_csv, write_text, written_whole
 from auxnet.page_frame import columns_of, page_of_figures, table_of, tiles_of, unbroken
 from auxnet.reading.splits import validated_alike
-from auxnet.recipe import words_of, write_recipe
+from auxnet.recipe import Recipe, words_of, write_recipe
+from auxnet.schedules import trained_outputs_only
 from auxnet.scores import interval_of, too_few
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.settings import COMPARABLE
 from auxnet.sweeps.space import Domain, Range, count_of, in_words
-from auxnet.sweeps.sweeping import Sweep
+from auxnet.sweeps.sweeping import OF_NETWORK, Sweep
 from auxnet.sweeps.trials import Trial
 from auxnet.words import command, per_cent, plural, sentence
 
@@ -75,8 +78,11 @@ def notes_of(sweep: Sweep) -> Iterator[str]:
         yield f"{', '.join(changed)} varied, so that the trials are validated on different images"
     elif alike is False:
         yield "the data changed while the sweep went on, so that the trials are validated on different images"
-    if sweep.settings.objective == "mean" and {"outputs", "at"} & space.keys():
-        yield "the outputs varied, so that the means are over different outputs; final compares one with one"
+    if sweep.settings.objective == "mean" and len(set(_counted_outputs(sweep, different))) > 1:
+        yield (
+            "the outputs that train to the end varied, so that the means are over different outputs; --objective "
+            "final, in another --out, compares one with one"
+        )
     if sweep.settings.prune and (lengths := [field for field in LENGTHS if field in space]):
         yield (
             f"{', '.join(lengths)} varied, and trials were stopped by the median of the others at their epoch, which "
@@ -129,6 +135,17 @@ def _images(sweep: Sweep) -> int | None:
 def _different(sweep: Sweep) -> list[Trial]:
     """The complete trials that were trained, each once."""
     return [trial for trial in sweep.trials if trial.state == "complete" and trial.twin is None]
+
+
+def _counted_outputs(sweep: Sweep, trials: Sequence[Trial]) -> Iterator[tuple[Any, ...]]:
+    """Of each trial, which outputs its mean is over: their numbers, and where they are if that varied."""
+    depths = lru_cache(depths_of)
+    placed = [field for field in ("outputs", "at", "placement", "cuts") if field in sweep.settings.space]
+    for trial in trials:
+        recipe = replace(sweep.settings.recipe, **trial.values)
+        of_net = depths(replace(Recipe(), **{field: getattr(recipe, field) for field in OF_NETWORK}))
+        numbers = range(1, len(of_net) + 1) if recipe.alone is None else [recipe.alone]
+        yield *(trial.values[field] for field in placed), *trained_outputs_only(recipe, of_net, numbers)
 
 
 def _interval(error: float | None, images: int) -> tuple[float, float]:

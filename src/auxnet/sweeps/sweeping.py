@@ -7,7 +7,9 @@ sweep never looks at that. Whatever stops a worker, its trial goes on from its l
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Container, Mapping, Sequence
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -21,7 +23,8 @@ from auxnet.data import DataSet, load_data
 from auxnet.files import to_write
 from auxnet.machine import device_of, threads_set
 from auxnet.processes import check_count, work_together
-from auxnet.recipe import WHERE, Recipe, has_recipe, read_run_recipe, words_of
+from auxnet.reading.sources import places
+from auxnet.recipe import WHERE, Recipe, has_recipe, read_recipe, read_run_recipe, words_of
 from auxnet.rundir import check_outside_data, with_absolute_paths
 from auxnet.sweeps.journal import optuna, told_of_database
 from auxnet.sweeps.settings import Sampler, Settings
@@ -64,6 +67,9 @@ class Sweep:
         recipe = replace(self.settings.recipe, **self.best.values)
         if has_recipe(self.best.folder):  # not removed, to save room
             run = read_run_recipe(self.best.folder)
+            recorded = read_recipe(self.best.folder / "recipe.yaml")
+            if run.data != recorded.data and not any(place.exists() for place in places(run.data, run.data_dir)):
+                run = recorded  # of data that are gone: where they were, and not just their name
             recipe = replace(recipe, data=run.data, data_dir=run.data_dir, pretrained=run.pretrained)
         return with_absolute_paths(recipe)
 
@@ -104,12 +110,11 @@ def sweep(
     check_count(processes, "a sweep")
     check_outside_data(folder, recipe.data, recipe.data_dir)
     if "device" not in settings.space:
-        device_of(recipe)  # what cannot be had here fails the worker, and not one trial after the other
+        device_of(recipe)
     dataset = None if FINDS_DATA & settings.space.keys() else load_data(recipe)
     if settings.objective.isdecimal() and not OF_NETWORK & settings.space.keys():
         objective_of([0.0] * len(depths_of(recipe)), settings.objective, recipe)  # or the field that varies is blamed
-    check_space(settings, WHERE)  # nor a trial now and then
-    joined = join_sweep(folder, settings, trials, storage, check=lambda: check_space(settings, settings.space))
+    joined = join_sweep(folder, settings, trials, storage, check=lambda: check_space(settings))
     if dataset is not None:
         check_same_data(joined, dataset.drawn, dataset.val_sha256())
     if retry_failed:
@@ -139,30 +144,36 @@ def read_sweep(out: Path | str, storage: str | None = None) -> Sweep:
 # ---- what no trial could do ------------------------------------------------------------------------------------
 
 
-def check_space(settings: Settings, among: Container[str]) -> None:
-    """Refuse a value with which no trial can begin here, whatever the others, of each field `among` these that varies.
+def check_space(settings: Settings) -> None:
+    """Refuse a value with which no trial can begin here, whatever the others, of each field that varies.
 
     Raises ValueError, naming the field.
     """
     data = lru_cache(1)(load_data)
     with threads_set(settings.recipe.threads), torch.random.fork_rng(devices=[]):
         for field, domain in settings.space.items():
-            if field not in among:
-                continue
-            names = [name for name in settings.space if name != field]
-            names.sort(key=WHERE.__contains__)  # what comes last differs soonest from one combination to the next
-            others = {name: values_of(settings.space[name]) for name in names}
-            combinations = list(itertools.islice(itertools.product(*others.values()), COMBINATIONS))
+            others = {name: values_of(other) for name, other in settings.space.items() if name != field}
             for value in values_of(domain):
-                drawn = [{field: value, **dict(zip(others, rest, strict=True))} for rest in combinations]
+                drawn = ({field: value, **rest} for rest in _combinations(others))
                 if complaint := _complaint_of_all(settings, drawn, data):
                     steps = isinstance(domain, Range) and domain.step == 1
                     hint = f"; steps are given as {field}=low..high:step" if steps else ""
                     raise ValueError(f"{field}={words_of(value)} cannot be: {complaint}{hint}")
 
 
+def _combinations(values: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """One value of each of these fields: the first of all, then all combinations, or if there are many, random ones."""
+    if math.prod(map(len, values.values())) <= COMBINATIONS:
+        yield from (dict(zip(values, each, strict=True)) for each in itertools.product(*values.values()))
+        return
+    yield {field: each[0] for field, each in values.items()}
+    draw = random.Random(0)
+    for _ in range(COMBINATIONS):
+        yield {field: draw.choice(each) for field, each in values.items()}
+
+
 def _complaint_of_all(
-    settings: Settings, drawn: Sequence[dict[str, Any]], data: Callable[[Recipe], DataSet]
+    settings: Settings, drawn: Iterable[dict[str, Any]], data: Callable[[Recipe], DataSet]
 ) -> str | None:
     """Why a trial cannot begin with the first of these values, if it can with none of them; else None."""
     first = None

@@ -104,7 +104,8 @@ def join_sweep(
 ) -> OpenSweep:
     """The sweep in a folder with these settings, begun if need be; `trials`, if given, becomes its total.
 
-    `check` is called before one is begun. Raises FileExistsError if the folder holds something else, ValueError if it
+    `check` is called before one is begun or joined: what cannot be had here fails the worker, and not one trial after
+    the other. Raises FileExistsError if the folder holds something else, ValueError if it
     is a sweep with other settings.
     """
     if trials is not None and trials < 1:
@@ -114,8 +115,7 @@ def join_sweep(
     foreign = [path.name for path in _visible(folder) if not _of_a_beginning(path)]
     if foreign and not is_sweep(folder):  # looked for after that: others may begin it at this moment
         raise FileExistsError(f"{folder} holds other files ({foreign[0]}): name a new folder for the sweep")
-    if not is_sweep(folder):
-        check()
+    check()
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         if not is_sweep(folder):
