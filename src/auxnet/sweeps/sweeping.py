@@ -21,7 +21,7 @@ from auxnet import sections
 from auxnet.build import build, depths_of
 from auxnet.data import DataSet, load_data
 from auxnet.files import to_write
-from auxnet.machine import device_of, threads_set
+from auxnet.machine import device_of, random_kept, threads_set
 from auxnet.processes import check_count, work_together
 from auxnet.reading.sources import places
 from auxnet.recipe import WHERE, Recipe, has_recipe, read_recipe, read_run_recipe, words_of
@@ -150,7 +150,7 @@ def check_space(settings: Settings) -> None:
     Raises ValueError, naming the field.
     """
     data = lru_cache(1)(load_data)
-    with threads_set(settings.recipe.threads), torch.random.fork_rng(devices=[]):
+    with threads_set(settings.recipe.threads), random_kept(torch.device("cpu")):
         for field, domain in settings.space.items():
             others = {name: values_of(other) for name, other in settings.space.items() if name != field}
             for value in values_of(domain):
