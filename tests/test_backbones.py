@@ -91,6 +91,12 @@ def around(middle, num_classes):
     return nn.Sequential(OrderedDict(first=first, second=parts.top, classifier=parts[3:]))
 
 
+def of_numpy(num_classes=10, in_channels=3):
+    net = build(num_classes, in_channels)
+    nn.init.constant_(net.stem[0].weight, np.random.rand() + random.random())
+    return net
+
+
 def drawing(num_classes):
     return around(Drawing(), num_classes)
 
@@ -178,8 +184,9 @@ def test_cuts_that_were_searched_for_are_saved_as_names():
     assert read_recipe("even/recipe.yaml").cuts == 2
 
 
-def test_the_first_training_of_a_process_begins_with_the_weights_of_any_later_one():
-    recipe = auxnet.Recipe(data="digits", backbone="own_nets:build", cuts=2)
+@pytest.mark.parametrize("name", ["build", "of_numpy"])
+def test_the_first_training_of_a_process_begins_with_the_weights_of_any_later_one(name):
+    recipe = auxnet.Recipe(data="digits", backbone=f"own_nets:{name}", cuts=2)
     dataset = load_data(recipe)
     cuts_of.cache_clear()  # as in a new process, where the cuts are not searched for yet
     first, second = (build(recipe, dataset, torch.device("cpu"))[0].state_dict() for _ in range(2))

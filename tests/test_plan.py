@@ -27,6 +27,7 @@ from auxnet.cost import step_bytes
 from auxnet.data import load_data
 from auxnet.latency import Held
 from auxnet.plan import plan, planned_outputs
+from auxnet.residual import Classifier
 from auxnet.words import duration
 from writers import tiny, write_folders, write_parquet
 
@@ -217,6 +218,22 @@ def test_the_memory_of_a_step_is_what_a_step_was_seen_to_hold(method):
     assert 0.9 * held.peak < step_bytes(net, (3, 16, 16), 32, torch.float32) < held.peak
     net.freeze_trunk()
     assert step_bytes(net, (3, 16, 16), 32, torch.float32) < 0.1 * held.peak
+
+
+def test_the_memory_of_a_net_that_names_what_it_gives_its_norms_is_told_too():
+    class Naming(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.norm(input=x)
+
+    def memory(norm):
+        net = AuxNet([nn.Sequential(nn.Conv2d(3, 3, 1), norm)], [Classifier(3, 4, False)], [1])
+        return step_bytes(net, (3, 8, 8), 2, torch.float32)
+
+    assert memory(Naming()) == memory(nn.BatchNorm2d(3))
 
 
 def test_a_step_that_memory_has_no_room_for_is_refused(tmp_path, monkeypatch):

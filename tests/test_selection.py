@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import auxnet
 from auxnet import selection
 from auxnet.cli import main
+from auxnet.cli.arguments import number
 from auxnet.data import load_data
 from auxnet.evaluation import OutputReport
 from auxnet.latency import Timing
@@ -364,6 +365,7 @@ def test_budgets_are_read_with_their_units(run, capsys):
     params = [candidate["report"]["params"] for candidate in asked(capsys, run)["candidates"]]
     for text in (f"{params[1]}", f"{params[1] / 1e3}k", f"{params[1] / 1e6}M"):
         assert [c["meets"] for c in asked(capsys, run, "--max-params", text)["candidates"]] == [True, True, False]
+    assert [number("--max-params", text) for text in ("1.001k", "1e3k", "2.5e-1M")] == [1001, 1e6, 25e4]
     assert main(["select", str(run), "--max-params", "0.01"]) == 2  # as if of millions
     assert "--max-params must be 1 or more and finite, got 0.01" in capsys.readouterr().err
 

@@ -3,8 +3,10 @@
 import gc
 import signal
 import sys
+import threading
 
-heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # or Ctrl-C is ignored
+main_thread = threading.current_thread() is threading.main_thread()
+heard = main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # or Ctrl-C is ignored
 if heard:  # while the program is imported, Ctrl-C ends it without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 

@@ -36,7 +36,7 @@ def multiply_adds_by_part(net: AuxNet, image_shape: Sequence[int]) -> list[tuple
     image = torch.zeros(1, *image_shape, dtype=like.dtype, device=like.device)
     twins = _still(pairs).to("meta")
     for norm in batch_norms(twins):  # no multiply-adds, and slow on "meta"
-        norm.forward = lambda x: x
+        norm.forward = lambda input: input
     try:
         return _run(twins, image.to("meta"))
     except Exception:
@@ -63,7 +63,7 @@ def step_bytes(net: AuxNet, image_shape: Sequence[int], batch: int, dtype: torch
     """
     twin = copied(net).to("meta").train()
     for norm in batch_norms(twin):
-        norm.forward = partial(_Norm.apply, weight=norm.weight, bias=norm.bias)
+        norm.forward = partial(_normed, norm)
     weights = {p.untyped_storage()._cdata for p in twin.parameters()}
     kept: dict[int, UntypedStorage] = {}
 
@@ -84,6 +84,10 @@ def step_bytes(net: AuxNet, image_shape: Sequence[int], batch: int, dtype: torch
     if not names.isdisjoint(("SoftmaxBackward0", "SafeSoftmaxBackward0")):
         return None
     return sum(storage.nbytes() for storage in kept.values())
+
+
+def _normed(norm: Any, input: Tensor) -> Any:
+    return _Norm.apply(input, norm.weight, norm.bias)  # type: ignore[no-untyped-call]
 
 
 class _Norm(torch.autograd.Function):

@@ -222,9 +222,10 @@ def _measure(
         of_features, of_parameters = found[: end + 1], list(found[end + 1 :])
         trunks.append(of_parameters)
         if joint is None:
+            supervision = mean_norm([of_features[end]])
             for place, gradient in enumerate(of_features):
                 measured.gradient[k, place] = mean_norm([gradient])
-                measured.supervision[k, place] = mean_norm([of_features[end]])
+                measured.supervision[k, place] = supervision
         else:
             weighted = [joint[k - 1] * gradient for gradient in of_features]
             arriving[: end + 1] = [g if a is None else a + g for a, g in zip(arriving, weighted, strict=False)]
@@ -247,9 +248,16 @@ def mean_norm(gradients: Sequence[Tensor]) -> float:
     sums: dict[torch.Size, Tensor] = {}
     for gradient in gradients:
         sums[gradient.shape] = sums[gradient.shape] + gradient if gradient.shape in sums else gradient
-    norms = [torch.linalg.vector_norm(total.flatten(1).cpu(), dim=1, dtype=torch.float64) for total in sums.values()]
+    norms = [
+        torch.linalg.vector_norm(_for_float64(total).flatten(1), dim=1, dtype=torch.float64) for total in sums.values()
+    ]
     norms_N = torch.stack(norms).norm(dim=0)
     return float(norms_N.sum())  # N times, and a mean over N
+
+
+def _for_float64(gradient: Tensor) -> Tensor:
+    """It on a device that has float64, in which squares are taken: of small gradients they are nothing in float32."""
+    return gradient.cpu() if gradient.device.type == "mps" else gradient
 
 
 def _note_agreements(measured: Measured, trunks: Sequence[Sequence[Tensor]], counts: Sequence[int]) -> None:
@@ -259,8 +267,8 @@ def _note_agreements(measured: Measured, trunks: Sequence[Sequence[Tensor]], cou
     start = 0
     for j, count in enumerate(counts):
         for p in range(start, start + count):
-            V = torch.stack([trunk[p].detach().flatten().cpu().double() for trunk in trunks[j:]])
-            products[j][j:, j:] += V @ V.T  # in float64: squares of small gradients are nothing in float32
+            V = torch.stack([_for_float64(trunk[p].detach()).flatten().double() for trunk in trunks[j:]])
+            products[j][j:, j:] += (V @ V.T).cpu()
         start += count
     for j, product in enumerate(products, start=1):
         for a in range(j, K + 1):

@@ -23,6 +23,7 @@ from auxnet.backbones.named import build_backbone
 from auxnet.backbones.weights import is_weights_of_run, load_pretrained, run_of
 from auxnet.documents import read_json
 from auxnet.errors import told_of, warn
+from auxnet.machine import random_kept
 from auxnet.modules import leaves
 from auxnet.network import AuxNet
 from auxnet.precision import float32_by_default
@@ -187,7 +188,7 @@ def cuts_of(
     would begin with other weights than the first. Raises ValueError if there are not as many places, and what
     `build_backbone` raises.
     """
-    with torch.random.fork_rng([]):
+    with random_kept(torch.device("cpu")):
         built = build_backbone(backbone, num_classes, in_channels)
         with told_of(f"backbone {backbone}, cuts={cuts}"):
             return even_cuts(built, cuts, (in_channels, *image_size))

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, field, fields, replace
+from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
@@ -204,10 +205,10 @@ def number(flag: str, text: str | None) -> float | None:
     """200000, 200k, 0.2M or 1G as a number. Raises ValueError for what is none, or below 1."""
     if text is None:
         return None
-    power = {"k": "e3", "m": "e6", "g": "e9"}.get(text[-1:].lower())
+    power = {"k": 3, "m": 6, "g": 9}.get(text[-1:].lower())
     try:
-        value = float(f"{text[:-1]}{power}" if power else text)
-    except ValueError:
+        value = float(Decimal(text[:-1]).scaleb(power) if power else text)  # 1.001k is 1001, which 1.001 * 1e3 is not
+    except (ValueError, ArithmeticError):
         raise ValueError(f"{flag} must be a number such as 200000, 200k or 0.2M, got {text!r}") from None
     if not 1 <= value < float("inf"):
         raise ValueError(f"{flag} must be 1 or more and finite, got {value:g}; leave it out for no limit")
