@@ -194,7 +194,7 @@ def test_a_run_whose_images_are_gone_is_still_shown(run, tmp_path, open_page, ga
 def test_python_writes_the_report_of_a_run_or_of_several_by_path_or_as_fit_gives_them(run, tmp_path):
     one = auxnet.write_report(str(run), str(tmp_path / "one.html"))
     finished = train.Run(shutil.copytree(run, tmp_path / "other"), auxnet.load(run), {})
-    several = auxnet.write_report([finished, run], tmp_path / "several.html")
+    several = auxnet.write_report(iter([finished, run]), tmp_path / "several.html")
     assert (len(one.headlines), len(several.headlines)) == (1, 2)
     assert one.path.read_text().lower().startswith("<!doctype html>")
     with pytest.raises(TypeError, match="a run is the path of its directory, or what fit returned, got Module"):

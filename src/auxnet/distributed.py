@@ -169,9 +169,7 @@ class Team:
         Buffers of integers, BatchNorm's count of batches, take the values of process 0. The mean of the variances
         of parts is not the variance of the whole: it leaves out how far the means of the parts lie apart.
         """
-        for buffer in net.buffers():
-            if self.size == 1 or expanded(buffer):
-                continue
+        for buffer in (each for each in net.buffers() if self.size > 1 and not expanded(each)):
             if buffer.is_floating_point():
                 buffer.copy_(self.sum(buffer) / self.size)
             else:

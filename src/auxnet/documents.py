@@ -90,8 +90,9 @@ def read_yaml(path: Path, what: str) -> Any:
 
 
 def yaml_value(text: str) -> Any:
-    """What a text is in YAML. Raises ValueError for a key that is given twice, a number of another base, an alias and
-    values nested deeper than 32.
+    """What a text is in YAML.
+
+    Raises ValueError for a key that is given twice, a number of another base, an alias, and values nested too deep.
     """
     return _once_each()(text).get_single_data()
 

@@ -17,7 +17,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 
-def expanded(path: Path | str) -> Path:
+def expanduser(path: Path | str) -> Path:
     """A path with ~ at its beginning as the user's home; as it is where nobody knows that home, or of that name."""
     return Path(os.path.expanduser(path))
 
@@ -26,7 +26,7 @@ def to_write(path: Path | str, name: str) -> Path:
     """The path of what is to be written. Raises ValueError for ~, which would become a folder of that name."""
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"{name} must be a path, got {path!r}")
-    if (meant := expanded(path)) != Path(path):
+    if (meant := expanduser(path)) != Path(path):
         raise ValueError(f"{name} must be a path with ~ written out, got {str(path)!r}: give {str(meant)!r}")
     return Path(path)
 

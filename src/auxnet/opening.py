@@ -18,7 +18,7 @@ from auxnet.documents import parsing, read_json
 from auxnet.errors import warn
 from auxnet.evaluation import OutputReport, measure
 from auxnet.fetching import on_hub
-from auxnet.files import expanded
+from auxnet.files import expanduser
 from auxnet.lineage import in_doubt
 from auxnet.loading import load_net, read_config
 from auxnet.machine import device_of, threads_set, to_device
@@ -149,7 +149,7 @@ def _holds(data_dir: str, run: RunDir) -> bool:
     recipe = read_run_recipe(run)
     try:
         there = with_data_in(data_dir, run, recipe)
-        return there.data not in NAMES or lies_in(there.data, expanded(data_dir))
+        return there.data not in NAMES or lies_in(there.data, expanduser(data_dir))
     except FileNotFoundError:
         return False
 
@@ -176,7 +176,7 @@ def with_data_in(data_dir: str | None, run: RunDir, recipe: Recipe, classes: Seq
     """
     if not data_dir:
         return recipe
-    root, there = expanded(data_dir), replace(recipe, data_dir=data_dir)
+    root, there = expanduser(data_dir), replace(recipe, data_dir=data_dir)
     if recipe.data in NAMES or on_hub(recipe.data) or not root.is_dir():  # which `find` has to say
         return there
     classes = classes or read_config(Path(run)).get("classes")

@@ -6,7 +6,8 @@ Of a finished run what it saved, and what its images say (`examining`); of one t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,9 @@ def write_report(
     run or the folder of `out` does not exist, or a run has not finished an epoch, or `data_dir` does not hold the data
     of the one run; PermissionError, before it is made, if it cannot be written; RuntimeError if a run is damaged.
     """
-    folders = [run_path(run) for run in (runs if isinstance(runs, Sequence) and not isinstance(runs, str) else [runs])]
+    if isinstance(runs, str | os.PathLike) or not isinstance(runs, Iterable):  # `run_path` refuses what is no path
+        runs = [runs]
+    folders = [*map(run_path, runs)]
     path = checked_path(folders, None if out is None else to_write(out, "out"))
     for run in folders:  # before the first is evaluated
         read_run_recipe(run)

@@ -20,7 +20,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from auxnet import sections
 from auxnet.cli import screen
 from auxnet.errors import ExclusionError, check_limit, warn
-from auxnet.files import expanded
+from auxnet.files import expanduser
 from auxnet.recipe import Recipe, has_recipe, read_recipe, read_run_recipe, words_of
 
 Options = TypeVar("Options")
@@ -35,7 +35,7 @@ KINDS: dict[Any, tuple[str, str, str]] = {
     Path: ("PATH", "a path", "paths"),
 }
 
-MADE: dict[Any, Any] = {Path: expanded}  # a shell leaves the ~ of --out=~/runs as it is
+MADE: dict[Any, Any] = {Path: expanduser}  # a shell leaves the ~ of --out=~/runs as it is
 
 
 @RULES.primitive_rule
@@ -147,8 +147,8 @@ def parse_with_recipe(options: type[WithRecipe], words: list[str]) -> WithRecipe
     """Options whose defaults are those of a file, if any: that of --config, or the recipe.yaml of a run resumed."""
     config, out = value_of("--config", words), value_of("--out", words)
     if config is not None:
-        return parse_over(options, words, read_recipe(expanded(config)), config)
-    if out is not None and "--resume" in words and has_recipe(run := expanded(out)):
+        return parse_over(options, words, read_recipe(expanduser(config)), config)
+    if out is not None and "--resume" in words and has_recipe(run := expanduser(out)):
         screen.load_torch()
         from auxnet.loading import backbone_of
 

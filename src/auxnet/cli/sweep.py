@@ -13,7 +13,7 @@ from tyro.conf import FlagCreatePairsOff, UseAppendAction
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRecipe, parse, parse_over, value_of
-from auxnet.files import expanded
+from auxnet.files import expanduser
 from auxnet.recipe import Recipe, read_recipe
 from auxnet.sweeps.settings import SEARCH_KEYS, Sampler, is_sweep
 from auxnet.sweeps.space import space_from_words, written
@@ -65,7 +65,7 @@ def sweep(words: list[str]) -> int:
     config = value_of("--config", words)
     search = {} if begun is None else {key: getattr(begun, key) for key in SEARCH_KEYS}
     if config:
-        options = parse_over(Sweep, words, read_recipe(expanded(config)), config, **search)
+        options = parse_over(Sweep, words, read_recipe(expanduser(config)), config, **search)
     else:
         options = parse(Sweep, words, Sweep.default(Recipe() if begun is None else begun.recipe, **search))
     if options.out is None:
@@ -109,7 +109,7 @@ def sweep(words: list[str]) -> int:
 def _begun(words: list[str]) -> Settings | None:
     """What the sweep in --out was begun with, if there is one."""
     out = value_of("--out", words)
-    if out is None or "--show" in words or not is_sweep(folder := expanded(out)):
+    if out is None or "--show" in words or not is_sweep(folder := expanduser(out)):
         return None
     screen.load_torch()
     from auxnet.sweeps.trials import open_sweep

@@ -25,7 +25,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from auxnet.files import expanded
+from auxnet.files import expanduser
 from auxnet.reading.arrays import VERSION, Arrays
 
 KEPT_DAYS, _DAY = 30, 24 * 3600  # since an entry was last used; seconds
@@ -76,7 +76,7 @@ def entry(
     entry raises OSError; any other is returned uncached. The cache is $AUXNET_CACHE, or else ~/.cache/auxnet. Whenever
     an entry is added, those not used for `KEPT_DAYS` are removed. Raises FileNotFoundError for a file that is gone.
     """
-    home = expanded(os.environ.get("AUXNET_CACHE") or "~/.cache/auxnet")
+    home = expanduser(os.environ.get("AUXNET_CACHE") or "~/.cache/auxnet")
     if home.parts[:1] == ("~",):  # of a user without a home, as in containers
         if large:
             raise OSError("there is no home folder to keep a cache in: name another by AUXNET_CACHE")

@@ -20,7 +20,7 @@ import numpy as np
 
 from auxnet.errors import first_line, warn
 from auxnet.fetching import on_hub
-from auxnet.files import expanded
+from auxnet.files import expanduser
 from auxnet.reading import cifar, folders, npz, parquet, svhn
 from auxnet.reading.arrays import Arrays, Pixels
 from auxnet.reading.cache import cached
@@ -74,7 +74,7 @@ class Part:
 
 def located(name: str, data_dir: str | None) -> tuple[str, str | None]:
     """Name and data_dir by which the same data set is found from any folder, whatever AUXNET_DATA is there."""
-    folder, root = expanded(name), _root(data_dir)
+    folder, root = expanduser(name), _root(data_dir)
     if name == "digits" or (on_hub(name) and not ((copy := _copy(name, root)) and copy.is_dir())):
         return name, data_dir
     if name not in NAMES and not on_hub(name) and folder.exists():
@@ -89,7 +89,7 @@ def find(name: str, data_dir: str | None, to_train: bool = True) -> dict[str, Pa
     name that cannot be, FileNotFoundError for data that is not there.
     """
     root, from_hub = _root(data_dir), on_hub(name)
-    here = name not in NAMES and expanded(name).exists()
+    here = name not in NAMES and expanduser(name).exists()
     needed = data_dir or not (name == "digits" or from_hub or here)
     if root is not None and needed and not root.is_dir():
         what = "data_dir" if data_dir else "AUXNET_DATA"
@@ -119,13 +119,13 @@ def digits() -> Arrays:
 def _root(data_dir: str | Path | None) -> Path | None:
     """The folder in which data sets are looked for, if any: `data_dir`, or else AUXNET_DATA."""
     given = data_dir or os.environ.get("AUXNET_DATA")
-    return expanded(given) if given else None
+    return expanduser(given) if given else None
 
 
 def places(name: str, data_dir: str | Path | None) -> list[Path]:
     """Where data of this name, that is a path, are looked for: in this folder, then below `data_dir` or AUXNET_DATA."""
     root = _root(data_dir)
-    return [expanded(name), *([root / name] if root else [])] if name.strip() else []
+    return [expanduser(name), *([root / name] if root else [])] if name.strip() else []
 
 
 def whereabouts(name: str, data_dir: str | None) -> str:
@@ -162,7 +162,7 @@ def _not_found(name: str, root: Path | None) -> Exception:
     """The error for a name that matches no data set and no path."""
     places = " or ".join(map(str, [Path.cwd(), *([root] if root else [])]))
     where = (
-        "" if expanded(name).is_absolute() else f" in {places} (data_dir, --data-dir, names the folder that holds it)"
+        "" if expanduser(name).is_absolute() else f" in {places} (data_dir, --data-dir, names the folder that holds it)"
     )
     if os.sep in name or name.startswith((".", "~")):
         return FileNotFoundError(f"data {name!r}: there is no such folder or file{where}")
