@@ -141,17 +141,9 @@ def load_data(recipe: Recipe) -> DataSet:
     Raises ValueError for a request that cannot be met, FileNotFoundError for data that is not there,
     RuntimeError for data that is damaged, OSError for files that cannot be read or copied.
     """
-    name, image_size, augment, seed = recipe.data, recipe.image_size, recipe.augment, recipe.seed
+    name, seed, frame = recipe.data, recipe.seed, _frame(recipe)
     workers = cores() if recipe.workers is None else recipe.workers
-    frame = None
-    if image_size is not None:
-        larger = recipe.fit == "crop" and "rrc" in suited(name, augment, image_size)
-        side = round(ENLARGEMENT * image_size) if larger else image_size
-        frame = Frame((side, side), recipe.fit)
-    parts = find(name, recipe.data_dir)
-    if name not in _CLASSES and "test" in parts and parts["test"].no_labels():
-        warn(f"{name}: passed over its test images, none of which has a label: others are drawn from train")
-        del parts["test"]
+    parts = _labelled_parts(recipe)
     streamed = _streamed(name, parts, recipe.stream, frame)
     read = {
         split: _on_disk(part, frame, workers) if streamed else _in_memory(part, frame) for split, part in parts.items()
@@ -159,17 +151,9 @@ def load_data(recipe: Recipe) -> DataSet:
     left_out = tuple(each for split in parts for each in (*parts[split].left_out, *read[split].left_out))
     if len(left_out) > recipe.max_corrupt:
         raise RuntimeError(_too_many_left_out(left_out, recipe.max_corrupt))
-    classes = read["train"].classes
-    if len(classes) != _CLASSES.get(name, len(classes)):
-        raise RuntimeError(f"{name} must have {_CLASSES[name]} classes, what was found has {len(classes)}")
-    if len(classes) < 2:
-        raise ValueError(f"{name} has one class only, {classes[0]!r}: a classifier needs at least two")
-    if unfit := [each for each in classes if not is_name(each)]:
-        raise ValueError(
-            f"{name} has a class named {unfit[0]!r}: a name must be UTF-8, and not empty; rename the class"
-        )
-    if max(read["train"].split.image_shape[:2]) > LARGEST and image_size is None:
-        H, W, _ = read["train"].split.image_shape
+    classes = _checked_classes(name, read["train"].classes)
+    H, W, _ = read["train"].split.image_shape
+    if max(H, W) > LARGEST and frame is None:
         raise ValueError(f"{name}: images of {W}x{H} pixels, at most {LARGEST} a side may be: give --image-size")
     train, val, test = with_all_splits(_with_train_labels(name, read), classes, recipe.val_fraction, seed)
     _warn_of_unjudged(name, classes, {"validation": val, "test": test})
@@ -177,9 +161,10 @@ def load_data(recipe: Recipe) -> DataSet:
 
     mean, std = _STATISTICS.get(name) or statistics(train)
     source = whereabouts(name, recipe.data_dir)
-    size = train.image_shape[:2] if image_size is None else (image_size, image_size)
-    words = suited(name, augment, min(size)).split("+")
-    augmented = "rrc" in words or "trivial" in words
+    size = (H, W) if recipe.image_size is None else (recipe.image_size, recipe.image_size)
+    words = suited(name, recipe.augment, min(size)).split("+")
+    random_crop, trivial = "rrc" in words, "trivial" in words
+    augmentation = Augmentation(size, random_crop, trivial) if random_crop or trivial else None
     return DataSet(
         name=name,
         classes=classes,
@@ -190,8 +175,8 @@ def load_data(recipe: Recipe) -> DataSet:
         std=std,
         pad=max(1, min(size) // 8) if "crop" in words else 0,
         flip="flip" in words,
-        workers=workers if streamed or augmented else 0,
-        augmentation=Augmentation(size, "rrc" in words, "trivial" in words) if augmented else None,
+        workers=workers if streamed or augmentation else 0,
+        augmentation=augmentation,
         left_out=left_out,
         # Fingerprints are of all pixels of a split, not of its middle.
         drawn=fingerprint(split for which, split in (("val", val), ("test", test)) if which not in read),
@@ -271,6 +256,37 @@ class _Read(NamedTuple):
     left_out: tuple[str, ...]
     shapes: Callable[[], list[tuple[int, int]]]
     """(H, W) of some of its images, before they were brought to a frame"""
+
+
+def _frame(recipe: Recipe) -> Frame | None:
+    """What all images are brought to: larger than a net sees where random resized crops are cut from it."""
+    if recipe.image_size is None:
+        return None
+    larger = recipe.fit == "crop" and "rrc" in suited(recipe.data, recipe.augment, recipe.image_size)
+    side = round(ENLARGEMENT * recipe.image_size) if larger else recipe.image_size
+    return Frame((side, side), recipe.fit)
+
+
+def _labelled_parts(recipe: Recipe) -> dict[str, Part]:
+    """What the data bring for each split, but for a test split without labels, as challenges have them."""
+    parts = find(recipe.data, recipe.data_dir)
+    if recipe.data not in _CLASSES and "test" in parts and parts["test"].no_labels():
+        warn(f"{recipe.data}: passed over its test images, none of which has a label: others are drawn from train")
+        del parts["test"]
+    return parts
+
+
+def _checked_classes(name: str, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of the classes. Raises RuntimeError or ValueError for too few, and for a name that cannot be one."""
+    if len(classes) != _CLASSES.get(name, len(classes)):
+        raise RuntimeError(f"{name} must have {_CLASSES[name]} classes, what was found has {len(classes)}")
+    if len(classes) < 2:
+        raise ValueError(f"{name} has one class only, {classes[0]!r}: a classifier needs at least two")
+    if unfit := [each for each in classes if not is_name(each)]:
+        raise ValueError(
+            f"{name} has a class named {unfit[0]!r}: a name must be UTF-8, and not empty; rename the class"
+        )
+    return classes
 
 
 def _streamed(name: str, parts: Mapping[str, Part], stream: str, frame: Frame | None) -> bool:

@@ -132,8 +132,9 @@ def select(
     limits = {"params": max_params, "macs": max_macs, "latency": max_latency}
     checked_within(within, checked_budgets(limits))  # told before the run is opened and its images are read
     with opened(run, data_dir=data_dir, device=device, threads=threads, which=which) as it:
-        budgets = {f"max_{name}": limit for name, limit in limits.items()}
-        return select_on(it.net, it.batches("val"), within=within, **budgets)
+        return select_on(
+            it.net, it.batches("val"), within=within, max_params=max_params, max_macs=max_macs, max_latency=max_latency
+        )
 
 
 def select_on(

@@ -17,13 +17,13 @@ from auxnet.descent import Costs
 from auxnet.errors import check_choice, warn
 from auxnet.exits import exit_latencies, exit_macs, exits_file
 from auxnet.files import write_json
-from auxnet.latency import OF_PYTORCH, measured_on
+from auxnet.latency import OF_PYTORCH, Timing, measured_on
 from auxnet.loading import weights_sha256
-from auxnet.opening import Opened, opened
+from auxnet.opening import opened
 from auxnet.policy import Confidence, Policy, never
 from auxnet.provenance import provenance
 from auxnet.recipe import RunDir
-from auxnet.scores import predictions, too_few
+from auxnet.scores import Predictions, predictions, too_few
 from auxnet.sections import Which
 from auxnet.thresholds import (
     CrossFit,
@@ -172,7 +172,43 @@ def solve_exits(
     with opened(run, data_dir=data_dir, device=device, threads=threads, which=which) as it:
         if it.net.outputs < 2:
             raise ValueError(f"{run} has one output: there is nothing to leave early at")
-        return _solve(Path(run), which, it, target, unit, confidence, common, temperature, points)
+        val = predictions(it.net, it.batches("val"))
+        stop, passing, alone, timing = (
+            exit_latencies(it.net, it.image_shape, confidence) if unit == "ms" else exit_macs(it.net, it.image_shape)
+        )
+        measured = measured_on(it.device, torch.get_num_threads()) if unit == "ms" else None
+        unsolved = Solved(costs=tuple(stop), alone=tuple(alone), unit=unit, target=target, measured_on=measured)
+        rule = never(len(stop), confidence, fit_temperatures(val) if temperature else (1.0,) * len(stop))
+        policy, cross_fitted = _policy(target, val, rule, stop, passing, common)
+        if policy is None:
+            return replace(unsolved, reason=_unmet(unsolved, val.errors[0], timing))
+        policies = {
+            "solved": cost_curve(val, rule, stop, passing, points=int(points), common=common),
+            "anytime": anytime(rule),
+            "budgeted": budgeted(val, rule, points=int(points)),
+        }
+        test = predictions(it.net, it.batches("test"))  # after the choice, and only to report it
+        made_of = {"weights": which, "weights_sha256": weights_sha256(Path(run), which), "common": common}
+        source = {**made_of, **provenance(it.device)}
+
+    def seen(policies: Iterable[Policy]) -> tuple[Point, ...]:
+        return tuple(Point(p, outcome(val, p, stop, passing), outcome(test, p, stop, passing)) for p in policies)
+
+    (answer,), curves = seen([policy]), {name: seen(several) for name, several in policies.items()}
+    notes = [] if cross_fitted is None else [*_of_target(target["max_error_increase"], cross_fitted, answer)]
+    select = command("select", Path(run), *which_flags(which))
+    notes += _of_output_alone(select, curves["anytime"], alone, answer.val, target, unit)
+    notes += [note for note in (too_few(answer.val.images), OF_PYTORCH if unit == "ms" else None) if note]
+    found = replace(
+        unsolved,
+        answer=answer,
+        curves=curves,
+        cross_fitted=cross_fitted,
+        costs=tuple(Costs.of(stop, passing).under(policy.thresholds).tolist()),
+        notes=tuple(notes),
+        source=source,
+    )
+    return _written(found, exits_file(run, which))
 
 
 def cost_text(value: float) -> str:
@@ -197,65 +233,34 @@ def _target(
     return {key: float(value)}, "ms" if name == "max_mean_latency" or cost == "latency" else "MACs"
 
 
-def _solve(
-    run: Path,
-    which: Which,
-    it: Opened,
+def _policy(
     target: dict[str, float],
-    unit: Unit,
-    confidence: Confidence,
+    val: Predictions,
+    rule: Policy,
+    stop: Sequence[float],
+    passing: Sequence[float],
     common: bool,
-    temperature: bool,
-    points: int,
-) -> Solved:
-    val = predictions(it.net, it.batches("val"))
-    stop, passing, alone, timing = (
-        exit_latencies(it.net, it.image_shape, confidence) if unit == "ms" else exit_macs(it.net, it.image_shape)
-    )
-    measured = measured_on(it.device, torch.get_num_threads()) if unit == "ms" else None
-    unsolved = Solved(costs=tuple(stop), alone=tuple(alone), unit=unit, target=target, measured_on=measured)
-    temperatures = fit_temperatures(val) if temperature else (1.0,) * len(stop)
-    rule = never(len(stop), confidence, temperatures)
-    policy: Policy | None
-    policy, cross_fitted = None, None
+) -> tuple[Policy | None, CrossFit | None]:
+    """The thresholds that meet the target, if there are any; a target on the error is kept by cross-fitting."""
     if (increase := target.get("max_error_increase")) is not None:
-        policy, cross_fitted = solve_cross_fitted(val, rule, stop, passing, max_error_increase=increase, common=common)
-    else:
-        policy = solve(val, rule, stop, passing, max_mean_cost=target["max_mean_cost"], common=common)
-    if policy is None:
-        bound = f"a mean of at most {cost_text(target['max_mean_cost'])} {unit}"
-        first = f"every image that leaves at output 1 costs {cost_text(stop[0])} {unit}"
-        reason = f"no thresholds meet {bound}: {first} ({100 * val.errors[0]:.2f} % error)"
-        if timing is not None:
-            spread = f"its quartiles {cost_text(timing.low_ms)} .. {cost_text(timing.high_ms)}"
-            reason += f", the median measured on {measured}, {spread}; times vary: ask again, or for more"
-        return replace(unsolved, reason=reason)
-    policies = {
-        "solved": cost_curve(val, rule, stop, passing, points=int(points), common=common),
-        "anytime": anytime(rule),
-        "budgeted": budgeted(val, rule, points=int(points)),
-    }
-    test = predictions(it.net, it.batches("test"))  # after the choice, and only to report it
+        return solve_cross_fitted(val, rule, stop, passing, max_error_increase=increase, common=common)
+    return solve(val, rule, stop, passing, max_mean_cost=target["max_mean_cost"], common=common), None
 
-    def seen(policies: Iterable[Policy]) -> tuple[Point, ...]:
-        return tuple(Point(p, outcome(val, p, stop, passing), outcome(test, p, stop, passing)) for p in policies)
 
-    (answer,), curves = seen([policy]), {name: seen(several) for name, several in policies.items()}
-    notes = [] if cross_fitted is None else [*_of_target(target["max_error_increase"], cross_fitted, answer)]
-    select = command("select", run, *which_flags(which))
-    notes += _of_output_alone(select, curves["anytime"], alone, answer.val, target, unit)
-    notes += [note for note in (too_few(answer.val.images), OF_PYTORCH if unit == "ms" else None) if note]
-    made_of = {"weights": which, "weights_sha256": weights_sha256(run, which), "common": common}
-    found = replace(
-        unsolved,
-        answer=answer,
-        curves=curves,
-        cross_fitted=cross_fitted,
-        costs=tuple(Costs.of(stop, passing).under(policy.thresholds).tolist()),
-        notes=tuple(notes),
-        source={**made_of, **provenance(it.device)},
-    )
-    file = exits_file(run, which)
+def _unmet(unsolved: Solved, first_error: float, timing: Timing | None) -> str:
+    """Why no thresholds keep the mean cost below a bound: output 1 alone costs more."""
+    first, unit = unsolved.costs[0], unsolved.unit
+    bound = f"a mean of at most {cost_text(unsolved.target['max_mean_cost'])} {unit}"
+    cheapest = f"every image that leaves at output 1 costs {cost_text(first)} {unit}"
+    reason = f"no thresholds meet {bound}: {cheapest} ({100 * first_error:.2f} % error)"
+    if timing is None:
+        return reason
+    spread = f"its quartiles {cost_text(timing.low_ms)} .. {cost_text(timing.high_ms)}"
+    return f"{reason}, the median measured on {unsolved.measured_on}, {spread}; times vary: ask again, or for more"
+
+
+def _written(found: Solved, file: Path) -> Solved:
+    """The answer, once it lies in the run; a disk that does not take it costs the file alone."""
     try:
         write_json(file, found.content)
     except OSError as error:
