@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import resource
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -53,6 +54,29 @@ def fails(capsys, words, status, *says):
     for text in says:
         assert text in err
     return out
+
+
+def test_many_classes_take_no_table_of_each_by_each():
+    """One of 20,000 classes would take 3.2 GB."""
+    net = auxnet.resnet(depth=8, outputs=2, num_classes=20_000)
+    images, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 7, 7, 19_999])
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    report = auxnet.evaluate(net, [(images, labels)])[1]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used < 500_000  # KB
+    assert report.confusion is None
+    assert [report.class_images[k] for k in (0, 1, 7, 19_999)] == [1, 0, 2, 1]
+    with torch.no_grad():
+        wrong = (net.eval()(images)[1].argmax(1) != labels).tolist()
+    assert [report.class_errors[k] for k in (0, 7, 19_999)] == [wrong[0], (wrong[1] + wrong[2]) / 2, wrong[3]]
+
+
+def test_a_default_device_of_the_caller_is_not_the_nets():
+    """ "meta" stands in for a GPU: whatever is made on it would not fit what lies on the CPU."""
+    net, images, labels = auxnet.resnet(depth=8, outputs=2), torch.randn(4, 3, 8, 8), torch.arange(4)
+    expected = auxnet.evaluate(net, [(images, labels)])
+    with torch.device("meta"):
+        assert auxnet.evaluate(net, [(images, labels)]) == expected
+        assert auxnet.select_on(net, [(images, labels)]).candidates[0].report == expected[0]
 
 
 def test_a_report_is_what_the_net_does_on_all_images_at_once():

@@ -79,6 +79,15 @@ def test_every_form_takes_every_size_and_truncates_exactly(block, width, size):
     assert all(z.shape == (2, 4) for z in logits)
 
 
+@pytest.mark.parametrize("depth", [8, 50])
+@pytest.mark.parametrize("block", ["plain", "original", "preact"])
+def test_a_truncated_model_can_be_a_script(block, depth):
+    form = "cifar" if depth == 8 else "imagenet"
+    alone = auxnet.resnet(depth, 2, block=block, form=form).truncate(2).eval()
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(torch.jit.script(alone)(x), alone(x))
+
+
 def test_a_truncated_model_is_a_copy():
     net = auxnet.resnet(8, 2)
     alone = net.truncate(1)

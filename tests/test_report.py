@@ -128,6 +128,11 @@ def test_errors_and_confusion_are_those_counted_image_by_image(run, gathered):
         assert counts == [
             [sum(t == i and a == j for t, a in zip(labels, answer, strict=True)) for j in range(10)] for i in range(10)
         ]
+        pairs = {(i, j): counts[i][j] for i in range(10) for j in range(10) if i != j and counts[i][j]}
+        worst = gathered["confusion"][k]["pairs"]
+        assert all(pairs[i, j] == count for i, j, count in worst)
+        assert [count for *_, count in worst] == sorted(pairs.values(), reverse=True)[: len(worst)]
+        assert len(worst) == min(len(pairs), examining.MOST_PAIRS)
         assert sum(b["count"] for b in gathered["calibration"][k]["bins"]) == len(labels)
     deeper = {
         n
@@ -714,6 +719,14 @@ def test_the_cheapest_in_multiply_adds_is_chosen_whatever_the_order_of_outputs(g
     page = open_page([odd], figures=False)
     limits, chosen = shown_limits(page)
     assert chosen == chosen_by_hand(odd["outputs"], limits) == "2"
+
+
+def test_of_outputs_that_cost_the_same_the_better_one_is_chosen(gathered, open_page):
+    odd = json.loads(json.dumps(gathered))
+    for row, macs, error in zip(odd["outputs"], (1000, 1000, 2000), (0.204, 0.202, 0.2), strict=True):
+        row["macs"], row["val"]["error"] = macs, error
+    page = open_page([odd], figures=False)
+    assert shown_limits(page)[1] == "2"
 
 
 @pytest.mark.long

@@ -18,6 +18,7 @@ from auxnet.evaluation import OutputReport
 from auxnet.latency import Timing
 from auxnet.scores import Predictions, compare, holm, wilson
 from auxnet.selection import MARGIN, choose, select_on
+from auxnet.words import p_text
 from conftest import one_class_alone
 
 
@@ -64,6 +65,18 @@ def test_the_cheapest_within_the_margin_of_the_best_is_chosen():
     assert choose(said, rows, within=0.005).output == 2
     assert choose(said, rows, within=0.03).output == 1
     assert choose(said, rows).output == 2  # MARGIN, half a point
+
+
+def test_of_outputs_that_cost_the_same_the_better_one_is_chosen():
+    """As of a backbone that is cut after a convolution, and again after the ReLU that follows it."""
+    said, rows = ladder(55, 52, 50)
+    alike = [replace(row, macs=1000) for row in rows[:2]] + rows[2:]
+    assert choose(said, alike).output == 2
+
+
+def test_a_p_value_is_never_printed_as_the_border_itself():
+    p_values = {0.0498: "0.0498", 0.050018: "0.05002", 0.0501: "0.0501", 0.05: "0.05", 0.2512: "0.25", 1e-25: "1e-25"}
+    assert {p: p_text(p) for p in p_values} == p_values
 
 
 def test_an_intermediate_output_that_is_the_best_is_chosen_over_deeper_ones():

@@ -31,7 +31,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize(
-    "name", ["w.safetensors", "w.pt", "w.pth", "nested.pt", "old.pt", "wrapped.pt", "twice.pt", "a.ckpt"]
+    "name", ["w.safetensors", "w.pt", "w.pth", "nested.pt", "old.pt", "wrapped.pt", "twice.pt", "a.ckpt", "averaged.pt"]
 )
 def test_every_weight_and_buffer_is_taken(name, tmp_path):
     source, target = backbone(), backbone()
@@ -43,6 +43,8 @@ def test_every_weight_and_buffer_is_taken(name, tmp_path):
         state = nn.DataParallel(source).state_dict()
     if name == "twice.pt":
         state = torch.compile(nn.DataParallel(source)).state_dict()
+    if name == "averaged.pt":
+        state = torch.optim.swa_utils.AveragedModel(source).state_dict()
     if name == "a.ckpt":
         state = {"epoch": 3, "state_dict": {f"model.{key}": value for key, value in state.items()}}
     if name.endswith(".safetensors"):

@@ -8,8 +8,6 @@ a subsampling padded with zeros (option A), or a 1x1 convolution (option B).
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -96,11 +94,11 @@ class PreActivationBlock(nn.Module):
         """[N, channels_in, H, W] -> [N, channels, H / stride, W / stride]."""
         activated = F.relu(self.bn1(x), inplace=True)
         shortcut = x if self.project is None else self.project(activated)
-        residual = F.relu(self.bn2(self.conv1(activated)), inplace=True)
+        residual: Tensor = F.relu(self.bn2(self.conv1(activated)), inplace=True)
         residual = self.conv2(residual)
         if self.bn3 is not None and self.conv3 is not None:
             residual = self.conv3(F.relu(self.bn3(residual), inplace=True))
-        return cast(Tensor, residual) + shortcut
+        return residual + shortcut
 
 
 class Classifier(nn.Module):
@@ -118,7 +116,8 @@ class Classifier(nn.Module):
         # As x.mean((2, 3)), but backward it neither writes a whole map nor changes the memory format.
         pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
         pooled = pixels.sum(1) / pixels.shape[1]
-        return cast(Tensor, self.fc(pooled))
+        logits: Tensor = self.fc(pooled)
+        return logits
 
 
 def conv3x3(channels_in: int, channels: int, stride: int = 1) -> nn.Conv2d:

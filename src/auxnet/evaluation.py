@@ -89,12 +89,13 @@ def reports(net: AuxNet, image_shape: tuple[int, ...], predicted: Predictions) -
     """A report per output from what a net predicts of images of shape (C, H, W)."""
     labels, images = predicted.labels, len(predicted.labels)
     measured = zip(net.depths, costs(net, image_shape), predicted.logits, predicted.wrong.sum(1).tolist(), strict=True)
+    classes = predicted.logits.shape[2]
+    sizes = labels.bincount(minlength=classes).tolist()
     rows = []
     for k, (depth, (params, macs), logits, wrong) in enumerate(measured, start=1):
         low, high = wilson(wrong, images)
-        table = confusion(logits, labels)
-        classes, sizes = len(table), table.sum(1).tolist()
-        by_class = [1 - right / n if n else None for right, n in zip(table.diagonal().tolist(), sizes, strict=True)]
+        right = labels[logits.argmax(1) == labels].bincount(minlength=classes).tolist()
+        by_class = [1 - r / n if n else None for r, n in zip(right, sizes, strict=True)]
         of_images = [error for error in by_class if error is not None]
         report = OutputReport(
             output=k,
@@ -111,7 +112,7 @@ def reports(net: AuxNet, image_shape: tuple[int, ...], predicted: Predictions) -
             class_errors=tuple(by_class),
             balanced_error=sum(of_images) / len(of_images),
             top5_error=top_error(logits, labels, 5) if classes >= 10 else None,
-            confusion=tuple(map(tuple, table.tolist())) if classes <= MOST_CLASSES else None,
+            confusion=tuple(map(tuple, confusion(logits, labels).tolist())) if classes <= MOST_CLASSES else None,
         )
         rows.append(report)
     return rows

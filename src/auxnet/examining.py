@@ -159,13 +159,14 @@ def calibration(logits: Tensor, labels: Tensor, report: OutputReport) -> dict[st
 
 def confused(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     """The confusion matrix of one output (truth by answer) unless it is too large to draw, and its worst pairs."""
-    table = confusion(logits, labels)
-    classes = len(table)
-    mistakes = table - table.diagonal().diag()
-    counts, cells = mistakes.flatten().topk(min(MOST_PAIRS, mistakes.numel()))
-    worst = zip(cells.tolist(), counts.tolist(), strict=True)
-    pairs = [[cell // classes, cell % classes, count] for cell, count in worst if count]
-    return {"counts": table.tolist() if classes <= MOST_CLASSES else None, "pairs": pairs}
+    classes, called = logits.shape[1], logits.argmax(1)
+    mistakes = torch.stack([labels, called], 1)[called != labels]
+    pairs, counts = torch.unique(mistakes, dim=0, return_counts=True)
+    worst = counts.argsort(descending=True, stable=True)[:MOST_PAIRS]
+    return {
+        "counts": confusion(logits, labels).tolist() if classes <= MOST_CLASSES else None,
+        "pairs": torch.column_stack([pairs, counts])[worst].tolist(),
+    }
 
 
 def only_deeper(test: Predictions) -> list[tuple[int, int]]:

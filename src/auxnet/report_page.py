@@ -17,7 +17,7 @@ from auxnet.reading.splits import tested_alike, validated_alike
 from auxnet.recipe import METHOD_OF, WHERE, Recipe, words_of
 from auxnet.scores import compare, holm, too_few
 from auxnet.unfinished import Facts
-from auxnet.words import command, first_few, listed, of_each, per_cent, plural, sentence
+from auxnet.words import command, first_few, listed, of_each, p_text, per_cent, plural, sentence
 
 COMMAND = "auxnet report"
 LINKS = {
@@ -193,7 +193,7 @@ def told_apart(runs: Sequence[Facts]) -> str:
     for (row, run), p in zip(others, p_values, strict=True):
         verdict = list(verdicts)[p < 0.05]
         error = per_cent(row["val"]["error"])
-        verdicts[verdict].append(f"output {row['output']} of {run['name']} ({error}, p = {p:.2g})")
+        verdicts[verdict].append(f"output {row['output']} of {run['name']} ({error}, p = {p_text(p)})")
     said = " and ".join(f"{verdict} {first_few(rows)}" for verdict, rows in verdicts.items() if rows)
     images = f"On these {best['val']['images']:,} validation images"
     return f"{images} output {best['output']} of {run_of_best['name']} {said}, by McNemar's test (Holm)."

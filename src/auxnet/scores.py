@@ -235,8 +235,7 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> list[Bin]:
     right = (called == labels).double()
     index = (top * bins).ceil().long().sub(1).clamp(0, bins - 1)
     count, confidence, accuracy = (
-        torch.zeros(bins, dtype=torch.float64).index_add_(0, index, values)
-        for values in (torch.ones_like(top), top, right)
+        top.new_zeros(bins).index_add_(0, index, values) for values in (torch.ones_like(top), top, right)
     )
     rows = zip(count.tolist(), (confidence / count).tolist(), (accuracy / count).tolist(), strict=True)
     return [Bin(b / bins, (b + 1) / bins, int(n), sure, hit) for b, (n, sure, hit) in enumerate(rows)]

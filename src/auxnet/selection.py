@@ -27,7 +27,7 @@ from auxnet.scores import (
     too_few,
 )
 from auxnet.sections import Which
-from auxnet.words import listed, per_cent, plural
+from auxnet.words import listed, p_text, per_cent, plural
 
 MARGIN = 0.005
 UNITS = {"params": "parameters", "macs": "MACs", "latency": "ms for one image"}
@@ -221,9 +221,9 @@ def _alike(candidates: Sequence[Candidate], chosen: OutputReport) -> int | None:
 
 
 def cheapest_within(errors: Sequence[float], macs: Sequence[int], margin: float) -> int:
-    """The place of the cheapest model whose error lies within a margin of the least."""
+    """The place of the cheapest model whose error lies within a margin of the least; of equal cost, the better one."""
     good_enough = [k for k, error in enumerate(errors) if error <= min(errors) + margin + 1e-12]
-    return min(good_enough, key=lambda k: macs[k])
+    return min(good_enough, key=lambda k: (macs[k], errors[k]))
 
 
 def checked_budgets(limits: Mapping[str, float | None]) -> dict[str, float]:
@@ -288,7 +288,7 @@ def _verdict(other: Candidate) -> str:
     """The chosen output beside a better one, or one that cannot be told from it."""
     found, row = other.against_chosen, other.report
     assert found is not None
-    images = f"{row.images:,} validation images, McNemar's p = {found.p_value:.2g} (Holm)"
+    images = f"{row.images:,} validation images, McNemar's p = {p_text(found.p_value)} (Holm)"
     if not found.significant:
         return f"it cannot be told apart from output {row.output} ({_error(row)}) on these {images}"
     return f"it is worse than output {row.output} ({_error(row)}) beyond chance on these {images}"

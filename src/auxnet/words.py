@@ -46,6 +46,12 @@ def in_points(difference: float, low: float, high: float) -> str:
     return f"{100 * difference:+.2f} ({100 * low:+.1f} .. {100 * high:+.1f})"
 
 
+def p_text(p: float) -> str:
+    """A p-value with two digits, or as many as tell it from 0.05, the border."""
+    texts = (f"{p:.{digits}g}" for digits in range(2, 18))
+    return next((text for text in texts if float(text) != 0.05), "0.05")
+
+
 def sentence(words: str) -> str:
     """a loss fell -> A loss fell."""
     return f"{words[0].upper()}{words[1:]}."

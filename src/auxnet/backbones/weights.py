@@ -127,6 +127,8 @@ def _of_net(theirs: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
 def _unwrapped(theirs: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
     """Tensors by the names that they have in the net itself, where they were saved from within a wrapper."""
     own = net.state_dict()
+    if "n_averaged" not in own:  # torch.optim.swa_utils.AveragedModel's, beside module.
+        theirs = {name: tensor for name, tensor in theirs.items() if name != "n_averaged"}
     # nn.DataParallel's and torch.compile's, which may wrap each other, and Lightning's usual attribute
     for prefix in ("module.", "_orig_mod.", "model."):
         if theirs and all(name.startswith(prefix) and name not in own for name in theirs):

@@ -16,7 +16,7 @@ from auxnet.cli import screen
 from auxnet.cli.arguments import OfRun, OneRun, above_zero, number, parse, points
 from auxnet.errors import warn
 from auxnet.sections import Which
-from auxnet.words import command, in_points, listed, per_cent, which_flags, with_interval
+from auxnet.words import command, in_points, listed, p_text, per_cent, which_flags, with_interval
 
 if TYPE_CHECKING:
     from auxnet.comparing import Pair
@@ -217,7 +217,7 @@ def _pairs_table(run: Path, other: Path, pairs: Sequence[Pair], on: str) -> Tabl
         errors = [with_interval(each.error, each.low, each.high) for each in (a, b)]
         apart = "" if found.significant else "cannot be told apart: "
         more = in_points(found.difference, found.low, found.high)
-        made.add_row(*numbers, *errors, more, f"{apart}{found.p_value:.2g}")
+        made.add_row(*numbers, *errors, more, f"{apart}{p_text(found.p_value)}")
     return made
 
 
@@ -340,5 +340,5 @@ def _candidates_table(choice: Choice) -> Table:
         else:
             behind = in_points(against.difference, against.low, against.high)
             apart = "" if against.significant else "cannot be told apart: "
-            made.add_row(*cells, behind, f"{apart}{against.p_value:.2g}")
+            made.add_row(*cells, behind, f"{apart}{p_text(against.p_value)}")
     return made

@@ -71,12 +71,19 @@
   function choose(outputs, limit) {
     const fits = outputs
       .filter((o) => COSTS.every((key) => limit[key] === Infinity || o[key] <= limit[key]))
-      .sort((a, b) => a.macs - b.macs);
+      .sort((a, b) => a.macs - b.macs || a.val.error - b.val.error);
     if (!fits.length) return { chosen: null, best: null, bar: null, equal: [] };
     const best = fits.reduce((a, b) => (b.val.error < a.val.error ? b : a));
     const bar = best.val.error + limit.within / 100;
     const equal = fits.filter((o) => o !== best && o.val.error === best.val.error);
     return { chosen: fits.find((o) => o.val.error <= bar + 1e-12), best, bar, equal };
+  }
+  // As words.p_text: two digits, or as many as tell p from 0.05, the border.
+  function pText(p) {
+    for (let digits = 2; ; digits++) {
+      const said = Number(p.toPrecision(digits));
+      if (said !== 0.05 || p === 0.05 || digits === 17) return said;
+    }
   }
   // What select's test says of the choice beside the outputs that are better, tied, or cheaper and not told from it.
   function verdicts(chosen, best, equal) {
@@ -90,7 +97,7 @@
     if (chosen === overall) compared.push(...alike.sort((a, b) => a.macs - b.macs).slice(0, 1));
     const said = [...new Set(compared)].map((o) => {
       const q = p[o.output - 1], other = `output ${o.output} (${percent(o.val.error)} error)`;
-      const images = `${exact(o.val.images)} validation images, McNemar's p = ${Number(q.toPrecision(2))} (Holm)`;
+      const images = `${exact(o.val.images)} validation images, McNemar's p = ${pText(q)} (Holm)`;
       return q < 0.05 ? `it is worse than ${other} beyond chance on these ${images}`
         : `it cannot be told apart from ${other} on these ${images}`;
     });

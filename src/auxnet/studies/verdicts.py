@@ -21,7 +21,7 @@ from typing import Any, Literal
 from auxnet.reading.splits import tested_alike
 from auxnet.scores import holm
 from auxnet.studies.spec import Claim, Side, Study
-from auxnet.words import plural
+from auxnet.words import p_text, plural
 
 LEVEL = 0.95
 FEWEST = 3  # seeds: the spread of two is known too badly to judge by
@@ -92,7 +92,7 @@ def judge_all(claims: Sequence[Claim], datasets: Sequence[str], rows: Rows) -> l
     among = []
     for verdict, adjusted in zip(alone, holm([verdict.p for verdict in alone]), strict=True):
         if verdict.word != "cannot be told" and adjusted > 1 - LEVEL:
-            why = f"alone it {verdict.word}, but among {len(alone)} claims p = {_p(adjusted)} (Holm)"
+            why = f"alone it {verdict.word}, but among {len(alone)} claims p = {p_text(adjusted)} (Holm)"
             verdict = replace(verdict, word="cannot be told", why=why)
         among.append(replace(verdict, adjusted=adjusted))
     return among
@@ -194,11 +194,6 @@ def _p_value(values: Sequence[float], least: float) -> float:
     return 2 * float(t.sf(abs(mean(values)) / error, len(values) - 1)) if error else 0.0
 
 
-def _p(p: float) -> str:
-    """p with two digits, or three where two would say 0.05, the border itself."""
-    return f"{p:.2g}" if f"{p:.2g}" != "0.05" else f"{p:.3g}"
-
-
 def in_words(verdict: Verdict) -> str:
     """The verdict with its figures, in percentage points; and when the claim was added, if after others."""
     return _found(verdict) + (f"; a claim added {verdict.claim.added}" if verdict.claim.added else "")
@@ -211,6 +206,6 @@ def _found(verdict: Verdict) -> str:
     n = len(verdict.differences)
     if n > 1:
         p = None if verdict.word == "cannot be told" else verdict.adjusted
-        by_holm = "" if p is None else f", p = {_p(p)} by Holm"
+        by_holm = "" if p is None else f", p = {p_text(p)} by Holm"
         points += f" ({100 * verdict.low:+.2f} .. {100 * verdict.high:+.2f}, {n} seeds{by_holm})"
     return f"{verdict.word} at this scale: {points}" + (f"; {verdict.why}" if verdict.why else "")
