@@ -243,33 +243,45 @@ def _stand_in(module: AnyModule, image_shape: Sequence[int]) -> tuple[AnyModule,
     If it does not run there, since it looks at the values of a tensor, both are real.
     """
     like = next(module.parameters(), torch.empty(0))
-
-    def twin() -> AnyModule:
-        return copied(module).eval().requires_grad_(False)  # FlopCounterMode trips over parameters under no_grad
-
     images = torch.zeros(N, *image_shape, dtype=like.dtype, device=like.device)
     try:
-        on_meta, nothing = twin().to("meta"), images.to("meta")
-        for norm in batch_norms(on_meta):
-            norm.forward = partial(_normed, norm)
-        on_meta(nothing)
+        twin, nothing = without_norms(still(module).to("meta")), images.to("meta")
+        twin(nothing)
     except Exception:
-        return twin(), images
-    return on_meta, nothing
+        return still(module), images
+    return twin, nothing
 
 
-def batch_norms(module: nn.Module) -> list[nn.Module]:
-    """The BatchNorms of a module, which take long on the meta device, unless their forward is not their own."""
-    kinds = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
-    return [each for each in module.modules() if type(each) in kinds and "forward" not in vars(each)]
+def still(module: AnyModule) -> AnyModule:
+    """A copy in evaluation mode, without gradients: FlopCounterMode trips over views of parameters that have some."""
+    return copied(module).eval().requires_grad_(False)
 
 
-def _normed(norm: Any, input: Tensor) -> Tensor:
-    """What stands for a BatchNorm on the meta device: it takes and gives the like."""
+def without_norms(module: AnyModule) -> AnyModule:
+    """The module itself, on the meta device, where BatchNorms are slow: it replaces their forwards by stand-ins.
+
+    (Not one that a module was given, in place of BatchNorm's own.)
+    """
+    for each in module.modules():
+        if type(each) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) and "forward" not in vars(each):
+            each.forward = partial(_normed, each)
+    return module
+
+
+def _normed(norm: Any, input: Tensor) -> Any:
+    """What stands for a BatchNorm: it refuses, gives, and keeps for its backward what a BatchNorm does."""
     norm._check_input_dim(input)
     if input.shape[1] != norm.num_features:
         raise ValueError(f"a norm of {norm.num_features} channels got {input.shape[1]}")
-    return -input
+    return _Norm.apply(input, norm.weight, norm.bias)  # type: ignore[no-untyped-call]
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """A tensor like x, nothing computed; beside x, four statistics of each channel are kept."""
+        ctx.save_for_backward(x, x.new_empty(4, x.shape[1], dtype=torch.float32))
+        return torch.empty_like(x)
 
 
 @contextmanager
