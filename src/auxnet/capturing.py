@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from auxnet.errors import first_line, warn
-from auxnet.method import Method, Piece, no_pieces
+from auxnet.method import Method, Piece
 from auxnet.words import gigabytes
 
 NUMBERS = ("lr", "eta", "scale", "weight_decay")  # of an optimizer, on which no state of it depends
@@ -91,7 +91,7 @@ def captured(method: Method, record: Record, aside: Aside) -> Method:
     within `aside`. Batches of the largest size are recorded; one of another shape, such as the last of an epoch, is an
     ordinary step.
     """
-    return replace(method, one_step=Captured(method, record, aside), pieces=no_pieces)
+    return replace(method, one_step=Captured(method, record, aside), pieces=None)
 
 
 class Captured:

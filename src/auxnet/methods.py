@@ -37,7 +37,7 @@ from auxnet.gradients import (
     parameters,
     supervise,
 )
-from auxnet.method import Method, Weights, no_pieces, weights_for
+from auxnet.method import Method, Weights, weights_for
 from auxnet.modules import statistics_kept
 from auxnet.network import AuxNet, check_net
 from auxnet.sections import Mode, Order, State, StepScale
@@ -204,7 +204,7 @@ def multiway(
 
     # The same step in pieces, for a device with room for several at once; the adaptive rule computes between them.
     at_once = mode == "live" and step_scale != "adaptive"
-    pieces = wavefront(net, updates, lambdas, order, supervised) if at_once else no_pieces
+    pieces = wavefront(net, updates, lambdas, order, supervised) if at_once else None
     return Method(net, step, optimizers, lambdas, rescale, loss, mode, pieces)
 
 
