@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from auxnet import build, machine
@@ -202,8 +203,6 @@ def _in_turn(piles: Iterable[Iterable[T]]) -> list[T]:
 
 def png(image_HWC: Tensor) -> str:
     """A uint8 image [H, W, C] as a data URI, made smaller if it is large."""
-    from PIL import Image
-
     pixels = image_HWC.numpy()
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
