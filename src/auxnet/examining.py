@@ -39,7 +39,7 @@ MOST_IMAGES, THUMBNAIL = 24, 96
 
 def examine(run: Path, recipe: Recipe, dataset: DataSet) -> dict[str, Any]:
     """What the images say about the net of a run's last epoch, on the device and threads of the recipe."""
-    device = machine.device_of(recipe)
+    device = machine.device_of(recipe.device)
     with machine.threads_set(recipe.threads):
         net = machine.to_device(load_net(run), device)
         shape = (dataset.channels, *dataset.image_size)

@@ -52,7 +52,7 @@ def _depths(study: Study, side: Side) -> tuple[int, ...]:
 
 def check_variants(study: Study, where: Mapping[str, Any]) -> None:
     """Raise ValueError for a variant that cannot be trained, or a `where` (`recipe.WHERE`) that cannot be had here."""
-    device_of(Recipe(**where))
+    device_of(Recipe(**where).device)
     for variant in study.variants:
         with told_of(f"study {study.name}: variant {variant}"):
             check_recipe(study.recipe(variant, study.datasets[0], where=where))
