@@ -73,7 +73,7 @@ def is_number(value: object) -> bool:
 
 
 @contextmanager
-def told_of(what: str) -> Iterator[None]:
+def error_prefix(what: str) -> Iterator[None]:
     """Within, a ValueError says first what it is of: a file, a variant of a study, a backbone."""
     try:
         yield

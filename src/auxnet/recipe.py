@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from auxnet.documents import read_yaml
-from auxnet.errors import ExclusionError, told_of
+from auxnet.errors import ExclusionError, error_prefix
 from auxnet.fetching import on_hub
 from auxnet.sections import LARGEST, DataFields, MachineFields, MethodFields, NetworkFields, TrainingFields
 from auxnet.words import nearest
@@ -170,7 +170,7 @@ def read_recipe(path: Path | str) -> Recipe:
         content = {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold 'key: value' lines, got a {type(content).__name__}")
-    with told_of(str(path)):
+    with error_prefix(str(path)):
         return recipe_from(content)
 
 

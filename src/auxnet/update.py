@@ -52,7 +52,7 @@ class Update:
             raise ValueError(f"clip must be a gradient norm above 0, got {clip!r}")
         self.clip = clip
         self.average = average
-        self.trunk = groups[0]
+        self.trunk = groups[0]  # S_1..S_k, of an update of one output (`steps.updates_per_output`)
         self.parameters = [p for group in groups for p in group]
         masters = [_master(p) for p in self.parameters]
         pairs = list(zip((p.data for p in self.parameters), masters, strict=True))
