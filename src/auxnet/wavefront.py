@@ -41,6 +41,8 @@ def wavefront(
     def pieces(images: Tensor, labels: Tensor) -> list[Piece] | None:
         if not all(map(_is_separable, updates)):
             return None
+        trained = [j for j, segment in enumerate(net.segments, start=1) if parameters(segment)]
+        lowest = min(trained, default=net.outputs)  # below S_lowest no backward goes
         outputs: dict[int, Supervised] = {}
         entering: dict[int, Tensor | None] = {}  # lambda_k dL_k/dx_j, where backward k has got to
 
@@ -67,8 +69,6 @@ def wavefront(
                 gradient_of |= zip(parameters(net.heads[k - 1]), outputs[k].head, strict=True)
             updates[k - 1]([gradient_of.get(p) for p in updates[k - 1].parameters])
 
-        trained = [j for j, segment in enumerate(net.segments, start=1) if parameters(segment)]
-        lowest = min(trained, default=net.outputs)
         passes = schedule([k for k in turns if lambdas[k - 1] > 0], lowest)
         place = {each: n for n, each in enumerate(passes, start=1)}
         return [Piece(forward, lane=0, after=())] + [
