@@ -108,7 +108,7 @@ def speed_notes(recipe: Recipe, seconds: float) -> Iterator[str]:
 
 
 def _may_gain(recipe: Recipe, **fields: Any) -> bool:
-    """Whether a recipe has these fields otherwise, and may have them so."""
+    """Whether a recipe has other values in these fields, and may have these."""
     try:
         return replace(recipe, **fields) != recipe
     except ValueError:

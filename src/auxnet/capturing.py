@@ -95,7 +95,7 @@ def captured(method: Method, record: Record, aside: Aside) -> Method:
 
 
 class Captured:
-    """The steps of a method: `WARM_UP` aside, one that is recorded, and from then on replays of that."""
+    """The steps of a method: `WARM_UP` run within `aside`, then one is recorded, and replayed from then on."""
 
     def __init__(self, method: Method, record: Record, aside: Aside) -> None:
         self.method, self.record, self.aside = method, record, aside

@@ -169,7 +169,7 @@ def need(*modules: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' chatter about what is not asked for here."""
+    """Silence, for the block, the exporters' chatter about what is not asked for here."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()):

@@ -146,7 +146,7 @@ class Method:
         return losses
 
     def set_weights(self, weights: Weights | None) -> None:
-        """The loss weights lambda [K] from now on (None: the paper's), and the step scales that follow from them.
+        """Set the loss weights lambda [K] from now on (None: the paper's), and the step scales that follow from them.
 
         An output that weighs 0 is discarded: its loss has no effect at all. No gradient of it is taken, and its head
         stays as it is, without decay or momentum; in pair-wise and multi-way its optimizer makes no step either.
@@ -156,7 +156,7 @@ class Method:
         self.rescale()
 
     def set_lr(self, lr: float) -> None:
-        """The step size eta from now on, for every output; groups with a step size of their own keep their share.
+        """Set the step size eta from now on, for every output; groups with a step size of their own keep their share.
 
         Raises ValueError unless it is a number of 0 or more.
         """
@@ -206,7 +206,7 @@ class Method:
 
 
 def _parameter_identities(module: nn.Module) -> list[tuple[int, int, bool]]:
-    """Of each parameter in a module its identity, its address and whether it is trained: fast, for every step."""
+    """(identity, address, whether it is trained) of each parameter in a module: fast, for every step."""
     identities = [(id(p), p.data_ptr(), p.requires_grad) for p in module._parameters.values() if p is not None]
     for child in module._modules.values():
         identities += [] if child is None else _parameter_identities(child)

@@ -88,7 +88,7 @@ def joint(
 
 
 def backward(output: Supervised, weight: float, trunk: list[nn.Parameter], keep: bool = False) -> Gradients:
-    """Of S_1..S_k and H_k: lambda_k dL_k/dx_k taken down from x_k (eq:pair-wise_gradient), and dL_k/dH_k unscaled.
+    """Gradients of S_1..S_k, taken down from lambda_k dL_k/dx_k at x_k (eq:pair-wise_gradient), and of H_k, unscaled.
 
     It runs through the features of the forward it came from, with the weights as they are now. `keep` keeps the graph
     for another backward. An output of weight 0 has no gradient at all.

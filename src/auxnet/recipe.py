@@ -152,7 +152,7 @@ def check_outputs(outputs: int | None, at: Sequence[int] | None) -> None:
 
 @cache
 def kinds() -> dict[str, tuple[Any, ...]]:
-    """Of each field the types that its value may be of, one by one; worked out once, as a study makes many recipes.
+    """The types that each field's value may have, one by one; worked out once, as a study makes many recipes.
 
     {"lr": (float,), "at": (tuple[int, ...], NoneType), ...}
     """
@@ -251,7 +251,7 @@ def data_name(data: str) -> str:
 
 
 def network_name(recipe: Recipe) -> str:
-    """Of which kind the trunk is: preact ResNet-20, or a backbone by its name."""
+    """The kind of trunk: preact ResNet-20, or a backbone by its name."""
     return f"{recipe.block} ResNet-{recipe.depth}" if recipe.backbone is None else recipe.backbone
 
 

@@ -55,7 +55,7 @@ def wavefront(
             return torch.stack([outputs[k].loss for k in sorted(outputs)])
 
         def backward(k: int, j: int) -> None:
-            """From x_j through S_j, which is updated then, to x_{j-1}; with S_k its head is updated."""
+            """Go from x_j through S_j, which is updated then, to x_{j-1}; with S_k its head is updated."""
             own, above = parameters(net.segments[j - 1]), entering[k]
             below = [outputs[j - 1].feature] if j > lowest and outputs[j - 1].feature.requires_grad else []
             found: Gradients = [None] * len([*own, *below])
@@ -80,7 +80,7 @@ def wavefront(
 
 
 def _is_separable(update: Update | SharedUpdate) -> bool:
-    """Whether to update parameters one by one is to update them together."""
+    """Whether updating parameters one by one equals updating them together."""
     whole = update.whole if isinstance(update, SharedUpdate) else update
     optimizer = whole.optimizer
     hooked = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks

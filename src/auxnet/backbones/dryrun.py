@@ -295,7 +295,7 @@ class _Norm(torch.autograd.Function):
 
 @contextmanager
 def plain_attention() -> Iterator[None]:
-    """Within, attention is not fused: its layers would not be seen."""
+    """Keep attention from being fused, for the block: its layers would not be seen."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -307,7 +307,7 @@ def plain_attention() -> Iterator[None]:
 
 @contextmanager
 def _dry(module: AnyModule, image_shape: Sequence[int]) -> Iterator[tuple[AnyModule, Tensor]]:
-    """The stand-ins. Within, no gradients, and what a backbone raises becomes one line about the images.
+    """The stand-ins. Inside the block no gradients; what a backbone raises becomes one line about the images.
 
     (Or, for an AuxNet, about the heads: the backbone has run before.)
     """
@@ -338,7 +338,7 @@ def _may_write_in_training_alone(module: fx.GraphModule) -> bool:
 
 @contextmanager
 def _in_training(twin: nn.Module, device: torch.device) -> Iterator[None]:
-    """Within, a stand-in is in training, and what it draws is none of the caller's random numbers."""
+    """Put a stand-in in training for the block; what it draws is none of the caller's random numbers."""
     with random_kept(device):
         twin.train()
         yield

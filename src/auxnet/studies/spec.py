@@ -69,7 +69,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Claim:
-    """That one side errs less than the other; or, `of` "share", that more supervision reaches its shallowest layer."""
+    """A claim: one side errs less than the other; or, `of` "share", more supervision reaches its shallowest layer."""
 
     says: str
     better: Side
@@ -100,7 +100,7 @@ class Trial:
 
     @cached_property
     def name(self) -> str:
-        """Its folder: the same recipe has the same name in every study, and is trained once."""
+        """The name of its folder: the same recipe has the same in every study, and is trained once."""
         recipe = self.recipe
         digest = sha256(dumps(differing(recipe), sort_keys=True).encode()).hexdigest()[:10]
         return f"{folder_name(recipe)}-seed{recipe.seed}-{digest}"
