@@ -25,7 +25,6 @@ from auxnet.capturing import WARM_UP, as_cuda_graph
 from auxnet.compiling import compiled
 from auxnet.errors import first_line
 from auxnet.machine import to_device
-from auxnet.method import no_pieces
 from auxnet.precision import in_float32, to_bfloat16
 from measured import METHODS, SGD, batch_of, operations, options, ratio, save, seconds, shown
 
@@ -74,7 +73,7 @@ def main() -> None:
             if asked.compile:
                 made = compiled(made, batch[0])
             if asked.in_turn:
-                made = replace(made, pieces=no_pieces)
+                made = replace(made, pieces=None)
             step = (as_cuda_graph(made, device) if asked.graph else made).step
             held = reserved()
             for _ in range(WARM_UP + 1):  # a graph is recorded after so many

@@ -37,7 +37,6 @@ from auxnet.data import DataSet, Split
 from auxnet.distributed import Team
 from auxnet.errors import first_line
 from auxnet.machine import to_device
-from auxnet.method import no_pieces
 from auxnet.mixing import mixed
 from auxnet.precision import in_float32, to_bfloat16
 
@@ -238,7 +237,7 @@ def at_once(depth, outputs, dtype, compile):
         y = torch.randint(10, (8, 128), generator=g).to(GPU)
         batch = [each.contiguous(memory_format=torch.channels_last) for each in x]
         method = compiled(method, batch[0]) if compile else method
-        method = as_cuda_graph(method if pieces else replace(method, pieces=no_pieces), GPU)
+        method = as_cuda_graph(method if pieces else replace(method, pieces=None), GPU)
         for n in range(100):
             method.step(batch[n % 8], y[n % 8])
         weights.append(torch.cat([p.detach().float().flatten() for p in net.parameters()]))

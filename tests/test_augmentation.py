@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from auxnet.augmentation import Augmentation, operations, resized_crops
+from auxnet.augmentation import OPERATIONS, Augmentation, resized_crops
 from auxnet.backbones.named import build_backbone
 from auxnet.batches import batches
 from auxnet.data import Split
@@ -99,7 +99,7 @@ NAMES = (
 
 
 def done(name: str, strength: int, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return np.asarray(operations()[NAMES.index(name)](Image.fromarray(pixels), strength)).astype(int)
+    return np.asarray(OPERATIONS[NAMES.index(name)](Image.fromarray(pixels), strength)).astype(int)
 
 
 def test_operations_are_what_their_formulas_say() -> None:

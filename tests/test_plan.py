@@ -346,7 +346,7 @@ def test_bfloat16_is_told_to_be_slow_or_fast_where_that_is_known(machine, amx, a
 
 @pytest.mark.parametrize("has_units", [True, False])
 def test_bfloat16_is_noted_on_a_gpu_that_has_units_for_it(has_units, monkeypatch):
-    monkeypatch.setattr("auxnet.advice.device_of", lambda recipe: torch.device("cuda"))
+    monkeypatch.setattr("auxnet.advice.device_of", lambda name: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0) if has_units else (7, 5))
     notes = [*speed_notes(Recipe(), 1)]
     assert [note.partition(": ")[0] for note in notes] == ["this GPU has units for bfloat16"] * has_units

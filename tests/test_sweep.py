@@ -428,16 +428,17 @@ def test_a_worker_on_a_machine_that_lacks_a_device_fails_no_trial(tmp_path, untr
 
 
 def test_a_place_that_some_trials_cannot_have_is_no_impossible_one(monkeypatch):
-    def device_of(recipe):
-        if recipe.compile and recipe.device == "cpu":
+    def build(recipe, *given):
+        if recipe.cuda_graph and recipe.device == "cpu":
             raise ValueError("needs another device")
+        return SimpleNamespace(outputs=2), None
 
-    monkeypatch.setattr(sweeping, "device_of", device_of)
-    monkeypatch.setattr(sweeping, "build", lambda *given: (SimpleNamespace(outputs=2), None))
-    space = {"compile": [True, False], "device": ["cpu", "cuda"], "seed": "0..60"}
+    monkeypatch.setattr(sweeping, "device_of", lambda name: None)
+    monkeypatch.setattr(sweeping, "build", build)
+    space = {"cuda_graph": [True, False], "device": ["cpu", "cuda"], "seed": "0..60"}
     sweeping.check_space(Settings(TINY, space_from(space)))
     del space["device"]
-    with pytest.raises(ValueError, match="compile=True cannot be: needs another device"):
+    with pytest.raises(ValueError, match="cuda_graph=True cannot be: needs another device"):
         sweeping.check_space(Settings(TINY, space_from(space)))
 
 

@@ -91,13 +91,13 @@ def copies_doubts(dataset: DataSet) -> Iterator[str]:
 
 def precision_doubts(recipe: Recipe) -> Iterator[str]:
     """A warning of bfloat16 on a CPU that has no units for it."""
-    if recipe.precision != "float32" and device_of(recipe).type == "cpu" and bfloat16_pays() is False:
+    if recipe.precision != "float32" and device_of(recipe.device).type == "cpu" and bfloat16_pays() is False:
         yield "this CPU has no units for bfloat16, which is slower on it than float32: leave --precision out"
 
 
 def speed_notes(recipe: Recipe, seconds: float) -> Iterator[str]:
     """What should make steps faster, and the recipe may have: bfloat16, and compiling if it trains for so long."""
-    device = device_of(recipe)
+    device = device_of(recipe.device)
     if device.type == "cpu" and bfloat16_pays() and _may_gain(recipe, precision="bfloat16"):
         yield "this CPU has units for bfloat16 (AMX): with --precision bfloat16 a step should take less time"
     on_gpu = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
@@ -108,7 +108,7 @@ def speed_notes(recipe: Recipe, seconds: float) -> Iterator[str]:
 
 
 def _may_gain(recipe: Recipe, **fields: Any) -> bool:
-    """Whether a recipe has these fields otherwise, and may have them so."""
+    """Whether a recipe has other values in these fields, and may have these."""
     try:
         return replace(recipe, **fields) != recipe
     except ValueError:

@@ -12,16 +12,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageEnhance, ImageOps
 from torch import Generator, Tensor
 
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)  # of random resized crops: everybody's
 TRIES = 10  # for a crop that fits, before the whole image is taken
 LEVELS = 30  # the greatest strength of an operation
+
+Operation = Callable[[Image.Image, int], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,13 @@ class Augmentation:
         crops = resized_crops(n, (H, W), self.size[1] / self.size[0], generator) if self.resized_crop else whole
         if not self.trivial:
             return torch.cat([crops, torch.zeros(n, 2, dtype=torch.int64)], 1)
-        operation = torch.randint(len(operations()), (n,), generator=generator)
+        operation = torch.randint(len(OPERATIONS), (n,), generator=generator)
         strength = torch.randint(LEVELS + 1, (n,), generator=generator)
         sign = torch.randint(2, (n,), generator=generator) * 2 - 1
         return torch.cat([crops, operation[:, None], (sign * strength)[:, None]], 1)
 
     def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
         """Images, uint8 [n, H, W, C], as drawn: uint8 [n, *size, C]."""
-        from PIL import Image
-
         done = np.empty((len(images), *self.size, images.shape[3]), np.uint8)
         for place, pixels, numbers in zip(done, images.numpy(), drawn.tolist(), strict=True):
             top, left, height, width, operation, strength = numbers
@@ -58,7 +58,7 @@ class Augmentation:
             image = Image.fromarray(cut.squeeze(2) if cut.shape[2] == 1 else cut)
             if (height, width) != self.size:
                 image = image.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR)
-            image = operations()[operation](image, strength) if self.trivial else image
+            image = OPERATIONS[operation](image, strength) if self.trivial else image
             place[:] = np.asarray(image).reshape(place.shape)
         return torch.from_numpy(done)
 
@@ -85,33 +85,31 @@ def resized_crops(n: int, size: tuple[int, int], aspect: float, generator: Gener
     return torch.stack([top, left, height, width], 1).long()
 
 
-@cache
-def operations() -> tuple[Callable[[Any, int], Any], ...]:
-    """TrivialAugment's operations (Mueller and Hutter 2021, the wide ranges) on a PIL image, strengths in -30..30.
+def _moved(image: Image.Image, *xy_from_xy1: float) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, xy_from_xy1)
 
-    Those that have but one direction take the strength without its sign. What comes from outside is black.
-    """
-    from PIL import Image, ImageEnhance, ImageOps
 
-    def moved(image: Any, *xy_from_xy1: float) -> Any:
-        return image.transform(image.size, Image.Transform.AFFINE, xy_from_xy1)
+def _enhanced(kind: Any) -> Operation:
+    return lambda image, s: kind(image).enhance(1 + 0.99 * s / LEVELS)
 
-    def enhanced(kind: Any) -> Callable[[Any, int], Any]:
-        return lambda image, s: kind(image).enhance(1 + 0.99 * s / LEVELS)
 
-    return (
-        lambda image, _: image,
-        lambda image, s: moved(image, 1, 0.99 * s / LEVELS, 0, 0, 1, 0),  # sheared
-        lambda image, s: moved(image, 1, 0, 0, 0.99 * s / LEVELS, 1, 0),
-        lambda image, s: moved(image, 1, 0, int(32 * s / LEVELS), 0, 1, 0),  # shifted, by up to 32 pixels
-        lambda image, s: moved(image, 1, 0, 0, 0, 1, int(32 * s / LEVELS)),
-        lambda image, s: image.rotate(135 * s / LEVELS),
-        enhanced(ImageEnhance.Brightness),
-        enhanced(ImageEnhance.Color),
-        enhanced(ImageEnhance.Contrast),
-        enhanced(ImageEnhance.Sharpness),
-        lambda image, s: ImageOps.posterize(image, 8 - round(6 * abs(s) / LEVELS)),
-        lambda image, s: ImageOps.solarize(image, 255 - 255 * abs(s) / LEVELS),
-        lambda image, _: ImageOps.autocontrast(image),
-        lambda image, _: ImageOps.equalize(image),
-    )
+OPERATIONS: tuple[Operation, ...] = (
+    lambda image, _: image,
+    lambda image, s: _moved(image, 1, 0.99 * s / LEVELS, 0, 0, 1, 0),  # sheared
+    lambda image, s: _moved(image, 1, 0, 0, 0.99 * s / LEVELS, 1, 0),
+    lambda image, s: _moved(image, 1, 0, int(32 * s / LEVELS), 0, 1, 0),  # shifted, by up to 32 pixels
+    lambda image, s: _moved(image, 1, 0, 0, 0, 1, int(32 * s / LEVELS)),
+    lambda image, s: image.rotate(135 * s / LEVELS),
+    _enhanced(ImageEnhance.Brightness),
+    _enhanced(ImageEnhance.Color),
+    _enhanced(ImageEnhance.Contrast),
+    _enhanced(ImageEnhance.Sharpness),
+    lambda image, s: ImageOps.posterize(image, 8 - round(6 * abs(s) / LEVELS)),
+    lambda image, s: ImageOps.solarize(image, 255 - 255 * abs(s) / LEVELS),  # type: ignore[arg-type]
+    lambda image, _: ImageOps.autocontrast(image),
+    lambda image, _: ImageOps.equalize(image),
+)
+"""TrivialAugment's operations (Mueller and Hutter 2021, the wide ranges) on an image, strengths in -30..30.
+
+Those that have but one direction take the strength without its sign. What comes from outside is black.
+"""

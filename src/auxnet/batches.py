@@ -23,7 +23,7 @@ from auxnet.reading.splits import Labelled
 Batches = Iterable[tuple[Tensor, Tensor]]
 """(images [N, C, H, W], labels [N])"""
 Share = Callable[[int], slice]
-"""which of the n images of a batch are wanted; `slice` itself gives all, as slice(n) is [:n]"""
+"""n -> the slice of a batch's n images that this process takes; the built-in `slice` takes all"""
 
 
 def batches(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from auxnet.errors import first_line, warn
-from auxnet.method import Method, Piece, no_pieces
+from auxnet.method import Method, Piece
 from auxnet.words import gigabytes
 
 NUMBERS = ("lr", "eta", "scale", "weight_decay")  # of an optimizer, on which no state of it depends
@@ -91,11 +91,11 @@ def captured(method: Method, record: Record, aside: Aside) -> Method:
     within `aside`. Batches of the largest size are recorded; one of another shape, such as the last of an epoch, is an
     ordinary step.
     """
-    return replace(method, one_step=Captured(method, record, aside), pieces=no_pieces)
+    return replace(method, one_step=Captured(method, record, aside), pieces=None)
 
 
 class Captured:
-    """The steps of a method: `WARM_UP` aside, one that is recorded, and from then on replays of that."""
+    """The steps of a method: `WARM_UP` run within `aside`, then one is recorded, and replayed from then on."""
 
     def __init__(self, method: Method, record: Record, aside: Aside) -> None:
         self.method, self.record, self.aside = method, record, aside

@@ -93,7 +93,7 @@ class AsAutograd(CustomPartitionerFn):
 
 @contextmanager
 def _settings() -> Iterator[None]:
-    """PyTorch's own settings, in which segments are compiled."""
+    """Set PyTorch, for the block, as segments need it to be compiled."""
     with (
         KEPT,
         dynamo.patch(skip_nnmodule_hook_guards=False),  # with hooks, a segment runs as it is
@@ -104,7 +104,7 @@ def _settings() -> Iterator[None]:
 
 
 def _of_its_own(forward: Forward) -> Forward:
-    """The same function, with code that no other has: by that PyTorch finds compiled graphs, whatever the settings."""
+    """A copy with its own code object: torch.compile caches graphs per code object, whatever the settings."""
 
     def run(x: Tensor) -> Tensor:
         return forward(x)

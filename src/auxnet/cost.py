@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, UntypedStorage, nn
 from torch.autograd.graph import Node, saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from auxnet.backbones.dryrun import batch_norms, plain_attention
+from auxnet.backbones.dryrun import plain_attention, still, without_norms
 from auxnet.features import nodes_below
 from auxnet.modules import copied
 from auxnet.network import AuxNet
@@ -34,13 +33,10 @@ def multiply_adds_by_part(net: AuxNet, image_shape: Sequence[int]) -> list[tuple
     pairs = nn.ModuleList(nn.ModuleList(pair) for pair in zip(net.segments, net.heads, strict=True))
     like = next(pairs.parameters())
     image = torch.zeros(1, *image_shape, dtype=like.dtype, device=like.device)
-    twins = _still(pairs).to("meta")
-    for norm in batch_norms(twins):  # no multiply-adds, and slow on "meta"
-        norm.forward = lambda input: input
     try:
-        return _run(twins, image.to("meta"))
+        return _run(without_norms(still(pairs).to("meta")), image.to("meta"))
     except Exception:
-        return _run(_still(pairs), image)
+        return _run(still(pairs), image)
 
 
 def costs(net: AuxNet, image_shape: Sequence[int]) -> list[tuple[int, int]]:
@@ -61,9 +57,7 @@ def step_bytes(net: AuxNet, image_shape: Sequence[int], batch: int, dtype: torch
     Counted in a copy on "meta", which takes no memory. None for a net that looks at the values of a tensor, or has
     attention (a softmax), of which "meta" keeps more than a device does.
     """
-    twin = copied(net).to("meta").train()
-    for norm in batch_norms(twin):
-        norm.forward = partial(_normed, norm)
+    twin = without_norms(copied(net).to("meta").train())
     weights = {p.untyped_storage()._cdata for p in twin.parameters()}
     kept: dict[int, UntypedStorage] = {}
 
@@ -84,25 +78,6 @@ def step_bytes(net: AuxNet, image_shape: Sequence[int], batch: int, dtype: torch
     if not names.isdisjoint(("SoftmaxBackward0", "SafeSoftmaxBackward0")):
         return None
     return sum(storage.nbytes() for storage in kept.values())
-
-
-def _normed(norm: Any, input: Tensor) -> Any:
-    return _Norm.apply(input, norm.weight, norm.bias)  # type: ignore[no-untyped-call]
-
-
-class _Norm(torch.autograd.Function):
-    """Keeps for its backward what a BatchNorm does, and computes nothing, which on "meta" takes it long."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        """Like x; beside it four statistics of each channel are kept."""
-        ctx.save_for_backward(x, x.new_empty(4, x.shape[1], dtype=torch.float32))
-        return torch.empty_like(x)
-
-
-def _still(pairs: nn.ModuleList) -> nn.ModuleList:
-    """A copy in evaluation mode, without gradients: the counter trips over views of parameters."""
-    return copied(pairs).eval().requires_grad_(False)
 
 
 def _run(pairs: Iterable[Any], x: Tensor) -> list[tuple[int, int]]:

@@ -33,7 +33,7 @@ class Costs:
 
     @staticmethod
     def of(costs: Sequence[float], passing: Sequence[float] | None) -> Costs:
-        """From plain numbers; without `passing`, going on costs nothing. Raises ValueError."""
+        """Costs from plain numbers; without `passing`, going on costs nothing. Raises ValueError."""
         passing = [0.0] * (len(costs) - 1) if passing is None else passing
         if len(passing) != len(costs) - 1:
             raise ValueError(f"{len(costs)} outputs need {len(costs) - 1} costs of passing, got {len(passing)}")
@@ -58,7 +58,7 @@ class Aim(NamedTuple):
         return self.per_error * errors + self.per_cost * cost
 
     def allows(self, errors: Amount, cost: Amount) -> Any:
-        """Whether both are within their bounds: a bool, or bool [M] of as many."""
+        """Whether both are within their bounds: a bool, or bool [M] for M of them."""
         return (errors <= self.max_errors) & (cost <= self.max_cost * (1 + 1e-12))
 
 
@@ -71,7 +71,7 @@ class Task:
     costs: Costs
 
     def of_images(self, chosen: Tensor) -> Task:
-        """The same, of the images alone for which bool [N] is true."""
+        """The same task, on the images alone for which bool [N] is true."""
         return replace(self, confidences=self.confidences[:, chosen], wrong=self.wrong[:, chosen])
 
     def errors(self, thresholds: Thresholds) -> Tensor:

@@ -256,7 +256,7 @@ def mean_norm(gradients: Sequence[Tensor]) -> float:
 
 
 def _for_float64(gradient: Tensor) -> Tensor:
-    """It on a device that has float64, in which squares are taken: of small gradients they are nothing in float32."""
+    """A tensor on a device that has float64, to take squares in: those of small gradients are 0 in float32."""
     return gradient.cpu() if gradient.device.type == "mps" else gradient
 
 

@@ -29,7 +29,7 @@ from auxnet.modules import expanded
 
 @contextmanager
 def team(device: str | torch.device = "cpu", timeout: float = 1800.0, joining: float = 60.0) -> Iterator[Team]:
-    """Within, this process trains together with the others that torchrun started; outside torchrun, alone.
+    """Inside the block, this process trains together with the others that torchrun started; outside torchrun, alone.
 
     On the CPU they talk by gloo; with device "cuda" by nccl, each on the GPU of its own number (LOCAL_RANK).
 
@@ -134,15 +134,15 @@ class Team:
         self.weight = (part.stop - (part.start or 0)) / n if n >= self.size else 1.0 / self.size
 
     def average(self, tensor: Tensor) -> Tensor:
-        """Its mean over the processes, each weighted by its part of the images; the same to the bit in all."""
+        """A tensor's mean over the processes, each weighted by its part of the images; the same to the bit in all."""
         return tensor if self.size == 1 else self.sum(tensor * self.weight)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Its sum over the processes; exact for integers."""
+        """A tensor's sum over the processes; exact for integers."""
         return self._together(dist.all_reduce, tensor)
 
     def any(self, flag: bool) -> bool:
-        """Whether it holds in any process."""
+        """Whether a flag is set in any process."""
         return bool(self.sum(torch.tensor(int(flag))))
 
     def wait(self) -> None:
@@ -156,7 +156,7 @@ class Team:
                 tensor.copy_(self._together(dist.broadcast, tensor, src=0))
 
     def broadcast_object(self, state: Any) -> Any:
-        """In every process what process 0 gives here."""
+        """Give every process what process 0 gives here."""
         box = [state]
         if self.size > 1:
             with self._all_there():
@@ -186,7 +186,7 @@ class Team:
 
     @contextmanager
     def _all_there(self) -> Iterator[None]:
-        """Within, an operation of torch.distributed that fails says who lost whom, and how the run goes on."""
+        """Have an operation of torch.distributed that fails inside say who lost whom, and how the run goes on."""
         try:
             yield
         except RuntimeError as error:

@@ -24,7 +24,7 @@ DEEPEST = 32
 
 @contextmanager
 def parsing(complaint: str) -> Iterator[None]:
-    """Within, errors of reading a file's content become one RuntimeError.
+    """Turn the errors of reading a file's content, inside the block, into one RuntimeError.
 
     It says the complaint, which names the file, and in brackets why.
     """

@@ -1,4 +1,4 @@
-"""What an error says, in a line; those that are told apart; and what many functions refuse."""
+"""Error text in one line, this package's exceptions, and checks of arguments that many functions share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import SupportsIndex, get_args
 
 
 def one_line(error: object) -> str:
-    """All of its text, or its kind where it has none: for the errors of this program, which are short."""
+    """All of an error's text, or its kind where it has none: for the errors of this program, which are short."""
     return printable(" ".join(str(error).split())) or type(error).__name__
 
 
@@ -24,7 +24,7 @@ def printable(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of its text, or its kind where it has none: for those of libraries, which go on for pages.
+    """The first line of an error's text, or its kind where it has none: for libraries' errors, which go on for pages.
 
     (With the next one, where it ends in a colon.)
     """
@@ -35,7 +35,7 @@ def first_line(error: BaseException) -> str:
 
 
 def first_sentence(error: BaseException) -> str:
-    """The first sentence of its first line: for those of libraries that go on with advice."""
+    """The first sentence of an error's first line: for libraries' errors that go on with advice."""
     return first_line(error).split(". ")[0]
 
 
@@ -73,8 +73,8 @@ def is_number(value: object) -> bool:
 
 
 @contextmanager
-def told_of(what: str) -> Iterator[None]:
-    """Within, a ValueError says first what it is of: a file, a variant of a study, a backbone."""
+def error_prefix(what: str) -> Iterator[None]:
+    """Begin a ValueError of the block with what it is about: a file, a variant of a study, a backbone."""
     try:
         yield
     except ValueError as error:
@@ -106,7 +106,7 @@ def warn(message: str) -> None:
 
 
 def not_finite(part: str, gives: str) -> RuntimeError:
-    """The refusal of a net part of which gives values (logits, ...) that are not finite."""
+    """The error for a net, part of which gives values (logits, ...) that are not finite."""
     return RuntimeError(f"{part} gives {gives} that are not finite: has it diverged?")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from auxnet import build, machine
@@ -38,7 +39,7 @@ MOST_IMAGES, THUMBNAIL = 24, 96
 
 def examine(run: Path, recipe: Recipe, dataset: DataSet) -> dict[str, Any]:
     """What the images say about the net of a run's last epoch, on the device and threads of the recipe."""
-    device = machine.device_of(recipe)
+    device = machine.device_of(recipe.device)
     with machine.threads_set(recipe.threads):
         net = machine.to_device(load_net(run), device)
         shape = (dataset.channels, *dataset.image_size)
@@ -203,8 +204,6 @@ def _in_turn(piles: Iterable[Iterable[T]]) -> list[T]:
 
 def png(image_HWC: Tensor) -> str:
     """A uint8 image [H, W, C] as a data URI, made smaller if it is large."""
-    from PIL import Image
-
     pixels = image_HWC.numpy()
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     picture.thumbnail((THUMBNAIL, THUMBNAIL))

@@ -27,7 +27,7 @@ def check_recipe(recipe: Recipe, begins: bool = True) -> None:
 
     With `begins`, epochs in `discard_after` must also leave one in which it acts (a single epoch is exempt).
     """
-    device_of(recipe)
+    device_of(recipe.device)
     if recipe.freeze == "trunk":
         _check_freeze(recipe)
     if begins and (recipe.discard_after or 0) >= 1 and recipe.discards_from is None and recipe.epochs > 1:
@@ -91,7 +91,7 @@ def check_memory(recipe: Recipe, dataset: DataSet, net: AuxNet, processes: int =
 
     Raises ValueError if that is more memory than there is: the system would kill the process without a word.
     """
-    device, batch = device_of(recipe), min(recipe.batch_size, len(dataset.train)) // processes
+    device, batch = device_of(recipe.device), min(recipe.batch_size, len(dataset.train)) // processes
     needed = step_bytes(net, (dataset.channels, *dataset.image_size), batch, precision_of(recipe))
     there_is = most_memory(device) if device.type in ("cpu", "cuda") else None
     if needed is None or there_is is None or recipe.compile:  # compiled segments may keep less

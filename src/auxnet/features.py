@@ -76,7 +76,7 @@ def _check_uncompiled(net: AuxNet) -> None:
 
 
 def _not_made_anew(features: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The features. Raises RuntimeError if autograd does not keep what they are made of, but something in its place."""
+    """The features. Raises RuntimeError under saved-tensor hooks (activation checkpointing, save_on_cpu)."""
     rest = iter(features)
     while True:
         with torch.autograd.graph.disable_saved_tensors_hooks(

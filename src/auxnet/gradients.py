@@ -106,7 +106,7 @@ def gradients(
 
 
 def aggregated(losses: Sequence[Tensor], wrt: Sequence[Tensor], aggregate: Aggregator, average: Average) -> Gradients:
-    """One gradient out of those of K losses: K times what `aggregate` makes of them, so that their mean is their sum.
+    """One gradient out of those of K losses: K times what `aggregate` makes of them, so that averaging gives their sum.
 
     None where no loss reaches. The graph is kept for another backward.
     """

@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -162,15 +163,13 @@ def write_torch(graph: nn.Module, example: Tensor, path: Path, facts: Mapping[st
 
 def need(*modules: str) -> None:
     """Raise RuntimeError, saying what to install, unless the modules of the export extra are there."""
-    from importlib.util import find_spec
-
     if missing := [module for module in modules if find_spec(module) is None]:
         raise RuntimeError(f"ONNX needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' chatter about what is not asked for here."""
+    """Silence, for the block, the exporters' chatter about what is not asked for here."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()):

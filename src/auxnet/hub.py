@@ -130,7 +130,7 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         return self
 
     def leave_out_measured(self) -> bool:
-        """Leave out the errors, and the card that was brought, if the weights are others by now; whether they are."""
+        """Leave out the errors, and the card that was brought, if the weights are others by now; tell whether."""
         if self.told_of in (None, tensors_sha256(self.state_dict())):
             return False
         self.card, self.source = None, {key: value for key, value in self.source.items() if key != "table"}

@@ -18,7 +18,6 @@ import torch
 
 from auxnet.errors import first_sentence
 from auxnet.modules import AnyModule
-from auxnet.recipe import Recipe
 
 
 def to_device(net: AnyModule, device: torch.device) -> AnyModule:
@@ -26,9 +25,8 @@ def to_device(net: AnyModule, device: torch.device) -> AnyModule:
     return net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def device_of(recipe: Recipe) -> torch.device:
-    """The device that a recipe names; auto: cuda, or else cpu. Raises ValueError if it cannot be used here."""
-    name = recipe.device
+def device_of(name: str) -> torch.device:
+    """The device of this name; auto: cuda, or else cpu. Raises ValueError if it cannot be used here."""
     if name == "auto":  # mps, which was never tried, by its name alone
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -74,10 +74,6 @@ class Piece(NamedTuple):
     """the pieces that must be done before, by their numbers in the step from 0 on"""
 
 
-def no_pieces(images: Tensor, labels: Tensor) -> None:
-    """A step that is none but whole."""
-
-
 @dataclass(frozen=True, eq=False, repr=False)  # it would show the whole net
 class Method:
     """A way of training, bound to a net. Build it after the net is on its device, and what is frozen is frozen."""
@@ -93,8 +89,8 @@ class Method:
     """of logits [N, classes] and labels"""
     way: Way
     """how gradients are propagated: joint, pairwise, or multiway's mode"""
-    pieces: Callable[[Tensor, Tensor], list[Piece] | None] = no_pieces
-    """`one_step` in pieces, where some may run at the same time"""
+    pieces: Callable[[Tensor, Tensor], list[Piece] | None] | None = None
+    """`one_step` in pieces, where some may run at the same time; None, or gives None: it cannot be split"""
     built_on: list[tuple[int, int, bool]] = field(init=False)
     """the parameters that the optimizers hold"""
     trained: list[nn.Parameter] = field(init=False)
@@ -114,7 +110,8 @@ class Method:
 
     def in_pieces(self, images: Tensor, labels: Tensor) -> list[Piece]:
         """What `one_step` does on a batch, in pieces that may run at the same time, or else in one."""
-        return self.pieces(images, labels) or [Piece(lambda: self.one_step(images, labels), 0, ())]
+        pieces = self.pieces(images, labels) if self.pieces else None
+        return pieces or [Piece(lambda: self.one_step(images, labels), lane=0, after=())]
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """Train on one batch: images [N, C, H, W], labels [N], or whatever else the loss takes.
@@ -149,7 +146,7 @@ class Method:
         return losses
 
     def set_weights(self, weights: Weights | None) -> None:
-        """The loss weights lambda [K] from now on (None: the paper's), and the step scales that follow from them.
+        """Set the loss weights lambda [K] from now on (None: the paper's), and the step scales that follow from them.
 
         An output that weighs 0 is discarded: its loss has no effect at all. No gradient of it is taken, and its head
         stays as it is, without decay or momentum; in pair-wise and multi-way its optimizer makes no step either.
@@ -159,7 +156,7 @@ class Method:
         self.rescale()
 
     def set_lr(self, lr: float) -> None:
-        """The step size eta from now on, for every output; groups with a step size of their own keep their share.
+        """Set the step size eta from now on, for every output; groups with a step size of their own keep their share.
 
         Raises ValueError unless it is a number of 0 or more.
         """
@@ -209,7 +206,7 @@ class Method:
 
 
 def _parameter_identities(module: nn.Module) -> list[tuple[int, int, bool]]:
-    """Of each parameter in a module its identity, its address and whether it is trained: fast, for every step."""
+    """(identity, address, whether it is trained) of each parameter in a module: fast, for every step."""
     identities = [(id(p), p.data_ptr(), p.requires_grad) for p in module._parameters.values() if p is not None]
     for child in module._modules.values():
         identities += [] if child is None else _parameter_identities(child)

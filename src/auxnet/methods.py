@@ -37,7 +37,7 @@ from auxnet.gradients import (
     parameters,
     supervise,
 )
-from auxnet.method import Method, Weights, no_pieces, weights_for
+from auxnet.method import Method, Weights, weights_for
 from auxnet.modules import statistics_kept
 from auxnet.network import AuxNet, check_net
 from auxnet.sections import Mode, Order, State, StepScale
@@ -88,7 +88,7 @@ def joint(
 
 
 def backward(output: Supervised, weight: float, trunk: list[nn.Parameter], keep: bool = False) -> Gradients:
-    """Of S_1..S_k and H_k: lambda_k dL_k/dx_k taken down from x_k (eq:pair-wise_gradient), and dL_k/dH_k unscaled.
+    """Gradients of S_1..S_k, taken down from lambda_k dL_k/dx_k at x_k (eq:pair-wise_gradient), and of H_k, unscaled.
 
     It runs through the features of the forward it came from, with the weights as they are now. `keep` keeps the graph
     for another backward. An output of weight 0 has no gradient at all.
@@ -204,7 +204,7 @@ def multiway(
 
     # The same step in pieces, for a device with room for several at once; the adaptive rule computes between them.
     at_once = mode == "live" and step_scale != "adaptive"
-    pieces = wavefront(net, updates, lambdas, order, supervised) if at_once else no_pieces
+    pieces = wavefront(net, updates, lambdas, order, supervised) if at_once else None
     return Method(net, step, optimizers, lambdas, rescale, loss, mode, pieces)
 
 

@@ -219,7 +219,7 @@ def check_tensors(images: object, labels: object, loss: object = F.cross_entropy
 
 @contextmanager
 def fitting(net: AuxNet, images: Tensor) -> Iterator[None]:
-    """Within, what PyTorch raises of images or labels that are not for a net becomes a ValueError with the mend."""
+    """Turn PyTorch's errors about a wrong dtype or label into a ValueError that says how to mend the batch."""
     try:
         yield
     except IndexError as error:

@@ -97,7 +97,7 @@ def opened(
     recipe = read_run_recipe(run)
     recipe = replace(recipe, device=device or recipe.device, threads=recipe.threads if threads is None else threads)
     with threads_set(recipe.threads):
-        net, where = load_net(run, which), device_of(recipe)
+        net, where = load_net(run, which), device_of(recipe.device)
         if on is None:
             recipe = with_data_in(data_dir, run, recipe)
             dataset, seen_by = data_of(run, recipe), data_section(run).get("may_be_seen_by", {})

@@ -73,7 +73,7 @@ class Plan:
 def plan(recipe: Recipe) -> Plan:
     """Work out a recipe without training by it. Raises what `fit` would raise for the same recipe."""
     check_recipe(recipe)
-    device = device_of(recipe)
+    device = device_of(recipe.device)
     with threads_set(recipe.threads), random_kept(device), fast_convolutions(device):
         dataset = load_data(recipe)
         check_enough_images(recipe, dataset)
@@ -153,7 +153,7 @@ def time_steps(recipe: Recipe, dataset: DataSet, method: Method) -> tuple[float,
 
 def _random_batch(recipe: Recipe, dataset: DataSet, size: int) -> tuple[Tensor, Tensor]:
     """Random images [size, C, H, W], as a training step of this recipe gets them, and labels."""
-    device = device_of(recipe)
+    device = device_of(recipe.device)
     images = torch.randn(size, dataset.channels, *dataset.image_size, device=device)
     labels = torch.randint(dataset.num_classes, (size,), device=device)
     return images.to(precision_of(recipe), memory_format=torch.channels_last), labels

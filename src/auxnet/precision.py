@@ -40,7 +40,7 @@ def in_float32(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Te
 
 @contextmanager
 def float32_by_default() -> Iterator[None]:
-    """Within, what is made is in float32, whatever `torch.set_default_dtype` was told."""
+    """Make float32 the default dtype for the block, whatever `torch.set_default_dtype` was told."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:

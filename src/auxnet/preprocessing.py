@@ -62,7 +62,7 @@ class Preprocessing:
         return middle(fitted(pixels, self.frame, self.channels), self.image_size)
 
     def content(self) -> dict[str, Any]:
-        """What a file holds of it."""
+        """The preprocessing as plain values, for a file."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from auxnet.documents import read_yaml
-from auxnet.errors import ExclusionError, told_of
+from auxnet.errors import ExclusionError, error_prefix
 from auxnet.fetching import on_hub
 from auxnet.sections import LARGEST, DataFields, MachineFields, MethodFields, NetworkFields, TrainingFields
 from auxnet.words import nearest
@@ -152,7 +152,7 @@ def check_outputs(outputs: int | None, at: Sequence[int] | None) -> None:
 
 @cache
 def kinds() -> dict[str, tuple[Any, ...]]:
-    """Of each field the types that its value may be of, one by one; worked out once, as a study makes many recipes.
+    """The types that each field's value may have, one by one; worked out once, as a study makes many recipes.
 
     {"lr": (float,), "at": (tuple[int, ...], NoneType), ...}
     """
@@ -170,7 +170,7 @@ def read_recipe(path: Path | str) -> Recipe:
         content = {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold 'key: value' lines, got a {type(content).__name__}")
-    with told_of(str(path)):
+    with error_prefix(str(path)):
         return recipe_from(content)
 
 
@@ -251,7 +251,7 @@ def data_name(data: str) -> str:
 
 
 def network_name(recipe: Recipe) -> str:
-    """Of which kind the trunk is: preact ResNet-20, or a backbone by its name."""
+    """The kind of trunk: preact ResNet-20, or a backbone by its name."""
     return f"{recipe.block} ResNet-{recipe.depth}" if recipe.backbone is None else recipe.backbone
 
 

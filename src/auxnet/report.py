@@ -124,7 +124,7 @@ def gather(
     if not facts["finished"]:
         return facts
     recipe = replace(recipe, **{key: value for key, value in given.items() if key != "data_dir"})
-    device_of(recipe)  # an error of its own, and not one of the images
+    device_of(recipe.device)  # an error of its own, and not one of the images
     recipe = with_data_in(data_dir, run, recipe)
     try:
         dataset = data_of(run, recipe)

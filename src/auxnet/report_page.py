@@ -134,7 +134,7 @@ def notes(runs: Sequence[Facts]) -> list[str]:
 
 
 def _apart(runs: Sequence[Facts]) -> str | None:
-    """Of what the runs are, where that keeps their errors from being compared."""
+    """What keeps the errors of runs from being compared: their data; None if nothing does."""
     if (n := len({Path(run["data"]["name"]) for run in runs})) > 1:  # a folder is the same with a slash behind it
         return f"{n} different data sets"
     alike = tested_alike(run["data"] for run in runs)

@@ -240,7 +240,7 @@ def whole_epochs(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _check_same(saved: Recipe, recipe: Recipe, folder: Path) -> None:
-    """A run goes on by its own recipe; only where it runs may change, and how many images that go bad are left out."""
+    """Raise ValueError for a recipe other than the run's, but in where it runs and how many bad images are left out."""
     free = {key: getattr(recipe, key) for key in (*WHERE, "max_corrupt")}
     saved, recipe = with_absolute_paths(replace(saved, **free)), with_absolute_paths(recipe)
     if not Path(saved.data).exists() and Path(saved.data).name == Path(recipe.data).name:

@@ -119,7 +119,7 @@ def runnable(
         K = policy.deepest
         part, policy, numbers = net.up_to(K), policy.up_to(K), np.arange(1, K + 1)
     leaving = EarlyExit(copied(part), policy.thresholds, policy.confidence, policy.temperatures)
-    place = next(net.parameters()).device if device is None else device_of(Recipe(device=device))
+    place = next(net.parameters()).device if device is None else device_of(Recipe(device=device).device)
     model = to_device(leaving.eval(), place)
     dtype = next(model.parameters()).dtype
     seen, number_of_threads = net.preprocessing, thread_count(threads)

@@ -37,7 +37,7 @@ def lambdas_at(recipe: Recipe, depths: Sequence[int], epoch: int = 1) -> list[fl
 
 
 def trained_outputs_only(recipe: Recipe, depths: Sequence[int], values: Sequence[float]) -> list[float]:
-    """Of one value per output, those of the outputs whose loss still counts in the last epoch.
+    """From one value per output, those of the outputs whose loss still counts in the last epoch.
 
     Epochs and trials are compared by these: an output that weighs nothing, or will be discarded, has no say.
     """

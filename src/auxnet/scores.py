@@ -105,7 +105,7 @@ def interval_of_mean(values: Tensor, least: float, most: float) -> tuple[float, 
 
 
 def interval_of(error: float, images: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's of a share, such as an error, of so many images."""
+    """Wilson's interval of an error, or another share, that was measured on so many images."""
     return wilson(round(error * images), images, level)
 
 

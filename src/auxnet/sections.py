@@ -66,7 +66,7 @@ class NetworkFields:
     placement: Literal["even", "stages", "blocks"] = "even"
     """few and even, as --outputs or --at says; one after every stage; or one after every block (the most there are)"""
     block: Block = "preact"
-    """residual block: none, post-activation, pre-activation"""
+    """residual block; plain: no skip; original: post-activation; preact: pre-activation"""
     width: int = 1
     """multiplies the channels (Wide ResNet), of bottlenecks the inner ones"""
     head: Head = "default"

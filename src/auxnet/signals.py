@@ -23,7 +23,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """Within, SIGTERM and a hangup raise Stopped, as Ctrl-C raises KeyboardInterrupt: what was begun is cleared away.
+    """Inside the block, SIGTERM and a hangup raise Stopped, as Ctrl-C does KeyboardInterrupt, so that clean-up runs.
 
     Outside the main thread, and where another handler than Python's is set, nothing changes; what is ignored (hangups
     under nohup) stays so.
@@ -40,7 +40,7 @@ def raised() -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[Callable[[], int]]:
-    """Within, SIGTERM, Ctrl-C and a hangup are only noted: the function given says which, 0 if none.
+    """Inside the block, SIGTERM, Ctrl-C and a hangup are only noted: the function given says which, 0 if none.
 
     A second one acts at once, unless it is a hangup. What is ignored (hangups under nohup, Ctrl-C in the background of
     a script) stays so. Outside the main thread, where Python delivers no signals, none is held.
@@ -66,7 +66,7 @@ def held() -> Iterator[Callable[[], int]]:
 
 @contextmanager
 def obeyed() -> Iterator[None]:
-    """Stopped is raised at the end, if `held` within has noted a signal and an error, dealt with within, came first."""
+    """On leaving, raise Stopped for a signal that `held` noted inside, if an error, handled there, had come first."""
     global _left
     if _in_main():
         _left = 0
@@ -77,7 +77,7 @@ def obeyed() -> Iterator[None]:
 
 @contextmanager
 def _handled(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[None]:
-    """Within, these signals call the handler; outside the main thread, where Python delivers none, nothing changes."""
+    """Have these signals call the handler, for the block; outside the main thread, which gets none, nothing changes."""
     before = {number: signal.signal(number, handler) for number in numbers if _in_main()}
     try:
         yield

@@ -88,7 +88,7 @@ class Solved:
 
     @property
     def policy(self) -> Policy | None:
-        """None if no thresholds meet the target."""
+        """The policy that was solved for; None if no thresholds meet the target."""
         return None if self.answer is None else self.answer.policy
 
     @property

@@ -52,7 +52,7 @@ def updates_per_output(
 
 
 def rescale_each(updates: Sequence[Update | SharedUpdate], scales: Sequence[float]) -> None:
-    """In update k the trunk's step is c_k eta, the head's eta."""
+    """Make the trunk's step c_k eta in update k; the head's stays eta."""
     for update, c in zip(updates, scales, strict=True):
         update.rescale([c, 1.0])
 

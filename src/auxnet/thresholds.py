@@ -13,7 +13,7 @@ going on from an output at which other images may leave (default: nothing).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,6 +24,7 @@ from auxnet.policy import ALWAYS, Policy
 from auxnet.scores import Comparison, Predictions, compare, fit_temperature, interval_of_mean, wilson
 
 FOLDS = 5  # of the images, each left out of solving once
+TRIES = 7  # of allowances, by bisection
 BEST = 8  # of the policies to begin from, as many are refined
 FEWEST = 5  # images that a target on the error must be worth: of fewer, thresholds are shown to keep it by luck alone
 
@@ -156,27 +157,40 @@ def solve_cross_fitted(
         finals = torch.cat([left_out.wrong[-1] for _, left_out in folds])
         return compare(torch.cat(errors).bool(), finals.bool())
 
-    # Between all of the target and that less two standard errors of the final output's error (or two targets):
+    def keeps_target(found: Comparison) -> bool:
+        return found.high <= 0 if unprovable else found.difference <= max_error_increase + 1e-9
+
+    # Between the target and that less two targets, or two standard errors of the final output's error:
     error = predicted.errors[-1]
-    high = max_error_increase
-    low = high - 2 * max(high, (error * (1 - error) / n) ** 0.5)
-    kept, allowed = None, high
-    for _ in range(7):
-        found = rise(allowed)
-        if found.high <= 0 if unprovable else found.difference <= max_error_increase + 1e-9:
-            kept, low = (allowed, found), allowed
-        else:
-            high = allowed
-        if low == high:
-            break
-        allowed = (low + high) / 2
-    if kept is None:
+    width = 2 * max(max_error_increase, (error * (1 - error) / n) ** 0.5)
+    best = _largest_kept(rise, keeps_target, max_error_increase - width, max_error_increase)
+    if best is None:
         return final_alone
-    allowed, found = kept
+    allowed, found = best
     thresholds = task.solve(task.starts(common), allowed, None, refine)
     if thresholds is None:
         return final_alone
     return replace(rule, thresholds=thresholds), CrossFit(FOLDS, allowed, found.difference, (found.low, found.high))
+
+
+def _largest_kept(
+    rise: Callable[[float], Comparison], keeps_target: Callable[[Comparison], bool], low: float, high: float
+) -> tuple[float, Comparison] | None:
+    """Bisect for the largest rise to allow, and give what comes of it; None if none that was tried keeps the target.
+
+    `high`, all of the target, is tried first; `low` is a bound alone.
+    """
+    best, allowed = None, high
+    for _ in range(TRIES):
+        found = rise(allowed)
+        if keeps_target(found):
+            best, low = (allowed, found), allowed
+        else:
+            high = allowed
+        if low == high:  # all of the target may be allowed
+            break
+        allowed = (low + high) / 2
+    return best
 
 
 def check_target(max_error_increase: float | None = None, max_mean_cost: float | None = None) -> None:

@@ -114,7 +114,7 @@ def fit(
         raise TypeError(f"watch must be a function of Progress, got {watch!r}")
     began = time.perf_counter()
     with ExitStack() as stack:
-        team = stack.enter_context(distributed.team(device_of(recipe)))
+        team = stack.enter_context(distributed.team(device_of(recipe.device)))
         stack.enter_context(threads_set(recipe.threads))
         stack.enter_context(random_kept(team.device))
         stack.enter_context(fast_convolutions(team.device))

@@ -52,7 +52,7 @@ class Update:
             raise ValueError(f"clip must be a gradient norm above 0, got {clip!r}")
         self.clip = clip
         self.average = average
-        self.trunk = groups[0]
+        self.trunk = groups[0]  # S_1..S_k, of an update of one output (`steps.updates_per_output`)
         self.parameters = [p for group in groups for p in group]
         masters = [_master(p) for p in self.parameters]
         pairs = list(zip((p.data for p in self.parameters), masters, strict=True))
@@ -122,13 +122,13 @@ class Update:
         self.round()
 
     def set_lr(self, eta: float, usual: float) -> None:
-        """The step size from now on, in place of the usual one; each group keeps its own share of it."""
+        """Set the step size from now on, in place of the usual one; each group keeps its own share of it."""
         for settings, own in zip(self.optimizer.param_groups, self.etas, strict=True):
             settings["eta"] = eta * (own / usual if usual else 1.0)
             settings["lr"] = settings["eta"] * settings["scale"]
 
     def rescale(self, scales: Sequence[float], decays: Sequence[float] | None = None) -> None:
-        """The share of the step size of each group of parameters, and what its weight decay is multiplied by."""
+        """Set the share of the step size of each group, and what its weight decay is multiplied by."""
         self._check_lr()
         for settings, decay, place in zip(self.optimizer.param_groups, self.decays, self.places, strict=True):
             settings["scale"], settings["lr"] = scales[place], settings["eta"] * scales[place]
@@ -246,7 +246,7 @@ def _begin_late_momenta(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _master(parameter: nn.Parameter) -> Tensor | None:
-    """What `precision.to_bfloat16` gave it, as long as it is of lower precision than that."""
+    """The master that `precision.to_bfloat16` gave a parameter, as long as that is of lower precision; else None."""
     master: Tensor | None = getattr(parameter, "master", None)
     if master is None and parameter.dtype == torch.bfloat16:
         warn(
@@ -276,5 +276,5 @@ class SharedUpdate:
         self.whole([own.get(id(p)) for p in self.whole.parameters])
 
     def rescale(self, scales: Sequence[float]) -> None:
-        """The shares of the step size that the trunk and the rest have in this update."""
+        """Set the shares of the step size that the trunk and the rest have in this update."""
         self.scales = scales

@@ -41,6 +41,8 @@ def wavefront(
     def pieces(images: Tensor, labels: Tensor) -> list[Piece] | None:
         if not all(map(_is_separable, updates)):
             return None
+        trained = [j for j, segment in enumerate(net.segments, start=1) if parameters(segment)]
+        lowest = min(trained, default=net.outputs)  # below S_lowest no backward goes
         outputs: dict[int, Supervised] = {}
         entering: dict[int, Tensor | None] = {}  # lambda_k dL_k/dx_j, where backward k has got to
 
@@ -53,7 +55,7 @@ def wavefront(
             return torch.stack([outputs[k].loss for k in sorted(outputs)])
 
         def backward(k: int, j: int) -> None:
-            """From x_j through S_j, which is updated then, to x_{j-1}; with S_k its head is updated."""
+            """Go from x_j through S_j, which is updated then, to x_{j-1}; with S_k its head is updated."""
             own, above = parameters(net.segments[j - 1]), entering[k]
             below = [outputs[j - 1].feature] if j > lowest and outputs[j - 1].feature.requires_grad else []
             found: Gradients = [None] * len([*own, *below])
@@ -67,8 +69,6 @@ def wavefront(
                 gradient_of |= zip(parameters(net.heads[k - 1]), outputs[k].head, strict=True)
             updates[k - 1]([gradient_of.get(p) for p in updates[k - 1].parameters])
 
-        trained = [j for j, segment in enumerate(net.segments, start=1) if parameters(segment)]
-        lowest = min(trained, default=net.outputs)
         passes = schedule([k for k in turns if lambdas[k - 1] > 0], lowest)
         place = {each: n for n, each in enumerate(passes, start=1)}
         return [Piece(forward, lane=0, after=())] + [
@@ -80,7 +80,7 @@ def wavefront(
 
 
 def _is_separable(update: Update | SharedUpdate) -> bool:
-    """Whether to update parameters one by one is to update them together."""
+    """Whether updating parameters one by one equals updating them together."""
     whole = update.whole if isinstance(update, SharedUpdate) else update
     optimizer = whole.optimizer
     hooked = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks

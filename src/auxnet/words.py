@@ -93,7 +93,7 @@ def which_flags(which: str) -> tuple[str, ...]:
 
 
 def same_but_for_form(names: Sequence[str], known: Sequence[str]) -> str:
-    """What to do about names of which a known one looks the same, as macOS takes accents apart; else nothing."""
+    """A hint if a name equals a known one but for its Unicode form, as macOS takes accents apart; else nothing."""
     forms = {normalize("NFC", each) for each in known}
     alike = any(normalize("NFC", name) in forms for name in names)
     return " (the same name in other Unicode characters is known: rename it as there)" if alike else ""

@@ -22,7 +22,7 @@ from auxnet.backbones.cuts import even_cuts
 from auxnet.backbones.named import build_backbone
 from auxnet.backbones.weights import is_weights_of_run, load_pretrained, run_of
 from auxnet.documents import read_json
-from auxnet.errors import told_of, warn
+from auxnet.errors import error_prefix, warn
 from auxnet.machine import random_kept
 from auxnet.modules import leaves
 from auxnet.network import AuxNet
@@ -55,7 +55,7 @@ def net_from(options: Mapping[str, Any], pretrained: str | None = None, classes:
     if not (1 <= height <= LARGEST and 1 <= width <= LARGEST):
         raise ValueError(f"images must have 1..{LARGEST} pixels a side, got {height} x {width}")
     backbone = build_backbone(name, number, channels, pretrained)
-    with told_of(f"backbone {name}"):
+    with error_prefix(f"backbone {name}"):
         return attach(backbone, tuple(options["cuts"]), number, example=torch.empty(1, channels, height, width))
 
 
@@ -190,5 +190,5 @@ def cuts_of(
     """
     with random_kept(torch.device("cpu")):
         built = build_backbone(backbone, num_classes, in_channels)
-        with told_of(f"backbone {backbone}, cuts={cuts}"):
+        with error_prefix(f"backbone {backbone}, cuts={cuts}"):
             return even_cuts(built, cuts, (in_channels, *image_size))

@@ -106,12 +106,12 @@ def features(segments: Sequence[nn.Module], image_shape: Sequence[int]) -> list[
     with _dry(nn.Sequential(*segments), image_shape) as (twins, images):
         with Lineage(images) as lineage:
             for k, (x, writes) in enumerate(_in_a_row(twins, images), start=1):
-                if not isinstance(x, Tensor) or x.ndim < 2 or len(x) != N or x not in lineage.layers:
+                if not isinstance(x, Tensor) or x.ndim < 2 or len(x) != N or x not in lineage.made:
                     raise MisfitError(f"segment {k} must give a tensor of {N} rows for {N} images, it gives {_told(x)}")
                 if writes:
                     writing.add(k)
-                channels = lineage.channels[x] - 1 if x in lineage.channels else None
-                found.append(Feature(tuple(x.shape[1:]), lineage.activated[x], lineage.layers[x], channels))
+                depth, activated, channels = lineage.made[x]
+                found.append(Feature(tuple(x.shape[1:]), activated, depth, None if channels is None else channels - 1))
         with suppress(Exception), _in_training(twins, images.device):
             for k, (_, writes) in enumerate(_in_a_row(twins, images), start=1):
                 if writes:
@@ -159,9 +159,9 @@ def outputs(net: nn.Module, image_shape: Sequence[int]) -> list[tuple[int, int]]
     with _dry(net, image_shape) as (twin, images), Lineage(images) as lineage:
         given = twin(images)
         for k, x in enumerate(given if isinstance(given, tuple) else (given,), start=1):
-            if not isinstance(x, Tensor) or x.ndim != 2 or len(x) != N or x not in lineage.layers:
+            if not isinstance(x, Tensor) or x.ndim != 2 or len(x) != N or x not in lineage.made:
                 raise MisfitError(f"output {k} must be logits [{N}, classes] for {N} images, it is {_told(x)}")
-            found.append((x.shape[1], lineage.layers[x]))
+            found.append((x.shape[1], lineage.made[x].depth))
     return found
 
 
@@ -181,8 +181,19 @@ def last_layer(modules: Sequence[nn.Module], image_shape: Sequence[int]) -> str 
         return None
     name, layer, result = called[-1]
     pointwise = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
-    activated = lineage.activated[given] and result.numel() == given.numel()
+    activated = lineage.made[given].activated and result.numel() == given.numel()
     return name if (pointwise or isinstance(layer, nn.Linear)) and not activated else None
+
+
+class Made(NamedTuple):
+    """What is known of a tensor that is made of the images."""
+
+    depth: int
+    """layers with weights on the longest path to it"""
+    activated: bool
+    """whether the last thing done to it was an activation function"""
+    channels: int | None
+    """which dimension holds the channels, where a layer with weights tells"""
 
 
 class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -194,47 +205,45 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, images: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.layers = WeakTensorKeyDictionary({images: 0})
-        """tensor -> layers with weights on the longest path to it"""
-        self.activated = WeakTensorKeyDictionary({images: False})
-        """tensor -> whether the last thing done to it was an activation function"""
-        self.channels = WeakTensorKeyDictionary()
-        """tensor -> which dimension holds the channels, where a layer with weights tells"""
+        self.made = WeakTensorKeyDictionary({images: Made(0, False, None)})
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute as ever, and note what the result is made of."""
         result = func(*args, **(kwargs or {}))
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        of_images = [x for x in tensors if x in self.layers]
-        if of_images:
+        given: list[tuple[Tensor, Made]] = [(x, self.made[x]) for x in tensors if x in self.made]
+        if given:
             kind = func.overloadpacket
-            of_weights = any(x not in self.layers and x.ndim > 1 for x in tensors)
-            layers = max(self.layers[x] for x in of_images) + (kind in PRODUCTS and of_weights)
-            passing = (func.is_view or kind in PASSING) and all(self.activated[x] for x in of_images)
-            for x in tree_leaves(result):
-                if isinstance(x, Tensor):
-                    self.layers[x], self.activated[x] = layers, passing or kind in ACTIVATIONS
-                    if kind in PRODUCTS and of_weights:
-                        self.channels[x] = 1 if kind is aten.convolution else x.ndim - 1
-                    elif known := [dim for y in of_images if (dim := self._moved(func, args, y, x)) is not None]:
-                        self.channels[x] = known[0]
+            is_layer = kind in PRODUCTS and any(x not in self.made and x.ndim > 1 for x in tensors)
+            depth = max(made.depth for _, made in given) + is_layer
+            passing = (func.is_view or kind in PASSING) and all(made.activated for _, made in given)
+            for y in tree_leaves(result):
+                if isinstance(y, Tensor):
+                    channels: int | None = 1 if kind is aten.convolution else y.ndim - 1
+                    if not is_layer:
+                        places = (_moved(made.channels, x, y, func, args) for x, made in given)
+                        channels = next((place for place in places if place is not None), None)
+                    self.made[y] = Made(depth, passing or kind in ACTIVATIONS, channels)
         return result
 
-    def _moved(self, func: Any, args: Any, x: Tensor, result: Tensor) -> int | None:
-        """Where the channels of x are in what is made of it."""
-        if x not in self.channels:
-            return None
-        dim, kind = int(self.channels[x]), func.overloadpacket
-        if kind is aten.permute:
-            return [int(d) % x.ndim for d in args[1]].index(dim)
-        if kind in (aten.t, aten.transpose):
-            a, b = (int(d) % x.ndim for d in (args[1:3] or (0, 1)))
-            return {a: b, b: a}.get(dim, dim)
-        if result.ndim == x.ndim and not (func.is_view or kind is aten._unsafe_view):
-            return dim
-        if dim == 1 and result.shape[:2] == x.shape[:2]:
-            return 1
-        return result.ndim - 1 if dim == x.ndim - 1 and result.shape[-1:] == x.shape[-1:] else None
+
+def _moved(channels: int | None, x: Tensor, y: Tensor, func: Any, args: Any) -> int | None:
+    """Which dimension of y, made of x by an operator that is no layer, holds the channels; None where nothing tells."""
+    kind = func.overloadpacket
+    if channels is None:
+        return None
+    if kind is aten.permute:  # [N, C, H, W] -> [N, H, W, C]
+        return [int(dim) % x.ndim for dim in args[1]].index(channels)
+    if kind in (aten.t, aten.transpose):  # [N, C, T] -> [N, T, C]
+        a, b = (int(dim) % x.ndim for dim in (args[1:3] or (0, 1)))
+        return {a: b, b: a}.get(channels, channels)
+    if y.ndim == x.ndim and not (func.is_view or kind is aten._unsafe_view):  # an activation, a sum, a pooling
+        return channels
+    if channels == 1 and y.shape[:2] == x.shape[:2]:  # a view: [N, C, H, W] -> [N, C, H W]
+        return 1
+    if channels == x.ndim - 1 and y.shape[-1:] == x.shape[-1:]:  # a view: [N, H, W, C] -> [N, H W, C]
+        return y.ndim - 1
+    return None
 
 
 def _stand_in(module: AnyModule, image_shape: Sequence[int]) -> tuple[AnyModule, Tensor]:
@@ -243,38 +252,50 @@ def _stand_in(module: AnyModule, image_shape: Sequence[int]) -> tuple[AnyModule,
     If it does not run there, since it looks at the values of a tensor, both are real.
     """
     like = next(module.parameters(), torch.empty(0))
-
-    def twin() -> AnyModule:
-        return copied(module).eval().requires_grad_(False)  # FlopCounterMode trips over parameters under no_grad
-
     images = torch.zeros(N, *image_shape, dtype=like.dtype, device=like.device)
     try:
-        on_meta, nothing = twin().to("meta"), images.to("meta")
-        for norm in batch_norms(on_meta):
-            norm.forward = partial(_normed, norm)
-        on_meta(nothing)
+        twin, nothing = without_norms(still(module).to("meta")), images.to("meta")
+        twin(nothing)
     except Exception:
-        return twin(), images
-    return on_meta, nothing
+        return still(module), images
+    return twin, nothing
 
 
-def batch_norms(module: nn.Module) -> list[nn.Module]:
-    """The BatchNorms of a module, which take long on the meta device, unless their forward is not their own."""
-    kinds = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
-    return [each for each in module.modules() if type(each) in kinds and "forward" not in vars(each)]
+def still(module: AnyModule) -> AnyModule:
+    """A copy in evaluation mode, without gradients: FlopCounterMode trips over views of parameters that have some."""
+    return copied(module).eval().requires_grad_(False)
 
 
-def _normed(norm: Any, input: Tensor) -> Tensor:
-    """What stands for a BatchNorm on the meta device: it takes and gives the like."""
+def without_norms(module: AnyModule) -> AnyModule:
+    """The module itself, on the meta device, where BatchNorms are slow: it replaces their forwards by stand-ins.
+
+    (Not one that a module was given, in place of BatchNorm's own.)
+    """
+    for each in module.modules():
+        if type(each) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) and "forward" not in vars(each):
+            each.forward = partial(_normed, each)
+    return module
+
+
+def _normed(norm: Any, input: Tensor) -> Any:
+    """What stands for a BatchNorm: it refuses, gives, and keeps for its backward what a BatchNorm does."""
     norm._check_input_dim(input)
     if input.shape[1] != norm.num_features:
         raise ValueError(f"a norm of {norm.num_features} channels got {input.shape[1]}")
-    return -input
+    return _Norm.apply(input, norm.weight, norm.bias)  # type: ignore[no-untyped-call]
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """A tensor like x, nothing computed; beside x, four statistics of each channel are kept."""
+        ctx.save_for_backward(x, x.new_empty(4, x.shape[1], dtype=torch.float32))
+        return torch.empty_like(x)
 
 
 @contextmanager
 def plain_attention() -> Iterator[None]:
-    """Within, attention is not fused: its layers would not be seen."""
+    """Keep attention from being fused, for the block: its layers would not be seen."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -286,7 +307,7 @@ def plain_attention() -> Iterator[None]:
 
 @contextmanager
 def _dry(module: AnyModule, image_shape: Sequence[int]) -> Iterator[tuple[AnyModule, Tensor]]:
-    """The stand-ins. Within, no gradients, and what a backbone raises becomes one line about the images.
+    """The stand-ins. Inside the block no gradients; what a backbone raises becomes one line about the images.
 
     (Or, for an AuxNet, about the heads: the backbone has run before.)
     """
@@ -317,7 +338,7 @@ def _may_write_in_training_alone(module: fx.GraphModule) -> bool:
 
 @contextmanager
 def _in_training(twin: nn.Module, device: torch.device) -> Iterator[None]:
-    """Within, a stand-in is in training, and what it draws is none of the caller's random numbers."""
+    """Put a stand-in in training for the block; what it draws is none of the caller's random numbers."""
     with random_kept(device):
         twin.train()
         yield

@@ -207,7 +207,7 @@ def _imported(name: str, library: str) -> ModuleType:
 
 @cache
 def _operators_declared() -> torch.library.Library:
-    """The operators that a torchvision of PyPI looks for beside a CPU build of torch, and no classifier calls."""
+    """Declare two operators that no classifier calls, but that torchvision of PyPI looks for beside a CPU torch."""
     operators = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for operator in ("nms", "qnms"):
         operators.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
@@ -216,7 +216,7 @@ def _operators_declared() -> torch.library.Library:
 
 @contextmanager
 def _current_folder() -> Iterator[None]:
-    """Within, modules are looked for in the current folder first, as `python -m` does."""
+    """Look for modules in the current folder first, for the block, as `python -m` does."""
     here = os.getcwd()
     sys.path.insert(0, here)
     try:

@@ -139,7 +139,7 @@ class OfRun:
 
     @property
     def where(self) -> dict[str, Any]:
-        """These as keywords."""
+        """These options as keywords."""
         return {"data_dir": self.data_dir, "device": self.device, "threads": self.threads}
 
 
@@ -283,7 +283,7 @@ def _in_words(complaint: str, options: type[Any]) -> str:
 
 @contextmanager
 def named_as_flags(names: str) -> Iterator[None]:
-    """Within, errors name the flags, and not the arguments that these are in Python: `names`, a regular expression."""
+    """Have errors of the block name flags, not the Python arguments behind them: `names`, a regular expression."""
     try:
         yield
     except ValueError as error:

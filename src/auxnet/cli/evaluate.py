@@ -238,7 +238,7 @@ def _told_apart(run: Path, other: Path, pairs: Sequence[Pair]) -> str:
 
 
 def _outputs(pair: Pair) -> str:
-    """Of which outputs a pair is, in words."""
+    """Which outputs a pair is of, in words."""
     a, b = pair.first.output, pair.second.output
     return f"output {a}" if a == b else f"output {a} (there output {b})"
 

@@ -150,7 +150,7 @@ def _running(trials: Sequence[Trial]) -> str:
 
 
 def _line(trial: Trial) -> str:
-    """A trial that has ended."""
+    """A line on a trial that has ended."""
     drawn = ", ".join(f"{name} {words}" for name, words in trial.in_words.items())
     if trial.twin is not None:
         return f"trial {trial.number} drew what trial {trial.twin} had drawn ({trial.state}): {drawn}"

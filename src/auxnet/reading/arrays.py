@@ -87,7 +87,7 @@ def _shown(value: object) -> str:
 
 @contextmanager
 def reading(where: str | Path, what: str) -> Iterator[None]:
-    """Whatever goes wrong while reading foreign bytes is one error: RuntimeError, naming the file."""
+    """Turn whatever goes wrong while reading foreign bytes into one error: RuntimeError, naming the file."""
     try:
         yield
     except Exception as error:

@@ -187,7 +187,7 @@ def _is_entry(place: Path) -> bool:
 
 @contextmanager
 def _alone(place: Path) -> Iterator[None]:
-    """Within, no other process makes this entry. There is no lock where the cache cannot be written to."""
+    """Keep other processes from making this entry, for the block. No lock where the cache cannot be written to."""
     lock = FileLock(f"{place}.lock")
     with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from auxnet.reading.arrays import Pixels, reading
 from auxnet.sections import Fit
@@ -71,7 +72,7 @@ def decode_for(size: tuple[int, int], file: Path | str, where: str) -> tuple[Pix
         return _pixels(plain), own
 
 
-def _plain(file: Path | str | io.BytesIO, size: tuple[int, int] | None) -> tuple[Any, tuple[int, int]]:
+def _plain(file: Path | str | io.BytesIO, size: tuple[int, int] | None) -> tuple[Image.Image, tuple[int, int]]:
     """A PIL image, upright, L or RGB, and (H, W) as in the file.
 
     Given a size (H, W), a JPEG may be decoded at a reduced scale, to no less than twice that.
@@ -93,8 +94,6 @@ def _plain(file: Path | str | io.BytesIO, size: tuple[int, int] | None) -> tuple
 
 def _check_pixels(size: tuple[int, int]) -> None:
     """Raise ValueError for more pixels than PIL decodes without a warning; it refuses by itself twice as many."""
-    from PIL import Image
-
     width, height = size
     if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
         mend = (
@@ -103,13 +102,11 @@ def _check_pixels(size: tuple[int, int]) -> None:
         raise ValueError(f"{width}x{height} pixels may be a decompression bomb: {mend}")
 
 
-def upright(image: Any) -> Any:
+def upright(image: Any) -> Image.Image:
     """A PIL image turned upright by its EXIF tag, grey (L) or red-green-blue, its transparency dropped.
 
     Raises ValueError for pixels whose range is not known: which value is white?
     """
-    from PIL import Image
-
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise ValueError(f"mode {image.mode!r} has no known range: save it with 8 bits per channel")
     name, image.filename = getattr(image, "filename", ""), ""
@@ -118,7 +115,7 @@ def upright(image: Any) -> Any:
     finally:
         image.filename = name
     turn = _TURNS.get(image.getexif().get(_ORIENTATION))  # ImageOps.exif_transpose fails on odd EXIF
-    turned = image if turn is None else image.transpose(Image.Transpose[turn])
+    turned: Image.Image = image if turn is None else image.transpose(Image.Transpose[turn])
     if turned.mode.startswith("I"):  # 16 bits: keep the upper 8
         turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
     mode = "L" if turned.mode in ("1", "L", "LA", "La") else "RGB"
@@ -137,8 +134,6 @@ def all_fitted(images: Pixels, frame: Frame, channels: int) -> Pixels:
 
 def fitted(pixels: Pixels, frame: Frame, channels: int) -> Pixels:
     """Pixels [h, w, 1 or 3] brought to a frame, as by `decode`, and to a number of channels C: [H, W, C]."""
-    from PIL import Image
-
     if pixels.shape == (*frame.size, channels):
         return pixels
     image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
@@ -242,16 +237,17 @@ def damage(error: RuntimeError) -> str:
     return str(error)
 
 
-def _scans(image: Any) -> int:
+def _scans(image: ImageFile.ImageFile) -> int:
     """How often a JPEG goes over its pixels; a progressive one some ten times. Counted no further than `MOST_SCANS`.
 
     As libjpeg reads it: what lies in a segment (a thumbnail) or after the end of the image (the film of a motion
     photo, the other pictures of an MPO) is not gone over.
     """
-    place = image.fp.tell()
-    image.fp.seek(0)
-    data: bytes = image.fp.read()
-    image.fp.seek(place)
+    file: Any = image.fp
+    place = file.tell()
+    file.seek(0)
+    data: bytes = file.read()
+    file.seek(place)
     scans = end = 0
     while scans <= MOST_SCANS and (found := _MARKER.search(data, end)):
         marker, end = data[found.end() - 1], found.end()
@@ -263,9 +259,7 @@ def _scans(image: Any) -> int:
     return scans
 
 
-def _opened(file: Path | str | io.BytesIO) -> Any:
-    from PIL import Image, UnidentifiedImageError
-
+def _opened(file: Path | str | io.BytesIO) -> ImageFile.ImageFile:
     if isinstance(file, Path | str) and Path(file).is_fifo():  # which would wait for a writer
         raise ValueError("a pipe, and no file")
     try:
@@ -276,17 +270,15 @@ def _opened(file: Path | str | io.BytesIO) -> Any:
         raise ValueError("none of its forms, or too short") from None
 
 
-def _framed(image: Any, frame: Frame) -> Any:
+def _framed(image: Image.Image, frame: Frame) -> Image.Image:
     """A PIL image brought to a frame."""
-    from PIL import Image, ImageOps
-
     (W, H), (w, h), method = frame.size[::-1], image.size, Image.Resampling.BILINEAR
     if frame.fit == "pad" and 0 in (round(h / w * W), round(w / h * H)):  # so narrow that nothing of it would be left
         image = image.resize((W, 1) if w > h else (1, H), method)
     brought = {"crop": ImageOps.fit, "pad": ImageOps.pad, "stretch": Image.Image.resize}[frame.fit]
-    return brought(image, (W, H), method)  # type: ignore[operator]
+    return brought(image, (W, H), method)  # type: ignore[operator,no-any-return]
 
 
-def _pixels(image: Any) -> Pixels:
+def _pixels(image: Image.Image) -> Pixels:
     pixels: Pixels = np.asarray(image, np.uint8)
     return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -61,7 +61,7 @@ class Part:
     """whether none of its images is labelled"""
 
     def read(self, frame: Frame | None) -> Arrays:
-        """Its arrays, from the cache if they are there: encoded images brought to a frame, all others as they are."""
+        """The arrays, from the cache if they are there: encoded images brought to a frame, all others as they are."""
         reader, key = self.reader, self.form
         if self.encoded:
             reader, key = partial(reader, frame=frame), f"{key} {frame} {DECODER}"

@@ -84,12 +84,12 @@ class Split:
         return replace(self, held=middle(self.held, size))
 
     def sums_by_image(self) -> NDArray[np.int64]:
-        """Of the pixels of each image, int64 [N, C]."""
+        """The sums of the pixels of each image, int64 [N, C]."""
         rows = (some.numpy().sum(1, dtype=np.uint32) for some in self._pieces())
         return np.concatenate([some.sum(1, dtype=np.int64) for some in rows])  # an axis at a time: ten times as fast
 
     def sums(self) -> NDArray[np.int64]:
-        """Of the pixels and of their squares, int64 [2, C]."""
+        """The sums of the pixels and of their squares, int64 [2, C]."""
         total = np.zeros((2, self.image_shape[2]), np.int64)
         for some in self._pieces():
             total += sums_of(some.numpy())
@@ -157,11 +157,11 @@ class OnDisk:
         return replace(self, image_shape=(*size, self.image_shape[2]))
 
     def sums_by_image(self) -> NDArray[np.int64]:
-        """Of the pixels of each image, int64 [N, C]."""
+        """The sums of the pixels of each image, int64 [N, C]."""
         return np.ascontiguousarray(self.sums_of_each[:, 0].numpy())
 
     def sums(self) -> NDArray[np.int64]:
-        """Of the pixels and of their squares, int64 [2, C]."""
+        """The sums of the pixels and of their squares, int64 [2, C]."""
         total: NDArray[np.int64] = self.sums_of_each.sum(0).numpy()
         return total
 
@@ -194,7 +194,7 @@ def fingerprint(splits: Iterable[Labelled]) -> str:
 
 
 def which_of(source: str, split: Labelled) -> str:
-    """SHA-256 of which images of a source a split holds, and their labels, whatever they are brought to.
+    """SHA-256 of a source, and of the positions in it and the labels of a split's images; resizing does not change it.
 
     (On disk unreadable ones are counted too: where there are some, the source is to say where the images lie.)
     """

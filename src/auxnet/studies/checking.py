@@ -11,7 +11,7 @@ from typing import Any
 
 from auxnet.build import depths_of
 from auxnet.documents import json_value, parsing
-from auxnet.errors import told_of
+from auxnet.errors import error_prefix
 from auxnet.feasible import check_recipe
 from auxnet.machine import device_of
 from auxnet.reading.sources import find
@@ -52,9 +52,9 @@ def _depths(study: Study, side: Side) -> tuple[int, ...]:
 
 def check_variants(study: Study, where: Mapping[str, Any]) -> None:
     """Raise ValueError for a variant that cannot be trained, or a `where` (`recipe.WHERE`) that cannot be had here."""
-    device_of(Recipe(**where))
+    device_of(Recipe(**where).device)
     for variant in study.variants:
-        with told_of(f"study {study.name}: variant {variant}"):
+        with error_prefix(f"study {study.name}: variant {variant}"):
             check_recipe(study.recipe(variant, study.datasets[0], where=where))
 
 

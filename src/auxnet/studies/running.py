@@ -37,7 +37,7 @@ def trial_folder(out: Path, trial: Trial) -> Path:
 
 
 def is_done(out: Path, trial: Trial) -> bool:
-    """Whether it was trained to its end."""
+    """Whether a trial was trained to its end."""
     return is_finished(trial_folder(out, trial))
 
 
@@ -52,7 +52,7 @@ def _failed(out: Path, trial: Trial) -> Path:
 
 
 def left_of(out: Path, trials: Sequence[Trial]) -> list[Trial]:
-    """Those that are not trained, and have not failed."""
+    """The trials that are not trained, and have not failed."""
     return [trial for trial in trials if not is_done(out, trial) and why_failed(out, trial) is None]
 
 

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from auxnet.documents import read_yaml
-from auxnet.errors import one_line, told_of
+from auxnet.errors import error_prefix, one_line
 from auxnet.recipe import WHERE, Recipe, folder_name, recipe_from
 from auxnet.studies.form import (
     SCALE_KEYS,
@@ -69,7 +69,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Claim:
-    """That one side errs less than the other; or, `of` "share", that more supervision reaches its shallowest layer."""
+    """A claim: one side errs less than the other; or, `of` "share", more supervision reaches its shallowest layer."""
 
     says: str
     better: Side
@@ -100,7 +100,7 @@ class Trial:
 
     @cached_property
     def name(self) -> str:
-        """Its folder: the same recipe has the same name in every study, and is trained once."""
+        """The name of its folder: the same recipe has the same in every study, and is trained once."""
         recipe = self.recipe
         digest = sha256(dumps(differing(recipe), sort_keys=True).encode()).hexdigest()[:10]
         return f"{folder_name(recipe)}-seed{recipe.seed}-{digest}"
@@ -154,7 +154,7 @@ def read_study(name: str, scale: str | None = None, seeds: int | None = None) ->
         )
     path = Path(name) if own else HOME / f"{name}.yaml"
     content = read_yaml(path, "study")
-    with told_of(f"study {name}"):
+    with error_prefix(f"study {name}"):
         return _study(path.stem, content, scale, seeds)
 
 
@@ -183,7 +183,7 @@ def _study(name: str, content: Any, scale: str | None, seeds: int | None) -> Stu
         measures=measures,
     )
     for variant in variants:
-        with told_of(f"variant {variant}"):
+        with error_prefix(f"variant {variant}"):
             made.recipe(variant, datasets[0])
     return made
 

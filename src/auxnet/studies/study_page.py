@@ -26,7 +26,7 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "pentagon", "s
 
 
 def write_findings(findings: Findings, folder: Path) -> list[Path]:
-    """Write all of it into `folder`; return their paths. Raises as `check_folder`."""
+    """Write all that a study leaves into `folder`; return their paths. Raises as `check_folder`."""
     check_folder(folder, findings.study, [row["training"] for row in findings.rows if row["last"]])
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "study.md", folder / "study.html"]

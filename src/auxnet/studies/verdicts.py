@@ -187,7 +187,7 @@ def _standard_error(values: Sequence[float], least: float) -> float:
 
 
 def _p_value(values: Sequence[float], least: float) -> float:
-    """Of Student's t-test that the mean is 0, two-sided."""
+    """The two-sided p-value of Student's t-test that the mean is 0."""
     from scipy.stats import t
 
     error = _standard_error(values, least)

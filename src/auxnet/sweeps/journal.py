@@ -28,7 +28,7 @@ def journal(path: Path) -> JournalStorage:
 
 @contextmanager
 def told_of_database() -> Iterator[None]:
-    """Within, a database that fails is a RuntimeError, which says why in a line."""
+    """Turn the failure of a database, inside the block, into a RuntimeError that says why in a line."""
     try:
         yield
     except optuna.exceptions.StorageInternalError as error:
@@ -43,7 +43,7 @@ class _Lock(JournalFileOpenLock):
         self._journal, self._lock = path, FileLock(path.with_suffix(".lock"))
 
     def acquire(self) -> bool:
-        """Wait for it, and cut off half a line that a process left which died in writing it."""
+        """Wait for the lock, and cut off half a line that a process left which died in writing it."""
         self._lock.acquire()
         with self._journal.open("rb+") as file:
             content_ends = file.seek(0, os.SEEK_END)

@@ -125,7 +125,7 @@ def values_of(domain: Domain) -> tuple[Any, ...]:
 
 
 def in_words(domain: Domain) -> str:
-    """As it is said with --vary: low..high and how, or the choices."""
+    """A domain as --vary takes it: low..high and how, or the choices."""
     return ", ".join(map(words_of, domain.values)) if isinstance(domain, Choices) else str(written(domain))
 
 

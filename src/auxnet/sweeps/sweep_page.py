@@ -55,7 +55,7 @@ def rows_of(sweep: Sweep) -> Iterator[list[Any]]:
 
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
-    """Complete ones first, by their objective; then the pruned, the unfinished, the failed."""
+    """Trials, the complete ones first, by their objective; then the pruned, the unfinished, the failed."""
     order = ("complete", "pruned", "running", "interrupted", "failed")
     return sorted(trials, key=lambda t: (order.index(t.state), t.objective is None, t.objective or 0, t.number))
 
@@ -138,7 +138,7 @@ def _different(sweep: Sweep) -> list[Trial]:
 
 
 def _counted_outputs(sweep: Sweep, trials: Sequence[Trial]) -> Iterator[tuple[Any, ...]]:
-    """Of each trial, which outputs its mean is over: their numbers, and where they are if that varied."""
+    """The outputs that the mean of each trial is over: their numbers, and where they are if that varied."""
     depths = lru_cache(depths_of)
     placed = [field for field in ("outputs", "at", "placement", "cuts") if field in sweep.settings.space]
     for trial in trials:
@@ -149,7 +149,7 @@ def _counted_outputs(sweep: Sweep, trials: Sequence[Trial]) -> Iterator[tuple[An
 
 
 def _interval(error: float | None, images: int) -> tuple[float, float]:
-    """Wilson's of an error on so many images; of a mean over outputs, which varies less, it is too wide if anything."""
+    """Wilson's interval of an error on so many images; for a mean over outputs, which varies less, rather wide."""
     return interval_of(error or 0.0, images)
 
 

@@ -110,7 +110,7 @@ def sweep(
     check_count(processes, "a sweep")
     check_outside_data(folder, recipe.data, recipe.data_dir)
     if "device" not in settings.space:
-        device_of(recipe)
+        device_of(recipe.device)
     dataset = None if FINDS_DATA & settings.space.keys() else load_data(recipe)
     if settings.objective.isdecimal() and not OF_NETWORK & settings.space.keys():
         objective_of([0.0] * len(depths_of(recipe)), settings.objective, recipe)  # or the field that varies is blamed
@@ -189,7 +189,7 @@ def _complaint(settings: Settings, values: dict[str, Any], data: Callable[[Recip
     """Why a trial with these values cannot begin; None if it can."""
     try:
         recipe = replace(settings.recipe, **values)
-        device_of(recipe)
+        device_of(recipe.device)
         net, _ = build(replace(recipe, compile=False), data(_data_of(recipe)), torch.device("cpu"))
         objective_of([0.0] * net.outputs, settings.objective, recipe)
     except (ValueError, FileNotFoundError) as error:

@@ -88,7 +88,7 @@ def _run(sweep: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Ca
         else:
             died = f"the process that trained it died {PATIENCE} times at {start}: perhaps for want of memory"
             value, state, error = None, State.FAIL, died
-        with held():  # no stop parts what came of it from the word of it
+        with held():  # a signal must not fall between the result and telling Optuna
             if error is not None:
                 trial.set_user_attr("error", error)
             trial.set_user_attr("seconds", sum(row["seconds"] for row in read_metrics(folder) if row["output"] == 1))
