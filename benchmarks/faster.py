@@ -18,7 +18,7 @@ from rich.table import Table
 import auxnet
 from auxnet.compiling import compiled
 from auxnet.machine import bfloat16_pays, keep_freed_memory
-from auxnet.precision import in_float32, to_bfloat16
+from auxnet.precision import to_bfloat16
 from measured import METHODS, SGD, Task, batch_of, in_turns, operations, options, ratio, save, shown
 
 SIDE = 2048  # of the matrices
@@ -75,7 +75,7 @@ def _step(
     net, (images, labels) = auxnet.resnet(depth, outputs).to(memory_format=torch.channels_last).train(), batch
     if precision == BFLOAT16:
         net, images = to_bfloat16(net), images.bfloat16()
-    method = METHODS[name](net, SGD, net.loss_weights(), loss=in_float32(torch.nn.functional.cross_entropy))
+    method = METHODS[name](net, SGD, net.loss_weights())
     if is_compiled:
         method = compiled(method, images)
     return lambda: method.step(images, labels)

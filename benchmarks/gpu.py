@@ -25,7 +25,7 @@ from auxnet.capturing import WARM_UP, as_cuda_graph
 from auxnet.compiling import compiled
 from auxnet.errors import first_line
 from auxnet.machine import to_device
-from auxnet.precision import in_float32, to_bfloat16
+from auxnet.precision import to_bfloat16
 from measured import METHODS, SGD, batch_of, operations, options, ratio, save, seconds, shown
 
 SCHEDULE = 400 * 50_000  # images: the paper's epochs of CIFAR-10
@@ -150,7 +150,7 @@ def _repeat(step, times):
 def _method(name, depth, outputs, device, dtype):
     net = to_device(auxnet.resnet(depth, outputs), device).train()
     net = to_bfloat16(net) if dtype == torch.bfloat16 else net
-    return METHODS[name](net, SGD, net.loss_weights(), loss=in_float32(torch.nn.functional.cross_entropy))
+    return METHODS[name](net, SGD, net.loss_weights())
 
 
 if __name__ == "__main__":

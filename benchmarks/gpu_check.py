@@ -38,7 +38,7 @@ from auxnet.distributed import Team
 from auxnet.errors import first_line
 from auxnet.machine import to_device
 from auxnet.mixing import mixed
-from auxnet.precision import in_float32, to_bfloat16
+from auxnet.precision import to_bfloat16
 
 GPU = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CPU = torch.device("cpu")
@@ -67,7 +67,7 @@ def trained(
     net = to_device(auxnet.resnet(8, 3, num_classes=3), device).train()
     net = to_bfloat16(net) if dtype == torch.bfloat16 else net
     opt = optimizer if not (graph and optimizer is ADAMW) else partial(ADAMW, capturable=True)
-    method = METHODS[name](net, opt, LAMBDAS, loss=in_float32(F.cross_entropy))
+    method = METHODS[name](net, opt, LAMBDAS)
     if compile:
         images, _ = next(batches(1, device, dtype))
         method = compiled(method, images)
@@ -231,7 +231,7 @@ def at_once(depth, outputs, dtype, compile):
         torch.manual_seed(3)
         net = to_device(auxnet.resnet(depth, outputs), GPU).train()
         net = to_bfloat16(net) if dtype == torch.bfloat16 else net
-        method = auxnet.multiway(net, SGD, loss=in_float32(F.cross_entropy))
+        method = auxnet.multiway(net, SGD)
         g = torch.Generator().manual_seed(4)
         x = torch.randn(8, 128, 3, 32, 32, generator=g).to(GPU, dtype)
         y = torch.randint(10, (8, 128), generator=g).to(GPU)

@@ -20,7 +20,7 @@ from rich.table import Table
 import auxnet
 from auxnet.capturing import WARM_UP, as_cuda_graph
 from auxnet.machine import fast_convolutions, keep_freed_memory, to_device
-from auxnet.precision import in_float32, to_bfloat16
+from auxnet.precision import to_bfloat16
 from measured import METHODS, SGD, batch_of, options, peak_bytes, ratio, save, seconds, shown
 
 CENTRE = {"depth": 20, "outputs": 3, "width": 1, "image": 32}
@@ -108,7 +108,7 @@ def _step(name, place, device):
     images, labels = batch_of(place["batch"], place["image"], device)
     if device.type == "cuda":
         net, images = to_bfloat16(net), images.bfloat16()
-    method = METHODS[name](net, SGD, net.loss_weights(), loss=in_float32(torch.nn.functional.cross_entropy))
+    method = METHODS[name](net, SGD, net.loss_weights())
     return method, images, labels
 
 

@@ -16,13 +16,13 @@ from auxnet import plan as planning
 from auxnet.capturing import captured
 from auxnet.losses import cross_entropy, distilled
 from auxnet.plan import MEASURED_STEPS
-from auxnet.precision import in_float32, to_bfloat16
+from auxnet.precision import to_bfloat16
 from auxnet.wavefront import schedule
 from cpu_graphs import Device, Graph, Recorder
 from test_methods import sgd
 
 LAMBDAS = (0.5, 0.8, 1.0)
-LOSS = in_float32(cross_entropy)
+LOSS = cross_entropy
 DISTILL = partial(distilled, loss=LOSS, share=0.3, temperature=2.0)
 METHODS = {
     "joint": auxnet.joint,

@@ -1038,6 +1038,45 @@ def test_a_state_holds_the_weights_and_is_refused_by_another_optimizer(make):
         make(small(), torch.optim.AdamW).load_state_dict(first.state_dict())
 
 
+@every_method
+def test_a_state_of_another_net_or_of_other_groups_is_refused_before_anything_is_taken(make):
+    def flat_apart(given):
+        return torch.optim.AdamW([{"params": [p for p in given if (p.ndim == 1) == flat]} for flat in (True, False)])
+
+    state = {}
+    for classes in (7, 10):
+        method = make(small(num_classes=classes), torch.optim.AdamW)
+        x, y = images()
+        method.step(x, y % 7)
+        state[classes] = method.state_dict()
+    other = make(small(), flat_apart)
+    with pytest.raises(ValueError, match=r"another net: it has a parameter \[7, \d+\], where this one has \[10, \d+\]"):
+        method.load_state_dict(state[7])
+    with pytest.raises(ValueError, match="other groups of parameters: build this method as that was"):
+        other.load_state_dict(state[10])
+    broken = state[10] | {"optimizers": [*state[10]["optimizers"][:-1], {}]}
+    with pytest.raises(ValueError, match="no param_groups"):
+        method.load_state_dict(broken)
+    assert repr(method.state_dict()) == repr(state[10])
+
+
+@every_method
+def test_groups_of_the_nets_own_objects_come_out_empty_and_are_warned_of(make):
+    """An optimizer works on aliases, which are no objects of the net; but they ask for gradients, as these do."""
+    net = small()
+    norms = {id(p) for m in net.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
+
+    def grouped(given, of_norm):
+        given = [p for p in given if p.requires_grad]
+        groups = [[p for p in given if of_norm(p)], [p for p in given if not of_norm(p)]]
+        return torch.optim.SGD([{"params": groups[0], "weight_decay": 0.0}, {"params": groups[1]}], lr=0.1)
+
+    with pytest.warns(UserWarning, match="made a group without parameters: it is given aliases"):
+        make(net, partial(grouped, of_norm=lambda p: id(p) in norms))
+    method = make(net, partial(grouped, of_norm=lambda p: p.ndim == 1))
+    assert not any(alias.requires_grad for update in method.updates for alias in update.aliases)
+
+
 def test_step_scales_divide_by_the_weights_of_the_auxiliaries_above():
     assert step_scales([0.5, 0.8, 0.4, 1.0], "cumulative") == pytest.approx([1 / 1.7, 1 / 1.2, 1.0, 1.0])
     assert step_scales([0.5, 0.8, 0.4, 1.0], "none") == [1.0] * 4

@@ -11,11 +11,10 @@ import auxnet
 from auxnet import Recipe, diagnosing
 from auxnet.opening import opened
 from auxnet.plan import plan
-from auxnet.precision import in_float32, to_bfloat16
+from auxnet.precision import to_bfloat16
 from auxnet.update import Update
-from test_methods import CLASSES, METHODS, WEIGHTS, HandSGD, K, batches, division, hand_net, sgd
+from test_methods import CLASSES, METHODS, WEIGHTS, HandSGD, K, batches, division, every_method, hand_net, sgd
 
-LOSS = in_float32(torch.nn.functional.cross_entropy)
 STEP = 6.0  # so large that live and frozen differ by far more than rounding
 
 
@@ -80,13 +79,37 @@ def test_weights_that_are_loaded_before_the_method_is_built_are_trained():
             p += 0.5
     net.load_state_dict(other.state_dict())
     loaded = [p.detach().clone() for p in net.parameters()]
-    method = auxnet.multiway(net, partial(torch.optim.SGD, lr=1e-9), WEIGHTS, loss=LOSS)
+    method = auxnet.multiway(net, partial(torch.optim.SGD, lr=1e-9), WEIGHTS)
     method.step(*data()[0])
     assert all(map(torch.equal, loaded, net.parameters()))
     masters = {p.data_ptr(): master for update in method.updates for p, master in update.rounded}
     assert len(masters) == len(loaded)
     for p, was in zip(net.parameters(), loaded, strict=True):
         assert torch.allclose(masters[p.data_ptr()], was.float(), atol=1e-7)
+
+
+@every_method
+def test_so_are_those_that_are_loaded_after(make):
+    net, best = to_bfloat16(hand_net().float()), hand_net().bfloat16()
+    method = make(net, partial(torch.optim.SGD, lr=0.1), WEIGHTS)
+    method.step(*data()[0])
+    net.load_state_dict(best.state_dict())
+    method.set_lr(0.0)
+    method.step(*data()[0])
+    assert all(map(torch.equal, net.parameters(), best.parameters()))
+
+
+@every_method
+@pytest.mark.parametrize("loss", [torch.nn.functional.cross_entropy, torch.nn.CrossEntropyLoss(label_smoothing=0.1)])
+def test_losses_are_taken_in_float32(make, loss):
+    net = to_bfloat16(hand_net().float())
+    method = make(net, partial(torch.optim.SGD, lr=0.0), WEIGHTS, loss=loss)
+    x, y = data()[0]
+    with torch.no_grad():
+        expected = torch.stack([loss(logits.float(), y) for logits in net(x)])
+    losses = method.step(x, y)
+    assert losses.dtype == torch.float32
+    assert torch.equal(losses, expected)
 
 
 def test_a_copy_which_has_no_masters_is_given_them_or_warned_of():
@@ -112,7 +135,7 @@ def _weights(net):
 
 def trained(mode):
     net = to_bfloat16(hand_net().float())
-    method = auxnet.multiway(net, sgd(0.0), WEIGHTS, mode, loss=LOSS)
+    method = auxnet.multiway(net, sgd(0.0), WEIGHTS, mode)
     method.set_lr(STEP)
     method.step(*data()[0])
     return net
@@ -162,7 +185,7 @@ def test_every_method_trains_a_resnet_in_bfloat16_much_as_in_float32(name, block
         x = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
         x = x.contiguous(memory_format=torch.channels_last).to(dtype)
         net = to_bfloat16(net) if dtype == torch.bfloat16 else net
-        method = METHODS[name](net, sgd(1e-4), net.loss_weights(), loss=LOSS)
+        method = METHODS[name](net, sgd(1e-4), net.loss_weights())
         method.set_lr(0.02)
         losses.append(torch.stack([method.step(x, torch.arange(16) % 10) for _ in range(4)]))
         norms = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]

@@ -30,7 +30,7 @@ from auxnet.method import Method
 from auxnet.methods import joint, multiway, pairwise
 from auxnet.mixing import mixed
 from auxnet.network import AuxNet
-from auxnet.precision import in_float32, to_bfloat16
+from auxnet.precision import to_bfloat16
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.splits import Labelled
 from auxnet.recipe import Recipe
@@ -316,8 +316,8 @@ def loss_of(recipe: Recipe, dataset: data.DataSet, device: torch.device) -> Loss
     if recipe.class_weights == "balanced":
         weights = balanced(dataset.train.labels, dataset.num_classes).to(device)
     if recipe.loss == "square_hinge":
-        return in_float32(partial(square_hinge, class_weights=weights))
-    return in_float32(partial(cross_entropy, smoothing=recipe.label_smoothing, class_weights=weights))
+        return partial(square_hinge, class_weights=weights)
+    return partial(cross_entropy, smoothing=recipe.label_smoothing, class_weights=weights)
 
 
 def distillation_of(recipe: Recipe, loss: Loss) -> Distillation | None:

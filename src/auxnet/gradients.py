@@ -6,7 +6,7 @@ Shapes: N images; K outputs; x_k is the feature after segment S_k, which head H_
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +29,18 @@ def losses_of(
 ) -> list[Tensor]:
     """L_k of each output. With `distill`, the final output, detached, teaches the auxiliary ones."""
     if distill is None:
-        return [_checked(loss(z, labels), z) for z in logits]
+        return [_loss_at(z, loss, labels) for z in logits]
     *auxiliary, final = logits
     teacher = final.detach()
-    return [*(_checked(distill(z, labels, teacher), z) for z in auxiliary), _checked(loss(final, labels), final)]
+    return [*(_loss_at(z, distill, labels, teacher) for z in auxiliary), _loss_at(final, loss, labels)]
 
 
-def _checked(L: Tensor, logits: Tensor) -> Tensor:
-    """A loss. Raises ValueError unless it is one number, and can be differentiated where its logits can be."""
+def _loss_at(logits: Tensor, loss: Callable[..., Tensor], *targets: Any) -> Tensor:
+    """L_k, of float32 logits where a net gives bfloat16 or float16, and of a teacher's likewise.
+
+    Raises ValueError unless it is one number, and can be differentiated where its logits can be.
+    """
+    L = loss(*map(_in_float32, (logits, *targets)))
     if not isinstance(L, Tensor):
         raise ValueError(f"loss must give a tensor that autograd can differentiate, got {type(L).__name__}")
     if L.ndim != 0:
@@ -44,6 +48,10 @@ def _checked(L: Tensor, logits: Tensor) -> Tensor:
     if logits.requires_grad and not L.requires_grad:
         raise ValueError("loss must depend on the logits in a way that autograd sees, and does not: is one detached?")
     return L
+
+
+def _in_float32(x: Any) -> Any:
+    return x.float() if isinstance(x, Tensor) and x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 class Supervised(NamedTuple):
@@ -87,7 +95,7 @@ def _at_head(
     """A head at work on its feature, with the gradients of loss(logits, *targets); and those logits, detached."""
     x = feature.detach().requires_grad_()
     logits = logits_of(heads, k, x)
-    L = _checked(loss(logits, *targets), logits)
+    L = _loss_at(logits, loss, *targets)
     supervision, *of_head = gradients([L], [x, *parameters(heads[k - 1])])
     if supervision is None:
         raise ValueError(f"the loss of output {k} does not depend on its feature: head {k} cuts it off")

@@ -7,16 +7,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
-from auxnet.errors import is_number
+from auxnet.errors import is_number, warn
 from auxnet.network import AuxNet, check_forward, check_tensors, fitting
 from auxnet.sections import Way
-from auxnet.update import Update, usual_lr
+from auxnet.update import Update, master_of, usual_lr
 
 Weights = Sequence[float] | Tensor  # lambda [K]
 
@@ -91,15 +92,26 @@ class Method:
     """how gradients are propagated: joint, pairwise, or multiway's mode"""
     pieces: Callable[[Tensor, Tensor], list[Piece] | None] | None = None
     """`one_step` in pieces, where some may run at the same time; None, or gives None: it cannot be split"""
-    built_on: list[tuple[int, int, bool]] = field(init=False)
+    built_on: list[tuple[int, int, bool]] = field(init=False, default_factory=list)
     """the parameters that the optimizers hold"""
-    trained: list[nn.Parameter] = field(init=False)
+    trained: list[nn.Parameter] = field(init=False, default_factory=list)
     """those of the net that are not frozen"""
+    mastered: list[nn.Parameter] = field(init=False, default_factory=list)
+    """those of them that have a float32 master"""
+    versions: list[int] = field(init=False, default_factory=list)
+    """of `mastered`, as the last step left them"""
 
     def __post_init__(self) -> None:
         check_loss(self.loss)
-        object.__setattr__(self, "built_on", _parameter_identities(self.net))
-        object.__setattr__(self, "trained", [p for p in self.net.parameters() if p.requires_grad])
+        if set[int].intersection(*(update.empty for update in self.updates)):
+            warn(
+                "the optimizer's function made a group without parameters: it is given aliases of the net's, which are "
+                "other objects, with no attributes: group them by shape (p.ndim) or by place"
+            )
+        self.built_on.extend(_parameter_identities(self.net))
+        self.trained.extend(p for p in self.net.parameters() if p.requires_grad)
+        self.mastered.extend(p for p in self.trained if hasattr(p, "master"))
+        self.versions.extend(p._version for p in self.mastered)
         self.rescale()
 
     def __deepcopy__(self, memo: object) -> Any:
@@ -140,9 +152,13 @@ class Method:
             raise ValueError("a training step needs one image or more, got a batch of none")
         if not torch.is_grad_enabled():
             raise RuntimeError("a training step takes gradients, which are disabled here: call it outside no_grad()")
+        for p, version in zip(self.mastered, self.versions, strict=True):
+            if p._version != version:  # written by what is no step, such as net.load_state_dict
+                master_of(p)
         with fitting(self.net, images):
             losses = self.one_step(images.clone(), labels)
         increment_version(self.trained)  # a graph of before is of other weights
+        self.versions[:] = [p._version for p in self.mastered]
         return losses
 
     def set_weights(self, weights: Weights | None) -> None:
@@ -171,6 +187,7 @@ class Method:
         state: dict[str, Any] = {
             "optimizers": [update.optimizer.state_dict() for update in self.updates],
             "kinds": [type(update.optimizer).__name__ for update in self.updates],
+            "shapes": [list(p.shape) for p in self.trained],
             "weights": [*self.lambdas],
         }
         return state | {"masters": masters} if (masters := self.masters()) else state
@@ -190,6 +207,16 @@ class Method:
         own = [type(update.optimizer).__name__ for update in self.updates]
         if (kinds := state.get("kinds", own)) != own:
             raise ValueError(f"this method has optimizers {', '.join(own)}, the state is of {', '.join(kinds)}")
+        if not all(isinstance(each, dict) and isinstance(each.get("param_groups"), list) for each in states):
+            raise ValueError("an optimizer's state is none that state_dict() gave: it has no param_groups")
+        shapes = [list(p.shape) for p in self.trained]
+        for theirs, ours in zip_longest(state.get("shapes", shapes), shapes):
+            if theirs != ours:
+                raise ValueError(f"the state is of another net: it has a parameter {theirs}, where this one has {ours}")
+        if not all(map(Update.fits, self.updates, states)):
+            raise ValueError(
+                "the state is of optimizers with other groups of parameters: build this method as that was"
+            )
         masters, saved = self.masters(), state.get("masters", [])
         if len(masters) != len(saved):
             raise ValueError(

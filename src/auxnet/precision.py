@@ -8,11 +8,11 @@ update would still see the weight of before, and live would silently be frozen. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from auxnet.network import AuxNet
 
@@ -20,9 +20,9 @@ from auxnet.network import AuxNet
 def to_bfloat16(net: AuxNet) -> AuxNet:
     """The net itself, its convolutions and linear layers now in bfloat16, each weight with a float32 `master`.
 
-    It takes images in bfloat16. Other weights may be loaded into it later, which come rounded, before its method is
-    built; and build that after this: `AuxNet.float()` ends the training and its masters, which
-    a copy of the net does not have.
+    It takes images in bfloat16. Other weights may be loaded into it later, which come rounded: masters follow them. But
+    build its method after this: `AuxNet.float()` ends the training and its masters, which a copy of the net does not
+    have.
     """
     for module in net.modules():
         if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
@@ -31,11 +31,6 @@ def to_bfloat16(net: AuxNet) -> AuxNet:
                     parameter.master = parameter.data  # type: ignore[attr-defined]
                     parameter.data = parameter.data.bfloat16()
     return net
-
-
-def in_float32(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """A loss of logits and labels, computed in float32 whatever the logits are in."""
-    return lambda logits, labels: loss(logits.to(torch.float32), labels)
 
 
 @contextmanager

@@ -54,12 +54,13 @@ class Update:
         self.average = average
         self.trunk = groups[0]  # S_1..S_k, of an update of one output (`steps.updates_per_output`)
         self.parameters = [p for group in groups for p in group]
-        masters = [_master(p) for p in self.parameters]
+        masters = [master_of(p) for p in self.parameters]
         pairs = list(zip((p.data for p in self.parameters), masters, strict=True))
         self.aliases = [data if master is None else master for data, master in pairs]
         self.strides = [torch.empty_like(alias).stride() for alias in self.aliases]  # their own, but for gaps
         self.rounded = [(data, master) for data, master in pairs if master is not None]
         self.optimizer = _checked(optimizer, self.aliases)
+        self.empty = {n for n, settings in enumerate(self.optimizer.param_groups) if not settings["params"]}
         aliases = iter(self.aliases)
         self.places = _split_groups(self.optimizer, [[next(aliases) for _ in group] for group in groups])
         self.etas = [float(settings["lr"]) for settings in self.optimizer.param_groups]
@@ -102,17 +103,20 @@ class Update:
             parameters, masters = zip(*pairs, strict=True)
             torch._foreach_copy_(parameters, masters)
 
+    def fits(self, state: dict[str, Any]) -> bool:
+        """Whether a state is of as many groups, each of as many parameters."""
+        theirs, ours = state["param_groups"], self.optimizer.param_groups
+        return [len(each["params"]) for each in theirs] == [len(each["params"]) for each in ours]
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what the optimizer's own `state_dict` gave, also of a net in another memory layout.
 
         Whether its steps can be captured in a graph is a matter of this machine, and of where counts of steps then lie.
         """
-        groups, own = state["param_groups"], self.optimizer.param_groups
-        if len(groups) == len(own):  # else it is refused below
-            groups = [
-                saved | {name: value for name, value in here.items() if name in ("capturable", "fused")}
-                for saved, here in zip(groups, own, strict=True)
-            ]
+        groups = [
+            saved | {name: value for name, value in here.items() if name in ("capturable", "fused")}
+            for saved, here in zip(state["param_groups"], self.optimizer.param_groups, strict=True)
+        ]
         self.optimizer.load_state_dict(state | {"param_groups": groups})
         for alias in self.aliases:
             of_alias = self.optimizer.state.get(alias, {})
@@ -161,12 +165,17 @@ def _checked(optimizer: Optimizer, parameters: list[Tensor]) -> torch.optim.Opti
     rule = "optimizer must be a function of parameters, such as functools.partial(torch.optim.SGD, lr=0.1)"
     if not callable(optimizer):
         raise TypeError(f"{rule}, got {type(optimizer).__name__}")
+    for alias in parameters:  # the function may look at what it is given
+        alias.requires_grad_()
     try:
-        made = optimizer(parameters or [torch.empty(0)])  # the function may look at what it is given
+        made = optimizer(parameters or [torch.empty(0)])
     except ValueError as error:
         if str(error).startswith("Muon"):
             raise ValueError("Muon takes matrices alone, and convolutions and biases are none: take SGD") from None
         raise
+    finally:
+        for alias in parameters:
+            alias.requires_grad_(False)
     if not isinstance(made, torch.optim.Optimizer):
         raise TypeError(f"{rule}, that gives a torch.optim.Optimizer: it gave {type(made).__name__}")
     if not parameters:
@@ -245,8 +254,11 @@ def _begin_late_momenta(optimizer: torch.optim.Optimizer) -> None:
                 optimizer.state[p]["momentum_buffer"] = g * (group["dampening"] / group["momentum"])
 
 
-def _master(parameter: nn.Parameter) -> Tensor | None:
-    """The master that `precision.to_bfloat16` gave a parameter, as long as that is of lower precision; else None."""
+def master_of(parameter: nn.Parameter) -> Tensor | None:
+    """The master that `precision.to_bfloat16` gave a parameter, as long as that is of lower precision; else None.
+
+    It takes the parameter's value where that is not its own, rounded: other weights were loaded since.
+    """
     master: Tensor | None = getattr(parameter, "master", None)
     if master is None and parameter.dtype == torch.bfloat16:
         warn(
@@ -256,7 +268,7 @@ def _master(parameter: nn.Parameter) -> Tensor | None:
     if master is None or master.dtype == parameter.dtype:
         return None
     if not (parameter.is_meta or torch.equal(master.to(parameter.dtype), parameter.data)):
-        master.copy_(parameter.data)  # other weights were loaded since
+        master.copy_(parameter.data)
     return master
 
 
