@@ -39,7 +39,7 @@ from auxnet.progress import Progress
 from auxnet.provenance import provenance
 from auxnet.recipe import Recipe, data_name, method_name
 from auxnet.resuming import Checkpointer, TrainingState, load_checkpoint, newest_checkpoint, roll_back
-from auxnet.scores import guessing, log_loss, predictions
+from auxnet.scores import guessing
 from auxnet.tensorboard import event_files, event_writer, installed
 from auxnet.tensors import save_tensors
 from auxnet.words import plural, val_errors
@@ -312,10 +312,8 @@ def tables(folder: Path, dataset: DataSet, device: torch.device, same: bool = Fa
 
 def _table(net: AuxNet, dataset: DataSet, device: torch.device) -> list[dict[str, Any]]:
     net = to_device(net, device)
-    val = measure(net, evaluation_batches(dataset.val, dataset, device))
-    test = predictions(net, evaluation_batches(dataset.test, dataset, device))
-    on_test = zip([log_loss(logits, test.labels) for logits in test.logits], test.errors, strict=True)
+    val, test = (measure(net, evaluation_batches(images, dataset, device)) for images in (dataset.val, dataset.test))
     return [
-        {**v.costs, "val_loss": v.loss, "val_error": v.error, "test_loss": loss, "test_error": error}
-        for v, (loss, error) in zip(val, on_test, strict=True)
+        {**v.costs, "val_loss": v.loss, "val_error": v.error, "test_loss": t.loss, "test_error": t.error}
+        for v, t in zip(val, test, strict=True)
     ]
