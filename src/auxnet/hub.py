@@ -20,7 +20,7 @@ from torch import Tensor
 from auxnet import __version__
 from auxnet.backbones.dryrun import outputs as logits_of_outputs
 from auxnet.batches import normalise
-from auxnet.documents import parsing, read_json
+from auxnet.documents import parsing
 from auxnet.errors import check_choice, whole_number
 from auxnet.fetching import fetched, on_hub
 from auxnet.lineage import in_doubt
@@ -31,7 +31,7 @@ from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import Pixels, is_name
 from auxnet.reading.pictures import decode_for, upright
 from auxnet.recipe import RunDir, has_recipe, nearest_run, read_run_recipe, run_path
-from auxnet.rundir import checkpoints, is_finished
+from auxnet.rundir import checkpoints, is_finished, summary_of
 from auxnet.scores import interval_of
 from auxnet.sections import Which
 from auxnet.tensors import save_tensors, tensors_sha256
@@ -219,14 +219,13 @@ def position_of(net: PretrainedAuxNet, output: int) -> int:
 
 def source_of(run: Path, which: Which) -> dict[str, Any]:
     """What a model that leaves its run takes along of summary.json and the recipe."""
-    summary = read_json(run / "summary.json")
     recipe = read_run_recipe(run)
     network: dict[str, Any] = {key: getattr(recipe, key) for key in ("depth", "form", "block", "width")}
     if recipe.backbone is not None:
         network = {"backbone": recipe.backbone}
     if recipe.pretrained is not None:
         network["pretrained"] = recipe.pretrained if on_hub(recipe.pretrained) else Path(recipe.pretrained).name
-    with parsing(f"{run / 'summary.json'} is damaged: it does not hold what a finished run writes"):
+    with summary_of(run, "it does not hold what a finished run writes") as summary:
         return {
             "run": run.resolve().name,
             "weights": which,

@@ -14,7 +14,7 @@ import torch
 from auxnet.batches import Batches
 from auxnet.build import evaluation_batches
 from auxnet.data import DataSet, load_data, load_others, part_to_judge_on
-from auxnet.documents import parsing, read_json
+from auxnet.documents import parsing
 from auxnet.errors import warn
 from auxnet.evaluation import OutputReport, measure
 from auxnet.fetching import on_hub
@@ -30,6 +30,7 @@ from auxnet.reading.sources import NAMES, lies_in, located, places
 from auxnet.reading.splits import Labelled
 from auxnet.recipe import Recipe, RunDir, read_recipe, read_run_recipe
 from auxnet.resuming import newest_checkpoint
+from auxnet.rundir import is_finished, summary_of
 from auxnet.sections import Which
 from auxnet.words import first_few, plural
 
@@ -64,11 +65,10 @@ def best_weights_in_words(run: RunDir) -> str:
 
     Raises RuntimeError if its summary.json is damaged; a run that is not finished has none yet.
     """
-    path = Path(run) / "summary.json"
-    if not path.is_file():
+    if not is_finished(Path(run)):
         return "the weights of the best epoch so far, by the mean validation error of the outputs"
-    with parsing(f"{path} is damaged: it does not say which epoch is the best"):
-        epochs = read_json(path)["epochs"]
+    with summary_of(run, "it does not say which epoch is the best") as summary:
+        epochs = summary["epochs"]
         best, too = epochs["best"], ", and the last" if epochs["best"] == epochs["last"] else ""
     return f"the weights of epoch {best}, the best by the mean validation error of the outputs{too}"
 
@@ -269,9 +269,8 @@ def data_section(run: RunDir) -> dict[str, Any]:
 
     Raises FileNotFoundError without a summary, RuntimeError if it is damaged.
     """
-    path = Path(run) / "summary.json"
-    with parsing(f"{path} is damaged: it does not say on what data"):
-        return dict(read_json(path)["data"])
+    with summary_of(run, "it does not say on what data") as summary:
+        return dict(summary["data"])
 
 
 def found_data(run: RunDir, recipe: Recipe) -> DataSet:
