@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -114,6 +114,16 @@ class DataSet:
     def resize(self) -> tuple[int, int]:
         """(H, W) that images are brought to; evaluation sees the middle part, of `image_size`, training any part."""
         return self.train.image_shape[:2]
+
+    @property
+    def judged_on(self) -> dict[str, Any]:
+        """Which images judge, and what they were brought to, as summary.json says it under "data"."""
+        return {
+            "test_sha256": self.test_sha256(),
+            "val_sha256": self.val_sha256(),
+            "resize": list(self.resize),
+            "fit": self.fit,
+        }
 
 
 def load_data(recipe: Recipe) -> DataSet:

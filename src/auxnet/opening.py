@@ -295,8 +295,8 @@ def changed_since(dataset: DataSet, about: Mapping[str, Any]) -> str | None:
     `about` is what the run's summary.json says under "data".
     (Nothing is known of runs that are not finished.)
     """
-    now = {"validation": ("val_sha256", dataset.val_sha256), "test": ("test_sha256", dataset.test_sha256)}
-    others = [name for name, (key, fingerprint) in now.items() if about.get(key) and about[key] != fingerprint()]
+    keys, now = {"validation": "val_sha256", "test": "test_sha256"}, dataset.judged_on
+    others = [name for name, key in keys.items() if about.get(key) and about[key] != now[key]]
     if not others:
         return None
     return f"its {' and '.join(others)} images have changed since it was trained, and errors are of those there are now"

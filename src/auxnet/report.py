@@ -132,8 +132,7 @@ def gather(
         facts["missing"] = f"the images of {recipe.data} are not available ({one_line(error)})"
         return facts
     facts["changed"] = changed_since(dataset, facts["data"])
-    judged_on = {"val_sha256": dataset.val_sha256(), "test_sha256": dataset.test_sha256()}
-    facts["data"] = {**facts["data"], "val": len(dataset.val), "test": len(dataset.test), **judged_on}
+    facts["data"] = {**facts["data"], "val": len(dataset.val), "test": len(dataset.test), **dataset.judged_on}
     return facts | examine(run, recipe, dataset)
 
 

@@ -202,7 +202,10 @@ def _prepare(recipe: Recipe, team: Team, resume: Path | None) -> tuple[DataSet, 
 def _beginning(training: Training, earlier: tuple[Earlier, ...]) -> TrainingState:
     """The state of a training that begins; warns of images that judge it and may have been trained on before."""
     dataset = training.dataset
-    if earlier and training.team.leads and (doubt := in_doubt(may_be_seen_by(dataset, earlier))):
+    doubt = None
+    if earlier and training.team.leads:
+        doubt = in_doubt(may_be_seen_by(dataset.classes, dataset.judged_on, earlier))
+    if doubt:
         warn(
             f"{training.checkpointer.folder}: {doubt}. The same data, size, fit, seed and val_fraction hold out the "
             "same images, and so do val/ and test/ folders of their own; or train from the beginning"
@@ -277,7 +280,7 @@ def _finish(training: Training, state: TrainingState, known: dict[str, Any]) -> 
         images["left_out"] = list(dataset.left_out)
     if state.earlier_runs:
         images["earlier_runs"] = list(state.earlier_runs)
-        images["may_be_seen_by"] = may_be_seen_by(dataset, state.earlier_runs)
+        images["may_be_seen_by"] = may_be_seen_by(dataset.classes, dataset.judged_on, state.earlier_runs)
     summary = {
         "epochs": {"last": state.epoch, "best": state.best_epoch},
         **tables(folder, dataset, device, same=state.best_epoch == state.epoch),
@@ -287,10 +290,7 @@ def _finish(training: Training, state: TrainingState, known: dict[str, Any]) -> 
             **images,
             "guessing": guessing(dataset.val.labels),
             "drawn": dataset.drawn,
-            "test_sha256": dataset.test_sha256(),
-            "val_sha256": dataset.val_sha256(),
-            "resize": list(dataset.resize),
-            "fit": dataset.fit,
+            **dataset.judged_on,
         },
         "seed": recipe.seed,
         "wall_seconds": round(training.seconds(state), 1),

@@ -82,8 +82,7 @@ def check_same_images(out: Path, trials: Sequence[Trial]) -> None:
 def _was_trained_on(recipe: Recipe, run: Path) -> bool:
     """Whether a recipe has the images of a finished run: as many for training, the same for validation and test."""
     then, data = data_section(run), load_data(recipe)
-    now = {"train": len(data.train), "val_sha256": data.val_sha256(), "test_sha256": data.test_sha256()}
-    return now.items() <= then.items()
+    return {"train": len(data.train), **data.judged_on}.items() <= then.items()
 
 
 def under_way(out: Path, trials: Sequence[Trial]) -> Iterator[str]:
