@@ -18,8 +18,9 @@ from auxnet.cli import main
 from auxnet.data import load_data
 from auxnet.documents import read_json
 from auxnet.lineage import earlier_runs, may_be_seen_by
-from auxnet.opening import data_dirs, data_of, opened, with_data_in
+from auxnet.opening import opened
 from auxnet.recipe import Recipe, read_recipe, write_recipe
+from auxnet.run_data import data_dirs, data_of, with_data_in
 from writers import CIFAR10, folder_of, tiny, write_folders, write_parquet
 
 

@@ -33,12 +33,12 @@ from auxnet.machine import crowded, device_of, fast_convolutions, random_kept, t
 from auxnet.method import Method
 from auxnet.modules import copied
 from auxnet.network import AuxNet
-from auxnet.opening import check_classes, found_data, normalised_as, preprocessing_of, to_go_on_with
 from auxnet.preprocessing import Preprocessing
 from auxnet.progress import Progress
 from auxnet.provenance import provenance
 from auxnet.recipe import Recipe, data_name, method_name
 from auxnet.resuming import Checkpointer, TrainingState, load_checkpoint, newest_checkpoint, roll_back
+from auxnet.run_data import check_classes, check_drawn, found_data, normalised_as, preprocessing_of, to_go_on_with
 from auxnet.scores import guessing
 from auxnet.tensorboard import event_files, event_writer, installed
 from auxnet.tensors import save_tensors
@@ -232,7 +232,7 @@ def _resume(training: Training, asked: dict[str, Any]) -> TrainingState:
         check_classes(training.dataset, known["classes"], folder)
     state = load_checkpoint(checkpoint, training.net, training.method, folder, training.average)
     training.checkpointer = replace(training.checkpointer, **{**checkpoint.get("saving", {}), **asked})
-    training.dataset.check_drawn(state.drawn, folder, state.left_out)
+    check_drawn(training.dataset, state.drawn, folder, state.left_out)
     if team.leads and state.train_images not in (None, now := len(training.dataset.train)):
         then = f"{state.train_images:,} training images"
         warn(f"{folder} was begun with {then}, and goes on with {now:,}")

@@ -17,10 +17,10 @@ from typing import Any
 from auxnet.data import load_data
 from auxnet.errors import DivergedError, one_line
 from auxnet.files import claimed, is_held, write_text
-from auxnet.opening import data_section
 from auxnet.processes import work_together
 from auxnet.progress import Progress
 from auxnet.recipe import Recipe, has_recipe, read_run_recipe
+from auxnet.run_data import data_section
 from auxnet.rundir import is_finished, read_metrics, whole_epochs, with_absolute_paths
 from auxnet.signals import obeyed
 from auxnet.studies.spec import Trial
