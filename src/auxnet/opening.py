@@ -135,7 +135,7 @@ def _others(run: RunDir, recipe: Recipe, on: str, data_dir: str | None) -> DataS
     named, data = located(on, data_dir)[0], Path(recipe.data_dir or "", recipe.data)
     mend = "leave --on out, and it is judged on those that were set aside"
     refused = ValueError(f"{run} was trained on images of {on}: {mend}")
-    if named == recipe.data or _lie_within([Path(named)], data):
+    if named == recipe.data or _lie_within([Path(named)], data):  # before the folder is listed, which may be refused
         raise refused
     part = part_to_judge_on(on, data_dir)
     if _lie_within(map(Path, set(map(os.path.dirname, part.files))), data):
