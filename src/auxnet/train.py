@@ -102,14 +102,7 @@ def fit(
     if not isinstance(recipe, Recipe):
         mend = "auxnet.recipe has recipe_from for a dict, read_recipe for a file"
         raise TypeError(f"recipe must be an auxnet.Recipe, got {type(recipe).__name__}: {mend}")
-    folder = to_write(out, "out")
-    asked: dict[str, Any] = {}  # in Python's own numbers: checkpoints keep them, and are read without NumPy's
-    if save_every is not None:
-        if not (is_number(save_every) and save_every >= 0):
-            raise ValueError(f"save_every must be 0 seconds or more, got {save_every!r}")
-        asked["every"] = float(save_every)
-    if keep is not None:
-        asked["keep"] = whole_number("keep", keep, 1)
+    folder, asked = to_write(out, "out"), _saving(save_every, keep)
     if not (watch is None or callable(watch)):
         raise TypeError(f"watch must be a function of Progress, got {watch!r}")
     began = time.perf_counter()
@@ -118,20 +111,22 @@ def fit(
         stack.enter_context(threads_set(recipe.threads))
         stack.enter_context(random_kept(team.device))
         stack.enter_context(fast_convolutions(team.device))
-        chosen = overwrite or bool(resume)  # else the folder decides
+        by_folder = not (resume or overwrite)  # what it holds decides, and must not change before it is locked
         if resume is None and not overwrite:  # found out by one process: others may not see yet what it writes
             resume, overwrite = team.broadcast_object(rundir.to_resume(folder) if team.leads else None)
+        resume = resume is None or bool(resume)  # None beside overwrite, which is refused as both are
         if team.leads:
-            rundir.check_run_folder(folder, recipe, resume is not False, overwrite)
+            rundir.check_run_folder(folder, recipe, resume, overwrite)
         check_recipe(recipe, begins=not resume)
         if diagnose and recipe.freeze == "trunk":
             raise ValueError("diagnose is of what supervises the trunk, and freeze='trunk' lets nothing: leave one out")
-        if not resume and recipe.pretrained is not None:
-            recipe = replace(recipe, pretrained=pinned(recipe.pretrained))
-        earlier = () if resume or recipe.pretrained is None else earlier_runs(recipe.pretrained)
+        earlier: tuple[Earlier, ...] = ()
+        if recipe.pretrained is not None and not resume:
+            weights = pinned(recipe.pretrained)
+            recipe, earlier = replace(recipe, pretrained=weights), earlier_runs(weights)
         if team.leads:
             stack.enter_context(rundir.locked(folder))
-            if not chosen and rundir.to_resume(folder) != (bool(resume), overwrite):
+            if by_folder and rundir.to_resume(folder) != (resume, overwrite):
                 raise FileExistsError(
                     f"{folder}: another process has trained there just now: --resume goes on with its run"
                 )
@@ -149,7 +144,7 @@ def fit(
             net,
             method,
             team,
-            Checkpointer(folder, recipe, team.leads, **saving, begun=bool(resume), replaces=overwrite),
+            Checkpointer(folder, recipe, team.leads, **saving, begun=resume, replaces=overwrite),
             average=None if recipe.ema is None else copied(net),
             diagnose=diagnose and team.leads,
             began=began,
@@ -172,6 +167,21 @@ def fit(
             stop.args = (f"stopped after the last epoch; the run is saved in {folder}, --resume evaluates it",)
             raise
         return Run(folder, with_run(training.judged, folder), summary)
+
+
+def _saving(save_every: float | None, keep: int | None) -> dict[str, Any]:
+    """What is asked of the `Checkpointer`. Raises ValueError for what cannot be.
+
+    In Python's own numbers: checkpoints keep them, and are read without NumPy's.
+    """
+    asked: dict[str, Any] = {}
+    if save_every is not None:
+        if not (is_number(save_every) and save_every >= 0):
+            raise ValueError(f"save_every must be 0 seconds or more, got {save_every!r}")
+        asked["every"] = float(save_every)
+    if keep is not None:
+        asked["keep"] = whole_number("keep", keep, 1)
+    return asked
 
 
 def _prepare(recipe: Recipe, team: Team, resume: Path | None) -> tuple[DataSet, AuxNet, Method]:
