@@ -239,16 +239,13 @@ def test_what_was_not_used_for_a_month_goes_when_an_entry_is_made(home: Path, tm
     foreign.mkdir()
     (foreign / "thesis.txt").touch()  # the folder is shared with others, who name theirs by digests too
     left.mkdir()
-    earlier = tmp_path / "cache" / ("e" * 32)  # in the form that entries once had
-    earlier.mkdir()
-    (earlier / "about.json").touch()
-    for path in (first, second, foreign, left, earlier):
+    for path in (first, second, foreign, left):
         make_old(path, 31)
     load(own)  # recalled: used again
-    assert entries(tmp_path) == {first, second, foreign, left, earlier}
+    assert entries(tmp_path) == {first, second, foreign, left}
     load(own, image_size=5)
     assert entries(tmp_path) >= {first, foreign}
-    assert not entries(tmp_path) & {second, left, earlier}
+    assert not entries(tmp_path) & {second, left}
 
 
 def test_an_entry_in_use_stays(home: Path, tmp_path: Path) -> None:

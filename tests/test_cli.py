@@ -579,7 +579,7 @@ def test_once_a_command_is_done_ctrl_c_ends_the_interpreter_without_a_word(monke
 
 def test_an_unexpected_error_is_still_one_line(run, capsys, monkeypatch):
     monkeypatch.setattr("auxnet.train.tables", lambda *a: {}["nothing"])
-    monkeypatch.setattr("auxnet.opening.load_data", lambda *a: {}["nothing"])
+    monkeypatch.setattr("auxnet.run_data.load_data", lambda *a: {}["nothing"])
     fails(capsys, ["evaluate", run], 1, "unexpected KeyError", "AUXNET_DEBUG")
 
 
@@ -589,7 +589,7 @@ def test_of_a_gpu_that_is_full_it_is_said_what_helps(run, capsys, monkeypatch):
             "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ..."
         )
 
-    monkeypatch.setattr("auxnet.opening.load_data", full)
+    monkeypatch.setattr("auxnet.run_data.load_data", full)
     fails(capsys, ["evaluate", run], 1, "auxnet: CUDA out of memory: a smaller --batch-size, --precision bfloat16, or")
 
 

@@ -11,10 +11,10 @@ import torch
 
 from auxnet import data
 from auxnet.data import load_others, part_to_judge_on
-from auxnet.opening import preprocessing_of
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading import sources
 from auxnet.reading.dividing import stratified_split
+from auxnet.run_data import preprocessing_of
 from auxnet.sections import LARGEST
 from writers import folder_of, load, rows, same, tiny, write_folders, write_parquet
 

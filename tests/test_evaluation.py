@@ -376,7 +376,7 @@ def test_a_run_is_judged_on_other_images_matched_by_name_and_nothing_is_rewritte
     few, field, tmp_path, capsys, monkeypatch
 ):
     run = few[0]
-    monkeypatch.setattr("auxnet.opening.load_data", None)  # its own data may be gone
+    monkeypatch.setattr("auxnet.run_data.load_data", None)  # its own data may be gone
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     expected = errors_by_hand(run, field)
     names = sorted(field.rglob("*.png"))

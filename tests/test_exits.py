@@ -291,7 +291,7 @@ def absurd(recipe):
 
 def test_an_absurd_test_set_changes_no_threshold(run, capsys, monkeypatch):
     honest = asked(capsys, run)
-    monkeypatch.setattr("auxnet.opening.load_data", absurd)
+    monkeypatch.setattr("auxnet.run_data.load_data", absurd)
     fooled = asked(capsys, run)
     assert fooled["test"]["error"] != honest["test"]["error"]
     for key in ("thresholds", "temperatures", "confidence", "val", "costs"):
@@ -342,7 +342,7 @@ def printed(capsys, *words):
 
 def test_of_test_labels_nothing_is_printed_but_what_the_answer_does_to_them(run, capsys, monkeypatch):
     honest = printed(capsys, run, "--baselines")
-    monkeypatch.setattr("auxnet.opening.load_data", absurd)
+    monkeypatch.setattr("auxnet.run_data.load_data", absurd)
     fooled = printed(capsys, run, "--baselines")
     moved = [line for line in {*honest} ^ {*fooled} if not line.startswith("note: on test images the error rises")]
     assert len(moved) == 2

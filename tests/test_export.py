@@ -19,10 +19,10 @@ from auxnet.cli import main
 from auxnet.exporting import SUFFIX, Exported, export
 from auxnet.hub import load, model_card
 from auxnet.loading import weights_sha256
-from auxnet.opening import data_of
 from auxnet.policy import NEVER, Policy, confidence
 from auxnet.prediction import predict
 from auxnet.recipe import read_run_recipe, write_recipe
+from auxnet.run_data import data_of
 from auxnet.runtimes import open_model
 from conftest import one_class_alone
 from shipped import write_policy, write_run

@@ -16,10 +16,10 @@ import auxnet
 from auxnet.data import load_data
 from auxnet.exporting import export
 from auxnet.hub import load as load_net
-from auxnet.opening import normalised_as, preprocessing_of
 from auxnet.prediction import predict
 from auxnet.preprocessing import Preprocessing
 from auxnet.recipe import read_run_recipe
+from auxnet.run_data import normalised_as, preprocessing_of
 from auxnet.sweeps.space import checked
 from writers import write_folders, write_parquet
 

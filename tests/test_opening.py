@@ -18,8 +18,9 @@ from auxnet.cli import main
 from auxnet.data import load_data
 from auxnet.documents import read_json
 from auxnet.lineage import earlier_runs, may_be_seen_by
-from auxnet.opening import data_dirs, data_of, opened, with_data_in
+from auxnet.opening import opened
 from auxnet.recipe import Recipe, read_recipe, write_recipe
+from auxnet.run_data import data_dirs, data_of, with_data_in
 from writers import CIFAR10, folder_of, tiny, write_folders, write_parquet
 
 
@@ -384,9 +385,10 @@ def test_all_runs_that_weights_come_from_are_known_though_one_between_them_had_o
     for weights in (run, tmp_path / "saved", run.folder / "checkpoints" / "best.safetensors"):
         earlier = earlier_runs(str(weights))
         assert [each["run"] for each in earlier] == ["a", "b"]
-        assert may_be_seen_by(dataset, earlier) == {}
-        assert may_be_seen_by(replace(dataset, test_sha256=lambda: "other"), earlier) == {"test": ["a"]}
-        assert may_be_seen_by(replace(dataset, classes=("gnu", "hen"), val_sha256=str), earlier) == {}
+        assert may_be_seen_by(dataset.classes, dataset.judged_on, earlier) == {}
+        other = {**dataset.judged_on, "test_sha256": "other"}
+        assert may_be_seen_by(dataset.classes, other, earlier) == {"test": ["a"]}
+        assert may_be_seen_by(("gnu", "hen"), {**dataset.judged_on, "val_sha256": ""}, earlier) == {}
     assert earlier_runs(str(tmp_path)) == ()
 
 

@@ -173,7 +173,7 @@ def test_the_choice_never_looks_at_the_test_set(run, gathered, monkeypatch):
         dataset.test.labels.copy_(dataset.test.labels.roll(1))
         return dataset
 
-    monkeypatch.setattr("auxnet.opening.load_data", absurd)
+    monkeypatch.setattr("auxnet.run_data.load_data", absurd)
     again = report.gather(run, "tiny")
     assert again["outputs"][2]["test"]["error"] != gathered["outputs"][2]["test"]["error"]
     assert (again["chosen"], again["reason"]) == (gathered["chosen"], gathered["reason"])

@@ -353,7 +353,7 @@ def test_an_absurd_test_set_changes_no_choice(run, capsys, monkeypatch):
         shuffled = dataset.test.labels[torch.randperm(len(dataset.test))]
         return replace(dataset, test=replace(dataset.test, labels=shuffled))
 
-    monkeypatch.setattr("auxnet.opening.load_data", absurd)
+    monkeypatch.setattr("auxnet.run_data.load_data", absurd)
     fooled = asked(capsys, run, "--within", "30")
     assert fooled.pop("test")["error"] != honest.pop("test")["error"]
     assert fooled == honest

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from auxnet.data import DataSet
 from auxnet.evaluation import OutputReport, reports
 from auxnet.opening import Opened, opened
+from auxnet.reading.splits import validated_alike
 from auxnet.recipe import RunDir
 from auxnet.scores import Comparison, Predictions, compare, holm, predictions
 from auxnet.sections import Which
@@ -68,7 +68,8 @@ def compare_runs(
         with opened(second, **as_asked) as other:
             if one.dataset.classes != other.dataset.classes:
                 raise ValueError(f"{first} and {second} do not have the same classes, in the same order")
-            if not _validated_alike(one.dataset, other.dataset):
+            data = [{**each.judged_on, "val_pictures": each.val_pictures()} for each in (one.dataset, other.dataset)]
+            if on is None and not validated_alike(data):
                 raise ValueError(
                     f"{first} and {second} do not have the same validation images (their data, seed or val_fraction "
                     "differ): train one as the other, or judge both --on other labelled images"
@@ -81,11 +82,6 @@ def compare_runs(
     compared = zip(pairs, found, adjusted, strict=True)
     made = tuple(Pair(rows[i], others[j], replace(each, p_value=p)) for (i, j), each, p in compared)
     return ComparedRuns(made, (one.may_be_seen_by, other.may_be_seen_by))
-
-
-def _validated_alike(one: DataSet, other: DataSet) -> bool:
-    """Whether validation images are the same pixels, or at least the same pictures, brought to other sizes."""
-    return one.val_sha256() == other.val_sha256() or one.val_pictures() == other.val_pictures()
 
 
 def matching(depths: Sequence[int], others: Sequence[int]) -> list[tuple[int, int]]:

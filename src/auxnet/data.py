@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -79,22 +78,6 @@ class DataSet:
     shapes: Callable[[], list[tuple[int, int]]] = field(default=list, repr=False)
     """(H, W) of some training images, before they are brought to `resize`"""
 
-    def check_drawn(self, then: str | None, run: RunDir, left_out: Sequence[str] = ()) -> None:
-        """Raise RuntimeError if a run was trained when other images were drawn: by now it may have trained on these.
-
-        It names images that were `left_out` then, and are not any more.
-        """
-        if then is not None and then != self.drawn:
-            still = [*map(_file_of, self.left_out)]
-            whole = first_few([each.partition(": ")[0] for each in left_out if _file_of(each) not in still])
-            named = f" (left out then, and not now: {whole})" if whole else ""
-            raise RuntimeError(
-                f"the data of {run} have changed since it was begun, or this version decodes them otherwise: other "
-                "images are drawn for validation or test, and it may have been trained on those. Put the data back"
-                f"{named}, judge it --on other labelled images, or train again (a test/ and a val/ folder of their own "
-                "stay as they are while train/ grows)"
-            )
-
     @property
     def num_classes(self) -> int:
         """The number of classes."""
@@ -114,6 +97,16 @@ class DataSet:
     def resize(self) -> tuple[int, int]:
         """(H, W) that images are brought to; evaluation sees the middle part, of `image_size`, training any part."""
         return self.train.image_shape[:2]
+
+    @property
+    def judged_on(self) -> dict[str, Any]:
+        """Which images judge, and what they were brought to, as summary.json says it under "data"."""
+        return {
+            "test_sha256": self.test_sha256(),
+            "val_sha256": self.val_sha256(),
+            "resize": list(self.resize),
+            "fit": self.fit,
+        }
 
 
 def load_data(recipe: Recipe) -> DataSet:
@@ -323,11 +316,6 @@ def _too_many_left_out(left_out: Sequence[str], max_corrupt: int) -> str:
     mend = "repair or remove them" + (f", or train with --max-corrupt {len(left_out)}" if len(left_out) < 1000 else "")
     counted = plural(len(left_out), "image")
     return f"{counted} cannot be read, where at most {max_corrupt} may be left out: {first_few(left_out)}; {mend}"
-
-
-def _file_of(left_out: str) -> tuple[str, ...]:
-    """The class folder and the file of an image that was left out, wherever its data lie."""
-    return Path(left_out.partition(": ")[0]).parts[-2:]
 
 
 def _with_train_labels(name: str, read: Mapping[str, _Read]) -> dict[str, Labelled]:

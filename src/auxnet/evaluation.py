@@ -20,6 +20,7 @@ from auxnet.latency import Latency
 from auxnet.loading import weights_sha256
 from auxnet.modules import in_mode
 from auxnet.network import AuxNet, check_net, check_tensors
+from auxnet.rundir import summary_of
 from auxnet.scores import Predictions, calibration_error, confusion, log_loss, predictions, top_error, wilson
 from auxnet.sections import Which
 from auxnet.words import first_few, per_cent
@@ -165,15 +166,15 @@ def unlike_summary(folder: Path, by_split: Mapping[str, list[OutputReport]], whi
 
     Raises RuntimeError if that is damaged, FileNotFoundError without one.
     """
-    path, found = folder / "summary.json", []
-    with parsing(f"{path} is damaged: its table of outputs cannot be read"):
-        rows = [(row["output"], row["val_error"], row["test_error"]) for row in read_json(path)[which]]
+    found = []
+    with summary_of(folder, "its table of outputs cannot be read") as summary:
+        rows = [(row["output"], row["val_error"], row["test_error"]) for row in summary[which]]
         for (output, *then), val, test in zip(rows, by_split["val"], by_split["test"], strict=True):
             for split, error, now in zip(("validation", "test"), then, (val.error, test.error), strict=True):
                 if error != now:
                     found.append(f"output {output} on {split} {per_cent(now)}, there {per_cent(error)}")
     why = "other images, or another device, version or number of threads"
-    return f"errors differ from those of {path} ({why}): {first_few(found)}" if found else None
+    return f"errors differ from those of {folder / 'summary.json'} ({why}): {first_few(found)}" if found else None
 
 
 def _measured_before(path: Path, weights: str) -> list[Any]:

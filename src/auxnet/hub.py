@@ -20,7 +20,7 @@ from torch import Tensor
 from auxnet import __version__
 from auxnet.backbones.dryrun import outputs as logits_of_outputs
 from auxnet.batches import normalise
-from auxnet.documents import parsing, read_json
+from auxnet.documents import parsing
 from auxnet.errors import check_choice, whole_number
 from auxnet.fetching import fetched, on_hub
 from auxnet.lineage import in_doubt
@@ -31,7 +31,7 @@ from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import Pixels, is_name
 from auxnet.reading.pictures import decode_for, upright
 from auxnet.recipe import RunDir, has_recipe, nearest_run, read_run_recipe, run_path
-from auxnet.rundir import checkpoints, is_finished
+from auxnet.rundir import checkpoints, is_finished, summary_of
 from auxnet.scores import interval_of
 from auxnet.sections import Which
 from auxnet.tensors import save_tensors, tensors_sha256
@@ -46,9 +46,9 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
 
     `classes` names the columns of the logits, `preprocessing` says what is done to images first. `numbers` holds the
     number, in the run, of each output here: 1..K, or the one taken out.
-    `source` says where the net comes from: run, epoch, data, table of outputs, versions. `told_of` is the SHA-256 of
-    the weights that it, and the `card` that a folder brought, tell of. `net` is what `network` and `output` describe,
-    where that is built already.
+    `source` says where the net comes from: run, epoch, data, table of outputs, versions. `described_sha256` is the
+    SHA-256 of the weights that it, and the `card` that a folder brought, tell of. `net` is what `network` and `output`
+    describe, where that is built already.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         self.preprocessing = Preprocessing.read(preprocessing)
         self.source = source or {}
         self.card: str | None = None
-        self.told_of: str | None = None
+        self.described_sha256: str | None = None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -124,14 +124,14 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
             mend = "a net of attach or resnet takes any, and is saved by torch.save(net.state_dict(), ...)"
             raise ValueError(f"logits of {columns} columns do not fit this net's {len(self.classes)} classes: {mend}")
 
-    def now_told_of(self) -> Self:
+    def note_weights(self) -> Self:
         """Note that what is said of the net is said of its weights as they are."""
-        self.told_of = tensors_sha256(self.state_dict())
+        self.described_sha256 = tensors_sha256(self.state_dict())
         return self
 
     def leave_out_measured(self) -> bool:
         """Leave out the errors, and the card that was brought, if the weights are others by now; tell whether."""
-        if self.told_of in (None, tensors_sha256(self.state_dict())):
+        if self.described_sha256 in (None, tensors_sha256(self.state_dict())):
             return False
         self.card, self.source = None, {key: value for key, value in self.source.items() if key != "table"}
         self._hub_mixin_config = {**self.config, "source": self.source}
@@ -185,13 +185,13 @@ def _load(folder: Path, which: Which, trusted: str | None) -> PretrainedAuxNet:
             net.card = file.read(2**20)  # a stranger's; ours have 2 kB
     with parsing(f"{folder} is damaged: what it says of its training cannot be read"):
         model_card(net)
-    return net.now_told_of().eval()
+    return net.note_weights().eval()
 
 
 def with_run(net: AuxNet, run: Path) -> PretrainedAuxNet:
     """A net that was just trained, with what its run directory says of it; its modules are the net's own."""
     made = PretrainedAuxNet(**read_config(run), source=source_of(run, "last"), net=net)
-    return made.now_told_of().eval()
+    return made.note_weights().eval()
 
 
 def take_out(net: PretrainedAuxNet, output: int) -> PretrainedAuxNet:
@@ -205,7 +205,7 @@ def take_out(net: PretrainedAuxNet, output: int) -> PretrainedAuxNet:
     net.leave_out_measured()
     only = copied(net.alone(position))
     made = PretrainedAuxNet(**{**net.config, "output": net.numbers[position - 1]}, net=only)
-    return made.now_told_of().eval()
+    return made.note_weights().eval()
 
 
 def position_of(net: PretrainedAuxNet, output: int) -> int:
@@ -219,14 +219,13 @@ def position_of(net: PretrainedAuxNet, output: int) -> int:
 
 def source_of(run: Path, which: Which) -> dict[str, Any]:
     """What a model that leaves its run takes along of summary.json and the recipe."""
-    summary = read_json(run / "summary.json")
     recipe = read_run_recipe(run)
     network: dict[str, Any] = {key: getattr(recipe, key) for key in ("depth", "form", "block", "width")}
     if recipe.backbone is not None:
         network = {"backbone": recipe.backbone}
     if recipe.pretrained is not None:
         network["pretrained"] = recipe.pretrained if on_hub(recipe.pretrained) else Path(recipe.pretrained).name
-    with parsing(f"{run / 'summary.json'} is damaged: it does not hold what a finished run writes"):
+    with summary_of(run, "it does not hold what a finished run writes") as summary:
         return {
             "run": run.resolve().name,
             "weights": which,

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from auxnet.backbones.described import config_of
 from auxnet.backbones.weights import run_of
 from auxnet.documents import parsing, read_json
 from auxnet.rundir import checkpoints
 from auxnet.words import command
-
-if TYPE_CHECKING:
-    from auxnet.data import DataSet
 
 Earlier = dict[str, Any]
 """a run: its name, "run"; its "classes"; and "held_out", the SHA-256 of its validation and of its test images"""
@@ -45,15 +42,18 @@ def earlier_runs(pretrained: str) -> tuple[Earlier, ...]:
         )
 
 
-def may_be_seen_by(dataset: DataSet, earlier: Iterable[Earlier]) -> dict[str, list[str]]:
+def may_be_seen_by(
+    classes: Iterable[str], judged_on: Mapping[str, Any], earlier: Iterable[Earlier]
+) -> dict[str, list[str]]:
     """By split, "val" and "test", the earlier runs that may have been trained on its images; {} where none may.
 
-    A run may if it shares classes with the data, and did not hold out the very same images, brought to the same frame.
+    `judged_on` is the data set's. A run may if it shares classes with the data, and did not hold out the very same
+    images, brought to the same frame.
     """
-    alike = [each for each in earlier if not {*dataset.classes}.isdisjoint(each["classes"])]
-    judging = {"val": dataset.val_sha256(), "test": dataset.test_sha256()}
+    alike = [each for each in earlier if not {*classes}.isdisjoint(each["classes"])]
     doubts = {
-        split: [run["run"] for run in alike if images not in run["held_out"]] for split, images in judging.items()
+        split: [run["run"] for run in alike if judged_on[f"{split}_sha256"] not in run["held_out"]]
+        for split in ("val", "test")
     }
     return {split: runs for split, runs in doubts.items() if runs}
 

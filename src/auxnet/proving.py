@@ -12,12 +12,12 @@ from torch import Tensor
 from auxnet.batches import normalise
 from auxnet.errors import one_line, warn
 from auxnet.hub import PretrainedAuxNet, position_of
-from auxnet.opening import data_of, with_data_in
 from auxnet.policy import Policy, confidence
 from auxnet.reading.arrays import Pixels
 from auxnet.reading.sources import places
 from auxnet.reading.splits import Labelled
 from auxnet.recipe import Recipe, RunDir
+from auxnet.run_data import data_of, with_data_in
 from auxnet.runtimes import Answers
 
 TOLERANCE = 1e-4, 1e-5  # of a logit: absolute, and relative to the largest one

@@ -21,9 +21,9 @@ from auxnet.files import to_write, unwritable, write_text
 from auxnet.lineage import in_doubt
 from auxnet.loading import read_config
 from auxnet.machine import device_of
-from auxnet.opening import changed_since, data_dirs, data_of, with_data_in
 from auxnet.page_frame import check_ours, check_runs, names_of
 from auxnet.recipe import Recipe, RunDir, data_name, method_name, network_name, read_run_recipe, run_path
+from auxnet.run_data import changed_since, data_dirs, data_of, with_data_in
 from auxnet.scores import interval_of, no_better_than_guessing
 from auxnet.selection import MARGIN, cheapest_within
 from auxnet.words import command
@@ -132,8 +132,7 @@ def gather(
         facts["missing"] = f"the images of {recipe.data} are not available ({one_line(error)})"
         return facts
     facts["changed"] = changed_since(dataset, facts["data"])
-    judged_on = {"val_sha256": dataset.val_sha256(), "test_sha256": dataset.test_sha256()}
-    facts["data"] = {**facts["data"], "val": len(dataset.val), "test": len(dataset.test), **judged_on}
+    facts["data"] = {**facts["data"], "val": len(dataset.val), "test": len(dataset.test), **dataset.judged_on}
     return facts | examine(run, recipe, dataset)
 
 

@@ -143,9 +143,7 @@ def _apart(runs: Sequence[Facts]) -> str | None:
 
 def _validated_alike(runs: Sequence[Facts]) -> bool:
     """By their images; where these are not known, by the seed and the share that draw them, unless the data do."""
-    alike = validated_alike(run["data"] for run in runs)
-    if alike is None and all(run["val_pictures"] for run in runs):
-        alike = len({run["val_pictures"] for run in runs}) == 1
+    alike = validated_alike({**run["data"], "val_pictures": run["val_pictures"]} for run in runs)
     return len({(run["seed"], run["recipe"]["val_fraction"]) for run in runs}) == 1 if alike is None else alike
 
 

@@ -15,11 +15,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from auxnet.documents import json_value
+from auxnet.documents import json_value, parsing, read_json
 from auxnet.fetching import came_of, local, on_hub
 from auxnet.files import claimed, unwritable, written_whole
 from auxnet.reading import sources
-from auxnet.recipe import SEAL, WHERE, Recipe, nearest_run, read_recipe, read_run_recipe, write_recipe
+from auxnet.recipe import SEAL, WHERE, Recipe, RunDir, nearest_run, read_recipe, read_run_recipe, write_recipe
 from auxnet.tensorboard import event_files
 
 RUN_FILES = (
@@ -174,6 +174,17 @@ def leave_out(folder: Path, max_corrupt: int) -> None:
 def is_finished(folder: Path) -> bool:
     """Whether a folder holds a training that came to its end: its summary is written last."""
     return (folder / "summary.json").is_file()
+
+
+@contextmanager
+def summary_of(run: RunDir, more: str) -> Iterator[Any]:
+    """What a run's summary.json holds, to be read inside the block, where an error says that it is damaged, and `more`.
+
+    Raises FileNotFoundError without a summary, RuntimeError if it is damaged.
+    """
+    path = Path(run) / "summary.json"
+    with parsing(f"{path} is damaged: {more}"):
+        yield read_json(path)
 
 
 def is_lost(folder: Path) -> bool:

@@ -33,13 +33,13 @@ from auxnet.machine import crowded, device_of, fast_convolutions, random_kept, t
 from auxnet.method import Method
 from auxnet.modules import copied
 from auxnet.network import AuxNet
-from auxnet.opening import check_classes, found_data, normalised_as, preprocessing_of, to_go_on_with
 from auxnet.preprocessing import Preprocessing
 from auxnet.progress import Progress
 from auxnet.provenance import provenance
 from auxnet.recipe import Recipe, data_name, method_name
 from auxnet.resuming import Checkpointer, TrainingState, load_checkpoint, newest_checkpoint, roll_back
-from auxnet.scores import guessing, log_loss, predictions
+from auxnet.run_data import check_classes, check_drawn, found_data, normalised_as, preprocessing_of, to_go_on_with
+from auxnet.scores import guessing
 from auxnet.tensorboard import event_files, event_writer, installed
 from auxnet.tensors import save_tensors
 from auxnet.words import plural, val_errors
@@ -102,14 +102,7 @@ def fit(
     if not isinstance(recipe, Recipe):
         mend = "auxnet.recipe has recipe_from for a dict, read_recipe for a file"
         raise TypeError(f"recipe must be an auxnet.Recipe, got {type(recipe).__name__}: {mend}")
-    folder = to_write(out, "out")
-    asked: dict[str, Any] = {}  # in Python's own numbers: checkpoints keep them, and are read without NumPy's
-    if save_every is not None:
-        if not (is_number(save_every) and save_every >= 0):
-            raise ValueError(f"save_every must be 0 seconds or more, got {save_every!r}")
-        asked["every"] = float(save_every)
-    if keep is not None:
-        asked["keep"] = whole_number("keep", keep, 1)
+    folder, asked = to_write(out, "out"), _saving(save_every, keep)
     if not (watch is None or callable(watch)):
         raise TypeError(f"watch must be a function of Progress, got {watch!r}")
     began = time.perf_counter()
@@ -118,20 +111,22 @@ def fit(
         stack.enter_context(threads_set(recipe.threads))
         stack.enter_context(random_kept(team.device))
         stack.enter_context(fast_convolutions(team.device))
-        chosen = overwrite or bool(resume)  # else the folder decides
+        by_folder = not (resume or overwrite)  # what it holds decides, and must not change before it is locked
         if resume is None and not overwrite:  # found out by one process: others may not see yet what it writes
             resume, overwrite = team.broadcast_object(rundir.to_resume(folder) if team.leads else None)
+        resume = resume is None or bool(resume)  # None beside overwrite, which is refused as both are
         if team.leads:
-            rundir.check_run_folder(folder, recipe, resume is not False, overwrite)
+            rundir.check_run_folder(folder, recipe, resume, overwrite)
         check_recipe(recipe, begins=not resume)
         if diagnose and recipe.freeze == "trunk":
             raise ValueError("diagnose is of what supervises the trunk, and freeze='trunk' lets nothing: leave one out")
-        if not resume and recipe.pretrained is not None:
-            recipe = replace(recipe, pretrained=pinned(recipe.pretrained))
-        earlier = () if resume or recipe.pretrained is None else earlier_runs(recipe.pretrained)
+        earlier: tuple[Earlier, ...] = ()
+        if recipe.pretrained is not None and not resume:
+            weights = pinned(recipe.pretrained)
+            recipe, earlier = replace(recipe, pretrained=weights), earlier_runs(weights)
         if team.leads:
             stack.enter_context(rundir.locked(folder))
-            if not chosen and rundir.to_resume(folder) != (bool(resume), overwrite):
+            if by_folder and rundir.to_resume(folder) != (resume, overwrite):
                 raise FileExistsError(
                     f"{folder}: another process has trained there just now: --resume goes on with its run"
                 )
@@ -149,7 +144,7 @@ def fit(
             net,
             method,
             team,
-            Checkpointer(folder, recipe, team.leads, **saving, begun=bool(resume), replaces=overwrite),
+            Checkpointer(folder, recipe, team.leads, **saving, begun=resume, replaces=overwrite),
             average=None if recipe.ema is None else copied(net),
             diagnose=diagnose and team.leads,
             began=began,
@@ -172,6 +167,21 @@ def fit(
             stop.args = (f"stopped after the last epoch; the run is saved in {folder}, --resume evaluates it",)
             raise
         return Run(folder, with_run(training.judged, folder), summary)
+
+
+def _saving(save_every: float | None, keep: int | None) -> dict[str, Any]:
+    """What is asked of the `Checkpointer`. Raises ValueError for what cannot be.
+
+    In Python's own numbers: checkpoints keep them, and are read without NumPy's.
+    """
+    asked: dict[str, Any] = {}
+    if save_every is not None:
+        if not (is_number(save_every) and save_every >= 0):
+            raise ValueError(f"save_every must be 0 seconds or more, got {save_every!r}")
+        asked["every"] = float(save_every)
+    if keep is not None:
+        asked["keep"] = whole_number("keep", keep, 1)
+    return asked
 
 
 def _prepare(recipe: Recipe, team: Team, resume: Path | None) -> tuple[DataSet, AuxNet, Method]:
@@ -202,7 +212,10 @@ def _prepare(recipe: Recipe, team: Team, resume: Path | None) -> tuple[DataSet, 
 def _beginning(training: Training, earlier: tuple[Earlier, ...]) -> TrainingState:
     """The state of a training that begins; warns of images that judge it and may have been trained on before."""
     dataset = training.dataset
-    if earlier and training.team.leads and (doubt := in_doubt(may_be_seen_by(dataset, earlier))):
+    doubt = None
+    if earlier and training.team.leads:
+        doubt = in_doubt(may_be_seen_by(dataset.classes, dataset.judged_on, earlier))
+    if doubt:
         warn(
             f"{training.checkpointer.folder}: {doubt}. The same data, size, fit, seed and val_fraction hold out the "
             "same images, and so do val/ and test/ folders of their own; or train from the beginning"
@@ -229,7 +242,7 @@ def _resume(training: Training, asked: dict[str, Any]) -> TrainingState:
         check_classes(training.dataset, known["classes"], folder)
     state = load_checkpoint(checkpoint, training.net, training.method, folder, training.average)
     training.checkpointer = replace(training.checkpointer, **{**checkpoint.get("saving", {}), **asked})
-    training.dataset.check_drawn(state.drawn, folder, state.left_out)
+    check_drawn(training.dataset, state.drawn, folder, state.left_out)
     if team.leads and state.train_images not in (None, now := len(training.dataset.train)):
         then = f"{state.train_images:,} training images"
         warn(f"{folder} was begun with {then}, and goes on with {now:,}")
@@ -277,7 +290,7 @@ def _finish(training: Training, state: TrainingState, known: dict[str, Any]) -> 
         images["left_out"] = list(dataset.left_out)
     if state.earlier_runs:
         images["earlier_runs"] = list(state.earlier_runs)
-        images["may_be_seen_by"] = may_be_seen_by(dataset, state.earlier_runs)
+        images["may_be_seen_by"] = may_be_seen_by(dataset.classes, dataset.judged_on, state.earlier_runs)
     summary = {
         "epochs": {"last": state.epoch, "best": state.best_epoch},
         **tables(folder, dataset, device, same=state.best_epoch == state.epoch),
@@ -287,10 +300,7 @@ def _finish(training: Training, state: TrainingState, known: dict[str, Any]) -> 
             **images,
             "guessing": guessing(dataset.val.labels),
             "drawn": dataset.drawn,
-            "test_sha256": dataset.test_sha256(),
-            "val_sha256": dataset.val_sha256(),
-            "resize": list(dataset.resize),
-            "fit": dataset.fit,
+            **dataset.judged_on,
         },
         "seed": recipe.seed,
         "wall_seconds": round(training.seconds(state), 1),
@@ -312,10 +322,8 @@ def tables(folder: Path, dataset: DataSet, device: torch.device, same: bool = Fa
 
 def _table(net: AuxNet, dataset: DataSet, device: torch.device) -> list[dict[str, Any]]:
     net = to_device(net, device)
-    val = measure(net, evaluation_batches(dataset.val, dataset, device))
-    test = predictions(net, evaluation_batches(dataset.test, dataset, device))
-    on_test = zip([log_loss(logits, test.labels) for logits in test.logits], test.errors, strict=True)
+    val, test = (measure(net, evaluation_batches(images, dataset, device)) for images in (dataset.val, dataset.test))
     return [
-        {**v.costs, "val_loss": v.loss, "val_error": v.error, "test_loss": loss, "test_error": error}
-        for v, (loss, error) in zip(val, on_test, strict=True)
+        {**v.costs, "val_loss": v.loss, "val_error": v.error, "test_loss": t.loss, "test_error": t.error}
+        for v, t in zip(val, test, strict=True)
     ]

@@ -63,43 +63,48 @@ def _filled(net: AuxNet, options: Mapping[str, Any], pretrained: str, classes: S
     """The net of these options with the weights of a run."""
     run = run_of(pretrained)
     config = config_of(run)
-    own = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    network, output = config.get("network"), config.get("output")
-    whole, unlike = True, ""
-    if isinstance(network, dict):
+    theirs, output = config.get("network"), config.get("output")
+    initial = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    same_outputs, unlike = True, ""
+    if isinstance(theirs, dict):
         # Keys and shapes may be those of another network, or of outputs elsewhere, too.
-        if unlike := _unlike(options, network, run):
-            renamed = {**network, "backbone": options.get("backbone")}
-            if "backbone" not in network or _unlike(options, renamed, run):
-                raise ValueError(unlike)
-        alone = network.get("alone") if output is None else output
-        whole = (network.get("cuts"), alone) == (options.get("cuts"), options.get("alone"))
-    else:  # weights alone, as of a net of one's own
-        network = {key: value for key, value in options.items() if key != "alone"}
-    try:
-        if whole:
-            load_pretrained(net, pretrained)
-    except ValueError:
-        whole = False
-    if unlike:  # in the name of the backbone alone
-        if not whole:
+        unlike = _unlike(options, theirs, run)
+        renamed = {**theirs, "backbone": options.get("backbone")}
+        if unlike and ("backbone" not in theirs or _unlike(options, renamed, run)):  # not in the backbone's name alone
             raise ValueError(unlike)
-        asked = f"{options['backbone']} is asked for"
-        warn(f"the backbone of {run} is {network['backbone']}, and {asked}: its weights fit, and are taken")
-    if not whole:
-        if output is not None:
-            raise ValueError(f"{pretrained} is one output of a run: pretrained needs the run itself")
-        if "backbone" not in options and not is_weights_of_run(pretrained):
-            mend = "name the backbone with --backbone"
-            raise ValueError(f"{pretrained} holds no run's weights, but those of a backbone: {mend}")
-        _take_over(net, options, network, pretrained)
-    theirs = config.get("classes")
-    if classes is not None and isinstance(theirs, list) and len(theirs) == len(classes) and theirs != list(classes):
-        net.load_state_dict(_last_layers(own, options, len(classes)), strict=False)
-        first = next(n for n, (their, our) in enumerate(zip(theirs, classes, strict=True)) if their != our)
-        names = f"class {first + 1} is {theirs[first]!r} in {pretrained}, and {classes[first]!r} in the data"
+        alone = theirs.get("alone") if output is None else output
+        same_outputs = (theirs.get("cuts"), alone) == (options.get("cuts"), options.get("alone"))
+    else:  # weights alone, as of a net of one's own
+        theirs = {key: value for key, value in options.items() if key != "alone"}
+    if same_outputs and _filled_whole(net, pretrained):
+        if unlike:
+            asked = f"{options['backbone']} is asked for"
+            warn(f"the backbone of {run} is {theirs['backbone']}, and {asked}: its weights fit, and are taken")
+    elif unlike:
+        raise ValueError(unlike)
+    elif output is not None:
+        raise ValueError(f"{pretrained} is one output of a run: pretrained needs the run itself")
+    elif "backbone" not in options and not is_weights_of_run(pretrained):
+        mend = "name the backbone with --backbone"
+        raise ValueError(f"{pretrained} holds no run's weights, but those of a backbone: {mend}")
+    else:
+        _take_over(net, options, theirs, pretrained)
+    known = config.get("classes")
+    if classes is not None and isinstance(known, list) and len(known) == len(classes) and known != list(classes):
+        net.load_state_dict(_last_layers(initial, options, len(classes)), strict=False)
+        first = next(n for n, (their, our) in enumerate(zip(known, classes, strict=True)) if their != our)
+        names = f"class {first + 1} is {known[first]!r} in {pretrained}, and {classes[first]!r} in the data"
         warn(f"{names}: the last layers of all outputs begin anew")
     return net
+
+
+def _filled_whole(net: AuxNet, pretrained: str) -> bool:
+    """Fill all of a net from weights, where they fit; whether they do."""
+    try:
+        load_pretrained(net, pretrained)
+        return True
+    except ValueError:
+        return False
 
 
 def _last_layers(

@@ -47,9 +47,10 @@ def diagnose(words: list[str]) -> None:
             raise ValueError(f"{flag} must be {least} or more, got {value}")
     screen.load_torch()
     from auxnet.diagnosing import checked_folder, content_of, gather, write
-    from auxnet.opening import data_dirs, opened
+    from auxnet.opening import opened
     from auxnet.page_frame import names_of
     from auxnet.recipe import read_run_recipe
+    from auxnet.run_data import data_dirs
 
     folder = checked_folder(options.runs, options.out)
     for path in options.runs:

@@ -203,13 +203,12 @@ def _gpu_of(model: Path) -> bool:
     """Whether there is a GPU here, and this is a run that was trained on one."""
     import torch
 
-    from auxnet.documents import parsing, read_json
+    from auxnet.rundir import is_finished, summary_of
 
-    summary = model / "summary.json"
-    if not (torch.cuda.is_available() and summary.is_file()):
+    if not (torch.cuda.is_available() and is_finished(model)):
         return False
-    with parsing(f"{summary} is damaged: it does not say on what device"):
-        return bool(read_json(summary)["device"]["type"] == "cuda")
+    with summary_of(model, "it does not say on what device") as summary:
+        return bool(summary["device"]["type"] == "cuda")
 
 
 def _listed() -> list[str]:

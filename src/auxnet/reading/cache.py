@@ -182,7 +182,7 @@ def _prune(home: Path) -> None:
 def _is_entry(place: Path) -> bool:
     """Whether a folder is an entry, whole or half made: $AUXNET_CACHE may hold folders of others."""
     names = {path.name for path in place.iterdir()}
-    return _FILE in names or "about.json" in names or names <= {"entry"}  # about.json: made before 2026-11-26
+    return _FILE in names or names <= {"entry"}
 
 
 @contextmanager

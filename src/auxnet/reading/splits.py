@@ -218,11 +218,15 @@ def tested_alike(data: Iterable[Mapping[str, Any]]) -> bool:
 
 
 def validated_alike(data: Iterable[Mapping[str, Any]]) -> bool | None:
-    """The same of validation; None where it cannot be seen: runs that are not finished, images in different frames."""
-    known = [(each.get("val_sha256"), _frame_of(each)) for each in data]
-    if not all(sha256 for sha256, _ in known) or len({frame for _, frame in known}) > 1:
-        return None
-    return len({*known}) == 1
+    """The same of validation, by their pixels where all images were brought to one frame, else by which pictures.
+
+    ("val_pictures", which a summary does not have.) None where it cannot be seen.
+    """
+    data = [*data]
+    pixels, pictures = ([each.get(key) for each in data] for key in ("val_sha256", "val_pictures"))
+    if all(pixels) and (len({*pixels}) == 1 or len({*map(_frame_of, data)}) == 1):
+        return len({*pixels}) == 1
+    return len({*pictures}) == 1 if all(pictures) else None
 
 
 def _frame_of(data: Mapping[str, Any]) -> tuple[Any, ...]:

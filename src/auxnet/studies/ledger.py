@@ -9,10 +9,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from auxnet.documents import parsing, read_json
 from auxnet.evaluation import COSTS
 from auxnet.files import write_csv, write_text
 from auxnet.reading.splits import tested_alike
+from auxnet.rundir import summary_of
 from auxnet.studies.running import is_done, trial_folder, why_failed
 from auxnet.studies.spec import Study, Trial, differing
 from auxnet.studies.supervising import shares_of
@@ -111,9 +111,8 @@ def _row(study: Study, out: Path, trial: Trial) -> Row:
     }
     if not is_done(out, trial):
         return row
-    path = trial_folder(out, trial) / "summary.json"
-    summary = read_json(path)
-    with parsing(f"{path} is damaged: remove {path.parent} to train it again"):
+    folder = trial_folder(out, trial)
+    with summary_of(folder, f"remove {folder} to train it again") as summary:
         row |= _results(summary)
     if study.measures:
         row["shares"] = shares_of(out, trial)

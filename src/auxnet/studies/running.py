@@ -17,10 +17,10 @@ from typing import Any
 from auxnet.data import load_data
 from auxnet.errors import DivergedError, one_line
 from auxnet.files import claimed, is_held, write_text
-from auxnet.opening import data_section
 from auxnet.processes import work_together
 from auxnet.progress import Progress
 from auxnet.recipe import Recipe, has_recipe, read_run_recipe
+from auxnet.run_data import data_section
 from auxnet.rundir import is_finished, read_metrics, whole_epochs, with_absolute_paths
 from auxnet.signals import obeyed
 from auxnet.studies.spec import Trial
@@ -82,8 +82,7 @@ def check_same_images(out: Path, trials: Sequence[Trial]) -> None:
 def _was_trained_on(recipe: Recipe, run: Path) -> bool:
     """Whether a recipe has the images of a finished run: as many for training, the same for validation and test."""
     then, data = data_section(run), load_data(recipe)
-    now = {"train": len(data.train), "val_sha256": data.val_sha256(), "test_sha256": data.test_sha256()}
-    return now.items() <= then.items()
+    return {"train": len(data.train), **data.judged_on}.items() <= then.items()
 
 
 def under_way(out: Path, trials: Sequence[Trial]) -> Iterator[str]:

@@ -18,7 +18,7 @@ except ModuleNotFoundError:
 from optuna.storages import BaseStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 
-__all__ = ["BaseStorage", "journal", "optuna", "told_of_database"]
+__all__ = ["BaseStorage", "database_errors", "journal", "optuna"]
 
 
 def journal(path: Path) -> JournalStorage:
@@ -27,7 +27,7 @@ def journal(path: Path) -> JournalStorage:
 
 
 @contextmanager
-def told_of_database() -> Iterator[None]:
+def database_errors() -> Iterator[None]:
     """Turn the failure of a database, inside the block, into a RuntimeError that says why in a line."""
     try:
         yield

@@ -18,6 +18,7 @@ from auxnet.files import write_csv, write_text, written_whole
 from auxnet.page_frame import columns_of, page_of_figures, table_of, tiles_of, unbroken
 from auxnet.reading.splits import validated_alike
 from auxnet.recipe import Recipe, words_of, write_recipe
+from auxnet.rundir import is_finished, summary_of
 from auxnet.schedules import trained_outputs_only
 from auxnet.scores import interval_of, too_few
 from auxnet.sweeps.journal import optuna
@@ -125,11 +126,10 @@ def page(sweep: Sweep) -> str:
 
 def _images(sweep: Sweep) -> int | None:
     """The validation images of the best trial; None if it is not known."""
-    summary = None if sweep.best is None else sweep.best.folder / "summary.json"
-    if summary is None or not summary.is_file():
+    if sweep.best is None or not is_finished(sweep.best.folder):
         return None
-    with parsing(f"{summary} is damaged: it does not say on how many images"):
-        return int(read_json(summary)["data"]["val"])
+    with summary_of(sweep.best.folder, "it does not say on how many images") as summary:
+        return int(summary["data"]["val"])
 
 
 def _different(sweep: Sweep) -> list[Trial]:

@@ -26,7 +26,7 @@ from auxnet.processes import check_count, work_together
 from auxnet.reading.sources import places
 from auxnet.recipe import WHERE, Recipe, has_recipe, read_recipe, read_run_recipe, words_of
 from auxnet.rundir import check_outside_data, with_absolute_paths
-from auxnet.sweeps.journal import optuna, told_of_database
+from auxnet.sweeps.journal import database_errors, optuna
 from auxnet.sweeps.settings import Sampler, Settings
 from auxnet.sweeps.space import Range, space_from, values_of
 from auxnet.sweeps.trials import Trial, check_same_data, join_sweep, open_sweep, total_of, trials_of, try_again
@@ -74,7 +74,7 @@ class Sweep:
         return with_absolute_paths(recipe)
 
 
-@told_of_database()
+@database_errors()
 def sweep(
     space: Mapping[str, Any],
     out: Path | str,
@@ -202,7 +202,7 @@ def _data_of(recipe: Recipe) -> Recipe:
     return replace(Recipe(), **{field: getattr(recipe, field) for field in OF_DATA})
 
 
-@told_of_database()
+@database_errors()
 def _work(folder: Path, storage: str | None, where: dict[str, Any], watch: Callable[[], None]) -> None:
     """What each of several processes does."""
     work(open_sweep(folder, storage), where, watch)
