@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -272,6 +273,25 @@ def test_a_team_that_torchrun_starts_anew_finds_itself_beside_the_addresses_of_t
         for process in processes:
             process.join()
         assert [process.exitcode for process in processes] == [2, 2]
+
+
+def test_teams_that_follow_each_other_take_no_addresses_of_those_before(monkeypatch):
+    """As in a script that trains several recipes under torchrun, where one process may be ahead of the others."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+
+    def join_again_and_again():
+        os.environ["MASTER_PORT"] = str(store.port)
+        for number in range(3):
+            if os.environ["RANK"] == "0":
+                time.sleep(0.2 * number)
+            with team(joining=5.0) as joined:
+                assert int(joined.sum(torch.ones(1))) == 2
+
+    processes = started(2, join_again_and_again)
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
 
 
 # ---- alone -----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -85,6 +86,14 @@ def test_all_methods_are_one_where_the_trunk_is_frozen(recipe):
                 method.step(IMAGES + n, torch.tensor([0, 1, 2, 3, 4]))
             made[name] = net.state_dict()
         assert all(torch.equal(tensor, made["live"][key]) for state in made.values() for key, tensor in state.items())
+
+
+def test_a_run_hands_back_its_net_as_frozen_as_it_was(recipe, tmp_path):
+    net = auxnet.fit(replace(recipe, epochs=1), tmp_path / "a").net
+    before = answers(net.eval())
+    method = auxnet.multiway(net.train(), partial(torch.optim.SGD, lr=0.1), mode="fused")
+    method.step(torch.randn(4, *IMAGES.shape[1:]), torch.arange(4))
+    assert torch.equal(answers(net.eval()), before)
 
 
 def test_what_is_frozen_is_in_evaluation_whatever_mode_is_set():

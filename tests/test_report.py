@@ -451,7 +451,7 @@ def test_beside_the_lowest_error_of_several_runs_it_is_said_whether_their_images
     assert (
         "On these 145 validation images output 3 of best cannot be told apart from output 3 of near "
         f"(3.45&nbsp;%, p = {p[0]:.2g}) and errs less beyond chance than output 3 of far (20.00&nbsp;%, "
-        f"p = {2 * p[1]:.2g}), by McNemar&#x27;s test (Holm)."
+        f"p = {3 * p[1]:.2g}), by McNemar&#x27;s test (Holm)."  # of three pairs
     ) in page
     assert '"val_wrong":null' in page
     said = report_page.told_apart

@@ -364,6 +364,8 @@ def test_the_objective_is_the_validation_error_of_the_last_epoch(finished, tmp_p
         assert trial.objective == pytest.approx(statistics.mean(errors[max(errors)]))
     assert worker.objective_of([0.3, 0.1], "final", TINY) == worker.objective_of([0.3, 0.1], "2", TINY) == 0.1
     assert worker.objective_of([0.3, 0.1], "1", TINY) == 0.3
+    ties = [[n / 145 for n in wrong] for wrong in ((36, 30, 5), (19, 30, 22), (5, 30, 36))]  # 71 each
+    assert len({worker.objective_of(errors, "mean", replace(TINY, outputs=3)) for errors in ties}) == 1
 
 
 def test_outputs_that_do_not_train_to_the_end_choose_no_recipe(tmp_path):
@@ -1164,6 +1166,24 @@ def test_a_warmup_is_held_against_the_epochs_of_the_sweep():
         sweeping.check_space(Settings(replace(TINY, epochs=30), space))
     with pytest.raises(ValueError, match="warmup must be 0 or more"):
         space_from({"warmup": "-1,5"})
+
+
+LARGE = {"form": "imagenet", "depth": 18, "image_size": 32}  # they end as 1x1 pixels, of which one image is no batch
+
+
+@pytest.mark.parametrize(
+    ("space", "recipe", "complaint"),
+    [
+        ({"lr": [0.1, 0.2]}, {"discard_after": 5.0, "epochs": 3}, "discard_after=5 never acts in 3 epochs"),
+        ({"train_images": [2, 50]}, {}, "train_images=2 cannot be: train_images must be at least 10"),
+        ({"batch_size": [32, 33]}, {"train_images": 65, **LARGE}, "batch_size=32 cannot be: batch_size=32 leaves one"),
+        ({"freeze": ["none", "trunk"]}, {}, "freeze=trunk cannot be: freeze='trunk' keeps pretrained weights"),
+    ],
+)
+def test_a_value_with_which_no_training_can_begin_is_refused(space, recipe, complaint):
+    settings = Settings(replace(TINY, **recipe), space_from(space))
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        sweeping.check_space(settings)
 
 
 def test_a_sweep_that_is_stopped_before_it_is_begun_is_not_said_to_be_saved(tmp_path, capsys, monkeypatch):

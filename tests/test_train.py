@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,6 +70,36 @@ def test_all_is_in_float32_whatever_pytorch_is_told_to_make_by_default(run, tmp_
     finally:
         torch.set_default_dtype(torch.float32)
     assert bytes_of(tmp_path / "b") == bytes_of(run.folder)
+
+
+def test_a_callers_autocast_and_default_device_change_nothing(run, tmp_path):
+    images = torch.randint(256, (2, 8, 8, 1), dtype=torch.uint8).numpy()
+    before = list(auxnet.predict(run, images)), auxnet.evaluate(run)
+    with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):  # which stands in for a GPU
+        auxnet.fit(TINY, tmp_path / "b")
+        assert (list(auxnet.predict(run, images)), auxnet.evaluate(run)) == before
+    assert bytes_of(tmp_path / "b") == bytes_of(run.folder)
+
+
+def test_a_process_trains_one_recipe_at_a_time(tmp_path):
+    """Both would draw from the same random numbers."""
+
+    def train_another(progress):
+        with (
+            pytest.raises(RuntimeError, match="another fit is under way in this process"),
+            ThreadPoolExecutor() as pool,
+        ):
+            pool.submit(auxnet.fit, TINY, tmp_path / "b").result()
+
+    auxnet.fit(replace(TINY, epochs=1), tmp_path / "a", watch=train_another)
+    assert not (tmp_path / "b").exists()
+
+
+def test_of_epochs_that_err_alike_the_first_is_the_best():
+    state = TrainingState()
+    for wrong in ((36, 30, 5), (19, 30, 22), (5, 30, 36)):  # 71 each; their means differ in the last bit
+        state = state.after([n / 145 for n in wrong], [])
+    assert state.best_epoch == 1
 
 
 def test_a_run_that_was_saved_as_numpys_numbers_say_is_resumed(tmp_path):

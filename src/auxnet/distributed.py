@@ -8,6 +8,7 @@ BatchNorm normalises by the images of its own process, or by those of all (`sync
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
@@ -26,6 +27,8 @@ from torch.distributed.rendezvous import rendezvous
 from auxnet.errors import first_sentence
 from auxnet.modules import expanded
 
+_numbers = itertools.count()  # of the groups of this process
+
 
 @contextmanager
 def team(device: str | torch.device = "cpu", timeout: float = 1800.0, joining: float = 60.0) -> Iterator[Team]:
@@ -37,7 +40,7 @@ def team(device: str | torch.device = "cpu", timeout: float = 1800.0, joining: f
     one that hangs, after `timeout` seconds. Raises ValueError where torchrun's environment is incomplete or no
     such device is there for this process, RuntimeError if the others are not all found within `joining` seconds.
     """
-    device, size = torch.device(device), int(os.environ.get("WORLD_SIZE", 1))
+    device, size, number = torch.device(device), int(os.environ.get("WORLD_SIZE", 1)), next(_numbers)
     if size == 1:
         yield Team(device=device)
         return
@@ -50,14 +53,15 @@ def team(device: str | torch.device = "cpu", timeout: float = 1800.0, joining: f
     rank, device = int(os.environ["RANK"]), _own_device(device)
     _import_before_the_group()
     try:
-        # torchrun keeps one store for all its restarts, in which the addresses of dead processes stay
+        # torchrun keeps one store for all its restarts, in which the addresses of what is gone stay
         store, *_ = next(rendezvous("env://", timeout=timedelta(seconds=joining)))
+        name = f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}, group {number}"
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store),
+            store=PrefixStore(name, store),
             rank=rank,
             world_size=size,
-            timeout=timedelta(seconds=joining),
+            timeout=timedelta(seconds=timeout if number else joining),  # process 0 may still evaluate what was trained
             device_id=device if device.type == "cuda" else None,
         )
         _set_pg_timeout(timedelta(seconds=timeout))

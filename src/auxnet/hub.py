@@ -65,6 +65,7 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         self._hub_mixin_config.pop("net", None)  # type: ignore[union-attr]
         net = net or build_net({"network": network, "output": output}, "config.json")
         super().__init__(net.segments, net.heads, net.depths, net.min_image_shape)
+        self.frozen = net.frozen
         self.numbers = tuple(range(1, net.outputs + 1)) if output is None else (output,)
         self.classes = tuple(classes)
         if len(self.classes) != (wanted := network.get("num_classes", 10)):  # resnet's default

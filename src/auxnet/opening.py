@@ -19,6 +19,7 @@ from auxnet.evaluation import OutputReport, measure
 from auxnet.loading import load_net
 from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
+from auxnet.precision import usual_defaults
 from auxnet.reading.folders import split_homes
 from auxnet.reading.sources import located
 from auxnet.reading.splits import Labelled
@@ -90,7 +91,7 @@ def opened(
             raise TypeError(f"{name} must be a path, got {place!r}")
     recipe = read_run_recipe(run)
     recipe = replace(recipe, device=device or recipe.device, threads=recipe.threads if threads is None else threads)
-    with threads_set(recipe.threads):
+    with usual_defaults(), threads_set(recipe.threads):
         net, where = load_net(run, which), device_of(recipe.device)
         if on is None:
             recipe = with_data_in(data_dir, run, recipe)

@@ -9,7 +9,7 @@ update would still see the weight of before, and live would silently be frozen. 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
@@ -34,11 +34,13 @@ def to_bfloat16(net: AuxNet) -> AuxNet:
 
 
 @contextmanager
-def float32_by_default() -> Iterator[None]:
-    """Make float32 the default dtype for the block, whatever `torch.set_default_dtype` was told."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
+def usual_defaults() -> Iterator[None]:
+    """Make tensors in float32 on the CPU, and cast none, for the block, whatever the caller's defaults and autocast."""
+    with ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+            stack.enter_context(torch.autocast(kind, enabled=False))
         yield
-    finally:
-        torch.set_default_dtype(before)

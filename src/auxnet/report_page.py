@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from html import escape
+from itertools import combinations
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -179,14 +180,16 @@ def _headlines(runs: Sequence[Facts], within: float) -> str:
 def told_apart(runs: Sequence[Facts]) -> str:
     """Whether validation images tell the best output of all finished runs from the best one of each other run.
 
-    Nothing where the runs do not share these images, or the images of one are gone.
+    By McNemar's test, adjusted (Holm) for all pairs of runs. Nothing where the runs do not share these images, or the
+    images of one are gone.
     """
     if len(runs) < 2 or _apart(runs) or any(run["val_wrong"] is None for run in runs) or not _validated_alike(runs):
         return ""
     of_runs = [(min(run["outputs"], key=lambda row: (row["val"]["error"], row["macs"])), run) for run in runs]
     (best, run_of_best), *others = ranked = sorted(of_runs, key=lambda each: each[0]["val"]["error"])
-    of_best, *wrong = [torch.tensor(run["val_wrong"][row["output"] - 1]) for row, run in ranked]
-    p_values = holm([compare(each, of_best).p_value for each in wrong])
+    wrong = [torch.tensor(run["val_wrong"][row["output"] - 1]) for row, run in ranked]
+    pairs = combinations(wrong, 2)  # any pair: which run is the best was seen on the same images
+    p_values = holm([compare(a, b).p_value for a, b in pairs])[: len(others)]  # the first are those of the best
     verdicts: dict[str, list[str]] = {"cannot be told apart from": [], "errs less beyond chance than": []}
     for (row, run), p in zip(others, p_values, strict=True):
         verdict = list(verdicts)[p < 0.05]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from torch import nn
@@ -62,9 +63,14 @@ class TrainingState:
 
     def after(self, val_errors: list[float], rows: Iterable[dict[str, Any]]) -> TrainingState:
         """The state once the epoch is done; on a tie the earlier epoch stays the best."""
-        epoch, error = self.epoch + 1, sum(val_errors) / len(val_errors)
+        epoch, error = self.epoch + 1, mean_error(val_errors)
         best = replace(self, best_epoch=epoch, best_error=error) if error < self.best_error else self
         return replace(best, epoch=epoch, step=0, losses=(), epoch_seconds=0.0, history=(*self.history, *rows))
+
+
+def mean_error(errors: Sequence[float]) -> float:
+    """The mean over outputs, without the last bits, which depend on their order: what is equal compares as equal."""
+    return round(fmean(errors), 12)
 
 
 @dataclass

@@ -5,9 +5,10 @@ The test set is read once, after the last epoch, and nothing is chosen on it.
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from auxnet.machine import crowded, device_of, fast_convolutions, random_kept, t
 from auxnet.method import Method
 from auxnet.modules import copied
 from auxnet.network import AuxNet
+from auxnet.precision import usual_defaults
 from auxnet.preprocessing import Preprocessing
 from auxnet.progress import Progress
 from auxnet.provenance import provenance
@@ -43,6 +45,8 @@ from auxnet.scores import guessing
 from auxnet.tensorboard import event_files, event_writer, installed
 from auxnet.tensors import save_tensors
 from auxnet.words import plural, val_errors
+
+_TRAINING = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +111,8 @@ def fit(
         raise TypeError(f"watch must be a function of Progress, got {watch!r}")
     began = time.perf_counter()
     with ExitStack() as stack:
+        stack.enter_context(_only_training())
+        stack.enter_context(usual_defaults())
         team = stack.enter_context(distributed.team(device_of(recipe.device)))
         stack.enter_context(threads_set(recipe.threads))
         stack.enter_context(random_kept(team.device))
@@ -167,6 +173,20 @@ def fit(
             stop.args = (f"stopped after the last epoch; the run is saved in {folder}, --resume evaluates it",)
             raise
         return Run(folder, with_run(training.judged, folder), summary)
+
+
+@contextmanager
+def _only_training() -> Iterator[None]:
+    """Keep other trainings out of this process, for the block: they would draw from the same random numbers.
+
+    Raises RuntimeError where one is under way.
+    """
+    if not _TRAINING.acquire(blocking=False):
+        raise RuntimeError("another fit is under way in this process: train after it, or in a process of its own")
+    try:
+        yield
+    finally:
+        _TRAINING.release()
 
 
 def _saving(save_every: float | None, keep: int | None) -> dict[str, Any]:

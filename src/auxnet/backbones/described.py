@@ -26,7 +26,7 @@ from auxnet.errors import error_prefix, warn
 from auxnet.machine import random_kept
 from auxnet.modules import leaves
 from auxnet.network import AuxNet
-from auxnet.precision import float32_by_default
+from auxnet.precision import usual_defaults
 from auxnet.residual import resnet
 from auxnet.sections import LARGEST
 
@@ -34,7 +34,7 @@ OF_OUTPUTS = ("outputs", "at", "cuts", "head", "alone", "num_classes", "image_si
 DEFAULTS = {name: each.default for name, each in signature(resnet).parameters.items()}
 
 
-@float32_by_default()
+@usual_defaults()
 def net_from(options: Mapping[str, Any], pretrained: str | None = None, classes: Sequence[str] | None = None) -> AuxNet:
     """The net of such options, its weights random but for those that `pretrained` holds: a run's, or a backbone's.
 

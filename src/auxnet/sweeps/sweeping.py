@@ -20,6 +20,7 @@ import torch
 from auxnet import sections
 from auxnet.build import build, depths_of
 from auxnet.data import DataSet, load_data
+from auxnet.feasible import check_enough_images, check_last_batch, check_recipe
 from auxnet.files import to_write
 from auxnet.machine import device_of, random_kept, threads_set
 from auxnet.processes import check_count, work_together
@@ -189,8 +190,11 @@ def _complaint(settings: Settings, values: dict[str, Any], data: Callable[[Recip
     """Why a trial with these values cannot begin; None if it can."""
     try:
         recipe = replace(settings.recipe, **values)
-        device_of(recipe.device)
-        net, _ = build(replace(recipe, compile=False), data(_data_of(recipe)), torch.device("cpu"))
+        check_recipe(recipe)
+        dataset = data(_data_of(recipe))
+        check_enough_images(recipe, dataset)
+        net, _ = build(replace(recipe, compile=False), dataset, torch.device("cpu"))
+        check_last_batch(recipe, dataset, net)
         objective_of([0.0] * net.outputs, settings.objective, recipe)
     except (ValueError, FileNotFoundError) as error:
         return str(error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from statistics import mean
 from typing import Any
 
 from torch import OutOfMemoryError
@@ -14,6 +13,7 @@ from auxnet.data import load_data
 from auxnet.errors import DivergedError, first_sentence, one_line
 from auxnet.progress import Progress
 from auxnet.recipe import Recipe
+from auxnet.resuming import mean_error
 from auxnet.rundir import checkpoints, read_metrics
 from auxnet.schedules import trained_outputs_only
 from auxnet.signals import held, obeyed
@@ -62,7 +62,7 @@ def objective_of(val_errors: Sequence[float], objective: str, recipe: Recipe) ->
     output K.
     """
     if objective == "mean":
-        return mean(trained_outputs_only(recipe, depths_of(recipe), val_errors))
+        return mean_error(trained_outputs_only(recipe, depths_of(recipe), val_errors))
     output = len(val_errors) if objective == "final" else int(objective)
     if output > len(val_errors):
         raise ValueError(f"objective {output} names an output, and the net has {len(val_errors)}")
