@@ -529,7 +529,7 @@ def test_what_cannot_be_exported_is_one_line(run, capsys, words, status, line):
 def test_a_folder_that_is_no_run_and_a_missing_extra_are_one_line(run, tmp_path, capsys, monkeypatch):
     assert main(["export", str(tmp_path)]) == 2
     assert f"{tmp_path} holds no config.json: is it a finished run?" in capsys.readouterr().err
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("auxnet.graphs.find_spec", lambda name: None)
     assert main(["export", str(run)]) == 1
     assert "pip install onnx" in capsys.readouterr().err
 

@@ -267,9 +267,9 @@ def still(module: AnyModule) -> AnyModule:
 
 
 def without_norms(module: AnyModule) -> AnyModule:
-    """The module itself, on the meta device, where BatchNorms are slow: it replaces their forwards by stand-ins.
+    """Put stand-ins in place of a module's BatchNorms, which are slow on the meta device; return the module.
 
-    (Not one that a module was given, in place of BatchNorm's own.)
+    (One that was given a forward of its own keeps it.)
     """
     for each in module.modules():
         if type(each) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) and "forward" not in vars(each):
