@@ -291,11 +291,11 @@ def _folder_part(files: Files) -> Part:
         paths,
         partial(folders.class_folders, files),
         f"folders {files.classes} {crc32(files.labels.tobytes())}",  # given one folder higher, they are other classes
-        lambda: files,
-        partial(folders.bytes_of, files),
-        files.left_out,
-        partial(folders.pictures_of, files),
-        partial(folders.some_shapes, files),
+        encoded=lambda: files,
+        decoded_bytes=partial(folders.bytes_of, files),
+        left_out=files.left_out,
+        pictures=partial(folders.pictures_of, files),
+        shapes=partial(folders.some_shapes, files),
     )
 
 
@@ -313,8 +313,8 @@ def _parquet_parts(folder: Path, below: bool = True, extra: bool = False) -> dic
             files,
             partial(parquet.read, files),
             "parquet",
-            partial(parquet.rows_in_cache, files),
-            partial(parquet.bytes_of, files),
+            encoded=partial(parquet.rows_in_cache, files),
+            decoded_bytes=partial(parquet.bytes_of, files),
             shapes=partial(parquet.some_shapes, files),
             no_labels=partial(parquet.no_labels, files),
         )
