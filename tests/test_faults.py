@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from hashlib import sha256
@@ -544,7 +545,9 @@ def test_a_run_that_another_process_makes_before_the_folder_is_locked_is_not_rep
 
     def meanwhile(*given, **options):
         monkeypatch.setattr(train, "check_recipe", check)
-        auxnet.fit(replace(few, seed=1), tmp_path / "a")
+        with monkeypatch.context() as patched:
+            patched.setattr(train, "_TRAINING", threading.Lock())  # another process has its own
+            auxnet.fit(replace(few, seed=1), tmp_path / "a")
         check(*given, **options)
 
     monkeypatch.setattr(train, "check_recipe", meanwhile)
