@@ -491,6 +491,10 @@ def test_nothing_is_replaced_unless_asked(run, tmp_path):
     assert (tmp_path / "link").is_symlink()
     assert load(tmp_path / "one").numbers == (1,)
     assert {file.name for file in tmp_path.iterdir()} == {"one", "link"}
+    (tmp_path / "link.pt2").symlink_to("one/deployed.pt2")
+    assert export(run, 1, "torch", tmp_path / "link.pt2").path == tmp_path / "link.pt2"
+    assert (tmp_path / "link.pt2").is_symlink()
+    (tmp_path / "one" / "deployed.pt2").unlink()
     (tmp_path / "one" / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"holds other files \(notes.txt\)"):
         export(run, 2, "safetensors", tmp_path / "one", overwrite=True)

@@ -55,6 +55,12 @@ def test_the_hubs_own_mixin_loads_a_run_and_an_export(run, tmp_path):
     net = PretrainedAuxNet.from_pretrained(run)
     take_out(net, 2).save_pretrained(tmp_path / "two")
     two = PretrainedAuxNet.from_pretrained(str(tmp_path / "two"))
+    for option, value in {"output": 1, "classes": ["a", "b"]}.items():
+        with pytest.raises(ValueError, match=f"{option}=.* which decides: leave it out"):
+            PretrainedAuxNet.from_pretrained(run, **{option: value})
+    for option in ("clases", "map_location"):
+        with pytest.raises(TypeError, match=f"from_pretrained takes no {option}: leave it out"):
+            PretrainedAuxNet.from_pretrained(run, **{option: "cpu"})
     images = torch.randn(3, 3, 8, 8)
     assert not two.training
     assert torch.equal(two(images)[0], net(images)[1])

@@ -612,8 +612,11 @@ def test_what_is_not_a_report_is_never_overwritten(run, tmp_path, capsys):
 def test_a_report_of_an_earlier_version_is_replaced(going_on, by):
     page = going_on / "report.html"
     page.write_text(f'<!doctype html>\n<html lang="en">\n<head>\n<meta name="generator" content="{by}">\n')
+    page.rename(going_on.parent / "public.html")
+    page.symlink_to(going_on.parent / "public.html")
     assert main(["report", str(going_on)]) == 0
     assert "Learning curves" in page.read_text()
+    assert page.is_symlink()
 
 
 def test_all_runs_are_looked_at_before_the_first_is_evaluated(run, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ import torch
 from auxnet.augmentation import Augmentation
 from auxnet.errors import warn
 from auxnet.machine import available_memory, cores
+from auxnet.precision import usual_defaults
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import is_name
 from auxnet.reading.dividing import subsampled, with_all_splits, without_images
@@ -109,6 +110,7 @@ class DataSet:
         }
 
 
+@usual_defaults()
 def load_data(recipe: Recipe) -> DataSet:
     """The data set of a recipe, split for it.
 
@@ -193,6 +195,7 @@ def part_to_judge_on(data: str, data_dir: str | None) -> Part:
     return parts.get("test") or next(iter(parts.values()))
 
 
+@usual_defaults()
 def load_others(data: str, part: Part, classes: Sequence[str], seen: Preprocessing, run: RunDir) -> DataSet:
     """Other labelled images, to judge a run of these classes on: the test set of a data set that has nothing else.
 

@@ -23,6 +23,7 @@ from auxnet.files import to_write, written_whole
 from auxnet.graphs import EarlyExitGraph, OneOutput, need, write_onnx, write_torch
 from auxnet.hub import PretrainedAuxNet, load, model_card, position_of, take_out
 from auxnet.policy import Policy
+from auxnet.precision import usual_defaults
 from auxnet.proving import images_for_every_exit, prove_equal, random_images, some, validation_images
 from auxnet.reading.arrays import Pixels, is_name
 from auxnet.recipe import RunDir, has_recipe, read_run_recipe, run_path
@@ -61,6 +62,7 @@ class Exported:
     """whether the images were random ones, since the data of a run are not here, or have changed, or it is no run"""
 
 
+@usual_defaults()
 def export(
     model: RunDir,
     output: int | None = None,
@@ -126,7 +128,7 @@ def export(
     facts = _facts(net, last, policy) | {"compared_on": compared_on}
     if policy is not None:
         facts["uncompared"] = list(uncompared)
-    with written_whole(path) as partial:
+    with written_whole(path.resolve()) as partial:  # where a link leads too
         answers = _write(net, last, format, partial, pixels, policy, facts)
         difference, exits = prove_equal(net, last, policy, pixels, answers)
         size = partial.stat().st_size

@@ -8,6 +8,7 @@ that was exported: its net has that output alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -143,11 +144,19 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **given: Any) -> PretrainedAuxNet:
-        if Path(model_id).is_dir():
-            return load(model_id)
-        # beside what the mixin has read in config.json
+        """Load as `load` does. `given` are the hub's options, and what the mixin has read in config.json.
+
+        Raises TypeError for an option that is neither, ValueError for one that config.json decides.
+        """
         known = ("revision", "token", "cache_dir", "force_download", "local_files_only")
-        return _load(fetched(f"hf:{model_id}", **{key: given[key] for key in known if key in given}), "last", None)
+        of_hub = {key: given.pop(key) for key in known if key in given}
+        if unknown := given.keys() - signature(cls.__init__).parameters.keys():
+            raise TypeError(f"from_pretrained takes no {min(unknown)}: leave it out, and change the net that it gives")
+        net = load(model_id) if Path(model_id).is_dir() else _load(fetched(f"hf:{model_id}", **of_hub), "last", None)
+        for key, value in given.items():
+            if value != (own := net.config.get(key)):
+                raise ValueError(f"{key}={value!r} differs from the {own!r} of {model_id}, which decides: leave it out")
+        return net
 
 
 def load(source: RunDir, which: Which = "last") -> PretrainedAuxNet:

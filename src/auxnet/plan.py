@@ -18,6 +18,7 @@ from auxnet.evaluation import tally
 from auxnet.feasible import check_enough_images, check_last_batch, check_memory, check_recipe
 from auxnet.machine import device_of, fast_convolutions, random_kept, threads_set
 from auxnet.method import Method
+from auxnet.precision import usual_defaults
 from auxnet.progress import judged_images, seconds_left
 from auxnet.recipe import Recipe
 from auxnet.resuming import TrainingState
@@ -70,6 +71,7 @@ class Plan:
     """how the outputs' weights and steps change after the first epoch; what the time leaves out"""
 
 
+@usual_defaults()
 def plan(recipe: Recipe) -> Plan:
     """Work out a recipe without training by it. Raises what `fit` would raise for the same recipe."""
     check_recipe(recipe)

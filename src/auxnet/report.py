@@ -22,6 +22,7 @@ from auxnet.lineage import in_doubt
 from auxnet.loading import read_config
 from auxnet.machine import device_of
 from auxnet.page_frame import check_ours, check_runs, names_of
+from auxnet.precision import usual_defaults
 from auxnet.recipe import Recipe, RunDir, data_name, method_name, network_name, read_run_recipe, run_path
 from auxnet.run_data import changed_since, data_dirs, data_of, with_data_in
 from auxnet.scores import interval_of, no_better_than_guessing
@@ -43,7 +44,7 @@ class Report:
 
 
 def write_report(
-    runs: RunDir | Sequence[RunDir],
+    runs: RunDir | Iterable[RunDir],
     out: Path | str | None = None,
     data_dir: str | None = None,
     *,
@@ -75,7 +76,7 @@ def write_report(
         raise FileExistsError(
             f"{path} shows images, which a new one would lack, and is left alone: {missing[0]}; give --out FILE.html"
         )
-    write_text(path, html)
+    write_text(path.resolve(), html)  # where a link leads too
     several = len(gathered) > 1
     headlines = [f"{run['name']}: " * several + report_page.headline(run) for run in gathered]
     return Report(path, headlines, missing)
@@ -95,6 +96,7 @@ def checked_path(runs: Sequence[Path], out: Path | None) -> Path:
     return path
 
 
+@usual_defaults()
 def gather(
     run: Path, name: str, data_dir: str | None = None, device: str | None = None, threads: int | None = None
 ) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from auxnet.data import DataSet, load_data
 from auxnet.feasible import check_enough_images, check_last_batch, check_recipe
 from auxnet.files import to_write
 from auxnet.machine import device_of, random_kept, threads_set
+from auxnet.precision import usual_defaults
 from auxnet.processes import check_count, work_together
 from auxnet.reading.sources import places
 from auxnet.recipe import WHERE, Recipe, has_recipe, read_recipe, read_run_recipe, words_of
@@ -75,6 +76,7 @@ class Sweep:
         return with_absolute_paths(recipe)
 
 
+@usual_defaults()
 @database_errors()
 def sweep(
     space: Mapping[str, Any],
