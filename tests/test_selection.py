@@ -174,8 +174,9 @@ def test_the_paired_test_is_that_of_the_same_images_and_decides_the_words():
     said, rows = ladder(300, 52, 50)
     choice = choose(said, rows)
     assert choice.output == 2
-    found = [compare(said.wrong[k], said.wrong[1]) for k in (0, 2)]
-    first, third = (replace(c, p_value=p) for c, p in zip(found, holm([c.p_value for c in found]), strict=True))
+    of_first, of_third = (compare(said.wrong[k], said.wrong[1]) for k in (0, 2))
+    p_values = holm([of_first.p_value, of_third.p_value, compare(said.wrong[0], said.wrong[2]).p_value])  # all pairs
+    first, third = replace(of_first, p_value=p_values[0]), replace(of_third, p_value=p_values[1])
     assert [candidate.against_chosen for candidate in choice.candidates] == [first, None, third]
     assert "cannot be told apart from output 3" in choice.reason
     apart, rows = ladder(300, 58, 50)
@@ -192,7 +193,7 @@ def test_a_cheaper_output_that_cannot_be_told_apart_from_the_best_is_pointed_out
 
 
 def test_of_outputs_that_err_alike_few_choices_tell_any_apart_however_many_there_are():
-    """Without the adjustment for 8 comparisons, in about half of the sets of images some output is told apart."""
+    """Unadjusted, in about half of the sets of images some output is told apart; adjusted for 8 pairs of 36, in 12 %."""
     random, told = torch.Generator().manual_seed(0), 0
     _, rows = ladder(*[0] * 9)
     for _ in range(60):
@@ -203,7 +204,7 @@ def test_of_outputs_that_err_alike_few_choices_tell_any_apart_however_many_there
         others = [each.against_chosen for each in choice.candidates if each.against_chosen]
         told += any(found.significant for found in others)
         assert len(others) == 8
-    assert told <= 15
+    assert told <= 6
 
 
 def test_to_be_better_than_guessing_is_shown_by_the_interval_or_image_by_image():

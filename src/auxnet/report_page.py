@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from html import escape
-from itertools import combinations
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -16,7 +15,7 @@ from auxnet import unfinished
 from auxnet.page_frame import columns_of, filled, framed, heading_of, line_of, section_of, table_of, tiles_of, unbroken
 from auxnet.reading.splits import tested_alike, validated_alike
 from auxnet.recipe import METHOD_OF, WHERE, Recipe, words_of
-from auxnet.scores import compare, holm, too_few
+from auxnet.scores import adjusted_p_values, too_few
 from auxnet.unfinished import Facts
 from auxnet.words import command, first_few, listed, of_each, p_text, per_cent, plural, sentence
 
@@ -188,8 +187,8 @@ def told_apart(runs: Sequence[Facts]) -> str:
     of_runs = [(min(run["outputs"], key=lambda row: (row["val"]["error"], row["macs"])), run) for run in runs]
     (best, run_of_best), *others = ranked = sorted(of_runs, key=lambda each: each[0]["val"]["error"])
     wrong = [torch.tensor(run["val_wrong"][row["output"] - 1]) for row, run in ranked]
-    pairs = combinations(wrong, 2)  # any pair: which run is the best was seen on the same images
-    p_values = holm([compare(a, b).p_value for a, b in pairs])[: len(others)]  # the first are those of the best
+    adjusted = adjusted_p_values(wrong)
+    p_values = [adjusted[0, n] for n in range(1, len(runs))]
     verdicts: dict[str, list[str]] = {"cannot be told apart from": [], "errs less beyond chance than": []}
     for (row, run), p in zip(others, p_values, strict=True):
         verdict = list(verdicts)[p < 0.05]

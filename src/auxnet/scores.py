@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
 from statistics import NormalDist
 
 import torch
@@ -200,12 +201,24 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def adjusted_p_values(wrong: Sequence[Tensor]) -> dict[tuple[int, int], float]:
+    """`compare` of each pair (i < j) of classifiers, bool [N] each on the same images, adjusted by `holm` for all pairs.
+
+    For the pairs of the best one, too: which that is was seen on the same images, where it might have been any.
+    """
+    pairs = [*combinations(range(len(wrong)), 2)]
+    return dict(zip(pairs, holm([compare(wrong[i], wrong[j]).p_value for i, j in pairs]), strict=True))
+
+
 def compared_with(output: int, predicted: Predictions) -> dict[int, Comparison]:
-    """The other outputs compared with one of them (1..K), by their numbers; their p-values are adjusted by `holm`."""
-    others = [k for k in range(1, len(predicted.wrong) + 1) if k != output]
-    found = [compare(predicted.wrong[k - 1], predicted.wrong[output - 1]) for k in others]
-    adjusted = holm([each.p_value for each in found])
-    return {k: replace(each, p_value=p) for k, each, p in zip(others, found, adjusted, strict=True)}
+    """The other outputs compared with one of them (1..K), by their numbers; p-values by `adjusted_p_values`."""
+    wrong, reference = [*predicted.wrong], output - 1
+    adjusted = adjusted_p_values(wrong)
+    return {
+        k + 1: replace(compare(wrong[k], wrong[reference]), p_value=adjusted[min(k, reference), max(k, reference)])
+        for k in range(len(wrong))
+        if k != reference
+    }
 
 
 # ---- probabilities ---------------------------------------------------------------------------------------------

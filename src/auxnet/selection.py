@@ -47,7 +47,7 @@ class Candidate:
     """whether the latency budget lies within its quartiles: measured again, it may fall on the other side"""
     against_chosen: Comparison | None
     """this output's errors less the chosen one's, on the same images (None for itself, and without a choice); its
-    p-value is adjusted for as many outputs as are compared with the chosen one (Holm 1979)"""
+    p-value is adjusted for all pairs of outputs (`scores.adjusted_p_values`)"""
 
 
 @dataclass(frozen=True)
