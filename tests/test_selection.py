@@ -193,7 +193,7 @@ def test_a_cheaper_output_that_cannot_be_told_apart_from_the_best_is_pointed_out
 
 
 def test_of_outputs_that_err_alike_few_choices_tell_any_apart_however_many_there_are():
-    """Unadjusted, in about half of the sets of images some output is told apart; adjusted for 8 pairs of 36, in 12 %."""
+    """Unadjusted, in half of the sets of images some output is told apart; adjusted for 8 pairs of 36, in 12 %."""
     random, told = torch.Generator().manual_seed(0), 0
     _, rows = ladder(*[0] * 9)
     for _ in range(60):

@@ -202,7 +202,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def adjusted_p_values(wrong: Sequence[Tensor]) -> dict[tuple[int, int], float]:
-    """`compare` of each pair (i < j) of classifiers, bool [N] each on the same images, adjusted by `holm` for all pairs.
+    """`compare` of each pair (i < j) of classifiers, bool [N] each on the same images, adjusted (`holm`) for all pairs.
 
     For the pairs of the best one, too: which that is was seen on the same images, where it might have been any.
     """
