@@ -463,7 +463,8 @@ def test_other_images_that_cannot_judge_a_run_are_one_line(few, field, tmp_path,
     for trained_on in (pics, f"{pics}/", pics / "cat" / ".."):
         fails(capsys, [*words, trained_on], 2, f"was trained on images of {trained_on}: leave --on out")
     fails(capsys, [*words, tmp_path / "none"], 2, "there is no such folder")
-    write_parquet(tmp_path / "shards" / "some.parquet", images, [0, 1, 2])
+    for name in ("some", "more"):
+        write_parquet(tmp_path / "shards" / f"{name}.parquet", images, [0, 1, 2])
     fails(capsys, [*words, tmp_path / "shards"], 2, "has parquet shards, but none named test-*.parquet")
 
 

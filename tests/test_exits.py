@@ -184,7 +184,7 @@ def test_an_exit_costs_its_output_alone_and_the_heads_that_are_asked_before_it()
     for thresholds in ((0.5, 0.5, 0.5), (NEVER, 0.5, NEVER)):
         # What EarlyExit really does to an image that goes to the end, which no confidence lets leave at 1.0:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            EarlyExit(net.eval(), [2 * t for t in thresholds], "top", [1e6] * 4)(torch.zeros(1, 3, 16, 16))
+            EarlyExit(net.eval(), [min(2 * t, NEVER) for t in thresholds], "top", [1e6] * 4)(torch.zeros(1, 3, 16, 16))
         assert Costs.of(alone, heads[:3]).under(thresholds)[-1] == counter.get_total_flops() // 2
 
 
@@ -225,6 +225,7 @@ def test_exit_latencies_are_one_per_output():
         (({1: 0.9, 2: 0.8},), "thresholds must be 2 numbers, one for each output but the final, got {1: 0.9"),
         (([0.5, -0.1],), "thresholds must be 0 or more"),
         (([0.5, float("nan")],), "thresholds must be 0 or more"),
+        (([50, 90],), r"thresholds are confidences in 0\.\.1 \(2: never\), not per cent: \(50.*, 90"),
         (([0.5, 0.5], "hunch"), "confidence must be one of entropy, top, margin, got 'hunch'"),
         (([0.5, 0.5], "top", 2.0), r"temperatures must be 3 numbers, got 2\.0"),
         (([0.5, 0.5], "top", [1.0]), "3 outputs need 3 temperatures, got 1"),

@@ -74,9 +74,7 @@ def test_a_plain_binary_column_and_labels_in_words_are_read(tmp_path: Path) -> N
         parquet.read([tmp_path / "train.parquet"])
 
 
-@pytest.mark.parametrize(
-    ("labels", "kind"), [([True] * 6, "bool"), ([[1]] * 6, "list<.*int64>"), ([Decimal(1)] * 6, r"decimal128\(1, 0\)")]
-)
+@pytest.mark.parametrize(("labels", "kind"), [([[1]] * 6, "list<.*int64>"), ([Decimal(1)] * 6, r"decimal128\(1, 0\)")])
 def test_a_label_column_of_another_type_is_told_so(labels: list[Any], kind: str, tmp_path: Path) -> None:
     cells = [png(image) for image in tiny(6, 3, size=8)[0]]
     pq.write_table(pa.table({"image": cells, "label": labels}), tmp_path / "train.parquet")
@@ -103,9 +101,17 @@ def test_a_label_that_is_none_is_named_with_its_row(bad: Any, tmp_path: Path) ->
 
 
 def test_a_word_missing_among_the_labels_is_named(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "train.parquet", tiny(3, 2, size=8)[0], ["a", "b", None])
-    with pytest.raises(RuntimeError, match="label None in row 2 must be a text"):
-        parquet.read([tmp_path / "train.parquet"])
+    for labels in (["a", "b", None], [None, "a", "b"]):
+        write_parquet(tmp_path / "train.parquet", tiny(3, 2, size=8)[0], labels)
+        says = f"label None in row {labels.index(None)} must be a text, as the others are: leave out images without"
+        with pytest.raises(RuntimeError, match=says):
+            parquet.read([tmp_path / "train.parquet"])
+
+
+def test_labels_of_two_classes_may_be_truth_values(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", tiny(3, 2, size=8)[0], [True, False, True])
+    got = parquet.read([tmp_path / "train.parquet"])
+    assert (got.labels.tolist(), got.classes) == ([1, 0, 1], ("0", "1"))
 
 
 def test_svhn_damage_is_named(tmp_path: Path) -> None:
@@ -139,9 +145,12 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
         f"{file} row 1: not a readable image",
         f"{file} row 2: holds no image",
     ]
-    write_parquet(file, [], np.array([], np.int64))
-    with pytest.raises(RuntimeError, match=r"train\.parquet: holds no images"):
-        parquet.read([file])
+    for table in (pa.table({"image": pa.array([], pa.float64())}), None):  # as pandas writes a column of nothing
+        write_parquet(file, [], np.array([], np.int64))
+        if table is not None:
+            pq.write_table(table, file)
+        with pytest.raises(RuntimeError, match=r"train\.parquet: holds no images"):
+            parquet.read([file])
     write_parquet(file, images, labels)
     data = file.read_bytes()
     for damage in (b"", data[:100], data[:-10], data[:100] + bytes(len(data) - 800) + data[-700:]):
@@ -169,3 +178,8 @@ def test_columns_that_cannot_be_told_are_refused(tmp_path: Path) -> None:
 def test_a_folder_without_class_folders_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no images in folders named by class"):
         folders.class_folders(folders.folder_files(tmp_path))
+    (tmp_path / "1.png").write_bytes(png(tiny(1, 1, size=8)[0][0]))
+    with pytest.raises(
+        FileNotFoundError, match=r"but pictures in .*/ itself: if that is a class, give the folder above"
+    ):
+        folders.folder_files(tmp_path)

@@ -306,8 +306,17 @@ def test_shards_of_no_split_are_passed_over_with_a_warning(home: Path) -> None:
         load(str(home / "own"))
     (home / "own" / "train.parquet").rename(home / "own" / "training.parquet")
     (home / "own" / "extra.parquet").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has parquet shards, but none named train-"):
+    with pytest.raises(FileNotFoundError, match=r"none named train-\*.parquet: name those .* train-1.parquet"):
         load(str(home / "own"))
+    (home / "own" / "dev.parquet").unlink()
+    assert len(load(str(home / "own")).train) < 30  # one file alone is the data, whatever its name
+
+
+def test_a_folder_called_digits_is_told_of_where_the_embedded_set_is_taken(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    with pytest.warns(UserWarning, match=r"the embedded set is taken; the folder here of that name is \./digits"):
+        find("digits", None)
 
 
 def test_a_folder_without_images_beside_the_splits_is_no_matter(home: Path) -> None:

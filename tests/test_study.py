@@ -201,7 +201,7 @@ def test_a_null_leaves_a_key_of_the_base_out(own):
             "over of scale smoke must hold 'key: value' pairs, got 5",
         ),
         ("{gamma: 1}", "{gama: 1}", "variant two: there is no recipe key 'gama'; perhaps you meant 'gamma'"),
-        ("better: two,", "better: tow,", "a claim names 'tow'; perhaps you meant 'two', no variant"),
+        ("better: two,", "better: tow,", "a claim names 'tow', no variant; perhaps you meant 'two'"),
         (
             "two:mean",
             "two:median",
@@ -298,7 +298,11 @@ def test_the_data_are_a_scales_and_named_once(own):
         ("error: 5.5", f"error: {10**400}", "error in published of one must be a number in per cent, got 1000"),
         (PUBLISHED, "published: 5\n", "published must hold 'key: value' pairs, got 5"),
         (PUBLISHED, "published: {one: 5.1}\n", "published of one must hold 'key: value' pairs, got 5.1"),
-        (PUBLISHED, "published: {onne: {error: 1, source: s}}\n", "published names 'onne'; perhaps you meant 'one'"),
+        (
+            PUBLISHED,
+            "published: {onne: {error: 1, source: s}}\n",
+            "published names 'onne', no variant; perhaps you meant 'one'",
+        ),
         (
             PUBLISHED,
             "published: {one: {error: five, source: s}}\n",
@@ -1187,7 +1191,7 @@ def test_an_error_that_ends_a_study_leaves_tables_of_what_is_done(own, tmp_path,
     assert "Not complete: 0 of 6 trainings done, 1 failed." in text
     assert "Failed: two, digits, seed 0: the loss became inf" in text  # of the variants asked for, no other was tried
     assert main(["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--only", "tow"]) == 2
-    assert "--only names 'tow'; perhaps you meant 'two', no variant" in capsys.readouterr().err
+    assert "--only names 'tow', no variant; perhaps you meant 'two'" in capsys.readouterr().err
 
 
 def test_a_study_of_too_few_seeds_says_so_before_its_first_training(own, tmp_path, capsys, monkeypatch):

@@ -175,7 +175,7 @@ def test_a_range_in_steps_holds_its_ends_and_what_lies_between():
         (["--vary", "lr=0.1,0.2", "--storage", "no"], "--storage no cannot be used"),
         (["--vary", "lr=0.1,0.2", "--data", "nowhere"], "nowhere"),
         (["--vary", "lr=0.1,0.2", "--data", "."], "a lies in the data, ., and would be taken for a part of it"),
-        ([], "there is nothing to vary"),
+        ([], "there is nothing to vary, and no sweep in"),
         (["--show"], "there is no sweep in"),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, list) else None,

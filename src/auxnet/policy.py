@@ -43,6 +43,8 @@ class Policy:
             raise ValueError(f"{outputs} outputs need {outputs} temperatures, got {len(self.temperatures)}")
         if any(not t >= 0 for t in self.thresholds):
             raise ValueError(f"thresholds must be 0 or more, got {self.thresholds}")
+        if any(NEVER < t < math.inf for t in self.thresholds):
+            raise ValueError(f"thresholds are confidences in 0..1 ({NEVER:g}: never), not per cent: {self.thresholds}")
         if any(not 0 < t < math.inf for t in self.temperatures):
             raise ValueError(f"temperatures must be above 0 and finite, got {self.temperatures}")
 

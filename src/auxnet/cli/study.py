@@ -93,7 +93,7 @@ def study(words: list[str]) -> int:
     trials = list(made.trials(where))
     done = [trial for trial in trials if is_done(options.out, trial)]
     if unknown := {*options.only} - made.variants.keys():
-        raise ValueError(f"--only names {min(unknown)!r}{nearest(min(unknown), [*made.variants])}, no variant")
+        raise ValueError(f"--only names {min(unknown)!r}, no variant{nearest(min(unknown), [*made.variants])}")
     asked = [trial for trial in trials if not options.only or trial.variant in options.only]
     left = [] if options.show else left_of(options.out, asked)
     check_folder(folder, made, [trial.name for trial in (*done, *left)])

@@ -80,6 +80,9 @@ def sweep(words: list[str]) -> int:
     varied: dict[str, Any] = space_from_words(options.vary)
     if not varied and begun is not None:
         varied = {name: written(domain) for name, domain in begun.space.items()}
+    if not varied and begun is None:
+        begin = "name a field with --vary lr=0.01..0.5:log"
+        raise ValueError(f"there is nothing to vary, and no sweep in {options.out} to go on with (yet): {begin}")
     from auxnet.sweeps.sweeping import sweep as run
 
     with _progress(console) as watch:
@@ -176,10 +179,11 @@ def _show(console: Console, outcome: Outcome) -> None:
     with screen.working("drawing the sweep"):
         paths = write_outcome(outcome)
     order = ranked(outcome.trials)
-    title = f"the best of {len(order)} trials by validation error, {objective_in_words(outcome)}"
+    title = f"the best of {plural(len(order), 'trial')} by validation error, {objective_in_words(outcome)}"
     table = screen.table(title, "trial", "state", "val. error", *outcome.settings.space, "epochs", "time")
     for trial in order[:BEST]:
         error = "-" if trial.objective is None else per_cent(trial.objective)
+        error += "" if trial.ended or trial.objective is None else " so far"
         drawn = [trial.in_words.get(name, "-") for name in outcome.settings.space]
         table.add_row(str(trial.number), trial.state, error, *drawn, str(trial.epochs), duration(trial.seconds))
     screen.print_table(console, table)

@@ -47,15 +47,16 @@ def labels_of(
     if len(set(classes)) < len(classes):
         twice = next(name for name in classes if classes.count(name) > 1)
         raise RuntimeError(f"{where}: two classes are named {_shown(twice)}: give each a name of its own")
-    texts = isinstance(values[0], str) and not classes
+    texts = isinstance(next((value for value in values if value is not None), None), str) and not classes
     highest = len(classes) - 1 if classes else 2**31
     for row, value in enumerate(values):
         number = isinstance(value, int | float) and value % 1 == 0 and 0 <= value <= highest
         if not (isinstance(value, str) if texts else number):
             negative = isinstance(value, int) and value < 0
             mend = ": number the classes from 0, and leave out images without a label" if negative else ""
-            rule = "a text, as the others are" if texts else f"a whole number in 0..{highest}{mend}"
-            raise RuntimeError(f"{where}: label {_shown(value)} in row {row} must be {rule}")
+            mend = ": leave out images without a label" if value is None or value != value else mend
+            rule = "a text, as the others are" if texts else f"a whole number in 0..{highest}"
+            raise RuntimeError(f"{where}: label {_shown(value)} in row {row} must be {rule}{mend}")
     if classes:
         return np.array(values, np.int64), classes
     names = sorted(set(values))

@@ -195,6 +195,8 @@ def folder_files(folder: Path) -> Files:
         others += beside
     if not paths:
         but = f" ({left_out[0]})" if left_out else f" ({passed_over(others)})" if others else ""
+        if not homes and loose(folder):
+            but = f", but pictures in {folder.name}/ itself: if that is a class, give the folder above"
         raise FileNotFoundError(f"{folder}: no images in folders named by class, as in {folder}/cat/1.png{but}")
     classes = tuple(home.name for home in homes)
     return Files(np.array(paths), np.array(labels, np.int64), classes, others, tuple(left_out))

@@ -75,11 +75,15 @@ def _table_of(files: Sequence[Path]) -> _Table:
     """
     from pyarrow.parquet import ParquetFile
 
-    columns, names, first_rows, count = [], [], [], 0
+    shards = []
     for file in files:
         with reading(file, "parquet file"), ParquetFile(file) as shard:
             _check_sizes(file, shard.metadata)
-            number, schema = shard.metadata.num_rows, shard.schema_arrow
+            shards.append((file, shard.metadata.num_rows, shard.schema_arrow))
+    if not any(number for _, number, _ in shards):  # whose columns say little
+        raise RuntimeError(f"{files[0]}: holds no images")
+    columns, names, first_rows, count = [], [], [], 0
+    for file, number, schema in shards:
         image, label, classes = _columns(file, schema)
         columns.append((image, label))
         names.append(classes)
@@ -87,8 +91,6 @@ def _table_of(files: Sequence[Path]) -> _Table:
         count += number
     if len(set(names)) > 1:
         raise RuntimeError(f"{files[0].parent}: the shards disagree about the names of the classes")
-    if not count:
-        raise RuntimeError(f"{files[0]}: holds no images")
     where = f"{files[0]}" if len(files) == 1 else f"{files[0]} and the shards after it"
     return _Table(where, columns, names[0], first_rows, count)
 
@@ -231,8 +233,8 @@ def _columns(file: Path, schema: Any) -> tuple[str, str, tuple[str, ...]]:
         return bool(kinds.is_binary(inner) or kinds.is_large_binary(inner))
 
     def is_label(kind: Any) -> bool:
-        tests = (kinds.is_integer, kinds.is_floating, kinds.is_string, kinds.is_large_string, kinds.is_dictionary)
-        return any(test(kind) for test in tests)
+        numbers = (kinds.is_integer, kinds.is_floating, kinds.is_boolean)
+        return any(test(kind) for test in (*numbers, kinds.is_string, kinds.is_large_string, kinds.is_dictionary))
 
     def choose(what: str, kind: str, found: list[str], usual: Sequence[str]) -> str:
         known = [name for name in usual if name in found]

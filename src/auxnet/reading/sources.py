@@ -97,6 +97,8 @@ def find(name: str, data_dir: str | None, to_train: bool = True) -> dict[str, Pa
     if from_hub:
         return _of_the_hub(name, root)
     if name == "digits":
+        if Path(name).is_dir():
+            warn("digits: the embedded set is taken; the folder here of that name is ./digits")
         return {"train": Part([], digits, "digits")}
     return _named_set(name, root) if name in NAMES else _path(name, root, to_train)
 
@@ -257,10 +259,13 @@ def _in_folder(folder: Path, to_train: bool = True) -> dict[str, Part]:
     """The splits of a folder of parquet shards or of class folders, with a warning if it passes over other files."""
     whole = folder.resolve()  # images have one name, as the cache keeps it, from wherever they are read
     parts = _parquet_parts(whole)
-    shards_alone = not subfolders(folder) and any(folder.glob("*.parquet"))
-    if "train" not in parts and (shards_alone if not parts else to_train):
+    shards = [] if parts or subfolders(whole) else [*whole.glob("*.parquet")]
+    if len(shards) == 1:
+        parts = {"train": _parquet_part(shards)}
+    if "train" not in parts and (shards if not parts else to_train):
         wanted = "train" if to_train else "test"
-        raise FileNotFoundError(f"{folder} has parquet shards, but none named {wanted}-*.parquet")
+        mend = f"name those that it shall take {wanted}-1.parquet, {wanted}-2.parquet, ..."
+        raise FileNotFoundError(f"{folder} has parquet shards, but none named {wanted}-*.parquet: {mend}")
     if parts:
         if len(beside := [f"{home.name}/" for home in subfolders(folder) if holds_images(home)]) > 1:
             warn(f"{folder}: passed over the pictures in {first_few(beside)}: its parquet shards are the data")
@@ -299,6 +304,19 @@ def _folder_part(files: Files) -> Part:
     )
 
 
+def _parquet_part(files: list[Path]) -> Part:
+    """A split that lies in parquet shards."""
+    return Part(
+        files,
+        partial(parquet.read, files),
+        "parquet",
+        encoded=partial(parquet.rows_in_cache, files),
+        decoded_bytes=partial(parquet.bytes_of, files),
+        shapes=partial(parquet.some_shapes, files),
+        no_labels=partial(parquet.no_labels, files),
+    )
+
+
 def _parquet_parts(folder: Path, below: bool = True, extra: bool = False) -> dict[str, Part]:
     """The splits that lie in a folder as parquet shards; with `extra`, shards of that name are for training too."""
     shards = parquet.shards_of(folder, below)
@@ -308,18 +326,7 @@ def _parquet_parts(folder: Path, below: bool = True, extra: bool = False) -> dic
     if others := sorted({other for file in used for other in file.parent.glob("*.parquet")} - used):
         names = first_few([other.name for other in others])
         warn(f"{others[0].parent}: passed over {names}: no shards of train, val or test")
-    return {
-        split: Part(
-            files,
-            partial(parquet.read, files),
-            "parquet",
-            encoded=partial(parquet.rows_in_cache, files),
-            decoded_bytes=partial(parquet.bytes_of, files),
-            shapes=partial(parquet.some_shapes, files),
-            no_labels=partial(parquet.no_labels, files),
-        )
-        for split, files in shards.items()
-    }
+    return {split: _parquet_part(files) for split, files in shards.items()}
 
 
 def _hub(name: str, address: str) -> dict[str, Part]:

@@ -251,7 +251,7 @@ def _side(value: Any, variants: Mapping[str, Any], of: str) -> Side | float:
     variant, _, output = str(value).partition(":")
     side = Side(variant, str(int(output)) if output.isdecimal() else output)
     if side.variant not in variants:
-        raise ValueError(f"a claim names {side.variant!r}{nearest(side.variant, list(variants))}, no variant")
+        raise ValueError(f"a claim names {side.variant!r}, no variant{nearest(side.variant, list(variants))}")
     if of == "share" and side.output == "mean":
         raise ValueError(f"a claim of: share knows no mean, got {side}: name {side.variant} or one of its outputs")
     if ":" in str(value) and side.output not in ("final", "mean") and not side.output.isdecimal():
@@ -265,7 +265,7 @@ def _published(content: Any, variants: Sequence[str]) -> dict[str, dict[str, Any
     for variant, value in pairs(content, "published").items():
         where = f"published of {variant}"
         if variant not in variants:
-            raise ValueError(f"published names {variant!r}{nearest(variant, [*variants])}, no variant")
+            raise ValueError(f"published names {variant!r}, no variant{nearest(variant, [*variants])}")
         each = given(value, ("error", "source", "data"), where)
         published[variant] = {
             "error": percentage(needed(each, "error", where), f"error in {where}"),
