@@ -19,7 +19,7 @@ from auxnet.data import load_data
 from auxnet.documents import read_json
 from auxnet.lineage import earlier_runs, may_be_seen_by
 from auxnet.opening import opened
-from auxnet.recipe import Recipe, read_recipe, write_recipe
+from auxnet.recipe import Recipe, read_recipe, read_run_recipe, write_recipe
 from auxnet.run_data import data_dirs, data_of, with_data_in
 from writers import CIFAR10, folder_of, tiny, write_folders, write_parquet
 
@@ -120,9 +120,9 @@ def test_a_run_is_opened_from_any_folder_by_its_own_recipe(tmp_path, monkeypatch
     auxnet.fit(recipe, "there")
     monkeypatch.delenv("AUXNET_DATA")
     monkeypatch.chdir(tmp_path)
-    for run, data, data_dir in ((home / "here", str(home / "pics"), None), (elsewhere / "there", "pics", str(home))):
+    for run, data_dir in ((home / "here", None), (elsewhere / "there", str(home))):
         own = read_recipe(run / "recipe.yaml")
-        assert (own.data, own.data_dir) == (data, data_dir)
+        assert (own.data, own.data_dir) == (str(home / "pics"), data_dir)
         assert auxnet.fit(own, run, resume=True).summary["data"]["name"] == "pics"
         assert auxnet.select(run).output
     with pytest.raises(ValueError, match="begun with data="):
@@ -424,6 +424,34 @@ def test_a_project_that_moved_with_its_data_is_still_found(tmp_path, monkeypatch
     assert auxnet.fit(recipe, "run", resume=True).summary
     monkeypatch.chdir(tmp_path)
     assert auxnet.select(moved / "run", data_dir=str(moved)).output
+
+
+@pytest.mark.parametrize("data_dir", ["../all", None])
+def test_data_below_data_dir_are_the_runs_wherever_it_is_opened_and_found_where_that_moved(
+    data_dir, tmp_path, monkeypatch
+):
+    images, labels = tiny(60, 2, size=8)
+    write_folders(tmp_path / "all" / "my" / "pics", images, labels, ["cat", "dog"])
+    write_folders(tmp_path / "b" / "my" / "pics", 255 - images, labels, ["cat", "dog"])  # of that name, and other data
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    if data_dir is None:
+        monkeypatch.setenv("AUXNET_DATA", str(tmp_path / "all"))
+    recipe = Recipe(data="my/pics", data_dir=data_dir, depth=8, outputs=2, epochs=1, batch_size=16, device="cpu")
+    run = auxnet.fit(recipe, tmp_path / "run").folder
+    monkeypatch.delenv("AUXNET_DATA", raising=False)
+    monkeypatch.chdir(tmp_path / "b")
+    seen = auxnet.fit(read_run_recipe(run), run, resume=True).summary["data"]["val_sha256"]
+    with opened(run) as it:
+        assert it.recipe.data == str(tmp_path / "all" / "my" / "pics")
+        assert it.dataset.val_sha256() == seen
+    (tmp_path / "new").mkdir()
+    for move in (shutil.copytree, shutil.move):
+        shutil.rmtree(tmp_path / "new")
+        move(tmp_path / "all", tmp_path / "new")
+        with opened(run, data_dir="../new") as it:
+            assert it.recipe.data == str(tmp_path / "new" / "my" / "pics")
+            assert it.dataset.val_sha256() == seen
 
 
 def test_a_folder_of_data_that_was_not_used_is_not_asked_for(tmp_path, monkeypatch):

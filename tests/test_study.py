@@ -1117,29 +1117,33 @@ def test_a_training_that_was_stopped_goes_on_from_its_checkpoint(own, tmp_path, 
     assert running.is_done(out, trial)
 
 
-def test_trainings_of_another_folder_of_the_same_name_are_never_shown_as_the_studys_own(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("pics", "where"), [("pics", []), ("all/pics", ["--data-dir", "all"])])
+def test_trainings_of_another_folder_of_the_same_name_are_never_shown_as_the_studys_own(
+    pics, where, tmp_path, monkeypatch, capsys
+):
     images, labels = tiny(24, 2, size=8)
     study = (
         "question: q\nvariants: {a: {}}\n"
         "scales: {mine: {seeds: 1, base: {data: pics, depth: 8, outputs: 2, epochs: 1, batch_size: 8}}}\n"
     )
     for project, pictures in (("here", images), ("elsewhere", 255 - images)):
-        write_folders(tmp_path / project / "pics", pictures, labels, ["cat", "dog"])
+        write_folders(tmp_path / project / pics, pictures, labels, ["cat", "dog"])
         (tmp_path / project / "own.yaml").write_text(study)
     monkeypatch.chdir(tmp_path / "here")
-    assert main(["study", "own.yaml", "--out", "out", "--threads", "1", "--device", "cpu"]) == 0
+    here = [*where, "--threads", "1", "--device", "cpu"]
+    assert main(["study", "own.yaml", "--out", "out", *here]) == 0
     monkeypatch.chdir(tmp_path / "elsewhere")
     for more in ([], ["--show"]):
-        assert main(["study", "own.yaml", "--out", "../here/out", *more]) == 2
-        told = f"was trained on {tmp_path}/here/pics, and pics is {tmp_path}/elsewhere/pics here: give another --out"
+        assert main(["study", "own.yaml", "--out", "../here/out", *where, *more]) == 2
+        told = f"was trained on {tmp_path}/here/{pics}, and pics is {tmp_path}/elsewhere/{pics} here: give another"
         assert told in capsys.readouterr().err
     shutil.copytree(tmp_path / "here", tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
     for more in ([], ["--show"]):
-        assert main(["study", "own.yaml", "--out", "out", "--threads", "1", "--device", "cpu", *more]) == 0
+        assert main(["study", "own.yaml", "--out", "out", *here, *more]) == 0
     (tmp_path / "here").rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path / "moved")
-    assert main(["study", "own.yaml", "--out", "out", "--show"]) == 0  # a project that moved
+    assert main(["study", "own.yaml", "--out", "out", *where, "--show"]) == 0  # a project that moved
 
 
 def test_what_is_under_way_is_said_by_who_trains_and_by_who_looks(own, tmp_path, capsys, monkeypatch):

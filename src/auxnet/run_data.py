@@ -18,7 +18,7 @@ from auxnet.preprocessing import Preprocessing
 from auxnet.reading.folders import subfolders
 from auxnet.reading.parquet import shards_of
 from auxnet.reading.sources import NAMES, lies_in, places
-from auxnet.recipe import Recipe, RunDir, read_recipe, read_run_recipe
+from auxnet.recipe import Recipe, RunDir, name_of_data, read_recipe, read_run_recipe
 from auxnet.resuming import newest_checkpoint
 from auxnet.rundir import summary_of
 from auxnet.words import first_few
@@ -70,7 +70,8 @@ def with_data_in(data_dir: str | None, run: RunDir, recipe: Recipe, classes: Seq
     classes = classes or read_config(Path(run)).get("classes")
     below = {each.name for each in subfolders(root)}
     itself = [root] if classes and below.issuperset(map(str, classes)) else []
-    within = [root / path for path in (recipe.data, Path(recipe.data).name) if not Path(path).is_absolute()]
+    names = (Path(recipe.data), name_of_data(recipe), Path(Path(recipe.data).name))
+    within = [root / name for name in names if not name.is_absolute()]
     splits = [root] if "train" in map(str.lower, below) or _holds_shards(root) else []
     for place in (*itself, *within, *splits):
         if place.exists():
