@@ -262,6 +262,46 @@ def add(recipe, image, split="train"):
     Image.fromarray(image).save(f"{recipe.data}/{split}/cat/one-more.png")
 
 
+def test_what_a_finished_run_says_of_itself_stays_that_of_the_images_it_was_trained_and_judged_on(apart, tmp_path):
+    run = auxnet.fit(apart, tmp_path / "run").folder
+    weights, figures = (run / "model.safetensors"), read_json(run / "summary.json")
+    add(apart, tiny(1, 2, 7, size=8)[0][0][..., :1].squeeze())
+    weights.unlink()
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        warnings.filterwarnings("ignore", ".* images, fewer than")
+        assert auxnet.fit(apart, run, resume=True).summary == figures  # of 20 training images, and not of 21
+    assert weights.is_file()
+    pictures = tmp_path / "pics"
+    for old, new in (("train", "x"), ("test", "train"), ("x", "test")):  # now the test images are those trained on
+        (pictures / old).rename(pictures / new)
+    for lost in (None, "summary.json"):
+        if lost:
+            (run / lost).unlink()
+        with pytest.raises(RuntimeError) as refused:
+            auxnet.fit(apart, run, resume=True)
+        assert str(refused.value) == (
+            f"{run} is finished, and its test images have changed since it was trained: put them back, or judge it on "
+            f"those there are now by `auxnet evaluate {run}`"
+        )
+        assert lost or read_json(run / "summary.json") == figures
+
+
+def test_a_run_that_goes_on_with_other_validation_or_test_images_says_so_once(apart, tmp_path):
+    def stop(progress):
+        if (progress.epoch, progress.step) == (2, 1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        auxnet.fit(apart, tmp_path / "run", watch=stop)
+    for split in ("val", "test"):
+        add(apart, np.zeros((8, 8), np.uint8), split)
+    words = "its validation and test images have changed since it was trained, and it goes on with those there are now"
+    with pytest.warns(UserWarning, match=words):
+        summary = auxnet.fit(apart, tmp_path / "run", resume=True).summary
+    assert {key: summary["data"][key] for key in ("val", "test")} == {"val": 21, "test": 21}
+    assert auxnet.fit(apart, tmp_path / "run", resume=True).summary == summary  # those it was judged on in the end
+
+
 def test_a_run_is_judged_as_it_was_normalised_in_training_though_train_has_grown(apart, tmp_path):
     auxnet.fit(apart, tmp_path / "run")
     with opened(tmp_path / "run") as it:

@@ -153,13 +153,16 @@ def changed_since(dataset: DataSet, about: Mapping[str, Any]) -> str | None:
     """A sentence saying which validation or test images changed since training; None if none did.
 
     `about` is what the run's summary.json says under "data".
-    (Nothing is known of runs that are not finished.)
     """
-    keys, now = {"validation": "val_sha256", "test": "test_sha256"}, dataset.judged_on
-    others = [name for name, key in keys.items() if about.get(key) and about[key] != now[key]]
-    if not others:
-        return None
-    return f"its {' and '.join(others)} images have changed since it was trained, and errors are of those there are now"
+    others = others_since(dataset.judged_on, about)
+    return others and f"{others}, and errors are of those there are now"
+
+
+def others_since(now: Mapping[str, Any], then: Mapping[str, Any]) -> str | None:
+    """The same, of what `DataSet.judged_on` says now and said then, for whoever measures no errors."""
+    keys = {"validation": "val_sha256", "test": "test_sha256"}
+    others = [name for name, key in keys.items() if then.get(key) and then[key] != now[key]]
+    return f"its {' and '.join(others)} images have changed since it was trained" if others else None
 
 
 def check_drawn(dataset: DataSet, then: str | None, run: RunDir, left_out: Sequence[str] = ()) -> None:
