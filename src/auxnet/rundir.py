@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from auxnet.documents import json_value, parsing, read_json
-from auxnet.fetching import came_of, local, on_hub
+from auxnet.fetching import came_of, from_anywhere
 from auxnet.files import claimed, unwritable, written_whole
 from auxnet.reading import sources
 from auxnet.recipe import SEAL, WHERE, Recipe, RunDir, nearest_run, read_recipe, read_run_recipe, write_recipe
@@ -195,9 +195,7 @@ def is_lost(folder: Path) -> bool:
 def with_absolute_paths(recipe: Recipe) -> Recipe:
     """The recipe with its data and weights named so that they are found from any folder, and without AUXNET_DATA."""
     data, data_dir = sources.located(recipe.data, recipe.data_dir)
-    pretrained = recipe.pretrained
-    if pretrained is not None and not on_hub(pretrained):
-        pretrained = str(local(pretrained).resolve())
+    pretrained = None if recipe.pretrained is None else from_anywhere(recipe.pretrained)
     return replace(recipe, data=data, data_dir=data_dir, pretrained=pretrained)
 
 
