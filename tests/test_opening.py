@@ -494,6 +494,18 @@ def test_data_below_data_dir_are_the_runs_wherever_it_is_opened_and_found_where_
             assert it.dataset.val_sha256() == seen
 
 
+def test_a_resume_that_leaves_out_more_images_keeps_where_the_data_lay_though_they_have_moved(apart, tmp_path):
+    run = auxnet.fit(replace(apart, epochs=1), tmp_path / "run").folder
+    recorded = read_recipe(run / "recipe.yaml")
+    (tmp_path / "new").mkdir()
+    for old, new in (("pics", "new/pics"), ("new/pics", "pics")):
+        (tmp_path / old).rename(tmp_path / new)
+        moved = replace(read_run_recipe(run), data_dir=str(tmp_path / "new"), max_corrupt=3)
+        auxnet.fit(moved, run, resume=True)
+        assert read_recipe(run / "recipe.yaml") == replace(recorded, max_corrupt=3)
+    assert auxnet.select(run).output
+
+
 def test_a_folder_of_data_that_was_not_used_is_not_asked_for(tmp_path, monkeypatch):
     (tmp_path / "unrelated").mkdir()
     monkeypatch.chdir(tmp_path)

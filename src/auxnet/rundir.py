@@ -166,9 +166,10 @@ def to_resume(folder: Path) -> tuple[bool, bool]:
 
 def leave_out(folder: Path, max_corrupt: int) -> None:
     """Save `max_corrupt` in a run's recipe, so that whoever opens the run leaves out the same unreadable images."""
-    if (saved := read_run_recipe(folder)).max_corrupt != max_corrupt:
+    if read_run_recipe(folder).max_corrupt != max_corrupt:  # it says, too, whether the recipe is whole
+        recorded = read_recipe(folder / "recipe.yaml")  # where the data lay, though they may have moved
         with written_whole(folder / "recipe.yaml") as partial:
-            write_recipe(with_absolute_paths(replace(saved, max_corrupt=max_corrupt)), partial, sealed=True)
+            write_recipe(replace(recorded, max_corrupt=max_corrupt), partial, sealed=True)
 
 
 def is_finished(folder: Path) -> bool:
