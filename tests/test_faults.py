@@ -431,6 +431,9 @@ def test_with_every_checkpoint_damaged_the_run_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="--overwrite"):  # what remains of it is not for a queue to replace
         auxnet.fit(TINY, folder, resume=None)
     assert (folder / "metrics.jsonl").read_bytes() == curves
+    rundir.begin(folder, TINY)  # --overwrite, killed before its first checkpoint: nothing of either is left
+    assert rundir.to_resume(folder) == (False, True)
+    assert not any((folder / "checkpoints").iterdir())
 
 
 def test_a_finished_run_without_its_weights_is_not_for_a_queue_to_replace(tmp_path):

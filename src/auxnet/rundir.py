@@ -147,7 +147,8 @@ def begin(folder: Path, recipe: Recipe) -> None:
 
 def left_in(folder: Path) -> list[Path]:
     """What a run left in its folder, but its recipe: what goes when another replaces it."""
-    paths = (*checkpoints(folder), *event_files(folder), *(folder / name for name in RUN_FILES))
+    damaged = (folder / "checkpoints").glob("*.damaged")
+    paths = (*checkpoints(folder), *damaged, *event_files(folder), *(folder / name for name in RUN_FILES))
     return [path for path in paths if os.path.lexists(path)]
 
 
