@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 
-from auxnet import latency
+from auxnet import fetching, latency
 from auxnet.cost import multiply_adds_by_part
 from auxnet.network import AuxNet
 from auxnet.tensors import read_about, read_tensors, save_tensors
@@ -65,6 +65,7 @@ def onnx_tables():
 @pytest.fixture
 def own_cache_and_no_network(tmp_path, monkeypatch):
     """A cache of decoded arrays of the test's own, an empty cache of the hub, and no hub to be reached."""
+    fetching._fetched_once.cache_clear()
     monkeypatch.setenv("AUXNET_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))

@@ -432,6 +432,9 @@ def test_with_every_checkpoint_damaged_the_run_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="--overwrite"):  # what remains of it is not for a queue to replace
         auxnet.fit(TINY, folder, resume=None)
     assert (folder / "metrics.jsonl").read_bytes() == curves
+    rundir.begin(folder, TINY)  # --overwrite, killed before its first checkpoint: nothing of either is left
+    assert rundir.to_resume(folder) == (False, True)
+    assert not any((folder / "checkpoints").iterdir())
 
 
 def test_a_finished_run_without_its_weights_is_not_for_a_queue_to_replace(tmp_path):
@@ -447,14 +450,15 @@ def test_a_finished_run_without_its_weights_is_not_for_a_queue_to_replace(tmp_pa
 
 def test_a_run_that_goes_on_with_other_training_images_says_so(tmp_path):
     few = replace(TINY, epochs=2, train_images=50)
-    auxnet.fit(few, folder := tmp_path / "a")
-    (folder / "summary.json").unlink()
+    with pytest.raises(signals.Stopped):
+        auxnet.fit(few, folder := tmp_path / "a", watch=at(2, 1, lambda: os.kill(os.getpid(), signal.SIGTERM)))
     path = rundir.checkpoints(folder)[0]
     held = checkpoint.load_state(path)
     assert held["standing"]["train_images"] == 50
     checkpoint.save_state(path, {**held, "standing": {**held["standing"], "train_images": 52}})
-    with pytest.warns(UserWarning, match="begun with 52 training images, and goes on with 50"):
+    with pytest.warns(UserWarning, match="was trained on 52 training images, and goes on with 50"):
         auxnet.fit(few, folder, resume=True)
+    assert read_json(folder / "summary.json")["data"]["train"] == 50
 
 
 def test_metrics_have_no_line_twice_and_none_torn_after_a_resume(tmp_path, whole):

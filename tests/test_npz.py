@@ -70,6 +70,7 @@ def test_a_runs_recipe_finds_the_file_from_any_folder(home: Path, monkeypatch: p
     file = saved(home, images=TRAIN[0], labels=TRAIN[1])
     monkeypatch.chdir(home)
     assert located("own.npz", None) == (str(file.resolve()), None)
+    assert located("own.npz", ".") == (str(file.resolve()), str(home))  # from elsewhere "." would be another folder
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from auxnet.data import load_data
 from auxnet.documents import read_json
 from auxnet.lineage import earlier_runs, may_be_seen_by
 from auxnet.opening import opened
-from auxnet.recipe import Recipe, read_recipe, write_recipe
+from auxnet.recipe import Recipe, read_recipe, read_run_recipe, write_recipe
 from auxnet.run_data import data_dirs, data_of, with_data_in
 from writers import CIFAR10, folder_of, tiny, write_folders, write_parquet
 
@@ -120,9 +120,9 @@ def test_a_run_is_opened_from_any_folder_by_its_own_recipe(tmp_path, monkeypatch
     auxnet.fit(recipe, "there")
     monkeypatch.delenv("AUXNET_DATA")
     monkeypatch.chdir(tmp_path)
-    for run, data, data_dir in ((home / "here", str(home / "pics"), None), (elsewhere / "there", "pics", str(home))):
+    for run, data_dir in ((home / "here", None), (elsewhere / "there", str(home))):
         own = read_recipe(run / "recipe.yaml")
-        assert (own.data, own.data_dir) == (data, data_dir)
+        assert (own.data, own.data_dir) == (str(home / "pics"), data_dir)
         assert auxnet.fit(own, run, resume=True).summary["data"]["name"] == "pics"
         assert auxnet.select(run).output
     with pytest.raises(ValueError, match="begun with data="):
@@ -260,6 +260,46 @@ def apart(tmp_path):
 
 def add(recipe, image, split="train"):
     Image.fromarray(image).save(f"{recipe.data}/{split}/cat/one-more.png")
+
+
+def test_what_a_finished_run_says_of_itself_stays_that_of_the_images_it_was_trained_and_judged_on(apart, tmp_path):
+    run = auxnet.fit(apart, tmp_path / "run").folder
+    weights, figures = (run / "model.safetensors"), read_json(run / "summary.json")
+    add(apart, tiny(1, 2, 7, size=8)[0][0][..., :1].squeeze())
+    weights.unlink()
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        warnings.filterwarnings("ignore", ".* images, fewer than")
+        assert auxnet.fit(apart, run, resume=True).summary == figures  # of 20 training images, and not of 21
+    assert weights.is_file()
+    pictures = tmp_path / "pics"
+    for old, new in (("train", "x"), ("test", "train"), ("x", "test")):  # now the test images are those trained on
+        (pictures / old).rename(pictures / new)
+    for lost in (None, "summary.json"):
+        if lost:
+            (run / lost).unlink()
+        with pytest.raises(RuntimeError) as refused:
+            auxnet.fit(apart, run, resume=True)
+        assert str(refused.value) == (
+            f"{run} is finished, and its test images have changed since it was trained: put them back, or judge it on "
+            f"those there are now by `auxnet evaluate {run}`"
+        )
+        assert lost or read_json(run / "summary.json") == figures
+
+
+def test_a_run_that_goes_on_with_other_validation_or_test_images_says_so_once(apart, tmp_path):
+    def stop(progress):
+        if (progress.epoch, progress.step) == (2, 1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        auxnet.fit(apart, tmp_path / "run", watch=stop)
+    for split in ("val", "test"):
+        add(apart, np.zeros((8, 8), np.uint8), split)
+    words = "its validation and test images have changed since it was trained, and it goes on with those there are now"
+    with pytest.warns(UserWarning, match=words):
+        summary = auxnet.fit(apart, tmp_path / "run", resume=True).summary
+    assert {key: summary["data"][key] for key in ("val", "test")} == {"val": 21, "test": 21}
+    assert auxnet.fit(apart, tmp_path / "run", resume=True).summary == summary  # those it was judged on in the end
 
 
 def test_a_run_is_judged_as_it_was_normalised_in_training_though_train_has_grown(apart, tmp_path):
@@ -424,6 +464,46 @@ def test_a_project_that_moved_with_its_data_is_still_found(tmp_path, monkeypatch
     assert auxnet.fit(recipe, "run", resume=True).summary
     monkeypatch.chdir(tmp_path)
     assert auxnet.select(moved / "run", data_dir=str(moved)).output
+
+
+@pytest.mark.parametrize("data_dir", ["../all", None])
+def test_data_below_data_dir_are_the_runs_wherever_it_is_opened_and_found_where_that_moved(
+    data_dir, tmp_path, monkeypatch
+):
+    images, labels = tiny(60, 2, size=8)
+    write_folders(tmp_path / "all" / "my" / "pics", images, labels, ["cat", "dog"])
+    write_folders(tmp_path / "b" / "my" / "pics", 255 - images, labels, ["cat", "dog"])  # of that name, and other data
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    if data_dir is None:
+        monkeypatch.setenv("AUXNET_DATA", str(tmp_path / "all"))
+    recipe = Recipe(data="my/pics", data_dir=data_dir, depth=8, outputs=2, epochs=1, batch_size=16, device="cpu")
+    run = auxnet.fit(recipe, tmp_path / "run").folder
+    monkeypatch.delenv("AUXNET_DATA", raising=False)
+    monkeypatch.chdir(tmp_path / "b")
+    seen = auxnet.fit(read_run_recipe(run), run, resume=True).summary["data"]["val_sha256"]
+    with opened(run) as it:
+        assert it.recipe.data == str(tmp_path / "all" / "my" / "pics")
+        assert it.dataset.val_sha256() == seen
+    (tmp_path / "new").mkdir()
+    for move in (shutil.copytree, shutil.move):
+        shutil.rmtree(tmp_path / "new")
+        move(tmp_path / "all", tmp_path / "new")
+        with opened(run, data_dir="../new") as it:
+            assert it.recipe.data == str(tmp_path / "new" / "my" / "pics")
+            assert it.dataset.val_sha256() == seen
+
+
+def test_a_resume_that_leaves_out_more_images_keeps_where_the_data_lay_though_they_have_moved(apart, tmp_path):
+    run = auxnet.fit(replace(apart, epochs=1), tmp_path / "run").folder
+    recorded = read_recipe(run / "recipe.yaml")
+    (tmp_path / "new").mkdir()
+    for old, new in (("pics", "new/pics"), ("new/pics", "pics")):
+        (tmp_path / old).rename(tmp_path / new)
+        moved = replace(read_run_recipe(run), data_dir=str(tmp_path / "new"), max_corrupt=3)
+        auxnet.fit(moved, run, resume=True)
+        assert read_recipe(run / "recipe.yaml") == replace(recorded, max_corrupt=3)
+    assert auxnet.select(run).output
 
 
 def test_a_folder_of_data_that_was_not_used_is_not_asked_for(tmp_path, monkeypatch):

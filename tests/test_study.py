@@ -19,6 +19,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+import auxnet
 from auxnet import build, signals
 from auxnet import train as training
 from auxnet.cli import main, screen
@@ -46,7 +47,7 @@ from auxnet.studies.study_page import (
 )
 from auxnet.studies.verdicts import in_words, interval, judge, judge_all, least_told
 from browser import check_themes, chromium, opened
-from writers import CIFAR10, tiny, write_folders, write_parquet
+from writers import CIFAR10, COMMIT, on_the_hub, tiny, write_folders, write_parquet
 
 OWN = """
 question: does it work?
@@ -1121,29 +1122,47 @@ def test_a_training_that_was_stopped_goes_on_from_its_checkpoint(own, tmp_path, 
     assert running.is_done(out, trial)
 
 
-def test_trainings_of_another_folder_of_the_same_name_are_never_shown_as_the_studys_own(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("pics", "where"), [("pics", []), ("all/pics", ["--data-dir", "all"])])
+def test_trainings_of_another_folder_of_the_same_name_are_never_shown_as_the_studys_own(
+    pics, where, tmp_path, monkeypatch, capsys
+):
     images, labels = tiny(24, 2, size=8)
     study = (
         "question: q\nvariants: {a: {}}\n"
         "scales: {mine: {seeds: 1, base: {data: pics, depth: 8, outputs: 2, epochs: 1, batch_size: 8}}}\n"
     )
     for project, pictures in (("here", images), ("elsewhere", 255 - images)):
-        write_folders(tmp_path / project / "pics", pictures, labels, ["cat", "dog"])
+        write_folders(tmp_path / project / pics, pictures, labels, ["cat", "dog"])
         (tmp_path / project / "own.yaml").write_text(study)
     monkeypatch.chdir(tmp_path / "here")
-    assert main(["study", "own.yaml", "--out", "out", "--threads", "1", "--device", "cpu"]) == 0
+    here = [*where, "--threads", "1", "--device", "cpu"]
+    assert main(["study", "own.yaml", "--out", "out", *here]) == 0
     monkeypatch.chdir(tmp_path / "elsewhere")
     for more in ([], ["--show"]):
-        assert main(["study", "own.yaml", "--out", "../here/out", *more]) == 2
-        told = f"was trained on {tmp_path}/here/pics, and pics is {tmp_path}/elsewhere/pics here: give another --out"
+        assert main(["study", "own.yaml", "--out", "../here/out", *where, *more]) == 2
+        told = f"was trained on {tmp_path}/here/{pics}, and pics is {tmp_path}/elsewhere/{pics} here: give another"
         assert told in capsys.readouterr().err
     shutil.copytree(tmp_path / "here", tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
     for more in ([], ["--show"]):
-        assert main(["study", "own.yaml", "--out", "out", "--threads", "1", "--device", "cpu", *more]) == 0
+        assert main(["study", "own.yaml", "--out", "out", *here, *more]) == 0
     (tmp_path / "here").rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path / "moved")
-    assert main(["study", "own.yaml", "--out", "out", "--show"]) == 0  # a project that moved
+    assert main(["study", "own.yaml", "--out", "out", *where, "--show"]) == 0  # a project that moved
+
+
+@pytest.mark.usefixtures("own_cache_and_no_network")
+def test_weights_on_the_hub_are_named_in_a_study_by_their_commit(tmp_path, capsys):
+    training.fit(Recipe(depth=8, outputs=2, epochs=1, train_images=96, threads=1, device="cpu"), tmp_path / "a")
+    auxnet.load(tmp_path / "a").save_pretrained(on_the_hub(tmp_path, "owner/run"))
+    words = ["--out", str(tmp_path / "out"), "--threads", "1", "--device", "cpu"]
+    for name, status in ((f"hf:owner/run@{COMMIT}", 0), ("hf:owner/run", 2), ("hf:owner/run@main", 2)):
+        base = f"{{data: digits, depth: 8, outputs: 2, epochs: 1, train_images: 96, pretrained: '{name}'}}"
+        study = tmp_path / "own.yaml"
+        study.write_text(f"question: q\nvariants: {{a: {{}}}}\nscales: {{mine: {{seeds: 1, base: {base}}}}}\n")
+        assert main(["study", str(study), *words]) == status
+        told = f"variant a: pretrained: {name} may be others at the next training: give hf:owner/run@{COMMIT}\n"
+        assert status == 0 or capsys.readouterr().err.endswith(told)
 
 
 def test_what_is_under_way_is_said_by_who_trains_and_by_who_looks(own, tmp_path, capsys, monkeypatch):

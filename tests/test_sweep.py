@@ -24,7 +24,7 @@ from PIL import Image
 
 pytest.importorskip("optuna", reason="optuna is not installed (extra: sweep)")
 
-from auxnet import resuming, rundir, signals, train
+from auxnet import fetching, resuming, rundir, signals, train
 from auxnet.cli import main, screen
 from auxnet.data import load_data
 from auxnet.documents import read_json
@@ -38,7 +38,7 @@ from auxnet.sweeps.space import Choices, Range, domain_of, space_from, space_fro
 from auxnet.sweeps.sweeping import read_sweep, sweep
 from browser import check_themes, chromium, opened
 from killed import contents, killed_at
-from writers import tiny, write_folders
+from writers import COMMIT, on_the_hub, tiny, write_folders
 
 TINY = Recipe(depth=8, outputs=2, epochs=1, train_images=96, batch_size=32, threads=1, device="cpu")
 OWN = replace(TINY, train_images=None)
@@ -485,6 +485,36 @@ def test_the_best_recipe_trains_the_weights_of_the_best_trial(finished, tmp_path
         (t.number, t.state, t.objective) for t in finished.trials
     ]
     assert all((finished.folder / row["run"] / "recipe.yaml").is_file() for row in rows)
+
+
+@pytest.mark.usefixtures("own_cache_and_no_network")
+def test_all_trials_begin_with_the_same_weights_from_any_folder_and_whatever_the_hub_has_by_then(tmp_path, monkeypatch):
+    for n, project in enumerate(("here", "there")):
+        net = train.fit(replace(TINY, seed=n), tmp_path / project / "a").net
+        net.save_pretrained(on_the_hub(tmp_path, "owner/run", commit := COMMIT[n:] + COMMIT[:n]))
+    here, on_hub = str(tmp_path / "here" / "a"), f"hf:owner/run@{commit}"
+
+    def used(out):
+        return {read_recipe(trial.folder / "recipe.yaml").pretrained for trial in read_sweep(out).trials}
+
+    space, both = {"lr": [0.1, 0.2, 0.3]}, {"pretrained": ["a", "hf:owner/run"]}
+    monkeypatch.chdir(tmp_path / "here")
+    of_path, of_hub = (replace(TINY, pretrained=name) for name in ("a", "hf:owner/run"))
+    sweep(space, "../of_path", of_path, trials=1)
+    sweep(space, "../of_hub", of_hub, trials=1)
+    sweep(both, "../both", TINY, sampler="grid", trials=1)
+    (tmp_path / "hub" / "models--owner--run" / "refs" / "main").write_text(COMMIT)
+    fetching._fetched_once.cache_clear()  # as in another process
+    sweep(both, "../both", TINY, sampler="grid", trials=2)
+    assert used("../both") == {here, on_hub}
+    monkeypatch.chdir(tmp_path / "there")
+    with pytest.raises(ValueError, match=f"begun with pretrained: {here}, and cannot go on with {tmp_path}/there/a"):
+        sweep(space, "../of_path", of_path, trials=2)
+    assert main(["sweep", "--out", "../of_path", "--trials", "2"]) == 0
+    sweep(space, "../of_hub", of_hub, trials=2)
+    assert (used("../of_path"), used("../of_hub")) == ({here}, {on_hub})
+    with pytest.raises(ValueError, match="pretrained needs two or more different choices"):
+        sweep({"pretrained": ["a", "../there/a"]}, "../twice", TINY)
 
 
 # ---- many workers ----------------------------------------------------------------------------------------------

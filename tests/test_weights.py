@@ -19,7 +19,7 @@ from auxnet.data import load_data
 from auxnet.files import write_json
 from auxnet.recipe import Recipe, read_recipe
 from auxnet.tensors import read_tensors, save_tensors
-from writers import folder_of
+from writers import COMMIT, folder_of, on_the_hub
 
 
 def backbone(classes=3):
@@ -384,17 +384,6 @@ def test_one_output_of_a_run_is_not_the_run_to_train_on_from(tmp_path):
     for weights in (tmp_path / "one", tmp_path / "one" / "model.safetensors"):
         with pytest.raises(ValueError, match=r"one.* is one output of a run: pretrained needs the run itself$"):
             auxnet.fit(replace(recipe, pretrained=str(weights)), tmp_path / "b")
-
-
-COMMIT = "0123456789" * 4
-
-
-def on_the_hub(folder, repo):
-    """A model as the hub's cache holds it, of a folder."""
-    home = folder / "hub" / f"models--{repo.replace('/', '--')}"
-    (home / "refs").mkdir(parents=True)
-    (home / "refs" / "main").write_text(COMMIT)
-    return home / "snapshots" / COMMIT
 
 
 @pytest.mark.usefixtures("own_cache_and_no_network")

@@ -20,6 +20,7 @@ from auxnet.recipe import Recipe
 
 CIFAR10 = list(cifar.CIFAR10_CLASSES)
 CIFAR100 = [f"thing_{n:02d}" for n in range(100)]
+COMMIT = "0123456789" * 4
 SOURCES = [(name, source) for name, forms in cifar.FORMS.items() for source in forms]
 
 
@@ -135,3 +136,11 @@ def same(a: Split, b: Split) -> bool:
 def rows(*splits: Split) -> list[bytes]:
     """The images of splits, sorted: what they hold, whatever the order."""
     return sorted(image.numpy().tobytes() for split in splits for image in split.images)
+
+
+def on_the_hub(folder: Path, repo: str, commit: str = COMMIT) -> Path:
+    """A model as the hub's cache holds it, of a folder; the last commit is what its name stands for."""
+    home = folder / "hub" / f"models--{repo.replace('/', '--')}"
+    (home / "refs").mkdir(parents=True, exist_ok=True)
+    (home / "refs" / "main").write_text(commit)
+    return home / "snapshots" / commit

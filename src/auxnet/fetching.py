@@ -54,6 +54,11 @@ def local(path: Path | str) -> Path:
     return _fetched_once(str(path)) if on_hub(path) else Path(os.path.expanduser(path))
 
 
+def from_anywhere(path: str) -> str:
+    """The name by which weights are found from any folder: the whole path; of a model on the hub what it has."""
+    return path if on_hub(path) else str(local(path).resolve())
+
+
 def pinned(path: str) -> str:
     """The name by which the very weights that are on the hub now are found later too; a path as it is."""
     return f"{path.partition('@')[0]}@{local(path).name}" if on_hub(path) else path
@@ -64,7 +69,11 @@ def came_of(pinned_name: str | None, asked: str | None) -> bool:
 
     `asked` names the same model without a commit.
     """
-    if not (pinned_name and asked and on_hub(asked)):
+    if not (pinned_name and asked and may_move(asked)):
         return False
-    name, _, revision = asked.partition("@")
-    return pinned_name.partition("@")[0] == name and not re.fullmatch("[0-9a-f]{40}", revision)
+    return pinned_name.partition("@")[0] == asked.partition("@")[0]
+
+
+def may_move(name: str) -> bool:
+    """Whether this names a model on the hub without a commit, so that it may be another one by tomorrow."""
+    return on_hub(name) and not re.fullmatch("[0-9a-f]{40}", name.partition("@")[2])

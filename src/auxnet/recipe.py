@@ -220,10 +220,16 @@ def _moved(recipe: Recipe) -> Recipe:
     """A run's recipe whose data lie elsewhere by now: they are looked for by their name, here and under data_dir."""
     data, root = Path(recipe.data), recipe.data_dir
     if data.is_absolute() and not data.exists():
-        recipe = replace(recipe, data=f"./{data.name}")  # a folder still, whatever its name
+        recipe = replace(recipe, data=f"./{name_of_data(recipe)}")  # a folder still, whatever its name
     if root is not None and not Path(root).is_dir() and "AUXNET_DATA" in os.environ:
         recipe = replace(recipe, data_dir=None)
     return recipe
+
+
+def name_of_data(recipe: Recipe) -> Path:
+    """The path of a recipe's data within its data_dir; of data elsewhere their name alone."""
+    data, root = Path(recipe.data), recipe.data_dir
+    return data.relative_to(root) if root and Path(root) in data.parents else Path(data.name)
 
 
 def recipe_from(content: dict[Any, Any]) -> Recipe:

@@ -49,7 +49,9 @@ class TrainingState:
     left_out: tuple[str, ...] = ()
     """`DataSet.left_out` when it was drawn; empty in checkpoints of before it was kept"""
     train_images: int | None = None
-    """how many there were when it began; None in checkpoints of before it was kept"""
+    """how many there were when it was trained last; None in checkpoints of before it was kept"""
+    judged_on: dict[str, Any] | None = None
+    """`DataSet.judged_on` then; None in checkpoints of before it was kept"""
     preprocessing: dict[str, Any] | None = None
     """`Preprocessing.content()`, which stays as it was at the beginning; None in checkpoints of before it was kept"""
     classes: tuple[str, ...] | None = None

@@ -18,7 +18,7 @@ from auxnet.preprocessing import Preprocessing
 from auxnet.reading.folders import subfolders
 from auxnet.reading.parquet import shards_of
 from auxnet.reading.sources import NAMES, lies_in, places
-from auxnet.recipe import Recipe, RunDir, read_recipe, read_run_recipe
+from auxnet.recipe import Recipe, RunDir, name_of_data, read_recipe, read_run_recipe
 from auxnet.resuming import newest_checkpoint
 from auxnet.rundir import summary_of
 from auxnet.words import first_few
@@ -70,7 +70,8 @@ def with_data_in(data_dir: str | None, run: RunDir, recipe: Recipe, classes: Seq
     classes = classes or read_config(Path(run)).get("classes")
     below = {each.name for each in subfolders(root)}
     itself = [root] if classes and below.issuperset(map(str, classes)) else []
-    within = [root / path for path in (recipe.data, Path(recipe.data).name) if not Path(path).is_absolute()]
+    names = (Path(recipe.data), name_of_data(recipe), Path(Path(recipe.data).name))
+    within = [root / name for name in names if not name.is_absolute()]
     splits = [root] if "train" in map(str.lower, below) or _holds_shards(root) else []
     for place in (*itself, *within, *splits):
         if place.exists():
@@ -152,13 +153,16 @@ def changed_since(dataset: DataSet, about: Mapping[str, Any]) -> str | None:
     """A sentence saying which validation or test images changed since training; None if none did.
 
     `about` is what the run's summary.json says under "data".
-    (Nothing is known of runs that are not finished.)
     """
-    keys, now = {"validation": "val_sha256", "test": "test_sha256"}, dataset.judged_on
-    others = [name for name, key in keys.items() if about.get(key) and about[key] != now[key]]
-    if not others:
-        return None
-    return f"its {' and '.join(others)} images have changed since it was trained, and errors are of those there are now"
+    others = others_since(dataset.judged_on, about)
+    return others and f"{others}, and errors are of those there are now"
+
+
+def others_since(now: Mapping[str, Any], then: Mapping[str, Any]) -> str | None:
+    """The same, of what `DataSet.judged_on` says now and said then, for whoever measures no errors."""
+    keys = {"validation": "val_sha256", "test": "test_sha256"}
+    others = [name for name, key in keys.items() if then.get(key) and then[key] != now[key]]
+    return f"its {' and '.join(others)} images have changed since it was trained" if others else None
 
 
 def check_drawn(dataset: DataSet, then: str | None, run: RunDir, left_out: Sequence[str] = ()) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from auxnet.documents import json_value, parsing, read_json
-from auxnet.fetching import came_of, local, on_hub
+from auxnet.fetching import came_of, from_anywhere
 from auxnet.files import claimed, unwritable, written_whole
 from auxnet.reading import sources
 from auxnet.recipe import SEAL, WHERE, Recipe, RunDir, nearest_run, read_recipe, read_run_recipe, write_recipe
@@ -147,7 +147,8 @@ def begin(folder: Path, recipe: Recipe) -> None:
 
 def left_in(folder: Path) -> list[Path]:
     """What a run left in its folder, but its recipe: what goes when another replaces it."""
-    paths = (*checkpoints(folder), *event_files(folder), *(folder / name for name in RUN_FILES))
+    damaged = (folder / "checkpoints").glob("*.damaged")
+    paths = (*checkpoints(folder), *damaged, *event_files(folder), *(folder / name for name in RUN_FILES))
     return [path for path in paths if os.path.lexists(path)]
 
 
@@ -166,9 +167,10 @@ def to_resume(folder: Path) -> tuple[bool, bool]:
 
 def leave_out(folder: Path, max_corrupt: int) -> None:
     """Save `max_corrupt` in a run's recipe, so that whoever opens the run leaves out the same unreadable images."""
-    if (saved := read_run_recipe(folder)).max_corrupt != max_corrupt:
+    if read_run_recipe(folder).max_corrupt != max_corrupt:  # it says, too, whether the recipe is whole
+        recorded = read_recipe(folder / "recipe.yaml")  # where the data lay, though they may have moved
         with written_whole(folder / "recipe.yaml") as partial:
-            write_recipe(with_absolute_paths(replace(saved, max_corrupt=max_corrupt)), partial, sealed=True)
+            write_recipe(replace(recorded, max_corrupt=max_corrupt), partial, sealed=True)
 
 
 def is_finished(folder: Path) -> bool:
@@ -195,9 +197,7 @@ def is_lost(folder: Path) -> bool:
 def with_absolute_paths(recipe: Recipe) -> Recipe:
     """The recipe with its data and weights named so that they are found from any folder, and without AUXNET_DATA."""
     data, data_dir = sources.located(recipe.data, recipe.data_dir)
-    pretrained = recipe.pretrained
-    if pretrained is not None and not on_hub(pretrained):
-        pretrained = str(local(pretrained).resolve())
+    pretrained = None if recipe.pretrained is None else from_anywhere(recipe.pretrained)
     return replace(recipe, data=data, data_dir=data_dir, pretrained=pretrained)
 
 

@@ -40,11 +40,19 @@ from auxnet.progress import Progress
 from auxnet.provenance import provenance
 from auxnet.recipe import Recipe, data_name, method_name
 from auxnet.resuming import Checkpointer, TrainingState, load_checkpoint, newest_checkpoint, roll_back
-from auxnet.run_data import check_classes, check_drawn, found_data, normalised_as, preprocessing_of, to_go_on_with
+from auxnet.run_data import (
+    check_classes,
+    check_drawn,
+    found_data,
+    normalised_as,
+    others_since,
+    preprocessing_of,
+    to_go_on_with,
+)
 from auxnet.scores import guessing
 from auxnet.tensorboard import event_files, event_writer, installed
 from auxnet.tensors import save_tensors
-from auxnet.words import plural, val_errors
+from auxnet.words import command, plural, val_errors
 
 _TRAINING = threading.Lock()
 
@@ -244,6 +252,7 @@ def _beginning(training: Training, earlier: tuple[Earlier, ...]) -> TrainingStat
         drawn=dataset.drawn,
         left_out=dataset.left_out,
         train_images=len(dataset.train),
+        judged_on=dataset.judged_on,
         preprocessing=preprocessing_of(dataset).content(),
         classes=dataset.classes,
         earlier_runs=earlier,
@@ -253,7 +262,8 @@ def _beginning(training: Training, earlier: tuple[Earlier, ...]) -> TrainingStat
 def _resume(training: Training, asked: dict[str, Any]) -> TrainingState:
     """Take a training, and its run directory, back to the newest checkpoint; it is saved as before, or as asked now.
 
-    Raises what `resuming` does, and RuntimeError for data that are not those it began with.
+    Raises what `resuming` does, and RuntimeError for data that are not those it began with, or, where nothing is left
+    to train, for other images to judge it on than its figures are of.
     """
     team, folder = training.team, training.checkpointer.folder
     checkpoint = team.broadcast_object(newest_checkpoint(folder) if team.leads else {})
@@ -263,11 +273,19 @@ def _resume(training: Training, asked: dict[str, Any]) -> TrainingState:
     state = load_checkpoint(checkpoint, training.net, training.method, folder, training.average)
     training.checkpointer = replace(training.checkpointer, **{**checkpoint.get("saving", {}), **asked})
     check_drawn(training.dataset, state.drawn, folder, state.left_out)
-    if team.leads and state.train_images not in (None, now := len(training.dataset.train)):
-        then = f"{state.train_images:,} training images"
-        warn(f"{folder} was begun with {then}, and goes on with {now:,}")
+    dataset, judged_on = training.dataset, training.dataset.judged_on
+    others = others_since(judged_on, state.judged_on or {})
+    if state.epoch < training.recipe.epochs:
+        if team.leads and others:
+            warn(f"{folder}: {others}, and it goes on with those there are now")
+        if team.leads and state.train_images not in (None, now := len(dataset.train)):
+            warn(f"{folder} was trained on {state.train_images:,} training images, and goes on with {now:,}")
+        state = replace(state, train_images=len(dataset.train), judged_on=judged_on)
+    elif others:
+        mend = f"put them back, or judge it on those there are now by `{command('evaluate', folder)}`"
+        raise RuntimeError(f"{folder} is finished, and {others}: {mend}")
     if state.preprocessing is not None:
-        training.dataset = normalised_as(training.dataset, Preprocessing.read(state.preprocessing), folder)
+        training.dataset = normalised_as(dataset, Preprocessing.read(state.preprocessing), folder)
     if team.leads:
         state = roll_back(folder, state, training.judged, training.recipe.epochs)
     return state
@@ -306,6 +324,7 @@ def _finish(training: Training, state: TrainingState, known: dict[str, Any]) -> 
     save_tensors(folder / "model.safetensors", training.judged.state_dict())
     write_json(folder / "config.json", config)
     images: dict[str, Any] = {part: len(getattr(dataset, part)) for part in ("train", "val", "test")}
+    images["train"] = state.train_images or images["train"]  # there may be others by now
     if dataset.left_out:
         images["left_out"] = list(dataset.left_out)
     if state.earlier_runs:

@@ -74,12 +74,15 @@ class Part:
 
 def located(name: str, data_dir: str | None) -> tuple[str, str | None]:
     """Name and data_dir by which the same data set is found from any folder, whatever AUXNET_DATA is there."""
-    folder, root = expanduser(name), _root(data_dir)
+    root = _root(data_dir)
     if name == "digits" or (on_hub(name) and not ((copy := _copy(name, root)) and copy.is_dir())):
         return name, data_dir
-    if name not in NAMES and not on_hub(name) and folder.exists():
-        return str(folder.resolve()), data_dir
-    return name, str(root.resolve()) if root else None
+    whole = str(root.resolve()) if root else None
+    found = [] if name in NAMES or on_hub(name) else [place for place in places(name, data_dir) if place.exists()]
+    if not found:
+        return name, whole
+    unasked = not data_dir and found[0] == expanduser(name)  # AUXNET_DATA need not be there
+    return str(found[0].resolve()), None if unasked else whole
 
 
 def find(name: str, data_dir: str | None, to_train: bool = True) -> dict[str, Part]:

@@ -13,6 +13,7 @@ from auxnet.build import depths_of
 from auxnet.documents import json_value, parsing
 from auxnet.errors import error_prefix
 from auxnet.feasible import check_recipe
+from auxnet.fetching import may_move, pinned
 from auxnet.machine import device_of
 from auxnet.reading.sources import find
 from auxnet.recipe import Recipe
@@ -51,11 +52,17 @@ def _depths(study: Study, side: Side) -> tuple[int, ...]:
 
 
 def check_variants(study: Study, where: Mapping[str, Any]) -> None:
-    """Raise ValueError for a variant that cannot be trained, or a `where` (`recipe.WHERE`) that cannot be had here."""
+    """Raise ValueError for a variant that cannot be trained, or a `where` (`recipe.WHERE`) that cannot be had here.
+
+    And for weights on the hub without their commit: they may be others when the next training begins.
+    """
     device_of(Recipe(**where).device)
     for variant in study.variants:
         with error_prefix(f"study {study.name}: variant {variant}"):
-            check_recipe(study.recipe(variant, study.datasets[0], where=where))
+            recipe = study.recipe(variant, study.datasets[0], where=where)
+            check_recipe(recipe)
+            if (weights := recipe.pretrained) is not None and may_move(weights):
+                raise ValueError(f"pretrained: {weights} may be others at the next training: give {pinned(weights)}")
 
 
 def check_data_found(out: Path, trials: Sequence[Trial]) -> None:

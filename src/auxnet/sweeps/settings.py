@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from auxnet.errors import check_choice
+from auxnet.fetching import came_of, from_anywhere
 from auxnet.recipe import WHERE, Recipe, recipe_from, words_of
 from auxnet.sweeps.space import Space, count_of, domain_of, in_words, values_of, written
 
@@ -78,11 +80,34 @@ def settings_from(content: dict[str, Any]) -> Settings:
     )
 
 
+def weights_of(settings: Settings) -> list[str | None]:
+    """The weights that trainings begin with, as they are named: the recipe's, then those that vary."""
+    varied = settings.space.get("pretrained")
+    return [settings.recipe.pretrained, *(values_of(varied) if varied else ())]
+
+
+def with_weights(settings: Settings, names: Sequence[str | None]) -> Settings:
+    """The settings with these names in place of `weights_of`. Raises ValueError for two that vary and are the same."""
+    first, *varied = names
+    space = {**settings.space, "pretrained": domain_of("pretrained", varied)} if varied else settings.space
+    return replace(settings, recipe=replace(settings.recipe, pretrained=first), space=space)
+
+
+def found_anywhere(settings: Settings) -> Settings:
+    """The settings with weights named so that they are found from any folder."""
+    return with_weights(settings, [name and from_anywhere(name) for name in weights_of(settings)])
+
+
 def check_same(begun: Settings, given: Settings, folder: Path) -> None:
     """Refuse settings other than those that a sweep was begun with, naming the first difference.
 
     Raises ValueError.
     """
+    begun, given = found_anywhere(begun), found_anywhere(given)
+    weights, asked = weights_of(begun), weights_of(given)
+    if len(weights) == len(asked):
+        pinned_to = [was if came_of(was, now) else now for was, now in zip(weights, asked, strict=True)]
+        given = with_weights(given, pinned_to)
     free = {*WHERE, *begun.space, *given.space}
     pairs: list[tuple[str, Any, Any]] = [(key, getattr(begun, key), getattr(given, key)) for key in SEARCH_KEYS]
     for field in {**begun.space, **given.space}:

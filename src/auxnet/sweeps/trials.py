@@ -23,9 +23,19 @@ from filelock import FileLock
 from auxnet.batches import seed_of
 from auxnet.documents import parsing
 from auxnet.errors import first_line
+from auxnet.fetching import pinned
 from auxnet.files import claimed, is_held, write_text
 from auxnet.sweeps.journal import BaseStorage, journal, optuna
-from auxnet.sweeps.settings import Settings, check_same, content_of, is_sweep, settings_from
+from auxnet.sweeps.settings import (
+    Settings,
+    check_same,
+    content_of,
+    found_anywhere,
+    is_sweep,
+    settings_from,
+    weights_of,
+    with_weights,
+)
 from auxnet.sweeps.space import Choices, drawn_in_words
 
 JOURNAL = b'{"op_code"'  # how every line of Optuna's begins
@@ -149,7 +159,12 @@ def total_of(sweep: OpenSweep) -> int:
 
 
 def _begin(folder: Path, settings: Settings, storage: str | None) -> None:
-    """Make the study, and then the file that says so: under the lock of the folder, by one of the workers."""
+    """Make the study, and then the file that says so: under the lock of the folder, by one of the workers.
+
+    Its trials begin with the same weights from whichever folder they are trained, and whatever the hub has by then.
+    """
+    settings = found_anywhere(settings)
+    settings = with_weights(settings, [name and pinned(name) for name in weights_of(settings)])
     name, store = f"{folder.resolve().name}-{uuid.uuid4().hex[:8]}", _storage(folder, storage)
     _check_alone(store, folder, settings, storage)
     study = optuna.create_study(study_name=name, storage=store, direction="minimize")
