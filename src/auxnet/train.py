@@ -271,6 +271,9 @@ def _resume(training: Training, asked: dict[str, Any]) -> TrainingState:
     if known.get("classes") is not None:  # or the net would be found not to fit, or worse, to fit
         check_classes(training.dataset, known["classes"], folder)
     state = load_checkpoint(checkpoint, training.net, training.method, folder, training.average)
+    if state.epoch > training.recipe.epochs:  # of a recipe file that was edited
+        done = plural(state.epoch, "epoch")
+        raise ValueError(f"{folder} has trained {done}, and its recipe says epochs={training.recipe.epochs}: mend that")
     training.checkpointer = replace(training.checkpointer, **{**checkpoint.get("saving", {}), **asked})
     check_drawn(training.dataset, state.drawn, folder, state.left_out)
     dataset, judged_on = training.dataset, training.dataset.judged_on
