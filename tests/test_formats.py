@@ -112,6 +112,9 @@ def test_labels_of_two_classes_may_be_truth_values(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", tiny(3, 2, size=8)[0], [True, False, True])
     got = parquet.read([tmp_path / "train.parquet"])
     assert (got.labels.tolist(), got.classes) == ([1, 0, 1], ("0", "1"))
+    columns = {"image": [png(image) for image in tiny(2, 2, size=8)[0]], "species": ["cat", "dog"]}
+    pq.write_table(pa.table({**columns, "flipped": [True, False]}), tmp_path / "train.parquet")
+    assert parquet.read([tmp_path / "train.parquet"]).classes == ("cat", "dog")
 
 
 def test_svhn_damage_is_named(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def test_the_hubs_own_mixin_loads_a_run_and_an_export(run, tmp_path):
     for option, value in {"output": 1, "classes": ["a", "b"]}.items():
         with pytest.raises(ValueError, match=f"{option}=.* which decides: leave it out"):
             PretrainedAuxNet.from_pretrained(run, **{option: value})
+    assert same(PretrainedAuxNet.from_pretrained(run, proxies=None, resume_download=None), net)  # of hubs before 1.0
     for option in ("clases", "map_location"):
         with pytest.raises(TypeError, match=f"from_pretrained takes no {option}: leave it out"):
             PretrainedAuxNet.from_pretrained(run, **{option: "cpu"})

@@ -99,6 +99,23 @@ def test_so_are_those_that_are_loaded_after(make):
     assert all(map(torch.equal, net.parameters(), best.parameters()))
 
 
+def test_a_weight_that_is_written_leaves_the_masters_of_the_others_as_they_are():
+    """As a mask that prunes does after every step: rounded each time, the others would lose small steps."""
+    net = to_bfloat16(hand_net().float())
+    method = auxnet.joint(net, partial(torch.optim.SGD, lr=1e-4), WEIGHTS)
+    x, y = data()[0]
+    method.step(x, y)
+    weight = net.segments[0][0].weight
+    before, kept = weight.master.clone(), torch.ones_like(weight, dtype=torch.bool)
+    kept[0, 0] = False
+    with torch.no_grad():
+        weight[0, 0] = 0.0
+    method.set_lr(0.0)
+    method.step(x, y)
+    assert torch.equal(weight.master[kept], before[kept])
+    assert weight.master[0, 0] == 0
+
+
 @every_method
 @pytest.mark.parametrize("loss", [torch.nn.functional.cross_entropy, torch.nn.CrossEntropyLoss(label_smoothing=0.1)])
 def test_losses_are_taken_in_float32(make, loss):

@@ -77,6 +77,9 @@ def test_a_callers_autocast_and_default_device_change_nothing(run, tmp_path):
     images = torch.randint(256, (2, 8, 8, 1), dtype=torch.uint8).numpy()
     before = list(auxnet.predict(run, images)), auxnet.evaluate(run)
     with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):  # which stands in for a GPU
+        with auxnet.opened(run):
+            assert torch.is_autocast_enabled("cpu")  # what is done there is the caller's own
+            assert torch.ones(1).is_meta
         auxnet.fit(TINY, tmp_path / "b")
         assert (list(auxnet.predict(run, images)), auxnet.evaluate(run)) == before
         shown = [row["val"]["error"] for row in gather(run.folder, "a")["outputs"]]

@@ -9,6 +9,7 @@ from typing import Any
 
 from auxnet.evaluation import OutputReport, reports
 from auxnet.opening import Opened, opened
+from auxnet.precision import usual_defaults
 from auxnet.reading.splits import validated_alike
 from auxnet.recipe import RunDir
 from auxnet.scores import Comparison, Predictions, compare, holm, predictions
@@ -40,6 +41,7 @@ class ComparedRuns:
     """of each run, as `Opened.may_be_seen_by`"""
 
 
+@usual_defaults()
 def compare_runs(
     first: RunDir,
     second: RunDir,

@@ -26,7 +26,7 @@ from auxnet.network import AuxNet
 from auxnet.policy import Policy, never
 from auxnet.reading.splits import Labelled
 from auxnet.recipe import Recipe
-from auxnet.scores import Predictions, compared_with, confusion, interval_of, predictions, reliability
+from auxnet.scores import Predictions, adjusted_p_values, confusion, interval_of, predictions, reliability
 from auxnet.selection import choose
 from auxnet.thresholds import cost_curve, fit_temperatures, outcome
 from auxnet.words import sentence, with_interval
@@ -53,16 +53,14 @@ def examine(run: Path, recipe: Recipe, dataset: DataSet) -> dict[str, Any]:
         {**v.costs, **time_of(latency.timings[0]), "val": _worth(v), "test": _worth(t)}
         for v, t, latency in zip(on_val, on_test, measured, strict=True)
     ]
+    p_values, every = adjusted_p_values([*val.wrong]), range(len(rows))
     deeper = only_deeper(test)
     answers = list(zip(test.logits, on_test, strict=True))
     return {
         "outputs": rows,
         "chosen": choice.output,
         "reason": choice.reason,
-        "p_values": [
-            [found[k].p_value if k in found else None for k in range(1, len(rows) + 1)]
-            for found in (compared_with(chosen, val) for chosen in range(1, len(rows) + 1))
-        ],
+        "p_values": [[None if j == k else p_values[min(j, k), max(j, k)] for j in every] for k in every],
         "alike": choice.alike,
         "no_better": choice.no_better_than_guessing,
         "balanced": choice.by_balanced_error,

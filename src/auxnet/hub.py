@@ -150,6 +150,7 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         """
         known = ("revision", "token", "cache_dir", "force_download", "local_files_only")
         of_hub = {key: given.pop(key) for key in known if key in given}
+        given = {key: value for key, value in given.items() if value is not None}  # as options of older hubs
         if unknown := given.keys() - signature(cls.__init__).parameters.keys():
             raise TypeError(f"from_pretrained takes no {min(unknown)}: leave it out, and change the net that it gives")
         net = load(model_id) if Path(model_id).is_dir() else _load(fetched(f"hf:{model_id}", **of_hub), "last", None)

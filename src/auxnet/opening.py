@@ -91,13 +91,14 @@ def opened(
             raise TypeError(f"{name} must be a path, got {place!r}")
     recipe = read_run_recipe(run)
     recipe = replace(recipe, device=device or recipe.device, threads=recipe.threads if threads is None else threads)
-    with usual_defaults(), threads_set(recipe.threads):
-        net, where = load_net(run, which), device_of(recipe.device)
-        if on is None:
-            recipe = with_data_in(data_dir, run, recipe)
-            dataset, seen_by = data_of(run, recipe), data_section(run).get("may_be_seen_by", {})
-        else:
-            dataset, seen_by = _others(run, recipe, os.fspath(on), data_dir), {}
+    with threads_set(recipe.threads):
+        with usual_defaults():
+            net, where = load_net(run, which), device_of(recipe.device)
+            if on is None:
+                recipe = with_data_in(data_dir, run, recipe)
+                dataset, seen_by = data_of(run, recipe), data_section(run).get("may_be_seen_by", {})
+            else:
+                dataset, seen_by = _others(run, recipe, os.fspath(on), data_dir), {}
         yield Opened(recipe, to_device(net, where), dataset, where, seen_by)
 
 
@@ -127,7 +128,8 @@ def evaluate(
         if batches is None:
             raise ValueError("a net needs batches: evaluate(net, [(images, labels), ...])")
         return measure(cast("AuxNet", model), batches)  # which refuses what is none
-    with opened(model, data_dir=data_dir, device=device, threads=threads, which=which, on=on) as run:
+    as_asked = opened(model, data_dir=data_dir, device=device, threads=threads, which=which, on=on)
+    with usual_defaults(), as_asked as run:
         return measure(run.net, run.batches(split if on is None else "test"))
 
 

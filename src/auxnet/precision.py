@@ -37,10 +37,19 @@ def to_bfloat16(net: AuxNet) -> AuxNet:
 def usual_defaults() -> Iterator[None]:
     """Make tensors in float32 on the CPU, and cast none, for the block, whatever the caller's defaults and autocast."""
     with ExitStack() as stack:
-        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
-        torch.set_default_dtype(torch.float32)
+        stack.enter_context(without_autocast())
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
+        if (dtype := torch.get_default_dtype()) != torch.float32:  # which all threads of a process have in common
+            stack.callback(torch.set_default_dtype, dtype)
+            torch.set_default_dtype(torch.float32)
+        yield
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Cast nothing for the block, though the caller's autocast be on."""
+    with ExitStack() as stack:
         for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
             stack.enter_context(torch.autocast(kind, enabled=False))
         yield

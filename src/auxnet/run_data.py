@@ -16,7 +16,7 @@ from auxnet.lineage import in_doubt
 from auxnet.loading import read_config
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.folders import subfolders
-from auxnet.reading.parquet import shards_of
+from auxnet.reading.parquet import only_shard, shards_of
 from auxnet.reading.sources import NAMES, lies_in, places
 from auxnet.recipe import Recipe, RunDir, name_of_data, read_recipe, read_run_recipe
 from auxnet.resuming import newest_checkpoint
@@ -86,7 +86,7 @@ def with_data_in(data_dir: str | None, run: RunDir, recipe: Recipe, classes: Seq
 def _holds_shards(folder: Path) -> bool:
     """Whether a folder holds parquet shards of one data set to train on."""
     try:
-        return "train" in shards_of(folder)
+        return "train" in shards_of(folder) or bool(only_shard(folder))
     except FileNotFoundError:  # some of them, as is said once they are read
         return True
     except ValueError:

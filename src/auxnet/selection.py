@@ -15,6 +15,7 @@ from auxnet.evaluation import OutputReport, image_shape_of, reports
 from auxnet.latency import OF_PYTORCH, Timing, latencies
 from auxnet.network import AuxNet, check_net
 from auxnet.opening import opened
+from auxnet.precision import usual_defaults
 from auxnet.recipe import RunDir
 from auxnet.scores import (
     Comparison,
@@ -108,6 +109,7 @@ class Choice:
         return tuple(filter(None, found))
 
 
+@usual_defaults()
 def select(
     run: RunDir,
     *,

@@ -21,6 +21,7 @@ from auxnet.latency import OF_PYTORCH, Timing, measured_on
 from auxnet.loading import weights_sha256
 from auxnet.opening import opened
 from auxnet.policy import Confidence, Policy, never
+from auxnet.precision import usual_defaults
 from auxnet.provenance import provenance
 from auxnet.recipe import RunDir
 from auxnet.scores import Predictions, predictions, too_few
@@ -127,6 +128,7 @@ class Solved:
         }
 
 
+@usual_defaults()
 def solve_exits(
     run: RunDir,
     *,

@@ -278,15 +278,16 @@ def _resume(training: Training, asked: dict[str, Any]) -> TrainingState:
     check_drawn(training.dataset, state.drawn, folder, state.left_out)
     dataset, judged_on = training.dataset, training.dataset.judged_on
     others = others_since(judged_on, state.judged_on or {})
-    if state.epoch < training.recipe.epochs:
-        if team.leads and others:
-            warn(f"{folder}: {others}, and it goes on with those there are now")
-        if team.leads and state.train_images not in (None, now := len(dataset.train)):
-            warn(f"{folder} was trained on {state.train_images:,} training images, and goes on with {now:,}")
-        state = replace(state, train_images=len(dataset.train), judged_on=judged_on)
-    elif others:
+    if others and team.broadcast_object(rundir.is_finished(folder) if team.leads else None):
         mend = f"put them back, or judge it on those there are now by `{command('evaluate', folder)}`"
         raise RuntimeError(f"{folder} is finished, and {others}: {mend}")
+    if team.leads and others:
+        warn(f"{folder}: {others}, and it goes on with those there are now")
+    state = replace(state, judged_on=judged_on)
+    if state.epoch < training.recipe.epochs:
+        if team.leads and state.train_images not in (None, now := len(dataset.train)):
+            warn(f"{folder} was trained on {state.train_images:,} training images, and goes on with {now:,}")
+        state = replace(state, train_images=len(dataset.train))
     if state.preprocessing is not None:
         training.dataset = normalised_as(dataset, Preprocessing.read(state.preprocessing), folder)
     if team.leads:

@@ -257,7 +257,7 @@ def _begin_late_momenta(optimizer: torch.optim.Optimizer) -> None:
 def master_of(parameter: nn.Parameter) -> Tensor | None:
     """The master that `precision.to_bfloat16` gave a parameter, as long as that is of lower precision; else None.
 
-    It takes the parameter's value where that is not its own, rounded: other weights were loaded since.
+    It takes the parameter's values where they are not its own, rounded: other weights were loaded since.
     """
     master: Tensor | None = getattr(parameter, "master", None)
     if master is None and parameter.dtype == torch.bfloat16:
@@ -267,8 +267,8 @@ def master_of(parameter: nn.Parameter) -> Tensor | None:
         )
     if master is None or master.dtype == parameter.dtype:
         return None
-    if not (parameter.is_meta or torch.equal(master.to(parameter.dtype), parameter.data)):
-        master.copy_(parameter.data)
+    if not parameter.is_meta:
+        master.copy_(torch.where(master.to(parameter.dtype) == parameter.data, master, parameter.data))
     return master
 
 

@@ -24,7 +24,7 @@ from auxnet.documents import json_value
 from auxnet.reading.arrays import Arrays, Pixels, check_unpacked, labels_of, reading, unlabelled
 from auxnet.reading.cache import Made, entry
 from auxnet.reading.encoded import Rows
-from auxnet.reading.folders import SPLITS
+from auxnet.reading.folders import SPLITS, subfolders
 from auxnet.reading.pictures import SOME, Frame, decode, decoded_bytes, shapes_of, stack
 
 LONGEST_NAME = 1000  # characters of a class
@@ -52,6 +52,12 @@ def shards_of(folder: Path, below: bool = True) -> dict[str, list[Path]]:
             names = ", ".join(shard.name for shard in shards)
             raise FileNotFoundError(f"{shards[0].parent} holds only some of the numbered shards: {names}")
     return next(iter(homes.values()), {})
+
+
+def only_shard(folder: Path) -> list[Path]:
+    """The parquet file of a folder that holds one and no folders: it is the data, whatever its name; [] if it is not."""
+    files = [] if subfolders(folder) else [*folder.glob("*.parquet")]
+    return files if len(files) == 1 else []
 
 
 class _Table(NamedTuple):
@@ -233,8 +239,8 @@ def _columns(file: Path, schema: Any) -> tuple[str, str, tuple[str, ...]]:
         return bool(kinds.is_binary(inner) or kinds.is_large_binary(inner))
 
     def is_label(kind: Any) -> bool:
-        numbers = (kinds.is_integer, kinds.is_floating, kinds.is_boolean)
-        return any(test(kind) for test in (*numbers, kinds.is_string, kinds.is_large_string, kinds.is_dictionary))
+        tests = (kinds.is_integer, kinds.is_floating, kinds.is_string, kinds.is_large_string, kinds.is_dictionary)
+        return any(test(kind) for test in tests)
 
     def choose(what: str, kind: str, found: list[str], usual: Sequence[str]) -> str:
         known = [name for name in usual if name in found]
@@ -247,8 +253,9 @@ def _columns(file: Path, schema: Any) -> tuple[str, str, tuple[str, ...]]:
 
     found = [field.name for field in schema if is_image(field.type)]
     image = choose("image", "encoded files", found, ("image", "img"))
-    found = [field.name for field in schema if is_label(field.type)]
     usual = ("label", "fine_label", "labels", "class", "category", "target", "y")
+    truths = [field.name for field in schema if kinds.is_boolean(field.type)]  # labels by name, or for want of others
+    found = [field.name for field in schema if is_label(field.type) or field.name in {*truths} & {*usual}] or truths
     label = choose("label", "whole numbers or words", found, usual)
     try:
         features = json_value((schema.metadata or {})[b"huggingface"].decode())["info"]["features"]

@@ -262,10 +262,10 @@ def _in_folder(folder: Path, to_train: bool = True) -> dict[str, Part]:
     """The splits of a folder of parquet shards or of class folders, with a warning if it passes over other files."""
     whole = folder.resolve()  # images have one name, as the cache keeps it, from wherever they are read
     parts = _parquet_parts(whole)
-    shards = [] if parts or subfolders(whole) else [*whole.glob("*.parquet")]
-    if len(shards) == 1:
-        parts = {"train": _parquet_part(shards)}
-    if "train" not in parts and (shards if not parts else to_train):
+    if not parts and (only := parquet.only_shard(whole)):
+        parts = {"train": _parquet_part(only)}
+    shards_alone = not subfolders(folder) and any(folder.glob("*.parquet"))
+    if "train" not in parts and (shards_alone if not parts else to_train):
         wanted = "train" if to_train else "test"
         mend = f"name those that it shall take {wanted}-1.parquet, {wanted}-2.parquet, ..."
         raise FileNotFoundError(f"{folder} has parquet shards, but none named {wanted}-*.parquet: {mend}")
