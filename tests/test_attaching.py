@@ -400,6 +400,30 @@ def test_the_depth_of_an_output_counts_the_layers_of_its_longest_path():
     assert attach(Tokens(), ("blocks.0", "blocks.1")).depths == (1 + 2, 1 + 4, 1 + 6 + 1)
 
 
+class Writing(nn.Module):
+    """A convolution whose result is written into a part of a tensor: of its input, of zeros of its kind, of zeros."""
+
+    def __init__(self, into):
+        super().__init__()
+        self.into, self.conv = into, nn.Conv2d(4, 2, 3, padding=1)
+
+    def forward(self, x):
+        y = self.into(x)
+        y[:, :2] = self.conv(x)
+        return y
+
+
+@pytest.mark.parametrize(
+    "into",
+    [torch.clone, lambda x: x.new_zeros(2, 4, 16, 16), lambda x: torch.zeros(2, 4, 16, 16, device=x.device)],
+    ids=["input", "zeros of its kind", "zeros"],
+)
+def test_what_is_written_into_a_part_of_a_tensor_is_part_of_its_path(into):
+    trunk = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), Writing(into), nn.Conv2d(4, 5, 1))
+    found = features(trunk, (3, 16, 16))
+    assert [(each.depth, each.activated) for each in found] == [(1, False), (1, True), (2, False), (3, False)]
+
+
 class Transposed(nn.Module):
     def __init__(self, a, b):
         super().__init__()

@@ -224,6 +224,9 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
                         places = (_moved(made.channels, x, y, func, args) for x, made in given)
                         channels = next((place for place in places if place is not None), None)
                     self.made[y] = Made(depth, passing or kind in ACTIVATIONS, channels)
+                    if y._base is not None and any(y is x for x in tensors):  # a part of the base, changed in place
+                        base = self.made[y._base] if y._base in self.made else Made(0, False, None)
+                        self.made[y._base] = Made(max(depth, base.depth), False, base.channels)
         return result
 
 
