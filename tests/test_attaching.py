@@ -510,6 +510,24 @@ def test_channels_are_where_the_last_layer_with_weights_has_them(layers, channel
     assert attach([trunk, nn.Identity(), flat(trunk)])(torch.randn(2, 3, 16, 16))[0].shape == (2, 6)
 
 
+class TokenMixing(nn.Module):
+    """As in an MLP-Mixer: a layer over the 16 tokens of [N, 16, C], and a sum in either order."""
+
+    def __init__(self, skip_first):
+        super().__init__()
+        self.skip_first, self.layer = skip_first, nn.Conv1d(16, 16, 1)
+
+    def forward(self, x):
+        y = self.layer(x)
+        return x + y if self.skip_first else y + x
+
+
+@pytest.mark.parametrize("skip_first", [True, False])
+def test_the_channels_of_a_sum_are_where_its_skip_path_has_them(skip_first):
+    layers = [nn.Conv2d(3, 12, 4, 4), nn.Flatten(2), Transposed(1, 2), TokenMixing(skip_first), nn.LayerNorm(12)]
+    assert [each.channels for each in features(layers, (3, 16, 16))] == [0, 0, 1, 1, 1]
+
+
 def test_an_output_takes_the_callers_head():
     net = attach(Residual(), ("layer1", "layer2"), heads=lambda channels: Classifier(channels, 10, activate=False))
     assert [head.bn for head in net.heads[:2]] == [None, None]
