@@ -400,6 +400,30 @@ def test_the_depth_of_an_output_counts_the_layers_of_its_longest_path():
     assert attach(Tokens(), ("blocks.0", "blocks.1")).depths == (1 + 2, 1 + 4, 1 + 6 + 1)
 
 
+class Writing(nn.Module):
+    """A convolution whose result is written into a part of a tensor: of its input, of zeros of its kind, of zeros."""
+
+    def __init__(self, into):
+        super().__init__()
+        self.into, self.conv = into, nn.Conv2d(4, 2, 3, padding=1)
+
+    def forward(self, x):
+        y = self.into(x)
+        y[:, :2] = self.conv(x)
+        return y
+
+
+@pytest.mark.parametrize(
+    "into",
+    [torch.clone, lambda x: x.new_zeros(2, 4, 16, 16), lambda x: torch.zeros(2, 4, 16, 16, device=x.device)],
+    ids=["input", "zeros of its kind", "zeros"],
+)
+def test_what_is_written_into_a_part_of_a_tensor_is_part_of_its_path(into):
+    trunk = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), Writing(into), nn.Conv2d(4, 5, 1))
+    found = features(trunk, (3, 16, 16))
+    assert [(each.depth, each.activated) for each in found] == [(1, False), (1, True), (2, False), (3, False)]
+
+
 class Transposed(nn.Module):
     def __init__(self, a, b):
         super().__init__()
@@ -484,6 +508,24 @@ def test_channels_are_where_the_last_layer_with_weights_has_them(layers, channel
     attach([trunk, nn.Identity(), flat(trunk)], heads=head)
     assert made == [channels]
     assert attach([trunk, nn.Identity(), flat(trunk)])(torch.randn(2, 3, 16, 16))[0].shape == (2, 6)
+
+
+class TokenMixing(nn.Module):
+    """As in an MLP-Mixer: a layer over the 16 tokens of [N, 16, C], and a sum in either order."""
+
+    def __init__(self, skip_first):
+        super().__init__()
+        self.skip_first, self.layer = skip_first, nn.Conv1d(16, 16, 1)
+
+    def forward(self, x):
+        y = self.layer(x)
+        return x + y if self.skip_first else y + x
+
+
+@pytest.mark.parametrize("skip_first", [True, False])
+def test_the_channels_of_a_sum_are_where_its_skip_path_has_them(skip_first):
+    layers = [nn.Conv2d(3, 12, 4, 4), nn.Flatten(2), Transposed(1, 2), TokenMixing(skip_first), nn.LayerNorm(12)]
+    assert [each.channels for each in features(layers, (3, 16, 16))] == [0, 0, 1, 1, 1]
 
 
 def test_an_output_takes_the_callers_head():

@@ -25,6 +25,8 @@ from auxnet.backbones.named import build_backbone
 from auxnet.build import build
 from auxnet.cli import main
 from auxnet.data import load_data
+from auxnet.latency import latencies
+from auxnet.machine import in_channels_last
 from auxnet.recipe import read_recipe, write_recipe
 from auxnet.sweeps.space import domain_of, written
 from test_cli import fails
@@ -103,6 +105,19 @@ def drawing(num_classes):
 
 def masked(num_classes):
     return around(Masked(), num_classes)
+
+
+class Solid(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(1, 1, 3, padding=1)
+
+    def forward(self, x):
+        return x + self.conv(x[:, None])[:, 0]
+
+
+def solid(num_classes):
+    return around(Solid(), num_classes)
 
 
 def of_five_classes():
@@ -243,6 +258,17 @@ def test_buffers_that_are_not_finite_or_share_their_memory_are_trained_with_and_
     recipe = replace(read_recipe("run/recipe.yaml"), backbone="own_nets:masked", cuts=("first",), epochs=1)
     auxnet.fit(recipe, tmp_path / "a")
     assert weights_of(tmp_path / "a")["segments.0.first.2.mask"][0, 1] == -torch.inf
+
+
+def test_parameters_of_five_dimensions_are_planned_trained_and_timed_with(tmp_path):
+    words = ["--backbone", "own_nets:solid", "--cuts", "first", "--epochs", "1"]
+    assert main(["plan", "--data", "pics", "--val-fraction", "0.3", *words]) == 0
+    assert main(train(tmp_path / "a", *words)) == 0
+    net = auxnet.load(tmp_path / "a")
+    assert [each.output for each in latencies(net, (3, 16, 16), (1,), seconds=0.01)] == [1, 2]
+    (conv, *_), _, solid = in_channels_last(net).segments[0].first
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert solid.conv.weight.is_contiguous()
 
 
 def test_what_follows_a_training_takes_such_a_run(capsys, onnx_tables):

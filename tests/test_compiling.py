@@ -44,7 +44,7 @@ class Noisy(nn.Module):
         return x * torch.rand(len(x), 1, 1, 1, dtype=x.dtype)
 
 
-def net_of():
+def net_of(memory_format=torch.channels_last):
     """Of what torch.compile likes to compute anew in a backward: norms before SiLU, and a scale."""
     torch.manual_seed(0)
     segments = [
@@ -52,26 +52,27 @@ def net_of():
         nn.Sequential(nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5), nn.SiLU()),
     ]
     heads = [nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 4)) for channels in (4, 5)]
-    return auxnet.AuxNet(segments, heads, [2, 3]).double().to(memory_format=torch.channels_last).train()
+    return auxnet.AuxNet(segments, heads, [2, 3]).double().to(memory_format=memory_format).train()
 
 
-def batch_of(n=6):
+def batch_of(n=6, memory_format=torch.channels_last):
     images = torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
-    return images.contiguous(memory_format=torch.channels_last), torch.arange(n) % 4
+    return images.contiguous(memory_format=memory_format), torch.arange(n) % 4
 
 
 def settings():
     """Those of torch that compiling depends on."""
-    return autograd.donated_buffer, inductor.fallback_random, inductor.custom_partitioner_fn, dynamo.recompile_limit
+    ours = autograd.donated_buffer, inductor.fallback_random, inductor.custom_partitioner_fn
+    return *ours, inductor.layout_optimization, dynamo.recompile_limit
 
 
-def trained(name, as_compiled):
+def trained(name, as_compiled, memory_format=torch.channels_last):
     """The state of a net after two steps with a whole batch and one with a smaller one, and their losses."""
-    net = net_of()
+    net = net_of(memory_format)
     method = METHODS[name](net, SGD, [0.5, 1.0])
-    method = compiled(method, batch_of()[0]) if as_compiled else method
+    method = compiled(method, batch_of(6, memory_format)[0]) if as_compiled else method
     torch.manual_seed(1)
-    losses = [method.step(*batch_of(n)) for n in (6, 4, 6)]
+    losses = [method.step(*batch_of(n, memory_format)) for n in (6, 4, 6)]
     return torch.cat([*(x.flatten().double() for x in net.state_dict().values()), *losses])
 
 
@@ -89,6 +90,12 @@ def test_a_compiled_step_is_the_step_it_was(name, all_is_compiled):
     live, frozen, expected = (trained(each, as_compiled=False) for each in ("live", "frozen", name))
     assert torch.allclose(trained(name, as_compiled=True), expected, rtol=1e-12, atol=1e-14)
     assert (live - frozen).norm() > 1e-6
+
+
+def test_live_stays_live_in_the_other_memory_format_too(all_is_compiled):
+    """Where a compiled forward would rather have its convolutions in channels_last."""
+    live, found = (trained("live", as_compiled, torch.contiguous_format) for as_compiled in (False, True))
+    assert torch.allclose(found, live, rtol=1e-12, atol=1e-14)
 
 
 def test_live_in_pieces_is_compiled_too(all_is_compiled):

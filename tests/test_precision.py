@@ -13,6 +13,7 @@ from auxnet.opening import opened
 from auxnet.plan import plan
 from auxnet.precision import to_bfloat16
 from auxnet.update import Update
+from test_attaching import Tokens, attach
 from test_methods import CLASSES, METHODS, WEIGHTS, HandSGD, K, batches, division, every_method, hand_net, sgd
 
 STEP = 6.0  # so large that live and frozen differ by far more than rounding
@@ -244,6 +245,15 @@ def test_bfloat16_is_refused_where_it_was_not_shown_to_work():
             replace(Recipe(), precision="bfloat16", **field)
     with pytest.raises(ValueError, match="precision='bfloat16' is the built-in ResNets'"):
         Recipe(backbone="timm:resnet18", precision="bfloat16")
+
+
+def test_images_are_blamed_unless_a_class_token_stays_in_float32():
+    net = to_bfloat16(auxnet.resnet(depth=8, outputs=2))
+    with pytest.raises(ValueError, match=r"takes images of torch\.bfloat16, got torch\.float32: images\.to"):
+        auxnet.joint(net, sgd()).step(torch.zeros(2, 3, 8, 8), torch.arange(2))
+    net = to_bfloat16(attach(Tokens(), ("blocks.0",)).train())
+    with pytest.raises(RuntimeError, match="same dtype"):
+        auxnet.joint(net, sgd()).step(torch.zeros(2, 3, 16, 16, dtype=torch.bfloat16), torch.arange(2))
 
 
 def test_a_run_in_bfloat16_can_be_planned_and_diagnosed(tmp_path):

@@ -2,7 +2,7 @@
 
 What a compiled forward keeps for its backward, and what that computes anew, is PyTorch's choice. A map computed anew by
 weights that have changed meanwhile is another map, and live multi-way would be neither live nor frozen. So a forward is
-told to keep what autograd would keep.
+told to keep what autograd would keep, and to keep weights themselves, not copies in another memory format.
 
 Shapes: N images, C channels, H x W pixels.
 """
@@ -98,6 +98,7 @@ def _settings() -> Iterator[None]:
         KEPT,
         dynamo.patch(skip_nnmodule_hook_guards=False),  # with hooks, a segment runs as it is
         inductor.patch(custom_partitioner_fn=AsAutograd()),
+        inductor.patch(layout_optimization=False),  # it keeps copies of weights in channels_last
         inductor.patch(fallback_random=True),  # drawn by the generators that are seeded before each step
     ):
         yield

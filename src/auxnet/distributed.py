@@ -38,8 +38,8 @@ def team(device: str | torch.device = "cpu", timeout: float = 1800.0, joining: f
 
     A process that is killed makes the next operation of the others fail at once (under nccl, torchrun ends them);
     one that hangs, after `timeout` seconds. Raises ValueError where torchrun's environment is incomplete or no
-    such device is there for this process, RuntimeError if the others are not all found within `joining` seconds (`timeout`
-    for a second team in a process: some may still be at work on what the first one trained).
+    such device is there for this process, RuntimeError if the others are not all found within `joining` seconds, for
+    a second team in a process within `timeout`: some may still be at work on what the first one trained.
     """
     device, size, number = torch.device(device), int(os.environ.get("WORLD_SIZE", 1)), next(_numbers)
     if size == 1:

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from auxnet.errors import warn
-from auxnet.machine import crowded
+from auxnet.machine import crowded, in_channels_last
 from auxnet.modules import in_mode
 from auxnet.network import AuxNet
 from auxnet.words import plural
@@ -103,7 +103,7 @@ def time_in_turns(
     images = example(image_shape, batch, next(models[0].parameters()))
     if images.device.type == "cpu" and (slow := crowded(torch.get_num_threads())):
         warn(f"the times measured may be too long: {slow}")
-    prepared = [model.eval().to(memory_format=torch.channels_last) for model in models]  # type: ignore[call-overload]
+    prepared = [in_channels_last(model.eval()) for model in models]
     with torch.inference_mode():
         for model in prepared:  # what is done once
             _milliseconds(model, images)

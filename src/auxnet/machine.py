@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,19 @@ from auxnet.modules import AnyModule
 
 
 def to_device(net: AnyModule, device: torch.device) -> AnyModule:
-    """The net on its device in channels_last, the memory format that convolutions are fastest in."""
-    return net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    """The net itself on its device, in channels_last."""
+    return in_channels_last(net.to(device))
+
+
+def in_channels_last(net: AnyModule) -> AnyModule:
+    """The net itself in channels_last, the memory format that convolutions are fastest in.
+
+    (`net.to(memory_format=torch.channels_last)` refuses a net with parameters of five dimensions.)
+    """
+    for x in chain(net.parameters(), net.buffers()):
+        if x.ndim == 4:
+            x.data = x.data.to(memory_format=torch.channels_last)
+    return net
 
 
 def device_of(name: str) -> torch.device:

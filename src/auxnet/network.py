@@ -227,9 +227,10 @@ def fitting(net: AuxNet, images: Tensor) -> Iterator[None]:
             raise
         raise ValueError(f"labels must be classes of this net, counted from 0: {first_sentence(error)}") from error
     except RuntimeError as error:
-        takes = next((p.dtype for p in net.parameters()), images.dtype)
+        # (Norms of a net in bfloat16 stay in float32.)
+        takes, *others = {p.dtype for p in net.parameters() if p.ndim > 1} or {images.dtype}
         cast = not images.is_meta and torch.is_autocast_enabled(images.device.type)
-        if images.dtype == takes or cast or "type" not in str(error):
+        if others or images.dtype == takes or cast or "type" not in str(error):
             raise
         mend = "images.float(), normalised as for evaluation" if images.dtype == torch.uint8 else f"images.to({takes})"
         raise ValueError(f"this net takes images of {takes}, got {images.dtype}: {mend}") from error

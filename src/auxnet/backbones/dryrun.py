@@ -211,7 +211,8 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Compute as ever, and note what the result is made of."""
         result = func(*args, **(kwargs or {}))
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        given: list[tuple[Tensor, Made]] = [(x, self.made[x]) for x in tensors if x in self.made]
+        # Shallow to deep: where the operands of a sum disagree about the channels, the skip path tells.
+        given = sorted(((x, self.made[x]) for x in tensors if x in self.made), key=lambda each: each[1].depth)
         if given:
             kind = func.overloadpacket
             is_layer = kind in PRODUCTS and any(x not in self.made and x.ndim > 1 for x in tensors)
@@ -224,6 +225,9 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
                         places = (_moved(made.channels, x, y, func, args) for x, made in given)
                         channels = next((place for place in places if place is not None), None)
                     self.made[y] = Made(depth, passing or kind in ACTIVATIONS, channels)
+                    if y._base is not None and any(y is x for x in tensors):  # a part of the base, changed in place
+                        base = self.made[y._base] if y._base in self.made else Made(0, False, None)
+                        self.made[y._base] = Made(max(depth, base.depth), False, base.channels)
         return result
 
 

@@ -55,7 +55,7 @@ def shards_of(folder: Path, below: bool = True) -> dict[str, list[Path]]:
 
 
 def only_shard(folder: Path) -> list[Path]:
-    """The parquet file of a folder that holds one and no folders: it is the data, whatever its name; [] if it is not."""
+    """The parquet file of a folder that holds one, and no folders: it is the data, whatever its name; or else []."""
     files = [] if subfolders(folder) else [*folder.glob("*.parquet")]
     return files if len(files) == 1 else []
 
