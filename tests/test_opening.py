@@ -572,7 +572,9 @@ def test_a_data_dir_that_is_given_wins_over_where_the_data_lay_in_training(tmp_p
 )
 def test_a_data_dir_may_hold_the_data_by_its_name_or_else_their_splits(there, name, found, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"classes": ["cat"]}))
-    (tmp_path / "root" / there).mkdir(parents=True)
+    place = tmp_path / "root" / there
+    place.parent.mkdir(parents=True)
+    place.touch() if place.suffix else place.mkdir()
     recipe = with_data_in(str(tmp_path / "root"), tmp_path, Recipe(data=f"/gone/{name}"))
     assert recipe.data == str(tmp_path / "root" / found)
 

@@ -37,9 +37,7 @@ def to_bfloat16(net: AuxNet) -> AuxNet:
 def usual_defaults() -> Iterator[None]:
     """Make tensors in float32 on the CPU, and cast none, for the block, whatever the caller's defaults and autocast."""
     with ExitStack() as stack:
-        stack.enter_context(without_autocast())
-        if torch.get_default_device().type != "cpu":
-            stack.enter_context(torch.device("cpu"))
+        stack.enter_context(usual_in_thread())
         if (dtype := torch.get_default_dtype()) != torch.float32:  # which all threads of a process have in common
             stack.callback(torch.set_default_dtype, dtype)
             torch.set_default_dtype(torch.float32)
@@ -47,9 +45,11 @@ def usual_defaults() -> Iterator[None]:
 
 
 @contextmanager
-def without_autocast() -> Iterator[None]:
-    """Cast nothing for the block, though the caller's autocast be on."""
+def usual_in_thread() -> Iterator[None]:
+    """`usual_defaults` but for the default dtype, which is not the thread's own: for blocks that name theirs."""
     with ExitStack() as stack:
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
         for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
             stack.enter_context(torch.autocast(kind, enabled=False))
         yield

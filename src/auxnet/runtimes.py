@@ -25,7 +25,7 @@ from auxnet.hub import PretrainedAuxNet, load, position_of
 from auxnet.machine import cores, device_of, thread_count, threads_set, to_device
 from auxnet.modules import copied
 from auxnet.policy import Policy, never
-from auxnet.precision import without_autocast
+from auxnet.precision import usual_in_thread
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import Pixels, is_name
 from auxnet.recipe import Recipe, RunDir, has_recipe, nearest_run
@@ -128,7 +128,7 @@ def runnable(
 
     @torch.inference_mode()
     def ask(images: Pixels) -> Answers:
-        with without_autocast(), threads_set(number_of_threads):
+        with usual_in_thread(), threads_set(number_of_threads):
             logits, left = model(normalise(torch.from_numpy(images).to(place), seen.mean, seen.std).to(dtype))
             net.check_columns(logits.shape[1])
             logits, left = logits.float().cpu(), left.cpu() - 1
