@@ -500,6 +500,7 @@ def test_a_recording_that_fails_says_why(monkeypatch):
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.enough(3)  # joint, live, one momentum
 def test_a_device_that_does_what_it_may_in_any_order_trains_to_the_same_bits(name, monkeypatch):
     """The streams, events and graphs that CUDA is asked for are these; only what they make of it is a CPU's."""
     device = same_bits(METHODS[name], recorder=partial(Device, monkeypatch))

@@ -344,7 +344,8 @@ def test_what_is_measured_are_the_batches_and_the_losses_of_training(tmp_path, m
     assert [row["share"] for row in rows] == pytest.approx([row["share"] for row in run["shares"]], rel=1e-4)
 
 
-@pytest.mark.parametrize("stopped", [(1, 1, False), (1, 6, True), (2, 2, False)])
+@pytest.mark.parametrize("stopped", [(1, 6, True), (1, 1, False), (2, 2, False)])
+@pytest.mark.enough(1)
 def test_a_diagnosis_goes_on_by_itself_and_its_lines_are_neither_double_nor_torn(runs, tmp_path, stopped):
     def stop(progress):
         if (progress.epoch, progress.step, progress.done) == stopped:

@@ -81,6 +81,7 @@ def test_every_form_takes_every_size_and_truncates_exactly(block, width, size):
 
 @pytest.mark.parametrize("depth", [8, 50])
 @pytest.mark.parametrize("block", ["plain", "original", "preact"])
+@pytest.mark.enough(4)
 def test_a_truncated_model_can_be_a_script(block, depth):
     form = "cifar" if depth == 8 else "imagenet"
     alone = auxnet.resnet(depth, 2, block=block, form=form).truncate(2).eval()

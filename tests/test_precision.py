@@ -195,6 +195,7 @@ def test_autocast_which_would_make_live_frozen_is_refused():
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("block", ["preact", "original"])
+@pytest.mark.enough(7)
 def test_every_method_trains_a_resnet_in_bfloat16_much_as_in_float32(name, block):
     losses = []
     for dtype in (torch.float32, torch.bfloat16):

@@ -196,7 +196,7 @@ def test_of_outputs_that_err_alike_few_choices_tell_any_apart_however_many_there
     """Unadjusted, in half of the sets of images some output is told apart; adjusted for 8 pairs of 36, in 12 %."""
     random, told = torch.Generator().manual_seed(0), 0
     _, rows = ladder(*[0] * 9)
-    for _ in range(60):
+    for _ in range(30):
         wrong = torch.rand(9, 1000, generator=random) < 0.1
         said = Predictions(torch.stack([~wrong, wrong], dim=2).float(), torch.zeros(1000, dtype=torch.int64))
         seen = [replace(row, error=error) for row, error in zip(rows, said.errors, strict=True)]
@@ -204,7 +204,7 @@ def test_of_outputs_that_err_alike_few_choices_tell_any_apart_however_many_there
         others = [each.against_chosen for each in choice.candidates if each.against_chosen]
         told += any(found.significant for found in others)
         assert len(others) == 8
-    assert told <= 6
+    assert told <= 4
 
 
 def test_to_be_better_than_guessing_is_shown_by_the_interval_or_image_by_image():

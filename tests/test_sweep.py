@@ -435,7 +435,7 @@ def test_a_place_that_some_trials_cannot_have_is_no_impossible_one(monkeypatch):
             raise ValueError("needs another device")
         return SimpleNamespace(outputs=2), None
 
-    monkeypatch.setattr(sweeping, "check_recipe", lambda recipe: None)  # there may be no GPU here
+    monkeypatch.setattr(sweeping, "check_fields", lambda recipe: None)  # there may be no GPU here
     monkeypatch.setattr(sweeping, "build", build)
     space = {"cuda_graph": [True, False], "device": ["cpu", "cuda"], "seed": "0..60"}
     sweeping.check_space(Settings(TINY, space_from(space)))

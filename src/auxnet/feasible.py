@@ -25,14 +25,9 @@ MOST_STAND_INS = 50  # outputs of a net that stands in for a backbone that is no
 def check_recipe(recipe: Recipe, begins: bool = True) -> None:
     """Raise ValueError, before any data are read, for a recipe that would fail with any data.
 
-    With `begins`, epochs in `discard_after` must also leave one in which it acts (a single epoch is exempt).
+    As `check_fields`, and for a method that no net of so many outputs can have.
     """
-    device_of(recipe.device)
-    if recipe.freeze == "trunk":
-        _check_freeze(recipe)
-    if begins and (recipe.discard_after or 0) >= 1 and recipe.discards_from is None and recipe.epochs > 1:
-        most = f"at most {plural(recipe.epochs - 1, 'epoch')}, discard_after={recipe.epochs - 1}"
-        raise ValueError(f"discard_after={recipe.discard_after:g} never acts in {recipe.epochs} epochs: give {most}")
+    check_fields(recipe, begins)
     if recipe.backbone is None:
         net = outline(recipe)
     else:  # another net with as many outputs
@@ -44,6 +39,19 @@ def check_recipe(recipe: Recipe, begins: bool = True) -> None:
     if recipe.alone is not None and recipe.alone > net.outputs:
         raise ValueError(f"alone must be one of the outputs 1..{net.outputs} (shallow to deep), got {recipe.alone}")
     build_method(recipe, net if recipe.alone is None else net.alone(recipe.alone), cross_entropy)
+
+
+def check_fields(recipe: Recipe, begins: bool = True) -> None:
+    """Raise ValueError for what a recipe asks for that cannot be had here, or does not go together.
+
+    With `begins`, epochs in `discard_after` must also leave one in which it acts (a single epoch is exempt).
+    """
+    device_of(recipe.device)
+    if recipe.freeze == "trunk":
+        _check_freeze(recipe)
+    if begins and (recipe.discard_after or 0) >= 1 and recipe.discards_from is None and recipe.epochs > 1:
+        most = f"at most {plural(recipe.epochs - 1, 'epoch')}, discard_after={recipe.epochs - 1}"
+        raise ValueError(f"discard_after={recipe.discard_after:g} never acts in {recipe.epochs} epochs: give {most}")
 
 
 def _check_freeze(recipe: Recipe) -> None:

@@ -20,7 +20,7 @@ import torch
 from auxnet import sections
 from auxnet.build import build, depths_of
 from auxnet.data import DataSet, load_data
-from auxnet.feasible import check_enough_images, check_last_batch, check_recipe
+from auxnet.feasible import check_enough_images, check_fields, check_last_batch
 from auxnet.files import to_write
 from auxnet.machine import device_of, random_kept, threads_set
 from auxnet.precision import usual_defaults
@@ -192,7 +192,7 @@ def _complaint(settings: Settings, values: dict[str, Any], data: Callable[[Recip
     """Why a trial with these values cannot begin; None if it can."""
     try:
         recipe = replace(settings.recipe, **values)
-        check_recipe(recipe)
+        check_fields(recipe)
         dataset = data(_data_of(recipe))
         check_enough_images(recipe, dataset)
         net, _ = build(replace(recipe, compile=False), dataset, torch.device("cpu"))
