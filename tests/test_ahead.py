@@ -140,6 +140,7 @@ def test_ctrl_c_is_left_to_the_parent() -> None:
     assert torch.equal(torch.cat(images)[:, 1:], pixels(torch.cat(batches))[:, 1:])
 
 
+@pytest.mark.long
 def test_no_process_outlives_a_parent_that_is_killed() -> None:
     program = (
         "import os, time; from auxnet.reading.ahead import ahead\n"

@@ -101,7 +101,7 @@ def taken_back(method):
 @pytest.mark.parametrize(
     "happens", [{}, {"happens": {5: slower}}, {"happens": {5: reweighed, 9: slower}}, {"happens": {6: taken_back}}]
 )
-@pytest.mark.enough(14)
+@pytest.mark.enough(9)
 def test_replayed_steps_train_to_the_bits_of_steps_one_by_one(name, happens):
     assert same_bits(METHODS[name], **happens).replayed >= 3
 

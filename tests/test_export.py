@@ -261,7 +261,7 @@ def test_the_policy_of_a_run_is_exported_with_its_own_weights_up_to_the_output_a
         np.testing.assert_allclose(answers.logits[n], logits[left - 1, n], atol=1e-4)
 
 
-@pytest.mark.enough(1)
+@pytest.mark.long
 @pytest.mark.parametrize(("thresholds", "heads"), [((NEVER, 0.02), 2), ((NEVER, NEVER), 1)])
 def test_a_head_at_which_no_image_can_leave_is_not_in_the_exported_file(run, tmp_path, thresholds, heads):
     done = export(run, format="onnx-early-exit", out=tmp_path / "a.onnx", policy=Policy(thresholds, "top", (1.0,) * 3))

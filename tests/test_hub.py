@@ -111,6 +111,7 @@ def test_the_code_of_the_card_runs_where_the_card_lies(run, tmp_path, monkeypatc
     assert found["logits"][0].shape == (1, 4)
 
 
+@pytest.mark.long
 def test_a_net_is_loaded_without_scipy_which_takes_long_to_import(run):
     code = "import sys, auxnet; auxnet.load(sys.argv[1]); print('scipy' in sys.modules)"
     asked = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True)

@@ -208,6 +208,7 @@ def test_every_export_predicts_the_files_as_the_run_does(run: Path, photographs:
                 np.testing.assert_allclose(a.probabilities, b.probabilities, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_training_stopped_inside_an_epoch_and_resumed_ends_in_the_same_weights(
     run: Path, recipe: auxnet.Recipe, tmp_path: Path
 ) -> None:

@@ -54,6 +54,7 @@ def assert_same_epochs(one: list[torch.Tensor], two: list[torch.Tensor]) -> None
 
 @pytest.mark.parametrize("workers", [0, 3])
 @pytest.mark.parametrize("form", [folder_of, shards_of])
+@pytest.mark.enough(3)
 def test_a_streamed_epoch_equals_the_epoch_in_memory_bit_for_bit(form: Any, workers: int, home: Path) -> None:
     own = str(form(home))
     kept, streamed = load(own, stream="never"), load(own, stream="always", workers=workers)

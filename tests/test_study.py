@@ -414,6 +414,7 @@ def test_means_over_different_outputs_are_not_compared(own, tmp_path, capsys):
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", names())
+@pytest.mark.enough(10)
 def test_every_claim_of_every_study_compares_like_with_like(name, scale):
     check_claims(read_study(name, scale))
 

@@ -716,6 +716,7 @@ def of_a_disk_that_is_full():
     ],
     ids=["reader", "saving", "disk"],
 )
+@pytest.mark.enough(1)
 def test_no_fault_of_the_machine_is_blamed_on_a_trial_however_often_it_comes(fault, tmp_path, untrained, monkeypatch):
     space = {"gamma": "0.1..0.3:0.1", "floor": [0.0, 0.2, 0.5]}
 

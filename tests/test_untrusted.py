@@ -44,7 +44,7 @@ def files(home: Path, onnx_tables: None) -> dict[str, Target]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("share", [0.4, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("share", [0.25, pytest.param(1, marks=pytest.mark.long)])
 def test_a_damaged_file_is_read_or_refused_in_one_line_that_names_it(
     files: dict[str, Target], name: str, share: float
 ) -> None:
