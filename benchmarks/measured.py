@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 import auxnet
-from auxnet.latency import Held
 from auxnet.provenance import provenance
+from auxnet.watching import Held, Products
 
 Task = Callable[[], object]
 SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=True)
@@ -61,23 +59,11 @@ def seconds(task: Task, clock: Callable[[], float] = time.perf_counter) -> float
     return clock() - began
 
 
-class Operations(TorchDispatchMode):
-    """Counts floating-point operations of products and convolutions, two a multiply-add, backwards of any kind too."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if counted := flop_registry.get(func.overloadpacket):
-            self.count += counted(*args, **(kwargs or {}), out_val=out)
-        return out
-
-
 def operations(task: Task) -> int:
-    """Floating-point operations of one run of a task."""
-    with Operations() as operations:
+    """Floating-point operations of one run of a task: two for each multiply-add of products and convolutions."""
+    with Products() as products:
         task()
-    return operations.count
+    return 2 * products.multiply_adds
 
 
 def peak_bytes(method: auxnet.Method, images: torch.Tensor, labels: torch.Tensor) -> int:

@@ -11,10 +11,10 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import auxnet
-from auxnet.latency import Held
 from auxnet.method import Method
 from auxnet.methods import adaptive_scales, step_scales
 from auxnet.update import Update
+from auxnet.watching import Held
 
 UNFIT = ("Optimizer", "SparseAdam", "LBFGS", "Muon", "Rprop", "ASGD", "Adafactor")
 ETA, MOMENTUM, DECAY = 0.3, 0.9, 0.02

@@ -25,9 +25,9 @@ from auxnet.advice import (
 from auxnet.build import step_scale_of
 from auxnet.cost import step_bytes
 from auxnet.data import load_data
-from auxnet.latency import Held
 from auxnet.plan import plan, planned_outputs
 from auxnet.residual import Classifier
+from auxnet.watching import Held
 from auxnet.words import duration
 from writers import tiny, write_folders, write_parquet
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, UntypedStorage, nn
 from torch.autograd.graph import Node, saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
 
 from auxnet.backbones.dryrun import plain_attention, still, without_norms
 from auxnet.features import nodes_below
 from auxnet.modules import copied
 from auxnet.network import AuxNet
+from auxnet.watching import Products
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -25,18 +25,23 @@ def multiply_adds_by_part(net: AuxNet, image_shape: Sequence[int]) -> list[tuple
     """Multiply-adds of each segment, and of the head at its end, for one image of shape (C, H, W).
 
     Those of convolutions and products of matrices, as PyTorch counts them (not of a matrix and a vector, nor of
-    `nn.Bilinear`), counted exactly in copies on "meta", where shapes alone are computed.
-    What looks at the values of a tensor does not run there, and is run for real. Raises ValueError for images that are
-    not for this net.
+    `nn.Bilinear`), in one forward of a copy, where the net is. Raises ValueError for images that are not for this net.
     """
     net.check_images((1, *image_shape))
-    pairs = nn.ModuleList(nn.ModuleList(pair) for pair in zip(net.segments, net.heads, strict=True))
+    pairs: Any = still(nn.ModuleList(nn.ModuleList(pair) for pair in zip(net.segments, net.heads, strict=True)))
     like = next(pairs.parameters())
-    image = torch.zeros(1, *image_shape, dtype=like.dtype, device=like.device)
-    try:
-        return _run(without_norms(still(pairs).to("meta")), image.to("meta"))
-    except Exception:
-        return _run(still(pairs), image)
+    x = torch.zeros(1, *image_shape, dtype=like.dtype, device=like.device)
+    if x.is_meta:
+        without_norms(pairs)
+    parts = []
+    with torch.no_grad(), plain_attention(), Products() as counter:
+        for segment, head in pairs:
+            before = counter.multiply_adds
+            x = segment(x)
+            between = counter.multiply_adds
+            head(x)
+            parts.append((between - before, counter.multiply_adds - between))
+    return parts
 
 
 def costs(net: AuxNet, image_shape: Sequence[int]) -> list[tuple[int, int]]:
@@ -78,15 +83,3 @@ def step_bytes(net: AuxNet, image_shape: Sequence[int], batch: int, dtype: torch
     if not names.isdisjoint(("SoftmaxBackward0", "SafeSoftmaxBackward0")):
         return None
     return sum(storage.nbytes() for storage in kept.values())
-
-
-def _run(pairs: Iterable[Any], x: Tensor) -> list[tuple[int, int]]:
-    parts = []
-    with torch.no_grad(), plain_attention(), FlopCounterMode(display=False) as counter:
-        for segment, head in pairs:
-            before = counter.get_total_flops()
-            x = segment(x)
-            between = counter.get_total_flops()
-            head(x)
-            parts.append(((between - before) // 2, (counter.get_total_flops() - between) // 2))
-    return parts

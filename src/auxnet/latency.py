@@ -12,20 +12,17 @@ uses inside itself (convolution workspaces), the allocator's rounding and the pr
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from auxnet.errors import warn
 from auxnet.machine import crowded, in_channels_last
 from auxnet.modules import in_mode
 from auxnet.network import AuxNet
+from auxnet.watching import Held
 from auxnet.words import plural
 
 MOST_TURNS = 1000  # of a model that is timed
@@ -143,32 +140,3 @@ def _milliseconds(model: nn.Module, images: Tensor) -> float:
 def _wait(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-
-
-class Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of storages from the operator that makes them until Python lets go of them."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now, self.peak = 0, 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        results = func(*args, **(kwargs or {}))
-        self.hold([leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor)])
-        return results
-
-    def hold(self, tensors: Sequence[Tensor]) -> None:
-        """Count the storages of these tensors, each once (views and in-place results share one)."""
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            address = storage._cdata
-            if address not in self._seen:
-                self._seen.add(address)
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._release, address, storage.nbytes())
-        self.peak = max(self.peak, self.now)
-
-    def _release(self, address: int, size: int) -> None:
-        self._seen.discard(address)
-        self.now -= size

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.dropout import _DropoutNd
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -20,6 +19,7 @@ from auxnet.errors import MisfitError, first_line
 from auxnet.machine import random_kept
 from auxnet.modules import AnyModule, copied, in_mode
 from auxnet.network import AuxNet
+from auxnet.watching import Watching
 
 N = 2  # images of a dry run
 aten = torch.ops.aten
@@ -196,7 +196,7 @@ class Made(NamedTuple):
     """which dimension holds the channels, where a layer with weights tells"""
 
 
-class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Lineage(Watching):  # type: ignore[no-untyped-call]
     """While it is on, follows what is made of the images.
 
     A layer with weights is a convolution or a matrix product of something that is made of the images with something
@@ -204,7 +204,7 @@ class Lineage(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, images: Tensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.made = WeakTensorKeyDictionary({images: Made(0, False, None)})
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -266,7 +266,7 @@ def _stand_in(module: AnyModule, image_shape: Sequence[int]) -> tuple[AnyModule,
 
 
 def still(module: AnyModule) -> AnyModule:
-    """A copy in evaluation mode, without gradients: FlopCounterMode trips over views of parameters that have some."""
+    """A copy in evaluation mode, without gradients."""
     return copied(module).eval().requires_grad_(False)
 
 
