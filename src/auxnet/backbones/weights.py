@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from auxnet.errors import DamagedError, first_line, warn
 from auxnet.fetching import local
+from auxnet.files import whole_path
 from auxnet.network import AuxNet
 from auxnet.tensors import read_tensors
 from auxnet.words import first_few
@@ -41,11 +42,17 @@ def is_weights_of_run(path: Path | str) -> bool:
 
 
 def run_of(path: Path | str) -> Path:
-    """The folder of the run that weights are of, if they are of one: they lie in it, or in its checkpoints/."""
-    path = local(path).resolve()
+    """The folder of the run that weights are of, if they are of one: they lie in it, or in its checkpoints/.
+
+    Links to a file are followed one by one, up to a run: of what lies in one, and links elsewhere, it is that one.
+    """
+    path = whole_path(local(path))
     if path.is_dir():
         return path
-    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    home = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    if path.is_symlink() and path.is_file() and not (home / "config.json").is_file():
+        return run_of(path.parent / path.readlink())
+    return home
 
 
 def load_pretrained(net: nn.Module, path: Path | str) -> None:
