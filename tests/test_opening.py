@@ -85,6 +85,28 @@ def test_what_is_no_run_is_told_what_is(ask):
         ask(auxnet.resnet(depth=8))
 
 
+def test_data_in_a_file_behind_a_link_are_found_by_its_name_and_not_by_that_of_the_blob(tmp_path):
+    """As DVC and the hub's cache keep files, under names that say nothing."""
+    images, labels = tiny(40, 2, size=8)
+    (tmp_path / "snap").mkdir()
+    np.savez(tmp_path / "own.npz", images=images, labels=labels)
+    (tmp_path / "own.npz").rename(tmp_path / "abc123")
+    (tmp_path / "snap" / "own.npz").symlink_to("../abc123")
+    recipe = Recipe(data=f"{tmp_path}/snap/own.npz", depth=8, outputs=2, epochs=1, batch_size=16, device="cpu")
+    run = auxnet.fit(recipe, tmp_path / "run")
+    assert run.summary["data"]["name"] == "own.npz"
+    whole = str(tmp_path.resolve() / "snap" / "own.npz")
+    for found in (read_recipe(run.folder / "recipe.yaml"), with_data_in(str(tmp_path / "snap"), run, recipe)):
+        assert found.data == whole
+    with opened(run) as it:
+        assert len(it.dataset.test) == run.summary["data"]["test"]
+    (tmp_path / "other.npz").symlink_to("snap/own.npz")
+    for same in ("other.npz", "snap/own.npz"):
+        refused = pytest.raises(ValueError, match=f"was trained on images of {tmp_path}/{same}")
+        with refused, opened(run, on=str(tmp_path / same)):
+            pass
+
+
 @pytest.mark.parametrize("command", ["evaluate", "select", "exits", "diagnose"])
 def test_data_whose_classes_are_others_by_now_are_refused(command, run, capsys):
     """The same number of classes: what is measured would be nonsense, and nothing would say so."""
@@ -430,6 +452,23 @@ def test_all_runs_that_weights_come_from_are_known_though_one_between_them_had_o
         assert may_be_seen_by(dataset.classes, other, earlier) == {"test": ["a"]}
         assert may_be_seen_by(("gnu", "hen"), {**dataset.judged_on, "val_sha256": ""}, earlier) == {}
     assert earlier_runs(str(tmp_path)) == ()
+
+
+def test_weights_behind_a_link_are_those_of_the_run_that_holds_it_or_that_it_leads_to(tmp_path):
+    recipe = Recipe(depth=8, outputs=2, epochs=1, train_images=96, threads=1, device="cpu")
+    weights = auxnet.fit(recipe, tmp_path / "a").folder / "model.safetensors"
+    weights.rename(tmp_path / "abc123")  # as git-annex, DVC and the hub's cache keep files
+    weights.symlink_to("../abc123")
+    (tmp_path / "link.safetensors").symlink_to(weights)
+    for named in (weights, tmp_path / "link.safetensors"):
+        assert [each["run"] for each in earlier_runs(str(named))] == ["a"]
+        heir = auxnet.fit(replace(recipe, pretrained=str(named)), tmp_path / named.stem)
+        assert [each["run"] for each in heir.summary["data"]["earlier_runs"]] == ["a"]
+        begun = read_recipe(heir.folder / "recipe.yaml")
+        assert begun.pretrained == str(named.parent.resolve() / named.name)
+        auxnet.fit(begun, tmp_path / f"{named.stem}-again")
+    (tmp_path / "gone.safetensors").symlink_to("gone.safetensors")  # a circle
+    assert earlier_runs(str(tmp_path / "gone.safetensors")) == ()
 
 
 def test_weights_beside_a_recipe_that_no_run_was_begun_by_are_taken_as_they_are(tmp_path):

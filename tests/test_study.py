@@ -542,6 +542,45 @@ def test_what_was_tested_on_different_images_is_not_judged(own):
     )
 
 
+def test_trainings_that_began_with_weights_replaced_between_them_are_not_judged(own):
+    def found(weights, names=("base", "base")):
+        errors, begun = {"one": [0.5, 0.51, 0.52], "two": [0.3, 0.31, 0.33]}, iter(weights)
+        rows = [
+            {
+                **whole_row(v, "digits", 100, 10),
+                **row(v, seed, error),
+                "data": "digits",
+                "images": {"train": 100, "val": 10, "test": 1000},
+                "recipe": {"pretrained": name},
+                "pretrained_sha256": next(begun),
+            }
+            for (v, of_seeds), name in zip(errors.items(), names, strict=True)
+            for seed, error in enumerate(of_seeds)
+        ]
+        return found_in(read_study(str(own), "smoke"), rows)
+
+    for alike in (found("aaaaaa"), found([None, *"aaaaa"]), found("aaabbb", ("base", "other"))):  # or not known
+        assert alike.verdicts[0].word == "holds"
+        assert "Warning" not in " ".join(warnings_of(alike))
+    for weights in ("aababa", "aaabbb"):  # between seeds, and between variants
+        other = found(weights)
+        assert other.verdicts[0].word == "cannot be told"
+        assert "base was replaced between the trainings: train what is older" in in_words(other.verdicts[0])
+        assert "Warning: base was replaced between the trainings that began with it" in " ".join(warnings_of(other))
+
+
+def test_a_study_tells_of_weights_that_were_trained_anew_between_its_trainings(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe(depth=8, outputs=2, epochs=1, train_images=96, threads=1, device="cpu")
+    base = "{data: digits, depth: 8, outputs: 2, epochs: 1, train_images: 96, pretrained: base}"
+    Path("own.yaml").write_text(f"question: q\nvariants: {{a: {{}}}}\nscales: {{mine: {{seeds: 2, base: {base}}}}}\n")
+    words = ["study", "own.yaml", "--out", "out", "--threads", "1", "--device", "cpu", "--seeds"]
+    for lr, told in ((0.1, False), (0.2, True)):
+        training.fit(replace(recipe, lr=lr), "base", overwrite=True)
+        assert main([*words, "2" if told else "1"]) == 0
+        assert ("base was replaced between the trainings" in " ".join(capsys.readouterr().out.split())) == told
+
+
 def test_a_claim_stands_only_among_all_the_claims_of_its_study():
     from scipy.stats import ttest_rel
 

@@ -517,6 +517,39 @@ def test_all_trials_begin_with_the_same_weights_from_any_folder_and_whatever_the
         sweep({"pretrained": ["a", "../there/a"]}, "../twice", TINY)
 
 
+def test_a_sweep_does_not_go_on_with_weights_replaced_under_its_trials(tmp_path, monkeypatch):
+    base, spare = (train.fit(replace(TINY, seed=n), tmp_path / name).folder for n, name in enumerate(("base", "spare")))
+    files, space = [each / "model.safetensors" for each in (base, spare)], {"lr": [0.1, 0.2, 0.3]}
+    recipe = replace(TINY, pretrained=str(base))
+    others = f"{base} holds other weights than when {tmp_path}/a was begun, .*: put them back"
+
+    def swap():
+        contents = [file.read_bytes() for file in files]
+        for file, content in zip(files, reversed(contents), strict=True):
+            file.write_bytes(content)
+
+    sweep(space, tmp_path / "a", recipe, trials=1)
+    swap()
+    with pytest.raises(RuntimeError, match=others):
+        sweep(space, tmp_path / "a", recipe, trials=2)
+    swap()
+
+    def replaced_meanwhile(trials, total):
+        if trials[-1].number == 1 and trials[-1].ended:
+            swap()
+
+    with pytest.raises(RuntimeError, match=others):
+        sweep(space, tmp_path / "a", recipe, trials=3, watch=replaced_meanwhile)
+    assert [trial.state for trial in read_sweep(tmp_path / "a").trials] == ["complete", "complete", "interrupted"]
+
+    with monkeypatch.context() as older:  # which did not keep what weights it began with
+        for module in (sweeping, worker):
+            older.setattr(module, "check_same_weights", lambda *given: None)
+        sweep(space, tmp_path / "old", recipe, trials=1)
+    swap()
+    assert [trial.state for trial in sweep(space, tmp_path / "old", recipe, trials=2).trials] == ["complete"] * 2
+
+
 # ---- many workers ----------------------------------------------------------------------------------------------
 
 

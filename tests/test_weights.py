@@ -6,6 +6,7 @@ import shutil
 import warnings
 from collections import OrderedDict
 from dataclasses import replace
+from hashlib import sha256
 
 import pytest
 import torch
@@ -384,6 +385,25 @@ def test_one_output_of_a_run_is_not_the_run_to_train_on_from(tmp_path):
     for weights in (tmp_path / "one", tmp_path / "one" / "model.safetensors"):
         with pytest.raises(ValueError, match=r"one.* is one output of a run: pretrained needs the run itself$"):
             auxnet.fit(replace(recipe, pretrained=str(weights)), tmp_path / "b")
+
+
+def test_a_run_notes_the_sha256_of_the_weights_it_began_with_whatever_lies_there_when_it_is_resumed(tmp_path):
+    recipe = Recipe(depth=8, outputs=2, epochs=1, train_images=96, threads=1, device="cpu")
+    weights = auxnet.fit(recipe, tmp_path / "a").folder / "model.safetensors"
+    begun = sha256(weights.read_bytes()).hexdigest()
+
+    def stop(progress):
+        if progress.done:
+            raise KeyboardInterrupt
+
+    for named in (tmp_path / "a", weights):
+        tuned, out = replace(recipe, pretrained=str(named)), tmp_path / named.name.replace("a", "b", 1)
+        assert auxnet.fit(tuned, out).summary["pretrained_sha256"] == begun
+    with pytest.raises(KeyboardInterrupt):
+        auxnet.fit(tuned, tmp_path / "c", watch=stop)
+    weights.write_bytes(b"")
+    assert auxnet.fit(tuned, tmp_path / "c", resume=True).summary["pretrained_sha256"] == begun
+    assert "pretrained_sha256" not in auxnet.fit(recipe, tmp_path / "d").summary
 
 
 @pytest.mark.usefixtures("own_cache_and_no_network")

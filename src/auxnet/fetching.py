@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from auxnet.errors import first_line
+from auxnet.files import expanduser, whole_path
 
 FILES = ("config.json", "model.safetensors", "README.md")
 
@@ -51,12 +51,12 @@ _fetched_once = cache(fetched)
 
 def local(path: Path | str) -> Path:
     """Where weights lie: a path, ~ expanded; the folder of a model on the hub, which is asked for it once."""
-    return _fetched_once(str(path)) if on_hub(path) else Path(os.path.expanduser(path))
+    return _fetched_once(str(path)) if on_hub(path) else expanduser(path)
 
 
 def from_anywhere(path: str) -> str:
     """The name by which weights are found from any folder: the whole path; of a model on the hub what it has."""
-    return path if on_hub(path) else str(local(path).resolve())
+    return path if on_hub(path) else str(whole_path(local(path)))
 
 
 def pinned(path: str) -> str:

@@ -22,6 +22,15 @@ def expanduser(path: Path | str) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def whole_path(path: Path | str) -> Path:
+    """The path by which this is found from any folder: links to folders are followed, a file keeps its own name.
+
+    A link to a file may lead to a name that says nothing: git-annex, DVC and the hub's cache keep files by checksum.
+    """
+    path = Path(path)
+    return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+
+
 def to_write(path: Path | str, name: str) -> Path:
     """The path of what is to be written. Raises ValueError for ~, which would become a folder of that name."""
     if not isinstance(path, str | os.PathLike):

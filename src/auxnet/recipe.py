@@ -16,6 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from auxnet.documents import read_yaml
 from auxnet.errors import ExclusionError, error_prefix
 from auxnet.fetching import on_hub
+from auxnet.files import whole_path
 from auxnet.sections import LARGEST, DataFields, MachineFields, MethodFields, NetworkFields, TrainingFields
 from auxnet.words import nearest
 
@@ -253,7 +254,7 @@ def write_recipe(recipe: Recipe, path: Path | str, sealed: bool = False) -> None
 
 def data_name(data: str) -> str:
     """What a data set is called, without the folders in which it lies; one on the hub by its whole address."""
-    return data if on_hub(data) else Path(data).resolve().name
+    return data if on_hub(data) else whole_path(data).name
 
 
 def network_name(recipe: Recipe) -> str:

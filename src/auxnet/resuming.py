@@ -58,6 +58,8 @@ class TrainingState:
     """`DataSet.classes`; None in checkpoints of before it was kept"""
     earlier_runs: tuple[Earlier, ...] = ()
     """that its weights come from"""
+    pretrained_sha256: str | None = None
+    """of the weights that it began with; None for random ones, and in checkpoints of before it was kept"""
 
     def within(self, step: int, losses: Iterable[float], seconds: float) -> TrainingState:
         """The state in the middle of an epoch, `seconds` after this one."""

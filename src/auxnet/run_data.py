@@ -11,7 +11,7 @@ from auxnet.data import DataSet, load_data
 from auxnet.documents import parsing
 from auxnet.errors import warn
 from auxnet.fetching import on_hub
-from auxnet.files import expanduser
+from auxnet.files import expanduser, whole_path
 from auxnet.lineage import in_doubt
 from auxnet.loading import read_config
 from auxnet.preprocessing import Preprocessing
@@ -75,7 +75,7 @@ def with_data_in(data_dir: str | None, run: RunDir, recipe: Recipe, classes: Seq
     splits = [root] if "train" in map(str.lower, below) or _holds_shards(root) else []
     for place in (*itself, *within, *splits):
         if place.exists():
-            return replace(there, data=str(place.resolve()))
+            return replace(there, data=str(whole_path(place)))
     raise FileNotFoundError(
         f"{root} holds neither {Path(recipe.data).name} nor folders of all the classes of {run}, and "
         f"{_recorded(run, recipe)}, on which it was trained, is not looked at where data_dir is given: "

@@ -17,6 +17,7 @@ import torch
 
 from auxnet import __version__, distributed, rundir
 from auxnet.advice import doubts_of, precision_doubts, unreadable
+from auxnet.backbones.weights import sha256_of
 from auxnet.build import build, evaluation_batches, network_options, normalised_for, resident
 from auxnet.data import DataSet, load_data
 from auxnet.distributed import Team
@@ -239,7 +240,7 @@ def _prepare(recipe: Recipe, team: Team, resume: Path | None) -> tuple[DataSet, 
 
 def _beginning(training: Training, earlier: tuple[Earlier, ...]) -> TrainingState:
     """The state of a training that begins; warns of images that judge it and may have been trained on before."""
-    dataset = training.dataset
+    dataset, weights = training.dataset, training.recipe.pretrained
     doubt = None
     if earlier and training.team.leads:
         doubt = in_doubt(may_be_seen_by(dataset.classes, dataset.judged_on, earlier))
@@ -256,6 +257,7 @@ def _beginning(training: Training, earlier: tuple[Earlier, ...]) -> TrainingStat
         preprocessing=preprocessing_of(dataset).content(),
         classes=dataset.classes,
         earlier_runs=earlier,
+        pretrained_sha256=sha256_of(weights) if weights is not None and training.team.leads else None,
     )
 
 
@@ -346,6 +348,7 @@ def _finish(training: Training, state: TrainingState, known: dict[str, Any]) -> 
             **dataset.judged_on,
         },
         "seed": recipe.seed,
+        **({"pretrained_sha256": state.pretrained_sha256} if state.pretrained_sha256 else {}),
         "wall_seconds": round(training.seconds(state), 1),
         **provenance(device),
         **known,

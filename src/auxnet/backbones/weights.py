@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from auxnet.errors import DamagedError, first_line, warn
 from auxnet.fetching import local
+from auxnet.files import whole_path
 from auxnet.network import AuxNet
 from auxnet.tensors import read_tensors
 from auxnet.words import first_few
@@ -41,11 +43,23 @@ def is_weights_of_run(path: Path | str) -> bool:
 
 
 def run_of(path: Path | str) -> Path:
-    """The folder of the run that weights are of, if they are of one: they lie in it, or in its checkpoints/."""
-    path = local(path).resolve()
+    """The folder of the run that weights are of, if they are of one: they lie in it, or in its checkpoints/.
+
+    Links to a file are followed one by one, up to a run: of what lies in one, and links elsewhere, it is that one.
+    """
+    path = whole_path(local(path))
     if path.is_dir():
         return path
-    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    home = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    if path.is_symlink() and path.is_file() and not (home / "config.json").is_file():
+        return run_of(path.parent / path.readlink())
+    return home
+
+
+def sha256_of(path: Path | str) -> str:
+    """SHA-256 of the file that weights are read from. Raises FileNotFoundError if there is none."""
+    with _file(Path(path)).open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def load_pretrained(net: nn.Module, path: Path | str) -> None:
@@ -136,13 +150,19 @@ def _unwrapped(theirs: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
     return theirs
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, or of a run directory, by name."""
+def _file(path: Path) -> Path:
+    """The file itself that weights are read from, or that a run directory has them in."""
     path = local(path)
     if path.is_dir():
         path /= "model.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of weights {path}")
+    return path
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, or of a run directory, by name."""
+    path = _file(path)
     if path.suffix not in (".safetensors", ".pt", ".pth", ".bin", ".ckpt"):
         raise ValueError(f"weights are read from .safetensors, .pt, .pth, .bin and .ckpt files, not from {path}")
     content: Any

@@ -20,7 +20,7 @@ import numpy as np
 
 from auxnet.errors import first_line, warn
 from auxnet.fetching import on_hub
-from auxnet.files import expanduser
+from auxnet.files import expanduser, whole_path
 from auxnet.reading import cifar, folders, npz, parquet, svhn
 from auxnet.reading.arrays import Arrays, Pixels
 from auxnet.reading.cache import cached
@@ -82,7 +82,7 @@ def located(name: str, data_dir: str | None) -> tuple[str, str | None]:
     if not found:
         return name, whole
     unasked = not data_dir and found[0] == expanduser(name)  # AUXNET_DATA need not be there
-    return str(found[0].resolve()), None if unasked else whole
+    return str(whole_path(found[0])), None if unasked else whole
 
 
 def find(name: str, data_dir: str | None, to_train: bool = True) -> dict[str, Part]:
@@ -136,7 +136,7 @@ def places(name: str, data_dir: str | Path | None) -> list[Path]:
 def whereabouts(name: str, data_dir: str | None) -> str:
     """Where a data set lies, in the same words however it is named."""
     found = [] if name in NAMES else [place for place in places(name, data_dir) if place.exists()]
-    return repr(str(found[0].resolve()) if found else located(name, data_dir))
+    return repr(str(whole_path(found[0])) if found else located(name, data_dir))
 
 
 def _path(name: str, root: Path | None, to_train: bool) -> dict[str, Part]:

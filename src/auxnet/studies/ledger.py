@@ -133,6 +133,10 @@ def _results(summary: Any) -> Row:
         raise ValueError("its tables are not of outputs 1, 2, ...")
     if len(tables["last"]) != len(tables["best"]):
         raise ValueError("its tables are of different outputs")
+    weights = summary.get("pretrained_sha256")
+    if not isinstance(weights, str | None):
+        raise ValueError("it does not say with which weights it began")
+    about["pretrained_sha256"] = weights
     return {**tables, **about, "images": images, "wall_seconds": _number(summary["wall_seconds"])}
 
 

@@ -13,7 +13,7 @@ from auxnet.page_frame import line_of, page_of_figures, table_of, unbroken
 from auxnet.reading.splits import tested_alike
 from auxnet.studies.checking import MARK, check_folder
 from auxnet.studies.ledger import Average, Findings, MeanAndSpread, Row, averages, write_rows
-from auxnet.studies.verdicts import FEWEST, Verdict, in_words, least_told
+from auxnet.studies.verdicts import FEWEST, Verdict, in_words, least_told, replaced_weights
 from auxnet.words import duration, plural, sentence
 
 MEASURED = ("variant", "output", "depth", "parameters", "MACs", "test error, %", "at the best epoch, %", "n")
@@ -84,6 +84,8 @@ def warnings_of(findings: Findings) -> Iterator[str]:
         of_seeds = [row["images"] for row in done if (row["variant"], row["data"]) == (variant, data)]
         if any(each[part] != of_seeds[0][part] for each in of_seeds for part in ("train", "val", "test")):
             yield f"Warning: {data} has changed between the seeds of {variant}: they cannot be compared."
+    for weights in replaced_weights(done):
+        yield f"Warning: {weights} was replaced between the trainings that began with it: their errors do not compare."
 
 
 def sources_of(findings: Findings) -> Iterator[str]:

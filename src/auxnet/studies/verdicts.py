@@ -125,6 +125,8 @@ def _doubt(trainings: Mapping[str, Rows], seeds: int, low: float, high: float, i
     if not tested_alike(_tested_on(trainings)):
         who = " and ".join(trainings)
         return f"{who} were tested on different images: train what is older again, in another --out"
+    if replaced := replaced_weights([row for side in trainings.values() for row in side]):
+        return f"{replaced[0]} was replaced between the trainings: train what is older again, in another --out"
     if failed := _failed(trainings):
         return f"{failed} of the trainings failed, and are in no mean"
     if seeds < FEWEST:
@@ -136,6 +138,15 @@ def _doubt(trainings: Mapping[str, Rows], seeds: int, low: float, high: float, i
 
 def _tested_on(trainings: Mapping[str, Rows]) -> list[Mapping[str, Any]]:
     return [row["images"] for side in trainings.values() for row in side if row["last"]]
+
+
+def replaced_weights(rows: Rows) -> list[str]:
+    """The weights that trainings began with which were others at the next one, where that is known."""
+    known: dict[str, set[str]] = {}
+    for row in rows:
+        if weights := row.get("pretrained_sha256"):
+            known.setdefault(str(row["recipe"].get("pretrained")), set()).add(weights)
+    return [name for name, found in known.items() if len(found) > 1]
 
 
 def _errors(side: Side, trainings: Rows) -> dict[int, float]:

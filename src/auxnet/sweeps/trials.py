@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from auxnet.backbones.weights import sha256_of
 from auxnet.batches import seed_of
 from auxnet.documents import parsing
 from auxnet.errors import first_line
@@ -148,6 +149,21 @@ def check_same_data(sweep: OpenSweep, drawn: str, val_sha256: str) -> None:
             f"the data of {sweep.folder} have changed since it was begun, and its trials would be judged by other "
             "images: put the data back, or begin another sweep"
         )
+
+
+def check_same_weights(sweep: OpenSweep, names: Iterable[str | None]) -> None:
+    """Raise RuntimeError for weights that are others than when the sweep was begun: trials would not compare."""
+    for name in filter(None, names):
+        now = sha256_of(name)
+        with FileLock(sweep.folder / ".lock"):
+            known = sweep.study.user_attrs.get("weights", {})
+            if name not in known:
+                sweep.study.set_user_attr("weights", known | {name: now})
+        if known.get(name, now) != now:
+            raise RuntimeError(
+                f"{name} holds other weights than when {sweep.folder} was begun, and its trials would not compare: "
+                "put them back, or begin another sweep"
+            )
 
 
 def total_of(sweep: OpenSweep) -> int:

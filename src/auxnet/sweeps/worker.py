@@ -23,6 +23,7 @@ from auxnet.sweeps.trials import (
     OpenSweep,
     OtherImagesError,
     check_same_data,
+    check_same_weights,
     claim,
     numbered_folder,
     try_again,
@@ -129,6 +130,7 @@ def _trained(
 
     try:
         recipe = replace(settings.recipe, **{**values_drawn(sweep, trial), **where})
+        check_same_weights(sweep, [recipe.pretrained])
         run = fit_on(recipe, folder, follow)
         value = objective_of([row["val_error"] for row in run.summary["last"]], settings.objective, recipe)
         drawn, val_sha256 = run.summary["data"]["drawn"], run.summary["data"]["val_sha256"]
