@@ -5,15 +5,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE  # pip compiles nothing here (all of torch takes a minute): what is imported is, once
 
-.PHONY: demo test suite prove check install clean
+MAKEFLAGS += --jobs=2
+
+.PHONY: demo test suite prove check install chromium clean
 
 demo: .venv/installed                ## train on the embedded digits, end with the table of outputs
 	$(BIN)/auxnet train
 
-test: .venv/tested                   ## linter, types, and the whole suite but for the long proofs
-	$(MAKE) --no-print-directory -j 2 check suite
+test: check suite                    ## linter, types, and the whole suite but for the long proofs
 
-suite: .venv/tested
+suite: .venv/tested chromium
 	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 prove: .venv/tested                  ## the long proofs of the suite
@@ -37,9 +38,11 @@ $(BIN)/python:
 
 .venv/tested: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
-	@if [ "$$CI" = true ] && ! command -v chromium >/dev/null; then \
-	    (apt-get update -qq && apt-get install -qq -y chromium) >/dev/null 2>&1 || true; fi  # for the pages' tests
 	@touch .venv/installed $@
+
+chromium:
+	@if [ "$$CI" = true ] && ! command -v chromium >/dev/null; then \
+	    (apt-get update -qq && apt-get install -qq -y chromium) >/dev/null 2>&1 || true; fi
 
 clean:                               ## remove what make made, not your runs
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
