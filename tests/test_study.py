@@ -86,7 +86,8 @@ def row(variant, seed, *errors, failed=None):
         "best": last,
         "failed": failed,
         "share": None,  # as of a ledger without the shares of each output
-        "images": {"test": 1000},
+        "images": {"train": 100, "test": 1000},
+        "recipe": {},
     }
 
 
@@ -500,7 +501,9 @@ def test_a_failed_training_keeps_a_claim_from_being_told():
 def test_what_one_test_image_makes_tells_nothing(images, word, why):
     rows = [row("a", seed, 100 / 360) for seed in range(3)]
     rows += [row("b", seed, (100 + more) / 360) for seed, more in enumerate(images)]
-    verdict = judge(Claim("", Side("a"), Side("b")), "digits", [{**each, "images": {"test": 360}} for each in rows])
+    verdict = judge(
+        Claim("", Side("a"), Side("b")), "digits", [{**each, "images": {"train": 100, "test": 360}} for each in rows]
+    )
     assert (verdict.word, verdict.low > 0 or verdict.high < 0) == (word, True)
     assert why in in_words(verdict)
 
@@ -511,7 +514,11 @@ def test_seeds_that_agree_to_less_than_one_test_image_are_judged_as_if_they_spre
     def of(*images):
         rows = [row("a", seed, 0.1) for seed in range(3)]
         rows += [row("b", seed, 0.1 + more / 100) for seed, more in enumerate(images)]
-        return judge(Claim("", Side("a"), Side("b")), "digits", [{**each, "images": {"test": 100}} for each in rows])
+        return judge(
+            Claim("", Side("a"), Side("b")),
+            "digits",
+            [{**each, "images": {"train": 100, "test": 100}} for each in rows],
+        )
 
     verdict, by_hand = of(30, 30, 30), [0.29, 0.30, 0.31]  # these spread by one image
     assert (verdict.low, verdict.high) == pytest.approx(interval(by_hand)[1:])
@@ -540,6 +547,29 @@ def test_what_was_tested_on_different_images_is_not_judged(own):
     assert "Warning: not all trainings were tested on the same images of digits" in " ".join(
         warnings_of(found(old, new))
     )
+
+
+@pytest.mark.parametrize(
+    ("of_one", "of_two", "alike"),
+    [
+        ({}, {}, False),
+        ({"gamma": 1}, {"val_fraction": 0.2}, True),
+        ({"train_images": 100}, {"train_images": 120}, True),
+        ({"train_images": 100, "gamma": 1}, {"train_images": 100}, False),
+    ],
+)
+def test_what_was_trained_on_more_images_than_recipes_say_is_not_judged(of_one, of_two, alike, own):
+    errors = {"one": ([0.5, 0.51, 0.52], 100, of_one), "two": ([0.3, 0.31, 0.33], 120, of_two)}
+    rows = [
+        {**whole_row(v, "digits", count, 10), "recipe": recipe, "seed": seed, "last": row(v, seed, error)["last"]}
+        for v, (of_seeds, count, recipe) in errors.items()
+        for seed, error in enumerate(of_seeds)
+    ]
+    found = found_in(read_study(str(own), "smoke"), rows)
+    assert found.verdicts[0].word == ("holds" if alike else "cannot be told")
+    assert ("two and one were trained on different numbers of images" in in_words(found.verdicts[0])) == (not alike)
+    warned = "Warning: the training images of digits were more or fewer in some trainings than in others"
+    assert (warned in " ".join(warnings_of(found))) == (not alike)
 
 
 def test_a_claim_stands_only_among_all_the_claims_of_its_study():

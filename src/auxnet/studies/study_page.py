@@ -13,7 +13,7 @@ from auxnet.page_frame import line_of, page_of_figures, table_of, unbroken
 from auxnet.reading.splits import tested_alike
 from auxnet.studies.checking import MARK, check_folder
 from auxnet.studies.ledger import Average, Findings, MeanAndSpread, Row, averages, write_rows
-from auxnet.studies.verdicts import FEWEST, Verdict, in_words, least_told
+from auxnet.studies.verdicts import FEWEST, Verdict, in_words, least_told, trained_alike
 from auxnet.words import duration, plural, sentence
 
 MEASURED = ("variant", "output", "depth", "parameters", "MACs", "test error, %", "at the best epoch, %", "n")
@@ -78,11 +78,17 @@ def warnings_of(findings: Findings) -> Iterator[str]:
         if row["failed"]:
             yield f"Failed: {row['variant']}, {row['data']}, seed {row['seed']}: {row['failed']}"
     for data in dict.fromkeys(row["data"] for row in done):
-        if not tested_alike(row["images"] for row in done if row["data"] == data):
+        of_data = [row for row in done if row["data"] == data]
+        if not tested_alike(row["images"] for row in of_data):
             yield f"Warning: not all trainings were tested on the same images of {data}: their errors do not compare."
+        if not trained_alike(of_data):
+            yield (
+                f"Warning: the training images of {data} were more or fewer in some trainings than in others, though "
+                "no recipe says so: their errors do not compare."
+            )
     for variant, data in dict.fromkeys((row["variant"], row["data"]) for row in done):
         of_seeds = [row["images"] for row in done if (row["variant"], row["data"]) == (variant, data)]
-        if any(each[part] != of_seeds[0][part] for each in of_seeds for part in ("train", "val", "test")):
+        if any(each[part] != of_seeds[0][part] for each in of_seeds for part in ("val", "test")):
             yield f"Warning: {data} has changed between the seeds of {variant}: they cannot be compared."
 
 
