@@ -85,7 +85,7 @@ def val_errors(folder):
 def run_of(recipe, error):
     """What `fit` says of a training whose outputs err so."""
     data = load_data(recipe)
-    images = {"drawn": data.drawn, "val_sha256": data.val_sha256()}
+    images = {"drawn": data.drawn, "val_sha256": data.val_sha256(), "train": len(data.train)}
     return SimpleNamespace(summary={"last": [{"val_error": error}] * 2, "data": images})
 
 
@@ -1019,6 +1019,24 @@ def test_trials_are_never_judged_by_other_images_of_a_validation_folder_than_tho
         sweep(space, tmp_path / "s", recipe, trials=2)
     kept.rename(gone)
     assert len(sweep(space, tmp_path / "s", recipe, trials=2).trials) == 2
+
+
+@pytest.mark.parametrize(("space", "grows"), [({"gamma": [1.0, 2.0]}, False), ({"train_images": [20, 30]}, True)])
+def test_trials_on_more_images_than_those_before_are_refused_unless_their_number_varies(
+    space, grows, tmp_path, untrained
+):
+    images, labels = tiny(40, 2, size=8)
+    for split in ("train", "val", "test"):
+        write_folders(tmp_path / "pics" / split, images, labels, ["cat", "dog"])
+    recipe = replace(OWN, data=str(tmp_path / "pics"))
+    sweep(space, tmp_path / "s", recipe, trials=1)
+    shutil.copytree(tmp_path / "s", tmp_path / "old")
+    study = trials.open_sweep(tmp_path / "old").study
+    study.set_user_attr("images", study.user_attrs["images"][:2])  # as sweeps had it before
+    Image.fromarray(images[0]).save(tmp_path / "pics" / "train" / "cat" / "one-more.png")
+    with nullcontext() if grows else pytest.raises(RuntimeError, match="would be trained on other images, 41 by now"):
+        sweep(space, tmp_path / "s", recipe, trials=2)
+    assert [trial.state for trial in sweep(space, tmp_path / "old", recipe, trials=2).trials] == ["complete"] * 2
 
 
 def test_a_trial_that_cannot_go_on_in_a_copied_project_is_left_to_a_worker_that_can(tmp_path, monkeypatch):

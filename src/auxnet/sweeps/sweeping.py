@@ -119,7 +119,7 @@ def sweep(
         objective_of([0.0] * len(depths_of(recipe)), settings.objective, recipe)  # or the field that varies is blamed
     joined = join_sweep(folder, settings, trials, storage, check=lambda: check_space(settings))
     if dataset is not None:
-        check_same_data(joined, dataset.drawn, dataset.val_sha256())
+        check_same_data(joined, dataset.drawn, dataset.val_sha256(), len(dataset.train))
     if retry_failed:
         try_again(joined)
     where = {field: getattr(recipe, field) for field in WHERE if field not in settings.space}

@@ -131,11 +131,11 @@ def _trained(
         recipe = replace(settings.recipe, **{**values_drawn(sweep, trial), **where})
         run = fit_on(recipe, folder, follow)
         value = objective_of([row["val_error"] for row in run.summary["last"]], settings.objective, recipe)
-        drawn, val_sha256 = run.summary["data"]["drawn"], run.summary["data"]["val_sha256"]
+        images = [run.summary["data"][key] for key in ("drawn", "val_sha256", "train")]
         state = State.COMPLETE
     except optuna.TrialPruned:
         dataset = load_data(recipe)
-        drawn, val_sha256 = dataset.drawn, dataset.val_sha256()
+        images = [dataset.drawn, dataset.val_sha256(), len(dataset.train)]
         value, state = None, State.PRUNED
     except DivergedError as failure:
         return None, State.FAIL, one_line(failure)
@@ -147,5 +147,5 @@ def _trained(
             ) from failure
         return None, State.FAIL, one_line(failure)
     if not {*COMPARABLE, "augment"} & settings.space.keys():  # random resized crops take the same images larger
-        check_same_data(sweep, drawn, val_sha256)
+        check_same_data(sweep, *images)
     return value, state, None
