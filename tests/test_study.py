@@ -572,6 +572,16 @@ def test_what_was_trained_on_more_images_than_recipes_say_is_not_judged(of_one, 
     assert (warned in " ".join(warnings_of(found))) == (not alike)
 
 
+def test_variants_whose_weights_may_have_seen_the_images_that_judge_them_are_named(own):
+    one, two, again = (whole_row(v, "digits", 100, 10) for v in ("one", "two", "two"))
+    two["images"]["may_be_seen_by"], again["images"]["may_be_seen_by"] = {"val": ["a"]}, {"val": ["a"], "test": ["b"]}
+    told = list(warnings_of(found_in(read_study(str(own), "smoke"), [one, two, again])))
+    assert told == [
+        "Warning: two, digits: its validation and test images may be among those that its weights were trained on "
+        "before, in a and b, and errors on them may come out too low."
+    ]
+
+
 def test_a_claim_stands_only_among_all_the_claims_of_its_study():
     from scipy.stats import ttest_rel
 

@@ -983,6 +983,28 @@ def test_trials_that_were_validated_on_different_images_are_said_to_be_whatever_
     assert "the data changed while the sweep went on, so that the trials are validated on different images" in said()
 
 
+def test_trials_whose_weights_may_have_seen_the_validation_images_are_named(finished, tmp_path):
+    def said():
+        notes = sweep_page.notes_of(read_sweep(tmp_path / "s"))
+        return [note.partition(" that its weights")[0] for note in notes if "may be among" in note]
+
+    shutil.copytree(finished.folder, tmp_path / "s")
+    complete = [trial.number for trial in finished.trials if trial.state == "complete"]
+    assert said() == []
+    told = []
+    for number in complete:
+        path = tmp_path / "s" / "trials" / f"{number:04}" / "summary.json"
+        summary = read_json(path)
+        write_json(path, {**summary, "data": {**summary["data"], "may_be_seen_by": {"val": ["a"], "test": ["a", "b"]}}})
+        told += said()
+    images = "its validation images may be among those"
+    assert len(complete) > 2
+    assert told[0] == f"trial {complete[0]}: {images}"
+    assert told[1] == f"each of trials {complete[0]} and {complete[1]}: {images}"
+    assert told[-1] == f"each trial: {images}"
+    assert f"Each trial: {images}" in sweep_page.page(read_sweep(tmp_path / "s"))
+
+
 def test_a_sweep_stops_where_its_images_changed_before_a_trial_that_is_pruned(tmp_path, monkeypatch, untrained):
     images, labels = tiny(40, 2, size=8)
     write_folders(tmp_path / "pics", images, labels, ["cat", "dog"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from math import fsum
 from pathlib import Path
 from typing import Any
 
 from auxnet.files import write_text
+from auxnet.lineage import in_doubt
 from auxnet.page_frame import line_of, page_of_figures, table_of, unbroken
 from auxnet.reading.splits import tested_alike
 from auxnet.studies.checking import MARK, check_folder
@@ -90,6 +91,17 @@ def warnings_of(findings: Findings) -> Iterator[str]:
         of_seeds = [row["images"] for row in done if (row["variant"], row["data"]) == (variant, data)]
         if any(each[part] != of_seeds[0][part] for each in of_seeds for part in ("val", "test")):
             yield f"Warning: {data} has changed between the seeds of {variant}: they cannot be compared."
+        if doubt := in_doubt(_seen(of_seeds)):
+            yield f"Warning: {variant}, {data}: {doubt}."
+
+
+def _seen(images: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """By split, the earlier runs that may have been trained on its images, of all trainings (`may_be_seen_by`)."""
+    seen: dict[str, list[str]] = {}
+    for each in images:
+        for split, runs in (each.get("may_be_seen_by") or {}).items():
+            seen.setdefault(split, []).extend(runs)
+    return seen
 
 
 def sources_of(findings: Findings) -> Iterator[str]:
