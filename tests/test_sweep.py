@@ -24,11 +24,11 @@ from PIL import Image
 
 pytest.importorskip("optuna", reason="optuna is not installed (extra: sweep)")
 
-from auxnet import fetching, resuming, rundir, signals, train
+from auxnet import feasible, fetching, resuming, rundir, signals, train
 from auxnet.cli import main, screen
 from auxnet.data import load_data
 from auxnet.documents import read_json
-from auxnet.errors import DivergedError
+from auxnet.errors import DivergedError, TooLittleMemoryError
 from auxnet.files import write_json
 from auxnet.recipe import Recipe, read_recipe
 from auxnet.sweeps import sweep_page, sweeping, trials, worker
@@ -733,9 +733,19 @@ def test_no_fault_of_the_machine_is_blamed_on_a_trial_however_often_it_comes(fau
     assert [trial.state for trial in healthy.trials] == ["complete"] * 8
 
 
-def test_a_trial_that_finds_no_memory_is_tried_three_times_and_again_on_demand(tmp_path, untrained, monkeypatch):
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "CUDA out of memory"),
+        (TooLittleMemoryError("a step on 9 images would keep 1.3 MB"), "a step on 9 images would keep 1.3 MB"),
+    ],
+    ids=["gpu", "machine"],
+)
+def test_a_trial_that_finds_no_memory_is_tried_three_times_and_again_on_demand(
+    fault, why, tmp_path, untrained, monkeypatch
+):
     def full(recipe, folder, watch):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        raise fault
 
     def run(**options):
         return sweep({"gamma": [1.0, 2.0]}, tmp_path / "a", TINY, sampler="random", trials=2, **options)
@@ -743,7 +753,7 @@ def test_a_trial_that_finds_no_memory_is_tried_three_times_and_again_on_demand(t
     with monkeypatch.context() as patched:
         patched.setattr(worker, "fit_on", full)
         for _ in range(worker.PATIENCE):
-            with pytest.raises(RuntimeError, match="trial 0 found no memory: CUDA out of memory"):
+            with pytest.raises(RuntimeError, match=f"trial 0 found no memory: {why}; the same"):
                 run()
     found = run()
     assert [trial.state for trial in found.trials] == ["failed", "complete"]
@@ -754,6 +764,14 @@ def test_a_trial_that_finds_no_memory_is_tried_three_times_and_again_on_demand(t
     assert again.trials[1].values == found.trials[0].values
     assert drawn(run(retry_failed=True)) == drawn(again)
     assert again.total == 2
+
+
+def test_a_machine_with_too_little_memory_fails_no_trial_of_the_others(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(feasible, "most_memory", lambda device: 2**20)
+        with pytest.raises(RuntimeError, match=r"trial 0 found no memory: a step on 32 images of 8x8 pixels would"):
+            sweep({"lr": [0.1, 0.2]}, tmp_path / "a", TINY)
+    assert [trial.state for trial in sweep({"lr": [0.1, 0.2]}, tmp_path / "a", TINY).trials] == ["complete"] * 2
 
 
 def test_what_took_the_failure_of_a_twin_is_tried_again_with_it(tmp_path, untrained, monkeypatch):

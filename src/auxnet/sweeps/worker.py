@@ -10,7 +10,7 @@ from torch import OutOfMemoryError
 
 from auxnet.build import depths_of
 from auxnet.data import load_data
-from auxnet.errors import DivergedError, first_sentence, one_line
+from auxnet.errors import DivergedError, TooLittleMemoryError, first_sentence, one_line
 from auxnet.progress import Progress
 from auxnet.recipe import Recipe
 from auxnet.resuming import mean_error
@@ -32,6 +32,7 @@ from auxnet.sweeps.trials import (
 from auxnet.train import fit_on
 
 State = optuna.trial.TrialState
+NO_MEMORY = (OutOfMemoryError, MemoryError, TooLittleMemoryError)
 PATIENCE = 3  # times that a trial may take its process down at one place before it is given up
 
 
@@ -39,10 +40,10 @@ def work(sweep: OpenSweep, where: dict[str, Any], watch: Callable[[], None] = la
     """Train trial after trial, until none is left that nobody else trains; `where` is device, threads, data_dir.
 
     `watch` is called whenever a trial begins, ends an epoch, or ends. A trial fails by what would happen again wherever
-    it is trained: a recipe that cannot be (ValueError), a loss that stopped being finite (DivergedError), a death
-    of its process `PATIENCE` times at one place. Any other error may be the machine's fault, such as a full disk, a GPU
-    that failed or data that are gone or have changed: it is raised, and the trial is left for the next worker. So is a
-    ValueError of a trial that was begun, as where its data lie elsewhere.
+    it is trained: a recipe that cannot be (ValueError), a loss that stopped being finite (DivergedError), a death of
+    its process or a want of memory `PATIENCE` times at one place. Any other error may be the machine's fault, such as a
+    full disk, a GPU that failed or data that are gone or have changed: it is raised, and the trial is left for the next
+    worker. So is a ValueError of a trial that was begun, as where its data lie elsewhere.
     """
     while (claimed := claim(sweep)) is not None:
         trial, lock = claimed
@@ -93,7 +94,7 @@ def _run(sweep: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Ca
                 trial.set_user_attr("error", error)
             trial.set_user_attr("seconds", sum(row["seconds"] for row in read_metrics(folder) if row["output"] == 1))
             sweep.study.tell(trial, value, state)
-    except (OutOfMemoryError, MemoryError) as failure:  # counts as a death: its own want, or that of others beside it
+    except NO_MEMORY as failure:  # counts as a death: its own want, or that of others beside it
         raise RuntimeError(
             f"trial {trial.number} found no memory: {first_sentence(failure)}; the same command again tries once more, "
             f"{PATIENCE} times in all"
@@ -139,6 +140,8 @@ def _trained(
         value, state = None, State.PRUNED
     except DivergedError as failure:
         return None, State.FAIL, one_line(failure)
+    except TooLittleMemoryError:  # which another machine may have
+        raise
     except ValueError as failure:
         if resuming:  # what was trained with these values can be
             raise RuntimeError(
