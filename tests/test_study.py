@@ -1254,6 +1254,29 @@ def test_an_error_that_ends_a_study_leaves_tables_of_what_is_done(own, tmp_path,
     assert "--only names 'tow', no variant; perhaps you meant 'two'" in capsys.readouterr().err
 
 
+def test_a_frozen_trunk_is_refused_where_supervision_is_measured_before_anything_is_trained(own, tmp_path, capsys):
+    written(own, ("two: {gamma: 1}", "two: {pretrained: base, freeze: trunk}"))
+    own.write_text(own.read_text() + "measures: supervision\n")
+    assert main(["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out")]) == 2
+    told = "variant two: no supervision reaches a frozen trunk: leave out freeze: trunk, or measures: supervision\n"
+    assert capsys.readouterr().err.endswith(told)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("show", [True, False])
+def test_an_error_in_measuring_leaves_tables_of_what_is_done(show, own, tmp_path, capsys, monkeypatch):
+    def diagnose(out, trials):
+        raise ValueError("there is nothing to diagnose")
+
+    monkeypatch.setattr(running, "_work", lambda *_: None)
+    monkeypatch.setattr(supervising, "diagnose", diagnose)
+    own.write_text(own.read_text() + "measures: supervision\n")
+    words = ["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), *["--show"] * show]
+    assert main(words) == 2
+    assert capsys.readouterr().err == "auxnet: there is nothing to diagnose\n"
+    assert "Not complete: 0 of 6 trainings done." in (tmp_path / "out" / "own-smoke" / "study.md").read_text()
+
+
 def test_a_study_of_too_few_seeds_says_so_before_its_first_training(own, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(running, "fit_on", lambda *_: pytest.fail(capsys.readouterr().out, pytrace=False))
     words = ["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out")]
