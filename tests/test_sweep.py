@@ -636,6 +636,20 @@ def test_a_worker_killed_in_a_trial_loses_nothing(tmp_path, monkeypatch):
     assert found.best.objective == pytest.approx(statistics.mean(val_errors(whole.folder)[3]))
 
 
+def test_a_worker_whose_parent_is_gone_stops_at_its_next_step(tmp_path):
+    asked = []
+
+    def end_with_parent():
+        asked.append(True)
+        if len(asked) == 3:  # as the trial began, after its first step, after its second
+            raise signals.Stopped(signal.SIGTERM, "the process that started this worker has ended")
+
+    trials.join_sweep(tmp_path / "a", Settings(TINY, space_from({"lr": [0.1, 0.2]})), 1, None, lambda: None)
+    with pytest.raises(signals.Stopped):
+        sweeping._work(tmp_path / "a", None, {}, end_with_parent)
+    assert [(trial.state, trial.epochs) for trial in read_sweep(tmp_path / "a").trials] == [("interrupted", 0)]
+
+
 @pytest.mark.long
 def test_ctrl_c_stops_all_workers_and_the_folder_alone_says_how_to_go_on(tmp_path):
     words = ["--out", tmp_path / "a", *flags(epochs=60), "--vary", "gamma=0,1", "--sampler", "grid", "--no-prune"]

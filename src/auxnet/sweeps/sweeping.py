@@ -211,4 +211,4 @@ def _data_of(recipe: Recipe) -> Recipe:
 @database_errors()
 def _work(folder: Path, storage: str | None, where: dict[str, Any], watch: Callable[[], None]) -> None:
     """What each of several processes does."""
-    work(open_sweep(folder, storage), where, watch)
+    work(open_sweep(folder, storage), where, watch, at_step=watch)
