@@ -86,7 +86,8 @@ def row(variant, seed, *errors, failed=None):
         "best": last,
         "failed": failed,
         "share": None,  # as of a ledger without the shares of each output
-        "images": {"test": 1000},
+        "images": {"train": 100, "test": 1000},
+        "recipe": {},
     }
 
 
@@ -500,7 +501,9 @@ def test_a_failed_training_keeps_a_claim_from_being_told():
 def test_what_one_test_image_makes_tells_nothing(images, word, why):
     rows = [row("a", seed, 100 / 360) for seed in range(3)]
     rows += [row("b", seed, (100 + more) / 360) for seed, more in enumerate(images)]
-    verdict = judge(Claim("", Side("a"), Side("b")), "digits", [{**each, "images": {"test": 360}} for each in rows])
+    verdict = judge(
+        Claim("", Side("a"), Side("b")), "digits", [{**each, "images": {"train": 100, "test": 360}} for each in rows]
+    )
     assert (verdict.word, verdict.low > 0 or verdict.high < 0) == (word, True)
     assert why in in_words(verdict)
 
@@ -511,7 +514,11 @@ def test_seeds_that_agree_to_less_than_one_test_image_are_judged_as_if_they_spre
     def of(*images):
         rows = [row("a", seed, 0.1) for seed in range(3)]
         rows += [row("b", seed, 0.1 + more / 100) for seed, more in enumerate(images)]
-        return judge(Claim("", Side("a"), Side("b")), "digits", [{**each, "images": {"test": 100}} for each in rows])
+        return judge(
+            Claim("", Side("a"), Side("b")),
+            "digits",
+            [{**each, "images": {"train": 100, "test": 100}} for each in rows],
+        )
 
     verdict, by_hand = of(30, 30, 30), [0.29, 0.30, 0.31]  # these spread by one image
     assert (verdict.low, verdict.high) == pytest.approx(interval(by_hand)[1:])
@@ -579,6 +586,39 @@ def test_a_study_tells_of_weights_that_were_trained_anew_between_its_trainings(t
         training.fit(replace(recipe, lr=lr), "base", overwrite=True)
         assert main([*words, "2" if told else "1"]) == 0
         assert ("base was replaced between the trainings" in " ".join(capsys.readouterr().out.split())) == told
+
+
+@pytest.mark.parametrize(
+    ("of_one", "of_two", "alike"),
+    [
+        ({}, {}, False),
+        ({"gamma": 1}, {"val_fraction": 0.2}, True),
+        ({"train_images": 100}, {"train_images": 120}, True),
+        ({"train_images": 100, "gamma": 1}, {"train_images": 100}, False),
+    ],
+)
+def test_what_was_trained_on_more_images_than_recipes_say_is_not_judged(of_one, of_two, alike, own):
+    errors = {"one": ([0.5, 0.51, 0.52], 100, of_one), "two": ([0.3, 0.31, 0.33], 120, of_two)}
+    rows = [
+        {**whole_row(v, "digits", count, 10), "recipe": recipe, "seed": seed, "last": row(v, seed, error)["last"]}
+        for v, (of_seeds, count, recipe) in errors.items()
+        for seed, error in enumerate(of_seeds)
+    ]
+    found = found_in(read_study(str(own), "smoke"), rows)
+    assert found.verdicts[0].word == ("holds" if alike else "cannot be told")
+    assert ("two and one were trained on different numbers of images" in in_words(found.verdicts[0])) == (not alike)
+    warned = "Warning: the training images of digits were more or fewer in some trainings than in others"
+    assert (warned in " ".join(warnings_of(found))) == (not alike)
+
+
+def test_variants_whose_weights_may_have_seen_the_images_that_judge_them_are_named(own):
+    one, two, again = (whole_row(v, "digits", 100, 10) for v in ("one", "two", "two"))
+    two["images"]["may_be_seen_by"], again["images"]["may_be_seen_by"] = {"val": ["a"]}, {"val": ["a"], "test": ["b"]}
+    told = list(warnings_of(found_in(read_study(str(own), "smoke"), [one, two, again])))
+    assert told == [
+        "Warning: two, digits: its validation and test images may be among those that its weights were trained on "
+        "before, in a and b, and errors on them may come out too low."
+    ]
 
 
 def test_a_claim_stands_only_among_all_the_claims_of_its_study():
@@ -1251,6 +1291,29 @@ def test_an_error_that_ends_a_study_leaves_tables_of_what_is_done(own, tmp_path,
     assert "Failed: two, digits, seed 0: the loss became inf" in text  # of the variants asked for, no other was tried
     assert main(["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--only", "tow"]) == 2
     assert "--only names 'tow', no variant; perhaps you meant 'two'" in capsys.readouterr().err
+
+
+def test_a_frozen_trunk_is_refused_where_supervision_is_measured_before_anything_is_trained(own, tmp_path, capsys):
+    written(own, ("two: {gamma: 1}", "two: {pretrained: base, freeze: trunk}"))
+    own.write_text(own.read_text() + "measures: supervision\n")
+    assert main(["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out")]) == 2
+    told = "variant two: no supervision reaches a frozen trunk: leave out freeze: trunk, or measures: supervision\n"
+    assert capsys.readouterr().err.endswith(told)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("show", [True, False])
+def test_an_error_in_measuring_leaves_tables_of_what_is_done(show, own, tmp_path, capsys, monkeypatch):
+    def diagnose(out, trials):
+        raise ValueError("there is nothing to diagnose")
+
+    monkeypatch.setattr(running, "_work", lambda *_: None)
+    monkeypatch.setattr(supervising, "diagnose", diagnose)
+    own.write_text(own.read_text() + "measures: supervision\n")
+    words = ["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), *["--show"] * show]
+    assert main(words) == 2
+    assert capsys.readouterr().err == "auxnet: there is nothing to diagnose\n"
+    assert "Not complete: 0 of 6 trainings done." in (tmp_path / "out" / "own-smoke" / "study.md").read_text()
 
 
 def test_a_study_of_too_few_seeds_says_so_before_its_first_training(own, tmp_path, capsys, monkeypatch):

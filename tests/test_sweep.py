@@ -24,11 +24,11 @@ from PIL import Image
 
 pytest.importorskip("optuna", reason="optuna is not installed (extra: sweep)")
 
-from auxnet import fetching, resuming, rundir, signals, train
+from auxnet import feasible, fetching, resuming, rundir, signals, train
 from auxnet.cli import main, screen
 from auxnet.data import load_data
 from auxnet.documents import read_json
-from auxnet.errors import DivergedError
+from auxnet.errors import DivergedError, TooLittleMemoryError
 from auxnet.files import write_json
 from auxnet.recipe import Recipe, read_recipe
 from auxnet.sweeps import sweep_page, sweeping, trials, worker
@@ -85,7 +85,7 @@ def val_errors(folder):
 def run_of(recipe, error):
     """What `fit` says of a training whose outputs err so."""
     data = load_data(recipe)
-    images = {"drawn": data.drawn, "val_sha256": data.val_sha256()}
+    images = {"drawn": data.drawn, "val_sha256": data.val_sha256(), "train": len(data.train)}
     return SimpleNamespace(summary={"last": [{"val_error": error}] * 2, "data": images})
 
 
@@ -669,6 +669,20 @@ def test_a_worker_killed_in_a_trial_loses_nothing(tmp_path, monkeypatch):
     assert found.best.objective == pytest.approx(statistics.mean(val_errors(whole.folder)[3]))
 
 
+def test_a_worker_whose_parent_is_gone_stops_at_its_next_step(tmp_path):
+    asked = []
+
+    def end_with_parent():
+        asked.append(True)
+        if len(asked) == 3:  # as the trial began, after its first step, after its second
+            raise signals.Stopped(signal.SIGTERM, "the process that started this worker has ended")
+
+    trials.join_sweep(tmp_path / "a", Settings(TINY, space_from({"lr": [0.1, 0.2]})), 1, None, lambda: None)
+    with pytest.raises(signals.Stopped):
+        sweeping._work(tmp_path / "a", None, {}, end_with_parent)
+    assert [(trial.state, trial.epochs) for trial in read_sweep(tmp_path / "a").trials] == [("interrupted", 0)]
+
+
 @pytest.mark.long
 def test_ctrl_c_stops_all_workers_and_the_folder_alone_says_how_to_go_on(tmp_path):
     words = ["--out", tmp_path / "a", *flags(epochs=60), "--vary", "gamma=0,1", "--sampler", "grid", "--no-prune"]
@@ -766,9 +780,19 @@ def test_no_fault_of_the_machine_is_blamed_on_a_trial_however_often_it_comes(fau
     assert [trial.state for trial in healthy.trials] == ["complete"] * 8
 
 
-def test_a_trial_that_finds_no_memory_is_tried_three_times_and_again_on_demand(tmp_path, untrained, monkeypatch):
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "CUDA out of memory"),
+        (TooLittleMemoryError("a step on 9 images would keep 1.3 MB"), "a step on 9 images would keep 1.3 MB"),
+    ],
+    ids=["gpu", "machine"],
+)
+def test_a_trial_that_finds_no_memory_is_tried_three_times_and_again_on_demand(
+    fault, why, tmp_path, untrained, monkeypatch
+):
     def full(recipe, folder, watch):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        raise fault
 
     def run(**options):
         return sweep({"gamma": [1.0, 2.0]}, tmp_path / "a", TINY, sampler="random", trials=2, **options)
@@ -776,7 +800,7 @@ def test_a_trial_that_finds_no_memory_is_tried_three_times_and_again_on_demand(t
     with monkeypatch.context() as patched:
         patched.setattr(worker, "fit_on", full)
         for _ in range(worker.PATIENCE):
-            with pytest.raises(RuntimeError, match="trial 0 found no memory: CUDA out of memory"):
+            with pytest.raises(RuntimeError, match=f"trial 0 found no memory: {why}; the same"):
                 run()
     found = run()
     assert [trial.state for trial in found.trials] == ["failed", "complete"]
@@ -787,6 +811,14 @@ def test_a_trial_that_finds_no_memory_is_tried_three_times_and_again_on_demand(t
     assert again.trials[1].values == found.trials[0].values
     assert drawn(run(retry_failed=True)) == drawn(again)
     assert again.total == 2
+
+
+def test_a_machine_with_too_little_memory_fails_no_trial_of_the_others(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(feasible, "most_memory", lambda device: 2**20)
+        with pytest.raises(RuntimeError, match=r"trial 0 found no memory: a step on 32 images of 8x8 pixels would"):
+            sweep({"lr": [0.1, 0.2]}, tmp_path / "a", TINY)
+    assert [trial.state for trial in sweep({"lr": [0.1, 0.2]}, tmp_path / "a", TINY).trials] == ["complete"] * 2
 
 
 def test_what_took_the_failure_of_a_twin_is_tried_again_with_it(tmp_path, untrained, monkeypatch):
@@ -1016,6 +1048,28 @@ def test_trials_that_were_validated_on_different_images_are_said_to_be_whatever_
     assert "the data changed while the sweep went on, so that the trials are validated on different images" in said()
 
 
+def test_trials_whose_weights_may_have_seen_the_validation_images_are_named(finished, tmp_path):
+    def said():
+        notes = sweep_page.notes_of(read_sweep(tmp_path / "s"))
+        return [note.partition(" that its weights")[0] for note in notes if "may be among" in note]
+
+    shutil.copytree(finished.folder, tmp_path / "s")
+    complete = [trial.number for trial in finished.trials if trial.state == "complete"]
+    assert said() == []
+    told = []
+    for number in complete:
+        path = tmp_path / "s" / "trials" / f"{number:04}" / "summary.json"
+        summary = read_json(path)
+        write_json(path, {**summary, "data": {**summary["data"], "may_be_seen_by": {"val": ["a"], "test": ["a", "b"]}}})
+        told += said()
+    images = "its validation images may be among those"
+    assert len(complete) > 2
+    assert told[0] == f"trial {complete[0]}: {images}"
+    assert told[1] == f"each of trials {complete[0]} and {complete[1]}: {images}"
+    assert told[-1] == f"each trial: {images}"
+    assert f"Each trial: {images}" in sweep_page.page(read_sweep(tmp_path / "s"))
+
+
 def test_a_sweep_stops_where_its_images_changed_before_a_trial_that_is_pruned(tmp_path, monkeypatch, untrained):
     images, labels = tiny(40, 2, size=8)
     write_folders(tmp_path / "pics", images, labels, ["cat", "dog"])
@@ -1052,6 +1106,24 @@ def test_trials_are_never_judged_by_other_images_of_a_validation_folder_than_tho
         sweep(space, tmp_path / "s", recipe, trials=2)
     kept.rename(gone)
     assert len(sweep(space, tmp_path / "s", recipe, trials=2).trials) == 2
+
+
+@pytest.mark.parametrize(("space", "grows"), [({"gamma": [1.0, 2.0]}, False), ({"train_images": [20, 30]}, True)])
+def test_trials_on_more_images_than_those_before_are_refused_unless_their_number_varies(
+    space, grows, tmp_path, untrained
+):
+    images, labels = tiny(40, 2, size=8)
+    for split in ("train", "val", "test"):
+        write_folders(tmp_path / "pics" / split, images, labels, ["cat", "dog"])
+    recipe = replace(OWN, data=str(tmp_path / "pics"))
+    sweep(space, tmp_path / "s", recipe, trials=1)
+    shutil.copytree(tmp_path / "s", tmp_path / "old")
+    study = trials.open_sweep(tmp_path / "old").study
+    study.set_user_attr("images", study.user_attrs["images"][:2])  # as sweeps had it before
+    Image.fromarray(images[0]).save(tmp_path / "pics" / "train" / "cat" / "one-more.png")
+    with nullcontext() if grows else pytest.raises(RuntimeError, match="would be trained on other images, 41 by now"):
+        sweep(space, tmp_path / "s", recipe, trials=2)
+    assert [trial.state for trial in sweep(space, tmp_path / "old", recipe, trials=2).trials] == ["complete"] * 2
 
 
 def test_a_trial_that_cannot_go_on_in_a_copied_project_is_left_to_a_worker_that_can(tmp_path, monkeypatch):

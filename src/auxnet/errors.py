@@ -110,6 +110,10 @@ def not_finite(part: str, gives: str) -> RuntimeError:
     return RuntimeError(f"{part} gives {gives} that are not finite: has it diverged?")
 
 
+class TooLittleMemoryError(ValueError):
+    """This machine has not the memory that a training asks for, which another may have."""
+
+
 class MisfitError(ValueError):
     """A part of a net gives or does something that an AuxNet cannot use."""
 

@@ -9,7 +9,7 @@ import torch
 from auxnet.build import build_method, depths_of, outline, precision_of
 from auxnet.cost import step_bytes
 from auxnet.data import DataSet
-from auxnet.errors import first_line
+from auxnet.errors import TooLittleMemoryError, first_line
 from auxnet.losses import cross_entropy
 from auxnet.machine import device_of, most_memory
 from auxnet.modules import copied
@@ -97,7 +97,7 @@ def check_last_batch(recipe: Recipe, dataset: DataSet, net: AuxNet, processes: i
 def check_memory(recipe: Recipe, dataset: DataSet, net: AuxNet, processes: int = 1) -> int | None:
     """Bytes that a training step will keep for its backwards (`step_bytes`); None where that is unknown.
 
-    Raises ValueError if that is more memory than there is: the system would kill the process without a word.
+    Raises TooLittleMemoryError if that is more memory than there is: the system would kill the process without a word.
     """
     device, batch = device_of(recipe.device), min(recipe.batch_size, len(dataset.train)) // processes
     needed = step_bytes(net, (dataset.channels, *dataset.image_size), batch, precision_of(recipe))
@@ -108,7 +108,7 @@ def check_memory(recipe: Recipe, dataset: DataSet, net: AuxNet, processes: int =
         H, W = dataset.image_size
         fits = processes * (there_is * batch // (2 * needed))
         mend = f"a batch_size of {fits} or less, or " if fits > 1 else ""
-        raise ValueError(
+        raise TooLittleMemoryError(
             f"a step on {plural(batch, 'image')} of {W}x{H} pixels would keep {gigabytes(needed)}, and there are "
             f"{gigabytes(there_is)} of memory: give {mend}a smaller image_size"
         )

@@ -102,20 +102,20 @@ def study(words: list[str]) -> int:
     check_same_images(options.out, compared)
     if least := least_told(made):
         screen.print_line(console, f"note: {least}")
-    if not options.show:
-        with _progress(console, options.out, len(asked)) as watch:
-            try:
+    try:
+        if not options.show:
+            with _progress(console, options.out, len(asked)) as watch:
                 train(options.out, asked, options.processes, where, watch)
-            except KeyboardInterrupt as stop:
-                stop.args = ("stopped, and saved; the same command again goes on with the study",)
-                raise
-            except Exception:
-                with suppress(OSError, RuntimeError, ValueError):  # what is told is what ended the study
-                    write_findings(findings_of(made, options.out), folder)
-                raise
-    if made.measures:
-        with screen.working("measuring the supervision in each"):
-            diagnose(options.out, trials)
+        if made.measures:
+            with screen.working("measuring the supervision in each"):
+                diagnose(options.out, trials)
+    except KeyboardInterrupt as stop:
+        stop.args = ("stopped, and saved; the same command again goes on with the study",)
+        raise
+    except Exception:
+        with suppress(OSError, RuntimeError, ValueError):  # what is told is what ended the study
+            write_findings(findings_of(made, options.out), folder)
+        raise
     findings = findings_of(made, options.out)
     paths = write_findings(findings, folder)
     if made.measures:

@@ -54,7 +54,8 @@ def _depths(study: Study, side: Side) -> tuple[int, ...]:
 def check_variants(study: Study, where: Mapping[str, Any]) -> None:
     """Raise ValueError for a variant that cannot be trained, or a `where` (`recipe.WHERE`) that cannot be had here.
 
-    And for weights on the hub without their commit: they may be others when the next training begins.
+    And for weights on the hub without their commit: they may be others when the next training begins; and for a frozen
+    trunk in a study that measures what supervision reaches it.
     """
     device_of(Recipe(**where).device)
     for variant in study.variants:
@@ -63,6 +64,10 @@ def check_variants(study: Study, where: Mapping[str, Any]) -> None:
             check_recipe(recipe)
             if (weights := recipe.pretrained) is not None and may_move(weights):
                 raise ValueError(f"pretrained: {weights} may be others at the next training: give {pinned(weights)}")
+            if study.measures and recipe.freeze == "trunk":
+                raise ValueError(
+                    "no supervision reaches a frozen trunk: leave out freeze: trunk, or measures: supervision"
+                )
 
 
 def check_data_found(out: Path, trials: Sequence[Trial]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from auxnet.evaluation import COSTS
 from auxnet.files import write_csv, write_text
+from auxnet.lineage import in_doubt
 from auxnet.reading.splits import tested_alike
 from auxnet.rundir import summary_of
 from auxnet.studies.running import is_done, trial_folder, why_failed
@@ -129,6 +130,7 @@ def _results(summary: Any) -> Row:
     images = summary["data"]
     if min(_number(images[part]) for part in ("train", "val", "test")) < 1 or not tested_alike([images]):
         raise ValueError("it does not say on which images")
+    in_doubt(images.get("may_be_seen_by", {}))  # raises where that names no splits and runs
     if any([line["output"] for line in table] != [*range(1, len(table) + 1)] for table in tables.values()):
         raise ValueError("its tables are not of outputs 1, 2, ...")
     if len(tables["last"]) != len(tables["best"]):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from math import fsum
 from pathlib import Path
 from typing import Any
 
 from auxnet.files import write_text
+from auxnet.lineage import in_doubt
 from auxnet.page_frame import line_of, page_of_figures, table_of, unbroken
 from auxnet.reading.splits import tested_alike
 from auxnet.studies.checking import MARK, check_folder
 from auxnet.studies.ledger import Average, Findings, MeanAndSpread, Row, averages, write_rows
-from auxnet.studies.verdicts import FEWEST, Verdict, in_words, least_told, replaced_weights
+from auxnet.studies.verdicts import FEWEST, Verdict, in_words, least_told, replaced_weights, trained_alike
 from auxnet.words import duration, plural, sentence
 
 MEASURED = ("variant", "output", "depth", "parameters", "MACs", "test error, %", "at the best epoch, %", "n")
@@ -78,14 +79,31 @@ def warnings_of(findings: Findings) -> Iterator[str]:
         if row["failed"]:
             yield f"Failed: {row['variant']}, {row['data']}, seed {row['seed']}: {row['failed']}"
     for data in dict.fromkeys(row["data"] for row in done):
-        if not tested_alike(row["images"] for row in done if row["data"] == data):
+        of_data = [row for row in done if row["data"] == data]
+        if not tested_alike(row["images"] for row in of_data):
             yield f"Warning: not all trainings were tested on the same images of {data}: their errors do not compare."
+        if not trained_alike(of_data):
+            yield (
+                f"Warning: the training images of {data} were more or fewer in some trainings than in others, though "
+                "no recipe says so: their errors do not compare."
+            )
     for variant, data in dict.fromkeys((row["variant"], row["data"]) for row in done):
         of_seeds = [row["images"] for row in done if (row["variant"], row["data"]) == (variant, data)]
-        if any(each[part] != of_seeds[0][part] for each in of_seeds for part in ("train", "val", "test")):
+        if any(each[part] != of_seeds[0][part] for each in of_seeds for part in ("val", "test")):
             yield f"Warning: {data} has changed between the seeds of {variant}: they cannot be compared."
+        if doubt := in_doubt(_seen(of_seeds)):
+            yield f"Warning: {variant}, {data}: {doubt}."
     for weights in replaced_weights(done):
         yield f"Warning: {weights} was replaced between the trainings that began with it: their errors do not compare."
+
+
+def _seen(images: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """By split, the earlier runs that may have been trained on its images, of all trainings (`may_be_seen_by`)."""
+    seen: dict[str, list[str]] = {}
+    for each in images:
+        for split, runs in (each.get("may_be_seen_by") or {}).items():
+            seen.setdefault(split, []).extend(runs)
+    return seen
 
 
 def sources_of(findings: Findings) -> Iterator[str]:

@@ -29,6 +29,7 @@ FEWEST = 3  # seeds: the spread of two is known too badly to judge by
 Word = Literal["holds", "does not hold", "cannot be told"]
 Rows = Sequence[Mapping[str, Any]]
 """of a ledger"""
+OF_COUNT = ("train_images", "val_fraction", "max_corrupt")  # fields that say how many images of a data set train
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,13 @@ def judge(claim: Claim, data: str, rows: Rows) -> Verdict:
 
 def _doubt(trainings: Mapping[str, Rows], seeds: int, low: float, high: float, image: float) -> str:
     """What keeps a claim from being told, other than that its interval, low .. high, holds 0; nothing if it may be."""
+    who = " and ".join(trainings)
     if not tested_alike(_tested_on(trainings)):
-        who = " and ".join(trainings)
         return f"{who} were tested on different images: train what is older again, in another --out"
     if replaced := replaced_weights([row for side in trainings.values() for row in side]):
         return f"{replaced[0]} was replaced between the trainings: train what is older again, in another --out"
+    if not trained_alike([row for side in trainings.values() for row in side]):
+        return f"{who} were trained on different numbers of images: train what is older again, in another --out"
     if failed := _failed(trainings):
         return f"{failed} of the trainings failed, and are in no mean"
     if seeds < FEWEST:
@@ -134,6 +137,15 @@ def _doubt(trainings: Mapping[str, Rows], seeds: int, low: float, high: float, i
     if not low <= 0 <= high and min(abs(low), abs(high)) <= image:
         return f"the interval comes within one test image, {100 * image:.2g} points, of 0"
     return ""
+
+
+def trained_alike(rows: Rows) -> bool:
+    """Whether trainings on one data set were on as many images, where their recipes ask for as many."""
+    counts: dict[tuple[Any, ...], set[int]] = {}
+    for row in rows:
+        if row["last"]:
+            counts.setdefault(tuple(map(row["recipe"].get, OF_COUNT)), set()).add(row["images"]["train"])
+    return all(len(found) == 1 for found in counts.values())
 
 
 def _tested_on(trainings: Mapping[str, Rows]) -> list[Mapping[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
 from html import escape
@@ -15,6 +15,7 @@ from typing import Any
 from auxnet.build import depths_of
 from auxnet.documents import parsing, read_json
 from auxnet.files import write_csv, write_text, written_whole
+from auxnet.lineage import in_doubt
 from auxnet.page_frame import columns_of, page_of_figures, table_of, tiles_of, unbroken
 from auxnet.reading.splits import validated_alike
 from auxnet.recipe import Recipe, words_of, write_recipe
@@ -26,7 +27,7 @@ from auxnet.sweeps.settings import COMPARABLE
 from auxnet.sweeps.space import Domain, Range, count_of, in_words
 from auxnet.sweeps.sweeping import OF_NETWORK, Sweep
 from auxnet.sweeps.trials import Trial
-from auxnet.words import command, per_cent, plural, sentence
+from auxnet.words import command, listed, per_cent, plural, sentence
 
 ENOUGH = 4  # complete trials, before it is said which field matters
 LENGTHS = ("epochs", "milestones", "schedule", "warmup")  # how soon a training comes to its end
@@ -73,12 +74,14 @@ def importance_of(sweep: Sweep) -> dict[str, float]:
 def notes_of(sweep: Sweep) -> Iterator[str]:
     """What a reader must know before trusting the comparison; no whole sentences."""
     space, different = sweep.settings.space, _different(sweep)
-    trained = [trial.folder / "summary.json" for trial in different]
-    alike = validated_alike(read_json(path)["data"] for path in trained if path.is_file())
+    paths = {trial.number: trial.folder / "summary.json" for trial in different}
+    data = {number: read_json(path)["data"] for number, path in paths.items() if path.is_file()}
+    alike = validated_alike(data.values())
     if (changed := [field for field in COMPARABLE if field in space]) and not alike:
         yield f"{', '.join(changed)} varied, so that the trials are validated on different images"
     elif alike is False:
         yield "the data changed while the sweep went on, so that the trials are validated on different images"
+    yield from _in_doubt(data)
     if sweep.settings.objective == "mean" and len(set(_counted_outputs(sweep, different))) > 1:
         yield (
             "the outputs that train to the end varied, so that the means are over different outputs; --objective "
@@ -100,6 +103,18 @@ def notes_of(sweep: Sweep) -> Iterator[str]:
         yield f"{len(failed)} of the trials failed; the first: trial {failed[0].number}, {failed[0].error}"
     if twins := [trial for trial in sweep.trials if trial.twin is not None]:
         yield f"{len(twins)} of the trials drew what another had drawn, and took its result"
+
+
+def _in_doubt(data: Mapping[int, Mapping[str, Any]]) -> Iterator[str]:
+    """Which trials may be judged by images that their weights had seen: `data` is what their summaries say of them."""
+    trials: dict[str | None, list[str]] = {}
+    for number, about in data.items():
+        seen = about.get("may_be_seen_by", {})
+        trials.setdefault(in_doubt({"val": seen["val"]} if "val" in seen else {}), []).append(str(number))
+    for doubt, numbers in trials.items():
+        which = f"trial {numbers[0]}" if len(numbers) == 1 else f"each of trials {listed(numbers)}"
+        if doubt:
+            yield f"{'each trial' if len(numbers) == len(data) > 1 else which}: {doubt}"
 
 
 def objective_in_words(sweep: Sweep) -> str:

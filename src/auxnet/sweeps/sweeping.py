@@ -128,7 +128,7 @@ def sweep(
         objective_of([0.0] * len(depths_of(recipe)), settings.objective, recipe)  # or the field that varies is blamed
     joined = join_sweep(folder, settings, trials, storage, check=lambda: check_space(settings))
     if dataset is not None:
-        check_same_data(joined, dataset.drawn, dataset.val_sha256())
+        check_same_data(joined, dataset.drawn, dataset.val_sha256(), len(dataset.train))
     check_same_weights(joined, weights_of(joined.settings))
     if retry_failed:
         try_again(joined)
@@ -221,4 +221,4 @@ def _data_of(recipe: Recipe) -> Recipe:
 @database_errors()
 def _work(folder: Path, storage: str | None, where: dict[str, Any], watch: Callable[[], None]) -> None:
     """What each of several processes does."""
-    work(open_sweep(folder, storage), where, watch)
+    work(open_sweep(folder, storage), where, watch, at_step=watch)

@@ -44,7 +44,7 @@ TRIALS = 20  # if nobody says how many
 
 
 class OtherImagesError(RuntimeError):
-    """A trial would be judged by other images than those before it."""
+    """A trial would be judged by other images than those before it, or trained on more or fewer."""
 
 
 @dataclass(frozen=True)
@@ -138,16 +138,23 @@ def join_sweep(
     return sweep
 
 
-def check_same_data(sweep: OpenSweep, drawn: str, val_sha256: str) -> None:
-    """Raise OtherImagesError for other validation images than when the sweep was begun: trials would not compare."""
-    now = [drawn, val_sha256]
+def check_same_data(sweep: OpenSweep, drawn: str, val_sha256: str, train: int) -> None:
+    """Raise OtherImagesError for other images than when the sweep was begun: trials would not compare.
+
+    Of those to train on, which may be others by what varies, it is known how many there were.
+    """
+    judging = [drawn, val_sha256]
+    now = judging if {"train_images", "max_corrupt"} & sweep.settings.space.keys() else [*judging, train]
     with FileLock(sweep.folder / ".lock"):  # of two that come first, one says what the images are
         if "images" not in sweep.study.user_attrs:
             sweep.study.set_user_attr("images", now)
-    if sweep.study.user_attrs["images"] != now:
+    then = sweep.study.user_attrs["images"]
+    if then not in (now, judging):  # older sweeps say no more
+        grown = isinstance(then, list) and then[:2] == judging
+        others = f"trained on other images, {train:,} by now" if grown else "judged by other images"
         raise OtherImagesError(
-            f"the data of {sweep.folder} have changed since it was begun, and its trials would be judged by other "
-            "images: put the data back, or begin another sweep"
+            f"the data of {sweep.folder} have changed since it was begun, and its trials would be {others}: put the "
+            "data back, or begin another sweep"
         )
 
 

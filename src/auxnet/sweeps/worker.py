@@ -10,7 +10,7 @@ from torch import OutOfMemoryError
 
 from auxnet.build import depths_of
 from auxnet.data import load_data
-from auxnet.errors import DivergedError, first_sentence, one_line
+from auxnet.errors import DivergedError, TooLittleMemoryError, first_sentence, one_line
 from auxnet.progress import Progress
 from auxnet.recipe import Recipe
 from auxnet.resuming import mean_error
@@ -33,24 +33,27 @@ from auxnet.sweeps.trials import (
 from auxnet.train import fit_on
 
 State = optuna.trial.TrialState
+NO_MEMORY = (OutOfMemoryError, MemoryError, TooLittleMemoryError)
+Watch = Callable[[], None]
 PATIENCE = 3  # times that a trial may take its process down at one place before it is given up
 
 
-def work(sweep: OpenSweep, where: dict[str, Any], watch: Callable[[], None] = lambda: None) -> None:
+def work(sweep: OpenSweep, where: dict[str, Any], watch: Watch, at_step: Watch = lambda: None) -> None:
     """Train trial after trial, until none is left that nobody else trains; `where` is device, threads, data_dir.
 
-    `watch` is called whenever a trial begins, ends an epoch, or ends. A trial fails by what would happen again wherever
-    it is trained: a recipe that cannot be (ValueError), a loss that stopped being finite (DivergedError), a death
-    of its process `PATIENCE` times at one place. Any other error may be the machine's fault, such as a full disk, a GPU
-    that failed or data that are gone or have changed: it is raised, and the trial is left for the next worker. So is a
-    ValueError of a trial that was begun, as where its data lie elsewhere.
+    `watch` is called whenever a trial begins, ends an epoch, or ends; `at_step`, which should take no time, in each of
+    its steps. A trial fails by what would happen again wherever it is trained: a recipe that cannot be (ValueError), a
+    loss that stopped being finite (DivergedError), a death of its process or a want of memory `PATIENCE` times at one
+    place. Any other error may be the machine's fault, such as a full disk, a GPU that failed or data that are gone or
+    have changed: it is raised, and the trial is left for the next worker. So is a ValueError of a trial that was begun,
+    as where its data lie elsewhere.
     """
     while (claimed := claim(sweep)) is not None:
         trial, lock = claimed
         try:
             watch()
             with obeyed():
-                _run(sweep, trial, where, watch)
+                _run(sweep, trial, where, watch, at_step)
                 watch()
         finally:
             lock.release()
@@ -70,7 +73,7 @@ def objective_of(val_errors: Sequence[float], objective: str, recipe: Recipe) ->
     return val_errors[output - 1]
 
 
-def _run(sweep: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Callable[[], None]) -> None:
+def _run(sweep: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Watch, at_step: Watch) -> None:
     """Train one trial; a stop leaves it as it stands, to the next worker."""
     folder = numbered_folder(sweep, trial.number)
     if (twin := twin_of(sweep, trial)) is not None:
@@ -85,7 +88,7 @@ def _run(sweep: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Ca
     try:
         trial.set_user_attr("starts", [*starts, start])
         if starts.count(start) < PATIENCE:
-            value, state, error = _trained(sweep, trial, where, watch)
+            value, state, error = _trained(sweep, trial, where, watch, at_step)
         else:
             died = f"the process that trained it died {PATIENCE} times at {start}: perhaps for want of memory"
             value, state, error = None, State.FAIL, died
@@ -94,7 +97,7 @@ def _run(sweep: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Ca
                 trial.set_user_attr("error", error)
             trial.set_user_attr("seconds", sum(row["seconds"] for row in read_metrics(folder) if row["output"] == 1))
             sweep.study.tell(trial, value, state)
-    except (OutOfMemoryError, MemoryError) as failure:  # counts as a death: its own want, or that of others beside it
+    except NO_MEMORY as failure:  # counts as a death: its own want, or that of others beside it
         raise RuntimeError(
             f"trial {trial.number} found no memory: {first_sentence(failure)}; the same command again tries once more, "
             f"{PATIENCE} times in all"
@@ -110,7 +113,7 @@ def _run(sweep: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Ca
 
 
 def _trained(
-    sweep: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Callable[[], None]
+    sweep: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Watch, at_step: Watch
 ) -> tuple[float | None, State, str | None]:
     """What came of a trial that is trained to its end: its objective, its state, and why it failed.
 
@@ -122,6 +125,7 @@ def _trained(
     def follow(progress: Progress) -> None:
         nonlocal resuming
         resuming = False
+        at_step()
         if progress.done:
             trial.report(objective_of(progress.val_errors, settings.objective, recipe), progress.epoch)
             watch()
@@ -133,14 +137,16 @@ def _trained(
         check_same_weights(sweep, [recipe.pretrained])
         run = fit_on(recipe, folder, follow)
         value = objective_of([row["val_error"] for row in run.summary["last"]], settings.objective, recipe)
-        drawn, val_sha256 = run.summary["data"]["drawn"], run.summary["data"]["val_sha256"]
+        images = [run.summary["data"][key] for key in ("drawn", "val_sha256", "train")]
         state = State.COMPLETE
     except optuna.TrialPruned:
         dataset = load_data(recipe)
-        drawn, val_sha256 = dataset.drawn, dataset.val_sha256()
+        images = [dataset.drawn, dataset.val_sha256(), len(dataset.train)]
         value, state = None, State.PRUNED
     except DivergedError as failure:
         return None, State.FAIL, one_line(failure)
+    except TooLittleMemoryError:  # which another machine may have
+        raise
     except ValueError as failure:
         if resuming:  # what was trained with these values can be
             raise RuntimeError(
@@ -149,5 +155,5 @@ def _trained(
             ) from failure
         return None, State.FAIL, one_line(failure)
     if not {*COMPARABLE, "augment"} & settings.space.keys():  # random resized crops take the same images larger
-        check_same_data(sweep, drawn, val_sha256)
+        check_same_data(sweep, *images)
     return value, state, None
