@@ -22,7 +22,7 @@ from auxnet.build import distillation_of, first_batches, loss_of
 from auxnet.data import DataSet
 from auxnet.diagnosis import diagnose
 from auxnet.errors import not_finite
-from auxnet.files import write_json, write_text
+from auxnet.files import unwritable, write_json, write_text
 from auxnet.loading import weights_sha256
 from auxnet.opening import Opened
 from auxnet.page_frame import check_ours, check_runs, made_by
@@ -92,6 +92,8 @@ def checked_folder(runs: Sequence[Path], out: Path | None) -> Path:
         raise FileNotFoundError(f"there is no folder {folder.parent} to make {folder.name} in")
     for name in FILES:
         check_ours(folder / name, diagnosis_page.COMMAND)
+    if why := unwritable(folder if folder.exists() else folder.absolute().parent):
+        raise PermissionError(f"{folder} cannot be written to ({why}): give --out DIR")
     return folder
 
 

@@ -12,7 +12,6 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import import_module
 
 from auxnet import __version__, signals
@@ -33,6 +32,8 @@ COMMANDS = {  # name: (module of this package that holds the function of that na
     "predict": ("export", "say what is in image files"),
 }
 
+_shared = False  # whether the command is one that torchrun's processes share
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; every error is one line, never a traceback (AUXNET_DEBUG=1 shows it)."""
@@ -48,13 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("auxnet").handlers = [_Teller()]
     try:
         with signals.raised():
-            status = _run(words)
+            try:
+                status = _run(words)
+            except SystemExit as stop:  # after --help
+                status = int(stop.code or 0)
             print(end="", flush=True)  # or what cannot be written is told at the interpreter's end, by a traceback
             return status
     except KeyboardInterrupt as stop:  # Ctrl-C, or what a training makes of it and the like once all is saved
         if leads():
-            with suppress(OSError):  # as `train 2>&1 | head`, or a terminal that was closed
-                print(f"auxnet: {str(stop) or 'interrupted'}", file=sys.stderr)
+            say(str(stop) or "interrupted")
         return int(getattr(stop, "status", 130))
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -67,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if asked and not leads():
             return 2
         kind = "" if expected else f"unexpected {type(error).__name__} (AUXNET_DEBUG=1 shows where): "
-        print(f"auxnet: {kind}{one_line(_told(error))}", file=sys.stderr)
+        say(f"{kind}{one_line(_told(error))}")
         return 2 if asked else 1
 
 
@@ -89,14 +92,22 @@ def _told(error: Exception) -> object:
 
 
 def leads() -> bool:
-    """Whether this process prints what concerns all of torchrun's: the first does, and one that was not started so."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this process prints: of torchrun's, which share a `train`, the first alone does."""
+    return not _shared or os.environ.get("RANK", "0") == "0"  # clusters set RANK in every shell
+
+
+def say(text: str) -> None:
+    """Print a line on standard error, beside the results; where nobody can read it, what is done goes on."""
+    try:
+        print(f"auxnet: {text}", file=sys.stderr, flush=True)
+    except OSError:  # as `2>&1 | head`, a terminal that was closed, or a full disk
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _warn(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
     """A warning of this program as one line; those of libraries are for developers."""
     if category is UserWarning:
-        print(f"auxnet: warning: {one_line(message)}", file=sys.stderr)
+        say(f"warning: {one_line(message)}")
 
 
 class _Teller(logging.Handler):
@@ -104,7 +115,7 @@ class _Teller(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if leads():
-            print(f"auxnet: {record.getMessage()}", file=sys.stderr)
+            say(record.getMessage())
 
 
 def _run(words: list[str]) -> int:
@@ -118,6 +129,8 @@ def _run(words: list[str]) -> int:
         return 0
     if words[0] not in COMMANDS:
         raise ValueError(f"there is no command {words[0]!r}{nearest(words[0], list(COMMANDS))}; see auxnet --help")
+    global _shared
+    _shared = words[0] == "train"
     module, _ = COMMANDS[words[0]]
     status = getattr(import_module(f"auxnet.cli.{module}"), words[0])(words[1:])
     return int(status or 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
+from shutil import get_terminal_size
 from types import NoneType, UnionType
 from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -50,6 +52,8 @@ def field_values_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] 
     none = ["none"] if NoneType in get_args(info.type) else []
 
     def from_words(words: list[str]) -> Any:
+        if not words and Positional not in info.markers:
+            words = [""]  # what `--at $LAYERS` becomes, too
         if words in (["none"], ["None"]) and (none or lists == [float]):
             return None if none else ()
         empty = "" in words  # which as a path would be the current folder
@@ -78,7 +82,8 @@ def parse(options: type[Options], words: list[str], default: Options | None = No
     complaint = io.StringIO()
     command = options.__name__.lower()
     try:
-        with redirect_stderr(complaint):
+        columns = max(40, get_terminal_size().columns) if {"-h", "--help"} & {*words} else 10_000
+        with redirect_stderr(complaint), _terminal(columns):
             prog = f"auxnet {command}"
             if default is None:
                 return tyro.cli(options, args=words, prog=prog, registry=RULES)
@@ -88,6 +93,17 @@ def parse(options: type[Options], words: list[str], default: Options | None = No
             raise
         said = _of_a_switch(options, words) or _one_line(complaint.getvalue(), options)
         raise ValueError(f"{said}; see auxnet {command} --help") from None
+
+
+@contextmanager
+def _terminal(columns: int) -> Iterator[None]:
+    """Have tyro take the terminal to be this wide: in its boxes, long words are broken, and below 10 it never ends."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(columns)
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS") if before is None else os.environ.update(COLUMNS=before)
 
 
 @dataclass(frozen=True)

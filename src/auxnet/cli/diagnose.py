@@ -64,7 +64,7 @@ def diagnose(words: list[str]) -> None:
         try:
             with screen.working(f"diagnosing {name}"), opening as run:
                 gathered.append(gather(path, name, run, options.images, probe_images))
-        except FileNotFoundError as error:
+        except (ValueError, OSError, RuntimeError) as error:
             if path == options.runs[-1] and not gathered:
                 raise
             warn(f"{name} is not shown: {one_line(error)}")

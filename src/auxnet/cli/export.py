@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from auxnet.cli import screen
+from auxnet.cli import say, screen
 from auxnet.cli.arguments import named_as_flags, parse
 from auxnet.errors import printable
 from auxnet.sections import Which
@@ -169,7 +169,7 @@ def predict(words: list[str]) -> int:
         raise FileNotFoundError(f"there is no such file or folder: {_shown(first_few(paths))}")
     if options.device is None and _gpu_of(Path(options.model)):
         what = f"{options.model} was trained on a GPU and is asked on the CPU"
-        print(f"auxnet: note: {what}: --device cuda takes the GPU that is here", file=sys.stderr)
+        say(f"note: {what}: --device cuda takes the GPU that is here")
     unreadable, resized, first = 0, 0, ""
 
     def counted() -> Iterator[Prediction | Unreadable]:
@@ -177,7 +177,7 @@ def predict(words: list[str]) -> int:
         for answer in answers:
             if not isinstance(answer, Prediction):
                 unreadable += 1
-                print(f"auxnet: {printable(_shown(f'{answer.image}: {answer.reason}'))}", file=sys.stderr)
+                say(printable(_shown(f"{answer.image}: {answer.reason}")))
             elif answer.resized_from is not None:
                 H, W = answer.resized_from
                 resized, first = resized + 1, first or f"{printable(_shown(answer.image))}, {W}x{H}"
@@ -190,12 +190,12 @@ def predict(words: list[str]) -> int:
         if options.format == "table" and options.out is None:
             screen.print_line(screen.console(), f"note: {note}")
         else:
-            print(f"auxnet: note: {note}", file=sys.stderr)
+            say(f"note: {note}")
     if resized:
         of = f"{resized} of the images (fit {model.preprocessing.fit})"
-        print(f"auxnet: note: resized {of}, the first one {first}", file=sys.stderr)
+        say(f"note: resized {of}, the first one {first}")
     if unreadable:
-        print(f"auxnet: {unreadable} of what was named could not be read", file=sys.stderr)
+        say(f"{unreadable} of what was named could not be read")
     return 1 if unreadable else 0
 
 

@@ -60,7 +60,12 @@ def console() -> Console:
     """
     plain = _Console(quiet=not leads())
     asked = os.environ.get("COLUMNS", "").strip("0").isdigit()
-    return plain if plain.is_terminal or asked else _Console(width=max(plain.width, 160), quiet=plain.quiet)
+    return plain if plain.file.isatty() or asked else _Console(width=max(plain.width, 160), quiet=plain.quiet)
+
+
+def redraws(console: Console) -> bool:
+    """Whether what is printed can be drawn anew: on a terminal that can, whatever FORCE_COLOR says."""
+    return console.file.isatty() and not console.is_dumb_terminal
 
 
 def working(on: str) -> Status:
@@ -94,7 +99,8 @@ def live_bar(console: Console, what: str, goes_on: str) -> Iterator[Callable[...
     """
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24))
     result = TextColumn("{task.fields[result]}", markup=False)
-    with Progress(*columns, result, console=console, disable=not console.is_terminal, transient=True) as bar:
+    how: dict[str, Any] = {"transient": True, "redirect_stderr": sys.stderr.isatty()}  # a log keeps its warnings
+    with Progress(*columns, result, console=console, disable=not redraws(console), **how) as bar:
         try:
             yield partial(bar.update, bar.add_task(what, total=None, result=""))
         except BrokenPipeError:
@@ -119,7 +125,7 @@ def training_progress(console: Console, first: str = "reading the data") -> Iter
         def watch(progress: Stands) -> None:
             finished = progress.epoch - 1 + progress.step / progress.steps
             update(total=progress.epochs, completed=finished, description=progress.pace, result=progress.result)
-            if not console.is_terminal and (due() or progress.done):
+            if not redraws(console) and (due() or progress.done):
                 print_line(console, str(progress))
 
         yield watch
@@ -132,7 +138,7 @@ def now_and_then(console: Console) -> Callable[[], bool]:
     def due() -> bool:
         nonlocal last
         now = time.monotonic()
-        if now - last < (1.0 if console.is_terminal else PAUSE):
+        if now - last < (1.0 if redraws(console) else PAUSE):
             return False
         last = now
         return True

@@ -69,6 +69,8 @@ def study(words: list[str]) -> int:
 
     console = screen.console()
     if not options.name:
+        if words:
+            raise ValueError(f"name the study first: auxnet study NAME {' '.join(words)}")
         for name in names():
             screen.print_line(console, f"{name:<14}{read_study(name, 'small').question}")
         return 0
@@ -104,14 +106,11 @@ def study(words: list[str]) -> int:
         screen.print_line(console, f"note: {least}")
     try:
         if not options.show:
-            with _progress(console, options.out, len(asked)) as watch:
+            with _progress(console, options.out, len(asked)) as watch, _goes_on():
                 train(options.out, asked, options.processes, where, watch)
         if made.measures:
-            with screen.working("measuring the supervision in each"):
+            with screen.working("measuring the supervision in each"), _goes_on():
                 diagnose(options.out, trials)
-    except KeyboardInterrupt as stop:
-        stop.args = ("stopped, and saved; the same command again goes on with the study",)
-        raise
     except Exception:
         with suppress(OSError, RuntimeError, ValueError):  # what is told is what ended the study
             write_findings(findings_of(made, options.out), folder)
@@ -128,6 +127,16 @@ def study(words: list[str]) -> int:
 
 
 @contextmanager
+def _goes_on() -> Iterator[None]:
+    """Have a stop of the block say what goes on with the study."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.args = ("stopped, and saved; the same command again goes on with the study",)
+        raise
+
+
+@contextmanager
 def _progress(console: Console, out: Path, total: int) -> Iterator[Callable[[Sequence[Trial]], None]]:
     """A live bar on a terminal; elsewhere a line for each training that ends, and now and then what is under way."""
     from auxnet.studies.running import under_way
@@ -139,12 +148,12 @@ def _progress(console: Console, out: Path, total: int) -> Iterator[Callable[[Seq
             nonlocal known
             done = total - len(left)
             words = f"{done}/{total} trainings done"
-            if known is not None and done > known and not console.is_terminal:
+            if known is not None and done > known and not screen.redraws(console):
                 screen.print_line(console, words)
             known = done
             update(total=total, completed=done, description=words)
             if due() and (stand := "; ".join(under_way(out, left))):
-                if not console.is_terminal:
+                if not screen.redraws(console):
                     screen.print_line(console, f"{words}, under way: {stand}")
                 update(result=stand)
 

@@ -141,7 +141,7 @@ def _progress(console: Console) -> Iterator[Callable[[Sequence[Trial], int], Non
             words = "" if best is None else f"best val. error {per_cent(best)}"
             stands = f"{len(ended)}/{total} trials{f', running {running}' if running else ''}"
             update(total=total, completed=len(ended), description=stands, result=words)
-            if due() and running and not console.is_terminal:
+            if due() and running and not screen.redraws(console):
                 screen.print_line(console, ", ".join(filter(None, (stands, words))))
 
         yield watch
