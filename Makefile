@@ -5,14 +5,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE  # pip compiles nothing here (all of torch takes a minute): what is imported is, once
 
-MAKEFLAGS += --jobs=2
-
 .PHONY: demo test suite prove check install chromium clean
 
 demo: .venv/installed                ## train on the embedded digits, end with the table of outputs
 	$(BIN)/auxnet train
 
-test: check suite                    ## linter, types, and the whole suite but for the long proofs
+test:                                ## linter, types, and the whole suite but for the long proofs
+	$(MAKE) --no-print-directory -j 2 check suite
 
 suite: .venv/tested chromium
 	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder

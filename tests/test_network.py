@@ -193,6 +193,26 @@ def test_outputs_cost_what_their_models_do_and_counting_leaves_the_net_as_it_was
     assert all(map(torch.equal, before.values(), net.state_dict().values()))
 
 
+@pytest.mark.parametrize(
+    "net", [{"outputs": 3}, {"block": "original"}, {"block": "plain"}, {"form": "imagenet"}], ids=str
+)
+def test_counting_for_real_and_on_meta_are_the_same(net, monkeypatch):
+    made = auxnet.resnet(50 if "form" in net else 8, **net)
+    counted = costs(made, (3, 32, 32))
+    monkeypatch.setattr("auxnet.cost.SMALL", 0)
+    assert costs(made, (3, 32, 32)) == counted
+
+
+def test_multiply_adds_of_recurrent_nets_are_counted():
+    """Run for real they are one operator, of which PyTorch counts nothing."""
+
+    class Net(nn.LSTM):
+        def forward(self, x):
+            return super().forward(x.flatten(2).transpose(1, 2))[0]
+
+    assert multiply_adds(Net(3, 16, bidirectional=True), (3, 4, 4)) == 16 * 2 * 4 * 16 * (3 + 16)
+
+
 def test_multiply_adds_are_counted_where_a_parameter_enters_a_module():
     class Token(nn.Module):
         def __init__(self):

@@ -467,6 +467,11 @@ def test_weights_behind_a_link_are_those_of_the_run_that_holds_it_or_that_it_lea
         begun = read_recipe(heir.folder / "recipe.yaml")
         assert begun.pretrained == str(named.parent.resolve() / named.name)
         auxnet.fit(begun, tmp_path / f"{named.stem}-again")
+    link = shutil.copytree(tmp_path / "link", tmp_path / "b") / "a.safetensors"
+    link.symlink_to(weights)  # from within another run
+    assert [each["run"] for each in earlier_runs(str(link))] == ["a"]
+    (tmp_path / "config.json").write_text('{"editor": 4}')  # of something else
+    assert [each["run"] for each in earlier_runs(str(tmp_path / "link.safetensors"))] == ["a"]
     (tmp_path / "gone.safetensors").symlink_to("gone.safetensors")  # a circle
     assert earlier_runs(str(tmp_path / "gone.safetensors")) == ()
 

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from auxnet import batches, data
-from auxnet.backbones.described import config_of, cuts_of, net_from
+from auxnet.backbones.described import cuts_of, net_from
 from auxnet.backbones.named import normalisation
-from auxnet.backbones.weights import is_weights_of_run, run_of
+from auxnet.backbones.weights import config_of, is_weights_of_run, run_of
 from auxnet.batches import Share
 from auxnet.by_name import aggregator_of, optimizer_of
 from auxnet.capturing import as_cuda_graph, can_be_graphs

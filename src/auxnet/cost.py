@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, UntypedStorage, nn
 from torch.autograd.graph import Node, saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
 
 from auxnet.backbones.dryrun import plain_attention, still, without_norms
 from auxnet.features import nodes_below
 from auxnet.modules import copied
 from auxnet.network import AuxNet
 from auxnet.watching import Products
+
+SMALL = 2**18  # numbers of an image: 295x295 in colour
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -25,22 +28,43 @@ def multiply_adds_by_part(net: AuxNet, image_shape: Sequence[int]) -> list[tuple
     """Multiply-adds of each segment, and of the head at its end, for one image of shape (C, H, W).
 
     Those of convolutions and products of matrices, as PyTorch counts them (not of a matrix and a vector, nor of
-    `nn.Bilinear`), in one forward of a copy, where the net is. Raises ValueError for images that are not for this net.
+    `nn.Bilinear`), counted exactly in copies on "meta", where shapes alone are computed. Built-in nets are run for
+    real on small images, which takes less time than to import what "meta" needs, and so is what looks at the values of
+    a tensor. Raises ValueError for images that are not for this net.
     """
     net.check_images((1, *image_shape))
-    pairs: Any = still(nn.ModuleList(nn.ModuleList(pair) for pair in zip(net.segments, net.heads, strict=True)))
+    pairs = nn.ModuleList(nn.ModuleList(pair) for pair in zip(net.segments, net.heads, strict=True))
     like = next(pairs.parameters())
-    x = torch.zeros(1, *image_shape, dtype=like.dtype, device=like.device)
-    if x.is_meta:
-        without_norms(pairs)
+    image = torch.zeros(1, *image_shape, dtype=like.dtype, device=like.device)
+    if not image.is_meta and image.numel() <= SMALL and all(map(_is_built_in, pairs.modules())):
+        with Products() as products:
+            return _run(still(pairs), image, lambda: products.multiply_adds)
+    with FlopCounterMode(display=False) as operations:
+
+        def half() -> int:
+            return operations.get_total_flops() // 2
+
+        try:
+            return _run(without_norms(still(pairs).to("meta")), image.to("meta"), half)
+        except Exception:
+            return _run(still(pairs), image, half)
+
+
+def _is_built_in(module: nn.Module) -> bool:
+    plain = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.ReLU, nn.MaxPool2d, nn.Sequential, nn.ModuleList)
+    return type(module) in plain or type(module).__module__ == "auxnet.blocks"
+
+
+def _run(pairs: Any, x: Tensor, count: Callable[[], int]) -> list[tuple[int, int]]:
+    """What `count` rises by in each segment, and in the head at its end."""
     parts = []
-    with torch.no_grad(), plain_attention(), Products() as counter:
+    with torch.no_grad(), plain_attention():
         for segment, head in pairs:
-            before = counter.multiply_adds
+            before = count()
             x = segment(x)
-            between = counter.multiply_adds
+            between = count()
             head(x)
-            parts.append((between - before, counter.multiply_adds - between))
+            parts.append((between - before, count() - between))
     return parts
 
 

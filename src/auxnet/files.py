@@ -28,7 +28,7 @@ def whole_path(path: Path | str) -> Path:
     A link to a file may lead to a name that says nothing: git-annex, DVC and the hub's cache keep files by checksum.
     """
     path = Path(path)
-    return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+    return path.resolve() if os.path.isdir(path) else path.parent.resolve() / path.name
 
 
 def to_write(path: Path | str, name: str) -> Path:

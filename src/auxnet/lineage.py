@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from auxnet.backbones.described import config_of
-from auxnet.backbones.weights import run_of
+from auxnet.backbones.weights import config_of, run_of
 from auxnet.documents import parsing, read_json
 from auxnet.rundir import checkpoints
 from auxnet.words import command

@@ -20,8 +20,7 @@ from torch.fx import GraphModule
 from auxnet.backbones.attaching import attach
 from auxnet.backbones.cuts import even_cuts
 from auxnet.backbones.named import build_backbone
-from auxnet.backbones.weights import is_weights_of_run, load_pretrained, run_of
-from auxnet.documents import read_json
+from auxnet.backbones.weights import config_of, is_weights_of_run, load_pretrained, run_of
 from auxnet.errors import error_prefix, warn
 from auxnet.machine import random_kept
 from auxnet.modules import leaves
@@ -163,15 +162,6 @@ def _places(options: Mapping[str, Any], net: AuxNet) -> Sequence[Any]:
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in state.items()}
-
-
-def config_of(run: Path) -> Mapping[str, Any]:
-    """The config.json of a run; {} where there is none to be read."""
-    try:
-        config = read_json(run / "config.json")
-    except (OSError, RuntimeError, ValueError):
-        return {}
-    return config if isinstance(config, dict) else {}
 
 
 def _unlike(options: Mapping[str, Any], theirs: Mapping[str, Any], run: Path) -> str:

@@ -266,7 +266,7 @@ def _stand_in(module: AnyModule, image_shape: Sequence[int]) -> tuple[AnyModule,
 
 
 def still(module: AnyModule) -> AnyModule:
-    """A copy in evaluation mode, without gradients."""
+    """A copy in evaluation mode, without gradients: FlopCounterMode trips over views of parameters that have some."""
     return copied(module).eval().requires_grad_(False)
 
 

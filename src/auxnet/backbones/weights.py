@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from auxnet.documents import read_json
 from auxnet.errors import DamagedError, first_line, warn
 from auxnet.fetching import local
 from auxnet.files import whole_path
@@ -45,15 +46,26 @@ def is_weights_of_run(path: Path | str) -> bool:
 def run_of(path: Path | str) -> Path:
     """The folder of the run that weights are of, if they are of one: they lie in it, or in its checkpoints/.
 
-    Links to a file are followed one by one, up to a run: of what lies in one, and links elsewhere, it is that one.
+    Links to a file are followed; where what they lead to lies in no run (git-annex, DVC, the hub's cache), it is the
+    run in which the last of them lies.
     """
     path = whole_path(local(path))
     if path.is_dir():
         return path
     home = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    if path.is_symlink() and path.is_file() and not (home / "config.json").is_file():
-        return run_of(path.parent / path.readlink())
+    if path.is_symlink() and path.is_file():
+        end = run_of(path.parent / path.readlink())
+        return home if "network" in config_of(home) and "network" not in config_of(end) else end
     return home
+
+
+def config_of(run: Path) -> Mapping[str, Any]:
+    """The config.json of a run; {} where there is none to be read."""
+    try:
+        config = read_json(run / "config.json")
+    except (OSError, RuntimeError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def sha256_of(path: Path | str) -> str:
