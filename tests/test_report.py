@@ -840,6 +840,8 @@ def test_runs_that_differ_in_their_seed_alone_are_summed_up(gathered):
     assert "Left out" not in table
     again = report_page._over_seeds([*runs[:3], {**runs[0], "name": "once-more"}])
     assert again.replace(" Left out, as another run has their recipe and their seed: once-more.", "") == table
+    runs[1]["data"]["test_sha256"] = "of other images"
+    assert report_page._over_seeds(runs) == ""
 
 
 def test_a_name_that_is_no_text_is_shown_all_the_same(gathered):

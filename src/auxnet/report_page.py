@@ -253,7 +253,7 @@ def _ladder(runs: Sequence[Facts], latency: str) -> str:
 
 
 def _over_seeds(runs: Sequence[Facts]) -> str:
-    """Mean and spread of the runs that differ in nothing but their seed; nothing where there are none."""
+    """Mean and spread of the runs that differ in their seed alone, and were tested alike; nothing if there are none."""
     alike: dict[str, dict[int, Facts]] = {}
     twice: list[str] = []
     for run in runs:
@@ -262,7 +262,8 @@ def _over_seeds(runs: Sequence[Facts]) -> str:
         if run is not of_seed.setdefault(run["seed"], run):
             twice.append(run["name"])
     heads, lines = ("output", "depth", "seeds", "validation error", "test error"), []
-    for group in (list(seeds.values()) for seeds in alike.values() if len(seeds) > 1):
+    groups = [list(seeds.values()) for seeds in alike.values() if len(seeds) > 1]
+    for group in (group for group in groups if not _apart(group)):
         title = f"{group[0]['method']}: {', '.join(run['name'] for run in group)}"
         lines.append(heading_of(title, len(heads)))
         for k, row in enumerate(group[0]["outputs"]):
