@@ -355,20 +355,24 @@ def test_the_panel_names_what_ties_and_a_phone_shows_the_errors_of_every_output(
         assert box["x"] + box["width"] <= 390 - 20
 
 
-def test_a_folder_with_a_slash_behind_its_name_is_the_same_data(gathered):
-    def of(name):
-        return {**gathered, "data": {**gathered["data"], "name": name}}
+def test_data_are_the_same_in_a_folder_with_a_slash_behind_its_name_and_in_one_whose_test_images_are(gathered):
+    def of(name, tested):
+        return {**gathered, "data": {**gathered["data"], "name": name, "test_sha256": tested}}
 
-    def said(*names):
-        return "different data sets" in " ".join(report_page.notes([of(name) for name in names]))
+    def said(*names, tested=("", "")):
+        runs = [of(*each) for each in zip(names, tested, strict=True)]
+        return "different data sets" in " ".join(report_page.notes(runs))
 
     assert not said("pictures", "pictures/")
-    assert said("pictures", "others")
+    assert not said("pictures", "copied", tested=("a", "a"))
+    for tested in (("", ""), ("a", ""), ("a", "b"), (None, None)):  # which of runs that are not finished is not known
+        assert said("pictures", "others", tested=tested)
 
 
 def test_runs_of_several_data_sets_are_judged_each_on_its_own(gathered):
     other = json.loads(json.dumps(gathered)) | {"name": "second", "missing": "its images are gone"}
-    other["data"]["name"], other["epochs"]["last"] = "others", 1
+    other["data"] |= {"name": "others", "test_sha256": "of others"}
+    other["epochs"]["last"] = 1
     for row in other["outputs"]:
         row["val"]["images"] = 7
     html = report_page.page([gathered, other], 0.5)
