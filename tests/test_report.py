@@ -826,6 +826,16 @@ def test_names_from_users_stay_text(gathered, open_page):
     assert page.locator("#exits-plot .legendtext").last.text_content() == "</script><b>other $a$"
 
 
+def test_the_eyebrow_tells_a_whole_net_from_one_of_its_outputs_alone(gathered):
+    whole, *alone = ({**gathered, "recipe": {**gathered["recipe"], "alone": k}} for k in (None, 1, 2))
+    for run in alone:
+        run["outputs"] = gathered["outputs"][:1]
+    net = "digits, preact ResNet-8 with"
+    trained = "trained multiway, live for 2 epochs"
+    assert report_page.eyebrow([whole]) == f"{net} 3 outputs, {trained}"
+    assert report_page.eyebrow(alone) == f"{net} output 1 alone, {trained}; {net} output 2 alone, {trained}"
+
+
 def test_runs_that_differ_in_their_seed_alone_are_summed_up(gathered):
     def run(seed, lr, error):
         made = json.loads(json.dumps(gathered))

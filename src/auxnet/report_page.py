@@ -69,7 +69,9 @@ def eyebrow(runs: Sequence[Facts]) -> str:
 
 def _kind(run: Facts) -> str:
     K = len(run["outputs"] if run["finished"] else run["curves"]["outputs"])
-    net = f"{run['data']['name']}, {run['network']} with {plural(K, 'output')}"
+    alone = run["recipe"]["alone"]
+    outputs = plural(K, "output") if alone is None else f"output {alone} alone"
+    net = f"{run['data']['name']}, {run['network']} with {outputs}"
     return f"{net}, trained {run['method']} for {unfinished.epochs_of(run)}"
 
 
