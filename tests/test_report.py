@@ -997,12 +997,17 @@ def test_one_output_after_one_epoch_is_drawn_on_axes_about_it_and_compared_with_
 
 
 def test_many_classes_are_told_apart_by_what_their_names_do_not_share(gathered, open_page):
+    animals = [chr(0x1F400 + n) for n in range(30)]  # which share half of their UTF-16
     facts = {**gathered, "classes": [f"a photograph of thing {n}" for n in range(30)]}
     counts = torch.eye(30, dtype=torch.int64).tolist()
     facts["confusion"] = [{"counts": counts, "pairs": []} for _ in gathered["outputs"]]
-    page = open_page([facts], figures=False)
+    page = open_page([facts, {**facts, "classes": animals}], figures=False)
     assert drawn(page, "confusion")[1]["xaxis"]["ticktext"] == [str(n) for n in range(0, 30, 2)]
     assert "a photograph of thing 29 taken for" in drawn(page, "confusion")[0][0]["text"][29][0]
+    page.locator("#run").select_option("1")
+    assert drawn(page, "confusion")[1]["xaxis"]["ticktext"] == animals[::2]
+    shortened = page.evaluate("(name) => short(name, 6)", "".join(animals))
+    assert [*shortened] == [*animals[:3], "\u2026", *animals[-2:]]
 
 
 def test_a_headline_names_a_few_of_many_that_tie_and_breaks_within_no_interval(gathered):

@@ -39,8 +39,9 @@ function safe(text) {
 }
 // A name where there is little place for it: names that begin alike often end differently.
 function short(text, length) {
-  const half = (length - 1) / 2;
-  return text.length > length ? `${text.slice(0, Math.ceil(half))}…${text.slice(-Math.floor(half))}` : text;
+  const letters = [...text], half = (length - 1) / 2; // whole ones, where a string's units are halves of an emoji
+  const part = (...ends) => letters.slice(...ends).join("");
+  return letters.length > length ? `${part(0, Math.ceil(half))}…${part(-Math.floor(half))}` : text;
 }
 function element(tag, text, kind) {
   const made = document.createElement(tag);

@@ -473,10 +473,11 @@
   function classTicks(names) {
     const step = names.length > 26 ? Math.ceil(names.length / 20) : 1;
     const at = names.map((_, i) => i).filter((i) => i % step === 0);
-    const begins = (n) => names.every((name) => name.length > n && name[n - 1] === names[0][n - 1]);
+    const letters = names.map((name) => [...name]), [first] = letters;
+    const begins = (n) => letters.every((each) => each.length > n && each[n - 1] === first[n - 1]);
     let same = 0;
     while (step > 1 && begins(same + 1)) same += 1;
-    const ticktext = at.map((i) => safe(short(names[i].slice(same), 14)));
+    const ticktext = at.map((i) => safe(short(letters[i].slice(same).join(""), 14)));
     return { tickvals: at, ticktext, showgrid: false, ticks: "" };
   }
   // How often, written into the cells of a small table.
