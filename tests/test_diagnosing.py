@@ -21,7 +21,7 @@ from auxnet.mixing import mixed
 from auxnet.recipe import Recipe
 from auxnet.synchronised import synchronise_norms, unsynchronised
 from auxnet.tensors import read_about, read_tensors, save_tensors
-from browser import chromium, opened
+from browser import chromium, opened, ticks_between
 from writers import write_folders
 
 TINY = Recipe(depth=8, outputs=3, epochs=2, batch_size=256, threads=1)
@@ -67,6 +67,7 @@ def drawn(browser, path, scheme="light", width=1200, clicks=()):
             "theme": page.evaluate("document.documentElement.dataset.theme"),
             "width": page.evaluate("document.documentElement.scrollWidth"),
             "headline": page.locator("h1").inner_text(),
+            "ticks": ticks_between(page, "probes-plot", 0.96, 0.97) if "probes-plot" in plots else [],
         }
 
 
@@ -204,6 +205,7 @@ def test_the_page_draws_what_was_measured_and_hears_of_nothing(runs, content, br
     assert [trace["x"] for trace in seen["plots"]["epochs-plot"]["traces"]] == [[1, 2]] * 3
     (probes,) = seen["plots"]["probes-plot"]["traces"]
     assert probes["y"] == [row["accuracy"] for row in run["probes"]]
+    assert len({*seen["ticks"]}) == len(seen["ticks"]) > 2
 
 
 def test_several_runs_are_drawn_side_by_side_and_names_stay_text(runs, tmp_path, browser):

@@ -36,7 +36,7 @@ from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.settings import Settings
 from auxnet.sweeps.space import Choices, Range, domain_of, space_from, space_from_words, values_of, written
 from auxnet.sweeps.sweeping import read_sweep, sweep
-from browser import check_themes, chromium, opened
+from browser import check_themes, chromium, opened, ticks_between
 from killed import contents, killed_at
 from writers import COMMIT, on_the_hub, tiny, write_folders
 
@@ -963,6 +963,9 @@ def test_the_page_draws_every_figure_and_needs_nothing_from_elsewhere(finished, 
         assert evil in page.locator("#trials").inner_text()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         check_themes(page, "#history-plot")
+        for name in ("history", "learning"):
+            ticks = ticks_between(page, f"{name}-plot", 0.03, 0.04)
+            assert len({*ticks}) == len(ticks) > 2
         lines = "#together-plot .scatterlayer .js-line"
         bright = page.locator(lines).evaluate_all("all => all.map((line) => getComputedStyle(line).stroke)")
         page.locator("#theme").click()

@@ -64,10 +64,10 @@
           size: ends.map((end) => (end ? 11 : 6)), line: { color: marker.color, width: 2 },
         },
         error_y: bars(rows, "accuracy", 1, { thickness: 1, width: 3 }),
-        hovertemplate: "layer %{x}: %{y:.1%}<extra>%{fullData.name}</extra>",
+        hovertemplate: "layer %{x}: %{y:.2%}<extra>%{fullData.name}</extra>",
       };
     });
-    const accuracy = axis("accuracy on validation", { tickformat: ".0%" });
+    const accuracy = axis("accuracy on validation", { tickformat: ".2~%" });
     return show("probes", traces, axis("layer", { rangemode: "tozero" }), accuracy);
   }
   const drawAll = () => Promise.all([shares(), epochs(), probes()]);

@@ -211,7 +211,7 @@ def _against(rows: Sequence[Average], key: str, title: str) -> dict[str, Any]:
         for n, (name, ladder) in enumerate(ladders.items())
     ]
     axis = {"title": {"text": title}, "type": "linear" if key == "depth" else "log"}
-    return {"data": data, "layout": {"xaxis": axis, "yaxis": {"title": {"text": "test error"}, "tickformat": ".0%"}}}
+    return {"data": data, "layout": {"xaxis": axis, "yaxis": {"title": {"text": "test error"}, "tickformat": ".2~%"}}}
 
 
 def table_cells(findings: Findings) -> list[list[str]]:

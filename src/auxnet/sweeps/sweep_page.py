@@ -207,7 +207,7 @@ def _figures(sweep: Sweep) -> Iterator[tuple[str, tuple[str, str, dict[str, Any]
 
     complete = [trial for trial in sweep.trials if trial.state == "complete"]
     error: dict[str, Any] = {"target": lambda trial: 100 * trial.value, "target_name": "validation error (%)"}
-    in_per_cent = {"title": {"text": "validation error"}, "tickformat": ".0%"}
+    in_per_cent = {"title": {"text": "validation error"}, "tickformat": ".2~%"}
     if complete:
         words = "Each complete trial in the order of their beginning, and the best so far."
         figure = _plain(draw.plot_optimization_history(sweep.study, target_name="validation error"))
