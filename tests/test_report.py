@@ -798,6 +798,23 @@ def test_the_lines_of_many_runs_can_be_told_apart(gathered, open_page):
     assert len(set(looks)) == 36
 
 
+@pytest.mark.parametrize(("runs", "outputs", "marked"), [(2, 3, False), (8, 13, True)])
+def test_the_lines_of_all_outputs_of_several_runs_can_be_told_apart(runs, outputs, marked, gathered, open_page):
+    curve = gathered["curves"]["outputs"][0]
+    curves = {**gathered["curves"], "outputs": [{**curve, "output": k + 1} for k in range(outputs)]}
+    page = open_page([{**gathered, "name": f"r{n}", "curves": curves} for n in range(runs)], figures=False)
+    page.locator("#curve-output input[value='0']").check()
+    traces, _ = drawn(page, "learning")
+    looks = [
+        (trace["line"]["color"], trace["line"]["dash"], trace["marker"]["symbol"] if "markers" in trace["mode"] else "")
+        for trace in traces
+    ]
+    assert len({*looks}) == len(looks) == runs * outputs
+    assert any(symbol for *_, symbol in looks) == marked
+    colours = [color for color, *_ in looks]
+    assert all(len({*colours[n : n + outputs]}) == 1 for n in range(0, len(looks), outputs))  # one for each run
+
+
 def test_what_one_run_lacks_is_not_said_above_the_figures_of_another(gathered, open_page):
     gone = {
         **gathered,

@@ -11,12 +11,13 @@
       return outputs.map((output, k) => {
         const parts = runs.length > 1 ? [short(run.name, 28)] : [];
         if (output != null && run.ends.length > 1) parts.push(`output ${output}`);
-        const which = shade(runs.length > 1 ? r : k);
+        const which = shade(runs.length > 1 ? r : k), lone = symbol(outputs.length > 1 ? k : r);
+        const look = runs.length > 1 && outputs.length > 1 ? ofSeveral(r, k) : { dash: "solid", symbol: lone };
         return {
           name: safe(parts.join(", ") || (run.ends.length > 1 ? "all outputs" : short(run.name, 28))),
           rows: rows.filter((row) => row.output === output),
-          line: { color: which, width: 2.2, dash: runs.length > 1 ? dash(k) : "solid" },
-          marker: { color: which, size: 7, symbol: SYMBOLS[(runs.length > 1 ? r : k) % SYMBOLS.length] },
+          line: { color: which, width: 2.2, dash: look.dash },
+          marker: { color: which, size: 7, symbol: look.symbol },
         };
       });
     });

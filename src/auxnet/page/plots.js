@@ -17,6 +17,11 @@ const shades = () => SHADES[isDark() ? "dark" : "light"];
 const shade = (n) => shades()[n % shades().length];
 // Of as many lines as shades, a dash each; the next ones, whose shades come again, have other dashes.
 const dash = (n) => DASHES[(n + Math.floor(n / shades().length)) % DASHES.length];
+const symbol = (n) => SYMBOLS[n % SYMBOLS.length];
+// Of output k of run r where colours tell runs: dashes and symbols tell outputs, symbols also runs of the same shade.
+const ofSeveral = (r, k) => ({
+  dash: DASHES[k % DASHES.length], symbol: symbol(k + Math.floor(r / shades().length)),
+});
 const ramp = () => RAMPS[isDark() ? "dark" : "light"];
 // The colour at a share of the way along the ramp.
 function along(share) {
