@@ -892,14 +892,15 @@ def test_the_command_that_trains_the_same_again_can_be_typed_and_what_is_left_op
 
 def test_several_runs_are_laid_over_each_other_and_compared(gathered, open_page):
     other = json.loads(json.dumps(gathered))
-    other["name"], other["recipe"]["lr"] = "second", 0.05
+    other["name"], other["recipe"]["lr"], other["recipe"]["loss"] = "second", 0.05, "square_hinge"
     for row in other["outputs"]:
         row["val"]["error"] /= 2
     other["epochs"]["last"] = 40
     page = open_page([gathered, other])
     assert page.evaluate("byId('learning-plot').layout.xaxis.dtick") == 4  # by the longest run, whichever is shown
     assert page.locator("#outputs tbody tr.run").count() == 2
-    assert "lr" in page.locator("#recipe tr.differs").all_inner_texts()[0]
+    differs = page.locator("#recipe tr.differs").all_inner_texts()
+    assert [row.split()[0] for row in differs] == ["loss", "lr"]
     assert page.locator("#learning-plot .legend .traces").count() == 2
     page.locator("#run").select_option("1")
     limits, chosen = shown_limits(page)
@@ -907,6 +908,8 @@ def test_several_runs_are_laid_over_each_other_and_compared(gathered, open_page)
     assert page.locator("#outputs tr.chosen").get_attribute("data-run") == "1"
     assert "lowest validation error of second" in page.locator("#reason").inner_text()
     assert "The figures of second are of the last epoch" in page.locator("#learning-note").inner_text()
+    page.locator("#curve input[value=train_loss]").check()
+    assert page.locator("#learning-plot .ytitle").text_content() == "training loss"
 
 
 # ---- what is drawn ---------------------------------------------------------------------------------------------

@@ -288,8 +288,10 @@
 
   // ---- learning curves ------------------------------------------------------------------------------------------
   function showLearning() {
+    const inNats = D.runs.every((r) => r.recipe.loss === "cross_entropy"); // on validation the log-loss is measured
     const words = {
-      val_error: "validation error (%)", val_loss: "validation loss (nats)", train_loss: "training loss (nats)",
+      val_error: "validation error (%)", val_loss: "validation loss (nats)",
+      train_loss: `training loss${inNats ? " (nats)" : ""}`,
     };
     const key = state.curve, log = state.scale === "log";
     const scaled = (v) => (v === null || (log && v <= 0) ? null : key === "val_error" ? 100 * v : v);
