@@ -908,6 +908,7 @@ def test_several_runs_are_laid_over_each_other_and_compared(gathered, open_page)
     assert page.locator("#outputs tr.chosen").get_attribute("data-run") == "1"
     assert "lowest validation error of second" in page.locator("#reason").inner_text()
     assert "The figures of second are of the last epoch" in page.locator("#learning-note").inner_text()
+    assert "good enough under the limits above, of second." in page.locator("#front-note").inner_text()
     page.locator("#curve input[value=train_loss]").check()
     assert page.locator("#learning-plot .ytitle").text_content() == "training loss"
 

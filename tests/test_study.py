@@ -750,6 +750,14 @@ def test_joint_training_has_one_share_of_all_outputs(own, output):
         check_claims(read_study(str(own), "smoke"))
 
 
+@pytest.mark.parametrize(("deepest", "tick"), [(10, 1), (11, None)])
+def test_no_tick_stands_between_two_layers(own, deepest, tick):
+    row = whole_row("one", "digits", 300, 10)
+    row["last"] = [{**row["last"][-1], "depth": depth} for depth in (3, deepest)]
+    drawn = dict(figures(found_in(read_study(str(own), "smoke"), [row])))
+    assert drawn["depth"][2]["layout"]["xaxis"].get("dtick") == tick
+
+
 def test_a_claim_of_share_is_told_as_one(own):
     study = read_study("vanishing", "smoke", 3)
     rows = tuple(

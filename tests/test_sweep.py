@@ -1173,6 +1173,7 @@ def test_slices_name_choices_as_the_table_does_and_keep_a_place_for_one_that_no_
         "lr": (None, None),
     }
     assert sorted(trace["x"] for trace in figure["data"] if "it's" in trace["x"]) == [["fused", "it's"]]
+    assert {trace["marker"]["colorbar"]["dtick"] for trace in figure["data"]} == {1}  # no tick between two trials
 
 
 @pytest.mark.parametrize(

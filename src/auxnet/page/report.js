@@ -283,7 +283,7 @@
     return "Numbers: outputs. Filled: validation; open, drawn slightly to the right: test. Bars: 95 % Wilson " +
       `intervals; ${several ? "see the table for n" : sizes}. ` +
       `${several ? "Lines: Pareto fronts" : "Dotted: Pareto front"} on validation. Blue band: errors that are good ` +
-      `enough under the limits above.${latency}`;
+      `enough under the limits above${several ? `, of ${run().name}` : ""}.${latency}`;
   }
 
   // ---- learning curves ------------------------------------------------------------------------------------------

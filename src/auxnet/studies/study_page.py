@@ -210,7 +210,10 @@ def _against(rows: Sequence[Average], key: str, title: str) -> dict[str, Any]:
         }
         for n, (name, ladder) in enumerate(ladders.items())
     ]
-    axis = {"title": {"text": title}, "type": "linear" if key == "depth" else "log"}
+    axis: dict[str, Any] = {"title": {"text": title}, "type": "linear" if key == "depth" else "log"}
+    depths = [row.depth for row in rows]
+    if key == "depth" and max(depths) - min(depths) < 8:
+        axis["dtick"] = 1  # no tick between two layers
     return {"data": data, "layout": {"xaxis": axis, "yaxis": {"title": {"text": "test error"}, "tickformat": ".2~%"}}}
 
 

@@ -261,6 +261,8 @@ def _counting(what: str, most: int) -> dict[str, Any]:
 
 def _slices(figure: dict[str, Any]) -> dict[str, Any]:
     """Optuna's points, their choices in words and not as Python writes them; one that no trial drew has its place."""
+    for marker in (trace["marker"] for trace in figure["data"]):
+        marker["colorbar"] |= _counting("trial", max(marker["color"], default=0))
     axes = [axis for name, axis in figure["layout"].items() if name.startswith("xaxis") and "categoryarray" in axis]
     for axis in axes:
         axis["range"] = [-0.5, len(axis["categoryarray"]) - 0.5]
