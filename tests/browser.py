@@ -38,6 +38,12 @@ def opened(browser, path, width=1280, scheme="light"):
     assert heard == []
 
 
+def ticks_between(page, plot, low, high):
+    """What an axis of errors says where it is drawn from `low` to `high`."""
+    page.evaluate("([plot, range]) => Plotly.relayout(plot, {'yaxis.range': range})", [plot, [low, high]])
+    return page.locator(f"#{plot} .ytick text").all_text_contents()
+
+
 LIGHT, DARK = ("light", "Dark", "rgb(27, 31, 36)"), ("dark", "Light", "rgb(232, 235, 239)")
 
 

@@ -21,7 +21,7 @@ from auxnet.mixing import mixed
 from auxnet.recipe import Recipe
 from auxnet.synchronised import synchronise_norms, unsynchronised
 from auxnet.tensors import read_about, read_tensors, save_tensors
-from browser import chromium, opened
+from browser import chromium, opened, ticks_between
 from writers import write_folders
 
 TINY = Recipe(depth=8, outputs=3, epochs=2, batch_size=256, threads=1)
@@ -60,6 +60,7 @@ def drawn(browser, path, scheme="light", width=1200, clicks=()):
             ".plot",
             "all => Object.fromEntries(all.map((p) => [p.id, {"
             "type: p.layout.yaxis.type, ticks: p.layout.yaxis.ticktext, "
+            "looks: p.data.map((t) => `${t.line.color} ${t.line.dash} ${t.marker.symbol}`), "
             "traces: p.data.map((t) => ({name: t.name, x: [...t.x], y: [...t.y]}))}]))",
         )
         return {
@@ -67,6 +68,7 @@ def drawn(browser, path, scheme="light", width=1200, clicks=()):
             "theme": page.evaluate("document.documentElement.dataset.theme"),
             "width": page.evaluate("document.documentElement.scrollWidth"),
             "headline": page.locator("h1").inner_text(),
+            "ticks": ticks_between(page, "probes-plot", 0.96, 0.97) if "probes-plot" in plots else [],
         }
 
 
@@ -204,6 +206,7 @@ def test_the_page_draws_what_was_measured_and_hears_of_nothing(runs, content, br
     assert [trace["x"] for trace in seen["plots"]["epochs-plot"]["traces"]] == [[1, 2]] * 3
     (probes,) = seen["plots"]["probes-plot"]["traces"]
     assert probes["y"] == [row["accuracy"] for row in run["probes"]]
+    assert len({*seen["ticks"]}) == len(seen["ticks"]) > 2
 
 
 def test_several_runs_are_drawn_side_by_side_and_names_stay_text(runs, tmp_path, browser):
@@ -212,10 +215,14 @@ def test_several_runs_are_drawn_side_by_side_and_names_stay_text(runs, tmp_path,
         with opening.opened(runs / name) as run:
             gathered.append(diagnosing.gather(runs / name, name, run, 256, None))
     gathered[1]["name"] = EVIL
+    rows = [{**row, "output": k} for k in range(1, 14) for row in gathered[0]["shares"] if row["output"] == 1]
+    gathered += [{**gathered[0], "name": f"many {n}", "shares": rows} for n in range(2)]
     diagnosing.write(gathered, tmp_path)
     seen = drawn(browser, tmp_path / "diagnosis.html", clicks=["#theme"])
     names = [trace["name"] for trace in seen["plots"]["shares-plot"]["traces"]]
-    assert names == [
+    looks = seen["plots"]["shares-plot"]["looks"]
+    assert len({*looks}) == len(looks) == 5 + 2 * 13
+    assert names[:5] == [
         "ways, output 1",
         "ways, output 2",
         "ways, output 3",

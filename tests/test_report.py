@@ -355,20 +355,24 @@ def test_the_panel_names_what_ties_and_a_phone_shows_the_errors_of_every_output(
         assert box["x"] + box["width"] <= 390 - 20
 
 
-def test_a_folder_with_a_slash_behind_its_name_is_the_same_data(gathered):
-    def of(name):
-        return {**gathered, "data": {**gathered["data"], "name": name}}
+def test_data_are_the_same_in_a_folder_with_a_slash_behind_its_name_and_in_one_whose_test_images_are(gathered):
+    def of(name, tested):
+        return {**gathered, "data": {**gathered["data"], "name": name, "test_sha256": tested}}
 
-    def said(*names):
-        return "different data sets" in " ".join(report_page.notes([of(name) for name in names]))
+    def said(*names, tested=("", "")):
+        runs = [of(*each) for each in zip(names, tested, strict=True)]
+        return "different data sets" in " ".join(report_page.notes(runs))
 
     assert not said("pictures", "pictures/")
-    assert said("pictures", "others")
+    assert not said("pictures", "copied", tested=("a", "a"))
+    for tested in (("", ""), ("a", ""), ("a", "b"), (None, None)):  # which of runs that are not finished is not known
+        assert said("pictures", "others", tested=tested)
 
 
 def test_runs_of_several_data_sets_are_judged_each_on_its_own(gathered):
     other = json.loads(json.dumps(gathered)) | {"name": "second", "missing": "its images are gone"}
-    other["data"]["name"], other["epochs"]["last"] = "others", 1
+    other["data"] |= {"name": "others", "test_sha256": "of others"}
+    other["epochs"]["last"] = 1
     for row in other["outputs"]:
         row["val"]["images"] = 7
     html = report_page.page([gathered, other], 0.5)
@@ -794,6 +798,23 @@ def test_the_lines_of_many_runs_can_be_told_apart(gathered, open_page):
     assert len(set(looks)) == 36
 
 
+@pytest.mark.parametrize(("runs", "outputs", "marked"), [(2, 3, False), (8, 13, True)])
+def test_the_lines_of_all_outputs_of_several_runs_can_be_told_apart(runs, outputs, marked, gathered, open_page):
+    curve = gathered["curves"]["outputs"][0]
+    curves = {**gathered["curves"], "outputs": [{**curve, "output": k + 1} for k in range(outputs)]}
+    page = open_page([{**gathered, "name": f"r{n}", "curves": curves} for n in range(runs)], figures=False)
+    page.locator("#curve-output input[value='0']").check()
+    traces, _ = drawn(page, "learning")
+    looks = [
+        (trace["line"]["color"], trace["line"]["dash"], trace["marker"]["symbol"] if "markers" in trace["mode"] else "")
+        for trace in traces
+    ]
+    assert len({*looks}) == len(looks) == runs * outputs
+    assert any(symbol for *_, symbol in looks) == marked
+    colours = [color for color, *_ in looks]
+    assert all(len({*colours[n : n + outputs]}) == 1 for n in range(0, len(looks), outputs))  # one for each run
+
+
 def test_what_one_run_lacks_is_not_said_above_the_figures_of_another(gathered, open_page):
     gone = {
         **gathered,
@@ -822,6 +843,16 @@ def test_names_from_users_stay_text(gathered, open_page):
     assert page.locator("#exits-plot .legendtext").last.text_content() == "</script><b>other $a$"
 
 
+def test_the_eyebrow_tells_a_whole_net_from_one_of_its_outputs_alone(gathered):
+    whole, *alone = ({**gathered, "recipe": {**gathered["recipe"], "alone": k}} for k in (None, 1, 2))
+    for run in alone:
+        run["outputs"] = gathered["outputs"][:1]
+    net = "digits, preact ResNet-8 with"
+    trained = "trained multiway, live for 2 epochs"
+    assert report_page.eyebrow([whole]) == f"{net} 3 outputs, {trained}"
+    assert report_page.eyebrow(alone) == f"{net} output 1 alone, {trained}; {net} output 2 alone, {trained}"
+
+
 def test_runs_that_differ_in_their_seed_alone_are_summed_up(gathered):
     def run(seed, lr, error):
         made = json.loads(json.dumps(gathered))
@@ -840,6 +871,8 @@ def test_runs_that_differ_in_their_seed_alone_are_summed_up(gathered):
     assert "Left out" not in table
     again = report_page._over_seeds([*runs[:3], {**runs[0], "name": "once-more"}])
     assert again.replace(" Left out, as another run has their recipe and their seed: once-more.", "") == table
+    runs[1]["data"]["test_sha256"] = "of other images"
+    assert report_page._over_seeds(runs) == ""
 
 
 def test_a_name_that_is_no_text_is_shown_all_the_same(gathered):
@@ -859,14 +892,15 @@ def test_the_command_that_trains_the_same_again_can_be_typed_and_what_is_left_op
 
 def test_several_runs_are_laid_over_each_other_and_compared(gathered, open_page):
     other = json.loads(json.dumps(gathered))
-    other["name"], other["recipe"]["lr"] = "second", 0.05
+    other["name"], other["recipe"]["lr"], other["recipe"]["loss"] = "second", 0.05, "square_hinge"
     for row in other["outputs"]:
         row["val"]["error"] /= 2
     other["epochs"]["last"] = 40
     page = open_page([gathered, other])
     assert page.evaluate("byId('learning-plot').layout.xaxis.dtick") == 4  # by the longest run, whichever is shown
     assert page.locator("#outputs tbody tr.run").count() == 2
-    assert "lr" in page.locator("#recipe tr.differs").all_inner_texts()[0]
+    differs = page.locator("#recipe tr.differs").all_inner_texts()
+    assert [row.split()[0] for row in differs] == ["loss", "lr"]
     assert page.locator("#learning-plot .legend .traces").count() == 2
     page.locator("#run").select_option("1")
     limits, chosen = shown_limits(page)
@@ -874,6 +908,9 @@ def test_several_runs_are_laid_over_each_other_and_compared(gathered, open_page)
     assert page.locator("#outputs tr.chosen").get_attribute("data-run") == "1"
     assert "lowest validation error of second" in page.locator("#reason").inner_text()
     assert "The figures of second are of the last epoch" in page.locator("#learning-note").inner_text()
+    assert "good enough under the limits above, of second." in page.locator("#front-note").inner_text()
+    page.locator("#curve input[value=train_loss]").check()
+    assert page.locator("#learning-plot .ytitle").text_content() == "training loss"
 
 
 # ---- what is drawn ---------------------------------------------------------------------------------------------
@@ -981,12 +1018,17 @@ def test_one_output_after_one_epoch_is_drawn_on_axes_about_it_and_compared_with_
 
 
 def test_many_classes_are_told_apart_by_what_their_names_do_not_share(gathered, open_page):
+    animals = [chr(0x1F400 + n) for n in range(30)]  # which share half of their UTF-16
     facts = {**gathered, "classes": [f"a photograph of thing {n}" for n in range(30)]}
     counts = torch.eye(30, dtype=torch.int64).tolist()
     facts["confusion"] = [{"counts": counts, "pairs": []} for _ in gathered["outputs"]]
-    page = open_page([facts], figures=False)
+    page = open_page([facts, {**facts, "classes": animals}], figures=False)
     assert drawn(page, "confusion")[1]["xaxis"]["ticktext"] == [str(n) for n in range(0, 30, 2)]
     assert "a photograph of thing 29 taken for" in drawn(page, "confusion")[0][0]["text"][29][0]
+    page.locator("#run").select_option("1")
+    assert drawn(page, "confusion")[1]["xaxis"]["ticktext"] == animals[::2]
+    shortened = page.evaluate("(name) => short(name, 6)", "".join(animals))
+    assert [*shortened] == [*animals[:3], "\u2026", *animals[-2:]]
 
 
 def test_a_headline_names_a_few_of_many_that_tie_and_breaks_within_no_interval(gathered):

@@ -46,7 +46,7 @@ from auxnet.studies.study_page import (
     write_findings,
 )
 from auxnet.studies.verdicts import in_words, interval, judge, judge_all, least_told
-from browser import check_themes, chromium, opened
+from browser import check_themes, chromium, opened, ticks_between
 from writers import CIFAR10, COMMIT, on_the_hub, tiny, write_folders, write_parquet
 
 OWN = """
@@ -790,6 +790,14 @@ def test_joint_training_has_one_share_of_all_outputs(own, output):
         check_claims(read_study(str(own), "smoke"))
 
 
+@pytest.mark.parametrize(("deepest", "tick"), [(10, 1), (11, None)])
+def test_no_tick_stands_between_two_layers(own, deepest, tick):
+    row = whole_row("one", "digits", 300, 10)
+    row["last"] = [{**row["last"][-1], "depth": depth} for depth in (3, deepest)]
+    drawn = dict(figures(found_in(read_study(str(own), "smoke"), [row])))
+    assert drawn["depth"][2]["layout"]["xaxis"].get("dtick") == tick
+
+
 def test_a_claim_of_share_is_told_as_one(own):
     study = read_study("vanishing", "smoke", 3)
     rows = tuple(
@@ -865,6 +873,8 @@ def test_the_page_draws_every_figure_in_either_theme(own, tmp_path):
         assert evil in page.locator("#claims").inner_text()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         check_themes(page, "#macs-plot")
+        ticks = ticks_between(page, "macs-plot", 0.03, 0.04)
+        assert len({*ticks}) == len(ticks) > 2
 
 
 def test_a_training_that_fails_is_told_and_the_others_go_on(own, tmp_path, capsys):

@@ -36,7 +36,7 @@ from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.settings import Settings
 from auxnet.sweeps.space import Choices, Range, domain_of, space_from, space_from_words, values_of, written
 from auxnet.sweeps.sweeping import read_sweep, sweep
-from browser import check_themes, chromium, opened
+from browser import check_themes, chromium, opened, ticks_between
 from killed import contents, killed_at
 from writers import COMMIT, on_the_hub, tiny, write_folders
 
@@ -979,6 +979,20 @@ def test_pruning_by_equal_epochs_is_said_to_favour_short_schedules(finished):
     assert "favours" not in said(space={"lr": finished.settings.space["lr"]})
 
 
+def test_a_line_that_ends_early_is_called_pruned_only_where_a_trial_was(finished):
+    def said(*states, space=finished.settings.space):
+        trials = tuple(replace(finished.trials[n], state=state) for n, state in enumerate(states))
+        shown = replace(finished, trials=trials, settings=replace(finished.settings, space=space))
+        return dict(sweep_page._figures(shown))["learning"][1]
+
+    assert said("complete", "complete") == "The error after each epoch."
+    assert said("complete", "pruned").endswith("; a line that ends early was pruned.")
+    for state in ("running", "interrupted"):
+        assert said("complete", state).endswith("; a line that ends early is not finished.")
+    assert said("complete", space={"epochs": Choices((1, 2))}).endswith("; a line that ends early had fewer epochs.")
+    assert said("pruned", "running").endswith("; a line that ends early was pruned or is not finished.")
+
+
 @pytest.mark.long
 def test_the_page_draws_every_figure_and_needs_nothing_from_elsewhere(finished, tmp_path):
     evil = "<script>alert(1)</script></script><img src=x onerror=alert(2)>"
@@ -995,6 +1009,9 @@ def test_the_page_draws_every_figure_and_needs_nothing_from_elsewhere(finished, 
         assert evil in page.locator("#trials").inner_text()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         check_themes(page, "#history-plot")
+        for name in ("history", "learning"):
+            ticks = ticks_between(page, f"{name}-plot", 0.03, 0.04)
+            assert len({*ticks}) == len(ticks) > 2
         lines = "#together-plot .scatterlayer .js-line"
         bright = page.locator(lines).evaluate_all("all => all.map((line) => getComputedStyle(line).stroke)")
         page.locator("#theme").click()
@@ -1202,7 +1219,10 @@ def test_what_is_under_way_in_a_sweep_is_said_now_and_then_and_to_who_looks(tmp_
     )
     monkeypatch.setattr("auxnet.sweeps.sweeping.read_sweep", lambda *where: looked)
     assert main(["sweep", "--out", str(tmp_path / "s"), "--show"]) == 0
-    assert "under way: 0 (2 epochs done)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "under way: 0 (2 epochs done)" in out
+    assert " % so far" in out
+    assert "&nbsp;% so far</td>" in (tmp_path / "s" / "sweep.html").read_text()
 
 
 def test_slices_name_choices_as_the_table_does_and_keep_a_place_for_one_that_no_trial_drew():
@@ -1225,6 +1245,7 @@ def test_slices_name_choices_as_the_table_does_and_keep_a_place_for_one_that_no_
         "lr": (None, None),
     }
     assert sorted(trace["x"] for trace in figure["data"] if "it's" in trace["x"]) == [["fused", "it's"]]
+    assert {trace["marker"]["colorbar"]["dtick"] for trace in figure["data"]} == {1}  # no tick between two trials
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def multiply_adds_by_part(net: AuxNet, image_shape: Sequence[int]) -> list[tuple
     with FlopCounterMode(display=False) as operations:
 
         def half() -> int:
-            return operations.get_total_flops() // 2
+            return int(operations.get_total_flops()) // 2
 
         try:
             return _run(without_norms(still(pairs).to("meta")), image.to("meta"), half)

@@ -69,7 +69,9 @@ def eyebrow(runs: Sequence[Facts]) -> str:
 
 def _kind(run: Facts) -> str:
     K = len(run["outputs"] if run["finished"] else run["curves"]["outputs"])
-    net = f"{run['data']['name']}, {run['network']} with {plural(K, 'output')}"
+    alone = run["recipe"]["alone"]
+    outputs = plural(K, "output") if alone is None else f"output {alone} alone"
+    net = f"{run['data']['name']}, {run['network']} with {outputs}"
     return f"{net}, trained {run['method']} for {unfinished.epochs_of(run)}"
 
 
@@ -135,6 +137,9 @@ def notes(runs: Sequence[Facts]) -> list[str]:
 
 def _apart(runs: Sequence[Facts]) -> str | None:
     """What keeps the errors of runs from being compared: their data; None if nothing does."""
+    tested = {run["data"].get("test_sha256") for run in runs}
+    if len(tested) == 1 and all(tested):  # whatever their folders are called
+        return None
     if (n := len({Path(run["data"]["name"]) for run in runs})) > 1:  # a folder is the same with a slash behind it
         return f"{n} different data sets"
     alike = tested_alike(run["data"] for run in runs)
@@ -253,7 +258,7 @@ def _ladder(runs: Sequence[Facts], latency: str) -> str:
 
 
 def _over_seeds(runs: Sequence[Facts]) -> str:
-    """Mean and spread of the runs that differ in nothing but their seed; nothing where there are none."""
+    """Mean and spread of the runs that differ in their seed alone, and were tested alike; nothing if there are none."""
     alike: dict[str, dict[int, Facts]] = {}
     twice: list[str] = []
     for run in runs:
@@ -262,7 +267,8 @@ def _over_seeds(runs: Sequence[Facts]) -> str:
         if run is not of_seed.setdefault(run["seed"], run):
             twice.append(run["name"])
     heads, lines = ("output", "depth", "seeds", "validation error", "test error"), []
-    for group in (list(seeds.values()) for seeds in alike.values() if len(seeds) > 1):
+    groups = [list(seeds.values()) for seeds in alike.values() if len(seeds) > 1]
+    for group in (group for group in groups if not _apart(group)):
         title = f"{group[0]['method']}: {', '.join(run['name'] for run in group)}"
         lines.append(heading_of(title, len(heads)))
         for k, row in enumerate(group[0]["outputs"]):

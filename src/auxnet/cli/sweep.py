@@ -168,6 +168,7 @@ def _show(console: Console, outcome: Outcome) -> None:
     """The best trials, which field matters, what went wrong, and where all lies."""
     from auxnet.sweeps.sweep_page import (
         counts_of,
+        error_of,
         headline,
         importance_of,
         notes_of,
@@ -182,10 +183,9 @@ def _show(console: Console, outcome: Outcome) -> None:
     title = f"the best of {plural(len(order), 'trial')} by validation error, {objective_in_words(outcome)}"
     table = screen.table(title, "trial", "state", "val. error", *outcome.settings.space, "epochs", "time")
     for trial in order[:BEST]:
-        error = "-" if trial.objective is None else per_cent(trial.objective)
-        error += "" if trial.ended or trial.objective is None else " so far"
         drawn = [trial.in_words.get(name, "-") for name in outcome.settings.space]
-        table.add_row(str(trial.number), trial.state, error, *drawn, str(trial.epochs), duration(trial.seconds))
+        cells = (error_of(trial), *drawn, str(trial.epochs), duration(trial.seconds))
+        table.add_row(str(trial.number), trial.state, *cells)
     screen.print_table(console, table)
     counts = counts_of(order)
     lines = [f"{len(order)} of {outcome.total} trials{f': {counts}' if counts else ''}"]

@@ -11,12 +11,13 @@
       return outputs.map((output, k) => {
         const parts = runs.length > 1 ? [short(run.name, 28)] : [];
         if (output != null && run.ends.length > 1) parts.push(`output ${output}`);
-        const which = shade(runs.length > 1 ? r : k);
+        const which = shade(runs.length > 1 ? r : k), lone = symbol(outputs.length > 1 ? k : r);
+        const look = runs.length > 1 && outputs.length > 1 ? ofSeveral(r, k) : { dash: "solid", symbol: lone };
         return {
           name: safe(parts.join(", ") || (run.ends.length > 1 ? "all outputs" : short(run.name, 28))),
           rows: rows.filter((row) => row.output === output),
-          line: { color: which, width: 2.2, dash: runs.length > 1 ? dash(k) : "solid" },
-          marker: { color: which, size: 7, symbol: SYMBOLS[(runs.length > 1 ? r : k) % SYMBOLS.length] },
+          line: { color: which, width: 2.2, dash: look.dash },
+          marker: { color: which, size: 7, symbol: look.symbol },
         };
       });
     });
@@ -64,10 +65,10 @@
           size: ends.map((end) => (end ? 11 : 6)), line: { color: marker.color, width: 2 },
         },
         error_y: bars(rows, "accuracy", 1, { thickness: 1, width: 3 }),
-        hovertemplate: "layer %{x}: %{y:.1%}<extra>%{fullData.name}</extra>",
+        hovertemplate: "layer %{x}: %{y:.2%}<extra>%{fullData.name}</extra>",
       };
     });
-    const accuracy = axis("accuracy on validation", { tickformat: ".0%" });
+    const accuracy = axis("accuracy on validation", { tickformat: ".2~%" });
     return show("probes", traces, axis("layer", { rangemode: "tozero" }), accuracy);
   }
   const drawAll = () => Promise.all([shares(), epochs(), probes()]);

@@ -17,6 +17,11 @@ const shades = () => SHADES[isDark() ? "dark" : "light"];
 const shade = (n) => shades()[n % shades().length];
 // Of as many lines as shades, a dash each; the next ones, whose shades come again, have other dashes.
 const dash = (n) => DASHES[(n + Math.floor(n / shades().length)) % DASHES.length];
+const symbol = (n) => SYMBOLS[n % SYMBOLS.length];
+// Of output k of run r where colours tell runs: dashes and symbols tell outputs, symbols also runs of the same shade.
+const ofSeveral = (r, k) => ({
+  dash: DASHES[k % DASHES.length], symbol: symbol(k + Math.floor(r / shades().length)),
+});
 const ramp = () => RAMPS[isDark() ? "dark" : "light"];
 // The colour at a share of the way along the ramp.
 function along(share) {
@@ -39,8 +44,9 @@ function safe(text) {
 }
 // A name where there is little place for it: names that begin alike often end differently.
 function short(text, length) {
-  const half = (length - 1) / 2;
-  return text.length > length ? `${text.slice(0, Math.ceil(half))}…${text.slice(-Math.floor(half))}` : text;
+  const letters = [...text], half = (length - 1) / 2; // whole ones, where a string's units are halves of an emoji
+  const part = (...ends) => letters.slice(...ends).join("");
+  return letters.length > length ? `${part(0, Math.ceil(half))}…${part(-Math.floor(half))}` : text;
 }
 function element(tag, text, kind) {
   const made = document.createElement(tag);

@@ -35,7 +35,6 @@
     const parts = rgb.startsWith("#") ? [1, 3, 5].map((i) => parseInt(rgb.slice(i, i + 2), 16)) : rgb.match(/\d+/g);
     return `rgba(${parts.slice(0, 3).join(",")},${alpha})`;
   }
-  const symbol = (n) => SYMBOLS[n % SYMBOLS.length];
 
   // ---- plotly ---------------------------------------------------------------------------------------------------
   function show(id, traces, layout, label) {
@@ -284,25 +283,32 @@
     return "Numbers: outputs. Filled: validation; open, drawn slightly to the right: test. Bars: 95 % Wilson " +
       `intervals; ${several ? "see the table for n" : sizes}. ` +
       `${several ? "Lines: Pareto fronts" : "Dotted: Pareto front"} on validation. Blue band: errors that are good ` +
-      `enough under the limits above.${latency}`;
+      `enough under the limits above${several ? `, of ${run().name}` : ""}.${latency}`;
   }
 
   // ---- learning curves ------------------------------------------------------------------------------------------
   function showLearning() {
+    const inNats = D.runs.every((r) => r.recipe.loss === "cross_entropy"); // on validation the log-loss is measured
     const words = {
-      val_error: "validation error (%)", val_loss: "validation loss (nats)", train_loss: "training loss (nats)",
+      val_error: "validation error (%)", val_loss: "validation loss (nats)",
+      train_loss: `training loss${inNats ? " (nats)" : ""}`,
     };
     const key = state.curve, log = state.scale === "log";
     const scaled = (v) => (v === null || (log && v <= 0) ? null : key === "val_error" ? 100 * v : v);
     const isAlone = (v, i, y) => v !== null && (y[i - 1] ?? null) === null && (y[i + 1] ?? null) === null;
     const titled = (o, name) => (several ? `${name}, output ${o.output}` : `output ${o.output} (depth ${o.depth})`);
+    const all = several && !state.curveOutput, most = Math.max(...D.runs.map((r) => r.curves.outputs.length));
+    const marked = all && (most > DASHES.length || D.runs.length > shades().length); // as dashes or shades come again
     const traces = D.runs.flatMap((r, index) => {
       const K = r.curves.outputs.length;
-      const drawn = (o) => !several || !state.curveOutput || o.output === Math.min(state.curveOutput, K);
+      const look = (k) => (all ? ofSeveral(index, k) : { dash: dash(several ? index : K - 1 - k) });
+      const marker = (y) => (y.some(isAlone) ? { size: 9 } : { size: 7, maxdisplayed: 12 });
+      const drawn = (o) => !several || all || o.output === Math.min(state.curveOutput, K);
       const curves = r.curves.outputs.map((o, k) => ({ o, y: o[key].map(scaled), k, color: colourOf(index, k, K) }));
       return curves.filter(({ o }) => drawn(o)).map(({ o, y, k, color }) => ({
-        x: r.curves.epochs, y, mode: y.some(isAlone) ? "lines+markers" : "lines", marker: { size: 9, color },
-        line: { color, width: k === K - 1 ? 2.6 : 1.9, dash: dash(several ? index : K - 1 - k) },
+        x: r.curves.epochs, y, mode: marked || y.some(isAlone) ? "lines+markers" : "lines",
+        marker: { ...marker(y), color, symbol: look(k).symbol },
+        line: { color, width: k === K - 1 ? 2.6 : 1.9, dash: look(k).dash },
         name: titled(o, nameOf(r)), meta: titled(o, r.name),
         hovertemplate: "epoch %{x}: %{y:.4~g}" +
           `<extra>${several ? `${safe(short(r.name, 14))}, ` : ""}output ${o.output}</extra>`,
@@ -473,10 +479,11 @@
   function classTicks(names) {
     const step = names.length > 26 ? Math.ceil(names.length / 20) : 1;
     const at = names.map((_, i) => i).filter((i) => i % step === 0);
-    const begins = (n) => names.every((name) => name.length > n && name[n - 1] === names[0][n - 1]);
+    const letters = names.map((name) => [...name]), [first] = letters;
+    const begins = (n) => letters.every((each) => each.length > n && each[n - 1] === first[n - 1]);
     let same = 0;
     while (step > 1 && begins(same + 1)) same += 1;
-    const ticktext = at.map((i) => safe(short(names[i].slice(same), 14)));
+    const ticktext = at.map((i) => safe(short(letters[i].slice(same).join(""), 14)));
     return { tickvals: at, ticktext, showgrid: false, ticks: "" };
   }
   // How often, written into the cells of a small table.

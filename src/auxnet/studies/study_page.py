@@ -228,8 +228,11 @@ def _against(rows: Sequence[Average], key: str, title: str) -> dict[str, Any]:
         }
         for n, (name, ladder) in enumerate(ladders.items())
     ]
-    axis = {"title": {"text": title}, "type": "linear" if key == "depth" else "log"}
-    return {"data": data, "layout": {"xaxis": axis, "yaxis": {"title": {"text": "test error"}, "tickformat": ".0%"}}}
+    axis: dict[str, Any] = {"title": {"text": title}, "type": "linear" if key == "depth" else "log"}
+    depths = [row.depth for row in rows]
+    if key == "depth" and max(depths) - min(depths) < 8:
+        axis["dtick"] = 1  # no tick between two layers
+    return {"data": data, "layout": {"xaxis": axis, "yaxis": {"title": {"text": "test error"}, "tickformat": ".2~%"}}}
 
 
 def table_cells(findings: Findings) -> list[list[str]]:

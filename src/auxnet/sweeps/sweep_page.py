@@ -62,6 +62,13 @@ def ranked(trials: Sequence[Trial]) -> list[Trial]:
     return sorted(trials, key=lambda t: (order.index(t.state), t.objective is None, t.objective or 0, t.number))
 
 
+def error_of(trial: Trial) -> str:
+    """The validation error of a trial, in words."""
+    if trial.objective is None:
+        return "-"
+    return per_cent(trial.objective) + ("" if trial.ended else " so far")
+
+
 def importance_of(sweep: Sweep) -> dict[str, float]:
     """How much of the objective's variance each field accounts for (fANOVA); {} with too few trials to say."""
     values = [trial.objective for trial in sweep.trials if trial.state == "complete"]
@@ -222,7 +229,7 @@ def _figures(sweep: Sweep) -> Iterator[tuple[str, tuple[str, str, dict[str, Any]
 
     complete = [trial for trial in sweep.trials if trial.state == "complete"]
     error: dict[str, Any] = {"target": lambda trial: 100 * trial.value, "target_name": "validation error (%)"}
-    in_per_cent = {"title": {"text": "validation error"}, "tickformat": ".0%"}
+    in_per_cent = {"title": {"text": "validation error"}, "tickformat": ".2~%"}
     if complete:
         words = "Each complete trial in the order of their beginning, and the best so far."
         figure = _plain(draw.plot_optimization_history(sweep.study, target_name="validation error"))
@@ -233,7 +240,7 @@ def _figures(sweep: Sweep) -> Iterator[tuple[str, tuple[str, str, dict[str, Any]
     if longest := max((trial.epochs for trial in sweep.trials), default=0):
         figure = _plain(draw.plot_intermediate_values(sweep.study))
         figure["layout"] |= {"yaxis": in_per_cent, "xaxis": _counting("epoch", longest), "showlegend": False}
-        yield "learning", ("Learning", "The error after each epoch; a line that ends early was pruned.", figure)
+        yield "learning", ("Learning", f"The error after each epoch{_ends(sweep)}.", figure)
     if complete:
         words = "Each field against the error; the colour tells the trial."
         yield "slices", ("Slices", words, _slices(_plain(draw.plot_slice(sweep.study, **error))))
@@ -250,6 +257,18 @@ def _figures(sweep: Sweep) -> Iterator[tuple[str, tuple[str, str, dict[str, Any]
         yield "importance", ("Importance", words, {"data": [bars], "layout": layout})
 
 
+def _ends(sweep: Sweep) -> str:
+    """Why a line of Learning may end before others."""
+    states = {trial.state for trial in sweep.trials}
+    reasons = {
+        "was pruned": "pruned" in states,
+        "is not finished": not states.isdisjoint(("running", "interrupted")),
+        "had fewer epochs": "epochs" in sweep.settings.space,
+    }
+    why = " or ".join(reason for reason, given in reasons.items() if given)
+    return f"; a line that ends early {why}" if why else ""
+
+
 def _counting(what: str, most: int) -> dict[str, Any]:
     """An axis of whole numbers up to `most`."""
     return {"title": {"text": what}, "tick0": 0, "dtick": max(1, most // 10)}
@@ -257,6 +276,8 @@ def _counting(what: str, most: int) -> dict[str, Any]:
 
 def _slices(figure: dict[str, Any]) -> dict[str, Any]:
     """Optuna's points, their choices in words and not as Python writes them; one that no trial drew has its place."""
+    for marker in (trace["marker"] for trace in figure["data"]):
+        marker["colorbar"] |= _counting("trial", max(marker["color"], default=0))
     axes = [axis for name, axis in figure["layout"].items() if name.startswith("xaxis") and "categoryarray" in axis]
     for axis in axes:
         axis["range"] = [-0.5, len(axis["categoryarray"]) - 0.5]
@@ -291,9 +312,8 @@ def _trials(sweep: Sweep) -> str:
     head = ("trial", "state", "validation error", *fields, "epochs", "seconds", "why it failed")
     lines = []
     for trial in ranked(sweep.trials):
-        error = "-" if trial.objective is None else per_cent(trial.objective)
         drawn = [trial.in_words.get(field, "-") for field in fields]
-        cells = [trial.number, trial.state, error, *drawn, trial.epochs, f"{trial.seconds:,.1f}"]
+        cells = [trial.number, trial.state, error_of(trial), *drawn, trial.epochs, f"{trial.seconds:,.1f}"]
         body = "".join(f"<td>{unbroken(str(cell))}</td>" for cell in cells)
         mark = ' class="chosen"' if sweep.best and trial.number == sweep.best.number else ""
         lines.append(
