@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -719,10 +719,25 @@ def _by_hand():
     return net, method
 
 
+def test_a_checkpoint_copies_no_row_of_the_history_and_is_what_copies_of_all_of_it_would_be(tmp_path, monkeypatch):
+    def saved(path, state, written):
+        assert state["standing"]["history"] is states[-1].history
+        checkpoint.save_state(path, state, written)
+        checkpoint.save_state(tmp_path / "copies", state | {"standing": asdict(states[-1])})
+        assert path.read_bytes() == (tmp_path / "copies").read_bytes()
+
+    states, save = [], resuming.Checkpointer.save
+    noted = lambda self, state, *args: states.append(state) or save(self, state, *args)  # noqa: E731
+    monkeypatch.setattr(resuming, "save_state", saved)
+    monkeypatch.setattr(resuming.Checkpointer, "save", noted)
+    auxnet.fit(TINY, tmp_path / "a")
+    assert states[-1].history
+
+
 if __name__ == "__main__":
     _net, _method = _by_hand()
     _row = {"epoch": 1, "split": "val", "output": 1, "depth": 2, "loss": 0.5, "error": 0.25, "lr": 0.1, "seconds": 1.0}
     _state = resuming.TrainingState(1, 2, (1.5, 2.5), 3.0, 1.0, 1, 0.25, (_row,))
     FORMAT_1.parent.mkdir(exist_ok=True)
-    rundir_state = {"standing": resuming.asdict(_state), "net": _net.state_dict(), "method": _method.state_dict()}
+    rundir_state = {"standing": vars(_state), "net": _net.state_dict(), "method": _method.state_dict()}
     checkpoint.save_state(FORMAT_1, rundir_state)

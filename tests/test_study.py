@@ -14,6 +14,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,8 +29,10 @@ from auxnet.diagnosing import LEVEL
 from auxnet.diagnosis import supervision
 from auxnet.documents import read_json
 from auxnet.errors import DivergedError
+from auxnet.files import write_json
 from auxnet.loading import weights_sha256
 from auxnet.recipe import WHERE, Recipe
+from auxnet.rundir import append
 from auxnet.studies import running, supervising
 from auxnet.studies.checking import check_claims
 from auxnet.studies.ledger import Findings, averages, findings_of, found_in
@@ -1273,6 +1276,31 @@ def test_what_is_under_way_is_said_by_who_trains_and_by_who_looks(own, tmp_path,
     assert "under way: one on digits, seed 0: 1/1 epochs, val. error" in capsys.readouterr().out
     assert main([*words, "--show"]) == 0
     assert "under way" not in capsys.readouterr().out  # it was stopped
+
+
+def test_what_is_under_way_is_looked_for_once_a_second_and_read_once_an_epoch(tmp_path, monkeypatch):
+    row = {"epoch": 1, "output": 1, "depth": 2, "loss": 0.5, "lr": 0.1, "seconds": 1.0}
+    rows = [{**row, "split": "train", "error": None}, {**row, "split": "val", "error": 0.25}]
+    trial, clock, asked, read, read_metrics = Trial("a", 0, Recipe(epochs=2)), [0], [], [], running.read_metrics
+
+    def fit_on(recipe, folder, follow):
+        for epoch in (1, 2):
+            for second in (0, 1):
+                clock[0] += second
+                for _ in range(3):
+                    follow(SimpleNamespace(done=False))
+            append(folder / "metrics.jsonl", [{**each, "epoch": epoch} for each in rows])
+            follow(SimpleNamespace(done=True))
+        write_json(folder / "summary.json", {})
+
+    monkeypatch.setattr(running, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(running, "fit_on", fit_on)
+    monkeypatch.setattr(running, "read_metrics", lambda folder: read.append(folder) or read_metrics(folder))
+    running.trial_folder(tmp_path, trial).mkdir(parents=True)
+    running.train(tmp_path, [trial], 1, HERE, lambda left: asked.append([*running.under_way(tmp_path, left)]))
+    begun, *ends = [[f"a on digits, seed 0: {n}/2 epochs{', val. error 25.0 %' if n else ''}"] for n in range(3)]
+    assert asked == [[], begun, begun, ends[0], ends[0], ends[1], []]
+    assert len(read) == 2
 
 
 def test_data_that_are_not_there_are_noticed_before_the_first_training(own, tmp_path, capsys, monkeypatch):

@@ -21,6 +21,7 @@ from auxnet.thresholds import (
     smallest_provable_target,
     solve,
     solve_cross_fitted,
+    starts_of,
 )
 
 COSTS = [1.0, 2.0, 3.5]
@@ -249,6 +250,20 @@ def test_images_that_are_left_out_are_not_solved_on(monkeypatch):
     solve_cross_fitted(made_up(), RULE, COSTS, max_error_increase=0.1)
     assert sorted(n for part in counted for n in part) == list(range(60))
     assert all(a == {*range(60)} - b for a, b in zip(solved, counted, strict=True))
+
+
+def test_starts_that_are_handed_over_are_those_that_are_found(monkeypatch):
+    said, found = made_up(n=200), []
+
+    def asked(**starts):
+        yield solve(said, RULE, COSTS, max_mean_cost=2.0, **starts)
+        yield solve_cross_fitted(said, RULE, COSTS, max_error_increase=0.1, **starts)
+        yield cost_curve(said, RULE, COSTS, points=4, **starts)
+
+    alone, starts, of_task = list(asked()), starts_of(said, RULE, COSTS), descent.Task.starts
+    monkeypatch.setattr(descent.Task, "starts", lambda task, common: found.append(task) or of_task(task, common))
+    assert list(asked(starts=starts)) == alone
+    assert [len(task.wrong[0]) for task in found] == [160] * 5  # those of the cross-fitting alone
 
 
 PASSING = [0.4, 0.9]

@@ -111,7 +111,7 @@ class DataSet:
 
 
 @usual_defaults()
-def load_data(recipe: Recipe) -> DataSet:
+def load_data(recipe: Recipe, seen: Preprocessing | None = None) -> DataSet:
     """The data set of a recipe, split for it.
 
     `data` is one of `sources.NAMES`, a folder of class folders (in train/ and test/, or to be split), a folder of
@@ -132,6 +132,9 @@ def load_data(recipe: Recipe) -> DataSet:
     one per core), when they are wanted; auto: if in memory they would take more than half of what is available. It
     changes no image, no order and no statistic. Up to `max_corrupt` images that cannot be read are left out, and said
     in `DataSet.left_out`.
+
+    The mean and standard deviation are those that a net has `seen` in training, if it saw as many channels, else those
+    of the training images.
 
     Raises ValueError for a request that cannot be met, FileNotFoundError for data that is not there,
     RuntimeError for data that is damaged, OSError for files that cannot be read or copied.
@@ -154,7 +157,8 @@ def load_data(recipe: Recipe) -> DataSet:
     _warn_of_unjudged(name, classes, {"validation": val, "test": test})
     train = train if recipe.train_images is None else subsampled(train, recipe.train_images, seed)
 
-    mean, std = _STATISTICS.get(name) or statistics(train)
+    known = seen is not None and seen.channels == train.image_shape[2] and (seen.mean, seen.std)
+    mean, std = known or _STATISTICS.get(name) or statistics(train)
     source = whereabouts(name, recipe.data_dir)
     size = (H, W) if recipe.image_size is None else (recipe.image_size, recipe.image_size)
     words = suited(name, recipe.augment, min(size)).split("+")

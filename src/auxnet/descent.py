@@ -20,6 +20,7 @@ from torch import Tensor
 from auxnet.policy import ALWAYS, NEVER, can_leave, first_exit
 
 Thresholds = tuple[float, ...]
+Starts = dict[Thresholds, tuple[float, float]]  # with their errors and cost, of all images together
 Amount = TypeVar("Amount", float, Tensor)
 MOST_THRESHOLDS = 500  # that are tried as the one of all outputs
 
@@ -83,7 +84,7 @@ class Task:
         exits = first_exit(self.confidences, thresholds) - 1
         return float(self.errors(thresholds).sum()), float(self.costs.under(thresholds)[exits].sum())
 
-    def common(self, thresholds: Sequence[float]) -> dict[Thresholds, tuple[float, float]]:
+    def common(self, thresholds: Sequence[float]) -> Starts:
         """Policies of one threshold in [0, 1] for all outputs, with their totals: of all at once, by sorting.
 
         An image has left at output k or before if the largest confidence so far reaches the threshold.
@@ -100,14 +101,15 @@ class Task:
         rows = zip(thresholds, wrong.tolist(), cost.tolist(), strict=True)
         return {(value,) * auxiliary: (errors, spent) for value, errors, spent in rows}
 
-    def starts(self, common: bool) -> dict[Thresholds, tuple[float, float]]:
+    def starts(self, common: bool) -> Starts:
         """Policies to begin from, with their totals."""
         auxiliary = len(self.confidences)
         never: Thresholds = (NEVER,) * auxiliary
         alike = self.common([*_grid(self.confidences), ALWAYS]) | {never: self.totals(never)}
         if common:
             return alike
-        found: set[Thresholds] = {geometric_shares(self.confidences, q) for q in torch.logspace(-1.5, 1.5, 16).tolist()}
+        qs = torch.logspace(-1.5, 1.5, 16).tolist()
+        found = {geometric_shares(self.confidences, self.order, q) for q in qs}
         found |= {only_at(k, auxiliary + 1) for k in range(1, auxiliary + 2)}
         span = float(self.costs.stop.max() - self.costs.stop.min()) or 1.0
         thresholds = never
@@ -119,7 +121,7 @@ class Task:
     @cached_property
     def order(self) -> Tensor:
         """The images from the surest to the least sure, of each auxiliary output, int64 [K - 1, N]."""
-        return self.confidences.argsort(dim=1, descending=True, stable=True)
+        return surest_first(self.confidences)
 
     def descend(self, thresholds: Thresholds, aim: Aim) -> Thresholds:
         """Coordinate descent: each threshold in turn takes its best value, until none changes."""
@@ -129,28 +131,30 @@ class Task:
             errors, costs = self._onward(before)
             staying, gone = torch.ones(self.wrong.shape[1], dtype=torch.bool), (0.0, 0.0)
             for k in range(len(row)):
-                reach = self.order[k][staying[self.order[k]]]
+                reach = self.order[k].masked_select(staying.index_select(0, self.order[k]))
                 if not len(reach):
                     break
-                best = self._best_cut(k, reach, (errors[k, reach], costs[k, reach]), gone, aim)
+                onward = errors[k].index_select(0, reach), costs[k].index_select(0, reach)
+                best = self._best_cut(k, reach, onward, gone, aim)
                 row[k] = row[k] if best is None else best
-                leave = reach[self.confidences[k, reach] >= row[k]]
+                leave = reach.masked_select(self.confidences[k].index_select(0, reach) >= row[k])
                 on = can_leave(row[k]) * passing[k] * (len(reach) - len(leave))
-                gone = (gone[0] + float(self.wrong[k, leave].sum()), gone[1] + stop[k] * len(leave) + on)
-                staying[leave] = False
+                wrong = float(self.wrong[k].index_select(0, leave).sum())
+                gone = (gone[0] + wrong, gone[1] + stop[k] * len(leave) + on)
+                staying.index_fill_(0, leave, False)
             if tuple(row) == before:
                 break
         return tuple(row)
 
-    def _onward(self, thresholds: Thresholds) -> tuple[Tensor, Tensor]:
-        """What every image errs and costs, each [K - 1, N], if it goes on from output k, under the later thresholds."""
+    def _onward(self, thresholds: Thresholds) -> tuple[list[Tensor], list[Tensor]]:
+        """What every image errs and costs, K - 1 tensors [N], if it goes on from output k, under later thresholds."""
         last = len(thresholds)
         errors, costs = [self.wrong[last]], [self.costs.stop[last].expand(self.wrong.shape[1])]
         for k in range(last - 1, 0, -1):
             leaves, passing = self.confidences[k] >= thresholds[k], can_leave(thresholds[k]) * self.costs.passing[k]
             errors.append(torch.where(leaves, self.wrong[k], errors[-1]))
             costs.append(torch.where(leaves, self.costs.stop[k], costs[-1] + passing))
-        return torch.stack(errors[::-1]), torch.stack(costs[::-1])
+        return errors[::-1], costs[::-1]
 
     def _best_cut(
         self, k: int, reach: Tensor, onward: tuple[Tensor, Tensor], gone: tuple[float, float], aim: Aim
@@ -160,10 +164,10 @@ class Task:
         `reach` int64 [M] are the images that get there, from the surest on; `onward` what they err and cost [M] if they
         go on; `gone` the errors and cost of all that left before.
         """
-        (errors, costs), confidences = onward, self.confidences[k, reach]
+        (errors, costs), confidences = onward, self.confidences[k].index_select(0, reach)
         stop, passing = self.costs.stop[k], self.costs.passing[k]
         # Of all images, after the first m of `reach` leave here, m = 0..M:
-        all_errors = gone[0] + errors.sum() + _cumulated(self.wrong[k, reach] - errors)
+        all_errors = gone[0] + errors.sum() + _cumulated(self.wrong[k].index_select(0, reach) - errors)
         all_costs = gone[1] + costs.sum() + passing * len(reach) + _cumulated(stop - costs - passing)
         all_costs[0] -= passing * len(reach)  # where none leaves, the head is not run
         ends = torch.ones(1, dtype=torch.bool)
@@ -175,11 +179,7 @@ class Task:
         return _cut(confidences, int(torch.where(allowed, value, float("inf")).argmin()))
 
     def solve(
-        self,
-        starts: dict[Thresholds, tuple[float, float]],
-        max_error_increase: float | None,
-        max_mean_cost: float | None,
-        refine: int,
+        self, starts: Starts, max_error_increase: float | None, max_mean_cost: float | None, refine: int
     ) -> Thresholds | None:
         """The best of the starts within the bound, the best few of them refined; None if none is."""
         n, scale = self.wrong.shape[1], float(self.costs.stop.mean())
@@ -234,15 +234,23 @@ def only_at(k: int, outputs: int) -> Thresholds:
     return (NEVER,) * (k - 1) + (ALWAYS,) * (outputs - k)
 
 
-def geometric_shares(confidences: Tensor, q: float) -> Thresholds:
-    """Thresholds by which output k takes a share proportional to q^k of the images, the surest of those left."""
+def surest_first(confidences: Tensor) -> Tensor:
+    """The images from the surest to the least sure, of each auxiliary output, int64 [K - 1, N]."""
+    return confidences.argsort(dim=1, descending=True, stable=True)
+
+
+def geometric_shares(confidences: Tensor, order: Tensor, q: float) -> Thresholds:
+    """Thresholds by which output k takes a share proportional to q^k of the images, the surest of those left.
+
+    `order` is what `surest_first` makes of the confidences.
+    """
     outputs, n = len(confidences) + 1, confidences.shape[1]
     shares = torch.tensor(q, dtype=torch.float64).pow(torch.arange(1, outputs + 1))
     staying = torch.ones(n, dtype=torch.bool)
     thresholds = []
-    for row, share in zip(confidences, (shares / shares.sum()).tolist(), strict=False):
-        ordered = row[staying].sort(descending=True).values
-        m = min(round(share * n), len(ordered))
-        thresholds.append(_cut(ordered, m))
+    for row, surest, share in zip(confidences, order, (shares / shares.sum()).tolist(), strict=False):
+        left = surest.masked_select(staying.index_select(0, surest))
+        m = min(round(share * n), len(left))
+        thresholds.append(_cut(row.index_select(0, left), m))
         staying &= row < thresholds[-1]
     return tuple(thresholds)

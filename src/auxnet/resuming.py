@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -123,7 +123,7 @@ class Checkpointer:
         """
         if self.writes:
             _check_finite(net)
-            checkpoint = {"standing": asdict(state), "net": net.state_dict(), "method": method.state_dict()}
+            checkpoint = {"standing": vars(state), "net": net.state_dict(), "method": method.state_dict()}
             checkpoint["saving"] = {"keep": self.keep, "every": self.every}
             if average is not None:
                 checkpoint["average"] = average.state_dict()

@@ -93,10 +93,10 @@ def _holds_shards(folder: Path) -> bool:
         return False
 
 
-def found_data(run: RunDir, recipe: Recipe) -> DataSet:
+def found_data(run: RunDir, recipe: Recipe, seen: Preprocessing | None = None) -> DataSet:
     """`load_data`; if nothing is found, the error also says where the data lay in training."""
     try:
-        return load_data(recipe)
+        return load_data(recipe, seen)
     except FileNotFoundError as error:
         if (then := _recorded(run, recipe)) == recipe.data:
             raise
@@ -117,7 +117,8 @@ def data_of(run: RunDir, recipe: Recipe, judging: bool = True) -> DataSet:
     FileNotFoundError if there is no summary that tells; and warns if the data bring validation or test images of their
     own that are others by now, or if the run may have been trained on some (`lineage.in_doubt`).
     """
-    dataset, (classes, seen) = found_data(run, recipe), seen_in_training(run)
+    classes, seen = seen_in_training(run)
+    dataset = found_data(run, recipe, seen)
     check_classes(dataset, classes, run)
     normalised = normalised_as(dataset, seen, run)
     if judging:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from auxnet.descent import Costs
+from auxnet.descent import Costs, Starts
 from auxnet.errors import check_choice, warn
 from auxnet.exits import exit_latencies, exit_macs, exits_file
 from auxnet.files import write_json
@@ -38,6 +38,7 @@ from auxnet.thresholds import (
     smallest_provable_target,
     solve,
     solve_cross_fitted,
+    starts_of,
 )
 from auxnet.words import command, per_cent, plural, which_flags
 
@@ -181,11 +182,12 @@ def solve_exits(
         measured = measured_on(it.device, torch.get_num_threads()) if unit == "ms" else None
         unsolved = Solved(costs=tuple(stop), alone=tuple(alone), unit=unit, target=target, measured_on=measured)
         rule = never(len(stop), confidence, fit_temperatures(val) if temperature else (1.0,) * len(stop))
-        policy, cross_fitted = _policy(target, val, rule, stop, passing, common)
+        starts = starts_of(val, rule, stop, passing, common=common)
+        policy, cross_fitted = _policy(target, val, rule, stop, passing, common, starts)
         if policy is None:
             return replace(unsolved, reason=_unmet(unsolved, val.errors[0], timing))
         policies = {
-            "solved": cost_curve(val, rule, stop, passing, points=int(points), common=common),
+            "solved": cost_curve(val, rule, stop, passing, points=int(points), common=common, starts=starts),
             "anytime": anytime(rule),
             "budgeted": budgeted(val, rule, points=int(points)),
         }
@@ -242,11 +244,12 @@ def _policy(
     stop: Sequence[float],
     passing: Sequence[float],
     common: bool,
+    starts: Starts,
 ) -> tuple[Policy | None, CrossFit | None]:
     """The thresholds that meet the target, if there are any; a target on the error is kept by cross-fitting."""
     if (increase := target.get("max_error_increase")) is not None:
-        return solve_cross_fitted(val, rule, stop, passing, max_error_increase=increase, common=common)
-    return solve(val, rule, stop, passing, max_mean_cost=target["max_mean_cost"], common=common), None
+        return solve_cross_fitted(val, rule, stop, passing, max_error_increase=increase, common=common, starts=starts)
+    return solve(val, rule, stop, passing, max_mean_cost=target["max_mean_cost"], common=common, starts=starts), None
 
 
 def _unmet(unsolved: Solved, first_error: float, timing: Timing | None) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from auxnet.descent import Costs, Task, geometric_shares, only_at
+from auxnet.descent import Costs, Starts, Task, geometric_shares, only_at, surest_first
 from auxnet.errors import check_limit, check_share
 from auxnet.policy import ALWAYS, Policy
 from auxnet.scores import Comparison, Predictions, compare, fit_temperature, interval_of_mean, wilson
@@ -78,6 +78,18 @@ def outcome(
 # ---- policies --------------------------------------------------------------------------------------------------
 
 
+def starts_of(
+    predicted: Predictions,
+    rule: Policy,
+    costs: Sequence[float],
+    passing: Sequence[float] | None = None,
+    *,
+    common: bool = False,
+) -> Starts:
+    """What solving begins from: found once, it serves all that is asked of the same predictions, rule and costs."""
+    return _task(predicted, rule, costs, passing).starts(common)
+
+
 def solve(
     predicted: Predictions,
     rule: Policy,
@@ -87,17 +99,19 @@ def solve(
     max_error_increase: float | None = None,
     max_mean_cost: float | None = None,
     common: bool = False,
+    starts: Starts | None = None,
 ) -> Policy | None:
     """Thresholds for one target, from predictions of *validation* images; None if nothing meets it.
 
     Either the mean cost is least with an error of at most the final output's + `max_error_increase` (a
     fraction), or the error is least with a mean cost of at most `max_mean_cost`. Of the `rule` (`policy.never` makes
     one) all but the thresholds is kept. With `common`, one threshold serves all outputs (BranchyNet's rule).
-    Raises ValueError for a target that cannot be, or two.
+    `starts`, here and below, are those of `starts_of`, where they are known already. Raises ValueError for a target
+    that cannot be, or two.
     """
     check_target(max_error_increase, max_mean_cost)
     task = _task(predicted, rule, costs, passing)
-    found = task.solve(task.starts(common), max_error_increase, max_mean_cost, refine=0 if common else BEST)
+    found = task.solve(starts or task.starts(common), max_error_increase, max_mean_cost, refine=0 if common else BEST)
     return None if found is None else replace(rule, thresholds=found)
 
 
@@ -131,6 +145,7 @@ def solve_cross_fitted(
     *,
     max_error_increase: float,
     common: bool = False,
+    starts: Starts | None = None,
 ) -> tuple[Policy, CrossFit]:
     """Thresholds of the least mean cost with an error that rises by at most `max_error_increase` on *other* images.
 
@@ -147,12 +162,12 @@ def solve_cross_fitted(
     unprovable = max_error_increase < smallest_provable_target(n) - 1e-9
     part = torch.randperm(n, generator=torch.Generator().manual_seed(0)) % FOLDS
     folds = [(task.of_images(part != k), task.of_images(part == k)) for k in range(FOLDS)]
-    starts_of = [solved_on.starts(common) for solved_on, _ in folds]
+    begun = [solved_on.starts(common) for solved_on, _ in folds]
 
     def rise(allowed: float) -> Comparison:
         errors = []
-        for (solved_on, left_out), starts in zip(folds, starts_of, strict=True):
-            found = solved_on.solve(starts, allowed, None, refine=min(refine, 2))
+        for (solved_on, left_out), begin in zip(folds, begun, strict=True):
+            found = solved_on.solve(begin, allowed, None, refine=min(refine, 2))
             errors.append(left_out.errors(found or final.thresholds))
         finals = torch.cat([left_out.wrong[-1] for _, left_out in folds])
         return compare(torch.cat(errors).bool(), finals.bool())
@@ -167,7 +182,7 @@ def solve_cross_fitted(
     if best is None:
         return final_alone
     allowed, found = best
-    thresholds = task.solve(task.starts(common), allowed, None, refine)
+    thresholds = task.solve(starts or task.starts(common), allowed, None, refine)
     if thresholds is None:
         return final_alone
     return replace(rule, thresholds=thresholds), CrossFit(FOLDS, allowed, found.difference, (found.low, found.high))
@@ -211,10 +226,11 @@ def cost_curve(
     *,
     points: int = 12,
     common: bool = False,
+    starts: Starts | None = None,
 ) -> list[Policy]:
     """Least-error policies for mean costs evenly spaced from the first output's to that of passing all heads."""
     task = _task(predicted, rule, costs, passing)
-    starts = task.starts(common)
+    starts = starts or task.starts(common)
     most = float(task.costs.under((ALWAYS,) * (len(costs) - 1)).max())
     bounds = torch.linspace(min(costs), most, points, dtype=torch.float64).tolist()
     solved = (task.solve(starts, None, bound, refine=0 if common else BEST) for bound in bounds)
@@ -229,15 +245,17 @@ def anytime(rule: Policy) -> list[Policy]:
 
 def budgeted(predicted: Predictions, rule: Policy, *, points: int = 12) -> list[Policy]:
     """MSDNet's budgeted-batch setting: `geometric` policies for q from 1/10 (shallow) to 10 (deep)."""
-    qs = torch.logspace(-1, 1, points).tolist()
-    return [geometric(predicted, rule, q) for q in qs]
+    confidences = rule.confidences(predicted.logits)
+    order, qs = surest_first(confidences), torch.logspace(-1, 1, points).tolist()
+    return [replace(rule, thresholds=geometric_shares(confidences, order, q)) for q in qs]
 
 
 def geometric(predicted: Predictions, rule: Policy, q: float) -> Policy:
     """Output k takes a share proportional to q^k of the images of `predicted`: the surest of those that are left."""
     if not 0 < q < float("inf"):
         raise ValueError(f"q must be above 0 and finite, got {q}")
-    return replace(rule, thresholds=geometric_shares(rule.confidences(predicted.logits), q))
+    confidences = rule.confidences(predicted.logits)
+    return replace(rule, thresholds=geometric_shares(confidences, surest_first(confidences), q))
 
 
 def _task(predicted: Predictions, rule: Policy, costs: Sequence[float], passing: Sequence[float] | None) -> Task:

@@ -7,10 +7,11 @@ OUT/trials/NAME/         a run directory; the name follows from the recipe, so t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +90,26 @@ def under_way(out: Path, trials: Sequence[Trial]) -> Iterator[str]:
     """In words, where each of the trials stands that some process trains at this moment."""
     for trial in left_of(out, trials):
         if is_held(_claim(out, trial)):
-            rows = whole_epochs(read_metrics(trial_folder(out, trial)))
-            done = max((row["epoch"] for row in rows), default=0)
-            errors = [row["error"] for row in rows if row["epoch"] == done and row["split"] == "val"]
+            done, errors = _stands(trial_folder(out, trial))
             stands = f"{trial.variant} on {trial.recipe.data}, seed {trial.seed}: {done}/{trial.recipe.epochs} epochs"
             yield f"{stands}, {val_errors(errors)}" if errors else stands
+
+
+def _stands(folder: Path) -> tuple[int, list[float]]:
+    """The epochs that a training has done, and the validation errors of its outputs after the last of them."""
+    metrics = folder / "metrics.jsonl"
+    if not metrics.is_file():
+        return 0, []
+    written = metrics.stat()
+    return _read_stands(folder, written.st_size, written.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _read_stands(folder: Path, size: int, time: int) -> tuple[int, list[float]]:
+    """`_stands`, by metrics of that size and time: they are read once, however often one asks."""
+    rows = whole_epochs(read_metrics(folder))
+    done = max((row["epoch"] for row in rows), default=0)
+    return done, [row["error"] for row in rows if row["epoch"] == done and row["split"] == "val"]
 
 
 def _claim(out: Path, trial: Trial) -> Path:
@@ -141,8 +157,13 @@ def _work(out: Path, trials: Sequence[Trial], where: dict[str, Any], watch: Call
 def _train(out: Path, trial: Trial, watch: Callable[[], None]) -> None:
     """Train a trial. If it diverges, that is noted as a finding and not tried again; any other error is raised."""
 
-    def follow(progress: Progress) -> None:
-        watch()
+    told = -math.inf
+
+    def follow(progress: Progress) -> None:  # after each step: others' trainings are not looked through so often
+        nonlocal told
+        if progress.done or time.monotonic() - told >= 1:
+            told = time.monotonic()
+            watch()
 
     try:
         fit_on(trial.recipe, trial_folder(out, trial), follow)
