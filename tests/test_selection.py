@@ -349,8 +349,8 @@ def test_the_best_weights_are_chosen_from_by_name(run, tmp_path, capsys):
 def test_an_absurd_test_set_changes_no_choice(run, capsys, monkeypatch):
     honest = asked(capsys, run, "--within", "30")
 
-    def absurd(recipe):
-        dataset = load_data(recipe)
+    def absurd(recipe, *seen):
+        dataset = load_data(recipe, *seen)
         shuffled = dataset.test.labels[torch.randperm(len(dataset.test))]
         return replace(dataset, test=replace(dataset.test, labels=shuffled))
 
