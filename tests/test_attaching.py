@@ -218,6 +218,7 @@ def test_a_truncated_output_uses_every_parameter_that_it_has(kind, at):
         assert all(gradient is not None for gradient in unused)
 
 
+@pytest.mark.enough(10)
 @every_method
 @every_backbone
 def test_every_method_trains_all_of_it_and_nothing_else(make, kind, at):

@@ -309,6 +309,7 @@ def test_pretrained_weights_are_taken_and_a_classifier_of_other_classes_is_repla
     assert main(["train", "--out", "from-five.safetensors", "--resume"]) == 0  # its weights are in the checkpoint
 
 
+@pytest.mark.enough(2)
 @pytest.mark.parametrize("source", ["run", "timm", "torchvision", "own"])
 def test_pretrained_weights_see_pixels_normalised_as_those_they_were_trained_on(source, place, tmp_path, monkeypatch):
     libraries = {

@@ -118,6 +118,7 @@ def test_so_do_those_of_bfloat16_and_of_an_optimizer_that_counts(options):
 LIVE = ("live", "live, distilled", "live, one momentum", "live, deep first")
 
 
+@pytest.mark.enough(5)
 @pytest.mark.parametrize("name", METHODS)
 def test_live_is_recorded_in_pieces_of_a_backward_and_a_segment_which_take_any_order_that_they_allow(name):
     """Three outputs have the backwards 1, 2 and 3, through one, two and three segments, and a forward."""

@@ -142,6 +142,7 @@ def test_runs_without_common_images_are_compared_on_others_alone(runs, tmp_path,
     assert "validation" not in text
 
 
+@pytest.mark.long
 def test_runs_that_saw_the_same_pictures_at_other_sizes_are_compared_on_them(tmp_path):
     images, labels = tiny(60, 2, size=20)
     write_folders(tmp_path / "pics", images[:, 4:], labels, ["cat", "dog"])  # 20 x 16

@@ -77,7 +77,7 @@ def losses_on(device, recipe):
     ],
     ids=str,
 )
-@pytest.mark.enough(8)
+@pytest.mark.enough(4)
 def test_an_epoch_never_waits_for_the_device_nor_leaves_it(fields):
     losses = losses_on(META, replace(TINY, **fields))
     assert [(each.shape, each.device) for each in losses] == [((3,), META)] * 3

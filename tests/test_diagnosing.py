@@ -209,6 +209,7 @@ def test_the_page_draws_what_was_measured_and_hears_of_nothing(runs, content, br
     assert len({*seen["ticks"]}) == len(seen["ticks"]) > 2
 
 
+@pytest.mark.long
 def test_several_runs_are_drawn_side_by_side_and_names_stay_text(runs, tmp_path, browser):
     gathered = []
     for name in ("ways", "joint", "alone"):

@@ -126,6 +126,7 @@ def test_the_exported_folder_equals_its_source_bit_for_bit(run, tmp_path, pixels
     )
 
 
+@pytest.mark.long
 def test_a_folder_of_one_output_is_exported_by_its_number_in_the_run(run, tmp_path, monkeypatch, pixels, capsys):
     monkeypatch.chdir(tmp_path)
     folder = export(run, 2, "safetensors").path
@@ -139,6 +140,7 @@ def test_a_folder_of_one_output_is_exported_by_its_number_in_the_run(run, tmp_pa
         export(folder, 1)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("own_cache_and_no_network")
 def test_a_model_of_the_hub_and_a_saved_one_are_exported_as_their_run_is(run, tmp_path, monkeypatch, pixels):
     monkeypatch.chdir(tmp_path)
@@ -244,6 +246,7 @@ def test_the_reference_names_the_metadata_of_an_onnx_file(early):
     assert {*documented("Metadata of an ONNX file")} - {"early-exit"} == metadata.keys()
 
 
+@pytest.mark.long
 def test_the_policy_of_a_run_is_exported_with_its_own_weights_up_to_the_output_asked_for(run, tmp_path, pixels):
     shutil.copytree(run, tmp_path / "a")
     policy = Policy((0.02, 0.5), "entropy", (0.7, 1.3, 1.0))

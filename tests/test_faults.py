@@ -271,6 +271,7 @@ def test_a_streamed_training_goes_on_to_the_end_of_one_in_memory(tmp_path):
     goes_on_to_the_same_end(tmp_path / "a", tmp_path / "whole", recipe)
 
 
+@pytest.mark.enough(1)
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_picture_that_goes_bad_costs_nothing_that_was_done(tmp_path, split):
     for name, number in (("train", 48), ("val", 4), ("test", 4)):
@@ -415,7 +416,7 @@ def stopped(folder, epoch=3, step=2):
     ],
     ids=["torn", "empty", "one bit of the format", "one bit", "one byte more"],
 )
-@pytest.mark.enough(2)
+@pytest.mark.enough(1)
 def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_taken(tmp_path, whole, damage):
     folder = stopped(tmp_path / "a")
     assert checkpoints(folder) == ["00002-0000000.ckpt", "00002-0000002.ckpt"]
@@ -472,6 +473,7 @@ def test_metrics_have_no_line_twice_and_none_torn_after_a_resume(tmp_path, whole
     goes_on_to_the_same_end(folder, whole)
 
 
+@pytest.mark.enough(1)
 @pytest.mark.parametrize("best", ["lost", "of an epoch to come"])
 def test_the_best_weights_are_found_again(tmp_path, whole, best):
     """Whatever lies there after a crash between two files, at the end the best weights are those of the best epoch."""
@@ -695,6 +697,7 @@ def test_what_is_whole_is_never_put_aside_as_damaged(tmp_path, monkeypatch):
     assert resuming.newest_checkpoint(tmp_path)["standing"]["epoch"] == 1
 
 
+@pytest.mark.long
 def test_a_finished_run_that_lost_its_best_weights_says_so(tmp_path):
     recipe = replace(TINY, epochs=2, lr=1e-9, seed=8)  # the first epoch stays the best
     run = auxnet.fit(recipe, tmp_path / "a").folder

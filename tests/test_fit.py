@@ -82,6 +82,7 @@ def test_the_images_are_the_same_from_folders_and_parquet_in_memory_and_on_disk(
             assert found.shapes() == [(18, 30)] * 20
 
 
+@pytest.mark.enough(1)
 def test_what_leaves_a_run_sees_pictures_as_its_training_did(run, onnx_file, home, tmp_path):
     fit, net, files = read_run_recipe(run).fit, load_net(run), tests_of(home)
     assert json.loads((run / "config.json").read_text())["preprocessing"]["fit"] == fit
@@ -112,6 +113,7 @@ def test_what_is_said_of_the_preparation_does_it(home, fit):
         assert np.array_equal(np.asarray(eval(words, known)), by_hand(file, fit))
 
 
+@pytest.mark.enough(1)
 def test_what_was_saved_before_there_was_a_choice_was_cropped(run, onnx_file, home, tmp_path):
     """`run` comes with each fit: it is the pictures of the crop that are seen once `fit` is gone from its files."""
     old = shutil.copytree(run, tmp_path / "old")

@@ -390,6 +390,7 @@ def test_a_run_goes_on_with_the_very_classes_that_it_was_begun_with_or_says_whic
         auxnet.fit(apart, run, resume=True)
 
 
+@pytest.mark.long
 def test_a_run_that_began_with_one_that_may_have_seen_its_images_says_so_wherever_it_is_judged(tmp_path, capsys):
     images, labels = tiny(40, 2, size=8)
     write_folders(tmp_path / "pics", images, labels, ["cat", "dog"])

@@ -257,6 +257,7 @@ def test_images_are_blamed_unless_a_class_token_stays_in_float32():
         auxnet.joint(net, sgd()).step(torch.zeros(2, 3, 16, 16, dtype=torch.bfloat16), torch.arange(2))
 
 
+@pytest.mark.long
 def test_a_run_in_bfloat16_can_be_planned_and_diagnosed(tmp_path):
     recipe = replace(Recipe(), depth=8, precision="bfloat16", epochs=1, threads=1, train_images=200, device="cpu")
     assert plan(recipe).seconds_per_epoch > 0

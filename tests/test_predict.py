@@ -157,7 +157,7 @@ def test_what_is_no_model_is_refused_with_the_mend(run, folder):
             predict(model, folder)
 
 
-@pytest.mark.enough(1)
+@pytest.mark.long
 @pytest.mark.parametrize("thresholds", [(0.02, 0.0), (NEVER, 0.03), (0.02, 0.05)])
 def test_images_leave_early_as_they_do_in_the_onnx_file_of_the_runs_early_exit(
     run, folder, tmp_path, onnx_tables, thresholds

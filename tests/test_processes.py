@@ -23,6 +23,7 @@ def test_a_worker_that_is_stopped_puts_back_what_it_has_in_hand_whatever_it_is_a
     assert (tmp_path / "put back").exists()
 
 
+@pytest.mark.long
 def test_ctrl_c_while_workers_start_is_the_parents_alone(tmp_path, monkeypatch):
     start = SpawnProcess.start
 

@@ -179,6 +179,7 @@ def test_the_choice_never_looks_at_the_test_set(run, gathered, monkeypatch):
     assert (again["chosen"], again["reason"]) == (gathered["chosen"], gathered["reason"])
 
 
+@pytest.mark.long
 def test_a_run_whose_images_are_gone_is_still_shown(run, tmp_path, open_page, gathered):
     lost = tmp_path / "lost"
     shutil.copytree(run, lost)
@@ -196,6 +197,7 @@ def test_a_run_whose_images_are_gone_is_still_shown(run, tmp_path, open_page, ga
     assert page.evaluate("byId('front-plot').data.length") > 3
 
 
+@pytest.mark.long
 def test_python_writes_the_report_of_a_run_or_of_several_by_path_or_as_fit_gives_them(run, tmp_path):
     one = auxnet.write_report(str(run), str(tmp_path / "one.html"))
     finished = train.Run(shutil.copytree(run, tmp_path / "other"), auxnet.load(run), {})
@@ -958,6 +960,7 @@ def test_figures_have_the_place_on_paper_that_they_were_drawn_for(gathered, open
     assert all(" " not in each for each in page.locator(".chooser, .pair, .confused").evaluate_all(columns))
 
 
+@pytest.mark.long
 def test_figures_of_several_runs_say_which_is_shown_and_name_each_once_where_names_are_long(gathered, open_page):
     names = ["a", "b $5$", "x" * 150, *(f"cifar10_resnet110_multiway_fused_seed{n}" for n in range(3))]
     runs = [
@@ -988,6 +991,7 @@ def test_figures_of_several_runs_say_which_is_shown_and_name_each_once_where_nam
     assert float(gap.removesuffix("px")) > 15
 
 
+@pytest.mark.long
 def test_the_number_of_the_first_output_has_a_place_beside_the_axis_of_a_phone(gathered, open_page):
     macs = [row["macs"] for row in gathered["outputs"]]
     page, pads = open_page([gathered], figures=False), []
@@ -999,6 +1003,7 @@ def test_the_number_of_the_first_output_has_a_place_beside_the_axis_of_a_phone(g
     assert pads == pytest.approx([0.16, 0.08])
 
 
+@pytest.mark.long
 def test_one_output_after_one_epoch_is_drawn_on_axes_about_it_and_compared_with_none(gathered, open_page):
     facts = json.loads(json.dumps(gathered)) | {"chosen": 1, "p_values": [[None]], "exits": None}
     facts["outputs"] = [{**facts["outputs"][-1], "output": 1}]

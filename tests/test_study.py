@@ -908,6 +908,7 @@ def test_every_small_choice_of_the_method_trains(tmp_path, capsys):
     assert len(weights) > 3  # they are not all the same training
 
 
+@pytest.mark.long
 def test_the_vanishing_study_measures_what_auxnet_diagnose_measures(tmp_path, capsys):
     words = ["study", "vanishing", "--scale", "smoke", "--seeds", "1", "--out", str(tmp_path), "--threads", "1"]
     assert main([*words, "--device", "cpu"]) == 0
@@ -1091,6 +1092,7 @@ def test_a_study_within_its_own_data_is_refused_before_anything_is_made(tmp_path
     assert {path.name for path in photos.iterdir()} == {"cat", "dog"}
 
 
+@pytest.mark.long
 def test_pictures_that_were_replaced_between_two_variants_are_noticed(tmp_path, capsys):
     images, labels = tiny(24, 2, size=8)
     study = tmp_path / "own.yaml"

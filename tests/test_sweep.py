@@ -487,6 +487,7 @@ def test_the_best_recipe_trains_the_weights_of_the_best_trial(finished, tmp_path
     assert all((finished.folder / row["run"] / "recipe.yaml").is_file() for row in rows)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("own_cache_and_no_network")
 def test_all_trials_begin_with_the_same_weights_from_any_folder_and_whatever_the_hub_has_by_then(tmp_path, monkeypatch):
     for n, project in enumerate(("here", "there")):
@@ -941,7 +942,7 @@ def test_the_terminal_and_the_page_say_a_list_alike(finished, capsys):
     assert "with milestones 0.4 0.6." in sweep_page.headline(shown)
     assert main(["sweep", "--out", str(finished.folder), "--show"]) == 0
     page = (finished.folder / "sweep.html").read_text()
-    assert page.count('"tick0":0,"dtick":1') == 2  # trials and epochs, whole numbers
+    assert page.count('"tick0":0,"dtick":1') == 5  # of trials and epochs, in all figures: whole numbers
     assert "<dd>0.4 0.6, 0.9</dd>" in page
     assert '"name":"the best so far"' in page
     assert "Best Value" not in page  # Optuna's words

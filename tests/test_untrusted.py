@@ -95,6 +95,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, monkeypatch: pytest.Monkey
 # ---- small files that would become large, slow or code ---------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_no_bomb_goes_off(home: Path, files: dict[str, Target]) -> None:
     bombs.write(home / "bombs", home / "made" / "run")
     said = home / "bombs.jsonl"

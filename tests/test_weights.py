@@ -406,6 +406,7 @@ def test_a_run_notes_the_sha256_of_the_weights_it_began_with_whatever_lies_there
     assert "pretrained_sha256" not in auxnet.fit(recipe, tmp_path / "d").summary
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("own_cache_and_no_network")
 def test_a_training_begins_with_the_weights_of_a_run_on_the_hub_and_notes_its_commit(tmp_path):
     recipe = Recipe(depth=8, outputs=2, epochs=1, train_images=96, threads=1, device="cpu")
