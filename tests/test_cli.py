@@ -23,7 +23,7 @@ from rich.console import Console
 import auxnet
 from auxnet import rundir, signals
 from auxnet.__main__ import run as run_program
-from auxnet.cli import COMMANDS, main, screen
+from auxnet.cli import COMMANDS, main, say, screen
 from auxnet.cli.arguments import parse, parse_with_recipe
 from auxnet.cli.export import _table
 from auxnet.cli.report import Report
@@ -53,6 +53,12 @@ def fails(capsys, words, status, *says):
     for text in says:
         assert text in err
     return out
+
+
+def on_a_terminal(monkeypatch, *streams):
+    monkeypatch.setenv("TERM", "xterm")
+    for stream in streams:
+        monkeypatch.setattr(stream, "isatty", lambda: True)
 
 
 def pictures(folder, sizes=((8, 8),) * 8, classes=("cat", "dog")):
@@ -671,8 +677,7 @@ def test_names_like_markup_or_emoji_are_printed_as_they_stand(capsys, monkeypatc
     assert lines == [["c[lr=0.1]"], ["g[/new]", ":dog:"], ["[none]", "run:cat:1"], ["auxnet", "report", "run:cat:1[b]"]]
     _table(iter([Prediction("[b]:cat:.png", 3, ("[none]", "dog [old]"), (0.75, 0.25), None)]), 2, file := io.StringIO())
     assert " ".join(file.getvalue().split()).endswith("─ [b]:cat:.png 3 [none] 75.00 % dog [old] 25.00 %")
-    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, to rich
-    monkeypatch.setattr(screen, "redraws", lambda console: True)
+    on_a_terminal(monkeypatch, sys.stdout, sys.stderr)
     with screen.working("diagnosing g[/new]:cat:"), screen.live_bar(screen.console(), "c[b]:cat:", "") as update:
         update(result="d[/b]:dog:")
     told = capsys.readouterr()
@@ -793,15 +798,26 @@ def test_how_narrow_a_terminal_is_breaks_no_word_of_a_message(columns, capsys, m
 
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"FORCE_COLOR": "1"}], ids=str)
 def test_what_cannot_be_drawn_anew_is_told_line_by_line(environment, monkeypatch, capsys):
+    if "TERM" in environment:
+        on_a_terminal(monkeypatch, sys.stdout, sys.stderr)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    if "TERM" in environment:
-        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     console = screen.console()
     assert not screen.redraws(console)
-    with screen.live_bar(console, "training", "--resume") as update:
+    with screen.working("reading"), screen.live_bar(console, "training", "--resume") as update:
         update(result="half")
-    assert capsys.readouterr().out == ""
+    told = capsys.readouterr()
+    assert (told.out, told.err.strip()) == ("", "")
+
+
+def test_warnings_of_a_training_go_where_errors_go(monkeypatch, capsys):
+    """As `auxnet train 2> warnings` on a terminal asks."""
+    on_a_terminal(monkeypatch, sys.stdout)
+    with screen.live_bar(screen.console(), "training", "--resume"):
+        say("warning: it diverges")
+    told = capsys.readouterr()
+    assert told.err == "auxnet: warning: it diverges\n"
+    assert "diverges" not in told.out
 
 
 def test_an_interrupt_with_nothing_to_save_says_that_it_was_one(monkeypatch, capsys):
@@ -962,8 +978,7 @@ def test_no_name_of_a_class_or_a_run_gives_the_terminal_an_order(capsys, monkeyp
     out = capsys.readouterr().out
     assert out.count(r"cat\x1b[31m\x9b\x07\n") == 6
     assert not set(out) & set("\x1b\x9b\x07")
-    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, to rich
-    monkeypatch.setattr(screen, "redraws", lambda console: True)
+    on_a_terminal(monkeypatch, sys.stderr)
     with screen.working(name):
         pass
     assert r"cat\x1b[31m\x9b\x07\n" in capsys.readouterr().err

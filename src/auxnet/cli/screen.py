@@ -69,8 +69,9 @@ def redraws(console: Console) -> bool:
 
 
 def working(on: str) -> Status:
-    """A spinner while something takes its time; on standard error, so that what is printed stays clean."""
-    return Console(stderr=True, quiet=not leads()).status(Text(printable(on)))
+    """A spinner while something takes its time, on a terminal; on standard error: what is printed stays clean."""
+    drawn = Console(stderr=True, quiet=not leads(), force_terminal=sys.stderr.isatty())  # whatever FORCE_COLOR says
+    return drawn.status(Text(printable(on)))
 
 
 def load_torch() -> None:
