@@ -93,6 +93,7 @@ def test_threads_are_given_back():
     assert torch.get_num_threads() == 1
 
 
-def test_no_threads_are_refused():
-    with pytest.raises(ValueError, match="threads must be 1 or more, got 0"), machine.threads_set(0):
+@pytest.mark.parametrize(("number", "rule"), [(0, "1 or more"), (2**31, r"below 2\*\*31")])
+def test_no_threads_and_more_than_can_be_counted_are_refused(number, rule):
+    with pytest.raises(ValueError, match=f"threads must be {rule}, got {number}"), machine.threads_set(number):
         pass

@@ -71,6 +71,8 @@ def test_yaml_numbers_serve_as_people_write_them(tmp_path):
         ("label_smoothing: 1", "label_smoothing must be"),
         (f"seed: {2**63}", r"seed must be 0 or more and below 2\*\*63, got 9223372036854775808"),
         ("threads: 0", "threads must be 1 or more"),
+        (f"threads: {2**31}", r"threads must be below 2\*\*31, got 2147483648"),
+        (f"batch_size: {10**20}", r"batch_size must be below 2\*\*31, got 1"),
         ("workers: -1", "workers must be 0 or more, got -1"),
         ("max_corrupt: -1", "max_corrupt must be 0 or more, got -1"),
         ("stream: yes", "stream must be one of auto, always, never, got True"),

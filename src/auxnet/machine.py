@@ -82,9 +82,9 @@ def random_kept(device: torch.device) -> Iterator[None]:
 
 
 def thread_count(threads: int | None) -> int:
-    """These CPU threads; if None, PyTorch's own number, but at most one per core. Raises ValueError below 1."""
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be 1 or more, got {threads}")
+    """These CPU threads; if None, PyTorch's own number, but at most one per core. Raises ValueError."""
+    if threads is not None and not 1 <= threads < 2**31:
+        raise ValueError(f"threads must be {'1 or more' if threads < 1 else 'below 2**31'}, got {threads}")
     return threads or min(torch.get_num_threads(), cores())
 
 

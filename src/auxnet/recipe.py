@@ -32,6 +32,7 @@ WHERE = ("data_dir", "stream", "workers", "device", "threads", "cuda_graph", "co
 RULES: tuple[tuple[Callable[[Any], bool], str, tuple[str, ...]], ...] = (
     (lambda x: x >= 0, "0 or more", ("workers", "max_corrupt")),
     (lambda x: x >= 1, "1 or more", ("epochs", "batch_size", "train_images", "threads")),
+    (lambda x: x < 2**31, "below 2**31", ("epochs", "batch_size", "train_images", "threads", "workers", "max_corrupt")),
     (lambda x: x >= 1, "an output, from 1 on", ("alone",)),
     (lambda x: x > 0, "above 0", ("clip",)),
     (lambda x: 0 < x < math.inf, "above 0 and finite", ("lr", "temperature")),

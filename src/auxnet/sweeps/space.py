@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_origin
@@ -96,7 +95,7 @@ def checked(field: str, value: Any) -> Any:
     base = Recipe(method="joint") if field == "aggregator" else Recipe()
     base = Recipe(backbone="timm:resnet18") if field in OF_BACKBONES else base
     base = Recipe(image_size=32) if field == "fit" else base
-    base = Recipe(epochs=sys.maxsize) if field == "warmup" else base  # the sweep's own are seen to with the others
+    base = Recipe(epochs=2**31 - 1) if field == "warmup" else base  # the sweep's own are seen to with the others
     return getattr(replace(base, **{field: value}), field)
 
 
