@@ -168,5 +168,6 @@ def test_runs_of_other_classes_cannot_be_compared_and_no_image_is_judged_before(
     auxnet.fit(replace(RECIPE, data=str(tmp_path / "pics"), outputs=1, batch_size=8), tmp_path / "run")
     assert main(["evaluate", str(runs / "a"), "--against", str(tmp_path / "run")]) == 2
     assert "do not have the same classes" in capsys.readouterr().err
-    assert main(["evaluate", str(runs / "a"), "--against", str(runs / "b"), "--classes"]) == 2
-    assert "--classes is for one run" in capsys.readouterr().err
+    for flag in ("--classes", "--no-latency"):
+        assert main(["evaluate", str(runs / "a"), "--against", str(runs / "b"), flag]) == 2
+        assert f"{flag} is for one run" in capsys.readouterr().err

@@ -118,8 +118,9 @@ def evaluate(words: list[str]) -> None:
 
 def _evaluate_against(options: Evaluate, other: Path) -> None:
     """`auxnet evaluate RUN --against OTHER`."""
-    if options.classes:
-        raise ValueError("--classes is for one run: leave it out, or --against")
+    for flag, given in (("--classes", options.classes), ("--no-latency", not options.latency)):
+        if given:
+            raise ValueError(f"{flag} is for one run: leave it out, or --against")
     screen.load_torch()
     from auxnet.comparing import OF_TWO_MODELS, compare_runs
     from auxnet.files import json_text
