@@ -177,6 +177,28 @@ def test_the_command_prints_tables_and_sentences(runs, capsys):
     assert (runs / "all" / "diagnosis.html").is_file()
 
 
+def test_what_cannot_be_written_is_told_before_anything_is_measured(runs, capsys, monkeypatch):
+    monkeypatch.setattr(diagnosing, "unwritable", lambda folder: "Read-only file system")
+    monkeypatch.setattr(diagnosing, "gather", None)
+    assert main(["diagnose", str(runs / "joint")]) == 1
+    said = f"auxnet: {runs / 'joint'} cannot be written to (Read-only file system): give --out DIR\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_run_that_cannot_be_diagnosed_costs_those_beside_it_nothing(runs, tmp_path, capsys, monkeypatch):
+    def refuse(path, name, *how):
+        if name == "joint":
+            raise ValueError("its trunk is frozen")
+        return gather(path, name, *how)
+
+    gather = diagnosing.gather
+    monkeypatch.setattr(diagnosing, "gather", refuse)
+    words = ["--out", str(tmp_path / "all"), "--no-probes", "--images", "1"]
+    assert main(["diagnose", str(runs / "alone"), str(runs / "joint"), *words]) == 0
+    assert capsys.readouterr().err == "auxnet: warning: joint is not shown: its trunk is frozen\n"
+    assert [run["name"] for run in json.loads((tmp_path / "all" / "diagnosis.json").read_text())["runs"]] == ["alone"]
+
+
 @pytest.mark.parametrize("how", [[], ["--json"]])
 def test_what_was_diagnosed_is_printed_also_where_it_cannot_be_written(how, runs, capsys, monkeypatch):
     def refuse(path, content):
@@ -246,6 +268,7 @@ def test_several_runs_are_drawn_side_by_side_and_names_stay_text(runs, tmp_path,
         (["RUN", "--out", "MINE"], "was not written by auxnet diagnose, and is left alone"),
         (["RUN", "--images", "0"], "--images must be 1 or more, got 0"),
         (["RUN", "--probe-images", "1"], "--probe-images must be 2 or more, got 1"),
+        (["RUN", "--no-probes", "--probe-images", "9"], "--probe-images is for probes: leave it out, or --no-probes"),
         (["RUN", "--device", "cuda:7"], "device 'cuda:7' cannot be used here"),
     ],
 )
@@ -265,8 +288,8 @@ def test_what_cannot_be_asked_for_is_said_in_a_line(runs, tmp_path, words, compl
     ("weight", "times", "words", "complaint"),
     [
         ("heads.1.fc.weight", float("inf"), ["--no-probes"], "output 2 gives gradients"),
-        ("heads.1.fc.weight", float("inf"), [], "output 2 gives gradients"),
-        ("segments.0.1.bn1.running_var", float("nan"), [], "layer 3 gives features"),
+        ("heads.1.fc.weight", float("inf"), ["--probe-images", "100"], "output 2 gives gradients"),
+        ("segments.0.1.bn1.running_var", float("nan"), ["--probe-images", "100"], "layer 3 gives features"),
     ],
 )
 def test_a_net_that_diverged_is_not_diagnosed(runs, tmp_path, weight, times, words, complaint, capsys):
@@ -277,7 +300,7 @@ def test_a_net_that_diverged_is_not_diagnosed(runs, tmp_path, weight, times, wor
     state[weight] *= times
     save_tensors(path, state, read_about(path))
     before = {*folder.iterdir()}
-    assert main(["diagnose", str(folder), "--images", "256", "--probe-images", "100", *words]) == 1
+    assert main(["diagnose", str(folder), "--images", "256", *words]) == 1
     told = capsys.readouterr()
     assert f"{complaint} that are not finite: has it diverged?\n" in told.err
     assert told.err.count("\n") == 1

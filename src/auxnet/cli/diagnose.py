@@ -45,6 +45,8 @@ def diagnose(words: list[str]) -> None:
     for flag, value, least in (("--images", options.images, 1), ("--probe-images", options.probe_images, 2)):
         if value < least:
             raise ValueError(f"{flag} must be {least} or more, got {value}")
+    if not options.probes and options.probe_images != Diagnose.probe_images:
+        raise ValueError("--probe-images is for probes: leave it out, or --no-probes")
     screen.load_torch()
     from auxnet.diagnosing import checked_folder, content_of, gather, write
     from auxnet.opening import opened
