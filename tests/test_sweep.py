@@ -182,7 +182,9 @@ def test_a_range_in_steps_holds_its_ends_and_what_lies_between():
 )
 def test_what_cannot_be_asked_for_is_one_line_and_leaves_nothing(words, says, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["sweep", "--out", "a", *flags(), *words]) == 2
+    varied = {f"--{word.partition('=')[0]}" for word in words}
+    fixed = [word for pair in zip(*[iter(flags())] * 2, strict=True) if pair[0] not in varied for word in pair]
+    assert main(["sweep", "--out", "a", *fixed, *words]) == 2
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1
@@ -912,6 +914,15 @@ def test_show_prints_the_best_trials_and_writes_what_there_is(finished, capsys):
     assert "fANOVA" in out
     assert not re.search("note: [A-Z]", out)
     assert f"auxnet train --config {finished.folder}/best.yaml" in out
+
+
+def test_flags_that_change_nothing_are_named(finished, tmp_path, capsys, untrained):
+    assert main(["sweep", "--out", str(finished.folder), "--show", "--trials=9", "--lr", "0.5"]) == 0
+    said = "auxnet: warning: --show shows the sweep as it was begun: --trials, --lr left out\n"
+    assert capsys.readouterr().err == said
+    words = ["--vary", "batch_size=16,32", "--trials", "1"]
+    assert main(["sweep", "--out", str(tmp_path / "s"), *flags(), *words]) == 0
+    assert capsys.readouterr().err == "auxnet: warning: --batch-size does not go with --vary batch_size: left out\n"
 
 
 def test_commands_that_are_told_can_be_typed_whatever_the_folders_name(finished, tmp_path, capsys):

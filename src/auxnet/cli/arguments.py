@@ -178,7 +178,7 @@ def parse_over(options: type[WithRecipe], words: list[str], recipe: Recipe, sour
 
     A field of the source that conflicts with a given flag is reset to its default, with a warning. Raises ValueError.
     """
-    parsed, given = parse(options, words, options.default(recipe, **others)), _given(words)
+    parsed, given = parse(options, words, options.default(recipe, **others)), given_fields(words)
     usual, values, counted = vars(Recipe()), parsed.values, set(given)
     while True:
         try:
@@ -200,7 +200,7 @@ def parse_over(options: type[WithRecipe], words: list[str], recipe: Recipe, sour
             values[name] = usual[name]
 
 
-def _given(words: list[str]) -> set[str]:
+def given_fields(words: list[str]) -> set[str]:
     """The fields of a recipe that these words give by a flag."""
     flags = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
     return {each.name for each in fields(Recipe) if flags & {each.name, f"no_{each.name}"}}

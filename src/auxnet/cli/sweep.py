@@ -12,7 +12,8 @@ from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, UseAppendAction
 
 from auxnet.cli import screen
-from auxnet.cli.arguments import OfRecipe, parse, parse_over, value_of
+from auxnet.cli.arguments import OfRecipe, given_fields, parse, parse_over, value_of
+from auxnet.errors import warn
 from auxnet.files import expanduser
 from auxnet.recipe import Recipe, read_recipe
 from auxnet.sweeps.settings import SEARCH_KEYS, Sampler, is_sweep
@@ -75,7 +76,11 @@ def sweep(words: list[str]) -> int:
     if options.show:
         from auxnet.sweeps.sweeping import read_sweep
 
-        _show(console, read_sweep(options.out, options.storage))
+        shown = read_sweep(options.out, options.storage)
+        flags = [word.partition("=")[0] for word in words if word.startswith("--")]
+        if others := [flag for flag in flags if flag not in ("--show", "--out", "--storage")]:
+            warn(f"--show shows the sweep as it was begun: {', '.join(others)} left out")
+        _show(console, shown)
         return 0
     varied: dict[str, Any] = space_from_words(options.vary)
     if not varied and begun is not None:
@@ -83,6 +88,8 @@ def sweep(words: list[str]) -> int:
     if not varied and begun is None:
         begin = "name a field with --vary lr=0.01..0.5:log"
         raise ValueError(f"there is nothing to vary, and no sweep in {options.out} to go on with (yet): {begin}")
+    for name in sorted(varied.keys() & given_fields(words)):
+        warn(f"--{name.replace('_', '-')} does not go with --vary {name}: left out")
     from auxnet.sweeps.sweeping import sweep as run
 
     with _progress(console) as watch:
