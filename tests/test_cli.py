@@ -746,15 +746,20 @@ def test_of_many_processes_that_are_stopped_the_first_says_so(rank, said, monkey
     def stop(words):
         raise signals.Stopped(signal.SIGTERM, "stopped after epoch 1")
 
-    monkeypatch.setenv("RANK", rank)
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr("auxnet.cli.train.train", stop)
     assert main(["train"]) == 143
     assert capsys.readouterr().err == said
 
 
 def test_a_command_that_processes_do_not_share_speaks_in_each(run, monkeypatch, capsys):
-    """Clusters set RANK in every shell."""
+    """Clusters set RANK, and some WORLD_SIZE, in every shell."""
     monkeypatch.setenv("RANK", "1")
+    fails(capsys, ["train", "--depth", "7"], 2, "depth")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    fails(capsys, ["train"], 2, "WORLD_SIZE says 2 processes, but LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set")
+    monkeypatch.setenv("LOCAL_RANK", "1")
     assert main(["train", "--depth", "7"]) == 2
     assert capsys.readouterr().err == ""
     assert main(["select", str(run)]) == 0
@@ -765,6 +770,12 @@ def test_a_command_that_processes_do_not_share_speaks_in_each(run, monkeypatch, 
 @pytest.mark.parametrize("words", ["plan --at --depth 8", "plan --depth 8 --milestones", "study smoke --only"])
 def test_a_list_of_nothing_is_asked_about(words, capsys):
     fails(capsys, words.split(), 2, "got '': is a variable not set?")
+
+
+def test_none_is_the_word_for_all_variants_of_a_study(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", "methods", "--scale", "smoke", "--only", "none", "--show"]) == 0
+    assert "joint" in capsys.readouterr().out
 
 
 def test_a_study_is_named_before_its_variants(capsys):

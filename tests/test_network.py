@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import auxnet
+from auxnet import cost
 from auxnet.cost import costs, count_parameters
 from auxnet.modules import statistics_kept
 from auxnet.residual import placement
@@ -198,17 +199,27 @@ def test_outputs_cost_what_their_models_do_and_counting_leaves_the_net_as_it_was
     "net", [{"outputs": 3}, {"block": "original"}, {"block": "plain"}, {"form": "imagenet"}], ids=str
 )
 def test_counting_for_real_and_on_meta_are_the_same(net, monkeypatch):
+    def run(pairs, x, count, run=cost._run):
+        places.append(x.device.type)
+        return run(pairs, x, count)
+
+    places = []
+    monkeypatch.setattr(cost, "_run", run)
     made = auxnet.resnet(50 if "form" in net else 8, **net)
     counted = costs(made, (3, 32, 32))
-    monkeypatch.setattr("auxnet.cost.SMALL", 0)
+    monkeypatch.setattr(cost, "SMALL", 0)
     assert costs(made, (3, 32, 32)) == counted
+    assert places == ["cpu", "meta"]
 
 
-def test_multiply_adds_of_recurrent_nets_are_counted():
-    """Run for real they are one operator, of which PyTorch counts nothing."""
+@pytest.mark.parametrize("looks", [False, True])
+def test_multiply_adds_of_recurrent_nets_are_counted(looks):
+    """Run for real they are one operator, of which PyTorch counts nothing; what looks at values is run for real."""
 
     class Net(nn.LSTM):
         def forward(self, x):
+            if looks and float(x.abs().max()) > 1e9:
+                raise ValueError
             return super().forward(x.flatten(2).transpose(1, 2))[0]
 
     assert multiply_adds(Net(3, 16, bidirectional=True), (3, 4, 4)) == 16 * 2 * 4 * 16 * (3 + 16)

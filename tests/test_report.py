@@ -800,7 +800,7 @@ def test_the_lines_of_many_runs_can_be_told_apart(gathered, open_page):
     assert len(set(looks)) == 36
 
 
-@pytest.mark.parametrize(("runs", "outputs", "marked"), [(2, 3, False), (8, 13, True)])
+@pytest.mark.parametrize(("runs", "outputs", "marked"), [(2, 3, False), (8, 13, True), (3, 1, False)])
 def test_the_lines_of_all_outputs_of_several_runs_can_be_told_apart(runs, outputs, marked, gathered, open_page):
     curve = gathered["curves"]["outputs"][0]
     curves = {**gathered["curves"], "outputs": [{**curve, "output": k + 1} for k in range(outputs)]}
@@ -813,6 +813,7 @@ def test_the_lines_of_all_outputs_of_several_runs_can_be_told_apart(runs, output
     ]
     assert len({*looks}) == len(looks) == runs * outputs
     assert any(symbol for *_, symbol in looks) == marked
+    assert len({dash for _, dash, _ in looks}) > 1  # colours alone tell nothing to some eyes
     colours = [color for color, *_ in looks]
     assert all(len({*colours[n : n + outputs]}) == 1 for n in range(0, len(looks), outputs))  # one for each run
 

@@ -93,7 +93,8 @@ def _told(error: Exception) -> object:
 
 def leads() -> bool:
     """Whether this process prints: of torchrun's, which share a `train`, the first alone does."""
-    return not _shared or os.environ.get("RANK", "0") == "0"  # clusters set RANK in every shell
+    together = _shared and {"LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys()  # clusters set RANK in every shell
+    return not together or os.environ.get("RANK", "0") == "0"
 
 
 def say(text: str) -> None:

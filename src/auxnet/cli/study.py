@@ -35,7 +35,7 @@ class Study:
     none: small, or the only one that FILE has"""
     seeds: int | None = None
     """trainings of each variant; none: as the study says"""
-    only: tuple[str, ...] = ()
+    only: tuple[str, ...] | None = None
     """train these variants, not the others (none: all); the tables are of what is trained by then"""
     out: Path = Path("runs/studies")
     """where the trainings lie, of all studies together"""
@@ -94,7 +94,7 @@ def study(words: list[str]) -> int:
             check_variants(made, where)
     trials = list(made.trials(where))
     done = [trial for trial in trials if is_done(options.out, trial)]
-    if unknown := {*options.only} - made.variants.keys():
+    if unknown := {*(options.only or ())} - made.variants.keys():
         raise ValueError(f"--only names {min(unknown)!r}, no variant{nearest(min(unknown), [*made.variants])}")
     asked = [trial for trial in trials if not options.only or trial.variant in options.only]
     left = [] if options.show else left_of(options.out, asked)

@@ -297,13 +297,14 @@
     const scaled = (v) => (v === null || (log && v <= 0) ? null : key === "val_error" ? 100 * v : v);
     const isAlone = (v, i, y) => v !== null && (y[i - 1] ?? null) === null && (y[i + 1] ?? null) === null;
     const titled = (o, name) => (several ? `${name}, output ${o.output}` : `output ${o.output} (depth ${o.depth})`);
-    const all = several && !state.curveOutput, most = Math.max(...D.runs.map((r) => r.curves.outputs.length));
+    const most = Math.max(...D.runs.map((r) => r.curves.outputs.length));
+    const all = several && most > 1 && !state.curveOutput; // of one output each, dashes tell runs
     const marked = all && (most > DASHES.length || D.runs.length > shades().length); // as dashes or shades come again
     const traces = D.runs.flatMap((r, index) => {
       const K = r.curves.outputs.length;
       const look = (k) => (all ? ofSeveral(index, k) : { dash: dash(several ? index : K - 1 - k) });
       const marker = (y) => (y.some(isAlone) ? { size: 9 } : { size: 7, maxdisplayed: 12 });
-      const drawn = (o) => !several || all || o.output === Math.min(state.curveOutput, K);
+      const drawn = (o) => !several || !state.curveOutput || o.output === Math.min(state.curveOutput, K);
       const curves = r.curves.outputs.map((o, k) => ({ o, y: o[key].map(scaled), k, color: colourOf(index, k, K) }));
       return curves.filter(({ o }) => drawn(o)).map(({ o, y, k, color }) => ({
         x: r.curves.epochs, y, mode: marked || y.some(isAlone) ? "lines+markers" : "lines",
