@@ -45,6 +45,25 @@ def test_the_cache_gives_the_same_bytes_without_reading_again(home: Path, monkey
     assert len(reads) == 2
 
 
+def test_arrays_are_brought_to_a_frame_once_and_an_npz_file_is_copied_in_no_other_case(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, labels = tiny(40, 2, size=6)
+    np.savez(home / "own.npz", images=images[:, :5], labels=labels)
+    calls, real = [], pictures.all_fitted
+    monkeypatch.setattr(sources, "all_fitted", lambda *args: calls.append(args) or real(*args))
+    assert load("own.npz", home).shapes() == [(5, 6)]
+    assert not (tmp_path / "cache").exists()
+    first, second = (load("own.npz", home, image_size=4) for _ in range(2))
+    assert (len(calls), len(entries(tmp_path))) == (1, 1)
+    assert all(same(getattr(first, split), getattr(second, split)) for split in ("train", "val", "test"))
+    assert first.shapes() == second.shapes() == [(5, 6)]  # as they lie in the file
+    load("own.npz", home, image_size=4, fit="pad")
+    assert len(calls) == 2
+    np.savez(home / "own.npz", images=255 - images[:, :5], labels=labels)
+    assert not same(load("own.npz", home, image_size=4).train, first.train)
+
+
 def test_a_file_that_was_removed_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gone\.parquet is a link to nothing, or was removed: fetch it"):
         cache.entry([tmp_path / "gone.parquet"], "", lambda _: ({}, {}))

@@ -26,7 +26,7 @@ def test_svhn_is_read_with_ten_as_the_digit_zero(tmp_path: Path) -> None:
 
 
 def test_digits_fill_the_range_of_a_byte() -> None:
-    images, labels, classes, _ = sources.digits()
+    images, labels, classes, *_ = sources.digits()
     assert images.shape == (1797, 8, 8, 1)
     assert images.dtype == np.uint8
     assert (images.min(), images.max(), len(np.unique(images))) == (0, 255, 17)

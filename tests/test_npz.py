@@ -56,7 +56,7 @@ def test_images_and_labels_alone_are_divided(home: Path) -> None:
 
 def test_classes_are_named_and_channels_may_come_first(home: Path) -> None:
     file = saved(home, X=TRAIN[0].transpose(0, 3, 1, 2), y=TRAIN[1], classes=["cat", "dog", "eel"])
-    images, labels, classes, _ = npz.read(file, npz.npz_splits(file)["train"])
+    images, labels, classes, *_ = npz.read(file, npz.npz_splits(file)["train"])
     assert np.array_equal(images, TRAIN[0])
     assert (labels.tolist(), classes) == (TRAIN[1].tolist(), ("cat", "dog", "eel"))
 

@@ -307,15 +307,9 @@ def _on_disk(part: Part, frame: Frame | None, workers: int) -> _Read:
 
 
 def _in_memory(part: Part, frame: Frame | None) -> _Read:
-    images, labels, classes, left_out = part.read(frame)
-    own = [images.shape[1:3]]
-    shapes = part.shapes if part.encoded else lambda: own  # arrays are not brought to the frame yet
-    if frame is not None:
-        try:
-            images = all_fitted(images, frame, images.shape[3])
-        except MemoryError:
-            said = "{} images of {}x{} do not fit in memory".format(len(images), *frame.size[::-1])
-            raise ValueError(f"{said}: give a smaller --image-size") from None
+    images, labels, classes, left_out, size = part.read(frame)
+    own = [size or images.shape[1:3]]
+    shapes = part.shapes if part.encoded else lambda: own
     return _Read(Split(torch.from_numpy(images), torch.from_numpy(labels)), classes, left_out, shapes)
 
 

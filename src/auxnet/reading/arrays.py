@@ -29,6 +29,8 @@ class Arrays(NamedTuple):
     classes: tuple[str, ...]
     left_out: tuple[str, ...] = ()
     """the images that could not be read, each as "where: why" """
+    size: tuple[int, int] | None = None
+    """(H, W) that arrays had before they were brought to a frame"""
 
 
 def check_unpacked(unpacked: int, size: int) -> None:

@@ -56,11 +56,13 @@ def cached(
     """
 
     def make(folder: Path) -> Made:
-        images, labels, classes, left_out = read()
-        return {"images": images, "labels": labels}, {"classes": classes, "left_out": left_out}
+        images, labels, classes, left_out, size = read()
+        return {"images": images, "labels": labels}, {"classes": classes, "left_out": left_out, "size": size}
 
     _, arrays, facts = entry(files, key, make, stale=lambda known: stale(known.facts["left_out"]))
-    return Arrays(arrays["images"], arrays["labels"], tuple(facts["classes"]), tuple(facts["left_out"]))
+    classes, left_out = tuple(facts["classes"]), tuple(facts["left_out"])
+    size = facts.get("size")  # which entries of before it was kept lack
+    return Arrays(arrays["images"], arrays["labels"], classes, left_out, size and (size[0], size[1]))
 
 
 def entry(
