@@ -1,6 +1,8 @@
 """Faults, really made: whatever stops a training, it goes on, and ends with the bytes of a run never stopped."""
 
+import contextlib
 import errno
+import io
 import json
 import math
 import multiprocessing
@@ -11,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
@@ -663,6 +666,25 @@ def test_checkpoints_of_format_1_stay_loadable():
         assert parameter.flatten().tolist() == [n + i / 8 for i in range(parameter.numel())]
     momenta = [s["momentum_buffer"] for u in method.updates for s in u.optimizer.state_dict()["state"].values()]
     assert [m.flatten()[0].item() for m in momenta] == [float(n) for n in range(len(momenta))]
+
+
+def test_a_checkpoint_is_hashed_as_it_is_written_and_takes_no_memory_of_its_own(tmp_path):
+    state = {"net": {"w": torch.arange(2**20)}, "epoch": 1}
+    tracemalloc.start()
+    checkpoint.save_state(tmp_path / "a.ckpt", state)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**20 < 2**23 < (tmp_path / "a.ckpt").stat().st_size
+    torch.save(state, payload := io.BytesIO())
+    head = f"auxnet checkpoint 1 sha256 {sha256(payload.getvalue()).hexdigest()}\n"
+    assert (tmp_path / "a.ckpt").read_bytes() == head.encode() + payload.getvalue()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk here that is always full")
+def test_a_disk_that_is_full_is_what_the_error_of_a_checkpoint_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "written_whole", lambda path: contextlib.nullcontext(Path("/dev/full")))
+    with pytest.raises(OSError, match="No space left on device"):
+        checkpoint.save_state(tmp_path / "a.ckpt", {"net": {"w": torch.arange(2**20)}})
 
 
 def of_a_later_format():

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -25,16 +25,39 @@ def save_state(path: Path, state: dict[str, Any], written: Callable[[], object] 
 
     `written` is called once all of it is on the disk, and before it stands at `path`.
     """
-    payload = io.BytesIO()
-    torch.save(state, payload)
-    checksum = sha256(payload.getbuffer()).hexdigest()
     with written_whole(path) as partial:
         with partial.open("wb") as file:
-            file.write(f"auxnet checkpoint {FORMAT} sha256 {checksum}\n".encode())
-            file.write(payload.getbuffer())
+            file.write(_head(sha256().hexdigest()))  # its place: what follows is hashed as it is written
+            payload = _Hashed(file)
+            torch.save(state, payload)  # type: ignore[arg-type]
+            if payload.error is not None:
+                raise payload.error
+            file.seek(0)
+            file.write(_head(payload.digest.hexdigest()))
             file.flush()
             os.fsync(file.fileno())
         written()
+
+
+def _head(checksum: str) -> bytes:
+    return f"auxnet checkpoint {FORMAT} sha256 {checksum}\n".encode()
+
+
+class _Hashed(io.RawIOBase):
+    """What torch.save writes to: a file, of all that follows in which the SHA-256 is taken."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.digest = file, sha256()
+        self.error: OSError | None = None
+
+    def write(self, some: Any) -> None:
+        """Write and hash; an error is kept for later, in the place of which torch raises one that does not say why."""
+        self.digest.update(some)
+        try:
+            if self.error is None:
+                self.file.write(some)
+        except OSError as error:
+            self.error = error
 
 
 def load_state(path: Path) -> dict[str, Any]:
