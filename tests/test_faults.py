@@ -680,6 +680,20 @@ def test_a_checkpoint_is_hashed_as_it_is_written_and_takes_no_memory_of_its_own(
     assert (tmp_path / "a.ckpt").read_bytes() == head.encode() + payload.getvalue()
 
 
+def test_ctrl_c_while_a_checkpoint_is_written_is_what_is_raised(tmp_path, monkeypatch):
+    class Digest:
+        def update(self, some):
+            raise KeyboardInterrupt
+
+        def hexdigest(self):
+            return "0"
+
+    monkeypatch.setattr(checkpoint, "sha256", Digest)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save_state(tmp_path / "a.ckpt", {"net": {"w": torch.arange(2**10)}})
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk here that is always full")
 def test_a_disk_that_is_full_is_what_the_error_of_a_checkpoint_says(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "written_whole", lambda path: contextlib.nullcontext(Path("/dev/full")))

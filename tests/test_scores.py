@@ -157,6 +157,16 @@ def test_the_temperature_is_the_one_scipy_finds_over_both_scales():
     assert scores.fit_temperature(sharp, labels) == pytest.approx(3 * scores.fit_temperature(logits, labels), rel=1e-3)
 
 
+def test_the_temperature_is_found_a_few_images_at_a_time(monkeypatch):
+    logits, labels = made_up(300, skill=2.0)
+    whole = scores.fit_temperature(logits, labels)
+    most, real = [], scores.F.cross_entropy
+    monkeypatch.setattr(scores.F, "cross_entropy", lambda x, y, **how: most.append(x.numel()) or real(x, y, **how))
+    monkeypatch.setattr(scores, "PIECE", 64)
+    assert scores.fit_temperature(logits, labels) == pytest.approx(whole, rel=1e-9)
+    assert max(most) <= 64
+
+
 def test_the_temperature_is_left_alone_where_every_image_is_right():
     assert scores.fit_temperature(9 * torch.eye(3), torch.arange(3)) == 1
 

@@ -48,15 +48,15 @@ class _Hashed(io.RawIOBase):
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.digest = file, sha256()
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
 
     def write(self, some: Any) -> None:
-        """Write and hash; an error is kept for later, in the place of which torch raises one that does not say why."""
-        self.digest.update(some)
+        """Write and hash; what is raised is kept for later, as torch would raise an error that does not say why."""
         try:
             if self.error is None:
+                self.digest.update(some)
                 self.file.write(some)
-        except OSError as error:
+        except BaseException as error:  # Ctrl-C, too
             self.error = error
 
 

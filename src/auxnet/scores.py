@@ -23,6 +23,7 @@ from auxnet.network import AuxNet, check_tensors, fitting
 from auxnet.words import per_cent, plural
 
 Z95 = NormalDist().inv_cdf(0.975)  # standard errors to either side of a normal 95 % interval
+PIECE = 2**18  # logits that are in float64 at once: what a processor's cache holds
 FEW = 100  # validation images, with fewer of which little can be told
 
 
@@ -269,11 +270,13 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
     if bool((logits.argmax(1) == labels).all()):
         return 1.0
-    logits = logits.double()
+    images = max(1, PIECE // logits.shape[1])
+    pieces = list(zip(torch.split(logits, images), torch.split(labels, images), strict=True))
     edge = math.log(20)
 
     def loss(log_t: float) -> float:
-        return float(F.cross_entropy(logits / math.exp(log_t), labels))
+        losses = (F.cross_entropy(each.double() / math.exp(log_t), its, reduction="sum") for each, its in pieces)
+        return sum(map(float, losses)) / len(labels)
 
     found = minimize_scalar(loss, bounds=(-edge, edge), method="bounded", options={"xatol": 1e-6})
     return math.exp(found.x)
