@@ -354,6 +354,7 @@ def test_a_norm_after_an_activation_leaves_a_feature_that_is_not_activated():
 
 
 @pytest.mark.parametrize("kind", [pruned, keeping])
+@pytest.mark.long
 def test_modules_that_keep_computed_tensors_are_copied_without_their_graphs(kind):
     backbone = build(kind)
     backbone(EXAMPLE)

@@ -191,6 +191,7 @@ def test_a_run_is_rebuilt_from_what_it_saved():
     assert all(row["depth"] == d for row, d in zip(net.source["table"], net.depths, strict=True))
 
 
+@pytest.mark.long
 def test_cuts_that_were_searched_for_are_saved_as_names():
     assert main(train("even", "--backbone", "own_nets:build", "--cuts", "2", "--epochs", "1")) == 0
     network = json.loads(Path("even/config.json").read_text())["network"]

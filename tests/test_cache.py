@@ -207,6 +207,7 @@ def test_a_damaged_cache_is_rebuilt(damage: str, home: Path, tmp_path: Path, mon
     assert sum(path.is_dir() for path in (tmp_path / "cache").iterdir()) == 1
 
 
+@pytest.mark.long
 def test_a_damaged_header_in_the_cache_is_found(home: Path, tmp_path: Path) -> None:
     """numpy stops reading where the header of an array says that it ends, and zip's checksum stands after that."""
     own = folder_of(home, 12)

@@ -268,6 +268,7 @@ def test_a_step_is_recorded_once_and_anew_only_when_something_it_decides_has_cha
     assert recorded({6: taken_back}) == 2
 
 
+@pytest.mark.long
 def test_where_numbers_alone_have_changed_one_step_goes_by_before_they_are_recorded():
     """Where they change in every step nothing is: a recording takes longer than a step."""
 
@@ -287,6 +288,7 @@ def test_where_numbers_alone_have_changed_one_step_goes_by_before_they_are_recor
     assert replayed({6: with_momentum}, optimizer=plain) == 12 - 6  # momenta are made
 
 
+@pytest.mark.long
 def test_one_momentum_and_a_discarded_output_are_no_reason_to_record_anew():
     """The smaller batches are steps by themselves, in which the discarded output has its turn."""
 
@@ -327,6 +329,7 @@ def test_a_shape_is_recorded_after_steps_of_that_shape():
         ((4, 4, 4, 4, 6, 6, 6, 6, 6, 4), 2, 3),  # taken up at the end of an epoch: the larger ones take its place
     ],
 )
+@pytest.mark.enough(1)
 def test_the_largest_batches_are_recorded(sizes, recorded, replayed):
     recorder = same_bits(auxnet.multiway, sizes=sizes)
     assert (recorder.recorded, recorder.replayed) == (recorded, replayed)

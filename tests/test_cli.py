@@ -898,6 +898,7 @@ def test_who_asks_the_program_to_stop_while_it_imports_pytorch_is_heard_at_its_e
     assert (out, process.returncode) == (said, 0)
 
 
+@pytest.mark.long
 def test_a_run_that_is_taken_up_says_where_it_goes_on(tmp_path, capsys):
     def stop(progress):
         if (progress.epoch, progress.step) == (1, 2):

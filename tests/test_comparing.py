@@ -112,6 +112,7 @@ def test_the_command_says_at_which_outputs_a_run_errs_less_and_writes_nothing(ru
     assert {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.long
 def test_as_json_a_comparison_names_its_runs_and_what_they_may_have_seen(runs, tmp_path, capsys):
     a, tuned = runs / "a", tmp_path / "tuned"
     auxnet.fit(
@@ -130,6 +131,7 @@ def test_as_json_a_comparison_names_its_runs_and_what_they_may_have_seen(runs, t
     assert "seed" in said["may_be_seen_by"][1]["val"][0]
 
 
+@pytest.mark.long
 def test_runs_without_common_images_are_compared_on_others_alone(runs, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"do not have the same validation images .* --on other labelled images"):
         auxnet.compare_runs(runs / "a", runs / "seed")

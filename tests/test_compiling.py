@@ -10,15 +10,11 @@ from types import MethodType
 
 import pytest
 import torch
-import torch._dynamo.config as dynamo
-import torch._functorch.config as autograd
-import torch._inductor.config as inductor
 from torch import nn
 
 import auxnet
 from auxnet import signals
 from auxnet.advice import time_notes
-from auxnet.compiling import compiled
 from auxnet.data import load_data
 from auxnet.plan import plan
 from auxnet.recipe import Recipe
@@ -60,8 +56,15 @@ def batch_of(n=6, memory_format=torch.channels_last):
     return images.contiguous(memory_format=memory_format), torch.arange(n) % 4
 
 
+def compiled(method, images):
+    from auxnet.compiling import compiled  # PyTorch's compiler takes seconds to import: not in every worker
+
+    return compiled(method, images)
+
+
 def settings():
     """Those of torch that compiling depends on."""
+    dynamo, inductor, autograd = torch._dynamo.config, torch._inductor.config, torch._functorch.config
     ours = autograd.donated_buffer, inductor.fallback_random, inductor.custom_partitioner_fn
     return *ours, inductor.layout_optimization, dynamo.recompile_limit
 
@@ -92,6 +95,7 @@ def test_a_compiled_step_is_the_step_it_was(name, all_is_compiled):
     assert (live - frozen).norm() > 1e-6
 
 
+@pytest.mark.long
 def test_live_stays_live_in_the_other_memory_format_too(all_is_compiled):
     """Where a compiled forward would rather have its convolutions in channels_last."""
     live, found = (trained("live", as_compiled, torch.contiguous_format) for as_compiled in (False, True))
@@ -155,6 +159,7 @@ def test_a_forward_and_hooks_of_ones_own_stay():
     assert called == [1]
 
 
+@pytest.mark.long
 def test_a_later_net_of_the_same_make_is_compiled_by_itself(all_is_compiled):
     """Graphs are found by the code they were made of, which two nets share, with whatever settings they were made."""
     torch.compile(net_of().segments[0].forward)(batch_of()[0]).sum().backward()
@@ -164,7 +169,7 @@ def test_a_later_net_of_the_same_make_is_compiled_by_itself(all_is_compiled):
 
 def test_where_compiling_is_switched_off_that_is_said():
     message = r"torch\.compile is disabled here, by TORCHDYNAMO_DISABLE: leave --compile out"
-    with dynamo.patch(disable=True), pytest.raises(RuntimeError, match=message):
+    with torch._dynamo.config.patch(disable=True), pytest.raises(RuntimeError, match=message):
         compiled(auxnet.joint(net_of(), SGD), batch_of()[0])
 
 
@@ -192,6 +197,7 @@ def test_what_cannot_be_compiled_is_an_error_of_one_line(says, message, monkeypa
 
 
 @pytest.mark.parametrize("fields", [{}, {"method": "pairwise", "ema": 0.9}], ids=str)
+@pytest.mark.long
 def test_a_compiled_run_goes_on_bit_for_bit(fields, all_is_compiled, tmp_path):
     recipe = replace(TINY, compile=True, **fields)
     auxnet.fit(recipe, tmp_path / "whole")

@@ -102,6 +102,7 @@ def test_probes_take_no_more_images_than_they_are_given(most):
         assert sum(len(labels) for _, labels in taken) == min(most, len(split))
 
 
+@pytest.mark.long
 def test_probes_see_images_as_evaluation_does(tmp_path, monkeypatch):
     images, labels = np.random.default_rng(0).integers(0, 256, (40, 20, 20, 3), np.uint8), [0, 1] * 20
     write_folders(tmp_path / "pics", images, labels, ["a", "b"])

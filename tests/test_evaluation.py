@@ -218,6 +218,7 @@ def test_the_best_weights_are_evaluated_into_a_file_of_their_own_and_errors_unli
     assert "output 1" not in err
 
 
+@pytest.mark.long
 def test_a_latency_that_is_not_measured_again_stays_if_it_is_of_these_weights(run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "a")
     words, path = ["evaluate", str(tmp_path / "a"), "--no-latency", "--json"], tmp_path / "a" / "evaluation.json"
@@ -427,6 +428,7 @@ def test_other_images_are_made_what_the_run_has_seen(run, tmp_path, monkeypatch)
         assert found.fit == fit
 
 
+@pytest.mark.long
 def test_images_too_many_for_memory_are_judged_on_from_the_disk(run, few, field, tmp_path, monkeypatch):
     expected = auxnet.evaluate(few[0], on=field)
     monkeypatch.setattr("auxnet.data.available_memory", lambda: 0)

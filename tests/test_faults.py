@@ -255,6 +255,7 @@ def pictures(folder, number):
     return str(folder)
 
 
+@pytest.mark.long
 def test_a_streamed_training_goes_on_to_the_end_of_one_in_memory(tmp_path):
     """Stopped as torchrun and systemd do it: by a signal to all its processes."""
     recipe = replace(TINY, data=pictures(tmp_path / "pics", 60), train_images=None, epochs=2)
@@ -303,6 +304,7 @@ def test_a_picture_that_goes_bad_costs_nothing_that_was_done(tmp_path, split):
     auxnet.select(tmp_path / "a")  # which reads the same data
 
 
+@pytest.mark.long
 def test_a_picture_that_goes_bad_while_the_average_sees_its_epoch_again_costs_nothing(tmp_path):
     recipe = replace(TINY, data=pictures(tmp_path / "pics", 60), train_images=None, epochs=1, ema=0.9)
     recipe = replace(recipe, stream="always", workers=0)

@@ -63,6 +63,7 @@ def test_the_final_answers_are_the_same_bits_and_the_other_outputs_learn(fields,
             assert second < first
 
 
+@pytest.mark.long
 def test_a_training_that_was_stopped_in_an_epoch_goes_on_with_a_frozen_trunk(plain, recipe, tmp_path):
     def stop(progress):
         if (progress.epoch, progress.step) == (1, 2):
@@ -128,6 +129,7 @@ def test_what_is_frozen_is_frozen_in_parts_of_the_net_and_copies_too(part):
     assert [*made.trained] == [*made.heads][:2]
 
 
+@pytest.mark.long
 def test_processes_average_the_statistics_of_what_is_trained_alone(plain, recipe, tmp_path, monkeypatch):
     """The mean of equal numbers over three processes need not be that number."""
 
@@ -142,6 +144,7 @@ def test_processes_average_the_statistics_of_what_is_trained_alone(plain, recipe
         assert run.net.heads[0].bn.num_batches_tracked > 3
 
 
+@pytest.mark.long
 def test_a_backbone_keeps_its_own_classifier(tmp_path):
     backbone = small(10)
     torch.save(backbone.state_dict(), tmp_path / "w.pt")

@@ -32,6 +32,7 @@ STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 
         (101, 2, 126_886_696, 22.75),
     ],
 )
+@pytest.mark.enough(3)
 def test_parameters_and_multiply_adds_are_the_published_ones(depth, width, parameters, giga):
     with torch.device("meta"):
         net = auxnet.resnet(depth, form="imagenet", block="original", width=width, num_classes=1000)

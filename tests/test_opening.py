@@ -193,6 +193,7 @@ def test_images_that_were_trained_on_never_judge_a_run(tmp_path, capsys):
     assert main(["select", str(run)]) == 0
 
 
+@pytest.mark.long
 def test_a_picture_that_was_left_out_and_is_whole_now_is_named_where_data_have_changed(tmp_path):
     data, run = tmp_path / "pics", tmp_path / "run"
     images, labels = tiny(20, 2, size=8)
@@ -236,6 +237,7 @@ def test_test_images_have_a_fingerprint_also_where_the_data_bring_their_own(tmp_
     assert len({before, replaced, of()}) == 3
 
 
+@pytest.mark.long
 def test_more_images_of_a_test_set_of_its_own_change_nothing_that_was_drawn(tmp_path):
     images, labels = tiny(40, 2, size=8)
     for split in ("train", "val", "test"):
@@ -284,6 +286,7 @@ def add(recipe, image, split="train"):
     Image.fromarray(image).save(f"{recipe.data}/{split}/cat/one-more.png")
 
 
+@pytest.mark.long
 def test_what_a_finished_run_says_of_itself_stays_that_of_the_images_it_was_trained_and_judged_on(apart, tmp_path):
     run = auxnet.fit(apart, tmp_path / "run").folder
     weights, figures = (run / "model.safetensors"), read_json(run / "summary.json")
@@ -435,6 +438,7 @@ def test_a_run_that_began_with_one_that_may_have_seen_its_images_says_so_whereve
     assert words[4:] in str(auxnet.load(run).generate_model_card())
 
 
+@pytest.mark.long
 def test_of_images_that_an_earlier_run_held_out_only_those_drawn_anew_are_in_doubt(tmp_path, capsys):
     data = str(folder_of(tmp_path))
     recipe = Recipe(data=data, depth=8, outputs=2, epochs=1, batch_size=20, threads=1, device="cpu")
@@ -448,6 +452,7 @@ def test_of_images_that_an_earlier_run_held_out_only_those_drawn_anew_are_in_dou
     assert "its validation images may be" in err
 
 
+@pytest.mark.long
 def test_all_runs_that_weights_come_from_are_known_though_one_between_them_had_other_classes(apart, tmp_path):
     first = auxnet.fit(apart, tmp_path / "a")
     dataset = load_data(apart)
@@ -466,6 +471,7 @@ def test_all_runs_that_weights_come_from_are_known_though_one_between_them_had_o
     assert earlier_runs(str(tmp_path)) == ()
 
 
+@pytest.mark.long
 def test_weights_behind_a_link_are_those_of_the_run_that_holds_it_or_that_it_leads_to(tmp_path):
     recipe = Recipe(depth=8, outputs=2, epochs=1, train_images=96, threads=1, device="cpu")
     weights = auxnet.fit(recipe, tmp_path / "a").folder / "model.safetensors"
@@ -550,6 +556,7 @@ def test_data_below_data_dir_are_the_runs_wherever_it_is_opened_and_found_where_
             assert it.dataset.val_sha256() == seen
 
 
+@pytest.mark.long
 def test_a_resume_that_leaves_out_more_images_keeps_where_the_data_lay_though_they_have_moved(apart, tmp_path):
     run = auxnet.fit(replace(apart, epochs=1), tmp_path / "run").folder
     recorded = read_recipe(run / "recipe.yaml")
@@ -635,6 +642,7 @@ def test_a_data_dir_may_hold_the_data_by_its_name_or_else_their_splits(there, na
     assert recipe.data == str(tmp_path / "root" / found)
 
 
+@pytest.mark.long
 def test_of_several_runs_those_whose_data_a_data_dir_does_not_hold_are_shown_on_their_own(tmp_path, capsys):
     write_folders(tmp_path / "pics", *tiny(40, 2, size=8), ["cat", "dog"])
     recipe = Recipe(data=str(tmp_path / "pics"), depth=8, outputs=2, epochs=1, batch_size=16, threads=1, device="cpu")

@@ -252,6 +252,7 @@ def test_what_cannot_be_asked_is_one_line(
 
 
 @pytest.mark.parametrize("resize", [[31, 37], [9000, 9000], ["a", 2], 3, [73]])
+@pytest.mark.enough(2)
 def test_a_config_with_an_impossible_resize_is_damaged(resize: object, run: Path, tmp_path: Path) -> None:
     load_net(run).save_pretrained(tmp_path / "copy")
     config = json.loads((tmp_path / "copy" / "config.json").read_text())

@@ -60,6 +60,7 @@ def test_few_steps_an_epoch_are_warned_of(images, batch_size, said):
 
 @pytest.mark.parametrize("weights", [(0.5, 0.8, 1.0), (0.0, 0.7, 1.0), (0.0, 0.0, 1.0), (0.9, 0.0, 1.0)], ids=str)
 @pytest.mark.parametrize(("method", "mode"), METHODS)
+@pytest.mark.enough(8)
 def test_decay_is_what_a_segment_sees_in_a_step_discarded_outputs_left_out(method, mode, weights):
     recipe = Recipe(depth=8, outputs=3, method=method, mode=mode, weights=weights)
     planned = planned_outputs(recipe, load_data(recipe))

@@ -801,6 +801,7 @@ def test_the_lines_of_many_runs_can_be_told_apart(gathered, open_page):
 
 
 @pytest.mark.parametrize(("runs", "outputs", "marked"), [(2, 3, False), (8, 13, True), (3, 1, False)])
+@pytest.mark.enough(1)
 def test_the_lines_of_all_outputs_of_several_runs_can_be_told_apart(runs, outputs, marked, gathered, open_page):
     curve = gathered["curves"]["outputs"][0]
     curves = {**gathered["curves"], "outputs": [{**curve, "output": k + 1} for k in range(outputs)]}

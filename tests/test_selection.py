@@ -369,6 +369,7 @@ def test_a_latency_is_shown_with_the_device_and_the_threads_that_it_was_measured
 
 
 @pytest.mark.parametrize(("given", "noted"), [("0.005", True), ("0.049", True), ("0", False), ("0.5", False)])
+@pytest.mark.enough(2)
 def test_points_that_look_like_a_fraction_are_told(given, noted, run, capsys):
     assert main(["select", str(run), "--within", given]) == 0
     said = f"auxnet: warning: --within {given} is in points, not a fraction: half a point is 0.5\n"

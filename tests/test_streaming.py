@@ -244,6 +244,7 @@ def test_a_long_first_look_tells_how_far_it_has_come(
 
 
 @pytest.mark.parametrize("form", [folder_of, shards_of])
+@pytest.mark.enough(1)
 def test_damaged_images_are_left_out_up_to_the_limit_each_by_name(form: Any, home: Path) -> None:
     own, names = damaged(form, home)
     kept, streamed = (load(own, stream=stream, workers=2, max_corrupt=2) for stream in ("never", "always"))
@@ -290,6 +291,7 @@ def test_unequal_sizes_are_refused_with_the_mend(stream: str, home: Path) -> Non
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.enough(1)
 def test_an_image_that_changed_since_it_was_looked_at_is_an_error_that_names_it(workers: int, home: Path) -> None:
     own = folder_of(home)
     found = load(str(own), stream="always", workers=workers)

@@ -140,6 +140,7 @@ def test_a_key_that_is_a_scales_is_told_where_it_belongs(tmp_path):
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", names())
+@pytest.mark.enough(8)
 def test_every_study_at_every_scale_describes_trainings_that_can_be(name, scale):
     study = read_study(name, scale)
     trials = list(study.trials())
@@ -418,7 +419,7 @@ def test_means_over_different_outputs_are_not_compared(own, tmp_path, capsys):
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", names())
-@pytest.mark.enough(10)
+@pytest.mark.enough(4)
 def test_every_claim_of_every_study_compares_like_with_like(name, scale):
     check_claims(read_study(name, scale))
 
@@ -579,6 +580,7 @@ def test_trainings_that_began_with_weights_replaced_between_them_are_not_judged(
         assert "Warning: base was replaced between the trainings that began with it" in " ".join(warnings_of(other))
 
 
+@pytest.mark.long
 def test_a_study_tells_of_weights_that_were_trained_anew_between_its_trainings(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = Recipe(depth=8, outputs=2, epochs=1, train_images=96, threads=1, device="cpu")
@@ -928,6 +930,7 @@ def test_the_vanishing_study_measures_what_auxnet_diagnose_measures(tmp_path, ca
     assert json.loads(capsys.readouterr().out)["runs"][0]["shares"] == drawn[1]["shares"]
 
 
+@pytest.mark.long
 def test_what_a_user_diagnoses_changes_no_studys_share(tmp_path):
     [trial] = [t for t in read_study("vanishing", "smoke", 1).trials(HERE) if t.variant == "joint"]
     running.train(tmp_path, [trial], 1, HERE, lambda left: None)
@@ -1218,6 +1221,7 @@ def test_a_training_that_was_stopped_goes_on_from_its_checkpoint(own, tmp_path, 
 
 
 @pytest.mark.parametrize(("pics", "where"), [("pics", []), ("all/pics", ["--data-dir", "all"])])
+@pytest.mark.enough(1)
 def test_trainings_of_another_folder_of_the_same_name_are_never_shown_as_the_studys_own(
     pics, where, tmp_path, monkeypatch, capsys
 ):
@@ -1247,6 +1251,7 @@ def test_trainings_of_another_folder_of_the_same_name_are_never_shown_as_the_stu
 
 
 @pytest.mark.usefixtures("own_cache_and_no_network")
+@pytest.mark.long
 def test_weights_on_the_hub_are_named_in_a_study_by_their_commit(tmp_path, capsys):
     training.fit(Recipe(depth=8, outputs=2, epochs=1, train_images=96, threads=1, device="cpu"), tmp_path / "a")
     auxnet.load(tmp_path / "a").save_pretrained(on_the_hub(tmp_path, "owner/run"))
@@ -1260,6 +1265,7 @@ def test_weights_on_the_hub_are_named_in_a_study_by_their_commit(tmp_path, capsy
         assert status == 0 or capsys.readouterr().err.endswith(told)
 
 
+@pytest.mark.long
 def test_what_is_under_way_is_said_by_who_trains_and_by_who_looks(own, tmp_path, capsys, monkeypatch):
     words = ["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--threads", "1", "--seeds", "1"]
     assert main(words) == 0

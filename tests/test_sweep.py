@@ -403,6 +403,7 @@ def test_pruned_are_exactly_those_worse_than_the_median_of_the_complete_at_their
     assert len(complete) < 8
 
 
+@pytest.mark.long
 def test_choices_that_differ_in_the_last_digit_are_both_trained_and_told_apart(tmp_path, untrained, capsys):
     space = {"gamma": [1.23456, 1.23457], "milestones": [[0.4, 0.60001], [0.4, 0.60002]]}
     found = sweep(space, tmp_path / "a", TINY, sampler="grid")
@@ -431,6 +432,7 @@ def test_a_worker_on_a_machine_that_lacks_a_device_fails_no_trial(tmp_path, untr
     assert read_sweep(tmp_path / "a").trials == ()
 
 
+@pytest.mark.long
 def test_a_place_that_some_trials_cannot_have_is_no_impossible_one(monkeypatch):
     def build(recipe, *given):
         if recipe.cuda_graph and recipe.device == "cpu":
@@ -520,6 +522,7 @@ def test_all_trials_begin_with_the_same_weights_from_any_folder_and_whatever_the
         sweep({"pretrained": ["a", "../there/a"]}, "../twice", TINY)
 
 
+@pytest.mark.long
 def test_a_sweep_does_not_go_on_with_weights_replaced_under_its_trials(tmp_path, monkeypatch):
     base, spare = (train.fit(replace(TINY, seed=n), tmp_path / name).folder for n, name in enumerate(("base", "spare")))
     files, space = [each / "model.safetensors" for each in (base, spare)], {"lr": [0.1, 0.2, 0.3]}
@@ -606,6 +609,7 @@ def test_two_workers_started_at_once_on_a_new_database_complete_every_trial_once
         read_sweep(tmp_path / "a")
 
 
+@pytest.mark.long
 def test_a_database_shared_without_the_folder_is_refused(tmp_path):
     """Where every worker would else train all trials, and say nothing."""
     url, settings = f"sqlite:///{tmp_path}/new.db", Settings(TINY, space_from({"lr": [0.1, 0.2]}))
@@ -824,6 +828,7 @@ def test_a_machine_with_too_little_memory_fails_no_trial_of_the_others(tmp_path,
     assert [trial.state for trial in sweep({"lr": [0.1, 0.2]}, tmp_path / "a", TINY).trials] == ["complete"] * 2
 
 
+@pytest.mark.long
 def test_what_took_the_failure_of_a_twin_is_tried_again_with_it(tmp_path, untrained, monkeypatch):
     space = {"gamma": [float(value) for value in range(21)]}
 
@@ -1155,6 +1160,7 @@ def test_trials_on_more_images_than_those_before_are_refused_unless_their_number
     assert [trial.state for trial in sweep(space, tmp_path / "old", recipe, trials=2).trials] == ["complete"] * 2
 
 
+@pytest.mark.long
 def test_a_trial_that_cannot_go_on_in_a_copied_project_is_left_to_a_worker_that_can(tmp_path, monkeypatch):
     images, labels = tiny(40, 2, size=8)
     write_folders(tmp_path / "a" / "pics", images, labels, ["cat", "dog"])
@@ -1193,6 +1199,7 @@ def test_the_best_recipe_is_of_the_data_of_its_trial_wherever_the_sweep_is_shown
     assert read_sweep("s").best_recipe.data == str(tmp_path / "moved" / "pics")
 
 
+@pytest.mark.long
 def test_a_share_that_varied_is_no_matter_where_the_data_bring_their_validation_images(tmp_path):
     images, labels = tiny(40, 2, size=8)
     for split in ("train", "val"):

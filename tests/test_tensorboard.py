@@ -50,6 +50,7 @@ def test_tensorboard_reads_what_the_metrics_say_and_no_weight_changes(tmp_path):
 
 
 @pytest.mark.parametrize("begun_with", [True, False])
+@pytest.mark.long
 def test_a_run_that_was_stopped_has_every_epoch_once(tmp_path, begun_with):
     def stop(progress):
         if progress.done and progress.epoch == 2:
@@ -64,6 +65,7 @@ def test_a_run_that_was_stopped_has_every_epoch_once(tmp_path, begun_with):
 
 
 @pytest.mark.parametrize("done", [False, True])
+@pytest.mark.long
 def test_curves_that_were_begun_go_on_without_being_asked_for_again(tmp_path, done):
     """Be the first epoch done or not."""
 

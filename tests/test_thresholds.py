@@ -174,7 +174,7 @@ def test_a_target_is_kept_in_the_mean_over_images_that_were_not_solved_on():
     """Solved on the very images with all that the target allows, the error of others rises by about twice that."""
     target, rises, costs = 0.01, {"all": [], "cross-fitted": []}, {"all": [], "cross-fitted": []}
     fresh = made_up(seed=10**6, n=20_000, classes=10)
-    for seed in range(8):
+    for seed in range(4):
         said = made_up(seed, n=500, classes=10)
         policy, found = solve_cross_fitted(said, RULE, COSTS, max_error_increase=target)
         on_these = outcome(said, policy, COSTS).against_final.difference
@@ -184,9 +184,9 @@ def test_a_target_is_kept_in_the_mean_over_images_that_were_not_solved_on():
         for name, each in (("all", solve(said, RULE, COSTS, max_error_increase=target)), ("cross-fitted", policy)):
             rises[name].append(outcome(fresh, each, COSTS).against_final.difference)
             costs[name].append(outcome(fresh, each, COSTS).mean_cost)
-    assert sum(rises["all"]) / 8 > 1.5 * target
-    assert sum(rises["cross-fitted"]) / 8 < 1.2 * target
-    assert sum(costs["cross-fitted"]) / 8 < 0.97 * COSTS[-1]  # and images do leave early
+    assert sum(rises["all"]) / 4 > 1.5 * target
+    assert sum(rises["cross-fitted"]) / 4 < 1.2 * target
+    assert sum(costs["cross-fitted"]) / 4 < 0.97 * COSTS[-1]  # and images do leave early
 
 
 def test_a_target_worth_fewer_images_than_can_show_it_lets_none_leave_early():
@@ -252,6 +252,7 @@ def test_images_that_are_left_out_are_not_solved_on(monkeypatch):
     assert all(a == {*range(60)} - b for a, b in zip(solved, counted, strict=True))
 
 
+@pytest.mark.long
 def test_starts_that_are_handed_over_are_those_that_are_found(monkeypatch):
     said, found = made_up(n=200), []
 

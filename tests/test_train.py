@@ -110,6 +110,7 @@ def test_of_epochs_that_err_alike_the_first_is_the_best():
     assert state.best_epoch == 1
 
 
+@pytest.mark.long
 def test_a_run_that_was_saved_as_numpys_numbers_say_is_resumed(tmp_path):
     auxnet.fit(replace(TINY, epochs=1), tmp_path / "a", save_every=np.float64(300), keep=np.int64(1))
     auxnet.fit(replace(TINY, epochs=1), tmp_path / "a", resume=True)
@@ -520,6 +521,7 @@ def test_data_that_cannot_be_read_for_a_while_cost_no_epoch(tmp_path, monkeypatc
     assert set(seen) == {2, 3}
 
 
+@pytest.mark.long
 def test_the_wall_time_is_of_all_sessions_reading_data_and_evaluating_included(tmp_path, monkeypatch):
     clock = [0.0]
 
@@ -612,6 +614,7 @@ def test_files_of_others_stay_where_a_training_is_begun_anew(tmp_path):
     assert not [*(tmp_path / "a").rglob(".*.partial")]
 
 
+@pytest.mark.long
 def test_a_training_of_a_sweep_or_study_whose_checkpoints_are_all_damaged_is_begun_anew(tmp_path):
     def stop(progress):
         if progress.done:

@@ -387,6 +387,7 @@ def test_one_output_of_a_run_is_not_the_run_to_train_on_from(tmp_path):
             auxnet.fit(replace(recipe, pretrained=str(weights)), tmp_path / "b")
 
 
+@pytest.mark.long
 def test_a_run_notes_the_sha256_of_the_weights_it_began_with_whatever_lies_there_when_it_is_resumed(tmp_path):
     recipe = Recipe(depth=8, outputs=2, epochs=1, train_images=96, threads=1, device="cpu")
     weights = auxnet.fit(recipe, tmp_path / "a").folder / "model.safetensors"
