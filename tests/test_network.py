@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import auxnet
 from auxnet import cost
@@ -198,10 +199,10 @@ def test_outputs_cost_what_their_models_do_and_counting_leaves_the_net_as_it_was
 @pytest.mark.parametrize(
     "net", [{"outputs": 3}, {"block": "original"}, {"block": "plain"}, {"form": "imagenet"}], ids=str
 )
-def test_counting_for_real_and_on_meta_are_the_same(net, monkeypatch):
-    def run(pairs, x, count, run=cost._run):
+def test_counting_for_real_and_on_meta_are_the_same_and_pytorchs(net, monkeypatch):
+    def run(pairs, x, run=cost._run):
         places.append(x.device.type)
-        return run(pairs, x, count)
+        return run(pairs, x)
 
     places = []
     monkeypatch.setattr(cost, "_run", run)
@@ -210,6 +211,9 @@ def test_counting_for_real_and_on_meta_are_the_same(net, monkeypatch):
     monkeypatch.setattr(cost, "SMALL", 0)
     assert costs(made, (3, 32, 32)) == counted
     assert places == ["cpu", "meta"]
+    with FlopCounterMode(display=False) as operations, torch.no_grad():
+        made.eval().truncate(1)(torch.zeros(1, 3, 32, 32))
+    assert counted[0][1] == operations.get_total_flops() // 2
 
 
 @pytest.mark.parametrize("looks", [False, True])

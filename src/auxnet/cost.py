@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, UntypedStorage, nn
 from torch.autograd.graph import Node, saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
 
 from auxnet.backbones.dryrun import plain_attention, still, without_norms
 from auxnet.features import nodes_below
@@ -37,18 +36,12 @@ def multiply_adds_by_part(net: AuxNet, image_shape: Sequence[int]) -> list[tuple
     like = next(pairs.parameters())
     image = torch.zeros(1, *image_shape, dtype=like.dtype, device=like.device)
     if not image.is_meta and image.numel() <= SMALL and all(map(_is_built_in, pairs.modules())):
-        with Products() as products:
-            return _run(still(pairs), image, lambda: products.multiply_adds)
-    with FlopCounterMode(display=False) as operations:
-
-        def half() -> int:
-            return int(operations.get_total_flops()) // 2
-
-        try:
-            return _run(without_norms(still(pairs).to("meta")), image.to("meta"), half)
-        except Exception:
-            with torch.backends.mkldnn.flags(enabled=False):  # whose LSTM is one operator, of which nothing is counted
-                return _run(still(pairs), image, half)
+        return _run(still(pairs), image)
+    try:
+        return _run(without_norms(still(pairs).to("meta")), image.to("meta"))
+    except Exception:
+        with torch.backends.mkldnn.flags(enabled=False):  # whose LSTM is one operator, of which nothing is counted
+            return _run(still(pairs), image)
 
 
 def _is_built_in(module: nn.Module) -> bool:
@@ -56,16 +49,16 @@ def _is_built_in(module: nn.Module) -> bool:
     return type(module) in plain or type(module).__module__ == "auxnet.blocks"
 
 
-def _run(pairs: Any, x: Tensor, count: Callable[[], int]) -> list[tuple[int, int]]:
-    """What `count` rises by in each segment, and in the head at its end."""
+def _run(pairs: Any, x: Tensor) -> list[tuple[int, int]]:
+    """Multiply-adds of each segment, and of the head at its end."""
     parts = []
-    with torch.no_grad(), plain_attention():
+    with torch.no_grad(), plain_attention(), Products() as products:
         for segment, head in pairs:
-            before = count()
+            before = products.multiply_adds
             x = segment(x)
-            between = count()
+            between = products.multiply_adds
             head(x)
-            parts.append((between - before, count() - between))
+            parts.append((between - before, products.multiply_adds - between))
     return parts
 
 

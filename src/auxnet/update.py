@@ -225,17 +225,18 @@ def _as_held(gradients: Gradients, aliases: Sequence[Tensor], strides: Sequence[
     Each in memory of its own: clipping and Nesterov's momentum work in place, and of a + b both may be one tensor.
     (PyTorch's own `backward` sees to all this, `autograd.grad` does not.)
     """
-    others: dict[int, tuple[Tensor, Tensor]] = {}
+    held, copies, originals = list(gradients), [], []
     seen: set[int] = set()
     for n, (g, a, stride) in enumerate(zip(gradients, aliases, strides, strict=True)):
         if g is not None and not g.is_sparse:
             if g.dtype != a.dtype or g.stride() != stride or g.data_ptr() in seen:
-                others[n] = torch.empty_like(a), g
+                held[n] = copy = torch.empty_like(a)
+                copies.append(copy)
+                originals.append(g)
             seen.add(g.data_ptr())
-    if others:
-        copies, originals = map(list, zip(*others.values(), strict=True))
+    if copies:
         torch._foreach_copy_(copies, originals)  # in one launch
-    return [others[n][0] if n in others else g for n, g in enumerate(gradients)]
+    return held
 
 
 def _begin_late_momenta(optimizer: torch.optim.Optimizer) -> None:

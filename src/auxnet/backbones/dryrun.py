@@ -12,14 +12,13 @@ from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from auxnet.errors import MisfitError, first_line
 from auxnet.machine import random_kept
 from auxnet.modules import AnyModule, copied, in_mode
 from auxnet.network import AuxNet
-from auxnet.watching import Watching
+from auxnet.watching import Products, Watching
 
 N = 2  # images of a dry run
 aten = torch.ops.aten
@@ -56,9 +55,9 @@ class Feature(NamedTuple):
 def observe(module: fx.GraphModule, image_shape: Sequence[int]) -> dict[fx.Node, Seen]:
     """Every value of a traced backbone, in order, for an image of shape (C, H, W)."""
     with _dry(module, image_shape) as (twin, images):
-        counter = FlopCounterMode(display=False)
-        evaluation, training = _Observer(twin, counter), _Observer(twin, counter)
-        with counter:
+        products = Products()
+        evaluation, training = _Observer(twin, products), _Observer(twin, products)
+        with products:
             evaluation.run(images)
         if _may_write_in_training_alone(twin):
             with suppress(Exception), _in_training(twin, images.device):
@@ -75,11 +74,11 @@ def observe(module: fx.GraphModule, image_shape: Sequence[int]) -> dict[fx.Node,
 class _Observer(fx.Interpreter):
     """Runs a graph, and keeps of each value what it cost up to there and which version it was."""
 
-    def __init__(self, module: fx.GraphModule, counter: FlopCounterMode) -> None:
+    def __init__(self, module: fx.GraphModule, products: Products) -> None:
         super().__init__(module, garbage_collect_values=False)
         self.macs: dict[fx.Node, int] = {}
         self.versions: dict[fx.Node, int] = {}
-        self.counter = counter
+        self.products = products
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         # torch.fx holds lists as immutable ones, but there are modules that assign to the list they are given.
@@ -87,7 +86,7 @@ class _Observer(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        self.macs[n] = int(self.counter.get_total_flops()) // 2
+        self.macs[n] = self.products.multiply_adds
         self.versions[n] = result._version if isinstance(result, Tensor) else 0
         return result
 
@@ -266,7 +265,7 @@ def _stand_in(module: AnyModule, image_shape: Sequence[int]) -> tuple[AnyModule,
 
 
 def still(module: AnyModule) -> AnyModule:
-    """A copy in evaluation mode, without gradients: FlopCounterMode trips over views of parameters that have some."""
+    """A copy in evaluation mode, whose parameters ask for no gradients: what is counted are forwards."""
     return copied(module).eval().requires_grad_(False)
 
 

@@ -19,6 +19,12 @@ from auxnet.words import nearest
 DIGITS = 4  # of a number that is drawn, where people read it
 FEW = 64  # values that are tried one by one; of more, the ends stand for all
 FORMS = "a range is low..high, low..high:log or low..high:step"
+_BESIDE: dict[str, dict[str, Any]] = {  # what a field needs, or is bounded by: the sweep's own is checked with the rest
+    "aggregator": {"method": "joint"},
+    "fit": {"image_size": 32},
+    "warmup": {"epochs": 2**31 - 1},
+    **{field: {"backbone": "timm:resnet18"} for field in OF_BACKBONES},
+}
 
 
 @dataclass(frozen=True)
@@ -92,11 +98,7 @@ def domain_of(field: str, given: Any) -> Domain:
 
 def checked(field: str, value: Any) -> Any:
     """The value as the recipe has it. Raises ValueError outside the field's type or rule."""
-    base = Recipe(method="joint") if field == "aggregator" else Recipe()
-    base = Recipe(backbone="timm:resnet18") if field in OF_BACKBONES else base
-    base = Recipe(image_size=32) if field == "fit" else base
-    base = Recipe(epochs=2**31 - 1) if field == "warmup" else base  # the sweep's own are seen to with the others
-    return getattr(replace(base, **{field: value}), field)
+    return getattr(Recipe(**{**_BESIDE.get(field, {}), field: value}), field)
 
 
 def written(domain: Domain) -> str | list[Any]:
