@@ -281,8 +281,7 @@ def _check_answers(recipe: Recipe, dataset: data.DataSet, net: AuxNet) -> None:
     The net is built again from another seed: whatever differs was drawn.
     """
     seed_random(recipe.seed + 1, torch.device("cpu"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what there is to say was said of the net itself
+    with warnings.catch_warnings(action="ignore"):  # what there is to say was said of the net itself
         other = to_device(net_of(recipe, dataset), next(net.parameters()).device)
     ours, theirs = (nn.ModuleList([each.segments, each.heads[-1]]).state_dict().values() for each in (net, other))
     if not all(map(torch.equal, ours, theirs)):

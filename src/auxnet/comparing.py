@@ -10,8 +10,8 @@ from typing import Any
 from auxnet.evaluation import OutputReport, reports
 from auxnet.opening import Opened, opened
 from auxnet.precision import usual_defaults
-from auxnet.reading.splits import validated_alike
 from auxnet.recipe import RunDir
+from auxnet.run_data import validated_alike
 from auxnet.scores import Comparison, Predictions, compare, holm, predictions
 from auxnet.sections import Which
 

@@ -13,8 +13,8 @@ import torch
 
 from auxnet import unfinished
 from auxnet.page_frame import columns_of, filled, framed, heading_of, line_of, section_of, table_of, tiles_of, unbroken
-from auxnet.reading.splits import tested_alike, validated_alike
 from auxnet.recipe import METHOD_OF, WHERE, Recipe, words_of
+from auxnet.run_data import tested_alike, validated_alike
 from auxnet.scores import adjusted_p_values, too_few
 from auxnet.unfinished import Facts
 from auxnet.words import command, first_few, listed, of_each, p_text, per_cent, plural, sentence

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,10 +160,40 @@ def changed_since(dataset: DataSet, about: Mapping[str, Any]) -> str | None:
 
 
 def others_since(now: Mapping[str, Any], then: Mapping[str, Any]) -> str | None:
-    """The same, of what `DataSet.judged_on` says now and said then, for whoever measures no errors."""
+    """A sentence saying which images, validation or test, `DataSet.judged_on` says are others now; None if none are."""
     keys = {"validation": "val_sha256", "test": "test_sha256"}
     others = [name for name, key in keys.items() if then.get(key) and then[key] != now[key]]
     return f"its {' and '.join(others)} images have changed since it was trained" if others else None
+
+
+def tested_alike(data: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether trainings were tested on the same images, by what their summary.json says under "data".
+
+    Where nothing is known (runs that are not finished, ledgers in results/), or images were brought to different
+    frames, this cannot be seen.
+    """
+    known: dict[tuple[Any, ...], set[str]] = {}
+    for each in data:
+        if each.get("test_sha256"):
+            known.setdefault(_frame_of(each), set()).add(each["test_sha256"])
+    return all(len(found) == 1 for found in known.values())
+
+
+def validated_alike(data: Iterable[Mapping[str, Any]]) -> bool | None:
+    """Whether trainings were validated on the same images: by pixels if all were brought to one frame, else by which.
+
+    ("val_pictures", which a summary does not have.) None where it cannot be seen.
+    """
+    data = [*data]
+    pixels, pictures = ([each.get(key) for each in data] for key in ("val_sha256", "val_pictures"))
+    if all(pixels) and (len({*pixels}) == 1 or len({*map(_frame_of, data)}) == 1):
+        return len({*pixels}) == 1
+    return len({*pictures}) == 1 if all(pictures) else None
+
+
+def _frame_of(data: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What images were brought to, by a summary's section "data"; those of before there was `fit` were cropped."""
+    return (*data.get("resize", ()), data.get("fit", "crop"))
 
 
 def check_drawn(dataset: DataSet, then: str | None, run: RunDir, left_out: Sequence[str] = ()) -> None:

@@ -157,7 +157,8 @@ def _refuse_splits_as_classes(folder: Path, below: Sequence[Path]) -> None:
         names = _names_below(home)
         for other in below:
             shared = names and names & _names_below(other)  # which is not listed for nothing: it may be large
-            if other != home and (all_splits or len(shared) > (other not in alike)):
+            enough = 1 if other in alike else 2
+            if other != home and (all_splits or len(shared) >= enough):
                 raise ValueError(
                     f"{folder}: {home.name}/ and {other.name}/ look like splits: name them train, and test or val, "
                     "with a folder for each class right in them; if they are classes, give them other names"

@@ -5,11 +5,10 @@ Shapes: N images, H x W pixels, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import prod, sqrt
-from typing import Any
 
 import numpy as np
 import torch
@@ -143,8 +142,12 @@ class OnDisk:
 
     def part(self, indices: Tensor) -> OnDisk:
         """These images alone."""
-        chosen = {name: getattr(self, name)[indices] for name in ("positions", "labels", "sums_of_each")}
-        return replace(self, **chosen)
+        return replace(
+            self,
+            positions=self.positions[indices],
+            labels=self.labels[indices],
+            sums_of_each=self.sums_of_each[indices],
+        )
 
     def with_channels(self, channels: int) -> OnDisk:
         """Grey images with that many equal channels; coloured ones as they are."""
@@ -202,36 +205,6 @@ def which_of(source: str, split: Labelled) -> str:
     positions = split.positions if split.positions is not None else torch.arange(len(split))
     digest.update(split.labels.numpy().tobytes() + positions.numpy().tobytes())
     return digest.hexdigest()
-
-
-def tested_alike(data: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether trainings were tested on the same images, by what their summary.json says under "data".
-
-    Where nothing is known (runs that are not finished, ledgers in results/), or images were brought to different
-    frames, this cannot be seen.
-    """
-    known: dict[tuple[Any, ...], set[str]] = {}
-    for each in data:
-        if each.get("test_sha256"):
-            known.setdefault(_frame_of(each), set()).add(each["test_sha256"])
-    return all(len(found) == 1 for found in known.values())
-
-
-def validated_alike(data: Iterable[Mapping[str, Any]]) -> bool | None:
-    """The same of validation, by their pixels where all images were brought to one frame, else by which pictures.
-
-    ("val_pictures", which a summary does not have.) None where it cannot be seen.
-    """
-    data = [*data]
-    pixels, pictures = ([each.get(key) for each in data] for key in ("val_sha256", "val_pictures"))
-    if all(pixels) and (len({*pixels}) == 1 or len({*map(_frame_of, data)}) == 1):
-        return len({*pixels}) == 1
-    return len({*pictures}) == 1 if all(pictures) else None
-
-
-def _frame_of(data: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What images were brought to, by a summary's section "data"; those of before there was `fit` were cropped."""
-    return (*data.get("resize", ()), data.get("fit", "crop"))
 
 
 def statistics(split: Labelled) -> tuple[tuple[float, ...], tuple[float, ...]]:

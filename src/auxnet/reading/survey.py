@@ -82,7 +82,8 @@ def _look_at_all(encoded: Encoded, frame: Frame | None, workers: int) -> Made:
             sums[piece.start : piece.stop] = look.sums
             for index, shape in zip(piece, look.shapes, strict=True):
                 if shape is not None:
-                    wanted, first = (wanted, first) if first else (shape[:2], encoded.name(index))
+                    if not first:
+                        wanted, first = shape[:2], encoded.name(index)
                     check_size(shape, encoded.name(index), wanted, first)
                     kept[index], colour = True, colour or shape[2] == 3
     if not kept.any():

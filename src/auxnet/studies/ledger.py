@@ -12,7 +12,7 @@ from typing import Any
 from auxnet.evaluation import COSTS
 from auxnet.files import write_csv, write_text
 from auxnet.lineage import in_doubt
-from auxnet.reading.splits import tested_alike
+from auxnet.run_data import tested_alike
 from auxnet.rundir import summary_of
 from auxnet.studies.running import is_done, trial_folder, why_failed
 from auxnet.studies.spec import Study, Trial, differing

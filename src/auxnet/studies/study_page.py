@@ -11,7 +11,7 @@ from typing import Any
 from auxnet.files import write_text
 from auxnet.lineage import in_doubt
 from auxnet.page_frame import line_of, page_of_figures, table_of, unbroken
-from auxnet.reading.splits import tested_alike
+from auxnet.run_data import tested_alike
 from auxnet.studies.checking import MARK, check_folder
 from auxnet.studies.ledger import Average, Findings, MeanAndSpread, Row, averages, write_rows
 from auxnet.studies.verdicts import FEWEST, Verdict, in_words, least_told, replaced_weights, trained_alike

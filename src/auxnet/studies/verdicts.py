@@ -18,7 +18,7 @@ from math import inf, sqrt
 from statistics import mean, stdev
 from typing import Any, Literal
 
-from auxnet.reading.splits import tested_alike
+from auxnet.run_data import tested_alike
 from auxnet.scores import holm
 from auxnet.studies.spec import Claim, Side, Study
 from auxnet.words import p_text, plural

@@ -17,8 +17,8 @@ from auxnet.documents import parsing, read_json
 from auxnet.files import write_csv, write_text, written_whole
 from auxnet.lineage import in_doubt
 from auxnet.page_frame import columns_of, page_of_figures, table_of, tiles_of, unbroken
-from auxnet.reading.splits import validated_alike
 from auxnet.recipe import Recipe, words_of, write_recipe
+from auxnet.run_data import validated_alike
 from auxnet.rundir import is_finished, summary_of
 from auxnet.schedules import trained_outputs_only
 from auxnet.scores import interval_of, too_few
