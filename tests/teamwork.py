@@ -130,7 +130,7 @@ def seen_by(t):
     t.broadcast(net)
     saw["after"] = net.state_dict()
     state = {"rank": t.rank, "weights": [torch.randn(3)], "name": "x" * t.rank}
-    saw["mine"], saw["handed out"] = state, t.broadcast_object(state)
+    saw["mine"], saw["handed out"] = state, t.from_leader(lambda: state)
     saw["slices"] = [list(range(n)[t.own(n)]) for n in range(10)]
     saw["shares"] = [(shared(t, torch.arange(n), torch.arange(n) + 0.5), t.weight) for n in range(1, 10)]
     saw["sum"] = t.sum(torch.tensor([2**60 + t.rank, -1, t.rank]))

@@ -312,7 +312,7 @@ def test_a_team_of_one_changes_nothing(monkeypatch):
         assert t.leads
         assert t.average(x) is x
         assert t.sum(x) is x
-        assert t.broadcast_object(before) is before
+        assert t.from_leader(lambda: before) is before
         assert (t.any(True), t.any(False)) == (True, False)
         assert torch.equal(x[t.part(len(x))], x)
         assert list(range(5))[t.own(5)] == [0, 1, 2, 3, 4]

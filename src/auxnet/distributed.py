@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 from auxnet.errors import first_sentence
 from auxnet.modules import expanded
 
+T = TypeVar("T")
 _numbers = itertools.count()  # of the groups of this process
 
 
@@ -160,13 +161,14 @@ class Team:
             if not expanded(tensor):
                 tensor.copy_(self._together(dist.broadcast, tensor, src=0))
 
-    def broadcast_object(self, state: Any) -> Any:
-        """Give every process what process 0 gives here."""
-        box = [state]
+    def from_leader(self, work: Callable[[], T]) -> T:
+        """What `work` gives in process 0, where alone it is done, for every process."""
+        box: list[Any] = [work() if self.leads else None]
         if self.size > 1:
             with self._all_there():
                 dist.broadcast_object_list(box, src=0, device=self.device)
-        return box[0]
+        found: T = box[0]
+        return found
 
     def average_buffers(self, net: nn.Module) -> None:
         """Give a net's buffers, BatchNorm's running statistics, their plain mean over the processes.

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def fit(
         stack.enter_context(fast_convolutions(team.device))
         by_folder = not (resume or overwrite)  # what it holds decides, and must not change before it is locked
         if resume is None and not overwrite:  # found out by one process: others may not see yet what it writes
-            resume, overwrite = team.broadcast_object(rundir.to_resume(folder) if team.leads else None)
+            resume, overwrite = team.from_leader(lambda: rundir.to_resume(folder))
         resume = resume is None or bool(resume)  # None beside overwrite, which is refused as both are
         if team.leads:
             rundir.check_run_folder(folder, recipe, resume, overwrite)
@@ -151,7 +152,7 @@ def fit(
         saving = {"every": 300.0, **asked}
         write_events = stack.enter_context(event_writer(folder)) if tensorboard and team.leads else None
         if resume:
-            recipe = team.broadcast_object(to_go_on_with(folder, recipe) if team.leads else None)
+            recipe = team.from_leader(partial(to_go_on_with, folder, recipe))
         dataset, net, method = _prepare(recipe, team, folder if resume else None)
         training = Training(
             recipe,
@@ -268,7 +269,7 @@ def _resume(training: Training, asked: dict[str, Any]) -> TrainingState:
     to train, for other images to judge it on than its figures are of.
     """
     team, folder = training.team, training.checkpointer.folder
-    checkpoint = team.broadcast_object(newest_checkpoint(folder) if team.leads else {})
+    checkpoint = team.from_leader(lambda: newest_checkpoint(folder))
     known = checkpoint.get("standing", {})
     if known.get("classes") is not None:  # or the net would be found not to fit, or worse, to fit
         check_classes(training.dataset, known["classes"], folder)
@@ -280,7 +281,7 @@ def _resume(training: Training, asked: dict[str, Any]) -> TrainingState:
     check_drawn(training.dataset, state.drawn, folder, state.left_out)
     dataset, judged_on = training.dataset, training.dataset.judged_on
     others = others_since(judged_on, state.judged_on or {})
-    if others and team.broadcast_object(rundir.is_finished(folder) if team.leads else None):
+    if others and team.from_leader(lambda: rundir.is_finished(folder)):
         mend = f"put them back, or judge it on those there are now by `{command('evaluate', folder)}`"
         raise RuntimeError(f"{folder} is finished, and {others}: {mend}")
     if team.leads and others:
