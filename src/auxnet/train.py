@@ -120,13 +120,7 @@ def fit(
     if not (watch is None or callable(watch)):
         raise TypeError(f"watch must be a function of Progress, got {watch!r}")
     began = time.perf_counter()
-    with ExitStack() as stack:
-        stack.enter_context(_only_training())
-        stack.enter_context(usual_defaults())
-        team = stack.enter_context(distributed.team(device_of(recipe.device)))
-        stack.enter_context(threads_set(recipe.threads))
-        stack.enter_context(random_kept(team.device))
-        stack.enter_context(fast_convolutions(team.device))
+    with _set_up(recipe) as team, ExitStack() as stack:
         by_folder = not (resume or overwrite)  # what it holds decides, and must not change before it is locked
         if resume is None and not overwrite:  # found out by one process: others may not see yet what it writes
             resume, overwrite = team.from_leader(lambda: rundir.to_resume(folder))
@@ -186,15 +180,22 @@ def fit(
 
 
 @contextmanager
-def _only_training() -> Iterator[None]:
-    """Keep other trainings out of this process, for the block: they would draw from the same random numbers.
+def _set_up(recipe: Recipe) -> Iterator[Team]:
+    """For the block: PyTorch as the recipe has it, the team of processes, and no other training in this one.
 
-    Raises RuntimeError where one is under way.
+    (It would draw from the same random numbers.) Raises RuntimeError where one is under way, and as `team` does.
     """
     if not _TRAINING.acquire(blocking=False):
         raise RuntimeError("another fit is under way in this process: train after it, or in a process of its own")
     try:
-        yield
+        with (
+            usual_defaults(),
+            distributed.team(device_of(recipe.device)) as team,
+            threads_set(recipe.threads),
+            random_kept(team.device),
+            fast_convolutions(team.device),
+        ):
+            yield team
     finally:
         _TRAINING.release()
 
