@@ -26,7 +26,7 @@ from auxnet.latency import Timing
 from auxnet.loading import weights_sha256
 from auxnet.policy import NEVER, confidence
 from auxnet.scores import compare
-from auxnet.solving import _of_target
+from auxnet.solving import _bound, _of_output_alone, _of_target
 from auxnet.thresholds import CrossFit
 from conftest import multiply_adds, one_class_alone
 
@@ -356,7 +356,7 @@ def test_what_is_saved_is_saved_against_the_final_output_as_a_model_of_its_own(r
     slow = ExitCosts([1.2, 2.4, 3.6], [0.3, 0.3], [0.5, 1.0, 1.5])
     monkeypatch.setattr("auxnet.solving.exit_latencies", lambda *_: slow)
     out = "\n".join(printed(capsys, run, "--cost", "latency", "--max-error-increase", "1"))
-    means = [float(each) for each in re.findall(r"mean ([\d.]+) ms \(", out)]
+    means = [float(each) for each in re.findall(r"mean ([\d.]+) ms;", out)]
     assert len(means) == 2
     for mean in means:
         assert mean > 1.5
@@ -378,7 +378,7 @@ def test_an_output_alone_is_advised_by_what_it_costs_alone(run, capsys, monkeypa
     said = asked(capsys, run, "--max-mean-latency", "1.9")["notes"]
     assert [line[6:] for line in out.splitlines() if line.startswith("note: ")] == said
     assert re.search(
-        r"note: of the outputs alone [12] is the best for this target: [\d.]+ % error on .* at 1\.[05]00 ms", out
+        r"note: for this target output [12] alone does as well .*: on validation [\d.]+ % error at 1\.[05]00 ms", out
     )
 
 
@@ -391,13 +391,13 @@ def test_under_a_bound_the_output_alone_that_errs_least_is_advised_the_final_one
     best = min(range(3), key=lambda k: (errors[k], wide.alone[k]))
     assert best > 0
     assert errors[best] < found.val.error
-    assert (
-        f"of the outputs alone {best + 1} is the best for this target: {100 * errors[best]:.2f} % error"
-        in found.notes[0]
-    )
+    said = f"for this target output {best + 1} alone does as well as early exit, or better: on validation "
+    assert found.notes[0].startswith(f"{said}{100 * errors[best]:.2f} % error")
 
 
-@pytest.mark.parametrize("target", [{"max_mean_macs": 1.3}, {"max_mean_macs": 3.0}, {"max_error_increase": 0.1}])
+@pytest.mark.parametrize(
+    "target", [{"max_mean_macs": 1.0}, {"max_mean_macs": 1.3}, {"max_mean_macs": 3.0}, {"max_error_increase": 0.1}]
+)
 def test_the_best_output_alone_for_the_same_target_stands_beside_early_exit_where_it_errs_more_too(run, target):
     first = auxnet.solve_exits(run, points=2).alone[0]
     bound = target.get("max_mean_macs", 0) * first
@@ -408,12 +408,40 @@ def test_the_best_output_alone_for_the_same_target_stands_beside_early_exit_wher
         how, (error, macs, k) = "best", min(row for row in rows if row[1] <= bound)
     else:
         how, (error, macs, k) = "cheapest", min((r for r in rows if r[0] <= rows[-1][0] + 0.1), key=lambda row: row[1])
-    (said,) = [note for note in found.notes if "of the outputs alone " in note]
-    assert said.startswith(
-        f"of the outputs alone {k} is the {how} for this target: {100 * error:.2f} % error on validation at "
+    (said,) = [note for note in found.notes if "for this target" in note]
+    early = f"{100 * found.val.error:.2f} % error at {found.val.mean_cost:,.0f} MACs"
+    one = f"{100 * error:.2f} % error at {macs:,.0f} MACs"
+    order = 1 if bound else -1
+    if (error, macs)[::order] <= (found.val.error, found.val.mean_cost)[::order]:
+        warned = f"for this target output {k} alone does as well as early exit, or better: on validation {one}"
+        assert said == f"{warned}, against {early}; `auxnet select {run}` compares the outputs"
+    else:
+        less = "errs less" if bound and found.val.error < error else "costs less"
+        beaten = f"the {how} output alone for this target (output {k})"
+        assert said == f"on validation early exit {less} than {beaten}: {early}, against {one}"
+
+
+def test_a_single_output_is_only_warned_of_where_it_is_as_good_for_the_target():
+    def said(errors, alone, early, target):
+        outputs = [SimpleNamespace(val=SimpleNamespace(error=error)) for error in errors]
+        val = SimpleNamespace(error=early[0], mean_cost=early[1], shares=(0.5, 0.5))
+        (note,) = _of_output_alone("auxnet select a", outputs, alone, val, target, "MACs")
+        return note.partition(" for this target (")[0].partition(" alone does")[0]
+
+    bound, kept = {"max_mean_cost": 25.0}, {"max_error_increase": 0.05}
+    one, two = ("for this target output 1", "for this target output 2")
+    assert (
+        said((0.3, 0.1), (10, 20), (0.05, 22), bound) == "on validation early exit errs less than the best output alone"
     )
-    assert f" at {macs:,.0f} MACs, where early exit has {100 * found.val.error:.2f} % at " in said
-    assert f"{found.val.mean_cost:,.0f}; `auxnet select " in said
+    assert (
+        said((0.3, 0.1), (10, 20), (0.1, 19), bound) == "on validation early exit costs less than the best output alone"
+    )
+    assert [said((0.3, 0.1), (10, 20), early, bound) for early in ((0.1, 20), (0.1, 21), (0.2, 9))] == [two] * 3
+    assert said((0.3, 0.1), (10, 30), (0.4, 9), bound) == one
+    least = "on validation early exit costs less than the cheapest output alone"
+    assert said((0.3, 0.1), (10, 20), (0.15, 19), kept) == least
+    assert [said((0.3, 0.1), (10, 20), early, kept) for early in ((0.1, 20), (0.05, 21))] == [two] * 2
+    assert said((0.15, 0.1), (10, 20), (0.1, 11), kept) == one
 
 
 def test_both_rises_are_printed_that_of_images_solved_on_and_that_of_images_left_out(run, capsys):
@@ -434,7 +462,8 @@ def test_a_target_that_is_kept_to_the_last_image_is_not_said_to_be_missed():
 
     def said(target, errors):
         test = SimpleNamespace(against_final=compare(torch.arange(1000) < errors, final))
-        return " ".join(_of_target(target, CrossFit(5, None, 0.0, (0.0, 0.0)), SimpleNamespace(val=val, test=test)))
+        unkept, answer = CrossFit(5, None, 0.0, (0.0, 0.0)), SimpleNamespace(val=val, test=test)
+        return " ".join(_of_target(target, unkept, answer, ""))
 
     for tenths in range(5, 60):
         target = tenths / 10 / 100  # as the command has it: 0.7 points are less than 7 / 1000
@@ -457,6 +486,48 @@ def test_a_target_below_what_the_images_can_show_is_said_so_and_kept_by_the_fina
     assert (content["thresholds"], content["val"]["shares"]) == ([NEVER, NEVER], [0, 0, 1])
     assert said in content["notes"][0]
     assert "too few to show" not in "\n".join(printed(capsys, run, "--max-error-increase", "3.45"))
+
+
+@pytest.mark.parametrize("increase", ["0.5", "3.44"])
+def test_where_no_image_leaves_the_flag_is_named_with_which_some_do(increase, run, capsys):
+    none = asked(capsys, run, "--max-error-increase", increase)
+    said = r"\. To have images leave all the same, .*: (--max-mean-macs) (\d+) \((\S+) % error .* output (\S+) %\)$"
+    flag, macs, error, final = re.search(said, none["notes"][0]).groups()
+    assert final == f"{100 * none['val']['error']:.2f}"
+    found = asked(capsys, run, flag, macs)["val"]
+    assert found["shares"][-1] < 1
+    assert found["mean_cost"] <= int(macs) < none["alone"][-1]
+    assert f"{100 * found['error']:.2f}" == error
+    assert max(len(each.split()) for each in re.split(r"[.:] ", none["notes"][0])) <= 25
+
+
+def test_the_bound_named_is_that_of_the_cheapest_point_within_the_target_or_of_the_one_that_errs_least():
+    curve = [
+        SimpleNamespace(val=SimpleNamespace(error=error, mean_cost=cost))
+        for error, cost in ((0.5, 10.2), (0.1, 15.2), (0.05, 18.2), (0.04, 21.0))
+    ]
+    named = {
+        (t, unit): re.findall(r"--max\S+ \S+", _bound(curve, t, 0.05, 20, unit))
+        for t in (0, 0.06)
+        for unit in ("MACs", "ms")
+    }
+    assert named == {
+        (0, "MACs"): ["--max-mean-macs 19"],
+        (0, "ms"): ["--max-mean-latency 18.2"],
+        (0.06, "MACs"): ["--max-mean-macs 16"],
+        (0.06, "ms"): ["--max-mean-latency 15.2"],
+    }
+    assert "--max-mean-macs 19 (5.00 % error" in _bound(curve, 0, 0.02, 20, "MACs")
+    assert _bound(curve, 0, 0.05, 10, "ms") == ""
+
+
+def test_of_the_final_output_alone_no_interval_is_told_where_there_can_be_none(run, capsys):
+    alone, early = ("\n".join(printed(capsys, run, *words)) for words in ([], ["--max-mean-macs", "600k"]))
+    macs = f"{auxnet.solve_exits(run, points=2).alone[-1]:,.0f} MACs"
+    same = f", mean {macs}; the final output alone: the same answers, {macs}; early exit saves 0.0 % of the MACs\n"
+    assert (alone.count(same), alone.count("points between the two")) == (2, 0)
+    assert (early.count("the same answers"), early.count("points between the two")) == (0, 2)
+    assert len(re.findall(r" MACs \([\d,]+ \.\. [\d,]+\); the final output alone: [\d.]+ %, ", early)) == 2
 
 
 def test_the_help_says_when_the_exit_status_is_1(capsys):
@@ -498,8 +569,11 @@ def test_an_output_alone_is_only_advised_if_it_keeps_the_bound(run, capsys):
         lines = "\n".join(printed(capsys, run, "--max-mean-macs", str(bound)))
         if bound == first:
             assert (lines.count("0: all that come so far leave"), lines.count("never reached")) == (1, 2)
-        advised[bound] = re.findall(r"of the outputs alone (\d) is the best", lines)
-    assert advised == {first: ["1"], 1.3 * first: ["1"]}  # output 2 errs less, and costs more than the bound
+        advised[bound] = re.findall(r"for this target output (\d) alone|the best output alone .*\(output (\d)\)", lines)
+    assert advised == {
+        first: [("1", "")],
+        1.3 * first: [("", "1")],
+    }  # output 2 errs less, and costs more than the bound
 
 
 @pytest.mark.parametrize(

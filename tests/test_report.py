@@ -295,6 +295,9 @@ def test_early_exit_is_drawn_on_validation_and_what_exits_json_does_to_test_imag
     assert damaged["solved"] is None
     assert f"is not shown: {solved}/exits.json is damaged or of another" in damaged["words"]
     assert f"; `auxnet exits {solved}` makes it again" in damaged["words"]
+    page = open_page([facts | {"exits": damaged}], figures=False)
+    assert page.locator("#exits-note code").all_inner_texts() == ["auxnet exits", f"auxnet exits {solved}"]
+    assert "`" not in page.locator("#exits-note").inner_text()
     for runs, curves in (([facts], 1), ([facts, gathered], 2)):
         page = open_page(runs, figures=False)
         drawn = page.locator("#exits-plot").evaluate(
@@ -318,7 +321,7 @@ def test_early_exit_is_drawn_on_validation_and_what_exits_json_does_to_test_imag
         assert bar == pytest.approx([100 * low, 100 * high])
         assert f"{100 * test['error']:.2f} % ({100 * low:.1f} .. {100 * high:.1f}) on test" in seen
         assert content["notes"]
-        assert all(note[1:] in seen for note in content["notes"])
+        assert all(note.replace("`", "")[1:] in seen for note in content["notes"])
 
 
 def test_the_headline_does_not_call_an_output_the_only_one_by_luck(gathered):
@@ -544,6 +547,7 @@ def test_a_run_that_is_not_finished_is_shown_as_far_as_it_is(going_on, open_page
     page = open_page([facts], width=390)
     assert said in page.locator("h1").inner_text().replace("\xa0", " ")
     assert "it is not finished (2 of 5 epochs are done)" in page.locator(".note").inner_text()
+    assert page.locator(".note code").inner_text() == f"auxnet train --out '{going_on}' --resume"
     drawn = page.locator("#learning-plot").evaluate("(plot) => plot.data.map((t) => ({x: [...t.x], y: [...t.y]}))")
     assert [trace["x"] for trace in drawn] == [[1, 2]] * 3
     assert [trace["y"][-1] for trace in drawn] == pytest.approx([100 * row["error"] for row in rows])

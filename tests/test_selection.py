@@ -1,6 +1,7 @@
 """Choosing one output: against the rule applied by hand, on made-up and on real validation images."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -393,12 +394,24 @@ def test_no_output_meets_this_is_printed_with_exit_status_1(run, capsys):
     assert asked(capsys, run, "--max-macs", "1", status=1)["output"] is None
 
 
+def test_in_80_columns_what_three_outputs_cost_and_how_they_err_are_two_tables(run, capsys, monkeypatch):
+    said, rows = ladder(53, 52, 50, params=(70_000, 279_968, 1_100_000))
+    choice = choose(said, [replace(row, macs=40_551_168) for row in rows], budgets={"params": 300_000})
+    monkeypatch.setattr("auxnet.selection.select_on", lambda *_, **__: choice)
+    for width, tables in ((80, 2), (100, 2), (160, 1)):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert main(["select", str(run)]) == 0
+        out = capsys.readouterr().out
+        assert len(re.findall("^ +output ", out, re.MULTILINE)) == tables
+        assert "p of 0.05 or more: cannot be told apart)" in " ".join(out.split())
+
+
 @pytest.mark.parametrize(("errors", "noted"), [((56, 56, 50), True), ((70, 56, 50), False), ((53, 53, 50), False)])
 def test_an_interval_that_says_more_than_its_p_value_is_explained(errors, noted, run, capsys, monkeypatch):
     monkeypatch.setattr("auxnet.selection.select_on", lambda *_, **__: choose(*ladder(*errors), within=0.0))
     assert main(["select", str(run)]) == 0
     out = capsys.readouterr().out
-    assert ("one without 0 may stand beside 'cannot be told apart'\n" in out) == noted
+    assert ("one without 0 may stand beside a p of 0.05 or more\n" in out) == noted
     said = asked(capsys, run)
     assert [line.removeprefix("note: ") for line in out.splitlines() if line.startswith("note: ")] == said["notes"]
     choice = choose(*ladder(*errors), within=0.0)

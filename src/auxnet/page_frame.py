@@ -48,7 +48,7 @@ def framed(
         "links": "".join(f'<a href="#{name}">{escape(words)}</a>' for name, words in links.items()),
         "eyebrow": escape(eyebrow),
         "opening": opening,
-        "notes": "".join(f'<p class="note">{escape(note)}</p>' for note in notes),
+        "notes": "".join(f'<p class="note">{_with_commands(escape(note))}</p>' for note in notes),
         "sections": sections,
         "footer": escape(
             f"Made by {made_by(command)}. This file is complete in itself and opens offline. {measured}".rstrip()
@@ -211,3 +211,8 @@ def columns_of(items: Mapping[str, str], marked: Sequence[str] = ()) -> str:
 def unbroken(text: str) -> str:
     """The text as HTML in which no line breaks between a number and its per cent sign, or within an interval."""
     return re.sub(r"(?<=\d) \u2013 (?=\d)", "&nbsp;\u2013&nbsp;", escape(text).replace(" %", "&nbsp;%"))
+
+
+def _with_commands(html: str) -> str:
+    """HTML in which commands in backticks become code."""
+    return re.sub(r"`(auxnet [^`]*)`", r"<code>\1</code>", html)

@@ -199,7 +199,11 @@ def solve_exits(
         return tuple(Point(p, outcome(val, p, stop, passing), outcome(test, p, stop, passing)) for p in policies)
 
     (answer,), curves = seen([policy]), {name: seen(several) for name, several in policies.items()}
-    notes = [] if cross_fitted is None else [*_of_target(target["max_error_increase"], cross_fitted, answer)]
+    notes: list[str] = []
+    if cross_fitted is not None:
+        increase = target["max_error_increase"]
+        bound = _bound(curves["solved"], increase, curves["anytime"][-1].val.error, alone[-1], unit)
+        notes += _of_target(increase, cross_fitted, answer, bound)
     select = command("select", Path(run), *which_flags(which))
     notes += _of_output_alone(select, curves["anytime"], alone, answer.val, target, unit)
     notes += [note for note in (too_few(answer.val.images), OF_PYTORCH if unit == "ms" else None) if note]
@@ -274,8 +278,24 @@ def _written(found: Solved, file: Path) -> Solved:
     return replace(found, written=file)
 
 
-def _of_target(target: float, found: CrossFit, answer: Point) -> Iterator[str]:
-    """Whether a target on the error is kept: on images solved on, on those left out of solving, and on test images."""
+def _bound(curve: Sequence[Point], target: float, final_error: float, final_cost: float, unit: Unit) -> str:
+    """What to ask for where no image leaves: of what costs less, the cheapest within the target, or what errs least."""
+    cheaper = [one.val for one in curve if one.val.mean_cost < final_cost]
+    if not cheaper:  # in milliseconds, output 1 can be measured to be no faster
+        return ""
+    val = min(cheaper, key=lambda val: (max(val.error, final_error + target + 1e-9), val.mean_cost))
+    cost = f"macs {math.ceil(val.mean_cost)}" if unit == "MACs" else f"latency {math.ceil(1e3 * val.mean_cost) / 1e3:g}"
+    return (
+        ". To have images leave all the same, bound the mean cost, which needs no such proof: "
+        f"--max-mean-{cost} ({per_cent(val.error)} error on these images, the final output {per_cent(final_error)})"
+    )
+
+
+def _of_target(target: float, found: CrossFit, answer: Point, bound: str) -> Iterator[str]:
+    """Whether a target on the error is kept: on images solved on, on those left out of solving, and on test images.
+
+    `bound` says what to ask for where all images take the final output.
+    """
     n, points = answer.val.images, plural(100 * target, "point")
     if found.allowed is not None:
         low, high = found.rise_interval
@@ -292,13 +312,13 @@ def _of_target(target: float, found: CrossFit, answer: Point) -> Iterator[str]:
         least = math.ceil(1e4 * smallest_provable_target(n)) / 100
         provable = f"{least:g} is the least that they can show" if least < 50 else "they can show none"
         yield (
-            f"{n:,} validation images are too few to show that a target of {points} is kept ({provable}), "
-            "and nothing is shown to err no more than the final output: all images take that one; more validation "
-            "images (--val-fraction, in training) can show more, and a bound on the mean cost (--max-mean-macs) needs "
-            "no such proof"
+            f"{n:,} validation images are too few to show that a target of {points} is kept ({provable}). "
+            "Nothing is shown to err no more than the final output: all images take that one. More validation images "
+            f"(--val-fraction, in training) can show more{bound}"
         )
     else:
-        yield f"nothing is shown to keep the target of {points} on images left out: all images take the final output"
+        said = f"nothing is shown to keep the target of {points} on images left out"
+        yield f"{said}: all images take the final output{bound}"
     test = answer.test.against_final
     if test.difference > target + 1e-9:
         how = "beyond chance" if test.low > target + 1e-9 else "which may be chance"
@@ -308,10 +328,10 @@ def _of_target(target: float, found: CrossFit, answer: Point) -> Iterator[str]:
 def _of_output_alone(
     select: str, outputs: Sequence[Point], alone: Sequence[float], val: Outcome, target: dict[str, float], unit: Unit
 ) -> Iterator[str]:
-    """The best output for the same target, as a model of its own, beside early exit; both by validation.
+    """The best output for the same target, as a model of its own, beside early exit, and which does better there.
 
     With a bound: of the outputs within it, the one that errs least. Without: of those that keep the target on the
-    error, the cheapest.
+    error, the cheapest. All by validation.
     """
     errors, bound, every = [one.val.error for one in outputs], target.get("max_mean_cost"), range(len(outputs))
     if bound is None:
@@ -322,9 +342,22 @@ def _of_output_alone(
         if not within:  # in milliseconds, early exit can be measured to be faster
             return
         best, k = "best", min(within, key=lambda k: (errors[k], alone[k]))
-    if k < len(outputs) - 1 or val.shares[-1] < 1:  # else the final output takes all anyway
+    if k == len(outputs) - 1 and val.shares[-1] == 1:
+        return  # the final output takes all anyway
+
+    def worth(error: float, cost: float) -> tuple[tuple[float, float], str]:
+        order = (cost, error) if bound is None else (error, cost)
+        return order, f"{per_cent(error)} error at {cost_text(cost)} {unit}"
+
+    (early, early_words), (one, one_words) = worth(val.error, val.mean_cost), worth(errors[k], alone[k])
+    if one <= early:
         yield (
-            f"of the outputs alone {k + 1} is the {best} for this target: {per_cent(errors[k])} error on validation at "
-            f"{cost_text(alone[k])} {unit}, where early exit has {per_cent(val.error)} at "
-            f"{cost_text(val.mean_cost)}; `{select}` compares the outputs"
+            f"for this target output {k + 1} alone does as well as early exit, or better: on validation {one_words}, "
+            f"against {early_words}; `{select}` compares the outputs"
+        )
+    else:
+        less = "costs less" if (bound is None) == (early[0] < one[0]) else "errs less"
+        yield (
+            f"on validation early exit {less} than the {best} output alone for this target (output {k + 1}): "
+            f"{early_words}, against {one_words}"
         )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from auxnet.selection import Choice
 
 WORST = 3
+INTERVALS = "95 % intervals, unadjusted; p of 0.05 or more: cannot be told apart"
 
 
 @dataclass(frozen=True)
@@ -209,16 +210,15 @@ def _content(choice: Choice, test: OutputReport | None) -> dict[str, object]:
 
 
 def _pairs_table(run: Path, other: Path, pairs: Sequence[Pair], on: str) -> Table:
-    title = f"on {pairs[0].first.images:,} {on} (95 % intervals, unadjusted)"
+    title = f"on {pairs[0].first.images:,} {on} ({INTERVALS})"
     columns = ("output", "depth", str(run), str(other), f"points that {run} errs more", "McNemar's p (Holm)")
     made = screen.table(title, *columns)
     for pair in pairs:
         a, b, found = pair.first, pair.second, pair.comparison
         numbers = [str(x) if x == y else f"{x} / {y}" for x, y in ((a.output, b.output), (a.depth, b.depth))]
         errors = [with_interval(each.error, each.low, each.high) for each in (a, b)]
-        apart = "" if found.significant else "cannot be told apart: "
         more = in_points(found.difference, found.low, found.high)
-        made.add_row(*numbers, *errors, more, f"{apart}{p_text(found.p_value)}")
+        made.add_row(*numbers, *errors, more, p_text(found.p_value))
     return made
 
 
@@ -326,7 +326,7 @@ def _candidates_table(choice: Choice) -> Table:
         *(["ms, batch 1 (quartiles)"] if timed else []),
         "val. error",
     ]
-    title = f"on {choice.candidates[0].report.images:,} validation images (95 % intervals, unadjusted)"
+    title = f"on {choice.candidates[0].report.images:,} validation images ({INTERVALS})"
     title += f"; ms measured on {choice.measured_on}" if timed else ""
     made = screen.table(title, *columns, "points behind the chosen", "McNemar's p (Holm)")
     for c in choice.candidates:
@@ -340,6 +340,5 @@ def _candidates_table(choice: Choice) -> Table:
             made.add_row(*cells, "", "")
         else:
             behind = in_points(against.difference, against.low, against.high)
-            apart = "" if against.significant else "cannot be told apart: "
-            made.add_row(*cells, behind, f"{apart}{p_text(against.p_value)}")
+            made.add_row(*cells, behind, p_text(against.p_value))
     return made

@@ -127,18 +127,21 @@ def _show_answer(console: Console, found: Solved, answer: Point) -> None:
         made.add_row(str(k + 1), words, temperature, cost_text(cost), f"{100 * on_val.shares[k]:.1f} %", share)
     screen.print_table(console, made)
     final_alone = found.curves["anytime"][-1]
+    same = not any(map(policy.decides, range(1, len(found.costs))))
     for name, seen, final_one in (("validation", on_val, final_alone.val), ("test", on_test, final_alone.test)):
         least, most = (cost_text(bound) for bound in seen.cost_interval)
+        spread = f" ({least} .. {most})" if least != most else ""
         what = "time" if found.unit == "ms" else found.unit
         saved = 100 * (1 - seen.mean_cost / found.alone[-1])
         worth = f"saves {saved:.1f} % of" if saved >= 0 else f"costs {-saved:.1f} % more of"
         apart = seen.against_final
+        between = f", {in_points(apart.difference, apart.low, apart.high)} points between the two"
         screen.print_line(
             console,
-            f"on {seen.images:,} {name} images: error {_error(seen)}, mean {cost_text(seen.mean_cost)} {found.unit} "
-            f"({least} .. {most}); the final output alone: {per_cent(final_one.error)}, "
-            f"{cost_text(found.alone[-1])} {found.unit}; early exit {worth} the {what}, "
-            f"{in_points(apart.difference, apart.low, apart.high)} points between the two",
+            f"on {seen.images:,} {name} images: error {_error(seen)}, mean {cost_text(seen.mean_cost)} {found.unit}"
+            f"{spread}; the final output alone: {'the same answers' if same else per_cent(final_one.error)}, "
+            f"{cost_text(found.alone[-1])} {found.unit}; early exit {worth} the {what}"
+            f"{'' if same else between}",
         )
 
 

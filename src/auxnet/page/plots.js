@@ -54,6 +54,10 @@ function element(tag, text, kind) {
   if (kind) made.className = kind;
   return made;
 }
+// Words, of which commands in backticks become code.
+function tell(place, words) {
+  place.replaceChildren(...words.split(/`(auxnet [^`]*)`/).map((part, n) => n % 2 ? element("code", part) : part));
+}
 function switcher(id, options, chosen, changed) {
   const field = byId(id);
   for (const old of field.querySelectorAll("label")) old.remove();

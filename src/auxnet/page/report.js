@@ -51,7 +51,7 @@
     if (place.data) Plotly.purge(place);
     place.classList.add("absent");
     place.removeAttribute("role");
-    place.textContent = why;
+    tell(place, why);
   }
 
   // ---- choosing: the rule of `auxnet select`, on validation errors alone ----------------------------------------
@@ -410,7 +410,7 @@
     show("exits-plot", shown.flatMap(({ r, index }) => tracesOfExits(r, index)), { xaxis, yaxis },
       "Validation error of early exit against the mean multiply-adds of an image, beside each output alone");
     const open = `A line per run; open markers: its outputs, each alone. ${run().name}: `;
-    byId("exits-note").textContent = (several ? open : "") + run().exits.words;
+    tell(byId("exits-note"), (several ? open : "") + run().exits.words);
     const p = run().exits.points, whose = several ? `; ${run().name}` : "";
     byId("shares-note").textContent = `Validation images, n = ${exact(run().outputs[0].val.images)}${whose}.`;
     if (p.every((e) => e.macs === p[0].macs)) {
@@ -534,7 +534,7 @@
     const r = run(), list = byId("images"), whose = several ? `${r.name}: ` : "";
     list.replaceChildren();
     if (!r.gallery) {
-      byId("gallery-note").textContent = missing();
+      tell(byId("gallery-note"), missing());
       return;
     }
     byId("gallery-note").textContent = whose + (r.gallery.length
