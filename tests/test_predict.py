@@ -305,6 +305,37 @@ def test_the_file_is_written_whole_and_never_over_another(run, folder, tmp_path,
     assert "--overwrite" in capsys.readouterr().err
 
 
+def test_the_suffix_of_the_file_names_the_format_and_its_rows_are_told(run, folder, tmp_path, capsys):
+    (folder / "broken.png").write_text("no picture")
+    for name, form, rows, words in (
+        ("a.csv", "csv", 7, []),
+        ("A.CSV", "csv", 7, []),
+        ("a.jsonl", "jsonl", 7, []),
+        ("a.txt", "table", 6, []),
+        ("a", "table", 6, []),
+        ("b", "jsonl", 7, ["--format", "jsonl"]),
+        ("a.json", "jsonl", 7, ["--format", "jsonl"]),
+    ):
+        out = tmp_path / name
+        assert main(["predict", str(run), str(folder), "--out", str(out), *words]) == 1
+        assert capsys.readouterr().err.endswith(f"auxnet: written: {out}, {rows} rows as {form}\n")
+        begins = {"csv": "image,output,", "jsonl": '{"image": ', "table": " "}[form]
+        assert out.read_text().strip("\n").startswith(begins)
+
+
+def test_a_suffix_that_contradicts_the_format_is_refused_in_a_line(run, folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name, words, line in (
+        ("a.jsonl", ["csv"], "--format csv does not go with --out a.jsonl: give --format jsonl, or name another file"),
+        ("a.csv", ["table"], "--format table does not go with --out a.csv: give --format csv, or name another file"),
+        ("a.json", [], "--out must end in .jsonl for jsonl, got a.json"),
+    ):
+        asked = ["predict", str(run), str(folder), "--out", name, *(["--format", *words] if words else [])]
+        assert main(asked) == 2
+        assert capsys.readouterr().err == f"auxnet: {line}\n"
+        assert [*tmp_path.glob("a.*")] == []
+
+
 def test_a_pipe_is_no_picture_to_wait_for(run, tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe.jpg")
     assert main(["predict", str(run), str(tmp_path / "pipe.jpg")]) == 1

@@ -643,6 +643,7 @@ def test_all_runs_are_looked_at_before_the_first_is_evaluated(run, tmp_path, mon
         (["RUN", "other"], "a report of several runs needs a place: give --out FILE.html"),
         (["RUN", "--out", "no/such/page.html"], "there is no folder no/such"),
         (["RUN", "--out", "."], "is a folder"),
+        (["RUN", "--out", "rep.pdf"], "a report is HTML, and rep.pdf ends in .pdf: give --out FILE.html"),
         (["RUN", "--device", "cuda:7", "--out", "page.html"], "device 'cuda:7' cannot be used here"),
         (["RUN", "--threads", "0", "--out", "page.html"], "threads must be 1 or more, got 0"),
     ],

@@ -88,6 +88,8 @@ def checked_path(runs: Sequence[Path], out: Path | None) -> Path:
     path = out or runs[0] / "report.html"
     if path.is_dir():
         raise ValueError(f"{path} is a folder: name a file for the report")
+    if path.suffix.lower() not in ("", ".html", ".htm"):
+        raise ValueError(f"a report is HTML, and {path} ends in {path.suffix}: give --out FILE.html")
     if out is not None and not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to put {path.name} in")
     check_ours(path, report_page.COMMAND)

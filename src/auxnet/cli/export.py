@@ -19,7 +19,7 @@ from auxnet.cli import say, screen
 from auxnet.cli.arguments import named_as_flags, parse
 from auxnet.errors import printable
 from auxnet.sections import Which
-from auxnet.words import first_few, per_cent
+from auxnet.words import first_few, per_cent, plural
 
 if TYPE_CHECKING:
     from auxnet.policy import Policy
@@ -73,8 +73,9 @@ class Predict:
     --which best RUN/exits-best.json"""
     top: int = 3
     """how many classes to name"""
-    format: Literal["table", "csv", "jsonl"] = "table"
-    """for eyes, or for programs: there an image that cannot be read has a line too, without cells or with its error"""
+    format: Literal["none", "table", "csv", "jsonl"] = "none"
+    """for eyes, or for programs: there an image that cannot be read has a line too, without cells or with its error;
+    none: by the suffix of --out (.csv, .jsonl), else a table"""
     batch_size: int = 32
     """images at a time"""
     which: Which = "last"
@@ -151,6 +152,7 @@ def _policy(o: Export) -> Policy | None:
 def predict(words: list[str]) -> int:
     """`auxnet predict`."""
     options = parse(Predict, words)
+    form = _format(options.format, options.out)
     paths = [path for given in options.paths for path in (_listed() if given == "-" else [given])]
     if options.out is not None and options.out.is_dir():
         raise FileExistsError(f"{options.out} is a folder: name a file with --out")
@@ -170,11 +172,12 @@ def predict(words: list[str]) -> int:
     if options.device is None and _gpu_of(Path(options.model)):
         what = f"{options.model} was trained on a GPU and is asked on the CPU"
         say(f"note: {what}: --device cuda takes the GPU that is here")
-    unreadable, resized, first = 0, 0, ""
+    answered, unreadable, resized, first = 0, 0, 0, ""
 
     def counted() -> Iterator[Prediction | Unreadable]:
-        nonlocal unreadable, resized, first
+        nonlocal answered, unreadable, resized, first
         for answer in answers:
+            answered += 1
             if not isinstance(answer, Prediction):
                 unreadable += 1
                 say(printable(_shown(f"{answer.image}: {answer.reason}")))
@@ -185,9 +188,9 @@ def predict(words: list[str]) -> int:
 
     with _destination(options.out) as file:
         top = min(options.top, len(model.classes))
-        {"table": _table, "csv": _csv, "jsonl": _jsonl}[options.format](counted(), top, file)
+        {"table": _table, "csv": _csv, "jsonl": _jsonl}[form](counted(), top, file)
     for note in read_notes(options.model, options.which) if options.exits else ():
-        if options.format == "table" and options.out is None:
+        if form == "table" and options.out is None:
             screen.print_line(screen.console(), f"note: {note}")
         else:
             say(f"note: {note}")
@@ -196,7 +199,21 @@ def predict(words: list[str]) -> int:
         say(f"note: resized {of}, the first one {first}")
     if unreadable:
         say(f"{unreadable} of what was named could not be read")
+    if options.out is not None:
+        rows = answered - (unreadable if form == "table" else 0)
+        say(f"written: {printable(str(options.out))}, {plural(rows, 'row')} as {form}")
     return 1 if unreadable else 0
+
+
+def _format(given: str, out: Path | None) -> str:
+    """The format asked for, or else that of a file's suffix. Raises ValueError if they contradict each other."""
+    suffix = "" if out is None else out.suffix.lower()
+    meant = {".csv": "csv", ".jsonl": "jsonl"}.get(suffix)
+    if given == "none" and suffix == ".json":
+        raise ValueError(f"--out must end in .jsonl for jsonl, got {out}")
+    if given != "none" and meant not in (None, given):
+        raise ValueError(f"--format {given} does not go with --out {out}: give --format {meant}, or name another file")
+    return meant or ("table" if given == "none" else given)
 
 
 def _gpu_of(model: Path) -> bool:
