@@ -5,7 +5,7 @@ import pickle
 import shutil
 import warnings
 from collections import OrderedDict
-from dataclasses import replace
+from dataclasses import fields, replace
 from hashlib import sha256
 
 import pytest
@@ -16,9 +16,11 @@ from torch import nn
 import auxnet
 from auxnet.backbones.described import net_from
 from auxnet.build import net_of, network_options
+from auxnet.cli.arguments import OfRecipe, parse
 from auxnet.data import load_data
 from auxnet.files import write_json
 from auxnet.recipe import Recipe, read_recipe
+from auxnet.sections import NetworkFields
 from auxnet.tensors import read_tensors, save_tensors
 from writers import COMMIT, folder_of, on_the_hub
 
@@ -304,7 +306,7 @@ def test_a_backbone_with_other_cuts_takes_the_trunk_and_the_heads_that_both_have
 def test_another_network_does_not_fit_and_nothing_is_begun(tmp_path):
     auxnet.fit(Recipe(depth=8, outputs=2, epochs=1, train_images=96, threads=1, device="cpu"), tmp_path / "a")
     recipe = Recipe(depth=14, outputs=2, epochs=1, threads=1, device="cpu", pretrained=str(tmp_path / "a"))
-    with pytest.raises(ValueError, match=r"/a has depth=8, and depth=14 is asked for: its weights"):
+    with pytest.raises(ValueError, match=r"/a has depth=8, and this one has depth=14: its weights do not fit"):
         auxnet.fit(recipe, tmp_path / "b")
     with pytest.raises(FileNotFoundError, match=r"no file of weights .*nowhere"):
         auxnet.fit(replace(recipe, pretrained="nowhere"), tmp_path / "b")
@@ -312,6 +314,36 @@ def test_another_network_does_not_fit_and_nothing_is_begun(tmp_path):
     with pytest.raises(ValueError, match=r"but those of a backbone: name the backbone with --backbone$"):
         auxnet.fit(replace(recipe, pretrained=str(tmp_path / "w.safetensors")), tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "has", "here"),
+    [
+        (
+            {"depth": 8, "block": "plain"},
+            {},
+            "depth=8, block=plain",
+            "depth=20 (the default), block=preact (the default)",
+        ),
+        ({"depth": 8, "outputs": 2}, {"depth": 14}, "depth=8", "depth=14"),
+        ({"depth": 14, "at": (3, 5), "width": 2}, {"depth": 14, "outputs": 2}, "width=2", "width=1 (the default)"),
+        ({"backbone": "OWN", "cuts": ("a", "b")}, {}, "backbone=OWN", "backbone=none (the default)"),
+        ({"depth": 8}, {"backbone": "OWN", "cuts": ("a",)}, "backbone=none", "backbone=OWN"),
+    ],
+)
+def test_flags_that_make_two_nets_alike_are_named_and_defaults_are_called_that(theirs, ours, has, here, tmp_path):
+    theirs, ours = ({**each, "backbone": OWN} if "backbone" in each else each for each in (theirs, ours))
+    source = run_of(tmp_path / "a", **theirs)
+    with pytest.raises(ValueError, match="its weights do not fit; give --") as caught:
+        begun_from(tmp_path / "a", **ours)
+    told, mend = str(caught.value).split(": its weights do not fit; give ")
+    assert told == f"the net of {tmp_path / 'a'} has {has}, and this one has {here}".replace("=OWN", f"={OWN}")
+    flags, or_else = mend.split(", or ")
+    assert or_else == "leave --pretrained out"
+    kept = {} if "backbone" in ours else ours
+    asked = parse(OfRecipe, flags.split(), OfRecipe.default(Recipe(**kept))).recipe
+    network = {each.name: getattr(asked, each.name) for each in fields(NetworkFields) if each.name != "pretrained"}
+    assert same(source, begun_from(tmp_path / "a", **network))
 
 
 def pooled(num_classes, activation=nn.ReLU):
@@ -331,13 +363,13 @@ POOLED, SMOOTH = "test_weights:pooled", "test_weights:smooth"
 
 def test_another_network_is_told_where_its_names_and_shapes_fit(tmp_path):
     run_of(tmp_path / "a", depth=8, outputs=2, block="plain")
-    with pytest.raises(ValueError, match=r"/a has block=plain, and block=original is asked for: its weights do not"):
+    with pytest.raises(ValueError, match=r"/a has block=plain, and this one has block=original: its weights do not"):
         begun_from(tmp_path / "a", depth=8, outputs=2, block="original")
     run_of(tmp_path / "b", backbone=POOLED, cuts=("act",))
     for weights in ("", "model.safetensors"):  # it may be the same, moved to another module
         with pytest.warns(UserWarning, match=f"/b is {POOLED}, and {SMOOTH} is asked for: its weights fit, and are"):
             begun_from(tmp_path / "b" / weights, backbone=SMOOTH, cuts=("act",))
-        with pytest.raises(ValueError, match=f"/b has backbone={POOLED}, and backbone={SMOOTH} is asked for: its"):
+        with pytest.raises(ValueError, match=f"/b has backbone={POOLED}, and this one has backbone={SMOOTH}: its"):
             begun_from(tmp_path / "b" / weights, backbone=SMOOTH, cuts=("pool",))
 
 

@@ -8,6 +8,7 @@ down, and never searched for again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import cache
 from inspect import signature
 from pathlib import Path
@@ -26,11 +27,13 @@ from auxnet.machine import random_kept
 from auxnet.modules import leaves
 from auxnet.network import AuxNet
 from auxnet.precision import usual_defaults
+from auxnet.recipe import words_of
 from auxnet.residual import resnet
-from auxnet.sections import LARGEST
+from auxnet.sections import LARGEST, NetworkFields
 
 OF_OUTPUTS = ("outputs", "at", "cuts", "head", "alone", "num_classes", "image_size")  # not of the trunk
-DEFAULTS = {name: each.default for name, each in signature(resnet).parameters.items()}
+IN_WORDS = {name: words_of(each.default) for name, each in signature(resnet).parameters.items()}
+USUAL = {each.name: words_of(each.default) for each in fields(NetworkFields)}
 
 
 @usual_defaults()
@@ -166,11 +169,19 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 def _unlike(options: Mapping[str, Any], theirs: Mapping[str, Any], run: Path) -> str:
     """In what a run's net differs from that of these options, other than in its outputs; "" where in nothing."""
-    theirs, ours = (each if "backbone" in each else DEFAULTS | {**each} for each in (theirs, options))
-    names = [name for name in {**theirs, **ours} if name not in OF_OUTPUTS and theirs.get(name) != ours.get(name)]
-    their, our = (", ".join(f"{name}={each.get(name)}" for name in names) for each in (theirs, ours))
-    mend = "its weights do not fit; ask for the network of that run, or leave --pretrained out"
-    return f"the net of {run} has {their}, and {our} is asked for: {mend}" if names else ""
+    their, our = ({key: words_of(value) for key, value in each.items()} for each in (theirs, options))
+    their, our = (each if "backbone" in each else {**IN_WORDS, **each} for each in (their, our))
+    names = [name for name in {**their, **our} if name not in OF_OUTPUTS and their.get(name) != our.get(name)]
+    if not names:
+        return ""
+    if "backbone" in names:  # on which depends what others there are
+        names = ["backbone"]
+    their, our = USUAL | their, USUAL | our
+    has = ", ".join(f"{name}={their[name]}" for name in names)
+    here = ", ".join(f"{name}={our[name]}{' (the default)' * (our[name] == USUAL.get(name))}" for name in names)
+    flags = [f"--{name} {their[name]}" for name in USUAL if name in {*names, *theirs} and their[name] != our[name]]
+    mend = f"give {' '.join(flags)}, or " if USUAL.keys() >= {*names} else ""  # not for what the data decide
+    return f"the net of {run} has {has}, and this one has {here}: its weights do not fit; {mend}leave --pretrained out"
 
 
 @cache
