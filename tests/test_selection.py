@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import auxnet
 from auxnet import selection
 from auxnet.cli import main
-from auxnet.cli.arguments import number
+from auxnet.cli.arguments import number, parse
+from auxnet.cli.diagnose import Diagnose
 from auxnet.data import load_data
 from auxnet.evaluation import OutputReport
 from auxnet.latency import Timing
@@ -384,6 +385,25 @@ def test_budgets_are_read_with_their_units(run, capsys):
     assert [number("--max-params", text) for text in ("1.001k", "1e3k", "2.5e-1M")] == [1001, 1e6, 25e4]
     assert main(["select", str(run), "--max-params", "0.01"]) == 2  # as if of millions
     assert "--max-params must be 1 or more and finite, got 0.01" in capsys.readouterr().err
+
+
+def test_counts_are_read_as_tables_print_them(run, capsys):
+    params = [candidate["report"]["params"] for candidate in asked(capsys, run)["candidates"]]
+    assert params[1] >= 1000
+    assert [c["meets"] for c in asked(capsys, run, "--max-params", f"{params[1]:,}")["candidates"]] == [
+        True,
+        True,
+        False,
+    ]
+    assert [number("--max-macs", text) for text in ("20,000", "1,234,567", "1,000")] == [20_000, 1_234_567, 1000]
+    assert parse(Diagnose, ["run", "--probe-images", "2,000"]).probe_images == 2000
+    for text in ("1,5M", "1,5", "20,00", "0,123", "1234,567", "1,234,5", "1,234k", "1,234.5", ",123"):
+        with pytest.raises(
+            ValueError, match=f"^--max-params must be a number such as 200000, 200k or 0.2M, got '{text}'"
+        ):
+            number("--max-params", text)
+        with pytest.raises(ValueError, match=r"^--probe-images must be a whole number, got "):
+            parse(Diagnose, ["run", "--probe-images", text])
 
 
 def test_no_output_meets_this_is_printed_with_exit_status_1(run, capsys):

@@ -59,7 +59,7 @@ def field_values_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] 
         empty = "" in words  # which as a path would be the current folder
         for kind in alone if len(words) == 1 and not empty else ():
             with suppress(ValueError):
-                return MADE.get(kind, kind)(words[0])
+                return MADE.get(kind, kind)(_ungrouped(words[0]) if kind is int else words[0])
         for kind in lists if not empty else ():
             with suppress(ValueError):
                 return tuple(map(MADE.get(kind, kind), words))
@@ -218,17 +218,24 @@ def value_of(flag: str, words: list[str]) -> str | None:
 
 
 def number(flag: str, text: str | None) -> float | None:
-    """200000, 200k, 0.2M or 1G as a number. Raises ValueError for what is none, or below 1."""
+    """200000, 200,000, 200k, 0.2M or 1G as a number. Raises ValueError for what is none, or below 1."""
     if text is None:
         return None
     power = {"k": 3, "m": 6, "g": 9}.get(text[-1:].lower())
     try:
-        value = float(Decimal(text[:-1]).scaleb(power) if power else text)  # 1.001k is 1001, which 1.001 * 1e3 is not
+        value = float(
+            Decimal(text[:-1]).scaleb(power) if power else _ungrouped(text)
+        )  # 1.001k is 1001, which 1.001 * 1e3 is not
     except (ValueError, ArithmeticError):
         raise ValueError(f"{flag} must be a number such as 200000, 200k or 0.2M, got {text!r}") from None
     if not 1 <= value < float("inf"):
         raise ValueError(f"{flag} must be 1 or more and finite, got {value:g}; leave it out for no limit")
     return value
+
+
+def _ungrouped(text: str) -> str:
+    """A count as tables print it, such as 1,234,567, without its commas; any other text as it is."""
+    return text.replace(",", "") if re.fullmatch("[1-9][0-9]{0,2}(,[0-9]{3})+", text) else text
 
 
 def above_zero(flag: str, value: float | None) -> float | None:
