@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from numbers import Real
 from operator import index
 from types import FrameType
-from typing import SupportsIndex, get_args
+from typing import Any, SupportsIndex, get_args
 
 
 def one_line(error: object) -> str:
@@ -103,6 +103,23 @@ def warn(message: str) -> None:
         if name == "auxnet" or (name == "contextlib" and within == level - 1):  # which calls the body of `opened`
             within = level
     warnings.warn(message, stacklevel=within + 1)
+
+
+@contextmanager
+def each_warning_once() -> Iterator[None]:
+    """Have each different warning of the block shown once: Python forgets those it showed (`catch_warnings`)."""
+    show, shown = warnings.showwarning, set()
+
+    def show_once(message: Warning | str, *where: Any, **more: Any) -> None:
+        if str(message) not in shown:
+            shown.add(str(message))
+            show(message, *where, **more)
+
+    warnings.showwarning = show_once
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
 
 
 def not_finite(part: str, gives: str) -> RuntimeError:

@@ -20,6 +20,7 @@ import torch
 from auxnet import sections
 from auxnet.build import build, depths_of
 from auxnet.data import DataSet, load_data
+from auxnet.errors import each_warning_once
 from auxnet.feasible import check_enough_images, check_fields, check_last_batch
 from auxnet.files import to_write
 from auxnet.machine import device_of, random_kept, threads_set
@@ -86,6 +87,7 @@ class Sweep:
 
 
 @usual_defaults()
+@each_warning_once()
 @database_errors()
 def sweep(
     space: Mapping[str, Any],
@@ -218,6 +220,7 @@ def _data_of(recipe: Recipe) -> Recipe:
     return replace(Recipe(), **{field: getattr(recipe, field) for field in OF_DATA})
 
 
+@each_warning_once()
 @database_errors()
 def _work(folder: Path, storage: str | None, where: dict[str, Any], watch: Callable[[], None]) -> None:
     """What each of several processes does."""
