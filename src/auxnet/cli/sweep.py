@@ -200,7 +200,7 @@ def _show(console: Console, outcome: Outcome) -> None:
         lines.append(f"under way: {running}")
     if importance := importance_of(outcome):
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in importance.items())
-        lines.append(f"share of each field in the variance of the error (fANOVA): {shares}")
+        lines.append(f"share of each field in the variance of the error (fANOVA; few trials say little): {shares}")
     lines += [f"note: {note}" for note in notes_of(outcome)]
     lines.append(headline(outcome))
     lines.append(f"written: {', '.join(map(str, paths))}")
