@@ -30,6 +30,7 @@ from auxnet.data import load_data
 from auxnet.documents import read_json
 from auxnet.errors import DivergedError, TooLittleMemoryError
 from auxnet.files import write_json
+from auxnet.page_frame import asset
 from auxnet.recipe import Recipe, read_recipe
 from auxnet.sweeps import sweep_page, sweeping, trials, worker
 from auxnet.sweeps.journal import optuna
@@ -1023,6 +1024,21 @@ def test_a_line_that_ends_early_is_called_pruned_only_where_a_trial_was(finished
         assert said("complete", state).endswith("; a line that ends early is not finished.")
     assert said("complete", space={"epochs": Choices((1, 2))}).endswith("; a line that ends early had fewer epochs.")
     assert said("pruned", "running").endswith("; a line that ends early was pruned or is not finished.")
+
+
+def test_lines_of_few_trials_are_named_and_no_column_is_empty(finished):
+    few = optuna.create_study(study_name="few")
+    few.add_trials(finished.study.trials[:6])
+    for study, named in ((finished.study, False), (few, True)):
+        drawn = dict(sweep_page._figures(replace(finished, study=study)))["learning"][2]
+        assert drawn["layout"]["showlegend"] == named
+        assert [line["name"] for line in drawn["data"]] == [f"trial {trial.number}" for trial in study.trials]
+    assert len(re.findall("#[0-9a-f]{6}", asset("plots.js").partition("light: [")[2].partition("]")[0])) == 6
+    failed = replace(finished.trials[-1], state="failed", error="the loss became inf")
+    for shown, columns in ((finished.trials, 0), ((*finished.trials[:-1], failed), 1)):
+        table = sweep_page._trials(replace(finished, trials=shown))
+        assert table.count("why it failed") == columns
+        assert table.count("<td ") == columns * len(shown)
 
 
 @pytest.mark.long

@@ -30,6 +30,7 @@ from auxnet.sweeps.trials import Trial
 from auxnet.words import command, listed, per_cent, plural, sentence
 
 ENOUGH = 4  # complete trials, before it is said which field matters
+COLOURS = 6  # of lines on a page, before the first comes again
 LENGTHS = ("epochs", "milestones", "schedule", "warmup")  # how soon a training comes to its end
 
 
@@ -239,7 +240,10 @@ def _figures(sweep: Sweep) -> Iterator[tuple[str, tuple[str, str, dict[str, Any]
         yield "history", ("History", words, figure)
     if longest := max((trial.epochs for trial in sweep.trials), default=0):
         figure = _plain(draw.plot_intermediate_values(sweep.study))
-        figure["layout"] |= {"yaxis": in_per_cent, "xaxis": _counting("epoch", longest), "showlegend": False}
+        for trace in figure["data"]:
+            trace["name"] = trace["name"].replace("Trial", "trial ")
+        named = len(figure["data"]) <= COLOURS
+        figure["layout"] |= {"yaxis": in_per_cent, "xaxis": _counting("epoch", longest), "showlegend": named}
         yield "learning", ("Learning", f"The error after each epoch{_ends(sweep)}.", figure)
     if complete:
         words = "Each field against the error; the colour tells the trial."
@@ -309,16 +313,17 @@ def _plain(figure: Any) -> dict[str, Any]:
 
 def _trials(sweep: Sweep) -> str:
     fields = list(sweep.settings.space)
-    head = ("trial", "state", "validation error", *fields, "epochs", "seconds", "why it failed")
+    head = ["trial", "state", "validation error", *fields, "epochs", "seconds"]
+    wrong = any(trial.error for trial in sweep.trials)
     lines = []
     for trial in ranked(sweep.trials):
         drawn = [trial.in_words.get(field, "-") for field in fields]
         cells = [trial.number, trial.state, error_of(trial), *drawn, trial.epochs, f"{trial.seconds:,.1f}"]
         body = "".join(f"<td>{unbroken(str(cell))}</td>" for cell in cells)
+        body += f'<td class="wide">{escape(trial.error or "")}</td>' if wrong else ""
         mark = ' class="chosen"' if sweep.best and trial.number == sweep.best.number else ""
-        lines.append(
-            f'<tr data-trial="{trial.number}"{mark}>{body}<td class="wide">{escape(trial.error or "")}</td></tr>'
-        )
+        lines.append(f'<tr data-trial="{trial.number}"{mark}>{body}</tr>')
+    head += ["why it failed"] if wrong else []
     return table_of(head, lines, "Table of trials", of_words=True)
 
 
