@@ -95,6 +95,17 @@ def test_the_order_is_kept_under_any_batch_size():
             assert torch.equal(torch.cat([part.output for part in parts]), whole.output)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["entropy", "top", "margin"])
+def test_nets_in_lower_precision_exit_as_it_was_solved_on_their_logits_in_float32(dtype, kind):
+    net, images = copy.deepcopy(NET).to(dtype), IMAGES.to(dtype)
+    with torch.no_grad():
+        logits = torch.stack(net(images)).float()
+    for sure in confidence(logits[0], kind).sort().values[-6:-1].tolist():  # of which bfloat16 makes one and the same
+        expected = 1 + (confidence(logits[0], kind) < sure).long()
+        assert torch.equal(EarlyExit(net, [sure, 0.0], kind)(images).output, expected)
+
+
 def test_shares_sum_to_one():
     output = EarlyExit(NET, SPREAD)(IMAGES).output
     assert int(torch.bincount(output, minlength=4)[1:].sum()) == len(IMAGES)
