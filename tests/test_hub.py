@@ -357,6 +357,23 @@ def test_the_errors_of_a_run_are_left_out_where_its_weights_have_changed_since(r
     assert told(tmp_path / "three") == (False, False)
 
 
+def test_a_card_written_of_other_weights_goes_and_one_of_somebody_else_stays(run, tmp_path):
+    for n, own in enumerate((True, False)):
+        one, two = tmp_path / f"one {n}", tmp_path / f"two {n}"
+        load(run).save_pretrained(one)
+        card = (one / "README.md").read_text()
+        if not own:
+            (one / "README.md").write_text(card := card.replace("---\n\n", "license: mit\n---\n\n", 1))
+        net = changed(load(run))
+        net.save_pretrained(two)
+        changed(net).save_pretrained(one)
+        assert told(one) == (False, not own)
+        other = take_out(load(run), 1)  # measured, but not these weights
+        other.save_pretrained(one)
+        assert ("| 3 | 8 |" in (one / "README.md").read_text()) is not own
+        assert own or (one / "README.md").read_text() == card
+
+
 def test_a_card_that_was_brought_stays_with_the_weights_it_tells_of(run, tmp_path):
     load(run).save_pretrained(tmp_path / "one")
     (tmp_path / "one" / "README.md").write_text("---\nlicense: mit\n---\nerrs by 3 %")

@@ -8,6 +8,7 @@ that was exported: its net has that output alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from inspect import signature
 from pathlib import Path
 from typing import Any, Self, cast
@@ -40,6 +41,8 @@ from auxnet.words import sentence, with_interval
 
 Picture = Path | str | Image.Image | Pixels
 """an image in any of these forms: a file, one of PIL's, or pixels, uint8 [H, W], [H, W, 1] or [H, W, 3]"""
+
+_SIGNATURE = "\n<!-- by auxnet; SHA-256 of what stands above: "
 
 
 class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipeline_tag="image-classification"):
@@ -103,7 +106,7 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         return ModelCard(self.card or model_card(self))
 
     def save_pretrained(self, save_directory: Path | str, **how: Any) -> str | None:
-        """Write config.json, model.safetensors and, where there is none, README.md, the model card.
+        """Write config.json, model.safetensors and, in place of none or of one that this wrote, README.md, the model card.
 
         Errors that a run measured are left out where the weights have changed since. Raises FileExistsError for the
         folder of a run, ValueError for a net that does not give a logit for each class.
@@ -115,7 +118,8 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
             self.check_columns(columns)
         card = folder / "README.md"
         earlier = (self.card, str(self.generate_model_card())) if card.is_file() else ()
-        if self.leave_out_measured() and earlier and card.read_text(encoding="utf-8", errors="replace") in earlier:
+        changed, found = self.leave_out_measured(), card.read_text("utf-8", "replace") if earlier else ""
+        if is_own_card(found) or (changed and found in earlier):
             card.unlink()  # as the mixin would leave it
         written: str | None = super().save_pretrained(folder, **how)
         return written
@@ -252,7 +256,10 @@ def source_of(run: Path, which: Which) -> dict[str, Any]:
 
 
 def model_card(net: PretrainedAuxNet) -> str:
-    """README.md for the hub, in Markdown with the hub's header: what the net is, what it is worth, how to use it."""
+    """README.md for the hub, in Markdown with the hub's header: what the net is, what it is worth, how to use it.
+
+    Its last line, which is not displayed, tells it from a card of somebody else's (`is_own_card`).
+    """
     source = net.source
     tags = ["image-classification", "early-exit", "auxiliary-outputs", "model_hub_mixin", "pytorch_model_hub_mixin"]
     header = ModelCardData(library_name="auxnet", pipeline_tag="image-classification", tags=tags).to_yaml()
@@ -271,7 +278,16 @@ def model_card(net: PretrainedAuxNet) -> str:
     ]
     if source:
         lines += _worth(source, net.numbers)
-    return "\n".join(lines)
+    return _signed("\n".join(lines))
+
+
+def is_own_card(text: str) -> bool:
+    """Whether a card is as `model_card` wrote it, of whichever net: no word was changed since."""
+    return text == _signed(text.rpartition(_SIGNATURE)[0])
+
+
+def _signed(text: str) -> str:
+    return f"{text}{_SIGNATURE}{sha256(text.encode(errors='backslashreplace')).hexdigest()} -->\n"
 
 
 def _worth(source: Mapping[str, Any], numbers: Sequence[int]) -> list[str]:
