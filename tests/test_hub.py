@@ -51,6 +51,19 @@ def test_a_saved_net_loads_as_it_was(run, tmp_path):
     assert again.preprocessing.image_size == (8, 8)
 
 
+def test_classes_and_preprocessing_are_saved_as_they_are_by_then(run, tmp_path):
+    load(run).save_pretrained(tmp_path / "as it was")
+    for net in (load(run), load(tmp_path / "as it was")):
+        net.classes = ("a", "b", "c", "d")
+        net.preprocessing = replace(net.preprocessing, mean=(1.0, 2.0, 3.0))
+        for saved in (net, take_out(net, 2)):
+            saved.save_pretrained(tmp_path / "saved")
+            again = load(tmp_path / "saved")
+            assert (again.classes, again.preprocessing) == (net.classes, net.preprocessing)
+            assert "Classes (4): a, b, c, d. " in again.card
+            assert torch.equal(again.prepare(picture(0)), net.prepare(picture(0)))
+
+
 def test_the_hubs_own_mixin_loads_a_run_and_an_export(run, tmp_path):
     net = PretrainedAuxNet.from_pretrained(run)
     take_out(net, 2).save_pretrained(tmp_path / "two")

@@ -81,8 +81,9 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
 
     @property
     def config(self) -> dict[str, Any]:
-        """What config.json holds."""
-        return dict(cast(dict[str, Any], self._hub_mixin_config))
+        """What config.json holds of the net as it is: classes, preprocessing and source may have changed since."""
+        now = {"classes": [*self.classes], "preprocessing": self.preprocessing.content(), "source": self.source}
+        return {**cast(dict[str, Any], self._hub_mixin_config), **now}
 
     def prepare(self, *images: Picture | Sequence[Picture]) -> Tensor:
         """Images as the net takes them, [N, C, H, W] on its device and in its type, prepared as `predict` does it.
@@ -102,11 +103,11 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         return normalise(seen.to(like.device), self.preprocessing.mean, self.preprocessing.std).to(like.dtype)
 
     def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
-        """The card that the folder brought, or one written from `source`."""
-        return ModelCard(self.card or model_card(self))
+        """The card of somebody else's that the folder brought, or one written of the net as it is."""
+        return ModelCard(self.card if self.card and not is_own_card(self.card) else model_card(self))
 
     def save_pretrained(self, save_directory: Path | str, **how: Any) -> str | None:
-        """Write config.json, model.safetensors and, in place of none or of one that this wrote, README.md, the model card.
+        """Write config.json, model.safetensors and README.md, the model card; somebody else's card there is kept.
 
         Errors that a run measured are left out where the weights have changed since. Raises FileExistsError for the
         folder of a run, ValueError for a net that does not give a logit for each class.
@@ -121,6 +122,7 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         changed, found = self.leave_out_measured(), card.read_text("utf-8", "replace") if earlier else ""
         if is_own_card(found) or (changed and found in earlier):
             card.unlink()  # as the mixin would leave it
+        self._hub_mixin_config = self.config
         written: str | None = super().save_pretrained(folder, **how)
         return written
 
@@ -140,7 +142,6 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         if self.described_sha256 in (None, tensors_sha256(self.state_dict())):
             return False
         self.card, self.source = None, {key: value for key, value in self.source.items() if key != "table"}
-        self._hub_mixin_config = {**self.config, "source": self.source}
         return True
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -159,7 +160,7 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
             raise TypeError(f"from_pretrained takes no {min(unknown)}: leave it out, and change the net that it gives")
         net = load(model_id) if Path(model_id).is_dir() else _load(fetched(f"hf:{model_id}", **of_hub), "last", None)
         for key, value in given.items():
-            if value != (own := net.config.get(key)):
+            if value != (own := cast(dict[str, Any], net._hub_mixin_config).get(key)):  # as config.json has it
                 raise ValueError(f"{key}={value!r} differs from the {own!r} of {model_id}, which decides: leave it out")
         return net
 
@@ -194,7 +195,6 @@ def _load(folder: Path, which: Which, trusted: str | None) -> PretrainedAuxNet:
     load_weights(weights_file(folder, which), net)
     if is_finished(folder):
         net.source = source_of(folder, which)
-        net._hub_mixin_config = {**net.config, "source": net.source}
     elif (folder / "README.md").is_file():
         with (folder / "README.md").open(encoding="utf-8", errors="replace") as file:
             net.card = file.read(2**20)  # a stranger's; ours have 2 kB

@@ -99,7 +99,7 @@ def confidence(logits: Tensor, kind: Confidence = "entropy", temperature: float 
     "top": the largest probability (MSDNet, Huang et al. 2018); "margin": it less the second largest.
     """
     check_choice("confidence", kind, Confidence)
-    if logits.dtype in (torch.bfloat16, torch.float16):  # which round what is nearly sure to 1; thresholds are float32's
+    if logits.dtype in (torch.bfloat16, torch.float16):  # nearly sure would be rounded to 1
         logits = logits.float()
     if kind == "entropy":
         log_p = (logits / temperature).log_softmax(-1)
