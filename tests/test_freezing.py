@@ -113,6 +113,24 @@ def test_what_is_frozen_is_in_evaluation_whatever_mode_is_set():
     assert {name.partition(".bn.")[0] for name in moved} == {"heads.0"}
 
 
+def test_a_trunk_that_is_freed_trains_again_and_one_freed_by_half_is_refused():
+    net, optimizer = auxnet.resnet(depth=8, outputs=2), partial(torch.optim.SGD, lr=0.1)
+    net.freeze_trunk()
+    auxnet.pairwise(net, optimizer)
+    net.requires_grad_(True)  # its norms would stay in evaluation mode
+    for make in (auxnet.joint, auxnet.pairwise, auxnet.multiway):
+        with pytest.raises(ValueError, match=r"that are to train: net\.freeze_trunk\(False\) first frees it all$"):
+            make(net.train(), optimizer)
+    net.freeze_trunk(False)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    auxnet.joint(net, optimizer).step(torch.rand(4, 3, 8, 8), torch.arange(4))
+    assert not [name for name, tensor in net.state_dict().items() if torch.equal(tensor, before[name])]
+    one = auxnet.resnet(depth=8)
+    one.freeze_trunk()
+    with pytest.raises(ValueError, match=r"^the net has nothing to train, .*: net\.freeze_trunk\(False\) first$"):
+        auxnet.joint(one, optimizer)
+
+
 PARTS = {"up to": lambda net: net.up_to(2), "alone": lambda net: net.alone(2), "copied": copied}
 
 

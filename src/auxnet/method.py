@@ -52,13 +52,19 @@ def check_loss(loss: object, trains: bool = True) -> None:
 def weights_for(net: AuxNet, weights: Weights | None) -> list[float]:
     """The loss weights [K] of a net's outputs as numbers; None: the paper's.
 
-    Raises ValueError for weights that a method cannot train with, and for a net whose parts share parameters.
+    Raises ValueError for weights that a method cannot train with, for a net whose parts share parameters, and for one
+    that is frozen by half: its norms would stay in evaluation mode while it trains.
     """
     check_forward(net)
     net.check_nothing_shared()
+    if any(p.requires_grad for part in net.frozen for p in part.parameters()):
+        raise ValueError(
+            "freeze_trunk() froze parameters that are to train: net.freeze_trunk(False) first frees it all"
+        )
     lambdas = checked_weights(net.loss_weights() if weights is None else weights, net.outputs)
     if not any(p.requires_grad for p in net.parameters()):
-        raise ValueError("the net has nothing to train, all its parameters are frozen: requires_grad_(True) first")
+        mend = "freeze_trunk(False)" if net.frozen else "requires_grad_(True)"
+        raise ValueError(f"the net has nothing to train, all its parameters are frozen: net.{mend} first")
     if not any(lambdas):
         raise ValueError(f"weights must leave at least one output above 0 (0 discards it), got {lambdas}")
     return lambdas

@@ -57,14 +57,15 @@ class AuxNet(nn.Module):
         """K, the number of outputs."""
         return len(self.heads)
 
-    def freeze_trunk(self) -> None:
+    def freeze_trunk(self, frozen: bool = True) -> None:
         """Keep the trunk and the final head as they are: without gradients, and in evaluation mode in training too.
 
-        Also in what `up_to` and `alone` make of the net from then on.
+        Also in what `up_to` and `alone` make of the net from then on. With `frozen=False` all of both trains again.
         """
-        self.frozen = (*self.segments, self.heads[-1])
-        for part in self.frozen:
-            part.requires_grad_(False)
+        parts = (*self.segments, self.heads[-1])
+        self.frozen = parts if frozen else ()
+        for part in parts:
+            part.requires_grad_(not frozen)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
