@@ -135,6 +135,17 @@ def test_every_module_is_left_in_the_mode_it_was_in():
         assert [m for m in net.modules() if not m.training] == [frozen]
 
 
+def test_batches_are_left_as_they_are_also_by_a_trunk_that_writes_over_its_images():
+    trunk = torch.nn.Sequential(torch.nn.ReLU(inplace=True), torch.nn.Flatten())
+    heads = torch.nn.Linear(12, 2), torch.nn.Linear(12, 2)
+    net = auxnet.AuxNet([trunk, torch.nn.Linear(12, 12)], heads, (1, 2)).eval()
+    images, labels = torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 0, 1])
+    before, exits = images.clone(), auxnet.EarlyExit(net, [0.5])
+    for use in (auxnet.evaluate, auxnet.select_on, lambda net, batches: exits(batches[0][0])):
+        use(net, [(images, labels)])
+        assert torch.equal(images, before)
+
+
 def test_without_images_there_is_no_report():
     with pytest.raises(ValueError, match="no images to evaluate on"):
         auxnet.evaluate(auxnet.resnet(depth=8), [])

@@ -85,7 +85,7 @@ class EarlyExit(nn.Module):
             )
         self.net.check_images(images.shape)
         here = torch.arange(len(images), device=images.device)  # the images that `x` holds
-        x, answers, output = images, images.new_empty(0), torch.empty_like(here)
+        x, answers, output = images.clone(), images.new_empty(0), torch.empty_like(here)  # a trunk may write over it
         for k, segment in enumerate(self.net.segments, start=1):
             x = segment(x)
             if k < self.net.outputs and not self.policy.decides(k):

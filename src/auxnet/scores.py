@@ -59,15 +59,16 @@ class Predictions:
 def predictions(net: AuxNet, batches: Batches) -> Predictions:
     """What every output says of batches of (images [N, C, H, W], labels [N]), in evaluation mode.
 
-    The net is left in the mode it was in. Raises ValueError without images, or for labels that are no classes of the
-    net, RuntimeError for logits that are not finite: their error would be that of calling all images by one class.
+    The net is left in the mode it was in, the batches as they were. Raises ValueError without images, or for labels
+    that are no classes of the net, RuntimeError for logits that are not finite: their error would be that of calling
+    all images by one class.
     """
     parts = []
     with in_mode(net, training=False):
         for images, labels in batches:
             check_tensors(images, labels)
             with fitting(net, images):
-                logits = torch.stack(net(images)).float().cpu()
+                logits = torch.stack(net(images.clone())).float().cpu()  # a trunk may write over its images
             parts.append((logits, labels.cpu()))
     if not sum(len(labels) for _, labels in parts):
         raise ValueError("there are no images to evaluate on")
