@@ -223,9 +223,8 @@ def number(flag: str, text: str | None) -> float | None:
         return None
     power = {"k": 3, "m": 6, "g": 9}.get(text[-1:].lower())
     try:
-        value = float(
-            Decimal(text[:-1]).scaleb(power) if power else _ungrouped(text)
-        )  # 1.001k is 1001, which 1.001 * 1e3 is not
+        # 1.001k is 1001, which 1.001 * 1e3 is not
+        value = float(Decimal(text[:-1]).scaleb(power) if power else _ungrouped(text))
     except (ValueError, ArithmeticError):
         raise ValueError(f"{flag} must be a number such as 200000, 200k or 0.2M, got {text!r}") from None
     if not 1 <= value < float("inf"):
