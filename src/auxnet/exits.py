@@ -16,9 +16,9 @@ from auxnet.latency import Timing, time_in_turns
 from auxnet.loading import load_net, weights_sha256
 from auxnet.modules import copied
 from auxnet.network import AuxNet, check_forward, check_net, logits_of
-from auxnet.policy import ALWAYS, Confidence, Policy, never
+from auxnet.policy import ALWAYS, Policy, never
 from auxnet.recipe import RunDir
-from auxnet.sections import Which
+from auxnet.sections import Confidence, Which
 from auxnet.thresholds import anytime
 from auxnet.words import command, which_flags
 

@@ -9,7 +9,7 @@ import io
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,9 +28,8 @@ from auxnet.proving import images_for_every_exit, prove_equal, random_images, so
 from auxnet.reading.arrays import Pixels, is_name
 from auxnet.recipe import RunDir, has_recipe, read_run_recipe, run_path
 from auxnet.runtimes import Answers, open_model, open_onnx
-from auxnet.sections import Which
+from auxnet.sections import Format, Which
 
-Format = Literal["safetensors", "onnx", "torch", "onnx-early-exit"]
 SUFFIX: dict[Format, str] = {"safetensors": "", "onnx": ".onnx", "torch": ".pt2", "onnx-early-exit": ".onnx"}
 
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from auxnet.errors import check_choice
-
-Confidence = Literal["entropy", "top", "margin"]
+from auxnet.sections import Confidence
 
 NEVER = 2.0
 """a threshold that no confidence, which lies in [0, 1], reaches"""

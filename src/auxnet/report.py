@@ -27,7 +27,7 @@ from auxnet.recipe import Recipe, RunDir, data_name, method_name, network_name, 
 from auxnet.run_data import changed_since, data_dirs, data_of, with_data_in
 from auxnet.scores import interval_of, no_better_than_guessing
 from auxnet.selection import MARGIN, cheapest_within
-from auxnet.words import command
+from auxnet.words import as_flag, command
 
 _OF_IMAGES = b'"confusion":['  # among the data of a page whose run was finished, and its images were there
 
@@ -109,7 +109,7 @@ def gather(
     recipe = read_run_recipe(run)
     asked = {"data_dir": data_dir, "device": device, "threads": threads}
     given: dict[str, Any] = {key: value for key, value in asked.items() if value not in (None, "")}
-    flags = [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", value)]
+    flags = [word for key, value in given.items() for word in (as_flag(key), value)]
     with parsing(f"{run} is damaged: its summary, config or metrics cannot be read"):
         facts: dict[str, Any] = {
             "name": name,

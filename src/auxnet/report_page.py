@@ -193,12 +193,13 @@ def told_apart(runs: Sequence[Facts]) -> str:
     (best, run_of_best), *others = ranked = sorted(of_runs, key=lambda each: each[0]["val"]["error"])
     wrong = [torch.tensor(run["val_wrong"][row["output"] - 1]) for row, run in ranked]
     adjusted = adjusted_p_values(wrong)
-    p_values = [adjusted[0, n] for n in range(1, len(runs))]
-    verdicts: dict[str, list[str]] = {"cannot be told apart from": [], "errs less beyond chance than": []}
-    for (row, run), p in zip(others, p_values, strict=True):
-        verdict = list(verdicts)[p < 0.05]
+    alike: list[str] = []
+    worse: list[str] = []
+    for n, (row, run) in enumerate(others, start=1):
+        p = adjusted[0, n]
         error = per_cent(row["val"]["error"])
-        verdicts[verdict].append(f"output {row['output']} of {run['name']} ({error}, p = {p_text(p)})")
+        (worse if p < 0.05 else alike).append(f"output {row['output']} of {run['name']} ({error}, p = {p_text(p)})")
+    verdicts = {"cannot be told apart from": alike, "errs less beyond chance than": worse}
     said = " and ".join(f"{verdict} {first_few(rows)}" for verdict, rows in verdicts.items() if rows)
     images = f"On these {best['val']['images']:,} validation images"
     return f"{images} output {best['output']} of {run_of_best['name']} {said}, by McNemar's test (Holm)."

@@ -21,6 +21,9 @@ Order = Literal["shallow_first", "deep_first"]
 StepScale = Literal["none", "sum", "equilibrium", "cumulative", "adaptive"]
 RelativeTo = Literal["final", "last_auxiliary"]
 Which = Literal["last", "best"]  # of the weights of a run
+Confidence = Literal["entropy", "top", "margin"]
+Cost = Literal["macs", "latency"]
+Format = Literal["safetensors", "onnx", "torch", "onnx-early-exit"]
 
 
 @dataclass(frozen=True)

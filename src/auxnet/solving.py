@@ -13,19 +13,19 @@ from typing import Any, Literal
 
 import torch
 
-from auxnet.descent import Costs, Starts
+from auxnet.descent import Costs
 from auxnet.errors import check_choice, warn
 from auxnet.exits import exit_latencies, exit_macs, exits_file
 from auxnet.files import write_json
 from auxnet.latency import OF_PYTORCH, Timing, measured_on
 from auxnet.loading import weights_sha256
 from auxnet.opening import opened
-from auxnet.policy import Confidence, Policy, never
+from auxnet.policy import Policy, never
 from auxnet.precision import usual_defaults
 from auxnet.provenance import provenance
 from auxnet.recipe import RunDir
-from auxnet.scores import Predictions, predictions, too_few
-from auxnet.sections import Which
+from auxnet.scores import predictions, too_few
+from auxnet.sections import Confidence, Cost, Which
 from auxnet.thresholds import (
     CrossFit,
     Outcome,
@@ -42,7 +42,6 @@ from auxnet.thresholds import (
 )
 from auxnet.words import command, per_cent, plural, which_flags
 
-Cost = Literal["macs", "latency"]
 Unit = Literal["MACs", "ms"]
 INCREASE = 0.005  # the target, if none is given
 MOST_POINTS = 100  # of a curve: each but the anytime one's is solved anew
@@ -183,7 +182,13 @@ def solve_exits(
         unsolved = Solved(costs=tuple(stop), alone=tuple(alone), unit=unit, target=target, measured_on=measured)
         rule = never(len(stop), confidence, fit_temperatures(val) if temperature else (1.0,) * len(stop))
         starts = starts_of(val, rule, stop, passing, common=common)
-        policy, cross_fitted = _policy(target, val, rule, stop, passing, common, starts)
+        how: dict[str, Any] = {"common": common, "starts": starts}
+        policy: Policy | None
+        policy, cross_fitted = None, None
+        if (increase := target.get("max_error_increase")) is not None:
+            policy, cross_fitted = solve_cross_fitted(val, rule, stop, passing, max_error_increase=increase, **how)
+        else:
+            policy = solve(val, rule, stop, passing, max_mean_cost=target["max_mean_cost"], **how)
         if policy is None:
             return replace(unsolved, reason=_unmet(unsolved, val.errors[0], timing))
         policies = {
@@ -200,8 +205,7 @@ def solve_exits(
 
     (answer,), curves = seen([policy]), {name: seen(several) for name, several in policies.items()}
     notes: list[str] = []
-    if cross_fitted is not None:
-        increase = target["max_error_increase"]
+    if cross_fitted is not None and increase is not None:
         bound = _bound(curves["solved"], increase, curves["anytime"][-1].val.error, alone[-1], unit)
         notes += _of_target(increase, cross_fitted, answer, bound)
     select = command("select", Path(run), *which_flags(which))
@@ -239,21 +243,6 @@ def _target(
     key = "max_error_increase" if name == "max_error_increase" else "max_mean_cost"
     check_target(**{key: value})
     return {key: float(value)}, "ms" if name == "max_mean_latency" or cost == "latency" else "MACs"
-
-
-def _policy(
-    target: dict[str, float],
-    val: Predictions,
-    rule: Policy,
-    stop: Sequence[float],
-    passing: Sequence[float],
-    common: bool,
-    starts: Starts,
-) -> tuple[Policy | None, CrossFit | None]:
-    """The thresholds that meet the target, if there are any; a target on the error is kept by cross-fitting."""
-    if (increase := target.get("max_error_increase")) is not None:
-        return solve_cross_fitted(val, rule, stop, passing, max_error_increase=increase, common=common, starts=starts)
-    return solve(val, rule, stop, passing, max_mean_cost=target["max_mean_cost"], common=common, starts=starts), None
 
 
 def _unmet(unsolved: Solved, first_error: float, timing: Timing | None) -> str:

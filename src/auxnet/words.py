@@ -9,6 +9,11 @@ from pathlib import Path
 from unicodedata import normalize
 
 
+def as_flag(field: str) -> str:
+    """The flag of a field: batch_size -> --batch-size."""
+    return f"--{field.replace('_', '-')}"
+
+
 def duration(seconds: float) -> str:
     """0.3 s, 7 s, 3:05 min, 2:03:05 h."""
     if 0.001 <= seconds < 0.95:

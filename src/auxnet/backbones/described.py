@@ -30,6 +30,7 @@ from auxnet.precision import usual_defaults
 from auxnet.recipe import words_of
 from auxnet.residual import resnet
 from auxnet.sections import LARGEST, NetworkFields
+from auxnet.words import as_flag
 
 OF_OUTPUTS = ("outputs", "at", "cuts", "head", "alone", "num_classes", "image_size")  # not of the trunk
 IN_WORDS = {name: words_of(each.default) for name, each in signature(resnet).parameters.items()}
@@ -179,7 +180,9 @@ def _unlike(options: Mapping[str, Any], theirs: Mapping[str, Any], run: Path) ->
     their, our = USUAL | their, USUAL | our
     has = ", ".join(f"{name}={their[name]}" for name in names)
     here = ", ".join(f"{name}={our[name]}{' (the default)' * (our[name] == USUAL.get(name))}" for name in names)
-    flags = [f"--{name} {their[name]}" for name in USUAL if name in {*names, *theirs} and their[name] != our[name]]
+    flags = [
+        f"{as_flag(name)} {their[name]}" for name in USUAL if name in {*names, *theirs} and their[name] != our[name]
+    ]
     mend = f"give {' '.join(flags)}, or " if USUAL.keys() >= {*names} else ""  # not for what the data decide
     return f"the net of {run} has {has}, and this one has {here}: its weights do not fit; {mend}leave --pretrained out"
 

@@ -24,6 +24,7 @@ from auxnet.cli import screen
 from auxnet.errors import ExclusionError, check_limit, warn
 from auxnet.files import expanduser
 from auxnet.recipe import Recipe, has_recipe, read_recipe, read_run_recipe, words_of
+from auxnet.words import as_flag
 
 Options = TypeVar("Options")
 WithRecipe = TypeVar("WithRecipe", bound="OfRecipe")
@@ -193,7 +194,7 @@ def parse_over(options: type[WithRecipe], words: list[str], recipe: Recipe, sour
             if not left_out:
                 raise
             [name], [other] = left_out, set(error.names) - set(left_out)
-            flag = f"--{other.replace('_', '-')} " if other in given else f"{other}="
+            flag = f"{as_flag(other)} " if other in given else f"{other}="
             beside = f"{flag}{words_of(values[other])}"
             message = f"{source}'s {name}={words_of(values[name])} does not go with {beside}: left out"
             warn(message)
@@ -289,7 +290,7 @@ def _in_words(complaint: str, options: type[Any]) -> str:
         value, flag, known = found.groups()
         names = known.replace("'", "")
         others = [name for name, hint in get_type_hints(Recipe).items() if value.strip("'") in get_args(hint)]
-        meant = f"; perhaps you meant --{others[0].replace('_', '-')}" if len(others) == 1 else ""
+        meant = f"; perhaps you meant {as_flag(others[0])}" if len(others) == 1 else ""
         return f"{flag} must be one of {names}, got {value}{meant if issubclass(options, OfRecipe) else ''}"
     if found := re.match(r"Unrecognized options: ?(.*)", complaint):
         unknown = found[1].split(", ")
@@ -309,7 +310,7 @@ def named_as_flags(names: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        named = re.sub(names, lambda found: f"--{found[0].replace('_', '-')}", str(error))
+        named = re.sub(names, lambda found: as_flag(found[0]), str(error))
         if named == str(error):
             raise
         raise ValueError(named) from error

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from tyro.conf import FlagCreatePairsOff
 
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfRun, OneRun, above_zero, named_as_flags, number, parse, points
-from auxnet.sections import Which
+from auxnet.sections import Confidence, Cost, Which
 from auxnet.words import in_points, per_cent, with_interval
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ class Exits(OfRun):
     max_mean_latency: float | None = None
     """target: least error, with at most this many milliseconds for an image on average, one at a time, measured here,
     of the PyTorch model; an ONNX file of it is usually faster (docs/performance.md)"""
-    cost: Literal["macs", "latency"] = "macs"
+    cost: Cost = "macs"
     """what --max-error-increase makes least"""
-    confidence: Literal["entropy", "top", "margin"] = "entropy"
+    confidence: Confidence = "entropy"
     """how sure an output is: entropy (BranchyNet), top probability (MSDNet), margin over the second"""
     common: FlagCreatePairsOff[bool] = False
     """one threshold for all outputs (BranchyNet)"""

@@ -18,7 +18,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from auxnet.cli import say, screen
 from auxnet.cli.arguments import named_as_flags, parse
 from auxnet.errors import printable
-from auxnet.sections import Which
+from auxnet.sections import Confidence, Format, Which
 from auxnet.words import first_few, per_cent, plural
 
 if TYPE_CHECKING:
@@ -34,13 +34,13 @@ class Export:
     """a run, a folder that this or save_pretrained wrote, or hf:owner/name"""
     output: int | None = None
     """the output, from 1, shallow to deep; of an early exit the last one; none: the deepest there is"""
-    format: Literal["safetensors", "onnx", "torch", "onnx-early-exit"] = "onnx"
+    format: Format = "onnx"
     """a folder for auxnet.load and the hub; ONNX; torch.export (.pt2); ONNX that stops early, one image at a time"""
     out: Path | None = None
     """the file or folder; none: named after the model, in this folder"""
     which: Which = "last"
     """of a run: weights of the last epoch, or of the best one on validation"""
-    confidence: Literal["none", "entropy", "top", "margin"] = "none"
+    confidence: Literal["none", Confidence] = "none"
     """early exit: what is compared with the thresholds; none: RUN/exits.json, or exits-best.json"""
     thresholds: tuple[float, ...] | None = None
     """early exit: least confidence, in 0..1, to leave at each output but the last"""
@@ -98,9 +98,19 @@ def export(words: list[str]) -> None:
     from auxnet.exits import exits_file, read_notes
     from auxnet.exporting import export as write
 
-    settings = {"which": o.which, "policy": _policy(o), "data_dir": o.data_dir, "images": o.images}
+    policy = _policy(o)
     with screen.working("exporting, and running the export"), named_as_flags(r"^(out|output)\b|^images(?= must be a)"):
-        done = write(o.model, o.output, o.format, o.out, overwrite=o.overwrite, **settings)  # type: ignore[arg-type]
+        done = write(
+            o.model,
+            o.output,
+            o.format,
+            o.out,
+            overwrite=o.overwrite,
+            which=o.which,
+            policy=policy,
+            data_dir=o.data_dir,
+            images=o.images,
+        )
     if o.json:
         print(json.dumps(asdict(done) | {"path": str(done.path)}, indent=2))
         return

@@ -18,7 +18,7 @@ from auxnet.files import expanduser
 from auxnet.recipe import Recipe, read_recipe
 from auxnet.sweeps.settings import SEARCH_KEYS, Sampler, is_sweep
 from auxnet.sweeps.space import space_from_words, written
-from auxnet.words import command, duration, per_cent, plural
+from auxnet.words import as_flag, command, duration, per_cent, plural
 
 if TYPE_CHECKING:
     from auxnet.sweeps.settings import Settings
@@ -89,7 +89,7 @@ def sweep(words: list[str]) -> int:
         begin = "name a field with --vary lr=0.01..0.5:log"
         raise ValueError(f"there is nothing to vary, and no sweep in {options.out} to go on with (yet): {begin}")
     for name in sorted(varied.keys() & given_fields(words)):
-        warn(f"--{name.replace('_', '-')} does not go with --vary {name}: left out")
+        warn(f"{as_flag(name)} does not go with --vary {name}: left out")
     from auxnet.sweeps.sweeping import sweep as run
 
     with _progress(console) as watch:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from auxnet.recipe import WHERE
-from auxnet.words import nearest
+from auxnet.words import as_flag, nearest
 
 STUDY_KEYS = ("question", "note", "measures", "variants", "claims", "published", "scales")
 SCALE_KEYS = ("seeds", "base", "over", "datasets", "variants", "claims", "published", "note")
@@ -87,7 +87,7 @@ def recipe_fields(value: Any, where: str, with_data: bool = False) -> dict[str, 
         if key == "data" and not with_data:
             raise ValueError(f"{where} cannot set data: name it in datasets of a scale or its base, for all variants")
         if key in WHERE:
-            option = f"--{key.replace('_', '-')}"
+            option = as_flag(key)
             raise ValueError(
                 f"{where} cannot set {key}, which changes no training: give it to auxnet study as {option}"
             )

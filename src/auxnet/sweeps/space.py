@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from auxnet.documents import yaml_value
 from auxnet.recipe import OF_BACKBONES, Recipe, kinds, words_of
-from auxnet.words import nearest
+from auxnet.words import as_flag, nearest
 
 DIGITS = 4  # of a number that is drawn, where people read it
 FEW = 64  # values that are tried one by one; of more, the ends stand for all
@@ -90,9 +90,7 @@ def domain_of(field: str, given: Any) -> Domain:
     values = tuple(checked(field, value) for value in given)
     if len({repr(value) for value in values}) < max(2, len(values)):
         got = in_words(Choices(values))
-        raise ValueError(
-            f"{field} needs two or more different choices, got {got}: give one alone as --{field.replace('_', '-')}"
-        )
+        raise ValueError(f"{field} needs two or more different choices, got {got}: give one alone as {as_flag(field)}")
     return Choices(values)
 
 
