@@ -782,6 +782,18 @@ def test_every_figure_is_drawn_named_and_fits_a_narrow_screen(gathered, open_pag
     assert images.evaluate_all("all => all.every((i) => i.complete && i.naturalWidth > 0 && i.alt)")
 
 
+def test_the_class_names_of_the_gallery_stay_on_their_lines(gathered, open_page):
+    named = json.loads(json.dumps(gathered))
+    for item in named["gallery"]:
+        item["answers"] = [[answer, 1.0] for answer, _ in item["answers"]]
+    for name, width, whole in (("triangle", 1100, True), ("triangle", 390, True), ("mountain ranges", 1100, False)):
+        page = open_page([{**named, "classes": [name] * 10}], figures=False, width=width)
+        said = page.locator("#images dd:not(.p)")
+        assert max(said.evaluate_all("all => all.map((each) => each.clientHeight)")) < 30  # a line has 20
+        assert said.evaluate_all("all => all.every((each) => each.scrollWidth <= each.clientWidth)") == whole
+        assert {*said.evaluate_all("all => all.map((each) => each.title)")} == {name}
+
+
 def test_an_axis_in_the_logarithm_has_some_ticks_and_not_too_many_wherever_it_begins(gathered, open_page):
     page = open_page([gathered], figures=False)
     for low, span in itertools.product((3, 5.1, 5.435, 5.73, 6.9), (0.0003, 0.04, 0.2, 0.3, 0.4, 0.7, 0.8, 2)):

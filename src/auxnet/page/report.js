@@ -549,6 +549,7 @@
       item.answers.forEach(([answer, sure], k) => {
         const good = answer === item.label;
         const said = element("dd", `${good ? "✓" : "✗"} ${r.classes[answer]}`, good ? "right" : "wrong");
+        said.title = r.classes[answer]; // where there is no place for all of it
         answers.append(element("dt", `${k + 1}`), said, element("dd", `${Math.round(100 * sure)} %`, "p"));
       });
       line.append(picture, element("div", r.classes[item.label], "truth"), answers);
