@@ -112,6 +112,14 @@ def test_the_command_says_at_which_outputs_a_run_errs_less_and_writes_nothing(ru
     assert {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()} == before
 
 
+def test_the_heads_of_a_comparison_say_whose_outputs_and_depths_are_whose(runs, capsys, monkeypatch):
+    monkeypatch.chdir(runs)
+    assert " output, plain / a depth, plain / a plain a points that plain " in said_of(
+        capsys, "plain", "--against", "a"
+    )
+    assert " output depth a b points that a " in said_of(capsys, "a", "--against", "b")
+
+
 @pytest.mark.long
 def test_as_json_a_comparison_names_its_runs_and_what_they_may_have_seen(runs, tmp_path, capsys):
     a, tuned = runs / "a", tmp_path / "tuned"

@@ -211,7 +211,11 @@ def _content(choice: Choice, test: OutputReport | None) -> dict[str, object]:
 
 def _pairs_table(run: Path, other: Path, pairs: Sequence[Pair], on: str) -> Table:
     title = f"on {pairs[0].first.images:,} {on} ({INTERVALS})"
-    columns = ("output", "depth", str(run), str(other), f"points that {run} errs more", "McNemar's p (Holm)")
+    heads = [
+        key if all(getattr(p.first, key) == getattr(p.second, key) for p in pairs) else f"{key}, {run} / {other}"
+        for key in ("output", "depth")
+    ]
+    columns = (*heads, str(run), str(other), f"points that {run} errs more", "McNemar's p (Holm)")
     made = screen.table(title, *columns)
     for pair in pairs:
         a, b, found = pair.first, pair.second, pair.comparison
