@@ -1331,6 +1331,20 @@ def test_what_is_no_net_and_what_are_no_tensors_are_refused(make):
 
 
 @every_method
+def test_labels_that_pytorchs_losses_do_not_take_are_refused_in_a_line(make):
+    net, (x, y) = small(), images()
+    N, classes = net(x)[0].shape
+    for loss in (nn.functional.cross_entropy, nn.CrossEntropyLoss()):
+        for use in (make(net, sgd(), loss=loss).step, partial(auxnet.supervision, net, loss=loss)):
+            for columns in (1, classes - 1):
+                words = rf"^probabilities as labels must be \[{N}, {classes}\], .*, got \[{N}, {columns}\]: give "
+                with pytest.raises(ValueError, match=words):
+                    use(x, torch.ones(N, columns))
+            with pytest.raises(ValueError, match=rf"^labels must be int64 \[N\], got torch.int32 \[{N}\]: labels.long"):
+                use(x, y.int())
+
+
+@every_method
 def test_a_loss_of_ones_own_takes_labels_that_are_no_tensors(make):
     """As two labels of mixed images, and the share of the first."""
 

@@ -172,6 +172,20 @@ def test_a_whole_net_can_still_be_exported(strict):
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(exported(x), net(x), strict=True))
 
 
+def test_bytes_are_refused_in_a_line_unless_the_trunk_takes_them():
+    net, x = auxnet.resnet(8, 2).eval(), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    for use in (net, net.alone(1), auxnet.EarlyExit(net, [0.5])):
+        with pytest.raises(ValueError, match=r"^this net takes images of torch\.float32, .* or net\.prepare\(\.\.\.\)"):
+            use(x)
+
+    class Normalised(nn.Module):
+        def forward(self, x):
+            return x.float() / 255
+
+    net.segments[0].insert(0, Normalised())
+    assert torch.equal(auxnet.EarlyExit(net, [2.0])(x).logits, net(x)[1])
+
+
 def test_loss_weights_are_the_papers_and_the_authors():
     net = auxnet.resnet(56, 5)
     assert net.loss_weights().tolist() == pytest.approx(

@@ -15,7 +15,7 @@ from auxnet.documents import made_again, parsing, read_json
 from auxnet.latency import Timing, time_in_turns
 from auxnet.loading import load_net, weights_sha256
 from auxnet.modules import copied
-from auxnet.network import AuxNet, check_forward, check_net, logits_of
+from auxnet.network import AuxNet, check_forward, check_net, fitting_unless_traced, logits_of
 from auxnet.policy import ALWAYS, Policy, never
 from auxnet.recipe import RunDir
 from auxnet.sections import Confidence, Which
@@ -83,6 +83,10 @@ class EarlyExit(nn.Module):
                 "early exit needs evaluation mode: in training, BatchNorm would normalise by whichever images are left "
                 "and move its statistics; call .eval() first"
             )
+        with fitting_unless_traced(self.net, images):
+            return self._leaving(images)
+
+    def _leaving(self, images: Tensor) -> Exited:
         self.net.check_images(images.shape)
         here = torch.arange(len(images), device=images.device)  # the images that `x` holds
         x, answers, output = images.clone(), images.new_empty(0), torch.empty_like(here)  # a trunk may write over it

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from auxnet.network import logits_of
+from auxnet.network import check_tensors, logits_of
 from auxnet.update import Average, Gradients
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits [N, classes], labels [N] -> scalar
@@ -38,9 +38,16 @@ def losses_of(
 def _loss_at(logits: Tensor, loss: Callable[..., Tensor], *targets: Any) -> Tensor:
     """L_k, of float32 logits where a net gives bfloat16 or float16, and of a teacher's likewise.
 
-    Raises ValueError unless it is one number, and can be differentiated where its logits can be.
+    Raises ValueError unless it is one number, and can be differentiated where its logits can be; and for labels that
+    PyTorch's losses do not take.
     """
-    L = loss(*map(_in_float32, (logits, *targets)))
+    try:
+        L = loss(*map(_in_float32, (logits, *targets)))
+    except RuntimeError as error:
+        of_labels = any(words in str(error) for words in ("target", "not implemented for"))  # as PyTorch's losses say
+        if of_labels and isinstance(targets[0], Tensor):
+            _check_labels(logits, targets[0])
+        raise
     if not isinstance(L, Tensor):
         raise ValueError(f"loss must give a tensor that autograd can differentiate, got {type(L).__name__}")
     if L.ndim != 0:
@@ -48,6 +55,14 @@ def _loss_at(logits: Tensor, loss: Callable[..., Tensor], *targets: Any) -> Tens
     if logits.requires_grad and not L.requires_grad:
         raise ValueError("loss must depend on the logits in a way that autograd sees, and does not: is one detached?")
     return L
+
+
+def _check_labels(logits: Tensor, labels: Tensor) -> None:
+    """Raise ValueError unless labels are classes, or a probability of each."""
+    check_tensors(logits, labels)
+    if labels.is_floating_point() and labels.shape != logits.shape:
+        rule = f"probabilities as labels must be {list(logits.shape)}, one for each logit"
+        raise ValueError(f"{rule}, got {list(labels.shape)}: give one column to each class of the net")
 
 
 def _in_float32(x: Any) -> Any:

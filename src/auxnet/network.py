@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from typing import Self, SupportsIndex
 
@@ -95,7 +95,8 @@ class AuxNet(nn.Module):
 
         Raises ValueError for images that are not for this net, and as `logits_of` does.
         """
-        return tuple(logits_of(self.heads, k, x) for k, x in enumerate(self.features(images), start=1))
+        with fitting_unless_traced(self, images):
+            return tuple(logits_of(self.heads, k, x) for k, x in enumerate(self.features(images), start=1))
 
     def truncate(self, output: int) -> nn.Module:
         """A copy of output k alone: images [N, C, H, W] -> logits [N, classes], with no parameter it does not use.
@@ -233,8 +234,16 @@ def fitting(net: AuxNet, images: Tensor) -> Iterator[None]:
         cast = not images.is_meta and torch.is_autocast_enabled(images.device.type)
         if others or images.dtype == takes or cast or "type" not in str(error):
             raise
-        mend = "images.float(), normalised as for evaluation" if images.dtype == torch.uint8 else f"images.to({takes})"
+        mend = f"images.to({takes})"
+        if images.dtype == torch.uint8:
+            mend = "images.float(), normalised as for evaluation, or net.prepare(...) of a net that load gave"
         raise ValueError(f"this net takes images of {takes}, got {images.dtype}: {mend}") from error
+
+
+def fitting_unless_traced(net: AuxNet, images: Tensor) -> AbstractContextManager[None]:
+    """`fitting` for images that are no floats, such as bytes; nothing for others, nor in what is traced or compiled."""
+    plain = not isinstance(images, Tensor) or images.is_floating_point() or torch.compiler.is_compiling()
+    return nullcontext() if plain else fitting(net, images)
 
 
 def logits_of(heads: Sequence[nn.Module] | nn.ModuleList, k: int, feature: Tensor) -> Tensor:
