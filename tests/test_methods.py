@@ -2,6 +2,8 @@
 
 import copy
 import inspect
+import io
+import pickle
 from functools import partial
 
 import pytest
@@ -821,6 +823,21 @@ def test_a_net_changed_after_its_method_was_built_is_noticed(make, change):
 def test_a_copy_of_a_method_which_would_train_the_same_net_is_refused():
     with pytest.raises(TypeError, match="build one on a copy of the net"):
         copy.deepcopy(auxnet.joint(auxnet.resnet(8, 2), torch.optim.SGD))
+
+
+def test_a_method_is_not_pickled():
+    for write in (pickle.dumps, lambda method: torch.save(method, io.BytesIO())):
+        with pytest.raises(TypeError, match=r"^a method holds .* cannot be pickled: save its state_dict\(\)$"):
+            write(auxnet.joint(auxnet.resnet(8, 2), torch.optim.SGD))
+
+
+def test_the_state_of_another_method_is_refused_and_one_that_names_none_is_taken():
+    for ours, theirs in ((auxnet.multiway, auxnet.pairwise), (partial(auxnet.multiway, mode="fused"), auxnet.joint)):
+        method, state = ours(auxnet.resnet(8), sgd()), theirs(auxnet.resnet(8), sgd()).state_dict()
+        with pytest.raises(ValueError, match=f"^this method is {method.way}, the state is of {state['way']}: build"):
+            method.load_state_dict(state)
+        del state["way"]  # as before there was one
+        method.load_state_dict(state)
 
 
 @every_method

@@ -126,6 +126,9 @@ class Method:
             "and give it this one's state_dict()"
         )
 
+    def __reduce__(self) -> Any:
+        raise TypeError("a method holds the functions of a training, which cannot be pickled: save its state_dict()")
+
     def in_pieces(self, images: Tensor, labels: Tensor) -> list[Piece]:
         """What `one_step` does on a batch, in pieces that may run at the same time, or else in one."""
         pieces = self.pieces(images, labels) if self.pieces else None
@@ -191,6 +194,7 @@ class Method:
     def state_dict(self) -> dict[str, Any]:
         """The optimizer states: one, or one per output where outputs have their own; the loss weights; masters."""
         state: dict[str, Any] = {
+            "way": self.way,
             "optimizers": [update.optimizer.state_dict() for update in self.updates],
             "kinds": [type(update.optimizer).__name__ for update in self.updates],
             "shapes": [list(p.shape) for p in self.trained],
@@ -208,6 +212,8 @@ class Method:
         Raises ValueError if it is another method's or another net's.
         """
         states = copy.deepcopy(state.get("optimizers", [])) if isinstance(state, dict) else []
+        if states and (way := state.get("way", self.way)) != self.way:  # (there was none in states of before)
+            raise ValueError(f"this method is {self.way}, the state is of {way}: build this method as that was")
         if len(states) != len(self.updates):
             raise ValueError(f"this method has {len(self.updates)} optimizers, the state has {len(states)}")
         own = [type(update.optimizer).__name__ for update in self.updates]
