@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing import resource_tracker
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from auxnet.errors import one_line
+from auxnet.errors import one_line, warn
 from auxnet.machine import cores, keep_freed_memory, thread_count
 from auxnet.signals import Stopped, held, raised
 
@@ -34,23 +35,33 @@ def check_count(count: int, of: str) -> None:
 def work_together(count: int, work: Work, where: Mapping[str, Any], watch: Callable[[], None]) -> list[str]:
     """Start `count` processes that do `work`, wait for them, and say in a line each what went wrong with them.
 
-    `where` is divided among them. `watch` is called about once a second, here. Raises signals.Stopped
-    after Ctrl-C or SIGTERM, once each has saved what it has in hand.
+    `where` is divided among them. `watch` is called about once a second, here, where their warnings are given too.
+    Raises signals.Stopped after Ctrl-C or SIGTERM, once each has saved what it has in hand.
     """
     context = multiprocessing.get_context("spawn")
     processes: list[SpawnProcess] = []
-    complaints: list[Connection] = []
+    telling: list[Connection] = []
+    failures: list[str] = []
+
+    def listen() -> None:
+        for each in telling:
+            with suppress(EOFError, OSError):
+                while each.poll():
+                    kind, said = each.recv()
+                    (failures.append if kind == "failure" else warn)(said)
+
     with held() as noted:
         try:
             for own in _divided(where, count):
-                complaint, theirs = context.Pipe(duplex=False)
+                ours, theirs = context.Pipe(duplex=False)
                 process = context.Process(target=_process, args=(work, own, theirs))
                 _start(process)
                 theirs.close()
                 processes.append(process)
-                complaints.append(complaint)
+                telling.append(ours)
             while running := [process.sentinel for process in processes if process.is_alive()]:
                 wait(running, timeout=1.0)
+                listen()
                 watch()
                 if noted():
                     raise Stopped(noted(), "stopped")
@@ -59,10 +70,7 @@ def work_together(count: int, work: Work, where: Mapping[str, Any], watch: Calla
                 process.terminate()  # it saves what it trains, and ends
             for process in processes:
                 process.join()
-    failures = []
-    for complaint in complaints:
-        with suppress(EOFError):
-            failures.append(complaint.recv())
+    listen()
     killed = [f"a worker was killed by signal {-p.exitcode}" for p in processes if p.exitcode and p.exitcode < 0]
     return list(dict.fromkeys([*failures, *killed]))
 
@@ -97,8 +105,18 @@ def _divided(where: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
     return parts
 
 
-def _process(work: Work, where: dict[str, Any], complain: Connection) -> None:
+def _process(work: Work, where: dict[str, Any], parents: Connection) -> None:
     """A worker in a process of its own, which ends when the one that started it does."""
+
+    def tell(kind: str, said: str) -> None:
+        with suppress(OSError):  # it has ended, and nobody can be told
+            parents.send((kind, said))
+
+    def pass_on(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
+        if category is UserWarning:  # those of libraries are for developers
+            tell("warning", str(message))
+
+    warnings.showwarning = pass_on
     if os.name == "posix":
         os.setpgrp()  # what a terminal sends reaches the parent alone, which passes it on once
     parent = multiprocessing.parent_process()
@@ -114,5 +132,5 @@ def _process(work: Work, where: dict[str, Any], complain: Connection) -> None:
     except KeyboardInterrupt as stop:
         sys.exit(getattr(stop, "status", 130))
     except Exception as error:
-        complain.send(one_line(error))
+        tell("failure", one_line(error))
         sys.exit(1)

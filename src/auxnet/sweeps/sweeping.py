@@ -220,7 +220,6 @@ def _data_of(recipe: Recipe) -> Recipe:
     return replace(Recipe(), **{field: getattr(recipe, field) for field in OF_DATA})
 
 
-@each_warning_once()
 @database_errors()
 def _work(folder: Path, storage: str | None, where: dict[str, Any], watch: Callable[[], None]) -> None:
     """What each of several processes does."""
