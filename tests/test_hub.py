@@ -16,9 +16,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch.nn.utils.parametrizations import weight_norm
 
 import auxnet
 from auxnet.hub import PretrainedAuxNet, load, take_out
+from auxnet.precision import to_bfloat16
 from auxnet.recipe import read_run_recipe
 from auxnet.scores import wilson
 from auxnet.tensors import read_about, save_tensors
@@ -404,6 +406,44 @@ def test_nothing_is_saved_into_the_folder_of_a_run(run, tmp_path, left):
     with pytest.raises(FileExistsError, match=r"is the folder of a run, .*: name another$"):
         load(run).save_pretrained(tmp_path)
     assert (tmp_path / "config.json").read_text() == "{}"
+
+
+def test_a_net_that_would_be_loaded_as_another_or_not_at_all_is_not_saved(run, tmp_path):
+    def wrapped(net):
+        net.heads[0] = torch.nn.Sequential(torch.nn.Dropout(), net.heads[0])
+
+    def other_padding(net):
+        stem = net.segments[0][0]
+        net.segments[0][0] = torch.nn.Conv2d(3, 16, 3, padding=1, padding_mode="circular", bias=False)
+        net.segments[0][0].load_state_dict(stem.state_dict())
+
+    def no_names(net):
+        net.classes = (1, 2, 3, 4)
+
+    changes = {
+        "it differs in its tensor heads.0.1.bn.bias": wrapped,
+        "it differs in its tensor heads.0.fc.": lambda net: weight_norm(net.heads[0].fc),
+        "it differs in what it computes": other_padding,
+        "could not be loaded again: .* classes": no_names,
+    }
+    for words, change in changes.items():
+        net = load(run)
+        change(net)
+        with pytest.raises(ValueError, match=words):
+            net.save_pretrained(tmp_path / "saved")
+        assert not (tmp_path / "saved").exists()
+
+
+def test_a_net_in_another_precision_format_or_mode_is_saved(run, tmp_path):
+    for net in (load(run).bfloat16(), to_bfloat16(load(run)), load(run).double(), load(run).train()):
+        before = [module.training for module in net.modules()], [p.dtype for p in net.parameters()]
+        net.to(memory_format=torch.channels_last).save_pretrained(tmp_path / "saved")
+        assert ([module.training for module in net.modules()], [p.dtype for p in net.parameters()]) == before
+        again = load(tmp_path / "saved")
+        assert all(map(torch.equal, again.state_dict().values(), copy.deepcopy(net).float().state_dict().values()))
+    net = load(run)
+    torch.nn.init.constant_(net.heads[0].fc.bias, torch.nan)
+    net.save_pretrained(tmp_path / "saved")
 
 
 @pytest.mark.parametrize("columns", [3, 12])

@@ -7,6 +7,7 @@ that was exported: its net has that output alone.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from inspect import signature
@@ -21,12 +22,13 @@ from torch import Tensor
 
 from auxnet import __version__
 from auxnet.backbones.dryrun import outputs as logits_of_outputs
+from auxnet.backbones.named import is_own_code
 from auxnet.batches import normalise
 from auxnet.documents import parsing
-from auxnet.errors import check_choice, whole_number
+from auxnet.errors import check_choice, one_line, whole_number
 from auxnet.fetching import fetched, on_hub
 from auxnet.lineage import in_doubt
-from auxnet.loading import backbone_of, build_net, load_weights, read_config, weights_file
+from auxnet.loading import backbone_of, build_net, load_weights, read_config, unlike, weights_file
 from auxnet.modules import copied
 from auxnet.network import AuxNet
 from auxnet.preprocessing import Preprocessing
@@ -110,13 +112,15 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         """Write config.json, model.safetensors and README.md, the model card; somebody else's card there is kept.
 
         Errors that a run measured are left out where the weights have changed since. Raises FileExistsError for the
-        folder of a run, ValueError for a net that does not give a logit for each class.
+        folder of a run, ValueError for a net that does not give a logit for each class, or is not the one described.
         """
         folder = Path(save_directory)
         if has_recipe(folder) or is_finished(folder) or checkpoints(folder):
             raise FileExistsError(f"{folder} is the folder of a run, whose weights stay as they were: name another")
-        for columns, _ in logits_of_outputs(self, (self.preprocessing.channels, *self.preprocessing.image_size)):
+        shape = (self.preprocessing.channels, *self.preprocessing.image_size)
+        for columns, _ in logits_of_outputs(self, shape):
             self.check_columns(columns)
+        self._check_loadable(shape)
         card = folder / "README.md"
         earlier = (self.card, str(self.generate_model_card())) if card.is_file() else ()
         changed, found = self.leave_out_measured(), card.read_text("utf-8", "replace") if earlier else ""
@@ -125,6 +129,21 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         self._hub_mixin_config = self.config
         written: str | None = super().save_pretrained(folder, **how)
         return written
+
+    def _check_loadable(self, shape: tuple[int, int, int]) -> None:
+        """Raise ValueError unless `load` will give this net again (it builds none of code of one's own)."""
+        config = self.config
+        backbone = config["network"].get("backbone")
+        if backbone is not None and is_own_code(backbone):
+            return
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of whose building a warning has told before
+                other = unlike(self, _from_config(config, Path("config.json"), None), shape)
+        except RuntimeError as error:
+            raise ValueError(f"the net could not be loaded again: {one_line(error)}") from error
+        if other is not None:
+            mend = "torch.save(net.state_dict(), ...) keeps one that was changed"
+            raise ValueError(f"the net is not the one that its config describes, it differs in {other}: {mend}")
 
     def check_columns(self, columns: int) -> None:
         """Raise ValueError unless logits with this many columns have a class for each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from auxnet.documents import made_again, parsing, read_json
 from auxnet.errors import DamagedError, check_choice, first_line
 from auxnet.files import is_held
 from auxnet.machine import random_kept
+from auxnet.modules import copied
 from auxnet.network import AuxNet
 from auxnet.recipe import RunDir, has_recipe, read_run_recipe, run_path
 from auxnet.rundir import LOCK, checkpoints
@@ -73,6 +75,24 @@ def build_net(config: Any, where: Path | str, trusted: str | None = None) -> Aux
     with random_kept(torch.device("cpu")), parsing(f"{where} does not describe a network of this program"):
         net = net_from(config["network"])
         return net if config.get("output") is None else net.alone(config["output"])
+
+
+def unlike(net: AuxNet, built: AuxNet, image_shape: Sequence[int]) -> str | None:
+    """What tells a net from one that was built as it is described to be, once that has its weights; None if nothing.
+
+    Names and shapes of tensors, or else what both say of an image (C, H, W), on the CPU and in float32.
+    """
+    state, theirs = net.state_dict(), built.state_dict()
+    shapes = [{(name, tuple(x.shape)) for name, x in each.items()} for each in (state, theirs)]
+    if different := min(shapes[0] ^ shapes[1], default=None):
+        return f"its tensor {different[0]}"
+    built.load_state_dict(state)
+    image = torch.randn(1, *image_shape, generator=torch.Generator().manual_seed(0), device="cpu", dtype=torch.float32)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        said, expected = (torch.stack(each.cpu().float().eval()(image.clone())) for each in (copied(net), built))
+    scale = float(expected.nan_to_num(0, 0, 0).abs().max())
+    same = torch.allclose(said, expected, rtol=0, atol=1e-3 * scale, equal_nan=True)  # whatever the memory format
+    return None if same else "what it computes"
 
 
 def read_config(folder: Path) -> Any:
