@@ -63,8 +63,8 @@ def weights_for(net: AuxNet, weights: Weights | None) -> list[float]:
         )
     lambdas = checked_weights(net.loss_weights() if weights is None else weights, net.outputs)
     if not any(p.requires_grad for p in net.parameters()):
-        mend = "freeze_trunk(False)" if net.frozen else "requires_grad_(True)"
-        raise ValueError(f"the net has nothing to train, all its parameters are frozen: net.{mend} first")
+        mend = "net.freeze_trunk(False)" if net.frozen else "requires_grad_(True)"
+        raise ValueError(f"the net has nothing to train, all its parameters are frozen: {mend} first")
     if not any(lambdas):
         raise ValueError(f"weights must leave at least one output above 0 (0 discards it), got {lambdas}")
     return lambdas
