@@ -17,7 +17,7 @@ from auxnet import exporting, proving
 from auxnet.batches import normalise
 from auxnet.cli import main
 from auxnet.exporting import SUFFIX, Exported, export
-from auxnet.hub import load, model_card
+from auxnet.hub import load
 from auxnet.loading import weights_sha256
 from auxnet.policy import NEVER, Policy, confidence
 from auxnet.prediction import predict
@@ -238,7 +238,7 @@ def test_what_leaves_says_how_pictures_are_prepared(run, onnx_file):
     metadata = onnxruntime.InferenceSession(str(onnx_file)).get_modelmeta().custom_metadata_map
     for words in ("EXIF", "of 16 bits the upper 8", "transparency dropped", "ImageOps.fit"):
         assert words in metadata["preparation"]
-        assert words in model_card(load(run))
+        assert words in str(load(run).generate_model_card())
 
 
 def test_the_reference_names_the_metadata_of_an_onnx_file(early):

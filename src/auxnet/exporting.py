@@ -21,7 +21,7 @@ from auxnet.exits import read_policy
 from auxnet.fetching import FILES
 from auxnet.files import to_write, written_whole
 from auxnet.graphs import EarlyExitGraph, OneOutput, need, write_onnx, write_torch
-from auxnet.hub import PretrainedAuxNet, load, model_card, position_of, take_out
+from auxnet.hub import PretrainedAuxNet, load, position_of, take_out
 from auxnet.policy import Policy
 from auxnet.precision import usual_defaults
 from auxnet.proving import images_for_every_exit, prove_equal, random_images, some, validation_images
@@ -187,7 +187,7 @@ def _folder(net: PretrainedAuxNet, output: int, out: Path, pixels: Pixels) -> Ex
     with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as made:
         partial = Path(made) / path.name  # itself of the usual mode, as that folder is not
         alone = take_out(net, output)
-        alone.card = model_card(alone)
+        alone.card = alone.own_card()
         alone.save_pretrained(partial)
         answers = open_model(partial).ask(pixels)
         difference, _ = prove_equal(net, output, None, pixels, answers)

@@ -8,16 +8,14 @@ that was exported: its net has that output alone.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from hashlib import sha256
+from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
 import torch
-from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin
-from PIL import Image
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor
 
 from auxnet import __version__
@@ -27,24 +25,17 @@ from auxnet.batches import normalise
 from auxnet.documents import parsing
 from auxnet.errors import check_choice, one_line, whole_number
 from auxnet.fetching import fetched, on_hub
-from auxnet.lineage import in_doubt
 from auxnet.loading import backbone_of, build_net, load_weights, read_config, unlike, weights_file
+from auxnet.model_card import is_own_card, model_card
 from auxnet.modules import copied
 from auxnet.network import AuxNet
 from auxnet.preprocessing import Preprocessing
-from auxnet.reading.arrays import Pixels, is_name
-from auxnet.reading.pictures import decode_for, upright
+from auxnet.reading.arrays import is_name
+from auxnet.reading.pictures import Picture, pixels_for
 from auxnet.recipe import RunDir, has_recipe, nearest_run, read_run_recipe, run_path
 from auxnet.rundir import checkpoints, is_finished, summary_of
-from auxnet.scores import interval_of
 from auxnet.sections import Which
 from auxnet.tensors import save_tensors, tensors_sha256
-from auxnet.words import sentence, with_interval
-
-Picture = Path | str | Image.Image | Pixels
-"""an image in any of these forms: a file, one of PIL's, or pixels, uint8 [H, W], [H, W, 1] or [H, W, 3]"""
-
-_SIGNATURE = "\n<!-- by auxnet; SHA-256 of what stands above: "
 
 
 class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipeline_tag="image-classification"):
@@ -99,14 +90,18 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         if not given:
             raise ValueError("there are no images to prepare: name files, or give pixels")
         seen = torch.from_numpy(
-            np.stack([self.preprocessing.seen(_pixels(image, self.preprocessing.resize)) for image in given])
+            np.stack([self.preprocessing.seen(pixels_for(image, self.preprocessing.resize)) for image in given])
         )
         like = next(self.parameters())
         return normalise(seen.to(like.device), self.preprocessing.mean, self.preprocessing.std).to(like.dtype)
 
     def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
         """The card of somebody else's that the folder brought, or one written of the net as it is."""
-        return ModelCard(self.card if self.card and not is_own_card(self.card) else model_card(self))
+        return ModelCard(self.card if self.card and not is_own_card(self.card) else self.own_card())
+
+    def own_card(self) -> str:
+        """The card that is written of the net as it is. Raises for a `source` that cannot be read."""
+        return model_card(self.classes, self.preprocessing, self.numbers, self.source)
 
     def save_pretrained(self, save_directory: Path | str, **how: Any) -> str | None:
         """Write config.json, model.safetensors and README.md, the model card; somebody else's card there is kept.
@@ -218,7 +213,7 @@ def _load(folder: Path, which: Which, trusted: str | None) -> PretrainedAuxNet:
         with (folder / "README.md").open(encoding="utf-8", errors="replace") as file:
             net.card = file.read(2**20)  # a stranger's; ours have 2 kB
     with parsing(f"{folder} is damaged: what it says of its training cannot be read"):
-        model_card(net)
+        net.own_card()
     return net.note_weights().eval()
 
 
@@ -272,113 +267,6 @@ def source_of(run: Path, which: Which) -> dict[str, Any]:
             "commit": summary["commit"],
             "recipe": {**network, **{key: getattr(recipe, key) for key in ("epochs", "batch_size", "optimizer", "lr")}},
         }
-
-
-def model_card(net: PretrainedAuxNet) -> str:
-    """README.md for the hub, in Markdown with the hub's header: what the net is, what it is worth, how to use it.
-
-    Its last line, which is not displayed, tells it from a card of somebody else's (`is_own_card`).
-    """
-    source = net.source
-    tags = ["image-classification", "early-exit", "auxiliary-outputs", "model_hub_mixin", "pytorch_model_hub_mixin"]
-    header = ModelCardData(library_name="auxnet", pipeline_tag="image-classification", tags=tags).to_yaml()
-    outputs = f"output {net.numbers[0]}" if len(net.numbers) == 1 else f"{len(net.numbers)} outputs"
-    shown = ", ".join(net.classes[:20]) + (", ..." if len(net.classes) > 20 else "")
-    seen = net.preprocessing
-    (H, W), (height, width) = seen.image_size, seen.resize
-    lines = [
-        f"---\n{header}\n---\n",
-        f"# {source.get('run', 'auxnet model')}: {outputs} of a network trained with auxiliary outputs\n",
-        f"Classes ({len(net.classes)}): {shown}. Images: {W} x {H} pixels, the middle of {width} x {height} "
-        f"(image_size and resize), {seen.channels} channel(s), 0..255, less the mean {_numbers(seen.mean)}, divided by "
-        f"{_numbers(seen.std)}. They are prepared so: {seen.preparation}.\n",
-        '```python\nimport auxnet\n\nnet = auxnet.load(".")  # the folder of this file, or "hf:owner/name"\nlogits = '
-        'net(net.prepare("picture.jpg"))  # one [N, classes] per output; what is given is prepared as said\n```\n',
-    ]
-    if source:
-        lines += _worth(source, net.numbers)
-    return _signed("\n".join(lines))
-
-
-def is_own_card(text: str) -> bool:
-    """Whether a card is as `model_card` wrote it, of whichever net: no word was changed since."""
-    return text == _signed(text.rpartition(_SIGNATURE)[0])
-
-
-def _signed(text: str) -> str:
-    return f"{text}{_SIGNATURE}{sha256(text.encode(errors='backslashreplace')).hexdigest()} -->\n"
-
-
-def _worth(source: Mapping[str, Any], numbers: Sequence[int]) -> list[str]:
-    data, recipe = source["data"], source["recipe"]
-    images = f"{data['train']:,} training, {data['val']:,} validation, {data['test']:,} test images"
-    settings = ", ".join(f"{key} {value}" for key, value in recipe.items())
-    versions = ", ".join(f"{name} {version}" for name, version in source["versions"].items())
-    return [
-        *_measured(source, numbers),
-        f"\nData: {data['name']} ({images}). Weights: {source['weights']}, of epoch {source['epoch']}; seed "
-        f"{source['seed']}.\n\nMethod: {source['method']}. Recipe: {settings}.\n\nMade with {versions}, commit "
-        f"{source['commit'] or 'unknown'}.\n",
-    ]
-
-
-def _measured(source: Mapping[str, Any], numbers: Sequence[int]) -> list[str]:
-    data = source["data"]
-    if "table" not in source:
-        return ["These weights were changed after the run that the rest tells of, and were not measured."]
-    doubt = in_doubt(data.get("may_be_seen_by", {}))
-    rows = [
-        f"| {row['output']} | {row['depth']} | {row['params']:,} | {row['macs']:,} "
-        f"| {_error(row['val_error'], data['val'])} | {_error(row['test_error'], data['test'])} |"
-        for row in source["table"]
-        if row["output"] in numbers
-    ]
-    return [
-        f"| output | depth | parameters | MACs | validation error, n = {data['val']:,} "
-        f"| test error, n = {data['test']:,} |",
-        "|---|---|---|---|---|---|",
-        *rows,
-        "\nIn brackets: 95 % Wilson intervals." + (f" {sentence(doubt)}" if doubt else ""),
-    ]
-
-
-def _error(error: float, images: int) -> str:
-    return with_interval(error, *interval_of(error, images))
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
-
-
-def check_image(image: object) -> None:
-    """Raise TypeError unless this is a `Picture`: a path, PIL's, or pixels, uint8 [H, W], [H, W, 1] or [H, W, 3]."""
-    if isinstance(image, str | Path | Image.Image):
-        return
-    rule = "an image is a path, one of PIL's, or an array, uint8 [H, W], [H, W, 1] or [H, W, 3]"
-    if not isinstance(image, np.ndarray):
-        raise TypeError(f"{rule}, got {type(image).__name__}: PIL's Image.open, or np.asarray, makes one")
-    if image.dtype != np.uint8 or not image.size or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,)):
-        mend = (
-            "(255 * a).astype(np.uint8) if it is in 0..1, a.transpose(1, 2, 0) for [3, H, W], a[..., :3] for [H, W, 4]"
-        )
-        mend = "list(a) is its images one by one" if image.ndim == 4 else mend
-        raise TypeError(f"{rule}, got {image.dtype} {list(image.shape)}: {mend}")
-
-
-def pixels_of(image: Image.Image | Pixels) -> Pixels:
-    """Pixels [H, W, 1 or 3] of what holds them already. Raises as `upright` does."""
-    pixels = np.asarray(upright(image) if isinstance(image, Image.Image) else image)
-    return pixels[..., None] if pixels.ndim == 2 else pixels
-
-
-def _pixels(image: Picture, size: tuple[int, int]) -> Pixels:
-    """The pixels of a picture; those of a file are still to be brought to this size (H, W)."""
-    check_image(image)
-    if not isinstance(image, str | Path):
-        return pixels_of(image)
-    if not Path(image).exists():
-        raise FileNotFoundError(f"there is no such file: {image}")
-    return decode_for(size, image, str(image))[0]
 
 
 def _from_config(config: Any, where: Path, trusted: str | None) -> PretrainedAuxNet:

@@ -19,13 +19,13 @@ import numpy as np
 from PIL import Image
 
 from auxnet.errors import not_finite, one_line, warn, whole_number
-from auxnet.hub import Picture, PretrainedAuxNet, check_image, pixels_of
+from auxnet.hub import PretrainedAuxNet
 from auxnet.machine import cores
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.ahead import ahead
 from auxnet.reading.arrays import Pixels, reading
 from auxnet.reading.folders import IMAGE_SUFFIXES, UNKNOWN_FORMS, passed_over, paths_and_others
-from auxnet.reading.pictures import decode_for
+from auxnet.reading.pictures import Picture, check_image, decode_for, pixels_of
 from auxnet.recipe import RunDir
 from auxnet.runtimes import Runnable, open_model, runnable
 from auxnet.sections import Which

@@ -28,6 +28,9 @@ from auxnet.sections import Fit
 if TYPE_CHECKING:
     from torch import Tensor
 
+Picture = Path | str | Image.Image | Pixels
+"""an image in any of these forms: a file, one of PIL's, or pixels, uint8 [H, W], [H, W, 1] or [H, W, 3]"""
+
 AnyPixels = TypeVar("AnyPixels", Pixels, "Tensor")
 MOST_SCANS = 100
 SOME = 50  # pictures that tell the shapes of all
@@ -139,6 +142,37 @@ def fitted(pixels: Pixels, frame: Frame, channels: int) -> Pixels:
     image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
     image = image if pixels.shape[:2] == frame.size else _framed(image, frame)
     return _pixels(image.convert("L" if channels == 1 else "RGB"))
+
+
+def check_image(image: object) -> None:
+    """Raise TypeError unless this is a `Picture`: a path, PIL's, or pixels, uint8 [H, W], [H, W, 1] or [H, W, 3]."""
+    if isinstance(image, str | Path | Image.Image):
+        return
+    rule = "an image is a path, one of PIL's, or an array, uint8 [H, W], [H, W, 1] or [H, W, 3]"
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"{rule}, got {type(image).__name__}: PIL's Image.open, or np.asarray, makes one")
+    if image.dtype != np.uint8 or not image.size or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,)):
+        mend = (
+            "(255 * a).astype(np.uint8) if it is in 0..1, a.transpose(1, 2, 0) for [3, H, W], a[..., :3] for [H, W, 4]"
+        )
+        mend = "list(a) is its images one by one" if image.ndim == 4 else mend
+        raise TypeError(f"{rule}, got {image.dtype} {list(image.shape)}: {mend}")
+
+
+def pixels_of(image: Image.Image | Pixels) -> Pixels:
+    """Pixels [H, W, 1 or 3] of what holds them already. Raises as `upright` does."""
+    pixels = np.asarray(upright(image) if isinstance(image, Image.Image) else image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def pixels_for(image: Picture, size: tuple[int, int]) -> Pixels:
+    """The pixels of a picture; those of a file are still to be brought to this size (H, W)."""
+    check_image(image)
+    if not isinstance(image, str | Path):
+        return pixels_of(image)
+    if not Path(image).exists():
+        raise FileNotFoundError(f"there is no such file: {image}")
+    return decode_for(size, image, str(image))[0]
 
 
 def middle(pixels: AnyPixels, size: tuple[int, int]) -> AnyPixels:
