@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def test_arrays_are_brought_to_a_frame_once_and_an_npz_file_is_copied_in_no_othe
     images, labels = tiny(40, 2, size=6)
     np.savez(home / "own.npz", images=images[:, :5], labels=labels)
     calls, real = [], pictures.all_fitted
-    monkeypatch.setattr(sources, "all_fitted", lambda *args: calls.append(args) or real(*args))
+    monkeypatch.setattr(pictures, "all_fitted", lambda *args: calls.append(args) or real(*args))
     assert load("own.npz", home).shapes() == [(5, 6)]
     assert not (tmp_path / "cache").exists()
     first, second = (load("own.npz", home, image_size=4) for _ in range(2))
@@ -60,8 +61,19 @@ def test_arrays_are_brought_to_a_frame_once_and_an_npz_file_is_copied_in_no_othe
     assert first.shapes() == second.shapes() == [(5, 6)]  # as they lie in the file
     load("own.npz", home, image_size=4, fit="pad")
     assert len(calls) == 2
-    np.savez(home / "own.npz", images=255 - images[:, :5], labels=labels)
-    assert not same(load("own.npz", home, image_size=4).train, first.train)
+    np.savez(home / "other.npz", images=255 - images[:, :5], labels=labels)
+    for path in ("own.npz", "other.npz"):
+        os.utime(home / path, (1e9, 1e9))
+    older = load("own.npz", home, image_size=4)
+    shutil.copy2(home / "other.npz", home / "own.npz")  # of one size and time, as archives set it
+    assert not same(load("own.npz", home, image_size=4).train, older.train)
+
+
+def test_arrays_that_a_frame_leaves_as_they_are_are_not_copied(home: Path, tmp_path: Path) -> None:
+    images, labels = tiny(40, 2, size=6)
+    np.savez(home / "own.npz", images=images, labels=labels)
+    assert load("own.npz", home, image_size=6).train.image_shape[:2] == (6, 6)
+    assert not entries(tmp_path)
 
 
 def test_a_file_that_was_removed_is_named(tmp_path: Path) -> None:

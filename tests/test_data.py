@@ -12,7 +12,7 @@ import torch
 from auxnet import data
 from auxnet.data import load_others, part_to_judge_on
 from auxnet.preprocessing import Preprocessing
-from auxnet.reading import sources
+from auxnet.reading import pictures, sources
 from auxnet.reading.dividing import stratified_split
 from auxnet.run_data import preprocessing_of
 from auxnet.sections import LARGEST
@@ -74,7 +74,7 @@ def test_images_too_large_for_memory_are_refused_with_the_mend(home: Path, monke
     def refuse(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(sources, "all_fitted", refuse)
+    monkeypatch.setattr(pictures, "all_fitted", refuse)
     with pytest.raises(ValueError, match="1797 images of 4096x4096 do not fit in memory: give a smaller --image-size"):
         load("digits", image_size=4096)
 

@@ -495,6 +495,15 @@ def test_training_images_are_no_others_however_they_are_named(tmp_path):
     assert within([data / "test" / "cat"], data / "test")  # of which validation and test images are drawn
 
 
+def test_arrays_that_lie_beside_the_splits_of_a_run_judge_it(few, tmp_path):
+    run, data = shutil.copytree(few[0], tmp_path / "run"), tmp_path / "data"
+    images, labels = tiny(24, 3, size=8)
+    write_folders(data / "train", images, labels, ["cat", "dog", "emu"])
+    np.savez(data / "others.npz", images=images, labels=labels, classes=["cat", "dog", "emu"])
+    write_recipe(replace(read_recipe(run / "recipe.yaml"), data=str(data)), run / "recipe.yaml")
+    assert [report.images for report in auxnet.evaluate(run, on=data / "others.npz")] == [24, 24]
+
+
 @pytest.mark.parametrize("form", ["folders", "parquet", "a link"])
 def test_training_images_do_not_judge_a_run_by_the_name_of_the_folder_above_them(form, few, tmp_path, capsys):
     run, above = shutil.copytree(few[0], tmp_path / "run"), tmp_path / "above"

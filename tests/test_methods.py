@@ -838,6 +838,8 @@ def test_the_state_of_another_method_is_refused_and_one_that_names_none_is_taken
             method.load_state_dict(state)
         del state["way"]  # as before there was one
         method.load_state_dict(state)
+    frozen = auxnet.multiway(auxnet.resnet(8), sgd(), mode="frozen")
+    frozen.load_state_dict(auxnet.multiway(auxnet.resnet(8), sgd(), mode="live").state_dict())  # a mode may change
 
 
 @every_method

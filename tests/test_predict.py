@@ -328,7 +328,7 @@ def test_a_suffix_that_contradicts_the_format_is_refused_in_a_line(run, folder, 
     for name, words, line in (
         ("a.jsonl", ["csv"], "--format csv does not go with --out a.jsonl: give --format jsonl, or name another file"),
         ("a.csv", ["table"], "--format table does not go with --out a.csv: give --format csv, or name another file"),
-        ("a.json", [], "--out must end in .jsonl for jsonl, got a.json"),
+        ("a.json", [], "a table does not go into a.json: give --format jsonl, or name it a.jsonl"),
     ):
         asked = ["predict", str(run), str(folder), "--out", name, *(["--format", *words] if words else [])]
         assert main(asked) == 2

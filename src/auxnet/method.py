@@ -212,7 +212,8 @@ class Method:
         Raises ValueError if it is another method's or another net's.
         """
         states = copy.deepcopy(state.get("optimizers", [])) if isinstance(state, dict) else []
-        if states and (way := state.get("way", self.way)) != self.way:  # (there was none in states of before)
+        way = state.get("way", self.way) if states else self.way  # (there was none in states of before)
+        if _function_of(way) != _function_of(self.way):
             raise ValueError(f"this method is {self.way}, the state is of {way}: build this method as that was")
         if len(states) != len(self.updates):
             raise ValueError(f"this method has {len(self.updates)} optimizers, the state has {len(states)}")
@@ -250,3 +251,8 @@ def _parameter_identities(module: nn.Module) -> list[tuple[int, int, bool]]:
     for child in module._modules.values():
         identities += [] if child is None else _parameter_identities(child)
     return identities
+
+
+def _function_of(way: str) -> str:
+    """The function that makes a method of this way: the modes of multi-way may take each other's states."""
+    return way if way in ("joint", "pairwise") else "multiway"

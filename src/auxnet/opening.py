@@ -141,7 +141,8 @@ def _others(run: RunDir, recipe: Recipe, on: str, data_dir: str | None) -> DataS
     if named == recipe.data or _lie_within([Path(named)], data):  # before the folder is listed, which may be refused
         raise refused
     part = part_to_judge_on(on, data_dir)
-    if _lie_within(map(Path, set(map(os.path.dirname, part.files))), data):
+    folders = () if part.as_they_lie else set(map(os.path.dirname, part.files))
+    if _lie_within(map(Path, folders), data):
         raise refused
     others = load_others(on, part, *seen_in_training(run), run)
     if others.left_out:

@@ -219,8 +219,8 @@ def _format(given: str, out: Path | None) -> str:
     """The format asked for, or else that of a file's suffix. Raises ValueError if they contradict each other."""
     suffix = "" if out is None else out.suffix.lower()
     meant = {".csv": "csv", ".jsonl": "jsonl"}.get(suffix)
-    if given == "none" and suffix == ".json":
-        raise ValueError(f"--out must end in .jsonl for jsonl, got {out}")
+    if given == "none" and out is not None and suffix == ".json":
+        raise ValueError(f"a table does not go into {out}: give --format jsonl, or name it {out.with_suffix('.jsonl')}")
     if given != "none" and meant not in (None, given):
         raise ValueError(f"--format {given} does not go with --out {out}: give --format {meant}, or name another file")
     return meant or ("table" if given == "none" else given)

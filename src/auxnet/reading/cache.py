@@ -49,17 +49,22 @@ def cached(
     key: str,
     read: Callable[[], Arrays],
     stale: Callable[[Sequence[str]], bool] = lambda left_out: False,
+    as_they_lie: bool = False,
 ) -> Arrays:
     """What `read` makes of the files: from the cache if they have not changed since, else read and put there.
 
     `key` says what, beside the files, the arrays depend on; `stale` whether one of the images left out can be read now.
+    Of files that hold the arrays `as_they_lie`, those whose images had another size before are kept alone.
     """
 
     def make(folder: Path) -> Made:
         images, labels, classes, left_out, size = read()
         return {"images": images, "labels": labels}, {"classes": classes, "left_out": left_out, "size": size}
 
-    _, arrays, facts = entry(files, key, make, stale=lambda known: stale(known.facts["left_out"]))
+    def keep(made: Made) -> bool:
+        return not as_they_lie or made[1]["size"] != made[0]["images"].shape[1:3]
+
+    _, arrays, facts = entry(files, key, make, stale=lambda known: stale(known.facts["left_out"]), keep=keep)
     classes, left_out = tuple(facts["classes"]), tuple(facts["left_out"])
     size = facts.get("size")  # which entries of before it was kept lack
     return Arrays(arrays["images"], arrays["labels"], classes, left_out, size and (size[0], size[1]))
@@ -71,8 +76,11 @@ def entry(
     make: Callable[[Path], Made],
     large: bool = False,
     stale: Callable[[Entry], bool] = lambda known: False,
+    keep: Callable[[Made], bool] = lambda made: True,
 ) -> Entry:
     """The entry of these files and this key; where there is none that is not `stale`, of what `make` gives.
+
+    What `make` gives is put there if it is to `keep`.
 
     A `large` entry also has files, which `make` writes into the folder given. If the cache cannot be written, a large
     entry raises OSError; any other is returned uncached. The cache is $AUXNET_CACHE, or else ~/.cache/auxnet. Whenever
@@ -91,9 +99,10 @@ def entry(
             return _recalled(place, stale)
         if large:
             return _kept(place, make)
-        arrays, facts = make(place)
+        arrays, facts = made = make(place)
         with suppress(OSError):
-            return _kept(place, lambda _: (arrays, facts))
+            if keep(made):
+                return _kept(place, lambda _: made)
         return Entry(place, dict(arrays), dict(facts))
 
 
@@ -103,7 +112,8 @@ def _digest(files: Sequence[Path | str], key: str) -> str:
     alike = Counter((each.st_size, each.st_mtime_ns) for each in found.values())
     for path, each in found.items():
         seen = f"{each.st_size}\0{each.st_mtime_ns}"
-        if alike[each.st_size, each.st_mtime_ns] > 1:  # two could have changed places, as tar and cp -a set the time
+        # Two could have changed places, and one been replaced by one of its size: tar and cp -a set the time.
+        if alike[each.st_size, each.st_mtime_ns] > 1 or len(found) == 1:
             seen += f"\0{each.st_ctime_ns}"
         digest.update(os.fsencode(path) + f"\0{seen}\n".encode())
     return digest.hexdigest()[:32]

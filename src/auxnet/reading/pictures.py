@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from auxnet.reading.arrays import Pixels, reading
+from auxnet.reading.arrays import Arrays, Pixels, reading
 from auxnet.sections import Fit
 
 if TYPE_CHECKING:
@@ -123,6 +123,17 @@ def upright(image: Any) -> Image.Image:
         turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
     mode = "L" if turned.mode in ("1", "L", "LA", "La") else "RGB"
     return turned if turned.mode == mode else turned.convert(mode)
+
+
+def arrays_fitted(reader: Callable[[], Arrays], frame: Frame) -> Arrays:
+    """Arrays brought to a frame. Raises ValueError where memory does not hold them."""
+    arrays = reader()
+    images, size = arrays.images, arrays.images.shape[1:3]
+    try:
+        return arrays._replace(images=all_fitted(images, frame, images.shape[3]), size=size)
+    except MemoryError:
+        said = "{} images of {}x{} do not fit in memory".format(len(images), *frame.size[::-1])
+        raise ValueError(f"{said}: give a smaller --image-size") from None
 
 
 def all_fitted(images: Pixels, frame: Frame, channels: int) -> Pixels:

@@ -26,7 +26,7 @@ from auxnet.reading.arrays import Arrays, Pixels
 from auxnet.reading.cache import cached
 from auxnet.reading.encoded import Encoded, Files
 from auxnet.reading.folders import holds_images, passed_over, split_homes, subfolders
-from auxnet.reading.pictures import DECODER, Frame, all_fitted, any_readable
+from auxnet.reading.pictures import DECODER, Frame, any_readable, arrays_fitted
 from auxnet.words import first_few, nearest, plural
 
 NAMES = ("digits", "cifar10", "cifar100", "svhn")
@@ -60,7 +60,7 @@ class Part:
     no_labels: Callable[[], bool] = lambda: False
     """whether none of its images is labelled"""
     as_they_lie: bool = False
-    """whether the files hold the arrays themselves, which the cache keeps only where they are brought to a frame"""
+    """whether the files hold the arrays themselves, which the cache keeps only where a frame changes them"""
 
     def read(self, frame: Frame | None) -> Arrays:
         """The arrays, brought to a frame, from the cache if they are there."""
@@ -68,25 +68,16 @@ class Part:
         if self.encoded:
             reader = partial(reader, frame=frame)
         elif frame:
-            reader = partial(_fitted, reader, frame)
+            reader = partial(arrays_fitted, reader, frame)
         if self.encoded or frame:
             key = f"{key} {frame} {DECODER}"
 
         def stale(left_out: Sequence[str]) -> bool:
             return bool(left_out) and any_readable(self.pictures(frame), left_out)
 
-        return cached(self.files, key, reader, stale) if self.files and (frame or not self.as_they_lie) else reader()
-
-
-def _fitted(reader: Callable[[], Arrays], frame: Frame) -> Arrays:
-    """Arrays brought to a frame. Raises ValueError where memory does not hold them."""
-    arrays = reader()
-    images, size = arrays.images, arrays.images.shape[1:3]
-    try:
-        return arrays._replace(images=all_fitted(images, frame, images.shape[3]), size=size)
-    except MemoryError:
-        said = "{} images of {}x{} do not fit in memory".format(len(images), *frame.size[::-1])
-        raise ValueError(f"{said}: give a smaller --image-size") from None
+        if self.files and (frame or not self.as_they_lie):
+            return cached(self.files, key, reader, stale, self.as_they_lie)
+        return reader()
 
 
 def located(name: str, data_dir: str | None) -> tuple[str, str | None]:
