@@ -129,7 +129,7 @@ def on_meta(monkeypatch):
     "fields",
     [
         {},
-        {"augment": "crop+flip+trivial"},
+        pytest.param({"augment": "crop+flip+trivial"}, marks=pytest.mark.long),
         pytest.param({"method": "joint", "ema": 0.9}, marks=pytest.mark.long),
         pytest.param({"precision": "bfloat16"}, marks=pytest.mark.long),
     ],

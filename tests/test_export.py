@@ -277,6 +277,7 @@ def test_a_head_at_which_no_image_can_leave_is_not_in_the_exported_file(run, tmp
     assert done.exits == (0, done.images, 0) if heads == 2 else (0, 0, done.images)
 
 
+@pytest.mark.long
 def test_an_early_exit_ends_where_all_images_leave(run, tmp_path, capsys):
     words = [
         "export",

@@ -351,6 +351,7 @@ def test_an_output_that_ties_with_another_is_not_called_the_lowest_of_all(gather
     assert f"2 runs: the lowest validation error is 10.00 %, {told}" in page.replace("&nbsp;", " ")
 
 
+@pytest.mark.long
 def test_the_panel_names_what_ties_and_a_phone_shows_the_errors_of_every_output(gathered, open_page):
     page = open_page([tied(gathered)], width=390, figures=False)
     told = page.locator("#reason").inner_text()
@@ -726,6 +727,7 @@ def test_the_command_makes_select_choose_what_the_page_shows(run, gathered, tmp_
     assert tested > 0
 
 
+@pytest.mark.long
 def test_the_cheapest_in_multiply_adds_is_chosen_whatever_the_order_of_outputs(gathered, open_page):
     odd = json.loads(json.dumps(gathered))
     for row, macs in zip(odd["outputs"], (3000, 1000, 2000), strict=True):
@@ -782,6 +784,7 @@ def test_every_figure_is_drawn_named_and_fits_a_narrow_screen(gathered, open_pag
     assert images.evaluate_all("all => all.every((i) => i.complete && i.naturalWidth > 0 && i.alt)")
 
 
+@pytest.mark.long
 def test_the_class_names_of_the_gallery_stay_on_their_lines(gathered, open_page):
     named = json.loads(json.dumps(gathered))
     for item in named["gallery"]:
@@ -794,6 +797,7 @@ def test_the_class_names_of_the_gallery_stay_on_their_lines(gathered, open_page)
         assert {*said.evaluate_all("all => all.map((each) => each.title)")} == {name}
 
 
+@pytest.mark.long
 def test_an_axis_in_the_logarithm_has_some_ticks_and_not_too_many_wherever_it_begins(gathered, open_page):
     page = open_page([gathered], figures=False)
     for low, span in itertools.product((3, 5.1, 5.435, 5.73, 6.9), (0.0003, 0.04, 0.2, 0.3, 0.4, 0.7, 0.8, 2)):
@@ -803,6 +807,7 @@ def test_an_axis_in_the_logarithm_has_some_ticks_and_not_too_many_wherever_it_be
         assert len(set(found["ticktext"])) == len(found["tickvals"])
 
 
+@pytest.mark.long
 def test_where_one_policy_is_the_best_at_every_cost_no_empty_figure_is_drawn_of_where_images_leave(gathered, open_page):
     easy = json.loads(json.dumps(gathered))
     for point in easy["exits"]["points"]:
@@ -812,6 +817,7 @@ def test_where_one_policy_is_the_best_at_every_cost_no_empty_figure_is_drawn_of_
     assert page.locator("#shares-plot.absent").inner_text() == said
 
 
+@pytest.mark.long
 def test_the_lines_of_many_runs_can_be_told_apart(gathered, open_page):
     looks = open_page([gathered], figures=False).evaluate("[...Array(36).keys()].map((n) => shade(n) + dash(n))")
     assert len(set(looks)) == 36
@@ -836,6 +842,7 @@ def test_the_lines_of_all_outputs_of_several_runs_can_be_told_apart(runs, output
     assert all(len({*colours[n : n + outputs]}) == 1 for n in range(0, len(looks), outputs))  # one for each run
 
 
+@pytest.mark.long
 def test_what_one_run_lacks_is_not_said_above_the_figures_of_another(gathered, open_page):
     gone = {
         **gathered,
@@ -946,6 +953,7 @@ def legend_of(traces):
     return [trace["name"] for trace in traces if trace.get("showlegend", True)]
 
 
+@pytest.mark.long
 def test_in_the_logarithm_a_curve_has_a_gap_where_it_is_0_and_the_axis_reads_upwards(gathered, open_page):
     facts = json.loads(json.dumps(gathered))
     facts["curves"]["epochs"] = [1, 2, 3, 4]
@@ -968,6 +976,7 @@ def test_in_the_logarithm_a_curve_has_a_gap_where_it_is_0_and_the_axis_reads_upw
         assert [float(text) for text in axis["ticktext"]] == pytest.approx(axis["tickvals"])
 
 
+@pytest.mark.long
 def test_figures_have_the_place_on_paper_that_they_were_drawn_for(gathered, open_page):
     page = open_page([gathered], figures=False)
     page.emulate_media(media="print")
@@ -1041,6 +1050,7 @@ def test_one_output_after_one_epoch_is_drawn_on_axes_about_it_and_compared_with_
     assert trace["marker"]["size"] == 9
 
 
+@pytest.mark.long
 def test_many_classes_are_told_apart_by_what_their_names_do_not_share(gathered, open_page):
     animals = [chr(0x1F400 + n) for n in range(30)]  # which share half of their UTF-16
     facts = {**gathered, "classes": [f"a photograph of thing {n}" for n in range(30)]}

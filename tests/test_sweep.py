@@ -625,6 +625,7 @@ def test_a_database_shared_without_the_folder_is_refused(tmp_path):
     trials.join_sweep(tmp_path / "more" / "a", other, 2, url, check=lambda: None)
 
 
+@pytest.mark.long
 def test_a_database_that_fails_meanwhile_is_told_in_a_line_and_the_same_command_goes_on(tmp_path, untrained):
     url = f"sqlite:///{tmp_path}/new.db?timeout=0"
 
@@ -1218,6 +1219,7 @@ def test_a_trial_that_cannot_go_on_in_a_copied_project_is_left_to_a_worker_that_
     assert [trial.state for trial in sweep(space, "s", recipe, trials=1).trials] == ["complete"]
 
 
+@pytest.mark.long
 def test_the_best_recipe_is_of_the_data_of_its_trial_wherever_the_sweep_is_shown(tmp_path, monkeypatch, capsys):
     images, labels = tiny(40, 2, size=8)
     for place in ("here", "elsewhere"):
@@ -1248,6 +1250,7 @@ def test_a_share_that_varied_is_no_matter_where_the_data_bring_their_validation_
     assert "val_fraction varied, so that the trials are validated on different images" in said("drawn")
 
 
+@pytest.mark.long
 def test_a_sweep_on_a_folder_whose_name_is_no_text_has_its_outcome(tmp_path):
     images, labels = tiny(40, 2, size=8)
     data = os.fsdecode(os.fsencode(tmp_path) + b"/d\xe9t")

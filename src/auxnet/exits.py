@@ -43,7 +43,8 @@ class EarlyExit(nn.Module):
 
     `thresholds` (K - 1) are in confidence (`policy.confidence`), in [0, 1], more is surer: 0 lets every image
     leave, anything above 1 none. BranchyNet's rule, leave if the entropy is at most h, is confidence="entropy"
-    with a threshold of 1 - h / log(classes). All three lie in `policy`. Raises ValueError if they do not fit the net,
+    with a threshold of 1 - h / log(classes). The attribute `policy` holds thresholds, confidence
+    and temperatures. Raises ValueError if they do not fit the net,
     TypeError for what is no AuxNet.
     """
 

@@ -110,7 +110,7 @@ def export(
     elif policy is not None:
         raise ValueError(f"confidence and thresholds are for onnx-early-exit, not for {format}: leave them out")
     last = asked if policy is None else policy.deepest
-    path = to_write(out, "out") if out is not None else Path(_name(Path(model), last, format))
+    path = to_write(out) if out is not None else Path(_name(Path(model), last, format))
     _check_free(path, format, overwrite)
     for name in (path.name, str(net.source.get("run"))):  # as text in the export, or asked of its runtime
         if not is_name(name):

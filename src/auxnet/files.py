@@ -31,13 +31,13 @@ def whole_path(path: Path | str) -> Path:
     return path.resolve() if os.path.isdir(path) else path.parent.resolve() / path.name
 
 
-def to_write(path: Path | str, name: str) -> Path:
+def to_write(out: Path | str) -> Path:
     """The path of what is to be written. Raises ValueError for ~, which would become a folder of that name."""
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"{name} must be a path, got {path!r}")
-    if (meant := expanduser(path)) != Path(path):
-        raise ValueError(f"{name} must be a path with ~ written out, got {str(path)!r}: give {str(meant)!r}")
-    return Path(path)
+    if not isinstance(out, str | os.PathLike):
+        raise TypeError(f"out must be a path, got {out!r}")
+    if (meant := expanduser(out)) != Path(out):
+        raise ValueError(f"out must be a path with ~ written out, got {str(out)!r}: give {str(meant)!r}")
+    return Path(out)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 Output k = 1..K (shallow to deep) sees segments 1..k and head k only, so that it can be taken away as a
 model of its own (`AuxNet.truncate`). What the segments are made of is not known here: `residual` builds them.
 
-Shapes: N images, C channels, H x W pixels, K outputs; `features_k` is what crosses the cut after segment k.
+Shapes: N images, C channels, H x W pixels, K outputs; x_k is the feature that crosses the cut after segment k.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def write_report(
     if isinstance(runs, str | os.PathLike) or not isinstance(runs, Iterable):  # `run_path` refuses what is no path
         runs = [runs]
     folders = [*map(run_path, runs)]
-    path = checked_path(folders, None if out is None else to_write(out, "out"))
+    path = checked_path(folders, None if out is None else to_write(out))
     for run in folders:  # before the first is evaluated
         read_run_recipe(run)
     each = zip(folders, names_of(folders), data_dirs(folders, data_dir), strict=True)

@@ -147,12 +147,14 @@ def solve_exits(
 ) -> Solved:
     """Solve when an image may leave a run at a shallow output, on validation; `early_exit` and `export` take it up.
 
-    One target: the least mean cost with an error of at most `max_error_increase` above the final output's (a
-    fraction of the images: 0.005, the default, is half a percentage point), kept in the mean over images that the
-    thresholds were not solved on (`solve_cross_fitted`: no promise for one set of images), by the final output alone if
-    nothing else is shown to keep it; or the least error with a
-    mean of at most `max_mean_macs` multiply-adds, or `max_mean_latency` milliseconds (one image at a time, measured
-    here), for an image. `cost` is what the first makes least: "macs" or "latency".
+    One target:
+
+    - `max_error_increase`: the least mean `cost` ("macs" or "latency") with an error of at most that much above the
+      final output's, as a fraction of the images (0.005, the default, is half a percentage point). It is kept in the
+      mean over images that the thresholds were not solved on (`solve_cross_fitted`: no promise for one set of them),
+      by the final output alone if nothing else is shown to keep it.
+    - `max_mean_macs`: the least error with at most that many multiply-adds for an image in the mean.
+    - `max_mean_latency`: the same in milliseconds, one image at a time, measured here.
 
     `confidence` is how sure an output is: "entropy" (BranchyNet, Teerapittayanon et al. 2016), "top" (the largest
     probability: MSDNet, Huang et al. 2018) or "margin" (over the second); with `common` one threshold serves all

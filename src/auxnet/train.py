@@ -116,7 +116,7 @@ def fit(
     if not isinstance(recipe, Recipe):
         mend = "auxnet.recipe has recipe_from for a dict, read_recipe for a file"
         raise TypeError(f"recipe must be an auxnet.Recipe, got {type(recipe).__name__}: {mend}")
-    folder, asked = to_write(out, "out"), _saving(save_every, keep)
+    folder, asked = to_write(out), _saving(save_every, keep)
     if not (watch is None or callable(watch)):
         raise TypeError(f"watch must be a function of Progress, got {watch!r}")
     began = time.perf_counter()

@@ -164,9 +164,9 @@ def select(words: list[str]) -> int:
     opening = opened(options.run, **options.where, which=options.which)
     with screen.working("comparing the outputs"), opening as run:
         from auxnet.evaluation import measure
-        from auxnet.selection import select_on as choose
+        from auxnet.selection import select_on
 
-        choice = choose(run.net, run.batches("val"), within=within, **budgets)
+        choice = select_on(run.net, run.batches("val"), within=within, **budgets)
         test = measure(run.net, run.batches("test"))  # after the choice, and only to report it
     chosen = None if choice.output is None else test[choice.output - 1]
     if options.json:

@@ -119,7 +119,7 @@ def sweep(
     """
     if not isinstance(space, Mapping):
         raise TypeError(f"space must map fields of the recipe to what they may be, got {space!r}")
-    folder, recipe = to_write(out, "out"), recipe or Recipe()
+    folder, recipe = to_write(out), recipe or Recipe()
     settings = Settings(recipe, space_from(space), str(objective), sampler, prune)
     check_count(processes, "a sweep")
     check_outside_data(folder, recipe.data, recipe.data_dir)
