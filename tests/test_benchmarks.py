@@ -1,8 +1,10 @@
 """Every benchmark runs to its end, small: what a change of names breaks there is seen by no other test."""
 
+import ast
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,15 @@ ELSEWHERE = {"backbones", "compare", "fuzz", "int8", "ledger", "measured"}  # ne
 
 def test_no_benchmark_is_left_out():
     assert {path.stem for path in BENCHMARKS.glob("*.py")} == set(SMALL) | ELSEWHERE
+
+
+@pytest.mark.parametrize("path", [*BENCHMARKS.glob("*.py"), *BENCHMARKS.with_name("docs").glob("*.py")], ids=str)
+def test_what_a_benchmark_takes_of_the_package_is_there(path):
+    for found in ast.walk(ast.parse(path.read_text())):
+        if isinstance(found, ast.ImportFrom) and (found.module or "").partition(".")[0] == "auxnet":
+            module = import_module(found.module)
+            for name in found.names:
+                assert hasattr(module, name.name) or import_module(f"{found.module}.{name.name}")
 
 
 @pytest.mark.long

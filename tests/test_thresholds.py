@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auxnet import descent
-from auxnet.descent import geometric_shares, surest_first
 from auxnet.policy import ALWAYS, NEVER, Policy, confidence, never
 from auxnet.scores import Predictions, compare, interval_of_mean, wilson
 from auxnet.thresholds import (
@@ -18,6 +16,7 @@ from auxnet.thresholds import (
     budgeted,
     cost_curve,
     fit_temperatures,
+    geometric,
     outcome,
     smallest_provable_target,
     solve,
@@ -328,11 +327,6 @@ def test_anytime_stops_every_image_at_one_output():
     found = [outcome(said, policy, COSTS) for policy in anytime(RULE)]
     assert [one.mean_cost for one in found] == COSTS
     assert [one.error for one in found] == pytest.approx(said.errors)
-
-
-def geometric(said, rule, q):
-    confidences = rule.confidences(said.logits)
-    return replace(rule, thresholds=geometric_shares(confidences, surest_first(confidences), q))
 
 
 @pytest.mark.parametrize("q", [0.3, 1.0, 2.0])

@@ -244,10 +244,18 @@ def anytime(rule: Policy) -> list[Policy]:
 
 
 def budgeted(predicted: Predictions, rule: Policy, *, points: int = 12) -> list[Policy]:
-    """MSDNet's budgeted-batch setting: shares proportional to q^k, for q from 1/10 (shallow) to 10 (deep)."""
+    """MSDNet's budgeted-batch setting: `geometric` policies for q from 1/10 (shallow) to 10 (deep)."""
     confidences = rule.confidences(predicted.logits)
     order, qs = surest_first(confidences), torch.logspace(-1, 1, points).tolist()
     return [replace(rule, thresholds=geometric_shares(confidences, order, q)) for q in qs]
+
+
+def geometric(predicted: Predictions, rule: Policy, q: float) -> Policy:
+    """Output k takes a share proportional to q^k of the images of `predicted`: the surest of those that are left."""
+    if not 0 < q < float("inf"):
+        raise ValueError(f"q must be above 0 and finite, got {q}")
+    confidences = rule.confidences(predicted.logits)
+    return replace(rule, thresholds=geometric_shares(confidences, surest_first(confidences), q))
 
 
 def _task(predicted: Predictions, rule: Policy, costs: Sequence[float], passing: Sequence[float] | None) -> Task:
