@@ -39,13 +39,14 @@ def _loss_at(logits: Tensor, loss: Callable[..., Tensor], *targets: Any) -> Tens
     """L_k, of float32 logits where a net gives bfloat16 or float16, and of a teacher's likewise.
 
     Raises ValueError unless it is one number, and can be differentiated where its logits can be; and for labels that
-    PyTorch's losses do not take.
+    PyTorch's cross entropy does not take.
     """
     try:
         L = loss(*map(_in_float32, (logits, *targets)))
     except RuntimeError as error:
-        of_labels = any(words in str(error) for words in ("target", "not implemented for"))  # as PyTorch's losses say
-        if of_labels and isinstance(targets[0], Tensor):
+        of_labels = any(words in str(error) for words in ("target", "not implemented for"))  # as PyTorch says
+        known = loss is nn.functional.cross_entropy or isinstance(loss, nn.CrossEntropyLoss)
+        if known and of_labels and isinstance(targets[0], Tensor):
             _check_labels(logits, targets[0])
         raise
     if not isinstance(L, Tensor):

@@ -68,9 +68,12 @@ def work_together(count: int, work: Work, where: Mapping[str, Any], watch: Calla
         finally:
             for process in processes:
                 process.terminate()  # it saves what it trains, and ends
+            while any(process.is_alive() for process in processes):
+                wait([process.sentinel for process in processes if process.is_alive()], timeout=0.2)
+                listen()  # or one that has much to tell would wait for it, and not end
             for process in processes:
                 process.join()
-    listen()
+            listen()
     killed = [f"a worker was killed by signal {-p.exitcode}" for p in processes if p.exitcode and p.exitcode < 0]
     return list(dict.fromkeys([*failures, *killed]))
 
