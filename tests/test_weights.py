@@ -330,6 +330,8 @@ def test_another_network_does_not_fit_and_nothing_is_begun(tmp_path):
         ({"backbone": "OWN", "cuts": ("a", "b")}, {}, "backbone=OWN", "backbone=none (the default)"),
         ({"depth": 8}, {"backbone": "OWN", "cuts": ("a",)}, "backbone=none", "backbone=OWN"),
         ({"depth": 8, "outputs": 2}, {"depth": 14, "at": (3, 5)}, "depth=8", "depth=14"),
+        ({"depth": 8, "outputs": 2}, {"depth": 14, "outputs": 4}, "depth=8", "depth=14"),
+        ({"depth": 8, "outputs": 2}, {"depth": 14, "at": (3, 11)}, "depth=8", "depth=14"),
     ],
 )
 def test_flags_that_make_two_nets_alike_are_named_and_defaults_are_called_that(theirs, ours, has, here, tmp_path):

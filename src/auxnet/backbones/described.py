@@ -181,6 +181,11 @@ def _unlike(options: Mapping[str, Any], theirs: Mapping[str, Any], run: Path) ->
     has = ", ".join(f"{name}={their[name]}" for name in names)
     here = ", ".join(f"{name}={our[name]}{' (the default)' * (our[name] == USUAL.get(name))}" for name in names)
     needed = {*names, *theirs} - {*OF_OUTPUTS} | {"cuts"} if "backbone" in names else {*names}
+    if "backbone" not in names:
+        try:
+            net_from({**options, **{name: theirs[name] for name in names if name in theirs}})
+        except ValueError:  # a depth at which there is no place for these outputs
+            needed |= {"outputs", "at"}
     flags = [f"{as_flag(name)} {their[name]}" for name in USUAL if name in needed and their[name] != our[name]]
     mend = f"give {' '.join(flags)}, or " if USUAL.keys() >= {*names} else ""  # not for what the data decide
     return f"the net of {run} has {has}, and this one has {here}: its weights do not fit; {mend}leave --pretrained out"
