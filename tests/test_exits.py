@@ -21,12 +21,12 @@ from auxnet.cost import costs
 from auxnet.data import load_data
 from auxnet.descent import Costs
 from auxnet.examining import solved_for
+from auxnet.exit_notes import _bound, _of_output_alone, _of_target
 from auxnet.exits import EarlyExit, ExitCosts, exit_latencies, exit_macs
 from auxnet.latency import Timing
 from auxnet.loading import weights_sha256
 from auxnet.policy import NEVER, confidence
 from auxnet.scores import compare
-from auxnet.solving import _bound, _of_output_alone, _of_target
 from auxnet.thresholds import CrossFit
 from conftest import multiply_adds, one_class_alone
 
@@ -639,6 +639,41 @@ def test_half_a_point_is_the_target_that_is_not_given(run, capsys):
 def test_numbers_of_numpy_are_targets_too(run):
     found = auxnet.solve_exits(run, max_mean_macs=np.int64(10**8), points=np.int64(2))
     assert json.loads((run / "exits.json").read_text())["target"] == found.target == {"max_mean_cost": 1e8}
+
+
+@pytest.mark.parametrize("target", [{"max_error_increase": 0.1}, {"max_mean_macs": 400_000, "confidence": "top"}])
+def test_a_net_and_its_batches_are_solved_as_the_run_that_they_are_of_and_nothing_is_written(run, target):
+    found = auxnet.solve_exits(run, points=3, **target)
+    (run / "exits.json").unlink()
+    with auxnet.opened(run) as it:
+        net = it.net.train()
+        on = auxnet.solve_exits_on(net, it.batches("val"), it.batches("test"), points=3, **target)
+        unseen = auxnet.solve_exits_on(net, it.batches("val"), points=3, **target)
+    assert net.training
+    assert not (run / "exits.json").exists()
+    assert (on.answer, on.curves, on.costs, on.cross_fitted) == (
+        found.answer,
+        found.curves,
+        found.costs,
+        found.cross_fitted,
+    )
+    assert [note.replace("auxnet.select_on", f"`auxnet select {run}`") for note in on.notes] == list(found.notes)
+    assert (unseen.policy, unseen.val, unseen.test, unseen.content["test"]) == (found.policy, found.val, None, None)
+    exits = EarlyExit.from_policy(net, on.policy)
+    assert exits.policy == on.policy
+    assert exits.net is net
+
+
+def test_a_net_that_cannot_be_solved_is_refused_in_words():
+    batches = [(IMAGES, torch.zeros(len(IMAGES), dtype=torch.int64))]
+    with pytest.raises(ValueError, match="the net has one output: there is nothing to leave early at"):
+        auxnet.solve_exits_on(NET.up_to(1), batches)
+    with pytest.raises(TypeError, match="must be an AuxNet"):
+        auxnet.solve_exits_on("runs/a", batches)
+    with pytest.raises(ValueError, match="are 2 targets: give one"):
+        auxnet.solve_exits_on(NET, batches, max_error_increase=0.1, max_mean_macs=3)
+    with pytest.raises(ValueError, match="there are no images to evaluate on"):
+        auxnet.solve_exits_on(NET, [])
 
 
 def test_where_no_thresholds_meet_the_target_there_is_a_reason_and_no_file(run):

@@ -36,6 +36,7 @@ _HOME = {
     "select": "selection",
     "select_on": "selection",
     "solve_exits": "solving",
+    "solve_exits_on": "solving",
     "supervision": "diagnosis",
     "sweep": "sweeps.sweeping",
     "write_report": "report",
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from auxnet.selection import select as select
     from auxnet.selection import select_on as select_on
     from auxnet.solving import solve_exits as solve_exits
+    from auxnet.solving import solve_exits_on as solve_exits_on
     from auxnet.sweeps.sweeping import sweep as sweep
     from auxnet.train import Run as Run
     from auxnet.train import fit as fit

@@ -74,6 +74,11 @@ class EarlyExit(nn.Module):
         self.net = net
         self.training = net.training
 
+    @classmethod
+    def from_policy(cls, net: AuxNet, policy: Policy) -> EarlyExit:
+        """The net that stops early by a policy, such as `solve_exits_on` finds. Raises as the class does."""
+        return cls(net, policy.thresholds, policy.confidence, policy.temperatures)
+
     def forward(self, images: Tensor) -> Exited:
         """Logits and exit of every image, in order; see the class.
 
@@ -192,8 +197,7 @@ def early_exit(run: RunDir, which: Which = "last") -> EarlyExit:
     Raises what `load_net` and `read_policy` raise.
     """
     net = load_net(run, which)
-    policy = read_policy(run, net.outputs, which)
-    return EarlyExit(net, policy.thresholds, policy.confidence, policy.temperatures).eval()
+    return EarlyExit.from_policy(net, read_policy(run, net.outputs, which)).eval()
 
 
 def _rows(features: Tensor, chosen: Tensor) -> Tensor:

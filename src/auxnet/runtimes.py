@@ -119,7 +119,7 @@ def runnable(
     else:
         K = policy.deepest
         part, policy, numbers = net.up_to(K), policy.up_to(K), np.arange(1, K + 1)
-    leaving = EarlyExit(copied(part), policy.thresholds, policy.confidence, policy.temperatures)
+    leaving = EarlyExit.from_policy(copied(part), policy)
     place = next(net.parameters()).device if device is None else device_of(Recipe(device=device).device)
     model = to_device(leaving.eval(), place)
     dtype = next(model.parameters()).dtype

@@ -15,7 +15,7 @@ from auxnet.sections import Confidence, Cost, Which
 from auxnet.words import in_points, per_cent, with_interval
 
 if TYPE_CHECKING:
-    from auxnet.solving import Point, Solved
+    from auxnet.solved import Point, Solved
     from auxnet.thresholds import Outcome
 
 CURVES = {
@@ -108,9 +108,11 @@ def exits(words: list[str]) -> int:
 
 def _show_answer(console: Console, found: Solved, answer: Point) -> None:
     """The policy, and what it does to validation and to test images."""
-    from auxnet.solving import cost_text
+    from auxnet.solved import cost_text
 
-    policy, on_val, on_test = answer.policy, answer.val, answer.test
+    policy, on_val, on_test, final_alone = answer.policy, answer.val, answer.test, found.curves["anytime"][-1]
+    assert on_test is not None  # as every run has test images
+    assert final_alone.test is not None
     title = (
         f"an image leaves at the first output whose confidence ({policy.confidence}) reaches the threshold; "
         "what it costs counts the heads that it passes"
@@ -126,7 +128,6 @@ def _show_answer(console: Console, found: Solved, answer: Point) -> None:
         temperature = f"{policy.temperatures[k]:.3f}"
         made.add_row(str(k + 1), words, temperature, cost_text(cost), f"{100 * on_val.shares[k]:.1f} %", share)
     screen.print_table(console, made)
-    final_alone = found.curves["anytime"][-1]
     same = not any(map(policy.decides, range(1, len(found.costs))))
     for name, seen, final_one in (("validation", on_val, final_alone.val), ("test", on_test, final_alone.test)):
         least, most = (cost_text(bound) for bound in seen.cost_interval)
@@ -147,7 +148,7 @@ def _show_answer(console: Console, found: Solved, answer: Point) -> None:
 
 def _show_curve(console: Console, found: Solved, name: str) -> None:
     """A curve on validation images alone: of test errors shown for every target, one would be chosen by them."""
-    from auxnet.solving import cost_text
+    from auxnet.solved import cost_text
 
     columns = (f"mean {found.unit}, val.", "error, val. (95 % interval)", "shares, val.")
     made = screen.table(CURVES[name], *columns)
