@@ -38,7 +38,7 @@ from auxnet.residual import MIN_SIZE, layout, resnet
 from auxnet.schedules import lambdas_at
 from auxnet.sections import MethodName, StepScale
 from auxnet.synchronised import synchronise_norms
-from auxnet.update import Average, identity
+from auxnet.update import identity
 
 PIXELS = 2**21  # evaluated at a time: 25 MB of float32 in three channels
 METHODS: dict[MethodName, Callable[..., Method]] = {"joint": joint, "pairwise": pairwise, "multiway": multiway}
@@ -242,7 +242,7 @@ def build(
     if precision_of(recipe) == torch.bfloat16:
         to_bfloat16(net)
     graphs = in_graphs(recipe, device, team.size)
-    method = build_method(recipe, net, loss, identity if team.size == 1 else team.average, graphs)
+    method = build_method(recipe, net, loss, team, graphs)
     if recipe.compile:
         method = _compiled(method, recipe, dataset, device, team)
     return net, as_cuda_graph(method, device) if graphs and can_be_graphs(method) else method
@@ -289,21 +289,20 @@ def _check_answers(recipe: Recipe, dataset: data.DataSet, net: AuxNet) -> None:
         raise ValueError(f"freeze='trunk' keeps the final output as it is, and {no_answers}: leave --freeze out")
 
 
-def build_method(
-    recipe: Recipe, net: AuxNet, loss: Loss, average: Average = identity, capturable: bool = False
-) -> Method:
+def build_method(recipe: Recipe, net: AuxNet, loss: Loss, team: Team | None = None, capturable: bool = False) -> Method:
     """The method of a recipe, bound to a net that is on its device. Raises ValueError for what it cannot have."""
-    weights = lambdas_at(recipe, net.depths)
+    weights, team = lambdas_at(recipe, net.depths), team or Team()
     options: dict[str, Any] = {
         "step_scale": step_scale_of(recipe),
         "loss": loss,
         "clip": recipe.clip,
-        "average": average,
+        "average": identity if team.size == 1 else team.average,
     }
     if recipe.distill > 0:
         options["distill"] = distillation_of(recipe, loss)
     if recipe.aggregator is not None:
-        options["aggregate"] = aggregator_of(recipe.aggregator)
+        aggregate = aggregator_of(recipe.aggregator)
+        options["aggregate"] = lambda rows: team.tensor_from_leader(aggregate(rows))  # some draw random numbers
     if recipe.method == "multiway":
         options |= {"mode": recipe.mode, "state": recipe.state, "order": recipe.order}
     return METHODS[recipe.method](net, optimizer_of(recipe, capturable), weights, **options)

@@ -159,7 +159,11 @@ class Team:
         """Give a net's parameters and buffers the values that they have in process 0."""
         for tensor in net.state_dict().values():
             if not expanded(tensor):
-                tensor.copy_(self._together(dist.broadcast, tensor, src=0))
+                tensor.copy_(self.tensor_from_leader(tensor))
+
+    def tensor_from_leader(self, tensor: Tensor) -> Tensor:
+        """The tensor of process 0, for every process, each of which has one of that shape and type."""
+        return self._together(dist.broadcast, tensor, src=0)
 
     def from_leader(self, work: Callable[[], T]) -> T:
         """What `work` gives in process 0, where alone it is done, for every process."""
@@ -180,7 +184,7 @@ class Team:
             if buffer.is_floating_point():
                 buffer.copy_(self.sum(buffer) / self.size)
             else:
-                buffer.copy_(self._together(dist.broadcast, buffer, src=0))
+                buffer.copy_(self.tensor_from_leader(buffer))
 
     def _together(self, operation: Callable[..., Any], tensor: Tensor, **options: Any) -> Tensor:
         """What an operation of torch.distributed makes of a tensor, which itself stays as it is."""
