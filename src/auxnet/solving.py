@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -29,17 +28,7 @@ from auxnet.recipe import RunDir
 from auxnet.scores import predictions
 from auxnet.sections import Confidence, Cost, Which
 from auxnet.solved import Point, Solved, Unit, cost_text
-from auxnet.thresholds import (
-    anytime,
-    budgeted,
-    check_target,
-    cost_curve,
-    fit_temperatures,
-    outcome,
-    solve,
-    solve_cross_fitted,
-    starts_of,
-)
+from auxnet.thresholds import Solver, anytime, budgeted, check_target, fit_temperatures, outcome
 from auxnet.words import command, which_flags
 
 INCREASE = 0.005  # the target, if none is given
@@ -69,7 +58,7 @@ def solve_exits(
 
     - `max_error_increase`: the least mean `cost` ("macs" or "latency") with an error of at most that much above the
       final output's, as a fraction of the images (0.005, the default, is half a percentage point). It is kept in the
-      mean over images that the thresholds were not solved on (`solve_cross_fitted`: no promise for one set of them),
+      mean over images that the thresholds were not solved on (`Solver.cross_fitted`: no promise for one set of them),
       by the final output alone if nothing else is shown to keep it.
     - `max_mean_macs`: the least error with at most that many multiply-adds for an image in the mean.
     - `max_mean_latency`: the same in milliseconds, one image at a time, measured here.
@@ -178,19 +167,18 @@ def _solved(net: AuxNet, batches: Batches, test_batches: Batches | None, asked: 
 
     temperatures = fit_temperatures(val) if asked.temperature else None
     rule = never(net.outputs, asked.confidence, temperatures)
-    starts = starts_of(val, rule, stop, passing, common=asked.common)
-    how: dict[str, Any] = {"common": asked.common, "starts": starts}  # as all solving below
+    solver = Solver(val, rule, stop, passing, asked.common)
     policy: Policy | None
     cross_fitted = None
-    if (increase := asked.target.get("max_error_increase")) is not None:
-        policy, cross_fitted = solve_cross_fitted(val, rule, stop, passing, max_error_increase=increase, **how)
+    if "max_error_increase" in asked.target:
+        policy, cross_fitted = solver.cross_fitted(**asked.target)
     else:
-        policy = solve(val, rule, stop, passing, max_mean_cost=asked.target["max_mean_cost"], **how)
+        policy = solver.solve(**asked.target)
     if policy is None:
         return replace(unsolved, reason=_unmet(unsolved, val.errors[0], timing))
     points = int(asked.points)
     policies = {
-        "solved": cost_curve(val, rule, stop, passing, points=points, **how),
+        "solved": solver.cost_curve(points),
         "anytime": anytime(rule),
         "budgeted": budgeted(val, rule, points=points),
     }
