@@ -1,6 +1,6 @@
 """Early exit solved for a net or a run: thresholds from validation images, and what they do on images not seen.
 
-The test images decide nothing: policies are made first, of validation images alone, and then reported on both.
+Test images decide nothing: all policies are solved on validation images alone, and then reported on both.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def solve_exits_on(
 
 @dataclass(frozen=True)
 class _Asked:
-    """What is asked for; see `solve_exits`. Raises ValueError for what cannot be."""
+    """The arguments of `solve_exits` that say what to solve. Raises ValueError for those out of range."""
 
     target: dict[str, float]
     unit: Unit
@@ -135,7 +135,7 @@ class _Asked:
 def _target(
     increase: float | None, macs: float | None, latency: float | None, cost: Cost
 ) -> tuple[dict[str, float], Unit]:
-    """The target as `solve` takes it, and the unit of cost. Raises ValueError for two, or one that cannot be."""
+    """The target as `Solver.solve` takes it, and the unit of cost. Raises ValueError for two, or one out of range."""
     check_choice("cost", cost, Cost)
     asked = {"max_error_increase": increase, "max_mean_macs": macs, "max_mean_latency": latency}
     given = {name: value for name, value in asked.items() if value is not None} or {"max_error_increase": INCREASE}
@@ -150,7 +150,7 @@ def _target(
 
 
 def _solved(net: AuxNet, batches: Batches, test_batches: Batches | None, asked: _Asked, select: str) -> Solved:
-    """The answer for a net of several outputs; `select` names what compares these, for the notes."""
+    """The answer for a net of several outputs; `select` names the command that compares outputs, for the notes."""
     image_shape, batches = image_shape_of(batches)
     val = predictions(net, batches)
     timed, device = asked.unit == "ms", next(net.parameters()).device
@@ -212,7 +212,7 @@ def _unmet(unsolved: Solved, first_error: float, timing: Timing | None) -> str:
 
 
 def _written(found: Solved, file: Path) -> Solved:
-    """The answer, once it lies in the run; a disk that does not take it costs the file alone."""
+    """The answer, written to the run's file; if the disk refuses, a warning and the answer all the same."""
     try:
         write_json(file, found.content)
     except OSError as error:

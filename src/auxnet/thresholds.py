@@ -32,7 +32,7 @@ FEWEST = 5  # images that a target on the error must amount to: with fewer, only
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a policy does to a set of images, with 95 % intervals: Wilson's for shares and errors."""
+    """What a policy does to a set of images, with 95 % intervals: Wilson's, and of the cost `interval_of_mean`."""
 
     images: int
     error: float
