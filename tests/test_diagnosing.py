@@ -299,7 +299,7 @@ def test_a_net_that_diverged_is_not_diagnosed(runs, tmp_path, weight, times, wor
     path = folder / "model.safetensors"
     state = read_tensors(path)
     state[weight] *= times
-    save_tensors(path, state, read_about(path))
+    save_tensors(path, state, **read_about(path))
     before = {*folder.iterdir()}
     assert main(["diagnose", str(folder), "--images", "256", *words]) == 1
     told = capsys.readouterr()

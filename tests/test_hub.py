@@ -268,7 +268,7 @@ def test_weights_without_a_checksum_are_taken_and_those_with_one_are_the_same_by
     net, best = load(copied), copied / "checkpoints" / "best.safetensors"
     assert read_about(best)["epoch"] == "1"
     for n in range(5):
-        save_tensors(tmp_path / f"{n}", net.state_dict(), {"epoch": "1"})
+        save_tensors(tmp_path / f"{n}", net.state_dict(), epoch="1")
     assert {(tmp_path / f"{n}").read_bytes() for n in range(5)} == {best.read_bytes()}
     save_file(net.state_dict(), copied / "model.safetensors")
     save_file(net.state_dict(), best, {"epoch": "1"})  # of somebody's own

@@ -19,6 +19,7 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor
 
 from auxnet import __version__
+from auxnet.answers import noted
 from auxnet.backbones.dryrun import outputs as logits_of_outputs
 from auxnet.backbones.named import is_own_code
 from auxnet.batches import normalise
@@ -112,7 +113,7 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         folder = Path(save_directory)
         if has_recipe(folder) or is_finished(folder) or checkpoints(folder):
             raise FileExistsError(f"{folder} is the folder of a run, whose weights stay as they were: name another")
-        shape = (self.preprocessing.channels, *self.preprocessing.image_size)
+        shape = self.preprocessing.image_shape
         for columns, _ in logits_of_outputs(self, shape):
             self.check_columns(columns)
         self._check_loadable(shape)
@@ -159,7 +160,9 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         return True
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        save_tensors(save_directory / "model.safetensors", self.state_dict())
+        built_in = self.config["network"].get("backbone") is None
+        answers = None if built_in else noted(self, self.preprocessing.image_shape)
+        save_tensors(save_directory / "model.safetensors", self.state_dict(), answers=answers)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **given: Any) -> PretrainedAuxNet:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from auxnet.answers import alike, answers, check_answers
 from auxnet.backbones.described import net_from
 from auxnet.backbones.named import check_outside, is_own_code
 from auxnet.documents import made_again, parsing, read_json
@@ -20,7 +21,7 @@ from auxnet.network import AuxNet
 from auxnet.recipe import RunDir, has_recipe, read_run_recipe, run_path
 from auxnet.rundir import LOCK, checkpoints
 from auxnet.sections import Which
-from auxnet.tensors import read_tensors
+from auxnet.tensors import read_about, read_tensors
 from auxnet.words import command
 
 
@@ -52,7 +53,9 @@ def load_weights(path: Path, net: AuxNet) -> None:
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
-        raise RuntimeError(f"{path} is damaged or of another network: {first_line(error)}") from None
+        raise RuntimeError(f"{path} is damaged or of another network than is built here: {first_line(error)}") from None
+    if (note := read_about(path).get("answers")) is not None:
+        check_answers(net, note, path)
 
 
 def build_net(config: Any, where: Path | str, trusted: str | None = None) -> AuxNet:
@@ -87,12 +90,8 @@ def unlike(net: AuxNet, built: AuxNet, image_shape: Sequence[int]) -> str | None
     if different := min(shapes[0] ^ shapes[1], default=None):
         return f"its tensor {different[0]}"
     built.load_state_dict(state)
-    image = torch.randn(1, *image_shape, generator=torch.Generator().manual_seed(0), device="cpu", dtype=torch.float32)
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        said, expected = (torch.stack(each.cpu().float().eval()(image.clone())) for each in (copied(net), built))
-    scale = float(expected.nan_to_num(0, 0, 0).abs().max())
-    same = torch.allclose(said, expected, rtol=0, atol=1e-3 * scale, equal_nan=True)  # whatever the memory format
-    return None if same else "what it computes"
+    said, expected = (answers(each.cpu().float(), image_shape) for each in (copied(net), built))
+    return None if alike(said, expected) else "what it computes"
 
 
 def read_config(folder: Path) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from auxnet.answers import check_answers, noted
 from auxnet.checkpoint import load_state, save_state
 from auxnet.errors import DamagedError, DivergedError, first_line, warn
 from auxnet.files import write_text
@@ -20,6 +21,7 @@ from auxnet.loading import load_weights
 from auxnet.method import Method
 from auxnet.modules import copied
 from auxnet.network import AuxNet
+from auxnet.preprocessing import Preprocessing
 from auxnet.recipe import Recipe
 from auxnet.rundir import append, begin, checkpoints, is_finished, left_in, lines, read_rows
 from auxnet.tensors import read_about, save_tensors
@@ -123,8 +125,13 @@ class Checkpointer:
         """
         if self.writes:
             _check_finite(net)
-            checkpoint = {"standing": vars(state), "net": net.state_dict(), "method": method.state_dict()}
+            checkpoint: dict[str, Any] = {
+                "standing": vars(state),
+                "net": net.state_dict(),
+                "method": method.state_dict(),
+            }
             checkpoint["saving"] = {"keep": self.keep, "every": self.every}
+            checkpoint["answers"] = _noted(self.recipe, net, state)
             if average is not None:
                 checkpoint["average"] = average.state_dict()
             self._write(checkpoint, state, net if average is None else average, diagnosed)
@@ -153,7 +160,7 @@ class Checkpointer:
             (folder / "checkpoints").mkdir(exist_ok=True)
             save_state(folder / "checkpoints" / f"{state.epoch:05}-{state.step:07}.ckpt", checkpoint, log)
             if state.step == 0 and state.best_epoch == state.epoch:
-                _save_best(folder, state, judged)
+                _save_best(folder, self.recipe, state, judged)
             for old in checkpoints(folder)[self.keep :]:
                 old.unlink(missing_ok=True)
         except OSError as error:
@@ -223,18 +230,20 @@ def load_checkpoint(
         method.load_state_dict(checkpoint["method"])
         if average is not None:
             average.load_state_dict(checkpoint["average"])
-        return state
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RuntimeError(f"{folder}: the checkpoint does not fit the recipe: {first_line(error)}") from None
+    if (note := checkpoint.get("answers")) is not None:
+        check_answers(net, note, folder)
+    return state
 
 
-def roll_back(folder: Path, state: TrainingState, net: AuxNet, epochs: int) -> TrainingState:
+def roll_back(folder: Path, recipe: Recipe, state: TrainingState, net: AuxNet) -> TrainingState:
     """Bring the other files back to what they were at this state: the lines of metrics.jsonl, the best weights.
 
     (And those of diagnosis.jsonl, if there is one: they are on the disk before the checkpoint of their epoch is.)
 
     Where the best weights are gone (a later epoch that is lost had replaced them) or, with a warning, damaged, the
-    best so far is forgotten: the epochs to come, of all `epochs`, decide, that one again among them. Raises
+    best so far is forgotten: the epochs to come, of all `recipe.epochs`, decide, that one again among them. Raises
     DamagedError if none is to come.
     """
     write_text(folder / "metrics.jsonl", lines(state.history))
@@ -244,9 +253,9 @@ def roll_back(folder: Path, state: TrainingState, net: AuxNet, epochs: int) -> T
     if _epoch_of_best(folder, net) == str(state.best_epoch):
         return state
     if state.step == 0 and state.best_epoch == state.epoch:
-        _save_best(folder, state, net)
+        _save_best(folder, recipe, state, net)
         return state
-    if state.epoch == epochs:
+    if state.epoch == recipe.epochs:
         raise DamagedError(f"{folder}: the best weights are gone from checkpoints/: --overwrite trains it again")
     return replace(state, best_epoch=0, best_error=float("inf"))
 
@@ -264,5 +273,13 @@ def _epoch_of_best(folder: Path, net: AuxNet) -> str | None:
     return read_about(path).get("epoch")
 
 
-def _save_best(folder: Path, state: TrainingState, net: AuxNet) -> None:
-    save_tensors(folder / "checkpoints" / "best.safetensors", net.state_dict(), {"epoch": str(state.epoch)})
+def _save_best(folder: Path, recipe: Recipe, state: TrainingState, net: AuxNet) -> None:
+    path = folder / "checkpoints" / "best.safetensors"
+    save_tensors(path, net.state_dict(), epoch=str(state.epoch), answers=_noted(recipe, net, state))
+
+
+def _noted(recipe: Recipe, net: AuxNet, state: TrainingState) -> str | None:
+    """What a net with a backbone answers, whose code may change; None for a built-in net."""
+    if recipe.backbone is None or state.preprocessing is None:
+        return None
+    return noted(net, Preprocessing.read(state.preprocessing).image_shape)

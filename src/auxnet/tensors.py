@@ -19,10 +19,11 @@ _KEY = "auxnet"  # a single one: safetensors writes several in an order that cha
 _LARGEST_HEADER = 100_000_000  # bytes, as safetensors has it
 
 
-def save_tensors(path: Path, state: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
-    """Tensors by name, in the default memory format whatever theirs; `about` is found again by `read_about`."""
+def save_tensors(path: Path, state: Mapping[str, Tensor], **about: str | None) -> None:
+    """Tensors by name, in the default memory format whatever theirs; `about` (not None) is what `read_about` gives."""
     plain = _plain(state)
-    noted = {_KEY: json.dumps({**(about or {}), "sha256": tensors_sha256(plain)})}
+    given = {key: value for key, value in about.items() if value is not None}
+    noted = {_KEY: json.dumps({**given, "sha256": tensors_sha256(plain)})}
     with written_whole(path) as partial:
         partial.write_bytes(save(plain, noted))
 

@@ -18,6 +18,7 @@ import torch
 
 from auxnet import __version__, distributed, rundir
 from auxnet.advice import doubts_of, precision_doubts, unreadable
+from auxnet.answers import noted
 from auxnet.backbones.weights import sha256_of
 from auxnet.build import build, evaluation_batches, network_options, normalised_for, resident
 from auxnet.data import DataSet, load_data
@@ -295,7 +296,7 @@ def _resume(training: Training, asked: dict[str, Any]) -> TrainingState:
     if state.preprocessing is not None:
         training.dataset = normalised_as(dataset, Preprocessing.read(state.preprocessing), folder)
     if team.leads:
-        state = roll_back(folder, state, training.judged, training.recipe.epochs)
+        state = roll_back(folder, training.recipe, state, training.judged)
     return state
 
 
@@ -329,7 +330,9 @@ def _finish(training: Training, state: TrainingState, known: dict[str, Any]) -> 
         "classes": list(dataset.classes),
         "preprocessing": preprocessing_of(dataset).content(),
     }
-    save_tensors(folder / "model.safetensors", training.judged.state_dict())
+    net, shape = training.judged, preprocessing_of(dataset).image_shape
+    answers = None if recipe.backbone is None else noted(net, shape)
+    save_tensors(folder / "model.safetensors", net.state_dict(), answers=answers)
     write_json(folder / "config.json", config)
     images: dict[str, Any] = {part: len(getattr(dataset, part)) for part in ("train", "val", "test")}
     images["train"] = state.train_images or images["train"]  # there may be others by now
