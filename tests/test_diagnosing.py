@@ -405,7 +405,7 @@ def test_the_copy_that_is_measured_normalises_by_its_own_images_and_tells_nobody
     twin = unsynchronised(net)
     for logits, right in zip(twin(images), expected, strict=True):
         torch.testing.assert_close(logits, right)
-    assert all(type(m).__name__ != "LoneNorm" for m in net.modules())
+    assert all(type(m).__name__ != "LocalBatchNorm" for m in net.modules())
     assert [*twin.state_dict()] == [*net.state_dict()]
 
 

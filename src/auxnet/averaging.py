@@ -30,7 +30,7 @@ def update_average(average: nn.Module, net: nn.Module, decay: float, step: int) 
 
 
 @torch.no_grad()
-def take_buffers(average: nn.Module, net: nn.Module) -> None:
+def copy_buffers(average: nn.Module, net: nn.Module) -> None:
     """Give the average the buffers of the net: statistics of norms that are no BatchNorm, counters, masks.
 
     In place, except for a buffer whose shape changed in training, such as a grid of positions for the image size.

@@ -122,7 +122,7 @@ def training_batches(
         flip=dataset.flip,
         workers=dataset.workers,
         augmentation=dataset.augmentation,
-        dtype=precision_of(recipe),
+        dtype=dtype_of(recipe),
     )
 
 
@@ -164,7 +164,7 @@ def evaluation_batches(
     return batches.batches(split, most, dataset.mean, dataset.std, **options)
 
 
-def precision_of(recipe: Recipe) -> torch.dtype:
+def dtype_of(recipe: Recipe) -> torch.dtype:
     """What the images of a training are in, and what its net computes in."""
     return torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
 
@@ -231,7 +231,7 @@ def build(
     net = to_device(net_of(recipe, dataset), device)
     if recipe.freeze == "trunk":
         if recipe.pretrained is not None:  # as it is not in a run that is resumed
-            _check_answers(recipe, dataset, net)
+            _check_frozen_is_pretrained(recipe, dataset, net)
         net.freeze_trunk()
     loss = loss_of(recipe, dataset, device)
     team = team or Team()
@@ -239,7 +239,7 @@ def build(
         team.broadcast(net)
         if recipe.sync_batchnorm:
             synchronise_norms(net, team)
-    if precision_of(recipe) == torch.bfloat16:
+    if dtype_of(recipe) == torch.bfloat16:
         to_bfloat16(net)
     graphs = in_graphs(recipe, device, team.size)
     method = build_method(recipe, net, loss, team, graphs)
@@ -267,7 +267,7 @@ def _compiled(method: Method, recipe: Recipe, dataset: data.DataSet, device: tor
     whole = range(min(recipe.batch_size, len(dataset.train)))
     N, (H, W) = len(whole[team.part(len(whole))]), dataset.image_size
     black = torch.zeros(N, H, W, dataset.channels, dtype=torch.uint8, device=device)
-    images = batches.normalise(black, dataset.mean, dataset.std).to(precision_of(recipe))
+    images = batches.normalise(black, dataset.mean, dataset.std).to(dtype_of(recipe))
     for rank in range(team.size):
         if rank == team.rank:
             method = compiled(method, images)
@@ -275,7 +275,7 @@ def _compiled(method: Method, recipe: Recipe, dataset: data.DataSet, device: tor
     return method
 
 
-def _check_answers(recipe: Recipe, dataset: data.DataSet, net: AuxNet) -> None:
+def _check_frozen_is_pretrained(recipe: Recipe, dataset: data.DataSet, net: AuxNet) -> None:
     """Raise ValueError if anything that is to be frozen in a net was drawn at random.
 
     The net is built again from another seed: whatever differs was drawn.

@@ -28,7 +28,7 @@ WARM_UP = 3  # steps one by one before a recording: they make the optimizers' st
 
 Step = Callable[[], Tensor]
 Record = Callable[[list[Piece]], Step]
-Aside = Callable[[], AbstractContextManager[None]]
+SideStream = Callable[[], AbstractContextManager[None]]
 
 
 class Recording(NamedTuple):
@@ -39,7 +39,7 @@ class Recording(NamedTuple):
     replay: Step
 
 
-class Decided(NamedTuple):
+class Settings(NamedTuple):
     """The Python-side settings that a recording has frozen in."""
 
     lambdas: list[float]
@@ -48,11 +48,11 @@ class Decided(NamedTuple):
     states: list[Any]
     """the state of every optimizer, compared by identity: `load_state_dict` makes new ones"""
 
-    def same(self, other: Decided) -> bool:
+    def equals(self, other: Settings) -> bool:
         """Whether the settings are the same, so that a recording made with the others still holds."""
         return self[:2] == other[:2] and all(map(is_, self.states, other.states))
 
-    def alike(self, other: Decided) -> bool:
+    def differs_in_numbers_only(self, other: Settings) -> bool:
         """Whether they differ in numbers alone, so that whatever a step makes once has been made."""
         return self._without_numbers() == other._without_numbers() and all(map(is_, self.states, other.states))
 
@@ -84,36 +84,36 @@ def can_be_graphs(method: Method) -> bool:
     return all(isinstance(o, torch.optim.SGD) or all(g.get("capturable") for g in o.param_groups) for o in optimizers)
 
 
-def captured(method: Method, record: Record, aside: Aside) -> Method:
+def captured(method: Method, record: Record, side_stream: SideStream) -> Method:
     """The same method, its steps recorded once and then replayed: bit for bit the training of ordinary steps.
 
     `record` turns the pieces of a step into a function that replays it, without running it; the steps before that run
     within `aside`. Batches of the largest size are recorded; one of another shape, such as the last of an epoch, is an
     ordinary step.
     """
-    return replace(method, one_step=Captured(method, record, aside), pieces=None)
+    return replace(method, one_step=Captured(method, record, side_stream), pieces=None)
 
 
 class Captured:
     """The steps of a method: `WARM_UP` run within `aside`, then one is recorded, and replayed from then on."""
 
-    def __init__(self, method: Method, record: Record, aside: Aside) -> None:
-        self.method, self.record, self.aside = method, record, aside
+    def __init__(self, method: Method, record: Record, side_stream: SideStream) -> None:
+        self.method, self.record, self.side_stream = method, record, side_stream
         self.possible = True  # until there is no memory for it
         self.recording: Recording | None = None
-        self.decided = Decided([], [], [])
+        self.settings = Settings([], [], [])
         self.largest, self.shape = 0, ()  # of the batches that are recorded
-        self.warm = 0  # steps aside, of these settings and this shape
+        self.warm_ups = 0  # steps aside, of these settings and this shape
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """One step on a batch: its losses [K]."""
         shape = _shape(images, labels)
         if self.possible:
-            self._see_settings()
-            self._see_shape(len(images), shape)
-            if self.warm < WARM_UP:
-                self.warm += shape == self.shape
-                with self.aside():
+            self._check_settings()
+            self._check_shape(len(images), shape)
+            if self.warm_ups < WARM_UP:
+                self.warm_ups += shape == self.shape
+                with self.side_stream():
                     return self.method.one_step(images, labels)
             if self.recording is None and shape == self.shape:
                 self._record(images.clone(), labels.clone())
@@ -123,21 +123,22 @@ class Captured:
         self.recording.labels.copy_(labels)
         return self.recording.replay().clone()
 
-    def _see_settings(self) -> None:
+    def _check_settings(self) -> None:
         """Begin anew where settings have changed; where numbers alone have, one step aside is enough.
 
         (It keeps those that change in every step from being recorded each time.)
         """
-        now, before = _decided(self.method), self.decided
-        if not now.same(before):
+        now, before = _settings_of(self.method), self.settings
+        if not now.equals(before):
             self._forget()
-            self.decided, self.warm = now, min(self.warm, WARM_UP - 1) if now.alike(before) else 0
+            self.settings = now
+            self.warm_ups = min(self.warm_ups, WARM_UP - 1) if now.differs_in_numbers_only(before) else 0
 
-    def _see_shape(self, size: int, shape: tuple[Any, ...]) -> None:
+    def _check_shape(self, size: int, shape: tuple[Any, ...]) -> None:
         """Begin anew for larger batches, and for others of the largest size as long as none is recorded."""
         if size > self.largest or (self.recording is None and size == self.largest and shape != self.shape):
             self._forget()
-            self.largest, self.shape, self.warm = size, shape, 0
+            self.largest, self.shape, self.warm_ups = size, shape, 0
 
     def _record(self, images: Tensor, labels: Tensor) -> None:
         """Record the step on these, where there is memory for it. Raises as `_check_memory` does."""
@@ -166,14 +167,14 @@ def _check_memory(error: BaseException) -> None:
     warn(f"steps are not CUDA graphs here, and take longer, for want of memory ({first_line(error)})")
 
 
-def _decided(method: Method) -> Decided:
+def _settings_of(method: Method) -> Settings:
     optimizers = [update.optimizer for update in method.updates]
     groups = [
         {name: value for name, value in group.items() if name != "params"}
         for optimizer in optimizers
         for group in optimizer.param_groups
     ]
-    return Decided([*method.lambdas], groups, [optimizer.state for optimizer in optimizers])
+    return Settings([*method.lambdas], groups, [optimizer.state for optimizer in optimizers])
 
 
 def _shape(images: Tensor, labels: Tensor) -> tuple[Any, ...]:

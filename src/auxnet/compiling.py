@@ -52,7 +52,7 @@ def compiled(method: Method, images: Tensor) -> Method:
         if method.way == "live":  # what it refuses is not seen in compiled segments
             for _ in kept_features(method.net, live=True)(images[:2]):
                 pass
-        first, *others = (torch.compile(_of_its_own(segment.forward), dynamic=False) for segment in segments)
+        first, *others = (torch.compile(_with_own_code(segment.forward), dynamic=False) for segment in segments)
         forwards = [lambda x: first(x.detach()), *others]  # no method asks for gradients of images
         _compile(segments, forwards, images)
         if method.way == "pairwise":  # runs segments again on a batch, with statistics that do not move
@@ -60,7 +60,7 @@ def compiled(method: Method, images: Tensor) -> Method:
                 _compile(segments[:-1], forwards, images)
 
     def within(run: Callable[[], Result]) -> Result:
-        with torch.compiler.set_stance("eager_on_recompile"), KEPT, _given(segments, forwards):
+        with torch.compiler.set_stance("eager_on_recompile"), KEPT, _with_forwards(segments, forwards):
             return run()
 
     def step(x: Tensor, labels: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def _settings() -> Iterator[None]:
         yield
 
 
-def _of_its_own(forward: Forward) -> Forward:
+def _with_own_code(forward: Forward) -> Forward:
     """A copy with its own code object: torch.compile caches graphs per code object, whatever the settings."""
 
     def run(x: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ def _compile(segments: nn.ModuleList, forwards: Sequence[Forward], images: Tenso
 
 
 @contextmanager
-def _given(segments: nn.ModuleList, forwards: Sequence[Forward]) -> Iterator[None]:
+def _with_forwards(segments: nn.ModuleList, forwards: Sequence[Forward]) -> Iterator[None]:
     """Give each segment another forward for the block."""
     before = [vars(segment).get("forward") for segment in segments]
     for segment, forward in zip(segments, forwards, strict=True):

@@ -145,7 +145,7 @@ class Team:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """A tensor's sum over the processes; exact for integers."""
-        return self._together(dist.all_reduce, tensor)
+        return self._collective(dist.all_reduce, tensor)
 
     def any(self, flag: bool) -> bool:
         """Whether a flag is set in any process."""
@@ -163,13 +163,13 @@ class Team:
 
     def tensor_from_leader(self, tensor: Tensor) -> Tensor:
         """The tensor of process 0, for every process, each of which has one of that shape and type."""
-        return self._together(dist.broadcast, tensor, src=0)
+        return self._collective(dist.broadcast, tensor, src=0)
 
     def from_leader(self, work: Callable[[], T]) -> T:
         """What `work` gives in process 0, where alone it is done, for every process."""
         box: list[Any] = [work() if self.leads else None]
         if self.size > 1:
-            with self._all_there():
+            with self._failure_explained():
                 dist.broadcast_object_list(box, src=0, device=self.device)
         found: T = box[0]
         return found
@@ -186,17 +186,17 @@ class Team:
             else:
                 buffer.copy_(self.tensor_from_leader(buffer))
 
-    def _together(self, operation: Callable[..., Any], tensor: Tensor, **options: Any) -> Tensor:
+    def _collective(self, operation: Callable[..., Any], tensor: Tensor, **options: Any) -> Tensor:
         """What an operation of torch.distributed makes of a tensor, which itself stays as it is."""
         if self.size == 1:
             return tensor
         result = tensor.detach().to(self.device, memory_format=torch.contiguous_format, copy=True)
-        with self._all_there():
+        with self._failure_explained():
             operation(result, **options)
         return result.to(tensor.device)
 
     @contextmanager
-    def _all_there(self) -> Iterator[None]:
+    def _failure_explained(self) -> Iterator[None]:
         """Have an operation of torch.distributed that fails inside say who lost whom, and how the run goes on."""
         try:
             yield

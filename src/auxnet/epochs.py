@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 from auxnet import signals
-from auxnet.averaging import RECALIBRATION_BATCHES, recalibrate_norms, take_buffers, update_average
+from auxnet.averaging import RECALIBRATION_BATCHES, copy_buffers, recalibrate_norms, update_average
 from auxnet.batches import seed_of
 from auxnet.build import (
     distillation_of,
+    dtype_of,
     evaluation_batches,
     first_batches,
     loss_of,
     mixed_at,
-    precision_of,
     training_batches,
 )
 from auxnet.data import DataSet
@@ -84,7 +84,7 @@ class Training:
         """The wall time by now, of this session and those before it."""
         return state.seconds + time.perf_counter() - self.began
 
-    def tell(self, state: TrainingState, done: bool = False) -> None:
+    def report(self, state: TrainingState, done: bool = False) -> None:
         """Say where it stands, within an epoch or `done` with one."""
         if self.watch is not None:
             self.watch(progress_of(self.recipe, self.dataset, state, done, self.team.size))
@@ -112,7 +112,7 @@ def run_epochs(training: Training, state: TrainingState) -> TrainingState:
             state = train_epoch(training, state)
             state = validate(training, state)
             training.save(state)
-            training.tell(state, done=True)
+            training.report(state, done=True)
             _stop_if_asked(training, state)
     return state
 
@@ -152,9 +152,9 @@ def train_epoch(training: Training, state: TrainingState) -> TrainingState:
         if training.average is not None and recipe.ema is not None:
             update_average(training.average, net, recipe.ema, (epoch - 1) * steps + step)
         if len(unread) == every or step == steps or (team.size == 1 and save_is_due()):
-            training.tell(read_losses())
+            training.report(read_losses())
             if team.any(save_is_due()):  # asked only where losses are read: asking the others waits for the device
-                if training.checkpointer.spares:  # an older run is still whole: stopping now must not replace it
+                if training.checkpointer.older_run_intact:  # a stop before the first save must not replace it
                     _stop_if_asked(training, state)
                 training.save(state)
                 _stop_if_asked(training, state)
@@ -197,7 +197,7 @@ def _saving_on_failure(batches: Iterable[T], training: Training, state_now: Call
         yield from batches
     except (OSError, RuntimeError) as error:
         checkpointer, state = training.checkpointer, state_now()
-        if training.team.size > 1 or checkpointer.spares:
+        if training.team.size > 1 or checkpointer.older_run_intact:
             raise
         if state.step:
             training.save(state)
@@ -219,11 +219,11 @@ def validate(training: Training, state: TrainingState) -> TrainingState:
     recipe, net, team, dataset = training.recipe, training.judged, training.team, training.dataset
     epoch, began = state.epoch + 1, time.perf_counter()
     if net is training.average:
-        take_buffers(net, training.net)
+        copy_buffers(net, training.net)
         seen = _saving_on_failure(_team_batches(training, epoch), training, lambda: state)
         recalibrate_norms(net, (x for _, _, x, _ in islice(seen, RECALIBRATION_BATCHES)))
     team.average_buffers(net.trained)
-    batches = evaluation_batches(dataset.val, dataset, training.device, team.own, precision_of(recipe))
+    batches = evaluation_batches(dataset.val, dataset, training.device, team.own, dtype_of(recipe))
     totals = tally(net, _saving_on_failure(batches, training, lambda: state))
     losses, wrong = (team.sum(total).double() / len(dataset.val) for total in totals)
     _check_finite(losses.tolist(), net, f"on the validation images after epoch {epoch}")
@@ -257,7 +257,7 @@ def _stop_if_asked(training: Training, state: TrainingState) -> None:
         folder = training.checkpointer.folder
         where = f"in epoch {state.epoch + 1}, after step {state.step}" if state.step else f"after epoch {state.epoch}"
         why = f"stopped {where}; the run is saved in {folder}, --resume (resume=True) goes on with it"
-        if training.checkpointer.spares:
+        if training.checkpointer.older_run_intact:
             why = f"stopped before anything was saved; {folder} is as it was"
         raise signals.Stopped(training.signal_received() or signal.SIGTERM, why)
 

@@ -17,7 +17,7 @@ from torch.autograd.graph import increment_version
 from auxnet.errors import is_number, warn
 from auxnet.network import AuxNet, check_forward, check_tensors, fitting
 from auxnet.sections import Way
-from auxnet.update import Update, master_of, usual_lr
+from auxnet.update import Update, base_lr, master_of
 
 Weights = Sequence[float] | Tensor  # lambda [K]
 
@@ -109,7 +109,7 @@ class Method:
 
     def __post_init__(self) -> None:
         check_loss(self.loss)
-        if set[int].intersection(*(update.empty for update in self.updates)):
+        if set[int].intersection(*(update.empty_groups for update in self.updates)):
             warn(
                 "the optimizer's function made a group without parameters: it is given aliases of the net's, which are "
                 "other objects, with no attributes: group them by shape (p.ndim) or by place"
@@ -187,7 +187,7 @@ class Method:
         """
         if not (is_number(lr) and 0 <= lr < math.inf):
             raise ValueError(f"lr must be a number of 0 or more, and finite, got {lr!r}")
-        usual = usual_lr(self.updates)
+        usual = base_lr(self.updates)
         for update in self.updates:
             update.set_lr(float(lr), usual)
 
@@ -204,7 +204,7 @@ class Method:
 
     def masters(self) -> list[Tensor]:
         """The masters of all parameters that have one, each once."""
-        return list({id(master): master for update in self.updates for _, master in update.rounded}.values())
+        return list({id(master): master for update in self.updates for _, master in update.with_master}.values())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave, in tensors of its own: the state may be that of a method that goes on.
@@ -241,7 +241,7 @@ class Method:
         for master, value in zip(masters, saved, strict=True):
             master.copy_(value)
         for update in self.updates:
-            update.round()
+            update.copy_masters()
         self.set_weights(state.get("weights", self.lambdas))
 
 

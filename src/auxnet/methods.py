@@ -185,7 +185,7 @@ def multiway(
         turns = features if order == "shallow_first" else reversed([*features])
         return supervise(net.heads, turns, labels, loss, distill)
 
-    def taken_back(output: Supervised) -> tuple[int, Tensor, Gradients]:
+    def backpropagated(output: Supervised) -> tuple[int, Tensor, Gradients]:
         k = output.k
         return k, output.loss, backward(output, lambdas[k - 1], updates[k - 1].trunk, keep=k != last)
 
@@ -195,7 +195,7 @@ def multiway(
             outputs = [*outputs]
             known = average(_stacked({output.k: output.loss for output in outputs}))
             rescale_each(updates, adaptive_scales(known, step_scales(lambdas, step_scale)))
-        passes = map(taken_back, outputs)  # live: backward k+1 runs once update k is done, by the weights it has left
+        passes = map(backpropagated, outputs)  # live: backward k+1 runs after update k, with the weights it left
         for k, L, gradient in [*passes] if mode == "frozen" else passes:  # frozen: all backwards come first
             updates[k - 1](gradient)
             losses[k] = L

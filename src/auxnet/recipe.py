@@ -24,7 +24,7 @@ SEAL = b"# sha256 "
 OF_RESNETS = ("depth", "form", "outputs", "at", "placement", "block", "width", "head", "precision")
 OF_BACKBONES = ("cuts",)
 METHOD_OF = {"mode": "multiway", "state": "multiway", "order": "multiway", "aggregator": "joint"}
-WITHOUT = (None, 0, False, "default", "float32")  # values that mean "off", and go with everything
+OFF = (None, 0, False, "default", "float32")  # values that mean "off", and go with everything
 Departures = Sequence[tuple[str, Any]]  # fields, and their values, that are held against each other
 RunDir = str | os.PathLike[str]  # a run's directory by its path, or the Run that `fit` returned
 WHERE = ("data_dir", "stream", "workers", "device", "threads", "cuda_graph", "compile")
@@ -63,7 +63,7 @@ class Recipe(MachineFields, TrainingFields, MethodFields, NetworkFields, DataFie
 
     def __post_init__(self) -> None:
         for name, may_be in kinds().items():
-            object.__setattr__(self, name, _as(may_be, getattr(self, name), name))
+            object.__setattr__(self, name, _converted(may_be, getattr(self, name), name))
         for holds, rule, names in RULES:
             for name in names:
                 if (value := getattr(self, name)) is not None and not holds(value):
@@ -76,12 +76,12 @@ class Recipe(MachineFields, TrainingFields, MethodFields, NetworkFields, DataFie
     def check_together(self, given: Collection[str] = ()) -> None:
         """Raise ExclusionError for two fields that exclude each other.
 
-        A field counts if it differs from its default, or is among `given` and not off (`WITHOUT`).
+        A field counts if it differs from its default, or is among `given` and not off (`OFF`).
         """
         departures = [
             (each.name, value)
             for each in fields(self)
-            if (value := getattr(self, each.name)) != each.default or (each.name in given and value not in WITHOUT)
+            if (value := getattr(self, each.name)) != each.default or (each.name in given and value not in OFF)
         ]
         self._check_owners(departures)
         self._check_pairs(departures)
@@ -281,7 +281,7 @@ def words_of(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _as(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
+def _converted(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
     """`value` as one of these types, or ValueError: 3 serves as 3.0, a list as a tuple, a path as text."""
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
@@ -298,7 +298,7 @@ def _as(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
         if get_origin(kind) is tuple and isinstance(value, list | tuple):
             if get_args(kind)[0] is str:  # modules of nn.Sequential are named 0, 1, ...
                 value = [str(item) if type(item) is int else item for item in value]
-            return tuple(_as(get_args(kind)[:1], item, name) for item in value)
+            return tuple(_converted(get_args(kind)[:1], item, name) for item in value)
         if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
             with suppress(ValueError, OverflowError):
                 return float(value)  # YAML reads 1e-4 as a string

@@ -104,7 +104,7 @@ class Checkpointer:
         return self.writes and time.monotonic() - self.saved >= self.every
 
     @property
-    def spares(self) -> bool:
+    def older_run_intact(self) -> bool:
         """Whether an older run is still there: a training that is asked to stop now leaves it as it is."""
         return self.replaces and not self.begun
 
@@ -167,9 +167,9 @@ class Checkpointer:
             if not folder.is_dir():
                 raise RuntimeError(f"{folder} has vanished, and what was saved of the run with it") from error
             saved = "what was saved before is whole: put that right, then go on with --resume"
-            if self.spares and left_in(folder) != older:
+            if self.older_run_intact and left_in(folder) != older:
                 saved = "a part of the older run is removed: put that right, then begin again with --overwrite"
-            elif self.spares:
+            elif self.older_run_intact:
                 saved = "what lay there is as it was: put that right, then begin again"
             elif not self.begun:
                 saved = "nothing was saved before: put that right, then begin again"

@@ -165,7 +165,7 @@ def to_resume(folder: Path) -> tuple[bool, bool]:
     return _is_run(folder) and not lost, lost
 
 
-def leave_out(folder: Path, max_corrupt: int) -> None:
+def record_max_corrupt(folder: Path, max_corrupt: int) -> None:
     """Save `max_corrupt` in a run's recipe, so that whoever opens the run leaves out the same unreadable images."""
     if read_run_recipe(folder).max_corrupt != max_corrupt:  # it says, too, whether the recipe is whole
         recorded = read_recipe(folder / "recipe.yaml")  # where the data lay, though they may have moved

@@ -65,7 +65,7 @@ def held() -> Iterator[Callable[[], int]]:
 
 
 @contextmanager
-def obeyed() -> Iterator[None]:
+def raised_after() -> Iterator[None]:
     """On leaving, raise Stopped for a signal that `held` noted inside, if an error, handled there, had come first."""
     global _left
     if _in_main():

@@ -23,27 +23,27 @@ def synchronise_norms(net: nn.Module, team: Team) -> None:
         return
     for norm in net.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-            norm.__class__ = TeamNorm  # the module itself stays, and with it whatever refers to it
-            cast(TeamNorm, norm).team = team
+            norm.__class__ = TeamBatchNorm  # the module itself stays, and with it whatever refers to it
+            cast(TeamBatchNorm, norm).team = team
 
 
 def unsynchronised(net: AuxNet) -> AuxNet:
     """A copy of a net whose norms, where they were synchronised, see the images of this process alone."""
     twin = copied(net)
     for norm in twin.modules():
-        if isinstance(norm, TeamNorm):
-            norm.__class__ = LoneNorm  # type: ignore[assignment]
+        if isinstance(norm, TeamBatchNorm):
+            norm.__class__ = LocalBatchNorm  # type: ignore[assignment]
     return twin
 
 
-class LoneNorm(nn.modules.batchnorm._BatchNorm):
+class LocalBatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm over the images of this process, of any number of dimensions."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
 
 
-class TeamNorm(nn.SyncBatchNorm):
+class TeamBatchNorm(nn.SyncBatchNorm):
     """BatchNorm over the images of a team, on any device, counting parts that are unequal.
 
     (PyTorch's own refuses the CPU, and its backward takes the parts for equal.)

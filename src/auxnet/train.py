@@ -162,9 +162,9 @@ def fit(
             watch=watch,
             write_events=write_events,
         )
-        state = _resume(training, asked) if resume else _beginning(training, earlier)
+        state = _resume(training, asked) if resume else _first_state(training, earlier)
         if resume and team.leads:
-            rundir.leave_out(folder, recipe.max_corrupt)
+            rundir.record_max_corrupt(folder, recipe.max_corrupt)
         if write_events is not None and state.history:
             write_events(state.history)
         finished = state.epoch == recipe.epochs  # by sessions before this one
@@ -241,7 +241,7 @@ def _prepare(recipe: Recipe, team: Team, resume: Path | None) -> tuple[DataSet, 
     return dataset, net, method
 
 
-def _beginning(training: Training, earlier: tuple[Earlier, ...]) -> TrainingState:
+def _first_state(training: Training, earlier: tuple[Earlier, ...]) -> TrainingState:
     """The state of a training that begins; warns of images that judge it and may have been trained on before."""
     dataset, weights = training.dataset, training.recipe.pretrained
     doubt = None

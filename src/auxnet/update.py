@@ -58,9 +58,9 @@ class Update:
         pairs = list(zip((p.data for p in self.parameters), masters, strict=True))
         self.aliases = [data if master is None else master for data, master in pairs]
         self.strides = [torch.empty_like(alias).stride() for alias in self.aliases]  # their own, but for gaps
-        self.rounded = [(data, master) for data, master in pairs if master is not None]
+        self.with_master = [(data, master) for data, master in pairs if master is not None]
         self.optimizer = _checked(optimizer, self.aliases)
-        self.empty = {n for n, settings in enumerate(self.optimizer.param_groups) if not settings["params"]}
+        self.empty_groups = {n for n, settings in enumerate(self.optimizer.param_groups) if not settings["params"]}
         aliases = iter(self.aliases)
         self.places = _split_groups(self.optimizer, [[next(aliases) for _ in group] for group in groups])
         self.etas = [float(settings["lr"]) for settings in self.optimizer.param_groups]
@@ -90,12 +90,12 @@ class Update:
         self.optimizer.step()
         for alias in self.aliases:
             alias.grad = None
-        self.round([alias for alias, gradient in zip(self.aliases, held, strict=True) if gradient is not None])
+        self.copy_masters([alias for alias, gradient in zip(self.aliases, held, strict=True) if gradient is not None])
         torch.clear_autocast_cache()  # it holds casts of the weights as they were
 
-    def round(self, updated: Iterable[Tensor] | None = None) -> None:
+    def copy_masters(self, updated: Iterable[Tensor] | None = None) -> None:
         """Give parameters of lower precision the value of their masters: of those `updated`, or of all."""
-        pairs = self.rounded
+        pairs = self.with_master
         if pairs and updated is not None:
             ids = set(map(id, updated))
             pairs = [(data, master) for data, master in pairs if id(master) in ids]
@@ -123,7 +123,7 @@ class Update:
             for name, value in of_alias.items():
                 if isinstance(value, Tensor) and value.shape == alias.shape and value.stride() != alias.stride():
                     of_alias[name] = torch.empty_like(alias, dtype=value.dtype).copy_(value)
-        self.round()
+        self.copy_masters()
 
     def set_lr(self, eta: float, usual: float) -> None:
         """Set the step size from now on, in place of the usual one; each group keeps its own share of it."""
@@ -150,7 +150,7 @@ class Update:
                 )
 
 
-def usual_lr(updates: Sequence[Update]) -> float:
+def base_lr(updates: Sequence[Update]) -> float:
     """The step size of groups that have none of their own: the optimizers' default, or else the largest of any group.
 
     It is one for all outputs, since not every one needs to have parameters in every group.

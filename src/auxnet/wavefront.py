@@ -69,7 +69,7 @@ def wavefront(
                 gradient_of |= zip(parameters(net.heads[k - 1]), outputs[k].head, strict=True)
             updates[k - 1]([gradient_of.get(p) for p in updates[k - 1].parameters])
 
-        passes = schedule([k for k in turns if lambdas[k - 1] > 0], lowest)
+        passes = ordered_passes([k for k in turns if lambdas[k - 1] > 0], lowest)
         place = {each: n for n, each in enumerate(passes, start=1)}
         return [Piece(forward, lane=0, after=())] + [
             Piece(partial(backward, k, j), lane=k, after=tuple(place[each] for each in before) or (0,))
@@ -88,7 +88,7 @@ def _is_separable(update: Update | SharedUpdate) -> bool:
     return not together and type(optimizer).__module__.startswith("torch.optim.")
 
 
-def schedule(turns: Sequence[int], lowest: int = 1) -> dict[Pass, list[Pass]]:
+def ordered_passes(turns: Sequence[int], lowest: int = 1) -> dict[Pass, list[Pass]]:
     """The passes of a step's backwards in the order in which they can begin, each with those that must be done first.
 
     Those are the same backward's pass above, and the pass through the same segment of the backward before it. Below
