@@ -255,5 +255,5 @@ def _parameter_identities(module: nn.Module) -> list[tuple[int, int, bool]]:
 
 
 def _function_of(way: str) -> str:
-    """The function that makes methods of this way; all modes of multi-way share one, and may load each other's states."""
+    """The function that makes methods of this way; multi-way's modes share one, and may load each other's states."""
     return way if way in ("joint", "pairwise") else "multiway"

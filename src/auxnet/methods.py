@@ -7,7 +7,7 @@ feature after S_k. One training step on a batch:
     pairwise    for k = 1..K:  forward to x_k;  backward of L_k;  update of S_1..S_k and H_k
     multiway    forward;  for k = 1..K:  backward of L_k, features kept;  update of S_1..S_k and H_k
 
-In pairwise and multiway each output has its own optimizer state (but for `state="shared"` and `mode="fused"`).
+In pairwise and multiway each output has its own optimizer state (except with `state="shared"` or `mode="fused"`).
 lambda_k scales the gradient of L_k where it enters the trunk, at x_k; the head H_k takes its own gradient unscaled, at
 the full step size. An output with lambda_k = 0 is discarded (`Method.set_weights`).
 
