@@ -119,7 +119,7 @@ def test_a_trunk_that_is_freed_trains_again_and_one_freed_by_half_is_refused():
     auxnet.pairwise(net, optimizer)
     net.requires_grad_(True)  # its norms would stay in evaluation mode
     for make in (auxnet.joint, auxnet.pairwise, auxnet.multiway):
-        with pytest.raises(ValueError, match=r"that are to train: net\.freeze_trunk\(False\) first frees it all$"):
+        with pytest.raises(ValueError, match=r"to train again: net\.freeze_trunk\(False\) first unfreezes them all$"):
             make(net.train(), optimizer)
     net.freeze_trunk(False)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}

@@ -1074,7 +1074,7 @@ def test_a_state_of_another_net_or_of_other_groups_is_refused_before_anything_is
     other = make(small(), flat_apart)
     with pytest.raises(ValueError, match=r"another net: it has a parameter \[7, \d+\], where this one has \[10, \d+\]"):
         method.load_state_dict(state[7])
-    with pytest.raises(ValueError, match="other groups of parameters: build this method as that was"):
+    with pytest.raises(ValueError, match="other groups of parameters: build this method as the saved one"):
         other.load_state_dict(state[10])
     broken = state[10] | {"optimizers": [*state[10]["optimizers"][:-1], {}]}
     with pytest.raises(ValueError, match="no param_groups"):

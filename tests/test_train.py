@@ -272,7 +272,7 @@ def test_overwrite_refuses_a_folder_among_the_files_of_a_run_before_it_removes_a
     whole = auxnet.fit(replace(TINY, epochs=1), tmp_path / "a").folder
     (whole / "report.html").mkdir()
     before = sorted(whole.rglob("*")), bytes_of(whole)
-    with pytest.raises(FileExistsError, match=r"report\.html is a folder, which no run has there: move it away"):
+    with pytest.raises(FileExistsError, match=r"report\.html is a folder, where a run has a file: move it away"):
         auxnet.fit(replace(TINY, epochs=1), whole, overwrite=True)
     assert (sorted(whole.rglob("*")), bytes_of(whole)) == before
     (whole / "report.html").rmdir()

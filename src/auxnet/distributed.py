@@ -38,9 +38,10 @@ def team(device: str | torch.device = "cpu", timeout: float = 1800.0, joining: f
     On the CPU they communicate by gloo; with device "cuda" by nccl, each on the GPU of its own number (LOCAL_RANK).
 
     If a process is killed, the next operation of the others fails at once (under nccl, torchrun ends them); if a
-    process hangs, it fails after `timeout` seconds. Raises ValueError if torchrun's environment is incomplete or there
-    is no such device for this process; RuntimeError if the others are not all found within `joining` seconds. (For a
-    second team in one process, within `timeout`: some may still evaluate what the first team trained.)
+    process hangs, that operation fails after `timeout` seconds. Raises ValueError if torchrun's environment is
+    incomplete or there is no such device for this process; RuntimeError if the others are not all found within
+    `joining` seconds. (For a second team in one process, within `timeout`: some may still evaluate what the first team
+    trained.)
     """
     device, size, number = torch.device(device), int(os.environ.get("WORLD_SIZE", 1)), next(_numbers)
     if size == 1:

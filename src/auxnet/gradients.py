@@ -115,7 +115,7 @@ def _at_head(
     L = _loss_at(logits, loss, *targets)
     supervision, *of_head = gradients([L], [x, *parameters(heads[k - 1])])
     if supervision is None:
-        raise ValueError(f"the loss of output {k} does not depend on its feature: head {k} cuts it off")
+        raise ValueError(f"the loss of output {k} does not depend on its feature: head {k} cuts the gradient off")
     return Supervised(k, feature, L.detach(), supervision, of_head), logits.detach()
 
 

@@ -59,7 +59,7 @@ def weights_for(net: AuxNet, weights: Weights | None) -> list[float]:
     net.check_nothing_shared()
     if any(p.requires_grad for part in net.frozen for p in part.parameters()):
         raise ValueError(
-            "freeze_trunk() froze parameters that are to train: net.freeze_trunk(False) first frees it all"
+            "parameters that freeze_trunk() froze are to train again: net.freeze_trunk(False) first unfreezes them all"
         )
     lambdas = checked_weights(net.loss_weights() if weights is None else weights, net.outputs)
     if not any(p.requires_grad for p in net.parameters()):
@@ -111,8 +111,8 @@ class Method:
         check_loss(self.loss)
         if set[int].intersection(*(update.empty_groups for update in self.updates)):
             warn(
-                "the optimizer's function made a group without parameters: it is given aliases of the net's, which are "
-                "other objects, with no attributes: group them by shape (p.ndim) or by place"
+                "the optimizer's function made a group without parameters: it is given aliases of the net's "
+                "parameters, which are other objects without their attributes: group by shape (p.ndim) or by position"
             )
         self.built_on.extend(_parameter_identities(self.net))
         self.trained.extend(p for p in self.net.parameters() if p.requires_grad)
@@ -215,7 +215,7 @@ class Method:
         states = copy.deepcopy(state.get("optimizers", [])) if isinstance(state, dict) else []
         way = state.get("way", self.way) if states else self.way  # (old states have no way)
         if _function_of(way) != _function_of(self.way):
-            raise ValueError(f"this method is {self.way}, the state is of {way}: build this method as that was")
+            raise ValueError(f"this method is {self.way}, the state is of {way}: build this method as the saved one")
         if len(states) != len(self.updates):
             raise ValueError(f"this method has {len(self.updates)} optimizers, the state has {len(states)}")
         own = [type(update.optimizer).__name__ for update in self.updates]
@@ -229,7 +229,7 @@ class Method:
                 raise ValueError(f"the state is of another net: it has a parameter {theirs}, where this one has {ours}")
         if not all(map(Update.fits, self.updates, states)):
             raise ValueError(
-                "the state is of optimizers with other groups of parameters: build this method as that was"
+                "the state is of optimizers with other groups of parameters: build this method as the saved one"
             )
         masters, saved = self.masters(), state.get("masters", [])
         if len(masters) != len(saved):

@@ -91,14 +91,14 @@ def check_run_folder(folder: Path, recipe: Recipe, resume: bool, overwrite: bool
     is_run = _is_run(folder)
     if resume:
         if not is_run:
-            mend = "give --data or --config too, and it is begun there"
+            mend = "give --data or --config too to begin one there"
             raise FileNotFoundError(f"there is no run to resume in {folder}: {mend}{nearest_run(folder)}")
         _check_same(read_run_recipe(folder), recipe, folder)
     elif is_run and not overwrite:
         mend = "resume (--resume) continues it, overwrite (--overwrite) replaces it"
         raise FileExistsError(f"{folder} holds a run already: {mend}")
     elif is_run and (others := [path for path in left_in(folder) if path.is_dir() and not path.is_symlink()]):
-        raise FileExistsError(f"{others[0]} is a folder, which no run has there: move it away, or name another")
+        raise FileExistsError(f"{others[0]} is a folder, where a run has a file: move it away, or name another")
     elif not is_run and folder.is_dir() and any(map(_is_foreign, folder.iterdir())):
         raise FileExistsError(f"{folder} holds other files: name a new folder for the run")
     if not resume:

@@ -68,6 +68,6 @@ def check_choices(mode: str, state: str, order: str, step_scale: str) -> None:
     for name, value, known in (("mode", mode, Mode), ("state", state, State), ("order", order, Order)):
         check_choice(name, value, known)
     if mode == "fused" and (state, order) != ("per_output", "shallow_first"):
-        raise ValueError("mode='fused' has one update alone: leave state and order out, or use 'live' or 'frozen'")
+        raise ValueError("mode='fused' makes a single update: leave state and order out, or use 'live' or 'frozen'")
     if mode == "fused" and step_scale == "adaptive":
-        raise ValueError("mode='fused' needs steps in constant ratio, and step_scale='adaptive' has none: use 'live'")
+        raise ValueError("mode='fused' needs steps in constant ratio, unlike step_scale='adaptive': use 'live'")

@@ -278,7 +278,7 @@ def _resume(training: Training, asked: dict[str, Any]) -> TrainingState:
     state = load_checkpoint(checkpoint, training.net, training.method, folder, training.average)
     if state.epoch > training.recipe.epochs:  # its recipe file was edited
         done = plural(state.epoch, "epoch")
-        raise ValueError(f"{folder} has trained {done}, and its recipe says epochs={training.recipe.epochs}: mend that")
+        raise ValueError(f"{folder} has trained {done}, its recipe says epochs={training.recipe.epochs}: correct that")
     training.checkpointer = replace(training.checkpointer, **{**checkpoint.get("saving", {}), **asked})
     check_drawn(training.dataset, state.drawn, folder, state.left_out)
     dataset, judged_on = training.dataset, training.dataset.judged_on

@@ -189,11 +189,11 @@ def _checked(optimizer: Optimizer, parameters: list[Tensor]) -> torch.optim.Opti
             settings["params"] = []
     name, closure = type(made).__name__, signature(made.step).parameters.get("closure")
     if closure is not None and closure.default is not None:
-        raise ValueError(f"{name} asks for losses within a step, where gradients are handed over: take another")
+        raise ValueError(f"{name} asks for losses within a step, but a method gives it gradients alone: take another")
     if isinstance(made, torch.optim.SparseAdam):
         raise ValueError("SparseAdam takes sparse gradients, and those of convolutions are dense: take Adam")
     if isinstance(made, torch.optim.Rprop | torch.optim.ASGD):
-        raise ValueError(f"{name} keeps its step sizes to itself, where those of a method do not reach: take SGD")
+        raise ValueError(f"{name} keeps its step sizes to itself, so that a method cannot set them: take SGD")
     if isinstance(made, torch.optim.Adafactor):
         raise ValueError("Adafactor steps by 1 / sqrt(steps so far) once that is less than its step size: take AdamW")
     return made

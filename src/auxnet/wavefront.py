@@ -33,9 +33,9 @@ def wavefront(
 ) -> Callable[[Tensor, Tensor], list[Piece] | None]:
     """A live step in pieces: the forward with all its heads, then backward k through segment S_j for all k and j.
 
-    `supervised` yields x_k, L_k and dL_k/dx_k of each output. Gives None where parameters cannot be updated one by one:
-    clipped gradients, means over processes, hooked optimizers, or others than PyTorch's. The first piece raises
-    RuntimeError for hooks on features, which two pieces would call.
+    `supervised` yields x_k, L_k and dL_k/dx_k of each output. The function returned gives None if parameters cannot be
+    updated one by one: with clipped gradients, means over processes, hooked optimizers, or others than PyTorch's. The
+    first piece raises RuntimeError for hooks on features, which two pieces would call.
     """
     turns = range(1, net.outputs + 1) if order == "shallow_first" else range(net.outputs, 0, -1)
 
