@@ -163,7 +163,7 @@ class Team:
                 tensor.copy_(self.tensor_from_leader(tensor))
 
     def tensor_from_leader(self, tensor: Tensor) -> Tensor:
-        """The tensor of process 0, for every process, each of which has one of that shape and type."""
+        """Process 0's tensor, returned in every process; each must give a tensor of its shape and dtype."""
         return self._collective(dist.broadcast, tensor, src=0)
 
     def from_leader(self, work: Callable[[], T]) -> T:
