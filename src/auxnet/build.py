@@ -17,6 +17,7 @@ from torch import nn
 from auxnet import batches, data
 from auxnet.backbones.described import cuts_of, net_from
 from auxnet.backbones.named import normalisation
+from auxnet.backbones.pretrained import pretrained_net
 from auxnet.backbones.weights import config_of, is_weights_of_run, run_of
 from auxnet.batches import Share
 from auxnet.by_name import aggregator_of, optimizer_of
@@ -213,7 +214,10 @@ def _resnet_options(recipe: Recipe, num_classes: int, in_channels: int) -> dict[
 
 def net_of(recipe: Recipe, dataset: data.DataSet) -> AuxNet:
     """The net of a recipe; weights that are not pretrained are random."""
-    return net_from(network_options(recipe, dataset), recipe.pretrained, dataset.classes)
+    options = network_options(recipe, dataset)
+    if recipe.pretrained is None:
+        return net_from(options)
+    return pretrained_net(options, recipe.pretrained, dataset.classes)
 
 
 def _check_size(recipe: Recipe, dataset: data.DataSet) -> None:
