@@ -17,7 +17,7 @@ import auxnet
 from auxnet.method import Method
 from auxnet.methods import adaptive_scales, step_scales
 from auxnet.update import Update
-from auxnet.watching import Held
+from auxnet.watching import PeakBytes
 
 UNFIT = ("Optimizer", "SparseAdam", "LBFGS", "Muon", "Rprop", "ASGD", "Adafactor")
 ETA, MOMENTUM, DECAY = 0.3, 0.9, 0.02
@@ -765,7 +765,7 @@ def test_live_holds_hardly_more_memory_than_joint(outputs, most):
         net, (x, y) = auxnet.resnet(20, outputs).to(memory_format=torch.channels_last).train(), images(32, 16)
         method = make(net, sgd(), net.loss_weights())
         method.step(x, y)
-        with Held() as held:
+        with PeakBytes() as held:
             held.hold([x, y, *net.parameters()])
             held.hold([v for u in method.updates for state in u.optimizer.state.values() for v in state.values()])
             method.step(x, y)

@@ -20,8 +20,8 @@ import auxnet
 from auxnet import build, by_name, epochs, feasible, machine, rundir, schedules, train
 from auxnet.data import load_data
 from auxnet.errors import DivergedError
+from auxnet.export_graphs import OneOutput
 from auxnet.files import written_whole
-from auxnet.graphs import OneOutput
 from auxnet.plan import plan
 from auxnet.progress import progress_of
 from auxnet.reading.splits import fingerprint

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, UntypedStorage, nn
 from torch.autograd.graph import Node, saved_tensors_hooks
 
-from auxnet.backbones.dryrun import plain_attention, still, without_norms
+from auxnet.backbones.dryrun import frozen_copy, plain_attention, without_norms
 from auxnet.features import nodes_below
 from auxnet.modules import copied
 from auxnet.network import AuxNet
-from auxnet.watching import Products
+from auxnet.watching import MultiplyAddCounter
 
-SMALL = 2**18  # numbers of an image: 295x295 in colour
+SMALL_IMAGE = 2**18  # numbers of an image: 295x295 in colour
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -35,13 +35,13 @@ def multiply_adds_by_part(net: AuxNet, image_shape: Sequence[int]) -> list[tuple
     pairs = nn.ModuleList(nn.ModuleList(pair) for pair in zip(net.segments, net.heads, strict=True))
     like = next(pairs.parameters())
     image = torch.zeros(1, *image_shape, dtype=like.dtype, device=like.device)
-    if not image.is_meta and image.numel() <= SMALL and all(map(_is_built_in, pairs.modules())):
-        return _run(still(pairs), image)
+    if not image.is_meta and image.numel() <= SMALL_IMAGE and all(map(_is_built_in, pairs.modules())):
+        return _run(frozen_copy(pairs), image)
     try:
-        return _run(without_norms(still(pairs).to("meta")), image.to("meta"))
+        return _run(without_norms(frozen_copy(pairs).to("meta")), image.to("meta"))
     except Exception:
         with torch.backends.mkldnn.flags(enabled=False):  # whose LSTM is one operator, of which nothing is counted
-            return _run(still(pairs), image)
+            return _run(frozen_copy(pairs), image)
 
 
 def _is_built_in(module: nn.Module) -> bool:
@@ -52,13 +52,13 @@ def _is_built_in(module: nn.Module) -> bool:
 def _run(pairs: Any, x: Tensor) -> list[tuple[int, int]]:
     """Multiply-adds of each segment, and of the head at its end."""
     parts = []
-    with torch.no_grad(), plain_attention(), Products() as products:
+    with torch.no_grad(), plain_attention(), MultiplyAddCounter() as counter:
         for segment, head in pairs:
-            before = products.multiply_adds
+            before = counter.multiply_adds
             x = segment(x)
-            between = products.multiply_adds
+            between = counter.multiply_adds
             head(x)
-            parts.append((between - before, products.multiply_adds - between))
+            parts.append((between - before, counter.multiply_adds - between))
     return parts
 
 

@@ -28,7 +28,7 @@ from auxnet.words import first_few, per_cent
 COSTS = ("output", "depth", "params", "macs")
 """the fields of an `OutputReport` that say which output it is of and what that costs, not how it was measured"""
 MOST_CLASSES = 100  # of a confusion matrix that is kept, or drawn whole
-UNEVEN = 1.5  # times the images of the smallest class in the largest, beyond which the balanced error is told
+UNEVEN_RATIO = 1.5  # times the images of the smallest class in the largest, beyond which the balanced error is told
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class OutputReport:
     def uneven(self) -> bool:
         """Whether the classes that have images differ so much in size that the balanced error tells something else."""
         sizes = [*filter(None, self.class_images)]
-        return max(sizes) > UNEVEN * min(sizes)
+        return max(sizes) > UNEVEN_RATIO * min(sizes)
 
     @property
     def costs(self) -> dict[str, int]:

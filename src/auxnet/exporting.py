@@ -18,13 +18,13 @@ from auxnet import __version__
 from auxnet.backbones.named import is_own_code
 from auxnet.errors import check_choice, whole_number
 from auxnet.exits import read_policy
+from auxnet.export_graphs import EarlyExitGraph, OneOutput, need, write_onnx, write_torch
 from auxnet.fetching import FILES
 from auxnet.files import to_write, written_whole
-from auxnet.graphs import EarlyExitGraph, OneOutput, need, write_onnx, write_torch
 from auxnet.hub import PretrainedAuxNet, load, position_of, take_out
 from auxnet.policy import Policy
 from auxnet.precision import usual_defaults
-from auxnet.proving import images_for_every_exit, prove_equal, random_images, some, validation_images
+from auxnet.proving import check_equal, evenly_spread, images_for_every_exit, random_images, validation_images
 from auxnet.reading.arrays import Pixels, is_name
 from auxnet.recipe import RunDir, has_recipe, read_run_recipe, run_path
 from auxnet.runtimes import Answers, open_model, open_onnx
@@ -116,7 +116,7 @@ def export(
         if not is_name(name):
             raise ValueError(f"{name} is not UTF-8, and cannot be the name of an export or of its run: rename it")
     found = None if recipe is None else validation_images(model, recipe, data_dir)
-    pixels = random_images(net, images) if found is None else some(found, images)
+    pixels = random_images(net, images) if found is None else evenly_spread(found, images)
     uncompared: tuple[int, ...] = ()
     if policy is not None:
         pixels, uncompared = images_for_every_exit(net, policy, pixels, found)
@@ -129,7 +129,7 @@ def export(
         facts["uncompared"] = list(uncompared)
     with written_whole(path.resolve()) as partial:  # where a link leads too
         answers = _write(net, last, format, partial, pixels, policy, facts)
-        difference, exits = prove_equal(net, last, policy, pixels, answers)
+        difference, exits = check_equal(net, last, policy, pixels, answers)
         size = partial.stat().st_size
     done = Exported(path, format, last, size, len(pixels), difference, pixels.shape[1:], exits, random=found is None)
     return replace(done, unreached=tuple(range(last + 1, asked + 1)), uncompared=uncompared, cut=cut)
@@ -190,7 +190,7 @@ def _folder(net: PretrainedAuxNet, output: int, out: Path, pixels: Pixels) -> Ex
         alone.card = alone.own_card()
         alone.save_pretrained(partial)
         answers = open_model(partial).ask(pixels)
-        difference, _ = prove_equal(net, output, None, pixels, answers)
+        difference, _ = check_equal(net, output, None, pixels, answers)
         size = sum(file.stat().st_size for file in partial.iterdir())
         if path.is_dir():
             path.rename(Path(made) / "replaced")

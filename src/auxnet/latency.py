@@ -22,7 +22,7 @@ from auxnet.errors import warn
 from auxnet.machine import crowded, in_channels_last
 from auxnet.modules import in_mode
 from auxnet.network import AuxNet
-from auxnet.watching import Held
+from auxnet.watching import PeakBytes
 from auxnet.words import plural
 
 MOST_TURNS = 1000  # of a model that is timed
@@ -123,7 +123,7 @@ def example(image_shape: Sequence[int], batch: int, like: Tensor) -> Tensor:
 def peak_bytes(model: nn.Module, image_shape: Sequence[int], batch: int = 1) -> int:
     """Most bytes of tensors that a forward of `batch` images holds at once: weights, images, results."""
     images = example(image_shape, batch, next(model.parameters()))
-    with in_mode(model, training=False), torch.inference_mode(), Held() as held:
+    with in_mode(model, training=False), torch.inference_mode(), PeakBytes() as held:
         held.hold([*model.parameters(), *model.buffers(), images])
         model(images)
     return int(held.peak)

@@ -19,8 +19,8 @@ from auxnet.batches import normalise
 from auxnet.documents import json_value, parsing
 from auxnet.errors import one_line
 from auxnet.exits import EarlyExit, read_policy
+from auxnet.export_graphs import need
 from auxnet.fetching import on_hub
-from auxnet.graphs import need
 from auxnet.hub import PretrainedAuxNet, load, position_of
 from auxnet.machine import cores, device_of, thread_count, threads_set, to_device
 from auxnet.modules import copied
@@ -181,7 +181,7 @@ def open_onnx(path: Path, output: int | None = None, threads: int | None = None)
 
 
 def _facts(metadata: dict[str, str], path: Path) -> dict[str, Any]:
-    """What `graphs.write_onnx` put into the metadata."""
+    """What `export_graphs.write_onnx` put into the metadata."""
     if "auxnet_version" not in metadata:
         raise ValueError(
             f"{path} was not exported by auxnet: its metadata has no auxnet_version, so its classes and "

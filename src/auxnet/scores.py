@@ -23,8 +23,8 @@ from auxnet.network import AuxNet, check_tensors, fitting
 from auxnet.words import per_cent, plural
 
 Z95 = NormalDist().inv_cdf(0.975)  # standard errors to either side of a normal 95 % interval
-PIECE = 2**18  # logits that are in float64 at once: what a processor's cache holds
-FEW = 100  # validation images, with fewer of which little can be told
+LOGITS_AT_ONCE = 2**18  # logits that are in float64 at once: what a processor's cache holds
+FEW_IMAGES = 100  # validation images, with fewer of which little can be told
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,11 +133,11 @@ def no_better_than_guessing(error: float, images: int, guess: float, paired: Com
 
 def too_few(images: int) -> str | None:
     """A remark if there are too few validation images to tell much; else None."""
-    if images >= FEW:
+    if images >= FEW_IMAGES:
         return None
     of_one = plural(round(100 / max(images, 1), 1), "point")
     mend = "a new training with more (--val-fraction, or more in val/) tells more"
-    return f"{plural(images, 'validation image')}, fewer than {FEW}, tell little, one is {of_one}: {mend}"
+    return f"{plural(images, 'validation image')}, fewer than {FEW_IMAGES}, tell little, one is {of_one}: {mend}"
 
 
 def top_error(logits: Tensor, labels: Tensor, k: int) -> float:
@@ -271,7 +271,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
     if bool((logits.argmax(1) == labels).all()):
         return 1.0
-    images = max(1, PIECE // logits.shape[1])
+    images = max(1, LOGITS_AT_ONCE // logits.shape[1])
     pieces = list(zip(torch.split(logits, images), torch.split(labels, images), strict=True))
     edge = math.log(20)
 

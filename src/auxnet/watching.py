@@ -23,7 +23,7 @@ class Watching(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return False
 
 
-class Products(Watching):  # type: ignore[no-untyped-call]
+class MultiplyAddCounter(Watching):  # type: ignore[no-untyped-call]
     """Counts multiply-adds of convolutions and products of matrices, those of backwards too, as PyTorch does."""
 
     multiply_adds = 0
@@ -41,7 +41,7 @@ class Products(Watching):  # type: ignore[no-untyped-call]
         return result
 
 
-class Held(Watching):  # type: ignore[no-untyped-call]
+class PeakBytes(Watching):  # type: ignore[no-untyped-call]
     """Counts the bytes of storages from the operator that makes them until Python lets go of them."""
 
     def __init__(self) -> None:

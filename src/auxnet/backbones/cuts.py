@@ -17,8 +17,8 @@ from auxnet.backbones.dryrun import Seen, moved_in_training, observe
 from auxnet.backbones.tracing import INSTEAD, Traced, between, crossings, holders, trace
 from auxnet.words import nearest
 
-ALLOW = "inplace=False there would allow it"  # a cut
-NEAR = 0.1  # of a segment's share of the cost: a cut this close to the even one is not looked for any deeper
+INPLACE_HINT = "inplace=False there would allow it"  # the cut
+COST_TOLERANCE = 0.1  # of a segment's share of the cost: a cut this close to the even one is not looked for any deeper
 
 
 def cut(backbone: nn.Module, names: Sequence[str], image_shape: Sequence[int]) -> list[fx.GraphModule]:
@@ -63,7 +63,7 @@ def even_cuts(backbone: nn.Module, cuts: int, image_shape: Sequence[int]) -> tup
         total = max(seen.macs for seen in chart.seen.values())
         ideals = [total * (i + 1) / (cuts + 1) for i in range(cuts)]
         costs = _costs(chart)
-        far = [x for x in ideals if all(abs(cost - x) > NEAR * total / (cuts + 1) for cost in costs.values())]
+        far = [x for x in ideals if all(abs(cost - x) > COST_TOLERANCE * total / (cuts + 1) for cost in costs.values())]
         inside = {_module_at(chart, x) for x in far} - {None, *closed}
         if not inside:
             return _nearest_places(costs, ideals, chart.overwritten())
@@ -114,7 +114,7 @@ class Chart:
         written = {name: node for name, node in nodes.items() if self._alone(node) and not self.seen[node].unwritten}
         names = [name for name, node in written.items() if self.order[node] > behind]
         told = " or ".join(map(repr, names[-2:]))
-        return f" (no cut after {told}, whose result is changed in place: {ALLOW})" if told else ""
+        return f" (no cut after {told}, whose result is changed in place: {INPLACE_HINT})" if told else ""
 
     @cached_property
     def trunk_end(self) -> fx.Node:
@@ -169,7 +169,8 @@ def _stop(chart: Chart, name: str) -> fx.Node:
             f"{len(across)} values cross the cut after {name!r} ({values}), one must; {_places_near(chart, node)}"
         )
     if not chart.fits(node):
-        why = f"is changed in place afterwards ({ALLOW})" if chart.seen[node].row_per_image else "has no row per image"
+        in_place = f"is changed in place afterwards ({INPLACE_HINT})"
+        why = in_place if chart.seen[node].row_per_image else "has no row per image"
         raise ValueError(f"what {name!r} gives {why}: no head can have it; {_places_near(chart, node)}")
     if chart.order[node] >= (end := chart.order[chart.trunk_end]):
         what = f"at {name!r} the trunk is at its end, and there the final output is already{chart.overwritten(end)}"

@@ -18,7 +18,7 @@ from auxnet.errors import MisfitError, first_line
 from auxnet.machine import random_kept
 from auxnet.modules import AnyModule, copied, in_mode
 from auxnet.network import AuxNet
-from auxnet.watching import Products, Watching
+from auxnet.watching import MultiplyAddCounter, Watching
 
 N = 2  # images of a dry run
 aten = torch.ops.aten
@@ -55,9 +55,9 @@ class Feature(NamedTuple):
 def observe(module: fx.GraphModule, image_shape: Sequence[int]) -> dict[fx.Node, Seen]:
     """Every value of a traced backbone, in order, for an image of shape (C, H, W)."""
     with _dry(module, image_shape) as (twin, images):
-        products = Products()
-        evaluation, training = _Observer(twin, products), _Observer(twin, products)
-        with products:
+        counter = MultiplyAddCounter()
+        evaluation, training = _Observer(twin, counter), _Observer(twin, counter)
+        with counter:
             evaluation.run(images)
         if _may_write_in_training_alone(twin):
             with suppress(Exception), _in_training(twin, images.device):
@@ -74,11 +74,11 @@ def observe(module: fx.GraphModule, image_shape: Sequence[int]) -> dict[fx.Node,
 class _Observer(fx.Interpreter):
     """Runs a graph, and keeps of each value what it cost up to there and which version it was."""
 
-    def __init__(self, module: fx.GraphModule, products: Products) -> None:
+    def __init__(self, module: fx.GraphModule, counter: MultiplyAddCounter) -> None:
         super().__init__(module, garbage_collect_values=False)
         self.macs: dict[fx.Node, int] = {}
         self.versions: dict[fx.Node, int] = {}
-        self.products = products
+        self.counter = counter
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         # torch.fx holds lists as immutable ones, but there are modules that assign to the list they are given.
@@ -86,7 +86,7 @@ class _Observer(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        self.macs[n] = self.products.multiply_adds
+        self.macs[n] = self.counter.multiply_adds
         self.versions[n] = result._version if isinstance(result, Tensor) else 0
         return result
 
@@ -103,13 +103,13 @@ def features(segments: Sequence[nn.Module], image_shape: Sequence[int]) -> list[
     """
     found, writing = [], set()
     with _dry(nn.Sequential(*segments), image_shape) as (twins, images):
-        with Lineage(images) as lineage:
+        with DepthTracker(images) as tracker:
             for k, (x, writes) in enumerate(_in_a_row(twins, images), start=1):
-                if not isinstance(x, Tensor) or x.ndim < 2 or len(x) != N or x not in lineage.made:
+                if not isinstance(x, Tensor) or x.ndim < 2 or len(x) != N or x not in tracker.origins:
                     raise MisfitError(f"segment {k} must give a tensor of {N} rows for {N} images, it gives {_told(x)}")
                 if writes:
                     writing.add(k)
-                depth, activated, channels = lineage.made[x]
+                depth, activated, channels = tracker.origins[x]
                 found.append(Feature(tuple(x.shape[1:]), activated, depth, None if channels is None else channels - 1))
         with suppress(Exception), _in_training(twins, images.device):
             for k, (_, writes) in enumerate(_in_a_row(twins, images), start=1):
@@ -155,12 +155,12 @@ def outputs(net: nn.Module, image_shape: Sequence[int]) -> list[tuple[int, int]]
     gives something else.
     """
     found = []
-    with _dry(net, image_shape) as (twin, images), Lineage(images) as lineage:
+    with _dry(net, image_shape) as (twin, images), DepthTracker(images) as tracker:
         given = twin(images)
         for k, x in enumerate(given if isinstance(given, tuple) else (given,), start=1):
-            if not isinstance(x, Tensor) or x.ndim != 2 or len(x) != N or x not in lineage.made:
+            if not isinstance(x, Tensor) or x.ndim != 2 or len(x) != N or x not in tracker.origins:
                 raise MisfitError(f"output {k} must be logits [{N}, classes] for {N} images, it is {_told(x)}")
-            found.append((x.shape[1], lineage.made[x].depth))
+            found.append((x.shape[1], tracker.origins[x].depth))
     return found
 
 
@@ -171,7 +171,7 @@ def last_layer(modules: Sequence[nn.Module], image_shape: Sequence[int]) -> str 
     followed by pooling is allowed: SqueezeNet's logits come so.
     """
     called: list[tuple[str, nn.Module, Any]] = []
-    with _dry(nn.Sequential(*modules), image_shape) as (twins, images), Lineage(images) as lineage:
+    with _dry(nn.Sequential(*modules), image_shape) as (twins, images), DepthTracker(images) as tracker:
         for name, module in twins[-1].named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d) or (module._parameters and not module._modules):
                 module.register_forward_hook(lambda m, _, result, name=name: called.append((name, m, result)))
@@ -180,11 +180,11 @@ def last_layer(modules: Sequence[nn.Module], image_shape: Sequence[int]) -> str 
         return None
     name, layer, result = called[-1]
     pointwise = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
-    activated = lineage.made[given].activated and result.numel() == given.numel()
+    activated = tracker.origins[given].activated and result.numel() == given.numel()
     return name if (pointwise or isinstance(layer, nn.Linear)) and not activated else None
 
 
-class Made(NamedTuple):
+class Origin(NamedTuple):
     """What is known of a tensor that is made of the images."""
 
     depth: int
@@ -195,7 +195,7 @@ class Made(NamedTuple):
     """which dimension holds the channels, where a layer with weights tells"""
 
 
-class Lineage(Watching):  # type: ignore[no-untyped-call]
+class DepthTracker(Watching):  # type: ignore[no-untyped-call]
     """While it is on, follows what is made of the images.
 
     A layer with weights is a convolution or a matrix product of something that is made of the images with something
@@ -204,29 +204,29 @@ class Lineage(Watching):  # type: ignore[no-untyped-call]
 
     def __init__(self, images: Tensor) -> None:
         super().__init__()
-        self.made = WeakTensorKeyDictionary({images: Made(0, False, None)})
+        self.origins = WeakTensorKeyDictionary({images: Origin(0, False, None)})
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute as ever, and note what the result is made of."""
         result = func(*args, **(kwargs or {}))
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         # Shallow to deep: where the operands of a sum disagree about the channels, the skip path tells.
-        given = sorted(((x, self.made[x]) for x in tensors if x in self.made), key=lambda each: each[1].depth)
+        given = sorted(((x, self.origins[x]) for x in tensors if x in self.origins), key=lambda each: each[1].depth)
         if given:
             kind = func.overloadpacket
-            is_layer = kind in PRODUCTS and any(x not in self.made and x.ndim > 1 for x in tensors)
-            depth = max(made.depth for _, made in given) + is_layer
-            passing = (func.is_view or kind in PASSING) and all(made.activated for _, made in given)
+            is_layer = kind in PRODUCTS and any(x not in self.origins and x.ndim > 1 for x in tensors)
+            depth = max(origin.depth for _, origin in given) + is_layer
+            passing = (func.is_view or kind in PASSING) and all(origin.activated for _, origin in given)
             for y in tree_leaves(result):
                 if isinstance(y, Tensor):
                     channels: int | None = 1 if kind is aten.convolution else y.ndim - 1
                     if not is_layer:
-                        places = (_moved(made.channels, x, y, func, args) for x, made in given)
+                        places = (_moved(origin.channels, x, y, func, args) for x, origin in given)
                         channels = next((place for place in places if place is not None), None)
-                    self.made[y] = Made(depth, passing or kind in ACTIVATIONS, channels)
+                    self.origins[y] = Origin(depth, passing or kind in ACTIVATIONS, channels)
                     if y._base is not None and any(y is x for x in tensors):  # a part of the base, changed in place
-                        base = self.made[y._base] if y._base in self.made else Made(0, False, None)
-                        self.made[y._base] = Made(max(depth, base.depth), False, base.channels)
+                        base = self.origins[y._base] if y._base in self.origins else Origin(0, False, None)
+                        self.origins[y._base] = Origin(max(depth, base.depth), False, base.channels)
         return result
 
 
@@ -257,14 +257,14 @@ def _stand_in(module: AnyModule, image_shape: Sequence[int]) -> tuple[AnyModule,
     like = next(module.parameters(), torch.empty(0))
     images = torch.zeros(N, *image_shape, dtype=like.dtype, device=like.device)
     try:
-        twin, nothing = without_norms(still(module).to("meta")), images.to("meta")
+        twin, nothing = without_norms(frozen_copy(module).to("meta")), images.to("meta")
         twin(nothing)
     except Exception:
-        return still(module), images
+        return frozen_copy(module), images
     return twin, nothing
 
 
-def still(module: AnyModule) -> AnyModule:
+def frozen_copy(module: AnyModule) -> AnyModule:
     """A copy in evaluation mode, whose parameters ask for no gradients: what is counted are forwards."""
     return copied(module).eval().requires_grad_(False)
 
