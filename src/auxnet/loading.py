@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from auxnet.backbones.described import net_from
 from auxnet.backbones.named import check_outside, is_own_code
 from auxnet.documents import made_again, parsing, read_json
 from auxnet.errors import DamagedError, check_choice, first_line
-from auxnet.files import is_held
+from auxnet.files import is_held, sha256_of
 from auxnet.machine import random_kept
 from auxnet.modules import copied
 from auxnet.network import AuxNet
@@ -39,7 +38,7 @@ def weights_sha256(folder: Path, which: Which = "last") -> str:
     path = weights_file(folder, which)
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no {path.relative_to(folder)}: is it a finished run?")
-    return sha256(path.read_bytes()).hexdigest()
+    return sha256_of(path)
 
 
 def load_weights(path: Path, net: AuxNet) -> None:

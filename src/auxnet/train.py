@@ -19,7 +19,7 @@ import torch
 from auxnet import __version__, distributed, rundir
 from auxnet.advice import doubts_of, precision_doubts, unreadable
 from auxnet.answers import noted
-from auxnet.backbones.weights import sha256_of
+from auxnet.backbones.weights import file_of
 from auxnet.build import build, evaluation_batches, network_options, normalised_for, resident
 from auxnet.data import DataSet, load_data
 from auxnet.distributed import Team
@@ -29,7 +29,7 @@ from auxnet.errors import DamagedError, is_number, warn, whole_number
 from auxnet.evaluation import measure
 from auxnet.feasible import check_enough_images, check_last_batch, check_memory, check_recipe
 from auxnet.fetching import pinned
-from auxnet.files import to_write, write_json
+from auxnet.files import sha256_of, to_write, write_json
 from auxnet.hub import with_run
 from auxnet.lineage import Earlier, earlier_runs, in_doubt, may_be_seen_by
 from auxnet.loading import load_net
@@ -260,7 +260,7 @@ def _first_state(training: Training, earlier: tuple[Earlier, ...]) -> TrainingSt
         preprocessing=preprocessing_of(dataset).content(),
         classes=dataset.classes,
         earlier_runs=earlier,
-        pretrained_sha256=sha256_of(weights) if weights is not None and training.team.leads else None,
+        pretrained_sha256=sha256_of(file_of(weights)) if weights is not None and training.team.leads else None,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +67,14 @@ def config_of(run: Path) -> Mapping[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def sha256_of(path: Path | str) -> str:
-    """SHA-256 of the file that weights are read from. Raises FileNotFoundError if there is none."""
-    with _file(Path(path)).open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
+def file_of(path: Path | str) -> Path:
+    """The file that weights are read from; of a run directory, that of its last epoch. Raises FileNotFoundError."""
+    path = local(path)
+    if path.is_dir():
+        path /= "model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of weights {path}")
+    return path
 
 
 def load_pretrained(net: nn.Module, path: Path | str) -> None:
@@ -162,19 +165,9 @@ def _unwrapped(theirs: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
     return theirs
 
 
-def _file(path: Path) -> Path:
-    """The file itself that weights are read from, or that a run directory has them in."""
-    path = local(path)
-    if path.is_dir():
-        path /= "model.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file of weights {path}")
-    return path
-
-
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, or of a run directory, by name."""
-    path = _file(path)
+    path = file_of(path)
     if path.suffix not in (".safetensors", ".pt", ".pth", ".bin", ".ckpt"):
         raise ValueError(f"weights are read from .safetensors, .pt, .pth, .bin and .ckpt files, not from {path}")
     content: Any
