@@ -1,4 +1,4 @@
-"""An export beside its source: on which images the two are compared, and how far their answers are apart.
+"""Check that an export is equal to its source: choose images to compare them on, and compare their answers.
 
 Shapes: N images, H x W pixels, C channels, K outputs; images are uint8 [N, H, W, C].
 """
@@ -20,15 +20,15 @@ from auxnet.recipe import Recipe, RunDir
 from auxnet.run_data import data_of, with_data_in
 from auxnet.runtimes import Answers
 
-LOGIT_TOLERANCE = 1e-4, 1e-5  # of a logit: absolute, and relative to the largest one
-PROBABILITY_ROUNDING = 1e-6  # of a probability, beside what its logits may differ by
-READ_AT_ONCE = 64  # images read at a time, where more are looked for
+LOGIT_TOLERANCE = 1e-4, 1e-5  # absolute, and relative to the largest logit
+PROBABILITY_ROUNDING = 1e-6  # of a probability, added to what the tolerance of its logits allows
+READ_AT_ONCE = 64  # images, when more are looked for
 
 
 def validation_images(run: RunDir, recipe: Recipe, data_dir: str | None) -> Labelled | None:
-    """The validation images of a run; None if its data are gone, or, with a warning, of no use by now.
+    """The validation images of a run; None if its data are gone, or, with a warning, if they can no longer be used.
 
-    Raises as `data_of` does where they are looked for elsewhere.
+    With a `data_dir` it raises what `data_of` raises instead.
     """
     try:
         return data_of(run, with_data_in(data_dir, run, recipe), judging=False).val
@@ -41,7 +41,7 @@ def validation_images(run: RunDir, recipe: Recipe, data_dir: str | None) -> Labe
 
 
 def random_images(net: PretrainedAuxNet, count: int) -> Pixels:
-    """So many images [N, H, W, C] as the net takes them, always the same."""
+    """`count` random images [N, H, W, C] of the size that the net takes, always the same."""
     seen = net.preprocessing
     return np.random.default_rng(0).integers(0, 256, (count, *seen.image_size, seen.channels), dtype=np.uint8)
 
@@ -55,8 +55,9 @@ def evenly_spread(split: Labelled, count: int) -> Pixels:
 def images_for_every_exit(
     net: PretrainedAuxNet, policy: Policy, pixels: Pixels, split: Labelled | None
 ) -> tuple[Pixels, tuple[int, ...]]:
-    """The images, with more of the split until one leaves at each output that can be left at; and the outputs at which
-    none left.
+    """The images, and more of the split until one leaves at each output that can be left at.
+
+    The second result holds the outputs at which none left.
     """
     K = len(policy.temperatures)
     lacking = {k for k in range(1, K + 1) if k == K or policy.decides(k)}
@@ -79,7 +80,10 @@ def _logits(net: PretrainedAuxNet, output: int, pixels: Pixels) -> Tensor:
 def check_equal(
     net: PretrainedAuxNet, output: int, policy: Policy | None, pixels: Pixels, answers: Answers
 ) -> tuple[float, tuple[int, ...] | None]:
-    """The largest difference from the whole net in PyTorch, and the exits. Raises RuntimeError if they differ."""
+    """The largest difference of a logit from the whole net in PyTorch, and how many images left at each output.
+
+    (None without a policy.) Raises RuntimeError if the export's answers differ from the net's.
+    """
     output = position_of(net, output)
     logits_KNC = _logits(net, output, pixels)
     exits_N = torch.full((len(pixels),), output)

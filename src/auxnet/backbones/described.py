@@ -1,8 +1,8 @@
 """The AuxNet that plain options describe, as a recipe makes them and a config.json keeps them.
 
-They are the arguments of `resnet`, or a backbone by its name: {"backbone", "cuts", "num_classes", "in_channels",
-"image_size"}; with "alone", the net of that output by itself. The cuts are names: what a search found is written
-down, and never searched for again.
+The options are the arguments of `resnet`, or name a backbone: {"backbone", "cuts", "num_classes", "in_channels",
+"image_size"}. With "alone" the net is that output by itself. "cuts" are names of modules: even cuts are searched for
+once, and kept by name.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ def net_from(options: Mapping[str, Any], backbone_weights: str | None = None) ->
 def cuts_of(
     backbone: str, cuts: int, num_classes: int, in_channels: int, image_size: tuple[int, int]
 ) -> tuple[str, ...]:
-    """The names of the modules after which that many even cuts lie, for images of this size (H, W).
+    """The names of the modules after which `cuts` even cuts are, for images of this size (H, W).
 
-    Searched for once in a process: what is drawn for that is none of the caller's random numbers, or a second training
-    would begin with other weights than the first. Raises ValueError if there are not as many places, and what
-    `build_backbone` raises.
+    A process searches for them once, and restores the random state: otherwise a second training, which does not search
+    again, would begin with other weights than the first. Raises ValueError if there are fewer places than cuts, and
+    what `build_backbone` raises.
     """
     with random_kept(torch.device("cpu")):
         built = build_backbone(backbone, num_classes, in_channels)

@@ -84,7 +84,7 @@ def _fill(net: AuxNet, options: Mapping[str, Any], pretrained: str, classes: Seq
 
 
 def _filled_whole(net: AuxNet, pretrained: str) -> bool:
-    """Fill all of a net from weights, where they fit; whether they do."""
+    """Fill the whole net from a file of weights if they fit; return whether they do."""
     try:
         load_pretrained(net, pretrained)
         return True
@@ -95,15 +95,15 @@ def _filled_whole(net: AuxNet, pretrained: str) -> bool:
 def _last_layers(
     tensors: Mapping[str, torch.Tensor], options: Mapping[str, Any], num_classes: int
 ) -> dict[str, torch.Tensor]:
-    """Those tensors of a net whose shape depends on the number of classes: they differ in a net of one class more."""
+    """The tensors of a net whose shape depends on the number of classes: a net of one class more tells which."""
     more = net_from({**options, "num_classes": num_classes + 1}).state_dict()
     return {name: tensor for name, tensor in tensors.items() if tensor.shape != more[name].shape}
 
 
 def _take_over(net: AuxNet, options: Mapping[str, Any], theirs: Mapping[str, Any], pretrained: str) -> None:
-    """Fill the trunk of a net, and its heads as far as they are there, from a run whose outputs sit elsewhere.
+    """Fill the trunk of a net, and the heads that the run has too, from a run whose outputs are elsewhere.
 
-    Raises ValueError if that run's trunk ends before the net's, as that of one output trained alone may.
+    Raises ValueError if the run's trunk ends before the net's, as it may if the run trained one output alone.
     """
     other = net_from({**theirs, **{key: options[key] for key in ("num_classes", "image_size") if key in options}})
     load_pretrained(other, pretrained)
@@ -129,7 +129,8 @@ def _take_over(net: AuxNet, options: Mapping[str, Any], theirs: Mapping[str, Any
 def _trunk(net: AuxNet) -> dict[str, Tensor]:
     """The tensors of the segments, by names that do not depend on where the trunk is cut.
 
-    Those of blocks by their place in the trunk; of a traced backbone, whose segments are leaves, by their own names.
+    Tensors of blocks are named by the block's place in the trunk. Those of a traced backbone, whose segments are
+    leaves, keep their names.
     """
     return {
         name if isinstance(part, GraphModule) else f"{n}.{name}": tensor
@@ -139,7 +140,7 @@ def _trunk(net: AuxNet) -> dict[str, Tensor]:
 
 
 def _places(options: Mapping[str, Any], net: AuxNet) -> Sequence[Any]:
-    """Where the outputs of a net sit: after which layers, or modules of a backbone."""
+    """Where the outputs of a net are: after which layers, or modules of a backbone (None: the final output)."""
     if "backbone" not in options:
         return net.depths
     places = (*options["cuts"], None)
