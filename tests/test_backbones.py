@@ -370,7 +370,7 @@ def test_pretrained_weights_are_taken_and_a_classifier_of_other_classes_is_repla
         with warnings.catch_warnings(record=True) as told:
             run = auxnet.fit(recipe, f"from-{file}")
         if file == "seven.safetensors":
-            assert "is of 7 classes, not 3: the last layer of the classifier begins anew" in str(told[0].message)
+            assert "is of 7 classes, not 3: the last layer of the classifier is not loaded" in str(told[0].message)
         taken = run.net.state_dict()
         for part, segment in (("stem", 0), ("middle", 1), ("top", 2)):
             weight = theirs.get_submodule(part)[0].weight

@@ -415,17 +415,17 @@ def test_data_that_changed_since_a_training_are_no_hindrance_and_told(tmp_path, 
     write_recipe(replace(read_run_recipe(run), data=str(tmp_path / "data")), tmp_path / "run" / "recipe.yaml")
     home = tmp_path / "data" / "train" / "ant"
     (home / "bad.png").write_text("no picture")
-    with pytest.warns(UserWarning, match=r"of .*run are of no use here: 1 image cannot be read.* or train with"):
+    with pytest.warns(UserWarning, match=r"of .*run cannot be used here: 1 image cannot be read.* or train with"):
         assert export(tmp_path / "run", 2, "safetensors", tmp_path / "1").random
     (home / "bad.png").unlink()
     shutil.copytree(home, home.with_name("new"))
-    with pytest.warns(UserWarning, match="of no use here: .* its data also have 'new'; put"):
+    with pytest.warns(UserWarning, match="cannot be used here: .* its data also have 'new'; put"):
         assert export(tmp_path / "run", 2, "safetensors", tmp_path / "2").random
     with pytest.raises(RuntimeError, match="its data also have 'new'"):
         export(tmp_path / "run", 2, "safetensors", tmp_path / "3", data_dir=str(tmp_path))
     monkeypatch.setenv("AUXNET_DATA", str(tmp_path))  # where those lie that are gone from where they were
     write_recipe(replace(read_run_recipe(run), data=str(tmp_path / "gone" / "data")), tmp_path / "run" / "recipe.yaml")
-    with pytest.warns(UserWarning, match="of no use here: .* its data also have 'new'; put"):
+    with pytest.warns(UserWarning, match="cannot be used here: .* its data also have 'new'; put"):
         assert export(tmp_path / "run", 2, "safetensors", tmp_path / "4").random
 
 

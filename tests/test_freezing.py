@@ -182,7 +182,7 @@ def test_a_backbone_keeps_its_own_classifier(tmp_path):
     for lack in (small(7).state_dict(), {n: w for n, w in backbone.state_dict().items() if not n.startswith("fc")}):
         torch.save(lack, tmp_path / "w.pt")
         with (
-            pytest.warns(UserWarning, match="the last layer of the classifier begins anew"),
+            pytest.warns(UserWarning, match="the last layer of the classifier is not loaded"),
             pytest.raises(ValueError, match=r"and .*/w\.pt has no last layer for these classes: leave --freeze out$"),
         ):
             auxnet.fit(recipe, tmp_path / "other")
@@ -204,7 +204,7 @@ def test_a_run_of_other_classes_gives_no_answers_to_keep(recipe):
     dataset = load_data(recipe)
     other = replace(dataset, classes=("x", *dataset.classes[1:]))
     with (
-        pytest.warns(UserWarning, match="the last layers of all outputs begin anew"),
+        pytest.warns(UserWarning, match="the last layers of all outputs are not loaded"),
         pytest.raises(ValueError, match=r"plain has no last layer for these classes: leave --freeze out$"),
     ):
         build.build(recipe, other, torch.device("cpu"))

@@ -711,7 +711,7 @@ def test_live_refuses_what_autograd_keeps_in_place_of_features():
         assert all(map(torch.equal, expected.parameters(), net.parameters()))
         method = auxnet.multiway(deep, sgd(), WEIGHTS, mode)
         if mode == "live":
-            with pytest.raises(RuntimeError, match=r"checkpointing makes features anew .*use mode='fused' there"):
+            with pytest.raises(RuntimeError, match=r"checkpointing recomputes features .*use mode='fused' there"):
                 method.step(x, y)
         else:
             method.step(x, y)
@@ -1385,7 +1385,7 @@ def test_an_optimizer_that_is_made_already_is_refused():
 
 @pytest.mark.parametrize("name", ["live", "shared", "deep_first"])
 def test_live_refuses_compiled_segments_whose_weights_change(name):
-    """They may keep copies of old weights, or make features anew by new ones: live would be neither live nor frozen."""
+    """They may keep old weights, or recompute features with new ones: live would be neither live nor frozen."""
 
     def compile_one(net):
         net.segments[1].compile()
@@ -1399,7 +1399,7 @@ def test_live_refuses_compiled_segments_whose_weights_change(name):
             METHODS[name](net, sgd()).step(*images())
     method = METHODS[name](net := small(), sgd())
     compile_one(net)
-    with pytest.raises(ValueError, match="compiled segments may make features anew"):
+    with pytest.raises(ValueError, match="compiled segments may recompute features"):
         method.step(*images())
     compile_one(frozen := small())
     frozen.segments.requires_grad_(False)

@@ -16,8 +16,8 @@ from auxnet.scores import Comparison, Predictions, compare, holm, predictions
 from auxnet.sections import Which
 
 OF_TWO_MODELS = (
-    "this is of these two models, and another seed gives others; whether one recipe is better takes several trainings "
-    "of each (auxnet study)"
+    "this compares these two models only: another seed gives others, and comparing recipes takes several trainings of "
+    "each (auxnet study)"
 )
 
 

@@ -59,7 +59,7 @@ def kept_features(net: AuxNet, live: bool) -> Callable[[Tensor], Iterator[Tensor
             # The graph of whatever is computed from features then leads to these images, and not to weights alone.
             images = images.detach().requires_grad_().clone()
         features = net.features(images)
-        for x in _unchanged(_not_made_anew(features) if live else features):
+        for x in _unchanged(_not_recomputed(features) if live else features):
             if not checked:
                 check_weights(net, nodes_below(x.grad_fn, seen), len(images))
             yield x
@@ -73,16 +73,16 @@ def _check_uncompiled(net: AuxNet) -> None:
     trained = net.outputs > 1 and any(p.requires_grad for p in net.segments.parameters())
     if trained and any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in net.segments.modules()):
         mend = "compiled(method, images) of auxnet.compiling compiles segments in which live stays live"
-        raise ValueError(f"compiled segments may make features anew by new weights: {mend}")
+        raise ValueError(f"compiled segments may recompute features with new weights: {mend}")
 
 
-def _not_made_anew(features: Iterable[Tensor]) -> Iterator[Tensor]:
+def _not_recomputed(features: Iterable[Tensor]) -> Iterator[Tensor]:
     """The features. Raises RuntimeError under saved-tensor hooks (activation checkpointing, save_on_cpu)."""
     rest = iter(features)
     while True:
         with torch.autograd.graph.disable_saved_tensors_hooks(
-            "activation checkpointing makes features anew by new weights, save_on_cpu keeps old weights: live would be "
-            "neither live nor frozen; use mode='fused' there"
+            "activation checkpointing recomputes features with new weights, save_on_cpu keeps old weights: live would "
+            "be neither live nor frozen; use mode='fused' there"
         ):
             x = next(rest, None)
         if x is None:

@@ -36,7 +36,7 @@ def validation_images(run: RunDir, recipe: Recipe, data_dir: str | None) -> Labe
         if data_dir is not None:
             raise
         if any(place.exists() for place in places(recipe.data, recipe.data_dir)):
-            warn(f"the data of {run} are of no use here: {one_line(error)}")
+            warn(f"the data of {run} cannot be used here: {one_line(error)}")
         return None
 
 

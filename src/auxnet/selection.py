@@ -102,8 +102,8 @@ class Choice:
         found = [self.no_better_than_guessing, too_few(self.candidates[0].report.images), self.by_balanced_error]
         compared = [each.against_chosen for each in self.candidates if each.against_chosen is not None]
         if any(not (each.significant or each.low <= 0 <= each.high) for each in compared):
-            exact = "McNemar's p is exact and adjusted (Holm), the intervals are neither"
-            found.append(f"{exact}: one without 0 may stand beside a p of 0.05 or more")
+            exact = "McNemar's p is exact and adjusted (Holm), the intervals are approximate and unadjusted"
+            found.append(f"{exact}: one may exclude 0 although p is 0.05 or more")
         if "latency" in self.budgets:
             found.append(OF_PYTORCH)
         return tuple(filter(None, found))

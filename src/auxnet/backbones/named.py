@@ -51,7 +51,7 @@ def build_backbone(name: str, num_classes: int, in_channels: int = 3, pretrained
     if theirs != num_classes:
         backbone = build(theirs)
         what = f"{pretrained} is of {theirs} classes, not {num_classes}"
-        warn(f"{what}: the last layer of the classifier begins anew")
+        warn(f"{what}: the last layer of the classifier is not loaded")
     load_pretrained(backbone, pretrained)
     return backbone
 

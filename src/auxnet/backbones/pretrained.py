@@ -80,7 +80,7 @@ def _fill(net: AuxNet, options: Mapping[str, Any], pretrained: str, classes: Seq
         net.load_state_dict(_last_layers(initial, options, len(classes)), strict=False)
         first = next(n for n, (their, our) in enumerate(zip(known, classes, strict=True)) if their != our)
         names = f"class {first + 1} is {known[first]!r} in {pretrained}, and {classes[first]!r} in the data"
-        warn(f"{names}: the last layers of all outputs begin anew")
+        warn(f"{names}: the last layers of all outputs are not loaded")
 
 
 def _filled_whole(net: AuxNet, pretrained: str) -> bool:
@@ -114,15 +114,15 @@ def _take_over(net: AuxNet, options: Mapping[str, Any], theirs: Mapping[str, Any
     for name, tensor in trunk.items():
         tensor.copy_(known[name])
     heads = dict(zip(_places(theirs, other), other.heads, strict=True))
-    anew = []
+    untrained = []
     for k, (place, head) in enumerate(zip(_places(options, net), net.heads, strict=True), start=1):
         found = heads[place].state_dict() if place in heads else {}
         if _shapes(found) == _shapes(head.state_dict()):
             head.load_state_dict(found)
         else:
-            anew.append(f"{k}")
-    if anew:
-        outputs = f"output{'s' * (len(anew) > 1)} {', '.join(anew)}"
+            untrained.append(f"{k}")
+    if untrained:
+        outputs = f"output{'s' * (len(untrained) > 1)} {', '.join(untrained)}"
         warn(f"{pretrained} has no head for {outputs}: to be trained from the beginning")
 
 

@@ -118,11 +118,11 @@ def load_pretrained(net: nn.Module, path: Path | str) -> None:
         raise ValueError(f"{path} does not fit the net: {told}")
     net.load_state_dict(state)
     if begun:
-        warn(f"{path} has no {next(iter(begun))}: the last layer of the classifier begins anew")
+        warn(f"{path} has no {next(iter(begun))}: the last layer of the classifier is not loaded")
     if last:
         name = next(iter(last))
         counts = f"{len(theirs[name])} classes, the net of {len(last[name])}"
-        warn(f"{path} is of {counts}: the last layers of all outputs begin anew")
+        warn(f"{path} is of {counts}: the last layers of all outputs are not loaded")
 
 
 def _for_other_classes(net: AuxNet, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
