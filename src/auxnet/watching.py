@@ -42,7 +42,7 @@ class MultiplyAddCounter(Watching):  # type: ignore[no-untyped-call]
 
 
 class PeakBytes(Watching):  # type: ignore[no-untyped-call]
-    """Counts the bytes of storages that are alive `now`, from the operator that makes one until it is freed."""
+    """Counts the bytes of live storages, from the operator that makes one until it is freed: `now` and `peak`."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -286,7 +286,7 @@ def _drop_unused(graph: fx.Graph, backbone: nn.Module) -> None:
 
 
 def _check_nothing_lost(graph: fx.Graph) -> None:
-    """Raise ValueError if a value that does not depend on images is changed in place: segments would not share it."""
+    """Raise ValueError if a value that does not depend on images is changed in place: a cut would lose the change."""
     varying = _varying(graph)
     for node in graph.nodes:
         name = str(getattr(node.target, "__name__", node.target))

@@ -24,8 +24,8 @@ MOST_LISTED = 20  # names of keys of each kind that do not fit
 def classes_in(path: Path | str, backbone: nn.Module, num_classes: int) -> int:
     """The number of classes of a file's weights, found by comparison with a backbone that was built for `num_classes`.
 
-    Tensors that have `num_classes` rows in the backbone have that many rows in the file; if they do not agree on one
-    other number, it is `num_classes`. Raises what `load_pretrained` raises for a file that cannot be read.
+    It is the number of rows, in the file, of the tensors that have `num_classes` rows in the backbone; if they do not
+    agree on one other number, it is `num_classes`. Raises what `load_pretrained` raises for a file that cannot be read.
     """
     state = _of_net(_read(Path(path)), backbone)
     theirs = {
