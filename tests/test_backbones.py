@@ -442,7 +442,7 @@ def test_a_moving_average_has_the_buffers_of_the_net_where_they_are_not_measured
         (["--backbone", "resnet18"], 2, "backbone must be timm:NAME, torchvision:NAME or package.module:function, got"),
         (["--backbone", "own_net:build"], 2, "there is no module 'own_net'; install it, or run in the folder"),
         (["--backbone", "own_nets.py:build"], 2, "'own_nets.py'; name the module without .py, as own_nets:build"),
-        (["--backbone", "own_nets:biuld"], 2, "own_nets has no 'biuld'; perhaps you meant 'build'"),
+        (["--backbone", "own_nets:biuld"], 2, "own_nets.py) has no 'biuld'; perhaps you meant 'build'"),
         (["--backbone", "own_nets:number"], 2, "'number' is a int, and must be a function"),
         (["--backbone", "own_nets:nothing"], 2, "gives a NoneType, and must give a torch.nn.Module"),
         (["--backbone", "own_nets:broken"], 1, "own_nets:broken cannot be built: KeyError: 'weights'"),

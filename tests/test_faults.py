@@ -373,7 +373,7 @@ def test_a_full_disk_is_said_of_the_file_that_was_asked_for(small_disk):
 def test_a_full_disk_is_said_and_what_trains_for_sweeps_and_studies_goes_on(tmp_path, monkeypatch, place, name, says):
     """They have no --overwrite and no --resume: what trains their folders finds out by itself."""
 
-    def full(path, *_):
+    def full(path, *_, **__):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     with monkeypatch.context() as patched:

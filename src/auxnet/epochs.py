@@ -107,7 +107,9 @@ def run_epochs(training: Training, state: TrainingState) -> TrainingState:
     Raises signals.Stopped after a signal to stop, once all is saved; RuntimeError if a loss stops being finite or
     the run directory cannot be written to.
     """
-    with signals.held() as training.signal_received:
+    folder = training.checkpointer.folder
+    last = f"--resume goes on from the last checkpoint in {folder}, if there is one yet"
+    with signals.held(f"stopped at once, in the middle of a step; {last}") as training.signal_received:
         while state.epoch < training.recipe.epochs:
             state = train_epoch(training, state)
             state = validate(training, state)

@@ -66,7 +66,8 @@ def build_net(config: Any, where: Path | str, trusted: str | None = None) -> Aux
     Raises RuntimeError, naming `where` it was read, if it does not describe a network of this program, or cannot be
     built here; ValueError for a backbone that is not trusted.
     """
-    with parsing(f"{where} does not describe a network of this program"):
+    undescribed = f"{where} does not describe a network of this program"
+    with parsing(undescribed):
         backbone = config["network"].get("backbone")
         foreign = backbone is not None and is_own_code(backbone) and backbone != trusted
     if foreign:
@@ -74,7 +75,8 @@ def build_net(config: Any, where: Path | str, trusted: str | None = None) -> Aux
             f"{where} names the backbone {str(backbone)[:80]!r}, code that is not imported for a file's sake: build it "
             f"yourself, cut it by auxnet.attach at {str(config['network'].get('cuts'))[:80]}, and load the weights"
         )
-    with random_kept(torch.device("cpu")), parsing(f"{where} does not describe a network of this program"):
+    why = undescribed if backbone is None else f"the network of {where} cannot be built here"
+    with random_kept(torch.device("cpu")), parsing(why):
         net = net_from(config["network"])
         return net if config.get("output") is None else net.alone(config["output"])
 

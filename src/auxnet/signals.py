@@ -39,11 +39,12 @@ def raised() -> Iterator[None]:
 
 
 @contextmanager
-def held() -> Iterator[Callable[[], int]]:
+def held(at_once: str = "stopped at once") -> Iterator[Callable[[], int]]:
     """Inside the block, SIGTERM, Ctrl-C and a hangup are only noted: the function yielded says which, 0 if none.
 
-    A second signal acts at once, unless it is a hangup. Ignored signals (hangups under nohup, Ctrl-C in the background
-    of a script) stay ignored. Outside the main thread, where Python delivers no signals, none is held.
+    A second signal, unless it is a hangup, raises Stopped at once, with the message `at_once`. Ignored signals (hangups
+    under nohup, Ctrl-C in the background of a script) stay ignored. Outside the main thread, where Python delivers no
+    signals, none is held.
     """
     global _left
     noted = 0
@@ -53,7 +54,7 @@ def held() -> Iterator[Callable[[], int]]:
         if noted and number == HANGUP:
             return
         if noted:
-            raise Stopped(number, "stopped at once, in the middle of a step")
+            raise Stopped(number, at_once)
         noted = number
 
     asking = (signal.SIGINT, signal.SIGTERM, HANGUP)

@@ -40,13 +40,13 @@ def attach(
     `at` names the modules after which the trunk is cut, in order ("layer1", "features.4"), or is the number of cuts,
     placed evenly by cost (`cuts.even_cuts`). In place of a backbone, a list of modules can be given that are run one
     after the other: K segments and the classifier. `example` is one image [1, C, H, W] such as the backbone takes
-    (default: 3 x 224 x 224); only its shape matters.
+    (default: 3 x 224 x 224), or one signal [1, C, T] or volume [1, C, D, H, W]; only its shape matters.
 
     The backbone's classifier becomes the final head, unchanged to the bit; for another `num_classes` a copy of it gets
     a new last layer. `heads` makes an auxiliary head from a number of channels. The default heads are, for feature maps
     [N, C, H, W], those of `auxnet.resnet`: BatchNorm and ReLU (left out if the feature comes out of an activation
-    function), global average pooling, a linear layer; for tokens [N, T, C], maps [N, H, W, C] and sequences
-    [N, C, T]: LayerNorm, mean over positions, a linear layer. The layers before a cut tell which dimension of the
+    function), global average pooling, a linear layer; for tokens [N, T, C], maps [N, H, W, C], sequences [N, C, T] and
+    volumes: LayerNorm, mean over positions, a linear layer. The layers before a cut tell which dimension of the
     feature holds the channels; if they do not, the feature's shape does. Depths count the convolutions and linear
     layers on the longest path to the cut, and for the final output to the logits, as in the paper.
 
@@ -55,10 +55,10 @@ def attach(
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError("attach looks for changes in place, which inference mode hides: call it outside of that")
-    shape = (3, 224, 224) if example is None else tuple(getattr(example, "shape", ()))[1:]
-    if len(shape) != 3:
+    size, *shape = (1, 3, 224, 224) if example is None else getattr(example, "shape", ()) or (0,)
+    if len(shape) != 3 and not (size == 1 and len(shape) in (2, 4)):
         given = list(getattr(example, "shape", ())) or f"{example!r}: torch.zeros(1, 3, 224, 224) is one"
-        raise ValueError(f"example must be an image [1, C, H, W], got {given}")
+        raise ValueError(f"example must be an image [1, C, H, W], a signal [1, C, T] or a volume, got {given}")
     num_classes = None if num_classes is None else whole_number("num_classes", num_classes, 2)
     whole = isinstance(backbone, nn.Module)
     own = [*backbone] if isinstance(backbone, Sequence) else [backbone]
@@ -89,7 +89,8 @@ def attach(
     crossing = features(segments, shape)[:-1]
     auxiliary = [_head(feature, shape, classes, heads).to(like.device, like.dtype) for feature in crossing]
     modes = {module: module.training for part in own for module in part.modules()}
-    net = AuxNet(segments, [*auxiliary, classifier], range(len(segments)), (shape[0], 1, 1)).train(training)
+    smallest = (shape[0], 1, 1) if len(shape) == 3 else None  # images are checked, signals and volumes are not
+    net = AuxNet(segments, [*auxiliary, classifier], range(len(segments)), smallest).train(training)
     for module, mode in modes.items():
         module.training = mode
     found = outputs(net, shape)
@@ -135,7 +136,12 @@ def _head(feature: Feature, image_shape: Sequence[int], classes: int, heads: Hea
 
 
 def channels_first(shape: Sequence[int], image_shape: Sequence[int]) -> bool:
-    """Whether a feature is a map [C, H, W], and not [H, W, C] or tokens [T, C]: a map has the image's aspect ratio."""
+    """Whether a feature is a map [C, H, W], and not [H, W, C] or tokens [T, C]: a map has the image's aspect ratio.
+
+    Of signals [C, T] and volumes [C, D, H, W], a feature with as many dimensions is a map.
+    """
+    if len(image_shape) != 3:
+        return len(shape) == len(image_shape)
     if len(shape) != 3:
         return False
     _, height, width = image_shape

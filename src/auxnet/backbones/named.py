@@ -167,7 +167,8 @@ def _own(name: str, module: str, function: str, in_channels: int) -> Build:
     build = getattr(code, function, None)
     if build is None:
         known = [key for key, value in vars(code).items() if callable(value)]
-        raise ValueError(f"backbone {name}: {module} has no {function!r}{nearest(function, known)}")
+        found = f"{module} ({getattr(code, '__file__', None) or 'a folder'})"  # another of that name may be found here
+        raise ValueError(f"backbone {name}: {found} has no {function!r}{nearest(function, known)}")
     if not callable(build):
         raise ValueError(f"backbone {name}: {function!r} is a {type(build).__name__}, and must be a function")
     taken = signature(build).parameters
