@@ -19,8 +19,9 @@ from auxnet.precision import usual_defaults
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import is_name
 from auxnet.reading.dividing import subsampled, with_all_splits, without_images
+from auxnet.reading.parts import EncodedPart, Part
 from auxnet.reading.pictures import Frame, all_fitted, check_size
-from auxnet.reading.sources import Part, find, whereabouts
+from auxnet.reading.sources import find, whereabouts
 from auxnet.reading.splits import Labelled, fingerprint, on_disk, statistics, which_of
 from auxnet.reading.splits import OnDisk as OnDisk
 from auxnet.reading.splits import Split as Split
@@ -143,9 +144,7 @@ def load_data(recipe: Recipe, seen: Preprocessing | None = None) -> DataSet:
     workers = cores() if recipe.workers is None else recipe.workers
     parts = _labelled_parts(recipe)
     streamed = _streamed(name, parts, recipe.stream, frame)
-    read = {
-        split: _on_disk(part, frame, workers) if streamed else _in_memory(part, frame) for split, part in parts.items()
-    }
+    read = {split: _read(part, frame, workers, streamed) for split, part in parts.items()}
     left_out = tuple(each for split in parts for each in (*parts[split].left_out, *read[split].left_out))
     if len(left_out) > recipe.max_corrupt:
         raise RuntimeError(_too_many_left_out(left_out, recipe.max_corrupt))
@@ -209,7 +208,7 @@ def load_others(data: str, part: Part, classes: Sequence[str], seen: Preprocessi
     Raises ValueError for a class that the run does not know; for all else what `load_data` raises.
     """
     streamed = _streamed(data, {"test": part}, "auto", seen.frame)
-    read = _on_disk(part, seen.frame, cores()) if streamed else _in_memory(part, seen.frame)
+    read = _read(part, seen.frame, cores(), streamed)
     if unknown := sorted(set(read.classes) - set(classes)):
         known = f"{run}, which knows {first_few(classes)}"
         mend = f"rename or remove them{same_but_for_form(unknown, classes) or nearest(unknown[0], classes)}"
@@ -291,25 +290,25 @@ def _checked_classes(name: str, classes: tuple[str, ...]) -> tuple[str, ...]:
 
 def _streamed(name: str, parts: Mapping[str, Part], stream: str, frame: Frame | None) -> bool:
     """Whether the images stay on disk. Raises ValueError where they should but cannot."""
-    can = all(part.encoded for part in parts.values())
+    encoded = [part for part in parts.values() if isinstance(part, EncodedPart)]
+    can = len(encoded) == len(parts)
     if stream == "always" and not can:
         raise ValueError(f"stream must be auto or never for {name}: only folders and parquet can stay on disk")
     if stream == "auto" and can:
-        return sum(part.decoded_bytes(frame) for part in parts.values()) > available_memory() / 2
+        return sum(part.decoded_bytes(frame) for part in encoded) > available_memory() / 2
     return stream == "always"
 
 
-def _on_disk(part: Part, frame: Frame | None, workers: int) -> _Read:
-    assert part.encoded is not None
-    encoded = part.encoded()
-    known = survey(encoded, part.files, frame, workers)
-    return _Read(on_disk(encoded, known, frame), encoded.classes, known.left_out, part.shapes)
-
-
-def _in_memory(part: Part, frame: Frame | None) -> _Read:
+def _read(part: Part, frame: Frame | None, workers: int, streamed: bool) -> _Read:
+    """A split, in memory or `streamed`: left on disk."""
+    if streamed:
+        assert isinstance(part, EncodedPart)  # by `_streamed`
+        encoded = part.encoded()
+        known = survey(encoded, part.files, frame, workers)
+        return _Read(on_disk(encoded, known, frame), encoded.classes, known.left_out, part.shapes)
     images, labels, classes, left_out, size = part.read(frame)
     own = [size or images.shape[1:3]]
-    shapes = part.shapes if part.encoded else lambda: own
+    shapes = part.shapes if isinstance(part, EncodedPart) else lambda: own
     return _Read(Split(torch.from_numpy(images), torch.from_numpy(labels)), classes, left_out, shapes)
 
 

@@ -141,7 +141,7 @@ def _others(run: RunDir, recipe: Recipe, on: str, data_dir: str | None) -> DataS
     if named == recipe.data or _lie_within([Path(named)], data):  # before the folder is listed, which may be refused
         raise refused
     part = part_to_judge_on(on, data_dir)
-    folders = () if part.as_they_lie else set(map(os.path.dirname, part.files))
+    folders = () if part.holds_arrays else set(map(os.path.dirname, part.files))
     if _lie_within(map(Path, folders), data):
         raise refused
     others = load_others(on, part, *seen_in_training(run), run)

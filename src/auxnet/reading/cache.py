@@ -49,12 +49,12 @@ def cached(
     key: str,
     read: Callable[[], Arrays],
     stale: Callable[[Sequence[str]], bool] = lambda left_out: False,
-    as_they_lie: bool = False,
+    hold_arrays: bool = False,
 ) -> Arrays:
     """What `read` makes of the files: from the cache if they have not changed since, else read and put there.
 
     `key` says what, beside the files, the arrays depend on; `stale` whether one of the images left out can be read now.
-    Of files that hold the arrays `as_they_lie`, those whose images had another size before are kept alone.
+    With `hold_arrays` the files hold the arrays already: they are cached only if a frame changed their size.
     """
 
     def make(folder: Path) -> Made:
@@ -62,7 +62,7 @@ def cached(
         return {"images": images, "labels": labels}, {"classes": classes, "left_out": left_out, "size": size}
 
     def keep(made: Made) -> bool:
-        return not as_they_lie or made[1]["size"] != made[0]["images"].shape[1:3]
+        return not hold_arrays or made[1]["size"] != made[0]["images"].shape[1:3]
 
     _, arrays, facts = entry(files, key, make, stale=lambda known: stale(known.facts["left_out"]), keep=keep)
     classes, left_out = tuple(facts["classes"]), tuple(facts["left_out"])

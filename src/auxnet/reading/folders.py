@@ -7,14 +7,17 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 
 from auxnet.errors import warn
 from auxnet.reading.arrays import Arrays, Pixels
 from auxnet.reading.encoded import Files
-from auxnet.reading.pictures import SOME, Frame, decode, decoded_bytes, shapes_of, stack
+from auxnet.reading.parts import EncodedPart
+from auxnet.reading.pictures import SOME, Frame, any_readable, decode, decoded_bytes, shapes_of, stack
 from auxnet.words import first_few
 
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
@@ -203,31 +206,52 @@ def folder_files(folder: Path) -> Files:
     return Files(np.array(paths), np.array(labels, np.int64), classes, others, tuple(left_out))
 
 
-def class_folders(files: Files, frame: Frame | None = None) -> Arrays:
-    """The images of class folders (`folder_files`).
+class FolderPart(EncodedPart):
+    """A split in class folders (`folder_files`)."""
 
-    Images are turned upright by their EXIF tag and made red-green-blue, transparency dropped; where every
-    image is grey they stay grey (C = 1). They are brought to a frame; without one all must have one size. Images that
-    cannot be read are left out.
+    def __init__(self, images: Files) -> None:
+        self._images, self.left_out = images, images.left_out
+        # The labels tell it from the same files given one folder higher, where they are of other classes.
+        self.form = f"folders {images.classes} {crc32(images.labels.tobytes())}"
 
-    Raises ValueError for images of different sizes, RuntimeError if no image can be read.
-    """
-    images, kept, left_out = stack(pictures_of(files, frame), len(files.paths), files.name(0))
-    return Arrays(images, files.labels[kept], files.classes, left_out)
+    @property
+    def files(self) -> list[str]:
+        """The paths of the images, as texts; made when they are asked for, because a million take much memory."""
+        return [*self._names()]
 
+    def read_uncached(self, frame: Frame | None = None) -> Arrays:
+        """The images and their labels.
 
-def bytes_of(files: Files, frame: Frame | None) -> int:
-    """The memory that the images of these files would take, if all are coloured; 0 if none can be read."""
-    pictures = (picture for _, picture in pictures_of(files, frame))
-    return decoded_bytes(len(files.paths), pictures, frame)
+        Images are turned upright by their EXIF tag and made red-green-blue, transparency dropped; where every
+        image is grey they stay grey (C = 1). They are brought to a frame; without one all must have one size. Images
+        that cannot be read are left out.
 
+        Raises ValueError for images of different sizes, RuntimeError if no image can be read.
+        """
+        files = self._images
+        images, kept, left_out = stack(self._pictures(frame), len(files.paths), files.name(0))
+        return Arrays(images, files.labels[kept], files.classes, left_out)
 
-def some_shapes(files: Files) -> list[tuple[int, int]]:
-    """(H, W) of some of the images (`pictures.shapes_of`)."""
-    return shapes_of(files.name(index) for index in range(0, len(files.paths), max(1, len(files.paths) // SOME)))
+    def is_stale(self, frame: Frame | None, left_out: Sequence[str]) -> bool:
+        """Whether one of the images that could not be read can be read now."""
+        return bool(left_out) and any_readable(self._pictures(frame), left_out)
 
+    def encoded(self) -> Files:
+        """The image files, each of which can be read by its number."""
+        return self._images
 
-def pictures_of(files: Files, frame: Frame | None) -> Iterator[tuple[str, Callable[[], Pixels]]]:
-    """The images of these files, each with its name, to be decoded one by one."""
-    names = (files.name(index) for index in range(len(files.paths)))
-    return ((name, partial(decode, name, name, frame)) for name in names)
+    def decoded_bytes(self, frame: Frame | None) -> int:
+        """The memory that the images would take (`pictures.decoded_bytes`)."""
+        pictures = (picture for _, picture in self._pictures(frame))
+        return decoded_bytes(len(self._images.paths), pictures, frame)
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """(H, W) of images spread evenly over the files (`pictures.shapes_of`)."""
+        return shapes_of(islice(self._names(), 0, None, max(1, len(self._images.paths) // SOME)))
+
+    def _names(self) -> Iterator[str]:
+        return map(self._images.name, range(len(self._images.paths)))
+
+    def _pictures(self, frame: Frame | None) -> Iterator[tuple[str, Callable[[], Pixels]]]:
+        """The images, each with its name, to be decoded one by one."""
+        return ((name, partial(decode, name, name, frame)) for name in self._names())

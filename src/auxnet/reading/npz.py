@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from auxnet.reading.arrays import Arrays, Pixels, check_unpacked, labels_of, reading, unlabelled
 from auxnet.reading.folders import SPLITS
+from auxnet.reading.parts import Part
+from auxnet.reading.pictures import Frame, arrays_fitted
 
 KINDS = {"images": "images", "image": "images", "x": "images", "labels": "labels", "label": "labels", "y": "labels"}
 RULE = "train_images and train_labels, x_train and y_train, or images and labels"
@@ -77,11 +79,28 @@ def read(file: Path, arrays: dict[str, str]) -> Arrays:
     return Arrays(pixels, numbers, classes)
 
 
-def no_labels(file: Path, arrays: dict[str, str]) -> bool:
-    """Whether none of the images of a split is labelled (`arrays.unlabelled`)."""
-    with _opened(file) as archive:
-        values = _values(_array(archive, arrays["labels"]))
-    return bool(values) and unlabelled(values)
+class NpzPart(Part):
+    """One of the splits of `npz_splits`."""
+
+    holds_arrays = True
+
+    def __init__(self, file: Path, split: str, arrays: dict[str, str]) -> None:
+        self._file, self._arrays, self.form = file, arrays, f"npz {split}"
+
+    @property
+    def files(self) -> list[Path]:
+        """The one file, which may hold other splits too."""
+        return [self._file]
+
+    def read_uncached(self, frame: Frame | None = None) -> Arrays:
+        """The arrays as `read` gives them, brought to a frame if there is one."""
+        return arrays_fitted(read(self._file, self._arrays), frame)
+
+    def no_labels(self) -> bool:
+        """Whether none of the images is labelled (`arrays.unlabelled`)."""
+        with _opened(self._file) as archive:
+            values = _values(_array(archive, self._arrays["labels"]))
+        return bool(values) and unlabelled(values)
 
 
 @contextmanager

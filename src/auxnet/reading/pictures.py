@@ -125,9 +125,10 @@ def upright(image: Any) -> Image.Image:
     return turned if turned.mode == mode else turned.convert(mode)
 
 
-def arrays_fitted(reader: Callable[[], Arrays], frame: Frame) -> Arrays:
-    """Arrays brought to a frame. Raises ValueError where memory does not hold them."""
-    arrays = reader()
+def arrays_fitted(arrays: Arrays, frame: Frame | None) -> Arrays:
+    """Arrays brought to a frame, if there is one. Raises ValueError if they do not fit in memory."""
+    if frame is None:
+        return arrays
     images, size = arrays.images, arrays.images.shape[1:3]
     try:
         return arrays._replace(images=all_fitted(images, frame, images.shape[3]), size=size)

@@ -9,24 +9,22 @@ import gzip
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 
 from auxnet.errors import first_line, warn
 from auxnet.fetching import on_hub
 from auxnet.files import expanduser, whole_path
-from auxnet.reading import cifar, folders, npz, parquet, svhn
-from auxnet.reading.arrays import Arrays, Pixels
-from auxnet.reading.cache import cached
-from auxnet.reading.encoded import Encoded, Files
-from auxnet.reading.folders import holds_images, passed_over, split_homes, subfolders
-from auxnet.reading.pictures import DECODER, Frame, any_readable, arrays_fitted
+from auxnet.reading import cifar, svhn
+from auxnet.reading.arrays import Arrays
+from auxnet.reading.encoded import Files
+from auxnet.reading.folders import FolderPart, folder_files, holds_images, loose, passed_over, split_homes, subfolders
+from auxnet.reading.npz import NpzPart, npz_splits
+from auxnet.reading.parquet import ShardsPart, only_shard, shards_of
+from auxnet.reading.parts import ArraysPart, Part
 from auxnet.words import first_few, nearest, plural
 
 NAMES = ("digits", "cifar10", "cifar100", "svhn")
@@ -36,48 +34,6 @@ _HUB = {
     "svhn": "ufldl-stanford/svhn/cropped_digits",
 }
 _ADDRESS = r"([\w.-]+/[\w.-]+)/*(.*?)/*"  # owner/name[/config]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One split as it lies on disk: its files, and how to read them."""
-
-    files: Sequence[Path | str]
-    reader: Callable[..., Arrays]
-    """takes a `frame` where the images lie `encoded`"""
-    form: str
-    """what, beside the files, the arrays depend on"""
-    encoded: Callable[[], Encoded] | None = None
-    """its images left on disk, where they lie there encoded and can be reached one by one"""
-    decoded_bytes: Callable[[Frame | None], int] = lambda frame: 0
-    """the memory that such images take, brought to a frame"""
-    left_out: tuple[str, ...] = ()
-    """the images that are not among the files, each as "where: why" """
-    pictures: Callable[[Frame | None], Iterable[tuple[str, Callable[[], Pixels]]]] = lambda frame: ()
-    """such images, each with its name, to be decoded one by one"""
-    shapes: Callable[[], list[tuple[int, int]]] = list
-    """(H, W) of some of such images, as they lie in their files"""
-    no_labels: Callable[[], bool] = lambda: False
-    """whether none of its images is labelled"""
-    as_they_lie: bool = False
-    """whether the files hold the arrays themselves, which the cache keeps only where a frame changes them"""
-
-    def read(self, frame: Frame | None) -> Arrays:
-        """The arrays, brought to a frame, from the cache if they are there."""
-        reader, key = self.reader, self.form
-        if self.encoded:
-            reader = partial(reader, frame=frame)
-        elif frame:
-            reader = partial(arrays_fitted, reader, frame)
-        if self.encoded or frame:
-            key = f"{key} {frame} {DECODER}"
-
-        def stale(left_out: Sequence[str]) -> bool:
-            return bool(left_out) and any_readable(self.pictures(frame), left_out)
-
-        if self.files and (frame or not self.as_they_lie):
-            return cached(self.files, key, reader, stale, self.as_they_lie)
-        return reader()
 
 
 def located(name: str, data_dir: str | None) -> tuple[str, str | None]:
@@ -110,7 +66,7 @@ def find(name: str, data_dir: str | None, to_train: bool = True) -> dict[str, Pa
     if name == "digits":
         if Path(name).is_dir():
             warn("digits: the embedded set is taken; the folder here of that name is ./digits")
-        return {"train": Part([], digits, "digits")}
+        return {"train": ArraysPart([], "digits", digits)}
     return _named_set(name, root) if name in NAMES else _path(name, root, to_train)
 
 
@@ -155,16 +111,7 @@ def _path(name: str, root: Path | None, to_train: bool) -> dict[str, Part]:
         if place.is_fifo():  # which would wait for a writer
             raise ValueError(f"data {name!r} is a pipe: give a folder or an .npz file")
         if place.suffix == ".npz" and place.exists():
-            return {
-                split: Part(
-                    [place],
-                    partial(npz.read, place, arrays),
-                    f"npz {split}",
-                    no_labels=partial(npz.no_labels, place, arrays),
-                    as_they_lie=True,
-                )
-                for split, arrays in npz.npz_splits(place, to_train).items()
-            }
+            return {split: NpzPart(place, split, arrays) for split, arrays in npz_splits(place, to_train).items()}
         if place.exists():
             raise ValueError(
                 f"data {name!r} is a file, but no .npz: give the folder that holds it, or one of {', '.join(NAMES)}"
@@ -243,14 +190,14 @@ def _named(name: str, folder: Path, below: bool) -> dict[str, Part]:
         if source.exists():
             files = [path for path in source.iterdir() if path.is_file()] if source.is_dir() else [source]
             return {
-                part: Part(files, partial(cifar.read, source, name, part), f"{name} {part}")
+                part: ArraysPart(files, f"{name} {part}", partial(cifar.read, source, name, part))
                 for part in ("train", "test")
             }
     parts = {}
     for part, names in {"train": ("train", "extra"), "test": ("test",)}.items() if name == "svhn" else ():
         mats = [mat for each in names if (mat := folder / f"{each}_32x32.mat").is_file()]
         if mats and mats[0].name.startswith(part):  # extra_32x32.mat by itself is not the training set
-            parts[part] = Part(mats, partial(svhn.read, *mats), "mat")
+            parts[part] = ArraysPart(mats, "mat", partial(svhn.read, *mats))
     return _complete(folder, parts)
 
 
@@ -271,8 +218,8 @@ def _in_folder(folder: Path, to_train: bool = True) -> dict[str, Part]:
     """The splits of a folder of parquet shards or of class folders, with a warning if it passes over other files."""
     whole = folder.resolve()  # images have one name, as the cache keeps it, from wherever they are read
     parts = _parquet_parts(whole)
-    if not parts and (only := parquet.only_shard(whole)):
-        parts = {"train": _parquet_part(only)}
+    if not parts and (only := only_shard(whole)):
+        parts = {"train": ShardsPart(only)}
     shards_alone = not subfolders(folder) and any(folder.glob("*.parquet"))
     if "train" not in parts and (shards_alone if not parts else to_train):
         wanted = "train" if to_train else "test"
@@ -283,14 +230,14 @@ def _in_folder(folder: Path, to_train: bool = True) -> dict[str, Part]:
             warn(f"{folder}: passed over the pictures in {first_few(beside)}: its parquet shards are the data")
         return parts
     homes = split_homes(whole, to_train)
-    found = {split: folders.folder_files(home) for split, home in homes.items()}
+    found = {split: folder_files(home) for split, home in homes.items()}
     if others := sum((files.others for files in found.values()), Counter[str]()):
         warn(f"{folder}: {passed_over(others)}")
-    if count := sum(map(folders.loose, {whole, *homes.values()})):
+    if count := sum(map(loose, {whole, *homes.values()})):
         warn(f"{folder}: passed over {plural(count, 'picture')} in no class folder: move what counts into one")
     if to_train:
         _check_none_empty(homes["train"], found["train"])
-    return {split: _folder_part(files) for split, files in found.items()}
+    return {split: FolderPart(files) for split, files in found.items()}
 
 
 def _check_none_empty(home: Path, files: Files) -> None:
@@ -301,44 +248,16 @@ def _check_none_empty(home: Path, files: Files) -> None:
         raise ValueError(f"{home / empty[0]} holds no image{but}: put some in, or remove the folder")
 
 
-def _folder_part(files: Files) -> Part:
-    """A split that lies in class folders."""
-    paths = [files.name(index) for index in range(len(files.paths))]
-    return Part(
-        paths,
-        partial(folders.class_folders, files),
-        f"folders {files.classes} {crc32(files.labels.tobytes())}",  # given one folder higher, they are other classes
-        encoded=lambda: files,
-        decoded_bytes=partial(folders.bytes_of, files),
-        left_out=files.left_out,
-        pictures=partial(folders.pictures_of, files),
-        shapes=partial(folders.some_shapes, files),
-    )
-
-
-def _parquet_part(files: list[Path]) -> Part:
-    """A split that lies in parquet shards."""
-    return Part(
-        files,
-        partial(parquet.read, files),
-        "parquet",
-        encoded=partial(parquet.rows_in_cache, files),
-        decoded_bytes=partial(parquet.bytes_of, files),
-        shapes=partial(parquet.some_shapes, files),
-        no_labels=partial(parquet.no_labels, files),
-    )
-
-
 def _parquet_parts(folder: Path, below: bool = True, extra: bool = False) -> dict[str, Part]:
     """The splits that lie in a folder as parquet shards; with `extra`, shards of that name are for training too."""
-    shards = parquet.shards_of(folder, below)
+    shards = shards_of(folder, below)
     if (more := shards.pop("extra", None)) and extra and "train" in shards:
         shards["train"] = [*shards["train"], *more]
     used = {file for files in shards.values() for file in files}
     if others := sorted({other for file in used for other in file.parent.glob("*.parquet")} - used):
         names = first_few([other.name for other in others])
         warn(f"{others[0].parent}: passed over {names}: no shards of train, val or test")
-    return {split: _parquet_part(files) for split, files in shards.items()}
+    return {split: ShardsPart(files) for split, files in shards.items()}
 
 
 def _hub(name: str, address: str) -> dict[str, Part]:
