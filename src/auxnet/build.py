@@ -22,7 +22,6 @@ from auxnet.batches import Share
 from auxnet.by_name import aggregator_of, optimizer_of
 from auxnet.capturing import as_cuda_graph, can_be_graphs
 from auxnet.distributed import Team
-from auxnet.documents import parsing
 from auxnet.gradients import Distillation, Loss
 from auxnet.losses import balanced, cross_entropy, distilled, square_hinge
 from auxnet.machine import free_memory, seed_random, to_device
@@ -31,7 +30,7 @@ from auxnet.methods import joint, multiway, pairwise
 from auxnet.mixing import mixed
 from auxnet.network import AuxNet
 from auxnet.precision import to_bfloat16
-from auxnet.preprocessing import Preprocessing
+from auxnet.preprocessing import read_preprocessing
 from auxnet.reading.splits import Labelled
 from auxnet.recipe import Recipe
 from auxnet.residual import MIN_SIZE, layout, resnet
@@ -79,10 +78,11 @@ def normalised_for(recipe: Recipe, dataset: data.DataSet) -> data.DataSet:
         seen = normalisation(recipe.backbone)
     else:
         run = run_of(recipe.pretrained)
-        content = config_of(run).get("preprocessing")
-        with parsing(f"{run / 'config.json'} is damaged: its preprocessing cannot be read"):
-            theirs = None if content is None else Preprocessing.read(content)
-        seen = None if theirs is None else (theirs.mean, theirs.std)
+        config = config_of(run)
+        if config.get("preprocessing") is None:
+            return dataset
+        theirs = read_preprocessing(config, run / "config.json")
+        seen = theirs.mean, theirs.std
     if seen is None or len(seen[0]) != dataset.channels:
         return dataset
     return replace(dataset, mean=seen[0], std=seen[1])

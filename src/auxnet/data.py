@@ -158,7 +158,9 @@ def load_data(recipe: Recipe, seen: Preprocessing | None = None) -> DataSet:
 
     known = seen is not None and seen.channels == train.image_shape[2] and (seen.mean, seen.std)
     mean, std = known or _STATISTICS.get(name) or statistics(train)
-    source = whereabouts(name, recipe.data_dir)
+    # Which picture a position means depends on the source, on the pictures left out (which keep their positions on
+    # disk, but not in memory), and on whether the data bring validation pictures.
+    numbering = f"{whereabouts(name, recipe.data_dir)} {left_out} {streamed and bool(left_out)} {'val' in read}"
     size = (H, W) if recipe.image_size is None else (recipe.image_size, recipe.image_size)
     words = suited(name, recipe.augment, min(size)).split("+")
     random_crop, trivial = "rrc" in words, "trivial" in words
@@ -181,7 +183,7 @@ def load_data(recipe: Recipe, seen: Preprocessing | None = None) -> DataSet:
         brings_val="val" in read,
         test_sha256=partial(fingerprint, [test]),
         val_sha256=partial(fingerprint, [val]),
-        val_pictures=partial(which_of, f"{source} {left_out} {streamed and bool(left_out)} {'val' in read}", val),
+        val_pictures=partial(which_of, numbering, val),
         fit=recipe.fit,
         shapes=read["train"].shapes,
     )

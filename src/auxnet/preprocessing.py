@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from auxnet.documents import parsing
 from auxnet.errors import check_choice
 from auxnet.reading.arrays import Pixels
 from auxnet.reading.pictures import Frame, fitted, middle
@@ -80,3 +82,9 @@ class Preprocessing:
         if not all(0 < value < math.inf for value in std):
             raise ValueError(f"a standard deviation of {std}")
         return cls((H, W), (height, width), mean, std, fit)
+
+
+def read_preprocessing(config: Mapping[str, Any], file: Path) -> Preprocessing:
+    """The preprocessing in the content of a config.json. Raises RuntimeError if it is missing or damaged."""
+    with parsing(f"{file} is damaged: its preprocessing cannot be read"):
+        return Preprocessing.read(config["preprocessing"])

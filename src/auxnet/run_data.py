@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from auxnet.data import DataSet, load_data
-from auxnet.documents import parsing
 from auxnet.errors import warn
 from auxnet.fetching import on_hub
 from auxnet.files import expanduser, whole_path
 from auxnet.lineage import in_doubt
 from auxnet.loading import read_config
-from auxnet.preprocessing import Preprocessing
+from auxnet.preprocessing import Preprocessing, read_preprocessing
 from auxnet.reading.folders import subfolders
 from auxnet.reading.parquet import only_shard, shards_of
 from auxnet.reading.sources import NAMES, lies_in, places
@@ -137,8 +136,7 @@ def seen_in_training(run: RunDir) -> tuple[list[str], Preprocessing]:
     classes = config.get("classes")
     if not isinstance(classes, list):
         raise RuntimeError(f"{Path(run) / 'config.json'} is damaged: it names no classes")
-    with parsing(f"{Path(run) / 'config.json'} is damaged: its preprocessing cannot be read"):
-        return classes, Preprocessing.read(config["preprocessing"])
+    return classes, read_preprocessing(config, Path(run) / "config.json")
 
 
 def data_section(run: RunDir) -> dict[str, Any]:
