@@ -51,8 +51,8 @@ def test_arrays_are_brought_to_a_frame_once_and_an_npz_file_is_copied_in_no_othe
 ) -> None:
     images, labels = tiny(40, 2, size=6)
     np.savez(home / "own.npz", images=images[:, :5], labels=labels)
-    calls, real = [], pictures.all_fitted
-    monkeypatch.setattr(pictures, "all_fitted", lambda *args: calls.append(args) or real(*args))
+    calls, real = [], pictures.all_resized
+    monkeypatch.setattr(pictures, "all_resized", lambda *args: calls.append(args) or real(*args))
     assert load("own.npz", home).shapes() == [(5, 6)]
     assert not (tmp_path / "cache").exists()
     first, second = (load("own.npz", home, image_size=4) for _ in range(2))

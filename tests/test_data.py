@@ -74,7 +74,7 @@ def test_images_too_large_for_memory_are_refused_with_the_mend(home: Path, monke
     def refuse(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(pictures, "all_fitted", refuse)
+    monkeypatch.setattr(pictures, "all_resized", refuse)
     with pytest.raises(ValueError, match="1797 images of 4096x4096 do not fit in memory: give a smaller --image-size"):
         load("digits", image_size=4096)
 

@@ -157,8 +157,8 @@ def test_image_size_resizes_the_shorter_side_and_cuts_out_the_middle(tmp_path: P
     assert images.shape == (2, 8, 8, 3)
     assert (images[:, 1:-1, 1:-1] == 200).all()  # what touches the cut is smoothed across it
     whole = np.repeat(np.repeat(tiny(2, 2, size=4)[0], 8, 1), 8, 2)
-    assert np.abs(pictures.all_fitted(whole, pictures.Frame((16, 16)), 3).astype(int) - whole[:, ::2, ::2]).mean() < 15
-    assert pictures.all_fitted(whole[..., :1], pictures.Frame((16, 16)), 1).shape == (2, 16, 16, 1)
+    assert np.abs(pictures.all_resized(whole, pictures.Frame((16, 16)), 3).astype(int) - whole[:, ::2, ::2]).mean() < 15
+    assert pictures.all_resized(whole[..., :1], pictures.Frame((16, 16)), 1).shape == (2, 16, 16, 1)
 
 
 @pytest.mark.parametrize(("h", "w"), [(10, 40), (40, 10), (20, 20)])
@@ -169,7 +169,7 @@ def test_a_picture_is_kept_whole_between_black_borders_or_out_of_shape_where_tha
     """Its left half is 60, its right half 200."""
     whole = np.full((h, w, channels), 60, np.uint8)
     whole[:, w // 2 :] = 200
-    for make in (lambda frame: pictures.fitted(whole, frame, channels), partial(decoded, whole)):
+    for make in (lambda frame: pictures.resized(whole, frame, channels), partial(decoded, whole)):
         stretched = make(pictures.Frame((8, 8), "stretch"))
         assert stretched.shape == (8, 8, channels)
         assert (stretched[:, :3] == 60).all()
@@ -185,7 +185,7 @@ def test_a_picture_is_kept_whole_between_black_borders_or_out_of_shape_where_tha
 
 @pytest.mark.parametrize("shape", [(2, 400, 3), (400, 2, 1)])
 def test_however_narrow_a_picture_is_something_of_it_is_left_between_black_borders(shape: tuple[int, ...]) -> None:
-    padded = pictures.fitted(np.full(shape, 90, np.uint8), pictures.Frame((8, 8), "pad"), shape[2])
+    padded = pictures.resized(np.full(shape, 90, np.uint8), pictures.Frame((8, 8), "pad"), shape[2])
     assert (padded == 90).sum() == 8 * shape[2]
     assert padded.sum() == 90 * 8 * shape[2]
 
@@ -291,7 +291,7 @@ def test_a_large_jpeg_is_decoded_at_a_reduced_scale_and_differs_little(form: str
         assert own == upright.size[::-1]
         assert min(pixels.shape[:2]) >= 2 * side or pixels.shape[:2] == own
         assert np.array_equal(
-            pictures.fitted(pixels, frame, pixels.shape[2]), pictures.decode(tmp_path / "a.jpg", "a", frame)
+            pictures.resized(pixels, frame, pixels.shape[2]), pictures.decode(tmp_path / "a.jpg", "a", frame)
         )
 
 

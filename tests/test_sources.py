@@ -17,7 +17,7 @@ from scipy.io import savemat
 from auxnet import data
 from auxnet.data import DataSet
 from auxnet.reading import parquet
-from auxnet.reading.sources import find, located
+from auxnet.reading.sources import absolute_source, find
 from writers import (
     CIFAR10,
     SOURCES,
@@ -139,10 +139,10 @@ def test_a_copy_of_what_lies_on_the_hub_is_looked_for_first(home: Path, monkeypa
     for name in ("hf:some/body", "hf:some/body/data"):
         check(load(name, home), train, test)
     monkeypatch.chdir(home)
-    assert located("hf:some/body", ".") == ("hf:some/body", str(home))
-    assert located("hf:else/where", ".") == ("hf:else/where", ".")
+    assert absolute_source("hf:some/body", ".") == ("hf:some/body", str(home))
+    assert absolute_source("hf:else/where", ".") == ("hf:else/where", ".")
     monkeypatch.setenv("AUXNET_DATA", str(home))
-    assert located("hf:some/body", None) == ("hf:some/body", str(home))
+    assert absolute_source("hf:some/body", None) == ("hf:some/body", str(home))
     check(load("hf:some/body"), train, test)
 
 

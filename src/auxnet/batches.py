@@ -22,7 +22,7 @@ from auxnet.reading.splits import Labelled
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """(images [N, C, H, W], labels [N])"""
-Share = Callable[[int], slice]
+BatchPart = Callable[[int], slice]
 """n -> the slice of a batch's n images that this process takes; the built-in `slice` takes all"""
 
 
@@ -38,7 +38,7 @@ def batches(
     pad: int = 0,
     flip: bool = False,
     workers: int = 0,
-    part: Share = slice,
+    part: BatchPart = slice,
     dtype: torch.dtype = torch.float32,
     augmentation: Augmentation | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -61,11 +61,11 @@ def batches(
     mean_WC, std_WC = (_row(each, reader.image_shape[1], where) for each in (mean, std))
     read = read_ahead(reader.read, reader.image_shape, asked, workers)
     for step, (indices, images) in enumerate(zip(whole, read, strict=True), start):
-        images_NHWC = queued(images, where)
-        labels_N = queued(split.labels[indices[part(len(indices))]], where)
+        images_NHWC = to_device_async(images, where)
+        labels_N = to_device_async(split.labels[indices[part(len(indices))]], where)
         if seed is not None:
-            shifts = draw(len(indices), _generator(*seed, step), pad, flip)
-            images_NHWC = shifted(images_NHWC, pad, *(each[part(len(indices))] for each in shifts))
+            shifts = draw_crops_and_flips(len(indices), _generator(*seed, step), pad, flip)
+            images_NHWC = cropped_and_flipped(images_NHWC, pad, *(each[part(len(indices))] for each in shifts))
         yield _normalise(images_NHWC, mean_WC, std_WC).to(dtype), labels_N
 
 
@@ -98,7 +98,7 @@ class Reader(NamedTuple):
         return self.augmentation.apply(self.split.read(asked[:, 0]), asked[:, 1:])
 
 
-def queued(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device_async(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to a device without waiting for it, so that the next step is queued while one is computed."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()  # from other memory only small copies do not wait
@@ -115,7 +115,7 @@ def _generator(*numbers: int) -> Generator:
     return Generator().manual_seed(seed_of(*numbers))
 
 
-def draw(n: int, generator: Generator, pad: int, flip: bool) -> tuple[Tensor, Tensor, Tensor]:
+def draw_crops_and_flips(n: int, generator: Generator, pad: int, flip: bool) -> tuple[Tensor, Tensor, Tensor]:
     """For each of n images the top and the left of its crop, int64 [n] in 0..2 pad, and whether it is mirrored.
 
     Each of the (2 pad + 1)^2 crops is as likely as any other; with `flip`, so are the image and its mirror image.
@@ -126,7 +126,7 @@ def draw(n: int, generator: Generator, pad: int, flip: bool) -> tuple[Tensor, Te
     return top, left, mirrored.bool()
 
 
-def shifted(images_NHWC: Tensor, pad: int, top_N: Tensor, left_N: Tensor, mirrored_N: Tensor) -> Tensor:
+def cropped_and_flipped(images_NHWC: Tensor, pad: int, top_N: Tensor, left_N: Tensor, mirrored_N: Tensor) -> Tensor:
     """Images [N, H, W, C] padded with black pixels, cropped and mirrored as drawn: a new tensor of the same shape.
 
     The images may be of any type and on any device.

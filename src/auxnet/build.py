@@ -18,7 +18,7 @@ from auxnet import batches, data
 from auxnet.backbones.described import cuts_of, net_from
 from auxnet.backbones.named import normalisation
 from auxnet.backbones.weights import config_of, is_weights_of_run, run_of
-from auxnet.batches import Share
+from auxnet.batches import BatchPart
 from auxnet.by_name import aggregator_of, optimizer_of
 from auxnet.capturing import as_cuda_graph, can_be_graphs
 from auxnet.distributed import Team
@@ -102,7 +102,7 @@ def resident(dataset: data.DataSet, device: torch.device) -> data.DataSet:
 
 
 def training_batches(
-    recipe: Recipe, dataset: data.DataSet, device: torch.device, epoch: int, start: int = 0, part: Share = slice
+    recipe: Recipe, dataset: data.DataSet, device: torch.device, epoch: int, start: int = 0, part: BatchPart = slice
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """An epoch (1-based) of (images [N, C, H, W], labels [N]), shuffled, augmented, normalised, from batch `start` on.
 
@@ -153,11 +153,11 @@ def evaluation_batches(
     split: Labelled,
     dataset: data.DataSet,
     device: torch.device,
-    part: Share = slice,
+    part: BatchPart = slice,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """A split once through as (images [N, C, H, W], labels [N]): in order, normalised, never augmented."""
-    split, (H, W) = split.middle(dataset.image_size), dataset.image_size
+    split, (H, W) = split.center_crop(dataset.image_size), dataset.image_size
     most = max(1, min(500, PIXELS // (H * W)))
     workers = dataset.workers if isinstance(split, data.OnDisk) else 0
     options: dict[str, Any] = {"device": device, "workers": workers, "part": part, "dtype": dtype}

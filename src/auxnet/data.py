@@ -20,9 +20,9 @@ from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import is_name
 from auxnet.reading.dividing import subsampled, with_all_splits, without_images
 from auxnet.reading.parts import EncodedPart, Part
-from auxnet.reading.pictures import Frame, all_fitted, check_size
-from auxnet.reading.sources import find, whereabouts
-from auxnet.reading.splits import Labelled, fingerprint, on_disk, statistics, which_of
+from auxnet.reading.pictures import Frame, all_resized, check_size
+from auxnet.reading.sources import find, source_id
+from auxnet.reading.splits import Labelled, channel_mean_std, fingerprint, on_disk, selection_fingerprint
 from auxnet.reading.splits import OnDisk as OnDisk
 from auxnet.reading.splits import Split as Split
 from auxnet.reading.survey import survey
@@ -157,10 +157,10 @@ def load_data(recipe: Recipe, seen: Preprocessing | None = None) -> DataSet:
     train = train if recipe.train_images is None else subsampled(train, recipe.train_images, seed)
 
     known = seen is not None and seen.channels == train.image_shape[2] and (seen.mean, seen.std)
-    mean, std = known or _STATISTICS.get(name) or statistics(train)
+    mean, std = known or _STATISTICS.get(name) or channel_mean_std(train)
     # Which picture a position means depends on the source, on the pictures left out (which keep their positions on
     # disk, but not in memory), and on whether the data bring validation pictures.
-    numbering = f"{whereabouts(name, recipe.data_dir)} {left_out} {streamed and bool(left_out)} {'val' in read}"
+    numbering = f"{source_id(name, recipe.data_dir)} {left_out} {streamed and bool(left_out)} {'val' in read}"
     size = (H, W) if recipe.image_size is None else (recipe.image_size, recipe.image_size)
     words = suited(name, recipe.augment, min(size)).split("+")
     random_crop, trivial = "rrc" in words, "trivial" in words
@@ -169,8 +169,8 @@ def load_data(recipe: Recipe, seen: Preprocessing | None = None) -> DataSet:
         name=name,
         classes=classes,
         train=train,
-        val=val.middle(size),
-        test=test.middle(size),
+        val=val.center_crop(size),
+        test=test.center_crop(size),
         mean=mean,
         std=std,
         pad=max(1, min(size) // 8) if "crop" in words else 0,
@@ -183,7 +183,7 @@ def load_data(recipe: Recipe, seen: Preprocessing | None = None) -> DataSet:
         brings_val="val" in read,
         test_sha256=partial(fingerprint, [test]),
         val_sha256=partial(fingerprint, [val]),
-        val_pictures=partial(which_of, numbering, val),
+        val_pictures=partial(selection_fingerprint, numbering, val),
         fit=recipe.fit,
         shapes=read["train"].shapes,
     )
@@ -219,7 +219,7 @@ def load_others(data: str, part: Part, classes: Sequence[str], seen: Preprocessi
     if unjudged := without_images(images, classes):
         warn(f"{data}: no image of {first_few(unjudged)}: these errors say nothing about that")
     if isinstance(images, Split):
-        images = replace(images, held=torch.from_numpy(all_fitted(images.held.numpy(), seen.frame, seen.channels)))
+        images = replace(images, held=torch.from_numpy(all_resized(images.held.numpy(), seen.frame, seen.channels)))
     elif images.image_shape[2] > seen.channels:
         raise ValueError(f"{data}: too many for memory to be made grey, as {run} saw its images: do so first")
     images = images.with_channels(seen.channels)
@@ -228,8 +228,8 @@ def load_others(data: str, part: Part, classes: Sequence[str], seen: Preprocessi
         name=data,
         classes=tuple(classes),
         train=none,
-        val=none.middle(seen.image_size),
-        test=images.middle(seen.image_size),
+        val=none.center_crop(seen.image_size),
+        test=images.center_crop(seen.image_size),
         mean=seen.mean,
         std=seen.std,
         fit=seen.fit,

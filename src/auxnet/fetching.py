@@ -49,22 +49,22 @@ def fetched(name: str, **options: Any) -> Path:
 _fetched_once = cache(fetched)
 
 
-def local(path: Path | str) -> Path:
+def local_or_fetched(path: Path | str) -> Path:
     """Where weights lie: a path, ~ expanded; the folder of a model on the hub, which is asked for it once."""
     return _fetched_once(str(path)) if on_hub(path) else expanduser(path)
 
 
-def from_anywhere(path: str) -> str:
+def absolute_name(path: str) -> str:
     """The name by which weights are found from any folder: the whole path; of a model on the hub what it has."""
-    return path if on_hub(path) else str(whole_path(local(path)))
+    return path if on_hub(path) else str(whole_path(local_or_fetched(path)))
 
 
 def pinned(path: str) -> str:
     """The name by which the very weights that are on the hub now are found later too; a path as it is."""
-    return f"{path.partition('@')[0]}@{local(path).name}" if on_hub(path) else path
+    return f"{path.partition('@')[0]}@{local_or_fetched(path).name}" if on_hub(path) else path
 
 
-def came_of(pinned_name: str | None, asked: str | None) -> bool:
+def may_be_pin_of(pinned_name: str | None, asked: str | None) -> bool:
     """Whether `pinned_name` (hf:owner/name@commit) may be what `asked` was pinned to.
 
     `asked` names the same model without a commit.

@@ -21,7 +21,7 @@ from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
 from auxnet.precision import usual_defaults
 from auxnet.reading.folders import split_homes
-from auxnet.reading.sources import located
+from auxnet.reading.sources import absolute_source
 from auxnet.reading.splits import Labelled
 from auxnet.recipe import Recipe, RunDir, read_run_recipe
 from auxnet.run_data import data_of, data_section, seen_in_training, with_data_in
@@ -135,7 +135,7 @@ def evaluate(
 
 def _others(run: RunDir, recipe: Recipe, on: str, data_dir: str | None) -> DataSet:
     """Other labelled images, to judge a run on. Raises as `load_others` does, ValueError if it was trained on them."""
-    named, data = located(on, data_dir)[0], Path(recipe.data_dir or "", recipe.data)
+    named, data = absolute_source(on, data_dir)[0], Path(recipe.data_dir or "", recipe.data)
     mend = "leave --on out, and it is judged on those that were set aside"
     refused = ValueError(f"{run} was trained on images of {on}: {mend}")
     if named == recipe.data or _lie_within([Path(named)], data):  # before the folder is listed, which may be refused

@@ -11,10 +11,10 @@ from typing import Any
 from auxnet.documents import parsing
 from auxnet.errors import check_choice
 from auxnet.reading.arrays import Pixels
-from auxnet.reading.pictures import Frame, fitted, middle
+from auxnet.reading.pictures import Frame, center_crop, resized
 from auxnet.sections import LARGEST, Fit
 
-_FITTED: dict[Fit, tuple[str, str]] = {  # in words; by PIL
+_RESIZED: dict[Fit, tuple[str, str]] = {  # in words; by PIL
     "crop": ("the shorter side to resize, its middle cut out", "ImageOps.fit(image, {})"),
     "pad": ("the longer side to resize, between black borders", "ImageOps.pad(image, {})"),
     "stretch": ("both sides to resize", "image.resize({})"),
@@ -49,7 +49,7 @@ class Preprocessing:
     @property
     def preparation(self) -> str:
         """All that is done to an image file, for those who do it without this program: see `reading.pictures`."""
-        said, by_pil = _FITTED[self.fit]
+        said, by_pil = _RESIZED[self.fit]
         brought = by_pil.format("resize[::-1], Image.Resampling.BILINEAR")
         return (
             f"upright by its EXIF tag, of 16 bits the upper 8, transparency dropped; bilinear, antialiased: {said}; "
@@ -61,7 +61,7 @@ class Preprocessing:
 
     def seen(self, pixels: Pixels) -> Pixels:
         """What the net sees of uint8 pixels [h, w, 1 or 3], before it is normalised: [H, W, C]."""
-        return middle(fitted(pixels, self.frame, self.channels), self.image_size)
+        return center_crop(resized(pixels, self.frame, self.channels), self.image_size)
 
     def content(self) -> dict[str, Any]:
         """The preprocessing as plain values, for a file."""

@@ -16,7 +16,7 @@ from auxnet.loading import read_config
 from auxnet.preprocessing import Preprocessing, read_preprocessing
 from auxnet.reading.folders import subfolders
 from auxnet.reading.parquet import only_shard, shards_of
-from auxnet.reading.sources import NAMES, lies_in, places
+from auxnet.reading.sources import NAMES, existing_path, is_found_in
 from auxnet.recipe import Recipe, RunDir, name_of_data, read_recipe, read_run_recipe
 from auxnet.resuming import newest_checkpoint
 from auxnet.rundir import summary_of
@@ -36,7 +36,7 @@ def _holds(data_dir: str, run: RunDir) -> bool:
     recipe = read_run_recipe(run)
     try:
         there = with_data_in(data_dir, run, recipe)
-        return there.data not in NAMES or lies_in(there.data, expanduser(data_dir))
+        return there.data not in NAMES or is_found_in(there.data, expanduser(data_dir))
     except FileNotFoundError:
         return False
 
@@ -47,7 +47,7 @@ def to_go_on_with(run: RunDir, recipe: Recipe) -> Recipe:
     Raises as `with_data_in` and `newest_checkpoint` do.
     """
     root, data = recipe.data_dir, recipe.data
-    if root is None or data in NAMES or any(place.exists() for place in places(data, root)):
+    if root is None or data in NAMES or existing_path(data, root):
         return recipe
     classes = newest_checkpoint(Path(run)).get("standing", {}).get("classes")
     return with_data_in(root, run, recipe, classes) if classes else recipe

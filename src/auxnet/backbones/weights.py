@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from auxnet.documents import read_json
 from auxnet.errors import DamagedError, first_line, warn
-from auxnet.fetching import local
+from auxnet.fetching import local_or_fetched
 from auxnet.files import whole_path
 from auxnet.network import AuxNet
 from auxnet.tensors import read_tensors
@@ -49,7 +49,7 @@ def run_of(path: Path | str) -> Path:
     Links to a file are followed; where what they lead to lies in no run (git-annex, DVC, the hub's cache), it is the
     run in which the last of them lies.
     """
-    path = whole_path(local(path))
+    path = whole_path(local_or_fetched(path))
     if path.is_dir():
         return path
     home = path.parent.parent if path.parent.name == "checkpoints" else path.parent
@@ -164,7 +164,7 @@ def _unwrapped(theirs: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
 
 def _file(path: Path) -> Path:
     """The file itself that weights are read from, or that a run directory has them in."""
-    path = local(path)
+    path = local_or_fetched(path)
     if path.is_dir():
         path /= "model.safetensors"
     if not path.is_file():

@@ -41,7 +41,7 @@ class Entry(NamedTuple):
     facts: dict[str, Any]
 
 
-Made = tuple[Mapping[str, NDArray[Any]], Mapping[str, Any]]
+Content = tuple[Mapping[str, NDArray[Any]], Mapping[str, Any]]
 
 
 def cached(
@@ -57,11 +57,11 @@ def cached(
     With `hold_arrays` the files hold the arrays already: they are cached only if a frame changed their size.
     """
 
-    def make(folder: Path) -> Made:
+    def make(folder: Path) -> Content:
         images, labels, classes, left_out, size = read()
         return {"images": images, "labels": labels}, {"classes": classes, "left_out": left_out, "size": size}
 
-    def keep(made: Made) -> bool:
+    def keep(made: Content) -> bool:
         return not hold_arrays or made[1]["size"] != made[0]["images"].shape[1:3]
 
     _, arrays, facts = entry(files, key, make, stale=lambda known: stale(known.facts["left_out"]), keep=keep)
@@ -73,10 +73,10 @@ def cached(
 def entry(
     files: Sequence[Path | str],
     key: str,
-    make: Callable[[Path], Made],
+    make: Callable[[Path], Content],
     large: bool = False,
     stale: Callable[[Entry], bool] = lambda known: False,
-    keep: Callable[[Made], bool] = lambda made: True,
+    keep: Callable[[Content], bool] = lambda made: True,
 ) -> Entry:
     """The entry of these files and this key; where there is none that is not `stale`, of what `make` gives.
 
@@ -154,7 +154,7 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _kept(place: Path, make: Callable[[Path], Made]) -> Entry:
+def _kept(place: Path, make: Callable[[Path], Content]) -> Entry:
     """A new entry, there whole or not at all. For one process at a time: what another left half done is removed."""
     place.parent.mkdir(parents=True, exist_ok=True)
     for half_done in place.parent.glob(f"{place.name}-*"):

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from auxnet.reading.arrays import Arrays, Pixels, check_unpacked, labels_of, reading, unlabelled
 from auxnet.reading.folders import SPLITS
 from auxnet.reading.parts import Part
-from auxnet.reading.pictures import Frame, arrays_fitted
+from auxnet.reading.pictures import Frame, arrays_resized
 
 KINDS = {"images": "images", "image": "images", "x": "images", "labels": "labels", "label": "labels", "y": "labels"}
 RULE = "train_images and train_labels, x_train and y_train, or images and labels"
@@ -94,7 +94,7 @@ class NpzPart(Part):
 
     def read_uncached(self, frame: Frame | None = None) -> Arrays:
         """The arrays as `read` gives them, brought to a frame if there is one."""
-        return arrays_fitted(read(self._file, self._arrays), frame)
+        return arrays_resized(read(self._file, self._arrays), frame)
 
     def no_labels(self) -> bool:
         """Whether none of the images is labelled (`arrays.unlabelled`)."""

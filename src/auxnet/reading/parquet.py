@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from auxnet.documents import json_value
 from auxnet.reading.arrays import Arrays, Pixels, check_unpacked, labels_of, reading, unlabelled
-from auxnet.reading.cache import Made, entry
+from auxnet.reading.cache import Content, entry
 from auxnet.reading.encoded import Rows
 from auxnet.reading.folders import SPLITS, subfolders
 from auxnet.reading.parts import EncodedPart
@@ -161,7 +161,7 @@ class ShardsPart(EncodedPart):
         """
         files, table = self._shards, self._table
 
-        def make(folder: Path) -> Made:
+        def make(folder: Path) -> Content:
             ends, checksums, labels = [0], [], []
             with open(folder / "images.bin", "wb") as copy:
                 for _, data, label in self._cells():

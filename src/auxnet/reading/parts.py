@@ -13,7 +13,7 @@ from pathlib import Path
 from auxnet.reading.arrays import Arrays
 from auxnet.reading.cache import cached
 from auxnet.reading.encoded import Encoded
-from auxnet.reading.pictures import DECODER, Frame, arrays_fitted
+from auxnet.reading.pictures import DECODER, Frame, arrays_resized
 
 
 class Part(ABC):
@@ -68,7 +68,7 @@ class ArraysPart(Part):
 
     def read_uncached(self, frame: Frame | None = None) -> Arrays:
         """The arrays of `reader`, brought to a frame if there is one."""
-        return arrays_fitted(self._reader(), frame)
+        return arrays_resized(self._reader(), frame)
 
 
 class EncodedPart(Part):

@@ -66,7 +66,7 @@ def decode(file: Path | str | io.BytesIO, where: str, frame: Frame | None) -> Pi
 
 
 def decode_for(size: tuple[int, int], file: Path | str, where: str) -> tuple[Pixels, tuple[int, int]]:
-    """An image decoded as by `decode` for a frame of this size (H, W), to which `fitted` brings it.
+    """An image decoded as by `decode` for a frame of this size (H, W), to which `resized` brings it.
 
     Beside it (H, W) as in the file.
     """
@@ -125,29 +125,29 @@ def upright(image: Any) -> Image.Image:
     return turned if turned.mode == mode else turned.convert(mode)
 
 
-def arrays_fitted(arrays: Arrays, frame: Frame | None) -> Arrays:
+def arrays_resized(arrays: Arrays, frame: Frame | None) -> Arrays:
     """Arrays brought to a frame, if there is one. Raises ValueError if they do not fit in memory."""
     if frame is None:
         return arrays
     images, size = arrays.images, arrays.images.shape[1:3]
     try:
-        return arrays._replace(images=all_fitted(images, frame, images.shape[3]), size=size)
+        return arrays._replace(images=all_resized(images, frame, images.shape[3]), size=size)
     except MemoryError:
         said = "{} images of {}x{} do not fit in memory".format(len(images), *frame.size[::-1])
         raise ValueError(f"{said}: give a smaller --image-size") from None
 
 
-def all_fitted(images: Pixels, frame: Frame, channels: int) -> Pixels:
+def all_resized(images: Pixels, frame: Frame, channels: int) -> Pixels:
     """Images [N, h, w, c] brought to a frame, as by `decode`, and to a number of channels C: [N, H, W, C]."""
     if images.shape[1:] == (*frame.size, channels):
         return images
     made = np.empty((len(images), *frame.size, channels), np.uint8)
     for image, place in zip(images, made, strict=True):
-        place[:] = fitted(image, frame, channels)
+        place[:] = resized(image, frame, channels)
     return made
 
 
-def fitted(pixels: Pixels, frame: Frame, channels: int) -> Pixels:
+def resized(pixels: Pixels, frame: Frame, channels: int) -> Pixels:
     """Pixels [h, w, 1 or 3] brought to a frame, as by `decode`, and to a number of channels C: [H, W, C]."""
     if pixels.shape == (*frame.size, channels):
         return pixels
@@ -187,7 +187,7 @@ def pixels_for(image: Picture, size: tuple[int, int]) -> Pixels:
     return decode_for(size, image, str(image))[0]
 
 
-def middle(pixels: AnyPixels, size: tuple[int, int]) -> AnyPixels:
+def center_crop(pixels: AnyPixels, size: tuple[int, int]) -> AnyPixels:
     """The middle part, of this size (H, W), of pixels [..., H, W, C]: a view."""
     top, left = (pixels.shape[-3] - size[0]) // 2, (pixels.shape[-2] - size[1]) // 2
     return pixels[..., top : top + size[0], left : left + size[1], :]
@@ -219,7 +219,7 @@ def stack(
         try:
             pixels = picture()
         except RuntimeError as error:
-            left_out.append(damage(error))
+            left_out.append(damage_or_raise(error))
             continue
         if not kept:
             try:
@@ -272,7 +272,7 @@ def check_size(shape: tuple[int, ...], where: str, wanted: tuple[int, ...], firs
         )
 
 
-def damage(error: RuntimeError) -> str:
+def damage_or_raise(error: RuntimeError) -> str:
     """What is said of an image that cannot be read.
 
     An error of the system's, such as a lack of memory or of permission, says nothing of the image, and is raised again.

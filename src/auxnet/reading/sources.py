@@ -36,17 +36,17 @@ _HUB = {
 _ADDRESS = r"([\w.-]+/[\w.-]+)/*(.*?)/*"  # owner/name[/config]
 
 
-def located(name: str, data_dir: str | None) -> tuple[str, str | None]:
+def absolute_source(name: str, data_dir: str | None) -> tuple[str, str | None]:
     """Name and data_dir by which the same data set is found from any folder, whatever AUXNET_DATA is there."""
     root = _root(data_dir)
     if name == "digits" or (on_hub(name) and not ((copy := _copy(name, root)) and copy.is_dir())):
         return name, data_dir
     whole = str(root.resolve()) if root else None
-    found = [] if name in NAMES or on_hub(name) else [place for place in places(name, data_dir) if place.exists()]
-    if not found:
+    found = None if name in NAMES or on_hub(name) else existing_path(name, data_dir)
+    if found is None:
         return name, whole
-    unasked = not data_dir and found[0] == expanduser(name)  # AUXNET_DATA need not be there
-    return str(whole_path(found[0])), None if unasked else whole
+    unasked = not data_dir and found == expanduser(name)  # AUXNET_DATA need not be there
+    return str(whole_path(found)), None if unasked else whole
 
 
 def find(name: str, data_dir: str | None, to_train: bool = True) -> dict[str, Part]:
@@ -91,21 +91,26 @@ def _root(data_dir: str | Path | None) -> Path | None:
     return expanduser(given) if given else None
 
 
-def places(name: str, data_dir: str | Path | None) -> list[Path]:
+def candidate_paths(name: str, data_dir: str | Path | None) -> list[Path]:
     """Where data of this name, that is a path, are looked for: in this folder, then below `data_dir` or AUXNET_DATA."""
     root = _root(data_dir)
     return [expanduser(name), *([root / name] if root else [])] if name.strip() else []
 
 
-def whereabouts(name: str, data_dir: str | None) -> str:
+def existing_path(name: str, data_dir: str | Path | None) -> Path | None:
+    """The first of the `candidate_paths` that exists; None if there is none."""
+    return next((path for path in candidate_paths(name, data_dir) if path.exists()), None)
+
+
+def source_id(name: str, data_dir: str | None) -> str:
     """Where a data set lies, in the same words however it is named."""
-    found = [] if name in NAMES else [place for place in places(name, data_dir) if place.exists()]
-    return repr(str(whole_path(found[0])) if found else located(name, data_dir))
+    found = None if name in NAMES else existing_path(name, data_dir)
+    return repr(absolute_source(name, data_dir) if found is None else str(whole_path(found)))
 
 
 def _path(name: str, root: Path | None, to_train: bool) -> dict[str, Part]:
     """The splits of a folder or an .npz file, in this folder or below `root`."""
-    for place in places(name, root):
+    for place in candidate_paths(name, root):
         if place.is_dir():
             return _in_folder(place, to_train)
         if place.is_fifo():  # which would wait for a writer
@@ -201,7 +206,7 @@ def _named(name: str, folder: Path, below: bool) -> dict[str, Part]:
     return _complete(folder, parts)
 
 
-def lies_in(name: str, root: Path) -> bool:
+def is_found_in(name: str, root: Path) -> bool:
     """Whether a named set is found in a folder, in any of its own forms."""
     return name == "digits" or any(_named(name, folder, folder != root) for folder in (root / name, root))
 

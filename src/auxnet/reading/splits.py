@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from auxnet.reading.encoded import Encoded
-from auxnet.reading.pictures import Frame, decode, middle
+from auxnet.reading.pictures import Frame, center_crop, decode
 from auxnet.reading.survey import Survey, sums_of
 from auxnet.words import plural
 
@@ -78,9 +78,9 @@ class Split:
             return self
         return replace(self, held=self.held.repeat(1, 1, 1, channels))
 
-    def middle(self, size: tuple[int, int]) -> Split:
+    def center_crop(self, size: tuple[int, int]) -> Split:
         """The middle part, of this size (H, W), of every image."""
-        return replace(self, held=middle(self.held, size))
+        return replace(self, held=center_crop(self.held, size))
 
     def sums_by_image(self) -> NDArray[np.int64]:
         """The sums of the pixels of each image, int64 [N, C]."""
@@ -137,7 +137,7 @@ class OnDisk:
             pixels = decode(self.encoded.open(position), name, self.frame)
             if pixels.shape[:2] != self.decoded_size or pixels.shape[2] not in (1, place.shape[2]):
                 raise RuntimeError(f"{name}: has changed since it was looked at: start again")
-            place[:] = middle(pixels, self.image_shape[:2])
+            place[:] = center_crop(pixels, self.image_shape[:2])
         return torch.from_numpy(images)
 
     def part(self, indices: Tensor) -> OnDisk:
@@ -155,7 +155,7 @@ class OnDisk:
             self, image_shape=(*self.image_shape[:2], channels), sums_of_each=self.sums_of_each.expand(-1, -1, channels)
         )
 
-    def middle(self, size: tuple[int, int]) -> OnDisk:
+    def center_crop(self, size: tuple[int, int]) -> OnDisk:
         """The middle part, of this size (H, W), of every image."""
         return replace(self, image_shape=(*size, self.image_shape[2]))
 
@@ -196,7 +196,7 @@ def fingerprint(splits: Iterable[Labelled]) -> str:
     return digest.hexdigest()
 
 
-def which_of(source: str, split: Labelled) -> str:
+def selection_fingerprint(source: str, split: Labelled) -> str:
     """SHA-256 of a source, and of the positions in it and the labels of a split's images; resizing does not change it.
 
     (On disk unreadable ones are counted too: where there are some, the source is to say where the images lie.)
@@ -207,7 +207,7 @@ def which_of(source: str, split: Labelled) -> str:
     return digest.hexdigest()
 
 
-def statistics(split: Labelled) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_mean_std(split: Labelled) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of all images, in 0..255; 1 in place of a deviation of 0.
 
     From sums of whole numbers, so that they are the same to the last bit wherever the images lie.

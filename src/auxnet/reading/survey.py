@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from auxnet.reading.ahead import ahead
 from auxnet.reading.arrays import Pixels
-from auxnet.reading.cache import Entry, Made, entry
+from auxnet.reading.cache import Content, Entry, entry
 from auxnet.reading.encoded import Encoded
-from auxnet.reading.pictures import DECODER, Frame, check_size, damage, decode
+from auxnet.reading.pictures import DECODER, Frame, check_size, damage_or_raise, decode
 
 PIECE = 64  # images looked at by one process at a time
 PAUSE = 60.0  # seconds between two lines of a log that say how far it has come
@@ -66,7 +66,7 @@ def survey(encoded: Encoded, files: Sequence[Path | str], frame: Frame | None, w
     return Survey((H, W, C), arrays["kept"], arrays["sums"], tuple(facts["left_out"]))
 
 
-def _look_at_all(encoded: Encoded, frame: Frame | None, workers: int) -> Made:
+def _look_at_all(encoded: Encoded, frame: Frame | None, workers: int) -> Content:
     count, left_out = len(encoded.labels), []
     kept, sums, colour = np.zeros(count, bool), np.zeros((count, 2, 3), np.int64), False
     wanted: tuple[int, ...] = ()
@@ -101,7 +101,7 @@ def _look(encoded: Encoded, frame: Frame | None, piece: Sequence[int]) -> _Look:
             pixels = decode(encoded.open(index), encoded.name(index), frame)
         except RuntimeError as error:
             shapes.append(None)
-            left_out.append(damage(error))
+            left_out.append(damage_or_raise(error))
         else:
             shapes.append(pixels.shape)
             sums[place] = sums_of(pixels)
