@@ -30,8 +30,8 @@ from auxnet.recipe import Recipe, RunDir
 from auxnet.sections import LARGEST, Fit
 from auxnet.words import first_few, nearest, plural, same_but_for_form
 
-LARGE = 96  # pixels a side from which on images are cropped as photographs are
-ENLARGEMENT = 8 / 7  # photographs are kept larger than what the net sees: 256 pixels a side for 224, as everybody's
+LARGE = 96  # pixels a side: images of this size or more are cropped as photographs are
+ENLARGEMENT = 8 / 7  # photographs are kept larger than what the net sees: 256 pixels a side for 224, as is usual
 
 # Channel means and standard deviations in 0..255 (METHOD.md, section 6); SVHN's bring the pixels to [0, 1].
 _STATISTICS = {
@@ -60,21 +60,21 @@ class DataSet:
     flip: bool
     """mirror at random"""
     workers: int = 0
-    """processes that decode and augment, for `batches`; 0 where the images are in memory and need no `augmentation`"""
+    """processes that decode and augment, for `batches`; 0 if the images are in memory and need no `augmentation`"""
     augmentation: Augmentation | None = None
     """of training images, before the random crop and mirroring"""
     left_out: tuple[str, ...] = ()
     """the images that could not be read, each as "where: why" """
     drawn: str = ""
-    """the fingerprint of the validation and test images that were drawn from among the training images"""
+    """a fingerprint of the validation and test images that were drawn from the training images"""
     brings_val: bool = False
-    """whether the validation images are the data's own, and not drawn from among the training images"""
+    """whether the validation images are the data's own, and not drawn from the training images"""
     test_sha256: Callable[[], str] = field(default=lambda: "", repr=False)
-    """the fingerprint of the test images and their labels, whoever brought them; "" if it is not known"""
+    """a fingerprint of the test images and their labels, whether the data bring them or not; "" if it is not known"""
     val_sha256: Callable[[], str] = field(default=lambda: "", repr=False)
     """the same of the validation images"""
     val_pictures: Callable[[], str] = field(default=lambda: "", repr=False)
-    """a fingerprint of which images of the data they are, whatever they are brought to"""
+    """a fingerprint of which images of the data the validation images are, whatever size they are brought to"""
     fit: Fit = "crop"
     """how images of another shape were brought to `resize`"""
     shapes: Callable[[], list[tuple[int, int]]] = field(default=list, repr=False)
@@ -97,12 +97,12 @@ class DataSet:
 
     @property
     def resize(self) -> tuple[int, int]:
-        """(H, W) that images are brought to; evaluation sees the middle part, of `image_size`, training any part."""
+        """(H, W) that images are brought to; evaluation sees the center, of `image_size`, training any part."""
         return self.train.image_shape[:2]
 
     @property
     def judged_on(self) -> dict[str, Any]:
-        """Which images judge, and what they were brought to, as summary.json says it under "data"."""
+        """Which images nets are judged on, and what these were brought to: as in summary.json, under "data"."""
         return {
             "test_sha256": self.test_sha256(),
             "val_sha256": self.val_sha256(),
@@ -127,15 +127,15 @@ def load_data(recipe: Recipe, seen: Preprocessing | None = None) -> DataSet:
     trivial for TrivialAugment. The default is none for digits and svhn, crop+flip for CIFAR and for other images of
     less than `LARGE` pixels a side, and rrc+flip for larger ones. With rrc and an `image_size`, unless `fit` keeps
     images whole, the square is made larger by `ENLARGEMENT`: training crops come from all of it, validation and test
-    images are its middle part.
+    images are its center.
 
     `stream` says whether images of folders and parquet stay on disk and are decoded, by `workers` processes (default:
     one per core), when they are wanted; auto: if in memory they would take more than half of what is available. It
-    changes no image, no order and no statistic. Up to `max_corrupt` images that cannot be read are left out, and said
-    in `DataSet.left_out`.
+    changes no image, no order and no statistic. Up to `max_corrupt` images that cannot be read are left out, and
+    listed in `DataSet.left_out`.
 
-    The mean and standard deviation are those that a net has `seen` in training, if it saw as many channels, else those
-    of the training images.
+    The mean and standard deviation are those that a net has `seen` in training, if it saw as many channels, else the
+    usual ones of CIFAR and SVHN, else those of the training images.
 
     Raises ValueError for a request that cannot be met, FileNotFoundError for data that is not there,
     RuntimeError for data that is damaged, OSError for files that cannot be read or copied.
@@ -178,7 +178,7 @@ def load_data(recipe: Recipe, seen: Preprocessing | None = None) -> DataSet:
         workers=workers if streamed or augmentation else 0,
         augmentation=augmentation,
         left_out=left_out,
-        # Fingerprints are of all pixels of a split, not of its middle.
+        # Fingerprints cover all pixels of a split, not only its center.
         drawn=fingerprint(split for which, split in (("val", val), ("test", test)) if which not in read),
         brings_val="val" in read,
         test_sha256=partial(fingerprint, [test]),
@@ -190,7 +190,7 @@ def load_data(recipe: Recipe, seen: Preprocessing | None = None) -> DataSet:
 
 
 def part_to_judge_on(data: str, data_dir: str | None) -> Part:
-    """The test images of data found as by `load_data`, or those of their only split.
+    """The test split of data found as by `load_data`, or their only split.
 
     Raises ValueError for several splits without a test set; for all else what `load_data` raises.
     """
@@ -202,10 +202,10 @@ def part_to_judge_on(data: str, data_dir: str | None) -> Part:
 
 @usual_defaults()
 def load_others(data: str, part: Part, classes: Sequence[str], seen: Preprocessing, run: RunDir) -> DataSet:
-    """Other labelled images, to judge a run of these classes on: the test set of a data set that has nothing else.
+    """Other labelled images, to judge a run of these classes on, as the test set of a data set with no other images.
 
-    They are a `part` of `data`; matched with `classes` by name, and brought to what the net has `seen` in training.
-    Those that cannot be read are in `left_out`.
+    The images are a `part` of `data`. Their labels are matched with `classes` by name, and the images are brought to
+    what the net has `seen` in training. Images that cannot be read are in `left_out`.
 
     Raises ValueError for a class that the run does not know; for all else what `load_data` raises.
     """
@@ -241,7 +241,7 @@ def load_others(data: str, part: Part, classes: Sequence[str], seen: Preprocessi
 
 
 def suited(name: str, augment: str, side: int) -> str:
-    """What `augment` stands for, on the images of a data set, of that many pixels a side."""
+    """What `augment` stands for, for images of this data set with `side` pixels a side."""
     if augment != "default":
         return augment
     if name in ("digits", "svhn"):
@@ -260,7 +260,7 @@ class _Read(NamedTuple):
 
 
 def _frame(recipe: Recipe) -> Frame | None:
-    """What all images are brought to: larger than a net sees where random resized crops are cut from it."""
+    """What all images are brought to: larger than what a net sees if random resized crops are cut from it."""
     if recipe.image_size is None:
         return None
     larger = recipe.fit == "crop" and "rrc" in suited(recipe.data, recipe.augment, recipe.image_size)
@@ -269,7 +269,7 @@ def _frame(recipe: Recipe) -> Frame | None:
 
 
 def _labelled_parts(recipe: Recipe) -> dict[str, Part]:
-    """What the data bring for each split, but for a test split without labels, as challenges have them."""
+    """The splits that the data bring, without a test split that has no labels, as challenges have them."""
     parts = find(recipe.data, recipe.data_dir)
     if recipe.data not in _CLASSES and "test" in parts and parts["test"].no_labels():
         warn(f"{recipe.data}: passed over its test images, none of which has a label: others are drawn from train")
@@ -291,7 +291,7 @@ def _checked_classes(name: str, classes: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _streamed(name: str, parts: Mapping[str, Part], stream: str, frame: Frame | None) -> bool:
-    """Whether the images stay on disk. Raises ValueError where they should but cannot."""
+    """Whether the images stay on disk. Raises ValueError if they should but cannot."""
     encoded = [part for part in parts.values() if isinstance(part, EncodedPart)]
     can = len(encoded) == len(parts)
     if stream == "always" and not can:
@@ -336,7 +336,7 @@ def _with_train_labels(name: str, read: Mapping[str, _Read]) -> dict[str, Labell
 
 
 def _numbered(part: _Read, classes: Sequence[str]) -> Labelled:
-    """A split whose labels number `classes`, among which its own are by name."""
+    """The split with labels that number `classes`, in which its own classes are found by name."""
     number = {name: label for label, name in enumerate(classes)}
     return replace(part.split, labels=torch.tensor([number[name] for name in part.classes])[part.split.labels])
 

@@ -23,7 +23,7 @@ _RESIZED: dict[Fit, tuple[str, str]] = {  # in words; by PIL
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Images are brought to `resize`, the middle part of `image_size` is seen, pixels become (pixel - mean) / std."""
+    """Images are brought to `resize`, the net sees their center of `image_size`, pixels become (pixel - mean) / std."""
 
     image_size: tuple[int, int]
     """(H, W) in pixels"""
@@ -43,7 +43,7 @@ class Preprocessing:
 
     @property
     def frame(self) -> Frame:
-        """What images are brought to, whose middle part is seen."""
+        """What images are brought to; the net sees the center of that."""
         return Frame(self.resize, self.fit)
 
     @property
@@ -69,11 +69,11 @@ class Preprocessing:
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> Preprocessing:
-        """What `content` gave. Raises KeyError or TypeError for what it did not give, ValueError for what cannot be."""
+        """The inverse of `content`. Raises KeyError or TypeError for another form, ValueError for impossible values."""
         H, W = map(int, content["image_size"])
         height, width = map(int, content["resize"])
         mean, std = (tuple(map(float, content[key])) for key in ("mean", "std"))
-        fit = content.get("fit", "crop")  # all were cropped before there was a choice
+        fit = content.get("fit", "crop")  # old files do not have it: all images were cropped
         check_choice("fit", fit, Fit)
         if not (1 <= H <= LARGEST and 1 <= W <= LARGEST and H <= height <= 2 * LARGEST and W <= width <= 2 * LARGEST):
             raise ValueError(f"images of {H}x{W} out of {height}x{width} pixels")

@@ -1,4 +1,4 @@
-"""Folders of images: the files in them, which of those in one are splits and which are classes; and their images."""
+"""Folders of images: which folders are splits and which are classes, the files in them, and their images."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from auxnet.words import first_few
 
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 IMAGE_SUFFIXES = frozenset({*_JPEG_SUFFIXES, ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-UNKNOWN_FORMS = frozenset(  # of pictures too, as cameras and phones write them
+UNKNOWN_FORMS = frozenset(  # of pictures that are not decoded here, as cameras and phones write them
     {".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".tga"}
 )
-_BESIDE = frozenset(  # what lies beside images and is none: notes, labels, what file managers leave
+_BESIDE = frozenset(  # files that are usual beside images: notes, labels, what file managers leave
     {"", ".txt", ".md", ".rst", ".pdf", ".html", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml"}
     | {".db", ".ini", ".log", ".py", ".ipynb"}
 )
@@ -36,7 +36,7 @@ _LIKE_SPLIT = re.compile(  # seg_train, test2017, trainset, TestImages; but no s
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted by name, without hidden ones and links to it or to what it lies in."""
+    """The folders in a folder, sorted by name, without hidden ones, links to it, and links to a folder around it."""
     whole = folder.resolve()
     around = (whole, *whole.parents)
     below = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -44,9 +44,9 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, str]]:
-    """Each file in a folder and below, hidden ones left out, with its suffix in small letters; listed as it is asked.
+    """Each file in a folder and below, hidden ones left out, with its suffix in lower case; listed lazily.
 
-    Links are followed, but not to a folder that was searched or that this one lies in. Raises OSError for a folder
+    Links are followed, but not to a folder that was searched already or is around this one. Raises OSError for a folder
     that may not be read.
     """
 
@@ -65,10 +65,10 @@ def _files(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def paths_and_others(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> tuple[list[str], Counter[str]]:
-    """The image files of `_files`, sorted, as texts: a tenth of the memory of paths.
+    """The image files of `_files`, sorted, as strings, which take a tenth of the memory of Path objects.
 
-    Beside them, how many files there are of each suffix that may be pictures in unknown forms. A link to an image that
-    is not there is among the image files: whoever reads it says so.
+    Also returns, by suffix, how many files may be pictures in unknown formats. A link to an image that does not exist
+    is among the image files: whoever reads it reports it.
     """
     found, others = [], Counter[str]()
     for path, suffix in _files(folder):
@@ -85,7 +85,7 @@ def holds_images(folder: Path) -> bool:
 
 
 def leads_nowhere(path: str) -> bool:
-    """Whether a path is a link whose target does not exist; one that may not be read, or links in a circle, may."""
+    """Whether a path is a link to nothing; False if that cannot be told (no permission, links in a circle)."""
     try:
         os.stat(path)
     except FileNotFoundError:
@@ -104,15 +104,15 @@ def passed_over(others: Counter[str]) -> str:
 
 
 def loose(folder: Path) -> int:
-    """How many images lie right in a folder, and so in no folder of a class."""
+    """How many images are directly in a folder, and so in no class folder."""
     return sum(path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() for path in folder.glob("[!.]*"))
 
 
 def split_homes(folder: Path, to_train: bool = True) -> dict[str, Path]:
     """The folder of each split in a folder, whatever the case of its name; {"train": folder} if it holds classes.
 
-    "train" is among them; where it is not `to_train`, other splits will do if there are no other folders. Raises
-    ValueError where that cannot be told.
+    "train" is among them, unless the data are not `to_train` and the folder holds other splits and nothing else.
+    Raises ValueError if splits and classes cannot be told apart.
     """
     below = subfolders(folder)
     named = {home: split for home in below if (split := SPLITS.get(home.name.lower()))}
@@ -125,7 +125,7 @@ def split_homes(folder: Path, to_train: bool = True) -> dict[str, Path]:
         names = ", ".join(f"{home.name}/" for home in named)
         raise ValueError(f"{folder} holds {names}: two of them are the same split, leave one")
     if (lacking := {"test", "val"} - homes.keys()) and not no_others:
-        used = {home.resolve() for home in named}  # and again by a link, as latest -> train
+        used = {home.resolve() for home in named}  # by a link too, as latest -> train
         others = [home for home in below if home.resolve() not in used and holds_images(home)]
         _refuse_split_left_out(folder, homes, lacking, others)
     return homes
@@ -146,10 +146,11 @@ def _refuse_split_left_out(folder: Path, homes: Mapping[str, Path], lacking: set
 
 
 def _refuse_splits_as_classes(folder: Path, below: Sequence[Path]) -> None:
-    """Raise ValueError where folders that would be classes look like splits, or hold them.
+    """Raise ValueError if folders that would be classes look like splits, or if the only one holds splits.
 
-    Folders named like splits are refused if all are, and one is named for training or exactly as a split. Otherwise one
-    is refused that has a folder of the same name in it as another of them, or two of the same names as any folder.
+    Folders look like splits if all have names like a split's, and one name is exactly a split's or contains "train".
+    They also do if two folders with such names have a subfolder of the same name, or if one with such a name and any
+    other folder have two subfolders of the same names.
     """
     if len(below) == 1 and any(_like_split(each) for each in subfolders(below[0])):
         raise ValueError(f"{folder} holds one folder only, and the splits lie in that: give {below[0]}")
@@ -159,7 +160,7 @@ def _refuse_splits_as_classes(folder: Path, below: Sequence[Path]) -> None:
     for home in alike:
         names = _names_below(home)
         for other in below:
-            shared = names and names & _names_below(other)  # which is not listed for nothing: it may be large
+            shared = names and names & _names_below(other)  # listed only if need be: it may be large
             enough = 1 if other in alike else 2
             if other != home and (all_splits or len(shared) >= enough):
                 raise ValueError(
@@ -186,7 +187,7 @@ def _names_below(home: Path) -> set[str]:
 def folder_files(folder: Path) -> Files:
     """The image files of a folder that holds one folder per class; classes and files in sorted order.
 
-    Hidden files are ignored, links to nothing left out. Raises FileNotFoundError where there are no images.
+    Hidden files are ignored, links to nothing left out. Raises FileNotFoundError if there are no images.
     """
     homes, paths, labels, others = subfolders(folder), [], [], Counter[str]()
     left_out: list[str] = []
@@ -211,18 +212,18 @@ class FolderPart(EncodedPart):
 
     def __init__(self, images: Files) -> None:
         self._images, self.left_out = images, images.left_out
-        # The labels tell it from the same files given one folder higher, where they are of other classes.
+        # With the labels: the same files, given one folder higher, are of other classes.
         self.form = f"folders {images.classes} {crc32(images.labels.tobytes())}"
 
     @property
     def files(self) -> list[str]:
-        """The paths of the images, as texts; made when they are asked for, because a million take much memory."""
+        """The paths of the images, as strings; made when they are asked for, because a million take much memory."""
         return [*self._names()]
 
     def read_uncached(self, frame: Frame | None = None) -> Arrays:
         """The images and their labels.
 
-        Images are turned upright by their EXIF tag and made red-green-blue, transparency dropped; where every
+        Images are turned upright by their EXIF tag and made red-green-blue, transparency dropped; if every
         image is grey they stay grey (C = 1). They are brought to a frame; without one all must have one size. Images
         that cannot be read are left out.
 

@@ -1,6 +1,6 @@
 """Parquet shards with a column of encoded images and a column of labels: read whole, or copied row by row.
 
-Parquet gives no cheap access to a single row, for a row group is read and unpacked as a whole: to be streamed, the
+Parquet gives no cheap access to a single row, because a row group is read and unpacked as a whole: to be streamed, the
 images are copied once into the cache, as one flat file that takes as much room as they do in the shards.
 
 Damaged content is a RuntimeError that names the file.
@@ -35,9 +35,9 @@ _SPLITS = {**SPLITS, "extra": "extra"}
 def shards_of(folder: Path, below: bool = True) -> dict[str, list[Path]]:
     """The shards of each split ("train", "val", "test", "extra") in a folder, or in one just `below` it.
 
-    A shard is known by how its name begins, in either case: `train-00000-of-00002.parquet`, `validation.parquet`; {} if
-    there is none. Raises ValueError where several folders hold a data set, FileNotFoundError where a numbered shard
-    is missing.
+    A shard is known by the beginning of its name, in upper or lower case: `train-00000-of-00002.parquet`,
+    `validation.parquet`; {} if there is none. Raises ValueError if several folders hold a data set, FileNotFoundError
+    if a numbered shard is missing.
     """
     homes: dict[Path, dict[str, list[Path]]] = {}
     for file in sorted([*folder.glob("*.parquet"), *(folder.glob("*/*.parquet") if below else ())]):
@@ -67,9 +67,9 @@ class _Table(NamedTuple):
     where: str
     """their name in errors"""
     columns: Sequence[tuple[str, str]]
-    """of images and of labels, in each shard"""
+    """for each shard, the names of its image column and its label column"""
     classes: tuple[str, ...]
-    """empty where the labels speak for themselves"""
+    """empty if nothing but the labels names them"""
     first_rows: Sequence[int]
     """for each shard, the number of its first row"""
     rows: int
@@ -78,7 +78,7 @@ class _Table(NamedTuple):
 def _table_of(files: Sequence[Path]) -> _Table:
     """The columns and the rows of parquet shards.
 
-    Raises ValueError where the columns cannot be told, RuntimeError for shards that are damaged or disagree.
+    Raises ValueError if the columns cannot be told, RuntimeError for shards that are damaged or disagree.
     """
     from pyarrow.parquet import ParquetFile
 
@@ -87,7 +87,7 @@ def _table_of(files: Sequence[Path]) -> _Table:
         with reading(file, "parquet file"), ParquetFile(file) as shard:
             _check_sizes(file, shard.metadata)
             shards.append((file, shard.metadata.num_rows, shard.schema_arrow))
-    if not any(number for _, number, _ in shards):  # whose columns say little
+    if not any(number for _, number, _ in shards):  # the columns of no rows say little
         raise RuntimeError(f"{files[0]}: holds no images")
     columns, names, first_rows, count = [], [], [], 0
     for file, number, schema in shards:
@@ -155,7 +155,7 @@ class ShardsPart(EncodedPart):
         return shapes_of(io.BytesIO(data or b"") for _, data, _ in islice(self._cells(), SOME))
 
     def encoded(self) -> Rows:
-        """The rows, copied into the cache, where each can be read by its number.
+        """The rows, copied into the cache, from which each can be read by its number.
 
         Raises as `read_uncached` does, and OSError if the cache has no room for the copy.
         """
@@ -239,7 +239,7 @@ def _check_sizes(file: Path, metadata: Any) -> None:
 
 
 def _columns(file: Path, schema: Any) -> tuple[str, str, tuple[str, ...]]:
-    """The image column, the label column, and the class names ("" where not given) of one shard."""
+    """The image column, the label column, and the class names (() if not given) of one shard."""
     import pyarrow.types as kinds
 
     def is_image(kind: Any) -> bool:
@@ -263,12 +263,12 @@ def _columns(file: Path, schema: Any) -> tuple[str, str, tuple[str, ...]]:
     found = [field.name for field in schema if is_image(field.type)]
     image = choose("image", "encoded files", found, ("image", "img"))
     usual = ("label", "fine_label", "labels", "class", "category", "target", "y")
-    truths = [field.name for field in schema if kinds.is_boolean(field.type)]  # labels by name, or for want of others
+    truths = [field.name for field in schema if kinds.is_boolean(field.type)]  # labels by name, or if nothing else is
     found = [field.name for field in schema if is_label(field.type) or field.name in {*truths} & {*usual}] or truths
     label = choose("label", "whole numbers or words", found, usual)
     try:
         features = json_value((schema.metadata or {})[b"huggingface"].decode())["info"]["features"]
         names = tuple(str(name) for name in features[label]["names"])
-    except (KeyError, TypeError, ValueError):  # no metadata, or not in this shape: the labels speak for themselves
+    except (KeyError, TypeError, ValueError):  # no metadata, or other metadata: then the labels name the classes
         names = ()
     return image, label, names

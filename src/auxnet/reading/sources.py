@@ -1,6 +1,6 @@
-"""Where the files of a data set lie: in a folder of the caller's, or fetched from the Hugging Face hub.
+"""Where the files of a data set are: in a folder of the user's, or fetched from the Hugging Face hub.
 
-Each split that is found comes with the reader that fits its form.
+Each split that is found is a `Part`, of the class that reads its form.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ADDRESS = r"([\w.-]+/[\w.-]+)/*(.*?)/*"  # owner/name[/config]
 
 
 def absolute_source(name: str, data_dir: str | None) -> tuple[str, str | None]:
-    """Name and data_dir by which the same data set is found from any folder, whatever AUXNET_DATA is there."""
+    """Name and data_dir by which the same data set is found from any folder, whatever AUXNET_DATA is then."""
     root = _root(data_dir)
     if name == "digits" or (on_hub(name) and not ((copy := _copy(name, root)) and copy.is_dir())):
         return name, data_dir
@@ -45,15 +45,15 @@ def absolute_source(name: str, data_dir: str | None) -> tuple[str, str | None]:
     found = None if name in NAMES or on_hub(name) else existing_path(name, data_dir)
     if found is None:
         return name, whole
-    unasked = not data_dir and found == expanduser(name)  # AUXNET_DATA need not be there
+    unasked = not data_dir and found == expanduser(name)  # it is found without AUXNET_DATA
     return str(whole_path(found)), None if unasked else whole
 
 
 def find(name: str, data_dir: str | None, to_train: bool = True) -> dict[str, Part]:
     """The splits of the data set `name` on disk, fetched from the hub if need be.
 
-    "train" is among them; of a folder or a file, where it is not `to_train`, any split will do. Raises ValueError for a
-    name that cannot be, FileNotFoundError for data that is not there.
+    "train" is among them; of a folder or a file that is not `to_train` on, any split will do. Raises ValueError for a
+    name that cannot be, FileNotFoundError for data that does not exist.
     """
     root, from_hub = _root(data_dir), on_hub(name)
     here = name not in NAMES and expanduser(name).exists()
@@ -73,8 +73,8 @@ def find(name: str, data_dir: str | None, to_train: bool = True) -> dict[str, Pa
 def digits() -> Arrays:
     """The 1797 handwritten digits that come with scikit-learn, [1797, 8, 8, 1]; 0..16 made 0..255.
 
-    Read from its file, for importing scikit-learn takes longer than an epoch on them. Raises FileNotFoundError where it
-    is not installed.
+    Read from scikit-learn's file, because to import scikit-learn takes longer than an epoch on them. Raises
+    FileNotFoundError if it is not installed.
     """
     package = find_spec("sklearn")
     if package is None or package.origin is None:
@@ -92,7 +92,7 @@ def _root(data_dir: str | Path | None) -> Path | None:
 
 
 def candidate_paths(name: str, data_dir: str | Path | None) -> list[Path]:
-    """Where data of this name, that is a path, are looked for: in this folder, then below `data_dir` or AUXNET_DATA."""
+    """Where data of this name are looked for, if it is a path: in this folder, then in `data_dir` or AUXNET_DATA."""
     root = _root(data_dir)
     return [expanduser(name), *([root / name] if root else [])] if name.strip() else []
 
@@ -103,7 +103,7 @@ def existing_path(name: str, data_dir: str | Path | None) -> Path | None:
 
 
 def source_id(name: str, data_dir: str | None) -> str:
-    """Where a data set lies, in the same words however it is named."""
+    """Where a data set is, in the same words however it is named."""
     found = None if name in NAMES else existing_path(name, data_dir)
     return repr(absolute_source(name, data_dir) if found is None else str(whole_path(found)))
 
@@ -113,7 +113,7 @@ def _path(name: str, root: Path | None, to_train: bool) -> dict[str, Part]:
     for place in candidate_paths(name, root):
         if place.is_dir():
             return _in_folder(place, to_train)
-        if place.is_fifo():  # which would wait for a writer
+        if place.is_fifo():  # reading it would wait for a writer
             raise ValueError(f"data {name!r} is a pipe: give a folder or an .npz file")
         if place.suffix == ".npz" and place.exists():
             return {split: NpzPart(place, split, arrays) for split, arrays in npz_splits(place, to_train).items()}
@@ -174,7 +174,7 @@ def _of_the_hub(name: str, root: Path | None) -> dict[str, Part]:
 
 
 def _copy(name: str, root: Path | None) -> Path | None:
-    """Where a copy of hf:owner/name[/config] would lie: root/owner/name[/config]; root/name may be other data."""
+    """Where a copy of hf:owner/name[/config] would be: root/owner/name[/config], for root/name may be other data."""
     if root is None or not (match := re.fullmatch(f"hf:{_ADDRESS}", name)):
         return None
     return root / match[1] / match[2]
@@ -221,7 +221,7 @@ def _complete(folder: Path, parts: dict[str, Part]) -> dict[str, Part]:
 
 def _in_folder(folder: Path, to_train: bool = True) -> dict[str, Part]:
     """The splits of a folder of parquet shards or of class folders, with a warning if it passes over other files."""
-    whole = folder.resolve()  # images have one name, as the cache keeps it, from wherever they are read
+    whole = folder.resolve()  # so that images have one name, which the cache keeps, from wherever they are read
     parts = _parquet_parts(whole)
     if not parts and (only := only_shard(whole)):
         parts = {"train": ShardsPart(only)}
@@ -254,7 +254,7 @@ def _check_none_empty(home: Path, files: Files) -> None:
 
 
 def _parquet_parts(folder: Path, below: bool = True, extra: bool = False) -> dict[str, Part]:
-    """The splits that lie in a folder as parquet shards; with `extra`, shards of that name are for training too."""
+    """The splits that a folder holds as parquet shards; with `extra`, shards of that name are for training too."""
     shards = shards_of(folder, below)
     if (more := shards.pop("extra", None)) and extra and "train" in shards:
         shards["train"] = [*shards["train"], *more]
@@ -266,9 +266,9 @@ def _parquet_parts(folder: Path, below: bool = True, extra: bool = False) -> dic
 
 
 def _hub(name: str, address: str) -> dict[str, Part]:
-    """The parquet shards of "owner/name[/config]": as the hub has them, or else as they lie in the hub's own cache.
+    """The parquet shards of "owner/name[/config]": as the hub has them, or else from the hub's own cache.
 
-    The cache does not say what it lacks, and alone is used only where the hub does not answer, with a warning.
+    The cache does not say what it lacks: it is used alone only if the hub does not answer, with a warning.
     """
     match = re.fullmatch(_ADDRESS, address)
     if not match:
@@ -296,7 +296,7 @@ def _hub(name: str, address: str) -> dict[str, Part]:
 
 
 def _snapshot(repo: str, pattern: str, cached: bool) -> Path:
-    """The folder of a data set on the hub. Raises FileNotFoundError where it cannot be had."""
+    """The folder of a data set on the hub. Raises FileNotFoundError if it cannot be fetched."""
     from huggingface_hub import snapshot_download
 
     fetch = partial(snapshot_download, repo, repo_type="dataset", allow_patterns=pattern, etag_timeout=5)
