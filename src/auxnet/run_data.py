@@ -41,7 +41,7 @@ def _holds(data_dir: str, run: RunDir) -> bool:
         return False
 
 
-def to_go_on_with(run: RunDir, recipe: Recipe) -> Recipe:
+def recipe_to_resume(run: RunDir, recipe: Recipe) -> Recipe:
     """The recipe to resume a run with: data that are gone are looked for in its data_dir, under any name.
 
     Raises as `with_data_in` and `newest_checkpoint` do.
