@@ -342,7 +342,7 @@ def test_a_run_is_judged_as_it_was_normalised_in_training_though_train_has_grown
 def test_of_a_run_no_training_image_is_measured_again_unless_their_channels_changed(apart, tmp_path, monkeypatch):
     run = auxnet.fit(apart, tmp_path / "run").folder
     with monkeypatch.context() as patched:
-        patched.setattr("auxnet.data.statistics", lambda _: pytest.fail("they were measured"))
+        patched.setattr("auxnet.data.channel_mean_std", lambda _: pytest.fail("they were measured"))
         kept = data_of(run, apart)
     assert (kept.mean, kept.std) == (load_data(apart).mean, load_data(apart).std)
     add(apart, np.zeros((8, 8, 3), np.uint8))
