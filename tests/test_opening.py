@@ -687,7 +687,7 @@ def test_data_that_are_missing_are_told_with_the_path_that_the_run_recorded(tmp_
     run = auxnet.fit(recipe, tmp_path / "run").folder
     pics.rename(tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=f"no such folder.*; in training they lay in {pics}$"):
+    with pytest.raises(FileNotFoundError, match=f"no such folder.*; in training they were in {pics}$"):
         auxnet.select(run)
 
 
@@ -705,7 +705,7 @@ def test_a_run_whose_data_folder_was_renamed_goes_on_once_it_is_told_where_they_
     pics.rename(moved := tmp_path / "photographs")
     go_on = ["train", "--out", str(run), "--resume"]
     for words, said in (
-        ([], f"there is no such folder or file in .*; in training they lay in {pics}"),
+        ([], f"there is no such folder or file in .*; in training they were in {pics}"),
         (["--data", str(moved)], f"begun with data='{pics}', .*; data that have moved are found by data_dir"),
         (["--data-dir", str(run)], f"and {pics}, on which it was trained, is not looked at"),
         (["--data-dir", str(tmp_path / "other")], f"holds neither pics nor folders of all the classes of {run}"),

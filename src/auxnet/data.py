@@ -151,7 +151,7 @@ def load_data(recipe: Recipe, seen: Preprocessing | None = None) -> DataSet:
     classes = _checked_classes(name, read["train"].classes)
     H, W, _ = read["train"].split.image_shape
     if max(H, W) > LARGEST and frame is None:
-        raise ValueError(f"{name}: images of {W}x{H} pixels, at most {LARGEST} a side may be: give --image-size")
+        raise ValueError(f"{name}: images of {W}x{H} pixels, at most {LARGEST} a side: give --image-size")
     train, val, test = with_all_splits(_with_train_labels(name, read), classes, recipe.val_fraction, seed)
     _warn_of_unjudged(name, classes, {"validation": val, "test": test})
     train = train if recipe.train_images is None else subsampled(train, recipe.train_images, seed)
@@ -221,7 +221,7 @@ def load_others(data: str, part: Part, classes: Sequence[str], seen: Preprocessi
     if isinstance(images, Split):
         images = replace(images, held=torch.from_numpy(all_resized(images.held.numpy(), seen.frame, seen.channels)))
     elif images.image_shape[2] > seen.channels:
-        raise ValueError(f"{data}: too many for memory to be made grey, as {run} saw its images: do so first")
+        raise ValueError(f"{data}: too many images to make grey in memory, as {run} saw its own: make them grey first")
     images = images.with_channels(seen.channels)
     none = images.part(torch.arange(0))
     return DataSet(
@@ -317,7 +317,7 @@ def _read(part: Part, frame: Frame | None, workers: int, streamed: bool) -> _Rea
 def _too_many_left_out(left_out: Sequence[str], max_corrupt: int) -> str:
     mend = "repair or remove them" + (f", or train with --max-corrupt {len(left_out)}" if len(left_out) < 1000 else "")
     counted = plural(len(left_out), "image")
-    return f"{counted} cannot be read, where at most {max_corrupt} may be left out: {first_few(left_out)}; {mend}"
+    return f"{counted} cannot be read, at most {max_corrupt} may be left out: {first_few(left_out)}; {mend}"
 
 
 def _with_train_labels(name: str, read: Mapping[str, _Read]) -> dict[str, Labelled]:

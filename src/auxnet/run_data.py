@@ -76,7 +76,7 @@ def with_data_in(data_dir: str | None, run: RunDir, recipe: Recipe, classes: Seq
             return replace(there, data=str(whole_path(place)))
     raise FileNotFoundError(
         f"{root} holds neither {Path(recipe.data).name} nor folders of all the classes of {run}, and "
-        f"{_recorded(run, recipe)}, on which it was trained, is not looked at where data_dir is given: "
+        f"{_recorded(run, recipe)}, on which it was trained, is not looked at because data_dir is given: "
         "give the folder that holds the data, or none"
     )
 
@@ -98,7 +98,7 @@ def found_data(run: RunDir, recipe: Recipe, seen: Preprocessing | None = None) -
     except FileNotFoundError as error:
         if (then := _recorded(run, recipe)) == recipe.data:
             raise
-        raise FileNotFoundError(f"{error}; in training they lay in {then}") from error
+        raise FileNotFoundError(f"{error}; in training they were in {then}") from error
 
 
 def _recorded(run: RunDir, recipe: Recipe) -> str:

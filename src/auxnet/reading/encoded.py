@@ -68,7 +68,7 @@ class Rows:
         finally:
             os.close(file)
         if zlib.crc32(data) != self.crc32[index]:
-            raise OSError(f"{self.copy.parent} is damaged ({self.name(index)}): remove it, and it is made anew")
+            raise OSError(f"{self.copy.parent} is damaged ({self.name(index)}): remove it, and it is made again")
         return io.BytesIO(data)
 
 

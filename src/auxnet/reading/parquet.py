@@ -200,7 +200,7 @@ class ShardsPart(EncodedPart):
             for row, (cell, value) in enumerate(_rows(file, image, label)):
                 if isinstance(value, str) and len(value) > LONGEST_NAME:
                     raise RuntimeError(
-                        f"{file} row {row}: a label of {len(value)} characters, at most {LONGEST_NAME} may be"
+                        f"{file} row {row}: a label of {len(value)} characters, at most {LONGEST_NAME} are allowed"
                     )
                 yield f"{file} row {row}", cell["bytes"] if isinstance(cell, dict) else cell, value
 

@@ -228,7 +228,7 @@ def _in_folder(folder: Path, to_train: bool = True) -> dict[str, Part]:
     shards_alone = not subfolders(folder) and any(folder.glob("*.parquet"))
     if "train" not in parts and (shards_alone if not parts else to_train):
         wanted = "train" if to_train else "test"
-        mend = f"name those that it shall take {wanted}-1.parquet, {wanted}-2.parquet, ..."
+        mend = f"name the shards to take {wanted}-1.parquet, {wanted}-2.parquet, ..."
         raise FileNotFoundError(f"{folder} has parquet shards, but none named {wanted}-*.parquet: {mend}")
     if parts:
         if len(beside := [f"{home.name}/" for home in subfolders(folder) if holds_images(home)]) > 1:
