@@ -2,8 +2,8 @@
 
 An image of one of 10 classes is more or less easy; output k sees it through noise that falls with k, and says the exact
 posterior. Thresholds are solved on n images for a rise of error of at most so many points, with all of it allowed on
-those very images (`solve`), and cross-fitted (`solve_cross_fitted`); the truth is counted on 60,000 fresh images, over
-all sets of n, and over those alone in which something was shown to keep the target, and images leave early.
+those very images (`Solver.solve`), and cross-fitted (`Solver.cross_fitted`). The truth is counted on 60,000 fresh
+images: over all sets of n, and over the sets alone in which images leave early, since the target was shown to be kept.
 
     python benchmarks/exit_target.py [--images 300 5000] [--increase 0.5 3] [--outputs 3] [--rounds 30] [--json FILE]
 """
@@ -17,7 +17,7 @@ import torch
 
 from auxnet.policy import never
 from auxnet.scores import Predictions
-from auxnet.thresholds import outcome, solve, solve_cross_fitted
+from auxnet.thresholds import Solver, outcome
 from measured import options, save
 
 CLASSES, FRESH = 10, 60_000
@@ -52,10 +52,8 @@ def main() -> None:
         found: dict[str, list[tuple[float, float, float, bool]]] = {"all of it": [], "cross-fitted": []}
         for seed in range(asked.rounds):
             said, target = drawn(images, asked.outputs, seed), increase / 100
-            policies = {
-                "all of it": solve(said, rule, costs, max_error_increase=target),
-                "cross-fitted": solve_cross_fitted(said, rule, costs, max_error_increase=target)[0],
-            }
+            solver = Solver(said, rule, costs)
+            policies = {"all of it": solver.solve(target), "cross-fitted": solver.cross_fitted(target)[0]}
             for name, policy in policies.items():
                 here, true = (outcome(of, policy, costs) for of in (said, fresh))
                 rises = [100 * seen.against_final.difference for seen in (here, true)]

@@ -20,7 +20,7 @@ import torch
 
 import auxnet
 from auxnet.batches import normalise
-from auxnet.graphs import EarlyExitGraph, OneOutput, write_onnx
+from auxnet.export_graphs import EarlyExitGraph, OneOutput, write_onnx
 from auxnet.policy import Policy
 from measured import in_turns, options, ratio, save, shown
 

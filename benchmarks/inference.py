@@ -21,7 +21,7 @@ from rich.table import Table
 import auxnet
 from auxnet.cost import costs
 from auxnet.exits import EarlyExit
-from auxnet.graphs import OneOutput, write_onnx
+from auxnet.export_graphs import OneOutput, write_onnx
 from measured import batch_of, in_turns, options, ratio, save, shown
 
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)

@@ -15,7 +15,7 @@ import torch
 
 import auxnet
 from auxnet.provenance import provenance
-from auxnet.watching import Held, Products
+from auxnet.watching import MultiplyAddCounter, PeakBytes
 
 Task = Callable[[], object]
 SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=True)
@@ -61,9 +61,9 @@ def seconds(task: Task, clock: Callable[[], float] = time.perf_counter) -> float
 
 def operations(task: Task) -> int:
     """Floating-point operations of one run of a task: two for each multiply-add of products and convolutions."""
-    with Products() as products:
+    with MultiplyAddCounter() as counter:
         task()
-    return 2 * products.multiply_adds
+    return 2 * counter.multiply_adds
 
 
 def peak_bytes(method: auxnet.Method, images: torch.Tensor, labels: torch.Tensor) -> int:
@@ -77,7 +77,7 @@ def peak_bytes(method: auxnet.Method, images: torch.Tensor, labels: torch.Tensor
         for value in state.values()
         if isinstance(value, torch.Tensor)
     ]
-    with Held() as held:
+    with PeakBytes() as held:
         held.hold([*weights, *states, images, labels])
         method.step(images, labels)
     return held.peak

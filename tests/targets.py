@@ -251,7 +251,7 @@ def _diagnosed(run: Path, home: Path) -> Target:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def read() -> None:
-        resuming.roll_back(folder, resuming.TrainingState(epoch=2, best_epoch=1), net, 3)
+        resuming.roll_back(folder, Recipe(epochs=3), resuming.TrainingState(epoch=2, best_epoch=1), net)
         diagnosing.write([{**facts, "epochs": rundir.read_rows(file)}], folder)
 
     return Target("diagnosis.jsonl", file, read)

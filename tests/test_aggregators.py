@@ -10,8 +10,11 @@ import torch
 from torch import nn
 
 import auxnet
-from auxnet import by_name
+from auxnet import build, by_name
+from auxnet.distributed import Team, team
 from auxnet.recipe import Recipe
+from auxnet.synchronised import synchronise_norms
+from teamwork import batches, shared, small_net, started
 
 TINY = Recipe(depth=8, outputs=3, epochs=1, batch_size=256, threads=1, device="cpu", method="joint", lr=0.01)
 CLASSES, N = 3, 6
@@ -130,3 +133,30 @@ def test_only_aggregators_are_taken_from_torchjd(monkeypatch):
     torch.testing.assert_close(went, 2 * rows[0])
     with pytest.raises(ValueError, match="torchjd has no aggregator 'Helper'"):
         by_name.aggregator_of("Helper")
+
+
+def test_an_aggregator_that_draws_random_numbers_draws_once_for_all_processes(tmp_path, monkeypatch):
+    """Each process has random numbers of its own (dropout): the mean of several draws would be another algorithm."""
+    recipe = replace(TINY, aggregator="Drawing", lr=0.5)
+    monkeypatch.setattr(build, "aggregator_of", lambda name: lambda rows: torch.rand(len(rows)).to(rows) @ rows)
+
+    def trained_by(t):
+        torch.manual_seed(t.rank)
+        net = small_net()
+        synchronise_norms(net, t)
+        torch.manual_seed(t.rank)
+        method = build.build_method(recipe, net, nn.functional.cross_entropy, t)
+        for batch in batches():
+            method.step(*shared(t, *batch))
+        return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+    def work():
+        with team() as t:
+            torch.save(trained_by(t), tmp_path / f"{t.rank}")
+
+    processes = started(2, work)
+    for process in processes:
+        process.join(60)
+    one, two = (torch.load(tmp_path / f"{rank}") for rank in range(2))
+    assert torch.equal(one, two)
+    torch.testing.assert_close(one, trained_by(Team()), rtol=1e-9, atol=1e-9)

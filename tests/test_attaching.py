@@ -255,7 +255,7 @@ def test_early_exit_skips_and_keeps_the_order(kind, at):
 @pytest.mark.enough(1)
 def test_an_exported_output_equals_its_source(kind, at, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
-    from auxnet.graphs import OneOutput, write_onnx, write_torch
+    from auxnet.export_graphs import OneOutput, write_onnx, write_torch
 
     net = attach(build(kind), at).eval()
     graph = OneOutput(net.truncate(2), [120.0] * 3, [60.0] * 3)

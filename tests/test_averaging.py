@@ -9,7 +9,7 @@ from torch import nn
 
 import auxnet
 from auxnet import averaging, build, epochs, resuming, rundir, train
-from auxnet.averaging import recalibrate_norms, take_buffers, update_average
+from auxnet.averaging import copy_buffers, recalibrate_norms, update_average
 from auxnet.data import load_data
 from auxnet.evaluation import tally
 from auxnet.recipe import Recipe
@@ -114,7 +114,7 @@ def test_buffers_that_take_another_shape_in_training_are_taken_too():
     seen = average[0].seen
     for size in (4, 6):
         net(torch.zeros(1, 3, size, size))
-        take_buffers(average, net)
+        copy_buffers(average, net)
         assert all(map(torch.equal, average.buffers(), net.buffers()))
         assert average[0].grid is not net[0].grid
         assert average[0].seen is seen

@@ -15,10 +15,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 import auxnet
 from auxnet import resuming
+from auxnet.answers import check_answers, noted
 from auxnet.backbones import named
 from auxnet.backbones.described import cuts_of
 from auxnet.backbones.named import build_backbone
@@ -225,6 +227,74 @@ def test_plan_shows_the_outputs_that_a_training_has(capsys):
     assert "blocks" not in out
 
 
+def test_code_that_changes_under_a_run_is_told_by_what_the_net_answers(tmp_path, monkeypatch, capsys):
+    """The same parameters, by name and shape, in another net: no command judges, ships or resumes that."""
+    shutil.copytree("run", tmp_path / "run")
+
+    def stop(progress):
+        if progress.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        auxnet.fit(read_recipe("run/recipe.yaml"), tmp_path / "stopped", save_every=0, watch=stop)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    monkeypatch.syspath_prepend(".")
+    import own_nets
+
+    def stage(a, b):
+        conv = nn.Conv2d(a, b, 3, 2, 1, bias=False, padding_mode="circular")
+        return nn.Sequential(conv, nn.BatchNorm2d(b), nn.ReLU())
+
+    monkeypatch.setattr(own_nets, "stage", stage)
+    cuts_of.cache_clear()
+    run, complaint = str(tmp_path / "run"), "the net answers otherwise than when"
+    for words in (
+        ["select", run],
+        ["evaluate", run, "--which", "best"],
+        ["export", run, "--output", "1", "--format", "torch", "--out", str(tmp_path / "net.pt2")],
+        ["predict", run, "pics/test/ant/0.png"],
+        ["train", "--out", run, "--resume"],
+        ["train", "--out", str(tmp_path / "stopped"), "--resume"],
+    ):
+        fails(capsys, words, 1, complaint)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+class Noise(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+
+class ForGpusAlone(nn.Module):
+    def forward(self, x):
+        raise NotImplementedError
+
+
+def small(end):
+    torch.manual_seed(0)
+    return auxnet.AuxNet([nn.Sequential(nn.Flatten(), nn.Linear(12, 4))], [nn.Sequential(end, nn.Linear(4, 30))], (2,))
+
+
+def test_answers_are_noted_where_they_can_be_compared_later_and_take_no_random_numbers():
+    nets = [small(end) for end in (nn.Dropout(), Noise(), nn.BatchNorm1d(4), ForGpusAlone())]
+    nets[2].heads[0][0].running_var.fill_(torch.nan)
+    before = torch.get_rng_state()
+    note, of_noise, *nothing = [noted(net, (3, 2, 2)) for net in nets]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert nothing == [None, None]
+    torch.randn(3)
+    check_answers(nets[1], of_noise, Path("here"))
+    assert len(note) < 300  # of 30 logits, the first 8
+    assert nets[0].training
+    check_answers(nets[0].double(), note, Path("here"))
+    with pytest.raises(RuntimeError, match=r"answers otherwise than when here was saved \(by [\d.]+ in a logit\)"):
+        check_answers(small(nn.Tanh()), note, Path("here"))
+    with pytest.raises(RuntimeError, match=r"\(it fails: NotImplementedError\)"):
+        check_answers(nets[3], note, Path("here"))
+    for damaged in ("", "[]", '{"image": [3, 2, 2]}', '{"image": [3, 2, 2], "logits": [[1, "a"]]}', 3):
+        check_answers(nets[0], damaged, Path("here"))
+
+
 def test_resume_equals_an_uninterrupted_run_bit_for_bit():
     recipe = read_recipe("run/recipe.yaml")
 
@@ -300,7 +370,7 @@ def test_pretrained_weights_are_taken_and_a_classifier_of_other_classes_is_repla
         with warnings.catch_warnings(record=True) as told:
             run = auxnet.fit(recipe, f"from-{file}")
         if file == "seven.safetensors":
-            assert "is of 7 classes, not 3: the last layer of the classifier begins anew" in str(told[0].message)
+            assert "is of 7 classes, not 3: the last layer of the classifier is not loaded" in str(told[0].message)
         taken = run.net.state_dict()
         for part, segment in (("stem", 0), ("middle", 1), ("top", 2)):
             weight = theirs.get_submodule(part)[0].weight

@@ -17,7 +17,7 @@ from auxnet.capturing import captured
 from auxnet.losses import cross_entropy, distilled
 from auxnet.plan import MEASURED_STEPS
 from auxnet.precision import to_bfloat16
-from auxnet.wavefront import schedule
+from auxnet.wavefront import ordered_passes
 from cpu_graphs import Device, Graph, Recorder
 from test_methods import sgd
 
@@ -189,12 +189,12 @@ def test_so_are_nets_through_which_gradients_go_in_other_ways(change, pieces):
 
 @pytest.mark.parametrize("turns", [(1, 2, 3, 4), (4, 3, 2, 1), (1, 3, 4), (2,)])
 def test_a_backward_goes_through_a_segment_as_soon_as_the_one_before_it_has_updated_it(turns):
-    parts = list(schedule(turns))
+    parts = list(ordered_passes(turns))
     assert sorted(parts) == [(k, j) for k in sorted(turns) for j in range(1, k + 1)]
     for k, j in parts:
         others = [earlier for earlier in turns[: turns.index(k)] if earlier >= j]
         needed = [(k, j + 1)] * (j < k) + [(each, j) for each in others[-1:]]
-        assert schedule(turns)[k, j] == needed
+        assert ordered_passes(turns)[k, j] == needed
         assert all(parts.index(each) < parts.index((k, j)) for each in needed)
 
 
@@ -236,7 +236,7 @@ def test_a_piece_writes_the_weights_of_its_segment_and_head_alone():
     owners = {p.data_ptr(): ("head" if "head" in name else "segment", name) for name, p in net.named_parameters()}
     forward, *pieces = method.in_pieces(*batch)
     forward.run()
-    for (k, j), piece in zip(schedule((1, 2, 3)), pieces, strict=True):
+    for (k, j), piece in zip(ordered_passes((1, 2, 3)), pieces, strict=True):
         with Graph() as graph:
             piece.run()
         written = {owners[t.data_ptr()][1] for t in graph.written() if t.data_ptr() in owners}

@@ -299,7 +299,7 @@ def test_a_net_that_diverged_is_not_diagnosed(runs, tmp_path, weight, times, wor
     path = folder / "model.safetensors"
     state = read_tensors(path)
     state[weight] *= times
-    save_tensors(path, state, read_about(path))
+    save_tensors(path, state, **read_about(path))
     before = {*folder.iterdir()}
     assert main(["diagnose", str(folder), "--images", "256", *words]) == 1
     told = capsys.readouterr()
@@ -405,7 +405,7 @@ def test_the_copy_that_is_measured_normalises_by_its_own_images_and_tells_nobody
     twin = unsynchronised(net)
     for logits, right in zip(twin(images), expected, strict=True):
         torch.testing.assert_close(logits, right)
-    assert all(type(m).__name__ != "LoneNorm" for m in net.modules())
+    assert all(type(m).__name__ != "LocalBatchNorm" for m in net.modules())
     assert [*twin.state_dict()] == [*net.state_dict()]
 
 

@@ -382,7 +382,7 @@ def test_an_output_alone_is_advised_by_what_it_costs_alone(run, capsys, monkeypa
     """With all that early exit does output 1 takes 3 ms, and alone 1: the bound of 2 leaves room for it alone."""
     wide = ExitCosts([1.9, 3.0, 4.0], [1.0, 1.0], [1.0, 1.5, 9.0])
     monkeypatch.setattr("auxnet.solving.exit_latencies", lambda *_: wide)
-    monkeypatch.setattr("auxnet.scores.FEW", 146)
+    monkeypatch.setattr("auxnet.scores.FEW_IMAGES", 146)
     out = "\n".join(printed(capsys, run, "--max-mean-latency", "1.9"))
     assert "note: 145 validation images, fewer than 146, tell little" in out
     assert "note: latency is that of the PyTorch model; an ONNX file of it is usually faster" in out

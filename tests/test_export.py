@@ -309,7 +309,7 @@ def test_an_early_exit_is_compared_at_every_output_that_one_validation_image_lea
     net, everything = load(run), split.read(torch.arange(len(split))).numpy()
     exits = HALF.exits(logits_of(run, everything))
     [few] = (exits == exits.mode().values).nonzero().flatten()[:2].split(2)
-    monkeypatch.setattr(proving, "BATCH", 3)
+    monkeypatch.setattr(proving, "READ_AT_ONCE", 3)
     pixels, without = proving.images_for_every_exit(net, HALF, everything[few.numpy()], split)
     assert set(HALF.exits(logits_of(run, pixels)).tolist()) == set(exits.tolist())
     assert set(without) == {1, 2, 3} - set(exits.tolist())
@@ -342,7 +342,7 @@ def test_what_was_noted_of_a_policy_is_not_said_of_one_that_images_reach_more_ou
 ):
     monkeypatch.setattr(exporting, "need", lambda *_: None)
     monkeypatch.setattr(exporting, "_write", lambda net, output, format, path, *_: path.touch())
-    monkeypatch.setattr(exporting, "prove_equal", lambda *_: (0.0, (1, 1)))
+    monkeypatch.setattr(exporting, "check_equal", lambda *_: (0.0, (1, 1)))
     shutil.copytree(run, tmp_path / "a")
     note = "there it keeps the target of 5 points in the mean"
     out = ("--output", "2", "--out", str(tmp_path / "b.onnx"), "--overwrite")
@@ -415,17 +415,17 @@ def test_data_that_changed_since_a_training_are_no_hindrance_and_told(tmp_path, 
     write_recipe(replace(read_run_recipe(run), data=str(tmp_path / "data")), tmp_path / "run" / "recipe.yaml")
     home = tmp_path / "data" / "train" / "ant"
     (home / "bad.png").write_text("no picture")
-    with pytest.warns(UserWarning, match=r"of .*run are of no use here: 1 image cannot be read.* or train with"):
+    with pytest.warns(UserWarning, match=r"of .*run cannot be used here: 1 image cannot be read.* or train with"):
         assert export(tmp_path / "run", 2, "safetensors", tmp_path / "1").random
     (home / "bad.png").unlink()
     shutil.copytree(home, home.with_name("new"))
-    with pytest.warns(UserWarning, match="of no use here: .* its data also have 'new'; put"):
+    with pytest.warns(UserWarning, match="cannot be used here: .* its data also have 'new'; put"):
         assert export(tmp_path / "run", 2, "safetensors", tmp_path / "2").random
     with pytest.raises(RuntimeError, match="its data also have 'new'"):
         export(tmp_path / "run", 2, "safetensors", tmp_path / "3", data_dir=str(tmp_path))
     monkeypatch.setenv("AUXNET_DATA", str(tmp_path))  # where those lie that are gone from where they were
     write_recipe(replace(read_run_recipe(run), data=str(tmp_path / "gone" / "data")), tmp_path / "run" / "recipe.yaml")
-    with pytest.warns(UserWarning, match="of no use here: .* its data also have 'new'; put"):
+    with pytest.warns(UserWarning, match="cannot be used here: .* its data also have 'new'; put"):
         assert export(tmp_path / "run", 2, "safetensors", tmp_path / "4").random
 
 
@@ -537,7 +537,7 @@ def test_what_cannot_be_exported_is_one_line(run, capsys, words, status, line):
 def test_a_folder_that_is_no_run_and_a_missing_extra_are_one_line(run, tmp_path, capsys, monkeypatch):
     assert main(["export", str(tmp_path)]) == 2
     assert f"{tmp_path} holds no config.json: is it a finished run?" in capsys.readouterr().err
-    monkeypatch.setattr("auxnet.graphs.find_spec", lambda name: None)
+    monkeypatch.setattr("auxnet.export_graphs.find_spec", lambda name: None)
     assert main(["export", str(run)]) == 1
     assert "pip install onnx" in capsys.readouterr().err
 

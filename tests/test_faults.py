@@ -164,7 +164,7 @@ def test_a_recipe_changed_by_hand_is_taken_once_its_seal_is_removed(tmp_path, wh
     recipe.write_text(recipe.read_text().replace(f"epochs: {TINY.epochs}\n", "epochs: 1\n"))
     capsys.readouterr()
     assert main(["train", "--out", str(tmp_path / "a"), "--resume"]) == 2
-    assert f"has trained {TINY.epochs} epochs, and its recipe says epochs=1: mend that" in capsys.readouterr().err
+    assert f"has trained {TINY.epochs} epochs, its recipe says epochs=1: correct that" in capsys.readouterr().err
 
 
 def test_an_unfinished_run_is_told_how_it_goes_on(tmp_path, capsys):

@@ -119,7 +119,7 @@ def test_a_trunk_that_is_freed_trains_again_and_one_freed_by_half_is_refused():
     auxnet.pairwise(net, optimizer)
     net.requires_grad_(True)  # its norms would stay in evaluation mode
     for make in (auxnet.joint, auxnet.pairwise, auxnet.multiway):
-        with pytest.raises(ValueError, match=r"that are to train: net\.freeze_trunk\(False\) first frees it all$"):
+        with pytest.raises(ValueError, match=r"to train again: net\.freeze_trunk\(False\) first unfreezes them all$"):
             make(net.train(), optimizer)
     net.freeze_trunk(False)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
@@ -182,7 +182,7 @@ def test_a_backbone_keeps_its_own_classifier(tmp_path):
     for lack in (small(7).state_dict(), {n: w for n, w in backbone.state_dict().items() if not n.startswith("fc")}):
         torch.save(lack, tmp_path / "w.pt")
         with (
-            pytest.warns(UserWarning, match="the last layer of the classifier begins anew"),
+            pytest.warns(UserWarning, match="the last layer of the classifier is not loaded"),
             pytest.raises(ValueError, match=r"and .*/w\.pt has no last layer for these classes: leave --freeze out$"),
         ):
             auxnet.fit(recipe, tmp_path / "other")
@@ -204,7 +204,7 @@ def test_a_run_of_other_classes_gives_no_answers_to_keep(recipe):
     dataset = load_data(recipe)
     other = replace(dataset, classes=("x", *dataset.classes[1:]))
     with (
-        pytest.warns(UserWarning, match="the last layers of all outputs begin anew"),
+        pytest.warns(UserWarning, match="the last layers of all outputs are not loaded"),
         pytest.raises(ValueError, match=r"plain has no last layer for these classes: leave --freeze out$"),
     ):
         build.build(recipe, other, torch.device("cpu"))

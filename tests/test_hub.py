@@ -131,10 +131,10 @@ def test_a_net_is_loaded_and_its_costs_are_counted_without_what_takes_long_to_im
     code = """if True:
         import sys, torch, auxnet
         from auxnet.cost import costs
-        from auxnet.watching import Held
+        from auxnet.watching import PeakBytes
         net = auxnet.load(sys.argv[1])
         costs(net, (3, 8, 8))
-        with torch.inference_mode(), Held() as held:
+        with torch.inference_mode(), PeakBytes() as held:
             net(torch.zeros(1, 3, 8, 8))
         print([each for each in ("scipy", "torch._dynamo", "sympy") if each in sys.modules], held.peak > 0)"""
     asked = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True)
@@ -268,7 +268,7 @@ def test_weights_without_a_checksum_are_taken_and_those_with_one_are_the_same_by
     net, best = load(copied), copied / "checkpoints" / "best.safetensors"
     assert read_about(best)["epoch"] == "1"
     for n in range(5):
-        save_tensors(tmp_path / f"{n}", net.state_dict(), {"epoch": "1"})
+        save_tensors(tmp_path / f"{n}", net.state_dict(), epoch="1")
     assert {(tmp_path / f"{n}").read_bytes() for n in range(5)} == {best.read_bytes()}
     save_file(net.state_dict(), copied / "model.safetensors")
     save_file(net.state_dict(), best, {"epoch": "1"})  # of somebody's own

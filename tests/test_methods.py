@@ -17,7 +17,7 @@ import auxnet
 from auxnet.method import Method
 from auxnet.methods import adaptive_scales, step_scales
 from auxnet.update import Update
-from auxnet.watching import Held
+from auxnet.watching import PeakBytes
 
 UNFIT = ("Optimizer", "SparseAdam", "LBFGS", "Muon", "Rprop", "ASGD", "Adafactor")
 ETA, MOMENTUM, DECAY = 0.3, 0.9, 0.02
@@ -711,7 +711,7 @@ def test_live_refuses_what_autograd_keeps_in_place_of_features():
         assert all(map(torch.equal, expected.parameters(), net.parameters()))
         method = auxnet.multiway(deep, sgd(), WEIGHTS, mode)
         if mode == "live":
-            with pytest.raises(RuntimeError, match=r"checkpointing makes features anew .*use mode='fused' there"):
+            with pytest.raises(RuntimeError, match=r"checkpointing recomputes features .*use mode='fused' there"):
                 method.step(x, y)
         else:
             method.step(x, y)
@@ -765,7 +765,7 @@ def test_live_holds_hardly_more_memory_than_joint(outputs, most):
         net, (x, y) = auxnet.resnet(20, outputs).to(memory_format=torch.channels_last).train(), images(32, 16)
         method = make(net, sgd(), net.loss_weights())
         method.step(x, y)
-        with Held() as held:
+        with PeakBytes() as held:
             held.hold([x, y, *net.parameters()])
             held.hold([v for u in method.updates for state in u.optimizer.state.values() for v in state.values()])
             method.step(x, y)
@@ -1074,7 +1074,7 @@ def test_a_state_of_another_net_or_of_other_groups_is_refused_before_anything_is
     other = make(small(), flat_apart)
     with pytest.raises(ValueError, match=r"another net: it has a parameter \[7, \d+\], where this one has \[10, \d+\]"):
         method.load_state_dict(state[7])
-    with pytest.raises(ValueError, match="other groups of parameters: build this method as that was"):
+    with pytest.raises(ValueError, match="other groups of parameters: build this method as the saved one"):
         other.load_state_dict(state[10])
     broken = state[10] | {"optimizers": [*state[10]["optimizers"][:-1], {}]}
     with pytest.raises(ValueError, match="no param_groups"):
@@ -1385,7 +1385,7 @@ def test_an_optimizer_that_is_made_already_is_refused():
 
 @pytest.mark.parametrize("name", ["live", "shared", "deep_first"])
 def test_live_refuses_compiled_segments_whose_weights_change(name):
-    """They may keep copies of old weights, or make features anew by new ones: live would be neither live nor frozen."""
+    """They may keep old weights, or recompute features with new ones: live would be neither live nor frozen."""
 
     def compile_one(net):
         net.segments[1].compile()
@@ -1399,7 +1399,7 @@ def test_live_refuses_compiled_segments_whose_weights_change(name):
             METHODS[name](net, sgd()).step(*images())
     method = METHODS[name](net := small(), sgd())
     compile_one(net)
-    with pytest.raises(ValueError, match="compiled segments may make features anew"):
+    with pytest.raises(ValueError, match="compiled segments may recompute features"):
         method.step(*images())
     compile_one(frozen := small())
     frozen.segments.requires_grad_(False)

@@ -222,7 +222,7 @@ def test_counting_for_real_and_on_meta_are_the_same_and_pytorchs(net, monkeypatc
     monkeypatch.setattr(cost, "_run", run)
     made = auxnet.resnet(50 if "form" in net else 8, **net)
     counted = costs(made, (3, 32, 32))
-    monkeypatch.setattr(cost, "SMALL", 0)
+    monkeypatch.setattr(cost, "SMALL_IMAGE", 0)
     assert costs(made, (3, 32, 32)) == counted
     assert places == ["cpu", "meta"]
     with FlopCounterMode(display=False) as operations, torch.no_grad():

@@ -457,7 +457,7 @@ def test_all_runs_that_weights_come_from_are_known_though_one_between_them_had_o
     first = auxnet.fit(apart, tmp_path / "a")
     dataset = load_data(apart)
     write_folders(tmp_path / "others", tiny(20, 2, size=8)[0][..., :1], np.arange(20) % 2, ["eel", "fox"])
-    with pytest.warns(UserWarning, match="last layers of all outputs begin anew"):
+    with pytest.warns(UserWarning, match="last layers of all outputs are not loaded"):
         run = auxnet.fit(replace(apart, data=str(tmp_path / "others"), pretrained=str(first)), tmp_path / "b")
     assert run.summary["data"]["may_be_seen_by"] == {}
     auxnet.load(run).save_pretrained(tmp_path / "saved")

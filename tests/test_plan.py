@@ -27,7 +27,7 @@ from auxnet.cost import step_bytes
 from auxnet.data import load_data
 from auxnet.plan import plan, planned_outputs
 from auxnet.residual import Classifier
-from auxnet.watching import Held
+from auxnet.watching import PeakBytes
 from auxnet.words import duration
 from writers import tiny, write_folders, write_parquet
 
@@ -214,7 +214,7 @@ def test_the_memory_of_a_step_is_what_a_step_was_seen_to_hold(method):
     net = resnet(depth=14, outputs=2).to(memory_format=torch.channels_last)
     images, labels = torch.randn(32, 3, 16, 16).to(memory_format=torch.channels_last), torch.randint(10, (32,))
     bound = getattr(methods, method)(net, partial(torch.optim.SGD, lr=0.1))
-    with Held() as held:
+    with PeakBytes() as held:
         bound.step(images, labels)
     assert 0.9 * held.peak < step_bytes(net, (3, 16, 16), 32, torch.float32) < held.peak
     net.freeze_trunk()

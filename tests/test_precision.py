@@ -83,7 +83,7 @@ def test_weights_that_are_loaded_before_the_method_is_built_are_trained():
     method = auxnet.multiway(net, partial(torch.optim.SGD, lr=1e-9), WEIGHTS)
     method.step(*data()[0])
     assert all(map(torch.equal, loaded, net.parameters()))
-    masters = {p.data_ptr(): master for update in method.updates for p, master in update.rounded}
+    masters = {p.data_ptr(): master for update in method.updates for p, master in update.with_master}
     assert len(masters) == len(loaded)
     for p, was in zip(net.parameters(), loaded, strict=True):
         assert torch.allclose(masters[p.data_ptr()], was.float(), atol=1e-7)

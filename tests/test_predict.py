@@ -569,7 +569,7 @@ def test_logits_that_are_not_finite_name_no_class(run, onnx_file, folder, tmp_pa
     for state in (tmp_path / "a").glob("*.safetensors"):
         weights = read_tensors(state)
         weights["heads.2.fc.bias"][1] = float("nan")
-        save_tensors(state, weights, read_about(state))
+        save_tensors(state, weights, **read_about(state))
     graph = onnx.load(onnx_file)
     shown = graph.graph.output[0].name
     logits = next(node for node in graph.graph.node if shown in node.output)

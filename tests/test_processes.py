@@ -10,7 +10,7 @@ import pytest
 
 import workers
 from auxnet.processes import work_together
-from auxnet.signals import Stopped, held, obeyed
+from auxnet.signals import Stopped, held, raised_after
 
 
 def test_a_worker_that_is_stopped_puts_back_what_it_has_in_hand_whatever_it_is_at(tmp_path):
@@ -59,7 +59,7 @@ def test_ctrl_c_while_a_worker_is_started_is_not_lost(tmp_path, monkeypatch):
 
 def test_a_signal_to_the_main_thread_is_not_lost_to_work_in_another():
     def other():
-        with obeyed():
+        with raised_after():
             pass
 
     def diverge():
@@ -68,7 +68,7 @@ def test_a_signal_to_the_main_thread_is_not_lost_to_work_in_another():
             raise ValueError("diverged")
 
     def work():
-        with obeyed():
+        with raised_after():
             with suppress(ValueError):
                 diverge()
             (thread := threading.Thread(target=other)).start()

@@ -162,7 +162,7 @@ def test_the_temperature_is_found_a_few_images_at_a_time(monkeypatch):
     whole = scores.fit_temperature(logits, labels)
     most, real = [], scores.F.cross_entropy
     monkeypatch.setattr(scores.F, "cross_entropy", lambda x, y, **how: most.append(x.numel()) or real(x, y, **how))
-    monkeypatch.setattr(scores, "PIECE", 64)
+    monkeypatch.setattr(scores, "LOGITS_AT_ONCE", 64)
     assert scores.fit_temperature(logits, labels) == pytest.approx(whole, rel=1e-9)
     assert max(most) <= 64
 

@@ -431,7 +431,7 @@ def test_an_interval_that_says_more_than_its_p_value_is_explained(errors, noted,
     monkeypatch.setattr("auxnet.selection.select_on", lambda *_, **__: choose(*ladder(*errors), within=0.0))
     assert main(["select", str(run)]) == 0
     out = capsys.readouterr().out
-    assert ("one without 0 may stand beside a p of 0.05 or more\n" in out) == noted
+    assert ("one may exclude 0 although p is 0.05 or more\n" in out) == noted
     said = asked(capsys, run)
     assert [line.removeprefix("note: ") for line in out.splitlines() if line.startswith("note: ")] == said["notes"]
     choice = choose(*ladder(*errors), within=0.0)

@@ -11,18 +11,7 @@ from hypothesis import strategies as st
 from auxnet import descent
 from auxnet.policy import ALWAYS, NEVER, Policy, confidence, never
 from auxnet.scores import Predictions, compare, interval_of_mean, wilson
-from auxnet.thresholds import (
-    anytime,
-    budgeted,
-    cost_curve,
-    fit_temperatures,
-    geometric,
-    outcome,
-    smallest_provable_target,
-    solve,
-    solve_cross_fitted,
-    starts_of,
-)
+from auxnet.thresholds import Solver, anytime, budgeted, fit_temperatures, geometric, outcome, smallest_provable_target
 
 COSTS = [1.0, 2.0, 3.5]
 RULE = never(3)
@@ -104,7 +93,7 @@ def test_a_solution_keeps_the_error_within_the_target_and_costs_at_most_the_fina
     seed, outputs, increase, common
 ):
     said, costs = made_up(seed, outputs=outputs), list(range(1, outputs + 1))
-    policy = solve(said, never(outputs), costs, max_error_increase=increase, common=common)
+    policy = Solver(said, never(outputs), costs, common=common).solve(max_error_increase=increase)
     found = outcome(said, policy, costs)
     assert found.error <= said.errors[-1] + increase + 1e-9
     assert found.mean_cost <= costs[-1]
@@ -115,7 +104,7 @@ def test_a_solution_keeps_the_error_within_the_target_and_costs_at_most_the_fina
 @given(seed=st.integers(0, 10**6), bound=st.floats(1, 4))
 def test_a_solution_keeps_the_mean_cost_within_the_target_and_errs_no_more_than_one_output_in_it(seed, bound):
     said = made_up(seed)
-    found = outcome(said, solve(said, RULE, COSTS, max_mean_cost=bound), COSTS)
+    found = outcome(said, Solver(said, RULE, COSTS).solve(max_mean_cost=bound), COSTS)
     assert found.mean_cost <= bound * (1 + 1e-9)
     assert found.error <= min(error for error, cost in zip(said.errors, COSTS, strict=True) if cost <= bound) + 1e-9
 
@@ -142,11 +131,11 @@ def test_a_solution_is_near_the_best_of_all_thresholds_and_no_worse_than_the_bes
         left = [0 if sure[0][n] >= a else 1 if sure[1][n] >= b else 2 for n in range(24)]
         if sum(bool(said.wrong[k, n]) for n, k in enumerate(left)) <= bound + 1e-9:
             best = min(best, sum(COSTS[k] for k in left))
-    wrong, spent = totals(solve(said, RULE, COSTS, max_error_increase=increase).thresholds)
+    wrong, spent = totals(Solver(said, RULE, COSTS).solve(max_error_increase=increase).thresholds)
     assert wrong <= bound
     assert best <= spent + 1e-9
     assert spent <= 1.15 * best
-    assert spent <= totals(solve(said, RULE, COSTS, max_error_increase=increase, common=True).thresholds)[1]
+    assert spent <= totals(Solver(said, RULE, COSTS, common=True).solve(max_error_increase=increase).thresholds)[1]
 
 
 def test_a_solution_keeps_its_target_where_confidences_are_neighbours_in_their_own_precision():
@@ -163,10 +152,10 @@ def test_a_solution_keeps_its_target_where_confidences_are_neighbours_in_their_o
         said = Predictions(
             torch.stack([torch.stack([less, more]), torch.stack([-certain, certain])]), torch.tensor([0, 1])
         )
-        for policy in (solve(said, never(2), [1, 2], max_error_increase=0), geometric(said, never(2), 1.0)):
+        for policy in (Solver(said, never(2), [1, 2]).solve(max_error_increase=0), geometric(said, never(2), 1.0)):
             assert outcome(said, policy, [1, 2]).shares == (0.5, 0.5)
             assert outcome(said, policy, [1, 2]).error == 0
-        common = solve(said, never(2), [1, 2], max_error_increase=0, common=True)
+        common = Solver(said, never(2), [1, 2], common=True).solve(max_error_increase=0)
         assert outcome(said, common, [1, 2]).shares == (0.5, 0.5)
 
 
@@ -176,12 +165,15 @@ def test_a_target_is_kept_in_the_mean_over_images_that_were_not_solved_on():
     fresh = made_up(seed=10**6, n=20_000, classes=10)
     for seed in range(4):
         said = made_up(seed, n=500, classes=10)
-        policy, found = solve_cross_fitted(said, RULE, COSTS, max_error_increase=target)
+        policy, found = Solver(said, RULE, COSTS).cross_fitted(max_error_increase=target)
         on_these = outcome(said, policy, COSTS).against_final.difference
         assert found.rise <= target + 1e-9
         assert found.rise_interval[0] < found.rise < found.rise_interval[1]
         assert found.allowed is None or on_these <= found.allowed + 1e-9
-        for name, each in (("all", solve(said, RULE, COSTS, max_error_increase=target)), ("cross-fitted", policy)):
+        for name, each in (
+            ("all", Solver(said, RULE, COSTS).solve(max_error_increase=target)),
+            ("cross-fitted", policy),
+        ):
             rises[name].append(outcome(fresh, each, COSTS).against_final.difference)
             costs[name].append(outcome(fresh, each, COSTS).mean_cost)
     assert sum(rises["all"]) / 4 > 1.5 * target
@@ -195,10 +187,10 @@ def test_a_target_worth_fewer_images_than_can_show_it_lets_none_leave_early():
     said = Predictions(torch.stack([right] * 3), torch.arange(100) % 4)
     assert smallest_provable_target(100) == 0.05
     for target, expected in ((0.0, RULE.thresholds), (0.049, RULE.thresholds), (0.05, (ALWAYS, ALWAYS))):
-        policy, found = solve_cross_fitted(said, RULE, COSTS, max_error_increase=target)
+        policy, found = Solver(said, RULE, COSTS).cross_fitted(max_error_increase=target)
         assert policy.thresholds == expected
         assert (found.allowed is None) == (target < 0.05)
-    assert solve_cross_fitted(made_up(n=1), RULE, COSTS, max_error_increase=0.1)[0] == RULE
+    assert Solver(made_up(n=1), RULE, COSTS).cross_fitted(max_error_increase=0.1)[0] == RULE
 
 
 @pytest.mark.parametrize(("n", "target"), [(300, 0.0), (300, 0.005), (100, 0.04)])
@@ -209,7 +201,7 @@ def test_a_target_worth_fewer_images_is_kept_by_an_output_that_is_shown_to_err_l
     final = torch.where((torch.arange(n) % 4 == 0)[:, None], right.roll(1, 1), right)
     assert target < smallest_provable_target(n)
     said = Predictions(torch.stack([right, final, final]), labels)
-    policy, found = solve_cross_fitted(said, RULE, COSTS, max_error_increase=target)
+    policy, found = Solver(said, RULE, COSTS).cross_fitted(max_error_increase=target)
     assert policy.thresholds == (ALWAYS, ALWAYS)
     assert found.rise == pytest.approx(-0.25)
     assert found.rise_interval[1] < 0
@@ -221,18 +213,18 @@ def test_where_no_allowance_keeps_the_target_on_images_left_out_no_single_output
     said = Predictions(torch.stack([right.roll(1, 1), right, right]), torch.arange(100) % 4)
     worse = compare(torch.ones(100).bool(), torch.zeros(100).bool())
     monkeypatch.setattr("auxnet.thresholds.compare", lambda *_: worse)  # what was solved errs on all images left out
-    policy, found = solve_cross_fitted(said, RULE, COSTS, max_error_increase=0.1)
+    policy, found = Solver(said, RULE, COSTS).cross_fitted(max_error_increase=0.1)
     assert (policy, found.allowed, found.rise) == (RULE, None, 0.0)
 
 
 def test_the_answer_is_beaten_on_both_counts_by_no_output_and_no_point_of_the_curve_within_its_allowance():
     for seed in range(2):
         said = made_up(seed, n=150)
-        policy, found = solve_cross_fitted(said, RULE, COSTS, max_error_increase=0.05)
+        policy, found = Solver(said, RULE, COSTS).cross_fitted(max_error_increase=0.05)
         assert found.allowed is not None
         answer = outcome(said, policy, COSTS)
         for other in (
-            outcome(said, each, COSTS) for each in (*cost_curve(said, RULE, COSTS, points=8), *anytime(RULE))
+            outcome(said, each, COSTS) for each in (*Solver(said, RULE, COSTS).cost_curve(points=8), *anytime(RULE))
         ):
             assert other.error > answer.error or other.mean_cost >= answer.mean_cost - 1e-9
 
@@ -247,24 +239,18 @@ def test_images_that_are_left_out_are_not_solved_on(monkeypatch):
         return of_images(task, chosen)
 
     monkeypatch.setattr(descent.Task, "of_images", noted)
-    solve_cross_fitted(made_up(), RULE, COSTS, max_error_increase=0.1)
+    Solver(made_up(), RULE, COSTS).cross_fitted(max_error_increase=0.1)
     assert sorted(n for part in counted for n in part) == list(range(60))
     assert all(a == {*range(60)} - b for a, b in zip(solved, counted, strict=True))
 
 
-@pytest.mark.long
-def test_starts_that_are_handed_over_are_those_that_are_found(monkeypatch):
-    said, found = made_up(n=200), []
-
-    def asked(**starts):
-        yield solve(said, RULE, COSTS, max_mean_cost=2.0, **starts)
-        yield solve_cross_fitted(said, RULE, COSTS, max_error_increase=0.1, **starts)
-        yield cost_curve(said, RULE, COSTS, points=4, **starts)
-
-    alone, starts, of_task = list(asked()), starts_of(said, RULE, COSTS), descent.Task.starts
+def test_starts_are_found_once_for_all_that_is_solved(monkeypatch):
+    found, of_task, solver = [], descent.Task.starts, Solver(made_up(n=200), RULE, COSTS)
     monkeypatch.setattr(descent.Task, "starts", lambda task, common: found.append(task) or of_task(task, common))
-    assert list(asked(starts=starts)) == alone
-    assert [len(task.wrong[0]) for task in found] == [160] * 5  # those of the cross-fitting alone
+    solver.solve(max_mean_cost=2.0)
+    solver.cost_curve(points=4)
+    solver.cross_fitted(0.1)
+    assert [len(task.wrong[0]) for task in found] == [200, *[160] * 5]  # and those of the folds
 
 
 PASSING = [0.4, 0.9]
@@ -293,22 +279,22 @@ def test_a_solution_with_costs_of_passing_is_near_the_best_of_all_thresholds(pas
         if int(said.wrong[left, torch.arange(24)].sum()) <= bound + 1e-9:
             heads = (a <= 1) * passing[0] * (left > 0) + (b <= 1) * passing[1] * (left > 1)
             best = min(best, float((torch.tensor(COSTS)[left] + heads).double().mean()))
-    found = outcome(said, solve(said, RULE, COSTS, passing, max_error_increase=0.1), COSTS, passing)
+    found = outcome(said, Solver(said, RULE, COSTS, passing).solve(max_error_increase=0.1), COSTS, passing)
     assert found.error * 24 <= bound
     assert best - 1e-5 <= found.mean_cost <= 1.15 * best
     for common in (False, True):
-        within = solve(said, RULE, COSTS, passing, max_mean_cost=2.6, common=common)
+        within = Solver(said, RULE, COSTS, passing, common=common).solve(max_mean_cost=2.6)
         assert outcome(said, within, COSTS, passing).mean_cost <= 2.6 * (1 + 1e-9)
 
 
 def test_a_bound_below_the_first_outputs_cost_is_met_by_nothing():
-    assert solve(made_up(), RULE, COSTS, max_mean_cost=0.99) is None
+    assert Solver(made_up(), RULE, COSTS).solve(max_mean_cost=0.99) is None
 
 
 def test_a_looser_target_never_costs_more():
     said = made_up(n=200)
     spent = [
-        outcome(said, solve(said, RULE, COSTS, max_error_increase=x), COSTS).mean_cost
+        outcome(said, Solver(said, RULE, COSTS).solve(max_error_increase=x), COSTS).mean_cost
         for x in (0.0, 0.02, 0.05, 0.1, 0.3)
     ]
     assert all(tight >= loose - 0.02 for tight, loose in itertools.pairwise(spent))
@@ -316,7 +302,7 @@ def test_a_looser_target_never_costs_more():
 
 def test_the_curve_runs_from_the_first_outputs_cost_to_the_least_error():
     said = made_up(n=200)
-    found = [outcome(said, policy, COSTS) for policy in cost_curve(said, RULE, COSTS, points=6)]
+    found = [outcome(said, policy, COSTS) for policy in Solver(said, RULE, COSTS).cost_curve(points=6)]
     assert found[0].shares == (1, 0, 0)
     assert found[-1].error <= min(said.errors) + 1e-9
     assert all(a.error >= b.error - 1e-9 for a, b in itertools.pairwise(found))
@@ -358,27 +344,27 @@ def test_temperatures_are_fitted_output_by_output():
 def test_targets_that_cannot_be_are_refused():
     said = made_up()
     with pytest.raises(ValueError, match="give one target"):
-        solve(said, RULE, COSTS)
+        Solver(said, RULE, COSTS).solve()
     with pytest.raises(ValueError, match="give one target"):
-        solve(said, RULE, COSTS, max_error_increase=0.1, max_mean_cost=2)
+        Solver(said, RULE, COSTS).solve(max_error_increase=0.1, max_mean_cost=2)
     with pytest.raises(
         ValueError, match=r"must be a share of images below 0.5 \(0.005 is half a percentage point\), got -0.1"
     ):
-        solve(said, RULE, COSTS, max_error_increase=-0.1)
+        Solver(said, RULE, COSTS).solve(max_error_increase=-0.1)
     with pytest.raises(ValueError, match=r"must be a share of images below 0.5 .*, got 0.5"):  # half a point is meant
-        solve(said, RULE, COSTS, max_error_increase=0.5)
+        Solver(said, RULE, COSTS).solve(max_error_increase=0.5)
     with pytest.raises(ValueError, match="bound on the mean cost must be above 0 and finite, got nan"):
-        solve(said, RULE, COSTS, max_mean_cost=float("nan"))
+        Solver(said, RULE, COSTS).solve(max_mean_cost=float("nan"))
     with pytest.raises(ValueError, match="bound on the mean cost must be above 0 and finite, got '30M'"):
-        solve(said, RULE, COSTS, max_mean_cost="30M")
+        Solver(said, RULE, COSTS).solve(max_mean_cost="30M")
     with pytest.raises(ValueError, match="3 outputs need 3 temperatures, got 2"):
         never(3, temperatures=(1.0, 2.0))
     with pytest.raises(ValueError, match="confidence must be one of entropy, top, margin, got 'hunch'"):
         never(3, "hunch")
     with pytest.raises(ValueError, match="3 outputs need 3 costs, got 2"):
-        solve(said, RULE, COSTS[:2], max_error_increase=0)
+        Solver(said, RULE, COSTS[:2]).solve(max_error_increase=0)
     with pytest.raises(ValueError, match="3 outputs need 2 costs of passing, got 3"):
-        solve(said, RULE, COSTS, COSTS, max_error_increase=0)
+        Solver(said, RULE, COSTS, COSTS).solve(max_error_increase=0)
     with pytest.raises(ValueError, match="3 outputs need 2 thresholds, got 1"):
         outcome(said, Policy((0.5,), "top", (1.0,) * 3), COSTS)
 

@@ -20,8 +20,8 @@ import auxnet
 from auxnet import build, by_name, epochs, feasible, machine, rundir, schedules, train
 from auxnet.data import load_data
 from auxnet.errors import DivergedError
+from auxnet.export_graphs import OneOutput
 from auxnet.files import written_whole
-from auxnet.graphs import OneOutput
 from auxnet.plan import plan
 from auxnet.progress import progress_of
 from auxnet.reading.splits import fingerprint
@@ -272,7 +272,7 @@ def test_overwrite_refuses_a_folder_among_the_files_of_a_run_before_it_removes_a
     whole = auxnet.fit(replace(TINY, epochs=1), tmp_path / "a").folder
     (whole / "report.html").mkdir()
     before = sorted(whole.rglob("*")), bytes_of(whole)
-    with pytest.raises(FileExistsError, match=r"report\.html is a folder, which no run has there: move it away"):
+    with pytest.raises(FileExistsError, match=r"report\.html is a folder, where a run has a file: move it away"):
         auxnet.fit(replace(TINY, epochs=1), whole, overwrite=True)
     assert (sorted(whole.rglob("*")), bytes_of(whole)) == before
     (whole / "report.html").rmdir()

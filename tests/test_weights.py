@@ -97,7 +97,7 @@ def test_a_file_without_the_last_layer_leaves_that_as_it_is(tmp_path):
         auxnet.load_pretrained(target, tmp_path / "half.safetensors")
     del state["3.bias"]
     save_file(state, tmp_path / "w.safetensors")
-    with pytest.warns(UserWarning, match=r"has no 3\.weight: the last layer of the classifier begins anew"):
+    with pytest.warns(UserWarning, match=r"has no 3\.weight: the last layer of the classifier is not loaded"):
         auxnet.load_pretrained(target, tmp_path / "w.safetensors")
     for name, tensor in target.state_dict().items():
         assert torch.equal(tensor, state.get(name, before[name]))
@@ -168,7 +168,7 @@ def test_a_net_for_other_classes_takes_all_but_its_last_layers(tmp_path):
     source, target = auxnet.resnet(depth=8, outputs=2), auxnet.resnet(depth=8, outputs=2, num_classes=16)
     before = copy.deepcopy(target).state_dict()
     save_file(source.state_dict(), tmp_path / "w.safetensors")
-    with pytest.warns(UserWarning, match="of 10 classes, the net of 16: the last layers of all outputs begin anew"):
+    with pytest.warns(UserWarning, match="of 10 classes, the net of 16: the last layers of all outputs are not loaded"):
         auxnet.load_pretrained(target, tmp_path / "w.safetensors")
     last = {f"heads.{k}.fc.{what}" for k in (0, 1) for what in ("weight", "bias")}
     for name, tensor in target.state_dict().items():
@@ -279,10 +279,10 @@ def test_what_trained_one_output_alone_begins_the_same_again_and_no_deeper_net(t
 
 def test_other_outputs_for_other_classes_take_the_trunk(tmp_path):
     source = run_of(tmp_path / "a", depth=14, outputs=1)
-    with pytest.warns(UserWarning, match="begin anew|from the beginning") as told:
+    with pytest.warns(UserWarning, match="are not loaded|from the beginning") as told:
         net = begun_from(tmp_path / "a", "xyz", depth=14, outputs=2)
     assert [str(each.message).partition(": ")[2] for each in told] == [
-        "the last layers of all outputs begin anew",
+        "the last layers of all outputs are not loaded",
         "to be trained from the beginning",
     ]
     for ours, theirs in zip(trunk_of(net), trunk_of(source), strict=True):
@@ -409,7 +409,7 @@ def test_as_many_classes_of_other_names_or_in_another_order_have_last_layers_of_
     assert all(map(torch.equal, taken.values(), first.values()))
     last = {f"heads.{k}.fc.{what}" for k in (0, 1) for what in ("weight", "bias")}
     for classes, told in ((("b", "a", "c"), "class 1 is 'a' in .*, and 'b' in"), (("a", "b", "x"), "class 3 is 'c'")):
-        with pytest.warns(UserWarning, match=f"{told}.*: the last layers of all outputs begin anew"):
+        with pytest.warns(UserWarning, match=f"{told}.*: the last layers of all outputs are not loaded"):
             taken = net_of(tuned, replace(dataset, classes=classes)).state_dict()
         assert {name for name in taken if not torch.equal(taken[name], first[name])} == last
 

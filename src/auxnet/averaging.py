@@ -1,7 +1,7 @@
-"""The exponential moving average of a net's weights: where a recipe asks for it, the net that is judged and kept.
+"""The exponential moving average of a net's weights: if a recipe asks for it, the net that is validated and saved.
 
-Weights are averaged; BatchNorm's statistics are not: the mean of the statistics of many nets is not that of the net
-with the mean weights. They are measured anew on training images, for the trunk and the head of every output. Other
+Weights are averaged, BatchNorm's statistics are not: the mean of many nets' statistics is not the statistics of the net
+with the mean weights. They are measured again on training images, for the trunk and the head of every output. Other
 buffers, whose meaning is not known here, are copied from the net itself.
 """
 
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from auxnet.modules import expanded
 
-RECALIBRATION_BATCHES = 100  # that norms are measured on
+RECALIBRATION_BATCHES = 100  # on which norms are measured
 
 
 @torch.no_grad()
 def update_average(average: nn.Module, net: nn.Module, decay: float, step: int) -> None:
     """Move the average towards a net that has just made its step number `step` (1-based).
 
-    a <- d a + (1 - d) w with d = min(decay, step / (9 + step)): young averages forget the random start sooner.
+    a <- d a + (1 - d) w with d = min(decay, step / (9 + step)): early on, the average forgets the random start faster.
     """
     d = min(decay, step / (9 + step))
     averaged: list[Tensor] = list(average.parameters())
@@ -30,8 +30,8 @@ def update_average(average: nn.Module, net: nn.Module, decay: float, step: int) 
 
 
 @torch.no_grad()
-def take_buffers(average: nn.Module, net: nn.Module) -> None:
-    """Give the average the buffers of the net: statistics of norms that are no BatchNorm, counters, masks.
+def copy_buffers(average: nn.Module, net: nn.Module) -> None:
+    """Give the average the net's buffers: statistics of norms other than BatchNorm, counters, masks.
 
     In place, except for a buffer whose shape changed in training, such as a grid of positions for the image size.
     """
@@ -46,11 +46,11 @@ def take_buffers(average: nn.Module, net: nn.Module) -> None:
 
 @torch.no_grad()
 def recalibrate_norms(net: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Give every BatchNorm of a net the mean over images of its statistics in these batches [N, C, H, W].
+    """Set the statistics of every BatchNorm to the mean of those in these batches [N, C, H, W], weighted by images.
 
-    (In a team each process weighs its own parts of the batches.) A BatchNorm that stays in evaluation mode after
-    `net.train()` is frozen, and keeps its statistics. All other modules are in evaluation mode meanwhile, as they are
-    when the statistics are used (in PyTorch's `update_bn` dropout is active); the net is left in that mode.
+    (In a team, each process uses its own parts of the batches.) A BatchNorm that stays in evaluation mode after
+    `net.train()` is frozen, and keeps its statistics. All other modules are in evaluation mode during the measurement,
+    as they are when the statistics are used (in PyTorch's `update_bn` dropout is active); the net is left in that mode.
     """
     net.train()
     batch_norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

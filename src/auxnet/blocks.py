@@ -2,7 +2,7 @@
 
     x_{l+1} = f(h(x_l) + F(x_l, W_l))      plain: h = 0;  original: f = ReLU, h = identity;  preact: f = identity
 
-F is two 3x3 convolutions, or a bottleneck of three: 1x1, 3x3 (which has the stride), 1x1. Where the shape changes h is
+F is two 3x3 convolutions, or a bottleneck of three: 1x1, 3x3 (which has the stride), 1x1. If the shape changes, h is
 a subsampling padded with zeros (option A), or a 1x1 convolution (option B).
 """
 
@@ -39,7 +39,7 @@ class PostActivationBlock(nn.Module):
 
 
 class ProjectedBlock(nn.Module):
-    """f = ReLU with option B: where the shape changes, h is a 1x1 convolution and BN. `skip=False` is plain.
+    """f = ReLU with option B: if the shape changes, h is a 1x1 convolution and BN. `skip=False` is plain.
 
     F is two 3x3 convolutions, the first with `inner` channels, or a bottleneck around `inner` channels; a BN follows
     each convolution, a ReLU all but the last.
@@ -74,7 +74,7 @@ class ProjectedBlock(nn.Module):
 
 
 class PreActivationBlock(nn.Module):
-    """f = identity: BN and ReLU come before each convolution; a 1x1 convolution where the shape changes.
+    """f = identity: BN and ReLU come before each convolution; h is a 1x1 convolution if the shape changes.
 
     F is two 3x3 convolutions, or a bottleneck around `inner` channels.
     """
@@ -113,7 +113,7 @@ class Classifier(nn.Module):
         """Feature maps [N, channels, H, W] -> logits [N, classes]; x itself is left as it was."""
         if self.bn is not None:
             x = F.relu(self.bn(x), inplace=True)
-        # As x.mean((2, 3)), but backward it neither writes a whole map nor changes the memory format.
+        # x.mean((2, 3)), but its backward neither writes a whole map nor changes the memory format.
         pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
         pooled = pixels.sum(1) / pixels.shape[1]
         logits: Tensor = self.fc(pooled)
@@ -121,7 +121,7 @@ class Classifier(nn.Module):
 
 
 def conv3x3(channels_in: int, channels: int, stride: int = 1) -> nn.Conv2d:
-    """A 3x3 convolution that keeps the size, but for its stride; BN makes a bias idle."""
+    """A 3x3 convolution, padded to keep the size (but for its stride); no bias, since BN would cancel it."""
     return nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
 
 

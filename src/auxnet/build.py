@@ -1,4 +1,4 @@
-"""What a recipe describes, made: its data, its batches, its net, its loss, its method."""
+"""Build what a recipe describes: its data as training takes them, its batches, net, loss and method."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch import nn
 from auxnet import batches, data
 from auxnet.backbones.described import cuts_of, net_from
 from auxnet.backbones.named import normalisation
+from auxnet.backbones.pretrained import pretrained_net
 from auxnet.backbones.weights import config_of, is_weights_of_run, run_of
 from auxnet.batches import BatchPart
 from auxnet.by_name import aggregator_of, optimizer_of
@@ -37,16 +38,16 @@ from auxnet.residual import MIN_SIZE, layout, resnet
 from auxnet.schedules import lambdas_at
 from auxnet.sections import MethodName, StepScale
 from auxnet.synchronised import synchronise_norms
-from auxnet.update import Average, identity
+from auxnet.update import identity
 
-PIXELS = 2**21  # evaluated at a time: 25 MB of float32 in three channels
+PIXELS = 2**21  # in an evaluation batch: 25 MB of float32 in three channels
 METHODS: dict[MethodName, Callable[..., Method]] = {"joint": joint, "pairwise": pairwise, "multiway": multiway}
 
 
 def depths_of(recipe: Recipe) -> tuple[int, ...]:
-    """The layers of a recipe's outputs, shallow to deep; of a backbone, which is not built here, their numbers.
+    """The layers of a recipe's outputs, shallow to deep; for a backbone, which is not built here, 1, 2, ... instead.
 
-    Raises ValueError for what cannot be placed.
+    Raises ValueError for outputs that cannot be placed.
     """
     if recipe.backbone is not None:
         cuts = _asked_cuts(recipe)
@@ -57,20 +58,21 @@ def depths_of(recipe: Recipe) -> tuple[int, ...]:
 
 
 def outline(recipe: Recipe) -> AuxNet:
-    """The built-in net of a recipe on "meta", where it takes no memory, for two classes of coloured images."""
+    """The built-in net of a recipe, for two classes of color images, on device "meta", where it takes no memory."""
     with torch.device("meta"):
         return resnet(**_resnet_options(recipe, num_classes=2, in_channels=3))
 
 
 def _asked_cuts(recipe: Recipe) -> int | tuple[str, ...]:
-    """How many cuts a recipe's backbone gets, or the modules that they come after."""
+    """How many cuts a recipe asks for in its backbone, or the modules after which it is cut."""
     return 2 if recipe.cuts is None else recipe.cuts
 
 
 def normalised_for(recipe: Recipe, dataset: data.DataSet) -> data.DataSet:
-    """The data set, normalised as the images were that pretrained weights have seen; as it is where that is unknown.
+    """The data set, normalised as the images on which pretrained weights were trained; unchanged if that is unknown.
 
-    A run says so in its config.json; of a library's backbone the library does, for coloured images.
+    A run has their mean and deviation in its config.json; for a library's backbone the library has them, for color
+    images.
     """
     if recipe.pretrained is None:
         return dataset
@@ -89,9 +91,9 @@ def normalised_for(recipe: Recipe, dataset: data.DataSet) -> data.DataSet:
 
 
 def resident(dataset: data.DataSet, device: torch.device) -> data.DataSet:
-    """The data set with its training and validation images in the memory of a GPU, where they take less than half.
+    """The data set with its training and validation images in GPU memory, if they take less than half of what is free.
 
-    Not those that PIL augments, which is done on the CPU.
+    Unchanged if PIL augments the images, since PIL works on the CPU.
     """
     train, val = dataset.train, dataset.val
     if dataset.augmentation is not None or not (isinstance(train, data.Split) and isinstance(val, data.Split)):
@@ -106,7 +108,7 @@ def training_batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """An epoch (1-based) of (images [N, C, H, W], labels [N]), shuffled, augmented, normalised, from batch `start` on.
 
-    What is random in it follows from the recipe's seed and the epoch. `part` says which of the n images of a batch
+    Everything random in it follows from the recipe's seed and the epoch. `part` says which of the n images of a batch
     are wanted (`Team.part`).
     """
     return batches.batches(
@@ -122,16 +124,16 @@ def training_batches(
         flip=dataset.flip,
         workers=dataset.workers,
         augmentation=dataset.augmentation,
-        dtype=precision_of(recipe),
+        dtype=dtype_of(recipe),
     )
 
 
 def first_batches(
     recipe: Recipe, dataset: data.DataSet, device: torch.device, epoch: int, images: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The first whole batches of an epoch, as training sees them: `images` images at most, but one batch at least.
+    """The first whole batches of an epoch, as training sees them: at most `images` images, but at least one batch.
 
-    Where the recipe mixes images, labels are shares of every class, [N, classes]. (A team mixes its parts of a batch.)
+    If the recipe mixes images, labels are class probabilities [N, classes]. (In a team, parts of a batch are mixed.)
     """
     whole = min(images, len(dataset.train)) // recipe.batch_size
     first = islice(training_batches(recipe, dataset, device, epoch), max(1, whole))
@@ -142,7 +144,7 @@ def first_batches(
 def mixed_at(
     recipe: Recipe, images: torch.Tensor, labels: torch.Tensor, classes: int, epoch: int, step: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch as it is at a step (1-based): mixed, by the same draw in all processes, where the recipe mixes images."""
+    """The batch of a step (1-based) after mixup or cutmix, if the recipe asks for them; all processes draw the same."""
     if recipe.mixup == 0 and recipe.cutmix == 0:
         return images, labels
     drawn = Random(batches.seed_of(recipe.seed, epoch, step, 0, 0))
@@ -164,13 +166,13 @@ def evaluation_batches(
     return batches.batches(split, most, dataset.mean, dataset.std, **options)
 
 
-def precision_of(recipe: Recipe) -> torch.dtype:
-    """What the images of a training are in, and what its net computes in."""
+def dtype_of(recipe: Recipe) -> torch.dtype:
+    """The dtype of a training's images, and of what its net computes."""
     return torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
 
 
 def network_options(recipe: Recipe, dataset: data.DataSet) -> dict[str, Any]:
-    """What describes the net of a recipe on a data set (`described.net_from`)."""
+    """The options that describe a recipe's net on a data set, as `described.net_from` takes them."""
     return _whole_network(recipe, dataset) | ({} if recipe.alone is None else {"alone": recipe.alone})
 
 
@@ -190,7 +192,7 @@ def _whole_network(recipe: Recipe, dataset: data.DataSet) -> dict[str, Any]:
 
 
 def _resnet_options(recipe: Recipe, num_classes: int, in_channels: int) -> dict[str, Any]:
-    """What `residual.resnet` is to be told."""
+    """The arguments of `residual.resnet`."""
     plan = layout(recipe.depth, recipe.form)
     outputs, at = recipe.outputs, recipe.at
     if recipe.placement == "blocks":
@@ -211,8 +213,11 @@ def _resnet_options(recipe: Recipe, num_classes: int, in_channels: int) -> dict[
 
 
 def net_of(recipe: Recipe, dataset: data.DataSet) -> AuxNet:
-    """The net of a recipe, its weights random but for those that are pretrained."""
-    return net_from(network_options(recipe, dataset), recipe.pretrained, dataset.classes)
+    """The net of a recipe; weights that are not pretrained are random."""
+    options = network_options(recipe, dataset)
+    if recipe.pretrained is None:
+        return net_from(options)
+    return pretrained_net(options, recipe.pretrained, dataset.classes)
 
 
 def _check_size(recipe: Recipe, dataset: data.DataSet) -> None:
@@ -227,11 +232,11 @@ def build(
     recipe: Recipe, dataset: data.DataSet, device: torch.device, team: Team | None = None
 ) -> tuple[AuxNet, Method]:
     """The net of a recipe, its weights drawn from the seed or pretrained, and the method that trains it."""
-    seed_random(recipe.seed, torch.device("cpu"))  # where weights are drawn
+    seed_random(recipe.seed, torch.device("cpu"))  # on which weights are drawn
     net = to_device(net_of(recipe, dataset), device)
     if recipe.freeze == "trunk":
-        if recipe.pretrained is not None:  # as it is not in a run that is resumed
-            _check_answers(recipe, dataset, net)
+        if recipe.pretrained is not None:  # None in a run that is resumed
+            _check_frozen_is_pretrained(recipe, dataset, net)
         net.freeze_trunk()
     loss = loss_of(recipe, dataset, device)
     team = team or Team()
@@ -239,19 +244,19 @@ def build(
         team.broadcast(net)
         if recipe.sync_batchnorm:
             synchronise_norms(net, team)
-    if precision_of(recipe) == torch.bfloat16:
+    if dtype_of(recipe) == torch.bfloat16:
         to_bfloat16(net)
     graphs = in_graphs(recipe, device, team.size)
-    method = build_method(recipe, net, loss, identity if team.size == 1 else team.average, graphs)
+    method = build_method(recipe, net, loss, team, graphs)
     if recipe.compile:
         method = _compiled(method, recipe, dataset, device, team)
     return net, as_cuda_graph(method, device) if graphs and can_be_graphs(method) else method
 
 
 def in_graphs(recipe: Recipe, device: torch.device, processes: int = 1) -> bool:
-    """Whether the steps of a recipe are to be CUDA graphs: where one process computes all of them on such a device.
+    """Whether the steps of a recipe are to be CUDA graphs: on CUDA, with one process, and nothing decided on the CPU.
 
-    Not with a backbone, which may decide in Python what it does, anew in every step: a graph would not.
+    A backbone counts as deciding on the CPU: its Python code may do something else in every step, a graph would not.
     """
     decided_on_cpu = recipe.step_scale == "adaptive" or recipe.aggregator is not None or recipe.backbone is not None
     return recipe.cuda_graph and device.type == "cuda" and processes == 1 and not decided_on_cpu
@@ -260,14 +265,15 @@ def in_graphs(recipe: Recipe, device: torch.device, processes: int = 1) -> bool:
 def _compiled(method: Method, recipe: Recipe, dataset: data.DataSet, device: torch.device, team: Team) -> Method:
     """The method, compiled for batches as `training_batches` gives them.
 
-    By one process after the other: PyTorch keeps what it compiled, and one may load what another has half written.
+    One process compiles after the other: PyTorch caches what it compiled, and one might load what another has half
+    written.
     """
     from auxnet.compiling import compiled  # PyTorch's compiler takes a second to import
 
     whole = range(min(recipe.batch_size, len(dataset.train)))
     N, (H, W) = len(whole[team.part(len(whole))]), dataset.image_size
     black = torch.zeros(N, H, W, dataset.channels, dtype=torch.uint8, device=device)
-    images = batches.normalise(black, dataset.mean, dataset.std).to(precision_of(recipe))
+    images = batches.normalise(black, dataset.mean, dataset.std).to(dtype_of(recipe))
     for rank in range(team.size):
         if rank == team.rank:
             method = compiled(method, images)
@@ -275,13 +281,13 @@ def _compiled(method: Method, recipe: Recipe, dataset: data.DataSet, device: tor
     return method
 
 
-def _check_answers(recipe: Recipe, dataset: data.DataSet, net: AuxNet) -> None:
-    """Raise ValueError if anything that is to be frozen in a net was drawn at random.
+def _check_frozen_is_pretrained(recipe: Recipe, dataset: data.DataSet, net: AuxNet) -> None:
+    """Raise ValueError if any weights that are to be frozen were drawn at random.
 
-    The net is built again from another seed: whatever differs was drawn.
+    The net is built again from another seed: weights that differ were drawn.
     """
     seed_random(recipe.seed + 1, torch.device("cpu"))
-    with warnings.catch_warnings(action="ignore"):  # what there is to say was said of the net itself
+    with warnings.catch_warnings(action="ignore"):  # the net itself has warned already
         other = to_device(net_of(recipe, dataset), next(net.parameters()).device)
     ours, theirs = (nn.ModuleList([each.segments, each.heads[-1]]).state_dict().values() for each in (net, other))
     if not all(map(torch.equal, ours, theirs)):
@@ -289,28 +295,27 @@ def _check_answers(recipe: Recipe, dataset: data.DataSet, net: AuxNet) -> None:
         raise ValueError(f"freeze='trunk' keeps the final output as it is, and {no_answers}: leave --freeze out")
 
 
-def build_method(
-    recipe: Recipe, net: AuxNet, loss: Loss, average: Average = identity, capturable: bool = False
-) -> Method:
-    """The method of a recipe, bound to a net that is on its device. Raises ValueError for what it cannot have."""
-    weights = lambdas_at(recipe, net.depths)
+def build_method(recipe: Recipe, net: AuxNet, loss: Loss, team: Team | None = None, capturable: bool = False) -> Method:
+    """The method of a recipe, bound to a net that is on its device. Raises ValueError for options it cannot have."""
+    weights, team = lambdas_at(recipe, net.depths), team or Team()
     options: dict[str, Any] = {
         "step_scale": step_scale_of(recipe),
         "loss": loss,
         "clip": recipe.clip,
-        "average": average,
+        "average": identity if team.size == 1 else team.average,
     }
     if recipe.distill > 0:
         options["distill"] = distillation_of(recipe, loss)
     if recipe.aggregator is not None:
-        options["aggregate"] = aggregator_of(recipe.aggregator)
+        aggregate = aggregator_of(recipe.aggregator)
+        options["aggregate"] = lambda rows: team.tensor_from_leader(aggregate(rows))  # some draw random numbers
     if recipe.method == "multiway":
         options |= {"mode": recipe.mode, "state": recipe.state, "order": recipe.order}
     return METHODS[recipe.method](net, optimizer_of(recipe, capturable), weights, **options)
 
 
 def loss_of(recipe: Recipe, dataset: data.DataSet, device: torch.device) -> Loss:
-    """The loss of a recipe at one output, its class weights those of the training images."""
+    """The loss of a recipe at one output; class weights are counted on the training images."""
     weights = None
     if recipe.class_weights == "balanced":
         weights = balanced(dataset.train.labels, dataset.num_classes).to(device)
@@ -320,14 +325,14 @@ def loss_of(recipe: Recipe, dataset: data.DataSet, device: torch.device) -> Loss
 
 
 def distillation_of(recipe: Recipe, loss: Loss) -> Distillation | None:
-    """What auxiliary outputs minimise in place of the loss, where the recipe has them learn from the final one."""
+    """What auxiliary outputs minimise in place of the loss if they learn from the final output; None if they do not."""
     if recipe.distill == 0:
         return None
     return partial(distilled, loss=loss, share=recipe.distill, temperature=recipe.temperature)
 
 
 def step_scale_of(recipe: Recipe) -> StepScale:
-    """The rule that divides the trunk's step: the recipe's, or its method's own."""
+    """The rule that divides the trunk's step: the recipe's, or the default of its method."""
     if recipe.step_scale != "default":
         return recipe.step_scale
     own: StepScale = signature(METHODS[recipe.method]).parameters["step_scale"].default

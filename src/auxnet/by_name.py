@@ -1,4 +1,4 @@
-"""What a recipe names and a library provides: an optimizer of torch.optim, an aggregator of torchjd."""
+"""Objects of libraries that a recipe names: an optimizer of torch.optim, an aggregator of torchjd."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from auxnet.words import nearest
 
 
 def optimizer_of(recipe: Recipe, capturable: bool = False) -> Callable[[Any], torch.optim.Optimizer]:
-    """The optimizer that a recipe names, as a function of parameters; fused kernels where there are any.
+    """The optimizer that a recipe names, as a function of parameters; with fused kernels if there are any.
 
-    `capturable` lets its steps be recorded in a CUDA graph, if it is one that can.
+    `capturable` lets its steps be recorded in a CUDA graph, if the optimizer supports that.
     """
     kind = _kind_of(recipe)
     settings: dict[str, Any] = {
@@ -44,7 +44,7 @@ def optimizer_of(recipe: Recipe, capturable: bool = False) -> Callable[[Any], to
 
 
 def _can_step(kind: type[torch.optim.Optimizer], settings: dict[str, Any], device: torch.device) -> bool:
-    """Whether an optimizer has a fused kernel on a device, which it may find out in its first step only."""
+    """Whether an optimizer has a fused kernel on a device; some optimizers find out only in their first step."""
     parameter = torch.zeros(1, device=device, requires_grad=True)
     parameter.grad = torch.zeros_like(parameter)
     try:
@@ -55,7 +55,7 @@ def _can_step(kind: type[torch.optim.Optimizer], settings: dict[str, Any], devic
 
 
 def _norms_apart(parameters: Iterable[Tensor]) -> list[dict[str, Any]]:
-    """Parameters in two groups, the second, norms and biases, without weight decay."""
+    """Parameters in two groups; the second one, norms and biases, has no weight decay."""
     decayed: list[Tensor] = []
     norms: list[Tensor] = []
     for p in parameters:
@@ -64,7 +64,7 @@ def _norms_apart(parameters: Iterable[Tensor]) -> list[dict[str, Any]]:
 
 
 def without_effect(recipe: Recipe) -> list[str]:
-    """The fields of a recipe that its optimizer does not take, and that are not as by default."""
+    """The fields of a recipe that its optimizer does not take, and that differ from their defaults."""
     taken = signature(_kind_of(recipe)).parameters
     names = [name for name in ("momentum", "nesterov", "weight_decay") if name not in taken]
     return [name for name in names if getattr(recipe, name) != getattr(Recipe, name)]
@@ -90,9 +90,11 @@ def _subclasses(module: ModuleType, base: type) -> dict[str, Any]:
 def aggregator_of(name: str) -> Aggregator:
     """An aggregator of torchjd, by name, with its own defaults: gradients [K, parameters] -> one [parameters].
 
-    Of equal gradients it makes that gradient: what adds up (PCGrad, GradDrop, ConFIG, Sum) is divided by K.
+    Of K equal gradients it makes that gradient: the result of those that sum (PCGrad, GradDrop, ConFIG, Sum) is divided
+    by K.
 
-    Raises ValueError if there is none of that name, it needs more than a name, or torchjd is not installed.
+    Raises ValueError if there is none of that name, if it needs more than a name or remembers steps, or if torchjd is
+    not installed.
     """
     try:
         from torchjd import aggregation
@@ -108,6 +110,6 @@ def aggregator_of(name: str) -> Aggregator:
         raise ValueError(f"torchjd's {name} cannot be made from its name alone ({first_line(error)})") from None
     if hasattr(aggregator, "reset"):
         raise ValueError(f"torchjd's {name} remembers steps, and a run could not be resumed: choose another aggregator")
-    with random_kept(torch.device("cpu")):  # some draw numbers
+    with random_kept(torch.device("cpu")):  # some draw random numbers
         adds_up = float(aggregator(torch.ones(2, 4))[0]) > 1.5
     return (lambda rows: aggregator(rows) / len(rows)) if adds_up else aggregator

@@ -1,4 +1,4 @@
-"""The file that a training goes on from: tensors and plain values under their SHA-256, there whole or not at all."""
+"""The checkpoint file: tensors and plain values with their SHA-256, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ import torch
 from auxnet.errors import DamagedError, first_line
 from auxnet.files import written_whole
 
-FORMAT = 1  # of checkpoints: from the first release on, a later program goes on reading the earlier ones. Later
-# formats must hash this number too, so that a flipped bit in it is recognised as damage
+FORMAT = 1  # of checkpoints: from the first release on, later versions must read all earlier formats. Later formats
+# must hash this number too, so that a flipped bit in it is recognised as damage
 
 
 def save_state(path: Path, state: dict[str, Any], written: Callable[[], object] = lambda: None) -> None:
-    """A checkpoint: tensors and plain values, as a line of text (format, SHA-256) and what torch.save makes of them.
+    """Write a checkpoint of tensors and plain values: a line of text (format, SHA-256), then the bytes of torch.save.
 
-    `written` is called once all of it is on the disk, and before it stands at `path`.
+    `written` is called once all of it is on the disk, before the file gets the name `path`.
     """
     with written_whole(path) as partial:
         with partial.open("wb") as file:
-            file.write(_head(sha256().hexdigest()))  # its place: what follows is hashed as it is written
+            file.write(_head(sha256().hexdigest()))  # a placeholder: the rest is hashed while it is written
             payload = _Hashed(file)
             torch.save(state, payload)  # type: ignore[arg-type]
             if payload.error is not None:
@@ -44,14 +44,14 @@ def _head(checksum: str) -> bytes:
 
 
 class _Hashed(io.RawIOBase):
-    """What torch.save writes to: a file, of all that follows in which the SHA-256 is taken."""
+    """A file for torch.save to write to, with the SHA-256 of what it wrote."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.digest = file, sha256()
         self.error: BaseException | None = None
 
     def write(self, some: Any) -> None:
-        """Write and hash; what is raised is kept for later, as torch would raise an error that does not say why."""
+        """Write and hash; an error is kept for later, since torch would raise one of its own that does not say why."""
         try:
             if self.error is None:
                 self.digest.update(some)
@@ -61,9 +61,9 @@ class _Hashed(io.RawIOBase):
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """What `save_state` wrote; nothing is unpickled but tensors and plain values, and only if the checksum holds.
+    """Read what `save_state` wrote; only tensors and plain values are unpickled, and only if the checksum holds.
 
-    Raises DamagedError if that is not what was written, RuntimeError if it was by another version.
+    Raises DamagedError if the file is not as it was written, RuntimeError if another version wrote it.
     """
     line, _, payload = path.read_bytes().partition(b"\n")
     head = re.fullmatch(rb"auxnet checkpoint (\d{1,9}) sha256 ([0-9a-f]{64})", line[:200])
@@ -72,7 +72,7 @@ def load_state(path: Path) -> dict[str, Any]:
     holds = sha256(payload).hexdigest().encode() == head[2]
     if int(head[1]) != FORMAT and not holds:
         raise RuntimeError(f"{path} has format {int(head[1])}, this version of auxnet reads {FORMAT}: use a later one")
-    if int(head[1]) != FORMAT or not holds:  # format 1 alone hashes what follows the line without its number
+    if int(head[1]) != FORMAT or not holds:  # (later formats hash their number too)
         raise DamagedError(f"{path} is damaged: its checksum does not hold")
     try:
         with zipfile.ZipFile(io.BytesIO(payload)) as records:

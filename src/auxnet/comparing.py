@@ -16,8 +16,8 @@ from auxnet.scores import Comparison, Predictions, compare, holm, predictions
 from auxnet.sections import Which
 
 OF_TWO_MODELS = (
-    "this is of these two models, and another seed gives others; whether one recipe is better takes several trainings "
-    "of each (auxnet study)"
+    "this compares these two models only: another seed gives others, and comparing recipes takes several trainings of "
+    "each (auxnet study)"
 )
 
 
@@ -28,7 +28,7 @@ class Pair:
     first: OutputReport
     second: OutputReport
     comparison: Comparison
-    """the first one's errors less the second one's, image by image; the p-value is adjusted for as many pairs as are
+    """the first one's errors less the second one's, image by image; the p-value is adjusted for all pairs that are
     compared (Holm 1979)"""
 
 
@@ -52,11 +52,11 @@ def compare_runs(
     threads: int | None = None,
     which: Which = "last",
 ) -> ComparedRuns:
-    """The outputs of two runs that lie at the same depth, and their final ones, on validation images or `on` others.
+    """Compare two runs' outputs at the same depths, and their final ones, on validation images or those of `on`.
 
-    The weights of both are the "last" or the "best"; all else is as `opened` takes it, for both.
+    `which` chooses the weights of both: "last" or "best". The other options are those of `opened`, for both runs.
 
-    Raises ValueError where the runs do not have the same classes or, without `on`, the same validation images; and what
+    Raises ValueError if the runs do not have the same classes or, without `on`, the same validation images; and what
     `opened` and `scores.predictions` raise.
     """
     as_asked: dict[str, Any] = {"on": on, "data_dir": data_dir, "device": device, "threads": threads, "which": which}
@@ -87,9 +87,9 @@ def compare_runs(
 
 
 def matching(depths: Sequence[int], others: Sequence[int]) -> list[tuple[int, int]]:
-    """Which outputs of two nets are compared, by place from 0 on: those at the same depth, and the final ones.
+    """Which outputs of two nets are compared, by position from 0 on: those at the same depth, and the final ones.
 
-    Of several at one depth, as a backbone may have, the first is compared with the first.
+    Of several at one depth, as a backbone may have, the first is compared with the first, and so on.
     """
     own, their = ([(depth, each[:i].count(depth)) for i, depth in enumerate(each)] for each in (depths, others))
     alike = [(i, their.index(place)) for i, place in enumerate(own) if place in their]

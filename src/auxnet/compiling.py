@@ -1,8 +1,9 @@
 """Compiled segments (torch.compile) in a training step: norms, ReLUs and sums in one pass over memory.
 
-What a compiled forward keeps for its backward, and what that computes anew, is PyTorch's choice. A map computed anew by
-weights that have changed meanwhile is another map, and live multi-way would be neither live nor frozen. So a forward is
-told to keep what autograd would keep, and to keep weights themselves, not copies in another memory format.
+PyTorch chooses what a compiled forward keeps for its backward, and what the backward recomputes. A feature map that is
+recomputed after weights have changed is a different map, and live multi-way would be neither live nor frozen. So each
+forward is told to keep what autograd would keep, and to keep the weights themselves, not copies in another memory
+format.
 
 Shapes: N images, C channels, H x W pixels.
 """
@@ -33,15 +34,16 @@ from auxnet.machine import random_kept
 from auxnet.method import Method, Piece
 from auxnet.modules import buffers_kept, in_mode, statistics_kept
 
-KEPT = autograd.patch(donated_buffer=False)  # a backward leaves what it has read to the next one
+KEPT = autograd.patch(donated_buffer=False)  # a backward must not overwrite what the next one reads
 Forward = Callable[[Tensor], Tensor]
 Result = TypeVar("Result")
 
 
 def compiled(method: Method, images: Tensor) -> Method:
-    """The same method, its segments compiled for batches like `images` [N, C, H, W], whatever these show.
+    """The same method, its segments compiled for batches of the shape of `images` [N, C, H, W], whatever their values.
 
-    A batch of another shape, such as the last of an epoch, is a step as it was; outside of steps, so is the net.
+    With a batch of another shape, such as the last of an epoch, a step runs uncompiled; so does the net outside of
+    steps.
 
     Raises RuntimeError for a net that cannot be compiled here, ValueError for one that live cannot train.
     """
@@ -49,18 +51,18 @@ def compiled(method: Method, images: Tensor) -> Method:
     if dynamo.disable:
         raise RuntimeError("torch.compile is disabled here, by TORCHDYNAMO_DISABLE: leave --compile out, or unset that")
     with in_mode(method.net, True), buffers_kept(segments), random_kept(images.device), _settings():
-        if method.way == "live":  # what it refuses is not seen in compiled segments
+        if method.way == "live":  # these checks do not see into compiled segments
             for _ in kept_features(method.net, live=True)(images[:2]):
                 pass
-        first, *others = (torch.compile(_of_its_own(segment.forward), dynamic=False) for segment in segments)
+        first, *others = (torch.compile(_with_own_code(segment.forward), dynamic=False) for segment in segments)
         forwards = [lambda x: first(x.detach()), *others]  # no method asks for gradients of images
         _compile(segments, forwards, images)
-        if method.way == "pairwise":  # runs segments again on a batch, with statistics that do not move
+        if method.way == "pairwise":  # runs segments again on a batch, without moving statistics
             with statistics_kept(segments):
                 _compile(segments[:-1], forwards, images)
 
     def within(run: Callable[[], Result]) -> Result:
-        with torch.compiler.set_stance("eager_on_recompile"), KEPT, _given(segments, forwards):
+        with torch.compiler.set_stance("eager_on_recompile"), KEPT, _with_forwards(segments, forwards):
             return run()
 
     def step(x: Tensor, labels: Tensor) -> Tensor:
@@ -77,34 +79,34 @@ def compiled(method: Method, images: Tensor) -> Method:
 
 
 class AsAutograd(CustomPartitionerFn):
-    """Has a compiled forward keep what autograd would keep for the backward, which computes nothing of it anew."""
+    """Has a compiled forward keep what autograd would keep, so that its backward recomputes nothing."""
 
     def __call__(
         self, gm: GraphModule, joint_inputs: Sequence[object], **kwargs: Any
     ) -> tuple[GraphModule, GraphModule]:
-        """The forward and the backward of a graph of both."""
+        """Split a joint graph into its forward and its backward."""
         kwargs.pop("compiler", None)
         return default_partition(gm, joint_inputs, **kwargs)
 
     def uuid(self) -> str:
-        """What a cache of compiled graphs is to know it by."""
+        """The name of this partitioner in the keys of PyTorch's cache of compiled graphs."""
         return "auxnet.compiling.AsAutograd"
 
 
 @contextmanager
 def _settings() -> Iterator[None]:
-    """Set PyTorch, for the block, as segments need it to be compiled."""
+    """Inside the block, PyTorch has the settings with which segments are compiled."""
     with (
         KEPT,
-        dynamo.patch(skip_nnmodule_hook_guards=False),  # with hooks, a segment runs as it is
+        dynamo.patch(skip_nnmodule_hook_guards=False),  # a segment that is given hooks runs uncompiled
         inductor.patch(custom_partitioner_fn=AsAutograd()),
-        inductor.patch(layout_optimization=False),  # it keeps copies of weights in channels_last
-        inductor.patch(fallback_random=True),  # drawn by the generators that are seeded before each step
+        inductor.patch(layout_optimization=False),  # it would keep channels_last copies of weights
+        inductor.patch(fallback_random=True),  # draw from the generators that are seeded before each step
     ):
         yield
 
 
-def _of_its_own(forward: Forward) -> Forward:
+def _with_own_code(forward: Forward) -> Forward:
     """A copy with its own code object: torch.compile caches graphs per code object, whatever the settings."""
 
     def run(x: Tensor) -> Tensor:
@@ -114,7 +116,7 @@ def _of_its_own(forward: Forward) -> Forward:
 
 
 def _compile(segments: nn.ModuleList, forwards: Sequence[Forward], images: Tensor) -> None:
-    """Run each forward and its backward once, which compiles them. Raises RuntimeError where that is not possible."""
+    """Run each forward and its backward once, which compiles them. Raises RuntimeError if that fails."""
     x = images
     for k, (segment, forward) in enumerate(zip(segments, forwards, strict=False), start=1):
         try:
@@ -124,15 +126,15 @@ def _compile(segments: nn.ModuleList, forwards: Sequence[Forward], images: Tenso
             raise
         except Exception as error:
             mend = "leave --compile out"
-            if "file too short" in str(error):  # its compiler was killed, and PyTorch does not look
+            if "file too short" in str(error):  # a compiler was killed, and PyTorch does not check its files
                 mend = f"a file in {cache_dir()}, where PyTorch keeps what it compiled, is broken: remove that folder"
             raise RuntimeError(f"segment {k} cannot be compiled here ({first_line(error)}): {mend}") from error
         x = y.detach().requires_grad_(y.requires_grad)
 
 
 @contextmanager
-def _given(segments: nn.ModuleList, forwards: Sequence[Forward]) -> Iterator[None]:
-    """Give each segment another forward for the block."""
+def _with_forwards(segments: nn.ModuleList, forwards: Sequence[Forward]) -> Iterator[None]:
+    """Inside the block, each segment has another forward."""
     before = [vars(segment).get("forward") for segment in segments]
     for segment, forward in zip(segments, forwards, strict=True):
         segment.forward = forward

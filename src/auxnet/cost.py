@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, UntypedStorage, nn
 from torch.autograd.graph import Node, saved_tensors_hooks
 
-from auxnet.backbones.dryrun import plain_attention, still, without_norms
+from auxnet.backbones.dryrun import frozen_copy, plain_attention, without_norms
 from auxnet.features import nodes_below
 from auxnet.modules import copied
 from auxnet.network import AuxNet
-from auxnet.watching import Products
+from auxnet.watching import MultiplyAddCounter
 
-SMALL = 2**18  # numbers of an image: 295x295 in colour
+SMALL_IMAGE = 2**18  # values of an image: 295x295 pixels in colour
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -26,22 +26,22 @@ def count_parameters(module: nn.Module) -> int:
 def multiply_adds_by_part(net: AuxNet, image_shape: Sequence[int]) -> list[tuple[int, int]]:
     """Multiply-adds of each segment, and of the head at its end, for one image of shape (C, H, W).
 
-    Those of convolutions and products of matrices, as PyTorch counts them (not of a matrix and a vector, nor of
-    `nn.Bilinear`), counted exactly in copies on "meta", where shapes alone are computed. Built-in nets are run for
-    real on small images, which takes less time than to import what "meta" needs, and so is what looks at the values of
-    a tensor. Raises ValueError for images that are not for this net.
+    Counted are convolutions and matrix products, as PyTorch counts them (not matrix-vector products, nor
+    `nn.Bilinear`), exactly, in copies on "meta", where only shapes are computed. Built-in nets run for real on small
+    images, which takes less time than importing what "meta" needs; so do nets that read the values of a tensor.
+    Raises ValueError for images that are not for this net.
     """
     net.check_images((1, *image_shape))
     pairs = nn.ModuleList(nn.ModuleList(pair) for pair in zip(net.segments, net.heads, strict=True))
     like = next(pairs.parameters())
     image = torch.zeros(1, *image_shape, dtype=like.dtype, device=like.device)
-    if not image.is_meta and image.numel() <= SMALL and all(map(_is_built_in, pairs.modules())):
-        return _run(still(pairs), image)
+    if not image.is_meta and image.numel() <= SMALL_IMAGE and all(map(_is_built_in, pairs.modules())):
+        return _run(frozen_copy(pairs), image)
     try:
-        return _run(without_norms(still(pairs).to("meta")), image.to("meta"))
+        return _run(without_norms(frozen_copy(pairs).to("meta")), image.to("meta"))
     except Exception:
-        with torch.backends.mkldnn.flags(enabled=False):  # whose LSTM is one operator, of which nothing is counted
-            return _run(still(pairs), image)
+        with torch.backends.mkldnn.flags(enabled=False):  # its LSTM is one operator, of which nothing is counted
+            return _run(frozen_copy(pairs), image)
 
 
 def _is_built_in(module: nn.Module) -> bool:
@@ -52,13 +52,13 @@ def _is_built_in(module: nn.Module) -> bool:
 def _run(pairs: Any, x: Tensor) -> list[tuple[int, int]]:
     """Multiply-adds of each segment, and of the head at its end."""
     parts = []
-    with torch.no_grad(), plain_attention(), Products() as products:
+    with torch.no_grad(), plain_attention(), MultiplyAddCounter() as counter:
         for segment, head in pairs:
-            before = products.multiply_adds
+            before = counter.multiply_adds
             x = segment(x)
-            between = products.multiply_adds
+            between = counter.multiply_adds
             head(x)
-            parts.append((between - before, products.multiply_adds - between))
+            parts.append((between - before, counter.multiply_adds - between))
     return parts
 
 
@@ -75,10 +75,10 @@ def costs(net: AuxNet, image_shape: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def step_bytes(net: AuxNet, image_shape: Sequence[int], batch: int, dtype: torch.dtype) -> int | None:
-    """Bytes that a training step on `batch` images of shape (C, H, W) keeps for its backwards, nearly all it takes.
+    """Bytes that a training step on `batch` images of shape (C, H, W) saves for its backwards: nearly all it takes.
 
-    Counted in a copy on "meta", which takes no memory. None for a net that looks at the values of a tensor, or has
-    attention (a softmax), of which "meta" keeps more than a device does.
+    Counted in a copy on "meta", which takes no memory. None for a net that reads the values of a tensor, or that has
+    attention (a softmax), of which "meta" saves more than a device does.
     """
     twin = without_norms(copied(net).to("meta").train())
     weights = {p.untyped_storage()._cdata for p in twin.parameters()}
@@ -87,7 +87,7 @@ def step_bytes(net: AuxNet, image_shape: Sequence[int], batch: int, dtype: torch
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            kept[storage._cdata] = storage  # held, or its address would be another's next
+            kept[storage._cdata] = storage  # kept alive: otherwise another storage could get its address
         return tensor
 
     images = torch.empty(batch, *image_shape, dtype=dtype, device="meta")

@@ -1,8 +1,8 @@
 """Thresholds of least cost, or of least errors, by coordinate descent on what the outputs said of images.
 
-Minimise one under a bound on the other: with all thresholds but one held, every value of that one is tried exactly, by
-sorting the images that reach it. Several starts (weighted sums of errors and cost, one threshold for all, geometric
-exit shares) are refined; the result is a good local optimum, with no proof that it is the best.
+One is minimised under a bound on the other: while all other thresholds are held, every value of one threshold is tried
+exactly, by sorting the images that reach it. Several starts (weighted sums of errors and cost, one threshold for all,
+geometric exit shares) are refined; the result is a good local optimum, without proof that it is the best.
 
 Shapes: K outputs, N images.
 """
@@ -20,34 +20,34 @@ from torch import Tensor
 from auxnet.policy import ALWAYS, NEVER, can_leave, first_exit
 
 Thresholds = tuple[float, ...]
-Starts = dict[Thresholds, tuple[float, float]]  # with their errors and cost, of all images together
+Starts = dict[Thresholds, tuple[float, float]]  # with their errors and cost, summed over all images
 Amount = TypeVar("Amount", float, Tensor)
-MOST_THRESHOLDS = 500  # that are tried as the one of all outputs
+MOST_THRESHOLDS = 500  # tried as one threshold for all outputs
 
 
 @dataclass(frozen=True, eq=False)
 class Costs:
-    """The cost of stopping at each output [K], and of going on from one at which images may leave [K - 1]; float64."""
+    """The cost of leaving at each output [K], and of a head that an image passes without leaving [K - 1]; float64."""
 
     stop: Tensor
     passing: Tensor
 
     @staticmethod
     def of(costs: Sequence[float], passing: Sequence[float] | None) -> Costs:
-        """Costs from plain numbers; without `passing`, going on costs nothing. Raises ValueError."""
+        """Costs from plain numbers; without `passing`, heads passed cost nothing. Raises ValueError."""
         passing = [0.0] * (len(costs) - 1) if passing is None else passing
         if len(passing) != len(costs) - 1:
             raise ValueError(f"{len(costs)} outputs need {len(costs) - 1} costs of passing, got {len(passing)}")
         return Costs(torch.tensor(costs, dtype=torch.float64), torch.tensor(passing, dtype=torch.float64))
 
     def under(self, thresholds: Sequence[float]) -> Tensor:
-        """The cost of leaving at each output, float64 [K], with the heads passed under these thresholds."""
+        """The cost of leaving at each output, float64 [K], with that of the heads run before it."""
         asked = torch.tensor([can_leave(threshold) for threshold in thresholds], dtype=torch.float64)
         return self.stop + _cumulated(asked * self.passing)
 
 
 class Aim(NamedTuple):
-    """Least per_error x errors + per_cost x cost, of all images together, within bounds on both."""
+    """Minimise per_error x errors + per_cost x cost, summed over all images, within bounds on both."""
 
     per_error: float
     per_cost: float
@@ -55,39 +55,40 @@ class Aim(NamedTuple):
     max_cost: float = float("inf")
 
     def value(self, errors: Amount, cost: Amount) -> Amount:
-        """What is to be least."""
+        """The objective."""
         return self.per_error * errors + self.per_cost * cost
 
     def allows(self, errors: Amount, cost: Amount) -> Any:
-        """Whether both are within their bounds: a bool, or bool [M] for M of them."""
+        """Whether both are within their bounds: a bool, or bool [M] for tensors [M]."""
         return (errors <= self.max_errors) & (cost <= self.max_cost * (1 + 1e-12))
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Confidences [K - 1, N] in the precision that decides, errors [K, N] in float64, and costs."""
+    """What thresholds are solved on: confidences [K - 1, N] in the dtype in which images will leave, errors [K, N]
+    in float64, and costs."""
 
     confidences: Tensor
     wrong: Tensor
     costs: Costs
 
     def of_images(self, chosen: Tensor) -> Task:
-        """The same task, on the images alone for which bool [N] is true."""
+        """The same task on some images: those for which `chosen`, bool [N], is true."""
         return replace(self, confidences=self.confidences[:, chosen], wrong=self.wrong[:, chosen])
 
     def errors(self, thresholds: Thresholds) -> Tensor:
-        """Whether each image is answered wrongly, 0 or 1 in float64 [N]."""
+        """Whether each image is misclassified, 0 or 1 in float64 [N]."""
         return self.wrong.gather(0, first_exit(self.confidences, thresholds)[None] - 1)[0]
 
     def totals(self, thresholds: Thresholds) -> tuple[float, float]:
-        """Errors and cost of all images together."""
+        """Errors and cost, summed over all images."""
         exits = first_exit(self.confidences, thresholds) - 1
         return float(self.errors(thresholds).sum()), float(self.costs.under(thresholds)[exits].sum())
 
     def common(self, thresholds: Sequence[float]) -> Starts:
-        """Policies of one threshold in [0, 1] for all outputs, with their totals: of all at once, by sorting.
+        """Policies of one threshold in [0, 1] for all outputs, with their totals, all computed at once by sorting.
 
-        An image has left at output k or before if the largest confidence so far reaches the threshold.
+        An image has left at output k or before if its largest confidence up to there reaches the threshold.
         """
         auxiliary = len(self.confidences)
         values, costs = torch.tensor(thresholds, dtype=self.confidences.dtype), self.costs.under((ALWAYS,) * auxiliary)
@@ -102,7 +103,7 @@ class Task:
         return {(value,) * auxiliary: (errors, spent) for value, errors, spent in rows}
 
     def starts(self, common: bool) -> Starts:
-        """Policies to begin from, with their totals."""
+        """Policies to start from, with their totals."""
         auxiliary = len(self.confidences)
         never: Thresholds = (NEVER,) * auxiliary
         alike = self.common([*_grid(self.confidences), ALWAYS]) | {never: self.totals(never)}
@@ -113,18 +114,18 @@ class Task:
         found |= {only_at(k, auxiliary + 1) for k in range(1, auxiliary + 2)}
         span = float(self.costs.stop.max() - self.costs.stop.min()) or 1.0
         thresholds = never
-        for price in torch.logspace(-4, 0.5, 19).tolist():  # errors that saving the whole span is worth
+        for price in torch.logspace(-4, 0.5, 19).tolist():  # in errors, of the whole span of costs
             thresholds = self.descend(thresholds, Aim(1.0, price / span))
             found.add(thresholds)
         return alike | {thresholds: self.totals(thresholds) for thresholds in found}
 
     @cached_property
     def order(self) -> Tensor:
-        """The images from the surest to the least sure, of each auxiliary output, int64 [K - 1, N]."""
+        """The images of each auxiliary output, surest first, int64 [K - 1, N]."""
         return surest_first(self.confidences)
 
     def descend(self, thresholds: Thresholds, aim: Aim) -> Thresholds:
-        """Coordinate descent: each threshold in turn takes its best value, until none changes."""
+        """Coordinate descent: set each threshold in turn to its best value, until none changes."""
         row, stop, passing = list(thresholds), self.costs.stop.tolist(), self.costs.passing.tolist()
         for _ in range(10):
             before = tuple(row)
@@ -147,7 +148,7 @@ class Task:
         return tuple(row)
 
     def _onward(self, thresholds: Thresholds) -> tuple[list[Tensor], list[Tensor]]:
-        """What every image errs and costs, K - 1 tensors [N], if it goes on from output k, under later thresholds."""
+        """Errors and costs of every image that passes output k, under the later thresholds: K - 1 tensors [N] each."""
         last = len(thresholds)
         errors, costs = [self.wrong[last]], [self.costs.stop[last].expand(self.wrong.shape[1])]
         for k in range(last - 1, 0, -1):
@@ -161,15 +162,15 @@ class Task:
     ) -> float | None:
         """The best threshold of output k; None if none is within the aim's bounds.
 
-        `reach` int64 [M] are the images that get there, from the surest on; `onward` what they err and cost [M] if they
-        go on; `gone` the errors and cost of all that left before.
+        `reach`, int64 [M], are the images that get to output k, surest first; `onward` their errors and costs [M] if
+        they pass it; `gone` the errors and cost of all images that left before.
         """
         (errors, costs), confidences = onward, self.confidences[k].index_select(0, reach)
         stop, passing = self.costs.stop[k], self.costs.passing[k]
-        # Of all images, after the first m of `reach` leave here, m = 0..M:
+        # Summed over all images, if the first m of `reach` leave here, m = 0..M:
         all_errors = gone[0] + errors.sum() + _cumulated(self.wrong[k].index_select(0, reach) - errors)
         all_costs = gone[1] + costs.sum() + passing * len(reach) + _cumulated(stop - costs - passing)
-        all_costs[0] -= passing * len(reach)  # where none leaves, the head is not run
+        all_costs[0] -= passing * len(reach)  # if none leaves, the head is not run
         ends = torch.ones(1, dtype=torch.bool)
         apart = torch.cat([ends, confidences[:-1] > confidences[1:], ends])
         allowed = apart & aim.allows(all_errors, all_costs)
@@ -181,9 +182,9 @@ class Task:
     def solve(
         self, starts: Starts, max_error_increase: float | None, max_mean_cost: float | None, refine: int
     ) -> Thresholds | None:
-        """The best of the starts within the bound, the best few of them refined; None if none is."""
+        """The best of the starts within the bound, after the best few were refined; None if no start is within it."""
         n, scale = self.wrong.shape[1], float(self.costs.stop.mean())
-        if max_error_increase is not None:  # what is not bounded decides between equals
+        if max_error_increase is not None:  # between equals, errors decide
             most = float(self.wrong[-1].sum()) + max_error_increase * n + 1e-9
             aim = Aim(per_error=1e-9 * scale, per_cost=1.0, max_errors=most)
         else:
@@ -199,16 +200,16 @@ class Task:
 
 
 def _cut(ordered: Tensor, m: int) -> float:
-    """A threshold that the first m of confidences in falling order reach, and no others."""
+    """A threshold that the first m confidences, in falling order, reach, and no others."""
     if m in (0, len(ordered)):
         return NEVER if m == 0 else ALWAYS
     return float(_between(ordered[m], ordered[m - 1]))
 
 
 def _between(lower: Tensor, upper: Tensor) -> Tensor:
-    """Thresholds that `upper` reaches and `lower` does not: their middle, or `upper` where none is left in between.
+    """Thresholds that `upper` reaches and `lower` does not: their middle, or `upper` if no number lies between.
 
-    In the precision of the confidences, in which images leave: a finer one's middle is rounded there, to `lower` too.
+    They are in the dtype of the confidences: the middle in a finer one could be rounded to `lower` when images leave.
     """
     middle = (lower + upper) / 2
     return torch.where(middle > lower, middle, upper)
@@ -235,7 +236,7 @@ def only_at(k: int, outputs: int) -> Thresholds:
 
 
 def surest_first(confidences: Tensor) -> Tensor:
-    """The images from the surest to the least sure, of each auxiliary output, int64 [K - 1, N]."""
+    """The images of each auxiliary output, surest first, int64 [K - 1, N]."""
     return confidences.argsort(dim=1, descending=True, stable=True)
 
 

@@ -1,16 +1,16 @@
-"""What supervision becomes on its way down: its share in the gradient of every layer, and how outputs pull together.
+"""How supervision reaches the layers: its share in the gradient of each, and how the gradients of outputs agree.
 
 With identity skips dL/dx_l = dL/dx_L (1 + d/dx_l sum F): the first term is supervision that arrives unchanged, the
-second what the layers in between make of it (paper, eq:gradient_resnet). The share of the first in the whole is
+second what the layers in between turn it into (paper, eq:gradient_resnet). The share of the first in the whole is
 
     multi-way, pair-wise, for output k and l <= l_k      ||dL_k/dx_{l_k}|| / ||dL_k/dx_l||
     joint          ||sum_{k: l_k >= l} lambda_k dL_k/dx_{l_k}|| / ||sum_{k: l_k >= l} lambda_k dL_k/dx_l||
 
-of which both, with one output, are the paper's for ResNet, ||dL/dx_L|| / ||dL/dx_l||. Norms are taken per image, over
+With one output, both are the paper's share for ResNet, ||dL/dx_L|| / ||dL/dx_l||. Norms are taken per image, over
 channels and positions, and averaged over the images; the share is a ratio of these means. Features and weights are
-those the net has now (frozen multi-way; pair-wise is measured so too), and BatchNorm normalises by the batch, as in
-training. In joint's numerator, gradients of different shapes (of different stages) cannot be added: those of one shape
-are, and the sums of the shapes are combined as orthogonal, by the root of the sum of their squares.
+those the net has now (as in frozen multi-way, for pair-wise too); BatchNorm normalises by the batch, as in training.
+In joint's numerator, gradients of different shapes (of different stages) cannot be added: gradients of one shape are
+added, and the norms of these sums are combined as of orthogonal vectors, by the root of the sum of their squares.
 
 Shapes: N images, K outputs, x_l the feature [N, ...] after layer l; output k sits at layer l_k, after segment k.
 """
@@ -41,14 +41,14 @@ ALL = 0  # in place of the number of one output or segment
 
 @dataclass(frozen=True)
 class Layer:
-    """A place in the trunk where the feature is in plain sight."""
+    """A layer of the trunk whose feature can be seen."""
 
     layer: int
     """layers with weights on the longest path from the images: stem = 1, block b ends at 2b + 1"""
     segment: int
     """1..K; the last layer of segment k is where output k sits"""
     module: nn.Module
-    """what leads here from the layer before"""
+    """from the feature of the layer before to this one's"""
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Share:
     share: float | None
     """None where no gradient arrives"""
     supervision: float
-    """mean over the images of the norm of what would arrive unchanged; a gradient of the sum of the images' losses"""
+    """mean over the images of the norm of the gradient (of the sum of their losses) that would arrive unchanged"""
     gradient: float
-    """mean over the images of the norm of what does arrive"""
+    """mean over the images of the norm of the gradient that does arrive"""
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,10 @@ def supervision(
 ) -> tuple[Share, ...]:
     """The share of supervision at every layer, for one batch of images [N, C, H, W] and labels [N].
 
-    Under "multiway" and "pairwise" there is a share for each output and each layer below it, on which `weights` have no
+    Under "multiway" and "pairwise" there is a share for each output and each layer below it, which `weights` do not
     influence; under "joint" one for each layer. `weights` are by default the paper's. `loss` is a mean over the batch;
-    with `distill`, as `multiway` has it, auxiliary outputs minimise that. The net is measured as in training and left
-    as it was: its weights, its statistics, its mode. Raises ValueError.
+    `distill`, if given, is the loss of auxiliary outputs, as in `multiway`. The net is measured in training mode and
+    left as it was: its weights, its statistics, its mode. Raises what `diagnose` raises.
     """
     return diagnose(net, [(images, labels)], method, weights, loss=loss, distill=distill).shares
 
@@ -130,7 +130,7 @@ def diagnose(
     loss: Loss = F.cross_entropy,
     distill: Distillation | None = None,
 ) -> Diagnosis:
-    """Shares of supervision as `supervision` gives them, over batches; norms and cosines of the outputs' gradients.
+    """Measure, over batches, shares of supervision (as `supervision` does), and norms and cosines of gradients.
 
     One forward and K backwards a batch. Raises ValueError without images, or for impossible weights; RuntimeError where
     gradients are disabled.
@@ -160,15 +160,15 @@ def diagnose(
 
 
 def layers_of(net: AuxNet, image_shape: Sequence[int]) -> list[Layer]:
-    """The layers of a trunk that can be seen, for images of shape (C, H, W): no hooks, nothing is rewritten.
+    """The layers of a trunk that can be seen without hooks or rewriting, for images of shape (C, H, W).
 
-    A segment that is an nn.Sequential is a chain of modules, and the feature after each is a layer; those without
-    weights matrices (norms, activations) belong to the module before. Of any other segment the end alone is seen.
+    A segment that is an nn.Sequential is a chain of modules, and the feature after each is a layer; modules without
+    weight matrices (norms, activations) belong to the module before them. Of any other segment only the end is seen.
     """
     chains = [_links(segment) for segment in net.segments]
     try:
         found = features([link for chain in chains for link in chain], image_shape)
-    except ValueError:  # one changes in place what the one before gives: of such nets only the cuts are seen
+    except ValueError:  # a module changes its input in place: of such nets only the cuts are seen
         chains = [[segment] for segment in net.segments]
         found = features([segment for (segment,) in chains], image_shape)
     places = [(k, link) for k, chain in enumerate(chains, start=1) for link in chain]
@@ -185,13 +185,13 @@ class Measured(NamedTuple):
     """What is measured on a batch of images; or its sums over all of them."""
 
     supervision: Means
-    """norms, by output (or ALL) and the place of a layer, of what the output gives where it sits"""
+    """by output (or ALL) and index of a layer: the norm of the gradient at the layer where the output sits"""
     gradient: Means
-    """likewise, of what arrives at the layer"""
+    """by the same: the norm of the gradient that arrives at the layer"""
     norms: Means
-    """by output and segment, of the gradient in its parameters"""
+    """by output and segment: the norm of the gradient in the segment's parameters"""
     cosines: Means
-    """by output, deeper output, and segment (or ALL that they share), between those"""
+    """by output, deeper output, and segment (or ALL that they share): the cosine between these gradients"""
 
 
 def _measure(
@@ -203,8 +203,8 @@ def _measure(
     loss: Loss,
     distill: Distillation | None,
 ) -> Measured:
-    """All that is measured on one batch; `joint` are the weights if the outputs' gradients are to be added up."""
-    x = images.detach().requires_grad_().clone()  # a frozen trunk has gradients too, and one may write over its images
+    """All that is measured on one batch; `joint` holds weights if the outputs' gradients are to be added by them."""
+    x = images.detach().requires_grad_().clone()  # a frozen trunk has gradients too, and may write over its images
     features = [x := layer.module(x) for layer in layers]
     ends = [max(place for place, at in enumerate(layers) if at.segment == k) for k in range(1, net.outputs + 1)]
     segments = [parameters(segment) for segment in net.segments]
@@ -242,7 +242,7 @@ def _measure(
 def mean_norm(gradients: Sequence[Tensor]) -> float:
     """The mean over N images of the norm of a sum of gradients [N, ...] of a loss that is a mean over those images.
 
-    N times it is the gradient of the images' own losses. Gradients of one shape are added; the sums of the different
+    N times such a gradient is that of the images' own losses. Gradients of one shape are added; the sums of different
     shapes count as orthogonal.
     """
     sums: dict[torch.Size, Tensor] = {}
@@ -252,16 +252,16 @@ def mean_norm(gradients: Sequence[Tensor]) -> float:
         torch.linalg.vector_norm(_for_float64(total).flatten(1), dim=1, dtype=torch.float64) for total in sums.values()
     ]
     norms_N = torch.stack(norms).norm(dim=0)
-    return float(norms_N.sum())  # N times, and a mean over N
+    return float(norms_N.sum())  # times N, and divided by N for the mean
 
 
 def _for_float64(gradient: Tensor) -> Tensor:
-    """A tensor on a device that has float64, to take squares in: those of small gradients are 0 in float32."""
+    """A tensor on a device that has float64: the squares of small gradients are 0 in float32."""
     return gradient.cpu() if gradient.device.type == "mps" else gradient
 
 
 def _note_agreements(measured: Measured, trunks: Sequence[Sequence[Tensor]], counts: Sequence[int]) -> None:
-    """Norms of the outputs' gradients in each segment, and cosines between them there and over all they share."""
+    """Note the norms of the outputs' gradients in each segment, and their cosines there and over all they share."""
     K = len(trunks)
     products = [torch.zeros(K, K, dtype=torch.float64) for _ in counts]  # in segment j: <dL_a/dS_j, dL_b/dS_j>
     start = 0
@@ -303,7 +303,7 @@ def _diagnosis(sums: Measured, layers: Sequence[Layer], images: int) -> Diagnosi
 
 
 def _links(module: nn.Module) -> list[nn.Module]:
-    """The chain of modules that an nn.Sequential is: each with weight matrices, and what has none after it."""
+    """An nn.Sequential as a chain: each module with weight matrices, and the modules without that follow it."""
     parts = list(leaves(module))
     begins = [i for i, part in enumerate(parts) if any(p.ndim > 1 for p in part.parameters())][1:]
     return [nn.Sequential(*parts[i:j]) for i, j in zip([0, *begins], [*begins, len(parts)], strict=True)]

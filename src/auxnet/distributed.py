@@ -1,9 +1,9 @@
-"""Many processes that train one net: who they are, the part of a batch that each takes, and what they add up.
+"""Many processes that train one net: their ranks, the part of a batch that each takes, and sums over all of them.
 
-torchrun starts the processes and tells each its place; `team` joins them. Every process draws the same batches
+torchrun starts the processes and tells each its rank; `team` joins them. Every process draws the same batches
 and takes its part of each; gradients are averaged over all images (`average` of `auxnet.methods`), so that every
-process makes the same updates, those of one process with the whole batch. What is left to each are its norms:
-BatchNorm normalises by the images of its own process, or by those of all (`synchronised`).
+process makes the same updates: those of one process with the whole batch. Only norms differ between processes:
+BatchNorm normalises by the images of its own process, unless norms are synchronised (`synchronised`).
 """
 
 from __future__ import annotations
@@ -28,19 +28,20 @@ from auxnet.errors import first_sentence
 from auxnet.modules import expanded
 
 T = TypeVar("T")
-_numbers = itertools.count()  # of the groups of this process
+_numbers = itertools.count()  # of the process groups that this process has joined
 
 
 @contextmanager
 def team(device: str | torch.device = "cpu", timeout: float = 1800.0, joining: float = 60.0) -> Iterator[Team]:
     """Inside the block, this process trains together with the others that torchrun started; outside torchrun, alone.
 
-    On the CPU they talk by gloo; with device "cuda" by nccl, each on the GPU of its own number (LOCAL_RANK).
+    On the CPU they communicate by gloo; with device "cuda" by nccl, each on the GPU of its own number (LOCAL_RANK).
 
-    A process that is killed makes the next operation of the others fail at once (under nccl, torchrun ends them);
-    one that hangs, after `timeout` seconds. Raises ValueError where torchrun's environment is incomplete or no
-    such device is there for this process, RuntimeError if the others are not all found within `joining` seconds, for
-    a second team in a process within `timeout`: some may still be at work on what the first one trained.
+    If a process is killed, the next operation of the others fails at once (under nccl, torchrun ends them); if a
+    process hangs, that operation fails after `timeout` seconds. Raises ValueError if torchrun's environment is
+    incomplete or there is no such device for this process; RuntimeError if the others are not all found within
+    `joining` seconds. (For a second team in one process, within `timeout`: some may still evaluate what the first team
+    trained.)
     """
     device, size, number = torch.device(device), int(os.environ.get("WORLD_SIZE", 1)), next(_numbers)
     if size == 1:
@@ -55,7 +56,7 @@ def team(device: str | torch.device = "cpu", timeout: float = 1800.0, joining: f
     rank, device = int(os.environ["RANK"]), _own_device(device)
     _import_before_the_group()
     try:
-        # torchrun keeps one store for all its restarts, in which the addresses of what is gone stay
+        # torchrun keeps one store for all its restarts, with the addresses of dead processes in it
         store, *_ = next(rendezvous("env://", timeout=timedelta(seconds=joining)))
         name = f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}, group {number}"
         dist.init_process_group(
@@ -63,7 +64,7 @@ def team(device: str | torch.device = "cpu", timeout: float = 1800.0, joining: f
             store=PrefixStore(name, store),
             rank=rank,
             world_size=size,
-            timeout=timedelta(seconds=timeout if number else joining),  # process 0 may still evaluate what was trained
+            timeout=timedelta(seconds=timeout if number else joining),  # process 0 may still be evaluating
             device_id=device if device.type == "cuda" else None,
         )
         _set_pg_timeout(timedelta(seconds=timeout))
@@ -75,15 +76,15 @@ def team(device: str | torch.device = "cpu", timeout: float = 1800.0, joining: f
     try:
         yield Team(rank, size, device)
     finally:
-        if device.type == "cpu" or sys.exc_info()[0] is None:  # nccl, if all is lost, would wait here for the others
+        if device.type == "cpu" or sys.exc_info()[0] is None:  # after an error, nccl would wait for the others
             dist.destroy_process_group()
 
 
 def _import_before_the_group() -> None:
-    """Import what takes the group, if there is one, as a default argument, and would keep it from being destroyed.
+    """Import, before there is a group, a module that would take the group as a default argument and keep it alive.
 
-    (PyTorch's optimizers import it.) A group that lives on has threads of gloo that may need the interpreter while it
-    is being shut down, and then abort the process.
+    (PyTorch's optimizers import that module.) A group that is kept alive has gloo threads, which may need the
+    interpreter while it is being shut down, and then abort the process.
     """
     import_module("torch.distributed.nn.functional")
 
@@ -104,33 +105,33 @@ def _own_device(device: torch.device) -> torch.device:
 class Team:
     """The processes that train together, seen from one of them.
 
-    In a team of one every operation returns what it was given. All processes must call its operations in the same
-    order. Each raises RuntimeError if another one is lost.
+    In a team of one every operation returns what it was given. All processes must call the team's operations in the
+    same order. An operation raises RuntimeError if another process is lost.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None) -> None:
         self.rank, self.size = rank, size
         self.device = device or torch.device("cpu")
-        """of this process; what the others are told passes through it"""
+        """of this process; messages to the others are sent from it"""
         self.images = 0
-        """of the whole batch that `average` is over (`weigh`)"""
+        """number of images in the whole batch, over which `average` is taken (`weigh`)"""
         self.weight = 1.0 / size
-        """this process's part of them; all parts add up to 1"""
+        """this process's share of those images; all shares add up to 1"""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Team:
-        return self  # a net that is copied, its norms with it, stays in the team
+        return self  # the norms of a copied net stay in the team
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this is process 0, the one that writes."""
         return self.rank == 0
 
     def own(self, n: int) -> slice:
-        """This process's part of n things: consecutive, and as large as the others' or one more; each in one part."""
+        """This process's part of n items: consecutive, in no other part, and as large as the others or one more."""
         return slice(self.rank * n // self.size, (self.rank + 1) * n // self.size)
 
     def part(self, n: int) -> slice:
-        """Like `own`, but a batch smaller than the team goes whole to every process."""
+        """Like `own`, but every process takes the whole of a batch that is smaller than the team."""
         return self.own(n) if n >= self.size else slice(n)
 
     def weigh(self, n: int) -> None:
@@ -145,27 +146,31 @@ class Team:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """A tensor's sum over the processes; exact for integers."""
-        return self._together(dist.all_reduce, tensor)
+        return self._collective(dist.all_reduce, tensor)
 
     def any(self, flag: bool) -> bool:
         """Whether a flag is set in any process."""
         return bool(self.sum(torch.tensor(int(flag))))
 
     def wait(self) -> None:
-        """Return once every process has come here."""
+        """Return once every process has called this."""
         self.any(False)
 
     def broadcast(self, net: nn.Module) -> None:
         """Give a net's parameters and buffers the values that they have in process 0."""
         for tensor in net.state_dict().values():
             if not expanded(tensor):
-                tensor.copy_(self._together(dist.broadcast, tensor, src=0))
+                tensor.copy_(self.tensor_from_leader(tensor))
+
+    def tensor_from_leader(self, tensor: Tensor) -> Tensor:
+        """Process 0's tensor, returned in every process; each must give a tensor of its shape and dtype."""
+        return self._collective(dist.broadcast, tensor, src=0)
 
     def from_leader(self, work: Callable[[], T]) -> T:
-        """What `work` gives in process 0, where alone it is done, for every process."""
+        """Do `work` in process 0 alone, and return its result in every process."""
         box: list[Any] = [work() if self.leads else None]
         if self.size > 1:
-            with self._all_there():
+            with self._failure_explained():
                 dist.broadcast_object_list(box, src=0, device=self.device)
         found: T = box[0]
         return found
@@ -180,20 +185,20 @@ class Team:
             if buffer.is_floating_point():
                 buffer.copy_(self.sum(buffer) / self.size)
             else:
-                buffer.copy_(self._together(dist.broadcast, buffer, src=0))
+                buffer.copy_(self.tensor_from_leader(buffer))
 
-    def _together(self, operation: Callable[..., Any], tensor: Tensor, **options: Any) -> Tensor:
-        """What an operation of torch.distributed makes of a tensor, which itself stays as it is."""
+    def _collective(self, operation: Callable[..., Any], tensor: Tensor, **options: Any) -> Tensor:
+        """The result of an operation of torch.distributed on a tensor, which itself is not changed."""
         if self.size == 1:
             return tensor
         result = tensor.detach().to(self.device, memory_format=torch.contiguous_format, copy=True)
-        with self._all_there():
+        with self._failure_explained():
             operation(result, **options)
         return result.to(tensor.device)
 
     @contextmanager
-    def _all_there(self) -> Iterator[None]:
-        """Have an operation of torch.distributed that fails inside say who lost whom, and how the run goes on."""
+    def _failure_explained(self) -> Iterator[None]:
+        """If an operation of torch.distributed fails inside, say which process lost the others, and how to continue."""
         try:
             yield
         except RuntimeError as error:
@@ -204,5 +209,5 @@ class Team:
 
 
 def _reason(error: Exception) -> str:
-    """What an error of torch.distributed says, without the line of C++ that says it, and advice."""
+    """The message of an error of torch.distributed, without its place in the C++ source and its advice."""
     return re.sub(r"^\[\S+\] ", "", first_sentence(error))

@@ -1,7 +1,7 @@
-"""The epochs of a training: steps, validation, checkpoints. Whatever stops it, it goes on from the last checkpoint.
+"""The epochs of a training: steps, validation, checkpoints. Whatever stops it, it continues from its last checkpoint.
 
-Everything random in step s of epoch e follows from (seed, e, s), so that a training that is resumed goes on as if it
-had never stopped.
+Everything random in step s of epoch e follows from (seed, e, s), so that a resumed training continues as if it had
+never stopped.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 from auxnet import signals
-from auxnet.averaging import RECALIBRATION_BATCHES, recalibrate_norms, take_buffers, update_average
+from auxnet.averaging import RECALIBRATION_BATCHES, copy_buffers, recalibrate_norms, update_average
 from auxnet.batches import seed_of
 from auxnet.build import (
     distillation_of,
+    dtype_of,
     evaluation_batches,
     first_batches,
     loss_of,
     mixed_at,
-    precision_of,
     training_batches,
 )
 from auxnet.data import DataSet
@@ -45,12 +45,12 @@ from auxnet.synchronised import unsynchronised
 from auxnet.tensorboard import History
 
 T = TypeVar("T")
-DIAGNOSED = 512  # images that supervision is measured on after an epoch
+DIAGNOSED = 512  # images on which supervision is measured after an epoch
 
 
 @dataclass
 class Training:
-    """What is trained, on what, how, and who is told."""
+    """What is trained, on what data, how, where it is saved, and who is told."""
 
     recipe: Recipe
     dataset: DataSet
@@ -59,38 +59,38 @@ class Training:
     team: Team
     checkpointer: Checkpointer
     average: AuxNet | None = None
-    """the moving average of the net, where the recipe asks for one"""
+    """the moving average of the net, if the recipe asks for one"""
     diagnose: bool = False
     """whether this process measures supervision after every epoch"""
     began: float = field(default_factory=time.perf_counter)
-    """when this session did"""
+    """when this session began"""
     watch: Callable[[Progress], object] | None = None
     write_events: Callable[[History], None] | None = None
-    """shows TensorBoard the rows of metrics.jsonl so far"""
+    """writes the rows of metrics.jsonl so far for TensorBoard"""
     signal_received: Callable[[], int] = lambda: 0
     """the number of the signal that asks the training to stop; 0 if none has"""
 
     @property
     def judged(self) -> AuxNet:
-        """The net that is validated and kept: the average, or the one that is trained."""
+        """The net that is validated and saved: the moving average if there is one, else the trained net."""
         return self.net if self.average is None else self.average
 
     @property
     def device(self) -> torch.device:
-        """Where the net is."""
+        """The device of the net."""
         return next(self.net.parameters()).device
 
     def seconds(self, state: TrainingState) -> float:
-        """The wall time by now, of this session and those before it."""
+        """The wall time so far, of this session and those before it."""
         return state.seconds + time.perf_counter() - self.began
 
-    def tell(self, state: TrainingState, done: bool = False) -> None:
-        """Say where it stands, within an epoch or `done` with one."""
+    def report(self, state: TrainingState, done: bool = False) -> None:
+        """Tell `watch` where the training stands: within an epoch, or `done` with one."""
         if self.watch is not None:
             self.watch(progress_of(self.recipe, self.dataset, state, done, self.team.size))
 
     def save(self, state: TrainingState) -> None:
-        """Make a checkpoint; at the end of an epoch, diagnose before it; then show TensorBoard the curves so far."""
+        """Make a checkpoint, at the end of an epoch after diagnosing; then write the curves so far for TensorBoard."""
         self.team.average_buffers(self.net.trained)
         diagnosed = None
         if self.diagnose:
@@ -102,9 +102,9 @@ class Training:
 
 
 def run_epochs(training: Training, state: TrainingState) -> TrainingState:
-    """Train and validate to the end of the recipe, from where a training stands.
+    """Train and validate from `state` to the end of the recipe.
 
-    Raises signals.Stopped, once all is saved, after a signal to stop; RuntimeError if a loss stops being finite or
+    Raises signals.Stopped after a signal to stop, once all is saved; RuntimeError if a loss stops being finite or
     the run directory cannot be written to.
     """
     with signals.held() as training.signal_received:
@@ -112,13 +112,13 @@ def run_epochs(training: Training, state: TrainingState) -> TrainingState:
             state = train_epoch(training, state)
             state = validate(training, state)
             training.save(state)
-            training.tell(state, done=True)
+            training.report(state, done=True)
             _stop_if_asked(training, state)
     return state
 
 
 def train_epoch(training: Training, state: TrainingState) -> TrainingState:
-    """Do the steps of the epoch at hand that are not done yet; it is validated by `validate`.
+    """Do the remaining steps of the current epoch, which `validate` then validates.
 
     Raises what `run_epochs` does.
     """
@@ -130,7 +130,7 @@ def train_epoch(training: Training, state: TrainingState) -> TrainingState:
     net.train()
     steps = steps_per_epoch(len(training.dataset.train), recipe.batch_size)
     every = steps_between_reads(training.device)
-    unread: list[tuple[int, int, Tensor]] = []  # steps, their images and their losses [K]
+    unread: list[tuple[int, int, Tensor]] = []  # (step, images, losses [K]), losses not read yet
 
     def save_is_due() -> bool:
         return training.signal_received() > 0 or training.checkpointer.due
@@ -146,15 +146,15 @@ def train_epoch(training: Training, state: TrainingState) -> TrainingState:
 
     batches = _team_batches(training, epoch, state.step)
     for step, n, x, labels in _saving_on_failure(batches, training, read_losses):
-        seed_random(seed_of(recipe.seed, epoch, step, team.rank), training.device)  # for nets that draw numbers
+        seed_random(seed_of(recipe.seed, epoch, step, team.rank), training.device)  # for dropout and the like
         x, labels = mixed_at(recipe, x, labels, training.dataset.num_classes, epoch, step)
         unread.append((step, n, method.step(x, labels)))
         if training.average is not None and recipe.ema is not None:
             update_average(training.average, net, recipe.ema, (epoch - 1) * steps + step)
         if len(unread) == every or step == steps or (team.size == 1 and save_is_due()):
-            training.tell(read_losses())
-            if team.any(save_is_due()):  # asked only where losses are read: asking the others waits for the device
-                if training.checkpointer.spares:  # an older run is still whole: stopping now must not replace it
+            training.report(read_losses())
+            if team.any(save_is_due()):  # only here: asking the others waits for the device
+                if training.checkpointer.older_run_intact:  # a stop before the first save must not replace it
                     _stop_if_asked(training, state)
                 training.save(state)
                 _stop_if_asked(training, state)
@@ -162,9 +162,9 @@ def train_epoch(training: Training, state: TrainingState) -> TrainingState:
 
 
 def _add_up(sums: Tensor, unread: list[tuple[int, int, Tensor]], net: AuxNet, epoch: int) -> None:
-    """Add the losses [K] of steps to their sums over images; waits for the device, once for all, and empties the list.
+    """Add the losses [K] of unread steps to the sums over images, and empty the list; waits for the device only once.
 
-    Raises DivergedError for one that is not finite.
+    Raises DivergedError for a loss that is not finite.
     """
     read = torch.stack([losses for _, _, losses in unread]).cpu()
     for (step, images, _), losses in zip(unread, read, strict=True):
@@ -174,7 +174,7 @@ def _add_up(sums: Tensor, unread: list[tuple[int, int, Tensor]], net: AuxNet, ep
 
 
 def steps_between_reads(device: torch.device) -> int:
-    """Steps between two reads of the losses: a read waits for the device, which Python otherwise runs ahead of."""
+    """Steps from one read of the losses to the next: a read waits for the GPU, which Python otherwise runs ahead of."""
     return 1 if device.type == "cpu" else 50
 
 
@@ -189,22 +189,22 @@ def _team_batches(training: Training, epoch: int, start: int = 0) -> Iterator[tu
 
 
 def _saving_on_failure(batches: Iterable[T], training: Training, state_now: Callable[[], TrainingState]) -> Iterator[T]:
-    """The batches. Where one cannot be read, what was done is saved first, and RuntimeError says how to go on.
+    """The batches. If one cannot be read, what was done is saved first, and RuntimeError says how to continue.
 
-    (Not in a team, of which all would have to save; nor where an older run is still whole.)
+    (Not in a team, where all processes would have to save; nor while an older run is intact.)
     """
     try:
         yield from batches
     except (OSError, RuntimeError) as error:
         checkpointer, state = training.checkpointer, state_now()
-        if training.team.size > 1 or checkpointer.spares:
+        if training.team.size > 1 or checkpointer.older_run_intact:
             raise
         if state.step:
             training.save(state)
         if not checkpointer.begun:
             raise
         _stop_if_asked(training, state)
-        if isinstance(error, torch.OutOfMemoryError):  # which sweeps count
+        if isinstance(error, torch.OutOfMemoryError):  # sweeps count these
             raise
         raise RuntimeError(
             f"{error}; the run is saved in {checkpointer.folder}, --resume (resume=True) goes on with it"
@@ -212,18 +212,18 @@ def _saving_on_failure(batches: Iterable[T], training: Training, state_now: Call
 
 
 def validate(training: Training, state: TrainingState) -> TrainingState:
-    """The state after the epoch: each output's loss and error on the validation images, each counted once.
+    """Measure each output on the validation images, each image counted once, and return the state after the epoch.
 
-    Epochs are compared by the outputs that train to the end.
+    The best epoch is chosen by the outputs whose loss still counts in the last epoch.
     """
     recipe, net, team, dataset = training.recipe, training.judged, training.team, training.dataset
     epoch, began = state.epoch + 1, time.perf_counter()
     if net is training.average:
-        take_buffers(net, training.net)
+        copy_buffers(net, training.net)
         seen = _saving_on_failure(_team_batches(training, epoch), training, lambda: state)
         recalibrate_norms(net, (x for _, _, x, _ in islice(seen, RECALIBRATION_BATCHES)))
     team.average_buffers(net.trained)
-    batches = evaluation_batches(dataset.val, dataset, training.device, team.own, precision_of(recipe))
+    batches = evaluation_batches(dataset.val, dataset, training.device, team.own, dtype_of(recipe))
     totals = tally(net, _saving_on_failure(batches, training, lambda: state))
     losses, wrong = (team.sum(total).double() / len(dataset.val) for total in totals)
     _check_finite(losses.tolist(), net, f"on the validation images after epoch {epoch}")
@@ -240,7 +240,7 @@ def validate(training: Training, state: TrainingState) -> TrainingState:
 def supervision_after(training: Training, epoch: int) -> Iterator[dict[str, Any]]:
     """Lines of diagnosis.jsonl: the share of supervision at each layer, on the first batches of the epoch.
 
-    Measured by one process on a copy of the net, it changes nothing of the training.
+    One process measures them on a copy of the net, so that the training is not affected.
     """
     recipe, net = training.recipe, unsynchronised(training.net)
     batches = first_batches(recipe, training.dataset, training.device, epoch, DIAGNOSED)
@@ -252,12 +252,12 @@ def supervision_after(training: Training, epoch: int) -> Iterator[dict[str, Any]
 
 
 def _stop_if_asked(training: Training, state: TrainingState) -> None:
-    """Raise signals.Stopped, which says what lies in the folder, if any process of the team is asked to stop."""
+    """Raise signals.Stopped, which says what was saved, if any process of the team was asked to stop."""
     if training.team.any(training.signal_received() > 0):
         folder = training.checkpointer.folder
         where = f"in epoch {state.epoch + 1}, after step {state.step}" if state.step else f"after epoch {state.epoch}"
         why = f"stopped {where}; the run is saved in {folder}, --resume (resume=True) goes on with it"
-        if training.checkpointer.spares:
+        if training.checkpointer.older_run_intact:
             why = f"stopped before anything was saved; {folder} is as it was"
         raise signals.Stopped(training.signal_received() or signal.SIGTERM, why)
 

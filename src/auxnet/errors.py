@@ -14,19 +14,19 @@ from typing import Any, SupportsIndex, get_args
 
 
 def one_line(error: object) -> str:
-    """All of an error's text, or its kind where it has none: for the errors of this program, which are short."""
+    """All of an error's text, or its type if it has none: for the errors of this program, which are short."""
     return printable(" ".join(str(error).split())) or type(error).__name__
 
 
 def printable(text: str) -> str:
-    """Text for a terminal, which must not obey it: control characters, such as a file's name may hold, as escapes."""
+    """Text that a terminal shows and does not obey: control characters, as in a file's name, become escapes."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its kind where it has none: for libraries' errors, which go on for pages.
+    """The first line of an error's text, or its type if it has none: for libraries' errors, which can fill pages.
 
-    (With the next one, where it ends in a colon.)
+    (With the next line too, if it ends in a colon.)
     """
     line, *more = str(error).strip().splitlines() or [type(error).__name__]
     if line.endswith(":") and more:
@@ -35,18 +35,18 @@ def first_line(error: BaseException) -> str:
 
 
 def first_sentence(error: BaseException) -> str:
-    """The first sentence of an error's first line: for libraries' errors that go on with advice."""
+    """The first sentence of an error's first line: for libraries' errors that continue with advice."""
     return first_line(error).split(". ")[0]
 
 
 def check_choice(name: str, value: object, kind: object) -> None:
-    """Raise ValueError unless a value is one of those of a Literal."""
+    """Raise ValueError unless a value is one of a Literal's values."""
     if value not in get_args(kind):
         raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
 
 
 def whole_number(name: str, value: SupportsIndex, least: int | None = None) -> int:
-    """A whole number of any kind, such as NumPy's, as Python's. Raises ValueError for what is none, or too small."""
+    """A whole number of any type, such as NumPy's, as an int. Raises ValueError if it is none, or below `least`."""
     with suppress(TypeError):
         if not isinstance(value, bool) and (least is None or index(value) >= least):
             return index(value)
@@ -54,7 +54,7 @@ def whole_number(name: str, value: SupportsIndex, least: int | None = None) -> i
 
 
 def check_share(name: str, value: float) -> None:
-    """Raise ValueError unless a value is a difference of errors, as a fraction: 0.5 and more are meant as points."""
+    """Raise ValueError unless a value is a difference of errors, as a fraction: 0.5 or more was meant in points."""
     if not (is_number(value) and 0 <= value < 0.5):
         raise ValueError(
             f"{name} must be a share of images below 0.5 (0.005 is half a percentage point), got {value!r}"
@@ -62,7 +62,7 @@ def check_share(name: str, value: float) -> None:
 
 
 def check_limit(name: str, value: float) -> None:
-    """Raise ValueError for a limit of a cost that nothing could meet."""
+    """Raise ValueError for a limit on a cost that nothing could meet."""
     if not (is_number(value) and 0 < value < float("inf")):
         raise ValueError(f"{name} must be above 0 and finite, got {value!r}; leave it out for no limit")
 
@@ -100,14 +100,14 @@ def warn(message: str) -> None:
     while frame is not None:
         level += 1
         name, frame = frame.f_globals.get("__name__", "").partition(".")[0], frame.f_back
-        if name == "auxnet" or (name == "contextlib" and within == level - 1):  # which calls the body of `opened`
+        if name == "auxnet" or (name == "contextlib" and within == level - 1):  # contextlib calls the body of `opened`
             within = level
     warnings.warn(message, stacklevel=within + 1)
 
 
 @contextmanager
 def each_warning_once() -> Iterator[None]:
-    """Have each different warning of the block shown once: Python forgets those it showed (`catch_warnings`)."""
+    """Show each different warning of the block once: Python forgets which it showed (`catch_warnings`)."""
     show, shown = warnings.showwarning, set()
 
     def show_once(message: Warning | str, *where: Any, **more: Any) -> None:
@@ -128,7 +128,7 @@ def not_finite(part: str, gives: str) -> RuntimeError:
 
 
 class TooLittleMemoryError(ValueError):
-    """This machine has not the memory that a training asks for, which another may have."""
+    """This machine lacks the memory that a training needs; another may have it."""
 
 
 class MisfitError(ValueError):
@@ -136,4 +136,4 @@ class MisfitError(ValueError):
 
 
 class DivergedError(RuntimeError):
-    """A loss or a weight stopped being finite: the recipe's fault, not the machine's, so that it would come again."""
+    """A loss or a weight stopped being finite: the recipe's fault, not the machine's, so it would happen again."""

@@ -1,4 +1,4 @@
-"""What each output is worth, and what it costs."""
+"""How well each output classifies, and what it costs."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from auxnet.sections import Which
 from auxnet.words import first_few, per_cent
 
 COSTS = ("output", "depth", "params", "macs")
-"""the fields of an `OutputReport` that say which output it is of and what that costs, not how it was measured"""
+"""the fields of an `OutputReport` that say which output it is and what it costs, and are not measured on images"""
 MOST_CLASSES = 100  # of a confusion matrix that is kept, or drawn whole
-UNEVEN = 1.5  # times the images of the smallest class in the largest, beyond which the balanced error is told
+UNEVEN_RATIO = 1.5  # images of the largest class per image of the smallest: above it the balanced error is told
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class OutputReport:
     class_errors: tuple[float | None, ...]
     """error on the images of each class; None for a class without images"""
     balanced_error: float
-    """mean error of the classes that have images: each counts alike, however many it has"""
+    """mean error of the classes that have images: each class counts alike, however many images it has"""
     top5_error: float | None
     """share of images whose class is not among the five likeliest; None with fewer than 10 classes"""
     confusion: tuple[tuple[int, ...], ...] | None = field(repr=False)
@@ -66,9 +66,9 @@ class OutputReport:
 
     @property
     def uneven(self) -> bool:
-        """Whether the classes that have images differ so much in size that the balanced error tells something else."""
+        """Whether classes (those with images) differ so much in size that the balanced error tells something else."""
         sizes = [*filter(None, self.class_images)]
-        return max(sizes) > UNEVEN * min(sizes)
+        return max(sizes) > UNEVEN_RATIO * min(sizes)
 
     @property
     def costs(self) -> dict[str, int]:
@@ -120,7 +120,7 @@ def reports(net: AuxNet, image_shape: tuple[int, ...], predicted: Predictions) -
 
 
 def image_shape_of(batches: Batches) -> tuple[tuple[int, ...], Batches]:
-    """(C, H, W) of the images of batches, and the batches from the first on. Raises ValueError without one."""
+    """(C, H, W) of the images of batches, and all these batches again. Raises ValueError if there are none."""
     batches = iter(batches)
     first = next(batches, None)
     if first is None:
@@ -133,16 +133,16 @@ def image_shape_of(batches: Batches) -> tuple[tuple[int, ...], Batches]:
 
 
 def evaluation_file(folder: Path, which: Which) -> Path:
-    """Where a run has what `evaluate` found out about its "last" or its "best" weights."""
+    """The file of a run with what `evaluate` measured of its "last" or its "best" weights."""
     return folder / ("evaluation.json" if which == "last" else f"evaluation-{which}.json")
 
 
 def evaluation_of(
     folder: Path, by_split: Mapping[str, list[OutputReport]], latency: list[Latency] | None, which: Which = "last"
 ) -> dict[str, Any]:
-    """What `evaluation_file` holds: the cost of each output, and its measures on each split.
+    """The content of `evaluation_file`: the cost of each output, and its measures on each split.
 
-    Latency that is not measured now stays as it was measured of these weights before, with its device and threads.
+    If latency is not measured now, an earlier measurement of these weights is kept, with its device and threads.
     """
     first, weights = next(iter(by_split.values())), weights_sha256(folder, which)
     times = (
@@ -164,7 +164,7 @@ def evaluation_of(
 def unlike_summary(folder: Path, by_split: Mapping[str, list[OutputReport]], which: Which = "last") -> str | None:
     """A sentence saying which errors differ from those in the run's summary.json; None if none do.
 
-    Raises RuntimeError if that is damaged, FileNotFoundError without one.
+    Raises RuntimeError if summary.json is damaged, FileNotFoundError if there is none.
     """
     found = []
     with summary_of(folder, "its table of outputs cannot be read") as summary:
@@ -178,7 +178,7 @@ def unlike_summary(folder: Path, by_split: Mapping[str, list[OutputReport]], whi
 
 
 def _measured_before(path: Path, weights: str) -> list[Any]:
-    """The latency of each output that this file holds of weights with this SHA-256; [] where it holds none."""
+    """The latency of each output that this file holds for weights with this SHA-256; [] if it holds none."""
     with suppress(FileNotFoundError, RuntimeError), parsing(f"{path} is damaged"):
         known = read_json(path)
         if known["weights_sha256"] == weights:
@@ -201,7 +201,7 @@ def tally(net: AuxNet, batches: Batches) -> tuple[Tensor, Tensor]:
         for x, labels in batches:
             if not len(x):  # one of several processes may have none of a small batch
                 continue
-            outputs = net(x)  # then one wait for the device, and not one for each output
+            outputs = net(x)  # all outputs first: one wait for the device, not one for each
             loss += torch.stack([F.cross_entropy(z.float(), labels, reduction="sum") for z in outputs]).cpu()
             wrong += torch.stack([(z.argmax(1) != labels).sum() for z in outputs]).cpu()
     return loss, wrong

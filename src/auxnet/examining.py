@@ -28,7 +28,7 @@ from auxnet.reading.splits import Labelled
 from auxnet.recipe import Recipe
 from auxnet.scores import Predictions, adjusted_p_values, confusion, interval_of, predictions, reliability
 from auxnet.selection import choose
-from auxnet.thresholds import cost_curve, fit_temperatures, outcome
+from auxnet.thresholds import Solver, fit_temperatures, outcome
 from auxnet.words import sentence, with_interval
 
 T = TypeVar("T")
@@ -122,7 +122,7 @@ def early_exits(
         }
 
     rule = never(len(val.logits), temperatures=fit_temperatures(val))
-    policies = cost_curve(val, rule, costs.stop, costs.passing, points=16)
+    policies = Solver(val, rule, costs.stop, costs.passing).cost_curve(points=16)
     held = None if solved is None else point(solved)
     words = [
         "Thresholds on the entropy, and temperatures, are solved on the very validation images that are shown "

@@ -1,4 +1,4 @@
-"""What a reader must know before trusting thresholds that were solved: the notes of `auxnet exits`."""
+"""What to know before trusting solved thresholds: the notes of `auxnet exits`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ def notes_on(found: Solved, answer: Point, select: str) -> Iterator[str]:
 
 
 def _bound(curve: Sequence[Point], target: float, final_error: float, final_cost: float, unit: Unit) -> str:
-    """What to ask for where no image leaves: of what costs less, the cheapest within the target, or what errs least."""
+    """If no image leaves early: the bound on the mean cost to ask for instead.
+
+    Of the policies that cost less than the final output, that of the cheapest within the target, or of the one that
+    errs least.
+    """
     cheaper = [one.val for one in curve if one.val.mean_cost < final_cost]
     if not cheaper:  # in milliseconds, output 1 can be measured to be no faster
         return ""
@@ -40,9 +44,9 @@ def _bound(curve: Sequence[Point], target: float, final_error: float, final_cost
 
 
 def _of_target(target: float, found: CrossFit, answer: Point, bound: str) -> Iterator[str]:
-    """Whether a target on the error is kept: on images solved on, on those left out of solving, and on test images.
+    """Whether a target on the error is kept: on the images solved on, on those left out, and on test images.
 
-    `bound` says what to ask for where all images take the final output.
+    `bound` says what to ask for if all images take the final output.
     """
     n, points = answer.val.images, plural(100 * target, "point")
     if found.allowed is not None:
@@ -75,10 +79,10 @@ def _of_target(target: float, found: CrossFit, answer: Point, bound: str) -> Ite
 def _of_output_alone(
     select: str, outputs: Sequence[Point], alone: Sequence[float], val: Outcome, target: dict[str, float], unit: Unit
 ) -> Iterator[str]:
-    """The best output for the same target, as a model of its own, beside early exit, and which does better there.
+    """Early exit beside the best output for the same target as a model of its own, and which of the two is better.
 
-    With a bound: of the outputs within it, the one that errs least. Without: of those that keep the target on the
-    error, the cheapest. All by validation.
+    For a bound on the cost, the best output is the one within it that errs least; for a target on the error, the
+    cheapest that keeps it. All by validation.
     """
     errors, bound, every = [one.val.error for one in outputs], target.get("max_mean_cost"), range(len(outputs))
     if bound is None:

@@ -1,4 +1,4 @@
-"""Early exit: a network whose images leave at the first output that is sure of them, and really skip the rest."""
+"""Early exit: images leave a net at the first output that is sure of them, and really skip the deeper layers."""
 
 from __future__ import annotations
 
@@ -24,28 +24,27 @@ from auxnet.words import command, which_flags
 
 
 class Exited(NamedTuple):
-    """What comes out, in the order of the images."""
+    """Logits and exits, in the order of the images."""
 
     logits: Tensor
     """[N, classes], of the output at which each image left"""
     output: Tensor
-    """int64 [N], that output, 1..K"""
+    """int64 [N], the output at which each image left, 1..K"""
 
 
 class EarlyExit(nn.Module):
     """An AuxNet in which image n leaves at the first output whose confidence reaches its threshold.
 
-    The images that stay are gathered into a smaller batch after each output, so that what has left costs
-    nothing more; where none or all leave, no feature is copied, and where none can leave (a threshold above 1) the
-    head is not run. The weights are those of `net`, not copies.
-    Images [N, C, H, W] -> `Exited`, in evaluation mode alone. Logits come out as the net gives them:
-    `temperatures` (K, default 1) serve the confidence alone.
+    After each output the images that stay are gathered into a smaller batch, so that images that have left cost
+    nothing more. If none or all leave, no feature is copied; if none can leave (a threshold above 1), the head is not
+    run. The weights are those of `net`, not copies.
+    Images [N, C, H, W] -> `Exited`, in evaluation mode only. Logits are the net's own: `temperatures` (K, default 1)
+    scale them for the confidence alone.
 
-    `thresholds` (K - 1) are in confidence (`policy.confidence`), in [0, 1], more is surer: 0 lets every image
-    leave, anything above 1 none. BranchyNet's rule, leave if the entropy is at most h, is confidence="entropy"
-    with a threshold of 1 - h / log(classes). The attribute `policy` holds thresholds, confidence
-    and temperatures. Raises ValueError if they do not fit the net,
-    TypeError for what is no AuxNet.
+    `thresholds` (K - 1) are confidences (`policy.confidence`) in [0, 1], more is surer: at 0 every image leaves, above
+    1 none. BranchyNet's rule, leave if the entropy is at most h, is confidence="entropy" with a threshold of
+    1 - h / log(classes). The attribute `policy` holds thresholds, confidence and temperatures.
+    Raises ValueError if they do not fit the net, TypeError if `net` is no AuxNet.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class EarlyExit(nn.Module):
 
     def _leaving(self, images: Tensor) -> Exited:
         self.net.check_images(images.shape)
-        here = torch.arange(len(images), device=images.device)  # the images that `x` holds
+        here = torch.arange(len(images), device=images.device)  # the numbers of the images in `x`
         x, answers, output = images.clone(), images.new_empty(0), torch.empty_like(here)  # a trunk may write over it
         for k, segment in enumerate(self.net.segments, start=1):
             x = segment(x)
@@ -117,13 +116,13 @@ class ExitCosts(NamedTuple):
     """What early exit costs, output by output, in one unit."""
 
     stop: list[float]
-    """[K], of an image that leaves at each output, if no image can leave before (those heads are not run)"""
+    """[K], of an image that leaves at each output, if no image can leave before it (earlier heads are not run)"""
     passing: list[float]
-    """[K - 1], what an output at which images may leave adds for one that goes on: its head and the decision"""
+    """[K - 1], what an output at which images may leave costs an image that stays: its head and the decision"""
     alone: list[float]
-    """[K], of each output as a model of its own (`AuxNet.truncate`): what would be shipped in place of early exit"""
+    """[K], of each output as a model of its own (`AuxNet.truncate`), the alternative to early exit"""
     first: Timing | None = None
-    """how the first of `stop` was measured; None where nothing was"""
+    """how the first of `stop` was measured; None for multiply-adds, which are counted"""
 
 
 def exit_macs(net: AuxNet, image_shape: Sequence[int]) -> ExitCosts:
@@ -138,19 +137,19 @@ def exit_latencies(
 ) -> ExitCosts:
     """Median milliseconds of one image, with all that early exit does: heads, confidences, decisions.
 
-    Three ways to reach each output are timed in turns, for about so many `seconds` in all: through no other head,
-    through all heads before it, and as a model of its own.
+    Three ways to reach each output are timed in turns, for about `seconds` in all: without other heads, through all
+    heads before it, and as a model of its own.
     """
     net, K = copied(net), net.outputs  # `time_in_turns` changes the mode and the memory format
     straight = [EarlyExit(net, policy.thresholds, confidence) for policy in anytime(never(K, confidence))]
-    # A confidence at so high a temperature is near 0, whatever is said: no image leaves at a threshold of 1.
+    # At so high a temperature any confidence is near 0: no image reaches a threshold of 1, but all heads are run.
     asked = [EarlyExit(net, [1.0] * k + [ALWAYS] * (K - 1 - k), confidence, [1e6] * K) for k in range(1, K)]
     models = [*straight, *asked, *(net.truncate(k) for k in range(1, K + 1))]
     timings = time_in_turns(models, image_shape, 1, seconds=seconds)
     times = [timing.median_ms for timing in timings]
     stop, through, alone = times[:K], times[K:-K], times[-K:]
     more = (after - before for before, after in zip(stop[1:], through, strict=True))
-    passed = accumulate(more, max, initial=0.0)  # a head costs something: what is less was noise
+    passed = accumulate(more, max, initial=0.0)  # a head cannot save time: less was noise
     return ExitCosts(stop, [after - before for before, after in pairwise(passed)], alone, timings[0])
 
 
@@ -158,15 +157,15 @@ def exit_latencies(
 
 
 def exits_file(run: RunDir, which: Which = "last") -> Path:
-    """Where a run has the policy that was solved for its "last" or its "best" weights."""
+    """The file of the policy that was solved for a run's "last" or "best" weights."""
     return Path(run) / ("exits.json" if which == "last" else f"exits-{which}.json")
 
 
 def read_policy(run: RunDir, outputs: int, which: Which = "last") -> Policy:
-    """The policy solved for a run's "last" or "best" weights, for its net of so many outputs.
+    """The policy solved for the "last" or "best" weights of a run whose net has so many outputs.
 
-    Raises FileNotFoundError if none was, RuntimeError if its file is damaged or was made for weights that the run has
-    no more.
+    Raises FileNotFoundError if none was solved, RuntimeError if its file is damaged or was made for other weights than
+    the run has now.
     """
     path, anew = exits_file(run, which), f"`{command('exits', run, *which_flags(which))}`"
     if not path.is_file():
@@ -184,7 +183,7 @@ def read_policy(run: RunDir, outputs: int, which: Which = "last") -> Policy:
 
 
 def read_notes(run: RunDir, which: Which = "last") -> list[str]:
-    """What must be known before the policy that `read_policy` gives is trusted; [] where nothing was noted."""
+    """The notes on the policy that `read_policy` gives; [] if there are none."""
     notes = read_json(exits_file(run, which)).get("notes")
     return [str(note) for note in notes if note] if isinstance(notes, list) else []
 

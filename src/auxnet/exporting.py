@@ -1,6 +1,6 @@
-"""Export a model: one output, or the early exit of a run, into a form that runs elsewhere, proven equal to its source.
+"""Export one output of a model, or the early exit of a run, into a form that runs elsewhere; check that it is equal.
 
-Every export is run again in its own runtime, on validation images where they are here, before it gets its name.
+Before an export gets its name, it runs in its own runtime, on validation images if they are here.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from auxnet import __version__
 from auxnet.backbones.named import is_own_code
 from auxnet.errors import check_choice, whole_number
 from auxnet.exits import read_policy
+from auxnet.export_graphs import EarlyExitGraph, OneOutput, need, write_onnx, write_torch
 from auxnet.fetching import FILES
 from auxnet.files import to_write, written_whole
-from auxnet.graphs import EarlyExitGraph, OneOutput, need, write_onnx, write_torch
 from auxnet.hub import PretrainedAuxNet, load, position_of, take_out
 from auxnet.policy import Policy
 from auxnet.precision import usual_defaults
-from auxnet.proving import images_for_every_exit, prove_equal, random_images, some, validation_images
+from auxnet.proving import check_equal, evenly_spread, images_for_every_exit, random_images, validation_images
 from auxnet.reading.arrays import Pixels, is_name
 from auxnet.recipe import RunDir, has_recipe, read_run_recipe, run_path
 from auxnet.runtimes import Answers, open_model, open_onnx
@@ -40,12 +40,12 @@ class Exported:
     path: Path
     format: Format
     output: int
-    """by its number in the run; the deepest one of an early exit"""
+    """its number in the run; of an early exit, the deepest one"""
     bytes: int
     images: int
-    """that it was compared on: of validation, or `random` ones"""
+    """how many it was compared on: validation images, or `random` ones"""
     difference: float
-    """largest, of any logit"""
+    """the largest difference of a logit"""
     takes: tuple[int, ...]
     """(H, W, C) of the images that it takes"""
     exits: tuple[int, ...] | None = None
@@ -55,10 +55,10 @@ class Exported:
     uncompared: tuple[int, ...] = ()
     """early exit: the outputs at which none of the images left, so that what they answer was not compared"""
     cut: bool = False
-    """early exit: whether exits.json lets images go on to outputs deeper than those asked for: neither its target nor
-    its notes are of what was written then"""
+    """early exit: whether exits.json lets images continue to outputs deeper than those asked for; then neither its
+    target nor its notes describe what was written"""
     random: bool = False
-    """whether the images were random ones, since the data of a run are not here, or have changed, or it is no run"""
+    """whether the images were random ones: the run's data are not here or have changed, or the model is no run"""
 
 
 @usual_defaults()
@@ -74,21 +74,21 @@ def export(
     images: int = 64,
     overwrite: bool = False,
 ) -> Exported:
-    """Write one output of a model (default: the deepest there is) to `out`, and prove it equal to the model's net.
+    """Write one output of a model (default: the deepest) to `out`, and check that it is equal to the model's net.
 
-    The model is a run, a folder that this or `save_pretrained` wrote, or `hf:owner/name`; `output` as in the run.
-    "safetensors": a folder for `auxnet.load` and the hub; "onnx", "torch" (torch.export): uint8 images
-    [N, H, W, C] -> logits and probabilities; "onnx-early-exit", of a run: one image -> those and its exit, by `policy`
-    (default: RUN/exits.json) over outputs 1..`output`, or up to the first at which all leave (a threshold of 0); its
-    probabilities are tempered: softmax of the logits over the policy's temperature of the output that the image left
-    at. The default `out` is named after the model, in this folder.
+    The model is a run, a folder that this function or `save_pretrained` wrote, or `hf:owner/name`; `output` is numbered
+    as in the run. "safetensors" is a folder for `auxnet.load` and the hub. "onnx" and "torch" (torch.export) take uint8
+    images [N, H, W, C] and give logits and probabilities. "onnx-early-exit", for a run only, takes one image and gives
+    its exit too, by `policy` (default: RUN/exits.json) over outputs 1..`output`, or up to the first output at which all
+    images leave (a threshold of 0). Its probabilities are tempered: softmax of the logits divided by the policy's
+    temperature for the output that the image left at. The default `out` is named after the model, in this folder.
 
-    It is compared on that many validation `images` (an early exit on more, until one has left at each output that can
-    be left at), looked for where they lay in training, or in `data_dir` alone; where the run's data are not here, or
-    have changed, and no `data_dir` is given, or where the model is no run, on random ones.
+    The export is compared on `images` validation images; an early exit on more, until one has left at each output that
+    can be left at. They are looked for where they were in training, or in `data_dir` alone. Without `data_dir`, random
+    images are used if the run's data are not here or have changed, or if the model is no run.
 
-    Raises ValueError, FileNotFoundError or FileExistsError for what cannot be asked for, RuntimeError if the
-    export differs from its source: then there is nothing at `out`.
+    Raises ValueError, FileNotFoundError or FileExistsError for an impossible request, RuntimeError if the export
+    differs from its source: then there is nothing at `out`.
     """
     check_choice("format", format, Format)
     images = whole_number("images", images, 2)
@@ -112,11 +112,11 @@ def export(
     last = asked if policy is None else policy.deepest
     path = to_write(out) if out is not None else Path(_name(Path(model), last, format))
     _check_free(path, format, overwrite)
-    for name in (path.name, str(net.source.get("run"))):  # as text in the export, or asked of its runtime
+    for name in (path.name, str(net.source.get("run"))):  # they become text in the export, or a path for its runtime
         if not is_name(name):
             raise ValueError(f"{name} is not UTF-8, and cannot be the name of an export or of its run: rename it")
     found = None if recipe is None else validation_images(model, recipe, data_dir)
-    pixels = random_images(net, images) if found is None else some(found, images)
+    pixels = random_images(net, images) if found is None else evenly_spread(found, images)
     uncompared: tuple[int, ...] = ()
     if policy is not None:
         pixels, uncompared = images_for_every_exit(net, policy, pixels, found)
@@ -127,9 +127,9 @@ def export(
     facts = _facts(net, last, policy) | {"compared_on": compared_on}
     if policy is not None:
         facts["uncompared"] = list(uncompared)
-    with written_whole(path.resolve()) as partial:  # where a link leads too
+    with written_whole(path.resolve()) as partial:  # if it is a link, where that leads
         answers = _write(net, last, format, partial, pixels, policy, facts)
-        difference, exits = prove_equal(net, last, policy, pixels, answers)
+        difference, exits = check_equal(net, last, policy, pixels, answers)
         size = partial.stat().st_size
     done = Exported(path, format, last, size, len(pixels), difference, pixels.shape[1:], exits, random=found is None)
     return replace(done, unreached=tuple(range(last + 1, asked + 1)), uncompared=uncompared, cut=cut)
@@ -138,11 +138,11 @@ def export(
 def _policy_of(
     run: RunDir, net: PretrainedAuxNet, output: int, which: Which, given: Policy | None
 ) -> tuple[Policy, bool]:
-    """The policy of an early exit over outputs 1..`output`: the one given, or RUN/exits.json, as far as images get.
+    """The policy of an early exit over outputs 1..`output`: the one given, or RUN/exits.json; as deep as images get.
 
-    And whether outputs that images get to by RUN/exits.json are cut off.
+    The second result tells whether outputs that images reach by RUN/exits.json are cut off.
 
-    Raises ValueError where nothing could leave early, FileNotFoundError without any.
+    Raises ValueError if nothing could leave early, FileNotFoundError if there is no policy.
     """
     if output < 2:
         raise ValueError("an early exit over one output has nothing to leave early at: export it as onnx")
@@ -165,9 +165,9 @@ def _write(
     policy: Policy | None,
     facts: dict[str, Any],
 ) -> Answers:
-    """Write the file, and give what it answers in its own runtime."""
+    """Write the file, and return its answers in its own runtime."""
     example, mean, std = torch.from_numpy(pixels), net.preprocessing.mean, net.preprocessing.std
-    two = example[:2].expand(2, -1, -1, -1).contiguous()  # of one image, its N would be fixed at 1
+    two = example[:2].expand(2, -1, -1, -1).contiguous()  # exported with one image, N would be fixed at 1
     if policy is not None:
         write_onnx(EarlyExitGraph(net.up_to(output).eval(), policy, mean, std), example[:1], path, facts)
         return open_onnx(path).ask(pixels)
@@ -183,14 +183,14 @@ def _write(
 
 
 def _folder(net: PretrainedAuxNet, output: int, out: Path, pixels: Pixels) -> Exported:
-    path = out.resolve()  # of a link to a folder, that folder
+    path = out.resolve()  # if it is a link to a folder, that folder
     with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as made:
-        partial = Path(made) / path.name  # itself of the usual mode, as that folder is not
+        partial = Path(made) / path.name  # made with the usual permissions, which a temporary folder does not have
         alone = take_out(net, output)
         alone.card = alone.own_card()
         alone.save_pretrained(partial)
         answers = open_model(partial).ask(pixels)
-        difference, _ = prove_equal(net, output, None, pixels, answers)
+        difference, _ = check_equal(net, output, None, pixels, answers)
         size = sum(file.stat().st_size for file in partial.iterdir())
         if path.is_dir():
             path.rename(Path(made) / "replaced")
@@ -223,7 +223,7 @@ def _name(model: Path, output: int, format: Format) -> str:
 
 
 def _check_free(path: Path, format: Format, overwrite: bool) -> None:
-    """Refuse to replace what is not to be replaced."""
+    """Raise ValueError for a path that does not suit the format, FileExistsError for one that must not be replaced."""
     suffix = SUFFIX[format]
     if suffix and path.suffix != suffix:
         other = next((f"; --format {name} writes {path.suffix}" for name, s in SUFFIX.items() if s == path.suffix), "")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from auxnet.build import build_method, depths_of, outline, precision_of
+from auxnet.build import build_method, depths_of, dtype_of, outline
 from auxnet.cost import step_bytes
 from auxnet.data import DataSet
 from auxnet.errors import TooLittleMemoryError, first_line
@@ -81,7 +81,7 @@ def check_last_batch(recipe: Recipe, dataset: DataSet, net: AuxNet, processes: i
         return
     whose = f"the last of {images} training images' batches" if 1 in sizes else f"one of {processes} processes"
     twin = copied(net).to("meta").train()
-    image = torch.empty(1, dataset.channels, *dataset.image_size, device="meta", dtype=precision_of(recipe))
+    image = torch.empty(1, dataset.channels, *dataset.image_size, device="meta", dtype=dtype_of(recipe))
     try:
         with torch.no_grad():
             twin(image)
@@ -100,7 +100,7 @@ def check_memory(recipe: Recipe, dataset: DataSet, net: AuxNet, processes: int =
     Raises TooLittleMemoryError if that is more memory than there is: the system would kill the process without a word.
     """
     device, batch = device_of(recipe.device), min(recipe.batch_size, len(dataset.train)) // processes
-    needed = step_bytes(net, (dataset.channels, *dataset.image_size), batch, precision_of(recipe))
+    needed = step_bytes(net, (dataset.channels, *dataset.image_size), batch, dtype_of(recipe))
     there_is = most_memory(device) if device.type in ("cpu", "cuda") else None
     if needed is None or there_is is None or recipe.compile:  # compiled segments may keep less
         return needed

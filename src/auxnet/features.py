@@ -1,7 +1,8 @@
 """The one forward of multi-way, and the checks that its features stay as they are and that live sees updated weights.
 
-Live lets parameters change between two backwards of one forward. Autograd holds what was computed from them (`weight *
-0.5`, weight norm) as it was: there live would silently be frozen. It is found in the autograd graph, and refused.
+Live lets parameters change between two backwards of one forward. But autograd keeps the old values of tensors that the
+forward computed from parameters (`weight * 0.5`, weight norm): layers that use such tensors as weights would silently
+be frozen. They are found in the autograd graph, and refused.
 
 Shapes: N images; K outputs; x_k is the feature after segment S_k, which head H_k reads.
 """
@@ -18,7 +19,7 @@ from torch.autograd.graph import Node
 
 from auxnet.network import AuxNet
 
-FACTORS = {  # of convolutions, matrix products and norms, by autograd's names for them
+FACTORS = {  # what convolutions, matrix products and norms multiply, by autograd's names
     "ConvolutionBackward0": ("weight",),
     "AddmmBackward0": ("mat1", "mat2"),
     "MmBackward0": ("self", "mat2"),
@@ -36,12 +37,12 @@ FACTORS = {  # of convolutions, matrix products and norms, by autograd's names f
 
 
 def kept_features(net: AuxNet, live: bool) -> Callable[[Tensor], Iterator[Tensor]]:
-    """The one forward of multi-way: images -> x_1..x_K, each made when it is asked for and checked to stay as it was.
+    """The one forward of multi-way: images -> x_1..x_K, each computed on demand and checked to stay as it was.
 
-    With `live`, backwards through these features are to see weights updated after the forward. What would show them old
-    weights is refused: casts by autocast, with RuntimeError; and, with ValueError before the first step is over,
-    convolutions, matrix products and norms with what is computed without the images (`weight * 0.5`, weight norm).
-    Other uses of such derived weights, as in `x * (1 + weight)` and in RMSNorm on a CPU, are not checked.
+    With `live`, backwards through these features must see weights that were updated after the forward. Two causes of
+    old weights are refused: autocast, with RuntimeError; and, during the first step, convolutions, matrix products and
+    norms whose weights are computed from parameters (`weight * 0.5`, weight norm), with ValueError. Other uses of
+    computed weights, as in `x * (1 + weight)` and in RMSNorm on a CPU, are not checked.
     """
     checked = not live
 
@@ -55,10 +56,10 @@ def kept_features(net: AuxNet, live: bool) -> Callable[[Tensor], Iterator[Tensor
             _check_uncompiled(net)
         seen: set[Node] = set()
         if not checked and images.is_floating_point():
-            # What is made of features then leads back to these images, and not to weights alone.
+            # The graph of whatever is computed from features then leads to these images, and not to weights alone.
             images = images.detach().requires_grad_().clone()
         features = net.features(images)
-        for x in _unchanged(_not_made_anew(features) if live else features):
+        for x in _unchanged(_not_recomputed(features) if live else features):
             if not checked:
                 check_weights(net, nodes_below(x.grad_fn, seen), len(images))
             yield x
@@ -72,16 +73,16 @@ def _check_uncompiled(net: AuxNet) -> None:
     trained = net.outputs > 1 and any(p.requires_grad for p in net.segments.parameters())
     if trained and any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in net.segments.modules()):
         mend = "compiled(method, images) of auxnet.compiling compiles segments in which live stays live"
-        raise ValueError(f"compiled segments may make features anew by new weights: {mend}")
+        raise ValueError(f"compiled segments may recompute features with new weights: {mend}")
 
 
-def _not_made_anew(features: Iterable[Tensor]) -> Iterator[Tensor]:
+def _not_recomputed(features: Iterable[Tensor]) -> Iterator[Tensor]:
     """The features. Raises RuntimeError under saved-tensor hooks (activation checkpointing, save_on_cpu)."""
     rest = iter(features)
     while True:
         with torch.autograd.graph.disable_saved_tensors_hooks(
-            "activation checkpointing makes features anew by new weights, save_on_cpu keeps old weights: live would be "
-            "neither live nor frozen; use mode='fused' there"
+            "activation checkpointing recomputes features with new weights, save_on_cpu keeps old weights: live would "
+            "be neither live nor frozen; use mode='fused' there"
         ):
             x = next(rest, None)
         if x is None:
@@ -90,9 +91,9 @@ def _not_made_anew(features: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def _unchanged(features: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The features, each checked once the next is made: a head has read it by then, and a segment may write over it.
+    """The features, each checked for changes in place when the next one has been computed from it.
 
-    Raises RuntimeError for a segment that begins by changing its input in place.
+    By then a head has read it. Raises RuntimeError if a segment begins by changing its input in place.
     """
     last: tuple[Tensor, int] | None = None
     for k, x in enumerate(features, start=1):
@@ -107,8 +108,9 @@ def _unchanged(features: Iterable[Tensor]) -> Iterator[Tensor]:
 def check_weights(net: nn.Module, nodes: Iterable[Any], images: int) -> None:
     """Raise ValueError if a product among the nodes of a graph has a factor computed from parameters and constants.
 
-    Views of a parameter share its storage, and change with it. A factor without gradient is taken for a feature, and
-    not for a constant, if it has two dimensions or more, the first a multiple of the number of images.
+    Views of a parameter are allowed: they share its storage and change with it. A factor that requires no gradient
+    counts as a feature, not as a constant, if it has two dimensions or more, the first a multiple of the number of
+    images.
     """
     names = {id(p): name for name, p in net.named_parameters()}
     storages = {tensor.untyped_storage().data_ptr() for tensor in chain(net.parameters(), net.buffers())}
@@ -117,7 +119,7 @@ def check_weights(net: nn.Module, nodes: Iterable[Any], images: int) -> None:
         return tensor.untyped_storage().data_ptr() in storages
 
     def parameters_of(factor: Tensor) -> list[str]:
-        """The names of the parameters that a factor is computed from; none if features are among what it is made of."""
+        """The names of the parameters that a factor is computed from; [] if it is computed from features too."""
         found = []
         for node in nodes_below(factor.grad_fn, set()):
             if hasattr(node, "variable"):
@@ -137,13 +139,13 @@ def check_weights(net: nn.Module, nodes: Iterable[Any], images: int) -> None:
 
 
 def _factors(node: Any) -> list[Tensor]:
-    """What a product in an autograd graph multiplies, as far as it is kept; nothing of any other node."""
+    """The factors that a product in an autograd graph has saved; [] for any other node."""
     kept = (getattr(node, f"_saved_{name}") for name in FACTORS.get(node.name(), ()))
     return [factor for factor in kept if factor is not None]
 
 
 def nodes_below(last: Node | None, seen: set[Node]) -> Iterator[Any]:
-    """The nodes of an autograd graph that are not in `seen`, each added to it."""
+    """The nodes of an autograd graph, `last` and below, that are not in `seen`; each is added to it."""
     unvisited = [last]
     while unvisited:
         node = unvisited.pop()

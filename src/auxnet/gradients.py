@@ -1,4 +1,4 @@
-"""Gradients for the methods: of each loss in its head, and from the feature x_k, where it enters the trunk, downwards.
+"""Gradients for the methods: of each loss L_k in its head H_k, and in the trunk from the feature x_k down.
 
 Shapes: N images; K outputs; x_k is the feature after segment S_k, which head H_k reads.
 """
@@ -27,7 +27,7 @@ def parameters(module: nn.Module) -> list[nn.Parameter]:
 def losses_of(
     logits: Sequence[Tensor], labels: Tensor, loss: Loss, distill: Distillation | None = None
 ) -> list[Tensor]:
-    """L_k of each output. With `distill`, the final output, detached, teaches the auxiliary ones."""
+    """L_k of each output. With `distill`, the final output's logits, detached, teach the auxiliary outputs."""
     if distill is None:
         return [_loss_at(z, loss, labels) for z in logits]
     *auxiliary, final = logits
@@ -36,10 +36,10 @@ def losses_of(
 
 
 def _loss_at(logits: Tensor, loss: Callable[..., Tensor], *targets: Any) -> Tensor:
-    """L_k, of float32 logits where a net gives bfloat16 or float16, and of a teacher's likewise.
+    """L_k; logits and targets (such as a teacher's logits) in bfloat16 or float16 are cast to float32 first.
 
-    Raises ValueError unless it is one number, and can be differentiated where its logits can be; and for labels that
-    PyTorch's cross entropy does not take.
+    Raises ValueError if the loss is not a scalar tensor, or not differentiable although its logits are; and for labels
+    that PyTorch's cross entropy does not take.
     """
     try:
         L = loss(*map(_in_float32, (logits, *targets)))
@@ -59,7 +59,7 @@ def _loss_at(logits: Tensor, loss: Callable[..., Tensor], *targets: Any) -> Tens
 
 
 def _check_labels(logits: Tensor, labels: Tensor) -> None:
-    """Raise ValueError unless labels are classes, or a probability of each."""
+    """Raise ValueError unless labels are class indices [N], or class probabilities [N, classes]."""
     check_tensors(logits, labels)
     if labels.is_floating_point() and labels.shape != logits.shape:
         rule = f"probabilities as labels must be {list(logits.shape)}, one for each logit"
@@ -81,7 +81,7 @@ class Supervised(NamedTuple):
     supervision: Tensor
     """dL_k/dx_k"""
     head: Gradients
-    """of the head's own parameters"""
+    """the gradients of the head's own parameters"""
 
 
 def supervise(
@@ -91,9 +91,10 @@ def supervise(
     loss: Loss,
     distill: Distillation | None = None,
 ) -> Iterator[Supervised]:
-    """Head after head, for pairs (k, x_k) in their order, each when it is asked for: nothing is held longer than used.
+    """Compute the loss and its gradients at one head after another, for pairs (k, x_k) in their order.
 
-    With `distill` all pairs are taken first, and the final head is at work before the others, which look at its logits.
+    Each is computed when it is asked for, so that nothing is held longer than needed. With `distill` all pairs are
+    taken first, and the final head runs before the others, which learn from its logits.
     """
     if distill is None:
         for k, x in numbered:
@@ -108,31 +109,31 @@ def supervise(
 def _at_head(
     heads: Sequence[nn.Module] | nn.ModuleList, k: int, feature: Tensor, loss: Callable[..., Tensor], *targets: Tensor
 ) -> tuple[Supervised, Tensor]:
-    """A head at work on its feature, with the gradients of loss(logits, *targets); and those logits, detached."""
+    """Run head k on its feature: loss(logits, *targets) with its gradients, and the logits, detached."""
     x = feature.detach().requires_grad_()
     logits = logits_of(heads, k, x)
     L = _loss_at(logits, loss, *targets)
     supervision, *of_head = gradients([L], [x, *parameters(heads[k - 1])])
     if supervision is None:
-        raise ValueError(f"the loss of output {k} does not depend on its feature: head {k} cuts it off")
+        raise ValueError(f"the loss of output {k} does not depend on its feature: head {k} cuts the gradient off")
     return Supervised(k, feature, L.detach(), supervision, of_head), logits.detach()
 
 
 def gradients(
     of: Sequence[Tensor], wrt: Sequence[Tensor], entering: Sequence[Tensor | None] = (None,), keep: bool = False
 ) -> Gradients:
-    """Gradients of `of`, with `entering` arriving there from above, with respect to `wrt`; None where unused."""
+    """Gradients of the tensors `of`, times the gradients `entering` at them, with respect to `wrt`; None if unused."""
     reached = [(x, gradient) for x, gradient in zip(of, entering, strict=True) if x.requires_grad]
-    if not (wrt and reached):  # all that lies below is frozen
+    if not (wrt and reached):  # everything below is frozen
         return [None] * len(wrt)
     x, gradient = zip(*reached, strict=True)
     return list(torch.autograd.grad(x, wrt, gradient, retain_graph=keep, allow_unused=True))
 
 
 def aggregated(losses: Sequence[Tensor], wrt: Sequence[Tensor], aggregate: Aggregator, average: Average) -> Gradients:
-    """One gradient out of those of K losses: K times what `aggregate` makes of them, so that averaging gives their sum.
+    """One gradient out of those of K losses: K times what `aggregate` makes of them, so that a mean becomes a sum.
 
-    None where no loss reaches. The graph is kept for another backward.
+    None for a parameter that no loss reaches. The graph is kept for another backward.
     """
     if not wrt:
         return []

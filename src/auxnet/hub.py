@@ -1,8 +1,8 @@
 """A trained net with all that it takes to use it, in the layout of the Hugging Face hub: load, save, push.
 
 A folder holds config.json (network, classes, preprocessing), model.safetensors and README.md, the model card.
-Reading and pushing are huggingface_hub's own mixin. A run directory is such a folder too, and so is one output
-that was exported: its net has that output alone.
+huggingface_hub's own mixin reads and pushes it. A run directory is such a folder too, and so is one exported output,
+whose net has that output alone.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor
 
 from auxnet import __version__
+from auxnet.answers import noted
 from auxnet.backbones.dryrun import outputs as logits_of_outputs
 from auxnet.backbones.named import is_own_code
 from auxnet.batches import normalise
@@ -42,10 +43,10 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
     """An AuxNet that knows its classes and its preprocessing, with the hub's `save_pretrained` and `push_to_hub`.
 
     `classes` names the columns of the logits, `preprocessing` says what is done to images first. `numbers` holds the
-    number, in the run, of each output here: 1..K, or the one taken out.
-    `source` says where the net comes from: run, epoch, data, table of outputs, versions. `described_sha256` is the
-    SHA-256 of the weights that it, and the `card` that a folder brought, tell of. `net` is what `network` and `output`
-    describe, where that is built already.
+    number that each output has in the run: 1..K, or the number of the one taken out.
+    `source` says where the net comes from: run, epoch, data, table of outputs, versions. `card` is the model card of
+    the folder that the net was loaded from. `described_sha256` is the SHA-256 of the weights that `source` and `card`
+    describe. `net` is the net that `network` and `output` describe, if it is built already.
     """
 
     def __init__(
@@ -74,14 +75,14 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
 
     @property
     def config(self) -> dict[str, Any]:
-        """What config.json holds of the net as it is: classes, preprocessing and source may have changed since."""
+        """The content of config.json for the net as it is now, its classes, preprocessing and source included."""
         now = {"classes": [*self.classes], "preprocessing": self.preprocessing.content(), "source": self.source}
         return {**cast(dict[str, Any], self._hub_mixin_config), **now}
 
     def prepare(self, *images: Picture | Sequence[Picture]) -> Tensor:
-        """Images as the net takes them, [N, C, H, W] on its device and in its type, prepared as `predict` does it.
+        """Images prepared for the net, as `predict` does it: [N, C, H, W], on its device and in its dtype.
 
-        One or several, or a list of them: files, PIL's images, or uint8 pixels [H, W, C] (grey ones also [H, W]).
+        Give one, several, or a list of them: files, PIL's images, or uint8 pixels [H, W, C] (grey ones also [H, W]).
         Raises FileNotFoundError, RuntimeError for a file that is no readable image, TypeError as `check_image` does,
         ValueError for what `upright` refuses.
         """
@@ -96,23 +97,23 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         return normalise(seen.to(like.device), self.preprocessing.mean, self.preprocessing.std).to(like.dtype)
 
     def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
-        """The card of somebody else's that the folder brought, or one written of the net as it is."""
+        """The loaded card if somebody else wrote it, or else one written for the net as it is."""
         return ModelCard(self.card if self.card and not is_own_card(self.card) else self.own_card())
 
     def own_card(self) -> str:
-        """The card that is written of the net as it is. Raises for a `source` that cannot be read."""
+        """The card that this program writes for the net as it is. Raises if `source` cannot be read."""
         return model_card(self.classes, self.preprocessing, self.numbers, self.source)
 
     def save_pretrained(self, save_directory: Path | str, **how: Any) -> str | None:
         """Write config.json, model.safetensors and README.md, the model card; somebody else's card there is kept.
 
-        Errors that a run measured are left out where the weights have changed since. Raises FileExistsError for the
-        folder of a run, ValueError for a net that does not give a logit for each class, or is not the one described.
+        Errors that a run measured are left out if the weights have changed since. Raises FileExistsError for the folder
+        of a run, ValueError if the net does not give a logit for each class or is not what its config describes.
         """
         folder = Path(save_directory)
         if has_recipe(folder) or is_finished(folder) or checkpoints(folder):
             raise FileExistsError(f"{folder} is the folder of a run, whose weights stay as they were: name another")
-        shape = (self.preprocessing.channels, *self.preprocessing.image_size)
+        shape = self.preprocessing.image_shape
         for columns, _ in logits_of_outputs(self, shape):
             self.check_columns(columns)
         self._check_loadable(shape)
@@ -126,13 +127,13 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
         return written
 
     def _check_loadable(self, shape: tuple[int, int, int]) -> None:
-        """Raise ValueError unless `load` will give this net again (it builds none of code of one's own)."""
+        """Raise ValueError unless `load` gives this net again; not checked if its backbone is the user's own code."""
         config = self.config
         backbone = config["network"].get("backbone")
         if backbone is not None and is_own_code(backbone):
             return
         try:
-            with warnings.catch_warnings(action="ignore"):  # of whose building a warning has told before
+            with warnings.catch_warnings(action="ignore"):  # they were given when the net was built before
                 other = unlike(self, _from_config(config, Path("config.json"), None), shape)
         except RuntimeError as error:
             raise ValueError(f"the net could not be loaded again: {one_line(error)}") from error
@@ -147,19 +148,21 @@ class PretrainedAuxNet(AuxNet, PyTorchModelHubMixin, library_name="auxnet", pipe
             raise ValueError(f"logits of {columns} columns do not fit this net's {len(self.classes)} classes: {mend}")
 
     def note_weights(self) -> Self:
-        """Note that what is said of the net is said of its weights as they are."""
+        """Note that `source` and `card` describe the weights as they are now."""
         self.described_sha256 = tensors_sha256(self.state_dict())
         return self
 
     def leave_out_measured(self) -> bool:
-        """Leave out the errors, and the card that was brought, if the weights are others by now; tell whether."""
+        """Drop the measured errors and the loaded card if the weights have changed since; return whether they have."""
         if self.described_sha256 in (None, tensors_sha256(self.state_dict())):
             return False
         self.card, self.source = None, {key: value for key, value in self.source.items() if key != "table"}
         return True
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        save_tensors(save_directory / "model.safetensors", self.state_dict())
+        built_in = self.config["network"].get("backbone") is None
+        answers = None if built_in else noted(self, self.preprocessing.image_shape)
+        save_tensors(save_directory / "model.safetensors", self.state_dict(), answers=answers)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **given: Any) -> PretrainedAuxNet:
@@ -184,7 +187,7 @@ def load(source: RunDir, which: Which = "last") -> PretrainedAuxNet:
 
     `which` chooses the weights of a run: of the last epoch, or the "best" one on validation.
 
-    Raises FileNotFoundError if there is no such thing, ValueError for a `which` or a name that cannot be,
+    Raises FileNotFoundError if there is no such folder or model, ValueError for an impossible `which` or name,
     RuntimeError for files that are damaged or not of this program.
     """
     name, folder = str(source), run_path(source)
@@ -203,7 +206,7 @@ def load(source: RunDir, which: Which = "last") -> PretrainedAuxNet:
 
 
 def _load(folder: Path, which: Which, trusted: str | None) -> PretrainedAuxNet:
-    """The net in a folder, whose backbone, if it has one, is a known library's or the `trusted` one."""
+    """The net in a folder; its backbone, if it has one, must be a known library's or the `trusted` one."""
     where = folder / "config.json"
     net = _from_config(read_config(folder), where, trusted)
     load_weights(weights_file(folder, which), net)
@@ -218,7 +221,7 @@ def _load(folder: Path, which: Which, trusted: str | None) -> PretrainedAuxNet:
 
 
 def with_run(net: AuxNet, run: Path) -> PretrainedAuxNet:
-    """A net that was just trained, with what its run directory says of it; its modules are the net's own."""
+    """A net that was just trained, with the facts of its run directory; the modules are shared."""
     made = PretrainedAuxNet(**read_config(run), source=source_of(run, "last"), net=net)
     return made.note_weights().eval()
 
@@ -247,7 +250,7 @@ def position_of(net: PretrainedAuxNet, output: int) -> int:
 
 
 def source_of(run: Path, which: Which) -> dict[str, Any]:
-    """What a model that leaves its run takes along of summary.json and the recipe."""
+    """The facts of summary.json and the recipe that a model takes along when it leaves its run."""
     recipe = read_run_recipe(run)
     network: dict[str, Any] = {key: getattr(recipe, key) for key in ("depth", "form", "block", "width")}
     if recipe.backbone is not None:

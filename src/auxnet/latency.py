@@ -1,4 +1,4 @@
-"""What a model costs in time and memory, measured: latency, throughput, and the peak of what is held at once.
+"""What a model costs in time and memory, measured: latency, throughput, and the most memory held at once.
 
 Time is that of a forward in evaluation mode, in the model's precision and channels_last, BatchNorm not folded, on
 random images that are on the device already. Models that are compared take turns, so that a slow moment of the
@@ -22,10 +22,10 @@ from auxnet.errors import warn
 from auxnet.machine import crowded, in_channels_last
 from auxnet.modules import in_mode
 from auxnet.network import AuxNet
-from auxnet.watching import Held
+from auxnet.watching import PeakBytes
 from auxnet.words import plural
 
-MOST_TURNS = 1000  # of a model that is timed
+MOST_TURNS = 1000  # runs of a model that is timed
 OF_PYTORCH = "latency is that of the PyTorch model; an ONNX file of it is usually faster (docs/performance.md)"
 
 
@@ -95,14 +95,14 @@ def time_in_turns(
 ) -> list[Timing]:
     """Time models that take turns on the same random images, `least` turns or more, after warming up.
 
-    Warns where the CPU has fewer free cores than there are threads: waiting for each other, they take far longer.
+    Warns if the CPU has fewer free cores than there are threads: threads that wait for each other take far longer.
     """
     images = example(image_shape, batch, next(models[0].parameters()))
     if images.device.type == "cpu" and (slow := crowded(torch.get_num_threads())):
         warn(f"the times measured may be too long: {slow}")
     prepared = [in_channels_last(model.eval()) for model in models]
     with torch.inference_mode():
-        for model in prepared:  # what is done once
+        for model in prepared:  # to warm up
             _milliseconds(model, images)
         turn = sum(_milliseconds(model, images) for model in prepared) / 1000
         turns = min(max(least, round(seconds / turn)), MOST_TURNS)
@@ -123,7 +123,7 @@ def example(image_shape: Sequence[int], batch: int, like: Tensor) -> Tensor:
 def peak_bytes(model: nn.Module, image_shape: Sequence[int], batch: int = 1) -> int:
     """Most bytes of tensors that a forward of `batch` images holds at once: weights, images, results."""
     images = example(image_shape, batch, next(model.parameters()))
-    with in_mode(model, training=False), torch.inference_mode(), Held() as held:
+    with in_mode(model, training=False), torch.inference_mode(), PeakBytes() as held:
         held.hold([*model.parameters(), *model.buffers(), images])
         model(images)
     return int(held.peak)

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from auxnet.answers import alike, answers, check_answers
 from auxnet.backbones.described import net_from
 from auxnet.backbones.named import check_outside, is_own_code
 from auxnet.documents import made_again, parsing, read_json
 from auxnet.errors import DamagedError, check_choice, first_line
-from auxnet.files import is_held
+from auxnet.files import is_held, sha256_of
 from auxnet.machine import random_kept
 from auxnet.modules import copied
 from auxnet.network import AuxNet
 from auxnet.recipe import RunDir, has_recipe, read_run_recipe, run_path
 from auxnet.rundir import LOCK, checkpoints
 from auxnet.sections import Which
-from auxnet.tensors import read_tensors
+from auxnet.tensors import read_about, read_tensors
 from auxnet.words import command
 
 
@@ -38,7 +38,7 @@ def weights_sha256(folder: Path, which: Which = "last") -> str:
     path = weights_file(folder, which)
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no {path.relative_to(folder)}: is it a finished run?")
-    return sha256(path.read_bytes()).hexdigest()
+    return sha256_of(path)
 
 
 def load_weights(path: Path, net: AuxNet) -> None:
@@ -52,7 +52,9 @@ def load_weights(path: Path, net: AuxNet) -> None:
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
-        raise RuntimeError(f"{path} is damaged or of another network: {first_line(error)}") from None
+        raise RuntimeError(f"{path} is damaged or of another network than is built here: {first_line(error)}") from None
+    if (note := read_about(path).get("answers")) is not None:
+        check_answers(net, note, path)
 
 
 def build_net(config: Any, where: Path | str, trusted: str | None = None) -> AuxNet:
@@ -87,12 +89,8 @@ def unlike(net: AuxNet, built: AuxNet, image_shape: Sequence[int]) -> str | None
     if different := min(shapes[0] ^ shapes[1], default=None):
         return f"its tensor {different[0]}"
     built.load_state_dict(state)
-    image = torch.randn(1, *image_shape, generator=torch.Generator().manual_seed(0), device="cpu", dtype=torch.float32)
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        said, expected = (torch.stack(each.cpu().float().eval()(image.clone())) for each in (copied(net), built))
-    scale = float(expected.nan_to_num(0, 0, 0).abs().max())
-    same = torch.allclose(said, expected, rtol=0, atol=1e-3 * scale, equal_nan=True)  # memory formats differ a little
-    return None if same else "what it computes"
+    said, expected = (answers(each.cpu().float(), image_shape) for each in (copied(net), built))
+    return None if alike(said, expected) else "what it computes"
 
 
 def read_config(folder: Path) -> Any:

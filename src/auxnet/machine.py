@@ -39,7 +39,7 @@ def in_channels_last(net: AnyModule) -> AnyModule:
 
 def device_of(name: str) -> torch.device:
     """The device of this name; auto: cuda, or else cpu. Raises ValueError if it cannot be used here."""
-    if name == "auto":  # mps, which was never tried, by its name alone
+    if name == "auto":  # mps, which was never tested, only by its own name
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
@@ -82,7 +82,7 @@ def random_kept(device: torch.device) -> Iterator[None]:
 
 
 def thread_count(threads: int | None) -> int:
-    """These CPU threads; if None, PyTorch's own number, but at most one per core. Raises ValueError."""
+    """The CPU threads given; if None, PyTorch's own number, but at most one per core. Raises ValueError."""
     if threads is not None and not 1 <= threads < 2**31:
         raise ValueError(f"threads must be {'1 or more' if threads < 1 else 'below 2**31'}, got {threads}")
     return threads or min(torch.get_num_threads(), cores())
@@ -111,10 +111,11 @@ def fast_convolutions(device: torch.device) -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Have this process reuse the memory of freed tensors in place of giving it back to the system.
+    """Have this process reuse the memory of freed tensors instead of giving it back to the system.
 
-    Every step, and in evaluation every layer, frees what the next one needs again; fetched anew, it comes page by page,
-    each of them zeroed. (glibc only; elsewhere nothing happens. For a whole process: the commands call it.)
+    Every step, and in evaluation every layer, frees memory that the next one needs again; the system would hand it out
+    page by page, each zeroed. (glibc only; elsewhere nothing happens. It holds for the whole process: the commands call
+    it.)
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
@@ -125,17 +126,17 @@ def keep_freed_memory() -> None:
 def available_memory() -> int:
     """Bytes of memory that this process may still use: the least of what the system and the container's limits leave.
 
-    Where the system does not say (elsewhere than on Linux), half of all memory.
+    If the system does not say (it is not Linux), half of all memory.
     """
     left = [*_memory_of_group(Path("/sys/fs/cgroup")), *_memory_of_system("MemAvailable")]
     return max(0, min(left)) if left else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def most_memory(device: torch.device) -> int | None:
-    """Bytes of memory that a process can have at the most, None where the system does not say.
+    """Bytes of memory that a process can have at most; None if the system does not say.
 
-    Those of a CUDA device; else of this machine (with swap) or container, divided by the number of processes that
-    torchrun started here.
+    That is the memory of a CUDA device, or else of this machine (with swap) or container, divided by the number of
+    processes that torchrun started here.
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
@@ -164,7 +165,7 @@ def cores() -> int:
 
 
 def _memory_of_system(*names: str) -> Iterator[int]:
-    """The sum of these entries of Linux' /proc/meminfo, in bytes; nothing where one is missing."""
+    """The sum of these entries of Linux' /proc/meminfo, in bytes; nothing if one is missing."""
     with suppress(OSError, ValueError, KeyError):
         fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         yield sum(int(fields[name].split()[0]) for name in names) * 1024
@@ -173,7 +174,7 @@ def _memory_of_system(*names: str) -> Iterator[int]:
 def _memory_of_group(group: Path) -> Iterator[int]:
     """Bytes that control groups, version 2 or 1, still leave this container, if they limit it.
 
-    What they count as used holds files that were read and lie about in memory until it is wanted: that is free.
+    What they count as used includes cached files, whose memory is given up on demand: that is free.
     """
     for limit, used, stat, cache in (
         ("memory.max", "memory.current", "memory.stat", "inactive_file"),
@@ -214,7 +215,7 @@ def crowded(threads: int) -> str | None:
 
 
 def _others_running() -> float:
-    """How many threads beside this one run, or wait for a core, at the moment; infinite where it is not known."""
+    """How many threads beside this one run, or wait for a core, at the moment; infinite if unknown."""
     with suppress(OSError, ValueError, IndexError):
         return int(Path("/proc/loadavg").read_text().split()[3].split("/")[0]) - 1
     return math.inf
@@ -224,7 +225,7 @@ def bfloat16_pays() -> bool | None:
     """Whether this CPU computes faster in bfloat16: True with AMX; False on an x86 CPU without units for it, where it
     is slower.
 
-    None where that is unknown: elsewhere than on x86, or with AVX512-BF16 alone.
+    None if that is unknown: on other CPUs than x86, or with AVX512-BF16 alone.
     """
     if torch.cpu._is_amx_tile_supported():
         return True

@@ -1,18 +1,21 @@
 """The three ways to propagate gradients through an AuxNet: `joint`, `pairwise` and `multiway`.
 
-Output k = 1..K has loss L_k, weight lambda_k and head H_k, and sees the segments S_1..S_k of the trunk; x_k is the
-feature after S_k. One step on a batch:
+Output k = 1..K has loss L_k, weight lambda_k and head H_k. It sees the segments S_1..S_k of the trunk; x_k is the
+feature after S_k. One training step on a batch:
 
     joint       forward;  backward of sum_k lambda_k L_k;  update
     pairwise    for k = 1..K:  forward to x_k;  backward of L_k;  update of S_1..S_k and H_k
     multiway    forward;  for k = 1..K:  backward of L_k, features kept;  update of S_1..S_k and H_k
 
-Where outputs update one by one, each has an optimizer state of its own, lambda_k scales the gradient of L_k where it
-enters the trunk, at x_k, and the head takes its gradient unscaled and at the full step. An output with lambda_k = 0
-is discarded (`Method.set_weights`). `steps` says how long a step is, `update` why weights may change between two
-backwards of one forward, `fused` how K backwards become one. `average` is the mean over processes that train together.
+In pairwise and multiway each output has its own optimizer state (except with `state="shared"` or `mode="fused"`).
+lambda_k scales the gradient of L_k where it enters the trunk, at x_k; the head H_k takes its own gradient unscaled, at
+the full step size. An output with lambda_k = 0 is discarded (`Method.set_weights`).
 
-Equations carry the labels of the paper's LaTeX source.
+The module `steps` computes the step sizes, `update` explains why weights may change between two backwards of one
+forward, and `fused` merges the K backwards into one. The argument `average` is the mean over the processes that train
+together.
+
+Labels such as eq:joint_gradient are those of the paper's LaTeX source.
 """
 
 from __future__ import annotations
@@ -60,10 +63,10 @@ def joint(
 ) -> Method:
     """One forward, one backward of the weighted sum of all losses, one update (paper, eq:joint_gradient).
 
-    `step_scale`: "sum" divides the step of a segment by the sum of the weights of the auxiliary outputs at
-    or above it, where that exceeds 1; "equilibrium" by the number of outputs there (IMTA); "none" does not.
+    `step_scale` divides the step of each segment: "sum" by the sum of the weights of the auxiliary outputs at or above
+    it, if that sum exceeds 1; "equilibrium" (IMTA) by the number of outputs at or above it; "none" by nothing.
 
-    `aggregate` makes the trunk's gradient out of those of all lambda_k L_k (K backwards), in place of their sum.
+    `aggregate` combines the trunk's gradients of all lambda_k L_k (K backwards) into one, in place of their sum.
     """
     check_net(net)
     check_rule(step_scale, "none", "sum", "equilibrium")
@@ -88,10 +91,10 @@ def joint(
 
 
 def backward(output: Supervised, weight: float, trunk: list[nn.Parameter], keep: bool = False) -> Gradients:
-    """Gradients of S_1..S_k, taken down from lambda_k dL_k/dx_k at x_k (eq:pair-wise_gradient), and of H_k, unscaled.
+    """The gradients of S_1..S_k, from lambda_k dL_k/dx_k at x_k down (eq:pair-wise_gradient), and of H_k, unscaled.
 
-    It runs through the features of the forward it came from, with the weights as they are now. `keep` keeps the graph
-    for another backward. An output of weight 0 has no gradient at all.
+    This backward uses the features of the forward that made x_k, and the weights as they are now. `keep` keeps the
+    graph for another backward. For an output of weight 0 all gradients are None.
     """
     if weight == 0:
         return [None] * (len(trunk) + len(output.head))
@@ -110,7 +113,8 @@ def pairwise(
 ) -> Method:
     """A forward, a backward and an update for each output in turn (paper, eq:pair-wise_gradient).
 
-    Output k sees the weights as output k-1 left them: K forwards. Running statistics move once per batch.
+    Output k sees the weights that the update of output k-1 left, so there are K forwards. Running statistics move once
+    per batch.
     """
     check_net(net)
     check_rule(step_scale, "none", "cumulative")
@@ -123,8 +127,8 @@ def pairwise(
     def step(images: Tensor, labels: Tensor) -> Tensor:
         losses = []
         for k, update in enumerate(updates, start=1):
-            with statistics_kept(net.segments[: k - 1]):  # this batch has moved theirs already
-                x_k = next(islice(net.features(images.clone()), k - 1, None))  # new features, by the new weights
+            with statistics_kept(net.segments[: k - 1]):  # their running statistics have moved already
+                x_k = next(islice(net.features(images.clone()), k - 1, None))  # new features, from new weights
                 (output,) = supervise(net.heads, [(k, x_k)], labels, loss)
                 update(backward(output, lambdas[k - 1], update.trunk))
             losses.append(output.loss)
@@ -147,21 +151,21 @@ def multiway(
     clip: float | None = None,
     average: Average = identity,
 ) -> Method:
-    """One forward, whose features are kept; a backward and an update for each output in turn.
+    """One forward, whose features are kept; then a backward and an update for each output in turn.
 
-    (Paper, eq:multipath_individual_gradient and eq:gradient-multi-way.) What backward k sees of the weights:
+    (Paper, eq:multipath_individual_gradient and eq:gradient-multi-way.) `mode` says which weights backward k uses:
 
-    - "live", the paper's: old features, weights as the updates of outputs 1..k-1 left them.
-    - "frozen": old features, old weights; all gradients come before the first update.
-    - "fused": frozen in one backward. For SGD its K updates add up to one, of sum_k c_k lambda_k L_k (under weight
-      decay, up to O(eta x decay)); any other optimizer (Adam, or SGD under `clip`) makes a step of its own along that
-      sum, which is not frozen's.
+    - "live", the paper's: old features, and the weights that the updates of outputs 1..k-1 left.
+    - "frozen": old features, old weights; all K gradients are taken before the first update.
+    - "fused": frozen in one backward. With SGD, frozen's K updates add up to one update along the gradient of
+      sum_k c_k lambda_k L_k (under weight decay, up to O(eta x decay)). With any other optimizer (Adam, or SGD under
+      `clip`) the one step along that gradient differs from frozen's K steps.
 
     `step_scale` divides the trunk's step in pass k: "cumulative" by the sum of the weights of the auxiliary
-    outputs k and above, where that exceeds 1; "adaptive" by L_k / L_K in its place, where that exceeds 2.
+    outputs k and above, if that sum exceeds 1; "adaptive" by L_k / L_K instead, if that ratio exceeds 2.
 
-    Two departures from the paper, to see what its choices are worth: `state="shared"` gives all outputs one optimizer
-    state (one momentum) in place of one each, `order="deep_first"` lets the final output update first.
+    Two options depart from the paper, to see what its choices are worth: `state="shared"` gives all outputs one
+    optimizer state (one momentum) instead of one each, and `order="deep_first"` updates the final output first.
     """
     check_net(net)
     check_rule(step_scale, "none", "cumulative", "adaptive")
@@ -177,15 +181,15 @@ def multiway(
         rescale_each(updates, step_scales(lambdas, step_scale))
 
     def supervised(images: Tensor, labels: Tensor) -> Iterable[Supervised]:
-        """x_k, L_k and dL_k/dx_k of each output, in the order of the updates, each made when its turn comes.
+        """Yield x_k, L_k and dL_k/dx_k of each output, in the order of the updates, each computed when its turn comes.
 
-        Updates 1..k-1 leave S_k alone: x_k is the old feature all the same, and less is held at a time.
+        Updates 1..k-1 do not touch S_k, so x_k is the old feature even if computed after them; less memory is held.
         """
         features = enumerate(features_of(images), start=1)
         turns = features if order == "shallow_first" else reversed([*features])
         return supervise(net.heads, turns, labels, loss, distill)
 
-    def taken_back(output: Supervised) -> tuple[int, Tensor, Gradients]:
+    def backpropagated(output: Supervised) -> tuple[int, Tensor, Gradients]:
         k = output.k
         return k, output.loss, backward(output, lambdas[k - 1], updates[k - 1].trunk, keep=k != last)
 
@@ -195,14 +199,14 @@ def multiway(
             outputs = [*outputs]
             known = average(_stacked({output.k: output.loss for output in outputs}))
             rescale_each(updates, adaptive_scales(known, step_scales(lambdas, step_scale)))
-        passes = map(taken_back, outputs)  # live: backward k+1 runs once update k is done, by the weights it has left
+        passes = map(backpropagated, outputs)  # live: backward k+1 runs after update k, with the weights it left
         for k, L, gradient in [*passes] if mode == "frozen" else passes:  # frozen: all backwards come first
             updates[k - 1](gradient)
             losses[k] = L
-            del gradient  # it would be held while the next output is at work
+            del gradient  # or it would be held during the next backward
         return average(_stacked(losses))
 
-    # The same step in pieces, for a device with room for several at once; the adaptive rule computes between them.
+    # The same step in pieces that may run at the same time; the adaptive rule cannot be split, as it reads the losses.
     at_once = mode == "live" and step_scale != "adaptive"
     pieces = wavefront(net, updates, lambdas, order, supervised) if at_once else None
     return Method(net, step, optimizers, lambdas, rescale, loss, mode, pieces)

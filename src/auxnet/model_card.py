@@ -21,9 +21,9 @@ def model_card(
 ) -> str:
     """README.md for the hub, in Markdown with the hub's header: what a net is, what it is worth, how to use it.
 
-    `numbers` are those of its outputs in its run, of which `source` tells (`hub.source_of`).
+    `numbers` are the numbers of the net's outputs in its run, which `source` describes (`hub.source_of`).
 
-    Its last line, which is not displayed, tells it from a card of somebody else's (`is_own_card`).
+    The card's last line, which is not displayed, tells it from a card that somebody else wrote (`is_own_card`).
     """
     tags = ["image-classification", "early-exit", "auxiliary-outputs", "model_hub_mixin", "pytorch_model_hub_mixin"]
     header = ModelCardData(library_name="auxnet", pipeline_tag="image-classification", tags=tags).to_yaml()
@@ -46,7 +46,7 @@ def model_card(
 
 
 def is_own_card(text: str) -> bool:
-    """Whether a card is as `model_card` wrote it, of whichever net: no word was changed since."""
+    """Whether a card is exactly as `model_card` wrote it, for any net."""
     return text == _signed(text.rpartition(_SIGNATURE)[0])
 
 

@@ -1,4 +1,4 @@
-"""Modules left as they were: copies, modes, buffers."""
+"""Leave modules as they were: by copies, or by restoring their modes and buffers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def leaves(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules of an nn.Sequential, and of those in it, in a row; any other module is one by itself."""
+    """The modules of an nn.Sequential in order, nested ones flattened; any other module is its own only leaf."""
     if type(module) is not nn.Sequential:
         yield module
         return
@@ -24,9 +24,9 @@ def leaves(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def copied(module: AnyModule) -> AnyModule:
-    """A deep copy, also where modules keep computed tensors, as pruning, weight norm and stored attention maps do.
+    """A deep copy, also of modules that store computed tensors, as pruning, weight norm and kept attention maps do.
 
-    (Those autograd does not copy: here they are detached.)
+    (PyTorch does not deep-copy computed tensors: the copy gets them detached.)
     """
     kept = tree_leaves([vars(each) for each in module.modules()])
     computed = [x for x in kept if isinstance(x, Tensor) and not x.is_leaf]
@@ -41,7 +41,7 @@ def in_mode(net: nn.Module, training: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        net.train(before[net])  # there are modules that do more in `train` than to note the mode
+        net.train(before[net])  # some modules do more in `train` than note the mode
         for module, mode in before.items():
             module.training = mode
 
@@ -53,10 +53,10 @@ def expanded(tensor: Tensor) -> bool:
 
 @contextmanager
 def statistics_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Leave running statistics unchanged by the block, in which norms in training still normalise by the batch.
+    """Leave running statistics unchanged by the block, in which norms in training mode still normalise by the batch.
 
-    BatchNorm does not move its own meanwhile; the buffers of other modules are put back at the end, so that a backward
-    belongs inside too.
+    BatchNorm does not update its own in the block. The buffers of other modules are restored at its end, so a backward
+    belongs inside the block too.
     """
     parts = [m for module in modules for m in module.modules()]
     norms = [m for m in parts if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -74,7 +74,7 @@ def statistics_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def buffers_kept(modules: Iterable[nn.Module], recurse: bool = True) -> Iterator[None]:
-    """Give modules their buffers back after the block, with the values of before; `recurse`: those in them too."""
+    """Restore the buffers of modules and their values after the block; with `recurse`, of their submodules too."""
     parts = [m for module in modules for m in (module.modules() if recurse else [module])]
     held = [(m, name, b) for m in parts for name, b in m._buffers.items() if b is not None]
     buffers = [(m, name, b, b if expanded(b) else b.clone()) for m, name, b in held]

@@ -1,7 +1,7 @@
 """AuxNet: a trunk cut into K segments, with a classifier (head) after each one.
 
 Output k = 1..K (shallow to deep) sees segments 1..k and head k only, so that it can be taken away as a
-model of its own (`AuxNet.truncate`). What the segments are made of is not known here: `residual` builds them.
+model of its own (`AuxNet.truncate`). This module does not know what segments are made of: `residual` builds them.
 
 Shapes: N images, C channels, H x W pixels, K outputs; x_k is the feature that crosses the cut after segment k.
 """
@@ -58,9 +58,9 @@ class AuxNet(nn.Module):
         return len(self.heads)
 
     def freeze_trunk(self, frozen: bool = True) -> None:
-        """Keep the trunk and the final head as they are: without gradients, and in evaluation mode in training too.
+        """Freeze the trunk and the final head: no gradients, and evaluation mode even while the net trains.
 
-        Also in what `up_to` and `alone` make of the net from then on. With `frozen=False` all of both trains again.
+        They are frozen too in nets that `up_to` and `alone` make afterwards. With `frozen=False` both train again.
         """
         parts = (*self.segments, self.heads[-1])
         self.frozen = parts if frozen else ()
@@ -77,11 +77,11 @@ class AuxNet(nn.Module):
 
     @property
     def trained(self) -> nn.Module:
-        """What a training changes: the net, or the heads that are not frozen."""
+        """What training changes: the whole net, or the heads that are not frozen."""
         return nn.ModuleList(head for head in self.heads if head not in self.frozen) if self.frozen else self
 
     def features(self, images: Tensor) -> Iterator[Tensor]:
-        """What crosses each of the K cuts, shallow to deep, for images [N, C, H, W]: each made when it is asked for.
+        """The features x_1..x_K of images [N, C, H, W], shallow to deep, each computed when it is asked for.
 
         Raises ValueError for images that are not for this net.
         """
@@ -121,7 +121,7 @@ class AuxNet(nn.Module):
         return self._in_own_mode(part)
 
     def _in_own_mode(self, made: AnyModule) -> AnyModule:
-        """Put the new modules of `made` into this net's mode (training or evaluation); what is frozen is so there."""
+        """Put the new modules of `made` into this net's mode (training or evaluation); what is frozen stays so."""
         own, parts = set(self.modules()), set(made.modules())
         for module in parts - own:
             module.training = self.training
@@ -145,7 +145,7 @@ class AuxNet(nn.Module):
             )
 
     def check_nothing_shared(self) -> None:
-        """Raise ValueError if two parts share weights: an output would train, or leave behind, those of another."""
+        """Raise ValueError if two parts share a tensor: an output would train, or leave behind, another's weights."""
         owner: dict[int, tuple[str, str]] = {}
         for kind, parts in (("segment", self.segments), ("head", self.heads)):
             for k, part in enumerate(parts, start=1):
@@ -188,7 +188,7 @@ def check_net(net: object) -> None:
 
 
 def check_forward(net: AuxNet) -> None:
-    """Raise TypeError for a net with a forward of its own: what runs segment by segment would pass over it."""
+    """Raise TypeError for a net with a forward of its own: methods, which run the segments, would skip it."""
     if type(net).forward is not AuxNet.forward:
         what = f"{type(net).__name__} has a forward of its own, which methods and early exit would pass over"
         raise TypeError(f"{what}: put what it does into the first segment, or into heads")
@@ -241,7 +241,7 @@ def fitting(net: AuxNet, images: Tensor) -> Iterator[None]:
 
 
 def fitting_unless_traced(net: AuxNet, images: Tensor) -> AbstractContextManager[None]:
-    """`fitting` for images that are no floats, such as bytes; nothing for others, nor in what is traced or compiled."""
+    """`fitting` if images are not floats (bytes, for one); else, and while traced or compiled, no change of errors."""
     plain = not isinstance(images, Tensor) or images.is_floating_point() or torch.compiler.is_compiling()
     return nullcontext() if plain else fitting(net, images)
 
@@ -249,8 +249,8 @@ def fitting_unless_traced(net: AuxNet, images: Tensor) -> AbstractContextManager
 def logits_of(heads: Sequence[nn.Module] | nn.ModuleList, k: int, feature: Tensor) -> Tensor:
     """The logits of head k = 1..K. Raises MisfitError if it changes its feature in place, which the trunk needs too.
 
-    The final head may: where there are gradients it reads a copy. (Nothing is raised where changes are not counted: in
-    inference mode, and while the net is traced or compiled.)
+    The final head may change its feature: if that requires gradients, the head reads a copy. (In inference mode, and
+    while the net is traced or compiled, PyTorch does not count changes, and nothing is raised.)
     """
     counted = isinstance(feature, Tensor) and not (torch.compiler.is_compiling() or feature.is_inference())
     if k == len(heads) or not counted:
@@ -259,12 +259,12 @@ def logits_of(heads: Sequence[nn.Module] | nn.ModuleList, k: int, feature: Tenso
     before = feature._version
     try:
         logits = heads[k - 1](feature)
-    except RuntimeError as error:  # of a leaf, which the methods make of features, torch itself refuses the change
+    except RuntimeError as error:  # the methods make features leaves, which torch itself refuses to change
         if "a leaf Variable that requires grad" not in str(error):
             raise
         feature = feature.clone()
         before = feature._version
-        logits = heads[k - 1](feature)  # raises again if it is another leaf, a weight of the head's own
+        logits = heads[k - 1](feature)  # raises again if the leaf is another one, a weight of the head's own
     if feature._version != before:
         raise MisfitError(f"head {k} changes its feature in place, which the trunk needs too: inplace=False there")
     return logits

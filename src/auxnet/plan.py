@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from auxnet import advice
-from auxnet.build import build, in_graphs, net_of, precision_of, step_scale_of
+from auxnet.build import build, dtype_of, in_graphs, net_of, step_scale_of
 from auxnet.capturing import WARM_UP, can_be_graphs
 from auxnet.cost import costs
 from auxnet.data import DataSet, load_data
@@ -158,7 +158,7 @@ def _random_batch(recipe: Recipe, dataset: DataSet, size: int) -> tuple[Tensor, 
     device = device_of(recipe.device)
     images = torch.randn(size, dataset.channels, *dataset.image_size, device=device)
     labels = torch.randint(dataset.num_classes, (size,), device=device)
-    return images.to(precision_of(recipe), memory_format=torch.channels_last), labels
+    return images.to(dtype_of(recipe), memory_format=torch.channels_last), labels
 
 
 def _seconds_of(work: Callable[[], object]) -> float:

@@ -29,8 +29,8 @@ class Policy:
     """[K - 1], in confidence"""
     confidence: Confidence
     temperatures: tuple[float, ...]
-    """[K]: each output's logits are divided by its own before confidence is taken; the final output's decides no exit,
-    but the probabilities of an exported early exit are tempered by it as by the others"""
+    """[K]: the logits of each output are divided by its temperature before confidence is taken. The final output's
+    decides no exit, but scales the probabilities of an exported early exit as the others do"""
 
     def check(self, outputs: int) -> None:
         """Raise ValueError unless this is a policy for so many outputs."""
@@ -47,16 +47,16 @@ class Policy:
             raise ValueError(f"temperatures must be above 0 and finite, got {self.temperatures}")
 
     def exits_here(self, logits: Tensor, k: int) -> Tensor:
-        """Whether an image leaves at output k < K (from 1) if it gets there, bool [N], by the logits [N, C] there."""
+        """Whether images leave at output k < K (from 1), bool [N], by their logits [N, C] there."""
         return confidence(logits, self.confidence, self.temperatures[k - 1]) >= self.thresholds[k - 1]
 
     def decides(self, k: int) -> bool:
-        """Whether an image can leave at output k < K (from 1) at all: if not, its head need not be run."""
+        """Whether any image can leave at output k < K (from 1): if not, the head need not be run."""
         return can_leave(self.thresholds[k - 1])
 
     @property
     def deepest(self) -> int:
-        """The deepest output that an image can get to: the first at which every one leaves, else the final one."""
+        """The deepest output that images can get to: the first at which every image leaves, or the final one."""
         always = [k for k, threshold in enumerate(self.thresholds, start=1) if threshold <= ALWAYS]
         return min(always, default=len(self.temperatures))
 
@@ -75,12 +75,12 @@ class Policy:
         return torch.stack(rows) if rows else logits.new_zeros(0, logits.shape[1])
 
     def up_to(self, output: int) -> Policy:
-        """The policy over outputs 1..`output` alone, of which the last takes the rest."""
+        """The policy over outputs 1..`output`, the last of which takes all images that are left."""
         return Policy(self.thresholds[: output - 1], self.confidence, self.temperatures[:output])
 
 
 def never(outputs: int, confidence: Confidence = "entropy", temperatures: Sequence[float] | None = None) -> Policy:
-    """The policy by which no image leaves early, for thresholds to be put in; temperatures [K] are 1 by default.
+    """The policy by which no image leaves early, to be given other thresholds; temperatures [K] are 1 by default.
 
     Raises ValueError.
     """
@@ -94,10 +94,10 @@ def confidence(logits: Tensor, kind: Confidence = "entropy", temperature: float 
     """How sure logits [..., C] are, in [0, 1] (more is surer), of shape [...]. Raises ValueError.
 
     "entropy": 1 - H / log C, where H is BranchyNet's entropy of the probabilities (Teerapittayanon et al. 2016);
-    "top": the largest probability (MSDNet, Huang et al. 2018); "margin": it less the second largest.
+    "top": the largest probability (MSDNet, Huang et al. 2018); "margin": the largest less the second largest.
     """
     check_choice("confidence", kind, Confidence)
-    if logits.dtype in (torch.bfloat16, torch.float16):  # nearly sure would be rounded to 1
+    if logits.dtype in (torch.bfloat16, torch.float16):  # whose rounding would make nearly sure quite sure
         logits = logits.float()
     if kind == "entropy":
         log_p = (logits / temperature).log_softmax(-1)
@@ -113,9 +113,9 @@ def can_leave(threshold: float) -> bool:
 
 
 def first_exit(confidences: Tensor, thresholds: Sequence[float]) -> Tensor:
-    """The first output 1..K whose threshold [K - 1] is reached by its confidences [K - 1, N], int64 [N].
+    """The first output 1..K whose confidence [K - 1, N] reaches its threshold [K - 1], int64 [N].
 
-    The final one takes all that are left.
+    The final output takes all images that are left.
     """
     left = torch.full(confidences.shape[1:], len(confidences) + 1, device=confidences.device)
     for k in range(len(confidences), 0, -1):

@@ -42,6 +42,11 @@ class Preprocessing:
         return len(self.mean)
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) that a net sees."""
+        return (self.channels, *self.image_size)
+
+    @property
     def frame(self) -> Frame:
         """What images are brought to; the net sees the center of that."""
         return Frame(self.resize, self.fit)

@@ -38,7 +38,7 @@ class Probe:
     high: float
     trained_on: int
     images: int
-    """that it was judged on"""
+    """how many it was judged on"""
 
 
 def probe(net: AuxNet, train: Batches, others: Batches) -> tuple[Probe, ...]:
@@ -84,7 +84,7 @@ def pooled_features(net: AuxNet, batches: Batches) -> tuple[dict[int, Tensor], T
 
 
 def linear_answers(x: Tensor, labels: Tensor, others: Tensor) -> Tensor:
-    """What logistic regression, trained on features [N, C] and labels [N], says of other features [M, C]: int64 [M]."""
+    """The classes, int64 [M], of features [M, C] by logistic regression trained on features [N, C] and labels [N]."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

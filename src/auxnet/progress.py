@@ -12,7 +12,7 @@ from auxnet.resuming import TrainingState
 from auxnet.schedules import lr_at
 from auxnet.words import duration, val_errors
 
-STEP_PER_EVALUATION = 3.0  # time of a training step over that of evaluating its images, until a validation was timed
+STEP_PER_EVALUATION = 3.0  # of their times for the same images, until a validation was timed
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Progress:
 
     @property
     def pace(self) -> str:
-        """Where it is, how fast, and for how long still."""
+        """The epoch, the images per second and the time left, as text."""
         left = duration(self.seconds_left)
         return f"epoch {self.epoch}/{self.epochs}  {self.images_per_second:,.0f} images/s  {left} left"
 
     @property
     def result(self) -> str:
-        """The validation errors, or while there are none the training losses."""
+        """The validation errors as text; the training losses while there are none."""
         return val_errors(self.val_errors) or f"loss {' / '.join(f'{loss:.3f}' for loss in self.losses)}"
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ class Progress:
 
 
 def progress_of(recipe: Recipe, dataset: DataSet, state: TrainingState, done: bool = False, team: int = 1) -> Progress:
-    """Where a training by `team` processes stands: in an epoch, after a step or more, or `done` with one."""
+    """Where a training by `team` processes stands: within an epoch, after one step or more, or `done` with an epoch."""
     per_epoch, rows = len(dataset.train), state.history
     K = max((row["output"] for row in rows), default=len(state.losses))
     train_rows, val_rows = rows[-2 * K : -K], rows[-K:]
@@ -87,7 +87,7 @@ def seconds_left(
 ) -> float:
     """How long a training still takes from a state on: its steps, its validations, the evaluation at its end.
 
-    At `trained` seconds for an image of a training step, and `evaluated` seconds for one that a process evaluates.
+    A training step takes `trained` seconds per image, an evaluation by one process `evaluated` seconds per image.
     """
     epochs, done = recipe.epochs - state.epoch, min(state.step * recipe.batch_size, len(dataset.train))
     nets = 1 if state.best_epoch == recipe.epochs or recipe.epochs == 1 else 2  # at the end: the last, and the best
@@ -97,11 +97,11 @@ def seconds_left(
 
 
 def judged_images(recipe: Recipe, dataset: DataSet) -> int:
-    """The images that a validation takes through the net; an average's norms are measured on training images first."""
+    """The images of a validation, and the training images on which a moving average's norms are measured before it."""
     averaged = recipe.ema is not None
     return len(dataset.val) + averaged * min(len(dataset.train), RECALIBRATION_BATCHES * recipe.batch_size)
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Every image is seen once in an epoch; its last batch may be smaller."""
+    """The steps of an epoch, in which every image is seen once; the last batch may be smaller."""
     return math.ceil(images / batch_size)

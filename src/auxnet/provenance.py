@@ -14,7 +14,7 @@ from auxnet import __version__
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Where a figure comes from: versions, device, threads, and the commit where the program runs from git."""
+    """Where a figure comes from: versions, device, threads, and the commit if the program runs from git."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return {
         "versions": {"auxnet": __version__, "torch": torch.__version__, "python": platform.python_version()},

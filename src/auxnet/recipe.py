@@ -1,4 +1,4 @@
-"""The recipe: everything that decides what a training gives, as one flat record that a YAML file can hold."""
+"""The recipe: everything that decides the result of a training, as one flat record that a YAML file can hold."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ SEAL = b"# sha256 "
 OF_RESNETS = ("depth", "form", "outputs", "at", "placement", "block", "width", "head", "precision")
 OF_BACKBONES = ("cuts",)
 METHOD_OF = {"mode": "multiway", "state": "multiway", "order": "multiway", "aggregator": "joint"}
-WITHOUT = (None, 0, False, "default", "float32")  # values that mean "off", and go with everything
-Departures = Sequence[tuple[str, Any]]  # fields, and their values, that are held against each other
+OFF = (None, 0, False, "default", "float32")  # values that mean "off", and go with all other fields
+Departures = Sequence[tuple[str, Any]]  # fields and their values, to be checked against each other
 RunDir = str | os.PathLike[str]  # a run's directory by its path, or the Run that `fit` returned
 WHERE = ("data_dir", "stream", "workers", "device", "threads", "cuda_graph", "compile")
-"""fields that say where and how a recipe runs, and nothing of what comes of it"""
+"""fields that say where and how a recipe runs, and do not change its result"""
 RULES: tuple[tuple[Callable[[Any], bool], str, tuple[str, ...]], ...] = (
     (lambda x: x >= 0, "0 or more", ("workers", "max_corrupt")),
     (lambda x: x >= 1, "1 or more", ("epochs", "batch_size", "train_images", "threads")),
@@ -54,7 +54,7 @@ RULES: tuple[tuple[Callable[[Any], bool], str, tuple[str, ...]], ...] = (
     (lambda x: x > 0 if isinstance(x, int) else x != (), "1 or more, or the names of modules", ("cuts",)),
     (lambda x: all(x.partition(":")), "timm:NAME, torchvision:NAME or package.module:function", ("backbone",)),
 )
-"""what the values of fields must be, in words, if they are not none"""
+"""(check, the same in words, the fields it is for): what a field's value must be, unless it is none"""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Recipe(MachineFields, TrainingFields, MethodFields, NetworkFields, DataFie
 
     def __post_init__(self) -> None:
         for name, may_be in kinds().items():
-            object.__setattr__(self, name, _as(may_be, getattr(self, name), name))
+            object.__setattr__(self, name, _converted(may_be, getattr(self, name), name))
         for holds, rule, names in RULES:
             for name in names:
                 if (value := getattr(self, name)) is not None and not holds(value):
@@ -74,14 +74,14 @@ class Recipe(MachineFields, TrainingFields, MethodFields, NetworkFields, DataFie
         self.check_together()
 
     def check_together(self, given: Collection[str] = ()) -> None:
-        """Raise ExclusionError for two fields that exclude each other.
+        """Raise ExclusionError if two fields exclude each other.
 
-        A field counts if it differs from its default, or is among `given` and not off (`WITHOUT`).
+        A field counts if it differs from its default, or is among `given` and not off (`OFF`).
         """
         departures = [
             (each.name, value)
             for each in fields(self)
-            if (value := getattr(self, each.name)) != each.default or (each.name in given and value not in WITHOUT)
+            if (value := getattr(self, each.name)) != each.default or (each.name in given and value not in OFF)
         ]
         self._check_owners(departures)
         self._check_pairs(departures)
@@ -96,7 +96,7 @@ class Recipe(MachineFields, TrainingFields, MethodFields, NetworkFields, DataFie
         return first if first <= self.epochs else None
 
     def _check_owners(self, departures: Departures) -> None:
-        """Raise ExclusionError for a field of another method or network, or of a size that is not given."""
+        """Raise ExclusionError for a field of another method or network, or for `fit` without image_size."""
         for name, value in departures:
             given, owner = f"{name}={value!r}", METHOD_OF.get(name, self.method)
             if owner != self.method:
@@ -118,7 +118,7 @@ class Recipe(MachineFields, TrainingFields, MethodFields, NetworkFields, DataFie
                 raise ExclusionError(message, name, "backbone")
 
     def _check_pairs(self, departures: Departures) -> None:
-        """Raise ExclusionError for a field that says what another one leaves no room for."""
+        """Raise ExclusionError for a field that has no meaning beside the value of another one."""
         for name, value, holds in (
             ("loss", "square_hinge", ("label_smoothing", "mixup", "cutmix")),
             ("schedule", "cosine", ("milestones", "lr_decay")),
@@ -146,7 +146,7 @@ def _check_unset(departures: Departures, names: tuple[str, ...], other: str, bes
 
 
 def check_outputs(outputs: int | None, at: Sequence[int] | None) -> None:
-    """Raise ExclusionError for a number of outputs that auxiliary outputs `at` these layers do not make."""
+    """Raise ExclusionError if auxiliary outputs `at` these layers do not make this number of outputs."""
     if at is not None and outputs not in (None, len(at) + 1):
         message = f"at={tuple(at)} makes {len(at) + 1} outputs, but outputs={outputs}; give one of the two"
         raise ExclusionError(message, "outputs", "at")
@@ -154,7 +154,7 @@ def check_outputs(outputs: int | None, at: Sequence[int] | None) -> None:
 
 @cache
 def kinds() -> dict[str, tuple[Any, ...]]:
-    """The types that each field's value may have, one by one; worked out once, as a study makes many recipes.
+    """The types that each field's value may have; computed once, since a study makes many recipes.
 
     {"lr": (float,), "at": (tuple[int, ...], NoneType), ...}
     """
@@ -166,7 +166,7 @@ def kinds() -> dict[str, tuple[Any, ...]]:
 
 
 def read_recipe(path: Path | str) -> Recipe:
-    """The recipe in a YAML file. Raises ValueError for a key or value that cannot be, naming the file."""
+    """The recipe in a YAML file. Raises ValueError, which names the file, for an unknown key or a bad value."""
     content = read_yaml(Path(path), "recipe")
     if content is None:
         content = {}
@@ -177,7 +177,7 @@ def read_recipe(path: Path | str) -> Recipe:
 
 
 def run_path(run: RunDir) -> Path:
-    """The path of a run directory. Raises TypeError for what is none, such as a net."""
+    """The path of a run directory. Raises TypeError for anything else, such as a net."""
     if not isinstance(run, str | os.PathLike):
         raise TypeError(
             f"a run is the path of its directory, or what fit returned, got {type(run).__name__}: "
@@ -192,16 +192,16 @@ def has_recipe(folder: Path) -> bool:
 
 
 def nearest_run(run: RunDir) -> str:
-    """A suggestion to end an error with (`words.nearest`), of the runs that lie where this one was looked for."""
+    """A suggestion for the end of an error (`words.nearest`): a run of a similar name beside the one looked for."""
     path = Path(run)
     return nearest(path.name, [recipe.parent.name for recipe in path.parent.glob("*/recipe.yaml")], path.parent)
 
 
 def read_run_recipe(run: RunDir) -> Recipe:
-    """The recipe of a run directory. Raises as `run_path` does, FileNotFoundError if it is no run, RuntimeError if it
-    is not as it was.
+    """The recipe of a run directory, whose seal (`write_recipe`) must hold.
 
-    Half a recipe is a recipe, with other values for all that is lost: hence its seal (`write_recipe`).
+    Half a recipe is a recipe too, with default values for the fields that are lost: hence the seal. Raises as
+    `run_path` does, FileNotFoundError if there is no run, RuntimeError if the recipe is not as it was written.
     """
     path = run_path(run) / "recipe.yaml"
     if not path.is_file():
@@ -211,7 +211,7 @@ def read_run_recipe(run: RunDir) -> Recipe:
     with path.open("rb") as file:
         seal, _, text = file.read(2**20).partition(b"\n")
     whole = seal == SEAL + sha256(text).hexdigest().encode()
-    unsealed = not seal.startswith(SEAL) and b":" in seal + text  # whose first line was removed
+    unsealed = not seal.startswith(SEAL) and b":" in seal + text  # its first line was removed
     if not (whole or unsealed):
         mend = "put it back, or remove its first line to have it taken as it is"
         raise RuntimeError(f"{path} is damaged, or was changed since the run began: {mend}")
@@ -219,23 +219,23 @@ def read_run_recipe(run: RunDir) -> Recipe:
 
 
 def _moved(recipe: Recipe) -> Recipe:
-    """A run's recipe whose data lie elsewhere by now: they are looked for by their name, here and under data_dir."""
+    """A run's recipe; if its data have moved, they are to be looked for by name, here and under data_dir."""
     data, root = Path(recipe.data), recipe.data_dir
     if data.is_absolute() and not data.exists():
-        recipe = replace(recipe, data=f"./{name_of_data(recipe)}")  # a folder still, whatever its name
+        recipe = replace(recipe, data=f"./{name_of_data(recipe)}")  # "./": a folder, whatever its name
     if root is not None and not Path(root).is_dir() and "AUXNET_DATA" in os.environ:
         recipe = replace(recipe, data_dir=None)
     return recipe
 
 
 def name_of_data(recipe: Recipe) -> Path:
-    """The path of a recipe's data within its data_dir; of data elsewhere their name alone."""
+    """The path of a recipe's data within its data_dir; for data elsewhere, their name alone."""
     data, root = Path(recipe.data), recipe.data_dir
     return data.relative_to(root) if root and Path(root) in data.parents else Path(data.name)
 
 
 def recipe_from(content: dict[Any, Any]) -> Recipe:
-    """A recipe from a mapping; a key it does not know is a ValueError that names the nearest right one."""
+    """A recipe from a mapping; an unknown key raises ValueError, which names the nearest right one."""
     known = [field.name for field in fields(Recipe)]
     for key in content:
         if key not in known:
@@ -244,7 +244,7 @@ def recipe_from(content: dict[Any, Any]) -> Recipe:
 
 
 def write_recipe(recipe: Recipe, path: Path | str, sealed: bool = False) -> None:
-    """Save a recipe, complete, so that the file trains the same run again; `sealed`: under its own SHA-256."""
+    """Save all fields of a recipe, so that the file trains the same run again; `sealed`: under its own SHA-256."""
     import yaml
 
     content = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recipe).items()}
@@ -254,7 +254,7 @@ def write_recipe(recipe: Recipe, path: Path | str, sealed: bool = False) -> None
 
 
 def data_name(data: str) -> str:
-    """What a data set is called, without the folders in which it lies; one on the hub by its whole address."""
+    """The name of a data set without the folders in which it lies; on the hub, its whole address."""
     return data if on_hub(data) else whole_path(data).name
 
 
@@ -269,25 +269,25 @@ def method_name(recipe: Recipe) -> str:
 
 
 def folder_name(recipe: Recipe) -> str:
-    """What a folder for its run may be called: digits-20-multiway."""
+    """A name for the folder of a recipe's run, such as digits-20-multiway."""
     network = str(recipe.depth) if recipe.backbone is None else recipe.backbone.replace(":", "-")
     return f"{Path(recipe.data.removeprefix('hf:')).name}-{network}-{recipe.method}"
 
 
 def words_of(value: Any) -> str:
-    """The value of a field in words: numbers in full, a list's items side by side, what is left open as none."""
+    """The value of a field in words: numbers in full, a list's items side by side, None as none."""
     if isinstance(value, list | tuple):
         return " ".join(map(str, value)) or "none"
     return "none" if value is None else str(value)
 
 
-def _as(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
-    """`value` as one of these types, or ValueError: 3 serves as 3.0, a list as a tuple, a path as text."""
+def _converted(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
+    """`value` as one of these types; ValueError if it is none. 3 serves as 3.0, a list as a tuple, a path as text."""
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     elif hasattr(value, "tolist"):  # a number or an array of NumPy's, a tensor
         value = value.tolist()
-    if value in ("none", "None"):  # as flags take it, and words_of writes it
+    if value in ("none", "None"):  # as flags take None, and words_of writes it
         if type(None) in kinds:
             return None
         if kinds == (tuple[float, ...],):
@@ -298,7 +298,7 @@ def _as(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
         if get_origin(kind) is tuple and isinstance(value, list | tuple):
             if get_args(kind)[0] is str:  # modules of nn.Sequential are named 0, 1, ...
                 value = [str(item) if type(item) is int else item for item in value]
-            return tuple(_as(get_args(kind)[:1], item, name) for item in value)
+            return tuple(_converted(get_args(kind)[:1], item, name) for item in value)
         if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
             with suppress(ValueError, OverflowError):
                 return float(value)  # YAML reads 1e-4 as a string

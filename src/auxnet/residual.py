@@ -5,8 +5,8 @@ and doubles the channels. A block of c convolutions is c layers: block b ends at
 
 - "cifar", D = 6n + 2: a 3x3 stem of 16 channels, three stages of n blocks, for images of about 32x32.
 - "imagenet", D = 18 to 152: a 7x7 stem of 64 channels and a max pooling (a quarter of the size), four stages, from
-  D = 50 on of bottlenecks, for images of about 224x224. What is done to shapes is option B; bottlenecks have their
-  stride in the 3x3 convolution, as everybody's (in the paper of 2015 it was in the first 1x1).
+  D = 50 on of bottlenecks, for images of about 224x224. Shortcuts that change the shape are option B. Bottlenecks have
+  their stride in the 3x3 convolution, as is usual (in the paper of 2015 it was in the first 1x1).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from auxnet.network import AuxNet
 from auxnet.recipe import check_outputs
 from auxnet.sections import Block, Form, Head
 
-MOST_PARAMETERS = 2**29  # of a network that is built: three times the widest ResNets that are in use
+MOST_PARAMETERS = 2**29  # of a network that is built: three times those of the widest ResNets in use
 
-MIN_SIZE: dict[Form, int] = {"cifar": 4, "imagenet": 32}  # pixels a side that leave a pixel to the last maps
+MIN_SIZE: dict[Form, int] = {"cifar": 4, "imagenet": 32}  # pixels a side: with fewer, the last maps would have none
 STEM: dict[Form, int] = {"cifar": 16, "imagenet": 64}  # channels
 IMAGENET = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 EXPANSION = 4  # of the channels after a bottleneck
@@ -42,17 +42,17 @@ class Layout(NamedTuple):
 
     @property
     def blocks(self) -> int:
-        """B."""
+        """B, the number of blocks."""
         return sum(self.stages)
 
     @property
     def stage_ends(self) -> tuple[int, ...]:
-        """The layers in which the stages but the last end."""
+        """The layers at which all stages but the last end."""
         return tuple(self.convolutions * sum(self.stages[:n]) + 1 for n in range(1, len(self.stages)))
 
     @property
     def ends(self) -> range:
-        """The layers that end blocks, the last one left out: where an auxiliary output may sit."""
+        """The layers at which all blocks but the last end: where an auxiliary output may sit."""
         return range(1 + self.convolutions, 1 + self.convolutions * self.blocks, self.convolutions)
 
     def widths(self, form: Form, width: int) -> list[tuple[int, int]]:
@@ -81,9 +81,10 @@ def resnet(
     placed by the paper's rule (`placement`), or auxiliary outputs explicitly `at` these layers; with neither, there
     is the final output alone. `width` multiplies the channels of the stages (Wide ResNet; the stem keeps its own),
     those of bottlenecks in their middle only. `head` is the form of the auxiliary heads: "bn_relu" (a), "linear"
-    (b), or that of the final head, which is (a) for pre-activation blocks and (b) for the others.
+    (b), or "default", that of the final head: (a) for pre-activation blocks, (b) for the others.
 
-    Weights: He et al.'s normal initialisation; the classifiers' biases start at zero. Raises ValueError.
+    Weights: He et al.'s normal initialisation; the classifiers' biases start at zero. Raises ValueError for options
+    that describe no network.
     """
     depth, outputs = whole_number("depth", depth), None if outputs is None else whole_number("outputs", outputs)
     width, num_classes = whole_number("width", width, 1), whole_number("num_classes", num_classes, 2)
@@ -170,7 +171,7 @@ def _checked(plan: Layout, at: Sequence[int]) -> tuple[int, ...]:
 
 
 def _parameters(plan: Layout, form: Form, width: int, num_classes: int, in_channels: int) -> int:
-    """About how many parameters: the convolutions of blocks as if all were alike in a stage, stem, one classifier."""
+    """About how many parameters: stem, convolutions (as if all blocks of a stage were alike), one classifier."""
     widths = plan.widths(form, width)
     of_block = [9 * i * i + 2 * i * o if plan.convolutions == 3 else 9 * (i + o) * o for i, o in widths]
     stem = (9 if form == "cifar" else 49) * STEM[form] * in_channels
@@ -189,7 +190,7 @@ def _stem(form: Form, in_channels: int, preact: bool) -> Iterator[nn.Module]:
 
 
 def _blocks(plan: Layout, form: Form, block: Block, width: int) -> Iterator[tuple[int, int, nn.Module]]:
-    """Each block, made when it is asked for, with the layer that it ends at and its channels."""
+    """Each block, built on demand, after the layer that it ends at and its channels."""
     layer, channels_in = 1, STEM[form]
     for stage, (count, (inner, channels)) in enumerate(zip(plan.stages, plan.widths(form, width), strict=True)):
         for b in range(count):
@@ -208,7 +209,7 @@ def _blocks(plan: Layout, form: Form, block: Block, width: int) -> Iterator[tupl
 
 
 def _initialise(net: nn.Module) -> None:
-    if next(net.parameters()).is_meta:  # which has no values, and takes long to draw none
+    if next(net.parameters()).is_meta:  # there are no values on meta, and drawing them takes long
         return
     for module in net.modules():
         if isinstance(module, nn.Conv2d):

@@ -1,4 +1,4 @@
-"""Checkpoints: how far a training has come, saved as it goes, and found again when it goes on."""
+"""Checkpoints: how far a training has come, saved while it runs, and loaded when it is resumed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from auxnet.answers import check_answers, noted
 from auxnet.checkpoint import load_state, save_state
 from auxnet.errors import DamagedError, DivergedError, first_line, warn
 from auxnet.files import write_text
@@ -20,6 +21,7 @@ from auxnet.loading import load_weights
 from auxnet.method import Method
 from auxnet.modules import copied
 from auxnet.network import AuxNet
+from auxnet.preprocessing import Preprocessing
 from auxnet.recipe import Recipe
 from auxnet.rundir import append, begin, checkpoints, is_finished, left_in, lines, read_rows
 from auxnet.tensors import read_about, save_tensors
@@ -32,34 +34,34 @@ class TrainingState:
     epoch: int = 0
     """epochs done"""
     step: int = 0
-    """steps done in the epoch after those"""
+    """steps done in the current epoch, the one after those"""
     losses: tuple[float, ...] = ()
-    """the training losses of those steps, one per output, summed over their images"""
+    """the training losses of the current epoch's steps, one per output, summed over images"""
     seconds: float = 0.0
-    """that earlier sessions took, up to the checkpoint they ended with; what a killed one did after it is not known"""
+    """of all sessions so far, each up to its last checkpoint; what a killed session did after that is not known"""
     epoch_seconds: float = 0.0
-    """spent in those steps"""
+    """spent in the current epoch's steps"""
     best_epoch: int = 0
     best_error: float = float("inf")
-    """mean over the outputs (those that train to the end) of their validation errors, in the best epoch"""
+    """mean validation error, in the best epoch, of the outputs that train to the end"""
     history: tuple[dict[str, Any], ...] = ()
     """the rows of metrics.jsonl"""
     drawn: str | None = None
-    """`DataSet.drawn`; None in checkpoints of before it was kept"""
+    """`DataSet.drawn`; None in old checkpoints"""
     left_out: tuple[str, ...] = ()
-    """`DataSet.left_out` when it was drawn; empty in checkpoints of before it was kept"""
+    """`DataSet.left_out` when the images were drawn; empty in old checkpoints"""
     train_images: int | None = None
-    """how many there were when it was trained last; None in checkpoints of before it was kept"""
+    """how many there were in the last session; None in old checkpoints"""
     judged_on: dict[str, Any] | None = None
-    """`DataSet.judged_on` then; None in checkpoints of before it was kept"""
+    """`DataSet.judged_on` in the last session; None in old checkpoints"""
     preprocessing: dict[str, Any] | None = None
-    """`Preprocessing.content()`, which stays as it was at the beginning; None in checkpoints of before it was kept"""
+    """`Preprocessing.content()`, which never changes within a run; None in old checkpoints"""
     classes: tuple[str, ...] | None = None
-    """`DataSet.classes`; None in checkpoints of before it was kept"""
+    """`DataSet.classes`; None in old checkpoints"""
     earlier_runs: tuple[Earlier, ...] = ()
-    """that its weights come from"""
+    """the runs that its pretrained weights come from"""
     pretrained_sha256: str | None = None
-    """of the weights that it began with; None for random ones, and in checkpoints of before it was kept"""
+    """of the weights that it began with; None for random ones, and in old checkpoints"""
 
     def within(self, step: int, losses: Iterable[float], seconds: float) -> TrainingState:
         """The state in the middle of an epoch, `seconds` after this one."""
@@ -73,26 +75,26 @@ class TrainingState:
 
 
 def mean_error(errors: Sequence[float]) -> float:
-    """The mean over outputs, without the last bits, which depend on their order: what is equal compares as equal."""
+    """The mean over outputs, without the last bits, which depend on their order: equal means compare as equal."""
     return round(fmean(errors), 12)
 
 
 @dataclass
 class Checkpointer:
-    """When a checkpoint is due, and what becomes of the run directory with the first one."""
+    """When a checkpoint is due, and what happens to the run directory with the first one."""
 
     folder: Path
     recipe: Recipe
     writes: bool = True
-    """of the processes of a team, one does"""
+    """whether this process writes; one of a team does"""
     keep: int = 2
     """how many of the newest checkpoints to keep"""
     every: float = math.inf
     """seconds between two checkpoints within an epoch"""
     begun: bool = False
-    """whether the run directory is this run's; until its first checkpoint, what an older run left stays"""
+    """whether the run directory is this run's; until its first checkpoint, an older run's files stay"""
     replaces: bool = False
-    """whether an older run may be there"""
+    """whether an older run may be there, and may be replaced"""
     saved: float = field(default_factory=time.monotonic)
     """when the last checkpoint was made"""
 
@@ -102,7 +104,7 @@ class Checkpointer:
         return self.writes and time.monotonic() - self.saved >= self.every
 
     @property
-    def spares(self) -> bool:
+    def older_run_intact(self) -> bool:
         """Whether an older run is still there: a training that is asked to stop now leaves it as it is."""
         return self.replaces and not self.begun
 
@@ -114,17 +116,22 @@ class Checkpointer:
         average: AuxNet | None,
         diagnosed: Sequence[dict[str, Any]] | None,
     ) -> None:
-        """Make a checkpoint, and keep the newest ones.
+        """Make a checkpoint, and remove all but the newest ones.
 
-        At the end of an epoch its metrics, and what was diagnosed, are logged first; its weights (their moving average,
-        if there is one) are kept last, if it is the best so far. `diagnosed` is None where no diagnosis was asked for;
-        else diagnosis.jsonl is there from the first checkpoint on, which tells a resume. Raises RuntimeError if the
-        checkpoint cannot be written, DivergedError for weights that are not finite.
+        At the end of an epoch its metrics and its diagnosis are logged first; if it is the best epoch so far, its
+        weights (their moving average, if there is one) are saved last. `diagnosed` is None if no diagnosis was asked
+        for; otherwise diagnosis.jsonl exists from the first checkpoint on, so that a resume continues it. Raises
+        RuntimeError if the checkpoint cannot be written, DivergedError for weights that are not finite.
         """
         if self.writes:
             _check_finite(net)
-            checkpoint = {"standing": vars(state), "net": net.state_dict(), "method": method.state_dict()}
+            checkpoint: dict[str, Any] = {
+                "standing": vars(state),
+                "net": net.state_dict(),
+                "method": method.state_dict(),
+            }
             checkpoint["saving"] = {"keep": self.keep, "every": self.every}
+            checkpoint["answers"] = _noted(self.recipe, net, state)
             if average is not None:
                 checkpoint["average"] = average.state_dict()
             self._write(checkpoint, state, net if average is None else average, diagnosed)
@@ -140,7 +147,7 @@ class Checkpointer:
         folder, older = self.folder, left_in(self.folder)
 
         def log() -> None:
-            """Once the checkpoint is on the disk, before it has its name: clear an older run away, log the epoch."""
+            """Once the checkpoint is on the disk, before it gets its name: remove an older run, log the epoch."""
             if not self.begun:
                 begin(folder, self.recipe)
             self.begun = True
@@ -153,16 +160,16 @@ class Checkpointer:
             (folder / "checkpoints").mkdir(exist_ok=True)
             save_state(folder / "checkpoints" / f"{state.epoch:05}-{state.step:07}.ckpt", checkpoint, log)
             if state.step == 0 and state.best_epoch == state.epoch:
-                _save_best(folder, state, judged)
+                _save_best(folder, self.recipe, state, judged)
             for old in checkpoints(folder)[self.keep :]:
                 old.unlink(missing_ok=True)
         except OSError as error:
             if not folder.is_dir():
                 raise RuntimeError(f"{folder} has vanished, and what was saved of the run with it") from error
             saved = "what was saved before is whole: put that right, then go on with --resume"
-            if self.spares and left_in(folder) != older:
+            if self.older_run_intact and left_in(folder) != older:
                 saved = "a part of the older run is removed: put that right, then begin again with --overwrite"
-            elif self.spares:
+            elif self.older_run_intact:
                 saved = "what lay there is as it was: put that right, then begin again"
             elif not self.begun:
                 saved = "nothing was saved before: put that right, then begin again"
@@ -173,23 +180,23 @@ class Checkpointer:
 
 
 def _check_finite(net: AuxNet) -> None:
-    """Raise DivergedError for weights that nobody wants to go on from: before they replace better ones."""
+    """Raise DivergedError for weights that are not finite, before they replace better ones."""
     statistics = [
         (f"{at}.{name}", buffer)
         for at, module in net.named_modules()
         if isinstance(module, nn.modules.batchnorm._NormBase)
         for name, buffer in module.named_buffers(recurse=False)
     ]
-    for name, tensor in (*net.named_parameters(), *statistics):  # other buffers may be meant so, as masks of -inf are
+    for name, tensor in (*net.named_parameters(), *statistics):  # other buffers may be so on purpose, as masks of -inf
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise DivergedError(f"{name} holds values that are not finite; it is not saved, and the run stops there")
 
 
 def newest_checkpoint(folder: Path) -> dict[str, Any]:
-    """What the newest checkpoint of a run holds that is not damaged; a damaged one is put aside, with a warning.
+    """The content of a run's newest checkpoint that is not damaged; damaged ones are set aside, with a warning.
 
-    Raises FileNotFoundError if there is none, DamagedError if all are damaged, RuntimeError if the newest is of another
-    version of this program.
+    Raises FileNotFoundError if there is none, DamagedError if all are damaged, RuntimeError if the newest is from
+    another version of this program.
     """
     paths = checkpoints(folder)
     if not paths:
@@ -207,9 +214,9 @@ def newest_checkpoint(folder: Path) -> dict[str, Any]:
 def load_checkpoint(
     checkpoint: dict[str, Any], net: AuxNet, method: Method, folder: Path, average: AuxNet | None = None
 ) -> TrainingState:
-    """Fill net, method and moving average from a run's checkpoint, and say where the training stands.
+    """Load a run's checkpoint into net, method and moving average, and return where the training stands.
 
-    Raises RuntimeError if it is of another recipe, or of another version of this program.
+    Raises RuntimeError if the checkpoint is of another recipe, or from another version of this program.
     """
     try:
         state = TrainingState(**checkpoint["standing"])
@@ -223,19 +230,21 @@ def load_checkpoint(
         method.load_state_dict(checkpoint["method"])
         if average is not None:
             average.load_state_dict(checkpoint["average"])
-        return state
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RuntimeError(f"{folder}: the checkpoint does not fit the recipe: {first_line(error)}") from None
+    if (note := checkpoint.get("answers")) is not None:
+        check_answers(net, note, folder)
+    return state
 
 
-def roll_back(folder: Path, state: TrainingState, net: AuxNet, epochs: int) -> TrainingState:
+def roll_back(folder: Path, recipe: Recipe, state: TrainingState, net: AuxNet) -> TrainingState:
     """Bring the other files back to what they were at this state: the lines of metrics.jsonl, the best weights.
 
-    (And those of diagnosis.jsonl, if there is one: they are on the disk before the checkpoint of their epoch is.)
+    (And the lines of diagnosis.jsonl, if there is one: they reach the disk before the checkpoint of their epoch.)
 
-    Where the best weights are gone (a later epoch that is lost had replaced them) or, with a warning, damaged, the
-    best so far is forgotten: the epochs to come, of all `epochs`, decide, that one again among them. Raises
-    DamagedError if none is to come.
+    The best weights may be gone, if a later epoch had replaced them whose checkpoint was lost, or damaged, which is
+    warned of. They are saved again if the state is the end of the best epoch. Otherwise the best so far is forgotten,
+    and the epochs still to come decide. Raises DamagedError if none of the recipe's epochs is to come.
     """
     write_text(folder / "metrics.jsonl", lines(state.history))
     if (folder / "diagnosis.jsonl").is_file():
@@ -244,9 +253,9 @@ def roll_back(folder: Path, state: TrainingState, net: AuxNet, epochs: int) -> T
     if _epoch_of_best(folder, net) == str(state.best_epoch):
         return state
     if state.step == 0 and state.best_epoch == state.epoch:
-        _save_best(folder, state, net)
+        _save_best(folder, recipe, state, net)
         return state
-    if state.epoch == epochs:
+    if state.epoch == recipe.epochs:
         raise DamagedError(f"{folder}: the best weights are gone from checkpoints/: --overwrite trains it again")
     return replace(state, best_epoch=0, best_error=float("inf"))
 
@@ -264,5 +273,13 @@ def _epoch_of_best(folder: Path, net: AuxNet) -> str | None:
     return read_about(path).get("epoch")
 
 
-def _save_best(folder: Path, state: TrainingState, net: AuxNet) -> None:
-    save_tensors(folder / "checkpoints" / "best.safetensors", net.state_dict(), {"epoch": str(state.epoch)})
+def _save_best(folder: Path, recipe: Recipe, state: TrainingState, net: AuxNet) -> None:
+    path = folder / "checkpoints" / "best.safetensors"
+    save_tensors(path, net.state_dict(), epoch=str(state.epoch), answers=_noted(recipe, net, state))
+
+
+def _noted(recipe: Recipe, net: AuxNet, state: TrainingState) -> str | None:
+    """What a net with a backbone answers, whose code may change; None for a built-in net."""
+    if recipe.backbone is None or state.preprocessing is None:
+        return None
+    return noted(net, Preprocessing.read(state.preprocessing).image_shape)

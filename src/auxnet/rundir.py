@@ -1,6 +1,6 @@
-"""The run directory: what a training leaves behind, begun and continued without losing anything.
+"""The run directory: the files of a training, and how it is begun, resumed and replaced without losing anything.
 
-recipe.yaml, metrics.jsonl, checkpoints/, and at the end model.safetensors, config.json and summary.json.
+It holds recipe.yaml, metrics.jsonl, checkpoints/, and at the end model.safetensors, config.json and summary.json.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ ROWS: dict[str | None, Kinds] = {
     "val": {**MEASURED, "error": NUMBER},
     None: {"epoch": int, "output": (int, type(None)), "layer": int, "share": (*NUMBER, type(None))},
 }
-"""by their split: the keys of the rows of metrics.jsonl, and of diagnosis.jsonl, which have none, and their types"""
+"""keys and types of the rows of metrics.jsonl, by split, and of diagnosis.jsonl, whose rows have no split (None)"""
 LOCK = ".lock"
 PARTIAL = r"\..+\.[0-9a-f]+\.partial"  # what `files.written_whole` leaves if it is killed
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run directory for this process alone; it is made if need be, and removed again if nothing came of it.
+    """Hold a run directory for this process alone; it is made if needed, and removed again if it stays empty.
 
     Raises FileExistsError if another process holds it.
     """
@@ -63,7 +63,7 @@ def locked(folder: Path) -> Iterator[None]:
     names = ("recipe.yaml", "metrics.jsonl", "diagnosis.jsonl", "model.safetensors", "config.json", "summary.json")
     written = ("checkpoints/.*.partial", *(f".{name}.*.partial" for name in names))
     for partial in (path for pattern in written for path in folder.glob(pattern)):
-        partial.unlink(missing_ok=True)  # what a killed training was writing
+        partial.unlink(missing_ok=True)  # left by a training that was killed while writing
     try:
         yield
     finally:
@@ -79,9 +79,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_run_folder(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
-    """Refuse, before anything is computed, what would lose something of the user's.
+    """Refuse, before anything is computed, a folder in which training would destroy something of the user's.
 
-    Raises FileExistsError, FileNotFoundError, or ValueError if the run to resume has another recipe.
+    Raises FileExistsError, FileNotFoundError or PermissionError; ValueError for a folder within the data, or if the run
+    to resume has another recipe.
     """
     if resume and overwrite:
         raise ValueError("resume continues a run and overwrite replaces it: give one of the two")
@@ -90,14 +91,14 @@ def check_run_folder(folder: Path, recipe: Recipe, resume: bool, overwrite: bool
     is_run = _is_run(folder)
     if resume:
         if not is_run:
-            mend = "give --data or --config too, and it is begun there"
+            mend = "give --data or --config too to begin one there"
             raise FileNotFoundError(f"there is no run to resume in {folder}: {mend}{nearest_run(folder)}")
         _check_same(read_run_recipe(folder), recipe, folder)
     elif is_run and not overwrite:
         mend = "resume (--resume) continues it, overwrite (--overwrite) replaces it"
         raise FileExistsError(f"{folder} holds a run already: {mend}")
     elif is_run and (others := [path for path in left_in(folder) if path.is_dir() and not path.is_symlink()]):
-        raise FileExistsError(f"{others[0]} is a folder, which no run has there: move it away, or name another")
+        raise FileExistsError(f"{others[0]} is a folder, where a run has a file: move it away, or name another")
     elif not is_run and folder.is_dir() and any(map(_is_foreign, folder.iterdir())):
         raise FileExistsError(f"{folder} holds other files: name a new folder for the run")
     if not resume:
@@ -110,7 +111,7 @@ def check_run_folder(folder: Path, recipe: Recipe, resume: bool, overwrite: bool
 
 
 def check_outside_data(folder: Path, data: str, data_dir: str | None) -> None:
-    """Raise ValueError for a folder to write to that is, or lies in, the folder of the data."""
+    """Raise ValueError if the folder to write to is the folder of the data, or lies in it."""
     around = (folder.resolve(), *folder.resolve().parents)
     for place in [] if data in sources.NAMES else sources.candidate_paths(data, data_dir):
         if place.is_dir() and place.resolve() in around:
@@ -118,7 +119,7 @@ def check_outside_data(folder: Path, data: str, data_dir: str | None) -> None:
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether a folder is a run's: it holds a recipe that was written for one, or what one leaves beside it."""
+    """Whether a folder is a run's: its recipe.yaml is sealed, or other files of a run lie beside it."""
     recipe = folder / "recipe.yaml"
     if not recipe.is_file():
         return False
@@ -128,16 +129,16 @@ def _is_run(folder: Path) -> bool:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether something in a folder is other than what a training leaves that was killed while it began."""
+    """Whether a path is none of those that a training leaves if it is killed while it begins."""
     if path.name == "checkpoints" and path.is_dir():
         return any(map(_is_foreign, path.iterdir()))
     return path.name != LOCK and not re.fullmatch(PARTIAL, path.name)
 
 
 def begin(folder: Path, recipe: Recipe) -> None:
-    """Make the run directory, what an earlier run left in it removed, with the recipe saved.
+    """Begin a run in its directory: remove what an earlier run left there, and save the recipe.
 
-    Killed anywhere in it, it leaves a recipe, by which the folder is known as a run, or nothing.
+    If it is killed in between, the folder holds a recipe, and so counts as a run, or nothing at all.
     """
     with written_whole(folder / "recipe.yaml") as partial:
         write_recipe(with_absolute_paths(recipe), partial, sealed=True)
@@ -146,18 +147,18 @@ def begin(folder: Path, recipe: Recipe) -> None:
 
 
 def left_in(folder: Path) -> list[Path]:
-    """What a run left in its folder, but its recipe: what goes when another replaces it."""
+    """The files of a run in its folder, except the recipe: those removed when another run replaces it."""
     damaged = (folder / "checkpoints").glob("*.damaged")
     paths = (*checkpoints(folder), *damaged, *event_files(folder), *(folder / name for name in RUN_FILES))
     return [path for path in paths if os.path.lexists(path)]
 
 
 def to_resume(folder: Path) -> tuple[bool, bool]:
-    """(resume, overwrite) for `fit(resume=None)`: go on with the run in the folder, or replace a lost training.
+    """(resume, overwrite) for `fit(resume=None)`: continue the run in the folder, or replace a lost training.
 
-    (False, False) for a folder without a run, which is begun; a training is lost that left nothing to go on from. One
-    whose checkpoints were damaged, or removed, counts as a run, and so does a finished one without its weights. It
-    cannot go on without a word from its owner: its best weights, its curves, its figures are not to be lost.
+    (False, False) for a folder without a run, where one is begun. A training is lost if it left nothing to continue
+    from. But a run whose checkpoints were damaged, or removed, is not replaced, and neither is a finished run without
+    its weights: resuming it fails, and its owner must decide, since its best weights, curves and figures would be lost.
     """
     places = folder / "checkpoints"
     kept = is_finished(folder) or any(places.glob("*.damaged")) or (places / "best.safetensors").is_file()
@@ -165,22 +166,22 @@ def to_resume(folder: Path) -> tuple[bool, bool]:
     return _is_run(folder) and not lost, lost
 
 
-def leave_out(folder: Path, max_corrupt: int) -> None:
+def record_max_corrupt(folder: Path, max_corrupt: int) -> None:
     """Save `max_corrupt` in a run's recipe, so that whoever opens the run leaves out the same unreadable images."""
-    if read_run_recipe(folder).max_corrupt != max_corrupt:  # it says, too, whether the recipe is whole
-        recorded = read_recipe(folder / "recipe.yaml")  # where the data lay, though they may have moved
+    if read_run_recipe(folder).max_corrupt != max_corrupt:  # reading it checks that the recipe is whole
+        recorded = read_recipe(folder / "recipe.yaml")  # with the place the data had, even if they moved
         with written_whole(folder / "recipe.yaml") as partial:
             write_recipe(replace(recorded, max_corrupt=max_corrupt), partial, sealed=True)
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a folder holds a training that came to its end: its summary is written last."""
+    """Whether a folder holds a finished training: its summary is written last."""
     return (folder / "summary.json").is_file()
 
 
 @contextmanager
 def summary_of(run: RunDir, more: str) -> Iterator[Any]:
-    """What a run's summary.json holds, to be read inside the block, where an error says that it is damaged, and `more`.
+    """The content of a run's summary.json; if reading it fails inside the block, the error says "damaged", and `more`.
 
     Raises FileNotFoundError without a summary, RuntimeError if it is damaged.
     """
@@ -190,12 +191,12 @@ def summary_of(run: RunDir, more: str) -> Iterator[Any]:
 
 
 def is_lost(folder: Path) -> bool:
-    """Whether a training was begun here that left nothing: no checkpoint to go on from, and no weights at its end."""
+    """Whether a training was begun here that left nothing: no checkpoint to continue from, and no final weights."""
     return _is_run(folder) and not checkpoints(folder) and not (folder / "model.safetensors").is_file()
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe with its data and weights named so that they are found from any folder, and without AUXNET_DATA."""
+    """The recipe with absolute paths of its data and weights, valid from any folder and without AUXNET_DATA."""
     data, data_dir = sources.absolute_source(recipe.data, recipe.data_dir)
     pretrained = None if recipe.pretrained is None else absolute_name(recipe.pretrained)
     return replace(recipe, data=data, data_dir=data_dir, pretrained=pretrained)
@@ -209,7 +210,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Add rows to metrics.jsonl or diagnosis.jsonl; they are on the disk then."""
+    """Add rows to metrics.jsonl or diagnosis.jsonl, and wait until they are on the disk."""
     with path.open("a", encoding="utf-8") as file:
         file.write(lines(rows))
         file.flush()
@@ -229,7 +230,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl or diagnosis.jsonl, one a line, each with all its keys; none if there is no file.
 
-    A line that is no row any more is left out: damaged, or the last one, torn by a crash.
+    A line that is not a valid row is left out: a damaged one, or the last one, torn by a crash.
     """
     rows = []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
@@ -241,9 +242,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def whole_epochs(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl of epochs of which all are there, two for each output.
+    """The rows of metrics.jsonl of those epochs that are complete, with two rows for each output.
 
-    (A file that is being written, or that a crash has cut, ends anywhere; a line of it may be damaged.)
+    (A file that is being written, or was cut off by a crash, may end anywhere; a line of it may be damaged.)
     """
     outputs = max((row["output"] for row in rows), default=0)
     logged = Counter(row["epoch"] for row in rows)
@@ -251,11 +252,11 @@ def whole_epochs(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _check_same(saved: Recipe, recipe: Recipe, folder: Path) -> None:
-    """Raise ValueError for a recipe other than the run's, but in where it runs and how many bad images are left out."""
+    """Raise ValueError if a recipe differs from the run's, except in where it runs (`WHERE`) and in max_corrupt."""
     free = {key: getattr(recipe, key) for key in (*WHERE, "max_corrupt")}
     saved, recipe = with_absolute_paths(replace(saved, **free)), with_absolute_paths(recipe)
     if not Path(saved.data).exists() and Path(saved.data).name == Path(recipe.data).name:
-        saved = replace(saved, data=recipe.data)  # it has moved
+        saved = replace(saved, data=recipe.data)  # the data have moved
     if may_be_pin_of(saved.pretrained, recipe.pretrained):
         saved = replace(saved, pretrained=recipe.pretrained)
     for key, value in asdict(saved).items():
@@ -264,7 +265,7 @@ def _check_same(saved: Recipe, recipe: Recipe, folder: Path) -> None:
             own = f"leave the flag out (in Python give auxnet.recipe.read_run_recipe({str(folder)!r}))"
             mend = f"{own}, or train another run with --out"
             if key == "data":
-                value = read_recipe(folder / "recipe.yaml").data  # where they lay
+                value = read_recipe(folder / "recipe.yaml").data  # the place they had
                 mend += "; data that have moved are found by data_dir (--data-dir), the folder that holds them"
             if key == "epochs" and (folder / "model.safetensors").is_file():
                 mend += f", from these weights by --pretrained {folder}"

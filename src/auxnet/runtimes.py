@@ -1,4 +1,4 @@
-"""A model, whatever it lies in, as one function of images: a run, an exported folder, the hub, or ONNX.
+"""A model of any form as one function of images: a run, an exported folder, a model on the hub, or an ONNX file.
 
 Shapes: N images, H x W pixels, C channels; images are uint8 [N, H, W, C].
 """
@@ -19,8 +19,8 @@ from auxnet.batches import normalise
 from auxnet.documents import json_value, parsing
 from auxnet.errors import one_line
 from auxnet.exits import EarlyExit, read_policy
+from auxnet.export_graphs import need
 from auxnet.fetching import on_hub
-from auxnet.graphs import need
 from auxnet.hub import PretrainedAuxNet, load, position_of
 from auxnet.machine import cores, device_of, thread_count, threads_set, to_device
 from auxnet.modules import copied
@@ -44,11 +44,11 @@ class Answers(NamedTuple):
 
 @dataclass(frozen=True)
 class Runnable:
-    """A model that can be asked: what it wants to see, what its answers mean, and itself."""
+    """A model as a function that answers, with its classes and the preparation of its images."""
 
     classes: tuple[str, ...]
     preprocessing: Preprocessing
-    """of which `ask` does the normalisation"""
+    """the normalisation in it is done by `ask`"""
     ask: Callable[[Pixels], Answers]
     threads: int
     """CPU threads that it is run on"""
@@ -63,11 +63,11 @@ def open_model(
     device: str | None = None,
     threads: int | None = None,
 ) -> Runnable:
-    """A run directory, an exported folder, `hf:owner/name`, or an ONNX file of this program.
+    """Open a run directory, an exported folder, `hf:owner/name`, or an ONNX file of this program.
 
-    `output` is that of the run (default: the deepest there is); an ONNX file has the one it was exported with, and
-    runs on the CPU. With `exits` it is a run's early exit, by its exits.json. `device` is the CPU by default, `threads`
-    PyTorch's own number, at most one per core; for an ONNX file one per core.
+    `output` is its number in the run (default: the deepest output); an ONNX file has the one it was exported with, and
+    runs on the CPU. With `exits` the model is a run's early exit, by its exits.json. `device` is the CPU by default.
+    `threads` is by default PyTorch's own number, at most one per core; for an ONNX file, one per core.
 
     Raises FileNotFoundError, ValueError for a file or an output that cannot be used, TypeError for what is no model,
     RuntimeError for damage.
@@ -106,12 +106,12 @@ def runnable(
     device: str | None = None,
     threads: int | None = None,
 ) -> Runnable:
-    """A net that is loaded, its output as numbered in the run (default: the deepest there is), to be asked.
+    """One output of a loaded net, by its number in the run (default: the deepest), as a function that answers.
 
-    With a `policy` over all its outputs images leave early instead, and probabilities are tempered by it, as in an ONNX
-    early exit. On a `device` other than its own (the default), a copy of it is asked; `threads` of the CPU, by default
-    PyTorch's own number, at most one per core, are set for each question only. Raises ValueError if it has no such
-    output or the device cannot be used.
+    With a `policy` over all outputs, images leave early instead, and the policy tempers the probabilities, as in an
+    ONNX early exit. `device` is by default the net's own; on another, a copy of the net runs. `threads` CPU threads (by
+    default PyTorch's own number, at most one per core) are set during each call only. Raises ValueError if the net has
+    no such output or the device cannot be used.
     """
     if policy is None:
         number = net.numbers[-1] if output is None else output
@@ -141,7 +141,7 @@ def runnable(
 def open_onnx(path: Path, output: int | None = None, threads: int | None = None) -> Runnable:
     """An ONNX file of this program in onnxruntime, on `threads` CPU threads (None: one per core).
 
-    Raises ValueError if it was not made here or has another output, RuntimeError if it is damaged.
+    Raises ValueError if another program made it or it has another output, RuntimeError if it is damaged.
     """
     need("onnxruntime")
     import onnxruntime
@@ -181,14 +181,14 @@ def open_onnx(path: Path, output: int | None = None, threads: int | None = None)
 
 
 def _facts(metadata: dict[str, str], path: Path) -> dict[str, Any]:
-    """What `graphs.write_onnx` put into the metadata."""
+    """What `export_graphs.write_onnx` put into the metadata."""
     if "auxnet_version" not in metadata:
         raise ValueError(
             f"{path} was not exported by auxnet: its metadata has no auxnet_version, so its classes and "
             "preprocessing are unknown; export it with auxnet export"
         )
     with parsing(f"{path} is damaged: its metadata cannot be read"):
-        ours = {key: value for key, value in metadata.items() if "." not in key}  # onnx.infer is of the quantization
+        ours = {key: value for key, value in metadata.items() if "." not in key}  # quantization adds onnx.infer
         facts = {key: json_value(value) for key, value in ours.items()}
         sound = Preprocessing.read(facts).channels in (1, 3)
         sound = sound and isinstance(facts["kind"], str) and facts["output"] >= 1

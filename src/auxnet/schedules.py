@@ -12,8 +12,8 @@ from auxnet.recipe import Recipe, words_of
 def lr_at(recipe: Recipe, epoch: int) -> float:
     """The step size in an epoch (1-based), the same in all its steps.
 
-    It rises evenly over the epochs of `warmup`. Then "multistep" multiplies it by lr_decay at each milestone that
-    lies behind, and "cosine" lowers it along half a wave, from lr to nearly 0 in the last epoch.
+    It rises linearly over the `warmup` epochs. After them "multistep" multiplies it by lr_decay at each milestone that
+    has passed, and "cosine" lowers it along half a cosine wave, from lr to nearly 0 in the last epoch.
     """
     rising = min(1.0, epoch / (recipe.warmup + 1))
     if recipe.schedule == "cosine":
@@ -24,7 +24,7 @@ def lr_at(recipe: Recipe, epoch: int) -> float:
 
 
 def lambdas_at(recipe: Recipe, depths: Sequence[int], epoch: int = 1) -> list[float]:
-    """The loss weights [K] in an epoch (1-based) of a net with outputs at these depths; 0 is a loss discarded.
+    """The loss weights [K] in an epoch (1-based) of a net with outputs at these depths; 0 discards a loss.
 
     Raises ValueError for weights that do not fit the outputs.
     """
@@ -37,9 +37,9 @@ def lambdas_at(recipe: Recipe, depths: Sequence[int], epoch: int = 1) -> list[fl
 
 
 def trained_outputs_only(recipe: Recipe, depths: Sequence[int], values: Sequence[float]) -> list[float]:
-    """From one value per output, those of the outputs whose loss still counts in the last epoch.
+    """Of one value per output, those of the outputs whose loss still counts in the last epoch.
 
-    Epochs and trials are compared by these: an output that weighs nothing, or will be discarded, has no say.
+    Epochs and trials are compared by these values: outputs of weight 0, or discarded later, do not count.
     """
     weights = lambdas_at(recipe, depths, recipe.epochs)
     return [value for value, weight in zip(values, weights, strict=True) if weight > 0]
@@ -47,7 +47,7 @@ def trained_outputs_only(recipe: Recipe, depths: Sequence[int], values: Sequence
 
 def weights_of(recipe: Recipe, depths: Sequence[int]) -> list[float]:
     """The loss weights [K] that a recipe begins with: its own, or those that follow from the depths."""
-    K, own = len(depths), None if recipe.alone else recipe.weights  # which are of all outputs, and one is left
+    K, own = len(depths), None if recipe.alone else recipe.weights  # these are for all outputs, not for one alone
     if own is None:
         return [float(w) for w in loss_weights(depths, recipe.gamma, recipe.floor, recipe.relative_to)]
     if len(own) == 1:

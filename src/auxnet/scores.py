@@ -1,4 +1,4 @@
-"""What logits say about labels: errors and calibration, each with the doubt that N images leave.
+"""Logits against labels: errors and calibration, each with the uncertainty that N images leave.
 
 Shapes: K outputs, N images, C classes. Statistics are computed in float64. Errors are fractions in [0, 1].
 """
@@ -23,8 +23,8 @@ from auxnet.network import AuxNet, check_tensors, fitting
 from auxnet.words import per_cent, plural
 
 Z95 = NormalDist().inv_cdf(0.975)  # standard errors to either side of a normal 95 % interval
-PIECE = 2**18  # logits that are in float64 at once: what a processor's cache holds
-FEW = 100  # validation images, with fewer of which little can be told
+LOGITS_AT_ONCE = 2**18  # in float64: as many as a processor's cache holds
+FEW_IMAGES = 100  # fewer validation images than this tell little
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +57,11 @@ class Predictions:
 
 @torch.no_grad()
 def predictions(net: AuxNet, batches: Batches) -> Predictions:
-    """What every output says of batches of (images [N, C, H, W], labels [N]), in evaluation mode.
+    """The logits of every output for batches of (images [N, C, H, W], labels [N]), in evaluation mode.
 
-    The net is left in the mode it was in, the batches as they were. Raises ValueError without images, or for labels
-    that are no classes of the net, RuntimeError for logits that are not finite: their error would be that of calling
-    all images by one class.
+    The net is left in the mode it was in, the batches as they were. Raises ValueError if there are no images or labels
+    are no classes of the net, RuntimeError for logits that are not finite: their error would be that of predicting one
+    class for all images.
     """
     parts = []
     with in_mode(net, training=False):
@@ -96,9 +96,9 @@ def wilson(wrong: int, n: int, level: float = 0.95) -> tuple[float, float]:
 def interval_of_mean(values: Tensor, least: float, most: float) -> tuple[float, float]:
     """A 95 % interval of the mean of values [N] in [least, most]: Agresti and Coull's (1998) of a share, generalised.
 
-    z^2 values are added, half of them `least`, half `most`, before the normal interval is taken; so it has a width
-    where all values are alike. Of 2 and 3 different values, N from 30 to 1,000, the rare ones 0.5 to 50 %, it covered
-    the true mean in 92 % of simulated sets at worst and 97 % on average; the normal interval itself, in 13 and 85 %.
+    z^2 values are added, half of them `least`, half `most`, before the normal interval is taken; so it has a width even
+    if all values are alike. In simulations (2 or 3 different values, the rare ones 0.5 to 50 %, N from 30 to 1,000) it
+    covered the true mean of 92 % of sets at worst and 97 % on average; the normal interval itself, of 13 and 85 %.
     """
     added, N = Z95**2 / 2, len(values) + Z95**2
     mean = (float(values.sum()) + added * (least + most)) / N
@@ -108,20 +108,20 @@ def interval_of_mean(values: Tensor, least: float, most: float) -> tuple[float, 
 
 
 def interval_of(error: float, images: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of an error, or another share, that was measured on so many images."""
+    """Wilson's interval of an error, or of another share, that was measured on `images` images."""
     return wilson(round(error * images), images, level)
 
 
 def guessing(labels: Tensor) -> float:
-    """The error of calling every image by the commonest class, for labels [N]."""
-    return (len(labels) - int(torch.bincount(labels).max())) / len(labels)  # as errors are rounded
+    """The error of always predicting the most frequent class, for labels [N]."""
+    return (len(labels) - int(torch.bincount(labels).max())) / len(labels)  # rounded as other errors are
 
 
 def no_better_than_guessing(error: float, images: int, guess: float, paired: Comparison | None = None) -> str | None:
-    """A remark if an error on so many images is not shown to be less than that of guessing; else None.
+    """A remark if an error on `images` images is not shown to be less than that of guessing; else None.
 
-    Shown by the interval of the error (sharper where classes are of like size) or by `paired`, image by image (sharper
-    where one class dominates); with `paired` given, either at half the usual level suffices.
+    The interval of the error can show it (sharper if classes are of similar size), and so can `paired`, the comparison
+    image by image (sharper if one class dominates). With `paired` given, one suffices, each at half the usual level.
     """
     level = 0.05 if paired is None else 0.025
     by_interval = interval_of(error, images, 1 - level)[1] < guess
@@ -133,11 +133,11 @@ def no_better_than_guessing(error: float, images: int, guess: float, paired: Com
 
 def too_few(images: int) -> str | None:
     """A remark if there are too few validation images to tell much; else None."""
-    if images >= FEW:
+    if images >= FEW_IMAGES:
         return None
     of_one = plural(round(100 / max(images, 1), 1), "point")
     mend = "a new training with more (--val-fraction, or more in val/) tells more"
-    return f"{plural(images, 'validation image')}, fewer than {FEW}, tell little, one is {of_one}: {mend}"
+    return f"{plural(images, 'validation image')}, fewer than {FEW_IMAGES}, tell little, one is {of_one}: {mend}"
 
 
 def top_error(logits: Tensor, labels: Tensor, k: int) -> float:
@@ -161,7 +161,7 @@ class Comparison:
     high: float
     """95 % interval of the difference"""
     p_value: float
-    """of McNemar's exact test: how likely a difference so large is where there is none; of several, see `holm`"""
+    """of McNemar's exact test: how likely so large a difference is if there is none; of several tests, see `holm`"""
 
     @property
     def significant(self) -> bool:
@@ -170,11 +170,12 @@ class Comparison:
 
 
 def compare(wrong_a: Tensor, wrong_b: Tensor) -> Comparison:
-    """The errors of two classifiers, bool [N] each, on the same N images.
+    """Compare the errors of two classifiers, bool [N] each, on the same N images.
 
-    McNemar's exact test is a sign test over the images on which exactly one of the two is wrong. The interval
-    is Bonett and Price's adjusted one for paired proportions (2012): it keeps its level where those images are
-    few, but is not the test turned round, so that near 5 % the two may differ. Raises ValueError.
+    McNemar's exact test is a sign test over the images on which exactly one of the two is wrong. The interval is Bonett
+    and Price's adjusted one for paired proportions (2012): it keeps its level even if those images are few, but it is
+    approximate and not the inverse of the test, so near 5 % the two may disagree. Raises ValueError if there are no
+    images, or not the same number for both.
     """
     from scipy.special import bdtr
 
@@ -192,9 +193,10 @@ def compare(wrong_a: Tensor, wrong_b: Tensor) -> Comparison:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for being several (Holm 1979), in the order given.
+    """p-values adjusted for multiple tests (Holm 1979), in the order given.
 
-    Where there is no difference anywhere, some p-value is below 0.05 in at most 5 % of cases, however many there are.
+    If there is no difference anywhere, some adjusted p-value is below 0.05 in at most 5 % of cases, however many tests
+    there are.
     """
     adjusted, least = [1.0] * len(p_values), 0.0
     for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
@@ -204,16 +206,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def adjusted_p_values(wrong: Sequence[Tensor]) -> dict[tuple[int, int], float]:
-    """`compare` of each pair (i < j) of classifiers, bool [N] each on the same images, adjusted (`holm`) for all pairs.
+    """p-values of each pair (i < j) of classifiers, bool [N] each on the same images, adjusted (`holm`) for all pairs.
 
-    For the pairs of the best one, too: which that is was seen on the same images, where it might have been any.
+    All pairs count, even if only those of the best are used: it was picked on these images, and could have been any.
     """
     pairs = [*combinations(range(len(wrong)), 2)]
     return dict(zip(pairs, holm([compare(wrong[i], wrong[j]).p_value for i, j in pairs]), strict=True))
 
 
 def compared_with(output: int, predicted: Predictions) -> dict[int, Comparison]:
-    """The other outputs compared with one of them (1..K), by their numbers; p-values by `adjusted_p_values`."""
+    """Each other output, by its number, compared with one of them (1..K); p-values are `adjusted_p_values`."""
     wrong, reference = [*predicted.wrong], output - 1
     adjusted = adjusted_p_values(wrong)
     return {
@@ -265,13 +267,14 @@ def calibration_error(logits: Tensor, labels: Tensor) -> float:
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The T in 1/20..20 that minimises the log-loss of logits [N, C] / T (temperature scaling, Guo et al. 2017).
 
-    1 where every image is right: there the loss falls towards T = 0, and nothing is said of how sure is too sure.
+    1 if every image is right: then the loss falls all the way towards T = 0, and the images do not tell how much
+    confidence is too much.
     """
     from scipy.optimize import minimize_scalar
 
     if bool((logits.argmax(1) == labels).all()):
         return 1.0
-    images = max(1, PIECE // logits.shape[1])
+    images = max(1, LOGITS_AT_ONCE // logits.shape[1])
     pieces = list(zip(torch.split(logits, images), torch.split(labels, images), strict=True))
     edge = math.log(20)
 

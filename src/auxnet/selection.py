@@ -64,7 +64,7 @@ class Choice:
     candidates: tuple[Candidate, ...]
     """all outputs, shallow to deep"""
     guessing: float
-    """the error of calling every one of these images by the commonest class"""
+    """the error of predicting the most frequent class for every one of these images"""
     against_guessing: Comparison | None
     """the chosen output's errors less those of guessing so, on the same images; None without a choice"""
     measured_on: str | None = None
@@ -72,7 +72,7 @@ class Choice:
 
     @property
     def alike(self) -> int | None:
-        """The cheapest output below the chosen one that these images cannot tell from it; None if there is none."""
+        """The cheapest output, cheaper than the chosen one, that these images cannot tell from it; else None."""
         return None if self.output is None else _alike(self.candidates, self.candidates[self.output - 1].report)
 
     @property
@@ -85,7 +85,7 @@ class Choice:
 
     @property
     def by_balanced_error(self) -> str | None:
-        """Which other output the same rule would choose by balanced error, where classes differ much in size."""
+        """A remark if classes differ much in size and the same rule would choose another output by balanced error."""
         if self.output is None or not self.candidates[0].report.uneven:
             return None
         meeting = sorted((each.report for each in self.candidates if each.meets), key=lambda row: row.macs)
@@ -102,8 +102,8 @@ class Choice:
         found = [self.no_better_than_guessing, too_few(self.candidates[0].report.images), self.by_balanced_error]
         compared = [each.against_chosen for each in self.candidates if each.against_chosen is not None]
         if any(not (each.significant or each.low <= 0 <= each.high) for each in compared):
-            exact = "McNemar's p is exact and adjusted (Holm), the intervals are neither"
-            found.append(f"{exact}: one without 0 may stand beside a p of 0.05 or more")
+            exact = "McNemar's p is exact and adjusted (Holm), the intervals are approximate and unadjusted"
+            found.append(f"{exact}: one may exclude 0 although p is 0.05 or more")
         if "latency" in self.budgets:
             found.append(OF_PYTORCH)
         return tuple(filter(None, found))
@@ -124,15 +124,15 @@ def select(
 ) -> Choice:
     """Choose an output of a run directory's weights, "last" or "best", on the validation images of its data set.
 
-    The cheapest output (in multiply-adds) whose error is within a margin of the best: `within` is a fraction, 0.005
-    (half a percentage point) if there is no budget, and 0 if there is one: the best that meets it. Latency (ms, one
-    image, the truncated model) is measured if it is budgeted. Data, device and CPU threads are those of the training
-    where they are not given.
+    It is the cheapest output (in multiply-adds) whose error is within a margin of the best. The margin `within` is a
+    fraction; by default it is 0.005 (half a percentage point) without a budget, and 0 with one: the best output that
+    meets it. Latency (ms, one image, the truncated model) is measured if it is budgeted. Data, device and CPU threads
+    are those of the training unless they are given.
 
-    Raises ValueError for what cannot be asked, FileNotFoundError and RuntimeError for what is not a finished run.
+    Raises ValueError for an impossible request, FileNotFoundError or RuntimeError if `run` is not a finished run.
     """
     limits = {"params": max_params, "macs": max_macs, "latency": max_latency}
-    checked_within(within, checked_budgets(limits))  # told before the run is opened and its images are read
+    checked_within(within, checked_budgets(limits))  # before the run is opened and its images are read
     with opened(run, data_dir=data_dir, device=device, threads=threads, which=which) as it:
         return select_on(
             it.net, it.batches("val"), within=within, max_params=max_params, max_macs=max_macs, max_latency=max_latency
@@ -170,9 +170,9 @@ def choose(
 ) -> Choice:
     """Choose by predictions of validation images, reports of the outputs on them, and latencies (medians, ms).
 
-    `within` is a fraction, 0.005 being half a percentage point; without it, MARGIN where no budget is given,
-    and 0 (the best that meets them) where one is. Of equal errors the cheaper output's is the better.
-    Raises ValueError for a margin or budget that cannot be, and for a latency budget without latencies.
+    `within` is a fraction: 0.005 is half a percentage point. By default it is MARGIN if no budget is given, and else 0
+    (the best output that meets the budgets). Of two outputs with equal errors the cheaper one is the better.
+    Raises ValueError for an impossible margin or budget, and for a latency budget without latencies.
     """
     budgets = checked_budgets(budgets or {})
     margin = checked_within(within, budgets)
@@ -216,14 +216,14 @@ def choose(
 
 
 def _alike(candidates: Sequence[Candidate], chosen: OutputReport) -> int | None:
-    """The cheapest output below the chosen one that cannot be told from it; None if there is none."""
+    """The cheapest output, cheaper than the chosen one, that cannot be told from it; None if there is none."""
     below = [each for each in candidates if each.report.macs < chosen.macs]
     alike = [each.report for each in below if each.against_chosen and not each.against_chosen.significant]
     return min(alike, key=lambda report: report.macs).output if alike else None
 
 
 def cheapest_within(errors: Sequence[float], macs: Sequence[int], margin: float) -> int:
-    """The place of the cheapest model whose error lies within a margin of the least; of equal cost, the better one."""
+    """The index of the cheapest model whose error is within a margin of the least; of equal costs, the better one."""
     good_enough = [k for k, error in enumerate(errors) if error <= min(errors) + margin + 1e-12]
     return min(good_enough, key=lambda k: (macs[k], errors[k]))
 

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from types import FrameType
 
 HANGUP = getattr(signal, "SIGHUP", 0)  # which not every system has; a terminal that closes may send it twice
-_left = 0  # a signal that `held` noted, and left
+_left = 0  # a signal that `held` noted
 
 
 class Stopped(KeyboardInterrupt):
-    """Somebody asked the program to stop, and it did in good order."""
+    """The program was asked to stop, and stopped in good order."""
 
     def __init__(self, number: int, what: str) -> None:
         super().__init__(what)
@@ -23,10 +23,10 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """Inside the block, SIGTERM and a hangup raise Stopped, as Ctrl-C does KeyboardInterrupt, so that clean-up runs.
+    """Inside the block, SIGTERM and a hangup raise Stopped, as Ctrl-C raises KeyboardInterrupt, so that clean-up runs.
 
-    Outside the main thread, and where another handler than Python's is set, nothing changes; what is ignored (hangups
-    under nohup) stays so.
+    Nothing changes outside the main thread, nor for a signal with a handler other than the system's default: ignored
+    signals (hangups under nohup) stay ignored.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -40,10 +40,10 @@ def raised() -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[Callable[[], int]]:
-    """Inside the block, SIGTERM, Ctrl-C and a hangup are only noted: the function given says which, 0 if none.
+    """Inside the block, SIGTERM, Ctrl-C and a hangup are only noted: the function yielded says which, 0 if none.
 
-    A second one acts at once, unless it is a hangup. What is ignored (hangups under nohup, Ctrl-C in the background of
-    a script) stays so. Outside the main thread, where Python delivers no signals, none is held.
+    A second signal acts at once, unless it is a hangup. Ignored signals (hangups under nohup, Ctrl-C in the background
+    of a script) stay ignored. Outside the main thread, where Python delivers no signals, none is held.
     """
     global _left
     noted = 0
@@ -65,8 +65,8 @@ def held() -> Iterator[Callable[[], int]]:
 
 
 @contextmanager
-def obeyed() -> Iterator[None]:
-    """On leaving, raise Stopped for a signal that `held` noted inside, if an error, handled there, had come first."""
+def raised_after() -> Iterator[None]:
+    """After the block, raise Stopped for a signal that `held` noted inside but an error kept from being obeyed."""
     global _left
     if _in_main():
         _left = 0
@@ -77,7 +77,7 @@ def obeyed() -> Iterator[None]:
 
 @contextmanager
 def _handled(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[None]:
-    """Have these signals call the handler, for the block; outside the main thread, which gets none, nothing changes."""
+    """Inside the block, these signals call the handler; outside the main thread, which gets none, nothing changes."""
     before = {number: signal.signal(number, handler) for number in numbers if _in_main()}
     try:
         yield

@@ -1,4 +1,4 @@
-"""What early exit was solved to: the policy, what it does to images, and the curves around it."""
+"""The answer of solving early exit: a policy, what it does to images, and curves to compare it with."""
 
 from __future__ import annotations
 
@@ -29,30 +29,31 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Solved:
-    """The answer to a target, the curves around it, and what they were made of."""
+    """The answer to a target, curves to compare it with, and what they were made from."""
 
     answer: Point | None = None
     """None if no thresholds meet the target"""
     reason: str | None = None
-    """why there is no answer; None where there is one"""
+    """why there is no answer; None if there is one"""
     curves: dict[str, tuple[Point, ...]] = field(default_factory=dict)
-    """"solved": least errors for bounds on the mean cost; "anytime": all images at output 1, 2, ..., K; "budgeted":
-    shares proportional to q^k; {} without a policy. Choose by `val` alone: a target picked by `test` unseals it"""
+    """"solved": the least errors for bounds on the mean cost; "anytime": all images at output 1, 2, ..., K;
+    "budgeted": shares proportional to q^k; {} without an answer. Choose by `val` alone: picking a target by `test`
+    would be choosing on the test set"""
     cross_fitted: CrossFit | None = None
-    """the rise of error on images left out of solving, by which max_error_increase is kept; None for another target"""
+    """how max_error_increase is kept on images left out of solving; None for another target"""
     costs: tuple[float, ...]
-    """[K], of an image that leaves at each output, with the heads that it passes under the policy"""
+    """[K], of an image that leaves at each output, with the heads that the policy runs before it"""
     alone: tuple[float, ...]
-    """[K], of each output as a model of its own: what could be shipped in place of early exit"""
+    """[K], of each output as a model of its own, the alternative to early exit"""
     unit: Unit
     """of all costs: multiply-adds, or milliseconds of one image at a time, measured here"""
     target: dict[str, float]
     """max_error_increase (a fraction), or max_mean_cost (in `unit`)"""
     notes: tuple[str, ...] = ()
-    """what a reader must know before trusting the thresholds; () without a policy"""
+    """what to know before trusting the thresholds; () without an answer"""
     source: dict[str, Any] = field(default_factory=dict, repr=False)
-    """what the policy was made of and where, as exits.json has it: weights, weights_sha256, common, versions, commit,
-    device; {} without a policy"""
+    """what the policy was made from and where, as exits.json has it: weights, weights_sha256, common, versions, commit,
+    device; {} without a run or an answer"""
     written: Path | None = None
     """RUN/exits.json, or exits-best.json; None if nothing was written"""
     measured_on: str | None = None
@@ -60,7 +61,7 @@ class Solved:
 
     @property
     def policy(self) -> Policy | None:
-        """The policy that was solved for; None if no thresholds meet the target."""
+        """The policy that meets the target; None if no thresholds do."""
         return None if self.answer is None else self.answer.policy
 
     @property
@@ -70,7 +71,7 @@ class Solved:
 
     @property
     def test(self) -> Outcome | None:
-        """What the policy does to images that decided nothing; None where none were given, too."""
+        """What the policy does to test images, which decided nothing; None also if none were given."""
         return None if self.answer is None else self.answer.test
 
     @property

@@ -1,13 +1,12 @@
 """Early exit solved for a net or a run: thresholds from validation images, and what they do on images not seen.
 
-The test images decide nothing: policies are made first, of validation images alone, and then reported on both.
+Test images decide nothing: all policies are solved on validation images alone, and then reported on both.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -29,17 +28,7 @@ from auxnet.recipe import RunDir
 from auxnet.scores import predictions
 from auxnet.sections import Confidence, Cost, Which
 from auxnet.solved import Point, Solved, Unit, cost_text
-from auxnet.thresholds import (
-    anytime,
-    budgeted,
-    check_target,
-    cost_curve,
-    fit_temperatures,
-    outcome,
-    solve,
-    solve_cross_fitted,
-    starts_of,
-)
+from auxnet.thresholds import Solver, anytime, budgeted, check_target, fit_temperatures, outcome
 from auxnet.words import command, which_flags
 
 INCREASE = 0.005  # the target, if none is given
@@ -69,7 +58,7 @@ def solve_exits(
 
     - `max_error_increase`: the least mean `cost` ("macs" or "latency") with an error of at most that much above the
       final output's, as a fraction of the images (0.005, the default, is half a percentage point). It is kept in the
-      mean over images that the thresholds were not solved on (`solve_cross_fitted`: no promise for one set of them),
+      mean over images that the thresholds were not solved on (`Solver.cross_fitted`: no promise for one set of them),
       by the final output alone if nothing else is shown to keep it.
     - `max_mean_macs`: the least error with at most that many multiply-adds for an image in the mean.
     - `max_mean_latency`: the same in milliseconds, one image at a time, measured here.
@@ -128,7 +117,7 @@ def solve_exits_on(
 
 @dataclass(frozen=True)
 class _Asked:
-    """What is asked for; see `solve_exits`. Raises ValueError for what cannot be."""
+    """The arguments of `solve_exits` that say what to solve. Raises ValueError for those out of range."""
 
     target: dict[str, float]
     unit: Unit
@@ -146,7 +135,7 @@ class _Asked:
 def _target(
     increase: float | None, macs: float | None, latency: float | None, cost: Cost
 ) -> tuple[dict[str, float], Unit]:
-    """The target as `solve` takes it, and the unit of cost. Raises ValueError for two, or one that cannot be."""
+    """The target as `Solver.solve` takes it, and the unit of cost. Raises ValueError for two, or one out of range."""
     check_choice("cost", cost, Cost)
     asked = {"max_error_increase": increase, "max_mean_macs": macs, "max_mean_latency": latency}
     given = {name: value for name, value in asked.items() if value is not None} or {"max_error_increase": INCREASE}
@@ -161,7 +150,7 @@ def _target(
 
 
 def _solved(net: AuxNet, batches: Batches, test_batches: Batches | None, asked: _Asked, select: str) -> Solved:
-    """The answer for a net of several outputs; `select` names what compares these, for the notes."""
+    """The answer for a net of several outputs; `select` names the command that compares outputs, for the notes."""
     image_shape, batches = image_shape_of(batches)
     val = predictions(net, batches)
     timed, device = asked.unit == "ms", next(net.parameters()).device
@@ -178,19 +167,18 @@ def _solved(net: AuxNet, batches: Batches, test_batches: Batches | None, asked: 
 
     temperatures = fit_temperatures(val) if asked.temperature else None
     rule = never(net.outputs, asked.confidence, temperatures)
-    starts = starts_of(val, rule, stop, passing, common=asked.common)
-    how: dict[str, Any] = {"common": asked.common, "starts": starts}  # as all solving below
+    solver = Solver(val, rule, stop, passing, asked.common)
     policy: Policy | None
     cross_fitted = None
-    if (increase := asked.target.get("max_error_increase")) is not None:
-        policy, cross_fitted = solve_cross_fitted(val, rule, stop, passing, max_error_increase=increase, **how)
+    if "max_error_increase" in asked.target:
+        policy, cross_fitted = solver.cross_fitted(**asked.target)
     else:
-        policy = solve(val, rule, stop, passing, max_mean_cost=asked.target["max_mean_cost"], **how)
+        policy = solver.solve(**asked.target)
     if policy is None:
         return replace(unsolved, reason=_unmet(unsolved, val.errors[0], timing))
     points = int(asked.points)
     policies = {
-        "solved": cost_curve(val, rule, stop, passing, points=points, **how),
+        "solved": solver.cost_curve(points),
         "anytime": anytime(rule),
         "budgeted": budgeted(val, rule, points=points),
     }
@@ -224,7 +212,7 @@ def _unmet(unsolved: Solved, first_error: float, timing: Timing | None) -> str:
 
 
 def _written(found: Solved, file: Path) -> Solved:
-    """The answer, once it lies in the run; a disk that does not take it costs the file alone."""
+    """The answer, written to the run's file; if the disk refuses, a warning and the answer all the same."""
     try:
         write_json(file, found.content)
     except OSError as error:

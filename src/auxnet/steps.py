@@ -31,9 +31,9 @@ def step_scales(lambdas: Sequence[float], rule: StepScale) -> list[float]:
 
 
 def adaptive_scales(losses: Tensor, scales: Sequence[float]) -> list[float]:
-    """L_K / L_k where output k's loss is more than twice the final one's; else the scale it would have had.
+    """L_K / L_k for an output k whose loss is more than twice the final one's; else its entry in `scales`.
 
-    The latter also where the final loss is negative, as a custom loss may be.
+    If the final loss is negative, as a custom loss may be, all outputs keep their entries in `scales`.
     """
     *_, final = values = losses.tolist()
     return [final / L if 0 <= 2 * final < L else scale for L, scale in zip(values, scales, strict=True)]
@@ -42,7 +42,7 @@ def adaptive_scales(losses: Tensor, scales: Sequence[float]) -> list[float]:
 def updates_per_output(
     net: AuxNet, optimizer: Optimizer, clip: float | None, average: Average, state: State = "per_output"
 ) -> tuple[Sequence[Update | SharedUpdate], list[Update]]:
-    """An update of S_1..S_k and H_k for each output k, and the optimizers behind them: one each, or one for all."""
+    """An update of S_1..S_k and H_k for each output k, and the optimizers behind them: one each, or one shared."""
     reached = [(parameters(net.segments[:k]), parameters(head)) for k, head in enumerate(net.heads, start=1)]
     if state == "per_output":
         updates = [Update(optimizer, [trunk, head], clip, average) for trunk, head in reached]
@@ -58,16 +58,16 @@ def rescale_each(updates: Sequence[Update | SharedUpdate], scales: Sequence[floa
 
 
 def check_rule(rule: str, *rules: str) -> None:
-    """Raise ValueError unless this is one of a method's rules for its steps."""
+    """Raise ValueError unless `rule` is one of the step_scale rules that a method has."""
     if rule not in rules:
         raise ValueError(f"step_scale must be one of {', '.join(rules)} for this method, got {rule!r}")
 
 
 def check_choices(mode: str, state: str, order: str, step_scale: str) -> None:
-    """Raise ValueError for what multi-way does not know, and for what has no fused form."""
+    """Raise ValueError for a mode, state or order that multi-way does not have, or that has no fused form."""
     for name, value, known in (("mode", mode, Mode), ("state", state, State), ("order", order, Order)):
         check_choice(name, value, known)
     if mode == "fused" and (state, order) != ("per_output", "shallow_first"):
-        raise ValueError("mode='fused' has one update alone: leave state and order out, or use 'live' or 'frozen'")
+        raise ValueError("mode='fused' makes a single update: leave state and order out, or use 'live' or 'frozen'")
     if mode == "fused" and step_scale == "adaptive":
-        raise ValueError("mode='fused' needs steps in constant ratio, and step_scale='adaptive' has none: use 'live'")
+        raise ValueError("mode='fused' needs steps in constant ratio, unlike step_scale='adaptive': use 'live'")

@@ -1,4 +1,4 @@
-"""BatchNorm over the whole batch, where many processes each have a part of it."""
+"""BatchNorm over the whole batch when several processes each have a part of it."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ def synchronise_norms(net: nn.Module, team: Team) -> None:
     """From now on every BatchNorm of a net normalises, in training, by the images of all processes.
 
     In place: parameters, buffers and their names stay. The result is that of one process with the whole batch,
-    also where the parts are unequal. Every norm costs two messages forward and one backward.
+    even if the parts are unequal. Every norm costs two messages forward and one backward.
     """
     if team.size == 1:
         return
     for norm in net.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-            norm.__class__ = TeamNorm  # the module itself stays, and with it whatever refers to it
-            cast(TeamNorm, norm).team = team
+            norm.__class__ = TeamBatchNorm  # the module itself stays, and with it whatever refers to it
+            cast(TeamBatchNorm, norm).team = team
 
 
 def unsynchronised(net: AuxNet) -> AuxNet:
-    """A copy of a net whose norms, where they were synchronised, see the images of this process alone."""
+    """A copy of a net in which norms that were synchronised use the images of this process alone."""
     twin = copied(net)
     for norm in twin.modules():
-        if isinstance(norm, TeamNorm):
-            norm.__class__ = LoneNorm  # type: ignore[assignment]
+        if isinstance(norm, TeamBatchNorm):
+            norm.__class__ = LocalBatchNorm  # type: ignore[assignment]
     return twin
 
 
-class LoneNorm(nn.modules.batchnorm._BatchNorm):
+class LocalBatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm over the images of this process, of any number of dimensions."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
 
 
-class TeamNorm(nn.SyncBatchNorm):
-    """BatchNorm over the images of a team, on any device, counting parts that are unequal.
+class TeamBatchNorm(nn.SyncBatchNorm):
+    """BatchNorm over the images of a team, on any device, for parts of any size.
 
-    (PyTorch's own refuses the CPU, and its backward takes the parts for equal.)
+    (PyTorch's SyncBatchNorm refuses the CPU, and its backward assumes parts of equal size.)
     """
 
     team: Team
@@ -64,7 +64,7 @@ class TeamNorm(nn.SyncBatchNorm):
         return normalised
 
     def _track(self, mean: Tensor, var: Tensor, values: int) -> None:
-        """Move the running statistics, if they are kept, towards those of a batch with so many values per channel."""
+        """Move the running statistics, if there are any, towards those of a batch of `values` values per channel."""
         if values < 2:
             raise ValueError(f"BatchNorm needs 2 values per channel, got {values}: was Team.weigh told its size?")
         if not self.track_running_stats or self.running_mean is None:
@@ -82,8 +82,9 @@ class _Normalise(torch.autograd.Function):
 
     dL/dx = weight / sqrt(var + eps) (dy - E[dy] - x^ E[dy x^]), with E the mean over a channel in all processes.
 
-    What comes back here are derivatives of the mean loss of this process's images, one share of what is minimised.
-    In that measure E is `Team.average` of the sums in the processes, over the number of values in this one.
+    Here dy is the gradient of the mean loss of this process's images, while what is minimised is the mean over all
+    processes (`Team.average`). In the scale of dy, E is `Team.average` of the processes' sums, divided by the number of
+    values per channel in this process.
     """
 
     @staticmethod
@@ -106,8 +107,8 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, var = ctx.saved_tensors
         over_std = (var + ctx.eps).rsqrt()
-        weight = torch.ones_like(mean) if weight is None else weight  # on CUDA there are no sums without one
-        _, dweight, dbias = torch.ops.aten.native_batch_norm_backward(  # (it asks for the statistics in both forms)
+        weight = torch.ones_like(mean) if weight is None else weight  # without a weight, CUDA computes no sums
+        _, dweight, dbias = torch.ops.aten.native_batch_norm_backward(  # (statistics go in twice)
             *(dy, x, weight, mean, var, mean, over_std, False, ctx.eps, [False, True, True])
         )
         E_dy, E_dy_x = ctx.team.average(torch.stack([dbias, dweight])) * (len(mean) / x.numel())

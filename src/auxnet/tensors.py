@@ -1,4 +1,4 @@
-"""Named tensors in a safetensors file, with their SHA-256: what was damaged on its way is not taken for whole."""
+"""Named tensors in a safetensors file, with their SHA-256, by which a damaged file is recognised."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from torch import Tensor
 from auxnet.errors import DamagedError, first_line
 from auxnet.files import written_whole
 
-_KEY = "auxnet"  # a single one: safetensors writes several in an order that changes from process to process
+_KEY = "auxnet"  # one key alone: safetensors writes several in an order that changes from process to process
 _LARGEST_HEADER = 100_000_000  # bytes, as safetensors has it
 
 
-def save_tensors(path: Path, state: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
-    """Tensors by name, in the default memory format whatever theirs; `about` is found again by `read_about`."""
+def save_tensors(path: Path, state: Mapping[str, Tensor], **about: str | None) -> None:
+    """Save tensors by name, in the default memory format, and what of `about` is not None, which `read_about` reads."""
     plain = _plain(state)
-    noted = {_KEY: json.dumps({**(about or {}), "sha256": tensors_sha256(plain)})}
+    given = {key: value for key, value in about.items() if value is not None}
+    noted = {_KEY: json.dumps({**given, "sha256": tensors_sha256(plain)})}
     with written_whole(path) as partial:
         partial.write_bytes(save(plain, noted))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """What a safetensors file holds; one that holds no SHA-256, as those from elsewhere, is taken as it is.
+    """The tensors of a safetensors file; a file without a SHA-256, as other programs write it, is not checked.
 
-    Raises DamagedError if the SHA-256 is that of other tensors, or there are none to read.
+    Raises DamagedError if the SHA-256 is that of other tensors, or if there are no tensors to read.
     """
     try:
         found = load(path.read_bytes())  # safetensors opens no path that is not UTF-8
@@ -44,7 +45,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_about(path: Path) -> dict[str, str]:
-    """What tensors were saved with; {} if the file is damaged, not there, or not of this program."""
+    """The `about` that tensors were saved with; {} if the file is damaged, missing, or not of this program."""
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
@@ -56,7 +57,7 @@ def read_about(path: Path) -> dict[str, str]:
 
 
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, kinds, shapes and bytes, whatever the memory format and the device."""
+    """SHA-256 of the names, dtypes, shapes and bytes of tensors, whatever their memory format and device."""
     found = sha256()
     for name, tensor in sorted(_plain(state).items()):
         found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())

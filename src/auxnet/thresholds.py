@@ -3,18 +3,19 @@
 An image leaves at the first output whose confidence reaches that output's threshold; the final output takes
 the rest. Choosing the K - 1 thresholds trades errors against mean cost (`descent`).
 
-Thresholds that just keep a bound on the images they were solved on exceed it on others: they were picked for those
-images. `solve_cross_fitted` therefore solves on four fifths of the images, counts on the fifth, five times over, and
-allows so much that the target is kept there.
+Thresholds that just keep a bound on the images they were solved on exceed it on other images, since they were picked
+for the former. `Solver.cross_fitted` therefore solves on four fifths of the images and counts errors on the last fifth,
+five times over, and tightens the bound until the target is kept on those fifths.
 
-Shapes: K outputs, N images. Cost is whatever `costs` [K] holds, of stopping at each output, and `passing` [K - 1] of
-going on from an output at which other images may leave (default: nothing).
+Shapes: K outputs, N images. Costs may be in any unit: `costs` [K] of leaving at each output, `passing` [K - 1] of
+running a head whose output an image then does not leave at (default: nothing).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -23,15 +24,15 @@ from auxnet.errors import check_limit, check_share
 from auxnet.policy import ALWAYS, Policy
 from auxnet.scores import Comparison, Predictions, compare, fit_temperature, interval_of_mean, wilson
 
-FOLDS = 5  # of the images, each left out of solving once
-TRIES = 7  # of allowances, by bisection
-BEST = 8  # of the policies to begin from, as many are refined
-FEWEST = 5  # images that a target on the error must be worth: of fewer, thresholds are shown to keep it by luck alone
+FOLDS = 5  # parts of the images, each left out of solving once
+TRIES = 7  # steps of bisection for the error to allow
+BEST = 8  # starting policies that are refined
+FEWEST = 5  # images that a target on the error must amount to: with fewer, only luck shows that it is kept
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a policy does to a set of images, with 95 % intervals: Wilson's of shares, that of a mean of the cost."""
+    """What a policy does to a set of images, with 95 % intervals: Wilson's, and of the cost `interval_of_mean`."""
 
     images: int
     error: float
@@ -39,7 +40,7 @@ class Outcome:
     mean_cost: float
     cost_interval: tuple[float, float]
     shares: tuple[float, ...]
-    """[K], of the images that leave at each output; they sum to one"""
+    """[K], of the images that leave at each output; their sum is one"""
     share_intervals: tuple[tuple[float, float], ...]
     against_final: Comparison
     """its errors less those of the final output, on the same images"""
@@ -75,125 +76,135 @@ def outcome(
     )
 
 
-# ---- policies --------------------------------------------------------------------------------------------------
-
-
-def starts_of(
-    predicted: Predictions,
-    rule: Policy,
-    costs: Sequence[float],
-    passing: Sequence[float] | None = None,
-    *,
-    common: bool = False,
-) -> Starts:
-    """What solving begins from: found once, it serves all that is asked of the same predictions, rule and costs."""
-    return _task(predicted, rule, costs, passing).starts(common)
-
-
-def solve(
-    predicted: Predictions,
-    rule: Policy,
-    costs: Sequence[float],
-    passing: Sequence[float] | None = None,
-    *,
-    max_error_increase: float | None = None,
-    max_mean_cost: float | None = None,
-    common: bool = False,
-    starts: Starts | None = None,
-) -> Policy | None:
-    """Thresholds for one target, from predictions of *validation* images; None if nothing meets it.
-
-    Either the mean cost is least with an error of at most the final output's + `max_error_increase` (a
-    fraction), or the error is least with a mean cost of at most `max_mean_cost`. Of the `rule` (`policy.never` makes
-    one) all but the thresholds is kept. With `common`, one threshold serves all outputs (BranchyNet's rule).
-    `starts`, here and below, are those of `starts_of`, where they are known already. Raises ValueError for a target
-    that cannot be, or two.
-    """
-    check_target(max_error_increase, max_mean_cost)
-    task = _task(predicted, rule, costs, passing)
-    found = task.solve(starts or task.starts(common), max_error_increase, max_mean_cost, refine=0 if common else BEST)
-    return None if found is None else replace(rule, thresholds=found)
+# ---- solving ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class CrossFit:
-    """What thresholds do to images that they were not solved on: each part of them in turn is left out of solving."""
+    """What thresholds do to images that they were not solved on: each part of the images in turn is left out."""
 
     parts: int
     allowed: float | None
-    """the rise of error allowed on the images solved on (a fraction) by which the target is kept on those left out;
-    None: by no allowance that was tried, or the images are too few to show it, and all take the final output"""
+    """the rise of the error (a fraction) to allow on the images solved on, so that the target is kept on those left
+    out; None if none that was tried does that, or the images are too few to show it: all take the final output"""
     rise: float
-    """of the error above the final output's, on the images left out, under that allowance; else 0"""
+    """of the error on the images left out, above the final output's, with that much allowed; 0 without it"""
     rise_interval: tuple[float, float]
-    """95 %, of the one allowance: that it was picked among several is not in it"""
+    """95 %; it ignores that `allowed` was picked among several"""
 
 
 def smallest_provable_target(images: int) -> float:
-    """The smallest rise of error (a fraction) that so many images can verify: `FEWEST` errors.
+    """The smallest rise of the error (a fraction) that so many images can verify: `FEWEST` errors.
 
-    Below it luck decides, unless the thresholds are shown to err no more than the final output.
+    A smaller target is verified only by thresholds that are shown to err no more than the final output.
     """
     return FEWEST / images
 
 
-def solve_cross_fitted(
-    predicted: Predictions,
-    rule: Policy,
-    costs: Sequence[float],
-    passing: Sequence[float] | None = None,
-    *,
-    max_error_increase: float,
-    common: bool = False,
-    starts: Starts | None = None,
-) -> tuple[Policy, CrossFit]:
-    """Thresholds of the least mean cost with an error that rises by at most `max_error_increase` on *other* images.
+@dataclass(frozen=True, eq=False)
+class Solver:
+    """Solves thresholds on predictions of *validation* images.
 
-    On average, not with certainty. Bisection looks for the largest rise to allow: thresholds solved with it on all
-    folds but one, and judged on that one, keep the target, over all folds. A single output that takes all images is
-    among the candidates. A target below `smallest_provable_target` counts as kept only where the 95 % interval of the
-    rise ends at 0 or below. Where nothing is shown to keep the target, all images take the final output. Else as
-    `solve`, which allows all of the target on the images that it solves on.
+    The policies found are `rule` (`policy.never` makes one) with other thresholds: its confidence and temperatures are
+    kept. With `common`, one threshold serves all outputs (BranchyNet's rule). Raises ValueError for another number of
+    costs than of outputs.
     """
-    check_target(max_error_increase)
-    task, n, refine = _task(predicted, rule, costs, passing), len(predicted.labels), 0 if common else BEST
-    final = replace(rule, thresholds=only_at(len(costs), len(costs)))
-    final_alone = final, CrossFit(FOLDS, None, 0.0, (0.0, 0.0))
-    unprovable = max_error_increase < smallest_provable_target(n) - 1e-9
-    part = torch.randperm(n, generator=torch.Generator().manual_seed(0)) % FOLDS
-    folds = [(task.of_images(part != k), task.of_images(part == k)) for k in range(FOLDS)]
-    begun = [solved_on.starts(common) for solved_on, _ in folds]
 
-    def rise(allowed: float) -> Comparison:
-        errors = []
-        for (solved_on, left_out), begin in zip(folds, begun, strict=True):
-            found = solved_on.solve(begin, allowed, None, refine=min(refine, 2))
-            errors.append(left_out.errors(found or final.thresholds))
-        finals = torch.cat([left_out.wrong[-1] for _, left_out in folds])
-        return compare(torch.cat(errors).bool(), finals.bool())
+    predicted: Predictions
+    rule: Policy
+    costs: Sequence[float]
+    """[K], of an image that leaves at each output"""
+    passing: Sequence[float] | None = None
+    """[K - 1], what an output at which images may leave adds for one that goes on; None: nothing"""
+    common: bool = False
 
-    def keeps_target(found: Comparison) -> bool:
-        return found.high <= 0 if unprovable else found.difference <= max_error_increase + 1e-9
+    def __post_init__(self) -> None:
+        if len(self.costs) != len(self.predicted.logits):
+            K = len(self.predicted.logits)
+            raise ValueError(f"{K} outputs need {K} costs, got {len(self.costs)}")
 
-    # Between the target and that less two targets, or two standard errors of the final output's error:
-    error = predicted.errors[-1]
-    width = 2 * max(max_error_increase, (error * (1 - error) / n) ** 0.5)
-    best = _largest_kept(rise, keeps_target, max_error_increase - width, max_error_increase)
-    if best is None:
-        return final_alone
-    allowed, found = best
-    thresholds = task.solve(starts or task.starts(common), allowed, None, refine)
-    if thresholds is None:
-        return final_alone
-    return replace(rule, thresholds=thresholds), CrossFit(FOLDS, allowed, found.difference, (found.low, found.high))
+    @cached_property
+    def task(self) -> Task:
+        """The problem, in tensors. Raises ValueError if rule or costs do not fit."""
+        confidences = self.rule.confidences(self.predicted.logits)
+        return Task(confidences, self.predicted.wrong.double(), Costs.of(self.costs, self.passing))
+
+    @cached_property
+    def starts(self) -> Starts:
+        """Where solving starts from, for any target."""
+        return self.task.starts(self.common)
+
+    def solve(self, max_error_increase: float | None = None, max_mean_cost: float | None = None) -> Policy | None:
+        """Thresholds for one target; None if nothing meets it.
+
+        The target is either the least mean cost with an error of at most the final output's + `max_error_increase` (a
+        fraction), or the least error with a mean cost of at most `max_mean_cost`. Raises ValueError for two targets,
+        or one that is out of range.
+        """
+        check_target(max_error_increase, max_mean_cost)
+        found = self.task.solve(self.starts, max_error_increase, max_mean_cost, self._refined)
+        return None if found is None else replace(self.rule, thresholds=found)
+
+    def cross_fitted(self, max_error_increase: float) -> tuple[Policy, CrossFit]:
+        """Thresholds of the least mean cost whose error rises by at most that much (a fraction) on *other* images.
+
+        It does so on average, not with certainty. Bisection looks for the largest rise to allow on the images solved on
+        with which the target is kept on the images left out, over all folds. (`solve` allows the whole target.)
+        Policies by which all images leave at one output are among the candidates. A target below
+        `smallest_provable_target` counts as kept only if the 95 % interval of the rise ends at 0 or below. If nothing
+        is shown to keep the target, all images take the final output.
+        """
+        check_target(max_error_increase)
+        n = len(self.predicted.labels)
+        final = replace(self.rule, thresholds=only_at(len(self.costs), len(self.costs)))
+        final_alone = final, CrossFit(FOLDS, None, 0.0, (0.0, 0.0))
+        unprovable = max_error_increase < smallest_provable_target(n) - 1e-9
+        part = torch.randperm(n, generator=torch.Generator().manual_seed(0)) % FOLDS
+        folds = [(self.task.of_images(part != k), self.task.of_images(part == k)) for k in range(FOLDS)]
+        begun = [solved_on.starts(self.common) for solved_on, _ in folds]
+
+        def rise(allowed: float) -> Comparison:
+            errors = []
+            for (solved_on, left_out), begin in zip(folds, begun, strict=True):
+                found = solved_on.solve(begin, allowed, None, min(self._refined, 2))
+                errors.append(left_out.errors(found or final.thresholds))
+            finals = torch.cat([left_out.wrong[-1] for _, left_out in folds])
+            return compare(torch.cat(errors).bool(), finals.bool())
+
+        def keeps_target(found: Comparison) -> bool:
+            return found.high <= 0 if unprovable else found.difference <= max_error_increase + 1e-9
+
+        # Search from the target down, by two targets or by two standard errors of the final output's error:
+        error = self.predicted.errors[-1]
+        width = 2 * max(max_error_increase, (error * (1 - error) / n) ** 0.5)
+        best = _largest_kept(rise, keeps_target, max_error_increase - width, max_error_increase)
+        if best is None:
+            return final_alone
+        allowed, found = best
+        thresholds = self.task.solve(self.starts, allowed, None, self._refined)
+        if thresholds is None:
+            return final_alone
+        kept = CrossFit(FOLDS, allowed, found.difference, (found.low, found.high))
+        return replace(self.rule, thresholds=thresholds), kept
+
+    def cost_curve(self, points: int = 12) -> list[Policy]:
+        """Least-error policies for mean costs evenly spaced from the first output's to that of passing all heads."""
+        most = float(self.task.costs.under((ALWAYS,) * (len(self.costs) - 1)).max())
+        bounds = torch.linspace(min(self.costs), most, points, dtype=torch.float64).tolist()
+        return [policy for policy in (self.solve(max_mean_cost=bound) for bound in bounds) if policy is not None]
+
+    @property
+    def _refined(self) -> int:
+        """How many of the starts are refined: none, if that would give each output a threshold of its own."""
+        return 0 if self.common else BEST
 
 
 def _largest_kept(
     rise: Callable[[float], Comparison], keeps_target: Callable[[Comparison], bool], low: float, high: float
 ) -> tuple[float, Comparison] | None:
-    """Bisect for the largest rise to allow, and give what comes of it; None if none that was tried keeps the target.
+    """Bisect for the largest rise to allow, and give it with its result; None if none tried keeps the target.
 
-    `high`, all of the target, is tried first; `low` is a bound alone.
+    `high`, the whole target, is tried first; `low` is only a bound.
     """
     best, allowed = None, high
     for _ in range(TRIES):
@@ -209,7 +220,7 @@ def _largest_kept(
 
 
 def check_target(max_error_increase: float | None = None, max_mean_cost: float | None = None) -> None:
-    """Raise ValueError unless this is one target, and one that can be: a fraction below 0.5, a cost above 0."""
+    """Raise ValueError unless there is one target, in its range: a fraction below 0.5, a cost above 0."""
     if (max_error_increase is None) == (max_mean_cost is None):
         raise ValueError("give one target: max_error_increase or a bound on the mean cost")
     if max_error_increase is not None:
@@ -218,23 +229,7 @@ def check_target(max_error_increase: float | None = None, max_mean_cost: float |
         check_limit("the bound on the mean cost", max_mean_cost)
 
 
-def cost_curve(
-    predicted: Predictions,
-    rule: Policy,
-    costs: Sequence[float],
-    passing: Sequence[float] | None = None,
-    *,
-    points: int = 12,
-    common: bool = False,
-    starts: Starts | None = None,
-) -> list[Policy]:
-    """Least-error policies for mean costs evenly spaced from the first output's to that of passing all heads."""
-    task = _task(predicted, rule, costs, passing)
-    starts = starts or task.starts(common)
-    most = float(task.costs.under((ALWAYS,) * (len(costs) - 1)).max())
-    bounds = torch.linspace(min(costs), most, points, dtype=torch.float64).tolist()
-    solved = (task.solve(starts, None, bound, refine=0 if common else BEST) for bound in bounds)
-    return [replace(rule, thresholds=thresholds) for thresholds in solved if thresholds is not None]
+# ---- to compare with -------------------------------------------------------------------------------------------
 
 
 def anytime(rule: Policy) -> list[Policy]:
@@ -256,10 +251,3 @@ def geometric(predicted: Predictions, rule: Policy, q: float) -> Policy:
         raise ValueError(f"q must be above 0 and finite, got {q}")
     confidences = rule.confidences(predicted.logits)
     return replace(rule, thresholds=geometric_shares(confidences, surest_first(confidences), q))
-
-
-def _task(predicted: Predictions, rule: Policy, costs: Sequence[float], passing: Sequence[float] | None) -> Task:
-    """What is to be solved. Raises ValueError."""
-    if len(costs) != len(predicted.logits):
-        raise ValueError(f"{len(predicted.logits)} outputs need {len(predicted.logits)} costs, got {len(costs)}")
-    return Task(rule.confidences(predicted.logits), predicted.wrong.double(), Costs.of(costs, passing))

@@ -18,7 +18,8 @@ import torch
 
 from auxnet import __version__, distributed, rundir
 from auxnet.advice import doubts_of, precision_doubts, unreadable
-from auxnet.backbones.weights import sha256_of
+from auxnet.answers import noted
+from auxnet.backbones.weights import file_of
 from auxnet.build import build, evaluation_batches, network_options, normalised_for, resident
 from auxnet.data import DataSet, load_data
 from auxnet.distributed import Team
@@ -28,7 +29,7 @@ from auxnet.errors import DamagedError, is_number, warn, whole_number
 from auxnet.evaluation import measure
 from auxnet.feasible import check_enough_images, check_last_batch, check_memory, check_recipe
 from auxnet.fetching import pinned
-from auxnet.files import to_write, write_json
+from auxnet.files import sha256_of, to_write, write_json
 from auxnet.hub import with_run
 from auxnet.lineage import Earlier, earlier_runs, in_doubt, may_be_seen_by
 from auxnet.loading import load_net
@@ -64,7 +65,7 @@ class Run:
     """A finished training: its folder, its net (of the last epoch, or its moving average), and its summary.json.
 
     The net is as `auxnet.load` gives it, on the device of the training: it knows its classes and prepares images.
-    It stands for the folder wherever a run directory is asked for, as in `auxnet.select(run)`.
+    A Run can be given wherever a run directory is expected, as in `auxnet.select(run)`.
     """
 
     folder: Path
@@ -77,7 +78,7 @@ class Run:
     __str__ = __fspath__
 
     def __repr__(self) -> str:
-        rows = self.summary.get("last", ())  # of torchrun's processes one has the summary
+        rows = self.summary.get("last", ())  # only one of torchrun's processes has the summary
         worth = f": {plural(len(rows), 'output')}, {val_errors([row['val_error'] for row in rows])}" if rows else ""
         return f"Run({str(self)!r}{worth})"
 
@@ -97,18 +98,18 @@ def fit(
     """Train by `recipe` into the run directory `out`, and evaluate it.
 
     The same recipe gives the same weights, byte for byte, on a CPU with the same number of threads, however often
-    it was stopped and resumed. With `resume` None it is resumed if there is a run in `out`, and begun otherwise.
+    it was stopped and resumed. With `resume` None the run in `out` is resumed if there is one, and begun otherwise.
 
     A checkpoint is made after every epoch and, within one, every `save_every` seconds (300); the newest `keep` (2)
     stay. With `diagnose`, supervision is measured after every epoch and its shares are added to diagnosis.jsonl (a line
     per output and layer), which changes no weight. With `tensorboard`, the learning curves are written for it too,
-    after every epoch, into tensorboard/. All of this goes on by itself in a run that is resumed.
+    after every epoch, into tensorboard/. A resumed run continues all of this by itself.
 
     `watch` is told where the training stands, after every step on a CPU and now and then on a GPU, and once more when
     an epoch is saved (`Progress.done`). Under torchrun the processes train together: process 0 writes and has the
     summary.
 
-    Raises ValueError for a recipe that cannot be, FileExistsError if `out` holds something (a run is continued
+    Raises ValueError for a recipe that cannot be trained, FileExistsError if `out` holds something (a run is continued
     with `resume` or replaced with `overwrite`, anything else is never touched) or another process trains in it,
     RuntimeError if a loss stops being finite, `out` cannot be written to or tensorboard is not installed,
     signals.Stopped (a KeyboardInterrupt) after Ctrl-C, SIGTERM or a hangup, once the step at hand is done and saved.
@@ -121,10 +122,10 @@ def fit(
         raise TypeError(f"watch must be a function of Progress, got {watch!r}")
     began = time.perf_counter()
     with _set_up(recipe) as team, ExitStack() as stack:
-        by_folder = not (resume or overwrite)  # what it holds decides, and must not change before it is locked
-        if resume is None and not overwrite:  # found out by one process: others may not see yet what it writes
+        by_folder = not (resume or overwrite)  # its content decides, and must not change before it is locked
+        if resume is None and not overwrite:  # one process decides: others may not see its files yet
             resume, overwrite = team.from_leader(lambda: rundir.to_resume(folder))
-        resume = resume is None or bool(resume)  # None beside overwrite, which is refused as both are
+        resume = resume is None or bool(resume)  # None with overwrite is refused, as True with it is
         if team.leads:
             rundir.check_run_folder(folder, recipe, resume, overwrite)
         check_recipe(recipe, begins=not resume)
@@ -140,7 +141,7 @@ def fit(
                 raise FileExistsError(
                     f"{folder}: another process has trained there just now: --resume goes on with its run"
                 )
-        if resume:  # what was asked for at the beginning goes on
+        if resume:  # what the run was begun with continues
             diagnose = diagnose or (folder / "diagnosis.jsonl").is_file()
             tensorboard = tensorboard or (any(event_files(folder)) and installed())
         saving = {"every": 300.0, **asked}
@@ -161,14 +162,14 @@ def fit(
             watch=watch,
             write_events=write_events,
         )
-        state = _resume(training, asked) if resume else _beginning(training, earlier)
+        state = _resume(training, asked) if resume else _first_state(training, earlier)
         if resume and team.leads:
-            rundir.leave_out(folder, recipe.max_corrupt)
+            rundir.record_max_corrupt(folder, recipe.max_corrupt)
         if write_events is not None and state.history:
             write_events(state.history)
-        finished = state.epoch == recipe.epochs  # by sessions before this one
+        finished = state.epoch == recipe.epochs  # by an earlier session
         state = run_epochs(training, state)
-        net.float()  # what is saved and handed back takes ordinary images, whatever it was trained in
+        net.float()  # the saved and returned net takes float32 images, whatever the precision of training
         if not team.leads:
             return Run(folder, training.judged.eval(), {})
         try:
@@ -181,9 +182,9 @@ def fit(
 
 @contextmanager
 def _set_up(recipe: Recipe) -> Iterator[Team]:
-    """For the block: PyTorch as the recipe has it, the team of processes, and no other training in this one.
+    """Inside the block: PyTorch set as the recipe says, the team of processes, and no other training in this process.
 
-    (It would draw from the same random numbers.) Raises RuntimeError where one is under way, and as `team` does.
+    (It would draw from the same random numbers.) Raises RuntimeError if one is under way, and what `team` raises.
     """
     if not _TRAINING.acquire(blocking=False):
         raise RuntimeError("another fit is under way in this process: train after it, or in a process of its own")
@@ -201,9 +202,9 @@ def _set_up(recipe: Recipe) -> Iterator[Team]:
 
 
 def _saving(save_every: float | None, keep: int | None) -> dict[str, Any]:
-    """What is asked of the `Checkpointer`. Raises ValueError for what cannot be.
+    """The options of the `Checkpointer` that the caller gave. Raises ValueError for values that cannot be.
 
-    In Python's own numbers: checkpoints keep them, and are read without NumPy's.
+    They become Python's own numbers: checkpoints hold them, and are read without NumPy's types.
     """
     asked: dict[str, Any] = {}
     if save_every is not None:
@@ -218,7 +219,7 @@ def _saving(save_every: float | None, keep: int | None) -> dict[str, Any]:
 def _prepare(recipe: Recipe, team: Team, resume: Path | None) -> tuple[DataSet, AuxNet, Method]:
     """The data, the net and its method, as `build` makes them, with a warning for what looks unwise.
 
-    `resume` is the run to go on with, if any.
+    `resume` is the run to continue, if any.
 
     Raises ValueError for a recipe that does not fit its data.
     """
@@ -240,8 +241,8 @@ def _prepare(recipe: Recipe, team: Team, resume: Path | None) -> tuple[DataSet, 
     return dataset, net, method
 
 
-def _beginning(training: Training, earlier: tuple[Earlier, ...]) -> TrainingState:
-    """The state of a training that begins; warns of images that judge it and may have been trained on before."""
+def _first_state(training: Training, earlier: tuple[Earlier, ...]) -> TrainingState:
+    """The state of a new training; warns if images that judge it may have trained its pretrained weights."""
     dataset, weights = training.dataset, training.recipe.pretrained
     doubt = None
     if earlier and training.team.leads:
@@ -259,25 +260,25 @@ def _beginning(training: Training, earlier: tuple[Earlier, ...]) -> TrainingStat
         preprocessing=preprocessing_of(dataset).content(),
         classes=dataset.classes,
         earlier_runs=earlier,
-        pretrained_sha256=sha256_of(weights) if weights is not None and training.team.leads else None,
+        pretrained_sha256=sha256_of(file_of(weights)) if weights is not None and training.team.leads else None,
     )
 
 
 def _resume(training: Training, asked: dict[str, Any]) -> TrainingState:
     """Take a training, and its run directory, back to the newest checkpoint; it is saved as before, or as asked now.
 
-    Raises what `resuming` does, and RuntimeError for data that are not those it began with, or, where nothing is left
-    to train, for other images to judge it on than its figures are of.
+    Raises what `resuming` does, and RuntimeError for data other than those it began with, or, if nothing is left to
+    train, for validation or test images other than those of its figures.
     """
     team, folder = training.team, training.checkpointer.folder
     checkpoint = team.from_leader(lambda: newest_checkpoint(folder))
     known = checkpoint.get("standing", {})
-    if known.get("classes") is not None:  # or the net would be found not to fit, or worse, to fit
+    if known.get("classes") is not None:  # first of all: a net for other classes may not fit, or worse, fit
         check_classes(training.dataset, known["classes"], folder)
     state = load_checkpoint(checkpoint, training.net, training.method, folder, training.average)
-    if state.epoch > training.recipe.epochs:  # of a recipe file that was edited
+    if state.epoch > training.recipe.epochs:  # its recipe file was edited
         done = plural(state.epoch, "epoch")
-        raise ValueError(f"{folder} has trained {done}, and its recipe says epochs={training.recipe.epochs}: mend that")
+        raise ValueError(f"{folder} has trained {done}, its recipe says epochs={training.recipe.epochs}: correct that")
     training.checkpointer = replace(training.checkpointer, **{**checkpoint.get("saving", {}), **asked})
     check_drawn(training.dataset, state.drawn, folder, state.left_out)
     dataset, judged_on = training.dataset, training.dataset.judged_on
@@ -295,15 +296,15 @@ def _resume(training: Training, asked: dict[str, Any]) -> TrainingState:
     if state.preprocessing is not None:
         training.dataset = normalised_as(dataset, Preprocessing.read(state.preprocessing), folder)
     if team.leads:
-        state = roll_back(folder, state, training.judged, training.recipe.epochs)
+        state = roll_back(folder, training.recipe, state, training.judged)
     return state
 
 
 def fit_on(recipe: Recipe, folder: Path, watch: Callable[[Progress], object] | None = None) -> Run:
     """Train into a folder that nobody else uses, from the last checkpoint in it if there is one.
 
-    What left nothing to go on from is begun anew: killed before its first checkpoint, or all of them damaged. Raises
-    what `fit` does: FileExistsError for a folder that holds anything else.
+    A training that left nothing to continue from starts over: it was killed before its first checkpoint, or all its
+    checkpoints are damaged. Raises what `fit` does: FileExistsError for a folder that holds anything else.
     """
     resume = bool(rundir.checkpoints(folder))
     with suppress(DamagedError):
@@ -312,7 +313,7 @@ def fit_on(recipe: Recipe, folder: Path, watch: Callable[[Progress], object] | N
 
 
 def _trained_in(folder: Path) -> dict[str, Any]:
-    """What a finished run's summary says of its training: the time it took, and where; {} without a summary."""
+    """What a finished run's summary says of its training: how long it took, and where; {} without a summary."""
     with suppress(OSError, RuntimeError, TypeError):
         summary = read_json(folder / "summary.json")
         return {key: summary[key] for key in ("wall_seconds", "versions", "commit", "device") if key in summary}
@@ -320,7 +321,7 @@ def _trained_in(folder: Path) -> dict[str, Any]:
 
 
 def _finish(training: Training, state: TrainingState, known: dict[str, Any]) -> dict[str, Any]:
-    """Save the net, read the test set for the first time, and write the summary, in which `known` stays as it was."""
+    """Save the net, read the test set for the first time, and write the summary, in which `known` keeps its values."""
     recipe, dataset, folder, device = training.recipe, training.dataset, training.checkpointer.folder, training.device
     config = {
         "model_type": "auxnet",
@@ -329,10 +330,12 @@ def _finish(training: Training, state: TrainingState, known: dict[str, Any]) -> 
         "classes": list(dataset.classes),
         "preprocessing": preprocessing_of(dataset).content(),
     }
-    save_tensors(folder / "model.safetensors", training.judged.state_dict())
+    net, shape = training.judged, preprocessing_of(dataset).image_shape
+    answers = None if recipe.backbone is None else noted(net, shape)
+    save_tensors(folder / "model.safetensors", net.state_dict(), answers=answers)
     write_json(folder / "config.json", config)
     images: dict[str, Any] = {part: len(getattr(dataset, part)) for part in ("train", "val", "test")}
-    images["train"] = state.train_images or images["train"]  # there may be others by now
+    images["train"] = state.train_images or images["train"]  # the data may have changed since
     if dataset.left_out:
         images["left_out"] = list(dataset.left_out)
     if state.earlier_runs:

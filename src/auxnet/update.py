@@ -17,14 +17,15 @@ Average = Callable[[Tensor], Tensor]  # a tensor -> its mean over the processes 
 
 
 def identity(tensor: Tensor) -> Tensor:
-    """The mean over the processes that train together, where there is only this one."""
+    """The mean over the processes that train together when there is only this one: the tensor itself."""
     return tensor
 
 
 def averaged(gradients: Gradients, average: Average) -> Gradients:
-    """The means of gradients without gaps in memory, sent as one tensor: a message costs more than its contents.
+    """The gradients averaged over processes, sent as one flat tensor: a message costs more than its contents.
 
-    They are copied once, in the order in which they lie in memory; the means are views, of the same strides and types.
+    Gradients must have no gaps in memory. They are copied once, in memory order; the means returned are views with the
+    strides and dtypes of the gradients.
     """
     given = [g for g in gradients if g is not None]
     flat = average(torch.cat([g.as_strided((g.numel(),), (1,)) for g in given]))
@@ -33,12 +34,12 @@ def averaged(gradients: Gradients, average: Average) -> Gradients:
 
 
 class Update:
-    """An optimizer over groups of parameters; calling it with their gradients is one of its steps.
+    """An optimizer over groups of parameters; calling it with their gradients makes one optimizer step.
 
-    It works on aliases that share the parameters' storage but not their version counters. Autograd then lets
-    weights change between two backwards of one forward, and the later one sees them changed: multi-way, live.
-    Of a parameter with a `master` of higher precision (`precision.to_bfloat16`) that is what it works on; the parameter
-    then takes the master's value, rounded, by such an alias too.
+    The optimizer works on aliases that share the parameters' storage but not their version counters. Autograd then lets
+    weights change between two backwards of one forward, and the second backward uses the changed weights: multi-way,
+    live. A parameter with a float32 `master` (`precision.to_bfloat16`) is updated through it: the optimizer changes the
+    master, and its rounded value is copied into the parameter, by such an alias too.
     """
 
     def __init__(
@@ -52,15 +53,15 @@ class Update:
             raise ValueError(f"clip must be a gradient norm above 0, got {clip!r}")
         self.clip = clip
         self.average = average
-        self.trunk = groups[0]  # S_1..S_k, of an update of one output (`steps.updates_per_output`)
+        self.trunk = groups[0]  # S_1..S_k, if this is the update of output k (`steps.updates_per_output`)
         self.parameters = [p for group in groups for p in group]
         masters = [master_of(p) for p in self.parameters]
         pairs = list(zip((p.data for p in self.parameters), masters, strict=True))
         self.aliases = [data if master is None else master for data, master in pairs]
-        self.strides = [torch.empty_like(alias).stride() for alias in self.aliases]  # their own, but for gaps
-        self.rounded = [(data, master) for data, master in pairs if master is not None]
+        self.strides = [torch.empty_like(alias).stride() for alias in self.aliases]  # the aliases' own, without gaps
+        self.with_master = [(data, master) for data, master in pairs if master is not None]
         self.optimizer = _checked(optimizer, self.aliases)
-        self.empty = {n for n, settings in enumerate(self.optimizer.param_groups) if not settings["params"]}
+        self.empty_groups = {n for n, settings in enumerate(self.optimizer.param_groups) if not settings["params"]}
         aliases = iter(self.aliases)
         self.places = _split_groups(self.optimizer, [[next(aliases) for _ in group] for group in groups])
         self.etas = [float(settings["lr"]) for settings in self.optimizer.param_groups]
@@ -71,9 +72,9 @@ class Update:
         self.decays = [settings.get("weight_decay") for settings in self.optimizer.param_groups]
 
     def __call__(self, gradients: Gradients) -> None:
-        """One step along these gradients, one for each of `parameters` and in their order.
+        """Make one step along these gradients, one for each of `parameters`, in the same order.
 
-        What has None for its gradient is left as it is: no decay, no momentum. Without any gradient there is no step.
+        A parameter whose gradient is None stays as it is: no decay, no momentum. If all are None there is no step.
         """
         if all(gradient is None for gradient in gradients):
             return
@@ -90,12 +91,12 @@ class Update:
         self.optimizer.step()
         for alias in self.aliases:
             alias.grad = None
-        self.round([alias for alias, gradient in zip(self.aliases, held, strict=True) if gradient is not None])
-        torch.clear_autocast_cache()  # it holds casts of the weights as they were
+        self.copy_masters([alias for alias, gradient in zip(self.aliases, held, strict=True) if gradient is not None])
+        torch.clear_autocast_cache()  # it holds casts of the old weights
 
-    def round(self, updated: Iterable[Tensor] | None = None) -> None:
-        """Give parameters of lower precision the value of their masters: of those `updated`, or of all."""
-        pairs = self.rounded
+    def copy_masters(self, updated: Iterable[Tensor] | None = None) -> None:
+        """Copy masters, rounded, into their parameters of lower precision: the masters in `updated`, or all."""
+        pairs = self.with_master
         if pairs and updated is not None:
             ids = set(map(id, updated))
             pairs = [(data, master) for data, master in pairs if id(master) in ids]
@@ -104,14 +105,15 @@ class Update:
             torch._foreach_copy_(parameters, masters)
 
     def fits(self, state: dict[str, Any]) -> bool:
-        """Whether a state is of as many groups, each of as many parameters."""
+        """Whether an optimizer state has as many groups as this optimizer, with as many parameters in each."""
         theirs, ours = state["param_groups"], self.optimizer.param_groups
         return [len(each["params"]) for each in theirs] == [len(each["params"]) for each in ours]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what the optimizer's own `state_dict` gave, also of a net in another memory layout.
+        """Load what the optimizer's own `state_dict` returned, even that of a net in another memory layout.
 
-        Whether its steps can be captured in a graph is a matter of this machine, and of where counts of steps then lie.
+        `capturable` and `fused` stay as they are here: they depend on this machine, and decide on which device the
+        optimizer counts its steps.
         """
         groups = [
             saved | {name: value for name, value in here.items() if name in ("capturable", "fused")}
@@ -123,16 +125,16 @@ class Update:
             for name, value in of_alias.items():
                 if isinstance(value, Tensor) and value.shape == alias.shape and value.stride() != alias.stride():
                     of_alias[name] = torch.empty_like(alias, dtype=value.dtype).copy_(value)
-        self.round()
+        self.copy_masters()
 
     def set_lr(self, eta: float, usual: float) -> None:
-        """Set the step size from now on, in place of the usual one; each group keeps its own share of it."""
+        """Set the step size to `eta` in place of `usual` (`base_lr`); every group keeps its own ratio to it."""
         for settings, own in zip(self.optimizer.param_groups, self.etas, strict=True):
             settings["eta"] = eta * (own / usual if usual else 1.0)
             settings["lr"] = settings["eta"] * settings["scale"]
 
     def rescale(self, scales: Sequence[float], decays: Sequence[float] | None = None) -> None:
-        """Set the share of the step size of each group, and what its weight decay is multiplied by."""
+        """Set the factors on step size and weight decay, one for each of the `groups` given to the constructor."""
         self._check_lr()
         for settings, decay, place in zip(self.optimizer.param_groups, self.decays, self.places, strict=True):
             settings["scale"], settings["lr"] = scales[place], settings["eta"] * scales[place]
@@ -140,7 +142,7 @@ class Update:
                 settings["weight_decay"] = decay * decays[place]
 
     def _check_lr(self) -> None:
-        """Raise RuntimeError for a step size that something else has set: the scales would be lost, or it would be."""
+        """Raise RuntimeError if something else has set a step size: either it or the method's scales would be lost."""
         for settings in self.optimizer.param_groups:
             lr = settings["lr"]
             if isinstance(lr, float) and lr != settings["eta"] * settings["scale"]:
@@ -150,10 +152,10 @@ class Update:
                 )
 
 
-def usual_lr(updates: Sequence[Update]) -> float:
-    """The step size of groups that have none of their own: the optimizers' default, or else the largest of any group.
+def base_lr(updates: Sequence[Update]) -> float:
+    """The step size of groups without one of their own: the optimizer's default if any group has it, else the largest.
 
-    It is one for all outputs, since not every one needs to have parameters in every group.
+    It is the same for all outputs, since an output may have no parameters in some of the groups.
     """
     etas = [eta for update in updates for eta in update.etas]
     default = updates[0].optimizer.defaults.get("lr")
@@ -161,11 +163,14 @@ def usual_lr(updates: Sequence[Update]) -> float:
 
 
 def _checked(optimizer: Optimizer, parameters: list[Tensor]) -> torch.optim.Optimizer:
-    """The optimizer of these parameters. Raises TypeError for no function, ValueError for one that cannot serve."""
+    """The optimizer that a function makes of these parameters.
+
+    Raises TypeError if it is not a function or makes no optimizer, ValueError for an optimizer that cannot be used.
+    """
     rule = "optimizer must be a function of parameters, such as functools.partial(torch.optim.SGD, lr=0.1)"
     if not callable(optimizer):
         raise TypeError(f"{rule}, got {type(optimizer).__name__}")
-    for alias in parameters:  # the function may look at what it is given
+    for alias in parameters:  # the function may look at requires_grad
         alias.requires_grad_()
     try:
         made = optimizer(parameters or [torch.empty(0)])
@@ -184,21 +189,21 @@ def _checked(optimizer: Optimizer, parameters: list[Tensor]) -> torch.optim.Opti
             settings["params"] = []
     name, closure = type(made).__name__, signature(made.step).parameters.get("closure")
     if closure is not None and closure.default is not None:
-        raise ValueError(f"{name} asks for losses within a step, where gradients are handed over: take another")
+        raise ValueError(f"{name} asks for losses within a step, but a method gives it gradients alone: take another")
     if isinstance(made, torch.optim.SparseAdam):
         raise ValueError("SparseAdam takes sparse gradients, and those of convolutions are dense: take Adam")
     if isinstance(made, torch.optim.Rprop | torch.optim.ASGD):
-        raise ValueError(f"{name} keeps its step sizes to itself, where those of a method do not reach: take SGD")
+        raise ValueError(f"{name} keeps its step sizes to itself, so that a method cannot set them: take SGD")
     if isinstance(made, torch.optim.Adafactor):
         raise ValueError("Adafactor steps by 1 / sqrt(steps so far) once that is less than its step size: take AdamW")
     return made
 
 
 def _split_groups(optimizer: torch.optim.Optimizer, parts: Sequence[Sequence[Tensor]]) -> list[int]:
-    """Split the optimizer's groups so that each lies within one part of its parameters; return the part of each group.
+    """Split the optimizer's groups so that each lies within one of the `parts`; return the index of each group's part.
 
-    However a function groups parameters (those without weight decay by themselves, say), each takes the steps of its
-    part. Raises ValueError for an optimizer that leaves out a parameter, or has others.
+    Each parameter then takes the step size of its part, however the function groups parameters (those without weight
+    decay apart, say). Raises ValueError for an optimizer that leaves out a parameter, or holds others.
     """
     place_of = {id(tensor): place for place, part in enumerate(parts) for tensor in part}
     held = [tensor for settings in optimizer.param_groups for tensor in settings["params"]]
@@ -208,7 +213,7 @@ def _split_groups(optimizer: torch.optim.Optimizer, parts: Sequence[Sequence[Ten
             f"it holds {len(place_of.keys() & {id(tensor) for tensor in held})} of them, and {len(held)} in all"
         )
     apart, places = [], []
-    one = len(optimizer.param_groups) == 1  # then each part has a group, also one without parameters
+    one = len(optimizer.param_groups) == 1  # then each part gets a group, even without parameters
     for settings in optimizer.param_groups:
         of_each = [place_of[id(tensor)] for tensor in settings["params"]]
         for place in range(len(parts)) if one else dict.fromkeys(of_each or [0]):
@@ -220,10 +225,10 @@ def _split_groups(optimizer: torch.optim.Optimizer, parts: Sequence[Sequence[Ten
 
 
 def _as_held(gradients: Gradients, aliases: Sequence[Tensor], strides: Sequence[tuple[int, ...]]) -> Gradients:
-    """Gradients in the type and the memory layout of what they are of: fused kernels walk along both side by side.
+    """Gradients in the dtype and memory layout of their parameters, as fused kernels need, each in its own memory.
 
-    Each in memory of its own: clipping and Nesterov's momentum work in place, and of a + b both may be one tensor.
-    (PyTorch's own `backward` sees to all this, `autograd.grad` does not.)
+    Clipping and Nesterov momentum work in place, and autograd may return one tensor as the gradient of both a and b in
+    a + b. (PyTorch's `backward` takes care of all this, `autograd.grad` does not.)
     """
     held, copies, originals = list(gradients), [], []
     seen: set[int] = set()
@@ -240,9 +245,9 @@ def _as_held(gradients: Gradients, aliases: Sequence[Tensor], strides: Sequence[
 
 
 def _begin_late_momenta(optimizer: torch.optim.Optimizer) -> None:
-    """Give a parameter that had no gradient before a momentum v, where fused SGD would fail for want of one.
+    """Create a momentum v for parameters that get their first gradient later than others: fused SGD fails without one.
 
-    A first momentum is the gradient g, undamped: mu v + (1 - dampening) g = g.
+    PyTorch's first momentum is the gradient g, undamped, so v must satisfy mu v + (1 - dampening) g = g.
     """
     if not isinstance(optimizer, torch.optim.SGD):
         return
@@ -256,9 +261,9 @@ def _begin_late_momenta(optimizer: torch.optim.Optimizer) -> None:
 
 
 def master_of(parameter: nn.Parameter) -> Tensor | None:
-    """The master that `precision.to_bfloat16` gave a parameter, as long as that is of lower precision; else None.
+    """The master that `precision.to_bfloat16` gave a parameter, if the parameter still has lower precision; else None.
 
-    It takes the parameter's values where they are not its own, rounded: other weights were loaded since.
+    Where the parameter is not the rounded master, the master takes its value: other weights were loaded since.
     """
     master: Tensor | None = getattr(parameter, "master", None)
     if master is None and parameter.dtype == torch.bfloat16:
@@ -281,7 +286,7 @@ class SharedUpdate:
         self.scales: Sequence[float] = (1.0, 1.0)
 
     def __call__(self, gradients: Gradients) -> None:
-        """One step along these gradients, one for each of `parameters` and in their order."""
+        """Make one step along these gradients, one for each of `parameters`, in the same order."""
         if all(gradient is None for gradient in gradients):
             return
         own = {id(p): gradient for p, gradient in zip(self.parameters, gradients, strict=True)}
@@ -289,5 +294,5 @@ class SharedUpdate:
         self.whole([own.get(id(p)) for p in self.whole.parameters])
 
     def rescale(self, scales: Sequence[float]) -> None:
-        """Set the shares of the step size that the trunk and the rest have in this update."""
+        """Set the factors on the step sizes of the trunk and of the rest in this update."""
         self.scales = scales

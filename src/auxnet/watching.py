@@ -1,4 +1,4 @@
-"""Watching what PyTorch computes, operator by operator: products are counted, and the bytes that are held."""
+"""Watch PyTorch operator by operator: count multiply-adds, and the bytes that tensors hold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.flop_counter import flop_registry
 
 
 class Watching(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A mode of PyTorch's for which its compiler is not imported, which takes seconds."""
+    """A dispatch mode that does not import PyTorch's compiler, which would take seconds."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -23,26 +23,26 @@ class Watching(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return False
 
 
-class Products(Watching):  # type: ignore[no-untyped-call]
-    """Counts multiply-adds of convolutions and products of matrices, those of backwards too, as PyTorch does."""
+class MultiplyAddCounter(Watching):  # type: ignore[no-untyped-call]
+    """Counts the multiply-adds of convolutions and matrix products, in backwards too, as PyTorch does."""
 
     multiply_adds = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, operator = kwargs or {}, func.overloadpacket
-        if operator not in flop_registry:  # under inference_mode some arrive whole: a linear layer
+        if operator not in flop_registry:  # under inference_mode some arrive undecomposed: a linear layer
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
         result = func(*args, **kwargs)
-        if operator in flop_registry:  # which counts two operations for each
+        if operator in flop_registry:  # it counts two operations for each
             self.multiply_adds += flop_registry[operator](*args, **kwargs, out_val=result) // 2
         return result
 
 
-class Held(Watching):  # type: ignore[no-untyped-call]
-    """Counts the bytes of storages from the operator that makes them until Python lets go of them."""
+class PeakBytes(Watching):  # type: ignore[no-untyped-call]
+    """Counts the bytes of live storages, from the operator that makes one until it is freed: `now` and `peak`."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,9 +1,10 @@
 """Live multi-way in pieces that may run at once: K backwards, each a segment behind the one before it.
 
-Backward k needs one thing of the backward before it in each segment S_j: that its update of S_j is done. So it may go
-through S_j while the other is already below, and a step takes little longer than its longest backward where there is
-room for all of them, as on a GPU that small maps do not fill. The numbers are those of one after the other, to the last
-bit: the weights of each segment are updated in the same order, along the same gradients.
+Backward k needs only one thing from the backward before it: in each segment S_j, the update of S_j must be done. So
+backward k may go through S_j while the previous backward is already below S_j. If the device has room for all of them,
+as a GPU that small feature maps do not fill, a step takes little longer than its longest backward. The weights equal
+those of backwards one after another, to the last bit: each segment is updated in the same order, along the same
+gradients.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ def wavefront(
 ) -> Callable[[Tensor, Tensor], list[Piece] | None]:
     """A live step in pieces: the forward with all its heads, then backward k through segment S_j for all k and j.
 
-    `supervised` gives x_k, L_k and dL_k/dx_k of each output. There are none (None) where an update is not one of each
-    parameter by itself: with clipped gradients, means over processes, optimizers other than PyTorch's own, or hooks on
-    them. Raises RuntimeError, in the first piece, for hooks on features: two pieces would call them.
+    `supervised` yields x_k, L_k and dL_k/dx_k of each output. The function returned gives None if parameters cannot be
+    updated one by one: with clipped gradients, means over processes, hooked optimizers, or others than PyTorch's. The
+    first piece raises RuntimeError for hooks on features, which two pieces would call.
     """
     turns = range(1, net.outputs + 1) if order == "shallow_first" else range(net.outputs, 0, -1)
 
@@ -42,9 +43,9 @@ def wavefront(
         if not all(map(_is_separable, updates)):
             return None
         trained = [j for j, segment in enumerate(net.segments, start=1) if parameters(segment)]
-        lowest = min(trained, default=net.outputs)  # below S_lowest no backward goes
+        lowest = min(trained, default=net.outputs)  # no backward goes below S_lowest
         outputs: dict[int, Supervised] = {}
-        entering: dict[int, Tensor | None] = {}  # lambda_k dL_k/dx_j, where backward k has got to
+        entering: dict[int, Tensor | None] = {}  # by k: lambda_k dL_k/dx_j at the x_j that backward k has reached
 
         def forward() -> Tensor:
             for output in supervised(images, labels):
@@ -55,21 +56,21 @@ def wavefront(
             return torch.stack([outputs[k].loss for k in sorted(outputs)])
 
         def backward(k: int, j: int) -> None:
-            """Go from x_j through S_j, which is updated then, to x_{j-1}; with S_k its head is updated."""
+            """Take backward k from x_j through S_j to x_{j-1} and update S_j; at j = k, update the head H_k too."""
             own, above = parameters(net.segments[j - 1]), entering[k]
             below = [outputs[j - 1].feature] if j > lowest and outputs[j - 1].feature.requires_grad else []
             found: Gradients = [None] * len([*own, *below])
-            if above is not None:  # else a segment on the way lets no gradient through
+            if above is not None:  # None if a segment above lets no gradient through
                 found = gradients([outputs[j].feature], [*own, *below], [above], keep=True)
             entering[k] = found.pop() if below else None
-            if (going_on := entering[k]) is not None:  # optimizers may write over their own gradients
+            if (going_on := entering[k]) is not None:  # optimizers may overwrite the gradients they are given
                 found = [g.clone() if g is not None and g.data_ptr() == going_on.data_ptr() else g for g in found]
             gradient_of = dict(zip(own, found, strict=True))
             if j == k:
                 gradient_of |= zip(parameters(net.heads[k - 1]), outputs[k].head, strict=True)
             updates[k - 1]([gradient_of.get(p) for p in updates[k - 1].parameters])
 
-        passes = schedule([k for k in turns if lambdas[k - 1] > 0], lowest)
+        passes = ordered_passes([k for k in turns if lambdas[k - 1] > 0], lowest)
         place = {each: n for n, each in enumerate(passes, start=1)}
         return [Piece(forward, lane=0, after=())] + [
             Piece(partial(backward, k, j), lane=k, after=tuple(place[each] for each in before) or (0,))
@@ -88,15 +89,16 @@ def _is_separable(update: Update | SharedUpdate) -> bool:
     return not together and type(optimizer).__module__.startswith("torch.optim.")
 
 
-def schedule(turns: Sequence[int], lowest: int = 1) -> dict[Pass, list[Pass]]:
-    """The passes of a step's backwards in the order in which they can begin, each with those that must be done first.
+def ordered_passes(turns: Sequence[int], lowest: int = 1) -> dict[Pass, list[Pass]]:
+    """All passes of a step's backwards in the order in which they can begin, each with the passes it must wait for.
 
-    Those are the same backward's pass above, and the pass through the same segment of the backward before it. Below
-    segment `lowest`, where nothing is trained, no backward goes, but for its first pass, with its head.
+    Pass (k, j) waits for (k, j + 1), the same backward one segment above, and for the pass through S_j of the backward
+    before it. No backward goes below segment `lowest`, since nothing is trained there; but each makes its first pass
+    (k, k), which updates its head.
     """
     needs: dict[Pass, list[Pass]] = {}
     when: dict[Pass, int] = {}
-    last: dict[int, Pass] = {}  # through S_j
+    last: dict[int, Pass] = {}  # by j: the last pass through S_j so far
     for k in turns:
         for j in range(k, min(k, lowest) - 1, -1):
             before = [(k, j + 1)] if j < k else []

@@ -32,7 +32,7 @@ def gigabytes(number: int) -> str:
 
 
 def val_errors(errors: Sequence[float]) -> str:
-    """Validation errors of all outputs, shallow to deep; nothing where there are none yet."""
+    """Validation errors of all outputs, shallow to deep; "" if there are none yet."""
     return f"val. error {' / '.join(f'{100 * e:.1f}' for e in errors)} %" if errors else ""
 
 
@@ -69,7 +69,7 @@ def plural(number: float, what: str) -> str:
 
 
 def first_few(items: Sequence[str], most: int = 3) -> str:
-    """The first of them, and that there are more: a; b; c; ... (one more is shown in place of the dots)."""
+    """The first few, and dots if there are more: a; b; c; ... (a single one more is shown in place of the dots)."""
     return "; ".join(items if len(items) <= most + 1 else [*items[:most], "..."])
 
 
@@ -93,19 +93,19 @@ def command(*words: object) -> str:
 
 
 def which_flags(which: str) -> tuple[str, ...]:
-    """The words that tell a command of which weights of a run; none for the last, which it takes anyway."""
+    """The flags by which a command takes these weights of a run; none for the last, its default."""
     return () if which == "last" else ("--which", which)
 
 
 def same_but_for_form(names: Sequence[str], known: Sequence[str]) -> str:
-    """A hint if a name equals a known one but for its Unicode form, as macOS takes accents apart; else nothing."""
+    """A hint if a name equals a known one but for its Unicode form (macOS decomposes accents); else ""."""
     forms = {normalize("NFC", each) for each in known}
     alike = any(normalize("NFC", name) in forms for name in names)
     return " (the same name in other Unicode characters is known: rename it as there)" if alike else ""
 
 
 def nearest(word: str, known: Sequence[str], of: Path = Path()) -> str:
-    """A suggestion to end an error with: '; perhaps you meant ...', or nothing; `of`: the folder of names of files."""
+    """A suggestion to end an error with: '; perhaps you meant ...', or ""; `of` is the folder of file names."""
     lowered = {each.lower(): each for each in known}
     close = difflib.get_close_matches(word.lower(), lowered, n=1)
     return f"; perhaps you meant {str(of / lowered[close[0]])!r}" if close else ""

@@ -1,7 +1,7 @@
 """`attach`: outputs added to a backbone that was not built for them.
 
-The backbone is taken apart at its cuts (`cuts`) into segments that hold its very modules; its own classifier becomes
-the final head, and a dry run (`dryrun`) says what the other heads must fit, and how deep each output lies.
+The backbone is split at its cuts (`cuts`) into segments made of its own modules. Its own classifier becomes the final
+head. A dry run (`dryrun`) tells what features the other heads must fit, and how deep each output is.
 
 Shapes: N images, C channels, H x W pixels or positions, T tokens.
 """
@@ -42,16 +42,16 @@ def attach(
     after the other: K segments and the classifier. `example` is one image [1, C, H, W] such as the backbone takes
     (default: 3 x 224 x 224); only its shape matters.
 
-    The backbone's classifier stays the final head, to the bit; for another `num_classes` its last layer is replaced,
-    in a copy. `heads` makes an auxiliary head for a number of channels. The default ones are, for feature maps
-    [N, C, H, W], those of `auxnet.resnet`: BatchNorm and ReLU unless the feature comes out of an activation
-    function, global average pooling, a linear layer; for tokens [N, T, C], maps [N, H, W, C] and sequences
-    [N, C, T]: LayerNorm, mean over positions, a linear layer. Where the channels are, the layers tell that the
-    feature comes out of, or else its shape. Depths count the convolutions and linear layers on the longest path to
-    the cut, and for the final output to the logits, as in the paper.
+    The backbone's classifier becomes the final head, unchanged to the bit; for another `num_classes` a copy of it gets
+    a new last layer. `heads` makes an auxiliary head from a number of channels. The default heads are, for feature maps
+    [N, C, H, W], those of `auxnet.resnet`: BatchNorm and ReLU (left out if the feature comes out of an activation
+    function), global average pooling, a linear layer; for tokens [N, T, C], maps [N, H, W, C] and sequences
+    [N, C, T]: LayerNorm, mean over positions, a linear layer. The layers before a cut tell which dimension of the
+    feature holds the channels; if they do not, the feature's shape does. Depths count the convolutions and linear
+    layers on the longest path to the cut, and for the final output to the logits, as in the paper.
 
-    Raises ValueError, with the place and the mend, for what cannot be traced, cut or run, and for `heads` that change
-    their feature in place; RuntimeError in inference mode.
+    Raises ValueError, naming the place and the remedy, if the backbone cannot be traced, cut or run, or if `heads`
+    change their feature in place; RuntimeError in inference mode.
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError("attach looks for changes in place, which inference mode hides: call it outside of that")
@@ -102,7 +102,7 @@ def attach(
 
 
 class TokenClassifier(nn.Module):
-    """LayerNorm, mean over positions, and a linear layer, for features whose channels come last, or else first."""
+    """LayerNorm, mean over positions, and a linear layer, for features whose channels come last (or `first`)."""
 
     def __init__(self, channels: int, num_classes: int, first: bool = False) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class TokenClassifier(nn.Module):
 
 
 def _head(feature: Feature, image_shape: Sequence[int], classes: int, heads: Heads | None) -> nn.Module:
-    """A head for what crosses a cut: the caller's, or one that suits it."""
+    """An auxiliary head for a feature: the caller's, or the default one for its shape."""
     last = len(feature.shape) - 1
     known = feature.channels in (0, last)
     first = feature.channels == 0 if known else channels_first(feature.shape, image_shape)
@@ -135,7 +135,7 @@ def _head(feature: Feature, image_shape: Sequence[int], classes: int, heads: Hea
 
 
 def channels_first(shape: Sequence[int], image_shape: Sequence[int]) -> bool:
-    """Whether a feature is a map [C, H, W], and not [H, W, C] or tokens [T, C]: a map is shaped like the image."""
+    """Whether a feature is a map [C, H, W], and not [H, W, C] or tokens [T, C]: a map has the image's aspect ratio."""
     if len(shape) != 3:
         return False
     _, height, width = image_shape
@@ -167,7 +167,7 @@ def _classes_of(backbone: nn.Module, image_shape: Sequence[int]) -> int:
 
 
 def _for_classes(classifier: nn.Module, name: str, classes: int) -> nn.Module:
-    """A copy of a classifier whose last layer, of this name, is a new one, for another number of classes."""
+    """A copy of a classifier with a new last layer (the module of this name), for another number of classes."""
     classifier = copied(classifier)
     last = cast(nn.Linear | nn.Conv2d, classifier.get_submodule(name))
     bias = last.bias is not None

@@ -1,7 +1,7 @@
-"""Where a backbone can be cut, and the cutting: after modules that are named, or evenly by cost.
+"""Cut a backbone after named modules, or evenly by cost; and find where it can be cut.
 
-A cut lies after a module whose result is all that crosses: one tensor with a row for each image, which nothing
-changes in place afterwards, since a head looks at it too.
+A backbone can be cut after a module if the module's result is all that crosses the cut: one tensor with a row for each
+image. Nothing may change this tensor in place afterwards, since a head reads it too.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from auxnet.backbones.dryrun import Seen, moved_in_training, observe
 from auxnet.backbones.tracing import INSTEAD, Traced, between, crossings, holders, trace
 from auxnet.words import nearest
 
-ALLOW = "inplace=False there would allow it"  # a cut
-NEAR = 0.1  # of a segment's share of the cost: a cut this close to the even one is not looked for any deeper
+INPLACE_HINT = "inplace=False there would allow it"  # the cut
+COST_TOLERANCE = 0.1  # of a segment's cost: no module is opened for a cut closer to the even one
 
 
 def cut(backbone: nn.Module, names: Sequence[str], image_shape: Sequence[int]) -> list[fx.GraphModule]:
     """The segments of a backbone that is cut after the modules of these names, and its classifier.
 
-    All are made of the backbone's very modules. The classifier is the last module with weights, and what lies
-    between it and the trunk (pooling). Raises ValueError, naming the place and the mend, where it cannot be cut.
+    All are made of the backbone's own modules. The classifier is the last module with weights, and whatever is
+    between the trunk and that module (pooling). Raises ValueError, naming the place and the remedy, if the backbone
+    cannot be cut there.
     """
     known = [name for name, _ in backbone.named_modules() if name]
     for name in names:
@@ -47,10 +48,10 @@ def cut(backbone: nn.Module, names: Sequence[str], image_shape: Sequence[int]) -
 
 
 def even_cuts(backbone: nn.Module, cuts: int, image_shape: Sequence[int]) -> tuple[str, ...]:
-    """The names of the modules after which `cuts` cuts share a backbone's multiply-adds as evenly as can be.
+    """The names of the modules after which `cuts` cuts divide a backbone's multiply-adds as evenly as possible.
 
-    A module is looked into only where an even cut falls inside of it and none is near. Raises ValueError if there
-    are not as many places.
+    A module is opened (traced into) only if an even cut falls inside it and the backbone can be cut nowhere near.
+    Raises ValueError if there are fewer places than cuts.
     """
     if cuts < 1:
         raise ValueError(f"at must be 1 cut or more, or the names of modules, got {cuts}")
@@ -63,7 +64,7 @@ def even_cuts(backbone: nn.Module, cuts: int, image_shape: Sequence[int]) -> tup
         total = max(seen.macs for seen in chart.seen.values())
         ideals = [total * (i + 1) / (cuts + 1) for i in range(cuts)]
         costs = _costs(chart)
-        far = [x for x in ideals if all(abs(cost - x) > NEAR * total / (cuts + 1) for cost in costs.values())]
+        far = [x for x in ideals if all(abs(cost - x) > COST_TOLERANCE * total / (cuts + 1) for cost in costs.values())]
         inside = {_module_at(chart, x) for x in far} - {None, *closed}
         if not inside:
             return _nearest_places(costs, ideals, chart.overwritten())
@@ -71,12 +72,12 @@ def even_cuts(backbone: nn.Module, cuts: int, image_shape: Sequence[int]) -> tup
             try:
                 chart = _chart(backbone, {*opened, name}, image_shape)
                 opened.add(name)
-            except ValueError:  # it cannot be looked into: it stays whole
+            except ValueError:  # it cannot be traced: it stays whole
                 closed.add(name)
 
 
 def _check_buffers(traced: Traced, pieces: Sequence[nn.Module], image_shape: Sequence[int]) -> None:
-    """Raise ValueError if training changes a buffer that several pieces have: each would change a copy of its own."""
+    """Raise ValueError if training changes a buffer that several pieces share: each would change a copy of its own."""
     owners: dict[str, list[str]] = {}
     for k, piece in enumerate(pieces, start=1):
         for name, _ in piece.named_buffers():
@@ -96,29 +97,29 @@ class Chart:
     traced: Traced
     seen: dict[fx.Node, Seen]
     across: dict[fx.Node, list[fx.Node]]
-    """what crosses a cut after a node"""
+    """for each node, the values that cross a cut after it"""
     order: dict[fx.Node, int]
-    """its nodes, from the images to the output"""
+    """the position of each node, from the images to the output"""
 
     def fits(self, node: fx.Node) -> bool:
-        """Whether a cut can lie after a node."""
+        """Whether the backbone can be cut after a node."""
         return self._alone(node) and self.seen[node].unwritten
 
     def _alone(self, node: fx.Node) -> bool:
-        """Whether a value with a row for each image is all that crosses."""
+        """Whether the node's value, with a row for each image, is all that crosses a cut after it."""
         return self.across[node] == [node] and self.seen[node].row_per_image
 
     def overwritten(self, behind: int = 0) -> str:
-        """A remark on modules after which a cut could lie if nothing changed in place what they give; "" if none."""
+        """A remark on modules after which it could be cut if nothing changed their result in place; "" if none."""
         nodes = {name: calls[0] for name, calls in self.traced.ends.items() if len(calls) == 1 and calls[0] is not None}
         written = {name: node for name, node in nodes.items() if self._alone(node) and not self.seen[node].unwritten}
         names = [name for name, node in written.items() if self.order[node] > behind]
         told = " or ".join(map(repr, names[-2:]))
-        return f" (no cut after {told}, whose result is changed in place: {ALLOW})" if told else ""
+        return f" (no cut after {told}, whose result is changed in place: {INPLACE_HINT})" if told else ""
 
     @cached_property
     def trunk_end(self) -> fx.Node:
-        """Where the classifier begins: the earliest cut with but one module with weights behind it."""
+        """Where the classifier begins: the earliest cut with only one module with weights after it."""
         *_, classifier = (node for node in self.order if node is self.traced.images or self.traced.has_weights(node))
         found = None
         for node in reversed(list(self.order)[1 : self.order[classifier]]):
@@ -133,7 +134,7 @@ class Chart:
 
     @cached_property
     def places(self) -> dict[str, fx.Node]:
-        """The modules of the trunk after which a cut can lie; of those that end in one node, the outermost."""
+        """The modules of the trunk after which it can be cut; of several that end in the same node, the outermost."""
         end = self.order[self.trunk_end]
         ends = {
             nodes[0]: name
@@ -150,7 +151,7 @@ def _chart(backbone: nn.Module, opened: Collection[str], image_shape: Sequence[i
 
 
 def _stop(chart: Chart, name: str) -> fx.Node:
-    """The node that a cut after a module lies behind. Raises ValueError if no cut can lie there."""
+    """The node of a module's result, to cut after. Raises ValueError if the backbone cannot be cut there."""
     calls = chart.traced.ends.get(name, [])
     if len(calls) != 1:
         often = f"is called {len(calls)} times" if calls else "is not called by itself"
@@ -169,7 +170,8 @@ def _stop(chart: Chart, name: str) -> fx.Node:
             f"{len(across)} values cross the cut after {name!r} ({values}), one must; {_places_near(chart, node)}"
         )
     if not chart.fits(node):
-        why = f"is changed in place afterwards ({ALLOW})" if chart.seen[node].row_per_image else "has no row per image"
+        in_place = f"is changed in place afterwards ({INPLACE_HINT})"
+        why = in_place if chart.seen[node].row_per_image else "has no row per image"
         raise ValueError(f"what {name!r} gives {why}: no head can have it; {_places_near(chart, node)}")
     if chart.order[node] >= (end := chart.order[chart.trunk_end]):
         what = f"at {name!r} the trunk is at its end, and there the final output is already{chart.overwritten(end)}"
@@ -178,7 +180,7 @@ def _stop(chart: Chart, name: str) -> fx.Node:
 
 
 def _places_near(chart: Chart, node: fx.Node | None) -> str:
-    """The mend: where it can be cut."""
+    """The remedy: the nearest places where it can be cut."""
     places = chart.places
     names = (
         list(places) if node is None else sorted(places, key=lambda n: abs(chart.order[places[n]] - chart.order[node]))
@@ -187,7 +189,7 @@ def _places_near(chart: Chart, node: fx.Node | None) -> str:
 
 
 def _module_at(chart: Chart, macs: float) -> str | None:
-    """The module with parts in which the cost passes this number; None if it passes elsewhere."""
+    """The module inside which the multiply-adds so far pass this number; None if it has no children."""
     before = 0
     for node, seen in chart.seen.items():
         if before < macs < seen.macs:
@@ -198,14 +200,14 @@ def _module_at(chart: Chart, macs: float) -> str | None:
 
 
 def _costs(chart: Chart) -> dict[str, int]:
-    """The multiply-adds up to each place that costs less than the trunk; of places that cost the same, the deepest."""
+    """The multiply-adds up to each place to cut, if below the trunk's; of places with equal costs, the deepest."""
     deepest = {chart.seen[node].macs: name for name, node in chart.places.items()}
     deepest.pop(chart.seen[chart.trunk_end].macs, None)
     return {name: macs for macs, name in deepest.items()}
 
 
 def _nearest_places(costs: dict[str, int], ideals: Sequence[float], remark: str) -> tuple[str, ...]:
-    """For each ideal cost the place nearest to it, each behind the one before."""
+    """For each ideal cost the place nearest to it, each deeper than the one before."""
     places = list(costs)
     if len(places) < len(ideals):
         where = f"only after {', '.join(map(repr, places))}" if places else "nowhere"

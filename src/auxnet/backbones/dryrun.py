@@ -1,4 +1,4 @@
-"""Runs without arithmetic, on the meta device: what a net's tensors are like, what they cost, how deep they lie."""
+"""Dry runs on the meta device, without arithmetic: the shapes of a net's tensors, their cost and their depth."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from auxnet.errors import MisfitError, first_line
 from auxnet.machine import random_kept
 from auxnet.modules import AnyModule, copied, in_mode
 from auxnet.network import AuxNet
-from auxnet.watching import Products, Watching
+from auxnet.watching import MultiplyAddCounter, Watching
 
 N = 2  # images of a dry run
 aten = torch.ops.aten
@@ -32,7 +32,7 @@ class Seen(NamedTuple):
     """One value of a graph, in a dry run."""
 
     macs: int
-    """multiply-adds up to it, its own included"""
+    """multiply-adds up to this value, its own included"""
     row_per_image: bool
     """whether it is a tensor with a row for each image"""
     unwritten: bool
@@ -40,24 +40,24 @@ class Seen(NamedTuple):
 
 
 class Feature(NamedTuple):
-    """What crosses a cut."""
+    """The tensor that crosses a cut."""
 
     shape: tuple[int, ...]
     """for one image: without N"""
     activated: bool
-    """whether the last thing done to it was an activation function"""
+    """whether an activation function made it, with at most views, concatenation and pooling after it"""
     depth: int
     """layers with weights on the longest path from the images to it"""
     channels: int | None
-    """which dimension of `shape` holds the channels; None where nothing tells"""
+    """which dimension of `shape` holds the channels; None if unknown"""
 
 
 def observe(module: fx.GraphModule, image_shape: Sequence[int]) -> dict[fx.Node, Seen]:
-    """Every value of a traced backbone, in order, for an image of shape (C, H, W)."""
+    """What a dry run shows of every value of a traced backbone, in order, for an image of shape (C, H, W)."""
     with _dry(module, image_shape) as (twin, images):
-        products = Products()
-        evaluation, training = _Observer(twin, products), _Observer(twin, products)
-        with products:
+        counter = MultiplyAddCounter()
+        evaluation, training = _Observer(twin, counter), _Observer(twin, counter)
+        with counter:
             evaluation.run(images)
         if _may_write_in_training_alone(twin):
             with suppress(Exception), _in_training(twin, images.device):
@@ -72,13 +72,13 @@ def observe(module: fx.GraphModule, image_shape: Sequence[int]) -> dict[fx.Node,
 
 
 class _Observer(fx.Interpreter):
-    """Runs a graph, and keeps of each value what it cost up to there and which version it was."""
+    """Runs a graph, and notes of each value the multiply-adds up to it and its version counter."""
 
-    def __init__(self, module: fx.GraphModule, products: Products) -> None:
+    def __init__(self, module: fx.GraphModule, counter: MultiplyAddCounter) -> None:
         super().__init__(module, garbage_collect_values=False)
         self.macs: dict[fx.Node, int] = {}
         self.versions: dict[fx.Node, int] = {}
-        self.products = products
+        self.counter = counter
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         # torch.fx holds lists as immutable ones, but there are modules that assign to the list they are given.
@@ -86,30 +86,31 @@ class _Observer(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        self.macs[n] = self.products.multiply_adds
+        self.macs[n] = self.counter.multiply_adds
         self.versions[n] = result._version if isinstance(result, Tensor) else 0
         return result
 
     def written(self) -> set[fx.Node]:
-        """The values that were changed in place since they were made, of a run that broke off too."""
+        """The values that were changed in place after they were computed, also if the run broke off."""
         tensors = {node: x for node, x in self.env.items() if isinstance(x, Tensor)}
         return {node for node, x in tensors.items() if x._version != self.versions[node]}
 
 
 def features(segments: Sequence[nn.Module], image_shape: Sequence[int]) -> list[Feature]:
-    """What each of these modules, one after the other, gives for an image of shape (C, H, W).
+    """The feature that each of these modules gives, run one after the other, for an image of shape (C, H, W).
 
-    Raises ValueError if one does not give a tensor of a row per image, or changes in place what it was given.
+    Raises ValueError if a module does not give a tensor with a row per image, or if one changes in place the feature of
+    the module before it.
     """
     found, writing = [], set()
     with _dry(nn.Sequential(*segments), image_shape) as (twins, images):
-        with Lineage(images) as lineage:
+        with DepthTracker(images) as tracker:
             for k, (x, writes) in enumerate(_in_a_row(twins, images), start=1):
-                if not isinstance(x, Tensor) or x.ndim < 2 or len(x) != N or x not in lineage.made:
+                if not isinstance(x, Tensor) or x.ndim < 2 or len(x) != N or x not in tracker.origins:
                     raise MisfitError(f"segment {k} must give a tensor of {N} rows for {N} images, it gives {_told(x)}")
                 if writes:
                     writing.add(k)
-                depth, activated, channels = lineage.made[x]
+                depth, activated, channels = tracker.origins[x]
                 found.append(Feature(tuple(x.shape[1:]), activated, depth, None if channels is None else channels - 1))
         with suppress(Exception), _in_training(twins, images.device):
             for k, (_, writes) in enumerate(_in_a_row(twins, images), start=1):
@@ -124,7 +125,7 @@ def features(segments: Sequence[nn.Module], image_shape: Sequence[int]) -> list[
 
 
 def _in_a_row(modules: Iterable[nn.Module], x: Any) -> Iterator[tuple[Any, bool]]:
-    """What each of these modules gives, one after the other, and whether it changes in place what it was given."""
+    """The results of modules that run one after the other, and whether each changed its input in place."""
     for module in modules:
         given, version = x, x._version
         x = module(x)
@@ -132,9 +133,9 @@ def _in_a_row(modules: Iterable[nn.Module], x: Any) -> Iterator[tuple[Any, bool]
 
 
 def moved_in_training(module: fx.GraphModule, names: Iterable[str], image_shape: Sequence[int]) -> list[str]:
-    """Those of these buffers that a traced backbone changes in training, as functional BatchNorm does.
+    """Which of these buffers a traced backbone changes in training, as functional BatchNorm does.
 
-    With real numbers: of such changes version counters do not tell.
+    It runs with real numbers, since version counters do not show such changes.
     """
     like, twin = next(module.parameters(), torch.empty(0)), copied(module).requires_grad_(False)
     before = {name: twin.get_buffer(name).clone() for name in names}
@@ -155,12 +156,12 @@ def outputs(net: nn.Module, image_shape: Sequence[int]) -> list[tuple[int, int]]
     gives something else.
     """
     found = []
-    with _dry(net, image_shape) as (twin, images), Lineage(images) as lineage:
+    with _dry(net, image_shape) as (twin, images), DepthTracker(images) as tracker:
         given = twin(images)
         for k, x in enumerate(given if isinstance(given, tuple) else (given,), start=1):
-            if not isinstance(x, Tensor) or x.ndim != 2 or len(x) != N or x not in lineage.made:
+            if not isinstance(x, Tensor) or x.ndim != 2 or len(x) != N or x not in tracker.origins:
                 raise MisfitError(f"output {k} must be logits [{N}, classes] for {N} images, it is {_told(x)}")
-            found.append((x.shape[1], lineage.made[x].depth))
+            found.append((x.shape[1], tracker.origins[x].depth))
     return found
 
 
@@ -168,10 +169,10 @@ def last_layer(modules: Sequence[nn.Module], image_shape: Sequence[int]) -> str 
     """The name, in the last of these modules, of the linear layer or 1x1 convolution that gives the logits.
 
     None if the last module with weights is of another kind (a norm), or if an activation follows it. An activation
-    followed by pooling is allowed: SqueezeNet's logits come so.
+    followed by pooling is allowed: so it is in SqueezeNet.
     """
     called: list[tuple[str, nn.Module, Any]] = []
-    with _dry(nn.Sequential(*modules), image_shape) as (twins, images), Lineage(images) as lineage:
+    with _dry(nn.Sequential(*modules), image_shape) as (twins, images), DepthTracker(images) as tracker:
         for name, module in twins[-1].named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d) or (module._parameters and not module._modules):
                 module.register_forward_hook(lambda m, _, result, name=name: called.append((name, m, result)))
@@ -180,58 +181,58 @@ def last_layer(modules: Sequence[nn.Module], image_shape: Sequence[int]) -> str 
         return None
     name, layer, result = called[-1]
     pointwise = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
-    activated = lineage.made[given].activated and result.numel() == given.numel()
+    activated = tracker.origins[given].activated and result.numel() == given.numel()
     return name if (pointwise or isinstance(layer, nn.Linear)) and not activated else None
 
 
-class Made(NamedTuple):
-    """What is known of a tensor that is made of the images."""
+class Origin(NamedTuple):
+    """What is known of a tensor that is computed from the images."""
 
     depth: int
     """layers with weights on the longest path to it"""
     activated: bool
-    """whether the last thing done to it was an activation function"""
+    """as in `Feature`"""
     channels: int | None
-    """which dimension holds the channels, where a layer with weights tells"""
+    """which dimension holds the channels, if a layer with weights tells; else None"""
 
 
-class Lineage(Watching):  # type: ignore[no-untyped-call]
-    """While it is on, follows what is made of the images.
+class DepthTracker(Watching):  # type: ignore[no-untyped-call]
+    """While it is on, notes the origin of every tensor that is computed from the images.
 
-    A layer with weights is a convolution or a matrix product of something that is made of the images with something
+    A layer with weights is a convolution or a matrix product with one operand that is computed from the images and one
     that is not.
     """
 
     def __init__(self, images: Tensor) -> None:
         super().__init__()
-        self.made = WeakTensorKeyDictionary({images: Made(0, False, None)})
+        self.origins = WeakTensorKeyDictionary({images: Origin(0, False, None)})
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Compute as ever, and note what the result is made of."""
+        """Run the operator, and note the origin of its results."""
         result = func(*args, **(kwargs or {}))
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        # Shallow to deep: where the operands of a sum disagree about the channels, the skip path tells.
-        given = sorted(((x, self.made[x]) for x in tensors if x in self.made), key=lambda each: each[1].depth)
+        # Shallow to deep: if the operands of a sum disagree about the channels, the shallower one (a skip) decides.
+        given = sorted(((x, self.origins[x]) for x in tensors if x in self.origins), key=lambda each: each[1].depth)
         if given:
             kind = func.overloadpacket
-            is_layer = kind in PRODUCTS and any(x not in self.made and x.ndim > 1 for x in tensors)
-            depth = max(made.depth for _, made in given) + is_layer
-            passing = (func.is_view or kind in PASSING) and all(made.activated for _, made in given)
+            is_layer = kind in PRODUCTS and any(x not in self.origins and x.ndim > 1 for x in tensors)
+            depth = max(origin.depth for _, origin in given) + is_layer
+            passing = (func.is_view or kind in PASSING) and all(origin.activated for _, origin in given)
             for y in tree_leaves(result):
                 if isinstance(y, Tensor):
                     channels: int | None = 1 if kind is aten.convolution else y.ndim - 1
                     if not is_layer:
-                        places = (_moved(made.channels, x, y, func, args) for x, made in given)
+                        places = (_moved(origin.channels, x, y, func, args) for x, origin in given)
                         channels = next((place for place in places if place is not None), None)
-                    self.made[y] = Made(depth, passing or kind in ACTIVATIONS, channels)
+                    self.origins[y] = Origin(depth, passing or kind in ACTIVATIONS, channels)
                     if y._base is not None and any(y is x for x in tensors):  # a part of the base, changed in place
-                        base = self.made[y._base] if y._base in self.made else Made(0, False, None)
-                        self.made[y._base] = Made(max(depth, base.depth), False, base.channels)
+                        base = self.origins[y._base] if y._base in self.origins else Origin(0, False, None)
+                        self.origins[y._base] = Origin(max(depth, base.depth), False, base.channels)
         return result
 
 
 def _moved(channels: int | None, x: Tensor, y: Tensor, func: Any, args: Any) -> int | None:
-    """Which dimension of y, made of x by an operator that is no layer, holds the channels; None where nothing tells."""
+    """Which dimension of y, computed from x by an operator without weights, holds the channels; None if unknown."""
     kind = func.overloadpacket
     if channels is None:
         return None
@@ -252,27 +253,27 @@ def _moved(channels: int | None, x: Tensor, y: Tensor, func: Any, args: Any) -> 
 def _stand_in(module: AnyModule, image_shape: Sequence[int]) -> tuple[AnyModule, Tensor]:
     """A copy of a module and images for it, on the meta device, where nothing is computed.
 
-    If it does not run there, since it looks at the values of a tensor, both are real.
+    If the module does not run there, because it reads the values of a tensor, both are on its own device instead.
     """
     like = next(module.parameters(), torch.empty(0))
     images = torch.zeros(N, *image_shape, dtype=like.dtype, device=like.device)
     try:
-        twin, nothing = without_norms(still(module).to("meta")), images.to("meta")
+        twin, nothing = without_norms(frozen_copy(module).to("meta")), images.to("meta")
         twin(nothing)
     except Exception:
-        return still(module), images
+        return frozen_copy(module), images
     return twin, nothing
 
 
-def still(module: AnyModule) -> AnyModule:
-    """A copy in evaluation mode, whose parameters ask for no gradients: what is counted are forwards."""
+def frozen_copy(module: AnyModule) -> AnyModule:
+    """A copy in evaluation mode whose parameters require no gradients: only its forwards are of interest."""
     return copied(module).eval().requires_grad_(False)
 
 
 def without_norms(module: AnyModule) -> AnyModule:
-    """Put stand-ins in place of a module's BatchNorms, which are slow on the meta device; return the module.
+    """Give a module's BatchNorms, which are slow on the meta device, a stand-in's forward; return the module.
 
-    (One that was given a forward of its own keeps it.)
+    (A BatchNorm that was given a forward of its own keeps it.)
     """
     for each in module.modules():
         if type(each) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) and "forward" not in vars(each):
@@ -281,7 +282,7 @@ def without_norms(module: AnyModule) -> AnyModule:
 
 
 def _normed(norm: Any, input: Tensor) -> Any:
-    """What stands for a BatchNorm: it refuses, gives, and keeps for its backward what a BatchNorm does."""
+    """A stand-in's forward: it refuses, returns and saves for backward what a BatchNorm does."""
     norm._check_input_dim(input)
     if input.shape[1] != norm.num_features:
         raise ValueError(f"a norm of {norm.num_features} channels got {input.shape[1]}")
@@ -291,14 +292,14 @@ def _normed(norm: Any, input: Tensor) -> Any:
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        """A tensor like x, nothing computed; beside x, four statistics of each channel are kept."""
+        """A tensor like x, not computed; x and four statistics of each channel are saved for backward."""
         ctx.save_for_backward(x, x.new_empty(4, x.shape[1], dtype=torch.float32))
         return torch.empty_like(x)
 
 
 @contextmanager
 def plain_attention() -> Iterator[None]:
-    """Keep attention from being fused, for the block: its layers would not be seen."""
+    """Turn fused attention off for the block: the layers in it would not be seen."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -310,12 +311,13 @@ def plain_attention() -> Iterator[None]:
 
 @contextmanager
 def _dry(module: AnyModule, image_shape: Sequence[int]) -> Iterator[tuple[AnyModule, Tensor]]:
-    """The stand-ins. Inside the block no gradients; what a backbone raises becomes one line about the images.
+    """The stand-ins of `_stand_in`, without gradients in the block.
 
-    (Or, for an AuxNet, about the heads: the backbone has run before.)
+    An error of a backbone becomes a ValueError of one line about the images; an error of an AuxNet, whose backbone has
+    run before, one about the heads.
     """
     try:
-        # (Where it was given a forward or hooks of its own, those of its copy can lead to the module itself.)
+        # (A forward or hooks that the module was given can lead from its copy back to the module itself.)
         with torch.no_grad(), plain_attention(), in_mode(module, training=False):
             yield _stand_in(module, image_shape)
     except MisfitError:
@@ -333,7 +335,7 @@ def _dry(module: AnyModule, image_shape: Sequence[int]) -> Iterator[tuple[AnyMod
 
 
 def _may_write_in_training_alone(module: fx.GraphModule) -> bool:
-    """Whether a traced backbone has dropout in place, which does nothing in evaluation."""
+    """Whether a traced backbone may have in-place dropout, which does nothing in evaluation."""
     nodes = (node for node in module.graph.nodes if node.op == "call_function")
     modules = (each for each in module.modules() if isinstance(each, _DropoutNd))
     return any(each.inplace for each in modules) or any("dropout" in str(n.target) for n in nodes)
@@ -341,7 +343,7 @@ def _may_write_in_training_alone(module: fx.GraphModule) -> bool:
 
 @contextmanager
 def _in_training(twin: nn.Module, device: torch.device) -> Iterator[None]:
-    """Put a stand-in in training for the block; what it draws is none of the caller's random numbers."""
+    """Put a stand-in into training mode for the block, and restore the caller's random state after it."""
     with random_kept(device):
         twin.train()
         yield

@@ -28,14 +28,14 @@ Build = Callable[[int], nn.Module]  # number of classes -> a backbone
 
 
 def build_backbone(name: str, num_classes: int, in_channels: int = 3, pretrained: str | None = None) -> nn.Module:
-    """The backbone of a name, for images of that many channels; nothing is downloaded.
+    """Build the backbone of this name, for images of `in_channels` channels; nothing is downloaded.
 
     `timm:NAME` and `torchvision:NAME` are models of these libraries, for `num_classes`. `package.module:function` is
     imported, from the current folder too, and called with `num_classes` and `in_channels` if it has such parameters.
-    With a file of weights, `pretrained`, the classifier is the file's: `attach` replaces it.
+    With a file of weights (`pretrained`) the classifier has the file's number of classes; `attach` replaces it.
 
     Raises ValueError for a name that leads to no backbone, or weights that do not fit it (`load_pretrained`), and
-    RuntimeError where a package is missing or the code that was called fails.
+    RuntimeError if a package is missing or the code that was called fails.
     """
     library, _, what = name.partition(":")
     if library == "timm":
@@ -51,15 +51,16 @@ def build_backbone(name: str, num_classes: int, in_channels: int = 3, pretrained
     if theirs != num_classes:
         backbone = build(theirs)
         what = f"{pretrained} is of {theirs} classes, not {num_classes}"
-        warn(f"{what}: the last layer of the classifier begins anew")
+        warn(f"{what}: the last layer of the classifier is not loaded")
     load_pretrained(backbone, pretrained)
     return backbone
 
 
 def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """The (mean, std) per channel, in 0..255, of the images that a library's own weights for a model of this name saw.
+    """The (mean, std) per channel, in 0..255, with which a library trained its own weights for this model.
 
-    None for code that is no library's, of which nothing is known. The name is one that `build_backbone` takes.
+    None for the user's own code, of which nothing is known, and for models without weights. The name is one that
+    `build_backbone` takes.
     """
     library, _, model = name.partition(":")
     if library == "timm":
@@ -83,7 +84,7 @@ def is_own_code(name: str) -> bool:
 def check_outside(name: str, run: Path) -> None:
     """Raise ValueError if building the backbone of this name could run code that lies in the folder of a `run`.
 
-    The run may be a stranger's, its recipe too. Nothing is imported to find that out.
+    The run and its recipe may come from a stranger. Nothing is imported for this check.
     """
     if not is_own_code(name):
         return
@@ -104,7 +105,7 @@ def check_outside(name: str, run: Path) -> None:
 
 
 def _specs(module: str) -> Iterator[ModuleSpec]:
-    """Where a module and the packages around it would be imported from; as far as they are found."""
+    """Where the packages around a module and the module itself would be imported from, as far as they are found."""
     package, *below = module.split(".")
     if package in sys.modules:
         spec = getattr(sys.modules[package], "__spec__", None)
@@ -179,7 +180,7 @@ def _own(name: str, module: str, function: str, in_channels: int) -> Build:
 
 
 def _called(name: str, build: Callable[..., Any], *arguments: Any, **options: Any) -> nn.Module:
-    """What a function builds, which must be a Module."""
+    """The Module that a function builds. Raises ValueError if it gives something else, RuntimeError if it fails."""
     try:
         with _current_folder():
             backbone = build(*arguments, **options)
@@ -207,7 +208,7 @@ def _imported(name: str, library: str) -> ModuleType:
 
 @cache
 def _operators_declared() -> torch.library.Library:
-    """Declare two operators that no classifier calls, but that torchvision of PyPI looks for beside a CPU torch."""
+    """Declare two operators that no classifier calls, but that PyPI's torchvision looks for beside a CPU torch."""
     operators = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for operator in ("nms", "qnms"):
         operators.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
-"""A backbone's forward as a torch.fx graph, looked into only as deep as its cuts lie, and cut where one tensor crosses.
+"""A backbone's forward as a torch.fx graph, traced only as deep as its cuts are, and cut where one tensor crosses.
 
-A module that holds no cut is called as it is and stays the backbone's own: what it does in training, in evaluation
-or by the size of its input is as before. Only the forwards that lead to a cut are recorded, in both modes.
+A module that contains no cut is called as a whole and stays the backbone's own: it behaves as before in training, in
+evaluation and for inputs of any size. Only the forwards of modules that contain a cut are recorded, in both modes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Traced:
     values: dict[str, Any]
     """what its nodes name: the backbone's modules, parameters and buffers, and constants"""
     ends: dict[str, list[fx.Node | None]]
-    """module -> what each of its calls gives, in order; None where that is not one value"""
+    """name of a module -> the result of each of its calls, in order; None for a result that is not one value"""
 
     @property
     def images(self) -> fx.Node:
@@ -62,10 +62,10 @@ class Traced:
 
 
 def trace(backbone: nn.Module, opened: Collection[str]) -> Traced:
-    """The forward of a backbone, looked into where a module is one of `opened` ("" is the backbone itself).
+    """Record the forward of a backbone, and of the modules in it that are `opened` ("" is the backbone itself).
 
-    An argument that is False in evaluation and True in training becomes the `training` of the module that is made
-    of the graph (dropout as a function). Raises ValueError, naming the place, for a forward that cannot be recorded.
+    An argument that is False in evaluation and True in training, as of functional dropout, becomes the `training` of
+    the module that is made from the graph. Raises ValueError, naming the place, for a forward that cannot be recorded.
     """
     evaluation, constants, ends = _record(backbone, opened, training=False)
     training, _, _ = _record(backbone, opened, training=True)
@@ -83,7 +83,7 @@ def trace(backbone: nn.Module, opened: Collection[str]) -> Traced:
 def crossings(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     """For each node, the values computed up to it and used after it.
 
-    Those that no image changes do not count, nor does the number of images, which any value tells.
+    Values that do not depend on the images do not count, nor does the number of images, which any value tells.
     """
     last_use = {used: node for node in graph.nodes for used in node.all_input_nodes}
     varying = _varying(graph)
@@ -100,9 +100,9 @@ def crossings(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
 
 
 def between(traced: Traced, start: fx.Node, stop: fx.Node) -> fx.GraphModule:
-    """What comes after `start` and up to `stop`, as a module: one tensor -> one tensor.
+    """The part of the graph after `start` and up to `stop`, as a module: one tensor -> one tensor.
 
-    It shares the backbone's modules and parameters; of tensors that are no parameters, and of the mode, it has its own.
+    It shares the backbone's modules and parameters, but has its own copies of all other tensors, and its own `Mode`.
     """
     varying = _varying(traced.graph)
     piece = fx.Graph()
@@ -138,7 +138,7 @@ MODE = "in_training"
 
 
 class Mode(nn.Module):
-    """Gives its `training`, which as an attribute would become a constant where torch.fx unpickles a graph."""
+    """Returns its `training`: as an attribute, that would become a constant when torch.fx unpickles a graph."""
 
     def forward(self) -> bool:
         """Whether it is in training."""
@@ -161,7 +161,7 @@ class _Buffer(fx.Proxy):
 
 
 class _Recorder(fx.Tracer):
-    """Records the calls of modules that are not opened, and remembers what every call gave and where it failed."""
+    """Records modules that are not opened as calls; notes the result of every call, and the module that failed."""
 
     proxy_buffer_attributes = True  # what is computed from buffers changes with them
 
@@ -173,7 +173,7 @@ class _Recorder(fx.Tracer):
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """The images alone: other arguments of a forward keep their defaults."""
-        # By a call, since a forward alone leaves out hooks, and what the module's own `__call__` does.
+        # The root is called: its forward alone would leave out hooks, and what its own `__call__` does.
         return lambda root, images: root(images), [self.root, self.create_proxy("placeholder", "images", (), {})]
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -200,7 +200,7 @@ class _Recorder(fx.Tracer):
 def _record(
     backbone: nn.Module, opened: Collection[str], training: bool
 ) -> tuple[fx.Graph, dict[str, Any], dict[str, list[fx.Node | None]]]:
-    """The graph in one mode, its constants, and what its modules' calls give. The backbone is left as it was."""
+    """The graph in one mode, its constants, and its modules' results. The backbone is left as it was."""
     recorder = _Recorder(opened, dict(backbone.named_buffers()))
     before, generators = dict(vars(backbone)), _generators()
     try:
@@ -210,19 +210,19 @@ def _record(
             raise ValueError(
                 "it draws random numbers, which would be drawn once for all: let a module of its own do so"
             )
-    except Exception as error:  # a forward that meets a symbol in place of a tensor can raise anything
+    except Exception as error:  # a forward that gets a proxy in place of a tensor can raise anything
         place = f"the forward of {recorder.failed!r}" if recorder.failed else "the backbone's own forward"
         why = f"{place} cannot be traced by torch.fx{_line_of(error)}: {first_line(error)}"
         raise ValueError(f"{why}; cut outside of it, or {INSTEAD}") from None
     finally:
-        # torch.fx stows the tensors that a forward makes itself as attributes of the root
+        # torch.fx stores tensors that a forward makes itself as attributes of the root
         constants = {name: vars(backbone).pop(name) for name in vars(backbone).keys() - before.keys()}
-        vars(backbone).update(before)  # a forward may keep what it computes, here symbols
+        vars(backbone).update(before)  # a forward may store what it computes, here proxies
     return graph, constants, recorder.ends
 
 
 def _generators() -> tuple[Any, ...]:
-    """The states of all random number generators: they differ once a number was drawn."""
+    """The states of all random number generators: they differ once a number is drawn."""
     numpys = [x.tobytes() if isinstance(x, np.ndarray) else x for x in np.random.get_state()]
     return torch.get_rng_state().tolist(), random.getstate(), numpys
 
@@ -243,7 +243,7 @@ def _line_of(error: Exception) -> str:
 
 
 def _follow_training(evaluation: fx.Graph, training: fx.Graph) -> None:
-    """Make one graph of the two: what is False in the one and True in the other is the module's `training`."""
+    """Merge two graphs into the first: what is False in it and True in training becomes the module's `training`."""
     flags: list[fx.Node] = []
 
     def flag() -> fx.Node:
@@ -286,7 +286,7 @@ def _drop_unused(graph: fx.Graph, backbone: nn.Module) -> None:
 
 
 def _check_nothing_lost(graph: fx.Graph) -> None:
-    """Raise ValueError if a value that does not depend on images is changed in place: each segment computes its own."""
+    """Raise ValueError if a value that does not depend on images is changed in place: a cut would lose the change."""
     varying = _varying(graph)
     for node in graph.nodes:
         name = str(getattr(node.target, "__name__", node.target))

@@ -1,10 +1,9 @@
-"""Weights from elsewhere, of another run or of a pretrained backbone: taken whole or not at all."""
+"""Weights from elsewhere, of another run or of a pretrained backbone: loaded whole or not at all."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,10 @@ MOST_LISTED = 20  # names of keys of each kind that do not fit
 
 
 def classes_in(path: Path | str, backbone: nn.Module, num_classes: int) -> int:
-    """The number of classes that a file's weights are for, beside a backbone that was built for `num_classes`.
+    """The number of classes of a file's weights, found by comparison with a backbone that was built for `num_classes`.
 
-    It is what tensors of that many rows have in the file, and `num_classes` itself where that says nothing. Raises
-    what `load_pretrained` raises for a file that cannot be read.
+    It is the number of rows, in the file, of the tensors that have `num_classes` rows in the backbone; if they do not
+    agree on one other number, it is `num_classes`. Raises what `load_pretrained` raises for a file that cannot be read.
     """
     state = _of_net(_read(Path(path)), backbone)
     theirs = {
@@ -44,10 +43,10 @@ def is_weights_of_run(path: Path | str) -> bool:
 
 
 def run_of(path: Path | str) -> Path:
-    """The folder of the run that weights are of, if they are of one: they lie in it, or in its checkpoints/.
+    """The folder of the run that weights belong to, if they belong to one: they are in it, or in its checkpoints/.
 
-    Links to a file are followed; where what they lead to lies in no run (git-annex, DVC, the hub's cache), it is the
-    run in which the last of them lies.
+    Links to a file are followed. If the file itself is in no run (git-annex, DVC, the hub's cache), the last link that
+    is in a run decides.
     """
     path = whole_path(local_or_fetched(path))
     if path.is_dir():
@@ -60,7 +59,7 @@ def run_of(path: Path | str) -> Path:
 
 
 def config_of(run: Path) -> Mapping[str, Any]:
-    """The config.json of a run; {} where there is none to be read."""
+    """The config.json of a run; {} if there is none that can be read."""
     try:
         config = read_json(run / "config.json")
     except (OSError, RuntimeError, ValueError):
@@ -68,10 +67,14 @@ def config_of(run: Path) -> Mapping[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def sha256_of(path: Path | str) -> str:
-    """SHA-256 of the file that weights are read from. Raises FileNotFoundError if there is none."""
-    with _file(Path(path)).open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
+def file_of(path: Path | str) -> Path:
+    """The file that weights are read from; of a run directory, that of its last epoch. Raises FileNotFoundError."""
+    path = local_or_fetched(path)
+    if path.is_dir():
+        path /= "model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of weights {path}")
+    return path
 
 
 def load_pretrained(net: nn.Module, path: Path | str) -> None:
@@ -81,11 +84,11 @@ def load_pretrained(net: nn.Module, path: Path | str) -> None:
     .pt file holds a state dict, or one under "state_dict" or "model"; nothing else is unpickled. Names may
     begin with "module.", "_orig_mod." or "model.", as those of wrapped nets do.
 
-    The keys and shapes must be exactly the net's, with three exceptions: (1) where all outputs of an AuxNet classify
-    for another number of classes than the file's, their last layers stay as they are, with a warning (for a backbone's
-    own classifier load first, and let `attach` replace it); (2) so does the last layer of another net, where that alone
-    is missing; (3) the auxiliary heads of torchvision's GoogLeNet and Inception are left out where the net is built
-    without them.
+    The keys and shapes must be exactly the net's, with three exceptions: (1) if all outputs of an AuxNet have another
+    number of classes than the file's, their last layers stay as they are, with a warning (for a backbone's own
+    classifier, load the weights first and let `attach` replace it); (2) the last layer of any other net stays as it is,
+    with a warning, if it is all that the file lacks; (3) the auxiliary heads of torchvision's GoogLeNet and Inception
+    are left out if the net is built without them.
 
     Raises FileNotFoundError, ValueError with the keys that do not fit (the net is then as it was), or RuntimeError for
     a file that is damaged.
@@ -94,7 +97,7 @@ def load_pretrained(net: nn.Module, path: Path | str) -> None:
         raise TypeError("load_pretrained reads a file, and this is a state dict: net.load_state_dict(...) takes it")
     path = Path(path)
     own, theirs = net.state_dict(), _of_net(_read(path), net)
-    # Files older than BatchNorm's counter of batches are without it, and whole all the same.
+    # Files older than BatchNorm's counter of batches lack it, and are complete all the same.
     counters = {name: own[name] for name in own if name.endswith(".num_batches_tracked")}
     last = _for_other_classes(net, theirs) if isinstance(net, AuxNet) else {}
     begun = {} if isinstance(net, AuxNet) else _without_last(net, counters | theirs)
@@ -115,15 +118,15 @@ def load_pretrained(net: nn.Module, path: Path | str) -> None:
         raise ValueError(f"{path} does not fit the net: {told}")
     net.load_state_dict(state)
     if begun:
-        warn(f"{path} has no {next(iter(begun))}: the last layer of the classifier begins anew")
+        warn(f"{path} has no {next(iter(begun))}: the last layer of the classifier is not loaded")
     if last:
         name = next(iter(last))
         counts = f"{len(theirs[name])} classes, the net of {len(last[name])}"
-        warn(f"{path} is of {counts}: the last layers of all outputs begin anew")
+        warn(f"{path} is of {counts}: the last layers of all outputs are not loaded")
 
 
 def _for_other_classes(net: AuxNet, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The net's own last layers, if those of another state dict differ in the number of classes, and all alike."""
+    """The net's own last layers, if those of another state dict all have the same other number of classes; else {}."""
     last: dict[str, Tensor] = {}
     pairs: set[tuple[int, tuple[int, int]]] = set()  # (head, (their classes, its own))
     for k, head in enumerate(net.heads):
@@ -136,14 +139,14 @@ def _for_other_classes(net: AuxNet, theirs: dict[str, Tensor]) -> dict[str, Tens
 
 
 def _without_last(net: nn.Module, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The net's own last layer, if that is all that another state dict lacks."""
+    """The net's own last layer, if it is all that another state dict lacks; else {}."""
     *_, (name, last) = [("", net), *((name, m) for name, m in net.named_modules() if m._parameters)]
     own = last.state_dict(prefix=f"{name}.") if name and isinstance(last, nn.Linear | nn.Conv2d) else {}
     return own if own.keys() == net.state_dict().keys() - theirs.keys() else {}
 
 
 def _of_net(theirs: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
-    """Tensors by the names of the net itself; without those of torchvision's auxiliary heads, where it has none."""
+    """Tensors by their names in the net; without those of torchvision's auxiliary heads, if the net has none."""
     theirs = _unwrapped(theirs, net)
     if getattr(net, "aux_logits", True):
         return theirs
@@ -151,9 +154,9 @@ def _of_net(theirs: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
 
 
 def _unwrapped(theirs: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
-    """Tensors by the names that they have in the net itself, where they were saved from within a wrapper."""
+    """Tensors by their names in the net: without the prefixes of wrappers that they were saved from."""
     own = net.state_dict()
-    if "n_averaged" not in own:  # torch.optim.swa_utils.AveragedModel's, beside module.
+    if "n_averaged" not in own:  # torch.optim.swa_utils.AveragedModel saves it beside its module
         theirs = {name: tensor for name, tensor in theirs.items() if name != "n_averaged"}
     # nn.DataParallel's and torch.compile's, which may wrap each other, and Lightning's usual attribute
     for prefix in ("module.", "_orig_mod.", "model."):
@@ -162,19 +165,9 @@ def _unwrapped(theirs: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
     return theirs
 
 
-def _file(path: Path) -> Path:
-    """The file itself that weights are read from, or that a run directory has them in."""
-    path = local_or_fetched(path)
-    if path.is_dir():
-        path /= "model.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file of weights {path}")
-    return path
-
-
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, or of a run directory, by name."""
-    path = _file(path)
+    path = file_of(path)
     if path.suffix not in (".safetensors", ".pt", ".pth", ".bin", ".ckpt"):
         raise ValueError(f"weights are read from .safetensors, .pt, .pth, .bin and .ckpt files, not from {path}")
     content: Any
@@ -195,7 +188,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    """What torch.load says is wrong, without what it advises."""
+    """What torch.load says is wrong, without its advice."""
     _, found, said = str(error).rpartition("WeightsUnpickler error: ")
     what = re.search(r"GLOBAL (\S+)", said)
     if what:

@@ -23,7 +23,7 @@ from auxnet.progress import Progress
 from auxnet.recipe import Recipe, has_recipe, read_run_recipe
 from auxnet.run_data import data_section
 from auxnet.rundir import is_finished, read_metrics, whole_epochs, with_absolute_paths
-from auxnet.signals import obeyed
+from auxnet.signals import raised_after
 from auxnet.studies.spec import Trial
 from auxnet.train import fit_on
 from auxnet.words import val_errors
@@ -144,7 +144,7 @@ def _work(out: Path, trials: Sequence[Trial], where: dict[str, Any], watch: Call
                 continue
             try:
                 if left_of(out, [trial]):
-                    with obeyed():
+                    with raised_after():
                         _train(out, replace(trial, recipe=replace(trial.recipe, **where)), watch)
                         watch()
             finally:

@@ -20,12 +20,12 @@ from typing import Any
 
 from filelock import FileLock
 
-from auxnet.backbones.weights import sha256_of
+from auxnet.backbones.weights import file_of
 from auxnet.batches import seed_of
 from auxnet.documents import parsing
 from auxnet.errors import first_line
 from auxnet.fetching import pinned
-from auxnet.files import claimed, is_held, write_text
+from auxnet.files import claimed, is_held, sha256_of, write_text
 from auxnet.sweeps.journal import BaseStorage, journal, optuna
 from auxnet.sweeps.settings import (
     Settings,
@@ -161,7 +161,7 @@ def check_same_data(sweep: OpenSweep, drawn: str, val_sha256: str, train: int) -
 def check_same_weights(sweep: OpenSweep, names: Iterable[str | None]) -> None:
     """Raise RuntimeError for weights that are others than when the sweep was begun: trials would not compare."""
     for name in filter(None, names):
-        now = sha256_of(name)
+        now = sha256_of(file_of(name))
         with FileLock(sweep.folder / ".lock"):
             known = sweep.study.user_attrs.get("weights", {})
             if name not in known:

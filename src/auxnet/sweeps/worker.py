@@ -16,7 +16,7 @@ from auxnet.recipe import Recipe
 from auxnet.resuming import mean_error
 from auxnet.rundir import checkpoints, read_metrics
 from auxnet.schedules import trained_outputs_only
-from auxnet.signals import held, obeyed
+from auxnet.signals import held, raised_after
 from auxnet.sweeps.journal import optuna
 from auxnet.sweeps.settings import COMPARABLE
 from auxnet.sweeps.trials import (
@@ -52,7 +52,7 @@ def work(sweep: OpenSweep, where: dict[str, Any], watch: Watch, at_step: Watch =
         trial, lock = claimed
         try:
             watch()
-            with obeyed():
+            with raised_after():
                 _run(sweep, trial, where, watch, at_step)
                 watch()
         finally:

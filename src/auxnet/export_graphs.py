@@ -1,4 +1,4 @@
-"""The graphs that leave for another runtime: preprocessing, one output or an early exit, probabilities.
+"""The graphs that are exported to other runtimes: preprocessing, one output or an early exit, probabilities.
 
 Shapes: N images, H x W pixels, C channels; images come as uint8 [N, H, W, C], as they are decoded.
 """
@@ -52,9 +52,9 @@ class OneOutput(nn.Module):
 class EarlyExitGraph(nn.Module):
     """uint8 [1, H, W, C] -> logits and probabilities [1, classes], and the output [1] that gave them, from 1.
 
-    Probabilities are tempered: of the logits divided by the policy's temperature of that output.
-    Every output at which an image can leave is a `torch.cond`, so that the segments after the exit are not computed;
-    where none can (a threshold above 1) the head is left out. One image at a time.
+    Probabilities are tempered: softmax of the logits divided by the policy's temperature for that output.
+    Every output at which an image can leave is a `torch.cond`, so that the segments after the exit are not computed.
+    If no image can leave at an output (a threshold above 1), its head is left out. One image at a time.
     """
 
     def __init__(self, net: AuxNet, policy: Policy, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -86,10 +86,10 @@ class EarlyExitGraph(nn.Module):
 
 
 def write_onnx(graph: nn.Module, example: Tensor, path: Path, facts: Mapping[str, Any]) -> None:
-    """One ONNX file, `facts` (as JSON) in its metadata; dynamic in N unless the example is a single image.
+    """Write one ONNX file, with `facts` (as JSON) in its metadata; dynamic in N unless the example is a single image.
 
-    Input `images`; outputs `logits`, `probabilities`, and `exit` where there is one. Raises RuntimeError
-    (a line that says what to install) without the export extra.
+    Input `images`; outputs `logits`, `probabilities`, and for an early exit `exit`. Raises RuntimeError (a line that
+    says what to install) without the export extra.
     """
     need("onnx", "onnxscript", "onnxruntime")
     dynamic = None if len(example) == 1 else ({0: torch.export.Dim("N")},)
@@ -128,7 +128,7 @@ def _strip(graph: Any) -> None:
 def _sink(graph: Any) -> None:
     """Move the weights that one branch alone uses into that branch: only there does onnxruntime optimise them.
 
-    Those that nothing uses are dropped: onnxruntime warns of each.
+    Weights that nothing uses are dropped: onnxruntime warns of each.
     """
     everywhere = _used(graph)
     for weight in [each for each in graph.initializer if each.name not in everywhere]:
@@ -153,7 +153,7 @@ def _used(graph: Any) -> set[str]:
 
 
 def write_torch(graph: nn.Module, example: Tensor, path: Path, facts: Mapping[str, Any]) -> None:
-    """One file for `torch.export.load`, `facts` in its extra file auxnet.json; dynamic in N."""
+    """Write one file for `torch.export.load`, with `facts` in its extra file auxnet.json; dynamic in N."""
     buffer = io.BytesIO()
     with _quiet(), torch.no_grad():
         program = torch.export.export(graph.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("N")},))
@@ -162,14 +162,14 @@ def write_torch(graph: nn.Module, example: Tensor, path: Path, facts: Mapping[st
 
 
 def need(*modules: str) -> None:
-    """Raise RuntimeError, saying what to install, unless the modules of the export extra are there."""
+    """Raise RuntimeError, saying what to install, unless these modules of the export extra are installed."""
     if missing := [module for module in modules if find_spec(module) is None]:
         raise RuntimeError(f"ONNX needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence, for the block, the exporters' chatter about what is not asked for here."""
+    """Silence the exporters' logging, warnings and printing for the block."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()):
