@@ -29,7 +29,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from auxnet.batches import batches, draw, normalise, shifted
+from auxnet.batches import batches, cropped_and_flipped, draw_crops_and_flips, normalise
 from auxnet.data import DataSet, load_data
 from auxnet.provenance import provenance
 from auxnet.recipe import Recipe
@@ -90,11 +90,8 @@ def _measure(home: Path, workers: int, batch_size: int) -> dict[str, Any]:
             counted["images"] += len(chosen)
     with _measuring(steps, "augment and normalise") as counted:
         for n in range(16):
-            normalise(
-                shifted(images, found.pad, *draw(len(images), torch.Generator().manual_seed(n), found.pad, found.flip)),
-                found.mean,
-                found.std,
-            )
+            drawn = draw_crops_and_flips(len(images), torch.Generator().manual_seed(n), found.pad, found.flip)
+            normalise(cropped_and_flipped(images, found.pad, *drawn), found.mean, found.std)
             counted["images"] += len(images)
     options = {"pad": found.pad, "flip": found.flip, "workers": workers}
     with _measuring(steps, f"streamed epoch, {workers} workers") as counted:

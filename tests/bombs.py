@@ -77,7 +77,7 @@ def reader(path: Path) -> Callable[[], object]:
         ".json": lambda: documents.read_json(path),
         ".gz": lambda: cifar.read(path, "cifar10", "test"),
         ".mat": lambda: svhn.read(path),
-        ".parquet": lambda: parquet.read([path]),
+        ".parquet": lambda: parquet.ShardsPart([path]).read_uncached(),
         ".npz": lambda: npz.read(path, npz.npz_splits(path)["train"]),
     }[path.suffix]
 

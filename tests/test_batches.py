@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from auxnet.batches import batches, draw, normalise, seed_of, shifted
+from auxnet.batches import batches, cropped_and_flipped, draw_crops_and_flips, normalise, seed_of
 from auxnet.data import Split
 
 torch.set_num_threads(1)
@@ -41,7 +41,7 @@ def crops(image_HWC: Tensor, pad: int) -> dict[tuple[int, int, bool], Tensor]:
 
 
 def augmented(images: Tensor, drawn_by: torch.Generator, pad: int, flip: bool) -> Tensor:
-    return shifted(images, pad, *draw(len(images), drawn_by, pad, flip))
+    return cropped_and_flipped(images, pad, *draw_crops_and_flips(len(images), drawn_by, pad, flip))
 
 
 @pytest.mark.parametrize("c", [1, 3])

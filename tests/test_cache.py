@@ -14,25 +14,25 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from auxnet.reading import cache, folders, pictures, sources, survey
+from auxnet.reading import cache, parts, pictures, survey
 from auxnet.reading.arrays import Arrays
-from auxnet.reading.encoded import Files
+from auxnet.reading.folders import FolderPart
 from auxnet.reading.pictures import Frame
 from writers import folder_of, load, rows, same, tiny, write_parquet
 
 pytestmark = pytest.mark.usefixtures("own_cache_and_no_network")
 
 
-def counting(monkeypatch: pytest.MonkeyPatch) -> list[Files]:
-    """A list that grows by the files of class folders each time that they are really read."""
-    reads: list[Files] = []
-    real = folders.class_folders
+def counting(monkeypatch: pytest.MonkeyPatch) -> list[FolderPart]:
+    """A list that grows by the split in class folders each time that one is really read."""
+    reads: list[FolderPart] = []
+    real = FolderPart.read_uncached
 
-    def read(files: Files, frame: Frame | None = None) -> Arrays:
-        reads.append(files)
-        return real(files, frame)
+    def read(part: FolderPart, frame: Frame | None = None) -> Arrays:
+        reads.append(part)
+        return real(part, frame)
 
-    monkeypatch.setattr(folders, "class_folders", read)
+    monkeypatch.setattr(FolderPart, "read_uncached", read)
     return reads
 
 
@@ -51,8 +51,8 @@ def test_arrays_are_brought_to_a_frame_once_and_an_npz_file_is_copied_in_no_othe
 ) -> None:
     images, labels = tiny(40, 2, size=6)
     np.savez(home / "own.npz", images=images[:, :5], labels=labels)
-    calls, real = [], pictures.all_fitted
-    monkeypatch.setattr(pictures, "all_fitted", lambda *args: calls.append(args) or real(*args))
+    calls, real = [], pictures.all_resized
+    monkeypatch.setattr(pictures, "all_resized", lambda *args: calls.append(args) or real(*args))
     assert load("own.npz", home).shapes() == [(5, 6)]
     assert not (tmp_path / "cache").exists()
     first, second = (load("own.npz", home, image_size=4) for _ in range(2))
@@ -133,7 +133,7 @@ def test_what_pillow_could_not_read_is_tried_again_by_another_pillow(
     with monkeypatch.context() as lacking:
         lacking.setattr(pictures, "_DECODERS", ("PNG",))
         assert len(load(str(own), stream=stream, workers=0, max_corrupt=1).left_out) == 1
-    for module in (sources, survey):
+    for module in (parts, survey):
         monkeypatch.setattr(module, "DECODER", "another")
     assert load(str(own), stream=stream, workers=0).left_out == ()
 

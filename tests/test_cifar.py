@@ -33,7 +33,7 @@ def test_all_forms_of_cifar_agree_byte_for_byte_with_parquet_and_folders(
     for part, (images, labels) in (("train", train), ("test", test)):
         write_parquet(tmp_path / f"{part}.parquet", images, labels, names)
         by_archive = cifar.read(archive, name, part)
-        by_parquet = parquet.read([tmp_path / f"{part}.parquet"])
+        by_parquet = parquet.ShardsPart([tmp_path / f"{part}.parquet"]).read_uncached()
         for got in (by_archive, by_parquet):
             assert got.images.dtype == np.uint8
             assert got.labels.dtype == np.int64
@@ -43,7 +43,7 @@ def test_all_forms_of_cifar_agree_byte_for_byte_with_parquet_and_folders(
         if name == "cifar100":  # a hundred folders take long
             continue
         write_folders(tmp_path / part, images, labels, names)
-        by_folders = folders.class_folders(folders.folder_files(tmp_path / part))
+        by_folders = folders.FolderPart(folders.folder_files(tmp_path / part)).read_uncached()
         grouped = np.argsort(labels, kind="stable")
         assert np.array_equal(by_folders.images, images[grouped])
         assert np.array_equal(by_folders.labels, labels[grouped])

@@ -59,7 +59,7 @@ def test_a_class_that_no_file_could_name_is_refused_before_it_is_trained_on(name
 
 
 def test_images_that_no_net_would_be_loaded_for_are_refused_before_they_are_trained_on(home: Path) -> None:
-    for side, message in ((LARGEST, ""), (LARGEST + 1, f"{LARGEST + 1}x1 pixels, at most {LARGEST} a side may be")):
+    for side, message in ((LARGEST, ""), (LARGEST + 1, f"{LARGEST + 1}x1 pixels, at most {LARGEST} a side")):
         np.savez(home / "own.npz", images=np.zeros((20, 1, side), np.uint8), labels=np.arange(20) % 2)
         if message:
             with pytest.raises(ValueError, match=f"{message}: give --image-size"):
@@ -74,7 +74,7 @@ def test_images_too_large_for_memory_are_refused_with_the_mend(home: Path, monke
     def refuse(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(pictures, "all_fitted", refuse)
+    monkeypatch.setattr(pictures, "all_resized", refuse)
     with pytest.raises(ValueError, match="1797 images of 4096x4096 do not fit in memory: give a smaller --image-size"):
         load("digits", image_size=4096)
 
@@ -141,7 +141,7 @@ def test_mean_and_std_are_those_of_the_training_split_alone() -> None:
 def test_mean_and_std_are_per_channel_and_a_constant_channel_is_left_alone() -> None:
     images = torch.randint(0, 256, (9, 4, 5, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images[..., 1] = 7
-    mean, std = data.statistics(data.Split(images, torch.zeros(9, dtype=torch.int64)))
+    mean, std = data.channel_mean_std(data.Split(images, torch.zeros(9, dtype=torch.int64)))
     assert mean == pytest.approx(images.double().mean((0, 1, 2)).tolist())
     expected = images.double().std((0, 1, 2), correction=0).tolist()
     assert std == pytest.approx((expected[0], 1.0, expected[2]))
@@ -285,7 +285,7 @@ def test_the_splits_of_images_in_memory_are_no_copies() -> None:
         some = torch.tensor([3, 0, 3])
         assert torch.equal(split.read(some), split.images[some])
         assert torch.equal(alone.part(some).images, split.images[some])
-        assert data.statistics(alone) == data.statistics(split)
+        assert data.channel_mean_std(alone) == data.channel_mean_std(split)
         assert data.fingerprint([alone]) == data.fingerprint([split])
 
 

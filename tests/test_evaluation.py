@@ -443,10 +443,10 @@ def test_other_images_are_made_what_the_run_has_seen(run, tmp_path, monkeypatch)
 def test_images_too_many_for_memory_are_judged_on_from_the_disk(run, few, field, tmp_path, monkeypatch):
     expected = auxnet.evaluate(few[0], on=field)
     monkeypatch.setattr("auxnet.data.available_memory", lambda: 0)
-    monkeypatch.setattr("auxnet.data._in_memory", None)
+    monkeypatch.setattr("auxnet.reading.parts.Part.read", None)
     assert auxnet.evaluate(few[0], on=field) == expected
     write_folders(tmp_path / "pics", *tiny(4, 2, size=20), ["1", "3"])
-    with pytest.raises(ValueError, match=r"pics: too many for memory to be made grey, as .* saw its images: do so"):
+    with pytest.raises(ValueError, match=r"pics: too many images to make grey in memory, as .* saw its own: make"):
         auxnet.evaluate(run, on=tmp_path / "pics")
 
 

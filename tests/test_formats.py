@@ -45,7 +45,7 @@ def test_shards_are_read_one_after_the_other(tmp_path: Path) -> None:
     for n, rows in enumerate((slice(0, 9), slice(9, 20))):
         write_parquet(tmp_path / f"train-{n:05d}-of-00002.parquet", images[rows], labels[rows])
     shards = parquet.shards_of(tmp_path)["train"]
-    got = parquet.read(shards)
+    got = parquet.ShardsPart(shards).read_uncached()
     assert np.array_equal(got.images, images)
     assert np.array_equal(got.labels, labels)
 
@@ -64,14 +64,14 @@ def test_a_plain_binary_column_and_labels_in_words_are_read(tmp_path: Path) -> N
     words = np.array(["cat", "ant", "bee"])[labels]
     table = pa.table({"picture": [png(image) for image in images], "kind": words, "width": [8] * 6})
     pq.write_table(table.select(["picture", "kind"]), tmp_path / "train.parquet")
-    got = parquet.read([tmp_path / "train.parquet"])
+    got = parquet.ShardsPart([tmp_path / "train.parquet"]).read_uncached()
     assert got.classes == ("ant", "bee", "cat")
     assert [got.classes[n] for n in got.labels] == words.tolist()
     pq.write_table(table, tmp_path / "train.parquet")
     with pytest.raises(
         ValueError, match=r"cannot tell the label column \(whole numbers or words\) among picture, kind, width"
     ):
-        parquet.read([tmp_path / "train.parquet"])
+        parquet.ShardsPart([tmp_path / "train.parquet"]).read_uncached()
 
 
 @pytest.mark.parametrize(("labels", "kind"), [([[1]] * 6, "list<.*int64>"), ([Decimal(1)] * 6, r"decimal128\(1, 0\)")])
@@ -79,14 +79,14 @@ def test_a_label_column_of_another_type_is_told_so(labels: list[Any], kind: str,
     cells = [png(image) for image in tiny(6, 3, size=8)[0]]
     pq.write_table(pa.table({"image": cells, "label": labels}), tmp_path / "train.parquet")
     with pytest.raises(ValueError, match=f"the label column, label, must be whole numbers or words, is {kind}"):
-        parquet.read([tmp_path / "train.parquet"])
+        parquet.ShardsPart([tmp_path / "train.parquet"]).read_uncached()
 
 
 def test_fine_labels_are_taken_before_coarse_ones(tmp_path: Path) -> None:
     images, labels = tiny(6, 3, size=8)
     columns = {"img": [png(image) for image in images], "coarse_label": [0] * 6, "fine_label": labels}
     pq.write_table(pa.table(columns), tmp_path / "train.parquet")
-    assert np.array_equal(parquet.read([tmp_path / "train.parquet"]).labels, labels)
+    assert np.array_equal(parquet.ShardsPart([tmp_path / "train.parquet"]).read_uncached().labels, labels)
 
 
 # ------------------------------------------------------------------------------------------------------------- damage
@@ -97,7 +97,7 @@ def test_a_label_that_is_none_is_named_with_its_row(bad: Any, tmp_path: Path) ->
     images, _ = tiny(4, 2, size=8)
     write_parquet(tmp_path / "train.parquet", images, [0, 1, bad, 0], ["a", "b"])
     with pytest.raises(RuntimeError, match=rf"train\.parquet: label {bad}(\.0)? in row 2"):
-        parquet.read([tmp_path / "train.parquet"])
+        parquet.ShardsPart([tmp_path / "train.parquet"]).read_uncached()
 
 
 def test_a_word_missing_among_the_labels_is_named(tmp_path: Path) -> None:
@@ -105,16 +105,16 @@ def test_a_word_missing_among_the_labels_is_named(tmp_path: Path) -> None:
         write_parquet(tmp_path / "train.parquet", tiny(3, 2, size=8)[0], labels)
         says = f"label None in row {labels.index(None)} must be a text, as the others are: leave out images without"
         with pytest.raises(RuntimeError, match=says):
-            parquet.read([tmp_path / "train.parquet"])
+            parquet.ShardsPart([tmp_path / "train.parquet"]).read_uncached()
 
 
 def test_labels_of_two_classes_may_be_truth_values(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", tiny(3, 2, size=8)[0], [True, False, True])
-    got = parquet.read([tmp_path / "train.parquet"])
+    got = parquet.ShardsPart([tmp_path / "train.parquet"]).read_uncached()
     assert (got.labels.tolist(), got.classes) == ([1, 0, 1], ("0", "1"))
     columns = {"image": [png(image) for image in tiny(2, 2, size=8)[0]], "species": ["cat", "dog"]}
     pq.write_table(pa.table({**columns, "flipped": [True, False]}), tmp_path / "train.parquet")
-    assert parquet.read([tmp_path / "train.parquet"]).classes == ("cat", "dog")
+    assert parquet.ShardsPart([tmp_path / "train.parquet"]).read_uncached().classes == ("cat", "dog")
 
 
 def test_svhn_damage_is_named(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
     file = tmp_path / "train.parquet"
     images, labels = tiny(8, 2, size=8)
     write_parquet(file, [png(images[0]), png(images[1])[:60], None, png(images[3])], labels[:4])
-    got = parquet.read([file])
+    got = parquet.ShardsPart([file]).read_uncached()
     assert np.array_equal(got.images, images[[0, 3]])
     assert got.labels.tolist() == labels[[0, 3]].tolist()
     assert [each.partition(" (")[0] for each in got.left_out] == [
@@ -153,13 +153,13 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
         if table is not None:
             pq.write_table(table, file)
         with pytest.raises(RuntimeError, match=r"train\.parquet: holds no images"):
-            parquet.read([file])
+            parquet.ShardsPart([file]).read_uncached()
     write_parquet(file, images, labels)
     data = file.read_bytes()
     for damage in (b"", data[:100], data[:-10], data[:100] + bytes(len(data) - 800) + data[-700:]):
         file.write_bytes(damage)
         with pytest.raises(RuntimeError, match=r"train\.parquet"):
-            parquet.read([file])
+            parquet.ShardsPart([file]).read_uncached()
 
 
 def test_a_missing_shard_and_several_data_sets_are_refused(tmp_path: Path) -> None:
@@ -175,14 +175,27 @@ def test_a_missing_shard_and_several_data_sets_are_refused(tmp_path: Path) -> No
 def test_columns_that_cannot_be_told_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"], "label": [1]}), tmp_path / "train.parquet")
     with pytest.raises(ValueError, match=r"cannot tell the image column .* among text, label; name it 'image'"):
-        parquet.read([tmp_path / "train.parquet"])
+        parquet.ShardsPart([tmp_path / "train.parquet"]).read_uncached()
 
 
 def test_a_folder_without_class_folders_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no images in folders named by class"):
-        folders.class_folders(folders.folder_files(tmp_path))
+        folders.FolderPart(folders.folder_files(tmp_path)).read_uncached()
     (tmp_path / "1.png").write_bytes(png(tiny(1, 1, size=8)[0][0]))
     with pytest.raises(
         FileNotFoundError, match=r"but pictures in .*/ itself: if that is a class, give the folder above"
     ):
         folders.folder_files(tmp_path)
+
+
+def test_the_metadata_of_shards_are_read_once_however_often_a_split_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, labels = tiny(6, 2, size=8)
+    write_parquet(tmp_path / "train.parquet", images, labels)
+    calls, real = [], parquet._table_of
+    monkeypatch.setattr(parquet, "_table_of", lambda files: calls.append(files) or real(files))
+    part = parquet.ShardsPart([tmp_path / "train.parquet"])
+    assert (part.no_labels(), part.shapes(), part.decoded_bytes(None)) == (False, 6 * [(8, 8)], images.size)
+    assert len(part.read_uncached().labels) == 6
+    assert len(calls) == 1

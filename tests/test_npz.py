@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from auxnet.reading import npz
-from auxnet.reading.sources import located
+from auxnet.reading.sources import absolute_source
 from writers import load, tiny
 
 pytestmark = pytest.mark.usefixtures("own_cache_and_no_network")
@@ -69,8 +69,9 @@ def test_a_compressed_file_says_the_same_and_is_resized_like_any(home: Path) -> 
 def test_a_runs_recipe_finds_the_file_from_any_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = saved(home, images=TRAIN[0], labels=TRAIN[1])
     monkeypatch.chdir(home)
-    assert located("own.npz", None) == (str(file.resolve()), None)
-    assert located("own.npz", ".") == (str(file.resolve()), str(home))  # from elsewhere "." would be another folder
+    assert absolute_source("own.npz", None) == (str(file.resolve()), None)
+    # From elsewhere "." would be another folder.
+    assert absolute_source("own.npz", ".") == (str(file.resolve()), str(home))
 
 
 @pytest.mark.parametrize(

@@ -342,7 +342,7 @@ def test_a_run_is_judged_as_it_was_normalised_in_training_though_train_has_grown
 def test_of_a_run_no_training_image_is_measured_again_unless_their_channels_changed(apart, tmp_path, monkeypatch):
     run = auxnet.fit(apart, tmp_path / "run").folder
     with monkeypatch.context() as patched:
-        patched.setattr("auxnet.data.statistics", lambda _: pytest.fail("they were measured"))
+        patched.setattr("auxnet.data.channel_mean_std", lambda _: pytest.fail("they were measured"))
         kept = data_of(run, apart)
     assert (kept.mean, kept.std) == (load_data(apart).mean, load_data(apart).std)
     add(apart, np.zeros((8, 8, 3), np.uint8))
@@ -687,7 +687,7 @@ def test_data_that_are_missing_are_told_with_the_path_that_the_run_recorded(tmp_
     run = auxnet.fit(recipe, tmp_path / "run").folder
     pics.rename(tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=f"no such folder.*; in training they lay in {pics}$"):
+    with pytest.raises(FileNotFoundError, match=f"no such folder.*; in training they were in {pics}$"):
         auxnet.select(run)
 
 
@@ -705,7 +705,7 @@ def test_a_run_whose_data_folder_was_renamed_goes_on_once_it_is_told_where_they_
     pics.rename(moved := tmp_path / "photographs")
     go_on = ["train", "--out", str(run), "--resume"]
     for words, said in (
-        ([], f"there is no such folder or file in .*; in training they lay in {pics}"),
+        ([], f"there is no such folder or file in .*; in training they were in {pics}"),
         (["--data", str(moved)], f"begun with data='{pics}', .*; data that have moved are found by data_dir"),
         (["--data-dir", str(run)], f"and {pics}, on which it was trained, is not looked at"),
         (["--data-dir", str(tmp_path / "other")], f"holds neither pics nor folders of all the classes of {run}"),

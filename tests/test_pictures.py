@@ -18,10 +18,10 @@ from writers import folder_of, load, png, save_all, tiny
 def test_grey_images_stay_grey_until_one_has_colour(tmp_path: Path) -> None:
     grey = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4))
     save_all(tmp_path, a=grey, b=grey.convert("LA"), c=grey.convert("1"))
-    assert folders.class_folders(folders.folder_files(tmp_path)).images.shape == (3, 4, 4, 1)
+    assert folders.FolderPart(folders.folder_files(tmp_path)).read_uncached().images.shape == (3, 4, 4, 1)
     red = Image.new("RGB", (4, 4), (255, 0, 0))
     save_all(tmp_path, d=red, e=grey)
-    images = folders.class_folders(folders.folder_files(tmp_path)).images
+    images = folders.FolderPart(folders.folder_files(tmp_path)).read_uncached().images
     assert images.shape == (5, 4, 4, 3)
     assert np.array_equal(images[0], np.asarray(grey.convert("RGB")))
     assert np.array_equal(images[3], np.asarray(red))
@@ -32,19 +32,20 @@ def test_palette_transparent_and_cmyk_images_become_colour(tmp_path: Path) -> No
     red = Image.new("RGB", (4, 4), (255, 0, 0))
     rgba = Image.new("RGBA", (4, 4), (255, 0, 0, 128))
     save_all(tmp_path, a=red.convert("P"), b=rgba, c=red.convert("CMYK"))
-    assert (folders.class_folders(folders.folder_files(tmp_path)).images == np.array([255, 0, 0])).all()
+    assert (folders.FolderPart(folders.folder_files(tmp_path)).read_uncached().images == np.array([255, 0, 0])).all()
 
 
 def test_images_of_16_bits_keep_their_upper_8(tmp_path: Path) -> None:
     values = np.arange(16, dtype=np.uint16).reshape(4, 4) * 4096
     save_all(tmp_path, a=Image.fromarray(values))
-    assert np.array_equal(folders.class_folders(folders.folder_files(tmp_path)).images[0, ..., 0], values >> 8)
+    images = folders.FolderPart(folders.folder_files(tmp_path)).read_uncached().images
+    assert np.array_equal(images[0, ..., 0], values >> 8)
 
 
 def test_images_of_floats_are_refused(tmp_path: Path) -> None:
     save_all(tmp_path, a=Image.fromarray(np.ones((4, 4), np.float32)))
     with pytest.raises(RuntimeError, match=r"a\.tif: not a readable image \(mode 'F' has no known range"):
-        folders.class_folders(folders.folder_files(tmp_path))
+        folders.FolderPart(folders.folder_files(tmp_path)).read_uncached()
 
 
 def test_a_rotated_photograph_is_turned_upright(tmp_path: Path) -> None:
@@ -54,7 +55,7 @@ def test_a_rotated_photograph_is_turned_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6  # to be turned clockwise by a quarter
     (tmp_path / "a").mkdir()
     Image.fromarray(pixels).save(tmp_path / "a" / "1.png", exif=exif)
-    image = folders.class_folders(folders.folder_files(tmp_path)).images[0]
+    image = folders.FolderPart(folders.folder_files(tmp_path)).read_uncached().images[0]
     assert np.array_equal(image, np.rot90(pixels, -1))
 
 
@@ -136,7 +137,7 @@ def test_hidden_and_other_files_are_ignored_and_the_rest_sorted(tmp_path: Path) 
     (tmp_path / ".hidden").mkdir()
     for path in ("b/.1.png", ".hidden/1.png", "a/Thumbs.db", "readme.md"):
         (tmp_path / path).write_bytes(b"nothing")
-    got = folders.class_folders(folders.folder_files(tmp_path))
+    got = folders.FolderPart(folders.folder_files(tmp_path)).read_uncached()
     assert got.classes == ("a", "b")
     assert np.array_equal(got.images, images[[2, 1, 0]])
     assert got.labels.tolist() == [0, 1, 1]
@@ -145,19 +146,19 @@ def test_hidden_and_other_files_are_ignored_and_the_rest_sorted(tmp_path: Path) 
 def test_unequal_sizes_are_refused_with_both_files_and_the_mend(tmp_path: Path) -> None:
     save_all(tmp_path, a=Image.new("RGB", (8, 4)), b=Image.new("RGB", (6, 4)))
     with pytest.raises(ValueError, match=r"a\.png is 8x4 and .*b\.png is 6x4: give --image-size 4"):
-        folders.class_folders(folders.folder_files(tmp_path))
+        folders.FolderPart(folders.folder_files(tmp_path)).read_uncached()
 
 
 def test_image_size_resizes_the_shorter_side_and_cuts_out_the_middle(tmp_path: Path) -> None:
     pixels = np.zeros((16, 40, 3), np.uint8)
     pixels[:, 12:28] = 200  # the middle square
     save_all(tmp_path, a=Image.fromarray(pixels), b=Image.new("RGB", (8, 30), (200, 200, 200)))
-    images = folders.class_folders(folders.folder_files(tmp_path), frame=pictures.Frame((8, 8))).images
+    images = folders.FolderPart(folders.folder_files(tmp_path)).read_uncached(pictures.Frame((8, 8))).images
     assert images.shape == (2, 8, 8, 3)
     assert (images[:, 1:-1, 1:-1] == 200).all()  # what touches the cut is smoothed across it
     whole = np.repeat(np.repeat(tiny(2, 2, size=4)[0], 8, 1), 8, 2)
-    assert np.abs(pictures.all_fitted(whole, pictures.Frame((16, 16)), 3).astype(int) - whole[:, ::2, ::2]).mean() < 15
-    assert pictures.all_fitted(whole[..., :1], pictures.Frame((16, 16)), 1).shape == (2, 16, 16, 1)
+    assert np.abs(pictures.all_resized(whole, pictures.Frame((16, 16)), 3).astype(int) - whole[:, ::2, ::2]).mean() < 15
+    assert pictures.all_resized(whole[..., :1], pictures.Frame((16, 16)), 1).shape == (2, 16, 16, 1)
 
 
 @pytest.mark.parametrize(("h", "w"), [(10, 40), (40, 10), (20, 20)])
@@ -168,7 +169,7 @@ def test_a_picture_is_kept_whole_between_black_borders_or_out_of_shape_where_tha
     """Its left half is 60, its right half 200."""
     whole = np.full((h, w, channels), 60, np.uint8)
     whole[:, w // 2 :] = 200
-    for make in (lambda frame: pictures.fitted(whole, frame, channels), partial(decoded, whole)):
+    for make in (lambda frame: pictures.resized(whole, frame, channels), partial(decoded, whole)):
         stretched = make(pictures.Frame((8, 8), "stretch"))
         assert stretched.shape == (8, 8, channels)
         assert (stretched[:, :3] == 60).all()
@@ -184,7 +185,7 @@ def test_a_picture_is_kept_whole_between_black_borders_or_out_of_shape_where_tha
 
 @pytest.mark.parametrize("shape", [(2, 400, 3), (400, 2, 1)])
 def test_however_narrow_a_picture_is_something_of_it_is_left_between_black_borders(shape: tuple[int, ...]) -> None:
-    padded = pictures.fitted(np.full(shape, 90, np.uint8), pictures.Frame((8, 8), "pad"), shape[2])
+    padded = pictures.resized(np.full(shape, 90, np.uint8), pictures.Frame((8, 8), "pad"), shape[2])
     assert (padded == 90).sum() == 8 * shape[2]
     assert padded.sum() == 90 * 8 * shape[2]
 
@@ -200,7 +201,7 @@ def test_a_truncated_or_false_image_is_left_out_and_named(tmp_path: Path) -> Non
         (tmp_path / name).write_bytes(png(image))
     for damage in (b"", b"no image", png(images[1])[:200], png(images[1])[:20]):
         (tmp_path / "a" / "2.png").write_bytes(damage)
-        got = folders.class_folders(folders.folder_files(tmp_path))
+        got = folders.FolderPart(folders.folder_files(tmp_path)).read_uncached()
         assert np.array_equal(got.images, images[[0, 2]])
         assert got.labels.tolist() == [0, 1]
         (left_out,) = got.left_out
@@ -221,7 +222,7 @@ def test_an_image_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     save_all(tmp_path, a=Image.new("L", (11, 11)))  # over the limit, where PIL alone only warns
     with pytest.raises(RuntimeError, match=r"a\.png: not a readable image .*bomb"):
-        folders.class_folders(folders.folder_files(tmp_path))
+        folders.FolderPart(folders.folder_files(tmp_path)).read_uncached()
 
 
 def test_a_jpeg_that_is_decoded_at_a_reduced_scale_may_have_twice_the_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +291,7 @@ def test_a_large_jpeg_is_decoded_at_a_reduced_scale_and_differs_little(form: str
         assert own == upright.size[::-1]
         assert min(pixels.shape[:2]) >= 2 * side or pixels.shape[:2] == own
         assert np.array_equal(
-            pictures.fitted(pixels, frame, pixels.shape[2]), pictures.decode(tmp_path / "a.jpg", "a", frame)
+            pictures.resized(pixels, frame, pixels.shape[2]), pictures.decode(tmp_path / "a.jpg", "a", frame)
         )
 
 

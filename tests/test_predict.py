@@ -21,7 +21,7 @@ from auxnet.exporting import export
 from auxnet.policy import NEVER, Policy
 from auxnet.prediction import Prediction, Unreadable, predict
 from auxnet.reading.ahead import ahead
-from auxnet.reading.pictures import Frame, fitted
+from auxnet.reading.pictures import Frame, resized
 from auxnet.runtimes import runnable
 from auxnet.tensors import read_about, read_tensors, save_tensors
 from shipped import picture, write_policy, write_run
@@ -235,9 +235,9 @@ def test_transparency_is_dropped_as_in_training(run, tmp_path):
 def test_another_size_is_fitted_by_its_shorter_side_and_its_middle():
     pixels = np.zeros((4, 12, 3), np.uint8)
     pixels[:, 4:8] = 200
-    assert (fitted(pixels, Frame((4, 4)), 3) == 200).all()
-    assert fitted(pixels, Frame((4, 4)), 1).shape == (4, 4, 1)
-    assert fitted(pixels[..., :1], Frame((6, 5)), 3).shape == (6, 5, 3)
+    assert (resized(pixels, Frame((4, 4)), 3) == 200).all()
+    assert resized(pixels, Frame((4, 4)), 1).shape == (4, 4, 1)
+    assert resized(pixels[..., :1], Frame((6, 5)), 3).shape == (6, 5, 3)
 
 
 def test_broken_images_are_reported_by_name_and_the_rest_is_done(run, folder, capsys, monkeypatch):

@@ -17,7 +17,7 @@ from scipy.io import savemat
 from auxnet import data
 from auxnet.data import DataSet
 from auxnet.reading import parquet
-from auxnet.reading.sources import find, located
+from auxnet.reading.sources import absolute_source, find
 from writers import (
     CIFAR10,
     SOURCES,
@@ -139,10 +139,10 @@ def test_a_copy_of_what_lies_on_the_hub_is_looked_for_first(home: Path, monkeypa
     for name in ("hf:some/body", "hf:some/body/data"):
         check(load(name, home), train, test)
     monkeypatch.chdir(home)
-    assert located("hf:some/body", ".") == ("hf:some/body", str(home))
-    assert located("hf:else/where", ".") == ("hf:else/where", ".")
+    assert absolute_source("hf:some/body", ".") == ("hf:some/body", str(home))
+    assert absolute_source("hf:else/where", ".") == ("hf:else/where", ".")
     monkeypatch.setenv("AUXNET_DATA", str(home))
-    assert located("hf:some/body", None) == ("hf:some/body", str(home))
+    assert absolute_source("hf:some/body", None) == ("hf:some/body", str(home))
     check(load("hf:some/body"), train, test)
 
 
@@ -306,7 +306,7 @@ def test_shards_of_no_split_are_passed_over_with_a_warning(home: Path) -> None:
         load(str(home / "own"))
     (home / "own" / "train.parquet").rename(home / "own" / "training.parquet")
     (home / "own" / "extra.parquet").unlink()
-    with pytest.raises(FileNotFoundError, match=r"none named train-\*.parquet: name those .* train-1.parquet"):
+    with pytest.raises(FileNotFoundError, match=r"none named train-\*.parquet: name the shards to take train-1"):
         load(str(home / "own"))
     (home / "own" / "dev.parquet").unlink()
     assert len(load(str(home / "own")).train) < 30  # one file alone is the data, whatever its name
@@ -420,7 +420,7 @@ def test_the_real_cifar_10_is_what_its_parquet_says(tmp_path: Path) -> None:
     assert [len(shards[split]) for split in ("train", "test")] == [2, 1]
     table = pq.read_table(shards["test"][0]).slice(4000, 200)
     pq.write_table(table, tmp_path / "test.parquet")
-    got = parquet.read([tmp_path / "test.parquet"])
+    got = parquet.ShardsPart([tmp_path / "test.parquet"]).read_uncached()
     cells = table.column("img").to_pylist()
     expected = [np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGB")) for cell in cells]
     assert np.array_equal(got.images, expected)

@@ -255,7 +255,7 @@ def test_damaged_images_are_left_out_up_to_the_limit_each_by_name(form: Any, hom
     for stream in ("never", "always") * 2:  # also from the cache
         with pytest.raises(RuntimeError) as caught:
             load(own, stream=stream, workers=0, max_corrupt=1)
-        assert str(caught.value).startswith("2 images cannot be read, where at most 1 may be left out: ")
+        assert str(caught.value).startswith("2 images cannot be read, at most 1 may be left out: ")
         assert all(name in str(caught.value) for name in names)
         assert "or train with --max-corrupt 2" in str(caught.value)
         assert "\n" not in str(caught.value)

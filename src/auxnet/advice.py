@@ -80,7 +80,8 @@ def copies_doubts(dataset: DataSet) -> Iterator[str]:
     """A warning of judging images that are among the training images too, looked for in memory alone."""
     if isinstance(dataset.train, OnDisk):
         return
-    known, copies = set(dataset.train.middle(dataset.image_size).hashes()), []  # of crops: what evaluation would see
+    train, copies = dataset.train.center_crop(dataset.image_size), []  # as evaluation would see them
+    known = set(train.hashes())
     for name, split in (("validation", dataset.val), ("test", dataset.test)):
         if isinstance(split, Split) and (n := sum(each in known for each in split.hashes())):
             copies.append(f"{n:,} of {plural(len(split), f'{name} image')}")

@@ -1,7 +1,7 @@
 """What training does to photographs: a random resized crop, and TrivialAugment; before the padded crop and the flip.
 
-What is done to an image is a row of whole numbers, drawn apart from the doing, so that the processes that read images
-can do it, and what they do does not depend on how many they are. The pixels are PIL's, as in torchvision's classes of
+What is done to an image is a row of whole numbers. They are drawn first, and applied by the processes that read images,
+so that the result does not depend on how many processes there are. The pixels are PIL's, as in torchvision's classes of
 these names (which are not used: torchvision is no dependency, and its wheel does not import beside every torch).
 
 Shapes: n images, H x W pixels, C channels.
@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Generator, Tensor
 
-AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)  # of random resized crops: everybody's
+AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)  # of random resized crops: the usual ones
 TRIES = 10  # for a crop that fits, before the whole image is taken
 LEVELS = 30  # the greatest strength of an operation
 
@@ -66,8 +66,8 @@ class Augmentation:
 def resized_crops(n: int, size: tuple[int, int], aspect: float, generator: Generator) -> Tensor:
     """n random parts of an image of this size (H, W): top, left, height, width, int64 [n, 4].
 
-    The share of the area is uniform in `AREA`, the logarithm of width / height in that of `ASPECT`, times `aspect`;
-    of `TRIES` such parts the first that fits in is taken, and else the whole image.
+    A part's share of the area is uniform in `AREA`; its width / height is `aspect` times a number in `ASPECT` whose
+    logarithm is uniform. Of `TRIES` such parts the first that fits into the image is taken, or else the whole image.
     """
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -78,7 +78,7 @@ def resized_crops(n: int, size: tuple[int, int], aspect: float, generator: Gener
     ratio = aspect * uniform(math.log(ASPECT[0]), math.log(ASPECT[1]), n, TRIES).exp()
     height, width = (area / ratio).sqrt().round(), (area * ratio).sqrt().round()
     fits = (height >= 1) & (height <= H) & (width >= 1) & (width <= W)
-    first = fits.int().argmax(1, keepdim=True)  # 0 where none fits
+    first = fits.int().argmax(1, keepdim=True)  # 0 if none fits
     fits, height, width = (each.gather(1, first).squeeze(1) for each in (fits, height, width))
     height, width = torch.where(fits, height, H), torch.where(fits, width, W)
     top, left = (uniform(0, 1, n) * (H - height + 1)).floor(), (uniform(0, 1, n) * (W - width + 1)).floor()
@@ -111,5 +111,5 @@ OPERATIONS: tuple[Operation, ...] = (
 )
 """TrivialAugment's operations (Mueller and Hutter 2021, the wide ranges) on an image, strengths in -30..30.
 
-Those that have but one direction take the strength without its sign. What comes from outside is black.
+Operations that have one direction only ignore the sign of the strength. Pixels from outside the image are black.
 """

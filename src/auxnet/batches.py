@@ -2,7 +2,7 @@
 
 Images stay uint8 until the last moment, and every step works on a whole batch at once. What is random in an epoch
 follows from its seed, and what is random in its batch s from (*seed, s): the same seed gives the same epoch again,
-bit for bit, from whichever batch it is taken up and wherever the images are read from.
+bit for bit, from whichever batch it starts and wherever the images are read from.
 
 Shapes: N images, H x W pixels, C channels.
 """
@@ -22,7 +22,7 @@ from auxnet.reading.splits import Labelled
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """(images [N, C, H, W], labels [N])"""
-Share = Callable[[int], slice]
+BatchPart = Callable[[int], slice]
 """n -> the slice of a batch's n images that this process takes; the built-in `slice` takes all"""
 
 
@@ -38,15 +38,15 @@ def batches(
     pad: int = 0,
     flip: bool = False,
     workers: int = 0,
-    part: Share = slice,
+    part: BatchPart = slice,
     dtype: torch.dtype = torch.float32,
     augmentation: Augmentation | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch of (images [N, C, H, W] in channels_last, labels [N]) on `device`; the last batch may be smaller.
 
     With a seed, as (recipe.seed, epoch): shuffled, and augmented by `augmentation`, `pad` and `flip`, in this order.
-    Without: in order and never augmented, whatever these say. `start` is the first batch that is given: those before
-    it are not even read. `workers` is how many processes read and augment ahead (0: this process does both); it
+    Without a seed: in order and never augmented, whatever these say. `start` is the first batch that is given: batches
+    before it are not even read. `workers` is how many processes read and augment ahead (0: this process does both); it
     changes no bit of the epoch. `part` says which of the n images of a batch are read and given (default: all), each as
     it would be in the whole batch. `mean` and `std` are per channel, in 0..255.
     """
@@ -61,11 +61,11 @@ def batches(
     mean_WC, std_WC = (_row(each, reader.image_shape[1], where) for each in (mean, std))
     read = read_ahead(reader.read, reader.image_shape, asked, workers)
     for step, (indices, images) in enumerate(zip(whole, read, strict=True), start):
-        images_NHWC = queued(images, where)
-        labels_N = queued(split.labels[indices[part(len(indices))]], where)
+        images_NHWC = to_device_async(images, where)
+        labels_N = to_device_async(split.labels[indices[part(len(indices))]], where)
         if seed is not None:
-            shifts = draw(len(indices), _generator(*seed, step), pad, flip)
-            images_NHWC = shifted(images_NHWC, pad, *(each[part(len(indices))] for each in shifts))
+            shifts = draw_crops_and_flips(len(indices), _generator(*seed, step), pad, flip)
+            images_NHWC = cropped_and_flipped(images_NHWC, pad, *(each[part(len(indices))] for each in shifts))
         yield _normalise(images_NHWC, mean_WC, std_WC).to(dtype), labels_N
 
 
@@ -84,7 +84,7 @@ class Reader(NamedTuple):
     def ask(self, indices: Tensor, part: slice, seed: Sequence[int] | None) -> Tensor:
         """Rows for `read`, of a part of a batch: int64 [n] indices, or [n, 1 + 6] with what was drawn for each image.
 
-        It is drawn by `seed` for the whole batch, so that an image is the same in whichever part it lies.
+        The numbers are drawn by `seed` for the whole batch, so that an image is the same in whichever part it is.
         """
         if self.augmentation is None or seed is None:
             return indices[part]
@@ -98,10 +98,10 @@ class Reader(NamedTuple):
         return self.augmentation.apply(self.split.read(asked[:, 0]), asked[:, 1:])
 
 
-def queued(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device_async(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to a device without waiting for it, so that the next step is queued while one is computed."""
     if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()  # from other memory only small copies do not wait
+        tensor = tensor.pin_memory()  # from unpinned memory only small copies do not wait
     return tensor.to(device, non_blocking=True)
 
 
@@ -115,8 +115,8 @@ def _generator(*numbers: int) -> Generator:
     return Generator().manual_seed(seed_of(*numbers))
 
 
-def draw(n: int, generator: Generator, pad: int, flip: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of n images the top and the left of its crop, int64 [n] in 0..2 pad, and whether it is mirrored.
+def draw_crops_and_flips(n: int, generator: Generator, pad: int, flip: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw for each of n images the top and left of its crop, int64 [n] in 0..2 pad, and whether it is mirrored.
 
     Each of the (2 pad + 1)^2 crops is as likely as any other; with `flip`, so are the image and its mirror image.
     """
@@ -126,7 +126,7 @@ def draw(n: int, generator: Generator, pad: int, flip: bool) -> tuple[Tensor, Te
     return top, left, mirrored.bool()
 
 
-def shifted(images_NHWC: Tensor, pad: int, top_N: Tensor, left_N: Tensor, mirrored_N: Tensor) -> Tensor:
+def cropped_and_flipped(images_NHWC: Tensor, pad: int, top_N: Tensor, left_N: Tensor, mirrored_N: Tensor) -> Tensor:
     """Images [N, H, W, C] padded with black pixels, cropped and mirrored as drawn: a new tensor of the same shape.
 
     The images may be of any type and on any device.
@@ -139,10 +139,10 @@ def shifted(images_NHWC: Tensor, pad: int, top_N: Tensor, left_N: Tensor, mirror
     padded = images_NHWC.new_zeros(N, padded_H, padded_W, C)
     padded[:, pad : pad + H, pad : pad + W] = images_NHWC
 
-    # One index per pixel into the flat list of padded pixels: one gather makes the whole batch. What is one number an
-    # image is computed where it was drawn, and goes to the images in one message.
-    row_N = torch.arange(N, device=top_N.device) * padded_H + top_N  # of all padded rows: of the first pixel
-    right_N = 1 - 2 * mirrored_N.long()  # from there on to the right, or to the left
+    # One index per pixel into the flat list of padded pixels: one gather makes the whole batch. The numbers per image
+    # are computed on the device where they were drawn, and go to the images' device in one copy.
+    row_N = torch.arange(N, device=top_N.device) * padded_H + top_N  # of the crop's first row, among all padded rows
+    right_N = 1 - 2 * mirrored_N.long()  # 1: columns are read to the right; -1: to the left
     numbers_3N = torch.stack([row_N, left_N + (W - 1) * mirrored_N, right_N])
     row_N, col_N, right_N = numbers_3N.to(where, non_blocking=True)
     rows_NH = row_N[:, None] + torch.arange(H, device=where)

@@ -19,11 +19,10 @@ from auxnet.backbones.described import cuts_of, net_from
 from auxnet.backbones.named import normalisation
 from auxnet.backbones.pretrained import pretrained_net
 from auxnet.backbones.weights import config_of, is_weights_of_run, run_of
-from auxnet.batches import Share
+from auxnet.batches import BatchPart
 from auxnet.by_name import aggregator_of, optimizer_of
 from auxnet.capturing import as_cuda_graph, can_be_graphs
 from auxnet.distributed import Team
-from auxnet.documents import parsing
 from auxnet.gradients import Distillation, Loss
 from auxnet.losses import balanced, cross_entropy, distilled, square_hinge
 from auxnet.machine import free_memory, seed_random, to_device
@@ -32,7 +31,7 @@ from auxnet.methods import joint, multiway, pairwise
 from auxnet.mixing import mixed
 from auxnet.network import AuxNet
 from auxnet.precision import to_bfloat16
-from auxnet.preprocessing import Preprocessing
+from auxnet.preprocessing import read_preprocessing
 from auxnet.reading.splits import Labelled
 from auxnet.recipe import Recipe
 from auxnet.residual import MIN_SIZE, layout, resnet
@@ -81,10 +80,11 @@ def normalised_for(recipe: Recipe, dataset: data.DataSet) -> data.DataSet:
         seen = normalisation(recipe.backbone)
     else:
         run = run_of(recipe.pretrained)
-        content = config_of(run).get("preprocessing")
-        with parsing(f"{run / 'config.json'} is damaged: its preprocessing cannot be read"):
-            theirs = None if content is None else Preprocessing.read(content)
-        seen = None if theirs is None else (theirs.mean, theirs.std)
+        config = config_of(run)
+        if config.get("preprocessing") is None:
+            return dataset
+        theirs = read_preprocessing(config, run / "config.json")
+        seen = theirs.mean, theirs.std
     if seen is None or len(seen[0]) != dataset.channels:
         return dataset
     return replace(dataset, mean=seen[0], std=seen[1])
@@ -104,7 +104,7 @@ def resident(dataset: data.DataSet, device: torch.device) -> data.DataSet:
 
 
 def training_batches(
-    recipe: Recipe, dataset: data.DataSet, device: torch.device, epoch: int, start: int = 0, part: Share = slice
+    recipe: Recipe, dataset: data.DataSet, device: torch.device, epoch: int, start: int = 0, part: BatchPart = slice
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """An epoch (1-based) of (images [N, C, H, W], labels [N]), shuffled, augmented, normalised, from batch `start` on.
 
@@ -155,11 +155,11 @@ def evaluation_batches(
     split: Labelled,
     dataset: data.DataSet,
     device: torch.device,
-    part: Share = slice,
+    part: BatchPart = slice,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """A split once through as (images [N, C, H, W], labels [N]): in order, normalised, never augmented."""
-    split, (H, W) = split.middle(dataset.image_size), dataset.image_size
+    split, (H, W) = split.center_crop(dataset.image_size), dataset.image_size
     most = max(1, min(500, PIXELS // (H * W)))
     workers = dataset.workers if isinstance(split, data.OnDisk) else 0
     options: dict[str, Any] = {"device": device, "workers": workers, "part": part, "dtype": dtype}

@@ -19,9 +19,10 @@ from auxnet.precision import usual_defaults
 from auxnet.preprocessing import Preprocessing
 from auxnet.reading.arrays import is_name
 from auxnet.reading.dividing import subsampled, with_all_splits, without_images
-from auxnet.reading.pictures import Frame, all_fitted, check_size
-from auxnet.reading.sources import Part, find, whereabouts
-from auxnet.reading.splits import Labelled, fingerprint, on_disk, statistics, which_of
+from auxnet.reading.parts import EncodedPart, Part
+from auxnet.reading.pictures import Frame, all_resized, check_size
+from auxnet.reading.sources import find, source_id
+from auxnet.reading.splits import Labelled, channel_mean_std, fingerprint, on_disk, selection_fingerprint
 from auxnet.reading.splits import OnDisk as OnDisk
 from auxnet.reading.splits import Split as Split
 from auxnet.reading.survey import survey
@@ -29,8 +30,8 @@ from auxnet.recipe import Recipe, RunDir
 from auxnet.sections import LARGEST, Fit
 from auxnet.words import first_few, nearest, plural, same_but_for_form
 
-LARGE = 96  # pixels a side from which on images are cropped as photographs are
-ENLARGEMENT = 8 / 7  # photographs are kept larger than what the net sees: 256 pixels a side for 224, as everybody's
+LARGE = 96  # pixels a side: images of this size or more are cropped as photographs are
+ENLARGEMENT = 8 / 7  # photographs are kept larger than what the net sees: 256 pixels a side for 224, as is usual
 
 # Channel means and standard deviations in 0..255 (METHOD.md, section 6); SVHN's bring the pixels to [0, 1].
 _STATISTICS = {
@@ -59,21 +60,21 @@ class DataSet:
     flip: bool
     """mirror at random"""
     workers: int = 0
-    """processes that decode and augment, for `batches`; 0 where the images are in memory and need no `augmentation`"""
+    """processes that decode and augment, for `batches`; 0 if the images are in memory and need no `augmentation`"""
     augmentation: Augmentation | None = None
     """of training images, before the random crop and mirroring"""
     left_out: tuple[str, ...] = ()
     """the images that could not be read, each as "where: why" """
     drawn: str = ""
-    """the fingerprint of the validation and test images that were drawn from among the training images"""
+    """a fingerprint of the validation and test images that were drawn from the training images"""
     brings_val: bool = False
-    """whether the validation images are the data's own, and not drawn from among the training images"""
+    """whether the validation images are the data's own, and not drawn from the training images"""
     test_sha256: Callable[[], str] = field(default=lambda: "", repr=False)
-    """the fingerprint of the test images and their labels, whoever brought them; "" if it is not known"""
+    """a fingerprint of the test images and their labels, whether the data bring them or not; "" if it is not known"""
     val_sha256: Callable[[], str] = field(default=lambda: "", repr=False)
     """the same of the validation images"""
     val_pictures: Callable[[], str] = field(default=lambda: "", repr=False)
-    """a fingerprint of which images of the data they are, whatever they are brought to"""
+    """a fingerprint of which images of the data the validation images are, whatever size they are brought to"""
     fit: Fit = "crop"
     """how images of another shape were brought to `resize`"""
     shapes: Callable[[], list[tuple[int, int]]] = field(default=list, repr=False)
@@ -96,12 +97,12 @@ class DataSet:
 
     @property
     def resize(self) -> tuple[int, int]:
-        """(H, W) that images are brought to; evaluation sees the middle part, of `image_size`, training any part."""
+        """(H, W) that images are brought to; evaluation sees the center, of `image_size`, training any part."""
         return self.train.image_shape[:2]
 
     @property
     def judged_on(self) -> dict[str, Any]:
-        """Which images judge, and what they were brought to, as summary.json says it under "data"."""
+        """Which images nets are judged on, and what these were brought to: as in summary.json, under "data"."""
         return {
             "test_sha256": self.test_sha256(),
             "val_sha256": self.val_sha256(),
@@ -126,15 +127,15 @@ def load_data(recipe: Recipe, seen: Preprocessing | None = None) -> DataSet:
     trivial for TrivialAugment. The default is none for digits and svhn, crop+flip for CIFAR and for other images of
     less than `LARGE` pixels a side, and rrc+flip for larger ones. With rrc and an `image_size`, unless `fit` keeps
     images whole, the square is made larger by `ENLARGEMENT`: training crops come from all of it, validation and test
-    images are its middle part.
+    images are its center.
 
     `stream` says whether images of folders and parquet stay on disk and are decoded, by `workers` processes (default:
     one per core), when they are wanted; auto: if in memory they would take more than half of what is available. It
-    changes no image, no order and no statistic. Up to `max_corrupt` images that cannot be read are left out, and said
-    in `DataSet.left_out`.
+    changes no image, no order and no statistic. Up to `max_corrupt` images that cannot be read are left out, and
+    listed in `DataSet.left_out`.
 
-    The mean and standard deviation are those that a net has `seen` in training, if it saw as many channels, else those
-    of the training images.
+    The mean and standard deviation are those that a net has `seen` in training, if it saw as many channels, else the
+    usual ones of CIFAR and SVHN, else those of the training images.
 
     Raises ValueError for a request that cannot be met, FileNotFoundError for data that is not there,
     RuntimeError for data that is damaged, OSError for files that cannot be read or copied.
@@ -143,23 +144,23 @@ def load_data(recipe: Recipe, seen: Preprocessing | None = None) -> DataSet:
     workers = cores() if recipe.workers is None else recipe.workers
     parts = _labelled_parts(recipe)
     streamed = _streamed(name, parts, recipe.stream, frame)
-    read = {
-        split: _on_disk(part, frame, workers) if streamed else _in_memory(part, frame) for split, part in parts.items()
-    }
+    read = {split: _read(part, frame, workers, streamed) for split, part in parts.items()}
     left_out = tuple(each for split in parts for each in (*parts[split].left_out, *read[split].left_out))
     if len(left_out) > recipe.max_corrupt:
         raise RuntimeError(_too_many_left_out(left_out, recipe.max_corrupt))
     classes = _checked_classes(name, read["train"].classes)
     H, W, _ = read["train"].split.image_shape
     if max(H, W) > LARGEST and frame is None:
-        raise ValueError(f"{name}: images of {W}x{H} pixels, at most {LARGEST} a side may be: give --image-size")
+        raise ValueError(f"{name}: images of {W}x{H} pixels, at most {LARGEST} a side: give --image-size")
     train, val, test = with_all_splits(_with_train_labels(name, read), classes, recipe.val_fraction, seed)
     _warn_of_unjudged(name, classes, {"validation": val, "test": test})
     train = train if recipe.train_images is None else subsampled(train, recipe.train_images, seed)
 
     known = seen is not None and seen.channels == train.image_shape[2] and (seen.mean, seen.std)
-    mean, std = known or _STATISTICS.get(name) or statistics(train)
-    source = whereabouts(name, recipe.data_dir)
+    mean, std = known or _STATISTICS.get(name) or channel_mean_std(train)
+    # Which picture a position means depends on the source, on the pictures left out (which keep their positions on
+    # disk, but not in memory), and on whether the data bring validation pictures.
+    numbering = f"{source_id(name, recipe.data_dir)} {left_out} {streamed and bool(left_out)} {'val' in read}"
     size = (H, W) if recipe.image_size is None else (recipe.image_size, recipe.image_size)
     words = suited(name, recipe.augment, min(size)).split("+")
     random_crop, trivial = "rrc" in words, "trivial" in words
@@ -168,8 +169,8 @@ def load_data(recipe: Recipe, seen: Preprocessing | None = None) -> DataSet:
         name=name,
         classes=classes,
         train=train,
-        val=val.middle(size),
-        test=test.middle(size),
+        val=val.center_crop(size),
+        test=test.center_crop(size),
         mean=mean,
         std=std,
         pad=max(1, min(size) // 8) if "crop" in words else 0,
@@ -177,19 +178,19 @@ def load_data(recipe: Recipe, seen: Preprocessing | None = None) -> DataSet:
         workers=workers if streamed or augmentation else 0,
         augmentation=augmentation,
         left_out=left_out,
-        # Fingerprints are of all pixels of a split, not of its middle.
+        # Fingerprints cover all pixels of a split, not only its center.
         drawn=fingerprint(split for which, split in (("val", val), ("test", test)) if which not in read),
         brings_val="val" in read,
         test_sha256=partial(fingerprint, [test]),
         val_sha256=partial(fingerprint, [val]),
-        val_pictures=partial(which_of, f"{source} {left_out} {streamed and bool(left_out)} {'val' in read}", val),
+        val_pictures=partial(selection_fingerprint, numbering, val),
         fit=recipe.fit,
         shapes=read["train"].shapes,
     )
 
 
 def part_to_judge_on(data: str, data_dir: str | None) -> Part:
-    """The test images of data found as by `load_data`, or those of their only split.
+    """The test split of data found as by `load_data`, or their only split.
 
     Raises ValueError for several splits without a test set; for all else what `load_data` raises.
     """
@@ -201,15 +202,15 @@ def part_to_judge_on(data: str, data_dir: str | None) -> Part:
 
 @usual_defaults()
 def load_others(data: str, part: Part, classes: Sequence[str], seen: Preprocessing, run: RunDir) -> DataSet:
-    """Other labelled images, to judge a run of these classes on: the test set of a data set that has nothing else.
+    """Other labelled images, to judge a run of these classes on, as the test set of a data set with no other images.
 
-    They are a `part` of `data`; matched with `classes` by name, and brought to what the net has `seen` in training.
-    Those that cannot be read are in `left_out`.
+    The images are a `part` of `data`. Their labels are matched with `classes` by name, and the images are brought to
+    what the net has `seen` in training. Images that cannot be read are in `left_out`.
 
     Raises ValueError for a class that the run does not know; for all else what `load_data` raises.
     """
     streamed = _streamed(data, {"test": part}, "auto", seen.frame)
-    read = _on_disk(part, seen.frame, cores()) if streamed else _in_memory(part, seen.frame)
+    read = _read(part, seen.frame, cores(), streamed)
     if unknown := sorted(set(read.classes) - set(classes)):
         known = f"{run}, which knows {first_few(classes)}"
         mend = f"rename or remove them{same_but_for_form(unknown, classes) or nearest(unknown[0], classes)}"
@@ -218,17 +219,17 @@ def load_others(data: str, part: Part, classes: Sequence[str], seen: Preprocessi
     if unjudged := without_images(images, classes):
         warn(f"{data}: no image of {first_few(unjudged)}: these errors say nothing about that")
     if isinstance(images, Split):
-        images = replace(images, held=torch.from_numpy(all_fitted(images.held.numpy(), seen.frame, seen.channels)))
+        images = replace(images, held=torch.from_numpy(all_resized(images.held.numpy(), seen.frame, seen.channels)))
     elif images.image_shape[2] > seen.channels:
-        raise ValueError(f"{data}: too many for memory to be made grey, as {run} saw its images: do so first")
+        raise ValueError(f"{data}: too many images to make grey in memory, as {run} saw its own: make them grey first")
     images = images.with_channels(seen.channels)
     none = images.part(torch.arange(0))
     return DataSet(
         name=data,
         classes=tuple(classes),
         train=none,
-        val=none.middle(seen.image_size),
-        test=images.middle(seen.image_size),
+        val=none.center_crop(seen.image_size),
+        test=images.center_crop(seen.image_size),
         mean=seen.mean,
         std=seen.std,
         fit=seen.fit,
@@ -240,7 +241,7 @@ def load_others(data: str, part: Part, classes: Sequence[str], seen: Preprocessi
 
 
 def suited(name: str, augment: str, side: int) -> str:
-    """What `augment` stands for, on the images of a data set, of that many pixels a side."""
+    """What `augment` stands for, for images of this data set with `side` pixels a side."""
     if augment != "default":
         return augment
     if name in ("digits", "svhn"):
@@ -259,7 +260,7 @@ class _Read(NamedTuple):
 
 
 def _frame(recipe: Recipe) -> Frame | None:
-    """What all images are brought to: larger than a net sees where random resized crops are cut from it."""
+    """What all images are brought to: larger than what a net sees if random resized crops are cut from it."""
     if recipe.image_size is None:
         return None
     larger = recipe.fit == "crop" and "rrc" in suited(recipe.data, recipe.augment, recipe.image_size)
@@ -268,7 +269,7 @@ def _frame(recipe: Recipe) -> Frame | None:
 
 
 def _labelled_parts(recipe: Recipe) -> dict[str, Part]:
-    """What the data bring for each split, but for a test split without labels, as challenges have them."""
+    """The splits that the data bring, without a test split that has no labels, as challenges have them."""
     parts = find(recipe.data, recipe.data_dir)
     if recipe.data not in _CLASSES and "test" in parts and parts["test"].no_labels():
         warn(f"{recipe.data}: passed over its test images, none of which has a label: others are drawn from train")
@@ -290,33 +291,33 @@ def _checked_classes(name: str, classes: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _streamed(name: str, parts: Mapping[str, Part], stream: str, frame: Frame | None) -> bool:
-    """Whether the images stay on disk. Raises ValueError where they should but cannot."""
-    can = all(part.encoded for part in parts.values())
+    """Whether the images stay on disk. Raises ValueError if they should but cannot."""
+    encoded = [part for part in parts.values() if isinstance(part, EncodedPart)]
+    can = len(encoded) == len(parts)
     if stream == "always" and not can:
         raise ValueError(f"stream must be auto or never for {name}: only folders and parquet can stay on disk")
     if stream == "auto" and can:
-        return sum(part.decoded_bytes(frame) for part in parts.values()) > available_memory() / 2
+        return sum(part.decoded_bytes(frame) for part in encoded) > available_memory() / 2
     return stream == "always"
 
 
-def _on_disk(part: Part, frame: Frame | None, workers: int) -> _Read:
-    assert part.encoded is not None
-    encoded = part.encoded()
-    known = survey(encoded, part.files, frame, workers)
-    return _Read(on_disk(encoded, known, frame), encoded.classes, known.left_out, part.shapes)
-
-
-def _in_memory(part: Part, frame: Frame | None) -> _Read:
+def _read(part: Part, frame: Frame | None, workers: int, streamed: bool) -> _Read:
+    """A split, in memory or `streamed`: left on disk."""
+    if streamed:
+        assert isinstance(part, EncodedPart)  # by `_streamed`
+        encoded = part.encoded()
+        known = survey(encoded, part.files, frame, workers)
+        return _Read(on_disk(encoded, known, frame), encoded.classes, known.left_out, part.shapes)
     images, labels, classes, left_out, size = part.read(frame)
     own = [size or images.shape[1:3]]
-    shapes = part.shapes if part.encoded else lambda: own
+    shapes = part.shapes if isinstance(part, EncodedPart) else lambda: own
     return _Read(Split(torch.from_numpy(images), torch.from_numpy(labels)), classes, left_out, shapes)
 
 
 def _too_many_left_out(left_out: Sequence[str], max_corrupt: int) -> str:
     mend = "repair or remove them" + (f", or train with --max-corrupt {len(left_out)}" if len(left_out) < 1000 else "")
     counted = plural(len(left_out), "image")
-    return f"{counted} cannot be read, where at most {max_corrupt} may be left out: {first_few(left_out)}; {mend}"
+    return f"{counted} cannot be read, at most {max_corrupt} may be left out: {first_few(left_out)}; {mend}"
 
 
 def _with_train_labels(name: str, read: Mapping[str, _Read]) -> dict[str, Labelled]:
@@ -335,7 +336,7 @@ def _with_train_labels(name: str, read: Mapping[str, _Read]) -> dict[str, Labell
 
 
 def _numbered(part: _Read, classes: Sequence[str]) -> Labelled:
-    """A split whose labels number `classes`, among which its own are by name."""
+    """The split with labels that number `classes`, in which its own classes are found by name."""
     number = {name: label for label, name in enumerate(classes)}
     return replace(part.split, labels=torch.tensor([number[name] for name in part.classes])[part.split.labels])
 

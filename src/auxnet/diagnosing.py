@@ -58,7 +58,7 @@ def gather(folder: Path, name: str, run: Opened, images: int, probe_images: int 
             raise not_finite(f"{folder}: {part}", "gradients")
     probes = None
     if probe_images is not None:
-        splits = dataset.train.middle(dataset.image_size), dataset.val  # both as evaluation would see them
+        splits = dataset.train.center_crop(dataset.image_size), dataset.val  # both as evaluation would see them
         samples = [_sample(split, recipe, dataset, device, probe_images) for split in splits]
         probes = [asdict(row) for row in probe(net, *samples)]
     facts = {

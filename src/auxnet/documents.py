@@ -48,7 +48,7 @@ def read_json(path: Path) -> Any:
 def made_again(path: Path) -> str:
     """The end of an error: the command that makes a file of a finished run again; "" if there is none.
 
-    (Without a checkpoint no training does.)
+    (Training makes its files again only if there is a checkpoint.)
     """
     if path.name in ("exits.json", "exits-best.json"):
         which = ("--which", "best") if path.name == "exits-best.json" else ()
@@ -72,7 +72,7 @@ def json_value(text: str) -> Any:
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """What a YAML file holds: plain values, no aliases. `what` it is to be ("recipe", "study") is for the errors.
+    """What a YAML file holds: plain values, no aliases. `what` it is ("recipe", "study") is for the errors.
 
     Raises FileNotFoundError, or ValueError for anything else.
     """
@@ -90,7 +90,7 @@ def read_yaml(path: Path, what: str) -> Any:
 
 
 def yaml_value(text: str) -> Any:
-    """What a text is in YAML.
+    """The value that a text is in YAML.
 
     Raises ValueError for a key that is given twice, a number of another base, an alias, and values nested too deep.
     """
@@ -99,7 +99,7 @@ def yaml_value(text: str) -> Any:
 
 @cache
 def _once_each() -> Any:
-    """PyYAML's safe loader, but for what it takes without a word: a key twice, 010 as 8, 1:30 as 90, any nesting."""
+    """PyYAML's safe loader, which refuses what that takes silently: a key twice, 010 as 8, 1:30 as 90, any nesting."""
     import yaml
 
     class OnceEach(yaml.SafeLoader):
@@ -143,7 +143,7 @@ def _text(path: Path, most: int) -> str:
 
 
 def _depth(value: Any) -> int:
-    """How deep lists and dictionaries nest in a value: 0 for a number or text."""
+    """How deep lists and dictionaries nest in a value: 0 for a number or string."""
     if not isinstance(value, dict | list):
         return 0
     return 1 + max(map(_depth, value.values() if isinstance(value, dict) else value), default=0)

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub, `hf:owner/name[@revision]`, as they lie in the hub's own cache."""
+"""Models on the Hugging Face hub, `hf:owner/name[@revision]`, fetched into the hub's own cache."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ def on_hub(name: object) -> bool:
 
 
 def fetched(name: str, **options: Any) -> Path:
-    """The folder of a model on the hub: as the hub has it now, or else as it lies in the hub's own cache.
+    """The folder of a model on the hub: as the hub has it now, or else as the hub's own cache has it.
 
-    `options` go to `snapshot_download`. Raises ValueError for a name that cannot be, FileNotFoundError.
+    `options` go to `snapshot_download`. Raises ValueError for a name that cannot be, FileNotFoundError
+    if neither has the model.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -32,7 +33,7 @@ def fetched(name: str, **options: Any) -> Path:
     if repo.count("/") != 1 or "@" in revision:
         raise misnamed
     only_cached, reason = bool(options.pop("local_files_only", False)), ""
-    for cached in dict.fromkeys((only_cached, True)):  # which snapshot_download looks for itself after some errors only
+    for cached in dict.fromkeys((only_cached, True)):  # snapshot_download itself tries its cache after some errors only
         try:
             found = snapshot_download(
                 repo, allow_patterns=list(FILES), etag_timeout=5, local_files_only=cached, **options
@@ -49,22 +50,22 @@ def fetched(name: str, **options: Any) -> Path:
 _fetched_once = cache(fetched)
 
 
-def local(path: Path | str) -> Path:
-    """Where weights lie: a path, ~ expanded; the folder of a model on the hub, which is asked for it once."""
+def local_or_fetched(path: Path | str) -> Path:
+    """Where weights are: a path, ~ expanded; the folder of a model on the hub, which is fetched once."""
     return _fetched_once(str(path)) if on_hub(path) else expanduser(path)
 
 
-def from_anywhere(path: str) -> str:
-    """The name by which weights are found from any folder: the whole path; of a model on the hub what it has."""
-    return path if on_hub(path) else str(whole_path(local(path)))
+def absolute_name(path: str) -> str:
+    """The name by which weights are found from any folder: the absolute path; a name on the hub is one already."""
+    return path if on_hub(path) else str(whole_path(local_or_fetched(path)))
 
 
 def pinned(path: str) -> str:
-    """The name by which the very weights that are on the hub now are found later too; a path as it is."""
-    return f"{path.partition('@')[0]}@{local(path).name}" if on_hub(path) else path
+    """The name by which the weights that are on the hub now are found later too, with their commit; a path as it is."""
+    return f"{path.partition('@')[0]}@{local_or_fetched(path).name}" if on_hub(path) else path
 
 
-def came_of(pinned_name: str | None, asked: str | None) -> bool:
+def may_be_pin_of(pinned_name: str | None, asked: str | None) -> bool:
     """Whether `pinned_name` (hf:owner/name@commit) may be what `asked` was pinned to.
 
     `asked` names the same model without a commit.
@@ -75,5 +76,5 @@ def came_of(pinned_name: str | None, asked: str | None) -> bool:
 
 
 def may_move(name: str) -> bool:
-    """Whether this names a model on the hub without a commit, so that it may be another one by tomorrow."""
+    """Whether this names a model on the hub without a commit, so that the hub may have other weights later."""
     return on_hub(name) and not re.fullmatch("[0-9a-f]{40}", name.partition("@")[2])

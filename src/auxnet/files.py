@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 
 def expanduser(path: Path | str) -> Path:
-    """A path with ~ at its beginning as the user's home; as it is where nobody knows that home, or of that name."""
+    """A path with the home folder in place of ~ or ~name at its beginning; as it is if that home is not known."""
     return Path(os.path.expanduser(path))
 
 
@@ -44,7 +44,7 @@ def to_write(out: Path | str) -> Path:
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` to write to, moved to `path` once it is complete and on the disk."""
-    partial = path.with_name(f".{path.name}.{uuid4().hex[:12]}.partial")  # containers that share a disk share ids too
+    partial = path.with_name(f".{path.name}.{uuid4().hex[:12]}.partial")  # containers on one disk may share process ids
     try:
         yield partial
         with partial.open("rb+") as file:
@@ -56,7 +56,7 @@ def written_whole(path: Path) -> Iterator[Path]:
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error  # of the file that was asked for
     finally:
-        with suppress(OSError):  # a disk that is read-only says so of a file that is not there
+        with suppress(OSError):  # a read-only disk raises even if the file is not there
             partial.unlink(missing_ok=True)
 
 
@@ -70,7 +70,7 @@ def unwritable(folder: Path) -> str | None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk too, where the system can do that."""
+    """Flush the names in a folder to the disk too, if the system can do that."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -102,7 +102,7 @@ def is_held(path: Path) -> bool:
 
 def json_text(content: Any) -> str:
     """JSON that people can read too: indented, but a list of numbers is one line."""
-    text = json.dumps(content, indent=2)  # in which no string holds a line's end
+    text = json.dumps(content, indent=2)  # no string in it holds a newline
     return re.sub(r"\[\n((?:[\s\d.,e+-]|null)+)\]", lambda found: f"[{' '.join(found[1].split())}]", text)
 
 
@@ -112,13 +112,13 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text; a byte of a file's name that is no UTF-8 stands as \\udc and its two digits, as JSON has it too."""
+    """Write text; a byte of a file name that is not UTF-8 becomes \\udc and its two hex digits, as in JSON."""
     with written_whole(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Write rows as CSV, their texts as `write_text` does."""
+    """Write rows as CSV, by `write_text`."""
     text = io.StringIO()
     csv.writer(text).writerows(rows)
     write_text(path, text.getvalue())

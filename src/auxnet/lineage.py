@@ -1,4 +1,4 @@
-"""The earlier runs that the weights of a run come from, and which images that judge it they may have trained on."""
+"""The earlier runs that a run's weights come from, and which of its held-out images they may have trained on."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Earlier = dict[str, Any]
 
 
 def earlier_runs(pretrained: str) -> tuple[Earlier, ...]:
-    """The runs in which weights were trained, the first one first; () where they are no run's.
+    """The runs in which weights were trained, the first run first; () if the weights are no run's.
 
     Raises ValueError for weights of a run that is not finished, of which nothing is known yet, and RuntimeError if what
-    one says of itself is damaged.
+    a run says of itself is damaged.
     """
     run = run_of(pretrained)
     begun, finished = ((run / name).is_file() for name in ("recipe.yaml", "summary.json"))
@@ -44,10 +44,10 @@ def earlier_runs(pretrained: str) -> tuple[Earlier, ...]:
 def may_be_seen_by(
     classes: Iterable[str], judged_on: Mapping[str, Any], earlier: Iterable[Earlier]
 ) -> dict[str, list[str]]:
-    """By split, "val" and "test", the earlier runs that may have been trained on its images; {} where none may.
+    """By split, "val" and "test", the earlier runs that may have been trained on its images; {} if none may.
 
-    `judged_on` is the data set's. A run may if it shares classes with the data, and did not hold out the very same
-    images, brought to the same frame.
+    `judged_on` is `DataSet.judged_on`. A run counts if it shares classes with the data and did not hold out the very
+    same images, brought to the same frame.
     """
     alike = [each for each in earlier if not {*classes}.isdisjoint(each["classes"])]
     doubts = {

@@ -31,7 +31,7 @@ def weights_file(folder: Path, which: Which) -> Path:
 
 
 def weights_sha256(folder: Path, which: Which = "last") -> str:
-    """SHA-256 of a run's weights: what was worked out for others must not be used with them.
+    """SHA-256 of a run's weights: what was computed for other weights must not be used with these.
 
     Raises FileNotFoundError if the run has none.
     """
@@ -60,8 +60,8 @@ def load_weights(path: Path, net: AuxNet) -> None:
 def build_net(config: Any, where: Path | str, trusted: str | None = None) -> AuxNet:
     """The net that a config.json describes, with random weights: of a run, or of one "output" taken out of it.
 
-    Files come from anywhere, and must not say what is imported: of backbones that are code of the user's own
-    (package.module:function) only the `trusted` one is built (`backbone_of`).
+    Files come from anywhere, and must not decide what is imported: if the backbone is the user's own code
+    (package.module:function), it is built only if it is the `trusted` one (`backbone_of`).
 
     Raises RuntimeError, naming `where` it was read, if it does not describe a network of this program, or cannot be
     built here; ValueError for a backbone that is not trusted.
@@ -82,9 +82,9 @@ def build_net(config: Any, where: Path | str, trusted: str | None = None) -> Aux
 
 
 def unlike(net: AuxNet, built: AuxNet, image_shape: Sequence[int]) -> str | None:
-    """What tells a net from one that was built as it is described to be, once that has its weights; None if nothing.
+    """What differs between a net and `built`, the net of its description, with the same weights; None if nothing does.
 
-    Names and shapes of tensors, or else what both say of an image (C, H, W), on the CPU and in float32.
+    Compared are the names and shapes of tensors, then the logits for an image (C, H, W), on the CPU and in float32.
     """
     state, theirs = net.state_dict(), built.state_dict()
     shapes = [{(name, tuple(x.shape)) for name, x in each.items()} for each in (state, theirs)]
@@ -96,7 +96,7 @@ def unlike(net: AuxNet, built: AuxNet, image_shape: Sequence[int]) -> str | None
 
 
 def read_config(folder: Path) -> Any:
-    """The config.json of a run. Raises FileNotFoundError, which says how to go on with a run that is not finished."""
+    """The config.json of a run. Raises FileNotFoundError, which says how to continue an unfinished run."""
     finished = any((folder / name).is_file() for name in ("config.json", "summary.json"))
     if not finished and checkpoints(folder):
         goes_on = f"`{command('train', '--out', folder, '--resume')}` goes on with it"
@@ -108,7 +108,7 @@ def read_config(folder: Path) -> Any:
 def backbone_of(run: Path) -> str | None:
     """The backbone that a run directory's own recipe asks for: code that the user had trained by name.
 
-    Raises ValueError if that code lies in the run: then it came with it, from wherever the run comes.
+    Raises ValueError if that code is in the run: it then came with the run, from wherever that comes.
     """
     backbone = read_run_recipe(run).backbone if has_recipe(run) else None
     if backbone is not None:

@@ -21,7 +21,7 @@ from auxnet.machine import device_of, threads_set, to_device
 from auxnet.network import AuxNet
 from auxnet.precision import usual_defaults
 from auxnet.reading.folders import split_homes
-from auxnet.reading.sources import located
+from auxnet.reading.sources import absolute_source
 from auxnet.reading.splits import Labelled
 from auxnet.recipe import Recipe, RunDir, read_run_recipe
 from auxnet.run_data import data_of, data_section, seen_in_training, with_data_in
@@ -56,7 +56,7 @@ class Opened:
 
 
 def best_weights_in_words(run: RunDir) -> str:
-    """Which a run's best weights are: the weights of epoch 12, the best by the mean validation error of the outputs.
+    """A run's best weights in words: the weights of epoch 12, the best by the mean validation error of the outputs.
 
     Raises RuntimeError if its summary.json is damaged; a run that is not finished has none yet.
     """
@@ -78,13 +78,14 @@ def opened(
     which: Which = "last",
     on: str | os.PathLike[str] | None = None,
 ) -> Iterator[Opened]:
-    """A run directory's weights, "last" or "best", and its data; the rest is as in training where it is not given.
+    """A run directory's weights, "last" or "best", and its data; options that are not given are as in training.
 
-    With `on` other labelled images are its test set, and its data, which may be gone, are not looked at: a folder, a
-    file or a name as `Recipe.data` takes them, in `data_dir` if that is given. Within, its threads are set.
+    With `on`, other labelled images are the test set: a folder, a file or a name, as `Recipe.data` takes them, in
+    `data_dir` if that is given. The run's own data, which may be gone, are then not looked at. The number of threads
+    is set inside the block.
 
     Raises ValueError or FileNotFoundError for what cannot be asked for, RuntimeError if the run is damaged or its data
-    have other classes by now.
+    have other classes now.
     """
     for name, place in (("on", on), ("data_dir", data_dir)):
         if not isinstance(place, str | os.PathLike | None):
@@ -116,7 +117,7 @@ def evaluate(
     """A report per output, shallow to deep, of a net over batches of (images [N, C, H, W], labels [N]), or of a run.
 
     A run directory's weights are evaluated on the "val" or "test" `split` of its data, or `on` other labelled images;
-    these and all that follows are as `opened` takes them. A net is left in the mode it was in.
+    `on` and the arguments after it are as `opened` takes them. A net is left in the mode it was in.
 
     Raises what `opened` and `scores.predictions` raise, and ValueError for any of these beside batches.
     """
@@ -127,7 +128,7 @@ def evaluate(
                 raise ValueError(f"{name}={value!r} is for a run, without batches: leave it out")
         if batches is None:
             raise ValueError("a net needs batches: evaluate(net, [(images, labels), ...])")
-        return measure(cast("AuxNet", model), batches)  # which refuses what is none
+        return measure(cast("AuxNet", model), batches)  # which refuses what is no net
     as_asked = opened(model, data_dir=data_dir, device=device, threads=threads, which=which, on=on)
     with usual_defaults(), as_asked as run:
         return measure(run.net, run.batches(split if on is None else "test"))
@@ -135,13 +136,13 @@ def evaluate(
 
 def _others(run: RunDir, recipe: Recipe, on: str, data_dir: str | None) -> DataSet:
     """Other labelled images, to judge a run on. Raises as `load_others` does, ValueError if it was trained on them."""
-    named, data = located(on, data_dir)[0], Path(recipe.data_dir or "", recipe.data)
+    named, data = absolute_source(on, data_dir)[0], Path(recipe.data_dir or "", recipe.data)
     mend = "leave --on out, and it is judged on those that were set aside"
     refused = ValueError(f"{run} was trained on images of {on}: {mend}")
-    if named == recipe.data or _lie_within([Path(named)], data):  # before the folder is listed, which may be refused
+    if named == recipe.data or _lie_within([Path(named)], data):  # first: to list the folder may fail
         raise refused
     part = part_to_judge_on(on, data_dir)
-    folders = () if part.as_they_lie else set(map(os.path.dirname, part.files))
+    folders = () if part.holds_arrays else set(map(os.path.dirname, part.files))
     if _lie_within(map(Path, folders), data):
         raise refused
     others = load_others(on, part, *seen_in_training(run), run)
@@ -152,11 +153,11 @@ def _others(run: RunDir, recipe: Recipe, on: str, data_dir: str | None) -> DataS
 
 
 def _lie_within(images: Iterable[Path], data: Path) -> bool:
-    """Whether some of these are a data set, its training split, or a part of that; those not there are none."""
+    """Whether some of these paths exist and are a data set, its training split, or a part of that split."""
     if not data.exists():
         return False
     trained = data
-    with suppress(ValueError, OSError):  # of what is no folder, or holds parquet shards
+    with suppress(ValueError, OSError):  # it is no folder, or holds parquet shards
         trained = split_homes(data)["train"]
     whole, home = data.resolve(), trained.resolve()
     places = [place for each in images if each.exists() for place in (each, each.resolve())]

@@ -1,8 +1,8 @@
-"""Predict the classes of images, in the order they are given; one that cannot be read does not stop the rest.
+"""Predict the classes of images, in the order given; an image that cannot be read does not stop the rest.
 
 Images are decoded as in training (upright by EXIF, transparency dropped, the first frame, the upper 8 of 16
-bits), made grey or red-green-blue as the model was trained, and brought to its size as its `fit` says; where it was
-evaluated on the middle of somewhat larger images, so is it here.
+bits), made grey or red-green-blue as the model was trained, and brought to its size as its `fit` says; if the model was
+evaluated on the center of somewhat larger images, it sees the center here too.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class Prediction:
     """The likeliest classes of one image."""
 
     image: str
-    """its path; of one that is no file, #0, #1, ... by its place"""
+    """its path; of an image that is no file #0, #1, ..., its place among the images given"""
     output: int
-    """of the run, from 1: the one that answered"""
+    """the output that answered, numbered from 1 as in the run"""
     classes: tuple[str, ...]
     """likeliest first"""
     probabilities: tuple[float, ...]
     resized_from: tuple[int, int] | None
-    """(H, W) in pixels, where the image has another size than the model wants"""
+    """(H, W) in pixels, if the image has another size than the model wants"""
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,18 @@ def predict(
     device: str | None = None,
     threads: int | None = None,
 ) -> Iterator[Prediction | Unreadable]:
-    """One answer per image, in order: of one or several, and of the image files in and below folders, sorted.
+    """One answer per image, in order: of one or several images; of a folder, the image files in and below it, sorted.
 
     `model`: a run, an exported folder, `hf:owner/name`, an ONNX file of this program, or what `load`, `runnable` or
     `open_for` gave; `output` as numbered in the run (default: its deepest). With `exits` each image leaves at
-    an output of its own, by the exits.json of a run, and its probabilities are tempered as that says. The model is
-    asked on `device` (default: where a net lies that is given, else the CPU) and that many CPU `threads` (default:
+    an output of its own, by the exits.json of a run, and its probabilities are tempered as that file says. The model
+    is asked on `device` (default: where the given net is, else the CPU) and that many CPU `threads` (default:
     PyTorch's own number, at most one per core; for an ONNX file one per core). Images are paths, PIL's, or
-    pixels, as `PretrainedAuxNet.prepare` takes them; that many processes decode files ahead, about two batches at most.
+    pixels, as `PretrainedAuxNet.prepare` takes them; `threads` processes decode files ahead, about two batches at most.
 
     Raises, at once, ValueError for an option that cannot be or an empty list, TypeError for what is no image, and what
-    `runtimes.open_model` raises; RuntimeError, once it is asked, for logits that are not finite: they name no class.
+    `runtimes.open_model` raises. Once the model is asked, raises RuntimeError for logits that are not finite: they name
+    no class.
     """
     batch_size, top = whole_number("batch_size", batch_size, 1), whole_number("top", top, 1)
     several = isinstance(images, Iterable) and not isinstance(images, str)
@@ -138,13 +139,13 @@ class _Readable(NamedTuple):
     resized_from: tuple[int, int] | None
 
 
-_Given = Path | _Readable | Unreadable  # a file to read yet, or what came of another picture
+_Given = Path | _Readable | Unreadable  # a file still to be read, or another picture, which was read or failed
 
 
 def _files(given: Iterable[Picture], wanted: Preprocessing) -> Iterator[_Given]:
-    """The files to read, pictures in unknown forms among them: what cannot be read is told, and not passed over.
+    """The files to read, pictures in unknown formats too: they are reported as unreadable, and not passed over.
 
-    Pictures that are no files are read here: pickled for another process, PIL's would lose what they came from.
+    Pictures that are no files are read here: an image of PIL's, pickled for another process, would lose its format.
     """
     for place, image in enumerate(given):
         if not isinstance(image, str | Path):
@@ -177,7 +178,7 @@ def _answers(model: Runnable, files: Iterator[_Given], top: int, batch_size: int
 
 
 def _decoded(model: Runnable, files: Iterator[_Given], batch_size: int) -> Generator[_Readable | Unreadable]:
-    """The images in order, their files read by processes beside this one where there are many and a core for it."""
+    """The images in order; other processes read the files if there are many files and more than one core."""
 
     def read(piece: list[_Given]) -> list[_Readable | Unreadable]:
         return [_read(each, str(each), model.preprocessing) if isinstance(each, Path) else each for each in piece]
@@ -213,7 +214,7 @@ def _batch(model: Runnable, waiting: list[_Readable | Unreadable], top: int) -> 
 
 
 def _read(image: Path | Image.Image | Pixels, name: str, wanted: Preprocessing) -> _Readable | Unreadable:
-    """An image as the model wants it, and its own size where that is another."""
+    """An image as the model wants it, and its own size if that is another."""
     if isinstance(image, Path) and not image.exists():
         return Unreadable(name, "there is no such file")
     try:

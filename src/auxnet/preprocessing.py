@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from auxnet.documents import parsing
 from auxnet.errors import check_choice
 from auxnet.reading.arrays import Pixels
-from auxnet.reading.pictures import Frame, fitted, middle
+from auxnet.reading.pictures import Frame, center_crop, resized
 from auxnet.sections import LARGEST, Fit
 
-_FITTED: dict[Fit, tuple[str, str]] = {  # in words; by PIL
+_RESIZED: dict[Fit, tuple[str, str]] = {  # in words; by PIL
     "crop": ("the shorter side to resize, its middle cut out", "ImageOps.fit(image, {})"),
     "pad": ("the longer side to resize, between black borders", "ImageOps.pad(image, {})"),
     "stretch": ("both sides to resize", "image.resize({})"),
@@ -21,7 +23,7 @@ _FITTED: dict[Fit, tuple[str, str]] = {  # in words; by PIL
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Images are brought to `resize`, the middle part of `image_size` is seen, pixels become (pixel - mean) / std."""
+    """Images are brought to `resize`, the net sees their center of `image_size`, pixels become (pixel - mean) / std."""
 
     image_size: tuple[int, int]
     """(H, W) in pixels"""
@@ -46,13 +48,13 @@ class Preprocessing:
 
     @property
     def frame(self) -> Frame:
-        """What images are brought to, whose middle part is seen."""
+        """What images are brought to; the net sees the center of that."""
         return Frame(self.resize, self.fit)
 
     @property
     def preparation(self) -> str:
         """All that is done to an image file, for those who do it without this program: see `reading.pictures`."""
-        said, by_pil = _FITTED[self.fit]
+        said, by_pil = _RESIZED[self.fit]
         brought = by_pil.format("resize[::-1], Image.Resampling.BILINEAR")
         return (
             f"upright by its EXIF tag, of 16 bits the upper 8, transparency dropped; bilinear, antialiased: {said}; "
@@ -64,7 +66,7 @@ class Preprocessing:
 
     def seen(self, pixels: Pixels) -> Pixels:
         """What the net sees of uint8 pixels [h, w, 1 or 3], before it is normalised: [H, W, C]."""
-        return middle(fitted(pixels, self.frame, self.channels), self.image_size)
+        return center_crop(resized(pixels, self.frame, self.channels), self.image_size)
 
     def content(self) -> dict[str, Any]:
         """The preprocessing as plain values, for a file."""
@@ -72,11 +74,11 @@ class Preprocessing:
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> Preprocessing:
-        """What `content` gave. Raises KeyError or TypeError for what it did not give, ValueError for what cannot be."""
+        """The inverse of `content`. Raises KeyError or TypeError for another form, ValueError for impossible values."""
         H, W = map(int, content["image_size"])
         height, width = map(int, content["resize"])
         mean, std = (tuple(map(float, content[key])) for key in ("mean", "std"))
-        fit = content.get("fit", "crop")  # all were cropped before there was a choice
+        fit = content.get("fit", "crop")  # old files do not have it: all images were cropped
         check_choice("fit", fit, Fit)
         if not (1 <= H <= LARGEST and 1 <= W <= LARGEST and H <= height <= 2 * LARGEST and W <= width <= 2 * LARGEST):
             raise ValueError(f"images of {H}x{W} out of {height}x{width} pixels")
@@ -85,3 +87,9 @@ class Preprocessing:
         if not all(0 < value < math.inf for value in std):
             raise ValueError(f"a standard deviation of {std}")
         return cls((H, W), (height, width), mean, std, fit)
+
+
+def read_preprocessing(config: Mapping[str, Any], file: Path) -> Preprocessing:
+    """The preprocessing in the content of a config.json. Raises RuntimeError if it is missing or damaged."""
+    with parsing(f"{file} is damaged: its preprocessing cannot be read"):
+        return Preprocessing.read(config["preprocessing"])

@@ -14,7 +14,7 @@ from auxnet.errors import one_line, warn
 from auxnet.hub import PretrainedAuxNet, position_of
 from auxnet.policy import Policy, confidence
 from auxnet.reading.arrays import Pixels
-from auxnet.reading.sources import places
+from auxnet.reading.sources import existing_path
 from auxnet.reading.splits import Labelled
 from auxnet.recipe import Recipe, RunDir
 from auxnet.run_data import data_of, with_data_in
@@ -35,7 +35,7 @@ def validation_images(run: RunDir, recipe: Recipe, data_dir: str | None) -> Labe
     except (OSError, ValueError, RuntimeError) as error:
         if data_dir is not None:
             raise
-        if any(place.exists() for place in places(recipe.data, recipe.data_dir)):
+        if existing_path(recipe.data, recipe.data_dir):
             warn(f"the data of {run} cannot be used here: {one_line(error)}")
         return None
 

@@ -1,4 +1,4 @@
-"""The data of a run: where they lie by now, and whether they are those that it was trained on."""
+"""The data of a run: where they are now, and whether they are the data that it was trained on."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from auxnet.data import DataSet, load_data
-from auxnet.documents import parsing
 from auxnet.errors import warn
 from auxnet.fetching import on_hub
 from auxnet.files import expanduser, whole_path
 from auxnet.lineage import in_doubt
 from auxnet.loading import read_config
-from auxnet.preprocessing import Preprocessing
+from auxnet.preprocessing import Preprocessing, read_preprocessing
 from auxnet.reading.folders import subfolders
 from auxnet.reading.parquet import only_shard, shards_of
-from auxnet.reading.sources import NAMES, lies_in, places
+from auxnet.reading.sources import NAMES, existing_path, is_found_in
 from auxnet.recipe import Recipe, RunDir, name_of_data, read_recipe, read_run_recipe
 from auxnet.resuming import newest_checkpoint
 from auxnet.rundir import summary_of
@@ -25,7 +24,7 @@ from auxnet.words import first_few
 
 
 def data_dirs(runs: Sequence[RunDir], data_dir: str | None) -> list[str | None]:
-    """For each run `data_dir`, or None if there are several runs and the data of this one do not lie there.
+    """For each run `data_dir`, or None if there are several runs and the data of this run are not there.
 
     Raises as `read_run_recipe` does.
     """
@@ -33,22 +32,22 @@ def data_dirs(runs: Sequence[RunDir], data_dir: str | None) -> list[str | None]:
 
 
 def _holds(data_dir: str, run: RunDir) -> bool:
-    """Whether the data of a run lie in a folder."""
+    """Whether the data of a run are in a folder."""
     recipe = read_run_recipe(run)
     try:
         there = with_data_in(data_dir, run, recipe)
-        return there.data not in NAMES or lies_in(there.data, expanduser(data_dir))
+        return there.data not in NAMES or is_found_in(there.data, expanduser(data_dir))
     except FileNotFoundError:
         return False
 
 
-def to_go_on_with(run: RunDir, recipe: Recipe) -> Recipe:
-    """The recipe to resume a run by: data that are gone from where they lay are those in its data_dir, by any name.
+def recipe_to_resume(run: RunDir, recipe: Recipe) -> Recipe:
+    """The recipe to resume a run with: data that are gone are looked for in its data_dir, under any name.
 
     Raises as `with_data_in` and `newest_checkpoint` do.
     """
     root, data = recipe.data_dir, recipe.data
-    if root is None or data in NAMES or any(place.exists() for place in places(data, root)):
+    if root is None or data in NAMES or existing_path(data, root):
         return recipe
     classes = newest_checkpoint(Path(run)).get("standing", {}).get("classes")
     return with_data_in(root, run, recipe, classes) if classes else recipe
@@ -57,15 +56,14 @@ def to_go_on_with(run: RunDir, recipe: Recipe) -> Recipe:
 def with_data_in(data_dir: str | None, run: RunDir, recipe: Recipe, classes: Sequence[str] = ()) -> Recipe:
     """A run's recipe with its data taken from `data_dir` alone; unchanged if `data_dir` is None.
 
-    The run's `classes` are by default those of its config.json, which it has once it is finished.
-
-    `data_dir` is the data itself where it holds a folder for each of the run's classes; else a folder or file is looked
-    for there by its name; else it is the data if it holds a train/ or shards. Raises FileNotFoundError otherwise.
+    The data are `data_dir` itself if it holds a folder for each of the run's classes; else the folder or file in it
+    that has the data's name; else `data_dir` itself if it holds a train/ or parquet shards. Raises FileNotFoundError
+    otherwise. `classes` are by default those of the run's config.json, which only a finished run has.
     """
     if not data_dir:
         return recipe
     root, there = expanduser(data_dir), replace(recipe, data_dir=data_dir)
-    if recipe.data in NAMES or on_hub(recipe.data) or not root.is_dir():  # which `find` has to say
+    if recipe.data in NAMES or on_hub(recipe.data) or not root.is_dir():  # `find` says so
         return there
     classes = classes or read_config(Path(run)).get("classes")
     below = {each.name for each in subfolders(root)}
@@ -78,7 +76,7 @@ def with_data_in(data_dir: str | None, run: RunDir, recipe: Recipe, classes: Seq
             return replace(there, data=str(whole_path(place)))
     raise FileNotFoundError(
         f"{root} holds neither {Path(recipe.data).name} nor folders of all the classes of {run}, and "
-        f"{_recorded(run, recipe)}, on which it was trained, is not looked at where data_dir is given: "
+        f"{_recorded(run, recipe)}, on which it was trained, is not looked at because data_dir is given: "
         "give the folder that holds the data, or none"
     )
 
@@ -87,24 +85,24 @@ def _holds_shards(folder: Path) -> bool:
     """Whether a folder holds parquet shards of one data set to train on."""
     try:
         return "train" in shards_of(folder) or bool(only_shard(folder))
-    except FileNotFoundError:  # some of them, as is said once they are read
+    except FileNotFoundError:  # some are missing: whoever reads them says so
         return True
     except ValueError:
         return False
 
 
 def found_data(run: RunDir, recipe: Recipe, seen: Preprocessing | None = None) -> DataSet:
-    """`load_data`; if nothing is found, the error also says where the data lay in training."""
+    """`load_data`; if nothing is found, the error also says where the data were in training."""
     try:
         return load_data(recipe, seen)
     except FileNotFoundError as error:
         if (then := _recorded(run, recipe)) == recipe.data:
             raise
-        raise FileNotFoundError(f"{error}; in training they lay in {then}") from error
+        raise FileNotFoundError(f"{error}; in training they were in {then}") from error
 
 
 def _recorded(run: RunDir, recipe: Recipe) -> str:
-    """Where a run's data lay in training, by its recipe file (`recipe` may have been pointed elsewhere since)."""
+    """Where a run's data were in training, by its recipe file (`recipe` may name another place by now)."""
     file = Path(run) / "recipe.yaml"
     return read_recipe(file).data if file.is_file() else recipe.data
 
@@ -112,10 +110,12 @@ def _recorded(run: RunDir, recipe: Recipe) -> str:
 def data_of(run: RunDir, recipe: Recipe, judging: bool = True) -> DataSet:
     """The data of a run's recipe, normalised as the run was trained.
 
-    Raises as `load_data` does, and RuntimeError if they have other classes, channels or sizes by now. Where they are
-    used for `judging`, RuntimeError too if other images are drawn from them for validation and test than in training,
-    FileNotFoundError if there is no summary that tells; and warns if the data bring validation or test images of their
-    own that are others by now, or if the run may have been trained on some (`lineage.in_doubt`).
+    Raises as `load_data` does, and RuntimeError if the data have other classes, channels or sizes than in training.
+
+    If the data are used for `judging`, also raises RuntimeError if other images than in training are drawn from them
+    for validation and test, and FileNotFoundError if there is no summary, which says what was drawn. Warns if the data
+    bring validation or test images that have changed since, or if the run may have been trained on some of these
+    (`lineage.in_doubt`).
     """
     classes, seen = seen_in_training(run)
     dataset = found_data(run, recipe, seen)
@@ -137,8 +137,7 @@ def seen_in_training(run: RunDir) -> tuple[list[str], Preprocessing]:
     classes = config.get("classes")
     if not isinstance(classes, list):
         raise RuntimeError(f"{Path(run) / 'config.json'} is damaged: it names no classes")
-    with parsing(f"{Path(run) / 'config.json'} is damaged: its preprocessing cannot be read"):
-        return classes, Preprocessing.read(config["preprocessing"])
+    return classes, read_preprocessing(config, Path(run) / "config.json")
 
 
 def data_section(run: RunDir) -> dict[str, Any]:
@@ -160,7 +159,7 @@ def changed_since(dataset: DataSet, about: Mapping[str, Any]) -> str | None:
 
 
 def others_since(now: Mapping[str, Any], then: Mapping[str, Any]) -> str | None:
-    """A sentence saying which images, validation or test, `DataSet.judged_on` says are others now; None if none are."""
+    """A sentence saying which images, validation or test, differ by two `DataSet.judged_on`; None if none do."""
     keys = {"validation": "val_sha256", "test": "test_sha256"}
     others = [name for name, key in keys.items() if then.get(key) and then[key] != now[key]]
     return f"its {' and '.join(others)} images have changed since it was trained" if others else None
@@ -169,8 +168,8 @@ def others_since(now: Mapping[str, Any], then: Mapping[str, Any]) -> str | None:
 def tested_alike(data: Iterable[Mapping[str, Any]]) -> bool:
     """Whether trainings were tested on the same images, by what their summary.json says under "data".
 
-    Where nothing is known (runs that are not finished, ledgers in results/), or images were brought to different
-    frames, this cannot be seen.
+    True if this cannot be seen: if nothing is known (unfinished runs, ledgers in results/), or if the images were
+    brought to different frames.
     """
     known: dict[tuple[Any, ...], set[str]] = {}
     for each in data:
@@ -180,9 +179,10 @@ def tested_alike(data: Iterable[Mapping[str, Any]]) -> bool:
 
 
 def validated_alike(data: Iterable[Mapping[str, Any]]) -> bool | None:
-    """Whether trainings were validated on the same images: by pixels if all were brought to one frame, else by which.
+    """Whether trainings were validated on the same images; None if this cannot be seen.
 
-    ("val_pictures", which a summary does not have.) None where it cannot be seen.
+    Compared are the pixels if all images were brought to one frame, else which pictures they are ("val_pictures", which
+    a summary does not have).
     """
     data = [*data]
     pixels, pictures = ([each.get(key) for each in data] for key in ("val_sha256", "val_pictures"))
@@ -192,14 +192,14 @@ def validated_alike(data: Iterable[Mapping[str, Any]]) -> bool | None:
 
 
 def _frame_of(data: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What images were brought to, by a summary's section "data"; those of before there was `fit` were cropped."""
+    """What images were brought to, by a summary's section "data"; old ones without `fit` were cropped."""
     return (*data.get("resize", ()), data.get("fit", "crop"))
 
 
 def check_drawn(dataset: DataSet, then: str | None, run: RunDir, left_out: Sequence[str] = ()) -> None:
-    """Raise RuntimeError if a run was trained when other images were drawn: by now it may have trained on these.
+    """Raise RuntimeError if other images are drawn now than in training: the run may have seen them.
 
-    It names images that were `left_out` then, and are not any more.
+    The error names images that were `left_out` in training and are not now.
     """
     if then is not None and then != dataset.drawn:
         still = [*map(_file_of, dataset.left_out)]
@@ -214,12 +214,12 @@ def check_drawn(dataset: DataSet, then: str | None, run: RunDir, left_out: Seque
 
 
 def _file_of(left_out: str) -> tuple[str, ...]:
-    """The class folder and the file of an image that was left out, wherever its data lie."""
+    """The class folder and the file of an image that was left out, wherever the data are."""
     return Path(left_out.partition(": ")[0]).parts[-2:]
 
 
 def check_classes(dataset: DataSet, trained_on: Sequence[str], run: RunDir) -> None:
-    """Raise RuntimeError if the classes of a data set are not the very ones, in their order, of a run's training."""
+    """Raise RuntimeError unless the classes of a data set are those of a run's training, in the same order."""
     if list(dataset.classes) != list(trained_on):
         lack = [repr(name) for name in trained_on if name not in dataset.classes]
         have = [repr(name) for name in dataset.classes if name not in trained_on]
@@ -239,7 +239,7 @@ def preprocessing_of(dataset: DataSet) -> Preprocessing:
 def normalised_as(dataset: DataSet, seen: Preprocessing, run: RunDir) -> DataSet:
     """The data set with the mean and standard deviation that a run was begun with.
 
-    (Its own are those of the training images that there are by now, which may be more.) Raises RuntimeError if its
+    (The data set's own are of the training images that there are now, which may be more.) Raises RuntimeError if its
     images have other channels, sizes or fit than the run's.
     """
     own = preprocessing_of(dataset)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from auxnet.documents import json_value, parsing, read_json
-from auxnet.fetching import came_of, from_anywhere
+from auxnet.fetching import absolute_name, may_be_pin_of
 from auxnet.files import claimed, unwritable, written_whole
 from auxnet.reading import sources
 from auxnet.recipe import SEAL, WHERE, Recipe, RunDir, nearest_run, read_recipe, read_run_recipe, write_recipe
@@ -113,7 +113,7 @@ def check_run_folder(folder: Path, recipe: Recipe, resume: bool, overwrite: bool
 def check_outside_data(folder: Path, data: str, data_dir: str | None) -> None:
     """Raise ValueError if the folder to write to is the folder of the data, or lies in it."""
     around = (folder.resolve(), *folder.resolve().parents)
-    for place in [] if data in sources.NAMES else sources.places(data, data_dir):
+    for place in [] if data in sources.NAMES else sources.candidate_paths(data, data_dir):
         if place.is_dir() and place.resolve() in around:
             raise ValueError(f"{folder} lies in the data, {place}, and would be taken for a part of it: name another")
 
@@ -197,8 +197,8 @@ def is_lost(folder: Path) -> bool:
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
     """The recipe with absolute paths of its data and weights, valid from any folder and without AUXNET_DATA."""
-    data, data_dir = sources.located(recipe.data, recipe.data_dir)
-    pretrained = None if recipe.pretrained is None else from_anywhere(recipe.pretrained)
+    data, data_dir = sources.absolute_source(recipe.data, recipe.data_dir)
+    pretrained = None if recipe.pretrained is None else absolute_name(recipe.pretrained)
     return replace(recipe, data=data, data_dir=data_dir, pretrained=pretrained)
 
 
@@ -257,7 +257,7 @@ def _check_same(saved: Recipe, recipe: Recipe, folder: Path) -> None:
     saved, recipe = with_absolute_paths(replace(saved, **free)), with_absolute_paths(recipe)
     if not Path(saved.data).exists() and Path(saved.data).name == Path(recipe.data).name:
         saved = replace(saved, data=recipe.data)  # the data have moved
-    if came_of(saved.pretrained, recipe.pretrained):
+    if may_be_pin_of(saved.pretrained, recipe.pretrained):
         saved = replace(saved, pretrained=recipe.pretrained)
     for key, value in asdict(saved).items():
         if value != getattr(recipe, key):

@@ -50,7 +50,7 @@ from auxnet.run_data import (
     normalised_as,
     others_since,
     preprocessing_of,
-    to_go_on_with,
+    recipe_to_resume,
 )
 from auxnet.scores import guessing
 from auxnet.tensorboard import event_files, event_writer, installed
@@ -147,7 +147,7 @@ def fit(
         saving = {"every": 300.0, **asked}
         write_events = stack.enter_context(event_writer(folder)) if tensorboard and team.leads else None
         if resume:
-            recipe = team.from_leader(partial(to_go_on_with, folder, recipe))
+            recipe = team.from_leader(partial(recipe_to_resume, folder, recipe))
         dataset, net, method = _prepare(recipe, team, folder if resume else None)
         training = Training(
             recipe,

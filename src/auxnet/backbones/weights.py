@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from auxnet.documents import read_json
 from auxnet.errors import DamagedError, first_line, warn
-from auxnet.fetching import local
+from auxnet.fetching import local_or_fetched
 from auxnet.files import whole_path
 from auxnet.network import AuxNet
 from auxnet.tensors import read_tensors
@@ -48,7 +48,7 @@ def run_of(path: Path | str) -> Path:
     Links to a file are followed. If the file itself is in no run (git-annex, DVC, the hub's cache), the last link that
     is in a run decides.
     """
-    path = whole_path(local(path))
+    path = whole_path(local_or_fetched(path))
     if path.is_dir():
         return path
     home = path.parent.parent if path.parent.name == "checkpoints" else path.parent
@@ -69,7 +69,7 @@ def config_of(run: Path) -> Mapping[str, Any]:
 
 def file_of(path: Path | str) -> Path:
     """The file that weights are read from; of a run directory, that of its last epoch. Raises FileNotFoundError."""
-    path = local(path)
+    path = local_or_fetched(path)
     if path.is_dir():
         path /= "model.safetensors"
     if not path.is_file():

@@ -1,1 +1,1 @@
-"""Data as it lies on disk: where it is found, how each form is read, and what is too large for memory."""
+"""Data on disk: where they are found, how each form is read, and what is too large for memory."""

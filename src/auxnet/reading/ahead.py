@@ -1,7 +1,7 @@
 """Images read ahead by other processes, a bounded number of them, while this one computes; in order, bit for bit.
 
 The processes are forked: they share what the reader holds without copying it, and the pixels come back through
-pages that they share with this process, not through a pipe. Where none can be forked, this process reads.
+pages that they share with this process, not through a pipe. If none can be forked, this process reads.
 
 Shapes: N images, H x W pixels, C channels.
 """
@@ -34,7 +34,7 @@ PIECE = 32  # images read at a time: few enough for the first batch to come soon
 
 
 def _can_fork() -> bool:
-    """Whether this process may have others: not where the system knows no fork, nor in a worker of a Pool."""
+    """Whether this process may fork others: not on a system without fork, nor in a worker of a Pool."""
     return "fork" in multiprocessing.get_all_start_methods() and not multiprocessing.current_process().daemon
 
 
@@ -43,7 +43,7 @@ def read_ahead(
 ) -> Iterator[Tensor]:
     """The images of each batch of indices, int64 [n, ...], as uint8 [n, H, W, C]: what `read` makes of the indices.
 
-    The processes are at most one batch and two pieces each ahead. Raises what `read` raises, and RuntimeError for
+    The processes read at most one batch, and two pieces each, ahead. Raises what `read` raises, and RuntimeError for
     a process that died.
     """
     if workers == 0 or not _can_fork():

@@ -18,7 +18,7 @@ from auxnet.errors import first_line
 
 Pixels = NDArray[np.uint8]
 
-VERSION = 6  # of what the readers return: raise it when they change, and no cache of older arrays is used
+VERSION = 6  # raise it when the readers return other arrays than before: older entries of the cache are then not used
 
 
 class Arrays(NamedTuple):
@@ -44,7 +44,7 @@ def labels_of(
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Labels as int64, and the names of the classes: those given, or else the distinct labels, sorted.
 
-    Raises RuntimeError for the first label that has no class, or is neither a text nor a whole number from 0.
+    Raises RuntimeError for the first label that has no class, or is neither a string nor a whole number from 0.
     """
     if len(set(classes)) < len(classes):
         twice = next(name for name in classes if classes.count(name) > 1)
@@ -68,12 +68,12 @@ def labels_of(
 
 
 def unlabelled(values: Iterable[Any]) -> bool:
-    """Whether no image has a label: all are -1 or null, as in test sets whose labels are kept back."""
+    """Whether no image has a label: all are -1 or null, as in test sets whose labels are withheld."""
     return all(value is None or value == -1 for value in values)
 
 
 def is_name(value: object) -> bool:
-    """Whether a class may be called so: a text that can be written to any file, which half a character cannot."""
+    """Whether a class may have this name: a string, not empty, that UTF-8 can encode (no half characters)."""
     try:
         return isinstance(value, str) and bool(value.encode())
     except UnicodeEncodeError:
@@ -81,7 +81,7 @@ def is_name(value: object) -> bool:
 
 
 def _shown(value: object) -> str:
-    """A value for an error, in a few words however large it is."""
+    """A value as an error message shows it: in a few words, however large it is."""
     try:
         return reprlib.repr(value)
     except ValueError:  # Python writes out no number of more than 4300 digits

@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100 as their makers publish them: python pickles and binary records, archived or not.
 
-Nothing here trusts what it reads: pickles may hold numbers and texts only, archives are never unpacked to disk,
+Nothing here trusts what it reads: pickles may hold numbers and strings only, archives are never unpacked to disk,
 nothing grows far beyond the size of the real files, and damaged content is a RuntimeError that names the file.
 """
 
@@ -22,7 +22,7 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 
 
 class _Layout(NamedTuple):
-    """The names inside one form of CIFAR, and where a binary record keeps its label."""
+    """The names of the files in one form of CIFAR, and at which byte a binary record has its label."""
 
     train: tuple[str, ...]
     test: tuple[str, ...]
@@ -56,8 +56,8 @@ FORMS: Mapping[str, Mapping[str, _Layout]] = {
 def read(source: Path, name: str, part: str) -> Arrays:
     """The part "train" or "test" of "cifar10" or "cifar100", from a folder or an archive in `FORMS`.
 
-    CIFAR-100 is read with its fine labels. Raises FileNotFoundError where a file of the folder or archive is
-    missing, RuntimeError where one is damaged or, being a pickle, asks for anything but numbers.
+    CIFAR-100 is read with its fine labels. Raises FileNotFoundError if a file of the folder or archive is
+    missing, RuntimeError if one is damaged or is a pickle that asks for anything but numbers.
     """
     layout = FORMS[name][source.name]
     wanted = layout.train if part == "train" else layout.test
@@ -139,6 +139,6 @@ class _Member(tarfile.TarInfo):
 
 
 def _check(member: tarfile.TarInfo) -> None:
-    """Raise ValueError where tarfile would read backwards for ever, a long name for hours, or zeros without end."""
+    """Raise ValueError if tarfile would read backwards for ever, a long name for hours, or zeros without end."""
     if not 0 <= member.size <= (_LARGEST if member.isfile() else 2**16) or member.issparse():
         raise ValueError(f"a member of {member.size} bytes, which CIFAR does not have")

@@ -1,7 +1,7 @@
 """The images of a set divided: into training, validation and test, and the training images into fewer.
 
-The test set never depends on a seed of the caller's: where the data bring none it is carved out once and for
-all, and the validation set, which does follow the seed, is carved out of the training set alone.
+The test set never depends on a seed of the caller's: if the data bring none, it is carved out once and for all,
+and the validation set, which does follow the seed, is carved out of the training set alone.
 
 Shapes: N images, C classes.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from auxnet.reading.splits import Labelled
 
-TEST_FRACTION, TEST_SEED = 0.2, 0  # of the test set, where the data bring none: fixed, so that it never changes
+TEST_FRACTION, TEST_SEED = 0.2, 0  # of the test set if the data bring none: fixed, so that it never changes
 
 
 def with_all_splits(
@@ -45,7 +45,7 @@ def without_images(split: Labelled, classes: Sequence[str]) -> list[str]:
 
 
 def subsampled(train: Labelled, count: int, seed: int) -> Labelled:
-    """`count` of the training images, of each class its share. Raises ValueError for more than there are."""
+    """`count` of the training images, each class in proportion. Raises ValueError for more than there are."""
     if count > len(train):
         raise ValueError(f"train_images must be at most the {len(train):,} training images there are, got {count:,}")
     if count == len(train):
@@ -58,7 +58,7 @@ def subsampled(train: Labelled, count: int, seed: int) -> Labelled:
 def _apportioned(counts: Tensor, total: int) -> Tensor:
     """`total` shared out in proportion to counts, int64 [C], by the largest remainders: no share exceeds its count.
 
-    Each that has any is given at least one where the total allows it.
+    Every class that has images gets at least one if the total allows it.
     """
     exact = (counts * total).double() / counts.sum()
     shares = exact.floor().long()

@@ -1,4 +1,4 @@
-"""Labelled images that lie on disk, encoded, each of them within reach by its number: what streaming reads from.
+"""Labelled images that are encoded on disk, each of which can be read by its number: streaming reads from these.
 
 Shapes: N images.
 """
@@ -21,15 +21,15 @@ from auxnet.reading.cache import used
 
 @dataclass(frozen=True)
 class Files:
-    """Image files; their paths as one array of bytes, which a million of them fit in."""
+    """Image files; their paths are one array of bytes, because a million Path objects take much memory."""
 
     paths: NDArray[np.bytes_]
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     others: Counter[str] = field(default_factory=Counter)
-    """how many files beside them may be pictures in forms that are not known here, by suffix"""
+    """by suffix, how many other files there are that may be pictures in unknown formats"""
     left_out: tuple[str, ...] = ()
-    """the links among them that lead to nothing, each as "where: why" """
+    """the links to nothing, each as "where: why" """
 
     def name(self, index: int) -> str:
         """The path of a file."""
@@ -57,8 +57,8 @@ class Rows:
         return f"{self.shards[shard]} row {index - self.first_rows[shard]}"
 
     def open(self, index: int) -> io.BytesIO:
-        """The bytes of a row. Raises RuntimeError for a row without image, and for a copy that is damaged."""
-        used(self.copy.parent)  # a training may last
+        """The bytes of a row. Raises RuntimeError for a row without an image, OSError for a damaged copy."""
+        used(self.copy.parent)  # a training may last longer than unused entries are kept
         start, end = int(self.offsets[index]), int(self.offsets[index + 1])
         if start == end:
             raise RuntimeError(f"{self.name(index)}: holds no image")
@@ -68,7 +68,7 @@ class Rows:
         finally:
             os.close(file)
         if zlib.crc32(data) != self.crc32[index]:
-            raise OSError(f"{self.copy.parent} is damaged ({self.name(index)}): remove it, and it is made anew")
+            raise OSError(f"{self.copy.parent} is damaged ({self.name(index)}): remove it, and it is made again")
         return io.BytesIO(data)
 
 

@@ -1,4 +1,4 @@
-"""Folders of images: the files in them, which of those in one are splits and which are classes; and their images."""
+"""Folders of images: which folders are splits and which are classes, the files in them, and their images."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 
 from auxnet.errors import warn
 from auxnet.reading.arrays import Arrays, Pixels
 from auxnet.reading.encoded import Files
-from auxnet.reading.pictures import SOME, Frame, decode, decoded_bytes, shapes_of, stack
+from auxnet.reading.parts import EncodedPart
+from auxnet.reading.pictures import SOME, Frame, any_readable, decode, decoded_bytes, shapes_of, stack
 from auxnet.words import first_few
 
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 IMAGE_SUFFIXES = frozenset({*_JPEG_SUFFIXES, ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-UNKNOWN_FORMS = frozenset(  # of pictures too, as cameras and phones write them
+UNKNOWN_FORMS = frozenset(  # of pictures that are not decoded here, as cameras and phones write them
     {".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".tga"}
 )
-_BESIDE = frozenset(  # what lies beside images and is none: notes, labels, what file managers leave
+_BESIDE = frozenset(  # files that are usual beside images: notes, labels, what file managers leave
     {"", ".txt", ".md", ".rst", ".pdf", ".html", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml"}
     | {".db", ".ini", ".log", ".py", ".ipynb"}
 )
@@ -33,7 +36,7 @@ _LIKE_SPLIT = re.compile(  # seg_train, test2017, trainset, TestImages; but no s
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted by name, without hidden ones and links to it or to what it lies in."""
+    """The folders in a folder, sorted by name, without hidden ones, links to it, and links to a folder around it."""
     whole = folder.resolve()
     around = (whole, *whole.parents)
     below = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -41,9 +44,9 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, str]]:
-    """Each file in a folder and below, hidden ones left out, with its suffix in small letters; listed as it is asked.
+    """Each file in a folder and below, hidden ones left out, with its suffix in lower case; listed lazily.
 
-    Links are followed, but not to a folder that was searched or that this one lies in. Raises OSError for a folder
+    Links are followed, but not to a folder that was searched already or is around this one. Raises OSError for a folder
     that may not be read.
     """
 
@@ -62,10 +65,10 @@ def _files(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def paths_and_others(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> tuple[list[str], Counter[str]]:
-    """The image files of `_files`, sorted, as texts: a tenth of the memory of paths.
+    """The image files of `_files`, sorted, as strings, which take a tenth of the memory of Path objects.
 
-    Beside them, how many files there are of each suffix that may be pictures in unknown forms. A link to an image that
-    is not there is among the image files: whoever reads it says so.
+    Also returns, by suffix, how many files may be pictures in unknown formats. A link to an image that does not exist
+    is among the image files: whoever reads it reports it.
     """
     found, others = [], Counter[str]()
     for path, suffix in _files(folder):
@@ -82,7 +85,7 @@ def holds_images(folder: Path) -> bool:
 
 
 def leads_nowhere(path: str) -> bool:
-    """Whether a path is a link whose target does not exist; one that may not be read, or links in a circle, may."""
+    """Whether a path is a link to nothing; False if that cannot be told (no permission, links in a circle)."""
     try:
         os.stat(path)
     except FileNotFoundError:
@@ -101,15 +104,15 @@ def passed_over(others: Counter[str]) -> str:
 
 
 def loose(folder: Path) -> int:
-    """How many images lie right in a folder, and so in no folder of a class."""
+    """How many images are directly in a folder, and so in no class folder."""
     return sum(path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() for path in folder.glob("[!.]*"))
 
 
 def split_homes(folder: Path, to_train: bool = True) -> dict[str, Path]:
     """The folder of each split in a folder, whatever the case of its name; {"train": folder} if it holds classes.
 
-    "train" is among them; where it is not `to_train`, other splits will do if there are no other folders. Raises
-    ValueError where that cannot be told.
+    "train" is among them, unless the data are not `to_train` and the folder holds other splits and nothing else.
+    Raises ValueError if splits and classes cannot be told apart.
     """
     below = subfolders(folder)
     named = {home: split for home in below if (split := SPLITS.get(home.name.lower()))}
@@ -122,7 +125,7 @@ def split_homes(folder: Path, to_train: bool = True) -> dict[str, Path]:
         names = ", ".join(f"{home.name}/" for home in named)
         raise ValueError(f"{folder} holds {names}: two of them are the same split, leave one")
     if (lacking := {"test", "val"} - homes.keys()) and not no_others:
-        used = {home.resolve() for home in named}  # and again by a link, as latest -> train
+        used = {home.resolve() for home in named}  # by a link too, as latest -> train
         others = [home for home in below if home.resolve() not in used and holds_images(home)]
         _refuse_split_left_out(folder, homes, lacking, others)
     return homes
@@ -143,10 +146,11 @@ def _refuse_split_left_out(folder: Path, homes: Mapping[str, Path], lacking: set
 
 
 def _refuse_splits_as_classes(folder: Path, below: Sequence[Path]) -> None:
-    """Raise ValueError where folders that would be classes look like splits, or hold them.
+    """Raise ValueError if folders that would be classes look like splits, or if the only one holds splits.
 
-    Folders named like splits are refused if all are, and one is named for training or exactly as a split. Otherwise one
-    is refused that has a folder of the same name in it as another of them, or two of the same names as any folder.
+    Folders look like splits if all have names like a split's, and one name is exactly a split's or contains "train".
+    They also do if two folders with such names have a subfolder of the same name, or if one with such a name and any
+    other folder have two subfolders of the same names.
     """
     if len(below) == 1 and any(_like_split(each) for each in subfolders(below[0])):
         raise ValueError(f"{folder} holds one folder only, and the splits lie in that: give {below[0]}")
@@ -156,7 +160,7 @@ def _refuse_splits_as_classes(folder: Path, below: Sequence[Path]) -> None:
     for home in alike:
         names = _names_below(home)
         for other in below:
-            shared = names and names & _names_below(other)  # which is not listed for nothing: it may be large
+            shared = names and names & _names_below(other)  # listed only if need be: it may be large
             enough = 1 if other in alike else 2
             if other != home and (all_splits or len(shared) >= enough):
                 raise ValueError(
@@ -183,7 +187,7 @@ def _names_below(home: Path) -> set[str]:
 def folder_files(folder: Path) -> Files:
     """The image files of a folder that holds one folder per class; classes and files in sorted order.
 
-    Hidden files are ignored, links to nothing left out. Raises FileNotFoundError where there are no images.
+    Hidden files are ignored, links to nothing left out. Raises FileNotFoundError if there are no images.
     """
     homes, paths, labels, others = subfolders(folder), [], [], Counter[str]()
     left_out: list[str] = []
@@ -203,31 +207,52 @@ def folder_files(folder: Path) -> Files:
     return Files(np.array(paths), np.array(labels, np.int64), classes, others, tuple(left_out))
 
 
-def class_folders(files: Files, frame: Frame | None = None) -> Arrays:
-    """The images of class folders (`folder_files`).
+class FolderPart(EncodedPart):
+    """A split in class folders (`folder_files`)."""
 
-    Images are turned upright by their EXIF tag and made red-green-blue, transparency dropped; where every
-    image is grey they stay grey (C = 1). They are brought to a frame; without one all must have one size. Images that
-    cannot be read are left out.
+    def __init__(self, images: Files) -> None:
+        self._images, self.left_out = images, images.left_out
+        # With the labels: the same files, given one folder higher, are of other classes.
+        self.form = f"folders {images.classes} {crc32(images.labels.tobytes())}"
 
-    Raises ValueError for images of different sizes, RuntimeError if no image can be read.
-    """
-    images, kept, left_out = stack(pictures_of(files, frame), len(files.paths), files.name(0))
-    return Arrays(images, files.labels[kept], files.classes, left_out)
+    @property
+    def files(self) -> list[str]:
+        """The paths of the images, as strings; made when they are asked for, because a million take much memory."""
+        return [*self._names()]
 
+    def read_uncached(self, frame: Frame | None = None) -> Arrays:
+        """The images and their labels.
 
-def bytes_of(files: Files, frame: Frame | None) -> int:
-    """The memory that the images of these files would take, if all are coloured; 0 if none can be read."""
-    pictures = (picture for _, picture in pictures_of(files, frame))
-    return decoded_bytes(len(files.paths), pictures, frame)
+        Images are turned upright by their EXIF tag and made red-green-blue, transparency dropped; if every
+        image is grey they stay grey (C = 1). They are brought to a frame; without one all must have one size. Images
+        that cannot be read are left out.
 
+        Raises ValueError for images of different sizes, RuntimeError if no image can be read.
+        """
+        files = self._images
+        images, kept, left_out = stack(self._pictures(frame), len(files.paths), files.name(0))
+        return Arrays(images, files.labels[kept], files.classes, left_out)
 
-def some_shapes(files: Files) -> list[tuple[int, int]]:
-    """(H, W) of some of the images (`pictures.shapes_of`)."""
-    return shapes_of(files.name(index) for index in range(0, len(files.paths), max(1, len(files.paths) // SOME)))
+    def is_stale(self, frame: Frame | None, left_out: Sequence[str]) -> bool:
+        """Whether one of the images that could not be read can be read now."""
+        return bool(left_out) and any_readable(self._pictures(frame), left_out)
 
+    def encoded(self) -> Files:
+        """The image files, each of which can be read by its number."""
+        return self._images
 
-def pictures_of(files: Files, frame: Frame | None) -> Iterator[tuple[str, Callable[[], Pixels]]]:
-    """The images of these files, each with its name, to be decoded one by one."""
-    names = (files.name(index) for index in range(len(files.paths)))
-    return ((name, partial(decode, name, name, frame)) for name in names)
+    def decoded_bytes(self, frame: Frame | None) -> int:
+        """The memory that the images would take (`pictures.decoded_bytes`)."""
+        pictures = (picture for _, picture in self._pictures(frame))
+        return decoded_bytes(len(self._images.paths), pictures, frame)
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """(H, W) of images spread evenly over the files (`pictures.shapes_of`)."""
+        return shapes_of(islice(self._names(), 0, None, max(1, len(self._images.paths) // SOME)))
+
+    def _names(self) -> Iterator[str]:
+        return map(self._images.name, range(len(self._images.paths)))
+
+    def _pictures(self, frame: Frame | None) -> Iterator[tuple[str, Callable[[], Pixels]]]:
+        """The images, each with its name, to be decoded one by one."""
+        return ((name, partial(decode, name, name, frame)) for name in self._names())

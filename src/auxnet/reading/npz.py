@@ -1,8 +1,8 @@
-"""Images and labels as NumPy arrays in one .npz file, named as people name them.
+"""Images and labels as NumPy arrays in one .npz file, under any of the usual names.
 
-As MedMNIST's (train_images, train_labels, val_images, ..., test_labels), as Keras' (x_train, y_train, x_test, y_test),
-or images and labels alone, which are divided; perhaps beside them `classes`, the names of the classes. Nothing is
-unpickled.
+The names are those of MedMNIST (train_images, train_labels, val_images, ..., test_labels) or of Keras (x_train,
+y_train, x_test, y_test), or only images and labels, which are then divided; `classes` may hold the names of the
+classes. Nothing is unpickled.
 
 Shapes: N images, H x W pixels, C channels (1 grey, 3 red-green-blue).
 """
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from auxnet.reading.arrays import Arrays, Pixels, check_unpacked, labels_of, reading, unlabelled
 from auxnet.reading.folders import SPLITS
+from auxnet.reading.parts import Part
+from auxnet.reading.pictures import Frame, arrays_resized
 
 KINDS = {"images": "images", "image": "images", "x": "images", "labels": "labels", "label": "labels", "y": "labels"}
 RULE = "train_images and train_labels, x_train and y_train, or images and labels"
@@ -28,8 +30,8 @@ RULE = "train_images and train_labels, x_train and y_train, or images and labels
 def npz_splits(file: Path, to_train: bool = True) -> dict[str, dict[str, str]]:
     """The splits in a file, each with the names of its arrays: {"train": {"images": "x_train", "labels": "y_train"}}.
 
-    "train" is among them; where it is not `to_train`, any split will do. Raises RuntimeError for a file that is
-    damaged, ValueError if it holds no images and labels, or only one of the two of a split.
+    "train" is among them if the data are `to_train`; else any split will do. Raises RuntimeError for a damaged file,
+    ValueError if it holds no images and labels, or only one of the two of a split.
     """
     with reading(file, ".npz file"), zipfile.ZipFile(file) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
@@ -48,7 +50,7 @@ def npz_splits(file: Path, to_train: bool = True) -> dict[str, dict[str, str]]:
 
 
 def _meaning(name: str) -> tuple[str, str]:
-    """What an array is and of which split, by its name; ("", "") for one that is neither images nor labels."""
+    """By the name of an array, "images" or "labels" and the split; ("", "") if it is neither."""
     words = set(name.lower().split("_"))
     kinds = {KINDS[word] for word in words & KINDS.keys()}
     splits = {SPLITS[word] for word in words & SPLITS.keys()}
@@ -60,7 +62,7 @@ def _meaning(name: str) -> tuple[str, str]:
 def read(file: Path, arrays: dict[str, str]) -> Arrays:
     """One of the splits of `npz_splits`: images uint8 [N, H, W], [N, H, W, C] or [N, C, H, W], labels [N] or [N, 1].
 
-    Labels are whole numbers from 0 or texts; without `classes` the distinct ones, in order, name the classes.
+    Labels are whole numbers from 0, or strings; without `classes` the distinct labels, in order, name the classes.
     Raises RuntimeError for a file that is damaged or holds anything else.
     """
     with _opened(file) as archive:
@@ -77,18 +79,35 @@ def read(file: Path, arrays: dict[str, str]) -> Arrays:
     return Arrays(pixels, numbers, classes)
 
 
-def no_labels(file: Path, arrays: dict[str, str]) -> bool:
-    """Whether none of the images of a split is labelled (`arrays.unlabelled`)."""
-    with _opened(file) as archive:
-        values = _values(_array(archive, arrays["labels"]))
-    return bool(values) and unlabelled(values)
+class NpzPart(Part):
+    """One of the splits of `npz_splits`."""
+
+    holds_arrays = True
+
+    def __init__(self, file: Path, split: str, arrays: dict[str, str]) -> None:
+        self._file, self._arrays, self.form = file, arrays, f"npz {split}"
+
+    @property
+    def files(self) -> list[Path]:
+        """The one file, which may hold other splits too."""
+        return [self._file]
+
+    def read_uncached(self, frame: Frame | None = None) -> Arrays:
+        """The arrays as `read` gives them, brought to a frame if there is one."""
+        return arrays_resized(read(self._file, self._arrays), frame)
+
+    def no_labels(self) -> bool:
+        """Whether none of the images is labelled (`arrays.unlabelled`)."""
+        with _opened(self._file) as archive:
+            values = _values(_array(archive, self._arrays["labels"]))
+        return bool(values) and unlabelled(values)
 
 
 @contextmanager
 def _opened(file: Path) -> Iterator[Any]:
     """An .npz file, to read from. Raises RuntimeError if it is damaged."""
     with reading(file, ".npz file"), np.load(file, allow_pickle=False) as archive:
-        unpacked = sum(member.file_size for member in archive.zip.infolist())  # no more than is declared is given
+        unpacked = sum(member.file_size for member in archive.zip.infolist())  # zipfile gives no more than that
         check_unpacked(unpacked, file.stat().st_size)
         yield archive
 
@@ -104,7 +123,7 @@ def _array(archive: Any, name: str) -> NDArray[Any]:
 
 
 def _values(array: NDArray[Any]) -> list[Any]:
-    """The values of an array in a row; bytes, as NumPy's shortest texts, are UTF-8."""
+    """The values of an array as a flat list; bytes, which are NumPy's most compact strings, are decoded as UTF-8."""
     return [value.decode() if isinstance(value, bytes) else value for value in array.ravel().tolist()]
 
 

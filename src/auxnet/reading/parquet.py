@@ -1,6 +1,6 @@
 """Parquet shards with a column of encoded images and a column of labels: read whole, or copied row by row.
 
-Parquet gives no cheap access to a single row, for a row group is read and unpacked as a whole: to be streamed, the
+Parquet gives no cheap access to a single row, because a row group is read and unpacked as a whole: to be streamed, the
 images are copied once into the cache, as one flat file that takes as much room as they do in the shards.
 
 Damaged content is a RuntimeError that names the file.
@@ -12,7 +12,7 @@ import io
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from auxnet.documents import json_value
 from auxnet.reading.arrays import Arrays, Pixels, check_unpacked, labels_of, reading, unlabelled
-from auxnet.reading.cache import Made, entry
+from auxnet.reading.cache import Content, entry
 from auxnet.reading.encoded import Rows
 from auxnet.reading.folders import SPLITS, subfolders
+from auxnet.reading.parts import EncodedPart
 from auxnet.reading.pictures import SOME, Frame, decode, decoded_bytes, shapes_of, stack
 
 LONGEST_NAME = 1000  # characters of a class
@@ -34,9 +35,9 @@ _SPLITS = {**SPLITS, "extra": "extra"}
 def shards_of(folder: Path, below: bool = True) -> dict[str, list[Path]]:
     """The shards of each split ("train", "val", "test", "extra") in a folder, or in one just `below` it.
 
-    A shard is known by how its name begins, in either case: `train-00000-of-00002.parquet`, `validation.parquet`; {} if
-    there is none. Raises ValueError where several folders hold a data set, FileNotFoundError where a numbered shard
-    is missing.
+    A shard is known by the beginning of its name, in upper or lower case: `train-00000-of-00002.parquet`,
+    `validation.parquet`; {} if there is none. Raises ValueError if several folders hold a data set, FileNotFoundError
+    if a numbered shard is missing.
     """
     homes: dict[Path, dict[str, list[Path]]] = {}
     for file in sorted([*folder.glob("*.parquet"), *(folder.glob("*/*.parquet") if below else ())]):
@@ -66,9 +67,9 @@ class _Table(NamedTuple):
     where: str
     """their name in errors"""
     columns: Sequence[tuple[str, str]]
-    """of images and of labels, in each shard"""
+    """for each shard, the names of its image column and its label column"""
     classes: tuple[str, ...]
-    """empty where the labels speak for themselves"""
+    """empty if nothing but the labels names them"""
     first_rows: Sequence[int]
     """for each shard, the number of its first row"""
     rows: int
@@ -77,7 +78,7 @@ class _Table(NamedTuple):
 def _table_of(files: Sequence[Path]) -> _Table:
     """The columns and the rows of parquet shards.
 
-    Raises ValueError where the columns cannot be told, RuntimeError for shards that are damaged or disagree.
+    Raises ValueError if the columns cannot be told, RuntimeError for shards that are damaged or disagree.
     """
     from pyarrow.parquet import ParquetFile
 
@@ -86,7 +87,7 @@ def _table_of(files: Sequence[Path]) -> _Table:
         with reading(file, "parquet file"), ParquetFile(file) as shard:
             _check_sizes(file, shard.metadata)
             shards.append((file, shard.metadata.num_rows, shard.schema_arrow))
-    if not any(number for _, number, _ in shards):  # whose columns say little
+    if not any(number for _, number, _ in shards):  # the columns of no rows say little
         raise RuntimeError(f"{files[0]}: holds no images")
     columns, names, first_rows, count = [], [], [], 0
     for file, number, schema in shards:
@@ -101,99 +102,107 @@ def _table_of(files: Sequence[Path]) -> _Table:
     return _Table(where, columns, names[0], first_rows, count)
 
 
-def read(files: Sequence[Path], frame: Frame | None = None) -> Arrays:
-    """The rows of parquet shards with a column of encoded images and a column of labels.
+class ShardsPart(EncodedPart):
+    """A split in parquet shards with a column of encoded images and a column of labels.
 
-    Class names are those of the Hugging Face metadata, or else the distinct labels in order. Images as in
-    `folders.class_folders`. Raises ValueError where the columns cannot be told, RuntimeError for damaged shards and
-    labels.
+    All that it is asked raises ValueError if the columns cannot be told, RuntimeError for damaged shards.
     """
-    table = _table_of(files)
-    labels: list[Any] = []
 
-    def pictures() -> Iterator[tuple[str, Callable[[], Pixels]]]:
-        for where, data, label in _cells(files, table.columns):
-            labels.append(label)
-            yield where, partial(_decode_cell, data, where, frame)
+    form = "parquet"
 
-    images, kept, left_out = stack(pictures(), table.rows, files[0])
-    numbers, classes = labels_of(labels, table.classes, table.where)
-    return Arrays(images, numbers[kept], classes, left_out)
+    def __init__(self, shards: Sequence[Path]) -> None:
+        self._shards = shards
 
+    @property
+    def files(self) -> Sequence[Path]:
+        """The shards, in order."""
+        return self._shards
 
-def bytes_of(files: Sequence[Path], frame: Frame | None) -> int:
-    """The memory that the images of parquet shards would take, if all are coloured; 0 if none can be read."""
-    table = _table_of(files)
-    pictures = (partial(_decode_cell, data, where, frame) for where, data, _ in _cells(files, table.columns))
-    return decoded_bytes(table.rows, pictures, frame)
+    @cached_property
+    def _table(self) -> _Table:
+        return _table_of(self._shards)
 
+    def read_uncached(self, frame: Frame | None = None) -> Arrays:
+        """The images and their labels; images as those of `folders.FolderPart`.
 
-def no_labels(files: Sequence[Path]) -> bool:
-    """Whether no row of parquet shards is labelled (`arrays.unlabelled`): of most, the first row tells."""
-    columns = _table_of(files).columns
-    return all(
-        unlabelled(value for _, value in _rows(file, label, label))
-        for file, (_, label) in zip(files, columns, strict=True)
-    )
+        Class names are those of the Hugging Face metadata, or else the distinct labels in order. Raises RuntimeError
+        for labels of no class too.
+        """
+        table = self._table
+        labels: list[Any] = []
 
-
-def some_shapes(files: Sequence[Path]) -> list[tuple[int, int]]:
-    """(H, W) of the first images of parquet shards (`pictures.shapes_of`)."""
-    cells = islice(_cells(files, _table_of(files).columns), SOME)
-    return shapes_of(io.BytesIO(data or b"") for _, data, _ in cells)
-
-
-def rows_in_cache(files: Sequence[Path]) -> Rows:
-    """The rows of parquet shards, copied into the cache, where each can be read by its number.
-
-    Raises as `read` does, and OSError where the cache has no room for the copy.
-    """
-    table = _table_of(files)
-
-    def make(folder: Path) -> Made:
-        ends, checksums, labels = [0], [], []
-        with open(folder / "images.bin", "wb") as copy:
-            for _, data, label in _cells(files, table.columns):
-                copy.write(data or b"")
-                ends.append(copy.tell())
-                checksums.append(zlib.crc32(data or b""))
+        def pictures() -> Iterator[tuple[str, Callable[[], Pixels]]]:
+            for where, data, label in self._cells():
                 labels.append(label)
+                yield where, partial(_decode_cell, data, where, frame)
+
+        images, kept, left_out = stack(pictures(), table.rows, self._shards[0])
         numbers, classes = labels_of(labels, table.classes, table.where)
-        arrays: dict[str, NDArray[Any]] = {
-            "offsets": np.array(ends, np.int64),
-            "crc32": np.array(checksums, np.uint32),
-            "labels": numbers,
-        }
-        return arrays, {"classes": classes}
+        return Arrays(images, numbers[kept], classes, left_out)
 
-    try:
-        folder, arrays, facts = entry(files, "rows", make, large=True)
-    except OSError as error:
-        raise OSError(
-            f"no copy of the images of {files[0].parent} can be kept in the cache ({error}): "
-            "set AUXNET_CACHE to a folder with room, or give --stream never"
-        ) from error
-    shards = [str(file) for file in files]
-    return Rows(
-        folder / "images.bin",
-        arrays["offsets"],
-        arrays["crc32"],
-        arrays["labels"],
-        tuple(facts["classes"]),
-        shards,
-        table.first_rows,
-    )
+    def no_labels(self) -> bool:
+        """Whether no row is labelled (`arrays.unlabelled`): in most data sets the first row answers that."""
+        shards = zip(self._shards, self._table.columns, strict=True)
+        return all(unlabelled(value for _, value in _rows(file, label, label)) for file, (_, label) in shards)
 
+    def decoded_bytes(self, frame: Frame | None) -> int:
+        """The memory that the images would take (`pictures.decoded_bytes`)."""
+        pictures = (partial(_decode_cell, data, where, frame) for where, data, _ in self._cells())
+        return decoded_bytes(self._table.rows, pictures, frame)
 
-def _cells(files: Sequence[Path], columns: Sequence[tuple[str, str]]) -> Iterator[tuple[str, bytes | None, Any]]:
-    """Each row of parquet shards: where it lies, the bytes of its image, its label."""
-    for file, (image, label) in zip(files, columns, strict=True):
-        for row, (cell, value) in enumerate(_rows(file, image, label)):
-            if isinstance(value, str) and len(value) > LONGEST_NAME:
-                raise RuntimeError(
-                    f"{file} row {row}: a label of {len(value)} characters, at most {LONGEST_NAME} may be"
-                )
-            yield f"{file} row {row}", cell["bytes"] if isinstance(cell, dict) else cell, value
+    def shapes(self) -> list[tuple[int, int]]:
+        """(H, W) of the first images (`pictures.shapes_of`)."""
+        return shapes_of(io.BytesIO(data or b"") for _, data, _ in islice(self._cells(), SOME))
+
+    def encoded(self) -> Rows:
+        """The rows, copied into the cache, from which each can be read by its number.
+
+        Raises as `read_uncached` does, and OSError if the cache has no room for the copy.
+        """
+        files, table = self._shards, self._table
+
+        def make(folder: Path) -> Content:
+            ends, checksums, labels = [0], [], []
+            with open(folder / "images.bin", "wb") as copy:
+                for _, data, label in self._cells():
+                    copy.write(data or b"")
+                    ends.append(copy.tell())
+                    checksums.append(zlib.crc32(data or b""))
+                    labels.append(label)
+            numbers, classes = labels_of(labels, table.classes, table.where)
+            arrays: dict[str, NDArray[Any]] = {
+                "offsets": np.array(ends, np.int64),
+                "crc32": np.array(checksums, np.uint32),
+                "labels": numbers,
+            }
+            return arrays, {"classes": classes}
+
+        try:
+            folder, arrays, facts = entry(files, "rows", make, large=True)
+        except OSError as error:
+            raise OSError(
+                f"no copy of the images of {files[0].parent} can be kept in the cache ({error}): "
+                "set AUXNET_CACHE to a folder with room, or give --stream never"
+            ) from error
+        return Rows(
+            folder / "images.bin",
+            arrays["offsets"],
+            arrays["crc32"],
+            arrays["labels"],
+            tuple(facts["classes"]),
+            [str(file) for file in files],
+            table.first_rows,
+        )
+
+    def _cells(self) -> Iterator[tuple[str, bytes | None, Any]]:
+        """Each row: where it is, the bytes of its image, its label."""
+        for file, (image, label) in zip(self._shards, self._table.columns, strict=True):
+            for row, (cell, value) in enumerate(_rows(file, image, label)):
+                if isinstance(value, str) and len(value) > LONGEST_NAME:
+                    raise RuntimeError(
+                        f"{file} row {row}: a label of {len(value)} characters, at most {LONGEST_NAME} are allowed"
+                    )
+                yield f"{file} row {row}", cell["bytes"] if isinstance(cell, dict) else cell, value
 
 
 def _decode_cell(data: bytes | None, where: str, frame: Frame | None) -> Pixels:
@@ -230,7 +239,7 @@ def _check_sizes(file: Path, metadata: Any) -> None:
 
 
 def _columns(file: Path, schema: Any) -> tuple[str, str, tuple[str, ...]]:
-    """The image column, the label column, and the class names ("" where not given) of one shard."""
+    """The image column, the label column, and the class names (() if not given) of one shard."""
     import pyarrow.types as kinds
 
     def is_image(kind: Any) -> bool:
@@ -254,12 +263,12 @@ def _columns(file: Path, schema: Any) -> tuple[str, str, tuple[str, ...]]:
     found = [field.name for field in schema if is_image(field.type)]
     image = choose("image", "encoded files", found, ("image", "img"))
     usual = ("label", "fine_label", "labels", "class", "category", "target", "y")
-    truths = [field.name for field in schema if kinds.is_boolean(field.type)]  # labels by name, or for want of others
+    truths = [field.name for field in schema if kinds.is_boolean(field.type)]  # labels by name, or if nothing else is
     found = [field.name for field in schema if is_label(field.type) or field.name in {*truths} & {*usual}] or truths
     label = choose("label", "whole numbers or words", found, usual)
     try:
         features = json_value((schema.metadata or {})[b"huggingface"].decode())["info"]["features"]
         names = tuple(str(name) for name in features[label]["names"])
-    except (KeyError, TypeError, ValueError):  # no metadata, or not in this shape: the labels speak for themselves
+    except (KeyError, TypeError, ValueError):  # no metadata, or other metadata: then the labels name the classes
         names = ()
     return image, label, names

@@ -1,7 +1,7 @@
-"""Pickles of CIFAR's batches, read without trust: numbers, texts, lists, dictionaries, uint8 arrays, nothing else.
+"""Pickles of CIFAR's batches, read without trust: numbers, strings, lists, dictionaries, uint8 arrays, nothing else.
 
-No code of others runs, no opcode is followed that these files do not need, and what is small stays small: a pickle
-can ask for memory that it does not fill, and make few bytes many by naming them again.
+No foreign code runs, opcodes that these files do not need are refused, and small files take little memory: a pickle
+could ask for memory that it does not fill, or turn few bytes into many by referring to them again.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ MOST_STEPS = 2**20  # the largest real file, CIFAR-100's training batch, takes s
 
 
 def unpickle(data: bytes) -> dict[str, Any]:
-    """What a pickled dictionary holds, its keys made str, its arrays `PickledArray`, its tuples lists.
+    """What a pickled dictionary holds: keys become str, arrays `PickledArray`, tuples lists.
 
-    Raises an error of any kind where the pickle is damaged or asks for more: to be called within `arrays.reading`.
+    Raises an error of any kind if the pickle is damaged or asks for more: call it within `arrays.reading`.
     """
     return {text(key): value for key, value in _NumbersOnly(data).load().items()}
 
 
 def text(value: str | bytes) -> str:
-    """A key or a name. Raises ValueError if it is longer than those are."""
+    """A key or a name as str. Raises ValueError if it is longer than any of CIFAR's."""
     if len(value) > 1000:
         raise ValueError(f"a name of {len(value)} characters")
     return _bytes(value).decode()
 
 
 def _bytes(value: str | bytes) -> bytes:
-    """Bytes, or the text that Python 3 writes for them in the protocols of Python 2."""
+    """Bytes, given as such or as the string that Python 3 writes for them in the protocols of Python 2."""
     return value if isinstance(value, bytes) else value.encode("latin1")
 
 
 class _NumbersOnly(pickle._Unpickler):
-    """The unpickler in Python, because the one in C allocates what a file's numbers say before it reads on."""
+    """The unpickler in Python: the one in C allocates what a number in the file asks for, before it reads on."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data), encoding="bytes")
@@ -55,7 +55,7 @@ class _NumbersOnly(pickle._Unpickler):
         if (module, name) == ("numpy", "dtype"):
             return lambda code, *_: _PickledType(code)
         if (module, name) == ("_codecs", "encode"):
-            return lambda text, _: text  # encoded by _bytes, once and where it is used
+            return lambda text, _: text  # _bytes encodes it when it is used
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which CIFAR's files do not need")
 
 
@@ -101,7 +101,7 @@ def _gather(length: int, unpickler: Any) -> None:
 
 
 class _PickledType:
-    """Stands for a numpy.dtype: its code alone."""
+    """Stands in for a numpy.dtype: its code alone."""
 
     def __init__(self, code: str | bytes) -> None:
         self.code = code
@@ -111,7 +111,7 @@ class _PickledType:
 
 
 class PickledArray:
-    """Stands for a numpy.ndarray of uint8. What it is made of is looked at only where the pixels are asked for."""
+    """Stands in for a numpy.ndarray of uint8. Its state is checked only when the pixels are asked for."""
 
     state: Any = None
 
@@ -119,7 +119,7 @@ class PickledArray:
         self.state = state
 
     def pixels(self) -> Pixels:
-        """The array. Raises an error of any kind where that is not what the pickle holds."""
+        """The array. Raises an error of any kind if the pickle does not hold one."""
         _, shape, kind, fortran, data = self.state
         if text(kind.code) != "u1":
             raise pickle.UnpicklingError(f"an array of {text(kind.code)} where CIFAR has u1")

@@ -1,4 +1,4 @@
-"""Image files made pixels: decoded by PIL, brought to one size, stacked into one array.
+"""From image files to pixels: decoded by PIL, resized, stacked into one array.
 
 Only the usual formats are decoded, and no decompression bomb; an image that cannot be read is a RuntimeError
 that names it.
@@ -33,9 +33,9 @@ Picture = Path | str | Image.Image | Pixels
 
 AnyPixels = TypeVar("AnyPixels", Pixels, "Tensor")
 MOST_SCANS = 100
-SOME = 50  # pictures that tell the shapes of all
-DECODER = f"Pillow {version('pillow')}"  # on which pixels depend, and what can be read
-_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # of JPEG, but those within coded pixels
+SOME = 50  # pictures from which the shapes of all are judged
+DECODER = f"Pillow {version('pillow')}"  # its version decides which images can be read, and their pixels
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # the markers of JPEG, without those inside coded pixels
 _FIRST_SEGMENT, _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xC0, 0xD8, 0xD9, 0xDA
 _ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # in EXIF
 _TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM"}
@@ -44,18 +44,18 @@ _DECODERS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no others: f
 
 
 class Frame(NamedTuple):
-    """What images of any shape are brought to."""
+    """The size that images of any shape are brought to, and how."""
 
     size: tuple[int, int]
     """(H, W) in pixels"""
     fit: Fit = "crop"
-    """how images of another shape come to it: crop keeps the middle, pad adds black borders, stretch squeezes"""
+    """how images of another shape are brought to it: crop keeps the center, pad adds black borders, stretch squeezes"""
 
 
 def decode(file: Path | str | io.BytesIO, where: str, frame: Frame | None) -> Pixels:
-    """An encoded image as [H, W, C], C = 1 where it is grey and else 3; `where` is its name in errors.
+    """Decode an image to [H, W, C], C = 1 if it is grey and else 3; `where` is its name in errors.
 
-    It is turned upright by its EXIF tag, its transparency dropped, and brought to a frame where one is given; a JPEG of
+    It is turned upright by its EXIF tag, its transparency dropped, and brought to a frame if one is given; a JPEG of
     four times that size or more is decoded at a reduced scale, which gives nearly the same pixels in a fraction of the
     time and the memory. Raises RuntimeError for an image that cannot be read.
     """
@@ -66,9 +66,9 @@ def decode(file: Path | str | io.BytesIO, where: str, frame: Frame | None) -> Pi
 
 
 def decode_for(size: tuple[int, int], file: Path | str, where: str) -> tuple[Pixels, tuple[int, int]]:
-    """An image decoded as by `decode` for a frame of this size (H, W), to which `fitted` brings it.
+    """An image decoded as by `decode` for a frame of this size (H, W), but not yet resized to it (`resized`).
 
-    Beside it (H, W) as in the file.
+    Also returns (H, W) as in the file.
     """
     with reading(where, "image"), warnings.catch_warnings(action="ignore"):
         plain, own = _plain(file, size)
@@ -87,7 +87,7 @@ def _plain(file: Path | str | io.BytesIO, size: tuple[int, int] | None) -> tuple
         width, height = image.size
         if size is not None:
             image.draft(None, (2 * max(size), 2 * max(size)))
-        # A JPEG of one scan never lies decoded whole in memory; of several, libjpeg keeps all coefficients.
+        # A JPEG of one scan is never whole in memory at full size; of several scans libjpeg keeps all coefficients.
         _check_pixels(image.size if scans == 1 else (width, height))
         reduced, plain = image.size != (width, height), upright(image)
         if not reduced:
@@ -96,7 +96,7 @@ def _plain(file: Path | str | io.BytesIO, size: tuple[int, int] | None) -> tuple
 
 
 def _check_pixels(size: tuple[int, int]) -> None:
-    """Raise ValueError for more pixels than PIL decodes without a warning; it refuses by itself twice as many."""
+    """Raise ValueError for more pixels than PIL decodes without a warning; PIL itself refuses only twice as many."""
     width, height = size
     if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
         mend = (
@@ -114,7 +114,7 @@ def upright(image: Any) -> Image.Image:
         raise ValueError(f"mode {image.mode!r} has no known range: save it with 8 bits per channel")
     name, image.filename = getattr(image, "filename", ""), ""
     try:
-        image.load()  # with its name Pillow maps a raw TIFF into memory, and one on its side with rows for columns
+        image.load()  # with a name Pillow memory-maps a raw TIFF, and swaps rows and columns if it is on its side
     finally:
         image.filename = name
     turn = _TURNS.get(image.getexif().get(_ORIENTATION))  # ImageOps.exif_transpose fails on odd EXIF
@@ -125,28 +125,29 @@ def upright(image: Any) -> Image.Image:
     return turned if turned.mode == mode else turned.convert(mode)
 
 
-def arrays_fitted(reader: Callable[[], Arrays], frame: Frame) -> Arrays:
-    """Arrays brought to a frame. Raises ValueError where memory does not hold them."""
-    arrays = reader()
+def arrays_resized(arrays: Arrays, frame: Frame | None) -> Arrays:
+    """Arrays brought to a frame, if there is one. Raises ValueError if they do not fit in memory."""
+    if frame is None:
+        return arrays
     images, size = arrays.images, arrays.images.shape[1:3]
     try:
-        return arrays._replace(images=all_fitted(images, frame, images.shape[3]), size=size)
+        return arrays._replace(images=all_resized(images, frame, images.shape[3]), size=size)
     except MemoryError:
         said = "{} images of {}x{} do not fit in memory".format(len(images), *frame.size[::-1])
         raise ValueError(f"{said}: give a smaller --image-size") from None
 
 
-def all_fitted(images: Pixels, frame: Frame, channels: int) -> Pixels:
+def all_resized(images: Pixels, frame: Frame, channels: int) -> Pixels:
     """Images [N, h, w, c] brought to a frame, as by `decode`, and to a number of channels C: [N, H, W, C]."""
     if images.shape[1:] == (*frame.size, channels):
         return images
     made = np.empty((len(images), *frame.size, channels), np.uint8)
     for image, place in zip(images, made, strict=True):
-        place[:] = fitted(image, frame, channels)
+        place[:] = resized(image, frame, channels)
     return made
 
 
-def fitted(pixels: Pixels, frame: Frame, channels: int) -> Pixels:
+def resized(pixels: Pixels, frame: Frame, channels: int) -> Pixels:
     """Pixels [h, w, 1 or 3] brought to a frame, as by `decode`, and to a number of channels C: [H, W, C]."""
     if pixels.shape == (*frame.size, channels):
         return pixels
@@ -171,13 +172,13 @@ def check_image(image: object) -> None:
 
 
 def pixels_of(image: Image.Image | Pixels) -> Pixels:
-    """Pixels [H, W, 1 or 3] of what holds them already. Raises as `upright` does."""
+    """The pixels [H, W, 1 or 3] of a PIL image or an array. Raises as `upright` does."""
     pixels = np.asarray(upright(image) if isinstance(image, Image.Image) else image)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def pixels_for(image: Picture, size: tuple[int, int]) -> Pixels:
-    """The pixels of a picture; those of a file are still to be brought to this size (H, W)."""
+    """The pixels of a picture; those of a file are decoded for this size (H, W), but not yet resized to it."""
     check_image(image)
     if not isinstance(image, str | Path):
         return pixels_of(image)
@@ -186,14 +187,14 @@ def pixels_for(image: Picture, size: tuple[int, int]) -> Pixels:
     return decode_for(size, image, str(image))[0]
 
 
-def middle(pixels: AnyPixels, size: tuple[int, int]) -> AnyPixels:
-    """The middle part, of this size (H, W), of pixels [..., H, W, C]: a view."""
+def center_crop(pixels: AnyPixels, size: tuple[int, int]) -> AnyPixels:
+    """The center, of this size (H, W), of pixels [..., H, W, C]: a view."""
     top, left = (pixels.shape[-3] - size[0]) // 2, (pixels.shape[-2] - size[1]) // 2
     return pixels[..., top : top + size[0], left : left + size[1], :]
 
 
 def shapes_of(files: Iterable[Path | str | io.BytesIO]) -> list[tuple[int, int]]:
-    """(H, W) of the pictures that can be read, on their side as some are: by their heads alone."""
+    """(H, W) of the pictures that can be read, by their headers alone: some are on their side (EXIF)."""
     shapes = []
     for file in files:
         quiet = warnings.catch_warnings(action="ignore")
@@ -205,9 +206,9 @@ def shapes_of(files: Iterable[Path | str | io.BytesIO]) -> list[tuple[int, int]]
 def stack(
     pictures: Iterable[tuple[str, Callable[[], Pixels]]], count: int, source: str | Path
 ) -> tuple[Pixels, NDArray[np.int64], tuple[str, ...]]:
-    """At most `count` images, each with its name, as one array [n, H, W, C]: C = 1 if all are grey.
+    """Stack at most `count` images, each given with its name, into one array [n, H, W, C]: C = 1 if all are grey.
 
-    Beside it the positions of those n among all, int64 [n], and the errors of the others, which are damaged.
+    Also returns the positions of these n images among all, int64 [n], and the errors of the others, which are damaged.
 
     Raises ValueError for images of different sizes, RuntimeError if there is none that can be read.
     """
@@ -218,7 +219,7 @@ def stack(
         try:
             pixels = picture()
         except RuntimeError as error:
-            left_out.append(damage(error))
+            left_out.append(damage_or_raise(error))
             continue
         if not kept:
             try:
@@ -237,7 +238,7 @@ def stack(
 
 
 def any_readable(pictures: Iterable[tuple[str, Callable[[], Pixels]]], left_out: Sequence[str]) -> bool:
-    """Whether one of the images that `stack` left out can be read by now: what failed may have been the memory."""
+    """Whether an image that `stack` left out can be read now: the cause may have been too little memory."""
     lost = iter(left_out)  # in the order of the pictures
     said = next(lost, None)
     for where, picture in pictures:
@@ -271,10 +272,10 @@ def check_size(shape: tuple[int, ...], where: str, wanted: tuple[int, ...], firs
         )
 
 
-def damage(error: RuntimeError) -> str:
-    """What is said of an image that cannot be read.
+def damage_or_raise(error: RuntimeError) -> str:
+    """The message of the error of an image that cannot be read; an error of the system is raised again.
 
-    An error of the system's, such as a lack of memory or of permission, says nothing of the image, and is raised again.
+    An error of the system, such as a lack of memory or of permission, says nothing about the image.
     """
     cause = error.__cause__
     if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno is not None):
@@ -283,10 +284,10 @@ def damage(error: RuntimeError) -> str:
 
 
 def _scans(image: ImageFile.ImageFile) -> int:
-    """How often a JPEG goes over its pixels; a progressive one some ten times. Counted no further than `MOST_SCANS`.
+    """The number of scans of a JPEG, some ten if it is progressive; counted no further than `MOST_SCANS`.
 
-    As libjpeg reads it: what lies in a segment (a thumbnail) or after the end of the image (the film of a motion
-    photo, the other pictures of an MPO) is not gone over.
+    As libjpeg counts them: scans in a segment (a thumbnail) or after the end of the image (the film of a motion photo,
+    the other pictures of an MPO) do not count.
     """
     file: Any = image.fp
     place = file.tell()
@@ -305,13 +306,13 @@ def _scans(image: ImageFile.ImageFile) -> int:
 
 
 def _opened(file: Path | str | io.BytesIO) -> ImageFile.ImageFile:
-    if isinstance(file, Path | str) and Path(file).is_fifo():  # which would wait for a writer
+    if isinstance(file, Path | str) and Path(file).is_fifo():  # reading it would wait for a writer
         raise ValueError("a pipe, and no file")
     try:
         return Image.open(file, formats=_DECODERS)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{str(error).rstrip('.')}: make it smaller") from None
-    except UnidentifiedImageError:  # PIL's own words hold an address in memory
+    except UnidentifiedImageError:  # PIL's own message holds a memory address
         raise ValueError("none of its forms, or too short") from None
 
 

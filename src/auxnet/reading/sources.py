@@ -1,6 +1,6 @@
-"""Where the files of a data set lie: in a folder of the caller's, or fetched from the Hugging Face hub.
+"""Where the files of a data set are: in a folder of the user's, or fetched from the Hugging Face hub.
 
-Each split that is found comes with the reader that fits its form.
+Each split that is found is a `Part`, of the class that reads its form.
 """
 
 from __future__ import annotations
@@ -9,24 +9,22 @@ import gzip
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 
 from auxnet.errors import first_line, warn
 from auxnet.fetching import on_hub
 from auxnet.files import expanduser, whole_path
-from auxnet.reading import cifar, folders, npz, parquet, svhn
-from auxnet.reading.arrays import Arrays, Pixels
-from auxnet.reading.cache import cached
-from auxnet.reading.encoded import Encoded, Files
-from auxnet.reading.folders import holds_images, passed_over, split_homes, subfolders
-from auxnet.reading.pictures import DECODER, Frame, any_readable, arrays_fitted
+from auxnet.reading import cifar, svhn
+from auxnet.reading.arrays import Arrays
+from auxnet.reading.encoded import Files
+from auxnet.reading.folders import FolderPart, folder_files, holds_images, loose, passed_over, split_homes, subfolders
+from auxnet.reading.npz import NpzPart, npz_splits
+from auxnet.reading.parquet import ShardsPart, only_shard, shards_of
+from auxnet.reading.parts import ArraysPart, Part
 from auxnet.words import first_few, nearest, plural
 
 NAMES = ("digits", "cifar10", "cifar100", "svhn")
@@ -38,66 +36,24 @@ _HUB = {
 _ADDRESS = r"([\w.-]+/[\w.-]+)/*(.*?)/*"  # owner/name[/config]
 
 
-@dataclass(frozen=True)
-class Part:
-    """One split as it lies on disk: its files, and how to read them."""
-
-    files: Sequence[Path | str]
-    reader: Callable[..., Arrays]
-    """takes a `frame` where the images lie `encoded`"""
-    form: str
-    """what, beside the files, the arrays depend on"""
-    encoded: Callable[[], Encoded] | None = None
-    """its images left on disk, where they lie there encoded and can be reached one by one"""
-    decoded_bytes: Callable[[Frame | None], int] = lambda frame: 0
-    """the memory that such images take, brought to a frame"""
-    left_out: tuple[str, ...] = ()
-    """the images that are not among the files, each as "where: why" """
-    pictures: Callable[[Frame | None], Iterable[tuple[str, Callable[[], Pixels]]]] = lambda frame: ()
-    """such images, each with its name, to be decoded one by one"""
-    shapes: Callable[[], list[tuple[int, int]]] = list
-    """(H, W) of some of such images, as they lie in their files"""
-    no_labels: Callable[[], bool] = lambda: False
-    """whether none of its images is labelled"""
-    as_they_lie: bool = False
-    """whether the files hold the arrays themselves, which the cache keeps only where a frame changes them"""
-
-    def read(self, frame: Frame | None) -> Arrays:
-        """The arrays, brought to a frame, from the cache if they are there."""
-        reader, key = self.reader, self.form
-        if self.encoded:
-            reader = partial(reader, frame=frame)
-        elif frame:
-            reader = partial(arrays_fitted, reader, frame)
-        if self.encoded or frame:
-            key = f"{key} {frame} {DECODER}"
-
-        def stale(left_out: Sequence[str]) -> bool:
-            return bool(left_out) and any_readable(self.pictures(frame), left_out)
-
-        if self.files and (frame or not self.as_they_lie):
-            return cached(self.files, key, reader, stale, self.as_they_lie)
-        return reader()
-
-
-def located(name: str, data_dir: str | None) -> tuple[str, str | None]:
-    """Name and data_dir by which the same data set is found from any folder, whatever AUXNET_DATA is there."""
+def absolute_source(name: str, data_dir: str | None) -> tuple[str, str | None]:
+    """Name and data_dir by which the same data set is found from any folder, whatever AUXNET_DATA is then."""
     root = _root(data_dir)
     if name == "digits" or (on_hub(name) and not ((copy := _copy(name, root)) and copy.is_dir())):
         return name, data_dir
     whole = str(root.resolve()) if root else None
-    found = [] if name in NAMES or on_hub(name) else [place for place in places(name, data_dir) if place.exists()]
-    if not found:
+    found = None if name in NAMES or on_hub(name) else existing_path(name, data_dir)
+    if found is None:
         return name, whole
-    unasked = not data_dir and found[0] == expanduser(name)  # AUXNET_DATA need not be there
-    return str(whole_path(found[0])), None if unasked else whole
+    unasked = not data_dir and found == expanduser(name)  # it is found without AUXNET_DATA
+    return str(whole_path(found)), None if unasked else whole
 
 
 def find(name: str, data_dir: str | None, to_train: bool = True) -> dict[str, Part]:
     """The splits of the data set `name` on disk, fetched from the hub if need be.
 
-    "train" is among them; of a folder or a file, where it is not `to_train`, any split will do. Raises ValueError for a
-    name that cannot be, FileNotFoundError for data that is not there.
+    "train" is among them; of a folder or a file that is not `to_train` on, any split will do. Raises ValueError for a
+    name that cannot be, FileNotFoundError for data that does not exist.
     """
     root, from_hub = _root(data_dir), on_hub(name)
     here = name not in NAMES and expanduser(name).exists()
@@ -110,15 +66,15 @@ def find(name: str, data_dir: str | None, to_train: bool = True) -> dict[str, Pa
     if name == "digits":
         if Path(name).is_dir():
             warn("digits: the embedded set is taken; the folder here of that name is ./digits")
-        return {"train": Part([], digits, "digits")}
+        return {"train": ArraysPart([], "digits", digits)}
     return _named_set(name, root) if name in NAMES else _path(name, root, to_train)
 
 
 def digits() -> Arrays:
     """The 1797 handwritten digits that come with scikit-learn, [1797, 8, 8, 1]; 0..16 made 0..255.
 
-    Read from its file, for importing scikit-learn takes longer than an epoch on them. Raises FileNotFoundError where it
-    is not installed.
+    Read from scikit-learn's file, because to import scikit-learn takes longer than an epoch on them. Raises
+    FileNotFoundError if it is not installed.
     """
     package = find_spec("sklearn")
     if package is None or package.origin is None:
@@ -135,36 +91,32 @@ def _root(data_dir: str | Path | None) -> Path | None:
     return expanduser(given) if given else None
 
 
-def places(name: str, data_dir: str | Path | None) -> list[Path]:
-    """Where data of this name, that is a path, are looked for: in this folder, then below `data_dir` or AUXNET_DATA."""
+def candidate_paths(name: str, data_dir: str | Path | None) -> list[Path]:
+    """Where data of this name are looked for, if it is a path: in this folder, then in `data_dir` or AUXNET_DATA."""
     root = _root(data_dir)
     return [expanduser(name), *([root / name] if root else [])] if name.strip() else []
 
 
-def whereabouts(name: str, data_dir: str | None) -> str:
-    """Where a data set lies, in the same words however it is named."""
-    found = [] if name in NAMES else [place for place in places(name, data_dir) if place.exists()]
-    return repr(str(whole_path(found[0])) if found else located(name, data_dir))
+def existing_path(name: str, data_dir: str | Path | None) -> Path | None:
+    """The first of the `candidate_paths` that exists; None if there is none."""
+    return next((path for path in candidate_paths(name, data_dir) if path.exists()), None)
+
+
+def source_id(name: str, data_dir: str | None) -> str:
+    """Where a data set is, in the same words however it is named."""
+    found = None if name in NAMES else existing_path(name, data_dir)
+    return repr(absolute_source(name, data_dir) if found is None else str(whole_path(found)))
 
 
 def _path(name: str, root: Path | None, to_train: bool) -> dict[str, Part]:
     """The splits of a folder or an .npz file, in this folder or below `root`."""
-    for place in places(name, root):
+    for place in candidate_paths(name, root):
         if place.is_dir():
             return _in_folder(place, to_train)
-        if place.is_fifo():  # which would wait for a writer
+        if place.is_fifo():  # reading it would wait for a writer
             raise ValueError(f"data {name!r} is a pipe: give a folder or an .npz file")
         if place.suffix == ".npz" and place.exists():
-            return {
-                split: Part(
-                    [place],
-                    partial(npz.read, place, arrays),
-                    f"npz {split}",
-                    no_labels=partial(npz.no_labels, place, arrays),
-                    as_they_lie=True,
-                )
-                for split, arrays in npz.npz_splits(place, to_train).items()
-            }
+            return {split: NpzPart(place, split, arrays) for split, arrays in npz_splits(place, to_train).items()}
         if place.exists():
             raise ValueError(
                 f"data {name!r} is a file, but no .npz: give the folder that holds it, or one of {', '.join(NAMES)}"
@@ -222,7 +174,7 @@ def _of_the_hub(name: str, root: Path | None) -> dict[str, Part]:
 
 
 def _copy(name: str, root: Path | None) -> Path | None:
-    """Where a copy of hf:owner/name[/config] would lie: root/owner/name[/config]; root/name may be other data."""
+    """Where a copy of hf:owner/name[/config] would be: root/owner/name[/config], for root/name may be other data."""
     if root is None or not (match := re.fullmatch(f"hf:{_ADDRESS}", name)):
         return None
     return root / match[1] / match[2]
@@ -243,18 +195,18 @@ def _named(name: str, folder: Path, below: bool) -> dict[str, Part]:
         if source.exists():
             files = [path for path in source.iterdir() if path.is_file()] if source.is_dir() else [source]
             return {
-                part: Part(files, partial(cifar.read, source, name, part), f"{name} {part}")
+                part: ArraysPart(files, f"{name} {part}", partial(cifar.read, source, name, part))
                 for part in ("train", "test")
             }
     parts = {}
     for part, names in {"train": ("train", "extra"), "test": ("test",)}.items() if name == "svhn" else ():
         mats = [mat for each in names if (mat := folder / f"{each}_32x32.mat").is_file()]
         if mats and mats[0].name.startswith(part):  # extra_32x32.mat by itself is not the training set
-            parts[part] = Part(mats, partial(svhn.read, *mats), "mat")
+            parts[part] = ArraysPart(mats, "mat", partial(svhn.read, *mats))
     return _complete(folder, parts)
 
 
-def lies_in(name: str, root: Path) -> bool:
+def is_found_in(name: str, root: Path) -> bool:
     """Whether a named set is found in a folder, in any of its own forms."""
     return name == "digits" or any(_named(name, folder, folder != root) for folder in (root / name, root))
 
@@ -269,28 +221,28 @@ def _complete(folder: Path, parts: dict[str, Part]) -> dict[str, Part]:
 
 def _in_folder(folder: Path, to_train: bool = True) -> dict[str, Part]:
     """The splits of a folder of parquet shards or of class folders, with a warning if it passes over other files."""
-    whole = folder.resolve()  # images have one name, as the cache keeps it, from wherever they are read
+    whole = folder.resolve()  # so that images have one name, which the cache keeps, from wherever they are read
     parts = _parquet_parts(whole)
-    if not parts and (only := parquet.only_shard(whole)):
-        parts = {"train": _parquet_part(only)}
+    if not parts and (only := only_shard(whole)):
+        parts = {"train": ShardsPart(only)}
     shards_alone = not subfolders(folder) and any(folder.glob("*.parquet"))
     if "train" not in parts and (shards_alone if not parts else to_train):
         wanted = "train" if to_train else "test"
-        mend = f"name those that it shall take {wanted}-1.parquet, {wanted}-2.parquet, ..."
+        mend = f"name the shards to take {wanted}-1.parquet, {wanted}-2.parquet, ..."
         raise FileNotFoundError(f"{folder} has parquet shards, but none named {wanted}-*.parquet: {mend}")
     if parts:
         if len(beside := [f"{home.name}/" for home in subfolders(folder) if holds_images(home)]) > 1:
             warn(f"{folder}: passed over the pictures in {first_few(beside)}: its parquet shards are the data")
         return parts
     homes = split_homes(whole, to_train)
-    found = {split: folders.folder_files(home) for split, home in homes.items()}
+    found = {split: folder_files(home) for split, home in homes.items()}
     if others := sum((files.others for files in found.values()), Counter[str]()):
         warn(f"{folder}: {passed_over(others)}")
-    if count := sum(map(folders.loose, {whole, *homes.values()})):
+    if count := sum(map(loose, {whole, *homes.values()})):
         warn(f"{folder}: passed over {plural(count, 'picture')} in no class folder: move what counts into one")
     if to_train:
         _check_none_empty(homes["train"], found["train"])
-    return {split: _folder_part(files) for split, files in found.items()}
+    return {split: FolderPart(files) for split, files in found.items()}
 
 
 def _check_none_empty(home: Path, files: Files) -> None:
@@ -301,50 +253,22 @@ def _check_none_empty(home: Path, files: Files) -> None:
         raise ValueError(f"{home / empty[0]} holds no image{but}: put some in, or remove the folder")
 
 
-def _folder_part(files: Files) -> Part:
-    """A split that lies in class folders."""
-    paths = [files.name(index) for index in range(len(files.paths))]
-    return Part(
-        paths,
-        partial(folders.class_folders, files),
-        f"folders {files.classes} {crc32(files.labels.tobytes())}",  # given one folder higher, they are other classes
-        encoded=lambda: files,
-        decoded_bytes=partial(folders.bytes_of, files),
-        left_out=files.left_out,
-        pictures=partial(folders.pictures_of, files),
-        shapes=partial(folders.some_shapes, files),
-    )
-
-
-def _parquet_part(files: list[Path]) -> Part:
-    """A split that lies in parquet shards."""
-    return Part(
-        files,
-        partial(parquet.read, files),
-        "parquet",
-        encoded=partial(parquet.rows_in_cache, files),
-        decoded_bytes=partial(parquet.bytes_of, files),
-        shapes=partial(parquet.some_shapes, files),
-        no_labels=partial(parquet.no_labels, files),
-    )
-
-
 def _parquet_parts(folder: Path, below: bool = True, extra: bool = False) -> dict[str, Part]:
-    """The splits that lie in a folder as parquet shards; with `extra`, shards of that name are for training too."""
-    shards = parquet.shards_of(folder, below)
+    """The splits that a folder holds as parquet shards; with `extra`, shards of that name are for training too."""
+    shards = shards_of(folder, below)
     if (more := shards.pop("extra", None)) and extra and "train" in shards:
         shards["train"] = [*shards["train"], *more]
     used = {file for files in shards.values() for file in files}
     if others := sorted({other for file in used for other in file.parent.glob("*.parquet")} - used):
         names = first_few([other.name for other in others])
         warn(f"{others[0].parent}: passed over {names}: no shards of train, val or test")
-    return {split: _parquet_part(files) for split, files in shards.items()}
+    return {split: ShardsPart(files) for split, files in shards.items()}
 
 
 def _hub(name: str, address: str) -> dict[str, Part]:
-    """The parquet shards of "owner/name[/config]": as the hub has them, or else as they lie in the hub's own cache.
+    """The parquet shards of "owner/name[/config]": as the hub has them, or else from the hub's own cache.
 
-    The cache does not say what it lacks, and alone is used only where the hub does not answer, with a warning.
+    The cache does not say what it lacks: it is used alone only if the hub does not answer, with a warning.
     """
     match = re.fullmatch(_ADDRESS, address)
     if not match:
@@ -372,7 +296,7 @@ def _hub(name: str, address: str) -> dict[str, Part]:
 
 
 def _snapshot(repo: str, pattern: str, cached: bool) -> Path:
-    """The folder of a data set on the hub. Raises FileNotFoundError where it cannot be had."""
+    """The folder of a data set on the hub. Raises FileNotFoundError if it cannot be fetched."""
     from huggingface_hub import snapshot_download
 
     fetch = partial(snapshot_download, repo, repo_type="dataset", allow_patterns=pattern, etag_timeout=5)

@@ -16,22 +16,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from auxnet.reading.encoded import Encoded
-from auxnet.reading.pictures import Frame, decode, middle
+from auxnet.reading.pictures import Frame, center_crop, decode
 from auxnet.reading.survey import Survey, sums_of
 from auxnet.words import plural
 
 PIECE = 64  # images copied and summed at a time
 
 
-@dataclass(frozen=True, eq=False, repr=False)  # of tensors, which are neither equal as a whole nor short
+@dataclass(frozen=True, eq=False, repr=False)  # == of tensors is no single bool, and their repr is long
 class Split:
-    """N images, uint8 [H, W, C], and their labels, int64 [N]; the splits of a set share one array, and copy nothing."""
+    """N images, uint8 [H, W, C], and their labels, int64 [N]; the splits of a set share one array without a copy."""
 
     held: Tensor
     """uint8 [M, H, W, C]: these images, perhaps among others"""
     labels: Tensor
     positions: Tensor | None = None
-    """of these images among those held, int64 [N]; None: they are all of them, in order"""
+    """of these images in `held`, int64 [N]; None: `held` has these images alone, in order"""
 
     def __repr__(self) -> str:
         return _shown(self)
@@ -47,7 +47,7 @@ class Split:
 
     @property
     def images(self) -> Tensor:
-        """All of them, uint8 [N, H, W, C]: a copy, where others are held beside them."""
+        """All images of the split, uint8 [N, H, W, C]: a copy if `held` has others too."""
         return self.held if self.positions is None else self.read(torch.arange(len(self)))
 
     @property
@@ -61,14 +61,14 @@ class Split:
         return self.held.index_select(0, chosen.to(self.held.device, non_blocking=True))
 
     def on(self, device: torch.device) -> Split:
-        """The images, alone, in the memory of a device, from which batches are then taken there; labels stay."""
+        """The split with its images alone in the memory of a device, where batches are then made; labels stay."""
         held = torch.empty(len(self), *self.image_shape, dtype=torch.uint8, device=device)
         for some, place in zip(self._pieces(), torch.split(held, PIECE), strict=True):
             place.copy_(some)
         return Split(held, self.labels)
 
     def part(self, indices: Tensor) -> Split:
-        """These images alone."""
+        """The split of these images alone."""
         chosen = indices if self.positions is None else self.positions[indices]
         return Split(self.held, self.labels[indices], chosen)
 
@@ -78,9 +78,9 @@ class Split:
             return self
         return replace(self, held=self.held.repeat(1, 1, 1, channels))
 
-    def middle(self, size: tuple[int, int]) -> Split:
-        """The middle part, of this size (H, W), of every image."""
-        return replace(self, held=middle(self.held, size))
+    def center_crop(self, size: tuple[int, int]) -> Split:
+        """The split with the center, of this size (H, W), of every image."""
+        return replace(self, held=center_crop(self.held, size))
 
     def sums_by_image(self) -> NDArray[np.int64]:
         """The sums of the pixels of each image, int64 [N, C]."""
@@ -95,7 +95,7 @@ class Split:
         return total
 
     def hashes(self) -> Iterator[int]:
-        """A 64-bit hash of each image's pixels, different in each process: by these copies are found."""
+        """A 64-bit hash of each image's pixels, different in each process; copies have equal hashes."""
         return (hash(image.tobytes()) for some in self._pieces() for image in some.cpu().numpy())
 
     def _pieces(self) -> Iterator[Tensor]:
@@ -109,16 +109,16 @@ class OnDisk:
 
     encoded: Encoded
     positions: Tensor
-    """of the images of this split among the encoded ones, int64 [N]"""
+    """the numbers of this split's images among the encoded ones, int64 [N]"""
     labels: Tensor
     image_shape: tuple[int, int, int]
     """(H, W, C)"""
     frame: Frame | None
-    """what they are brought to, as by `pictures.decode`"""
+    """what the images are brought to, as by `pictures.decode`"""
     sums_of_each: Tensor
-    """of all its pixels and of their squares, int64 [N, 2, C]"""
+    """the sums of each image's pixels and of their squares, int64 [N, 2, C]"""
     decoded_size: tuple[int, int]
-    """(H, W) of the images of which `read` gives the middle part"""
+    """(H, W) of the decoded images, of which `read` gives the center"""
 
     def __repr__(self) -> str:
         return _shown(self)
@@ -129,7 +129,7 @@ class OnDisk:
     def read(self, indices: Tensor) -> Tensor:
         """The images of these indices, int64 [n], as uint8 [n, H, W, C].
 
-        Raises RuntimeError for an image that is damaged or has another shape: one that changed since it was looked at.
+        Raises RuntimeError for an image that is damaged or has another shape: it has changed since the survey.
         """
         images = np.empty((len(indices), *self.image_shape), np.uint8)
         for place, position in zip(images, self.positions[indices].tolist(), strict=True):
@@ -137,11 +137,11 @@ class OnDisk:
             pixels = decode(self.encoded.open(position), name, self.frame)
             if pixels.shape[:2] != self.decoded_size or pixels.shape[2] not in (1, place.shape[2]):
                 raise RuntimeError(f"{name}: has changed since it was looked at: start again")
-            place[:] = middle(pixels, self.image_shape[:2])
+            place[:] = center_crop(pixels, self.image_shape[:2])
         return torch.from_numpy(images)
 
     def part(self, indices: Tensor) -> OnDisk:
-        """These images alone."""
+        """The split of these images alone."""
         return replace(
             self,
             positions=self.positions[indices],
@@ -155,8 +155,8 @@ class OnDisk:
             self, image_shape=(*self.image_shape[:2], channels), sums_of_each=self.sums_of_each.expand(-1, -1, channels)
         )
 
-    def middle(self, size: tuple[int, int]) -> OnDisk:
-        """The middle part, of this size (H, W), of every image."""
+    def center_crop(self, size: tuple[int, int]) -> OnDisk:
+        """The split with the center, of this size (H, W), of every image."""
         return replace(self, image_shape=(*size, self.image_shape[2]))
 
     def sums_by_image(self) -> NDArray[np.int64]:
@@ -196,10 +196,11 @@ def fingerprint(splits: Iterable[Labelled]) -> str:
     return digest.hexdigest()
 
 
-def which_of(source: str, split: Labelled) -> str:
-    """SHA-256 of a source, and of the positions in it and the labels of a split's images; resizing does not change it.
+def selection_fingerprint(source: str, split: Labelled) -> str:
+    """SHA-256 of a source and of a split's positions in it and labels; resizing does not change it.
 
-    (On disk unreadable ones are counted too: where there are some, the source is to say where the images lie.)
+    (On disk unreadable images have positions too: if there are any, `source` must tell a split on disk from one in
+    memory.)
     """
     digest = sha256(source.encode())
     positions = split.positions if split.positions is not None else torch.arange(len(split))
@@ -207,10 +208,10 @@ def which_of(source: str, split: Labelled) -> str:
     return digest.hexdigest()
 
 
-def statistics(split: Labelled) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_mean_std(split: Labelled) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of all images, in 0..255; 1 in place of a deviation of 0.
 
-    From sums of whole numbers, so that they are the same to the last bit wherever the images lie.
+    From sums of whole numbers, so that they are the same to the last bit in memory and on disk.
     """
     pixels = len(split) * prod(split.image_shape[:2])
     means, stds = [], []

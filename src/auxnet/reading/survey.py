@@ -1,7 +1,7 @@
-"""Every image of a set on disk looked at once, before it is streamed: damage, size, brightness.
+"""A look at every image of a set on disk, once, before the set is streamed: damage, size, brightness.
 
-So that nothing has to be discovered in the middle of a training, and the mean and the standard deviation of any part
-of the set are known exactly. It takes as long as an epoch without a net, and the cache remembers it.
+A training then meets no damage halfway, and the mean and the standard deviation of any part of the set are known
+exactly. The survey takes as long as an epoch without a net, and is kept in the cache.
 
 Shapes: N images, H x W pixels, C channels.
 """
@@ -21,29 +21,29 @@ from numpy.typing import NDArray
 
 from auxnet.reading.ahead import ahead
 from auxnet.reading.arrays import Pixels
-from auxnet.reading.cache import Entry, Made, entry
+from auxnet.reading.cache import Content, Entry, entry
 from auxnet.reading.encoded import Encoded
-from auxnet.reading.pictures import DECODER, Frame, check_size, damage, decode
+from auxnet.reading.pictures import DECODER, Frame, check_size, damage_or_raise, decode
 
 PIECE = 64  # images looked at by one process at a time
-PAUSE = 60.0  # seconds between two lines of a log that say how far it has come
+PAUSE = 60.0  # seconds between two log lines that say how far the survey is
 
 
 class Survey(NamedTuple):
-    """What a set of N images is like."""
+    """What is known of a set of N images."""
 
     image_shape: tuple[int, int, int]
     """(H, W, C); C = 1 if all are grey"""
     kept: NDArray[np.int64]
     """the positions of the n images that can be read, int64 [n]"""
     sums: NDArray[np.int64]
-    """of their pixels and of the squares of these, int64 [n, 2, C]"""
+    """for each of these images the sums of its pixels and of their squares, int64 [n, 2, C]"""
     left_out: tuple[str, ...]
-    """the others, each as "where: why" """
+    """the images that cannot be read, each as "where: why" """
 
 
 class _Look(NamedTuple):
-    """What a few images are like, in order."""
+    """What is known of a few images, in order."""
 
     shapes: list[tuple[int, ...] | None]
     sums: NDArray[np.int64]
@@ -51,14 +51,14 @@ class _Look(NamedTuple):
 
 
 def survey(encoded: Encoded, files: Sequence[Path | str], frame: Frame | None, workers: int) -> Survey:
-    """Look at all images, by `workers` processes, or at what the cache knows of these `files`.
+    """The survey of all images: from the cache if it knows these `files`, else made by `workers` processes.
 
     Raises ValueError for images of different sizes, RuntimeError if none can be read or a process died.
     """
 
     def stale(known: Entry) -> bool:
         lost = np.setdiff1d(np.arange(len(encoded.labels)), known.arrays["kept"]).tolist()
-        return any(_look(encoded, frame, lost).shapes)  # what failed may have been the memory
+        return any(_look(encoded, frame, lost).shapes)  # the cause may have been too little memory
 
     key = f"survey {frame} {DECODER}"
     _, arrays, facts = entry(files, key, lambda _: _look_at_all(encoded, frame, workers), stale=stale)
@@ -66,7 +66,7 @@ def survey(encoded: Encoded, files: Sequence[Path | str], frame: Frame | None, w
     return Survey((H, W, C), arrays["kept"], arrays["sums"], tuple(facts["left_out"]))
 
 
-def _look_at_all(encoded: Encoded, frame: Frame | None, workers: int) -> Made:
+def _look_at_all(encoded: Encoded, frame: Frame | None, workers: int) -> Content:
     count, left_out = len(encoded.labels), []
     kept, sums, colour = np.zeros(count, bool), np.zeros((count, 2, 3), np.int64), False
     wanted: tuple[int, ...] = ()
@@ -101,7 +101,7 @@ def _look(encoded: Encoded, frame: Frame | None, piece: Sequence[int]) -> _Look:
             pixels = decode(encoded.open(index), encoded.name(index), frame)
         except RuntimeError as error:
             shapes.append(None)
-            left_out.append(damage(error))
+            left_out.append(damage_or_raise(error))
         else:
             shapes.append(pixels.shape)
             sums[place] = sums_of(pixels)

@@ -1,6 +1,6 @@
-"""SVHN's cropped digits, in MATLAB's .mat files of versions 5 to 7, of which arrays of numbers are read, by name.
+"""SVHN's cropped digits, in MATLAB's .mat files of versions 5 to 7: arrays of numbers are read from them, by name.
 
-Not by scipy: its reader, in C, ends the process without an error on some damaged files and on cells nested deep.
+SciPy is not used: its reader, in C, ends the process without an error on some damaged files and on deeply nested cells.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from auxnet.reading.arrays import Arrays, reading
 
 DIGITS = tuple("0123456789")
 MOST_BYTES = 2**31  # of an array; SVHN's largest has 1.6e9
-HEADER = 128  # bytes; the last two are IM where the file is little-endian, MI where it is big
+HEADER = 128  # bytes; the last two are IM if the file is little-endian, MI if it is big-endian
 MATRIX, COMPRESSED = 14, 15
 NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 
@@ -43,9 +43,9 @@ def _read(file: Path) -> Arrays:
 
 
 def _arrays(file: Path, names: Collection[str]) -> dict[str, NDArray[Any]]:
-    """The arrays of these names that a file holds, in its own shapes and types.
+    """The arrays of these names that a file holds, in the file's shapes and types.
 
-    Raises an error of any kind for a file that is damaged or of another form: to be called within `reading`.
+    Raises an error of any kind for a file that is damaged or of another form: call it within `reading`.
     """
     content = np.memmap(file, np.uint8, "r").data
     order = {b"IM": "<", b"MI": ">"}.get(bytes(content[HEADER - 2 : HEADER]))
@@ -65,11 +65,11 @@ def _arrays(file: Path, names: Collection[str]) -> dict[str, NDArray[Any]]:
 
 
 def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
-    """What a run of bytes is made of: of each element its kind (MATRIX, one of NUMBERS, ...) and its bytes."""
+    """The elements of a run of bytes: for each its kind (MATRIX, one of NUMBERS, ...) and its bytes."""
     at = 0
     while at < len(data):
         kind, size = struct.unpack_from(f"{order}II", data, at)
-        small = kind >> 16  # the size, of at most 4 bytes that share the head with it
+        small = kind >> 16  # the size of an element of at most 4 bytes, which are in the header
         start, size = (at + 4, small) if small else (at + 8, size)
         if size > len(data) - start:
             raise ValueError(f"it ends within {size} bytes")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from auxnet.errors import check_choice
-from auxnet.fetching import came_of, from_anywhere
+from auxnet.fetching import absolute_name, may_be_pin_of
 from auxnet.recipe import WHERE, Recipe, recipe_from, words_of
 from auxnet.sweeps.space import Space, count_of, domain_of, in_words, values_of, written
 
@@ -95,7 +95,7 @@ def with_weights(settings: Settings, names: Sequence[str | None]) -> Settings:
 
 def found_anywhere(settings: Settings) -> Settings:
     """The settings with weights named so that they are found from any folder."""
-    return with_weights(settings, [name and from_anywhere(name) for name in weights_of(settings)])
+    return with_weights(settings, [name and absolute_name(name) for name in weights_of(settings)])
 
 
 def check_same(begun: Settings, given: Settings, folder: Path) -> None:
@@ -106,7 +106,7 @@ def check_same(begun: Settings, given: Settings, folder: Path) -> None:
     begun, given = found_anywhere(begun), found_anywhere(given)
     weights, asked = weights_of(begun), weights_of(given)
     if len(weights) == len(asked):
-        pinned_to = [was if came_of(was, now) else now for was, now in zip(weights, asked, strict=True)]
+        pinned_to = [was if may_be_pin_of(was, now) else now for was, now in zip(weights, asked, strict=True)]
         given = with_weights(given, pinned_to)
     free = {*WHERE, *begun.space, *given.space}
     pairs: list[tuple[str, Any, Any]] = [(key, getattr(begun, key), getattr(given, key)) for key in SEARCH_KEYS]

@@ -26,7 +26,7 @@ from auxnet.files import to_write
 from auxnet.machine import device_of, random_kept, threads_set
 from auxnet.precision import usual_defaults
 from auxnet.processes import check_count, work_together
-from auxnet.reading.sources import places
+from auxnet.reading.sources import existing_path
 from auxnet.recipe import WHERE, Recipe, has_recipe, read_recipe, read_run_recipe, words_of
 from auxnet.rundir import check_outside_data, with_absolute_paths
 from auxnet.sweeps.journal import database_errors, optuna
@@ -80,7 +80,7 @@ class Sweep:
         if has_recipe(self.best.folder):  # not removed, to save room
             run = read_run_recipe(self.best.folder)
             recorded = read_recipe(self.best.folder / "recipe.yaml")
-            if run.data != recorded.data and not any(place.exists() for place in places(run.data, run.data_dir)):
+            if run.data != recorded.data and existing_path(run.data, run.data_dir) is None:
                 run = recorded  # of data that are gone: where they were, and not just their name
             recipe = replace(recipe, data=run.data, data_dir=run.data_dir, pretrained=run.pretrained)
         return with_absolute_paths(recipe)
