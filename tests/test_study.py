@@ -668,6 +668,10 @@ def test_a_share_that_is_not_measured_is_not_called_untrained():
     assert in_words(verdict) == "cannot be told: the supervision is not measured yet"
 
 
+def by_name(figures):
+    return {figure.name: figure for figure in figures}
+
+
 def test_images_are_counted_for_each_data_set_and_apart_where_variants_differ(own):
     study = replace(read_study(str(own), "smoke"), datasets=("cifar10", "svhn"))
     rows = [
@@ -677,12 +681,12 @@ def test_images_are_counted_for_each_data_set_and_apart_where_variants_differ(ow
     assert "cifar10: 45,000 training, 5,000 validation and 10,000 test images." in told
     assert "svhn: 65,931 training, 7,326 validation and 10,000 test images." in told
     html = page(Findings(study, tuple(rows), ()))
-    drawn = dict(figures(Findings(study, tuple(rows), ())))
-    assert {name: title for name, (title, *_) in drawn.items() if "macs" in name} == {
+    drawn = by_name(figures(Findings(study, tuple(rows), ())))
+    assert {name: figure.title for name, figure in drawn.items() if "macs" in name} == {
         "macs": "Error against multiply-adds, cifar10",
         "macs-2": "Error against multiply-adds, svhn",
     }
-    assert [trace["name"] for trace in drawn["depth-2"][2]["data"]] == ["one", "two"]
+    assert [trace["name"] for trace in drawn["depth-2"].drawing["data"]] == ["one", "two"]
     assert html.count('class="note"') == 1  # for those without JavaScript: what is no warning looks like none
     assert '<p class="under">4 trainings, 4:00 min in all, on cpu, 1 thread; torch 2' in html
     told = list(sources_of(Findings(study, (rows[0], whole_row("two", "cifar10", 800, 5_000)), ())))
@@ -799,8 +803,8 @@ def test_joint_training_has_one_share_of_all_outputs(own, output):
 def test_no_tick_stands_between_two_layers(own, deepest, tick):
     row = whole_row("one", "digits", 300, 10)
     row["last"] = [{**row["last"][-1], "depth": depth} for depth in (3, deepest)]
-    drawn = dict(figures(found_in(read_study(str(own), "smoke"), [row])))
-    assert drawn["depth"][2]["layout"]["xaxis"].get("dtick") == tick
+    drawn = by_name(figures(found_in(read_study(str(own), "smoke"), [row])))
+    assert drawn["depth"].drawing["layout"]["xaxis"].get("dtick") == tick
 
 
 def test_a_claim_of_share_is_told_as_one(own):
@@ -811,21 +815,21 @@ def test_a_claim_of_share_is_told_as_one(own):
         for seed in range(3)
     )
     found = found_in(study, rows)
-    text, drawn = markdown(found), dict(figures(found))
+    text, drawn = markdown(found), by_name(figures(found))
     assert "in the output where it is largest (share: multiway > resnet) |" in text
     assert "(multiway < joint) |" in text
     assert "share: multiway &gt; resnet" in page(found)
     assert f"by Holm's method among all {len(found.verdicts)} claims here: in one of twenty studies even one" in text
     assert "stands at 5 %: in one of twenty studies it is told" in markdown(replace(found, verdicts=found.verdicts[:1]))
-    assert drawn["shares"][1].startswith("Mean difference of shares of supervision")
-    assert set(drawn["shares"][2]["data"][1]["y"]) == {
+    assert drawn["shares"].caption.startswith("Mean difference of shares of supervision")
+    assert set(drawn["shares"].drawing["data"][1]["y"]) == {
         f"share: {m}"
         for better in ("multiway", "multiway:final")
         for m in (f"{better} > resnet", f"{better} > joint", "joint > resnet", "multiway:final > 0.8")
     }
-    assert drawn["differences"][1].startswith("Mean difference of test errors")
+    assert drawn["differences"].caption.startswith("Mean difference of test errors")
     of_errors = {"multiway < joint", "pairwise < joint", "pairwise < multiway"}
-    assert set(drawn["differences"][2]["data"][1]["y"]) == of_errors
+    assert set(drawn["differences"].drawing["data"][1]["y"]) == of_errors
 
 
 # ---- what is trained -------------------------------------------------------------------------------------------

@@ -13,12 +13,20 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from auxnet import __version__
 
-Figures = Mapping[str, tuple[str, str, dict[str, Any]]]
-"""{id: (title, caption, what Plotly draws, as plain values, to which page/figures.js gives the colours of the page)}"""
+
+class Figure(NamedTuple):
+    """A figure that page/figures.js draws."""
+
+    name: str
+    """its id on the page"""
+    title: str
+    caption: str
+    drawing: dict[str, Any]
+    """data and layout for Plotly, as plain values; page/figures.js gives them the colours of the page"""
 
 
 def framed(
@@ -72,15 +80,15 @@ def page_of_figures(
     sub: str,
     tiles: str = "",
     notes: Sequence[str],
-    figures: Figures,
+    figures: Sequence[Figure],
     sections: Mapping[str, tuple[str, str]],
 ) -> str:
     """A whole page of figures and then tables: what sweeps and studies leave.
 
     `tiles`, `sub` and the bodies of the sections, {id: (title, HTML)}, are HTML already; all else is text.
     """
-    titles = {name: title for name, (title, *_) in figures.items()} | {k: title for k, (title, _) in sections.items()}
-    cards = [figure_of(name, title, caption) for name, (title, caption, _) in figures.items()]
+    titles = {each.name: each.title for each in figures} | {name: title for name, (title, _) in sections.items()}
+    cards = [figure_of(each.name, each.title, each.caption) for each in figures]
     cards += [section_of(name, title, body) for name, (title, body) in sections.items()]
     return framed(
         command=command,
@@ -91,7 +99,7 @@ def page_of_figures(
         links=titles,
         sections="".join(cards),
         program="figures.js",
-        data={name: figure for name, (*_, figure) in figures.items()},
+        data={each.name: each.drawing for each in figures},
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from auxnet.files import write_text
 from auxnet.lineage import in_doubt
-from auxnet.page_frame import line_of, page_of_figures, table_of, unbroken
+from auxnet.page_frame import Figure, line_of, page_of_figures, table_of, unbroken
 from auxnet.run_data import tested_alike
 from auxnet.studies.checking import MARK, check_folder
 from auxnet.studies.ledger import Average, Findings, MeanAndSpread, Row, averages, write_rows
@@ -162,25 +162,26 @@ def page(findings: Findings) -> str:
         sub=f"<strong>{escape(headline(findings))}</strong> {escape(study.note)} "
         f"{escape(_method(findings) if claims else '')}",
         notes=list(warnings_of(findings)),
-        figures=dict(figures(findings)),
+        figures=list(figures(findings)),
         sections={name: section for name, section in sections.items() if claims or name != "claims"},
     )
 
 
-def figures(findings: Findings) -> Iterator[tuple[str, tuple[str, str, dict[str, Any]]]]:
-    """(id, (title, caption, what Plotly draws)): the claims as intervals, and errors against each cost."""
+def figures(findings: Findings) -> Iterator[Figure]:
+    """The claims as intervals, and errors against each cost."""
     for name, of, title, what in CLAIMED:
         if verdicts := [v for v in findings.verdicts if len(v.differences) > 1 and v.claim.of == of]:
             words = (
                 f"Mean difference of {what}, 95 % interval; ticks are seeds. Right of the line speaks for the claim."
             )
-            yield name, (title, words, _differences(findings, verdicts))
+            yield Figure(name, title, words, _differences(findings, verdicts))
     for n, data in enumerate(dict.fromkeys(row["data"] for row in findings.rows if row["last"])):
         ladders = list(averages([row for row in findings.rows if row["data"] == data]))
         of = f", {data}" if len(findings.study.datasets) > 1 else ""
         for key, title in (("macs", "multiply-adds"), ("params", "parameters"), ("depth", "depth")):
             words = f"Test error of every output against its {title}: mean and standard deviation over the seeds."
-            yield f"{key}-{n + 1}" if n else key, (f"Error against {title}{of}", words, _against(ladders, key, title))
+            name = f"{key}-{n + 1}" if n else key
+            yield Figure(name, f"Error against {title}{of}", words, _against(ladders, key, title))
 
 
 def _differences(findings: Findings, verdicts: Sequence[Verdict]) -> dict[str, Any]:

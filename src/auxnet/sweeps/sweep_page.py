@@ -16,7 +16,7 @@ from auxnet.build import depths_of
 from auxnet.documents import parsing, read_json
 from auxnet.files import write_csv, write_text, written_whole
 from auxnet.lineage import in_doubt
-from auxnet.page_frame import columns_of, page_of_figures, table_of, tiles_of, unbroken
+from auxnet.page_frame import Figure, columns_of, page_of_figures, table_of, tiles_of, unbroken
 from auxnet.recipe import Recipe, words_of, write_recipe
 from auxnet.run_data import validated_alike
 from auxnet.rundir import is_finished, summary_of
@@ -142,7 +142,7 @@ def page(sweep: Sweep) -> str:
         "decides nothing, and is not shown.",
         tiles=_tiles(sweep),
         notes=[sentence(note) for note in notes_of(sweep)],
-        figures=dict(_figures(sweep)),
+        figures=list(_figures(sweep)),
         sections={"trials": ("All trials, the best first", _trials(sweep)), "space": ("What varied", _space(sweep))},
     )
 
@@ -224,8 +224,8 @@ def _tiles(sweep: Sweep) -> str:
 # ---- figures ---------------------------------------------------------------------------------------------------
 
 
-def _figures(sweep: Sweep) -> Iterator[tuple[str, tuple[str, str, dict[str, Any]]]]:
-    """(id, (title, caption, what Plotly draws)) of each figure that there is something to show in."""
+def _figures(sweep: Sweep) -> Iterator[Figure]:
+    """Each figure that there is something to show in."""
     from optuna import visualization as draw
 
     complete = [trial for trial in sweep.trials if trial.state == "complete"]
@@ -237,20 +237,21 @@ def _figures(sweep: Sweep) -> Iterator[tuple[str, tuple[str, str, dict[str, Any]
         for trace in figure["data"]:
             trace["name"] = {"Best Value": "the best so far"}.get(trace["name"], "trial")
         figure["layout"] |= {"yaxis": in_per_cent, "xaxis": _counting("trial", len(sweep.trials))}
-        yield "history", ("History", words, figure)
+        yield Figure("history", "History", words, figure)
     if longest := max((trial.epochs for trial in sweep.trials), default=0):
         figure = _plain(draw.plot_intermediate_values(sweep.study))
         for trace in figure["data"]:
             trace["name"] = trace["name"].replace("Trial", "trial ")
         named = len(figure["data"]) <= COLOURS
         figure["layout"] |= {"yaxis": in_per_cent, "xaxis": _counting("epoch", longest), "showlegend": named}
-        yield "learning", ("Learning", f"The error after each epoch{_ends(sweep)}.", figure)
+        yield Figure("learning", "Learning", f"The error after each epoch{_ends(sweep)}.", figure)
     if complete:
         words = "Each field against the error; the colour tells the trial."
-        yield "slices", ("Slices", words, _slices(_plain(draw.plot_slice(sweep.study, **error))))
+        yield Figure("slices", "Slices", words, _slices(_plain(draw.plot_slice(sweep.study, **error))))
     if len(complete) > 1:
         words = "A line per complete trial through what it drew, in the colour of its error."
-        yield "together", ("Together", words, _together(_plain(draw.plot_parallel_coordinate(sweep.study, **error))))
+        lines = _together(_plain(draw.plot_parallel_coordinate(sweep.study, **error)))
+        yield Figure("together", "Together", words, lines)
     if importance := importance_of(sweep):
         words = (
             "Share of the variance between the complete trials that each field accounts for (fANOVA). With few trials "
@@ -258,7 +259,7 @@ def _figures(sweep: Sweep) -> Iterator[tuple[str, tuple[str, str, dict[str, Any]
         )
         bars = {"type": "bar", "orientation": "h", "x": list(importance.values())[::-1], "y": list(importance)[::-1]}
         layout = {"xaxis": {"tickformat": ".0%", "title": {"text": "importance"}, "range": [0, 1]}, "yaxis": {}}
-        yield "importance", ("Importance", words, {"data": [bars], "layout": layout})
+        yield Figure("importance", "Importance", words, {"data": [bars], "layout": layout})
 
 
 def _ends(sweep: Sweep) -> str:
