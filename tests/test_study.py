@@ -1142,10 +1142,9 @@ def test_two_processes_train_each_once_and_what_another_holds_is_left_to_it(own,
 def test_no_more_processes_start_than_trainings_are_left(tmp_path, monkeypatch):
     trials, done, started = [Trial("a", seed, Recipe(seed=seed)) for seed in range(3)], {0}, []
 
-    def together(count, *_):
+    def together(count, *_, **__):
         started.append(count)
         done.update(range(3))
-        return []
 
     monkeypatch.setattr(running, "is_done", lambda out, trial: trial.seed in done)
     monkeypatch.setattr(running, "work_together", together)

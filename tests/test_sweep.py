@@ -330,10 +330,9 @@ def test_no_more_workers_start_than_trials_are_left_and_no_fewer_trials_are_name
 ):
     started = []
 
-    def together(count, work, where, watch):
+    def together(count, work, where, watch, **_):
         started.append(count)
         work(where, watch)
-        return []
 
     monkeypatch.setattr(sweeping, "work_together", together)
     for asked, begun in ((1, 1), (4, 4), (3, 4)):

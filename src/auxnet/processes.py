@@ -32,11 +32,20 @@ def check_count(count: int, of: str) -> None:
         raise ValueError(f"torchrun's processes train one net together, {of}'s one each: start them with --processes")
 
 
-def work_together(count: int, work: Work, where: Mapping[str, Any], watch: Callable[[], None]) -> list[str]:
-    """Start `count` processes that do `work`, wait for them, and say in a line each what went wrong with them.
+def work_together(
+    count: int,
+    work: Work,
+    where: Mapping[str, Any],
+    watch: Callable[[], None],
+    unfinished: Callable[[], bool],
+    what: str,
+) -> None:
+    """Start `count` processes that do `work`, and wait until all have ended.
 
     `where` is divided among them. `watch` is called about once a second, here, where their warnings are given too.
-    Raises signals.Stopped after Ctrl-C or SIGTERM, once each has saved what it has in hand.
+    Raises RuntimeError if the work is `unfinished` at the end: it says what went wrong in the processes, and that the
+    same command goes on with `what` (sweep, study). Raises signals.Stopped after Ctrl-C or SIGTERM, once each process
+    has saved what it has in hand.
     """
     context = multiprocessing.get_context("spawn")
     processes: list[SpawnProcess] = []
@@ -75,7 +84,9 @@ def work_together(count: int, work: Work, where: Mapping[str, Any], watch: Calla
                 process.join()
             listen()
     killed = [f"a worker was killed by signal {-p.exitcode}" for p in processes if p.exitcode and p.exitcode < 0]
-    return list(dict.fromkeys([*failures, *killed]))
+    if unfinished():
+        wrong = dict.fromkeys([*failures, *killed])
+        raise RuntimeError("; ".join([*wrong, f"the same command again goes on with the {what}"]))
 
 
 def _start(process: SpawnProcess) -> None:

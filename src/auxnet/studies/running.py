@@ -126,12 +126,15 @@ def train(out: Path, trials: Sequence[Trial], processes: int, where: dict[str, A
         (out / folder).mkdir(parents=True, exist_ok=True)
     watch(left := left_of(out, trials))
     processes = min(processes, len(left))
+
+    def see() -> None:
+        watch(left_of(out, trials))
+
     if processes <= 1:
-        _work(out, trials, where, lambda: watch(left_of(out, trials)))
-        return
-    wrong = work_together(processes, partial(_work, out, trials), where, lambda: watch(left_of(out, trials)))
-    if left_of(out, trials):
-        raise RuntimeError("; ".join([*wrong, "the same command again goes on with the study"]))
+        _work(out, trials, where, see)
+    else:
+        work = partial(_work, out, trials)
+        work_together(processes, work, where, see, unfinished=lambda: bool(left_of(out, trials)), what="study")
 
 
 def _work(out: Path, trials: Sequence[Trial], where: dict[str, Any], watch: Callable[[], None]) -> None:

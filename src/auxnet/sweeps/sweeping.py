@@ -139,14 +139,16 @@ def sweep(
     def see() -> None:
         watch(trials_of(joined), total_of(joined))
 
+    def unfinished() -> bool:
+        trials = trials_of(joined)
+        return len(trials) < total_of(joined) or any(trial.state == "interrupted" for trial in trials)
+
     processes = min(processes, total_of(joined) - sum(trial.ended for trial in trials_of(joined)))
     if processes <= 1:
         work(joined, where, see)
     else:
-        wrong = work_together(processes, partial(_work, joined.folder, storage), where, see)
-        left = [trial.number for trial in trials_of(joined) if trial.state == "interrupted"]
-        if left or len(trials_of(joined)) < total_of(joined):
-            raise RuntimeError("; ".join([*wrong, "the same command again goes on with the sweep"]))
+        shared = partial(_work, joined.folder, storage)
+        work_together(processes, shared, where, see, unfinished=unfinished, what="sweep")
     return read_sweep(out, storage)
 
 
