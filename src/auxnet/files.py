@@ -16,6 +16,8 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
+from auxnet.errors import warn
+
 
 def expanduser(path: Path | str) -> Path:
     """A path with ~ at its beginning as the user's home; as it is where nobody knows that home, or of that name."""
@@ -121,3 +123,13 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     text = io.StringIO()
     csv.writer(text).writerows(rows)
     write_text(path, text.getvalue())
+
+
+def try_write_json(path: Path, content: Any) -> bool:
+    """Write `json_text`, and return whether that succeeded: a disk that refuses it is warned of, not raised."""
+    try:
+        write_json(path, content)
+    except OSError as error:
+        warn(f"{path.name} is not written: {error.strerror or error}")
+        return False
+    return True

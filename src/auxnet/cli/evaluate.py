@@ -85,7 +85,7 @@ def evaluate(words: list[str]) -> None:
     opening = opened(options.run, **options.where, which=options.which, on=options.on)
     with screen.working("evaluating"), opening as run:
         from auxnet.evaluation import evaluation_file, evaluation_of, measure, unlike_summary
-        from auxnet.files import json_text, write_json
+        from auxnet.files import json_text, try_write_json
         from auxnet.latency import latencies
         from auxnet.provenance import provenance
 
@@ -98,12 +98,8 @@ def evaluate(words: list[str]) -> None:
         unlike = unlike_summary(options.run, by_split, options.which) if own else None
     if unlike:
         warn(unlike)
-    file = evaluation_file(options.run, options.which)
-    try:
-        if own:
-            write_json(file, content)
-    except OSError as error:
-        warn(f"{file.name} is not written: {error.strerror or error}")
+    if own:
+        try_write_json(evaluation_file(options.run, options.which), content)
     if options.json:
         print(json_text(content))
         return

@@ -47,7 +47,6 @@ class Average:
     params: int
     macs: int
     n: int
-    val_error: float
     test: MeanAndSpread
     """test error of the last epoch"""
     best_test: MeanAndSpread
@@ -81,7 +80,6 @@ def averages(rows: Sequence[Row]) -> Iterator[Average]:
                     **cost,
                     final=k == len(done[0]["last"]),
                     n=len(done),
-                    val_error=mean(each["val_error"] for each in last),
                     test=(mean(errors), _spread(errors)),
                     best_test=(mean(best), _spread(best)),
                 )
