@@ -24,6 +24,7 @@ from auxnet.cli import screen
 from auxnet.errors import ExclusionError, check_limit, warn
 from auxnet.files import expanduser
 from auxnet.recipe import Recipe, has_recipe, read_recipe, read_run_recipe, words_of
+from auxnet.sections import Which
 from auxnet.words import as_flag
 
 Options = TypeVar("Options")
@@ -158,6 +159,16 @@ class OfRun:
     def where(self) -> dict[str, Any]:
         """These options as keywords."""
         return {"data_dir": self.data_dir, "device": self.device, "threads": self.threads}
+
+
+@dataclass(frozen=True)
+class OfOneRun(OfRun):
+    """Options of the commands that open one finished run, with the weights of one of its epochs."""
+
+    run: OneRun
+    """the run directory"""
+    which: Which = "last"
+    """weights of the last epoch, or of the best one on validation"""
 
 
 def parse_with_recipe(options: type[WithRecipe], words: list[str]) -> WithRecipe:

@@ -13,9 +13,8 @@ from rich.table import Table
 from tyro.conf import FlagCreatePairsOff
 
 from auxnet.cli import screen
-from auxnet.cli.arguments import OfRun, OneRun, above_zero, number, parse, points
+from auxnet.cli.arguments import OfOneRun, above_zero, number, parse, points
 from auxnet.errors import warn
-from auxnet.sections import Which
 from auxnet.words import command, in_points, listed, p_text, per_cent, which_flags, with_interval
 
 if TYPE_CHECKING:
@@ -29,13 +28,11 @@ INTERVALS = "95 % intervals, unadjusted; p of 0.05 or more: cannot be told apart
 
 
 @dataclass(frozen=True)
-class Evaluate(OfRun):
-    """Say what each output of a run is worth, and measure what it costs; written to RUN/evaluation.json too."""
+class Evaluate(OfOneRun):
+    """Say what each output of a run is worth, and measure what it costs; written to RUN/evaluation.json too (of the
+    best weights: evaluation-best.json).
+    """
 
-    run: OneRun
-    """the run directory"""
-    which: Which = "last"
-    """weights of the last epoch, or of the best one on validation (written to RUN/evaluation-best.json)"""
     latency: bool = True
     """measure the latency and the peak memory of each output as a model of its own; if not, evaluation.json keeps those
     that were measured of these weights before"""
@@ -52,13 +49,9 @@ class Evaluate(OfRun):
 
 
 @dataclass(frozen=True)
-class Select(OfRun):
+class Select(OfOneRun):
     """Choose the cheapest output that is good enough on validation; exit status 1 if none meets the budgets."""
 
-    run: OneRun
-    """the run directory"""
-    which: Which = "last"
-    """weights of the last epoch, or of the best one on validation"""
     within: float | None = None
     """percentage points that its validation error may lie above the best one's; none: 0.5, and 0 with a budget"""
     max_params: str | None = None
