@@ -21,6 +21,7 @@ from auxnet.batches import batches
 from auxnet.build import distillation_of, first_batches, loss_of
 from auxnet.data import DataSet
 from auxnet.diagnosis import diagnose
+from auxnet.diagnosis_page import Diagnosis
 from auxnet.errors import not_finite
 from auxnet.files import unwritable, write_json, write_text
 from auxnet.loading import weights_sha256
@@ -32,12 +33,12 @@ from auxnet.reading.splits import Labelled
 from auxnet.recipe import Recipe, method_name
 from auxnet.schedules import lambdas_at
 
-FILES = ("diagnosis.json", "diagnosis.html")
+DIAGNOSIS_FILES = ("diagnosis.json", "diagnosis.html")
 LEVEL = 0.8
 """a share that stays above this (and below its inverse) all the way down is called level"""
 
 
-def gather(folder: Path, name: str, run: Opened, images: int, probe_images: int | None) -> dict[str, Any]:
+def diagnosis_of_run(folder: Path, name: str, run: Opened, images: int, probe_images: int | None) -> Diagnosis:
     """All that is shown of a run in its folder, as values that JSON can hold.
 
     `images` is how many images gradients are taken on, in whole batches; `probe_images` how many probes are trained on
@@ -87,25 +88,25 @@ def checked_folder(runs: Sequence[Path], out: Path | None) -> Path:
     check_runs(runs, out, "a diagnosis", "give --out DIR")
     folder = out or runs[0]
     if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file: name a folder for {' and '.join(FILES)}")
+        raise FileExistsError(f"{folder} is a file: name a folder for {' and '.join(DIAGNOSIS_FILES)}")
     if not folder.exists() and not folder.absolute().parent.is_dir():
         raise FileNotFoundError(f"there is no folder {folder.parent} to make {folder.name} in")
-    for name in FILES:
+    for name in DIAGNOSIS_FILES:
         check_ours(folder / name, diagnosis_page.COMMAND)
     if why := unwritable(folder if folder.exists() else folder.absolute().parent):
         raise PermissionError(f"{folder} cannot be written to ({why}): give --out DIR")
     return folder
 
 
-def content_of(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def content_of(runs: Sequence[Diagnosis]) -> dict[str, Any]:
     """What diagnosis.json holds of gathered runs."""
     return {"made_by": made_by(diagnosis_page.COMMAND), "runs": list(runs)}
 
 
-def write(runs: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
+def write(runs: Sequence[Diagnosis], folder: Path) -> list[Path]:
     """Write diagnosis.json and diagnosis.html of gathered runs into a folder, made if need be; return their paths."""
     folder.mkdir(exist_ok=True)
-    paths = [folder / name for name in FILES]
+    paths = [folder / name for name in DIAGNOSIS_FILES]
     write_json(paths[0], content_of(runs))
     headline = compared(runs) if len(runs) > 1 else runs[0]["said"][0]
     write_text(paths[1], diagnosis_page.page(runs, headline))
@@ -129,7 +130,7 @@ def _sample(
 # ---- in sentences ----------------------------------------------------------------------------------------------
 
 
-def sentences(run: dict[str, Any]) -> Iterator[str]:
+def sentences(run: Diagnosis) -> Iterator[str]:
     """What is seen of a run, in words; computed from its values."""
     if len(each := series(run["shares"])) > 1:
         parts = [f"{_short(rows[0]['share'])} of output {output}" for output, rows in each]
@@ -181,7 +182,7 @@ def course(rows: Sequence[dict[str, Any]]) -> str:
     return f"{'falls' if bottom['share'] < top['share'] else 'rises'} {way}"
 
 
-def compared(runs: Sequence[dict[str, Any]]) -> str:
+def compared(runs: Sequence[Diagnosis]) -> str:
     """Runs side by side at the shallowest layer, each by the output whose share is largest there."""
     parts = []
     for run in runs:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from auxnet import report_page, rundir
 from auxnet.documents import parsing, read_json
@@ -27,6 +27,7 @@ from auxnet.recipe import Recipe, RunDir, data_name, method_name, network_name, 
 from auxnet.run_data import changed_since, data_dirs, data_of, with_data_in
 from auxnet.scores import interval_of, no_better_than_guessing
 from auxnet.selection import MARGIN, cheapest_within
+from auxnet.unfinished import RunFacts
 from auxnet.words import as_flag, command
 
 _OF_IMAGES = b'"confusion":['  # among the data of a page whose run was finished, and its images were there
@@ -68,7 +69,7 @@ def write_report(
     for run in folders:  # before the first is evaluated
         read_run_recipe(run)
     each = zip(folders, names_of(folders), data_dirs(folders, data_dir), strict=True)
-    gathered = [gather(run, name, place, device, threads) for run, name, place in each]
+    gathered = [facts_of_run(run, name, place, device, threads) for run, name, place in each]
     with parsing(f"{' or '.join(map(str, folders))} is damaged: it cannot be shown"):
         html = report_page.page(gathered, 100 * MARGIN)
     missing = [f"{run['name']}: {run['missing']}" for run in gathered if run["missing"]]
@@ -99,10 +100,10 @@ def checked_path(runs: Sequence[Path], out: Path | None) -> Path:
 
 
 @usual_defaults()
-def gather(
+def facts_of_run(
     run: Path, name: str, data_dir: str | None = None, device: str | None = None, threads: int | None = None
-) -> dict[str, Any]:
-    """All that the page shows of a run, as values that JSON can hold; "missing" says why a part is not there.
+) -> RunFacts:
+    """All that the page shows of a run; "missing" says why a part is not there.
 
     Data directory, device and threads are as in training where they are None.
     """
@@ -126,7 +127,7 @@ def gather(
         facts |= {"curves": curves(rows)}
         facts |= so_far(run, recipe, rows) if rows and not rundir.is_finished(run) else saved(run)
     if not facts["finished"]:
-        return facts
+        return cast(RunFacts, facts)
     recipe = replace(recipe, **{key: value for key, value in given.items() if key != "data_dir"})
     device_of(recipe.device)  # an error of its own, and not one of the images
     recipe = with_data_in(data_dir, run, recipe)
@@ -134,10 +135,10 @@ def gather(
         dataset = data_of(run, recipe)
     except (OSError, RuntimeError, ValueError) as error:
         facts["missing"] = f"the images of {recipe.data} are not available ({one_line(error)})"
-        return facts
+        return cast(RunFacts, facts)
     facts["changed"] = changed_since(dataset, facts["data"])
     facts["data"] = {**facts["data"], "val": len(dataset.val), "test": len(dataset.test), **dataset.judged_on}
-    return facts | examine(run, recipe, dataset)
+    return cast(RunFacts, facts | examine(run, recipe, dataset))
 
 
 def saved(run: Path) -> dict[str, Any]:

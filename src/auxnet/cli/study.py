@@ -17,7 +17,7 @@ from auxnet.sections import Stream
 
 if TYPE_CHECKING:
     from auxnet.studies.ledger import Findings
-    from auxnet.studies.spec import Trial
+    from auxnet.studies.spec import Training
 
 
 @dataclass(frozen=True)
@@ -92,15 +92,15 @@ def study(words: list[str]) -> int:
         check_claims(made)
         if not options.show:
             check_variants(made, where)
-    trials = list(made.trials(where))
-    done = [trial for trial in trials if is_done(options.out, trial)]
+    trainings = list(made.trainings(where))
+    done = [training for training in trainings if is_done(options.out, training)]
     if unknown := {*(options.only or ())} - made.variants.keys():
         raise ValueError(f"--only names {min(unknown)!r}, no variant{nearest(min(unknown), [*made.variants])}")
-    asked = [trial for trial in trials if not options.only or trial.variant in options.only]
+    asked = [training for training in trainings if not options.only or training.variant in options.only]
     left = [] if options.show else left_of(options.out, asked)
-    check_folder(folder, made, [trial.name for trial in (*done, *left)])
+    check_folder(folder, made, [training.name for training in (*done, *left)])
     check_data_found(options.out, left)
-    compared = done if options.show else [trial for trial in trials if trial in asked or trial in done]
+    compared = done if options.show else [training for training in trainings if training in asked or training in done]
     check_same_images(options.out, compared)
     if least := least_told(made):
         screen.print_line(console, f"note: {least}")
@@ -110,7 +110,7 @@ def study(words: list[str]) -> int:
                 train(options.out, asked, options.processes, where, watch)
         if made.measures:
             with screen.working("measuring the supervision in each"), _goes_on():
-                diagnose(options.out, trials)
+                diagnose(options.out, trainings)
     except Exception:
         with suppress(OSError, RuntimeError, ValueError):  # what is told is what ended the study
             write_findings(findings_of(made, options.out), folder)
@@ -118,9 +118,9 @@ def study(words: list[str]) -> int:
     findings = findings_of(made, options.out)
     paths = write_findings(findings, folder)
     if made.measures:
-        drawn = draw(options.out, trials, folder)
+        drawn = draw(options.out, trainings, folder)
     _show(console, findings)
-    for stands in under_way(options.out, trials):
+    for stands in under_way(options.out, trainings):
         screen.print_line(console, f"under way: {stands}")
     screen.print_line(console, f"written: {', '.join(map(str, [*paths, *drawn]))}")
     return 1 if any(row["failed"] for row in findings.rows) else 0
@@ -137,14 +137,14 @@ def _goes_on() -> Iterator[None]:
 
 
 @contextmanager
-def _progress(console: Console, out: Path, total: int) -> Iterator[Callable[[Sequence[Trial]], None]]:
+def _progress(console: Console, out: Path, total: int) -> Iterator[Callable[[Sequence[Training]], None]]:
     """A live bar on a terminal; elsewhere a line for each training that ends, and now and then what is under way."""
     from auxnet.studies.running import under_way
 
     known, due = None, screen.now_and_then(console)
     with screen.live_bar(console, "training", "the same command") as update:
 
-        def watch(left: Sequence[Trial]) -> None:
+        def watch(left: Sequence[Training]) -> None:
             nonlocal known
             done = total - len(left)
             words = f"{done}/{total} trainings done"

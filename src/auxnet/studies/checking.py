@@ -18,11 +18,11 @@ from auxnet.machine import device_of
 from auxnet.reading.sources import find
 from auxnet.recipe import Recipe
 from auxnet.rundir import check_outside_data
-from auxnet.studies.spec import Side, Study, Trial
+from auxnet.studies.spec import Side, Study, Training
 from auxnet.words import plural
 
 MARK = "<!-- made by auxnet study -->"  # in each study.md
-FILES = ("study.md", "study.html", "ledger.jsonl", "outputs.csv", "diagnosis.json", "diagnosis.html")
+STUDY_FILES = ("study.md", "study.html", "ledger.jsonl", "outputs.csv", "diagnosis.json", "diagnosis.html")
 
 
 def check_claims(study: Study) -> None:
@@ -70,9 +70,9 @@ def check_variants(study: Study, where: Mapping[str, Any]) -> None:
                 )
 
 
-def check_data_found(out: Path, trials: Sequence[Trial]) -> None:
+def check_data_found(out: Path, trainings: Sequence[Training]) -> None:
     """Raise ValueError or FileNotFoundError if the data of a trial to be trained in `out` are not there, or hold it."""
-    for name, data_dir in dict.fromkeys((trial.recipe.data, trial.recipe.data_dir) for trial in trials):
+    for name, data_dir in dict.fromkeys((training.recipe.data, training.recipe.data_dir) for training in trainings):
         find(name, data_dir)
         check_outside_data(out, name, data_dir)
 
@@ -88,7 +88,7 @@ def check_folder(folder: Path, study: Study, kept: Collection[str]) -> None:
     page, ledger = folder / "study.md", folder / "ledger.jsonl"
     text = page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
     if MARK not in text:
-        for name in FILES:
+        for name in STUDY_FILES:
             if (folder / name).exists():
                 raise FileExistsError(f"{folder / name} is not a study's, and is left alone: give another --report")
         return
@@ -123,6 +123,6 @@ def _of_another(study: Study, page: str, ledger: Sequence[Mapping[str, Any]]) ->
         variant, data, seed = str(row["variant"]), row["data"], row["seed"]
         if variant not in study.variants or data not in study.datasets:
             return f"its variant {variant} on {data} is not this one's"
-        if Trial(variant, seed, study.recipe(variant, data, seed)).name != row["training"]:
+        if Training(variant, seed, study.recipe(variant, data, seed)).name != row["training"]:
             return f"its variant {variant} is not this one's"
     return ""

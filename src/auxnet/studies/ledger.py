@@ -14,8 +14,8 @@ from auxnet.files import write_csv, write_text
 from auxnet.lineage import in_doubt
 from auxnet.run_data import tested_alike
 from auxnet.rundir import summary_of
-from auxnet.studies.running import is_done, trial_folder, why_failed
-from auxnet.studies.spec import Study, Trial, differing
+from auxnet.studies.running import is_done, training_folder, why_failed
+from auxnet.studies.spec import Study, Training, differing
 from auxnet.studies.supervising import shares_of
 from auxnet.studies.verdicts import Verdict, judge_all
 
@@ -55,7 +55,7 @@ class Average:
 
 def findings_of(study: Study, out: Path) -> Findings:
     """What the trainings in `out` that are done say of a study. Raises RuntimeError for a summary that is damaged."""
-    rows = tuple(_row(study, out, trial) for trial in study.trials())
+    rows = tuple(_row(study, out, training) for training in study.trainings())
     return found_in(study, rows)
 
 
@@ -93,28 +93,28 @@ def write_rows(rows: Sequence[Row], folder: Path) -> list[Path]:
     return paths
 
 
-def _row(study: Study, out: Path, trial: Trial) -> Row:
+def _row(study: Study, out: Path, training: Training) -> Row:
     row: Row = {
         "study": study.name,
         "scale": study.scale,
-        "variant": trial.variant,
-        "data": trial.recipe.data,
-        "seed": trial.seed,
-        "training": trial.name,
-        "recipe": differing(trial.recipe),
-        "failed": why_failed(out, trial),
+        "variant": training.variant,
+        "data": training.recipe.data,
+        "seed": training.seed,
+        "training": training.name,
+        "recipe": differing(training.recipe),
+        "failed": why_failed(out, training),
         "last": [],
         "best": [],
         "share": None,
         "shares": None,
     }
-    if not is_done(out, trial):
+    if not is_done(out, training):
         return row
-    folder = trial_folder(out, trial)
+    folder = training_folder(out, training)
     with summary_of(folder, f"remove {folder} to train it again") as summary:
         row |= _results(summary)
     if study.measures:
-        row["shares"] = shares_of(out, trial)
+        row["shares"] = shares_of(out, training)
         row["share"] = max(row["shares"].values(), default=None) if row["shares"] is not None else None
     return row
 

@@ -91,7 +91,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Training:
     """One training of a study."""
 
     variant: str
@@ -128,12 +128,12 @@ class Study:
         merged = {**self.base, **self.variants[variant], "data": data, "seed": seed, **(where or {})}
         return recipe_from({key: value for key, value in merged.items() if value is not None})
 
-    def trials(self, where: Mapping[str, Any] | None = None) -> Iterator[Trial]:
+    def trainings(self, where: Mapping[str, Any] | None = None) -> Iterator[Training]:
         """All trainings, one seed after the other, so that what is done early can be compared early."""
         for data in self.datasets:
             for seed in range(self.seeds):
                 for variant in self.variants:
-                    yield Trial(variant, seed, self.recipe(variant, data, seed, where))
+                    yield Training(variant, seed, self.recipe(variant, data, seed, where))
 
 
 def names() -> list[str]:

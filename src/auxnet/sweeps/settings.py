@@ -80,14 +80,14 @@ def settings_from(content: dict[str, Any]) -> Settings:
     )
 
 
-def weights_of(settings: Settings) -> list[str | None]:
+def pretrained_of(settings: Settings) -> list[str | None]:
     """The weights that trainings begin with, as they are named: the recipe's, then those that vary."""
     varied = settings.space.get("pretrained")
     return [settings.recipe.pretrained, *(values_of(varied) if varied else ())]
 
 
 def with_weights(settings: Settings, names: Sequence[str | None]) -> Settings:
-    """The settings with these names in place of `weights_of`. Raises ValueError for two that vary and are the same."""
+    """The settings with these names in place of `pretrained_of`. Raises ValueError if two that vary are the same."""
     first, *varied = names
     space = {**settings.space, "pretrained": domain_of("pretrained", varied)} if varied else settings.space
     return replace(settings, recipe=replace(settings.recipe, pretrained=first), space=space)
@@ -95,7 +95,7 @@ def with_weights(settings: Settings, names: Sequence[str | None]) -> Settings:
 
 def found_anywhere(settings: Settings) -> Settings:
     """The settings with weights named so that they are found from any folder."""
-    return with_weights(settings, [name and from_anywhere(name) for name in weights_of(settings)])
+    return with_weights(settings, [name and from_anywhere(name) for name in pretrained_of(settings)])
 
 
 def check_same(begun: Settings, given: Settings, folder: Path) -> None:
@@ -104,7 +104,7 @@ def check_same(begun: Settings, given: Settings, folder: Path) -> None:
     Raises ValueError.
     """
     begun, given = found_anywhere(begun), found_anywhere(given)
-    weights, asked = weights_of(begun), weights_of(given)
+    weights, asked = pretrained_of(begun), pretrained_of(given)
     if len(weights) == len(asked):
         pinned_to = [was if came_of(was, now) else now for was, now in zip(weights, asked, strict=True)]
         given = with_weights(given, pinned_to)

@@ -30,7 +30,7 @@ from auxnet.reading.sources import places
 from auxnet.recipe import WHERE, Recipe, has_recipe, read_recipe, read_run_recipe, words_of
 from auxnet.rundir import check_outside_data, with_absolute_paths
 from auxnet.sweeps.journal import database_errors, optuna
-from auxnet.sweeps.settings import Sampler, Settings, weights_of
+from auxnet.sweeps.settings import Sampler, Settings, pretrained_of
 from auxnet.sweeps.space import Range, space_from, values_of
 from auxnet.sweeps.trials import (
     Trial,
@@ -131,7 +131,7 @@ def sweep(
     joined = join_sweep(folder, settings, trials, storage, check=lambda: check_space(settings))
     if dataset is not None:
         check_same_data(joined, dataset.drawn, dataset.val_sha256(), len(dataset.train))
-    check_same_weights(joined, weights_of(joined.settings))
+    check_same_weights(joined, pretrained_of(joined.settings))
     if retry_failed:
         try_again(joined)
     where = {field: getattr(recipe, field) for field in WHERE if field not in settings.space}

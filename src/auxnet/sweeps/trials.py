@@ -33,8 +33,8 @@ from auxnet.sweeps.settings import (
     content_of,
     found_anywhere,
     is_sweep,
+    pretrained_of,
     settings_from,
-    weights_of,
     with_weights,
 )
 from auxnet.sweeps.space import Choices, drawn_in_words
@@ -187,7 +187,7 @@ def _begin(folder: Path, settings: Settings, storage: str | None) -> None:
     Its trials begin with the same weights from whichever folder they are trained, and whatever the hub has by then.
     """
     settings = found_anywhere(settings)
-    settings = with_weights(settings, [name and pinned(name) for name in weights_of(settings)])
+    settings = with_weights(settings, [name and pinned(name) for name in pretrained_of(settings)])
     name, store = f"{folder.resolve().name}-{uuid.uuid4().hex[:8]}", _storage(folder, storage)
     _check_alone(store, folder, settings, storage)
     study = optuna.create_study(study_name=name, storage=store, direction="minimize")
