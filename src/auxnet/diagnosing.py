@@ -21,7 +21,7 @@ from auxnet.batches import batches
 from auxnet.build import distillation_of, first_batches, loss_of
 from auxnet.data import DataSet
 from auxnet.diagnosis import diagnose
-from auxnet.diagnosis_page import Diagnosis
+from auxnet.diagnosis_page import RunDiagnosis
 from auxnet.errors import not_finite
 from auxnet.files import unwritable, write_json, write_text
 from auxnet.loading import weights_sha256
@@ -38,7 +38,7 @@ LEVEL = 0.8
 """a share that stays above this (and below its inverse) all the way down is called level"""
 
 
-def diagnosis_of_run(folder: Path, name: str, run: Opened, images: int, probe_images: int | None) -> Diagnosis:
+def diagnosis_of_run(folder: Path, name: str, run: Opened, images: int, probe_images: int | None) -> RunDiagnosis:
     """All that is shown of a run in its folder, as values that JSON can hold.
 
     `images` is how many images gradients are taken on, in whole batches; `probe_images` how many probes are trained on
@@ -98,12 +98,12 @@ def checked_folder(runs: Sequence[Path], out: Path | None) -> Path:
     return folder
 
 
-def content_of(runs: Sequence[Diagnosis]) -> dict[str, Any]:
+def content_of(runs: Sequence[RunDiagnosis]) -> dict[str, Any]:
     """What diagnosis.json holds of gathered runs."""
     return {"made_by": made_by(diagnosis_page.COMMAND), "runs": list(runs)}
 
 
-def write(runs: Sequence[Diagnosis], folder: Path) -> list[Path]:
+def write(runs: Sequence[RunDiagnosis], folder: Path) -> list[Path]:
     """Write diagnosis.json and diagnosis.html of gathered runs into a folder, made if need be; return their paths."""
     folder.mkdir(exist_ok=True)
     paths = [folder / name for name in DIAGNOSIS_FILES]
@@ -130,7 +130,7 @@ def _sample(
 # ---- in sentences ----------------------------------------------------------------------------------------------
 
 
-def sentences(run: Diagnosis) -> Iterator[str]:
+def sentences(run: RunDiagnosis) -> Iterator[str]:
     """What is seen of a run, in words; computed from its values."""
     if len(each := series(run["shares"])) > 1:
         parts = [f"{_short(rows[0]['share'])} of output {output}" for output, rows in each]
@@ -182,7 +182,7 @@ def course(rows: Sequence[dict[str, Any]]) -> str:
     return f"{'falls' if bottom['share'] < top['share'] else 'rises'} {way}"
 
 
-def compared(runs: Sequence[Diagnosis]) -> str:
+def compared(runs: Sequence[RunDiagnosis]) -> str:
     """Runs side by side at the shallowest layer, each by the output whose share is largest there."""
     parts = []
     for run in runs:

@@ -40,11 +40,11 @@ GRADIENTS = (
     " have nothing to do with each other; below 0: they work against each other.",
 )
 
-Diagnosis = dict[str, Any]
+RunDiagnosis = dict[str, Any]
 """of a run, as `diagnosing.diagnosis_of_run` returns it"""
 
 
-def page(runs: Sequence[Diagnosis], headline: str) -> str:
+def page(runs: Sequence[RunDiagnosis], headline: str) -> str:
     """The whole page, under a headline."""
     shown = {"shares": True, "gradients": True} | {key: any(run[key] for run in runs) for key in ("epochs", "probes")}
     name, title, words = GRADIENTS
@@ -63,14 +63,14 @@ def page(runs: Sequence[Diagnosis], headline: str) -> str:
     )
 
 
-def _sentences(run: Diagnosis, headline: str) -> str:
+def _sentences(run: RunDiagnosis, headline: str) -> str:
     """The sentences of a run, under its name unless the headline is its own."""
     more = "".join(f"<li>{unbroken(sentence(said))}</li>" for said in run["said"] if said != headline)
     name = "" if headline in run["said"] else f"<h3>{escape(run['name'])}</h3>"
     return f'{name}<ul class="headlines">{more}</ul>'
 
 
-def _gradients(run: Diagnosis, named: bool) -> str:
+def _gradients(run: RunDiagnosis, named: bool) -> str:
     """Norms by output and segment, cosines by pair of outputs and segment."""
     K = len(run["depths"])
     segments = range(1, K + 1)
@@ -100,7 +100,7 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else f"{value:.{form}}"
 
 
-def _measured(run: Diagnosis) -> str:
+def _measured(run: RunDiagnosis) -> str:
     device = run["device"]
     probed = run["probes"][0] if run["probes"] else None
     probes = (
