@@ -1,7 +1,7 @@
-"""What there is to say of the supervision in finished runs: measured, put into plain values, and said in sentences.
+"""The supervision in finished runs: measured, gathered as plain values, and put into sentences.
 
 Gradients are taken on the first batches of the run's last epoch as training sees them, shuffled, augmented and mixed;
-probes are trained on images of the training split and judged on images of the validation split, both as they are. The
+probes are trained on images of the training split and judged on images of the validation split, neither augmented. The
 test images are never read.
 """
 
@@ -35,15 +35,16 @@ from auxnet.schedules import lambdas_at
 
 DIAGNOSIS_FILES = ("diagnosis.json", "diagnosis.html")
 LEVEL = 0.8
-"""a share that stays above this (and below its inverse) all the way down is called level"""
+"""a share of supervision stays level if at every layer it is at least this part of the share at its output's layer, and
+at most the inverse of this part"""
 
 
 def diagnosis_of_run(folder: Path, name: str, run: Opened, images: int, probe_images: int | None) -> RunDiagnosis:
-    """All that is shown of a run in its folder, as values that JSON can hold.
+    """All that is shown of the run in a folder, which is open as `run`; values that JSON can hold.
 
-    `images` is how many images gradients are taken on, in whole batches; `probe_images` how many probes are trained on
-    (judged on as many of the validation split at most), None for no probes. Raises ValueError for a frozen trunk,
-    RuntimeError for gradients or features that are not finite.
+    Gradients are taken on so many `images`, in whole batches; probes are trained on so many `probe_images`, and judged
+    on at most as many of the validation split (None: no probes). Raises ValueError for a frozen trunk, RuntimeError for
+    gradients or features that are not finite.
     """
     recipe, net, dataset, device = run.recipe, run.net, run.dataset, run.device
     weights = lambdas_at(recipe, net.depths, recipe.epochs)
@@ -84,7 +85,7 @@ def diagnosis_of_run(folder: Path, name: str, run: Opened, images: int, probe_im
 
 
 def checked_folder(runs: Sequence[Path], out: Path | None) -> Path:
-    """Where the files go, refused before anything is computed if something of the user's would be lost."""
+    """The folder for the files. Refuses, before anything is computed, one that holds other files of these names."""
     check_runs(runs, out, "a diagnosis", "give --out DIR")
     folder = out or runs[0]
     if folder.exists() and not folder.is_dir():
@@ -99,12 +100,12 @@ def checked_folder(runs: Sequence[Path], out: Path | None) -> Path:
 
 
 def content_of(runs: Sequence[RunDiagnosis]) -> dict[str, Any]:
-    """What diagnosis.json holds of gathered runs."""
+    """The content of diagnosis.json for the diagnoses of some runs."""
     return {"made_by": made_by(diagnosis_page.COMMAND), "runs": list(runs)}
 
 
 def write(runs: Sequence[RunDiagnosis], folder: Path) -> list[Path]:
-    """Write diagnosis.json and diagnosis.html of gathered runs into a folder, made if need be; return their paths."""
+    """Write diagnosis.json and diagnosis.html of some runs into a folder, made if need be; return their paths."""
     folder.mkdir(exist_ok=True)
     paths = [folder / name for name in DIAGNOSIS_FILES]
     write_json(paths[0], content_of(runs))
@@ -116,7 +117,7 @@ def write(runs: Sequence[RunDiagnosis], folder: Path) -> list[Path]:
 def _sample(
     split: Labelled, recipe: Recipe, dataset: DataSet, device: torch.device, most: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """At most so many images of a split, in batches: drawn from the recipe's seed, never augmented."""
+    """At most `most` images of a split, in batches: drawn by the recipe's seed, never augmented."""
     size = min(most, 250)
     drawn = batches(
         split, size, dataset.mean, dataset.std, device=device, seed=(recipe.seed, 0), workers=dataset.workers
@@ -131,7 +132,7 @@ def _sample(
 
 
 def sentences(run: RunDiagnosis) -> Iterator[str]:
-    """What is seen of a run, in words; computed from its values."""
+    """The findings on a run in sentences, made from its values."""
     if len(each := series(run["shares"])) > 1:
         parts = [f"{_short(rows[0]['share'])} of output {output}" for output, rows in each]
         layer = each[0][1][0]["layer"]
@@ -183,7 +184,7 @@ def course(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def compared(runs: Sequence[RunDiagnosis]) -> str:
-    """Runs side by side at the shallowest layer, each by the output whose share is largest there."""
+    """Runs compared at the shallowest layer, each by the output whose share is largest there."""
     parts = []
     for run in runs:
         at = [(rows[0]["share"], output, rows[0]["layer"]) for output, rows in series(run["shares"])]

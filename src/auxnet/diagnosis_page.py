@@ -1,4 +1,4 @@
-"""The page of a diagnosis: its sentences and its tables; the figures are drawn by page/diagnosis.js."""
+"""The page of a diagnosis: its sentences and its tables; page/diagnosis.js draws the figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from auxnet.words import sentence
 
 COMMAND = "auxnet diagnose"
 SHOWN = ("name", "method", "ends", "shares", "probes", "epochs")
-"""what the figures are drawn from"""
+"""keys of a diagnosis that the figures are drawn from"""
 
 LINKS = {"shares": "Supervision", "epochs": "Over the epochs", "probes": "Probes", "gradients": "Gradients"}
 SHARES = (
@@ -71,7 +71,7 @@ def _sentences(run: RunDiagnosis, headline: str) -> str:
 
 
 def _gradients(run: RunDiagnosis, named: bool) -> str:
-    """Norms by output and segment, cosines by pair of outputs and segment."""
+    """Tables of a run's gradients: norms by output and segment, cosines by pair of outputs and segment."""
     K = len(run["depths"])
     segments = range(1, K + 1)
     norm = {(row["output"], row["segment"]): row["norm"] for row in run["norms"]}

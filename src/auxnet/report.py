@@ -1,6 +1,7 @@
-"""What there is to see of runs, gathered into plain values, and the page that shows it.
+"""The report on runs: their facts, gathered as plain values, and the page that shows them.
 
-Of a finished run what it saved, and what its images say (`examining`); of one that is not finished its curves so far.
+Facts of a finished run are what it saved and what its net says of its images (`examining`); facts of an unfinished run
+are its learning curves so far.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from auxnet.selection import MARGIN, cheapest_within
 from auxnet.unfinished import RunFacts
 from auxnet.words import as_flag, command
 
-_OF_IMAGES = b'"confusion":['  # among the data of a page whose run was finished, and its images were there
+_OF_IMAGES = b'"confusion":['  # is in a page that shows a finished run whose images were found
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,14 @@ def write_report(
 ) -> Report:
     """One HTML file for a run, or several in a list; `out` is by default report.html in the one run.
 
-    Data directory, device and threads are as in training where they are not given. Of several runs, those whose data
-    `data_dir` does not hold are shown on the data that they were trained on.
+    Data directory, device and threads are as in training if they are not given. If `data_dir` does not hold the data of
+    some of several runs, those runs are shown on the data that they were trained on.
 
     Raises ValueError for several runs without `out`, or a device that cannot be used; FileExistsError if `out` is
-    something else than a report, or the run's own report shows images that the new one lacks; FileNotFoundError if a
-    run or the folder of `out` does not exist, or a run has not finished an epoch, or `data_dir` does not hold the data
-    of the one run; PermissionError, before it is made, if it cannot be written; RuntimeError if a run is damaged.
+    something else than a report, or the run's own report shows images that the new one would lack; FileNotFoundError if
+    a run or the folder of `out` does not exist, or a run has not finished an epoch, or `data_dir` does not hold the
+    data of the one run; PermissionError, before any run is evaluated, if the report cannot be written; RuntimeError if
+    a run is damaged.
     """
     if isinstance(runs, str | os.PathLike) or not isinstance(runs, Iterable):  # `run_path` refuses what is no path
         runs = [runs]
@@ -84,7 +86,7 @@ def write_report(
 
 
 def checked_path(runs: Sequence[Path], out: Path | None) -> Path:
-    """Where the report goes, refused before anything is computed if something of the user's would be lost."""
+    """The path of the report. Refuses, before anything is computed, one at which a file of the user's would be lost."""
     check_runs(runs, out, "a report", "give --out FILE.html")
     path = out or runs[0] / "report.html"
     if path.is_dir():
@@ -103,7 +105,7 @@ def checked_path(runs: Sequence[Path], out: Path | None) -> Path:
 def facts_of_run(
     run: Path, name: str, data_dir: str | None = None, device: str | None = None, threads: int | None = None
 ) -> RunFacts:
-    """All that the page shows of a run; "missing" says why a part is not there.
+    """All that the page shows of a run; "missing" says why a part is absent.
 
     Data directory, device and threads are as in training where they are None.
     """
@@ -142,7 +144,7 @@ def facts_of_run(
 
 
 def saved(run: Path) -> dict[str, Any]:
-    """What a finished run saved of itself. Raises FileNotFoundError, which says how to go on with one that is not."""
+    """The facts that a finished run saved. Raises FileNotFoundError for another, and says how to continue that one."""
     config, summary = read_config(run), read_json(run / "summary.json")
     outputs = [_saved(row, summary["data"]) for row in summary["last"]]
     return {
@@ -156,7 +158,7 @@ def saved(run: Path) -> dict[str, Any]:
 
 
 def so_far(run: Path, recipe: Recipe, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What is known of a run that is not finished beside its curves, by the rows of one whole epoch or more.
+    """The facts of an unfinished run beside its curves; `rows` are the metrics of its whole epochs, one or more.
 
     (config.json, summary.json and the weights are written at the end of a training; metrics.jsonl grows as it runs.)
     """
@@ -194,7 +196,7 @@ def curves(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _saved(row: dict[str, Any], images: dict[str, Any]) -> dict[str, Any]:
-    """An output as summary.json has it."""
+    """The facts of an output, from its row in summary.json."""
     worth = {}
     for split in ("val", "test"):
         n, error = images[split], row[f"{split}_error"]
@@ -204,7 +206,7 @@ def _saved(row: dict[str, Any], images: dict[str, Any]) -> dict[str, Any]:
 
 
 def _chosen_by_rows(outputs: list[dict[str, Any]], guessing: float) -> dict[str, Any]:
-    """The rule of `selection.choose` without budgets, for a run of which only the errors are known."""
+    """The output that `selection.choose` would choose without budgets, if only the errors of a run are known."""
     index = cheapest_within([row["val"]["error"] for row in outputs], [int(row["macs"]) for row in outputs], MARGIN)
     val = outputs[index]["val"]
     no_better = no_better_than_guessing(val["error"], val["images"], guessing)

@@ -1,4 +1,4 @@
-"""The page of a report: what is said of runs, and the tables; the figures are drawn by page/report.js."""
+"""The page of a report: sentences on runs, and tables; page/report.js draws the figures."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _kind(run: RunFacts) -> str:
 
 
 def headline(run: RunFacts) -> str:
-    """Which output is the smallest that is good enough, in numbers; of a run that is not finished, where it stands."""
+    """Which output is the smallest that is good enough, in numbers; of an unfinished run, how far it has come."""
     if not run["finished"]:
         return unfinished.headline(run)
     outputs = run["outputs"]
@@ -138,7 +138,7 @@ def notes(runs: Sequence[RunFacts]) -> list[str]:
 
 
 def _apart(runs: Sequence[RunFacts]) -> str | None:
-    """What keeps the errors of runs from being compared: their data; None if nothing does."""
+    """What differs in the data of runs, so that their errors cannot be compared; None if they can."""
     tested = {run["data"].get("test_sha256") for run in runs}
     if len(tested) == 1 and all(tested):  # whatever their folders are called
         return None
@@ -149,7 +149,10 @@ def _apart(runs: Sequence[RunFacts]) -> str | None:
 
 
 def _validated_alike(runs: Sequence[RunFacts]) -> bool:
-    """By their images; where these are not known, by the seed and the share that draw them, unless the data do."""
+    """Whether runs have the same validation images; if the images are not known, whether seed and share are the same.
+
+    (`seed` and `val_fraction` draw the images, unless the data bring validation images of their own.)
+    """
     alike = validated_alike({**run["data"], "val_pictures": run["val_pictures"]} for run in runs)
     return len({(run["seed"], run["recipe"]["val_fraction"]) for run in runs}) == 1 if alike is None else alike
 
@@ -225,7 +228,7 @@ def _tiles(run: RunFacts) -> str:
 
 
 def latency_words(runs: Sequence[RunFacts]) -> str:
-    """What latency is, and where it was measured: said once of all runs of which it is the same."""
+    """What latency is, and where it was measured; runs that were measured alike share a mention."""
     measured = {run["name"]: run["measured"] for run in runs if run["measured"]}
     joint = " on " if len(set(measured.values())) == 1 else ". "
     how = "Latency: median and quartiles of the model alone on one image, measured for this page"
@@ -314,7 +317,7 @@ def _recipes(runs: Sequence[RunFacts]) -> str:
 
 
 def _value(run: RunFacts, key: str) -> str:
-    """What a run's recipe says under a key; nothing for another method's, such as pair-wise's mode."""
+    """A value of a run's recipe in words; nothing for a field of another method, such as `mode` in pair-wise."""
     recipe = run["recipe"]
     return words_of(recipe[key]) if METHOD_OF.get(key, recipe["method"]) == recipe["method"] else ""
 

@@ -1,4 +1,4 @@
-"""The parts of a report's page that show where a run stands that is not finished, by its curves so far."""
+"""The parts of a report's page that show how far an unfinished run has come, from its learning curves so far."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def epochs_of(run: RunFacts) -> str:
 
 
 def headline(run: RunFacts) -> str:
-    """Where it stands, in a sentence."""
+    """How far an unfinished run has come, in a sentence."""
     error, output = _lowest(run)
     which = f", output {output}" if len(run["curves"]["outputs"]) > 1 else ""
     epochs = f"after epoch {run['epochs']['last']} of {run['recipe']['epochs']}"
@@ -85,7 +85,7 @@ def headline(run: RunFacts) -> str:
 
 
 def tiles(run: RunFacts) -> str:
-    """Where it stands, in numbers."""
+    """How far an unfinished run has come, in numbers."""
     done, epochs, seconds = run["epochs"]["last"], run["recipe"]["epochs"], run["wall_seconds"]
     error, output = _lowest(run)
     numbers = [
@@ -97,7 +97,7 @@ def tiles(run: RunFacts) -> str:
 
 
 def table(runs: Sequence[RunFacts]) -> str:
-    """The outputs of all such runs after the last epoch that is done; nothing if there are none."""
+    """The outputs of unfinished runs after the last epoch that is done; nothing if there are no such runs."""
     heads, lines = ("output", "depth", "training loss", "validation loss", "validation error"), []
     for run in runs:
         lines.append(heading_of(f"{run['name']}: {epochs_of(run)}", len(heads)))
@@ -108,5 +108,5 @@ def table(runs: Sequence[RunFacts]) -> str:
 
 
 def _lowest(run: RunFacts) -> tuple[float, int]:
-    """(validation error, output) after the last epoch that is done."""
+    """The lowest validation error after the last epoch that is done, and its output."""
     return min((each["val_error"][-1], each["output"]) for each in run["curves"]["outputs"])
