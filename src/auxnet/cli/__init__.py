@@ -53,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 status = _run(words)
             except SystemExit as stop:  # after --help
                 status = int(stop.code or 0)
-            print(end="", flush=True)  # or what cannot be written is told at the interpreter's end, by a traceback
+            print(end="", flush=True)  # else output that cannot be written ends the interpreter with a traceback
             return status
-    except KeyboardInterrupt as stop:  # Ctrl-C, or what a training makes of it and the like once all is saved
+    except KeyboardInterrupt as stop:  # Ctrl-C, or the Stopped that a training raises once all is saved
         if leads():
             say(str(stop) or "interrupted")
         return int(getattr(stop, "status", 130))
@@ -98,7 +98,7 @@ def leads() -> bool:
 
 
 def say(text: str) -> None:
-    """Print a line on standard error, beside the results; where nobody can read it, what is done goes on."""
+    """Print a line on standard error, beside the results; if nobody can read it, the work continues."""
     try:
         print(f"auxnet: {text}", file=sys.stderr, flush=True)
     except OSError:  # as `2>&1 | head`, a terminal that was closed, or a full disk

@@ -37,7 +37,7 @@ class Evaluate(OfOneRun):
     """measure the latency and the peak memory of each output as a model of its own; if not, evaluation.json keeps those
     that were measured of these weights before"""
     classes: FlagCreatePairsOff[bool] = False
-    """the error on every class, on validation and on test, not on the worst of each output alone"""
+    """show the error on every class, on validation and on test, not only on the worst classes of each output"""
     on: str | None = None
     """other labelled images to judge the run on, and nothing else: a folder of class folders or of parquet shards, an
     .npz file, or what else --data takes (of several splits, test). Classes are matched by name, nothing is written"""
@@ -53,7 +53,7 @@ class Select(OfOneRun):
     """Choose the cheapest output that is good enough on validation; exit status 1 if none meets the budgets."""
 
     within: float | None = None
-    """percentage points that its validation error may lie above the best one's; none: 0.5, and 0 with a budget"""
+    """percentage points that its validation error may be above the lowest of all; none: 0.5, or 0 with a budget"""
     max_params: str | None = None
     """at most this many parameters: 200000, 200k, 0.2M"""
     max_macs: str | None = None
@@ -184,7 +184,7 @@ def select(words: list[str]) -> int:
 
 
 def _content(choice: Choice, test: OutputReport | None) -> dict[str, object]:
-    """A choice as JSON can hold it, with all that the text says of it, and what its output does on test images."""
+    """A choice as JSON can hold it, with all that is printed of it, and what its output does on test images."""
     content = asdict(choice)
     for each, candidate in zip(content["candidates"], choice.candidates, strict=True):
         if candidate.against_chosen is not None:

@@ -43,7 +43,7 @@ class Exits(OfOneRun):
     """target: least error, with at most this many milliseconds for an image on average, one at a time, measured here,
     of the PyTorch model; an ONNX file of it is usually faster (docs/performance.md)"""
     cost: Cost = "macs"
-    """what --max-error-increase makes least"""
+    """the mean cost that --max-error-increase makes least: multiply-adds or latency"""
     confidence: Confidence = "entropy"
     """how sure an output is: entropy (BranchyNet), top probability (MSDNet), margin over the second"""
     common: FlagCreatePairsOff[bool] = False
@@ -53,7 +53,7 @@ class Exits(OfOneRun):
     curve: int = 8
     """points of the curve of least errors for bounds on the mean cost, in 2..100"""
     baselines: FlagCreatePairsOff[bool] = False
-    """show what a solved curve is compared with, too: every image at one output, and MSDNet's budgeted batch"""
+    """show baselines of the solved curve, too: every image at one output, and MSDNet's budgeted batch"""
     json: FlagCreatePairsOff[bool] = False
     """print JSON instead of tables"""
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class Study:
     """One of the paper's experiments: its trainings, its tables, and a verdict on each of its claims.
 
-    What is trained already is not trained again, also by another study; the same command, given again or elsewhere at
-    the same time, takes part. Nothing is chosen on the test set.
+    What is trained already, even by another study, is not trained again; the same command, given again or elsewhere at
+    the same time, joins in. Nothing is chosen on the test set.
     """
 
     name: Annotated[Positional[str], arg(metavar="[STUDY]", help_behavior_hint="")] = ""
@@ -36,23 +36,23 @@ class Study:
     seeds: int | None = None
     """trainings of each variant; none: as the study says"""
     only: tuple[str, ...] | None = None
-    """train these variants, not the others (none: all); the tables are of what is trained by then"""
+    """train only these variants (none: all); the tables show all that is trained by then"""
     out: Path = Path("runs/studies")
-    """where the trainings lie, of all studies together"""
+    """the folder for the trainings, of all studies together"""
     report: Path | None = None
     """the folder for tables, figures and ledger; none: OUT/NAME-SCALE"""
     processes: int = 1
     """trainings at a time, which share the threads and are dealt out to the GPUs"""
     show: FlagCreatePairsOff[bool] = False
-    """train nothing; show what is there, and write it"""
+    """train nothing; show what is trained already, and write it"""
     data_dir: str | None = None
-    """where data sets lie; none: $AUXNET_DATA"""
+    """the folder that holds data sets; none: $AUXNET_DATA"""
     device: str = "auto"
     """auto (cuda where there is one, else cpu), cpu, cuda, cuda:1, mps"""
     threads: int | None = None
     """CPU threads, of all processes together; none: PyTorch's choice"""
     stream: Stream = "auto"
-    """leave the images of folders and parquet on disk; auto: if they would take over half of the memory left"""
+    """read images of folders and parquet from disk in training; auto: if they would take half of free memory"""
     workers: int | None = None
     """processes that decode images left on disk, of all processes together; none: one per core"""
     cuda_graph: bool = True

@@ -1,7 +1,4 @@
-"""What is refused before the first training of a study: what cannot be trained or judged, and where it may not be kept.
-
-Known without a training.
-"""
+"""What is refused before the first training of a study: variants, claims, data and folders that cannot be."""
 
 from __future__ import annotations
 
@@ -52,10 +49,10 @@ def _depths(study: Study, side: Side) -> tuple[int, ...]:
 
 
 def check_variants(study: Study, where: Mapping[str, Any]) -> None:
-    """Raise ValueError for a variant that cannot be trained, or a `where` (`recipe.WHERE`) that cannot be had here.
+    """Raise ValueError for a variant that cannot be trained, or a `where` (`recipe.WHERE`) that is not to be had here.
 
-    And for weights on the hub without their commit: they may be others when the next training begins; and for a frozen
-    trunk in a study that measures what supervision reaches it.
+    And for weights on the hub without a commit, which may be others when the next training begins; and for a frozen
+    trunk in a study that measures the supervision that reaches the trunk.
     """
     device_of(Recipe(**where).device)
     for variant in study.variants:
@@ -71,17 +68,17 @@ def check_variants(study: Study, where: Mapping[str, Any]) -> None:
 
 
 def check_data_found(out: Path, trainings: Sequence[Training]) -> None:
-    """Raise ValueError or FileNotFoundError if the data of a trial to be trained in `out` are not there, or hold it."""
+    """Raise FileNotFoundError or ValueError if the data of a training are not there, or if `out` is within them."""
     for name, data_dir in dict.fromkeys((training.recipe.data, training.recipe.data_dir) for training in trainings):
         find(name, data_dir)
         check_outside_data(out, name, data_dir)
 
 
 def check_folder(folder: Path, study: Study, kept: Collection[str]) -> None:
-    """Refuse a folder in which something that is not this study's, or a training, would be lost.
+    """Raise FileExistsError for a folder whose files are not this study's, or in which a training would be lost.
 
-    `kept` are the names of the trainings that the new ledger has, or will have. Raises FileExistsError. What was
-    written of the study with other claims, fewer seeds or fewer variants may be replaced.
+    `kept` are the names of the trainings that the new ledger has, or will have. Files of the same study with other
+    claims, fewer seeds or fewer variants may be replaced.
     """
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file: name a folder for the study's tables")

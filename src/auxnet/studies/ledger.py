@@ -22,7 +22,7 @@ from auxnet.studies.verdicts import Verdict, judge_all
 Row = dict[str, Any]
 MeanAndSpread = tuple[float, float | None]
 """over the seeds: mean and standard deviation; None with a single one"""
-MOST = 2**53  # of whatever is counted
+MOST = 2**53  # that any count may be
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Findings:
 
 @dataclass(frozen=True)
 class Average:
-    """One output of one variant over its seeds; errors are fractions, None where nothing is trained yet."""
+    """One output of one variant over its seeds; errors are fractions."""
 
     variant: str
     data: str
     output: int
     final: bool
-    """whether it is the variant's final one"""
+    """whether it is the variant's final output"""
     depth: int
     params: int
     macs: int
@@ -50,17 +50,17 @@ class Average:
     test: MeanAndSpread
     """test error of the last epoch"""
     best_test: MeanAndSpread
-    """of the epoch that was best on validation"""
+    """test error of the epoch that was best on validation"""
 
 
 def findings_of(study: Study, out: Path) -> Findings:
-    """What the trainings in `out` that are done say of a study. Raises RuntimeError for a summary that is damaged."""
+    """The findings of a study from the trainings done in `out`. Raises RuntimeError for a summary that is damaged."""
     rows = tuple(_row(study, out, training) for training in study.trainings())
     return found_in(study, rows)
 
 
 def found_in(study: Study, rows: Sequence[Row]) -> Findings:
-    """What the rows of a ledger say of a study."""
+    """The findings of a study from the rows of a ledger."""
     return Findings(study, tuple(rows), tuple(judge_all(study.claims, study.datasets, rows)))
 
 
@@ -120,15 +120,15 @@ def _row(study: Study, out: Path, training: Training) -> Row:
 
 
 def _results(summary: Any) -> Row:
-    """What a row takes of a summary.json, which must be as a training writes it: `parsing` says what else it raises."""
+    """What a row takes from a summary.json. Raises, for `parsing`, if that is not as a training writes it."""
     tables = {which: [_output(line) for line in summary[which]] for which in ("last", "best")}
     about = {key: summary[key] for key in ("epochs", "commit", "versions", "device")}
     made_by = f"{about['commit']} {about['versions']['torch']} {about['device']['name']} {about['device']['threads']}"
-    made_by.encode()  # raises ValueError for half a character, which no page could be written with
+    made_by.encode()  # raises ValueError for half a character (a lone surrogate), which cannot be written
     images = summary["data"]
     if min(_number(images[part]) for part in ("train", "val", "test")) < 1 or not tested_alike([images]):
         raise ValueError("it does not say on which images")
-    in_doubt(images.get("may_be_seen_by", {}))  # raises where that names no splits and runs
+    in_doubt(images.get("may_be_seen_by", {}))  # raises if this does not name splits and runs
     if any([line["output"] for line in table] != [*range(1, len(table) + 1)] for table in tables.values()):
         raise ValueError("its tables are not of outputs 1, 2, ...")
     if len(tables["last"]) != len(tables["best"]):

@@ -1,6 +1,6 @@
-"""The trainings of a study: each in a run directory of its own, once, by as many processes as like to join.
+"""The trainings of a study: each done once, in a run directory of its own, by any number of processes that join.
 
-OUT/trials/NAME/         a run directory; the name follows from the recipe, so that studies share what they share
+OUT/trials/NAME/         a run directory; its name follows from the recipe: studies of the same recipe share it
     trials/NAME.failed   why a training cannot succeed, such as a loss that became infinite: not tried again
     claims/NAME.lock     held by the process that trains it; a lock dies with its process
 """
@@ -29,21 +29,21 @@ from auxnet.train import fit_on
 from auxnet.words import val_errors
 
 Watch = Callable[[Sequence[Training]], None]
-"""is told, now and then, which trials are left"""
+"""is called now and then with the trainings that are left"""
 
 
 def training_folder(out: Path, training: Training) -> Path:
-    """The run directory of a trial."""
+    """The run directory of a training."""
     return out / "trials" / training.name
 
 
 def is_done(out: Path, training: Training) -> bool:
-    """Whether a trial was trained to its end."""
+    """Whether a training came to its end."""
     return is_finished(training_folder(out, training))
 
 
 def why_failed(out: Path, training: Training) -> str | None:
-    """Why a trial failed; None if it did not."""
+    """Why a training failed; None if it did not."""
     path = _failed(out, training)
     return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
@@ -53,16 +53,17 @@ def _failed(out: Path, training: Training) -> Path:
 
 
 def left_of(out: Path, trainings: Sequence[Training]) -> list[Training]:
-    """The trials that are not trained, and have not failed."""
+    """The trainings that are not done, and have not failed."""
     return [training for training in trainings if not is_done(out, training) and why_failed(out, training) is None]
 
 
 def check_same_images(out: Path, trainings: Sequence[Training]) -> None:
-    """Raise ValueError for a trial in `out` that was trained on other images than those of the folder asked for now.
+    """Raise ValueError for a training in `out` that was done on other images than those of the folder asked for now.
 
-    A trial is named by its data as the study writes them, and the same path may be another folder elsewhere. Where one
-    of the two folders is gone, as in a project that was moved, they are taken to be the same; where both are there, as
-    in one that was copied, they are compared, once. (A trial that is not finished cannot go on in another folder.)
+    A training's name holds its data as the study writes them, and from elsewhere the same path may be another folder.
+    If one of the two folders is gone, as in a project that was moved, they are taken to be the same; if both are there,
+    as in a project that was copied, their images are compared, once. (An unfinished training cannot continue on another
+    folder.)
     """
     alike: dict[tuple[str, str], bool] = {}
     for training in trainings:
@@ -87,7 +88,7 @@ def _was_trained_on(recipe: Recipe, run: Path) -> bool:
 
 
 def under_way(out: Path, trainings: Sequence[Training]) -> Iterator[str]:
-    """In words, where each of the trials stands that some process trains at this moment."""
+    """How far each of the trainings has come that some process is doing at this moment, in words."""
     for training in left_of(out, trainings):
         if is_held(_claim(out, training)):
             done, errors = _stands(training_folder(out, training))
@@ -107,7 +108,7 @@ def _stands(folder: Path) -> tuple[int, list[float]]:
 
 @lru_cache(maxsize=64)
 def _read_stands(folder: Path, size: int, time: int) -> tuple[int, list[float]]:
-    """`_stands`, by metrics of that size and time: they are read once, however often one asks."""
+    """`_stands`, for a metrics file of this size and time of change, so that each state of the file is read once."""
     rows = whole_epochs(read_metrics(folder))
     done = max((row["epoch"] for row in rows), default=0)
     return done, [row["error"] for row in rows if row["epoch"] == done and row["split"] == "val"]
@@ -118,9 +119,9 @@ def _claim(out: Path, training: Training) -> Path:
 
 
 def train(out: Path, trainings: Sequence[Training], processes: int, where: dict[str, Any], watch: Watch) -> None:
-    """Train what is left of `trials`, in at most `processes` processes; what others train now is waited for.
+    """Do the `trainings` that are left, in at most `processes` processes, and wait for those that others are doing.
 
-    Raises RuntimeError if processes die and leave trials undone; OSError for a disk that is full; signals.Stopped
+    Raises RuntimeError if processes die and leave trainings undone; OSError for a disk that is full; signals.Stopped
     after Ctrl-C or SIGTERM, once the steps at hand are done and saved.
     """
     for folder in ("trials", "claims"):
@@ -139,7 +140,7 @@ def train(out: Path, trainings: Sequence[Training], processes: int, where: dict[
 
 
 def _work(out: Path, trainings: Sequence[Training], where: dict[str, Any], watch: Callable[[], None]) -> None:
-    """Train one trial after the other until all are done or failed, waiting for those that other processes train."""
+    """Do one training after the other until all are done or failed, waiting for those that other processes do."""
     while left := left_of(out, trainings):
         held = 0
         for training in left:
@@ -159,11 +160,11 @@ def _work(out: Path, trainings: Sequence[Training], where: dict[str, Any], watch
 
 
 def _train(out: Path, training: Training, watch: Callable[[], None]) -> None:
-    """Train a trial. If it diverges, that is noted as a finding and not tried again; any other error is raised."""
+    """Do a training. If it diverges, that is noted as a finding and not tried again; any other error is raised."""
 
     told = -math.inf
 
-    def follow(progress: Progress) -> None:  # after each step: others' trainings are not looked through so often
+    def follow(progress: Progress) -> None:  # after each step, but `watch` looks through all trainings
         nonlocal told
         if progress.done or time.monotonic() - told >= 1:
             told = time.monotonic()

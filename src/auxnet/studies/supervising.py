@@ -1,6 +1,6 @@
 """The supervision in the trainings of a study (METHOD section 4, the paper's figure): measured once each, and drawn.
 
-OUT/trials/NAME.supervision.json    what was measured in a trial: beside it, as `auxnet diagnose` writes into it
+OUT/trials/NAME.supervision.json    what was measured: beside the run directory, into which `auxnet diagnose` writes
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from auxnet.rundir import with_absolute_paths
 from auxnet.studies.running import is_done, training_folder
 from auxnet.studies.spec import Training
 
-IMAGES = 512  # of the last epoch, that gradients are taken on
+IMAGES = 512  # of the last epoch; gradients are taken on these
 
 
 def diagnose(out: Path, trainings: Sequence[Training]) -> None:
-    """Measure the supervision of the trainings that are done, where it is not measured yet of these weights.
+    """Measure the supervision of each training that is done, unless it was measured with the weights there are now.
 
     Of several processes one measures, and the others wait for it.
     """
@@ -33,9 +33,9 @@ def diagnose(out: Path, trainings: Sequence[Training]) -> None:
     with FileLock(out / "claims" / "supervision.lock"):
         for training in trainings:
             folder = training_folder(out, training)
-            weights = folder / "model.safetensors"  # removed, to save room: nothing can be measured
+            weights = folder / "model.safetensors"  # may be removed to save room: then nothing can be measured
             if is_done(out, training) and _measured(out, training) is None and weights.is_file():
-                recipe = with_absolute_paths(training.recipe)  # since it was trained the data may have moved
+                recipe = with_absolute_paths(training.recipe)  # the data may have moved since the training
                 data_dir = str(Path(recipe.data).parent) if Path(recipe.data).is_absolute() else recipe.data_dir
                 with opened(folder, data_dir=data_dir, device=recipe.device, threads=recipe.threads) as run:
                     diagnosis = diagnosing.diagnosis_of_run(folder, training.variant, run, IMAGES, None)
@@ -51,9 +51,9 @@ def draw(out: Path, trainings: Sequence[Training], folder: Path) -> list[Path]:
 
 
 def shares_of(out: Path, training: Training) -> dict[str, float] | None:
-    """{output: the share of supervision in the shallowest layer}, where one is defined; None if not measured.
+    """{output: the share of supervision in the shallowest layer, if it is defined}; None if nothing was measured.
 
-    In joint training of several outputs there is a single one, of "all" together.
+    In joint training of several outputs there is a single share, of "all" together.
     """
     run = _measured(out, training)
     if run is None:
@@ -73,13 +73,13 @@ def _file(out: Path, training: Training) -> Path:
 
 
 def _measured(out: Path, training: Training) -> dict[str, Any] | None:
-    """What was measured in a trial that is done; None if it was not, or in other weights than it has now."""
+    """What was measured in a training that is done; None if nothing was, or with other weights than there are now."""
     path = _file(out, training)
     if not (path.is_file() and is_done(out, training)):
         return None
     run: dict[str, Any] = read_json(path)
     folder = training_folder(out, training)
-    gone = not (folder / "model.safetensors").is_file()  # removed, to save room: nothing says that they were others
+    gone = not (folder / "model.safetensors").is_file()  # removed to save room: nothing says that they were others
     with parsing(_damaged(out, training)):
         return run if gone or run["weights_sha256"] == weights_sha256(folder) else None
 

@@ -48,7 +48,7 @@ class Settings:
 
     @property
     def grid_size(self) -> int:
-        """How many combinations of values there are; 0 if there is no end of them."""
+        """How many combinations of values there are; 0 if there are infinitely many."""
         return math.prod(count_of(domain) or 0 for domain in self.space.values())
 
     @property
@@ -72,7 +72,7 @@ def content_of(settings: Settings) -> dict[str, Any]:
 
 
 def settings_from(content: dict[str, Any]) -> Settings:
-    """What `content_of` made."""
+    """The settings that `content_of` turned into values."""
     return Settings(
         recipe_from(content["recipe"]),
         {field: domain_of(field, given) for field, given in content["space"].items()},
@@ -81,7 +81,7 @@ def settings_from(content: dict[str, Any]) -> Settings:
 
 
 def pretrained_of(settings: Settings) -> list[str | None]:
-    """The weights that trainings begin with, as they are named: the recipe's, then those that vary."""
+    """The names of initial weights: the recipe's `pretrained`, then the choices if `pretrained` varies."""
     varied = settings.space.get("pretrained")
     return [settings.recipe.pretrained, *(values_of(varied) if varied else ())]
 
@@ -99,10 +99,7 @@ def found_anywhere(settings: Settings) -> Settings:
 
 
 def check_same(begun: Settings, given: Settings, folder: Path) -> None:
-    """Refuse settings other than those that a sweep was begun with, naming the first difference.
-
-    Raises ValueError.
-    """
+    """Raise ValueError for settings other than those that a sweep was begun with, naming the first difference."""
     begun, given = found_anywhere(begun), found_anywhere(given)
     weights, asked = pretrained_of(begun), pretrained_of(given)
     if len(weights) == len(asked):
