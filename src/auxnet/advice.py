@@ -69,7 +69,7 @@ def data_doubts(recipe: Recipe, dataset: DataSet) -> Iterator[str]:
         if cut and (share := fmean(cut)) >= MANY_CUT:
             said = f"--image-size {recipe.image_size} keeps the middle square of each picture"
             lost = f"{100 * share:.0f} % of them lose {100 * LARGE_CUT:.0f} % or more"
-            yield f"{said}, {lost}: --fit pad keeps all, between black borders, and --fit stretch squeezes it in"
+            yield f"{said}, {lost}: --fit pad keeps whole pictures, between black borders, --fit stretch distorts them"
     yield from copies_doubts(dataset)
     if recipe.class_weights == "none" and max(sizes) >= VERY_UNEVEN * min(sizes):
         apart = f"classes have {min(sizes):,} to {max(sizes):,} training images"

@@ -17,9 +17,9 @@ LINKS = {"shares": "Supervision", "epochs": "Over the epochs", "probes": "Probes
 SHARES = (
     "shares",
     "How much of the gradient is supervision that arrives unchanged",
-    "At each layer, the norm of the gradient at the output above over that of the gradient which arrives (joint: of "
-    "all outputs above, weighted; else a line per output, from its own layer down). 1: nothing is lost in between; "
-    "towards 0: what the layers in between make of it drowns the supervision.",
+    "At each layer: the norm of the loss's gradient at the output above, divided by the norm of the gradient that "
+    "arrives here (joint: of all outputs above, weighted; else a line per output, from its own layer down). 1: the "
+    "gradient arrives unchanged; towards 0: what the layers in between add to it drowns the supervision.",
     '<div class="switches"><fieldset id="scale" class="switch"><legend>Scale</legend></fieldset></div>',
 )
 EPOCHS = (
@@ -30,8 +30,8 @@ EPOCHS = (
 PROBES = (
     "probes",
     "What a linear classifier reads off each layer",
-    "Accuracy of logistic regression on the feature after a layer, averaged over its positions, on validation images; "
-    "bars are 95 % intervals. Open markers: where outputs sit.",
+    "Accuracy, on validation images, of logistic regression on the feature after each layer, averaged over its "
+    "positions; bars are 95 % intervals. Open markers: layers with an output.",
 )
 GRADIENTS = (
     "gradients",

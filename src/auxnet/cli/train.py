@@ -179,8 +179,8 @@ def _outputs_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
 def _plan_table(planned: Planned) -> Table:
     """One line per planned output, shallow to deep."""
     title = (
-        "cost of each output alone; the weight of its loss (lambda); and, for the layers since the output before, "
-        "relative to the recipe: the step along its own loss, the step along all losses, the weight decay"
+        "each output: what it costs alone, the weight of its loss (lambda), and for its segment (the layers since the "
+        "output before), relative to the recipe: the step along its own loss, along all losses, and the weight decay"
     )
     made = screen.table(title, "output", "depth", "parameters", "MACs", "lambda", "own step", "all steps", "decay")
     for o in planned.outputs:

@@ -150,7 +150,7 @@ def _trained(
     except ValueError as failure:
         if resuming:  # these values were trained with before: they are not at fault
             raise RuntimeError(
-                f"trial {trial.number} goes on where it was begun, or begins anew here once {folder} is removed: "
+                f"trial {trial.number} continues where it was begun, or begins again here once {folder} is removed: "
                 f"{one_line(failure).partition(': leave the flag out')[0]}"
             ) from failure
         return None, State.FAIL, one_line(failure)
