@@ -41,9 +41,9 @@ class PlannedOutput:
     params: int
     macs: int
     step: float
-    """the segment's step along the gradient of its own output's loss L_k, in multiples of eta: lambda_k over what the
-    step scale divides by; an optimizer that normalises gradients (Adam and kin, with a state per output) does not feel
-    lambda_k, which then counts as 1 unless it is 0"""
+    """how far this output moves the segment that ends in it along the gradient of its own loss, in multiples of eta:
+    loss weight times step scaling; a weight above 0 counts as 1 if the optimizer normalises gradients (Adam and kin,
+    with a state per output)"""
     steps_above: float
     """the same, summed over the losses of this output and of all outputs above it"""
     decay: float
