@@ -108,7 +108,7 @@ def speed_notes(recipe: Recipe, seconds: float) -> Iterator[str]:
 
 
 def _may_gain(recipe: Recipe, **fields: Any) -> bool:
-    """Whether a recipe has other values in these fields than those given, but may have those given."""
+    """Whether a recipe has other values in these fields, and would not be refused with the values given."""
     try:
         return replace(recipe, **fields) != recipe
     except ValueError:

@@ -44,8 +44,8 @@ def work_together(
 
     `where` is divided among them. `watch` is called about once a second, here, where their warnings are given too.
     Raises RuntimeError if the work is `unfinished` at the end: it says what went wrong in the processes, and that the
-    same command goes on with `what` (sweep, study). Raises signals.Stopped after Ctrl-C or SIGTERM, once each process
-    has saved what it has in hand.
+    same command continues `what` they do (sweep, study). Raises signals.Stopped after Ctrl-C or SIGTERM, once each
+    process has saved what it has in hand.
     """
     context = multiprocessing.get_context("spawn")
     processes: list[SpawnProcess] = []

@@ -79,7 +79,7 @@ def write_report(
         raise FileExistsError(
             f"{path} shows images, which a new one would lack, and is left alone: {missing[0]}; give --out FILE.html"
         )
-    write_text(path.resolve(), html)  # where a link leads too
+    write_text(path.resolve(), html)  # a link is followed
     several = len(gathered) > 1
     headlines = [f"{run['name']}: " * several + report_page.headline(run) for run in gathered]
     return Report(path, headlines, missing)
@@ -107,7 +107,7 @@ def facts_of_run(
 ) -> RunFacts:
     """All that the page shows of a run; "missing" says why a part is absent.
 
-    Data directory, device and threads are as in training where they are None.
+    Data directory, device and threads are as in training if they are None.
     """
     recipe = read_run_recipe(run)
     asked = {"data_dir": data_dir, "device": device, "threads": threads}

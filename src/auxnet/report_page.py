@@ -189,7 +189,7 @@ def _headlines(runs: Sequence[RunFacts], within: float) -> str:
 def told_apart(runs: Sequence[RunFacts]) -> str:
     """Whether validation images tell the best output of all finished runs from the best one of each other run.
 
-    By McNemar's test, adjusted (Holm) for all pairs of runs. Nothing where the runs do not share these images, or the
+    By McNemar's test, adjusted (Holm) for all pairs of runs. Nothing if the runs do not share these images, or the
     images of one are gone.
     """
     if len(runs) < 2 or _apart(runs) or any(run["val_wrong"] is None for run in runs) or not _validated_alike(runs):

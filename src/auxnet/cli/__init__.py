@@ -38,7 +38,7 @@ _shared = False  # whether the command is one that torchrun's processes share
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; every error is one line, never a traceback (AUXNET_DEBUG=1 shows it)."""
     words = list(sys.argv[1:] if argv is None else argv)
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # None where a shell closed it, as by >&-
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # None if a shell closed it, as by >&-
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):  # names of any bytes
@@ -106,7 +106,7 @@ def say(text: str) -> None:
 
 
 def _warn(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
-    """A warning of this program as one line; those of libraries are for developers."""
+    """Print a warning of this program as one line; warnings of libraries are for developers."""
     if category is UserWarning:
         say(f"warning: {one_line(message)}")
 

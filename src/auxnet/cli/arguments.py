@@ -146,10 +146,10 @@ def _sections(recipe: Recipe) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class OfRun:
-    """Options of the commands that open finished runs: where the data lie, and on what to compute."""
+    """Options of the commands that open finished runs: where the data are, and on what to compute."""
 
     data_dir: str | None = None
-    """the folder that holds the data; none: where they lay in training"""
+    """the folder that holds the data; none: the same as in training"""
     device: str | None = None
     """auto, cpu, cuda, ...; none: as in training"""
     threads: int | None = None

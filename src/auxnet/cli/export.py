@@ -47,7 +47,7 @@ class Export:
     temperatures: tuple[float, ...] | None = None
     """early exit: of each output; none: 1"""
     data_dir: str | None = None
-    """the folder that holds the data; none: where they lay in training; the export is compared on their images"""
+    """the folder that holds the data, on whose images the export is compared; none: the same as in training"""
     images: int = 64
     """validation images that the export is compared on (an early exit on more, until one has left at each output that
     can be left at); random ones if a run's data are not here, or the model is not a run"""

@@ -128,7 +128,7 @@ def study(words: list[str]) -> int:
 
 @contextmanager
 def _goes_on() -> Iterator[None]:
-    """Have a stop of the block say what goes on with the study."""
+    """Have a stop of the block say what continues the study."""
     try:
         yield
     except KeyboardInterrupt as stop:

@@ -43,7 +43,7 @@ class Sweep(OfRecipe):
     vary: UseAppendAction[tuple[str, ...]] = ()
     """one for each field that varies: gamma=0,1,2 (choices), lr=0.01..0.5:log or depth=8..56:6 (ranges, in steps)"""
     trials: int | None = None
-    """trials in all, those of other workers among them; none: 20, or the whole grid; at most all combinations"""
+    """number of trials, those of other workers included; none: 20, or the whole grid; at most all combinations"""
     objective: str = "mean"
     """the validation error to minimise: mean (over the outputs that train to the end), final, or an output's number"""
     sampler: Sampler = "tpe"
@@ -55,7 +55,7 @@ class Sweep(OfRecipe):
     processes: int = 1
     """workers to start on this machine, which share its threads"""
     retry_failed: FlagCreatePairsOff[bool] = False
-    """try the trials that have failed once more, such as those that died for want of memory"""
+    """try the trials that have failed once more, such as those that died of too little memory"""
     show: FlagCreatePairsOff[bool] = False
     """train nothing; show the sweep in --out as it is now"""
 

@@ -84,7 +84,7 @@ def train(words: list[str]) -> None:
                 resumed = f", goes on in epoch {progress.epoch}, step {progress.step}" if goes_on else ""
                 screen.print_line(console, f"training into {out}{resumed}")
             began = True
-            if progress.done and replaced:  # what lay there is gone now, and not before
+            if progress.done and replaced:  # the run that lay there is gone only now
                 screen.print_line(console, replaced)
                 replaced = None
             watch_bar(progress)

@@ -1,7 +1,7 @@
 """The trials of a sweep: an Optuna study in the sweep's folder, from which any number of workers claim one each.
 
     sweeps/a/study.txt      the name of the study; the folder is a sweep's once it is there
-             journal.log    the study, if it does not lie in a database: settings, drawn values, errors by epoch
+             journal.log    the study, if it is not in a database: settings, drawn values, errors by epoch
              claims/        a lock per trial, held by the worker that trains it: a lock dies with its process
              trials/0007/   the run directory of trial 7
 
@@ -306,7 +306,7 @@ def values_drawn(sweep: OpenSweep, trial: optuna.Trial | optuna.trial.FrozenTria
 
 
 def trials_of(sweep: OpenSweep) -> tuple[Trial, ...]:
-    """All trials as they stand, by their numbers, without those that failed and were begun again."""
+    """All trials as they are now, by their numbers, without those that failed and were begun again."""
     with FileLock(sweep.folder / ".lock"):  # nobody claims a trial while it is asked which are claimed
         frozen = current_trials(sweep)
         begun = [trial.number for trial in frozen if not trial.state.is_finished()]
