@@ -33,7 +33,7 @@ class RunFacts(TypedDict):
     missing: str | None
     """why a part of the page has no figures"""
 
-    # of a finished run alone
+    # of a finished run alone, but for `outputs`, which is [] before
     outputs: list[dict[str, Any]]
     """per output, shallow to deep: its place and costs, its latency, and its errors on val and test with intervals"""
     chosen: int
@@ -68,6 +68,9 @@ class RunFacts(TypedDict):
     calibration: list[dict[str, Any]] | None
     confusion: list[dict[str, Any]] | None
     gallery: list[dict[str, Any]] | None
+    """some of the test images that one output gets wrong and all deeper ones right"""
+    gallery_of: int
+    """how many such images there are"""
 
 
 def epochs_of(run: RunFacts) -> str:
