@@ -117,7 +117,7 @@ def _whole(name: str, scale: str, out: Path) -> Study | None:
     largest = None
     for seeds in count(1):
         study = read_study(name, scale, seeds)
-        if left_of(out, list(study.trials())):
+        if left_of(out, list(study.trainings())):
             return largest
         largest = study
     return None

@@ -240,7 +240,7 @@ def _of_runs(run: Path, image: Path, home: Path) -> list[Target]:
 def _facts(run: Path) -> dict[str, Any]:
     """What `auxnet diagnose` gathers of the run."""
     with opened(run, threads=1) as it:
-        return diagnosing.gather(run, "a", it, 24, None)
+        return diagnosing.diagnosis_of_run(run, "a", it, 24, None)
 
 
 def _diagnosed(run: Path, home: Path) -> Target:
@@ -272,23 +272,24 @@ def _of_studies(run: Path, home: Path) -> Iterator[Target]:
     out, file = home / "study", home / "own.yaml"
     file.write_text(STUDY)
     study = read_study(str(file))
-    trials, facts = list(study.trials()), _facts(run)
-    for trial in trials:
-        folder = out / "trials" / trial.name
+    trainings, facts = list(study.trainings()), _facts(run)
+    for training in trainings:
+        folder = out / "trials" / training.name
         folder.mkdir(parents=True)
         shutil.copy(run / "summary.json", folder)
-        write_json(folder.with_name(f"{trial.name}.supervision.json"), facts)
+        write_json(folder.with_name(f"{training.name}.supervision.json"), facts)
 
     def show() -> None:
         write_findings(findings_of(study, out), out / "shown")
-        supervising.draw(out, trials, out / "shown")
+        supervising.draw(out, trainings, out / "shown")
 
     show()
     ledger = out / "shown" / "ledger.jsonl"
     yield Target("study file", file, lambda: read_study(str(file)))
-    yield Target("ledger.jsonl", ledger, lambda: check_folder(ledger.parent, study, {trial.name for trial in trials}))
+    kept = {training.name for training in trainings}
+    yield Target("ledger.jsonl", ledger, lambda: check_folder(ledger.parent, study, kept))
     yield Target("summary.json of a study", folder / "summary.json", show)
-    yield Target("supervision.json", folder.with_name(f"{trials[-1].name}.supervision.json"), show)
+    yield Target("supervision.json", folder.with_name(f"{trainings[-1].name}.supervision.json"), show)
 
 
 def _of_sweeps(home: Path) -> Iterator[Target]:

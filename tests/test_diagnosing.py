@@ -180,7 +180,7 @@ def test_the_command_prints_tables_and_sentences(runs, capsys):
 
 def test_what_cannot_be_written_is_told_before_anything_is_measured(runs, capsys, monkeypatch):
     monkeypatch.setattr(diagnosing, "unwritable", lambda folder: "Read-only file system")
-    monkeypatch.setattr(diagnosing, "gather", None)
+    monkeypatch.setattr(diagnosing, "diagnosis_of_run", None)
     assert main(["diagnose", str(runs / "joint")]) == 1
     said = f"auxnet: {runs / 'joint'} cannot be written to (Read-only file system): give --out DIR\n"
     assert capsys.readouterr().err == said
@@ -190,10 +190,10 @@ def test_a_run_that_cannot_be_diagnosed_costs_those_beside_it_nothing(runs, tmp_
     def refuse(path, name, *how):
         if name == "joint":
             raise ValueError("its trunk is frozen")
-        return gather(path, name, *how)
+        return diagnosis_of_run(path, name, *how)
 
-    gather = diagnosing.gather
-    monkeypatch.setattr(diagnosing, "gather", refuse)
+    diagnosis_of_run = diagnosing.diagnosis_of_run
+    monkeypatch.setattr(diagnosing, "diagnosis_of_run", refuse)
     words = ["--out", str(tmp_path / "all"), "--no-probes", "--images", "1"]
     assert main(["diagnose", str(runs / "alone"), str(runs / "joint"), *words]) == 0
     assert capsys.readouterr().err == "auxnet: warning: joint is not shown: its trunk is frozen\n"
@@ -237,7 +237,7 @@ def test_several_runs_are_drawn_side_by_side_and_names_stay_text(runs, tmp_path,
     gathered = []
     for name in ("ways", "joint", "alone"):
         with opening.opened(runs / name) as run:
-            gathered.append(diagnosing.gather(runs / name, name, run, 256, None))
+            gathered.append(diagnosing.diagnosis_of_run(runs / name, name, run, 256, None))
     gathered[1]["name"] = EVIL
     rows = [{**row, "output": k} for k in range(1, 14) for row in gathered[0]["shares"] if row["output"] == 1]
     gathered += [{**gathered[0], "name": f"many {n}", "shares": rows} for n in range(2)]
@@ -308,7 +308,7 @@ def test_a_net_that_diverged_is_not_diagnosed(runs, tmp_path, weight, times, wor
     assert {*folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("name", diagnosing.FILES)
+@pytest.mark.parametrize("name", diagnosing.DIAGNOSIS_FILES)
 def test_a_file_of_the_users_own_in_the_run_is_left_alone(runs, tmp_path, name, capsys):
     folder = tmp_path / "a"
     shutil.copytree(runs / "alone", folder)

@@ -690,7 +690,7 @@ def test_an_answer_that_cannot_be_written_is_given_all_the_same(run, capsys, mon
     def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("auxnet.solving.write_json", full)
+    monkeypatch.setattr("auxnet.files.write_json", full)
     with pytest.warns(UserWarning, match="exits.json is not written: .*No space left"):
         found = auxnet.solve_exits(run, points=2)
     assert found.policy is not None

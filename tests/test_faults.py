@@ -518,7 +518,7 @@ def test_a_run_is_shown_without_the_epoch_of_a_damaged_line_of_its_metrics(line,
     logged = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     logged[12 + line] = logged[12 + line].replace("loss", "lo#s")
     (run / "metrics.jsonl").write_text("".join(logged))
-    facts = report.gather(run, "run")
+    facts = report.facts_of_run(run, "run")
     assert facts["curves"]["epochs"] == [1, 2]
     assert "Not finished: after epoch 2 of 3" in unfinished.headline(facts) + unfinished.table([facts])
 

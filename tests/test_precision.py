@@ -263,5 +263,5 @@ def test_a_run_in_bfloat16_can_be_planned_and_diagnosed(tmp_path):
     assert plan(recipe).seconds_per_epoch > 0
     run = auxnet.fit(recipe, tmp_path / "a")
     with opened(run.folder) as again:
-        facts = diagnosing.gather(run.folder, "a", again, 128, None)
+        facts = diagnosing.diagnosis_of_run(run.folder, "a", again, 128, None)
     assert all(0 < row["share"] < 10 for row in facts["shares"])

@@ -13,20 +13,31 @@ from auxnet.processes import work_together
 from auxnet.signals import Stopped, held, raised_after
 
 
+def together(work, where, watch=lambda: None, unfinished=lambda: False):
+    """One worker, of a study."""
+    work_together(1, work, where, watch, unfinished, "study")
+
+
 def test_a_worker_that_is_stopped_puts_back_what_it_has_in_hand_whatever_it_is_at(tmp_path):
     def stop_once_begun():
         if (tmp_path / "begun").exists():
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Stopped):
-        work_together(1, workers.wait, {"folder": str(tmp_path)}, stop_once_begun)
+        together(workers.wait, {"folder": str(tmp_path)}, stop_once_begun)
     assert (tmp_path / "put back").exists()
 
 
 def test_what_workers_warn_of_is_given_by_the_process_that_waits_for_them():
     with pytest.warns(UserWarning, match="of") as given:
-        assert work_together(1, workers.warn_twice, {"threads": 1}, lambda: None) == ["failed"]
+        together(workers.warn_twice, {"threads": 1})
     assert sorted(str(each.message) for each in given) == ["of 1", "of the data"]
+
+
+def test_work_that_is_left_undone_is_told_with_what_went_wrong_in_the_workers():
+    with pytest.warns(UserWarning, match="of"), pytest.raises(RuntimeError) as failure:
+        together(workers.warn_twice, {"threads": 1}, unfinished=lambda: True)
+    assert str(failure.value) == "failed; the same command again goes on with the study"
 
 
 @pytest.mark.long
@@ -38,7 +49,7 @@ def test_ctrl_c_while_workers_start_is_the_parents_alone(tmp_path, monkeypatch):
         os.kill(process.pid, signal.SIGINT)  # as a terminal does, which sends it to both
 
     monkeypatch.setattr(SpawnProcess, "start", start_and_interrupt)
-    assert work_together(1, workers.end, {"folder": str(tmp_path)}, lambda: None) == []
+    together(workers.end, {"folder": str(tmp_path)})
     assert (tmp_path / "ended").exists()
 
 
@@ -52,7 +63,7 @@ def test_ctrl_c_while_a_worker_is_started_is_not_lost(tmp_path, monkeypatch):
     monkeypatch.setattr(SpawnProcess, "start", interrupt_and_start)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     with pytest.raises(Stopped) as stop:
-        work_together(1, workers.wait, {"folder": str(tmp_path)}, lambda: None)
+        together(workers.wait, {"folder": str(tmp_path)})
     assert stop.value.status == 130
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 

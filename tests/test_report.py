@@ -42,7 +42,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def gathered(run):
-    return report.gather(run, "tiny")
+    return report.facts_of_run(run, "tiny")
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_the_choice_never_looks_at_the_test_set(run, gathered, monkeypatch):
         return dataset
 
     monkeypatch.setattr("auxnet.run_data.load_data", absurd)
-    again = report.gather(run, "tiny")
+    again = report.facts_of_run(run, "tiny")
     assert again["outputs"][2]["test"]["error"] != gathered["outputs"][2]["test"]["error"]
     assert (again["chosen"], again["reason"]) == (gathered["chosen"], gathered["reason"])
 
@@ -187,7 +187,7 @@ def test_a_run_whose_images_are_gone_is_still_shown(run, tmp_path, open_page, ga
     made = report.write_report([lost])
     assert made.missing
     assert "no such folder" in made.missing[0]
-    facts = report.gather(lost, "lost")
+    facts = report.facts_of_run(lost, "lost")
     assert [r["val"]["error"] for r in facts["outputs"]] == [r["val"]["error"] for r in gathered["outputs"]]
     assert facts["chosen"] == gathered["chosen"]
     page = open_page([facts], figures=False)
@@ -233,7 +233,7 @@ def test_the_headline_calls_nothing_good_enough_that_is_no_better_than_guessing(
         row["val_error"] = 0.88
     summary["data"]["guessing"] = 0.9
     write_json(lucky / "summary.json", summary)
-    said = report_page.headline(report.gather(lucky, "lucky"))
+    said = report_page.headline(report.facts_of_run(lucky, "lucky"))
     assert said.startswith("Output 1 has 88.00 % validation error")
     told = (
         r"that is not shown on \d+ images to be better than always predicting the most frequent class \(90.00 % error\)"
@@ -284,14 +284,14 @@ def test_early_exit_is_drawn_on_validation_and_what_exits_json_does_to_test_imag
     solved = tmp_path / "solved"
     shutil.copytree(run, solved)
     auxnet.solve_exits(solved, max_error_increase=0.2, points=2)
-    facts = report.gather(solved, "solved")
+    facts = report.facts_of_run(solved, "solved")
     assert gathered["exits"]["solved"] is None
     assert facts["exits"]["points"] == gathered["exits"]["points"]
     content = json.loads((solved / "exits.json").read_text())
     assert facts["exits"]["solved"]["val"]["error"] == content["val"]["error"]
     assert facts["exits"]["solved"]["macs"] == content["val"]["mean_cost"]
     (solved / "exits.json").write_text("{}")
-    damaged = report.gather(solved, "solved")["exits"]
+    damaged = report.facts_of_run(solved, "solved")["exits"]
     assert damaged["solved"] is None
     assert f"is not shown: {solved}/exits.json is damaged or of another" in damaged["words"]
     assert f"; `auxnet exits {solved}` makes it again" in damaged["words"]
@@ -486,7 +486,7 @@ def test_latency_is_measured_as_select_measures_it(run, tmp_path, monkeypatch):
     for module in ("examining", "selection"):
         monkeypatch.setattr(f"auxnet.{module}.latencies", noted)
     torch.set_num_threads(3)
-    facts = report.gather(folder, "a")
+    facts = report.facts_of_run(folder, "a")
     choice = auxnet.select(folder, max_latency=1000)
     ours, theirs = places
     assert ours == theirs
@@ -499,8 +499,8 @@ def test_a_recipes_device_is_not_exchanged_for_another(run, tmp_path):
     shutil.copytree(run, folder)
     write_recipe(replace(read_run_recipe(folder), device="cuda:7"), folder / "recipe.yaml")
     with pytest.raises(ValueError, match="device 'cuda:7' cannot be used here"):
-        report.gather(folder, "a")
-    there = report.gather(folder, "a", device="cpu", threads=1)
+        report.facts_of_run(folder, "a")
+    there = report.facts_of_run(folder, "a", device="cpu", threads=1)
     assert there["select"] == f"auxnet select {folder} --device cpu --threads 1"
 
 
@@ -543,7 +543,7 @@ def test_a_run_that_is_not_finished_is_shown_as_far_as_it_is(going_on, open_page
     out = capsys.readouterr().out
     assert f"Not finished: {said}" in out
     assert f"`auxnet train --out '{going_on}' --resume` goes on with it" in out
-    facts = report.gather(going_on, "going on")
+    facts = report.facts_of_run(going_on, "going on")
     assert facts["curves"]["epochs"] == [1, 2]
     page = open_page([facts], width=390)
     assert said in page.locator("h1").inner_text().replace("\xa0", " ")
@@ -565,7 +565,7 @@ def test_a_run_that_is_not_finished_is_shown_as_far_as_it_is(going_on, open_page
 
 @pytest.mark.long
 def test_finished_and_unfinished_runs_are_shown_together(going_on, gathered, open_page):
-    facts = report.gather(going_on, "going on")
+    facts = report.facts_of_run(going_on, "going on")
     page = open_page([facts, gathered, {**gathered, "name": "third"}])
     assert page.locator("h1").inner_text().startswith("3 runs, 2 of them finished: the lowest validation error is ")
     assert "going on: Not finished: after epoch 2 of 5" in page.locator(".headlines").inner_text()
@@ -631,7 +631,7 @@ def test_a_report_of_an_earlier_version_is_replaced(going_on, by):
 
 
 def test_all_runs_are_looked_at_before_the_first_is_evaluated(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("auxnet.report.gather", lambda *given: pytest.fail("evaluated first"))
+    monkeypatch.setattr("auxnet.report.facts_of_run", lambda *given: pytest.fail("evaluated first"))
     with pytest.raises(FileNotFoundError, match="nowhere is not a run directory"):
         auxnet.write_report([run, tmp_path / "nowhere"], tmp_path / "page.html")
 
@@ -1088,5 +1088,5 @@ def test_what_select_notes_of_classes_of_unlike_size_is_among_the_notes(run, gat
     monkeypatch.setattr(
         "auxnet.examining.latencies", lambda net, *given, **more: auxnet.latency.latencies(net, *given, seconds=0.01)
     )
-    facts = report.gather(run, "tiny")
+    facts = report.facts_of_run(run, "tiny")
     assert f"tiny: {said}." in report_page.notes([facts])

@@ -22,7 +22,7 @@ from filelock import FileLock
 
 import auxnet
 from auxnet import build, signals
-from auxnet import train as training
+from auxnet import train as train_module
 from auxnet.cli import main, screen
 from auxnet.data import load_data
 from auxnet.diagnosing import LEVEL
@@ -36,7 +36,7 @@ from auxnet.rundir import append
 from auxnet.studies import running, supervising
 from auxnet.studies.checking import check_claims
 from auxnet.studies.ledger import Findings, averages, findings_of, found_in
-from auxnet.studies.spec import Claim, Side, Trial, names, read_study
+from auxnet.studies.spec import Claim, Side, Training, names, read_study
 from auxnet.studies.study_page import (
     cells_of,
     figures,
@@ -143,16 +143,16 @@ def test_a_key_that_is_a_scales_is_told_where_it_belongs(tmp_path):
 @pytest.mark.enough(8)
 def test_every_study_at_every_scale_describes_trainings_that_can_be(name, scale):
     study = read_study(name, scale)
-    trials = list(study.trials())
-    assert len(trials) == len(study.variants) * study.seeds * len(study.datasets)
-    assert len({trial.name for trial in trials}) == len(trials)  # no variant is another by mistake
+    trainings = list(study.trainings())
+    assert len(trainings) == len(study.variants) * study.seeds * len(study.datasets)
+    assert len({training.name for training in trainings}) == len(trainings)  # no variant is another by mistake
     if scale != "smoke":
         assert study.seeds >= 3
 
 
 def test_studies_share_a_training_that_is_the_same_and_no_other():
     names_of = {
-        name: {trial.variant: trial.name for trial in read_study(name, "small", 1).trials()}
+        name: {training.variant: training.name for training in read_study(name, "small", 1).trainings()}
         for name in ("methods", "gamma", "outputs", "settings", "compact")
     }
     live = names_of["methods"]["live"]
@@ -183,9 +183,9 @@ def test_a_scale_is_the_usual_one_but_for_what_a_study_changes_or_its_own(own):
 
 def test_where_a_training_runs_changes_no_name_and_anything_else_does():
     study = read_study("methods", "smoke")
-    here, there = (next(study.trials(where)).name for where in ({"threads": 1}, {"threads": 2, "device": "cpu"}))
+    here, there = (next(study.trainings(where)).name for where in ({"threads": 1}, {"threads": 2, "device": "cpu"}))
     assert here == there
-    assert len({next(iter(read_study("methods", scale).trials())).name for scale in SCALES}) == 3
+    assert len({next(iter(read_study("methods", scale).trainings())).name for scale in SCALES}) == 3
 
 
 def test_a_null_leaves_a_key_of_the_base_out(own):
@@ -262,7 +262,7 @@ def test_the_data_are_a_scales_and_named_once(own):
     written(own, ("seeds: 3", "datasets: [cifar10, svhn]\n    seeds: 3"), ("data: digits, train", "train"))
     assert read_study(str(own), "smoke").datasets == ("cifar10", "svhn")
     written(own, ("data: digits, train", "data: cifar10, train"))
-    assert [trial.recipe.data for trial in read_study(str(own), "smoke", 1).trials()] == ["cifar10"] * 2
+    assert [training.recipe.data for training in read_study(str(own), "smoke", 1).trainings()] == ["cifar10"] * 2
 
 
 @pytest.mark.parametrize(
@@ -588,7 +588,7 @@ def test_a_study_tells_of_weights_that_were_trained_anew_between_its_trainings(t
     Path("own.yaml").write_text(f"question: q\nvariants: {{a: {{}}}}\nscales: {{mine: {{seeds: 2, base: {base}}}}}\n")
     words = ["study", "own.yaml", "--out", "out", "--threads", "1", "--device", "cpu", "--seeds"]
     for lr, told in ((0.1, False), (0.2, True)):
-        training.fit(replace(recipe, lr=lr), "base", overwrite=True)
+        train_module.fit(replace(recipe, lr=lr), "base", overwrite=True)
         assert main([*words, "2" if told else "1"]) == 0
         assert ("base was replaced between the trainings" in " ".join(capsys.readouterr().out.split())) == told
 
@@ -668,6 +668,10 @@ def test_a_share_that_is_not_measured_is_not_called_untrained():
     assert in_words(verdict) == "cannot be told: the supervision is not measured yet"
 
 
+def by_name(figures):
+    return {figure.name: figure for figure in figures}
+
+
 def test_images_are_counted_for_each_data_set_and_apart_where_variants_differ(own):
     study = replace(read_study(str(own), "smoke"), datasets=("cifar10", "svhn"))
     rows = [
@@ -677,12 +681,12 @@ def test_images_are_counted_for_each_data_set_and_apart_where_variants_differ(ow
     assert "cifar10: 45,000 training, 5,000 validation and 10,000 test images." in told
     assert "svhn: 65,931 training, 7,326 validation and 10,000 test images." in told
     html = page(Findings(study, tuple(rows), ()))
-    drawn = dict(figures(Findings(study, tuple(rows), ())))
-    assert {name: title for name, (title, *_) in drawn.items() if "macs" in name} == {
+    drawn = by_name(figures(Findings(study, tuple(rows), ())))
+    assert {name: figure.title for name, figure in drawn.items() if "macs" in name} == {
         "macs": "Error against multiply-adds, cifar10",
         "macs-2": "Error against multiply-adds, svhn",
     }
-    assert [trace["name"] for trace in drawn["depth-2"][2]["data"]] == ["one", "two"]
+    assert [trace["name"] for trace in drawn["depth-2"].drawing["data"]] == ["one", "two"]
     assert html.count('class="note"') == 1  # for those without JavaScript: what is no warning looks like none
     assert '<p class="under">4 trainings, 4:00 min in all, on cpu, 1 thread; torch 2' in html
     told = list(sources_of(Findings(study, (rows[0], whole_row("two", "cifar10", 800, 5_000)), ())))
@@ -718,8 +722,8 @@ def test_a_bar_in_a_name_ends_no_cell_of_the_table(own):
 
 
 def test_a_trainings_summary_that_lacks_something_is_told_by_its_folder(own, tmp_path, capsys):
-    [trial, *_] = read_study(str(own), "smoke", 1).trials(HERE)
-    folder = running.trial_folder(tmp_path / "out", trial)
+    [training, *_] = read_study(str(own), "smoke", 1).trainings(HERE)
+    folder = running.training_folder(tmp_path / "out", training)
     folder.mkdir(parents=True)
     summary = {"last": [], "best": [], "epochs": {}, "data": {}, "wall_seconds": 1.0, "versions": {}, "device": {}}
     (folder / "summary.json").write_text(json.dumps(summary))
@@ -799,8 +803,8 @@ def test_joint_training_has_one_share_of_all_outputs(own, output):
 def test_no_tick_stands_between_two_layers(own, deepest, tick):
     row = whole_row("one", "digits", 300, 10)
     row["last"] = [{**row["last"][-1], "depth": depth} for depth in (3, deepest)]
-    drawn = dict(figures(found_in(read_study(str(own), "smoke"), [row])))
-    assert drawn["depth"][2]["layout"]["xaxis"].get("dtick") == tick
+    drawn = by_name(figures(found_in(read_study(str(own), "smoke"), [row])))
+    assert drawn["depth"].drawing["layout"]["xaxis"].get("dtick") == tick
 
 
 def test_a_claim_of_share_is_told_as_one(own):
@@ -811,34 +815,34 @@ def test_a_claim_of_share_is_told_as_one(own):
         for seed in range(3)
     )
     found = found_in(study, rows)
-    text, drawn = markdown(found), dict(figures(found))
+    text, drawn = markdown(found), by_name(figures(found))
     assert "in the output where it is largest (share: multiway > resnet) |" in text
     assert "(multiway < joint) |" in text
     assert "share: multiway &gt; resnet" in page(found)
     assert f"by Holm's method among all {len(found.verdicts)} claims here: in one of twenty studies even one" in text
     assert "stands at 5 %: in one of twenty studies it is told" in markdown(replace(found, verdicts=found.verdicts[:1]))
-    assert drawn["shares"][1].startswith("Mean difference of shares of supervision")
-    assert set(drawn["shares"][2]["data"][1]["y"]) == {
+    assert drawn["shares"].caption.startswith("Mean difference of shares of supervision")
+    assert set(drawn["shares"].drawing["data"][1]["y"]) == {
         f"share: {m}"
         for better in ("multiway", "multiway:final")
         for m in (f"{better} > resnet", f"{better} > joint", "joint > resnet", "multiway:final > 0.8")
     }
-    assert drawn["differences"][1].startswith("Mean difference of test errors")
+    assert drawn["differences"].caption.startswith("Mean difference of test errors")
     of_errors = {"multiway < joint", "pairwise < joint", "pairwise < multiway"}
-    assert set(drawn["differences"][2]["data"][1]["y"]) == of_errors
+    assert set(drawn["differences"].drawing["data"][1]["y"]) == of_errors
 
 
 # ---- what is trained -------------------------------------------------------------------------------------------
 
 
 def test_a_study_from_its_file_to_its_verdicts(own, tmp_path, capsys, monkeypatch):
-    fitted, honest = [], training.fit
+    fitted, honest = [], train_module.fit
 
     def fit(recipe, folder, **options):
         fitted.append((recipe.seed, recipe.gamma))
         return honest(recipe, folder, **options)
 
-    monkeypatch.setattr(training, "fit", fit)
+    monkeypatch.setattr(train_module, "fit", fit)
     words = ["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--threads", "1"]
     assert main([*words, "--seeds", "2"]) == 0
     assert fitted == [(0, 2.0), (0, 1.0), (1, 2.0), (1, 1.0)]  # a seed of all variants before the next
@@ -924,32 +928,32 @@ def test_the_vanishing_study_measures_what_auxnet_diagnose_measures(tmp_path, ca
         assert list(shares.values()) == [share["share"] for share in first]
         assert rows[run["name"]]["share"] == max(shares.values())
     assert [list(rows[name]["shares"]) for name in ("resnet", "joint", "multiway")] == [["1"], ["all"], ["1", "2", "3"]]
-    trial = tmp_path / "trials" / rows["joint"]["training"]
+    training = tmp_path / "trials" / rows["joint"]["training"]
     capsys.readouterr()
-    assert main(["diagnose", str(trial), "--images", "512", "--no-probes", "--json"]) == 0
+    assert main(["diagnose", str(training), "--images", "512", "--no-probes", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["runs"][0]["shares"] == drawn[1]["shares"]
 
 
 @pytest.mark.long
 def test_what_a_user_diagnoses_changes_no_studys_share(tmp_path):
-    [trial] = [t for t in read_study("vanishing", "smoke", 1).trials(HERE) if t.variant == "joint"]
-    running.train(tmp_path, [trial], 1, HERE, lambda left: None)
-    folder = running.trial_folder(tmp_path, trial)
+    [training] = [t for t in read_study("vanishing", "smoke", 1).trainings(HERE) if t.variant == "joint"]
+    running.train(tmp_path, [training], 1, HERE, lambda left: None)
+    folder = running.training_folder(tmp_path, training)
     words = ["diagnose", str(folder), "--no-probes", "--images"]
     assert main([*words, "64"]) == 0
-    assert supervising.shares_of(tmp_path, trial) is None
-    supervising.diagnose(tmp_path, [trial])
-    measured = supervising.shares_of(tmp_path, trial)
+    assert supervising.shares_of(tmp_path, training) is None
+    supervising.diagnose(tmp_path, [training])
+    measured = supervising.shares_of(tmp_path, training)
     kept = (folder / "diagnosis.json").read_bytes()
     assert read_json(folder / "diagnosis.json")["runs"][0]["images"] == 64  # the user's own is left alone
     assert main([*words, "128"]) == 0
     assert (folder / "diagnosis.json").read_bytes() != kept
-    assert supervising.shares_of(tmp_path, trial) == measured
+    assert supervising.shares_of(tmp_path, training) == measured
     with (folder / "model.safetensors").open("ab") as file:
         file.write(b"other weights")
-    assert supervising.shares_of(tmp_path, trial) is None
+    assert supervising.shares_of(tmp_path, training) is None
     (folder / "model.safetensors").unlink()
-    assert supervising.shares_of(tmp_path, trial) == measured
+    assert supervising.shares_of(tmp_path, training) == measured
 
 
 @pytest.mark.parametrize(("data", "data_dir"), [("cifar10", "."), ("data/pics", None)])
@@ -961,12 +965,12 @@ def test_the_supervision_is_measured_in_a_project_that_moved_with_its_data(data,
         write_folders(tmp_path / "here" / data, *tiny(24, 2, size=8), ["cat", "dog"])
     monkeypatch.chdir(tmp_path / "here")
     recipe = Recipe(data=data, data_dir=data_dir, depth=8, outputs=2, epochs=1, batch_size=16, threads=1, device="cpu")
-    out, trial = Path("out"), Trial("a", 0, recipe)
-    training.fit(recipe, running.trial_folder(out, trial))
+    out, training = Path("out"), Training("a", 0, recipe)
+    train_module.fit(recipe, running.training_folder(out, training))
     (tmp_path / "here").rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path / "moved")
-    monkeypatch.setattr(supervising.diagnosing, "gather", lambda *_: {"measured": True})
-    supervising.diagnose(out, [trial])
+    monkeypatch.setattr(supervising.diagnosing, "diagnosis_of_run", lambda *_: {"measured": True})
+    supervising.diagnose(out, [training])
     assert [read_json(path) for path in out.glob("trials/*.supervision.json")] == [{"measured": True}]
 
 
@@ -1017,7 +1021,7 @@ def test_a_ledger_is_never_replaced_by_one_that_lacks_trainings_of_it(own, tmp_p
     study, report = read_study(str(own), "smoke"), tmp_path / "report"
     rows = [
         {**whole_row(t.variant, "digits", 9, 9), "study": "own", "scale": "smoke", "training": t.name, "seed": t.seed}
-        for t in study.trials()
+        for t in study.trainings()
     ]
     write_findings(found_in(study, rows), report)
     before = {path: path.read_bytes() for path in report.iterdir()}
@@ -1120,33 +1124,32 @@ def test_pictures_that_were_replaced_between_two_variants_are_noticed(tmp_path, 
 
 @pytest.mark.long
 def test_two_processes_train_each_once_and_what_another_holds_is_left_to_it(own, tmp_path):
-    out, trials = tmp_path / "out", list(read_study(str(own), "smoke", 2).trials(HERE))
-    running.train(out, trials[:3], 2, HERE, lambda left: None)
-    assert running.left_of(out, trials) == trials[3:]
-    with FileLock(out / "claims" / f"{trials[3].name}.lock"):
+    out, trainings = tmp_path / "out", list(read_study(str(own), "smoke", 2).trainings(HERE))
+    running.train(out, trainings[:3], 2, HERE, lambda left: None)
+    assert running.left_of(out, trainings) == trainings[3:]
+    with FileLock(out / "claims" / f"{trainings[3].name}.lock"):
         context = multiprocessing.get_context("fork")
-        other = context.Process(target=running.train, args=(out, trials, 1, HERE, lambda left: None))
+        other = context.Process(target=running.train, args=(out, trainings, 1, HERE, lambda left: None))
         other.start()
         other.join(2.0)
         assert other.is_alive()
-        assert running.left_of(out, trials) == trials[3:]
+        assert running.left_of(out, trainings) == trainings[3:]
     other.join(60)
     assert other.exitcode == 0
-    assert running.left_of(out, trials) == []
+    assert running.left_of(out, trainings) == []
 
 
 def test_no_more_processes_start_than_trainings_are_left(tmp_path, monkeypatch):
-    trials, done, started = [Trial("a", seed, Recipe(seed=seed)) for seed in range(3)], {0}, []
+    trainings, done, started = [Training("a", seed, Recipe(seed=seed)) for seed in range(3)], {0}, []
 
-    def together(count, *_):
+    def together(count, *_, **__):
         started.append(count)
         done.update(range(3))
-        return []
 
-    monkeypatch.setattr(running, "is_done", lambda out, trial: trial.seed in done)
+    monkeypatch.setattr(running, "is_done", lambda out, training: training.seed in done)
     monkeypatch.setattr(running, "work_together", together)
     for _ in range(2):
-        running.train(tmp_path, trials, 100, HERE, lambda left: None)
+        running.train(tmp_path, trainings, 100, HERE, lambda left: None)
     assert started == [2]
 
 
@@ -1157,67 +1160,67 @@ def test_a_stop_in_the_step_in_which_a_training_diverges_notes_that_and_stops_th
             raise DivergedError("the loss is not finite")
 
     monkeypatch.setattr(running, "fit_on", stopped_as_it_diverges)
-    trials = [Trial("a", seed, Recipe(seed=seed)) for seed in range(2)]
+    trainings = [Training("a", seed, Recipe(seed=seed)) for seed in range(2)]
     with pytest.raises(signals.Stopped) as stop:
-        running.train(tmp_path, trials, 1, HERE, lambda left: None)
+        running.train(tmp_path, trainings, 1, HERE, lambda left: None)
     assert stop.value.status == 143
-    assert [running.why_failed(tmp_path, trial) for trial in trials] == ["the loss is not finite", None]
+    assert [running.why_failed(tmp_path, training) for training in trainings] == ["the loss is not finite", None]
 
 
 def test_what_a_machine_cannot_do_fails_no_training_for_ever(own, tmp_path, capsys):
     words = ["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--threads", "1", "--seeds", "1"]
     assert main([*words, "--device", "cuda:99"]) == 2
     assert "device 'cuda:99' cannot be used here" in capsys.readouterr().err
-    trials = list(read_study(str(own), "smoke", 1).trials(HERE))
+    trainings = list(read_study(str(own), "smoke", 1).trainings(HERE))
     with pytest.raises(ValueError, match="cannot be used here"):
-        running.train(tmp_path / "out", trials, 1, {**HERE, "device": "cuda:99"}, lambda left: None)
-    assert running.left_of(tmp_path / "out", trials) == trials
+        running.train(tmp_path / "out", trainings, 1, {**HERE, "device": "cuda:99"}, lambda left: None)
+    assert running.left_of(tmp_path / "out", trainings) == trainings
 
 
 def test_failures_of_names_with_dots_are_kept_apart(tmp_path):
     recipe = Recipe(backbone="timm:resnet10t.c3_in1k")
-    trials = [Trial("a", 0, recipe), Trial("b", 1, replace(recipe, seed=1))]
+    trainings = [Training("a", 0, recipe), Training("b", 1, replace(recipe, seed=1))]
     (tmp_path / "trials").mkdir()
-    (tmp_path / "trials" / f"{trials[0].name}.failed").write_text("it diverged")
-    assert [running.why_failed(tmp_path, trial) for trial in trials] == ["it diverged", None]
+    (tmp_path / "trials" / f"{trainings[0].name}.failed").write_text("it diverged")
+    assert [running.why_failed(tmp_path, training) for training in trainings] == ["it diverged", None]
 
 
 def test_a_training_killed_at_its_beginning_is_begun_anew_and_nothing_else_is_removed(own, tmp_path):
-    out, [trial] = tmp_path / "out", list(read_study(str(own), "smoke", 1).trials(HERE))[:1]
-    folder = running.trial_folder(out, trial)
+    out, [training] = tmp_path / "out", list(read_study(str(own), "smoke", 1).trainings(HERE))[:1]
+    folder = running.training_folder(out, training)
     folder.mkdir(parents=True)
     (folder / ".lock").touch()
     (folder / ".recipe.yaml.123.partial").write_text("half a rec")
     (folder / "patients.csv").write_text("precious")
     with pytest.raises(FileExistsError, match="holds other files"):
-        running.train(out, [trial], 1, HERE, lambda left: None)
+        running.train(out, [training], 1, HERE, lambda left: None)
     assert (folder / "patients.csv").read_text() == "precious"
     (folder / "patients.csv").unlink()
-    running.train(out, [trial], 1, HERE, lambda left: None)
-    assert running.is_done(out, trial)
+    running.train(out, [training], 1, HERE, lambda left: None)
+    assert running.is_done(out, training)
 
 
 def test_a_training_that_was_stopped_goes_on_from_its_checkpoint(own, tmp_path, monkeypatch):
     own.write_text(OWN.replace("epochs: 1", "epochs: 2"))
-    out, [trial] = tmp_path / "out", list(read_study(str(own), "smoke", 1).trials(HERE))[:1]
+    out, [training] = tmp_path / "out", list(read_study(str(own), "smoke", 1).trainings(HERE))[:1]
 
     def stop_at_the_first_checkpoint(left):
-        if list(running.trial_folder(out, trial).glob("checkpoints/*.ckpt")):
+        if list(running.training_folder(out, training).glob("checkpoints/*.ckpt")):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        running.train(out, [trial], 1, HERE, stop_at_the_first_checkpoint)
-    assert running.left_of(out, [trial]) == [trial]
-    resumed, honest = [], training.fit
+        running.train(out, [training], 1, HERE, stop_at_the_first_checkpoint)
+    assert running.left_of(out, [training]) == [training]
+    resumed, honest = [], train_module.fit
 
     def fit(recipe, folder, **options):
         resumed.append(options.get("resume"))
         return honest(recipe, folder, **options)
 
-    monkeypatch.setattr(training, "fit", fit)
-    running.train(out, [trial], 1, HERE, lambda left: None)
+    monkeypatch.setattr(train_module, "fit", fit)
+    running.train(out, [training], 1, HERE, lambda left: None)
     assert resumed == [True]
-    assert running.is_done(out, trial)
+    assert running.is_done(out, training)
 
 
 @pytest.mark.parametrize(("pics", "where"), [("pics", []), ("all/pics", ["--data-dir", "all"])])
@@ -1253,7 +1256,7 @@ def test_trainings_of_another_folder_of_the_same_name_are_never_shown_as_the_stu
 @pytest.mark.usefixtures("own_cache_and_no_network")
 @pytest.mark.long
 def test_weights_on_the_hub_are_named_in_a_study_by_their_commit(tmp_path, capsys):
-    training.fit(Recipe(depth=8, outputs=2, epochs=1, train_images=96, threads=1, device="cpu"), tmp_path / "a")
+    train_module.fit(Recipe(depth=8, outputs=2, epochs=1, train_images=96, threads=1, device="cpu"), tmp_path / "a")
     auxnet.load(tmp_path / "a").save_pretrained(on_the_hub(tmp_path, "owner/run"))
     words = ["--out", str(tmp_path / "out"), "--threads", "1", "--device", "cpu"]
     for name, status in ((f"hf:owner/run@{COMMIT}", 0), ("hf:owner/run", 2), ("hf:owner/run@main", 2)):
@@ -1276,10 +1279,10 @@ def test_what_is_under_way_is_said_by_who_trains_and_by_who_looks(own, tmp_path,
     said = capsys.readouterr().out
     assert "0/2 trainings done, under way: one on digits, seed 0: 0/1 epochs\n" in said
     assert "1/2 trainings done, under way: two on digits, seed 0: 1/1 epochs, val. error" in said
-    [trial, _] = read_study(str(own), "smoke", 1).trials(HERE)
-    (running.trial_folder(tmp_path / "out", trial) / "summary.json").unlink()
+    [training, _] = read_study(str(own), "smoke", 1).trainings(HERE)
+    (running.training_folder(tmp_path / "out", training) / "summary.json").unlink()
     shutil.rmtree(tmp_path / "out" / "own-smoke")  # its ledger has that training
-    with FileLock(tmp_path / "out" / "claims" / f"{trial.name}.lock"):
+    with FileLock(tmp_path / "out" / "claims" / f"{training.name}.lock"):
         assert main([*words, "--show"]) == 0
     assert "under way: one on digits, seed 0: 1/1 epochs, val. error" in capsys.readouterr().out
     assert main([*words, "--show"]) == 0
@@ -1289,7 +1292,7 @@ def test_what_is_under_way_is_said_by_who_trains_and_by_who_looks(own, tmp_path,
 def test_what_is_under_way_is_looked_for_once_a_second_and_read_once_an_epoch(tmp_path, monkeypatch):
     row = {"epoch": 1, "output": 1, "depth": 2, "loss": 0.5, "lr": 0.1, "seconds": 1.0}
     rows = [{**row, "split": "train", "error": None}, {**row, "split": "val", "error": 0.25}]
-    trial, clock, asked, read, read_metrics = Trial("a", 0, Recipe(epochs=2)), [0], [], [], running.read_metrics
+    training, clock, asked, read, read_metrics = Training("a", 0, Recipe(epochs=2)), [0], [], [], running.read_metrics
 
     def fit_on(recipe, folder, follow):
         for epoch in (1, 2):
@@ -1304,8 +1307,8 @@ def test_what_is_under_way_is_looked_for_once_a_second_and_read_once_an_epoch(tm
     monkeypatch.setattr(running, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(running, "fit_on", fit_on)
     monkeypatch.setattr(running, "read_metrics", lambda folder: read.append(folder) or read_metrics(folder))
-    running.trial_folder(tmp_path, trial).mkdir(parents=True)
-    running.train(tmp_path, [trial], 1, HERE, lambda left: asked.append([*running.under_way(tmp_path, left)]))
+    running.training_folder(tmp_path, training).mkdir(parents=True)
+    running.train(tmp_path, [training], 1, HERE, lambda left: asked.append([*running.under_way(tmp_path, left)]))
     begun, *ends = [[f"a on digits, seed 0: {n}/2 epochs{', val. error 25.0 %' if n else ''}"] for n in range(3)]
     assert asked == [[], begun, begun, ends[0], ends[0], ends[1], []]
     assert len(read) == 2
@@ -1350,7 +1353,7 @@ def test_a_frozen_trunk_is_refused_where_supervision_is_measured_before_anything
 
 @pytest.mark.parametrize("show", [True, False])
 def test_an_error_in_measuring_leaves_tables_of_what_is_done(show, own, tmp_path, capsys, monkeypatch):
-    def diagnose(out, trials):
+    def diagnose(out, trainings):
         raise ValueError("there is nothing to diagnose")
 
     monkeypatch.setattr(running, "_work", lambda *_: None)
@@ -1389,21 +1392,21 @@ def test_the_least_difference_that_is_told_is_the_least_that_can_be_told():
 
 
 def test_of_several_processes_one_measures_the_supervision(own, tmp_path, monkeypatch):
-    trials, measured = list(read_study(str(own), "smoke", 1).trials(HERE)), []
-    for trial in trials:
-        folder = running.trial_folder(tmp_path, trial)
+    trainings, measured = list(read_study(str(own), "smoke", 1).trainings(HERE)), []
+    for training in trainings:
+        folder = running.training_folder(tmp_path, training)
         folder.mkdir(parents=True)
         for name in ("summary.json", "model.safetensors"):
             (folder / name).write_text("{}")
 
-    def gather(folder, name, *how):
+    def diagnosis_of_run(folder, name, *how):
         measured.append(name)
         time.sleep(0.1)
         return {"weights_sha256": weights_sha256(folder)}
 
     monkeypatch.setattr(supervising, "opened", lambda *where, **how: nullcontext())
-    monkeypatch.setattr(supervising.diagnosing, "gather", gather)
-    together = [threading.Thread(target=supervising.diagnose, args=(tmp_path, trials)) for _ in range(2)]
+    monkeypatch.setattr(supervising.diagnosing, "diagnosis_of_run", diagnosis_of_run)
+    together = [threading.Thread(target=supervising.diagnose, args=(tmp_path, trainings)) for _ in range(2)]
     for each in together:
         each.start()
     for each in together:

@@ -330,10 +330,9 @@ def test_no_more_workers_start_than_trials_are_left_and_no_fewer_trials_are_name
 ):
     started = []
 
-    def together(count, work, where, watch):
+    def together(count, work, where, watch, **_):
         started.append(count)
         work(where, watch)
-        return []
 
     monkeypatch.setattr(sweeping, "work_together", together)
     for asked, begun in ((1, 1), (4, 4), (3, 4)):
@@ -1016,11 +1015,15 @@ def test_pruning_by_equal_epochs_is_said_to_favour_short_schedules(finished):
     assert "favours" not in said(space={"lr": finished.settings.space["lr"]})
 
 
+def figure_named(name, figures):
+    return next(each for each in figures if each.name == name)
+
+
 def test_a_line_that_ends_early_is_called_pruned_only_where_a_trial_was(finished):
     def said(*states, space=finished.settings.space):
         trials = tuple(replace(finished.trials[n], state=state) for n, state in enumerate(states))
         shown = replace(finished, trials=trials, settings=replace(finished.settings, space=space))
-        return dict(sweep_page._figures(shown))["learning"][1]
+        return figure_named("learning", sweep_page._figures(shown)).caption
 
     assert said("complete", "complete") == "The error after each epoch."
     assert said("complete", "pruned").endswith("; a line that ends early was pruned.")
@@ -1034,7 +1037,7 @@ def test_lines_of_few_trials_are_named_and_no_column_is_empty(finished):
     few = optuna.create_study(study_name="few")
     few.add_trials(finished.study.trials[:6])
     for study, named in ((finished.study, False), (few, True)):
-        drawn = dict(sweep_page._figures(replace(finished, study=study)))["learning"][2]
+        drawn = figure_named("learning", sweep_page._figures(replace(finished, study=study))).drawing
         assert drawn["layout"]["showlegend"] == named
         assert [line["name"] for line in drawn["data"]] == [f"trial {trial.number}" for trial in study.trials]
     assert len(re.findall("#[0-9a-f]{6}", asset("plots.js").partition("light: [")[2].partition("]")[0])) == 6
@@ -1211,7 +1214,7 @@ def test_a_trial_that_cannot_go_on_in_a_copied_project_is_left_to_a_worker_that_
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     for place, goes_on in (("b", False), ("a", True)):
         monkeypatch.chdir(tmp_path / place)
-        with nullcontext() if goes_on else pytest.raises(RuntimeError, match="trial 0 goes on where it was begun, or"):
+        with nullcontext() if goes_on else pytest.raises(RuntimeError, match="trial 0 continues where it was begun"):
             sweep(space, "s", recipe, trials=1)
         assert [trial.state for trial in read_sweep("s").trials] == ["complete" if goes_on else "interrupted"]
     monkeypatch.chdir(tmp_path / "b")

@@ -26,7 +26,7 @@ from auxnet.plan import plan
 from auxnet.progress import progress_of
 from auxnet.reading.splits import fingerprint
 from auxnet.recipe import Recipe, read_recipe, write_recipe
-from auxnet.report import gather
+from auxnet.report import facts_of_run
 from auxnet.resuming import TrainingState
 from auxnet.tensors import read_about
 from killed import contents, killed_at
@@ -82,7 +82,7 @@ def test_a_callers_autocast_and_default_device_change_nothing(run, tmp_path):
             assert torch.ones(1).is_meta
         auxnet.fit(TINY, tmp_path / "b")
         assert (list(auxnet.predict(run, images)), auxnet.evaluate(run)) == before
-        shown = [row["val"]["error"] for row in gather(run.folder, "a")["outputs"]]
+        shown = [row["val"]["error"] for row in facts_of_run(run.folder, "a")["outputs"]]
         assert plan(TINY).outputs[0].params == before[1][0].params
         assert auxnet.export(run, 1, "torch", tmp_path / "one.pt2").difference < 1e-4
     assert shown == [report.error for report in before[1]]

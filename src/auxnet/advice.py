@@ -1,6 +1,6 @@
-"""What looks unwise about a recipe, and what is worth knowing of it, said before any step.
+"""What looks unwise about a recipe, and what is worth knowing about it, said before the first step.
 
-Warnings and notes, each a sentence; nothing is refused here.
+Functions here give warnings and notes, each a clause; they refuse nothing.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from auxnet.words import first_few, plural
 
 COMPILING_PAYS = 1800.0  # seconds of training: it takes up to a minute, and saves a twentieth of them or more
 FEW_STEPS, SMALL_BATCH = 10, 16
-VERY_UNEVEN = 4  # times the training images of the smallest class in the largest
-LARGE_CUT, MANY_CUT = 0.4, 0.1  # of a picture: 16:9, but not 3:2; of all pictures
+VERY_UNEVEN = 4  # training images of the largest class over those of the smallest
+LARGE_CUT, MANY_CUT = 0.4, 0.1  # share of a picture that is lost (of 16:9, not of 3:2), and of pictures that lose it
 FEW_EPOCHS = 3  # in which a cosine falls
-OF_SMALL_STEPS = {  # of SGD's step size
+OF_SMALL_STEPS = {  # optimizers, and which part of SGD's step size they usually want
     **dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop"), "a hundredth"),
     "Adagrad": "a tenth",
 }
 
 
 def few_steps(recipe: Recipe, images: int) -> Iterator[str]:
-    """A warning where an epoch has hardly any steps, as with few images in large batches."""
+    """A warning if an epoch has hardly any steps, as with few images in large batches."""
     smaller = max(SMALL_BATCH, images // (2 * FEW_STEPS))
     steps, more = (steps_per_epoch(images, size) for size in (recipe.batch_size, smaller))
     if steps < FEW_STEPS and recipe.batch_size > SMALL_BATCH and more > steps:
@@ -45,19 +45,19 @@ def few_steps(recipe: Recipe, images: int) -> Iterator[str]:
 
 
 def doubts_of(recipe: Recipe, depths: Sequence[int], dataset: DataSet) -> list[str]:
-    """All doubts about a training that is to begin."""
+    """All warnings about a training that is to begin."""
     of_data = [*unreadable(dataset), *data_doubts(recipe, dataset)]
     return [*training_doubts(recipe, depths), *of_data, *precision_doubts(recipe)]
 
 
 def unreadable(dataset: DataSet) -> Iterator[str]:
-    """A warning that names images that cannot be read, and are left out."""
+    """A warning with the names of images that cannot be read and are left out."""
     if dataset.left_out:
         yield f"left out, unreadable, {plural(len(dataset.left_out), 'image')}: {first_few(dataset.left_out)}"
 
 
 def data_doubts(recipe: Recipe, dataset: DataSet) -> Iterator[str]:
-    """Warnings of what is asked for and changes nothing with these data, and of images that judge poorly."""
+    """Warnings about the data: settings without effect, few, cropped or copied images, classes of uneven size."""
     sizes = [size for size in dataset.train.labels.bincount().tolist() if size]  # of classes with images
     if dataset.brings_val and recipe.val_fraction != Recipe.val_fraction:
         given = f"val_fraction={recipe.val_fraction:g} (--val-fraction)"
@@ -69,7 +69,7 @@ def data_doubts(recipe: Recipe, dataset: DataSet) -> Iterator[str]:
         if cut and (share := fmean(cut)) >= MANY_CUT:
             said = f"--image-size {recipe.image_size} keeps the middle square of each picture"
             lost = f"{100 * share:.0f} % of them lose {100 * LARGE_CUT:.0f} % or more"
-            yield f"{said}, {lost}: --fit pad keeps all, between black borders, and --fit stretch squeezes it in"
+            yield f"{said}, {lost}: --fit pad keeps whole pictures, between black borders, --fit stretch distorts them"
     yield from copies_doubts(dataset)
     if recipe.class_weights == "none" and max(sizes) >= VERY_UNEVEN * min(sizes):
         apart = f"classes have {min(sizes):,} to {max(sizes):,} training images"
@@ -77,7 +77,7 @@ def data_doubts(recipe: Recipe, dataset: DataSet) -> Iterator[str]:
 
 
 def copies_doubts(dataset: DataSet) -> Iterator[str]:
-    """A warning of judging images that are among the training images too, looked for in memory alone."""
+    """A warning about validation or test images that are training images too; images on disk are not looked through."""
     if isinstance(dataset.train, OnDisk):
         return
     train, copies = dataset.train.center_crop(dataset.image_size), []  # as evaluation would see them
@@ -91,13 +91,13 @@ def copies_doubts(dataset: DataSet) -> Iterator[str]:
 
 
 def precision_doubts(recipe: Recipe) -> Iterator[str]:
-    """A warning of bfloat16 on a CPU that has no units for it."""
+    """A warning if bfloat16 is asked for on a CPU that has no units for it."""
     if recipe.precision != "float32" and device_of(recipe.device).type == "cpu" and bfloat16_pays() is False:
         yield "this CPU has no units for bfloat16, which is slower on it than float32: leave --precision out"
 
 
 def speed_notes(recipe: Recipe, seconds: float) -> Iterator[str]:
-    """What should make steps faster, and the recipe may have: bfloat16, and compiling if it trains for so long."""
+    """What should make steps faster and goes with the recipe: bfloat16, and compiling if it trains for so long."""
     device = device_of(recipe.device)
     if device.type == "cpu" and bfloat16_pays() and _may_gain(recipe, precision="bfloat16"):
         yield "this CPU has units for bfloat16 (AMX): with --precision bfloat16 a step should take less time"
@@ -109,7 +109,7 @@ def speed_notes(recipe: Recipe, seconds: float) -> Iterator[str]:
 
 
 def _may_gain(recipe: Recipe, **fields: Any) -> bool:
-    """Whether a recipe has other values in these fields, and may have these."""
+    """Whether a recipe has other values in these fields, and would not be refused with the values given."""
     try:
         return replace(recipe, **fields) != recipe
     except ValueError:
@@ -117,7 +117,7 @@ def _may_gain(recipe: Recipe, **fields: Any) -> bool:
 
 
 def time_notes(recipe: Recipe, dataset: DataSet, seconds: float) -> Iterator[str]:
-    """What the time of some steps on random images leaves out, such as images that are decoded when needed."""
+    """What is not in the time that was measured with steps on random images, such as decoding."""
     if dataset.augmentation is not None or isinstance(dataset.train, OnDisk):
         yield "the time of decoding and augmenting the images is not counted"
     if recipe.compile:
@@ -134,9 +134,9 @@ def ignores_weights(recipe: Recipe) -> bool:
 
 
 def training_doubts(recipe: Recipe, depths: Sequence[int]) -> Iterator[str]:
-    """Warnings where an optimizer gets SGD's step size, fields that it does not take, or loss weights it cannot feel.
+    """Warnings if an optimizer gets SGD's step size, fields that it does not have, or loss weights that it cannot feel.
 
-    And where a warm-up leaves a cosine hardly any epochs to fall, or losses are to be discarded after the last epoch.
+    And if a warm-up leaves a cosine hardly any epochs to fall in, or losses would be discarded after the last epoch.
     """
     name = recipe.optimizer
     lambdas = {w for epoch in (1, recipe.epochs) for w in lambdas_at(recipe, depths, epoch) if w > 0}
@@ -183,7 +183,7 @@ def notes_of(recipe: Recipe, depths: Sequence[int]) -> Iterator[str]:
 
 
 def warnings_of(recipe: Recipe, depths: list[int], image_size: tuple[int, int]) -> list[str]:
-    """What the paper advises against (section 3.1), very shallow outputs and too many of them; an ill-fitting form."""
+    """Warnings of very shallow outputs and of too many (the paper, section 3.1), and of a form that does not fit."""
     final = depths[-1]
     warnings = [
         f"output {k} sits at layer {depth} of {final}: features that shallow tell classes apart poorly, "

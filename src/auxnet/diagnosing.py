@@ -1,7 +1,7 @@
-"""What there is to say of the supervision in finished runs: measured, put into plain values, and said in sentences.
+"""The supervision in finished runs: measured, gathered as plain values, and put into sentences.
 
 Gradients are taken on the first batches of the run's last epoch as training sees them, shuffled, augmented and mixed;
-probes are trained on images of the training split and judged on images of the validation split, both as they are. The
+probes are trained on images of the training split and judged on images of the validation split, neither augmented. The
 test images are never read.
 """
 
@@ -21,6 +21,7 @@ from auxnet.batches import batches
 from auxnet.build import distillation_of, first_batches, loss_of
 from auxnet.data import DataSet
 from auxnet.diagnosis import diagnose
+from auxnet.diagnosis_page import RunDiagnosis
 from auxnet.errors import not_finite
 from auxnet.files import unwritable, write_json, write_text
 from auxnet.loading import weights_sha256
@@ -32,17 +33,18 @@ from auxnet.reading.splits import Labelled
 from auxnet.recipe import Recipe, method_name
 from auxnet.schedules import lambdas_at
 
-FILES = ("diagnosis.json", "diagnosis.html")
+DIAGNOSIS_FILES = ("diagnosis.json", "diagnosis.html")
 LEVEL = 0.8
-"""a share that stays above this (and below its inverse) all the way down is called level"""
+"""a share of supervision stays level if at every layer it is at least this part of the share at its output's layer, and
+at most the inverse of this part"""
 
 
-def gather(folder: Path, name: str, run: Opened, images: int, probe_images: int | None) -> dict[str, Any]:
-    """All that is shown of a run in its folder, as values that JSON can hold.
+def diagnosis_of_run(folder: Path, name: str, run: Opened, images: int, probe_images: int | None) -> RunDiagnosis:
+    """All that is shown of the run in a folder, which is open as `run`; values that JSON can hold.
 
-    `images` is how many images gradients are taken on, in whole batches; `probe_images` how many probes are trained on
-    (judged on as many of the validation split at most), None for no probes. Raises ValueError for a frozen trunk,
-    RuntimeError for gradients or features that are not finite.
+    Gradients are taken on so many `images`, in whole batches; probes are trained on so many `probe_images`, and judged
+    on at most as many of the validation split (None: no probes). Raises ValueError for a frozen trunk, RuntimeError for
+    gradients or features that are not finite.
     """
     recipe, net, dataset, device = run.recipe, run.net, run.dataset, run.device
     weights = lambdas_at(recipe, net.depths, recipe.epochs)
@@ -83,29 +85,29 @@ def gather(folder: Path, name: str, run: Opened, images: int, probe_images: int 
 
 
 def checked_folder(runs: Sequence[Path], out: Path | None) -> Path:
-    """Where the files go, refused before anything is computed if something of the user's would be lost."""
+    """The folder for the files. Refuses, before anything is computed, one that holds other files of these names."""
     check_runs(runs, out, "a diagnosis", "give --out DIR")
     folder = out or runs[0]
     if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file: name a folder for {' and '.join(FILES)}")
+        raise FileExistsError(f"{folder} is a file: name a folder for {' and '.join(DIAGNOSIS_FILES)}")
     if not folder.exists() and not folder.absolute().parent.is_dir():
         raise FileNotFoundError(f"there is no folder {folder.parent} to make {folder.name} in")
-    for name in FILES:
+    for name in DIAGNOSIS_FILES:
         check_ours(folder / name, diagnosis_page.COMMAND)
     if why := unwritable(folder if folder.exists() else folder.absolute().parent):
         raise PermissionError(f"{folder} cannot be written to ({why}): give --out DIR")
     return folder
 
 
-def content_of(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What diagnosis.json holds of gathered runs."""
+def content_of(runs: Sequence[RunDiagnosis]) -> dict[str, Any]:
+    """The content of diagnosis.json for the diagnoses of some runs."""
     return {"made_by": made_by(diagnosis_page.COMMAND), "runs": list(runs)}
 
 
-def write(runs: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
-    """Write diagnosis.json and diagnosis.html of gathered runs into a folder, made if need be; return their paths."""
+def write(runs: Sequence[RunDiagnosis], folder: Path) -> list[Path]:
+    """Write diagnosis.json and diagnosis.html of some runs into a folder, made if need be; return their paths."""
     folder.mkdir(exist_ok=True)
-    paths = [folder / name for name in FILES]
+    paths = [folder / name for name in DIAGNOSIS_FILES]
     write_json(paths[0], content_of(runs))
     headline = compared(runs) if len(runs) > 1 else runs[0]["said"][0]
     write_text(paths[1], diagnosis_page.page(runs, headline))
@@ -115,7 +117,7 @@ def write(runs: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
 def _sample(
     split: Labelled, recipe: Recipe, dataset: DataSet, device: torch.device, most: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """At most so many images of a split, in batches: drawn from the recipe's seed, never augmented."""
+    """At most `most` images of a split, in batches: drawn by the recipe's seed, never augmented."""
     size = min(most, 250)
     drawn = batches(
         split, size, dataset.mean, dataset.std, device=device, seed=(recipe.seed, 0), workers=dataset.workers
@@ -129,8 +131,8 @@ def _sample(
 # ---- in sentences ----------------------------------------------------------------------------------------------
 
 
-def sentences(run: dict[str, Any]) -> Iterator[str]:
-    """What is seen of a run, in words; computed from its values."""
+def sentences(run: RunDiagnosis) -> Iterator[str]:
+    """The findings on a run in sentences, made from its values."""
     if len(each := series(run["shares"])) > 1:
         parts = [f"{_short(rows[0]['share'])} of output {output}" for output, rows in each]
         layer = each[0][1][0]["layer"]
@@ -181,8 +183,8 @@ def course(rows: Sequence[dict[str, Any]]) -> str:
     return f"{'falls' if bottom['share'] < top['share'] else 'rises'} {way}"
 
 
-def compared(runs: Sequence[dict[str, Any]]) -> str:
-    """Runs side by side at the shallowest layer, each by the output whose share is largest there."""
+def compared(runs: Sequence[RunDiagnosis]) -> str:
+    """Runs compared at the shallowest layer, each by the output whose share is largest there."""
     parts = []
     for run in runs:
         at = [(rows[0]["share"], output, rows[0]["layer"]) for output, rows in series(run["shares"])]

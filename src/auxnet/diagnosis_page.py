@@ -1,4 +1,4 @@
-"""The page of a diagnosis: its sentences and its tables; the figures are drawn by page/diagnosis.js."""
+"""The page of a diagnosis: its sentences and its tables; page/diagnosis.js draws the figures."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from auxnet.words import sentence
 
 COMMAND = "auxnet diagnose"
 SHOWN = ("name", "method", "ends", "shares", "probes", "epochs")
-"""what the figures are drawn from"""
+"""keys of a diagnosis that the figures are drawn from"""
 
 LINKS = {"shares": "Supervision", "epochs": "Over the epochs", "probes": "Probes", "gradients": "Gradients"}
 SHARES = (
     "shares",
     "How much of the gradient is supervision that arrives unchanged",
-    "At each layer, the norm of the gradient at the output above over that of the gradient which arrives (joint: of "
-    "all outputs above, weighted; else a line per output, from its own layer down). 1: nothing is lost in between; "
-    "towards 0: what the layers in between make of it drowns the supervision.",
+    "At each layer: the norm of the loss's gradient at the output above, divided by the norm of the gradient that "
+    "arrives here (joint: of all outputs above, weighted; else a line per output, from its own layer down). 1: the "
+    "gradient arrives unchanged; towards 0: what the layers in between add to it drowns the supervision.",
     '<div class="switches"><fieldset id="scale" class="switch"><legend>Scale</legend></fieldset></div>',
 )
 EPOCHS = (
@@ -30,8 +30,8 @@ EPOCHS = (
 PROBES = (
     "probes",
     "What a linear classifier reads off each layer",
-    "Accuracy of logistic regression on the feature after a layer, averaged over its positions, on validation images; "
-    "bars are 95 % intervals. Open markers: where outputs sit.",
+    "Accuracy, on validation images, of logistic regression on the feature after each layer, averaged over its "
+    "positions; bars are 95 % intervals. Open markers: layers with an output.",
 )
 GRADIENTS = (
     "gradients",
@@ -40,11 +40,11 @@ GRADIENTS = (
     " have nothing to do with each other; below 0: they work against each other.",
 )
 
-Facts = dict[str, Any]
-"""what `diagnosing.gather` returns"""
+RunDiagnosis = dict[str, Any]
+"""of a run, as `diagnosing.diagnosis_of_run` returns it"""
 
 
-def page(runs: Sequence[Facts], headline: str) -> str:
+def page(runs: Sequence[RunDiagnosis], headline: str) -> str:
     """The whole page, under a headline."""
     shown = {"shares": True, "gradients": True} | {key: any(run[key] for run in runs) for key in ("epochs", "probes")}
     name, title, words = GRADIENTS
@@ -63,15 +63,15 @@ def page(runs: Sequence[Facts], headline: str) -> str:
     )
 
 
-def _sentences(run: Facts, headline: str) -> str:
+def _sentences(run: RunDiagnosis, headline: str) -> str:
     """The sentences of a run, under its name unless the headline is its own."""
     more = "".join(f"<li>{unbroken(sentence(said))}</li>" for said in run["said"] if said != headline)
     name = "" if headline in run["said"] else f"<h3>{escape(run['name'])}</h3>"
     return f'{name}<ul class="headlines">{more}</ul>'
 
 
-def _gradients(run: Facts, named: bool) -> str:
-    """Norms by output and segment, cosines by pair of outputs and segment."""
+def _gradients(run: RunDiagnosis, named: bool) -> str:
+    """Tables of a run's gradients: norms by output and segment, cosines by pair of outputs and segment."""
     K = len(run["depths"])
     segments = range(1, K + 1)
     norm = {(row["output"], row["segment"]): row["norm"] for row in run["norms"]}
@@ -100,7 +100,7 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else f"{value:.{form}}"
 
 
-def _measured(run: Facts) -> str:
+def _measured(run: RunDiagnosis) -> str:
     device = run["device"]
     probed = run["probes"][0] if run["probes"] else None
     probes = (

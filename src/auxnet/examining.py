@@ -1,4 +1,4 @@
-"""What the images say of a run's net, as plain values: errors, choice, latency, early exit, mistakes.
+"""What a run's net does on its images, as plain values: errors, choice, latency, early exit, mistakes.
 
 Validation and test images are read once each. Choices are made on validation; test errors are only shown.
 """
@@ -38,7 +38,7 @@ MOST_IMAGES, THUMBNAIL = 24, 96
 
 
 def examine(run: Path, recipe: Recipe, dataset: DataSet) -> dict[str, Any]:
-    """What the images say about the net of a run's last epoch, on the device and threads of the recipe."""
+    """Examine the net of a run's last epoch on the images, on the device and the threads of the recipe."""
     device = machine.device_of(recipe.device)
     with machine.threads_set(recipe.threads):
         net = machine.to_device(load_net(run), device)
@@ -76,7 +76,7 @@ def examine(run: Path, recipe: Recipe, dataset: DataSet) -> dict[str, Any]:
 
 
 WORTH = ("error", "low", "high", "images", "loss")
-"""what a page shows of an `OutputReport` beside `COSTS`, under its names"""
+"""the fields of an `OutputReport` that a page shows beside `COSTS`"""
 
 
 def _worth(report: OutputReport) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def _worth(report: OutputReport) -> dict[str, Any]:
 
 
 def time_of(timing: Timing | None) -> dict[str, Any]:
-    """What a page shows of a timing: its median and quartiles in ms, None where nothing was measured."""
+    """The fields of a timing that a page shows: its median and quartiles in ms, None if nothing was measured."""
     keys = {"latency": "median_ms", "latency_low": "low_ms", "latency_high": "high_ms"}
     return {ours: getattr(timing, theirs, None) for ours, theirs in keys.items()}
 
@@ -107,7 +107,7 @@ def early_exits(
 ) -> dict[str, Any]:
     """The early-exit curve on validation: policies solved there for bounds on the mean cost, and the one of exits.json.
 
-    What each does to test images is a report beside it.
+    What each policy does on test images is reported beside it.
     """
 
     def point(policy: Policy) -> dict[str, Any]:
@@ -169,14 +169,14 @@ def confused(logits: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def only_deeper(test: Predictions) -> list[tuple[int, int]]:
-    """(image, k) of the images that output k - 1 gets wrong, and output k and all deeper ones right."""
+    """(image, k) for each image that output k - 1 gets wrong, and output k and all deeper outputs get right."""
     numbers = torch.arange(1, len(test.wrong) + 1)
     deepest_wrong = (test.wrong * numbers[:, None]).amax(0).tolist()  # 0: none
     return [(n, k + 1) for n, k in enumerate(deepest_wrong) if 0 < k < len(numbers)]
 
 
 def gallery(test: Predictions, split: Labelled, deeper: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-    """Some of the images that one output gets wrong and all deeper ones right: in turn of each output and class."""
+    """Some images that one output gets wrong and all deeper ones right, taken in turn from each output and class."""
     labels = test.labels.tolist()
     piles: dict[int, dict[int, list[tuple[int, int]]]] = {}  # by output and class: (output, image)
     for n, k in deeper:

@@ -1,4 +1,4 @@
-"""Whether a recipe can be trained: by itself, on this machine, with its data; found out before the first step."""
+"""Whether a recipe can be trained: in itself, on this machine, with its data; checked before the first step."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ MOST_STAND_INS = 50  # outputs of a net that stands in for a backbone that is no
 def check_recipe(recipe: Recipe, begins: bool = True) -> None:
     """Raise ValueError, before any data are read, for a recipe that would fail with any data.
 
-    As `check_fields`, and for a method that no net of so many outputs can have.
+    Checks what `check_fields` checks, and whether the method can train a net with so many outputs.
     """
     check_fields(recipe, begins)
     if recipe.backbone is None:
         net = outline(recipe)
-    else:  # another net with as many outputs
+    else:  # a built-in net with as many outputs stands in for the backbone
         K = len(depths_of(replace(recipe, alone=None)))
         if K > MOST_STAND_INS:  # its time grows with K^2; the backbone itself says how many there can be
             return
@@ -42,9 +42,9 @@ def check_recipe(recipe: Recipe, begins: bool = True) -> None:
 
 
 def check_fields(recipe: Recipe, begins: bool = True) -> None:
-    """Raise ValueError for what a recipe asks for that cannot be had here, or does not go together.
+    """Raise ValueError for fields that ask for what this machine does not have, or that do not go together.
 
-    With `begins`, epochs in `discard_after` must also leave one in which it acts (a single epoch is exempt).
+    With `begins`, a `discard_after` in epochs must also leave an epoch in which it acts (a single epoch is exempt).
     """
     device_of(recipe.device)
     if recipe.freeze == "trunk":
@@ -55,7 +55,7 @@ def check_fields(recipe: Recipe, begins: bool = True) -> None:
 
 
 def _check_freeze(recipe: Recipe) -> None:
-    """Raise ValueError where a frozen trunk has no weights, or a head beside it nothing to learn."""
+    """Raise ValueError if a frozen trunk has no pretrained weights, or an auxiliary head has nothing to learn."""
     if recipe.pretrained is None:
         raise ValueError("freeze='trunk' keeps pretrained weights, and there are none: name them with --pretrained")
     depths = depths_of(recipe)
@@ -66,14 +66,14 @@ def _check_freeze(recipe: Recipe) -> None:
 
 
 def check_enough_images(recipe: Recipe, dataset: DataSet) -> None:
-    """Raise ValueError for data that a training cannot begin with."""
+    """Raise ValueError if the recipe asks for fewer training images than there are classes."""
     if recipe.train_images is not None and recipe.train_images < dataset.num_classes:
         least = f"{dataset.num_classes}, one of each class"
         raise ValueError(f"train_images must be at least {least}, got {recipe.train_images}")
 
 
 def check_last_batch(recipe: Recipe, dataset: DataSet, net: AuxNet, processes: int = 1) -> None:
-    """Raise ValueError if a process gets one image alone of a batch, and a norm of the net cannot normalise by that."""
+    """Raise ValueError if a process gets a single image of a batch, and a norm of the net cannot normalise by one."""
     images, size = len(dataset.train), recipe.batch_size
     sizes = {images % size or size, min(images, size)}  # of the last batch, and of the others
     alone = 1 in sizes or (processes > 1 and any(processes <= n < 2 * processes for n in sizes))
@@ -86,7 +86,7 @@ def check_last_batch(recipe: Recipe, dataset: DataSet, net: AuxNet, processes: i
         with torch.no_grad():
             twin(image)
     except RuntimeError:
-        return  # it looks at the values of a tensor, and "meta" has none
+        return  # the net looks at values of a tensor, and on "meta" there are none
     except ValueError as error:
         raise ValueError(
             f"batch_size={size} leaves one image to {whose}, which this net cannot normalise ({first_line(error)}): "
@@ -95,9 +95,9 @@ def check_last_batch(recipe: Recipe, dataset: DataSet, net: AuxNet, processes: i
 
 
 def check_memory(recipe: Recipe, dataset: DataSet, net: AuxNet, processes: int = 1) -> int | None:
-    """Bytes that a training step will keep for its backwards (`step_bytes`); None where that is unknown.
+    """Bytes that a training step will keep for its backwards (`step_bytes`); None if that is unknown.
 
-    Raises TooLittleMemoryError if that is more memory than there is: the system would kill the process without a word.
+    Raises TooLittleMemoryError if the machine has less memory: the system would kill the process silently.
     """
     device, batch = device_of(recipe.device), min(recipe.batch_size, len(dataset.train)) // processes
     needed = step_bytes(net, (dataset.channels, *dataset.image_size), batch, dtype_of(recipe))

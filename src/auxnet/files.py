@@ -17,6 +17,8 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
+from auxnet.errors import warn
+
 
 def expanduser(path: Path | str) -> Path:
     """A path with the home folder in place of ~ or ~name at its beginning; as it is if that home is not known."""
@@ -128,3 +130,13 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
+
+
+def try_write_json(path: Path, content: Any) -> bool:
+    """Write `json_text`, and return whether that succeeded: a disk that refuses it is warned of, not raised."""
+    try:
+        write_json(path, content)
+    except OSError as error:
+        warn(f"{path.name} is not written: {error.strerror or error}")
+        return False
+    return True

@@ -1,8 +1,8 @@
 """The frame of every page: one HTML file with its styles, its programs (Plotly among them) and its data inside.
 
-What can be read without a program is written in Python; the figures are drawn by the programs in the folder page.
-Every text that comes from a user passes `escape` or `unbroken` on its way into HTML, and `json_inside_html` on its
-way into the data.
+Python writes all that can be read without JavaScript; the programs in the folder page draw the figures. Every text
+that comes from a user passes `escape` or `unbroken` on its way into HTML, and `json_inside_html` on its way into the
+data.
 """
 
 from __future__ import annotations
@@ -13,12 +13,20 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from auxnet import __version__
 
-Figures = Mapping[str, tuple[str, str, dict[str, Any]]]
-"""{id: (title, caption, what Plotly draws, as plain values, to which page/figures.js gives the colours of the page)}"""
+
+class Figure(NamedTuple):
+    """A figure that page/figures.js draws."""
+
+    name: str
+    """its id on the page"""
+    title: str
+    caption: str
+    drawing: dict[str, Any]
+    """data and layout for Plotly, as plain values; page/figures.js gives them the colours of the page"""
 
 
 def framed(
@@ -36,8 +44,8 @@ def framed(
 ) -> str:
     """A whole page, as `command` makes it.
 
-    `opening`, under the eyebrow, and `sections` are HTML already; `links` are {id of a section: what the bar calls
-    it}, `program` is the file of the folder page that draws `data`, and `measured` is said in the footer.
+    `opening`, below the eyebrow, and `sections` are HTML already; `links` are {id of a section: its name in the bar}.
+    `program` is the file of the folder page that draws `data`, and `measured` is a sentence for the footer.
     """
     from plotly.offline import get_plotlyjs
 
@@ -72,15 +80,15 @@ def page_of_figures(
     sub: str,
     tiles: str = "",
     notes: Sequence[str],
-    figures: Figures,
+    figures: Sequence[Figure],
     sections: Mapping[str, tuple[str, str]],
 ) -> str:
-    """A whole page of figures and then tables: what sweeps and studies leave.
+    """A whole page, figures first and tables below: the page of a sweep or a study.
 
     `tiles`, `sub` and the bodies of the sections, {id: (title, HTML)}, are HTML already; all else is text.
     """
-    titles = {name: title for name, (title, *_) in figures.items()} | {k: title for k, (title, _) in sections.items()}
-    cards = [figure_of(name, title, caption) for name, (title, caption, _) in figures.items()]
+    titles = {each.name: each.title for each in figures} | {name: title for name, (title, _) in sections.items()}
+    cards = [figure_of(each.name, each.title, each.caption) for each in figures]
     cards += [section_of(name, title, body) for name, (title, body) in sections.items()]
     return framed(
         command=command,
@@ -91,12 +99,12 @@ def page_of_figures(
         links=titles,
         sections="".join(cards),
         program="figures.js",
-        data={name: figure for name, (*_, figure) in figures.items()},
+        data={each.name: each.drawing for each in figures},
     )
 
 
 def filled(name: str, parts: Mapping[str, str]) -> str:
-    """A file of the folder page with its {{places}} filled; places within what fills them are not."""
+    """A file of the folder page with its {{places}} filled; a {{place}} within a filling stays as it is."""
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], asset(name))
 
 
@@ -106,16 +114,19 @@ def asset(name: str) -> str:
 
 
 def json_inside_html(content: Any) -> str:
-    """JSON in which no browser can see the end of the element that it lies in."""
+    """JSON for a <script> element, escaped so that no text in it can end that element."""
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-# ---- of which runs a page is, and where it lies ------------------------------------------------------------------
+# ---- the runs of a page, and its file ----------------------------------------------------------------------------
 
 
 def check_runs(runs: Sequence[Path], out: Path | None, page: str, mend: str) -> None:
-    """Raise ValueError for no run, for one that is named twice, and for several of which nobody says where to."""
+    """Raise ValueError for no run, for a run that is named twice, and for several runs without `out`.
+
+    `page` names what is made of the runs, and `mend` says what to do without `out`.
+    """
     if not runs:
         raise ValueError(f"there is no run to make {page} of: name one or more run directories")
     if len({run.resolve() for run in runs}) < len(runs):
@@ -125,18 +136,18 @@ def check_runs(runs: Sequence[Path], out: Path | None, page: str, mend: str) -> 
 
 
 def names_of(runs: Sequence[Path]) -> list[str]:
-    """What runs are called on a page: by the names of their folders, and by their paths where two are named alike."""
+    """What a page calls runs: the names of their folders, or their paths if two folders have the same name."""
     names = [run.resolve().name for run in runs]
     return [name if names.count(name) == 1 else str(run) for name, run in zip(names, runs, strict=True)]
 
 
 def made_by(command: str) -> str:
-    """How a file says which command made it."""
+    """The command and the version of this program, by which a file says what made it."""
     return f"{command} {__version__}"
 
 
 def is_ours(path: Path, command: str) -> bool:
-    """Whether a page or a JSON file says at its beginning that this command made it, in whichever version."""
+    """Whether a page or a JSON file says at its beginning that this command made it, in any version."""
     with path.open("rb") as file:
         beginning = file.read(1000).decode("utf-8", errors="replace")
     maker = rf'(<meta name="generator" content=|"made_by": )"{re.escape(command)}[ "]'
@@ -144,7 +155,7 @@ def is_ours(path: Path, command: str) -> bool:
 
 
 def check_ours(path: Path, command: str) -> None:
-    """Raise FileExistsError if something lies at a path that this command did not make: it must not be replaced."""
+    """Raise FileExistsError if a path exists and this command did not make it: it must not be replaced."""
     if path.exists() and not (path.is_file() and is_ours(path, command)):
         raise FileExistsError(f"{path} was not written by {command}, and is left alone: give another --out")
 
@@ -153,12 +164,12 @@ def check_ours(path: Path, command: str) -> None:
 
 
 def section_of(name: str, title: str, body: str) -> str:
-    """A card of its own; `body` is HTML."""
+    """A section of the page, which looks like a card; `body` is HTML."""
     return f'<section id="{name}" class="card"><h2>{escape(title)}</h2>{body}</section>'
 
 
 def figure_of(name: str, title: str, caption: str, switches: str = "") -> str:
-    """A card with the place in which a figure is drawn, and the HTML of its switches above."""
+    """A section with the place in which a program draws a figure; `switches` is HTML above that place."""
     label = escape(f"{title}: {caption}")
     return section_of(
         name,
@@ -170,7 +181,7 @@ def figure_of(name: str, title: str, caption: str, switches: str = "") -> str:
 
 
 def table_of(head: Sequence[str], lines: Sequence[str], label: str, of_words: bool = False) -> str:
-    """An HTML table of ready rows, that scrolls sideways on a narrow screen; numbers stand right, words left."""
+    """An HTML table of ready rows, which scrolls sideways on a narrow screen; cells `of_words` are aligned left."""
     cells = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">'
@@ -190,7 +201,7 @@ def line_of(cells: Sequence[Any]) -> str:
 
 
 def tiles_of(tiles: Sequence[tuple[str, str, str]], label: str) -> str:
-    """The numbers that matter most: (name, value, what is said beside it, if anything)."""
+    """The numbers that matter most, in large type, each as (name, value, a remark or "")."""
     cells = "".join(
         f'<div><dt>{escape(name)}</dt><dd class="big">{escape(value)}</dd>'
         f"{aside and f'<dd class=small>{escape(aside)}</dd>'}</div>"

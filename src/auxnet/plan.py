@@ -1,4 +1,4 @@
-"""What a recipe will do, before it is done: outputs, weights, effective steps, cost and time."""
+"""What a training by a recipe will be like, found out beforehand: outputs, weights, effective steps, cost, time."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from auxnet.schedules import lambdas_at
 from auxnet.steps import step_scales
 
 MEASURED_STEPS = 4
-LONG = 10.0  # seconds of steps after which no other is measured
-FEW_IMAGES = 8  # of a batch, where all of them would take longer than that
+LONG = 10.0  # seconds; once the measured steps have taken so long, no other step is measured
+FEW_IMAGES = 8  # of a batch: measured in its place if the whole batch would take longer than LONG
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,13 @@ class PlannedOutput:
     params: int
     macs: int
     step: float
-    """what a gradient of L_k that reaches this segment from its own output is multiplied by, times eta; a gradient that
-    the optimizer normalises (Adam and kin, with a state per output) does not feel lambda"""
+    """how far this output moves the segment that ends in it along the gradient of its own loss, in multiples of eta:
+    loss weight times step scaling; a weight above 0 counts as 1 if the optimizer normalises gradients (Adam and kin,
+    with a state per output)"""
     steps_above: float
-    """the same, summed over this output and all above it"""
+    """the same, summed over the losses of this output and of all outputs above it"""
     decay: float
-    """weight decay that the segment sees in one training step, in multiples of eta * weight_decay"""
+    """the segment's weight decay in one training step, in multiples of eta * weight_decay"""
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,11 @@ class Plan:
     seconds: float
     """the whole training, with the evaluation at its end"""
     measured_steps: int
+    """training steps, of which the median is the time of a step"""
     measured_images: int
-    """in each of them"""
+    """in each measured step"""
     step_bytes: int | None
-    """of memory that a step keeps for its backwards (`cost.step_bytes`); None where that is unknown"""
+    """memory that a step keeps for its backwards (`cost.step_bytes`); None if that is unknown"""
     warnings: list[str]
     notes: list[str]
     """how the outputs' weights and steps change after the first epoch; what the time leaves out"""
@@ -73,7 +75,7 @@ class Plan:
 
 @usual_defaults()
 def plan(recipe: Recipe) -> Plan:
-    """Work out a recipe without training by it. Raises what `fit` would raise for the same recipe."""
+    """Find out what a training by a recipe will be like. Raises what `fit` would raise for the same recipe."""
     check_recipe(recipe)
     device = device_of(recipe.device)
     with threads_set(recipe.threads), random_kept(device), fast_convolutions(device):
@@ -120,9 +122,9 @@ def planned_outputs(recipe: Recipe, dataset: DataSet) -> list[PlannedOutput]:
         zip(net.depths, costs(net, (dataset.channels, *dataset.image_size)), strict=True)
     ):
         own = c[k] * felt[k]
-        if recipe.method == "joint":  # one update: segment k at its own scale
+        if recipe.method == "joint":  # one update of segment k, at its own scale
             above, decay = c[k] * sum(lambdas[k:]), c[k]
-        else:  # an update per output k and above, but for discarded ones
+        else:  # an update for output k and for each above it, but for discarded ones
             counted = [(a, w) for a, w in zip(c[k:], felt[k:], strict=True) if w > 0]
             above, decay = sum(a * w for a, w in counted), sum(a for a, _ in counted)
         rows.append(PlannedOutput(k + 1, depth, lambdas[k], params, macs, own, above, decay))
@@ -130,21 +132,20 @@ def planned_outputs(recipe: Recipe, dataset: DataSet) -> list[PlannedOutput]:
 
 
 def time_steps(recipe: Recipe, dataset: DataSet, method: Method) -> tuple[float, float, int, int]:
-    """Seconds an image takes in a training step and in an evaluation; of how many steps the first is the median, and
-    of how many images these are.
+    """Seconds per image in a training step and in evaluation; how many steps were measured, on how many images each.
 
-    Measured on random images, whole batches unless they take too long. The first step is not counted, unless it took
-    too long for another.
+    The time of a training step is the median over steps on random images, whole batches of them unless these take too
+    long. The first step is not counted, unless it took so long that no other is measured.
     """
     method.net.train()
     images, labels = _random_batch(recipe, dataset, min(recipe.batch_size, len(dataset.train)))
     few = images[:FEW_IMAGES], labels[:FEW_IMAGES]
     graphs = in_graphs(recipe, images.device) and can_be_graphs(method)
-    if len(images) > FEW_IMAGES and not (graphs or recipe.compile):  # made for whole batches
+    if len(images) > FEW_IMAGES and not (graphs or recipe.compile):  # both are made for whole batches
         method.step(*few)
         if _seconds_of(lambda: method.step(*few).cpu()) * len(images) / FEW_IMAGES > LONG:
             images, labels = few
-    first = WARM_UP + 1 if graphs else 1  # steps in which things are done once
+    first = WARM_UP + 1 if graphs else 1  # steps not counted, in which things are done once
     times: list[float] = []
     while len(times) < first + MEASURED_STEPS and sum(times) < LONG:
         times.append(_seconds_of(lambda: method.step(images, labels).cpu()))

@@ -1,4 +1,4 @@
-"""Workers of one machine: processes that each take up work until none is left, and end with the one that began them."""
+"""Workers on one machine: processes that take up work until none is left, and end when their parent process ends."""
 
 from __future__ import annotations
 
@@ -21,22 +21,31 @@ from auxnet.machine import cores, keep_freed_memory, thread_count
 from auxnet.signals import Stopped, held, raised
 
 Work = Callable[[dict[str, Any], Callable[[], None]], None]
-"""(where, watch): `where` is device, threads, ... of this worker; it calls `watch` now and then"""
+"""takes (where, watch): `where` is device, threads, ... of this worker; `watch` is to be called now and then"""
 
 
 def check_count(count: int, of: str) -> None:
-    """Raise ValueError for a number of workers `of` something that cannot be started here."""
+    """Raise ValueError if so many workers `of` a sweep or a study cannot be started here."""
     if count < 1:
         raise ValueError(f"processes must be 1 or more, got {count}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(f"torchrun's processes train one net together, {of}'s one each: start them with --processes")
 
 
-def work_together(count: int, work: Work, where: Mapping[str, Any], watch: Callable[[], None]) -> list[str]:
-    """Start `count` processes that do `work`, wait for them, and say in a line each what went wrong with them.
+def work_together(
+    count: int,
+    work: Work,
+    where: Mapping[str, Any],
+    watch: Callable[[], None],
+    unfinished: Callable[[], bool],
+    what: str,
+) -> None:
+    """Start `count` processes that do `work`, and wait until all have ended.
 
     `where` is divided among them. `watch` is called about once a second, here, where their warnings are given too.
-    Raises signals.Stopped after Ctrl-C or SIGTERM, once each has saved what it has in hand.
+    Raises RuntimeError if the work is `unfinished` at the end: it says what went wrong in the processes, and that the
+    same command continues `what` they do (sweep, study). Raises signals.Stopped after Ctrl-C or SIGTERM, once each
+    process has saved what it has in hand.
     """
     context = multiprocessing.get_context("spawn")
     processes: list[SpawnProcess] = []
@@ -67,26 +76,28 @@ def work_together(count: int, work: Work, where: Mapping[str, Any], watch: Calla
                     raise Stopped(noted(), "stopped")
         finally:
             for process in processes:
-                process.terminate()  # it saves what it trains, and ends
+                process.terminate()  # the worker saves what it trains, and ends
             while any(process.is_alive() for process in processes):
                 wait([process.sentinel for process in processes if process.is_alive()], timeout=0.2)
-                listen()  # or one that has much to tell would wait for it, and not end
+                listen()  # else a worker with much to tell would wait for its reader, and not end
             for process in processes:
                 process.join()
             listen()
     killed = [f"a worker was killed by signal {-p.exitcode}" for p in processes if p.exitcode and p.exitcode < 0]
-    return list(dict.fromkeys([*failures, *killed]))
+    if unfinished():
+        wrong = dict.fromkeys([*failures, *killed])
+        raise RuntimeError("; ".join([*wrong, f"the same command again goes on with the {what}"]))
 
 
 def _start(process: SpawnProcess) -> None:
-    """Start a worker, in which Ctrl-C stays masked: a terminal sends it to all processes, also to one that just starts.
+    """Start a worker in which Ctrl-C stays blocked: a terminal sends it to all processes, even to one that just starts.
 
-    Here it comes once that is done.
+    In this process Ctrl-C is delivered once the worker has started.
     """
     if os.name != "posix":
         process.start()
         return
-    resource_tracker.ensure_running()  # or the start begins with it, and it unmasks Ctrl-C
+    resource_tracker.ensure_running()  # else the start would start it first, and that unblocks Ctrl-C
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()
@@ -109,19 +120,19 @@ def _divided(where: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
 
 
 def _process(work: Work, where: dict[str, Any], parents: Connection) -> None:
-    """A worker in a process of its own, which ends when the one that started it does."""
+    """A worker in a process of its own, which ends when its parent does."""
 
     def tell(kind: str, said: str) -> None:
-        with suppress(OSError):  # it has ended, and nobody can be told
+        with suppress(OSError):  # the parent has ended, and nobody can be told
             parents.send((kind, said))
 
     def pass_on(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
-        if category is UserWarning:  # those of libraries are for developers
+        if category is UserWarning:  # warnings of libraries are for developers
             tell("warning", str(message))
 
     warnings.showwarning = pass_on
     if os.name == "posix":
-        os.setpgrp()  # what a terminal sends reaches the parent alone, which passes it on once
+        os.setpgrp()  # a terminal's signals reach the parent alone, which passes them on once
     parent = multiprocessing.parent_process()
 
     def end_with_parent() -> None:
@@ -130,7 +141,7 @@ def _process(work: Work, where: dict[str, Any], parents: Connection) -> None:
 
     keep_freed_memory()
     try:
-        with raised():  # work that is stopped puts back what it has in hand, whatever it is at
+        with raised():  # a stop is raised at any line, so that work puts back what it has in hand
             work(where, end_with_parent)
     except KeyboardInterrupt as stop:
         sys.exit(getattr(stop, "status", 130))

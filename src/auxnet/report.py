@@ -1,6 +1,7 @@
-"""What there is to see of runs, gathered into plain values, and the page that shows it.
+"""The report on runs: their facts, gathered as plain values, and the page that shows them.
 
-Of a finished run what it saved, and what its images say (`examining`); of one that is not finished its curves so far.
+Facts of a finished run are what it saved and what its net says of its images (`examining`); facts of an unfinished run
+are its learning curves so far.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from auxnet import report_page, rundir
 from auxnet.documents import parsing, read_json
@@ -27,9 +28,10 @@ from auxnet.recipe import Recipe, RunDir, data_name, method_name, network_name, 
 from auxnet.run_data import changed_since, data_dirs, data_of, with_data_in
 from auxnet.scores import interval_of, no_better_than_guessing
 from auxnet.selection import MARGIN, cheapest_within
+from auxnet.unfinished import RunFacts
 from auxnet.words import as_flag, command
 
-_OF_IMAGES = b'"confusion":['  # among the data of a page whose run was finished, and its images were there
+_OF_IMAGES = b'"confusion":['  # is in a page that shows a finished run whose images were found
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,14 @@ def write_report(
 ) -> Report:
     """One HTML file for a run, or several in a list; `out` is by default report.html in the one run.
 
-    Data directory, device and threads are as in training where they are not given. Of several runs, those whose data
-    `data_dir` does not hold are shown on the data that they were trained on.
+    Data directory, device and threads are as in training if they are not given. If `data_dir` does not hold the data of
+    some of several runs, those runs are shown on the data that they were trained on.
 
     Raises ValueError for several runs without `out`, or a device that cannot be used; FileExistsError if `out` is
-    something else than a report, or the run's own report shows images that the new one lacks; FileNotFoundError if a
-    run or the folder of `out` does not exist, or a run has not finished an epoch, or `data_dir` does not hold the data
-    of the one run; PermissionError, before it is made, if it cannot be written; RuntimeError if a run is damaged.
+    something else than a report, or the run's own report shows images that the new one would lack; FileNotFoundError if
+    a run or the folder of `out` does not exist, or a run has not finished an epoch, or `data_dir` does not hold the
+    data of the one run; PermissionError, before any run is evaluated, if the report cannot be written; RuntimeError if
+    a run is damaged.
     """
     if isinstance(runs, str | os.PathLike) or not isinstance(runs, Iterable):  # `run_path` refuses what is no path
         runs = [runs]
@@ -68,7 +71,7 @@ def write_report(
     for run in folders:  # before the first is evaluated
         read_run_recipe(run)
     each = zip(folders, names_of(folders), data_dirs(folders, data_dir), strict=True)
-    gathered = [gather(run, name, place, device, threads) for run, name, place in each]
+    gathered = [facts_of_run(run, name, place, device, threads) for run, name, place in each]
     with parsing(f"{' or '.join(map(str, folders))} is damaged: it cannot be shown"):
         html = report_page.page(gathered, 100 * MARGIN)
     missing = [f"{run['name']}: {run['missing']}" for run in gathered if run["missing"]]
@@ -76,14 +79,14 @@ def write_report(
         raise FileExistsError(
             f"{path} shows images, which a new one would lack, and is left alone: {missing[0]}; give --out FILE.html"
         )
-    write_text(path.resolve(), html)  # where a link leads too
+    write_text(path.resolve(), html)  # a link is followed
     several = len(gathered) > 1
     headlines = [f"{run['name']}: " * several + report_page.headline(run) for run in gathered]
     return Report(path, headlines, missing)
 
 
 def checked_path(runs: Sequence[Path], out: Path | None) -> Path:
-    """Where the report goes, refused before anything is computed if something of the user's would be lost."""
+    """The path of the report. Refuses, before anything is computed, one at which a file of the user's would be lost."""
     check_runs(runs, out, "a report", "give --out FILE.html")
     path = out or runs[0] / "report.html"
     if path.is_dir():
@@ -99,12 +102,12 @@ def checked_path(runs: Sequence[Path], out: Path | None) -> Path:
 
 
 @usual_defaults()
-def gather(
+def facts_of_run(
     run: Path, name: str, data_dir: str | None = None, device: str | None = None, threads: int | None = None
-) -> dict[str, Any]:
-    """All that the page shows of a run, as values that JSON can hold; "missing" says why a part is not there.
+) -> RunFacts:
+    """All that the page shows of a run; "missing" says why a part is absent.
 
-    Data directory, device and threads are as in training where they are None.
+    Data directory, device and threads are as in training if they are None.
     """
     recipe = read_run_recipe(run)
     asked = {"data_dir": data_dir, "device": device, "threads": threads}
@@ -126,7 +129,7 @@ def gather(
         facts |= {"curves": curves(rows)}
         facts |= so_far(run, recipe, rows) if rows and not rundir.is_finished(run) else saved(run)
     if not facts["finished"]:
-        return facts
+        return cast(RunFacts, facts)
     recipe = replace(recipe, **{key: value for key, value in given.items() if key != "data_dir"})
     device_of(recipe.device)  # an error of its own, and not one of the images
     recipe = with_data_in(data_dir, run, recipe)
@@ -134,14 +137,14 @@ def gather(
         dataset = data_of(run, recipe)
     except (OSError, RuntimeError, ValueError) as error:
         facts["missing"] = f"the images of {recipe.data} are not available ({one_line(error)})"
-        return facts
+        return cast(RunFacts, facts)
     facts["changed"] = changed_since(dataset, facts["data"])
     facts["data"] = {**facts["data"], "val": len(dataset.val), "test": len(dataset.test), **dataset.judged_on}
-    return facts | examine(run, recipe, dataset)
+    return cast(RunFacts, facts | examine(run, recipe, dataset))
 
 
 def saved(run: Path) -> dict[str, Any]:
-    """What a finished run saved of itself. Raises FileNotFoundError, which says how to go on with one that is not."""
+    """The facts that a finished run saved. Raises FileNotFoundError for another, and says how to continue that one."""
     config, summary = read_config(run), read_json(run / "summary.json")
     outputs = [_saved(row, summary["data"]) for row in summary["last"]]
     return {
@@ -155,7 +158,7 @@ def saved(run: Path) -> dict[str, Any]:
 
 
 def so_far(run: Path, recipe: Recipe, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What is known of a run that is not finished beside its curves, by the rows of one whole epoch or more.
+    """The facts of an unfinished run beside its curves; `rows` are the metrics of its whole epochs, one or more.
 
     (config.json, summary.json and the weights are written at the end of a training; metrics.jsonl grows as it runs.)
     """
@@ -193,7 +196,7 @@ def curves(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _saved(row: dict[str, Any], images: dict[str, Any]) -> dict[str, Any]:
-    """An output as summary.json has it."""
+    """The facts of an output, from its row in summary.json."""
     worth = {}
     for split in ("val", "test"):
         n, error = images[split], row[f"{split}_error"]
@@ -203,7 +206,7 @@ def _saved(row: dict[str, Any], images: dict[str, Any]) -> dict[str, Any]:
 
 
 def _chosen_by_rows(outputs: list[dict[str, Any]], guessing: float) -> dict[str, Any]:
-    """The rule of `selection.choose` without budgets, for a run of which only the errors are known."""
+    """The output that `selection.choose` would choose without budgets, if only the errors of a run are known."""
     index = cheapest_within([row["val"]["error"] for row in outputs], [int(row["macs"]) for row in outputs], MARGIN)
     val = outputs[index]["val"]
     no_better = no_better_than_guessing(val["error"], val["images"], guessing)

@@ -1,4 +1,4 @@
-"""The page of a report: what is said of runs, and the tables; the figures are drawn by page/report.js."""
+"""The page of a report: sentences on runs, and tables; page/report.js draws the figures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -16,7 +16,7 @@ from auxnet.page_frame import columns_of, filled, framed, heading_of, line_of, s
 from auxnet.recipe import METHOD_OF, WHERE, Recipe, words_of
 from auxnet.run_data import tested_alike, validated_alike
 from auxnet.scores import adjusted_p_values, too_few
-from auxnet.unfinished import Facts
+from auxnet.unfinished import RunFacts
 from auxnet.words import command, first_few, listed, of_each, p_text, per_cent, plural, sentence
 
 COMMAND = "auxnet report"
@@ -30,9 +30,11 @@ LINKS = {
     "gallery": "Gallery",
     "recipe": "Recipe",
 }
+DOUBTS: tuple[Literal["changed", "seen", "balanced"], ...] = ("changed", "seen", "balanced")
+"""keys of a run's facts that hold a doubt in words"""
 
 
-def page(runs: Sequence[Facts], within: float) -> str:
+def page(runs: Sequence[RunFacts], within: float) -> str:
     """The whole page; `within` (points above the lowest validation error) is what counts as good enough."""
     several, finished = len(runs) > 1, [run for run in runs if run["finished"]]
     names = " and ".join(dict.fromkeys(run["data"]["name"] for run in runs))
@@ -61,13 +63,13 @@ def page(runs: Sequence[Facts], within: float) -> str:
 # ---- words -----------------------------------------------------------------------------------------------------
 
 
-def eyebrow(runs: Sequence[Facts]) -> str:
+def eyebrow(runs: Sequence[RunFacts]) -> str:
     """What the page is about, in a line."""
     kinds = dict.fromkeys(_kind(run) for run in runs)
     return "; ".join(kinds) if len(kinds) < 3 else f"{len(runs)} runs"
 
 
-def _kind(run: Facts) -> str:
+def _kind(run: RunFacts) -> str:
     K = len(run["outputs"] if run["finished"] else run["curves"]["outputs"])
     alone = run["recipe"]["alone"]
     outputs = plural(K, "output") if alone is None else f"output {alone} alone"
@@ -75,8 +77,8 @@ def _kind(run: Facts) -> str:
     return f"{net}, trained {run['method']} for {unfinished.epochs_of(run)}"
 
 
-def headline(run: Facts) -> str:
-    """Which output is the smallest that is good enough, in numbers; of a run that is not finished, where it stands."""
+def headline(run: RunFacts) -> str:
+    """Which output is the smallest that is good enough, in numbers; of an unfinished run, how far it has come."""
     if not run["finished"]:
         return unfinished.headline(run)
     outputs = run["outputs"]
@@ -123,20 +125,20 @@ def _above_lowest(chosen: dict[str, Any], outputs: Sequence[dict[str, Any]]) -> 
 _COSTS = (("params", "parameters"), ("macs", "multiply-adds"))
 
 
-def notes(runs: Sequence[Facts]) -> list[str]:
+def notes(runs: Sequence[RunFacts]) -> list[str]:
     """What a reader must know before trusting the figures."""
     apart = _apart(runs)
     notes = [f"These runs are of {apart}: their errors cannot be compared."] if apart else []
     notes += [f"{run['name']}: some figures are missing, as {run['missing']}." for run in runs if run["missing"]]
-    notes += [f"{run['name']}: {run[key]}." for key in ("changed", "seen", "balanced") for run in runs if run[key]]
+    notes += [f"{run['name']}: {run[doubt]}." for doubt in DOUBTS for run in runs if run[doubt]]
     notes += [f"{run['name']}: {few}." for run in runs if run["finished"] and (few := too_few(run["data"]["val"]))]
     if not apart and not _validated_alike(runs):
         notes.append("These runs were validated on different images, and tested on the same.")
     return notes
 
 
-def _apart(runs: Sequence[Facts]) -> str | None:
-    """What keeps the errors of runs from being compared: their data; None if nothing does."""
+def _apart(runs: Sequence[RunFacts]) -> str | None:
+    """What differs in the data of runs, so that their errors cannot be compared; None if they can."""
     tested = {run["data"].get("test_sha256") for run in runs}
     if len(tested) == 1 and all(tested):  # whatever their folders are called
         return None
@@ -146,13 +148,16 @@ def _apart(runs: Sequence[Facts]) -> str | None:
     return None if alike else "data that changed in between, tested on different images"
 
 
-def _validated_alike(runs: Sequence[Facts]) -> bool:
-    """By their images; where these are not known, by the seed and the share that draw them, unless the data do."""
+def _validated_alike(runs: Sequence[RunFacts]) -> bool:
+    """Whether runs have the same validation images; if the images are not known, whether seed and share are the same.
+
+    (`seed` and `val_fraction` draw the images, unless the data bring validation images of their own.)
+    """
     alike = validated_alike({**run["data"], "val_pictures": run["val_pictures"]} for run in runs)
     return len({(run["seed"], run["recipe"]["val_fraction"]) for run in runs}) == 1 if alike is None else alike
 
 
-def _headlines(runs: Sequence[Facts], within: float) -> str:
+def _headlines(runs: Sequence[RunFacts], within: float) -> str:
     finished = [run for run in runs if run["finished"]]
     near = f"within {plural(within, 'point')} of the lowest validation error"
     good = f"Good enough: {near}. Test errors decide nothing here."
@@ -181,10 +186,10 @@ def _headlines(runs: Sequence[Facts], within: float) -> str:
     return f'<h1>{unbroken(first)}</h1>{apart}<ul class="headlines">{lines}</ul>{below}'
 
 
-def told_apart(runs: Sequence[Facts]) -> str:
+def told_apart(runs: Sequence[RunFacts]) -> str:
     """Whether validation images tell the best output of all finished runs from the best one of each other run.
 
-    By McNemar's test, adjusted (Holm) for all pairs of runs. Nothing where the runs do not share these images, or the
+    By McNemar's test, adjusted (Holm) for all pairs of runs. Nothing if the runs do not share these images, or the
     images of one are gone.
     """
     if len(runs) < 2 or _apart(runs) or any(run["val_wrong"] is None for run in runs) or not _validated_alike(runs):
@@ -205,7 +210,7 @@ def told_apart(runs: Sequence[Facts]) -> str:
     return f"{images} output {best['output']} of {run_of_best['name']} {said}, by McNemar's test (Holm)."
 
 
-def _tiles(run: Facts) -> str:
+def _tiles(run: RunFacts) -> str:
     if not run["finished"]:
         return unfinished.tiles(run)
     chosen, deepest = run["outputs"][run["chosen"] - 1], run["outputs"][-1]
@@ -222,8 +227,8 @@ def _tiles(run: Facts) -> str:
     return tiles_of(tiles, f"Output {chosen['output']}")
 
 
-def latency_words(runs: Sequence[Facts]) -> str:
-    """What latency is, and where it was measured: said once of all runs of which it is the same."""
+def latency_words(runs: Sequence[RunFacts]) -> str:
+    """What latency is, and where it was measured; runs that were measured alike share a mention."""
     measured = {run["name"]: run["measured"] for run in runs if run["measured"]}
     joint = " on " if len(set(measured.values())) == 1 else ". "
     how = "Latency: median and quartiles of the model alone on one image, measured for this page"
@@ -233,7 +238,7 @@ def latency_words(runs: Sequence[Facts]) -> str:
 # ---- tables ----------------------------------------------------------------------------------------------------
 
 
-def _ladder(runs: Sequence[Facts], latency: str) -> str:
+def _ladder(runs: Sequence[RunFacts], latency: str) -> str:
     heads = ("output", "depth", "validation error", "test error", "parameters", "MACs", "latency")
     lines = []
     finished = {r: run for r, run in enumerate(runs) if run["finished"]}
@@ -258,9 +263,9 @@ def _ladder(runs: Sequence[Facts], latency: str) -> str:
     return table_of(heads, lines, "Table of outputs") + f'<p class="under">{escape(f"{words} {latency}".rstrip())}</p>'
 
 
-def _over_seeds(runs: Sequence[Facts]) -> str:
+def _over_seeds(runs: Sequence[RunFacts]) -> str:
     """Mean and spread of the runs that differ in their seed alone, and were tested alike; nothing if there are none."""
-    alike: dict[str, dict[int, Facts]] = {}
+    alike: dict[str, dict[int, RunFacts]] = {}
     twice: list[str] = []
     for run in runs:
         recipe = {key: value for key, value in run["recipe"].items() if key not in ("seed", *WHERE)}
@@ -286,7 +291,7 @@ def _over_seeds(runs: Sequence[Facts]) -> str:
     return table_of(heads, lines, "Over seeds") + f'<p class="under">{escape(words)}</p>'
 
 
-def _recipes(runs: Sequence[Facts]) -> str:
+def _recipes(runs: Sequence[RunFacts]) -> str:
     """The recipe, what departs from the defaults marked; of several runs a table, what differs marked."""
     default = asdict(Recipe())
     if len(runs) == 1:
@@ -311,13 +316,13 @@ def _recipes(runs: Sequence[Facts]) -> str:
     )
 
 
-def _value(run: Facts, key: str) -> str:
-    """What a run's recipe says under a key; nothing for another method's, such as pair-wise's mode."""
+def _value(run: RunFacts, key: str) -> str:
+    """A value of a run's recipe in words; nothing for a field of another method, such as `mode` in pair-wise."""
     recipe = run["recipe"]
     return words_of(recipe[key]) if METHOD_OF.get(key, recipe["method"]) == recipe["method"] else ""
 
 
-def _provenance(runs: Sequence[Facts]) -> str:
+def _provenance(runs: Sequence[RunFacts]) -> str:
     parts = []
     for run in runs:
         items = {"run": run["folder"], "seed": str(run["seed"])}
@@ -328,7 +333,7 @@ def _provenance(runs: Sequence[Facts]) -> str:
     return "".join(parts)
 
 
-def _made_on(run: Facts) -> dict[str, str]:
+def _made_on(run: RunFacts) -> dict[str, str]:
     """Data, device and programs of a finished run."""
     device, images = run["device"], run["data"]
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-LARGEST = 4096  # pixels a side that a net sees; of the images whose middle part that is, twice as many
+LARGEST = 4096  # pixels a side of what a net sees; the pictures that this is cut from may have twice as many
 
 # the choices that not only a field here offers, but also a function or another command
 Stream = Literal["auto", "always", "never"]
@@ -33,15 +33,15 @@ class DataFields:
     data: str = "digits"
     """digits, cifar10, cifar100, svhn, a folder of class folders or of parquet shards, an .npz file, hf:owner/name"""
     data_dir: str | None = None
-    """where data sets lie; none: $AUXNET_DATA"""
+    """the folder that holds data sets; none: $AUXNET_DATA"""
     image_size: int | None = None
     """bring all images to a square of this many pixels a side"""
     fit: Fit = "crop"
-    """with image_size, how others are made square: crop keeps the middle, pad adds black borders, stretch squeezes"""
+    """with image_size, how images are made square: crop keeps the middle, pad adds black borders, stretch distorts"""
     val_fraction: float = 0.1
-    """share of the training images held out, class by class, for every choice that is made"""
+    """share of the training images, class by class, that is held out for validation: every choice is made on it"""
     train_images: int | None = None
-    """train on this many of the training images only, drawn class by class; none: all"""
+    """train on only this many of the training images, drawn class by class; none: all"""
     augment: Literal[
         "default", "none", "crop", "flip", "crop+flip", "crop+flip+trivial", "rrc+flip", "rrc+flip+trivial"
     ] = "default"
@@ -61,29 +61,29 @@ class NetworkFields:
     depth: int = 20
     """layers of the network: 6n + 2, or 18, 34, 50, 101, 152 in the imagenet form"""
     form: Form = "cifar"
-    """of the built-in ResNets: for images of about 32 pixels a side, or of about 224"""
+    """form of the built-in ResNets: cifar for images of about 32 pixels a side, imagenet for about 224"""
     outputs: int | None = None
-    """outputs, the final one included, placed evenly from the top; none: 3, or as --at says"""
+    """number of outputs, the final one included, placed evenly from the top; none: 3, or as --at says"""
     at: tuple[int, ...] | None = None
     """layers of the auxiliary outputs, in place of --outputs"""
     placement: Literal["even", "stages", "blocks"] = "even"
-    """few and even, as --outputs or --at says; one after every stage; or one after every block (the most there are)"""
+    """even: as --outputs or --at says; stages, blocks: an output after every stage, or after every block (the most)"""
     block: Block = "preact"
     """residual block; plain: no skip; original: post-activation; preact: pre-activation"""
     width: int = 1
-    """multiplies the channels (Wide ResNet), of bottlenecks the inner ones"""
+    """factor of the channels (Wide ResNet); in bottlenecks, of the inner channels"""
     head: Head = "default"
-    """form of the auxiliary heads; default: that of the final one"""
+    """form of the auxiliary heads; default: the form of the final head"""
     alone: int | None = None
     """train only output N's part of the network, as an ordinary single-output net"""
     backbone: str | None = None
     """in place of the built-in ResNets: timm:NAME, torchvision:NAME, or package.module:function of your own"""
     cuts: int | tuple[str, ...] | None = None
-    """the backbone's modules after which outputs are added; one number alone: how many even cuts; none: 2"""
+    """modules of the backbone after which outputs are added, or a number of cuts, placed evenly; none: 2"""
     pretrained: str | None = None
-    """weights to begin with, and their normalisation: a run's (outputs anywhere), a backbone's file; hf:owner/name"""
+    """initial weights, and their normalisation: a run (outputs may sit elsewhere), a backbone's file, hf:owner/name"""
     freeze: Literal["none", "trunk"] = "none"
-    """trunk: what is pretrained stays as it is, the final output's answers too; only auxiliary heads train"""
+    """trunk: pretrained trunk and final head stay as they are, their answers too; only auxiliary heads train"""
 
 
 @dataclass(frozen=True)
@@ -95,31 +95,31 @@ class MethodFields:
     mode: Mode = "live"
     """multiway: the paper's live form (about 1.8 times a plain step), frozen, or fused (about 1.05 times)"""
     state: State = "per_output"
-    """multiway: an optimizer state (momentum) for each output, the paper's, or one for all"""
+    """multiway: an optimizer state (momentum) for each output, as in the paper, or one for all outputs"""
     order: Order = "shallow_first"
-    """multiway: the order in which outputs update the trunk; the paper's is from shallow to deep"""
+    """multiway: the order in which outputs update the trunk; in the paper from shallow to deep"""
     step_scale: Literal["default", StepScale] = "default"
     """rule that divides the trunk's step size; default: sum (joint), none (pairwise), cumulative (multiway)"""
     aggregator: str | None = None
-    """joint: torchjd's way to make one gradient of the trunk out of the outputs', by name: UPGrad, PCGrad, MGDA, ..."""
+    """joint: the torchjd aggregator that combines the outputs' gradients of the trunk: UPGrad, PCGrad, MGDA, ..."""
     gamma: float = 2.0
     """loss weights are (layer / depth)^gamma"""
     floor: float = 0.01
     """smallest loss weight"""
     relative_to: RelativeTo = "final"
-    """the depth that loss weights refer to: the paper's, or the authors' code's"""
+    """the output whose depth loss weights refer to: the final one (paper) or the last auxiliary one (authors' code)"""
     weights: tuple[float, ...] | None = None
-    """loss weights in place of those: one for all auxiliary outputs, or one for each output, the final one's too"""
+    """loss weights in place of gamma's: one for all auxiliary outputs, or one for each output, final one included"""
     weight_schedule: Literal["constant", "linear"] = "constant"
     """linear: the auxiliary outputs' weights fall evenly towards 0 at the end of the run (DSN)"""
     discard_after: float | None = None
-    """share of the run, or epochs if 1 or more, after which auxiliary losses are discarded, their heads left as is"""
+    """share of the run, or epochs if 1 or more, after which auxiliary losses are discarded; their heads stay fixed"""
     loss: Literal["cross_entropy", "square_hinge"] = "cross_entropy"
     """training loss; validation and test losses are cross-entropy either way"""
     distill: float = 0.0
     """weight, 0..1, of self-distillation in an auxiliary output's loss (the final output teaches); not in pairwise"""
     temperature: float = 3.0
-    """softmax temperature of that distillation loss (that of auxnet exits is another: it calibrates confidences)"""
+    """softmax temperature of the distillation loss (not the one of auxnet exits, which calibrates confidences)"""
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,9 @@ class TrainingFields:
     weight_decay: float = 1e-4
     """for optimizers that have it; AdamW usually wants 0.01 to 0.05"""
     decay_norms: bool = True
-    """whether weight decay is for norms and biases (parameters of one dimension) too"""
+    """apply weight decay to norms and biases (parameters of one dimension) too"""
     schedule: Literal["multistep", "cosine"] = "multistep"
-    """of the step size: multistep drops it at --milestones, cosine lets it fall along a cosine"""
+    """how the step size falls: multistep, in drops at --milestones; cosine, along a cosine"""
     warmup: int = 0
     """epochs of linear warm-up of the step size"""
     milestones: tuple[float, ...] = (0.4, 0.6)
@@ -165,7 +165,7 @@ class TrainingFields:
     sync_batchnorm: bool = False
     """under torchrun, BatchNorm normalises by the images of all processes, not by those of its own"""
     seed: int = 0
-    """decides the validation split, the initial weights, the order and the augmentation"""
+    """decides the validation split, the initial weights, the order of the images and the augmentation"""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class MachineFields:
     device: str = "auto"
     """auto (cuda where there is one, else cpu), cpu, cuda, cuda:1, mps"""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """of convolutions and linear layers; bfloat16 is for GPUs and for CPUs with AMX, and slow on most others"""
+    """precision of convolutions and linear layers; bfloat16 is for GPUs and CPUs with AMX, and slow on most others"""
     threads: int | None = None
     """CPU threads; none: PyTorch's choice, at most the cores that this process may use"""
     cuda_graph: bool = True

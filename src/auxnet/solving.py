@@ -12,11 +12,11 @@ import torch
 
 from auxnet.batches import Batches
 from auxnet.descent import Costs
-from auxnet.errors import check_choice, warn
+from auxnet.errors import check_choice
 from auxnet.evaluation import image_shape_of
 from auxnet.exit_notes import notes_on
 from auxnet.exits import exit_latencies, exit_macs, exits_file
-from auxnet.files import write_json
+from auxnet.files import try_write_json
 from auxnet.latency import Timing, measured_on
 from auxnet.loading import weights_sha256
 from auxnet.network import AuxNet, check_net
@@ -212,10 +212,5 @@ def _unmet(unsolved: Solved, first_error: float, timing: Timing | None) -> str:
 
 
 def _written(found: Solved, file: Path) -> Solved:
-    """The answer, written to the run's file; if the disk refuses, a warning and the answer all the same."""
-    try:
-        write_json(file, found.content)
-    except OSError as error:
-        warn(f"{file.name} is not written: {error.strerror or error}")
-        return found
-    return replace(found, written=file)
+    """The answer, written into the run; if the disk refuses it, the answer is returned all the same."""
+    return replace(found, written=file) if try_write_json(file, found.content) else found

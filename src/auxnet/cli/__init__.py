@@ -38,7 +38,7 @@ _shared = False  # whether the command is one that torchrun's processes share
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; every error is one line, never a traceback (AUXNET_DEBUG=1 shows it)."""
     words = list(sys.argv[1:] if argv is None else argv)
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # None where a shell closed it, as by >&-
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # None if a shell closed it, as by >&-
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):  # names of any bytes
@@ -53,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 status = _run(words)
             except SystemExit as stop:  # after --help
                 status = int(stop.code or 0)
-            print(end="", flush=True)  # or what cannot be written is told at the interpreter's end, by a traceback
+            print(end="", flush=True)  # else output that cannot be written ends the interpreter with a traceback
             return status
-    except KeyboardInterrupt as stop:  # Ctrl-C, or what a training makes of it and the like once all is saved
+    except KeyboardInterrupt as stop:  # Ctrl-C, or the Stopped that a training raises once all is saved
         if leads():
             say(str(stop) or "interrupted")
         return int(getattr(stop, "status", 130))
@@ -98,7 +98,7 @@ def leads() -> bool:
 
 
 def say(text: str) -> None:
-    """Print a line on standard error, beside the results; where nobody can read it, what is done goes on."""
+    """Print a line on standard error, beside the results; if nobody can read it, the work continues."""
     try:
         print(f"auxnet: {text}", file=sys.stderr, flush=True)
     except OSError:  # as `2>&1 | head`, a terminal that was closed, or a full disk
@@ -106,7 +106,7 @@ def say(text: str) -> None:
 
 
 def _warn(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
-    """A warning of this program as one line; those of libraries are for developers."""
+    """Print a warning of this program as one line; warnings of libraries are for developers."""
     if category is UserWarning:
         say(f"warning: {one_line(message)}")
 

@@ -1,4 +1,4 @@
-"""Words of a command line as dataclasses, by tyro, with errors of one line."""
+"""Command lines parsed into dataclasses by tyro, with errors of one line."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from auxnet.cli import screen
 from auxnet.errors import ExclusionError, check_limit, warn
 from auxnet.files import expanduser
 from auxnet.recipe import Recipe, has_recipe, read_recipe, read_run_recipe, words_of
+from auxnet.sections import Which
 from auxnet.words import as_flag
 
 Options = TypeVar("Options")
@@ -43,7 +44,7 @@ MADE: dict[Any, Any] = {Path: expanduser}  # a shell leaves the ~ of --out=~/run
 
 @RULES.primitive_rule
 def field_values_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """What numbers, names, lists of them and none look like, where an option takes one or several of these."""
+    """How an option is read and shown that takes a number, a name, a path, a list of these, or none."""
     union = info.type_origin in (Union, UnionType)
     kinds = [kind for kind in (get_args(info.type) if union else (info.type,)) if kind is not NoneType]
     lists = [get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple]
@@ -98,7 +99,7 @@ def parse(options: type[Options], words: list[str], default: Options | None = No
 
 @contextmanager
 def _terminal(columns: int) -> Iterator[None]:
-    """Have tyro take the terminal to be this wide: in its boxes, long words are broken, and below 10 it never ends."""
+    """Have tyro believe the terminal to be this wide: it breaks long words in its boxes, and below 10 it never ends."""
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = str(columns)
     try:
@@ -119,12 +120,12 @@ class OfRecipe:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe that they ask for. Raises ValueError for what a recipe cannot be."""
+        """The recipe that these options ask for. Raises ValueError for one that there cannot be."""
         return Recipe(**self.values)
 
     @property
     def values(self) -> dict[str, Any]:
-        """Every field of the recipe; together they may still be refused."""
+        """Every field of the recipe, by name; `Recipe` may still refuse them together."""
         return {name: value for section in SECTIONS for name, value in vars(getattr(self, section)).items()}
 
     @classmethod
@@ -145,10 +146,10 @@ def _sections(recipe: Recipe) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class OfRun:
-    """Options of the commands that open finished runs: where the data lie, and on what to compute."""
+    """Options of the commands that open finished runs: where the data are, and on what to compute."""
 
     data_dir: str | None = None
-    """the folder that holds the data; none: where they lay in training"""
+    """the folder that holds the data; none: the same as in training"""
     device: str | None = None
     """auto, cpu, cuda, ...; none: as in training"""
     threads: int | None = None
@@ -160,8 +161,18 @@ class OfRun:
         return {"data_dir": self.data_dir, "device": self.device, "threads": self.threads}
 
 
+@dataclass(frozen=True)
+class OfOneRun(OfRun):
+    """Options of the commands that open one finished run, with the weights of one of its epochs."""
+
+    run: OneRun
+    """the run directory"""
+    which: Which = "last"
+    """weights of the last epoch, or of the best one on validation"""
+
+
 def parse_with_recipe(options: type[WithRecipe], words: list[str]) -> WithRecipe:
-    """Options whose defaults are those of a file, if any: that of --config, or the recipe.yaml of a run resumed."""
+    """Options whose defaults are read from a file, if any: from --config, or from recipe.yaml of a run to resume."""
     config, out = value_of("--config", words), value_of("--out", words)
     if config is not None:
         return parse_over(options, words, read_recipe(expanduser(config)), config)
@@ -219,7 +230,7 @@ def value_of(flag: str, words: list[str]) -> str | None:
 
 
 def number(flag: str, text: str | None) -> float | None:
-    """200000, 200,000, 200k, 0.2M or 1G as a number. Raises ValueError for what is none, or below 1."""
+    """200000, 200,000, 200k, 0.2M or 1G as a number. Raises ValueError for other text, and below 1."""
     if text is None:
         return None
     power = {"k": 3, "m": 6, "g": 9}.get(text[-1:].lower())
@@ -246,7 +257,7 @@ def above_zero(flag: str, value: float | None) -> float | None:
 
 
 def points(flag: str, given: float | None) -> float | None:
-    """Percentage points as a fraction; warns of what looks like one. Raises ValueError for 50 or more."""
+    """Percentage points as a fraction; warns if they look like one already. Raises ValueError for 50 or more."""
     if given is not None and not 0 <= given < 50:
         raise ValueError(f"{flag} must be percentage points, 0 or more and below 50, got {given:g}")
     if given is not None and 0 < given < 0.05:
@@ -255,7 +266,7 @@ def points(flag: str, given: float | None) -> float | None:
 
 
 def _one_line(box: str, options: type[Any]) -> str:
-    """What tyro says of options at the top of its box, with the first thing it suggests for a wrong one."""
+    """The complaint at the top of tyro's box, with the first option that it suggests in place of an unknown one."""
     parts: list[list[str]] = [[]]
     for line in box.splitlines():
         if re.search("[─-]{5}", line):  # a border or a rule, drawn or typed
@@ -273,7 +284,7 @@ def _one_line(box: str, options: type[Any]) -> str:
 
 
 def _of_a_switch(options: type[Any], words: list[str]) -> str | None:
-    """What to say of true or false after a flag that takes no value; None where there is no such word."""
+    """The complaint about true or false after a flag that takes no value; None if there is no such word."""
     hints = {**get_type_hints(Recipe, include_extras=True), **get_type_hints(options, include_extras=True)}
     for flag, value in pairwise(part for word in words for part in word.split("=", 1)):
         name = flag.removeprefix("--")
@@ -285,7 +296,7 @@ def _of_a_switch(options: type[Any], words: list[str]) -> str | None:
 
 
 def _in_words(complaint: str, options: type[Any]) -> str:
-    """The complaint without what Python and tyro say of types."""
+    """A complaint of tyro's without its words for types of Python."""
     if found := re.match(r"invalid choice (.*) for argument '(.*)'\. Expected one of \((.*)\)", complaint):
         value, flag, known = found.groups()
         names = known.replace("'", "")
@@ -306,7 +317,7 @@ def _in_words(complaint: str, options: type[Any]) -> str:
 
 @contextmanager
 def named_as_flags(names: str) -> Iterator[None]:
-    """Have errors of the block name flags, not the Python arguments behind them: `names`, a regular expression."""
+    """Have ValueErrors of the block name flags, not Python arguments; `names` is a regular expression of the latter."""
     try:
         yield
     except ValueError as error:

@@ -48,7 +48,7 @@ def diagnose(words: list[str]) -> None:
     if not options.probes and options.probe_images != Diagnose.probe_images:
         raise ValueError("--probe-images is for probes: leave it out, or --no-probes")
     screen.load_torch()
-    from auxnet.diagnosing import checked_folder, content_of, gather, write
+    from auxnet.diagnosing import checked_folder, content_of, diagnosis_of_run, write
     from auxnet.opening import opened
     from auxnet.page_frame import names_of
     from auxnet.recipe import read_run_recipe
@@ -65,7 +65,7 @@ def diagnose(words: list[str]) -> None:
         opening = opened(path, **{**options.where, "data_dir": place})
         try:
             with screen.working(f"diagnosing {name}"), opening as run:
-                gathered.append(gather(path, name, run, options.images, probe_images))
+                gathered.append(diagnosis_of_run(path, name, run, options.images, probe_images))
         except (ValueError, OSError, RuntimeError) as error:
             if path == options.runs[-1] and not gathered:
                 raise

@@ -13,9 +13,8 @@ from rich.table import Table
 from tyro.conf import FlagCreatePairsOff
 
 from auxnet.cli import screen
-from auxnet.cli.arguments import OfRun, OneRun, above_zero, number, parse, points
+from auxnet.cli.arguments import OfOneRun, above_zero, number, parse, points
 from auxnet.errors import warn
-from auxnet.sections import Which
 from auxnet.words import command, in_points, listed, p_text, per_cent, which_flags, with_interval
 
 if TYPE_CHECKING:
@@ -29,18 +28,16 @@ INTERVALS = "95 % intervals, unadjusted; p of 0.05 or more: cannot be told apart
 
 
 @dataclass(frozen=True)
-class Evaluate(OfRun):
-    """Say what each output of a run is worth, and measure what it costs; written to RUN/evaluation.json too."""
+class Evaluate(OfOneRun):
+    """Say what each output of a run is worth, and measure what it costs; written to RUN/evaluation.json too (of the
+    best weights: evaluation-best.json).
+    """
 
-    run: OneRun
-    """the run directory"""
-    which: Which = "last"
-    """weights of the last epoch, or of the best one on validation (written to RUN/evaluation-best.json)"""
     latency: bool = True
     """measure the latency and the peak memory of each output as a model of its own; if not, evaluation.json keeps those
     that were measured of these weights before"""
     classes: FlagCreatePairsOff[bool] = False
-    """the error on every class, on validation and on test, not on the worst of each output alone"""
+    """show the error on every class, on validation and on test, not only on the worst classes of each output"""
     on: str | None = None
     """other labelled images to judge the run on, and nothing else: a folder of class folders or of parquet shards, an
     .npz file, or what else --data takes (of several splits, test). Classes are matched by name, nothing is written"""
@@ -52,15 +49,11 @@ class Evaluate(OfRun):
 
 
 @dataclass(frozen=True)
-class Select(OfRun):
+class Select(OfOneRun):
     """Choose the cheapest output that is good enough on validation; exit status 1 if none meets the budgets."""
 
-    run: OneRun
-    """the run directory"""
-    which: Which = "last"
-    """weights of the last epoch, or of the best one on validation"""
     within: float | None = None
-    """percentage points that its validation error may lie above the best one's; none: 0.5, and 0 with a budget"""
+    """percentage points that its validation error may be above the lowest of all; none: 0.5, or 0 with a budget"""
     max_params: str | None = None
     """at most this many parameters: 200000, 200k, 0.2M"""
     max_macs: str | None = None
@@ -85,7 +78,7 @@ def evaluate(words: list[str]) -> None:
     opening = opened(options.run, **options.where, which=options.which, on=options.on)
     with screen.working("evaluating"), opening as run:
         from auxnet.evaluation import evaluation_file, evaluation_of, measure, unlike_summary
-        from auxnet.files import json_text, write_json
+        from auxnet.files import json_text, try_write_json
         from auxnet.latency import latencies
         from auxnet.provenance import provenance
 
@@ -98,12 +91,8 @@ def evaluate(words: list[str]) -> None:
         unlike = unlike_summary(options.run, by_split, options.which) if own else None
     if unlike:
         warn(unlike)
-    file = evaluation_file(options.run, options.which)
-    try:
-        if own:
-            write_json(file, content)
-    except OSError as error:
-        warn(f"{file.name} is not written: {error.strerror or error}")
+    if own:
+        try_write_json(evaluation_file(options.run, options.which), content)
     if options.json:
         print(json_text(content))
         return
@@ -195,7 +184,7 @@ def select(words: list[str]) -> int:
 
 
 def _content(choice: Choice, test: OutputReport | None) -> dict[str, object]:
-    """A choice as JSON can hold it, with all that the text says of it, and what its output does on test images."""
+    """A choice as JSON can hold it, with all that is printed of it, and what its output does on test images."""
     content = asdict(choice)
     for each, candidate in zip(content["candidates"], choice.candidates, strict=True):
         if candidate.against_chosen is not None:

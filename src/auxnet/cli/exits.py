@@ -10,8 +10,8 @@ from rich.console import Console
 from tyro.conf import FlagCreatePairsOff
 
 from auxnet.cli import screen
-from auxnet.cli.arguments import OfRun, OneRun, above_zero, named_as_flags, number, parse, points
-from auxnet.sections import Confidence, Cost, Which
+from auxnet.cli.arguments import OfOneRun, above_zero, named_as_flags, number, parse, points
+from auxnet.sections import Confidence, Cost
 from auxnet.words import in_points, per_cent, with_interval
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ CURVES = {
 
 
 @dataclass(frozen=True)
-class Exits(OfRun):
+class Exits(OfOneRun):
     """Solve on validation when an image may leave at a shallow output; written to RUN/exits.json too (of the
     best weights: exits-best.json).
 
@@ -34,10 +34,6 @@ class Exits(OfRun):
     met: by the final output alone, if nothing else is shown to keep it.
     """
 
-    run: OneRun
-    """the run directory"""
-    which: Which = "last"
-    """weights of the last epoch, or of the best one on validation"""
     max_error_increase: float | None = None
     """target: keep the error within this many points of the final output's, at the least mean cost; holds on average
     over unseen images; none: 0.5"""
@@ -47,7 +43,7 @@ class Exits(OfRun):
     """target: least error, with at most this many milliseconds for an image on average, one at a time, measured here,
     of the PyTorch model; an ONNX file of it is usually faster (docs/performance.md)"""
     cost: Cost = "macs"
-    """what --max-error-increase makes least"""
+    """the mean cost that --max-error-increase makes least: multiply-adds or latency"""
     confidence: Confidence = "entropy"
     """how sure an output is: entropy (BranchyNet), top probability (MSDNet), margin over the second"""
     common: FlagCreatePairsOff[bool] = False
@@ -57,7 +53,7 @@ class Exits(OfRun):
     curve: int = 8
     """points of the curve of least errors for bounds on the mean cost, in 2..100"""
     baselines: FlagCreatePairsOff[bool] = False
-    """show what a solved curve is compared with, too: every image at one output, and MSDNet's budgeted batch"""
+    """show baselines of the solved curve, too: every image at one output, and MSDNet's budgeted batch"""
     json: FlagCreatePairsOff[bool] = False
     """print JSON instead of tables"""
 

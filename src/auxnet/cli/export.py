@@ -35,7 +35,7 @@ class Export:
     output: int | None = None
     """the output, from 1, shallow to deep; of an early exit the last one; none: the deepest there is"""
     format: Format = "onnx"
-    """a folder for auxnet.load and the hub; ONNX; torch.export (.pt2); ONNX that stops early, one image at a time"""
+    """safetensors: for auxnet.load and the hub; torch: torch.export (.pt2); onnx-early-exit: one image at a time"""
     out: Path | None = None
     """the file or folder; none: named after the model, in this folder"""
     which: Which = "last"
@@ -47,10 +47,10 @@ class Export:
     temperatures: tuple[float, ...] | None = None
     """early exit: of each output; none: 1"""
     data_dir: str | None = None
-    """the folder that holds the data; none: where they lay in training; the export is compared on their images"""
+    """the folder that holds the data, on whose images the export is compared; none: the same as in training"""
     images: int = 64
-    """validation images that the export is compared on, and an early exit on more, until one has left at each output
-    that can be left at; random ones where a run's data are not here, or where there is no run"""
+    """validation images that the export is compared on (an early exit on more, until one has left at each output that
+    can be left at); random ones if a run's data are not here, or the model is not a run"""
     overwrite: FlagCreatePairsOff[bool] = False
     """replace what is there"""
     json: FlagCreatePairsOff[bool] = False
@@ -74,8 +74,8 @@ class Predict:
     top: int = 3
     """how many classes to name"""
     format: Literal["none", "table", "csv", "jsonl"] = "none"
-    """for eyes, or for programs: there an image that cannot be read has a line too, without cells or with its error;
-    none: by the suffix of --out (.csv, .jsonl), else a table"""
+    """table for people; csv or jsonl for programs, where an image that cannot be read has a line too, with empty cells
+    or its error; none: by the suffix of --out (.csv, .jsonl), else table"""
     batch_size: int = 32
     """images at a time"""
     which: Which = "last"
@@ -146,7 +146,7 @@ def export(words: list[str]) -> None:
 
 
 def _policy(o: Export) -> Policy | None:
-    """The policy that the options spell out, its temperatures 1 by default; None where none of them is given."""
+    """The policy that the options spell out, its temperatures 1 by default; None if none of these options is given."""
     if o.confidence == "none" and o.thresholds is None and o.temperatures is None:
         return None
     if o.format != "onnx-early-exit":
@@ -252,7 +252,7 @@ def _shown(name: str) -> str:
 
 @contextmanager
 def _destination(out: Path | None) -> Iterator[TextIO]:
-    """Where answers go: a file, where a link leads too, is there whole or not at all; a device or a pipe stays."""
+    """The stream for answers: a file (a link is followed) appears whole or not at all; a device or a pipe stays."""
     if out is None:
         yield sys.stdout
         return

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from auxnet.sections import Which
 
 SCREEN = 24  # rows
-PAUSE = 60.0  # seconds between two lines that say how something long stands, where the output goes elsewhere
+PAUSE = 60.0  # seconds between two lines on something that takes long, if the output is not a terminal
 
 
 class _Console(Console):
     def __init__(self, **options: Any) -> None:
-        """Names of runs, classes and files are printed as they stand, be they like rich's markup or its emoji."""
+        """Names of runs, classes and files are printed as they are, even if they look like rich's markup or emoji."""
         super().__init__(markup=False, emoji=False, **options)
 
     def on_broken_pipe(self) -> None:
@@ -44,7 +44,7 @@ class _Console(Console):
         raise BrokenPipeError
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print; raises BrokenPipeError also where the terminal was closed."""
+        """Print; raises BrokenPipeError also if the terminal was closed."""
         try:
             super().print(*objects, **options)
         except OSError as error:
@@ -54,7 +54,7 @@ class _Console(Console):
 
 
 def console() -> Console:
-    """Standard output, at least 160 wide where it is no terminal, unless COLUMNS says how wide.
+    """Standard output; if that is not a terminal, at least 160 columns wide, unless COLUMNS says otherwise.
 
     Of torchrun's processes only the first prints.
     """
@@ -64,7 +64,7 @@ def console() -> Console:
 
 
 def redraws(console: Console) -> bool:
-    """Whether what is printed can be drawn anew: on a terminal that can, whatever FORCE_COLOR says."""
+    """Whether lines can be redrawn: on a terminal that is able to, whatever FORCE_COLOR says."""
     return console.file.isatty() and not console.is_dumb_terminal
 
 
@@ -75,12 +75,12 @@ def working(on: str) -> Status:
 
 
 def load_torch() -> None:
-    """Import PyTorch, which takes seconds, under a spinner: each command does so first, once its words are checked.
+    """Import PyTorch, which takes seconds, under a spinner: each command does so once its words are checked.
 
     From then on the process keeps the memory that it frees.
 
-    Ctrl-C and the like wait for its end: raised in an import, they leave half a module behind, or are swallowed (torch
-    takes whatever numpy's import raises for numpy's absence).
+    Ctrl-C and other signals wait for the end of the import: raised within, they would leave half a module behind, or be
+    swallowed (torch takes whatever numpy's import raises for numpy's absence).
     """
     with held() as signal_received, working("loading PyTorch"):
         import torch  # noqa: F401
@@ -93,10 +93,10 @@ def load_torch() -> None:
 
 @contextmanager
 def live_bar(console: Console, what: str, goes_on: str) -> Iterator[Callable[..., None]]:
-    """A bar on a terminal while something is trained, nothing elsewhere; the function given moves it.
+    """A bar on a terminal while something is trained, nothing elsewhere; the function that is yielded moves it.
 
-    It takes what rich's `Progress.update` takes, and `result`, words to the right of the bar. Raises Stopped, which
-    says what `goes_on` with the training, where nobody reads the output any more.
+    It takes what rich's `Progress.update` takes, and `result`, words to the right of the bar. Raises Stopped if nobody
+    reads the output any more; its message says what `goes_on` with the training.
     """
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24))
     result = TextColumn("{task.fields[result]}", markup=False)
@@ -118,7 +118,7 @@ def live_bar(console: Console, what: str, goes_on: str) -> Iterator[Callable[...
 def training_progress(console: Console, first: str = "reading the data") -> Iterator[Callable[[Stands], None]]:
     """A live bar on a terminal; elsewhere a line per epoch, and now and then one within it.
 
-    `first` is what is done before the first step.
+    `first` says what is done before the first step.
     """
     due = now_and_then(console)
     with live_bar(console, first, "--resume") as update:
@@ -148,7 +148,7 @@ def now_and_then(console: Console) -> Callable[[], bool]:
 
 
 def print_line(console: Console, text: str) -> None:
-    """Print a line as it stands: not wrapped, not coloured, control characters (`printable`) as escapes."""
+    """Print a line as it is: not wrapped, not coloured, control characters (`printable`) as escapes."""
     console.print(printable(text), highlight=False, soft_wrap=True)
 
 
@@ -175,10 +175,10 @@ def table(title: str, *columns: str) -> Table:
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Print a table; where the terminal is too narrow for it, in parts beneath one another.
+    """Print a table; if the terminal is too narrow for it, in parts one below the other.
 
-    Heads are broken into lines first; each part has the first column. Where that and one more are too wide, or the
-    rows more than a screen holds, the rows are told one by one, in words.
+    Heads are broken into lines first; each part has the first column. If that and one more column are too wide, or
+    there are more rows than a screen holds, each row is printed as a line of words.
     """
 
     def fits(columns: Sequence[Column], break_heads: bool = True) -> bool:
@@ -203,7 +203,7 @@ def print_table(console: Console, table: Table) -> None:
 
 
 def _part(whole: Table, columns: Sequence[Column], break_heads: bool, title: TextType | None = None) -> Table:
-    """Some columns of a table as a table, their heads, where broken into lines, as wide as the cells."""
+    """Some columns of a table as a table; if heads are broken into lines, these are as wide as the cells."""
     made = Table(title=title, box=whole.box, title_justify=whole.title_justify, title_style=whole.title_style)
     for column in columns:
         head = str(column.header)

@@ -17,15 +17,15 @@ from auxnet.sections import Stream
 
 if TYPE_CHECKING:
     from auxnet.studies.ledger import Findings
-    from auxnet.studies.spec import Trial
+    from auxnet.studies.spec import Training
 
 
 @dataclass(frozen=True)
 class Study:
     """One of the paper's experiments: its trainings, its tables, and a verdict on each of its claims.
 
-    What is trained already is not trained again, also by another study; the same command, given again or elsewhere at
-    the same time, takes part. Nothing is chosen on the test set.
+    What is trained already, even by another study, is not trained again; the same command, given again or elsewhere at
+    the same time, joins in. Nothing is chosen on the test set.
     """
 
     name: Annotated[Positional[str], arg(metavar="[STUDY]", help_behavior_hint="")] = ""
@@ -36,23 +36,23 @@ class Study:
     seeds: int | None = None
     """trainings of each variant; none: as the study says"""
     only: tuple[str, ...] | None = None
-    """train these variants, not the others (none: all); the tables are of what is trained by then"""
+    """train only these variants (none: all); the tables show all that is trained by then"""
     out: Path = Path("runs/studies")
-    """where the trainings lie, of all studies together"""
+    """the folder for the trainings, of all studies together"""
     report: Path | None = None
     """the folder for tables, figures and ledger; none: OUT/NAME-SCALE"""
     processes: int = 1
     """trainings at a time, which share the threads and are dealt out to the GPUs"""
     show: FlagCreatePairsOff[bool] = False
-    """train nothing; show what is there, and write it"""
+    """train nothing; show what is trained already, and write it"""
     data_dir: str | None = None
-    """where data sets lie; none: $AUXNET_DATA"""
+    """the folder that holds data sets; none: $AUXNET_DATA"""
     device: str = "auto"
     """auto (cuda where there is one, else cpu), cpu, cuda, cuda:1, mps"""
     threads: int | None = None
     """CPU threads, of all processes together; none: PyTorch's choice"""
     stream: Stream = "auto"
-    """leave the images of folders and parquet on disk; auto: if they would take over half of the memory left"""
+    """read images of folders and parquet from disk in training; auto: if they would take half of free memory"""
     workers: int | None = None
     """processes that decode images left on disk, of all processes together; none: one per core"""
     cuda_graph: bool = True
@@ -92,15 +92,15 @@ def study(words: list[str]) -> int:
         check_claims(made)
         if not options.show:
             check_variants(made, where)
-    trials = list(made.trials(where))
-    done = [trial for trial in trials if is_done(options.out, trial)]
+    trainings = list(made.trainings(where))
+    done = [training for training in trainings if is_done(options.out, training)]
     if unknown := {*(options.only or ())} - made.variants.keys():
         raise ValueError(f"--only names {min(unknown)!r}, no variant{nearest(min(unknown), [*made.variants])}")
-    asked = [trial for trial in trials if not options.only or trial.variant in options.only]
+    asked = [training for training in trainings if not options.only or training.variant in options.only]
     left = [] if options.show else left_of(options.out, asked)
-    check_folder(folder, made, [trial.name for trial in (*done, *left)])
+    check_folder(folder, made, [training.name for training in (*done, *left)])
     check_data_found(options.out, left)
-    compared = done if options.show else [trial for trial in trials if trial in asked or trial in done]
+    compared = done if options.show else [training for training in trainings if training in asked or training in done]
     check_same_images(options.out, compared)
     if least := least_told(made):
         screen.print_line(console, f"note: {least}")
@@ -110,7 +110,7 @@ def study(words: list[str]) -> int:
                 train(options.out, asked, options.processes, where, watch)
         if made.measures:
             with screen.working("measuring the supervision in each"), _goes_on():
-                diagnose(options.out, trials)
+                diagnose(options.out, trainings)
     except Exception:
         with suppress(OSError, RuntimeError, ValueError):  # what is told is what ended the study
             write_findings(findings_of(made, options.out), folder)
@@ -118,9 +118,9 @@ def study(words: list[str]) -> int:
     findings = findings_of(made, options.out)
     paths = write_findings(findings, folder)
     if made.measures:
-        drawn = draw(options.out, trials, folder)
+        drawn = draw(options.out, trainings, folder)
     _show(console, findings)
-    for stands in under_way(options.out, trials):
+    for stands in under_way(options.out, trainings):
         screen.print_line(console, f"under way: {stands}")
     screen.print_line(console, f"written: {', '.join(map(str, [*paths, *drawn]))}")
     return 1 if any(row["failed"] for row in findings.rows) else 0
@@ -128,7 +128,7 @@ def study(words: list[str]) -> int:
 
 @contextmanager
 def _goes_on() -> Iterator[None]:
-    """Have a stop of the block say what goes on with the study."""
+    """Have a stop of the block say what continues the study."""
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -137,14 +137,14 @@ def _goes_on() -> Iterator[None]:
 
 
 @contextmanager
-def _progress(console: Console, out: Path, total: int) -> Iterator[Callable[[Sequence[Trial]], None]]:
+def _progress(console: Console, out: Path, total: int) -> Iterator[Callable[[Sequence[Training]], None]]:
     """A live bar on a terminal; elsewhere a line for each training that ends, and now and then what is under way."""
     from auxnet.studies.running import under_way
 
     known, due = None, screen.now_and_then(console)
     with screen.live_bar(console, "training", "the same command") as update:
 
-        def watch(left: Sequence[Trial]) -> None:
+        def watch(left: Sequence[Training]) -> None:
             nonlocal known
             done = total - len(left)
             words = f"{done}/{total} trainings done"

@@ -33,7 +33,7 @@ class Sweep(OfRecipe):
     """Train many recipes and find the best on validation: fields of the recipe vary, all else is as the flags say.
 
     Any number of workers, on any machines that share --out, join a sweep by the same command, or by --out alone.
-    A worker that was stopped is taken up where it stood. What each trial leaves is a run directory, OUT/trials/0007.
+    If a worker is stopped, another continues its trial. Each trial leaves a run directory, OUT/trials/0007.
     """
 
     config: Path | None = None
@@ -43,21 +43,21 @@ class Sweep(OfRecipe):
     vary: UseAppendAction[tuple[str, ...]] = ()
     """one for each field that varies: gamma=0,1,2 (choices), lr=0.01..0.5:log or depth=8..56:6 (ranges, in steps)"""
     trials: int | None = None
-    """trials in all, those of other workers among them; none: 20, or the whole grid; at most all combinations"""
+    """number of trials, those of other workers included; none: 20, or the whole grid; at most all combinations"""
     objective: str = "mean"
     """the validation error to minimise: mean (over the outputs that train to the end), final, or an output's number"""
     sampler: Sampler = "tpe"
-    """how values are drawn: where it went well (TPE), anywhere, or each combination once"""
+    """how values are drawn: tpe near values that did well, random anywhere, grid each combination once"""
     prune: bool = True
     """stop a trial that is worse than the median of the others at its epoch, after a third of the epochs"""
     storage: str | None = None
-    """a database for the study, as a URL; none: a journal in --out, which workers share beside a database too"""
+    """a database for the study, as a URL (workers share --out all the same); none: a journal in --out"""
     processes: int = 1
     """workers to start on this machine, which share its threads"""
     retry_failed: FlagCreatePairsOff[bool] = False
-    """try the trials that have failed once more, such as those that died for want of memory"""
+    """try the trials that have failed once more, such as those that died of too little memory"""
     show: FlagCreatePairsOff[bool] = False
-    """train nothing; show the sweep in --out as it stands"""
+    """train nothing; show the sweep in --out as it is now"""
 
 
 def sweep(words: list[str]) -> int:
@@ -117,7 +117,7 @@ def sweep(words: list[str]) -> int:
 
 
 def _begun(words: list[str]) -> Settings | None:
-    """What the sweep in --out was begun with, if there is one."""
+    """The settings that the sweep in --out was begun with; None if there is no sweep."""
     out = value_of("--out", words)
     if out is None or "--show" in words or not is_sweep(folder := expanduser(out)):
         return None
@@ -132,7 +132,7 @@ def _begun(words: list[str]) -> Settings | None:
 
 @contextmanager
 def _progress(console: Console) -> Iterator[Callable[[Sequence[Trial], int], None]]:
-    """A line for each trial that ends; on a terminal, a live bar below, elsewhere now and then a line as it has it."""
+    """A line for each trial that ends; on a terminal a live bar below, elsewhere now and then a line in its place."""
     known: set[int] | None = None
     due = screen.now_and_then(console)
     with screen.live_bar(console, "trying what varies", "the same command") as update:
@@ -172,7 +172,7 @@ def _line(trial: Trial) -> str:
 
 
 def _show(console: Console, outcome: Outcome) -> None:
-    """The best trials, which field matters, what went wrong, and where all lies."""
+    """Print the best trials, which fields matter, what went wrong, and which files were written."""
     from auxnet.sweeps.sweep_page import (
         counts_of,
         error_of,

@@ -32,13 +32,13 @@ class Train(OfRecipe):
     out: Path | None = None
     """the run directory; none: a new folder under runs/"""
     resume: FlagCreatePairsOff[bool] = False
-    """go on with the run in --out, by its own recipe; with --data or --config, begin it if there is none yet"""
+    """continue the run in --out, by its own recipe; with --data or --config, begin it if there is none yet"""
     overwrite: FlagCreatePairsOff[bool] = False
     """replace the run in --out"""
     save_every: float | None = None
-    """seconds between two checkpoints within an epoch, after which there is one anyway; none: as before, or 300"""
+    """seconds between two checkpoints within an epoch (one at its end is always saved); none: as before, or 300"""
     keep: int | None = None
-    """checkpoints to keep, the newest; none: as before, or 2"""
+    """how many checkpoints to keep, the newest ones; none: as before, or 2"""
     diagnose: FlagCreatePairsOff[bool] = False
     """measure the share of supervision after every epoch, for auxnet diagnose to show; changes no weight"""
     tensorboard: FlagCreatePairsOff[bool] = False
@@ -84,7 +84,7 @@ def train(words: list[str]) -> None:
                 resumed = f", goes on in epoch {progress.epoch}, step {progress.step}" if goes_on else ""
                 screen.print_line(console, f"training into {out}{resumed}")
             began = True
-            if progress.done and replaced:  # what lay there is gone now, and not before
+            if progress.done and replaced:  # the run that lay there is gone only now
                 screen.print_line(console, replaced)
                 replaced = None
             watch_bar(progress)
@@ -156,7 +156,7 @@ def plan(words: list[str]) -> None:
 
 
 def _show_outputs(console: Console, tables: dict[str, Any], epochs: dict[str, int]) -> None:
-    """The ladder after the last epoch, and after the best on validation where that is another."""
+    """The outputs after the last epoch, and after the epoch that is best on validation, if that is another."""
     last, best = epochs["last"], epochs["best"]
     screen.print_table(console, _outputs_table(tables["last"], f"after epoch {last}, the last"))
     if best != last:
@@ -168,7 +168,7 @@ def _show_outputs(console: Console, tables: dict[str, Any], epochs: dict[str, in
 
 
 def _outputs_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
-    """The ladder: one line per output of a finished run."""
+    """A table with one line per output of a finished run."""
     made = screen.table(title, "output", "depth", "parameters", "MACs", "val. error", "test error")
     for row in rows:
         errors = (per_cent(row["val_error"]), per_cent(row["test_error"]))
@@ -179,8 +179,8 @@ def _outputs_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
 def _plan_table(planned: Planned) -> Table:
     """One line per planned output, shallow to deep."""
     title = (
-        "cost of each output alone; the weight of its loss (lambda); and, for the layers since the output before, "
-        "relative to the recipe: the step along its own loss, the step along all losses, the weight decay"
+        "each output: what it costs alone, the weight of its loss (lambda), and for its segment (the layers since the "
+        "output before), relative to the recipe: the step along its own loss, along all losses, and the weight decay"
     )
     made = screen.table(title, "output", "depth", "parameters", "MACs", "lambda", "own step", "all steps", "decay")
     for o in planned.outputs:
@@ -190,7 +190,7 @@ def _plan_table(planned: Planned) -> Table:
 
 
 def _replaced(recipe: Recipe, out: Path) -> str | None:
-    """A line on the fields in which a run differs from the recipe that is to replace it; None if in none, or no run."""
+    """A line on how a run differs from the recipe that is to replace it; None if it does not, or there is no run."""
     from auxnet.rundir import with_absolute_paths
 
     try:

@@ -1,10 +1,10 @@
 "use strict";
-// The figures of a diagnosis, drawn from the JSON in #data: a colour per run, or per output where there is one run.
+// The figures of a diagnosis, drawn from the JSON in #data: a colour per run, or per output of a single run.
 (() => {
   const runs = JSON.parse(byId("data").textContent);
   let scale = "linear";
 
-  // Rows of each run and output, with how that line looks: [{name, line, marker, rows}].
+  // For each run and output its rows, and how its line looks: [{name, line, marker, rows}].
   function lines(rowsOf) {
     return runs.flatMap((run, r) => {
       const rows = rowsOf(run) || [], outputs = [...new Set(rows.map((row) => row.output))];

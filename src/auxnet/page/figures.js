@@ -1,6 +1,6 @@
 "use strict";
-// Figures as Plotly describes them, drawn into their places in the look of the page. A colour of theirs may be the name
-// of one of the page's ("--accent") or a share of the way along its ramp (0 to 1); a scale of colours is that ramp.
+// Plotly's figures, drawn into their places in the look of the page. A colour in a figure may be the name of one of the
+// page's colours ("--accent") or a share of the way along the page's ramp (0 to 1); a scale of colours is the ramp.
 // Names of lines and words on an axis are text, never markup.
 (() => {
   function ofPage(key, value) {

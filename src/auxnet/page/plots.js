@@ -15,10 +15,10 @@ const RAMPS = {
 };
 const shades = () => SHADES[isDark() ? "dark" : "light"];
 const shade = (n) => shades()[n % shades().length];
-// Of as many lines as shades, a dash each; the next ones, whose shades come again, have other dashes.
+// A dash for line n: when the shades begin again, the lines have other dashes than the first lines of their shade.
 const dash = (n) => DASHES[(n + Math.floor(n / shades().length)) % DASHES.length];
 const symbol = (n) => SYMBOLS[n % SYMBOLS.length];
-// Of output k of run r where colours tell runs: dashes and symbols tell outputs, symbols also runs of the same shade.
+// The look of output k of run r if colours tell runs: dashes and symbols tell outputs, symbols also runs of one shade.
 const ofSeveral = (r, k) => ({
   dash: DASHES[k % DASHES.length], symbol: symbol(k + Math.floor(r / shades().length)),
 });
@@ -38,13 +38,13 @@ function count(v) {
   if (v >= 1e3) return `${significant(v / 1e3)} k`;
   return `${Number(v.toPrecision(3))}`;
 }
-// Text from users only ever becomes a text node, or, in Plotly, text with what is markup or TeX escaped.
+// Text from users only ever becomes a text node, or in Plotly a text in which markup and TeX are escaped.
 function safe(text) {
   return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;").replace(/\$/g, "&#36;");
 }
-// A name where there is little place for it: names that begin alike often end differently.
+// A name shortened in its middle: names that begin alike often end differently.
 function short(text, length) {
-  const letters = [...text], half = (length - 1) / 2; // whole ones, where a string's units are halves of an emoji
+  const letters = [...text], half = (length - 1) / 2; // whole characters: a string's units may be halves of an emoji
   const part = (...ends) => letters.slice(...ends).join("");
   return letters.length > length ? `${part(0, Math.ceil(half))}…${part(-Math.floor(half))}` : text;
 }
@@ -54,7 +54,7 @@ function element(tag, text, kind) {
   if (kind) made.className = kind;
   return made;
 }
-// Words, of which commands in backticks become code.
+// Words in which commands in backticks become code.
 function tell(place, words) {
   place.replaceChildren(...words.split(/`(auxnet [^`]*)`/).map((part, n) => n % 2 ? element("code", part) : part));
 }
@@ -86,7 +86,7 @@ function bars(rows, key, scale, look) {
 const epochAxis = (last) => axis("epoch", { // no tick between two epochs
   dtick: Math.max(1, Math.round(last / 10)), ...(last > 1 ? {} : { range: [0.5, 1.5] }),
 });
-// The ticks of a logarithmic axis: more between two powers of ten where it is short, even ones where it is shortest.
+// The ticks of a logarithmic axis: more between two powers of ten on a short axis, evenly spaced on the shortest.
 const TICKS = [[2.2, [1]], [0.7, [1, 2, 5]], [0.35, [1, 1.5, 2, 3, 4, 6, 8]]]; // [its decades, the ticks of each]
 function decades([low, high]) {
   const digits = TICKS.find(([least]) => high - low > least)?.[1], values = [];
@@ -103,13 +103,13 @@ function decades([low, high]) {
   const full = (v) => v.toLocaleString("en", { maximumSignificantDigits: 12 });
   return { tickvals: values, ticktext: told ? words : values.map(full) };
 }
-// The same for an axis whose range follows from its values, of which those above 0 are drawn.
+// The same for an axis whose range follows from its values; values of 0 and below are not drawn.
 function decadesOf(values) {
   const places = values.filter((v) => v > 0).map(Math.log10), low = Math.min(...places), high = Math.max(...places);
   return decades(low === high ? [low - 1, high + 1] : [low, high]);
 }
 const isNarrow = (place) => place.clientWidth < 520;
-// Rows of a legend beyond the third are given more height, so that the figure keeps its own.
+// A figure becomes higher by the rows of its legend beyond the third, so that the plot itself keeps its height.
 function heightenFor(place, traces) {
   const shown = traces.filter((trace) => trace.name && trace.showlegend !== false);
   const names = shown.map((trace) => trace.name.length);
@@ -119,7 +119,7 @@ function heightenFor(place, traces) {
 function draw(id, traces, layout) {
   const place = byId(id), narrow = isNarrow(place);
   const base = {
-    height: place.clientHeight, // Plotly itself measures it the first time alone
+    height: place.clientHeight, // Plotly itself measures it only the first time
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", colorway: shades(),
     font: { color: colour("ink"), size: narrow ? 12 : 13, family: "system-ui, sans-serif" },
     margin: { l: narrow ? 48 : 62, r: narrow ? 18 : 20, t: 12, b: 46 }, hovermode: "closest", dragmode: false,

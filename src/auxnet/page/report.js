@@ -29,7 +29,7 @@
 
   // ---- colours --------------------------------------------------------------------------------------------------
   function ofOutput(k, K) { return along(K > 1 ? k / (K - 1) : 1); }
-  // Of output k of run r: a colour for each run, or for each output where there is one run.
+  // The colour of output k of run r: one for each run, or for each output of a single run.
   function colourOf(r, k, K) { return several ? shade(r) : ofOutput(k, K); }
   function faded(rgb, alpha) {
     const parts = rgb.startsWith("#") ? [1, 3, 5].map((i) => parseInt(rgb.slice(i, i + 2), 16)) : rgb.match(/\d+/g);
@@ -60,7 +60,7 @@
     if (position >= NO_LIMIT || !values.length) return Infinity;
     const low = 0.8 * Math.min(...values), high = 1.1 * Math.max(...values);
     const limit = low * (high / low) ** (position / (NO_LIMIT - 1));
-    return key === "latency" ? Number(limit.toPrecision(4)) : Math.floor(limit); // as the command has it
+    return key === "latency" ? Number(limit.toPrecision(4)) : Math.floor(limit); // as the command below has it
   }
   function limits() {
     const found = { within: Number(byId("within").value) };
@@ -84,7 +84,7 @@
       if (said !== 0.05 || p === 0.05 || digits === 17) return said;
     }
   }
-  // What select's test says of the choice beside the outputs that are better, tied, or cheaper and not told from it.
+  // What select's test says of the chosen output beside each that is better, tied, or cheaper and not told apart.
   function verdicts(chosen, best, equal) {
     const outputs = run().outputs, p = run().p_values && run().p_values[chosen.output - 1];
     if (!p) return "";
@@ -105,7 +105,7 @@
   const run = () => D.runs[state.run];
   const deepest = () => run().outputs[run().outputs.length - 1];
 
-  // What makes `auxnet select` choose so: its own margin is another one where there are budgets, hence always --within.
+  // The command that makes this choice. With budgets the default of --within is another: it is always given.
   function command(limit) {
     const flags = [`--within ${limit.within}`];
     for (const key of COSTS.filter((each) => limit[each] !== Infinity))
@@ -197,7 +197,7 @@
     return `<b>${several ? `${safe(r.name)}, ` : ""}output ${o.output}</b>, depth ${o.depth}<br>${cost}${time}` +
       `<br>validation ${worth(o.val)}<br>test ${worth(o.test)}`;
   }
-  // The Pareto front of a run, and its outputs: two markers each, with their intervals; `aside` is where test is drawn.
+  // The Pareto front of a run, and its outputs: two markers each, with intervals; test is drawn `aside` of validation.
   function tracesOfRun(r, index, key, aside) {
     const K = r.outputs.length, best = front(r.outputs, key), name = nameOf(r);
     const colours = r.outputs.map((_, k) => colourOf(index, k, K));
@@ -298,8 +298,8 @@
     const isAlone = (v, i, y) => v !== null && (y[i - 1] ?? null) === null && (y[i + 1] ?? null) === null;
     const titled = (o, name) => (several ? `${name}, output ${o.output}` : `output ${o.output} (depth ${o.depth})`);
     const most = Math.max(...D.runs.map((r) => r.curves.outputs.length));
-    const all = several && most > 1 && !state.curveOutput; // of one output each, dashes tell runs
-    const marked = all && (most > DASHES.length || D.runs.length > shades().length); // as dashes or shades come again
+    const all = several && most > 1 && !state.curveOutput; // if each has one output, dashes tell runs
+    const marked = all && (most > DASHES.length || D.runs.length > shades().length); // dashes or shades repeat
     const traces = D.runs.flatMap((r, index) => {
       const K = r.curves.outputs.length;
       const look = (k) => (all ? ofSeveral(index, k) : { dash: dash(several ? index : K - 1 - k) });
@@ -349,10 +349,10 @@
   }
 
   // ---- early exit -----------------------------------------------------------------------------------------------
-  // On validation, where thresholds are chosen: of test, what exits.json does is drawn, and the rest told in the hover.
+  // On validation, where thresholds are chosen. Test is drawn for exits.json alone; hovering tells the rest.
   function tracesOfExits(r, index) {
     const c = several ? shade(index) : colour("accent"), p = r.exits.points;
-    const group = several ? { legendgroup: `run${index}` } : {}; // of several runs, the line alone is in the legend
+    const group = several ? { legendgroup: `run${index}` } : {}; // with several runs, only the line is in the legend
     const macs = p.map((e) => e.macs), traces = [];
     const leave = (s, k) => `output ${k + 1}: ${(100 * s).toFixed(0)} % leave`;
     const said = (e) => `validation ${percent(e.val.error)} [${interval(e.val)}], ${count(e.macs)} MACs an image` +
@@ -476,7 +476,7 @@
     }
     if (!pairs.length) byId("pairs").append(element("li", "nothing: it makes no mistake"));
   }
-  // The ticks of an axis of classes: all of them, or about twenty, without what all their names begin with.
+  // The ticks of an axis of classes: all of them, or about twenty; without the beginning that all names share.
   function classTicks(names) {
     const step = names.length > 26 ? Math.ceil(names.length / 20) : 1;
     const at = names.map((_, i) => i).filter((i) => i % step === 0);
@@ -549,7 +549,7 @@
       item.answers.forEach(([answer, sure], k) => {
         const good = answer === item.label;
         const said = element("dd", `${good ? "✓" : "✗"} ${r.classes[answer]}`, good ? "right" : "wrong");
-        said.title = r.classes[answer]; // where there is no place for all of it
+        said.title = r.classes[answer]; // the full name, if there is no place for it
         answers.append(element("dt", `${k + 1}`), said, element("dd", `${Math.round(100 * sure)} %`, "p"));
       });
       line.append(picture, element("div", r.classes[item.label], "truth"), answers);

@@ -3,7 +3,7 @@
 const byId = (id) => document.getElementById(id);
 const isDark = () => document.documentElement.dataset.theme === "dark";
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-let redraw = () => undefined; // a page's program puts here how its figures take on the colours of another theme
+let redraw = () => undefined; // set by a page's program: draws its figures in the colours of the new theme
 {
   const button = byId("theme"), prefersDark = matchMedia("(prefers-color-scheme: dark)");
   let pressed = false, onScreen = null;

@@ -1,7 +1,4 @@
-"""What is refused before the first training of a study: what cannot be trained or judged, and where it may not be kept.
-
-Known without a training.
-"""
+"""What is refused before the first training of a study: variants, claims, data and folders that cannot be."""
 
 from __future__ import annotations
 
@@ -18,11 +15,11 @@ from auxnet.machine import device_of
 from auxnet.reading.sources import find
 from auxnet.recipe import Recipe
 from auxnet.rundir import check_outside_data
-from auxnet.studies.spec import Side, Study, Trial
+from auxnet.studies.spec import Side, Study, Training
 from auxnet.words import plural
 
 MARK = "<!-- made by auxnet study -->"  # in each study.md
-FILES = ("study.md", "study.html", "ledger.jsonl", "outputs.csv", "diagnosis.json", "diagnosis.html")
+STUDY_FILES = ("study.md", "study.html", "ledger.jsonl", "outputs.csv", "diagnosis.json", "diagnosis.html")
 
 
 def check_claims(study: Study) -> None:
@@ -52,10 +49,10 @@ def _depths(study: Study, side: Side) -> tuple[int, ...]:
 
 
 def check_variants(study: Study, where: Mapping[str, Any]) -> None:
-    """Raise ValueError for a variant that cannot be trained, or a `where` (`recipe.WHERE`) that cannot be had here.
+    """Raise ValueError for a variant that cannot be trained, or a `where` (`recipe.WHERE`) that is not to be had here.
 
-    And for weights on the hub without their commit: they may be others when the next training begins; and for a frozen
-    trunk in a study that measures what supervision reaches it.
+    And for weights on the hub without a commit, which may be others when the next training begins; and for a frozen
+    trunk in a study that measures the supervision that reaches the trunk.
     """
     device_of(Recipe(**where).device)
     for variant in study.variants:
@@ -70,25 +67,25 @@ def check_variants(study: Study, where: Mapping[str, Any]) -> None:
                 )
 
 
-def check_data_found(out: Path, trials: Sequence[Trial]) -> None:
-    """Raise ValueError or FileNotFoundError if the data of a trial to be trained in `out` are not there, or hold it."""
-    for name, data_dir in dict.fromkeys((trial.recipe.data, trial.recipe.data_dir) for trial in trials):
+def check_data_found(out: Path, trainings: Sequence[Training]) -> None:
+    """Raise FileNotFoundError or ValueError if the data of a training are not there, or if `out` is within them."""
+    for name, data_dir in dict.fromkeys((training.recipe.data, training.recipe.data_dir) for training in trainings):
         find(name, data_dir)
         check_outside_data(out, name, data_dir)
 
 
 def check_folder(folder: Path, study: Study, kept: Collection[str]) -> None:
-    """Refuse a folder in which something that is not this study's, or a training, would be lost.
+    """Raise FileExistsError for a folder whose files are not this study's, or in which a training would be lost.
 
-    `kept` are the names of the trainings that the new ledger has, or will have. Raises FileExistsError. What was
-    written of the study with other claims, fewer seeds or fewer variants may be replaced.
+    `kept` are the names of the trainings that the new ledger has, or will have. Files of the same study with other
+    claims, fewer seeds or fewer variants may be replaced.
     """
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file: name a folder for the study's tables")
     page, ledger = folder / "study.md", folder / "ledger.jsonl"
     text = page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
     if MARK not in text:
-        for name in FILES:
+        for name in STUDY_FILES:
             if (folder / name).exists():
                 raise FileExistsError(f"{folder / name} is not a study's, and is left alone: give another --report")
         return
@@ -123,6 +120,6 @@ def _of_another(study: Study, page: str, ledger: Sequence[Mapping[str, Any]]) ->
         variant, data, seed = str(row["variant"]), row["data"], row["seed"]
         if variant not in study.variants or data not in study.datasets:
             return f"its variant {variant} on {data} is not this one's"
-        if Trial(variant, seed, study.recipe(variant, data, seed)).name != row["training"]:
+        if Training(variant, seed, study.recipe(variant, data, seed)).name != row["training"]:
             return f"its variant {variant} is not this one's"
     return ""

@@ -1,6 +1,6 @@
-"""The form of a study file: what may stand where, each value taken as what it must be, or refused in a line.
+"""The form of a study file: which keys it may have, and of which kind their values are; all else is refused in a line.
 
-A key that would be read by nobody is refused with the place where it belongs: a table must never show figures of a
+A key that nothing would read is refused, and the message says where it belongs: a table must never show figures of a
 training other than the one that the file asks for.
 """
 
@@ -54,7 +54,7 @@ def items(value: Any, where: str) -> list[Any]:
 
 
 def text(value: Any, where: str) -> str:
-    """Text that says something. Raises ValueError for anything else."""
+    """Text that is not empty. Raises ValueError for anything else."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{where} must be text, got {value!r}")
     return value
@@ -76,9 +76,9 @@ def percentage(value: Any, where: str) -> float | int:
 
 
 def recipe_fields(value: Any, where: str, with_data: bool = False) -> dict[str, Any]:
-    """Fields of a recipe that a variant, or `with_data` a base, may set; what they may be, `Recipe` knows.
+    """Fields of a recipe that a variant may set, or `with_data` a base; `Recipe` checks their values.
 
-    Raises ValueError for those that a study sets otherwise.
+    Raises ValueError for fields that are set elsewhere in a study, or by its command.
     """
     content = pairs(value, where)
     for key in content:

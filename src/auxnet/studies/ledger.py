@@ -14,15 +14,15 @@ from auxnet.files import write_csv, write_text
 from auxnet.lineage import in_doubt
 from auxnet.run_data import tested_alike
 from auxnet.rundir import summary_of
-from auxnet.studies.running import is_done, trial_folder, why_failed
-from auxnet.studies.spec import Study, Trial, differing
+from auxnet.studies.running import is_done, training_folder, why_failed
+from auxnet.studies.spec import Study, Training, differing
 from auxnet.studies.supervising import shares_of
 from auxnet.studies.verdicts import Verdict, judge_all
 
 Row = dict[str, Any]
 MeanAndSpread = tuple[float, float | None]
 """over the seeds: mean and standard deviation; None with a single one"""
-MOST = 2**53  # of whatever is counted
+MOST = 2**53  # that any count may be
 
 
 @dataclass(frozen=True)
@@ -36,32 +36,31 @@ class Findings:
 
 @dataclass(frozen=True)
 class Average:
-    """One output of one variant over its seeds; errors are fractions, None where nothing is trained yet."""
+    """One output of one variant over its seeds; errors are fractions."""
 
     variant: str
     data: str
     output: int
     final: bool
-    """whether it is the variant's final one"""
+    """whether it is the variant's final output"""
     depth: int
     params: int
     macs: int
     n: int
-    val_error: float
     test: MeanAndSpread
     """test error of the last epoch"""
     best_test: MeanAndSpread
-    """of the epoch that was best on validation"""
+    """test error of the epoch that was best on validation"""
 
 
 def findings_of(study: Study, out: Path) -> Findings:
-    """What the trainings in `out` that are done say of a study. Raises RuntimeError for a summary that is damaged."""
-    rows = tuple(_row(study, out, trial) for trial in study.trials())
+    """The findings of a study from the trainings done in `out`. Raises RuntimeError for a summary that is damaged."""
+    rows = tuple(_row(study, out, training) for training in study.trainings())
     return found_in(study, rows)
 
 
 def found_in(study: Study, rows: Sequence[Row]) -> Findings:
-    """What the rows of a ledger say of a study."""
+    """The findings of a study from the rows of a ledger."""
     return Findings(study, tuple(rows), tuple(judge_all(study.claims, study.datasets, rows)))
 
 
@@ -81,7 +80,6 @@ def averages(rows: Sequence[Row]) -> Iterator[Average]:
                     **cost,
                     final=k == len(done[0]["last"]),
                     n=len(done),
-                    val_error=mean(each["val_error"] for each in last),
                     test=(mean(errors), _spread(errors)),
                     best_test=(mean(best), _spread(best)),
                 )
@@ -95,42 +93,42 @@ def write_rows(rows: Sequence[Row], folder: Path) -> list[Path]:
     return paths
 
 
-def _row(study: Study, out: Path, trial: Trial) -> Row:
+def _row(study: Study, out: Path, training: Training) -> Row:
     row: Row = {
         "study": study.name,
         "scale": study.scale,
-        "variant": trial.variant,
-        "data": trial.recipe.data,
-        "seed": trial.seed,
-        "training": trial.name,
-        "recipe": differing(trial.recipe),
-        "failed": why_failed(out, trial),
+        "variant": training.variant,
+        "data": training.recipe.data,
+        "seed": training.seed,
+        "training": training.name,
+        "recipe": differing(training.recipe),
+        "failed": why_failed(out, training),
         "last": [],
         "best": [],
         "share": None,
         "shares": None,
     }
-    if not is_done(out, trial):
+    if not is_done(out, training):
         return row
-    folder = trial_folder(out, trial)
+    folder = training_folder(out, training)
     with summary_of(folder, f"remove {folder} to train it again") as summary:
         row |= _results(summary)
     if study.measures:
-        row["shares"] = shares_of(out, trial)
+        row["shares"] = shares_of(out, training)
         row["share"] = max(row["shares"].values(), default=None) if row["shares"] is not None else None
     return row
 
 
 def _results(summary: Any) -> Row:
-    """What a row takes of a summary.json, which must be as a training writes it: `parsing` says what else it raises."""
+    """What a row takes from a summary.json. Raises, for `parsing`, if that is not as a training writes it."""
     tables = {which: [_output(line) for line in summary[which]] for which in ("last", "best")}
     about = {key: summary[key] for key in ("epochs", "commit", "versions", "device")}
     made_by = f"{about['commit']} {about['versions']['torch']} {about['device']['name']} {about['device']['threads']}"
-    made_by.encode()  # raises ValueError for half a character, which no page could be written with
+    made_by.encode()  # raises ValueError for half a character (a lone surrogate), which cannot be written
     images = summary["data"]
     if min(_number(images[part]) for part in ("train", "val", "test")) < 1 or not tested_alike([images]):
         raise ValueError("it does not say on which images")
-    in_doubt(images.get("may_be_seen_by", {}))  # raises where that names no splits and runs
+    in_doubt(images.get("may_be_seen_by", {}))  # raises if this does not name splits and runs
     if any([line["output"] for line in table] != [*range(1, len(table) + 1)] for table in tables.values()):
         raise ValueError("its tables are not of outputs 1, 2, ...")
     if len(tables["last"]) != len(tables["best"]):

@@ -1,6 +1,6 @@
-"""The trainings of a study: each in a run directory of its own, once, by as many processes as like to join.
+"""The trainings of a study: each done once, in a run directory of its own, by any number of processes that join.
 
-OUT/trials/NAME/         a run directory; the name follows from the recipe, so that studies share what they share
+OUT/trials/NAME/         a run directory; its name follows from the recipe: studies of the same recipe share it
     trials/NAME.failed   why a training cannot succeed, such as a loss that became infinite: not tried again
     claims/NAME.lock     held by the process that trains it; a lock dies with its process
 """
@@ -24,58 +24,59 @@ from auxnet.recipe import Recipe, has_recipe, read_run_recipe
 from auxnet.run_data import data_section
 from auxnet.rundir import is_finished, read_metrics, whole_epochs, with_absolute_paths
 from auxnet.signals import raised_after
-from auxnet.studies.spec import Trial
+from auxnet.studies.spec import Training
 from auxnet.train import fit_on
 from auxnet.words import val_errors
 
-Watch = Callable[[Sequence[Trial]], None]
-"""is told, now and then, which trials are left"""
+Watch = Callable[[Sequence[Training]], None]
+"""is called now and then with the trainings that are left"""
 
 
-def trial_folder(out: Path, trial: Trial) -> Path:
-    """The run directory of a trial."""
-    return out / "trials" / trial.name
+def training_folder(out: Path, training: Training) -> Path:
+    """The run directory of a training."""
+    return out / "trials" / training.name
 
 
-def is_done(out: Path, trial: Trial) -> bool:
-    """Whether a trial was trained to its end."""
-    return is_finished(trial_folder(out, trial))
+def is_done(out: Path, training: Training) -> bool:
+    """Whether a training came to its end."""
+    return is_finished(training_folder(out, training))
 
 
-def why_failed(out: Path, trial: Trial) -> str | None:
-    """Why a trial failed; None if it did not."""
-    path = _failed(out, trial)
+def why_failed(out: Path, training: Training) -> str | None:
+    """Why a training failed; None if it did not."""
+    path = _failed(out, training)
     return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
 
-def _failed(out: Path, trial: Trial) -> Path:
-    return out / "trials" / f"{trial.name}.failed"
+def _failed(out: Path, training: Training) -> Path:
+    return out / "trials" / f"{training.name}.failed"
 
 
-def left_of(out: Path, trials: Sequence[Trial]) -> list[Trial]:
-    """The trials that are not trained, and have not failed."""
-    return [trial for trial in trials if not is_done(out, trial) and why_failed(out, trial) is None]
+def left_of(out: Path, trainings: Sequence[Training]) -> list[Training]:
+    """The trainings that are not done, and have not failed."""
+    return [training for training in trainings if not is_done(out, training) and why_failed(out, training) is None]
 
 
-def check_same_images(out: Path, trials: Sequence[Trial]) -> None:
-    """Raise ValueError for a trial in `out` that was trained on other images than those of the folder asked for now.
+def check_same_images(out: Path, trainings: Sequence[Training]) -> None:
+    """Raise ValueError for a training in `out` that was done on other images than those of the folder asked for now.
 
-    A trial is named by its data as the study writes them, and the same path may be another folder elsewhere. Where one
-    of the two folders is gone, as in a project that was moved, they are taken to be the same; where both are there, as
-    in one that was copied, they are compared, once. (A trial that is not finished cannot go on in another folder.)
+    A training's name holds its data as the study writes them, and from elsewhere the same path may be another folder.
+    If one of the two folders is gone, as in a project that was moved, they are taken to be the same; if both are there,
+    as in a project that was copied, their images are compared, once. (An unfinished training cannot continue on another
+    folder.)
     """
     alike: dict[tuple[str, str], bool] = {}
-    for trial in trials:
-        folder, now = trial_folder(out, trial), with_absolute_paths(trial.recipe).data
+    for training in trainings:
+        folder, now = training_folder(out, training), with_absolute_paths(training.recipe).data
         if Path(now).exists() and has_recipe(folder):
             then = with_absolute_paths(read_run_recipe(folder)).data
             if then != now and Path(then).exists():
-                if is_done(out, trial) and (then, now) not in alike:
-                    alike[then, now] = _was_trained_on(trial.recipe, folder)
-                if is_done(out, trial) and alike[then, now]:
+                if is_done(out, training) and (then, now) not in alike:
+                    alike[then, now] = _was_trained_on(training.recipe, folder)
+                if is_done(out, training) and alike[then, now]:
                     continue
                 raise ValueError(
-                    f"{folder} was trained on {then}, and {trial.recipe.data} is {now} here: give another --out, or "
+                    f"{folder} was trained on {then}, and {training.recipe.data} is {now} here: give another --out, or "
                     "write the data's whole path in the study"
                 )
 
@@ -86,12 +87,13 @@ def _was_trained_on(recipe: Recipe, run: Path) -> bool:
     return {"train": len(data.train), **data.judged_on}.items() <= then.items()
 
 
-def under_way(out: Path, trials: Sequence[Trial]) -> Iterator[str]:
-    """In words, where each of the trials stands that some process trains at this moment."""
-    for trial in left_of(out, trials):
-        if is_held(_claim(out, trial)):
-            done, errors = _stands(trial_folder(out, trial))
-            stands = f"{trial.variant} on {trial.recipe.data}, seed {trial.seed}: {done}/{trial.recipe.epochs} epochs"
+def under_way(out: Path, trainings: Sequence[Training]) -> Iterator[str]:
+    """How far each of the trainings has come that some process is doing at this moment, in words."""
+    for training in left_of(out, trainings):
+        if is_held(_claim(out, training)):
+            done, errors = _stands(training_folder(out, training))
+            which = f"{training.variant} on {training.recipe.data}, seed {training.seed}"
+            stands = f"{which}: {done}/{training.recipe.epochs} epochs"
             yield f"{stands}, {val_errors(errors)}" if errors else stands
 
 
@@ -106,46 +108,49 @@ def _stands(folder: Path) -> tuple[int, list[float]]:
 
 @lru_cache(maxsize=64)
 def _read_stands(folder: Path, size: int, time: int) -> tuple[int, list[float]]:
-    """`_stands`, by metrics of that size and time: they are read once, however often one asks."""
+    """`_stands`, for a metrics file of this size and time of change, so that each state of the file is read once."""
     rows = whole_epochs(read_metrics(folder))
     done = max((row["epoch"] for row in rows), default=0)
     return done, [row["error"] for row in rows if row["epoch"] == done and row["split"] == "val"]
 
 
-def _claim(out: Path, trial: Trial) -> Path:
-    return out / "claims" / f"{trial.name}.lock"
+def _claim(out: Path, training: Training) -> Path:
+    return out / "claims" / f"{training.name}.lock"
 
 
-def train(out: Path, trials: Sequence[Trial], processes: int, where: dict[str, Any], watch: Watch) -> None:
-    """Train what is left of `trials`, in at most `processes` processes; what others train now is waited for.
+def train(out: Path, trainings: Sequence[Training], processes: int, where: dict[str, Any], watch: Watch) -> None:
+    """Do the `trainings` that are left, in at most `processes` processes, and wait for those that others are doing.
 
-    Raises RuntimeError if processes die and leave trials undone; OSError for a disk that is full; signals.Stopped
+    Raises RuntimeError if processes die and leave trainings undone; OSError for a disk that is full; signals.Stopped
     after Ctrl-C or SIGTERM, once the steps at hand are done and saved.
     """
     for folder in ("trials", "claims"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    watch(left := left_of(out, trials))
+    watch(left := left_of(out, trainings))
     processes = min(processes, len(left))
+
+    def see() -> None:
+        watch(left_of(out, trainings))
+
     if processes <= 1:
-        _work(out, trials, where, lambda: watch(left_of(out, trials)))
-        return
-    wrong = work_together(processes, partial(_work, out, trials), where, lambda: watch(left_of(out, trials)))
-    if left_of(out, trials):
-        raise RuntimeError("; ".join([*wrong, "the same command again goes on with the study"]))
+        _work(out, trainings, where, see)
+    else:
+        work = partial(_work, out, trainings)
+        work_together(processes, work, where, see, unfinished=lambda: bool(left_of(out, trainings)), what="study")
 
 
-def _work(out: Path, trials: Sequence[Trial], where: dict[str, Any], watch: Callable[[], None]) -> None:
-    """Train one trial after the other until all are done or failed, waiting for those that other processes train."""
-    while left := left_of(out, trials):
+def _work(out: Path, trainings: Sequence[Training], where: dict[str, Any], watch: Callable[[], None]) -> None:
+    """Do one training after the other until all are done or failed, waiting for those that other processes do."""
+    while left := left_of(out, trainings):
         held = 0
-        for trial in left:
-            if (lock := claimed(_claim(out, trial))) is None:
+        for training in left:
+            if (lock := claimed(_claim(out, training))) is None:
                 held += 1
                 continue
             try:
-                if left_of(out, [trial]):
+                if left_of(out, [training]):
                     with raised_after():
-                        _train(out, replace(trial, recipe=replace(trial.recipe, **where)), watch)
+                        _train(out, replace(training, recipe=replace(training.recipe, **where)), watch)
                         watch()
             finally:
                 lock.release()
@@ -154,18 +159,18 @@ def _work(out: Path, trials: Sequence[Trial], where: dict[str, Any], watch: Call
             time.sleep(1.0)
 
 
-def _train(out: Path, trial: Trial, watch: Callable[[], None]) -> None:
-    """Train a trial. If it diverges, that is noted as a finding and not tried again; any other error is raised."""
+def _train(out: Path, training: Training, watch: Callable[[], None]) -> None:
+    """Do a training. If it diverges, that is noted as a finding and not tried again; any other error is raised."""
 
     told = -math.inf
 
-    def follow(progress: Progress) -> None:  # after each step: others' trainings are not looked through so often
+    def follow(progress: Progress) -> None:  # after each step, but `watch` looks through all trainings
         nonlocal told
         if progress.done or time.monotonic() - told >= 1:
             told = time.monotonic()
             watch()
 
     try:
-        fit_on(trial.recipe, trial_folder(out, trial), follow)
+        fit_on(training.recipe, training_folder(out, training), follow)
     except DivergedError as failure:
-        write_text(_failed(out, trial), one_line(failure) + "\n")
+        write_text(_failed(out, training), one_line(failure) + "\n")

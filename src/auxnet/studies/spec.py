@@ -15,10 +15,10 @@
 With `measures: supervision` the trainings are diagnosed too, and a claim can be `of: share`: that the share of
 supervision in the shallowest layer is greater on the better side than on the worse, which may be a number.
 
-A side of a claim is a variant's final output, or with `:2` its second, with `:mean` the mean over its outputs; of a
-share, the output where it is largest, or with `:2` the second, with `:final` the final one. A scale may bring variants,
-claims and published values of its own, and `datasets`, each of which is studied in turn. What may stand where is in
-`form`.
+A side of a claim is a variant's final output, or with `:2` its second, with `:mean` the mean over its outputs. In a
+claim of a share it is the output whose share is largest, or with `:2` the second, with `:final` the final one. A scale
+may have variants, claims and published values of its own, and `datasets`, each of which is studied in turn. `form`
+says which keys may be where.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ BOTH = ("better", "worse")  # sides of a claim
 class Side:
     """One side of a claim: an output of a variant, by its number, "final", or "mean" over all.
 
-    "" is the final one, and of a share that where it is largest.
+    "" is the final output, and in a claim of a share the output whose share is largest.
     """
 
     variant: str
@@ -74,24 +74,24 @@ class Claim:
     says: str
     better: Side
     worse: Side | float
-    """a number only of a share, which is to be greater than it"""
+    """a number only in a claim of a share, which is to be greater than it"""
     of: str = "error"
     added: str = ""
-    """when, if after others: "after a look at small"; said with the verdict"""
+    """when it was added, if later than other claims: "after a look at small"; said with the verdict"""
 
     @property
     def variants(self) -> list[Side]:
-        """The sides that are trained."""
+        """The sides that are variants and not a number."""
         return [side for side in (self.better, self.worse) if isinstance(side, Side)]
 
     @property
     def sides(self) -> str:
-        """What is claimed of what, in signs: a smaller error, or a larger share of supervision."""
+        """The claim in signs: one side's error is smaller, or its share of supervision larger."""
         return f"{self.better} < {self.worse}" if self.of == "error" else f"share: {self.better} > {self.worse}"
 
 
 @dataclass(frozen=True)
-class Trial:
+class Training:
     """One training of a study."""
 
     variant: str
@@ -100,7 +100,7 @@ class Trial:
 
     @cached_property
     def name(self) -> str:
-        """The name of its folder: the same recipe has the same in every study, and is trained once."""
+        """The name of its folder: the same recipe has the same name in every study, and is trained once."""
         recipe = self.recipe
         digest = sha256(dumps(differing(recipe), sort_keys=True).encode()).hexdigest()[:10]
         return f"{folder_name(recipe)}-seed{recipe.seed}-{digest}"
@@ -121,19 +121,19 @@ class Study:
     claims: tuple[Claim, ...]
     published: Mapping[str, Mapping[str, Any]]
     measures: str | None = None
-    """"supervision", where the trainings are to be diagnosed"""
+    """"supervision" if the trainings are to be diagnosed"""
 
     def recipe(self, variant: str, data: str, seed: int = 0, where: Mapping[str, Any] | None = None) -> Recipe:
         """The recipe of a variant: what it says, over the base. A null leaves a key of the base out."""
         merged = {**self.base, **self.variants[variant], "data": data, "seed": seed, **(where or {})}
         return recipe_from({key: value for key, value in merged.items() if value is not None})
 
-    def trials(self, where: Mapping[str, Any] | None = None) -> Iterator[Trial]:
-        """All trainings, one seed after the other, so that what is done early can be compared early."""
+    def trainings(self, where: Mapping[str, Any] | None = None) -> Iterator[Training]:
+        """All trainings, one seed after the other, so that variants can be compared early."""
         for data in self.datasets:
             for seed in range(self.seeds):
                 for variant in self.variants:
-                    yield Trial(variant, seed, self.recipe(variant, data, seed, where))
+                    yield Training(variant, seed, self.recipe(variant, data, seed, where))
 
 
 def names() -> list[str]:
@@ -144,8 +144,8 @@ def names() -> list[str]:
 def read_study(name: str, scale: str | None = None, seeds: int | None = None) -> Study:
     """A study that comes with the program, by its name, or one of the user's own, by its file.
 
-    The scale is "small" if none is given, or the only one of the file's own if that has another name than the usual.
-    Raises FileNotFoundError if there is none, ValueError for a file that describes none.
+    The scale is "small" if none is given, or the file's only scale if that has none of the usual names. Raises
+    FileNotFoundError if there is no such file, ValueError if there is no such study or the file does not describe one.
     """
     own = name.endswith((".yaml", ".yml"))
     if not own and name not in names():
@@ -189,9 +189,9 @@ def _study(name: str, content: Any, scale: str | None, seeds: int | None) -> Stu
 
 
 def _scale(own: Mapping[str, Any], scale: str) -> dict[str, Any]:
-    """A scale as the study has it, over the usual one of that name unless it has a base of its own.
+    """A scale of a study: its keys over those of the usual scale of that name, unless it has a base of its own.
 
-    What its `over` changes is merged into its base.
+    Its `over` is merged into its base.
     """
     usual, where = _usual(), f"scale {scale}"
     if scale not in {**usual, **own}:
@@ -210,7 +210,7 @@ def _scale(own: Mapping[str, Any], scale: str) -> dict[str, Any]:
 
 
 def _datasets(of_scale: Mapping[str, Any], scale: str) -> tuple[str, ...]:
-    """The data sets of a scale: its own, or that of its base."""
+    """The data sets of a scale: its `datasets`, or the `data` of its base."""
     if "datasets" not in of_scale:
         return (text(of_scale["base"].get("data") or "digits", f"data of scale {scale}"),)
     named = [text(each, "each of datasets") for each in items(of_scale["datasets"], "datasets")]
@@ -276,7 +276,7 @@ def _published(content: Any, variants: Sequence[str]) -> dict[str, dict[str, Any
 
 
 def _all_variants(content: Mapping[str, Any]) -> list[str]:
-    """The variants of all scales: what is published of one stands once for all, though some scales may lack it."""
+    """The variants of all scales: a published value is given once for all scales, and some may lack its variant."""
     scales = [each for each in content.get("scales", {}).values() if isinstance(each, dict)]
     each_has = [place.get("variants") for place in (content, *scales)]
     return list(dict.fromkeys(str(name) for variants in each_has if isinstance(variants, dict) for name in variants))
@@ -289,6 +289,6 @@ def _usual() -> dict[str, Any]:
 
 
 def differing(recipe: Recipe) -> dict[str, Any]:
-    """The fields of a recipe that differ from the default, but for those that say where it runs."""
+    """The fields of a recipe that differ from the default, without those that say where it runs."""
     usual = asdict(Recipe())
     return {key: value for key, value in asdict(recipe).items() if key not in WHERE and value != usual[key]}

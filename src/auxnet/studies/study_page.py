@@ -1,4 +1,4 @@
-"""What a study leaves for people: study.md, study.html, and the ledger as JSON lines and CSV."""
+"""What a study writes for people: study.md, study.html, and the ledger as JSON lines and CSV."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from auxnet.files import write_text
 from auxnet.lineage import in_doubt
-from auxnet.page_frame import line_of, page_of_figures, table_of, unbroken
+from auxnet.page_frame import Figure, line_of, page_of_figures, table_of, unbroken
 from auxnet.run_data import tested_alike
 from auxnet.studies.checking import MARK, check_folder
 from auxnet.studies.ledger import Average, Findings, MeanAndSpread, Row, averages, write_rows
@@ -19,7 +19,7 @@ from auxnet.words import duration, plural, sentence
 
 MEASURED = ("variant", "output", "depth", "parameters", "MACs", "test error, %", "at the best epoch, %", "n")
 HEAD = (*MEASURED, "published, %")
-CLAIMED = (  # a figure for each kind of claim: its id, what `Claim.of` says, its title, and what differs
+CLAIMED = (  # a figure for each kind of claim: its id, the kind (`Claim.of`), its title, and whose differences it shows
     ("shares", "share", "Claims about supervision", "shares of supervision in the shallowest layer"),
     ("differences", "error", "Claims", "test errors"),
 )
@@ -27,7 +27,7 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "pentagon", "s
 
 
 def write_findings(findings: Findings, folder: Path) -> list[Path]:
-    """Write all that a study leaves into `folder`; return their paths. Raises as `check_folder`."""
+    """Write pages and ledger of a study into `folder`, and return their paths. Raises what `check_folder` raises."""
     check_folder(folder, findings.study, [row["training"] for row in findings.rows if row["last"]])
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "study.md", folder / "study.html"]
@@ -65,7 +65,7 @@ def markdown(findings: Findings) -> str:
 
 
 def markdown_row(cells: Sequence[str]) -> str:
-    """A row of a table in Markdown, whatever signs its texts hold."""
+    """A row of a table in Markdown; a | in a text is escaped."""
     escaped = [cell.replace("|", r"\|") for cell in cells]
     return f"| {' | '.join(escaped)} |"
 
@@ -124,7 +124,7 @@ def sources_of(findings: Findings) -> Iterator[str]:
 
 
 def _images(done: Sequence[Row]) -> Iterator[str]:
-    """How many images of each data set were trained and judged on, which variants may set for themselves."""
+    """How many images of each data set were trained and judged on; by variant if variants differ in that."""
     for data in dict.fromkeys(row["data"] for row in done):
         variants: dict[str, list[str]] = {}
         for row in done:
@@ -162,25 +162,26 @@ def page(findings: Findings) -> str:
         sub=f"<strong>{escape(headline(findings))}</strong> {escape(study.note)} "
         f"{escape(_method(findings) if claims else '')}",
         notes=list(warnings_of(findings)),
-        figures=dict(figures(findings)),
+        figures=list(figures(findings)),
         sections={name: section for name, section in sections.items() if claims or name != "claims"},
     )
 
 
-def figures(findings: Findings) -> Iterator[tuple[str, tuple[str, str, dict[str, Any]]]]:
-    """(id, (title, caption, what Plotly draws)): the claims as intervals, and errors against each cost."""
+def figures(findings: Findings) -> Iterator[Figure]:
+    """The claims as intervals, and errors against each cost."""
     for name, of, title, what in CLAIMED:
         if verdicts := [v for v in findings.verdicts if len(v.differences) > 1 and v.claim.of == of]:
             words = (
                 f"Mean difference of {what}, 95 % interval; ticks are seeds. Right of the line speaks for the claim."
             )
-            yield name, (title, words, _differences(findings, verdicts))
+            yield Figure(name, title, words, _differences(findings, verdicts))
     for n, data in enumerate(dict.fromkeys(row["data"] for row in findings.rows if row["last"])):
         ladders = list(averages([row for row in findings.rows if row["data"] == data]))
         of = f", {data}" if len(findings.study.datasets) > 1 else ""
         for key, title in (("macs", "multiply-adds"), ("params", "parameters"), ("depth", "depth")):
             words = f"Test error of every output against its {title}: mean and standard deviation over the seeds."
-            yield f"{key}-{n + 1}" if n else key, (f"Error against {title}{of}", words, _against(ladders, key, title))
+            name = f"{key}-{n + 1}" if n else key
+            yield Figure(name, f"Error against {title}{of}", words, _against(ladders, key, title))
 
 
 def _differences(findings: Findings, verdicts: Sequence[Verdict]) -> dict[str, Any]:
@@ -212,7 +213,7 @@ def _differences(findings: Findings, verdicts: Sequence[Verdict]) -> dict[str, A
 
 
 def _against(rows: Sequence[Average], key: str, title: str) -> dict[str, Any]:
-    """A line of its own colour and signs for each variant, on one data set."""
+    """Errors against a cost on one data set: a line of its own colour and symbol for each variant."""
     ladders: dict[str, list[Average]] = {}
     for row in rows:
         ladders.setdefault(row.variant, []).append(row)
@@ -236,13 +237,13 @@ def _against(rows: Sequence[Average], key: str, title: str) -> dict[str, Any]:
 
 
 def table_cells(findings: Findings) -> list[list[str]]:
-    """The table of outputs: its head, then its lines; without the last column where nothing is published."""
+    """The table of outputs: its head, then its lines; without the last column if no value is published."""
     table = [[*HEAD], *(cells_of(findings, average) for average in averages(findings.rows))]
     return table if any(cells[-1] for cells in table[1:]) else [cells[:-1] for cells in table]
 
 
 def cells_of(findings: Findings, average: Average) -> list[str]:
-    """The line of one output in the table: what stands under each of `HEAD`."""
+    """The line of one output in the table: a cell for each name in `HEAD`."""
     several = len(findings.study.datasets) > 1
     published = findings.study.published.get(average.variant)
     published_error = ""
@@ -280,12 +281,12 @@ def _method(findings: Findings) -> str:
 
 
 def data_prefix(findings: Findings, verdict: Verdict) -> str:
-    """The data set that a verdict is of, to begin with where a study has several."""
+    """The data set of a verdict, to begin its line with; nothing if the study has only one."""
     return f"{verdict.data}: " if len(findings.study.datasets) > 1 else ""
 
 
 def _trained(rows: Sequence[Row]) -> Sequence[Row]:
-    """The rows, each training once: variants of the same recipe share theirs."""
+    """The rows, each training once: variants with the same recipe share a training."""
     return [*{row["training"]: row for row in rows}.values()]
 
 

@@ -1,6 +1,6 @@
 """The supervision in the trainings of a study (METHOD section 4, the paper's figure): measured once each, and drawn.
 
-OUT/trials/NAME.supervision.json    what was measured in a trial: beside it, as `auxnet diagnose` writes into it
+OUT/trials/NAME.supervision.json    what was measured: beside the run directory, into which `auxnet diagnose` writes
 """
 
 from __future__ import annotations
@@ -18,46 +18,47 @@ from auxnet.files import write_json
 from auxnet.loading import weights_sha256
 from auxnet.opening import opened
 from auxnet.rundir import with_absolute_paths
-from auxnet.studies.running import is_done, trial_folder
-from auxnet.studies.spec import Trial
+from auxnet.studies.running import is_done, training_folder
+from auxnet.studies.spec import Training
 
-IMAGES = 512  # of the last epoch, that gradients are taken on
+IMAGES = 512  # of the last epoch; gradients are taken on these
 
 
-def diagnose(out: Path, trials: Sequence[Trial]) -> None:
-    """Measure the supervision of the trainings that are done, where it is not measured yet of these weights.
+def diagnose(out: Path, trainings: Sequence[Training]) -> None:
+    """Measure the supervision of each training that is done, unless it was measured with the weights there are now.
 
     Of several processes one measures, and the others wait for it.
     """
     (out / "claims").mkdir(parents=True, exist_ok=True)
     with FileLock(out / "claims" / "supervision.lock"):
-        for trial in trials:
-            folder = trial_folder(out, trial)
-            weights = folder / "model.safetensors"  # removed, to save room: nothing can be measured
-            if is_done(out, trial) and _measured(out, trial) is None and weights.is_file():
-                recipe = with_absolute_paths(trial.recipe)  # since it was trained the data may have moved
+        for training in trainings:
+            folder = training_folder(out, training)
+            weights = folder / "model.safetensors"  # may be removed to save room: then nothing can be measured
+            if is_done(out, training) and _measured(out, training) is None and weights.is_file():
+                recipe = with_absolute_paths(training.recipe)  # the data may have moved since the training
                 data_dir = str(Path(recipe.data).parent) if Path(recipe.data).is_absolute() else recipe.data_dir
                 with opened(folder, data_dir=data_dir, device=recipe.device, threads=recipe.threads) as run:
-                    write_json(_file(out, trial), diagnosing.gather(folder, trial.variant, run, IMAGES, None))
+                    diagnosis = diagnosing.diagnosis_of_run(folder, training.variant, run, IMAGES, None)
+                write_json(_file(out, training), diagnosis)
 
 
-def draw(out: Path, trials: Sequence[Trial], folder: Path) -> list[Path]:
+def draw(out: Path, trainings: Sequence[Training], folder: Path) -> list[Path]:
     """The diagnoses of the first seed of every variant side by side, as JSON and HTML in `folder`; [] without any."""
-    first = [t for t in trials if t.seed == 0 and t.recipe.data == trials[0].recipe.data]
+    first = [t for t in trainings if t.seed == 0 and t.recipe.data == trainings[0].recipe.data]
     runs = [{**run, "name": t.variant} for t in first if (run := _measured(out, t))]
     with parsing(f"the supervision measured in {out / 'trials'} is damaged: remove *.supervision.json there"):
         return diagnosing.write(runs, folder) if runs else []
 
 
-def shares_of(out: Path, trial: Trial) -> dict[str, float] | None:
-    """{output: the share of supervision in the shallowest layer}, where one is defined; None if not measured.
+def shares_of(out: Path, training: Training) -> dict[str, float] | None:
+    """{output: the share of supervision in the shallowest layer, if it is defined}; None if nothing was measured.
 
-    In joint training of several outputs there is a single one, of "all" together.
+    In joint training of several outputs there is a single share, of "all" together.
     """
-    run = _measured(out, trial)
+    run = _measured(out, training)
     if run is None:
         return None
-    with parsing(_damaged(out, trial)):
+    with parsing(_damaged(out, training)):
         layer = min(row["layer"] for row in run["shares"])
         together = "1" if len(run["depths"]) == 1 else "all"
         rows = [row for row in run["shares"] if row["layer"] == layer and row["share"] is not None]
@@ -67,21 +68,21 @@ def shares_of(out: Path, trial: Trial) -> dict[str, float] | None:
         return shares
 
 
-def _file(out: Path, trial: Trial) -> Path:
-    return out / "trials" / f"{trial.name}.supervision.json"
+def _file(out: Path, training: Training) -> Path:
+    return out / "trials" / f"{training.name}.supervision.json"
 
 
-def _measured(out: Path, trial: Trial) -> dict[str, Any] | None:
-    """What was measured in a trial that is done; None if it was not, or in other weights than it has now."""
-    path = _file(out, trial)
-    if not (path.is_file() and is_done(out, trial)):
+def _measured(out: Path, training: Training) -> dict[str, Any] | None:
+    """What was measured in a training that is done; None if nothing was, or with other weights than there are now."""
+    path = _file(out, training)
+    if not (path.is_file() and is_done(out, training)):
         return None
     run: dict[str, Any] = read_json(path)
-    folder = trial_folder(out, trial)
-    gone = not (folder / "model.safetensors").is_file()  # removed, to save room: nothing says that they were others
-    with parsing(_damaged(out, trial)):
+    folder = training_folder(out, training)
+    gone = not (folder / "model.safetensors").is_file()  # removed to save room: nothing says that they were others
+    with parsing(_damaged(out, training)):
         return run if gone or run["weights_sha256"] == weights_sha256(folder) else None
 
 
-def _damaged(out: Path, trial: Trial) -> str:
-    return f"{_file(out, trial)} is damaged: remove it to have the supervision measured again"
+def _damaged(out: Path, training: Training) -> str:
+    return f"{_file(out, training)} is damaged: remove it to have the supervision measured again"

@@ -6,8 +6,8 @@ test images: nothing was chosen on them.
 
 The interval is of one claim alone, and of the seeds alone. The deviation over seeds counts as at least one test image:
 errors cannot be measured more finely, so closer agreement is luck. A verdict asks for more: that the interval stays
-farther from 0 than one test image, and that the claim is significant among all the claims of its study (Holm 1979), of
-which otherwise one in twenty would be told by chance.
+farther from 0 than one test image, and that the claim is significant among all the claims of its study (Holm 1979);
+else one claim in twenty would be told by chance.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OF_COUNT = ("train_images", "val_fraction", "max_corrupt")  # fields that say ho
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim on one data set, and what came out."""
+    """A claim on one data set, and the verdict on it."""
 
     claim: Claim
     data: str
@@ -46,17 +46,17 @@ class Verdict:
     high: float
     word: Word
     why: str = ""
-    """what keeps it from being told, other than the spread of the seeds"""
+    """why it cannot be told, apart from the spread of the seeds"""
     p: float = 1.0
-    """of the paired t over the seeds, two-sided; 1 where the claim cannot be told even alone"""
+    """p-value of the paired t-test over the seeds, two-sided; 1 if the claim cannot be told even alone"""
     adjusted: float | None = None
-    """the same by Holm's method among the claims of its study; None for a claim that was judged alone"""
+    """the p-value adjusted by Holm's method for all claims of the study; None for a claim that was judged alone"""
 
 
 def least_told(study: Study) -> str:
-    """What difference the seeds and the claims of a study could tell at all, in words; nothing without claims.
+    """How large a difference must be for a study with so many seeds and claims to tell any; nothing without claims.
 
-    For any claim to be told, the p of one must be the level by the number of claims, or less (Holm).
+    (By Holm's method no claim is told unless the least p-value is at most 5 % divided by the number of claims.)
     """
     from scipy.stats import t
 
@@ -76,7 +76,7 @@ def least_told(study: Study) -> str:
 def interval(values: Sequence[float], least: float = 0.0) -> tuple[float, float, float]:
     """The mean of values, and the ends of its 95 % interval by Student's t; infinite ends for a single value.
 
-    Their standard deviation counts as `least` where it is below that.
+    Their standard deviation counts as `least` if it is below that.
     """
     from scipy.stats import t
 
@@ -102,7 +102,7 @@ def judge_all(claims: Sequence[Claim], datasets: Sequence[str], rows: Rows) -> l
 def judge(claim: Claim, data: str, rows: Rows) -> Verdict:
     """The verdict on a claim alone, from the rows of a ledger.
 
-    It is of the seeds with which both sides were trained to the end.
+    It counts the seeds with which both sides were trained to the end.
     """
     of_data = [row for row in rows if row["data"] == data]
     trainings = {side.variant: [row for row in of_data if row["variant"] == side.variant] for side in claim.variants}
@@ -122,7 +122,7 @@ def judge(claim: Claim, data: str, rows: Rows) -> Verdict:
 
 
 def _doubt(trainings: Mapping[str, Rows], seeds: int, low: float, high: float, image: float) -> str:
-    """What keeps a claim from being told, other than that its interval, low .. high, holds 0; nothing if it may be."""
+    """Why a claim cannot be told, apart from an interval (low .. high) that holds 0; "" if it can."""
     who = " and ".join(trainings)
     if not tested_alike(_tested_on(trainings)):
         return f"{who} were tested on different images: train what is older again, in another --out"
@@ -140,7 +140,7 @@ def _doubt(trainings: Mapping[str, Rows], seeds: int, low: float, high: float, i
 
 
 def trained_alike(rows: Rows) -> bool:
-    """Whether trainings on one data set were on as many images, where their recipes ask for as many."""
+    """Whether trainings on one data set were on equally many images if their recipes ask for equally many."""
     counts: dict[tuple[Any, ...], set[int]] = {}
     for row in rows:
         if row["last"]:
@@ -153,7 +153,7 @@ def _tested_on(trainings: Mapping[str, Rows]) -> list[Mapping[str, Any]]:
 
 
 def replaced_weights(rows: Rows) -> list[str]:
-    """The weights that trainings began with which were others at the next one, where that is known."""
+    """The names of initial weights that were replaced between two trainings, as far as that is known."""
     known: dict[str, set[str]] = {}
     for row in rows:
         if weights := row.get("pretrained_sha256"):
@@ -180,7 +180,7 @@ def _lacks(side: Side, trainings: Rows) -> dict[int, float]:
 
 
 def _share(side: Side, row: Mapping[str, Any]) -> float | None:
-    """The share of supervision at a side, None where it is not measured, as in ledgers of the largest share alone."""
+    """The share of supervision of a side; None if it is not known: old ledgers hold the largest alone."""
     if not side.output:
         return row["share"]  # type: ignore[no-any-return]
     return (row.get("shares") or {}).get(str(len(row["last"])) if side.output == "final" else side.output)

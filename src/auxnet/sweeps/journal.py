@@ -1,4 +1,4 @@
-"""Optuna, and its journal in a file, under a lock that dies with its process, mended where one died in writing."""
+"""Optuna, and its journal in a file: under a lock that dies with its process, repaired if one died while writing."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Lock(JournalFileOpenLock):
         self._journal, self._lock = path, FileLock(path.with_suffix(".lock"))
 
     def acquire(self) -> bool:
-        """Wait for the lock, and cut off half a line that a process left which died in writing it."""
+        """Wait for the lock, and cut off an unfinished last line, left by a process that died while writing it."""
         self._lock.acquire()
         with self._journal.open("rb+") as file:
             content_ends = file.seek(0, os.SEEK_END)

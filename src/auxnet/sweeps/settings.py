@@ -48,7 +48,7 @@ class Settings:
 
     @property
     def grid_size(self) -> int:
-        """How many combinations of values there are; 0 if there is no end of them."""
+        """How many combinations of values there are; 0 if there are infinitely many."""
         return math.prod(count_of(domain) or 0 for domain in self.space.values())
 
     @property
@@ -72,7 +72,7 @@ def content_of(settings: Settings) -> dict[str, Any]:
 
 
 def settings_from(content: dict[str, Any]) -> Settings:
-    """What `content_of` made."""
+    """The settings that `content_of` turned into values."""
     return Settings(
         recipe_from(content["recipe"]),
         {field: domain_of(field, given) for field, given in content["space"].items()},
@@ -80,14 +80,14 @@ def settings_from(content: dict[str, Any]) -> Settings:
     )
 
 
-def weights_of(settings: Settings) -> list[str | None]:
-    """The weights that trainings begin with, as they are named: the recipe's, then those that vary."""
+def pretrained_of(settings: Settings) -> list[str | None]:
+    """The names of initial weights: the recipe's `pretrained`, then the choices if `pretrained` varies."""
     varied = settings.space.get("pretrained")
     return [settings.recipe.pretrained, *(values_of(varied) if varied else ())]
 
 
 def with_weights(settings: Settings, names: Sequence[str | None]) -> Settings:
-    """The settings with these names in place of `weights_of`. Raises ValueError for two that vary and are the same."""
+    """The settings with these names in place of `pretrained_of`. Raises ValueError if two that vary are the same."""
     first, *varied = names
     space = {**settings.space, "pretrained": domain_of("pretrained", varied)} if varied else settings.space
     return replace(settings, recipe=replace(settings.recipe, pretrained=first), space=space)
@@ -95,16 +95,13 @@ def with_weights(settings: Settings, names: Sequence[str | None]) -> Settings:
 
 def found_anywhere(settings: Settings) -> Settings:
     """The settings with weights named so that they are found from any folder."""
-    return with_weights(settings, [name and absolute_name(name) for name in weights_of(settings)])
+    return with_weights(settings, [name and absolute_name(name) for name in pretrained_of(settings)])
 
 
 def check_same(begun: Settings, given: Settings, folder: Path) -> None:
-    """Refuse settings other than those that a sweep was begun with, naming the first difference.
-
-    Raises ValueError.
-    """
+    """Raise ValueError for settings other than those that a sweep was begun with, naming the first difference."""
     begun, given = found_anywhere(begun), found_anywhere(given)
-    weights, asked = weights_of(begun), weights_of(given)
+    weights, asked = pretrained_of(begun), pretrained_of(given)
     if len(weights) == len(asked):
         pinned_to = [was if may_be_pin_of(was, now) else now for was, now in zip(weights, asked, strict=True)]
         given = with_weights(given, pinned_to)

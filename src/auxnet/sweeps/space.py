@@ -1,4 +1,4 @@
-"""What a sweep varies: fields of a recipe, each over a range or over choices, read from words and checked by its rule.
+"""What a sweep varies: fields of a recipe, each over a range or choices, read from words, checked by the field's rule.
 
 `lr: 0.01..0.5:log` is a range, drawn evenly in the logarithm; `depth: 8..20:6` one in steps of 6, its ends included;
 `gamma: 0, 1, 2` or `gamma: [0, 1, 2]` are choices. A list is a choice too: `milestones: 0.4 0.6, 0.5 0.75`.
@@ -16,10 +16,10 @@ from auxnet.documents import yaml_value
 from auxnet.recipe import OF_BACKBONES, Recipe, kinds, words_of
 from auxnet.words import as_flag, nearest
 
-DIGITS = 4  # of a number that is drawn, where people read it
-FEW = 64  # values that are tried one by one; of more, the ends stand for all
+DIGITS = 4  # of a drawn number, as people see it
+FEW = 64  # values of a range, at most, that are tried one by one; of more, the two ends are tried
 FORMS = "a range is low..high, low..high:log or low..high:step"
-_BESIDE: dict[str, dict[str, Any]] = {  # what a field needs, or is bounded by: the sweep's own is checked with the rest
+_BESIDE: dict[str, dict[str, Any]] = {  # other fields that a field needs or is bounded by; it is checked alone
     "aggregator": {"method": "joint"},
     "fit": {"image_size": 32},
     "warmup": {"epochs": 2**31 - 1},
@@ -53,8 +53,8 @@ Space = dict[str, Domain]
 def space_from(content: Mapping[str, Any]) -> Space:
     """The space in a mapping, field -> range or choices.
 
-    Raises ValueError for a field that there is not (naming the nearest), a range that is none, or a value outside
-    its field's rule.
+    Raises ValueError for an unknown field (naming the nearest), for text that is no range, or for a value that its
+    field cannot have.
     """
     known = [field.name for field in fields(Recipe)]
     for field in content:
@@ -78,7 +78,7 @@ def space_from_words(words: Sequence[str]) -> dict[str, str]:
 
 
 def domain_of(field: str, given: Any) -> Domain:
-    """What a field varies over, its values as the recipe has them. Raises ValueError."""
+    """The range or the choices of a field, with values as the recipe has them. Raises ValueError."""
     if isinstance(given, str):
         if ".." in given and _numeric(field) is not None:
             return _range(field, given)
@@ -95,12 +95,12 @@ def domain_of(field: str, given: Any) -> Domain:
 
 
 def checked(field: str, value: Any) -> Any:
-    """The value as the recipe has it. Raises ValueError outside the field's type or rule."""
+    """The value as the recipe has it. Raises ValueError for a value that the field cannot have."""
     return getattr(Recipe(**{**_BESIDE.get(field, {}), field: value}), field)
 
 
 def written(domain: Domain) -> str | list[Any]:
-    """What `domain_of` reads again as the same, in values that JSON and YAML hold."""
+    """A domain in values that JSON and YAML hold, from which `domain_of` makes the same again."""
     if isinstance(domain, Choices):
         return [list(value) if isinstance(value, tuple) else value for value in domain.values]
     every_whole_number = domain.step == 1 and isinstance(domain.low, int)
@@ -109,14 +109,14 @@ def written(domain: Domain) -> str | list[Any]:
 
 
 def count_of(domain: Domain) -> int | None:
-    """How many values there are, or None if there is no end of them."""
+    """How many values there are; None if there are infinitely many."""
     if isinstance(domain, Choices):
         return len(domain.values)
     return None if domain.step is None else _steps(domain.low, domain.high, domain.step) + 1
 
 
 def values_of(domain: Domain) -> tuple[Any, ...]:
-    """The values; of a range that has no end of them, or more than `FEW`, the two ends."""
+    """The values of a domain; of a range with infinitely many, or with more than `FEW`, the two ends."""
     if isinstance(domain, Choices):
         return domain.values
     count = count_of(domain)
@@ -129,7 +129,7 @@ def in_words(domain: Domain) -> str:
 
 
 def drawn_in_words(domain: Domain, value: Any) -> str:
-    """A value of the domain in words: a choice in full, a number out of a range to the digits that one compares."""
+    """A value of the domain in words: a choice in full, a number out of a range to `DIGITS` digits."""
     if isinstance(domain, Range) and isinstance(value, float):
         value = float(f"{value:.{DIGITS}g}")
     return words_of(value)
@@ -166,7 +166,7 @@ def _at(domain: Range, n: int) -> float:
 
 
 def _numeric(field: str) -> type | None:
-    """int or float for a field that is a number."""
+    """int or float for a field that is a number, else None."""
     return next((kind for kind in kinds()[field] if kind in (int, float)), None)
 
 
@@ -178,7 +178,7 @@ def _number(text: str) -> float:
 
 
 def _value(field: str, word: str) -> Any:
-    """A word as the recipe's field reads it: text stays text, all else is as in YAML, 'none' None where it may be."""
+    """A word as a value of a field: text for a field of text, else as YAML reads it; 'none' is None if that may be."""
     import yaml
 
     may_be = kinds()[field]

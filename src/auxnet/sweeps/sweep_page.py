@@ -1,4 +1,4 @@
-"""What a sweep leaves for people: trials.csv, best.yaml, and sweep.html, whose figures are Optuna's."""
+"""What a sweep writes for people: trials.csv, best.yaml, and sweep.html, whose figures Optuna makes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from auxnet.build import depths_of
 from auxnet.documents import parsing, read_json
 from auxnet.files import write_csv, write_text, written_whole
 from auxnet.lineage import in_doubt
-from auxnet.page_frame import columns_of, page_of_figures, table_of, tiles_of, unbroken
+from auxnet.page_frame import Figure, columns_of, page_of_figures, table_of, tiles_of, unbroken
 from auxnet.recipe import Recipe, words_of, write_recipe
 from auxnet.run_data import validated_alike
 from auxnet.rundir import is_finished, summary_of
@@ -29,9 +29,9 @@ from auxnet.sweeps.sweeping import OF_NETWORK, Sweep
 from auxnet.sweeps.trials import Trial
 from auxnet.words import command, listed, per_cent, plural, sentence
 
-ENOUGH = 4  # complete trials, before it is said which field matters
-COLOURS = 6  # of lines on a page, before the first comes again
-LENGTHS = ("epochs", "milestones", "schedule", "warmup")  # how soon a training comes to its end
+ENOUGH = 4  # complete trials: with fewer it is not said which field matters
+COLOURS = 6  # of the lines on a page; a seventh line has the first colour again
+LENGTHS = ("epochs", "milestones", "schedule", "warmup")  # fields that set how soon the step size has come down
 
 
 def write_outcome(sweep: Sweep) -> list[Path]:
@@ -48,7 +48,7 @@ def write_outcome(sweep: Sweep) -> list[Path]:
 
 
 def rows_of(sweep: Sweep) -> Iterator[list[Any]]:
-    """The lines of trials.csv, by number; errors are fractions."""
+    """The lines of trials.csv, in the order of the trials' numbers; errors are fractions."""
     fields = list(sweep.settings.space)
     yield ["number", "state", "objective", "epochs", "seconds", *fields, "run", "error"]
     for trial in sweep.trials:
@@ -80,7 +80,7 @@ def importance_of(sweep: Sweep) -> dict[str, float]:
 
 
 def notes_of(sweep: Sweep) -> Iterator[str]:
-    """What a reader must know before trusting the comparison; no whole sentences."""
+    """What a reader must know before trusting the comparison; each without a capital and a full stop."""
     space, different = sweep.settings.space, _different(sweep)
     paths = {trial.number: trial.folder / "summary.json" for trial in different}
     data = {number: read_json(path)["data"] for number, path in paths.items() if path.is_file()}
@@ -114,7 +114,10 @@ def notes_of(sweep: Sweep) -> Iterator[str]:
 
 
 def _in_doubt(data: Mapping[int, Mapping[str, Any]]) -> Iterator[str]:
-    """Which trials may be judged by images that their weights had seen: `data` is what their summaries say of them."""
+    """Notes on trials that may be judged by images their initial weights were trained on.
+
+    `data` is the section "data" of the trials' summary.json, by the trial's number.
+    """
     trials: dict[str | None, list[str]] = {}
     for number, about in data.items():
         seen = about.get("may_be_seen_by", {})
@@ -126,7 +129,7 @@ def _in_doubt(data: Mapping[int, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def objective_in_words(sweep: Sweep) -> str:
-    """What is minimised."""
+    """The validation error that the sweep minimises, in words."""
     words = {"mean": "mean over the outputs", "final": "final output"}
     return words.get(sweep.settings.objective, f"output {sweep.settings.objective}")
 
@@ -142,13 +145,13 @@ def page(sweep: Sweep) -> str:
         "decides nothing, and is not shown.",
         tiles=_tiles(sweep),
         notes=[sentence(note) for note in notes_of(sweep)],
-        figures=dict(_figures(sweep)),
+        figures=list(_figures(sweep)),
         sections={"trials": ("All trials, the best first", _trials(sweep)), "space": ("What varied", _space(sweep))},
     )
 
 
 def _images(sweep: Sweep) -> int | None:
-    """The validation images of the best trial; None if it is not known."""
+    """How many validation images the best trial has; None if that is not known."""
     if sweep.best is None or not is_finished(sweep.best.folder):
         return None
     with summary_of(sweep.best.folder, "it does not say on how many images") as summary:
@@ -156,12 +159,12 @@ def _images(sweep: Sweep) -> int | None:
 
 
 def _different(sweep: Sweep) -> list[Trial]:
-    """The complete trials that were trained, each once."""
+    """The complete trials that were trained themselves, and did not take the result of another."""
     return [trial for trial in sweep.trials if trial.state == "complete" and trial.twin is None]
 
 
 def _counted_outputs(sweep: Sweep, trials: Sequence[Trial]) -> Iterator[tuple[Any, ...]]:
-    """The outputs that the mean of each trial is over: their numbers, and where they are if that varied."""
+    """For each trial, the outputs that its mean error is over: their numbers, and their places if these varied."""
     depths = lru_cache(depths_of)
     placed = [field for field in ("outputs", "at", "placement", "cuts") if field in sweep.settings.space]
     for trial in trials:
@@ -172,7 +175,7 @@ def _counted_outputs(sweep: Sweep, trials: Sequence[Trial]) -> Iterator[tuple[An
 
 
 def _interval(error: float | None, images: int) -> tuple[float, float]:
-    """Wilson's interval of an error on so many images; for a mean over outputs, which varies less, rather wide."""
+    """Wilson's interval of an error on so many images. A mean over outputs varies less: for it this is rather wide."""
     return interval_of(error or 0.0, images)
 
 
@@ -224,8 +227,8 @@ def _tiles(sweep: Sweep) -> str:
 # ---- figures ---------------------------------------------------------------------------------------------------
 
 
-def _figures(sweep: Sweep) -> Iterator[tuple[str, tuple[str, str, dict[str, Any]]]]:
-    """(id, (title, caption, what Plotly draws)) of each figure that there is something to show in."""
+def _figures(sweep: Sweep) -> Iterator[Figure]:
+    """Each figure that there is something to show in."""
     from optuna import visualization as draw
 
     complete = [trial for trial in sweep.trials if trial.state == "complete"]
@@ -237,20 +240,21 @@ def _figures(sweep: Sweep) -> Iterator[tuple[str, tuple[str, str, dict[str, Any]
         for trace in figure["data"]:
             trace["name"] = {"Best Value": "the best so far"}.get(trace["name"], "trial")
         figure["layout"] |= {"yaxis": in_per_cent, "xaxis": _counting("trial", len(sweep.trials))}
-        yield "history", ("History", words, figure)
+        yield Figure("history", "History", words, figure)
     if longest := max((trial.epochs for trial in sweep.trials), default=0):
         figure = _plain(draw.plot_intermediate_values(sweep.study))
         for trace in figure["data"]:
             trace["name"] = trace["name"].replace("Trial", "trial ")
         named = len(figure["data"]) <= COLOURS
         figure["layout"] |= {"yaxis": in_per_cent, "xaxis": _counting("epoch", longest), "showlegend": named}
-        yield "learning", ("Learning", f"The error after each epoch{_ends(sweep)}.", figure)
+        yield Figure("learning", "Learning", f"The error after each epoch{_ends(sweep)}.", figure)
     if complete:
         words = "Each field against the error; the colour tells the trial."
-        yield "slices", ("Slices", words, _slices(_plain(draw.plot_slice(sweep.study, **error))))
+        yield Figure("slices", "Slices", words, _slices(_plain(draw.plot_slice(sweep.study, **error))))
     if len(complete) > 1:
         words = "A line per complete trial through what it drew, in the colour of its error."
-        yield "together", ("Together", words, _together(_plain(draw.plot_parallel_coordinate(sweep.study, **error))))
+        lines = _together(_plain(draw.plot_parallel_coordinate(sweep.study, **error)))
+        yield Figure("together", "Together", words, lines)
     if importance := importance_of(sweep):
         words = (
             "Share of the variance between the complete trials that each field accounts for (fANOVA). With few trials "
@@ -258,11 +262,11 @@ def _figures(sweep: Sweep) -> Iterator[tuple[str, tuple[str, str, dict[str, Any]
         )
         bars = {"type": "bar", "orientation": "h", "x": list(importance.values())[::-1], "y": list(importance)[::-1]}
         layout = {"xaxis": {"tickformat": ".0%", "title": {"text": "importance"}, "range": [0, 1]}, "yaxis": {}}
-        yield "importance", ("Importance", words, {"data": [bars], "layout": layout})
+        yield Figure("importance", "Importance", words, {"data": [bars], "layout": layout})
 
 
 def _ends(sweep: Sweep) -> str:
-    """Why a line of Learning may end before others."""
+    """The end of a caption: why a line of the figure "Learning" may end before others."""
     states = {trial.state for trial in sweep.trials}
     reasons = {
         "was pruned": "pruned" in states,
@@ -279,7 +283,7 @@ def _counting(what: str, most: int) -> dict[str, Any]:
 
 
 def _slices(figure: dict[str, Any]) -> dict[str, Any]:
-    """Optuna's points, their choices in words and not as Python writes them; one that no trial drew has its place."""
+    """Optuna's scatter plots, with choices in words, not as Python writes them, and a place for those never drawn."""
     for marker in (trace["marker"] for trace in figure["data"]):
         marker["colorbar"] |= _counting("trial", max(marker["color"], default=0))
     axes = [axis for name, axis in figure["layout"].items() if name.startswith("xaxis") and "categoryarray" in axis]
@@ -291,7 +295,10 @@ def _slices(figure: dict[str, Any]) -> dict[str, Any]:
 
 
 def _together(figure: dict[str, Any]) -> dict[str, Any]:
-    """Optuna's lines, made for white paper, in colours of the page: by their place on the first axis, the error."""
+    """Optuna's parallel coordinates, made for a white page, in the colours of ours: each line by its error.
+
+    (The error is the first axis.)
+    """
     for trace in figure["data"]:
         if trace["mode"] == "lines":
             trace |= {"line": {"color": 1 - trace["y"][0], "width": 1.6}, "opacity": 0.8}

@@ -1,7 +1,7 @@
 """Sweeps: trials drawn from a space of recipes, each trained into a run directory, by any number of workers.
 
 A trial is judged by its validation errors alone. `fit` reads the test set at its end, for the run's own summary; a
-sweep never looks at that. Whatever stops a worker, its trial goes on from its last checkpoint with the next one.
+sweep never looks at that. Whatever stops a worker, the next worker continues its trial from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from auxnet.reading.sources import existing_path
 from auxnet.recipe import WHERE, Recipe, has_recipe, read_recipe, read_run_recipe, words_of
 from auxnet.rundir import check_outside_data, with_absolute_paths
 from auxnet.sweeps.journal import database_errors, optuna
-from auxnet.sweeps.settings import Sampler, Settings, weights_of
+from auxnet.sweeps.settings import Sampler, Settings, pretrained_of
 from auxnet.sweeps.space import Range, space_from, values_of
 from auxnet.sweeps.trials import (
     Trial,
@@ -45,10 +45,10 @@ from auxnet.sweeps.trials import (
 from auxnet.sweeps.worker import objective_of, work
 
 Watch = Callable[[Sequence[Trial], int], None]
-"""is told, now and then, all trials as they stand and how many there shall be"""
+"""is called now and then with all trials as they are, and how many there shall be"""
 COMBINATIONS = 50  # of the other fields' values, tried before a value is said to be impossible
 FINDS_DATA = {"data", "data_dir", "image_size"}
-"""fields that say whether there are data to read"""
+"""fields by which data may be refused: if one varies, each trial finds data of its own"""
 OF_DATA = (*(field.name for field in fields(sections.DataFields)), "seed")
 """fields that a data set and its splits depend on"""
 OF_NETWORK = {field.name for field in fields(sections.NetworkFields)}
@@ -56,7 +56,7 @@ OF_NETWORK = {field.name for field in fields(sections.NetworkFields)}
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep as it stands."""
+    """A sweep as it is at this moment."""
 
     folder: Path
     settings: Settings
@@ -73,15 +73,15 @@ class Sweep:
 
     @property
     def best_recipe(self) -> Recipe | None:
-        """What trains the best trial again: on the data that it was trained on, from whichever folder it is asked."""
+        """The recipe that trains the best trial again: on the data that it was trained on, from any folder."""
         if self.best is None:
             return None
         recipe = replace(self.settings.recipe, **self.best.values)
-        if has_recipe(self.best.folder):  # not removed, to save room
+        if has_recipe(self.best.folder):  # it may be removed to save room
             run = read_run_recipe(self.best.folder)
             recorded = read_recipe(self.best.folder / "recipe.yaml")
             if run.data != recorded.data and existing_path(run.data, run.data_dir) is None:
-                run = recorded  # of data that are gone: where they were, and not just their name
+                run = recorded  # the data are gone: say where they were, and not just their name
             recipe = replace(recipe, data=run.data, data_dir=run.data_dir, pretrained=run.pretrained)
         return with_absolute_paths(recipe)
 
@@ -103,18 +103,18 @@ def sweep(
     retry_failed: bool = False,
     watch: Watch = lambda trials, total: None,
 ) -> Sweep:
-    """Train recipes drawn from `space` into `out`/trials/0000, 0001, ... and say which is the best on validation.
+    """Train recipes drawn from `space` into `out`/trials/0000, 0001, ... and find the best on validation.
 
     `space` maps recipe fields to choices ([8, 14, 20]) or ranges ("0.01..0.5:log"); all else is as in `recipe`.
-    `trials` counts those of all workers that ever work on `out` (default: 20, or the whole grid; never more than
-    there are combinations), the failed ones among them. Any number of processes, on any machines that share `out`,
-    may call this with the same arguments at any time; `processes` of them are started here, and share the CPU
-    threads. The study lies in `out` too, or in the database `storage`. With `retry_failed` the trials that have
-    failed are tried again, under new numbers.
+    `trials` counts the trials of all workers that ever work on `out`, failed ones included (default: 20, or the whole
+    grid; never more than there are combinations). Any number of processes, on any machines that share `out`, may call
+    this with the same arguments at any time; `processes` of them are started here, and share the CPU threads. The study
+    is in `out` too, or in the database `storage`. With `retry_failed` the trials that have failed are tried again,
+    under new numbers.
 
     Raises ValueError for a space, recipe or setting that cannot be, or that differs from what `out` was begun with;
     FileExistsError if `out` holds something else; RuntimeError or OSError for what may be the machine's fault and no
-    trial's (`worker.work`), which leaves trials undone: the same call goes on with them;
+    trial's (`worker.work`), which leaves trials undone: the same call continues them;
     signals.Stopped (a KeyboardInterrupt) after Ctrl-C or SIGTERM, once the steps at hand are done and saved.
     """
     if not isinstance(space, Mapping):
@@ -131,7 +131,7 @@ def sweep(
     joined = join_sweep(folder, settings, trials, storage, check=lambda: check_space(settings))
     if dataset is not None:
         check_same_data(joined, dataset.drawn, dataset.val_sha256(), len(dataset.train))
-    check_same_weights(joined, weights_of(joined.settings))
+    check_same_weights(joined, pretrained_of(joined.settings))
     if retry_failed:
         try_again(joined)
     where = {field: getattr(recipe, field) for field in WHERE if field not in settings.space}
@@ -139,19 +139,21 @@ def sweep(
     def see() -> None:
         watch(trials_of(joined), total_of(joined))
 
+    def unfinished() -> bool:
+        trials = trials_of(joined)
+        return len(trials) < total_of(joined) or any(trial.state == "interrupted" for trial in trials)
+
     processes = min(processes, total_of(joined) - sum(trial.ended for trial in trials_of(joined)))
     if processes <= 1:
         work(joined, where, see)
     else:
-        wrong = work_together(processes, partial(_work, joined.folder, storage), where, see)
-        left = [trial.number for trial in trials_of(joined) if trial.state == "interrupted"]
-        if left or len(trials_of(joined)) < total_of(joined):
-            raise RuntimeError("; ".join([*wrong, "the same command again goes on with the sweep"]))
+        shared = partial(_work, joined.folder, storage)
+        work_together(processes, shared, where, see, unfinished=unfinished, what="sweep")
     return read_sweep(out, storage)
 
 
 def read_sweep(out: Path | str, storage: str | None = None) -> Sweep:
-    """A sweep as it stands, whoever works on it. Raises FileNotFoundError if there is none in `out`."""
+    """A sweep as it is at this moment, whoever works on it. Raises FileNotFoundError if there is none in `out`."""
     opened = open_sweep(Path(out), storage)
     return Sweep(opened.folder, opened.settings, trials_of(opened), total_of(opened), opened.study)
 
@@ -160,10 +162,7 @@ def read_sweep(out: Path | str, storage: str | None = None) -> Sweep:
 
 
 def check_space(settings: Settings) -> None:
-    """Refuse a value with which no trial can begin here, whatever the others, of each field that varies.
-
-    Raises ValueError, naming the field.
-    """
+    """Raise ValueError for a value of a field with which no trial can begin here, whatever the other fields draw."""
     data = lru_cache(1)(load_data)
     with threads_set(settings.recipe.threads), random_kept(torch.device("cpu")):
         for field, domain in settings.space.items():
@@ -177,7 +176,7 @@ def check_space(settings: Settings) -> None:
 
 
 def _combinations(values: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    """One value of each of these fields: the first of all, then all combinations, or if there are many, random ones."""
+    """Combinations of one value of each field: all, or if there are many, that of the first values and random ones."""
     if math.prod(map(len, values.values())) <= COMBINATIONS:
         yield from (dict(zip(values, each, strict=True)) for each in itertools.product(*values.values()))
         return
@@ -190,7 +189,7 @@ def _combinations(values: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any
 def _complaint_of_all(
     settings: Settings, drawn: Iterable[dict[str, Any]], data: Callable[[Recipe], DataSet]
 ) -> str | None:
-    """Why a trial cannot begin with the first of these values, if it can with none of them; else None."""
+    """Why a trial cannot begin with the first of these combinations, if it can begin with none of them; else None."""
     first = None
     for values in drawn:
         complaint = _complaint(settings, values, data)
@@ -216,11 +215,11 @@ def _complaint(settings: Settings, values: dict[str, Any], data: Callable[[Recip
 
 
 def _data_of(recipe: Recipe) -> Recipe:
-    """The recipe less all that its data do not depend on."""
+    """A recipe that has only the fields on which data depend; the others are defaults."""
     return replace(Recipe(), **{field: getattr(recipe, field) for field in OF_DATA})
 
 
 @database_errors()
 def _work(folder: Path, storage: str | None, where: dict[str, Any], watch: Callable[[], None]) -> None:
-    """What each of several processes does."""
+    """The work of each of several processes."""
     work(open_sweep(folder, storage), where, watch, at_step=watch)

@@ -1,11 +1,11 @@
-"""The trials of a sweep: an Optuna study in the sweep's folder, of which any number of workers draw, one trial each.
+"""The trials of a sweep: an Optuna study in the sweep's folder, from which any number of workers claim one each.
 
     sweeps/a/study.txt      the name of the study; the folder is a sweep's once it is there
-             journal.log    the study, if it does not lie in a database: settings, drawn values, errors by epoch
+             journal.log    the study, if it is not in a database: settings, drawn values, errors by epoch
              claims/        a lock per trial, held by the worker that trains it: a lock dies with its process
              trials/0007/   the run directory of trial 7
 
-A trial that is begun and not claimed is one whose worker was stopped, and goes on with the next worker that comes.
+A trial that is begun and not claimed has lost its worker; the next worker that comes continues it.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from auxnet.sweeps.settings import (
     content_of,
     found_anywhere,
     is_sweep,
+    pretrained_of,
     settings_from,
-    weights_of,
     with_weights,
 )
 from auxnet.sweeps.space import Choices, drawn_in_words
 
-JOURNAL = b'{"op_code"'  # how every line of Optuna's begins
-TRIALS = 20  # if nobody says how many
+JOURNAL = b'{"op_code"'  # the beginning of every line of Optuna's journal
+TRIALS = 20  # of a sweep, if no number is given
 
 
 class OtherImagesError(RuntimeError):
-    """A trial would be judged by other images than those before it, or trained on more or fewer."""
+    """A trial would be judged by other images than earlier trials, or trained on more or fewer."""
 
 
 @dataclass(frozen=True)
@@ -53,26 +53,26 @@ class Trial:
 
     number: int
     state: str
-    """complete, pruned, failed, running, or interrupted (some worker takes it up again)"""
+    """complete, pruned, failed, running, or interrupted (the next worker continues it)"""
     objective: float | None
     """the validation error after its last epoch, a fraction; None before its first"""
     values: dict[str, Any]
-    """what it drew"""
+    """of the fields that vary, as drawn"""
     in_words: dict[str, str]
-    """the same, for people"""
+    """the same values in words"""
     epochs: int
-    """done"""
+    """that are done"""
     seconds: float
     """of training, validation included"""
     error: str | None
     """why it failed, in a line"""
     twin: int | None
-    """an earlier trial that drew the same, whose result it takes"""
+    """an earlier trial that drew the same values, whose result this one takes"""
     folder: Path
 
     @property
     def ended(self) -> bool:
-        """Whether no worker takes it up any more."""
+        """Whether no worker has to continue it."""
         return self.state in ("complete", "pruned", "failed")
 
 
@@ -90,7 +90,7 @@ class OpenSweep:
 
 
 def open_sweep(folder: Path, storage: str | None = None) -> OpenSweep:
-    """A sweep that was begun. Raises FileNotFoundError if there is none, RuntimeError if its files are damaged."""
+    """Open a sweep that was begun. Raises FileNotFoundError if there is none, RuntimeError if its files are damaged."""
     if not is_sweep(folder):
         raise FileNotFoundError(f"there is no sweep in {folder}: begin one with --vary lr=0.01..0.5:log")
     with parsing(f"{folder / 'study.txt'} is damaged"):
@@ -115,16 +115,16 @@ def join_sweep(
 ) -> OpenSweep:
     """The sweep in a folder with these settings, begun if need be; `trials`, if given, becomes its total.
 
-    `check` is called before one is begun or joined: what cannot be had here fails the worker, and not one trial after
-    the other. Raises FileExistsError if the folder holds something else, ValueError if it
-    is a sweep with other settings.
+    `check` is called before a sweep is begun or joined, so that what this machine cannot do fails the worker, and not
+    one trial after the other. Raises FileExistsError if the folder holds something else, ValueError if it is a sweep
+    with other settings.
     """
     if trials is not None and trials < 1:
         raise ValueError(f"trials must be 1 or more, got {trials}")
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file: name a folder for the sweep")
     foreign = [path.name for path in _visible(folder) if not _of_a_beginning(path)]
-    if foreign and not is_sweep(folder):  # looked for after that: others may begin it at this moment
+    if foreign and not is_sweep(folder):  # asked after `foreign`: others may begin it meanwhile
         raise FileExistsError(f"{folder} holds other files ({foreign[0]}): name a new folder for the sweep")
     check()
     folder.mkdir(parents=True, exist_ok=True)
@@ -139,17 +139,18 @@ def join_sweep(
 
 
 def check_same_data(sweep: OpenSweep, drawn: str, val_sha256: str, train: int) -> None:
-    """Raise OtherImagesError for other images than when the sweep was begun: trials would not compare.
+    """Raise OtherImagesError if the images are others than when the sweep was begun: its trials would not compare.
 
-    Of those to train on, which may be others by what varies, it is known how many there were.
+    `drawn` and `val_sha256` tell the images that judge. Of the images that train only the number, `train`, is compared,
+    and not even that if a field varies that changes it.
     """
     judging = [drawn, val_sha256]
     now = judging if {"train_images", "max_corrupt"} & sweep.settings.space.keys() else [*judging, train]
-    with FileLock(sweep.folder / ".lock"):  # of two that come first, one says what the images are
+    with FileLock(sweep.folder / ".lock"):  # of two workers that come first, one sets them
         if "images" not in sweep.study.user_attrs:
             sweep.study.set_user_attr("images", now)
     then = sweep.study.user_attrs["images"]
-    if then not in (now, judging):  # older sweeps say no more
+    if then not in (now, judging):  # old sweeps hold no more than `judging`
         grown = isinstance(then, list) and then[:2] == judging
         others = f"trained on other images, {train:,} by now" if grown else "judged by other images"
         raise OtherImagesError(
@@ -159,7 +160,7 @@ def check_same_data(sweep: OpenSweep, drawn: str, val_sha256: str, train: int) -
 
 
 def check_same_weights(sweep: OpenSweep, names: Iterable[str | None]) -> None:
-    """Raise RuntimeError for weights that are others than when the sweep was begun: trials would not compare."""
+    """Raise RuntimeError if these weights are others than when the sweep was begun: its trials would not compare."""
     for name in filter(None, names):
         now = sha256_of(file_of(name))
         with FileLock(sweep.folder / ".lock"):
@@ -182,12 +183,13 @@ def total_of(sweep: OpenSweep) -> int:
 
 
 def _begin(folder: Path, settings: Settings, storage: str | None) -> None:
-    """Make the study, and then the file that says so: under the lock of the folder, by one of the workers.
+    """Make the study, and then study.txt, which makes the folder a sweep's; called under the lock of the folder.
 
-    Its trials begin with the same weights from whichever folder they are trained, and whatever the hub has by then.
+    Weights get names that are found from any folder, and a commit if they are on the hub: all trials begin with the
+    same weights.
     """
     settings = found_anywhere(settings)
-    settings = with_weights(settings, [name and pinned(name) for name in weights_of(settings)])
+    settings = with_weights(settings, [name and pinned(name) for name in pretrained_of(settings)])
     name, store = f"{folder.resolve().name}-{uuid.uuid4().hex[:8]}", _storage(folder, storage)
     _check_alone(store, folder, settings, storage)
     study = optuna.create_study(study_name=name, storage=store, direction="minimize")
@@ -198,13 +200,13 @@ def _begin(folder: Path, settings: Settings, storage: str | None) -> None:
 
 
 def _check_alone(store: BaseStorage, folder: Path, settings: Settings, storage: str | None) -> None:
-    """Raise FileExistsError if a database holds this very sweep, with trials, of another folder of this name.
+    """Raise FileExistsError if a database holds the same sweep, with trials, of another folder of the same name.
 
-    (Claims and runs lie in the folder; workers that do not share it would train every trial twice.)
+    (Claims and runs are in the folder: workers that do not share it would train every trial twice.)
     """
     for study in optuna.get_all_study_summaries(store) if storage else ():
         if study.n_trials and study.study_name.rpartition("-")[0] == folder.resolve().name:
-            with suppress(Exception):  # of other settings, or of none
+            with suppress(Exception):  # if its settings differ, or it has none
                 check_same(settings_from(study.user_attrs["settings"]), settings, folder)
                 break
     else:
@@ -216,7 +218,7 @@ def _check_alone(store: BaseStorage, folder: Path, settings: Settings, storage: 
 
 
 def _of_a_beginning(path: Path) -> bool:
-    """Whether a sweep that was killed in `_begin` may have left this in its folder; a user's is never touched."""
+    """Whether a worker that was killed in `_begin` may have left this path in the folder; else it is a user's."""
     if path.name in ("claims", "trials"):
         return path.is_dir() and not _visible(path)
     if path.name == "journal.log" and path.is_file():
@@ -233,19 +235,19 @@ def _visible(folder: Path) -> list[Path]:
 def _storage(folder: Path, url: str | None) -> BaseStorage:
     """A database, or the journal in the sweep's folder.
 
-    Raises ValueError for a URL that is none, RuntimeError for a journal that is damaged.
+    Raises ValueError for a URL that cannot be used, RuntimeError for a journal that is damaged.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # what there is to say is said by the caller
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # the caller says what there is to say
     if url is None:
         try:
             return journal(folder / "journal.log")
         except OSError:
             raise
-        except Exception as error:  # Optuna takes its journal to be whole
+        except Exception as error:  # Optuna expects its journal to be whole
             raise RuntimeError(f"{folder / 'journal.log'} is damaged: {first_line(error)}") from error
     try:
         return optuna.storages.RDBStorage(url)
-    except Exception as error:  # every database has its own
+    except Exception as error:  # every database has errors of its own
         why = first_line(error)
         raise ValueError(f"--storage {url} cannot be used ({why}): give a URL such as sqlite:///sweeps.db") from None
 
@@ -254,15 +256,15 @@ def _storage(folder: Path, url: str | None) -> BaseStorage:
 
 
 def claim(sweep: OpenSweep) -> tuple[optuna.Trial, FileLock] | None:
-    """A trial for this process alone, while it holds the lock: one that was interrupted, or else a new one.
+    """A trial for this process alone, while it holds the lock: an interrupted one if there is any, else a new one.
 
-    None once all are done, or claimed by others.
+    None once all trials are done, or claimed by others.
     """
     with FileLock(sweep.folder / ".lock"):
         begun = current_trials(sweep)
         for trial in begun:
             if not trial.state.is_finished() and (lock := claimed(_claim(sweep, trial.number))):
-                if not sweep.storage.get_trial(trial._trial_id).state.is_finished():  # nor finished just now
+                if not sweep.storage.get_trial(trial._trial_id).state.is_finished():  # nor did it finish just now
                     return _drawn(sweep, trial.number, trial._trial_id), lock
                 lock.release()
         if len(begun) >= total_of(sweep):
@@ -274,7 +276,7 @@ def claim(sweep: OpenSweep) -> tuple[optuna.Trial, FileLock] | None:
 
 
 def try_again(sweep: OpenSweep, only: int | None = None) -> None:
-    """Begin each trial that failed, or this one, again, with its values under a new number; the new one replaces it."""
+    """Begin each failed trial (or `only` one) again, with its values under a new number; the new trial replaces it."""
     with FileLock(sweep.folder / ".lock"):
         for trial in current_trials(sweep):
             if trial.state == optuna.trial.TrialState.FAIL and only in (None, trial.number):
@@ -295,7 +297,7 @@ def current_trials(sweep: OpenSweep) -> list[optuna.trial.FrozenTrial]:
 
 
 def values_drawn(sweep: OpenSweep, trial: optuna.Trial | optuna.trial.FrozenTrial) -> dict[str, Any]:
-    """What a trial drew, as the recipe has it."""
+    """The values that a trial drew, as the recipe has them."""
     values = {}
     for field, value in trial.params.items():
         domain = sweep.settings.space[field]
@@ -304,8 +306,8 @@ def values_drawn(sweep: OpenSweep, trial: optuna.Trial | optuna.trial.FrozenTria
 
 
 def trials_of(sweep: OpenSweep) -> tuple[Trial, ...]:
-    """All trials as they stand, by their numbers, without those that failed and were begun again."""
-    with FileLock(sweep.folder / ".lock"):  # nobody claims a trial while it is seen whether somebody has
+    """All trials as they are now, by their numbers, without those that failed and were begun again."""
+    with FileLock(sweep.folder / ".lock"):  # nobody claims a trial while it is asked which are claimed
         frozen = current_trials(sweep)
         begun = [trial.number for trial in frozen if not trial.state.is_finished()]
         held = [number for number in begun if is_held(_claim(sweep, number))]
@@ -345,9 +347,9 @@ def numbered_folder(sweep: OpenSweep, number: int) -> Path:
 
 
 def _drawn(sweep: OpenSweep, number: int, trial_id: int) -> optuna.Trial:
-    """The trial with a value for each field that varies, drawn now where none is.
+    """The trial with a value for each field that varies, drawn now if it has none.
 
-    What is drawn follows from the seed, the number and the trials before, not from the process that draws.
+    The value follows from the seed, the number and the trials before, not from the process that draws.
     """
     seed, space = seed_of(sweep.settings.recipe.seed, number) % 2**32, sweep.settings.space
     if sweep.settings.sampler == "grid" or total_of(sweep) == sweep.settings.grid_size:  # each combination once
@@ -372,7 +374,7 @@ def _drawn(sweep: OpenSweep, number: int, trial_id: int) -> optuna.Trial:
 
 
 def _on_steps(sampler: Any) -> Any:
-    """The same sampler, with the values of a range in steps rounded: 0.3 is drawn as 0.3, and not as 0.1 + 2 * 0.1."""
+    """A sampler that rounds the values of a range in steps: 0.3 is drawn as 0.3, and not as 0.1 + 2 * 0.1."""
 
     class OnSteps(sampler):  # type: ignore[misc]
         def sample_independent(self, *given: Any) -> Any:
@@ -383,7 +385,7 @@ def _on_steps(sampler: Any) -> Any:
 
 
 def _choices(domain: Choices) -> list[Any]:
-    """The values for Optuna, which knows no lists: these as text."""
+    """The values as Optuna takes them: it knows no lists, which are given as text."""
     return [" ".join(map(str, value)) if isinstance(value, tuple) else value for value in domain.values]
 
 

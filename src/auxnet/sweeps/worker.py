@@ -1,4 +1,4 @@
-"""A worker of a sweep: it claims a trial, trains it from where it stands, tells how it ended, and claims the next."""
+"""A worker of a sweep: it claims a trial, begins or continues it, tells Optuna how it ended, and claims the next."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ from auxnet.train import fit_on
 State = optuna.trial.TrialState
 NO_MEMORY = (OutOfMemoryError, MemoryError, TooLittleMemoryError)
 Watch = Callable[[], None]
-PATIENCE = 3  # times that a trial may take its process down at one place before it is given up
+PATIENCE = 3  # times that the process of a trial may die after the same checkpoint before the trial is given up
 
 
 def work(sweep: OpenSweep, where: dict[str, Any], watch: Watch, at_step: Watch = lambda: None) -> None:
-    """Train trial after trial, until none is left that nobody else trains; `where` is device, threads, data_dir.
+    """Train trial after trial, until all are done or claimed by others; `where` is device, threads, data_dir.
 
-    `watch` is called whenever a trial begins, ends an epoch, or ends; `at_step`, which should take no time, in each of
-    its steps. A trial fails by what would happen again wherever it is trained: a recipe that cannot be (ValueError), a
-    loss that stopped being finite (DivergedError), a death of its process or a want of memory `PATIENCE` times at one
-    place. Any other error may be the machine's fault, such as a full disk, a GPU that failed or data that are gone or
-    have changed: it is raised, and the trial is left for the next worker. So is a ValueError of a trial that was begun,
-    as where its data lie elsewhere.
+    `watch` is called whenever a trial begins, ends an epoch, or ends; `at_step`, which should take no time, in each
+    step. A trial fails by what would happen again wherever it is trained: a recipe that cannot be trained (ValueError),
+    a loss that is not finite (DivergedError), or `PATIENCE` times after the same checkpoint the death of its process or
+    a lack of memory. Any other error may be the machine's fault, such as a full disk, a GPU that failed, or data that
+    are gone or have changed: it is raised, and the trial is left for the next worker. So is a ValueError of a trial
+    that is continued, as when its data are elsewhere.
     """
     while (claimed := claim(sweep)) is not None:
         trial, lock = claimed
@@ -62,7 +62,7 @@ def work(sweep: OpenSweep, where: dict[str, Any], watch: Watch, at_step: Watch =
 def objective_of(val_errors: Sequence[float], objective: str, recipe: Recipe) -> float:
     """One number of the validation errors of a recipe's outputs, shallow to deep: mean, final, or that of output K.
 
-    The mean is over the outputs that train to the end, as where epochs are compared. Raises ValueError if there is no
+    The mean is over the outputs that train to the end, as when epochs are compared. Raises ValueError if there is no
     output K.
     """
     if objective == "mean":
@@ -74,7 +74,7 @@ def objective_of(val_errors: Sequence[float], objective: str, recipe: Recipe) ->
 
 
 def _run(sweep: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Watch, at_step: Watch) -> None:
-    """Train one trial; a stop leaves it as it stands, to the next worker."""
+    """Train one trial; if it is stopped, the next worker continues it."""
     folder = numbered_folder(sweep, trial.number)
     if (twin := twin_of(sweep, trial)) is not None:
         trial.set_user_attr("twin", twin.user_attrs.get("twin", twin.number))
@@ -97,27 +97,27 @@ def _run(sweep: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Wa
                 trial.set_user_attr("error", error)
             trial.set_user_attr("seconds", sum(row["seconds"] for row in read_metrics(folder) if row["output"] == 1))
             sweep.study.tell(trial, value, state)
-    except NO_MEMORY as failure:  # counts as a death: its own want, or that of others beside it
+    except NO_MEMORY as failure:  # counts as a death, be it the trial's own need or that of others
         raise RuntimeError(
             f"trial {trial.number} found no memory: {first_sentence(failure)}; the same command again tries once more, "
             f"{PATIENCE} times in all"
         ) from failure
-    except OtherImagesError:  # which the run cannot exchange: it begins anew once they are back
+    except OtherImagesError:  # a run keeps its images: the trial begins again, once they are back
         with held():
             sweep.study.tell(trial, state=State.FAIL)
             try_again(sweep, trial.number)
         raise
     except BaseException:
-        trial.set_user_attr("starts", starts)  # nothing that counts against it
+        trial.set_user_attr("starts", starts)  # this start does not count against the trial
         raise
 
 
 def _trained(
     sweep: OpenSweep, trial: optuna.Trial, where: dict[str, Any], watch: Watch, at_step: Watch
 ) -> tuple[float | None, State, str | None]:
-    """What came of a trial that is trained to its end: its objective, its state, and why it failed.
+    """Train a trial to its end, and return its objective, its state, and why it failed.
 
-    Raises what is no fault of the values it drew.
+    Raises errors that are not the fault of the values it drew.
     """
     settings, folder = sweep.settings, numbered_folder(sweep, trial.number)
     resuming = bool(checkpoints(folder))
@@ -145,12 +145,12 @@ def _trained(
         value, state = None, State.PRUNED
     except DivergedError as failure:
         return None, State.FAIL, one_line(failure)
-    except TooLittleMemoryError:  # which another machine may have
+    except TooLittleMemoryError:  # another machine may have more
         raise
     except ValueError as failure:
-        if resuming:  # what was trained with these values can be
+        if resuming:  # these values were trained with before: they are not at fault
             raise RuntimeError(
-                f"trial {trial.number} goes on where it was begun, or begins anew here once {folder} is removed: "
+                f"trial {trial.number} continues where it was begun, or begins again here once {folder} is removed: "
                 f"{one_line(failure).partition(': leave the flag out')[0]}"
             ) from failure
         return None, State.FAIL, one_line(failure)
