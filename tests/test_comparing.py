@@ -4,12 +4,14 @@ import json
 import shutil
 from dataclasses import replace
 from math import comb
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import auxnet
 from auxnet.cli import main
+from auxnet.cli.evaluate import _otherwise_balanced, _pairs_table
 from auxnet.comparing import matching
 from conftest import one_class_alone
 from writers import tiny, write_folders
@@ -181,3 +183,31 @@ def test_runs_of_other_classes_cannot_be_compared_and_no_image_is_judged_before(
     for flag in ("--classes", "--no-latency"):
         assert main(["evaluate", str(runs / "a"), "--against", str(runs / "b"), flag]) == 2
         assert f"{flag} is for one run" in capsys.readouterr().err
+
+
+def test_where_classes_differ_in_size_the_balanced_errors_are_told_too_and_where_they_order_runs_otherwise():
+    def pair(output, errors, balanced, uneven=True):
+        first, second = (
+            SimpleNamespace(
+                output=output, depth=3 * output, uneven=uneven, images=100, error=e, low=e, high=e, balanced_error=b
+            )
+            for e, b in zip(errors, balanced, strict=True)
+        )
+        found = SimpleNamespace(difference=errors[0] - errors[1], low=-0.1, high=0.1, p_value=0.5, significant=False)
+        return SimpleNamespace(first=first, second=second, comparison=found)
+
+    pairs = [
+        pair(1, (0.1, 0.3), (0.1, 0.2)),  # alike by both
+        pair(2, (0.1, 0.3), (0.5, 0.2)),
+        pair(3, (0.3, 0.1), (0.2, 0.5)),
+        pair(4, (0.2, 0.2), (0.2, 0.5)),
+    ]
+    note = (
+        "classes differ in size: by balanced error, which no test compares, a errs less at output 3, and a errs more "
+    )
+    assert _otherwise_balanced("a", "b", pairs) == f"{note}at output 2"
+    assert [*_pairs_table("a", "b", pairs, "images").columns[-1].cells][1] == "50.00 / 20.00 %"
+    assert _otherwise_balanced("a", "b", pairs[:1]) is None
+    even = [pair(2, (0.1, 0.3), (0.5, 0.2), uneven=False)]
+    assert _otherwise_balanced("a", "b", even) is None
+    assert _pairs_table("a", "b", even, "images").columns[-1].header == "McNemar's p (Holm)"

@@ -131,7 +131,7 @@ def test_what_squares_cut_away_of_pictures_is_told_if_it_is_much(sizes, share, t
         told = [doubt for doubt in data_doubts(recipe, load_data(replace(recipe, stream=stream))) if "square" in doubt]
         assert len(told) == (share is not None)
         for doubt in told:
-            lost = f"keeps the middle square of each picture, {share} of them lose 40 % or more: --fit pad"
+            lost = f"keeps the middle square of each picture, about {share} of them lose 40 % or more: --fit pad"
             assert f"--image-size 32 {lost}" in doubt
             for whole in ("pad", "stretch"):  # then nothing is cut
                 kept = replace(recipe, fit=whole)

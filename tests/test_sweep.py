@@ -34,7 +34,7 @@ from auxnet.page_frame import asset
 from auxnet.recipe import Recipe, read_recipe
 from auxnet.sweeps import sweep_page, sweeping, trials, worker
 from auxnet.sweeps.journal import optuna
-from auxnet.sweeps.settings import Settings
+from auxnet.sweeps.settings import Settings, check_same, found_anywhere
 from auxnet.sweeps.space import Choices, Range, domain_of, space_from, space_from_words, values_of, written
 from auxnet.sweeps.sweeping import read_sweep, sweep
 from browser import check_themes, chromium, opened, ticks_between
@@ -489,6 +489,20 @@ def test_the_best_recipe_trains_the_weights_of_the_best_trial(finished, tmp_path
         (t.number, t.state, t.objective) for t in finished.trials
     ]
     assert all((finished.folder / row["run"] / "recipe.yaml").is_file() for row in rows)
+
+
+def test_a_sweep_finds_its_data_from_any_folder_and_those_in_a_data_dir_by_their_name(tmp_path, monkeypatch):
+    (tmp_path / "here" / "pics").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    space = space_from({"lr": [0.1, 0.2]})
+    given = [Recipe(data="pics"), Recipe(data="pics", data_dir=".."), Recipe(data="digits"), Recipe(data="cifar10")]
+    pics, elsewhere, *named = [found_anywhere(Settings(recipe, space)).recipe for recipe in given]
+    assert (pics.data, pics.data_dir) == (f"{tmp_path}/here/pics", None)
+    assert [elsewhere, *named] == given[1:]
+    monkeypatch.setenv("AUXNET_DATA", str(tmp_path / "here"))
+    monkeypatch.chdir(tmp_path)
+    assert found_anywhere(Settings(given[0], space)).recipe == given[0]
+    check_same(Settings(pics, space), Settings(replace(given[0], data="here/pics"), space), tmp_path)
 
 
 @pytest.mark.long

@@ -68,7 +68,7 @@ def data_doubts(recipe: Recipe, dataset: DataSet) -> Iterator[str]:
         cut = [1 - min(shape) / max(shape) >= LARGE_CUT for shape in dataset.shapes()]
         if cut and (share := fmean(cut)) >= MANY_CUT:
             said = f"--image-size {recipe.image_size} keeps the middle square of each picture"
-            lost = f"{100 * share:.0f} % of them lose {100 * LARGE_CUT:.0f} % or more"
+            lost = f"about {100 * share:.0f} % of them lose {100 * LARGE_CUT:.0f} % or more"
             yield f"{said}, {lost}: --fit pad keeps whole pictures, between black borders, --fit stretch distorts them"
     yield from copies_doubts(dataset)
     if recipe.class_weights == "none" and max(sizes) >= VERY_UNEVEN * min(sizes):

@@ -134,7 +134,7 @@ def _evaluate_against(options: Evaluate, other: Path) -> None:
     screen.print_table(console, _pairs_table(*runs, pairs, on))
     screen.print_line(console, _told_apart(*runs, pairs))
     few = too_few(pairs[0].first.images) if options.on is None else None
-    for note in filter(None, (OF_TWO_MODELS, few)):
+    for note in filter(None, (OF_TWO_MODELS, _otherwise_balanced(*runs, pairs), few)):
         screen.print_line(console, f"note: {note}")
 
 
@@ -204,15 +204,32 @@ def _pairs_table(run: Path, other: Path, pairs: Sequence[Pair], on: str) -> Tabl
         key if all(getattr(p.first, key) == getattr(p.second, key) for p in pairs) else f"{key}, {run} / {other}"
         for key in ("output", "depth")
     ]
-    columns = (*heads, str(run), str(other), f"points that {run} errs more", "McNemar's p (Holm)")
+    uneven = pairs[0].first.uneven
+    balanced = ["balanced errors"] if uneven else []
+    columns = (*heads, str(run), str(other), f"points that {run} errs more", "McNemar's p (Holm)", *balanced)
     made = screen.table(title, *columns)
     for pair in pairs:
         a, b, found = pair.first, pair.second, pair.comparison
         numbers = [str(x) if x == y else f"{x} / {y}" for x, y in ((a.output, b.output), (a.depth, b.depth))]
         errors = [with_interval(each.error, each.low, each.high) for each in (a, b)]
         more = in_points(found.difference, found.low, found.high)
-        made.add_row(*numbers, *errors, more, p_text(found.p_value))
+        both = [f"{100 * a.balanced_error:.2f} / {per_cent(b.balanced_error)}"] if uneven else []
+        made.add_row(*numbers, *errors, more, p_text(found.p_value), *both)
     return made
+
+
+def _otherwise_balanced(run: Path, other: Path, pairs: Sequence[Pair]) -> str | None:
+    """A note if classes differ in size and the balanced errors order two runs otherwise than the errors do."""
+    if not pairs[0].first.uneven:
+        return None
+    gains = [(pair, pair.second.balanced_error - pair.first.balanced_error) for pair in pairs]
+    otherwise = [(pair, gain) for pair, gain in gains if gain * pair.comparison.difference > 0]
+    said = [
+        f"{run} errs {how} at {listed([_outputs(pair) for pair, gain in otherwise if (gain > 0) == less])}"
+        for how, less in (("less", True), ("more", False))
+        if any((gain > 0) == less for _, gain in otherwise)
+    ]
+    return f"classes differ in size: by balanced error, which no test compares, {', and '.join(said)}" if said else None
 
 
 def _told_apart(run: Path, other: Path, pairs: Sequence[Pair]) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from auxnet.errors import check_choice
 from auxnet.fetching import absolute_name, may_be_pin_of
+from auxnet.reading.sources import absolute_source
 from auxnet.recipe import WHERE, Recipe, recipe_from, words_of
 from auxnet.sweeps.space import Space, count_of, domain_of, in_words, values_of, written
 
@@ -94,7 +95,13 @@ def with_weights(settings: Settings, names: Sequence[str | None]) -> Settings:
 
 
 def found_anywhere(settings: Settings) -> Settings:
-    """The settings with weights named so that they are found from any folder."""
+    """The settings with weights, and data that are a path from here, named so that they are found from any folder.
+
+    Data in a `data_dir` keep their name: another worker may have them in another one.
+    """
+    data, data_dir = absolute_source(settings.recipe.data, settings.recipe.data_dir)
+    if data_dir is None:
+        settings = replace(settings, recipe=replace(settings.recipe, data=data))
     return with_weights(settings, [name and absolute_name(name) for name in pretrained_of(settings)])
 
 
