@@ -313,7 +313,7 @@ def _opened(file: Path | str | io.BytesIO) -> ImageFile.ImageFile:
     except Image.DecompressionBombError as error:
         raise ValueError(f"{str(error).rstrip('.')}: make it smaller") from None
     except UnidentifiedImageError:  # PIL's own message holds a memory address
-        raise ValueError("none of its forms, or too short") from None
+        raise ValueError(f"none of {', '.join(_DECODERS)}, or cut short") from None
 
 
 def _framed(image: Image.Image, frame: Frame) -> Image.Image:
