@@ -14,6 +14,7 @@ from auxnet.cli import main
 from auxnet.cli.evaluate import _otherwise_balanced, _pairs_table
 from auxnet.comparing import matching
 from conftest import one_class_alone
+from test_cli import fails
 from writers import tiny, write_folders
 
 RECIPE = auxnet.Recipe(depth=8, outputs=3, epochs=1, batch_size=64, device="cpu", threads=1)
@@ -202,12 +203,35 @@ def test_where_classes_differ_in_size_the_balanced_errors_are_told_too_and_where
         pair(3, (0.3, 0.1), (0.2, 0.5)),
         pair(4, (0.2, 0.2), (0.2, 0.5)),
     ]
-    note = (
-        "classes differ in size: by balanced error, which no test compares, a errs less at output 3, and a errs more "
-    )
+    note = "classes differ in size: by balanced error (--by balanced) a errs less at output 3, and a errs more "
     assert _otherwise_balanced("a", "b", pairs) == f"{note}at output 2"
-    assert [*_pairs_table("a", "b", pairs, "images").columns[-1].cells][1] == "50.00 / 20.00 %"
+    assert [*_pairs_table("a", "b", pairs, "images", "error").columns[4].cells][1] == "50.00 / 20.00 %"
     assert _otherwise_balanced("a", "b", pairs[:1]) is None
     even = [pair(2, (0.1, 0.3), (0.5, 0.2), uneven=False)]
     assert _otherwise_balanced("a", "b", even) is None
-    assert _pairs_table("a", "b", even, "images").columns[-1].header == "McNemar's p (Holm)"
+    assert _pairs_table("a", "b", even, "images", "error").columns[-1].header == "McNemar's p (Holm)"
+    assert [each.header for each in _pairs_table("a", "b", even, "images", "balanced").columns][4:] == [
+        "balanced errors",
+        "points that a errs more",
+        "p (Holm)",
+    ]
+
+
+def test_runs_are_compared_by_balanced_error_too(runs, capsys):
+    pairs = auxnet.compare_runs(runs / "a", runs / "b", by="balanced").pairs
+    for pair in pairs:
+        gain = pair.first.balanced_error - pair.second.balanced_error
+        assert pair.comparison.difference == pytest.approx(gain, abs=1e-9)
+        assert pair.comparison.low < gain < pair.comparison.high
+    a, b = str(runs / "a"), str(runs / "b")
+    assert main(["evaluate", a, "--against", b, "--by", "balanced", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["by"] == "balanced"
+    assert [each["comparison"]["p_value"] for each in said["pairs"]] == [pair.comparison.p_value for pair in pairs]
+    assert "by balanced error " in said_of(capsys, a, "--against", b, "--by", "balanced")
+    fails(
+        capsys,
+        ["evaluate", a, "--by", "balanced"],
+        2,
+        "--by is for two runs: leave it out, or name the other --against",
+    )

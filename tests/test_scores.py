@@ -1,6 +1,7 @@
 """What logits say: against scikit-learn, scipy, and loops written out by hand."""
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from sklearn import metrics
 
 import auxnet
 from auxnet import policy, scores
+from auxnet.balanced import compare_balanced, guessing_balanced
 
 
 def made_up(n=200, classes=4, skill=1.0, seed=0):
@@ -209,3 +211,61 @@ def test_to_guess_errs_as_often_as_the_classifier_that_names_the_commonest_class
             labels = torch.tensor([1] * rare + [0] * (n - rare))
             guessed = scores.Predictions(torch.tensor([1.0, 0.0]).expand(1, n, 2), labels)
             assert scores.guessing(labels) == guessed.errors[0]
+
+
+# ---- balanced errors -------------------------------------------------------------------------------------------
+
+
+def by_all_signs(wrong_a, wrong_b, labels):
+    """The p-value by trying all ways in which the images that tell two classifiers apart could have told."""
+    sizes = labels.bincount().double()
+    apart = (wrong_a != wrong_b).nonzero().flatten().tolist()
+    weights = [1 / float(sizes[labels[n]]) for n in apart]
+    found = abs(sum(w * (1 if wrong_a[n] else -1) for w, n in zip(weights, apart, strict=True)))
+    sums = [
+        abs(sum(s * w for s, w in zip(signs, weights, strict=True))) for signs in product((1, -1), repeat=len(apart))
+    ]
+    return sum(total >= found - 1e-12 for total in sums) / len(sums)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_balanced_errors_are_compared_as_by_all_signs_of_the_images_that_tell_them_apart(seed):
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.tensor([0] * 20 + [2] * 7 + [3] * 3)  # class 1 has no image
+    wrong_a, wrong_b = (torch.rand(30, generator=random) < 0.3 for _ in range(2))
+    found = compare_balanced(wrong_a, wrong_b, labels)
+    errors = [[float(wrong[labels == c].double().mean()) for c in (0, 2, 3)] for wrong in (wrong_a, wrong_b)]
+    assert found.difference == pytest.approx((sum(errors[0]) - sum(errors[1])) / 3)
+    p = by_all_signs(wrong_a, wrong_b, labels)
+    assert found.p_value == pytest.approx(p, abs=4 * (p * (1 - p) / 100_000) ** 0.5 + 1e-5)  # four standard errors
+    assert found == compare_balanced(wrong_a, wrong_b, labels)
+    back = compare_balanced(wrong_b, wrong_a, labels)
+    assert (back.difference, back.low, back.high) == pytest.approx((-found.difference, -found.high, -found.low))
+
+
+def test_where_all_classes_are_of_one_size_the_balanced_comparison_is_mcnemars():
+    random, labels = torch.Generator().manual_seed(0), torch.arange(600) % 3
+    wrong_a, wrong_b = torch.rand(600, generator=random) < 0.2, torch.rand(600, generator=random) < 0.25
+    one, other = compare_balanced(wrong_a, wrong_b, labels), scores.compare(wrong_a, wrong_b)
+    assert one.difference == pytest.approx(other.difference)
+    assert (one.low, one.high) == pytest.approx((other.low, other.high), abs=1e-3)
+    assert one.p_value == pytest.approx(other.p_value, abs=0.005)
+    nothing = compare_balanced(wrong_a, wrong_a, labels)
+    assert (nothing.difference, nothing.p_value) == (0.0, 1.0)
+    assert nothing.low < 0 < nothing.high
+    assert guessing_balanced(torch.tensor([0, 0, 0, 3, 5])) == pytest.approx(2 / 3)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("error_a", "error_b", "alike"), [(0.2, 0.2, 0.5), (0.3, 0.2, 0.5), (0.05, 0.05, 0.8)])
+def test_intervals_of_balanced_differences_cover_them_and_tests_keep_their_level(error_a, error_b, alike):
+    random, sizes = torch.Generator().manual_seed(0), torch.tensor([200, 100, 50, 30, 20, 15, 10, 8, 6, 5])
+    labels = torch.arange(10).repeat_interleave(sizes)
+    covered, told, rounds = 0, 0, 100
+    for _ in range(rounds):
+        a, b, same = torch.rand(3, len(labels), generator=random)
+        found = compare_balanced(a < error_a, torch.where(same < alike, a, b) < error_b, labels)
+        covered += found.low <= error_a - error_b <= found.high
+        told += found.p_value < 0.05
+    assert covered >= 0.9 * rounds
+    assert error_a != error_b or told <= 0.1 * rounds

@@ -96,13 +96,42 @@ def test_what_the_images_cannot_tell_from_the_choice_is_named_if_it_is_cheaper()
     assert choose(*ladder(80, 50), budgets={"params": 1}).alike is None  # nothing is chosen
 
 
+def test_an_output_is_chosen_by_balanced_error_if_that_is_asked_for():
+    """Output 1 always says the common class; output 2 errs on twice as many images, and knows the rare class too."""
+    labels = torch.tensor([0] * 180 + [1] * 20)
+    answers = torch.stack([torch.zeros(200), torch.tensor([1.0] * 40 + [0.0] * 140 + [1.0] * 20)]).long()
+    said = Predictions(torch.nn.functional.one_hot(answers, 2).float(), labels)
+    rows = [
+        replace(row, error=float(wrong.double().mean()), images=200, class_images=(180, 20), balanced_error=balanced)
+        for row, wrong, balanced in zip(ladder(1, 2)[1], said.wrong, (0.5, 1 / 9), strict=True)
+    ]
+    assert [row.error for row in rows] == [0.1, 0.2]
+    plain, balanced = choose(said, rows), choose(said, rows, by="balanced")
+    assert (plain.output, balanced.output) == (1, 2)
+    assert "always predicting the most frequent class (10.00 % error)" in plain.no_better_than_guessing
+    assert (balanced.no_better_than_guessing, balanced.guessing) == (None, 0.5)
+    assert balanced.reason.startswith("output 2 is the best on validation (11.11 % balanced error), and no cheaper one")
+    assert balanced.candidates[0].against_chosen.difference == pytest.approx(0.5 - 1 / 9)
+    assert balanced.candidates[0].against_chosen.significant
+    assert "--by balanced" in plain.by_balanced_error
+    assert balanced.by_balanced_error is None
+    guessing = choose(Predictions(said.logits[:1], labels), rows[:1], by="balanced")
+    assert guessing.no_better_than_guessing.startswith("that is no better than always predicting")
+    assert guessing.no_better_than_guessing.endswith("(50.00 % balanced error)")
+    under = choose(said, rows, by="balanced", budgets={"macs": 1})
+    assert under.reason.endswith("comes nearest with 1,000 MACs (50.00 % balanced error)")
+    with pytest.raises(ValueError, match="by must be one of error, balanced, got 'classes'"):
+        choose(said, rows, by="classes")
+
+
 def test_where_classes_differ_in_size_it_is_noted_if_the_balanced_error_would_choose_another():
     said, rows = ladder(80, 50, 49)
     balanced = [replace(row, balanced_error=error) for row, error in zip(rows, (0.3, 0.2, 0.1), strict=True)]
     uneven = [replace(row, class_images=(900, 100)) for row in balanced]
     choice = choose(said, uneven)
     assert choice.output == 2
-    note = "classes differ in size: by balanced error the same rule would choose output 3 (10.00 %, output 2 20.00 %)"
+    rule = "by balanced error (--by balanced) the same rule would choose output 3 (10.00 %, output 2 20.00 %)"
+    note = f"classes differ in size: {rule}"
     assert choice.by_balanced_error == note
     assert note in choice.notes
     assert choose(said, balanced).by_balanced_error is None  # classes are alike in size

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+from auxnet.balanced import compare_balanced
+from auxnet.errors import check_choice
 from auxnet.evaluation import OutputReport, reports
 from auxnet.opening import Opened, opened
 from auxnet.precision import usual_defaults
 from auxnet.recipe import RunDir
 from auxnet.run_data import validated_alike
 from auxnet.scores import Comparison, Predictions, compare, holm, predictions
-from auxnet.sections import Which
+from auxnet.sections import By, Which
 
 OF_TWO_MODELS = (
     "this compares these two models only: another seed gives others, and comparing recipes takes several trainings of "
@@ -28,7 +31,7 @@ class Pair:
     first: OutputReport
     second: OutputReport
     comparison: Comparison
-    """the first one's errors less the second one's, image by image; the p-value is adjusted for all pairs that are
+    """the first one's error less the second one's, image by image; the p-value is adjusted for all pairs that are
     compared (Holm 1979)"""
 
 
@@ -51,16 +54,20 @@ def compare_runs(
     device: str | None = None,
     threads: int | None = None,
     which: Which = "last",
+    by: By = "error",
 ) -> ComparedRuns:
     """Compare two runs' outputs at the same depths, and their final ones, on validation images or those of `on`.
 
-    `which` chooses the weights of both: "last" or "best". The other options are those of `opened`, for both runs.
+    `which` chooses the weights of both: "last" or "best". `by` says which error is compared: "error" (McNemar's test),
+    or "balanced", the mean of the errors of the classes (`balanced.compare_balanced`). The other options are those of
+    `opened`, for both runs.
 
     Raises ValueError if the runs do not have the same classes or, without `on`, the same validation images; and what
     `opened` and `scores.predictions` raise.
     """
     as_asked: dict[str, Any] = {"on": on, "data_dir": data_dir, "device": device, "threads": threads, "which": which}
     split = "val" if on is None else "test"
+    check_choice("by", by, By)
 
     def judged(run: Opened) -> tuple[Predictions, list[OutputReport]]:
         predicted = predictions(run.net, run.batches(split))
@@ -79,7 +86,8 @@ def compare_runs(
             others_said, others = judged(other)
         said, rows = judged(one)
     pairs = matching([row.depth for row in rows], [row.depth for row in others])
-    found = [compare(said.wrong[i], others_said.wrong[j]) for i, j in pairs]
+    comparing = compare if by == "error" else partial(compare_balanced, labels=said.labels)
+    found = [comparing(said.wrong[i], others_said.wrong[j]) for i, j in pairs]
     adjusted = holm([each.p_value for each in found])
     compared = zip(pairs, found, adjusted, strict=True)
     made = tuple(Pair(rows[i], others[j], replace(each, p_value=p)) for (i, j), each, p in compared)

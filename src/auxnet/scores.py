@@ -6,7 +6,7 @@ Shapes: K outputs, N images, C classes. Statistics are computed in float64. Erro
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
@@ -20,10 +20,12 @@ from auxnet.batches import Batches
 from auxnet.errors import not_finite
 from auxnet.modules import in_mode
 from auxnet.network import AuxNet, check_tensors, fitting
+from auxnet.sections import By
 from auxnet.words import per_cent, plural
 
 Z95 = NormalDist().inv_cdf(0.975)  # standard errors to either side of a normal 95 % interval
 LOGITS_AT_ONCE = 2**18  # in float64: as many as a processor's cache holds
+ERROR_NAME: dict[By, str] = {"error": "error", "balanced": "balanced error"}
 FEW_IMAGES = 100  # fewer validation images than this tell little
 
 
@@ -117,18 +119,21 @@ def guessing(labels: Tensor) -> float:
     return (len(labels) - int(torch.bincount(labels).max())) / len(labels)  # rounded as other errors are
 
 
-def no_better_than_guessing(error: float, images: int, guess: float, paired: Comparison | None = None) -> str | None:
+def no_better_than_guessing(
+    error: float, images: int, guess: float, paired: Comparison | None = None, by: By = "error"
+) -> str | None:
     """A remark if an error on `images` images is not shown to be less than that of guessing; else None.
 
     The interval of the error can show it (sharper if classes are of similar size), and so can `paired`, the comparison
-    image by image (sharper if one class dominates). With `paired` given, one suffices, each at half the usual level.
+    image by image (sharper if one class dominates). With `paired` given, one suffices, each at half the usual level; a
+    balanced error has no such interval, and is shown by `paired` alone.
     """
-    level = 0.05 if paired is None else 0.025
-    by_interval = interval_of(error, images, 1 - level)[1] < guess
+    level = 0.05 if paired is None or by == "balanced" else 0.025
+    by_interval = by == "error" and interval_of(error, images, 1 - level)[1] < guess
     if by_interval or (paired is not None and paired.difference < 0 and paired.p_value < level):
         return None
     shown = "no better" if error >= guess else f"not shown on {plural(images, 'image')} to be better"
-    return f"that is {shown} than always predicting the most frequent class ({per_cent(guess)} error)"
+    return f"that is {shown} than always predicting the most frequent class ({per_cent(guess)} {ERROR_NAME[by]})"
 
 
 def too_few(images: int) -> str | None:
@@ -205,7 +210,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def adjusted_p_values(wrong: Sequence[Tensor]) -> dict[tuple[int, int], float]:
+Compare = Callable[[Tensor, Tensor], Comparison]  # of two classifiers, by whether they are wrong, bool [N] each
+
+
+def adjusted_p_values(wrong: Sequence[Tensor], compare: Compare = compare) -> dict[tuple[int, int], float]:
     """p-values of each pair (i < j) of classifiers, bool [N] each on the same images, adjusted (`holm`) for all pairs.
 
     All pairs count, even if only those of the best are used: it was picked on these images, and could have been any.
@@ -214,10 +222,10 @@ def adjusted_p_values(wrong: Sequence[Tensor]) -> dict[tuple[int, int], float]:
     return dict(zip(pairs, holm([compare(wrong[i], wrong[j]).p_value for i, j in pairs]), strict=True))
 
 
-def compared_with(output: int, predicted: Predictions) -> dict[int, Comparison]:
+def compared_with(output: int, predicted: Predictions, compare: Compare = compare) -> dict[int, Comparison]:
     """Each other output, by its number, compared with one of them (1..K); p-values are `adjusted_p_values`."""
     wrong, reference = [*predicted.wrong], output - 1
-    adjusted = adjusted_p_values(wrong)
+    adjusted = adjusted_p_values(wrong, compare)
     return {
         k + 1: replace(compare(wrong[k], wrong[reference]), p_value=adjusted[min(k, reference), max(k, reference)])
         for k in range(len(wrong))

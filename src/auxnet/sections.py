@@ -21,6 +21,7 @@ Order = Literal["shallow_first", "deep_first"]
 StepScale = Literal["none", "sum", "equilibrium", "cumulative", "adaptive"]
 RelativeTo = Literal["final", "last_auxiliary"]
 Which = Literal["last", "best"]  # of the weights of a run
+By = Literal["error", "balanced"]  # what an output is chosen by; balanced: the mean of the errors of the classes
 Confidence = Literal["entropy", "top", "margin"]
 Cost = Literal["macs", "latency"]
 Format = Literal["safetensors", "onnx", "torch", "onnx-early-exit"]

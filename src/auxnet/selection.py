@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
+from auxnet.balanced import compare_balanced, guessing_balanced
 from auxnet.batches import Batches
-from auxnet.errors import check_limit, check_share
+from auxnet.errors import check_choice, check_limit, check_share
 from auxnet.evaluation import OutputReport, image_shape_of, reports
 from auxnet.latency import OF_PYTORCH, Timing, latencies
 from auxnet.network import AuxNet, check_net
@@ -18,6 +20,7 @@ from auxnet.opening import opened
 from auxnet.precision import usual_defaults
 from auxnet.recipe import RunDir
 from auxnet.scores import (
+    ERROR_NAME,
     Comparison,
     Predictions,
     compare,
@@ -27,10 +30,11 @@ from auxnet.scores import (
     predictions,
     too_few,
 )
-from auxnet.sections import Which
+from auxnet.sections import By, Which
 from auxnet.words import listed, p_text, per_cent, plural
 
 MARGIN = 0.005
+P_VALUE_NAME: dict[By, str] = {"error": "McNemar's p", "balanced": "p"}  # the p-value's name
 UNITS = {"params": "parameters", "macs": "MACs", "latency": "ms for one image"}
 
 
@@ -69,6 +73,8 @@ class Choice:
     """the chosen output's errors less those of guessing so, on the same images; None without a choice"""
     measured_on: str | None = None
     """the device and threads of the latencies, as "cpu, 2 threads"; None where none was measured"""
+    by: By = "error"
+    """the error that it was chosen by; all comparisons and `guessing` are of that error"""
 
     @property
     def alike(self) -> int | None:
@@ -81,12 +87,13 @@ class Choice:
         if self.output is None:
             return None
         chosen = self.candidates[self.output - 1].report
-        return no_better_than_guessing(chosen.error, chosen.images, self.guessing, self.against_guessing)
+        error = error_of(chosen, self.by)
+        return no_better_than_guessing(error, chosen.images, self.guessing, self.against_guessing, self.by)
 
     @property
     def by_balanced_error(self) -> str | None:
         """A remark if classes differ much in size and the same rule would choose another output by balanced error."""
-        if self.output is None or not self.candidates[0].report.uneven:
+        if self.output is None or self.by == "balanced" or not self.candidates[0].report.uneven:
             return None
         meeting = sorted((each.report for each in self.candidates if each.meets), key=lambda row: row.macs)
         place = cheapest_within([row.balanced_error for row in meeting], [row.macs for row in meeting], self.within)
@@ -94,7 +101,8 @@ class Choice:
         if other is chosen:
             return None
         errors = f"{per_cent(other.balanced_error)}, output {self.output} {per_cent(chosen.balanced_error)}"
-        return f"classes differ in size: by balanced error the same rule would choose output {other.output} ({errors})"
+        rule = f"by balanced error (--by balanced) the same rule would choose output {other.output} ({errors})"
+        return f"classes differ in size: {rule}"
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -102,8 +110,9 @@ class Choice:
         found = [self.no_better_than_guessing, too_few(self.candidates[0].report.images), self.by_balanced_error]
         compared = [each.against_chosen for each in self.candidates if each.against_chosen is not None]
         if any(not (each.significant or each.low <= 0 <= each.high) for each in compared):
-            exact = "McNemar's p is exact and adjusted (Holm), the intervals are approximate and unadjusted"
-            found.append(f"{exact}: one may exclude 0 although p is 0.05 or more")
+            tested = f"{P_VALUE_NAME[self.by]} is {'exact' if self.by == 'error' else 'simulated'} and adjusted (Holm)"
+            intervals = "the intervals are approximate and unadjusted: one may exclude 0 although p is 0.05 or more"
+            found.append(f"{tested}, {intervals}")
         if "latency" in self.budgets:
             found.append(OF_PYTORCH)
         return tuple(filter(None, found))
@@ -121,22 +130,24 @@ def select(
     device: str | None = None,
     threads: int | None = None,
     which: Which = "last",
+    by: By = "error",
 ) -> Choice:
     """Choose an output of a run directory's weights, "last" or "best", on the validation images of its data set.
 
     It is the cheapest output (in multiply-adds) whose error is within a margin of the best. The margin `within` is a
     fraction; by default it is 0.005 (half a percentage point) without a budget, and 0 with one: the best output that
-    meets it. Latency (ms, one image, the truncated model) is measured if it is budgeted. Data, device and CPU threads
-    are those of the training unless they are given.
+    meets it. `by` says which error: "error", or "balanced", the mean of the errors of the classes. Latency (ms, one
+    image, the truncated model) is measured if it is budgeted. Data, device and CPU threads are those of the training
+    unless they are given.
 
     Raises ValueError for an impossible request, FileNotFoundError or RuntimeError if `run` is not a finished run.
     """
     limits = {"params": max_params, "macs": max_macs, "latency": max_latency}
     checked_within(within, checked_budgets(limits))  # before the run is opened and its images are read
+    check_choice("by", by, By)
     with opened(run, data_dir=data_dir, device=device, threads=threads, which=which) as it:
-        return select_on(
-            it.net, it.batches("val"), within=within, max_params=max_params, max_macs=max_macs, max_latency=max_latency
-        )
+        budgets = {"max_params": max_params, "max_macs": max_macs, "max_latency": max_latency}
+        return select_on(it.net, it.batches("val"), within=within, **budgets, by=by)
 
 
 def select_on(
@@ -147,6 +158,7 @@ def select_on(
     max_params: float | None = None,
     max_macs: float | None = None,
     max_latency: float | None = None,
+    by: By = "error",
 ) -> Choice:
     """Choose an output of a net on batches of *validation* images, by the rule and under the budgets of `select`."""
     limits = {"params": max_params, "macs": max_macs, "latency": max_latency}
@@ -156,7 +168,7 @@ def select_on(
     predicted = predictions(net, batches)
     measured = [] if max_latency is None else latencies(net, shape, (1,))
     times = [found.timings[0] for found in measured] or None
-    choice = choose(predicted, reports(net, shape, predicted), within=within, budgets=limits, latency=times)
+    choice = choose(predicted, reports(net, shape, predicted), within=within, budgets=limits, latency=times, by=by)
     return replace(choice, measured_on=measured[0].measured_on) if measured else choice
 
 
@@ -167,6 +179,7 @@ def choose(
     within: float | None = None,
     budgets: Mapping[str, float | None] | None = None,
     latency: Sequence[Timing] | None = None,
+    by: By = "error",
 ) -> Choice:
     """Choose by predictions of validation images, reports of the outputs on them, and latencies (medians, ms).
 
@@ -176,6 +189,7 @@ def choose(
     """
     budgets = checked_budgets(budgets or {})
     margin = checked_within(within, budgets)
+    check_choice("by", by, By)
     if "latency" in budgets and latency is None:
         raise ValueError("a latency budget needs the measured latency of each output")
     timings: Sequence[Timing | None] = latency or [None] * len(rows)
@@ -184,8 +198,10 @@ def choose(
     meeting = sorted((row for row, over in zip(rows, excess, strict=True) if over <= 1), key=lambda row: row.macs)
     chosen = None
     if meeting:
-        chosen = meeting[cheapest_within([row.error for row in meeting], [row.macs for row in meeting], margin)]
-    against = {} if chosen is None else compared_with(chosen.output, predicted)
+        errors = [error_of(row, by) for row in meeting]
+        chosen = meeting[cheapest_within(errors, [row.macs for row in meeting], margin)]
+    comparing = compare if by == "error" else partial(compare_balanced, labels=predicted.labels)
+    against = {} if chosen is None else compared_with(chosen.output, predicted, comparing)
     candidates = tuple(
         Candidate(
             report=row,
@@ -199,20 +215,26 @@ def choose(
     against_guessing = None
     if chosen is None:
         nearest = min(range(len(rows)), key=excess.__getitem__)
-        reason = f"no output stays within {_limits(budgets)}; {_miss(candidates[nearest], budgets)}"
+        reason = f"no output stays within {_limits(budgets)}; {_miss(candidates[nearest], budgets, by)}"
     else:
-        reason = _reason(candidates, chosen, min(meeting, key=lambda row: row.error), margin, budgets)
+        reason = _reason(candidates, chosen, min(meeting, key=lambda row: error_of(row, by)), margin, budgets, by)
         guessed_wrong = predicted.labels != predicted.labels.bincount().argmax()
-        against_guessing = compare(predicted.wrong[chosen.output - 1], guessed_wrong)
+        against_guessing = comparing(predicted.wrong[chosen.output - 1], guessed_wrong)
     return Choice(
         output=None if chosen is None else chosen.output,
         reason="; ".join([reason, *(_borderline(each) for each in candidates if each.borderline)]),
         within=margin,
         budgets=budgets,
         candidates=candidates,
-        guessing=guessing(predicted.labels),
+        guessing=(guessing if by == "error" else guessing_balanced)(predicted.labels),
         against_guessing=against_guessing,
+        by=by,
     )
+
+
+def error_of(row: OutputReport, by: By) -> float:
+    """The error, or the balanced error, of an output."""
+    return row.error if by == "error" else row.balanced_error
 
 
 def _alike(candidates: Sequence[Candidate], chosen: OutputReport) -> int | None:
@@ -261,39 +283,41 @@ def _reason(
     best: OutputReport,
     margin: float,
     budgets: Mapping[str, float],
+    by: By,
 ) -> str:
     under = f" with at most {_limits(budgets)}" if budgets else ""
     named = f"the best on validation{under}"
     rows = [each.report for each in candidates]
     meeting = [each.report for each in candidates if each.meets]
-    equal = [row.output for row in meeting if row.error == chosen.error and row.macs > chosen.macs]
+    alike_in_error = [row for row in meeting if error_of(row, by) == error_of(chosen, by)]
+    equal = [row.output for row in alike_in_error if row.macs > chosen.macs]
     if chosen is best:
         lone = not margin or all(row.macs >= chosen.macs for row in rows)  # there is none to come within it
         cheapest = "" if lone else f", and no cheaper one comes within {plural(100 * margin, 'point')} of it"
         tied = f", tied with {listed([f'output {k}' for k in equal])}" if equal else ""
-        parts = [f"output {chosen.output} is {named} ({_error(chosen)}{tied}){cheapest}"]
+        parts = [f"output {chosen.output} is {named} ({_error(chosen, by)}{tied}){cheapest}"]
     else:
-        behind = 100 * (chosen.error - best.error)
+        behind = 100 * (error_of(chosen, by) - error_of(best, by))
         parts = [
             f"output {chosen.output} is the cheapest within {plural(100 * margin, 'point')} of {named}",
-            f"{_error(chosen)}, {behind:.2f} points behind output {best.output}",
+            f"{_error(chosen, by)}, {behind:.2f} points behind output {best.output}",
         ]
-    overall = min(rows, key=lambda row: (row.error, row.macs))
+    overall = min(rows, key=lambda row: (error_of(row, by), row.macs))
     compared = list(dict.fromkeys(row.output for row in (best, overall) if row is not chosen))
     compared += equal[-1:] if chosen is best else []
     if chosen is overall and (alike := _alike(candidates, chosen)) is not None:
         compared.append(alike)
-    return "; ".join([*parts, *(_verdict(candidates[k - 1]) for k in compared)])
+    return "; ".join([*parts, *(_verdict(candidates[k - 1], by) for k in compared)])
 
 
-def _verdict(other: Candidate) -> str:
+def _verdict(other: Candidate, by: By) -> str:
     """The chosen output beside a better one, or one that cannot be told from it."""
     found, row = other.against_chosen, other.report
     assert found is not None
-    images = f"{row.images:,} validation images, McNemar's p = {p_text(found.p_value)} (Holm)"
+    images = f"{row.images:,} validation images, {P_VALUE_NAME[by]} = {p_text(found.p_value)} (Holm)"
     if not found.significant:
-        return f"it cannot be told apart from output {row.output} ({_error(row)}) on these {images}"
-    return f"it is worse than output {row.output} ({_error(row)}) beyond chance on these {images}"
+        return f"it cannot be told apart from output {row.output} ({_error(row, by)}) on these {images}"
+    return f"it is worse than output {row.output} ({_error(row, by)}) beyond chance on these {images}"
 
 
 def _borderline(each: Candidate) -> str:
@@ -305,11 +329,11 @@ def _borderline(each: Candidate) -> str:
     return f"output {each.report.output} is too near the latency budget to be sure of ({spread}): ask for more or less"
 
 
-def _miss(nearest: Candidate, budgets: Mapping[str, float]) -> str:
+def _miss(nearest: Candidate, budgets: Mapping[str, float], by: By) -> str:
     row = nearest.report
     over = {name: _cost(row, nearest.timing, name) for name, limit in budgets.items()}
     missed = [_number(name, cost) for name, cost in over.items() if cost > budgets[name]]
-    return f"output {row.output} comes nearest with {' and '.join(missed)} ({_error(row)})"
+    return f"output {row.output} comes nearest with {' and '.join(missed)} ({_error(row, by)})"
 
 
 def _limits(budgets: Mapping[str, float]) -> str:
@@ -324,5 +348,5 @@ def _milliseconds(value: float) -> str:
     return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
 
 
-def _error(row: OutputReport) -> str:
-    return f"{per_cent(row.error)} error"
+def _error(row: OutputReport, by: By) -> str:
+    return f"{per_cent(error_of(row, by))} {ERROR_NAME[by]}"

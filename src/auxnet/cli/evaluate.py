@@ -15,6 +15,7 @@ from tyro.conf import FlagCreatePairsOff
 from auxnet.cli import screen
 from auxnet.cli.arguments import OfOneRun, above_zero, number, parse, points
 from auxnet.errors import warn
+from auxnet.sections import By
 from auxnet.words import command, in_points, listed, p_text, per_cent, which_flags, with_interval
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class Evaluate(OfOneRun):
     against: Path | None = None
     """another run, to compare with output by output on the same validation images, or on those of --on, and nothing
     else"""
+    by: By = "error"
+    """the error to compare --against by; balanced: the mean of the errors of the classes"""
     json: FlagCreatePairsOff[bool] = False
     """print JSON instead of tables"""
 
@@ -60,6 +63,8 @@ class Select(OfOneRun):
     """at most this many multiply-adds for one image: 30M"""
     max_latency: float | None = None
     """at most so many milliseconds for one image: the median here and now, of the PyTorch model (ONNX: often less)"""
+    by: By = "error"
+    """the error to choose by; balanced: the mean of the errors of the classes, for classes that differ in size"""
     json: FlagCreatePairsOff[bool] = False
     """print JSON instead of words and a table"""
 
@@ -67,6 +72,8 @@ class Select(OfOneRun):
 def evaluate(words: list[str]) -> None:
     """`auxnet evaluate`."""
     options = parse(Evaluate, words)
+    if options.against is None and options.by != "error":
+        raise ValueError("--by is for two runs: leave it out, or name the other --against")
     if options.against is not None:
         _evaluate_against(options, options.against)
         return
@@ -118,11 +125,12 @@ def _evaluate_against(options: Evaluate, other: Path) -> None:
     from auxnet.scores import too_few
 
     with screen.working("comparing the runs"):
-        found = compare_runs(options.run, other, **options.where, which=options.which, on=options.on)
+        found = compare_runs(options.run, other, **options.where, which=options.which, on=options.on, by=options.by)
     runs, pairs = (options.run, other), found.pairs
     on = "validation images" if options.on is None else f"images of {options.on}"
     if options.json:
-        content = {"runs": [*map(str, runs)], "weights": options.which, "on": options.on, **asdict(found)}
+        about = {"runs": [*map(str, runs)], "weights": options.which, "on": options.on, "by": options.by}
+        content = {**about, **asdict(found)}
         for each, pair in zip(content["pairs"], pairs, strict=True):
             each["comparison"]["significant"] = pair.comparison.significant
         print(json_text(content))
@@ -131,10 +139,11 @@ def _evaluate_against(options: Evaluate, other: Path) -> None:
     if options.which == "best":
         for run in runs:
             screen.print_line(console, f"{run}: {best_weights_in_words(run)}")
-    screen.print_table(console, _pairs_table(*runs, pairs, on))
-    screen.print_line(console, _told_apart(*runs, pairs))
+    screen.print_table(console, _pairs_table(*runs, pairs, on, options.by))
+    screen.print_line(console, f"{'by balanced error ' * (options.by == 'balanced')}{_told_apart(*runs, pairs)}")
     few = too_few(pairs[0].first.images) if options.on is None else None
-    for note in filter(None, (OF_TWO_MODELS, _otherwise_balanced(*runs, pairs), few)):
+    otherwise = _otherwise_balanced(*runs, pairs) if options.by == "error" else None
+    for note in filter(None, (OF_TWO_MODELS, otherwise, few)):
         screen.print_line(console, f"note: {note}")
 
 
@@ -155,7 +164,7 @@ def select(words: list[str]) -> int:
         from auxnet.evaluation import measure
         from auxnet.selection import select_on
 
-        choice = select_on(run.net, run.batches("val"), within=within, **budgets)
+        choice = select_on(run.net, run.batches("val"), within=within, **budgets, by=options.by)
         test = measure(run.net, run.batches("test"))  # after the choice, and only to report it
     chosen = None if choice.output is None else test[choice.output - 1]
     if options.json:
@@ -173,6 +182,7 @@ def select(words: list[str]) -> int:
             seen = "some of which it may have been trained on" if doubt else "which no choice has seen"
             images = f"{chosen.images:,} test images, {seen}"
             error = with_interval(chosen.error, chosen.low, chosen.high)
+            error += f", balanced {per_cent(chosen.balanced_error)}," if options.by == "balanced" else ""
             screen.print_line(console, f"output {chosen.output} errs by {error} on {images}")
             where = ["--data-dir", options.data_dir] if options.data_dir else []
             take = command("export", options.run, "--output", chosen.output, *which_flags(options.which), *where)
@@ -198,23 +208,25 @@ def _content(choice: Choice, test: OutputReport | None) -> dict[str, object]:
     }
 
 
-def _pairs_table(run: Path, other: Path, pairs: Sequence[Pair], on: str) -> Table:
+def _pairs_table(run: Path, other: Path, pairs: Sequence[Pair], on: str, by: By) -> Table:
+    from auxnet.selection import P_VALUE_NAME
+
     title = f"on {pairs[0].first.images:,} {on} ({INTERVALS})"
     heads = [
         key if all(getattr(p.first, key) == getattr(p.second, key) for p in pairs) else f"{key}, {run} / {other}"
         for key in ("output", "depth")
     ]
-    uneven = pairs[0].first.uneven
-    balanced = ["balanced errors"] if uneven else []
-    columns = (*heads, str(run), str(other), f"points that {run} errs more", "McNemar's p (Holm)", *balanced)
+    balanced = pairs[0].first.uneven or by == "balanced"
+    columns = (*heads, str(run), str(other), *(["balanced errors"] if balanced else []))
+    columns += (f"points that {run} errs more", f"{P_VALUE_NAME[by]} (Holm)")
     made = screen.table(title, *columns)
     for pair in pairs:
         a, b, found = pair.first, pair.second, pair.comparison
         numbers = [str(x) if x == y else f"{x} / {y}" for x, y in ((a.output, b.output), (a.depth, b.depth))]
         errors = [with_interval(each.error, each.low, each.high) for each in (a, b)]
         more = in_points(found.difference, found.low, found.high)
-        both = [f"{100 * a.balanced_error:.2f} / {per_cent(b.balanced_error)}"] if uneven else []
-        made.add_row(*numbers, *errors, more, p_text(found.p_value), *both)
+        both = [f"{100 * a.balanced_error:.2f} / {per_cent(b.balanced_error)}"] if balanced else []
+        made.add_row(*numbers, *errors, *both, more, p_text(found.p_value))
     return made
 
 
@@ -229,7 +241,7 @@ def _otherwise_balanced(run: Path, other: Path, pairs: Sequence[Pair]) -> str | 
         for how, less in (("less", True), ("more", False))
         if any((gain > 0) == less for _, gain in otherwise)
     ]
-    return f"classes differ in size: by balanced error, which no test compares, {', and '.join(said)}" if said else None
+    return f"classes differ in size: by balanced error (--by balanced) {', and '.join(said)}" if said else None
 
 
 def _told_apart(run: Path, other: Path, pairs: Sequence[Pair]) -> str:
@@ -326,6 +338,8 @@ def _worst(names: Sequence[str], report: OutputReport) -> str:
 
 
 def _candidates_table(choice: Choice) -> Table:
+    from auxnet.selection import P_VALUE_NAME
+
     timed = choice.candidates[0].timing is not None
     columns = [
         "output",
@@ -335,10 +349,11 @@ def _candidates_table(choice: Choice) -> Table:
         "MACs",
         *(["ms, batch 1 (quartiles)"] if timed else []),
         "val. error",
+        *(["balanced error"] if choice.by == "balanced" else []),
     ]
     title = f"on {choice.candidates[0].report.images:,} validation images ({INTERVALS})"
     title += f"; ms measured on {choice.measured_on}" if timed else ""
-    made = screen.table(title, *columns, "points behind the chosen", "McNemar's p (Holm)")
+    made = screen.table(title, *columns, "points behind the chosen", f"{P_VALUE_NAME[choice.by]} (Holm)")
     for c in choice.candidates:
         r, against = c.report, c.against_chosen
         marks = ["chosen"] if r.output == choice.output else [] if c.meets else ["over budget"]
@@ -346,6 +361,7 @@ def _candidates_table(choice: Choice) -> Table:
         cells = [str(r.output), ", ".join(marks), str(r.depth), f"{r.params:,}", f"{r.macs:,}"]
         cells += [str(c.timing)] if c.timing else []
         cells.append(with_interval(r.error, r.low, r.high))
+        cells += [per_cent(r.balanced_error)] if choice.by == "balanced" else []
         if against is None or r.output == choice.output:
             made.add_row(*cells, "", "")
         else:
