@@ -674,6 +674,13 @@ def test_a_net_that_cannot_be_solved_is_refused_in_words():
         auxnet.solve_exits_on(NET, batches, max_error_increase=0.1, max_mean_macs=3)
     with pytest.raises(ValueError, match="there are no images to evaluate on"):
         auxnet.solve_exits_on(NET, [])
+    with pytest.raises(TypeError, match=r"test must be batches of \(images, labels\), got 'runs/a'"):
+        auxnet.solve_exits_on(NET, batches, "runs/a")
+    unmet = auxnet.solve_exits_on(NET, batches, max_mean_macs=1)
+    with pytest.raises(TypeError, match="from_policy takes a policy, got None: `reason` of what was solved says why"):
+        EarlyExit.from_policy(NET, unmet.policy)
+    with torch.device("meta"):
+        assert auxnet.solve_exits_on(NET, batches, points=2).policy is not None
 
 
 def test_where_no_thresholds_meet_the_target_there_is_a_reason_and_no_file(run):

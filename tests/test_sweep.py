@@ -502,7 +502,27 @@ def test_a_sweep_finds_its_data_from_any_folder_and_those_in_a_data_dir_by_their
     monkeypatch.setenv("AUXNET_DATA", str(tmp_path / "here"))
     monkeypatch.chdir(tmp_path)
     assert found_anywhere(Settings(given[0], space)).recipe == given[0]
-    check_same(Settings(pics, space), Settings(replace(given[0], data="here/pics"), space), tmp_path)
+    begun = Settings(pics, space)
+    check_same(begun, Settings(replace(given[0], data="here/pics"), space), tmp_path)
+    with pytest.raises(ValueError, match=r"was begun with data: .*here/pics, and cannot go on with there"):
+        check_same(begun, Settings(Recipe(data="there"), space), tmp_path)
+    for elsewhere in (given[0], replace(given[0], data_dir="here"), replace(given[0], data="there/pics")):
+        check_same(begun, Settings(elsewhere, space), tmp_path)  # whose images are compared once they are read
+
+
+@pytest.mark.long
+def test_a_sweep_goes_on_where_its_data_have_moved_by_the_same_command(tmp_path, monkeypatch):
+    images, labels = tiny(40, 2, size=12)
+    write_folders(tmp_path / "a" / "pics", images, labels, ["cat", "dog"])
+    recipe, space = replace(OWN, data="pics"), {"lr": [0.1, 0.2, 0.3]}
+    monkeypatch.chdir(tmp_path / "a")
+    sweep(space, "sweep", recipe, trials=1)
+    (tmp_path / "a").rename(tmp_path / "b")
+    monkeypatch.chdir(tmp_path / "b")
+    assert len(sweep(space, "sweep", recipe, trials=2).trials) == 2
+    monkeypatch.chdir(tmp_path)
+    done = sweep(space, "b/sweep", replace(recipe, data_dir="b"), trials=3)
+    assert [trial.state for trial in done.trials] == ["complete"] * 3
 
 
 @pytest.mark.long

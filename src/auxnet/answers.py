@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from auxnet.errors import first_line
 from auxnet.machine import random_kept, seed_random
 from auxnet.modules import copied, in_mode
 from auxnet.network import AuxNet
@@ -39,17 +41,37 @@ def alike(some: Tensor, others: Tensor) -> bool:
 
 
 def noted(net: AuxNet, image_shape: Sequence[int]) -> str | None:
-    """The answers of a net, wherever it is, as `check_answers` takes them; None if they cannot be compared later.
-
-    (If they are not finite, or the net does not run on a CPU.)
-    """
+    """The answers of a net, as `check_answers` takes them; None if they are not finite, or the net fails on a CPU."""
     try:
-        said = answers(copied(net).cpu().float(), image_shape)[:, :COLUMNS]
-    except Exception:  # of code of one's own, while a training is saved
+        return _note(answers(copied(net).cpu().float(), image_shape), image_shape)
+    except Exception:  # of code of one's own, while something is saved
         return None
-    if not said.isfinite().all():
-        return None
-    return json.dumps({"image": [*image_shape], "logits": [[float(f"{x:.6g}") for x in row] for row in said.tolist()]})
+
+
+@dataclass
+class Rebuilt:
+    """A net built a second time, as loading builds it: it is asked what the weights of the first answer."""
+
+    net: AuxNet
+    """on the CPU, in float32; its weights are overwritten"""
+    image_shape: Sequence[int]
+    differs: bool = False
+    """whether the last trained net answered otherwise than this one with the same weights"""
+
+    def note(self, trained: AuxNet) -> str | None:
+        """The answers of a trained net's weights, as `check_answers` takes them.
+
+        None if the trained net answers otherwise: it keeps more than weights (a buffer that is not saved, a counter,
+        random numbers of its own), and what is loaded later may differ as well. None also as `noted` says.
+        """
+        self.differs = False
+        try:
+            self.net.load_state_dict(trained.state_dict())
+            said = answers(self.net, self.image_shape)
+            self.differs = not alike(said, answers(copied(trained).cpu().float(), self.image_shape))
+        except Exception:  # of code of one's own, while a training is saved
+            return None
+        return None if self.differs else _note(said, self.image_shape)
 
 
 def check_answers(net: AuxNet, note: Any, where: Path) -> None:
@@ -59,7 +81,8 @@ def check_answers(net: AuxNet, note: Any, where: Path) -> None:
     """
     try:
         content = json.loads(note)
-        image_shape, expected = [int(n) for n in content["image"]], torch.tensor(content["logits"])
+        image_shape = [int(n) for n in content["image"]]
+        expected = torch.tensor(content["logits"], dtype=torch.float32, device="cpu")
     except (ValueError, TypeError, LookupError, RecursionError):
         return
     try:
@@ -68,8 +91,15 @@ def check_answers(net: AuxNet, note: Any, where: Path) -> None:
             return
         how = f"by {float((said - expected).abs().max()):.3g} in a logit"
     except Exception as error:  # of code of one's own
-        how = f"it fails: {type(error).__name__}"
+        how = f"it fails: {first_line(error)}"
     raise RuntimeError(
         f"the net answers otherwise than when {where} was saved ({how}): the code of its backbone, or of a library "
         "that it uses, has changed since: put that back, or train again"
     )
+
+
+def _note(said: Tensor, image_shape: Sequence[int]) -> str | None:
+    if not said.isfinite().all():
+        return None
+    logits = [[float(f"{x:.6g}") for x in row] for row in said[:, :COLUMNS].tolist()]
+    return json.dumps({"image": [*image_shape], "logits": logits})

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from auxnet import batches, data
+from auxnet.answers import Rebuilt
 from auxnet.backbones.described import cuts_of, net_from
 from auxnet.backbones.named import normalisation
 from auxnet.backbones.pretrained import pretrained_net
@@ -25,7 +26,7 @@ from auxnet.capturing import as_cuda_graph, can_be_graphs
 from auxnet.distributed import Team
 from auxnet.gradients import Distillation, Loss
 from auxnet.losses import balanced, cross_entropy, distilled, square_hinge
-from auxnet.machine import free_memory, seed_random, to_device
+from auxnet.machine import free_memory, random_kept, seed_random, to_device
 from auxnet.method import Method
 from auxnet.methods import joint, multiway, pairwise
 from auxnet.mixing import mixed
@@ -218,6 +219,17 @@ def net_of(recipe: Recipe, dataset: data.DataSet) -> AuxNet:
     if recipe.pretrained is None:
         return net_from(options)
     return pretrained_net(options, recipe.pretrained, dataset.classes)
+
+
+def rebuilt(recipe: Recipe, dataset: data.DataSet) -> Rebuilt | None:
+    """The net of a recipe with a backbone, built as loading builds it, for `answers`; None for a built-in net."""
+    if recipe.backbone is None:
+        return None
+    cpu = torch.device("cpu")
+    with random_kept(cpu), warnings.catch_warnings(action="ignore"):  # building the trained net warned already
+        seed_random(recipe.seed + 1, cpu)
+        net = net_of(replace(recipe, pretrained=None), dataset)
+    return Rebuilt(net, (dataset.channels, *dataset.image_size))
 
 
 def _check_size(recipe: Recipe, dataset: data.DataSet) -> None:

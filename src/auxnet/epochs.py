@@ -107,9 +107,13 @@ def run_epochs(training: Training, state: TrainingState) -> TrainingState:
     Raises signals.Stopped after a signal to stop, once all is saved; RuntimeError if a loss stops being finite or
     the run directory cannot be written to.
     """
-    folder = training.checkpointer.folder
-    last = f"--resume goes on from the last checkpoint in {folder}, if there is one yet"
-    with signals.held(f"stopped at once, in the middle of a step; {last}") as training.signal_received:
+
+    def at_once() -> str:
+        folder = training.checkpointer.folder
+        last = f"--resume goes on from the last checkpoint in {folder}, if there is one yet"
+        return f"stopped at once, in the middle of a step; {_as_it_was(training) or last}"
+
+    with signals.held(at_once) as training.signal_received:
         while state.epoch < training.recipe.epochs:
             state = train_epoch(training, state)
             state = validate(training, state)
@@ -259,9 +263,15 @@ def _stop_if_asked(training: Training, state: TrainingState) -> None:
         folder = training.checkpointer.folder
         where = f"in epoch {state.epoch + 1}, after step {state.step}" if state.step else f"after epoch {state.epoch}"
         why = f"stopped {where}; the run is saved in {folder}, --resume (resume=True) goes on with it"
-        if training.checkpointer.older_run_intact:
-            why = f"stopped before anything was saved; {folder} is as it was"
+        if untouched := _as_it_was(training):
+            why = f"stopped before anything was saved; {untouched}"
         raise signals.Stopped(training.signal_received() or signal.SIGTERM, why)
+
+
+def _as_it_was(training: Training) -> str:
+    """That an older run is still there as it was, in words; "" if it is not."""
+    keeps = training.checkpointer.older_run_intact
+    return f"{training.checkpointer.folder} is as it was" if keeps else ""
 
 
 def _check_finite(losses: list[float], net: AuxNet, where: str) -> None:

@@ -75,7 +75,12 @@ class EarlyExit(nn.Module):
 
     @classmethod
     def from_policy(cls, net: AuxNet, policy: Policy) -> EarlyExit:
-        """The net that stops early by a policy, such as `solve_exits_on` finds. Raises as the class does."""
+        """The net that stops early by a policy, such as `solve_exits_on` finds. Raises as the class does.
+
+        (None, which an answer has if no thresholds meet its target, is a TypeError.)
+        """
+        if not isinstance(policy, Policy):
+            raise TypeError(f"from_policy takes a policy, got {policy!r}: `reason` of what was solved says why")
         return cls(net, policy.thresholds, policy.confidence, policy.temperatures)
 
     def forward(self, images: Tensor) -> Exited:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from auxnet.answers import check_answers, noted
+from auxnet.answers import Rebuilt, check_answers
 from auxnet.checkpoint import load_state, save_state
 from auxnet.errors import DamagedError, DivergedError, first_line, warn
 from auxnet.files import write_text
@@ -21,7 +21,6 @@ from auxnet.loading import load_weights
 from auxnet.method import Method
 from auxnet.modules import copied
 from auxnet.network import AuxNet
-from auxnet.preprocessing import Preprocessing
 from auxnet.recipe import Recipe
 from auxnet.rundir import append, begin, checkpoints, is_finished, left_in, lines, read_rows
 from auxnet.tensors import read_about, save_tensors
@@ -95,6 +94,8 @@ class Checkpointer:
     """whether the run directory is this run's; until its first checkpoint, an older run's files stay"""
     replaces: bool = False
     """whether an older run may be there, and may be replaced"""
+    rebuilt: Rebuilt | None = None
+    """of a net with a backbone, whose code may change"""
     saved: float = field(default_factory=time.monotonic)
     """when the last checkpoint was made"""
 
@@ -131,10 +132,11 @@ class Checkpointer:
                 "method": method.state_dict(),
             }
             checkpoint["saving"] = {"keep": self.keep, "every": self.every}
-            checkpoint["answers"] = _noted(self.recipe, net, state)
+            note = checkpoint["answers"] = None if self.rebuilt is None else self.rebuilt.note(net)
             if average is not None:
                 checkpoint["average"] = average.state_dict()
-            self._write(checkpoint, state, net if average is None else average, diagnosed)
+                note = None if self.rebuilt is None else self.rebuilt.note(average)
+            self._write(checkpoint, state, net if average is None else average, note, diagnosed)
         self.begun, self.saved = True, time.monotonic()
 
     def _write(
@@ -142,6 +144,7 @@ class Checkpointer:
         checkpoint: dict[str, Any],
         state: TrainingState,
         judged: AuxNet,
+        note: str | None,
         diagnosed: Sequence[dict[str, Any]] | None,
     ) -> None:
         folder, older = self.folder, left_in(self.folder)
@@ -160,7 +163,7 @@ class Checkpointer:
             (folder / "checkpoints").mkdir(exist_ok=True)
             save_state(folder / "checkpoints" / f"{state.epoch:05}-{state.step:07}.ckpt", checkpoint, log)
             if state.step == 0 and state.best_epoch == state.epoch:
-                _save_best(folder, self.recipe, state, judged)
+                _save_best(folder, state, judged, note)
             for old in checkpoints(folder)[self.keep :]:
                 old.unlink(missing_ok=True)
         except OSError as error:
@@ -237,7 +240,9 @@ def load_checkpoint(
     return state
 
 
-def roll_back(folder: Path, recipe: Recipe, state: TrainingState, net: AuxNet) -> TrainingState:
+def roll_back(
+    folder: Path, recipe: Recipe, state: TrainingState, net: AuxNet, rebuilt: Rebuilt | None = None
+) -> TrainingState:
     """Bring the other files back to what they were at this state: the lines of metrics.jsonl, the best weights.
 
     (And the lines of diagnosis.jsonl, if there is one: they reach the disk before the checkpoint of their epoch.)
@@ -253,7 +258,7 @@ def roll_back(folder: Path, recipe: Recipe, state: TrainingState, net: AuxNet) -
     if _epoch_of_best(folder, net) == str(state.best_epoch):
         return state
     if state.step == 0 and state.best_epoch == state.epoch:
-        _save_best(folder, recipe, state, net)
+        _save_best(folder, state, net, None if rebuilt is None else rebuilt.note(net))
         return state
     if state.epoch == recipe.epochs:
         raise DamagedError(f"{folder}: the best weights are gone from checkpoints/: --overwrite trains it again")
@@ -273,13 +278,6 @@ def _epoch_of_best(folder: Path, net: AuxNet) -> str | None:
     return read_about(path).get("epoch")
 
 
-def _save_best(folder: Path, recipe: Recipe, state: TrainingState, net: AuxNet) -> None:
+def _save_best(folder: Path, state: TrainingState, net: AuxNet, note: str | None) -> None:
     path = folder / "checkpoints" / "best.safetensors"
-    save_tensors(path, net.state_dict(), epoch=str(state.epoch), answers=_noted(recipe, net, state))
-
-
-def _noted(recipe: Recipe, net: AuxNet, state: TrainingState) -> str | None:
-    """What a net with a backbone answers, whose code may change; None for a built-in net."""
-    if recipe.backbone is None or state.preprocessing is None:
-        return None
-    return noted(net, Preprocessing.read(state.preprocessing).image_shape)
+    save_tensors(path, net.state_dict(), epoch=str(state.epoch), answers=note)

@@ -150,6 +150,7 @@ def select(
         return select_on(it.net, it.batches("val"), within=within, **budgets, by=by)
 
 
+@usual_defaults()
 def select_on(
     net: AuxNet,
     batches: Batches,

@@ -39,10 +39,10 @@ def raised() -> Iterator[None]:
 
 
 @contextmanager
-def held(at_once: str = "stopped at once") -> Iterator[Callable[[], int]]:
+def held(at_once: Callable[[], str] = lambda: "stopped at once") -> Iterator[Callable[[], int]]:
     """Inside the block, SIGTERM, Ctrl-C and a hangup are only noted: the function yielded says which, 0 if none.
 
-    A second signal, unless it is a hangup, raises Stopped at once, with the message `at_once`. Ignored signals (hangups
+    A second signal, unless it is a hangup, raises Stopped, with the message of `at_once`. Ignored signals (hangups
     under nohup, Ctrl-C in the background of a script) stay ignored. Outside the main thread, where Python delivers no
     signals, none is held.
     """
@@ -54,7 +54,7 @@ def held(at_once: str = "stopped at once") -> Iterator[Callable[[], int]]:
         if noted and number == HANGUP:
             return
         if noted:
-            raise Stopped(number, at_once)
+            raise Stopped(number, at_once())
         noted = number
 
     asking = (signal.SIGINT, signal.SIGTERM, HANGUP)

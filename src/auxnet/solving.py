@@ -87,6 +87,7 @@ def solve_exits(
     return found if found.answer is None else _written(replace(found, source=source), exits_file(run, which))
 
 
+@usual_defaults()
 def solve_exits_on(
     net: AuxNet,
     batches: Batches,
@@ -110,6 +111,8 @@ def solve_exits_on(
     target, unit = _target(max_error_increase, max_mean_macs, max_mean_latency, cost)
     asked = _Asked(target, unit, confidence, common, temperature, points)
     check_net(net)
+    if isinstance(test, str | Path):
+        raise TypeError(f"test must be batches of (images, labels), got {test!r}")
     if net.outputs < 2:
         raise ValueError("the net has one output: there is nothing to leave early at")
     return _solved(net, batches, test, asked, "auxnet.select_on")

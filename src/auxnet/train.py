@@ -18,9 +18,9 @@ import torch
 
 from auxnet import __version__, distributed, rundir
 from auxnet.advice import doubts_of, precision_doubts, unreadable
-from auxnet.answers import noted
+from auxnet.answers import Rebuilt
 from auxnet.backbones.weights import file_of
-from auxnet.build import build, evaluation_batches, network_options, normalised_for, resident
+from auxnet.build import build, evaluation_batches, network_options, normalised_for, rebuilt, resident
 from auxnet.data import DataSet, load_data
 from auxnet.distributed import Team
 from auxnet.documents import read_json
@@ -54,7 +54,7 @@ from auxnet.run_data import (
 )
 from auxnet.scores import guessing
 from auxnet.tensorboard import event_files, event_writer, installed
-from auxnet.tensors import save_tensors
+from auxnet.tensors import read_tensors, save_tensors, tensors_sha256
 from auxnet.words import command, plural, val_errors
 
 _TRAINING = threading.Lock()
@@ -155,7 +155,15 @@ def fit(
             net,
             method,
             team,
-            Checkpointer(folder, recipe, team.leads, **saving, begun=resume, replaces=overwrite),
+            Checkpointer(
+                folder,
+                recipe,
+                team.leads,
+                **saving,
+                begun=resume,
+                replaces=overwrite,
+                rebuilt=rebuilt(recipe, dataset) if team.leads else None,
+            ),
             average=None if recipe.ema is None else copied(net),
             diagnose=diagnose and team.leads,
             began=began,
@@ -296,7 +304,7 @@ def _resume(training: Training, asked: dict[str, Any]) -> TrainingState:
     if state.preprocessing is not None:
         training.dataset = normalised_as(dataset, Preprocessing.read(state.preprocessing), folder)
     if team.leads:
-        state = roll_back(folder, training.recipe, state, training.judged)
+        state = roll_back(folder, training.recipe, state, training.judged, training.checkpointer.rebuilt)
     return state
 
 
@@ -320,6 +328,20 @@ def _trained_in(folder: Path) -> dict[str, Any]:
     return {}
 
 
+def _save_weights(path: Path, net: AuxNet, rebuilt: Rebuilt | None) -> None:
+    """Save a trained net; a file that holds these weights already stays as it is, since others know its SHA-256."""
+    state = net.state_dict()
+    with suppress(OSError, DamagedError):
+        if tensors_sha256(read_tensors(path)) == tensors_sha256(state):
+            return
+    save_tensors(path, state, answers=None if rebuilt is None else rebuilt.note(net))
+    if rebuilt is not None and rebuilt.differs:
+        warn(
+            "the net, built again with its weights, answers otherwise than it was trained: it keeps more than weights "
+            "(a buffer that is not saved, a counter, random numbers), and the errors are those of the net built again"
+        )
+
+
 def _finish(training: Training, state: TrainingState, known: dict[str, Any]) -> dict[str, Any]:
     """Save the net, read the test set for the first time, and write the summary, in which `known` keeps its values."""
     recipe, dataset, folder, device = training.recipe, training.dataset, training.checkpointer.folder, training.device
@@ -330,9 +352,7 @@ def _finish(training: Training, state: TrainingState, known: dict[str, Any]) -> 
         "classes": list(dataset.classes),
         "preprocessing": preprocessing_of(dataset).content(),
     }
-    net, shape = training.judged, preprocessing_of(dataset).image_shape
-    answers = None if recipe.backbone is None else noted(net, shape)
-    save_tensors(folder / "model.safetensors", net.state_dict(), answers=answers)
+    _save_weights(folder / "model.safetensors", training.judged, training.checkpointer.rebuilt)
     write_json(folder / "config.json", config)
     images: dict[str, Any] = {part: len(getattr(dataset, part)) for part in ("train", "val", "test")}
     images["train"] = state.train_images or images["train"]  # the data may have changed since

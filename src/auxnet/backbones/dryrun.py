@@ -330,7 +330,7 @@ def _dry(module: AnyModule, image_shape: Sequence[int]) -> Iterator[tuple[AnyMod
             raise ValueError(f"the backbone does not take images alone ({reason}): wrap it with the rest") from None
         raise ValueError(
             f"the backbone does not take images of shape {tuple(image_shape)}: {reason}; give an `example` "
-            "[1, C, H, W], or images (image_size), with the channels and the size that it is built for"
+            "[1, C, H, W], a signal [1, C, T], or images (image_size), with the channels and the size it is built for"
         ) from None
 
 

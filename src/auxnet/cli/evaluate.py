@@ -235,7 +235,7 @@ def _otherwise_balanced(run: Path, other: Path, pairs: Sequence[Pair]) -> str | 
     if not pairs[0].first.uneven:
         return None
     gains = [(pair, pair.second.balanced_error - pair.first.balanced_error) for pair in pairs]
-    otherwise = [(pair, gain) for pair, gain in gains if gain * pair.comparison.difference > 0]
+    otherwise = [(pair, gain) for pair, gain in gains if gain * pair.comparison.difference > 0 and abs(gain) > 1e-9]
     said = [
         f"{run} errs {how} at {listed([_outputs(pair) for pair, gain in otherwise if (gain > 0) == less])}"
         for how, less in (("less", True), ("more", False))

@@ -305,7 +305,7 @@ def _jsonl(answers: Iterator[Prediction | Unreadable], top: int, file: TextIO) -
 
     for a in answers:
         if isinstance(a, Unreadable):
-            print(json.dumps({"image": _shown(a.image), "error": _shown(a.reason)}, ensure_ascii=False), file=file)
+            print(json.dumps({"image": _shown(a.image), "error": _shown(a.reason)}), file=file)
             continue
         line = {
             "image": _shown(a.image),
@@ -315,4 +315,4 @@ def _jsonl(answers: Iterator[Prediction | Unreadable], top: int, file: TextIO) -
             ],
             "resized_from": a.resized_from,
         }
-        print(json.dumps(line, ensure_ascii=False), file=file)
+        print(json.dumps(line), file=file)

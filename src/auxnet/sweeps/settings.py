@@ -108,6 +108,8 @@ def found_anywhere(settings: Settings) -> Settings:
 def check_same(begun: Settings, given: Settings, folder: Path) -> None:
     """Raise ValueError for settings other than those that a sweep was begun with, naming the first difference."""
     begun, given = found_anywhere(begun), found_anywhere(given)
+    if Path(begun.recipe.data).name == Path(given.recipe.data).name:  # moved, or another worker's: images are compared
+        given = replace(given, recipe=replace(given.recipe, data=begun.recipe.data))
     weights, asked = pretrained_of(begun), pretrained_of(given)
     if len(weights) == len(asked):
         pinned_to = [was if may_be_pin_of(was, now) else now for was, now in zip(weights, asked, strict=True)]

@@ -134,7 +134,7 @@ def sweep(
     check_same_weights(joined, pretrained_of(joined.settings))
     if retry_failed:
         try_again(joined)
-    where = {field: getattr(recipe, field) for field in WHERE if field not in settings.space}
+    where = {field: getattr(recipe, field) for field in ("data", *WHERE) if field not in settings.space}
 
     def see() -> None:
         watch(trials_of(joined), total_of(joined))

@@ -39,7 +39,7 @@ PATIENCE = 3  # times that the process of a trial may die after the same checkpo
 
 
 def work(sweep: OpenSweep, where: dict[str, Any], watch: Watch, at_step: Watch = lambda: None) -> None:
-    """Train trial after trial, until all are done or claimed by others; `where` is device, threads, data_dir.
+    """Train trial after trial, until all are done or claimed by others; `where` is device, threads, data, ...
 
     `watch` is called whenever a trial begins, ends an epoch, or ends; `at_step`, which should take no time, in each
     step. A trial fails by what would happen again wherever it is trained: a recipe that cannot be trained (ValueError),
