@@ -203,8 +203,8 @@ def test_where_classes_differ_in_size_the_balanced_errors_are_told_too_and_where
         pair(3, (0.3, 0.1), (0.2, 0.5)),
         pair(4, (0.2, 0.2), (0.2, 0.5)),
     ]
-    note = "classes differ in size: by balanced error (--by balanced) a errs less at output 3, and a errs more "
-    assert _otherwise_balanced("a", "b", pairs) == f"{note}at output 2"
+    note = "classes differ in size: the balanced errors order a and b otherwise at output 2 and output 3 "
+    assert _otherwise_balanced("a", "b", pairs) == f"{note}(--by balanced says whether beyond chance)"
     assert [*_pairs_table("a", "b", pairs, "images", "error").columns[4].cells][1] == "50.00 / 20.00 %"
     assert _otherwise_balanced("a", "b", pairs[:1]) is None
     even = [pair(2, (0.1, 0.3), (0.5, 0.2), uneven=False)]

@@ -1083,6 +1083,8 @@ def test_the_whole_net_is_not_named_beside_itself(gathered):
 def test_what_select_notes_of_classes_of_unlike_size_is_among_the_notes(run, gathered, monkeypatch):
     assert gathered["balanced"] is None
     assert not [note for note in report_page.notes([gathered]) if "balanced" in note]
+    lost = {**gathered, "lost": "output 2 recognises no validation image of cat (9 images)"}
+    assert "output 2 recognises no validation image of cat (9 images)." in " ".join(report_page.notes([lost]))
     said = "classes differ in size: by balanced error"
     monkeypatch.setattr("auxnet.selection.Choice.by_balanced_error", said)
     monkeypatch.setattr(

@@ -1,7 +1,6 @@
 """What logits say: against scikit-learn, scipy, and loops written out by hand."""
 
 import math
-from itertools import product
 
 import numpy as np
 import pytest
@@ -216,29 +215,25 @@ def test_to_guess_errs_as_often_as_the_classifier_that_names_the_commonest_class
 # ---- balanced errors -------------------------------------------------------------------------------------------
 
 
-def by_all_signs(wrong_a, wrong_b, labels):
-    """The p-value by trying all ways in which the images that tell two classifiers apart could have told."""
-    sizes = labels.bincount().double()
-    apart = (wrong_a != wrong_b).nonzero().flatten().tolist()
-    weights = [1 / float(sizes[labels[n]]) for n in apart]
-    found = abs(sum(w * (1 if wrong_a[n] else -1) for w, n in zip(weights, apart, strict=True)))
-    sums = [
-        abs(sum(s * w for s, w in zip(signs, weights, strict=True))) for signs in product((1, -1), repeat=len(apart))
-    ]
-    return sum(total >= found - 1e-12 for total in sums) / len(sums)
-
-
 @pytest.mark.parametrize("seed", range(3))
-def test_balanced_errors_are_compared_as_by_all_signs_of_the_images_that_tell_them_apart(seed):
+def test_balanced_errors_are_compared_class_by_class(seed):
     random = torch.Generator().manual_seed(seed)
     labels = torch.tensor([0] * 20 + [2] * 7 + [3] * 3)  # class 1 has no image
     wrong_a, wrong_b = (torch.rand(30, generator=random) < 0.3 for _ in range(2))
     found = compare_balanced(wrong_a, wrong_b, labels)
-    errors = [[float(wrong[labels == c].double().mean()) for c in (0, 2, 3)] for wrong in (wrong_a, wrong_b)]
-    assert found.difference == pytest.approx((sum(errors[0]) - sum(errors[1])) / 3)
-    p = by_all_signs(wrong_a, wrong_b, labels)
-    assert found.p_value == pytest.approx(p, abs=4 * (p * (1 - p) / 100_000) ** 0.5 + 1e-5)  # four standard errors
-    assert found == compare_balanced(wrong_a, wrong_b, labels)
+    difference, centre, variance = 0.0, 0.0, 0.0
+    for c in (0, 2, 3):
+        a, b = wrong_a[labels == c].tolist(), wrong_b[labels == c].tolist()
+        pairs, n = [*zip(a, b, strict=True)], len(a)
+        p, q = ((pairs.count(apart) + 1 / 3) / (n + 2 / 3) for apart in ((True, False), (False, True)))
+        difference += (sum(a) - sum(b)) / n / 3
+        centre += (p - q) / 3
+        variance += (p + q - (p - q) ** 2) / (n + 2 / 3) / 9
+    half = 1.959964 * variance**0.5
+    assert found.difference == pytest.approx(difference)
+    assert (found.low, found.high) == pytest.approx((centre - half, centre + half))
+    assert found.p_value == pytest.approx(math.erfc(abs(centre) / (2 * variance) ** 0.5))
+    assert found.significant == (not found.low <= 0 <= found.high)
     back = compare_balanced(wrong_b, wrong_a, labels)
     assert (back.difference, back.low, back.high) == pytest.approx((-found.difference, -found.high, -found.low))
 
@@ -249,19 +244,18 @@ def test_where_all_classes_are_of_one_size_the_balanced_comparison_is_mcnemars()
     one, other = compare_balanced(wrong_a, wrong_b, labels), scores.compare(wrong_a, wrong_b)
     assert one.difference == pytest.approx(other.difference)
     assert (one.low, one.high) == pytest.approx((other.low, other.high), abs=1e-3)
-    assert one.p_value == pytest.approx(other.p_value, abs=0.005)
+    assert one.p_value == pytest.approx(other.p_value, abs=0.02)
     nothing = compare_balanced(wrong_a, wrong_a, labels)
-    assert (nothing.difference, nothing.p_value) == (0.0, 1.0)
+    assert (nothing.difference, nothing.p_value) == pytest.approx((0.0, 1.0))
     assert nothing.low < 0 < nothing.high
     assert guessing_balanced(torch.tensor([0, 0, 0, 3, 5])) == pytest.approx(2 / 3)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(("error_a", "error_b", "alike"), [(0.2, 0.2, 0.5), (0.3, 0.2, 0.5), (0.05, 0.05, 0.8)])
 def test_intervals_of_balanced_differences_cover_them_and_tests_keep_their_level(error_a, error_b, alike):
     random, sizes = torch.Generator().manual_seed(0), torch.tensor([200, 100, 50, 30, 20, 15, 10, 8, 6, 5])
     labels = torch.arange(10).repeat_interleave(sizes)
-    covered, told, rounds = 0, 0, 100
+    covered, told, rounds = 0, 0, 300
     for _ in range(rounds):
         a, b, same = torch.rand(3, len(labels), generator=random)
         found = compare_balanced(a < error_a, torch.where(same < alike, a, b) < error_b, labels)

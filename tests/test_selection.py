@@ -102,8 +102,15 @@ def test_an_output_is_chosen_by_balanced_error_if_that_is_asked_for():
     answers = torch.stack([torch.zeros(200), torch.tensor([1.0] * 40 + [0.0] * 140 + [1.0] * 20)]).long()
     said = Predictions(torch.nn.functional.one_hot(answers, 2).float(), labels)
     rows = [
-        replace(row, error=float(wrong.double().mean()), images=200, class_images=(180, 20), balanced_error=balanced)
-        for row, wrong, balanced in zip(ladder(1, 2)[1], said.wrong, (0.5, 1 / 9), strict=True)
+        replace(
+            row,
+            error=float(wrong.double().mean()),
+            images=200,
+            class_images=(180, 20),
+            class_errors=of_classes,
+            balanced_error=sum(of_classes) / 2,
+        )
+        for row, wrong, of_classes in zip(ladder(1, 2)[1], said.wrong, ((0.0, 1.0), (2 / 9, 0.0)), strict=True)
     ]
     assert [row.error for row in rows] == [0.1, 0.2]
     plain, balanced = choose(said, rows), choose(said, rows, by="balanced")
@@ -113,6 +120,10 @@ def test_an_output_is_chosen_by_balanced_error_if_that_is_asked_for():
     assert balanced.reason.startswith("output 2 is the best on validation (11.11 % balanced error), and no cheaper one")
     assert balanced.candidates[0].against_chosen.difference == pytest.approx(0.5 - 1 / 9)
     assert balanced.candidates[0].against_chosen.significant
+    assert plain.classes_lost == "output 1 recognises no validation image of class 1 (20 images)"
+    assert plain.classes_lost in plain.notes
+    assert "of rare (20 images)" in replace(plain, classes=("common", "rare")).classes_lost
+    assert balanced.classes_lost is None
     assert "--by balanced" in plain.by_balanced_error
     assert balanced.by_balanced_error is None
     guessing = choose(Predictions(said.logits[:1], labels), rows[:1], by="balanced")

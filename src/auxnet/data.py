@@ -315,8 +315,9 @@ def _read(part: Part, frame: Frame | None, workers: int, streamed: bool) -> _Rea
 
 
 def _too_many_left_out(left_out: Sequence[str], max_corrupt: int) -> str:
-    mend = "repair or remove them" + (f", or train with --max-corrupt {len(left_out)}" if len(left_out) < 1000 else "")
-    counted = plural(len(left_out), "image")
+    counted, them = plural(len(left_out), "image"), "it" if len(left_out) == 1 else "them"
+    without = f", or train with --max-corrupt {len(left_out)}" if len(left_out) < 1000 else ""
+    mend = f"repair or remove {them}{without}"
     return f"{counted} cannot be read, at most {max_corrupt} may be left out: {first_few(left_out)}; {mend}"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,7 +49,7 @@ def examine(run: Path, recipe: Recipe, dataset: DataSet) -> dict[str, Any]:
         )
         on_val, on_test = reports(net, shape, val), reports(net, shape, test)
         measured = latencies(net, shape, (1,), seconds=1.0)
-    choice = choose(val, on_val)
+    choice = replace(choose(val, on_val), classes=tuple(dataset.classes))
     rows = [
         {**v.costs, **time_of(latency.timings[0]), "val": _worth(v), "test": _worth(t)}
         for v, t, latency in zip(on_val, on_test, measured, strict=True)
@@ -63,6 +64,7 @@ def examine(run: Path, recipe: Recipe, dataset: DataSet) -> dict[str, Any]:
         "p_values": [[None if j == k else p_values[min(j, k), max(j, k)] for j in every] for k in every],
         "alike": choice.alike,
         "no_better": choice.no_better_than_guessing,
+        "lost": choice.classes_lost,
         "balanced": choice.by_balanced_error,
         "measured": measured[0].measured_on,
         "val_wrong": val.wrong.tolist(),

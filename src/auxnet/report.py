@@ -123,7 +123,9 @@ def facts_of_run(
             "seed": recipe.seed,
             "select": command("select", run, *flags),
             **dict.fromkeys(("exits", "p_values", "calibration", "confusion", "gallery")),
-            **dict.fromkeys(("missing", "measured", "changed", "seen", "balanced", "val_wrong", "val_pictures")),
+            **dict.fromkeys(
+                ("missing", "measured", "changed", "seen", "lost", "balanced", "val_wrong", "val_pictures")
+            ),
         }
         rows = rundir.whole_epochs(rundir.read_metrics(run))
         facts |= {"curves": curves(rows)}

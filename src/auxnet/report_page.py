@@ -30,7 +30,7 @@ LINKS = {
     "gallery": "Gallery",
     "recipe": "Recipe",
 }
-DOUBTS: tuple[Literal["changed", "seen", "balanced"], ...] = ("changed", "seen", "balanced")
+DOUBTS: tuple[Literal["changed", "seen", "lost", "balanced"], ...] = ("changed", "seen", "lost", "balanced")
 """keys of a run's facts that hold a doubt in words"""
 
 

@@ -31,9 +31,10 @@ from auxnet.scores import (
     too_few,
 )
 from auxnet.sections import By, Which
-from auxnet.words import listed, p_text, per_cent, plural
+from auxnet.words import first_few, listed, p_text, per_cent, plural
 
 MARGIN = 0.005
+FEWEST_OF_CLASS = 3  # validation images, none of which is recognised, that are told of
 P_VALUE_NAME: dict[By, str] = {"error": "McNemar's p", "balanced": "p"}  # the p-value's name
 UNITS = {"params": "parameters", "macs": "MACs", "latency": "ms for one image"}
 
@@ -75,6 +76,8 @@ class Choice:
     """the device and threads of the latencies, as "cpu, 2 threads"; None where none was measured"""
     by: By = "error"
     """the error that it was chosen by; all comparisons and `guessing` are of that error"""
+    classes: tuple[str, ...] = ()
+    """the names of the classes; () if they are not known"""
 
     @property
     def alike(self) -> int | None:
@@ -89,6 +92,20 @@ class Choice:
         chosen = self.candidates[self.output - 1].report
         error = error_of(chosen, self.by)
         return no_better_than_guessing(error, chosen.images, self.guessing, self.against_guessing, self.by)
+
+    @property
+    def classes_lost(self) -> str | None:
+        """A remark if the chosen output recognises no image of a class, of `FEWEST_OF_CLASS` or more; else None."""
+        if self.output is None:
+            return None
+        chosen = self.candidates[self.output - 1].report
+        names, rows = dict(enumerate(self.classes)), zip(chosen.class_images, chosen.class_errors, strict=True)
+        lost = [
+            f"{names.get(c, f'class {c}')} ({plural(n, 'image')})"
+            for c, (n, error) in enumerate(rows)
+            if error == 1 and n >= FEWEST_OF_CLASS
+        ]
+        return f"output {self.output} recognises no validation image of {first_few(lost)}" if lost else None
 
     @property
     def by_balanced_error(self) -> str | None:
@@ -107,12 +124,13 @@ class Choice:
     @property
     def notes(self) -> tuple[str, ...]:
         """What must be known before the choice is trusted."""
-        found = [self.no_better_than_guessing, too_few(self.candidates[0].report.images), self.by_balanced_error]
+        few = too_few(self.candidates[0].report.images)
+        found = [self.no_better_than_guessing, self.classes_lost, few, self.by_balanced_error]
         compared = [each.against_chosen for each in self.candidates if each.against_chosen is not None]
         if any(not (each.significant or each.low <= 0 <= each.high) for each in compared):
-            tested = f"{P_VALUE_NAME[self.by]} is {'exact' if self.by == 'error' else 'simulated'} and adjusted (Holm)"
-            intervals = "the intervals are approximate and unadjusted: one may exclude 0 although p is 0.05 or more"
-            found.append(f"{tested}, {intervals}")
+            tested = "McNemar's p is exact and adjusted (Holm), the intervals are approximate and unadjusted"
+            tested = tested if self.by == "error" else "p is adjusted (Holm), the intervals are not"
+            found.append(f"{tested}: one may exclude 0 although p is 0.05 or more")
         if "latency" in self.budgets:
             found.append(OF_PYTORCH)
         return tuple(filter(None, found))
@@ -147,7 +165,8 @@ def select(
     check_choice("by", by, By)
     with opened(run, data_dir=data_dir, device=device, threads=threads, which=which) as it:
         budgets = {"max_params": max_params, "max_macs": max_macs, "max_latency": max_latency}
-        return select_on(it.net, it.batches("val"), within=within, **budgets, by=by)
+        choice = select_on(it.net, it.batches("val"), within=within, **budgets, by=by)
+        return replace(choice, classes=it.dataset.classes)
 
 
 @usual_defaults()

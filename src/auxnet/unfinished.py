@@ -54,6 +54,8 @@ class RunFacts(TypedDict):
     # of a finished run whose images are there; else None
     changed: str | None
     """how the images differ from those of the training, in words"""
+    lost: str | None
+    """the classes of which the chosen output recognises no validation image, in words"""
     balanced: str | None
     """what the choice by the balanced error would be, in words, if that is another"""
     measured: str | None

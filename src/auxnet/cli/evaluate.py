@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -165,6 +165,7 @@ def select(words: list[str]) -> int:
         from auxnet.selection import select_on
 
         choice = select_on(run.net, run.batches("val"), within=within, **budgets, by=options.by)
+        choice = replace(choice, classes=run.dataset.classes)
         test = measure(run.net, run.batches("test"))  # after the choice, and only to report it
     chosen = None if choice.output is None else test[choice.output - 1]
     if options.json:
@@ -235,13 +236,12 @@ def _otherwise_balanced(run: Path, other: Path, pairs: Sequence[Pair]) -> str | 
     if not pairs[0].first.uneven:
         return None
     gains = [(pair, pair.second.balanced_error - pair.first.balanced_error) for pair in pairs]
-    otherwise = [(pair, gain) for pair, gain in gains if gain * pair.comparison.difference > 0 and abs(gain) > 1e-9]
-    said = [
-        f"{run} errs {how} at {listed([_outputs(pair) for pair, gain in otherwise if (gain > 0) == less])}"
-        for how, less in (("less", True), ("more", False))
-        if any((gain > 0) == less for _, gain in otherwise)
-    ]
-    return f"classes differ in size: by balanced error (--by balanced) {', and '.join(said)}" if said else None
+    otherwise = [pair for pair, gain in gains if gain * pair.comparison.difference > 0 and abs(gain) > 1e-9]
+    if not otherwise:
+        return None
+    where = listed([*map(_outputs, otherwise)])
+    tested = "--by balanced says whether beyond chance"
+    return f"classes differ in size: the balanced errors order {run} and {other} otherwise at {where} ({tested})"
 
 
 def _told_apart(run: Path, other: Path, pairs: Sequence[Pair]) -> str:
