@@ -290,7 +290,7 @@ def test_code_that_changes_under_a_run_is_told_by_what_the_net_answers(tmp_path,
     assert {path: path.read_bytes() for path in before} == before
 
 
-@pytest.mark.parametrize("name", ["moving", "noisy"])
+@pytest.mark.parametrize("name", ["moving", pytest.param("noisy", marks=pytest.mark.long)])
 def test_a_net_that_keeps_more_than_weights_is_trained_warned_of_and_loaded_all_the_same(name, tmp_path):
     recipe = replace(read_recipe("run/recipe.yaml"), backbone=f"own_nets:{name}", cuts=("first",), epochs=1)
     with pytest.warns(UserWarning, match="answers otherwise than it was trained: it keeps more than weights"):
@@ -395,6 +395,7 @@ def test_buffers_that_are_not_finite_or_share_their_memory_are_trained_with_and_
     assert weights_of(tmp_path / "a")["segments.0.first.2.mask"][0, 1] == -torch.inf
 
 
+@pytest.mark.long
 def test_parameters_of_five_dimensions_are_planned_trained_and_timed_with(tmp_path):
     words = ["--backbone", "own_nets:solid", "--cuts", "first", "--epochs", "1"]
     assert main(["plan", "--data", "pics", "--val-fraction", "0.3", *words]) == 0

@@ -569,6 +569,7 @@ def test_a_resume_that_leaves_out_more_images_keeps_where_the_data_lay_though_th
     assert auxnet.select(run).output
 
 
+@pytest.mark.long
 def test_a_folder_of_data_that_was_not_used_is_not_asked_for(tmp_path, monkeypatch):
     (tmp_path / "unrelated").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -73,6 +73,7 @@ def test_all_is_in_float32_whatever_pytorch_is_told_to_make_by_default(run, tmp_
     assert bytes_of(tmp_path / "b") == bytes_of(run.folder)
 
 
+@pytest.mark.long
 def test_a_callers_autocast_and_default_device_change_nothing(run, tmp_path):
     images = torch.randint(256, (2, 8, 8, 1), dtype=torch.uint8).numpy()
     before = list(auxnet.predict(run, images)), auxnet.evaluate(run)
