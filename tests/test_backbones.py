@@ -355,7 +355,8 @@ def test_answers_are_noted_where_they_can_be_compared_later_and_take_no_random_n
         check_answers(small(nn.Tanh()), note, Path("here"))
     with pytest.raises(RuntimeError, match=r"\(it fails: NotImplementedError\)"):
         check_answers(nets[3], note, Path("here"))
-    for damaged in ("", "[]", '{"image": [3, 2, 2]}', '{"image": [3, 2, 2], "logits": [[1, "a"]]}', 3):
+    huge = '{"image": [3, 1000000, 1000000], "logits": [[1.0]]}'
+    for damaged in (huge, "", "[]", '{"image": [3, 2, 2]}', '{"image": [3, 2, 2], "logits": [[1, "a"]]}', 3):
         check_answers(nets[0], damaged, Path("here"))
 
 
