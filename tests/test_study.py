@@ -726,10 +726,12 @@ def test_a_trainings_summary_that_lacks_something_is_told_by_its_folder(own, tmp
     folder = running.training_folder(tmp_path / "out", training)
     folder.mkdir(parents=True)
     summary = {"last": [], "best": [], "epochs": {}, "data": {}, "wall_seconds": 1.0, "versions": {}, "device": {}}
-    (folder / "summary.json").write_text(json.dumps(summary))
-    assert main(["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--show"]) == 1
-    said = f"auxnet: {folder}/summary.json is damaged: remove {folder} to train it again ('commit')\n"
-    assert capsys.readouterr().err == said
+    said = f"auxnet: {folder}/summary.json is damaged: remove {folder} to train it again"
+    threads = {"commit": "abc", "versions": {"torch": "2"}, "device": {"name": "cpu", "threads": {}}}
+    for changes, why in (({}, "('commit')"), (threads, "('<=' not supported between instances of 'int' and 'dict')")):
+        (folder / "summary.json").write_text(json.dumps(summary | changes))
+        assert main(["study", str(own), "--scale", "smoke", "--out", str(tmp_path / "out"), "--show"]) == 1
+        assert capsys.readouterr().err == f"{said} {why}\n"
 
 
 def test_a_line_of_the_table_is_told_by_its_average_alone_and_what_is_published_stands_at_the_final_output(own):
@@ -1006,6 +1008,12 @@ def test_the_tables_of_another_study_are_never_replaced_and_those_of_the_same_go
         assert (folder / "study.md").read_text() == before
         assert not (tmp_path / "out" / "trials").exists()  # nothing is trained
         assert main(["study", str(other), *words, "--report", str(tmp_path / what)]) == 0
+    ledger = folder / "ledger.jsonl"
+    whole = ledger.read_text()
+    ledger.write_text(whole.replace('"variant": "two"', '"variant": "t\\nwo"'))
+    assert main(["study", str(own), *words[:-1]]) == 2
+    assert "holds another study: its variant t wo on digits is not" in capsys.readouterr().err
+    ledger.write_text(whole)
     more = ("  two: {gamma: 1}", "  two: {gamma: 1}\n  three: {gamma: 3}")
     written(other, more, ("two beats one", "two is better than one"), ("seeds: 3", "seeds: 4"))
     assert main(["study", str(other), *words]) == 0

@@ -8,7 +8,7 @@ from typing import Any
 
 from auxnet.build import depths_of
 from auxnet.documents import json_value, parsing
-from auxnet.errors import error_prefix
+from auxnet.errors import error_prefix, one_line
 from auxnet.feasible import check_recipe
 from auxnet.fetching import may_move, pinned
 from auxnet.machine import device_of
@@ -98,7 +98,7 @@ def check_folder(folder: Path, study: Study, kept: Collection[str]) -> None:
     except RuntimeError:
         other = f"its {ledger.name} cannot be read"
     if other:
-        raise FileExistsError(f"{folder} holds another study: {other}; give another --report, or remove it")
+        raise FileExistsError(f"{folder} holds another study: {one_line(other)}; give another --report, or remove it")
     if lost:
         seeds = sorted({*lost})
         more = f"--seeds {1 + seeds[-1]}, " if seeds[-1] >= study.seeds else ""

@@ -124,6 +124,7 @@ def _results(summary: Any) -> Row:
     tables = {which: [_output(line) for line in summary[which]] for which in ("last", "best")}
     about = {key: summary[key] for key in ("epochs", "commit", "versions", "device")}
     made_by = f"{about['commit']} {about['versions']['torch']} {about['device']['name']} {about['device']['threads']}"
+    _number(about["device"]["threads"])
     made_by.encode()  # raises ValueError for half a character (a lone surrogate), which cannot be written
     images = summary["data"]
     if min(_number(images[part]) for part in ("train", "val", "test")) < 1 or not tested_alike([images]):
