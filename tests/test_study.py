@@ -34,7 +34,7 @@ from auxnet.loading import weights_sha256
 from auxnet.recipe import WHERE, Recipe
 from auxnet.rundir import append
 from auxnet.studies import running, supervising
-from auxnet.studies.checking import check_claims
+from auxnet.studies.checking import check_claims, check_folder
 from auxnet.studies.ledger import Findings, averages, findings_of, found_in
 from auxnet.studies.spec import Claim, Side, Training, names, read_study
 from auxnet.studies.study_page import (
@@ -1011,8 +1011,8 @@ def test_the_tables_of_another_study_are_never_replaced_and_those_of_the_same_go
     ledger = folder / "ledger.jsonl"
     whole = ledger.read_text()
     ledger.write_text(whole.replace('"variant": "two"', '"variant": "t\\nwo"'))
-    assert main(["study", str(own), *words[:-1]]) == 2
-    assert "holds another study: its variant t wo on digits is not" in capsys.readouterr().err
+    with pytest.raises(FileExistsError, match="holds another study: its variant t wo on digits is not"):
+        check_folder(folder, read_study(str(own), "smoke"), [])
     ledger.write_text(whole)
     more = ("  two: {gamma: 1}", "  two: {gamma: 1}\n  three: {gamma: 3}")
     written(other, more, ("two beats one", "two is better than one"), ("seeds: 3", "seeds: 4"))
